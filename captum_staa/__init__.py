@@ -1,0 +1,24 @@
+"""Where and when did a video model look, and why this class? Attribution for video, as a Captum plugin."""
+
+from captum_staa import benchmark, io, models, visualization
+from captum_staa.attention.focus import Focus
+from captum_staa.attr.staa import STAA
+from captum_staa.grid import TokenGrid
+from captum_staa.layout import SpaceTime, VideoLayout, space_time
+from captum_staa.models.classifier import VideoClassifier
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "STAA",
+    "Focus",
+    "SpaceTime",
+    "TokenGrid",
+    "VideoClassifier",
+    "VideoLayout",
+    "benchmark",
+    "io",
+    "models",
+    "space_time",
+    "visualization",
+]

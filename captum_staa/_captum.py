@@ -1,0 +1,25 @@
+"""The only door to Captum's private helpers: if a release of Captum moves one, it is mended here and nowhere else."""
+
+from captum._utils.common import (
+    _format_additional_forward_args,
+    _format_output,
+    _format_tensor_into_tuples,
+    _is_tuple,
+    _run_forward,
+    _select_targets,
+)
+from captum._utils.progress import progress
+from captum._utils.typing import TargetType
+from captum.log import log_usage
+
+__all__ = [
+    "TargetType",
+    "_format_additional_forward_args",
+    "_format_output",
+    "_format_tensor_into_tuples",
+    "_is_tuple",
+    "_run_forward",
+    "_select_targets",
+    "log_usage",
+    "progress",
+]

@@ -1,0 +1,1 @@
+"""Reading attention while a forward runs, composing it over layers, and focusing the result."""

@@ -1,0 +1,33 @@
+"""Gaussian smoothing of maps over space and time."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gaussian(maps: Tensor, sigma: tuple[float, float, float], *, radius: tuple[int, int, int] | None = None) -> Tensor:
+    """Blur ``(B, T, H, W)`` maps along time, height and width.
+
+    Args:
+        maps: any float tensor of four axes.
+        sigma: standard deviation per axis ``(T, H, W)``, in frames and pixels; 0 leaves an axis alone.
+        radius: half-width of the kernel per axis; three standard deviations by default.
+
+    Returns:
+        Blurred maps. What lies outside the clip is unknown, not zero: at borders the kernel is renormalised over
+        what it covers, so a constant map stays constant and the first and last frames lose nothing.
+    """
+    for axis, width in enumerate(sigma, start=1):
+        if width <= 0:
+            continue
+        reach = max(1, int(3 * width + 0.5)) if radius is None else radius[axis - 1]
+        steps = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
+        kernel = torch.exp(-0.5 * (steps / width) ** 2)[None, None]
+        lines = maps.movedim(axis, -1)
+        flat = lines.reshape(-1, 1, lines.shape[-1])
+        blurred = F.conv1d(flat, kernel, padding=reach)
+        covered = F.conv1d(torch.ones_like(flat[:1]), kernel, padding=reach)
+        maps = (blurred / covered).view(lines.shape).movedim(-1, axis)
+    return maps

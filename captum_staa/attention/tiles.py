@@ -1,0 +1,122 @@
+"""What a map needs of softmax(q k^T), without ever holding the N x N matrices of all heads.
+
+Every function takes an :class:`Operands` and agrees with the explicit matrix to rounding. The two that pass over
+all rows return the attention's own output too, so their work replaces the model's instead of adding to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Floats in one tile of scores. On a CPU a tile should stay in each core's cache between its three passes (scores,
+# softmax, product with the values); on an accelerator few large launches beat many small ones.
+CPU_TILE_PER_THREAD = 1 << 18
+DEVICE_TILE = 1 << 26
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The operands of one attention: ``softmax(cap(scale * query @ key^T) + bias) @ value``.
+
+    Args:
+        query: ``(B, heads, Q, d)``.
+        key: ``(B, heads, N, d)``.
+        value: ``(B, heads, N, dv)``.
+        scale: factor of the scores.
+        bias: additive mask, or boolean mask (True attends), broadcastable to ``(B, heads, Q, N)``.
+        softcap: scores are squeezed into ``(-softcap, softcap)`` by tanh, where given.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    bias: Tensor | None = None
+    softcap: float | None = None
+
+    def probabilities(self, rows: slice = slice(None)) -> Tensor:
+        """``(B, heads, R, N)`` attention probabilities of some query rows; differentiable."""
+        bias = self.bias
+        if bias is not None and bias.shape[-2] != 1:
+            bias = bias[..., rows, :]
+        scores = (self.query[:, :, rows] * self.scale) @ self.key.transpose(-2, -1)
+        return _softmax(scores, bias, self.softcap)
+
+    def row(self, index: int) -> Tensor:
+        """``(B, N)``: one query's attention, averaged over heads."""
+        return self.probabilities(slice(index, index + 1))[:, :, 0].float().mean(1)
+
+
+def _softmax(scores: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores + bias
+    return scores.softmax(-1)
+
+
+def attend_and_average_rows(x: Operands) -> tuple[Tensor, Tensor]:
+    """The output ``(B, heads, Q, dv)``, and the column means ``(B, N)`` of the head-mean attention matrix."""
+    batch, heads, count = x.query.shape[:3]
+    columns = x.query.new_zeros((batch * heads, 1, x.key.shape[2]), dtype=torch.float32)
+    mean = columns.new_full((1, 1, count), 1 / count)
+    output = _empty_output(x)
+    for group, rows, tile in _tiles(x, output):
+        columns[group] += mean[:, :, : rows.stop - rows.start] @ tile.float()
+    return output.unflatten(0, (batch, heads)), columns.view(batch, heads, -1).mean(1)
+
+
+def attend_and_average_heads(x: Operands) -> tuple[Tensor, Tensor]:
+    """The output ``(B, heads, Q, dv)``, and the head-mean matrix ``(B, Q, N)``: 1/heads of the full memory."""
+    output = _empty_output(x)
+    return output.unflatten(0, x.query.shape[:2]), _head_mean(x, output)
+
+
+def average_heads(x: Operands) -> Tensor:
+    """The head-mean matrix ``(B, Q, N)`` alone, outside any graph: where the model computes its own output."""
+    with torch.no_grad():
+        return _head_mean(x, None)
+
+
+def _head_mean(x: Operands, output: Tensor | None) -> Tensor:
+    batch, heads, count = x.query.shape[:3]
+    matrix = x.query.new_zeros((batch, count, x.key.shape[2]), dtype=torch.float32)
+    for group, rows, tile in _tiles(x, output):
+        for example in range(group.start // heads, (group.stop - 1) // heads + 1):
+            first, last = max(group.start, example * heads), min(group.stop, (example + 1) * heads)
+            own = tile[first - group.start : last - group.start].float()  # this example's heads in the tile
+            matrix[example, rows].add_(own[0] if len(own) == 1 else own.sum(0), alpha=1 / heads)
+    return matrix
+
+
+def _empty_output(x: Operands) -> Tensor:
+    batch, heads, count = x.query.shape[:3]
+    return x.value.new_empty((batch * heads, count, x.value.shape[-1]))
+
+
+def _tiles(x: Operands, output: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Run the attention tile by tile, writing ``output`` and yielding (heads, rows, tile of probabilities)."""
+    query = (x.query * x.scale).flatten(0, 1)  # (B*heads, Q, d)
+    key = x.key.flatten(0, 1).transpose(1, 2).contiguous()  # (B*heads, d, N)
+    value = x.value.flatten(0, 1).contiguous()  # (B*heads, N, dv)
+    bias = x.bias
+    if bias is not None:
+        bias = bias.expand(*x.query.shape[:2], *bias.shape[-2:]).flatten(0, 1)
+    heads, count = query.shape[:2]
+    on_cpu = query.device.type == "cpu"
+    budget = CPU_TILE_PER_THREAD * torch.get_num_threads() if on_cpu else DEVICE_TILE
+    row_step = min(count, max(1, budget // key.shape[2]))
+    head_step = max(1, budget // (row_step * key.shape[2]))
+    for first_head in range(0, heads, head_step):
+        group = slice(first_head, min(first_head + head_step, heads))
+        for first_row in range(0, count, row_step):
+            rows = slice(first_row, min(first_row + row_step, count))
+            own = None if bias is None else bias[group, rows if bias.shape[1] != 1 else slice(None)]
+            tile = _softmax(query[group, rows] @ key[group], own, x.softcap)
+            if output is not None:
+                output[group, rows] = tile @ value[group]
+            yield group, rows, tile

@@ -1,0 +1,5 @@
+"""Attribution methods, one per file; each is a Captum ``Attribution``."""
+
+from captum_staa.attr.staa import STAA
+
+__all__ = ["STAA"]

@@ -1,0 +1,318 @@
+"""STAA: where and when a video transformer looked, read from its attention while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NoReturn
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from captum_staa._captum import (
+    TargetType,
+    _format_additional_forward_args,
+    _format_output,
+    _format_tensor_into_tuples,
+    _is_tuple,
+    _run_forward,
+    _select_targets,
+    log_usage,
+)
+from captum_staa.attention.capture import AttentionCall, capture
+from captum_staa.attention.compose import block_map, blocks_of, light_reader, output_weights, pull, rollout
+from captum_staa.attention.focus import Focus
+from captum_staa.attention.frozen import parameters_frozen
+from captum_staa.attention.relevance import gradient_weighted, smooth_input_gradient, weigh
+from captum_staa.attention.released import released_maps
+from captum_staa.grid import TokenGrid
+from captum_staa.layout import SpaceTime, from_joint
+from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.families import uncompiled
+from captum_staa.sites import AttentionSite
+
+Mode = Literal["attention", "relevance", "released"]
+Rule = Literal["product", "gradient", "chefer"]
+Readings = Mapping[AttentionSite, Any]
+
+
+class STAA(Attribution):  # type: ignore[misc]  # captum is not typed
+    """Spatio-temporal attention attribution of a video transformer.
+
+    Example:
+        >>> import torch
+        >>> from captum_staa import STAA, VideoClassifier
+        >>> from captum_staa.benchmark import PlantedClips
+        >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+        >>> clips, labels, truth = PlantedClips(seed=1, n=2)[:2]
+        >>> attributions = STAA(clf).attribute(clips, target=labels)
+        >>> attributions.shape == clips.shape
+        True
+        >>> parts = STAA(clf, mode="attention").attribute_parts(clips)
+        >>> parts.joint.shape, parts.spatial.shape, parts.temporal.shape
+        (torch.Size([2, 16, 48, 48]), torch.Size([2, 48, 48]), torch.Size([2, 16]))
+
+    Args:
+        forward_func: a :class:`VideoClassifier` around a transformer of a known family, or such a model itself.
+        mode: ``"relevance"``, class-specific, one forward and one backward: what the output attends to, times what
+            its gradient uses. ``"attention"``, class-agnostic, one forward: what the output attends to.
+            ``"released"``: what the authors' public code computes, with its defects, for comparison (see Note).
+        layers: which residual blocks count. ``"all"`` rolls attention out through all of them; ``"mean"`` averages
+            every block's own map; a list of indices such as ``[-1]`` averages the maps of those blocks.
+        focus: a :class:`Focus` that raises evidence out of noise, or None.
+        rule: for ``"relevance"``: ``"product"`` (rollout times smoothed ``|gradient x input|``), ``"gradient"``
+            (the second factor alone), ``"chefer"`` (Chefer et al., ICCV 2021, generic rule).
+        upsampling: from tokens to pixels, ``"trilinear"`` or ``"nearest"``.
+        generator: for ``"released"``, draws its random thresholds; by default one seeded with 0 on every call.
+
+    Raises:
+        TypeError: ``forward_func`` is not a module, or an option has the wrong type.
+        ValueError: the model belongs to no known family, or an option is unknown.
+
+    Note:
+        ``"released"`` keeps four defects of the public code. (1) It reads ``S[0, i+1, p]``, frame 0 seen from one of
+        its own patches, where ``S[i, 0, 1:]``, frame i seen from its class token, was meant. (2) Its temporal
+        attention is the mean of a softmax row, constant but for the class token's share; min-max then stretches
+        noise. (3) Its threshold is random. (4) Its map is stretched over the whole frame although the processor
+        cropped it; here pictures undo the crop, and the defect stays in what ``attribute`` cannot know.
+
+    Reference:
+        Wang and Liu, "STAA: Spatio-Temporal Attention Attribution for Real-Time Interpreting Transformer-based Video
+        Models", arXiv 2411.00630. ``"attention"`` is STAA as described there; the journal version's equations were
+        not at hand, so no equality with them is claimed.
+    """
+
+    def __init__(
+        self,
+        forward_func: nn.Module,
+        mode: Mode = "relevance",
+        layers: Sequence[int] | Literal["mean", "all"] = "all",
+        focus: Focus | None = None,
+        *,
+        rule: Rule = "product",
+        upsampling: Literal["trilinear", "nearest"] = "trilinear",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not isinstance(forward_func, nn.Module):
+            raise TypeError(f"STAA reads a module's attention, but {type(forward_func).__name__} came")
+        classifier = forward_func if isinstance(forward_func, VideoClassifier) else VideoClassifier(forward_func)
+        if classifier.family is None:
+            raise ValueError(
+                f"{type(classifier.module).__name__} belongs to no known family of video transformers; describe it "
+                f"with captum_staa.models.Family and pass VideoClassifier(model, family=...), or use "
+                f"SpatioTemporalPerturbation, which takes any network"
+            )
+        _check_choice("mode", mode, ("attention", "relevance", "released"))
+        _check_choice("rule", rule, ("product", "gradient", "chefer"))
+        _check_choice("upsampling", upsampling, ("trilinear", "nearest"))
+        if focus is not None and not isinstance(focus, Focus):
+            raise TypeError(f"focus is a Focus(...) or None, but {focus!r} came")
+        super().__init__(classifier)
+        self.mode, self.layers, self.focus, self.rule = mode, layers, focus, rule
+        self.upsampling, self.generator = upsampling, generator
+        self._chosen(blocks_of(classifier.family.attention(uncompiled(classifier.module))))  # reject bad layers now
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        show_progress: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Attributions of the clip's own shape, spread evenly over channels.
+
+        Args:
+            inputs: clip in the classifier's layout, or a tuple of one clip.
+            target: as in Captum; needed by ``mode="relevance"`` where the model has several classes, unused else.
+            additional_forward_args: further positional arguments of the model.
+            show_progress: accepted as everywhere in Captum; one forward has no progress to show.
+
+        Returns:
+            Like ``inputs``: contiguous, detached, not negative. Attention modes: the share of attention that falls
+            on each voxel, so that a clip sums to 1 less what special tokens keep. Relevance: in units of the logit.
+
+        Raises:
+            ValueError: no target where one is needed, a clip of the wrong shape, or a call under inference_mode.
+        """
+        parts = self._parts(inputs, target, additional_forward_args, logits=False)
+        clip = _format_tensor_into_tuples(inputs)[0]
+        return _format_output(_is_tuple(inputs), (self.forward_func.layout.expand(parts.joint, clip),))  # type: ignore[no-any-return]
+
+    def attribute_parts(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        show_progress: bool = False,
+    ) -> SpaceTime:
+        """The same attribution as :class:`SpaceTime`, in float32, with the logits of the forward it was read from.
+
+        ``temporal`` is the attribution's mass per frame and ``spatial`` its mass per place; ``"released"`` has a
+        temporal signal of its own.
+        """
+        return self._parts(inputs, target, additional_forward_args, logits=True)
+
+    def attribute_future(self) -> NoReturn:
+        """Not offered: Captum's futures are for remote models, and attention is read in this process."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    @classmethod
+    def get_name(cls) -> str:
+        """``"STAA"``; Captum would spell it out."""
+        return "STAA"
+
+    # --- one call -----------------------------------------------------------------------------------------------
+
+    def _parts(
+        self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, logits: bool
+    ) -> SpaceTime:
+        clips = _format_tensor_into_tuples(inputs)
+        if len(clips) != 1:
+            raise ValueError(f"STAA explains one clip tensor per example, but a tuple of {len(clips)} inputs came")
+        clip = clips[0]
+        classifier: VideoClassifier = self.forward_func
+        sizes = classifier.layout.size(clip)
+        if not clip.is_floating_point():
+            raise TypeError(f"a clip holds floats, but {clip.dtype} came; use VideoClassifier.preprocess on frames")
+        grid = classifier.family.grid(uncompiled(classifier.module))
+        size = (sizes["T"], sizes["H"], sizes["W"])
+        extra = _format_additional_forward_args(additional_forward_args)
+        if self.mode == "released":
+            return self._released(clip, extra, grid, size)
+        if self.mode == "attention":
+            joint, answer = self._attended(clip, extra, grid, size, logits)
+        else:
+            joint, answer = self._relevant(clip, target, extra, grid, size)
+        if self.focus is not None:
+            joint = self.focus(joint, tuple(side // 2 * 2 + 1 for side in grid.tubelet))  # type: ignore[arg-type]
+        return from_joint(joint, answer)
+
+    def _attended(
+        self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int], logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        family, blocks = self._family(), self._blocks()
+        read = _read_matrix if self.layers == "all" else light_reader(family.pooling(self._model()))
+        sites = [site for block in self._chosen(blocks) for site in block]
+        answer = None
+        with torch.no_grad():
+            with capture(self._model(), sites, read, stop=not logits) as readings:
+                answer = _run_forward(self.forward_func, clip, None, extra)
+            return self._to_pixels(self._compose(readings, clip, grid), grid, size), answer
+
+    def _relevant(
+        self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor]:
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "mode='relevance' needs a gradient, which torch.inference_mode() forbids; call it under "
+                "torch.no_grad() (gradients are switched on inside) or choose mode='attention'"
+            )
+        family = self._family()
+        sites = [site for block in self._chosen(self._blocks()) for site in block]
+        read = _read_probabilities if self.rule == "chefer" else _read_matrix
+        if self.rule == "product" and self.layers != "all":
+            read = light_reader(family.pooling(self._model()))
+        with torch.enable_grad(), parameters_frozen(self.forward_func):
+            leaf = clip.detach().clone().requires_grad_()
+            if self.rule == "gradient":
+                answer, readings = _run_forward(self.forward_func, leaf, None, extra), {}
+            else:
+                with capture(self._model(), sites, read) as readings:
+                    answer = _run_forward(self.forward_func, leaf, None, extra)
+            score = _score(answer, target)
+            attentions = list(readings.values()) if self.rule == "chefer" else []
+            gradient, *attention_gradients = torch.autograd.grad(score, [leaf, *attentions])
+        answer = answer.detach()
+        if self.rule == "chefer":
+            matrices = {
+                site: gradient_weighted(attention, slope)
+                for (site, attention), slope in zip(readings.items(), attention_gradients, strict=True)
+            }
+            return self._to_pixels(self._compose(matrices, clip, grid, torch.add), grid, size), answer
+        product = self.forward_func.layout.reduce((gradient * clip.detach()).float())
+        magnitude = smooth_input_gradient(product, grid)
+        if self.rule == "gradient":
+            return magnitude, answer
+        attended = self._compose({site: reading.detach() for site, reading in readings.items()}, clip, grid)
+        return weigh(magnitude, self._to_pixels(attended, grid, size)), answer
+
+    def _released(self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int]) -> SpaceTime:
+        site = [site for site in self._family().attention(self._model()) if site.role != "temporal"][-1]
+        generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
+        with torch.no_grad():
+            with capture(self._model(), [site], _read_matrix) as readings:
+                answer = _run_forward(self.forward_func, clip, None, extra)
+            maps, weights = released_maps(readings[site], site.role, len(clip), grid, generator)
+        frames = maps.repeat_interleave(grid.tubelet[0], 1)
+        joint = torch.nn.functional.pad(
+            frames, (0, size[2] - frames.shape[3], 0, size[1] - frames.shape[2], 0, size[0] - frames.shape[1])
+        )
+        temporal = weights.repeat_interleave(grid.tubelet[0], 1)
+        temporal = torch.nn.functional.pad(temporal, (0, size[0] - temporal.shape[1]))
+        return SpaceTime(joint, joint.sum(1), temporal, answer)
+
+    # --- from readings to pixels --------------------------------------------------------------------------------
+
+    def _compose(self, readings: Readings, clip: Tensor, grid: TokenGrid, residual: Any = None) -> Tensor:
+        """``(B, N)`` from what was read at the chosen blocks."""
+        model, blocks = self._model(), self._chosen(self._blocks())
+        weights = output_weights(self._family().pooling(model), len(clip), grid, clip.device)
+        if residual is not None and self.layers != "mean":
+            return rollout(weights, blocks, readings, grid, residual)
+        if self.layers == "all":
+            return rollout(weights, blocks, readings, grid)
+        own = pull if residual is not None else block_map
+        return torch.stack([own(weights, block, readings, grid) for block in blocks]).mean(0)
+
+    def _to_pixels(self, tokens: Tensor, grid: TokenGrid, size: tuple[int, int, int]) -> Tensor:
+        """Each token's weight spread over the pixels of its tubelet, so that mass is kept."""
+        t, h, w = grid.tubelet
+        return grid.to_pixels(grid.to_grid(tokens), self.upsampling, size) / (t * h * w)
+
+    # --- what is known of the model -----------------------------------------------------------------------------
+
+    def _model(self) -> nn.Module:
+        return uncompiled(self.forward_func.module)
+
+    def _family(self) -> Any:
+        return self.forward_func.family
+
+    def _blocks(self) -> list[list[AttentionSite]]:
+        return blocks_of(self._family().attention(self._model()))
+
+    def _chosen(self, blocks: list[list[AttentionSite]]) -> list[list[AttentionSite]]:
+        if isinstance(self.layers, str):
+            _check_choice("layers", self.layers, ("mean", "all"))
+            return blocks
+        count = len(blocks)
+        if not self.layers or any(not isinstance(i, int) or not -count <= i < count for i in self.layers):
+            raise ValueError(
+                f"layers is 'all', 'mean' or a list of indices from {-count} to {count - 1} of this model's {count} "
+                f"attention blocks, but {self.layers!r} came"
+            )
+        return [blocks[i] for i in sorted({i % count for i in self.layers})]
+
+
+def _read_matrix(call: AttentionCall) -> Tensor:
+    return call.head_mean()
+
+
+def _read_probabilities(call: AttentionCall) -> Tensor:
+    return call.probabilities()
+
+
+def _score(answer: Tensor, target: TargetType) -> Tensor:
+    if target is None and answer.ndim > 1 and answer.shape[1] > 1:
+        raise ValueError(
+            f"the model gives {answer.shape[1]} classes, so mode='relevance' needs a target: pass target=class index "
+            f"(or one per example), or choose mode='attention', which explains no class in particular"
+        )
+    return _select_targets(answer, target).sum()
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}, but {value!r} came")

@@ -1,0 +1,161 @@
+"""Which axis of a clip is batch, time, channel, height and width; and maps over space and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WORKING = "BTCHW"
+
+
+@dataclass(frozen=True)
+class VideoLayout:
+    """The order of a clip's axes, as a word of the letters B, T, C, H and W.
+
+    Everything inside this library works in one order, ``BTCHW``; a layout carries a user's clip there and back.
+
+    Example:
+        >>> import torch
+        >>> layout = VideoLayout("BCTHW")
+        >>> clip = torch.zeros(2, 3, 16, 48, 64)
+        >>> layout.to_working(clip).shape
+        torch.Size([2, 16, 3, 48, 64])
+        >>> layout.size(clip)
+        {'B': 2, 'C': 3, 'T': 16, 'H': 48, 'W': 64}
+
+    Args:
+        axes: the five letters in the clip's order. Batch comes first, as everywhere in Captum.
+
+    Raises:
+        TypeError: ``axes`` is not a string.
+        ValueError: ``axes`` is not a permutation of ``BTCHW`` that begins with B.
+    """
+
+    axes: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.axes, str):
+            raise TypeError(
+                f"a layout is a word such as 'BTCHW', but {self.axes!r} of type {type(self.axes).__name__} came"
+            )
+        object.__setattr__(self, "axes", self.axes.upper())
+        if sorted(self.axes) != sorted(WORKING) or self.axes[0] != "B":
+            raise ValueError(
+                f"a layout names each of B, T, C, H, W once and begins with B, but {self.axes!r} came; "
+                f"use 'BTCHW' (Hugging Face video models) or 'BCTHW' (3D CNNs)"
+            )
+
+    @classmethod
+    def of(cls, layout: VideoLayout | str) -> VideoLayout:
+        """A layout from itself or from its word."""
+        return layout if isinstance(layout, VideoLayout) else cls(layout)
+
+    @property
+    def time(self) -> int:
+        """Index of the time axis."""
+        return self.axes.index("T")
+
+    @property
+    def channel(self) -> int:
+        """Index of the channel axis."""
+        return self.axes.index("C")
+
+    def size(self, clip: Tensor) -> dict[str, int]:
+        """The clip's sizes by letter; raises ValueError where the clip is not five-dimensional."""
+        self.check(clip)
+        return dict(zip(self.axes, clip.shape, strict=True))
+
+    def check(self, clip: Tensor, name: str = "inputs") -> None:
+        """Raise unless ``clip`` is a non-empty five-dimensional tensor."""
+        if not isinstance(clip, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor in layout {self.axes}, but {type(clip).__name__} came")
+        if clip.ndim != 5 or 0 in clip.shape:
+            raise ValueError(
+                f"{name} must be a non-empty clip in layout {self.axes}, but its shape is {tuple(clip.shape)}; "
+                f"add a batch axis with clip[None] if one is missing"
+            )
+
+    def to_working(self, clip: Tensor) -> Tensor:
+        """``(B, T, C, H, W)`` view of a clip in this layout."""
+        self.check(clip)
+        return clip.permute([self.axes.index(axis) for axis in WORKING])
+
+    def from_working(self, clip: Tensor) -> Tensor:
+        """View in this layout of a ``(B, T, C, H, W)`` clip."""
+        return clip.permute([WORKING.index(axis) for axis in self.axes])
+
+    def reduce(self, attributions: Tensor) -> Tensor:
+        """Sum over channels: attributions of the clip's shape to maps ``(B, T, H, W)``."""
+        return self.to_working(attributions).sum(2)
+
+    def expand(self, maps: Tensor, clip: Tensor) -> Tensor:
+        """Spread maps ``(B, T, H, W)`` evenly over the channels of ``clip``: the inverse of :meth:`reduce`.
+
+        Returns:
+            A contiguous tensor of the clip's own shape and dtype whose sum over channels is ``maps``.
+        """
+        sizes = self.size(clip)
+        wanted = tuple(sizes[axis] for axis in "BTHW")
+        if tuple(maps.shape) != wanted:
+            raise ValueError(
+                f"maps must be (B, T, H, W) = {wanted} for a clip of shape {tuple(clip.shape)} in layout {self.axes}, "
+                f"but their shape is {tuple(maps.shape)}"
+            )
+        channels = sizes["C"]
+        spread = (maps / channels).unsqueeze(2).expand(-1, -1, channels, -1, -1)  # (B, T, C, H, W)
+        return self.from_working(spread).to(clip.dtype).contiguous()
+
+
+@dataclass(frozen=True)
+class SpaceTime:
+    """One attribution seen as a whole, in space and in time.
+
+    Attributes:
+        joint: ``(B, T, H, W)``, what every pixel of every frame contributes.
+        spatial: ``(B, H, W)``, where: the sum over frames.
+        temporal: ``(B, T)``, when: the sum over a frame's pixels.
+        logits: ``(B, K)``, where the method saw the model's answer on its way.
+    """
+
+    joint: Tensor
+    spatial: Tensor
+    temporal: Tensor
+    logits: Tensor | None = None
+
+
+def space_time(attributions: Tensor, layout: VideoLayout | str) -> SpaceTime:
+    """Split an attribution of any method, Captum's included, into where and when.
+
+    Example:
+        >>> import torch
+        >>> attributions = torch.zeros(1, 3, 8, 4, 4)  # as Captum returns it for a 3D CNN
+        >>> attributions[:, :, 5] = 1.0
+        >>> parts = space_time(attributions, "BCTHW")
+        >>> parts.joint.shape, parts.spatial.shape, int(parts.temporal.argmax())
+        (torch.Size([1, 8, 4, 4]), torch.Size([1, 4, 4]), 5)
+
+    Args:
+        attributions: signed, of the clip's shape.
+        layout: the order of its axes, such as ``"BTCHW"``.
+
+    Returns:
+        :class:`SpaceTime` in float32 at least. Channels are summed, so signs may cancel; pass
+        ``attributions.abs()`` where magnitude is meant.
+
+    Raises:
+        ValueError: ``attributions`` is not five-dimensional.
+    """
+    layout = VideoLayout.of(layout)
+    layout.check(attributions, "attributions")
+    wide = torch.promote_types(attributions.dtype, torch.float32)
+    return from_joint(layout.reduce(attributions.detach().to(wide)))
+
+
+def from_joint(joint: Tensor, logits: Tensor | None = None) -> SpaceTime:
+    """:class:`SpaceTime` whose parts are the marginal sums of ``joint`` ``(B, T, H, W)``."""
+    return SpaceTime(joint, joint.sum(1), joint.sum((2, 3)), logits)

@@ -1,0 +1,221 @@
+"""What must be known of a family of video transformers, as data: its grid, its attention, its head.
+
+A family of your own takes a few lines, and then every part of this library knows your model:
+
+    >>> from captum_staa import TokenGrid
+    >>> family = Family(
+    ...     name="my-vit",
+    ...     grid=lambda model: TokenGrid(t=8, h=6, w=6, prefix=1, tubelet=(2, 8, 8)),
+    ...     attention=lambda model: [AttentionSite(f"blocks.{i}.attn", block=i) for i in range(4)],
+    ...     pooling=lambda model: "cls",
+    ...     layout="BCTHW",
+    ... )
+
+Hand it to ``VideoClassifier(model, family=family)``. The facts below were read from transformers 5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from captum_staa.grid import TokenGrid
+from captum_staa.sites import AttentionSite
+
+Pooling = Literal["cls", "mean", "pool"]
+
+
+def _nothing(model: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Family:
+    """The facts about one family of video transformers.
+
+    Args:
+        name: a short name, such as Hugging Face's ``model_type``.
+        grid: the model's :class:`TokenGrid`.
+        attention: its attention sites, in the order in which they run.
+        pooling: what the classification head reads: ``"cls"`` (the first token), ``"mean"`` (of all tokens) or
+            ``"pool"`` (the last attention site is the head's own query).
+        layout: the order of the clip's axes that the model takes.
+        input_name: the keyword of the clip in ``forward``; None passes it first, without a name.
+        num_frames: frames per clip.
+        image_size: ``(H, W)`` of the clip.
+        classes: names of the classes that belong to the family.
+    """
+
+    name: str
+    grid: Callable[[Any], TokenGrid]
+    attention: Callable[[Any], Sequence[AttentionSite]]
+    pooling: Callable[[Any], Pooling]
+    layout: str = "BTCHW"
+    input_name: str | None = None
+    num_frames: Callable[[Any], int | None] = _nothing
+    image_size: Callable[[Any], tuple[int, int] | None] = _nothing
+    classes: tuple[str, ...] = ()
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module behind ``torch.compile``, or the module itself."""
+    return getattr(model, "_orig_mod", model)
+
+
+def family_of(model: nn.Module) -> Family | None:
+    """The family a model belongs to by its class (or that of an ancestor), or None.
+
+    Example:
+        >>> from transformers import VivitConfig, VivitForVideoClassification
+        >>> config = VivitConfig(image_size=16, num_frames=4, tubelet_size=[2, 8, 8], hidden_size=8,
+        ...                      num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> family = family_of(VivitForVideoClassification(config))
+        >>> family.name
+        'vivit'
+    """
+    names = {cls.__name__ for cls in type(uncompiled(model)).__mro__}
+    return next((family for family in FAMILIES.values() if names.intersection(family.classes)), None)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return int(height), int(width)
+
+
+def _config_grid(frames: int, image: Any, tubelet: Sequence[int], **options: Any) -> TokenGrid:
+    t, h, w = tubelet
+    height, width = _pair(image)
+    return TokenGrid(frames // t, height // h, width // w, tubelet=(t, h, w), **options)
+
+
+def _videomae_grid(model: Any) -> TokenGrid:
+    c = model.config
+    return _config_grid(c.num_frames, c.image_size, (c.tubelet_size, *_pair(c.patch_size)))
+
+
+def _timesformer_grid(model: Any) -> TokenGrid:
+    c = model.config
+    # Patches are the outer axis and frames the inner one: TimesformerEmbeddings permutes (T, P) to (P, T).
+    # With joint attention the class token and the order stay the same; without any time the model never mixes frames.
+    return _config_grid(c.num_frames, c.image_size, (1, *_pair(c.patch_size)), prefix=1, order="hwt")
+
+
+def _timesformer_attention(model: Any) -> list[AttentionSite]:
+    base, kind = "timesformer.encoder.layer", model.config.attention_type
+    if kind == "space_only":
+        raise ValueError(
+            "a TimeSformer with attention_type='space_only' mixes no frames, so it has no space-time attention; "
+            "load one with 'divided_space_time' or 'joint_space_time'"
+        )
+    sites: list[AttentionSite] = []
+    for i in range(model.config.num_hidden_layers):
+        if kind == "divided_space_time":
+            temporal = f"{base}.{i}.temporal_attention.attention.attn_drop"
+            sites.append(AttentionSite(temporal, i, "temporal", "dropout"))
+        role: Literal["spatial", "joint"] = "spatial" if kind == "divided_space_time" else "joint"
+        sites.append(AttentionSite(f"{base}.{i}.attention.attention.attn_drop", i, role, "dropout"))
+    return sites
+
+
+def _vivit_grid(model: Any) -> TokenGrid:
+    c = model.config
+    return _config_grid(c.num_frames, c.image_size, c.tubelet_size, prefix=1)
+
+
+def _vjepa2_grid(model: Any) -> TokenGrid:
+    c = model.config
+    return _config_grid(c.frames_per_clip, c.crop_size, (c.tubelet_size, c.patch_size, c.patch_size))
+
+
+def _vjepa2_attention(model: Any) -> list[AttentionSite]:
+    c = model.config
+    layers = [f"vjepa2.encoder.layer.{i}.attention" for i in range(c.num_hidden_layers)]
+    layers += [f"pooler.self_attention_layers.{i}.self_attn" for i in range(c.num_pooler_layers)]
+    sites = [AttentionSite(name, i, "joint", "interface") for i, name in enumerate(layers)]
+    return [*sites, AttentionSite("pooler.cross_attention_layer.cross_attn", len(sites), "pool", "interface")]
+
+
+def _videoprism_grid(model: Any) -> TokenGrid:
+    c = model.config
+    return _config_grid(c.num_frames, c.image_size, c.tubelet_size)
+
+
+def _videoprism_attention(model: Any) -> list[AttentionSite]:
+    c = model.config
+    sites = [
+        AttentionSite(f"vision_model.spatial_layers.{i}.attention", i, "spatial", "interface")
+        for i in range(c.num_spatial_layers)
+    ]
+    sites += [
+        AttentionSite(f"vision_model.temporal_layers.{i}.attention", len(sites) + i, "temporal", "interface")
+        for i in range(c.num_temporal_layers)
+    ]
+    return [*sites, AttentionSite("head", len(sites), "pool", "interface")]
+
+
+def _layers(pattern: str) -> Callable[[Any], list[AttentionSite]]:
+    """One joint site per layer, through transformers' attention interface."""
+    return lambda model: [
+        AttentionSite(pattern.format(i), i, "joint", "interface") for i in range(model.config.num_hidden_layers)
+    ]
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            name="videomae",
+            grid=_videomae_grid,
+            attention=_layers("videomae.encoder.layer.{}.attention.attention"),
+            # without mean pooling the head reads the first patch token: there is no class token
+            pooling=lambda model: "mean" if model.config.use_mean_pooling else "cls",
+            input_name="pixel_values",
+            num_frames=lambda model: model.config.num_frames,
+            image_size=lambda model: _pair(model.config.image_size),
+            classes=("VideoMAEForVideoClassification",),
+        ),
+        Family(
+            name="timesformer",
+            grid=_timesformer_grid,
+            attention=_timesformer_attention,
+            pooling=lambda model: "cls",
+            input_name="pixel_values",
+            num_frames=lambda model: model.config.num_frames,
+            image_size=lambda model: _pair(model.config.image_size),
+            classes=("TimesformerForVideoClassification",),
+        ),
+        Family(
+            name="vivit",
+            grid=_vivit_grid,
+            attention=_layers("vivit.layers.{}.attention"),
+            pooling=lambda model: "cls",
+            input_name="pixel_values",
+            num_frames=lambda model: model.config.num_frames,
+            image_size=lambda model: _pair(model.config.image_size),
+            classes=("VivitForVideoClassification",),
+        ),
+        Family(
+            name="vjepa2",
+            grid=_vjepa2_grid,
+            attention=_vjepa2_attention,
+            pooling=lambda model: "pool",
+            input_name="pixel_values_videos",
+            num_frames=lambda model: model.config.frames_per_clip,
+            image_size=lambda model: _pair(model.config.crop_size),
+            classes=("VJEPA2ForVideoClassification",),
+        ),
+        Family(
+            name="videoprism",
+            grid=_videoprism_grid,
+            attention=_videoprism_attention,
+            pooling=lambda model: "pool",
+            input_name="pixel_values_videos",
+            num_frames=lambda model: model.config.num_frames,
+            image_size=lambda model: _pair(model.config.image_size),
+            classes=("VideoPrismForVideoClassification",),
+        ),
+    )
+}

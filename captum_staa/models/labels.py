@@ -1,0 +1,81 @@
+"""Class names: from a model's config, and from a name to its index."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Mapping, Sequence
+from typing import SupportsIndex
+
+from torch import nn
+
+
+def labels_of(module: nn.Module) -> list[str] | None:
+    """The class names in a Hugging Face model's config, in the order of its logits; None for other modules.
+
+    Example:
+        >>> labels_of(nn.Linear(2, 2)) is None
+        True
+    """
+    return in_order(getattr(getattr(module, "config", None), "id2label", None))
+
+
+def in_order(id2label: object) -> list[str] | None:
+    """The names of ``{0: name, "1": name}`` by index, however JSON has spelt it.
+
+    Example:
+        >>> in_order({"10": "c", "9": "b", "0": "a"})
+        ['a', 'b', 'c']
+    """
+    if not isinstance(id2label, Mapping) or not id2label:
+        return None
+    return [str(id2label[key]) for key in sorted(id2label, key=int)]
+
+
+def index_of(target: str | SupportsIndex, labels: Sequence[str], count: int | None = None) -> int:
+    """The class that a label or an index means.
+
+    Example:
+        >>> index_of("High Jump", ["running", "high jump"]), index_of(0, ["running", "high jump"])
+        (1, 0)
+
+    Args:
+        target: a label in any case, or an index 0..K-1.
+        labels: the K names, or none.
+        count: K, where it is known.
+
+    Raises:
+        ValueError: there is no such label, it names several classes, or the index is out of range.
+        TypeError: neither a string nor an integer came.
+    """
+    if isinstance(target, str):
+        folded = [name.casefold().strip() for name in labels]
+        wanted = target.casefold().strip()
+        hits = [i for i, name in enumerate(labels) if name == target]
+        hits = hits or [i for i, name in enumerate(folded) if name == wanted]
+        if len(hits) == 1:
+            return hits[0]
+        if hits:
+            raise ValueError(f"label {target!r} names several classes, {hits}: pass one of these indices")
+        if not wanted.isdecimal():
+            raise ValueError(_unknown(target, wanted, labels, folded))
+        target = int(wanted)
+    if isinstance(target, bool):
+        raise TypeError(f"a target is a label or a class index, but {target!r} came")
+    try:
+        index = operator.index(target)
+    except TypeError as error:
+        raise TypeError(f"a target is a label or a class index, but {target!r} came") from error
+    if index < 0 or (count is not None and index >= count):
+        raise ValueError(f"class {index} is out of range: classes are 0..{'K-1' if count is None else count - 1}")
+    return index
+
+
+def _unknown(label: str, wanted: str, labels: Sequence[str], folded: list[str]) -> str:
+    if not labels:
+        return f"label {label!r} came, but the classifier has no labels: pass an index, or labels=[...]"
+    near = [labels[folded.index(name)] for name in difflib.get_close_matches(wanted, folded, n=5, cutoff=0.5)]
+    near = near or [name for name in labels if wanted in name.casefold()][:5]
+    return f"there is no label {label!r}; " + (
+        f"close are {near}" if near else f"the {len(labels)} labels begin with {list(labels[:5])}"
+    )

@@ -1,0 +1,147 @@
+"""Finding a model by name: shipped with this package, in a local folder, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from captum_staa.models import preprocessing
+from captum_staa.models.labels import in_order
+
+HUB_OPTIONS = {"attn_implementation", "revision", "token", "cache_dir", "local_files_only"}
+_WEIGHTS = Path(__file__).parent / "weights"
+# Named here as well, because older releases of transformers miss some of them in AutoModelForVideoClassification.
+_CLASSES = {
+    "videomae": "VideoMAEForVideoClassification",
+    "timesformer": "TimesformerForVideoClassification",
+    "vivit": "VivitForVideoClassification",
+    "vjepa2": "VJEPA2ForVideoClassification",
+    "videoprism_vision_model": "VideoPrismForVideoClassification",
+}
+
+
+def shipped() -> list[str]:
+    """Names of the models in this package.
+
+    Example:
+        >>> "no-such-model" in shipped()
+        False
+    """
+    return sorted(path.parent.name for path in _WEIGHTS.glob("*/config.json"))
+
+
+def load(
+    name_or_path: str | os.PathLike[str], *, read_preprocessing: bool = True, **hub: Any
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The module, and what its folder says about it, as keywords of ``VideoClassifier``.
+
+    Example:
+        >>> load("no-such-model")
+        Traceback (most recent call last):
+        ValueError: there is no model 'no-such-model'; ...
+
+    Args:
+        name_or_path: a shipped name, a folder, or ``owner/name`` on the hub.
+        read_preprocessing: look for the processor's files too.
+        **hub: any of ``HUB_OPTIONS``.
+
+    Raises:
+        ValueError: there is no such model, it is no video classifier, or weights are missing from it.
+        ImportError: the model needs transformers, which is not installed.
+    """
+    name = os.fspath(name_or_path)
+    folder = _folder(name)
+    if folder is None:
+        return _transformers(name, hub), _hub_preprocessing(name, hub) if read_preprocessing else {}
+    if not (folder / "config.json").is_file():
+        held = sorted(path.name for path in folder.iterdir())[:10]
+        raise ValueError(f"the folder {str(folder)!r} has no config.json, only {held}; save_pretrained writes one")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = {}
+    if read_preprocessing:
+        found["preprocessing"] = preprocessing.find(lambda file: p if (p := folder / file).is_file() else None)
+    if config.get("model_type") != "resnet3d":
+        return _transformers(str(folder), hub), found
+    from captum_staa.models import resnet3d
+
+    edge = config.get("image_size")
+    found["layout"] = "BCTHW"
+    found["labels"] = in_order(config.get("id2label"))
+    found["num_frames"] = config.get("num_frames")
+    found["image_size"] = (edge, edge) if isinstance(edge, int) else edge
+    return resnet3d.from_pretrained(folder), found
+
+
+def _folder(name: str) -> Path | None:
+    """The local folder behind a name; None where the name can only be one on the hub."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    parts = name.split("/")
+    if len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~"):
+        return None
+    if len(parts) == 1:
+        from captum_staa.models import zoo
+
+        folder = zoo.folder(name)
+        if folder is not None:
+            return Path(folder)
+    names = shipped()
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(
+        f"there is no model {name!r}; looked for a folder of this name (in {os.getcwd()!r}) and for a shipped model. "
+        f"{hint}Shipped are {names}; a model on the hub is named 'owner/name'"
+    )
+
+
+def _transformers(name: str, hub: dict[str, Any]) -> nn.Module:
+    """A Hugging Face video classifier from a folder or the hub: safetensors only, and never code from there."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"{name!r} is a Hugging Face model: pip install transformers") from error
+    files = {key: value for key, value in hub.items() if key != "attn_implementation"}
+    try:
+        # False, not None: without an answer transformers would ask on the terminal whether to run the code
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **files)
+        kind = _CLASSES.get(config.model_type, "AutoModelForVideoClassification")
+        model_class = getattr(transformers, kind, transformers.AutoModelForVideoClassification)
+        model, report = model_class.from_pretrained(
+            name, config=config, use_safetensors=True, output_loading_info=True, **hub
+        )
+    except (OSError, ValueError, KeyError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"no video classifier could be loaded from {name!r}: {said[0]} Looked for config.json and "
+            f"model.safetensors there (a hub name needs the network or a filled cache). Shipped are {shipped()}"
+        ) from error
+    # transformers fills a missing head with random numbers and only warns; explaining those would be nonsense.
+    # V-JEPA 2's predictor takes no part in classification.
+    missing = set(report["missing_keys"]) & {key for key, _ in model.named_parameters()}
+    if missing := {key for key in missing if ".predictor." not in key}:
+        raise ValueError(
+            f"{name!r} has no weights for {sorted(missing)[:5]} ({len(missing)} in all): it is no fine-tuned "
+            f"classifier. Take one that is, or VideoClassifier(model) for a model that you train yourself"
+        )
+    return model
+
+
+def _hub_preprocessing(name: str, hub: dict[str, Any]) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    files = {key: value for key, value in hub.items() if key != "attn_implementation"}
+
+    def locate(file: str) -> str | None:
+        try:
+            return hf_hub_download(name, file, **files)
+        except EntryNotFoundError:  # not there, or (offline) not in the cache
+            return None
+
+    return {"preprocessing": preprocessing.find(locate)}

@@ -1,0 +1,303 @@
+"""From uint8 frames to a model's clip, driven by the processor's JSON file, with Pillow and NumPy alone.
+
+Hugging Face's video processors refuse to run without torchvision, and its image processors take other inputs in every
+release. The steps are few, so this library always does them itself: the numbers are those of the Pillow processors
+(tested), nothing else has to be installed, and the way back from the clip to the original frame stays known
+(:meth:`Preprocessing.crop_box`). Processors that resize with torchvision may differ by one uint8 step here and there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+_STANDARD = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+_IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+# What a processor does where its file is silent, by the beginning of its class name. A file of an unknown processor
+# is taken literally: a step that it does not mention is not done.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "VideoMAE": {"size": 224, "crop_size": 224, **_STANDARD},
+    "Vivit": {"size": 256, "crop_size": 224, "rescale_factor": 1 / 127.5, "offset": True, **_STANDARD},
+    "Timesformer": {"size": 224, "crop_size": 224, **_IMAGENET},
+    "VJEPA2": {"crop_size": 256, **_IMAGENET},
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop, rescale and normalise, in this order.
+
+    Example:
+        >>> import numpy as np
+        >>> preprocessing = Preprocessing(resize=8, crop=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> frames = np.full((4, 16, 32, 3), 255, dtype=np.uint8)
+        >>> clip = preprocessing(frames)
+        >>> clip.shape, clip.max().item()
+        (torch.Size([1, 4, 3, 8, 8]), 1.0)
+        >>> preprocessing.crop_box(16, 32)  # the model sees the middle half of these frames
+        (0.0, 8.0, 16.0, 16.0)
+
+    Args:
+        resize: pixels of the shorter edge (the aspect ratio stays), or ``(height, width)``; None keeps the size.
+        crop: ``(height, width)`` of the centre crop, black where the frame is smaller; None keeps everything.
+        resample: Pillow's filter, 0 to 5 (2 is bilinear, 3 bicubic).
+        factor: what the values 0..255 are multiplied by; None leaves them.
+        offset: subtract one after rescaling, as ViViT does.
+        mean: subtracted per channel after rescaling; None leaves the values.
+        std: divided by per channel.
+        flip_channels: BGR instead of RGB.
+
+    Raises:
+        ValueError: a size is not positive, ``resample`` is unknown, or only one of ``mean`` and ``std`` is given.
+    """
+
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    resample: int = 2
+    factor: float | None = 1 / 255
+    offset: bool = False
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    flip_channels: bool = False
+
+    def __post_init__(self) -> None:
+        for name, size in (("resize", self.resize), ("crop", self.crop)):
+            edges = [] if size is None else list(size) if isinstance(size, tuple) else [size]
+            if any(edge < 1 for edge in edges) or (isinstance(size, tuple) and len(edges) != 2):
+                raise ValueError(f"{name} takes sizes of 1 pixel or more, (height, width), but {size!r} came")
+        if self.resample not in range(6):
+            raise ValueError(f"resample is one of Pillow's filters 0..5 (2 is bilinear), but {self.resample!r} came")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"mean and std go together, but mean = {self.mean!r} and std = {self.std!r} came")
+        if self.mean is not None and self.std is not None and {len(self.mean), len(self.std)} != {3}:
+            raise ValueError(f"mean and std are three numbers each, but {self.mean!r} and {self.std!r} came")
+        if self.std is not None and 0 in self.std:
+            raise ValueError(f"std divides the values and must not hold 0, but {self.std!r} came")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
+        """The steps that a processor's JSON file describes.
+
+        Example:
+            >>> Preprocessing.from_config({"size": {"shortest_edge": 256}, "crop_size": 224}).crop
+            (224, 224)
+
+        Args:
+            config: the content of ``preprocessor_config.json`` or ``video_preprocessor_config.json``.
+
+        Raises:
+            ValueError: a value cannot be understood.
+        """
+        kinds = ("video_processor_type", "image_processor_type", "feature_extractor_type")
+        kind = next((str(config[key]) for key in kinds if config.get(key)), "")
+        defaults = next((values for name, values in _DEFAULTS.items() if kind.startswith(name)), {})
+        settings = {**defaults, **{key: value for key, value in config.items() if value is not None}}
+        resize, crop = _size(settings, "size"), _size(settings, "crop_size")
+        crop = (crop, crop) if isinstance(crop, int) else crop
+        if kind.startswith("VJEPA2") and crop is not None:
+            resize = int(crop[0] * 256 / 224)  # its processor derives the size from the crop, whatever the file says
+        do = {
+            "do_resize": resize is not None,
+            "do_center_crop": crop is not None,
+            "do_rescale": True,
+            "do_normalize": "image_mean" in settings,
+            **{key: bool(value) for key, value in settings.items() if key.startswith("do_")},
+        }
+        wanted = (("do_resize", "size", resize), ("do_center_crop", "crop_size", crop))
+        if missing := [f"{name} is true without {key}" for name, key, value in wanted if do[name] and value is None]:
+            raise ValueError(f"a processor config asks for a step but gives no size: {', '.join(missing)}")
+        return cls(
+            resize=resize if do["do_resize"] else None,
+            crop=crop if do["do_center_crop"] else None,
+            resample=int(settings.get("resample", 2)),
+            factor=float(settings.get("rescale_factor", 1 / 255)) if do["do_rescale"] else None,
+            offset=bool(settings.get("offset", False)) and do["do_rescale"],
+            mean=_channels(settings, "image_mean") if do["do_normalize"] else None,
+            std=_channels(settings, "image_std") if do["do_normalize"] else None,
+            flip_channels=do.get("do_flip_channel_order", False),
+        )
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Preprocessing:
+        """The steps that a model's folder describes.
+
+        Example:
+            >>> import json, tempfile
+            >>> folder = tempfile.TemporaryDirectory()
+            >>> config = {"size": {"height": 48, "width": 64}, "do_normalize": False}
+            >>> _ = Path(folder.name, "preprocessor_config.json").write_text(json.dumps(config))
+            >>> Preprocessing.from_folder(folder.name).resize
+            (48, 64)
+            >>> folder.cleanup()
+
+        Args:
+            folder: holds ``processor_config.json`` (with a section for video or images),
+                ``video_preprocessor_config.json`` or ``preprocessor_config.json``; the first that says something wins.
+
+        Raises:
+            ValueError: none of them is there, or one cannot be understood.
+        """
+        found = find(lambda name: path if (path := Path(folder, name)).is_file() else None)
+        if found is None:
+            raise ValueError(
+                f"{str(folder)!r} holds no processor config; looked for {', '.join(FILES)}. "
+                f"Write the steps as Preprocessing(resize=..., crop=..., mean=..., std=...) instead"
+            )
+        return found
+
+    def __call__(self, frames: np.ndarray | Tensor) -> Tensor:
+        """Frames to the clip that the model takes.
+
+        Args:
+            frames: uint8 ``(T, H, W, 3)``, RGB, values 0..255.
+
+        Returns:
+            float32 ``(1, T, 3, H', W')`` on the CPU.
+
+        Raises:
+            TypeError: ``frames`` is neither an array nor a tensor, or not of uint8.
+            ValueError: its shape is another.
+        """
+        pixels = _as_frames(frames)
+        if self.resize is not None:
+            height, width = self._resized(*pixels.shape[1:3])
+            resized = [Image.fromarray(frame).resize((width, height), resample=self.resample) for frame in pixels]
+            pixels = np.stack([np.asarray(frame) for frame in resized])
+        if self.crop is not None:
+            pixels = _center_crop(pixels, self.crop)
+        if self.factor is not None:
+            # through float64 and back, as the Pillow processors do: the last bit is then theirs
+            pixels = (pixels.astype(np.float64) * self.factor).astype(np.float32)
+        pixels = pixels.astype(np.float32, copy=False)
+        if self.offset:
+            pixels = pixels - np.float32(1)
+        if self.mean is not None:
+            pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        if self.flip_channels:
+            pixels = pixels[..., ::-1]
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))[None]
+
+    def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Where the model looks, in pixels of the original frame.
+
+        Example:
+            >>> Preprocessing(resize=256, crop=(224, 224)).crop_box(512, 1024)
+            (32.0, 288.0, 448.0, 448.0)
+
+        Args:
+            height: of the original frames.
+            width: of the original frames.
+
+        Returns:
+            ``(top, left, height, width)``. A map over the model's input, stretched to this box, lies where the model
+            saw it. The box reaches beyond the frame where the crop is larger than the resized frame.
+
+        Raises:
+            ValueError: a size is not positive.
+        """
+        if min(height, width) < 1:
+            raise ValueError(f"frames have at least one pixel, but (height, width) = {(height, width)} came")
+        rows, columns = self._resized(height, width)
+        crop_rows, crop_columns = self.crop or (rows, columns)
+        down, right = height / rows, width / columns
+        top, left = (rows - crop_rows) // 2, (columns - crop_columns) // 2
+        return top * down, left * right, crop_rows * down, crop_columns * right
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if self.resize is None:
+            return height, width
+        if isinstance(self.resize, tuple):
+            return self.resize
+        if width <= height:
+            return int(self.resize * height / width), self.resize
+        return self.resize, int(self.resize * width / height)
+
+
+FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
+
+
+def find(locate: Callable[[str], str | Path | None]) -> Preprocessing | None:
+    """The first of a model's processor files that describes video, then images; None where none does.
+
+    Args:
+        locate: from a file's name to its path, or None where the model has no such file.
+
+    Raises:
+        ValueError: a file is no JSON object, or describes what cannot be understood.
+    """
+    contents: dict[str, dict[str, Any]] = {}
+    for name in FILES:
+        if path := locate(name):
+            try:
+                contents[name] = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{str(path)!r} should hold a JSON object, but reading it failed: {error}") from error
+    nested, video, image = (contents.get(name, {}) for name in FILES)
+    candidates = (nested.get("video_processor"), video, nested.get("image_processor"), image)
+    config = next((candidate for candidate in candidates if candidate), None)
+    return None if config is None else Preprocessing.from_config(config)
+
+
+def _size(settings: Mapping[str, Any], key: str) -> int | tuple[int, int] | None:
+    """An edge, ``(height, width)`` or None, from one of the ways in which processors write a size."""
+    size = settings.get(key)
+    if size is None:
+        return None
+    if isinstance(size, Mapping):
+        size = {name: value for name, value in size.items() if value is not None}
+        if set(size) == {"shortest_edge"} and key == "size":
+            return int(size["shortest_edge"])
+        if set(size) == {"height", "width"}:
+            return int(size["height"]), int(size["width"])
+    elif isinstance(size, (list, tuple)) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    elif isinstance(size, int):
+        return size
+    raise ValueError(
+        f"{key} in a processor config is an int, {{'height': h, 'width': w}} or (for size) {{'shortest_edge': n}}, "
+        f"but {settings[key]!r} came; give the model its steps with preprocessing=Preprocessing(...)"
+    )
+
+
+def _channels(settings: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    value = settings.get(key)
+    values = [value] * 3 if isinstance(value, (int, float)) else value
+    if not isinstance(values, (list, tuple)) or len(values) != 3:
+        raise ValueError(f"{key} in a processor config is a number or three numbers, but {value!r} came")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _as_frames(frames: np.ndarray | Tensor) -> np.ndarray:
+    if not isinstance(frames, (np.ndarray, Tensor)):
+        raise TypeError(f"frames must be a uint8 array or tensor (T, H, W, 3), but {type(frames).__name__} came")
+    array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
+    if array.dtype != np.uint8:
+        raise TypeError(
+            f"frames must be uint8 with values 0..255, but {array.dtype} of shape {tuple(array.shape)} came; "
+            f"values in 0..1 become frames with (frames * 255).round() cast to uint8"
+        )
+    if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
+        raise ValueError(
+            f"frames must be (T, H, W, 3), but their shape is {tuple(array.shape)}; "
+            f"put channels last, repeat a grey channel three times, drop an alpha channel"
+        )
+    return array
+
+
+def _center_crop(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Centre crop of ``(T, H, W, 3)``; what lies outside the frame is 0."""
+    (rows, columns), (height, width) = frames.shape[1:3], size
+    top, left = (rows - height) // 2, (columns - width) // 2
+    beyond = (max(0, -top), max(0, top + height - rows)), (max(0, -left), max(0, left + width - columns))
+    if any(map(any, beyond)):
+        frames = np.pad(frames, [(0, 0), *beyond, (0, 0)])
+    top, left = max(0, top), max(0, left)
+    return frames[:, top : top + height, left : left + width]

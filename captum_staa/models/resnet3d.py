@@ -1,0 +1,179 @@
+"""A small residual 3D CNN for clips: the zoo's model without attention."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ResNet3DConfig:
+    """The shape of a :class:`ResNet3D`: all that is needed to build one.
+
+    >>> ResNet3DConfig(num_classes=4).channels
+    (12, 24, 48)
+
+    Args:
+        num_classes: K, logits per clip.
+        width: channels of the first stage; each later stage doubles them. A multiple of ``groups``.
+        in_channels: C of the clips.
+        stages: number of stages, each of one residual block which halves height and width, and, from the
+            second on, time.
+        groups: groups of the GroupNorm. BatchNorm would make a clip's answer depend on running statistics.
+        num_frames: T of the clips. The head keeps time apart, so it has a weight per remaining time step.
+        image_size: H and W the model was trained at, pixels; others run as well.
+    """
+
+    num_classes: int
+    width: int = 12
+    in_channels: int = 3
+    stages: int = 3
+    groups: int = 4
+    num_frames: int = 16
+    image_size: int = 48
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "width", "in_channels", "stages", "groups", "num_frames", "image_size"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} = {value!r}, expected a whole number of 1 or more")
+        if self.width % self.groups:
+            raise ValueError(
+                f"width = {self.width}, expected a multiple of groups = {self.groups}: change either"
+            )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return tuple(self.width * 2**i for i in range(self.stages))
+
+    @property
+    def time_steps(self) -> int:
+        """Frames left after the last stage; a stride of 2 rounds up."""
+        return -(-self.num_frames // 2 ** (self.stages - 1))
+
+
+class _Block(nn.Module):
+    """Two 3x3x3 convolutions and a shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, stride: tuple[int, int, int], groups: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(c_in, c_out, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(groups, c_out)
+        self.conv2 = nn.Conv3d(c_out, c_out, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(groups, c_out)
+        self.shortcut = nn.Conv3d(c_in, c_out, 1, stride, bias=False)
+        # Two modules, not one used twice: Captum's DeepLift and layer hooks need each ReLU called once.
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu1(self.norm1(self.conv1(x)))
+        return self.relu2(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet3D(nn.Module):
+    """Residual 3D CNN: stem, stages, mean over space, one linear layer over what is left of time.
+
+        >>> model = ResNet3D(num_classes=4)
+        >>> model(torch.zeros(2, 3, 16, 48, 48)).shape
+        torch.Size([2, 4])
+
+    Time is not averaged: which of two events came first is otherwise lost in the mean.
+
+    Args:
+        num_classes: K, or a whole :class:`ResNet3DConfig`, with which no other argument is taken.
+        **options: the other fields of :class:`ResNet3DConfig`.
+
+    Raises:
+        ValueError: an option is out of range, or a clip has not the T or C of the config.
+    """
+
+    def __init__(self, num_classes: int | ResNet3DConfig, **options: int) -> None:
+        super().__init__()
+        if isinstance(num_classes, ResNet3DConfig):
+            if options:
+                raise ValueError(
+                    f"{options = } beside a config, expected none: use dataclasses.replace(config, ...)"
+                )
+            self.config = num_classes
+        else:
+            self.config = ResNet3DConfig(num_classes, **options)
+        config = self.config
+        self.stem = nn.Sequential(
+            nn.Conv3d(config.in_channels, config.width, (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False),
+            nn.GroupNorm(config.groups, config.width),
+            nn.ReLU(),
+        )
+        blocks, c_in = [], config.width
+        for i, c_out in enumerate(config.channels):
+            blocks.append(_Block(c_in, c_out, (1 if i == 0 else 2, 2, 2), config.groups))
+            c_in = c_out
+        self.stages = nn.Sequential(*blocks)
+        self.head = nn.Linear(c_in * config.time_steps, config.num_classes)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Logits (B, K) of clips (B, C, T, H, W)."""
+        expected = (self.config.in_channels, self.config.num_frames)
+        if clips.ndim != 5 or clips.shape[1:3] != expected:
+            raise ValueError(
+                f"clips of shape {tuple(clips.shape)}, expected (B, C, T, H, W) with (C, T) = {expected}: "
+                "swap axes with clips.transpose(1, 2) if time comes first, or sample as many frames"
+            )
+        features = self.stages(self.stem(clips))  # (B, C', T', H', W')
+        return self.head(features.mean(dim=(3, 4)).flatten(1))
+
+
+def save_pretrained(model: ResNet3D, folder: str | Path, labels: list[str], *, half: bool = False) -> None:
+    """Write ``config.json`` and ``model.safetensors``, in the manner of Hugging Face.
+
+    Args:
+        model: the model to keep.
+        folder: made if it is not there.
+        labels: a name per class, in the order of the logits.
+        half: store float16, half the size; :func:`from_pretrained` gives float32 again.
+
+    Raises:
+        ValueError: not one label per class.
+    """
+    if len(labels) != model.config.num_classes:
+        raise ValueError(
+            f"{len(labels)} labels {labels}, expected {model.config.num_classes}: one for each class"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": "resnet3d",
+        "architectures": ["ResNet3D"],
+        **dataclasses.asdict(model.config),
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    dtype = torch.float16 if half else torch.float32
+    weights = {name: value.detach().to(dtype).contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def from_pretrained(folder: str | Path) -> ResNet3D:
+    """Read what :func:`save_pretrained` wrote: a float32 model in eval mode, on the CPU.
+
+    Raises:
+        ValueError: the folder holds another kind of model.
+    """
+    folder = Path(folder)
+    stored: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if (kind := stored.get("model_type")) != "resnet3d":
+        raise ValueError(
+            f"model_type = {kind!r} in {folder}, expected 'resnet3d': load it with the library it is from"
+        )
+    fields = {field.name for field in dataclasses.fields(ResNet3DConfig)}
+    model = ResNet3D(ResNet3DConfig(**{name: value for name, value in stored.items() if name in fields}))
+    model.load_state_dict(
+        {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+    )
+    return model.eval()

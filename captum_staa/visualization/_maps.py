@@ -1,0 +1,238 @@
+"""The numbers behind every picture: frames as uint8, one saliency map per clip, and where it lies in the frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captum_staa.layout import SpaceTime, VideoLayout
+
+Sign = Literal["absolute_value", "positive", "negative", "all"]
+Attributions = Tensor | NDArray[np.floating] | SpaceTime
+Clip = Tensor | NDArray[np.uint8] | NDArray[np.floating]
+Crop = tuple[float, float, float, float]
+
+SIGNS: dict[str, str] = {
+    "absolute_value": "|attribution|",
+    "positive": "positive attribution",
+    "negative": "negative attribution, magnitude",
+    "all": "attribution",
+}
+
+
+class Saliency(NamedTuple):
+    """A map that is ready for a colour map, and what its colours mean."""
+
+    values: NDArray[np.float32]  # (T, H, W), in [0, 1], or [-1, 1] for sign="all"
+    scale: float  # the attribution that 1 stands for; 0 where all is zero
+
+
+def saliency(
+    attributions: Attributions,
+    layout: VideoLayout | str | None = None,
+    sign: Sign = "absolute_value",
+    outlier_perc: float = 2,
+    index: int | None = None,
+) -> Saliency:
+    """Attributions as Captum's pictures show them, but on one scale for the whole clip.
+
+    Example:
+        >>> import torch
+        >>> maps = torch.tensor([4.0, -2.0, 0.0]).reshape(1, 3, 1, 1)  # one clip, three frames of one pixel
+        >>> saliency(maps, sign="all", outlier_perc=0).values.ravel().tolist()
+        [1.0, -0.5, 0.0]
+
+    Args:
+        attributions: of the clip's shape (needs ``layout``; channels are summed, as in Captum), or ``(T, H, W)``, or
+            ``(B, T, H, W)``, or :class:`~captum_staa.SpaceTime`, whose joint part is taken.
+        layout: order of the axes of five-dimensional attributions, such as ``"BTCHW"``.
+        sign: what to keep: ``"absolute_value"``, ``"positive"``, ``"negative"`` (its magnitude) or ``"all"``.
+        outlier_perc: the largest values that together make up this percentage of the clip's total count as 1.
+        index: which clip of a batch; needed where there is more than one.
+
+    Returns:
+        :class:`Saliency`; a map that is zero everywhere stays zero.
+
+    Raises:
+        ValueError: unknown ``sign``, ``outlier_perc`` outside [0, 100], a shape as not said above, or nan and inf.
+    """
+    if sign not in SIGNS:
+        raise ValueError(f"sign is one of {', '.join(map(repr, SIGNS))}, but {sign!r} came")
+    if not 0 <= outlier_perc <= 100:
+        raise ValueError(f"outlier_perc is a percentage in [0, 100], but {outlier_perc!r} came")
+    values = signed(as_map(attributions, layout, index), sign)
+    scale = _threshold(np.abs(values), 100 - outlier_perc)
+    if scale > 0:
+        values = np.clip(values / scale, -1, 1)
+    return Saliency(values.astype(np.float32), scale)
+
+
+def signed(values: NDArray[np.float64], sign: Sign) -> NDArray[np.float64]:
+    """Captum's ``sign``: the values that it keeps, the negative ones as magnitudes."""
+    if sign == "all":
+        return values
+    return np.abs(values) if sign == "absolute_value" else np.maximum(values if sign == "positive" else -values, 0)
+
+
+def _threshold(magnitudes: NDArray[np.float64], percentile: float) -> float:
+    """The value up to which the smaller ones sum to ``percentile`` % of the total: Captum's definition."""
+    ascending = np.sort(magnitudes, axis=None)
+    total = np.cumsum(ascending)
+    # A sum that is rounded up to just above the last entry must not fall off the end.
+    at = min(int(np.searchsorted(total, total[-1] * percentile / 100)), len(ascending) - 1)
+    # With outlier_perc near 100 the first value that reaches the sum may be zero although others are not.
+    return float(ascending[at]) or float(ascending[-1])
+
+
+def as_map(
+    attributions: Attributions, layout: VideoLayout | str | None = None, index: int | None = None
+) -> NDArray[np.float64]:
+    """One clip's signed attributions as ``(T, H, W)``; the arguments are those of :func:`saliency`."""
+    maps = tensor_of(attributions.joint if isinstance(attributions, SpaceTime) else attributions).double()
+    shape = tuple(maps.shape)
+    if maps.ndim == 5:
+        if layout is None:
+            raise ValueError(f"attributions of shape {shape} need their layout: pass layout='BTCHW' or 'BCTHW'")
+        maps = VideoLayout.of(layout).reduce(maps)
+    if maps.ndim == 4:
+        maps = _pick(maps, index, "attributions")
+    if maps.ndim != 3 or 0 in maps.shape:
+        raise ValueError(
+            f"attributions must have the clip's shape, or be (T, H, W) or (B, T, H, W), and not empty, but their shape "
+            f"is {shape}"
+        )
+    broken = int((~maps.isfinite()).sum())
+    if broken:
+        raise ValueError(f"{broken} of the {maps.numel()} attributions of shape {shape} are nan or inf; look upstream")
+    return maps.numpy()
+
+
+def as_frames(
+    clip: Clip,
+    layout: VideoLayout | str | None = None,
+    index: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+) -> NDArray[np.uint8]:
+    """A clip as pictures ``(T, H, W, 3)`` uint8.
+
+    Example:
+        >>> import torch
+        >>> clip = torch.tensor([-1.0, 1.0, 3.0]).reshape(1, 3, 1, 1, 1).expand(1, 3, 3, 2, 2)
+        >>> as_frames(clip, "BTCHW")[:, 0, 0, 0].tolist()  # the clip's own range becomes 0..255
+        [0, 128, 255]
+        >>> as_frames(clip, "BTCHW", mean=0.25, std=0.25)[:, 0, 0, 0].tolist()  # or its normalisation is undone
+        [0, 128, 255]
+
+    Args:
+        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout`` (uint8, or float).
+        layout: order of the axes of a five-dimensional clip.
+        index: which clip of a batch; needed where there is more than one.
+        mean: what was subtracted from pictures in [0, 1], one number or one per channel; goes with ``std``.
+        std: what they were then divided by. Without both, the clip's minimum and maximum become black and white.
+
+    Raises:
+        TypeError, ValueError: ``clip`` is none of these, or only one of ``mean`` and ``std`` came.
+    """
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std go together, but {mean = }, {std = } came")
+    frames = tensor_of(clip)
+    shape = tuple(frames.shape)
+    if frames.ndim == 5:
+        if layout is None:
+            raise ValueError(f"a clip of shape {shape} needs its layout: pass layout='BTCHW' or 'BCTHW'")
+        frames = _pick(VideoLayout.of(layout).to_working(frames), index, "clip").movedim(1, -1)  # (T, H, W, C)
+    elif frames.ndim == 4 and frames.dtype != torch.uint8:
+        raise TypeError(
+            f"original frames (T, H, W, 3) are uint8 in 0..255, but {frames.dtype} of shape {shape} came; pass a "
+            f"five-dimensional clip with its layout, or scale and round the frames"
+        )
+    if frames.ndim != 4 or frames.shape[-1] not in (1, 3) or 0 in frames.shape:
+        raise ValueError(
+            f"clip must be (T, H, W, 3) uint8 frames, or five-dimensional with 1 or 3 channels, but its shape is "
+            f"{shape} ({layout = })"
+        )
+    if frames.dtype != torch.uint8:
+        frames = frames.double()
+        if not bool(frames.isfinite().all()):
+            raise ValueError(f"the clip of shape {shape} holds nan or inf and cannot be drawn; look upstream")
+        if mean is not None and std is not None:
+            frames = frames * torch.as_tensor(std) + torch.as_tensor(mean)
+        else:
+            low, high = frames.min(), frames.max()
+            frames = (frames - low) / (high - low).clamp(min=1e-12)
+        frames = (frames * 255).round().clamp(0, 255).byte()
+    return frames.expand(*frames.shape[:3], 3).numpy()
+
+
+def tensor_of(values: Tensor | NDArray[np.generic] | Sequence[float]) -> Tensor:
+    """Anything array-like as a tensor on the CPU, numpy's flipped and turned views included."""
+    return values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+
+
+def _pick(batch: Tensor, index: int | None, name: str) -> Tensor:
+    if index is None and len(batch) > 1:
+        raise ValueError(f"{name} hold {len(batch)} clips (shape {tuple(batch.shape)}); pass index= to choose one")
+    if not -len(batch) <= (index or 0) < len(batch):
+        raise ValueError(f"{index = } is outside the {len(batch)} clips of {name} (shape {tuple(batch.shape)})")
+    return batch[index or 0]
+
+
+def place(
+    values: NDArray[np.float32], size: tuple[int, int, int], crop: Crop | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Lay a map over frames of another size, where the model saw them.
+
+    Example:
+        >>> import numpy as np
+        >>> lit, seen = place(np.ones((1, 2, 2), np.float32), (1, 6, 8), crop=(1, 2, 4, 4))
+        >>> lit[0].astype(int).tolist()[0], lit[0].astype(int).tolist()[1]
+        ([0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0])
+        >>> int(seen.sum())
+        16
+
+    Args:
+        values: ``(T, h, w)``.
+        size: ``(T, H, W)`` of the frames.
+        crop: ``(top, left, height, width)`` in pixels of the frames, not necessarily whole, of the region that the
+            map covers; None is the whole frame.
+
+    Returns:
+        The map ``(T, H, W)``, bilinear in between and 0 outside of the crop, and which pixels ``(H, W)`` the model saw:
+        those whose centre lies in the crop.
+
+    Raises:
+        ValueError: the numbers of frames differ, or the crop is empty or beside the frame.
+    """
+    if len(values) != size[0]:
+        raise ValueError(
+            f"the clip has {size[0]} frames, but the attributions have {len(values)} (shape {values.shape}); pass the "
+            f"frames that the model saw, or bring a token grid to frames with TokenGrid.to_pixels"
+        )
+    height, width = size[1:]
+    if crop is None and values.shape == size:
+        return values, np.ones((height, width), dtype=bool)
+    top, left, tall, wide = (0, 0, height, width) if crop is None else crop
+    rows = (np.arange(height) + 0.5 - top) / max(tall, 1e-9)  # of each pixel's centre, in [0, 1] inside of the crop
+    columns = (np.arange(width) + 0.5 - left) / max(wide, 1e-9)
+    seen = ((rows >= 0) & (rows <= 1))[:, None] & ((columns >= 0) & (columns <= 1))
+    if not seen.any():
+        raise ValueError(
+            f"crop is (top, left, height, width) of a region of the {height} x {width} frames, but {crop!r} came, "
+            f"which holds no pixel of them"
+        )
+    maps = torch.from_numpy(np.ascontiguousarray(values))[:, None]
+    smaller = min(maps.shape[2], max(round(tall), 1)), min(maps.shape[3], max(round(wide), 1))
+    if smaller != maps.shape[2:]:  # without this, a point between two samples would vanish
+        maps = F.interpolate(maps, size=smaller, mode="bilinear", align_corners=False, antialias=True)
+    y, x = torch.from_numpy(rows).float() * 2 - 1, torch.from_numpy(columns).float() * 2 - 1
+    points = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # (H, W, 2), as (x, y)
+    points = points[None].expand(len(maps), -1, -1, -1)
+    laid = F.grid_sample(maps, points, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
+    return np.where(seen, laid.numpy(), np.float32(0)), seen

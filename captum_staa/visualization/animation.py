@@ -1,0 +1,150 @@
+"""Moving pictures: a clip and what the model used in it, as .mp4, .webm, .mkv, .avi, .webp or .gif."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import Colormap
+from numpy.typing import NDArray
+from PIL import Image
+
+from captum_staa.io import atomic, write_video
+from captum_staa.layout import VideoLayout
+
+from ._maps import Attributions, Clip, Crop, Sign
+from ._overlay import Method, overlay
+
+PICTURES = (".webp", ".gif")
+VIDEOS = (".mp4", ".webm", ".mkv", ".avi")
+GAP = 8  # pixels between the two pictures
+
+
+def save_animation(
+    path: str | os.PathLike[str],
+    clip: Clip,
+    attributions: Attributions | None,
+    *,
+    layout: VideoLayout | str | None = None,
+    fps: float = 8,
+    side_by_side: bool = True,
+    method: Method = "blended_heat_map",
+    sign: Sign = "absolute_value",
+    outlier_perc: float = 2,
+    alpha_overlay: float = 0.7,
+    cmap: str | Colormap | None = None,
+    crop: Crop | None = None,
+    index: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    min_size: int = 256,
+    quality: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the clip with its attributions on top as a moving picture.
+
+    Example:
+        >>> import tempfile, numpy as np, torch
+        >>> from PIL import Image
+        >>> frames = np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), dtype=np.uint8)
+        >>> path = save_animation(tempfile.mkdtemp() + "/clip.webp", frames, torch.rand(1, 8, 48, 64))
+        >>> with Image.open(path) as picture:
+        ...     picture.n_frames, picture.size  # the original on the left, what the model used on the right
+        (8, (776, 288))
+
+    Args:
+        path: where to; the suffix chooses: ``.webp`` (small, plays in browsers and READMEs), ``.gif`` (plays
+            everywhere, 256 colours), or ``.mp4``, ``.webm``, ``.mkv``, ``.avi``, which need PyAV.
+        clip: as for :func:`~captum_staa.visualization.show_frames`.
+        attributions: likewise.
+        layout: likewise.
+        fps: frames per second of the animation. Sixteen frames sampled from ten seconds last two seconds at 8.
+        side_by_side: whether the untouched frames stand to the left.
+        method: as for :func:`~captum_staa.visualization.show_frames`.
+        sign: likewise.
+        outlier_perc: likewise.
+        alpha_overlay: likewise.
+        cmap: likewise.
+        crop: likewise.
+        index: likewise.
+        mean: likewise.
+        std: likewise.
+        min_size: frames whose shorter side has fewer pixels are enlarged to at least this.
+        quality: of videos ``crf``, of .webp 0 (worst) to 100; None takes a good one; .gif has none.
+        overwrite: whether an existing file may be replaced.
+
+    Returns:
+        The path written; the file appears whole or not at all. Pillow merges equal successive frames into a longer one.
+
+    Raises:
+        FileExistsError: the file exists and ``overwrite`` is False.
+        TypeError, ValueError: an argument is not as said above.
+        ImportError: a video was asked for, and PyAV is not installed.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in PICTURES + VIDEOS:
+        raise ValueError(f"{target} must end in {', '.join(PICTURES + VIDEOS)}, not in {suffix!r}")
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps must be positive and finite, but {fps!r} came")
+    drawn = overlay(
+        clip,
+        attributions,
+        layout=layout,
+        method=method,
+        sign=sign,
+        outlier_perc=outlier_perc,
+        alpha_overlay=alpha_overlay,
+        cmap=cmap,
+        crop=crop,
+        index=index,
+        mean=mean,
+        std=std,
+    )
+    frames = enlarge(drawn.frames, min_size)
+    if side_by_side:
+        original = enlarge(drawn.original, min_size)
+        gap = np.full((*frames.shape[:2], GAP, 3), 255, dtype=np.uint8)
+        frames = np.concatenate([original, gap, frames], axis=2)
+    if suffix in VIDEOS:
+        return write_video(target, frames, fps, crf=quality, overwrite=overwrite)
+    with atomic(target, overwrite) as partial:
+        _write_pictures(partial, frames, fps, quality)
+    return target
+
+
+def enlarge(frames: NDArray[np.uint8], min_size: int) -> NDArray[np.uint8]:
+    """Frames whose shorter side has at least ``min_size`` pixels.
+
+    Tiny frames grow by a whole factor, so that the pixels that the model saw stay visible; others are smoothed.
+    """
+    if min_size < 0:
+        raise ValueError(f"min_size is a number of pixels, at least 0, but {min_size!r} came")
+    height, width = frames.shape[1:3]
+    factor = min_size / min(height, width)
+    if factor <= 1:
+        return frames
+    if factor > 3:
+        return frames.repeat(math.ceil(factor), axis=1).repeat(math.ceil(factor), axis=2)
+    size = round(width * factor), round(height * factor)
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
+
+
+def _write_pictures(path: Path, frames: NDArray[np.uint8], fps: float, quality: int | None) -> None:
+    """An endless .webp or .gif."""
+    unit = 10 if path.suffix.lower() == ".gif" else 1  # a GIF counts in hundredths of a second
+    ends = np.arange(1, len(frames) + 1) * 1000 / fps / unit
+    # Rounding the ends instead of the lengths keeps the whole as long as it should be. Browsers slow a GIF down whose
+    # frames last less than 20 ms.
+    durations = (np.diff(ends.round().astype(int), prepend=0) * unit).clip(20 if unit == 10 else 1).tolist()
+    pictures = [Image.fromarray(frame) for frame in frames]
+    options: dict[str, Any] = {"quality": 85 if quality is None else quality, "method": 4}
+    if unit == 10:
+        # One palette per frame; sharing one saves little and shows bands in the heat map.
+        pictures = [picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
+        options = {"optimize": False}
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)

@@ -1,0 +1,203 @@
+"""Timelines: how much each frame contributes, with the frames themselves above the curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage, TextArea, VPacker
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captum_staa.layout import SpaceTime, VideoLayout
+
+from ._maps import SIGNS, Attributions, Clip, Sign, as_frames, as_map, signed, tensor_of
+from .frames import LABEL_SIZE, frame_labels, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FOR, AGAINST, TRUTH = "#d47801", "#0298db", "0.87"  # the colours of the maps; told apart by colour-blind readers
+THUMBNAIL = 1.1  # inches, at most, from bottom to top of a key frame
+GAP = 16  # points between the curve's axes and the key frames, where the factor of the scale (1e-3) may stand
+
+
+def show_timeline(
+    attributions: Attributions | Sequence[float],
+    layout: VideoLayout | str | None = None,
+    *,
+    sign: Sign = "all",
+    clip: Clip | None = None,
+    num_key_frames: int = 6,
+    fps: float | None = None,
+    indices: Sequence[int] | None = None,
+    truth: Tensor | NDArray[np.bool_] | Sequence[tuple[int, int]] | None = None,
+    index: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    title: str | None = None,
+    fig_size: tuple[float, float] = (9, 4.4),
+    plt_fig_axis: tuple[Figure, Axes] | None = None,
+    use_pyplot: bool = True,
+) -> tuple[Figure, Axes]:
+    """Draw how much each frame contributes.
+
+    Example:
+        >>> import torch
+        >>> figure, axes = show_timeline(torch.tensor([0.0, 0.5, 2.0, -0.5]), fps=2, use_pyplot=False)
+        >>> axes.lines[0].get_xdata().tolist(), axes.get_xlabel()
+        ([0.0, 0.5, 1.0, 1.5], 'time in s')
+
+    Args:
+        attributions: one number per frame ``(T,)``; or :class:`~captum_staa.SpaceTime`, whose temporal part is taken;
+            or maps as for :func:`~captum_staa.visualization.show_frames`, which are summed over each frame's pixels.
+        layout: order of the axes of five-dimensional tensors, such as ``"BTCHW"``.
+        sign: what to keep before the sum: ``"all"`` (evidence against takes away from evidence for it),
+            ``"absolute_value"``, ``"positive"`` or ``"negative"``.
+        clip: frames or clip as for :func:`~captum_staa.visualization.show_frames`, to show key frames above the curve.
+        num_key_frames: how many: the strongest of each of this many equal parts of the clip.
+        fps: frames per second that ``indices`` (or the frames) count; with it time is in seconds.
+        indices: ``(T,)``, the frames' numbers in their file.
+        truth: when the evidence is there, to be shaded: ``(T,)`` of bool, or pairs (first, last) of positions in the
+            clip, both included.
+        index: which clip of a batch.
+        mean: as for :func:`~captum_staa.visualization.show_frames`.
+        std: likewise.
+        title: over all.
+        fig_size: width and height in inches.
+        plt_fig_axis: figure and axes to draw on. Key frames use the room above the axes.
+        use_pyplot: whether pyplot manages the figure. It is never shown from here.
+
+    Returns:
+        The figure, and the axes of the curve.
+
+    Raises:
+        TypeError, ValueError: an argument is not as said above; the numbers of frames differ.
+    """
+    values = _per_frame(attributions, layout, sign, index)
+    total = len(values)
+    names = frame_labels(total, indices, fps)
+    times = np.arange(total, dtype=float) if indices is None else np.asarray(indices, dtype=float)
+    times = times if fps is None else times / fps
+    steps = np.diff(times)
+    if (steps <= 0).any():
+        raise ValueError(f"indices must rise from frame to frame, but {list(indices or ())!r} came")
+    half = (float(np.median(steps)) if total > 1 else 1.0) / 2
+
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size)
+    axes.plot(times, values, color="0.25", linewidth=1.4, zorder=3)
+    for first, last in _windows(truth, total):
+        axes.axvspan(
+            times[first] - half,
+            times[last] + half,
+            color=TRUTH,
+            zorder=0.5,
+            linewidth=0,
+            label=None if axes.patches else "evidence is there",
+        )
+    axes.axhline(0, color="0.6", linewidth=0.8, zorder=1.5)
+    for part, colour in ((values >= 0, FOR), (values <= 0, AGAINST)):
+        axes.fill_between(times, values, where=part.tolist(), interpolate=True, color=colour, alpha=0.25, linewidth=0)
+    axes.scatter(times, values, c=[FOR if value >= 0 else AGAINST for value in values], s=16, zorder=4)
+    axes.set_xlim(times[0] - half, times[-1] + half)
+    axes.margins(y=0.12)
+    if not values.any():
+        axes.set_ylim(-1, 1)  # matplotlib would show a scale of 1e-17
+    axes.set_xlabel("frame" if fps is None else "time in s")
+    axes.set_ylabel(f"{SIGNS[sign]}\nper frame")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=fps is None, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.patches:
+        axes.legend(loc="best", fontsize=LABEL_SIZE, frameon=False)
+    above = 6.0
+    if clip is not None:
+        frames = as_frames(clip, layout, index, mean, std)
+        if len(frames) != total:
+            raise ValueError(f"the clip has {len(frames)} frames, but the attributions have {total}")
+        above = _key_frames(axes, frames, names, times, values, num_key_frames)
+    if title:
+        axes.set_title(title, pad=above)
+    return figure, axes
+
+
+def _per_frame(
+    attributions: Attributions | Sequence[float], layout: VideoLayout | str | None, sign: Sign, index: int | None
+) -> NDArray[np.float64]:
+    """One number per frame."""
+    if sign not in SIGNS:
+        raise ValueError(f"sign is one of {', '.join(map(repr, SIGNS))}, but {sign!r} came")
+    if isinstance(attributions, SpaceTime):  # its temporal part may be a signal of its own, not a sum
+        temporal = attributions.temporal
+        if index is None and len(temporal) > 1:
+            raise ValueError(f"attributions hold {len(temporal)} clips; pass index= to choose one")
+        tensor = temporal[index or 0]
+    else:
+        tensor = tensor_of(attributions)
+    if tensor.ndim != 1:
+        return signed(as_map(tensor, layout, index), sign).sum((1, 2))
+    return signed(as_map(tensor[:, None, None]), sign)[:, 0, 0]
+
+
+def _windows(truth: Tensor | NDArray[np.bool_] | Sequence[tuple[int, int]] | None, total: int) -> list[tuple[int, int]]:
+    """``truth`` as pairs (first, last) of frames."""
+    if truth is None:
+        return []
+    given = np.asarray(truth)
+    if given.dtype == bool and given.shape == (total,):
+        edges = np.flatnonzero(np.diff(given, prepend=False, append=False))
+        return [(int(first), int(end) - 1) for first, end in edges.reshape(-1, 2)]
+    if given.dtype == bool or given.ndim != 2 or given.shape[1] != 2:
+        raise ValueError(
+            f"truth must be ({total},) of bool, or pairs (first, last), but its shape is {given.shape} and its dtype "
+            f"{given.dtype}"
+        )
+    for first, last in given:
+        if not 0 <= first <= last < total:
+            raise ValueError(f"truth windows lie in 0..{total - 1}, first before last, but ({first}, {last}) came")
+    return [(int(first), int(last)) for first, last in given]
+
+
+def _key_frames(
+    axes: Axes,
+    frames: NDArray[np.uint8],
+    names: Sequence[str],
+    times: NDArray[np.float64],
+    values: NDArray[np.float64],
+    count: int,
+) -> float:
+    """Thumbnails in a row above the curve, each tied to its point; returns the height they take, in points."""
+    if count < 1:
+        raise ValueError(f"num_key_frames must be at least 1, but {count!r} came")
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    parts = np.array_split(np.arange(len(values)), min(count, len(values)))
+    room = figure.get_figwidth() * axes.get_position().width / len(parts) * 0.93  # inches for each
+    scale = min(room / frames.shape[2], THUMBNAIL / frames.shape[1])  # inches per pixel
+    # Sizes in inches rather than in parts of the axes, so that the layout engine can make room for them.
+    above_axes = axes.transAxes + ScaledTranslation(0, GAP / 72, figure.dpi_scale_trans)
+    for position, part in enumerate(parts):
+        frame = int(part[np.abs(values[part]).argmax()])
+        # One pixel of an OffsetImage is a point, 1/72 inch.
+        picture = OffsetImage(frames[frame], zoom=scale * 72, interpolation="hanning" if scale < 1 / 72 else "nearest")
+        label = TextArea(names[frame], textprops={"fontsize": LABEL_SIZE})
+        tie = AnnotationBbox(
+            VPacker(children=[label, picture], align="center", pad=0, sep=3),
+            (times[frame], values[frame]),
+            xybox=((position + 0.5) / len(parts), 1),
+            xycoords="data",
+            boxcoords=above_axes,
+            box_alignment=(0.5, 0),
+            frameon=False,
+            pad=0,
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.8, "shrinkB": 3},
+            annotation_clip=False,
+            zorder=2,
+        )
+        axes.add_artist(tie)
+    return GAP + 72 * scale * frames.shape[1] + LABEL_SIZE + 14

@@ -1,0 +1,117 @@
+"""Moving pictures: files that decode to what was drawn, last as long as asked, and appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_staa import io
+from captum_staa.visualization import save_animation
+
+T, H, W = 8, 24, 32
+GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)
+
+
+def block() -> torch.Tensor:
+    """(1, T, 3, H, W): evidence in rows 4..7, columns 20..27; 1 per pixel in frame 2, half of that in frame 5."""
+    attributions = torch.zeros(1, T, 3, H, W)
+    attributions[:, 2, :, 4:8, 20:28] = 1 / 3
+    attributions[:, 5, :, 4:8, 20:28] = 1 / 6
+    return attributions
+
+
+def decoded(path) -> np.ndarray:
+    if path.suffix in (".webp", ".gif"):
+        with Image.open(path) as picture:
+            frames = []
+            for frame in range(picture.n_frames):
+                picture.seek(frame)
+                frames.append(np.asarray(picture.convert("RGB")))
+            return np.stack(frames)
+    return io.read_video(path).frames
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv", ".avi", ".webp", ".gif"])
+def test_an_animation_decodes_to_what_was_drawn(tmp_path, suffix):
+    if suffix not in (".webp", ".gif"):
+        pytest.importorskip("av")
+    levels = np.linspace(60, 120, T).astype(np.uint8)
+    clip = np.broadcast_to(levels[:, None, None, None], (T, H, W, 3))  # no two frames are equal
+    path = save_animation(tmp_path / f"clip{suffix}", clip, block(), layout="BTCHW", outlier_perc=0, min_size=96)
+    frames = decoded(path)
+    assert frames.shape == (T, 4 * H, 2 * 4 * W + 8, 3)
+    left, right = frames[:, :, : 4 * W], frames[:, :, -4 * W :]
+    np.testing.assert_allclose(left.mean((1, 2, 3)), levels, atol=4)  # in order
+    bright = right[..., 0].astype(int) > levels[:, None, None] + 40
+    assert bright.any((1, 2)).tolist() == [i in (2, 5) for i in range(T)]
+    rows, columns = np.nonzero(bright[2])
+    assert abs(rows.mean() - 4 * 5.5) < 2.5
+    assert abs(columns.mean() - 4 * 23.5) < 2.5
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_an_animation_lasts_as_long_as_asked(tmp_path):
+    clip = np.random.default_rng(0).integers(0, 255, (30, H, W, 3), dtype=np.uint8)
+    for suffix in (".gif", ".webp"):
+        path = save_animation(tmp_path / f"clip{suffix}", clip, np.ones((30, H, W)), fps=30, min_size=0)
+        with Image.open(path) as picture:
+            total = 0
+            for frame in range(picture.n_frames):
+                picture.seek(frame)
+                picture.load()
+                total += picture.info["duration"]
+        assert picture.n_frames == 30
+        assert total == pytest.approx(1000, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("size", "min_size", "expected"),
+    [
+        ((24, 32), 256, (264, 352)),
+        ((128, 160), 256, (256, 320)),
+        ((300, 400), 256, (300, 400)),
+        ((24, 32), 0, (24, 32)),
+    ],
+)
+def test_small_clips_are_enlarged(tmp_path, size, min_size, expected):
+    clip = np.zeros((2, *size, 3), dtype=np.uint8)
+    path = save_animation(tmp_path / "clip.gif", clip, np.ones((2, 3, 4)), min_size=min_size, side_by_side=False)
+    with Image.open(path) as picture:
+        assert picture.size == expected[::-1]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_a_failing_writer_leaves_nothing(tmp_path, monkeypatch, suffix):
+    def fail(self, path, **options):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_animation(tmp_path / f"clip{suffix}", GREY, block(), layout="BTCHW")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".mp4"])
+def test_an_existing_animation_is_kept(tmp_path, suffix):
+    path = tmp_path / f"clip{suffix}"
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match=rf"clip{suffix} exists"):
+        save_animation(path, GREY, block(), layout="BTCHW")
+    assert path.read_text() == "precious"
+    save_animation(path, GREY, block(), layout="BTCHW", overwrite=True)
+    assert path.stat().st_size > 500
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [("clip.mov", {}, r"clip\.mov must end in"), ("c.gif", {"fps": 0}, "fps .* 0"), ("c.gif", {"min_size": -1}, "-1")],
+)
+def test_animations_that_cannot_be_written(tmp_path, name, options, says):
+    with pytest.raises(ValueError, match=says):
+        save_animation(tmp_path / name, GREY, block(), layout="BTCHW", **options)
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,310 @@
+"""VideoClassifier around a user's own networks: logits, gradients, the module contract, predictions and targets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import IntegratedGradients, Saliency
+from captum.metrics import sensitivity_max
+from torch import Tensor, nn
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+from captum_staa.grid import TokenGrid
+from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.families import Family
+
+FRAMES, SIZE = 4, 16
+LABELS = {0: "Waving", 1: "Jumping jacks", 2: "running"}
+# Captum says this of every gradient method that is handed a plain tensor
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+
+
+def clip_of(batch: int = 2, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(batch, FRAMES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def videomae() -> nn.Module:
+    torch.manual_seed(0)
+    config = VideoMAEConfig(
+        image_size=SIZE,
+        patch_size=8,
+        num_frames=FRAMES,
+        hidden_size=24,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=16,
+        id2label=LABELS,
+    )
+    return VideoMAEForVideoClassification(config).eval()
+
+
+def conv_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(2), nn.Flatten(), nn.Linear(32, 3)
+    )
+
+
+class CnnLstm(nn.Module):
+    """A CNN per frame and an LSTM over frames; takes (B, C, T, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cnn = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.lstm = nn.LSTM(16, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        frames = clip.transpose(1, 2)  # (B, T, C, H, W)
+        features = self.cnn(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        return self.head(self.lstm(features)[0][:, -1])
+
+
+class Swapped(nn.Module):
+    """The twin of a (B, C, T, H, W) module that takes (B, T, C, H, W)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.inner = module
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.inner(clip.transpose(1, 2))
+
+
+class Returns(nn.Module):
+    """A module that wraps its logits (B, 3) in something."""
+
+    def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.wrap = conv_net(), wrap
+
+    def forward(self, clip: Tensor) -> Any:
+        return self.wrap(self.net(clip))
+
+
+@pytest.mark.parametrize("make", [conv_net, CnnLstm])
+def test_twins_in_both_layouts(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = make().eval()
+    channels_first = VideoClassifier(net, layout="BCTHW")
+    time_first = VideoClassifier(Swapped(net), layout="BTCHW")
+    clip = clip_of()
+    assert torch.equal(channels_first(clip.transpose(1, 2)), net(clip.transpose(1, 2)))
+    torch.testing.assert_close(time_first(clip), channels_first(clip.transpose(1, 2)))
+    for clf, inputs in ((channels_first, clip.transpose(1, 2)), (time_first, clip)):
+        leaf = inputs.clone().requires_grad_()
+        assert torch.autograd.grad(clf(leaf)[:, 0].sum(), leaf)[0].is_contiguous()
+        assert torch.isfinite(sensitivity_max(Saliency(clf).attribute, inputs, target=1)).all()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda logits: logits,
+        lambda logits: (logits, "attention"),
+        lambda logits: [logits],
+        lambda logits: SimpleNamespace(logits=logits),
+        lambda logits: {"loss": 0, "logits": logits},
+        lambda logits: logits[:, None],
+        lambda logits: logits[:, :, None, None, None],
+    ],
+)
+def test_logits_are_found(wrap: Callable[[Tensor], Any]) -> None:
+    module = Returns(wrap)
+    clip = clip_of().transpose(1, 2)
+    assert torch.equal(VideoClassifier(module, "BCTHW")(clip), module.net(clip))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "error", "text"),
+    [
+        (lambda logits: None, TypeError, "returned NoneType"),
+        (lambda logits: {"scores": logits}, TypeError, "returned dict"),
+        (lambda logits: logits[:, 0], ValueError, r"shape \(2,\), but \(B, K\)"),
+        (lambda logits: logits.repeat(1, 2).unflatten(1, (2, 3)), ValueError, r"shape \(2, 2, 3\), but \(B, K\)"),
+    ],
+)
+def test_outputs_without_logits_are_refused(wrap: Callable[[Tensor], Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        VideoClassifier(Returns(wrap), "BCTHW")(clip_of().transpose(1, 2))
+
+
+def test_swapped_axes_of_an_unknown_module() -> None:
+    clip = clip_of()
+    with pytest.raises(ValueError, match=r"\(2, 4, 3, 16, 16\) in layout BCTHW.*4 channels and 3 frames.*swapped"):
+        VideoClassifier(conv_net(), "BCTHW")(clip)
+    with pytest.raises(ValueError, match=r"swapped.*transpose\(2, 1\)"):
+        VideoClassifier(conv_net(), "BCTHW", num_frames=FRAMES)(clip)
+    with pytest.raises(RuntimeError, match="expected input"):  # no guess where nothing hints at it
+        VideoClassifier(conv_net(), "BCTHW")(torch.rand(1, 5, 6, 16, 16))
+
+
+def test_more_arguments_reach_the_module() -> None:
+    class Scaled(nn.Module):
+        def forward(self, clip: Tensor, scale: Tensor, shift: float) -> Tensor:
+            return clip.mean((1, 3, 4)) * scale + shift
+
+    clip, scale = clip_of(), torch.tensor([[2.0], [3.0]])
+    clf = VideoClassifier(Scaled(), "BCTHW")
+    assert torch.equal(clf(clip, scale, 1.0), clip.mean((1, 3, 4)) * scale + 1)
+    attributions = IntegratedGradients(clf).attribute(clip, target=0, additional_forward_args=(scale, 1.0))
+    torch.testing.assert_close(attributions.sum((1, 2, 3, 4)), clip.mean((1, 3, 4))[:, 0] * scale[:, 0])
+
+
+def test_modules_without_parameters_keep_the_clips_dtype() -> None:
+    class Mean(nn.Module):
+        def forward(self, clip: Tensor) -> Tensor:
+            return clip.mean((2, 3, 4))
+
+    assert VideoClassifier(Mean(), "BCTHW")(clip_of(dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_users_own_family() -> None:
+    grid = TokenGrid(2, 4, 4, tubelet=(2, 4, 4))
+    family = Family(
+        name="mine", grid=lambda model: grid, attention=lambda model: [], pooling=lambda model: "mean", layout="BCTHW"
+    )
+    clf = VideoClassifier(conv_net(), family=family)
+    assert (clf.grid, clf.layout.axes) == (grid, "BCTHW")
+    assert clf(clip_of().transpose(1, 2)).shape == (2, 3)
+
+
+def test_what_cannot_be_wrapped() -> None:
+    with pytest.raises(ValueError, match=r"Sequential is no transformer.*layout='BCTHW'"):
+        VideoClassifier(conv_net())
+    with pytest.raises(TypeError, match=r"function came; VideoClassifier.from_pretrained"):
+        VideoClassifier(lambda clip: clip, "BCTHW")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="string 'abc'"):
+        VideoClassifier(conv_net(), "BCTHW", labels="abc")
+
+
+def test_without_preprocessing_the_fix_is_named() -> None:
+    clf = VideoClassifier(conv_net(), "BCTHW")
+    for call in (lambda: clf.preprocess(np.zeros((4, 8, 8, 3), np.uint8)), lambda: clf.crop_box(8, 8)):
+        with pytest.raises(ValueError, match=r"preprocessing=Preprocessing\(resize"):
+            call()
+
+
+# ---------------------------------------------------------------- the module contract
+
+
+def test_wrapping_changes_nothing() -> None:
+    net = conv_net().train()
+    net[0].requires_grad_(False)
+    before = copy.deepcopy(net.state_dict())
+    clf = VideoClassifier(net, "BCTHW")
+    assert clf.module is net and net.training and not net[0].weight.requires_grad
+    assert set(clf.state_dict()) == {f"module.{name}" for name in before}
+    clf.load_state_dict({f"module.{name}": value for name, value in before.items()})
+
+
+@pytest.mark.parametrize("name", ["videomae", "conv"])
+def test_copies_are_independent(name: str) -> None:
+    clf = VideoClassifier(conv_net(), "BCTHW") if name == "conv" else VideoClassifier(videomae(), layout="BCTHW")
+    clip = clip_of().transpose(1, 2)
+    expected, twin = clf(clip).detach(), copy.deepcopy(clf)
+    with torch.no_grad():
+        for parameter in clf.parameters():
+            parameter.zero_()
+    assert torch.equal(twin(clip), expected) and not torch.equal(clf(clip), expected)
+    assert (twin.layout, twin.grid, twin.labels) == (clf.layout, clf.grid, clf.labels)
+
+
+def test_second_derivatives_and_no_grad() -> None:
+    class Square(nn.Module):
+        def forward(self, clip: Tensor) -> Tensor:
+            return clip.pow(3).transpose(1, 2).sum((2, 3, 4))
+
+    clf, clip = VideoClassifier(Square(), "BCTHW"), clip_of().requires_grad_()
+    first = torch.autograd.grad(clf(clip).sum(), clip, create_graph=True)[0]
+    second = torch.autograd.grad(first.sum(), clip)[0]
+    torch.testing.assert_close(second, 6 * clip.detach())
+    with torch.no_grad():
+        assert not clf(clip).requires_grad
+    with torch.inference_mode():
+        assert clf(clip_of()).shape == (2, 3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["videomae", "conv"])
+def test_traced_and_compiled(name: str) -> None:
+    clf = VideoClassifier(conv_net(), "BCTHW") if name == "conv" else VideoClassifier(videomae(), layout="BCTHW")
+    clip = clip_of().transpose(1, 2).contiguous()
+    expected = clf(clip).detach()
+    leaf = clip.clone().requires_grad_()
+    wanted = torch.autograd.grad(clf(leaf)[:, 1].sum(), leaf)[0]
+    for fast in (torch.jit.trace(clf, clip, check_trace=False), torch.compile(clf, backend="aot_eager")):
+        torch.testing.assert_close(fast(clip), expected, atol=1e-5, rtol=1e-5)
+        gradient = torch.autograd.grad(fast(leaf)[:, 1].sum(), leaf)[0]
+        assert gradient.is_contiguous()
+        torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- predict and target
+
+
+def test_predict_is_a_sorted_softmax() -> None:
+    clf = VideoClassifier(videomae())
+    probabilities = clf(clip_of(1)).softmax(1)[0].tolist()
+    expected = sorted(zip(LABELS.values(), probabilities, strict=True), key=lambda pair: -pair[1])
+    answer = clf.predict(clip_of(1), k=100)
+    assert [label for label, _ in answer] == [label for label, _ in expected]
+    assert [value for _, value in answer] == pytest.approx([value for _, value in expected])
+    assert sum(value for _, value in answer) == pytest.approx(1)
+    assert clf.predict(clip_of(1), k=2) == answer[:2]
+    batch = clf.predict(torch.cat([clip_of(1), clip_of(1, seed=5)]), k=1)
+    assert batch[0][0][0] == answer[0][0] and len(batch) == 2
+
+
+def test_predict_runs_in_eval_mode_and_restores_every_mode() -> None:
+    net = nn.Sequential(conv_net(), nn.Dropout(0.9))
+    clf = VideoClassifier(net, "BCTHW").train()
+    net[0][0].eval()  # a frozen layer, as in fine-tuning
+    modes = [module.training for module in clf.modules()]
+    clip = clip_of(1).transpose(1, 2)
+    first = clf.predict(clip)
+    assert first == clf.predict(clip) and [label for label, _ in sorted(first)] == ["0", "1", "2"]
+    assert [module.training for module in clf.modules()] == modes
+    with pytest.raises(RuntimeError):
+        clf.predict(torch.rand(1, 5, 4, 16, 16))
+    assert [module.training for module in clf.modules()] == modes
+
+
+def test_predict_refuses_what_does_not_fit() -> None:
+    clf = VideoClassifier(conv_net(), "BCTHW", labels=["a", "b"])
+    with pytest.raises(ValueError, match="3 logits, but has 2 labels"):
+        clf.predict(clip_of(1).transpose(1, 2))
+    with pytest.raises(ValueError, match="at least 1, but 0"):
+        clf.predict(clip_of(1).transpose(1, 2), k=0)
+
+
+def test_target_resolves_labels_and_indices() -> None:
+    clf = VideoClassifier(conv_net(), "BCTHW", labels=["Waving", "jumping jacks", "run", "Run", "7"])
+    assert [clf.target(x) for x in ("waving", " Jumping Jacks", "run", "Run", "7", "0")] == [0, 1, 2, 3, 4, 0]
+    assert [clf.target(x) for x in (2, np.int64(3), torch.tensor(4))] == [2, 3, 4]
+    with pytest.raises(ValueError, match=r"no label 'jumpin jack'; close are \['jumping jacks'\]"):
+        clf.target("jumpin jack")
+    with pytest.raises(ValueError, match=r"the 5 labels begin with \['Waving'"):
+        clf.target("xyz")
+    with pytest.raises(ValueError, match=r"names several classes, \[2, 3\]"):
+        clf.target("RUN")
+    for index in (5, -1, "5"):
+        with pytest.raises(ValueError, match=r"out of range: classes are 0\.\.4"):
+            clf.target(index)
+    for thing in (1.5, True, None):
+        with pytest.raises(TypeError, match="a label or a class index"):
+            clf.target(thing)
+    unnamed = VideoClassifier(conv_net(), "BCTHW")
+    assert unnamed.target(1000) == unnamed.target("1000") == 1000
+    with pytest.raises(ValueError, match="has no labels: pass an index"):
+        unnamed.target("waving")
+
+
+def test_repr_says_what_it_takes() -> None:
+    assert "layout=BTCHW, num_frames=4, image_size=(16, 16), 3 classes" in repr(VideoClassifier(videomae()))

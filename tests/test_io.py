@@ -1,0 +1,308 @@
+"""Video files: the right frames in the right order, honest errors, and nothing half-written."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from captum_staa import io
+
+av = pytest.importorskip("av")
+
+FORMATS = [".mp4", ".mkv", ".avi", ".webm"]
+
+
+def numbered(count: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Frames whose grey level tells their number: 4 apart, so that lossy coding cannot confuse neighbours."""
+    levels = (np.arange(count) * 4 + 16).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    return np.rint((frames.mean((1, 2, 3)) - 16) / 4).astype(int).tolist()
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory):
+    """A file of forty numbered frames in each format."""
+    folder = tmp_path_factory.mktemp("forty")
+    return {suffix: io.write_video(folder / f"clip{suffix}", numbered(40), fps=25) for suffix in FORMATS}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, range(40)),
+        ({"num_frames": 8}, [2, 7, 12, 17, 22, 27, 32, 37]),
+        ({"num_frames": 3}, [6, 20, 33]),
+        ({"num_frames": 40}, range(40)),
+        ({"num_frames": 4, "start": 20}, [22, 27, 32, 37]),
+        ({"num_frames": 6, "sampling": "dense"}, range(17, 23)),
+        ({"num_frames": 6, "sampling": "dense", "start": 34}, range(34, 40)),
+        ({"sampling": "stride", "stride": 12}, [0, 12, 24, 36]),
+        ({"sampling": "stride", "stride": 3, "num_frames": 4, "start": 30}, [30, 33, 36, 39]),
+    ],
+)
+def test_the_frames_asked_for_come_in_order(forty, suffix, arguments, expected):
+    frames, fps, indices = io.read_video(forty[suffix], **arguments)
+    assert indices.tolist() == list(expected) == numbers(frames)
+    assert frames.shape == (len(indices), 48, 64, 3)
+    assert frames.dtype == np.uint8
+    assert fps == pytest.approx(25, abs=0.01)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_probe(forty, suffix):
+    found = io.probe(forty[suffix])
+    assert found == (40, pytest.approx(25, abs=0.01), 48, 64)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_colours_and_odd_sizes_survive(tmp_path, suffix):
+    frames = np.full((3, 33, 47, 3), (255, 0, 0), dtype=np.uint8)
+    frames[:, :, 24:] = (20, 120, 90)
+    read = io.read_video(io.write_video(tmp_path / f"odd{suffix}", frames, fps=10)).frames
+    assert read.shape == (3, 34, 48, 3)
+    np.testing.assert_allclose(read[:, 16, 5], np.full((3, 3), (255, 0, 0)), atol=6)
+    np.testing.assert_allclose(read[:, 33, 47], np.full((3, 3), (20, 120, 90)), atol=6)  # the repeated corner
+
+
+def test_only_the_frames_asked_for_are_converted(forty, monkeypatch):
+    converted = []
+    to_rgb = io._to_rgb
+    monkeypatch.setattr(io, "_to_rgb", lambda frame, size: converted.append(1) or to_rgb(frame, size))
+    io.read_video(forty[".mp4"], num_frames=5)
+    assert len(converted) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "starts"),
+    [
+        ({"num_frames": 16}, [0, 16, 24]),
+        ({"num_frames": 10}, [0, 10, 20, 30]),
+        ({"num_frames": 40}, [0]),
+        ({"num_frames": 16, "stride": 7}, [0, 7, 14, 21, 24]),
+        ({"num_frames": 4, "stride": 30}, [0, 30, 36]),
+        ({"num_frames": 5, "frame_stride": 4, "stride": 20}, [0, 20, 23]),
+    ],
+)
+def test_windows_cover_the_video_to_its_end(forty, arguments, starts):
+    windows = list(io.iter_windows(forty[".mkv"], **arguments))
+    step, count = arguments.get("frame_stride", 1), arguments["num_frames"]
+    assert [start for start, _ in windows] == starts
+    for start, frames in windows:
+        assert numbers(frames) == list(range(start, start + count * step, step))
+
+
+def test_windows_hold_one_window_only(forty, monkeypatch):
+    """The first window comes before more than its own frames are decoded."""
+    given = []
+    decode = io._decode
+    monkeypatch.setattr(io, "_decode", lambda path: (given.append(1) or item for item in decode(path)))
+    next(io.iter_windows(forty[".mp4"], 8))
+    assert len(given) == 8
+
+
+def test_a_video_shorter_than_a_window(forty):
+    with pytest.raises(ValueError, match=r"clip\.mp4 holds 40 frames.* spans 41"):
+        list(io.iter_windows(forty[".mp4"], 41))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"num_frames": 41}, {"num_frames": 41, "sampling": "dense"}, {"start": 40}, {"num_frames": 0}]
+)
+def test_a_video_shorter_than_asked(forty, arguments):
+    with pytest.raises(ValueError, match="num_frames must be" if arguments == {"num_frames": 0} else "holds 40 frames"):
+        io.read_video(forty[".mp4"], **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"sampling": "random"}, {"stride": 2}, {"sampling": "stride", "stride": 0}, {"start": -1}, {"num_frames": 2.5}],
+)
+def test_arguments_out_of_range(forty, arguments):
+    with pytest.raises(ValueError, match=str(next(iter(arguments.values())))):
+        io.read_video(forty[".mp4"], **arguments)
+
+
+def write_sound(path):
+    with av.open(str(path), "w", format="wav") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("reader", [io.probe, io.read_video, lambda path: list(io.iter_windows(path, 2))])
+@pytest.mark.parametrize(
+    ("name", "write", "error", "says"),
+    [
+        ("missing.mp4", lambda path: None, FileNotFoundError, "does not exist"),
+        ("folder.mp4", lambda path: path.mkdir(), ValueError, "is a folder"),
+        ("empty.mp4", lambda path: path.touch(), ValueError, r"is empty \(0 bytes\)"),
+        ("text.mp4", lambda path: path.write_text("once upon a time\n" * 40), ValueError, "680 bytes but no video"),
+        ("sound.mp4", write_sound, ValueError, "no video stream but audio"),
+    ],
+)
+def test_what_is_no_video_says_so(tmp_path, reader, name, write, error, says):
+    write(tmp_path / name)
+    with pytest.raises(error, match=rf"{name}.*{says}"):
+        reader(tmp_path / name)
+
+
+@pytest.mark.parametrize("kept", [-4, 40])
+def test_a_file_cut_in_its_index(forty, tmp_path, kept):
+    whole = forty[".mp4"].read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole[: whole.index(b"moov") + kept])
+    with pytest.raises(ValueError, match=r"cut\.mp4 holds .*no video"):
+        io.read_video(cut)
+
+
+@pytest.mark.parametrize("suffix", FORMATS[:3])
+def test_a_header_that_promises_too_much(tmp_path, suffix):
+    """Half of the file is gone, its header is not: the frames come from what is left, with a warning."""
+    frames = np.random.default_rng(0).integers(0, 255, (40, 48, 64, 3), dtype=np.uint8)
+    whole = io.write_video(tmp_path / f"whole{suffix}", frames, fps=25).read_bytes()
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(UserWarning, match=rf"frames of .*cut{suffix} can be read, though its header announces 40"):
+        everything = io.read_video(cut)
+    left = len(everything.frames)
+    assert 10 < left < 30
+    with pytest.warns(UserWarning, match="damaged"):
+        some = io.read_video(cut, num_frames=5)
+    assert some.indices.tolist() == [(2 * i + 1) * left // 10 for i in range(5)]
+    np.testing.assert_array_equal(some.frames, everything.frames[some.indices])
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(ValueError, match=rf"holds {left} frames, but num_frames = 38"),
+    ):
+        io.read_video(cut, num_frames=38)
+
+
+def write_stream(path, sizes, rotation=0, level=16):
+    """One H.264 stream per size, one after the other in the same file."""
+    parts = []
+    for height, width in sizes:
+        part = path.with_name(f"{height}.ts" if rotation == 0 else path.name)
+        with av.open(str(part), "w") as container:
+            stream = container.add_stream("libx264", rate=Fraction(10))
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            if rotation:
+                stream.set_display_rotation(rotation)
+            for frame in numbered(3, height, width):
+                frame[: height // 2] = 250  # the upper half is bright
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        parts.append(part.read_bytes())
+    path.write_bytes(b"".join(parts))
+
+
+def test_frames_of_another_size_are_brought_to_the_first_ones(tmp_path):
+    write_stream(tmp_path / "grows.ts", [(48, 64), (96, 128)])
+    frames = io.read_video(tmp_path / "grows.ts").frames
+    assert frames.shape == (6, 48, 64, 3)
+    assert (frames[:, 10] > 230).all()
+    assert (frames[:, 40] < 60).all()
+
+
+@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV cannot write a rotation")
+@pytest.mark.parametrize(
+    ("degrees", "bright"), [(90, np.s_[:, :, :20]), (-90, np.s_[:, :, -20:]), (180, np.s_[:, -20:])]
+)
+def test_a_rotated_video_stands_upright(tmp_path, degrees, bright):
+    """Counter-clockwise by 90 degrees, the upper half becomes the left one."""
+    path = tmp_path / "turned.mp4"
+    write_stream(path, [(48, 64)], rotation=degrees)
+    frames = io.read_video(path).frames
+    assert frames.shape[1:3] == ((64, 48) if degrees % 180 else (48, 64)) == io.probe(path)[2:]
+    assert (frames[bright] > 230).all()
+    assert frames.mean() < 160  # the other half is dark
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_failing_encoder_leaves_nothing(tmp_path, monkeypatch, suffix):
+    def fail(*args, **kwargs):
+        assert len(os.listdir(tmp_path)) == 1  # the file under its other name
+        raise RuntimeError("disk full")
+
+    made = itertools.count()
+    from_ndarray = av.VideoFrame.from_ndarray
+    frame = type("Failing", (), {"from_ndarray": lambda *a, **k: from_ndarray(*a, **k) if next(made) < 79 else fail()})
+    monkeypatch.setattr(av, "VideoFrame", frame)
+    with pytest.raises(RuntimeError, match="disk full"):
+        io.write_video(tmp_path / f"clip{suffix}", numbered(40).repeat(2, 0), fps=10)  # encoders look far ahead
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_existing_file_is_kept(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match=r"clip\.mp4 exists; pass overwrite=True"):
+        io.write_video(path, numbered(2), fps=10)
+    assert path.read_text() == "precious"
+    io.write_video(path, numbered(2), fps=10, overwrite=True)
+    assert io.probe(path).num_frames == 2
+    assert os.listdir(tmp_path) == ["clip.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"frames": numbered(2) / 255}, TypeError, "must be uint8.*float64"),
+        ({"frames": numbered(2)[0]}, ValueError, r"must be \(T, H, W, 3\).*\(48, 64, 3\)"),
+        ({"frames": numbered(2)[:0]}, ValueError, "not empty"),
+        ({"fps": 0}, ValueError, "fps = 0"),
+        ({"fps": float("nan")}, ValueError, "fps = nan"),
+        ({"crf": 52}, ValueError, "crf = 52"),
+        ({"path": "clip.mov"}, ValueError, "'.mov'"),
+        ({"path": "nowhere/clip.mp4"}, FileNotFoundError, "folder of .*nowhere"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path, change, error, says):
+    arguments = {"path": "clip.mp4", "frames": numbered(2), "fps": 10, **change}
+    arguments["path"] = tmp_path / arguments["path"]
+    with pytest.raises(error, match=says) as caught:
+        io.write_video(**arguments)
+    assert arguments["path"].name in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_crf_trades_size_for_quality(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    sizes = [io.write_video(tmp_path / f"{crf}.mp4", frames, 10, crf=crf).stat().st_size for crf in (10, 40)]
+    assert sizes[0] > 2 * sizes[1]
+
+
+def test_without_pyav_the_fix_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    for call in (lambda: io.read_video("clip.mp4"), lambda: io.write_video(tmp_path / "c.mp4", numbered(1), fps=1)):
+        with pytest.raises(ImportError, match=r"pip install captum-staa\[video\]"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "fps", "height", "width"),
+    [
+        ("nasa_13013.mp4", 325, 25, 180, 320),
+        ("mmaction2_demo_arm_wrestling.mp4", 280, 28, 256, 340),
+        ("flipping_a_pancake.mkv", 310, 30, 240, 426),
+        ("v_ApplyEyeMakeup_g01_c01.avi", 164, 25, 240, 320),
+    ],
+)
+def test_real_files(shared_videos, name, count, fps, height, width):
+    assert io.probe(shared_videos / name) == (count, fps, height, width)
+    video = io.read_video(shared_videos / name, num_frames=8)
+    assert video.frames.shape == (8, height, width, 3)
+    assert video.indices.tolist() == [(2 * i + 1) * count // 16 for i in range(8)]
+    # The same frame again, found by counting from the file's start.
+    dense = io.read_video(shared_videos / name, num_frames=1, sampling="dense", start=int(video.indices[5]))
+    np.testing.assert_array_equal(dense.frames[0], video.frames[5])

@@ -1,0 +1,351 @@
+"""VideoClassifier around every Hugging Face family, and models by name: shipped, from a folder, from a cached hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import Saliency
+from captum.metrics import sensitivity_max
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.loading import shipped
+from captum_staa.models.preprocessing import Preprocessing
+
+transformers = pytest.importorskip("transformers")
+
+FRAMES, SIZE, CLASSES = 4, 16, 3
+# Captum says this of every gradient method that is handed a plain tensor
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+LABELS = {0: "Waving", 1: "Jumping jacks", 2: "running"}
+COMMON: dict[str, Any] = {"id2label": LABELS, "num_attention_heads": 2, "hidden_size": 24}
+MAKERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "videomae": (
+        "VideoMAEConfig",
+        "VideoMAEForVideoClassification",
+        {"image_size": SIZE, "patch_size": 8, "num_frames": FRAMES, "num_hidden_layers": 2, "intermediate_size": 16},
+    ),
+    "timesformer": (
+        "TimesformerConfig",
+        "TimesformerForVideoClassification",
+        {"image_size": SIZE, "patch_size": 8, "num_frames": FRAMES, "num_hidden_layers": 2, "intermediate_size": 16},
+    ),
+    "vivit": (
+        "VivitConfig",
+        "VivitForVideoClassification",
+        {
+            "image_size": SIZE,
+            "tubelet_size": [2, 8, 8],
+            "num_frames": FRAMES,
+            "num_hidden_layers": 2,
+            "intermediate_size": 16,
+        },
+    ),
+    "vjepa2": (
+        "VJEPA2Config",
+        "VJEPA2ForVideoClassification",
+        {
+            "crop_size": SIZE,
+            "patch_size": 8,
+            "frames_per_clip": FRAMES,
+            "tubelet_size": 2,
+            "num_hidden_layers": 2,
+            "num_pooler_layers": 1,
+            "pred_hidden_size": 24,
+            "pred_num_attention_heads": 2,
+            "pred_num_hidden_layers": 1,
+            "pred_num_mask_tokens": 2,
+        },
+    ),
+    "videoprism": (
+        "VideoPrismVisionConfig",
+        "VideoPrismForVideoClassification",
+        {
+            "image_size": SIZE,
+            "tubelet_size": [1, 8, 8],
+            "num_frames": FRAMES,
+            "num_spatial_layers": 2,
+            "num_temporal_layers": 1,
+            "intermediate_size": 16,
+        },
+    ),
+}
+GRIDS = {"timesformer": (4, 2, 2), "videoprism": (4, 2, 2)}
+families = pytest.mark.parametrize("name", [name for name in MAKERS if hasattr(transformers, MAKERS[name][1])])
+
+
+def build(name: str) -> nn.Module:
+    config_class, model_class, options = MAKERS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, config_class)(**{**COMMON, **options})
+    model = getattr(transformers, model_class)(config).eval()
+    with torch.no_grad():  # random heads are nearly flat, and a wrong input would hardly show
+        model.classifier.weight.normal_()
+    return model
+
+
+def save(name: str, folder: Path, **processor: Any) -> nn.Module:
+    model = build(name)
+    model.save_pretrained(folder)
+    config = {"size": {"shortest_edge": 20}, "crop_size": SIZE, "image_mean": 0.5, "image_std": 0.25, **processor}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    return model
+
+
+def clip_of(batch: int = 2, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(batch, FRAMES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def raw_logits(model: nn.Module, clip: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(clip).logits.reshape(len(clip), CLASSES)  # VideoPrism's are (B, 1, K)
+
+
+# ---------------------------------------------------------------- Hugging Face families, from a folder
+
+
+@families
+def test_a_loaded_model_answers_as_the_raw_one(name: str, tmp_path: Path) -> None:
+    model = save(name, tmp_path)
+    clf = VideoClassifier.from_pretrained(tmp_path)
+    torch.testing.assert_close(clf(clip_of()), raw_logits(model, clip_of()), atol=1e-6, rtol=1e-6)
+    assert clf.labels == list(LABELS.values())
+    assert (clf.layout.axes, clf.num_frames, clf.image_size) == ("BTCHW", FRAMES, (SIZE, SIZE))
+    assert clf.grid is not None and clf.grid.shape == GRIDS.get(name, (2, 2, 2))
+    assert clf.family is not None and clf.family.name == name
+    assert not any(module.training for module in clf.modules())
+    assert {p.dtype for p in clf.parameters()} == {torch.float32}
+
+
+@families
+def test_gradients_are_contiguous_and_those_of_the_raw_model(name: str) -> None:
+    model = build(name)
+    clf = VideoClassifier(model)
+    channels_last = clip_of().contiguous(memory_format=torch.channels_last_3d)
+    for clip in (clip_of(), clip_of().transpose(3, 4), channels_last):
+        expected = torch.autograd.grad(model(leaf := clip.clone().requires_grad_()).logits[..., 1].sum(), leaf)[0]
+        gradient = torch.autograd.grad(clf(leaf := clip.detach().requires_grad_())[:, 1].sum(), leaf)[0]
+        assert gradient.is_contiguous()
+        torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
+
+
+@families
+def test_sensitivity_of_saliency_is_that_of_a_slow_loop(name: str) -> None:
+    clf, clip = VideoClassifier(build(name)), clip_of(1)
+    saliency, radius, samples = Saliency(clf), 0.05, 3
+    noises = [
+        torch.empty_like(clip).uniform_(-radius, radius, generator=torch.Generator().manual_seed(i))
+        for i in range(samples)
+    ]
+    queue = iter(noises)
+
+    def perturb(inputs: Tensor, perturb_radius: float) -> Tensor:
+        return inputs + next(queue)
+
+    came = sensitivity_max(
+        saliency.attribute,
+        clip,
+        perturb,
+        perturb_radius=radius,
+        n_perturb_samples=samples,
+        target=1,
+        max_examples_per_batch=1,
+    )
+    plain = saliency.attribute(clip, target=1)
+    slow = max(float((saliency.attribute(clip + noise, target=1) - plain).norm() / plain.norm()) for noise in noises)
+    assert slow > 0
+    assert came.item() == pytest.approx(slow, rel=1e-4)
+
+
+@families
+def test_another_layout_is_carried_over(name: str) -> None:
+    model = build(name)
+    clf = VideoClassifier(model, layout="BCTHW")
+    torch.testing.assert_close(clf(clip_of().transpose(1, 2)), raw_logits(model, clip_of()), atol=1e-6, rtol=1e-6)
+    clf.preprocessing = Preprocessing(crop=(SIZE, SIZE))
+    assert clf.preprocess(np.zeros((FRAMES, 20, 24, 3), np.uint8)).shape == (1, 3, FRAMES, SIZE, SIZE)
+
+
+@families
+def test_dtypes(name: str, tmp_path: Path) -> None:
+    save(name, tmp_path)
+    single = VideoClassifier.from_pretrained(tmp_path)
+    expected = single(clip_of()).detach()
+    for dtype, tolerance in ((torch.float64, 1e-4), (torch.bfloat16, 0.15)):
+        clf = VideoClassifier.from_pretrained(tmp_path, dtype=dtype)
+        for clip in (clip_of(), clip_of(dtype=torch.float64)):
+            logits = clf(clip)
+            assert logits.dtype == dtype
+            assert (logits.float() - expected).abs().max() < tolerance * expected.abs().max()
+        leaf = clip_of().requires_grad_()
+        gradient = torch.autograd.grad(clf(leaf)[:, 0].sum(), leaf)[0]
+        assert gradient.dtype == torch.float32 and gradient.is_contiguous()
+    torch.testing.assert_close(single.to(torch.float64)(clip_of()).float(), expected, atol=1e-4, rtol=1e-4)
+
+
+@families
+def test_wrong_clips_are_named(name: str) -> None:
+    clf = VideoClassifier(build(name))
+    with pytest.raises(
+        ValueError, match=r"\(1, 2, 3, 16, 16\).*has 2 frames, the model takes 4: read_video\(\.\.\., num_frames=4\)"
+    ):
+        clf(clip_of(1)[:, :2])
+    with pytest.raises(ValueError, match=r"\(1, 3, 4, 16, 16\).*swapped.*clip.transpose\(1, 2\)"):
+        clf(clip_of(1).transpose(1, 2))
+    with pytest.raises(ValueError, match=r"16 x 12 pixels, the model takes 16 x 16: clf.preprocess"):
+        clf(clip_of(1)[..., :12])
+    with pytest.raises(ValueError, match=r"1 channels, the model takes 3"):
+        clf(clip_of(1)[:, :, :1])
+    with pytest.raises(ValueError, match=r"shape is \(4, 3, 16, 16\).*clip\[None\]"):
+        clf(clip_of(1)[0])
+    with pytest.raises(ValueError, match=r"uint8.*clf.preprocess"):
+        clf((clip_of(1) * 255).byte())
+    with pytest.raises(TypeError, match="ndarray came"):
+        clf(clip_of(1).numpy())
+
+
+def test_the_owner_may_say_that_clips_have_another_size() -> None:
+    model = build("vjepa2")  # rotary positions: any number of tubelets
+    clf = VideoClassifier(model, num_frames=8)
+    assert clf.grid is not None and clf.grid.shape == (4, 2, 2)
+    assert clf(clip_of().repeat(1, 2, 1, 1, 1)).shape == (2, CLASSES)
+    larger = VideoClassifier(model, image_size=(32, 24))
+    assert larger.grid is not None and larger.grid.shape == (2, 4, 3)
+
+
+def test_preprocess_equals_the_processor_and_its_box(tmp_path: Path) -> None:
+    model = save("videomae", tmp_path)
+    clf = VideoClassifier.from_pretrained(tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 40, 31, 3), dtype=np.uint8)
+    processor = (
+        transformers.VideoMAEImageProcessorPil
+        if hasattr(transformers, "VideoMAEImageProcessorPil")
+        else transformers.VideoMAEImageProcessor
+    )
+    options = {"size": {"shortest_edge": 20}, "crop_size": {"height": SIZE, "width": SIZE}}
+    theirs = processor(**options, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    expected = torch.from_numpy(
+        np.asarray(theirs([Image.fromarray(f) for f in frames], return_tensors="np")["pixel_values"])
+    )
+    clip = clf.preprocess(frames)
+    torch.testing.assert_close(clip, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(clf(clip), raw_logits(model, expected), atol=1e-6, rtol=1e-6)
+    assert clf.crop_box(40, 31) == Preprocessing(resize=20, crop=(SIZE, SIZE)).crop_box(40, 31)
+    with pytest.raises(ValueError, match=r"3 frames came \(shape \(3, 40, 31, 3\)\), the model takes 4: read_video"):
+        clf.preprocess(frames[:3])
+
+
+# ---------------------------------------------------------------- from_pretrained that fails, and options
+
+
+def test_a_folder_without_processor_files(tmp_path: Path) -> None:
+    build("vivit").save_pretrained(tmp_path)
+    assert VideoClassifier.from_pretrained(str(tmp_path)).preprocessing is None
+
+
+def test_options_win_over_the_folder(tmp_path: Path) -> None:
+    save("videomae", tmp_path, size={"longest_edge": 3})  # cannot be understood, and need not be
+    mine = Preprocessing(crop=(SIZE, SIZE))
+    clf = VideoClassifier.from_pretrained(tmp_path, preprocessing=mine, labels=["a", "b", "c"], layout="BCTHW")
+    assert clf.preprocessing is mine and clf.labels == ["a", "b", "c"] and clf.layout.axes == "BCTHW"
+    with pytest.raises(ValueError, match="longest_edge"):
+        VideoClassifier.from_pretrained(tmp_path)
+
+
+def test_stored_half_precision_is_loaded_as_asked(tmp_path: Path) -> None:
+    build("videomae").to(torch.float16).save_pretrained(tmp_path)
+    assert VideoClassifier.from_pretrained(tmp_path)(clip_of()).dtype == torch.float32
+
+
+def test_a_pretrained_backbone_without_a_head_is_refused(tmp_path: Path) -> None:
+    build("vivit").vivit.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no weights for .*classifier.*no fine-tuned classifier"):
+        VideoClassifier.from_pretrained(tmp_path)
+
+
+def test_weights_that_take_no_part_may_be_missing(tmp_path: Path) -> None:
+    model = save("vjepa2", tmp_path)
+    kept = {key: value for key, value in load_file(tmp_path / "model.safetensors").items() if ".predictor." not in key}
+    assert len(kept) < len(model.state_dict())
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    clf = VideoClassifier.from_pretrained(tmp_path)
+    torch.testing.assert_close(clf(clip_of()), raw_logits(model, clip_of()), atol=1e-6, rtol=1e-6)
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    model = save("videomae", tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model.safetensors"):
+        VideoClassifier.from_pretrained(tmp_path)
+
+
+def test_names_that_lead_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no model 'no-such-model'; looked for a folder.*Shipped are \["):
+        VideoClassifier.from_pretrained("no-such-model")
+    with pytest.raises(ValueError, match="no model '/no/such/folder'"):
+        VideoClassifier.from_pretrained("/no/such/folder")
+    with pytest.raises(ValueError, match=r"has no config.json, only"):
+        VideoClassifier.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="no video classifier could be loaded"):
+        VideoClassifier.from_pretrained(tmp_path)
+
+
+def test_a_hub_name_that_is_not_cached(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"loaded from 'nobody/nothing'.*filled cache\). Shipped are \["):
+        VideoClassifier.from_pretrained("nobody/nothing", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_a_hub_name_that_is_cached(tmp_path: Path) -> None:
+    """A cache as huggingface_hub lays it out: weights, config and the processor's file are all found offline."""
+    revision = "0" * 40
+    repository = tmp_path / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    folder = repository / "snapshots" / revision
+    folder.mkdir(parents=True)
+    model = save("timesformer", folder)
+    clf = VideoClassifier.from_pretrained("some/model", cache_dir=tmp_path, local_files_only=True)
+    torch.testing.assert_close(clf(clip_of()), raw_logits(model, clip_of()), atol=1e-6, rtol=1e-6)
+    assert clf.preprocessing == Preprocessing.from_folder(folder)
+
+
+def test_unknown_options_are_type_errors(tmp_path: Path) -> None:
+    for option in ({"trust_remote_code": True}, {"torch_dtype": torch.float32}):
+        with pytest.raises(TypeError, match=f"{next(iter(option))}.*attn_implementation"):
+            VideoClassifier.from_pretrained(tmp_path, **option)
+
+
+def test_attn_implementation_reaches_the_model(tmp_path: Path) -> None:
+    save("videomae", tmp_path)
+    clf = VideoClassifier.from_pretrained(tmp_path, attn_implementation="eager")
+    assert clf.module.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_models_load(name: str) -> None:
+    clf = VideoClassifier.from_pretrained(name)
+    assert clf.num_frames and clf.image_size and clf.labels
+    frames = np.zeros((clf.num_frames, *clf.image_size, 3), np.uint8)
+    assert len(clf.predict(clf.preprocess(frames))) == min(5, len(clf.labels))
+
+
+def test_resnet3d_folders(tmp_path: Path) -> None:
+    resnet3d = pytest.importorskip("captum_staa.models.resnet3d")
+    model = resnet3d.ResNet3D(num_classes=2, width=4, stages=2, num_frames=FRAMES, image_size=SIZE).eval()
+    resnet3d.save_pretrained(model, tmp_path, ["left", "right"])
+    clf = VideoClassifier.from_pretrained(tmp_path)
+    clip = clip_of().transpose(1, 2)
+    torch.testing.assert_close(clf(clip), model(clip))
+    assert (clf.layout.axes, clf.labels, clf.num_frames, clf.grid) == ("BCTHW", ["left", "right"], FRAMES, None)
+    assert clf.image_size == (SIZE, SIZE)
+    with pytest.raises(ValueError, match="swapped"):
+        clf(clip_of())

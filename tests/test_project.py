@@ -1,0 +1,247 @@
+"""The house rules: versions agree, importing is harmless, rooms keep to their floors, the wheel is whole."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import matplotlib.font_manager  # builds matplotlib's font cache, which the audited import below must find warm
+import pytest
+
+import captum_staa
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "captum_staa"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A room may import only from floors below its own, or from itself. The front door, captum_staa/__init__.py, stands
+# above every room it opens and below the command line. A new room needs a line here, and so a decision.
+FLOORS = {
+    **dict.fromkeys(["_captum", "layout", "grid"], 0),
+    **dict.fromkeys(["models", "attention", "perturbation", "baselines", "feature_masks"], 1),
+    **dict.fromkeys(["attr", "metrics", "visualization", "io"], 2),
+    "benchmark": 3,
+    "__init__": 4,
+    "__main__": 5,
+}
+
+
+def imported_names(path: Path, root: Path) -> Iterator[tuple[int, str]]:
+    """Every dotted name that a file imports, wherever it does so, as (line, absolute name)."""
+    parent = path.relative_to(root).with_suffix("").parts[:-1]  # of a module and of an __init__ alike: its folder
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = parent[: len(parent) - node.level + 1] if node.level else ()
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{prefix}.{alias.name}") for alias in node.names)
+
+
+def room_of(parts: tuple[str, ...] | list[str]) -> str:
+    """The room of a dotted name below the package; a name that is no room, as in ``from captum_staa import STAA``,
+    comes through the front door."""
+    return parts[0] if parts and parts[0] in FLOORS else "__init__"
+
+
+def breaches(package: Path) -> list[str]:
+    """Every import in a package's folder that goes up, or next door; and every room without a floor."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        where = path.relative_to(package)
+        here = where.with_suffix("").parts[0]
+        if here not in FLOORS:
+            found.append(f"{where}: the room {here!r} has no floor")
+            continue
+        for line, name in imported_names(path, package.parent):
+            top, *rest = name.split(".")
+            if top != package.name:
+                continue
+            unknown = rest[0] if rest and rest[0] not in FLOORS else None
+            if unknown and ((package / unknown).is_dir() or (package / f"{unknown}.py").is_file()):
+                found.append(f"{where}:{line}: imports {name}, a room that has no floor")
+                continue
+            there = room_of(rest)
+            if there != here and FLOORS[there] >= FLOORS[here]:
+                found.append(f"{where}:{line}: {here} (floor {FLOORS[here]}) imports {there} (floor {FLOORS[there]})")
+    return list(dict.fromkeys(found))  # one import of three names is one breach
+
+
+def test_rooms_import_only_from_floors_below():
+    found = breaches(PACKAGE)
+    assert not found, "\n".join(["", *found])
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "message"),
+    [
+        ("layout.py", "from captum_staa.attr import STAA", "layout (floor 0) imports attr (floor 2)"),
+        ("layout.py", "from .grid import TokenGrid", "layout (floor 0) imports grid (floor 0)"),
+        ("attention/capture.py", "from captum_staa.models.families import FAMILIES", "imports models (floor 1)"),
+        ("models/zoo.py", "def train():\n    from ..benchmark import PlantedClips", "imports benchmark (floor 3)"),
+        ("attr/staa.py", "from captum_staa import io", "attr (floor 2) imports io (floor 2)"),
+        ("metrics/causal.py", "import captum_staa", "metrics (floor 2) imports __init__ (floor 4)"),
+        ("benchmark/compare.py", "from captum_staa import STAA", "benchmark (floor 3) imports __init__ (floor 4)"),
+        ("attr/staa.py", "from ..helpers import x", "imports captum_staa.helpers.x, a room that has no floor"),
+        ("cellar/wine.py", "x = 1", "the room 'cellar' has no floor"),
+        ("attr/staa.py", "from ..layout import VideoLayout\nfrom .base import x\nimport torch.attr", None),
+        ("attr/__init__.py", "from .staa import STAA\nfrom ..models import VideoClassifier", None),
+        ("__init__.py", "from . import io\nfrom .benchmark import compare", None),
+        ("__main__.py", "import captum_staa as staa\nfrom captum_staa import STAA", None),
+    ],
+)
+def test_the_floor_rule_sees_a_breach(tmp_path, where, code, message):
+    package = tmp_path / "captum_staa"
+    path = package / where
+    path.parent.mkdir(parents=True)
+    path.write_text(code)
+    if "helpers" in code:
+        (package / "helpers").mkdir()
+    found = breaches(package)
+    assert found == [] if message is None else len(found) == 1 and message in found[0], f"{found = }"
+
+
+def test_only_one_door_leads_to_captums_private_helpers():
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in MODULES
+        if path != PACKAGE / "_captum.py"
+        for line, name in imported_names(path, ROOT)
+        if name.split(".")[0] == "captum" and any(part.startswith("_") for part in name.split(".")[1:])
+    ]
+    assert not found, "\n".join(["", *found])
+
+
+def test_every_module_says_what_it_is():
+    silent = [
+        str(path.relative_to(ROOT)) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    ]
+    assert not silent, f"modules without a docstring: {silent}"
+
+
+def test_no_file_is_longer_than_350_lines():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in MODULES}
+    assert MODULES
+    assert not {name: n for name, n in lengths.items() if n > 350}
+
+
+# Run in a bare interpreter: what `import captum_staa` does to the world, as Python's audit events tell it. The optional
+# extras are made absent, so the import also proves that the core needs none of them.
+AUDIT = """
+import json, os, sys
+for optional in ("av", "skimage", "sklearn", "pytest"):
+    sys.modules[optional] = None
+seen = []
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
+NETWORK = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
+CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "subprocess.Popen")
+def hook(event, args):
+    if event in NETWORK or event in CHANGES:
+        seen.append((event, repr(args)))
+    elif event == "open" and isinstance(args[2], int) and args[2] & WRITES and args[0] != os.devnull:
+        seen.append((event, repr(args)))
+sys.addaudithook(hook)
+import {module}
+print(json.dumps(seen))
+"""
+
+
+def audited_import(module: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    home, scratch = folder / "home", folder / "scratch"
+    home.mkdir()
+    scratch.mkdir()
+    keep = {"PATH", "LD_LIBRARY_PATH", "SYSTEMROOT"}
+    environment = {name: value for name, value in os.environ.items() if name in keep} | {
+        "HOME": str(home),
+        "TMPDIR": str(scratch),
+        "MPLCONFIGDIR": matplotlib.get_cachedir(),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+    }
+    code = AUDIT.replace("{module}", module)
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_import_is_silent_and_leaves_no_trace(tmp_path):
+    done = audited_import("captum_staa", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    # matplotlib, which Captum imports, keeps a font cache; torch._dynamo, which transformers imports, a scratch folder.
+    known = (matplotlib.get_cachedir(), str(tmp_path / "scratch"))
+    seen = [(event, what) for event, what in json.loads(done.stdout) if not any(folder in what for folder in known)]
+    assert seen == []
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "event"),
+    [
+        ("open('note.txt', 'w').write('x')", "open"),
+        ("import os; os.mkdir('cache')", "os.mkdir"),
+        ("import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 9))", "socket.connect"),
+    ],
+)
+def test_the_audit_sees_a_side_effect(tmp_path, code, event):
+    (tmp_path / "rude.py").write_text(f"import warnings; warnings.simplefilter('ignore')\n{code}\n")
+    done = audited_import("rude", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert event in [name for name, _ in json.loads(done.stdout)]
+
+
+def test_versions_agree():
+    core = pytest.importorskip("hatchling.metadata.core")
+    manager = pytest.importorskip("hatchling.plugin.manager")
+    assert core.ProjectMetadata(str(ROOT), manager.PluginManager()).version == captum_staa.__version__
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert citation is not None
+    assert citation[1] == captum_staa.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert re.search(rf"^## \[?{re.escape(captum_staa.__version__)}\b", changelog, re.MULTILINE)
+
+
+def test_citation_file_is_readable():
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["cff-version"]) == "1.2.0"
+    assert {"message", "title", "authors", "version"} <= citation.keys()
+    for reference in citation["references"]:
+        assert {"type", "title", "authors", "year", "url"} <= reference.keys(), reference
+        assert all({"given-names", "family-names"} <= author.keys() for author in reference["authors"])
+    assert [r["url"].rsplit("/")[-1] for r in citation["references"]] == ["2411.00630", "2109.00222", "2110.15574"]
+
+
+def test_constraints_name_every_dependency():
+    requirements = pytest.importorskip("packaging.requirements")
+    utils = pytest.importorskip("packaging.utils")
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {utils.canonicalize_name(line.split("==")[0]) for line in lines if "==" in line}
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    wanted = re.findall(r'"([A-Za-z0-9_.-]+>=[0-9.]+|furo)"', text)
+    assert len(wanted) > 12, f"{wanted = }"
+    assert not {utils.canonicalize_name(requirements.Requirement(entry).name) for entry in wanted} - pinned
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    ours = {
+        path.relative_to(ROOT).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names == ours
+    assert "captum_staa/py.typed" in names
+    assert any(name.startswith("captum_staa/models/weights/") and name.endswith(".safetensors") for name in names)

@@ -1,0 +1,252 @@
+"""Pictures: the colour at known pixels, frames in order under their labels, curves with the right numbers."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from captum_staa import io
+from captum_staa.layout import space_time
+from captum_staa.visualization import show_frames, show_timeline
+from captum_staa.visualization._maps import saliency
+from captum_staa.visualization._overlay import DIVERGING, UNSEEN, overlay
+
+T, H, W = 8, 24, 32
+GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def headless():
+    matplotlib.use("Agg")
+    yield
+    matplotlib.pyplot.close("all")
+
+
+def block() -> torch.Tensor:
+    """(1, T, 3, H, W): evidence in rows 4..7, columns 20..27; 1 per pixel in frame 2, half of that in frame 5."""
+    attributions = torch.zeros(1, T, 3, H, W)
+    attributions[:, 2, :, 4:8, 20:28] = 1 / 3
+    attributions[:, 5, :, 4:8, 20:28] = 1 / 6
+    return attributions
+
+
+def drawn(clip, attributions, **options) -> np.ndarray:
+    """What show_frames puts on its axes, (T, H, W, 3)."""
+    _, axes = show_frames(clip, attributions, use_pyplot=False, **options)
+    return np.stack([np.asarray(image.get_array()) for image in axes.images])
+
+
+# Colours.
+
+
+@pytest.mark.parametrize("sign", ["absolute_value", "positive", "negative", "all"])
+@pytest.mark.parametrize("method", ["blended_heat_map", "heat_map"])
+def test_an_empty_map_is_drawn_as_zero(sign, method):
+    assert saliency(np.zeros((T, H, W)), sign=sign).scale == 0
+    pictures = drawn(GREY, torch.zeros(1, T, 3, H, W), layout="BTCHW", sign=sign, method=method)
+    assert len(np.unique(pictures.reshape(-1, 3), axis=0)) == 1
+
+
+def test_numbers_of_frames_must_agree():
+    with pytest.raises(ValueError, match=r"8 frames, but the attributions have 4 \(shape \(4, 24, 32\)\)"):
+        show_frames(GREY, torch.zeros(4, H, W), use_pyplot=False)
+    with pytest.raises(ValueError, match="8 frames, but the attributions have 4"):
+        show_timeline(torch.zeros(4), clip=GREY, use_pyplot=False)
+
+
+def test_colours_at_known_pixels():
+    pictures = drawn(GREY, block(), layout="BTCHW", outlier_perc=0, alpha_overlay=0.6)
+    inferno = matplotlib.colormaps["inferno"]
+    for frame, value in ((2, 1.0), (5, 0.5)):
+        expected = 0.4 * 128 + 0.6 * 255 * np.array(inferno(value)[:3])
+        np.testing.assert_allclose(pictures[frame, 5, 22], expected, atol=2)
+    untouched = np.ones((T, H, W), dtype=bool)
+    untouched[[2, 5], 4:8, 20:28] = False
+    assert (pictures[untouched] == 128).all()
+
+
+def test_signs_get_sides_of_the_diverging_map():
+    attributions = block()
+    attributions[:, 5] *= -2
+    pictures = drawn(GREY, attributions, layout="BTCHW", sign="all", method="heat_map", outlier_perc=0)
+    for frame, value in ((2, 1.0), (5, 0.0), (0, 0.5)):
+        np.testing.assert_allclose(pictures[frame, 5, 22], 255 * np.array(DIVERGING(value)[:3]), atol=2)
+
+
+def test_lightness_of_the_diverging_map_is_even_and_zero_is_neutral():
+    rgb = DIVERGING(np.linspace(0, 1, 65))[:, :3]
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lightness = 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
+    assert np.ptp(rgb[32]) < 0.01
+    np.testing.assert_allclose(lightness, lightness[::-1], atol=2)
+    np.testing.assert_allclose(np.diff(lightness[32:]), 66 / 32, atol=0.7)
+
+
+def test_a_masked_image_is_the_picture_times_the_map():
+    pictures = drawn(GREY, block(), layout="BTCHW", method="masked_image", outlier_perc=0)
+    assert pictures[2, 5, 22].tolist() == [128] * 3
+    assert pictures[5, 5, 22].tolist() == [64] * 3
+    assert pictures[0].max() == 0
+
+
+@pytest.mark.parametrize("method", ["blended_heat_map", "heat_map", "masked_image"])
+def test_outside_of_the_crop_nothing_is_claimed(method):
+    small = torch.ones(T, 4, 4)
+    pictures = drawn(GREY, small, crop=(2, 8, 16, 16), method=method)
+    inside = np.zeros((H, W), dtype=bool)
+    inside[2:18, 8:24] = True
+    outside = 0.35 * 128 + 0.65 * 255 * UNSEEN if method == "blended_heat_map" else 255 * UNSEEN
+    assert np.abs(pictures[:, ~inside] - outside).max() <= 1
+    assert np.abs(pictures[:, inside] - outside).min(-1).max() > 20
+
+
+def test_the_colour_bar_shows_what_the_eye_meets():
+    found = overlay(GREY, block(), layout="BTCHW", outlier_perc=0)
+    assert np.abs(np.array(found.cmap(0.5)[:3]) * 255 - found.frames[5, 5, 22]).max() <= 3
+    assert "|attribution|, 1 = 1 (one scale" in found.caption
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"method": "alpha"}, "'alpha'"),
+        ({"alpha_overlay": 1.5}, "1.5"),
+        ({"method": "masked_image", "sign": "all"}, "two signs"),
+        ({"columns": 0}, "columns .* 0"),
+        ({"num_frames": -1}, "num_frames .* -1"),
+        ({"labels": ["a"]}, "labels must name each of the 8 frames, but 1 came"),
+        ({"indices": range(9)}, "indices must name each of the 8 frames, but 9 came"),
+        ({"fps": 0}, "fps .* 0"),
+    ],
+)
+def test_options_out_of_range(options, says):
+    with pytest.raises(ValueError, match=says):
+        show_frames(GREY, block(), layout="BTCHW", use_pyplot=False, **options)
+
+
+def test_a_heat_map_needs_attributions():
+    with pytest.raises(ValueError, match="needs attributions"):
+        show_frames(GREY, use_pyplot=False)
+    _, axes = show_frames(GREY, method="original_image", use_pyplot=False)
+    assert (np.asarray(axes.images[3].get_array()) == 128).all()
+
+
+# Contact sheets and timelines as figures.
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def test_frames_stand_in_reading_order_under_their_labels():
+    levels = np.linspace(20, 230, T).astype(np.uint8)
+    clip = np.broadcast_to(levels[:, None, None, None], (T, H, W, 3))
+    figure, axes = show_frames(clip, method="original_image", columns=3, use_pyplot=False)
+    assert [text.get_text() for text in axes.texts] == [f"frame {i}" for i in range(T)]
+    picture = rendered(figure)
+    positions = []
+    for image, text, level in zip(axes.images, axes.texts, levels, strict=True):
+        left, right, bottom, top = image.get_extent()
+        x, y = axes.transData.transform(((left + right) / 2, (bottom + top) / 2))
+        assert picture[len(picture) - int(y), int(x)].tolist() == [level] * 3  # the frame is where the sheet says
+        assert text.get_position()[0] == left
+        assert text.get_position()[1] < top  # above: the sheet's y axis points down
+        positions.append((round(len(picture) - y), round(x)))
+    assert positions == sorted(positions)
+    assert len({row for row, _ in positions}) == 3
+
+
+def test_labels_count_as_the_file_does():
+    def labels(**options):
+        _, axes = show_frames(GREY, block(), layout="BTCHW", use_pyplot=False, **options)
+        return [text.get_text() for text in axes.texts]
+
+    indices = range(5, 85, 10)
+    assert labels(indices=indices)[:2] == ["frame 5", "frame 15"]
+    assert labels(indices=indices, fps=25)[:2] == ["0.20 s", "0.60 s"]
+    assert labels(num_frames=4) == ["frame 1", "frame 3", "frame 5", "frame 7"]
+    assert labels(labels="abcdefgh", num_frames=2) == ["c", "g"]
+
+
+def test_no_pyplot_figure_is_left_behind_unless_asked():
+    from matplotlib import pyplot
+
+    show_frames(GREY, block(), layout="BTCHW", use_pyplot=False)
+    show_timeline(torch.ones(T), use_pyplot=False)
+    assert pyplot.get_fignums() == []
+    figure, _ = show_frames(GREY, block(), layout="BTCHW")
+    assert pyplot.get_fignums() == [figure.number]
+
+
+def test_pictures_go_onto_the_callers_axes():
+    figure = Figure()
+    upper, lower = figure.subplots(2)
+    assert show_frames(GREY, block(), layout="BTCHW", plt_fig_axis=(figure, upper)) == (figure, upper)
+    assert show_timeline(torch.ones(T), plt_fig_axis=(figure, lower)) == (figure, lower)
+    assert len(upper.images) == T
+    assert lower.lines
+
+
+def test_a_timeline_sums_over_each_frame():
+    attributions = block()
+    attributions[:, 6, :, 0, 0] = -1
+    _, axes = show_timeline(attributions, "BTCHW", fps=4, use_pyplot=False)
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0, 0, 32, 0, 0, 16, -3, 0], atol=1e-4)
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), np.arange(T) / 4)
+    _, axes = show_timeline(attributions, "BTCHW", sign="negative", use_pyplot=False)
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0, 0, 0, 0, 0, 0, 3, 0], atol=1e-4)
+    parts = space_time(attributions, "BTCHW")
+    _, axes = show_timeline(parts, indices=range(0, 80, 10), use_pyplot=False)
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), parts.temporal[0])
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), np.arange(0, 80, 10))
+
+
+@pytest.mark.parametrize("truth", [[(2, 3), (6, 6)], torch.tensor([0, 0, 1, 1, 0, 0, 1, 0]).bool()])
+def test_truth_is_shaded(truth):
+    _, axes = show_timeline(torch.ones(T), truth=truth, use_pyplot=False)
+    edges = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
+    assert edges == [(1.5, 3.5), (5.5, 6.5)]
+
+
+@pytest.mark.parametrize("truth", [[(3, 8)], [(4, 2)], [1, 2, 3], np.zeros(9, dtype=bool)])
+def test_truth_outside_of_the_clip(truth):
+    with pytest.raises(ValueError, match="truth"):
+        show_timeline(torch.ones(T), truth=truth, use_pyplot=False)
+
+
+def test_key_frames_are_the_strongest_of_their_part():
+    values = torch.tensor([0.0, 3, 1, 2, -5, 1, 0, 1])
+    figure, axes = show_timeline(values, clip=GREY, num_key_frames=4, title="a clip", use_pyplot=False)
+    ties = [artist for artist in axes.artists if hasattr(artist, "xyann")]
+    assert [tuple(float(value) for value in tie.xy) for tie in ties] == [(1, 3), (3, 2), (4, -5), (7, 1)]
+    rendered(figure)
+    height = figure.bbox.height
+    title = axes.title.get_window_extent()
+    for tie in ties:  # above the curve, below the title, and nothing is cut off
+        box = tie.offsetbox.get_window_extent()
+        assert axes.bbox.y1 < box.y0
+        assert box.y1 < title.y0
+        assert title.y1 <= height
+
+
+def test_a_real_clip_with_a_centre_crop(shared_videos):
+    """426 x 240 was cropped to the square in its middle; the lit token of the 14 x 14 grid comes out in its place."""
+    frames, fps, indices = io.read_video(shared_videos / "flipping_a_pancake.mkv", num_frames=8)
+    maps = torch.zeros(8, 14, 14)
+    maps[3, 4, 9] = 1
+    found = overlay(frames, maps, crop=(0, 93, 240, 240), method="masked_image", outlier_perc=0)
+    rows, columns = np.nonzero(found.frames[3, :, 93:333].max(-1))
+    cell = 240 / 14
+    assert rows.min() >= 3.4 * cell - 1
+    assert rows.max() <= 5.6 * cell + 1
+    assert columns.min() >= 8.4 * cell - 1
+    assert columns.max() <= 10.6 * cell + 1
+    figure, axes = show_frames(frames, maps, crop=(0, 93, 240, 240), indices=indices, fps=fps, use_pyplot=False)
+    assert axes.texts[0].get_text() == "0.63 s"
+    assert rendered(figure).std() > 10

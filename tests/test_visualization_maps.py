@@ -1,0 +1,160 @@
+"""Before any colour: sign, outliers, one scale per clip, clips as frames, and a map laid into the crop it covers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import visualization as captum_visualization
+
+from captum_staa.layout import space_time
+from captum_staa.visualization._maps import as_frames, place, saliency
+
+T, H, W = 8, 24, 32
+GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)
+
+
+def block() -> torch.Tensor:
+    """(1, T, 3, H, W): evidence in rows 4..7, columns 20..27; 1 per pixel in frame 2, half of that in frame 5."""
+    attributions = torch.zeros(1, T, 3, H, W)
+    attributions[:, 2, :, 4:8, 20:28] = 1 / 3
+    attributions[:, 5, :, 4:8, 20:28] = 1 / 6
+    return attributions
+
+
+@pytest.mark.parametrize("sign", ["absolute_value", "positive", "negative", "all"])
+@pytest.mark.parametrize("outlier_perc", [0, 2, 30])
+def test_a_clip_is_normalised_as_captum_normalises_an_image(sign, outlier_perc):
+    maps = torch.randn(1, T, H, W, generator=torch.Generator().manual_seed(0))
+    sheet = maps.reshape(T * H, W).double().numpy()  # the whole clip as one image
+    _, axes = captum_visualization.visualize_image_attr(
+        sheet, method="heat_map", sign=sign, outlier_perc=outlier_perc, use_pyplot=False
+    )
+    expected = np.asarray(axes.images[0].get_array()).reshape(T, H, W)
+    found = saliency(maps, sign=sign, outlier_perc=outlier_perc)
+    np.testing.assert_allclose(found.values, expected, atol=1e-6)
+    inner = (np.abs(expected) > 0) & (np.abs(expected) < 1)  # what was scaled but not cut off
+    np.testing.assert_allclose(np.abs(maps[0].numpy()[inner]), found.scale * np.abs(expected[inner]), rtol=1e-5)
+
+
+def test_half_the_evidence_gets_half_the_value_in_another_frame():
+    values, scale = saliency(block(), "BTCHW", outlier_perc=0)
+    assert scale == pytest.approx(1)
+    assert values[2, 5, 22] == pytest.approx(1)
+    assert values[5, 5, 22] == pytest.approx(0.5)
+    assert values[[0, 1, 3, 4, 6, 7]].max() == 0
+
+
+def test_outliers_are_cut_off_over_the_clip():
+    maps = np.ones((2, 1, 50), np.float32)
+    maps[1, 0, 0] = 100  # half of all there is
+    assert saliency(maps, outlier_perc=0).scale == 100
+    values, scale = saliency(maps, outlier_perc=51)
+    assert scale == 1
+    assert values.max() == 1
+
+
+def test_every_way_to_pass_attributions_is_the_same():
+    attributions = block()
+    maps = attributions.sum(2)
+    ways = [
+        saliency(attributions, "BTCHW"),
+        saliency(attributions.movedim(1, 2), "BCTHW"),
+        saliency(maps),
+        saliency(maps[0]),
+        saliency(maps.numpy()),
+        saliency(maps[0].flip(1).numpy()[:, ::-1]),
+        saliency(space_time(attributions, "BTCHW")),
+        saliency(torch.cat([maps * 0, maps]), index=1),
+        saliency(torch.cat([maps * 0, maps]), index=-1),
+        saliency(maps.requires_grad_()),
+    ]
+    for way in ways:
+        np.testing.assert_allclose(way.values, ways[0].values, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attributions", "options", "says"),
+    [
+        (torch.zeros(1, T, 3, H, W), {}, r"\(1, 8, 3, 24, 32\) need their layout"),
+        (torch.zeros(2, T, H, W), {}, r"hold 2 clips \(shape \(2, 8, 24, 32\)\); pass index="),
+        (torch.zeros(2, T, H, W), {"index": 2}, "index = 2 is outside the 2 clips"),
+        (torch.zeros(H, W), {}, r"shape is \(24, 32\)"),
+        (torch.zeros(0, H, W), {}, r"not empty.*\(0, 24, 32\)"),
+        (torch.full((T, H, W), torch.nan), {}, "6144 of the 6144 attributions .* nan or inf"),
+        (torch.zeros(T, H, W), {"sign": "both"}, "'both'"),
+        (torch.zeros(T, H, W), {"outlier_perc": 101}, "101"),
+    ],
+)
+def test_attributions_that_cannot_be_drawn(attributions, options, says):
+    with pytest.raises(ValueError, match=says):
+        saliency(attributions, **options)
+
+
+# Frames.
+
+
+def test_a_float_clip_is_rescaled_as_a_whole_or_its_normalisation_undone():
+    clip = torch.zeros(1, 3, 2, 4, 4)
+    clip[:, 0], clip[:, 1], clip[:, 2, 1] = -1, 1, 3
+    assert as_frames(clip, "BCTHW")[:, 0, 0].tolist() == [[0, 128, 64], [0, 128, 255]]
+    undone = as_frames(clip, "BCTHW", mean=[0.5, 0.25, 0], std=[0.5, 0.25, 0.2])
+    assert undone[:, 0, 0].tolist() == [[0, 128, 0], [0, 128, 153]]
+    assert as_frames(torch.full((1, 1, 1, 2, 2), 7, dtype=torch.uint8), "BTCHW").tolist() == [[[[7] * 3] * 2] * 2]
+
+
+@pytest.mark.parametrize(
+    ("clip", "options", "error", "says"),
+    [
+        (GREY / 255, {}, TypeError, r"uint8.*float64 of shape \(8, 24, 32, 3\)"),
+        (torch.zeros(1, T, 3, H, W), {}, ValueError, "needs its layout"),
+        (GREY[0], {}, ValueError, r"\(24, 32, 3\)"),
+        (torch.zeros(1, T, 2, H, W), {"layout": "BTCHW"}, ValueError, r"1 or 3 channels.*\(1, 8, 2, 24, 32\)"),
+        (torch.zeros(1, T, 3, H, W), {"layout": "BTCHW", "mean": 0.5}, ValueError, "mean = 0.5, std = None"),
+        (torch.full((1, T, 3, H, W), torch.inf), {"layout": "BTCHW"}, ValueError, "nan or inf"),
+    ],
+)
+def test_clips_that_cannot_be_drawn(clip, options, error, says):
+    with pytest.raises(error, match=says):
+        as_frames(clip, **options)
+
+
+# Placing a map.
+
+
+def test_a_map_lands_in_the_crop_that_the_model_saw():
+    """A 4 x 4 map over a crop of 16 x 16: one cell is 4 x 4 pixels, and its centre keeps its value."""
+    values = np.zeros((1, 4, 4), np.float32)
+    values[0, 1, 2] = 1
+    laid, seen = place(values, (1, H, W), crop=(6, 10, 16, 16))
+    assert np.argwhere(seen).min(0).tolist() == [6, 10]
+    assert np.argwhere(seen).max(0).tolist() == [21, 25]
+    assert laid[0, ~seen].max() == 0
+    rows, columns = np.nonzero(laid[0] > 0.7)
+    assert (rows.mean() + 0.5, columns.mean() + 0.5) == (6 + 1.5 * 4, 10 + 2.5 * 4)
+    # Between two cells, bilinear: half-way from the centre of one to the next it is half.
+    assert laid[0, 11:13, 19:21].mean() == pytest.approx((1 - 1 / 8) ** 2)
+    assert laid[0, 11, [21, 22]].mean() == pytest.approx(0.5 * (1 - 1 / 8), abs=1e-6)
+
+
+def test_a_crop_may_be_fractional_or_reach_over_the_border():
+    values = np.ones((1, 5, 5), np.float32)
+    _, seen = place(values, (1, 10, 10), crop=(1.4, 2.6, 4, 4))
+    assert np.flatnonzero(seen.any(1)).tolist() == [1, 2, 3, 4]
+    assert np.flatnonzero(seen.any(0)).tolist() == [3, 4, 5, 6]
+    laid, seen = place(values, (1, 10, 10), crop=(-2, 0, 14, 10))
+    assert seen.all()
+    assert laid.min() == pytest.approx(1)
+
+
+def test_shrinking_a_map_loses_no_point():
+    values = np.zeros((1, 64, 64), np.float32)
+    values[0, 21, 21] = 1
+    laid, _ = place(values, (1, 16, 16))
+    assert laid.sum() * 16 == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("crop", [(0, 40, 5, 5), (3, 3, 0, 5), (-9, 0, 5, 5)])
+def test_a_crop_beside_the_frame(crop):
+    with pytest.raises(ValueError, match="holds no pixel"):
+        place(np.ones((1, 2, 2), np.float32), (1, H, W), crop)
