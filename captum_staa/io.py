@@ -213,7 +213,7 @@ def write_video(
     target = Path(path)
     if target.suffix.lower() not in _ENCODERS:
         raise ValueError(f"{target} must end in {', '.join(_ENCODERS)} to choose a format, not in {target.suffix!r}")
-    codec, quality, worst, options, layout = _ENCODERS[target.suffix.lower()]
+    codec, quality, worst, options, muxing = _ENCODERS[target.suffix.lower()]
     frames = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
     if frames.dtype != np.uint8:
         raise TypeError(f"frames for {target} must be uint8 in 0..255, but {frames.dtype} came; scale and round first")
@@ -223,7 +223,7 @@ def write_video(
     if not (0 < fps < math.inf and 0 <= crf <= worst):
         raise ValueError(f"{target} needs 0 < fps < inf and 0 <= crf <= {worst}, but {fps = }, {crf = } came")
     height, width = frames.shape[1:3]
-    with atomic(target, overwrite) as partial, av.open(str(partial), "w", options=layout) as container:
+    with atomic(target, overwrite) as partial, av.open(str(partial), "w", options=muxing) as container:
         rate = Fraction(fps).limit_denominator(65535)
         stream = container.add_stream(codec, rate=rate, options={**options, "crf": str(crf)})
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from captum_staa import io
 from captum_staa.visualization import save_animation
+from captum_staa.visualization._overlay import overlay
 
 T, H, W = 8, 24, 32
 GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)
@@ -48,6 +49,8 @@ def test_an_animation_decodes_to_what_was_drawn(tmp_path, suffix):
     np.testing.assert_allclose(left.mean((1, 2, 3)), levels, atol=4)  # in order
     bright = right[..., 0].astype(int) > levels[:, None, None] + 40
     assert bright.any((1, 2)).tolist() == [i in (2, 5) for i in range(T)]
+    expected = overlay(clip, block(), layout="BTCHW", outlier_perc=0).frames[[2, 5], 5, 23]
+    np.testing.assert_allclose(right[[2, 5], 20:26, 92:98].mean((1, 2)), expected, atol=12)
     rows, columns = np.nonzero(bright[2])
     assert abs(rows.mean() - 4 * 5.5) < 2.5
     assert abs(columns.mean() - 4 * 23.5) < 2.5

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from captum_staa.models import zoo
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.loading import shipped
 from captum_staa.models.preprocessing import Preprocessing
 
 transformers = pytest.importorskip("transformers")
@@ -26,56 +26,20 @@ FRAMES, SIZE, CLASSES = 4, 16, 3
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
 LABELS = {0: "Waving", 1: "Jumping jacks", 2: "running"}
 COMMON: dict[str, Any] = {"id2label": LABELS, "num_attention_heads": 2, "hidden_size": 24}
+SMALL: dict[str, Any] = {"image_size": SIZE, "num_frames": FRAMES, "num_hidden_layers": 2, "intermediate_size": 16}
+PREDICTOR = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+VJEPA = {"crop_size": SIZE, "patch_size": 8, "frames_per_clip": FRAMES, "tubelet_size": 2, "num_hidden_layers": 2}
+PRISM = {"tubelet_size": [1, 8, 8], "num_spatial_layers": 2, "num_temporal_layers": 1}
 MAKERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "videomae": (
-        "VideoMAEConfig",
-        "VideoMAEForVideoClassification",
-        {"image_size": SIZE, "patch_size": 8, "num_frames": FRAMES, "num_hidden_layers": 2, "intermediate_size": 16},
-    ),
-    "timesformer": (
-        "TimesformerConfig",
-        "TimesformerForVideoClassification",
-        {"image_size": SIZE, "patch_size": 8, "num_frames": FRAMES, "num_hidden_layers": 2, "intermediate_size": 16},
-    ),
-    "vivit": (
-        "VivitConfig",
-        "VivitForVideoClassification",
-        {
-            "image_size": SIZE,
-            "tubelet_size": [2, 8, 8],
-            "num_frames": FRAMES,
-            "num_hidden_layers": 2,
-            "intermediate_size": 16,
-        },
-    ),
+    "videomae": ("VideoMAEConfig", "VideoMAEForVideoClassification", {**SMALL, "patch_size": 8}),
+    "timesformer": ("TimesformerConfig", "TimesformerForVideoClassification", {**SMALL, "patch_size": 8}),
+    "vivit": ("VivitConfig", "VivitForVideoClassification", {**SMALL, "tubelet_size": [2, 8, 8]}),
     "vjepa2": (
         "VJEPA2Config",
         "VJEPA2ForVideoClassification",
-        {
-            "crop_size": SIZE,
-            "patch_size": 8,
-            "frames_per_clip": FRAMES,
-            "tubelet_size": 2,
-            "num_hidden_layers": 2,
-            "num_pooler_layers": 1,
-            "pred_hidden_size": 24,
-            "pred_num_attention_heads": 2,
-            "pred_num_hidden_layers": 1,
-            "pred_num_mask_tokens": 2,
-        },
+        {**VJEPA, **PREDICTOR, "num_pooler_layers": 1, "pred_num_mask_tokens": 2},
     ),
-    "videoprism": (
-        "VideoPrismVisionConfig",
-        "VideoPrismForVideoClassification",
-        {
-            "image_size": SIZE,
-            "tubelet_size": [1, 8, 8],
-            "num_frames": FRAMES,
-            "num_spatial_layers": 2,
-            "num_temporal_layers": 1,
-            "intermediate_size": 16,
-        },
-    ),
+    "videoprism": ("VideoPrismVisionConfig", "VideoPrismForVideoClassification", {**SMALL, **PRISM}),
 }
 GRIDS = {"timesformer": (4, 2, 2), "videoprism": (4, 2, 2)}
 families = pytest.mark.parametrize("name", [name for name in MAKERS if hasattr(transformers, MAKERS[name][1])])
@@ -101,6 +65,14 @@ def save(name: str, folder: Path, **processor: Any) -> nn.Module:
 
 def clip_of(batch: int = 2, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.rand(batch, FRAMES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def drop(folder: Path, part: str) -> None:
+    """Take the weights with ``part`` in their name out of a saved model."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if part not in key}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def raw_logits(model: nn.Module, clip: Tensor) -> Tensor:
@@ -272,11 +244,16 @@ def test_a_pretrained_backbone_without_a_head_is_refused(tmp_path: Path) -> None
 
 def test_weights_that_take_no_part_may_be_missing(tmp_path: Path) -> None:
     model = save("vjepa2", tmp_path)
-    kept = {key: value for key, value in load_file(tmp_path / "model.safetensors").items() if ".predictor." not in key}
-    assert len(kept) < len(model.state_dict())
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    drop(tmp_path, ".predictor.")
     clf = VideoClassifier.from_pretrained(tmp_path)
     torch.testing.assert_close(clf(clip_of()), raw_logits(model, clip_of()), atol=1e-6, rtol=1e-6)
+
+
+def test_weights_that_the_installed_transformers_does_not_find_are_named(tmp_path: Path) -> None:
+    save("vivit", tmp_path)
+    drop(tmp_path, "layernorm_before")
+    with pytest.raises(ValueError, match=r"no weights for .*4 in all\): transformers .* pip install -U transformers"):
+        VideoClassifier.from_pretrained(tmp_path)
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
@@ -330,7 +307,7 @@ def test_attn_implementation_reaches_the_model(tmp_path: Path) -> None:
     assert clf.module.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", zoo.names())
 def test_shipped_models_load(name: str) -> None:
     clf = VideoClassifier.from_pretrained(name)
     assert clf.num_frames and clf.image_size and clf.labels

@@ -267,15 +267,10 @@ def test_shipped_folders_are_complete_and_small(family: str, task: str) -> None:
     folder = WEIGHTS / f"tiny-{family}-{task}"
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == family and config["architectures"]
-    assert (
-        tuple(config["id2label"][str(i)] for i in range(len(config["id2label"])))
-        == PlantedClips(0, 1, task).labels
-    )
+    assert tuple(config["id2label"][str(i)] for i in range(len(config["id2label"]))) == PlantedClips(0, 1, task).labels
     kind = "video_preprocessor" if family == "vjepa2" else "preprocessor"
     preprocessor = json.loads((folder / f"{kind}_config.json").read_text())
-    assert (
-        preprocessor["crop_size"] == {"height": 48, "width": 48} and preprocessor["image_mean"] == [0.5] * 3
-    )
+    assert preprocessor["crop_size"] == {"height": 48, "width": 48} and preprocessor["image_mean"] == [0.5] * 3
     training = json.loads((folder / "training.json").read_text())
     assert training["task"] == task and training["accuracy"] >= 0.95
     assert (folder / "model.safetensors").stat().st_size < 1_000_000

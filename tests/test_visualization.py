@@ -75,6 +75,8 @@ def test_signs_get_sides_of_the_diverging_map():
     pictures = drawn(GREY, attributions, layout="BTCHW", sign="all", method="heat_map", outlier_perc=0)
     for frame, value in ((2, 1.0), (5, 0.0), (0, 0.5)):
         np.testing.assert_allclose(pictures[frame, 5, 22], 255 * np.array(DIVERGING(value)[:3]), atol=2)
+    pictures = drawn(GREY, attributions, layout="BTCHW", sign="all", outlier_perc=0, alpha_overlay=0.6)
+    np.testing.assert_allclose(pictures[5, 5, 22], 0.4 * 128 + 0.6 * 255 * np.array(DIVERGING(0.0)[:3]), atol=2)
 
 
 def test_lightness_of_the_diverging_map_is_even_and_zero_is_neutral():
@@ -146,17 +148,20 @@ def rendered(figure: Figure) -> np.ndarray:
 
 def test_frames_stand_in_reading_order_under_their_labels():
     levels = np.linspace(20, 230, T).astype(np.uint8)
-    clip = np.broadcast_to(levels[:, None, None, None], (T, H, W, 3))
+    clip = np.broadcast_to(levels[:, None, None, None], (T, H, W, 3)).copy()
+    clip[:, H // 2 :] = 0  # the lower half is black
     figure, axes = show_frames(clip, method="original_image", columns=3, use_pyplot=False)
     assert [text.get_text() for text in axes.texts] == [f"frame {i}" for i in range(T)]
     picture = rendered(figure)
     positions = []
     for image, text, level in zip(axes.images, axes.texts, levels, strict=True):
-        left, right, bottom, top = image.get_extent()
-        x, y = axes.transData.transform(((left + right) / 2, (bottom + top) / 2))
-        assert picture[len(picture) - int(y), int(x)].tolist() == [level] * 3  # the frame is where the sheet says
+        left, right, *ends = image.get_extent()
+        top, bottom = sorted(ends)  # the sheet's y axis points down
+        for part, colour in ((0.25, level), (0.75, 0)):  # the frame is where the sheet says, and upright
+            x, y = axes.transData.transform(((left + right) / 2, top + part * (bottom - top)))
+            assert picture[len(picture) - int(y), int(x)].tolist() == [colour] * 3
         assert text.get_position()[0] == left
-        assert text.get_position()[1] < top  # above: the sheet's y axis points down
+        assert text.get_position()[1] < top  # above
         positions.append((round(len(picture) - y), round(x)))
     assert positions == sorted(positions)
     assert len({row for row, _ in positions}) == 3

@@ -34,7 +34,9 @@ def output_weights(pooling: str, batch: int, grid: TokenGrid, device: torch.devi
     return torch.full((batch, grid.num_tokens), 1 / grid.num_tokens, device=device)
 
 
-def pull(weights: Tensor, block: Sequence[AttentionSite], matrices: Mapping[AttentionSite, Tensor], grid: TokenGrid) -> Tensor:
+def pull(
+    weights: Tensor, block: Sequence[AttentionSite], matrices: Mapping[AttentionSite, Tensor], grid: TokenGrid
+) -> Tensor:
     """Weights of tokens after a block's attention to weights of tokens before it.
 
     Args:

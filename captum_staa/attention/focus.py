@@ -46,7 +46,9 @@ class Focus:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high <= 100:
-            raise ValueError(f"percentiles must obey 0 <= low <= high <= 100, but low={self.low}, high={self.high} came")
+            raise ValueError(
+                f"percentiles must obey 0 <= low <= high <= 100, but low={self.low}, high={self.high} came"
+            )
         if self.split not in _SPLITS:
             raise ValueError(f"split is one of {sorted(_SPLITS)}, but {self.split!r} came")
         if self.sharpness <= 0:
@@ -71,7 +73,9 @@ class Focus:
         level = self.threshold(judged)
         ordered = judged.flatten(1).sort(1).values
         top = ordered[:, round((ordered.shape[1] - 1) * (100 + self.high) / 200)]  # middle of what is above `high`
-        scale = (top - level).clamp(min=torch.finfo(maps.dtype).tiny)
+        # A constant map differs from itself by rounding alone, which must not be stretched to a gate.
+        rounding = 1e3 * torch.finfo(maps.dtype).eps * ordered[:, -1] + torch.finfo(maps.dtype).tiny
+        scale = (top - level).clamp(min=rounding)
         shape = (-1, 1, 1, 1)
         gate = torch.sigmoid(2 * self.sharpness * (judged - level.view(shape)) / scale.view(shape))
         return maps * gate

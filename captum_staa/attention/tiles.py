@@ -54,20 +54,18 @@ class Operands:
 def _softmax(scores: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if bias is not None:
-        scores = scores.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores + bias
-    return scores.softmax(-1)
+    if bias is None:
+        return scores.softmax(-1)
+    if bias.dtype != torch.bool:
+        return (scores + bias).softmax(-1)
+    probabilities = scores.masked_fill(~bias, float("-inf")).softmax(-1)
+    return probabilities.masked_fill(~bias.any(-1, keepdim=True), 0)  # a query that may attend to nothing
 
 
 def attend_and_average_rows(x: Operands) -> tuple[Tensor, Tensor]:
     """The output ``(B, heads, Q, dv)``, and the column means ``(B, N)`` of the head-mean attention matrix."""
-    batch, heads, count = x.query.shape[:3]
-    columns = x.query.new_zeros((batch * heads, 1, x.key.shape[2]), dtype=torch.float32)
-    mean = columns.new_full((1, 1, count), 1 / count)
     output = _empty_output(x)
-    for group, rows, tile in _tiles(x, output):
-        columns[group] += mean[:, :, : rows.stop - rows.start] @ tile.float()
-    return output.unflatten(0, (batch, heads)), columns.view(batch, heads, -1).mean(1)
+    return output.unflatten(0, x.query.shape[:2]), _row_mean(x, output)
 
 
 def attend_and_average_heads(x: Operands) -> tuple[Tensor, Tensor]:
@@ -76,10 +74,25 @@ def attend_and_average_heads(x: Operands) -> tuple[Tensor, Tensor]:
     return output.unflatten(0, x.query.shape[:2]), _head_mean(x, output)
 
 
+def average_rows(x: Operands) -> Tensor:
+    """The column means ``(B, N)`` alone, outside any graph: where the model computes its own output."""
+    with torch.no_grad():
+        return _row_mean(x, None)
+
+
 def average_heads(x: Operands) -> Tensor:
     """The head-mean matrix ``(B, Q, N)`` alone, outside any graph: where the model computes its own output."""
     with torch.no_grad():
         return _head_mean(x, None)
+
+
+def _row_mean(x: Operands, output: Tensor | None) -> Tensor:
+    batch, heads, count = x.query.shape[:3]
+    columns = x.query.new_zeros((batch * heads, 1, x.key.shape[2]), dtype=torch.float32)
+    mean = columns.new_full((1, 1, count), 1 / count)
+    for group, rows, tile in _tiles(x, output):
+        columns[group] += mean[:, :, : rows.stop - rows.start] @ tile.float()
+    return columns.view(batch, heads, -1).mean(1)
 
 
 def _head_mean(x: Operands, output: Tensor | None) -> Tensor:

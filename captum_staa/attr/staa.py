@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -23,8 +23,8 @@ from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.compose import block_map, blocks_of, light_reader, output_weights, pull, rollout
 from captum_staa.attention.focus import Focus
 from captum_staa.attention.frozen import parameters_frozen
-from captum_staa.attention.relevance import gradient_weighted, smooth_input_gradient, weigh
 from captum_staa.attention.released import released_maps
+from captum_staa.attention.relevance import gradient_weighted, smooth_input_gradient, weigh
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, from_joint
 from captum_staa.models.classifier import VideoClassifier
@@ -36,7 +36,7 @@ Rule = Literal["product", "gradient", "chefer"]
 Readings = Mapping[AttentionSite, Any]
 
 
-class STAA(Attribution):  # type: ignore[misc]  # captum is not typed
+class STAA(Attribution):
     """Spatio-temporal attention attribution of a video transformer.
 
     Example:
@@ -138,7 +138,7 @@ class STAA(Attribution):  # type: ignore[misc]  # captum is not typed
         """
         parts = self._parts(inputs, target, additional_forward_args, logits=False)
         clip = _format_tensor_into_tuples(inputs)[0]
-        return _format_output(_is_tuple(inputs), (self.forward_func.layout.expand(parts.joint, clip),))  # type: ignore[no-any-return]
+        return _format_output(_is_tuple(inputs), (self.forward_func.layout.expand(parts.joint, clip),))
 
     def attribute_parts(
         self,
@@ -177,7 +177,8 @@ class STAA(Attribution):  # type: ignore[misc]  # captum is not typed
         sizes = classifier.layout.size(clip)
         if not clip.is_floating_point():
             raise TypeError(f"a clip holds floats, but {clip.dtype} came; use VideoClassifier.preprocess on frames")
-        grid = classifier.family.grid(uncompiled(classifier.module))
+        grid = classifier.grid
+        assert grid is not None  # a family brings one
         size = (sizes["T"], sizes["H"], sizes["W"])
         extra = _format_additional_forward_args(additional_forward_args)
         if self.mode == "released":
@@ -212,7 +213,7 @@ class STAA(Attribution):  # type: ignore[misc]  # captum is not typed
             )
         family = self._family()
         sites = [site for block in self._chosen(self._blocks()) for site in block]
-        read = _read_probabilities if self.rule == "chefer" else _read_matrix
+        read: Callable[[AttentionCall], Tensor] = _read_probabilities if self.rule == "chefer" else _read_matrix
         if self.rule == "product" and self.layers != "all":
             read = light_reader(family.pooling(self._model()))
         with torch.enable_grad(), parameters_frozen(self.forward_func):
@@ -288,7 +289,8 @@ class STAA(Attribution):  # type: ignore[misc]  # captum is not typed
             _check_choice("layers", self.layers, ("mean", "all"))
             return blocks
         count = len(blocks)
-        if not self.layers or any(not isinstance(i, int) or not -count <= i < count for i in self.layers):
+        known = range(-count, count)
+        if not self.layers or any(i not in known for i in self.layers):
             raise ValueError(
                 f"layers is 'all', 'mean' or a list of indices from {-count} to {count - 1} of this model's {count} "
                 f"attention blocks, but {self.layers!r} came"

@@ -177,9 +177,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         """
         scenes, single = self._scenes(index)
         grey = torch.tensor(GREY, dtype=torch.uint8)
-        clips = _to_clip(
-            torch.stack([_round(s.front + s.noise).where(s.truth[..., None], grey) for s in scenes])
-        )
+        clips = _to_clip(torch.stack([_round(s.front + s.noise).where(s.truth[..., None], grey) for s in scenes]))
         return clips[0] if single else clips
 
     def _position(self, index: int) -> int:
@@ -193,9 +191,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
             return [self._scene(self._position(index))], True
         positions = range(self.n)[index]
         if not positions:
-            raise ValueError(
-                f"{index} picks none of the {self.n} clips, expected one at least: widen the slice"
-            )
+            raise ValueError(f"{index} picks none of the {self.n} clips, expected one at least: widen the slice")
         return [self._scene(i) for i in positions], False
 
     def _scene(self, i: int) -> _Scene:

@@ -10,11 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from captum_staa.models import preprocessing
+from captum_staa.models import preprocessing, zoo
 from captum_staa.models.labels import in_order
 
 HUB_OPTIONS = {"attn_implementation", "revision", "token", "cache_dir", "local_files_only"}
-_WEIGHTS = Path(__file__).parent / "weights"
 # Named here as well, because older releases of transformers miss some of them in AutoModelForVideoClassification.
 _CLASSES = {
     "videomae": "VideoMAEForVideoClassification",
@@ -23,16 +22,6 @@ _CLASSES = {
     "vjepa2": "VJEPA2ForVideoClassification",
     "videoprism_vision_model": "VideoPrismForVideoClassification",
 }
-
-
-def shipped() -> list[str]:
-    """Names of the models in this package.
-
-    Example:
-        >>> "no-such-model" in shipped()
-        False
-    """
-    return sorted(path.parent.name for path in _WEIGHTS.glob("*/config.json"))
 
 
 def load(
@@ -79,24 +68,20 @@ def load(
 
 def _folder(name: str) -> Path | None:
     """The local folder behind a name; None where the name can only be one on the hub."""
+    if (shipped := zoo.folder(name)) is not None:
+        return shipped
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     parts = name.split("/")
     if len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~"):
         return None
-    if len(parts) == 1:
-        from captum_staa.models import zoo
-
-        folder = zoo.folder(name)
-        if folder is not None:
-            return Path(folder)
-    names = shipped()
+    names = zoo.names()
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f"Did you mean {near[0]!r}? " if near else ""
     raise ValueError(
-        f"there is no model {name!r}; looked for a folder of this name (in {os.getcwd()!r}) and for a shipped model. "
-        f"{hint}Shipped are {names}; a model on the hub is named 'owner/name'"
+        f"there is no model {name!r}; looked for a folder of this name (in {os.getcwd()!r}) and a model "
+        f"shipped under it. {hint}Shipped are {names}; a model on the hub is named 'owner/name'"
     )
 
 
@@ -119,16 +104,20 @@ def _transformers(name: str, hub: dict[str, Any]) -> nn.Module:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"no video classifier could be loaded from {name!r}: {said[0]} Looked for config.json and "
-            f"model.safetensors there (a hub name needs the network or a filled cache). Shipped are {shipped()}"
+            f"model.safetensors there (a hub name needs the network or a filled cache). Shipped are {zoo.names()}"
         ) from error
-    # transformers fills a missing head with random numbers and only warns; explaining those would be nonsense.
+    # transformers fills missing weights with random numbers and only warns; explaining those would be nonsense. That
+    # is a backbone without a head, but also releases 5.5.4 to 5.17, which drop the attention biases of every VideoMAE.
     # V-JEPA 2's predictor takes no part in classification.
     missing = set(report["missing_keys"]) & {key for key, _ in model.named_parameters()}
     if missing := {key for key in missing if ".predictor." not in key}:
-        raise ValueError(
-            f"{name!r} has no weights for {sorted(missing)[:5]} ({len(missing)} in all): it is no fine-tuned "
-            f"classifier. Take one that is, or VideoClassifier(model) for a model that you train yourself"
+        headless = any(not key.startswith(f"{model.base_model_prefix}.") for key in missing)
+        fix = (
+            "it is no fine-tuned classifier. Take one that is, or VideoClassifier(model) for one you train yourself"
+            if headless
+            else f"transformers {transformers.__version__} finds none in this file: pip install -U transformers"
         )
+        raise ValueError(f"{name!r} has no weights for {sorted(missing)[:3]} ({len(missing)} in all): {fix}")
     return model
 
 

@@ -44,9 +44,7 @@ class ResNet3DConfig:
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} = {value!r}, expected a whole number of 1 or more")
         if self.width % self.groups:
-            raise ValueError(
-                f"width = {self.width}, expected a multiple of groups = {self.groups}: change either"
-            )
+            raise ValueError(f"width = {self.width}, expected a multiple of groups = {self.groups}: change either")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -97,9 +95,7 @@ class ResNet3D(nn.Module):
         super().__init__()
         if isinstance(num_classes, ResNet3DConfig):
             if options:
-                raise ValueError(
-                    f"{options = } beside a config, expected none: use dataclasses.replace(config, ...)"
-                )
+                raise ValueError(f"{options = } beside a config, expected none: use dataclasses.replace(config, ...)")
             self.config = num_classes
         else:
             self.config = ResNet3DConfig(num_classes, **options)
@@ -141,9 +137,7 @@ def save_pretrained(model: ResNet3D, folder: str | Path, labels: list[str], *, h
         ValueError: not one label per class.
     """
     if len(labels) != model.config.num_classes:
-        raise ValueError(
-            f"{len(labels)} labels {labels}, expected {model.config.num_classes}: one for each class"
-        )
+        raise ValueError(f"{len(labels)} labels {labels}, expected {model.config.num_classes}: one for each class")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -168,12 +162,8 @@ def from_pretrained(folder: str | Path) -> ResNet3D:
     folder = Path(folder)
     stored: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if (kind := stored.get("model_type")) != "resnet3d":
-        raise ValueError(
-            f"model_type = {kind!r} in {folder}, expected 'resnet3d': load it with the library it is from"
-        )
+        raise ValueError(f"model_type = {kind!r} in {folder}, expected 'resnet3d': load it with the library it is from")
     fields = {field.name for field in dataclasses.fields(ResNet3DConfig)}
     model = ResNet3D(ResNet3DConfig(**{name: value for name, value in stored.items() if name in fields}))
-    model.load_state_dict(
-        {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-    )
+    model.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
     return model.eval()

@@ -144,7 +144,9 @@ def _write_pictures(path: Path, frames: NDArray[np.uint8], fps: float, quality: 
     pictures = [Image.fromarray(frame) for frame in frames]
     options: dict[str, Any] = {"quality": 85 if quality is None else quality, "method": 4}
     if unit == 10:
-        # One palette per frame; sharing one saves little and shows bands in the heat map.
-        pictures = [picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
+        # One palette for all frames, or equal evidence would get other colours in other frames. Some pixels tell it.
+        some = frames[:, ::2, ::2]
+        palette = Image.fromarray(np.concatenate(list(some))).quantize(256)
+        pictures = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
         options = {"optimize": False}
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)

@@ -1,0 +1,143 @@
+"""What STAA costs beside one forward of the model, in time and in activation memory.
+
+    python benchmarks/attention_cost.py                       # three base-size models, two threads
+    python benchmarks/attention_cost.py --model videomae --rounds 9
+
+Every way is run interleaved with a plain forward in the same process; the figure is the median over rounds of
+its time over the forward beside it. Memory is the peak of what is allocated during the call (PyTorch's profiler counts
+every allocation of every operator), over the plain forward's peak; weights and the clip itself are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import transformers
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from captum_staa import STAA, VideoClassifier
+
+Way = Callable[[], object]
+
+
+def build(name: str) -> tuple[torch.nn.Module, Tensor]:
+    """A base-size model with random weights (time does not depend on them), and a clip."""
+    torch.manual_seed(0)
+    if name == "videomae":
+        config = transformers.VideoMAEConfig(num_labels=400)
+        return transformers.VideoMAEForVideoClassification(config), torch.randn(1, 16, 3, 224, 224)
+    if name == "timesformer":
+        config = transformers.TimesformerConfig(num_labels=400)
+        return transformers.TimesformerForVideoClassification(config), torch.randn(1, 8, 3, 224, 224)
+    config = transformers.VivitConfig(num_labels=400)
+    return transformers.VivitForVideoClassification(config), torch.randn(1, 32, 3, 224, 224)
+
+
+def ways(name: str, model: torch.nn.Module, clip: Tensor) -> dict[str, Way]:
+    """The calls to compare; the first is the unit."""
+    clf = VideoClassifier(model)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return clf(clip)
+
+    def forward_backward() -> Tensor:
+        leaf = clip.clone().requires_grad_()
+        return torch.autograd.grad(clf(leaf)[:, 0].sum(), leaf)[0]
+
+    def reference() -> object:
+        """The usual way: eager attention, and the weights of every head and layer returned."""
+        own = model.config._attn_implementation
+        if name != "timesformer":
+            model.set_attn_implementation("eager")
+        try:
+            with torch.no_grad():
+                return [a.mean(1) for a in model(clip, output_attentions=True).attentions[-1:]]
+        finally:
+            if name != "timesformer":
+                model.set_attn_implementation(own)
+
+    def staa(attribute: str = "attribute", **options: object) -> Way:
+        method = STAA(clf, **options)  # type: ignore[arg-type]
+        return lambda: getattr(method, attribute)(clip, target=0)
+
+    return {
+        "plain forward": forward,
+        "attention, last layer": staa(mode="attention", layers=[-1]),
+        "attention, last layer, and logits": staa("attribute_parts", mode="attention", layers=[-1]),
+        "attention, all layers aggregated": staa(mode="attention", layers="mean"),
+        "attention, all layers aggregated, and logits": staa("attribute_parts", mode="attention", layers="mean"),
+        "attention, all layers rolled out": staa(mode="attention", layers="all"),
+        "attention, all layers rolled out, and logits": staa("attribute_parts", mode="attention", layers="all"),
+        "reference: eager, output_attentions": reference,
+        "forward and backward": forward_backward,
+        "relevance (product)": staa(mode="relevance"),
+        "relevance (gradient)": staa(mode="relevance", rule="gradient"),
+    }
+
+
+def seconds(way: Way) -> float:
+    start = time.perf_counter()
+    way()
+    return time.perf_counter() - start
+
+
+def peak_bytes(way: Way) -> int:
+    """Largest sum of live allocations during a call, operators' own buffers included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        way()
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def measure(name: str, rounds: int) -> list[str]:
+    model, clip = build(name)
+    calls = ways(name, model.eval(), clip)
+    plain = calls["plain forward"]
+    units = {"relevance (product)": "forward and backward", "relevance (gradient)": "forward and backward"}
+    ratios: dict[str, list[float]] = {way: [] for way in calls}
+    own_unit: dict[str, list[float]] = {way: [] for way in units}
+    plain()
+    for _ in tqdm(range(rounds), desc=f"{name}: time"):
+        took = {}
+        for way, call in calls.items():
+            beside = seconds(plain)
+            took[way] = seconds(call)
+            ratios[way].append(took[way] / beside)
+        for way, unit in units.items():
+            own_unit[way].append(took[way] / took[unit])
+    memory = {way: peak_bytes(call) for way, call in tqdm(calls.items(), desc=f"{name}: memory")}
+    rows = [f"| {name}-base, {clip.shape[1]} x {clip.shape[3]} | time | spread | memory |", "|---|---|---|---|"]
+    for way, values in ratios.items():
+        share = memory[way] / memory["plain forward"]
+        spread = f"{min(values):.2f} to {max(values):.2f}"
+        rows.append(f"| {way} | {statistics.median(values):.3f} | {spread} | {share:.3f} |")
+    for way, unit in units.items():
+        share = memory[way] / memory[unit]
+        rows.append(f"| {way}, over {unit} | {statistics.median(own_unit[way]):.3f} | | {share:.3f} |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["videomae", "timesformer", "vivit"], action="append")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.model or ["videomae", "timesformer", "vivit"]:
+        print("\n".join(measure(name, arguments.rounds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""One capture in progress: what is handed to the reader, and which thread is reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_staa.attention import tiles
+from captum_staa.sites import AttentionSite
+
+
+class AttentionCall:
+    """One attention on its way: ask for what you need of it, and the model's output comes with it.
+
+    Attributes:
+        site: where it happens.
+        output: ``(B, heads, Q, dv)``, set where reading computed the attention's output too.
+    """
+
+    def __init__(
+        self,
+        site: AttentionSite,
+        operands: tiles.Operands | None,
+        ready: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        self.site = site
+        self.output: Tensor | None = None
+        self._operands = operands
+        self._ready = ready
+        self._dropout = dropout
+
+    def row(self, index: int = 0) -> Tensor:
+        """``(B, N)``: what one query attends to, averaged over heads."""
+        if self._ready is not None:
+            return self._ready[:, :, index].float().mean(1)
+        return self._known.row(index)
+
+    def column_means(self) -> Tensor:
+        """``(B, N)``: how much all queries together attend to each token; no part of a graph."""
+        if self._ready is not None:
+            return self._ready.detach().float().mean((1, 2))
+        if self._beside:
+            return tiles.average_rows(self._known)
+        self.output, columns = tiles.attend_and_average_rows(self._known)
+        return columns
+
+    def head_mean(self) -> Tensor:
+        """``(B, Q, N)``: the attention matrix averaged over heads; no part of a graph."""
+        if self._ready is not None:
+            return self._ready.detach().float().mean(1)
+        if self._beside:
+            return tiles.average_heads(self._known)
+        self.output, matrix = tiles.attend_and_average_heads(self._known)
+        return matrix
+
+    def probabilities(self) -> Tensor:
+        """``(B, heads, Q, N)``: the whole attention, part of the graph that leads to the model's output."""
+        if self._ready is None:
+            self._ready = self._known.probabilities()
+            self.output = F.dropout(self._ready, self._dropout) @ self._known.value
+        return self._ready
+
+    @property
+    def _beside(self) -> bool:
+        """Tiles keep no graph and drop nothing out: where either is asked, the model computes its output itself."""
+        return torch.is_grad_enabled() or self._dropout > 0
+
+    @property
+    def _known(self) -> tiles.Operands:
+        assert self._operands is not None
+        return self._operands
+
+
+class Enough(BaseException):
+    """Ends a forward from which all has been read. No Exception: a model's own ``except`` must not catch it."""
+
+
+class Session:
+    """What one ``capture`` reads, and where."""
+
+    def __init__(self, read: Callable[[AttentionCall], Any], last: AttentionSite | None) -> None:
+        self.readings: dict[AttentionSite, Any] = {}
+        self.sites: dict[nn.Module, AttentionSite] = {}
+        self.read, self.last = read, last
+        self.enough = Enough()
+
+    @property
+    def active(self) -> bool:
+        """Whether this thread is inside this capture, and not inside another one within it."""
+        return ACTIVE.get() is self
+
+    def take(self, call: AttentionCall) -> None:
+        """Let the reader read; end the forward after the last site, where that is asked."""
+        if call.site in self.readings:
+            raise ValueError(
+                f"{call.site.module!r} computes attention more than once in a forward; declare the module inside it "
+                f"that computes it once as the AttentionSite"
+            )
+        self.readings[call.site] = self.read(call)
+        if call.site == self.last:
+            raise self.enough
+
+
+ACTIVE: ContextVar[Session | None] = ContextVar("captum_staa_capture", default=None)

@@ -1,0 +1,166 @@
+"""One finished explanation of one video file: what was asked, what came out, and how it reads on a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captum_staa.io import VideoInfo
+from captum_staa.layout import SpaceTime
+
+BAR = 24  # characters of a probability of 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``python -m captum_staa explain`` was asked for; the words are those of ``--help``."""
+
+    video: Path
+    model: str
+    out: Path
+    method: str = "staa"
+    mode: str = "relevance"
+    rule: str | None = None
+    layers: str | list[int] = "all"
+    focus: bool = False
+    target: str | None = None
+    sampling: str | None = None
+    windows: bool = False
+    stride: int | None = None
+    frame_stride: int = 1
+    top: int = 5
+    device: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class KeyFrame:
+    """A frame that counts: its position in the explanation, its index in the file, its time and its share."""
+
+    position: int
+    index: int
+    time: float | None  # seconds; None where the file does not say how fast it plays
+    temporal: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Attributions of T frames of a file, and all that has to be known to read them."""
+
+    video: Path
+    info: VideoInfo
+    model: str
+    method: str  # how it was computed, such as "STAA(mode='relevance', rule='product', layers='all')"
+    class_specific: bool  # whether the maps are about the target, or about no class in particular
+    layout: str  # order of the axes of the model's clips
+    labels: list[str]  # (K,)
+    probabilities: list[float]  # (K,); over a long video the mean of its windows
+    target: int
+    target_given: bool
+    indices: list[int]  # (T,), in the file
+    parts: SpaceTime  # joint (1, T, H, W), spatial (1, H, W), temporal (1, T), float32 on the CPU
+    crop: tuple[float, float, float, float]  # top, left, height, width: where the maps lie in the file's frames
+    apart: int  # key frames are at least so many of the T frames apart
+    sampling: str
+    frames: NDArray[np.uint8] | None = None  # (T, h, w, 3); None where they are read again for the pictures
+    windows: tuple[dict[str, Any], ...] = ()
+    interrupted: str = ""  # what was left undone, if anything
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second of the file, None where it does not say."""
+        return self.info.fps if math.isfinite(self.info.fps) and self.info.fps > 0 else None
+
+    def time(self, index: int) -> float | None:
+        """Seconds from the file's first frame to this one."""
+        return None if self.fps is None else index / self.fps
+
+    def top(self, count: int) -> list[tuple[int, str, float]]:
+        """The likeliest classes as (class index, label, probability)."""
+        order = sorted(range(len(self.labels)), key=lambda k: -self.probabilities[k])
+        return [(k, self.labels[k], self.probabilities[k]) for k in order[:count]]
+
+    def key_frames(self, count: int = 5) -> list[KeyFrame]:
+        """The frames that count most; none where nothing counts."""
+        temporal = self.parts.temporal[0].tolist()
+        return [
+            KeyFrame(at, self.indices[at], self.time(self.indices[at]), temporal[at])
+            for at in strongest(temporal, count, self.apart)
+        ]
+
+    def subject(self) -> str:
+        """What the maps are about."""
+        return self.labels[self.target] if self.class_specific else "no class in particular"
+
+
+def strongest(values: Sequence[float], count: int, apart: int) -> list[int]:
+    """Positions of the largest values, largest first, at least ``apart`` from each other and half as large as the top.
+
+    Example:
+        >>> strongest([0.0, 5.0, 4.9, 0.1, 3.0, 1.0], count=3, apart=2)
+        [1, 4]
+        >>> strongest([0.0, 0.0], count=3, apart=1)
+        []
+    """
+    chosen: list[int] = []
+    for at in sorted(range(len(values)), key=lambda i: -values[i]):
+        if len(chosen) == count or values[at] <= 0 or (chosen and values[at] < values[chosen[0]] / 2):
+            break
+        if all(abs(at - other) >= apart for other in chosen):
+            chosen.append(at)
+    return chosen
+
+
+def moment(explanation: Explanation, index: int) -> str:
+    """``"1.23 s"``, or ``"frame 37"`` where the file does not say how fast it plays."""
+    time = explanation.time(index)
+    return f"frame {index}" if time is None else f"{time:.2f} s"
+
+
+def bar(share: float, encoding: str | None = "utf-8") -> str:
+    """A probability as a bar.
+
+    Example:
+        >>> bar(0.25), bar(0.25, encoding="ascii")
+        ('██████', '######')
+    """
+    try:
+        "█".encode(encoding or "ascii")
+        block = "█"
+    except (UnicodeEncodeError, LookupError):
+        block = "#"
+    return block * round(share * BAR)
+
+
+def report(explanation: Explanation, count: int, encoding: str | None = "utf-8") -> str:
+    """What the terminal shows of an explanation: the answer, what was explained, and when."""
+    info, indices = explanation.info, explanation.indices
+    length = f"{info.num_frames} frames" + ("" if explanation.fps is None else f", {info.num_frames / info.fps:.1f} s")
+    lines = [
+        f"{explanation.video.name}: {length}, {info.width} x {info.height}; {explanation.sampling}",
+        f"{explanation.model} answers" + (", on average over its windows," if explanation.windows else ""),
+    ]
+    rows = explanation.top(count)
+    wide = max(len(label) for _, label, _ in rows)
+    for _, label, probability in rows:
+        lines.append(f"  {label:<{wide}}  {probability:6.1%}  {bar(probability, encoding)}".rstrip())
+    if explanation.class_specific:
+        why = "as asked" if explanation.target_given else "the likeliest class"
+        lines.append(f"explained: {explanation.subject()} ({why}), by {explanation.method}")
+    else:
+        lines.append(f"explained: {explanation.subject()}, by {explanation.method}")
+    key = explanation.key_frames()
+    total = float(explanation.parts.temporal.clamp(min=0).sum())
+    if not key:
+        lines.append("when: in no frame; the attributions are zero everywhere")
+    else:
+        moments = [f"{moment(explanation, frame.index)} ({frame.temporal / total:.0%})" for frame in key]
+        span = f"{moment(explanation, indices[0])} to {moment(explanation, indices[-1])}"
+        lines.append(f"when: {', '.join(moments)}; of {len(indices)} frames from {span}")
+    return "\n".join(lines)
