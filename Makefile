@@ -22,7 +22,7 @@ help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.installed-video
-	$(py) -m captum_staa demo --out demo
+	$(py) -m captum_staa demo --out demo --overwrite
 
 test: $(VENV)/.installed-test
 	$(py) -m pytest $(ARGS)

@@ -4,7 +4,8 @@
     python benchmarks/planted_table.py --only videomae-pattern --clips 20
     python benchmarks/planted_table.py --write-only           # the table again, from the results at hand
 
-Each (family, task) is written to its own JSON file as soon as it is done; a second start goes on with the others.
+Each (family, task) is written to its own JSON file as soon as it is done; a second start goes on with the others,
+and `--redo STAA` runs again only the methods whose names begin so.
 """
 
 from __future__ import annotations
@@ -105,13 +106,13 @@ def scores(maps: Tensor, truth: Tensor, grid: TokenGrid) -> dict[str, Tensor]:
     }
 
 
-def run(family: str, task: str, count: int) -> dict[str, dict[str, float]]:
+def run(family: str, task: str, count: int, redo: str) -> dict[str, dict[str, float]]:
     clf = VideoClassifier.from_pretrained(f"tiny-{family}-{task}")
     grid = clf.grid
     assert grid is not None
     planted = PlantedClips(seed=SEED, n=count, task=task)
-    calls = methods(clf, grid)
-    makers = derived(grid)
+    calls = {name: call for name, call in methods(clf, grid).items() if name.startswith(redo)}
+    makers = {name: own for name, own in derived(grid).items() if name.startswith(redo)}
     found: dict[str, dict[str, list[float]]] = {
         name: {key: [] for key in (*METRICS, "forwards")} for name in (*calls, *makers)
     }
@@ -170,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--only", action="append", help="family-task, may be given again")
+    parser.add_argument("--redo", metavar="PREFIX")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     parser.add_argument("--write-only", action="store_true")
     arguments = parser.parse_args()
@@ -179,9 +181,10 @@ def main() -> None:
     names = [f"{family}-{task}" for family in FAMILIES for task in TASKS]
     for name in [] if arguments.write_only else arguments.only or names:
         path = folder / f"{name}.json"
-        if not path.exists():
+        if arguments.redo is not None or not path.exists():
             family, task = name.split("-")
-            results = {"clips": arguments.clips, "methods": run(family, task, arguments.clips)}
+            results = json.loads(path.read_text()) if path.exists() else {"clips": arguments.clips, "methods": {}}
+            results["methods"].update(run(family, task, results["clips"], arguments.redo or ""))
             path.with_suffix(".part").write_text(json.dumps(results, indent=1))
             path.with_suffix(".part").replace(path)
     found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names if (folder / f"{name}.json").exists()}

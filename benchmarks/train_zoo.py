@@ -162,11 +162,8 @@ def hint_loss(tokens: Tensor, truth: Tensor, targets: Tensor, head: nn.Linear) -
     A token of TimeSformer sees one frame. To see movement it must multiply what attention brings from another
     time with what is here. The one label of a clip is too faint a signal to find that; many tokens are not.
 
-    Args:
-        tokens: (B, 1 + P T, D), the class token, then for each place all of its times.
-        truth: (B, T, H, W) bool.
-        targets: (B, K), the clip's; rows without a certain answer count nothing.
-        head: D to K; not part of the model.
+    `tokens` (B, 1 + P T, D) are the class token, then for each place all of its times; `truth` is (B, T, H, W);
+    `targets` (B, K) are the clip's, and rows without a certain answer count nothing; `head` is not in the model.
     """
     batch, t = truth.shape[:2]
     share = F.avg_pool2d(truth.float(), 8).flatten(2).transpose(1, 2)  # (B, P, T)
@@ -291,11 +288,8 @@ def load(family: str, folder: Path) -> nn.Module:
         return resnet3d.from_pretrained(folder)
     import transformers
 
-    return (
-        getattr(transformers, f"{CONFIGS[family][0]}ForVideoClassification")
-        .from_pretrained(folder, dtype=torch.float32)
-        .eval()
-    )
+    name = f"{CONFIGS[family][0]}ForVideoClassification"
+    return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -83,9 +83,11 @@ def _attend(
     session = ACTIVE.get()
     site = None if session is None else session.sites.get(module)
     if session is not None and site is not None:
-        causal = _is_causal(module, query, attention_mask, options.get("is_causal"))
-        scale, softcap = options.get("scaling"), options.get("softcap")
-        operands = _operands(query, key, value, attention_mask, causal, scale, softcap)
+        mask = attention_mask
+        if mask is not None and mask.ndim == 2:  # (B, N), what flash attention is handed
+            mask = mask[:, None, None].bool()
+        causal = _is_causal(module, query, mask, options.get("is_causal"))
+        operands = _operands(query, key, value, mask, causal, options.get("scaling"), options.get("softcap"))
         call = AttentionCall(site, operands, dropout=float(options.get("dropout") or 0))
         session.take(call)
         if call.output is not None:
@@ -103,7 +105,7 @@ def _own_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | No
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get(_config(module)._attn_implementation, eager)  # type: ignore[no-any-return]
+    return ALL_ATTENTION_FUNCTIONS.get(_config(module)._attn_implementation, eager)
 
 
 def _config(module: nn.Module) -> Any:

@@ -289,8 +289,10 @@ class STAA(Attribution):
             _check_choice("layers", self.layers, ("mean", "all"))
             return blocks
         count = len(blocks)
-        known = range(-count, count)
-        if not self.layers or any(i not in known for i in self.layers):
+        asked: Any = self.layers
+        if not (
+            isinstance(asked, Sequence) and asked and all(isinstance(i, int) and -count <= i < count for i in asked)
+        ):
             raise ValueError(
                 f"layers is 'all', 'mean' or a list of indices from {-count} to {count - 1} of this model's {count} "
                 f"attention blocks, but {self.layers!r} came"

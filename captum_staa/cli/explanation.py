@@ -57,6 +57,7 @@ class Explanation:
     info: VideoInfo
     model: str
     method: str  # how it was computed, such as "STAA(mode='relevance', rule='product', layers='all')"
+    kind: str  # the same in two words
     class_specific: bool  # whether the maps are about the target, or about no class in particular
     layout: str  # order of the axes of the model's clips
     labels: list[str]  # (K,)
@@ -156,11 +157,11 @@ def report(explanation: Explanation, count: int, encoding: str | None = "utf-8")
     else:
         lines.append(f"explained: {explanation.subject()}, by {explanation.method}")
     key = explanation.key_frames()
-    total = float(explanation.parts.temporal.clamp(min=0).sum())
-    if not key:
+    mean = float(explanation.parts.temporal.mean())
+    if not key or mean <= 0:
         lines.append("when: in no frame; the attributions are zero everywhere")
     else:
-        moments = [f"{moment(explanation, frame.index)} ({frame.temporal / total:.0%})" for frame in key]
+        moments = [f"{moment(explanation, frame.index)} ({frame.temporal / mean:.1f}x)" for frame in key]
         span = f"{moment(explanation, indices[0])} to {moment(explanation, indices[-1])}"
-        lines.append(f"when: {', '.join(moments)}; of {len(indices)} frames from {span}")
+        lines.append(f"when: {', '.join(moments)} the mean of {len(indices)} frames from {span}")
     return "\n".join(lines)

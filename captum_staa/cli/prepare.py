@@ -87,6 +87,7 @@ def about(explainer: STAA, options: Options, info: VideoInfo) -> dict[str, Any]:
         "info": info,
         "model": options.model,
         "method": describe(explainer),
+        "kind": f"{explainer.get_name()} {explainer.mode}",
         "class_specific": explainer.mode == "relevance",
         "layout": classifier.layout.axes,
         "target_given": options.target is not None,

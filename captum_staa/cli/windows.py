@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -64,30 +65,34 @@ def explain_windows(explainer: STAA, options: Options, info: io.VideoInfo, targe
             f"{options.video} holds {info.num_frames} frames, but a window of this model spans {span} "
             f"({frames} frames, every {options.frame_stride}); leave --windows out, or lower --frame-stride"
         )
+    step = options.stride or span
+    total = count_windows(info.num_frames, span, step)
+    size = classifier.image_size or (info.height, info.width)
+    _check_memory(min(info.num_frames, total * frames), size)
+
+    def windows(what: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        given = io.iter_windows(options.video, frames, stride=step, frame_stride=options.frame_stride)
+        yield from tqdm(given, desc=what, total=total, unit="window", delay=0.5, leave=False)
+
     answers: dict[int, Tensor] = {}  # by window: probabilities (K,)
     if explainer.mode == "relevance" and target is None:
-        for start, window in _windows(options, info, frames, "finding the class"):
-            answers[start] = answer(explainer, classifier.preprocess(window))
+        with closing(windows("finding the class")) as given:
+            for start, window in given:
+                answers[start] = answer(explainer, classifier.preprocess(window))
         target = int(_mean(answers).argmax())
 
-    merged, done = Merged(), []
-    interrupted = ""
-    try:
-        for start, window in _windows(options, info, frames, "explaining"):
-            clip = classifier.preprocess(window)
+    merged, done, interrupted = Merged(), [], ""
+    with closing(windows("explaining")) as given:
+        try:
+            for start, window in given:
+                parts, answers[start], _ = explain_clip(explainer, classifier.preprocess(window), target)
+                seen = range(start, start + span, options.frame_stride)
+                merged.add(seen, parts.joint[0].float(), parts.temporal[0].float())
+                done.append(start)
+        except KeyboardInterrupt:
             if not done:
-                _check_memory(clip, info, options)
-            parts, probabilities, _ = explain_clip(explainer, clip, target)
-            answers[start] = probabilities
-            merged.add(
-                range(start, start + span, options.frame_stride), parts.joint[0].float(), parts.temporal[0].float()
-            )
-            done.append(start)
-    except KeyboardInterrupt:
-        if not done:
-            raise
-        total = count_windows(info.num_frames, span, options.stride or span)
-        interrupted = f"{len(done)} of about {total} windows are done and kept, the rest is missing"
+                raise
+            interrupted = f"{len(done)} of {total} windows are done and kept, the others are missing"
     indices, joint, temporal = merged.result()
     parts = from_joint(joint[None])
     if explainer.mode == "released":  # its temporal part is a signal of its own, not a sum
@@ -95,7 +100,6 @@ def explain_windows(explainer: STAA, options: Options, info: io.VideoInfo, targe
     probabilities = _mean(answers)
     target = int(probabilities.argmax()) if target is None else target
     labels = label_names(classifier, len(probabilities))
-    every = f"every {options.stride or span} frames"
     return Explanation(
         **about(explainer, options, info),
         labels=labels,
@@ -104,7 +108,7 @@ def explain_windows(explainer: STAA, options: Options, info: io.VideoInfo, targe
         indices=indices,
         parts=parts,
         apart=max(frames // 2, 1),
-        sampling=f"{len(indices)} frames seen, in {len(done)} windows of {frames}, one {every}",
+        sampling=f"{len(indices)} frames seen, in {len(done)} windows of {frames}, one every {step}",
         windows=tuple(_row(start, answers[start], labels, target) for start in done),
         interrupted=interrupted,
     )
@@ -118,16 +122,6 @@ def count_windows(num_frames: int, span: int, stride: int) -> int:
         (3, 4, 1)
     """
     return math.ceil((num_frames - span) / stride) + 1
-
-
-def _windows(
-    options: Options, info: io.VideoInfo, frames: int, what: str
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """The windows of the file, under a progress bar."""
-    span = (frames - 1) * options.frame_stride + 1
-    total = count_windows(info.num_frames, span, options.stride or span)
-    windows = io.iter_windows(options.video, frames, stride=options.stride, frame_stride=options.frame_stride)
-    yield from tqdm(windows, desc=what, total=total, unit="window", delay=0.5, leave=False)
 
 
 def _mean(answers: dict[int, Tensor]) -> Tensor:
@@ -144,13 +138,11 @@ def _row(start: int, probabilities: Tensor, labels: list[str], target: int) -> d
     }
 
 
-def _check_memory(clip: Tensor, info: io.VideoInfo, options: Options) -> None:
-    """Refuse at the first window what would fail at the last."""
-    height, width = clip.shape[-2:]
-    step = math.gcd(options.frame_stride, options.stride or 1) if options.stride else 1
-    need = info.num_frames / step * height * width * 4 * 2  # twice: as a dictionary, and stacked
+def _check_memory(frames: int, size: tuple[int, int]) -> None:
+    """Refuse before the first window what would fail at the last."""
+    need = 2 * 4 * frames * size[0] * size[1]  # float32, once by frame and once stacked
     if need > MOST:
         raise ValueError(
-            f"the maps of {info.num_frames} frames of {height} x {width} need {need / 1e9:.0f} GB, more than "
-            f"{MOST / 1e9:.0f}; cut the video into parts, or take --frame-stride and --stride with a common divisor"
+            f"the maps of {frames} frames of {size[0]} x {size[1]} pixels need {need / 1e9:.0f} GB, and {MOST / 1e9:.0f} "
+            f"are allowed; see fewer frames with --frame-stride, or cut the video into parts"
         )

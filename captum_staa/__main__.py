@@ -1,0 +1,135 @@
+"""``python -m captum_staa``: explain a video file, or see a demonstration."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from captum_staa import __version__
+from captum_staa.cli import demo, explain
+from captum_staa.cli.explanation import Options
+from captum_staa.models import zoo
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: as on a command line, without the program's name; None takes the process's own.
+
+    Returns:
+        The exit code: 0, 1 if the demo did not come out as planted, 2 after an error, 130 after Ctrl-C.
+    """
+    options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return int(options.run(options))
+        except KeyboardInterrupt:
+            print("captum_staa: interrupted; nothing is left half-written", file=sys.stderr)
+            return explain.INTERRUPTED
+        except (ValueError, OSError, ImportError) as error:
+            if options.debug:
+                raise
+            print(f"captum_staa: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+            return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m captum_staa", description="Where and when did a video model look, and why this class?"
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="explain | demo")
+    _add_explain(commands.add_parser("explain", help="explain what a model says of a video file", allow_abbrev=False))
+    _add_demo(commands.add_parser("demo", help="explain a made-up clip whose right explanation is known"))
+    return parser
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Explain what a model says of a video file, in numbers and pictures."
+    parser.epilog = "models shipped with this package:\n  " + "\n  ".join(zoo.names())
+    add = parser.add_argument
+    add("video", metavar="VIDEO", type=Path, help="any file that FFmpeg reads")
+    add("--model", metavar="NAME", required=True, help="a shipped name (below), a folder, or owner/name on the hub")
+    add("--out", metavar="DIR", type=Path, help="folder of the results (default: VIDEO's name, with _explained)")
+    add("--overwrite", action="store_true", help="replace earlier results in DIR")
+    add("--target", metavar="CLASS", help="label or index of the class to explain (default: the likeliest)")
+    add("--top", metavar="K", type=_positive, default=5, help="classes to print (default: 5)")
+    add("--device", help="such as cuda (default: cpu)")
+    add("--debug", action="store_true", help="show where in the code an error came from")
+    method = parser.add_argument_group("method")
+    add = method.add_argument
+    add("--method", choices=["staa"], default="staa", help="(default: staa)")
+    add("--mode", choices=["relevance", "attention", "released"], default="relevance", help="(default: relevance)")
+    add("--rule", choices=["product", "gradient", "chefer"], help="of --mode relevance (default: product)")
+    add("--layers", metavar="all|mean|-1,..", type=_layers, default="all", help="blocks that count (default: all)")
+    add("--focus", action="store_true", help="raise evidence out of noise")
+    frames = parser.add_argument_group("frames")
+    add = frames.add_argument
+    add("--sampling", choices=["uniform", "dense", "stride"], help="frames of the one clip seen (default: uniform)")
+    add("--windows", action="store_true", help="see all of a long video, window by window; Ctrl-C keeps what is done")
+    add(
+        "--stride",
+        metavar="N",
+        type=_positive,
+        help="frames from one window to the next (default: no overlap), or between the frames of --sampling stride",
+    )
+    add("--frame-stride", metavar="N", type=_positive, default=1, help="within a window, see every Nth frame")
+    parser.set_defaults(run=_explain)
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Explain a made-up clip whose right explanation is known, and score methods on such clips."
+    add = parser.add_argument
+    add("--out", metavar="DIR", type=Path, default=Path("demo"), help="folder of the results (default: demo)")
+    add("--overwrite", action="store_true", help="replace earlier results in DIR")
+    add("--clips", metavar="N", type=_positive, default=demo.CLIPS, help=f"clips to score (default: {demo.CLIPS})")
+    add("--debug", action="store_true", help="show where in the code an error came from")
+    parser.set_defaults(run=lambda options: demo.run(options.out, clips=options.clips, overwrite=options.overwrite))
+
+
+def _explain(options: argparse.Namespace) -> int:
+    given = {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
+    given["out"] = options.out or Path(f"{options.video.stem}_explained")
+    return explain.run(Options(**given))
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """``--layers -1,-2`` as ``--layers=-1,-2``: argparse takes what begins with a dash for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--layers":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes a whole number of at least 1, but {text!r} came")
+    return int(text)
+
+
+def _layers(text: str) -> str | list[int]:
+    if text in ("all", "mean"):
+        return text
+    try:
+        return [int(index) for index in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"takes all, mean, or block numbers such as -1 or 0,5,-1, but {text!r} came"
+        ) from error
+
+
+def _show_warning(message: Warning | str, *rest: object, **others: object) -> None:
+    print(f"captum_staa: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

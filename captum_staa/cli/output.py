@@ -1,0 +1,133 @@
+"""The files that an explanation leaves in its folder: numbers first, then pictures; each whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from captum_staa.cli.explanation import Explanation, KeyFrame
+from captum_staa.cli.pictures import draw
+from captum_staa.io import atomic
+
+PICTURES = ("overlay.mp4", "sheet.png", "timeline.png")
+FILES = ("attributions.safetensors", "result.json", *PICTURES)
+PREDICTIONS = 20  # classes that result.json names
+
+
+def refuse_to_overwrite(folder: Path, overwrite: bool, files: tuple[str, ...] = FILES) -> None:
+    """Raise FileExistsError where one of the files is there and may not be replaced."""
+    held = [name for name in files if (folder / name).exists()]
+    if held and not overwrite:
+        raise FileExistsError(
+            f"{folder} already holds {', '.join(held)}; pass --overwrite to replace them, or choose another folder "
+            f"with --out"
+        )
+
+
+def write(
+    explanation: Explanation, folder: Path, *, overwrite: bool = False, truth: torch.Tensor | None = None
+) -> list[Path]:
+    """Write all files of an explanation.
+
+    Args:
+        explanation: what to write.
+        folder: is created where it is missing.
+        overwrite: whether earlier files may be replaced.
+        truth: bool ``(T,)``, when the evidence is there, for the timeline; known of planted clips only.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        FileExistsError: one of the files is there and ``overwrite`` is False; nothing is written then.
+        OSError: the folder cannot be written to.
+    """
+    refuse_to_overwrite(folder, overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in FILES]
+    with atomic(paths[0], overwrite) as partial:
+        parts = explanation.parts
+        tensors = {"attributions": parts.joint[0], "temporal": parts.temporal[0], "spatial": parts.spatial[0]}
+        partial.touch()
+        mode = partial.stat().st_mode  # what the user's umask says; safetensors would leave the file to its owner alone
+        save_file({name: part.float().contiguous() for name, part in tensors.items()}, partial, described(explanation))
+        partial.chmod(mode)
+    with atomic(paths[1], overwrite) as partial:
+        text = json.dumps(as_json(explanation), indent=1, ensure_ascii=False, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+    draw(explanation, *paths[2:], overwrite=overwrite, truth=truth)
+    return paths
+
+
+def described(explanation: Explanation) -> dict[str, str]:
+    """The metadata of the tensors: strings, as safetensors has it; numbers in them are JSON."""
+    return {
+        "format": "pt",
+        "model": explanation.model,
+        "method": explanation.method,
+        "target": explanation.labels[explanation.target],
+        "target_index": str(explanation.target),
+        "layout": explanation.layout,
+        "axes": "attributions THW in pixels of the model's input, temporal T, spatial HW",
+        "frame_indices": json.dumps(explanation.indices),
+        "crop_box": json.dumps(explanation.crop),
+    }
+
+
+def as_json(explanation: Explanation) -> dict[str, Any]:
+    """``result.json``; numbers that a file does not say are null."""
+    info, indices = explanation.info, explanation.indices
+    height, width = explanation.parts.joint.shape[-2:]
+    return {
+        "versions": versions(),
+        "model": {"name": explanation.model, "layout": explanation.layout, "input_size": [height, width]},
+        "method": explanation.method,
+        "video": {
+            "path": str(explanation.video),
+            "num_frames": info.num_frames,
+            "height": info.height,
+            "width": info.width,
+        },
+        "fps": explanation.fps,
+        "frame_indices": indices,
+        "frame_times": [explanation.time(index) for index in indices],
+        "predictions": [
+            {"index": index, "label": label, "probability": probability}
+            for index, label, probability in explanation.top(PREDICTIONS)
+        ],
+        "target": {
+            "index": explanation.target,
+            "label": explanation.labels[explanation.target],
+            "probability": explanation.probabilities[explanation.target],
+            "given": explanation.target_given,
+            "class_specific": explanation.class_specific,
+        },
+        "temporal": explanation.parts.temporal[0].tolist(),
+        "key_frames": [_key_frame(frame) for frame in explanation.key_frames()],
+        "crop_box": dict(zip(("top", "left", "height", "width"), explanation.crop, strict=True)),
+        "windows": list(explanation.windows),
+        "interrupted": explanation.interrupted or None,
+        "files": list(FILES),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this library and of those whose numbers it relays."""
+    found = {"python": platform.python_version(), "captum_staa": sys.modules["captum_staa"].__version__}
+    for name in ("captum", "torch", "transformers", "av"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _key_frame(frame: KeyFrame) -> dict[str, Any]:
+    return {"frame": frame.index, "time": frame.time, "temporal": frame.temporal}
