@@ -13,9 +13,9 @@ IMAGES = Path(__file__).parent / "images"
 
 def main() -> None:
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-    planted = PlantedClips(seed=12, n=4, task="pattern")
-    clip, label, truth = planted[2:3]
-    frames = planted.frames(2)
+    planted = PlantedClips(seed=12, n=20, task="pattern")
+    clip, label, truth = planted[16:17]
+    frames = planted.frames(16)
     parts = STAA(clf).attribute_parts(clip, target=label)
     answer, probability = clf.predict(clip, k=1)[0]
     title = f"STAA: why '{answer}' ({probability:.0%})?"

@@ -12,6 +12,7 @@ from tiny_models import ALL, NAMES, OWN, SIZE, classifier, clip_for
 from torch import Tensor, nn
 
 from captum_staa import TokenGrid
+from captum_staa.attention.capture import capture
 
 ORDERS = ("thw", "hwt")
 
@@ -149,13 +150,11 @@ def test_the_last_tokens_of_videoprism_are_frame_after_frame():
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "timesformer-joint"])
 def test_attention_axes_are_the_grids(name):
-    """A spatial site has frames in its batch, a temporal one patches: cutting one cell's key mutes only that cell."""
+    """A declared role is what the model does: frames in a spatial site's batch, patches in a temporal one's."""
     clf = classifier(name)
     grid, sites = clf.grid, clf.family.attention(clf.module)
     assert grid is not None
     counts = {"joint": grid.num_tokens, "pool": grid.num_tokens, "spatial": grid.prefix + 6, "temporal": 4}
-    from captum_staa.attention.capture import capture
-
     with torch.no_grad(), capture(clf.module, sites, lambda call: call.head_mean()) as read:
         clf(clip_for(clf, batch=2))
     for site in sites:
