@@ -38,7 +38,7 @@ def methods(clf: VideoClassifier, grid: TokenGrid) -> dict[str, Method]:
     """Maps whose higher values mean more evidence. Gradients are taken by magnitude, occlusion by sign."""
     layout, generator = clf.layout, torch.Generator().manual_seed(0)
     gradients, occlusion, saliency = IntegratedGradients(clf), Occlusion(clf), Saliency(clf)
-    t, h, w = grid.tubelet
+    _, h, w = grid.tubelet
 
     def staa(**options: object) -> Method:
         method = STAA(clf, **options)  # type: ignore[arg-type]
@@ -49,7 +49,8 @@ def methods(clf: VideoClassifier, grid: TokenGrid) -> dict[str, Method]:
         return space_time(attributions.float(), layout).joint.abs()
 
     def occluded(clips: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
-        attributions = occlusion.attribute(clips, (t, 3, h, w), (t, 3, h, w), target=labels, perturbations_per_eval=4)
+        window, stride = (4, 3, 2 * h, 2 * w), (4, 3, h, w)  # large enough to hide the evidence, half overlapping
+        attributions = occlusion.attribute(clips, window, stride, target=labels, perturbations_per_eval=4)
         return space_time(attributions, layout).joint
 
     def centre(clips: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def methods(clf: VideoClassifier, grid: TokenGrid) -> dict[str, Method]:
         "STAA released": staa(mode="released"),
         "Saliency": lambda x, y, m: space_time(saliency.attribute(x, target=y), layout).joint,
         "IntegratedGradients (50)": integrated,
-        "Occlusion (tubelets)": occluded,
+        "Occlusion (4 frames x 2 x 2 patches)": occluded,
         "random": lambda x, y, m: torch.rand(m.shape, generator=generator),
         "uniform": lambda x, y, m: torch.ones(m.shape),
         "centre": centre,
@@ -145,8 +146,8 @@ def table(results: dict[str, dict[str, dict[str, float]]], count: int) -> str:
         "",
         f"{count} held-out clips per family and task, the models of `captum_staa.models.zoo`, AUROC per pixel of every",
         "frame (joint), per frame (time) and per place (space), joint AUROC per tubelet, the share of clips whose",
-        "maximum lies within one tubelet of the evidence, and the time as a multiple of one forward (median, batches of",
-        f"{BATCH}, one thread). Explanations are of the true class. Made by `python benchmarks/planted_table.py`.",
+        "maximum lies within one tubelet of the evidence, and the time as a multiple of one forward (median, batches",
+        f"of {BATCH}, one thread). Explanations are of the true class. Made by `python benchmarks/planted_table.py`.",
         "",
         "## Joint / time AUROC per pixel, all models",
         "",
@@ -187,9 +188,11 @@ def main() -> None:
             results["methods"].update(run(family, task, results["clips"], arguments.redo or ""))
             path.with_suffix(".part").write_text(json.dumps(results, indent=1))
             path.with_suffix(".part").replace(path)
-    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names if (folder / f"{name}.json").exists()}
+    paths = {name: folder / f"{name}.json" for name in names}
+    found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
     if found:
-        text = table({name: own["methods"] for name, own in found.items()}, min(own["clips"] for own in found.values()))
+        clips = min(own["clips"] for own in found.values())
+        text = table({name: own["methods"] for name, own in found.items()}, clips)
         (arguments.out / "planted.md").write_text(text)
         print(text)
 

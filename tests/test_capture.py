@@ -185,7 +185,7 @@ def test_videoprism_keeps_its_softcap(reading):
 
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "videoprism", "sdpa", "mha"])
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-6), (torch.bfloat16, 0.15)])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-5), (torch.bfloat16, 0.15)])
 def test_other_precisions(name, reading, dtype, close):
     clf = classifier(name).to(dtype)
     clip = clip_for(clf, dtype=dtype)
@@ -194,7 +194,8 @@ def test_other_precisions(name, reading, dtype, close):
         logits, readings = read(clf, clip, reading)
         _, single = read(copy.deepcopy(clf).float(), clip.float(), reading)
     assert logits.dtype == plain.dtype == dtype
-    exact = 1e-10 if dtype == torch.float64 else close
+    # transformers' eager code takes the softmax in float32 whatever came; ours keeps float64
+    exact = 1e-10 if dtype == torch.float64 and name != "videoprism" else close
     torch.testing.assert_close(logits, plain, rtol=exact, atol=exact)
     for site, value in readings.items():
         assert value.dtype == (dtype if reading == "probabilities" else torch.float32)
@@ -238,10 +239,12 @@ def test_nothing_is_left(name, end):
             if end != "never run":
                 clf(clip)
                 reached = True
-    except tuple(errors.values()) as error:
-        assert type(error) is errors.get(end)
+    except (_Boom, ValueError) as error:
+        raised: type | None = type(error)
     else:
-        assert end in ("success", "stop") and list(readings) == sites
+        raised = None
+        assert list(readings) == sites
+    assert raised is errors.get(end)
     assert reached == (end == "success")
     handle.remove()
     assert snapshot(clf) == before
@@ -288,6 +291,12 @@ def test_a_model_that_catches_everything_cannot_catch_the_stop():
 # --- captures beside and inside each other ----------------------------------------------------------------------
 
 
+def _same(readings: dict, expected: dict) -> None:
+    assert list(readings) == list(expected)
+    for site, value in readings.items():
+        torch.testing.assert_close(value, expected[site], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "sdpa", "mha"])
 def test_nested_captures(name):
     """Each reads the forwards of its own block alone, and the inner one may run inside the outer one's reader."""
@@ -301,19 +310,19 @@ def test_nested_captures(name):
                 clf(second)
             assert not outer
             clf(first)
-        assert torch.equal(inner[sites[-1]], alone[1][sites[-1]])
-        assert all(torch.equal(outer[site], alone[0][site]) for site in sites)
+        _same(inner, {sites[-1]: alone[1][sites[-1]]})
+        _same(outer, alone[0])
 
         def reader(call: AttentionCall) -> Tensor:
             with capture(clf.module, sites, READINGS["head_mean"]) as within:
                 clf(second)
-            assert all(torch.equal(within[site], alone[1][site]) for site in sites)
+            _same(within, alone[1])
             return call.head_mean()
 
         with capture(clf.module, sites, reader) as outer:
             logits = clf(first)
         torch.testing.assert_close(logits, clf(first), rtol=0, atol=1e-5)
-        assert all(torch.equal(outer[site], alone[0][site]) for site in sites)
+        _same(outer, alone[0])
 
 
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "sdpa", "mha"])

@@ -29,7 +29,7 @@ FLOORS = {
     **dict.fromkeys(["models", "attention", "perturbation", "baselines", "feature_masks", "io"], 1),
     **dict.fromkeys(["attr", "metrics", "visualization"], 2),
     "benchmark": 3,
-    "__init__": 4,
+    **dict.fromkeys(["__init__", "cli"], 4),
     "__main__": 5,
 }
 

@@ -194,7 +194,9 @@ class CallMode(TorchFunctionMode):
             seen.append(operands)
             return output
 
-        names = {**func.__globals__, "scaled_dot_product_attention": attend}
+        # a mode further out, that of a capture around this one, must not catch the call and run the original
+        inside = {"scaled_dot_product_attention": attend, "has_torch_function": lambda operands: False}
+        names = {**func.__globals__, **inside}
         own = FunctionType(func.__code__, names, func.__name__, func.__defaults__)
         output, _ = own(*args, **{**kwargs, "need_weights": False})
         if not kwargs.get("need_weights", True):

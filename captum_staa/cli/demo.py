@@ -1,1 +1,83 @@
-CLIPS=12
+"""``python -m captum_staa demo``: a made-up clip whose right explanation is known, from the file to the score."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from captum_staa import io
+from captum_staa.benchmark import PlantedClips
+from captum_staa.cli.comparison import as_markdown, compare, write_tables
+from captum_staa.cli.explain import explain
+from captum_staa.cli.explanation import Explanation, Options, moment, report
+from captum_staa.cli.output import FILES, refuse_to_overwrite, write
+from captum_staa.cli.prepare import load
+
+MODEL = "tiny-videomae-pattern"
+CLIPS = 12  # that methods are scored on; the first of them is shown
+SEED = 2_000_000_010  # of clips that the model has not been trained on
+FACTOR = 6  # by which each pixel grows in the file
+FPS = 8.0
+TABLES = ("table.md", "table.csv")
+
+
+def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
+    """Show one clip and score methods on several.
+
+    Args:
+        out: folder of the results.
+        clips: how many to score on.
+        overwrite: whether earlier results may be replaced.
+
+    Returns:
+        The exit code: 0, or 1 where the model's answer or the explanation is not what was planted.
+    """
+    started = time.perf_counter()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out names a folder, but {out} is a file; choose another name")
+    refuse_to_overwrite(out, overwrite, ("planted.mp4", *FILES, *TABLES))
+    planted = PlantedClips(SEED, clips)
+    _, label, truth = planted[0]
+    name, when = planted.labels[int(label)], truth.flatten(1).any(1)  # (T,)
+
+    out.mkdir(parents=True, exist_ok=True)
+    video = out / "planted.mp4"
+    io.write_video(video, enlarged(planted.frames(0)), FPS, crf=6, overwrite=overwrite)
+    explanation = explain(Options(video=video, model=MODEL, out=out, overwrite=True))
+    write(explanation, out, overwrite=overwrite, truth=when)
+
+    first, last = (int(index) for index in when.nonzero()[[0, -1], 0])
+    print(f"planted: {name}, from {moment(explanation, first)} to {moment(explanation, last)}")
+    print(report(explanation, 4, sys.stdout.encoding))
+    good = verdict(explanation, name, when)
+    print(good or "as planted: the class, and every key frame", flush=True)
+
+    print(f"\nmean over {clips} planted clips that the model has not seen; chance is 0.5 for AUROC:")
+    rows = compare(load(MODEL, None), planted)
+    print(as_markdown(rows))
+    write_tables(rows, *(out / table for table in TABLES), overwrite=overwrite)
+    files = ", ".join(("planted.mp4", *FILES, *TABLES))
+    print(f"\nwritten to {out}: {files} ({time.perf_counter() - started:.0f} s)")
+    return 1 if good else 0
+
+
+def enlarged(frames: NDArray[np.uint8], factor: int = FACTOR) -> NDArray[np.uint8]:
+    """``(T, H, W, 3)`` with every pixel a square, as large as real frames and robust to compression."""
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def verdict(explanation: Explanation, label: str, when: torch.Tensor) -> str:
+    """What differs from what was planted; empty where nothing does."""
+    said = explanation.top(1)[0][1]
+    if said != label:
+        return f"NOT as planted: the model answers {said!r}, but {label!r} was planted"
+    key = explanation.key_frames()
+    outside = [moment(explanation, frame.index) for frame in key if not when[frame.position]]
+    if outside or not key:
+        return f"NOT as planted: key frames at {', '.join(outside) or 'no time at all'} lie outside of the evidence"
+    return ""

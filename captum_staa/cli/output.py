@@ -60,8 +60,11 @@ def write(
         save_file({name: part.float().contiguous() for name, part in tensors.items()}, partial, described(explanation))
         partial.chmod(mode)
     with atomic(paths[1], overwrite) as partial:
-        text = json.dumps(as_json(explanation), indent=1, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
+        entries = as_json(explanation).items()
+        lines = [
+            f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}" for key, value in entries
+        ]
+        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")  # one entry per line
     draw(explanation, *paths[2:], overwrite=overwrite, truth=truth)
     return paths
 

@@ -47,7 +47,7 @@ def draw(
 
     save_animation(overlay, frames, joint, crop=crop, fps=play_rate(indices, fps), overwrite=overwrite)
     title = title_of(explanation)
-    few = thinned(len(shown), SHEET)
+    few = strongest_of_parts(explanation.parts.temporal[0][shown].numpy(), SHEET)
     figure, _ = show_frames(
         frames[few], joint[few], crop=crop, indices=[indices[at] for at in few], fps=fps, title=title, use_pyplot=False
     )
@@ -75,6 +75,17 @@ def thinned(total: int, most: int) -> list[int]:
         ([0, 1, 2, 3, 4], [0, 3, 6, 9])
     """
     return list(range(0, total, math.ceil(total / most)))
+
+
+def strongest_of_parts(values: NDArray[np.floating], parts: int) -> list[int]:
+    """Positions of the largest value in each of at most this many equal parts.
+
+    Example:
+        >>> strongest_of_parts(np.array([0.0, 5.0, 1.0, 0.0, 0.0, 3.0]), parts=2)
+        [1, 5]
+    """
+    split = np.array_split(np.arange(len(values)), min(parts, len(values)))
+    return [int(part[values[part].argmax()]) for part in split]
 
 
 def frames_of(explanation: Explanation, shown: Sequence[int]) -> NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
@@ -70,7 +70,7 @@ def explain_windows(explainer: STAA, options: Options, info: io.VideoInfo, targe
     size = classifier.image_size or (info.height, info.width)
     _check_memory(min(info.num_frames, total * frames), size)
 
-    def windows(what: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def windows(what: str) -> Generator[tuple[int, NDArray[np.uint8]]]:
         given = io.iter_windows(options.video, frames, stride=step, frame_stride=options.frame_stride)
         yield from tqdm(given, desc=what, total=total, unit="window", delay=0.5, leave=False)
 
@@ -143,6 +143,6 @@ def _check_memory(frames: int, size: tuple[int, int]) -> None:
     need = 2 * 4 * frames * size[0] * size[1]  # float32, once by frame and once stacked
     if need > MOST:
         raise ValueError(
-            f"the maps of {frames} frames of {size[0]} x {size[1]} pixels need {need / 1e9:.0f} GB, and {MOST / 1e9:.0f} "
-            f"are allowed; see fewer frames with --frame-stride, or cut the video into parts"
+            f"the maps of {frames} frames of {size[0]} x {size[1]} pixels need {need / 1e9:.0f} GB, and "
+            f"{MOST / 1e9:.0f} are allowed; see fewer frames with --frame-stride, or cut the video into parts"
         )
