@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -659,6 +660,13 @@ def test_tiles_of_any_size(monkeypatch, budget, bias, boolean):
     torch.testing.assert_close(matrix, full.mean(1))
     torch.testing.assert_close(tiles.average_rows(x), full.mean((1, 2)))
     torch.testing.assert_close(tiles.average_heads(x), full.mean(1))
+    for capped in (x, dataclasses.replace(x, softcap=None)):
+        plain = full if capped is x else explicit_sdpa(q, k, mask, 0.6, False)
+        for width in (1, 4):  # narrower and wider, with the values, than a query
+            columns = torch.randn(2, 9, width, generator=generator)
+            output, carried = tiles.attend_and_carry(dataclasses.replace(capped, value=v[..., :2]), columns)
+            torch.testing.assert_close(output, plain @ v[..., :2], rtol=0, atol=1e-5)
+            torch.testing.assert_close(carried, plain.mean(1) @ columns, rtol=0, atol=1e-5)
     torch.testing.assert_close(x.probabilities(), full)
     torch.testing.assert_close(x.probabilities(slice(2, 5)), full[:, :, 2:5])
     torch.testing.assert_close(x.row(4), full[:, :, 4].mean(1))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import io as io_module
 import json
 import math
 import os
@@ -29,7 +31,7 @@ av = pytest.importorskip("av")
 MODEL = "tiny-videomae-pattern"
 FPS = 8.0
 FACTOR = 6
-MARGIN = 56  # columns left and right of the planted clip, which the model's centre crop cuts off
+MARGIN = 54  # columns left and right of the planted clip, which the model's centre crop cuts off
 PLANTED = PlantedClips(seed=demo.SEED, n=4)
 
 
@@ -49,6 +51,15 @@ def video(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory) -> Path:
     return write_planted(tmp_path_factory.mktemp("videos") / "long.mp4", PlantedClips(seed=1, n=1, num_frames=44))
+
+
+@pytest.fixture(scope="module")
+def explained(video, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of one plain run, and what it printed."""
+    folder = tmp_path_factory.mktemp("explained") / "new" / "folder"
+    with contextlib.redirect_stdout(io_module.StringIO()) as said:
+        assert main(["explain", str(video), "--model", MODEL, "--out", str(folder)]) == 0
+    return folder, said.getvalue()
 
 
 @pytest.fixture
@@ -98,10 +109,10 @@ def check_pictures(folder: Path) -> None:
             assert np.asarray(picture.convert("L")).std() > 10
 
 
-def test_explain_writes_what_the_library_says(video, tmp_path, capsys):
-    assert main(["explain", str(video), "--model", MODEL, "--out", str(tmp_path / "out")]) == 0
-    tensors, described, result = check_numbers(tmp_path / "out")
-    check_pictures(tmp_path / "out")
+def test_explain_writes_what_the_library_says(video, explained):
+    folder, said = explained
+    tensors, described, result = check_numbers(folder)
+    check_pictures(folder)
 
     _, label, truth = PLANTED[0]
     name, when = PLANTED.labels[int(label)], truth.flatten(1).any(1)
@@ -118,19 +129,18 @@ def test_explain_writes_what_the_library_says(video, tmp_path, capsys):
     expected = STAA(clf).attribute_parts(clip, target=int(label))
     torch.testing.assert_close(tensors["attributions"], expected.joint[0])
 
-    said = capsys.readouterr().out
     assert f"  {name}" in said and "the likeliest class" in said
     assert f"{result['key_frames'][0]['time']:.2f} s (" in said
 
 
-def test_the_overlay_lies_where_the_evidence_is(video, tmp_path):
+def test_the_overlay_lies_where_the_evidence_is(video, explained):
     """Through the model's crop and back: colour appears on the planted patch, and never on what was cut off."""
-    assert main(["explain", str(video), "--model", MODEL, "--out", str(tmp_path)]) == 0
-    overlay = io.read_video(tmp_path / "overlay.mp4")
+    folder, _ = explained
+    overlay = io.read_video(folder / "overlay.mp4")
     wide = 288 + 2 * MARGIN
     assert overlay.frames.shape == (16, 288, 2 * wide + 8, 3)
     assert overlay.fps == FPS
-    result = read(tmp_path)[2]
+    result = read(folder)[2]
     best = result["key_frames"][0]["frame"]
     right = overlay.frames[best, :, -wide:].astype(int)
     coloured = right.max(-1) - right.min(-1) > 60
@@ -283,7 +293,7 @@ def test_earlier_results_are_never_overwritten_in_silence(video, tmp_path, capsy
         (["text.mp4"], "text.mp4 holds 4 bytes but no video"),
         (["short.mp4"], "16"),
         (["short.mp4", "--windows"], "holds 5 frames, but a window of this model spans 16"),
-        (["--model", "tiny-videomae-patern"], "did you mean 'tiny-videomae-pattern'?"),
+        (["--model", "tiny-videomae-patern"], "Did you mean 'tiny-videomae-pattern'?"),
         (["--model", "tiny-resnet3d-pattern"], "no attention to read"),
         (["--model", "empty"], "no config.json"),
         (["--target", "diagnal"], "there is no label 'diagnal'; close are ['diagonal'"),

@@ -67,6 +67,37 @@ def test_equals_the_slow_formula(name, kind, layers):
     torch.testing.assert_close(parts.logits, clf(clip).detach(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["videomae", "videomae-first", "timesformer-joint", "vivit", "vjepa2", "sdpa", "mha, time first"]
+)
+def test_time_alone_equals_the_slow_formula(name):
+    clf, slow_name = (tiny(name), name) if name in NAMES else (own(name), "own")
+    clip = clip_for(clf)
+    with torch.no_grad():
+        _, found = slow_staa.attentions(slow_name, copy.deepcopy(clf.module), clip)
+    dense = slow_staa.blocks(slow_name, [attention.mean(1) for attention in found], 2)
+    tokens = slow_staa.over_layers(slow_name, dense, "all", chefer=False)
+    assert clf.grid is not None
+    steps = clf.grid.to_grid(tokens).sum((2, 3))
+    tubelet = clf.grid.tubelet[0]
+    before = snapshot(clf)
+    temporal = STAA(clf, "attention").attribute_temporal(clip)
+    assert snapshot(clf) == before
+    torch.testing.assert_close(temporal, (steps / tubelet).repeat_interleave(tubelet, 1), rtol=0, atol=1e-6)
+    nearest = STAA(clf, "attention", upsampling="nearest").attribute_parts(clip).temporal
+    torch.testing.assert_close(temporal, nearest, rtol=0, atol=1e-5)
+    assert steps.std() > 1e-3
+    with pytest.raises(ValueError, match=r"layers=\[-1\].*attribute_parts"):
+        STAA(clf, "attention", [-1]).attribute_temporal(clip)
+
+
+@pytest.mark.parametrize("name", ["timesformer", "videoprism"])
+def test_time_alone_needs_joint_attention(name):
+    clf = tiny(name)
+    with pytest.raises(ValueError, match=r"joint attention.*attribute_parts"):
+        STAA(clf, "attention").attribute_temporal(clip_for(clf))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_sums_to_what_special_tokens_leave(name):
     clf = tiny(name)

@@ -126,3 +126,35 @@ def block_map(
     if block[-1].role in ("joint", "pool"):
         return readings[block[-1]]
     return pull(weights, block, readings, grid)
+
+
+class TemporalCarry:
+    """Reads the rollout of time alone, forwards, while the model runs: N x t numbers instead of N x N.
+
+    Column j of what is carried says how much each token owes to grid step j of the clip. Every block mixes it as it
+    mixes the tokens themselves, so at the end the head's weights give the clip's share per step. Only for joint
+    attention (and a pooling query at its end).
+
+    Args:
+        grid: the model's grid.
+        batch: B.
+        device: of the model.
+    """
+
+    def __init__(self, grid: TokenGrid, batch: int, device: torch.device) -> None:
+        steps = torch.eye(grid.t, device=device)[:, :, None, None].expand(-1, -1, grid.h, grid.w)  # (t, t, h, w)
+        patches = grid.to_tokens(steps).T  # (h*w*t, t): one-hot at the token's own step
+        prefix = patches.new_zeros(grid.prefix, grid.t)  # a class token shows no frame
+        self.columns = torch.cat([prefix, patches])[None].expand(batch, -1, -1)  # (B, N, t)
+
+    def __call__(self, call: AttentionCall) -> None:
+        if call.site.role == "pool":
+            self.columns = call.row()[:, None] @ self.columns  # (B, 1, t)
+        else:
+            self.columns = (self.columns + call.carry(self.columns)) / 2
+
+    def result(self, weights: Tensor) -> Tensor:
+        """``(B, t)`` for the head's weights ``(B, N)``; a pooling query has put its own in already."""
+        if self.columns.shape[1] == 1:
+            return self.columns[:, 0]
+        return (weights[:, None] @ self.columns)[:, 0]

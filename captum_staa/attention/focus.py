@@ -25,7 +25,7 @@ class Focus:
         >>> noise[0, 2:5, 4:9, 4:9] += 2.0  # evidence
         >>> focused = Focus()(noise, neighbourhood=(3, 3, 3))
         >>> inside, outside = focused[0, 3, 6, 6] / noise[0, 3, 6, 6], focused[0, 7, 15, 15] / noise[0, 7, 15, 15]
-        >>> bool(inside > 0.9), bool(outside < 0.2)
+        >>> bool(inside > 0.9), bool(outside < 0.25)
         (True, True)
 
     Args:
@@ -33,7 +33,8 @@ class Focus:
         high: percentile above which it never lies.
         split: ``"otsu"`` maximises the variance between the two sides (Otsu, 1979); ``"knee"`` takes the point of
             the sorted values farthest below their chord; ``"middle"`` the mean of the two percentiles.
-        sharpness: slope of the gate, in units of the distance from the threshold to the high percentile.
+        sharpness: slope of the gate, per distance from the threshold to the clip's topmost values (of what is above
+            ``high`` the topmost fifth).
 
     Raises:
         ValueError: percentiles out of order, an unknown split, or a sharpness that is not positive.
@@ -72,12 +73,14 @@ class Focus:
         judged = _box_mean(maps, neighbourhood)
         level = self.threshold(judged)
         ordered = judged.flatten(1).sort(1).values
-        top = ordered[:, round((ordered.shape[1] - 1) * (100 + self.high) / 200)]  # middle of what is above `high`
+        # Evidence fills few percent of a clip, so a gate that is open at `high` already would let its halo pass: it is
+        # half open a quarter of the way from the threshold to the start of the topmost values.
+        top = ordered[:, round((ordered.shape[1] - 1) * (400 + self.high) / 500)]
         # A constant map differs from itself by rounding alone, which must not be stretched to a gate.
         rounding = 1e3 * torch.finfo(maps.dtype).eps * ordered[:, -1] + torch.finfo(maps.dtype).tiny
         scale = (top - level).clamp(min=rounding)
         shape = (-1, 1, 1, 1)
-        gate = torch.sigmoid(2 * self.sharpness * (judged - level.view(shape)) / scale.view(shape))
+        gate = torch.sigmoid(2 * self.sharpness * ((judged - level.view(shape)) / scale.view(shape) - 0.25))
         return maps * gate
 
 

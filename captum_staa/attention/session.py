@@ -59,6 +59,16 @@ class AttentionCall:
         self.output, matrix = tiles.attend_and_average_heads(self._known)
         return matrix
 
+    def carry(self, columns: Tensor) -> Tensor:
+        """``(B, Q, c)``: the head-mean matrix times columns ``(B, N, c)``, without the matrix; no part of a graph."""
+        if self._ready is not None:
+            return self._ready.detach().float().mean(1) @ columns
+        with torch.no_grad():
+            output, carried = tiles.attend_and_carry(self._known, columns)
+        if not self._beside:
+            self.output = output
+        return carried
+
     def probabilities(self) -> Tensor:
         """``(B, heads, Q, N)``: the whole attention, part of the graph that leads to the model's output."""
         if self._ready is None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Floats in one tile of scores. On a CPU a tile should stay in each core's cache between its three passes (scores,
@@ -104,6 +105,30 @@ def _head_mean(x: Operands, output: Tensor | None) -> Tensor:
             own = tile[first - group.start : last - group.start].float()  # this example's heads in the tile
             matrix[example, rows].add_(own[0] if len(own) == 1 else own.sum(0), alpha=1 / heads)
     return matrix
+
+
+def attend_and_carry(x: Operands, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and the head-mean matrix times a few columns, both from one fused attention.
+
+    Columns ride along as further channels of the values, so that no matrix is ever formed.
+
+    Args:
+        x: the operands.
+        columns: ``(B, N, c)``.
+
+    Returns:
+        output ``(B, heads, Q, dv)`` and carried columns ``(B, Q, c)``.
+    """
+    heads, channels = x.query.shape[1], x.value.shape[-1]
+    riders = columns.to(x.value.dtype)[:, None].expand(-1, heads, -1, -1)
+    value = torch.cat([x.value, riders], -1)
+    if x.softcap is not None:
+        both = x.probabilities() @ value
+    else:  # fused kernels want query, key and value of one width; zeros change no score
+        width = max(x.query.shape[-1], value.shape[-1])
+        query, key, value = (F.pad(part, (0, width - part.shape[-1])) for part in (x.query, x.key, value))
+        both = F.scaled_dot_product_attention(query, key, value, x.bias, scale=x.scale)
+    return both[..., :channels], both[..., channels : channels + columns.shape[-1]].float().mean(1)
 
 
 def _empty_output(x: Operands) -> Tensor:

@@ -16,15 +16,23 @@ from captum_staa._captum import (
     _format_tensor_into_tuples,
     _is_tuple,
     _run_forward,
-    _select_targets,
     log_usage,
 )
 from captum_staa.attention.capture import AttentionCall, capture
-from captum_staa.attention.compose import block_map, blocks_of, light_reader, output_weights, pull, rollout
+from captum_staa.attention.compose import (
+    TemporalCarry,
+    block_map,
+    blocks_of,
+    light_reader,
+    output_weights,
+    pull,
+    rollout,
+)
 from captum_staa.attention.focus import Focus
 from captum_staa.attention.frozen import parameters_frozen
 from captum_staa.attention.released import released_maps
 from captum_staa.attention.relevance import gradient_weighted, smooth_input_gradient, weigh
+from captum_staa.attr._arguments import check_choice, one_clip, refuse_inference_mode, score_of
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, from_joint
 from captum_staa.models.classifier import VideoClassifier
@@ -102,9 +110,9 @@ class STAA(Attribution):
                 f"with captum_staa.models.Family and pass VideoClassifier(model, family=...), or use "
                 f"SpatioTemporalPerturbation, which takes any network"
             )
-        _check_choice("mode", mode, ("attention", "relevance", "released"))
-        _check_choice("rule", rule, ("product", "gradient", "chefer"))
-        _check_choice("upsampling", upsampling, ("trilinear", "nearest"))
+        check_choice("mode", mode, ("attention", "relevance", "released"))
+        check_choice("rule", rule, ("product", "gradient", "chefer"))
+        check_choice("upsampling", upsampling, ("trilinear", "nearest"))
         if focus is not None and not isinstance(focus, Focus):
             raise TypeError(f"focus is a Focus(...) or None, but {focus!r} came")
         super().__init__(classifier)
@@ -155,6 +163,35 @@ class STAA(Attribution):
         """
         return self._parts(inputs, target, additional_forward_args, logits=True)
 
+    def attribute_temporal(self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object = None) -> Tensor:
+        """When alone, rolled out through all blocks: ``attribute_parts(...).temporal`` without N x N matrices.
+
+        For ``mode="attention", layers="all"`` on joint attention, where time is all that is asked: a fused attention
+        carries it along (memory of one forward, a few percent of its time).
+
+        Returns:
+            ``(B, T)``: each frame's share of the output's attention; a tubelet's is spread evenly over its frames.
+
+        Raises:
+            ValueError: another mode or other layers, or attention that is not joint.
+        """
+        clip = one_clip(inputs, self.forward_func.layout, self.get_name())
+        model, sites = self._model(), self._family().attention(self._model())
+        if self.mode != "attention" or self.layers != "all" or any(s.role not in ("joint", "pool") for s in sites):
+            raise ValueError(
+                f"attribute_temporal rolls joint attention out through all layers, but mode={self.mode!r}, "
+                f"layers={self.layers!r} on {self._family().name!r} came; use attribute_parts(...).temporal"
+            )
+        grid = self.forward_func.grid
+        carry = TemporalCarry(grid, len(clip), clip.device)
+        extra = _format_additional_forward_args(additional_forward_args)
+        with torch.no_grad():
+            with capture(model, sites, carry, stop=True):
+                _run_forward(self.forward_func, clip, None, extra)
+            steps = carry.result(output_weights(self._family().pooling(model), len(clip), grid, clip.device))
+        frames = (steps / grid.tubelet[0]).repeat_interleave(grid.tubelet[0], 1)
+        return torch.nn.functional.pad(frames, (0, clip.shape[self.forward_func.layout.time] - frames.shape[1]))
+
     def attribute_future(self) -> NoReturn:
         """Not offered: Captum's futures are for remote models, and attention is read in this process."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
@@ -169,15 +206,9 @@ class STAA(Attribution):
     def _parts(
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, logits: bool
     ) -> SpaceTime:
-        clips = _format_tensor_into_tuples(inputs)
-        if len(clips) != 1:
-            raise ValueError(f"STAA explains one clip tensor per example, but a tuple of {len(clips)} inputs came")
-        clip = clips[0]
-        classifier: VideoClassifier = self.forward_func
-        sizes = classifier.layout.size(clip)
-        if not clip.is_floating_point():
-            raise TypeError(f"a clip holds floats, but {clip.dtype} came; use VideoClassifier.preprocess on frames")
-        grid = classifier.grid
+        clip = one_clip(inputs, self.forward_func.layout, self.get_name())
+        sizes = self.forward_func.layout.size(clip)
+        grid = self.forward_func.grid
         assert grid is not None  # a family brings one
         size = (sizes["T"], sizes["H"], sizes["W"])
         extra = _format_additional_forward_args(additional_forward_args)
@@ -206,11 +237,7 @@ class STAA(Attribution):
     def _relevant(
         self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
     ) -> tuple[Tensor, Tensor]:
-        if torch.is_inference_mode_enabled():
-            raise ValueError(
-                "mode='relevance' needs a gradient, which torch.inference_mode() forbids; call it under "
-                "torch.no_grad() (gradients are switched on inside) or choose mode='attention'"
-            )
+        refuse_inference_mode("mode='relevance'")
         family = self._family()
         sites = [site for block in self._chosen(self._blocks()) for site in block]
         read: Callable[[AttentionCall], Tensor] = _read_probabilities if self.rule == "chefer" else _read_matrix
@@ -223,17 +250,16 @@ class STAA(Attribution):
             else:
                 with capture(self._model(), sites, read) as readings:
                     answer = _run_forward(self.forward_func, leaf, None, extra)
-            score = _score(answer, target)
-            attentions = list(readings.values()) if self.rule == "chefer" else []
-            gradient, *attention_gradients = torch.autograd.grad(score, [leaf, *attentions])
+            wanted = list(readings.values()) if self.rule == "chefer" else [leaf]
+            gradients = torch.autograd.grad(score_of(answer, target), wanted)
         answer = answer.detach()
         if self.rule == "chefer":
             matrices = {
-                site: gradient_weighted(attention, slope)
-                for (site, attention), slope in zip(readings.items(), attention_gradients, strict=True)
+                site: gradient_weighted(attention, gradient)
+                for (site, attention), gradient in zip(readings.items(), gradients, strict=True)
             }
             return self._to_pixels(self._compose(matrices, clip, grid, torch.add), grid, size), answer
-        product = self.forward_func.layout.reduce((gradient * clip.detach()).float())
+        product = self.forward_func.layout.reduce((gradients[0] * clip.detach()).float())
         magnitude = smooth_input_gradient(product, grid)
         if self.rule == "gradient":
             return magnitude, answer
@@ -286,7 +312,7 @@ class STAA(Attribution):
 
     def _chosen(self, blocks: list[list[AttentionSite]]) -> list[list[AttentionSite]]:
         if isinstance(self.layers, str):
-            _check_choice("layers", self.layers, ("mean", "all"))
+            check_choice("layers", self.layers, ("mean", "all"))
             return blocks
         count = len(blocks)
         asked: Any = self.layers
@@ -306,17 +332,3 @@ def _read_matrix(call: AttentionCall) -> Tensor:
 
 def _read_probabilities(call: AttentionCall) -> Tensor:
     return call.probabilities()
-
-
-def _score(answer: Tensor, target: TargetType) -> Tensor:
-    if target is None and answer.ndim > 1 and answer.shape[1] > 1:
-        raise ValueError(
-            f"the model gives {answer.shape[1]} classes, so mode='relevance' needs a target: pass target=class index "
-            f"(or one per example), or choose mode='attention', which explains no class in particular"
-        )
-    return _select_targets(answer, target).sum()
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(choices)}, but {value!r} came")

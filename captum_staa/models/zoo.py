@@ -1,4 +1,4 @@
-"""Small trained models that come with the package: safetensors, read offline, trained by ``benchmarks/train_zoo.py``."""
+"""Small trained models that come with the package, read offline; ``benchmarks/train_zoo.py`` trained them."""
 
 from __future__ import annotations
 

@@ -72,16 +72,18 @@ def overlay(
     laid, seen = place(maps, original.shape[:3], crop)
     colours = default_cmap(sign) if cmap is None else matplotlib.colormaps.get_cmap(cmap)
     low = -1.0 if sign == "all" else 0.0
-    heat = colours((laid - low) / (1 - low))[..., :3]  # (T, H, W, 3)
-    picture = original / 255.0
-    grey = picture @ [0.299, 0.587, 0.114]
-    grey = np.repeat(grey[..., None], 3, axis=-1)
-    opacity = opacity_of(laid, alpha_overlay)[..., None]
-    if method == "blended_heat_map":
-        drawn = (1 - opacity) * grey + opacity * heat
-        drawn = np.where(seen[..., None], drawn, 0.35 * grey + 0.65 * UNSEEN)
-    else:
-        drawn = np.where(seen[..., None], heat if method == "heat_map" else picture * laid[..., None], UNSEEN)
+    drawn = np.empty_like(original)
+    for at, (frame, values) in enumerate(zip(original, laid, strict=True)):  # as floats, a clip may not fit into memory
+        heat = colours((values - low) / (1 - low))[..., :3]  # (H, W, 3)
+        picture = frame / 255.0
+        if method == "blended_heat_map":
+            grey = (picture @ [0.299, 0.587, 0.114])[..., None]
+            opacity = opacity_of(values, alpha_overlay)[..., None]
+            mixed = (1 - opacity) * grey + opacity * heat
+            mixed = np.where(seen[..., None], mixed, 0.35 * grey + 0.65 * UNSEEN)
+        else:
+            mixed = np.where(seen[..., None], heat if method == "heat_map" else picture * values[..., None], UNSEEN)
+        drawn[at] = (mixed * 255).round()
     key = None
     if method == "heat_map":
         key = colours
@@ -90,7 +92,7 @@ def overlay(
     caption = (
         f"{SIGNS[sign]}, 1 = {scale:.3g} (one scale for all frames)" if scale else f"{SIGNS[sign]}: zero everywhere"
     )
-    return Overlay((drawn * 255).round().astype(np.uint8), original, key, (low, 1.0), caption)
+    return Overlay(drawn, original, key, (low, 1.0), caption)
 
 
 def opacity_of(values: NDArray[np.floating], alpha_overlay: float) -> NDArray[np.floating]:

@@ -1,0 +1,24 @@
+"""Time alone, carried along by a fused attention, against the whole rollout."""
+
+import pytest
+import torch
+
+from captum_staa import STAA, VideoClassifier
+
+
+@pytest.mark.parametrize("family", ["videomae", "vivit", "vjepa2"])
+def test_carried_time_is_the_rollouts_time(family):
+    clf = VideoClassifier.from_pretrained(f"tiny-{family}-pattern")
+    clips = torch.randn(2, 16, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    whole = STAA(clf, mode="attention", upsampling="nearest").attribute_parts(clips).temporal
+    carried = STAA(clf, mode="attention").attribute_temporal(clips)
+    torch.testing.assert_close(carried, whole, atol=1e-6, rtol=1e-5)
+    assert carried.std() > 1e-4  # a constant would pass for agreement of two nothings
+
+
+def test_divided_attention_and_other_modes_are_refused():
+    clip = torch.zeros(1, 16, 3, 48, 48)
+    with pytest.raises(ValueError, match="timesformer.*attribute_parts"):
+        STAA(VideoClassifier.from_pretrained("tiny-timesformer-pattern"), "attention").attribute_temporal(clip)
+    with pytest.raises(ValueError, match="mode='relevance'"):
+        STAA(VideoClassifier.from_pretrained("tiny-vivit-pattern")).attribute_temporal(clip)
