@@ -35,7 +35,7 @@ Method = Callable[[Tensor, Tensor, Tensor], Tensor]  # (clips, labels, truth) ->
 
 
 def methods(clf: VideoClassifier, grid: TokenGrid) -> dict[str, Method]:
-    """Maps whose higher values mean more evidence. Gradients are taken by magnitude, occlusion by sign."""
+    """Maps whose higher values mean more evidence. Signed maps of other methods are taken by magnitude."""
     layout, generator = clf.layout, torch.Generator().manual_seed(0)
     gradients, occlusion, saliency = IntegratedGradients(clf), Occlusion(clf), Saliency(clf)
     _, h, w = grid.tubelet
@@ -51,7 +51,7 @@ def methods(clf: VideoClassifier, grid: TokenGrid) -> dict[str, Method]:
     def occluded(clips: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
         window, stride = (4, 3, 2 * h, 2 * w), (4, 3, h, w)  # large enough to hide the evidence, half overlapping
         attributions = occlusion.attribute(clips, window, stride, target=labels, perturbations_per_eval=4)
-        return space_time(attributions, layout).joint
+        return space_time(attributions, layout).joint.abs()  # a region may also speak against
 
     def centre(clips: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
         axes = [torch.linspace(-1, 1, size) ** 2 for size in truth.shape[1:]]

@@ -1,6 +1,6 @@
 """Where and when did a video model look, and why this class? Attribution for video, as a Captum plugin."""
 
-from captum_staa import benchmark, io, models, visualization
+from captum_staa import benchmark, io, metrics, models, visualization
 from captum_staa.attention.focus import Focus
 from captum_staa.attr.staa import STAA
 from captum_staa.grid import TokenGrid
@@ -18,6 +18,7 @@ __all__ = [
     "VideoLayout",
     "benchmark",
     "io",
+    "metrics",
     "models",
     "space_time",
     "visualization",

@@ -18,7 +18,7 @@ def test_carried_time_is_the_rollouts_time(family):
 
 def test_divided_attention_and_other_modes_are_refused():
     clip = torch.zeros(1, 16, 3, 48, 48)
-    with pytest.raises(ValueError, match="timesformer.*attribute_parts"):
+    with pytest.raises(ValueError, match=r"timesformer.*attribute_parts"):
         STAA(VideoClassifier.from_pretrained("tiny-timesformer-pattern"), "attention").attribute_temporal(clip)
     with pytest.raises(ValueError, match="mode='relevance'"):
         STAA(VideoClassifier.from_pretrained("tiny-vivit-pattern")).attribute_temporal(clip)

@@ -219,7 +219,7 @@ class STAA(Attribution):
         else:
             joint, answer = self._relevant(clip, target, extra, grid, size)
         if self.focus is not None:
-            joint = self.focus(joint, tuple(side // 2 * 2 + 1 for side in grid.tubelet))  # type: ignore[arg-type]
+            joint = self.focus(joint, tuple(side // 2 * 2 + 1 for side in grid.tubelet))
         return from_joint(joint, answer)
 
     def _attended(

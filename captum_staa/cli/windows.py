@@ -70,7 +70,7 @@ def explain_windows(explainer: STAA, options: Options, info: io.VideoInfo, targe
     size = classifier.image_size or (info.height, info.width)
     _check_memory(min(info.num_frames, total * frames), size)
 
-    def windows(what: str) -> Generator[tuple[int, NDArray[np.uint8]]]:
+    def windows(what: str) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
         given = io.iter_windows(options.video, frames, stride=step, frame_stride=options.frame_stride)
         yield from tqdm(given, desc=what, total=total, unit="window", delay=0.5, leave=False)
 
