@@ -22,7 +22,7 @@ from captum.attr import IntegratedGradients, Occlusion, Saliency
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_staa import STAA, TokenGrid, VideoClassifier, space_time
+from captum_staa import STAA, Focus, TokenGrid, VideoClassifier, space_time
 from captum_staa.attention.relevance import smooth_input_gradient
 from captum_staa.benchmark import PlantedClips
 from captum_staa.metrics import auroc, pointing_game
@@ -63,6 +63,7 @@ def methods(clf: VideoClassifier, grid: TokenGrid) -> dict[str, Method]:
 
     return {
         "STAA relevance (product)": staa(mode="relevance"),
+        "STAA relevance (product), Focus": staa(mode="relevance", focus=Focus()),
         "STAA relevance (gradient)": staa(mode="relevance", rule="gradient"),
         "STAA relevance (chefer)": staa(mode="relevance", rule="chefer"),
         "STAA attention, rolled out": staa(mode="attention", layers="all"),

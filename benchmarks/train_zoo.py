@@ -54,7 +54,7 @@ RECIPES = {
         "order": Recipe(350, easy=0.5, hints=True),
     },
     "vivit": {"pattern": Recipe(350), "motion": Recipe(350), "order": Recipe(350, easy=0.5, waves=True)},
-    "vjepa2": {"pattern": Recipe(350), "motion": Recipe(400, easy=0.4), "order": Recipe(700, easy=0.4)},
+    "vjepa2": {"pattern": Recipe(600), "motion": Recipe(400, easy=0.4), "order": Recipe(700, easy=0.4)},
     "resnet3d": {"pattern": Recipe(300, 3e-3), "motion": Recipe(400, 3e-3), "order": Recipe(400, 3e-3)},
 }
 

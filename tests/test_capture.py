@@ -27,6 +27,7 @@ from tiny_models import (
     tiny,
 )
 from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from captum_staa import VideoClassifier
 from captum_staa.attention import tiles
@@ -167,6 +168,8 @@ def test_vivit_keeps_its_attention_mask():
             torch.testing.assert_close(logits, plain, rtol=0, atol=1e-5)
             for value in readings.values():
                 assert value[0, ..., 3:9].abs().max() < 1e-6 < value[1, ..., 3:9].abs().max()
+    # a module that makes its mask from the config lent to it: without a function of that name it would make none
+    assert ALL_MASK_ATTENTION_FUNCTIONS["captum_staa"] is ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
 
 @pytest.mark.parametrize("reading", READINGS)
