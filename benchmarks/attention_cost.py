@@ -72,13 +72,15 @@ def ways(name: str, model: torch.nn.Module, clip: Tensor) -> dict[str, Way]:
         "attention, last layer": staa(mode="attention", layers=[-1]),
         "attention, last layer, and logits": staa("attribute_parts", mode="attention", layers=[-1]),
         "attention, all layers aggregated": staa(mode="attention", layers="mean"),
-        "attention, all layers aggregated, and logits": staa("attribute_parts", mode="attention", layers="mean"),
         "attention, all layers rolled out": staa(mode="attention", layers="all"),
-        "attention, all layers rolled out, and logits": staa("attribute_parts", mode="attention", layers="all"),
+        **(
+            {}
+            if name == "timesformer"
+            else {"attention, time alone rolled out": lambda: STAA(clf, "attention").attribute_temporal(clip)}
+        ),
         "reference: eager, output_attentions": reference,
         "forward and backward": forward_backward,
         "relevance (product)": staa(mode="relevance"),
-        "relevance (gradient)": staa(mode="relevance", rule="gradient"),
     }
 
 
@@ -104,7 +106,7 @@ def measure(name: str, rounds: int) -> list[str]:
     model, clip = build(name)
     calls = ways(name, model.eval(), clip)
     plain = calls["plain forward"]
-    units = {"relevance (product)": "forward and backward", "relevance (gradient)": "forward and backward"}
+    units = {"relevance (product)": "forward and backward"}
     ratios: dict[str, list[float]] = {way: [] for way in calls}
     own_unit: dict[str, list[float]] = {way: [] for way in units}
     plain()

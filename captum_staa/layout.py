@@ -97,7 +97,8 @@ class VideoLayout:
         """Spread maps ``(B, T, H, W)`` evenly over the channels of ``clip``: the inverse of :meth:`reduce`.
 
         Returns:
-            A contiguous tensor of the clip's own shape and dtype whose sum over channels is ``maps``.
+            A contiguous tensor of the clip's own shape whose sum over channels is ``maps``. Its dtype is the clip's,
+            but float32 for half precision: a share of attention per pixel is smaller than float16 can tell from 0.
         """
         sizes = self.size(clip)
         wanted = tuple(sizes[axis] for axis in "BTHW")
@@ -108,7 +109,7 @@ class VideoLayout:
             )
         channels = sizes["C"]
         spread = (maps / channels).unsqueeze(2).expand(-1, -1, channels, -1, -1)  # (B, T, C, H, W)
-        return self.from_working(spread).to(clip.dtype).contiguous()
+        return self.from_working(spread).to(torch.promote_types(clip.dtype, torch.float32)).contiguous()
 
 
 @dataclass(frozen=True)

@@ -136,3 +136,28 @@ def test_focus_raises_the_signal_to_noise_ratio(name, mode):
     focused = STAA(clf, mode, focus=Focus()).attribute_parts(clips, labels).joint
     before, after = snr(plain, truth), snr(focused, truth)
     assert after.mean() > 1.005 * before.mean(), f"{before.mean() = }, {after.mean() = }"
+
+
+def insertion(clf, clips, labels, maps, steps=12):
+    """Mean probability of the label while the highest tubelets come back into a grey clip."""
+    tubelets = torch.nn.functional.avg_pool3d(maps[:, None], clf.grid.tubelet)[:, 0]
+    rank = tubelets.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(tubelets)
+    probabilities = []
+    for step in range(steps + 1):
+        kept = clf.grid.to_pixels((rank < rank[0].numel() * step / steps).float())
+        with torch.no_grad():
+            answers = clf(clips * kept[:, :, None]).softmax(1)
+        probabilities.append(answers.gather(1, labels[:, None])[:, 0])
+    return torch.stack(probabilities).mean().item()
+
+
+@pytest.mark.parametrize("mode", ["attention", "relevance"])
+def test_focus_does_not_lower_insertion(mode):
+    clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+    clips, labels, _ = PlantedClips(seed=31, n=12)[:12]
+    plain, focused = (
+        STAA(clf, mode=mode, focus=focus).attribute_parts(clips, labels).joint for focus in (None, Focus())
+    )
+    before, after = (insertion(clf, clips, labels, maps) for maps in (plain, focused))
+    assert after > before - 0.002
+    assert before > insertion(clf, clips, labels, torch.rand(plain.shape)) + 0.05  # the measure can tell maps apart

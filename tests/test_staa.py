@@ -171,7 +171,7 @@ def test_precisions(name, dtype, kind):
     other = tiny(name).to(dtype)
     for inputs in (clip, clip.to(dtype)):
         attributions = STAA(other, **MODES[kind]).attribute(inputs, 1)
-        assert attributions.dtype == inputs.dtype and torch.isfinite(attributions).all()
+        assert attributions.dtype == torch.promote_types(inputs.dtype, torch.float32) and torch.isfinite(attributions).all()
         if dtype == torch.float64:
             torch.testing.assert_close(attributions.float(), expected, rtol=1e-3, atol=1e-4 * expected.max().item())
         elif kind != "released":  # a threshold turns a last digit into all or nothing
@@ -557,3 +557,19 @@ def test_targets_differ(shipped, planted, kind):
     for i in range(4):
         for j in range(i):
             assert spearman(maps[i], maps[j]) < 0.995, f"the maps of targets {j} and {i} are the same"
+
+
+def test_options_that_would_be_ignored_are_refused(shipped):
+    with pytest.raises(ValueError, match="rule='chefer' is a rule of mode='relevance'"):
+        STAA(shipped, mode="attention", rule="chefer")
+    with pytest.raises(ValueError, match="takes no focus"):
+        STAA(shipped, mode="released", focus=Focus())
+
+
+def test_half_precision_clips_get_float32_attributions(shipped, planted):
+    """A share of attention per pixel, about 1e-5 here, has two digits in float16."""
+    clip = planted[0][:1]
+    exact = STAA(shipped, mode="attention").attribute(clip)
+    halved = STAA(shipped, mode="attention").attribute(clip.half())
+    assert exact.dtype == halved.dtype == torch.float32
+    torch.testing.assert_close(halved, exact, rtol=0.02, atol=0)

@@ -64,7 +64,8 @@ class STAA(Attribution):
         forward_func: a :class:`VideoClassifier` around a transformer of a known family, or such a model itself.
         mode: ``"relevance"``, class-specific, one forward and one backward: what the output attends to, times what
             its gradient uses. ``"attention"``, class-agnostic, one forward: what the output attends to.
-            ``"released"``: what the authors' public code computes, with its defects, for comparison (see Note).
+            ``"released"``: what the authors' public code computes from the last layer, with its defects, for
+            comparison (see Note).
         layers: which residual blocks count. ``"all"`` rolls attention out through all of them; ``"mean"`` averages
             every block's own map; a list of indices such as ``[-1]`` averages the maps of those blocks.
         focus: a :class:`Focus` that raises evidence out of noise, or None.
@@ -107,14 +108,18 @@ class STAA(Attribution):
         if classifier.family is None:
             raise ValueError(
                 f"{type(classifier.module).__name__} belongs to no known family of video transformers; describe it "
-                f"with captum_staa.models.Family and pass VideoClassifier(model, family=...), or use "
-                f"SpatioTemporalPerturbation, which takes any network"
+                f"with captum_staa.models.Family and pass VideoClassifier(model, family=...); Captum's own methods "
+                f"take any network"
             )
         check_choice("mode", mode, ("attention", "relevance", "released"))
         check_choice("rule", rule, ("product", "gradient", "chefer"))
         check_choice("upsampling", upsampling, ("trilinear", "nearest"))
         if focus is not None and not isinstance(focus, Focus):
             raise TypeError(f"focus is a Focus(...) or None, but {focus!r} came")
+        if mode != "relevance" and rule != "product":
+            raise ValueError(f"rule={rule!r} is a rule of mode='relevance', but mode={mode!r} came; leave it out")
+        if mode == "released" and focus is not None:
+            raise ValueError("mode='released' has a threshold of its own and takes no focus; leave it out")
         super().__init__(classifier)
         self.mode, self.layers, self.focus, self.rule = mode, layers, focus, rule
         self.upsampling, self.generator = upsampling, generator
@@ -138,8 +143,9 @@ class STAA(Attribution):
             show_progress: accepted as everywhere in Captum; one forward has no progress to show.
 
         Returns:
-            Like ``inputs``: contiguous, detached, not negative. Attention modes: the share of attention that falls
-            on each voxel, so that a clip sums to 1 less what special tokens keep. Relevance: in units of the logit.
+            Like ``inputs`` (float32 where they are of half precision): contiguous, detached, not negative. Attention
+            modes: the share of attention that falls on each voxel, so that a clip sums to 1 less what special tokens
+            keep. Relevance: in units of the logit.
 
         Raises:
             ValueError: no target where one is needed, a clip of the wrong shape, or a call under inference_mode.
@@ -164,7 +170,9 @@ class STAA(Attribution):
         return self._parts(inputs, target, additional_forward_args, logits=True)
 
     def attribute_temporal(self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object = None) -> Tensor:
-        """When alone, rolled out through all blocks: ``attribute_parts(...).temporal`` without N x N matrices.
+        """When alone, rolled out through all blocks, without N x N matrices.
+
+        Equal to ``attribute_parts(...).temporal`` with ``upsampling="nearest"``.
 
         For ``mode="attention", layers="all"`` on joint attention, where time is all that is asked: a fused attention
         carries it along (memory of one forward, a few percent of its time).
