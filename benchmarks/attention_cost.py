@@ -11,6 +11,7 @@ every allocation of every operator), over the plain forward's peak; weights and 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -92,6 +93,7 @@ def seconds(way: Way) -> float:
 
 def peak_bytes(way: Way) -> int:
     """Largest sum of live allocations during a call, operators' own buffers included."""
+    gc.collect()  # what an earlier call left would be counted as freed by this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         way()
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]

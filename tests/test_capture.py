@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +31,7 @@ from tiny_models import (
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from captum_staa import VideoClassifier
+from captum_staa import STAA, VideoClassifier
 from captum_staa.attention import tiles
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.models import AttentionSite
@@ -731,3 +733,18 @@ class _Calls(nn.Module):
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.inner.config._attn_implementation, None)
         return attend(self.inner, self.q, self.q, self.q, self.mask, scaling=0.3)
+
+
+def test_a_forward_that_ends_early_keeps_no_activation_alive():
+    """The exception that ends it knows the frames, and the frames the activations: nothing may hold on to it."""
+    clf = VideoClassifier.from_pretrained("tiny-vivit-pattern")
+    seen = []
+    handle = clf.module.vivit.embeddings.register_forward_hook(lambda m, a, out: seen.append(weakref.ref(out)))
+    gc.collect()
+    gc.disable()
+    try:
+        STAA(clf, mode="attention", layers=[-1]).attribute(torch.zeros(1, 16, 3, 48, 48))
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+        handle.remove()

@@ -171,7 +171,10 @@ def test_precisions(name, dtype, kind):
     other = tiny(name).to(dtype)
     for inputs in (clip, clip.to(dtype)):
         attributions = STAA(other, **MODES[kind]).attribute(inputs, 1)
-        assert attributions.dtype == torch.promote_types(inputs.dtype, torch.float32) and torch.isfinite(attributions).all()
+        assert (
+            attributions.dtype == torch.promote_types(inputs.dtype, torch.float32)
+            and torch.isfinite(attributions).all()
+        )
         if dtype == torch.float64:
             torch.testing.assert_close(attributions.float(), expected, rtol=1e-3, atol=1e-4 * expected.max().item())
         elif kind != "released":  # a threshold turns a last digit into all or nothing

@@ -72,8 +72,9 @@ def capture(
         try:
             yield session.readings
         except Enough as enough:
-            if enough is not session.enough:
+            if enough.session is not session:
                 raise
+            enough.__traceback__ = None  # its frames hold the activations of the forward that it ended
     missing = [site.module for site in sites if site not in session.readings]
     if missing:
         raise ValueError(

@@ -43,7 +43,8 @@ def pull(
         weights: ``(B, N)``.
         block: the block's sites in the order in which they run.
         matrices: head-mean matrix of each site: joint ``(B, N, N)``, pool ``(B, 1, N)``, spatial
-            ``(B*t, h*w, h*w)`` or with the class token, temporal ``(B*h*w, t, t)``.
+            ``(B*t, h*w, h*w)`` or with the class token, temporal ``(B*h*w, t, t)``. A joint or pool site may instead
+            hold ``(B, N)``, the head's weights pulled through it already.
         grid: the model's grid.
 
     Returns:
@@ -52,7 +53,9 @@ def pull(
     """
     for site in reversed(block):
         matrix = matrices[site]
-        if site.role == "pool":
+        if site.role in ("joint", "pool") and matrix.ndim == 2:
+            weights = matrix
+        elif site.role == "pool":
             weights = matrix[:, 0]
         elif site.role == "joint":
             weights = (weights[:, None] @ matrix)[:, 0]
@@ -119,13 +122,10 @@ def light_reader(pooling: str) -> Callable[[AttentionCall], Tensor]:
     return read
 
 
-def block_map(
-    weights: Tensor, block: Sequence[AttentionSite], readings: Mapping[AttentionSite, Tensor], grid: TokenGrid
-) -> Tensor:
-    """``(B, N)``: the head's weights pulled through one block alone, from what :func:`light_reader` read."""
-    if block[-1].role in ("joint", "pool"):
-        return readings[block[-1]]
-    return pull(weights, block, readings, grid)
+def rollout_reader(pooling: str, last: AttentionSite) -> Callable[[AttentionCall], Tensor]:
+    """Reads the matrices that a rollout multiplies; of the last block only what the head takes from it."""
+    light = light_reader(pooling)
+    return lambda call: light(call) if call.site == last else call.head_mean()
 
 
 class TemporalCarry:

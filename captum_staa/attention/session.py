@@ -20,6 +20,7 @@ class AttentionCall:
     Attributes:
         site: where it happens.
         output: ``(B, heads, Q, dv)``, set where reading computed the attention's output too.
+        final: whether the forward ends after this reading.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class AttentionCall:
         self._operands = operands
         self._ready = ready
         self._dropout = dropout
+        self.final = False  # whether the forward ends here, so that nobody asks for the output
 
     def row(self, index: int = 0) -> Tensor:
         """``(B, N)``: what one query attends to, averaged over heads."""
@@ -78,8 +80,8 @@ class AttentionCall:
 
     @property
     def _beside(self) -> bool:
-        """Tiles keep no graph and drop nothing out: where either is asked, the model computes its output itself."""
-        return torch.is_grad_enabled() or self._dropout > 0
+        """Whether to read without an output: tiles keep no graph and drop nothing out, the model's own code does."""
+        return self.final or torch.is_grad_enabled() or self._dropout > 0
 
     @property
     def _known(self) -> tiles.Operands:
@@ -90,6 +92,10 @@ class AttentionCall:
 class Enough(BaseException):
     """Ends a forward from which all has been read. No Exception: a model's own ``except`` must not catch it."""
 
+    def __init__(self, session: Session) -> None:
+        super().__init__("all that a capture asked for has been read")
+        self.session = session
+
 
 class Session:
     """What one ``capture`` reads, and where."""
@@ -98,7 +104,6 @@ class Session:
         self.readings: dict[AttentionSite, Any] = {}
         self.sites: dict[nn.Module, AttentionSite] = {}
         self.read, self.last = read, last
-        self.enough = Enough()
 
     @property
     def active(self) -> bool:
@@ -112,9 +117,10 @@ class Session:
                 f"{call.site.module!r} computes attention more than once in a forward; declare the module inside it "
                 f"that computes it once as the AttentionSite"
             )
+        call.final = call.site == self.last
         self.readings[call.site] = self.read(call)
-        if call.site == self.last:
-            raise self.enough
+        if call.final:
+            raise Enough(self)
 
 
 ACTIVE: ContextVar[Session | None] = ContextVar("captum_staa_capture", default=None)

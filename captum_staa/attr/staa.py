@@ -21,12 +21,12 @@ from captum_staa._captum import (
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.compose import (
     TemporalCarry,
-    block_map,
     blocks_of,
     light_reader,
     output_weights,
     pull,
     rollout,
+    rollout_reader,
 )
 from captum_staa.attention.focus import Focus
 from captum_staa.attention.frozen import parameters_frozen
@@ -233,9 +233,8 @@ class STAA(Attribution):
     def _attended(
         self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int], logits: bool
     ) -> tuple[Tensor, Tensor | None]:
-        family, blocks = self._family(), self._blocks()
-        read = _read_matrix if self.layers == "all" else light_reader(family.pooling(self._model()))
-        sites = [site for block in self._chosen(blocks) for site in block]
+        sites = self._sites()
+        read = self._reader(sites)
         answer = None
         with torch.no_grad():
             with capture(self._model(), sites, read, stop=not logits) as readings:
@@ -246,11 +245,8 @@ class STAA(Attribution):
         self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
     ) -> tuple[Tensor, Tensor]:
         refuse_inference_mode("mode='relevance'")
-        family = self._family()
-        sites = [site for block in self._chosen(self._blocks()) for site in block]
-        read: Callable[[AttentionCall], Tensor] = _read_probabilities if self.rule == "chefer" else _read_matrix
-        if self.rule == "product" and self.layers != "all":
-            read = light_reader(family.pooling(self._model()))
+        sites = self._sites()
+        read = _read_probabilities if self.rule == "chefer" else self._reader(sites)
         with torch.enable_grad(), parameters_frozen(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
             if self.rule == "gradient":
@@ -278,7 +274,7 @@ class STAA(Attribution):
         site = [site for site in self._family().attention(self._model()) if site.role != "temporal"][-1]
         generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
         with torch.no_grad():
-            with capture(self._model(), [site], _read_matrix) as readings:
+            with capture(self._model(), [site], lambda call: call.head_mean()) as readings:
                 answer = _run_forward(self.forward_func, clip, None, extra)
             maps, weights = released_maps(readings[site], site.role, len(clip), grid, generator)
         frames = maps.repeat_interleave(grid.tubelet[0], 1)
@@ -288,6 +284,13 @@ class STAA(Attribution):
         temporal = weights.repeat_interleave(grid.tubelet[0], 1)
         temporal = torch.nn.functional.pad(temporal, (0, size[0] - temporal.shape[1]))
         return SpaceTime(joint, joint.sum(1), temporal, answer)
+
+    def _sites(self) -> list[AttentionSite]:
+        return [site for block in self._chosen(self._blocks()) for site in block]
+
+    def _reader(self, sites: Sequence[AttentionSite]) -> Callable[[AttentionCall], Tensor]:
+        pooling = self._family().pooling(self._model())
+        return rollout_reader(pooling, sites[-1]) if self.layers == "all" else light_reader(pooling)
 
     # --- from readings to pixels --------------------------------------------------------------------------------
 
@@ -299,8 +302,7 @@ class STAA(Attribution):
             return rollout(weights, blocks, readings, grid, residual)
         if self.layers == "all":
             return rollout(weights, blocks, readings, grid)
-        own = pull if residual is not None else block_map
-        return torch.stack([own(weights, block, readings, grid) for block in blocks]).mean(0)
+        return torch.stack([pull(weights, block, readings, grid) for block in blocks]).mean(0)
 
     def _to_pixels(self, tokens: Tensor, grid: TokenGrid, size: tuple[int, int, int]) -> Tensor:
         """Each token's weight spread over the pixels of its tubelet, so that mass is kept."""
@@ -332,10 +334,6 @@ class STAA(Attribution):
                 f"attention blocks, but {self.layers!r} came"
             )
         return [blocks[i] for i in sorted({i % count for i in self.layers})]
-
-
-def _read_matrix(call: AttentionCall) -> Tensor:
-    return call.head_mean()
 
 
 def _read_probabilities(call: AttentionCall) -> Tensor:

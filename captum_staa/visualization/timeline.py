@@ -114,7 +114,9 @@ def show_timeline(
     axes.ticklabel_format(axis="y", scilimits=(-3, 4))
     axes.spines[["top", "right"]].set_visible(False)
     if axes.patches:
-        axes.legend(loc="upper right", bbox_to_anchor=(1, -0.1), fontsize=LABEL_SIZE, frameon=False)  # clear of the curve
+        axes.legend(
+            loc="upper right", bbox_to_anchor=(1, -0.1), fontsize=LABEL_SIZE, frameon=False
+        )  # clear of the curve
     above = 6.0
     if clip is not None:
         frames = as_frames(clip, layout, index, mean, std)
