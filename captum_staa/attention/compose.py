@@ -44,7 +44,8 @@ def pull(
         block: the block's sites in the order in which they run.
         matrices: head-mean matrix of each site: joint ``(B, N, N)``, pool ``(B, 1, N)``, spatial
             ``(B*t, h*w, h*w)`` or with the class token, temporal ``(B*h*w, t, t)``. A joint or pool site may instead
-            hold ``(B, N)``, the head's weights pulled through it already.
+            hold ``(B, N)``, the head's weights pulled through it already; a spatial site its first rows only, where the
+            other tokens' weights are zero.
         grid: the model's grid.
 
     Returns:
@@ -72,6 +73,7 @@ def _pull_in_space(weights: Tensor, matrix: Tensor, grid: TokenGrid) -> Tensor:
     prefix, patches = weights[:, : grid.prefix], grid.to_grid(weights).flatten(2)  # (B, prefix), (B, t, h*w)
     repeated = (prefix / grid.t)[:, None].expand(batch, grid.t, grid.prefix)
     frames = torch.cat([repeated, patches], 2).unsqueeze(2)  # (B, t, 1, prefix + h*w)
+    frames = frames[..., : matrix.shape[1]]  # where the class token's rows alone were read, it holds all weight
     pulled = (frames @ matrix.unflatten(0, (batch, grid.t)))[:, :, 0]
     patches = pulled[:, :, grid.prefix :].unflatten(2, (grid.h, grid.w))
     return torch.cat([pulled[:, :, : grid.prefix].sum(1), grid.to_tokens(patches)], 1)
@@ -115,9 +117,11 @@ def light_reader(pooling: str) -> Callable[[AttentionCall], Tensor]:
     def read(call: AttentionCall) -> Tensor:
         if call.site.role == "pool":
             return call.row()
-        if call.site.role != "joint":
-            return call.head_mean()
-        return call.row() if pooling == "cls" else call.column_means()
+        if call.site.role == "joint":
+            return call.row() if pooling == "cls" else call.column_means()
+        if call.site.role == "spatial" and pooling == "cls":
+            return call.row()[:, None]  # of every frame
+        return call.head_mean()
 
     return read
 

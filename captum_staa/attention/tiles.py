@@ -145,10 +145,14 @@ def _tiles(x: Operands, output: Tensor | None) -> Iterator[tuple[slice, slice, T
     if bias is not None:
         bias = bias.expand(*x.query.shape[:2], *bias.shape[-2:]).flatten(0, 1)
     heads, count = query.shape[:2]
-    on_cpu = query.device.type == "cpu"
-    budget = CPU_TILE_PER_THREAD * torch.get_num_threads() if on_cpu else DEVICE_TILE
-    row_step = min(count, max(1, budget // key.shape[2]))
-    head_step = max(1, budget // (row_step * key.shape[2]))
+    if query.device.type == "cpu":  # a head per thread: each core then meets the same rows in all three passes
+        head_step = min(heads, torch.get_num_threads())
+        row_step = min(count, max(1, CPU_TILE_PER_THREAD // key.shape[2]))
+        if row_step == count:  # small clips: fewer, larger steps
+            head_step = max(head_step, CPU_TILE_PER_THREAD * head_step // (count * key.shape[2]))
+    else:
+        row_step = min(count, max(1, DEVICE_TILE // key.shape[2]))
+        head_step = max(1, DEVICE_TILE // (row_step * key.shape[2]))
     for first_head in range(0, heads, head_step):
         group = slice(first_head, min(first_head + head_step, heads))
         for first_row in range(0, count, row_step):
