@@ -230,6 +230,14 @@ def test_windows_are_merged_by_their_mean(long_video, tmp_path, options, stride,
     assert windows.count_windows(44, 15 * frame_stride + 1, stride or 15 * frame_stride + 1) == len(pieces)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_reaches_python():
+    """A shell starts its background jobs with Ctrl-C ignored, and programs they start inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_at(monkeypatch, function: str, call: int) -> None:
     """A real Ctrl-C just before this call of a function of the windows' loop."""
     original, calls = getattr(windows, function), []
