@@ -152,18 +152,22 @@ def table(results: dict[str, dict[str, dict[str, float]]], count: int) -> str:
         "",
         "## Joint / time AUROC per pixel, all models",
         "",
-        "| method | " + " | ".join(results) + " | worst |",
-        "|---" * (len(results) + 2) + "|",
+        "| method | " + " | ".join(results) + " | mean | worst |",
+        "|---" * (len(results) + 3) + "|",
     ]
-    for name in next(iter(results.values())):
+    found = list(next(iter(results.values())))
+    names = sorted(found, key=lambda name: [name.startswith(other) for other in found].index(True))  # kin together
+    for name in names:
         pairs = [(own[name]["joint"], own[name]["time"]) for own in results.values()]
         cells = [f"{joint:.3f} / {when:.3f}" for joint, when in pairs]
+        mean = f"{statistics.fmean(j for j, _ in pairs):.3f} / {statistics.fmean(w for _, w in pairs):.3f}"
         worst = f"{min(joint for joint, _ in pairs):.3f} / {min(when for _, when in pairs):.3f}"
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {worst} |")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean} | {worst} |")
     for model, own in results.items():
         lines += ["", f"## {model}", "", "| method | " + " | ".join((*METRICS, "forwards")) + " |"]
         lines.append("|---" * (len(METRICS) + 2) + "|")
-        for name, values in own.items():
+        for name in names:
+            values = own[name]
             cells = [f"{values[key]:.3f}" for key in METRICS] + [f"{values['forwards']:.1f}"]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
