@@ -99,7 +99,7 @@ def _row_mean(x: Operands, output: Tensor | None) -> Tensor:
 def _head_mean(x: Operands, output: Tensor | None) -> Tensor:
     batch, heads, count = x.query.shape[:3]
     matrix = x.query.new_zeros((batch, count, x.key.shape[2]), dtype=torch.float32)
-    for group, rows, tile in _tiles(x, output):
+    for group, rows, tile in _tiles(x, output, head_per_thread=False):  # heads are summed: one after the other
         for example in range(group.start // heads, (group.stop - 1) // heads + 1):
             first, last = max(group.start, example * heads), min(group.stop, (example + 1) * heads)
             own = tile[first - group.start : last - group.start].float()  # this example's heads in the tile
@@ -136,7 +136,7 @@ def _empty_output(x: Operands) -> Tensor:
     return x.value.new_empty((batch * heads, count, x.value.shape[-1]))
 
 
-def _tiles(x: Operands, output: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(x: Operands, output: Tensor | None, head_per_thread: bool = True) -> Iterator[tuple[slice, slice, Tensor]]:
     """Run the attention tile by tile, writing ``output`` and yielding (heads, rows, tile of probabilities)."""
     query = (x.query * x.scale).flatten(0, 1)  # (B*heads, Q, d)
     key = x.key.flatten(0, 1).transpose(1, 2).contiguous()  # (B*heads, d, N)
@@ -146,8 +146,9 @@ def _tiles(x: Operands, output: Tensor | None) -> Iterator[tuple[slice, slice, T
         bias = bias.expand(*x.query.shape[:2], *bias.shape[-2:]).flatten(0, 1)
     heads, count = query.shape[:2]
     if query.device.type == "cpu":  # a head per thread: each core then meets the same rows in all three passes
-        head_step = min(heads, torch.get_num_threads())
-        row_step = min(count, max(1, CPU_TILE_PER_THREAD // key.shape[2]))
+        threads = torch.get_num_threads()
+        head_step = min(heads, threads) if head_per_thread else 1
+        row_step = min(count, max(1, CPU_TILE_PER_THREAD * threads // (head_step * key.shape[2])))
         if row_step == count:  # small clips: fewer, larger steps
             head_step = max(head_step, CPU_TILE_PER_THREAD * head_step // (count * key.shape[2]))
     else:

@@ -81,8 +81,8 @@ class STAA(Attribution):
     Note:
         The defaults are what finds planted evidence best. Mean AUROC, joint and in time, over twelve models (four
         families, three tasks, 200 clips each; docs/planted.md): relevance by product .964 and .940, by gradient .967
-        and .931, attention rolled out .936 and .903, Integrated Gradients with 50 steps .890 and .910, random .5. A focus
-        raises the signal-to-noise ratio a little and finds no more, so there is none by default.
+        and .931, attention rolled out .936 and .903, Integrated Gradients with 50 steps .890 and .910, random .5. A
+        focus raises the signal-to-noise ratio a little and finds no more, so there is none by default.
 
         ``"released"`` keeps four defects of the public code. (1) It reads ``S[0, i+1, p]``, frame 0 seen from one of
         its own patches, where ``S[i, 0, 1:]``, frame i seen from its class token, was meant. (2) Its temporal
