@@ -131,3 +131,17 @@ class TokenGrid:
         if min(missing) < 0:
             raise ValueError(f"size {tuple(size)} is smaller than the {self.pixels} pixels behind the tokens of {self}")
         return F.pad(pixels, (0, missing[2], 0, missing[1], 0, missing[0]))
+
+    def to_frames(self, steps: Tensor, num_frames: int) -> Tensor:
+        """``(B, t, ...)`` values per grid step to ``(B, T, ...)`` values per frame; frames past the last step get zero.
+
+        Raises:
+            ValueError: ``num_frames`` is smaller than the frames behind the tokens.
+        """
+        missing = num_frames - self.pixels[0]
+        if missing < 0:
+            raise ValueError(
+                f"num_frames {num_frames} is smaller than the {self.pixels[0]} behind the tokens of {self}"
+            )
+        frames = steps.repeat_interleave(self.tubelet[0], dim=1)
+        return F.pad(frames, (0, 0) * (steps.ndim - 2) + (0, missing))

@@ -169,3 +169,12 @@ def test_trilinear_is_interpolate():
     tokens = torch.rand(2, 25)
     slow = F.interpolate(tokens[:, 1:].view(2, 3, 2, 4).permute(0, 3, 1, 2)[:, None], size=(8, 9, 10), mode="trilinear")
     torch.testing.assert_close(grid.to_pixels(grid.to_grid(tokens), "trilinear"), slow[:, 0])
+
+
+def test_steps_become_frames():
+    grid = TokenGrid(t=2, h=1, w=1, tubelet=(3, 4, 4))
+    assert grid.to_frames(torch.tensor([[1.0, 2.0]]), 7).tolist() == [[1, 1, 1, 2, 2, 2, 0]]
+    maps = torch.arange(4.0).view(1, 2, 1, 2)
+    assert grid.to_frames(maps, 6)[0, :, 0].tolist() == [[0, 1]] * 3 + [[2, 3]] * 3
+    with pytest.raises(ValueError, match="num_frames 5 is smaller than the 6"):
+        grid.to_frames(torch.ones(1, 2), 5)

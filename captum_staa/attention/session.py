@@ -38,10 +38,11 @@ class AttentionCall:
         self.final = False  # whether the forward ends here, so that nobody asks for the output
 
     def row(self, index: int = 0) -> Tensor:
-        """``(B, N)``: what one query attends to, averaged over heads."""
+        """``(B, N)``: what one query attends to, averaged over heads; no part of a graph."""
         if self._ready is not None:
-            return self._ready[:, :, index].float().mean(1)
-        return self._known.row(index)
+            return self._ready.detach()[:, :, index].float().mean(1)
+        with torch.no_grad():
+            return self._known.row(index)
 
     def column_means(self) -> Tensor:
         """``(B, N)``: how much all queries together attend to each token; no part of a graph."""

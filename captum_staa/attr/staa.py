@@ -128,7 +128,7 @@ class STAA(Attribution):
         super().__init__(classifier)
         self.mode, self.layers, self.focus, self.rule = mode, layers, focus, rule
         self.upsampling, self.generator = upsampling, generator
-        self._chosen(blocks_of(classifier.family.attention(uncompiled(classifier.module))))  # reject bad layers now
+        self._blocks()  # reject bad layers now
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -202,8 +202,7 @@ class STAA(Attribution):
             with capture(model, sites, carry, stop=True):
                 _run_forward(self.forward_func, clip, None, extra)
             steps = carry.result(output_weights(self._family().pooling(model), len(clip), grid, clip.device))
-        frames = (steps / grid.tubelet[0]).repeat_interleave(grid.tubelet[0], 1)
-        return torch.nn.functional.pad(frames, (0, clip.shape[self.forward_func.layout.time] - frames.shape[1]))
+        return grid.to_frames(steps / grid.tubelet[0], clip.shape[self.forward_func.layout.time])
 
     def attribute_future(self) -> NoReturn:
         """Not offered: Captum's futures are for remote models, and attention is read in this process."""
@@ -272,7 +271,7 @@ class STAA(Attribution):
         magnitude = smooth_input_gradient(product, grid)
         if self.rule == "gradient":
             return magnitude, answer
-        attended = self._compose({site: reading.detach() for site, reading in readings.items()}, clip, grid)
+        attended = self._compose(readings, clip, grid)
         return weigh(magnitude, self._to_pixels(attended, grid, size)), answer
 
     def _released(self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int]) -> SpaceTime:
@@ -282,16 +281,12 @@ class STAA(Attribution):
             with capture(self._model(), [site], lambda call: call.head_mean()) as readings:
                 answer = _run_forward(self.forward_func, clip, None, extra)
             maps, weights = released_maps(readings[site], site.role, len(clip), grid, generator)
-        frames = maps.repeat_interleave(grid.tubelet[0], 1)
-        joint = torch.nn.functional.pad(
-            frames, (0, size[2] - frames.shape[3], 0, size[1] - frames.shape[2], 0, size[0] - frames.shape[1])
-        )
-        temporal = weights.repeat_interleave(grid.tubelet[0], 1)
-        temporal = torch.nn.functional.pad(temporal, (0, size[0] - temporal.shape[1]))
-        return SpaceTime(joint, joint.sum(1), temporal, answer)
+        seen = torch.nn.functional.pad(maps, (0, size[2] - maps.shape[3], 0, size[1] - maps.shape[2]))
+        joint = grid.to_frames(seen, size[0])
+        return SpaceTime(joint, joint.sum(1), grid.to_frames(weights, size[0]), answer)
 
     def _sites(self) -> list[AttentionSite]:
-        return [site for block in self._chosen(self._blocks()) for site in block]
+        return [site for block in self._blocks() for site in block]
 
     def _reader(self, sites: Sequence[AttentionSite]) -> Callable[[AttentionCall], Tensor]:
         pooling = self._family().pooling(self._model())
@@ -301,7 +296,7 @@ class STAA(Attribution):
 
     def _compose(self, readings: Readings, clip: Tensor, grid: TokenGrid, residual: Any = None) -> Tensor:
         """``(B, N)`` from what was read at the chosen blocks."""
-        model, blocks = self._model(), self._chosen(self._blocks())
+        model, blocks = self._model(), self._blocks()
         weights = output_weights(self._family().pooling(model), len(clip), grid, clip.device)
         if residual is not None and self.layers != "mean":
             return rollout(weights, blocks, readings, grid, residual)
@@ -323,9 +318,8 @@ class STAA(Attribution):
         return self.forward_func.family
 
     def _blocks(self) -> list[list[AttentionSite]]:
-        return blocks_of(self._family().attention(self._model()))
-
-    def _chosen(self, blocks: list[list[AttentionSite]]) -> list[list[AttentionSite]]:
+        """The residual blocks that ``layers`` names."""
+        blocks = blocks_of(self._family().attention(self._model()))
         if isinstance(self.layers, str):
             check_choice("layers", self.layers, ("mean", "all"))
             return blocks
