@@ -2,6 +2,7 @@
 
 from captum_staa import benchmark, io, metrics, models, visualization
 from captum_staa.attention.focus import Focus
+from captum_staa.attr.smooth import smooth
 from captum_staa.attr.staa import STAA
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, VideoLayout, space_time
@@ -20,6 +21,7 @@ __all__ = [
     "io",
     "metrics",
     "models",
+    "smooth",
     "space_time",
     "visualization",
 ]

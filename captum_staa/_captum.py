@@ -1,6 +1,9 @@
 """The only door to Captum's private helpers: if a release of Captum moves one, it is mended here and nowhere else."""
 
 from captum._utils.common import (
+    ExpansionTypes,
+    _expand_additional_forward_args,
+    _expand_target,
     _format_additional_forward_args,
     _format_output,
     _format_tensor_into_tuples,
@@ -8,12 +11,17 @@ from captum._utils.common import (
     _run_forward,
     _select_targets,
 )
-from captum._utils.progress import progress
-from captum._utils.typing import TargetType
+from captum._utils.progress import NullProgress, progress
+from captum._utils.typing import BaselineType, TargetType
 from captum.log import log_usage
 
 __all__ = [
+    "BaselineType",
+    "ExpansionTypes",
+    "NullProgress",
     "TargetType",
+    "_expand_additional_forward_args",
+    "_expand_target",
     "_format_additional_forward_args",
     "_format_output",
     "_format_tensor_into_tuples",

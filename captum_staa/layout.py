@@ -30,6 +30,8 @@ class VideoLayout:
 
     Args:
         axes: the five letters in the clip's order. Batch comes first, as everywhere in Captum.
+        channels: how many channels a clip has. None takes any number, but refuses a clip of more than 4 channels and
+            exactly 3 frames, whose axes are most likely named in the wrong order.
 
     Raises:
         TypeError: ``axes`` is not a string.
@@ -37,6 +39,7 @@ class VideoLayout:
     """
 
     axes: str
+    channels: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.axes, str):
@@ -78,6 +81,31 @@ class VideoLayout:
             raise ValueError(
                 f"{name} must be a non-empty clip in layout {self.axes}, but its shape is {tuple(clip.shape)}; "
                 f"add a batch axis with clip[None] if one is missing"
+            )
+        channels, frames = clip.shape[self.channel], clip.shape[self.time]
+        if self.channels is None and frames == 3 and channels > 4:
+            swapped = self.axes.translate(str.maketrans("TC", "CT"))
+            raise ValueError(
+                f"read as {self.axes}, {name} of shape {tuple(clip.shape)} would have {channels} channels and 3 frames; "
+                f"pass layout={swapped!r}, or VideoLayout({self.axes!r}, channels={channels}) if it is truly so"
+            )
+        if self.channels is not None and channels != self.channels:
+            raise ValueError(
+                f"{name} must have {self.channels} channels in layout {self.axes}, but its shape is {tuple(clip.shape)}"
+            )
+
+    def check_values(self, clip: Tensor, name: str = "inputs") -> None:
+        """Raise unless ``clip`` passes :meth:`check` and holds finite floats."""
+        self.check(clip, name)
+        if not clip.is_floating_point():
+            raise TypeError(
+                f"{name} must hold floats, but {clip.dtype} came; VideoClassifier.preprocess makes a clip of frames"
+            )
+        if not bool(clip.isfinite().all()):
+            bad = int(clip.numel() - clip.isfinite().sum())
+            raise ValueError(
+                f"{bad} of the {clip.numel()} values of {name} (shape {tuple(clip.shape)}) are nan or infinite, and "
+                f"would spread over the whole map; mend them first, as with torch.nan_to_num"
             )
 
     def to_working(self, clip: Tensor) -> Tensor:

@@ -99,3 +99,23 @@ def test_errors_say_what_came_and_what_was_meant(call, error, words):
     with pytest.raises(error) as caught:
         call()
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_axes_named_in_the_wrong_order_are_refused():
+    frames_first = torch.zeros(1, 16, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"\(1, 16, 3, 8, 8\) would have 16 channels and 3 frames.*layout='BTCHW'"):
+        VideoLayout("BCTHW").check(frames_first)
+    VideoLayout("BTCHW").check(frames_first)
+    VideoLayout("BCTHW", channels=16).check(frames_first)  # three frames of stacked flow
+    with pytest.raises(ValueError, match=r"must have 3 channels.*\(1, 16, 3, 8, 8\)"):
+        VideoLayout("BCTHW", channels=3).check(frames_first)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_counted_and_refused(value):
+    clip = torch.zeros(1, 3, 4, 5, 6)
+    clip[0, 0, :2] = value
+    with pytest.raises(ValueError, match=r"60 of the 360 values of inputs \(shape \(1, 3, 4, 5, 6\)\)"):
+        VideoLayout("BCTHW").check_values(clip)
+    with pytest.raises(TypeError, match="int64"):
+        VideoLayout("BCTHW").check_values(torch.zeros(1, 3, 4, 5, 6).long())

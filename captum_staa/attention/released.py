@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_staa.attention.smooth import gaussian
+from captum_staa.gaussian import gaussian
 from captum_staa.grid import TokenGrid
 
 OPENCV_SIGMA = 1.4  # what OpenCV takes for a 7 x 7 kernel when none is given

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_staa.attention.smooth import gaussian
+from captum_staa.gaussian import gaussian
 from captum_staa.grid import TokenGrid
 
 

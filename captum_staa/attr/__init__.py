@@ -1,5 +1,6 @@
 """Attribution methods, one per file; each is a Captum ``Attribution``."""
 
+from captum_staa.attr.smooth import smooth
 from captum_staa.attr.staa import STAA
 
-__all__ = ["STAA"]
+__all__ = ["STAA", "smooth"]

@@ -14,9 +14,7 @@ def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: s
     clips = _format_tensor_into_tuples(inputs)
     if len(clips) != 1:
         raise ValueError(f"{method} explains one clip tensor per example, but a tuple of {len(clips)} inputs came")
-    layout.check(clips[0])
-    if not clips[0].is_floating_point():
-        raise TypeError(f"a clip holds floats, but {clips[0].dtype} came; use VideoClassifier.preprocess on frames")
+    layout.check_values(clips[0])
     return clips[0]
 
 

@@ -1,4 +1,4 @@
-"""Gaussian smoothing of maps over space and time."""
+"""The one Gaussian blur over space and time that methods, baselines and users' maps share."""
 
 from __future__ import annotations
 
