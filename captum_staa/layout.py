@@ -86,7 +86,7 @@ class VideoLayout:
         if self.channels is None and frames == 3 and channels > 4:
             swapped = self.axes.translate(str.maketrans("TC", "CT"))
             raise ValueError(
-                f"read as {self.axes}, {name} of shape {tuple(clip.shape)} would have {channels} channels and 3 frames; "
+                f"read as {self.axes}, {name} of shape {tuple(clip.shape)} would have {channels} channels, 3 frames: "
                 f"pass layout={swapped!r}, or VideoLayout({self.axes!r}, channels={channels}) if it is truly so"
             )
         if self.channels is not None and channels != self.channels:

@@ -103,7 +103,7 @@ def test_errors_say_what_came_and_what_was_meant(call, error, words):
 
 def test_axes_named_in_the_wrong_order_are_refused():
     frames_first = torch.zeros(1, 16, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"\(1, 16, 3, 8, 8\) would have 16 channels and 3 frames.*layout='BTCHW'"):
+    with pytest.raises(ValueError, match=r"\(1, 16, 3, 8, 8\) would have 16 channels, 3 frames.*layout='BTCHW'"):
         VideoLayout("BCTHW").check(frames_first)
     VideoLayout("BTCHW").check(frames_first)
     VideoLayout("BCTHW", channels=16).check(frames_first)  # three frames of stacked flow
