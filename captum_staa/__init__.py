@@ -2,6 +2,8 @@
 
 from captum_staa import benchmark, io, metrics, models, visualization
 from captum_staa.attention.focus import Focus
+from captum_staa.attr.feature_ablation import VideoFeatureAblation
+from captum_staa.attr.occlusion import VideoOcclusion
 from captum_staa.attr.smooth import smooth
 from captum_staa.attr.staa import STAA
 from captum_staa.grid import TokenGrid
@@ -16,7 +18,9 @@ __all__ = [
     "SpaceTime",
     "TokenGrid",
     "VideoClassifier",
+    "VideoFeatureAblation",
     "VideoLayout",
+    "VideoOcclusion",
     "benchmark",
     "io",
     "metrics",

@@ -1,6 +1,8 @@
 """Attribution methods, one per file; each is a Captum ``Attribution``."""
 
+from captum_staa.attr.feature_ablation import VideoFeatureAblation
+from captum_staa.attr.occlusion import VideoOcclusion
 from captum_staa.attr.smooth import smooth
 from captum_staa.attr.staa import STAA
 
-__all__ = ["STAA", "smooth"]
+__all__ = ["STAA", "VideoFeatureAblation", "VideoOcclusion", "smooth"]

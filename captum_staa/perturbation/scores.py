@@ -1,0 +1,74 @@
+"""One number per clip: the target's output, for a batch of clips or for several altered copies of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_staa._captum import (
+    ExpansionTypes,
+    TargetType,
+    _expand_additional_forward_args,
+    _expand_target,
+    _format_additional_forward_args,
+    _run_forward,
+)
+
+
+class TargetScore:
+    """The target's output as a function of the inputs alone.
+
+    Copies lie batch after batch (a b a b), as in Captum's FeatureAblation; targets and further arguments follow.
+
+    Example:
+        >>> import torch
+        >>> score = TargetScore(lambda x: x.sum(2), target=[0, 1], additional_forward_args=None, batch=2)
+        >>> inputs = torch.arange(12.0).reshape(2, 2, 3)
+        >>> score((inputs,))
+        tensor([[ 3., 30.]])
+        >>> score((torch.cat([inputs, 10 * inputs]),), copies=2)
+        tensor([[  3.,  30.],
+                [ 30., 300.]])
+
+    Args:
+        forward_func: gives one row of outputs per example.
+        target: as in Captum, for the batch.
+        additional_forward_args: as in Captum; tensors hold one row per example of the batch.
+        batch: B, examples in the batch.
+    """
+
+    def __init__(
+        self, forward_func: Callable[..., Any], target: TargetType, additional_forward_args: object, batch: int
+    ) -> None:
+        self.forward_func, self.target, self.batch = forward_func, target, batch
+        self.extra = _format_additional_forward_args(additional_forward_args)
+
+    def __call__(self, inputs: tuple[Tensor, ...], copies: int = 1) -> Tensor:
+        """``(copies, B)`` in float32 at least.
+
+        Raises:
+            ValueError: there are several classes and no target, or the model gives no row per example.
+        """
+        how = ExpansionTypes.repeat
+        target, extra = self.target, self.extra
+        if copies > 1:
+            target = _expand_target(target, copies, expansion_type=how)
+            extra = None if extra is None else _expand_additional_forward_args(extra, copies, expansion_type=how)
+        answer = _run_forward(self.forward_func, inputs, target, extra)
+        if not isinstance(answer, Tensor):
+            raise TypeError(f"the model must return a tensor, but {type(answer).__name__} came; VideoClassifier does")
+        examples = copies * self.batch
+        if answer.numel() != examples:
+            if target is None and answer.ndim > 1 and len(answer) == examples:
+                raise ValueError(
+                    f"the model gives outputs of shape {tuple(answer.shape)}, so one must be chosen: pass target=class "
+                    f"index (or one per example)"
+                )
+            raise ValueError(
+                f"the model must give one output per example, {examples} here, but outputs of shape "
+                f"{tuple(answer.shape)} came; return a row per example, not a mean over the batch"
+            )
+        return answer.detach().reshape(copies, self.batch).to(torch.promote_types(answer.dtype, torch.float32))

@@ -1,0 +1,248 @@
+"""VideoOcclusion gives Captum's Occlusion's numbers, for every window, stride, baseline and chunk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import Occlusion
+from torch import Tensor, nn
+
+from captum_staa import VideoClassifier, VideoLayout, VideoOcclusion
+from captum_staa.benchmark import PlantedClips
+from captum_staa.metrics import auroc
+
+
+def net(seed: int = 0, channels: int = 3) -> nn.Module:
+    """A random network of (B, C, T, H, W) with 4 outputs, in float64."""
+    torch.manual_seed(seed)
+    conv = nn.Conv3d(channels, 5, (2, 3, 3))
+    return nn.Sequential(conv, nn.GELU(), nn.AdaptiveAvgPool3d(2), nn.Flatten(), nn.Linear(40, 4)).double().eval()
+
+
+def clip_of(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def assert_captums(ours: Tensor, theirs: Tensor) -> None:
+    """Captum's Occlusion gives float32 also for float64 models."""
+    assert ours.dtype == torch.float64
+    torch.testing.assert_close(ours, theirs.double(), rtol=1e-6, atol=1e-7)
+
+
+def slow(model: Callable[..., Tensor], clip: Tensor, window: Any, stride: Any, baseline: Tensor, target: int) -> Tensor:
+    """By the definition, for one clip (C, T, H, W): every window, its fall, and the mean at each voxel."""
+    whole = model(clip[None])[0, target]
+    total, count = torch.zeros_like(clip), torch.zeros_like(clip)
+    starts = [
+        range(0, size - side + step, step) for size, side, step in zip(clip.shape[1:], window, stride, strict=True)
+    ]
+    for corner in itertools.product(*starts):
+        box = (slice(None), *(slice(a, a + side) for a, side in zip(corner, window, strict=True)))
+        covered = clip.clone()
+        covered[box] = baseline[box]
+        total[box] += (whole - model(covered[None])[0, target]).detach()
+        count[box] += 1
+    return total / count
+
+
+# divides and does not, overlaps and does not, whole axes, single voxels
+SETTINGS = [
+    ((2, 3, 3), (2, 3, 3)),
+    ((2, 4, 3), (1, 2, 3)),
+    ((3, 4, 4), (2, 3, 3)),
+    ((5, 3, 2), (5, 3, 2)),
+    ((1, 7, 6), (1, 7, 6)),
+    ((5, 7, 6), (9, 9, 9)),
+    ((2, 5, 5), (2, 4, 4)),
+]
+
+
+@pytest.mark.parametrize(("window", "stride"), SETTINGS)
+def test_equals_captum_and_the_definition(window, stride):
+    model, clip, baseline = net(), clip_of(2, 3, 5, 7, 6), clip_of(2, 3, 5, 7, 6, seed=2)
+    ours = VideoOcclusion(model, "BCTHW").attribute(clip, window, stride, baseline, [3, 1], perturbations_per_eval=3)
+    theirs = Occlusion(model).attribute(clip, (3, *window), (3, *stride), baseline, [3, 1])
+    assert_captums(ours, theirs)
+    for i, target in enumerate([3, 1]):
+        expected = slow(model, clip[i], window, stride, baseline[i], target)
+        torch.testing.assert_close(ours[i], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_single_precision_is_within_a_millionth_of_captum():
+    model, clip = net().float(), clip_of(1, 3, 5, 7, 6).float()
+    ours = VideoOcclusion(model, "BCTHW").attribute(clip, (2, 3, 3), (1, 2, 2), target=0, perturbations_per_eval=4)
+    theirs = Occlusion(model).attribute(clip, (3, 2, 3, 3), (3, 1, 2, 2), target=0)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_stride_is_one_by_default_and_an_int_holds_for_all_axes():
+    model, clip = net(), clip_of(1, 3, 3, 5, 4)
+    explain = VideoOcclusion(model, "BCTHW").attribute
+    theirs = Occlusion(model).attribute(clip, (3, 2, 3, 3), target=0)
+    assert_captums(explain(clip, (2, 3, 3), target=0), theirs)
+    theirs = Occlusion(model).attribute(clip, (3, 2, 3, 3), (3, 2, 2, 2), target=0)
+    assert_captums(explain(clip, (2, 3, 3), 2, target=0), theirs)
+
+
+def test_captums_own_window_over_all_axes():
+    model, clip = net(), clip_of(2, 3, 4, 5, 6)
+    ours = VideoOcclusion(model, "BCTHW").attribute(clip, (1, 2, 3, 3), (1, 2, 2, 3), 0.5, 2, perturbations_per_eval=5)
+    theirs = Occlusion(model).attribute(clip, (1, 2, 3, 3), (1, 2, 2, 3), 0.5, 2)
+    assert_captums(ours, theirs)
+    assert not torch.equal(ours[:, 0], ours[:, 1])  # channel by channel
+
+
+@pytest.mark.parametrize(
+    "baseline",
+    [None, 0.7, -2, clip_of(1, 3, 5, 7, 6, seed=5), clip_of(2, 3, 5, 7, 6, seed=6)],
+    ids=["none", "float", "int", "one for all", "per clip"],
+)
+def test_every_kind_of_baseline(baseline):
+    model, clip = net(), clip_of(2, 3, 5, 7, 6)
+    ours = VideoOcclusion(model, "BCTHW").attribute(clip, (2, 4, 3), (1, 2, 3), baseline, 1)
+    theirs = Occlusion(model).attribute(clip, (3, 2, 4, 3), (3, 1, 2, 3), baseline, 1)
+    assert_captums(ours, theirs)
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 7, 1000])
+def test_chunks_change_no_number(chunk):
+    model, clip = net(), clip_of(2, 3, 5, 7, 6)
+    explain = VideoOcclusion(model, "BCTHW").attribute
+    one = explain(clip, (2, 4, 3), (1, 2, 3), target=(1,))
+    torch.testing.assert_close(
+        explain(clip, (2, 4, 3), (1, 2, 3), target=(1,), perturbations_per_eval=chunk), one, rtol=1e-12, atol=1e-14
+    )
+
+
+def test_the_layouts_are_twins():
+    model, clip = net(), clip_of(2, 3, 5, 7, 6)
+    first = VideoOcclusion(model, "BCTHW").attribute(clip, (2, 4, 3), (1, 2, 3), target=0)
+    twin = VideoOcclusion(lambda x: model(x.transpose(1, 2)), VideoLayout("BTCHW"))
+    second = twin.attribute(clip.transpose(1, 2), (2, 4, 3), (1, 2, 3), target=0)
+    assert second.is_contiguous()
+    assert torch.equal(second, first.transpose(1, 2))
+
+
+def two_streams() -> Callable[..., Tensor]:
+    rgb, flow = net(3), net(4, channels=2)
+    return lambda a, b, scale: scale[:, None] * rgb(a) * flow(b)
+
+
+def test_two_inputs_each_with_its_own_window():
+    model, inputs = two_streams(), (clip_of(2, 3, 4, 5, 6), clip_of(2, 2, 5, 4, 6))
+    scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    windows, strides = ((2, 3, 3), (2, 2, 3)), ((2, 1, 3), 2)
+    ours = VideoOcclusion(model, "BCTHW").attribute(
+        inputs, windows, strides, (0.0, 0.3), 1, scale, perturbations_per_eval=4
+    )
+    theirs = Occlusion(model).attribute(
+        inputs, ((3, 2, 3, 3), (2, 2, 2, 3)), ((3, 2, 1, 3), (2, 2, 2, 2)), (0.0, 0.3), 1, scale
+    )
+    assert isinstance(ours, tuple)
+    for a, b in zip(ours, theirs, strict=True):
+        assert_captums(a, b)
+
+
+def test_a_model_that_writes_into_its_input_changes_no_number():
+    model, clip = net(), clip_of(2, 3, 5, 7, 6)
+    before = clip.clone()
+
+    def rude(x: Tensor) -> Tensor:
+        return model(x.sub_(0.5).div_(0.5))
+
+    def polite(x: Tensor) -> Tensor:
+        return model((x - 0.5) / 0.5)
+
+    ours = VideoOcclusion(rude, "BCTHW").attribute(clip, (2, 4, 3), (2, 2, 3), target=0, perturbations_per_eval=3)
+    assert torch.equal(clip, before)
+    torch.testing.assert_close(
+        ours, VideoOcclusion(polite, "BCTHW").attribute(clip, (2, 4, 3), (2, 2, 3), target=0), rtol=1e-12, atol=1e-12
+    )
+    with torch.inference_mode():
+        again = VideoOcclusion(rude, "BCTHW").attribute(clip, (2, 4, 3), (2, 2, 3), target=0, perturbations_per_eval=3)
+    torch.testing.assert_close(again, ours, rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_whose_output_is_a_view_of_its_input():
+    clip = clip_of(1, 1, 2, 2, 2)
+    ours = VideoOcclusion(lambda x: x.flatten(1), "BCTHW").attribute(clip, (1, 1, 1), (1, 1, 1), target=5)
+    expected = torch.zeros(8, dtype=torch.float64)
+    expected[5] = clip.flatten()[5]
+    torch.testing.assert_close(ours.flatten(), expected)
+
+
+def test_planted_evidence_is_found():
+    clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
+    clips, labels, truth = PlantedClips(seed=77, n=4)[:4]
+    clips = clf.layout.from_working(clips).contiguous()
+    found = VideoOcclusion(clf).attribute(clips, (4, 12, 12), (2, 6, 6), target=labels, perturbations_per_eval=8)
+    assert auroc(clf.layout.reduce(found), truth).mean() > 0.85
+    assert auroc(clf.layout.reduce(-found), truth).mean() < 0.2
+
+
+CLIP = clip_of(2, 3, 5, 7, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"sliding_window_shapes": (6, 3, 3)}, ValueError, r"\(6, 3, 3\) came for a clip of shape \(2, 3, 5, 7, 6\)"),
+        ({"sliding_window_shapes": (4, 2, 3, 3)}, ValueError, "not be larger"),
+        ({"sliding_window_shapes": (2, 3)}, ValueError, r"one for each of CTHW, but \(2, 3\) came"),
+        ({"sliding_window_shapes": (2, 3, 0)}, ValueError, "at least 1"),
+        ({"sliding_window_shapes": (2, 3, 2.0)}, ValueError, "whole numbers"),
+        ({"sliding_window_shapes": 3}, ValueError, "whole numbers"),
+        ({"sliding_window_shapes": None}, ValueError, "whole numbers"),
+        ({"sliding_window_shapes": ((2, 3, 3), (2, 3, 3))}, ValueError, "one for each|one per input"),
+        ({"strides": (1, -1, 1)}, ValueError, r"strides are whole numbers of at least 1.*\(1, -1, 1\)"),
+        ({"strides": 0}, ValueError, "at least 1"),
+        ({"strides": (1, 4, 1)}, ValueError, r"longer than the window.*make it at most 3"),
+        ({"strides": (1, 1)}, ValueError, "strides"),
+        ({"baselines": torch.zeros(2, 3, 5, 7, 5)}, ValueError, r"\(2, 3, 5, 7, 6\).*\(2, 3, 5, 7, 5\) came"),
+        ({"baselines": torch.zeros(5, 7, 6)}, ValueError, "input's shape"),
+        ({"baselines": float("nan")}, ValueError, "finite"),
+        ({"baselines": (0, 0)}, ValueError, "one per input, 1, but 2 came"),
+        ({"baselines": "blur"}, TypeError, "a number or a tensor, but str came"),
+        ({"perturbations_per_eval": 0}, ValueError, "at least 1, but 0 came"),
+        ({"perturbations_per_eval": 2.0}, ValueError, "whole number"),
+        ({"inputs": CLIP[0]}, ValueError, r"\(3, 5, 7, 6\)"),
+        ({"inputs": CLIP[:0]}, ValueError, "non-empty"),
+        ({"inputs": CLIP / 0}, ValueError, "nan or infinite"),
+        ({"inputs": clip_of(1, 16, 3, 8, 8)}, ValueError, "layout='BTCHW'"),
+        ({"inputs": (CLIP, CLIP[:1]), "sliding_window_shapes": ((2, 3, 3),) * 2}, ValueError, "same examples"),
+        ({"feature_mask": None}, TypeError, "unexpected keyword"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_computed(arguments, error, message):
+    calls = []
+
+    def model(*inputs: Tensor) -> Tensor:
+        calls.append(inputs)
+        return net()(inputs[0])
+
+    arguments = {"inputs": CLIP, "sliding_window_shapes": (2, 3, 3), "target": 0, **arguments}
+    with pytest.raises(error, match=message):
+        VideoOcclusion(model, "BCTHW").attribute(**arguments)
+    assert not calls
+
+
+def test_models_that_give_no_single_number_per_clip_are_refused():
+    with pytest.raises(ValueError, match=r"outputs of shape \(2, 4\), so one must be chosen: pass target="):
+        VideoOcclusion(net(), "BCTHW").attribute(CLIP, (2, 3, 3))
+    with pytest.raises(ValueError, match=r"one output per example, 2 here, but outputs of shape \(\) came"):
+        VideoOcclusion(lambda x: net()(x).mean(), "BCTHW").attribute(CLIP, (2, 3, 3))
+    with pytest.raises(TypeError, match="must return a tensor"):
+        VideoOcclusion(lambda x: [1], "BCTHW").attribute(CLIP, (2, 3, 3))
+
+
+def test_the_layout_is_needed_and_must_agree():
+    with pytest.raises(ValueError, match="pass layout="):
+        VideoOcclusion(net())
+    clf = VideoClassifier(net(), layout="BCTHW")
+    with pytest.raises(ValueError, match="leave the layout out"):
+        VideoOcclusion(clf, "BTCHW")
+    assert VideoOcclusion(clf).layout.axes == VideoOcclusion(clf, "BCTHW").layout.axes == "BCTHW"
