@@ -30,6 +30,10 @@ MASKS = {
     "without batch": random_ids(4, 5, 6, n=6),
     "int32": random_ids(1, 1, 4, 5, 6, n=4).int(),
     "bool": random_ids(1, 1, 4, 5, 6, n=2).bool(),
+    # ids 1 and 2 hold as many voxels as the box between their first and their last, but not those
+    "as large as a box": torch.tensor([[1, 0, 1, 0, 0], [1, 1, 2, 0, 0], [2, 0, 0, 2, 0], [0, 0, 2, 2, 0]])[
+        None, None, :, :, None
+    ],
     "one feature": torch.zeros(1, 1, 1, 1, 1, dtype=torch.long),
 }
 
@@ -90,6 +94,7 @@ def test_inputs_of_any_shape_where_no_layout_is_given():
         (torch.zeros(3, 1, 1, 1, 1).long(), ValueError, "broadcastable"),
         (torch.zeros(1, 1, 1, 4, 5, 6).long(), ValueError, "broadcastable"),
         (torch.tensor([0, 2, 3, 4]).view(1, 1, 4, 1, 1), ValueError, "without gaps, but 4 ids from 0 to 4 came"),
+        (random_ids(1, 1, 4, 5, 6, n=3) * 2, ValueError, "3 ids from 0 to 4"),
         (torch.tensor([1, 2, 3, 4]).view(1, 1, 4, 1, 1), ValueError, "4 ids from 1 to 4"),
         (torch.tensor([-1, 0, 1, 2]).view(1, 1, 4, 1, 1), ValueError, "4 ids from -1 to 2"),
         (torch.zeros(1, 1, 4, 5, 6), TypeError, "torch.float32 came"),

@@ -37,7 +37,7 @@ class Windows:
         >>> import torch
         >>> windows = Windows([(5,)], [(2,)], [(2,)])  # starts at 0, 2 and 4
         >>> len(windows), [index for _, index in windows.places(2)]
-        (3, [(slice(None, None, None), slice(4, 5, None))])
+        (3, [(slice(None, None, None), slice(4, 6, None))])
         >>> windows.spread(torch.tensor([[1.0], [2.0], [3.0]]))[0]
         tensor([[1., 1., 2., 2., 3.]])
         >>> overlapping = Windows([(4,)], [(2,)], [(1,)])
@@ -96,8 +96,8 @@ class Features:
     Example:
         >>> import torch
         >>> features = Features([torch.tensor([[0, 0, 1]]), torch.tensor([[1, 2]])], [(2, 3), (2, 2)])
-        >>> len(features), [(tensor, index[1].tolist()) for tensor, index in features.places(1)]
-        (3, [(0, [2]), (1, [0])])
+        >>> len(features), [(tensor, index[1]) for tensor, index in features.places(1)]
+        (3, [(0, slice(2, 3, None)), (1, slice(0, 1, None))])
         >>> features.spread(torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]))[1]
         tensor([[ 2.,  3.],
                 [20., 30.]])
@@ -123,11 +123,9 @@ class Features:
         for tensor, (mask, order, ends) in enumerate(zip(self.masks, self.order, self.ends, strict=True)):
             voxels = order[ends[region] : ends[region + 1]]
             if len(voxels):
-                index = torch.unravel_index(voxels, mask.shape)
-                yield (
-                    tensor,
-                    tuple(slice(None) if side == 1 else i for side, i in zip(mask.shape, index, strict=True)),
-                )
+                index = _box(mask, voxels) or torch.unravel_index(voxels, mask.shape)
+                whole = [slice(None) if side == 1 else i for side, i in zip(mask.shape, index, strict=True)]
+                yield tensor, tuple(whole)
 
     def spread(self, values: Tensor) -> tuple[Tensor, ...]:
         """``(B, ...)`` per tensor: each voxel gets the value of its own feature in its own clip."""
@@ -141,9 +139,9 @@ class Features:
 
 
 def _steps(size: int, window: int, stride: int) -> list[tuple[int, int]]:
-    """(start, end) of a window on each of its steps along one axis, the last cut off at the border."""
+    """(start, end) of a window on each of its steps along one axis; slices cut the last one off at the border."""
     last = -(-(size - window) // stride)
-    return [(step * stride, min(step * stride + window, size)) for step in range(last + 1)]
+    return [(step * stride, step * stride + window) for step in range(last + 1)]
 
 
 def _cover(steps: list[tuple[int, int]], size: int) -> Tensor:
@@ -152,3 +150,12 @@ def _cover(steps: list[tuple[int, int]], size: int) -> Tensor:
     for row, (start, end) in zip(cover, steps, strict=True):
         row[start:end] = 1
     return cover / cover.sum(0)
+
+
+def _box(mask: Tensor, voxels: Tensor) -> tuple[slice, ...] | None:
+    """A feature's voxels as slices, which are many times faster to write than a list; None where they are no box."""
+    first, last = (torch.unravel_index(voxel, mask.shape) for voxel in (voxels[0], voxels[-1]))
+    box = tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+    inside = mask[box]
+    whole = inside.numel() == len(voxels) and bool((inside == inside.flatten()[0]).all())
+    return box if whole else None
