@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from captum_staa.perturbation.regions import Regions
+from captum_staa.perturbation.regions import Place, Regions
 
 Score = Callable[[tuple[Tensor, ...], int], Tensor]
 
@@ -41,9 +41,9 @@ def ablate(
     copies = min(perturbations_per_eval, count)
     batch = [value.detach()[None].repeat(copies, *[1] * value.ndim) for value in inputs]  # (copies, B, ...)
 
-    def write(values: tuple[Tensor, ...], chunk: range) -> None:
-        for row, region in enumerate(chunk):
-            for tensor, where in regions.places(region):
+    def write(values: tuple[Tensor, ...], chunk: list[list[Place]]) -> None:
+        for row, places in enumerate(chunk):
+            for tensor, where in places:
                 batch[tensor][row][where] = values[tensor][where]
 
     def call(rows: int) -> Tensor:
@@ -59,7 +59,7 @@ def ablate(
     whole = call(1)
     falls = []
     for first in range(0, count, copies):
-        chunk = range(first, min(first + copies, count))
+        chunk = [list(regions.places(region)) for region in range(first, min(first + copies, count))]
         write(baselines, chunk)
         falls.append(whole - call(len(chunk)))
         write(inputs, chunk)

@@ -154,8 +154,8 @@ def _cover(steps: list[tuple[int, int]], size: int) -> Tensor:
 
 def _box(mask: Tensor, voxels: Tensor) -> tuple[slice, ...] | None:
     """A feature's voxels as slices, which are many times faster to write than a list; None where they are no box."""
-    first, last = (torch.unravel_index(voxel, mask.shape) for voxel in (voxels[0], voxels[-1]))
-    box = tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+    corners = torch.unravel_index(voxels[[0, -1]], mask.shape)
+    box = tuple(slice(first, last + 1) for first, last in (axis.tolist() for axis in corners))
     inside = mask[box]
     whole = inside.numel() == len(voxels) and bool((inside == inside.flatten()[0]).all())
     return box if whole else None
