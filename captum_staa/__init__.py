@@ -1,8 +1,9 @@
 """Where and when did a video model look, and why this class? Attribution for video, as a Captum plugin."""
 
-from captum_staa import benchmark, io, metrics, models, visualization
+from captum_staa import baselines, benchmark, io, metrics, models, visualization
 from captum_staa.attention.focus import Focus
 from captum_staa.attr.feature_ablation import VideoFeatureAblation
+from captum_staa.attr.grad_cam import GradCAM
 from captum_staa.attr.occlusion import VideoOcclusion
 from captum_staa.attr.smooth import smooth
 from captum_staa.attr.staa import STAA
@@ -15,12 +16,14 @@ __version__ = "0.1.0"
 __all__ = [
     "STAA",
     "Focus",
+    "GradCAM",
     "SpaceTime",
     "TokenGrid",
     "VideoClassifier",
     "VideoFeatureAblation",
     "VideoLayout",
     "VideoOcclusion",
+    "baselines",
     "benchmark",
     "io",
     "metrics",

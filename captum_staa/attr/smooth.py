@@ -46,4 +46,6 @@ def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 4.0, 
     wide = torch.promote_types(attributions.dtype, torch.float32)
     frames = layout.to_working(attributions.detach().to(wide)).transpose(1, 2)  # (B, C, T, H, W)
     blurred = gaussian(frames.flatten(0, 1), (time, space, space)).view(frames.shape)
-    return layout.from_working(blurred.transpose(1, 2)).to(attributions.dtype).contiguous()
+    smoothed = layout.from_working(blurred.transpose(1, 2))
+    # A copy also where neither axis was blurred: writing into the result must not change what was passed.
+    return smoothed.to(attributions.dtype, copy=True, memory_format=torch.contiguous_format)

@@ -1,0 +1,209 @@
+"""RISE for video: random masks over space and time, and what the model's answer owes to each voxel of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NoReturn
+
+import torch
+from captum.attr import PerturbationAttribution
+from torch import Tensor
+
+from captum_staa._captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
+from captum_staa.attr._arguments import (
+    baselines_for,
+    check_perturbations_per_eval,
+    clips_of,
+    evaluations,
+    layout_of,
+)
+from captum_staa.layout import VideoLayout
+from captum_staa.perturbation.scores import TargetScore
+
+Sides = tuple[int, int, int]
+
+
+class RISE(PerturbationAttribution):
+    """How the target's output changes with what random masks show of the clip.
+
+    Each mask is a coarse grid of cells, shown with probability ``keep`` and hidden otherwise, stretched trilinearly to
+    the clip from a random shift of up to a cell in time, height and width. No gradient and no layer is needed.
+
+    Example:
+        >>> from captum_staa import VideoClassifier, space_time
+        >>> from captum_staa.benchmark import PlantedClips
+        >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
+        >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
+        >>> clip = clf.layout.from_working(clip)  # the 3D network takes (B, C, T, H, W)
+        >>> attributions = RISE(clf).attribute(clip, target=label, perturbations_per_eval=16, n_samples=320)
+        >>> when = space_time(attributions, clf.layout).temporal[0].argmax()
+        >>> bool(truth[0, when].any())
+        True
+
+    Args:
+        forward_func: a :class:`VideoClassifier`, or any function of clips that gives one row of outputs per example.
+        layout: the order of the clips' axes; may be left out for a classifier, which knows its own.
+
+    Raises:
+        ValueError: there is no layout, or another than the classifier's.
+
+    Note:
+        With scores s_i of masks M_i, i = 1 .. N, a voxel's attribution is ``sum_i (s_i - mean(s)) (M_i - keep) /
+        ((N - 1) Var M)``: an unbiased estimate of the covariance of score and mask over the mask's known variance,
+        which is the slope of the score along the mask there. The paper's ``sum_i s_i M_i / (N keep)`` ranks voxels
+        alike in the limit, but adds the mean score to all of them, and the noise with which the mean of M_i strays
+        from ``keep``; here both are gone, and a model that always gives the same answer gets zero.
+
+        Neighbouring voxels are shown together, so a slope speaks for a neighbourhood of about a cell, and slopes do not
+        add up to the output. Their standard error falls with the square root of ``n_samples``.
+
+    Reference:
+        Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018,
+        section 3; time is masked here as height and width are there.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], layout: VideoLayout | str | None = None) -> None:
+        super().__init__(forward_func)
+        found = layout_of(forward_func, layout)
+        if found is None:
+            raise ValueError("the axes of a clip must be named: pass layout='BCTHW' or 'BTCHW', or a VideoClassifier")
+        self.layout = found
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        baselines: BaselineType = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        perturbations_per_eval: int = 1,
+        show_progress: bool = False,
+        *,
+        n_samples: int = 1000,
+        cells: Sides = (4, 7, 7),
+        keep: float = 0.5,
+        generator: torch.Generator | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Attributions of the clip's own shape, spread evenly over channels.
+
+        Args:
+            inputs: clip, or a tuple of clips (RGB and flow), each with masks of its own.
+            baselines: what hides: a number, a tensor of the clip's shape or with a first axis of 1, one of
+                ``captum_staa.baselines``, a tuple of such for several inputs. None is 0.
+            target: as in Captum; needed where the model has several outputs.
+            additional_forward_args: further positional arguments of the model.
+            perturbations_per_eval: masks per call of the model, each a copy of the whole batch in memory. Changes
+                speed, no number.
+            show_progress: draw a bar of the model's calls.
+            n_samples: N, how many masks; all clips of a batch get the same ones.
+            cells: ``(t, h, w)``, how many cells there are along time, height and width.
+            keep: probability that a cell is shown, between 0 and 1.
+            generator: draws the masks; None is one seeded with 0, for this call alone.
+
+        Returns:
+            Like ``inputs`` (float32 where they are of half precision). Summed over channels: how much the output rises
+            on average when the voxel, and with it its neighbourhood, goes from hidden to shown. Positive is evidence
+            for the target. Contiguous and detached.
+
+        Raises:
+            ValueError: an option out of range, a baseline of another shape, a clip of the wrong rank or with nan, a
+                missing target.
+            TypeError: an argument of the wrong type, or an unknown one.
+        """
+        clips = clips_of(inputs, self.layout)
+        hidden = baselines_for(clips, baselines)
+        check_perturbations_per_eval(perturbations_per_eval)
+        _check_options(n_samples, cells, keep, generator)
+        draw = torch.Generator().manual_seed(0) if generator is None else generator
+        score = TargetScore(self.forward_func, target, additional_forward_args, len(clips[0]))
+        slopes = [_Slope(self.layout, clip, cells, keep) for clip in clips]
+        with torch.no_grad(), evaluations(self.get_name(), n_samples, perturbations_per_eval, show_progress) as tick:
+            # Scores count from the whole clip's, so that a large constant in them costs no digits.
+            whole = score(tuple(clip.clone() for clip in clips))
+            tick()
+            for first in range(0, n_samples, perturbations_per_eval):
+                count = min(perturbations_per_eval, n_samples - first)
+                masks = [[slope.mask(draw) for slope in slopes] for _ in range(count)]
+                each = [torch.stack(column) for column in zip(*masks, strict=True)]  # (count, T, H, W) per input
+                altered = (self._blend(*parts) for parts in zip(clips, hidden, each, strict=True))
+                gains = score(tuple(altered), count) - whole  # (count, B)
+                for slope, column in zip(slopes, each, strict=True):
+                    slope.add(gains, column)
+                tick()
+        maps = (self.layout.expand(slope.value(), clip) for slope, clip in zip(slopes, clips, strict=True))
+        return _format_output(_is_tuple(inputs), tuple(maps))
+
+    def attribute_future(self) -> NoReturn:
+        """Not offered: Captum's futures are for remote models."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    @classmethod
+    def get_name(cls) -> str:
+        """``"RISE"``; Captum would spell it out."""
+        return "RISE"
+
+    def _blend(self, clip: Tensor, hidden: Tensor, masks: Tensor) -> Tensor:
+        """``(n * B, ...)``: the clips under masks ``(n, T, H, W)``, batch after batch."""
+        shares = self.layout.from_working(masks[:, :, None])[:, None]  # (n, 1, *axes), one channel
+        return torch.lerp(hidden.to(masks.dtype), clip.to(masks.dtype), shares).flatten(0, 1).to(clip.dtype)
+
+
+class _Slope:
+    """The masks of one input, and the slope of the score along them."""
+
+    def __init__(self, layout: VideoLayout, clip: Tensor, cells: Sides, keep: float) -> None:
+        sizes = layout.size(clip)
+        self.size = (sizes["T"], sizes["H"], sizes["W"])
+        self.cells, self.keep = cells, keep
+        self.sides = [-(-pixels // count) for pixels, count in zip(self.size, cells, strict=True)]
+        self.like = torch.empty(0, dtype=torch.promote_types(clip.dtype, torch.float32), device=clip.device)
+        self.count = 0
+        self.gained = self.like.new_zeros(len(clip))
+        self.shown = self.like.new_zeros(self.size)
+        self.together = self.like.new_zeros(len(clip), *self.size)
+
+    def mask(self, generator: torch.Generator) -> Tensor:
+        """``(T, H, W)``, from 0, hidden, to 1, shown."""
+        # One cell more than fit for the shift, and one for the far corner of the last of them.
+        coarse = torch.rand([count + 2 for count in self.cells], generator=generator, device=generator.device)
+        mask = (coarse < self.keep).to(self.like)
+        for axis, (pixels, side) in enumerate(zip(self.size, self.sides, strict=True)):
+            shift = int(torch.randint(side, (), generator=generator, device=generator.device))
+            place = torch.arange(shift, shift + pixels, device=mask.device)
+            low = place // side
+            share = (place % side / side).to(mask.dtype).view([-1 if i == axis else 1 for i in range(3)])
+            mask = torch.lerp(mask.index_select(axis, low), mask.index_select(axis, low + 1), share)
+        return mask
+
+    def add(self, gains: Tensor, masks: Tensor) -> None:
+        """Count scores ``(n, B)`` of masks ``(n, T, H, W)``, one after the other: chunks must not change the sums."""
+        for gain, mask in zip(gains.to(self.like), masks - self.keep, strict=True):
+            self.count += 1
+            self.gained += gain
+            self.shown += mask
+            self.together += gain[:, None, None, None] * mask
+
+    def value(self) -> Tensor:
+        """``(B, T, H, W)``: covariance of score and mask, over the mask's variance."""
+        mean = self.gained / self.count
+        covariance = (self.together - mean[:, None, None, None] * self.shown) / (self.count - 1)
+        # Of linear interpolation at place k/c between two cells, averaged over the shifts k = 0 .. c-1:
+        # mean of (1 - k/c)^2 + (k/c)^2 = (2 + 1/c^2) / 3 of a cell's own variance, along each axis.
+        variance = self.keep * (1 - self.keep) * prod((2 + side**-2) / 3 for side in self.sides)
+        return covariance / variance
+
+
+def _check_options(n_samples: object, cells: object, keep: object, generator: object) -> None:
+    if not _whole(n_samples, 2):
+        raise ValueError(f"n_samples is a whole number of at least 2, but {n_samples!r} came")
+    if not (isinstance(cells, Sequence) and len(cells) == 3 and all(_whole(count, 1) for count in cells)):
+        raise ValueError(f"cells are whole numbers (t, h, w) of at least 1, but {cells!r} came")
+    if not (isinstance(keep, float) and 0 < keep < 1):
+        raise ValueError(f"keep is a probability between 0 and 1, but {keep!r} came")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator is a torch.Generator or None, but {type(generator).__name__} came")
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
