@@ -172,7 +172,7 @@ class _Slope:
             shift = int(torch.randint(side, (), generator=generator, device=generator.device))
             place = torch.arange(shift, shift + pixels, device=mask.device)
             low = place // side
-            share = (place % side / side).to(mask.dtype).view([-1 if i == axis else 1 for i in range(3)])
+            share = (place % side).to(mask.dtype).view([-1 if i == axis else 1 for i in range(3)]) / side
             mask = torch.lerp(mask.index_select(axis, low), mask.index_select(axis, low + 1), share)
         return mask
 

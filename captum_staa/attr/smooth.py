@@ -38,6 +38,7 @@ def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 4.0, 
 
     Raises:
         ValueError: ``attributions`` is not five-dimensional, holds nan or infinity, or a deviation is negative.
+        TypeError: ``attributions`` is no tensor of floats.
     """
     layout = VideoLayout.of(layout)
     layout.check_values(attributions, "attributions")
