@@ -23,8 +23,8 @@ def gaussian(maps: Tensor, sigma: tuple[float, float, float], *, radius: tuple[i
         if width <= 0:
             continue
         reach = max(1, int(3 * width + 0.5)) if radius is None else radius[axis - 1]
-        steps = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
-        kernel = torch.exp(-0.5 * (steps / width) ** 2)[None, None]
+        steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
+        kernel = torch.exp(-0.5 * (steps / width) ** 2)[None, None].to(maps)
         lines = maps.movedim(axis, -1)
         flat = lines.reshape(-1, 1, lines.shape[-1])
         blurred = F.conv1d(flat, kernel, padding=reach)

@@ -1,17 +1,23 @@
-"""Draws the pictures of README and docs: `python docs/figures.py` (a planted clip, so that the truth is known)."""
+"""Draws the pictures of README and docs: `python docs/figures.py` (planted clips, so that the truth is known)."""
 
+import colorsys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
-from captum_staa import STAA, VideoClassifier
+from captum_staa import STAA, VideoClassifier, feature_masks
 from captum_staa.benchmark import PlantedClips
 from captum_staa.visualization import save_animation, show_frames, show_timeline
 
 IMAGES = Path(__file__).parent / "images"
 
 
-def main() -> None:
+def staa() -> None:
+    """hero.webp, sheet.png and timeline.png: what STAA says of one clip."""
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     planted = PlantedClips(seed=12, n=20, task="pattern")
     clip, label, truth = planted[16:17]
@@ -27,5 +33,52 @@ def main() -> None:
     figure.savefig(IMAGES / "timeline.png", dpi=110)
 
 
+def masks() -> None:
+    """feature_masks.png: every mask over the same frames of one clip."""
+    clf = VideoClassifier.from_pretrained("tiny-videomae-motion")
+    planted = PlantedClips(seed=5, n=20, task="motion")
+    index = 10  # the patch shows in frames 2 to 8 and stays clear of the borders
+    clip, layout, frames = planted[index : index + 1][0], clf.layout, planted.frames(index)
+    rows = {
+        "the clip": None,
+        "frames": feature_masks.frames(clip, layout),
+        "segments, n=4": feature_masks.segments(clip, layout, 4),
+        "grid, 4 x 12 x 12": feature_masks.grid(clip, layout, (4, 12, 12)),
+        "tubelets, 2 x 8 x 8": feature_masks.tubelets(clip, clf),
+        "supervoxels, n=24": feature_masks.supervoxels(clip, layout, 24),
+        "flow_tubes, n=24": feature_masks.flow_tubes(clip, layout, 24),
+    }
+    shown = range(0, 11, 2)
+    figure = Figure(figsize=(1.2 * len(shown), 1.28 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(shown))
+    for (name, mask), row in zip(rows.items(), axes, strict=True):
+        pictures = frames if mask is None else coloured(frames, mask.expand(1, 16, 1, 48, 48)[0, :, 0].numpy())
+        row[0].set_ylabel(name if mask is None else f"{name}\n{int(mask.max()) + 1} regions", fontsize=8)
+        for ax, t in zip(row, shown, strict=True):
+            ax.imshow(pictures[t])
+            ax.set(xticks=[], yticks=[])
+    for ax, t in zip(axes[0], shown, strict=True):
+        ax.set_title(f"frame {t}", fontsize=8)
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=110)
+    few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
+    few.save(IMAGES / "feature_masks.png", optimize=True)
+
+
+def coloured(frames: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Frames ``(T, H, W, 3)`` in grey, four times as large, under a colour per region and its borders."""
+    hues = [colorsys.hls_to_rgb(i * 0.618 % 1, (0.5, 0.65, 0.38)[i % 3], 0.9) for i in range(ids.max() + 1)]
+    grey = (frames.mean(-1, keepdims=True) / 16).round() / 16
+    picture = (0.55 * grey + 0.45 * np.array(hues)[ids]).repeat(4, 1).repeat(4, 2)
+    large = ids.repeat(4, 1).repeat(4, 2)
+    edge = np.zeros(large.shape, bool)
+    edge[:, 1:] |= large[:, 1:] != large[:, :-1]
+    edge[:, :, 1:] |= large[:, :, 1:] != large[:, :, :-1]
+    picture[edge] = 0.1
+    return picture
+
+
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    staa()
+    masks()
