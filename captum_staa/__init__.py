@@ -1,10 +1,11 @@
 """Where and when did a video model look, and why this class? Attribution for video, as a Captum plugin."""
 
-from captum_staa import baselines, benchmark, io, metrics, models, visualization
+from captum_staa import baselines, benchmark, feature_masks, io, metrics, models, visualization
 from captum_staa.attention.focus import Focus
 from captum_staa.attr.feature_ablation import VideoFeatureAblation
 from captum_staa.attr.grad_cam import GradCAM
 from captum_staa.attr.occlusion import VideoOcclusion
+from captum_staa.attr.rise import RISE
 from captum_staa.attr.smooth import smooth
 from captum_staa.attr.staa import STAA
 from captum_staa.grid import TokenGrid
@@ -14,6 +15,7 @@ from captum_staa.models.classifier import VideoClassifier
 __version__ = "0.1.0"
 
 __all__ = [
+    "RISE",
     "STAA",
     "Focus",
     "GradCAM",
@@ -25,6 +27,7 @@ __all__ = [
     "VideoOcclusion",
     "baselines",
     "benchmark",
+    "feature_masks",
     "io",
     "metrics",
     "models",

@@ -111,8 +111,8 @@ def test_a_last_block_of_which_one_token_is_read_is_refused(name, layer):
 
 @pytest.mark.parametrize(
     "shape",
-    [(8, 4, 12), (2, 4, 2, 2, 12), (8, 2, 2, 12), (2, 17, 12), (1, 16, 24), (384,)],
-    ids=["frames or places", "channels last", "frames, channels last", "too many", "another batch", "flat"],
+    [(8, 4, 12), (2, 4, 2, 2, 12), (8, 2, 2, 12), (2, 17, 12), (1, 16, 24), (1, 6, 4, 4, 4), (12, 8, 2, 2), (384,)],
+    ids=lambda shape: "x".join(map(str, shape)),
 )
 def test_shapes_that_do_not_tell_are_refused(shape):
     folded = Wrap(lambda x: torch.cat([x.flatten(), x.new_zeros(24)])[: math.prod(shape)].reshape(shape))
@@ -140,6 +140,13 @@ def test_nothing_is_left_behind():
     with pytest.raises(ZeroDivisionError):
         method.attribute(CLIP, TARGETS)
     assert snapshot(model) == before
+
+
+def test_a_model_that_writes_into_its_input_does_not_write_into_the_clip():
+    before, net = CLIP.clone(), odd()
+    rude = GradCAM(nn.Sequential(Wrap(lambda x: x.sub_(0.5)), net), "1.conv", "BCTHW").attribute(CLIP, TARGETS)
+    assert torch.equal(CLIP, before)
+    assert torch.equal(rude, GradCAM(net, "conv", "BCTHW").attribute(CLIP - 0.5, TARGETS))
 
 
 def test_another_thread_on_the_same_model_is_left_alone():

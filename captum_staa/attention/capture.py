@@ -68,7 +68,7 @@ def capture(
         stack.callback(ACTIVE.reset, token)
         if any(site.door == "call" for site in sites):
             stack.enter_context(CallMode(session))
-        stack.enter_context(_uncompiled())
+        stack.enter_context(without_compiling())
         try:
             yield session.readings
         except Enough as enough:
@@ -97,7 +97,7 @@ _stance_lock = Lock()
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
+def without_compiling() -> Iterator[None]:
     """Compiled graphs would run past the doors. The compiler's stance is global: captures of all threads share one."""
     with _stance_lock:
         _stance.append(None if _stance else torch.compiler.set_stance("force_eager"))

@@ -54,8 +54,16 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is one of {', '.join(choices)}, but {value!r} came")
 
 
-def layout_of(forward_func: object, layout: VideoLayout | str | None) -> VideoLayout | None:
-    """The layout that was given, or the classifier's own; the two must agree."""
+def layout_of(forward_func: object, layout: VideoLayout | str | None) -> VideoLayout:
+    """The layout that was given, or the classifier's own; the two must agree, and one must be there."""
+    found = layout_if_known(forward_func, layout)
+    if found is None:
+        raise ValueError("the axes of a clip must be named: pass layout='BCTHW' or 'BTCHW', or a VideoClassifier")
+    return found
+
+
+def layout_if_known(forward_func: object, layout: VideoLayout | str | None) -> VideoLayout | None:
+    """The same for a method that takes inputs of any shape, too."""
     own = forward_func.layout if isinstance(forward_func, VideoClassifier) else None
     if layout is None:
         return own

@@ -16,7 +16,7 @@ from captum_staa.attr._arguments import (
     check_perturbations_per_eval,
     clips_of,
     evaluations,
-    layout_of,
+    layout_if_known,
 )
 from captum_staa.layout import VideoLayout
 from captum_staa.perturbation.ablation import ablate
@@ -56,7 +56,7 @@ class VideoFeatureAblation(PerturbationAttribution):
 
     def __init__(self, forward_func: Callable[..., Any], layout: VideoLayout | str | None = None) -> None:
         super().__init__(forward_func)
-        self.layout = layout_of(forward_func, layout)
+        self.layout = layout_if_known(forward_func, layout)
 
     @log_usage(part_of_slo=True)
     def attribute(

@@ -56,10 +56,7 @@ class VideoOcclusion(PerturbationAttribution):
 
     def __init__(self, forward_func: Callable[..., Any], layout: VideoLayout | str | None = None) -> None:
         super().__init__(forward_func)
-        found = layout_of(forward_func, layout)
-        if found is None:
-            raise ValueError("the axes of a clip must be named: pass layout='BCTHW' or 'BTCHW', or a VideoClassifier")
-        self.layout = found
+        self.layout = layout_of(forward_func, layout)
 
     @log_usage(part_of_slo=True)
     def attribute(

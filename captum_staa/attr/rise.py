@@ -49,11 +49,11 @@ class RISE(PerturbationAttribution):
         ValueError: there is no layout, or another than the classifier's.
 
     Note:
-        With scores s_i of masks M_i, i = 1 .. N, a voxel's attribution is ``sum_i (s_i - mean(s)) (M_i - keep) /
-        ((N - 1) Var M)``: an unbiased estimate of the covariance of score and mask over the mask's known variance,
-        which is the slope of the score along the mask there. The paper's ``sum_i s_i M_i / (N keep)`` ranks voxels
-        alike in the limit, but adds the mean score to all of them, and the noise with which the mean of M_i strays
-        from ``keep``; here both are gone, and a model that always gives the same answer gets zero.
+        With scores s_i of masks M_i, i = 1 .. N, a voxel's attribution is ``sum_i (s_i - mean(s)) M_i / ((N - 1)
+        Var M)``: the sample covariance of score and mask, which is unbiased, over the mask's known variance; in other
+        words, the slope of the score along the mask there. The paper's ``sum_i s_i M_i / (N keep)`` ranks voxels alike
+        in the limit, but adds the mean score to all of them, and with it the noise by which the mean of M_i strays
+        from ``keep``. Here both are gone, and a model that always gives the same answer gets zero.
 
         Neighbouring voxels are shown together, so a slope speaks for a neighbourhood of about a cell, and slopes do not
         add up to the output. Their standard error falls with the square root of ``n_samples``.
@@ -65,10 +65,7 @@ class RISE(PerturbationAttribution):
 
     def __init__(self, forward_func: Callable[..., Any], layout: VideoLayout | str | None = None) -> None:
         super().__init__(forward_func)
-        found = layout_of(forward_func, layout)
-        if found is None:
-            raise ValueError("the axes of a clip must be named: pass layout='BCTHW' or 'BTCHW', or a VideoClassifier")
-        self.layout = found
+        self.layout = layout_of(forward_func, layout)
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -178,7 +175,7 @@ class _Slope:
 
     def add(self, gains: Tensor, masks: Tensor) -> None:
         """Count scores ``(n, B)`` of masks ``(n, T, H, W)``, one after the other: chunks must not change the sums."""
-        for gain, mask in zip(gains.to(self.like), masks - self.keep, strict=True):
+        for gain, mask in zip(gains.to(self.like), masks, strict=True):
             self.count += 1
             self.gained += gain
             self.shown += mask

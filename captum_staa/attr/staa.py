@@ -200,7 +200,7 @@ class STAA(Attribution):
         extra = _format_additional_forward_args(additional_forward_args)
         with torch.no_grad():
             with capture(model, sites, carry, stop=True):
-                _run_forward(self.forward_func, clip, None, extra)
+                self._forward(clip, extra)
             steps = carry.result(output_weights(self._family().pooling(model), len(clip), grid, clip.device))
         return grid.to_frames(steps / grid.tubelet[0], clip.shape[self.forward_func.layout.time])
 
@@ -242,7 +242,7 @@ class STAA(Attribution):
         answer = None
         with torch.no_grad():
             with capture(self._model(), sites, read, stop=not logits) as readings:
-                answer = _run_forward(self.forward_func, clip, None, extra)
+                answer = self._forward(clip, extra)
             return self._to_pixels(self._compose(readings, clip, grid), grid, size), answer
 
     def _relevant(
@@ -254,10 +254,10 @@ class STAA(Attribution):
         with torch.enable_grad(), parameters_frozen(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
             if self.rule == "gradient":
-                answer, readings = _run_forward(self.forward_func, leaf, None, extra), {}
+                answer, readings = self._forward(leaf, extra), {}
             else:
                 with capture(self._model(), sites, read) as readings:
-                    answer = _run_forward(self.forward_func, leaf, None, extra)
+                    answer = self._forward(leaf, extra)
             wanted = list(readings.values()) if self.rule == "chefer" else [leaf]
             gradients = torch.autograd.grad(score_of(answer, target), wanted)
         answer = answer.detach()
@@ -279,11 +279,14 @@ class STAA(Attribution):
         generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
         with torch.no_grad():
             with capture(self._model(), [site], lambda call: call.head_mean()) as readings:
-                answer = _run_forward(self.forward_func, clip, None, extra)
+                answer = self._forward(clip, extra)
             maps, weights = released_maps(readings[site], site.role, len(clip), grid, generator)
         seen = torch.nn.functional.pad(maps, (0, size[2] - maps.shape[3], 0, size[1] - maps.shape[2]))
         joint = grid.to_frames(seen, size[0])
         return SpaceTime(joint, joint.sum(1), grid.to_frames(weights, size[0]), answer)
+
+    def _forward(self, clip: Tensor, extra: Any) -> Tensor:
+        return _run_forward(self.forward_func, clip.clone(), None, extra)  # a copy: models may write into their input
 
     def _sites(self) -> list[AttentionSite]:
         return [site for block in self._blocks() for site in block]

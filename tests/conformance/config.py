@@ -1,0 +1,166 @@
+"""Captum's own configuration of tests, which ships in its wheel: models, arguments, and the methods they are for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from captum.attr import Attribution, NoiseTunnel
+from captum.testing.attr.helpers.gen_test_utils import get_target_layer, parse_test_config
+from captum.testing.attr.helpers.test_config import config
+from captum.testing.helpers.basic_models import BasicModel_ConvNet
+from torch import Tensor, nn
+
+from .models import Tensors
+
+
+class Lifted(nn.Module):
+    """A network of rows ``(B, n)`` or images ``(B, C, H, W)`` that takes ``(B, 1, 1, 1, n)`` or ``(B, C, 1, H, W)``."""
+
+    def __init__(self, net: nn.Module, ranks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.net, self.ranks = net, ranks
+
+    def forward(self, *args: Any) -> Tensor:
+        clips, rest = args[: len(self.ranks)], args[len(self.ranks) :]
+        return self.net(*(lowered(clip, rank) for clip, rank in zip(clips, self.ranks, strict=True)), *rest)
+
+
+def lifted(value: Any) -> Any:
+    """A row or an image as a clip of one frame, in BCTHW; a number as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return value[:, None, None, None] if value.ndim == 2 else value[:, :, None]
+
+
+def lowered(clip: Tensor, rank: int) -> Tensor:
+    """The way back."""
+    return clip[:, 0, 0, 0] if rank == 2 else clip[:, :, 0]
+
+
+class Constant(nn.Module):
+    """A network as a function of its tensors alone, which is what can be traced; its other arguments are constant."""
+
+    def __init__(self, net: nn.Module, args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.net, self.args = net, args
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        rest = iter(tensors)
+        return self.net(*(next(rest) if isinstance(arg, Tensor) else arg for arg in self.args))
+
+
+class Traced(nn.Module):
+    """A traced network that takes the arguments of the network itself."""
+
+    def __init__(self, net: nn.Module, args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.core = torch.jit.trace(Constant(net, args), tuple(arg for arg in args if isinstance(arg, Tensor)))
+
+    def forward(self, *args: Any) -> Tensor:
+        return self.core(*(arg for arg in args if isinstance(arg, Tensor)))
+
+
+@dataclass(frozen=True)
+class Donated:
+    """One case of Captum's configuration.
+
+    Attributes:
+        name: Captum's.
+        net: the model.
+        inputs: rows or images, as a tuple.
+        keywords: the other arguments of ``attribute``; with ``noise``, of NoiseTunnel's.
+        noise: whether the method goes through NoiseTunnel.
+        layer: name of the layer, for methods that explain one.
+    """
+
+    name: str
+    net: nn.Module
+    inputs: Tensors
+    keywords: dict[str, Any]
+    noise: bool
+    layer: str | None
+
+    @property
+    def layer_module(self) -> nn.Module:
+        """The layer itself, in the network or in the one that was lifted."""
+        assert self.layer is not None
+        return get_target_layer(getattr(self.net, "net", self.net), self.layer)
+
+    @property
+    def extra(self) -> tuple[Any, ...]:
+        """``additional_forward_args`` as a tuple."""
+        extra = self.keywords.get("additional_forward_args", ())
+        return extra if isinstance(extra, tuple) else (extra,)
+
+    @property
+    def lifted(self) -> Donated:
+        """The same with clips."""
+        ranks = tuple(x.ndim for x in self.inputs)
+        keywords = dict(self.keywords)
+        if "baselines" in keywords:
+            keywords["baselines"] = _each(keywords["baselines"], lifted)
+        return replace(
+            self, net=Lifted(self.net, ranks), inputs=tuple(lifted(x) for x in self.inputs), keywords=keywords
+        )
+
+    @property
+    def traced(self) -> Donated:
+        """The same with a traced network."""
+        return replace(self, net=Traced(self.net, (*self.inputs, *self.extra)))
+
+    def part(self, i: int) -> Donated:
+        """One example alone, with its own target, baseline and arguments."""
+        batch = len(self.inputs[0])
+
+        def own(value: Any) -> Any:
+            follows = isinstance(value, (Tensor, list)) and len(value) == batch
+            return value[i : i + 1] if follows else value
+
+        keywords = {
+            name: _each(value, own) if name in ("baselines", "additional_forward_args") else own(value)
+            for name, value in self.keywords.items()
+        }
+        return replace(self, inputs=tuple(x[i : i + 1] for x in self.inputs), keywords=keywords)
+
+    def attribute(self, method: Attribution, **changed: Any) -> Tensors:
+        """What the method gives, through NoiseTunnel where the case says so, seeded."""
+        keywords = {**self.keywords, **changed}
+        clips = self.inputs[0] if len(self.inputs) == 1 else self.inputs
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            found = (NoiseTunnel(method) if self.noise else method).attribute(clips, **keywords)
+        return found if isinstance(found, tuple) else (found,)
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    return tuple(change(part) for part in value) if isinstance(value, tuple) else change(value)
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _own_net(net: nn.Module) -> nn.Module:
+    """A copy in float64. All classes of Captum's ConvNet have equal weights, so its softmax never moves: not here."""
+    own = copy.deepcopy(net).double()
+    if isinstance(own, BasicModel_ConvNet):
+        with torch.no_grad():
+            own.fc2.weight.copy_(1e-3 * torch.randn(own.fc2.weight.shape, generator=torch.Generator().manual_seed(0)))
+    return own
+
+
+def donated(algorithm: type[Attribution]) -> list[Donated]:
+    """The cases that Captum has for one of its algorithms, in float64: some differences are tiny beside the outputs."""
+    found = []
+    for entry in config:
+        algorithms, net, args, layer, noise, _ = parse_test_config(entry)
+        if algorithm in algorithms:
+            keywords = {name: _each(value, _double) for name, value in args.items()}
+            inputs = keywords.pop("inputs")
+            inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+            found.append(Donated(entry["name"], _own_net(net), inputs, keywords, noise, layer))
+    return found

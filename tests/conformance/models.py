@@ -1,0 +1,265 @@
+"""The models that every method is tried on: tiny, random, seeded, with clips of which no two axes are alike."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from tiny_models import CLASSES, SIZE, OwnViT, own_family, randomise, tiny_module
+from tiny_models import CallsSdpa as Attention
+from torch import Tensor, nn
+
+from captum_staa import VideoClassifier, VideoLayout
+from captum_staa.models import AttentionSite
+
+Tensors = tuple[Tensor, ...]
+
+
+class ConvNet(nn.Module):
+    """A 3D CNN for clips in either order of time and channels; its head tells places apart."""
+
+    def __init__(self, axes: str, channels: int = 3) -> None:
+        super().__init__()
+        self.channel = axes.index("C")
+        self.features = nn.Sequential(nn.Conv3d(channels, 5, 3, (1, 2, 2), padding=1), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool3d((2, 3, 2))
+        self.head = nn.Linear(5 * 2 * 3 * 2, CLASSES)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        maps = self.features(clip.movedim(self.channel, 1))  # (B, 5, T, H / 2, W / 2)
+        return self.head(self.pool(maps).flatten(1))
+
+
+class CNNLSTM(nn.Module):
+    """Frames one by one through a 2D CNN, then through an LSTM; ``(B, T, C, H, W)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, 2, padding=1), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d((3, 2))
+        self.lstm = nn.LSTM(4 * 3 * 2, 6, batch_first=True)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        maps = self.pool(self.features(clip.flatten(0, 1)))  # (B*T, 4, 3, 2)
+        steps, _ = self.lstm(maps.flatten(1).unflatten(0, clip.shape[:2]))  # (B, T, 6)
+        return self.head(steps[:, -1])
+
+
+class TwoStream(nn.Module):
+    """RGB and optical flow, ``(B, C, T, H, W)`` each, joined before a non-linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rgb, self.flow = ConvNet("BCTHW"), ConvNet("BCTHW", channels=2)
+        self.head = nn.Sequential(nn.Tanh(), nn.Linear(CLASSES, CLASSES))
+
+    def forward(self, rgb: Tensor, flow: Tensor) -> Tensor:
+        return self.head(self.rgb(rgb) + self.flow(flow))
+
+
+class Scaled(nn.Module):
+    """A model whose logits are multiplied by further arguments: one factor per clip, and perhaps a number for all."""
+
+    def __init__(self, inner: nn.Module, clips: int = 1) -> None:
+        super().__init__()
+        self.inner, self.clips = inner, clips
+        if hasattr(inner, "blocks"):
+            self.blocks = inner.blocks  # where a family looks for attention
+
+    def forward(self, *args: Tensor | float) -> Tensor:
+        clips, factors = args[: self.clips], args[self.clips :]
+        return self.inner(*clips) * math.prod(f[:, None] if isinstance(f, Tensor) else f for f in factors)
+
+
+class Fixed(Scaled):
+    """The same, with its factors built in."""
+
+    def __init__(self, inner: nn.Module, *factors: Tensor | float) -> None:
+        super().__init__(inner)
+        self.factors = factors
+
+    def forward(self, *clips: Tensor) -> Tensor:
+        self.clips = len(clips)
+        return super().forward(*clips, *self.factors)
+
+
+class Doubled(Scaled):
+    """A model of the clip times two; it may write that into its input."""
+
+    def __init__(self, inner: nn.Module, in_place: bool) -> None:
+        super().__init__(inner)
+        self.in_place = in_place
+
+    def forward(self, *clips: Tensor) -> Tensor:
+        return self.inner(*(clip.mul_(2) if self.in_place else 2 * clip for clip in clips))
+
+
+class MeanOverBatch(nn.Module):
+    """A model that answers once for all clips."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *clips: Tensor) -> Tensor:
+        return self.inner(*clips).mean(0, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and clips for it.
+
+    Attributes:
+        name: says which.
+        model: a VideoClassifier where it takes one clip, a bare module where it takes two.
+        inputs: the clips, as a tuple.
+        layout: of every clip.
+        layer: the end of the name of the layer that Grad-CAM explains, which runs in the middle of a forward.
+        target: one class per clip, not the same for all.
+    """
+
+    name: str
+    model: nn.Module
+    inputs: Tensors
+    layout: VideoLayout
+    layer: str
+    target: tuple[int, ...] = (2, 0)
+
+    @property
+    def clips(self) -> Tensor | Tensors:
+        """The inputs as a user passes them."""
+        return self.inputs[0] if len(self.inputs) == 1 else self.inputs
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """``(T, H, W)``."""
+        sizes = dict(zip(self.layout.axes, self.inputs[0].shape, strict=True))
+        return sizes["T"], sizes["H"], sizes["W"]
+
+    @property
+    def network(self) -> nn.Module:
+        """The model itself, without the classifier around it, whose forward checks the clip."""
+        return self.model.module if isinstance(self.model, VideoClassifier) else self.model
+
+    @property
+    def layer_module(self) -> nn.Module:
+        """The layer itself, also where the model was wrapped."""
+        return next(module for name, module in self.model.named_modules() if name.endswith(self.layer))
+
+    def around(self, wrap: Callable[[nn.Module], nn.Module]) -> Case:
+        """The same case, the network wrapped in something."""
+        if not isinstance(self.model, VideoClassifier):
+            return replace(self, model=wrap(self.model))
+        known = {"layout": self.layout, "family": self.model.family, "image_size": self.model.image_size}
+        return replace(self, model=VideoClassifier(wrap(self.model.module), **known))
+
+    def part(self, i: int) -> Case:
+        """One clip alone, with its own target."""
+        return replace(self, inputs=tuple(clip[i : i + 1] for clip in self.inputs), target=self.target[i : i + 1])
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The model and its clips in another precision."""
+        return replace(self, model=copy.deepcopy(self.model).to(dtype), inputs=tuple(x.to(dtype) for x in self.inputs))
+
+
+def _clips(axes: str, frames: int, size: tuple[int, int], channels: tuple[int, ...] = (3,), batch: int = 2) -> Tensors:
+    """Normal random clips, drawn in one order whatever the layout, so that twins get the same ones."""
+    generator = torch.Generator().manual_seed(1)
+    clips = (torch.randn(batch, frames, count, *size, generator=generator) for count in channels)
+    return tuple(VideoLayout(axes).from_working(clip).contiguous() for clip in clips)
+
+
+def _conv(name: str, axes: str) -> Case:
+    model = VideoClassifier(randomise(ConvNet(axes), seed=0), layout=axes)
+    return Case(name, model, _clips(axes, 4, (12, 10)), model.layout, "features")
+
+
+def _cnn_lstm(name: str) -> Case:
+    model = VideoClassifier(randomise(CNNLSTM(), seed=0), layout="BTCHW")
+    return Case(name, model, _clips("BTCHW", 4, (12, 10)), model.layout, "features")
+
+
+def _two_stream(name: str) -> Case:
+    clips = _clips("BCTHW", 4, (12, 10), channels=(3, 2))
+    return Case(name, randomise(TwoStream(), seed=0), clips, VideoLayout("BCTHW"), "rgb.features")
+
+
+def _transformer(name: str, kind: str, layer: str, axes: str = "BTCHW") -> Case:
+    model = VideoClassifier(tiny_module(kind), layout=axes, image_size=SIZE)
+    assert model.num_frames is not None
+    return Case(name, model, _clips(axes, model.num_frames, SIZE), model.layout, layer)
+
+
+def _own(name: str) -> Case:
+    sites = [AttentionSite(f"blocks.{i}.attn", block=i) for i in range(2)]  # not counted in the model: it may be traced
+    family = replace(own_family(), attention=lambda model: sites)
+    model = VideoClassifier(randomise(OwnViT(lambda: Attention(16, 2)), seed=0), family=family)
+    return Case(name, model, _clips("BCTHW", 8, SIZE), model.layout, "blocks.1.norm")
+
+
+_MAKERS: dict[str, Callable[[str], Case]] = {
+    "conv": lambda name: _conv(name, "BCTHW"),
+    "conv-btchw": lambda name: _conv(name, "BTCHW"),
+    "cnn-lstm": _cnn_lstm,
+    "two-stream": _two_stream,
+    "videomae": lambda name: _transformer(name, "videomae", "layer.1.layernorm_before"),
+    "videomae-bcthw": lambda name: _transformer(name, "videomae", "layer.1.layernorm_before", "BCTHW"),
+    "timesformer": lambda name: _transformer(name, "timesformer", "encoder.layer.1.temporal_layernorm"),
+    "vivit": lambda name: _transformer(name, "vivit", "layers.1.layernorm_before"),
+    "vjepa2": lambda name: _transformer(name, "vjepa2", "encoder.layer.1.norm1"),
+    "own": _own,
+}
+
+MODELS = tuple(_MAKERS)
+TRANSFORMERS = ("videomae", "videomae-bcthw", "timesformer", "vivit", "vjepa2", "own")
+TWINS = {"conv": "conv-btchw", "videomae": "videomae-bcthw"}
+
+
+def fresh(name: str) -> Case:
+    """A case of one's own, as if nothing had ever been explained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _MAKERS[name](name)
+
+
+case = cache(fresh)
+"""A case that all tests share; none may change its model or its clips."""
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[list[Tensors]]:
+    """Every call of the model: the clips that it got, copied."""
+    calls: list[Tensors] = []
+
+    def note(_: nn.Module, args: tuple[object, ...]) -> None:
+        calls.append(tuple(x.detach().clone() for x in args if isinstance(x, Tensor)))
+
+    handle = model.register_forward_pre_hook(note)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def failing(module: nn.Module, call: int) -> Iterator[None]:
+    """The module raises ZeroDivisionError on one of its calls, counted from 1."""
+    count = 0
+
+    def fail(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count == call:
+            raise ZeroDivisionError(f"the model failed on call {call}")
+
+    handle = module.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        handle.remove()

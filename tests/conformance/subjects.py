@@ -1,0 +1,236 @@
+"""The table: every Attribution class of the library, and four of Captum's own, with all that the tests need of each.
+
+A new class needs one entry in :data:`SUBJECTS`, and an oracle in oracles.py; every test then runs on it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+from captum.attr import FeatureAblation, IntegratedGradients, LayerGradCam, Occlusion, Saliency
+from torch import Tensor
+
+from captum_staa import RISE, STAA, VideoClassifier
+from captum_staa.attr import GradCAM, VideoFeatureAblation, VideoOcclusion
+
+from . import oracles
+from .models import MODELS, TRANSFORMERS, Case, Tensors, case
+from .trials import KINDS, Keywords, Subject, Trial
+
+
+def window(case: Case) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Eight windows and their strides; in height the steps overlap, and the last one sticks out."""
+    t, h, w = case.sides
+    return (t // 2, 2 * h // 3, w // 2), (t // 2, h // 2, w // 2)
+
+
+def _per_input(case: Case, value: Any) -> Any:
+    return value if len(case.inputs) == 1 else (value,) * len(case.inputs)
+
+
+def _video_windows(case: Case) -> Keywords:
+    sides, strides = window(case)
+    return {"sliding_window_shapes": _per_input(case, sides), "strides": _per_input(case, strides)}
+
+
+def _captum_windows(case: Case) -> Keywords:
+    """Captum's own form: one side for each axis after the batch."""
+
+    def full(sides: tuple[int, int, int], clip: Tensor, whole: bool) -> tuple[int, ...]:
+        channels = clip.shape[case.layout.channel] if whole else 1
+        named = dict(zip("THWC", (*sides, channels), strict=True))
+        return tuple(named[axis] for axis in case.layout.axes[1:])
+
+    sides, strides = window(case)
+    windows = tuple(full(sides, clip, True) for clip in case.inputs)
+    steps = tuple(full(strides, clip, False) for clip in case.inputs)
+    return {
+        "sliding_window_shapes": windows if len(windows) > 1 else windows[0],
+        "strides": steps if len(steps) > 1 else steps[0],
+    }
+
+
+def _occluded(case: Case, baselines: Any = None, **_: Any) -> Tensors:
+    return oracles.occlusion(case, *window(case), baselines)
+
+
+def _masks(case: Case) -> Keywords:
+    """Five features strewn over the clip, through all channels; the first of two inputs lacks 3 and 4, the second 0."""
+    generator = torch.Generator().manual_seed(2)
+    masks = []
+    for low, high in ((0, 5),) if len(case.inputs) == 1 else ((0, 3), (1, 5)):
+        mask = torch.randint(low, high, (1, *case.sides), generator=generator)
+        masks.append(case.layout.from_working(mask[:, :, None]))  # (1, T, 1, H, W) and its permutations
+    return {"feature_mask": tuple(masks) if len(masks) > 1 else masks[0]}
+
+
+def _axes(case: Case) -> Any:
+    """The layout, where the model does not bring its own."""
+    return None if isinstance(case.model, VideoClassifier) else case.layout
+
+
+def _staa(name: str, oracle: Callable[..., Tensors], exempt: str = "", **options: str) -> Subject:
+    return Subject(
+        name=f"STAA {name}",
+        method=STAA,
+        kind="gradient" if options["mode"] == "relevance" else "attention",
+        counterpart=LayerGradCam,
+        make=lambda case: STAA(case.model, **options),
+        oracle=lambda case, **more: oracle(case, **options, **more),
+        models=TRANSFORMERS,
+        exempt={"test_batch_against_clips_alone": exempt} if exempt else {},
+        inside=options.get("rule") != "gradient",
+    )
+
+
+def _grad_cam(weighting: Literal["gradcam", "hirescam", "layercam"]) -> Subject:
+    return Subject(
+        name=f"GradCAM {weighting}",
+        method=GradCAM,
+        kind="gradient",
+        counterpart=LayerGradCam,
+        make=lambda case: GradCAM(case.model, case.layer_module, weighting=weighting),
+        oracle=lambda case, **more: oracles.grad_cam(case, weighting, **more),
+        models=tuple(name for name in MODELS if name != "two-stream"),
+        inside=True,
+    )
+
+
+OURS = (
+    _staa("product", oracles.staa, mode="relevance", rule="product"),
+    _staa("gradient", oracles.staa, mode="relevance", rule="gradient"),
+    _staa("chefer", oracles.staa, mode="relevance", rule="chefer"),
+    _staa("attention", oracles.staa, mode="attention"),
+    _staa("released", oracles.released, "it draws a random threshold for each clip of a batch", mode="released"),
+    Subject(
+        name="VideoOcclusion",
+        method=VideoOcclusion,
+        kind="perturbation",
+        counterpart=Occlusion,
+        make=lambda case: VideoOcclusion(case.model, _axes(case)),
+        oracle=_occluded,
+        keywords=_video_windows,
+    ),
+    Subject(
+        name="VideoFeatureAblation",
+        method=VideoFeatureAblation,
+        kind="perturbation",
+        counterpart=FeatureAblation,
+        make=lambda case: VideoFeatureAblation(case.model, _axes(case)),
+        oracle=oracles.feature_ablation,
+        keywords=_masks,
+    ),
+    Subject(
+        name="RISE",
+        method=RISE,
+        kind="perturbation",
+        counterpart=FeatureAblation,
+        make=lambda case: RISE(case.model, _axes(case)),
+        oracle=oracles.rise,
+        keywords=lambda case: {"n_samples": 7, "cells": (2, 3, 2), "keep": 0.4},
+    ),
+    _grad_cam("gradcam"),
+    _grad_cam("hirescam"),
+    _grad_cam("layercam"),
+)
+
+LEFT_REQUIRING = "the clip is left requiring a gradient"
+MAP_PER_CLASS = "it gives a map per class, of another shape"
+
+CAPTUMS = (  # what fails here fails in Captum 0.9
+    Subject(
+        name="Saliency",
+        method=Saliency,
+        kind="gradient",
+        counterpart=Saliency,
+        make=lambda case: Saliency(case.model),
+        oracle=oracles.saliency,
+        fails={
+            "test_inference_mode_forbids_gradients": "a RuntimeError of autograd comes through",
+            "test_nothing_is_left_when_the_model_raises": LEFT_REQUIRING,
+            "test_nothing_is_left_by_a_bad_target": LEFT_REQUIRING,
+        },
+        warns="Input Tensor . did not already require gradients",
+    ),
+    Subject(
+        name="IntegratedGradients",
+        method=IntegratedGradients,
+        kind="gradient",
+        counterpart=IntegratedGradients,
+        make=lambda case: IntegratedGradients(case.model),
+        oracle=oracles.integrated_gradients,
+        keywords=lambda case: {"n_steps": 3},
+        fails={
+            "test_inference_mode_forbids_gradients": "a RuntimeError of autograd comes through",
+            "test_clips_that_require_a_gradient": "the result stays part of the graph of such a clip",
+        },
+    ),
+    Subject(
+        name="FeatureAblation",
+        method=FeatureAblation,
+        kind="perturbation",
+        counterpart=FeatureAblation,
+        make=lambda case: FeatureAblation(case.model),
+        oracle=oracles.feature_ablation,
+        keywords=_masks,
+        exempt={"test_no_futures": "it has them"},
+        fails={
+            "test_a_missing_target_is_an_error": MAP_PER_CLASS,
+            "test_an_unknown_keyword_is_a_type_error": "its **kwargs swallow what is misspelt",
+            "test_captums_arguments_come_first_and_ours_by_keyword": "it takes **kwargs",
+        },
+    ),
+    Subject(
+        name="Occlusion",
+        method=Occlusion,
+        kind="perturbation",
+        counterpart=Occlusion,
+        make=lambda case: Occlusion(case.model),
+        oracle=_occluded,
+        keywords=_captum_windows,
+        fails={
+            "test_a_missing_target_is_an_error": MAP_PER_CLASS,
+            "test_a_progress_bar_counts_the_calls": "its total counts voxels instead of windows",
+            "test_double_precision": "its result is float32",
+        },
+    ),
+)
+
+SUBJECTS = (*OURS, *CAPTUMS)
+
+
+def over(
+    *models: str, ours: bool = False, kinds: tuple[str, ...] = KINDS, takes: str = "inputs", has: str = "attribute"
+) -> Any:
+    """Run a test as ``trial`` over every subject on those of the named models that it explains; on all, if none is.
+
+    Args:
+        *models: names of cases.
+        ours: leave Captum's own classes out.
+        kinds: only subjects of these kinds.
+        takes: only subjects whose ``attribute`` has this argument.
+        has: only subjects that have this method.
+    """
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        line, found = test.__name__, []
+        for subject in SUBJECTS:
+            can = hasattr(subject.method, has) and takes in inspect.signature(subject.method.attribute).parameters
+            if subject.kind not in kinds or not can or (ours and not subject.ours) or line in subject.exempt:
+                continue
+            marks = []
+            if line in subject.fails:
+                marks.append(pytest.mark.xfail(reason=subject.fails[line], strict=True))
+            if subject.warns:
+                marks.append(pytest.mark.filterwarnings(f"ignore:{subject.warns}:UserWarning"))
+            for model in subject.models:
+                if not models or model in models:
+                    trial = Trial(subject, case(model))
+                    found.append(pytest.param(trial, id=str(trial), marks=marks))
+        return pytest.mark.parametrize("trial", found)(test)
+
+    return decorate

@@ -1,0 +1,136 @@
+"""Targets, baselines, masks and further arguments, in every form that Captum takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from .models import Case, Fixed, Scaled, fresh, watched
+from .subjects import over
+from .trials import Trial, assert_close
+
+ONE_FOR_ALL = {
+    "int": 1,
+    "0-d tensor": torch.tensor(1),
+    "1-element tensor": torch.tensor([1]),
+    "1-d tensor": torch.tensor([1, 1]),
+    "list": [1, 1],
+    "tuple": (1,),
+    "list of tuples": [(1,), (1,)],
+}
+ONE_PER_CLIP = {"1-d tensor": torch.tensor([2, 0]), "list": [2, 0], "list of tuples": [(2,), (0,)]}
+WRONG = {"no such class": 7, "too many": [0, 1, 2], "too many in a tensor": torch.tensor([0, 1, 2]), "a word": "1"}
+EXPLAIN_A_CLASS = ("gradient", "perturbation")
+
+
+@pytest.mark.parametrize("form", ONE_FOR_ALL)
+@over("conv", "two-stream", "vivit")
+def test_one_target_for_all(trial: Trial, form: str) -> None:
+    expected = trial.on(replace(trial.case, target=(1, 1))).expected()
+    assert_close(trial.attribute(target=ONE_FOR_ALL[form]), expected)
+
+
+@pytest.mark.parametrize("form", ONE_PER_CLIP)
+@over("conv", "two-stream", "vivit")
+def test_one_target_per_clip(trial: Trial, form: str) -> None:
+    expected = trial.on(replace(trial.case, target=(2, 0))).expected()
+    assert_close(trial.attribute(target=ONE_PER_CLIP[form]), expected)
+
+
+@over("conv", "vivit", kinds=EXPLAIN_A_CLASS)
+def test_the_target_matters(trial: Trial) -> None:
+    found, other = (trial.attribute(target=target) for target in (1, [1, 2]))
+    assert_close(found[:1], other[:1])
+    assert not torch.allclose(found[1], other[1], rtol=0.1)
+
+
+@pytest.mark.parametrize("form", WRONG)
+@over("conv", "vivit", kinds=EXPLAIN_A_CLASS)
+def test_a_wrong_target_is_an_error(trial: Trial, form: str) -> None:
+    own = trial.on(fresh(trial.case.name))
+    with pytest.raises((AssertionError, IndexError, ValueError)):
+        own.attribute(target=WRONG[form])
+
+
+@over("conv", "vivit", kinds=EXPLAIN_A_CLASS)
+def test_a_missing_target_is_an_error(trial: Trial) -> None:
+    own = trial.on(fresh(trial.case.name))
+    with pytest.raises(ValueError if trial.subject.ours else AssertionError, match=r"(?i)target"):
+        own.attribute(target=None)
+
+
+@over("vivit", kinds=("attention",))
+def test_attention_needs_no_target(trial: Trial) -> None:
+    assert torch.equal(trial.attribute(target=None), trial.attribute())
+
+
+@over("conv", "own")
+def test_a_single_output_needs_no_target(trial: Trial) -> None:
+    case = fresh(trial.case.name)
+    head: nn.Linear = case.model.module.head
+    case.model.module.head = single = nn.Linear(head.in_features, 1)
+    with torch.no_grad():
+        single.weight.copy_(head.weight[1:2])
+        single.bias.copy_(head.bias[1:2])
+    assert_close(trial.on(case).attribute(target=None), trial.attribute(target=1))
+
+
+def baselines_for(case: Case) -> dict[str, Any]:
+    """One per form; of several inputs, each gets another one."""
+    generator = torch.Generator().manual_seed(3)
+    whole = [torch.randn(clip.shape, generator=generator) for clip in case.inputs]
+    if len(case.inputs) > 1:
+        return {"numbers": (0.5, -1), "tensors": tuple(whole), "a tensor and a number": (whole[0][:1], 0.5)}
+    return {"a number": 0.5, "one for all": whole[0][:1], "one per clip": whole[0], "a tuple": (whole[0],)}
+
+
+@over("conv", "two-stream", "vivit", takes="baselines")
+def test_baselines(trial: Trial) -> None:
+    before = trial.attribute()
+    for form, baselines in baselines_for(trial.case).items():
+        found = trial.attribute(baselines=baselines)
+        assert_close(found, trial.expected(baselines=baselines))
+        assert not torch.allclose(found[0], before[0]), form
+
+
+@over("conv", "conv-btchw", "vivit", takes="feature_mask")
+def test_feature_masks(trial: Trial) -> None:
+    """One per clip; one whose ids are narrower integers; one that is broadcast along several axes."""
+    (clip,), layout = trial.case.inputs, trial.case.layout
+    per_clip = torch.randint(0, 4, clip.shape, generator=torch.Generator().manual_seed(4))
+    frames = torch.arange(clip.shape[layout.time])
+    frames = layout.from_working(frames.view(1, -1, 1, 1, 1))
+    for mask in (per_clip, per_clip.to(torch.uint8), per_clip.to(torch.int32), per_clip[1:], frames):
+        assert_close(trial.attribute(feature_mask=mask), trial.expected(feature_mask=mask))
+
+
+@pytest.mark.parametrize("form", ["a tensor alone", "a tensor and a number"])
+@over("conv", "two-stream", "own")
+def test_additional_forward_args(trial: Trial, form: str) -> None:
+    """Tensors follow their clip into every chunk."""
+    per_clip = torch.tensor([1.0, -3.0])
+    args: Any = per_clip if form == "a tensor alone" else (per_clip, 0.5)
+    factors: tuple[Tensor | float, ...] = args if isinstance(args, tuple) else (args,)
+    expected = trial.on(trial.case.around(lambda inner: Fixed(inner, *factors))).expected()
+    scaled = trial.on(trial.case.around(lambda inner: Scaled(inner, len(trial.case.inputs))))
+    assert_close(scaled.attribute(additional_forward_args=args), expected)
+    if trial.subject.kind == "perturbation":
+        assert_close(scaled.attribute(additional_forward_args=args, perturbations_per_eval=3), expected)
+
+
+@over("conv", "own")
+def test_arguments_are_left_as_they_were(trial: Trial) -> None:
+    """Neither the clips nor what else was passed is written into."""
+    passed = {"inputs": trial.case.clips, **trial.keywords, "target": torch.tensor(trial.case.target)}
+    if "baselines" in trial.method.attribute.__wrapped__.__code__.co_varnames:
+        passed["baselines"] = torch.full_like(trial.case.clips, 0.3)
+    tensors = {name: (value, value.clone(), value._version) for name, value in passed.items() if torch.is_tensor(value)}
+    with watched(trial.case.model) as calls:
+        trial.method.attribute(**passed)
+    assert calls
+    for name, (value, before, version) in tensors.items():
+        assert torch.equal(value, before) and value._version == version and not value.requires_grad, name

@@ -1,0 +1,209 @@
+"""The methods on Captum's own configuration of tests, as Captum's test_targets and test_jit run it on Captum's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import Attribution, FeatureAblation, LayerAttribution, LayerGradCam, Occlusion, Saliency
+from captum.testing.attr.helpers.test_config import config
+from torch import Tensor
+
+from captum_staa import RISE, STAA, TokenGrid, VideoClassifier
+from captum_staa.attr import GradCAM, VideoFeatureAblation, VideoOcclusion
+from captum_staa.models import AttentionSite, Family
+
+from .config import Donated, donated, lowered
+from .trials import assert_close
+
+TRACING = pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+
+
+def test_no_case_drops_out() -> None:
+    """A later Captum with more cases says so here; look at them, then count anew."""
+    counts = {algorithm: len(donated(algorithm)) for algorithm in (FeatureAblation, Occlusion, Saliency, LayerGradCam)}
+    assert counts == {FeatureAblation: 17, Occlusion: 3, Saliency: 13, LayerGradCam: 7}
+    assert len(config) == 77
+    noisy = [case.name for case in donated(FeatureAblation) if case.noise]
+    assert len(noisy) == 6 and [case.name for case in donated(Saliency) if case.noise] == noisy
+
+
+def named(algorithm: type[Attribution]) -> Any:
+    """Run a test over the cases of one of Captum's algorithms."""
+    return pytest.mark.parametrize("given", [pytest.param(case, id=case.name) for case in donated(algorithm)])
+
+
+def louder(given: Donated) -> dict[str, Any]:
+    """Captum's cases for NoiseTunnel have no noise at all, which hides whether both get the same."""
+    return {"stdevs": 0.5} if given.noise else {}
+
+
+def one_by_one(given: Donated, make: Callable[[Donated], Attribution], together: tuple[Tensor, ...]) -> None:
+    """test_targets: every example alone, with its own target, gives its row of the batch."""
+    rows = [given.part(i) for i in range(len(given.inputs[0]))]
+    alone = [row.attribute(make(row)) for row in rows]
+    assert_close(together, tuple(torch.cat(parts) for parts in zip(*alone, strict=True)))
+
+
+def back(given: Donated, found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Maps of clips as maps of the rows or images that were lifted."""
+    return tuple(lowered(part, x.ndim) for part, x in zip(found, given.inputs, strict=True))
+
+
+def voxels(given: Donated) -> dict[str, Any]:
+    """Windows of one number each, which makes occlusion an ablation of every feature."""
+    single = (1, 1, 1, 1)
+    return {"sliding_window_shapes": single if len(given.inputs) == 1 else (single,) * len(given.inputs)}
+
+
+def occlude(given: Donated) -> VideoOcclusion:
+    return VideoOcclusion(given.net, "BCTHW")
+
+
+@named(FeatureAblation)
+def test_video_feature_ablation_gives_captums_numbers(given: Donated) -> None:
+    expected = given.attribute(FeatureAblation(given.net), **louder(given))
+    assert_close(given.attribute(VideoFeatureAblation(given.net), **louder(given)), expected)
+    clips = given.lifted
+    found = clips.attribute(VideoFeatureAblation(clips.net, "BCTHW"), **louder(given))
+    assert_close(back(given, found), expected)
+
+
+@named(FeatureAblation)
+def test_video_feature_ablation_one_by_one(given: Donated) -> None:
+    together = given.attribute(VideoFeatureAblation(given.net))
+    one_by_one(given, lambda row: VideoFeatureAblation(row.net), together)
+
+
+@TRACING
+@named(FeatureAblation)
+def test_video_feature_ablation_of_a_trace(given: Donated) -> None:
+    found = given.traced.attribute(VideoFeatureAblation(given.traced.net))
+    assert_close(found, given.attribute(VideoFeatureAblation(given.net)))
+
+
+@named(FeatureAblation)
+def test_video_occlusion_of_every_number_is_feature_ablation(given: Donated) -> None:
+    expected = given.attribute(FeatureAblation(given.net), **louder(given))
+    found = given.lifted.attribute(occlude(given.lifted), **voxels(given), **louder(given))
+    assert_close(back(given, found), expected)
+
+
+def with_clip_windows(given: Donated) -> Donated:
+    """Occlusion's cases with windows of four sides, of which Captum's leave out those of 1."""
+
+    def four(window: Any, rank: int) -> tuple[int, ...]:
+        return (1, 1, 1, *window) if rank == 2 else (window[0], 1, *window[1:])
+
+    windows, ranks = given.keywords["sliding_window_shapes"], [x.ndim for x in given.inputs]
+    each = tuple(map(four, windows, ranks)) if len(ranks) > 1 else four(windows, ranks[0])
+    return replace(given.lifted, keywords={**given.lifted.keywords, "sliding_window_shapes": each})
+
+
+@named(Occlusion)
+def test_video_occlusion_gives_captums_numbers(given: Donated) -> None:
+    expected = tuple(part.double() for part in given.attribute(Occlusion(given.net)))  # Captum's come in float32
+    found = with_clip_windows(given).attribute(occlude(given.lifted))
+    assert_close(back(given, found), expected)
+
+
+@TRACING
+@named(Occlusion)
+def test_video_occlusion_one_by_one_and_of_a_trace(given: Donated) -> None:
+    clips = with_clip_windows(given)
+    together = clips.attribute(occlude(clips))
+    one_by_one(clips, occlude, together)
+    assert_close(clips.traced.attribute(occlude(clips.traced)), together)
+
+
+@TRACING
+@named(FeatureAblation)
+def test_video_occlusion_one_by_one_and_of_a_trace_on_more_cases(given: Donated) -> None:
+    clips = replace(given.lifted, keywords={**given.lifted.keywords, **voxels(given)})
+    together = clips.attribute(occlude(clips))
+    one_by_one(clips, occlude, together)
+    assert_close(clips.traced.attribute(occlude(clips.traced)), together)
+
+
+def sample(given: Donated) -> RISE:
+    return RISE(given.net, "BCTHW")
+
+
+@TRACING
+@named(FeatureAblation)
+def test_rise_one_by_one_and_of_a_trace(given: Donated) -> None:
+    """Captum has nothing like it, so there are no numbers of Captum's here."""
+    clips = replace(given.lifted, keywords={**given.lifted.keywords, "n_samples": 5, "cells": (1, 2, 3)})
+    together = clips.attribute(sample(clips))
+    one_by_one(clips, sample, together)
+    assert_close(clips.traced.attribute(sample(clips.traced)), together)
+
+
+# --- STAA: a row is a grid of one token per number ---------------------------------------------------------------
+
+ROW = Family(
+    name="row",
+    grid=lambda model: TokenGrid(t=1, h=1, w=3),
+    attention=lambda model: [AttentionSite("net.linear1", block=0)],  # rule="gradient" reads none
+    pooling=lambda model: "mean",
+    layout="BCTHW",
+)
+
+
+def explain(given: Donated) -> STAA:
+    return STAA(VideoClassifier(given.net, family=ROW), rule="gradient")
+
+
+def smoothed(values: Tensor) -> Tensor:
+    """A Gaussian of a quarter of a token along rows ``(B, n)``, renormalised at their ends."""
+    near = torch.exp(torch.tensor(-0.5 * 4.0**2))  # one step away, four standard deviations
+    count = values.shape[1]
+    rows = []
+    for i in range(count):
+        weights = torch.tensor([1.0 if i == j else float(near) * (abs(i - j) == 1) for j in range(count)])
+        rows.append((values * weights).sum(1) / weights.sum())
+    return torch.stack(rows, 1)
+
+
+@TRACING
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients:UserWarning")
+@named(Saliency)
+def test_staa_is_smoothed_gradient_times_input(given: Donated) -> None:
+    clips = given.lifted
+    if len(given.inputs) > 1:
+        with pytest.raises(ValueError, match="one clip tensor per example, but a tuple of 2 inputs"):
+            clips.attribute(explain(clips))
+    elif True in clips.extra:  # an output of four axes
+        with pytest.raises(ValueError, match=r"logits of shape \(\d+, 2, 2, 2\).*\(B, K\) is needed"):
+            clips.attribute(explain(clips))
+    else:
+        (saliency,) = given.attribute(Saliency(given.net))
+        together = clips.attribute(explain(clips))
+        assert_close(lowered(together[0], 2), smoothed((given.inputs[0] * saliency).abs()))
+        one_by_one(clips, explain, together)
+        assert_close(clips.traced.attribute(explain(clips.traced)), together)
+
+
+# --- Grad-CAM: a layer of an image network is one of clips of one frame ------------------------------------------
+
+
+@TRACING
+@named(LayerGradCam)
+def test_grad_cam_is_captums_or_says_why_not(given: Donated) -> None:
+    clips = given.lifted
+
+    def explain_layer(row: Donated) -> GradCAM:
+        return GradCAM(row.net, row.layer_module, "BCTHW")
+
+    if given.layer != "conv2":  # rows have neither space nor time
+        with pytest.raises(ValueError, match=r"cannot be folded to \(B, C, t, h, w\)|a tuple of 2 inputs"):
+            clips.attribute(explain_layer(clips))
+        return
+    (cam,) = given.attribute(LayerGradCam(given.net, given.layer_module))  # (B, 1, 2, 2)
+    pixels = LayerAttribution.interpolate(cam, tuple(given.inputs[0].shape[2:]), "bilinear")
+    together = clips.attribute(explain_layer(clips))
+    assert_close(lowered(together[0], 4), pixels * cam[0].numel() / pixels[0].numel())
+    one_by_one(clips, explain_layer, together)

@@ -1,0 +1,69 @@
+"""How many clips a call of the model gets: the batch and chunk arguments change time and memory, and no number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .models import watched
+from .subjects import over
+from .trials import Trial, as_tuple, assert_close
+
+PERTURBATION = ("perturbation",)
+
+
+@over("conv", "two-stream", "timesformer", kinds=PERTURBATION)
+def test_chunks_change_no_number(trial: Trial) -> None:
+    expected = trial.expected()
+    for perturbations_per_eval in (1, 3, 1000):
+        found = trial.attribute(perturbations_per_eval=perturbations_per_eval)
+        assert_close(found, expected)
+        assert all(part.is_contiguous() for part in as_tuple(found))
+
+
+@over("conv", "two-stream", kinds=PERTURBATION)
+def test_no_call_gets_more_clips_than_asked(trial: Trial) -> None:
+    batch = len(trial.case.target)
+    altered = None
+    for perturbations_per_eval in (1, 3, 1000):
+        with watched(trial.case.model) as calls:
+            trial.attribute(perturbations_per_eval=perturbations_per_eval)
+        sizes = [len(inputs[0]) for inputs in calls]
+        assert max(sizes) <= perturbations_per_eval * batch
+        altered = altered or sum(sizes) - batch
+        assert sum(sizes) - batch == altered, "each region is altered once, and the whole clip is seen once"
+        assert len(sizes) == 1 + -(-altered // batch // perturbations_per_eval), "chunks are full, but for the last"
+    assert altered is not None and altered > 3 * batch
+
+
+@over("conv", "vivit", kinds=("gradient", "attention"), ours=True)
+def test_one_forward_is_enough(trial: Trial) -> None:
+    with watched(trial.case.model) as calls:
+        trial.attribute()
+    assert [len(inputs[0]) for inputs in calls] == [len(trial.case.target)]
+
+
+@over("conv", "vivit", takes="show_progress")
+def test_a_progress_bar_counts_the_calls(trial: Trial, capsys: pytest.CaptureFixture[str]) -> None:
+    chunks = {"perturbations_per_eval": 3} if trial.subject.kind == "perturbation" else {}
+    with watched(trial.case.model) as calls:
+        expected = trial.attribute(show_progress=False, **chunks)
+    assert capsys.readouterr() == ("", "")
+    assert torch.equal(trial.attribute(show_progress=True, **chunks), expected)
+    out, err = capsys.readouterr()
+    assert out == ""
+    states = [state for state in err.replace("\n", "\r").split("\r") if state.strip()]
+    if len(calls) == 1:
+        assert states == [], "one forward has no progress to show"
+    else:
+        assert all(state.startswith(f"{trial.method.get_name()} attribution:") for state in states)
+        assert f" 0/{len(calls)} " in states[0] and f" {len(calls)}/{len(calls)} " in states[-1]
+        assert err.count("\n") == 1, "more than one bar"
+
+
+@over("conv", kinds=PERTURBATION, ours=True)
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2", None])
+def test_a_chunk_is_a_positive_whole_number(trial: Trial, value: object) -> None:
+    with watched(trial.case.model) as calls, pytest.raises(ValueError, match="perturbations_per_eval"):
+        trial.attribute(perturbations_per_eval=value)
+    assert not calls

@@ -1,0 +1,135 @@
+"""What a caller sees of a class: its bases, the order of its arguments, its names, and its copies."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import pytest
+import torch
+from captum.attr import (
+    Attribution,
+    FeatureAblation,
+    GradientAttribution,
+    IntegratedGradients,
+    Occlusion,
+    PerturbationAttribution,
+)
+
+from .models import fresh, watched
+from .subjects import over
+from .trials import Trial, assert_close
+
+
+@over("conv", "vivit")
+def test_bases_and_forward_func(trial: Trial) -> None:
+    method = trial.method
+    assert isinstance(method, Attribution)
+    assert not isinstance(method, GradientAttribution) or trial.subject.kind == "gradient"
+    assert isinstance(method, PerturbationAttribution) == issubclass(trial.subject.counterpart, PerturbationAttribution)
+    assert method.forward_func is trial.case.model
+    assert not trial.subject.ours or not isinstance(method, (FeatureAblation, Occlusion)), (
+        "they change in every release"
+    )
+
+
+@over("conv", "vivit")
+def test_noise_tunnel_finds_the_undecorated_method(trial: Trial) -> None:
+    """NoiseTunnel calls ``attribute.__wrapped__``."""
+    undecorated = trial.method.attribute.__wrapped__
+    found = undecorated(trial.method, trial.case.clips, **trial.keywords)
+    assert torch.equal(found, trial.attribute())
+
+
+@over("conv", "vivit")
+def test_no_futures(trial: Trial) -> None:
+    with pytest.raises(NotImplementedError, match=f"attribute_future.*{trial.subject.method.__name__}"):
+        trial.method.attribute_future()
+
+
+@over("conv", "vivit")
+def test_captums_arguments_come_first_and_ours_by_keyword(trial: Trial) -> None:
+    ours = inspect.signature(trial.method.attribute).parameters.values()
+    captums = inspect.signature(trial.subject.counterpart.attribute).parameters
+    positional = [p for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD]
+    names = [p.name for p in positional]
+    assert names == [name for name in captums if name in names], "not Captum's names in Captum's order"
+    assert names[0] == "inputs" and "target" in names
+    for parameter in positional:
+        assert parameter.default == captums[parameter.name].default, parameter
+    rest = [p for p in ours if p not in positional]
+    assert all(p.kind is p.KEYWORD_ONLY for p in rest), "no *args, no **kwargs"
+    assert any(p.name == "show_progress" for p in ours) or not trial.subject.ours
+
+
+@over("conv", "vivit")
+def test_an_unknown_keyword_is_a_type_error(trial: Trial) -> None:
+    """A typing error such as ``feature_masks=`` must not run without the mask."""
+    with watched(trial.case.model) as calls, pytest.raises(TypeError, match="feature_masks"):
+        trial.attribute(feature_masks=None)
+    assert not calls
+
+
+@over("conv", "vivit")
+def test_ours_may_not_be_passed_by_position(trial: Trial) -> None:
+    parameters = list(inspect.signature(trial.method.attribute).parameters.values())
+    by_position = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    more = [None] * len(by_position)
+    if len(by_position) < len(parameters):
+        with pytest.raises(TypeError, match="positional argument"):
+            trial.method.attribute(trial.case.clips, *more)
+
+
+@over("conv", "vivit")
+def test_convergence_delta_only_where_it_can_be_had(trial: Trial) -> None:
+    method = trial.method
+    accepted = "return_convergence_delta" in inspect.signature(method.attribute).parameters
+    assert method.has_convergence_delta() is accepted
+    if accepted:
+        found, delta = trial.attribute(return_convergence_delta=True)
+        with torch.no_grad():
+            ends = [trial.case.model(clips) for clips in (trial.case.clips, torch.zeros_like(trial.case.clips))]
+        rows = torch.arange(len(delta))
+        gain = (ends[0] - ends[1])[rows, list(trial.case.target)]
+        torch.testing.assert_close(delta, found.flatten(1).sum(1) - gain, rtol=0, atol=1e-5)
+
+
+@over("conv", "vivit")
+def test_multiplies_by_inputs(trial: Trial) -> None:
+    """Tells ``infidelity`` whether an attribution is a share of the output (True) or a slope (False)."""
+    shares = (PerturbationAttribution, IntegratedGradients)
+    assert trial.method.multiplies_by_inputs is issubclass(trial.subject.counterpart, shares)
+    assert isinstance(inspect.getattr_static(trial.subject.method, "multiplies_by_inputs"), property)
+
+
+@over("conv", "vivit", ours=True)
+def test_its_name_can_be_read(trial: Trial) -> None:
+    """It stands before the progress bar; Captum's default spells acronyms out, letter by letter."""
+    name = trial.method.get_name()
+    assert name.replace(" ", "") == trial.subject.method.__name__
+    assert all(len(word) > 1 for word in name.split())
+
+
+@over("conv", "vivit", has="attribute_parts")
+def test_parts_are_the_same_attribution(trial: Trial) -> None:
+    """Rich results come from ``attribute_parts``, which takes the same arguments."""
+    rich, plain = (inspect.signature(getattr(trial.method, name)) for name in ("attribute_parts", "attribute"))
+    assert rich.parameters == plain.parameters
+    parts = trial.method.attribute_parts(trial.case.clips, **trial.keywords)
+    assert_close(parts.joint, trial.case.layout.reduce(trial.attribute()))
+
+
+@over("conv", "vivit")
+def test_copies(trial: Trial) -> None:
+    own = trial.on(fresh(trial.case.name))
+    method = own.method
+    expected = method.attribute(own.case.clips, **own.keywords)
+    shallow, deep = copy.copy(method), copy.deepcopy(method)
+    assert shallow.forward_func is method.forward_func and deep.forward_func is not method.forward_func
+    for other in (shallow, deep):
+        assert torch.equal(other.attribute(own.case.clips, **own.keywords), expected)
+    with torch.no_grad():
+        for parameter in own.case.model.parameters():
+            parameter.mul_(0.5)
+    assert torch.equal(deep.attribute(own.case.clips, **own.keywords), expected)
+    assert not torch.allclose(shallow.attribute(own.case.clips, **own.keywords), expected)

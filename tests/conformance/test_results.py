@@ -1,0 +1,126 @@
+"""The numbers: equal to a slow formula, in every layout, memory order, batch and precision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import randomise
+
+from .models import TWINS, case, fresh
+from .subjects import over
+from .trials import Trial, as_tuple, assert_close
+
+
+@over()
+def test_equals_the_slow_formula(trial: Trial) -> None:
+    expected = trial.expected()
+    assert_close(trial.attribute(), expected)
+    assert all(part[0].std() > 0 for part in expected), "a flat map would agree with many"
+
+
+@over("conv-btchw", "two-stream", "timesformer", "videomae")
+def test_form_of_the_result(trial: Trial) -> None:
+    found = trial.attribute()
+    assert isinstance(found, tuple) == (len(trial.case.inputs) > 1)
+    for part, clip in zip(as_tuple(found), trial.case.inputs, strict=True):
+        assert part.shape == clip.shape and part.dtype == clip.dtype and part.device == clip.device
+        assert part.is_contiguous() and part.grad_fn is None and not part.requires_grad and part.isfinite().all()
+        assert part.untyped_storage().nbytes() == part.nbytes, "a view of something larger"
+
+
+@over("conv", "videomae")
+def test_a_tuple_comes_back_as_a_tuple(trial: Trial) -> None:
+    found = trial.attribute(trial.case.inputs)
+    assert isinstance(found, tuple) and len(found) == 1
+    assert torch.equal(found[0], trial.attribute())
+
+
+@over("conv", "videomae")
+def test_twice_the_same(trial: Trial) -> None:
+    method = trial.method
+    first, second = (method.attribute(trial.case.clips, **trial.keywords) for _ in range(2))
+    assert torch.equal(first, second) and torch.equal(first, trial.attribute())
+
+
+@over("conv", "cnn-lstm", "two-stream", "timesformer", "videomae")
+def test_batch_against_clips_alone(trial: Trial) -> None:
+    """As Captum's test_targets does: every clip with its own target."""
+    together = as_tuple(trial.attribute())
+    alone = [as_tuple(trial.on(trial.case.part(i)).attribute()) for i in range(len(trial.case.target))]
+    assert_close(together, tuple(torch.cat(parts) for parts in zip(*alone, strict=True)))
+
+
+@over(*TWINS)
+def test_the_layout_changes_nothing(trial: Trial) -> None:
+    """The same weights behind the other order of axes: the same numbers in the other order."""
+    twin = trial.on(case(TWINS[trial.case.name]))
+    assert twin.case.layout.axes != trial.case.layout.axes
+    assert_close(twin.attribute().transpose(1, 2), trial.attribute(), within=1e-6)
+
+
+@pytest.mark.parametrize("order", ["strided", "channels last", "a part of a larger clip"])
+@over("conv", "vivit", "own")
+def test_memory_order_changes_nothing(trial: Trial, order: str) -> None:
+    (clip,) = trial.case.inputs
+    if order == "strided":
+        other = clip.permute(0, 4, 2, 1, 3).contiguous().permute(0, 3, 2, 4, 1)
+    elif order == "channels last":
+        other = clip.to(memory_format=torch.channels_last_3d)
+    else:
+        other = torch.cat([clip, clip], 4)[..., : clip.shape[4]]
+    assert torch.equal(other, clip) and not other.is_contiguous()
+    found = trial.attribute(other)
+    assert found.is_contiguous()
+    assert_close(found, trial.attribute())
+
+
+@over("conv", "two-stream", "timesformer", "videomae")
+def test_double_precision(trial: Trial) -> None:
+    wide = trial.on(trial.case.to(torch.float64))
+    found = as_tuple(wide.attribute())
+    assert all(part.dtype == torch.float64 for part in found)
+    assert_close(tuple(part.float() for part in found), trial.attribute())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@over("conv", "videomae", ours=True)
+def test_half_precision(trial: Trial, dtype: torch.dtype) -> None:
+    """The map comes in float32, near the one of the same weights and clips held in float32."""
+    half = trial.on(trial.case.to(dtype))
+    rounded = trial.on(half.case.to(torch.float32))
+    found = as_tuple(half.attribute())
+    assert all(part.dtype == torch.float32 and part.isfinite().all() for part in found)
+    for part, wanted in zip(found, as_tuple(rounded.attribute()), strict=True):
+        similar = torch.nn.functional.cosine_similarity(part.flatten(1), wanted.flatten(1))
+        assert (similar > 0.97).all(), similar
+
+
+@over("conv", "vivit")
+def test_other_weights_give_another_map(trial: Trial) -> None:
+    """The sanity check of Adebayo et al. (NeurIPS 2018): an explanation of the clip alone would not notice."""
+    other = trial.on(fresh(trial.case.name))
+    randomise(other.case.model, seed=5)
+    found, before = other.attribute(), trial.attribute()
+    related = torch.corrcoef(torch.stack([found.flatten(), before.flatten()]))[0, 1]
+    assert related < 0.9
+    assert_close(found, other.expected())
+
+
+@over("conv", "vivit")
+def test_other_clips_give_another_map(trial: Trial) -> None:
+    (clip,) = trial.case.inputs
+    flipped = replace(trial.case, inputs=(clip.flip(trial.case.layout.time),))
+    found, before = trial.on(flipped).attribute(), trial.attribute()
+    assert not torch.allclose(found, before) and not torch.allclose(found, before.flip(trial.case.layout.time))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@over("conv", "two-stream", "vivit")
+def test_on_a_gpu(trial: Trial) -> None:
+    there = fresh(trial.case.name)
+    there = replace(there, model=there.model.cuda(), inputs=tuple(clip.cuda() for clip in there.inputs))
+    found = as_tuple(trial.on(there).attribute())
+    assert all(part.is_cuda for part in found)
+    assert_close(tuple(part.cpu() for part in found), trial.attribute(), within=1e-3)

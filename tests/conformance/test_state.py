@@ -1,0 +1,176 @@
+"""What a call leaves behind: nothing, whether it ends well or not, and whatever the state around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import snapshot
+from torch import Tensor
+
+from .models import Case, Doubled, failing, fresh, watched
+from .subjects import over
+from .trials import Trial, as_tuple, assert_close
+
+DIFFERENTIATES, OTHERS = ("gradient",), ("perturbation", "attention")
+
+
+def unusual(case: Case) -> Case:
+    """A model in a state that nobody would restore by setting everything to its default."""
+    case = fresh(case.name)
+    parameters = list(case.model.parameters())
+    parameters[0].requires_grad_(False)
+    parameters[1].grad = torch.ones_like(parameters[1])
+    case.model.train()
+    list(case.model.modules())[-1].eval()
+    case.layer_module.register_forward_hook(lambda module, args, output: None)
+    return case
+
+
+@contextmanager
+def unchanged(case: Case) -> Iterator[None]:
+    """The model, the clips, the global random state and the grad mode are after it what they were before."""
+    clips = [(clip, clip.clone(), clip._version, clip.requires_grad, clip.grad) for clip in case.inputs]
+    before = snapshot(case.model)
+    yield
+    assert snapshot(case.model) == before
+    for clip, value, version, requires_grad, grad in clips:
+        assert torch.equal(clip, value) and clip._version == version
+        assert clip.requires_grad is requires_grad and clip.grad is grad
+
+
+@over("conv", "cnn-lstm", "two-stream", "timesformer", "videomae")
+def test_nothing_is_left(trial: Trial) -> None:
+    own = trial.on(unusual(trial.case))
+    with unchanged(own.case):
+        own.attribute()
+
+
+def leaves_nothing_when_failing(trial: Trial, call: int) -> None:
+    own = trial.on(unusual(trial.case))
+    error = pytest.raises(ZeroDivisionError, match=f"failed on call {call}")
+    with failing(own.case.layer_module, call), unchanged(own.case), error:
+        own.attribute()
+    assert_close(own.attribute(), own.expected())  # and it still works
+
+
+@over("conv", "two-stream", "timesformer", "vivit")
+def test_nothing_is_left_when_the_model_raises(trial: Trial) -> None:
+    """In the middle of its forward; its error comes through."""
+    leaves_nothing_when_failing(trial, call=1)
+
+
+@over("conv", "two-stream", "vivit", kinds=("perturbation",))
+def test_nothing_is_left_when_a_later_call_raises(trial: Trial) -> None:
+    """With a region of the copies replaced."""
+    leaves_nothing_when_failing(trial, call=3)
+
+
+@over("conv", "vivit", kinds=("gradient", "perturbation"))
+def test_nothing_is_left_by_a_bad_target(trial: Trial) -> None:
+    own = trial.on(unusual(trial.case))
+    for target in (99, [0, 1, 2], *([None] if trial.subject.ours else [])):
+        with unchanged(own.case), pytest.raises((AssertionError, IndexError, ValueError)):
+            own.attribute(target=target)
+
+
+@over("conv", "two-stream", "own", ours=True)
+def test_a_model_that_writes_into_its_input(trial: Trial) -> None:
+    """The caller's clips are no place to write."""
+    pure, rude = (trial.on(fresh(trial.case.name).around(lambda m, w=w: Doubled(m, w))) for w in (False, True))
+    with unchanged(rude.case):
+        assert_close(rude.attribute(), pure.expected())
+
+
+@over("conv", "two-stream", "vivit")
+def test_clips_that_require_a_gradient(trial: Trial) -> None:
+    """As leaves with a gradient of their own, and as part of a graph."""
+    expected = as_tuple(trial.attribute())
+    leaves = tuple(clip.clone().requires_grad_() for clip in trial.case.inputs)
+    for leaf in leaves:
+        leaf.grad = torch.ones_like(leaf)
+    with unchanged(replace(trial.case, inputs=leaves)):
+        found = as_tuple(trial.on(replace(trial.case, inputs=leaves)).attribute())
+    assert_close(found, expected)
+    assert all((leaf.grad == 1).all() for leaf in leaves)
+    inside = tuple(leaf * 1 for leaf in leaves)
+    found = as_tuple(trial.on(replace(trial.case, inputs=inside)).attribute())
+    assert all(not part.requires_grad for part in found)
+    assert_close(found, expected)
+
+
+@over("conv", "two-stream", "timesformer", "vivit")
+def test_under_no_grad(trial: Trial) -> None:
+    """As NoiseTunnel and sensitivity_max call; Captum switches gradients on for some classes only."""
+    expected = trial.attribute()
+    with torch.no_grad(), unchanged(trial.case):
+        found = trial.attribute()
+        assert not torch.is_grad_enabled()
+    assert_close(found, expected)
+
+
+@over("conv", "two-stream", "vivit", kinds=OTHERS)
+def test_no_graph_is_built_where_none_is_needed(trial: Trial) -> None:
+    """It would hold every activation of the model."""
+    modes = []
+    handle = trial.case.layer_module.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
+    try:
+        trial.attribute()
+    finally:
+        handle.remove()
+    assert modes and not any(modes)
+
+
+@over("conv", "timesformer", "vivit", kinds=OTHERS)
+def test_under_inference_mode(trial: Trial) -> None:
+    """No gradient is needed, so the numbers are the same; for clips that were born there, too."""
+    expected = trial.attribute()
+    with torch.inference_mode():
+        assert_close(trial.attribute(trial.case.clips), expected)
+        born = trial.case.clips.clone()
+        assert_close(trial.attribute(born), expected)
+    assert_close(trial.attribute(born), expected)
+
+
+@over("conv", "timesformer", "vivit", kinds=DIFFERENTIATES)
+def test_inference_mode_forbids_gradients(trial: Trial) -> None:
+    """A clear error inside; outside, clips that were born inside are no obstacle."""
+    with torch.inference_mode():
+        born = trial.case.clips.clone()
+        with watched(trial.case.model) as calls, pytest.raises(ValueError, match=r"inference_mode.*no_grad"):
+            trial.attribute(born)
+        assert not calls
+    assert_close(trial.attribute(born), trial.attribute())
+
+
+@over("conv", "two-stream", "vivit")
+def test_the_global_random_state_is_neither_used_nor_changed(trial: Trial) -> None:
+    found = []
+    with torch.random.fork_rng():
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            found.append(trial.attribute())
+            assert torch.equal(torch.get_rng_state(), before)
+    for first, second in zip(*map(as_tuple, found), strict=True):
+        assert torch.equal(first, second)
+
+
+@over("conv", "vivit")
+def test_hooks_of_the_owner_still_run(trial: Trial) -> None:
+    """And may change what passes: the explanation is of the model with its hooks."""
+    own = trial.on(fresh(trial.case.name))
+
+    def louder(module: Any, args: Any, output: Tensor) -> Tensor:
+        return 2 * output
+
+    handle = own.case.layer_module.register_forward_hook(louder)
+    changed = own.attribute()
+    assert_close(changed, own.expected())
+    handle.remove()
+    assert not torch.allclose(changed, own.attribute(), rtol=0.01)
+    assert_close(own.attribute(), trial.attribute())

@@ -1,0 +1,61 @@
+"""The table is whole: every class that explains is in it, and what it excuses is something that is tested."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from captum.attr import Attribution
+
+import captum_staa
+import captum_staa.attr
+
+from .models import MODELS
+from .subjects import CAPTUMS, OURS, SUBJECTS
+from .trials import Subject
+
+
+def exported() -> set[type[Attribution]]:
+    """Every Attribution class among the public names."""
+    names = [value for package in (captum_staa, captum_staa.attr) for value in vars(package).values()]
+    return {value for value in names if isinstance(value, type) and issubclass(value, Attribution)}
+
+
+def without_an_entry(classes: set[type[Attribution]]) -> list[str]:
+    return sorted(cls.__name__ for cls in classes - {subject.method for subject in OURS})
+
+
+def test_every_class_has_an_entry() -> None:
+    assert not without_an_entry(exported()), "add it to SUBJECTS in subjects.py"
+    assert captum_staa.STAA in exported()
+
+
+def test_a_class_without_an_entry_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgotten(Attribution):
+        pass
+
+    monkeypatch.setattr(captum_staa, "Forgotten", Forgotten, raising=False)
+    assert without_an_entry(exported()) == ["Forgotten"]
+
+
+def test_ours_are_ours_and_names_are_different() -> None:
+    assert all(subject.ours for subject in OURS) and not any(subject.ours for subject in CAPTUMS)
+    names = [subject.name for subject in SUBJECTS]
+    assert len(set(names)) == len(names)
+    assert all(subject.models and set(subject.models) <= set(MODELS) for subject in SUBJECTS)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+def test_what_is_excused_is_tested(subject: Subject) -> None:
+    """A misspelt name would excuse nothing, and a test that was renamed would be excused no more."""
+    tests = {
+        node.name
+        for path in Path(__file__).parent.glob("test_*.py")
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef) and any("over(" in ast.unparse(mark) for mark in node.decorator_list)
+    }
+    assert len(tests) > 40
+    assert set(subject.exempt) | set(subject.fails) <= tests
+    assert not set(subject.exempt) & set(subject.fails)
+    assert all(len(reason) > 5 for reason in (*subject.exempt.values(), *subject.fails.values()))

@@ -1,0 +1,94 @@
+"""Models as plain functions, traces and compiled code: the same numbers, or a word about why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from captum_staa import STAA
+
+from .models import case
+from .subjects import over
+from .trials import Trial, assert_close
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),  # of a tiny model that counts and unpacks
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),  # compiling
+]
+
+
+def eager(graph: torch.fx.GraphModule, example_inputs: list[torch.Tensor]) -> Any:
+    """A backend of torch.compile that needs no compiler, and counts what it was given."""
+    eager.graphs += 1  # type: ignore[attr-defined]
+    return graph.forward
+
+
+@pytest.fixture
+def compiling() -> Iterator[None]:
+    """Nothing is left of what other tests compiled, and something is compiled."""
+    torch._dynamo.reset()
+    eager.graphs = 0  # type: ignore[attr-defined]
+    yield
+    assert eager.graphs > 0, "nothing was compiled"  # type: ignore[attr-defined]
+
+
+@over("conv-btchw", "two-stream", kinds=("perturbation",))
+def test_plain_functions(trial: Trial) -> None:
+    """Of which nothing is known but the layout."""
+    function: Any = lambda *clips: trial.case.model(*clips)  # noqa: E731
+    assert_close(trial.on(replace(trial.case, model=function)).attribute(), trial.attribute())
+
+
+def same_when_traced(trial: Trial) -> None:
+    """The same numbers; or a clear error, where a method watches layers that run inside the trace now."""
+    traced = trial.on(trial.case.around(lambda network: torch.jit.trace(network, trial.case.inputs)))
+    if trial.subject.inside:
+        with pytest.raises(ValueError, match=r"computed no attention at.*blocks\.1\.attn|never called layer"):
+            traced.attribute()
+    else:
+        assert_close(traced.attribute(), trial.attribute())
+
+
+@over("conv", "conv-btchw", "two-stream")
+def test_traced_models(trial: Trial) -> None:
+    """As Captum's test_jit does."""
+    same_when_traced(trial)
+
+
+@over("own", ours=True)
+def test_traced_transformers(trial: Trial) -> None:
+    """For one size of the batch, which the trace of this one keeps."""
+    same_when_traced(trial)
+
+
+@over("conv", "own", kinds=("perturbation",))
+def test_traced_classifiers(trial: Trial) -> None:
+    """The classifier traced with its network: a function of clips, of which only the layout is known."""
+    traced = replace(trial.case, model=torch.jit.trace(trial.case.model, trial.case.inputs))
+    assert_close(trial.on(traced).attribute(), trial.attribute())
+
+
+def test_a_traced_classifier_has_no_family() -> None:
+    own = case("own")
+    with pytest.raises(ValueError, match="TracedModule is no transformer that is known"):
+        STAA(torch.jit.trace(own.model, own.inputs))
+
+
+@pytest.mark.usefixtures("compiling")
+@over("conv", "own")
+def test_compiled_models(trial: Trial) -> None:
+    other = trial.case.around(lambda network: torch.compile(network, backend=eager))
+    assert_close(other.model(*other.inputs), trial.case.model(*trial.case.inputs))
+    assert_close(trial.on(other).attribute(), trial.attribute())
+
+
+@pytest.mark.usefixtures("compiling")
+@over("conv", kinds=("perturbation",))
+def test_compiled_classifiers(trial: Trial) -> None:
+    other = replace(trial.case, model=torch.compile(trial.case.model, backend=eager))
+    assert_close(trial.on(other).attribute(), trial.attribute())
