@@ -62,7 +62,7 @@ def mean_frame(clip: Tensor, layout: VideoLayout | str) -> Tensor:
     return _like(clip, layout, frames.mean(1, keepdim=True).expand_as(frames))
 
 
-def blur(clip: Tensor, layout: VideoLayout | str, *, space: float | None = None, time: float = 0.0) -> Tensor:
+def blur(clip: Tensor, layout: VideoLayout | str, space: float | None = None, time: float = 0.0) -> Tensor:
     """A Gaussian blur of each frame, and along time: detail goes, large shapes and slow changes stay.
 
     Example:
@@ -104,7 +104,7 @@ def blur(clip: Tensor, layout: VideoLayout | str, *, space: float | None = None,
     return _like(clip, layout, blurred.transpose(1, 2))
 
 
-def freeze(clip: Tensor, layout: VideoLayout | str, *, frame: int | None = None) -> Tensor:
+def freeze(clip: Tensor, layout: VideoLayout | str, frame: int | None = None) -> Tensor:
     """One frame shown all along: movement, order and every other moment go, what this frame shows stays.
 
     Example:
@@ -137,7 +137,7 @@ def freeze(clip: Tensor, layout: VideoLayout | str, *, frame: int | None = None)
     return _in_order(clip, layout, torch.full((count,), chosen))
 
 
-def shuffle(clip: Tensor, layout: VideoLayout | str, *, generator: torch.Generator | None = None) -> Tensor:
+def shuffle(clip: Tensor, layout: VideoLayout | str, generator: torch.Generator | None = None) -> Tensor:
     """The frames in a random order, another one per clip: movement and order go, what each frame shows stays.
 
     Of all orders in which no two neighbouring frames stay neighbours, forwards or backwards, each is equally likely.
@@ -203,7 +203,6 @@ def reverse(clip: Tensor, layout: VideoLayout | str) -> Tensor:
 def noise(
     clip: Tensor,
     layout: VideoLayout | str,
-    *,
     std: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""Captum's methods take every baseline, and what it takes from trained models is what it says."""
+"""Captum's methods and ours take every baseline, and what it takes from trained models is what it says."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from captum.attr import (
 )
 from torch import Tensor, nn
 
-from captum_staa import VideoClassifier, baselines
+from captum_staa import VideoClassifier, VideoFeatureAblation, VideoOcclusion, baselines
 from captum_staa.benchmark import PlantedClips
 
 NAMES = ("zero", "mean_frame", "blur", "freeze", "shuffle", "reverse", "noise")
@@ -66,8 +66,10 @@ def test_ablating_everything_leaves_the_baseline(name):
     clip, baseline, difference = compared(name, model := cnn(nn.ReLU()))
     expected = difference.reshape(2, 1, 1, 1, 1).expand(SHAPE)
     whole = torch.zeros(1, *SHAPE[1:], dtype=torch.long)
-    close(FeatureAblation(model).attribute(clip, baselines=baseline, target=1, feature_mask=whole), expected)
-    close(Occlusion(model).attribute(clip, sliding_window_shapes=SHAPE[1:], baselines=baseline, target=1), expected)
+    for method in (FeatureAblation(model), VideoFeatureAblation(model)):
+        close(method.attribute(clip, baselines=baseline, target=1, feature_mask=whole), expected)
+    for method, window in ((Occlusion(model), SHAPE[1:]), (VideoOcclusion(model, "BCTHW"), SHAPE[2:])):
+        close(method.attribute(clip, window, baselines=baseline, target=1), expected)
 
 
 @every_baseline

@@ -27,9 +27,9 @@ def supervoxels(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness:
     Args:
         clip: floats of five axes.
         layout: the order of its axes.
-        n: about how many regions, a hint that SLIC rounds to a grid of seeds and then merges what is too small; see
-            Note. A step of one frame is as far as a step of one pixel, so a small ``n`` gives regions that last the
-            whole clip.
+        n: about how many regions, a hint that SLIC rounds to a grid of seeds, of which it merges those too small. Seeds
+            stand ``(T H W / n) ** (1/3)`` apart, in frames as in pixels: where that is more than a clip's frames, regions
+            last the whole clip, even over a cut. Raise ``n`` then, or cut them by :func:`segments`.
         compactness: which difference of colour weighs as much as the distance of two seeds, where black and white are
             100 apart. Large gives boxes, small gives ragged regions that follow every edge.
 

@@ -1,0 +1,165 @@
+"""How often the models shipped are right on baselines of planted clips: what docs/baselines.md shows.
+
+    python benchmarks/baseline_table.py             # a quarter of an hour on one core
+    python benchmarks/baseline_table.py --figure    # the picture alone
+
+Random baselines draw from a generator seeded with 0, so a second run gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from captum.attr import IntegratedGradients
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_staa import VideoClassifier, VideoLayout, baselines, space_time
+from captum_staa.benchmark import PlantedClips
+from captum_staa.metrics import auroc
+
+FAMILIES, TASKS = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d"), ("pattern", "motion", "order")
+SEED = 30_000
+BATCH = 50
+EXPLAINED = 32  # clips per model
+PICTURED, FRAMES = 69, range(4, 12)  # a clip whose two patches cross no border, and when both are there
+DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- benchmarks/baseline_table.py writes from here -->\n", "<!-- to here -->\n"
+Maker = Callable[[Tensor, VideoLayout, Tensor], Tensor]  # (clips, layout, truth (B, T, H, W)) -> like clips
+
+
+def makers() -> dict[str, Maker]:
+    """The rows of the tables. Random ones go on drawing from batch to batch."""
+    draws = torch.Generator().manual_seed(0)
+
+    def freeze_evidence(clips: Tensor, layout: VideoLayout, truth: Tensor) -> Tensor:
+        """Each clip frozen at any frame that shows evidence: which of them must not tell the answer."""
+        showing = [own.flatten(1).any(1).nonzero().flatten() for own in truth]
+        frames = [int(own[torch.randint(len(own), (), generator=draws)]) for own in showing]
+        return torch.cat([baselines.freeze(clips[i : i + 1], layout, frame=frame) for i, frame in enumerate(frames)])
+
+    return {
+        "the clip itself": lambda clips, layout, truth: clips,
+        "zero": lambda clips, layout, truth: baselines.zero(clips, layout),
+        "noise": lambda clips, layout, truth: baselines.noise(clips, layout, generator=draws),
+        "blur": lambda clips, layout, truth: baselines.blur(clips, layout),
+        "blur(space=0, time=4)": lambda clips, layout, truth: baselines.blur(clips, layout, space=0, time=4),
+        "mean_frame": lambda clips, layout, truth: baselines.mean_frame(clips, layout),
+        "freeze": lambda clips, layout, truth: baselines.freeze(clips, layout),
+        "freeze, a frame with evidence": freeze_evidence,
+        "shuffle": lambda clips, layout, truth: baselines.shuffle(clips, layout, generator=draws),
+        "reverse": lambda clips, layout, truth: baselines.reverse(clips, layout),
+    }
+
+
+@torch.no_grad()
+def answers(family: str, task: str, count: int) -> dict[str, tuple[float, ...]]:
+    """Per baseline: the share of right answers, and the mean probability that the model gives its own answer."""
+    clf = VideoClassifier.from_pretrained(f"tiny-{family}-{task}")
+    planted = PlantedClips(SEED, count, task)
+    rows = makers()
+    right, sure = dict.fromkeys(rows, 0.0), dict.fromkeys(rows, 0.0)
+    for start in tqdm(range(0, count, BATCH), desc=f"{family}-{task}"):
+        clips, labels, truth = planted[start : start + BATCH]
+        clips = clf.layout.from_working(clips)
+        for name, make in rows.items():
+            top = clf(make(clips, clf.layout, truth)).softmax(1).max(1)
+            right[name] += float((top.indices == labels).sum())
+            sure[name] += float(top.values.sum())
+    return {name: (right[name] / count, sure[name] / count) for name in rows}
+
+
+def found(family: str, task: str) -> dict[str, tuple[float, ...]]:
+    """Per baseline: how well IntegratedGradients from it finds the evidence, as AUROC per pixel and per frame."""
+    clf = VideoClassifier.from_pretrained(f"tiny-{family}-{task}")
+    clips, labels, truth = PlantedClips(SEED, EXPLAINED, task)[:]
+    clips = clf.layout.from_working(clips).contiguous()
+    scores: dict[str, tuple[float, ...]] = {}
+    for name, make in tqdm(list(makers().items())[1:], desc=f"{family}-{task}, explained"):
+        attributions = IntegratedGradients(clf).attribute(
+            clips, baselines=make(clips, clf.layout, truth), target=labels, n_steps=16, internal_batch_size=64
+        )
+        maps = space_time(attributions, clf.layout).joint.abs()
+        scores[name] = tuple(float(auroc(maps, truth, axis=axis).nanmean()) for axis in ("joint", "time"))
+    return scores
+
+
+def means(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+    return tuple(statistics.fmean(column) for column in zip(*rows, strict=True))
+
+
+def answer_table(task: str, results: dict[str, dict[str, tuple[float, ...]]]) -> list[str]:
+    """Markdown: a row per baseline, a column per family."""
+    classes = len(PlantedClips(SEED, 1, task).labels)
+    lines = [f"### {task.capitalize()}: {classes} classes, chance is {1 / classes:.2f}", ""]
+    lines += ["| | " + " | ".join(results) + " | mean | sure |", "|---" * (len(results) + 3) + "|"]
+    for name in makers():
+        rows = [own[name] for own in results.values()]
+        cells = [accuracy for accuracy, _ in rows] + list(means(rows))
+        lines.append(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+    return [*lines, ""]
+
+
+def found_table(results: dict[str, list[dict[str, tuple[float, ...]]]]) -> list[str]:
+    """Markdown: a row per baseline, a column per task, each the mean over families."""
+    lines = ["### Where Integrated Gradients from each baseline find the evidence", ""]
+    lines += ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    for name in list(makers())[1:]:
+        cells = [
+            " / ".join(f"{mean:.3f}" for mean in means(own[name] for own in models)) for models in results.values()
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def draw(path: Path) -> None:
+    """Every baseline of one clip, a row each, with the number of the frame shown where frames change places."""
+    clip, _, truth = PlantedClips(SEED, PICTURED + 1, "motion", noise=0.02, contrast=0.4)[PICTURED:]
+    count, layout = clip.shape[1], VideoLayout("BTCHW")
+    numbers = torch.arange(count, dtype=torch.float32).reshape(1, count, 1, 1, 1)
+    names = [name for name in makers() if "evidence" not in name]
+    figure = Figure(figsize=(6.6, 6.9), layout="constrained")
+    grid = figure.subplots(len(names), len(FRAMES))
+    for line, name in zip(grid, names, strict=True):
+        pictures = (makers()[name](clip, layout, truth)[0].movedim(1, -1) / 2 + 0.5).clamp(0, 1)
+        sources = makers()[name](numbers, layout, truth).flatten().tolist()
+        for cell, frame in zip(line, FRAMES, strict=True):
+            cell.imshow(pictures[frame])
+            cell.set(xticks=[], yticks=[])
+            if name in ("freeze", "shuffle", "reverse"):
+                cell.text(0.04, 0.05, f"{sources[frame]:.0f}", transform=cell.transAxes, fontsize=6.5, color="white")
+            if name == names[0]:
+                cell.set_title(f"frame {frame}", fontsize=8)
+        line[0].set_ylabel(name.replace("(", "\n("), rotation=0, ha="right", va="center", fontsize=8)
+    figure.savefig(path, dpi=110)
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--figure", action="store_true", help="draw the picture alone")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    draw(DOCS / "images" / "baselines.png")
+    if not arguments.figure:
+        lines = [""]
+        for task in TASKS:
+            lines += answer_table(task, {family: answers(family, task, arguments.clips) for family in FAMILIES})
+        lines += found_table({task: [found(family, task) for family in FAMILIES] for task in TASKS})
+        page = DOCS / "baselines.md"
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        text = "\n".join(lines) + "\n"
+        page.write_text(before + BEGIN + text + END + after, encoding="utf-8")
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
