@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from skimage.filters import median
 
 from captum_staa import STAA, VideoClassifier, feature_masks
 from captum_staa.benchmark import PlantedClips
@@ -67,8 +68,8 @@ def masks() -> None:
 
 def coloured(frames: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Frames ``(T, H, W, 3)`` in grey, four times as large, under a colour per region and its borders."""
-    hues = [colorsys.hls_to_rgb(i * 0.618 % 1, (0.5, 0.65, 0.38)[i % 3], 0.9) for i in range(ids.max() + 1)]
-    grey = (frames.mean(-1, keepdims=True) / 16).round() / 16
+    hues = [colorsys.hls_to_rgb(i * 0.7549 % 1, (0.5, 0.65, 0.38)[i % 3], 0.9) for i in range(ids.max() + 1)]
+    grey = median(frames.mean(-1), np.ones((1, 3, 3)))[..., None] / 255  # without the noise, which takes most bytes
     picture = (0.55 * grey + 0.45 * np.array(hues)[ids]).repeat(4, 1).repeat(4, 2)
     large = ids.repeat(4, 1).repeat(4, 2)
     edge = np.zeros(large.shape, bool)
