@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_staa.metrics._metric import metric
+
 Axis = Literal["joint", "time", "space"]
 _SUMMED: dict[str, tuple[int, ...]] = {"joint": (), "time": (2, 3), "space": (1,)}
 
 
+@metric(higher_is_better=True, lowest=0.0, highest=1.0)
 def auroc(scores: Tensor, truth: Tensor, axis: Axis = "joint") -> Tensor:
     """The probability that a place inside the truth scores higher than one outside; equal scores count half.
 
@@ -49,6 +52,7 @@ def auroc(scores: Tensor, truth: Tensor, axis: Axis = "joint") -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=scores.device)
 
 
+@metric(higher_is_better=True, lowest=0.0, highest=1.0)
 def pointing_game(scores: Tensor, truth: Tensor, tolerance: Sequence[int] = (0, 0, 0)) -> Tensor:
     """Does the map's maximum lie in the truth, or no farther from it than the tolerance?
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_staa.layout import VideoLayout
+from captum_staa.metrics._metric import Array, as_maps, metric
 
 
 class Smoothness(NamedTuple):
@@ -22,7 +23,8 @@ class Smoothness(NamedTuple):
     time: Tensor
 
 
-def smoothness(attributions: Tensor, layout: VideoLayout | str | None = None) -> Smoothness:
+@metric(higher_is_better=None, lowest=float("-inf"), highest=1.0)
+def smoothness(attributions: Array, layout: VideoLayout | str | None = None) -> Smoothness:
     """Lag-one autocorrelation of a map: 1 where neighbours are equal, 0 for white noise, about -1 for a checkerboard.
 
     Example:
@@ -68,7 +70,7 @@ def smoothness(attributions: Tensor, layout: VideoLayout | str | None = None) ->
         "Distribution of the Ratio of the Mean Square Successive Difference to the Variance", Annals of Mathematical
         Statistics 12 (1941).
     """
-    maps = _maps(attributions, layout)
+    maps = as_maps(attributions, layout)
     maps = maps - maps[:, :1, :1, :1]  # no contrast at all becomes exactly 0, and so, below, nan
     maps = maps / maps.abs().amax((1, 2, 3), keepdim=True)  # the squares of 1e-200 and 1e200 are out of range
     deviations = maps - maps.mean((1, 2, 3), keepdim=True)
@@ -80,26 +82,3 @@ def _likeness(maps: Tensor, variance: Tensor, axes: tuple[int, ...]) -> Tensor:
     """One less Geary's C, ``(B,)``, over all pairs of neighbours along the axes."""
     differences = torch.cat([maps.diff(dim=axis).flatten(1) for axis in axes], dim=1)  # (B, pairs)
     return 1 - differences.square().mean(1) / (2 * variance)
-
-
-def _maps(attributions: Tensor, layout: VideoLayout | str | None) -> Tensor:
-    """``(B, T, H, W)`` float64, checked."""
-    if layout is not None:
-        layout = VideoLayout.of(layout)
-        layout.check_values(attributions, "attributions")
-        return layout.reduce(attributions.detach().double())
-    if not isinstance(attributions, Tensor):
-        raise TypeError(f"attributions must be a tensor (B, T, H, W), but {type(attributions).__name__} came")
-    if attributions.ndim != 4 or 0 in attributions.shape:
-        raise ValueError(
-            f"without a layout, attributions must be maps (B, T, H, W) and not empty, but their shape is "
-            f"{tuple(attributions.shape)}; pass layout='BTCHW' or 'BCTHW' for attributions of a clip's shape"
-        )
-    if not attributions.is_floating_point():
-        raise TypeError(f"attributions must hold floats, but {attributions.dtype} came; pass truth.float() for a mask")
-    if bad := int(attributions.numel() - attributions.isfinite().sum()):
-        raise ValueError(
-            f"{bad} of the {attributions.numel()} values of attributions (shape {tuple(attributions.shape)}) are nan "
-            f"or infinite, and like no neighbour; mend them first, as with torch.nan_to_num"
-        )
-    return attributions.detach().double()
