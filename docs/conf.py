@@ -11,6 +11,8 @@ version = release = captum_staa.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_title = f"captum_staa {release}"
 
 nb_execution_mode = "off"  # notebooks are committed with their outputs

@@ -68,7 +68,7 @@ def masks() -> None:
 
 def coloured(frames: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Frames ``(T, H, W, 3)`` in grey, four times as large, under a colour per region and its borders."""
-    hues = [colorsys.hls_to_rgb(i * 0.7549 % 1, (0.5, 0.65, 0.38)[i % 3], 0.9) for i in range(ids.max() + 1)]
+    hues = [colorsys.hls_to_rgb(i * 0.194 % 1, (0.5, 0.65, 0.38)[i % 3], 0.9) for i in range(ids.max() + 1)]
     grey = median(frames.mean(-1), np.ones((1, 3, 3)))[..., None] / 255  # without the noise, which takes most bytes
     picture = (0.55 * grey + 0.45 * np.array(hues)[ids]).repeat(4, 1).repeat(4, 2)
     large = ids.repeat(4, 1).repeat(4, 2)
