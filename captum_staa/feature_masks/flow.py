@@ -37,9 +37,9 @@ def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: 
         [[14.0, 10.0], [14.0, 16.0], [14.0, 22.0]]
 
     Every frame is cut into about ``4 n`` superpixels. Their points are traced along optical flow to the first and to
-    the last frame, and neighbours, in a frame or along the flow, are merged by Ward's rule until ``n`` tubes are left:
-    two pieces belong together where their colours agree and their points come from one place and go to one place. In
-    the end every voxel joins the tube that is nearest by this measure, so that borders keep still where nothing moves.
+    the last frame, and superpixels that touch, in a frame or from one to the next, are merged by Ward's rule until
+    ``n`` tubes are left: two belong together where their colours agree and their points come from one place and go to
+    one place. In the end every voxel joins the tube that is nearest by this measure, so that borders do not tremble.
 
     Args:
         clip: floats of five axes, frames of 2 x 2 pixels at least.
@@ -59,14 +59,14 @@ def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: 
 
     Note:
         What appears late gets tubes from its first frame on, and they end with it. What leaves the picture, or hides,
-        and comes back is another tube then. Movement is followed as far as flow sees it: not within a plain surface
-        (there colour decides), nor much further per frame than a thing is wide. Across a cut colour alone decides.
+        and comes back is another tube then. Movement is followed as far as flow sees it: up to a third of a thing's
+        width per frame, and not within a plain surface. Beyond that, and across a cut, colour and place decide.
         What stays, stays in one tube all along; for when, cut tubes by :func:`captum_staa.feature_masks.segments`.
 
-        Of 48 regions in planted clips of movement, those that lie on the patch when it appears overlap it by 0.93 over
-        its whole life (intersection over union, 20 clips); for supervoxels it is 0.65, for superpixels of the middle
-        frame that are carried along the flow 0.73, for the same superpixels standing still 0.20. A clip of
-        16 x 224 x 224 takes some 4 seconds on one core, mostly for the flow.
+        Of 48 regions in planted clips, those that lie on the evidence when it appears overlap it over its whole life by
+        0.93 where a plain patch moves, by 0.83 where a patterned one does (intersection over union, 20 clips each);
+        supervoxels by 0.65 and 0.33, superpixels of the middle frame that are carried along the flow by 0.86 and 0.60.
+        A clip of 16 x 224 x 224 takes some 4 seconds on one core, mostly for the flow.
 
     Reference:
         Flow: Zach, Pock, Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow", DAGM 2007, as in
@@ -95,8 +95,8 @@ def _tubes(volume: NDArray[np.float32], n: int, compactness: float) -> NDArray[n
     voxels = np.concatenate([colours / compactness, np.moveaxis(ends, 1, -1) / (side * 2**0.5)], axis=-1)
     pieces = _superpixels(colours, min(PIECES * n, height * width), compactness)
     means, sizes = _means(voxels, pieces)
-    tubes = gapless(merge(means, sizes, _neighbours(pieces, back), n)[pieces])
-    # Two frames are never cut into pieces alike, so borders of tubes would jump to and fro: voxels choose once more.
+    tubes = gapless(merge(means, sizes, _neighbours(pieces), n)[pieces])
+    # No two frames are cut into pieces alike, so borders of tubes would jump to and fro: voxels choose once more.
     centres = torch.from_numpy(_means(voxels, tubes)[0]).float()
     nearest = [torch.cdist(torch.from_numpy(frame).float(), centres, compute_mode=EXACT).argmin(-1) for frame in voxels]
     return gapless(torch.stack(nearest).numpy())
@@ -150,14 +150,10 @@ def _traced(flow: Floats) -> Floats:
     return np.stack(places)
 
 
-def _neighbours(pieces: NDArray[np.int64], back: Floats) -> NDArray[np.int64]:
-    """``(E, 2)`` labels that touch within a frame, or of which one is where the flow says the other was."""
-    height, width = pieces.shape[1:]
-    y, x = np.moveaxis(np.rint(np.indices((height, width)) + back).astype(np.int64), 1, 0)  # (T-1, H, W) each
-    times = np.arange(len(back))[:, None, None]
-    before = pieces[times, y.clip(0, height - 1), x.clip(0, width - 1)]
-    sides = [(pieces[:, 1:], pieces[:, :-1]), (pieces[:, :, 1:], pieces[:, :, :-1]), (pieces[1:], before)]
+def _neighbours(pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``(E, 2)``, the labels of ``(T, H, W)`` that touch within a frame or from one frame to the next."""
     count = int(pieces.max()) + 1
+    sides = [(pieces[1:], pieces[:-1]), (pieces[:, 1:], pieces[:, :-1]), (pieces[:, :, 1:], pieces[:, :, :-1])]
     keys = [np.unique(np.minimum(a, b) * count + np.maximum(a, b)) for a, b in sides]
     low, high = np.divmod(np.unique(np.concatenate(keys)), count)
     return np.stack([low, high], axis=1)[low != high]

@@ -27,9 +27,9 @@ def supervoxels(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness:
     Args:
         clip: floats of five axes.
         layout: the order of its axes.
-        n: about how many regions, a hint that SLIC rounds to a grid of seeds, of which it merges those too small. Seeds
-            stand ``(T H W / n) ** (1/3)`` apart, in frames as in pixels: where that is more than a clip's frames, regions
-            last the whole clip, even over a cut. Raise ``n`` then, or cut them by :func:`segments`.
+        n: about how many regions, a hint that SLIC rounds to a grid of seeds; regions too small are merged. Seeds stand
+            ``(T H W / n) ** (1/3)`` apart, in frames as in pixels: where that is more than two thirds of a clip's
+            frames, regions last the whole clip, even over a cut. Raise ``n`` then, or cut them by :func:`segments`.
         compactness: which difference of colour weighs as much as the distance of two seeds, where black and white are
             100 apart. Large gives boxes, small gives ragged regions that follow every edge.
 
@@ -87,10 +87,11 @@ def stretched(frames: Tensor) -> NDArray[np.float32]:
 
 
 def lab(volume: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Colours 0 .. 1 in the last axis to numbers of which black and white are 100 apart: Lab, where there are three."""
+    """Colours 0 .. 1 in the last axis to numbers of which all 0 and all 1 are 100 apart: Lab, where there are three."""
     from skimage.color import rgb2lab
 
-    return rgb2lab(volume) if volume.shape[-1] == 3 else volume * 100
+    channels = volume.shape[-1]
+    return rgb2lab(volume) if channels == 3 else volume * (100 / channels**0.5)
 
 
 def slic(colours: NDArray[np.float32], n: int, compactness: float) -> NDArray[np.int64]:

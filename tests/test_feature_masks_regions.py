@@ -1,0 +1,343 @@
+"""Supervoxels keep to edges, tubes go along with what moves: on clips whose edges and movement are known."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.cluster import hierarchy
+from skimage.filters import gaussian
+from skimage.measure import label
+from skimage.morphology import erosion
+from skimage.registration import optical_flow_tvl1
+from skimage.segmentation import find_boundaries
+from torch import Tensor
+
+from captum_staa.benchmark import PlantedClips
+from captum_staa.feature_masks import flow_tubes, grid, supervoxels
+from captum_staa.feature_masks.flow import ENOUGH, _flow, _neighbours, _superpixels, _traced
+from captum_staa.feature_masks.slic import lab
+from captum_staa.feature_masks.ward import merge
+
+
+def shared(a: Tensor, b: Tensor) -> set[int]:
+    return set(a.unique().tolist()) & set(b.unique().tolist())
+
+
+def texture(height: int, width: int, seed: int, channels: int = 3) -> Tensor:
+    """Smooth colours ``(C, H, W)`` of which no two places are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, channels, height // 6 + 2, width // 6 + 2, generator=generator)
+    return F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)[0]
+
+
+def moving_patch(step: tuple[int, int], seed: int, background: Tensor) -> tuple[Tensor, Tensor]:
+    """A textured patch that moves over a background ``(3, 40, 56)``: ``(1, 6, 3, 40, 56)``, and where the patch is."""
+    clip, truth = background.expand(6, 3, 40, 56).clone(), torch.zeros(6, 40, 56, dtype=torch.bool)
+    for t in range(6):
+        y, x = 6 + step[0] * t, 6 + step[1] * t
+        clip[t, :, y : y + 16, x : x + 16] = texture(16, 16, seed + 100)
+        truth[t, y : y + 16, x : x + 16] = True
+    return clip[None], truth
+
+
+def going_along(ids: Tensor, where: Tensor, step: tuple[int, int]) -> float:
+    """Of the points that start at ``where`` (H, W) and move by a step per frame, how many keep their region."""
+    y, x = where.nonzero().T
+    regions = torch.stack([frame[y + step[0] * t, x + step[1] * t] for t, frame in enumerate(ids)])
+    return float((regions[1:] == regions[:-1]).float().mean())
+
+
+def staying(ids: Tensor, truth: Tensor) -> float:
+    """How the regions that lie on the evidence when it appears overlap it, on average over its life."""
+    life = truth.flatten(1).any(1).nonzero().flatten().tolist()
+    count = int(ids.max()) + 1
+    inside = torch.bincount(ids[life[0]][truth[life[0]]], minlength=count)
+    chosen = (2 * inside > torch.bincount(ids[life[0]].flatten(), minlength=count))[ids]
+    overlaps = [(chosen[t] & truth[t]).sum() / (chosen[t] | truth[t]).sum() for t in life]
+    return float(torch.stack(overlaps).mean())
+
+
+def still(clip: Tensor, n: int) -> Tensor:
+    """Superpixels of the middle frame, standing still."""
+    middle = clip.shape[1] // 2
+    return supervoxels(clip[:, middle : middle + 1], "BTCHW", n)[0, :, 0].expand(clip.shape[1], -1, -1)
+
+
+# ------------------------------------------------------------------------------------------------------- supervoxels
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("n", [9, 30, 100])
+@pytest.mark.parametrize("axis", ["height", "width", "slanted", "time"])
+def test_no_supervoxel_crosses_an_edge(n, axis, channels):
+    t, y, x = torch.meshgrid(torch.arange(6), torch.arange(24), torch.arange(30), indexing="ij")
+    side = {"time": t > 2, "height": y > 12, "width": x > 12, "slanted": x - y > 2 * t}[axis]
+    clip = torch.where(side[None, :, None], 0.9, 0.1).expand(1, 6, channels, 24, 30)
+    mask = supervoxels(clip, "BTCHW", n)[0, :, 0]
+    if axis == "time" and (6 * 24 * 30 / n) ** (1 / 3) > 6 * 2 / 3:  # one seed in time, as the docstring warns
+        assert shared(mask[side], mask[~side]) != set()
+    else:
+        assert shared(mask[side], mask[~side]) == set()
+    assert mask.max() >= n // 3
+
+
+def test_supervoxels_hang_together_and_are_about_n():
+    clip, _, _ = PlantedClips(seed=3, n=2)[:1]
+    for n, low, high in ((24, 12, 30), (48, 38, 58), (200, 150, 250)):
+        ids = supervoxels(clip, "BTCHW", n)[0, :, 0].numpy()
+        assert low <= ids.max() + 1 <= high
+        pieces = label(ids, background=-1, connectivity=1)
+        assert pieces.max() == ids.max() + 1
+
+
+def test_boundaries_are_found_where_a_moving_patch_has_them():
+    clip = torch.full((1, 6, 3, 36, 48), 0.2)
+    truth = torch.zeros(6, 36, 48, dtype=torch.bool)
+    for t in range(6):
+        truth[t, 10:24, 6 + 3 * t : 20 + 3 * t] = True
+    clip = torch.where(truth[None, :, None], torch.tensor([0.9, 0.3, 0.1])[:, None, None], clip)
+    edge = truth.numpy() & ~erosion(truth.numpy(), np.ones((1, 3, 3)))
+
+    def recall(mask: Tensor) -> float:
+        ids = mask[0, :, 0].expand(6, 36, 48).numpy()
+        near = [find_boundaries(frame, mode="inner") for frame in ids]
+        return float(np.stack(near)[edge].mean())
+
+    cut = supervoxels(clip, "BTCHW", 40)
+    assert recall(cut) > 0.95  # the four corner pixels are rounded off
+    assert recall(cut) > recall(grid(clip, "BTCHW", (3, 12, 8))) + 0.3
+
+
+def test_lone_wrong_pixels_change_nothing():
+    clip = torch.full((1, 4, 3, 24, 32), 0.2)
+    clip[..., 17:] = 0.8
+    noisy = clip.clone()
+    noisy[:, ::2, :, 3::6, 2::5], noisy[:, 1::2, :, 2::7, 4::6] = 0.8, 0.2
+    assert supervoxels(noisy, "BTCHW", 12).equal(supervoxels(clip, "BTCHW", 12))
+
+
+def test_the_clips_scale_does_not_count_and_compactness_does():
+    clip, _, _ = PlantedClips(seed=4, n=1)[:1]
+    mask = supervoxels(clip, "BTCHW", 48)
+    assert supervoxels(clip * 4 + 2, "BTCHW", 48).eq(mask).float().mean() > 0.99
+    boxes = supervoxels(torch.zeros_like(clip), "BTCHW", 48)  # nothing to see: seeds and distances alone
+    shares = [
+        float(supervoxels(clip, "BTCHW", 48, compactness=c).eq(boxes).float().mean()) for c in (5.0, 50.0, 5000.0)
+    ]
+    assert shares[0] < shares[1] < shares[2] and shares[2] > 0.9
+
+
+@pytest.mark.parametrize("channels", [2, 4, 7])
+def test_copies_of_a_channel_say_no_more(channels):
+    grey = texture(24, 30, seed=4, channels=1).expand(1, 4, 1, 24, 30)
+    assert supervoxels(grey.expand(-1, -1, channels, -1, -1), "BTCHW", 12).equal(supervoxels(grey, "BTCHW", 12))
+
+
+def test_three_channels_are_seen_as_an_eye_sees_them():
+    black, white, blue, yellow = ([0, 0, 0], [1, 1, 1], [0, 0, 1], [1, 1, 0])
+    seen = lab(np.array([black, white, blue, yellow], dtype=np.float32))
+    assert np.linalg.norm(seen[1] - seen[0]) == pytest.approx(100, abs=0.1)
+    assert seen[2:, 0] == pytest.approx([32.3, 97.1], abs=0.1)  # the lightness that tables give
+
+
+# -------------------------------------------------------------------------------------------------------------- Ward
+
+
+def partition(labels: np.ndarray) -> set[frozenset[int]]:
+    return {frozenset(np.flatnonzero(labels == label).tolist()) for label in np.unique(labels)}
+
+
+def every_pair(count: int) -> np.ndarray:
+    return np.stack(np.triu_indices(count, 1), axis=1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_all_are_neighbours_it_is_wards_clustering(seed):
+    points = np.random.default_rng(seed).normal(size=(30, 3))
+    tree = hierarchy.linkage(points, "ward")
+    for n in (1, 2, 7, 29, 30):
+        expected = hierarchy.fcluster(tree, n, "maxclust")
+        assert partition(merge(points, np.ones(30), every_pair(30), n)) == partition(expected)
+
+
+def test_a_size_of_three_is_three_equal_points():
+    generator = np.random.default_rng(5)
+    points, sizes = generator.normal(size=(14, 2)), generator.integers(1, 6, 14)
+    which = np.repeat(np.arange(14), sizes)
+    for n in (2, 5, 9):
+        expected = hierarchy.fcluster(hierarchy.linkage(points[which], "ward"), n, "maxclust")
+        found = merge(points, sizes.astype(float), every_pair(14), n)
+        assert partition(found[which]) == partition(expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_merging_is_the_greedy_search_over_all_neighbours(seed):
+    """Against a search that forgets everything between two merges."""
+    generator = np.random.default_rng(seed)
+    points, sizes = generator.normal(size=(16, 2)), generator.integers(1, 9, 16).astype(float)
+    edges = np.array([(a, b) for a, b in every_pair(16).tolist() if generator.random() < 0.15])
+    groups = [{i} for i in range(16)]
+    while True:
+        best = None
+        for i, one in enumerate(groups):
+            for j, other in enumerate(groups[:i]):
+                if any({a, b} <= one | other and len({a, b} & one) == 1 for a, b in edges.tolist()):
+                    means = [np.average(points[list(g)], axis=0, weights=sizes[list(g)]) for g in (one, other)]
+                    total = [sizes[list(g)].sum() for g in (one, other)]
+                    cost = total[0] * total[1] / sum(total) * ((means[0] - means[1]) ** 2).sum()
+                    best = min(best or (np.inf,), (cost, i, j))
+        assert partition(merge(points, sizes, edges, len(groups))) == {frozenset(g) for g in groups}
+        if best is None:
+            break
+        groups[best[2]] |= groups.pop(best[1])
+    assert partition(merge(points, sizes, edges, 1)) == {frozenset(g) for g in groups}  # the graph's pieces are left
+
+
+# -------------------------------------------------------------------------------------------------------- flow tubes
+
+
+def test_points_are_traced_along_the_steps():
+    flow = np.zeros((3, 2, 6, 9), dtype=np.float32)
+    flow[0, 0], flow[1, 1], flow[2] = -1, -2, 0.5  # a row up, then two columns left, then half a pixel on
+    y, x = np.indices((6, 9))
+    found = _traced(flow)
+    assert found.shape == (4, 2, 6, 9)
+    inside = np.s_[2:5, 3:7]
+    for t, (dy, dx) in enumerate([(0, 0), (-1, 0), (-1, -2), (-0.5, -1.5)]):
+        assert np.allclose(found[t, 0][inside], (y + dy)[inside]) and np.allclose(found[t, 1][inside], (x + dx)[inside])
+    assert found.min() >= 0 and found[:, 0].max() <= 5 and found[:, 1].max() <= 8  # nothing comes from outside
+
+
+def test_flow_is_in_pixels_of_the_clip_also_where_it_is_seen_from_afar():
+    height, width = ENOUGH + 31, ENOUGH + 70
+    picture = texture(height + 8, width + 8, seed=2, channels=1)[0]
+    frames = torch.stack([picture[4:-4, 4:-4], picture[2:-6, 8:]]).numpy()  # what is at (y, x) goes to (y + 2, x - 4)
+    back, forth = _flow(frames)
+    assert back.shape == forth.shape == (1, 2, height, width)
+    assert np.median(forth[0], axis=(1, 2)) == pytest.approx([2, -4], abs=0.2)
+    assert np.median(back[0], axis=(1, 2)) == pytest.approx([-2, 4], abs=0.2)
+
+
+def test_superpixels_are_each_frames_own_and_touch_as_seen():
+    frames = lab(texture(12, 15, seed=1).expand(3, 3, 12, 15).movedim(1, -1).numpy())
+    pieces = _superpixels(frames, 6, 20.0)
+    count = int(pieces[0].max()) + 1
+    assert all(np.array_equal(pieces[t], pieces[0] + t * count) for t in range(3))  # alike, and no label twice
+    touching = {
+        tuple(sorted((int(pieces[at]), int(pieces[beside]))))
+        for at in np.ndindex(3, 12, 15)
+        for beside in [tuple(np.add(at, step)) for step in np.eye(3, dtype=int)]
+        if np.less(beside, (3, 12, 15)).all() and pieces[at] != pieces[beside]
+    }
+    found = _neighbours(pieces).tolist()
+    assert {tuple(pair) for pair in found} == touching and len(found) == len(touching)
+
+
+def test_of_a_still_clip_the_tubes_stand_still():
+    frame = texture(24, 30, seed=1)
+    mask = flow_tubes(frame.expand(1, 4, 3, 24, 30), "BTCHW", 7)[0, :, 0]
+    assert mask.eq(mask[0]).all() and int(mask.max()) == 6
+    plain = flow_tubes(torch.zeros(1, 4, 3, 24, 32), "BTCHW", 12)[0, :, 0]
+    assert plain.eq(plain[0]).all() and plain[0].flatten().bincount().min() > 24 * 32 / 12 / 3
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 40])
+def test_there_are_n_tubes(n):
+    clip, _ = moving_patch((0, 2), 0, texture(40, 56, seed=0))
+    assert flow_tubes(clip[:, :2], "BTCHW", n).unique().tolist() == list(range(n))
+    assert flow_tubes(clip[:, :1], "BTCHW", n).unique().tolist() == list(range(n))  # no flow to follow
+
+
+def test_more_tubes_than_superpixels_are_as_many():
+    clip = torch.rand(1, 2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    ids = flow_tubes(clip, "BTCHW", 2 * 6 * 7).unique()
+    assert ids.tolist() == list(range(len(ids))) and len(ids) <= 84
+
+
+@pytest.mark.parametrize("step", [(0, 3), (2, 0), (1, -2)])
+def test_where_the_camera_pans_tubes_go_with_the_scene(step):
+    wide = texture(60, 60, seed=3)
+    views = [wide[:, 14 - step[0] * t : 46 - step[0] * t, 14 - step[1] * t : 46 - step[1] * t] for t in range(5)]
+    mask = flow_tubes(torch.stack(views)[None], "BTCHW", 9)[0, :, 0]
+    middle = torch.zeros(32, 32, dtype=torch.bool)
+    middle[8:20, 8:20] = True
+    assert going_along(mask, middle, step) > 0.97
+    assert going_along(mask, middle, (0, 0)) < 0.9
+
+
+@pytest.mark.parametrize("step", [(0, 3), (2, 1)])
+def test_tubes_that_start_on_a_moving_patch_stay_on_it(step):
+    clip, truth = moving_patch(step, 0, torch.full((3, 40, 56), 0.5))
+    tubes, standing = flow_tubes(clip, "BTCHW", 24)[0, :, 0], still(clip, 24)
+    assert going_along(tubes, truth[0], step) > 0.97 > going_along(standing, truth[0], step) + 0.2
+    assert staying(tubes, truth) > 0.8 > staying(supervoxels(clip, "BTCHW", 24)[0, :, 0], truth) + 0.05
+    assert staying(standing, truth) < 0.4
+
+
+def test_movement_alone_tells_a_patch_from_its_background():
+    """Both wear the same kind of texture; its colours must not count for much then."""
+    clip, truth = moving_patch((0, 3), 1, texture(40, 56, seed=1))
+    tubes = flow_tubes(clip, "BTCHW", 20, compactness=40)[0, :, 0]
+    assert going_along(tubes, truth[0], (0, 3)) > 0.93
+    assert staying(tubes, truth) > staying(supervoxels(clip, "BTCHW", 20, compactness=40)[0, :, 0], truth) + 0.15
+
+
+@pytest.mark.parametrize("index", [2, 12])
+def test_a_tube_goes_with_the_patch_that_appears_late(index):
+    """One tube is the patch, all its life and no longer."""
+    clip, _, truth = PlantedClips(seed=5, n=20, task="motion")[index]
+    mask = flow_tubes(clip[None], "BTCHW", 24)[0, :, 0]
+    assert staying(mask, truth) > 0.85 > staying(still(clip[None], 24), truth) + 0.5
+    tube = mask == mask[truth].mode().values
+    assert (tube & truth).sum() / (tube | truth).sum() > 0.9
+
+
+def test_a_tube_ends_at_a_cut():
+    clip = torch.cat([texture(24, 32, seed=1).expand(3, 3, 24, 32) * 0.3, texture(24, 32, seed=2).expand(3, 3, 24, 32)])
+    mask = flow_tubes((clip + torch.tensor([0, 0, 0, 3, 3, 3.0]).view(6, 1, 1, 1))[None], "BTCHW", 12)[0, :, 0]
+    assert shared(mask[:3], mask[3:]) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("motion", {"flow_tubes": 0.93, "carried": 0.86, "supervoxels": 0.65, "still": 0.24}),
+        ("pattern", {"flow_tubes": 0.83, "carried": 0.60, "supervoxels": 0.33, "still": 0.37}),
+    ],
+)
+def test_the_figures_of_docstring_and_docs(task, expected):
+    clips = (clip for clip in PlantedClips(seed=5, n=200, task=task) if not touches_border(clip[2]))
+    found: dict[str, list[float]] = {name: [] for name in expected}
+    for clip, _, truth in islice(clips, 20):
+        middle = still(clip[None], 48)
+        for name, ids in (
+            ("flow_tubes", flow_tubes(clip[None], "BTCHW", 48)[0, :, 0]),
+            ("carried", carried(clip, middle)),
+            ("supervoxels", supervoxels(clip[None], "BTCHW", 48)[0, :, 0]),
+            ("still", middle),
+        ):
+            found[name].append(staying(ids, truth))
+    assert {name: float(np.mean(values)) for name, values in found.items()} == pytest.approx(expected, abs=0.02)
+
+
+def touches_border(truth: Tensor) -> bool:
+    """Planted patches go over the border, and come in on the other side as something else."""
+    return bool(truth[:, [0, -1]].any() or truth[:, :, [0, -1]].any())
+
+
+def carried(clip: Tensor, ids: Tensor) -> Tensor:
+    """The middle frame's regions, handed on from frame to frame along the flow: the simpler way to follow."""
+    grey = (clip.mean(1) - clip.min()) / (clip.max() - clip.min())
+    frames, ids = [gaussian(frame.numpy(), 1) for frame in grey], ids.clone()
+    (last, height, width), middle = (len(ids) - 1, *ids.shape[1:]), len(ids) // 2
+    y, x = np.indices((height, width))
+    for here, there in [(t, t - 1) for t in range(middle + 1, last + 1)] + [(t, t + 1) for t in range(middle)[::-1]]:
+        down, right = optical_flow_tvl1(frames[here], frames[there], attachment=50)
+        rows, columns = (y + down).round().clip(0, height - 1), (x + right).round().clip(0, width - 1)
+        ids[here] = ids[there][rows.astype(int), columns.astype(int)]
+    return ids
