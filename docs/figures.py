@@ -62,7 +62,7 @@ def masks() -> None:
         ax.set_title(f"frame {t}", fontsize=8)
     drawn = BytesIO()
     figure.savefig(drawn, dpi=110)
-    few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
+    few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # fewer bytes
     few.save(IMAGES / "feature_masks.png", optimize=True)
 
 
