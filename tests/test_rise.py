@@ -96,7 +96,7 @@ def slow(
 def test_equals_the_formula_mask_by_mask(n, cells, keep):
     model, hidden = net(), clip_of(2, 3, 5, 7, 6, seed=2)
     ours = RISE(model, "BCTHW").attribute(
-        CLIP, hidden, [3, 1], perturbations_per_eval=3, n_samples=n, cells=cells, keep=keep
+        CLIP, hidden, [3, 1], perturbations_per_eval=3, n_samples=n, n_cells=cells, keep=keep
     )
     assert ours.is_contiguous() and ours.dtype == torch.float64
     for i, target in enumerate([3, 1]):
@@ -113,7 +113,7 @@ def two_streams() -> Callable[..., Tensor]:
 def test_two_inputs_each_under_masks_of_its_own():
     model, inputs = two_streams(), (clip_of(2, 3, 4, 5, 6), clip_of(2, 2, 5, 4, 6))
     scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
-    ours = RISE(model, "BCTHW").attribute(inputs, (0.0, 0.3), 1, scale, 4, n_samples=6, cells=CELLS)
+    ours = RISE(model, "BCTHW").attribute(inputs, (0.0, 0.3), 1, scale, 4, n_samples=6, n_cells=CELLS)
     assert isinstance(ours, tuple)
     for i in range(2):
         hidden = (torch.zeros_like(inputs[0][i]), torch.full_like(inputs[1][i], 0.3))
@@ -131,7 +131,7 @@ def test_on_a_linear_model_it_is_the_weights_seen_through_the_masks():
 
     def run(seed: int) -> Tensor:
         return method.attribute(
-            clip, hidden, perturbations_per_eval=12, n_samples=12, cells=CELLS, keep=keep, generator=seeded(seed)
+            clip, hidden, perturbations_per_eval=12, n_samples=12, n_cells=CELLS, keep=keep, generator=seeded(seed)
         )
 
     found = torch.stack([run(seed) for seed in range(runs)])[:, 0, 0]
@@ -233,7 +233,7 @@ def test_planted_evidence_is_found(name, n, joint, time):
     clf = VideoClassifier.from_pretrained(name)
     clips, labels, truth = PlantedClips(seed=77, n=4)[:4]
     clips = clf.layout.from_working(clips).contiguous()
-    found = RISE(clf).attribute(clips, target=labels, perturbations_per_eval=8, n_samples=n, cells=(4, 6, 6))
+    found = RISE(clf).attribute(clips, target=labels, perturbations_per_eval=8, n_samples=n, n_cells=(4, 6, 6))
     maps = clf.layout.reduce(found)
     assert auroc(maps, truth).mean() > joint
     assert auroc(maps, truth, axis="time").mean() > time
@@ -244,10 +244,10 @@ def test_planted_evidence_is_found(name, n, joint, time):
     [
         ({"n_samples": 1}, ValueError, "at least 2, but 1 came"),
         ({"n_samples": 10.0}, ValueError, "whole number"),
-        ({"cells": 4}, ValueError, r"\(t, h, w\) of at least 1, but 4 came"),
-        ({"cells": (4, 7)}, ValueError, r"\(4, 7\) came"),
-        ({"cells": (4, 0, 7)}, ValueError, "at least 1"),
-        ({"cells": "777"}, ValueError, "whole numbers"),
+        ({"n_cells": 4}, ValueError, r"\(t, h, w\) of at least 1, but 4 came"),
+        ({"n_cells": (4, 7)}, ValueError, r"\(4, 7\) came"),
+        ({"n_cells": (4, 0, 7)}, ValueError, "at least 1"),
+        ({"n_cells": "777"}, ValueError, "whole numbers"),
         ({"keep": 0.0}, ValueError, "between 0 and 1, but 0.0 came"),
         ({"keep": 1}, ValueError, "between 0 and 1"),
         ({"keep": math.nan}, ValueError, "nan came"),

@@ -81,7 +81,7 @@ def rise(s: Subject, f: Model) -> None:
         return f(*clips)
 
     found = RISE(seen, s.layout).attribute(
-        s.given, target=TARGET, perturbations_per_eval=4, n_samples=8, cells=(2, 3, 3)
+        s.given, target=TARGET, perturbations_per_eval=4, n_samples=8, n_cells=(2, 3, 3)
     )
     masked = [torch.cat(column)[2:].unflatten(0, (8, 2)) for column in zip(*shown, strict=True)]  # (N, B, ...)
     with torch.no_grad():

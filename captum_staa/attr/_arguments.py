@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from captum_staa._captum import (
-    BaselineType,
     NullProgress,
     TargetType,
     _format_tensor_into_tuples,
@@ -17,7 +16,6 @@ from captum_staa._captum import (
     progress,
 )
 from captum_staa.layout import VideoLayout
-from captum_staa.models.classifier import VideoClassifier
 
 
 def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: str) -> Tensor:
@@ -54,27 +52,6 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is one of {', '.join(choices)}, but {value!r} came")
 
 
-def layout_of(forward_func: object, layout: VideoLayout | str | None) -> VideoLayout:
-    """The layout that was given, or the classifier's own; the two must agree, and one must be there."""
-    found = layout_if_known(forward_func, layout)
-    if found is None:
-        raise ValueError("the axes of a clip must be named: pass layout='BCTHW' or 'BTCHW', or a VideoClassifier")
-    return found
-
-
-def layout_if_known(forward_func: object, layout: VideoLayout | str | None) -> VideoLayout | None:
-    """The same for a method that takes inputs of any shape, too."""
-    own = forward_func.layout if isinstance(forward_func, VideoClassifier) else None
-    if layout is None:
-        return own
-    given = VideoLayout.of(layout)
-    if own is not None and own.axes != given.axes:
-        raise ValueError(
-            f"layout={given.axes!r} came, but the VideoClassifier takes clips in {own.axes!r}; leave the layout out"
-        )
-    return given
-
-
 def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) -> tuple[Tensor, ...]:
     """The tensors of a method that takes one or several per example; clips, where there is a layout."""
     clips = _format_tensor_into_tuples(inputs)
@@ -89,40 +66,6 @@ def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) ->
     if len({len(clip) for clip in clips}) > 1:
         raise ValueError(f"all inputs hold the same examples, but shapes {[tuple(clip.shape) for clip in clips]} came")
     return clips
-
-
-def baselines_for(clips: tuple[Tensor, ...], baselines: BaselineType) -> tuple[Tensor, ...]:
-    """What replaces each voxel: one tensor per input, of its shape, dtype and device. None stands for zero."""
-    each = (0,) * len(clips) if baselines is None else baselines if isinstance(baselines, tuple) else (baselines,)
-    if len(each) != len(clips):
-        raise ValueError(f"baselines must be one per input, {len(clips)}, but {len(each)} came")
-    return tuple(_baseline_for(clip, baseline) for clip, baseline in zip(clips, each, strict=True))
-
-
-def _baseline_for(clip: Tensor, baseline: object) -> Tensor:
-    if isinstance(baseline, (int, float)):
-        value = torch.tensor(baseline, dtype=torch.promote_types(clip.dtype, torch.float64), device=clip.device)
-    elif isinstance(baseline, Tensor):
-        value = baseline.detach()
-        fits = value.ndim == clip.ndim and all(a in (1, b) for a, b in zip(value.shape, clip.shape, strict=True))
-        if value.ndim and not fits:
-            raise ValueError(
-                f"a baseline must have the input's shape {tuple(clip.shape)}, or 1 where it is the same for all, but "
-                f"{tuple(value.shape)} came; captum_staa.baselines makes some"
-            )
-        if value.device != clip.device:
-            raise ValueError(f"a baseline lies on {value.device}, its input on {clip.device}; move it with .to(...)")
-    else:
-        raise TypeError(f"a baseline is a number or a tensor, but {type(baseline).__name__} came")
-    if value.is_floating_point() and not bool(value.isfinite().all()):
-        raise ValueError(f"a baseline must be finite, but {_shape(value)} holds nan or infinity")
-    return value.to(clip.dtype).expand_as(clip)
-
-
-def check_perturbations_per_eval(value: object) -> None:
-    """Raise unless it is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"perturbations_per_eval is a whole number of at least 1, but {value!r} came")
 
 
 def _shape(value: object) -> str:

@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_staa._captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
-from captum_staa.attr._arguments import (
-    as_attributions,
-    baselines_for,
-    check_perturbations_per_eval,
-    clips_of,
-    evaluations,
-    layout_if_known,
-)
+from captum_staa.attr._arguments import as_attributions, clips_of, evaluations
 from captum_staa.layout import VideoLayout
+from captum_staa.models.layouts import layout_if_known
 from captum_staa.perturbation.ablation import ablate
+from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval, masks_for
 from captum_staa.perturbation.regions import Features
 from captum_staa.perturbation.scores import TargetScore
 
@@ -94,7 +88,7 @@ class VideoFeatureAblation(PerturbationAttribution):
             TypeError: an argument of the wrong type, or an unknown one.
         """
         clips = clips_of(inputs, self.layout)
-        masks = _masks_for(clips, feature_mask)
+        masks = masks_for(clips, feature_mask)
         covers = baselines_for(clips, baselines)
         check_perturbations_per_eval(perturbations_per_eval)
         features = Features(masks, [tuple(clip.shape) for clip in clips])
@@ -106,47 +100,3 @@ class VideoFeatureAblation(PerturbationAttribution):
     def attribute_future(self) -> NoReturn:
         """Not offered: Captum's futures are for remote models."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
-
-
-def _masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ...] | None) -> list[Tensor]:
-    """One mask per input, of as many axes."""
-    if feature_mask is None:
-        return _every_number(clips)
-    given: tuple[Any, ...] = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
-    if len(given) != len(clips):
-        raise ValueError(f"feature_mask must be one per input, {len(clips)}, but {len(given)} came")
-    masks = []
-    for mask, clip in zip(given, clips, strict=True):
-        if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
-            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"a feature mask is a tensor of whole numbers, but {kind} came; convert it with .long()")
-        sides = (1,) * (clip.ndim - mask.ndim) + tuple(mask.shape)
-        if len(sides) != clip.ndim or any(side not in (1, size) for side, size in zip(sides, clip.shape, strict=True)):
-            raise ValueError(
-                f"a feature mask must be broadcastable to its input of shape {tuple(clip.shape)}, but its shape is "
-                f"{tuple(mask.shape)}; captum_staa.feature_masks makes some"
-            )
-        masks.append(mask.detach().to(clip.device, torch.long).view(sides))
-    _refuse_gaps(masks)
-    return masks
-
-
-def _refuse_gaps(masks: list[Tensor]) -> None:
-    ids = torch.cat([mask.flatten() for mask in masks])
-    lowest, highest = int(ids.min()), int(ids.max())
-    if lowest == 0 and highest < len(ids) and bool(torch.bincount(ids).all()):
-        return
-    raise ValueError(
-        f"ids of a feature mask run from 0 to n-1 without gaps, but {len(ids.unique())} ids from {lowest} to {highest} "
-        f"came; mask.unique(return_inverse=True)[1] renumbers them"
-    )
-
-
-def _every_number(clips: tuple[Tensor, ...]) -> list[Tensor]:
-    """Ids for every number of an example, one input after the other."""
-    masks, first = [], 0
-    for clip in clips:
-        count = clip[0].numel()
-        masks.append(torch.arange(first, first + count, device=clip.device).view(1, *clip.shape[1:]))
-        first += count
-    return masks

@@ -25,11 +25,12 @@ from captum_staa._captum import (
 )
 from captum_staa.attention.capture import without_compiling
 from captum_staa.attention.frozen import parameters_frozen
-from captum_staa.attr._arguments import check_choice, layout_of, one_clip, refuse_inference_mode, score_of
+from captum_staa.attr._arguments import check_choice, one_clip, refuse_inference_mode, score_of
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, VideoLayout, from_joint
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import uncompiled
+from captum_staa.models.layouts import layout_of
 
 # From the gradient (B, C, t, h, w) to what the activation is multiplied by.
 WEIGHTINGS = {

@@ -9,16 +9,11 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_staa._captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
-from captum_staa.attr._arguments import (
-    as_attributions,
-    baselines_for,
-    check_perturbations_per_eval,
-    clips_of,
-    evaluations,
-    layout_of,
-)
+from captum_staa.attr._arguments import as_attributions, clips_of, evaluations
 from captum_staa.layout import VideoLayout
+from captum_staa.models.layouts import layout_of
 from captum_staa.perturbation.ablation import ablate
+from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval
 from captum_staa.perturbation.regions import Windows
 from captum_staa.perturbation.scores import TargetScore
 

@@ -11,14 +11,10 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_staa._captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
-from captum_staa.attr._arguments import (
-    baselines_for,
-    check_perturbations_per_eval,
-    clips_of,
-    evaluations,
-    layout_of,
-)
+from captum_staa.attr._arguments import clips_of, evaluations
 from captum_staa.layout import VideoLayout
+from captum_staa.models.layouts import layout_of
+from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval
 from captum_staa.perturbation.scores import TargetScore
 
 Sides = tuple[int, int, int]
@@ -78,7 +74,7 @@ class RISE(PerturbationAttribution):
         show_progress: bool = False,
         *,
         n_samples: int = 1000,
-        cells: Sides = (4, 7, 7),
+        n_cells: Sides = (4, 7, 7),
         keep: float = 0.5,
         generator: torch.Generator | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
@@ -94,7 +90,7 @@ class RISE(PerturbationAttribution):
                 speed, no number.
             show_progress: draw a bar of the model's calls.
             n_samples: N, how many masks; all clips of a batch get the same ones.
-            cells: ``(t, h, w)``, how many cells there are along time, height and width.
+            n_cells: ``(t, h, w)``, how many cells there are along time, height and width.
             keep: probability that a cell is shown, between 0 and 1.
             generator: draws the masks; None is one seeded with 0, for this call alone.
 
@@ -111,10 +107,10 @@ class RISE(PerturbationAttribution):
         clips = clips_of(inputs, self.layout)
         hidden = baselines_for(clips, baselines)
         check_perturbations_per_eval(perturbations_per_eval)
-        _check_options(n_samples, cells, keep, generator)
+        _check_options(n_samples, n_cells, keep, generator)
         draw = torch.Generator().manual_seed(0) if generator is None else generator
         score = TargetScore(self.forward_func, target, additional_forward_args, len(clips[0]))
-        slopes = [_Slope(self.layout, clip, cells, keep) for clip in clips]
+        slopes = [_Slope(self.layout, clip, n_cells, keep) for clip in clips]
         with torch.no_grad(), evaluations(self.get_name(), n_samples, perturbations_per_eval, show_progress) as tick:
             # Scores count from the whole clip's, so that a large constant in them costs no digits.
             whole = score(tuple(clip.clone() for clip in clips))
@@ -191,11 +187,11 @@ class _Slope:
         return covariance / variance
 
 
-def _check_options(n_samples: object, cells: object, keep: object, generator: object) -> None:
+def _check_options(n_samples: object, n_cells: object, keep: object, generator: object) -> None:
     if not _whole(n_samples, 2):
         raise ValueError(f"n_samples is a whole number of at least 2, but {n_samples!r} came")
-    if not (isinstance(cells, Sequence) and len(cells) == 3 and all(_whole(count, 1) for count in cells)):
-        raise ValueError(f"cells are whole numbers (t, h, w) of at least 1, but {cells!r} came")
+    if not (isinstance(n_cells, Sequence) and len(n_cells) == 3 and all(_whole(count, 1) for count in n_cells)):
+        raise ValueError(f"n_cells are whole numbers (t, h, w) of at least 1, but {n_cells!r} came")
     if not (isinstance(keep, float) and 0 < keep < 1):
         raise ValueError(f"keep is a probability between 0 and 1, but {keep!r} came")
     if generator is not None and not isinstance(generator, torch.Generator):

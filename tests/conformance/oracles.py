@@ -91,13 +91,13 @@ class _Mirror(nn.Module):
         return clips[0].new_zeros(len(clips[0]), 1)
 
 
-def rise(case: Case, cells: tuple[int, int, int], keep: float, baselines: Any = None, **options: Any) -> Tensors:
+def rise(case: Case, n_cells: tuple[int, int, int], keep: float, baselines: Any = None, **options: Any) -> Tensors:
     """The covariance of score and mask over the mask's variance, for the masks that ones behind them show.
 
     What the masks are like is not asked here.
     """
     ones, mirror = tuple(torch.ones_like(clip[:1]) for clip in case.inputs), _Mirror()
-    RISE(mirror, case.layout).attribute(ones, cells=cells, keep=keep, **options)
+    RISE(mirror, case.layout).attribute(ones, n_cells=n_cells, keep=keep, **options)
     masks = mirror.shown[1:]  # after the whole clip
     covers, maps = _baselines(case, baselines), tuple(torch.zeros_like(clip) for clip in case.inputs)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def rise(case: Case, cells: tuple[int, int, int], keep: float, baselines: Any = 
             for part, mask in zip(maps, each, strict=True):
                 part += (score - mean).view(-1, 1, 1, 1, 1) * (mask - keep)
     variance = keep * (1 - keep)
-    for size, count in zip(case.sides, cells, strict=True):
+    for size, count in zip(case.sides, n_cells, strict=True):
         side = -(-size // count)  # pixels per cell; a pixel k of them away from a cell's centre mixes two cells
         variance *= sum((1 - k / side) ** 2 + (k / side) ** 2 for k in range(side)) / side
     channels = [clip.shape[case.layout.channel] for clip in case.inputs]

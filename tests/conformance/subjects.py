@@ -131,7 +131,7 @@ OURS = (
         counterpart=FeatureAblation,
         make=lambda case: RISE(case.model, _axes(case)),
         oracle=oracles.rise,
-        keywords=lambda case: {"n_samples": 7, "cells": (2, 3, 2), "keep": 0.4},
+        keywords=lambda case: {"n_samples": 7, "n_cells": (2, 3, 2), "keep": 0.4},
     ),
     _grad_cam("gradcam"),
     _grad_cam("hirescam"),

@@ -136,7 +136,7 @@ def sample(given: Donated) -> RISE:
 @named(FeatureAblation)
 def test_rise_one_by_one_and_of_a_trace(given: Donated) -> None:
     """Captum has nothing like it, so there are no numbers of Captum's here."""
-    clips = replace(given.lifted, keywords={**given.lifted.keywords, "n_samples": 5, "cells": (1, 2, 3)})
+    clips = replace(given.lifted, keywords={**given.lifted.keywords, "n_samples": 5, "n_cells": (1, 2, 3)})
     together = clips.attribute(sample(clips))
     one_by_one(clips, sample, together)
     assert_close(clips.traced.attribute(sample(clips.traced)), together)

@@ -1,0 +1,91 @@
+"""What a perturbation needs to be told, checked: baselines, feature masks, how many at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_staa._captum import BaselineType
+
+
+def baselines_for(clips: tuple[Tensor, ...], baselines: BaselineType) -> tuple[Tensor, ...]:
+    """What replaces each voxel: one tensor per input, of its shape, dtype and device. None stands for zero."""
+    each = (0,) * len(clips) if baselines is None else baselines if isinstance(baselines, tuple) else (baselines,)
+    if len(each) != len(clips):
+        raise ValueError(f"baselines must be one per input, {len(clips)}, but {len(each)} came")
+    return tuple(_baseline_for(clip, baseline) for clip, baseline in zip(clips, each, strict=True))
+
+
+def _baseline_for(clip: Tensor, baseline: object) -> Tensor:
+    if isinstance(baseline, (int, float)):
+        value = torch.tensor(baseline, dtype=torch.promote_types(clip.dtype, torch.float64), device=clip.device)
+    elif isinstance(baseline, Tensor):
+        value = baseline.detach()
+        fits = value.ndim == clip.ndim and all(a in (1, b) for a, b in zip(value.shape, clip.shape, strict=True))
+        if value.ndim and not fits:
+            raise ValueError(
+                f"a baseline must have the input's shape {tuple(clip.shape)}, or 1 where it is the same for all, but "
+                f"{tuple(value.shape)} came; captum_staa.baselines makes some"
+            )
+        if value.device != clip.device:
+            raise ValueError(f"a baseline lies on {value.device}, its input on {clip.device}; move it with .to(...)")
+    else:
+        raise TypeError(f"a baseline is a number or a tensor, but {type(baseline).__name__} came")
+    value = value.to(clip.dtype)
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise ValueError(
+            f"a baseline must be finite in {clip.dtype}, but one of shape {tuple(value.shape)} holds nan or infinity"
+        )
+    return value.expand_as(clip)
+
+
+def check_perturbations_per_eval(value: object) -> None:
+    """Raise unless it is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"perturbations_per_eval is a whole number of at least 1, but {value!r} came")
+
+
+def masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ...] | None) -> list[Tensor]:
+    """One mask per input, of as many axes; without any, every number of an example is a feature, as in Captum."""
+    if feature_mask is None:
+        return _every_number(clips)
+    given: tuple[Any, ...] = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
+    if len(given) != len(clips):
+        raise ValueError(f"feature_mask must be one per input, {len(clips)}, but {len(given)} came")
+    masks = []
+    for mask, clip in zip(given, clips, strict=True):
+        if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"a feature mask is a tensor of whole numbers, but {kind} came; convert it with .long()")
+        sides = (1,) * (clip.ndim - mask.ndim) + tuple(mask.shape)
+        if len(sides) != clip.ndim or any(side not in (1, size) for side, size in zip(sides, clip.shape, strict=True)):
+            raise ValueError(
+                f"a feature mask must be broadcastable to its input of shape {tuple(clip.shape)}, but its shape is "
+                f"{tuple(mask.shape)}; captum_staa.feature_masks makes some"
+            )
+        masks.append(mask.detach().to(clip.device, torch.long).view(sides))
+    _refuse_gaps(masks)
+    return masks
+
+
+def _refuse_gaps(masks: list[Tensor]) -> None:
+    ids = torch.cat([mask.flatten() for mask in masks])
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest == 0 and highest < len(ids) and bool(torch.bincount(ids).all()):
+        return
+    raise ValueError(
+        f"ids of a feature mask run from 0 to n-1 without gaps, but {len(ids.unique())} ids from {lowest} to {highest} "
+        f"came; mask.unique(return_inverse=True)[1] renumbers them"
+    )
+
+
+def _every_number(clips: tuple[Tensor, ...]) -> list[Tensor]:
+    """Ids for every number of an example, one input after the other."""
+    masks, first = [], 0
+    for clip in clips:
+        count = clip[0].numel()
+        masks.append(torch.arange(first, first + count, device=clip.device).view(1, *clip.shape[1:]))
+        first += count
+    return masks
