@@ -1,6 +1,45 @@
-"""Numbers that say how good an attribution is."""
+"""Numbers that say how good an attribution is; each function says of itself whether higher is better."""
 
-from captum_staa.metrics.localization import auroc, pointing_game
+from captum_staa.metrics import perturbations, sanity
+from captum_staa.metrics.boxes import boxes_to_truth
+from captum_staa.metrics.causal import CausalScores, Curve, causal, deletion, insertion
+from captum_staa.metrics.controls import controls
+from captum_staa.metrics.correlation import aopc, faithfulness_correlation, saco
+from captum_staa.metrics.faithfulness import faithfulness, monotonicity
+from captum_staa.metrics.localization import auroc, average_precision, pointing_game, temporal_pointing
+from captum_staa.metrics.overlap import energy_inside, iou, relevance_rank_accuracy
+from captum_staa.metrics.reliability import Reliability, krippendorff_alpha, reliability
 from captum_staa.metrics.smoothness import Smoothness, smoothness
+from captum_staa.metrics.statistics import complexity, snr, sparsity
 
-__all__ = ["Smoothness", "auroc", "pointing_game", "smoothness"]
+__all__ = [
+    "CausalScores",
+    "Curve",
+    "Reliability",
+    "Smoothness",
+    "aopc",
+    "auroc",
+    "average_precision",
+    "boxes_to_truth",
+    "causal",
+    "complexity",
+    "controls",
+    "deletion",
+    "energy_inside",
+    "faithfulness",
+    "faithfulness_correlation",
+    "insertion",
+    "iou",
+    "krippendorff_alpha",
+    "monotonicity",
+    "perturbations",
+    "pointing_game",
+    "relevance_rank_accuracy",
+    "reliability",
+    "saco",
+    "sanity",
+    "smoothness",
+    "snr",
+    "sparsity",
+    "temporal_pointing",
+]

@@ -40,7 +40,7 @@ def metric(*, higher_is_better: bool | None, lowest: float, highest: float) -> C
 def as_maps(attributions: Array, layout: VideoLayout | str | None = None) -> Tensor:
     """``(B, T, H, W)`` float64 of attributions of a clip's shape with ``layout``, or of maps without; checked."""
     if isinstance(attributions, np.ndarray):
-        attributions = torch.from_numpy(np.ascontiguousarray(attributions))
+        attributions = torch.from_numpy(np.array(attributions, order="C"))  # a copy: torch warns of read-only ones
     if layout is not None:
         layout = VideoLayout.of(layout)
         layout.check_values(attributions, "attributions")

@@ -1,22 +1,24 @@
-"""Does an attribution lie where the evidence is known to be?"""
+"""Does an attribution rank the places of the evidence above the others?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa.metrics._metric import metric
+from captum_staa.layout import VideoLayout
+from captum_staa.metrics._metric import Array, as_maps, metric
 
 Axis = Literal["joint", "time", "space"]
 _SUMMED: dict[str, tuple[int, ...]] = {"joint": (), "time": (2, 3), "space": (1,)}
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
-def auroc(scores: Tensor, truth: Tensor, axis: Axis = "joint") -> Tensor:
+def auroc(scores: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None) -> Tensor:
     """The probability that a place inside the truth scores higher than one outside; equal scores count half.
 
     Example:
@@ -30,10 +32,12 @@ def auroc(scores: Tensor, truth: Tensor, axis: Axis = "joint") -> Tensor:
         0.333
 
     Args:
-        scores: signed maps ``(B, T, H, W)``: pass ``maps.abs()`` where magnitude is meant.
-        truth: bool ``(B, T, H, W)``, True where the evidence is.
+        scores: signed maps ``(B, T, H, W)``, or attributions of the clip's shape with ``layout``: pass
+            ``scores.abs()`` where magnitude is meant.
+        truth: bool ``(B, T, H, W)``, True where the evidence is; :func:`boxes_to_truth` makes it of boxes.
         axis: what is compared. ``"joint"``, every pixel of every frame; ``"time"``, frames by the sum of their
             scores, against those that hold any truth; ``"space"``, pixels by their sum over time, likewise.
+        layout: the order of a clip's axes, such as ``"BTCHW"``, where ``scores`` have five.
 
     Returns:
         ``(B,)`` float64, exact: a count of pairs. 0.5 is chance, 1 is best; nan where there is nothing to compare,
@@ -41,19 +45,60 @@ def auroc(scores: Tensor, truth: Tensor, axis: Axis = "joint") -> Tensor:
 
     Raises:
         TypeError: ``truth`` is not bool.
-        ValueError: the shapes differ, scores hold nan, or ``axis`` is unknown.
+        ValueError: the shapes differ, scores hold nan, ``axis`` is unknown, or sums over it meet both infinities.
     """
-    _check(scores, truth)
-    if axis not in _SUMMED:
-        raise ValueError(f"axis is one of {', '.join(map(repr, _SUMMED))}, but {axis!r} came")
-    if dims := _SUMMED[axis]:
-        scores, truth = scores.double().sum(dims), truth.flatten(2).any(2) if axis == "time" else truth.any(1)
-    values = [_one_auroc(score, inside) for score, inside in zip(scores.flatten(1), truth.flatten(1), strict=True)]
-    return torch.tensor(values, dtype=torch.float64, device=scores.device)
+    values, inside = compared(scores, truth, axis, layout)
+    areas = [_one_auroc(score, place) for score, place in zip(values, inside, strict=True)]
+    return torch.tensor(areas, dtype=torch.float64, device=values.device)
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
-def pointing_game(scores: Tensor, truth: Tensor, tolerance: Sequence[int] = (0, 0, 0)) -> Tensor:
+def average_precision(
+    scores: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None
+) -> Tensor:
+    """The area under the curve of precision over recall, as a sum of steps: where truth is rare, sterner than AUROC.
+
+    Example:
+        >>> import torch
+        >>> truth = torch.tensor([True, False, True, False]).reshape(1, 4, 1, 1)
+        >>> scores = torch.tensor([4.0, 3.0, 2.0, 1.0]).reshape(1, 4, 1, 1)
+        >>> average_precision(scores, truth).item()  # precision is 1 at the first of the truth, 2/3 at the second
+        0.833
+
+    ``AP = sum over thresholds (R_n - R_(n-1)) P_n``, with one threshold per distinct score, so that equal scores enter
+    together. That is the mean, over the places of the truth, of the precision among all that score no lower. Chance is
+    about the share of the places that belong to the truth.
+
+    Args:
+        scores: as for :func:`auroc`.
+        truth: bool ``(B, T, H, W)``, True where the evidence is.
+        axis: what is compared, as for :func:`auroc`.
+        layout: the order of a clip's axes, where ``scores`` have five.
+
+    Returns:
+        ``(B,)`` float64, 1 for a perfect ranking; nan where all or none of a clip's pixels (frames, places) belong to
+        the truth.
+
+    Raises:
+        TypeError, ValueError: as for :func:`auroc`.
+
+    Reference:
+        Manning, Raghavan, Schütze, "Introduction to Information Retrieval", Cambridge University Press (2008), 8.4.
+    """
+    values, inside = compared(scores, truth, axis, layout)
+    precisions = [_one_average_precision(score, place) for score, place in zip(values, inside, strict=True)]
+    return torch.tensor(precisions, dtype=torch.float64, device=values.device)
+
+
+@metric(higher_is_better=True, lowest=0.0, highest=1.0)
+def pointing_game(
+    scores: Array,
+    truth: Array,
+    tolerance: Sequence[int] = (0, 0, 0),
+    *,
+    per: Literal["clip", "frame"] = "clip",
+    layout: VideoLayout | str | None = None,
+) -> Tensor:
     """Does the map's maximum lie in the truth, or no farther from it than the tolerance?
 
     Example:
@@ -64,11 +109,18 @@ def pointing_game(scores: Tensor, truth: Tensor, tolerance: Sequence[int] = (0, 
         >>> scores[0, 1, 2, 5] = 1.0  # two columns to the right
         >>> pointing_game(scores, truth).item(), pointing_game(scores, truth, tolerance=(0, 0, 2)).item()
         (0.0, 1.0)
+        >>> truth[0, 2], scores[0, 2, 7, 7] = True, 0.5  # a second frame with truth, which its own maximum hits
+        >>> pointing_game(scores, truth, per="frame").item()
+        0.5
 
     Args:
-        scores: signed maps ``(B, T, H, W)``.
-        truth: bool ``(B, T, H, W)``, True where the evidence is.
+        scores: signed maps ``(B, T, H, W)``, or attributions of the clip's shape with ``layout``.
+        truth: bool ``(B, T, H, W)``, True where the evidence is; :func:`boxes_to_truth` makes it of boxes.
         tolerance: how far off the maximum may be: frames, pixels down or up, pixels right or left. A box, not a ball.
+            ``grid.tubelet`` of a :class:`TokenGrid` allows for the size of one token.
+        per: ``"clip"``, the one maximum of the clip; ``"frame"``, each frame's own, and the share that hits of the
+            frames that hold truth. The others do not count.
+        layout: the order of a clip's axes, such as ``"BTCHW"``, where ``scores`` have five.
 
     Returns:
         ``(B,)`` float64: 1 for a hit, 0 for a miss. Where several places share the maximum, the fraction of them that
@@ -76,23 +128,82 @@ def pointing_game(scores: Tensor, truth: Tensor, tolerance: Sequence[int] = (0, 
 
     Raises:
         TypeError: ``truth`` is not bool.
-        ValueError: the shapes differ, scores hold nan, or ``tolerance`` is not three whole numbers of at least 0.
+        ValueError: the shapes differ, scores hold nan, ``tolerance`` is not three whole numbers of at least 0, or
+            ``per`` is unknown.
+
+    Reference:
+        Zhang et al., "Top-Down Neural Attention by Excitation Backprop", IJCV 126 (2018).
     """
-    _check(scores, truth)
-    if len(tolerance) != 3 or any(int(size) != size or size < 0 for size in tolerance):
+    if np.shape(tolerance) != (3,) or any(size % 1 != 0 or size < 0 for size in tolerance):
         raise ValueError(
             f"tolerance is (frames, pixels in height, pixels in width), whole and at least 0, but {tolerance!r} came"
         )
+    if per not in ("clip", "frame"):
+        raise ValueError(f"per is 'clip' or 'frame', but {per!r} came")
+    maps, truth = _checked(scores, truth, layout)
     allowed = truth[:, None].float()  # (B, 1, T, H, W)
-    for axis, size in enumerate(int(size) for size in tolerance):  # a box is dilated one side after the other
-        reach = min(size, truth.shape[1 + axis] - 1)
+    for axis, size in enumerate(tolerance):  # a box is dilated one side after the other
+        reach = min(int(size), truth.shape[1 + axis] - 1)
         kernel, padding = [1, 1, 1], [0, 0, 0]
         kernel[axis], padding[axis] = 2 * reach + 1, reach
         allowed = F.max_pool3d(allowed, kernel, stride=1, padding=padding)
-    flat, inside = scores.flatten(1), allowed.flatten(1).double()
-    highest = (flat == flat.amax(1, keepdim=True)).double()  # (B, T * H * W), several where they tie
-    share = (highest * inside).sum(1) / highest.sum(1)
-    return torch.where(truth.flatten(1).any(1), share, torch.nan)
+    groups = (len(maps), maps.shape[1] if per == "frame" else 1, -1)  # one maximum in each
+    hits = _hits(maps.reshape(groups), allowed.reshape(groups) > 0)
+    counts = truth.reshape(groups).any(2)
+    return (hits * counts).sum(1) / counts.sum(1)
+
+
+@metric(higher_is_better=True, lowest=0.0, highest=1.0)
+def temporal_pointing(scores: Array, truth: Array, *, layout: VideoLayout | str | None = None) -> Tensor:
+    """Does the frame with the largest summed score hold any truth?
+
+    Example:
+        >>> import torch
+        >>> truth = torch.zeros(1, 4, 2, 2, dtype=torch.bool)
+        >>> truth[:, 2:] = True  # two clips in one window: the labelled one is the second
+        >>> scores = torch.zeros(1, 4, 2, 2)
+        >>> scores[0, 0, 0, 0], scores[0, 3] = 3.0, 1.0  # one bright pixel in frame 0, sum 3; all of frame 3, sum 4
+        >>> temporal_pointing(scores, truth).item(), pointing_game(scores, truth).item()
+        (1.0, 0.0)
+
+    Args:
+        scores: signed maps ``(B, T, H, W)``, or attributions of the clip's shape with ``layout``.
+        truth: bool ``(B, T, H, W)``, True where the evidence is. A frame counts as soon as one of its pixels does.
+        layout: the order of a clip's axes, such as ``"BTCHW"``, where ``scores`` have five.
+
+    Returns:
+        ``(B,)`` float64: 1 for a hit, 0 for a miss, and the fraction that hits of frames whose sums are equal. nan
+        where a clip has no truth.
+
+    Raises:
+        TypeError, ValueError: as for :func:`auroc`.
+
+    Reference:
+        Adel Bargal et al., "Excitation Backprop for RNNs", CVPR (2018), on pairs of joined clips.
+    """
+    frames, inside = compared(scores, truth, "time", layout)
+    return torch.where(inside.any(1), _hits(frames, inside), torch.nan)
+
+
+def compared(scores: Array, truth: Array, axis: Axis, layout: VideoLayout | str | None) -> tuple[Tensor, Tensor]:
+    """What an axis compares: scores float64 and whether each is of the truth, ``(B, N)`` both; checked."""
+    if axis not in _SUMMED:
+        raise ValueError(f"axis is one of {', '.join(map(repr, _SUMMED))}, but {axis!r} came")
+    maps, truth = _checked(scores, truth, layout)
+    if dims := _SUMMED[axis]:
+        maps, truth = maps.sum(dims), truth.any(dims)
+        if bad := int(maps.isnan().sum()):
+            raise ValueError(
+                f"{bad} of the {maps.numel()} sums over axis={axis!r} are of infinity and -infinity, and have no rank; "
+                f"mend the scores first, as with torch.nan_to_num"
+            )
+    return maps.flatten(1), truth.flatten(1)
+
+
+def _hits(values: Tensor, inside: Tensor) -> Tensor:
+    """The share of the places with the highest value that lie inside: ``(..., N)`` each to ``(...)``."""
+    highest = values == values.amax(-1, keepdim=True)  # several where they tie
+    return (highest & inside).sum(-1).double() / highest.sum(-1)
 
 
 def _one_auroc(scores: Tensor, inside: Tensor) -> float:
@@ -106,16 +217,36 @@ def _one_auroc(scores: Tensor, inside: Tensor) -> float:
     return int((below + not_above).sum()) / (2 * pairs)
 
 
-def _check(scores: Tensor, truth: Tensor) -> None:
-    for name, value in (("scores", scores), ("truth", truth)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor (B, T, H, W), but {type(value).__name__} came")
+def _one_average_precision(scores: Tensor, inside: Tensor) -> float:
+    """Of one clip, ``(N,)`` each."""
+    everywhere, positive = scores.sort().values, scores[inside].sort().values
+    if len(positive) in (0, len(scores)):
+        return float("nan")
+    retrieved = len(scores) - torch.searchsorted(everywhere, positive)  # that score no lower, at each of the truth
+    relevant = len(positive) - torch.searchsorted(positive, positive)
+    return float((relevant.double() / retrieved).mean())
+
+
+def _checked(scores: Array, truth: Array, layout: VideoLayout | str | None) -> tuple[Tensor, Tensor]:
+    """Maps float64 and truth bool, ``(B, T, H, W)`` both and on one device. Infinity has a rank, and may stay."""
+    scores, truth = _as_tensor(scores, "scores"), _as_tensor(truth, "truth")
+    if layout is not None:
+        scores = as_maps(scores, layout)
     if scores.ndim != 4 or scores.shape != truth.shape or 0 in scores.shape:
         raise ValueError(
             f"scores and truth must both be (B, T, H, W) and not empty, but {tuple(scores.shape)} and "
-            f"{tuple(truth.shape)} came; space_time(attributions, layout).joint has this shape"
+            f"{tuple(truth.shape)} came; pass layout='BTCHW' or 'BCTHW' for scores of a clip's shape"
         )
     if truth.dtype != torch.bool:
         raise TypeError(f"truth must be bool, but {truth.dtype} came; pass truth > 0")
     if bool(scores.isnan().any()):
         raise ValueError(f"{int(scores.isnan().sum())} of the {scores.numel()} scores are nan and have no rank")
+    return scores.detach().double(), truth.to(scores.device)
+
+
+def _as_tensor(value: object, name: str) -> Tensor:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.array(value, order="C"))  # a copy: an array may be read-only, or run backwards
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor (B, T, H, W), but {type(value).__name__} came")
+    return value

@@ -1,0 +1,89 @@
+"""The units that a metric replaces, cells of a grid or features of a mask, and the maps that rank them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from captum_staa import feature_masks
+from captum_staa.layout import VideoLayout
+from captum_staa.metrics._metric import Array, as_maps
+from captum_staa.models.classifier import VideoClassifier
+from captum_staa.perturbation.arguments import masks_for
+
+Axis = Literal["joint", "space", "time"]
+_WHOLE = {"joint": "", "space": "T", "time": "HW"}  # the axes that a cell spans from end to end
+_PER_FRAME = 16  # cells along each side of a frame where nothing is said
+
+
+def units_of(
+    forward_func: object,
+    clip: Tensor,
+    layout: VideoLayout,
+    cells: Sequence[int] | None,
+    feature_mask: Tensor | None,
+    axis: Axis = "joint",
+) -> Tensor:
+    """Which unit each voxel belongs to, ``(1 or B, T, H, W)`` int64 on the CPU: cells, or a mask's features."""
+    check_choice("axis", axis, tuple(_WHOLE))
+    if feature_mask is None:
+        mask = feature_masks.grid(clip, layout, _cell(forward_func, layout.size(clip), cells, axis))
+    elif cells is not None or axis != "joint":
+        raise ValueError(
+            f"a feature_mask says itself how far its units reach, but {cells = }, {axis = } came with it; leave both "
+            f"out, or leave out the mask"
+        )
+    else:
+        (mask,) = masks_for((clip,), feature_mask)
+        mask = _one_channel(mask, layout)
+    return layout.to_working(mask.cpu().expand(-1, *clip.shape[1:]))[:, :, 0]
+
+
+def maps_of(attributions: Array, clip: Tensor, layout: VideoLayout) -> Tensor:
+    """``(B, T, H, W)`` float64 of attributions of the clip's shape, or of maps."""
+    wanted = tuple(layout.size(clip)[letter] for letter in "BTHW")
+    shape = tuple(getattr(attributions, "shape", ()))
+    if len(shape) in (4, 5) and shape not in (wanted, tuple(clip.shape)):
+        raise ValueError(
+            f"attributions must have the clip's shape {tuple(clip.shape)} in layout {layout.axes}, or be maps "
+            f"(B, T, H, W) = {wanted}, but their shape is {shape}"
+        )
+    return as_maps(attributions, layout if len(shape) == 5 else None)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise unless ``value`` is one of the words."""
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, but {value!r} came")
+
+
+def check_count(name: str, value: object, least: int = 1, most: int | None = None) -> None:
+    """Raise unless ``value`` is a whole number of at least ``least``, and of no more units than there are."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is a whole number of at least {least}, but {value!r} came")
+    if most is not None and value > most:
+        raise ValueError(f"{name} is at most the number of cells, {most}, but {value} came; use more cells, or fewer")
+
+
+def _cell(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | None, axis: Axis) -> list[int]:
+    """Sides of a cell ``(t, h, w)``, those that ``axis`` spans made whole."""
+    if cells is None:
+        grid = forward_func.grid if isinstance(forward_func, VideoClassifier) else None
+        cells = grid.tubelet if grid else (1, -(-sizes["H"] // _PER_FRAME), -(-sizes["W"] // _PER_FRAME))
+    if np.shape(cells) != (3,):
+        raise ValueError(f"cells is (t, h, w), the sides of one in frames and pixels, but {cells!r} came")
+    return [sizes[letter] if letter in _WHOLE[axis] else side for letter, side in zip("THW", cells, strict=True)]
+
+
+def _one_channel(mask: Tensor, layout: VideoLayout) -> Tensor:
+    """The mask with a channel axis of 1."""
+    one = mask.narrow(layout.channel, 0, 1)
+    if not bool((mask == one).all()):
+        raise ValueError(
+            f"feature_mask must not tell channels apart, as maps have none, but of shape {tuple(mask.shape)} in layout "
+            f"{layout.axes} it does; pass one of captum_staa.feature_masks"
+        )
+    return one

@@ -1,0 +1,80 @@
+"""Boxes of an annotation as the truth that the metrics compare with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) -> Tensor:
+    """Which pixels lie in the box of their frame.
+
+    Example:
+        >>> import torch
+        >>> nan = float("nan")
+        >>> boxes = torch.tensor([[[1.0, 0.0, 4.0, 2.0], [nan, nan, nan, nan]]])  # the second frame has no box
+        >>> truth = boxes_to_truth(boxes, size=(3, 5))
+        >>> truth[0, 0].int()
+        tensor([[0, 1, 1, 1, 0],
+                [0, 1, 1, 1, 0],
+                [0, 0, 0, 0, 0]], dtype=torch.int32)
+        >>> truth[0, 1].any().item()
+        False
+
+    Corners are half-open, as in Python: ``(x0, y0, x1, y1) = (1, 0, 4, 2)`` is columns 1, 2, 3 and rows 0, 1. Add 1 to
+    ``x1`` and ``y1`` of an annotation that names the last pixel inside. Of a corner between pixels, the pixels whose
+    centre lies inside count: ``x0 <= x + 0.5 < x1``. What reaches beyond the frame is cut off. For several boxes in a
+    frame, join their truths: ``boxes_to_truth(a, size) | boxes_to_truth(b, size)``.
+
+    Args:
+        boxes: ``(B, T, 4)``, ``(x0, y0, x1, y1)`` in pixels of the clip, x to the right and y down; four nan where a
+            frame has no box.
+        size: ``(H, W)`` of the clip in pixels.
+
+    Returns:
+        bool ``(B, T, H, W)`` on the device of ``boxes``.
+
+    Raises:
+        TypeError: ``boxes`` is neither a tensor nor an array.
+        ValueError: ``boxes`` has another shape, holds infinity or nan beside numbers, looks scaled to 0 .. 1, or a box
+            holds no pixel: because its corners are the wrong way round, or because it lies beyond the frame.
+    """
+    if isinstance(boxes, np.ndarray):
+        boxes = torch.from_numpy(np.array(boxes, order="C"))
+    if not isinstance(boxes, Tensor):
+        raise TypeError(f"boxes must be a tensor (B, T, 4), but {type(boxes).__name__} came")
+    if boxes.ndim != 3 or boxes.shape[2] != 4 or 0 in boxes.shape:
+        raise ValueError(f"boxes must be (B, T, 4) and not empty, but their shape is {tuple(boxes.shape)}")
+    if np.shape(size) != (2,) or any(int(side) != side or side < 1 for side in size):
+        raise ValueError(f"size is (H, W) of the clip in pixels, whole and at least 1, but {size!r} came")
+    boxes = boxes.double()
+    there = ~boxes.isnan().all(2)  # (B, T)
+    if not bool(boxes[there].isfinite().all()):
+        raise ValueError(
+            f"a box is four finite numbers, or four nan where a frame has none, but "
+            f"{_first(boxes, there & ~boxes.isfinite().all(2))} came"
+        )
+    corners = boxes[there]
+    if bool(((corners >= 0) & (corners <= 1)).all()) and bool((corners != corners.round()).any()):
+        raise ValueError(
+            f"boxes are in pixels, but all corners lie in 0 .. 1, as {_first(boxes, there)}; multiply them by "
+            f"(W, H, W, H)"
+        )
+    x0, y0, x1, y1 = boxes[..., None].unbind(2)  # (B, T, 1) each; nan is neither below nor above
+    y, x = (torch.arange(int(side), device=boxes.device) + 0.5 for side in size)
+    rows, columns = (y0 <= y) & (y < y1), (x0 <= x) & (x < x1)  # (B, T, H), (B, T, W)
+    if bool((empty := there & ~(rows.any(2) & columns.any(2))).any()):
+        raise ValueError(
+            f"a box is (x0, y0, x1, y1) with x0 < x1 and y0 < y1, and holds the centre of a pixel of the "
+            f"{int(size[0])} x {int(size[1])} frame (H x W), but {_first(boxes, empty)} came; write four nan where a "
+            f"frame has no box"
+        )
+    return rows[..., :, None] & columns[..., None, :]
+
+
+def _first(boxes: Tensor, where: Tensor) -> str:
+    clip, frame = where.nonzero()[0].tolist()
+    return f"{tuple(boxes[clip, frame].tolist())} in frame {frame} of clip {clip}"

@@ -1,0 +1,251 @@
+"""Faithfulness metrics: equal to slow loops over recorded clips, to scipy, and to what can be said by hand."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations, permutations
+
+import numpy as np
+import pytest
+import torch
+
+from captum_staa.layout import VideoLayout
+from captum_staa.metrics.correlation import aopc, faithfulness_correlation, saco
+from captum_staa.metrics.faithfulness import TENTHS, _kendall, faithfulness, monotonicity
+
+B, T, C, H, W, K = 3, 4, 2, 3, 5, 4
+
+
+class Model:
+    """Smooth, not additive, float64; keeps what it was given."""
+
+    def __init__(self, layout="BTCHW"):
+        generator = torch.Generator().manual_seed(5)
+        self.layout = VideoLayout.of(layout)
+        self.first = torch.randn(T * C * H * W, 6, generator=generator, dtype=torch.float64) / 3
+        self.second = torch.randn(6, K, generator=generator, dtype=torch.float64)
+        self.seen = []
+
+    def __call__(self, clip, scale=1.0):
+        clip = self.layout.to_working(clip)
+        self.seen += list(clip.clone())
+        scale = scale[:, None] if isinstance(scale, torch.Tensor) else scale
+        return scale * (clip.flatten(1) @ self.first).tanh() @ self.second
+
+
+def drawn(seed=0):
+    """Clips, maps without ties and baselines, BTCHW."""
+    generator = torch.Generator().manual_seed(seed)
+    clip = torch.randn(B, T, C, H, W, generator=generator, dtype=torch.float64)
+    maps = torch.randn(B, T, H, W, generator=generator, dtype=torch.float64)
+    return clip, maps, torch.randn(B, T, C, H, W, generator=generator, dtype=torch.float64)
+
+
+def grid_ids(cells):
+    t, h, w = cells
+    ids = np.zeros((B, T, H, W), dtype=int)
+    for i, j, k in np.ndindex(T, H, W):
+        ids[:, i, j, k] = (i // t * math.ceil(H / h) + j // h) * math.ceil(W / w) + k // w
+    return ids
+
+
+def ragged_ids():
+    """Another partition in each clip, of another number of regions of all sizes."""
+    numbers = np.random.default_rng(3)
+    counts = (7, 12, 9)
+    rows = [np.concatenate([np.arange(n), numbers.integers(0, n, T * H * W - n)]) for n in counts]
+    return np.stack([numbers.permutation(row) for row in rows]).reshape(B, T, H, W)
+
+
+UNITS = {
+    "pixels": ({}, np.arange(T * H * W).reshape(1, T, H, W).repeat(B, 0)),
+    "cells": ({"cells": (2, 2, 1)}, grid_ids((2, 2, 1))),
+    "mask": ({"feature_mask": torch.from_numpy(ragged_ids())[:, :, None]}, ragged_ids()),
+}
+
+
+@pytest.fixture(params=UNITS)
+def units(request):
+    return UNITS[request.param]
+
+
+def means_of(maps, ids):
+    return [maps.numpy()[ids == i].mean() for i in range(ids.max() + 1)]
+
+
+def best_first(maps, ids):
+    means = means_of(maps, ids)
+    return sorted(range(len(means)), key=lambda i: -means[i])
+
+
+def answer(clip, ids, replaced, cover):
+    """The model's outputs (K,) for one clip of which some cells are replaced."""
+    altered = clip.clone()
+    for t, h, w in np.ndindex(T, H, W):
+        if ids[t, h, w] in replaced:
+            altered[t, :, h, w] = cover[t, :, h, w]
+    return Model()(altered[None])[0].numpy()
+
+
+def stretched(outputs):
+    return (outputs - outputs.min()) / (outputs.max() - outputs.min())
+
+
+def slow_differences(clip, maps, ids, cover, kept):
+    """Per class, of one clip."""
+    order = best_first(maps, ids)
+    lost = order[round(kept * len(order)) :]
+    return abs(stretched(answer(clip, ids, (), cover)) - stretched(answer(clip, ids, lost, cover)))
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.7])
+def test_faithfulness_is_the_likeness_of_stretched_outputs(units, kept):
+    options, ids = units
+    clip, maps, cover = drawn()
+    options = {**options, "layout": "BTCHW", "baselines": cover, "kept": kept}
+    slow = [slow_differences(*parts, kept) for parts in zip(clip, maps, ids, cover, strict=True)]
+    found = faithfulness(Model(), clip, maps, **options)
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx([1 - each.mean() for each in slow], rel=1e-12)
+    targets = [2, 0, 3]
+    expected = [1 - each[target] for each, target in zip(slow, targets, strict=True)]
+    assert faithfulness(Model(), clip, maps, target=targets, **options).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_monotonicity_is_tau_of_these_differences(units):
+    stats = pytest.importorskip("scipy.stats")
+    options, ids = units
+    clip, maps, cover = drawn(1)
+    expected = [
+        stats.kendalltau(TENTHS, [slow_differences(*parts, kept).mean() for kept in TENTHS]).statistic
+        for parts in zip(clip, maps, ids, cover, strict=True)
+    ]
+    found = monotonicity(Model(), clip, maps, layout="BTCHW", baselines=cover, **options)
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_kendall_agrees_with_scipy_where_values_tie():
+    stats = pytest.importorskip("scipy.stats")
+    x, y = torch.tensor([0.0, 1, 1, 2, 3, 5]), torch.randint(0, 4, (40, 6), generator=torch.manual_seed(0)).double()
+    y[0], y[1] = x.double(), 3
+    expected = [stats.kendalltau(x, row).statistic for row in y]
+    assert _kendall(x.double(), y).tolist() == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    assert math.isnan(expected[1]) and expected[0] == 1
+
+
+@pytest.mark.parametrize("correlation", ["pearson", "spearman"])
+def test_correlation_is_that_of_the_subsets_the_model_saw(units, correlation):
+    """The subsets are read off the recorded clips, whatever drew them."""
+    stats = pytest.importorskip("scipy.stats")
+    options, ids = units
+    clip, maps, cover = drawn(2)
+    model = Model()
+    found = faithfulness_correlation(
+        model, clip, maps, target=1, layout="BTCHW", baselines=cover, fraction=0.3, n_subsets=20,
+        correlation=correlation, **options,
+    )  # fmt: skip
+    assert len(model.seen) == 21 * B
+    for b in range(B):
+        sums, falls, subsets = [], [], set()
+        means = means_of(maps[b], ids[b])
+        for altered in model.seen[B + b :: B]:
+            subset = frozenset(ids[b][(altered != clip[b]).any(1).numpy()].tolist())
+            assert len(subset) == round(0.3 * len(means))
+            outputs = answer(clip[b], ids[b], subset, cover[b])
+            assert outputs[1] == pytest.approx(Model()(altered[None])[0, 1].item())  # it holds whole cells
+            sums.append(sum(means[i] for i in subset))
+            falls.append(answer(clip[b], ids[b], (), cover[b])[1] - outputs[1])
+            subsets.add(subset)
+        assert len(subsets) > 10
+        expected = getattr(stats, {"pearson": "pearsonr", "spearman": "spearmanr"}[correlation])(sums, falls).statistic
+        assert found[b].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_midranks_are_scipys_where_sums_tie():
+    stats = pytest.importorskip("scipy.stats")
+    clip = torch.randn(2, 8, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    maps = torch.tensor([0.0, 0, 0, 1, 1, 2, 2, 2], dtype=torch.float64).reshape(1, 8, 1, 1).expand(2, 8, 1, 1)
+    seen = []
+
+    def model(x):
+        seen.append(x.flatten(1))
+        return x.sum((1, 2, 3, 4)).round()
+
+    found = faithfulness_correlation(model, clip, maps, layout="BTCHW", correlation="spearman", fraction=0.4)
+    for b in range(2):
+        copies = torch.cat(seen)[b::2]
+        sums = torch.stack([maps[b].flatten()[row == 0].sum() for row in copies[1:]])
+        falls = copies[0].sum().round() - copies[1:].sum(1).round()
+        assert found[b].item() == pytest.approx(stats.spearmanr(sums, falls).statistic, rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 7])
+def test_aopc_is_the_mean_fall_step_by_step(units, steps):
+    options, ids = units
+    clip, maps, cover = drawn(3)
+    expected = []
+    for b in range(B):
+        order = best_first(maps[b], ids[b])
+        curve = [answer(clip[b], ids[b], order[: round(k * len(order) / steps)], cover[b])[2] for k in range(steps + 1)]
+        expected.append(sum(curve[0] - value for value in curve) / (steps + 1))
+    found = aopc(Model(), clip, maps, target=2, layout="BTCHW", baselines=cover, steps=steps, **options)
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("groups", [2, 5, 7])
+def test_saco_is_a_count_of_pairs_of_groups(units, groups):
+    options, ids = units
+    clip, maps, cover = drawn(4)
+    expected = []
+    for b in range(B):
+        order, means = best_first(maps[b], ids[b]), means_of(maps[b], ids[b])
+        parts = [[cell for i, cell in enumerate(order) if i * groups // len(order) == g] for g in range(groups)]
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        whole = answer(clip[b], ids[b], (), cover[b])[0]
+        falls = [whole - answer(clip[b], ids[b], part, cover[b])[0] for part in parts]
+        salience = [sum(means[i] for i in part) / len(part) for part in parts]
+        total = weight = 0.0
+        for i, j in combinations(range(groups), 2):
+            total += (1 if falls[i] > falls[j] else -1) * (salience[i] - salience[j])
+            weight += salience[i] - salience[j]
+        expected.append(total / weight)
+    found = saco(Model(), clip, maps, target=0, layout="BTCHW", baselines=cover, groups=groups, **options)
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def additive(clip):
+    return clip.sum((1, 2, 3, 4))
+
+
+def test_of_all_orders_the_true_one_scores_most_and_its_inverse_least():
+    truth = torch.tensor([5.0, -1.0, 3.0, 2.0]).reshape(1, 4, 1, 1, 1)
+    orders = torch.tensor(list(permutations([0.0, 1.0, 2.0, 3.0]))).reshape(24, 4, 1, 1)
+    clip = truth.expand(24, 4, 1, 1, 1).clone()
+    best = int((orders * truth[0, :, 0]).flatten(1).sum(1).argmax())
+    for score in (
+        aopc(additive, clip, orders, layout="BTCHW", steps=4),
+        saco(additive, clip, orders, layout="BTCHW", groups=4),
+        faithfulness_correlation(additive, clip, orders, layout="BTCHW", fraction=0.25, correlation="spearman"),
+    ):
+        assert int(score.argmax()) == best and (score == score.max()).sum() == 1
+        assert orders[score.argmin()].flatten().tolist() == (3 - orders[best]).flatten().tolist()
+    for metric, options in ((saco, {"groups": 4}), (faithfulness_correlation, {})):
+        for sign in (1.0, -1.0):
+            assert metric(additive, truth, sign * truth, layout="BTCHW", **options).item() == pytest.approx(sign)
+
+
+def test_faithfulness_finds_the_frames_that_decide():
+    def model(clip):
+        light = clip.mean((2, 3, 4))
+        return torch.stack([light[:, 0], light[:, 1], light[:, 2]], dim=1)
+
+    clip = torch.tensor([4.0, 1.0, 0.0, 9.0]).reshape(1, 4, 1, 1, 1)
+    maps = torch.tensor([3.0, 2.0, 1.0, 0.0]).reshape(1, 4, 1, 1)
+    # the other way round frames 2 and 3 stay, which give 0, 0, 0: no class is ahead
+    assert faithfulness(model, clip, maps, layout="BTCHW", kept=0.5).item() == 1
+    assert faithfulness(model, clip, -maps, layout="BTCHW", kept=0.5).isnan().item()
+    assert faithfulness(model, clip, -maps, layout="BTCHW", kept=0.75).item() == pytest.approx(1 - (1 + 0.75) / 3)
+    assert monotonicity(model, clip, maps, layout="BTCHW", fractions=(0.25, 0.5)).item() == -1

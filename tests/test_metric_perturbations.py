@@ -1,0 +1,276 @@
+"""Perturbations for Captum's metrics: their form by hand, and Captum's two numbers worked out without Captum."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from captum.attr import IntegratedGradients, Occlusion
+from captum.metrics import infidelity, sensitivity_max
+from torch import Tensor, nn
+
+from captum_staa import baselines
+from captum_staa.metrics.perturbations import (
+    Perturbation,
+    brightness_flicker,
+    frame_drop,
+    frame_shuffle,
+    tubelet_noise,
+)
+
+SHAPE = (2, 5, 3, 6, 7)  # (B, T, C, H, W): no side divides by two and by three alike, none equals another
+LAYOUT = "BTCHW"
+CELLS = (2, 4, 3)
+
+
+def every() -> dict[str, Perturbation]:
+    return {
+        "noise": tubelet_noise(LAYOUT, CELLS, 0.3),
+        "flicker": brightness_flicker(LAYOUT, 0.3),
+        "drop": frame_drop(LAYOUT, 0.4, baseline=0.25),
+        "shuffle": frame_shuffle(LAYOUT, 3),
+    }
+
+
+every_one = pytest.mark.parametrize("name", every())
+
+
+def drawn(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def curved() -> nn.Module:
+    """A network that is no linear one, with the same weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE[1:]), 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+# --- the form of each ---------------------------------------------------------------------------------------------
+
+
+def test_noise_is_one_number_per_tubelet():
+    clip = drawn()
+    change, perturbed = tubelet_noise(LAYOUT, CELLS, 0.3).for_infidelity(multiply_by_inputs=False)(clip)
+    torch.testing.assert_close(clip - change, perturbed)
+    seen = set()
+    for b, t, y, x in product(range(2), range(0, 5, 2), range(0, 6, 4), range(0, 7, 3)):
+        cell = change[b, t : t + 2, :, y : y + 4, x : x + 3]
+        assert float(cell.max() - cell.min()) < 1e-6
+        seen.add(round(float(cell.mean()), 5))
+    assert len(seen) == 2 * 3 * 2 * 3  # no two cells, and no two clips, share theirs
+
+
+def test_noise_has_the_deviation_asked_for():
+    clip = torch.ones(1, 2000, 1, 1, 1)  # as many draws as frames
+    for perturbation in (tubelet_noise(LAYOUT, (1, 1, 1), 0.3), brightness_flicker(LAYOUT, 0.3)):
+        change = perturbation.for_infidelity(multiply_by_inputs=False)(clip)[0]
+        assert float(change.std()) == pytest.approx(0.3, rel=4 / math.sqrt(2 * 2000))
+        assert abs(float(change.mean())) < 4 * 0.3 / math.sqrt(2000)
+
+
+def test_flicker_moves_a_frame_as_a_whole():
+    clip = drawn()
+    change = brightness_flicker(LAYOUT, 0.3).for_infidelity(multiply_by_inputs=False)(clip)[0]
+    frames = change.flatten(2)
+    assert float((frames - frames[..., :1]).abs().max()) < 1e-6
+    assert len({round(value, 5) for value in frames[..., 0].flatten().tolist()}) == 10
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.2, 1), (0.4, 2), (0.75, 4), (1, 5)])
+def test_drop_replaces_whole_frames_and_no_other_value(share, count):
+    clip = drawn()
+    taken, perturbed = frame_drop(LAYOUT, share, 0.25).for_infidelity(multiply_by_inputs=True)(clip)
+    for b in range(2):
+        dropped = [t for t in range(5) if bool((perturbed[b, t] == 0.25).all())]
+        assert len(dropped) == count
+        for t in range(5):
+            assert bool((taken[b, t] == float(t in dropped)).all())
+            assert t in dropped or torch.equal(perturbed[b, t], clip[b, t])
+
+
+def test_drop_takes_every_frame_equally_often():
+    clip = torch.ones(400, 5, 1, 1, 1)
+    taken = frame_drop(LAYOUT, 0.4).for_infidelity(multiply_by_inputs=True)(clip)[0]
+    assert float((taken.mean(0) - 0.4).abs().max()) < 4 * math.sqrt(0.24 / 400)
+
+
+def test_drop_takes_a_baseline_of_each_clip_in_any_layout():
+    clip = drawn()
+    for layout in ("BTCHW", "BCTHW"):
+        moved = clip if layout == "BTCHW" else clip.transpose(1, 2)
+        perturb = frame_drop(layout, 1, baselines.mean_frame).for_infidelity(multiply_by_inputs=False)
+        expected = clip.mean(1, keepdim=True).expand_as(clip)
+        found = perturb(moved)[1]
+        torch.testing.assert_close(found if layout == "BTCHW" else found.transpose(1, 2), expected)
+
+
+def test_shuffle_keeps_frames_within_their_window():
+    clip = torch.arange(5.0).view(1, 5, 1, 1, 1).expand(300, 5, 1, 2, 2) + 10 * torch.arange(300.0).view(-1, 1, 1, 1, 1)
+    perturbed = frame_shuffle(LAYOUT, 3).for_infidelity(multiply_by_inputs=False)(clip)[1]
+    orders = [tuple(int(v) % 10 for v in row) for row in perturbed[:, :, 0, 1, 1].tolist()]
+    assert perturbed.div(10, rounding_mode="floor")[:, 0, 0, 0, 0].tolist() == list(
+        range(300)
+    )  # no clip gets another's
+    assert all(sorted(order[:3]) == [0, 1, 2] and sorted(order[3:]) == [3, 4] for order in orders)
+    assert len(set(orders)) == 6 * 2  # all of them come
+
+
+@every_one
+def test_layouts_agree(name):
+    def other(perturbation: Perturbation) -> Perturbation:
+        return Perturbation(type(perturbation.layout)("BCTHW"), perturbation.alter)
+
+    clip = drawn()
+    for multiply in (False, True):
+        here = every()[name].for_infidelity(multiply_by_inputs=multiply)(clip)
+        there = other(every()[name]).for_infidelity(multiply_by_inputs=multiply)(clip.transpose(1, 2))
+        for mine, theirs in zip(here, there, strict=True):
+            torch.testing.assert_close(mine, theirs.transpose(1, 2), rtol=0, atol=0)
+            assert mine.is_contiguous() and theirs.is_contiguous()
+
+
+# --- the two forms ------------------------------------------------------------------------------------------------
+
+
+@every_one
+@pytest.mark.parametrize("multiply", [False, True])
+def test_infidelity_is_the_formula_by_hand(name, multiply):
+    """Yeh et al., definition 2.1: the mean of (sum(I * A) - (f(x) - f(x - change)))²."""
+    model, clip, target = curved(), drawn(), torch.tensor([1, 2])
+    method = IntegratedGradients(model, multiply_by_inputs=multiply)
+    baseline = None if name == "drop" else 0.5
+    attributions = method.attribute(clip, target=target, baselines=0.25 if name == "drop" else 0.5, n_steps=8)
+    perturb = every()[name].for_infidelity(multiply_by_inputs=method.multiplies_by_inputs)
+    found = infidelity(model, perturb, clip, attributions, baselines=baseline, target=target, n_perturb_samples=4)
+
+    again = every()[name].for_infidelity(multiply_by_inputs=multiply)
+    for b in range(2):
+        errors = []
+        for _ in range(4):
+            perturbed = again(clip[b : b + 1], None if baseline is None else 0.5)[1][0]
+            change = clip[b] - perturbed
+            if multiply:
+                change = change / (clip[b] - (0.25 if name == "drop" else 0.5))
+            with torch.no_grad():
+                fall = (model(clip[b : b + 1]) - model(perturbed[None]))[0, target[b]]
+            errors.append(((change * attributions[b]).sum() - fall) ** 2)
+        assert float(found[b]) == pytest.approx(float(torch.stack(errors).mean()), rel=1e-3, abs=1e-6), b
+
+
+def test_occluded_frames_are_exact_where_the_clip_equals_its_baseline():
+    """Occlusion credits a frame's black pixels too: what was taken is the frame, not its coloured part."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE[1:]), 1))
+    clip = drawn().where(drawn(1) > 0, 0.0)
+    occlusion = Occlusion(model)
+    attributions = occlusion.attribute(clip, (1, *SHAPE[2:])) / math.prod(SHAPE[2:])
+    drop = frame_drop(LAYOUT, 0.4).for_infidelity(multiply_by_inputs=occlusion.multiplies_by_inputs)
+    assert float(infidelity(model, drop, clip, attributions).max()) < 1e-8
+
+
+@every_one
+def test_sensitivity_is_the_formula_by_hand(name):
+    model, clip = curved(), drawn(shape=(1, *SHAPE[1:]))
+    method = IntegratedGradients(model)
+    options = {"target": 1, "n_steps": 4}
+    found = sensitivity_max(method.attribute, clip, every()[name].for_sensitivity(), 0.2, 3, **options)
+    perturb, original = every()[name].for_sensitivity(), method.attribute(clip, **options)
+    changes = [method.attribute(perturb(clip, 0.2), **options) - original for _ in range(3)]
+    expected = max(float(change.norm() / original.norm()) for change in changes)
+    assert found.tolist() == pytest.approx([expected], rel=1e-4)
+    assert expected > 1e-3
+
+
+@every_one
+def test_the_radius_bounds_the_change_and_keeps_its_form(name):
+    clip = drawn().double()
+    whole = every()[name].for_infidelity(multiply_by_inputs=False)(clip)[1] - clip
+    for radius in (1e-3, 0.3, 100.0):
+        change = every()[name].for_sensitivity()(clip, radius) - clip
+        for b in range(2):
+            factor = min(1.0, radius / float(whole[b].abs().max()))
+            torch.testing.assert_close(change[b], whole[b] * factor, rtol=1e-9, atol=1e-12)
+            assert float(change[b].abs().max()) <= radius * (1 + 1e-9)
+
+
+@every_one
+def test_draws_are_repeatable_differ_and_need_no_global_state(name):
+    clip, state = torch.cat([drawn()[:1]] * 4), torch.random.get_rng_state()
+    kept = clip.clone()
+    perturb = every()[name].for_sensitivity()
+    first, second = perturb(clip, 9.0), perturb(clip, 9.0)
+    assert torch.equal(first, every()[name].for_sensitivity()(clip, 9.0))
+    assert not torch.equal(first, second)  # else Captum's chunks would repeat each other's samples
+    assert not all(torch.equal(first[0], row) for row in first)
+    assert torch.equal(clip, kept) and torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_generator_is_used_and_one_clips_chunks_change_no_number():
+    def noise(seed: int) -> Perturbation:
+        return tubelet_noise(LAYOUT, CELLS, 0.3, torch.Generator().manual_seed(seed))
+
+    model, clip = curved(), drawn(shape=(1, *SHAPE[1:]))
+
+    def score(perturbation: Perturbation, most: int | None) -> float:
+        form = perturbation.for_infidelity(multiply_by_inputs=False)
+        found = infidelity(model, form, clip, clip, target=0, n_perturb_samples=6, max_examples_per_batch=most)
+        return float(found)
+
+    assert score(noise(0), None) == pytest.approx(score(noise(0), 4), rel=1e-5)
+    assert score(noise(0), None) == pytest.approx(score(tubelet_noise(LAYOUT, CELLS, 0.3), 1), rel=1e-5)
+    assert score(noise(0), None) != pytest.approx(score(noise(1), None), rel=1e-3)
+
+
+@every_one
+def test_tuples_dtypes_and_gradients(name):
+    clips = (drawn(), drawn(3)[:, :4])  # two pathways of unequal length, as SlowFast has them
+    for perturb in (every()[name].for_infidelity(multiply_by_inputs=True), every()[name].for_sensitivity()):
+        options = (0.5,) if perturb.__qualname__.startswith("Perturbation.for_sens") else ()
+        found = perturb(clips, *options)
+        for part in found if not options else (found,):
+            assert isinstance(part, tuple) and [p.shape for p in part] == [c.shape for c in clips]
+        for dtype in (torch.bfloat16, torch.float64):
+            clip = drawn().to(dtype).requires_grad_()
+            found = perturb(clip, *options)
+            for part in found if not options else (found,):
+                assert part.dtype == dtype and part.shape == clip.shape and not part.requires_grad
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: tubelet_noise(LAYOUT, (2, 2), 0.1), ValueError, "(2, 2) came"),
+        (lambda: tubelet_noise(LAYOUT, (0, 2, 2), 0.1), ValueError, "(0, 2, 2) came"),
+        (lambda: tubelet_noise(LAYOUT, CELLS, 0.0), ValueError, "0.0 came"),
+        (lambda: tubelet_noise("BTHW", CELLS, 0.1), ValueError, "'BTHW' came"),
+        (lambda: brightness_flicker(LAYOUT, math.nan), ValueError, "nan came"),
+        (lambda: brightness_flicker(LAYOUT, 0.1, generator=3), TypeError, "3 came"),
+        (lambda: frame_drop(LAYOUT, 0.0), ValueError, "share=0.25"),
+        (lambda: frame_drop(LAYOUT, 1.5), ValueError, "1.5 came"),
+        (lambda: frame_drop(LAYOUT, 0.5, math.inf), ValueError, "inf came"),
+        (lambda: frame_drop(LAYOUT, 0.5, torch.zeros(SHAPE)), TypeError, "Tensor came"),
+        (lambda: frame_shuffle(LAYOUT, 1), ValueError, "1 came"),
+        (lambda: frame_shuffle(LAYOUT, 2.5), ValueError, "2.5 came"),
+        (lambda: every()["noise"].for_infidelity(multiply_by_inputs=1), TypeError, "1 came"),
+        (lambda: every()["noise"].for_sensitivity()(drawn(), 0.0), ValueError, "0.0 came"),
+        (lambda: every()["noise"].for_sensitivity()(drawn()[0], 0.1), ValueError, "(5, 3, 6, 7)"),
+        (lambda: every()["noise"].for_sensitivity()((drawn(), drawn() / 0), 0.1), ValueError, "inputs[1]"),
+        (lambda: tubelet_noise(LAYOUT, (6, 1, 1), 1).for_sensitivity()(drawn(), 0.1), ValueError, "6 came"),
+        (lambda: frame_shuffle(LAYOUT, 6).for_sensitivity()(drawn(), 0.1), ValueError, "a clip has 5"),
+        (lambda: every()["drop"].for_infidelity(multiply_by_inputs=True)(drawn(), 0.5), ValueError, "of its own"),
+        (
+            lambda: frame_drop(LAYOUT, 0.5, lambda clip, layout: clip[:, :2]).for_sensitivity()(drawn(), 0.1),
+            ValueError,
+            "(1, 2, 3, 6, 7)",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(make, error, message):
+    with pytest.raises(error) as caught:
+        make()
+    assert message in str(caught.value)

@@ -1,0 +1,207 @@
+"""Statistics of a map: equal to their formulas in plain loops and numpy, and to cases worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from captum_staa.metrics import auroc
+from captum_staa.metrics.statistics import complexity, snr, sparsity
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def some_truth(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.2
+
+
+def gini(values: list[float]) -> float:
+    """The mean difference of all ordered pairs over twice the mean: no order, no ranks."""
+    magnitudes = [abs(value) for value in values]
+    n, mean = len(magnitudes), sum(magnitudes) / len(magnitudes)
+    return sum(abs(a - b) for a in magnitudes for b in magnitudes) / (2 * n * n * mean)
+
+
+def entropy(values: list[float]) -> float:
+    total = sum(abs(value) for value in values)
+    shares = [abs(value) / total for value in values if value]
+    return -sum(share * math.log(share) for share in shares) / math.log(len(values))
+
+
+def noise_ratio(values: np.ndarray, inside: np.ndarray) -> float:
+    return (values[inside].mean() - values[~inside].mean()) / math.sqrt(values[~inside].var())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("step", [0, 1.0])
+def test_each_is_its_formula(seed, step):
+    maps, truth = drawn(3, 4, 3, 5, seed=seed), some_truth(3, 4, 3, 5, seed=seed)
+    if step:
+        maps = (maps / step).round() * step  # many ties and zeros
+    flat = maps.flatten(1).tolist()
+    assert sparsity(maps).tolist() == pytest.approx([gini(values) for values in flat], rel=1e-12)
+    assert complexity(maps).tolist() == pytest.approx([entropy(values) for values in flat], rel=1e-12)
+    expected = [noise_ratio(values, where) for values, where in zip(maps.numpy(), truth.numpy(), strict=True)]
+    assert snr(maps, truth).tolist() == pytest.approx(expected, rel=1e-12)
+    for found in (sparsity(maps), complexity(maps), snr(maps, truth)):
+        assert found.dtype == torch.float64 and found.shape == (3,)
+
+
+@pytest.mark.parametrize("count", [2, 7, 64])
+@pytest.mark.parametrize("value", [0.1, -3.0, 1e-200, 1e200])
+def test_one_voxel_and_equal_voxels_are_the_ends(count, value):
+    maps = torch.full((2, count, 1, 1), value, dtype=torch.float64)
+    maps[1, 1:] = 0
+    assert sparsity(maps).tolist() == [0, pytest.approx(1 - 1 / count, rel=1e-15)]
+    assert complexity(maps).tolist() == [1, 0]
+
+
+def test_k_equal_voxels_of_n():
+    for k in (1, 3, 10, 60):
+        maps = torch.zeros(1, 60)
+        maps[0, :k] = 2
+        maps = maps.reshape(1, 3, 4, 5)
+        assert sparsity(maps).item() == pytest.approx(1 - k / 60, abs=1e-12)
+        assert 60 ** complexity(maps).item() == pytest.approx(k, rel=1e-12)
+
+
+def test_a_map_beside_its_copy_is_as_sparse():
+    maps = drawn(2, 3, 4, 5)
+    torch.testing.assert_close(sparsity(torch.cat([maps, maps], 1)), sparsity(maps))
+    assert (complexity(torch.cat([maps, 0 * maps], 1)) < complexity(maps)).all()
+    assert (sparsity(torch.cat([maps, 0 * maps], 1)) > sparsity(maps)).all()
+
+
+def test_signs_and_places_do_not_count_but_scale_and_offset_may():
+    maps, truth = drawn(2, 3, 4, 5), some_truth(2, 3, 4, 5)
+    moved = maps.flatten(1).flip(1).reshape(maps.shape)
+    for metric in (sparsity, complexity):
+        for twin in (-maps, maps.abs(), moved, 7 * maps, 1e-200 * maps, 1e200 * maps):
+            torch.testing.assert_close(metric(twin), metric(maps))
+        assert not torch.allclose(metric(maps + 3), metric(maps))
+    for factor, offset in [(7, 0), (1e-200, 0), (1e200, 0), (1, 100), (0.25, -3)]:
+        torch.testing.assert_close(snr(factor * maps + offset, truth), snr(maps, truth))
+    torch.testing.assert_close(snr(-maps, truth), -snr(maps, truth))
+
+
+def test_rounding_never_leaves_the_range():
+    nearly = 1 + 1e-15 * drawn(200, 3, 5, 7)
+    assert (sparsity(nearly) >= 0).all() and (complexity(nearly) <= 1).all()
+
+
+def test_the_truth_itself_is_best_and_its_inverse_worst():
+    truth = some_truth(3, 4, 5, 6)
+    assert snr(truth.double(), truth).tolist() == [math.inf] * 3
+    assert snr(-truth.double(), truth).tolist() == [-math.inf] * 3
+    tilted = truth * 0.6 + 0.1  # beside its largest value, 1/7: a constant whose mean is rounded
+    assert snr(tilted, truth).tolist() == [math.inf] * 3
+
+
+def test_one_voxel_can_outweigh_many_in_snr_and_not_in_auroc():
+    truth = some_truth(1, 4, 5, 6)
+    maps = drawn(1, 4, 5, 6)
+    loud = maps.clone()
+    loud[tuple(truth.nonzero()[0])] = 1e3
+    assert snr(loud, truth) > snr(maps, truth) + 30
+    assert auroc(loud, truth) - auroc(maps, truth) < 0.1
+
+
+def test_noise_has_no_signal_on_average():
+    """Independent normal values: the ratio's variance is 1 / inside + 1 / outside, so z-scores have deviation 1."""
+    truth = torch.zeros(400, 4, 6, 10, dtype=torch.bool)
+    truth[:, 1, 1:4, 2:7] = True  # 15 of 240
+    z = snr(drawn(400, 4, 6, 10, seed=3), truth) / math.sqrt(1 / 15 + 1 / 225)
+    assert abs(z.mean().item()) < 3 / math.sqrt(400)
+    assert z.std().item() == pytest.approx(1, abs=3 / math.sqrt(800))
+
+
+def test_where_nothing_can_be_said_is_nan():
+    flat = torch.full((3, 2, 2, 2), 0.1, dtype=torch.float64)
+    truth = torch.zeros(3, 2, 2, 2, dtype=torch.bool)
+    truth[0], truth[2, 0] = True, True
+    assert snr(drawn(3, 2, 2, 2), truth).isnan().tolist() == [True, True, False]
+    assert snr(flat, truth).isnan().all() and snr(0 * flat, truth).isnan().all()
+    for metric in (sparsity, complexity):
+        maps = drawn(2, 2, 2, 2)
+        maps[0] = 0
+        assert metric(maps).isnan().tolist() == [True, False]
+    one = torch.ones(1, 1, 1, 1)
+    assert complexity(one).isnan().item() and sparsity(one).item() == 0
+
+
+@pytest.mark.parametrize("layout", ["BTCHW", "BCTHW", "BTHWC", "BWHTC"])
+def test_every_layout_gives_the_map_s_own_value(layout):
+    attributions = drawn(2, 5, 3, 6, 7)  # (B, T, C, H, W)
+    twin = attributions.permute(["BTCHW".index(axis) for axis in layout])
+    for metric in (sparsity, complexity):
+        torch.testing.assert_close(metric(twin, layout), metric(attributions.sum(2)), rtol=1e-12, atol=0)
+
+
+def test_each_clip_is_measured_alone_as_an_array_too_and_nothing_is_touched():
+    maps, truth, order = drawn(4, 3, 4, 5).float(), some_truth(4, 3, 4, 5), [2, 0, 3, 1]
+    maps[1] *= 1e6
+    before, state = maps.clone(), torch.get_rng_state()
+    for metric in (sparsity, complexity, lambda maps: snr(maps, truth)):
+        assert metric(maps.numpy()).equal(metric(maps))
+        assert not metric(maps.clone().requires_grad_()).requires_grad
+    for metric in (sparsity, complexity):
+        assert metric(maps[order]).equal(metric(maps)[order])
+        assert torch.cat([metric(clip[None]) for clip in maps]).equal(metric(maps))
+    assert snr(maps[order], truth[order].numpy()).equal(snr(maps, truth)[order])
+    assert snr(maps[2:3], truth[2:3]).equal(snr(maps, truth)[2:3])
+    assert maps.equal(before) and torch.get_rng_state().equal(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_narrow_floats_lose_nothing(dtype):
+    maps, truth = (drawn(1, 8, 9, 10) * 1000).to(dtype), some_truth(1, 8, 9, 10)
+    assert sparsity(maps).equal(sparsity(maps.double())) and complexity(maps).equal(complexity(maps.double()))
+    assert snr(maps, truth).equal(snr(maps.double(), truth))
+
+
+def test_what_the_values_mean_is_said():
+    assert (snr.higher_is_better, snr.lowest, snr.highest) == (True, -math.inf, math.inf)
+    for metric in (sparsity, complexity):
+        assert (metric.higher_is_better, metric.lowest, metric.highest) == (None, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("attributions", "layout", "error", "message"),
+    [
+        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "pass layout='BTCHW'"),
+        (torch.zeros(1, 0, 4, 4), None, ValueError, "(1, 0, 4, 4)"),
+        (torch.tensor([1.0, math.nan, math.inf, 0.0]).reshape(1, 1, 2, 2), None, ValueError, "2 of the 4 values"),
+        (torch.zeros(1, 2, 4, 4, dtype=torch.bool), None, TypeError, "truth.float()"),
+        ([1.0], None, TypeError, "list"),
+        (torch.zeros(1, 8, 3, 4, 4), "BCTHW", ValueError, "layout='BTCHW'"),
+    ],
+)
+def test_wrong_attributions_are_named(attributions, layout, error, message):
+    for metric in (sparsity, complexity):
+        with pytest.raises(error) as caught:
+            metric(attributions, layout)
+        assert message in str(caught.value)
+        with pytest.raises(TypeError, match="normalize"):
+            metric(torch.ones(1, 2, 2, 2), normalize=True)
+
+
+@pytest.mark.parametrize(
+    ("scores", "truth", "error", "message"),
+    [
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), TypeError, "pass truth > 0"),
+        (torch.zeros(1, 2, 3, 4), [True], TypeError, "list"),
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3).bool(), ValueError, "(1, 2, 4, 3)"),
+        (torch.zeros(2, 2, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "(1, 2, 3, 4)"),
+        (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 values"),
+        (torch.zeros(1, 2, 3, 4).long(), torch.zeros(1, 2, 3, 4).bool(), TypeError, "int64"),
+    ],
+)
+def test_wrong_scores_and_truths_are_named(scores, truth, error, message):
+    with pytest.raises(error) as caught:
+        snr(scores, truth)
+    assert message in str(caught.value)
