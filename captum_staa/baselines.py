@@ -17,6 +17,7 @@ from torch import Tensor
 
 from captum_staa.gaussian import gaussian
 from captum_staa.layout import VideoLayout
+from captum_staa.randomness import generator_or_seeded
 
 
 def zero(clip: Tensor, layout: VideoLayout | str) -> Tensor:
@@ -168,7 +169,7 @@ def shuffle(clip: Tensor, layout: VideoLayout | str, generator: torch.Generator 
         movement were then right on 44 % of 2000 clips, of two classes. docs/baselines.md has the figures.
     """
     layout = _check(clip, layout)
-    generator = _generator(generator)
+    generator = generator_or_seeded(generator)
     count = layout.size(clip)["T"]
     if count == 1:
         raise ValueError(
@@ -236,7 +237,7 @@ def noise(
         TypeError: ``generator`` is no torch.Generator.
     """
     layout = _check(clip, layout)
-    generator = _generator(generator)
+    generator = generator_or_seeded(generator)
     if std is not None and not 0 < std < math.inf:
         raise ValueError(f"std is positive and finite, but {std} came; leave it out for the clip's own deviation")
     frames = _wide(clip, layout)
@@ -252,14 +253,6 @@ def _check(clip: Tensor, layout: VideoLayout | str) -> VideoLayout:
     layout = VideoLayout.of(layout)
     layout.check_values(clip, "clip")
     return layout
-
-
-def _generator(generator: torch.Generator | None) -> torch.Generator:
-    if generator is None:
-        return torch.Generator().manual_seed(0)
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator is a torch.Generator, but {generator!r} came; torch.Generator().manual_seed(1)")
-    return generator
 
 
 def _wide(clip: Tensor, layout: VideoLayout) -> Tensor:

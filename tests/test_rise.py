@@ -251,7 +251,7 @@ def test_planted_evidence_is_found(name, n, joint, time):
         ({"keep": 0.0}, ValueError, "between 0 and 1, but 0.0 came"),
         ({"keep": 1}, ValueError, "between 0 and 1"),
         ({"keep": math.nan}, ValueError, "nan came"),
-        ({"generator": 3}, TypeError, "a torch.Generator or None, but int came"),
+        ({"generator": 3}, TypeError, "a torch.Generator, but 3 came"),
         ({"perturbations_per_eval": 0}, ValueError, "at least 1, but 0 came"),
         ({"baselines": torch.zeros(2, 3, 5, 7, 5)}, ValueError, r"\(2, 3, 5, 7, 5\) came"),
         ({"baselines": "blur"}, TypeError, "str came"),

@@ -16,6 +16,7 @@ from captum_staa.layout import VideoLayout
 from captum_staa.models.layouts import layout_of
 from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval
 from captum_staa.perturbation.scores import TargetScore
+from captum_staa.randomness import generator_or_seeded
 
 Sides = tuple[int, int, int]
 
@@ -107,8 +108,8 @@ class RISE(PerturbationAttribution):
         clips = clips_of(inputs, self.layout)
         hidden = baselines_for(clips, baselines)
         check_perturbations_per_eval(perturbations_per_eval)
-        _check_options(n_samples, n_cells, keep, generator)
-        draw = torch.Generator().manual_seed(0) if generator is None else generator
+        _check_options(n_samples, n_cells, keep)
+        draw = generator_or_seeded(generator)
         score = TargetScore(self.forward_func, target, additional_forward_args, len(clips[0]))
         slopes = [_Slope(self.layout, clip, n_cells, keep) for clip in clips]
         with torch.no_grad(), evaluations(self.get_name(), n_samples, perturbations_per_eval, show_progress) as tick:
@@ -187,15 +188,13 @@ class _Slope:
         return covariance / variance
 
 
-def _check_options(n_samples: object, n_cells: object, keep: object, generator: object) -> None:
+def _check_options(n_samples: object, n_cells: object, keep: object) -> None:
     if not _whole(n_samples, 2):
         raise ValueError(f"n_samples is a whole number of at least 2, but {n_samples!r} came")
     if not (isinstance(n_cells, Sequence) and len(n_cells) == 3 and all(_whole(count, 1) for count in n_cells)):
         raise ValueError(f"n_cells are whole numbers (t, h, w) of at least 1, but {n_cells!r} came")
     if not (isinstance(keep, float) and 0 < keep < 1):
         raise ValueError(f"keep is a probability between 0 and 1, but {keep!r} came")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator is a torch.Generator or None, but {type(generator).__name__} came")
 
 
 def _whole(value: object, least: int) -> bool:

@@ -37,6 +37,7 @@ from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, from_joint
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import uncompiled
+from captum_staa.randomness import generator_or_seeded
 from captum_staa.sites import AttentionSite
 
 Mode = Literal["attention", "relevance", "released"]
@@ -276,7 +277,7 @@ class STAA(Attribution):
 
     def _released(self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int]) -> SpaceTime:
         site = [site for site in self._family().attention(self._model()) if site.role != "temporal"][-1]
-        generator = torch.Generator().manual_seed(0) if self.generator is None else self.generator
+        generator = generator_or_seeded(self.generator)
         with torch.no_grad():
             with capture(self._model(), [site], lambda call: call.head_mean()) as readings:
                 answer = self._forward(clip, extra)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._metric import Array, as_maps
+from captum_staa.randomness import generator_or_seeded
 
 
 def controls(
@@ -57,13 +58,11 @@ def controls(
     """
     layout = VideoLayout.of(layout)
     layout.check_values(clip, "clip")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator is a torch.Generator, but {generator!r} came; torch.Generator().manual_seed(1)")
+    draw = generator_or_seeded(generator)
     sizes = layout.size(clip)
     shape = tuple(sizes[axis] for axis in "BTHW")
     inverted = None if attributions is None else -_maps_for(attributions, layout, shape).to(clip.device)
 
-    draw = torch.Generator().manual_seed(0) if generator is None else generator
     noise = [torch.rand(shape[1:], generator=draw, dtype=torch.float64, device=draw.device) for _ in range(shape[0])]
     found = {
         "random": torch.stack(noise).to(clip.device),

@@ -14,6 +14,7 @@ from captum_staa.metrics._cells import Cells, cells_of
 from captum_staa.metrics._metric import Array, metric
 from captum_staa.metrics._units import check_choice, check_count
 from captum_staa.perturbation.scores import TargetScore
+from captum_staa.randomness import generator_or_seeded
 
 
 @metric(higher_is_better=True, lowest=-1.0, highest=1.0)
@@ -80,8 +81,7 @@ def faithfulness_correlation(
     """
     check_count("n_subsets", n_subsets, least=3)
     check_choice("correlation", correlation, ("pearson", "spearman"))
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator is a torch.Generator or None, but {type(generator).__name__} came")
+    draw = generator_or_seeded(generator)
     units = cells_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval)
     held, most = units.portion(fraction), units.present.sum(1, keepdim=True)
     if not (0 < fraction < 1 and bool(((held > 0) & (held < most)).all())):
@@ -89,7 +89,6 @@ def faithfulness_correlation(
             f"a subset holds a fraction of the cells, one at least and not all, but {fraction = } of {int(most.min())} "
             f"cells came; change it, or use more cells"
         )
-    draw = torch.Generator().manual_seed(0) if generator is None else generator
     seeds = torch.randint(2**62, (n_subsets,), generator=draw, device=draw.device).tolist()
     subsets = torch.stack([units.subset(held, seed) for seed in seeds])  # (S, 1 or B, n)
     falls = _falls(forward_func, units, subsets, target, additional_forward_args)

@@ -17,6 +17,7 @@ from captum_staa._captum import BaselineType, _format_output, _format_tensor_int
 from captum_staa.feature_masks import frames as frame_ids
 from captum_staa.feature_masks import grid
 from captum_staa.layout import WORKING, VideoLayout
+from captum_staa.randomness import generator_or_seeded
 
 Inputs = Tensor | tuple[Tensor, ...]
 Alter = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor | None]]
@@ -55,6 +56,9 @@ class Perturbation:
     alter: Alter
     generator: torch.Generator | None = None
 
+    def __post_init__(self) -> None:
+        generator_or_seeded(self.generator)  # what is no generator is refused now
+
     def for_infidelity(self, *, multiply_by_inputs: bool) -> Callable[..., tuple[Inputs, Inputs]]:
         """The ``perturb_func`` of ``captum.metrics.infidelity``.
 
@@ -78,7 +82,7 @@ class Perturbation:
         """
         if not isinstance(multiply_by_inputs, bool):
             raise TypeError(f"multiply_by_inputs is True or False, but {multiply_by_inputs!r} came")
-        generator = _generator(self.generator)
+        generator = generator_or_seeded(self.generator)
 
         def perturb(inputs: Inputs, baselines: BaselineType = None) -> tuple[Inputs, Inputs]:
             clips = self._clips(inputs)
@@ -112,7 +116,7 @@ class Perturbation:
             than the radius, the whole of it is shrunk until its largest value is the radius: no value moves farther,
             and the change keeps its form. A smaller one is left as it is.
         """
-        generator = _generator(self.generator)
+        generator = generator_or_seeded(self.generator)
 
         def perturb(inputs: Inputs, perturb_radius: float) -> Inputs:
             if not 0 < perturb_radius < math.inf:
@@ -233,7 +237,7 @@ def frame_drop(
         dropped = (order < count).view(-1, 1, 1, 1)
         return torch.where(dropped, _replacement(baseline, frames), frames), dropped
 
-    return Perturbation(VideoLayout.of(layout), alter, _checked(generator))
+    return Perturbation(VideoLayout.of(layout), alter, generator)
 
 
 def frame_shuffle(layout: VideoLayout | str, window: int, generator: torch.Generator | None = None) -> Perturbation:
@@ -265,7 +269,7 @@ def frame_shuffle(layout: VideoLayout | str, window: int, generator: torch.Gener
         orders = [torch.randperm(len(run), generator=generator, device=generator.device).cpu() for run in runs]
         return frames[torch.cat([run[order] for run, order in zip(runs, orders, strict=True)])], None
 
-    return Perturbation(VideoLayout.of(layout), alter, _checked(generator))
+    return Perturbation(VideoLayout.of(layout), alter, generator)
 
 
 def _noise(
@@ -280,7 +284,7 @@ def _noise(
         draws = torch.randn(int(mask.max()) + 1, generator=generator, device=generator.device)
         return frames + std * draws.to(frames)[mask], None
 
-    return Perturbation(VideoLayout.of(layout), alter, _checked(generator))
+    return Perturbation(VideoLayout.of(layout), alter, generator)
 
 
 def _replacement(baseline: Baseline, frames: Tensor) -> Tensor:
@@ -293,16 +297,6 @@ def _replacement(baseline: Baseline, frames: Tensor) -> Tensor:
             f"{tuple(value.shape)} came, with {int(value.isfinite().sum())} finite values"
         )
     return value[0].to(frames)
-
-
-def _checked(generator: torch.Generator | None) -> torch.Generator | None:
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator is a torch.Generator, but {generator!r} came; torch.Generator().manual_seed(1)")
-    return generator
-
-
-def _generator(generator: torch.Generator | None) -> torch.Generator:
-    return torch.Generator().manual_seed(0) if generator is None else generator
 
 
 def _wide(clip: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_staa.metrics._metric import Array, metric
+from captum_staa.randomness import generator_or_seeded
 
 Level = Literal["nominal", "ordinal", "interval"]
 Interval = tuple[float, float]
@@ -90,9 +91,7 @@ def reliability(
         raise ValueError(f"random is the column of the random map, 0 .. {methods - 1}, but {random!r} came")
     if not _whole(n_bootstrap) or n_bootstrap < 1:
         raise ValueError(f"n_bootstrap is a whole number of at least 1, but {n_bootstrap!r} came")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator is a torch.Generator, but {generator!r} came; torch.Generator().manual_seed(1)")
-    draw = torch.Generator().manual_seed(0) if generator is None else generator
+    draw = generator_or_seeded(generator)
     drawn = torch.randint(count, (n_bootstrap, count), generator=draw, device=draw.device).cpu()
     copies = torch.zeros(n_bootstrap, count, dtype=torch.float64)  # of each input in each draw
     copies.scatter_add_(1, drawn, torch.ones_like(copies))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._metric import Array, as_maps, metric
+from captum_staa.randomness import generator_or_seeded
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,7 @@ def randomisation(
     """
     _check(model, clip)
     plan = _plan(model, layers)
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator is a torch.Generator, but {generator!r} came; torch.Generator().manual_seed(1)")
+    generator = generator_or_seeded(generator)
     original = _map(explain, model, clip, layout)
     randomised, maps = deepcopy(model), []
     for _, modules in plan:
