@@ -28,6 +28,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 Maps = dict[str, Tensor]
 FAITHFUL = ("insertion", "deletion", "faithfulness", "monotonicity", "faithfulness_correlation", "aopc", "saco")
 TRUE = ("auroc", "average_precision", "pointing_game", "energy_inside", "relevance_rank_accuracy")
+METRICS = (*FAITHFUL, *TRUE)
+Found = dict[str, list[list[float]]]  # of each method, clips x METRICS
 
 
 def maps_of(clf: VideoClassifier, clips: Tensor, labels: Tensor, generator: torch.Generator) -> Maps:
@@ -77,16 +79,14 @@ def scores_of(clf: VideoClassifier, clips: Tensor, labels: Tensor, truth: Tensor
 def measure(model: str, count: int, path: Path) -> None:
     clf = VideoClassifier.from_pretrained(f"tiny-{model}")
     planted = PlantedClips(seed=SEED, n=count, task=model.split("-")[1])
-    found: list[dict[str, dict[str, float]]] = json.loads(path.read_text()) if path.exists() else []
-    for start in tqdm(range(len(found), count, BATCH), desc=model):
+    found: Found = json.loads(path.read_text()) if path.exists() else {}
+    for start in tqdm(range(len(found.get("random", ())), count, BATCH), desc=model):
         clips, labels, truth = planted[start : min(start + BATCH, count)]
-        rows: list[dict[str, dict[str, float]]] = [{} for _ in clips]
         for name, maps in maps_of(clf, clips, labels, torch.Generator().manual_seed(start)).items():
             scores = scores_of(clf, clips, labels, truth, maps)
-            for i, row in enumerate(rows):
-                row[name] = {metric: round(float(values[i]), 6) for metric, values in scores.items()}
-        found += rows
-        path.with_suffix(".part").write_text(json.dumps(found))
+            rows = torch.stack([scores[metric] for metric in METRICS], dim=1)  # (B, metrics)
+            found.setdefault(name, []).extend([round(value, 5) for value in row] for row in rows.tolist())
+        path.with_suffix(".part").write_text(json.dumps(found, separators=(",", ":")))
         path.with_suffix(".part").replace(path)
 
 
@@ -108,14 +108,15 @@ def agreement(scores: Tensor, truth: Tensor) -> Tensor:
     return values.masked_fill(scores.isnan().any(1), torch.nan)
 
 
-def values_of(rows: list[dict[str, dict[str, float]]], metric: str, names: list[str]) -> Tensor:
+def values_of(found: Found, metric: str, names: list[str]) -> Tensor:
     """``(N, M)``; no positive attribution at all puts none of it inside."""
-    values = torch.tensor([[row[name][metric] for name in names] for row in rows], dtype=torch.float64)
+    column = METRICS.index(metric)
+    values = torch.tensor([[row[column] for row in found[name]] for name in names], dtype=torch.float64).T
     return values.nan_to_num(0.0) if metric == "energy_inside" else values
 
 
-def page(results: dict[str, list[dict[str, dict[str, float]]]]) -> str:
-    counts = sorted({len(rows) for rows in results.values()})
+def page(results: dict[str, Found]) -> str:
+    counts = sorted(len(found["random"]) for found in results.values())
     lines = [
         "# Which metric can be trusted",
         "",
@@ -128,9 +129,9 @@ def page(results: dict[str, list[dict[str, dict[str, float]]]]) -> str:
         "Spearman over methods with the joint AUROC against the planted truth; mean over clips with its 95 % interval.",
         "",
     ]
-    for model, rows in results.items():
-        names = [name for name in rows[0] if name != "uniform"]
-        table = {metric: good(metric) * values_of(rows, metric, names) for metric in (*FAITHFUL, *TRUE)}
+    for model, found in results.items():
+        names = [name for name in found if name != "uniform"]
+        table = {metric: good(metric) * values_of(found, metric, names) for metric in METRICS}
         lines += [
             f"## {model}",
             "",
@@ -150,14 +151,14 @@ def page(results: dict[str, list[dict[str, dict[str, float]]]]) -> str:
             )
         lines += [
             "",
-            "| method | " + " | ".join((*FAITHFUL, *TRUE)) + " |",
-            "|---" * (len(FAITHFUL) + len(TRUE) + 1) + "|",
+            "| method | " + " | ".join(METRICS) + " |",
+            "|---" * (len(METRICS) + 1) + "|",
         ]
-        for name in rows[0]:
-            values = [values_of(rows, metric, [name]).nanmean() for metric in (*FAITHFUL, *TRUE)]
+        for name in found:
+            values = [values_of(found, metric, [name]).nanmean() for metric in METRICS]
             lines.append(f"| {name} | " + " | ".join("–" if v.isnan() else f"{v:.3f}" for v in values) + " |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines).replace("nan ± nan", "–").replace("nan to nan", "–").replace("| nan ", "| – ")
 
 
 def main() -> None:
