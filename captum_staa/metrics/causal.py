@@ -13,6 +13,7 @@ from captum_staa.layout import VideoLayout
 from captum_staa.metrics._metric import Array, metric
 from captum_staa.metrics._steps import Output, Walk, counts_of, score_of, scores_between, walk_of
 from captum_staa.metrics._units import Axis, check_choice, check_count
+from captum_staa.perturbation.arguments import check_perturbations_per_eval
 from captum_staa.perturbation.scores import TargetScore
 
 Order = Literal["morf", "lerf"]
@@ -233,7 +234,7 @@ def _insertions(
 ) -> list[Curve]:
     """From the baseline to the clip in each order; these two ends are computed once."""
     check_count("steps", steps)
-    check_count("perturbations_per_eval", perturbations_per_eval)
+    check_perturbations_per_eval(perturbations_per_eval)
     counts = counts_of(walk.totals, min(steps, int(walk.totals.max())))  # (steps + 1, B)
     ends, parts = counts[[0, -1]], counts[1:-1]
     first, after = [0 * ends], [ends]

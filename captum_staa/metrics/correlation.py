@@ -12,6 +12,7 @@ from captum_staa._captum import TargetType
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._cells import Cells, cells_of
 from captum_staa.metrics._metric import Array, metric
+from captum_staa.metrics._ranks import midranks, pearson
 from captum_staa.metrics._units import check_choice, check_count
 from captum_staa.perturbation.scores import TargetScore
 from captum_staa.randomness import generator_or_seeded
@@ -95,9 +96,9 @@ def faithfulness_correlation(
     relative = units.means - units.means[:, :1]  # a flat map must give sums that are equal to the last digit
     sums = torch.stack([(subset * relative).sum(1) for subset in subsets])  # (S, B)
     if correlation == "spearman":
-        values = _pearson(_midranks(sums.T), _midranks(falls.T))
+        values = pearson(midranks(sums.T), midranks(falls.T))
     else:
-        values = _pearson(sums.T, falls.T)
+        values = pearson(sums.T, falls.T)
     return values.masked_fill(falls.isnan().any(0), torch.nan).to(clip.device)
 
 
@@ -231,17 +232,3 @@ def _falls(
     whole = score((cells.clip.clone(),))
     answers = torch.cat([score((clips,), copies) for copies, clips in cells.altered(replaced)])
     return whole.cpu().double() - answers.cpu().double()
-
-
-def _pearson(x: Tensor, y: Tensor) -> Tensor:
-    """``(B,)`` of two ``(B, P)``; nan where all values of one row are equal."""
-    x, y = x - x[:, :1], y - y[:, :1]  # equal values become 0 exactly, and so, below, nan
-    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    return ((x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1))).clamp(-1, 1)
-
-
-def _midranks(values: Tensor) -> Tensor:
-    """``(B, P)``: the rank of each value in its row; equal values share the mean of their ranks."""
-    values = values.contiguous()  # searchsorted warns of others
-    ordered = values.sort(dim=1).values
-    return (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)).double() / 2

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._metric import Array, as_maps, metric
+from captum_staa.metrics._ranks import midranks, pearson
 from captum_staa.randomness import generator_or_seeded
 
 
@@ -307,13 +308,4 @@ def _similarity(original: Tensor, maps: list[Tensor]) -> Similarity:
 
 def _spearman(first: Tensor, second: Tensor) -> Tensor:
     """``(B,)``: the correlation of ranks; equal values share the mean of theirs."""
-    a, b = _ranks(first.flatten(1)), _ranks(second.flatten(1))
-    return ((a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()).clamp(-1, 1)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """``(B, N)``: how many values are below less how many are above, which is twice the rank from the middle."""
-    ordered = values.sort(dim=1).values
-    below = torch.searchsorted(ordered, values)
-    not_above = torch.searchsorted(ordered, values, right=True)
-    return (below + not_above - values.shape[1]).double()
+    return pearson(midranks(first.flatten(1)), midranks(second.flatten(1)))
