@@ -209,16 +209,19 @@ def test_only_the_order_of_the_map_counts_and_each_clip_has_its_own():
     assert torch.equal(swapped.score, expected.score.flip(0))
 
 
-def test_equal_attributions_go_by_the_units_ids():
+def test_equal_attributions_come_in_one_random_order():
     """0.1 has no exact sum, and cells at the border are smaller: rounding must not break the tie."""
     clip, _, baseline = drawn(7)
-    flat = torch.full((2, 5, 7, 6), 0.1, dtype=torch.float64)
     options = {"target": 1, "layout": "BTCHW", "cells": CELLS, "steps": 12, "baselines": baseline}
-    found = causal(logits, clip, flat, **options)
-    falling = -feature_masks.grid(clip, "BTCHW", CELLS).expand(SIZES).float()
-    expected = causal(logits, clip, falling, **options)
-    assert torch.equal(found.insertion.curve, expected.insertion.curve)
-    assert torch.equal(found.deletion.curve, expected.deletion.curve)
+    found = causal(logits, clip, torch.full((2, 5, 7, 6), 0.1, dtype=torch.float64), **options)
+    expected = causal(logits, clip, torch.zeros(2, 5, 7, 6), **options)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.curve, other.curve)
+    alone = insertion(logits, clip[1:], torch.zeros(1, 5, 7, 6), **{**options, "baselines": baseline[1:]})
+    torch.testing.assert_close(alone.curve, found.insertion.curve[1:], rtol=1e-12, atol=0)
+    ids = feature_masks.grid(clip, "BTCHW", CELLS).expand(SIZES).double()
+    for swept in (ids, -ids):  # by ids, a flat map would be a sweep through the clip, and no control
+        assert not torch.allclose(insertion(logits, clip, swept, **options).curve, found.insertion.curve)
 
 
 def test_logits_are_taken_as_they_come():

@@ -481,12 +481,15 @@ def check_demo(folder: Path, clips: int) -> dict[str, dict[str, float]]:
     assert sorted(os.listdir(folder)) == sorted(("planted.mp4", *output.FILES, *demo.TABLES))
     with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = {row.pop("method"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}
-    assert len(rows) == 8
-    assert len((folder / "table.md").read_text(encoding="utf-8").splitlines()) == 10
+    assert len(rows) == 11  # seven methods, four controls
+    assert len((folder / "table.md").read_text(encoding="utf-8").splitlines()) == 13
     assert rows["STAA relevance"]["auroc_joint"] > 0.95
     assert rows["STAA relevance"]["auroc_temporal"] > 0.9
     assert rows["STAA relevance"]["pointing"] == 1
     assert abs(rows["random"]["auroc_joint"] - 0.5) < 0.03
+    assert rows["uniform"]["auroc_joint"] == rows["uniform"]["auroc_temporal"] == 0.5
+    assert rows["inverted"]["auroc_joint"] == pytest.approx(1 - rows["STAA relevance"]["auroc_joint"])
+    assert rows["centre"]["auroc_joint"] < rows["STAA relevance"]["auroc_joint"]
     assert rows["STAA relevance"]["forwards"] < 20 < rows["Captum IntegratedGradients, 50 steps"]["forwards"]
     assert rows["Captum Occlusion, 2 x 8 x 8"]["forwards"] > 100  # 288 boxes
     return rows
@@ -522,7 +525,7 @@ def test_the_demo_says_where_it_differs_from_what_was_planted(video, tmp_path):
 
 
 def test_every_method_of_the_table_is_there():
-    assert len(comparison.methods_of(VideoClassifier.from_pretrained("tiny-timesformer-motion"))) == 8
+    assert len(comparison.methods_of(VideoClassifier.from_pretrained("tiny-timesformer-motion"))) == 7
 
 
 @pytest.mark.slow

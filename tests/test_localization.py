@@ -281,5 +281,5 @@ def test_wrong_options_are_named():
     for tolerance in ((1, 2), (0, -1, 0), (0, 0.5, 0), (0, math.nan, 0), 3):
         with pytest.raises(ValueError, match="tolerance is"):
             pointing_game(scores, truth, tolerance)
-    with pytest.raises(ValueError, match="per is 'clip' or 'frame', but 'frames' came"):
+    with pytest.raises(ValueError, match="per is one of 'clip', 'frame', but 'frames' came"):
         pointing_game(scores, truth, per="frames")

@@ -46,12 +46,6 @@ def refuse_inference_mode(what: str) -> None:
         )
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise unless ``value`` is one of the words."""
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(choices)}, but {value!r} came")
-
-
 def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) -> tuple[Tensor, ...]:
     """The tensors of a method that takes one or several per example; clips, where there is a layout."""
     clips = _format_tensor_into_tuples(inputs)

@@ -25,7 +25,8 @@ from captum_staa._captum import (
 )
 from captum_staa.attention.capture import without_compiling
 from captum_staa.attention.frozen import parameters_frozen
-from captum_staa.attr._arguments import check_choice, one_clip, refuse_inference_mode, score_of
+from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
+from captum_staa.checks import check_choice
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, VideoLayout, from_joint
 from captum_staa.models.classifier import VideoClassifier
@@ -116,8 +117,8 @@ class GradCAM(Attribution):
         found = layout_of(forward_func, layout)
         if grid is not None and not isinstance(grid, TokenGrid):
             raise TypeError(f"grid is a TokenGrid(...) or None, but {grid!r} came")
-        check_choice("weighting", weighting, tuple(WEIGHTINGS))
-        check_choice("upsampling", upsampling, tuple(MODES))
+        check_choice("weighting", weighting, WEIGHTINGS)
+        check_choice("upsampling", upsampling, MODES)
         self.layout, self.weighting, self.upsampling = found, weighting, upsampling
         self.layer, self._name = _find(forward_func, layer)
         self.grid = forward_func.grid if grid is None and isinstance(forward_func, VideoClassifier) else grid

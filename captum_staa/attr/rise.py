@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_staa._captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
 from captum_staa.attr._arguments import clips_of, evaluations
+from captum_staa.checks import check_count
 from captum_staa.layout import VideoLayout
 from captum_staa.models.layouts import layout_of
 from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval
@@ -189,8 +190,7 @@ class _Slope:
 
 
 def _check_options(n_samples: object, n_cells: object, keep: object) -> None:
-    if not _whole(n_samples, 2):
-        raise ValueError(f"n_samples is a whole number of at least 2, but {n_samples!r} came")
+    check_count("n_samples", n_samples, least=2)
     if not (isinstance(n_cells, Sequence) and len(n_cells) == 3 and all(_whole(count, 1) for count in n_cells)):
         raise ValueError(f"n_cells are whole numbers (t, h, w) of at least 1, but {n_cells!r} came")
     if not (isinstance(keep, float) and 0 < keep < 1):

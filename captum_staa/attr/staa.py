@@ -32,7 +32,8 @@ from captum_staa.attention.focus import Focus
 from captum_staa.attention.frozen import parameters_frozen
 from captum_staa.attention.released import released_maps
 from captum_staa.attention.relevance import gradient_weighted, smooth_input_gradient, weigh
-from captum_staa.attr._arguments import check_choice, one_clip, refuse_inference_mode, score_of
+from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
+from captum_staa.checks import check_choice
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, from_joint
 from captum_staa.models.classifier import VideoClassifier

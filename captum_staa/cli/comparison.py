@@ -19,7 +19,7 @@ from captum_staa import io
 from captum_staa.attr import STAA
 from captum_staa.benchmark import PlantedClips
 from captum_staa.layout import SpaceTime, from_joint, space_time
-from captum_staa.metrics import auroc, pointing_game
+from captum_staa.metrics import auroc, controls, pointing_game
 from captum_staa.models import VideoClassifier
 
 Method = Callable[[Tensor, int], SpaceTime]  # of one clip and its class
@@ -43,7 +43,6 @@ def methods_of(classifier: VideoClassifier) -> dict[str, Method]:
     assert classifier.grid is not None
     t, h, w = classifier.grid.tubelet
     block = tuple({"T": t, "C": 3, "H": h, "W": w}[axis] for axis in layout.axes[1:])
-    generator = torch.Generator().manual_seed(0)
 
     def staa(**options: object) -> Method:
         explainer = STAA(classifier, **options)  # type: ignore[arg-type]
@@ -69,12 +68,11 @@ def methods_of(classifier: VideoClassifier) -> dict[str, Method]:
                 clip, block, strides=block, target=target, perturbations_per_eval=16
             )
         ),
-        "random": lambda clip, target: from_joint(torch.rand(_maps(clip, layout.axes), generator=generator)),
     }
 
 
 def compare(classifier: VideoClassifier, clips: PlantedClips) -> list[Row]:
-    """Score every method on every clip.
+    """Score every method on every clip, and the controls; the inverted map is that of STAA's relevance.
 
     Each call is timed right after a plain forward of the same clip, so that both meet the same machine. One thread is
     used: a small model's threads wait for each other most of the time.
@@ -84,12 +82,13 @@ def compare(classifier: VideoClassifier, clips: PlantedClips) -> list[Row]:
         clips: with their truth.
 
     Returns:
-        One row per method. ``pointing`` allows the maximum to lie one tubelet beside the truth.
+        One row per method and control. ``pointing`` allows the maximum to lie one tubelet beside the truth.
     """
     assert classifier.grid is not None
     methods = methods_of(classifier)
     tubelet = classifier.grid.tubelet
-    found: dict[str, list[list[float]]] = {name: [] for name in methods}
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, list[list[float]]] = {}
     plain: list[float] = []
     with _one_thread(), tqdm(total=len(clips) * len(methods), desc="comparing", delay=1, leave=False) as bar:
         clip, label, _ = clips[0:1]
@@ -98,6 +97,7 @@ def compare(classifier: VideoClassifier, clips: PlantedClips) -> list[Row]:
         methods["STAA relevance"](clip, int(label))  # the first call of anything is slow
         for index in range(len(clips)):
             clip, label, truth = clips[index : index + 1]
+            maps: dict[str, Tensor] = {}
             for name, method in methods.items():
                 started = time.perf_counter()
                 with torch.no_grad():
@@ -106,10 +106,11 @@ def compare(classifier: VideoClassifier, clips: PlantedClips) -> list[Row]:
                 started = time.perf_counter()
                 parts = method(clip, int(label))
                 seconds = time.perf_counter() - started
-                temporal = auroc(parts.temporal[:, :, None, None], truth.any(3, keepdim=True).any(2, keepdim=True))
-                scores = auroc(parts.joint, truth), temporal, pointing_game(parts.joint, truth, tubelet)
-                found[name].append([*(score.item() for score in scores), seconds])
+                maps[name] = parts.joint
+                found.setdefault(name, []).append([*_scores(parts, truth, tubelet), seconds])
                 bar.update()
+            for name, control in controls(clip, classifier.layout, maps["STAA relevance"], generator).items():
+                found.setdefault(name, []).append([*_scores(from_joint(control), truth, tubelet), 0.0])
     forward = statistics.median(plain)
     rows = []
     for name, values in found.items():
@@ -117,6 +118,12 @@ def compare(classifier: VideoClassifier, clips: PlantedClips) -> list[Row]:
         median = statistics.median(seconds for *_, seconds in values)
         rows.append(Row(name, joint, temporal_mean, pointing, median / forward, median))
     return rows
+
+
+def _scores(parts: SpaceTime, truth: Tensor, tubelet: tuple[int, int, int]) -> tuple[float, float, float]:
+    frames = truth.any(3, keepdim=True).any(2, keepdim=True)  # (1, T, 1, 1)
+    temporal = auroc(parts.temporal[:, :, None, None], frames)
+    return auroc(parts.joint, truth).item(), temporal.item(), pointing_game(parts.joint, truth, tubelet).item()
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
@@ -151,11 +158,6 @@ def write_tables(rows: Sequence[Row], markdown: Path, table: Path, *, overwrite:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-
-
-def _maps(clip: Tensor, axes: str) -> list[int]:
-    sizes = dict(zip(axes, clip.shape, strict=True))
-    return [sizes[axis] for axis in "BTHW"]
 
 
 @contextmanager

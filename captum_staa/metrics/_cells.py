@@ -1,4 +1,4 @@
-"""Cells of a clip with the mean attribution of each: their ranks, random subsets, and clips without some of them."""
+"""Cells of a clip with the mean attribution of each: their order, random subsets, and clips without some of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_staa._captum import BaselineType
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._metric import Array
-from captum_staa.metrics._units import maps_of, units_of
+from captum_staa.metrics._units import Axis, maps_of, units_of
 from captum_staa.models.layouts import layout_of
 from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval
 
@@ -23,7 +23,7 @@ class Cells:
 
     Attributes:
         clip: in its layout.
-        cover: what replaces it, broadcastable to it.
+        cover: what replaces it, of its shape.
         layout: the order of its axes.
         ids: int64 ``(1 or B, T, H, W)``, 0 .. n-1.
         means: ``(B, n)`` float64 on the CPU, the mean attribution of each cell.
@@ -40,13 +40,18 @@ class Cells:
     per_eval: int
 
     @property
-    def fewest(self) -> int:
-        """How many cells the clip that has the fewest has."""
-        return int(self.present.sum(1).min())
+    def totals(self) -> Tensor:
+        """``(1 or B, 1)`` int64 on the CPU, how many cells each clip has."""
+        return self.present.sum(1, keepdim=True)
+
+    def check_portions(self, name: str, count: int) -> None:
+        """Raise where a clip has fewer cells than it is to be divided into."""
+        if count > (fewest := int(self.totals.min())):
+            raise ValueError(f"{name} is at most the number of cells, {fewest}, but {count} came; use smaller cells")
 
     def portion(self, fraction: float) -> Tensor:
         """``(1 or B, 1)``: how many of a clip's cells a fraction is, rounded."""
-        return (fraction * self.present.sum(1, keepdim=True).double()).round().long()
+        return (fraction * self.totals.double()).round().long()
 
     def ranks(self) -> Tensor:
         """``(B, n)``: the place of each cell by its mean, 0 for the highest; absent ones come last.
@@ -66,8 +71,21 @@ class Cells:
         keys = _random_keys(self.present.shape[1], seed).where(self.present, torch.inf)
         return keys <= keys.sort(1).values.take_along_dim(held - 1, 1)
 
+    def spread(self, values: Tensor) -> Tensor:
+        """A number per cell ``(P, 1 or B, n)`` to the clip's axes behind ``P``, of size 1 along channels."""
+        rows = values.to(self.ids.device).take_along_dim(self.ids.flatten(1)[None], 2)  # (P, 1 or B, T * H * W)
+        voxels = rows.flatten(0, 1).unflatten(1, self.ids.shape[1:])[:, :, None]
+        return self.layout.from_working(voxels).unflatten(0, rows.shape[:2])
+
+    def blended(self, shown: Tensor) -> Tensor:
+        """Copies ``(P * B, ...)`` of the clips, batch after batch: the clip where ``shown`` is 1, the cover where 0.
+
+        ``lerp`` gives exactly the one or the other, in a fourth of the time that ``where`` takes.
+        """
+        return torch.lerp(self.cover, self.clip, shown.to(self.clip)).flatten(0, 1)
+
     def altered(self, replaced: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Copies of the clips, batch after batch, in chunks.
+        """Copies of the clips, in chunks.
 
         Args:
             replaced: bool ``(P, 1 or B, n)``, the cells to replace in each copy.
@@ -75,12 +93,8 @@ class Cells:
         Yields:
             How many copies, and the clips ``(copies * B, ...)``.
         """
-        ids = self.ids.flatten(1)[None]  # (1, 1 or B, T * H * W)
         for choices in replaced.split(self.per_eval):
-            rows = choices.to(ids.device).take_along_dim(ids, 2)  # (copies, 1 or B, T * H * W)
-            hidden = rows.flatten(0, 1).unflatten(1, self.ids.shape[1:])[:, :, None]
-            mask = self.layout.from_working(hidden).unflatten(0, rows.shape[:2])  # (copies, 1 or B, ...), one channel
-            yield len(choices), torch.where(mask, self.cover, self.clip).flatten(0, 1)
+            yield len(choices), self.blended(self.spread((~choices).float()))
 
 
 def cells_of(
@@ -92,6 +106,7 @@ def cells_of(
     feature_mask: Tensor | None,
     baselines: BaselineType,
     perturbations_per_eval: int,
+    axis: Axis = "joint",
 ) -> Cells:
     """The checked arguments that every metric with a model shares, as :class:`Cells`."""
     if not callable(forward_func):
@@ -102,15 +117,22 @@ def cells_of(
     maps = maps_of(attributions, clip, layout)
     check_perturbations_per_eval(perturbations_per_eval)
     (cover,) = baselines_for((clip,), baselines)
-    ids = units_of(forward_func, clip, layout, cells, feature_mask)
-    # On the CPU, where sums are added up in a fixed order. Less one of its values, a flat map is exactly flat.
-    rows = ids.flatten(1).expand(len(clip), -1)  # (B, T * H * W)
-    flat = maps.cpu().flatten(1)
-    sums = torch.zeros(len(clip), int(ids.max()) + 1, dtype=torch.float64)
-    counts = torch.zeros_like(sums).scatter_add_(1, rows, torch.ones_like(flat))
-    sums.scatter_add_(1, rows, flat - flat[:, :1])
-    means = flat[:, :1] + sums / counts.clamp_min(1)
+    ids = units_of(forward_func, clip, layout, cells, feature_mask, axis)
+    means, counts = _means(maps.cpu().flatten(1), ids.flatten(1))
     return Cells(clip, cover, layout, ids.to(clip.device), means, counts[: len(ids)] > 0, perturbations_per_eval)
+
+
+def _means(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the number of voxels of each cell, ``(B, n)``, of ``(B, V)``; on the CPU, where sums have an order.
+
+    The rounding of a sum depends on the number of its terms. Held within the extremes of its voxels, the mean of a cell
+    of one value is this value, so that cells of different size can tie.
+    """
+    rows = ids.expand_as(values)
+    zeros = values.new_zeros(len(values), int(ids.max()) + 1)
+    counts = zeros.scatter_add(1, rows, torch.ones_like(values))
+    lowest, highest = (zeros.scatter_reduce(1, rows, values, how, include_self=False) for how in ("amin", "amax"))
+    return (zeros.scatter_add(1, rows, values) / counts.clamp_min(1)).clamp(lowest, highest), counts
 
 
 def _random_keys(count: int, seed: int) -> Tensor:

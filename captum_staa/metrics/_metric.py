@@ -37,16 +37,22 @@ def metric(*, higher_is_better: bool | None, lowest: float, highest: float) -> C
     return mark
 
 
+def as_tensor(value: object, name: str, axes: str) -> Tensor:
+    """A tensor, or a copy of a numpy array, which may be read-only or run backwards; anything else is refused."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.array(value, order="C"))
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor ({axes}), but {type(value).__name__} came")
+    return value
+
+
 def as_maps(attributions: Array, layout: VideoLayout | str | None = None) -> Tensor:
     """``(B, T, H, W)`` float64 of attributions of a clip's shape with ``layout``, or of maps without; checked."""
-    if isinstance(attributions, np.ndarray):
-        attributions = torch.from_numpy(np.array(attributions, order="C"))  # a copy: torch warns of read-only ones
+    attributions = as_tensor(attributions, "attributions", "B, T, H, W")
     if layout is not None:
         layout = VideoLayout.of(layout)
         layout.check_values(attributions, "attributions")
         return layout.reduce(attributions.detach().double())
-    if not isinstance(attributions, Tensor):
-        raise TypeError(f"attributions must be a tensor (B, T, H, W), but {type(attributions).__name__} came")
     if attributions.ndim != 4 or 0 in attributions.shape:
         raise ValueError(
             f"without a layout, attributions must be maps (B, T, H, W) and not empty, but their shape is "

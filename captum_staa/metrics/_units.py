@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from captum_staa import feature_masks
+from captum_staa.checks import check_choice
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._metric import Array, as_maps
 from captum_staa.models.classifier import VideoClassifier
@@ -28,7 +29,7 @@ def units_of(
     axis: Axis = "joint",
 ) -> Tensor:
     """Which unit each voxel belongs to, ``(1 or B, T, H, W)`` int64 on the CPU: cells, or a mask's features."""
-    check_choice("axis", axis, tuple(_WHOLE))
+    check_choice("axis", axis, _WHOLE)
     if feature_mask is None:
         mask = feature_masks.grid(clip, layout, _cell(forward_func, layout.size(clip), cells, axis))
     elif cells is not None or axis != "joint":
@@ -52,20 +53,6 @@ def maps_of(attributions: Array, clip: Tensor, layout: VideoLayout) -> Tensor:
             f"(B, T, H, W) = {wanted}, but their shape is {shape}"
         )
     return as_maps(attributions, layout if len(shape) == 5 else None)
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise unless ``value`` is one of the words."""
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, but {value!r} came")
-
-
-def check_count(name: str, value: object, least: int = 1, most: int | None = None) -> None:
-    """Raise unless ``value`` is a whole number of at least ``least``, and of no more units than there are."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is a whole number of at least {least}, but {value!r} came")
-    if most is not None and value > most:
-        raise ValueError(f"{name} is at most the number of cells, {most}, but {value} came; use more cells, or fewer")
 
 
 def _cell(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | None, axis: Axis) -> list[int]:

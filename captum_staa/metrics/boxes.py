@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_staa.metrics._metric import as_tensor
+
 
 def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) -> Tensor:
     """Which pixels lie in the box of their frame.
@@ -42,10 +44,7 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
         ValueError: ``boxes`` has another shape, holds infinity or nan beside numbers, looks scaled to 0 .. 1, or a box
             holds no pixel: because its corners are the wrong way round, or because it lies beyond the frame.
     """
-    if isinstance(boxes, np.ndarray):
-        boxes = torch.from_numpy(np.array(boxes, order="C"))
-    if not isinstance(boxes, Tensor):
-        raise TypeError(f"boxes must be a tensor (B, T, 4), but {type(boxes).__name__} came")
+    boxes = as_tensor(boxes, "boxes", "B, T, 4")
     if boxes.ndim != 3 or boxes.shape[2] != 4 or 0 in boxes.shape:
         raise ValueError(f"boxes must be (B, T, 4) and not empty, but their shape is {tuple(boxes.shape)}")
     if np.shape(size) != (2,) or any(int(side) != side or side < 1 for side in size):

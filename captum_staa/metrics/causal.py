@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from captum_staa._captum import TargetType
+from captum_staa.checks import check_choice, check_count
 from captum_staa.layout import VideoLayout
+from captum_staa.metrics._cells import Cells, cells_of
 from captum_staa.metrics._metric import Array, metric
-from captum_staa.metrics._steps import Output, Walk, counts_of, score_of, scores_between, walk_of
-from captum_staa.metrics._units import Axis, check_choice, check_count
-from captum_staa.perturbation.arguments import check_perturbations_per_eval
+from captum_staa.metrics._steps import Order, Output, counts_of, score_of, walk
+from captum_staa.metrics._units import Axis
 from captum_staa.perturbation.scores import TargetScore
 
-Order = Literal["morf", "lerf"]
 _BACKWARDS: dict[Order, Order] = {"morf": "lerf", "lerf": "morf"}
 
 
@@ -81,9 +81,8 @@ def insertion(
         (True, True, torch.Size([1, 17]))
 
     Of a clip's ``n`` units, ``round(k n / K)`` (halves up) stand after step ``k`` of ``K``, in the order of the mean
-    attribution of their voxels; a sum would favour large units. Equal means go by the unit's id: the lower is the more
-    relevant. With ``p_k`` the target's output and ``f_k`` the fraction inserted,
-    ``score = sum over k of (f_k - f_{k-1}) (p_k + p_{k-1}) / 2``.
+    attribution of their voxels; a sum would favour large units. Equal means come in a fixed random order. With ``p_k``
+    the target's output and ``f_k`` the fraction inserted, ``score = sum over k of (f_k - f_(k-1)) (p_k + p_(k-1)) / 2``
 
     Args:
         forward_func: a :class:`captum_staa.VideoClassifier`, or any function of a clip that gives logits ``(B, K)``.
@@ -122,10 +121,12 @@ def insertion(
         and LeRF: Samek et al., "Evaluating the Visualization of What a Deep Neural Network Has Learned", IEEE TNNLS 28
         (2017).
     """
-    check_choice("order", order, tuple(_BACKWARDS))
-    walk = walk_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, axis)
+    check_choice("order", order, _BACKWARDS)
+    units = cells_of(
+        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
+    )
     score = score_of(forward_func, target, additional_forward_args, output, len(clip))
-    return _insertions(walk, score, (order,), steps, perturbations_per_eval)[0]
+    return _insertions(units, score, (order,), steps)[0]
 
 
 @metric(higher_is_better=False, lowest=0.0, highest=1.0)
@@ -174,10 +175,12 @@ def deletion(
     Reference:
         As for :func:`insertion`.
     """
-    check_choice("order", order, tuple(_BACKWARDS))
-    walk = walk_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, axis)
+    check_choice("order", order, _BACKWARDS)
+    units = cells_of(
+        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
+    )
     score = score_of(forward_func, target, additional_forward_args, output, len(clip))
-    return _backwards(_insertions(walk, score, (_BACKWARDS[order],), steps, perturbations_per_eval)[0])
+    return _backwards(_insertions(units, score, (_BACKWARDS[order],), steps)[0])
 
 
 @metric(higher_is_better=None, lowest=0.0, highest=1.0)
@@ -223,32 +226,27 @@ def causal(
     Reference:
         As for :func:`insertion`.
     """
-    walk = walk_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, axis)
+    units = cells_of(
+        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
+    )
     score = score_of(forward_func, target, additional_forward_args, output, len(clip))
-    morf, lerf = _insertions(walk, score, ("morf", "lerf"), steps, perturbations_per_eval)
+    morf, lerf = _insertions(units, score, ("morf", "lerf"), steps)
     return CausalScores(morf, _backwards(lerf), lerf, _backwards(morf))
 
 
-def _insertions(
-    walk: Walk, score: TargetScore, orders: tuple[Order, ...], steps: int, perturbations_per_eval: int
-) -> list[Curve]:
+def _insertions(cells: Cells, score: TargetScore, orders: tuple[Order, ...], steps: int) -> list[Curve]:
     """From the baseline to the clip in each order; these two ends are computed once."""
     check_count("steps", steps)
-    check_perturbations_per_eval(perturbations_per_eval)
-    counts = counts_of(walk.totals, min(steps, int(walk.totals.max())))  # (steps + 1, B)
-    ends, parts = counts[[0, -1]], counts[1:-1]
-    first, after = [0 * ends], [ends]
-    for order in orders:  # "lerf" inserts the last ranks
-        first.append(0 * parts if order == "morf" else walk.totals - parts)
-        after.append(parts if order == "morf" else walk.totals.expand_as(parts))
-    found = scores_between(walk, score, torch.cat(first), torch.cat(after), perturbations_per_eval).T
-
-    fractions = (counts.T.double() / walk.totals[:, None]).to(found.device)  # (B, steps + 1)
-    known, *between = found.split([2] + len(orders) * [len(parts)], dim=1)
-    curves = [torch.cat([known[:, :1], part, known[:, 1:]], dim=1) for part in between]
+    counts = counts_of(cells, min(steps, int(cells.totals.max())))  # (steps + 1, B)
+    fractions = (counts / counts[-1].double()).T.to(cells.clip.device)  # (B, steps + 1)
+    first, *rest = orders
+    curves = [walk(cells, score, first, counts).T]
+    for order in rest:
+        between = walk(cells, score, order, counts[1:-1]).T
+        curves.append(torch.cat([curves[0][:, :1], between, curves[0][:, -1:]], dim=1))
     return [Curve(torch.trapezoid(curve, fractions), curve, fractions) for curve in curves]
 
 
-def _backwards(walk: Curve) -> Curve:
+def _backwards(curve: Curve) -> Curve:
     """Deletion of what was inserted last, first; the area is the same."""
-    return Curve(walk.score, walk.curve.flip(1), 1 - walk.fractions.flip(1))
+    return Curve(curve.score, curve.curve.flip(1), 1 - curve.fractions.flip(1))

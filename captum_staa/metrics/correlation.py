@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from captum_staa._captum import TargetType
+from captum_staa.checks import check_choice, check_count
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._cells import Cells, cells_of
 from captum_staa.metrics._metric import Array, metric
 from captum_staa.metrics._ranks import midranks, pearson
-from captum_staa.metrics._units import check_choice, check_count
 from captum_staa.perturbation.scores import TargetScore
 from captum_staa.randomness import generator_or_seeded
 
@@ -147,7 +147,7 @@ def aopc(
     """
     check_count("steps", steps)
     units = cells_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval)
-    check_count("steps", steps, most=units.fewest)
+    units.check_portions("steps", steps)
     ranks = units.ranks()
     replaced = torch.stack([ranks < units.portion(step / steps) for step in range(1, steps + 1)])
     falls = _falls(forward_func, units, replaced, target, additional_forward_args)
@@ -211,7 +211,7 @@ def saco(
     """
     check_count("groups", groups, least=2)
     units = cells_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval)
-    check_count("groups", groups, least=2, most=units.fewest)
+    units.check_portions("groups", groups)
     group = units.ranks() * groups // units.present.sum(1, keepdim=True)  # absent cells come after the last group
     members = torch.stack([group == number for number in range(groups)])  # (G, B, n)
     falls = _falls(forward_func, units, members, target, additional_forward_args)

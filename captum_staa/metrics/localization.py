@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_staa.checks import check_choice
 from captum_staa.layout import VideoLayout
-from captum_staa.metrics._metric import Array, as_maps, metric
+from captum_staa.metrics._metric import Array, as_maps, as_tensor, metric
 
 Axis = Literal["joint", "time", "space"]
 _SUMMED: dict[str, tuple[int, ...]] = {"joint": (), "time": (2, 3), "space": (1,)}
@@ -138,8 +139,7 @@ def pointing_game(
         raise ValueError(
             f"tolerance is (frames, pixels in height, pixels in width), whole and at least 0, but {tolerance!r} came"
         )
-    if per not in ("clip", "frame"):
-        raise ValueError(f"per is 'clip' or 'frame', but {per!r} came")
+    check_choice("per", per, ("clip", "frame"))
     maps, truth = _checked(scores, truth, layout)
     allowed = truth[:, None].float()  # (B, 1, T, H, W)
     for axis, size in enumerate(tolerance):  # a box is dilated one side after the other
@@ -187,8 +187,7 @@ def temporal_pointing(scores: Array, truth: Array, *, layout: VideoLayout | str 
 
 def compared(scores: Array, truth: Array, axis: Axis, layout: VideoLayout | str | None) -> tuple[Tensor, Tensor]:
     """What an axis compares: scores float64 and whether each is of the truth, ``(B, N)`` both; checked."""
-    if axis not in _SUMMED:
-        raise ValueError(f"axis is one of {', '.join(map(repr, _SUMMED))}, but {axis!r} came")
+    check_choice("axis", axis, _SUMMED)
     maps, truth = _checked(scores, truth, layout)
     if dims := _SUMMED[axis]:
         maps, truth = maps.sum(dims), truth.any(dims)
@@ -229,7 +228,7 @@ def _one_average_precision(scores: Tensor, inside: Tensor) -> float:
 
 def _checked(scores: Array, truth: Array, layout: VideoLayout | str | None) -> tuple[Tensor, Tensor]:
     """Maps float64 and truth bool, ``(B, T, H, W)`` both and on one device. Infinity has a rank, and may stay."""
-    scores, truth = _as_tensor(scores, "scores"), _as_tensor(truth, "truth")
+    scores, truth = as_tensor(scores, "scores", "B, T, H, W"), as_tensor(truth, "truth", "B, T, H, W")
     if layout is not None:
         scores = as_maps(scores, layout)
     if scores.ndim != 4 or scores.shape != truth.shape or 0 in scores.shape:
@@ -242,11 +241,3 @@ def _checked(scores: Array, truth: Array, layout: VideoLayout | str | None) -> t
     if bool(scores.isnan().any()):
         raise ValueError(f"{int(scores.isnan().sum())} of the {scores.numel()} scores are nan and have no rank")
     return scores.detach().double(), truth.to(scores.device)
-
-
-def _as_tensor(value: object, name: str) -> Tensor:
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.array(value, order="C"))  # a copy: an array may be read-only, or run backwards
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor (B, T, H, W), but {type(value).__name__} came")
-    return value

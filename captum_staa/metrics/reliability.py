@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from captum_staa.metrics._metric import Array, metric
+from captum_staa.checks import check_choice
+from captum_staa.metrics._metric import Array, as_tensor, metric
 from captum_staa.randomness import generator_or_seeded
 
 Level = Literal["nominal", "ordinal", "interval"]
@@ -143,8 +143,7 @@ def krippendorff_alpha(ratings: Array, level: Level = "ordinal") -> float:
     Reference:
         Krippendorff, "Computing Krippendorff's Alpha-Reliability", University of Pennsylvania (2011).
     """
-    if level not in ("nominal", "ordinal", "interval"):
-        raise ValueError(f"level is one of 'nominal', 'ordinal', 'interval', but {level!r} came")
+    check_choice("level", level, ("nominal", "ordinal", "interval"))
     table = _table("ratings", ratings, "N observers, U units", fewest=(1, 1))
     if level == "interval" and bool(table.isinf().any()):
         raise ValueError(f"{int(table.isinf().sum())} of the ratings are infinite: no number; pass level='ordinal'")
@@ -218,10 +217,7 @@ def _ranks(table: Tensor) -> Tensor:
 
 
 def _table(name: str, table: Array, axes: str, fewest: tuple[int, int]) -> Tensor:
-    if isinstance(table, np.ndarray):
-        table = torch.from_numpy(np.ascontiguousarray(table))
-    if not isinstance(table, Tensor):
-        raise TypeError(f"{name} must be a tensor ({axes}), but {type(table).__name__} came")
+    table = as_tensor(table, name, axes)
     if table.ndim != 2 or any(size < least for size, least in zip(table.shape, fewest, strict=True)):
         raise ValueError(f"{name} must be ({axes}), at least {fewest}, but shape {tuple(table.shape)} came")
     if not table.is_floating_point():

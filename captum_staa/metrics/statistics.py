@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from captum_staa.layout import VideoLayout
-from captum_staa.metrics._metric import Array, as_maps, metric
+from captum_staa.metrics._metric import Array, as_maps, as_tensor, metric
 
 
 @metric(higher_is_better=True, lowest=float("-inf"), highest=float("inf"))
@@ -42,10 +41,7 @@ def snr(scores: Array, truth: Array) -> Tensor:
         ValueError: the shapes differ, or scores hold nan or infinity.
     """
     maps = as_maps(scores)
-    if isinstance(truth, np.ndarray):
-        truth = torch.from_numpy(np.ascontiguousarray(truth))
-    if not isinstance(truth, Tensor):
-        raise TypeError(f"truth must be a tensor (B, T, H, W), but {type(truth).__name__} came")
+    truth = as_tensor(truth, "truth", "B, T, H, W")
     if truth.dtype != torch.bool:
         raise TypeError(f"truth must be bool, but {truth.dtype} came; pass truth > 0")
     if truth.shape != maps.shape:

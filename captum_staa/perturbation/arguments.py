@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_staa._captum import BaselineType
+from captum_staa.checks import check_count
 
 
 def baselines_for(clips: tuple[Tensor, ...], baselines: BaselineType) -> tuple[Tensor, ...]:
@@ -43,8 +44,7 @@ def _baseline_for(clip: Tensor, baseline: object) -> Tensor:
 
 def check_perturbations_per_eval(value: object) -> None:
     """Raise unless it is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"perturbations_per_eval is a whole number of at least 1, but {value!r} came")
+    check_count("perturbations_per_eval", value)
 
 
 def masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ...] | None) -> list[Tensor]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captum_staa.checks import check_choice
 from captum_staa.layout import SpaceTime, VideoLayout
 
 Sign = Literal["absolute_value", "positive", "negative", "all"]
@@ -62,8 +63,7 @@ def saliency(
     Raises:
         ValueError: unknown ``sign``, ``outlier_perc`` outside [0, 100], a shape as not said above, or nan and inf.
     """
-    if sign not in SIGNS:
-        raise ValueError(f"sign is one of {', '.join(map(repr, SIGNS))}, but {sign!r} came")
+    check_choice("sign", sign, SIGNS)
     if not 0 <= outlier_perc <= 100:
         raise ValueError(f"outlier_perc is a percentage in [0, 100], but {outlier_perc!r} came")
     values = signed(as_map(attributions, layout, index), sign)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 from numpy.typing import NDArray
 
+from captum_staa.checks import check_choice
 from captum_staa.layout import VideoLayout
 
 from ._maps import SIGNS, Attributions, Clip, Crop, Sign, as_frames, place, saliency
@@ -57,8 +58,7 @@ def overlay(
     std: float | Sequence[float] | None = None,
 ) -> Overlay:
     """Draw every frame of a clip; the arguments are those of :func:`captum_staa.visualization.show_frames`."""
-    if method not in METHODS:
-        raise ValueError(f"method is one of {', '.join(map(repr, METHODS))}, but {method!r} came")
+    check_choice("method", method, METHODS)
     if not 0 <= alpha_overlay <= 1:
         raise ValueError(f"alpha_overlay is an opacity in [0, 1], but {alpha_overlay!r} came")
     if method == "masked_image" and sign == "all":

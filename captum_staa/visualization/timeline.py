@@ -12,6 +12,7 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captum_staa.checks import check_choice
 from captum_staa.layout import SpaceTime, VideoLayout
 
 from ._maps import SIGNS, Attributions, Clip, Sign, as_frames, as_map, signed, tensor_of
@@ -132,8 +133,7 @@ def _per_frame(
     attributions: Attributions | Sequence[float], layout: VideoLayout | str | None, sign: Sign, index: int | None
 ) -> NDArray[np.float64]:
     """One number per frame."""
-    if sign not in SIGNS:
-        raise ValueError(f"sign is one of {', '.join(map(repr, SIGNS))}, but {sign!r} came")
+    check_choice("sign", sign, SIGNS)
     if isinstance(attributions, SpaceTime):  # its temporal part may be a signal of its own, not a sum
         temporal = attributions.temporal
         if index is None and len(temporal) > 1:
