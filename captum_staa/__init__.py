@@ -5,6 +5,7 @@ from captum_staa.attention.focus import Focus
 from captum_staa.attr.feature_ablation import VideoFeatureAblation
 from captum_staa.attr.grad_cam import GradCAM
 from captum_staa.attr.occlusion import VideoOcclusion
+from captum_staa.attr.perturbation import SpatioTemporalPerturbation
 from captum_staa.attr.rise import RISE
 from captum_staa.attr.smooth import smooth
 from captum_staa.attr.staa import STAA
@@ -20,6 +21,7 @@ __all__ = [
     "Focus",
     "GradCAM",
     "SpaceTime",
+    "SpatioTemporalPerturbation",
     "TokenGrid",
     "VideoClassifier",
     "VideoFeatureAblation",

@@ -3,8 +3,17 @@
 from captum_staa.attr.feature_ablation import VideoFeatureAblation
 from captum_staa.attr.grad_cam import GradCAM
 from captum_staa.attr.occlusion import VideoOcclusion
+from captum_staa.attr.perturbation import SpatioTemporalPerturbation
 from captum_staa.attr.rise import RISE
 from captum_staa.attr.smooth import smooth
 from captum_staa.attr.staa import STAA
 
-__all__ = ["RISE", "STAA", "GradCAM", "VideoFeatureAblation", "VideoOcclusion", "smooth"]
+__all__ = [
+    "RISE",
+    "STAA",
+    "GradCAM",
+    "SpatioTemporalPerturbation",
+    "VideoFeatureAblation",
+    "VideoOcclusion",
+    "smooth",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,10 @@ from captum_staa._captum import (
     NullProgress,
     TargetType,
     _format_tensor_into_tuples,
-    _select_targets,
     progress,
 )
 from captum_staa.layout import VideoLayout
+from captum_staa.perturbation.scores import selected
 
 
 def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: str) -> Tensor:
@@ -34,7 +35,7 @@ def score_of(answer: Tensor, target: TargetType) -> Tensor:
             f"the model gives {answer.shape[1]} classes, so a gradient needs a target: pass target=class index "
             f"(or one per example); STAA(mode='attention') explains no class in particular and needs none"
         )
-    return _select_targets(answer, target).sum()
+    return selected(answer, target).sum()
 
 
 def refuse_inference_mode(what: str) -> None:
@@ -66,12 +67,15 @@ def _shape(value: object) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
+def call_bar(name: str, calls: int, show: bool) -> Any:
+    """Captum's progress bar over so many calls of the model, or one that shows nothing."""
+    return progress(desc=f"{name} attribution", total=calls) if show else NullProgress()
+
+
 @contextmanager
 def evaluations(name: str, perturbations: int, perturbations_per_eval: int, show: bool) -> Iterator[Callable[[], None]]:
     """A progress bar over the calls of the model, the unperturbed one included; gives the function that moves it."""
-    calls = 1 + -(-perturbations // perturbations_per_eval)
-    bar = progress(desc=f"{name} attribution", total=calls) if show else NullProgress()
-    with bar:
+    with call_bar(name, 1 + -(-perturbations // perturbations_per_eval), show) as bar:
         yield bar.update
 
 

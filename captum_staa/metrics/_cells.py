@@ -11,8 +11,8 @@ from torch import Tensor
 
 from captum_staa._captum import BaselineType
 from captum_staa.layout import VideoLayout
-from captum_staa.metrics._metric import Array
-from captum_staa.metrics._units import Axis, maps_of, units_of
+from captum_staa.maps import Array, maps_of
+from captum_staa.metrics._units import Axis, units_of
 from captum_staa.models.layouts import layout_of
 from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval
 

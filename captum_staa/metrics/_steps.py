@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_staa._captum import TargetType
 from captum_staa.checks import check_choice
 from captum_staa.metrics._cells import Cells
-from captum_staa.perturbation.scores import TargetScore
+from captum_staa.perturbation.scores import TargetScore, over_classes
 
 Order = Literal["morf", "lerf"]
 Output = Literal["probability", "logit"]
@@ -24,8 +24,10 @@ def score_of(
     check_choice("output", output, ("probability", "logit"))
     if output == "probability" and target is None:
         raise ValueError("a probability is that of a class: pass target=class index (or one per example)")
-    function = probabilities_of(forward_func) if output == "probability" else forward_func
-    return TargetScore(function, target, additional_forward_args, batch)
+    if output == "probability":
+        way_out = "pass output='logit' to take the target's output as it is"
+        forward_func = over_classes(forward_func, lambda logits: logits.softmax(1), way_out)
+    return TargetScore(forward_func, target, additional_forward_args, batch)
 
 
 def counts_of(cells: Cells, steps: int) -> Tensor:
@@ -46,19 +48,3 @@ def walk(cells: Cells, score: TargetScore, order: Order, counts: Tensor) -> Tens
         shown = (chunk.to(places).view(shape) - places).clamp_(0, 1)  # whole numbers: 1 where place < count, else 0
         found.append(score((cells.blended(shown),), len(chunk)))  # a new tensor, the model may write into it
     return torch.cat(found).double()
-
-
-def probabilities_of(forward_func: Callable[..., Any]) -> Callable[..., Tensor]:
-    """The same function with a softmax over its classes, in float32 at least."""
-
-    def probabilities(*inputs: Any) -> Tensor:
-        logits = forward_func(*inputs)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-            came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"output='probability' is a softmax over logits (B, K) of several classes, but the model gives {came}; "
-                f"pass output='logit' to take the target's output as it is"
-            )
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
-
-    return probabilities

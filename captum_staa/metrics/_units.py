@@ -11,9 +11,8 @@ from torch import Tensor
 from captum_staa import feature_masks
 from captum_staa.checks import check_choice
 from captum_staa.layout import VideoLayout
-from captum_staa.metrics._metric import Array, as_maps
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.perturbation.arguments import masks_for
+from captum_staa.perturbation.arguments import units_for
 
 Axis = Literal["joint", "space", "time"]
 _WHOLE = {"joint": "", "space": "T", "time": "HW"}  # the axes that a cell spans from end to end
@@ -38,21 +37,8 @@ def units_of(
             f"out, or leave out the mask"
         )
     else:
-        (mask,) = masks_for((clip,), feature_mask)
-        mask = _one_channel(mask, layout)
-    return layout.to_working(mask.cpu().expand(-1, *clip.shape[1:]))[:, :, 0]
-
-
-def maps_of(attributions: Array, clip: Tensor, layout: VideoLayout) -> Tensor:
-    """``(B, T, H, W)`` float64 of attributions of the clip's shape, or of maps."""
-    wanted = tuple(layout.size(clip)[letter] for letter in "BTHW")
-    shape = tuple(getattr(attributions, "shape", ()))
-    if len(shape) in (4, 5) and shape not in (wanted, tuple(clip.shape)):
-        raise ValueError(
-            f"attributions must have the clip's shape {tuple(clip.shape)} in layout {layout.axes}, or be maps "
-            f"(B, T, H, W) = {wanted}, but their shape is {shape}"
-        )
-    return as_maps(attributions, layout if len(shape) == 5 else None)
+        return units_for(clip, feature_mask, layout)
+    return layout.to_working(mask)[:, :, 0].cpu()
 
 
 def _cell(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | None, axis: Axis) -> list[int]:
@@ -63,14 +49,3 @@ def _cell(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | No
     if np.shape(cells) != (3,):
         raise ValueError(f"cells is (t, h, w), the sides of one in frames and pixels, but {cells!r} came")
     return [sizes[letter] if letter in _WHOLE[axis] else side for letter, side in zip("THW", cells, strict=True)]
-
-
-def _one_channel(mask: Tensor, layout: VideoLayout) -> Tensor:
-    """The mask with a channel axis of 1."""
-    one = mask.narrow(layout.channel, 0, 1)
-    if not bool((mask == one).all()):
-        raise ValueError(
-            f"feature_mask must not tell channels apart, as maps have none, but of shape {tuple(mask.shape)} in layout "
-            f"{layout.axes} it does; pass one of captum_staa.feature_masks"
-        )
-    return one

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_staa.layout import VideoLayout
-from captum_staa.metrics._metric import Array, as_maps
+from captum_staa.maps import Array, as_maps
 from captum_staa.randomness import generator_or_seeded
 
 

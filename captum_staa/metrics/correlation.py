@@ -11,8 +11,9 @@ from torch import Tensor
 from captum_staa._captum import TargetType
 from captum_staa.checks import check_choice, check_count
 from captum_staa.layout import VideoLayout
+from captum_staa.maps import Array
 from captum_staa.metrics._cells import Cells, cells_of
-from captum_staa.metrics._metric import Array, metric
+from captum_staa.metrics._metric import metric
 from captum_staa.metrics._ranks import midranks, pearson
 from captum_staa.perturbation.scores import TargetScore
 from captum_staa.randomness import generator_or_seeded

@@ -18,8 +18,9 @@ from captum_staa._captum import (
     _select_targets,
 )
 from captum_staa.layout import VideoLayout
+from captum_staa.maps import Array
 from captum_staa.metrics._cells import Cells, cells_of
-from captum_staa.metrics._metric import Array, metric
+from captum_staa.metrics._metric import metric
 
 TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from captum_staa.checks import check_choice
 from captum_staa.layout import VideoLayout
-from captum_staa.metrics._metric import Array, as_maps, as_tensor, metric
+from captum_staa.maps import Array, as_maps, as_tensor
+from captum_staa.metrics._metric import metric
 
 Axis = Literal["joint", "time", "space"]
 _SUMMED: dict[str, tuple[int, ...]] = {"joint": (), "time": (2, 3), "space": (1,)}

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_staa.layout import VideoLayout
-from captum_staa.metrics._metric import Array, metric
+from captum_staa.maps import Array
+from captum_staa.metrics._metric import metric
 from captum_staa.metrics.localization import Axis, compared
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from captum_staa.checks import check_choice
-from captum_staa.metrics._metric import Array, as_tensor, metric
+from captum_staa.maps import Array, as_tensor
+from captum_staa.metrics._metric import metric
 from captum_staa.randomness import generator_or_seeded
 
 Level = Literal["nominal", "ordinal", "interval"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa.layout import VideoLayout
-from captum_staa.metrics._metric import Array, as_maps, metric
+from captum_staa.maps import Array, as_maps
+from captum_staa.metrics._metric import metric
 from captum_staa.metrics._ranks import midranks, pearson
 from captum_staa.randomness import generator_or_seeded
 

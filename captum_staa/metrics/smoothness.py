@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from captum_staa.layout import VideoLayout
-from captum_staa.metrics._metric import Array, as_maps, metric
+from captum_staa.maps import Array, as_maps
+from captum_staa.metrics._metric import metric
 
 
 class Smoothness(NamedTuple):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from captum_staa.layout import VideoLayout
-from captum_staa.metrics._metric import Array, as_maps, as_tensor, metric
+from captum_staa.maps import Array, as_maps, as_tensor
+from captum_staa.metrics._metric import metric
 
 
 @metric(higher_is_better=True, lowest=float("-inf"), highest=float("inf"))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_staa._captum import BaselineType
 from captum_staa.checks import check_count
+from captum_staa.layout import VideoLayout
 
 
 def baselines_for(clips: tuple[Tensor, ...], baselines: BaselineType) -> tuple[Tensor, ...]:
@@ -68,6 +69,23 @@ def masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ..
         masks.append(mask.detach().to(clip.device, torch.long).view(sides))
     _refuse_gaps(masks)
     return masks
+
+
+def units_for(clip: Tensor, feature_mask: Tensor, layout: VideoLayout) -> Tensor:
+    """Which feature each voxel belongs to, whatever the channel: ``(1 or B, T, H, W)`` int64 on the CPU."""
+    (mask,) = masks_for((clip,), feature_mask)
+    one = mask.narrow(layout.channel, 0, 1)
+    if not bool((mask == one).all()):
+        raise ValueError(
+            f"feature_mask must not tell channels apart, as maps have none, but of shape {tuple(mask.shape)} in layout "
+            f"{layout.axes} it does; pass one of captum_staa.feature_masks"
+        )
+    return layout.to_working(one.cpu().expand(-1, *_with_one_channel(clip, layout)))[:, :, 0]
+
+
+def _with_one_channel(clip: Tensor, layout: VideoLayout) -> list[int]:
+    sizes = {**layout.size(clip), "C": 1}
+    return [sizes[axis] for axis in layout.axes[1:]]
 
 
 def _refuse_gaps(masks: list[Tensor]) -> None:

@@ -15,6 +15,7 @@ from captum_staa._captum import (
     _expand_target,
     _format_additional_forward_args,
     _run_forward,
+    _select_targets,
 )
 
 
@@ -57,9 +58,10 @@ class TargetScore:
         if copies > 1:
             target = _expand_target(target, copies, expansion_type=how)
             extra = None if extra is None else _expand_additional_forward_args(extra, copies, expansion_type=how)
-        answer = _run_forward(self.forward_func, inputs, target, extra)
+        answer = _run_forward(self.forward_func, inputs, None, extra)
         if not isinstance(answer, Tensor):
             raise TypeError(f"the model must return a tensor, but {type(answer).__name__} came; VideoClassifier does")
+        answer = selected(answer, target)
         examples = copies * self.batch
         if answer.numel() != examples:
             if target is None and answer.ndim > 1 and len(answer) == examples:
@@ -71,4 +73,34 @@ class TargetScore:
                 f"the model must give one output per example, {examples} here, but outputs of shape "
                 f"{tuple(answer.shape)} came; return a row per example, not a mean over the batch"
             )
-        return answer.detach().reshape(copies, self.batch).to(torch.promote_types(answer.dtype, torch.float32))
+        return answer.reshape(copies, self.batch).to(torch.promote_types(answer.dtype, torch.float32))
+
+
+def selected(answer: Tensor, target: TargetType) -> Tensor:
+    """The target's output of every example, as Captum selects it; a target that does not fit is a ValueError."""
+    try:
+        return _select_targets(answer, target)
+    except (AssertionError, IndexError) as error:
+        raise ValueError(f"{target = } fits no outputs of shape {tuple(answer.shape)}: {error}") from error
+
+
+def over_classes(
+    forward_func: Callable[..., Any], function: Callable[[Tensor], Tensor], way_out: str
+) -> Callable[..., Tensor]:
+    """The model followed by a function of its logits ``(B, K)``, such as a softmax, in float32 at least.
+
+    Raises:
+        ValueError: when called: the model gives no logits of several classes; the text ends in ``way_out``.
+    """
+
+    def composed(*inputs: Any) -> Tensor:
+        logits = forward_func(*inputs)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+            came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"a probability is a softmax over logits (B, K) of several classes, but the model gives {came}; "
+                f"{way_out}"
+            )
+        return function(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+    return composed

@@ -1,0 +1,89 @@
+"""What a mask in between does to a clip: from the clip, where it is 1, towards a clip without the evidence, where 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from captum_staa import baselines
+from captum_staa.layout import VideoLayout
+
+Blend = Callable[[Tensor], Tensor]
+"""Masks ``(P, B, T, H, W)`` to clips ``(P * B, ...)``, batch after batch."""
+
+BlendName = Literal["fade", "mean_frame", "shuffle", "freeze", "noise", "blur", "blur_time", "blur_both"]
+BLENDS: tuple[BlendName, ...] = get_args(BlendName)
+_BLURRED = {"blur": (1, 0), "blur_time": (0, 1), "blur_both": (1, 1)}  # along space, along time
+_SPACE = 20 / 112  # widest standard deviation, of the shorter side: the paper's 20 pixels of 112
+_TIME = 1 / 4  # and of the clip's length
+
+
+class Ladder:
+    """Linear from rung to rung: a mask of ``l / (L - 1)`` shows the ``l``-th of ``L`` clips.
+
+    Example:
+        >>> rungs = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
+        >>> blend = Ladder(rungs, VideoLayout("BTCHW"))
+        >>> blend(torch.tensor([0.0, 0.25, 0.5, 1.0]).view(4, 1, 1, 1, 1)).flatten()
+        tensor([0., 2., 4., 5.])
+
+    Args:
+        rungs: at least two clips of one shape, the last of them the clip itself.
+        layout: the order of their axes.
+    """
+
+    def __init__(self, rungs: Sequence[Tensor], layout: VideoLayout) -> None:
+        self.layout, self.dtype = layout, rungs[-1].dtype
+        wide = torch.promote_types(self.dtype, torch.float32)
+        self.rungs = [rung.detach().to(wide) for rung in rungs]
+
+    def __call__(self, masks: Tensor) -> Tensor:
+        """Masks ``(P, B, T, H, W)`` in [0, 1] to clips ``(P * B, ...)``; differentiable, of the clip's dtype."""
+        shown = self.layout.from_working(masks.flatten(0, 1)[:, :, None]).unflatten(0, masks.shape[:2])
+        steps = len(self.rungs) - 1
+        blended = self.rungs[0]
+        for number, rung in enumerate(self.rungs[1:]):  # the shares before the one in between are 1: exactly its rung
+            share = shown if steps == 1 else (shown * steps - number).clamp(0, 1)
+            blended = torch.lerp(blended, rung, share)
+        return blended.flatten(0, 1).to(self.dtype)
+
+
+def blend_of(name: BlendName, clip: Tensor, layout: VideoLayout, baseline: Tensor, levels: int) -> Ladder:
+    """The blend of a name, with its clips made once.
+
+    Example:
+        >>> clip = torch.rand(1, 4, 3, 8, 8)
+        >>> blend = blend_of("blur", clip, VideoLayout("BTCHW"), torch.zeros_like(clip), levels=8)
+        >>> bool((blend(torch.ones(1, 1, 4, 8, 8)) == clip).all())
+        True
+
+    Args:
+        name: ``"fade"``, towards the baseline; ``"mean_frame"``, ``"shuffle"``, ``"freeze"`` or ``"noise"``, towards
+            the one of ``captum_staa.baselines``; ``"blur"``, through less and less blurred frames, from a standard
+            deviation of 18 % of the shorter side (20 pixels of 112); ``"blur_time"``, the same over frames, from a
+            quarter of the clip's length; ``"blur_both"``, in space and time at once.
+        clip: ``(B, ...)``.
+        layout: the order of its axes.
+        baseline: of the clip's shape; for ``"fade"`` only.
+        levels: how many clips a blur goes through, the clip itself included: the paper's 8, or 2 for a fade to the
+            most blurred one, which takes an eighth of the time.
+
+    Returns:
+        A :class:`Ladder`.
+
+    Reference:
+        Fong, Patrick and Vedaldi, ICCV 2019, section 3.3, in space; Li et al., IEEE TCSVT 2021, for clips.
+    """
+    if name == "fade":
+        return Ladder((baseline, clip), layout)
+    if name not in _BLURRED:
+        return Ladder((getattr(baselines, name)(clip, layout), clip), layout)
+    space, time = _BLURRED[name]
+    sizes = layout.size(clip)
+    widest = (_SPACE * min(sizes["H"], sizes["W"]) * space, _TIME * sizes["T"] * time)
+    parts = [1 - level / (levels - 1) for level in range(levels - 1)]
+    rungs = [baselines.blur(clip, layout, space=part * widest[0], time=part * widest[1]) for part in parts]
+    return Ladder((*rungs, clip), layout)

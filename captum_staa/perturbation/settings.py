@@ -1,0 +1,98 @@
+"""Named ways to learn masks: this library's own, the paper's, and its two ancestors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from captum_staa.checks import check_choice, check_count
+from captum_staa.perturbation.blends import BLENDS, BlendName
+from captum_staa.perturbation.masks import Nested, Parametrisation, Separate
+from captum_staa.perturbation.objective import AIMS, SCALES, Aim, Objective, Scale
+from captum_staa.perturbation.smoothness import SMOOTHNESS, Ellipsoid, Smoothness
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything about learning that is not of the clip.
+
+    Args:
+        parametrisation: :class:`Nested` masks of one score, or :class:`Separate` ones.
+        areas: parts of the clip's volume that masks leave, in (0, 1).
+        objective: what masks are asked to do.
+        smoothness: the term that is added to it, or None.
+        blends: names of what a mask does to the clip, taken in turns.
+        levels: clips that a blur goes through.
+        frames: of a cell of the mask.
+        across: cells along height and along width, at most one per pixel.
+        iterations: most steps.
+        tolerance: energy that a clip must gain within 30 steps to go on.
+        blur: standard deviation of the final map's blur within frames, as a part of the shorter side.
+    """
+
+    parametrisation: Parametrisation
+    areas: Sequence[float] = (0.05, 0.1, 0.15, 0.5)
+    objective: Objective = field(default_factory=Objective)
+    smoothness: Smoothness | None = None
+    blends: tuple[BlendName, ...] = ("fade", "blur", "mean_frame", "shuffle")
+    levels: int = 2
+    frames: int = 2
+    across: int = 16
+    iterations: int = 60
+    tolerance: float = 0.0
+    blur: float = 0.0
+
+    def __post_init__(self) -> None:
+        areas: Any = self.areas
+        areas = tuple(float(area) for area in areas) if isinstance(areas, Sequence) else (areas,)
+        if not areas or not all(0 < area < 1 for area in areas):
+            raise ValueError(f"areas are parts of the clip's volume in (0, 1), one at least, but {self.areas!r} came")
+        object.__setattr__(self, "areas", areas)
+        for name, least in (("levels", 2), ("frames", 1), ("across", 1), ("iterations", 0)):
+            check_count(name, getattr(self, name), least)
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance is at least 0, but {self.tolerance!r} came")
+        for blend in self.blends:
+            check_choice("blends", blend, BLENDS)
+
+    def changed(
+        self,
+        *,
+        aim: Aim | None,
+        scale: Scale | None,
+        smoothness: str | Smoothness | None,
+        **fields: Any,
+    ) -> Setting:
+        """This setting with whatever is not None put in its place."""
+        if isinstance(smoothness, str):
+            check_choice("smoothness", smoothness, SMOOTHNESS)
+            smoothness = SMOOTHNESS[smoothness]
+        elif smoothness is None:
+            smoothness = self.smoothness
+        elif not callable(smoothness):
+            raise TypeError(f"smoothness is a word or a function of masks, but {type(smoothness).__name__} came")
+        aim, scale = aim or self.objective.aim, scale or self.objective.scale
+        check_choice("objective", aim, AIMS)
+        check_choice("scale", scale, SCALES)
+        given = {name: value for name, value in fields.items() if value is not None}
+        return replace(self, objective=Objective(aim, scale), smoothness=smoothness, **given)
+
+
+_PAPER = Setting(
+    Separate(),
+    objective=Objective("preserve"),
+    blends=("blur",),
+    levels=8,
+    frames=1,
+    iterations=1200,
+    tolerance=0.01,
+    blur=10 / 112,
+)
+
+SETTINGS: dict[str, Setting] = {
+    "nested": Setting(Nested()),
+    "step": replace(_PAPER, smoothness=Ellipsoid()),
+    "3d-ep": _PAPER,
+    "2d-ep": replace(_PAPER, parametrisation=Separate(per_frame=True)),
+}
