@@ -169,7 +169,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
             show_progress: draw a bar of the model's calls, with the score that is kept.
             areas: parts of the volume that masks leave, each in (0, 1).
             objective: ``"preserve"``, ``"delete"`` or ``"dual"``.
-            scale: of the objective: ``"log_probability"``, ``"margin"`` (the log-odds) or ``"logit"``. A model of one
+            scale: of the objective: ``"odds"``, ``"log_probability"``, ``"margin"`` or ``"logit"``. A model of one
                 output always takes ``"logit"``.
             smoothness: ``"tv"``, ``"squared"``, ``"ellipsoid"``, ``"none"``, or one with weights of its own, such as
                 ``captum_staa.perturbation.smoothness.TotalVariation(space=1, time=3)``.
@@ -260,10 +260,12 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
                 areas=torch.tensor(setting.areas).to(wide),
                 batch=len(clip),
                 per_eval=perturbations_per_eval,
+                tick=lambda: bar.update(),
             )
-            with call_bar(self.get_name(), 1 + task.calls(setting.iterations), show_progress) as bar:
+            count = 1 + task.calls(setting.iterations, init is not None)
+            with call_bar(self.get_name(), count, show_progress) as bar:
                 bar.update()  # the whole clip
-                learnt = learn(task, start, setting.iterations, setting.tolerance, bar.update, _shown(bar, aim))
+                learnt = learn(task, start, setting.iterations, setting.tolerance, _shown(bar, aim))
         return _parts(task, learnt, whole, setting.blur)
 
     def attribute_future(self) -> NoReturn:

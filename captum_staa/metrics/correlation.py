@@ -193,7 +193,8 @@ def saco(
         forward_func: this, and whatever else is not named here, as for :func:`faithfulness_correlation`. The
             paper takes probabilities, and the picture's mean colour as baseline.
         groups: how many, at least 2, at most the number of cells. Where it does not divide that number, groups differ
-            by one cell. Cells of equal attribution come in a fixed random order.
+            by one cell, the larger of which matter more for their size alone: a perfect map is then below 1. Cells of
+            equal attribution come in a fixed random order.
 
     Returns:
         ``(B,)`` float64, -1 to 1, 1 is best and 0 is chance. nan where all groups are equally salient, as in a flat

@@ -134,7 +134,7 @@ def krippendorff_alpha(ratings: Array, level: Level = "ordinal") -> float:
 
     Returns:
         1 for perfect agreement, 0 for chance, negative where observers disagree. nan where nothing can be said: no
-        unit has two values, or all values are equal.
+        unit has two values, or all values of those that have are equal.
 
     Raises:
         TypeError: ``ratings`` is no tensor or array of floats.
@@ -200,7 +200,7 @@ def _mean_rho(directions: Tensor, weights: Tensor) -> Tensor:
     alone = weights.square().sum(1)
     agreement = (weights @ directions).square().sum(1) - alone
     mass = weights.sum(1).square() - alone
-    return (agreement / mass).where(mass > 0, torch.nan)
+    return (agreement / mass).clamp(-1, 1).where(mass > 0, torch.nan)  # rounding alone goes beyond
 
 
 def _with_interval(estimate: Callable[[Tensor], Tensor], copies: Tensor) -> tuple[float, Interval]:

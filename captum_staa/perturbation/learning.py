@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor
 from captum_staa.perturbation.blends import Blend
 from captum_staa.perturbation.fields import Field
 from captum_staa.perturbation.masks import Drawn, Parametrisation
-from captum_staa.perturbation.objective import Objective
+from captum_staa.perturbation.objective import Objective, Scale
 from captum_staa.perturbation.smoothness import Smoothness
 
 CHECK_EVERY = 10  # steps; a check costs about a tenth of the ten
 PATIENCE = 3  # checks without a gain, after which a clip is done
+WARM = (0.1, 0.37, 0.63, 0.9)  # how much of the clip is seen through the even masks that give the first hint
 
 Score = Callable[[tuple[Tensor, ...], int], Tensor]
 """Clips ``(copies * B, ...)`` and ``copies`` to ``(copies, B)``, differentiable."""
@@ -37,6 +38,7 @@ class Task:
         areas: ``(A,)``.
         batch: B.
         per_eval: altered copies of the batch per call of the model.
+        tick: called after every call of the model.
     """
 
     score: Score
@@ -48,13 +50,16 @@ class Task:
     areas: Tensor
     batch: int
     per_eval: int
+    tick: Callable[[], object]
 
-    def calls(self, iterations: int) -> int:
+    def calls(self, iterations: int, init: bool) -> int:
         """Of the model, where no clip is done before the last step."""
         count = len(self.areas)
         check = len(self.blends) * -(-2 * count // self.per_eval)
         step = -(-len(self.objective.hidden) * count // self.per_eval)
-        return (1 + -(-iterations // CHECK_EVERY)) * check + iterations * step
+        warm = 0 if init or not self.parametrisation.warm else -(-len(WARM) // self.per_eval)
+        first = len(self.blends) * (1 + warm)
+        return first + (1 + -(-iterations // CHECK_EVERY)) * check + iterations * step
 
 
 class Check(NamedTuple):
@@ -112,7 +117,6 @@ def learn(
     init: Tensor | None,
     iterations: int,
     tolerance: float,
-    tick: Callable[[], object],
     report: Callable[[Check], object],
 ) -> Learnt:
     """Learn masks; needs gradients to be enabled.
@@ -122,7 +126,6 @@ def learn(
         init: ``(B, n)``, a map to begin from, or None.
         iterations: most steps.
         tolerance: a clip is done once its energy has not fallen by more than this for three checks in a row.
-        tick: called after every call of the model.
         report: called with every check.
 
     Returns:
@@ -131,9 +134,12 @@ def learn(
     Raises:
         ValueError: the model gives nan before the first step, or no gradient leads from its answer to the clip.
     """
-    values = task.parametrisation.start(task.field, task.areas, task.batch, init)
     try:
-        learnt = Learnt(values, _check(task, values, 0, tick))
+        floors = _floors(task)
+        if init is None and task.parametrisation.warm:
+            init = _hint(task, floors)
+        values = task.parametrisation.start(task.field, task.areas, task.batch, init)
+        learnt = Learnt(values, _check(task, values, 0, floors))
     except _NotFinite as error:
         raise ValueError(f"{error}, before the first step: no mask can be learnt from that") from None
     report(learnt.best)
@@ -145,10 +151,10 @@ def learn(
             if bool(learnt.done.all()):
                 break
             drawn = task.parametrisation.draw(values, task.field, task.areas, step, step / max(1, iterations - 1))
-            (values.grad,) = torch.autograd.grad(drawn.masks, values, _slope(task, drawn, step, tick))
+            (values.grad,) = torch.autograd.grad(drawn.masks, values, _slope(task, drawn, step, floors))
             optimiser.step()
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == iterations:
-                check = _check(task, values.detach(), step + 1, tick)
+                check = _check(task, values.detach(), step + 1, floors)
                 learnt.update(values.detach(), check, tolerance)
                 report(learnt.best)
     except _NotFinite as error:
@@ -158,20 +164,49 @@ def learn(
     return learnt
 
 
-def _slope(task: Task, drawn: Drawn, step: int, tick: Callable[[], object]) -> Tensor:
-    """The gradient of the step's energy along its masks, ``(B, A, n)``; one call of the model after the other."""
+@torch.no_grad()
+def _floors(task: Task) -> Tensor:
+    """The scores of clips of which nothing is shown, ``(blends, B)``."""
+    nothing = task.field.spread(task.field.shares.new_zeros(task.batch, 1, task.field.shares.shape[1]))
+    found = []
+    for blend in task.blends:
+        found.append(task.score((blend(nothing.transpose(0, 1)),), 1)[0].to(nothing.dtype))
+        task.tick()
+    floors = torch.stack(found)
+    _check_finite(floors)
+    return floors
+
+
+def _hint(task: Task, floors: Tensor) -> Tensor:
+    """``(B, n)``: where the answer grows as an even mask opens: coarse Integrated Gradients over all ways of hiding.
+
+    For the price of two steps, learning begins with most of the evidence in place.
+    """
+    shares = task.field.shares
+    scale: Scale = "logit" if task.objective.scale == "logit" else "margin"
+    even = replace(task, objective=Objective("preserve", scale), smoothness=None)
+    levels = shares.new_tensor(WARM)
+    masks = levels[:, None].repeat(task.batch, 1, shares.shape[1])
+    masks = masks.view(task.batch, len(levels), -1)
+    slope = sum((_slope(even, Drawn(masks, levels), step, floors) for step in range(len(task.blends))), 0 * masks)
+    density = -slope.sum(1) / shares.clamp_min(torch.finfo(shares.dtype).tiny)
+    return task.field.gather(task.field.spread(density[:, None])[:, 0])  # which smooths a grid, and leaves regions
+
+
+def _slope(task: Task, drawn: Drawn, step: int, floors: Tensor) -> Tensor:
+    """The gradient of the sum of energies over areas along the masks, ``(B, A, n)``; call of the model after call."""
     leaf = drawn.masks.detach().requires_grad_()
     total, count = torch.zeros_like(leaf), leaf.shape[1]
     blend = task.blends[step % len(task.blends)]
     hidden = torch.tensor(task.objective.hidden, device=leaf.device).repeat_interleave(count)
     areas = torch.arange(count, device=leaf.device).repeat(len(task.objective.hidden))
     for which, number in zip(hidden.split(task.per_eval), areas.split(task.per_eval), strict=True):
-        losses = task.objective.losses(_scores(task, blend, leaf, which, number), which)
-        tick()
+        scores = _scores(task, blend, leaf, which, number)
+        losses = task.objective.losses(scores, which, floors[step % len(task.blends)])
         _check_finite(losses)
         if not losses.requires_grad:
             raise ValueError(_NO_GRADIENT)
-        (slope,) = torch.autograd.grad(losses.sum() / count, leaf, allow_unused=True)
+        (slope,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
         if slope is None:
             raise ValueError(_NO_GRADIENT)
         total += slope
@@ -179,12 +214,12 @@ def _slope(task: Task, drawn: Drawn, step: int, tick: Callable[[], object]) -> T
     if task.smoothness is not None:
         own = own + task.smoothness(task.field.spread(leaf), drawn.areas)
     if own.requires_grad:
-        total += torch.autograd.grad(own.sum() / count, leaf)[0]
+        total += torch.autograd.grad(own.sum(), leaf)[0]
     return total
 
 
 @torch.no_grad()
-def _check(task: Task, values: Tensor, step: int, tick: Callable[[], object]) -> Check:
+def _check(task: Task, values: Tensor, step: int, floors: Tensor) -> Check:
     """What the masks of the asked areas do, over all blends."""
     masks = task.parametrisation.final(values, task.field, task.areas)
     count = masks.shape[1]
@@ -193,14 +228,16 @@ def _check(task: Task, values: Tensor, step: int, tick: Callable[[], object]) ->
     for blend in task.blends:
         for chunk in every.split(task.per_eval):
             found[chunk] += _scores(task, blend, masks, chunk >= count, chunk % count) / len(task.blends)
-            tick()
     _check_finite(found)
     energy = task.parametrisation.penalty(Drawn(masks, task.areas), task.field, 0)  # (B, A)
     if task.smoothness is not None:
         energy = energy + task.smoothness(task.field.spread(masks), task.areas)
+    floor = floors.mean(0)
     for hidden, part in zip((False, True), found.split(count), strict=True):
         if hidden in task.objective.hidden:
-            energy = energy + task.objective.losses(part, torch.full_like(every[:count], hidden, dtype=torch.bool)).T
+            energy = (
+                energy + task.objective.losses(part, torch.full_like(every[:count], hidden, dtype=torch.bool), floor).T
+            )
     kept, deleted = found.T.split(count, dim=1)
     return Check(step, energy.mean(1), kept, deleted)
 
@@ -209,7 +246,9 @@ def _scores(task: Task, blend: Blend, masks: Tensor, hidden: Tensor, areas: Tens
     """The scores ``(P, B)`` of copies under the masks of these areas; where ``hidden``, under what they leave."""
     shown = task.field.spread(masks[:, areas]).transpose(0, 1)  # (P, B, T, H, W)
     turned = hidden[:, None, None, None, None].to(shown)
-    return task.score((blend(turned + (1 - 2 * turned) * shown),), len(hidden)).to(masks.dtype)
+    scores = task.score((blend(turned + (1 - 2 * turned) * shown),), len(hidden))
+    task.tick()
+    return scores.to(masks.dtype)
 
 
 def _check_finite(scores: Tensor) -> None:

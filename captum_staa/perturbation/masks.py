@@ -29,7 +29,14 @@ class Drawn(NamedTuple):
 
 
 class Parametrisation(Protocol):
-    """From learnt values to masks; the numbers of a mask are those of a :class:`Field`."""
+    """From learnt values to masks; the numbers of a mask are those of a :class:`Field`.
+
+    Attributes:
+        warm: whether learning begins with a hint where no map is given to begin with.
+    """
+
+    @property
+    def warm(self) -> bool: ...
 
     def start(self, field: Field, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
         """Values to begin with; ``init`` ``(B, n)`` is a map to begin from."""
@@ -70,12 +77,14 @@ class Nested:
         softness: width of the threshold in units of the scores, at the first step and at the last.
         reach: the smallest area that is learnt, as a part of the smallest asked.
         per_frame: each area in every slice of time, instead of over the volume.
+        warm: begin with a hint, where no map is given.
     """
 
     rate: float = 0.3
     softness: tuple[float, float] = (1.0, 0.1)
     reach: float = 0.1
     per_frame: bool = False
+    warm: bool = True
 
     def start(self, field: Field, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
         """Zeros, or half the map in standard deviations: a hint that the first steps can still take back."""
@@ -125,6 +134,7 @@ class Separate:
         weight: of the penalty at the first step.
         growth: factor of the weight from step to step.
         per_frame: each area in every slice of time, instead of over the volume.
+        warm: begin with a hint, where no map is given; the papers begin with all shown.
 
     Reference:
         Fong, Patrick and Vedaldi, ICCV 2019; Li et al., IEEE TCSVT 2021.
@@ -134,6 +144,7 @@ class Separate:
     weight: float = 300.0
     growth: float = 1.0008668
     per_frame: bool = False
+    warm: bool = False
 
     def start(self, field: Field, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
         """All is shown; or of a map, each area's highest cells."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Aim = Literal["preserve", "delete", "dual"]
-Scale = Literal["log_probability", "margin", "logit"]
+Scale = Literal["odds", "log_probability", "margin", "logit"]
 AIMS: dict[Aim, tuple[bool, ...]] = {"preserve": (False,), "delete": (True,), "dual": (False, True)}
-SCALES: tuple[Scale, ...] = ("log_probability", "margin", "logit")
+SCALES: tuple[Scale, ...] = get_args(Scale)
 
 
 @dataclass(frozen=True)
@@ -19,44 +20,54 @@ class Objective:
     """The loss of altered clips, from the target's score in them.
 
     Example:
-        >>> objective = Objective("dual", "log_probability")
+        >>> objective = Objective("dual", "odds")
         >>> scores = torch.tensor([[0.9], [0.2]]).log()  # a clip where the mask shows, and one where it hides
-        >>> objective.losses(scores, torch.tensor([False, True])).exp().flatten()  # 1 / .9, and 1 / (1 - .2)
-        tensor([1.1111, 1.2500])
+        >>> floor = torch.tensor([0.2]).log()  # nothing shown
+        >>> objective.losses(scores, torch.tensor([False, True]), floor).exp().flatten()  # 1 / .9, and 1 + 1
+        tensor([1.1111, 2.0000])
 
     Args:
         aim: ``"preserve"``, what the mask shows suffices for the answer; ``"delete"``, the answer needs what it shows;
             ``"dual"``, both.
-        scale: ``"log_probability"``: ``-log p`` of what is to be kept, ``-log(1 - p)`` of what is to go.
-            ``"margin"``: the target's log-odds ``log p - log(1 - p)``, to go up or down without end. ``"logit"``: the
-            target's output as the model gives it, likewise; the one for models without classes.
+        scale: of the target's probability ``p``.
+
+            - ``"odds"``: ``-log p`` of what is to be kept; of what is to go, ``log(1 + odds / odds_0)`` with ``odds = p
+              / (1 - p)``, and ``odds_0`` that of a clip of which nothing is shown. To fall far below it, the clip would
+              have to speak for another class: that is no longer the evidence's absence, and gains little.
+            - ``"log_probability"``: ``-log p``, and ``-log(1 - p)``, the papers'.
+            - ``"margin"``: ``log odds``, to go up or down without end.
+            - ``"logit"``: the target's output as the model gives it, likewise; for models without classes.
     """
 
     aim: Aim = "dual"
-    scale: Scale = "log_probability"
+    scale: Scale = "odds"
 
     @property
     def hidden(self) -> tuple[bool, ...]:
         """For each kind of altered clip that is needed, whether the mask hides what it otherwise shows."""
         return AIMS[self.aim]
 
-    def losses(self, scores: Tensor, hidden: Tensor) -> Tensor:
+    def losses(self, scores: Tensor, hidden: Tensor, floor: Tensor) -> Tensor:
         """Per altered clip.
 
         Args:
             scores: ``(P, B)``: the target's log-probability, or with ``"logit"`` its output.
             hidden: ``(P,)`` bool.
+            floor: ``(B,)``, the score where nothing is shown.
 
         Returns:
             ``(P, B)``.
         """
-        if self.scale == "log_probability":
-            return torch.where(hidden[:, None], -log_of_rest(scores), -scores)
-        strength = scores if self.scale == "logit" else scores - log_of_rest(scores)
-        return torch.where(hidden[:, None], strength, -strength)
+        hidden = hidden[:, None]
+        if self.scale == "logit":
+            return torch.where(hidden, scores, -scores)
+        if self.scale == "margin":
+            return torch.where(hidden, log_odds(scores), -log_odds(scores))
+        least = log_odds(floor) if self.scale == "odds" else torch.zeros_like(floor)
+        return torch.where(hidden, F.softplus(log_odds(scores) - least), -scores)
 
 
-def log_of_rest(scores: Tensor) -> Tensor:
-    """``log(1 - p)`` of ``log p``; where p is 1 to the last digit, that of the next number below."""
+def log_odds(scores: Tensor) -> Tensor:
+    """``log p - log(1 - p)`` of ``log p``; where p is 1 to the last digit, that of the next number below."""
     most = -torch.finfo(scores.dtype).eps
-    return (-torch.expm1(scores.clamp(max=most))).log()
+    return scores - (-torch.expm1(scores.clamp(max=most))).log()

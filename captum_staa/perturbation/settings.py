@@ -81,11 +81,11 @@ class Setting:
 
 _PAPER = Setting(
     Separate(),
-    objective=Objective("preserve"),
+    objective=Objective("preserve", "log_probability"),
     blends=("blur",),
     levels=8,
     frames=1,
-    iterations=1200,
+    iterations=400,
     tolerance=0.01,
     blur=10 / 112,
 )

@@ -1,0 +1,206 @@
+"""What a spatio-temporal perturbation costs, and how much of it is the model: CPU seconds, one thread.
+
+    python benchmarks/perturbation_cost.py                  # both networks, about ten minutes on one core
+    python benchmarks/perturbation_cost.py --only tiny      # about two
+
+One clip of 16 x 112 x 112, four areas, random weights. CPU seconds are those of the process. "Outside the model" is
+what is left after the model's own forwards and backwards, which run again on as many clips in the same process, right
+after; it is given per area and step, and counts blending, its gradient, the masks, and the share of the checks. Memory
+is how far resident memory rises at most, in a process of its own, against one forward and backward of the model on the
+largest batch that it gets; it is read from Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from captum_staa import SpatioTemporalPerturbation
+
+AREAS = (0.05, 0.1, 0.15, 0.5)
+SETTINGS = ("nested", "step", "3d-ep", "2d-ep")
+STEPS = 20  # that the cost of a step is measured over
+
+
+class Tiny(nn.Sequential):
+    """Three 3D convolutions: a network next to which everything else shows."""
+
+    def __init__(self) -> None:
+        widths = (3, 8, 16, 32)
+        layers: list[nn.Module] = []
+        for c_in, c_out in pairwise(widths):
+            layers += [nn.Conv3d(c_in, c_out, 3, stride=2, padding=1), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
+
+
+class _Residual(nn.Module):
+    """Two factorised convolutions and a shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_factorised(c_in, c_out, stride), nn.ReLU(), *_factorised(c_out, c_out, 1))
+        same = c_in == c_out and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv3d(c_in, c_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.body(x) + self.shortcut(x)).relu()
+
+
+class R2Plus1D18(nn.Sequential):
+    """R(2+1)D of 18 layers: each 3D convolution as one in space and one in time; 31 M parameters."""
+
+    def __init__(self, classes: int = 101) -> None:
+        stem = [nn.Conv3d(3, 45, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False), nn.BatchNorm3d(45), nn.ReLU()]
+        stem += [nn.Conv3d(45, 64, (3, 1, 1), padding=(1, 0, 0), bias=False), nn.BatchNorm3d(64), nn.ReLU()]
+        blocks, c_in = [], 64
+        for c_out in (64, 128, 256, 512):
+            blocks += [_Residual(c_in, c_out, 1 if c_out == 64 else 2), _Residual(c_out, c_out, 1)]
+            c_in = c_out
+        super().__init__(*stem, *blocks, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(512, classes))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"tiny": Tiny, "r2plus1d": R2Plus1D18}
+
+
+def _factorised(c_in: int, c_out: int, stride: int) -> list[nn.Module]:
+    between = c_in * c_out * 27 // (c_in * 9 + 3 * c_out)  # as many parameters as the 3D convolution has
+    return [
+        nn.Conv3d(c_in, between, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
+        nn.BatchNorm3d(between),
+        nn.ReLU(),
+        nn.Conv3d(between, c_out, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False),
+        nn.BatchNorm3d(c_out),
+    ]
+
+
+class Counted(nn.Module):
+    """A model that notes the batches it gets, and whether a gradient is asked for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls = model, list[tuple[int, bool]]()
+
+    def forward(self, clip: Tensor) -> Tensor:
+        self.calls.append((len(clip), clip.requires_grad))
+        return self.model(clip)
+
+
+def network(name: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return NETWORKS[name]().eval(), torch.randn(1, 3, 16, 112, 112)
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def alone(model: nn.Module, clip: Tensor, calls: list[tuple[int, bool]]) -> None:
+    """The model's own work in these calls."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for count, differentiated in calls:
+        batch = clip.repeat(count, 1, 1, 1, 1).requires_grad_(differentiated)
+        with torch.set_grad_enabled(differentiated):
+            answer = model(batch)
+        if differentiated:
+            torch.autograd.grad(answer.log_softmax(1)[:, 0].sum(), batch)
+
+
+def per_step(name: str, setting: str, per_eval: int, rounds: int) -> tuple[float, float]:
+    """CPU milliseconds per area and step outside the model, and the share of the whole that is outside."""
+    model, clip = network(name)
+    outside, share = [], []
+    for _ in range(rounds):
+        counted = Counted(model)
+        method = SpatioTemporalPerturbation(counted, "BCTHW", setting=setting)
+        took = cpu_seconds(
+            lambda method=method: method.attribute(
+                clip, target=0, areas=AREAS, iterations=STEPS, perturbations_per_eval=per_eval
+            )
+        )
+        bare = cpu_seconds(lambda counted=counted: alone(model, clip, counted.calls))
+        outside.append(1e3 * (took - bare) / STEPS / len(AREAS))
+        share.append((took - bare) / took)
+    return median(outside), median(share)
+
+
+def explanation(name: str, setting: str, per_eval: int) -> tuple[float, int]:
+    """CPU seconds of a whole explanation, and its steps."""
+    model, clip = network(name)
+    method, steps = SpatioTemporalPerturbation(model, "BCTHW", setting=setting), []
+    took = cpu_seconds(
+        lambda: steps.append(
+            method.attribute_parts(clip, target=0, areas=AREAS, perturbations_per_eval=per_eval).history.steps[-1]
+        )
+    )
+    return took, int(steps[0])
+
+
+def peak(name: str, setting: str, per_eval: int) -> float:
+    """MiB by which resident memory rose."""
+    model, clip = network(name)
+    alone(model, clip, [(1, True)])  # what is made once, by the first call of anything
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    before = _resident("VmRSS")
+    if setting == "model":
+        alone(model, clip, [(per_eval, True)] * 3)
+    else:
+        method = SpatioTemporalPerturbation(model, "BCTHW", setting=setting)
+        method.attribute(clip, target=0, areas=AREAS, iterations=3, perturbations_per_eval=per_eval)
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def apart(*arguments: str) -> float:
+    """The peak of a process of its own."""
+    command = [sys.executable, "-W", "ignore", __file__, "--peak", *arguments]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=NETWORKS, action="append")
+    parser.add_argument("--setting", choices=SETTINGS, action="append")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.peak:
+        print(peak(arguments.peak[0], arguments.peak[1], int(arguments.peak[2])))
+        return
+    print(
+        "| network | setting | copies per call | CPU s per clip | steps | ms outside per area and step | share outside "
+        "| memory, MiB | model alone, MiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in arguments.only or NETWORKS:
+        for setting in arguments.setting or SETTINGS:
+            copies = 8 if setting == "nested" else 4
+            milliseconds, share = per_step(name, setting, copies, arguments.rounds)
+            took, steps = explanation(name, setting, copies) if name == "tiny" or setting == "nested" else (None, None)
+            memory = apart(name, setting, str(copies)), apart(name, "model", str(copies))
+            whole = "–" if took is None else f"{took:.1f}"
+            print(
+                f"| {name} | {setting} | {copies} | {whole} | {steps or '–'} | {milliseconds:.1f} | {share:.0%} "
+                f"| {memory[0]:.0f} | {memory[1]:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
