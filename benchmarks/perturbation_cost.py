@@ -1,13 +1,14 @@
 """What a spatio-temporal perturbation costs, and how much of it is the model: CPU seconds, one thread.
 
-    python benchmarks/perturbation_cost.py                  # both networks, about ten minutes on one core
-    python benchmarks/perturbation_cost.py --only tiny      # about two
+    python benchmarks/perturbation_cost.py                  # both networks, about twenty minutes on one core
+    python benchmarks/perturbation_cost.py --only tiny      # about five
 
-One clip of 16 x 112 x 112, four areas, random weights. CPU seconds are those of the process. "Outside the model" is
-what is left after the model's own forwards and backwards, which run again on as many clips in the same process, right
-after; it is given per area and step, and counts blending, its gradient, the masks, and the share of the checks. Memory
-is how far resident memory rises at most, in a process of its own, against one forward and backward of the model on the
-largest batch that it gets; it is read from Linux.
+One clip of 16 x 112 x 112, four areas, random weights. CPU seconds are those of the process. The model's own are taken
+by clocks around its forward, and between the gradient of its output and that of its input; the rest, blending and its
+gradient, masks, areas, smoothness and checks, is "outside", given per area and step. The small network's explanations
+are run to their end; the large one's are a few steps, and what the whole would take. Memory is how far resident memory
+rises at most, in a process of its own, against one forward and backward of the model on the largest batch that it gets;
+it is read from Linux.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa import SpatioTemporalPerturbation
+from captum_staa.perturbation.settings import SETTINGS
 
 AREAS = (0.05, 0.1, 0.15, 0.5)
-SETTINGS = ("nested", "step", "3d-ep", "2d-ep")
-STEPS = 20  # that the cost of a step is measured over
+STEPS = {"tiny": 20, "r2plus1d": 2}  # that the cost of a step is measured over
 
 
 class Tiny(nn.Sequential):
@@ -82,16 +83,27 @@ def _factorised(c_in: int, c_out: int, stride: int) -> list[nn.Module]:
     ]
 
 
-class Counted(nn.Module):
-    """A model that notes the batches it gets, and whether a gradient is asked for."""
+class Clocked(nn.Module):
+    """A model with clocks around its forward and its backward."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.calls = model, list[tuple[int, bool]]()
+        self.model, self.inside, self._start = model, 0.0, 0.0
 
     def forward(self, clip: Tensor) -> Tensor:
-        self.calls.append((len(clip), clip.requires_grad))
-        return self.model(clip)
+        start = time.process_time()
+        answer = self.model(clip)
+        self.inside += time.process_time() - start
+        if clip.requires_grad:
+            answer.register_hook(self._begin)
+            clip.register_hook(self._end)
+        return answer
+
+    def _begin(self, grad: Tensor) -> None:
+        self._start = time.process_time()
+
+    def _end(self, grad: Tensor) -> None:
+        self.inside += time.process_time() - self._start
 
 
 def network(name: str) -> tuple[nn.Module, Tensor]:
@@ -99,62 +111,33 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
     return NETWORKS[name]().eval(), torch.randn(1, 3, 16, 112, 112)
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
+def seconds(name: str, setting: str, per_eval: int, steps: int | None) -> tuple[float, float, int]:
+    """CPU seconds of a call, those inside the model, and the steps it took."""
+    model, clip = network(name)
+    clocked = Clocked(model)
+    method = SpatioTemporalPerturbation(clocked, "BCTHW", setting=setting)
     start = time.process_time()
-    work()
-    return time.process_time() - start
+    parts = method.attribute_parts(clip, target=0, areas=AREAS, iterations=steps, perturbations_per_eval=per_eval)
+    return time.process_time() - start, clocked.inside, int(parts.history.steps[-1])
 
 
-def alone(model: nn.Module, clip: Tensor, calls: list[tuple[int, bool]]) -> None:
-    """The model's own work in these calls."""
+def alone(model: nn.Module, clip: Tensor, copies: int) -> None:
+    """One forward and backward on so many clips."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for count, differentiated in calls:
-        batch = clip.repeat(count, 1, 1, 1, 1).requires_grad_(differentiated)
-        with torch.set_grad_enabled(differentiated):
-            answer = model(batch)
-        if differentiated:
-            torch.autograd.grad(answer.log_softmax(1)[:, 0].sum(), batch)
-
-
-def per_step(name: str, setting: str, per_eval: int, rounds: int) -> tuple[float, float]:
-    """CPU milliseconds per area and step outside the model, and the share of the whole that is outside."""
-    model, clip = network(name)
-    outside, share = [], []
-    for _ in range(rounds):
-        counted = Counted(model)
-        method = SpatioTemporalPerturbation(counted, "BCTHW", setting=setting)
-        took = cpu_seconds(
-            lambda method=method: method.attribute(
-                clip, target=0, areas=AREAS, iterations=STEPS, perturbations_per_eval=per_eval
-            )
-        )
-        bare = cpu_seconds(lambda counted=counted: alone(model, clip, counted.calls))
-        outside.append(1e3 * (took - bare) / STEPS / len(AREAS))
-        share.append((took - bare) / took)
-    return median(outside), median(share)
-
-
-def explanation(name: str, setting: str, per_eval: int) -> tuple[float, int]:
-    """CPU seconds of a whole explanation, and its steps."""
-    model, clip = network(name)
-    method, steps = SpatioTemporalPerturbation(model, "BCTHW", setting=setting), []
-    took = cpu_seconds(
-        lambda: steps.append(
-            method.attribute_parts(clip, target=0, areas=AREAS, perturbations_per_eval=per_eval).history.steps[-1]
-        )
-    )
-    return took, int(steps[0])
+    batch = clip.repeat(copies, 1, 1, 1, 1).requires_grad_()
+    torch.autograd.grad(model(batch).log_softmax(1)[:, 0].sum(), batch)
 
 
 def peak(name: str, setting: str, per_eval: int) -> float:
     """MiB by which resident memory rose."""
     model, clip = network(name)
-    alone(model, clip, [(1, True)])  # what is made once, by the first call of anything
+    alone(model, clip, 1)  # what is made once, by the first call of anything
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     before = _resident("VmRSS")
     if setting == "model":
-        alone(model, clip, [(per_eval, True)] * 3)
+        for _ in range(3):
+            alone(model, clip, per_eval)
     else:
         method = SpatioTemporalPerturbation(model, "BCTHW", setting=setting)
         method.attribute(clip, target=0, areas=AREAS, iterations=3, perturbations_per_eval=per_eval)
@@ -184,19 +167,26 @@ def main() -> None:
         print(peak(arguments.peak[0], arguments.peak[1], int(arguments.peak[2])))
         return
     print(
-        "| network | setting | copies per call | CPU s per clip | steps | ms outside per area and step | share outside "
+        "| network | setting | copies per call | steps | CPU s per clip | ms outside per area and step | share outside "
         "| memory, MiB | model alone, MiB |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for name in arguments.only or NETWORKS:
         for setting in arguments.setting or SETTINGS:
             copies = 8 if setting == "nested" else 4
-            milliseconds, share = per_step(name, setting, copies, arguments.rounds)
-            took, steps = explanation(name, setting, copies) if name == "tiny" or setting == "nested" else (None, None)
+            rounds = [seconds(name, setting, copies, STEPS[name]) for _ in range(arguments.rounds)]
+            took, inside, steps = (median(column) for column in zip(*rounds, strict=True))
+            outside = 1e3 * (took - inside) / steps / len(AREAS)
+            if name == "tiny":
+                whole, _, steps = seconds(name, setting, copies, None)
+                about = f"{whole:.1f}"
+            else:
+                start = seconds(name, setting, copies, 0)[0]  # hint, hidden clips and the first check
+                steps = SETTINGS[setting].iterations
+                about = f"about {start + (took - start) / STEPS[name] * steps:.0f}"
             memory = apart(name, setting, str(copies)), apart(name, "model", str(copies))
-            whole = "–" if took is None else f"{took:.1f}"
             print(
-                f"| {name} | {setting} | {copies} | {whole} | {steps or '–'} | {milliseconds:.1f} | {share:.0%} "
+                f"| {name} | {setting} | {copies} | {steps} | {about} | {outside:.1f} | {1 - inside / took:.0%} "
                 f"| {memory[0]:.0f} | {memory[1]:.0f} |",
                 flush=True,
             )

@@ -35,7 +35,7 @@ def at_areas(scores: Tensor, areas: Tensor, field: Field, softness: float, *, pe
     """
     slices = field.slices if per_frame else 1
     values = scores.unflatten(1, (slices, -1))[:, None]  # (B, 1, slices, n / slices)
-    shares = field.shares.unflatten(1, (slices, -1))[:, None] * slices
+    shares = _shares(field, slices)[:, None]
     wanted = areas[..., None, None]  # (1 or B, A, 1, 1)
     with torch.no_grad():
         low, high = (
@@ -83,10 +83,16 @@ def rank_penalty(values: Tensor, areas: Tensor, field: Field, *, per_frame: bool
     """
     slices = field.slices if per_frame else 1
     parts = values.unflatten(2, (slices, -1))  # (B, A, slices, n / slices)
-    shares = field.shares.unflatten(1, (slices, -1))[:, None].expand_as(parts)
+    shares = _shares(field, slices)[:, None].expand_as(parts)
     ordered, order = parts.sort(dim=3)
     widths = shares.gather(3, order)
-    filled = widths.cumsum(3) * slices - (1 - areas[:, None, None])  # of the volume of a slice, what lies above 1 - a
+    filled = widths.cumsum(3) - (1 - areas[:, None, None])  # of a slice, what lies above 1 - a
     # A cell that straddles the step is asked for the part of it that lies beyond.
-    template = (filled / (widths * slices).clamp_min(torch.finfo(widths.dtype).tiny)).clamp(0, 1)
-    return (widths * (ordered - template).square()).sum((2, 3))
+    template = (filled / widths.clamp_min(torch.finfo(widths.dtype).tiny)).clamp(0, 1)
+    return (widths * (ordered - template).square()).sum(3).mean(2)
+
+
+def _shares(field: Field, slices: int) -> Tensor:
+    """``(1 or B, slices, n / slices)``, of each slice: its own sum is 1, also where it is shorter than others."""
+    shares = field.shares.unflatten(1, (slices, -1))
+    return shares / shares.sum(2, keepdim=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -40,7 +39,7 @@ class Ladder:
     def __init__(self, rungs: Sequence[Tensor], layout: VideoLayout) -> None:
         self.layout, self.dtype = layout, rungs[-1].dtype
         wide = torch.promote_types(self.dtype, torch.float32)
-        self.rungs = [rung.detach().to(wide) for rung in rungs]
+        self.rungs = torch.stack([rung.detach().to(wide) for rung in rungs])  # (L, B, ...)
 
     def __call__(self, masks: Tensor) -> Tensor:
         """Masks ``(P, B, T, H, W)`` in [0, 1] to clips ``(P * B, ...)``; differentiable, of the clip's dtype."""
@@ -49,23 +48,29 @@ class Ladder:
 
     def between(self, masks: Tensor) -> Tensor:
         """``(P, B, ...)``."""
-        shown = self.layout.from_working(masks.flatten(0, 1)[:, :, None]).unflatten(0, masks.shape[:2])
         steps = len(self.rungs) - 1
-        blended = self.rungs[0]
-        for number, rung in enumerate(self.rungs[1:]):  # the shares before the one in between are 1: exactly its rung
-            share = shown if steps == 1 else (shown * steps - number).clamp(0, 1)
-            blended = torch.lerp(blended, rung, share)
-        return blended
+        shown = self.layout.from_working(masks.flatten(0, 1)[:, :, None]).unflatten(0, masks.shape[:2])
+        if steps == 1:
+            return torch.lerp(self.rungs[0], self.rungs[1], shown)
+        copies = [
+            torch.lerp(*self._around(mask), part * steps % 1 + (part == 1))
+            for mask, part in zip(masks, shown, strict=True)
+        ]
+        return torch.stack(copies)
 
     def slope(self, mask: Tensor) -> Tensor:
         """How fast the clip changes with one mask ``(B, T, H, W)``; at a rung, as above it."""
-        rises = [above - below for below, above in pairwise(self.rungs)]
-        steps = len(rises)
+        below, above = self._around(mask)
+        return (len(self.rungs) - 1) * (above - below)
+
+    def _around(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The rungs below and above what one mask shows, voxel by voxel."""
+        steps = len(self.rungs) - 1
         if steps == 1:
-            return rises[0]
+            return self.rungs[0], self.rungs[1]
         number = (mask * steps).long().clamp_(0, steps - 1)
-        which = self.layout.from_working(number[:, :, None])[None]  # (1, B, ...), one channel
-        return steps * torch.stack(rises).take_along_dim(which.expand(1, *rises[0].shape), 0)[0]
+        which = self.layout.from_working(number[:, :, None]).expand(self.rungs.shape[1:])[None]
+        return self.rungs.gather(0, which)[0], self.rungs.gather(0, which + 1)[0]
 
 
 class _Blended(torch.autograd.Function):

@@ -244,9 +244,10 @@ def _check(task: Task, values: Tensor, step: int, floors: Tensor) -> Check:
 
 def _scores(task: Task, blend: Blend, masks: Tensor, hidden: Tensor, areas: Tensor) -> Tensor:
     """The scores ``(P, B)`` of copies under the masks of these areas; where ``hidden``, under what they leave."""
-    shown = task.field.spread(masks[:, areas]).transpose(0, 1)  # (P, B, T, H, W)
-    turned = hidden[:, None, None, None, None].to(shown)
-    scores = task.score((blend(turned + (1 - 2 * turned) * shown),), len(hidden))
+    numbers = masks[:, areas]  # (B, P, n)
+    # turned round while they are few: what is spread of 1 - p is 1 less what is spread of p
+    shown = task.field.spread(torch.where(hidden[:, None], 1 - numbers, numbers))
+    scores = task.score((blend(shown.transpose(0, 1)),), len(hidden))
     task.tick()
     return scores.to(masks.dtype)
 

@@ -90,8 +90,7 @@ class Nested:
         """Zeros, or half the map in standard deviations: a hint that the first steps can still take back."""
         if init is None:
             return field.shares.new_zeros(batch, field.shares.shape[1])
-        centred = init - init.mean(1, keepdim=True)
-        return centred / (2 * centred.square().mean(1, keepdim=True).sqrt()).clamp_min(torch.finfo(init.dtype).tiny)
+        return _standardised(init) / 2
 
     def optimiser(self, values: Tensor) -> torch.optim.Optimizer:
         """Adam, since gradients of small areas are many times larger than those of large ones."""
@@ -151,8 +150,7 @@ class Separate:
         shape = (batch, len(areas), field.shares.shape[1])
         if init is None:
             return field.shares.new_ones(shape)
-        spread = init.std(1, keepdim=True).clamp_min(torch.finfo(init.dtype).tiny)
-        return at_areas(init / spread, areas[None], field, 0.5, per_frame=self.per_frame)
+        return at_areas(_standardised(init), areas[None], field, 0.5, per_frame=self.per_frame)
 
     def optimiser(self, values: Tensor) -> torch.optim.Optimizer:
         """The papers' descent."""
@@ -176,3 +174,11 @@ class Separate:
     def weights(self, values: Tensor, field: Field, areas: Tensor) -> Tensor:
         """Their sum."""
         return values.clamp(0, 1).sum(1)
+
+
+def _standardised(maps: Tensor) -> Tensor:
+    """Rows of mean 0 and deviation 1; a flat one is 0."""
+    centred = maps - maps.mean(1, keepdim=True)
+    deviation = centred.square().mean(1, keepdim=True).sqrt()
+    flat = deviation <= 1e-6 * maps.abs().amax(1, keepdim=True)  # rounding alone
+    return torch.where(flat, 0, centred / deviation.where(~flat, 1))

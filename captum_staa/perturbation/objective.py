@@ -68,6 +68,6 @@ class Objective:
 
 
 def log_odds(scores: Tensor) -> Tensor:
-    """``log p - log(1 - p)`` of ``log p``; where p is 1 to the last digit, that of the next number below."""
+    """``log p - log(1 - p)`` of ``log p``; of no p nearer to 1 than a number of its precision can be."""
     most = -torch.finfo(scores.dtype).eps
     return scores - (-torch.expm1(scores.clamp(max=most))).log()

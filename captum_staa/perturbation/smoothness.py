@@ -95,6 +95,8 @@ class Ellipsoid:
         means = self.windows(masks)  # (B, A, W)
         ordered = means.sort(dim=2, descending=True).values
         count = ordered.shape[2]
+        if count == 1:
+            return torch.zeros_like(means[:, :, 0])
         room = (areas * count).round().clamp(1, count - 1)[:, None]  # at least one is full, and one empty
         full = (torch.arange(count, device=masks.device) < room).to(masks)
         high = ((ordered - 1).square() * full).sum(2) / full.sum(1)

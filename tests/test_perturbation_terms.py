@@ -1,0 +1,350 @@
+"""Blends, objectives, smoothness and settings: equal to loops over voxels and to what can be worked out by hand."""
+
+from __future__ import annotations
+
+import decimal
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from captum_staa import baselines
+from captum_staa.layout import VideoLayout
+from captum_staa.perturbation.blends import BLENDS, Ladder, blend_of
+from captum_staa.perturbation.masks import Nested, Separate
+from captum_staa.perturbation.objective import Objective, log_odds
+from captum_staa.perturbation.settings import SETTINGS, Setting
+from captum_staa.perturbation.smoothness import SMOOTHNESS, Ellipsoid, SquaredDifferences, TotalVariation
+
+BTCHW, BCTHW = VideoLayout("BTCHW"), VideoLayout("BCTHW")
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uniform(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def same(found: Tensor, expected: object, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), rtol=0, atol=tolerance)
+
+
+# --- blends -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [2, 3, 5, 8])
+def test_a_ladder_is_exact_at_every_rung_and_keeps_the_dtype(levels, dtype):
+    rungs = [(100 * drawn(2, 3, 1, 2, 2, seed=level)).to(dtype) for level in range(levels)]
+    wide = torch.promote_types(dtype, torch.float32)
+    for level, rung in enumerate(rungs):
+        found = Ladder(rungs, BTCHW)(torch.full((1, 2, 3, 2, 2), level / (levels - 1), dtype=wide))
+        assert found.dtype == dtype and torch.equal(found, rung)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 8])
+def test_between_rungs_a_ladder_is_linear_and_copies_lie_batch_after_batch(levels):
+    rungs, masks = [drawn(2, 3, 2, 4, 2, seed=level) for level in range(levels)], uniform(3, 2, 3, 4, 2)
+    found, expected = Ladder(rungs, BTCHW)(masks), np.zeros((6, 3, 2, 4, 2))
+    for copy, clip, t, y, x in np.ndindex(*masks.shape):
+        place = float(masks[copy, clip, t, y, x]) * (levels - 1)
+        below = min(math.floor(place), levels - 2)
+        for c in range(2):
+            low, high = (float(rungs[level][clip, t, c, y, x]) for level in (below, below + 1))
+            expected[2 * copy + clip, t, c, y, x] = low + (place - below) * (high - low)
+    same(found, expected)
+    turned = Ladder([rung.transpose(1, 2) for rung in rungs], BCTHW)(masks)
+    assert torch.equal(turned.transpose(1, 2), found)
+
+
+@pytest.mark.parametrize("layout", [BTCHW, BCTHW])
+@pytest.mark.parametrize("levels", [2, 8])
+def test_gradients_of_a_blend_are_finite_differences(levels, layout):
+    sides = (2, 2, 3, 1, 3) if layout is BTCHW else (2, 3, 2, 1, 3)
+    ladder = Ladder([drawn(*sides, seed=level) for level in range(levels)], layout)
+    assert torch.autograd.gradcheck(ladder, (0.05 + 0.9 * uniform(3, 2, 2, 1, 3)).requires_grad_())
+
+
+def test_at_a_rung_the_gradient_is_that_above_it_and_at_the_end_that_below():
+    """Learning begins there: all shown, or all hidden."""
+    rungs = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
+    masks = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1, 1).requires_grad_()
+    Ladder(rungs, BTCHW)(masks).sum().backward()
+    assert masks.grad.flatten().tolist() == [8.0, 2.0, 2.0]
+
+
+def ends(name: str, clip: Tensor, layout: VideoLayout, levels: int) -> tuple[Ladder, Tensor, Tensor]:
+    """The blend, the clip of which nothing is shown, and the one of which all is."""
+    blend = blend_of(name, clip, layout, torch.full_like(clip, -3.0), levels)
+    masks = torch.zeros_like(layout.to_working(clip)[None, :, :, 0])
+    return blend, blend(masks), blend(masks + 1)
+
+
+@pytest.mark.parametrize("layout", [BTCHW, BCTHW])
+@pytest.mark.parametrize("name", [name for name in BLENDS if not name.startswith("blur")])
+def test_a_blend_goes_from_the_baseline_of_its_name_to_the_clip(name, layout):
+    clip = drawn(2, 5, 4, 6, 7).float()
+    blend, hidden, shown = ends(name, clip, layout, 8)
+    expected = torch.full_like(clip, -3.0) if name == "fade" else getattr(baselines, name)(clip, layout)
+    assert torch.equal(hidden, expected) and torch.equal(shown, clip) and len(blend.rungs) == 2
+    assert not torch.equal(hidden, clip)
+
+
+@pytest.mark.parametrize("levels", [2, 4])
+@pytest.mark.parametrize(("name", "space", "time"), [("blur", 1, 0), ("blur_time", 0, 1), ("blur_both", 1, 1)])
+def test_a_blur_goes_through_ever_less_of_it(name, space, time, levels):
+    """From the paper's 20 pixels of 112, and from a quarter of the clip's length."""
+    for layout, clip in ((BTCHW, drawn(1, 6, 2, 14, 9).float()), (BCTHW, drawn(1, 2, 6, 9, 14).float())):
+        blend, hidden, shown = ends(name, clip, layout, levels)
+        assert len(blend.rungs) == levels and torch.equal(shown, clip)
+        for level, rung in enumerate(blend.rungs[:-1]):
+            part = (levels - 1 - level) / (levels - 1)
+            expected = baselines.blur(clip, layout, space=space * part * 9 * 20 / 112, time=time * part * 6 / 4)
+            same(rung, expected, 1e-6)
+        assert torch.equal(hidden, blend.rungs[0])
+        apart = [float((rung - clip).square().mean()) for rung in blend.rungs]
+        assert apart == sorted(apart, reverse=True) and apart[-1] == 0 < apart[-2]
+
+
+# --- objectives ---------------------------------------------------------------------------------------------------
+
+
+BY_HAND = {  # of a probability, and that where nothing is shown: the loss where shown, and where hidden
+    "odds": (lambda p, p0: -math.log(p), lambda p, p0: math.log(1 + p / (1 - p) * (1 - p0) / p0)),
+    "log_probability": (lambda p, p0: -math.log(p), lambda p, p0: -math.log(1 - p)),
+    "margin": (lambda p, p0: -math.log(p / (1 - p)), lambda p, p0: math.log(p / (1 - p))),
+    "logit": (lambda p, p0: -math.log(p), lambda p, p0: math.log(p)),  # whatever number the model gives
+}
+
+
+@pytest.mark.parametrize("scale", BY_HAND)
+def test_losses_by_hand(scale):
+    p, floor = [[0.9, 1e-3], [0.2, 0.999], [0.5, 0.04]], [0.01, 0.3]
+    logs, floors = (torch.tensor(each, dtype=torch.float64).log() for each in (p, floor))
+    logs.requires_grad_()
+    hidden = torch.tensor([False, True, True])
+    losses = Objective("dual", scale).losses(logs, hidden, floors)
+    for (row, column), loss in np.ndenumerate(losses.detach().numpy()):
+        assert loss == pytest.approx(BY_HAND[scale][int(hidden[row])](p[row][column], floor[column]), rel=1e-8)
+    (slope,) = torch.autograd.grad(losses.sum(), logs)  # what is shown is to rise, what is hidden to fall
+    assert bool((torch.where(hidden[:, None], slope, -slope) > 0).all())
+    assert torch.autograd.gradcheck(lambda s: Objective("dual", scale).losses(s, hidden, floors), logs)
+
+
+def test_aims_say_which_clips_are_needed():
+    needed = {"preserve": (False,), "delete": (True,), "dual": (False, True)}
+    assert {aim: Objective(aim).hidden for aim in needed} == needed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_odds_are_precise_up_to_the_last_digit_of_a_probability(dtype):
+    eps = torch.finfo(dtype).eps
+    scores = [-eps, -3 * eps, -1e-6, -1e-3, -0.1, -math.log(2), -1.0, -5.0, -17.0, -40.0, -100.0, -1e4]
+    logs = torch.tensor(scores, dtype=dtype, requires_grad=True)
+    found = log_odds(logs)
+    (slope,) = torch.autograd.grad(found.sum(), logs)
+    with decimal.localcontext(decimal.Context(prec=60)):
+        exact = [decimal.Decimal(score).exp() for score in logs.tolist()]
+        expected = [float((p / (1 - p)).ln()) if p > 1e-300 else score for p, score in zip(exact, scores, strict=True)]
+        slopes = [float(1 / (1 - p)) for p in exact]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=dtype), rtol=2 * eps, atol=2 * eps)
+    torch.testing.assert_close(slope, torch.tensor(slopes, dtype=dtype), rtol=4 * eps, atol=0)
+
+
+@pytest.mark.parametrize("scale", BY_HAND)
+@pytest.mark.parametrize("score", [0.0, -1e-30, -1e4])
+def test_a_certain_model_gives_finite_losses_and_gradients(scale, score):
+    logs = torch.full((2, 1), score, requires_grad=True)
+    losses = Objective("dual", scale).losses(logs, torch.tensor([False, True]), torch.tensor([score]))
+    (slope,) = torch.autograd.grad(losses.sum(), logs)
+    assert bool(losses.isfinite().all()) and bool(slope.isfinite().all())
+    if score > -1:
+        assert float(slope[1]) > 0  # what is hidden, and certain still, is to fall
+
+
+# --- smoothness ---------------------------------------------------------------------------------------------------
+
+
+def by_neighbours(mask: np.ndarray, space: float, time: float, power: int) -> float:
+    """Axis by axis: the mean over all pairs that lie one step apart."""
+    total = 0.0
+    for axis, weight in enumerate((time, space, space)):
+        pairs = []
+        for place in np.ndindex(*mask.shape):
+            after = tuple(p + (a == axis) for a, p in enumerate(place))
+            if after[axis] < mask.shape[axis]:
+                pairs.append(abs(mask[after] - mask[place]) ** power)
+        total += weight * sum(pairs) / len(pairs) if pairs else 0.0
+    return total
+
+
+@pytest.mark.parametrize("size", [(4, 3, 5), (1, 3, 2), (3, 1, 4), (1, 1, 1)])
+@pytest.mark.parametrize(("term", "power"), [(TotalVariation, 1), (SquaredDifferences, 2)])
+def test_differences_by_a_loop_over_neighbours(term, power, size):
+    masks, areas = uniform(2, 2, *size), torch.tensor([0.1, 0.5])
+    for space, time in ((1.0, 1.0), (2.0, 5.0), (0.0, 3.0), (3.0, 0.0)):
+        found = term(space=space, time=time)(masks, areas)
+        for clip, number in np.ndindex(2, 2):
+            same(found[clip, number], by_neighbours(masks[clip, number].numpy(), space, time, power))
+    same(term()(masks, areas), term(space=1.0, time=1.0)(masks, areas))
+    for value in (0.0, 0.3, 1.0):  # they ask for no other area
+        same(term()(torch.full_like(masks, value), areas), torch.zeros(2, 2))
+
+
+def window_means(mask: np.ndarray, sides: list[int]) -> list[float]:
+    """Windows half their length apart, the first centred on the border: means over those voxels that exist."""
+    sides = [min(side, length) for side, length in zip(sides, mask.shape, strict=True)]
+    starts = [
+        range(-(side // 2), length + side // 2 - side + 1, max(1, side // 2))
+        for side, length in zip(sides, mask.shape, strict=True)
+    ]
+    means = []
+    for first in ((a, b, c) for a in starts[0] for b in starts[1] for c in starts[2]):
+        held = []
+        for step in np.ndindex(*sides):
+            away = sum(Fraction(2 * s + 1 - side, side) ** 2 for s, side in zip(step, sides, strict=True))
+            place = tuple(f + s for f, s in zip(first, step, strict=True))
+            if away <= 1 and all(0 <= p < length for p, length in zip(place, mask.shape, strict=True)):
+                held.append(mask[place])
+        means.append(sum(held) / len(held))
+    return means
+
+
+def by_order(means: list[float], area: float) -> float:
+    ordered, room = sorted(means, reverse=True), min(max(round(area * len(means)), 1), len(means) - 1)
+    high = sum((mean - 1) ** 2 for mean in ordered[:room]) / room
+    return high + sum(mean**2 for mean in ordered[room:]) / (len(means) - room)
+
+
+@pytest.mark.parametrize(
+    ("size", "frames", "pixels"),
+    [((5, 6, 7), 3, 3), ((5, 6, 7), 4, 2), ((6, 5, 9), 2, 5), ((3, 4, 4), 8, 4), ((2, 7, 3), 1, 1), ((1, 6, 6), 8, 3)],
+)
+def test_ellipsoids_by_loops_over_the_voxels_of_each_window(size, frames, pixels):
+    masks, areas = uniform(2, 3, *size), torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    term = Ellipsoid(frames=frames, side=pixels / min(size[1:]))
+    means, found = term.windows(masks), term(masks, areas)
+    for clip, number in np.ndindex(2, 3):
+        expected = window_means(masks[clip, number].numpy(), [frames, pixels, pixels])
+        same(means[clip, number], expected)
+        same(found[clip, number], by_order(expected, float(areas[number])))
+
+
+def test_a_window_is_at_least_a_pixel_wide_and_of_the_papers_size_by_itself():
+    masks = uniform(1, 1, 16, 22, 30)
+    assert Ellipsoid(frames=1, side=0.01).windows(masks).shape[2] == masks.numel()
+    assert torch.equal(Ellipsoid().windows(masks), Ellipsoid(frames=8, side=2 / 22).windows(masks))
+    assert Ellipsoid().windows(masks).shape[2] == 5 * 23 * 31
+
+
+def test_ellipsoids_like_a_mask_in_one_piece():
+    """Of masks of one area, shuffled voxel by voxel, none is as cheap; a full and an empty mask miss the area alike."""
+    whole = torch.zeros(1, 1, 8, 8, 8, dtype=torch.float64)
+    whole[..., :4] = 1
+    term, areas = Ellipsoid(frames=4, side=0.5), torch.tensor([0.5])
+    least = float(term(whole, areas))
+    for seed in range(20):
+        order = torch.randperm(512, generator=torch.Generator().manual_seed(seed))
+        torn = whole.flatten()[order].view(whole.shape)
+        for other in (TotalVariation(), SquaredDifferences()):
+            assert float(other(torn, areas)) > 2 * float(other(whole, areas))
+        assert float(term(torn, areas)) > 1.5 * least
+    same(term(torch.stack([whole[0] * 0, whole[0] * 0 + 1]), areas), [[1.0], [1.0]])
+    assert least < 0.2
+
+
+def test_gradients_of_smoothness_are_finite_differences():
+    masks, areas = uniform(1, 2, 3, 4, 4).requires_grad_(), torch.tensor([0.2, 0.5])
+    for term in (TotalVariation(2.0, 3.0), SquaredDifferences(2.0, 3.0), Ellipsoid(frames=2, side=0.5)):
+        assert torch.autograd.gradcheck(lambda m, t=term: t(m, areas), masks)
+
+
+def test_one_voxel_is_smooth():
+    for term in SMOOTHNESS.values():
+        assert term is None or bool(term(torch.ones(1, 1, 1, 1, 1), torch.tensor([0.5])).isfinite().all()), term
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"areas": []}, ["areas", "one at least", "[]"]),
+        ({"areas": (0.2, 1.0)}, ["areas", "(0, 1)", "(0.2, 1.0)"]),
+        ({"areas": (0.0,)}, ["areas", "(0.0,)"]),
+        ({"areas": (0.1, math.nan)}, ["areas", "nan"]),
+        ({"areas": 1.5}, ["areas", "1.5"]),
+        ({"levels": 1}, ["levels", "at least 2", "1 came"]),
+        ({"frames": 0}, ["frames", "at least 1", "0 came"]),
+        ({"across": 2.5}, ["across", "whole number", "2.5"]),
+        ({"across": 0}, ["across", "at least 1", "0 came"]),
+        ({"iterations": -1}, ["iterations", "at least 0", "-1"]),
+        ({"iterations": True}, ["iterations", "True"]),
+        ({"tolerance": -0.1}, ["tolerance", "at least 0", "-0.1"]),
+        ({"tolerance": math.nan}, ["tolerance", "nan"]),
+        ({"blends": ("blur", "smear")}, ["blends", "'smear'", "'mean_frame'"]),
+        ({"blends": ()}, ["blends", "()"]),
+        ({"blur": -1.0}, ["blur", "-1.0"]),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(fields, words):
+    for make in (lambda: Setting(Nested(), **fields), lambda: replace(SETTINGS["step"], **fields)):
+        with pytest.raises(ValueError) as caught:
+            make()
+        assert not [word for word in words if word not in str(caught.value)], str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"aim": "save"}, ValueError, ["objective", "'save'", "'dual'"]),
+        ({"scale": "db"}, ValueError, ["scale", "'db'", "'margin'"]),
+        ({"smoothness": "rough"}, ValueError, ["smoothness", "'rough'", "'ellipsoid'"]),
+        ({"smoothness": 3}, TypeError, ["smoothness", "int"]),
+        ({"areas": (2.0,)}, ValueError, ["areas", "2.0"]),
+    ],
+)
+def test_a_bad_change_is_refused_by_name(fields, error, words):
+    with pytest.raises(error) as caught:
+        SETTINGS["nested"].changed(**{**dict.fromkeys(("aim", "scale", "smoothness")), **fields})
+    assert not [word for word in words if word not in str(caught.value)], str(caught.value)
+
+
+def test_only_what_is_given_is_changed():
+    step = SETTINGS["step"]
+    nothing = dict.fromkeys(("aim", "scale", "smoothness"))
+    assert step.changed(**nothing, areas=None, iterations=None) == step
+    assert step.changed(**{**nothing, "aim": "dual"}) == replace(step, objective=Objective("dual", "log_probability"))
+    assert step.changed(**{**nothing, "scale": "logit"}) == replace(step, objective=Objective("preserve", "logit"))
+    words = {"none": None, "tv": TotalVariation(), "squared": SquaredDifferences(), "ellipsoid": Ellipsoid(8, 11 / 112)}
+    assert words == SMOOTHNESS
+    for name, term in words.items():
+        assert step.changed(**{**nothing, "smoothness": name}) == replace(step, smoothness=term)
+    own = TotalVariation(1.0, 3.0)
+    assert step.changed(**{**nothing, "smoothness": own}).smoothness is own
+    changed = step.changed(**nothing, areas=[0.3], iterations=0, tolerance=0.0)  # nothing, but given
+    assert changed == replace(step, areas=(0.3,), iterations=0, tolerance=0.0) and changed.areas == (0.3,)
+    assert Setting(Nested(), areas=0.25).areas == (0.25,)
+
+
+def test_the_papers_have_the_papers_numbers():
+    step, three, two = (SETTINGS[name] for name in ("step", "3d-ep", "2d-ep"))
+    assert step == replace(three, smoothness=Ellipsoid(frames=8, side=11 / 112))
+    assert two == replace(three, parametrisation=Separate(per_frame=True))
+    assert three.parametrisation == Separate(rate=0.05, weight=300.0, growth=1.0008668, per_frame=False, warm=False)
+    assert three.areas == (0.05, 0.1, 0.15, 0.5) and three.objective == Objective("preserve", "log_probability")
+    assert (three.smoothness, three.blends, three.levels) == (None, ("blur",), 8)
+    assert (three.frames, three.across, three.blur) == (1, 16, 10 / 112)  # 16 cells are 112 / 7
+    assert SETTINGS["nested"].parametrisation == Nested() and SETTINGS["nested"].objective.aim == "dual"
+    assert set(SETTINGS) == {"nested", "step", "3d-ep", "2d-ep"}
+
+
+def test_the_papers_settings_end_after_400_steps_at_most():
+    assert [SETTINGS[name].iterations for name in ("step", "3d-ep", "2d-ep")] == [400] * 3
