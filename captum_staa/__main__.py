@@ -11,7 +11,11 @@ from pathlib import Path
 from captum_staa import __version__
 from captum_staa.cli import demo, explain
 from captum_staa.cli.explanation import Options
+from captum_staa.cli.prepare import METHODS
 from captum_staa.models import zoo
+from captum_staa.perturbation.objective import AIMS
+from captum_staa.perturbation.settings import SETTINGS
+from captum_staa.perturbation.smoothness import SMOOTHNESS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,13 +66,18 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     add("--top", metavar="K", type=_positive, default=5, help="classes to print (default: 5)")
     add("--device", help="such as cuda (default: cpu)")
     add("--debug", action="store_true", help="show where in the code an error came from")
-    method = parser.add_argument_group("method")
-    add = method.add_argument
-    add("--method", choices=["staa"], default="staa", help="(default: staa)")
-    add("--mode", choices=["relevance", "attention", "released"], default="relevance", help="(default: relevance)")
+    add("--method", choices=list(METHODS), default="staa", help="(default: staa)")
+    add = parser.add_argument_group("of --method staa, what a transformer attends to").add_argument
+    add("--mode", choices=["relevance", "attention", "released"], help="(default: relevance)")
     add("--rule", choices=["product", "gradient", "chefer"], help="of --mode relevance (default: product)")
-    add("--layers", metavar="all|mean|-1,..", type=_layers, default="all", help="blocks that count (default: all)")
+    add("--layers", metavar="all|mean|-1,..", type=_layers, help="blocks that count (default: all)")
     add("--focus", action="store_true", help="raise evidence out of noise")
+    add = parser.add_argument_group("of --method perturbation, masks learnt for any model").add_argument
+    add("--setting", choices=list(SETTINGS), help="way of learning; step is the paper's (default: nested)")
+    add("--areas", metavar="A,B,..", type=_areas, help="parts of the volume that masks leave (default: .05,.1,.15,.5)")
+    add("--objective", choices=list(AIMS), help="of what masks show, or hide (default: the setting's)")
+    add("--smoothness", choices=list(SMOOTHNESS), help="of masks (default: the setting's)")
+    add("--iterations", metavar="N", type=_positive, help="steps of learning, at most (default: the setting's)")
     frames = parser.add_argument_group("frames")
     add = frames.add_argument
     add("--sampling", choices=["uniform", "dense", "stride"], help="frames of the one clip seen (default: uniform)")
@@ -125,6 +134,18 @@ def _layers(text: str) -> str | list[int]:
         raise argparse.ArgumentTypeError(
             f"takes all, mean, or block numbers such as -1 or 0,5,-1, but {text!r} came"
         ) from error
+
+
+def _areas(text: str) -> list[float]:
+    try:
+        areas = [float(area) for area in text.split(",")]
+    except ValueError:
+        areas = []
+    if not areas or not all(0 < area < 1 for area in areas):
+        raise argparse.ArgumentTypeError(
+            f"takes parts of the volume in (0, 1), such as .1 or .05,.5, but {text!r} came"
+        )
+    return areas
 
 
 def _show_warning(message: Warning | str, *rest: object, **others: object) -> None:

@@ -1,5 +1,6 @@
 """Attribution methods, one per file; each is a Captum ``Attribution``."""
 
+from captum_staa.attr._perturbation_parts import PerturbationParts
 from captum_staa.attr.feature_ablation import VideoFeatureAblation
 from captum_staa.attr.grad_cam import GradCAM
 from captum_staa.attr.occlusion import VideoOcclusion
@@ -12,6 +13,7 @@ __all__ = [
     "RISE",
     "STAA",
     "GradCAM",
+    "PerturbationParts",
     "SpatioTemporalPerturbation",
     "VideoFeatureAblation",
     "VideoOcclusion",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import torch
 from captum.attr import PerturbationAttribution
@@ -22,60 +22,20 @@ from captum_staa._captum import (
 )
 from captum_staa.attention.frozen import parameters_frozen
 from captum_staa.attr._arguments import call_bar, one_clip, refuse_inference_mode
+from captum_staa.attr._hiding import blend_of
+from captum_staa.attr._perturbation_parts import PerturbationParts, parts_of, probability
 from captum_staa.checks import check_choice
-from captum_staa.gaussian import gaussian
-from captum_staa.layout import SpaceTime, VideoLayout, from_joint
+from captum_staa.layout import VideoLayout
 from captum_staa.maps import maps_of
 from captum_staa.models.layouts import layout_of
 from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval, units_for
-from captum_staa.perturbation.blends import Ladder, blend_of
+from captum_staa.perturbation.blends import Ladder
 from captum_staa.perturbation.fields import Field, GridField, RegionField
-from captum_staa.perturbation.learning import Check, Learnt, Task, learn
+from captum_staa.perturbation.learning import Check, Task, learn
 from captum_staa.perturbation.objective import Aim, Objective, Scale
 from captum_staa.perturbation.scores import TargetScore, over_classes
 from captum_staa.perturbation.settings import SETTINGS, Setting
 from captum_staa.perturbation.smoothness import Smoothness
-
-
-class History(NamedTuple):
-    """The course of learning: what the masks as they would be handed out did, at the asked areas.
-
-    Attributes:
-        steps: ``(S,)`` int64, after how many steps.
-        energy: ``(S, B)``, what is minimised: the mean over areas of loss, smoothness, and the first step's penalty.
-        kept: ``(S, B, A)``, the score of what the masks show.
-        deleted: ``(S, B, A)``, the score of what they leave.
-    """
-
-    steps: Tensor
-    energy: Tensor
-    kept: Tensor
-    deleted: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerturbationParts(SpaceTime):
-    """What was learnt, beside the map that it gives.
-
-    Attributes:
-        joint: ``(B, T, H, W)``, not negative; the sum over a clip is 1.
-        masks: ``(B, A, T, H, W)`` in [0, 1], one per area.
-        areas: ``(A,)``, as asked.
-        visible: ``(B, A)``, the mean of each mask: the part of the clip's volume that it leaves.
-        whole: ``(B,)``, the model's score of the whole clip: the target's probability, or its output where the
-            objective's scale is ``"logit"``.
-        kept: ``(B, A)``, the score of what a mask shows, as a mean over the ways of hiding.
-        deleted: ``(B, A)``, the score of what it leaves.
-        history: the course of learning, every ten steps.
-    """
-
-    masks: Tensor
-    areas: Tensor
-    visible: Tensor
-    whole: Tensor
-    kept: Tensor
-    deleted: Tensor
-    history: History
 
 
 class SpatioTemporalPerturbation(PerturbationAttribution):
@@ -266,7 +226,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
             with call_bar(self.get_name(), count, show_progress) as bar:
                 bar.update()  # the whole clip
                 learnt = learn(task, start, setting.iterations, setting.tolerance, _shown(bar, aim))
-        return _parts(task, learnt, whole, setting.blur)
+        return parts_of(task, learnt, whole, setting.blur)
 
     def attribute_future(self) -> NoReturn:
         """Not offered: Captum's futures are for remote models."""
@@ -310,44 +270,12 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         return TargetScore(function, target, additional_forward_args, batch), whole, objective
 
 
-def _probability(objective: Objective) -> Callable[[Tensor], Tensor]:
-    """From scores to what is handed out: probabilities, but outputs as they come."""
-    return (lambda score: score) if objective.scale == "logit" else torch.exp
-
-
 def _shown(bar: Any, objective: Objective) -> Callable[[Check], None]:
     """Writes on a bar what the best masks keep, as a mean over clips and areas."""
 
     def show(best: Check) -> None:
         if hasattr(bar, "set_postfix_str"):  # Captum's own bar, where tqdm is missing, has none
-            kept, deleted = (_probability(objective)(part).mean() for part in (best.kept, best.deleted))
+            kept, deleted = (probability(objective)(part).mean() for part in (best.kept, best.deleted))
             bar.set_postfix_str(f"kept {kept:.3f}, left {deleted:.3f}")
 
     return show
-
-
-def _parts(task: Task, learnt: Learnt, whole: Tensor, blur: float) -> PerturbationParts:
-    """What was learnt, in the form in which it is handed out."""
-    with torch.no_grad():
-        masks = task.field.spread(task.parametrisation.final(learnt.values, task.field, task.areas))
-        joint = task.field.spread(task.parametrisation.weights(learnt.values, task.field, task.areas)[:, None])[:, 0]
-        if blur:
-            sigma = blur * min(joint.shape[2:])
-            joint = gaussian(joint, (0.0, sigma, sigma))
-        parts = from_joint(joint / joint.sum((1, 2, 3), keepdim=True))
-    probability = _probability(task.objective)
-    steps, energy, kept, deleted = zip(*learnt.checks, strict=True)
-    return PerturbationParts(
-        joint=parts.joint,
-        spatial=parts.spatial,
-        temporal=parts.temporal,
-        masks=masks,
-        areas=task.areas,
-        visible=masks.mean((2, 3, 4)),
-        whole=probability(whole),
-        kept=probability(learnt.best.kept),
-        deleted=probability(learnt.best.deleted),
-        history=History(
-            torch.tensor(steps), torch.stack(energy), probability(torch.stack(kept)), probability(torch.stack(deleted))
-        ),
-    )

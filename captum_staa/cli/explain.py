@@ -10,7 +10,7 @@ from tqdm import tqdm
 from captum_staa import io
 from captum_staa.cli.explanation import Explanation, Options, report
 from captum_staa.cli.output import refuse_to_overwrite, write
-from captum_staa.cli.prepare import about, check, explain_clip, explainer_of, label_names, load
+from captum_staa.cli.prepare import about, check, explain_clip, explainer_of, frames_per_cell, label_names, load
 from captum_staa.cli.windows import explain_windows
 
 SAMPLING = {
@@ -40,7 +40,8 @@ def explain(options: Options) -> Explanation:
         options: what was asked.
 
     Returns:
-        The explanation. Over windows it may be a partial one, where Ctrl-C came after the first window was done.
+        The explanation. It may be a partial one: where Ctrl-C came after the first of several windows was done, or
+        while masks were learnt.
 
     Raises:
         ValueError, OSError: the file, the model, the target or an option is not as it should be; among them
@@ -71,15 +72,19 @@ def explain(options: Options) -> Explanation:
         clip = classifier.preprocess(video.frames)
         steps.set_description_str("explaining", refresh=False)
         steps.update()
-        parts, probabilities, target = explain_clip(explainer, clip, target)
+        if options.method == "perturbation":
+            steps.close()  # it draws a bar of its own
+        found = explain_clip(explainer, clip, target)
     return Explanation(
         **about(explainer, options, info),
-        labels=label_names(classifier, len(probabilities)),
-        probabilities=probabilities.tolist(),
-        target=target,
+        labels=label_names(classifier, len(found.probabilities)),
+        probabilities=found.probabilities.tolist(),
+        target=found.target,
         indices=video.indices.tolist(),
-        parts=parts,
-        apart=1 if classifier.grid is None else classifier.grid.tubelet[0],
+        parts=found.parts,
+        apart=frames_per_cell(explainer),
         sampling=f"{len(video.indices)} frames seen, {SAMPLING[sampling].format(stride=step)}",
         frames=video.frames,
+        masks=found.masks,
+        interrupted=found.interrupted,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from captum_staa.io import VideoInfo
 from captum_staa.layout import SpaceTime
@@ -25,10 +26,15 @@ class Options:
     model: str
     out: Path
     method: str = "staa"
-    mode: str = "relevance"
+    mode: str | None = None
     rule: str | None = None
-    layers: str | list[int] = "all"
+    layers: str | list[int] | None = None
     focus: bool = False
+    setting: str | None = None
+    areas: list[float] | None = None
+    objective: str | None = None
+    smoothness: str | None = None
+    iterations: int | None = None
     target: str | None = None
     sampling: str | None = None
     windows: bool = False
@@ -50,6 +56,30 @@ class KeyFrame:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """What perturbation learnt, one mask for each of A areas; over a long video, means of its windows."""
+
+    masks: Tensor  # (A, T, H, W) in [0, 1], float32 on the CPU
+    areas: list[float]  # (A,), as asked
+    scale: str  # of the objective: "logit" where the model's answer is one output and no probability
+    visible: list[float]  # (A,), the part of the volume that each leaves
+    whole: float  # the target's probability in the whole clip; or its output, by the scale
+    kept: list[float]  # (A,), the same of what each mask shows
+    deleted: list[float]  # (A,), the same of what it leaves
+    steps: int  # of learning, when it was last looked at; the most of any window
+
+    def scores(self) -> dict[str, Any]:
+        """The numbers alone, area by area."""
+        rows = zip(self.areas, self.visible, self.kept, self.deleted, strict=True)
+        return {
+            "steps": self.steps,
+            "scale": self.scale,
+            "whole": self.whole,
+            "areas": [dict(zip(("area", "visible", "kept", "deleted"), row, strict=True)) for row in rows],
+        }
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Attributions of T frames of a file, and all that has to be known to read them."""
 
@@ -58,6 +88,7 @@ class Explanation:
     model: str
     method: str  # how it was computed, such as "STAA(mode='relevance', rule='product', layers='all')"
     kind: str  # the same in two words
+    settings: dict[str, Any]  # its options by name, where the description does not hold them all
     class_specific: bool  # whether the maps are about the target, or about no class in particular
     layout: str  # order of the axes of the model's clips
     labels: list[str]  # (K,)
@@ -71,6 +102,7 @@ class Explanation:
     sampling: str
     frames: NDArray[np.uint8] | None = None  # (T, h, w, 3); None where they are read again for the pictures
     windows: tuple[dict[str, Any], ...] = ()
+    masks: Masks | None = None  # of perturbation
     interrupted: str = ""  # what was left undone, if anything
 
     @property
@@ -156,6 +188,8 @@ def report(explanation: Explanation, count: int, encoding: str | None = "utf-8")
         lines.append(f"explained: {explanation.subject()} ({why}), by {explanation.method}")
     else:
         lines.append(f"explained: {explanation.subject()}, by {explanation.method}")
+    if explanation.masks is not None:
+        lines += _learnt(explanation.masks, explanation.subject(), bool(explanation.windows))
     key = explanation.key_frames()
     mean = float(explanation.parts.temporal.mean())
     if not key or mean <= 0:
@@ -165,3 +199,28 @@ def report(explanation: Explanation, count: int, encoding: str | None = "utf-8")
         span = f"{moment(explanation, indices[0])} to {moment(explanation, indices[-1])}"
         lines.append(f"when: {', '.join(moments)} the mean of {len(indices)} frames from {span}")
     return "\n".join(lines)
+
+
+def _learnt(masks: Masks, subject: str, windows: bool) -> list[str]:
+    """A table of what each mask does to the answer."""
+    probable = masks.scale != "logit"
+
+    def score(value: float) -> str:
+        return f"{value:.1%}" if probable else f"{value:.4g}"
+
+    rows = [("area asked", "visible", "kept", "deleted")]
+    for area, visible, kept, deleted in zip(masks.areas, masks.visible, masks.kept, masks.deleted, strict=True):
+        rows.append((f"{area:.3g}", f"{visible:.3g}", score(kept), score(deleted)))
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    off = any(abs(visible - area) > area / 2 for area, visible in zip(masks.areas, masks.visible, strict=True))
+    what = f"the probability of {subject}" if probable else f"the output {subject}"
+    return [
+        f"masks after {masks.steps} steps; {what}{', on average over windows' if windows else ''}: "
+        f"{score(masks.whole)} of the whole, and where a mask's area alone is kept, or deleted",
+        *("  " + "  ".join(cell.rjust(n) for cell, n in zip(row, wide, strict=True)) for row in rows),
+        *(
+            ["  masks are not of the areas asked yet, and maps are blurred by that; --iterations N goes on"]
+            if off
+            else []
+        ),
+    ]

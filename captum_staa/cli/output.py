@@ -55,6 +55,8 @@ def write(
     with atomic(paths[0], overwrite) as partial:
         parts = explanation.parts
         tensors = {"attributions": parts.joint[0], "temporal": parts.temporal[0], "spatial": parts.spatial[0]}
+        if explanation.masks is not None:
+            tensors["masks"] = explanation.masks.masks
         partial.touch()
         mode = partial.stat().st_mode  # what the user's umask says; safetensors would leave the file to its owner alone
         save_file({name: part.float().contiguous() for name, part in tensors.items()}, partial, described(explanation))
@@ -71,6 +73,8 @@ def write(
 
 def described(explanation: Explanation) -> dict[str, str]:
     """The metadata of the tensors: strings, as safetensors has it; numbers in them are JSON."""
+    axes = "attributions THW in pixels of the model's input, temporal T, spatial HW"
+    masks = explanation.masks
     return {
         "format": "pt",
         "model": explanation.model,
@@ -78,9 +82,10 @@ def described(explanation: Explanation) -> dict[str, str]:
         "target": explanation.labels[explanation.target],
         "target_index": str(explanation.target),
         "layout": explanation.layout,
-        "axes": "attributions THW in pixels of the model's input, temporal T, spatial HW",
+        "axes": axes + ("" if masks is None else ", masks ATHW with A areas"),
         "frame_indices": json.dumps(explanation.indices),
         "crop_box": json.dumps(explanation.crop),
+        **({} if masks is None else {"areas": json.dumps(masks.areas)}),
     }
 
 
@@ -88,10 +93,12 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
     """``result.json``; numbers that a file does not say are null."""
     info, indices = explanation.info, explanation.indices
     height, width = explanation.parts.joint.shape[-2:]
+    masks = explanation.masks
     return {
         "versions": versions(),
         "model": {"name": explanation.model, "layout": explanation.layout, "input_size": [height, width]},
         "method": explanation.method,
+        "perturbation": None if masks is None else {**explanation.settings, **masks.scores()},
         "video": {
             "path": str(explanation.video),
             "num_frames": info.num_frames,

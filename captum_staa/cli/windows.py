@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import io
-from captum_staa.attr import STAA
-from captum_staa.cli.explanation import Explanation, Options
-from captum_staa.cli.prepare import about, answer, explain_clip, label_names
+from captum_staa.attr import STAA, SpatioTemporalPerturbation
+from captum_staa.cli.explanation import Explanation, Masks, Options
+from captum_staa.cli.prepare import Explained, Explainer, about, answer, class_specific, explain_clip, label_names
 from captum_staa.layout import SpaceTime, from_joint
 
 MOST = 8e9  # bytes of maps that are held at most
@@ -51,11 +52,14 @@ class Merged:
         return [index for index, *_ in held], joint, temporal
 
 
-def explain_windows(explainer: STAA, options: Options, info: io.VideoInfo, target: int | None) -> Explanation:
+def explain_windows(explainer: Explainer, options: Options, info: io.VideoInfo, target: int | None) -> Explanation:
     """Explain every part of a video.
 
     A class-specific map needs one class for all windows. Where none was asked for, a first pass finds the class that is
     likeliest on average over the windows.
+
+    Each window of perturbation is a map that sums to 1, also one in which there is nothing of the class; so it counts
+    by the class's probability in it.
     """
     classifier = explainer.forward_func
     frames = classifier.num_frames or 16
@@ -68,34 +72,39 @@ def explain_windows(explainer: STAA, options: Options, info: io.VideoInfo, targe
     step = options.stride or span
     total = count_windows(info.num_frames, span, step)
     size = classifier.image_size or (info.height, info.width)
-    _check_memory(min(info.num_frames, total * frames), size)
+    areas = len(explainer.setting.areas) if isinstance(explainer, SpatioTemporalPerturbation) else 0
+    _check_memory(min(info.num_frames, total * frames), size, 1 + areas)
 
     def windows(what: str) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
         given = io.iter_windows(options.video, frames, stride=step, frame_stride=options.frame_stride)
         yield from tqdm(given, desc=what, total=total, unit="window", delay=0.5, leave=False)
 
     answers: dict[int, Tensor] = {}  # by window: probabilities (K,)
-    if explainer.mode == "relevance" and target is None:
+    if class_specific(explainer) and target is None:
         with closing(windows("finding the class")) as given:
             for start, window in given:
                 answers[start] = answer(explainer, classifier.preprocess(window))
         target = int(_mean(answers).argmax())
 
-    merged, done, interrupted = Merged(), [], ""
+    merged, interrupted = Merged(), ""
+    done: dict[int, Masks | None] = {}  # by window
     with closing(windows("explaining")) as given:
         try:
             for start, window in given:
-                parts, answers[start], _ = explain_clip(explainer, classifier.preprocess(window), target)
-                seen = range(start, start + span, options.frame_stride)
-                merged.add(seen, parts.joint[0].float(), parts.temporal[0].float())
-                done.append(start)
+                found = explain_clip(explainer, classifier.preprocess(window), target)
+                answers[start] = found.probabilities
+                merged.add(range(start, start + span, options.frame_stride), *_weighed(found))
+                done[start] = found.masks
+                if found.interrupted:
+                    interrupted = f"; in the last of them, {found.interrupted}"
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
             if not done:
                 raise
-            interrupted = f"{len(done)} of {total} windows are done and kept, the others are missing"
-    indices, joint, temporal = merged.result()
-    parts = from_joint(joint[None])
-    if explainer.mode == "released":  # its temporal part is a signal of its own, not a sum
+            interrupted = f"{len(done)} of {total} windows are done and kept, the others are missing{interrupted}"
+    indices, stacked, temporal = merged.result()
+    parts = from_joint(stacked[None, :, 0])
+    if isinstance(explainer, STAA) and explainer.mode == "released":  # its temporal part is a signal, not a sum
         parts = SpaceTime(parts.joint, parts.spatial, temporal[None])
     probabilities = _mean(answers)
     target = int(probabilities.argmax()) if target is None else target
@@ -109,7 +118,8 @@ def explain_windows(explainer: STAA, options: Options, info: io.VideoInfo, targe
         parts=parts,
         apart=max(frames // 2, 1),
         sampling=f"{len(indices)} frames seen, in {len(done)} windows of {frames}, one every {step}",
-        windows=tuple(_row(start, answers[start], labels, target) for start in done),
+        windows=tuple(_row(start, answers[start], labels, target, masks) for start, masks in done.items()),
+        masks=_mean_masks(stacked[:, 1:], [masks for masks in done.values() if masks is not None]),
         interrupted=interrupted,
     )
 
@@ -128,19 +138,48 @@ def _mean(answers: dict[int, Tensor]) -> Tensor:
     return torch.stack(list(answers.values())).mean(0)
 
 
-def _row(start: int, probabilities: Tensor, labels: list[str], target: int) -> dict[str, Any]:
+def _weighed(found: Explained) -> tuple[Tensor, Tensor]:
+    """A window's map, and behind it its masks, ``(T, 1 + A, H, W)``; and its temporal part ``(T,)``."""
+    joint, temporal = found.parts.joint[0], found.parts.temporal[0]
+    if found.masks is None:
+        return joint[:, None], temporal
+    weight = found.probabilities[found.target]
+    return torch.cat([weight * joint[:, None], found.masks.masks.transpose(0, 1)], dim=1), weight * temporal
+
+
+def _mean_masks(merged: Tensor, each: list[Masks]) -> Masks | None:
+    """One for all windows, from masks ``(T, A, H, W)``."""
+    if not each:
+        return None
+
+    def mean(name: str) -> list[float]:
+        return torch.tensor([getattr(masks, name) for masks in each]).mean(0).tolist()
+
+    return replace(
+        each[0],
+        masks=merged.transpose(0, 1),
+        visible=mean("visible"),
+        whole=sum(masks.whole for masks in each) / len(each),
+        kept=mean("kept"),
+        deleted=mean("deleted"),
+        steps=max(masks.steps for masks in each),
+    )
+
+
+def _row(start: int, probabilities: Tensor, labels: list[str], target: int, masks: Masks | None) -> dict[str, Any]:
     best = int(probabilities.argmax())
     return {
         "start": start,
         "label": labels[best],
         "probability": float(probabilities[best]),
         "target_probability": float(probabilities[target]),
+        **({} if masks is None else {"perturbation": masks.scores()}),
     }
 
 
-def _check_memory(frames: int, size: tuple[int, int]) -> None:
+def _check_memory(frames: int, size: tuple[int, int], maps: int) -> None:
     """Refuse before the first window what would fail at the last."""
-    need = 2 * 4 * frames * size[0] * size[1]  # float32, once by frame and once stacked
+    need = 2 * 4 * maps * frames * size[0] * size[1]  # float32, once by frame and once stacked
     if need > MOST:
         raise ValueError(
             f"the maps of {frames} frames of {size[0]} x {size[1]} pixels need {need / 1e9:.0f} GB, and "

@@ -1,0 +1,88 @@
+"""What spatio-temporal perturbation has learnt, in the form in which it is handed out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_staa.gaussian import gaussian
+from captum_staa.layout import SpaceTime, from_joint
+from captum_staa.perturbation.learning import Learnt, Task
+from captum_staa.perturbation.objective import Objective
+
+
+class History(NamedTuple):
+    """The course of learning: what the masks as they would be handed out did, at the asked areas.
+
+    Attributes:
+        steps: ``(S,)`` int64, after how many steps.
+        energy: ``(S, B)``, what is minimised: the mean over areas of loss, smoothness, and the first step's penalty.
+        kept: ``(S, B, A)``, the score of what the masks show.
+        deleted: ``(S, B, A)``, the score of what they leave.
+    """
+
+    steps: Tensor
+    energy: Tensor
+    kept: Tensor
+    deleted: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbationParts(SpaceTime):
+    """What was learnt, beside the map that it gives.
+
+    Attributes:
+        joint: ``(B, T, H, W)``, not negative; the sum over a clip is 1.
+        masks: ``(B, A, T, H, W)`` in [0, 1], one per area.
+        areas: ``(A,)``, as asked.
+        visible: ``(B, A)``, the mean of each mask: the part of the clip's volume that it leaves.
+        whole: ``(B,)``, the model's score of the whole clip: the target's probability, or its output where the
+            objective's scale is ``"logit"``.
+        kept: ``(B, A)``, the score of what a mask shows, as a mean over the ways of hiding.
+        deleted: ``(B, A)``, the score of what it leaves.
+        history: the course of learning, every ten steps.
+    """
+
+    masks: Tensor
+    areas: Tensor
+    visible: Tensor
+    whole: Tensor
+    kept: Tensor
+    deleted: Tensor
+    history: History
+
+
+def parts_of(task: Task, learnt: Learnt, whole: Tensor, blur: float) -> PerturbationParts:
+    """What was learnt, in the form in which it is handed out."""
+    with torch.no_grad():
+        masks = task.field.spread(task.parametrisation.final(learnt.values, task.field, task.areas))
+        joint = task.field.spread(task.parametrisation.weights(learnt.values, task.field, task.areas)[:, None])[:, 0]
+        if blur:
+            sigma = blur * min(joint.shape[2:])
+            joint = gaussian(joint, (0.0, sigma, sigma))
+        parts = from_joint(joint / joint.sum((1, 2, 3), keepdim=True))
+    scale = probability(task.objective)
+    steps, energy, kept, deleted = zip(*learnt.checks, strict=True)
+    return PerturbationParts(
+        joint=parts.joint,
+        spatial=parts.spatial,
+        temporal=parts.temporal,
+        masks=masks,
+        areas=task.areas,
+        visible=masks.mean((2, 3, 4)),
+        whole=scale(whole),
+        kept=scale(learnt.best.kept),
+        deleted=scale(learnt.best.deleted),
+        history=History(
+            torch.tensor(steps), torch.stack(energy), scale(torch.stack(kept)), scale(torch.stack(deleted))
+        ),
+    )
+
+
+def probability(objective: Objective) -> Callable[[Tensor], Tensor]:
+    """From scores to what is handed out: probabilities, but outputs as they come."""
+    return (lambda score: score) if objective.scale == "logit" else torch.exp
