@@ -15,6 +15,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -25,6 +26,8 @@ from tqdm import tqdm
 
 from captum_staa import STAA, GradCAM, SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, baselines, metrics
 from captum_staa.benchmark import PlantedClips
+from captum_staa.perturbation.masks import Separate
+from captum_staa.perturbation.settings import SETTINGS, Setting
 from captum_staa.perturbation.smoothness import TotalVariation
 
 MODELS = (
@@ -71,7 +74,7 @@ def methods(clf: VideoClassifier) -> dict[str, Maps]:
         options = {"nt_samples": 16, "nt_samples_batch_size": 2, "stdevs": 0.15}
         return noisy.attribute(clips, nt_type="smoothgrad_sq", **options, target=labels)
 
-    def learnt(setting: str = "nested", **options: object) -> Maps:
+    def learnt(setting: str | Setting = "nested", **options: object) -> Maps:
         method = SpatioTemporalPerturbation(clf, setting=setting)
 
         def maps(clips: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,6 +108,7 @@ def methods(clf: VideoClassifier) -> dict[str, Maps]:
         "nested, the hint alone": learnt(iterations=0),
         "3d-ep": learnt("3d-ep"),
         "step": learnt("step"),
+        "step, from the hint": learnt(replace(SETTINGS["step"], parametrisation=Separate(warm=True))),
         "2d-ep": learnt("2d-ep"),
     }
     if clf.grid is not None:

@@ -9,6 +9,7 @@ from captum_staa import baselines
 from captum_staa.layout import VideoLayout
 from captum_staa.perturbation.blends import BlendName, Ladder
 
+OF_SEVERAL_FRAMES = ("mean_frame", "shuffle", "freeze", "blur_time")
 _BLURRED = {"blur": (1, 0), "blur_time": (0, 1), "blur_both": (1, 1)}  # along space, along time
 _SPACE = 20 / 112  # widest standard deviation, of the shorter side: the paper's 20 pixels of 112
 _TIME = 1 / 4  # and of the clip's length

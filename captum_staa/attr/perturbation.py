@@ -22,7 +22,7 @@ from captum_staa._captum import (
 )
 from captum_staa.attention.frozen import parameters_frozen
 from captum_staa.attr._arguments import call_bar, one_clip, refuse_inference_mode
-from captum_staa.attr._hiding import blend_of
+from captum_staa.attr._hiding import OF_SEVERAL_FRAMES, blend_of
 from captum_staa.attr._perturbation_parts import PerturbationParts, parts_of, probability
 from captum_staa.checks import check_choice
 from captum_staa.layout import VideoLayout
@@ -250,6 +250,8 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
     def _blends(self, clip: Tensor, setting: Setting, baselines: BaselineType) -> list[Ladder]:
         (baseline,) = baselines_for((clip,), baselines)
         names = setting.blends if baselines is None else ("fade",)
+        if self.layout.size(clip)["T"] == 1:  # nothing can be hidden by other frames
+            names = tuple(name for name in names if name not in OF_SEVERAL_FRAMES) or ("fade",)
         return [blend_of(name, clip, self.layout, baseline, setting.levels) for name in names]
 
     def _score(

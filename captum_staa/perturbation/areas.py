@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_staa.perturbation.fields import Field
@@ -89,7 +90,36 @@ def rank_penalty(values: Tensor, areas: Tensor, field: Field, *, per_frame: bool
     filled = widths.cumsum(3) - (1 - areas[:, None, None])  # of a slice, what lies above 1 - a
     # A cell that straddles the step is asked for the part of it that lies beyond.
     template = (filled / widths.clamp_min(torch.finfo(widths.dtype).tiny)).clamp(0, 1)
-    return (widths * (ordered - template).square()).sum(3).mean(2)
+    shared = shared_among_equals(ordered.detach(), template, widths)
+    return (widths * (ordered.square() - 2 * ordered * shared + template.square())).sum(3).mean(2)
+
+
+def shared_among_equals(ordered: Tensor, template: Tensor, widths: Tensor) -> Tensor:
+    """What equal numbers are asked for, as a mean over them.
+
+    A sort puts them in an order of its own, and would pull some to 0 and others to 1 for no reason: of masks that begin
+    at 1 everywhere, that alone would decide what stays.
+
+    Args:
+        ordered: ``(..., n)``, ascending.
+        template: of its shape.
+        widths: of its shape, the weight of each.
+
+    Returns:
+        Like ``template``.
+    """
+    nearly = 1e-6 * ordered.abs().amax(-1, keepdim=True)  # interpolation leaves equal numbers apart by their rounding
+    ends = [
+        torch.searchsorted(ordered.contiguous(), (ordered + shift).contiguous(), right=right)
+        for shift, right in ((-nearly, False), (nearly, True))
+    ]
+
+    def between(values: Tensor) -> Tensor:
+        sums = F.pad(values.cumsum(-1), (1, 0))
+        first, last = (sums.gather(-1, end) for end in ends)
+        return last - first
+
+    return between(widths * template) / between(widths).clamp_min(torch.finfo(widths.dtype).tiny)
 
 
 def _shares(field: Field, slices: int) -> Tensor:

@@ -35,7 +35,8 @@ class Ladder:
     def __init__(self, rungs: Sequence[Tensor], layout: VideoLayout) -> None:
         self.layout, self.dtype = layout, rungs[-1].dtype
         wide = torch.promote_types(self.dtype, torch.float32)
-        self.rungs = torch.stack([rung.detach().to(wide) for rung in rungs])  # (L, B, ...)
+        self.rungs = [rung.detach().to(wide) for rung in rungs]
+        self.stacked = torch.stack(self.rungs) if len(rungs) > 2 else None  # (L, B, ...), to look up voxel by voxel
 
     def __call__(self, masks: Tensor) -> Tensor:
         """Masks ``(P, B, T, H, W)`` in [0, 1] to clips ``(P * B, ...)``; differentiable, of the clip's dtype."""
@@ -61,12 +62,12 @@ class Ladder:
 
     def _around(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The rungs below and above what one mask shows, voxel by voxel."""
-        steps = len(self.rungs) - 1
-        if steps == 1:
+        if self.stacked is None:
             return self.rungs[0], self.rungs[1]
+        steps = len(self.rungs) - 1
         number = (mask * steps).long().clamp_(0, steps - 1)
-        which = self.layout.from_working(number[:, :, None]).expand(self.rungs.shape[1:])[None]
-        return self.rungs.gather(0, which)[0], self.rungs.gather(0, which + 1)[0]
+        which = self.layout.from_working(number[:, :, None]).expand(self.rungs[0].shape)[None]
+        return self.stacked.gather(0, which)[0], self.stacked.gather(0, which + 1)[0]
 
 
 class _Blended(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_staa.perturbation.blends import Blend
 from captum_staa.perturbation.fields import Field
-from captum_staa.perturbation.masks import Drawn, Parametrisation
+from captum_staa.perturbation.masks import Drawn, Nested, Parametrisation
 from captum_staa.perturbation.objective import Objective, Scale
 from captum_staa.perturbation.smoothness import Smoothness
 
@@ -184,7 +184,7 @@ def _hint(task: Task, floors: Tensor) -> Tensor:
     """
     shares = task.field.shares
     scale: Scale = "logit" if task.objective.scale == "logit" else "margin"
-    even = replace(task, objective=Objective("preserve", scale), smoothness=None)
+    even = replace(task, objective=Objective("preserve", scale), smoothness=None, parametrisation=Nested())
     levels = shares.new_tensor(WARM)
     masks = levels[:, None].repeat(task.batch, 1, shares.shape[1])
     masks = masks.view(task.batch, len(levels), -1)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_staa.perturbation.areas import shared_among_equals
+
 Smoothness = Callable[[Tensor, Tensor], Tensor]
 """Masks ``(B, A, T, H, W)`` and their areas ``(A,)`` to ``(B, A)``."""
 
@@ -98,14 +100,15 @@ class Ellipsoid:
     def __call__(self, masks: Tensor, areas: Tensor) -> Tensor:
         """``(B, A)``."""
         means = self.windows(masks)  # (B, A, W)
-        ordered = means.sort(dim=2, descending=True).values
+        ordered = means.sort(dim=2).values
         count = ordered.shape[2]
         if count == 1:
             return torch.zeros_like(means[:, :, 0])
         room = (areas * count).round().clamp(1, count - 1)[:, None]  # at least one is full, and one empty
-        full = (torch.arange(count, device=masks.device) < room).to(masks)
-        high = ((ordered - 1).square() * full).sum(2) / full.sum(1)
-        return high + (ordered.square() * (1 - full)).sum(2) / (1 - full).sum(1)
+        full = (torch.arange(count, device=masks.device) >= count - room).to(masks).expand_as(ordered)
+        asked = shared_among_equals(ordered.detach(), full, torch.ones_like(full))
+        high = (ordered - 1).square() * asked / room
+        return (high + ordered.square() * (1 - asked) / (count - room)).sum(2)
 
     def windows(self, masks: Tensor) -> Tensor:
         """The mean of the mask over each window, ``(B, A, W)``."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -14,10 +15,13 @@ import torch
 from captum.attr import FeatureAblation, IntegratedGradients, LayerGradCam, Occlusion, Saliency
 from torch import Tensor
 
-from captum_staa import RISE, STAA, VideoClassifier
+from captum_staa import RISE, STAA, SpatioTemporalPerturbation, VideoClassifier
 from captum_staa.attr import GradCAM, VideoFeatureAblation, VideoOcclusion
+from captum_staa.perturbation.fields import Field
+from captum_staa.perturbation.masks import Nested, Separate
+from captum_staa.perturbation.settings import SETTINGS, Setting
 
-from . import oracles
+from . import oracle_perturbation, oracles
 from .models import MODELS, TRANSFORMERS, Case, Tensors, case
 from .trials import KINDS, Keywords, Subject, Trial
 
@@ -100,6 +104,41 @@ def _grad_cam(weighting: Literal["gradcam", "hirescam", "layercam"]) -> Subject:
     )
 
 
+class _FromARamp(Separate):
+    """The papers' masks, but not from all ones, which rounding alone would put in order."""
+
+    def start(self, field: Field, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
+        return oracle_perturbation.ramp(field.shares.shape[1]).to(field.shares).repeat(batch, len(areas), 1)
+
+
+LEARNING = {
+    "nested": replace(
+        SETTINGS["nested"],
+        parametrisation=Nested(rate=oracle_perturbation.RATE),
+        blends=oracle_perturbation.BLENDS,
+        across=oracle_perturbation.ACROSS,
+    ),
+    "step": replace(
+        SETTINGS["step"],
+        parametrisation=_FromARamp(oracle_perturbation.DESCENT, oracle_perturbation.WEIGHT),
+        across=oracle_perturbation.ACROSS,
+    ),
+}
+
+
+def _perturbation(name: str, setting: Setting, oracle: Callable[..., Tensors]) -> Subject:
+    return Subject(
+        name=f"SpatioTemporalPerturbation {name}",
+        method=SpatioTemporalPerturbation,
+        kind="learning",
+        counterpart=FeatureAblation,
+        make=lambda case: SpatioTemporalPerturbation(case.model, _axes(case), setting=setting),
+        oracle=oracle,
+        keywords=lambda case: {"scale": "logit", "areas": (0.2, 0.5), "iterations": 3},
+        models=tuple(name for name in MODELS if name != "two-stream"),
+    )
+
+
 OURS = (
     _staa("product", oracles.staa, mode="relevance", rule="product"),
     _staa("gradient", oracles.staa, mode="relevance", rule="gradient"),
@@ -133,6 +172,8 @@ OURS = (
         oracle=oracles.rise,
         keywords=lambda case: {"n_samples": 7, "n_cells": (2, 3, 2), "keep": 0.4},
     ),
+    _perturbation("nested", LEARNING["nested"], oracle_perturbation.nested),
+    _perturbation("step", LEARNING["step"], oracle_perturbation.step),
     _grad_cam("gradcam"),
     _grad_cam("hirescam"),
     _grad_cam("layercam"),

@@ -129,7 +129,7 @@ def test_clips_of_another_size(trial: Trial) -> None:
         assert not calls
 
 
-@over("vivit", kinds=("gradient", "attention"), ours=True)
+@over("vivit", kinds=("gradient", "attention", "learning"), ours=True)
 def test_more_clips_than_it_explains(trial: Trial) -> None:
     refuses(trial, Bad(lambda c: c.inputs * 2, "one clip tensor per example, but a tuple of 2 inputs"), "inputs")
 
@@ -172,7 +172,7 @@ def test_options_of_rise(trial: Trial, kind: str) -> None:
     refuses(trial, Bad(lambda c: value, f"{name}.*{re.escape(repr(value))} came", error), name)
 
 
-@over("conv", "two-stream", kinds=("perturbation",), ours=True)
+@over("conv", "two-stream", takes="perturbations_per_eval", ours=True)
 def test_a_model_that_answers_once_for_all_clips(trial: Trial) -> None:
     mean = trial.on(trial.case.around(MeanOverBatch))
     with pytest.raises(ValueError, match=r"one output per example, 2 here.*\(1,?\)"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from captum.attr import (
     Occlusion,
     PerturbationAttribution,
 )
+from tiny_models import randomise
 
 from .models import fresh, watched
 from .subjects import over
@@ -106,8 +108,9 @@ def test_multiplies_by_inputs(trial: Trial) -> None:
 def test_its_name_can_be_read(trial: Trial) -> None:
     """It stands before the progress bar; Captum's default spells acronyms out, letter by letter."""
     name = trial.method.get_name()
-    assert name.replace(" ", "") == trial.subject.method.__name__
-    assert all(len(word) > 1 for word in name.split())
+    words = re.findall(r"\w+", name)
+    assert "".join(words).lower() == trial.subject.method.__name__.lower()
+    assert all(len(word) > 1 for word in words)
 
 
 @over("conv", "vivit", has="attribute_parts")
@@ -128,8 +131,6 @@ def test_copies(trial: Trial) -> None:
     assert shallow.forward_func is method.forward_func and deep.forward_func is not method.forward_func
     for other in (shallow, deep):
         assert torch.equal(other.attribute(own.case.clips, **own.keywords), expected)
-    with torch.no_grad():
-        for parameter in own.case.model.parameters():
-            parameter.mul_(0.5)
+    randomise(own.case.model, seed=5)  # half the weights would do for most, but learning does not mind a model's scale
     assert torch.equal(deep.attribute(own.case.clips, **own.keywords), expected)
     assert not torch.allclose(shallow.attribute(own.case.clips, **own.keywords), expected)

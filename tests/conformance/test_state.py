@@ -16,7 +16,7 @@ from .models import Case, Doubled, failing, fresh, watched
 from .subjects import over
 from .trials import Trial, as_tuple, assert_close
 
-DIFFERENTIATES, OTHERS = ("gradient",), ("perturbation", "attention")
+DIFFERENTIATES, OTHERS = ("gradient", "learning"), ("perturbation", "attention")
 
 
 def unusual(case: Case) -> Case:
@@ -64,13 +64,13 @@ def test_nothing_is_left_when_the_model_raises(trial: Trial) -> None:
     leaves_nothing_when_failing(trial, call=1)
 
 
-@over("conv", "two-stream", "vivit", kinds=("perturbation",))
+@over("conv", "two-stream", "vivit", takes="perturbations_per_eval")
 def test_nothing_is_left_when_a_later_call_raises(trial: Trial) -> None:
     """With a region of the copies replaced."""
     leaves_nothing_when_failing(trial, call=3)
 
 
-@over("conv", "vivit", kinds=("gradient", "perturbation"))
+@over("conv", "vivit", kinds=("gradient", "perturbation", "learning"))
 def test_nothing_is_left_by_a_bad_target(trial: Trial) -> None:
     own = trial.on(unusual(trial.case))
     for target in (99, [0, 1, 2], *([None] if trial.subject.ours else [])):
@@ -165,10 +165,10 @@ def test_hooks_of_the_owner_still_run(trial: Trial) -> None:
     """And may change what passes: the explanation is of the model with its hooks."""
     own = trial.on(fresh(trial.case.name))
 
-    def louder(module: Any, args: Any, output: Tensor) -> Tensor:
-        return 2 * output
+    def other_way_round(module: Any, args: Any, output: Tensor) -> Tensor:
+        return output.flip(-1)  # twice the output would not do: learning does not mind the scale
 
-    handle = own.case.layer_module.register_forward_hook(louder)
+    handle = own.case.layer_module.register_forward_hook(other_way_round)
     changed = own.attribute()
     assert_close(changed, own.expected())
     handle.remove()

@@ -37,7 +37,7 @@ def compiling() -> Iterator[None]:
     assert eager.graphs > 0, "nothing was compiled"  # type: ignore[attr-defined]
 
 
-@over("conv-btchw", "two-stream", kinds=("perturbation",))
+@over("conv-btchw", "two-stream", takes="perturbations_per_eval")
 def test_plain_functions(trial: Trial) -> None:
     """Of which nothing is known but the layout."""
     function: Any = lambda *clips: trial.case.model(*clips)  # noqa: E731
@@ -66,7 +66,7 @@ def test_traced_transformers(trial: Trial) -> None:
     same_when_traced(trial)
 
 
-@over("conv", "own", kinds=("perturbation",))
+@over("conv", "own", takes="perturbations_per_eval")
 def test_traced_classifiers(trial: Trial) -> None:
     """The classifier traced with its network: a function of clips, of which only the layout is known."""
     traced = replace(trial.case, model=torch.jit.trace(trial.case.model, trial.case.inputs))
@@ -88,7 +88,7 @@ def test_compiled_models(trial: Trial) -> None:
 
 
 @pytest.mark.usefixtures("compiling")
-@over("conv", kinds=("perturbation",))
+@over("conv", takes="perturbations_per_eval")
 def test_compiled_classifiers(trial: Trial) -> None:
     other = replace(trial.case, model=torch.compile(trial.case.model, backend=eager))
     assert_close(trial.on(other).attribute(), trial.attribute())

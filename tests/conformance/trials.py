@@ -13,7 +13,7 @@ from torch import Tensor
 from .models import MODELS, Case, Tensors
 
 Keywords = dict[str, Any]
-Kind = Literal["gradient", "perturbation", "attention"]
+Kind = Literal["gradient", "perturbation", "attention", "learning"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -24,8 +24,8 @@ class Subject:
     Attributes:
         name: says which, in the ids of the tests.
         method: the class.
-        kind: ``"gradient"`` differentiates, ``"perturbation"`` calls the model on altered clips, ``"attention"``
-            reads one forward and explains no class in particular.
+        kind: ``"gradient"`` differentiates, ``"perturbation"`` calls the model on altered clips, ``"learning"`` does
+            both, ``"attention"`` reads one forward and explains no class in particular.
         counterpart: the class of Captum whose order of arguments it keeps.
         make: the method for a case.
         oracle: its slow formula.

@@ -1,0 +1,232 @@
+"""Learnt masks once more, slowly: dense interpolation, plain bisection, and both optimisers written out.
+
+In float64, one call of the model after the other. Nothing of ``captum_staa.perturbation`` is called; hidden clips are
+those of ``captum_staa.baselines``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_staa import baselines as hidings
+
+from .models import Case, Tensors
+
+Cell = tuple[int, int]
+"""Frames, and how many along each side."""
+SPACE = 20 / 112  # widest blur, as a part of the shorter side
+RATE = 0.05  # of Adam, who divides by gradients: a sixth of the usual, so that little is made of rounding
+DESCENT, WEIGHT = 0.5, 3.0  # step of the papers' way and weight of their areas: with theirs, few steps see no model
+ACROSS = 6  # cells along each side
+BLENDS = ("fade", "shuffle")  # half of the usual ones
+
+
+class Scene:
+    """What both ways of learning need of a case: its score, its hidings, and cells ``(B, n)`` as voxels ``(B, V)``."""
+
+    def __init__(self, case: Case, cell: Cell, names: Sequence[str], levels: int, baselines: Any, mask: Any) -> None:
+        self.model = copy.deepcopy(case.model).double()
+        self.clip, self.layout, self.target = case.inputs[0].double(), case.layout, case.target
+        self.sides = t, h, w = case.sides
+        if mask is None:
+            counts = (math.ceil(t / cell[0]), min(h, cell[1]), min(w, cell[1]))
+            weights = [_hats(size, count) for size, count in zip(self.sides, counts, strict=True)]
+            dense = torch.kron(torch.kron(weights[0], weights[1]), weights[2])[None]  # (1, V, n)
+        else:
+            ids = self.layout.to_working(mask.expand(self.clip.shape[0], *self.clip.shape[1:]))[:, :, 0].flatten(1)
+            dense = (ids[..., None] == torch.arange(int(ids.max()) + 1)).double()  # (B, V, n)
+        self.dense = dense.expand(len(self.clip), -1, -1)
+        self.shares = self.dense.mean(1)  # (B, n)
+        self.ladders = [self._ladder(name, levels, baselines) for name in (names if baselines is None else ["fade"])]
+
+    def _ladder(self, name: str, levels: int, baselines: Any) -> list[Tensor]:
+        if name == "fade":
+            given = baselines[0] if isinstance(baselines, tuple) else baselines
+            return [torch.as_tensor(0.0 if given is None else given).double().expand_as(self.clip), self.clip]
+        if name != "blur":
+            each = [getattr(hidings, name)(clip[None], self.layout) for clip in self.clip]  # every clip by itself
+            return [torch.cat(each), self.clip]
+        widest = SPACE * min(self.sides[1:])
+        steps = [1 - level / (levels - 1) for level in range(levels - 1)]
+        return [*(hidings.blur(self.clip, self.layout, space=widest * step) for step in steps), self.clip]
+
+    def score(self, cells: Tensor, ladder: list[Tensor]) -> Tensor:
+        """The target's output under a mask of ``(B, n)``, which shows ``l / (L - 1)`` of the way to the ``l``-th."""
+        shown = torch.einsum("bvn,bn->bv", self.dense, cells).view(-1, *self.sides)[:, :, None]
+        shown = self.layout.from_working(shown).expand_as(self.clip) * (len(ladder) - 1)
+        below = shown.detach().floor().clamp(0, len(ladder) - 2).long()
+        low, high = (torch.stack(ladder).gather(0, (below + k)[None])[0] for k in (0, 1))
+        clip = low + (shown - below) * (high - low)
+        logits = self.model(clip)
+        return torch.stack([logits[i, target] for i, target in enumerate(self.target)])
+
+    def loss(self, cells: Tensor, ladder: list[Tensor], dual: bool) -> Tensor:
+        """``(B,)``."""
+        loss = -self.score(cells, ladder)
+        return loss + self.score(1 - cells, ladder) if dual else loss
+
+    def hint(self) -> Tensor:
+        """``(B, n)``: Integrated Gradients of four steps over all ways of hiding, smoothed by going there and back."""
+        slope = torch.zeros_like(self.shares)
+        for ladder, level in product(self.ladders, (0.1, 0.37, 0.63, 0.9)):
+            even = torch.full_like(slope, level).requires_grad_()
+            slope += torch.autograd.grad(self.score(even, ladder).sum(), even)[0]
+        density = self.maps(torch.where(self.shares > 0, slope / self.shares, 0)).flatten(1)
+        return torch.einsum("bvn,bv->bn", self.dense, density) / self.dense.sum(1).clamp(min=1e-9)
+
+    def maps(self, cells: Tensor) -> Tensor:
+        """``(B, T, H, W)`` of sum 1, to be shared out over channels by :meth:`spread`."""
+        return torch.einsum("bvn,bn->bv", self.dense, cells).view(-1, *self.sides)
+
+    def spread(self, maps: Tensor, dtype: torch.dtype) -> Tensors:
+        """Of sum 1 per clip, and every channel alike."""
+        maps = maps / maps.sum((1, 2, 3), keepdim=True)
+        count = self.clip.shape[self.layout.channel]
+        return (self.layout.from_working((maps / count)[:, :, None].expand(-1, -1, count, -1, -1)).to(dtype),)
+
+
+def nested(
+    case: Case, areas: Sequence[float], iterations: int, baselines: Any = None, feature_mask: Any = None, **_: Any
+) -> Tensors:
+    """One number per cell: from coarse Integrated Gradients on, by Adam, towards both aims."""
+    scene = Scene(case, (2, ACROSS), BLENDS, 2, baselines, feature_mask)
+    cells = scene.hint()
+    values = (cells - cells.mean(1, keepdim=True)) / cells.std(1, correction=0, keepdim=True) / 2
+    low, high = 0.1 * min(areas), max(areas)
+
+    def energy(values: Tensor) -> Tensor:
+        found = torch.zeros(len(values), dtype=torch.double)
+        for area, ladder in product(areas, scene.ladders):
+            found += scene.loss(opened(values, scene.shares, area, 0.1), ladder, dual=True)
+        return found / len(areas) / len(scene.ladders)
+
+    first, second = torch.zeros_like(values), torch.zeros_like(values)
+    start, before = values, energy(values)
+    for step in range(iterations):
+        leaf = values.clone().requires_grad_()
+        total = torch.zeros(())
+        for k in range(len(areas)):
+            part = (k + (step * (5**0.5 - 1) / 2) % 1) / len(areas)
+            cells = opened(leaf, scene.shares, low * (high / low) ** part, 0.1 ** (step / max(1, iterations - 1)))
+            total = total + scene.loss(cells, scene.ladders[step % len(scene.ladders)], dual=True).sum()
+        (slope,) = torch.autograd.grad(total, leaf)
+        first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
+        mean, square = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.99 ** (step + 1))
+        values = values - RATE * mean / (square.sqrt() + 1e-8)
+    best = torch.where((energy(values) < before)[:, None], values, start)
+    levels = [low * (high / low) ** (k / 23) for k in range(24)]
+    cells = torch.stack([opened(best, scene.shares, level, 0.1) / level for level in levels]).sum(0)
+    return scene.spread(scene.maps(cells), case.inputs[0].dtype)
+
+
+def opened(values: Tensor, shares: Tensor, area: float, softness: float) -> Tensor:
+    """A sigmoid over the threshold that leaves the area; its slope by one step of Newton, at a distance of nothing."""
+
+    def left(threshold: Tensor) -> Tensor:
+        return (shares * ((values - threshold[:, None]) / softness).sigmoid()).sum(1)
+
+    with torch.no_grad():
+        low, high = values.amin(1) - 40 * softness, values.amax(1) + 40 * softness
+        for _ in range(80):
+            middle = (low + high) / 2
+            low, high = torch.where(left(middle) > area, middle, low), torch.where(left(middle) > area, high, middle)
+    at = low.clone().requires_grad_()
+    with torch.enable_grad():
+        (fall,) = torch.autograd.grad(left(at).sum(), at)
+    at = low - (left(low) - area) / fall.clamp(max=-1e-300)
+    return ((values - at[:, None]) / softness).sigmoid()
+
+
+def step(
+    case: Case, areas: Sequence[float], iterations: int, baselines: Any = None, feature_mask: Any = None, **_: Any
+) -> Tensors:
+    """A mask per area, by the papers' descent to preserve, from :func:`ramp` on; blurred at last."""
+    scene = Scene(case, (1, ACROSS), ["blur"], 8, baselines, feature_mask)
+    windows = ellipsoids(scene.sides)  # (W, V)
+    (ladder,), count = scene.ladders, len(windows)
+
+    def energy(values: Tensor, weight: float) -> Tensor:
+        """``(B,)``, the mean over areas."""
+        found = []
+        for area, cells in zip(areas, values, strict=True):
+            room = min(max(round(area * count), 1), count - 1)
+            sums = torch.einsum("bvn,bn->bv", scene.dense, cells) @ windows.T
+            means = (sums / windows.sum(1).clamp(min=1)).sort(1, descending=True)[0]
+            rough = (means[:, :room] - 1).square().mean(1) + means[:, room:].square().mean(1)
+            wanted = torch.stack([_wanted(*row, area) for row in zip(cells, scene.shares, strict=True)])
+            far = (scene.shares * (cells - wanted).square()).sum(1)
+            found.append(scene.loss(cells, ladder, dual=False) + rough + weight * far)
+        return torch.stack(found).mean(0)
+
+    values = ramp(scene.shares.shape[1]).expand(len(areas), *scene.shares.shape)
+    start, before, speed = values, energy(values, WEIGHT), None
+    for number in range(iterations):
+        leaf = values.clamp(0, 1).requires_grad_()
+        (slope,) = torch.autograd.grad(len(areas) * energy(leaf, WEIGHT * 1.0008668**number).sum(), leaf)
+        speed = slope if speed is None else 0.9 * speed + 0.1 * slope
+        values = leaf.detach() - DESCENT * speed
+    after = energy(values.clamp(0, 1), WEIGHT)
+    best = torch.where((after < before)[:, None], values.clamp(0, 1), start)
+    maps, sigma = scene.maps(best.sum(0)), 10 / 112 * min(scene.sides[1:])
+    for axis in (2, 3):
+        far = torch.arange(maps.shape[axis])[:, None] - torch.arange(maps.shape[axis])
+        kernel = torch.exp(-((far / sigma) ** 2) / 2) * (far.abs() <= max(1, int(3 * sigma + 0.5)))
+        kernel = (kernel / kernel.sum(1, keepdim=True)).double()
+        maps = torch.tensordot(maps, kernel, ([axis], [1])).movedim(-1, axis)
+    return scene.spread(maps, case.inputs[0].dtype)
+
+
+def ramp(count: int) -> Tensor:
+    """Numbers to begin with, of which no two are near each other: of equal ones, rounding would put some first."""
+    return 0.45 + 0.1 * (torch.arange(count, dtype=torch.double) * (5**0.5 - 1) / 2 % 1)
+
+
+def _wanted(values: Tensor, widths: Tensor, area: float) -> Tensor:
+    """``(n,)``: in ascending order and laid side by side, what part of each lies beyond ``1 - area``."""
+    wanted, low = torch.zeros_like(values), 0.0
+    for place in values.argsort().tolist():
+        width = float(widths[place])
+        wanted[place] = min(max((low + width - (1 - area)) / width, 0.0), 1.0) if width else 0.0
+        low += width
+    return wanted.detach()
+
+
+def ellipsoids(sides: tuple[int, int, int]) -> Tensor:
+    """``(W, V)``, 1 inside: every ellipsoid of 8 frames by 11/112 of a side, half of one apart, over the border too."""
+    pixels = max(1, round(11 / 112 * min(sides[1:])))
+    lengths = [min(8, sides[0]), pixels, pixels]
+    starts = []
+    for size, length in zip(sides, lengths, strict=True):
+        stride = max(1, length // 2)
+        starts.append(range(-(length // 2), size + length // 2 - length + 1, stride))
+    offsets = []
+    for offset in product(*map(range, lengths)):
+        radii = [(k - (length - 1) / 2) / (length / 2) for k, length in zip(offset, lengths, strict=True)]
+        if sum(radius**2 for radius in radii) <= 1:
+            offsets.append(offset)
+    rows = torch.zeros(math.prod(map(len, starts)), *sides, dtype=torch.double)
+    for row, corner in zip(rows, product(*starts), strict=True):
+        for offset in offsets:
+            place = [a + b for a, b in zip(corner, offset, strict=True)]
+            if all(0 <= at < size for at, size in zip(place, sides, strict=True)):
+                row[tuple(place)] = 1
+    return rows.flatten(1)
+
+
+def _hats(pixels: int, cells: int) -> Tensor:
+    """``(pixels, cells)``: linear between the middles of cells, level beyond the outermost."""
+    found = torch.zeros(pixels, cells, dtype=torch.double)
+    for pixel in range(pixels):
+        place = min(max((pixel + 0.5) / pixels * cells - 0.5, 0.0), cells - 1.0)
+        left = min(int(place), max(cells - 2, 0))
+        found[pixel, left] = 1 - (place - left)
+        if cells > 1:
+            found[pixel, left + 1] = place - left
+    return found

@@ -1,0 +1,348 @@
+"""Learnt masks find planted evidence, have the areas asked for, keep their best, or say why they cannot learn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoLayout, baselines, feature_masks
+from captum_staa.attr.perturbation import PerturbationParts
+from captum_staa.benchmark import PlantedClips
+from captum_staa.metrics import auroc, deletion, insertion
+from captum_staa.perturbation.masks import Nested
+from captum_staa.perturbation.settings import SETTINGS
+from captum_staa.perturbation.smoothness import Ellipsoid, SquaredDifferences, TotalVariation
+
+SIZE = (4, 8, 6)
+
+
+class Net(nn.Module):
+    """A random 3D network of ``(B, 3, T, H, W)``, which calls a function of its logits before it gives them away."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor] = lambda logits: logits, outputs: int = 3) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.features = nn.Sequential(nn.Conv3d(3, 6, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool3d(2))
+            self.head = nn.Linear(48, outputs)
+        self.then = then
+        with torch.no_grad():
+            self.head.weight.mul_(20)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.then(self.head(self.features(clip).flatten(1)))
+
+
+def on_call(number: int, act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """From this call of the model on, something happens to its logits."""
+    calls = 0
+
+    def then(logits: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return act(logits) if calls >= number else logits
+
+    return then
+
+
+def interrupt(logits: Tensor) -> Tensor:
+    raise KeyboardInterrupt
+
+
+def clip_of(batch: int = 2, size: tuple[int, int, int] = SIZE) -> Tensor:
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def speaks_for(model: Callable[[Tensor], Tensor], clip: Tensor) -> Tensor:
+    """The classes whose outputs the clips raise most, against black ones."""
+    with torch.no_grad():
+        return (model(clip) - model(torch.zeros_like(clip))).argmax(1)
+
+
+def parts_of(
+    model: nn.Module | None = None, clip: Tensor | None = None, setting: Any = "nested", **options: Any
+) -> PerturbationParts:
+    options = {"target": 1, "areas": (0.1, 0.3), "iterations": 5, "perturbations_per_eval": 4, **options}
+    method = SpatioTemporalPerturbation(Net() if model is None else model, "BCTHW", setting=setting)
+    return method.attribute_parts(clip_of() if clip is None else clip, **options)
+
+
+@pytest.mark.parametrize("kind", ["resnet3d", pytest.param("timesformer", marks=pytest.mark.slow)])
+def test_planted_evidence_is_found_and_beats_a_random_map_and_the_inverse(kind: str) -> None:
+    clf = VideoClassifier.from_pretrained(f"tiny-{kind}-pattern")
+    clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
+    clip = clf.layout.from_working(clip)
+    options: Any = {"target": label, "areas": (0.05, 0.15), "iterations": 16, "perturbations_per_eval": 4}
+    parts = SpatioTemporalPerturbation(clf).attribute_parts(clip, **options)
+    assert auroc(parts.joint, truth) > 0.9 and auroc(parts.joint, truth, axis="time") > 0.9
+    assert (parts.kept > parts.deleted + 0.3).all(), "what is shown suffices, and is needed"
+    noise = torch.rand(parts.joint.shape, generator=torch.Generator().manual_seed(0))
+    options = {"target": label, "layout": clf.layout, "cells": (8, 8, 8), "steps": 12}
+    for metric, sign in ((insertion, 1), (deletion, -1)):
+        own, *others = (sign * metric(clf, clip, maps, **options).score for maps in (parts.joint, noise, -parts.joint))
+        assert all((own > other).all() for other in others), metric
+
+
+def test_what_hiding_does_not_change_is_left_out() -> None:
+    """Of a clip that is black but for a grey patch in two frames, by a CNN and an LSTM."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        cnn = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        lstm, head = nn.LSTM(16, 8, batch_first=True), nn.Linear(8, 3)
+
+    def model(clip: Tensor) -> Tensor:
+        return 20 * head(lstm(cnn(clip.flatten(0, 1)).unflatten(0, clip.shape[:2]))[0][:, -1])
+
+    clip = torch.zeros(1, 6, 3, 12, 12)
+    clip[:, 2:4, :, 4:8, :6] = 1
+    options: Any = {"baselines": 0, "target": speaks_for(model, clip), "areas": (0.03, 0.06), "iterations": 15}
+    parts = SpatioTemporalPerturbation(model, "BTCHW").attribute_parts(clip, **options)
+    assert parts.spatial[:, 4:8, :6].sum() > 0.95, "a cell is a pixel wide"
+    assert parts.temporal[:, 2:4].sum() > 0.7, "and two frames long, a quarter of which lies in those beside"
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 5])
+def test_nested_masks_leave_just_the_areas_and_lie_in_each_other(iterations: int) -> None:
+    parts = parts_of(iterations=iterations, areas=(0.05, 0.3, 0.6))
+    assert (parts.visible - parts.areas).abs().max() < 1e-4
+    torch.testing.assert_close(parts.visible, parts.masks.mean((2, 3, 4)))
+    torch.testing.assert_close(parts.areas, torch.tensor([0.05, 0.3, 0.6]))
+    assert (parts.masks.diff(dim=1) >= -1e-5).all() and parts.masks.min() >= 0 and parts.masks.max() <= 1
+
+
+def test_a_clip_alone_is_explained_as_in_a_batch() -> None:
+    clip = clip_of(size=(8, 8, 6))
+    together, alone = parts_of(clip=clip).joint[1:], parts_of(clip=clip[1:]).joint
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-3 * float(alone.max()))
+
+
+def test_a_model_of_one_output_is_explained_as_it_is() -> None:
+    parts, other = parts_of(Net(outputs=1), target=None), parts_of(Net(outputs=1), target=None, scale="logit")
+    assert torch.equal(parts.joint, other.joint)
+    torch.testing.assert_close(parts.whole, Net(outputs=1)(clip_of())[:, 0].detach())
+
+
+def test_a_level_start_favours_no_frame() -> None:
+    """Where all frames are alike, and the model takes their mean, so are they in the masks."""
+    still, net = clip_of()[:, :, :1].expand(-1, -1, 4, -1, -1), Net()
+    method = SpatioTemporalPerturbation(lambda clip: net(clip.mean(2, keepdim=True)), "BCTHW", setting="step")
+    masks = method.attribute_parts(still, target=1, areas=(0.3,), smoothness="none", iterations=6).masks
+    frames = masks.mean((3, 4))
+    assert frames.max() < 0.95 and (frames - frames.mean(2, keepdim=True)).abs().max() < 0.02
+
+
+def test_the_papers_masks_come_near_to_their_areas() -> None:
+    before, after = (parts_of(setting="step", iterations=n, areas=(0.2, 0.5)) for n in (2, 60))
+    assert ((before.visible - before.areas).abs() > 0.2).all()
+    assert ((after.visible - after.areas).abs() < 0.05).all()
+
+
+@pytest.mark.parametrize("name", ["nested", "2d-ep"])
+def test_per_frame_every_frame_shows_the_area(name: str) -> None:
+    own = replace(SETTINGS["nested"], parametrisation=Nested(per_frame=True), frames=1)
+    parts = parts_of(setting=own if name == "nested" else name, iterations=5 if name == "nested" else 60)
+    shown = parts.masks.mean((3, 4)) - parts.areas[:, None]
+    assert shown.abs().max() < (1e-4 if name == "nested" else 0.1)
+    assert parts_of(setting="nested").masks.mean((3, 4)).std() > 0.01, "over the volume, frames differ"
+
+
+def test_a_feature_mask_of_frames_shows_whole_frames() -> None:
+    clip = clip_of()
+    clip[:, :, [0, 1, 3]] = 0  # all evidence is in one frame
+    options: Any = {"baselines": 0, "target": speaks_for(Net(), clip), "areas": (0.25,)}
+    parts = parts_of(clip=clip, feature_mask=feature_masks.frames(clip, "BCTHW"), **options)
+    assert (parts.masks == parts.masks[..., :1, :1]).all()
+    assert (parts.temporal.argmax(1) == 2).all() and (parts.masks[:, 0, 2] > 0.8).all()
+    assert (parts.visible - 0.25).abs().max() < 1e-4
+
+
+def test_a_feature_mask_of_supervoxels_shows_them_whole() -> None:
+    clip = clip_of(size=(4, 12, 12))
+    regions = feature_masks.supervoxels(clip, "BCTHW", 12)
+    parts = parts_of(clip=clip, feature_mask=regions)
+    for masks, ids in zip(parts.masks, regions[:, 0].expand(2, -1, -1, -1), strict=True):
+        assert all(masks[:, ids == region].std(1).max() < 1e-6 for region in ids.unique())
+    assert parts.masks.std() > 0.1
+
+
+@pytest.mark.parametrize("setting", ["nested", "step"])
+def test_without_a_step_the_map_follows_the_one_to_begin_with(setting: str) -> None:
+    init = torch.zeros(2, *SIZE)
+    init[0, :2, 2:6, 1:4], init[1, 2:, 4:, :3] = 1, 1
+    parts = parts_of(setting=setting, iterations=0, init=init)
+    assert (auroc(parts.joint, init.bool()) > 0.97).all()
+    spread = (init / 3)[:, None].expand(-1, 3, -1, -1, -1)
+    torch.testing.assert_close(parts_of(setting=setting, iterations=0, init=spread).joint, parts.joint)
+    assert parts.history.steps.tolist() == [0]
+
+
+@pytest.mark.parametrize("rate", [0.3, 8.0])
+def test_the_best_state_is_kept(rate: float) -> None:
+    """Also with steps so wide that later states are worse; each clip has its own best."""
+    own = replace(SETTINGS["nested"], parametrisation=Nested(rate=rate))
+    parts = parts_of(setting=own, iterations=45, scale="logit", smoothness="tv")
+    steps, energy, kept, deleted = parts.history
+    assert steps.tolist() == [0, 10, 20, 30, 40, 45] and energy.shape == (6, 2) and kept.shape == (6, 2, 2)
+    best = energy.argmin(0)
+    assert rate < 1 or (best < 5).any(), "nothing got worse, so nothing was asked"
+    for clip, at in enumerate(best):
+        assert torch.equal(parts.kept[clip], kept[at, clip]) and torch.equal(parts.deleted[clip], deleted[at, clip])
+        rough = TotalVariation()(parts.masks[clip : clip + 1], parts.areas)[0]
+        torch.testing.assert_close((rough - parts.kept[clip] + parts.deleted[clip]).mean(), energy[at, clip])
+
+
+def test_a_clip_that_gains_no_more_is_done_whatever_the_others_do() -> None:
+    clip = clip_of() * torch.tensor([0.3, 1.0]).view(2, 1, 1, 1, 1)
+    options: Any = {"scale": "logit", "iterations": 60, "baselines": 0, "tolerance": 0.0, "areas": (0.3,)}
+    gains = -parts_of(clip=clip, **options).history.energy.diff(dim=0)
+    tolerance = float((gains[:3, 0].max() + gains[:3, 1].max()) / 2)
+    assert gains[:3, 0].max() < tolerance < gains[:3, 1].max()
+    options["tolerance"] = tolerance
+    together = parts_of(clip=clip, **options)
+    alone = [parts_of(clip=part, **options) for part in clip.split(1)]
+    assert alone[0].history.steps.tolist() == [0, 10, 20, 30], "three checks without a gain"
+    assert len(together.history.steps) == len(alone[1].history.steps) > 4
+    assert together.history.energy[4:, 0].min() < alone[0].history.energy.min(), "it would have gained more"
+    for i, part in enumerate(alone):
+        torch.testing.assert_close(together.joint[i], part.joint[0], rtol=0, atol=1e-5 * float(part.joint.max()))
+        torch.testing.assert_close(together.kept[i], part.kept[0])
+
+
+def calls_until(step: int) -> int:
+    """Calls of the model until the end of this step (of at least 10): whole, floors, hint, two checks, steps."""
+    return 1 + 4 + 4 + 2 * 4 + step
+
+
+BROKEN = {
+    "Ctrl-C": (interrupt, r"^interrupted at step 12 of 40; the best masks so far are returned$"),
+    "nan": (lambda logits: logits * float("nan"), r"nan or infinity for 8 of 8 altered clips, at step 12; the best"),
+    "infinity": (lambda logits: logits / 0, r"nan or infinity.*at step 12"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_what_breaks_off_gives_the_best_so_far(how: str) -> None:
+    act, message = BROKEN[how]
+    model = Net(on_call(calls_until(13), act)).train()
+    model.head.bias.requires_grad_(False)
+    with pytest.warns(UserWarning, match=message):
+        parts = parts_of(model, iterations=40, scale="logit")
+    steps, energy, kept, _ = parts_of(iterations=40, scale="logit").history
+    assert parts.history.steps.tolist() == steps[:2].tolist() == [0, 10]
+    torch.testing.assert_close(parts.history.energy, energy[:2])
+    torch.testing.assert_close(parts.kept, kept[energy[:2].argmin(0), [0, 1]])
+    assert parts.joint.isfinite().all() and parts.masks.isfinite().all() and model.training
+    assert [p.requires_grad for p in model.parameters()] == [True, True, True, False] and torch.is_grad_enabled()
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("call", [1, 4, 8, 12])
+def test_nan_before_the_first_step_is_an_error(call: int) -> None:
+    with pytest.raises(ValueError, match=r"nan or infinity.*before the first step"):
+        parts_of(Net(on_call(call, lambda logits: logits * float("nan"))))
+
+
+class NoGrad(Net):
+    def forward(self, clip: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(clip)
+
+
+CUTS = {
+    "no_grad": NoGrad(),
+    "detach": Net(lambda logits: logits.detach()),
+    "detach of a part": Net(lambda logits: logits.detach() + logits.new_zeros(1, requires_grad=True)),
+    "argmax": Net(lambda logits: nn.functional.one_hot(logits.argmax(1), 3).float()),
+}
+
+
+@pytest.mark.parametrize("setting", ["nested", "step"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_without_a_gradient_the_error_names_the_cause(cut: str, setting: str) -> None:
+    with pytest.raises(ValueError, match=r"no gradient leads.*no_grad.*\.detach\(\).*argmax.*VideoOcclusion"):
+        parts_of(CUTS[cut], setting=setting)
+
+
+WRONG = {
+    "areas of nothing": ({"areas": (0.0, 0.5)}, r"areas.*\(0, 1\).*\(0\.0, 0\.5\) came"),
+    "no areas": ({"areas": ()}, r"areas.*one at least, but \(\) came"),
+    "an aim": ({"objective": "keep"}, "objective is one of 'preserve', 'delete', 'dual', but 'keep' came"),
+    "a scale": ({"scale": "probability"}, "scale is one of .*'logit', but 'probability' came"),
+    "a smoothness": ({"smoothness": "soft"}, "smoothness is one of .*'ellipsoid', but 'soft' came"),
+    "fewer steps than none": ({"iterations": -1}, "iterations.*at least 0, but -1 came"),
+    "a map of another clip": ({"init": torch.zeros(2, 4, 8, 5)}, r"\(2, 4, 8, 6\), but their shape is \(2, 4, 8, 5\)"),
+    "a target": ({"target": 3}, r"target = 3 fits no outputs of shape \(2, 3\)"),
+    "no target": ({"target": None}, r"\(2, 3\), so one must be chosen: pass target="),
+    "four axes": ({"clip": torch.zeros(3, 4, 8, 6)}, r"shape is \(3, 4, 8, 6\).*clip\[None\]"),
+    "a setting": ({"setting": "nest"}, "setting is one of 'nested', 'step', '3d-ep', '2d-ep', but 'nest' came"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_an_error_says_what_came(kind: str) -> None:
+    options, message = WRONG[kind]
+    with pytest.raises(ValueError, match=message):
+        parts_of(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_attributions_are_the_map_spread_over_channels(dtype: torch.dtype) -> None:
+    model, clip, layout = Net().to(dtype), clip_of().to(dtype), VideoLayout("BCTHW")
+    parts = parts_of(model, clip)
+    method = SpatioTemporalPerturbation(model, layout)
+    found = method.attribute(clip, target=1, areas=(0.1, 0.3), iterations=5, perturbations_per_eval=4)
+    assert torch.equal(found, layout.expand(parts.joint, clip)) and found.dtype == parts.masks.dtype
+    torch.testing.assert_close(parts.joint.sum((1, 2, 3)), torch.ones(2).to(found))
+    torch.testing.assert_close(parts.spatial, parts.joint.sum(1))
+    torch.testing.assert_close(parts.temporal, parts.joint.sum((2, 3)))
+    assert (parts.joint >= 0).all() and (parts.joint.flatten(1).std(1) > 0).all()
+
+
+@pytest.mark.parametrize("scale", ["odds", "logit"])
+def test_scores_are_those_of_clips_blended_by_hand(scale: Any) -> None:
+    """A mean over the ways of hiding: of the logarithms of probabilities, or of outputs."""
+    clip, layout, parts = clip_of(), "BCTHW", parts_of(scale=scale, target=[2, 0])
+    hidden = [baselines.blur(clip, layout, space=20 / 112 * 6), baselines.mean_frame(clip, layout)]
+    hidden += [torch.zeros_like(clip), baselines.shuffle(clip, layout)]
+
+    def score(clips: Tensor) -> Tensor:
+        logits = Net()(clips)
+        return (logits if scale == "logit" else logits.log_softmax(1))[[0, 1], [2, 0]]
+
+    handed = (lambda scores: scores) if scale == "logit" else torch.exp
+    with torch.no_grad():
+        torch.testing.assert_close(parts.whole, handed(score(clip)))
+        for area in range(2):
+            mask = parts.masks[:, area, None]
+            for found, share in ((parts.kept, mask), (parts.deleted, 1 - mask)):
+                mean = torch.stack([score(share * clip + (1 - share) * other) for other in hidden]).mean(0)
+                torch.testing.assert_close(found[:, area], handed(mean), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("term", [TotalVariation(5, 5), SquaredDifferences(20, 20), Ellipsoid(3, 0.5)], ids=repr)
+def test_smoothness_makes_masks_smoother_of_the_same_area(term: Any) -> None:
+    rough, smooth = (parts_of(iterations=30, smoothness=name) for name in ("none", term))
+    torch.testing.assert_close(smooth.visible, rough.visible, rtol=0, atol=1e-3)
+    before, after = (term(parts.masks, parts.areas).mean(1) for parts in (rough, smooth))
+    assert (after < 0.9 * before).all()
+
+
+def test_aims_move_what_they_ask_for() -> None:
+    """The one that preserves keeps most, the one that deletes leaves least, and both at once part them most."""
+    runs = [parts_of(iterations=20, objective=aim, scale="logit") for aim in ("preserve", "delete", "dual")]
+    kept, deleted = (torch.stack([getattr(run, name).mean(1) for run in runs]) for name in ("kept", "deleted"))
+    for row, wanted in enumerate((kept, -deleted, kept - deleted)):  # (aims, B)
+        assert (wanted[row] >= wanted.amax(0) - 0.05).all()
+    assert kept[0].sum() > kept[1].sum() + 0.1 and deleted[0].sum() > deleted[1].sum() + 0.1
+
+
+def test_the_bar_shows_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = parts_of(iterations=10, show_progress=True)
+    shown = re.findall(r"kept (\d\.\d{3}), left (\d\.\d{3})", capsys.readouterr().err)
+    assert shown[-1] == (f"{parts.kept.mean():.3f}", f"{parts.deleted.mean():.3f}")
