@@ -176,8 +176,8 @@ def test_another_thread_on_the_same_model_is_left_alone():
         ({"layout": None}, ValueError, "pass layout="),
         ({"layout": "BTCHW", "forward_func": VideoClassifier(odd(), "BCTHW")}, ValueError, "leave the layout out"),
         ({"grid": (4, 3, 2)}, TypeError, r"a TokenGrid\(...\) or None, but \(4, 3, 2\) came"),
-        ({"weighting": "gradcam++"}, ValueError, "gradcam, hirescam, layercam, but 'gradcam\\+\\+' came"),
-        ({"upsampling": "linear"}, ValueError, "trilinear, nearest"),
+        ({"weighting": "gradcam++"}, ValueError, r"'gradcam', 'hirescam', 'layercam', but 'gradcam\+\+' came"),
+        ({"upsampling": "linear"}, ValueError, "'trilinear', 'nearest'"),
     ],
 )
 def test_wrong_options_are_named(arguments, error, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from perturbation_fields import FIELDS, WIDE, by_root, drawn, same
 from scipy.special import logit
 from torch import Tensor
 
+from captum_staa import SpatioTemporalPerturbation
 from captum_staa.perturbation.areas import rank_penalty
 from captum_staa.perturbation.fields import Field, GridField
 from captum_staa.perturbation.masks import Drawn, Nested, Separate
+from captum_staa.perturbation.settings import SETTINGS, Setting
 
 
 @pytest.fixture(params=FIELDS)
@@ -157,3 +160,26 @@ def test_per_frame_reaches_every_part():
     lopsided = torch.tensor([0.0, 0, 0, 0, 1, 1, 0, 0] + [0] * 4 + [1] * 4, dtype=torch.float64).view(1, 2, 8)
     same(separate.penalty(Drawn(step, areas), field, 0), torch.zeros(1, 2))
     same(separate.penalty(Drawn(lopsided, areas), field, 0), 300 * torch.tensor([[2 / 8, 4 / 8]]))
+
+
+# --- where learning begins ------------------------------------------------------------------------------------------
+
+
+def begun(setting: Setting, frames: int = 4) -> Tensor:
+    """The masks before the first step."""
+    clip = drawn(2, frames, 3, 6, 6).float()
+    weights = drawn(frames, 3, 6, 6, seed=1).float()
+    method = SpatioTemporalPerturbation(lambda x: (weights * x).sum((1, 2, 3, 4)).tanh(), "BTCHW", setting=setting)
+    return method.attribute_parts(clip, areas=(0.2, 0.5), iterations=0).masks
+
+
+def test_the_hint_is_of_the_model_and_not_of_the_area_term():
+    heavy, light = (Separate(warm=True, weight=weight) for weight in (300.0, 0.0))
+    found = begun(Setting(heavy, frames=1))
+    same(found, begun(Setting(light, frames=1)), 0)
+    assert found.std() > 0.1 and not torch.equal(found, begun(Setting(Separate(), frames=1)))
+
+
+def test_a_clip_of_one_frame_is_not_hidden_by_other_frames():
+    same(begun(SETTINGS["nested"], 1), begun(replace(SETTINGS["nested"], blends=("fade", "blur")), 1), 0)
+    same(begun(Setting(Nested(), blends=("shuffle",)), 1), begun(Setting(Nested(), blends=("fade",)), 1), 0)

@@ -158,8 +158,10 @@ def step(
         for area, cells in zip(areas, values, strict=True):
             room = min(max(round(area * count), 1), count - 1)
             sums = torch.einsum("bvn,bn->bv", scene.dense, cells) @ windows.T
-            means = (sums / windows.sum(1).clamp(min=1)).sort(1, descending=True)[0]
-            rough = (means[:, :room] - 1).square().mean(1) + means[:, room:].square().mean(1)
+            means = sums / windows.sum(1).clamp(min=1)
+            full = torch.stack([_full(row, room) for row in means.detach()])
+            rough = (full * (means - 1).square()).sum(1) / room
+            rough = rough + ((1 - full) * means.square()).sum(1) / (count - room)
             wanted = torch.stack([_wanted(*row, area) for row in zip(cells, scene.shares, strict=True)])
             far = (scene.shares * (cells - wanted).square()).sum(1)
             found.append(scene.loss(cells, ladder, dual=False) + rough + weight * far)
@@ -196,6 +198,13 @@ def _wanted(values: Tensor, widths: Tensor, area: float) -> Tensor:
         wanted[place] = min(max((low + width - (1 - area)) / width, 0.0), 1.0) if width else 0.0
         low += width
     return wanted.detach()
+
+
+def _full(means: Tensor, room: int) -> Tensor:
+    """``(W,)``: 1 for the strongest windows, 0 for the others; equal ones on both sides share what is left for them."""
+    above = (means > means[:, None] + 1e-6).sum(1)
+    equal = ((means - means[:, None]).abs() <= 1e-6).sum(1)
+    return ((room - above) / equal).clamp(0, 1)
 
 
 def ellipsoids(sides: tuple[int, int, int]) -> Tensor:

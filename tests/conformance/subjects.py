@@ -25,6 +25,8 @@ from . import oracle_perturbation, oracles
 from .models import MODELS, TRANSFORMERS, Case, Tensors, case
 from .trials import KINDS, Keywords, Subject, Trial
 
+ONE_CLIP = tuple(name for name in MODELS if name != "two-stream")
+
 
 def window(case: Case) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Eight windows and their strides; in height the steps overlap, and the last one sticks out."""
@@ -99,7 +101,7 @@ def _grad_cam(weighting: Literal["gradcam", "hirescam", "layercam"]) -> Subject:
         counterpart=LayerGradCam,
         make=lambda case: GradCAM(case.model, case.layer_module, weighting=weighting),
         oracle=lambda case, **more: oracles.grad_cam(case, weighting, **more),
-        models=tuple(name for name in MODELS if name != "two-stream"),
+        models=ONE_CLIP,
         inside=True,
     )
 
@@ -126,7 +128,7 @@ LEARNING = {
 }
 
 
-def _perturbation(name: str, setting: Setting, oracle: Callable[..., Tensors]) -> Subject:
+def _perturbation(name: str, setting: Setting, oracle: Callable[..., Tensors], models: tuple[str, ...]) -> Subject:
     return Subject(
         name=f"SpatioTemporalPerturbation {name}",
         method=SpatioTemporalPerturbation,
@@ -135,7 +137,7 @@ def _perturbation(name: str, setting: Setting, oracle: Callable[..., Tensors]) -
         make=lambda case: SpatioTemporalPerturbation(case.model, _axes(case), setting=setting),
         oracle=oracle,
         keywords=lambda case: {"scale": "logit", "areas": (0.2, 0.5), "iterations": 3},
-        models=tuple(name for name in MODELS if name != "two-stream"),
+        models=models,
     )
 
 
@@ -172,8 +174,8 @@ OURS = (
         oracle=oracles.rise,
         keywords=lambda case: {"n_samples": 7, "n_cells": (2, 3, 2), "keep": 0.4},
     ),
-    _perturbation("nested", LEARNING["nested"], oracle_perturbation.nested),
-    _perturbation("step", LEARNING["step"], oracle_perturbation.step),
+    _perturbation("nested", LEARNING["nested"], oracle_perturbation.nested, ONE_CLIP),
+    _perturbation("step", LEARNING["step"], oracle_perturbation.step, ("conv", "conv-btchw", "cnn-lstm", "vivit")),
     _grad_cam("gradcam"),
     _grad_cam("hirescam"),
     _grad_cam("layercam"),
