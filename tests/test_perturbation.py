@@ -240,6 +240,7 @@ def test_what_breaks_off_gives_the_best_so_far(how: str) -> None:
     assert parts.joint.isfinite().all() and parts.masks.isfinite().all() and model.training
     assert [p.requires_grad for p in model.parameters()] == [True, True, True, False] and torch.is_grad_enabled()
     assert all(p.grad is None for p in model.parameters())
+    assert parts.interrupted is (how == "Ctrl-C")
 
 
 @pytest.mark.parametrize("call", [1, 4, 8, 12])

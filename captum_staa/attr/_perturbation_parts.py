@@ -45,6 +45,7 @@ class PerturbationParts(SpaceTime):
         kept: ``(B, A)``, the score of what a mask shows, as a mean over the ways of hiding.
         deleted: ``(B, A)``, the score of what it leaves.
         history: the course of learning, every ten steps.
+        interrupted: whether Ctrl-C came before the end.
     """
 
     masks: Tensor
@@ -54,6 +55,7 @@ class PerturbationParts(SpaceTime):
     kept: Tensor
     deleted: Tensor
     history: History
+    interrupted: bool
 
 
 def parts_of(task: Task, learnt: Learnt, whole: Tensor, blur: float) -> PerturbationParts:
@@ -80,6 +82,7 @@ def parts_of(task: Task, learnt: Learnt, whole: Tensor, blur: float) -> Perturba
         history=History(
             torch.tensor(steps), torch.stack(energy), scale(torch.stack(kept)), scale(torch.stack(deleted))
         ),
+        interrupted=learnt.interrupted,
     )
 
 

@@ -118,7 +118,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
             inputs: clip, or a tuple of one.
             baselines: what hidden voxels fade to, and to nothing else then: a number, a tensor of the clip's shape or
                 with a first axis of 1, one of ``captum_staa.baselines``. None takes what the setting says: by turns
-                zero and a blur, or the paper's blur.
+                zero, a blur, the mean frame and shuffled frames, or the paper's blur.
             target: as in Captum; needed where the model has several outputs.
             additional_forward_args: further positional arguments of the model.
             feature_mask: regions that a mask shows or hides as a whole, ids 0 .. n-1 broadcastable to the clip with

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partialmethod
@@ -192,7 +191,7 @@ def _learn(explainer: SpatioTemporalPerturbation, clip: Tensor, target: int | No
     """Masks, with Captum's progress bar while they are learnt; the best so far, where Ctrl-C comes in between."""
     probabilities = answer(explainer, clip)
     target = int(probabilities.argmax()) if target is None else target
-    with _captum_bars_like_ours(), _interruptions() as interruptions:
+    with _captum_bars_like_ours():
         parts = explainer.attribute_parts(
             clip, target=target, perturbations_per_eval=copies_of(clip), show_progress=True
         )
@@ -208,7 +207,7 @@ def _learn(explainer: SpatioTemporalPerturbation, clip: Tensor, target: int | No
         steps=steps,
     )
     asked = explainer.setting.iterations
-    interrupted = f"the masks are the best of {steps} steps, and {asked} were asked" if interruptions else ""
+    interrupted = f"the masks are the best of {steps} steps, and {asked} were asked" if parts.interrupted else ""
     return Explained(_on_cpu(parts), probabilities, target, masks, interrupted)
 
 
@@ -288,20 +287,3 @@ def _captum_bars_like_ours() -> Iterator[None]:
     finally:
         for name in changed:
             setattr(bars, name, own[name]) if name in own else delattr(bars, name)
-
-
-@contextmanager
-def _interruptions() -> Iterator[list[str]]:
-    """What the learning of masks says of a Ctrl-C that came in between; it is said as any warning, too."""
-    said: list[str] = []
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-        warnings.filterwarnings("always", "interrupted at step", UserWarning)
-
-        def note(message: Warning | str, *rest: Any, **others: Any) -> None:
-            if str(message).startswith("interrupted at step"):
-                said.append(str(message))
-            show(message, *rest, **others)
-
-        warnings.showwarning = note
-        yield said

@@ -86,10 +86,12 @@ class Learnt:
         best: the check that they passed; its step is that of the last check.
         checks: all of them, in order.
         done: ``(B,)`` bool, clips that no longer improve, and keep what they have.
+        interrupted: whether Ctrl-C came before the end.
     """
 
     def __init__(self, values: Tensor, first: Check) -> None:
         self.values, self.best, self.checks = values.clone(), first, [first]
+        self.interrupted = False
         self.done = torch.zeros_like(first.energy, dtype=torch.bool)
         self._stalled = torch.zeros_like(first.energy, dtype=torch.int64)  # checks since the last gain
 
@@ -160,6 +162,7 @@ def learn(
     except _NotFinite as error:
         warnings.warn(f"{error}, at step {step}; the best masks until then are returned", stacklevel=4)
     except KeyboardInterrupt:
+        learnt.interrupted = True
         warnings.warn(f"interrupted at step {step} of {iterations}; the best masks so far are returned", stacklevel=4)
     return learnt
 
