@@ -8,6 +8,7 @@ from captum_staa.attr.occlusion import VideoOcclusion
 from captum_staa.attr.perturbation import SpatioTemporalPerturbation
 from captum_staa.attr.rise import RISE
 from captum_staa.attr.smooth import smooth
+from captum_staa.attr.st_abn import AttentionBranch
 from captum_staa.attr.staa import STAA
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, VideoLayout, space_time
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "RISE",
     "STAA",
+    "AttentionBranch",
     "Focus",
     "GradCAM",
     "SpaceTime",

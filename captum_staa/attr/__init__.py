@@ -7,11 +7,14 @@ from captum_staa.attr.occlusion import VideoOcclusion
 from captum_staa.attr.perturbation import SpatioTemporalPerturbation
 from captum_staa.attr.rise import RISE
 from captum_staa.attr.smooth import smooth
+from captum_staa.attr.st_abn import AttentionBranch, BranchParts
 from captum_staa.attr.staa import STAA
 
 __all__ = [
     "RISE",
     "STAA",
+    "AttentionBranch",
+    "BranchParts",
     "GradCAM",
     "PerturbationParts",
     "SpatioTemporalPerturbation",

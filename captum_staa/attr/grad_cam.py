@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from math import prod
 from threading import get_ident
 from typing import Any, Literal, NoReturn
 
 import torch
-import torch.nn.functional as F
 from captum.attr import Attribution
 from torch import Tensor, nn
 
@@ -30,7 +28,7 @@ from captum_staa.checks import check_choice
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, VideoLayout, from_joint
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.families import uncompiled
+from captum_staa.models.layers import MODES, find_layer, to_pixels
 from captum_staa.models.layouts import layout_of
 
 # From the gradient (B, C, t, h, w) to what the activation is multiplied by.
@@ -39,8 +37,6 @@ WEIGHTINGS = {
     "hirescam": lambda gradient: gradient,
     "layercam": torch.relu,
 }
-# F.interpolate's "nearest" looks half a cell to the left.
-MODES = {"trilinear": "trilinear", "nearest": "nearest-exact"}
 
 
 class GradCAM(Attribution):
@@ -120,7 +116,8 @@ class GradCAM(Attribution):
         check_choice("weighting", weighting, WEIGHTINGS)
         check_choice("upsampling", upsampling, MODES)
         self.layout, self.weighting, self.upsampling = found, weighting, upsampling
-        self.layer, self._name = _find(forward_func, layer)
+        self.layer, name = find_layer(forward_func, layer)
+        self._name = f"layer {name!r}"
         self.grid = forward_func.grid if grid is None and isinstance(forward_func, VideoClassifier) else grid
 
     @log_usage(part_of_slo=True)
@@ -243,10 +240,9 @@ class GradCAM(Attribution):
 
     def _to_pixels(self, maps: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Each cell's value spread over its pixels, so that the sum is kept."""
-        if self.grid is not None and tuple(maps.shape[1:]) == self.grid.shape:
-            return self.grid.to_pixels(maps, self.upsampling, size) / prod(self.grid.tubelet)
-        pixels = F.interpolate(maps[:, None], size=size, mode=MODES[self.upsampling])[:, 0]
-        return pixels * (prod(maps.shape[1:]) / prod(size))
+        of_tokens = self.grid is not None and tuple(maps.shape[1:]) == self.grid.shape
+        covered = self.grid.pixels if self.grid is not None and of_tokens else size
+        return to_pixels(maps, size, self.grid, self.upsampling) * (prod(maps.shape[1:]) / prod(covered))
 
     # --- what would give a wrong map without a word --------------------------------------------------------------
 
@@ -270,23 +266,6 @@ class GradCAM(Attribution):
                 f"{(~reached).nonzero().flatten().tolist()}, so there is no map to show. The head reads a class token, "
                 f"or a value pooled before: name an earlier layer, such as the norm in front of the last attention"
             )
-
-
-def _find(forward_func: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str]:
-    """The layer and its name in the model."""
-    model = uncompiled(forward_func.module if isinstance(forward_func, VideoClassifier) else forward_func)
-    names = dict(model.named_modules(remove_duplicate=False))
-    if isinstance(layer, str):
-        if layer not in names:
-            close = ", ".join(map(repr, get_close_matches(layer, names, cutoff=0.3))) or "see model.named_modules()"
-            raise ValueError(f"{type(model).__name__} has no layer {layer!r}; perhaps {close}")
-        return names[layer], f"layer {layer!r}"
-    if not isinstance(layer, nn.Module):
-        raise TypeError(f"layer is a module or its name, but {type(layer).__name__} came")
-    for name, module in names.items():
-        if module is layer:
-            return layer, f"layer {name!r}"
-    raise ValueError(f"the layer {type(layer).__name__} is no part of this {type(model).__name__}; is it of a copy?")
 
 
 @contextmanager

@@ -11,13 +11,16 @@ from captum_staa.metrics.overlap import energy_inside, iou, relevance_rank_accur
 from captum_staa.metrics.reliability import Reliability, krippendorff_alpha, reliability
 from captum_staa.metrics.smoothness import Smoothness, smoothness
 from captum_staa.metrics.statistics import complexity, snr, sparsity
+from captum_staa.metrics.usage import AttentionUsage, attention_usage
 
 __all__ = [
+    "AttentionUsage",
     "CausalScores",
     "Curve",
     "Reliability",
     "Smoothness",
     "aopc",
+    "attention_usage",
     "auroc",
     "average_precision",
     "boxes_to_truth",

@@ -1,8 +1,23 @@
-"""Video models: any of them as a classifier, the families of transformers, and the small ones shipped here."""
+"""Video models: any of them as a classifier, the families of transformers, ST-ABN, and the small ones shipped here."""
 
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import FAMILIES, Family, family_of
 from captum_staa.models.resnet3d import ResNet3D
+from captum_staa.models.slow_resnet import SlowResNet
+from captum_staa.models.st_abn import STABN, BranchExplanation, FitHistory, STABNLoss, fit_st_abn
 from captum_staa.sites import AttentionSite
 
-__all__ = ["FAMILIES", "AttentionSite", "Family", "ResNet3D", "VideoClassifier", "family_of"]
+__all__ = [
+    "FAMILIES",
+    "STABN",
+    "AttentionSite",
+    "BranchExplanation",
+    "Family",
+    "FitHistory",
+    "ResNet3D",
+    "STABNLoss",
+    "SlowResNet",
+    "VideoClassifier",
+    "family_of",
+    "fit_st_abn",
+]

@@ -13,6 +13,7 @@ from captum_staa.layout import VideoLayout
 from captum_staa.models.families import Family, family_of
 from captum_staa.models.labels import index_of, labels_of
 from captum_staa.models.loading import HUB_OPTIONS, load
+from captum_staa.models.modes import evaluating
 
 if TYPE_CHECKING:
     import os
@@ -212,12 +213,8 @@ class VideoClassifier(nn.Module):
         """
         if k < 1:
             raise ValueError(f"k counts classes and is at least 1, but {k} came")
-        modes = [(module, module.training) for module in self.modules()]
-        try:
-            logits = self.eval()(clip)
-        finally:
-            for module, training in modes:
-                module.training = training
+        with evaluating(self):
+            logits = self(clip)
         labels = self.labels or [str(index) for index in range(logits.shape[1])]
         if len(labels) != logits.shape[1]:
             raise ValueError(

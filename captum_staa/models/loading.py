@@ -54,6 +54,15 @@ def load(
     found: dict[str, Any] = {}
     if read_preprocessing:
         found["preprocessing"] = preprocessing.find(lambda file: p if (p := folder / file).is_file() else None)
+    if config.get("model_type") == "st_abn":
+        from captum_staa.models.st_abn.network import STABN
+
+        st_abn = STABN.from_pretrained(folder)
+        inner = st_abn.model
+        facts = {name: getattr(inner, name) for name in ("layout", "labels", "num_frames", "image_size")}
+        if found.get("preprocessing") is None:
+            found["preprocessing"] = inner.preprocessing
+        return st_abn, {**found, **facts}
     if config.get("model_type") != "resnet3d":
         return _transformers(str(folder), hub), found
     from captum_staa.models import resnet3d

@@ -6,11 +6,15 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from captum_staa.checks import check_choice, check_count
+
+Padding = Literal["zeros", "replicate"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,13 @@ class ResNet3DConfig:
         num_classes: K, logits per clip.
         width: channels of the first stage; each later stage doubles them. A multiple of ``groups``.
         in_channels: C of the clips.
-        stages: number of stages, each of one residual block which halves height and width, and, from the
-            second on, time.
+        stages: number of stages, each of one residual block which halves height and width, and, from
+            ``time_strides_from`` on, time.
         groups: groups of the GroupNorm. BatchNorm would make a clip's answer depend on running statistics.
         num_frames: T of the clips. The head keeps time apart, so it has a weight per remaining time step.
         image_size: H and W the model was trained at, pixels; others run as well.
+        time_strides_from: index of the first stage that halves time; 0 is the first stage.
+        padding_mode: ``"zeros"``, or ``"replicate"``, with which the first and last frame look like all others.
     """
 
     num_classes: int
@@ -38,6 +44,8 @@ class ResNet3DConfig:
     groups: int = 4
     num_frames: int = 16
     image_size: int = 48
+    time_strides_from: int = 1
+    padding_mode: Padding = "zeros"
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "width", "in_channels", "stages", "groups", "num_frames", "image_size"):
@@ -45,6 +53,8 @@ class ResNet3DConfig:
                 raise ValueError(f"{name} = {value!r}, expected a whole number of 1 or more")
         if self.width % self.groups:
             raise ValueError(f"width = {self.width}, expected a multiple of groups = {self.groups}: change either")
+        check_count("time_strides_from", self.time_strides_from, least=0)
+        check_choice("padding_mode", self.padding_mode, ("zeros", "replicate"))
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -53,17 +63,17 @@ class ResNet3DConfig:
     @property
     def time_steps(self) -> int:
         """Frames left after the last stage; a stride of 2 rounds up."""
-        return -(-self.num_frames // 2 ** (self.stages - 1))
+        return -(-self.num_frames // 2 ** max(0, self.stages - self.time_strides_from))
 
 
 class _Block(nn.Module):
     """Two 3x3x3 convolutions and a shortcut."""
 
-    def __init__(self, c_in: int, c_out: int, stride: tuple[int, int, int], groups: int) -> None:
+    def __init__(self, c_in: int, c_out: int, stride: tuple[int, int, int], groups: int, padding_mode: Padding) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(c_in, c_out, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv3d(c_in, c_out, 3, stride, padding=1, bias=False, padding_mode=padding_mode)
         self.norm1 = nn.GroupNorm(groups, c_out)
-        self.conv2 = nn.Conv3d(c_out, c_out, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv3d(c_out, c_out, 3, padding=1, bias=False, padding_mode=padding_mode)
         self.norm2 = nn.GroupNorm(groups, c_out)
         self.shortcut = nn.Conv3d(c_in, c_out, 1, stride, bias=False)
         # Two modules, not one used twice: Captum's DeepLift and layer hooks need each ReLU called once.
@@ -91,7 +101,7 @@ class ResNet3D(nn.Module):
         ValueError: an option is out of range, or a clip has not the T or C of the config.
     """
 
-    def __init__(self, num_classes: int | ResNet3DConfig, **options: int) -> None:
+    def __init__(self, num_classes: int | ResNet3DConfig, **options: Any) -> None:
         super().__init__()
         if isinstance(num_classes, ResNet3DConfig):
             if options:
@@ -107,7 +117,8 @@ class ResNet3D(nn.Module):
         )
         blocks, c_in = [], config.width
         for i, c_out in enumerate(config.channels):
-            blocks.append(_Block(c_in, c_out, (1 if i == 0 else 2, 2, 2), config.groups))
+            stride = (1 if i < config.time_strides_from else 2, 2, 2)
+            blocks.append(_Block(c_in, c_out, stride, config.groups, config.padding_mode))
             c_in = c_out
         self.stages = nn.Sequential(*blocks)
         self.head = nn.Linear(c_in * config.time_steps, config.num_classes)

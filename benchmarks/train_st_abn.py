@@ -1,0 +1,162 @@
+"""Train the ST-ABNs shipped in `captum_staa/models/weights`: over a small 3D CNN, and as an observer of VideoMAE.
+
+    python benchmarks/train_st_abn.py --task pattern       # both, some minutes on one core
+    python benchmarks/train_st_abn.py --all
+
+The 3D CNN and its branch learn together (the paper's loss); the observer learns to mask clips so that the frozen,
+shipped VideoMAE keeps its decision. Clips are drawn anew for each step; those it is measured on come from another seed.
+The weights are stored as float16, and measured as stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from train_zoo import BATCH, HELD_OUT_SEED, WEIGHTS, training_batch, write_json
+
+from captum_staa import VideoClassifier, baselines
+from captum_staa.benchmark.planted import LABELS, PlantedClips
+from captum_staa.models import STABN, ResNet3D, STABNLoss, fit_st_abn
+
+STEPS = 20  # of an epoch
+EPOCHS = {"pattern": 14, "motion": 18, "order": 18}
+LOOKING, LOOKS = 8, 12  # clips per step and epochs of the observer
+LAYERS = {"videomae": "videomae.encoder.layer.1", "resnet3d": "stages.0"}
+RATE = 3e-3
+
+
+def small_trunk(classes: int) -> ResNet3D:
+    """What :class:`STABN` makes for itself: no stride in time before the branch, no zeros at the clip's ends."""
+    return ResNet3D(classes, padding_mode="replicate", time_strides_from=2)
+
+
+def lessons(task: str, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch of clips (B, C, T, H, W) and target probabilities, harder from epoch to epoch."""
+    generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
+    for i in range(epoch * STEPS, (epoch + 1) * STEPS):
+        progress = i / (EPOCHS[task] * STEPS)
+        clips, targets, _ = training_batch(task, seed * 1_000_000 + i, progress, 0.0, generator)
+        yield clips.transpose(1, 2).contiguous(), targets
+
+
+def train_trunk(task: str, seed: int) -> VideoClassifier:
+    """The 3D CNN without a branch, by the same steps."""
+    torch.manual_seed(seed)
+    trunk = small_trunk(len(LABELS[task])).train()
+    optimizer = torch.optim.AdamW(trunk.parameters(), lr=RATE, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS[task], 0.02 * RATE)
+    for epoch in range(EPOCHS[task]):
+        for clips, targets in lessons(task, seed, epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(trunk(clips), targets).backward()
+            nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
+            optimizer.step()
+        schedule.step()
+    return VideoClassifier(trunk.eval(), "BCTHW", list(LABELS[task]))
+
+
+def train_joint(task: str, seed: int) -> STABN:
+    """The paper's network over that 3D CNN, both heads at once."""
+    torch.manual_seed(seed)
+    st_abn = STABN(len(LABELS[task]), labels=list(LABELS[task]))
+    fit_st_abn(
+        st_abn,
+        lambda epoch: lessons(task, seed, epoch),
+        STABNLoss("paper"),
+        epochs=EPOCHS[task],
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.02),
+        validation=[_held_out(task, HELD_OUT_SEED + 1, 48)],
+        seed=seed,
+        show_progress=True,
+    )
+    return st_abn.eval()
+
+
+def train_observer(clf: VideoClassifier, layer: str, task: str, seed: int) -> STABN:
+    """A branch that watches a frozen model and learns what of the clip its decision needs."""
+    torch.manual_seed(seed)
+    st_abn = STABN.inject(clf, layer, mechanism="observe", maps=16)
+
+    def watched(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for i in range(epoch * STEPS, (epoch + 1) * STEPS):
+            clips, labels, _ = PlantedClips(seed=seed * 2_000_000 + i, n=LOOKING, task=task)[:]
+            yield clf.layout.from_working(clips).contiguous(), labels
+
+    def cover(clips: Tensor) -> Tensor:
+        """Zeros or a blur: a mask that suits one of them alone could make evidence of its own edges."""
+        return torch.zeros_like(clips) if torch.rand(()) < 0.5 else baselines.blur(clips, clf.layout)
+
+    fit_st_abn(
+        st_abn, watched, STABNLoss("posthoc", cover=cover, area=3.0), epochs=LOOKS, seed=seed, show_progress=True
+    )
+    return st_abn.eval()
+
+
+def _held_out(task: str, seed: int, n: int) -> tuple[Tensor, Tensor]:
+    clips, labels, _ = PlantedClips(seed, n, task)[:]
+    return clips.transpose(1, 2).contiguous(), F.one_hot(labels, len(LABELS[task])).float()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, task: str, n: int = 1000) -> float:
+    """Of logits on clips (B, C, T, H, W) never trained on."""
+    planted, right = PlantedClips(HELD_OUT_SEED, n, task), 0
+    for start in range(0, n, 50):
+        clips, labels, _ = planted[start : start + 50]
+        right += int((model(clips.transpose(1, 2).contiguous()).argmax(1) == labels).sum())
+    return right / n
+
+
+def make(task: str, seed: int, kind: str, out: Path) -> None:
+    started = time.perf_counter()
+    base = None if kind == "joint" else f"tiny-videomae-{task}"
+    folder = out / (f"tiny-st-abn-{task}" if base is None else f"{base}-observer")
+    if base is None:
+        st_abn = train_joint(task, seed)
+    else:
+        st_abn = train_observer(VideoClassifier.from_pretrained(base), LAYERS["videomae"], task, seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    st_abn.save_pretrained(folder, base=base, half=True)
+    shutil.copy(WEIGHTS / f"tiny-videomae-{task}" / "preprocessor_config.json", folder)
+    report = {
+        "task": task,
+        "seed": seed,
+        "loss": "paper" if base is None else "posthoc",
+        "steps": STEPS * (EPOCHS[task] if base is None else LOOKS),
+        "batch": BATCH if base is None else LOOKING,
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+        "parameters_added": sum(p.numel() for part in (st_abn.branch, st_abn.mechanism) for p in part.parameters()),
+        "command": f"python benchmarks/train_st_abn.py --task {task} --kind {kind} --seed {seed}",
+    }
+    if base is None:
+        report |= {"held_out_seed": HELD_OUT_SEED, "accuracy": accuracy(STABN.from_pretrained(folder), task)}
+    write_json(folder / "training.json", report)
+    print(json.dumps(report), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=tuple(LABELS), help="one task; all without it")
+    parser.add_argument("--kind", choices=("joint", "observer"), help="one kind; both without it")
+    parser.add_argument("--all", action="store_true", help="all tasks and kinds")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    options = parser.parse_args()
+    if not (options.all or options.task or options.kind):
+        parser.error("name a --task, a --kind, both, or --all")
+    torch.set_num_threads(1)  # more are no faster for models this small, and change the last digits
+    for task in [options.task] if options.task else LABELS:
+        for kind in [options.kind] if options.kind else ("joint", "observer"):
+            make(task, options.seed, kind, options.out)
+
+
+if __name__ == "__main__":
+    main()

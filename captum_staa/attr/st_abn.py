@@ -1,0 +1,212 @@
+"""The gates of an ST-ABN as an attribution: as they are, weighted by a gradient, or the branch's own class map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, NoReturn
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from captum_staa._captum import (
+    TargetType,
+    _format_additional_forward_args,
+    _format_output,
+    _format_tensor_into_tuples,
+    _is_tuple,
+    log_usage,
+)
+from captum_staa.attention.capture import without_compiling
+from captum_staa.attention.frozen import parameters_frozen
+from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
+from captum_staa.checks import check_choice
+from captum_staa.layout import SpaceTime
+from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.families import uncompiled
+from captum_staa.models.layers import MODES, to_pixels
+from captum_staa.models.st_abn.branch import Gates
+from captum_staa.models.st_abn.explanation import resolution
+from captum_staa.models.st_abn.network import STABN
+
+Weighting = Literal["gate", "grad_gate", "class_map"]
+WEIGHTINGS = ("gate", "grad_gate", "class_map")
+
+
+@dataclass(frozen=True)
+class BranchParts(SpaceTime):
+    """:class:`SpaceTime` of an attention branch, with what is needed to read it.
+
+    Attributes:
+        joint: ``(B, T, H, W)``, what :meth:`AttentionBranch.attribute` spreads over channels.
+        spatial: ``(B, H, W)``, its sum over frames.
+        temporal: ``(B, T)``, of the temporal gates alone: their own signal, one value for all frames of a step.
+        logits: ``(B, K)``, the model's.
+        attention_logits: ``(B, K)``, the branch's own.
+        weighting: which of the three it is.
+        resolution: how coarse the gates are, such as ``"each bar covers 2 frames, each cell 8 x 8 pixels"``.
+    """
+
+    attention_logits: Tensor | None = None
+    weighting: str = "gate"
+    resolution: str = ""
+
+
+class AttentionBranch(Attribution):
+    """What the attention branch of an ST-ABN says of a clip.
+
+    Example:
+        >>> import torch
+        >>> from captum_staa.models import STABN, VideoClassifier
+        >>> st_abn = STABN.inject(VideoClassifier.from_pretrained("tiny-resnet3d-pattern"), "stages.0")
+        >>> parts = AttentionBranch(st_abn).attribute_parts(torch.rand(1, 3, 16, 48, 48))
+        >>> parts.joint.shape, parts.resolution
+        (torch.Size([1, 16, 48, 48]), 'each bar covers 1 frame, each cell 4 x 4 pixels')
+
+    Args:
+        st_abn: a :class:`STABN`, or a :class:`VideoClassifier` around one.
+        upsampling: from the layer's cells to pixels, ``"trilinear"`` or ``"nearest"``.
+
+    Raises:
+        TypeError: ``st_abn`` is no :class:`STABN`.
+        ValueError: an unknown option.
+
+    Note:
+        A gate says where the branch opened, not that the answer depends on it: a network is free to ignore its gates,
+        and jointly trained ones often do. ``metrics.attention_usage`` measures it.
+
+    Reference:
+        ``"gate"``: Mitsuhara et al., arXiv 2110.15574. ``"grad_gate"`` weights each gate by the target's gradient, as
+        Grad-CAM (Selvaraju et al., ICCV 2017) does channels. ``"class_map"``: the branch's head read as a class
+        activation map (Zhou et al., CVPR 2016).
+    """
+
+    def __init__(self, st_abn: nn.Module, *, upsampling: Literal["trilinear", "nearest"] = "trilinear") -> None:
+        found = uncompiled(st_abn)
+        found = uncompiled(found.module) if isinstance(found, VideoClassifier) else found
+        if not isinstance(found, STABN):
+            raise TypeError(
+                f"AttentionBranch reads a models.STABN, but {type(st_abn).__name__} came; STABN.inject(model, layer) "
+                f"adds a branch to any video model, and fit_st_abn trains it"
+            )
+        check_choice("upsampling", upsampling, MODES)
+        super().__init__(st_abn)
+        self.st_abn, self.layout, self.upsampling = found, found.layout, upsampling
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        weighting: Weighting | None = None,
+        show_progress: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Attributions of the clip's own shape, spread evenly over channels.
+
+        Args:
+            inputs: clip in the network's layout, or a tuple of one clip.
+            target: as in Captum; ``"gate"`` explains no class in particular and needs none.
+            additional_forward_args: further positional arguments of the model.
+            weighting: one of
+
+                - ``"gate"``: M alpha as it is, in shares of the clip (a sum of 1): where the branch is open, whatever
+                  the class. The default without a target, and of a branch that only observes.
+                - ``"grad_gate"``: of both gates, gate times the gradient of the target's output: what the answer would
+                  lose, to first order, if the gate were shut. In units of the output, signed. The default with a
+                  target.
+                - ``"class_map"``: what every cell adds to the branch's own logit of the target, signed; a clip sums to
+                  that logit less its bias.
+            show_progress: accepted as everywhere in Captum; one forward has no progress to show.
+
+        Returns:
+            Like ``inputs`` (float32 where they are of half precision): contiguous, detached.
+
+        Raises:
+            ValueError: an unknown weighting, no target where one is needed, a clip of the wrong shape, a weighting by
+                gradients of gates that the answer does not depend on, or under inference_mode.
+        """
+        parts = self.attribute_parts(inputs, target, additional_forward_args, weighting=weighting)
+        clip = _format_tensor_into_tuples(inputs)[0]
+        return _format_output(_is_tuple(inputs), (self.layout.expand(parts.joint, clip),))
+
+    def attribute_parts(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        weighting: Weighting | None = None,
+        show_progress: bool = False,
+    ) -> BranchParts:
+        """The same attribution as :class:`BranchParts`, in float32 at least."""
+        clip = one_clip(inputs, self.layout, self.get_name())
+        if weighting is None:
+            observes = self.st_abn.config.mechanism == "observe"
+            weighting = "gate" if target is None or observes else "grad_gate"
+        check_choice("weighting", weighting, WEIGHTINGS)
+        logits, gates, (joint, temporal) = self._weighted(clip, target, additional_forward_args, weighting)
+        sizes = self.layout.size(clip)
+        size = (sizes["T"], sizes["H"], sizes["W"])
+        grid = tuple(joint.shape[1:])
+        pixels = to_pixels(joint, size, self.st_abn.grid, self.upsampling)
+        steps = temporal[:, :, None, None].expand(-1, -1, *grid[1:])
+        frames = to_pixels(steps, size, self.st_abn.grid, "nearest")[:, :, 0, 0]
+        if weighting == "gate":
+            pixels = pixels / pixels.sum((1, 2, 3), keepdim=True)
+        else:  # a cell's value is shared by its pixels, a step's by its frames
+            pixels, frames = pixels * (prod(grid) / prod(size)), frames * (grid[0] / size[0])
+        return BranchParts(
+            joint=pixels,
+            spatial=pixels.sum(1),
+            temporal=frames,
+            logits=logits.detach(),
+            attention_logits=gates.logits.detach(),
+            weighting=weighting,
+            resolution=resolution(grid, size),
+        )
+
+    def attribute_future(self) -> NoReturn:
+        """Not offered: Captum's futures are for remote models, and gates are read in this process."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    @classmethod
+    def get_name(cls) -> str:
+        """``"AttentionBranch"``; Captum would spell it out."""
+        return "AttentionBranch"
+
+    def _weighted(
+        self, clip: Tensor, target: TargetType, additional_forward_args: object, weighting: Weighting
+    ) -> tuple[Tensor, Gates, tuple[Tensor, Tensor]]:
+        """The model's logits, the gates, and ``(B, t, h, w)`` of both with ``(B, t)`` of the temporal ones alone."""
+        extra = _format_additional_forward_args(additional_forward_args) or ()
+        if weighting == "gate":
+            with torch.no_grad(), without_compiling():
+                logits, gates = self.st_abn.observe(clip.detach().clone(), *extra)
+            temporal = _wide(gates.temporal)[:, 0]
+            return logits, gates, (_wide(gates.spatial)[:, 0] * temporal, temporal[..., 0, 0])
+        refuse_inference_mode(self.get_name())
+        with torch.enable_grad(), parameters_frozen(self.st_abn), without_compiling():
+            logits, gates = self.st_abn.observe(clip.detach().clone(), *extra, leaves=True)
+            if weighting == "class_map":
+                evidence = gates.evidence.detach().requires_grad_()
+                head = self.st_abn.branch.classify(self.st_abn.branch.pooled(evidence))
+                (slope,) = torch.autograd.grad(score_of(head, target), evidence)
+                joint = (_wide(evidence.detach()) * slope).sum(1)
+                return logits, gates, (joint, joint.sum((2, 3)))
+            score = score_of(logits, target)
+            taken = (gates.spatial, gates.temporal)
+            slopes = torch.autograd.grad(score, taken, materialize_grads=True) if score.requires_grad else ()
+        if not any(bool(slope.any()) for slope in slopes):
+            raise ValueError(
+                f"the answer does not depend on the gates (mechanism={self.st_abn.config.mechanism!r}), so "
+                f"weighting='grad_gate' has nothing to weigh; train the branch with fit_st_abn, or take 'gate'"
+            )
+        of_space, of_time = ((_wide(gate.detach()) * slope)[:, 0] for gate, slope in zip(taken, slopes, strict=True))
+        return logits, gates, (of_space + of_time, of_time.sum((2, 3)))
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -1,0 +1,125 @@
+"""Building a branch for a layer: which parts, of which sizes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from captum_staa.checks import check_choice, check_count
+from captum_staa.grid import TokenGrid
+from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.resnet3d import ResNet3D
+from captum_staa.models.slow_resnet import SlowResNet
+from captum_staa.models.st_abn.branch import Branch, Norm, group_norm
+from captum_staa.models.st_abn.mechanism import Mix, Observe, Residual
+from captum_staa.models.st_abn.probe import probe
+
+Mechanism = Literal["mix", "residual", "observe"]
+NORMS: dict[str, Norm] = {"group": group_norm, "batch": nn.BatchNorm3d}
+
+
+@dataclass(frozen=True)
+class BranchConfig:
+    """All that is needed to build a branch again, beside the model.
+
+    Attributes:
+        layer: name of the layer whose output passes through the gates.
+        mechanism: how the gates act on it.
+        body: ``"light"``, one convolution; ``"stage"``, a copy at stride 1 of the trunk's last stage; ``"own"``, a
+            module that was passed.
+        width: channels of a light body.
+        maps: maps of class evidence; None for one per class.
+        temporal: ``"any"`` number of steps, or ``"fixed"``.
+        norm: ``"group"`` or ``"batch"``.
+        dropout: before the linear layer of the branch's class scores.
+    """
+
+    layer: str
+    mechanism: Mechanism = "residual"
+    body: Literal["light", "stage", "own"] = "light"
+    width: int = 32
+    maps: int | None = None
+    temporal: Literal["any", "fixed"] = "any"
+    norm: Literal["group", "batch"] = "group"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("mechanism", self.mechanism, ("mix", "residual", "observe"))
+        check_choice("body", self.body, ("light", "stage", "own"))
+        check_choice("temporal", self.temporal, ("any", "fixed"))
+        check_choice("norm", self.norm, NORMS)
+        check_count("width", self.width)
+        if self.maps is not None:
+            check_count("maps", self.maps)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is in [0, 1), but {self.dropout!r} came")
+
+
+def build(
+    model: VideoClassifier,
+    layer: nn.Module,
+    config: BranchConfig,
+    grid: TokenGrid | None,
+    example: Tensor | None,
+    body: nn.Module | None,
+) -> tuple[Branch, nn.Module]:
+    """The branch and the mechanism for a layer, on its device; what the layer gives is learnt by one forward."""
+    found = probe(model, layer, config.layer, grid, example)
+    features, norm = found.features, NORMS[config.norm]
+    channels, steps = features.shape[1:3]
+    if body is None:
+        body = nn.Sequential(
+            nn.Conv3d(channels, config.width, 3, padding=1, bias=False, padding_mode="replicate"),
+            norm(config.width),
+            nn.ReLU(),
+        )
+    body = body.to(features)
+    with torch.no_grad():
+        given = body(features)
+    if not isinstance(given, Tensor) or given.ndim != 5 or given.shape[2:] != features.shape[2:]:
+        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(
+            f"the branch's body must keep t, h and w, but of features {tuple(features.shape)} it makes {shape}; build "
+            f"it without strides"
+        )
+    branch = Branch(
+        body,
+        given.shape[1],
+        found.num_classes,
+        steps,
+        temporal=config.temporal,
+        maps=config.maps,
+        norm=norm,
+        dropout=config.dropout,
+    )
+    makers = {"mix": lambda: Mix(channels, norm), "residual": lambda: Residual(channels), "observe": Observe}
+    return branch.to(features), makers[config.mechanism]().to(features)
+
+
+def trunk_of(num_classes: int, trunk: Literal["small", "resnet50"] | nn.Module) -> nn.Module:
+    """The residual 3D CNN by its name, or the one that was given, checked."""
+    if isinstance(trunk, str):
+        check_choice("trunk", trunk, ("small", "resnet50"))
+        if trunk == "resnet50":
+            return SlowResNet(num_classes)
+        return ResNet3D(num_classes, padding_mode="replicate", time_strides_from=2)
+    stages = getattr(trunk, "stages", None)
+    if not isinstance(stages, nn.Sequential) or len(stages) < 2:
+        raise ValueError(
+            f"the trunk must be 'small', 'resnet50', or a residual 3D CNN whose .stages is an nn.Sequential of two or "
+            f"more, but {type(trunk).__name__} came; STABN.inject(model, layer) adds a branch to any other model"
+        )
+    return trunk
+
+
+def at_stride_one(stage: nn.Module) -> nn.Module:
+    """A copy of a stage of convolutions that keeps t, h and w."""
+    stage = copy.deepcopy(stage)
+    for module in stage.modules():
+        if isinstance(module, nn.Conv3d):
+            module.stride = (1, 1, 1)
+    return stage

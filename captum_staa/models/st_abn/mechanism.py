@@ -1,0 +1,48 @@
+"""How gates act on the features that they were made from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from captum_staa.models.st_abn.branch import Norm
+
+
+class Mix(nn.Module):
+    """The paper's: ``relu(BN(conv1x1x1[(1 + M) g ; alpha g]))``, residual in space only.
+
+    Args:
+        channels: C of the features.
+        norm: makes a normalisation layer for a number of channels.
+
+    Reference:
+        Mitsuhara et al., arXiv 2110.15574, section 3.
+    """
+
+    def __init__(self, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(2 * channels, channels, 1, bias=False)
+        self.norm = norm(channels)
+
+    def forward(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
+        gated = torch.cat([(1 + spatial) * features, temporal * features], 1)  # (B, 2 C, t, h, w)
+        return torch.relu(self.norm(self.mix(gated)))
+
+
+class Residual(nn.Module):
+    """``g + conv1x1x1[M g ; alpha g]``, the convolution zero at first: a model keeps its answers until it learns."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(2 * channels, channels, 1, bias=False)
+        nn.init.zeros_(self.mix.weight)
+
+    def forward(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
+        return features + self.mix(torch.cat([spatial * features, temporal * features], 1))
+
+
+class Observe(nn.Module):
+    """The features as they are: the gates look on, and mask the clip instead while they are trained."""
+
+    def forward(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
+        return features
