@@ -31,37 +31,42 @@ from captum_staa.models import STABN
 FOLDER = Path(__file__).parents[1] / "docs" / "st_abn"
 SEED, CLIPS, BATCH = 90_000, 100, 10
 COLUMNS = ("joint AUROC", "time AUROC, of the map", "time AUROC, of alpha", "space AUROC", "pointing")
+SIGNED = (  # scored by magnitude as well: what speaks against a class is evidence, too
+    "ST-ABN, grad_gate",
+    "ST-ABN, class_map",
+    "GradCAM (gradcam), the branch's layer",
+    "GradCAM (hirescam), the branch's layer",
+    "GradCAM (hirescam), the first stage",
+)
 Explain = Callable[[Tensor, Tensor], SpaceTime]
 
 
-def rows(joint: STABN, trunk: VideoClassifier, of_trunk: STABN, of_videomae: STABN) -> dict[str, tuple[str, Explain]]:
-    """By name: the layout of the clips that a method takes, and the method. Higher is more evidence."""
+def rows(joint: STABN, of_trunk: STABN, of_videomae: STABN) -> dict[str, tuple[str, Explain]]:
+    """By name: the layout of the clips that a method takes, and the method."""
     branch, videomae = AttentionBranch(joint), of_videomae.model
 
     def weighted(weighting: str) -> Explain:
         return lambda x, y: branch.attribute_parts(x, y, weighting=weighting)  # type: ignore[arg-type]
 
-    def cam(model: torch.nn.Module, layer: str, weighting: str) -> Explain:
-        return GradCAM(model, layer, "BCTHW", weighting=weighting).attribute_parts  # type: ignore[arg-type]
+    def cam(layer: str, weighting: str) -> Explain:
+        return GradCAM(joint, f"model.module.{layer}", weighting=weighting).attribute_parts  # type: ignore[arg-type]
 
-    layer = f"model.module.{joint.config.layer}"
     return {
         "ST-ABN, gate": ("BCTHW", weighted("gate")),
         "ST-ABN, grad_gate": ("BCTHW", weighted("grad_gate")),
         "ST-ABN, class_map": ("BCTHW", weighted("class_map")),
-        "GradCAM (gradcam), the ST-ABN's layer": ("BCTHW", cam(joint, layer, "gradcam")),
-        "GradCAM (hirescam), the ST-ABN's layer": ("BCTHW", cam(joint, layer, "hirescam")),
-        "GradCAM (hirescam), the trunk alone": ("BCTHW", cam(trunk, joint.config.layer, "hirescam")),
+        "GradCAM (gradcam), the branch's layer": ("BCTHW", cam(joint.config.layer, "gradcam")),
+        "GradCAM (hirescam), the branch's layer": ("BCTHW", cam(joint.config.layer, "hirescam")),
+        "GradCAM (hirescam), the first stage": ("BCTHW", cam("stages.0", "hirescam")),
         "posthoc, of the trunk": ("BCTHW", AttentionBranch(of_trunk).attribute_parts),
         "posthoc, of VideoMAE": ("BTCHW", AttentionBranch(of_videomae).attribute_parts),
         "STAA relevance, VideoMAE": ("BTCHW", STAA(videomae).attribute_parts),
     }
 
 
-def scores(parts: SpaceTime, truth: Tensor) -> list[Tensor]:
-    """``(B,)`` for each column; alpha's own is of methods that have a temporal signal of their own."""
-    joint = parts.joint
-    alpha = parts.temporal[:, :, None, None].expand_as(joint)
+def scores(joint: Tensor, temporal: Tensor, truth: Tensor) -> list[Tensor]:
+    """``(B,)`` for each column, of maps (B, T, H, W) and of the signal (B, T) that a method has apart."""
+    alpha = temporal[:, :, None, None].expand_as(joint)
     return [
         metrics.auroc(joint, truth),
         metrics.auroc(joint, truth, axis="time"),
@@ -78,26 +83,28 @@ def measure(task: str, seed: int) -> dict[str, object]:
     videomae = VideoClassifier.from_pretrained(f"tiny-videomae-{task}")
     of_videomae = train_observer(videomae, LAYERS["videomae"], task, seed)
     planted = PlantedClips(SEED, CLIPS, task)
-    found: dict[str, list[list[float]]] = {}
+    found: dict[str, dict[str, list[float]]] = {}
     generator = torch.Generator().manual_seed(seed)
-    methods = rows(joint, trunk, of_trunk, of_videomae)
+    methods = rows(joint, of_trunk, of_videomae)
     for start in range(0, CLIPS, BATCH):
         clips, labels, truth = planted[start : start + BATCH]
         volumes = clips.transpose(1, 2).contiguous()
-        maps = {name: call(volumes if axes == "BCTHW" else clips, labels) for name, (axes, call) in methods.items()}
-        others = metrics.controls(clips, "BTCHW", maps["ST-ABN, grad_gate"].joint, generator)
-        maps |= {name: SpaceTime(m.float(), m.sum(1), m.sum((2, 3))) for name, m in others.items()}
-        for name, parts in maps.items():
-            for column, values in zip(COLUMNS, scores(parts, truth), strict=True):
-                found.setdefault(name, []).append([column, *values.tolist()])  # type: ignore[list-item]
+        maps: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, (axes, call) in methods.items():
+            parts = call(volumes if axes == "BCTHW" else clips, labels)
+            maps[name] = (parts.joint, parts.temporal)
+            if name in SIGNED:
+                maps[f"{name}, magnitude"] = (parts.joint.abs(), parts.temporal.abs())
+        others = metrics.controls(clips, "BTCHW", maps["ST-ABN, grad_gate"][0], generator)
+        maps |= {name: (own.float(), own.float().sum((2, 3))) for name, own in others.items()}
+        for name, (joint_map, temporal) in maps.items():
+            for column, values in zip(COLUMNS, scores(joint_map, temporal, truth), strict=True):
+                found.setdefault(name, {}).setdefault(column, []).extend(values.tolist())
     clips, labels, _ = PlantedClips(SEED + 1, 48, task)[:]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it would say stands in the table
         usage = metrics.attention_usage(joint, clips.transpose(1, 2).contiguous(), labels)
-    means = {
-        name: {c: _mean([v for own_column, *values in part if own_column == c for v in values]) for c in COLUMNS}
-        for name, part in found.items()
-    }
+    means = {name: {column: _mean(values) for column, values in own.items()} for name, own in found.items()}
     moved = {name: float(getattr(usage, name).mean()) for name in usage.decisions}
     return {"accuracy": own, "maps": means, "usage": moved, "decisions": usage.decisions}
 
@@ -142,8 +149,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     FOLDER.mkdir(exist_ok=True)
-    for seed in range(1, arguments.seeds + 1):
-        for task in [] if arguments.write_only else arguments.task or LABELS:
+    for seed in [] if arguments.write_only else range(1, arguments.seeds + 1):
+        for task in arguments.task or LABELS:
             path = FOLDER / f"{task}-{seed}.json"
             if not path.exists():
                 path.with_suffix(".part").write_text(json.dumps(measure(task, seed), indent=1))

@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from train_zoo import BATCH, HELD_OUT_SEED, WEIGHTS, training_batch, write_json
+from train_zoo import HELD_OUT_SEED, WEIGHTS, training_batch, write_json
 
 from captum_staa import VideoClassifier, baselines
 from captum_staa.benchmark.planted import LABELS, PlantedClips
 from captum_staa.models import STABN, ResNet3D, STABNLoss, fit_st_abn
 
-STEPS = 20  # of an epoch
+STEPS, BATCH = 20, 16  # of an epoch; clips of a step
 EPOCHS = {"pattern": 14, "motion": 18, "order": 18}
-LOOKING, LOOKS = 8, 12  # clips per step and epochs of the observer
+LOOKING, LOOKS = 8, 10  # clips per step and epochs of the observer
 LAYERS = {"videomae": "videomae.encoder.layer.1", "resnet3d": "stages.0"}
 RATE = 3e-3
 
@@ -43,7 +43,7 @@ def lessons(task: str, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]
     generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
     for i in range(epoch * STEPS, (epoch + 1) * STEPS):
         progress = i / (EPOCHS[task] * STEPS)
-        clips, targets, _ = training_batch(task, seed * 1_000_000 + i, progress, 0.0, generator)
+        clips, targets, _ = training_batch(task, seed * 1_000_000 + i, progress, 0.0, generator, BATCH)
         yield clips.transpose(1, 2).contiguous(), targets
 
 

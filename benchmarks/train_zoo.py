@@ -174,26 +174,26 @@ def hint_loss(tokens: Tensor, truth: Tensor, targets: Tensor, head: nn.Linear) -
 
 
 def training_batch(
-    task: str, seed: int, progress: float, easy: float, generator: torch.Generator
+    task: str, seed: int, progress: float, easy: float, generator: torch.Generator, batch: int = BATCH
 ) -> tuple[Tensor, ...]:
     """Clips (B, T, C, H, W), harder as `progress` nears 1, target probabilities (B, K) and truth (B, T, H, W)."""
     spread = min(1.0, progress / 0.5)
     draw = torch.rand(2, generator=generator).tolist()
     noise, contrast = 0.02 + 0.08 * spread * draw[0], 0.36 - spread * (0.02 + 0.16 * draw[1])
-    planted = PlantedClips(seed, BATCH, task, noise=noise, contrast=contrast)
+    planted = PlantedClips(seed, batch, task, noise=noise, contrast=contrast)
     clips, labels, truth = planted[:]
     targets = F.one_hot(labels, len(planted.labels)).float()
 
     # Clips as the explainers will make them: without surroundings (the answer stays) ...
     alone = max(0.25, 1 - progress / easy) if easy else 0.25
-    grey = torch.rand(BATCH, generator=generator) < alone
+    grey = torch.rand(batch, generator=generator) < alone
     clips = torch.where(truth[:, :, None] | ~grey[:, None, None, None, None], clips, 2 * 128 / 255 - 1)
     # ... and, once the task is learnt, without evidence (no answer is better than another).
     if progress > 0.4:
-        clips[-3:] = planted.without_evidence(slice(BATCH - 3, BATCH))
+        clips[-3:] = planted.without_evidence(slice(batch - 3, batch))
         targets[-3:] = 1 / len(planted.labels)
     # A clip which went through a video file comes back a little smoother.
-    amount = (torch.rand(BATCH, generator=generator) * 2 - 1).clamp(0, 0.7)[:, None, None, None, None]
+    amount = (torch.rand(batch, generator=generator) * 2 - 1).clamp(0, 0.7)[:, None, None, None, None]
     smooth = F.avg_pool2d(clips.flatten(0, 1), 3, 1, 1, count_include_pad=False).view_as(clips)
     return clips.lerp(smooth, amount), targets, truth
 

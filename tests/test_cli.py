@@ -25,6 +25,7 @@ from captum_staa.benchmark import PlantedClips
 from captum_staa.cli import comparison, demo, output, windows
 from captum_staa.cli import explain as explaining
 from captum_staa.cli.explanation import Options, report, strongest
+from captum_staa.cli.methods import OfAttention
 
 av = pytest.importorskip("av")
 
@@ -239,8 +240,8 @@ def ctrl_c_reaches_python():
 
 
 def interrupt_at(monkeypatch, function: str, call: int) -> None:
-    """A real Ctrl-C just before this call of a function of the windows' loop."""
-    original, calls = getattr(windows, function), []
+    """A real Ctrl-C just before this call of what the windows' loop asks of a method."""
+    original, calls = getattr(OfAttention, function), []
 
     def interrupted(*args):
         calls.append(args)
@@ -248,12 +249,12 @@ def interrupt_at(monkeypatch, function: str, call: int) -> None:
             signal.raise_signal(signal.SIGINT)
         return original(*args)
 
-    monkeypatch.setattr(windows, function, interrupted)
+    monkeypatch.setattr(OfAttention, function, interrupted)
 
 
 @pytest.mark.parametrize("mode", ["relevance", "released"])
 def test_ctrl_c_keeps_what_is_done(long_video, tmp_path, capsys, monkeypatch, mode):
-    interrupt_at(monkeypatch, "explain_clip", 3)
+    interrupt_at(monkeypatch, "explain", 3)
     arguments = ["explain", str(long_video), "--model", MODEL, "--windows", "--stride", "8", "--mode", mode]
     assert main([*arguments, "--out", str(tmp_path)]) == 130
     _, _, result = check_numbers(tmp_path)
@@ -265,7 +266,7 @@ def test_ctrl_c_keeps_what_is_done(long_video, tmp_path, capsys, monkeypatch, mo
     assert len(io.read_video(tmp_path / "overlay.mp4").frames) == 24
 
 
-@pytest.mark.parametrize("function", ["answer", "explain_clip"])
+@pytest.mark.parametrize("function", ["answer", "explain"])
 def test_ctrl_c_before_anything_is_done_leaves_nothing(long_video, tmp_path, capsys, monkeypatch, function):
     interrupt_at(monkeypatch, function, 1)
     arguments = ["explain", str(long_video), "--model", MODEL, "--windows", "--out", str(tmp_path / "out")]
@@ -336,7 +337,7 @@ def test_errors_are_one_line_and_exit_code_2(video, tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "explain | demo"),
+        ([], "explain | compare | demo"),
         (["explain", "a.mp4"], "--model"),
         (["explain", "a.mp4", "--model", "m", "--layers", "some"], "takes all, mean, or block numbers"),
         (["explain", "a.mp4", "--model", "m", "--stride", "0"], "at least 1, but '0' came"),

@@ -20,7 +20,7 @@ from captum_staa.__main__ import main
 from captum_staa.benchmark import PlantedClips
 from captum_staa.cli import demo, explain, output, windows
 from captum_staa.cli.explanation import Masks, Options, report
-from captum_staa.cli.prepare import copies_of
+from captum_staa.cli.methods import copies_of
 from captum_staa.perturbation import learning
 from captum_staa.perturbation.settings import SETTINGS
 

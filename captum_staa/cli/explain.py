@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from captum_staa import io
 from captum_staa.cli.explanation import Explanation, Options, report
+from captum_staa.cli.methods import METHODS
 from captum_staa.cli.output import refuse_to_overwrite, write
-from captum_staa.cli.prepare import about, check, explain_clip, explainer_of, frames_per_cell, label_names, load
+from captum_staa.cli.prepare import about, check, label_names, load
 from captum_staa.cli.windows import explain_windows
 
 SAMPLING = {
@@ -54,11 +55,11 @@ def explain(options: Options) -> Explanation:
     form = "{desc} (step {n_fmt} of {total_fmt}, {elapsed})"
     with tqdm(total=3, initial=1, delay=1, leave=False, bar_format=form, desc="loading the model") as steps:
         classifier = load(options.model, options.device)
-        explainer = explainer_of(classifier, options)
+        method = METHODS[options.method](classifier, options)
         target = None if options.target is None else classifier.target(options.target)
         if options.windows:
             steps.close()
-            return explain_windows(explainer, options, info, target)
+            return explain_windows(method, options, info, target)
         steps.set_description_str("reading the video", refresh=False)
         steps.update()
         sampling = options.sampling or "uniform"
@@ -72,17 +73,17 @@ def explain(options: Options) -> Explanation:
         clip = classifier.preprocess(video.frames)
         steps.set_description_str("explaining", refresh=False)
         steps.update()
-        if options.method == "perturbation":
-            steps.close()  # it draws a bar of its own
-        found = explain_clip(explainer, clip, target)
+        if method.shows_progress:
+            steps.close()
+        found = method.explain(clip, target)
     return Explanation(
-        **about(explainer, options, info),
+        **about(method, options, info),
         labels=label_names(classifier, len(found.probabilities)),
         probabilities=found.probabilities.tolist(),
         target=found.target,
         indices=video.indices.tolist(),
         parts=found.parts,
-        apart=frames_per_cell(explainer),
+        apart=method.frames_per_cell,
         sampling=f"{len(video.indices)} frames seen, {SAMPLING[sampling].format(stride=step)}",
         frames=video.frames,
         masks=found.masks,

@@ -35,6 +35,7 @@ class Options:
     objective: str | None = None
     smoothness: str | None = None
     iterations: int | None = None
+    weighting: str | None = None
     target: str | None = None
     sampling: str | None = None
     windows: bool = False

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import io
-from captum_staa.attr import STAA, SpatioTemporalPerturbation
 from captum_staa.cli.explanation import Explanation, Masks, Options
-from captum_staa.cli.prepare import Explained, Explainer, about, answer, class_specific, explain_clip, label_names
+from captum_staa.cli.methods import Explained, Method
+from captum_staa.cli.prepare import about, label_names
 from captum_staa.layout import SpaceTime, from_joint
 
 MOST = 8e9  # bytes of maps that are held at most
@@ -52,7 +52,7 @@ class Merged:
         return [index for index, *_ in held], joint, temporal
 
 
-def explain_windows(explainer: Explainer, options: Options, info: io.VideoInfo, target: int | None) -> Explanation:
+def explain_windows(method: Method, options: Options, info: io.VideoInfo, target: int | None) -> Explanation:
     """Explain every part of a video.
 
     A class-specific map needs one class for all windows. Where none was asked for, a first pass finds the class that is
@@ -61,7 +61,7 @@ def explain_windows(explainer: Explainer, options: Options, info: io.VideoInfo, 
     Each window of perturbation is a map that sums to 1, also one in which there is nothing of the class; so it counts
     by the class's probability in it.
     """
-    classifier = explainer.forward_func
+    classifier = method.classifier
     frames = classifier.num_frames or 16
     span = (frames - 1) * options.frame_stride + 1
     if info.num_frames < span:
@@ -72,18 +72,17 @@ def explain_windows(explainer: Explainer, options: Options, info: io.VideoInfo, 
     step = options.stride or span
     total = count_windows(info.num_frames, span, step)
     size = classifier.image_size or (info.height, info.width)
-    areas = len(explainer.setting.areas) if isinstance(explainer, SpatioTemporalPerturbation) else 0
-    _check_memory(min(info.num_frames, total * frames), size, 1 + areas)
+    _check_memory(min(info.num_frames, total * frames), size, 1 + method.areas)
 
     def windows(what: str) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
         given = io.iter_windows(options.video, frames, stride=step, frame_stride=options.frame_stride)
         yield from tqdm(given, desc=what, total=total, unit="window", delay=0.5, leave=False)
 
     answers: dict[int, Tensor] = {}  # by window: probabilities (K,)
-    if class_specific(explainer) and target is None:
+    if method.class_specific and target is None:
         with closing(windows("finding the class")) as given:
             for start, window in given:
-                answers[start] = answer(explainer, classifier.preprocess(window))
+                answers[start] = method.answer(classifier.preprocess(window))
         target = int(_mean(answers).argmax())
 
     merged, interrupted = Merged(), ""
@@ -91,7 +90,7 @@ def explain_windows(explainer: Explainer, options: Options, info: io.VideoInfo, 
     with closing(windows("explaining")) as given:
         try:
             for start, window in given:
-                found = explain_clip(explainer, classifier.preprocess(window), target)
+                found = method.explain(classifier.preprocess(window), target)
                 answers[start] = found.probabilities
                 merged.add(range(start, start + span, options.frame_stride), *_weighed(found))
                 done[start] = found.masks
@@ -104,13 +103,13 @@ def explain_windows(explainer: Explainer, options: Options, info: io.VideoInfo, 
             interrupted = f"{len(done)} of {total} windows are done and kept, the others are missing{interrupted}"
     indices, stacked, temporal = merged.result()
     parts = from_joint(stacked[None, :, 0])
-    if isinstance(explainer, STAA) and explainer.mode == "released":  # its temporal part is a signal, not a sum
+    if method.own_time:
         parts = SpaceTime(parts.joint, parts.spatial, temporal[None])
     probabilities = _mean(answers)
     target = int(probabilities.argmax()) if target is None else target
     labels = label_names(classifier, len(probabilities))
     return Explanation(
-        **about(explainer, options, info),
+        **about(method, options, info),
         labels=labels,
         probabilities=probabilities.tolist(),
         target=target,
