@@ -117,9 +117,9 @@ def page(results: dict[str, list[dict]]) -> str:
     lines = [
         "# ST-ABN: the table",
         "",
-        f"Means over {CLIPS} planted clips and over training seeds, the lowest and highest seed in brackets. Time AUROC",
-        "is given of the map's sum over a frame, and of the temporal signal that a method has apart (alpha). `posthoc`",
-        "is of frozen models; `inverted` is of `grad_gate`. Made by `python benchmarks/st_abn_table.py`.",
+        f"Means over {CLIPS} planted clips and over training seeds, lowest and highest seed in brackets. Time AUROC",
+        "is of the map's sum over a frame, and of the temporal signal that a method has apart (alpha). `posthoc` is of",
+        "frozen models; `inverted` is of `grad_gate`. Made by `python benchmarks/st_abn_table.py`.",
     ]
     for task, runs in results.items():
         seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captum_staa import __version__
+from captum_staa.attr.st_abn import WEIGHTINGS
 from captum_staa.cli import demo, explain
 from captum_staa.cli.explanation import Options
-from captum_staa.cli.prepare import METHODS
+from captum_staa.cli.methods import METHODS
 from captum_staa.models import zoo
 from captum_staa.perturbation.objective import AIMS
 from captum_staa.perturbation.settings import SETTINGS
@@ -78,6 +79,8 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     add("--objective", choices=list(AIMS), help="of what masks show, or hide (default: the setting's)")
     add("--smoothness", choices=list(SMOOTHNESS), help="of masks (default: the setting's)")
     add("--iterations", metavar="N", type=_positive, help="steps of learning, at most (default: the setting's)")
+    add = parser.add_argument_group("of --method attention-branch, the gates of an ST-ABN").add_argument
+    add("--weighting", choices=list(WEIGHTINGS), help="(default: grad_gate, or gate of a branch that only observes)")
     frames = parser.add_argument_group("frames")
     add = frames.add_argument
     add("--sampling", choices=["uniform", "dense", "stride"], help="frames of the one clip seen (default: uniform)")

@@ -58,11 +58,8 @@ def load(
         from captum_staa.models.st_abn.network import STABN
 
         st_abn = STABN.from_pretrained(folder)
-        inner = st_abn.model
-        facts = {name: getattr(inner, name) for name in ("layout", "labels", "num_frames", "image_size")}
-        if found.get("preprocessing") is None:
-            found["preprocessing"] = inner.preprocessing
-        return st_abn, {**found, **facts}
+        own = ("layout", "labels", "num_frames", "image_size", "preprocessing")
+        return st_abn, {name: getattr(st_abn.model, name) for name in own[: None if read_preprocessing else -1]}
     if config.get("model_type") != "resnet3d":
         return _transformers(str(folder), hub), found
     from captum_staa.models import resnet3d

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captum_staa.checks import check_choice, check_count
 from captum_staa.grid import TokenGrid
 from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.modes import evaluating
 from captum_staa.models.resnet3d import ResNet3D
 from captum_staa.models.slow_resnet import SlowResNet
 from captum_staa.models.st_abn.branch import Branch, Norm, group_norm
@@ -78,7 +79,7 @@ def build(
             nn.ReLU(),
         )
     body = body.to(features)
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(body):  # its running statistics are no business of zeros
         given = body(features)
     if not isinstance(given, Tensor) or given.ndim != 5 or given.shape[2:] != features.shape[2:]:
         shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__

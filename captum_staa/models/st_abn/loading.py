@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from captum_staa.models import zoo
+from captum_staa.models import preprocessing, zoo
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.resnet3d import ResNet3D, ResNet3DConfig
 from captum_staa.models.slow_resnet import SlowResNet
@@ -46,7 +46,7 @@ def save_pretrained(
     if (folder / "config.json").exists():
         raise ValueError(f"{str(folder)!r} holds a model already; name another folder, or delete it first")
     if st_abn.config.body == "own":
-        raise ValueError("a branch with a body of your own cannot be built from a config: keep st_abn.state_dict()")
+        raise ValueError("a branch with a body of yours cannot be built from a config: keep st_abn.state_dict()")
     trunk = _trunk(st_abn.model.module) if st_abn.config.mechanism == "mix" else None
     config = {
         "model_type": "st_abn",
@@ -92,6 +92,11 @@ def from_pretrained(name_or_folder: str | os.PathLike[str], model: nn.Module | N
             dropout=config.dropout,
             labels=list(stored["id2label"].values()) or None,
         )
+        st_abn.model.preprocessing = preprocessing.find(
+            lambda file: path if (path := folder / file).is_file() else None
+        )
+        if "image_size" in trunk:
+            st_abn.model.image_size = (trunk["image_size"], trunk["image_size"])
     elif model is None and stored["base"] is None:
         raise ValueError(f"the branch in {str(folder)!r} is for a model of yours: from_pretrained(name, model=model)")
     else:

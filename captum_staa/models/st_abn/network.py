@@ -175,7 +175,7 @@ class STABN(nn.Module):
         Example:
             >>> st_abn = STABN.from_pretrained("tiny-st-abn-pattern")
             >>> st_abn.model.labels
-            ['cross', 'disc', 'ring', 'square']
+            ['horizontal', 'vertical', 'diagonal', 'checkerboard']
 
         Args:
             name_or_folder: of the ST-ABN.
