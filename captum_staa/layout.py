@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WORKING = "BTCHW"
+FOR, AGAINST = "#d47801", "#0298db"  # told apart by colour-blind readers, and visible on light and on dark
+GLANCES = 4  # clips of a batch that a notebook shows
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,49 @@ class SpaceTime:
     spatial: Tensor
     temporal: Tensor
     logits: Tensor | None = None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: where and when, of the first clips of the batch."""
+        batch, frames, height, width = self.joint.shape
+        shown = "".join(_glance(self.spatial[at], self.temporal[at]) for at in range(min(batch, GLANCES)))
+        size = f"{batch} clip{'s' * (batch > 1)} of {frames} frames, {height} × {width}"
+        key = f"<span style='color: {FOR}'>for</span> and <span style='color: {AGAINST}'>against</span>"
+        few = f", in the first {GLANCES} clips" if batch > GLANCES else ""
+        return f"<div>{type(self).__name__}: {size}; where and when evidence is {key}{few}{shown}</div>"
+
+
+def _glance(spatial: Tensor, temporal: Tensor) -> str:
+    """The map ``(H, W)`` in at most 24 x 24 cells beside a bar for each frame ``(T,)``, both on scales of their own."""
+    where, when = spatial.detach().float().cpu(), temporal.detach().float().cpu()
+    rows, columns = min(24, where.shape[0]), min(24, where.shape[1])
+    cells = torch.nn.functional.adaptive_avg_pool2d(where[None], (rows, columns))[0]
+    cells, bars = (values / values.abs().max().clamp(min=1e-30) for values in (cells, when))
+    tiles = [
+        (x, y, 1, 1, value, abs(value))
+        for y, row in enumerate(cells.tolist())
+        for x, value in enumerate(row)
+        if abs(value) > 0.02  # fainter cells cannot be seen, and noise would fill the notebook with them
+    ]
+    heights = [(at + 0.1, 1 - max(value, 0), 0.8, abs(value), value, 1) for at, value in enumerate(bars.tolist())]
+    lowest = max(0.0, -float(bars.min()))
+    width = round(120 * where.shape[1] / where.shape[0])
+    return (
+        f"<div style='display: flex; gap: 1em; margin: 0.4em 0'>"
+        f"<svg viewBox='0 0 {columns} {rows}' width='{width}' height='120' preserveAspectRatio='none' "
+        f"role='img' aria-label='where' style='outline: 1px solid #888'>{_rectangles(tiles)}</svg>"
+        f"<svg viewBox='0 0 {len(bars)} {1 + lowest:.4g}' width='360' height='120' preserveAspectRatio='none' "
+        f"role='img' aria-label='when'>{_rectangles(heights)}"
+        f"<path d='M0 1H{len(bars)}' stroke='#888' vector-effect='non-scaling-stroke'/></svg></div>"
+    )
+
+
+def _rectangles(several: Sequence[tuple[float, ...]]) -> str:
+    """SVG of (x, y, width, height, value, opacity), coloured by the value's sign."""
+    return "".join(
+        f"<rect x='{x:.4g}' y='{y:.4g}' width='{width:.4g}' height='{height:.4g}' "
+        f"fill='{FOR if value > 0 else AGAINST}' fill-opacity='{opacity:.2g}'/>"
+        for x, y, width, height, value, opacity in several
+    )
 
 
 def space_time(attributions: Tensor, layout: VideoLayout | str) -> SpaceTime:

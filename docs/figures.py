@@ -1,18 +1,30 @@
 """Draws the pictures of README and docs: `python docs/figures.py` (planted clips, so that the truth is known)."""
 
 import colorsys
+import shutil
+import subprocess
+import tempfile
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
+from captum.attr import InputXGradient
 from matplotlib.figure import Figure
 from PIL import Image
 from skimage.filters import median
 
-from captum_staa import STAA, SpatioTemporalPerturbation, VideoClassifier, feature_masks
+from captum_staa import STAA, SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, feature_masks
 from captum_staa.benchmark import PlantedClips
-from captum_staa.visualization import save_animation, show_frames, show_timeline
+from captum_staa.visualization import (
+    compare_methods,
+    save_animation,
+    show_frames,
+    show_slices,
+    show_summary,
+    show_timeline,
+    to_html,
+)
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -94,6 +106,47 @@ def perturbation() -> None:
     save_small(figure, "perturbation.png")
 
 
+def panels() -> None:
+    """summary.webp, compare.webp, slices.webp and player.webp: one clip and its explanations on a page each."""
+    clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+    planted = PlantedClips(seed=12, n=20, task="pattern")
+    clip, label, truth = planted[16:17]
+    frames, windows = planted.frames(16), truth[0].flatten(1).any(1)
+    answer = clf.predict(clip, k=3)
+    parts = STAA(clf).attribute_parts(clip, target=label)
+    gradients = InputXGradient(clf).attribute(clip.clone().requires_grad_(), target=label).detach()
+    hidden = VideoOcclusion(clf).attribute(clip, sliding_window_shapes=(4, 12, 12), strides=(2, 6, 6), target=label)
+
+    figure, _ = show_summary(frames, parts, predictions=answer, truth=windows, use_pyplot=False)
+    save_smooth(figure, "summary.webp")
+    maps = {"STAA": parts, "InputXGradient": gradients, "VideoOcclusion": hidden}
+    figure, _ = compare_methods(frames, {"planted": truth, **maps}, layout=clf.layout, use_pyplot=False)
+    save_smooth(figure, "compare.webp")
+    figure, _ = show_slices(frames, parts, use_pyplot=False)
+    save_smooth(figure, "slices.webp")
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        print("player.webp stays as it is: no chromium to take it with")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        page, shot = Path(folder) / "player.html", Path(folder) / "player.png"
+        title = f"Why '{answer[0][0]}' ({answer[0][1]:.0%})?"
+        to_html(frames, maps, layout=clf.layout, path=page, truth=windows, predictions=answer, title=title)
+        switches = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+        switches += ["--window-size=900,900", "--hide-scrollbars", f"--screenshot={shot}"]
+        subprocess.run([chromium, *switches, page.as_uri()], check=True, capture_output=True)
+        with Image.open(shot) as picture:
+            picture.save(IMAGES / "player.webp", quality=85, method=6)
+
+
+def save_smooth(figure: Figure, name: str) -> None:
+    """A picture whose colour bar keeps all its colours."""
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=100)
+    Image.open(drawn).convert("RGB").save(IMAGES / name, quality=85, method=6)
+
+
 def save_small(figure: Figure, name: str) -> None:
     """A picture of 256 colours, which takes a third of the bytes."""
     drawn = BytesIO()
@@ -120,3 +173,4 @@ if __name__ == "__main__":
     staa()
     masks()
     perturbation()
+    panels()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -85,6 +86,35 @@ def test_small_clips_are_enlarged(tmp_path, size, min_size, expected):
     path = save_animation(tmp_path / "clip.gif", clip, np.ones((2, 3, 4)), min_size=min_size, side_by_side=False)
     with Image.open(path) as picture:
         assert picture.size == expected[::-1]
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".mp4"])
+def test_frames_are_drawn_one_at_a_time(tmp_path, suffix):
+    """What is drawn for a file does not grow with the clip."""
+    if suffix == ".mp4":
+        pytest.importorskip("av")
+
+    def peak(total: int) -> int:
+        clip = np.zeros((total, 48, 64, 3), dtype=np.uint8)
+        clip[:, ::7] = np.arange(total, dtype=np.uint8)[:, None, None, None]  # no two frames are equal
+        maps = np.zeros((total, 2, 2), dtype=np.float32)
+        tracemalloc.start()
+        try:
+            save_animation(tmp_path / f"{total}{suffix}", clip, maps, min_size=0)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(2)  # what is loaded once
+    assert peak(200) < 1.3 * peak(40)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_one_frame_is_a_picture(tmp_path, suffix):
+    path = save_animation(tmp_path / f"one{suffix}", GREY[:1], np.ones((1, 3, 4)), min_size=0, side_by_side=False)
+    (frame,) = decoded(path)
+    expected = overlay(GREY[:1], np.ones((1, 3, 4))).frame(0)
+    np.testing.assert_allclose(frame, expected, atol=6)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])

@@ -95,7 +95,14 @@ def test_a_masked_image_is_the_picture_times_the_map():
     assert pictures[0].max() == 0
 
 
-@pytest.mark.parametrize("method", ["blended_heat_map", "heat_map", "masked_image"])
+def test_alpha_scaling_fades_to_white():
+    pictures = drawn(GREY, block(), layout="BTCHW", method="alpha_scaling", outlier_perc=0)
+    assert pictures[2, 5, 22].tolist() == [128] * 3
+    assert pictures[5, 5, 22].tolist() == [192] * 3
+    assert pictures[0].min() == 255
+
+
+@pytest.mark.parametrize("method", ["blended_heat_map", "heat_map", "masked_image", "alpha_scaling"])
 def test_outside_of_the_crop_nothing_is_claimed(method):
     small = torch.ones(T, 4, 4)
     pictures = drawn(GREY, small, crop=(2, 8, 16, 16), method=method)
@@ -109,7 +116,7 @@ def test_outside_of_the_crop_nothing_is_claimed(method):
 def test_the_colour_bar_shows_what_the_eye_meets():
     found = overlay(GREY, block(), layout="BTCHW", outlier_perc=0)
     assert np.abs(np.array(found.cmap(0.5)[:3]) * 255 - found.frames[5, 5, 22]).max() <= 3
-    assert "|attribution|, 1 = 1 (one scale" in found.caption
+    assert found.caption == "|attribution|, 1 = 1 (one scale for all frames)"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +125,7 @@ def test_the_colour_bar_shows_what_the_eye_meets():
         ({"method": "alpha"}, "'alpha'"),
         ({"alpha_overlay": 1.5}, "1.5"),
         ({"method": "masked_image", "sign": "all"}, "two signs"),
+        ({"method": "alpha_scaling", "sign": "all"}, "two signs"),
         ({"columns": 0}, "columns .* 0"),
         ({"num_frames": -1}, "num_frames .* -1"),
         ({"labels": ["a"]}, "labels must name each of the 8 frames, but 1 came"),

@@ -8,7 +8,8 @@ import torch
 from captum.attr import visualization as captum_visualization
 
 from captum_staa.layout import space_time
-from captum_staa.visualization._maps import as_frames, place, saliency
+from captum_staa.visualization._maps import as_frames, saliency
+from captum_staa.visualization._place import place
 
 T, H, W = 8, 24, 32
 GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)
@@ -126,7 +127,7 @@ def test_a_map_lands_in_the_crop_that_the_model_saw():
     """A 4 x 4 map over a crop of 16 x 16: one cell is 4 x 4 pixels, and its centre keeps its value."""
     values = np.zeros((1, 4, 4), np.float32)
     values[0, 1, 2] = 1
-    laid, seen = place(values, (1, H, W), crop=(6, 10, 16, 16))
+    laid, seen = place(values, (H, W), crop=(6, 10, 16, 16))
     assert np.argwhere(seen).min(0).tolist() == [6, 10]
     assert np.argwhere(seen).max(0).tolist() == [21, 25]
     assert laid[0, ~seen].max() == 0
@@ -139,10 +140,10 @@ def test_a_map_lands_in_the_crop_that_the_model_saw():
 
 def test_a_crop_may_be_fractional_or_reach_over_the_border():
     values = np.ones((1, 5, 5), np.float32)
-    _, seen = place(values, (1, 10, 10), crop=(1.4, 2.6, 4, 4))
+    _, seen = place(values, (10, 10), crop=(1.4, 2.6, 4, 4))
     assert np.flatnonzero(seen.any(1)).tolist() == [1, 2, 3, 4]
     assert np.flatnonzero(seen.any(0)).tolist() == [3, 4, 5, 6]
-    laid, seen = place(values, (1, 10, 10), crop=(-2, 0, 14, 10))
+    laid, seen = place(values, (10, 10), crop=(-2, 0, 14, 10))
     assert seen.all()
     assert laid.min() == pytest.approx(1)
 
@@ -150,11 +151,11 @@ def test_a_crop_may_be_fractional_or_reach_over_the_border():
 def test_shrinking_a_map_loses_no_point():
     values = np.zeros((1, 64, 64), np.float32)
     values[0, 21, 21] = 1
-    laid, _ = place(values, (1, 16, 16))
+    laid, _ = place(values, (16, 16))
     assert laid.sum() * 16 == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("crop", [(0, 40, 5, 5), (3, 3, 0, 5), (-9, 0, 5, 5)])
 def test_a_crop_beside_the_frame(crop):
     with pytest.raises(ValueError, match="holds no pixel"):
-        place(np.ones((1, 2, 2), np.float32), (1, H, W), crop)
+        place(np.ones((1, 2, 2), np.float32), (H, W), crop)

@@ -1,7 +1,19 @@
-"""Pictures of attributions: contact sheets, timelines and moving pictures, on one scale per clip."""
+"""Pictures of attributions: sheets, timelines, slices, moving pictures and a player, on one scale per clip."""
 
 from .animation import save_animation
+from .comparison import compare_methods
 from .frames import show_frames
+from .html import to_html
+from .slices import show_slices
+from .summary import show_summary
 from .timeline import show_timeline
 
-__all__ = ["save_animation", "show_frames", "show_timeline"]
+__all__ = [
+    "compare_methods",
+    "save_animation",
+    "show_frames",
+    "show_slices",
+    "show_summary",
+    "show_timeline",
+    "to_html",
+]

@@ -1,4 +1,4 @@
-"""The numbers behind every picture: frames as uint8, one saliency map per clip, and where it lies in the frames."""
+"""The numbers behind every picture: frames as uint8, one saliency map per clip, and its sums over time and space."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa.checks import check_choice
+from captum_staa.checks import check_choice, check_count
 from captum_staa.layout import SpaceTime, VideoLayout
 
 Sign = Literal["absolute_value", "positive", "negative", "all"]
 Attributions = Tensor | NDArray[np.floating] | SpaceTime
 Clip = Tensor | NDArray[np.uint8] | NDArray[np.floating]
-Crop = tuple[float, float, float, float]
 
-SIGNS: dict[str, str] = {
+SIGNS: dict[Sign, str] = {
     "absolute_value": "|attribution|",
     "positive": "positive attribution",
     "negative": "negative attribution, magnitude",
@@ -113,6 +111,63 @@ def as_map(
     return maps.numpy()
 
 
+def when(
+    attributions: Attributions | Sequence[float],
+    layout: VideoLayout | str | None = None,
+    sign: Sign = "all",
+    index: int | None = None,
+) -> NDArray[np.float64]:
+    """``(T,)``, one number per frame: the temporal part of :class:`~captum_staa.SpaceTime`, else sums over pixels."""
+    check_choice("sign", sign, SIGNS)
+    if isinstance(attributions, SpaceTime):  # its temporal part may be a signal of its own, not a sum
+        given = _pick(attributions.temporal, index, "attributions")
+    else:
+        given = tensor_of(attributions)
+    if given.ndim != 1:
+        return signed(as_map(given, layout, index), sign).sum((1, 2))
+    return signed(as_map(given[:, None, None]), sign)[:, 0, 0]
+
+
+def where(
+    attributions: Attributions, layout: VideoLayout | str | None = None, index: int | None = None
+) -> NDArray[np.float64]:
+    """``(H, W)``, signed: the spatial part of :class:`~captum_staa.SpaceTime`, else the sum over frames."""
+    if isinstance(attributions, SpaceTime):
+        return as_map(_pick(attributions.spatial, index, "attributions")[None])[0]
+    return as_map(attributions, layout, index).sum(0)
+
+
+def key_frames(values: NDArray[np.floating], count: int) -> list[int]:
+    """The frame that counts most in each of at most ``count`` equal parts of a clip.
+
+    Example:
+        >>> key_frames(np.array([0.0, 5.0, 1.0, 0.0, 0.0, -3.0]), count=2)
+        [1, 5]
+    """
+    check_count("the number of key frames", count)
+    parts = np.array_split(np.arange(len(values)), min(count, len(values)))
+    return [int(part[np.abs(values[part]).argmax()]) for part in parts]
+
+
+def windows(truth: Tensor | NDArray[np.bool_] | Sequence[tuple[int, int]] | None, total: int) -> list[tuple[int, int]]:
+    """``truth`` as pairs (first, last) of frames, both included."""
+    if truth is None:
+        return []
+    given = np.asarray(truth)
+    if given.dtype == bool and given.shape == (total,):
+        edges = np.flatnonzero(np.diff(given, prepend=False, append=False))
+        return [(int(first), int(end) - 1) for first, end in edges.reshape(-1, 2)]
+    if given.dtype == bool or given.ndim != 2 or given.shape[1] != 2:
+        raise ValueError(
+            f"truth must be ({total},) of bool, or pairs (first, last), but its shape is {given.shape} and its dtype "
+            f"{given.dtype}"
+        )
+    for first, last in given:
+        if not 0 <= first <= last < total:
+            raise ValueError(f"truth windows lie in 0..{total - 1}, first before last, but ({first}, {last}) came")
+    return [(int(first), int(last)) for first, last in given]
+
+
 def as_frames(
     clip: Clip,
     layout: VideoLayout | str | None = None,
@@ -182,57 +237,3 @@ def _pick(batch: Tensor, index: int | None, name: str) -> Tensor:
     if not -len(batch) <= (index or 0) < len(batch):
         raise ValueError(f"{index = } is outside the {len(batch)} clips of {name} (shape {tuple(batch.shape)})")
     return batch[index or 0]
-
-
-def place(
-    values: NDArray[np.float32], size: tuple[int, int, int], crop: Crop | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Lay a map over frames of another size, where the model saw them.
-
-    Example:
-        >>> import numpy as np
-        >>> lit, seen = place(np.ones((1, 2, 2), np.float32), (1, 6, 8), crop=(1, 2, 4, 4))
-        >>> lit[0].astype(int).tolist()[0], lit[0].astype(int).tolist()[1]
-        ([0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0])
-        >>> int(seen.sum())
-        16
-
-    Args:
-        values: ``(T, h, w)``.
-        size: ``(T, H, W)`` of the frames.
-        crop: ``(top, left, height, width)`` in pixels of the frames, not necessarily whole, of the region that the
-            map covers; None is the whole frame.
-
-    Returns:
-        The map ``(T, H, W)``, bilinear in between and 0 outside of the crop, and which pixels ``(H, W)`` the model saw:
-        those whose centre lies in the crop.
-
-    Raises:
-        ValueError: the numbers of frames differ, or the crop is empty or beside the frame.
-    """
-    if len(values) != size[0]:
-        raise ValueError(
-            f"the clip has {size[0]} frames, but the attributions have {len(values)} (shape {values.shape}); pass the "
-            f"frames that the model saw, or bring a token grid to frames with TokenGrid.to_pixels"
-        )
-    height, width = size[1:]
-    if crop is None and values.shape == size:
-        return values, np.ones((height, width), dtype=bool)
-    top, left, tall, wide = (0, 0, height, width) if crop is None else crop
-    rows = (np.arange(height) + 0.5 - top) / max(tall, 1e-9)  # of each pixel's centre, in [0, 1] inside of the crop
-    columns = (np.arange(width) + 0.5 - left) / max(wide, 1e-9)
-    seen = ((rows >= 0) & (rows <= 1))[:, None] & ((columns >= 0) & (columns <= 1))
-    if not seen.any():
-        raise ValueError(
-            f"crop is (top, left, height, width) of a region of the {height} x {width} frames, but {crop!r} came, "
-            f"which holds no pixel of them"
-        )
-    maps = torch.from_numpy(np.ascontiguousarray(values))[:, None]
-    smaller = min(maps.shape[2], max(round(tall), 1)), min(maps.shape[3], max(round(wide), 1))
-    if smaller != maps.shape[2:]:  # without this, a point between two samples would vanish
-        maps = F.interpolate(maps, size=smaller, mode="bilinear", align_corners=False, antialias=True)
-    y, x = torch.from_numpy(rows).float() * 2 - 1, torch.from_numpy(columns).float() * 2 - 1
-    points = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # (H, W, 2), as (x, y)
-    points = points[None].expand(len(maps), -1, -1, -1)
-    laid = F.grid_sample(maps, points, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
-    return np.where(seen, laid.numpy(), np.float32(0)), seen

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 from captum_staa.checks import check_choice
 from captum_staa.layout import VideoLayout
 
-from ._maps import SIGNS, Attributions, Clip, Crop, Sign, as_frames, place, saliency
+from ._maps import SIGNS, Attributions, Clip, Saliency, Sign, as_frames, saliency
+from ._place import Crop, place
 
-Method = Literal["blended_heat_map", "heat_map", "original_image", "masked_image"]
-METHODS = ("blended_heat_map", "heat_map", "original_image", "masked_image")
+Method = Literal["blended_heat_map", "heat_map", "original_image", "masked_image", "alpha_scaling"]
+METHODS = ("blended_heat_map", "heat_map", "original_image", "masked_image", "alpha_scaling")
 UNSEEN = np.array([0.82, 0.82, 0.82])  # where a map says nothing; no default colour map holds this grey
 
 # Lightness falls from 76 to 10 and rises again in equal steps, so that equal distances look equal on both sides, and
@@ -27,14 +29,68 @@ DIVERGING = LinearSegmentedColormap.from_list(
 )
 
 
-class Overlay(NamedTuple):
-    """Pictures to show, and the key to their colours."""
+@dataclass(frozen=True)
+class Overlay:
+    """A clip under its saliency map, drawn frame by frame, since all of them at once may not fit into memory."""
 
-    frames: NDArray[np.uint8]  # (T, H, W, 3), as method wants them
     original: NDArray[np.uint8]  # (T, H, W, 3)
-    cmap: Colormap | None  # as it appears in the pictures; None where they hold no heat map
-    limits: tuple[float, float]  # (0, 1), or (-1, 1) for sign="all"
-    caption: str  # what the colours show, and on which scale
+    saliency: Saliency | None  # (T, h, w); None for method="original_image"
+    method: Method
+    sign: Sign
+    alpha_overlay: float
+    colours: Colormap
+    crop: Crop | None
+
+    def frame(self, at: int) -> NDArray[np.uint8]:
+        """``(H, W, 3)``: one frame as ``method`` wants it."""
+        frame = self.original[at]
+        if self.saliency is None:
+            return frame
+        (values,), seen = place(self.saliency.values[at : at + 1], frame.shape[:2], self.crop)
+        picture = frame / 255.0
+        unseen = UNSEEN
+        if self.method == "masked_image":
+            mixed = picture * values[..., None]
+        elif self.method == "alpha_scaling":
+            mixed = 1 - (1 - picture) * values[..., None]
+        else:
+            low = self.limits[0]
+            mixed = self.colours((values - low) / (1 - low))[..., :3]  # (H, W, 3)
+            if self.method == "blended_heat_map":
+                grey = (picture @ [0.299, 0.587, 0.114])[..., None]
+                opacity = opacity_of(values, self.alpha_overlay)[..., None]
+                mixed = (1 - opacity) * grey + opacity * mixed
+                unseen = 0.35 * grey + 0.65 * UNSEEN
+        return (np.where(seen[..., None], mixed, unseen) * 255).round().astype(np.uint8)
+
+    @property
+    def frames(self) -> NDArray[np.uint8]:
+        """``(T, H, W, 3)``: all frames."""
+        return np.stack([self.frame(at) for at in range(len(self.original))])
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The values at the ends of the colours."""
+        return (-1.0 if self.sign == "all" else 0.0), 1.0
+
+    @property
+    def cmap(self) -> Colormap | None:
+        """The colours as they appear in the pictures; None where these hold no heat map."""
+        if self.method == "heat_map":
+            return self.colours
+        return blended(self.colours, self.limits[0], self.alpha_overlay) if self.method == "blended_heat_map" else None
+
+    @property
+    def scale(self) -> str:
+        """What the strongest colour stands for."""
+        if self.saliency is None:
+            return ""
+        return f"1 = {self.saliency.scale:.3g}" if self.saliency.scale else "zero everywhere"
+
+    @property
+    def caption(self) -> str:
+        """What the colours show, and on which scale."""
+        return f"{SIGNS[self.sign]}, {self.scale} (one scale for all frames)"
 
 
 def default_cmap(sign: Sign) -> Colormap:
@@ -57,42 +113,28 @@ def overlay(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> Overlay:
-    """Draw every frame of a clip; the arguments are those of :func:`captum_staa.visualization.show_frames`."""
+    """Check all that drawing needs; the arguments are those of :func:`captum_staa.visualization.show_frames`."""
     check_choice("method", method, METHODS)
+    check_choice("sign", sign, SIGNS)
     if not 0 <= alpha_overlay <= 1:
         raise ValueError(f"alpha_overlay is an opacity in [0, 1], but {alpha_overlay!r} came")
-    if method == "masked_image" and sign == "all":
-        raise ValueError("a masked image cannot show two signs; choose sign='positive', 'negative' or 'absolute_value'")
+    if method in ("masked_image", "alpha_scaling") and sign == "all":
+        raise ValueError(f"{method = } cannot show two signs; choose sign='positive', 'negative' or 'absolute_value'")
     original = as_frames(clip, layout, index, mean, std)
+    colours = default_cmap(sign) if cmap is None else matplotlib.colormaps.get_cmap(cmap)
     if method == "original_image":
-        return Overlay(original, original, None, (0, 1), "")
+        return Overlay(original, None, method, sign, alpha_overlay, colours, crop)
     if attributions is None:
         raise ValueError(f"{method = } needs attributions, but None came; method='original_image' does without")
-    maps, scale = saliency(attributions, layout, sign, outlier_perc, index)
-    laid, seen = place(maps, original.shape[:3], crop)
-    colours = default_cmap(sign) if cmap is None else matplotlib.colormaps.get_cmap(cmap)
-    low = -1.0 if sign == "all" else 0.0
-    drawn = np.empty_like(original)
-    for at, (frame, values) in enumerate(zip(original, laid, strict=True)):  # as floats, a clip may not fit into memory
-        heat = colours((values - low) / (1 - low))[..., :3]  # (H, W, 3)
-        picture = frame / 255.0
-        if method == "blended_heat_map":
-            grey = (picture @ [0.299, 0.587, 0.114])[..., None]
-            opacity = opacity_of(values, alpha_overlay)[..., None]
-            mixed = (1 - opacity) * grey + opacity * heat
-            mixed = np.where(seen[..., None], mixed, 0.35 * grey + 0.65 * UNSEEN)
-        else:
-            mixed = np.where(seen[..., None], heat if method == "heat_map" else picture * values[..., None], UNSEEN)
-        drawn[at] = (mixed * 255).round()
-    key = None
-    if method == "heat_map":
-        key = colours
-    elif method == "blended_heat_map":
-        key = blended(colours, low, alpha_overlay)
-    caption = (
-        f"{SIGNS[sign]}, 1 = {scale:.3g} (one scale for all frames)" if scale else f"{SIGNS[sign]}: zero everywhere"
-    )
-    return Overlay(drawn, original, key, (low, 1.0), caption)
+    found = saliency(attributions, layout, sign, outlier_perc, index)
+    if len(found.values) != len(original):
+        raise ValueError(
+            f"the clip has {len(original)} frames, but the attributions have {len(found.values)} (shape "
+            f"{found.values.shape}); pass the frames that the model saw, or bring a token grid to frames with "
+            f"TokenGrid.to_pixels"
+        )
+    place(found.values[:1], original.shape[1:3], crop)  # raises here and not at the first picture
+    return Overlay(original, found, method, sign, alpha_overlay, colours, crop)
 
 
 def opacity_of(values: NDArray[np.floating], alpha_overlay: float) -> NDArray[np.floating]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from PIL import Image
 from captum_staa.io import atomic, write_video
 from captum_staa.layout import VideoLayout
 
-from ._maps import Attributions, Clip, Crop, Sign
+from ._figure import evenly
+from ._maps import Attributions, Clip, Sign
 from ._overlay import Method, overlay
+from ._place import Crop
 
 PICTURES = (".webp", ".gif")
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi")
 GAP = 8  # pixels between the two pictures
+PALETTE = 24  # frames that tell a GIF's colours
 
 
 def save_animation(
@@ -105,48 +109,85 @@ def save_animation(
         mean=mean,
         std=std,
     )
-    frames = enlarge(drawn.frames, min_size)
-    if side_by_side:
-        original = enlarge(drawn.original, min_size)
-        gap = np.full((*frames.shape[:2], GAP, 3), 255, dtype=np.uint8)
-        frames = np.concatenate([original, gap, frames], axis=2)
+    enlarge(drawn.original[0], min_size)  # raises here and not in the middle of a file
+
+    def picture(at: int) -> NDArray[np.uint8]:
+        frame = enlarge(drawn.frame(at), min_size)
+        if not side_by_side:
+            return frame
+        gap = np.full((len(frame), GAP, 3), 255, dtype=np.uint8)
+        return np.concatenate([enlarge(drawn.original[at], min_size), gap, frame], axis=1)
+
+    total = len(drawn.original)
     if suffix in VIDEOS:
-        return write_video(target, frames, fps, crf=quality, overwrite=overwrite)
+        # write_video takes an array, and this one stays on the disk: drawn frames of a long clip would fill the memory.
+        with tempfile.TemporaryFile() as scratch:
+            for at in range(total):
+                scratch.write(picture(at).tobytes())
+            frames = np.memmap(scratch, np.uint8, "r", shape=(total, *picture(0).shape))
+            return write_video(target, frames, fps, crf=quality, overwrite=overwrite)
     with atomic(target, overwrite) as partial:
-        _write_pictures(partial, frames, fps, quality)
+        _write_pictures(partial, picture, total, fps, quality)
     return target
 
 
-def enlarge(frames: NDArray[np.uint8], min_size: int) -> NDArray[np.uint8]:
-    """Frames whose shorter side has at least ``min_size`` pixels.
+def enlarge(frame: NDArray[np.uint8], min_size: int) -> NDArray[np.uint8]:
+    """A frame ``(H, W, 3)`` whose shorter side has at least ``min_size`` pixels.
 
     Tiny frames grow by a whole factor, so that the pixels that the model saw stay visible; others are smoothed.
     """
     if min_size < 0:
         raise ValueError(f"min_size is a number of pixels, at least 0, but {min_size!r} came")
-    height, width = frames.shape[1:3]
+    height, width = frame.shape[:2]
     factor = min_size / min(height, width)
     if factor <= 1:
-        return frames
+        return frame
     if factor > 3:
-        return frames.repeat(math.ceil(factor), axis=1).repeat(math.ceil(factor), axis=2)
+        return frame.repeat(math.ceil(factor), axis=0).repeat(math.ceil(factor), axis=1)
     size = round(width * factor), round(height * factor)
-    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
 
 
-def _write_pictures(path: Path, frames: NDArray[np.uint8], fps: float, quality: int | None) -> None:
+class _Pictures(Image.Image):
+    """A moving picture whose frames are drawn when Pillow's writers seek them, so that one at a time is in memory."""
+
+    def __init__(self, draw: Callable[[int], Image.Image], total: int) -> None:
+        super().__init__()
+        self._draw, self.n_frames, self.is_animated = draw, total, total > 1
+        self.seek(0)
+
+    def seek(self, frame: int) -> None:
+        if frame >= self.n_frames:
+            raise EOFError(f"frame {frame} of {self.n_frames}")  # how Pillow learns that it has seen all
+        drawn = self._draw(frame)
+        self._at, self.im, self._mode, self._size, self.palette = frame, drawn.im, drawn.mode, drawn.size, drawn.palette
+
+    def tell(self) -> int:
+        return self._at
+
+
+def _write_pictures(
+    path: Path, picture: Callable[[int], NDArray[np.uint8]], total: int, fps: float, quality: int | None
+) -> None:
     """An endless .webp or .gif."""
     unit = 10 if path.suffix.lower() == ".gif" else 1  # a GIF counts in hundredths of a second
-    ends = np.arange(1, len(frames) + 1) * 1000 / fps / unit
+    ends = np.arange(1, total + 1) * 1000 / fps / unit
     # Rounding the ends instead of the lengths keeps the whole as long as it should be. Browsers slow a GIF down whose
     # frames last less than 20 ms.
     durations = (np.diff(ends.round().astype(int), prepend=0) * unit).clip(20 if unit == 10 else 1).tolist()
-    pictures = [Image.fromarray(frame) for frame in frames]
     options: dict[str, Any] = {"quality": 85 if quality is None else quality, "method": 4}
+
+    def draw(at: int) -> Image.Image:
+        return Image.fromarray(picture(at))
+
     if unit == 10:
-        # One palette for all frames, or equal evidence would get other colours in other frames. Some pixels tell it.
-        some = frames[:, ::2, ::2]
-        palette = Image.fromarray(np.concatenate(list(some))).quantize(256)
-        pictures = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
+        # One palette for all frames, or equal evidence would get other colours in other frames. Some pixels of some
+        # frames tell it.
+        some = [picture(at)[::2, ::2] for at in evenly(total, PALETTE)]
+        palette = Image.fromarray(np.concatenate(some)).quantize(256)
         options = {"optimize": False}
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)
+
+        def draw(at: int) -> Image.Image:
+            return Image.fromarray(picture(at)).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+
+    _Pictures(draw, total).save(path, save_all=True, duration=durations, loop=0, **options)

@@ -6,20 +6,20 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize
-from matplotlib.figure import Figure
+from matplotlib.colors import Colormap
 
+from captum_staa.checks import check_count
 from captum_staa.layout import VideoLayout
 
-from ._maps import Attributions, Clip, Crop, Sign
+from ._figure import LABEL_SIZE, colour_bar, draw_frame, evenly, finish_sheet, frame_labels, new_figure
+from ._maps import Attributions, Clip, Sign
 from ._overlay import Method, overlay
+from ._place import Crop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-LABEL_SIZE = 9  # points
 LABEL_SPACE = 0.19  # inches above a frame
 GAP = 0.06  # inches between frames
 
@@ -69,9 +69,10 @@ def show_frames(
         attributions: of the clip's shape in ``layout``, or ``(T, h, w)``, ``(B, T, h, w)``, or
             :class:`~captum_staa.SpaceTime`; resized smoothly where h, w are not H, W.
         layout: order of the axes of five-dimensional tensors, such as ``"BTCHW"``.
-        method: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"`` (the picture times the map) or
-            ``"original_image"``, which does without attributions.
-        sign: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"`` (not for masks).
+        method: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"`` (the picture times the map: dark where
+            there is no evidence), ``"alpha_scaling"`` (likewise, but white) or ``"original_image"``, which does
+            without attributions.
+        sign: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"`` (not for the two maskings).
         outlier_perc: percentage of the clip's total that the largest values may hold and still be cut off at 1.
         alpha_overlay: opacity in [0, 1] of the heat map where the evidence is strongest.
         cmap: a colour map or its name; None takes inferno, for ``"negative"`` viridis, for ``"all"`` blue to orange.
@@ -111,56 +112,30 @@ def show_frames(
         mean=mean,
         std=std,
     )
-    total, height, width = drawn.frames.shape[:3]
+    total, height, width = drawn.original.shape[:3]
     names = frame_labels(total, indices, fps, labels)
-    for name, value in (("num_frames", num_frames), ("columns", columns)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, but {value!r} came")
-    shown = min(num_frames or total, total)
-    chosen = [(2 * i + 1) * total // (2 * shown) for i in range(shown)]
-    columns = min(columns or _columns(shown, width / height), shown)
-    rows = math.ceil(shown / columns)
-
+    if columns is not None:
+        check_count("columns", columns)
+    chosen = evenly(total, num_frames)
+    columns = min(columns or _columns(len(chosen), width / height), len(chosen))
+    rows = math.ceil(len(chosen) / columns)
     key = drawn.cmap if show_colorbar else None
 
-    side = _frame_width(columns, rows, width / height)  # inches
-    pixel = side / width
-    row_height, column_width = height * pixel + LABEL_SPACE + GAP, side + GAP  # inches
-    sheet = columns * column_width - GAP, rows * row_height - GAP
+    wide = _frame_width(columns, rows, width / height)  # inches
+    tall = wide * height / width
+    sheet = columns * (wide + GAP) - GAP, rows * (tall + LABEL_SPACE + GAP) - GAP
     figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or _fig_size(sheet, title, key is not None))
     for cell, frame in enumerate(chosen):
-        left = cell % columns * column_width
-        top = cell // columns * row_height + LABEL_SPACE
-        axes.imshow(drawn.frames[frame], extent=(left, left + side, top + height * pixel, top), aspect="equal")
+        left = cell % columns * (wide + GAP)
+        top = cell // columns * (tall + LABEL_SPACE + GAP) + LABEL_SPACE
+        draw_frame(axes, drawn.frame(frame), left, top, (tall, wide))
         axes.text(left, top - 0.03, names[frame], fontsize=LABEL_SIZE, ha="left", va="bottom")
-    axes.set_xlim(0, sheet[0])
-    axes.set_ylim(sheet[1], 0)
-    axes.set_axis_off()
+    finish_sheet(axes, sheet)
     if title:
         axes.set_title(title)
     if key is not None:
-        colours = ScalarMappable(Normalize(*drawn.limits), key)
-        bar = figure.colorbar(colours, ax=axes, orientation="horizontal", shrink=0.6, aspect=45, pad=0.02)
-        bar.set_label(drawn.caption, fontsize=LABEL_SIZE)
-        bar.set_ticks(np.linspace(*drawn.limits, 5).tolist())
-        bar.ax.tick_params(labelsize=LABEL_SIZE)
-        bar.outline.set_visible(False)
+        colour_bar(figure, axes, key, drawn.limits, drawn.caption)
     return figure, axes
-
-
-def frame_labels(
-    total: int, indices: Sequence[int] | None, fps: float | None, labels: Sequence[str] | None = None
-) -> list[str]:
-    """``"frame 12"`` or ``"0.48 s"`` for each of ``total`` frames."""
-    for name, value in (("indices", indices), ("labels", labels)):
-        if value is not None and len(value) != total:
-            raise ValueError(f"{name} must name each of the {total} frames, but {len(value)} came: {list(value)!r}")
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps must be positive and finite, but {fps!r} came")
-    if labels is not None:
-        return [str(label) for label in labels]
-    numbers = list(range(total)) if indices is None else [int(number) for number in indices]
-    return [f"frame {number}" if fps is None else f"{number / fps:.2f} s" for number in numbers]
 
 
 def _columns(shown: int, aspect: float) -> int:
@@ -181,17 +156,3 @@ def _frame_width(columns: int, rows: int, aspect: float) -> float:
 
 def _fig_size(sheet: tuple[float, float], title: str | None, colorbar: bool) -> tuple[float, float]:
     return sheet[0] + 0.2, sheet[1] + 0.2 + 0.35 * bool(title) + 0.6 * colorbar
-
-
-def new_figure(
-    plt_fig_axis: tuple[Figure, Axes] | None, use_pyplot: bool, fig_size: tuple[float, float]
-) -> tuple[Figure, Axes]:
-    """The caller's figure and axes, or new ones, with or without pyplot."""
-    if plt_fig_axis is not None:
-        return plt_fig_axis
-    if use_pyplot:
-        from matplotlib import pyplot  # not above: it chooses a backend for the whole process
-
-        return pyplot.subplots(figsize=fig_size, layout="constrained")
-    figure = Figure(figsize=fig_size, layout="constrained")
-    return figure, figure.subplots()

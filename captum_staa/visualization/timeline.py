@@ -12,17 +12,16 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa.checks import check_choice
-from captum_staa.layout import SpaceTime, VideoLayout
+from captum_staa.layout import AGAINST, FOR, VideoLayout
 
-from ._maps import SIGNS, Attributions, Clip, Sign, as_frames, as_map, signed, tensor_of
-from .frames import LABEL_SIZE, frame_labels, new_figure
+from ._figure import LABEL_SIZE, frame_labels, new_figure
+from ._maps import SIGNS, Attributions, Clip, Sign, as_frames, key_frames, when, windows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FOR, AGAINST, TRUTH = "#d47801", "#0298db", "0.87"  # the colours of the maps; told apart by colour-blind readers
+TRUTH = "0.87"  # the grey of where the evidence is
 THUMBNAIL = 1.1  # inches, at most, from bottom to top of a key frame
 GAP = 16  # points between the curve's axes and the key frames, where the factor of the scale (1e-3) may stand
 
@@ -60,7 +59,8 @@ def show_timeline(
         sign: what to keep before the sum: ``"all"`` (evidence against takes away from evidence for it),
             ``"absolute_value"``, ``"positive"`` or ``"negative"``.
         clip: frames or clip as for :func:`~captum_staa.visualization.show_frames`, to show key frames above the curve.
-        num_key_frames: how many: the strongest of each of this many equal parts of the clip.
+        num_key_frames: how many: the strongest of each of this many equal parts of the clip. Where there is no room for
+            a dot per frame, these alone get one.
         fps: frames per second that ``indices`` (or the frames) count; with it time is in seconds.
         indices: ``(T,)``, the frames' numbers in their file.
         truth: when the evidence is there, to be shaded: ``(T,)`` of bool, or pairs (first, last) of positions in the
@@ -79,7 +79,7 @@ def show_timeline(
     Raises:
         TypeError, ValueError: an argument is not as said above; the numbers of frames differ.
     """
-    values = _per_frame(attributions, layout, sign, index)
+    values = when(attributions, layout, sign, index)
     total = len(values)
     names = frame_labels(total, indices, fps)
     times = np.arange(total, dtype=float) if indices is None else np.asarray(indices, dtype=float)
@@ -91,7 +91,7 @@ def show_timeline(
 
     figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size)
     axes.plot(times, values, color="0.25", linewidth=1.4, zorder=3)
-    for first, last in _windows(truth, total):
+    for first, last in windows(truth, total):
         axes.axvspan(
             times[first] - half,
             times[last] + half,
@@ -103,7 +103,12 @@ def show_timeline(
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=1.5)
     for part, colour in ((values >= 0, FOR), (values <= 0, AGAINST)):
         axes.fill_between(times, values, where=part.tolist(), interpolate=True, color=colour, alpha=0.25, linewidth=0)
-    axes.scatter(times, values, c=[FOR if value >= 0 else AGAINST for value in values], s=16, zorder=4)
+    chosen = [] if clip is None else key_frames(values, num_key_frames)
+    points = 72 * axes.bbox.width / figure.dpi
+    crowded = total > 1 and points * steps.min() < 6 * (times[-1] - times[0])  # dots would merge into a thick curve
+    marked = chosen if crowded else list(range(total))
+    colours = [FOR if value >= 0 else AGAINST for value in values[marked]]
+    axes.scatter(times[marked], values[marked], c=colours, s=16, zorder=4)
     axes.set_xlim(times[0] - half, times[-1] + half)
     axes.margins(y=0.12)
     if not values.any():
@@ -123,75 +128,34 @@ def show_timeline(
         frames = as_frames(clip, layout, index, mean, std)
         if len(frames) != total:
             raise ValueError(f"the clip has {len(frames)} frames, but the attributions have {total}")
-        above = _key_frames(axes, frames, names, times, values, num_key_frames)
+        above = _tie_key_frames(figure, axes, frames, names, times, values, chosen)
     if title:
         axes.set_title(title, pad=above)
     return figure, axes
 
 
-def _per_frame(
-    attributions: Attributions | Sequence[float], layout: VideoLayout | str | None, sign: Sign, index: int | None
-) -> NDArray[np.float64]:
-    """One number per frame."""
-    check_choice("sign", sign, SIGNS)
-    if isinstance(attributions, SpaceTime):  # its temporal part may be a signal of its own, not a sum
-        temporal = attributions.temporal
-        if index is None and len(temporal) > 1:
-            raise ValueError(f"attributions hold {len(temporal)} clips; pass index= to choose one")
-        tensor = temporal[index or 0]
-    else:
-        tensor = tensor_of(attributions)
-    if tensor.ndim != 1:
-        return signed(as_map(tensor, layout, index), sign).sum((1, 2))
-    return signed(as_map(tensor[:, None, None]), sign)[:, 0, 0]
-
-
-def _windows(truth: Tensor | NDArray[np.bool_] | Sequence[tuple[int, int]] | None, total: int) -> list[tuple[int, int]]:
-    """``truth`` as pairs (first, last) of frames."""
-    if truth is None:
-        return []
-    given = np.asarray(truth)
-    if given.dtype == bool and given.shape == (total,):
-        edges = np.flatnonzero(np.diff(given, prepend=False, append=False))
-        return [(int(first), int(end) - 1) for first, end in edges.reshape(-1, 2)]
-    if given.dtype == bool or given.ndim != 2 or given.shape[1] != 2:
-        raise ValueError(
-            f"truth must be ({total},) of bool, or pairs (first, last), but its shape is {given.shape} and its dtype "
-            f"{given.dtype}"
-        )
-    for first, last in given:
-        if not 0 <= first <= last < total:
-            raise ValueError(f"truth windows lie in 0..{total - 1}, first before last, but ({first}, {last}) came")
-    return [(int(first), int(last)) for first, last in given]
-
-
-def _key_frames(
+def _tie_key_frames(
+    figure: Figure,
     axes: Axes,
     frames: NDArray[np.uint8],
     names: Sequence[str],
     times: NDArray[np.float64],
     values: NDArray[np.float64],
-    count: int,
+    chosen: Sequence[int],
 ) -> float:
     """Thumbnails in a row above the curve, each tied to its point; returns the height they take, in points."""
-    if count < 1:
-        raise ValueError(f"num_key_frames must be at least 1, but {count!r} came")
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    parts = np.array_split(np.arange(len(values)), min(count, len(values)))
-    room = figure.get_figwidth() * axes.get_position().width / len(parts) * 0.93  # inches for each
+    room = axes.bbox.width / figure.dpi / len(chosen) * 0.93  # inches for each
     scale = min(room / frames.shape[2], THUMBNAIL / frames.shape[1])  # inches per pixel
     # Sizes in inches rather than in parts of the axes, so that the layout engine can make room for them.
     above_axes = axes.transAxes + ScaledTranslation(0, GAP / 72, figure.dpi_scale_trans)
-    for position, part in enumerate(parts):
-        frame = int(part[np.abs(values[part]).argmax()])
+    for position, frame in enumerate(chosen):
         # One pixel of an OffsetImage is a point, 1/72 inch.
         picture = OffsetImage(frames[frame], zoom=scale * 72, interpolation="hanning" if scale < 1 / 72 else "nearest")
         label = TextArea(names[frame], textprops={"fontsize": LABEL_SIZE})
         tie = AnnotationBbox(
             VPacker(children=[label, picture], align="center", pad=0, sep=3),
             (times[frame], values[frame]),
-            xybox=((position + 0.5) / len(parts), 1),
+            xybox=((position + 0.5) / len(chosen), 1),
             xycoords="data",
             boxcoords=above_axes,
             box_alignment=(0.5, 0),

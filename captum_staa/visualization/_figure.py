@@ -1,0 +1,116 @@
+"""What all figures share: the figure itself, names of frames, rows of frames on one sheet, and the key to colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from captum_staa.checks import check_count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LABEL_SIZE = 9  # points
+LINE = 0.16  # inches that a line of label takes
+
+
+def new_figure(
+    plt_fig_axis: tuple[Figure, Axes] | None, use_pyplot: bool, fig_size: tuple[float, float]
+) -> tuple[Figure, Axes]:
+    """The caller's figure and axes, or new ones, with or without pyplot."""
+    if plt_fig_axis is not None:
+        return plt_fig_axis
+    if use_pyplot:
+        from matplotlib import pyplot  # not above: it chooses a backend for the whole process
+
+        return pyplot.subplots(figsize=fig_size, layout="constrained")
+    figure = Figure(figsize=fig_size, layout="constrained")
+    return figure, figure.subplots()
+
+
+def frame_labels(
+    total: int,
+    indices: Sequence[int] | None,
+    fps: float | None,
+    labels: Sequence[str] | None = None,
+    join: str | None = None,
+) -> list[str]:
+    """``"frame 12"`` or ``"0.48 s"`` for each of ``total`` frames; with ``join``, both with it in between.
+
+    Example:
+        >>> frame_labels(2, [10, 12], 25), frame_labels(2, [10, 12], 25, join=", ")
+        (['0.40 s', '0.48 s'], ['frame 10, 0.40 s', 'frame 12, 0.48 s'])
+    """
+    for name, value in (("indices", indices), ("labels", labels)):
+        if value is not None and len(value) != total:
+            raise ValueError(f"{name} must name each of the {total} frames, but {len(value)} came: {list(value)!r}")
+    if fps is not None and not 0 < fps < math.inf:
+        raise ValueError(f"fps must be positive and finite, but {fps!r} came")
+    if labels is not None:
+        return [str(label) for label in labels]
+    numbers = list(range(total)) if indices is None else [int(number) for number in indices]
+    if fps is None:
+        return [f"frame {number}" for number in numbers]
+    return [("" if join is None else f"frame {number}{join}") + f"{number / fps:.2f} s" for number in numbers]
+
+
+def evenly(total: int, num_frames: int | None) -> list[int]:
+    """The middle frames of ``num_frames`` equal parts of a clip; all where None, or where there are no more.
+
+    Example:
+        >>> evenly(8, 4), evenly(2, 4), evenly(3, None)
+        ([1, 3, 5, 7], [0, 1], [0, 1, 2])
+    """
+    if num_frames is not None:
+        check_count("num_frames", num_frames)
+    shown = min(num_frames or total, total)
+    return [(2 * i + 1) * total // (2 * shown) for i in range(shown)]
+
+
+def explained_bar(predictions: Sequence[tuple[str, float]], target: str | None) -> int:
+    """Which of the model's answers was explained; 0 where none is named, -1 where it is not among them."""
+    for label, probability in predictions:
+        if not 0 <= probability <= 1:
+            raise ValueError(
+                f"predictions are pairs (label, probability in [0, 1]), but ({label!r}, {probability!r}) came"
+            )
+    labels = [label for label, _ in predictions]
+    if target is None:
+        return 0
+    return labels.index(target) if target in labels else -1
+
+
+def draw_frame(axes: Axes, frame: NDArray[np.uint8], left: float, top: float, size: tuple[float, float]) -> None:
+    """A frame on a sheet measured in inches whose y axis points down; ``size`` is its height and width."""
+    axes.imshow(frame, extent=(left, left + size[1], top + size[0], top), aspect="equal")
+
+
+def finish_sheet(axes: Axes, size: tuple[float, float]) -> None:
+    """Make the axes a sheet of this width and height in inches."""
+    axes.set_xlim(0, size[0])
+    axes.set_ylim(size[1], 0)
+    axes.set_axis_off()
+
+
+def inset(axes: Axes, page: tuple[float, float], left: float, top: float, across: float, down: float) -> Axes:
+    """A panel on axes that stand for a page of this width and height, all in inches, from its upper left corner."""
+    return axes.inset_axes((left / page[0], 1 - (top + down) / page[1], across / page[0], down / page[1]))
+
+
+def colour_bar(
+    figure: Figure, axes: Axes, colours: Colormap, limits: tuple[float, float], label: str, *, inside: bool = False
+) -> None:
+    """The key to the colours, below the axes or filling them."""
+    place: dict[str, Any] = {"cax": axes} if inside else {"ax": axes, "shrink": 0.6, "aspect": 45, "pad": 0.02}
+    bar = figure.colorbar(ScalarMappable(Normalize(*limits), colours), orientation="horizontal", **place)
+    bar.set_label(label, fontsize=LABEL_SIZE)
+    bar.set_ticks(np.linspace(*limits, 5).tolist())
+    bar.ax.tick_params(labelsize=LABEL_SIZE)
+    bar.outline.set_visible(False)

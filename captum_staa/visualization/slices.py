@@ -1,0 +1,179 @@
+"""Space-time slices: what happens along one row and along one column of the picture while the clip runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.colors import Colormap
+from numpy.typing import NDArray
+
+from captum_staa.layout import VideoLayout
+
+from ._figure import LABEL_SIZE, colour_bar, frame_labels, inset, new_figure
+from ._maps import Attributions, Clip, Sign
+from ._overlay import Method, overlay
+from ._place import Crop, place
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FRAME = 2.3  # inches of the frame's longer side
+TIME = 1.5  # inches of the time axis
+GAP, TITLE, LABELS = 0.12, 0.3, 0.55  # inches between the panels, above them, and for the labels of an axis
+LINE_COLOUR = "#00c8a0"  # of the cut: in neither of the default colour maps, and light enough for any frame
+
+
+def show_slices(
+    clip: Clip,
+    attributions: Attributions,
+    *,
+    layout: VideoLayout | str | None = None,
+    at: tuple[int, int, int] | None = None,
+    method: Method = "blended_heat_map",
+    sign: Sign = "absolute_value",
+    outlier_perc: float = 2,
+    alpha_overlay: float = 0.7,
+    cmap: str | Colormap | None = None,
+    show_colorbar: bool = True,
+    crop: Crop | None = None,
+    index: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    indices: Sequence[int] | None = None,
+    fps: float | None = None,
+    title: str | None = None,
+    fig_size: tuple[float, float] | None = None,
+    plt_fig_axis: tuple[Figure, Axes] | None = None,
+    use_pyplot: bool = True,
+) -> tuple[Figure, Axes]:
+    """Draw a frame with the row's course over time (x-t) below and the column's (y-t) to its right.
+
+    Motion is a slanted line in such a slice, and a map that follows it is slanted, too. The clip stands on the left,
+    its explanation on the right.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> frames = np.full((8, 48, 64, 3), 128, dtype=np.uint8)
+        >>> maps = torch.zeros(1, 8, 48, 64)
+        >>> maps[0, 5, 20, 30] = 1.0
+        >>> figure, axes = show_slices(frames, maps, use_pyplot=False)
+        >>> [panel.get_title() for panel in axes.child_axes if panel.get_title()]
+        ['clip, frame 5', 'attributions, frame 5']
+
+    Args:
+        clip: as for :func:`~captum_staa.visualization.show_frames`.
+        attributions: as there.
+        layout: as there.
+        at: where to cut: (position in the clip, row, column) in pixels of the frames; None takes the strongest
+            attribution of the sign that is shown.
+        method: as there.
+        sign: as there.
+        outlier_perc: as there.
+        alpha_overlay: as there.
+        cmap: as there.
+        show_colorbar: whether to draw the key to the colours.
+        crop: as there.
+        index: as there.
+        mean: as there.
+        std: as there.
+        indices: ``(T,)``, the frames' numbers in their file. Frames are drawn at equal steps all the same.
+        fps: frames per second that ``indices`` (or the frames) count; with it time is in seconds.
+        title: over all.
+        fig_size: width and height in inches; None fits the frames.
+        plt_fig_axis: figure and axes to draw on; the panels are inset in it.
+        use_pyplot: whether pyplot manages the figure. It is never shown from here.
+
+    Returns:
+        The figure, and the axes of the whole, whose ``child_axes`` are frame, x-t and y-t of the clip, and then those
+        of its explanation.
+
+    Raises:
+        TypeError, ValueError: an argument is not as said above; the numbers of frames differ.
+    """
+    drawn = overlay(
+        clip,
+        attributions,
+        layout=layout,
+        method=method,
+        sign=sign,
+        outlier_perc=outlier_perc,
+        alpha_overlay=alpha_overlay,
+        cmap=cmap,
+        crop=crop,
+        index=index,
+        mean=mean,
+        std=std,
+    )
+    shape = drawn.original.shape[:3]
+    total, height, width = shape
+    names = frame_labels(total, indices, fps)
+    if drawn.saliency is not None and at is None:
+        at = strongest(drawn.saliency.values, shape, crop)
+    t, y, x = at or (total // 2, height // 2, width // 2)
+    if not (0 <= t < total and 0 <= y < height and 0 <= x < width):
+        raise ValueError(f"at is (frame, row, column) within {shape}, but {at!r} came")
+
+    pixel = FRAME / max(height, width)  # inches
+    tall, wide = height * pixel, width * pixel
+    group = LABELS + wide + GAP + TIME
+    page = 2 * group + 0.1, TITLE + tall + GAP + TIME + LABELS
+    key = drawn.cmap if show_colorbar else None
+    size = page[0] + 0.2, page[1] + 0.2 + 0.35 * bool(title) + 0.6 * (key is not None)
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or size)
+    axes.set_axis_off()
+
+    some = sorted({0, total // 2, total - 1})
+    ticks, tick_names = [n + 0.5 for n in some], [names[n].removeprefix("frame ").removesuffix(" s") for n in some]
+    unit = "frame" if fps is None else "time in s"
+    sources: list[tuple[str, Callable[[int], NDArray[np.uint8]]]] = [
+        ("clip", lambda frame: drawn.original[frame]),
+        ("attributions", drawn.frame),
+    ]
+    for place_at, (name, frame_at) in enumerate(sources):
+        along_x, along_y = cut(frame_at, total, y, x)
+        left = LABELS + place_at * group
+        frame, x_t, y_t = (
+            inset(axes, page, left, TITLE, wide, tall),
+            inset(axes, page, left, TITLE + tall + GAP, wide, TIME),
+            inset(axes, page, left + wide + GAP, TITLE, TIME, tall),
+        )
+        frame.imshow(frame_at(t), extent=(0, width, height, 0), aspect="auto")
+        frame.set_title(f"{name}, {names[t]}", fontsize=LABEL_SIZE)
+        x_t.imshow(along_x, extent=(0, width, total, 0), aspect="auto", interpolation="nearest")
+        y_t.imshow(along_y, extent=(0, total, height, 0), aspect="auto", interpolation="nearest")
+        for here, (vertical, horizontal) in ((frame, (x, y)), (x_t, (x, t)), (y_t, (t, y))):
+            here.axvline(vertical + 0.5, color=LINE_COLOUR, linewidth=0.9)
+            here.axhline(horizontal + 0.5, color=LINE_COLOUR, linewidth=0.9)
+            here.tick_params(labelsize=LABEL_SIZE - 1)
+        frame.set_xticks([])
+        frame.set_ylabel("y in pixels", fontsize=LABEL_SIZE)
+        x_t.set_xlabel("x in pixels", fontsize=LABEL_SIZE)
+        x_t.set_yticks(ticks, tick_names)
+        x_t.set_ylabel(unit, fontsize=LABEL_SIZE)
+        y_t.set_yticks([])
+        y_t.set_xticks(ticks, tick_names)
+        y_t.set_xlabel(unit, fontsize=LABEL_SIZE)
+    if title:
+        axes.set_title(title)
+    if key is not None:
+        colour_bar(figure, axes, key, drawn.limits, drawn.caption)
+    return figure, axes
+
+
+def cut(
+    frame_at: Callable[[int], NDArray[np.uint8]], total: int, y: int, x: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """One row ``(T, W, 3)`` and one column ``(H, T, 3)`` of all frames, with one frame in memory at a time."""
+    rows, columns = zip(*((frame[y].copy(), frame[:, x].copy()) for frame in map(frame_at, range(total))), strict=True)
+    return np.stack(rows), np.stack(columns, axis=1)
+
+
+def strongest(values: NDArray[np.float32], size: tuple[int, int, int], crop: Crop | None) -> tuple[int, int, int]:
+    """The pixel (t, y, x) of the frames where the map ``(T, h, w)`` is farthest from zero."""
+    t = int(np.abs(values).max((1, 2)).argmax())
+    (laid,), _ = place(values[t : t + 1], size[1:], crop)
+    y, x = np.unravel_index(int(np.abs(laid).argmax()), laid.shape)
+    return t, int(y), int(x)

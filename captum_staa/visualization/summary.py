@@ -1,0 +1,186 @@
+"""One explanation on one page: what the model saw, where and when it looked, and what it answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.colors import Colormap
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captum_staa.checks import check_count
+from captum_staa.layout import FOR, VideoLayout
+
+from ._figure import LABEL_SIZE, colour_bar, explained_bar, frame_labels, inset, new_figure
+from ._maps import Attributions, Clip, Sign, key_frames, when, where
+from ._overlay import Method, Overlay, overlay
+from ._place import Crop
+from .comparison import draw_rows, rows_size
+from .timeline import show_timeline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 10.0  # inches
+KEY = 1.0  # inches that the key to the colours takes, with its words and the titles below it
+LOWER = 2.1  # inches of the lower row of panels
+BARS = 5  # classes, at most
+LETTERS = 24  # of a label
+OTHER = "0.65"  # the colour of classes that are not explained
+
+
+def show_summary(
+    clip: Clip,
+    attributions: Attributions,
+    *,
+    layout: VideoLayout | str | None = None,
+    predictions: Sequence[tuple[str, float]] = (),
+    target: str | None = None,
+    method: Method = "blended_heat_map",
+    sign: Sign = "absolute_value",
+    outlier_perc: float = 2,
+    alpha_overlay: float = 0.7,
+    cmap: str | Colormap | None = None,
+    crop: Crop | None = None,
+    index: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    num_frames: int = 6,
+    indices: Sequence[int] | None = None,
+    fps: float | None = None,
+    truth: Tensor | NDArray[np.bool_] | Sequence[tuple[int, int]] | None = None,
+    title: str | None = None,
+    fig_size: tuple[float, float] | None = None,
+    plt_fig_axis: tuple[Figure, Axes] | None = None,
+    use_pyplot: bool = True,
+) -> tuple[Figure, Axes]:
+    """Draw the frames that count beside their joint map, the spatial map, the timeline, and the model's answer.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> frames = np.full((8, 48, 64, 3), 128, dtype=np.uint8)
+        >>> answer = [("waving", 0.7), ("clapping", 0.2)]  # as VideoClassifier.predict returns it
+        >>> figure, axes = show_summary(frames, torch.rand(1, 8, 48, 64), predictions=answer, use_pyplot=False)
+        >>> [panel.get_title() for panel in axes.child_axes]
+        ['', '', 'where: the whole clip', 'when', 'what the model answers']
+
+    Args:
+        clip: as for :func:`~captum_staa.visualization.show_frames`.
+        attributions: as there. Of :class:`~captum_staa.SpaceTime` all three parts are drawn; other attributions are
+            summed over frames and over pixels.
+        layout: as there.
+        predictions: pairs (label, probability), likeliest first, of which five are drawn; none leaves the panel out.
+        target: label of the class that was explained, whose bar is coloured; None is the likeliest.
+        method: as there.
+        sign: as there, for all panels; but the timeline shows both signs for ``"absolute_value"``, so that evidence
+            against is seen to be against.
+        outlier_perc: as there.
+        alpha_overlay: as there.
+        cmap: as there.
+        crop: as there.
+        index: as there.
+        mean: as there.
+        std: as there.
+        num_frames: draw no more than this many: the strongest of each of this many equal parts of the clip.
+        indices: ``(T,)``, the frames' numbers in their file.
+        fps: frames per second that ``indices`` (or the frames) count; with it there are seconds, too.
+        truth: when the evidence is there, as for :func:`~captum_staa.visualization.show_timeline`.
+        title: over all.
+        fig_size: width and height in inches; None fits the frames.
+        plt_fig_axis: figure and axes to draw on; the panels are inset in it.
+        use_pyplot: whether pyplot manages the figure. It is never shown from here.
+
+    Returns:
+        The figure, and the axes of the whole, whose ``child_axes`` are the panels: frames, key to their colours,
+        spatial map, timeline, predictions.
+
+    Raises:
+        TypeError, ValueError: an argument is not as said above; the numbers of frames differ.
+    """
+    check_count("num_frames", num_frames)
+    explained = explained_bar(predictions, target)
+
+    def lay(over: Clip, values: Attributions) -> Overlay:
+        return overlay(
+            over,
+            values,
+            layout=layout,
+            method=method,
+            sign=sign,
+            outlier_perc=outlier_perc,
+            alpha_overlay=alpha_overlay,
+            cmap=cmap,
+            crop=crop,
+            index=index if over is clip else None,
+            mean=mean if over is clip else None,
+            std=std if over is clip else None,
+        )
+
+    joint = lay(clip, attributions)
+    total, height, width = joint.original.shape[:3]
+    average = joint.original.mean(0).round().astype(np.uint8)
+    spatial = lay(average[None], where(attributions, layout, index)[None])
+    timeline_sign: Sign = "all" if sign == "absolute_value" else sign
+    chosen = key_frames(when(attributions, layout, timeline_sign, index), num_frames)
+    names = frame_labels(total, indices, fps, join="\n")
+
+    rows = [("clip", [joint.original[at] for at in chosen]), ("joint map", [joint.frame(at) for at in chosen])]
+    wide = min(9.0 / len(chosen), 2.2 * width / height)  # inches
+    frame = wide * height / width, wide
+    sheet = rows_size(rows, frame)
+    page = WIDTH, sheet[1] + KEY + LOWER + 0.6
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or (page[0] + 0.2, page[1] + 0.2 + 0.3 * bool(title)))
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title)
+
+    draw_rows(inset(axes, page, (WIDTH - sheet[0]) / 2, 0, *sheet), rows, [names[at] for at in chosen], frame)
+    key = inset(axes, page, 2, sheet[1] + 0.07, WIDTH - 3, 0.1)
+    if joint.cmap is None:
+        key.set_axis_off()
+    else:
+        colour_bar(figure, key, joint.cmap, joint.limits, joint.caption, inside=True)
+    top = sheet[1] + KEY
+    ends = WIDTH - 2.7 if predictions else WIDTH - 0.1
+    draw_where(inset(axes, page, 0, top, 2.1, LOWER), spatial)
+    line = inset(axes, page, 3.05, top, ends - 3.05, LOWER)
+    show_timeline(
+        attributions,
+        layout,
+        sign=timeline_sign,
+        fps=fps,
+        indices=indices,
+        truth=truth,
+        index=index,
+        plt_fig_axis=(figure, line),
+    )
+    line.set_title("when", fontsize=LABEL_SIZE + 1)
+    if predictions:
+        draw_predictions(inset(axes, page, ends + 0.4, top, 2.2, LOWER), predictions[:BARS], explained)
+    return figure, axes
+
+
+def draw_where(axes: Axes, spatial: Overlay) -> None:
+    """The spatial map over the mean of all frames."""
+    axes.imshow(spatial.frame(0))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.set_anchor("N")
+    axes.set_title("where: the whole clip", fontsize=LABEL_SIZE + 1)
+    axes.set_xlabel(f"sum over frames\n{spatial.scale}".rstrip(), fontsize=LABEL_SIZE)
+
+
+def draw_predictions(axes: Axes, predictions: Sequence[tuple[str, float]], explained: int) -> None:
+    """Horizontal bars, each under its label, so that a label may be long."""
+    for at, (label, probability) in enumerate(predictions):
+        axes.barh(at, probability, height=0.35, color=FOR if at == explained else OTHER)
+        short = label if len(label) <= LETTERS else label[: LETTERS - 1].rstrip() + "…"
+        axes.text(0, at - 0.26, short, fontsize=LABEL_SIZE, va="bottom", ha="left")
+        axes.text(1, at - 0.26, f"{probability:.1%}", fontsize=LABEL_SIZE, va="bottom", ha="right")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(BARS - 0.5, -0.75)
+    axes.set_axis_off()
+    axes.set_title("what the model answers", fontsize=LABEL_SIZE + 1)

@@ -1,0 +1,364 @@
+"""The player in a real browser: headless Chromium, driven over WebDriver's plain HTTP, with its network unplugged."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from base64 import b64decode
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captum_staa.visualization import to_html
+from captum_staa.visualization._overlay import METHODS, overlay
+
+T, H, W = 6, 24, 32
+TOLERANCE = 7  # of 255: the page holds a byte per cell, and colour maps are steep
+SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync", "--disable-quic", "--disable-dev-shm-usage",
+            "--host-resolver-rules=MAP * ~NOTFOUND", "--force-device-scale-factor=1"]  # fmt: skip
+LEFT, RIGHT, HOME, END = "\ue012", "\ue014", "\ue011", "\ue010"  # WebDriver's names of keys
+
+
+class Browser:
+    """As much of WebDriver as these tests need."""
+
+    def __init__(self, port: int, profile: Path) -> None:
+        self.base = f"http://127.0.0.1:{port}/session"
+        options = {"args": [*SWITCHES, f"--user-data-dir={profile}"], "binary": shutil.which("chromium")}
+        capabilities = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
+        self.base += "/" + self("POST", "", {"capabilities": capabilities})["sessionId"]
+
+    def __call__(self, verb: str, path: str, body: dict | None = None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=verb)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def open(self, page: Path, size: tuple[int, int] = (1200, 900), scheme: str = "light") -> None:
+        screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600}
+        self.cdp("Emulation.setDeviceMetricsOverride", screen)
+        self.cdp("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        self("POST", "/url", {"url": page.as_uri()})
+        self.wait("document.body.dataset.ready === 'yes' || !document.getElementById('fault').hidden")
+        assert not self.js("return document.getElementById('fault').textContent")
+
+    def cdp(self, command: str, params: dict) -> None:
+        self("POST", "/goog/cdp/execute", {"cmd": command, "params": params})
+
+    def js(self, script: str, *args):
+        return self("POST", "/execute/sync", {"script": script, "args": list(args)})
+
+    def wait(self, condition: str) -> None:
+        waits = "const done = arguments[0]; (function look() {(%s) ? done(1) : setTimeout(look, 20)})()"
+        self("POST", "/execute/async", {"script": waits % condition, "args": []})
+
+    def find(self, selector: str) -> str:
+        return next(iter(self("POST", "/element", {"using": "css selector", "value": selector}).values()))
+
+    def click(self, selector: str) -> None:
+        self("POST", f"/element/{self.find(selector)}/click", {})
+
+    def press(self, *keys: str) -> None:
+        """Real key events, to whatever has the focus."""
+        strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": strokes}]})
+
+    def drag(self, selector: str, *shares: float) -> None:
+        """Press at the first share of an element's width, move over the others, release at the last."""
+        box = self.js("return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()", selector)
+        points = [
+            {"x": round(box["x"] + share * box["width"]), "y": round(box["y"] + box["height"] / 2)} for share in shares
+        ]
+        moves = [{"type": "pointerMove", "duration": 0, **point} for point in points]
+        actions = [moves[0], {"type": "pointerDown", "button": 0}, *moves[1:], {"type": "pointerUp", "button": 0}]
+        self("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": actions}]})
+
+    def choose(self, field: str, value: str) -> None:
+        self.click(
+            f"#{field} option[value='{value}']" if field != "explanation" else f"#explanation option:nth-child({value})"
+        )
+
+    def pixels(self, canvas: str = "explained") -> np.ndarray:
+        """(H, W, 3): what the canvas holds."""
+        script = """const c = document.getElementById(arguments[0]);
+            return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).concat(c.width)"""
+        *flat, width = self.js(script, canvas)
+        return np.array(flat).reshape(-1, width, 4)[..., :3]
+
+    def text(self, selector: str) -> str:
+        return self.js("return document.querySelector(arguments[0]).innerText", selector)
+
+    def screenshot(self) -> Image.Image:
+        return Image.open(BytesIO(b64decode(self("GET", "/screenshot")))).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"needs Debian's chromium and chromium-driver; not installed: {', '.join(missing)}")
+    profile = tmp_path_factory.mktemp("profile")
+    with subprocess.Popen(
+        ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as driver:
+        try:
+            port = next(
+                int(found[1]) for line in driver.stdout if (found := re.search(r"successfully on port (\d+)", line))
+            )
+            session = Browser(port, profile)
+            yield session
+            session("DELETE", "")
+        finally:
+            driver.terminate()
+
+
+@pytest.fixture(scope="module")
+def clip() -> np.ndarray:
+    """(T, H, W, 3): no two frames alike, in colour."""
+    return np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def maps() -> dict[str, np.ndarray]:
+    """Two signed explanations of other sizes and units; "first" is strongest in frame 2."""
+    random = np.random.default_rng(1)
+    first = random.normal(size=(T, 16, 20))
+    first[2] += 3
+    return {"first": first, "second, </script><b>": 1000 * random.normal(size=(T, 6, 8)) ** 3}
+
+
+CROP = (2.5, 4, 18, 20.5)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, clip, maps) -> Path:
+    path = tmp_path_factory.mktemp("page") / "player.html"
+    to_html(
+        clip,
+        maps,
+        path=path,
+        crop=CROP,
+        indices=range(10, 10 + 5 * T, 5),
+        fps=25,
+        play_fps=20,
+        truth=[(1, 2)],
+        predictions=[("waving", 0.75), ("<i>clapping</i>", 0.25)],
+        target="<i>clapping</i>",
+        title="Why & <how>?",
+    )
+    return path
+
+
+def drawn(clip, maps, frame: int, **options) -> np.ndarray:
+    return overlay(clip, maps, crop=CROP, **options).frame(frame).astype(int)
+
+
+SIGNS = ["absolute_value", "positive", "negative", "all"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_page_draws_what_python_draws(browser, page, clip, maps, method):
+    """Pixel by pixel, for every sign and both explanations; one byte per cell leaves some rounding."""
+    browser.open(page)
+    for number, values in enumerate(maps.values(), start=1):
+        browser.choose("explanation", str(number))
+        browser.choose("method", method)
+        for sign in SIGNS:
+            if sign == "all" and method in ("masked_image", "alpha_scaling"):
+                assert browser.js("return document.querySelector('#sign [value=all]').disabled")
+                continue
+            browser.choose("sign", sign)
+            expected = drawn(clip, values, 2, method=method, sign=sign)
+            off = np.abs(browser.pixels() - expected)
+            assert off.max() <= TOLERANCE, f"{sign}, explanation {number}"
+            assert off.mean() < 0.5
+    assert np.array_equal(browser.pixels("clip"), clip[2])
+
+
+def test_a_map_larger_than_the_picture_keeps_both_signs(browser, clip, tmp_path):
+    """Noise around zero, of which an average over 4 x 4 cells would leave little."""
+    maps = np.random.default_rng(2).choice([-1.0, 1.0], size=(T, 4 * H, 4 * W))
+    to_html(clip, maps, path=tmp_path / "fine.html", outlier_perc=0, method="heat_map")
+    browser.open(tmp_path / "fine.html")
+    for sign in SIGNS:
+        browser.choose("sign", sign)
+        frame = int(browser.text("#now").split()[1])
+        expected = overlay(clip, maps, outlier_perc=0, method="heat_map", sign=sign).frame(frame).astype(int)
+        assert np.abs(browser.pixels() - expected).max() <= TOLERANCE, sign
+
+
+def test_it_begins_with_the_strongest_frame_and_names_it(browser, page):
+    browser.open(page)
+    assert browser.text("#now") == "frame 20, 0.80 s"
+    assert browser.js("return document.title") == browser.text("h1") == "Why & <how>?"
+    assert browser.js("return [...document.querySelectorAll('#explanation option')].map(o => o.text)") == [
+        "first",
+        "second, </script><b>",
+    ]
+
+
+def test_keys_step_play_and_stop(browser, page, clip, maps):
+    browser.open(page)
+    browser.press(RIGHT)
+    assert browser.text("#now") == "frame 25, 1.00 s"
+    assert np.abs(browser.pixels() - drawn(clip, maps["first"], 3)).max() <= TOLERANCE
+    browser.press(LEFT, LEFT)
+    assert browser.text("#now") == "frame 15, 0.60 s"
+    browser.press(END, RIGHT)  # and no farther
+    assert browser.text("#now") == "frame 35, 1.40 s"
+    browser.press(HOME, LEFT)
+    assert browser.text("#now") == "frame 10, 0.40 s"
+    browser.press(" ")
+    assert browser.text("#play") == "pause"
+    browser.wait("document.getElementById('now').textContent.startsWith('frame 30')")
+    browser.wait("document.getElementById('now').textContent.startsWith('frame 10')")  # round and round
+    browser.press(" ")
+    assert browser.text("#play") == "play"
+    before = browser.text("#now")
+    browser.js("return new Promise(done => setTimeout(done, 200))")
+    assert browser.text("#now") == before
+
+
+def test_keys_belong_to_the_control_that_has_the_focus(browser, page):
+    browser.open(page)
+    browser.js("document.getElementById('opacity').focus()")
+    browser.press(LEFT)
+    assert browser.text("#now") == "frame 20, 0.80 s"
+    assert float(browser.js("return document.getElementById('opacity').value")) == pytest.approx(0.69)
+    browser.js("document.getElementById('on').focus()")
+    browser.press(" ")  # presses that button
+    assert browser.text("#now") == "frame 25, 1.00 s"
+    assert browser.text("#play") == "play"
+    browser.press(LEFT)
+    assert browser.text("#now") == "frame 20, 0.80 s"
+
+
+def test_buttons_and_the_timeline_take_clicks_and_drags(browser, page):
+    browser.open(page)
+    browser.click("#on")
+    assert browser.text("#now") == "frame 25, 1.00 s"
+    browser.click("#back")
+    browser.click("#back")
+    assert browser.text("#now") == "frame 15, 0.60 s"
+    browser.drag("#timeline", 0.75)
+    assert browser.text("#now") == "frame 30, 1.20 s"
+    browser.drag("#timeline", 0.75, 0.4, 0.1)
+    assert browser.text("#now") == "frame 10, 0.40 s"
+    browser.click("#play")
+    assert browser.text("#play") == "pause"
+    browser.drag("#timeline", 0.5)
+    assert browser.text("#play") == "play"  # who looks for a frame wants it to stay
+
+
+def test_opacity_fades_the_overlay(browser, page, clip, maps):
+    browser.open(page)
+    for share in (0.0, 0.3, 1.0):
+        browser.js(
+            "const o = document.getElementById('opacity'); o.value = arguments[0];"
+            "o.dispatchEvent(new Event('input', {bubbles: true}))",
+            share,
+        )
+        expected = drawn(clip, maps["first"], 2, alpha_overlay=share)
+        assert np.abs(browser.pixels() - expected).max() <= TOLERANCE
+
+
+def test_the_curve_is_the_timeline(browser, page, maps):
+    browser.open(page)
+    script = "return document.getElementById('curve').getAttribute('d').match(/-?[\\d.]+/g).map(Number)"
+    for sign, values in (("positive", np.maximum(maps["first"], 0)), ("all", maps["first"])):
+        browser.choose("sign", sign)
+        points = np.array(browser.js(script)).reshape(-1, 2)
+        np.testing.assert_allclose(points[:, 0], (np.arange(T) + 0.5) / T * 1000, atol=1e-3)
+        sums = values.sum((1, 2))
+        span = max(sums.max(), 0) - min(sums.min(), 0)
+        np.testing.assert_allclose(points[:, 1], 95 - 90 * (sums - min(sums.min(), 0)) / span, atol=0.01)
+    shaded = browser.js("const box = document.getElementById('truth').getBBox(); return [box.x, box.width]")
+    np.testing.assert_allclose(shaded, [1000 / T, 2 * 1000 / T], atol=0.01)
+    assert "shaded: evidence is there" in browser.text("#unit")
+
+
+def test_labels_are_text_and_the_answer_is_marked(browser, page):
+    browser.open(page)
+    assert browser.js("return document.querySelectorAll('main b, main i').length") == 0
+    assert browser.text("#bars").split("\n") == ["waving", "75.0%", "<i>clapping</i>", "25.0%"]
+    assert browser.js("return [...document.querySelectorAll('#bars .length')].map(b => b.className)") == [
+        "length",
+        "length explained",
+    ]
+
+
+def test_every_control_has_a_name_and_can_be_reached(browser, page):
+    browser.open(page)
+    tree = browser("POST", "/goog/cdp/execute", {"cmd": "Accessibility.getFullAXTree", "params": {}})["nodes"]
+    controls = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in tree
+        if any(p["name"] == "focusable" and p["value"]["value"] for p in node.get("properties", []))
+    ]
+    named = {(role, name) for role, name in controls if role != "RootWebArea"}
+    assert all(name for _, name in named), controls
+    roles = {("button", "previous frame"), ("button", "play"), ("button", "next frame"), ("slider", "frame")}
+    assert named >= roles | {("checkbox", "clip beside it")}
+    assert browser.js("return document.getElementById('timeline').getAttribute('aria-valuetext')") == "frame 20, 0.80 s"
+    browser.press("\ue004")  # tab
+    ring = "return getComputedStyle(document.activeElement).outlineStyle"
+    assert browser.js(ring) == "solid"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1200, 900), (390, 844)])
+def test_it_fits_the_screen_in_light_and_dark(browser, page, tmp_path, size, scheme):
+    browser.open(page, size, scheme)
+    picture = browser.screenshot()
+    assert picture.size == size
+    corner = np.array(picture)[-3:, :3].mean()
+    assert corner > 240 if scheme == "light" else corner < 40
+    assert browser.js("return document.documentElement.scrollWidth") <= size[0]  # nothing to scroll sideways
+    small = browser.js(
+        """return [...document.querySelectorAll('button, select, label, figcaption, output, p, dt')]
+           .filter(e => e.offsetParent && parseFloat(getComputedStyle(e).fontSize) < 13).length"""
+    )
+    assert small == 0
+    assert browser.js("return document.getElementById('beside').hidden") == (size[0] < 600)
+    explained = browser.js("return document.getElementById('explained').getBoundingClientRect().toJSON()")
+    assert explained["width"] > 300
+    x, y = explained["x"] + explained["width"] * (CROP[1] + 10) / W, explained["y"] + explained["height"] * 0.5
+    assert (
+        np.ptp(np.array(picture)[int(y) - 60 : int(y) + 60, int(x) - 60 : int(x) + 60].reshape(-1, 3), axis=0).min()
+        > 50
+    )
+
+
+def test_nothing_is_fetched_and_nothing_goes_wrong(browser, page):
+    browser("POST", "/se/log", {"type": "browser"})  # what the tests before this one left there
+    browser.open(page)
+    browser.press(RIGHT, " ", " ")
+    fetched = browser.js("return performance.getEntriesByType('resource').map(e => e.name.slice(0, 10))")
+    assert [name for name in fetched if name != "data:image"] == []
+    assert browser("POST", "/se/log", {"type": "browser"}) == []
+    source = page.read_text("utf-8")
+    assert re.findall(r"https?://\S+", source) == []
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', source)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'")
+
+
+def test_a_notebook_shows_the_player(browser, clip, maps, tmp_path):
+    """The page in a frame of its own, twice in one document, as two cells would have it."""
+    shown = to_html(clip, maps["first"])._repr_html_()
+    (tmp_path / "notebook.html").write_text(f"<!doctype html>{shown}{shown}", encoding="utf-8")
+    browser("POST", "/url", {"url": (tmp_path / "notebook.html").as_uri()})
+    for frame in (0, 1):
+        browser("POST", "/frame", {"id": frame})
+        browser.wait("document.body.dataset.ready === 'yes'")
+        assert browser.text("#now") == "frame 2"
+        assert browser.js("return document.getElementById('choose').hidden")  # there is nothing to choose
+        browser("POST", "/frame", {"id": None})

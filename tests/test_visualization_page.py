@@ -1,0 +1,162 @@
+"""The player's page as text: what it holds, what it refuses, how it is written. A browser plays it in test_html.py."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_staa import io
+from captum_staa.layout import SpaceTime
+from captum_staa.visualization import to_html
+from captum_staa.visualization._maps import saliency
+from captum_staa.visualization._overlay import DIVERGING
+
+T, H, W = 5, 24, 32
+CLIP = np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)
+SIGNED = np.random.default_rng(1).normal(size=(T, 6, 8)).astype(np.float32)
+
+
+def held(page: str) -> dict:
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def frames(data: dict) -> np.ndarray:
+    pictures = [Image.open(BytesIO(base64.b64decode(uri.partition(",")[2]))) for uri in data["frames"]]
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+
+
+def unpacked(explanation: dict) -> np.ndarray:
+    """(T, h, w), signed."""
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(explanation["packed"])), np.uint8)
+    planes = planes.reshape(2, -1, *explanation["size"]) / 255.0
+    return explanation["peaks"][0] * planes[0] ** 2 - explanation["peaks"][1] * planes[1] ** 2
+
+
+def test_small_frames_are_held_bit_by_bit_and_large_ones_are_reduced():
+    assert np.array_equal(frames(held(to_html(CLIP, SIGNED))), CLIP)
+    levels = np.linspace(30, 220, T).astype(np.uint8)
+    large = np.broadcast_to(levels[:, None, None, None], (T, 300, 400, 3)).copy()
+    large[:, :, 200:] = 0
+    data = held(to_html(large, SIGNED, max_size=150, crop=(0, 100, 300, 200)))
+    shown = frames(data)
+    assert shown.shape == (T, 150, 200, 3)
+    assert (data["height"], data["width"]) == (150, 200)
+    assert data["crop"] == [0, 50, 150, 100]
+    np.testing.assert_allclose(shown[:, :, :90].mean((1, 2, 3)), levels, atol=2)
+    assert shown[:, :, 110:].max() < 5
+
+
+def test_a_map_survives_one_byte_per_cell():
+    (explanation,) = held(to_html(CLIP, SIGNED, outlier_perc=0))["explanations"]
+    np.testing.assert_allclose(unpacked(explanation), SIGNED, atol=0.004 * np.abs(SIGNED).max())
+
+
+def test_a_few_giants_leave_the_rest_apart():
+    """Under "positive" the scale is a hundredth of that under "negative", and still half of it is half of it."""
+    maps = np.zeros((T, H, W), np.float32)
+    maps[:, 0], maps[:, 1], maps[0, 5, 5] = 1.0, 0.5, -100.0
+    (explanation,) = held(to_html(CLIP, maps))["explanations"]
+    assert explanation["scales"]["positive"] == 1
+    assert explanation["scales"]["negative"] == 100
+    np.testing.assert_allclose(unpacked(explanation)[:, 1], 0.5, atol=0.01)
+
+
+@pytest.mark.parametrize("sign", ["absolute_value", "positive", "negative", "all"])
+def test_scales_and_curves_are_those_of_the_other_pictures(sign):
+    data = held(to_html(CLIP, {"a": SIGNED, "b": SIGNED[::-1] * 1000}, outlier_perc=10))
+    for (name, values), entry in zip((("a", SIGNED), ("b", SIGNED[::-1] * 1000)), data["explanations"], strict=True):
+        assert entry["name"] == name
+        assert entry["scales"][sign] == saliency(values, sign=sign, outlier_perc=10).scale
+        kept = {"absolute_value": abs(values), "positive": values.clip(0), "negative": (-values).clip(0), "all": values}
+        np.testing.assert_allclose(entry["curves"][sign], kept[sign].sum((1, 2)), rtol=1e-4)
+
+
+def test_colours_are_those_of_the_sign_or_the_one_asked_for():
+    colours = held(to_html(CLIP, SIGNED))["colours"]
+    assert np.array_equal(np.reshape(colours["all"], (256, 3)), (DIVERGING(np.arange(256), bytes=True)[:, :3]))
+    asked = held(to_html(CLIP, SIGNED, cmap="cividis"))["colours"]
+    assert len({tuple(asked[sign]) for sign in asked}) == 1
+    assert asked["all"] != colours["all"]
+
+
+def test_when_is_space_times_own_and_the_page_begins_there():
+    parts = SpaceTime(torch.ones(1, T, 6, 8), torch.ones(1, 6, 8), torch.tensor([[0.0, 1, 2, 9, 3]]))
+    data = held(to_html(CLIP, parts))
+    assert data["explanations"][0]["curves"]["all"] == [0, 1, 2, 9, 3]
+    assert data["start"] == 3
+
+
+def test_an_empty_map_makes_a_page():
+    data = held(to_html(CLIP, np.zeros((T, H, W))))
+    assert set(data["explanations"][0]["scales"].values()) == {0}
+    assert not unpacked(data["explanations"][0]).any()
+
+
+def test_the_page_is_whole_and_escaped():
+    page = to_html(CLIP, {"</script><script>alert(1)": SIGNED}, title="<b>&$title", predictions=[("</SCRIPT>", 1)])
+    assert page.startswith("<!doctype html>")
+    assert page.rstrip().endswith("</html>")
+    assert len(re.findall(r"<script", page)) == len(re.findall(r"</script", page)) == 2
+    assert "</SCRIPT" not in page
+    assert page.count("&lt;b&gt;&amp;$title") == 2
+    shown = page._repr_html_()
+    assert "<script" not in shown
+    assert 'sandbox="allow-scripts"' in shown
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "page.html"
+    page = to_html(CLIP, SIGNED, path=path, title="Größe")
+    assert path.read_text("utf-8") == page
+    assert os.listdir(tmp_path) == ["page.html"]
+    with pytest.raises(FileExistsError, match=r"page\.html exists; pass overwrite=True"):
+        to_html(CLIP, SIGNED, path=path)
+    assert path.read_text("utf-8") == page
+    assert to_html(CLIP, SIGNED, path=path, overwrite=True) == path.read_text("utf-8")
+    with pytest.raises(FileNotFoundError, match="folder"):
+        to_html(CLIP, SIGNED, path=tmp_path / "nowhere" / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"attributions": torch.zeros(4, H, W)}, ValueError, "attributions: the clip has 5 frames, .* have 4"),
+        ({"attributions": {"a": SIGNED, "b": SIGNED * np.nan}}, ValueError, "^b: 240 of the 240 .* nan or inf"),
+        ({"attributions": {}}, TypeError, "at least one name"),
+        ({"method": "original_image", "attributions": torch.zeros(4, H, W)}, ValueError, "have 4"),
+        ({"method": "masked_image", "sign": "all"}, ValueError, "two signs"),
+        ({"method": "alpha"}, ValueError, "method is one of .* 'alpha' came"),
+        ({"sign": "both"}, ValueError, "sign is one of .* 'both' came"),
+        ({"play_fps": 0}, ValueError, "play_fps .* 0"),
+        ({"fps": -1}, ValueError, "fps .* -1"),
+        ({"max_size": 0}, ValueError, "max_size .* 0"),
+        ({"crop": (99, 0, 5, 5)}, ValueError, "holds no pixel"),
+        ({"truth": [(3, 9)]}, ValueError, r"truth windows .* \(3, 9\)"),
+        ({"predictions": [("a", 2.0)]}, ValueError, "probability"),
+        ({"indices": [1, 2]}, ValueError, "indices must name each of the 5 frames"),
+    ],
+)
+def test_pages_that_cannot_be_made(options, error, says):
+    with pytest.raises(error, match=says):
+        to_html(CLIP, **{"attributions": SIGNED, **options})
+
+
+def test_a_real_clip_makes_a_small_page(shared_videos, tmp_path):
+    clip, fps, indices = io.read_video(shared_videos / "flipping_a_pancake.mkv", num_frames=16)
+    maps = torch.nn.functional.interpolate(torch.rand(1, 16, 14, 14), size=(224, 224), mode="bilinear")
+    path = tmp_path / "real.html"
+    to_html(clip, maps, crop=(0, 93, 240, 240), fps=fps, indices=indices, path=path)
+    assert 100_000 < path.stat().st_size < 1_500_000
+    decoded = frames(held(path.read_text("utf-8"))).astype(int)
+    assert np.abs(decoded - clip).mean() < 6

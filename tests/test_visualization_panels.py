@@ -1,0 +1,272 @@
+"""Pictures of several panels: methods beside each other, one page per explanation, cuts through space and time."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from captum_staa.layout import SpaceTime, space_time
+from captum_staa.visualization import compare_methods, show_slices, show_summary, show_timeline
+from captum_staa.visualization._overlay import overlay
+
+T, H, W = 8, 24, 32
+CLIP = np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def headless():
+    matplotlib.use("Agg")
+    yield
+    matplotlib.pyplot.close("all")
+
+
+def block() -> torch.Tensor:
+    """(1, T, 3, H, W): in rows 4..7, columns 20..27, 1 per pixel in frame 2 and half of that against in frame 5."""
+    attributions = torch.zeros(1, T, 3, H, W)
+    attributions[:, 2, :, 4:8, 20:28] = 1 / 3
+    attributions[:, 5, :, 4:8, 20:28] = -1 / 6
+    return attributions
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def pictures(axes) -> list[np.ndarray]:
+    return [np.asarray(image.get_array()) for image in axes.images]
+
+
+def words(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def overlaps(figure, texts) -> list[tuple[str, str]]:
+    """Pairs of texts that lie on each other, and those that leave the figure."""
+    rendered(figure)
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text() and text.get_visible()]
+    found = [(a, b) for i, (a, one) in enumerate(boxes) for b, two in boxes[:i] if one.overlaps(two)]
+    edge = figure.bbox.padded(1)
+    return found + [(a, "edge") for a, box in boxes if not (edge.x0 <= box.x0 and box.x1 <= edge.x1)]
+
+
+# Methods beside each other.
+
+
+def test_each_method_has_a_row_and_a_scale_and_every_column_a_frame():
+    maps = {"small": block() / 1000, "large": 1000 * block().flip(1), "none": torch.zeros(1, T, H, W)}
+    figure, axes = compare_methods(
+        CLIP, maps, layout="BTCHW", num_frames=4, fps=10, indices=range(0, 80, 10), use_pyplot=False
+    )
+    found = pictures(axes)
+    chosen = [1, 3, 5, 7]
+    for column, frame in enumerate(chosen):
+        assert np.array_equal(found[column], CLIP[frame])
+        for row, values in enumerate(maps.values(), start=1):
+            expected = overlay(CLIP, values, layout="BTCHW").frame(frame)
+            assert np.array_equal(found[4 * row + column], expected)
+    assert words(axes)[:4] == ["frame 10\n1.00 s", "frame 30\n3.00 s", "frame 50\n5.00 s", "frame 70\n7.00 s"]
+    assert words(axes)[4:] == ["clip", "small\n1 = 0.001", "large\n1 = 1e+03", "none\nzero everywhere"]
+    assert overlaps(figure, axes.texts) == []
+
+
+def test_frames_of_a_comparison_stand_in_their_rows_and_columns():
+    _, axes = compare_methods(CLIP, {"a": block(), "b": block()}, layout="BTCHW", num_frames=None, use_pyplot=False)
+    corners = np.array([image.get_extent() for image in axes.images]).reshape(3, T, 4)
+    assert (np.diff(corners[:, :, 0], axis=1) > 0).all()  # to the right
+    assert (np.ptp(corners[:, :, 0], axis=0) < 1e-9).all()  # in columns
+    assert (np.diff(corners[:, :, 3], axis=0) > 0).all()  # and down, on a sheet whose y axis points down
+    assert axes.yaxis_inverted()
+    aspect = (corners[..., 1] - corners[..., 0]) / (corners[..., 2] - corners[..., 3])
+    np.testing.assert_allclose(aspect, W / H)
+
+
+def test_long_names_and_many_frames_stay_apart():
+    maps = {f"a rather long name, the {n}th of its kind": block() for n in range(4)}
+    figure, axes = compare_methods(CLIP, maps, layout="BTCHW", title="A title", use_pyplot=False)
+    assert overlaps(figure, [axes.title, *axes.texts]) == []
+
+
+def test_an_error_names_the_method_that_it_is_about():
+    with pytest.raises(ValueError, match=r"^second: the clip has 8 frames, but the attributions have 4"):
+        compare_methods(CLIP, {"first": torch.zeros(T, H, W), "second": torch.zeros(4, H, W)}, use_pyplot=False)
+    with pytest.raises(TypeError, match=r"dict of at least one name .* Tensor came; show_frames draws one"):
+        compare_methods(CLIP, torch.zeros(T, H, W), use_pyplot=False)
+    with pytest.raises(TypeError, match="at least one"):
+        compare_methods(CLIP, {}, use_pyplot=False)
+
+
+# One page per explanation.
+
+
+def summary(attributions, **options):
+    figure, axes = show_summary(CLIP, attributions, use_pyplot=False, **options)
+    return figure, axes, dict(zip(("rows", "key", "where", "when", "answer"), axes.child_axes, strict=False))
+
+
+def test_a_summary_draws_the_strongest_frames_of_its_parts():
+    _, _, panels = summary(block(), layout="BTCHW", num_frames=2)
+    assert words(panels["rows"])[:2] == ["frame 2", "frame 5"]
+    clip_2, clip_5, map_2, map_5 = pictures(panels["rows"])
+    assert np.array_equal(clip_2, CLIP[2])
+    assert np.array_equal(clip_5, CLIP[5])
+    expected = overlay(CLIP, block(), layout="BTCHW")
+    assert np.array_equal(map_2, expected.frame(2))
+    assert np.array_equal(map_5, expected.frame(5))
+
+
+def test_a_summary_says_where_and_when():
+    """Where is the sum over frames, which signs may leave; when keeps evidence against below the axis."""
+    _, _, panels = summary(block(), layout="BTCHW", method="heat_map", outlier_perc=0)
+    (where,) = pictures(panels["where"])
+    lit = (where != where[0, 0]).any(-1)
+    assert np.argwhere(lit).min(0).tolist() == [4, 20]
+    assert np.argwhere(lit).max(0).tolist() == [7, 27]
+    assert panels["where"].get_xlabel() == "sum over frames\n1 = 0.5"
+    np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), [0, 0, 32, 0, 0, -16, 0, 0], atol=1e-4)
+    _, _, panels = summary(block(), layout="BTCHW", sign="negative")
+    np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), [0, 0, 0, 0, 0, 16, 0, 0], atol=1e-4)
+
+
+def test_a_summary_of_space_time_takes_its_own_parts():
+    """As STAA's, whose spatial and temporal parts are no sums of the joint one."""
+    joint = space_time(block(), "BTCHW").joint
+    spatial, temporal = torch.zeros(2, H, W), torch.arange(2.0 * T).view(2, T)
+    spatial[1, 20, 3] = 5
+    parts = SpaceTime(torch.cat([0 * joint, joint]), spatial, temporal)
+    _, _, panels = summary(parts, index=1, method="heat_map", outlier_perc=0)
+    (where,) = pictures(panels["where"])
+    assert np.argwhere((where != where[0, 0]).any(-1)).tolist() == [[20, 3]]
+    np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), np.arange(T, 2 * T))
+
+
+def test_predictions_are_bars_as_long_as_they_are_likely():
+    answer = [("a label that is by far too long for this panel", 0.5), ("b", 0.3), *[(f"c{n}", 0.02) for n in range(8)]]
+    figure, axes, panels = summary(block(), layout="BTCHW", predictions=answer, target="b", title="t", fps=5)
+    bars = panels["answer"].patches
+    assert [bar.get_width() for bar in bars] == [0.5, 0.3, 0.02, 0.02, 0.02]
+    colours = [bar.get_facecolor() for bar in bars]
+    assert colours.count(colours[1]) == 1  # the explained class alone
+    texts = [
+        text for panel in axes.child_axes for text in (*panel.texts, panel.title, panel.xaxis.label, panel.yaxis.label)
+    ]
+    assert overlaps(figure, [axes.title, *texts]) == []
+    assert len(summary(block(), layout="BTCHW")[2]) == 4
+    with pytest.raises(ValueError, match=r"probability in \[0, 1\].*\('b', 30\)"):
+        summary(block(), layout="BTCHW", predictions=[("b", 30)])
+
+
+@pytest.mark.parametrize("size", [(40, 24), (24, 90)])
+def test_a_summary_of_tall_and_of_wide_frames_stays_readable(size):
+    clip = np.zeros((T, *size, 3), dtype=np.uint8)
+    maps = torch.rand(T, *size)
+    figure, axes = show_summary(clip, maps, predictions=[("b", 0.3)], fps=30, truth=[(2, 4)], use_pyplot=False)
+    texts = [
+        text for panel in axes.child_axes for text in (*panel.texts, panel.title, panel.xaxis.label, panel.yaxis.label)
+    ]
+    assert overlaps(figure, texts) == []
+
+
+def test_panels_go_onto_the_callers_axes():
+    figure = Figure(figsize=(10, 20))
+    upper, middle, lower = figure.subplots(3)
+    assert show_summary(CLIP, block(), layout="BTCHW", plt_fig_axis=(figure, upper)) == (figure, upper)
+    assert compare_methods(CLIP, {"a": block()}, layout="BTCHW", plt_fig_axis=(figure, middle)) == (figure, middle)
+    assert show_slices(CLIP, block(), layout="BTCHW", plt_fig_axis=(figure, lower)) == (figure, lower)
+    assert len(matplotlib.pyplot.get_fignums()) == 0
+    assert upper.child_axes
+    assert middle.images
+    assert lower.child_axes
+
+
+# Cuts through space and time.
+
+
+def test_slices_are_the_row_and_the_column_over_time():
+    _, axes = show_slices(CLIP, block(), layout="BTCHW", at=(2, 5, 22), use_pyplot=False)
+    over = overlay(CLIP, block(), layout="BTCHW").frames
+    for group, frames in ((0, CLIP), (3, over)):
+        (frame,), (x_t,), (y_t,) = (pictures(panel) for panel in axes.child_axes[group : group + 3])
+        assert np.array_equal(frame, frames[2])
+        assert np.array_equal(x_t, frames[:, 5])
+        assert np.array_equal(y_t, frames[:, :, 22].swapaxes(0, 1))
+    frame, x_t, y_t = axes.child_axes[:3]
+    assert x_t.get_xlim() == frame.get_xlim() == (0, W)  # so that places stand below each other
+    assert y_t.get_ylim() == frame.get_ylim() == (H, 0)
+    assert x_t.get_ylim() == (T, 0)  # time runs down
+    assert y_t.get_xlim() == (0, T)  # and to the right
+    assert [line.get_xdata()[0] for line in frame.lines[:1]] == [22.5]
+    assert [line.get_ydata()[0] for line in x_t.lines[1:]] == [2.5]
+
+
+def test_slices_are_cut_at_the_strongest_pixel_inside_of_the_crop():
+    maps = torch.zeros(T, 4, 4)
+    maps[6, 1, 2] = -1.0
+    _, axes = show_slices(CLIP, maps, crop=(4, 8, 16, 16), fps=2, sign="all", use_pyplot=False)
+    frame = axes.child_axes[0]
+    column, row = frame.lines[0].get_xdata()[0], frame.lines[1].get_ydata()[0]
+    assert 4 + 4 <= row <= 4 + 8
+    assert 8 + 8 <= column <= 8 + 12
+    assert frame.get_title() == "clip, 3.00 s"
+    assert [tick.get_text() for tick in axes.child_axes[1].get_yticklabels()] == ["0.00", "2.00", "3.50"]
+
+
+def test_motion_is_a_slanted_line():
+    clip = np.zeros((T, H, W, 3), dtype=np.uint8)
+    for t in range(T):
+        clip[t, 10, 3 * t] = 255
+    _, axes = show_slices(clip, torch.ones(T, H, W), at=(0, 10, 0), use_pyplot=False)
+    (x_t,) = pictures(axes.child_axes[1])
+    assert np.argwhere(x_t[..., 0]).tolist() == [[t, 3 * t] for t in range(T)]
+
+
+@pytest.mark.parametrize("at", [(T, 0, 0), (0, H, 0), (0, 0, W), (-1, 0, 0)])
+def test_cuts_beside_the_clip(at):
+    with pytest.raises(ValueError, match=r"at is \(frame, row, column\) within \(8, 24, 32\), but"):
+        show_slices(CLIP, block(), layout="BTCHW", at=at, use_pyplot=False)
+
+
+# Timelines of many frames.
+
+
+@pytest.mark.parametrize(("total", "dots"), [(40, 40), (300, 6)])
+def test_dots_do_not_merge(total, dots):
+    values = torch.sin(torch.arange(float(total)))
+    figure, axes = show_timeline(values, clip=np.zeros((total, 4, 4, 3), dtype=np.uint8), use_pyplot=False)
+    rendered(figure)
+    (marks,) = axes.collections[-1:]
+    spots = axes.transData.transform(marks.get_offsets())[:, 0]
+    assert len(spots) == dots
+    diameter = np.sqrt(marks.get_sizes()[0]) * figure.dpi / 72
+    assert np.diff(np.sort(spots)).min() > diameter
+
+
+# What a notebook shows of a result.
+
+
+def test_a_notebook_shows_where_and_when():
+    parts = space_time(torch.cat([block()] * 6), "BTCHW")
+    text = parts._repr_html_()
+    assert text.startswith("<div>SpaceTime: 6 clips of 8 frames, 24 × 32;")
+    assert "in the first 4 clips" in text
+    assert text.count("<svg") == 2 * 4
+    where, when = ElementTree.fromstring(text).findall(".//svg")[:2]
+    cells = [(float(r.get("x")), float(r.get("y")), r.get("fill")) for r in where.findall("rect")]
+    assert where.get("viewBox") == "0 0 24 24"
+    assert {fill for *_, fill in cells} == {"#d47801"}  # 1 - 0.5: for
+    assert min(x for x, *_ in cells) == 20 * 24 // 32
+    assert max(x for x, *_ in cells) == 27 * 24 // 32
+    assert {y for _, y, _ in cells} == {4, 5, 6, 7}
+    bars = [(float(r.get("y")), float(r.get("height")), r.get("fill")) for r in when.findall("rect")]
+    assert bars[2] == (0, 1, "#d47801")
+    assert bars[5] == (1, 0.5, "#0298db")
+    assert len(bars) == T
+    assert when.get("viewBox") == "0 0 8 1.5"
+    assert "nan" in space_time(torch.full((1, T, 3, H, W), torch.nan), "BTCHW")._repr_html_()  # shown, not raised
