@@ -5,8 +5,8 @@
     python benchmarks/st_abn_table.py --write-only          # the page again, from the results at hand
 
 For every task and seed it trains a small 3D CNN without a branch, the same with one (the paper's loss), and two
-observers of frozen models: of the shipped VideoMAE and, for the first seed, of that 3D CNN. Each (task, seed) is written
-as soon as it is done; a second start goes on with the others.
+observers of frozen models: of the shipped VideoMAE and, for the first seed, of that 3D CNN. Each (task, seed) is
+written as soon as it is done; a second start goes on with the others.
 """
 
 from __future__ import annotations
