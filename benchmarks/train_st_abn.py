@@ -27,9 +27,9 @@ from captum_staa.benchmark.planted import LABELS, PlantedClips
 from captum_staa.models import STABN, ResNet3D, STABNLoss, fit_st_abn
 
 STEPS, BATCH = 20, 16  # of an epoch; clips of a step
-EPOCHS = {"pattern": 14, "motion": 18, "order": 18}
+EPOCHS = {"pattern": 20, "motion": 18, "order": 18}
 LOOKING, LOOKS = 8, 10  # clips per step and epochs of the observer
-LAYERS = {"videomae": "videomae.encoder.layer.1", "resnet3d": "stages.0"}
+LAYER = "videomae.encoder.layer.1"
 RATE = 3e-3
 
 
@@ -122,7 +122,7 @@ def make(task: str, seed: int, kind: str, out: Path) -> None:
     if base is None:
         st_abn = train_joint(task, seed)
     else:
-        st_abn = train_observer(VideoClassifier.from_pretrained(base), LAYERS["videomae"], task, seed)
+        st_abn = train_observer(VideoClassifier.from_pretrained(base), LAYER, task, seed)
     shutil.rmtree(folder, ignore_errors=True)
     st_abn.save_pretrained(folder, base=base, half=True)
     shutil.copy(WEIGHTS / f"tiny-videomae-{task}" / "preprocessor_config.json", folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from captum_staa.layout import VideoLayout
-from captum_staa.models.classifier import VideoClassifier
 
 
 def layout_of(forward_func: object, layout: VideoLayout | str | None) -> VideoLayout:
@@ -16,12 +15,14 @@ def layout_of(forward_func: object, layout: VideoLayout | str | None) -> VideoLa
 
 def layout_if_known(forward_func: object, layout: VideoLayout | str | None) -> VideoLayout | None:
     """The same for a method that takes inputs of any shape, too."""
-    own = forward_func.layout if isinstance(forward_func, VideoClassifier) else None
+    own = getattr(forward_func, "layout", None)  # a VideoClassifier's, an ST-ABN's, or that of a module of yours
+    own = own if isinstance(own, VideoLayout) else None
     if layout is None:
         return own
     given = VideoLayout.of(layout)
     if own is not None and own.axes != given.axes:
         raise ValueError(
-            f"layout={given.axes!r} came, but the VideoClassifier takes clips in {own.axes!r}; leave the layout out"
+            f"layout={given.axes!r} came, but the {type(forward_func).__name__} takes clips in {own.axes!r}; leave the "
+            f"layout out"
         )
     return given
