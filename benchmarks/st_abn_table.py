@@ -4,8 +4,8 @@
     python benchmarks/st_abn_table.py --task pattern --seeds 1
     python benchmarks/st_abn_table.py --write-only          # the page again, from the results at hand
 
-For every task and seed it trains a small 3D CNN without a branch, the same with one (the paper's loss), and an observer
-of the shipped, frozen VideoMAE. Each (task, seed) is written as soon as it is done; a second start goes on with the
+For every task and seed it trains a small 3D CNN, then the same with a branch (the paper's loss), and an observer of the
+shipped, frozen VideoMAE. Each (task, seed) is written as soon as it is done; a second start goes on with the
 others.
 """
 
@@ -76,7 +76,8 @@ def scores(joint: Tensor, temporal: Tensor, truth: Tensor) -> list[Tensor]:
 
 
 def measure(task: str, seed: int) -> dict[str, object]:
-    trunk, joint = train_trunk(task, seed), train_joint(task, seed)
+    trunk = train_trunk(task, seed)
+    joint = train_joint(trunk, task, seed)
     own = {"without a branch": accuracy(trunk, task), "with the branch": accuracy(joint, task)}
     videomae = VideoClassifier.from_pretrained(f"tiny-videomae-{task}")
     observer = train_observer(videomae, LAYER, task, seed)

@@ -1,4 +1,4 @@
-"""``python -m captum_staa``: explain a video file, or see a demonstration."""
+"""``python -m captum_staa``: explain a video file, compare methods, or see a demonstration."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from captum_staa import __version__
+from captum_staa import __version__, benchmark
 from captum_staa.attr.st_abn import WEIGHTINGS
-from captum_staa.cli import demo, explain
+from captum_staa.benchmark.planted import LABELS
+from captum_staa.benchmark.scoring import BASELINES
+from captum_staa.cli import compare, demo, explain
 from captum_staa.cli.explanation import Options
 from captum_staa.cli.methods import METHODS
 from captum_staa.models import zoo
@@ -26,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as on a command line, without the program's name; None takes the process's own.
 
     Returns:
-        The exit code: 0, 1 if the demo did not come out as planted, 2 after an error, 130 after Ctrl-C.
+        The exit code: 0; 1 if the demo did not come out as planted, or if a clip or a method of a comparison failed; 2
+        after an error; 130 after Ctrl-C.
     """
     options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     with warnings.catch_warnings():
@@ -48,8 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m captum_staa", description="Where and when did a video model look, and why this class?"
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="explain | demo")
+    commands = parser.add_subparsers(required=True, metavar="explain | compare | demo")
     _add_explain(commands.add_parser("explain", help="explain what a model says of a video file", allow_abbrev=False))
+    _add_compare(commands.add_parser("compare", help="which explanation to trust, and its cost", allow_abbrev=False))
     _add_demo(commands.add_parser("demo", help="explain a made-up clip whose right explanation is known"))
     return parser
 
@@ -95,6 +99,34 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_explain)
 
 
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Compare methods on clips: what they find, what they cost, and whether controls do as well."
+    parser.epilog = "\n  ".join(["methods, case and punctuation do not matter:", *benchmark.METHODS])
+    add = parser.add_argument
+    add("--model", metavar="NAME", required=True, help="a shipped name, a folder, or owner/name on the hub")
+    add("--out", metavar="DIR", type=Path, required=True, help="folder of the results, kept clip by clip")
+    add("--resume", action="store_true", help="go on with what DIR holds, if it was asked for in the same way")
+    add("--methods", metavar="A,B,..", type=compare.names, help="(default: all below)")
+    add("--metrics", metavar="A,B,..", type=compare.names, help=f"of {', '.join(benchmark.METRICS)} (default: most)")
+    add("--device", help="such as cuda, where each process takes a GPU of its own (default: cpu)")
+    add("--dtype", choices=list(compare.DTYPES), default="float32", help="of the model (default: float32)")
+    add("--debug", action="store_true", help="show where in the code an error came from")
+    add = parser.add_argument_group("clips").add_argument
+    add("--planted", metavar="N", type=_positive, help="N made-up clips whose evidence is known")
+    add("--task", choices=list(LABELS), help="of planted clips (default: as the model's name ends)")
+    add("--videos", metavar="DIR", type=Path, help="folder of videos")
+    add("--labels", metavar="CSV", type=Path, help="their columns name and label")
+    add("--boxes", metavar="CSV", type=Path, help="columns name, frame, x0, y0, x1, y1: where the evidence is")
+    add("--joined", action="store_true", help="join each clip with one of another class: a truth in time for any set")
+    add = parser.add_argument_group("metrics that alter the clip").add_argument
+    add("--baseline", choices=list(BASELINES), default="zero", help="what hides cells (default: zero)")
+    add("--steps", metavar="N", type=_positive, default=32, help="points of insertion and deletion (default: 32)")
+    add("--copies", metavar="N", type=_positive, default=8, help="altered clips per call of the model (default: 8)")
+    add("--seed", metavar="N", type=int, default=0, help="of what is drawn at random (default: 0)")
+    parser.set_defaults(run=_compare)
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.description = "Explain a made-up clip whose right explanation is known, and score methods on such clips."
     add = parser.add_argument
@@ -109,6 +141,11 @@ def _explain(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
     given["out"] = options.out or Path(f"{options.video.stem}_explained")
     return explain.run(Options(**given))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    given = {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
+    return compare.run(compare.Asked(**given))
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

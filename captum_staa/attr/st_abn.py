@@ -155,9 +155,12 @@ class AttentionBranch(Attribution):
         steps = temporal[:, :, None, None].expand(-1, -1, *grid[1:])
         frames = to_pixels(steps, size, self.st_abn.grid, "nearest")[:, :, 0, 0]
         if weighting == "gate":
-            pixels = pixels / pixels.sum((1, 2, 3), keepdim=True)
+            total = pixels.sum((1, 2, 3), keepdim=True)
+            pixels = pixels / total.clamp(min=torch.finfo(total.dtype).tiny)  # an override may shut all gates
         else:  # a cell's value is shared by its pixels, a step's by its frames
-            pixels, frames = pixels * (prod(grid) / prod(size)), frames * (grid[0] / size[0])
+            tokens = self.st_abn.grid
+            covered = tokens.pixels if tokens is not None and tokens.shape == grid else size
+            pixels, frames = pixels * (prod(grid) / prod(covered)), frames * (grid[0] / covered[0])
         return BranchParts(
             joint=pixels,
             spatial=pixels.sum(1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,14 +18,14 @@ class Call:
         spatial, temporal: gates to take instead of the branch's own, as :meth:`STABN.override` has them.
         leaves: the gates become leaves of the graph, every cell of the temporal ones its own.
         off: the features pass by.
-        seen: the gates that were taken, one for each run of the layer.
+        seen: the gates that were taken, one for each run of the layer; None where nobody asked.
     """
 
     spatial: Tensor | None = None
     temporal: Tensor | None = None
     leaves: bool = False
     off: bool = False
-    seen: list[Gates] = field(default_factory=list)
+    seen: list[Gates] | None = None
 
     def take(self, gates: Gates) -> Gates:
         """The gates that act: the branch's own, or those of an override; as leaves where that is asked."""
@@ -49,7 +49,8 @@ def check_gates(name: str, value: Tensor | None) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of gates or None, but {type(value).__name__} came")
     axes = "(B, t, h, w)" if name == "spatial" else "(B, t)"
-    if value.ndim != axes.count(",") + 1 or not bool(((value >= 0) & (value <= 1)).all()):
+    inside = value.numel() > 0 and bool(((value >= 0) & (value <= 1)).all())
+    if value.ndim != axes.count(",") + 1 or not inside:
         reach = f"values from {value.min():.3g} to {value.max():.3g}" if value.numel() else "no value"
         raise ValueError(f"{name} must hold gates {axes} in [0, 1], but shape {tuple(value.shape)} with {reach} came")
 

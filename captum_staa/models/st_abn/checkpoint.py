@@ -28,8 +28,10 @@ class Checkpoint:
         """Whether there is something to go on from.
 
         Raises:
-            ValueError: there is, but going on was not asked for.
+            ValueError: there is, but going on was not asked for; or there is no folder to write to.
         """
+        if not self.path.parent.is_dir():
+            raise ValueError(f"there is no folder {str(self.path.parent)!r} for a checkpoint; make it first")
         if not self.path.exists():
             return False
         if not resume:
@@ -72,7 +74,10 @@ class Checkpoint:
                 f"{str(self.path)!r} is of a training with {described['settings']}, but this one has {self.settings}; "
                 f"pass the same, or another path"
             )
-        learner.load_state_dict(_under("now.", tensors))
+        now, own = _under("now.", tensors), learner.state_dict()
+        if {name: value.shape for name, value in now.items()} != {name: value.shape for name, value in own.items()}:
+            raise ValueError(f"{str(self.path)!r} is of a training of another network; pass the same, or another path")
+        learner.load_state_dict(now)
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("optimizer.", tensors).items():
             index, key = name.split(".", 1)

@@ -59,7 +59,10 @@ def save_pretrained(
     }
     dtype = torch.float16 if half else torch.float32
     kept = {name: value for name, value in st_abn.state_dict().items() if trunk or name.startswith(ADDED)}
-    weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in kept.items()}
+    weights = {
+        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in kept.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "model.safetensors.part"
     save_file(weights, part, metadata={"format": "pt"})
@@ -88,7 +91,7 @@ def from_pretrained(name_or_folder: str | os.PathLike[str], model: nn.Module | N
             TRUNKS[stored["trunk"]["model_type"]](trunk),
             body="stage" if config.body == "stage" else "light",
             temporal=config.temporal,
-            num_frames=stored["steps"],
+            num_frames=None if "num_frames" in trunk else stored["steps"],  # steps may be fewer than frames
             dropout=config.dropout,
             labels=list(stored["id2label"].values()) or None,
         )

@@ -94,6 +94,8 @@ class STABNLoss:
             temporal: ``(B, t)`` edited gates of the layer's steps, for ``"edit"``.
             spatial: ``(B, t, h, w)`` of its cells, likewise.
         """
+        if self.preset != "edit" and (temporal is not None or spatial is not None):
+            raise ValueError(f"edited gates came, but preset={self.preset!r} has no use for them; take 'edit'")
         if self.preset == "posthoc":
             return self._masking(st_abn, clips)
         logits, gates = st_abn.observe(clips)
@@ -103,8 +105,6 @@ class STABNLoss:
         }
         if self.preset == "edit":
             terms["edit"] = self.edit * _distance(gates, temporal, spatial)
-        elif temporal is not None or spatial is not None:
-            raise ValueError(f"edited gates came, but preset={self.preset!r} has no use for them; take 'edit'")
         return terms
 
     def _masking(self, st_abn: STABN, clips: Tensor) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ class STABN(nn.Module):
         grid: where the layer's tokens stand; None for a CNN.
 
     Raises:
-        ValueError: a trunk of another kind, or an unknown option.
+        ValueError: a trunk of another kind or number of classes, or an unknown option.
 
     Reference:
         Mitsuhara, Hirakawa, Yamashita and Fujiyoshi, "ST-ABN: Visual Explanation Taking into Account Spatio-temporal
@@ -100,6 +100,9 @@ class STABN(nn.Module):
         model = VideoClassifier(network, "BCTHW", labels, num_frames=fixed)
         example = next(network.parameters()).new_zeros(1, 3, frames, 64, 64)
         self._assemble(model, config, None, example, at_stride_one(stages[-1]) if body == "stage" else None)
+        if (found := self.branch.classify.out_features) != num_classes:
+            self.remove()
+            raise ValueError(f"num_classes is {num_classes}, but the trunk that came gives {found}; pass the same")
 
     @classmethod
     def inject(
@@ -247,14 +250,15 @@ class STABN(nn.Module):
         """
         if self._handle is None:
             raise ValueError("the branch was removed from this model; add one with STABN.inject(model, layer)")
-        with self._asked(seen=[], leaves=leaves) as call:
+        seen: list[Gates] = []
+        with self._asked(seen=seen, leaves=leaves):
             logits = self.model(clip, *args)
-        if len(call.seen) != 1:
+        if len(seen) != 1:
             raise ValueError(
-                f"the forward called layer {self.config.layer!r} {len(call.seen)} times where a branch expects once; a "
+                f"the forward called layer {self.config.layer!r} {len(seen)} times where a branch expects once; a "
                 f"model that was compiled before the branch was added does not see it: add it first"
             )
-        return logits, call.seen[0]
+        return logits, seen[0]
 
     @torch.no_grad()
     def explain(self, clip: Tensor, *args: Any) -> BranchExplanation:
@@ -316,13 +320,12 @@ class STABN(nn.Module):
         return self._given[0]
 
     @contextmanager
-    def _asked(self, **asked: Any) -> Iterator[Call]:
+    def _asked(self, **asked: Any) -> Iterator[None]:
         """Ask for more than what is asked for already, of all forwards inside the block."""
         calls = _CALLS.get()
-        call = replace(calls.get(id(self), Call()), **asked)
-        token = _CALLS.set({**calls, id(self): call})
+        token = _CALLS.set({**calls, id(self): replace(calls.get(id(self), Call()), **asked)})
         try:
-            yield call
+            yield
         finally:
             _CALLS.reset(token)
 
@@ -339,6 +342,7 @@ class STABN(nn.Module):
                 f"(B, C, t, h, w) by {self.grid}; was the model given another clip size?"
             )
         gates = call.take(self.branch(features))
-        call.seen.append(gates)
+        if call.seen is not None:
+            call.seen.append(gates)
         onward = from_features(self.mechanism(features, gates.spatial, gates.temporal), first, self.grid)
         return getattr(output, "_make", tuple)((onward, *output[1:])) if isinstance(output, tuple) else onward

@@ -187,13 +187,13 @@ def _epoch(
 @contextmanager
 def _only(st_abn: STABN, learner: nn.Module) -> Iterator[None]:
     """The learner in training mode with gradients, all else in eval mode without; afterwards as it was before."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in st_abn.parameters()]
+    wanted = [(parameter, parameter.requires_grad, parameter.grad) for parameter in st_abn.parameters()]
     with evaluating(st_abn):
         st_abn.requires_grad_(False)
         learner.requires_grad_(True).train()
         try:
             yield
         finally:
-            for parameter, requires in wanted:
+            for parameter, requires, grad in wanted:
                 parameter.requires_grad_(requires)
-                parameter.grad = None
+                parameter.grad = grad

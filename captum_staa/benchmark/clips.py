@@ -1,0 +1,180 @@
+"""Where clips come from: planted ones, a folder of videos with a table of labels, or any iterable, in one form."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_staa.benchmark.planted import PlantedClips
+from captum_staa.layout import WORKING, VideoLayout
+from captum_staa.models import VideoClassifier
+
+
+class Sample(NamedTuple):
+    """One clip with what is known of it."""
+
+    clip: Tensor  # (1, ...), in the classifier's layout and on its device
+    target: int
+    truth: Tensor | None  # bool (1, T, H, W)
+
+
+Load = Callable[[], Sample]
+
+
+class Planted(Sequence[tuple[Tensor, Tensor, Tensor]]):
+    """Planted clips in the order of axes that a classifier takes, under names of their own.
+
+    Example:
+        >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
+        >>> clips = Planted(PlantedClips(seed=0, n=8), clf.layout)
+        >>> clips.names[3], clips[3][0].shape
+        ('pattern-00003', torch.Size([1, 3, 16, 48, 48]))
+
+    Args:
+        planted: the clips, in layout BTCHW.
+        layout: the order of axes wanted.
+    """
+
+    def __init__(self, planted: PlantedClips, layout: VideoLayout) -> None:
+        self._planted, self._layout = planted, layout
+        self.names = [f"{planted.task}-{index:05d}" for index in range(len(planted))]
+
+    def __len__(self) -> int:
+        return len(self._planted)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        clip, label, truth = self._planted[index]
+        return self._layout.from_working(clip[None]).contiguous(), label, truth[None]
+
+    def described(self) -> dict[str, Any]:
+        """What fixes the clips, for the record of a run."""
+        return {"planted": {name: value for name, value in vars(self._planted).items() if name != "labels"}}
+
+
+def source_of(clips: Any, classifier: VideoClassifier) -> Iterable[Any]:
+    """Clips that know their names where they can, checked as a whole before the first is loaded.
+
+    Args:
+        clips: :class:`PlantedClips`; a sequence of ``(clip, target)`` or ``(clip, target, truth)``, such as
+            :class:`captum_staa.benchmark.Videos`; or any other iterable of these.
+        classifier: who is to see them.
+
+    Raises:
+        ValueError: a sequence is empty, its ``names`` are not one for each, or not all different.
+        TypeError: ``clips`` is no iterable.
+    """
+    if isinstance(clips, PlantedClips):
+        clips = Planted(clips, classifier.layout)
+    if not (_indexed(clips) or hasattr(clips, "__iter__")) or isinstance(clips, (str, Tensor, dict)):
+        raise TypeError(
+            f"clips are PlantedClips, Videos, or an iterable of (clip, target) or (clip, target, truth), but "
+            f"{type(clips).__name__} came"
+        )
+    if _indexed(clips):
+        if len(clips) == 0:
+            raise ValueError(f"there are no clips to compare methods on: {type(clips).__name__} is empty")
+        names = names_of(clips)
+        if len(names) != len(clips):
+            raise ValueError(f"each of {len(clips)} clips needs one name, but {len(names)} names came")
+        check_unique(names)
+    return clips
+
+
+def check_unique(names: Sequence[str]) -> None:
+    """Raise unless all names of clips are different: rows are told apart by them."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"clips are told apart by their names, but {len(twice)} came twice: {twice[:3]}; rename them")
+
+
+def names_of(clips: Any) -> list[str]:
+    """The names of a sequence's clips: its own, or numbers."""
+    own = getattr(clips, "names", None)
+    return [_number(index) for index in range(len(clips))] if own is None else [str(name) for name in own]
+
+
+def described(clips: Any) -> dict[str, Any]:
+    """What fixes the clips, for the record of a run; of an unknown iterable little is known."""
+    if hasattr(clips, "described"):
+        return dict(clips.described())
+    if not _indexed(clips):
+        return {"iterable": type(clips).__name__}
+    digest = hashlib.sha256("\n".join(names_of(clips)).encode()).hexdigest()
+    return {"sequence": type(clips).__name__, "length": len(clips), "names": digest}
+
+
+def each(clips: Iterable[Any], classifier: VideoClassifier, rank: int, world: int) -> Iterator[tuple[int, str, Load]]:
+    """The share of one process: every ``world``-th clip, as its number, its name and what loads it.
+
+    A sequence's clips are loaded only when asked for, so that those already done cost nothing, and one that cannot be
+    read spoils no other. Another iterable is run through by every process.
+
+    Example:
+        >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+        >>> source = source_of(PlantedClips(seed=0, n=5), clf)
+        >>> [(index, name) for index, name, load in each(source, clf, rank=1, world=2)]
+        [(1, 'pattern-00001'), (3, 'pattern-00003')]
+    """
+    if _indexed(clips):
+        names = names_of(clips)
+        for index in range(rank, len(names), world):
+            yield index, names[index], partial(_load, clips, index, classifier)
+        return
+    for index, item in enumerate(clips):
+        if index % world == rank:
+            yield index, _number(index), partial(checked, item, classifier)
+
+
+def share(clips: Any, rank: int, world: int) -> int | None:
+    """How many clips :func:`each` gives; None where nobody knows."""
+    return len(range(rank, len(clips), world)) if _indexed(clips) else None
+
+
+def checked(item: Any, classifier: VideoClassifier) -> Sample:
+    """One clip in the form that everything here takes.
+
+    Args:
+        item: ``(clip, target)`` or ``(clip, target, truth)``: floats in the classifier's layout, with a batch axis of 1
+            or none; a label or an index; bool ``(T, H, W)`` or ``(1, T, H, W)``, or None.
+        classifier: who is to see it.
+
+    Raises:
+        ValueError, TypeError: something is not as said above; the classifier has no such class.
+    """
+    if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
+        raise TypeError(f"a clip comes as (clip, target) or (clip, target, truth), but {type(item).__name__} came")
+    clip, target, truth = (*item, None)[:3]
+    layout = classifier.layout
+    if isinstance(clip, Tensor) and clip.ndim == 4:
+        clip = clip[None]
+    layout.check_values(clip, "clip")
+    if len(clip) != 1:
+        raise ValueError(f"clips come one by one, but a batch of shape {tuple(clip.shape)} came; iterate over it")
+    index = classifier.target(target if isinstance(target, str) else int(target))
+    device = next((parameter.device for parameter in classifier.parameters()), clip.device)
+    if truth is not None:
+        truth = truth[None] if truth.ndim == 3 else truth
+        wanted = tuple(layout.size(clip)[axis] for axis in WORKING if axis != "C")
+        if tuple(truth.shape) != wanted or truth.dtype != torch.bool:
+            raise ValueError(
+                f"truth must be bool (1, T, H, W) = {wanted}, but {truth.dtype} of shape {tuple(truth.shape)} came"
+            )
+        truth = truth.to(device)
+    return Sample(clip.detach().to(device), index, truth)
+
+
+def _load(clips: Any, index: int, classifier: VideoClassifier) -> Sample:
+    return checked(clips[index], classifier)
+
+
+def _indexed(clips: object) -> bool:
+    return hasattr(clips, "__len__") and hasattr(clips, "__getitem__")
+
+
+def _number(index: int) -> str:
+    return f"clip-{index:05d}"

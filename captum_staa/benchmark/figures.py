@@ -1,0 +1,187 @@
+"""Pictures of a comparison: curves, what time buys, ranks, and the maps of one clip beside each other."""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from captum_staa.benchmark.rows import CONTROLS, GRID
+from captum_staa.visualization import compare_methods
+from captum_staa.visualization._figure import evenly
+
+if TYPE_CHECKING:
+    from captum_staa.benchmark.comparison import Comparison
+
+FRAMES = 8  # of a contact sheet, at most
+OUTLINE = "#35d0ff"  # on a map's dark and light colours alike
+GREYS = dict(zip(CONTROLS, ("0.25", "0.45", "0.6", "0.75"), strict=True))
+DASHES = dict(zip(CONTROLS, ("--", ":", "-.", (0, (1, 4))), strict=True))
+TRUTHS = ("auroc", "auroc_time", "iou", "energy_inside", "temporal_pointing")  # the first that is there is drawn
+
+
+def drawn(comparison: Comparison) -> dict[str, Figure]:
+    """All pictures that there is something to draw of."""
+    found = {"curves": curves(comparison), "cost": cost(comparison), "ranks": ranks(comparison)}
+    found["sheet"] = sheet(comparison)
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def curves(comparison: Comparison) -> Figure | None:
+    """Mean insertion and deletion over clips: the legend is in the order of the areas under the curves."""
+    names = [name for name in comparison.methods if name in comparison.curves]
+    if not names:
+        return None
+    figure = Figure(figsize=(12, 0.22 * len(names) + 3.2 if len(names) > 12 else 5), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2), ("insertion", "deletion"), strict=True):
+        means = {name: comparison.curves[name][kind] for name in names}
+        areas = {name: float(np.trapezoid(mean, GRID)) for name, mean in means.items()}
+        best_first = sorted(names, key=lambda name: areas[name], reverse=kind == "insertion")
+        colours = _colours([name for name in names if name not in CONTROLS])
+        for name in best_first:
+            axes.plot(
+                GRID, means[name], ls=DASHES.get(name, "-"), color=colours.get(name) or GREYS[name], lw=1.6, label=name
+            )
+        shown = "inserted" if kind == "insertion" else "deleted"
+        axes.set(xlabel=f"part of the clip {shown}, the most relevant first", ylabel="probability of the target")
+        axes.set_title(f"{kind}: {'high' if kind == 'insertion' else 'low'} is good", loc="left", fontsize=11)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        _light(axes)
+        handles, _ = axes.get_legend_handles_labels()
+        labels = [f"{areas[name]:.3f}  {name}" for name in best_first]
+        axes.legend(handles, labels, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+def cost(comparison: Comparison) -> Figure | None:
+    """Median time, on a logarithmic scale, against how well the truth is found; or, without truth, insertion."""
+    means = comparison.means()
+    wanted = (*(name for name in TRUTHS if name in comparison.metrics), "insertion")
+    metric = next((m for m in wanted if m in comparison.metrics and any(own[m].clips for own in means.values())), None)
+    if metric is None or "forwards" not in comparison.metrics:
+        return None
+    placed = {
+        name: (own["forwards"].value, own[metric])
+        for name, own in means.items()
+        if own["forwards"].clips and own[metric].clips
+    }
+    if not placed:
+        return None
+    figure = Figure(figsize=(10, 6.2), layout="constrained")
+    axes = figure.subplots()
+    colours = _colours(list(placed))
+    for name, (forwards, mean) in placed.items():
+        if mean.clips > 1:
+            axes.plot([forwards] * 2, [mean.low, mean.high], color=colours[name], lw=1.2, alpha=0.6)
+        axes.plot(forwards, mean.value, "o", color=colours[name], ms=6)
+    axes.set_xscale("log")
+    low, high = (edge(forwards for forwards, _ in placed.values()) for edge in (min, max))
+    axes.set_xlim(low / 1.6, high * 8)  # room for the names
+    for name in CONTROLS[:-1]:  # the inverted map lies so low that the others would crowd
+        if name in means and means[name][metric].clips:
+            value = means[name][metric].value
+            axes.axhline(value, color=GREYS[name], ls=DASHES[name], lw=1, label=f"{name}, {value:.3f}")
+    _name_points(axes, {name: (forwards, mean.value) for name, (forwards, mean) in placed.items()})
+    axes.set(xlabel="median time, in plain forwards of the model (log scale)", ylabel=f"{metric}, mean over clips")
+    axes.set_title("what time buys; bars are 95 % intervals, lines the controls", loc="left", fontsize=11)
+    _light(axes)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+def ranks(comparison: Comparison) -> Figure | None:
+    """Mean ranks of all methods by all metrics that judge; 1 is best."""
+    found = comparison.ranks()
+    metrics = [m for m in comparison.metrics if any(not math.isnan(own.get(m, math.nan)) for own in found.values())]
+    names = [name for name, own in found.items() if any(not math.isnan(own[m]) for m in metrics)]
+    if not metrics or not names:
+        return None
+    table = np.array([[found[name][metric] for metric in metrics] for name in names])
+    figure = Figure(figsize=(0.62 * len(metrics) + 3.6, 0.3 * len(names) + 2), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(np.ma.masked_invalid(table), cmap="viridis_r", vmin=1, vmax=len(names), aspect="auto")
+    axes.set_xticks(range(len(metrics)), metrics, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    for row, column in np.argwhere(~np.isnan(table)):
+        share = (table[row, column] - 1) / max(len(names) - 1, 1)
+        ink = "white" if share > 0.5 else "black"  # viridis_r is light where ranks are good
+        axes.text(column, row, f"{table[row, column]:.1f}", ha="center", va="center", fontsize=7, color=ink)
+    axes.set_title("mean rank over clips; 1 is best", loc="left", fontsize=11)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="mean rank", shrink=0.7)
+    return figure
+
+
+def sheet(comparison: Comparison) -> Figure | None:
+    """One clip: its frames, and below them every method's map, with an outline of the evidence where it is known."""
+    shown = comparison.sheet
+    maps = {} if shown is None else {name: shown.maps[name] for name in comparison.methods if name in shown.maps}
+    if shown is None or not maps:
+        return None
+    figure, axes = compare_methods(
+        shown.frames,
+        maps,
+        sign="positive",
+        num_frames=FRAMES,
+        title=shown.clip + (", the evidence outlined" if shown.truth is not None else ""),
+        use_pyplot=False,
+    )
+    if shown.truth is not None:
+        columns = len(axes.images) // (1 + len(maps))
+        truth = shown.truth[evenly(len(shown.truth), FRAMES)]
+        for at, image in enumerate(list(axes.images)):
+            _outline(axes, truth[at % columns], image.get_extent())
+    return figure
+
+
+def _outline(axes: Axes, inside: NDArray[np.bool_], extent: tuple[float, float, float, float]) -> None:
+    """Around what is True of ``(H, W)``, which lies within ``extent`` as a picture does."""
+    if inside.any():
+        left, right, bottom, top = extent
+        down, across = (bottom - top) / inside.shape[0], (right - left) / inside.shape[1]
+        # a rim without evidence, so that what reaches the border, or fills the frame, has an outline there as well
+        wider = (left - across, right + across, bottom + down, top - down)
+        rimmed = np.pad(inside, 1).astype(float)
+        axes.contour(rimmed, [0.5], colors=OUTLINE, linewidths=0.9, origin="upper", extent=wider)
+
+
+def _colours(names: list[str]) -> dict[str, tuple[float, ...]]:
+    """Names are no scale, so the colours are as unlike as can be; greys are left to the controls."""
+    pairs = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    strong, pale = ([pairs[at] for at in range(first, 20, 2) if at not in (14, 15)] for first in (0, 1))
+    return dict(zip(names, cycle([*strong, *pale]), strict=False))
+
+
+def _name_points(axes: Axes, placed: dict[str, tuple[float, float]]) -> None:
+    """Names to the right of their points, pushed apart where they would cover each other."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.027
+    taken: list[tuple[float, float]] = []  # of names: logarithm of x, y
+    for name, (x, y) in sorted(placed.items(), key=lambda item: item[1][1]):
+        at = y
+        while any(abs(math.log10(x) - other) < 0.9 and abs(at - beside) < gap * 0.98 for other, beside in taken):
+            at += gap / 4
+        taken.append((math.log10(x), at))
+        high = max(high, at + gap)
+        axes.annotate(
+            name,
+            (x, y),
+            (x * 1.12, at),
+            fontsize=7,
+            va="center",
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.6"} if at - y > gap / 2 else None,
+        )
+    axes.set_ylim(low, high)
+
+
+def _light(axes: Axes) -> None:
+    axes.grid(color="0.9", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,179 @@
+"""Captum's methods by name, set up for video as far as they allow; ``docs/captum_methods.md`` says why some do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from captum.attr import (
+    DeepLift,
+    FeatureAblation,
+    GradientShap,
+    GuidedBackprop,
+    InputXGradient,
+    IntegratedGradients,
+    KernelShap,
+    LayerAttribution,
+    LayerGradCam,
+    Lime,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
+from torch import Tensor, nn
+
+from captum_staa import baselines, feature_masks
+from captum_staa.benchmark.recipes import Call, DoesNotApply, Make, Recipe, named_layer, need_tubelets, windows
+from captum_staa.models import VideoClassifier
+
+STEPS = 50  # of Integrated Gradients
+NOISY = 16  # samples of SmoothGrad and GradientShap
+NOISE = 0.15  # of SmoothGrad, as a part of the clip's range
+SAMPLES = 400  # of Lime and KernelShap
+REGIONS = (4, 3, 3)  # of these two along time, height and width: some dozens at most, or the fit is noise
+
+
+def _gradient(kind: Callable[[VideoClassifier], Any], **options: Any) -> Make:
+    """A method whose ``attribute`` needs nothing but the clip and the target."""
+
+    def make(classifier: VideoClassifier, copies: int) -> Call:
+        explainer = kind(classifier)
+        return lambda clip, target: explainer.attribute(clip, target=target, **options)
+
+    return make
+
+
+def _integrated(classifier: VideoClassifier, copies: int) -> Call:
+    explainer = IntegratedGradients(classifier)
+    return lambda clip, target: explainer.attribute(clip, target=target, n_steps=STEPS, internal_batch_size=copies)
+
+
+def _gradient_shap(classifier: VideoClassifier, copies: int) -> Call:
+    explainer, layout = GradientShap(classifier), classifier.layout
+    return lambda clip, target: explainer.attribute(
+        clip,
+        torch.cat([torch.zeros_like(clip), baselines.mean_frame(clip, layout), baselines.blur(clip, layout)]),
+        n_samples=NOISY,
+        target=target,
+    )
+
+
+def _smooth_grad(classifier: VideoClassifier, copies: int) -> Call:
+    explainer = NoiseTunnel(Saliency(classifier))
+    return lambda clip, target: explainer.attribute(
+        clip,
+        nt_type="smoothgrad",
+        nt_samples=NOISY,
+        nt_samples_batch_size=min(copies, NOISY),
+        stdevs=NOISE * float(clip.max() - clip.min()),
+        target=target,
+    )
+
+
+def _occlusion(classifier: VideoClassifier, copies: int) -> Call:
+    explainer, layout = Occlusion(classifier), classifier.layout
+
+    def call(clip: Tensor, target: int) -> Tensor:
+        channels = layout.size(clip)["C"]
+        named = ({**dict(zip("THW", each, strict=True)), "C": channels} for each in windows(classifier, clip))
+        sides, strides = (tuple(sizes[axis] for axis in layout.axes[1:]) for sizes in named)
+        return explainer.attribute(clip, sides, strides=strides, target=target, perturbations_per_eval=copies)
+
+    return call
+
+
+def _ablation(mask: Callable[[Tensor, VideoClassifier], Tensor], of_tokens: bool) -> Make:
+    def make(classifier: VideoClassifier, copies: int) -> Call:
+        if of_tokens:
+            need_tubelets(classifier)
+
+        def call(clip: Tensor, target: int) -> Tensor:  # a used FeatureAblation checks no more
+            explainer = FeatureAblation(classifier)
+            regions = mask(clip, classifier)
+            return explainer.attribute(clip, target=target, feature_mask=regions, perturbations_per_eval=copies)
+
+        return call
+
+    return make
+
+
+def _surrogate(kind: Callable[[VideoClassifier], Any]) -> Make:
+    """A linear model of regions, fitted to random subsets of them."""
+
+    def make(classifier: VideoClassifier, copies: int) -> Call:
+        if find_spec("sklearn") is None:
+            raise DoesNotApply("Captum fits it with scikit-learn, which is not installed: pip install scikit-learn")
+
+        def call(clip: Tensor, target: int) -> Tensor:
+            sizes = classifier.layout.size(clip)
+            cell = [-(-sizes[axis] // count) for axis, count in zip("THW", REGIONS, strict=True)]
+            return kind(classifier).attribute(
+                clip,
+                target=target,
+                feature_mask=feature_masks.grid(clip, classifier.layout, cell),
+                n_samples=SAMPLES,
+                perturbations_per_eval=copies,
+                show_progress=False,
+            )
+
+        return call
+
+    return make
+
+
+def _guided(classifier: VideoClassifier, copies: int) -> Call:
+    _need_relu(classifier, "GuidedBackprop changes nn.ReLU modules alone, so it would be the plain gradient")
+    explainer = GuidedBackprop(classifier)
+    return lambda clip, target: explainer.attribute(clip, target=target)
+
+
+def _deep_lift(classifier: VideoClassifier, copies: int) -> Call:
+    without = "DeepLift has no rule for what the model is made of, so it would be InputXGradient, and not complete"
+    _need_relu(classifier, without)
+    explainer = DeepLift(classifier)
+    return lambda clip, target: explainer.attribute(clip, target=target)
+
+
+def _layer_grad_cam(classifier: VideoClassifier, copies: int) -> Call:
+    if classifier.family is not None:
+        raise DoesNotApply("LayerGradCam takes a transformer's tokens for channels; GradCAM does not")
+    layer = classifier.module.get_submodule(named_layer(classifier, "last"))
+    explainer = LayerGradCam(classifier, layer)
+
+    def call(clip: Tensor, target: int) -> Tensor:
+        sizes = classifier.layout.size(clip)
+        cells = explainer.attribute(clip, target=target)  # (1, 1, t, h, w)
+        return LayerAttribution.interpolate(cells, tuple(sizes[axis] for axis in "THW"), "trilinear")[:, 0]
+
+    return call
+
+
+def _need_relu(classifier: VideoClassifier, otherwise: str) -> None:
+    kind = type(classifier.module).__name__
+    if classifier.family is not None:
+        raise DoesNotApply(f"{kind} is a transformer: {otherwise}")
+    if not any(isinstance(module, nn.ReLU) for module in classifier.modules()):
+        raise DoesNotApply(f"{kind} has no nn.ReLU: {otherwise}")
+
+
+def _frames(clip: Tensor, classifier: VideoClassifier) -> Tensor:
+    return feature_masks.frames(clip, classifier.layout)
+
+
+CAPTUM: dict[str, Recipe] = {
+    "Saliency": Recipe(_gradient(Saliency), "magnitude of each channel's gradient"),
+    "InputXGradient": Recipe(_gradient(InputXGradient), "as it is", magnitude=True),
+    "IntegratedGradients": Recipe(_integrated, f"{STEPS} steps from zero", magnitude=True),
+    "GradientShap": Recipe(_gradient_shap, f"{NOISY} samples between zero, mean frame, blur and clip", magnitude=True),
+    "SmoothGrad": Recipe(_smooth_grad, f"{NOISY} samples, noise of {NOISE} of the clip's range", magnitude=True),
+    "GuidedBackprop": Recipe(_guided, "as it is", magnitude=True),
+    "DeepLift": Recipe(_deep_lift, "from zero", magnitude=True),
+    "LayerGradCam": Recipe(_layer_grad_cam, "last layer with places, interpolated"),
+    "Occlusion": Recipe(_occlusion, "the windows of VideoOcclusion; zero"),
+    "FeatureAblation(tubelets)": Recipe(_ablation(feature_masks.tubelets, True), "one tubelet at a time; zero"),
+    "FeatureAblation(frames)": Recipe(_ablation(_frames, False), "one frame at a time; zero"),
+    "KernelShap": Recipe(_surrogate(KernelShap), f"{SAMPLES} samples of 4 x 3 x 3 regions; zero"),
+    "Lime": Recipe(_surrogate(Lime), f"{SAMPLES} samples of 4 x 3 x 3 regions; zero"),
+}

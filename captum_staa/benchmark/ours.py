@@ -1,0 +1,117 @@
+"""This library's methods by name; the plain name is the class as it is called with nothing else said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from captum_staa import feature_masks
+from captum_staa.attr import (
+    RISE,
+    STAA,
+    AttentionBranch,
+    GradCAM,
+    SpatioTemporalPerturbation,
+    VideoFeatureAblation,
+    VideoOcclusion,
+)
+from captum_staa.benchmark.layers import End
+from captum_staa.benchmark.recipes import Call, DoesNotApply, Make, Recipe, named_layer, need_tubelets, windows
+from captum_staa.models import STABN, VideoClassifier
+
+SAMPLES = 400  # masks that RISE draws
+
+
+def _staa(**options: Any) -> Make:
+    def make(classifier: VideoClassifier, copies: int) -> Call:
+        if classifier.family is None:
+            raise DoesNotApply(
+                f"{type(classifier.module).__name__} is no transformer of a known family: there is no attention to read"
+            )
+        explainer = STAA(classifier, **options)
+        return lambda clip, target: explainer.attribute(clip, target=target)
+
+    return make
+
+
+def _perturbation(setting: str) -> Make:
+    def make(classifier: VideoClassifier, copies: int) -> Call:
+        explainer = SpatioTemporalPerturbation(classifier, setting=setting)
+        return lambda clip, target: explainer.attribute(clip, target=target, perturbations_per_eval=copies)
+
+    return make
+
+
+def _occlusion(classifier: VideoClassifier, copies: int) -> Call:
+    explainer = VideoOcclusion(classifier)
+    return lambda clip, target: explainer.attribute(
+        clip, *windows(classifier, clip), target=target, perturbations_per_eval=copies
+    )
+
+
+def _ablation(mask: Callable[[Tensor, VideoClassifier], Tensor], of_tokens: bool) -> Make:
+    def make(classifier: VideoClassifier, copies: int) -> Call:
+        if of_tokens:
+            need_tubelets(classifier)
+        explainer = VideoFeatureAblation(classifier)
+        return lambda clip, target: explainer.attribute(
+            clip, target=target, feature_mask=mask(clip, classifier), perturbations_per_eval=copies
+        )
+
+    return make
+
+
+def _rise(classifier: VideoClassifier, copies: int) -> Call:
+    explainer = RISE(classifier)
+    return lambda clip, target: explainer.attribute(
+        clip, target=target, perturbations_per_eval=copies, n_samples=SAMPLES
+    )
+
+
+def _grad_cam(end: End, weighting: str) -> Make:
+    def make(classifier: VideoClassifier, copies: int) -> Call:
+        layer = named_layer(classifier, end)
+        explainer = GradCAM(classifier, layer, weighting=weighting)  # type: ignore[arg-type]
+        return lambda clip, target: explainer.attribute(clip, target=target)
+
+    return make
+
+
+def _branch(weighting: str) -> Make:
+    def make(classifier: VideoClassifier, copies: int) -> Call:
+        if not isinstance(classifier.module, STABN):
+            raise DoesNotApply(f"{type(classifier.module).__name__} is no ST-ABN: it has no attention branch")
+        if weighting == "grad_gate" and classifier.module.config.mechanism == "observe":
+            raise DoesNotApply(
+                "this branch only observes: its gates do not act on the answer, so it has no gradient there"
+            )
+        explainer = AttentionBranch(classifier)
+        return lambda clip, target: explainer.attribute(clip, target=target, weighting=weighting)
+
+    return make
+
+
+OURS: dict[str, Recipe] = {
+    "STAA": Recipe(_staa(), "relevance by product, all layers"),
+    "STAA(attention)": Recipe(_staa(mode="attention"), "attention rolled out through all layers"),
+    "STAA(attention-last)": Recipe(_staa(mode="attention", layers=[-1]), "attention of the last layer"),
+    "STAA(released)": Recipe(_staa(mode="released"), "as the authors' public code computes it"),
+    "SpatioTemporalPerturbation": Recipe(_perturbation("nested"), "setting nested"),
+    "SpatioTemporalPerturbation(step)": Recipe(_perturbation("step"), "setting step, the STEP paper's"),
+    "SpatioTemporalPerturbation(3d-ep)": Recipe(_perturbation("3d-ep"), "setting 3d-ep"),
+    "AttentionBranch(gate)": Recipe(_branch("gate"), "both gates of an ST-ABN, of no class in particular"),
+    "AttentionBranch(grad_gate)": Recipe(_branch("grad_gate"), "gate times gradient", magnitude=True),
+    "AttentionBranch(class_map)": Recipe(_branch("class_map"), "the branch's own class activation map", magnitude=True),
+    "VideoOcclusion": Recipe(_occlusion, "windows of 4 frames and 2 x 2 cells, half overlapping in space; zero"),
+    "VideoFeatureAblation(tubelets)": Recipe(_ablation(feature_masks.tubelets, True), "one tubelet at a time; zero"),
+    "VideoFeatureAblation(frames)": Recipe(
+        _ablation(lambda clip, classifier: feature_masks.frames(clip, classifier.layout), False),
+        "one frame at a time; zero",
+    ),
+    "RISE": Recipe(_rise, f"{SAMPLES} masks of 4 x 7 x 7 cells, half shown; zero"),
+    "GradCAM": Recipe(_grad_cam("last", "gradcam"), "gradcam, last layer"),
+    "GradCAM(hirescam-first)": Recipe(_grad_cam("first", "hirescam"), "hirescam, first layer", magnitude=True),
+    "GradCAM(layercam-first)": Recipe(_grad_cam("first", "layercam"), "layercam, first layer", magnitude=True),
+}

@@ -1,0 +1,64 @@
+"""What a method by name is made of: how to make it for a classifier, and why it may not apply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from captum_staa.benchmark.layers import End, end_layer
+from captum_staa.models import VideoClassifier
+
+Call = Callable[[Tensor, int], Tensor]  # clip (1, ...), target -> attributions of its shape, or maps (1, T, H, W)
+Make = Callable[[VideoClassifier, int], Call]  # with so many copies of a clip per call of the model
+
+
+class DoesNotApply(ValueError):
+    """Why a method says nothing of a model; it is a fact for the table, and no failure."""
+
+
+class Recipe(NamedTuple):
+    """A method that is known by name.
+
+    Attributes:
+        make: from a classifier, and the copies of a clip per call of it, to the method. Raises :class:`DoesNotApply`.
+        about: its settings in words, for the record.
+        magnitude: whether its maps are taken by magnitude, after channels are summed. So it is where signs flip from
+            pixel to pixel, as those of gradients do; elsewhere a map is taken as it is, and its signs count.
+    """
+
+    make: Make
+    about: str
+    magnitude: bool = False
+
+
+def named_layer(classifier: VideoClassifier, end: End) -> str:
+    """The layer that a Grad-CAM reads."""
+    name = end_layer(classifier, end)
+    if name is None:
+        raise DoesNotApply(
+            f"no layer of {type(classifier.module).__name__} with places in it was found; pass an instance around the "
+            f"layer that you mean, as in GradCAM(classifier, layer)"
+        )
+    return name
+
+
+def windows(classifier: VideoClassifier, clip: Tensor) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Sides and strides ``(t, h, w)`` of an occlusion: two cells along each side, half overlapping in space.
+
+    A cell is the model's tubelet, or an eighth of the clip along each side; in time a window is no shorter than 4
+    frames.
+    """
+    sizes = classifier.layout.size(clip)
+    size = (sizes["T"], sizes["H"], sizes["W"])
+    _, h, w = (-(-side // 8) for side in size) if classifier.grid is None else classifier.grid.tubelet
+    frames = min(4, size[0])
+    return (frames, min(2 * h, size[1]), min(2 * w, size[2])), (frames, h, w)
+
+
+def need_tubelets(classifier: VideoClassifier) -> None:
+    """Raise where a model has none."""
+    if classifier.grid is None:
+        kind = type(classifier.module).__name__
+        raise DoesNotApply(f"{kind} is no transformer of a known family: it has no tubelets")

@@ -1,0 +1,87 @@
+"""A comparison as one HTML page that needs nothing else: tables, pictures, reasons and settings."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io as io_module
+import json
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from captum_staa.benchmark import tables
+
+if TYPE_CHECKING:
+    from captum_staa.benchmark.comparison import Comparison
+
+CAPTIONS = {
+    "curves": "Insertion and deletion: the answer while cells come, or go, in the order of each map.",
+    "cost": "What a method costs, against how well it finds the evidence.",
+    "ranks": "Mean ranks. A metric by which a control ranks high says little of the methods above it.",
+    "sheet": "The methods on one clip.",
+}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1c1c1c }
+h1, h2 { font-weight: 600 } h2 { margin-top: 2.5rem }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4e4 }
+th:first-child, td:first-child, th:last-child, td:last-child { text-align: left }
+td:last-child { white-space: normal; min-width: 16rem; color: #666 }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff }
+img { max-width: 100% } figure { margin: 1.5rem 0 } figcaption, p, pre { color: #444 }
+pre { font-size: 12px; overflow-x: auto; background: #f6f6f6; padding: 1rem }
+"""
+
+
+def page(comparison: Comparison) -> str:
+    """The whole page."""
+    parts = [
+        f"<h1>{len(comparison.methods)} methods on {len(comparison.clips)} clips</h1>",
+        f'<div class="wide">{tables.html_of(comparison)}</div>',
+    ]
+    for name, figure in comparison.plot().items():
+        picture = f'<img alt="{name}" src="data:image/png;base64,{_png(figure)}">'
+        parts.append(f"<figure>{picture}<figcaption>{CAPTIONS[name]}</figcaption></figure>")
+    parts += [_trust(comparison), _failures(comparison)]
+    settings = json.dumps(comparison.settings, indent=1, ensure_ascii=False)
+    parts.append(f"<h2>Settings</h2><pre>{html.escape(settings)}</pre>")
+    body = "\n".join(part for part in parts if part)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Comparison of methods</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _png(figure: Figure) -> str:
+    file = io_module.BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _trust(comparison: Comparison) -> str:
+    found = comparison.trust()
+    if not found:
+        return ""
+    rows = [
+        f"<tr><td>{html.escape(name)}</td><td>{trust.spearman:.3f}</td>"
+        f"<td>{trust.spearman_interval[0]:.3f} to {trust.spearman_interval[1]:.3f}</td>"
+        f"<td>{trust.krippendorff:.3f}</td><td></td></tr>"
+        for name, trust in found.items()
+    ]
+    return (
+        "<h2>Does a metric rank the methods alike on every clip?</h2><table><tr><th>metric</th><th>Spearman</th>"
+        f"<th>95 %</th><th>Krippendorff</th><th></th></tr>{''.join(rows)}</table>"
+        "<p>Mean rank correlation between pairs of clips, 1 the same order on all, 0 none. The controls are among the "
+        "methods.</p>"
+    )
+
+
+def _failures(comparison: Comparison) -> str:
+    if not comparison.failures:
+        return ""
+    rows = [f"<li>{html.escape(f'{row.clip}, {row.method}: {row.reason}')}</li>" for row in comparison.failures[:200]]
+    more = len(comparison.failures) - len(rows)
+    rest = f"<p>and {more} more, in rows.csv</p>" if more else ""
+    return f"<h2>What went wrong</h2><ul>{''.join(rows)}</ul>{rest}"

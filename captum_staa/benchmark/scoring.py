@@ -1,0 +1,190 @@
+"""Metrics by name, each a function of one map and all that is known of its clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from captum_staa import baselines, metrics
+from captum_staa.checks import check_choice
+from captum_staa.models import VideoClassifier
+
+BASELINES: dict[str, Callable[..., Tensor]] = {
+    name: getattr(baselines, name) for name in ("zero", "mean_frame", "blur", "freeze", "shuffle", "reverse", "noise")
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One map of one clip, and what a metric may ask about them.
+
+    Attributes:
+        classifier: that was explained.
+        clip: ``(1, ...)`` in its layout.
+        maps: ``(1, T, H, W)`` float64, signs and all.
+        target: class index.
+        truth: bool ``(1, T, H, W)``, or None where nothing is known.
+        baseline: of the clip's shape, what takes the place of a cell.
+        steps: points on a causal curve after the first.
+        copies: altered copies of the clip per call of the model.
+    """
+
+    classifier: VideoClassifier
+    clip: Tensor
+    maps: Tensor
+    target: int
+    truth: Tensor | None
+    baseline: Tensor
+    steps: int
+    copies: int
+
+    @cached_property
+    def curves(self) -> metrics.CausalScores:
+        """Insertion and deletion; whoever asks first pays the ``2 steps`` forwards for all."""
+        return metrics.causal(*self._altered, target=self.target, steps=self.steps, **self._options)
+
+    def altered(self, metric: Callable[..., Tensor], **options: Any) -> Tensor:
+        """A metric that hides cells of the clip and looks at the model's answer."""
+        return metric(*self._altered, **options, **self._options)
+
+    def placed(self, metric: Callable[..., Tensor], **options: Any) -> Tensor:
+        """A metric that compares the map with the truth."""
+        assert self.truth is not None  # the runner leaves such metrics out where there is none
+        return metric(self.maps, self.truth, **options)
+
+    @property
+    def _altered(self) -> tuple[VideoClassifier, Tensor, Tensor]:
+        return self.classifier, self.clip, self.maps
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"baselines": self.baseline, "perturbations_per_eval": self.copies}
+
+
+class Metric(NamedTuple):
+    """What a table must know of a metric.
+
+    Attributes:
+        score: of a :class:`Case`, ``(1,)`` or a number; None where the cost of the call is what counts.
+        higher_is_better: None where neither is.
+        needs_truth: whether a clip without truth is left out.
+    """
+
+    score: Callable[[Case], Any] | None
+    higher_is_better: bool | None
+    needs_truth: bool = False
+
+
+def _altered(name: str, of_target: bool = True) -> Metric:
+    metric = getattr(metrics, name)
+
+    def score(case: Case) -> Tensor:
+        return case.altered(metric, **({"target": case.target} if of_target else {}))
+
+    return Metric(score, metric.higher_is_better)
+
+
+def _placed(name: str, **options: Any) -> Metric:
+    metric = getattr(metrics, name)
+    return Metric(partial(Case.placed, metric=metric, **options), metric.higher_is_better, needs_truth=True)
+
+
+def _pointing(case: Case) -> Tensor:
+    grid = case.classifier.grid
+    return case.placed(metrics.pointing_game, tolerance=(0, 0, 0) if grid is None else grid.tubelet)
+
+
+METRICS: dict[str, Metric] = {
+    "insertion": Metric(lambda case: case.curves.insertion.score, True),
+    "deletion": Metric(lambda case: case.curves.deletion.score, False),
+    "faithfulness": _altered("faithfulness", of_target=False),  # the paper's, over all classes
+    "monotonicity": _altered("monotonicity", of_target=False),
+    "faithfulness_correlation": _altered("faithfulness_correlation"),
+    "aopc": _altered("aopc"),
+    "saco": _altered("saco"),
+    "auroc": _placed("auroc"),
+    "auroc_time": _placed("auroc", axis="time"),
+    "auroc_space": _placed("auroc", axis="space"),
+    "average_precision": _placed("average_precision"),
+    "pointing_game": Metric(_pointing, True, needs_truth=True),  # one tubelet of tolerance, where there are some
+    "temporal_pointing": _placed("temporal_pointing"),
+    "iou": _placed("iou"),
+    "energy_inside": _placed("energy_inside"),
+    "relevance_rank_accuracy": _placed("relevance_rank_accuracy"),
+    "snr": _placed("snr"),
+    "smoothness_space": Metric(lambda case: metrics.smoothness(case.maps).space, None),
+    "smoothness_time": Metric(lambda case: metrics.smoothness(case.maps).time, None),
+    "sparsity": Metric(lambda case: metrics.sparsity(case.maps), None),
+    "complexity": Metric(lambda case: metrics.complexity(case.maps), None),
+    "seconds": Metric(None, False),
+    "forwards": Metric(None, False),
+    "memory": Metric(None, False),
+}
+COSTS = ("seconds", "forwards", "memory")  # fields of captum_staa.benchmark.cost.Cost
+DEFAULT = (
+    "insertion",
+    "deletion",
+    "faithfulness",
+    "aopc",
+    "saco",
+    "auroc",
+    "auroc_time",
+    "auroc_space",
+    "pointing_game",
+    "iou",
+    "energy_inside",
+    "smoothness_space",
+    "smoothness_time",
+    "sparsity",
+    *COSTS,
+)
+
+
+def chosen(wanted: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Metric]:
+    """Metrics by name, in the order in which they were asked for.
+
+    Example:
+        >>> list(chosen(["auroc", "forwards"]))
+        ['auroc', 'forwards']
+        >>> mine = chosen({"auroc": None, "brightest": lambda case: case.maps.amax()})
+        >>> mine["brightest"].higher_is_better is None
+        True
+
+    Args:
+        wanted: names among ``METRICS``; or a mapping from names to None, for one of ``METRICS``, a :class:`Metric`, or
+            a function of a :class:`Case` to a number, which says by an attribute ``higher_is_better`` what is good.
+            None takes a choice of all kinds.
+
+    Raises:
+        ValueError: an unknown name, one twice, or none at all.
+        TypeError: something else.
+    """
+    if wanted is None:
+        wanted = DEFAULT
+    if isinstance(wanted, str):
+        raise TypeError(f"metrics come as a list of names or a mapping from them, but {wanted!r} came: [{wanted!r}]")
+    names = list(wanted)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"metrics are one name or more, each once, but {names} came")
+    return {name: _chosen(name, wanted[name] if isinstance(wanted, Mapping) else None) for name in names}
+
+
+def baseline_of(name: str, clip: Tensor, classifier: VideoClassifier) -> Tensor:
+    """What hides cells of a clip: one of ``captum_staa.baselines`` by name."""
+    check_choice("baseline", name, BASELINES)
+    return BASELINES[name](clip, classifier.layout)
+
+
+def _chosen(name: str, given: Any) -> Metric:
+    if given is None:
+        check_choice("metrics", name, METRICS)
+        return METRICS[name]
+    if isinstance(given, Metric):
+        return given
+    if not callable(given):
+        raise TypeError(f"metric {name!r} is a function of a Case, or None for a known one, but {given!r} came")
+    return Metric(given, getattr(given, "higher_is_better", None))

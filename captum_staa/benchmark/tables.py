@@ -1,0 +1,178 @@
+"""A comparison as text: CSV and JSON for programs, Markdown, LaTeX and HTML for people."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io as io_module
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captum_staa.benchmark.rows import ALL, CONTROLS, LEFT_OUT, Mean
+from captum_staa.benchmark.scoring import COSTS
+from captum_staa.io import atomic
+
+if TYPE_CHECKING:
+    from captum_staa.benchmark.comparison import Comparison
+
+NOTHING = "–"
+
+
+def written(text: str, path: str | Path | None, overwrite: bool) -> str:
+    """The text, which is then also in a file, if one is named; whole or not at all."""
+    if path is not None:
+        with atomic(path, overwrite) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return text
+
+
+def csv_of(comparison: Comparison) -> str:
+    """Columns clip, method, metric, value."""
+    file = io_module.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("clip", "method", "metric", "value"))
+    writer.writerows((*row[:3], row.reason or repr(row.value)) for row in comparison.rows)
+    return file.getvalue()
+
+
+def json_of(comparison: Comparison) -> str:
+    """One entry per line of the long lists, so that two of them can be compared."""
+    ranks = comparison.ranks()
+    told = {
+        "settings": comparison.settings,
+        "interrupted": comparison.interrupted,
+        "better": comparison.better,
+        "reasons": comparison.reasons(),
+        "means": [
+            {"method": method, "metric": metric, **_finite(mean._asdict()), "rank": _number(ranks[method].get(metric))}
+            for method, means in comparison.means().items()
+            for metric, mean in means.items()
+        ],
+        "rows": [_finite(row._asdict()) for row in comparison.rows],
+    }
+    lines = []
+    for key, value in told.items():
+        if isinstance(value, list):
+            entries = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False, allow_nan=False)}" for entry in value)
+            lines.append(f" {json.dumps(key)}: [\n{entries}\n ]")
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def markdown_of(comparison: Comparison, intervals: bool) -> str:
+    """A table with padded columns, and what was left out under it."""
+    head, body = _grid(comparison, intervals, lambda text: f"**{text}**", lambda text: text.replace("|", "\\|"))
+    wide = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    right = [0 < at < len(head) - 1 for at in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cell.rjust(n) if r else cell.ljust(n) for cell, n, r in zip(cells, wide, right, strict=True)]
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|".join("-" * (n + 1) + ":" if r else ":" + "-" * (n + 1) for n, r in zip(wide, right, strict=True))
+    return "\n".join([line(head), f"|{rule}|", *map(line, body), "", *remarks(comparison)]) + "\n"
+
+
+def latex_of(comparison: Comparison, intervals: bool) -> str:
+    """A ``tabular`` with the same cells."""
+    head, body = _grid(comparison, intervals, lambda text: rf"\textbf{{{text}}}", _latex)
+    rows = [" & ".join(cells) + r" \\" for cells in (head, *body)]
+    columns = "l" + "r" * (len(head) - 2) + "l"
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", rows[0], r"\hline", *rows[1:], r"\hline", r"\end{tabular}"]
+    text = "\n".join(lines + [f"% {remark}" for remark in remarks(comparison)]) + "\n"
+    for sign, command in (("↑", r"$\uparrow$"), ("↓", r"$\downarrow$"), ("–", "--")):
+        text = text.replace(sign, command)
+    return text
+
+
+def html_of(comparison: Comparison, intervals: bool = True) -> str:
+    """A ``<table>`` with the same cells."""
+    head, body = _grid(comparison, intervals, lambda text: f"<b>{text}</b>", html.escape)
+    rows = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in body]
+    top = "<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"
+    said = "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks(comparison))
+    return f"<table>\n<thead>{top}</thead>\n<tbody>\n" + "\n".join(rows) + f"\n</tbody>\n</table>\n{said}\n"
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """What a reader of the numbers must know."""
+    count = len(comparison.clips)
+    found = [
+        f"Means over {count} clip{'s' * (count != 1)} with 95 % bootstrap intervals; "
+        f"{', '.join(COSTS)}: medians, as multiples of one plain forward but for the seconds. "
+        f"Bold: the best method that is no control. ↑ high is good, ↓ low is good."
+    ]
+    if answers := comparison.answers.values():
+        right = sum(explained == answered for explained, answered in answers)
+        found.append(f"The class explained is the model's answer on {right} of {len(answers)} clips.")
+    if inverted := comparison.settings.get("inverted"):
+        found.append(f"The control inverted is minus the map of {inverted}.")
+    left_out = [row for row in comparison.rows if row.metric == LEFT_OUT]
+    if left_out:
+        found.append(f"{len(left_out)} of {count} clips without {left_out[0].reason}")
+    if lost := [row for row in comparison.failures if row.method == ALL]:
+        found.append(f"{len(lost)} of {count} clips could not be had, the first: {lost[0].clip}: {lost[0].reason}")
+    if comparison.interrupted:
+        found.append("Interrupted: not all clips and methods are in here.")
+    return found
+
+
+def _grid(
+    comparison: Comparison, intervals: bool, bold: Callable[[str], str], escape: Callable[[str], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Head and body as text, every row as long as the head."""
+    means, reasons = comparison.means(), comparison.reasons()
+    shown = [metric for metric in comparison.metrics if any(own[metric].clips for own in means.values())]
+    arrows = {1: " ↑", -1: " ↓", 0: ""}
+    head = ["method", *(f"{escape(metric)}{arrows[comparison.better[metric]]}" for metric in shown), "note"]
+    best = {metric: _best(comparison, metric, means) for metric in shown}
+    body = []
+    for method in comparison.methods:
+        cells = []
+        for metric in shown:
+            text = _cell(means[method][metric], metric, intervals)
+            cells.append(bold(text) if method in best[metric] else text)
+        body.append([escape(method), *cells, escape(reasons.get(method, ""))])
+    return head, body
+
+
+def _best(comparison: Comparison, metric: str, means: dict[str, dict[str, Mean]]) -> list[str]:
+    """Names of the best methods that are no control; what looks equal is equal."""
+    sign = comparison.better[metric]
+    real = {
+        method: sign * float(_figure(own[metric].value, metric))
+        for method, own in means.items()
+        if method not in CONTROLS and own[metric].clips and not math.isnan(own[metric].value)
+    }
+    return [method for method, value in real.items() if sign and value == max(real.values())]
+
+
+def _cell(mean: Mean, metric: str, intervals: bool) -> str:
+    if not mean.clips or math.isnan(mean.value):
+        return NOTHING
+    text = _figure(mean.value, metric)
+    if not intervals or math.isnan(mean.low) or mean.clips < 2:
+        return text
+    return f"{text} ({_figure(mean.low, metric)} to {_figure(mean.high, metric)})"
+
+
+def _figure(value: float, metric: str) -> str:
+    return f"{value:.3g}" if metric in COSTS else f"{value:.3f}"
+
+
+def _latex(text: str) -> str:
+    for sign in "&%$#_{}":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def _finite(told: dict[str, Any]) -> dict[str, Any]:
+    return {key: _number(value) if isinstance(value, float) else value for key, value in told.items()}
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,251 @@
+"""Where the clips of a comparison come from: planted, joined, a folder of videos with tables, any iterable."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from captum_staa import VideoClassifier, io
+from captum_staa.benchmark import PlantedClips, Videos, compare, joined
+from captum_staa.benchmark.clips import checked, described, each, share, source_of
+
+PLANTED = PlantedClips(seed=12, n=6)
+FACTOR, MARGIN = 4, 24  # by which planted frames grow in a file; columns beside them, which the centre crop cuts off
+
+
+@pytest.fixture(scope="module")
+def clf() -> VideoClassifier:
+    return VideoClassifier.from_pretrained("tiny-videomae-pattern")
+
+
+@pytest.fixture(scope="module")
+def cnn() -> VideoClassifier:
+    return VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
+
+
+def loaded(source, classifier) -> list:
+    return [load() for _, _, load in each(source_of(source, classifier), classifier, 0, 1)]
+
+
+def test_planted_clips_come_in_the_classifiers_layout(cnn):
+    samples = loaded(PLANTED, cnn)
+    clips, labels, truth = PLANTED[:6]
+    assert torch.equal(torch.cat([sample.clip for sample in samples]), clips.transpose(1, 2))
+    assert [sample.target for sample in samples] == labels.tolist()
+    assert torch.equal(torch.cat([sample.truth for sample in samples]), truth)
+    assert all(sample.clip.is_contiguous() for sample in samples)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_shares_are_a_partition_whatever_the_number_of_processes(clf, world):
+    for make in (lambda: source_of(PLANTED, clf), lambda: iter([PLANTED[i] for i in range(6)])):
+        found = [(index, name) for rank in range(world) for index, name, _ in each(make(), clf, rank, world)]
+        assert sorted(index for index, _ in found) == list(range(6))
+        assert len({name for _, name in found}) == 6
+    assert sum(share(PLANTED, rank, world) for rank in range(world)) == 6
+    assert share(iter([]), 0, world) is None
+
+
+def test_a_sequence_is_loaded_only_when_asked_for(clf):
+    seen = []
+
+    class Watched:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int):
+            seen.append(index)
+            return PLANTED[index]
+
+    loads = [load for _, _, load in each(source_of(Watched(), clf), clf, 1, 2)]
+    assert seen == []
+    assert torch.equal(loads[1]().clip[0], PLANTED[3][0]) and seen == [3]
+
+
+def test_labels_and_axes_of_any_iterable(clf):
+    clip, label, truth = PLANTED[0]
+    forms = [(clip, label), [clip[None], clf.labels[int(label)].upper(), truth[None]], (clip, int(label), None)]
+    samples = loaded(iter(forms), clf)
+    assert {sample.target for sample in samples} == {int(label)}
+    assert all(torch.equal(sample.clip, clip[None]) for sample in samples)
+    assert torch.equal(samples[1].truth, truth[None]) and samples[0].truth is samples[2].truth is None
+
+
+CLIP, LABEL, TRUTH = PLANTED[0]
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        (CLIP, TypeError, "Tensor came"),
+        ((CLIP,), TypeError, "tuple came"),
+        ((CLIP[None].expand(2, -1, -1, -1, -1), 0), ValueError, r"batch of shape \(2, 16"),
+        ((CLIP, "sideways"), ValueError, "no label 'sideways'"),
+        ((CLIP, 4), ValueError, "4 is out of range"),
+        ((CLIP, 0, TRUTH.float()), ValueError, "float32 of shape"),
+        ((CLIP, 0, TRUTH[:8]), ValueError, r"\(1, 16, 48, 48\)"),
+        ((CLIP / 0, 0), ValueError, "nan or infinite"),
+    ],
+)
+def test_bad_items(clf, item, error, message):
+    with pytest.raises(error, match=message):
+        checked(item, clf)
+
+
+@pytest.mark.parametrize(
+    ("clips", "error"), [([], ValueError), ("folder", TypeError), (CLIP, TypeError), (3, TypeError)]
+)
+def test_bad_sources(clf, clips, error):
+    with pytest.raises(error):
+        source_of(clips, clf)
+
+
+def test_names_are_checked_before_the_first_clip_is_loaded(clf):
+    class Named(list):
+        names = ("a", "b", "a")
+
+    with pytest.raises(ValueError, match="came twice: \\['a'\\]"):
+        compare(clf, Named([PLANTED[i] for i in range(3)]), ["STAA"], show_progress=False)
+    with pytest.raises(ValueError, match="one name, but 3"):
+        source_of(Named([PLANTED[0]]), clf)
+
+
+def test_joined_clips_hold_half_of_each_and_truth_says_which(clf, cnn):
+    pairs = joined(PLANTED, clf, n=20, seed=3)
+    clips, labels, _ = PLANTED[:6]
+    firsts = 0
+    for index in range(20):
+        clip, target, truth = pairs[index]
+        own = index % 6
+        when = truth[0, :, 0, 0]
+        assert target == int(labels[own])
+        assert (truth == when[None, :, None, None]).all() and int(when.sum()) == 8
+        assert torch.equal(clip[0, when], clips[own, 1::2])  # every second of its frames, in order
+        others = [at for at in range(6) if torch.equal(clip[0, ~when], clips[at, 1::2])]
+        assert len(others) == 1 and labels[others[0]] != target
+        firsts += bool(when[0])
+    assert 2 < firsts < 18
+    assert torch.equal(joined(PLANTED, clf, n=20, seed=3)[7][0], pairs[7][0])
+    assert any(not torch.equal(joined(PLANTED, clf, n=20, seed=4)[i][0], pairs[i][0]) for i in range(4))
+    volume = joined(PLANTED, cnn, n=20, seed=3)[7]
+    assert torch.equal(volume[0].transpose(1, 2), pairs[7][0]) and torch.equal(volume[2], pairs[7][2])
+
+
+def test_joined_refuses_what_cannot_be_joined(clf):
+    one_class = [PLANTED[i] for i in range(6) if int(PLANTED[i][1]) == 0]
+    with pytest.raises(ValueError, match="of class 0: two classes"):
+        joined(one_class, clf)[0]
+    with pytest.raises(TypeError, match="sequence"):
+        joined(iter(one_class), clf)
+    with pytest.raises(ValueError, match="n is a whole number"):
+        joined(PLANTED, clf, n=0)
+
+
+def test_joined_clips_are_found_in_time(cnn):
+    """The other class's pattern is no evidence: what falls when it is covered is another output than the target's."""
+    wanted = ["auroc_time", "temporal_pointing"]
+    means = compare(cnn, joined(PLANTED, cnn), ["VideoFeatureAblation(frames)"], wanted, show_progress=False).means()
+    found = means["VideoFeatureAblation(frames)"]
+    assert found["temporal_pointing"].value > 0.9 and found["auroc_time"].value > 0.8
+    assert means["uniform"]["auroc_time"].value == 0.5
+
+
+def test_what_fixes_the_clips_is_described(clf):
+    first, other = (described(source_of(PlantedClips(seed, 6), clf)) for seed in (12, 13))
+    assert first != other and first == described(source_of(PLANTED, clf))
+    assert described(joined(PLANTED, clf)) != described(joined(PLANTED, clf, seed=1))
+    assert described(iter([])) == {"iterable": "list_iterator"}
+    assert described([1, 2]) != described([1, 2, 3])
+
+
+# --- videos ------------------------------------------------------------------------------------------------------
+
+av = pytest.importorskip("av")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two planted clips in wider frames, in a folder below, with tables of labels and boxes around the truth."""
+    root = tmp_path_factory.mktemp("set")
+    (root / "sub").mkdir()
+    labels, boxes = ["name,label,comment"], ["name,frame,x0,y0,x1,y1"]
+    for index in (0, 1):
+        frames = PLANTED.frames(index).repeat(FACTOR, axis=1).repeat(FACTOR, axis=2)
+        frames = np.pad(frames, ((0, 0), (0, 0), (MARGIN, MARGIN), (0, 0)))
+        name = f"sub/{index}.mp4"
+        io.write_video(root / name, frames, 8, crf=4)
+        _, label, truth = PLANTED[index]
+        labels.append(f"{name},{PLANTED.labels[int(label)].capitalize()},x")
+        for frame in range(16):
+            for y, x in truth[frame].nonzero().tolist():  # a box per pixel: evidence may wrap around the border
+                left, top = MARGIN + FACTOR * x, FACTOR * y
+                boxes.append(f"{name},{frame},{left},{top},{left + FACTOR},{top + FACTOR}")
+    (root / "labels.csv").write_text("\ufeff" + "\n".join(labels) + "\n", encoding="utf-8")
+    (root / "boxes.csv").write_text("\n".join(boxes) + "\n", encoding="utf-8")
+    return root
+
+
+def test_videos_with_boxes_are_the_clips_that_were_written(clf, folder):
+    videos = Videos(folder, folder / "labels.csv", clf, boxes=folder / "boxes.csv")
+    assert videos.names == ["sub/0.mp4", "sub/1.mp4"]
+    for sample, index in zip(loaded(videos, clf), (0, 1), strict=True):
+        clip, label, truth = PLANTED[index]
+        assert sample.target == int(label)
+        assert torch.equal(sample.truth[0], truth)  # through the file's pixels, the resize and the crop
+        assert (sample.clip[0] - clip).abs().mean() < 0.1  # the codec takes some colour away
+    without = Videos(folder, folder / "labels.csv", clf)
+    assert without[0][2] is None and described(without) != described(videos)
+
+
+def test_boxes_are_cut_at_the_crop_and_frames_without_one_have_none(clf, folder, tmp_path):
+    tables = tmp_path / "boxes.csv"
+    tables.write_text(
+        "name,frame,x0,y0,x1,y1\n"
+        f"sub/0.mp4,2,0,0,{MARGIN + 8},8\n"  # reaches in from the left margin
+        f"sub/0.mp4,2,{MARGIN + 12.1},0,{MARGIN + 13.2},4\n"  # less than a pixel, around no centre
+        f"sub/0.mp4,3,0,0,{MARGIN},{MARGIN}\n"  # all outside
+        "sub/0.mp4,4,-50,-50,900,900\n"  # all
+    )
+    videos = Videos(folder, folder / "labels.csv", clf, boxes=tables)
+    truth = videos[0][2][0]
+    assert [int(frame.sum()) for frame in truth] == [0, 0, 4, 0, 48 * 48, *[0] * 11]
+    assert truth[2, :2, :2].all()
+    assert videos[1][2] is None
+
+
+def test_a_file_that_does_not_decode_is_one_error_row(clf, folder, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"no video at all")
+    (tmp_path / "good.mp4").write_bytes((folder / "sub/0.mp4").read_bytes())
+    (tmp_path / "labels.csv").write_text("name,label\nbad.mp4,0\ngood.mp4,1\n")
+    found = compare(clf, Videos(tmp_path, tmp_path / "labels.csv", clf), ["STAA"], ["sparsity"], show_progress=False)
+    (lost,) = found.failures
+    assert lost[:3] == ("bad.mp4", "*", "error") and "no video" in lost.reason
+    assert {row.clip for row in found.rows if not row.reason} == {"good.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "boxes", "error", "message"),
+    [
+        ("name,label\nsub/0.mp4,sideways\n", None, ValueError, "line 2: there is no label 'sideways'"),
+        ("name,label\nsub/0.mp4,7\n", None, ValueError, "line 2: class 7 is out of range"),
+        ("name,label\nsub/0.mp4,0\nsub/0.mp4,1\n", None, ValueError, "came twice"),
+        ("name,label\nno.mp4,0\nsub/0.mp4,1\n", None, FileNotFoundError, r"1 of the 2 videos .* \['no.mp4'\]"),
+        ("file,label\nsub/0.mp4,0\n", None, ValueError, "needs the columns name, label"),
+        ("name,label\n", None, ValueError, "no rows"),
+        ("", None, ValueError, "needs the columns"),
+        ("name,label\nsub/0.mp4\n", None, ValueError, "line 2: one of name, label is empty"),
+        (None, None, FileNotFoundError, "no table"),
+        ("name,label\nsub/0.mp4,0\n", "name,frame,x0,y0,x1\n", ValueError, "y1"),
+        ("name,label\nsub/0.mp4,0\n", "name,frame,x0,y0,x1,y1\nx.mp4,0,0,0,1,1\n", ValueError, "no video 'x.mp4'"),
+        ("name,label\nsub/0.mp4,0\n", "name,frame,x0,y0,x1,y1\nsub/0.mp4,0,5,0,1,1\n", ValueError, "x0 < x1"),
+        ("name,label\nsub/0.mp4,0\n", "name,frame,x0,y0,x1,y1\nsub/0.mp4,one,0,0,1,1\n", ValueError, "line 2"),
+        ("name,label\nsub/0.mp4,0\n", "name,frame,x0,y0,x1,y1\nsub/0.mp4,0,nan,0,1,1\n", ValueError, "x0 < x1"),
+    ],
+)
+def test_bad_tables(clf, folder, tmp_path, labels, boxes, error, message):
+    for name, text in (("labels.csv", labels), ("boxes.csv", boxes)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    with pytest.raises(error, match=message):
+        Videos(folder, tmp_path / "labels.csv", clf, boxes=None if boxes is None else tmp_path / "boxes.csv")

@@ -1,0 +1,149 @@
+"""What a comparison keeps on disk: whole entries or none, of one run and no other."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from captum_staa import VideoClassifier
+from captum_staa.benchmark import PlantedClips, compare
+from captum_staa.benchmark.ledger import WHOLE, Entry, Ledger
+
+ENTRY = Entry(3, "a.mp4", "STAA", {"auroc": 0.1 + 0.2, "saco": math.nan, "snr": math.inf}, {"insertion": [0.0, 1 / 3]})
+
+
+@pytest.fixture
+def ledger(tmp_path) -> Ledger:
+    ledger = Ledger(tmp_path / "run")
+    ledger.open({"seed": 0}, resume=False)
+    return ledger
+
+
+def test_an_entry_comes_back_as_it_was(ledger):
+    maps = np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1)  # not contiguous
+    ledger.write(ENTRY, {"maps": maps})
+    found = ledger.read(3, "a.mp4", "STAA")
+    assert found is not None and repr(found) == repr(ENTRY)
+    assert (ledger.maps(3, "STAA")["maps"] == maps).all()
+    ledger.write(Entry(3, "a.mp4", "STAA", error="RuntimeError: ü"))
+    assert [entry.error for entry in ledger.of(3)] == ["RuntimeError: ü"]
+    ledger.write(Entry(11, "b.mp4", WHOLE))
+    assert ledger.clips() == [3, 11] and ledger.maps(11, WHOLE) == {}
+    hidden = [path.name for path in ledger.folder.rglob(".*")]
+    assert hidden == []
+
+
+def test_names_that_look_alike_have_entries_of_their_own(ledger):
+    names = ["A b", "a-b", "A(b)", "ä", "*", "x" * 300, "x" * 299, "../../up"]
+    for name in names:
+        ledger.write(Entry(0, "clip", name))
+    assert sorted(entry.method for entry in ledger.of(0)) == sorted(names)
+    assert len(list((ledger.folder / "rows" / "0000000").iterdir())) == len(names)
+    assert sorted(path.name for path in ledger.folder.iterdir()) == ["rows", "settings.json"]
+
+
+@pytest.mark.parametrize("what", ["half", "empty", "one digit", "no checksum", "another's", "binary", "of a list"])
+def test_what_is_not_whole_counts_as_missing(ledger, what):
+    ledger.write(ENTRY)
+    (path,) = (ledger.folder / "rows").rglob("*.json")
+    text = path.read_text()
+    if what == "half":
+        path.write_text(text[: len(text) // 2])
+    elif what == "empty":
+        path.write_text("")
+    elif what == "one digit":
+        assert "0.30000000000000004" in text
+        path.write_text(text.replace("0.30000000000000004", "0.90000000000000004"))
+    elif what == "no checksum":
+        path.write_text(json.dumps({"entry": json.loads(text)["entry"]}))
+    elif what == "another's":
+        ledger.write(Entry(3, "a.mp4", "Saliency", {"auroc": 1.0}))
+        (other,) = (each for each in path.parent.iterdir() if each != path)
+        shutil.copy(other, path)
+    elif what == "binary":
+        path.write_bytes(bytes(range(256)))
+    else:
+        path.write_text("[1]")
+    assert ledger.read(3, "a.mp4", "STAA") is None
+    assert [entry.method for entry in ledger.of(3)] == (["Saliency"] if what == "another's" else [])
+    ledger.write(ENTRY)
+    assert ledger.read(3, "a.mp4", "STAA") is not None
+    assert ledger.read(3, "b.mp4", "STAA") is None  # the clip of this number is another
+
+
+def test_a_folder_belongs_to_one_run(ledger, tmp_path):
+    with pytest.raises(FileExistsError, match="earlier comparison"):
+        ledger.open({"seed": 0}, resume=False)
+    ledger.open({"seed": 0}, resume=True)
+    with pytest.raises(ValueError, match="seed: recorded 0, now 1") as error:
+        ledger.open({"seed": 1, "steps": 4}, resume=True)
+    assert "steps: recorded None, now 4" in str(error.value)
+    (ledger.folder / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        ledger.open({"seed": 0}, resume=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match=r"thesis\.tex"):
+            Ledger(tmp_path / "mine").open({}, resume=resume)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="is a file"):
+        Ledger(tmp_path / "file").open({}, resume=True)
+    Ledger(tmp_path / "new" / "folder").open({"seed": 0}, resume=True)  # nothing to resume: a beginning
+    assert (tmp_path / "new" / "folder" / "settings.json").is_file()
+
+
+def test_a_killed_writer_leaves_nothing_behind_for_long(ledger):
+    ledger.write(ENTRY)
+    (path,) = (ledger.folder / "rows").rglob("*.json")
+    left = path.with_name(".staa.0123.json")
+    left.write_text('{"check')
+    assert len(list(ledger.of(3))) == 1
+    ledger.open({"seed": 0}, resume=True)
+    assert not left.exists() and path.exists()
+
+
+def test_resume_does_what_is_missing_and_nothing_else(tmp_path):
+    clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
+    calls: list[int] = []
+    healthy = False
+
+    def counted(clip, target):
+        calls.append(target)
+        if target == 0 and not healthy:
+            raise RuntimeError("out of memory")
+        return clip.mean(1)
+
+    def run(folder, **options):
+        planted = PlantedClips(seed=12, n=4)
+        given = {"counted": counted, "SmoothGrad": "SmoothGrad"}
+        return compare(clf, planted, given, ["auroc"], out=tmp_path / folder, show_progress=False, **options)
+
+    first = run("run")
+    assert len(calls) == 4 and len(first.failures) == 2  # of one clip, and there nothing can be turned round either
+    with pytest.raises(FileExistsError):
+        run("run")
+    healthy = True
+    calls.clear()
+    whole = run("run", resume=True)
+    assert calls == [0] and not whole.failures  # what failed is tried again
+    calls.clear()
+    assert run("run", resume=True).rows == whole.rows and calls == []
+    entries = sorted((tmp_path / "run" / "rows").rglob("*.json"))
+    damaged = [path for path in entries if path.name.startswith(("smoothgrad", "inverted"))][:3]
+    damaged[0].unlink()
+    damaged[1].write_text(damaged[1].read_text()[:-20])
+    damaged[2].write_text("")
+    assert run("run", resume=True).rows == whole.rows
+    assert sorted((tmp_path / "run" / "rows").rglob("*.json")) == entries
+    fresh = run("fresh")
+    assert fresh.rows == whole.rows
+    with torch.no_grad():
+        next(clf.parameters())[0] += 1e-3
+    with pytest.raises(ValueError, match="weights: recorded"):
+        run("run", resume=True)

@@ -1,0 +1,268 @@
+"""The comparison from the command line, by one process and by several that die: real ones, the same table."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from captum_staa.__main__ import main
+from captum_staa.benchmark.ledger import Entry, Ledger
+from captum_staa.benchmark.processes import _word_of_this_round
+from captum_staa.benchmark.runner import _check_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPARE = ["compare", "--model", "tiny-resnet3d-pattern", "--planted", "3"]
+# of what is drawn at random, too; of the costs none, which no two runs share
+COMPARE += ["--methods", "staa,saliency,SmoothGrad", "--metrics", "auroc,insertion,saco", "--steps", "4"]
+FILES = {"rows", "settings.json", "rows.csv", "table.md", "table.tex", "comparison.json", "report.html"}
+PICTURES = {"curves.png", "ranks.png", "sheet.png"}
+
+
+def said(arguments: list[str]) -> tuple[int, str, str]:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+def torchrun(count: int, *arguments: str, restarts: int = 0) -> list[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+    launch += ["--master-addr", "127.0.0.1", "--master-port", str(_free_port()), "--max-restarts", str(restarts)]
+    return [*launch, *arguments]
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def finished(command: list[str], **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environment(**more), capture_output=True, text=True, timeout=300, check=False, cwd=ROOT
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The folder of one process's run, in this very process."""
+    folder = tmp_path_factory.mktemp("alone") / "new" / "run"
+    code, out, err = said([*COMPARE, "--out", str(folder)])
+    assert code == 0, err
+    assert "| SmoothGrad" in out and "written to" in out
+    return folder
+
+
+def read(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / "rows.csv").read_text(encoding="utf-8"))))
+
+
+def same(folder: Path, other: Path) -> None:
+    """The same table, of the same entries, no row missing or double."""
+    rows = (folder / "rows.csv").read_text()
+    assert rows == (other / "rows.csv").read_text()
+    assert len({tuple(row[:3]) for row in csv.reader(io.StringIO(rows))}) == len(rows.splitlines()) == 1 + 1 + 3 * 6 * 3
+    names = [sorted(str(path.relative_to(each)) for path in (each / "rows").rglob("*")) for each in (folder, other)]
+    assert names[0] == names[1]
+    assert (folder / "table.md").read_text() == (other / "table.md").read_text()
+
+
+def test_the_folder_holds_numbers_tables_pictures_and_a_report(alone):
+    assert {path.name for path in alone.iterdir()} == FILES | PICTURES
+    rows = read(alone)
+    assert list(rows[0]) == ["clip", "method", "metric", "value"]
+    assert {row["method"] for row in rows if row["metric"] == "auroc"} == {
+        *("Saliency", "SmoothGrad"),
+        *("random", "uniform", "centre", "inverted"),
+    }
+    (silent,) = [row for row in rows if row["metric"] == "does not apply"]
+    assert silent["method"] == "STAA" and "attention" in silent["value"]
+    by_name = {
+        row[0]: row[1] for row in ((r["method"] + r["clip"], r["value"]) for r in rows if r["metric"] == "auroc")
+    }
+    saliency, inverted = (float(by_name[f"{name}pattern-00002"]) for name in ("Saliency", "inverted"))
+    assert saliency + inverted == pytest.approx(1)
+    told = json.loads((alone / "comparison.json").read_text())
+    assert told["settings"]["inverted"] == "Saliency" and told["settings"]["device"] == "cpu"
+
+
+def test_an_earlier_run_is_refused_unless_resume_fits(alone):
+    for more, message in (
+        ([], "--resume goes on with it"),
+        (["--resume", "--seed", "1"], "seed: recorded 0, now 1"),
+        (["--resume", "--dtype", "bfloat16"], "dtype: recorded float32, now bfloat16"),
+        (["--resume", "--planted", "5"], "clips: recorded"),
+    ):
+        before = (alone / "rows.csv").read_text()
+        code, _, err = said([*COMPARE, "--out", str(alone), *more])
+        assert code == 2 and message in err, err
+        assert (alone / "rows.csv").read_text() == before
+
+
+def test_a_rank_that_is_killed_is_restarted_and_the_table_is_that_of_one_process(alone, tmp_path):
+    """Two ranks on loopback, kill -9 of one in the middle, ``--max-restarts``."""
+    folder = tmp_path / "run"
+    script = str(ROOT / "tests" / "compare_rank.py")
+    command = torchrun(2, script, *COMPARE, "--out", str(folder), restarts=1)
+    done = finished(command, KILL_RANK="1", KILL_AFTER="5")
+    assert done.returncode == 0, done.stderr
+    assert "Signal 9" in done.stderr or "SIGKILL" in done.stderr or "exitcode: -9" in done.stderr, done.stderr
+    same(folder, alone)
+
+
+def test_a_restarted_group_believes_nothing_that_an_earlier_one_has_left():
+    """Whoever comes first, and whatever words of the dead are in the store, all agree on a word that is new."""
+    words = set()
+    store = dist.HashStore()
+    for first in range(6):
+        found: dict[int, str] = {}
+
+        def ask(rank: int, found: dict[int, str] = found) -> None:
+            found[rank] = _word_of_this_round(store, rank, 3)
+
+        threads = [threading.Thread(target=ask, args=((first + at) % 3,), daemon=True) for at in range(3)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.02)  # so that each in turn finds what the others have left before they are there
+        for thread in threads:
+            thread.join(timeout=20)
+        assert set(found) == {0, 1, 2} and len(set(found.values())) == 1
+        words |= set(found.values())
+    assert len(words) == 6
+
+
+def test_a_table_without_the_clips_of_other_machines_is_refused(tmp_path):
+    ledger = Ledger(tmp_path / "run")
+    ledger.open({}, resume=False)
+    for index in (0, 2):
+        ledger.write(Entry(index, str(index), "*"))
+    with pytest.raises(OSError, match="1 of 3 clips are not in"):
+        _check_whole(ledger, 3)
+    _check_whole(ledger, 2)
+    _check_whole(ledger, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_share_the_work_and_agree(alone, tmp_path, count):
+    folder = tmp_path / "run"
+    done = finished(torchrun(count, "-m", "captum_staa", *COMPARE, "--out", str(folder)))
+    assert done.returncode == 0, done.stderr
+    same(folder, alone)
+    again = finished(torchrun(count, "-m", "captum_staa", *COMPARE, "--out", str(folder)))
+    assert again.returncode != 0 and "earlier comparison" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_run_killed_from_outside_goes_on_with_resume_by_another_number_of_ranks(alone, tmp_path):
+    folder = tmp_path / "run"
+    command = torchrun(2, "-m", "captum_staa", *COMPARE, "--out", str(folder))
+    with subprocess.Popen(
+        command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as run:
+        try:
+            deadline = time.monotonic() + 120
+            while len(list(folder.rglob("rows/*/[!.]*.json"))) < 6:
+                assert run.poll() is None and time.monotonic() < deadline
+                time.sleep(0.005)
+            os.kill(_children(run.pid)[0], signal.SIGKILL)
+            assert run.wait(timeout=120) != 0
+        finally:
+            run.kill()
+    entries = list(folder.rglob("rows/*/[!.]*.json"))
+    assert 6 <= len(entries) < 3 * 7 and not (folder / "rows.csv").exists()
+    entries[0].write_text(entries[0].read_text()[:100])
+    done = finished(torchrun(3, "-m", "captum_staa", *COMPARE, "--out", str(folder), "--resume"))
+    assert done.returncode == 0, done.stderr
+    same(folder, alone)
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done(alone, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "captum_staa", *COMPARE, "--out", str(folder)]
+    with subprocess.Popen(
+        command,
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in a background
+    ) as run:
+        try:
+            deadline = time.monotonic() + 120
+            while len(list(folder.rglob("rows/*/[!.]*.json"))) < 6:
+                assert run.poll() is None and time.monotonic() < deadline
+                time.sleep(0.005)
+            run.send_signal(signal.SIGINT)
+            _, err = run.communicate(timeout=120)
+        finally:
+            run.kill()
+    assert run.returncode == 130 and "go on with --resume" in err, err
+    assert "Interrupted" in (folder / "table.md").read_text()
+    code, _, err = said([*COMPARE, "--out", str(folder), "--resume"])
+    assert code == 0, err
+    same(folder, alone)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_folder_of_videos_with_a_broken_file(tmp_path):
+    pytest.importorskip("av")
+    from captum_staa import io as video_io
+    from captum_staa.benchmark import PlantedClips
+
+    planted = PlantedClips(seed=12, n=2)
+    for index in range(2):
+        video_io.write_video(tmp_path / f"{index}.mp4", planted.frames(index), 8, crf=4)
+    (tmp_path / "2.mp4").write_bytes(b"no video")
+    labels = [f"{i}.mp4,{planted.labels[int(planted[i][1])]}" for i in range(2)]
+    (tmp_path / "labels.csv").write_text("\n".join(["name,label", *labels, "2.mp4,vertical", ""]))
+    arguments = ["compare", "--model", "tiny-videomae-pattern", "--videos", str(tmp_path)]
+    arguments += ["--labels", str(tmp_path / "labels.csv"), "--methods", "staa", "--metrics", "auroc_time,sparsity"]
+    code, out, err = said([*arguments, "--out", str(tmp_path / "plain")])
+    assert code == 1 and "failed: 2.mp4, *: ValueError" in err  # what is good is there, and the status says so
+    assert "2 of 3 clips without truth, which auroc_time need" in out
+    code, out, _ = said([*arguments, "--out", str(tmp_path / "joined"), "--joined"])
+    rows = read(tmp_path / "joined")
+    assert {row["clip"] for row in rows if row["metric"] == "auroc_time"} <= {"joined-00000", "joined-00001"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "--planted N or from --videos DIR"),
+        (["--planted", "1", "--videos", "."], "give one of the two"),
+        (["--videos", "."], "go together"),
+        (["--planted", "1", "--boxes", "b.csv"], "--boxes belongs to --videos"),
+        (["--videos", ".", "--labels", "l.csv", "--task", "order"], "--task belongs to --planted"),
+        (["--videos", ".", "--labels", "no.csv"], "no table no.csv"),
+        (["--planted", "1", "--methods", "star"], "no method 'star'"),
+        (["--planted", "1", "--metrics", "aurok"], "'aurok' came"),
+        (["--planted", "1", "--device", "tpu9"], "--device tpu9 cannot be used"),
+    ],
+)
+def test_bad_command_lines(tmp_path, more, message):
+    code, _, err = said(["compare", "--model", "tiny-resnet3d-pattern", "--out", str(tmp_path / "run"), *more])
+    assert code == 2 and message in err and "\n" not in err.strip(), err
+    assert not (tmp_path / "run").exists()
