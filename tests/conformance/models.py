@@ -15,7 +15,7 @@ from tiny_models import CallsSdpa as Attention
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, VideoLayout
-from captum_staa.models import AttentionSite
+from captum_staa.models import STABN, AttentionSite
 
 Tensors = tuple[Tensor, ...]
 
@@ -168,6 +168,23 @@ class Case:
         return replace(self, model=copy.deepcopy(self.model).to(dtype), inputs=tuple(x.to(dtype) for x in self.inputs))
 
 
+@dataclass(frozen=True)
+class Branched(Case):
+    """A case whose model has an attention branch that acts on its answers: a :class:`STABN`."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The model that the branch was added to."""
+        return self.model.model.module
+
+    def around(self, wrap: Callable[[nn.Module], nn.Module]) -> Case:
+        """The same, the network wrapped in something, with the branch inside; a trace is one of the network alone."""
+        model = copy.deepcopy(self.model)
+        with model.unbranched():
+            model.model.module = wrap(model.model.module)
+        return replace(self, model=model)
+
+
 def _clips(axes: str, frames: int, size: tuple[int, int], channels: tuple[int, ...] = (3,), batch: int = 2) -> Tensors:
     """Normal random clips, drawn in one order whatever the layout, so that twins get the same ones."""
     generator = torch.Generator().manual_seed(1)
@@ -203,6 +220,16 @@ def _own(name: str) -> Case:
     return Case(name, model, _clips("BCTHW", 8, SIZE), model.layout, "blocks.1.norm")
 
 
+def _branched(name: str) -> Case:
+    """Another case with a branch at one of its layers, as if it had learnt something."""
+    plain = fresh(name.removesuffix(BRANCHED))
+    at, before = LAYERS[plain.name]
+    model = STABN.inject(plain.model, at, width=6, example=plain.inputs[0])
+    for seed, added in enumerate((model.branch, model.mechanism), start=2):
+        randomise(added, seed)
+    return Branched(name, model, plain.inputs, plain.layout, before)
+
+
 _MAKERS: dict[str, Callable[[str], Case]] = {
     "conv": lambda name: _conv(name, "BCTHW"),
     "conv-btchw": lambda name: _conv(name, "BTCHW"),
@@ -217,8 +244,19 @@ _MAKERS: dict[str, Callable[[str], Case]] = {
 }
 
 MODELS = tuple(_MAKERS)
+# The same with a branch, for those who read one: its layer, and one in front of it. Of a transformer's last block one
+# token alone would be read.
+BRANCHED = "-branched"
+LAYERS = {
+    "conv": ("features", "features.0"),
+    "conv-btchw": ("features", "features.0"),
+    "vivit": ("vivit.layers.0", "layers.0.layernorm_before"),
+    "own": ("blocks.0.attn", "blocks.0.norm"),
+}
+_MAKERS |= {name + BRANCHED: _branched for name in LAYERS}
 TRANSFORMERS = ("videomae", "videomae-bcthw", "timesformer", "vivit", "vjepa2", "own")
 TWINS = {"conv": "conv-btchw", "videomae": "videomae-bcthw"}
+TWINS |= {name + BRANCHED: twin + BRANCHED for name, twin in TWINS.items() if name in LAYERS}
 
 
 def fresh(name: str) -> Case:
@@ -235,6 +273,7 @@ case = cache(fresh)
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[Tensors]]:
     """Every call of the model: the clips that it got, copied."""
+    model = model.model if isinstance(model, STABN) else model  # its gates are read below its own forward
     calls: list[Tensors] = []
 
     def note(_: nn.Module, args: tuple[object, ...]) -> None:

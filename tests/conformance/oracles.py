@@ -153,13 +153,18 @@ def grad_cam(case: Case, weighting: str = "gradcam", relu_attributions: bool = F
     elif weighting == "layercam":
         slopes = slopes.clamp(min=0)
     maps = torch.einsum("bthwc,bthwc->bthw", slopes.expand_as(cells), cells)
-    maps = maps.clamp(min=0) if relu_attributions else maps
+    return spread(case, drawn(case, maps.clamp(min=0) if relu_attributions else maps))
+
+
+def drawn(case: Case, maps: Tensor) -> Tensor:
+    """``(B, t, h, w)`` of cells linearly between their centres, ``(B, T, H, W)``, each cell's value shared out."""
+    maps = maps.double()
     for axis, size in enumerate(case.sides, start=1):
         count = maps.shape[axis]
         centres, pixels = (np.arange(count) + 0.5) / count, (np.arange(size) + 0.5) / size
         weights = np.stack([np.interp(pixels, centres, cell) for cell in np.eye(count)])  # (count, size)
         maps = torch.tensordot(maps, torch.from_numpy(weights), ([axis], [0])).movedim(-1, axis) * count / size
-    return _spread(case, maps.to(case.inputs[0].dtype))
+    return maps.to(case.inputs[0].dtype)
 
 
 def _cells(case: Case, output: Tensor) -> Tensor:
@@ -175,7 +180,7 @@ def _cells(case: Case, output: Tensor) -> Tensor:
     return output[:, slow_staa.PREFIX.get(case.name, 0) :].view(batch, t, h, w, -1)
 
 
-def _spread(case: Case, joint: Tensor) -> Tensors:
+def spread(case: Case, joint: Tensor) -> Tensors:
     """``(B, T, H, W)`` shared out evenly over the clip's channels."""
     (clip,) = case.inputs
     channel = case.layout.axes.index("C")
@@ -194,7 +199,7 @@ def staa(case: Case, mode: str, rule: str = "product", **_: Any) -> Tensors:
     """All layers rolled out with dense matrices; see slow_staa.py."""
     name, model, clip = _as_the_model_takes_it(case)
     target = torch.tensor(case.target)
-    return _spread(case, slow_staa.staa(name, model, clip, target, mode=mode, rule=rule, layers="all"))
+    return spread(case, slow_staa.staa(name, model, clip, target, mode=mode, rule=rule, layers="all"))
 
 
 def released(case: Case, **_: Any) -> Tensors:
@@ -227,4 +232,4 @@ def released(case: Case, **_: Any) -> Tensors:
             low, high = (float(np.quantile(image.numpy(), q)) for q in (0.7, 0.9))
             kept = torch.where(image >= low + float(draws[example, step]) * (high - low), image, 0)
             joint += [(kept - kept.min()) / (kept.max() - kept.min())] * frames
-    return _spread(case, torch.stack(joint).unflatten(0, (len(clip), -1)))
+    return spread(case, torch.stack(joint).unflatten(0, (len(clip), -1)))

@@ -16,15 +16,17 @@ from captum.attr import FeatureAblation, IntegratedGradients, LayerGradCam, Occl
 from torch import Tensor
 
 from captum_staa import RISE, STAA, SpatioTemporalPerturbation, VideoClassifier
-from captum_staa.attr import GradCAM, VideoFeatureAblation, VideoOcclusion
+from captum_staa.attr import AttentionBranch, GradCAM, VideoFeatureAblation, VideoOcclusion
 from captum_staa.perturbation.fields import Field
 from captum_staa.perturbation.masks import Nested, Separate
 from captum_staa.perturbation.settings import SETTINGS, Setting
 
-from . import oracle_perturbation, oracles
-from .models import MODELS, TRANSFORMERS, Case, Tensors, case
-from .trials import KINDS, Keywords, Subject, Trial
+from . import oracle_perturbation, oracle_st_abn, oracles
+from .models import LAYERS, MODELS, TRANSFORMERS, Case, Tensors
+from .trials import KINDS, Keywords, Subject
 
+# Learning takes some hundred times as long as a gradient: on other models than these its tests are slow ones.
+QUICK = ("conv", "conv-btchw", "cnn-lstm", "vivit")
 ONE_CLIP = tuple(name for name in MODELS if name != "two-stream")
 
 
@@ -106,6 +108,22 @@ def _grad_cam(weighting: Literal["gradcam", "hirescam", "layercam"]) -> Subject:
     )
 
 
+def _attention_branch(weighting: str, exempt: str = "") -> Subject:
+    return Subject(
+        name=f"AttentionBranch {weighting}",
+        method=AttentionBranch,
+        kind="attention" if weighting == "gate" else "gradient",
+        counterpart=LayerGradCam,
+        make=lambda case: AttentionBranch(case.model),
+        oracle=getattr(oracle_st_abn, weighting),
+        keywords=lambda case: {"weighting": weighting},
+        models=tuple(LAYERS),
+        branched=True,
+        exempt={"test_a_single_output_needs_no_target": exempt} if exempt else {},
+        inside=True,
+    )
+
+
 class _FromARamp(Separate):
     """The papers' masks, but not from all ones, which rounding alone would put in order."""
 
@@ -179,6 +197,9 @@ OURS = (
     _grad_cam("gradcam"),
     _grad_cam("hirescam"),
     _grad_cam("layercam"),
+    _attention_branch("gate"),
+    _attention_branch("grad_gate"),
+    _attention_branch("class_map", "the classes are the branch's own, and stay"),
 )
 
 LEFT_REQUIRING = "the clip is left requiring a gradient"
@@ -272,8 +293,9 @@ def over(
                 marks.append(pytest.mark.filterwarnings(f"ignore:{subject.warns}:UserWarning"))
             for model in subject.models:
                 if not models or model in models:
-                    trial = Trial(subject, case(model))
-                    found.append(pytest.param(trial, id=str(trial), marks=marks))
+                    trial = subject.on(model)
+                    slow = [pytest.mark.slow] if subject.kind == "learning" and model not in QUICK else []
+                    found.append(pytest.param(trial, id=str(trial), marks=[*marks, *slow]))
         return pytest.mark.parametrize("trial", found)(test)
 
     return decorate

@@ -72,8 +72,8 @@ def test_attention_needs_no_target(trial: Trial) -> None:
 @over("conv", "own")
 def test_a_single_output_needs_no_target(trial: Trial) -> None:
     case = fresh(trial.case.name)
-    head: nn.Linear = case.model.module.head
-    case.model.module.head = single = nn.Linear(head.in_features, 1)
+    head: nn.Linear = case.network.head
+    case.network.head = single = nn.Linear(head.in_features, 1)
     with torch.no_grad():
         single.weight.copy_(head.weight[1:2])
         single.bias.copy_(head.bias[1:2])

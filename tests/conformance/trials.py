@@ -10,7 +10,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from .models import MODELS, Case, Tensors
+from .models import BRANCHED, MODELS, Case, Tensors, case
 
 Keywords = dict[str, Any]
 Kind = Literal["gradient", "perturbation", "attention", "learning"]
@@ -31,6 +31,7 @@ class Subject:
         oracle: its slow formula.
         keywords: of ``attribute``, beside the target; few and quick.
         models: those it explains.
+        branched: whether it explains them with an attention branch in them.
         exempt: tests whose line is not meant for it, and why.
         fails: tests whose line it does not keep, and why; strict, so that the entry goes when it is mended.
         inside: whether it watches layers inside the network, which a trace hides.
@@ -45,10 +46,15 @@ class Subject:
     oracle: Callable[..., Tensors]
     keywords: Callable[[Case], Keywords] = lambda case: {}
     models: tuple[str, ...] = MODELS
+    branched: bool = False
     exempt: Mapping[str, str] = field(default_factory=dict)
     fails: Mapping[str, str] = field(default_factory=dict)
     inside: bool = False
     warns: str = ""
+
+    def on(self, model: str) -> Trial:
+        """The trial on a model by its name."""
+        return Trial(self, case(model + BRANCHED if self.branched else model))
 
     @property
     def ours(self) -> bool:

@@ -47,7 +47,7 @@ def save_pretrained(
         raise ValueError(f"{str(folder)!r} holds a model already; name another folder, or delete it first")
     if st_abn.config.body == "own":
         raise ValueError("a branch with a body of yours cannot be built from a config: keep st_abn.state_dict()")
-    trunk = _trunk(st_abn.model.module) if st_abn.config.mechanism == "mix" else None
+    trunk = _trunk(st_abn.model.module) if st_abn.config.mechanism == "mix" and base is None else None
     config = {
         "model_type": "st_abn",
         "architectures": ["STABN"],
@@ -86,15 +86,10 @@ def from_pretrained(name_or_folder: str | os.PathLike[str], model: nn.Module | N
     config = BranchConfig(**{f.name: stored["branch"][f.name] for f in fields(BranchConfig)})
     if stored["trunk"] is not None:
         trunk = stored["trunk"]["config"]
-        st_abn = STABN(
-            trunk["num_classes"],
-            TRUNKS[stored["trunk"]["model_type"]](trunk),
-            body="stage" if config.body == "stage" else "light",
-            temporal=config.temporal,
-            num_frames=None if "num_frames" in trunk else stored["steps"],  # steps may be fewer than frames
-            dropout=config.dropout,
-            labels=list(stored["id2label"].values()) or None,
-        )
+        frames = None if "num_frames" in trunk else stored["steps"]  # steps may be fewer than frames
+        st_abn = STABN.__new__(STABN)
+        labels = list(stored["id2label"].values()) or None
+        st_abn._over(TRUNKS[stored["trunk"]["model_type"]](trunk), config, labels, frames)
         st_abn.model.preprocessing = preprocessing.find(
             lambda file: path if (path := folder / file).is_file() else None
         )

@@ -114,6 +114,10 @@ class STABNLoss:
                 f"mechanism={st_abn.config.mechanism!r}; STABN.inject(..., mechanism='observe')"
             )
         whole, gates = st_abn.observe(clips)
+        if whole.shape[1] < 2:
+            raise ValueError(
+                f"preset='posthoc' keeps a decision between classes, but the model gives logits {tuple(whole.shape)}"
+            )
         joint, steps = (gates.spatial * gates.temporal)[:, 0], gates.temporal.expand_as(gates.spatial)[:, 0]
         cover = torch.zeros_like(clips) if self.cover is None else self.cover(clips)
         sizes = st_abn.layout.size(clips)

@@ -86,7 +86,6 @@ class STABN(nn.Module):
     ) -> None:
         network = trunk_of(num_classes, trunk)
         stages: nn.Sequential = network.stages  # type: ignore[assignment]
-        frames = num_frames or (network.config.num_frames if isinstance(network, ResNet3D) else 32)
         batch = any(isinstance(module, nn.BatchNorm3d) for module in network.modules())
         config = BranchConfig(
             layer=f"stages.{len(stages) - 2}",
@@ -96,10 +95,7 @@ class STABN(nn.Module):
             norm="batch" if batch else "group",
             dropout=dropout,
         )
-        fixed = frames if temporal == "fixed" or isinstance(network, ResNet3D) else None
-        model = VideoClassifier(network, "BCTHW", labels, num_frames=fixed)
-        example = next(network.parameters()).new_zeros(1, 3, frames, 64, 64)
-        self._assemble(model, config, None, example, at_stride_one(stages[-1]) if body == "stage" else None)
+        self._over(network, config, labels, num_frames)
         if (found := self.branch.classify.out_features) != num_classes:
             self.remove()
             raise ValueError(f"num_classes is {num_classes}, but the trunk that came gives {found}; pass the same")
@@ -153,9 +149,7 @@ class STABN(nn.Module):
                 no layout, or an unknown option.
             TypeError: ``model`` is no module, or ``layer`` neither a module nor a name.
         """
-        wrapped = model
-        if not isinstance(wrapped, VideoClassifier):
-            wrapped = VideoClassifier(model, layout)
+        wrapped = model if isinstance(model, VideoClassifier) else VideoClassifier(model, layout)
         layout_of(wrapped, layout)
         _, name = find_layer(wrapped, layer)
         config = BranchConfig(
@@ -205,6 +199,15 @@ class STABN(nn.Module):
         from captum_staa.models.st_abn import loading
 
         loading.save_pretrained(self, folder, base=base, half=half)
+
+    def _over(self, trunk: nn.Module, config: BranchConfig, labels: list[str] | None, num_frames: int | None) -> None:
+        """Assemble over a residual 3D CNN."""
+        stages: nn.Sequential = trunk.stages  # type: ignore[assignment]
+        frames = num_frames or (trunk.config.num_frames if isinstance(trunk, ResNet3D) else 32)
+        fixed = frames if config.temporal == "fixed" or isinstance(trunk, ResNet3D) else None
+        model = VideoClassifier(trunk, "BCTHW", labels, num_frames=fixed)
+        example = next(trunk.parameters()).new_zeros(1, 3, frames, 64, 64)
+        self._assemble(model, config, None, example, at_stride_one(stages[-1]) if config.body == "stage" else None)
 
     def _assemble(
         self,

@@ -120,7 +120,9 @@ def fit_st_abn(
     for group in stepper.param_groups:
         group["initial_lr"] = group["lr"]
     history, best = FitHistory(), _copied(learner)
-    settings = {"epochs": epochs, "seed": seed, "preset": loss.preset, "optimizer": type(stepper).__name__}
+    weights = {"area": loss.area, "smoothness": loss.smoothness, "edit": loss.edit}
+    rates = {"optimizer": type(stepper).__name__, "rates": [group["lr"] for group in stepper.param_groups]}
+    settings = {"epochs": epochs, "seed": seed, "preset": loss.preset, **weights, **rates}
     store = None if checkpoint is None else Checkpoint(Path(checkpoint), settings)
     if store is not None and store.there(resume):
         best = store.load(learner, stepper, history)
@@ -134,10 +136,11 @@ def fit_st_abn(
                 torch.manual_seed(seed * 1_000_003 + epoch)
                 for group in stepper.param_groups:
                     group["lr"] = group["initial_lr"] * schedule(epoch / epochs)
-                history.train.append(_epoch(st_abn, loss, _batches(data, epoch), stepper))
+                means = _epoch(st_abn, loss, _batches(data, epoch), stepper)
                 if validation is not None:
                     with torch.no_grad(), evaluating(st_abn):
                         history.validation.append(_epoch(st_abn, loss, _batches(validation, epoch), None))
+                history.train.append(means)
                 if history.judged[-1] == min(history.judged):
                     history.best, best = epoch, _copied(learner)
                 if store is not None:

@@ -1,0 +1,83 @@
+"""``explain --method attention-branch``: an ST-ABN's gates from a video file to numbers and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from captum_staa import AttentionBranch, VideoClassifier, io
+from captum_staa.__main__ import main
+from captum_staa.benchmark import PlantedClips
+from captum_staa.cli import demo, output
+
+MODELS = {"tiny-st-abn-pattern": "grad_gate", "tiny-videomae-pattern-observer": "gate"}
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    clips = PlantedClips(seed=1, n=1, num_frames=32)
+    path = tmp_path_factory.mktemp("videos") / "planted.mp4"
+    return io.write_video(path, demo.enlarged(clips.frames(0), 3), 8.0, crf=6)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    monkeypatch.setattr(output, "draw", lambda *args, **options: None)
+
+
+def explain(video: Path, out: Path, *options: str, model: str = "tiny-st-abn-pattern") -> int:
+    arguments = ["explain", str(video), "--model", model, "--method", "attention-branch", "--out", str(out), *options]
+    return main(arguments)
+
+
+def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    with safe_open(folder / "attributions.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors, json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_it_writes_what_the_library_says(video, tmp_path, model, without_pictures):
+    assert explain(video, tmp_path, model=model) == 0
+    tensors, result = read(tmp_path)
+    classifier = VideoClassifier.from_pretrained(model)
+    clip = classifier.preprocess(io.read_video(video, 16).frames)
+    target = int(classifier(clip).argmax())
+    parts = AttentionBranch(classifier).attribute_parts(clip, target=target)
+    assert parts.weighting == MODELS[model]
+    torch.testing.assert_close(tensors["joint"], parts.joint[0], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(tensors["temporal"], parts.temporal[0], rtol=1e-4, atol=1e-7)
+    assert result["method"] == f"AttentionBranch(st_abn).attribute(weighting={MODELS[model]!r})"
+    assert result["target"]["class_specific"] is (MODELS[model] != "gate")
+
+
+def test_pictures_and_a_weighting_of_choice(video, tmp_path):
+    assert explain(video, tmp_path, "--weighting", "class_map") == 0
+    assert "class_map" in read(tmp_path)[1]["method"]
+    assert {path.name for path in tmp_path.iterdir()} == set(output.FILES)
+
+
+def test_a_long_video_keeps_the_gates_own_signal(video, tmp_path, without_pictures):
+    assert explain(video, tmp_path, "--windows", "--weighting", "gate") == 0
+    tensors, _ = read(tmp_path)
+    classifier = VideoClassifier.from_pretrained("tiny-st-abn-pattern")
+    frames = io.read_video(video, 32).frames
+    windows = [classifier.preprocess(frames[start : start + 16]) for start in (0, 16)]
+    alpha = torch.cat([classifier.module.explain(window).temporal[0] for window in windows])
+    torch.testing.assert_close(tensors["temporal"], alpha, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--model", "tiny-resnet3d-pattern"), "without an attention branch"),
+        (("--mode", "relevance"), "of --method staa: --mode"),
+    ],
+)
+def test_what_does_not_fit_is_refused(video, tmp_path, capsys, options, said):
+    assert explain(video, tmp_path / "out", *options) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -1,0 +1,275 @@
+"""STABNLoss is its formula for every preset, and trains what the preset says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from branched_models import injected
+from test_st_abn import clips_of, settled, slow_resnet
+from tiny_models import randomise
+from torch import Tensor, nn
+
+from captum_staa import baselines
+from captum_staa.models import STABN, STABNLoss, fit_st_abn
+from captum_staa.models.st_abn.loss import trained
+
+TARGETS = torch.tensor([2, 0])
+
+
+def observer(name: str = "tensor", seed: int = 5) -> tuple[STABN, Tensor]:
+    st_abn, _, clip = injected(name, mechanism="observe")
+    randomise(st_abn.branch, seed)
+    return st_abn, clip
+
+
+def cross_entropy(logits: Tensor, targets: list[int]) -> float:
+    """Minus the mean log of a softmax, by hand."""
+    rows = zip(logits.double().tolist(), targets, strict=True)
+    return sum(math.log(sum(map(math.exp, row))) - row[target] for row, target in rows) / len(targets)
+
+
+def log_odds(logits: Tensor, target: int) -> float:
+    others = [math.exp(value) for k, value in enumerate(logits.double().tolist()) if k != target]
+    return float(logits[target]) - math.log(sum(others))
+
+
+@pytest.mark.parametrize("preset", ["paper", "adapter"])
+def test_both_heads_are_judged(preset):
+    st_abn, _, clip = injected("tensor")
+    with torch.no_grad():
+        logits, gates = st_abn.observe(clip)
+        terms = STABNLoss(preset).terms(st_abn, clip, TARGETS)
+        whole = float(STABNLoss(preset)(st_abn, clip, TARGETS))
+    assert list(terms) == ["perception", "attention"]
+    assert float(terms["perception"]) == pytest.approx(cross_entropy(logits, [2, 0]), rel=1e-5)
+    assert float(terms["attention"]) == pytest.approx(cross_entropy(gates.logits, [2, 0]), rel=1e-5)
+    assert whole == pytest.approx(sum(map(float, terms.values())), rel=1e-6)
+    soft = torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
+    with torch.no_grad():
+        mixed = STABNLoss(preset).terms(st_abn, clip, soft)["perception"]
+    assert float(mixed) == pytest.approx(float(-(soft * logits.log_softmax(1)).sum(1).mean()), rel=1e-5)
+
+
+def test_edited_gates_are_near_or_far():
+    st_abn, _, clip = injected("tensor")
+    gates = st_abn.explain(clip).gates
+    generator = torch.Generator().manual_seed(0)
+    when, where = (torch.rand(shape, generator=generator) for shape in ((2, 4), (2, 4, 6, 5)))
+    of_time = float((gates.temporal[:, 0, :, 0, 0] - when).square().sum()) / 8
+    of_space = float((gates.spatial[:, 0] - where).square().sum()) / 240
+    for given, expected in (
+        ({"temporal": when}, 10 * of_time),
+        ({"spatial": where}, 10 * of_space),
+        ({"temporal": when, "spatial": where}, 10 * (of_time + of_space)),
+    ):
+        with torch.no_grad():
+            terms = STABNLoss("edit").terms(st_abn, clip, TARGETS, **given)
+        assert list(terms) == ["perception", "attention", "edit"]
+        assert float(terms["edit"]) == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        light = STABNLoss("edit", edit=2.0).terms(st_abn, clip, TARGETS, when)["edit"]
+    assert float(light) == pytest.approx(2 * of_time, rel=1e-4)
+
+
+# ---------------------------------------------------------------- posthoc
+
+
+def masks(cells: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """``(B, t, h, w)`` linearly between cells' centres, pixel by pixel."""
+    found = torch.zeros(len(cells), *size)
+    for place in torch.ones(size).nonzero().tolist():
+        corners: list[tuple[list[int], float]] = [([], 1.0)]
+        for pixel, pixels, count in zip(place, size, cells.shape[1:], strict=True):
+            at = min(max((pixel + 0.5) * count / pixels - 0.5, 0.0), count - 1.0)
+            low = min(int(at), count - 1)
+            sides = ((low, 1 - at + low), (min(low + 1, count - 1), at - low))
+            corners = [([*index, side], share * part) for index, share in corners for side, part in sides]
+        for index, share in corners:
+            found[(slice(None), *place)] += share * cells[(slice(None), *index)]
+    return found
+
+
+@pytest.mark.parametrize("name", ["tensor", "btchw"])
+@pytest.mark.parametrize("covered", [False, True])
+def test_posthoc_terms_are_those_of_a_slow_loop(name, covered):
+    st_abn, clips = observer(name)
+    layout = st_abn.layout
+    cover = (lambda clip: baselines.blur(clip, layout)) if covered else None
+    with torch.no_grad():
+        head = st_abn.model.module.head
+        head.weight.mul_(8)
+        head.bias.sub_(st_abn(clips).mean(0))  # close calls: what a mask shows is decided otherwise
+        terms = STABNLoss("posthoc", cover=cover, area=0.7, smoothness=0.3).terms(st_abn, clips, TARGETS)
+    gates = st_abn.explain(clips).gates
+    spatial, alpha = gates.spatial[:, 0], gates.temporal[:, 0, :, 0, 0]
+    joint, steps = spatial * alpha[:, :, None, None], alpha[:, :, None, None].expand_as(spatial)
+    behind = torch.zeros_like(clips) if cover is None else cover(clips)
+    model = st_abn.remove()
+    shown, hidden, turned = [], [], 0
+    with torch.no_grad():
+        for cells in (joint, steps):
+            mask = masks(cells, (4, 12, 10)).unsqueeze(layout.channel)
+            for i in range(2):
+                part, clip, back = mask[i : i + 1], clips[i : i + 1], behind[i : i + 1]
+                decision = int(model(clip).argmax())
+                shown.append(cross_entropy(model(part * clip + (1 - part) * back), [decision]))
+                turned += int(model(part * clip + (1 - part) * back).argmax()) != decision
+                gone = log_odds(model((1 - part) * clip + part * back)[0], decision)
+                hidden.append(math.log1p(math.exp(gone - log_odds(model(back)[0], decision))))
+    variation = sum(
+        float(joint.narrow(a, 1, n - 1).sub(joint.narrow(a, 0, n - 1)).abs().mean())
+        for a, n in ((1, 4), (2, 6), (3, 5))
+    )
+    variation += float((alpha[:, 1:] - alpha[:, :-1]).abs().mean())
+    expected = {
+        "shown": sum(shown) / 4,
+        "hidden": sum(hidden) / 4,
+        "area": 0.7 * float(joint.mean() + alpha.mean()),
+        "smoothness": 0.3 * variation,
+    }
+    assert terms.keys() == expected.keys() and turned > 0
+    for term, value in expected.items():
+        assert float(terms[term]) == pytest.approx(value, rel=1e-4), term
+
+
+def test_posthoc_reaches_the_gates_through_the_masks_alone():
+    """The model that judges the masked clips has no gates in it, and gets no gradient where it is frozen."""
+    st_abn, clips = observer()
+    st_abn.model.requires_grad_(False)
+    terms = STABNLoss("posthoc").terms(st_abn, clips, TARGETS)
+    for term in ("shown", "hidden", "area", "smoothness"):
+        slopes = torch.autograd.grad(terms[term], list(st_abn.branch.to_spatial.parameters()), retain_graph=True)
+        assert all(slope.abs().max() > 0 for slope in slopes), term
+    with pytest.raises(RuntimeError, match=r"does not require grad|not have been used"):
+        torch.autograd.grad(terms["shown"], list(st_abn.branch.classify.parameters()))
+
+
+# ---------------------------------------------------------------- what learns, and what stays
+
+
+def batchnormed(mechanism: str) -> tuple[STABN, list[tuple[Tensor, Tensor]]]:
+    """A branch in a 3D CNN with running statistics, dropout and one frozen stage."""
+    model = settled(slow_resnet(3)).train()
+    model.stages[0].requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        st_abn = STABN.inject(model, "stages.2", "BCTHW", mechanism=mechanism, width=4, example=clips_of(4, 32))
+    return st_abn, [(clips_of(4, 32, seed=seed), torch.tensor([0, 2])) for seed in range(2)]
+
+
+@pytest.mark.parametrize(("preset", "mechanism"), [("adapter", "residual"), ("posthoc", "observe")])
+def test_the_model_is_frozen(preset, mechanism):
+    """Its parameters, running statistics, modes and requires_grad are bit for bit what they were; the branch's not."""
+    st_abn, batches = batchnormed(mechanism)
+    model = st_abn.model.module
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    asks = [(p.requires_grad, p.grad) for p in st_abn.parameters()]
+    modes = [module.training for module in st_abn.modules()]
+    branch = {name: value.clone() for name, value in st_abn.branch.state_dict().items()}
+    mechanism_before = [p.clone() for p in st_abn.mechanism.parameters()]
+    fit_st_abn(st_abn, batches, STABNLoss(preset), epochs=2)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert [(p.requires_grad, p.grad) for p in st_abn.parameters()] == asks and not all(asked for asked, _ in asks)
+    assert [module.training for module in st_abn.modules()] == modes
+    unused = ("to_evidence.weight", "classify.weight", "classify.bias") if preset == "posthoc" else ()
+    still = [name for name, value in st_abn.branch.state_dict().items() if torch.equal(value, branch[name])]
+    assert set(still) <= set(unused)
+    for before, after in zip(mechanism_before, st_abn.mechanism.parameters(), strict=True):
+        assert not torch.equal(before, after)
+    if preset == "posthoc":
+        with st_abn.unbranched():
+            expected = st_abn.eval().model(batches[0][0])
+        assert torch.equal(st_abn(batches[0][0]), expected)
+
+
+def test_the_paper_trains_all_of_it():
+    st_abn, batches = batchnormed("residual")
+    before = {name: value.clone() for name, value in st_abn.state_dict().items()}
+    fit_st_abn(st_abn, batches, STABNLoss("paper"), epochs=1)
+    still = [name for name, value in st_abn.state_dict().items() if torch.equal(value, before[name])]
+    assert still == []
+    assert trained(st_abn, "paper") == [st_abn] and trained(st_abn, "edit") == [st_abn]
+    assert trained(st_abn, "adapter") == trained(st_abn, "posthoc") == [st_abn.branch, st_abn.mechanism]
+
+
+def test_edited_weights_are_learnt_in_a_few_steps():
+    st_abn, _, clip = injected("tensor")
+    edited = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
+
+    def far() -> float:
+        return float((st_abn.explain(clip).temporal - edited).square().mean())
+
+    before, answers = far(), cross_entropy(st_abn(clip), [2, 0])
+    maker: Any = lambda parameters: torch.optim.AdamW(parameters, lr=0.01)  # noqa: E731
+    fit_st_abn(st_abn, [(clip, TARGETS, edited)], STABNLoss("edit"), epochs=40, optimizer=maker)
+    assert before > 0.2 and far() < 0.02
+    assert cross_entropy(st_abn(clip), [2, 0]) < answers
+
+
+def test_an_observer_learns_where_the_evidence_is():
+    """A model that reads the brightness of frame 2's left half alone; nothing else may stay open."""
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(3, 4, 1)
+
+        def forward(self, clip: Tensor) -> Tensor:
+            self.conv(clip)
+            bright = clip[:, :, 2, :, :4].mean((1, 2, 3))
+            return torch.stack([4 * bright, -4 * bright], 1)
+
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.tensor([1.0, -1.0] * 4).view(-1, 1, 1, 1)
+    clips = 0.1 * torch.rand(8, 3, 4, 8, 8, generator=generator)
+    clips[:, :, 2, :, :4] += signs.expand(-1, 3, 8, 4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        st_abn = STABN.inject(Reads(), "conv", "BCTHW", mechanism="observe", width=8, example=clips)
+    maker: Any = lambda parameters: torch.optim.AdamW(parameters, lr=0.01)  # noqa: E731
+    fit_st_abn(st_abn, [(clips, torch.zeros(8).long())], STABNLoss("posthoc", area=4.0), epochs=80, optimizer=maker)
+    found = st_abn.explain(clips)
+    joint = found.spatial * found.temporal[:, :, None, None]
+    inside = torch.zeros(4, 8, 8).bool()
+    inside[2, :, :4] = True
+    assert (found.temporal[:, 2] > 0.9).all() and (found.temporal[:, [0, 1, 3]] < 0.1).all()
+    assert joint[:, inside].mean() > 8 * joint[:, ~inside].mean()
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "joint"}, "preset is one of 'paper', 'adapter', 'posthoc', 'edit', but 'joint' came"),
+        ({"area": -1.0}, r"area weighs a term and is at least 0, but -1\.0 came"),
+        ({"smoothness": float("nan")}, "smoothness weighs a term.*nan came"),
+        ({"edit": -0.1}, "edit weighs a term"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        STABNLoss(**options)
+
+
+def test_presets_that_do_not_fit():
+    st_abn, _, clip = injected("tensor")
+    when = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match=r"'posthoc' leaves.*mechanism='residual'; STABN\.inject\(\.\.\., mechanism="):
+        STABNLoss("posthoc")(st_abn, clip, TARGETS)
+    with pytest.raises(ValueError, match=r"'edit' needs the gates that a person drew: pass temporal="):
+        STABNLoss("edit")(st_abn, clip, TARGETS)
+    for preset in ("paper", "adapter", "posthoc"):
+        for name in ("temporal", "spatial"):
+            with pytest.raises(ValueError, match=f"edited gates came, but preset='{preset}' has no use for them"):
+                STABNLoss(preset)(observer()[0] if preset == "posthoc" else st_abn, clip, TARGETS, **{name: when})
+    with pytest.raises(ValueError, match=r"edited gates of shape \(2, 5\) came, but the layer has \(2, 4\)"):
+        STABNLoss("edit")(st_abn, clip, TARGETS, torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"edited gates of shape \(1, 4\) came"):
+        STABNLoss("edit")(st_abn, clip, TARGETS, torch.zeros(1, 4))
+    with pytest.raises(ValueError, match=r"edited gates of shape \(2, 4, 12, 10\) came, but the layer has \(2, 120\)"):
+        STABNLoss("edit")(st_abn, clip, TARGETS, spatial=torch.zeros(2, 4, 12, 10))

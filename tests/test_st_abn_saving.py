@@ -1,0 +1,182 @@
+"""An ST-ABN in a file: its state_dict, and folders with its trunk or with what was added to a model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from branched_models import add, case, injected, taught
+from safetensors.torch import load_file, save_file
+from test_st_abn import clips_of, settled, slow_resnet
+from tiny_models import randomise
+from torch import nn
+
+from captum_staa import VideoClassifier
+from captum_staa.models import STABN, ResNet3D
+from captum_staa.models.resnet3d import save_pretrained as save_resnet3d
+
+
+def trunk(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A trunk and the options of STABN; in the second one time is halved before the branch."""
+    if name == "slow_resnet":
+        return slow_resnet(4), {"num_frames": 6, "temporal": "fixed"}
+    options = {"small": {"padding_mode": "replicate", "time_strides_from": 2}, "steps are not frames": {}}[name]
+    return ResNet3D(4, width=4, num_frames=8, image_size=24, **options), {"body": "light", "dropout": 0.25}
+
+
+@pytest.mark.parametrize("name", ["small", "steps are not frames", "slow_resnet"])
+def test_the_whole_network_in_a_folder(name, tmp_path):
+    net, options = trunk(name)
+    st_abn = settled(STABN(4, net, labels=["a", "b", "c", "d"], **options))
+    clip = clips_of(6 if name == "slow_resnet" else 8, 32 if name == "slow_resnet" else 24)
+    folder = tmp_path / "deep" / "model"
+    st_abn.save_pretrained(folder)
+    other = STABN.from_pretrained(folder)
+    assert not any(module.training for module in other.modules())
+    assert other.config == st_abn.config and other.model.labels == ["a", "b", "c", "d"]
+    one, two = st_abn.explain(clip), other.explain(clip)
+    for mine, theirs in ((one.logits, two.logits), (one.attention_logits, two.attention_logits)):
+        assert torch.equal(mine, theirs)
+    assert torch.equal(one.spatial, two.spatial) and torch.equal(one.temporal, two.temporal)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert other.branch.dropout.p == options.get("dropout", 0.5)
+
+
+def test_half_precision_is_read_as_single(tmp_path):
+    net, options = trunk("slow_resnet")
+    st_abn = settled(STABN(4, net, **options))
+    counted = [module for module in st_abn.modules() if isinstance(module, nn.BatchNorm3d)]
+    counted[0].num_batches_tracked.fill_(100_001)  # more than float16 can tell
+    st_abn.save_pretrained(tmp_path, half=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16, torch.int64}
+    other = STABN.from_pretrained(tmp_path)
+    own = other.state_dict()
+    assert {value.dtype for value in own.values()} == {torch.float32, torch.int64}
+    for name, value in st_abn.state_dict().items():
+        expected = value.half().float() if value.is_floating_point() else value
+        assert torch.equal(own[name], expected), name
+
+
+@pytest.mark.parametrize("name", ["videomae", "tensor"])
+@pytest.mark.parametrize("mechanism", ["residual", "observe"])
+def test_what_was_added_to_a_model_in_a_folder(name, mechanism, tmp_path):
+    sizes = {"tensor": {"width": 5, "maps": 2, "dropout": 0.1}, "videomae": {"width": 7, "temporal": "fixed"}}[name]
+    st_abn, model, clip = injected(name, mechanism=mechanism, **sizes)
+    st_abn.save_pretrained(tmp_path)
+    assert all(key.startswith(("branch.", "mechanism.")) for key in load_file(tmp_path / "model.safetensors"))
+    expected = st_abn.explain(clip)
+    st_abn.remove()
+    if name == "tensor":
+        with pytest.raises(ValueError, match=r"do not fit its config or this model: \['branch.classify.weight'\]"):
+            STABN.from_pretrained(tmp_path, VideoClassifier(model, "BCTHW", num_frames=16))
+        other = STABN.from_pretrained(tmp_path, VideoClassifier(model, "BCTHW", num_frames=4))
+    else:
+        other = STABN.from_pretrained(tmp_path, model)
+    found = other.explain(clip)
+    assert other.config == st_abn.config
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.attention_logits, expected.attention_logits)
+    assert torch.equal(found.spatial, expected.spatial) and torch.equal(found.temporal, expected.temporal)
+
+
+def test_the_model_that_a_branch_is_for_is_found_by_its_name(tmp_path):
+    base = tmp_path / "base"
+    save_resnet3d(randomise(ResNet3D(3, width=4, num_frames=4, image_size=12), 0), base, ["a", "b", "c"])
+    st_abn = taught(STABN.inject(VideoClassifier.from_pretrained(base), "stages.0"))
+    st_abn.save_pretrained(tmp_path / "branch", base=str(base))
+    clip = torch.rand(2, 3, 4, 12, 12)
+    other = STABN.from_pretrained(tmp_path / "branch")
+    assert torch.equal(other(clip), st_abn(clip)) and other.model.labels == ["a", "b", "c"]
+    st_abn.save_pretrained(tmp_path / "nameless")
+    with pytest.raises(ValueError, match=r"is for a model of yours: from_pretrained\(name, model=model\)"):
+        STABN.from_pretrained(tmp_path / "nameless")
+
+
+@pytest.mark.parametrize("name", ["videomae", "timesformer", "tensor"])
+def test_a_state_dict_through_safetensors(name, tmp_path):
+    """All of it, and the branch alone."""
+    st_abn, _, clip = injected(name)
+    save_file(st_abn.state_dict(), tmp_path / "all.safetensors")
+    save_file(st_abn.branch.state_dict(), tmp_path / "branch.safetensors")
+    expected = st_abn.explain(clip)
+    other = injected(name)[0]
+    taught(other, seed=9)
+    randomise(other.model, seed=10)
+    assert not torch.equal(other(clip), expected.logits)
+    other.load_state_dict(load_file(tmp_path / "all.safetensors"))
+    found = other.explain(clip)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.spatial, expected.spatial)
+    randomise(other.branch, seed=11)
+    other.branch.load_state_dict(load_file(tmp_path / "branch.safetensors"))
+    assert torch.equal(other(clip), expected.logits)
+    plain = case(name)[0]
+    prefix = "model." if isinstance(plain, VideoClassifier) else "model.module."
+    of_model = {key for key in st_abn.state_dict() if not key.startswith(("branch.", "mechanism."))}
+    assert of_model == {prefix + key for key in plain.state_dict()}, "the model's own names, and no branch among them"
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_a_folder_with_a_model_is_not_overwritten(tmp_path):
+    st_abn = injected("tensor")[0]
+    st_abn.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="holds a model already; name another folder"):
+        taught(st_abn, seed=9).save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_parts_that_no_config_builds(tmp_path):
+    model, layer, clip, options = case("tensor")
+    own_body = add(model, layer, clip, body=nn.Conv3d(6, 4, 1), **options)
+    with pytest.raises(ValueError, match=r"body of yours cannot be built.*keep st_abn\.state_dict\(\)"):
+        own_body.save_pretrained(tmp_path / "a")
+
+    class Trunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages, self.head = nn.Sequential(nn.Conv3d(3, 4, 1), nn.Conv3d(4, 4, 1)), nn.Linear(4, 2)
+
+        def forward(self, clip: torch.Tensor) -> torch.Tensor:
+            return self.head(self.stages(clip).mean((2, 3, 4)))
+
+    st_abn = STABN(2, Trunk())
+    assert st_abn(torch.rand(1, 3, 5, 8, 8)).shape == (1, 2)
+    with pytest.raises(ValueError, match="trunk of class Trunk cannot be built from a config"):
+        st_abn.save_pretrained(tmp_path / "b")
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.json of an ST-ABN in 'no-such-model'; shipped are \['tiny-"):
+        STABN.from_pretrained("no-such-model")
+    with pytest.raises(ValueError, match=r"model_type = 'resnet3d' in .*expected 'st_abn': VideoClassifier reads"):
+        STABN.from_pretrained("tiny-resnet3d-pattern")
+
+
+@pytest.mark.parametrize("change", ["a weight less", "a weight more", "another shape"])
+def test_weights_that_do_not_fit(change, tmp_path):
+    net, options = trunk("small")
+    STABN(4, net, **options).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    if change == "a weight less":
+        del weights["branch.to_maps.weight"]
+    elif change == "a weight more":
+        weights["branch.to_nothing.weight"] = torch.zeros(3)
+    else:
+        weights["branch.to_maps.weight"] = torch.zeros(5, 32, 1, 1, 1)
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"do not fit its config or this model: \['branch\.to_.*\(1 in all\)"):
+        STABN.from_pretrained(tmp_path)
+
+
+def test_the_config_is_plain_json(tmp_path):
+    net, options = trunk("small")
+    STABN(4, net, labels=["a", "b", "c", "d"], **options).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert config["model_type"] == "st_abn" and config["branch"]["layer"] == "stages.1"
+    assert config["trunk"]["config"]["padding_mode"] == "replicate" and config["id2label"]["2"] == "c"
