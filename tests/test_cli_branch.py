@@ -49,7 +49,7 @@ def test_it_writes_what_the_library_says(video, tmp_path, model, without_picture
     target = int(classifier(clip).argmax())
     parts = AttentionBranch(classifier).attribute_parts(clip, target=target)
     assert parts.weighting == MODELS[model]
-    torch.testing.assert_close(tensors["joint"], parts.joint[0], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(tensors["attributions"], parts.joint[0], rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(tensors["temporal"], parts.temporal[0], rtol=1e-4, atol=1e-7)
     assert result["method"] == f"AttentionBranch(st_abn).attribute(weighting={MODELS[model]!r})"
     assert result["target"]["class_specific"] is (MODELS[model] != "gate")

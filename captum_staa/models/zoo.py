@@ -12,7 +12,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()[0], len(names())
-        ('tiny-resnet3d-motion', 15)
+        ('tiny-resnet3d-motion', 21)
     """
     return sorted(path.parent.name for path in _WEIGHTS.glob("*/config.json"))
 

@@ -220,9 +220,8 @@ class STABN(nn.Module):
     ) -> None:
         super().__init__()
         layer, _ = find_layer(model, config.layer)
-        branch, mechanism = build(model, layer, config, grid, example, body)
+        self.branch, self.mechanism = build(model, layer, config, grid, example, body)
         self.model, self.config, self.grid = model, config, grid
-        self.branch, self.mechanism = branch, mechanism
         self.training = model.training
         self.branch.train(self.training)
         self.mechanism.train(self.training)
@@ -303,9 +302,9 @@ class STABN(nn.Module):
             ValueError: values outside [0, 1]; in the forward, a shape that fits neither the layer nor the clip.
             TypeError: what came is no tensor.
         """
+        check_gates("spatial", spatial)
+        check_gates("temporal", temporal)
         given = {"spatial": spatial, "temporal": temporal}
-        for name, value in given.items():
-            check_gates(name, value)
         with self._asked(**{name: value for name, value in given.items() if value is not None}):
             yield
 
