@@ -17,7 +17,7 @@ from captum_staa.visualization import compare_methods
 from captum_staa.visualization._figure import evenly
 
 if TYPE_CHECKING:
-    from captum_staa.benchmark.comparison import Comparison
+    from captum_staa.benchmark.results import Results
 
 FRAMES = 8  # of a contact sheet, at most
 OUTLINE = "#35d0ff"  # on a map's dark and light colours alike
@@ -26,21 +26,21 @@ DASHES = dict(zip(CONTROLS, ("--", ":", "-.", (0, (1, 4))), strict=True))
 TRUTHS = ("auroc", "auroc_time", "iou", "energy_inside", "temporal_pointing")  # the first that is there is drawn
 
 
-def drawn(comparison: Comparison) -> dict[str, Figure]:
+def drawn(results: Results) -> dict[str, Figure]:
     """All pictures that there is something to draw of."""
-    found = {"curves": curves(comparison), "cost": cost(comparison), "ranks": ranks(comparison)}
-    found["sheet"] = sheet(comparison)
+    found = {"curves": curves(results), "cost": cost(results), "ranks": ranks(results)}
+    found["sheet"] = sheet(results)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def curves(comparison: Comparison) -> Figure | None:
+def curves(results: Results) -> Figure | None:
     """Mean insertion and deletion over clips: the legend is in the order of the areas under the curves."""
-    names = [name for name in comparison.methods if name in comparison.curves]
+    names = [name for name in results.methods if name in results.curves]
     if not names:
         return None
     figure = Figure(figsize=(12, 0.22 * len(names) + 3.2 if len(names) > 12 else 5), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2), ("insertion", "deletion"), strict=True):
-        means = {name: comparison.curves[name][kind] for name in names}
+        means = {name: results.curves[name][kind] for name in names}
         areas = {name: float(np.trapezoid(mean, GRID)) for name, mean in means.items()}
         best_first = sorted(names, key=lambda name: areas[name], reverse=kind == "insertion")
         colours = _colours([name for name in names if name not in CONTROLS])
@@ -59,12 +59,12 @@ def curves(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def cost(comparison: Comparison) -> Figure | None:
+def cost(results: Results) -> Figure | None:
     """Median time, on a logarithmic scale, against how well the truth is found; or, without truth, insertion."""
-    means = comparison.means()
-    wanted = (*(name for name in TRUTHS if name in comparison.metrics), "insertion")
-    metric = next((m for m in wanted if m in comparison.metrics and any(own[m].clips for own in means.values())), None)
-    if metric is None or "forwards" not in comparison.metrics:
+    means = results.means()
+    wanted = (*(name for name in TRUTHS if name in results.metrics), "insertion")
+    metric = next((m for m in wanted if m in results.metrics and any(own[m].clips for own in means.values())), None)
+    if metric is None or "forwards" not in results.metrics:
         return None
     placed = {
         name: (own["forwards"].value, own[metric])
@@ -95,10 +95,10 @@ def cost(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def ranks(comparison: Comparison) -> Figure | None:
+def ranks(results: Results) -> Figure | None:
     """Mean ranks of all methods by all metrics that judge; 1 is best."""
-    found = comparison.ranks()
-    metrics = [m for m in comparison.metrics if any(not math.isnan(own.get(m, math.nan)) for own in found.values())]
+    found = results.ranks()
+    metrics = [m for m in results.metrics if any(not math.isnan(own.get(m, math.nan)) for own in found.values())]
     names = [name for name, own in found.items() if any(not math.isnan(own[m]) for m in metrics)]
     if not metrics or not names:
         return None
@@ -119,10 +119,10 @@ def ranks(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def sheet(comparison: Comparison) -> Figure | None:
+def sheet(results: Results) -> Figure | None:
     """One clip: its frames, and below them every method's map, with an outline of the evidence where it is known."""
-    shown = comparison.sheet
-    maps = {} if shown is None else {name: shown.maps[name] for name in comparison.methods if name in shown.maps}
+    shown = results.sheet
+    maps = {} if shown is None else {name: shown.maps[name] for name in results.methods if name in shown.maps}
     if shown is None or not maps:
         return None
     figure, axes = compare_methods(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from captum_staa.benchmark import tables
 
 if TYPE_CHECKING:
-    from captum_staa.benchmark.comparison import Comparison
+    from captum_staa.benchmark.results import Results
 
 CAPTIONS = {
     "curves": "Insertion and deletion: the answer while cells come, or go, in the order of each map.",
@@ -35,17 +35,17 @@ pre { font-size: 12px; overflow-x: auto; background: #f6f6f6; padding: 1rem }
 """
 
 
-def page(comparison: Comparison) -> str:
-    """The whole page."""
+def page(results: Results, pictures: dict[str, Figure]) -> str:
+    """The whole page, with its pictures by name."""
     parts = [
-        f"<h1>{len(comparison.methods)} methods on {len(comparison.clips)} clips</h1>",
-        f'<div class="wide">{tables.html_of(comparison)}</div>',
+        f"<h1>{len(results.methods)} methods on {len(results.clips)} clips</h1>",
+        f'<div class="wide">{tables.html_of(results)}</div>',
     ]
-    for name, figure in comparison.plot().items():
+    for name, figure in pictures.items():
         picture = f'<img alt="{name}" src="data:image/png;base64,{_png(figure)}">'
         parts.append(f"<figure>{picture}<figcaption>{CAPTIONS[name]}</figcaption></figure>")
-    parts += [_trust(comparison), _failures(comparison)]
-    settings = json.dumps(comparison.settings, indent=1, ensure_ascii=False)
+    parts += [_trust(results), _failures(results)]
+    settings = json.dumps(results.settings, indent=1, ensure_ascii=False)
     parts.append(f"<h2>Settings</h2><pre>{html.escape(settings)}</pre>")
     body = "\n".join(part for part in parts if part)
     return (
@@ -60,8 +60,8 @@ def _png(figure: Figure) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _trust(comparison: Comparison) -> str:
-    found = comparison.trust()
+def _trust(results: Results) -> str:
+    found = results.trust()
     if not found:
         return ""
     rows = [
@@ -78,10 +78,10 @@ def _trust(comparison: Comparison) -> str:
     )
 
 
-def _failures(comparison: Comparison) -> str:
-    if not comparison.failures:
+def _failures(results: Results) -> str:
+    if not results.failures:
         return ""
-    rows = [f"<li>{html.escape(f'{row.clip}, {row.method}: {row.reason}')}</li>" for row in comparison.failures[:200]]
-    more = len(comparison.failures) - len(rows)
+    rows = [f"<li>{html.escape(f'{row.clip}, {row.method}: {row.reason}')}</li>" for row in results.failures[:200]]
+    more = len(results.failures) - len(rows)
     rest = f"<p>and {more} more, in rows.csv</p>" if more else ""
     return f"<h2>What went wrong</h2><ul>{''.join(rows)}</ul>{rest}"

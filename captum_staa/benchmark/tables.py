@@ -16,7 +16,7 @@ from captum_staa.benchmark.scoring import COSTS
 from captum_staa.io import atomic
 
 if TYPE_CHECKING:
-    from captum_staa.benchmark.comparison import Comparison
+    from captum_staa.benchmark.results import Results
 
 NOTHING = "–"
 
@@ -29,29 +29,29 @@ def written(text: str, path: str | Path | None, overwrite: bool) -> str:
     return text
 
 
-def csv_of(comparison: Comparison) -> str:
+def csv_of(results: Results) -> str:
     """Columns clip, method, metric, value."""
     file = io_module.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("clip", "method", "metric", "value"))
-    writer.writerows((*row[:3], row.reason or repr(row.value)) for row in comparison.rows)
+    writer.writerows((*row[:3], row.reason or repr(row.value)) for row in results.rows)
     return file.getvalue()
 
 
-def json_of(comparison: Comparison) -> str:
+def json_of(results: Results) -> str:
     """One entry per line of the long lists, so that two of them can be compared."""
-    ranks = comparison.ranks()
+    ranks = results.ranks()
     told = {
-        "settings": comparison.settings,
-        "interrupted": comparison.interrupted,
-        "better": comparison.better,
-        "reasons": comparison.reasons(),
+        "settings": results.settings,
+        "interrupted": results.interrupted,
+        "better": results.better,
+        "reasons": results.reasons(),
         "means": [
             {"method": method, "metric": metric, **_finite(mean._asdict()), "rank": _number(ranks[method].get(metric))}
-            for method, means in comparison.means().items()
+            for method, means in results.means().items()
             for metric, mean in means.items()
         ],
-        "rows": [_finite(row._asdict()) for row in comparison.rows],
+        "rows": [_finite(row._asdict()) for row in results.rows],
     }
     lines = []
     for key, value in told.items():
@@ -63,9 +63,9 @@ def json_of(comparison: Comparison) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def markdown_of(comparison: Comparison, intervals: bool) -> str:
+def markdown_of(results: Results, intervals: bool) -> str:
     """A table with padded columns, and what was left out under it."""
-    head, body = _grid(comparison, intervals, lambda text: f"**{text}**", lambda text: text.replace("|", "\\|"))
+    head, body = _grid(results, intervals, lambda text: f"**{text}**", lambda text: text.replace("|", "\\|"))
     wide = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     right = [0 < at < len(head) - 1 for at in range(len(head))]
 
@@ -74,64 +74,64 @@ def markdown_of(comparison: Comparison, intervals: bool) -> str:
         return f"| {' | '.join(padded)} |"
 
     rule = "|".join("-" * (n + 1) + ":" if r else ":" + "-" * (n + 1) for n, r in zip(wide, right, strict=True))
-    return "\n".join([line(head), f"|{rule}|", *map(line, body), "", *remarks(comparison)]) + "\n"
+    return "\n".join([line(head), f"|{rule}|", *map(line, body), "", *remarks(results)]) + "\n"
 
 
-def latex_of(comparison: Comparison, intervals: bool) -> str:
+def latex_of(results: Results, intervals: bool) -> str:
     """A ``tabular`` with the same cells."""
-    head, body = _grid(comparison, intervals, lambda text: rf"\textbf{{{text}}}", _latex)
+    head, body = _grid(results, intervals, lambda text: rf"\textbf{{{text}}}", _latex)
     rows = [" & ".join(cells) + r" \\" for cells in (head, *body)]
     columns = "l" + "r" * (len(head) - 2) + "l"
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", rows[0], r"\hline", *rows[1:], r"\hline", r"\end{tabular}"]
-    text = "\n".join(lines + [f"% {remark}" for remark in remarks(comparison)]) + "\n"
+    text = "\n".join(lines + [f"% {remark}" for remark in remarks(results)]) + "\n"
     for sign, command in (("↑", r"$\uparrow$"), ("↓", r"$\downarrow$"), ("–", "--")):
         text = text.replace(sign, command)
     return text
 
 
-def html_of(comparison: Comparison, intervals: bool = True) -> str:
+def html_of(results: Results, intervals: bool = True) -> str:
     """A ``<table>`` with the same cells."""
-    head, body = _grid(comparison, intervals, lambda text: f"<b>{text}</b>", html.escape)
+    head, body = _grid(results, intervals, lambda text: f"<b>{text}</b>", html.escape)
     rows = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in body]
     top = "<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"
-    said = "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks(comparison))
+    said = "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks(results))
     return f"<table>\n<thead>{top}</thead>\n<tbody>\n" + "\n".join(rows) + f"\n</tbody>\n</table>\n{said}\n"
 
 
-def remarks(comparison: Comparison) -> list[str]:
+def remarks(results: Results) -> list[str]:
     """What a reader of the numbers must know."""
-    count = len(comparison.clips)
+    count = len(results.clips)
     found = [
         f"Means over {count} clip{'s' * (count != 1)} with 95 % bootstrap intervals; "
         f"{', '.join(COSTS)}: medians, as multiples of one plain forward but for the seconds. "
         f"Bold: the best method that is no control. ↑ high is good, ↓ low is good."
     ]
-    if answers := comparison.answers.values():
+    if answers := results.answers.values():
         right = sum(explained == answered for explained, answered in answers)
         found.append(f"The class explained is the model's answer on {right} of {len(answers)} clips.")
-    if inverted := comparison.settings.get("inverted"):
+    if inverted := results.settings.get("inverted"):
         found.append(f"The control inverted is minus the map of {inverted}.")
-    left_out = [row for row in comparison.rows if row.metric == LEFT_OUT]
+    left_out = [row for row in results.rows if row.metric == LEFT_OUT]
     if left_out:
         found.append(f"{len(left_out)} of {count} clips without {left_out[0].reason}")
-    if lost := [row for row in comparison.failures if row.method == ALL]:
+    if lost := [row for row in results.failures if row.method == ALL]:
         found.append(f"{len(lost)} of {count} clips could not be had, the first: {lost[0].clip}: {lost[0].reason}")
-    if comparison.interrupted:
+    if results.interrupted:
         found.append("Interrupted: not all clips and methods are in here.")
     return found
 
 
 def _grid(
-    comparison: Comparison, intervals: bool, bold: Callable[[str], str], escape: Callable[[str], str]
+    results: Results, intervals: bool, bold: Callable[[str], str], escape: Callable[[str], str]
 ) -> tuple[list[str], list[list[str]]]:
     """Head and body as text, every row as long as the head."""
-    means, reasons = comparison.means(), comparison.reasons()
-    shown = [metric for metric in comparison.metrics if any(own[metric].clips for own in means.values())]
+    means, reasons = results.means(), results.reasons()
+    shown = [metric for metric in results.metrics if any(own[metric].clips for own in means.values())]
     arrows = {1: " ↑", -1: " ↓", 0: ""}
-    head = ["method", *(f"{escape(metric)}{arrows[comparison.better[metric]]}" for metric in shown), "note"]
-    best = {metric: _best(comparison, metric, means) for metric in shown}
+    head = ["method", *(f"{escape(metric)}{arrows[results.better[metric]]}" for metric in shown), "note"]
+    best = {metric: _best(results, metric, means) for metric in shown}
     body = []
-    for method in comparison.methods:
+    for method in results.methods:
         cells = []
         for metric in shown:
             text = _cell(means[method][metric], metric, intervals)
@@ -140,9 +140,9 @@ def _grid(
     return head, body
 
 
-def _best(comparison: Comparison, metric: str, means: dict[str, dict[str, Mean]]) -> list[str]:
+def _best(results: Results, metric: str, means: dict[str, dict[str, Mean]]) -> list[str]:
     """Names of the best methods that are no control; what looks equal is equal."""
-    sign = comparison.better[metric]
+    sign = results.better[metric]
     real = {
         method: sign * float(_figure(own[metric].value, metric))
         for method, own in means.items()

@@ -2,10 +2,13 @@
 
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import FAMILIES, Family, family_of
+from captum_staa.models.loading import READERS
 from captum_staa.models.resnet3d import ResNet3D
 from captum_staa.models.slow_resnet import SlowResNet
-from captum_staa.models.st_abn import STABN, BranchExplanation, FitHistory, STABNLoss, fit_st_abn
+from captum_staa.models.st_abn import STABN, BranchExplanation, FitHistory, STABNLoss, as_classifier, fit_st_abn
 from captum_staa.sites import AttentionSite
+
+READERS["st_abn"] = as_classifier
 
 __all__ = [
     "FAMILIES",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from captum_staa.models import preprocessing, zoo
+from captum_staa.models import preprocessing, resnet3d, zoo
 from captum_staa.models.labels import in_order
 
 HUB_OPTIONS = {"attn_implementation", "revision", "token", "cache_dir", "local_files_only"}
@@ -51,25 +52,33 @@ def load(
         held = sorted(path.name for path in folder.iterdir())[:10]
         raise ValueError(f"the folder {str(folder)!r} has no config.json, only {held}; save_pretrained writes one")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    found: dict[str, Any] = {}
+    if reader := READERS.get(str(config.get("model_type"))):
+        module, found = reader(folder)
+    else:
+        module, found = _transformers(str(folder), hub), {}
     if read_preprocessing:
-        found["preprocessing"] = preprocessing.find(lambda file: p if (p := folder / file).is_file() else None)
-    if config.get("model_type") == "st_abn":
-        from captum_staa.models.st_abn.network import STABN
+        found.setdefault(
+            "preprocessing", preprocessing.find(lambda file: p if (p := folder / file).is_file() else None)
+        )
+    else:
+        found.pop("preprocessing", None)
+    return module, found
 
-        st_abn = STABN.from_pretrained(folder)
-        own = ("layout", "labels", "num_frames", "image_size", "preprocessing")
-        return st_abn, {name: getattr(st_abn.model, name) for name in own[: None if read_preprocessing else -1]}
-    if config.get("model_type") != "resnet3d":
-        return _transformers(str(folder), hub), found
-    from captum_staa.models import resnet3d
 
+def _read_resnet3d(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     edge = config.get("image_size")
-    found["layout"] = "BCTHW"
-    found["labels"] = in_order(config.get("id2label"))
-    found["num_frames"] = config.get("num_frames")
-    found["image_size"] = (edge, edge) if isinstance(edge, int) else edge
-    return resnet3d.from_pretrained(folder), found
+    return resnet3d.from_pretrained(folder), {
+        "layout": "BCTHW",
+        "labels": in_order(config.get("id2label")),
+        "num_frames": config.get("num_frames"),
+        "image_size": (edge, edge) if isinstance(edge, int) else edge,
+    }
+
+
+# By the model_type in config.json: from a folder to the module and keywords of VideoClassifier. What is not here is a
+# Hugging Face model. models/__init__.py adds the kinds that are themselves made of classifiers.
+READERS: dict[str, Callable[[Path], tuple[nn.Module, dict[str, Any]]]] = {"resnet3d": _read_resnet3d}
 
 
 def _folder(name: str) -> Path | None:

@@ -117,6 +117,34 @@ def trunk_of(num_classes: int, trunk: Literal["small", "resnet50"] | nn.Module) 
     return trunk
 
 
+def paper_config(
+    trunk: nn.Module, body: Literal["stage", "light"], temporal: Literal["any", "fixed"], dropout: float
+) -> BranchConfig:
+    """The paper's branch for a trunk: in front of its last stage, with norms of its kind."""
+    stages: nn.Sequential = trunk.stages  # type: ignore[assignment]
+    batch = any(isinstance(module, nn.BatchNorm3d) for module in trunk.modules())
+    return BranchConfig(
+        layer=f"stages.{len(stages) - 2}",
+        mechanism="mix",
+        body=body,
+        temporal=temporal,
+        norm="batch" if batch else "group",
+        dropout=dropout,
+    )
+
+
+def around(
+    trunk: nn.Module, config: BranchConfig, labels: list[str] | None, num_frames: int | None
+) -> tuple[VideoClassifier, BranchConfig, None, Tensor, nn.Module | None]:
+    """What a branch over a trunk is assembled of: classifier, config, no grid, example, a stage as its body."""
+    stages: nn.Sequential = trunk.stages  # type: ignore[assignment]
+    frames = num_frames or (trunk.config.num_frames if isinstance(trunk, ResNet3D) else 32)
+    fixed = frames if config.temporal == "fixed" or isinstance(trunk, ResNet3D) else None
+    model = VideoClassifier(trunk, "BCTHW", labels, num_frames=fixed)
+    example = next(trunk.parameters()).new_zeros(1, 3, frames, 64, 64)
+    return model, config, None, example, at_stride_one(stages[-1]) if config.body == "stage" else None
+
+
 def at_stride_one(stage: nn.Module) -> nn.Module:
     """A copy of a stage of convolutions that keeps t, h and w."""
     stage = copy.deepcopy(stage)

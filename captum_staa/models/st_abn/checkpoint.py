@@ -6,15 +6,14 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from captum_staa.models.st_abn.training import FitHistory
+from captum_staa.models.st_abn.history import FitHistory
 
 
 @dataclass(frozen=True)

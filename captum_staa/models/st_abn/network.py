@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -20,9 +21,9 @@ from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.layers import find_layer, from_features, to_features, to_pixels
 from captum_staa.models.layouts import layout_of
 from captum_staa.models.modes import evaluating
-from captum_staa.models.resnet3d import ResNet3D
+from captum_staa.models.st_abn import storage
 from captum_staa.models.st_abn.branch import Gates
-from captum_staa.models.st_abn.build import BranchConfig, Mechanism, at_stride_one, build, trunk_of
+from captum_staa.models.st_abn.build import BranchConfig, Mechanism, around, build, paper_config, trunk_of
 from captum_staa.models.st_abn.call import Call, check_gates
 from captum_staa.models.st_abn.explanation import BranchExplanation
 
@@ -85,17 +86,8 @@ class STABN(nn.Module):
         labels: list[str] | None = None,
     ) -> None:
         network = trunk_of(num_classes, trunk)
-        stages: nn.Sequential = network.stages  # type: ignore[assignment]
-        batch = any(isinstance(module, nn.BatchNorm3d) for module in network.modules())
-        config = BranchConfig(
-            layer=f"stages.{len(stages) - 2}",
-            mechanism="mix",
-            body=body,
-            temporal=temporal,
-            norm="batch" if batch else "group",
-            dropout=dropout,
-        )
-        self._over(network, config, labels, num_frames)
+        config = paper_config(network, body, temporal, dropout)
+        self._assemble(*around(network, config, labels, num_frames))
         if (found := self.branch.classify.out_features) != num_classes:
             self.remove()
             raise ValueError(f"num_classes is {num_classes}, but the trunk that came gives {found}; pass the same")
@@ -181,9 +173,20 @@ class STABN(nn.Module):
         Raises:
             ValueError: there is no such folder, it holds another kind of model, or its weights do not fit.
         """
-        from captum_staa.models.st_abn import loading
-
-        return loading.from_pretrained(name_or_folder, model)
+        stored = storage.read(name_or_folder)
+        if stored.trunk is not None:
+            self = cls.__new__(cls)
+            self._assemble(*around(stored.trunk, stored.config, stored.labels, stored.frames))
+            self.model.image_size, self.model.preprocessing = stored.image_size, stored.preprocessing
+        else:
+            if model is None and stored.base is None:
+                raise ValueError(f"the branch in {str(stored.folder)!r} is for a model of yours: pass model=")
+            built = asdict(stored.config)
+            wanted = {name: built[name] for name in ("mechanism", "width", "maps", "temporal", "dropout")}
+            model = VideoClassifier.from_pretrained(str(stored.base)) if model is None else model
+            self = cls.inject(model, stored.config.layer, **wanted)
+        stored.fill(self)
+        return self.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, base: str | None = None, half: bool = False) -> None:
         """Write ``config.json`` and ``model.safetensors``: all of it, or of an injected branch what was added.
@@ -196,18 +199,8 @@ class STABN(nn.Module):
         Raises:
             ValueError: the folder holds a model already, or a part of yours cannot be built from a config.
         """
-        from captum_staa.models.st_abn import loading
-
-        loading.save_pretrained(self, folder, base=base, half=half)
-
-    def _over(self, trunk: nn.Module, config: BranchConfig, labels: list[str] | None, num_frames: int | None) -> None:
-        """Assemble over a residual 3D CNN."""
-        stages: nn.Sequential = trunk.stages  # type: ignore[assignment]
-        frames = num_frames or (trunk.config.num_frames if isinstance(trunk, ResNet3D) else 32)
-        fixed = frames if config.temporal == "fixed" or isinstance(trunk, ResNet3D) else None
-        model = VideoClassifier(trunk, "BCTHW", labels, num_frames=fixed)
-        example = next(trunk.parameters()).new_zeros(1, 3, frames, 64, 64)
-        self._assemble(model, config, None, example, at_stride_one(stages[-1]) if config.body == "stage" else None)
+        trunk, labels, steps = self.model.module, self.model.labels, self.branch.steps
+        storage.write(Path(folder), self, self.config, steps, trunk, labels, base, half)
 
     def _assemble(
         self,

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -17,34 +16,13 @@ from tqdm import tqdm
 from captum_staa.checks import check_count
 from captum_staa.models.modes import evaluating
 from captum_staa.models.st_abn.checkpoint import Checkpoint
+from captum_staa.models.st_abn.history import FitHistory
 from captum_staa.models.st_abn.loss import STABNLoss, trained
 from captum_staa.models.st_abn.network import STABN
 
 Batch = tuple[Tensor, ...]  # clips, targets and, for "edit", temporal gates and spatial gates
 Data = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 OptimizerMaker = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-
-
-@dataclass
-class FitHistory:
-    """How a training went.
-
-    Attributes:
-        train: for every epoch, the mean of each term of the loss and of their sum, ``"loss"``.
-        validation: the same on the validation data; empty without them.
-        best: index of the epoch whose weights the network has now.
-        interrupted: whether Ctrl-C ended it.
-    """
-
-    train: list[dict[str, float]] = field(default_factory=list)
-    validation: list[dict[str, float]] = field(default_factory=list)
-    best: int = -1
-    interrupted: bool = False
-
-    @property
-    def judged(self) -> list[float]:
-        """The loss by which epochs are compared: the validation's where there is one."""
-        return [terms["loss"] for terms in self.validation or self.train]
 
 
 def paper_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
