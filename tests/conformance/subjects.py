@@ -26,7 +26,7 @@ from .models import LAYERS, MODELS, TRANSFORMERS, Case, Tensors
 from .trials import KINDS, Keywords, Subject
 
 # Learning takes some hundred times as long as a gradient: on other models than these its tests are slow ones.
-QUICK = ("conv", "conv-btchw", "cnn-lstm", "vivit")
+QUICK = ("conv", "conv-btchw", "cnn-lstm")
 ONE_CLIP = tuple(name for name in MODELS if name != "two-stream")
 
 
