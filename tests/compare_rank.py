@@ -12,18 +12,21 @@ import sys
 from captum_staa.__main__ import main
 from captum_staa.benchmark.ledger import Ledger
 
-if os.environ.get("RANK") == os.environ.get("KILL_RANK") and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-    left = int(os.environ["KILL_AFTER"])
-    write = Ledger.write
+
+def die_after(entries: int) -> None:
+    """End this process, as if the machine had lost power, when so many entries are written."""
+    write, written = Ledger.write, []
 
     def write_and_die(self, *entry):
-        global left
         write(self, *entry)
-        left -= 1
-        if not left:
+        written.append(entry)
+        if len(written) == entries:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Ledger.write = write_and_die
 
+
 if __name__ == "__main__":
+    if os.environ["RANK"] == os.environ.get("KILL_RANK") and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        die_after(int(os.environ["KILL_AFTER"]))
     sys.exit(main())
