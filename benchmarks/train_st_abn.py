@@ -30,7 +30,8 @@ from captum_staa.models import STABN, ResNet3D, STABNLoss, fit_st_abn
 STEPS, BATCH = 20, 16  # of an epoch; clips of a step
 EPOCHS = {"pattern": 20, "motion": 18, "order": 18}  # of the 3D CNN alone
 JOINT = 10  # further ones, with the branch
-LOOKING, LOOKS = 8, 10  # clips per step and epochs of the observer
+LOOKING, LOOKS = 8, 11  # clips per step and epochs of the observer
+EASY = 4  # of these, the first ones with an area that weighs little: gates that close at once learn nothing
 LAYER = "videomae.encoder.layer.1"
 RATE = 3e-3
 
@@ -96,9 +97,10 @@ def train_observer(clf: VideoClassifier, layer: str, task: str, seed: int) -> ST
         """Zeros or a blur: a mask that suits one of them alone could make evidence of its own edges."""
         return torch.zeros_like(clips) if torch.rand(()) < 0.5 else baselines.blur(clips, clf.layout)
 
-    fit_st_abn(
-        st_abn, watched, STABNLoss("posthoc", cover=cover, area=3.0), epochs=LOOKS, seed=seed, show_progress=True
-    )
+    easy, whole = (STABNLoss("posthoc", cover=cover, area=area) for area in (0.5, 3.0))
+    fit_st_abn(st_abn, watched, easy, epochs=EASY, schedule=lambda progress: 1.0, seed=seed, show_progress=True)
+    rest = LOOKS - EASY
+    fit_st_abn(st_abn, lambda epoch: watched(EASY + epoch), whole, epochs=rest, seed=seed, show_progress=True)
     return st_abn.eval()
 
 
