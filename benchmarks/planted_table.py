@@ -25,13 +25,13 @@ from tqdm import tqdm
 from captum_staa import STAA, Focus, GradCAM, TokenGrid, VideoClassifier, space_time
 from captum_staa.attention.relevance import smooth_input_gradient
 from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark.layers import End, end_layer
 from captum_staa.metrics import auroc, pointing_game
 
 FAMILIES, TASKS = ("videomae", "timesformer", "vivit", "vjepa2"), ("pattern", "motion", "order")
 SEED = 20_000
 BATCH = 8
 METRICS = ("joint", "time", "space", "joint, tubelets", "pointing")
-NORMS = ("layernorm_before", "norm1")  # what a block's attention, and in TimeSformer its spatial one, reads
 Method = Callable[[Tensor, Tensor, Tensor], Tensor]  # (clips, labels, truth) -> maps (B, T, H, W)
 
 
@@ -54,9 +54,10 @@ def methods(clf: VideoClassifier, grid: TokenGrid) -> dict[str, Method]:
         attributions = occlusion.attribute(clips, window, stride, target=labels, perturbations_per_eval=4)
         return space_time(attributions, layout).joint.abs()  # a region may also speak against
 
-    def grad_cam(block: int, weighting: str) -> Method:
-        norms = [name for name, _ in clf.module.named_modules() if "predictor" not in name and name.endswith(NORMS)]
-        method = GradCAM(clf, norms[block], weighting=weighting)  # type: ignore[arg-type]
+    def grad_cam(end: End, weighting: str) -> Method:
+        layer = end_layer(clf, end)
+        assert layer is not None
+        method = GradCAM(clf, layer, weighting=weighting)  # type: ignore[arg-type]
         return lambda clips, labels, truth: method.attribute_parts(clips, target=labels).joint.abs()
 
     def centre(clips: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
@@ -79,9 +80,9 @@ def methods(clf: VideoClassifier, grid: TokenGrid) -> dict[str, Method]:
         "Saliency": lambda x, y, m: space_time(saliency.attribute(x, target=y), layout).joint,
         "IntegratedGradients (50)": integrated,
         "Occlusion (4 frames x 2 x 2 patches)": occluded,
-        "GradCAM (hirescam), first block": grad_cam(0, "hirescam"),
-        "GradCAM (layercam), first block": grad_cam(0, "layercam"),
-        "GradCAM (gradcam), last block": grad_cam(-1, "gradcam"),
+        "GradCAM (hirescam), first block": grad_cam("first", "hirescam"),
+        "GradCAM (layercam), first block": grad_cam("first", "layercam"),
+        "GradCAM (gradcam), last block": grad_cam("last", "gradcam"),
         "random": lambda x, y, m: torch.rand(m.shape, generator=generator),
         "uniform": lambda x, y, m: torch.ones(m.shape),
         "centre": centre,

@@ -76,6 +76,11 @@ class VideoLayout:
         self.check(clip)
         return dict(zip(self.axes, clip.shape, strict=True))
 
+    def extent(self, clip: Tensor) -> tuple[int, int, int]:
+        """``(T, H, W)`` of a clip; raises ValueError as :meth:`size` does."""
+        sizes = self.size(clip)
+        return sizes["T"], sizes["H"], sizes["W"]
+
     def check(self, clip: Tensor, name: str = "inputs") -> None:
         """Raise unless ``clip`` is a non-empty five-dimensional tensor."""
         if not isinstance(clip, torch.Tensor):

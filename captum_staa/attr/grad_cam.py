@@ -28,7 +28,7 @@ from captum_staa.checks import check_choice
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, VideoLayout, from_joint
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.layers import MODES, find_layer, to_pixels
+from captum_staa.models.layers import MODES, covered, find_layer, to_pixels
 from captum_staa.models.layouts import layout_of
 
 # From the gradient (B, C, t, h, w) to what the activation is multiplied by.
@@ -177,8 +177,7 @@ class GradCAM(Attribution):
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, relu: bool
     ) -> SpaceTime:
         clip = one_clip(inputs, self.layout, self.get_name())
-        sizes = self.layout.size(clip)
-        size = (sizes["T"], sizes["H"], sizes["W"])
+        size = self.layout.extent(clip)
         self._check_grid(size)
         refuse_inference_mode(self.get_name())
         extra = _format_additional_forward_args(additional_forward_args)
@@ -240,9 +239,8 @@ class GradCAM(Attribution):
 
     def _to_pixels(self, maps: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Each cell's value spread over its pixels, so that the sum is kept."""
-        of_tokens = self.grid is not None and tuple(maps.shape[1:]) == self.grid.shape
-        covered = self.grid.pixels if self.grid is not None and of_tokens else size
-        return to_pixels(maps, size, self.grid, self.upsampling) * (prod(maps.shape[1:]) / prod(covered))
+        share = prod(maps.shape[1:]) / prod(covered(maps, size, self.grid))
+        return to_pixels(maps, size, self.grid, self.upsampling) * share
 
     # --- what would give a wrong map without a word --------------------------------------------------------------
 

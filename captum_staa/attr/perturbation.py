@@ -240,10 +240,9 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
     # --- what a call needs --------------------------------------------------------------------------------------
 
     def _field(self, clip: Tensor, setting: Setting, feature_mask: Tensor | None, like: Tensor) -> Field:
-        sizes = self.layout.size(clip)
+        size = self.layout.extent(clip)
         if feature_mask is not None:
             return RegionField(units_for(clip, feature_mask, self.layout), like)
-        size = (sizes["T"], sizes["H"], sizes["W"])
         cells = (-(-size[0] // setting.frames), min(size[1], setting.across), min(size[2], setting.across))
         return GridField(size, cells, like)
 

@@ -148,8 +148,7 @@ class _Slope:
     """The masks of one input, and the slope of the score along them."""
 
     def __init__(self, layout: VideoLayout, clip: Tensor, cells: Sides, keep: float) -> None:
-        sizes = layout.size(clip)
-        self.size = (sizes["T"], sizes["H"], sizes["W"])
+        self.size = layout.extent(clip)
         self.cells, self.keep = cells, keep
         self.sides = [-(-pixels // count) for pixels, count in zip(self.size, cells, strict=True)]
         self.like = torch.empty(0, dtype=torch.promote_types(clip.dtype, torch.float32), device=clip.device)

@@ -23,12 +23,10 @@ from captum_staa.attention.frozen import parameters_frozen
 from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
 from captum_staa.checks import check_choice
 from captum_staa.layout import SpaceTime
-from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.families import uncompiled
-from captum_staa.models.layers import MODES, to_pixels
+from captum_staa.models.layers import MODES, covered, to_pixels
 from captum_staa.models.st_abn.branch import Gates
 from captum_staa.models.st_abn.explanation import resolution
-from captum_staa.models.st_abn.network import STABN
+from captum_staa.models.st_abn.network import st_abn_of
 
 Weighting = Literal["gate", "grad_gate", "class_map"]
 WEIGHTINGS = ("gate", "grad_gate", "class_map")
@@ -83,9 +81,8 @@ class AttentionBranch(Attribution):
     """
 
     def __init__(self, st_abn: nn.Module, *, upsampling: Literal["trilinear", "nearest"] = "trilinear") -> None:
-        found = uncompiled(st_abn)
-        found = uncompiled(found.module) if isinstance(found, VideoClassifier) else found
-        if not isinstance(found, STABN):
+        found = st_abn_of(st_abn)
+        if found is None:
             raise TypeError(
                 f"AttentionBranch reads a models.STABN, but {type(st_abn).__name__} came; STABN.inject(model, layer) "
                 f"adds a branch to any video model, and fit_st_abn trains it"
@@ -93,6 +90,11 @@ class AttentionBranch(Attribution):
         check_choice("upsampling", upsampling, MODES)
         super().__init__(st_abn)
         self.st_abn, self.layout, self.upsampling = found, found.layout, upsampling
+
+    @property
+    def class_weighting(self) -> Weighting:
+        """The default where a class is asked for: gates that only observe have no gradient."""
+        return "gate" if self.st_abn.config.mechanism == "observe" else "grad_gate"
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -144,12 +146,10 @@ class AttentionBranch(Attribution):
         """The same attribution as :class:`BranchParts`, in float32 at least."""
         clip = one_clip(inputs, self.layout, self.get_name())
         if weighting is None:
-            observes = self.st_abn.config.mechanism == "observe"
-            weighting = "gate" if target is None or observes else "grad_gate"
+            weighting = "gate" if target is None else self.class_weighting
         check_choice("weighting", weighting, WEIGHTINGS)
         logits, gates, (joint, temporal) = self._weighted(clip, target, additional_forward_args, weighting)
-        sizes = self.layout.size(clip)
-        size = (sizes["T"], sizes["H"], sizes["W"])
+        size = self.layout.extent(clip)
         grid = tuple(joint.shape[1:])
         pixels = to_pixels(joint, size, self.st_abn.grid, self.upsampling)
         steps = temporal[:, :, None, None].expand(-1, -1, *grid[1:])
@@ -158,9 +158,8 @@ class AttentionBranch(Attribution):
             total = pixels.sum((1, 2, 3), keepdim=True)
             pixels = pixels / total.clamp(min=torch.finfo(total.dtype).tiny)  # an override may shut all gates
         else:  # a cell's value is shared by its pixels, a step's by its frames
-            tokens = self.st_abn.grid
-            covered = tokens.pixels if tokens is not None and tokens.shape == grid else size
-            pixels, frames = pixels * (prod(grid) / prod(covered)), frames * (grid[0] / covered[0])
+            behind = covered(joint, size, self.st_abn.grid)
+            pixels, frames = pixels * (prod(grid) / prod(behind)), frames * (grid[0] / behind[0])
         return BranchParts(
             joint=pixels,
             spatial=pixels.sum(1),

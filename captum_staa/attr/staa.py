@@ -221,10 +221,9 @@ class STAA(Attribution):
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, logits: bool
     ) -> SpaceTime:
         clip = one_clip(inputs, self.forward_func.layout, self.get_name())
-        sizes = self.forward_func.layout.size(clip)
+        size = self.forward_func.layout.extent(clip)
         grid = self.forward_func.grid
         assert grid is not None  # a family brings one
-        size = (sizes["T"], sizes["H"], sizes["W"])
         extra = _format_additional_forward_args(additional_forward_args)
         if self.mode == "released":
             return self._released(clip, extra, grid, size)

@@ -19,7 +19,8 @@ from captum_staa.attr import (
 )
 from captum_staa.benchmark.layers import End
 from captum_staa.benchmark.recipes import Call, DoesNotApply, Make, Recipe, named_layer, need_tubelets, windows
-from captum_staa.models import STABN, VideoClassifier
+from captum_staa.models import VideoClassifier
+from captum_staa.models.st_abn.network import st_abn_of
 
 SAMPLES = 400  # masks that RISE draws
 
@@ -81,9 +82,10 @@ def _grad_cam(end: End, weighting: str) -> Make:
 
 def _branch(weighting: str) -> Make:
     def make(classifier: VideoClassifier, copies: int) -> Call:
-        if not isinstance(classifier.module, STABN):
+        st_abn = st_abn_of(classifier)
+        if st_abn is None:
             raise DoesNotApply(f"{type(classifier.module).__name__} is no ST-ABN: it has no attention branch")
-        if weighting == "grad_gate" and classifier.module.config.mechanism == "observe":
+        if weighting == "grad_gate" and st_abn.config.mechanism == "observe":
             raise DoesNotApply(
                 "this branch only observes: its gates do not act on the answer, so it has no gradient there"
             )

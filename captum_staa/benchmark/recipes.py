@@ -50,8 +50,7 @@ def windows(classifier: VideoClassifier, clip: Tensor) -> tuple[tuple[int, int, 
     A cell is the model's tubelet, or an eighth of the clip along each side; in time a window is no shorter than 4
     frames.
     """
-    sizes = classifier.layout.size(clip)
-    size = (sizes["T"], sizes["H"], sizes["W"])
+    size = classifier.layout.extent(clip)
     _, h, w = (-(-side // 8) for side in size) if classifier.grid is None else classifier.grid.tubelet
     frames = min(4, size[0])
     return (frames, min(2 * h, size[1]), min(2 * w, size[2])), (frames, h, w)

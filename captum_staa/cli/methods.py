@@ -15,7 +15,8 @@ from captum_staa.attention.focus import Focus
 from captum_staa.attr import STAA, AttentionBranch, SpatioTemporalPerturbation
 from captum_staa.cli.explanation import Masks, Options
 from captum_staa.layout import SpaceTime
-from captum_staa.models import STABN, VideoClassifier
+from captum_staa.models import VideoClassifier
+from captum_staa.models.st_abn.network import st_abn_of
 from captum_staa.perturbation.settings import SETTINGS
 from captum_staa.perturbation.smoothness import SMOOTHNESS
 
@@ -131,14 +132,13 @@ class OfBranch(Method):
 
     def __init__(self, classifier: VideoClassifier, options: Options) -> None:
         super().__init__(classifier, options)
-        if not isinstance(classifier.module, STABN):
+        if st_abn_of(classifier) is None:
             raise ValueError(
                 f"{options.model!r} is a {type(classifier.module).__name__} without an attention branch; --method "
                 f"attention-branch takes an ST-ABN, such as tiny-st-abn-pattern or a folder of STABN.save_pretrained"
             )
         self.explainer = AttentionBranch(classifier)
-        observes = classifier.module.config.mechanism == "observe"
-        self.weighting = options.weighting or ("gate" if observes else "grad_gate")
+        self.weighting = options.weighting or self.explainer.class_weighting
         self.description = f"AttentionBranch(st_abn).attribute(weighting={self.weighting!r})"
         self.kind = f"AttentionBranch {self.weighting}"
         self.class_specific, self.own_time = self.weighting != "gate", True

@@ -144,8 +144,7 @@ def tubelets(clip: Tensor, clf: Tokenised) -> Tensor:
             "the classifier has no token grid, as it is no transformer of a known family, so it has no tubelets; "
             "feature_masks.grid(clip, layout, (t, h, w)) makes cells for any model"
         )
-    sizes = clf.layout.size(clip)
-    size = (sizes["T"], sizes["H"], sizes["W"])
+    size = clf.layout.extent(clip)
     takes = (clf.num_frames or size[0], *(clf.image_size or size[1:]))
     if size != takes or any(have < need for have, need in zip(size, clf.grid.pixels, strict=True)):
         wanted = takes if size != takes else clf.grid.pixels

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.families import uncompiled
 from captum_staa.models.modes import evaluating
-from captum_staa.models.st_abn.network import STABN
+from captum_staa.models.st_abn.network import st_abn_of
 from captum_staa.perturbation.scores import selected
 
 UNUSED = 0.01
@@ -68,9 +66,8 @@ def attention_usage(
         TypeError: ``st_abn`` is no :class:`STABN`.
         ValueError: a clip of the wrong shape, a target that is out of range, or a branch that was removed.
     """
-    network = uncompiled(st_abn)
-    network = uncompiled(network.module) if isinstance(network, VideoClassifier) else network
-    if not isinstance(network, STABN):
+    network = st_abn_of(st_abn)
+    if network is None:
         raise TypeError(f"attention_usage asks a models.STABN, but {type(st_abn).__name__} came")
     network.layout.check_values(clips, "clips")
     with torch.no_grad(), evaluating(network):

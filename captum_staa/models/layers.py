@@ -87,3 +87,8 @@ def to_pixels(
     if grid is not None and tuple(cells.shape[1:]) == grid.shape:
         return grid.to_pixels(cells, upsampling, size)
     return F.interpolate(cells[:, None], size=size, mode=MODES[upsampling])[:, 0]
+
+
+def covered(cells: Tensor, size: tuple[int, int, int], grid: TokenGrid | None = None) -> tuple[int, int, int]:
+    """``(T, H, W)`` of the pixels behind cells ``(B, t, h, w)`` as :func:`to_pixels` draws them."""
+    return grid.pixels if grid is not None and tuple(cells.shape[1:]) == grid.shape else size

@@ -56,12 +56,10 @@ def load(
         module, found = reader(folder)
     else:
         module, found = _transformers(str(folder), hub), {}
-    if read_preprocessing:
-        found.setdefault(
-            "preprocessing", preprocessing.find(lambda file: p if (p := folder / file).is_file() else None)
-        )
-    else:
+    if not read_preprocessing:
         found.pop("preprocessing", None)
+    elif "preprocessing" not in found:
+        found["preprocessing"] = preprocessing.find(lambda file: p if (p := folder / file).is_file() else None)
     return module, found
 
 

@@ -99,6 +99,21 @@ def finish_sheet(axes: Axes, size: tuple[float, float]) -> None:
     axes.set_axis_off()
 
 
+def page_size(sheet: tuple[float, float], title: str | None, key: Colormap | None) -> tuple[float, float]:
+    """Width and height in inches of a figure with room around a sheet, for a title and for a key to its colours."""
+    return sheet[0] + 0.2, sheet[1] + 0.2 + 0.35 * bool(title) + 0.6 * (key is not None)
+
+
+def head_and_key(
+    figure: Figure, axes: Axes, title: str | None, key: Colormap | None, limits: tuple[float, float], label: str
+) -> None:
+    """The title above, where there is one, and the key to the colours below, where it is wanted."""
+    if title:
+        axes.set_title(title)
+    if key is not None:
+        colour_bar(figure, axes, key, limits, label)
+
+
 def inset(axes: Axes, page: tuple[float, float], left: float, top: float, across: float, down: float) -> Axes:
     """A panel on axes that stand for a page of this width and height, all in inches, from its upper left corner."""
     return axes.inset_axes((left / page[0], 1 - (top + down) / page[1], across / page[0], down / page[1]))

@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 
 from captum_staa.layout import VideoLayout
 
-from ._figure import LABEL_SIZE, LINE, colour_bar, draw_frame, evenly, finish_sheet, frame_labels, new_figure
+from ._figure import (
+    LABEL_SIZE,
+    LINE,
+    draw_frame,
+    evenly,
+    finish_sheet,
+    frame_labels,
+    head_and_key,
+    new_figure,
+    page_size,
+)
 from ._maps import SIGNS, Attributions, Clip, Sign
 from ._overlay import Method, Overlay, overlay
 from ._place import Crop
@@ -125,13 +135,9 @@ def compare_methods(
     wide = max(min(8.5 / len(chosen), 1.6, 6 / len(rows) * width / height), 0.6)  # inches
     frame = wide * height / width, wide
     sheet = rows_size(rows, frame)
-    size = sheet[0] + 0.2, sheet[1] + 0.2 + 0.35 * bool(title) + 0.6 * (key is not None)
-    figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or size)
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or page_size(sheet, title, key))
     draw_rows(axes, rows, [names[at] for at in chosen], frame)
-    if title:
-        axes.set_title(title)
-    if key is not None:
-        colour_bar(figure, axes, key, any_one.limits, f"{SIGNS[sign]} (one scale for all frames of a row)")
+    head_and_key(figure, axes, title, key, any_one.limits, f"{SIGNS[sign]} (one scale for all frames of a row)")
     return figure, axes
 
 

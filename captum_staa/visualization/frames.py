@@ -11,7 +11,7 @@ from matplotlib.colors import Colormap
 from captum_staa.checks import check_count
 from captum_staa.layout import VideoLayout
 
-from ._figure import LABEL_SIZE, colour_bar, draw_frame, evenly, finish_sheet, frame_labels, new_figure
+from ._figure import LABEL_SIZE, draw_frame, evenly, finish_sheet, frame_labels, head_and_key, new_figure, page_size
 from ._maps import Attributions, Clip, Sign
 from ._overlay import Method, overlay
 from ._place import Crop
@@ -124,17 +124,14 @@ def show_frames(
     wide = _frame_width(columns, rows, width / height)  # inches
     tall = wide * height / width
     sheet = columns * (wide + GAP) - GAP, rows * (tall + LABEL_SPACE + GAP) - GAP
-    figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or _fig_size(sheet, title, key is not None))
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or page_size(sheet, title, key))
     for cell, frame in enumerate(chosen):
         left = cell % columns * (wide + GAP)
         top = cell // columns * (tall + LABEL_SPACE + GAP) + LABEL_SPACE
         draw_frame(axes, drawn.frame(frame), left, top, (tall, wide))
         axes.text(left, top - 0.03, names[frame], fontsize=LABEL_SIZE, ha="left", va="bottom")
     finish_sheet(axes, sheet)
-    if title:
-        axes.set_title(title)
-    if key is not None:
-        colour_bar(figure, axes, key, drawn.limits, drawn.caption)
+    head_and_key(figure, axes, title, key, drawn.limits, drawn.caption)
     return figure, axes
 
 
@@ -152,7 +149,3 @@ def _columns(shown: int, aspect: float) -> int:
 def _frame_width(columns: int, rows: int, aspect: float) -> float:
     """Inches: a sheet of at most 11 x 7.5, but no stamps and no posters, and always room for the label."""
     return max(min(11 / columns, 7.5 / rows * aspect, 2.6 * max(aspect, 1) ** 0.5), 0.75)
-
-
-def _fig_size(sheet: tuple[float, float], title: str | None, colorbar: bool) -> tuple[float, float]:
-    return sheet[0] + 0.2, sheet[1] + 0.2 + 0.35 * bool(title) + 0.6 * colorbar

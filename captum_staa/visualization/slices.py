@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from captum_staa.layout import VideoLayout
 
-from ._figure import LABEL_SIZE, colour_bar, frame_labels, inset, new_figure
+from ._figure import LABEL_SIZE, frame_labels, head_and_key, inset, new_figure, page_size
 from ._maps import Attributions, Clip, Sign
 from ._overlay import Method, overlay
 from ._place import Crop, place
@@ -121,8 +121,7 @@ def show_slices(
     group = LABELS + wide + GAP + TIME
     page = 2 * group + 0.1, TITLE + tall + GAP + TIME + LABELS
     key = drawn.cmap if show_colorbar else None
-    size = page[0] + 0.2, page[1] + 0.2 + 0.35 * bool(title) + 0.6 * (key is not None)
-    figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or size)
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or page_size(page, title, key))
     axes.set_axis_off()
 
     some = sorted({0, total // 2, total - 1})
@@ -156,10 +155,7 @@ def show_slices(
         y_t.set_yticks([])
         y_t.set_xticks(ticks, tick_names)
         y_t.set_xlabel(unit, fontsize=LABEL_SIZE)
-    if title:
-        axes.set_title(title)
-    if key is not None:
-        colour_bar(figure, axes, key, drawn.limits, drawn.caption)
+    head_and_key(figure, axes, title, key, drawn.limits, drawn.caption)
     return figure, axes
 
 

@@ -120,8 +120,7 @@ class STABNLoss:
             )
         joint, steps = (gates.spatial * gates.temporal)[:, 0], gates.temporal.expand_as(gates.spatial)[:, 0]
         cover = torch.zeros_like(clips) if self.cover is None else self.cover(clips)
-        sizes = st_abn.layout.size(clips)
-        size = (sizes["T"], sizes["H"], sizes["W"])
+        size = st_abn.layout.extent(clips)
         inputs = []
         for cells in (joint, steps):
             mask = st_abn.layout.from_working(to_pixels(cells.float(), size, st_abn.grid)[:, :, None]).to(clips)

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.families import uncompiled
 from captum_staa.models.layers import find_layer, from_features, to_features, to_pixels
 from captum_staa.models.layouts import layout_of
 from captum_staa.models.modes import evaluating
@@ -268,8 +269,7 @@ class STABN(nn.Module):
         """
         with evaluating(self):
             logits, gates = self.observe(clip, *args)
-        sizes = self.layout.size(clip)
-        size = (sizes["T"], sizes["H"], sizes["W"])
+        size = self.layout.extent(clip)
         spatial, temporal = gates.spatial[:, 0].float(), gates.temporal[:, 0].float()
         steps, height, width = spatial.shape[1:]
         frames = to_pixels(temporal.mean((2, 3), keepdim=True).expand_as(spatial), size, self.grid, "nearest")
@@ -341,3 +341,10 @@ class STABN(nn.Module):
             call.seen.append(gates)
         onward = from_features(self.mechanism(features, gates.spatial, gates.temporal), first, self.grid)
         return getattr(output, "_make", tuple)((onward, *output[1:])) if isinstance(output, tuple) else onward
+
+
+def st_abn_of(model: nn.Module) -> STABN | None:
+    """The ST-ABN that a model is, compiled or not, or that a :class:`VideoClassifier` holds, or None."""
+    found = uncompiled(model)
+    found = uncompiled(found.module) if isinstance(found, VideoClassifier) else found
+    return found if isinstance(found, STABN) else None

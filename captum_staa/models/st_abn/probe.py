@@ -50,8 +50,7 @@ def probe(model: VideoClassifier, layer: nn.Module, name: str, grid: TokenGrid |
         )
     first = outputs[0][0] if isinstance(outputs[0], tuple) and outputs[0] else outputs[0]
     features = to_features(first, grid) if isinstance(first, Tensor) and first.is_floating_point() else None
-    sizes = model.layout.size(clip)
-    size = (sizes["T"], sizes["H"], sizes["W"])
+    size = model.layout.extent(clip)
     # A layer with channels last shows here: as width they are too many.
     if features is None or any(cells > pixels for cells, pixels in zip(features.shape[2:], size, strict=True)):
         shape = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
