@@ -117,11 +117,11 @@ def values_of(found: Found, metric: str, names: list[str]) -> Tensor:
 
 
 def page(results: dict[str, Found]) -> str:
-    counts = sorted(len(found["random"]) for found in results.values())
+    fewest, *_, most = sorted(len(found["random"]) for found in results.values())
     lines = [
         "# Which metric can be trusted",
         "",
-        f"{counts[0]} to {counts[-1]} planted clips of each of {', '.join(results)}.",
+        f"{most if fewest == most else f'{fewest} to {most}'} planted clips of each of {', '.join(results)}.",
         "Eight methods, and the controls random, centre and inverted; uniform has no ranks and stands in the second",
         f"tables only. {STEPS} steps, cells of a tubelet, baseline zero. Made by `python benchmarks/metric_trust.py`.",
         "",
