@@ -1,0 +1,28 @@
+"""STAA's modes, and rank statistics that the tests of STAA share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LAYERS = ([-1], [0], [0, -1], "mean", "all")
+
+
+TARGET = torch.tensor([2, 0])
+
+
+MODES: dict[str, dict[str, str]] = {
+    "attention": {"mode": "attention"},
+    "product": {"mode": "relevance", "rule": "product"},
+    "gradient": {"mode": "relevance", "rule": "gradient"},
+    "chefer": {"mode": "relevance", "rule": "chefer"},
+    "released": {"mode": "released"},
+}
+
+
+def ranks(x: Tensor) -> Tensor:
+    return x.flatten().argsort().argsort().double()
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    return torch.corrcoef(torch.stack([ranks(a.float()), ranks(b.float())]))[0, 1].item()

@@ -1,0 +1,107 @@
+"""What a comparison says of time and memory, and that what is random depends on clip and method alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from comparison_cases import PLANTED, silent, table
+from torch import Tensor
+
+from captum_staa import VideoClassifier
+from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark.cost import PeakMemory, with_cost
+from captum_staa.benchmark.methods import seeded
+
+
+@pytest.fixture(scope="module")
+def clf() -> VideoClassifier:
+    return VideoClassifier.from_pretrained("tiny-videomae-pattern")
+
+
+def test_what_is_random_depends_on_clip_and_method_alone(clf):
+    """Not on the other clips and methods, nor on what was drawn before; and nobody's generator is touched."""
+    names = ["auroc", "sparsity"]
+    torch.manual_seed(1)
+    np.random.seed(1)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    more = silent(clf, PlantedClips(seed=12, n=2), ["Saliency", "SmoothGrad", "GradientShap"], names)
+    assert torch.equal(states[0], torch.get_rng_state()) and (states[1] == np.random.get_state()[1]).all()
+    torch.manual_seed(2)
+    np.random.seed(2)
+    fewer = silent(clf, PlantedClips(seed=12, n=1), ["Saliency", "GradientShap", "SmoothGrad"], names)
+    other = silent(clf, PlantedClips(seed=12, n=1), ["SmoothGrad"], names, seed=1)
+    first, again, seeded_else = table(more), table(fewer), table(other)
+    assert {key: first[key] for key in again} == again
+    key = ("pattern-00000", "SmoothGrad", "auroc")
+    assert seeded_else[key] != again[key]
+    assert first["pattern-00000", "random", "auroc"] != first["pattern-00001", "random", "auroc"]
+
+
+def test_a_function_that_draws_gets_new_draws_for_each_clip_and_the_same_ones_again(clf):
+    def dice(clip: Tensor, target: int) -> Tensor:
+        return torch.rand(1, 16, 48, 48)
+
+    wanted = {"first": lambda case: case.maps[0, 0, 0, 0]}
+    values = [table(silent(clf, [PLANTED[i] for i in (0, 1)], {"dice": dice}, wanted)) for _ in range(2)]
+    drawn = [values[0][f"clip-0000{i}", "dice", "first"] for i in (0, 1)]
+    assert drawn[0] != drawn[1] and values[0] == values[1]
+
+
+def test_seeded_draws_differ_by_clip_method_and_seed():
+    def draws(*key) -> tuple[float, float]:
+        with seeded(*key, torch.device("cpu")):
+            return torch.rand(()).item(), np.random.rand()
+
+    keys = [(0, 0, "a"), (0, 1, "a"), (0, 0, "b"), (1, 0, "a")]
+    assert len({draws(*key) for key in keys}) == 4 and draws(*keys[0]) == draws(*keys[0])
+
+
+def test_cost_in_forwards(clf):
+    clip = PLANTED[16:17][0]
+    held = []
+
+    def forwards(count: int) -> None:
+        with torch.no_grad():
+            for _ in range(count):
+                clf(clip)
+
+    ratios = [with_cost(lambda: forwards(12), clf, clip, memory=False)[1] for _ in range(7)]
+    assert all(math.isnan(cost.memory) for cost in ratios)
+    assert 6 < sorted(cost.forwards for cost in ratios)[3] < 24
+    _, plain = with_cost(lambda: forwards(3), clf, clip, memory=True)
+    assert plain.memory == pytest.approx(1, abs=0.2)  # one after the other
+    with PeakMemory() as memory:
+        forwards(1)
+    large = torch.Size([memory.peak])  # bytes
+
+    def hold() -> None:
+        held.append(torch.ones(large, dtype=torch.uint8))
+        forwards(1)
+        held.clear()
+
+    _, twice = with_cost(hold, clf, clip, memory=True)
+    assert twice.memory == pytest.approx(2, rel=0.02)
+
+
+def test_peak_memory_counts_what_lives_at_once_and_not_what_was_there():
+    given = torch.ones(1000)
+    with PeakMemory() as memory:
+        view = given.view(10, 100)  # no new bytes
+        view += 1
+        for _ in range(4):
+            (given * 2).sum()
+    assert 4000 <= memory.peak < 4100
+    with PeakMemory() as memory:
+        kept = [given * i for i in range(5)]
+        del kept
+        given * 2
+    assert 20000 <= memory.peak < 20100
+    leaf = given.clone().requires_grad_()
+    with PeakMemory() as memory:  # a product's factors are kept for the way back
+        first = leaf * 2
+        second = first * first
+        second.sum().backward()
+    assert memory.peak >= 3 * 4000

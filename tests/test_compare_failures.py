@@ -1,0 +1,129 @@
+"""What is asked of a comparison wrongly is refused; what fails in it is a row, and the rest goes on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from comparison_cases import PLANTED, silent, table
+from torch import Tensor, nn
+
+from captum_staa import VideoClassifier
+from captum_staa.benchmark import Case, PlantedClips
+
+
+@pytest.fixture(scope="module")
+def clf() -> VideoClassifier:
+    return VideoClassifier.from_pretrained("tiny-videomae-pattern")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"methods": ["STAR"]}, ValueError, "no method 'STAR'"),
+        ({"methods": ["staa", "STAA"]}, ValueError, r"\['STAA'\] came twice"),
+        ({"methods": []}, ValueError, "no methods"),
+        ({"methods": "STAA"}, TypeError, "list"),
+        ({"methods": [3]}, TypeError, "3 came"),
+        ({"methods": {"random": "STAA"}}, ValueError, "names of controls"),
+        ({"metrics": ["aurok"]}, ValueError, "'aurok' came"),
+        ({"metrics": ["auroc", "auroc"]}, ValueError, "each once"),
+        ({"metrics": {"mine": 3}}, TypeError, "'mine'"),
+        ({"metrics": "auroc"}, TypeError, "list"),
+        ({"steps": 0}, ValueError, "steps"),
+        ({"perturbations_per_eval": 0}, ValueError, "perturbations_per_eval"),
+        ({"baseline": "grey"}, ValueError, "'grey' came"),
+        ({"resume": True}, ValueError, "pass out="),
+    ],
+)
+def test_bad_arguments(clf, options, error, message):
+    with pytest.raises(error, match=message):
+        silent(clf, [PLANTED[0]], **{"methods": ["STAA"], "metrics": ["auroc"], **options})
+
+
+class Broken:
+    """Three clips of which one cannot be read and one has no truth."""
+
+    names = ("good", "broken", "plain")
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int):
+        if index == 1:
+            raise OSError("the disk says no")
+        clip, label, truth = PLANTED[index]
+        return (clip, label, truth) if index == 0 else (clip, label)
+
+
+def test_what_fails_is_a_row_with_its_reason_and_the_rest_goes_on(clf):
+    calls = []
+
+    def touchy(clip: Tensor, target: int) -> Tensor:
+        calls.append(target)
+        if len(calls) == 2:
+            raise RuntimeError("not this\nclip")
+        return clip.mean(2)
+
+    def of_no_use(case: Case) -> float:
+        raise ZeroDivisionError
+
+    bad = {"nan": lambda clip, target: clip.mean(2) * math.nan, "flat": lambda clip, target: clip.mean((2, 3, 4))}
+    chosen = {"auroc": None, "sparsity": None, "broken": of_no_use}
+    found = silent(clf, Broken(), {"touchy": touchy, "STAA": "STAA", **bad}, chosen)
+    reasons = {row[:2]: row.reason for row in found.failures if not row.reason.startswith("broken:")}
+    assert reasons["broken", "*"] == "OSError: the disk says no"
+    assert reasons["plain", "touchy"] == "RuntimeError: not this clip"
+    assert "nan or infinite" in reasons["good", "nan"] and "shape is (1, 16)" in reasons["good", "flat"]
+    # what is turned round is the first method's map: without it there is no inverted one
+    assert reasons["plain", "inverted"] == "RuntimeError: not this clip" and len(calls) == 2
+    assert {row[:2] for row in found.failures if row.reason == "broken: ZeroDivisionError"} >= {("good", "STAA")}
+    left_out = [row for row in found.rows if row.metric == "left out"]
+    assert [row.clip for row in left_out] == ["plain"] and "auroc" in left_out[0].reason
+    values = table(found)
+    assert ("good", "STAA", "auroc") in values and ("plain", "STAA", "sparsity") in values
+    assert ("plain", "STAA", "auroc") not in values and not any(clip == "broken" for clip, *_ in values)
+    assert "failed on 2 of 3 clips" in found.reasons()["nan"]
+    told = found.to_markdown()
+    assert "1 of 3 clips could not be had" in told and "1 of 3 clips without truth" in told
+    assert found.means()["STAA"]["sparsity"].clips == 2 and found.means()["STAA"]["auroc"].clips == 1
+
+
+def test_a_model_without_gradients_is_compared_by_what_needs_none():
+    class Frozen(nn.Module):
+        def forward(self, clip: Tensor) -> Tensor:
+            with torch.no_grad():
+                return torch.stack([clip.mean((1, 2, 3, 4)), clip[:, :, :4].mean((1, 2, 3, 4))], 1)
+
+    clips = [(torch.rand(3, 8, 16, 16, generator=torch.Generator().manual_seed(0)), 1)]
+    found = silent(
+        VideoClassifier(Frozen(), "BCTHW"), clips, ["VideoOcclusion", "Saliency"], ["deletion", "forwards"], steps=4
+    )
+    assert [row.method for row in found.failures] == ["Saliency"]
+    means = found.means()
+    assert means["VideoOcclusion"]["deletion"].value < means["inverted"]["deletion"].value
+    assert means["VideoOcclusion"]["forwards"].value > 1
+
+
+def test_ctrl_c_keeps_what_is_done_and_a_second_start_goes_on(clf, tmp_path):
+    calls = []
+
+    def interrupted(clip: Tensor, target: int) -> Tensor:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return clip.mean(2)
+
+    def run(out, **options):
+        return silent(
+            clf, PlantedClips(seed=12, n=3), {"STAA": "STAA", "mine": interrupted}, ["auroc"], out=out, **options
+        )
+
+    half = run(tmp_path / "run")
+    assert half.interrupted and "Interrupted" in half.to_markdown()
+    assert half.clips == ["pattern-00000", "pattern-00001"]
+    whole = run(tmp_path / "run", resume=True)
+    assert not whole.interrupted and len(calls) == 4  # the first clip's was kept
+    assert whole.rows == run(tmp_path / "other").rows
+    assert len(whole.rows) == 3 * 6 and len({row[:3] for row in whole.rows}) == 18
