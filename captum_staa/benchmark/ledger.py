@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from captum_staa.io import atomic
+from captum_staa.io import atomic, save_tensors
 
 SETTINGS, ROWS = "settings.json", "rows"
 WHOLE = "*"  # the method of an entry that is about a clip as a whole
@@ -110,7 +110,7 @@ class Ledger:
         if maps is not None:
             with atomic(path.with_suffix(".safetensors"), overwrite=True) as partial:
                 # of an array that is not contiguous, safetensors writes the memory and not the values
-                save_file({name: np.ascontiguousarray(array) for name, array in maps.items()}, partial)
+                save_tensors(save_file, {name: np.ascontiguousarray(array) for name, array in maps.items()}, partial)
         told = asdict(entry)
         told["values"] = {name: value if np.isfinite(value) else str(value) for name, value in entry.values.items()}
         content = json.dumps(told, ensure_ascii=False, allow_nan=False)

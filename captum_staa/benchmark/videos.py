@@ -49,7 +49,7 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
 
     Raises:
         ValueError: a table misses a column or names nothing, a name stands twice, a label is none of the model's, a
-            box is no box, or the classifier came without its preprocessing.
+            box is no box, a name leads out of the folder, or the classifier came without its preprocessing.
         FileNotFoundError: a table or a video is not there.
     """
 
@@ -64,6 +64,7 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
         rows = _read(labels, ("name", "label"))
         self.names = [row["name"] for _, row in rows]
         check_unique(self.names)
+        _check_inside(rows, labels)
         self._targets = [_target(classifier, row["label"], f"{labels}, line {line}") for line, row in rows]
         if missing := [name for name in self.names if not (self._folder / name).is_file()]:
             raise FileNotFoundError(
@@ -126,6 +127,17 @@ def _read(table: io.FilePath, columns: tuple[str, ...]) -> list[tuple[int, dict[
     if short := [line for line, row in rows if any(not row[column] for column in columns)]:
         raise ValueError(f"{path}, line {short[0]}: one of {', '.join(columns)} is empty")
     return rows
+
+
+def _check_inside(rows: list[tuple[int, dict[str, str]]], table: io.FilePath) -> None:
+    """A table that somebody sent must not reach for files elsewhere on the disk."""
+    for line, row in rows:
+        path = Path(row["name"])
+        if path.is_absolute() or path.drive or ".." in path.parts:
+            raise ValueError(
+                f"{table}, line {line}: the name {row['name']!r} leads out of the folder of the videos; name a file in "
+                f"it, from that folder on"
+            )
 
 
 def _target(classifier: VideoClassifier, label: str, where: str) -> int:

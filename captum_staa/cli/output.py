@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from captum_staa.cli.explanation import Explanation, KeyFrame
 from captum_staa.cli.pictures import draw
-from captum_staa.io import atomic
+from captum_staa.io import save_tensors, together
 
-PICTURES = ("overlay.mp4", "sheet.png", "timeline.png")
+PICTURES = ("overlay.mp4", "player.html", "sheet.png", "timeline.png")
 FILES = ("attributions.safetensors", "result.json", *PICTURES)
 PREDICTIONS = 20  # classes that result.json names
 
@@ -34,7 +34,7 @@ def refuse_to_overwrite(folder: Path, overwrite: bool, files: tuple[str, ...] = 
 def write(
     explanation: Explanation, folder: Path, *, overwrite: bool = False, truth: torch.Tensor | None = None
 ) -> list[Path]:
-    """Write all files of an explanation.
+    """Write all files of an explanation, or none of them.
 
     Args:
         explanation: what to write.
@@ -47,28 +47,24 @@ def write(
 
     Raises:
         FileExistsError: one of the files is there and ``overwrite`` is False; nothing is written then.
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or the disk is full; nothing is left of it then.
     """
     refuse_to_overwrite(folder, overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in FILES]
-    with atomic(paths[0], overwrite) as partial:
-        parts = explanation.parts
-        tensors = {"attributions": parts.joint[0], "temporal": parts.temporal[0], "spatial": parts.spatial[0]}
-        if explanation.masks is not None:
-            tensors["masks"] = explanation.masks.masks
-        partial.touch()
-        mode = partial.stat().st_mode  # what the user's umask says; safetensors would leave the file to its owner alone
-        save_file({name: part.float().contiguous() for name, part in tensors.items()}, partial, described(explanation))
-        partial.chmod(mode)
-    with atomic(paths[1], overwrite) as partial:
+    parts, masks = explanation.parts, explanation.masks
+    tensors = {"attributions": parts.joint[0], "temporal": parts.temporal[0], "spatial": parts.spatial[0]}
+    if masks is not None:
+        tensors["masks"] = masks.masks
+    with together(folder, FILES, overwrite) as partial:
+        paths = [partial / name for name in FILES]
+        contiguous = {name: part.float().contiguous() for name, part in tensors.items()}
+        save_tensors(save_file, contiguous, paths[0], described(explanation))
         entries = as_json(explanation).items()
         lines = [
             f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}" for key, value in entries
         ]
-        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")  # one entry per line
-    draw(explanation, *paths[2:], overwrite=overwrite, truth=truth)
-    return paths
+        paths[1].write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")  # one entry per line
+        draw(explanation, *paths[2:], overwrite=overwrite, truth=truth)
+    return [folder / name for name in FILES]
 
 
 def described(explanation: Explanation) -> dict[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from captum_staa.models import preprocessing, resnet3d, zoo
@@ -51,9 +52,15 @@ def load(
     if not (folder / "config.json").is_file():
         held = sorted(path.name for path in folder.iterdir())[:10]
         raise ValueError(f"the folder {str(folder)!r} has no config.json, only {held}; save_pretrained writes one")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _config(folder / "config.json")
     if reader := READERS.get(str(config.get("model_type"))):
-        module, found = reader(folder)
+        try:
+            module, found = reader(folder)
+        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"config.json and model.safetensors in {str(folder)!r} hold no whole {config['model_type']} "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); copy the folder again"
+            ) from error
     else:
         module, found = _transformers(str(folder), hub), {}
     if not read_preprocessing:
@@ -61,6 +68,16 @@ def load(
     elif "preprocessing" not in found:
         found["preprocessing"] = preprocessing.find(lambda file: p if (p := folder / file).is_file() else None)
     return module, found
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is no JSON: {error}; copy the model's folder again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{str(path)!r} holds {type(config).__name__}, expected the settings of a model by name")
+    return config
 
 
 def _read_resnet3d(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -83,11 +100,11 @@ def _folder(name: str) -> Path | None:
     """The local folder behind a name; None where the name can only be one on the hub."""
     if (shipped := zoo.folder(name)) is not None:
         return shipped
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return path
     parts = name.split("/")
-    if len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~"):
+    if len(parts) == 2 and all(parts) and ".." not in parts and parts[0] != "." and parts[0][0] != "~":
         return None
     names = zoo.names()
     near = difflib.get_close_matches(name, names, n=1)
@@ -113,7 +130,7 @@ def _transformers(name: str, hub: dict[str, Any]) -> nn.Module:
         model, report = model_class.from_pretrained(
             name, config=config, use_safetensors=True, output_loading_info=True, **hub
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"no video classifier could be loaded from {name!r}: {said[0]} Looked for config.json and "

@@ -194,7 +194,7 @@ class STABN(nn.Module):
 
         Args:
             folder: made if it is not there.
-            base: name or folder of the model that a branch was added to, for :meth:`from_pretrained` to find.
+            base: shipped name or folder of the model, for :meth:`from_pretrained` to find; one of the hub is passed.
             half: store float16; it is float32 again when read.
 
         Raises:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ class Stored:
         config: how the branch is built.
         trunk: the 3D CNN around it, untrained; None where it was added to another model.
         frames: T of the clips, where the trunk does not say it itself.
-        base: name of that other model, where it has one.
+        base: shipped name or folder of that other model, where there is one.
         labels: a name per class, or None.
         image_size: ``(H, W)`` of the clips, or None.
         preprocessing: from frames to clips, or None.
@@ -79,7 +80,7 @@ def write(
     base: str | None,
     half: bool,
 ) -> None:
-    """Write config and weights; :meth:`STABN.save_pretrained` says the rest."""
+    """Write config and weights, both or neither; :meth:`STABN.save_pretrained` says the rest."""
     if (folder / "config.json").exists():
         raise ValueError(f"{str(folder)!r} holds a model already; name another folder, or delete it first")
     if config.body == "own":
@@ -101,34 +102,57 @@ def write(
         for name, value in kept.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "model.safetensors.part"
-    save_file(weights, part, metadata={"format": "pt"})
-    part.chmod(0o644)  # safetensors writes for the owner alone
-    os.replace(part, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    parts = {name: folder / f"{name}.part" for name in ("model.safetensors", "config.json")}
+    try:
+        save_file(weights, parts["model.safetensors"], metadata={"format": "pt"})
+        parts["model.safetensors"].chmod(0o644)  # safetensors writes for the owner alone
+        parts["config.json"].write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+        for name, part in parts.items():  # the config last: where it is, the model is whole
+            os.replace(part, folder / name)
+    except SafetensorError as error:
+        raise OSError(f"the weights cannot be written to {str(folder)!r}: {error}") from error
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def read(name_or_folder: str | os.PathLike[str]) -> Stored:
     """What :func:`write` wrote, in a folder or shipped with this package.
 
     Raises:
-        ValueError: there is no such folder, or it holds another kind of model.
+        ValueError: there is no such folder, or it holds another kind of model, or a part of one.
     """
     folder = zoo.folder(os.fspath(name_or_folder)) or Path(name_or_folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"no config.json of an ST-ABN in {os.fspath(name_or_folder)!r}; shipped are {zoo.names()}")
-    stored: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        return _stored(folder)
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"config.json and model.safetensors in {str(folder)!r} hold no whole ST-ABN ({type(error).__name__}: "
+            f"{error}); copy the folder again"
+        ) from error
+
+
+def _stored(folder: Path) -> Stored:
+    try:
+        stored: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(folder / 'config.json')!r} is no JSON: {error}") from error
     if (kind := stored.get("model_type")) != "st_abn":
         raise ValueError(f"model_type = {kind!r} in {str(folder)!r}, expected 'st_abn': VideoClassifier reads others")
     described = stored["trunk"] or {"config": {}}
     edge = described["config"].get("image_size")
     weights = load_file(folder / "model.safetensors")
+    base = stored["base"]
+    # a folder must not have a model fetched from the hub that its reader never asked for
+    near = base is not None and (zoo.folder(base) is not None or Path(os.path.expanduser(base)).is_dir())
     return Stored(
         folder=folder,
         config=BranchConfig(**{f.name: stored["branch"][f.name] for f in fields(BranchConfig)}),
         trunk=TRUNKS[described["model_type"]](described["config"]) if stored["trunk"] else None,
         frames=None if "num_frames" in described["config"] else stored["steps"],  # steps may be fewer than frames
-        base=stored["base"],
+        base=base if near else None,
         labels=list(stored["id2label"].values()) or None,
         image_size=None if edge is None else (edge, edge),
         preprocessing=preprocessing.find(lambda file: path if (path := folder / file).is_file() else None),

@@ -1,0 +1,242 @@
+"""What many calls of each method leave behind: hooks, registered functions, threads, files, objects, memory.
+
+    python benchmarks/soak.py --calls 1000 --out docs/soak.md
+
+Every call builds its explainer anew, on one model and two clips by turns. After a warm-up, and after every twentieth
+part of the calls, all that could pile up is counted, with the garbage collected before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captum_staa import (
+    RISE,
+    STAA,
+    AttentionBranch,
+    Focus,
+    GradCAM,
+    SpatioTemporalPerturbation,
+    VideoClassifier,
+    VideoFeatureAblation,
+    VideoOcclusion,
+    benchmark,
+    feature_masks,
+)
+from captum_staa.attention import capture, doors, frozen
+
+Call = Callable[[VideoClassifier, Tensor, int], Tensor]
+PLAIN, BRANCH = "tiny-videomae-pattern", "tiny-st-abn-pattern"
+WARM_UP = 20  # calls
+LAYER = "videomae.encoder.layer.1.layernorm_before"
+
+
+def _staa(**options: object) -> Call:
+    return lambda clf, clip, target: STAA(clf, **options).attribute(clip, target=target)
+
+
+def _branch(weighting: str) -> Call:
+    return lambda clf, clip, target: AttentionBranch(clf).attribute(clip, target=target, weighting=weighting)
+
+
+def _perturbation(clf: VideoClassifier, clip: Tensor, target: int) -> Tensor:
+    return SpatioTemporalPerturbation(clf).attribute(clip, target=target, perturbations_per_eval=8, iterations=2)
+
+
+def _occlusion(clf: VideoClassifier, clip: Tensor, target: int) -> Tensor:
+    return VideoOcclusion(clf).attribute(clip, (8, 24, 24), target=target, perturbations_per_eval=8)
+
+
+def _ablation(clf: VideoClassifier, clip: Tensor, target: int) -> Tensor:
+    mask = feature_masks.grid(clip, clf.layout, (2, 2, 2))
+    return VideoFeatureAblation(clf).attribute(clip, target=target, feature_mask=mask, perturbations_per_eval=8)
+
+
+# By name: on which model, and one call with everything in it made anew.
+METHODS: dict[str, tuple[str, Call]] = {
+    "STAA, relevance": (PLAIN, _staa()),
+    "STAA, attention": (PLAIN, _staa(mode="attention")),
+    "STAA, attention of one layer": (PLAIN, _staa(mode="attention", layers=[-1])),
+    "STAA, focus": (PLAIN, _staa(mode="attention", focus=Focus())),
+    "STAA, released": (PLAIN, _staa(mode="released")),
+    "GradCAM": (PLAIN, lambda clf, clip, target: GradCAM(clf, LAYER).attribute(clip, target=target)),
+    "SpatioTemporalPerturbation": (PLAIN, _perturbation),
+    "VideoOcclusion": (PLAIN, _occlusion),
+    "VideoFeatureAblation": (PLAIN, _ablation),
+    "RISE": (PLAIN, lambda clf, clip, target: RISE(clf).attribute(clip, target=target, n_samples=8)),
+    "AttentionBranch, gate": (BRANCH, _branch("gate")),
+    "AttentionBranch, grad_gate": (BRANCH, _branch("grad_gate")),
+    "AttentionBranch, class_map": (BRANCH, _branch("class_map")),
+}
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the process holds, besides memory.
+
+    Attributes:
+        hooks: of all modules of the model, of every kind.
+        functions: entries of transformers' tables of attention and mask functions.
+        routes: modules, parameters and captures that are lent or altered for a while.
+        threads: of Python.
+        handles: open files, sockets and pipes.
+        objects: that the garbage collector knows, those frozen left out.
+    """
+
+    hooks: int
+    functions: int
+    routes: int
+    threads: int
+    handles: int
+    objects: int
+
+
+@dataclass(frozen=True)
+class Soaked:
+    """One method's soak: what was held after the warm-up and at the end, and how memory went."""
+
+    before: Held
+    after: Held
+    slope: float  # KiB of resident memory per call, the line of least squares through all samples
+    last: float  # the same through the second half
+    seconds: float  # per call
+
+
+def held(model: nn.Module) -> Held:
+    """What is held now, after the garbage is gone."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    for _ in range(2):
+        gc.collect()
+    modules = [vars(module) for module in model.modules()]
+    return Held(
+        hooks=sum(len(own[name]) for own in modules for name in own if name.endswith("_hooks") and own[name]),
+        functions=len(AttentionInterface._global_mapping) + len(AttentionMaskInterface._global_mapping),
+        routes=len(doors._routes) + len(frozen._frozen) + len(capture._stance),
+        threads=threading.active_count(),
+        handles=len(os.listdir("/proc/self/fd")),
+        objects=len(gc.get_objects()),
+    )
+
+
+def planted(classifier: VideoClassifier, count: int) -> tuple[list[Tensor], list[int]]:
+    """Clips ``(1, ...)`` in the classifier's layout, and their labels."""
+    clips, labels, _ = benchmark.PlantedClips(seed=3, n=count)[:count]
+    clips = clips.transpose(1, 2).contiguous() if classifier.layout.axes == "BCTHW" else clips
+    return list(clips.split(1)), labels.tolist()
+
+
+def resident() -> float:
+    """KiB of memory in use, as the system counts it."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+def soak(name: str, calls: int, warm_up: int = WARM_UP, samples: int = 20) -> Soaked:
+    """Call one method so many times, after a warm-up that is not counted."""
+    model, call = METHODS[name]
+    classifier = VideoClassifier.from_pretrained(model)
+    clips, labels = planted(classifier, 2)
+    turns: Iterator[int] = iter(range(warm_up + calls))
+
+    def several(count: int) -> None:
+        for turn in (next(turns) for _ in range(count)):
+            at = turn % 2
+            call(classifier, clips[at], labels[at])
+
+    several(warm_up)
+    gc.collect()
+    gc.freeze()  # all that is there by now is not looked through again: collecting after every sample is quick
+    try:
+        before, start = held(classifier), time.perf_counter()
+        memory, done = [resident()], [0]
+        for part in np.array_split(np.arange(calls), min(samples, calls)):
+            several(len(part))
+            gc.collect()
+            memory.append(resident())
+            done.append(int(part[-1]) + 1)
+        seconds = (time.perf_counter() - start) / calls
+        after = held(classifier)
+    finally:
+        gc.unfreeze()
+    slopes = [float(np.polyfit(done[first:], memory[first:], 1)[0]) for first in (0, len(done) // 2)]
+    return Soaked(before, after, slopes[0], slopes[1], seconds)
+
+
+def table(found: dict[str, Soaked]) -> str:
+    """The rows of the page."""
+    lines = [
+        "| method | hooks | functions | threads | open files | objects | KiB per call | in the second half |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found.items():
+        counts = (
+            f"{getattr(one.before, what)} → {getattr(one.after, what)}"
+            for what in ("hooks", "functions", "threads", "handles", "objects")
+        )
+        lines.append(f"| {name} | {' | '.join(counts)} | {one.slope:+.2f} | {one.last:+.2f} |")
+    return "\n".join(lines)
+
+
+PAGE = """# Soak
+
+What {calls} calls of each method leave behind, counted before and after them: hooks of every kind on all modules of the
+model; entries in transformers' tables of attention and mask functions; threads; open files; objects that Python's
+garbage collector has come to know since the warm-up. The last two columns are the slope of the process's resident
+memory, in KiB per call: a line of least squares through 21 samples, and through the second half of them. Each method
+ran in the same process after those above it, on one model (`{plain}`; the attention branch on
+`{branch}`) and two clips by turns, its explainer built anew in every call, after {warm_up} calls of
+warm-up. One thread of a CPU, PyTorch {torch}.
+
+```console
+python benchmarks/soak.py --calls {calls} --out docs/soak.md
+```
+
+{table}
+
+The allocator keeps freed memory for later and gives it back in pieces, so a slope of a KiB or so in either direction
+says nothing by itself. A leak of one map of a clip would be {map} KiB per call. `tests/test_soak.py` repeats the counts
+with few calls whenever the tests run, and `tests/test_concurrency.py` runs every method in two threads at once.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calls", type=int, default=1000)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = {}
+    for name in options.methods:
+        found[name] = soak(name, options.calls)
+        print(f"{name}: {found[name]}", flush=True)
+        page = PAGE.format(
+            calls=options.calls,
+            plain=PLAIN,
+            branch=BRANCH,
+            warm_up=WARM_UP,
+            torch=torch.__version__.split("+")[0],
+            map=16 * 48 * 48 * 4 // 1024,
+            table=table(found),
+        )
+        if options.out is not None:
+            options.out.write_text(page, encoding="utf-8")
+    if options.out is None:
+        print(page)
+
+
+if __name__ == "__main__":
+    main()

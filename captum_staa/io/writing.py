@@ -1,0 +1,95 @@
+"""Write frames to a video file that browsers play."""
+
+from __future__ import annotations
+
+import errno
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captum_staa.io.decoding import import_av
+from captum_staa.io.files import FilePath, atomic
+
+# Encoder, usual and worst quality, its options, the container's, by suffix. AVI knows no order of showing, so no
+# B-frames (bf) in it; browsers start to play an MP4 sooner whose index comes first (faststart).
+_ENCODERS: dict[str, tuple[str, int, int, dict[str, str], dict[str, str]]] = {
+    ".mp4": ("libx264", 18, 51, {}, {"movflags": "+faststart"}),
+    ".mkv": ("libx264", 18, 51, {}, {}),
+    ".avi": ("libx264", 18, 51, {"bf": "0"}, {}),
+    ".webm": ("libvpx-vp9", 24, 63, {"deadline": "good", "cpu-used": "4", "b": "0"}, {}),
+}
+
+
+def write_video(
+    path: FilePath, frames: NDArray[np.uint8] | Tensor, fps: float, *, crf: int | None = None, overwrite: bool = False
+) -> Path:
+    """Write frames to a video file that browsers play: H.264 (.mp4, .mkv, .avi) or VP9 (.webm).
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> frames = np.zeros((8, 48, 64, 3), dtype=np.uint8)
+        >>> write_video(tempfile.mkdtemp() + "/clip.webm", frames, fps=12.5).name
+        'clip.webm'
+
+    The file appears whole or not at all: it is written under another name in the same folder and then renamed.
+
+    Args:
+        path: where to; the suffix chooses the format.
+        frames: ``(T, H, W, 3)`` uint8 RGB. An odd height or width grows by one pixel, its last row or column repeated,
+            because the players' common colour format halves both.
+        fps: frames per second, positive.
+        crf: quality; 0 is best, 51 (.webm: 63) worst; None takes 18 (24), hard to tell from the original.
+        overwrite: whether an existing file may be replaced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        FileExistsError, FileNotFoundError: the file exists and ``overwrite`` is False; the folder does not exist.
+        OSError: it cannot be written, or the disk is full; nothing of it is left then.
+        TypeError, ValueError: ``frames``, ``fps``, ``crf`` or the suffix is not as said above.
+    """
+    av = import_av()
+    target = Path(path)
+    if target.suffix.lower() not in _ENCODERS:
+        raise ValueError(f"{target} must end in {', '.join(_ENCODERS)} to choose a format, not in {target.suffix!r}")
+    codec, quality, worst, options, muxing = _ENCODERS[target.suffix.lower()]
+    frames = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
+    if frames.dtype != np.uint8:
+        raise TypeError(f"frames for {target} must be uint8 in 0..255, but {frames.dtype} came; scale and round first")
+    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames for {target} must be (T, H, W, 3) and not empty, but their shape is {frames.shape}")
+    crf = quality if crf is None else crf
+    if not (0 < fps < math.inf and 0 <= crf <= worst):
+        raise ValueError(f"{target} needs 0 < fps < inf and 0 <= crf <= {worst}, but {fps = }, {crf = } came")
+    height, width = frames.shape[1:3]
+    with atomic(target, overwrite) as partial:
+        with av.open(str(partial.absolute()), "w", options=muxing) as container:
+            rate = Fraction(fps).limit_denominator(65535)
+            stream = container.add_stream(codec, rate=rate, options={**options, "crf": str(crf)})
+            stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+            # What the conversion from RGB uses. Unsaid, players guess from the height and shift the colours.
+            stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1  # BT.601, 16..235
+            for frame in frames:
+                even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+            container.mux(stream.encode())
+        _check_whole(partial, len(frames))
+    return target
+
+
+def _check_whole(path: Path, count: int) -> None:
+    """FFmpeg says nothing of a disk that fills up while it closes a file, so look what is there; without decoding."""
+    av = import_av()
+    try:
+        with av.open(str(path.absolute())) as container:
+            packets = container.demux(container.streams.video[0])
+            whole = sum(packet.size > 0 and not packet.is_corrupt for packet in packets)
+    except (av.error.FFmpegError, IndexError):
+        whole = 0
+    if whole < count:
+        raise OSError(errno.EIO, f"only {whole} of {count} frames arrived on the disk, which may be full", str(path))

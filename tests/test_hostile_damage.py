@@ -1,0 +1,142 @@
+"""Damaged video files: what is left of them, in the right shape and with a warning, or an error that names the file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hostile_files import corrupted, noise, quartered, write
+
+from captum_staa import io
+
+COUNT = 12
+QUICK = {"crf": "10", "b": "0", "deadline": "realtime", "cpu-used": "8"}
+# file, encoder, what it stores, options; whether the header says how much there is
+FORMATS: dict[str, tuple[str, str, str, dict[str, str] | None, bool]] = {
+    "mp4": ("a.mp4", "libx264", "yuv420p", None, True),
+    "mkv": ("a.mkv", "libx264", "yuv420p", None, True),
+    "avi": ("a.avi", "libx264", "yuv420p", {"bf": "0"}, True),
+    "webm": ("a.webm", "libvpx-vp9", "yuv420p", QUICK, True),
+    "ts": ("a.ts", "libx264", "yuv420p", None, False),
+    "jpeg": ("a.avi", "mjpeg", "yuvj420p", None, True),
+    "gif": ("a.gif", "gif", "rgb8", None, False),
+    "png": ("a.apng", "apng", "rgba", None, False),
+    "prores": ("a.mov", "prores_ks", "yuv422p10le", None, True),
+    "qtrle": ("a.mov", "qtrle", "rgb24", None, True),
+    "ffv1": ("a.mkv", "ffv1", "yuv444p", None, True),
+    "nut": ("a.nut", "mjpeg", "yuvj420p", None, False),
+}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def made(request: Any, tmp_path_factory: Any) -> tuple[Path, np.ndarray, bool]:
+    """A whole file, its frames, and whether its header says how many."""
+    name, codec, pix_fmt, options, announces = FORMATS[request.param]
+    path = write(tmp_path_factory.mktemp("whole") / name, noise(COUNT), codec, pix_fmt, options=options)
+    return path, io.read_video(path).frames, announces
+
+
+def outcome(path: Path, **options: Any) -> tuple[io.Video | None, list[str]]:
+    """What is read, None after an error of the kind that is promised; and the warnings, all of them ours."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            video = io.read_video(path, **options)
+        except (ValueError, OSError) as error:
+            assert path.name in str(error)  # noqa: PT017
+            video = None
+    told = [str(warning.message) for warning in said]
+    assert all(text.startswith("only ") and path.name in text for text in told), told
+    return video, told
+
+
+def check_shape(video: io.Video) -> None:
+    frames, _, indices = video
+    assert frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3 and frames.size
+    assert indices.shape == (len(frames),) and (np.diff(indices) > 0).all()
+
+
+def test_cut_at_every_tenth(made, tmp_path):
+    """What is whole before the cut is the truth; the last frame may be cut itself."""
+    whole, frames, announces = made
+    content = whole.read_bytes()
+    left = []
+    for tenths in range(10):
+        cut = tmp_path / f"cut{whole.suffix}"
+        cut.write_bytes(content[: len(content) * tenths // 10])
+        video, told = outcome(cut)
+        left.append(0 if video is None else len(video.frames))
+        if video is None:
+            continue
+        check_shape(video)
+        np.testing.assert_array_equal(video.frames[:-1], frames[: left[-1] - 1])
+        if announces and left[-1] < COUNT - 2:
+            assert told, f"{left[-1]} of {COUNT} frames in silence"
+    assert left == sorted(left) and left[0] == 0
+    assert left[-1] > COUNT // 2 or whole.suffix == ".mov"  # whose index is at the end
+
+
+def test_bytes_changed_at_random(made, tmp_path):
+    content = made[0].read_bytes()
+    path = tmp_path / f"hit{made[0].suffix}"
+    for seed in range(12):
+        path.write_bytes(corrupted(content, seed))
+        for options in ({}, {"num_frames": 4}):
+            video, _ = outcome(path, **options)
+            if video is not None:
+                check_shape(video)
+                assert len(video.frames) == options.get("num_frames", len(video.frames))
+
+
+@pytest.mark.parametrize("num_frames", [None, 4])
+def test_a_frame_that_the_decoder_had_to_guess_is_told(tmp_path, num_frames):
+    path = write(tmp_path / "hole.mp4", quartered(COUNT))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"mdat") + 4
+    while content[at + 4] & 31 != 5:  # the encoder's remarks come before the first frame, on which all others build
+        at += 4 + int.from_bytes(content[at : at + 4], "big")
+    middle = at + 4 + int.from_bytes(content[at : at + 4], "big") // 2
+    content[middle : middle + 60] = bytes(60)
+    path.write_bytes(content)
+    video, told = outcome(path, num_frames=num_frames)
+    assert video is None or len(video.frames) == (num_frames or COUNT)
+    assert any("only a part of frame 0" in text and "the file is damaged" in text for text in told)
+
+
+FUZZ = """
+import sys, warnings
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from hostile_files import corrupted
+from captum_staa import io
+import av
+av.logging.set_level(None)
+whole, path = Path(sys.argv[1]), Path(sys.argv[2])
+content, read = whole.read_bytes(), 0
+for seed in range(1000, 1000 + int(sys.argv[3])):
+    path.write_bytes(corrupted(content, seed))
+    for reader in (io.probe, io.read_video, lambda path: list(io.iter_windows(path, 3))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                reader(path)
+                read += 1
+            except (ValueError, OSError) as error:
+                assert path.name in str(error), (seed, error)
+print(read)
+"""
+
+
+@pytest.mark.slow
+def test_bytes_changed_at_random_in_another_process(made, tmp_path):
+    """Where a decoder that writes beside its memory could end no test but its own."""
+    code = FUZZ.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", code, str(made[0]), str(tmp_path / f"hit{made[0].suffix}"), "300"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 30

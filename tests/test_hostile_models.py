@@ -1,0 +1,233 @@
+"""Models from folders that nobody should trust: weights are safetensors, no code is run, and nobody is called."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from captum_staa import VideoClassifier
+from captum_staa.models import STABN, ResNet3D, zoo
+from captum_staa.models.resnet3d import save_pretrained
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [path for room in ("captum_staa", "benchmarks", "docs", "tests") for path in (ROOT / room).rglob("*.py")]
+OURS = ("captum_staa", "benchmarks")  # the tests and pages run their own examples with exec
+PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+READS = {("torch", "load"), ("torch", "jit"), ("hub", "load"), ("np", "load"), ("numpy", "load")}
+
+
+def risks(source: str) -> list[str]:
+    """What could run a stranger's code: pickles, and code from the hub."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [f"import {name}" for name in names if name.split(".")[0] in PICKLES]
+        elif isinstance(node, ast.Call):
+            called = node.func
+            if isinstance(called, ast.Name) and called.id in ("eval", "exec"):
+                found.append(called.id)
+            if isinstance(called, ast.Attribute):
+                owner = (
+                    called.value.attr if isinstance(called.value, ast.Attribute) else getattr(called.value, "id", "")
+                )
+                if (owner, called.attr) in READS:
+                    found.append(f"{owner}.{called.attr}")
+            for keyword in node.keywords:
+                given = getattr(keyword.value, "value", None)
+                if (keyword.arg, given) in {("trust_remote_code", True), ("use_safetensors", False)}:
+                    found.append(f"{keyword.arg}={given}")
+                if keyword.arg == "trust_remote_code" and not isinstance(keyword.value, ast.Constant):
+                    found.append("trust_remote_code")
+    return found
+
+
+def test_no_source_file_reads_pickles_or_runs_code_from_the_hub():
+    found = {str(path.relative_to(ROOT)): risks(path.read_text("utf-8")) for path in SOURCES}
+    assert len(found) > 150
+    assert {name: risk for name, risk in found.items() if risk and name.startswith(OURS)} == {}
+    assert {risk for risks in found.values() for risk in risks if "trust" in risk} == set()
+
+
+RISKY = [
+    "import pickle",
+    "from joblib import load",
+    "torch.load('a')",
+    "torch.hub.load('a', 'b')",
+    "f(trust_remote_code=True)",
+    "f(trust_remote_code=option)",
+    "f(use_safetensors=False)",
+    "np.load('a', allow_pickle=True)",
+    "eval('1')",
+]
+
+
+@pytest.mark.parametrize("source", RISKY)
+def test_the_search_sees_a_risk(source):
+    assert len(risks(source)) == 1
+    assert risks("f(trust_remote_code=False, use_safetensors=True); load_file('a'); model.eval()") == []
+
+
+# ---------------------------------------------------------------- damaged and made-up folders
+
+
+def resnet(folder: Path) -> None:
+    save_pretrained(ResNet3D(2, width=4, stages=2, num_frames=4, image_size=16), folder, ["a", "b"])
+
+
+def st_abn(folder: Path) -> None:
+    STABN(2, ResNet3D(2, width=4, num_frames=4, image_size=16), body="light").save_pretrained(folder)
+
+
+def videomae(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 16, "num_frames": 4, "num_hidden_layers": 1, "intermediate_size": 16, "patch_size": 8}
+    config = transformers.VideoMAEConfig(**sizes, hidden_size=24, num_attention_heads=2, num_labels=2)
+    transformers.VideoMAEForVideoClassification(config).save_pretrained(folder)
+
+
+KINDS: dict[str, Callable[[Path], None]] = {"resnet3d": resnet, "st_abn": st_abn, "videomae": videomae}
+
+
+def header(text: bytes, length: int | None = None) -> bytes:
+    return (len(text) if length is None else length).to_bytes(8, "little") + text
+
+
+VAST = b'{"a": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 4]}}'
+WEIGHTS = {
+    "empty": b"",
+    "seven bytes": b"\0" * 7,
+    "a header longer than the file": header(b"{}", 2**62),
+    "all ones": b"\xff" * 64,
+    "no JSON": header(b"{'a': " * 10),
+    "a tensor larger than the file": header(VAST) + b"\0" * 4,
+    "no tensor": header(b"{}"),
+    "a web page": b"<!DOCTYPE html><html>404</html>",
+    "a pickle": b"\x80\x04\x95" + b"\0" * 64,
+}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_none(tmp_path, kind, weights):
+    KINDS[kind](tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS[weights])
+    with pytest.raises(ValueError, match=tmp_path.name):
+        VideoClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_cut_short_or_of_another_shape(tmp_path, kind):
+    KINDS[kind](tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole, weights = path.read_bytes(), load_file(path)
+    for part in (len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:part])
+        with pytest.raises(ValueError, match=tmp_path.name):
+            VideoClassifier.from_pretrained(tmp_path)
+    name = max(weights, key=lambda name: weights[name].numel())
+    save_file({**weights, name: torch.zeros(3)}, path, metadata={"format": "pt"})
+    with pytest.raises((ValueError, RuntimeError), match=r"."):
+        VideoClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pickles_alone_are_no_model(tmp_path, kind):
+    KINDS[kind](tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    for name in ("pytorch_model.bin", "model.pt", "model.safetensors.pkl"):
+        torch.save(weights, tmp_path / name)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        VideoClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '"resnet3d"', "[" * 100_000, "\udcff"])
+def test_a_config_that_is_none(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        VideoClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["resnet3d", "st_abn"])
+def test_a_config_with_half_of_its_settings(tmp_path, kind):
+    KINDS[kind](tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("num_classes", "trunk", "branch"):
+        if name in config:
+            path.write_text(json.dumps({key: value for key, value in config.items() if key != name}))
+            with pytest.raises(ValueError, match=r"hold no whole"):
+                VideoClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc", "..", "/etc", "tiny/../../etc", "./../weights", "~nobody/x", "~noone/x", "x/..", "a/../b", "\0"],
+)
+def test_names_that_climb(tmp_path, monkeypatch, name):
+    """A name is a shipped one, a folder that is there, or one of the hub; it never leads into the package's weights."""
+    monkeypatch.chdir(tmp_path)
+    assert zoo.folder(name) is None and zoo.folder(f"../weights/{zoo.names()[0]}") is None
+    with pytest.raises(ValueError, match=r"no model|has no config\.json"):
+        VideoClassifier.from_pretrained(name)
+
+
+OFFLINE = """
+import json, os, sys
+calls = []
+def hook(event, arguments):
+    if event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname"):
+        calls.append(event)
+        raise RuntimeError(f"{event}: nobody was to be called")
+sys.addaudithook(hook)
+import warnings
+warnings.simplefilter("ignore")
+from captum_staa import VideoClassifier
+told = []
+for name in sys.argv[1:]:
+    try:
+        VideoClassifier.from_pretrained(name)
+        told.append("")
+    except (ValueError, OSError) as error:
+        told.append(str(error))
+print(json.dumps([told, calls]))
+"""
+
+
+def test_a_folder_calls_nobody_and_runs_nothing(tmp_path):
+    """Shipped models, folders, folders without a processor; one that brings code, and one that names the hub."""
+    folders = {name: tmp_path / name for name in (*KINDS, "code", "named")}
+    for kind, make in KINDS.items():
+        make(folders[kind])
+    videomae(folders["code"])
+    config = json.loads((folders["code"] / "config.json").read_text())
+    config |= {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForVideoClassification": "evil.M"},
+    }
+    (folders["code"] / "config.json").write_text(json.dumps(config))
+    (folders["code"] / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass M: pass\n"
+    )
+    clf = VideoClassifier.from_pretrained(folders["resnet3d"])
+    STABN.inject(clf, "stages.0").save_pretrained(folders["named"], base="nobody/nothing")
+    names = ["tiny-resnet3d-pattern", *map(str, folders.values())]
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    environment = keep | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", OFFLINE, *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told, calls = json.loads(done.stdout.splitlines()[-1])
+    assert calls == [] and not (tmp_path / "ran").exists()
+    assert told[:4] == [""] * 4
+    assert "no video classifier could be loaded" in told[4] and "pass model=" in told[5]

@@ -1,0 +1,194 @@
+"""Nowhere to write: a full disk, a folder that is none. The error names the file asked for, and nothing is left."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hostile_files import noise, quartered
+from safetensors.numpy import save_file
+
+from captum_staa import io
+from captum_staa.__main__ import main
+from captum_staa.benchmark.ledger import Entry, Ledger
+from captum_staa.cli import output
+from captum_staa.models import STABN, ResNet3D
+
+MODEL = "tiny-videomae-pattern"
+Write = Callable[[Path], Any]
+
+
+@contextmanager
+def full_after(size: int) -> Iterator[None]:
+    """No file grows beyond so many bytes: what a full disk does, in the middle of a file, without filling one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def tensors(path: Path) -> None:
+    with io.atomic(path) as partial:
+        io.save_tensors(save_file, {"a": np.zeros(2000)}, partial)
+
+
+def text(path: Path) -> None:
+    with io.atomic(path) as partial:
+        partial.write_text("x" * 20_000)
+
+
+def clip(path: Path) -> None:
+    io.write_video(path, noise(12), fps=10)
+
+
+WRITERS: dict[str, Write] = {
+    "tensors.safetensors": tensors,
+    "note.txt": text,
+    **dict.fromkeys(["clip.mp4", "clip.mkv", "clip.avi", "clip.webm"], clip),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_disk_that_fills_up_in_the_middle(tmp_path, name):
+    """At the beginning, in the middle, one byte before the end; with one byte more the file is whole."""
+    whole = tmp_path / "whole" / name
+    whole.parent.mkdir()
+    WRITERS[name](whole)
+    size = whole.stat().st_size
+    assert size > 10_000
+    path = tmp_path / "full" / name
+    path.parent.mkdir()
+    for limit in (0, 1, 4096, size // 2, size - 1):
+        with full_after(limit), pytest.raises(OSError, match=r"; it is not written, and nothing of it") as said:
+            WRITERS[name](path)
+        # FFmpeg keeps quiet when the disk fills up while it closes a file
+        assert said.value.errno in (errno.EFBIG, errno.EIO) and said.value.filename == str(path)
+        assert os.listdir(path.parent) == [], limit
+    with full_after(size):
+        WRITERS[name](path)
+    assert path.stat().st_size == size and os.listdir(path.parent) == [name]
+
+
+def test_a_full_disk_keeps_the_earlier_file(tmp_path):
+    path = io.write_video(tmp_path / "clip.mp4", quartered(3), fps=10)
+    before = path.read_bytes()
+    with full_after(4096), pytest.raises(OSError, match=r"clip\.mp4"):
+        io.write_video(path, noise(12), fps=10, overwrite=True)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["clip.mp4"]
+
+
+def test_no_room_left_is_said_as_the_system_says_it(tmp_path):
+    """/dev/full has room for nothing."""
+
+    def fill() -> None:
+        with io.atomic(tmp_path / "note.txt") as partial:
+            partial.symlink_to("/dev/full")
+            partial.write_text("x")
+
+    with pytest.raises(OSError, match="No space left on device") as said:
+        fill()
+    assert said.value.errno == errno.ENOSPC and said.value.filename == str(tmp_path / "note.txt")
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_about_another_file_is_left_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError) as said, io.atomic(tmp_path / "note.txt") as partial:
+        partial.write_text((tmp_path / "missing.txt").read_text())
+    assert said.value.filename == str(tmp_path / "missing.txt")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(params=["a file", "a system's own", "read-only"])
+def unwritable(request: Any, tmp_path: Path) -> Iterator[Path]:
+    """A place for a folder where there can be none."""
+    if request.param == "a file":
+        (tmp_path / "out").write_text("precious")
+        yield tmp_path / "out"
+    elif request.param == "a system's own":
+        yield Path("/proc/out")
+    elif os.getuid() == 0:
+        pytest.skip("the superuser may write everywhere")
+    else:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        yield tmp_path / "locked" / "out"
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: Any) -> Path:
+    return io.write_video(tmp_path_factory.mktemp("video") / "clip.mp4", quartered(20, 64, 64), fps=10)
+
+
+def test_explain_where_nothing_can_be_written(video, unwritable, capsys):
+    held = unwritable.read_text() if unwritable.is_file() else None
+    assert main(["explain", str(video), "--model", MODEL, "--out", str(unwritable)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]  # slow machines show a progress bar before it
+    assert said.startswith("captum_staa: ") and str(unwritable) in said
+    assert (unwritable.read_text() if unwritable.is_file() else None) == held
+
+
+@pytest.mark.parametrize("limit", [1000, 100_000])
+def test_explain_on_a_disk_that_fills_up(video, tmp_path, capsys, limit):
+    """Of five files the first, and one of the pictures, finds no room: none of them is left, nor the new folders."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "notes.txt").write_text("precious")
+    for out in ("new/inner", "old"):
+        with full_after(limit):
+            assert main(["explain", str(video), "--model", MODEL, "--out", str(tmp_path / out)]) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("captum_staa: ") and "File too large" in said
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["notes.txt", "old"]
+
+
+def test_an_explanation_that_replaces_another_does_so_whole(video, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(output, "draw", lambda explanation, *paths, **options: [p.write_text("new") for p in paths])
+    arguments = ["explain", str(video), "--model", MODEL, "--out", str(tmp_path), "--overwrite"]
+    assert main(arguments) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == sorted(output.FILES)
+
+    def fail(explanation: Any, *paths: Path, **options: Any) -> None:
+        paths[0].write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output, "draw", fail)
+    assert main([*arguments, "--target", "1"]) == 130
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    capsys.readouterr()
+
+
+def test_a_ledger_without_room_goes_on_later(tmp_path):
+    ledger = Ledger(tmp_path / "run")
+    ledger.open({"seed": 0}, resume=False)
+    entry = Entry(3, "a.mp4", "STAA", {"auroc": 0.9}, curves={"points": [0.1] * 2000})
+    for maps, limit in (({"map": np.zeros(4000)}, 2000), (None, 2000)):
+        with full_after(limit), pytest.raises(OSError, match="File too large"):
+            ledger.write(entry, maps)
+        assert ledger.read(3, "a.mp4", "STAA") is None and ledger.maps(3, "STAA") == {}
+        assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "settings.json"]
+    ledger.write(entry, {"map": np.ones(4000)})
+    assert ledger.read(3, "a.mp4", "STAA") == entry and ledger.maps(3, "STAA")["map"].sum() == 4000
+
+
+@pytest.mark.parametrize("limit", [100, 1000, 20_000])
+def test_a_model_is_stored_whole_or_not_at_all(tmp_path, limit):
+    st_abn = STABN(4, ResNet3D(4, width=4, num_frames=4, image_size=12), body="light")
+    with full_after(limit), pytest.raises(OSError, match=r"too large"):
+        st_abn.save_pretrained(tmp_path / "model")
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+    st_abn.save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "st_abn"
+    own = st_abn.state_dict()
+    assert all(
+        torch.equal(value, own[name]) for name, value in STABN.from_pretrained(tmp_path / "model").state_dict().items()
+    )
