@@ -13,12 +13,14 @@ from captum_staa.attr.staa import STAA
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, VideoLayout, space_time
 from captum_staa.models.classifier import VideoClassifier
+from captum_staa.stream.stream import STAAStream
 
 __version__ = "0.1.0"
 
 __all__ = [
     "RISE",
     "STAA",
+    "STAAStream",
     "AttentionBranch",
     "Focus",
     "GradCAM",

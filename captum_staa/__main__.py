@@ -1,4 +1,4 @@
-"""``python -m captum_staa``: explain a video file, compare methods, or see a demonstration."""
+"""``python -m captum_staa``: explain a video file or a stream, compare methods, or see a demonstration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from captum_staa import __version__, benchmark
 from captum_staa.attr.st_abn import WEIGHTINGS
 from captum_staa.benchmark.planted import LABELS
 from captum_staa.benchmark.scoring import BASELINES
-from captum_staa.cli import compare, demo, explain
+from captum_staa.cli import compare, demo, explain, stream
 from captum_staa.cli.explanation import Options
 from captum_staa.cli.methods import METHODS
 from captum_staa.models import zoo
@@ -51,8 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m captum_staa", description="Where and when did a video model look, and why this class?"
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="explain | compare | demo")
+    commands = parser.add_subparsers(required=True, metavar="explain | stream | compare | demo")
     _add_explain(commands.add_parser("explain", help="explain what a model says of a video file", allow_abbrev=False))
+    _add_stream(commands.add_parser("stream", help="explain a file or a camera as it plays", allow_abbrev=False))
     _add_compare(commands.add_parser("compare", help="which explanation to trust, and its cost", allow_abbrev=False))
     _add_demo(commands.add_parser("demo", help="explain a made-up clip whose right explanation is known"))
     return parser
@@ -99,6 +100,32 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_explain)
 
 
+def _add_stream(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Explain a video file or a camera as it plays, and write it with the maps on top."
+    parser.epilog = "models shipped with this package:\n  " + "\n  ".join(zoo.names())
+    add = parser.add_argument
+    add("source", metavar="VIDEO_OR_CAMERA", help="a file; or /dev/video0, or 0 for short (Linux)")
+    add("--model", metavar="NAME", required=True, help="a shipped name (below), a folder, or owner/name on the hub")
+    add("--out", metavar="FILE", type=Path, help="an .mp4 or .mkv (default: the source's name, with _stream.mp4)")
+    add("--overwrite", action="store_true", help="replace FILE")
+    add("--window", metavar="N", type=_positive, help="frames per window (default: the model's own number)")
+    add("--stride", metavar="N", type=_positive, help="frames from one window to the next (default: half a window)")
+    add("--mode", choices=["attention", "relevance", "released"], default="attention", help="(default: attention)")
+    add("--target", metavar="CLASS", help="of --mode relevance: label or index (default: each window's likeliest)")
+    add(
+        "--policy",
+        choices=["wait", "drop"],
+        help="when frames come faster than they are explained: let the source wait (default for a file), or drop "
+        "frames (default for a camera; a file then plays at its own rate)",
+    )
+    add("--loop", action="store_true", help="play a file again and again; Ctrl-C keeps what is done")
+    add("--limit", metavar="N", type=_positive, help="frames to see, at most")
+    add("--device", help="such as cuda (default: cpu)")
+    add("--debug", action="store_true", help="show where in the code an error came from")
+    parser.set_defaults(run=_stream)
+
+
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Compare methods on clips: what they find, what they cost, and whether controls do as well."
@@ -141,6 +168,13 @@ def _explain(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
     given["out"] = options.out or Path(f"{options.video.stem}_explained")
     return explain.run(Options(**given))
+
+
+def _stream(options: argparse.Namespace) -> int:
+    given = {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
+    name = f"camera{options.source}" if options.source.isdecimal() else Path(options.source).stem
+    given["out"] = options.out or Path(f"{name}_stream.mp4")
+    return stream.run(stream.Asked(**given))
 
 
 def _compare(options: argparse.Namespace) -> int:

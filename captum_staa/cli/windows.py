@@ -19,37 +19,9 @@ from captum_staa.cli.explanation import Explanation, Masks, Options
 from captum_staa.cli.methods import Explained, Method
 from captum_staa.cli.prepare import about, label_names
 from captum_staa.layout import SpaceTime, from_joint
+from captum_staa.stream.merge import Merged
 
 MOST = 8e9  # bytes of maps that are held at most
-
-
-class Merged:
-    """Maps of overlapping windows, merged by their mean.
-
-    Example:
-        >>> merged = Merged()
-        >>> for start, level in ((0, 1.0), (2, 3.0)):
-        ...     merged.add(range(start, start + 4), torch.full((4, 1, 1), level), torch.full((4,), level))
-        >>> indices, joint, temporal = merged.result()
-        >>> indices, temporal.tolist()
-        ([0, 1, 2, 3, 4, 5], [1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[int, tuple[Tensor, float, int]] = {}  # by frame: sum of maps (H, W), of temporal, how many
-
-    def add(self, indices: range, joint: Tensor, temporal: Tensor) -> None:
-        """One window's ``(T, H, W)`` and ``(T,)``. Each frame's mean stays right wherever an interrupt falls."""
-        for index, one, weight in zip(indices, joint, temporal.tolist(), strict=True):
-            total, weights, count = self._held.get(index, (torch.zeros_like(one), 0.0, 0))
-            self._held[index] = (total + one, weights + weight, count + 1)
-
-    def result(self) -> tuple[list[int], Tensor, Tensor]:
-        """Frames' indices in order, ``(T, H, W)`` and ``(T,)``."""
-        held = [(index, *self._held[index]) for index in sorted(self._held)]
-        joint = torch.stack([total / count for _, total, _, count in held])
-        temporal = torch.tensor([weight / count for _, _, weight, count in held])
-        return [index for index, *_ in held], joint, temporal
 
 
 def explain_windows(method: Method, options: Options, info: io.VideoInfo, target: int | None) -> Explanation:
@@ -101,7 +73,7 @@ def explain_windows(method: Method, options: Options, info: io.VideoInfo, target
             if not done:
                 raise
             interrupted = f"{len(done)} of {total} windows are done and kept, the others are missing{interrupted}"
-    indices, stacked, temporal = merged.result()
+    indices, (stacked, temporal) = merged.result()
     parts = from_joint(stacked[None, :, 0])
     if method.own_time:
         parts = SpaceTime(parts.joint, parts.spatial, temporal[None])

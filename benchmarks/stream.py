@@ -1,0 +1,176 @@
+"""What explaining a stream costs: its frame rate over the model's own, and memory over a long loop.
+
+    python benchmarks/stream.py                                  # frame rates, one thread of a CPU
+    python benchmarks/stream.py --device cuda --model base
+    python benchmarks/stream.py --minutes 60                     # a looped video, resident memory and live tensors
+
+The model's own rate is that of a loop that prepares each frame once, stacks the same windows and runs the model on them
+without explaining; ``forward`` has its windows ready-made, so it is the model alone. Both and ``STAAStream`` take
+turns in one process, and each figure is a median over rounds. Processor time is compared on a CPU, so that other
+programs of a busy machine do not count; wall-clock time on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from captum_staa import STAA, STAAStream, VideoClassifier, io
+from captum_staa.benchmark import PlantedClips
+from captum_staa.models.preprocessing import Preprocessing
+
+Frames = NDArray[np.uint8]
+SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # hidden size, layers, heads
+
+
+def build(name: str, device: str) -> tuple[VideoClassifier, tuple[int, int]]:
+    """A model, and the size of its frames. Weights of the larger ones are random: time does not depend on them."""
+    if name not in SIZES:
+        return VideoClassifier.from_pretrained(name, device=device), (48, 48)
+    torch.manual_seed(0)
+    hidden, layers, heads = SIZES[name]
+    config = transformers.VideoMAEConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        num_labels=400,
+        use_mean_pooling=True,
+    )
+    module = transformers.VideoMAEForVideoClassification(config).to(device).eval()
+    preprocessing = Preprocessing(resize=224, crop=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return VideoClassifier(module, preprocessing=preprocessing), (240, 320)
+
+
+def planted(count: int, size: tuple[int, int]) -> Frames:
+    """``(T, H, W, 3)``: a planted clip, enlarged."""
+    frames = PlantedClips(seed=1, n=1, num_frames=count).frames(0)
+    rows, columns = (np.arange(side) * 48 // side for side in size)
+    return frames[:, rows][:, :, columns]
+
+
+@torch.no_grad()
+def own_loop(clf: VideoClassifier, frames: Frames, stride: int) -> None:
+    """The live model without explanation: each frame prepared once, the same windows."""
+    window, held = clf.num_frames, []
+    for count, frame in enumerate(frames, start=1):
+        held = [*held[-window + 1 :], clf.preprocessing(frame[None])[0, 0].to(device_of(clf))]
+        if count >= window and (count - window) % stride == 0:
+            clf(clf.layout.from_working(torch.stack(held)[None]).contiguous())[0].softmax(0).cpu()
+
+
+def device_of(clf: VideoClassifier) -> torch.device:
+    return next(clf.parameters()).device
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def rates(name: str, device: str, strides: list[int], windows: int, rounds: int, layers: str) -> Iterator[str]:
+    """Rows of a table."""
+    clf, size = build(name, device)
+    explainer = STAA(clf, mode="attention", layers=layers if layers in ("all", "mean") else [int(layers)])
+    for stride in [clf.num_frames if stride == 0 else stride for stride in strides]:
+        frames = planted(clf.num_frames + (windows - 1) * stride, size)
+        clip = clf.preprocess(frames[: clf.num_frames])
+
+        @torch.no_grad()
+        def forward(clip: torch.Tensor = clip) -> None:
+            for _ in range(windows):
+                clf(clip)[0].softmax(0).cpu()
+
+        stream = STAAStream(explainer, stride=stride)
+        ways: dict[str, Callable[[], object]] = {
+            "forward": forward,
+            "own": lambda frames=frames, stride=stride: own_loop(clf, frames, stride),
+            "stream": lambda frames=frames, stream=stream: list(stream(frames)),
+        }
+        took: dict[str, list[float]] = {way: [] for way in ways}
+        for at in range(rounds + 1):
+            for way, work in ways.items():
+                spent = seconds(work, device)
+                if at:  # the first round warms up
+                    took[way].append(spent)
+        ratios = [own / all_ for own, all_ in zip(took["own"], took["stream"], strict=True)]
+        strict = [own / all_ for own, all_ in zip(took["forward"], took["stream"], strict=True)]
+        own, explained = (f"{len(frames) / statistics.median(took[way]):.1f}" for way in ("own", "stream"))
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        ratio, beside = statistics.median(ratios), statistics.median(strict)
+        yield f"| {name} | {layers} | {stride} | {own} | {explained} | {ratio:.3f} | {spread} | {beside:.3f} |"
+
+
+def soak(name: str, device: str, stride: int, minutes: float, video: Path | None) -> str:
+    """Run a loop for so long; resident memory against time, by least squares, after a tenth of it."""
+    clf, size = build(name, device)
+    frames = planted(64, size) if video is None else None
+    loop = itertools.cycle(frames) if frames is not None else _looped(video)
+    results, sizes = STAAStream(clf, stride=stride or None)(loop), []
+    begun = time.perf_counter()
+    for result in results:
+        if result.index % 64 == 0:
+            sizes.append((time.perf_counter() - begun, _resident() / 1e6))
+            if sizes[-1][0] > minutes * 60:
+                break
+    results.close()
+    steady = np.array(sizes[len(sizes) // 10 :])
+    slope = np.polyfit(steady[:, 0] / 3600, steady[:, 1], 1)[0]
+    first, last, most = steady[0, 1], steady[-1, 1], steady[:, 1].max()
+    return (
+        f"{results.stats.frames} frames, {results.stats.windows} windows in {sizes[-1][0] / 60:.1f} minutes; resident "
+        f"{first:.1f} MB, at the end {last:.1f} MB, at most {most:.1f} MB: {slope:+.2f} MB per hour"
+    )
+
+
+def _looped(video: Path | None) -> Iterator[Frames]:
+    assert video is not None
+    while True:
+        yield from (frames[0] for _, frames in io.iter_windows(video, 1))
+
+
+def _resident() -> float:
+    """Bytes, on Linux."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", help="a shipped name, small or base (default: two of them)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--layers", default="all", help="of STAA: all, mean, or one index (default: all)")
+    parser.add_argument("--stride", type=int, action="append", help="default: a window, and a quarter of one")
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, help="a long loop instead of frame rates")
+    parser.add_argument("--video", type=Path, help="what --minutes loops (default: a planted clip)")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    names = asked.model or ["tiny-videomae-pattern", "base"]
+    if asked.minutes is not None:
+        for name in names[:1]:
+            print(soak(name, asked.device, (asked.stride or [0])[0], asked.minutes, asked.video), flush=True)
+        return
+    print("| model | layers | stride | own, frames/s | explained, frames/s | ratio | spread | over the forward alone |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in names:
+        for row in rates(name, asked.device, asked.stride or [0, 4], asked.windows, asked.rounds, asked.layers):
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""STAAStream against plain loops over windows, and against a planted object that moves through a long stream."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from captum_staa import STAA, STAAStream, VideoClassifier
+from captum_staa.benchmark import PlantedClips
+from captum_staa.models.preprocessing import Preprocessing
+from captum_staa.stream.sources import Arrived
+from captum_staa.stream.window import WindowExplainer
+
+MODEL = "tiny-videomae-pattern"
+W = 16
+
+
+@pytest.fixture(scope="module")
+def clf() -> VideoClassifier:
+    return VideoClassifier.from_pretrained(MODEL)
+
+
+def planted(total: int, shown: int, seed: int = 99, index: int = 0):
+    """Frames ``(N, 48, 48, 3)`` in which a patterned patch moves for ``shown`` frames, and where it is."""
+    clips = PlantedClips(seed, index + 1, num_frames=total, window=(shown, shown))
+    return clips.frames(index), clips[index][2]
+
+
+@pytest.fixture(scope="module")
+def wide() -> np.ndarray:
+    """42 frames of 60 x 100 pixels: prepared for the model, they are resized and cut."""
+    frames, _ = planted(42, 20)
+    return np.random.default_rng(0).integers(0, 255, (42, 60, 100, 3), dtype=np.uint8) // 8 + np.pad(
+        frames // 2, ((0, 0), (6, 6), (26, 26), (0, 0))
+    )
+
+
+def slow(explainer: STAA, frames: np.ndarray, stride: int, unit: float, target: int | None = None):
+    """The documented rule, frame by frame: ``[(map, temporal, probabilities, how many windows)]``."""
+    clf, total = explainer.forward_func, len(frames)
+    starts = [start for start in range(0, total, stride) if start + W <= total]
+    found = {}
+    for start in {*starts, total - W}:
+        clip = clf.preprocess(frames[start : start + W])
+        with torch.no_grad():
+            logits = clf(clip)
+        parts = explainer.attribute_parts(clip, target=int(logits.argmax()) if target is None else target)
+        found[start] = (parts.joint[0] * unit, parts.temporal[0] * unit, logits[0].softmax(0))
+    rows = []
+    for i in range(total):
+        seen = [start for start in starts if start <= i < start + W]
+        if i >= starts[-1] + stride and total - W not in starts:  # not given out when the stream ended
+            seen.append(total - W)
+        rows.append(
+            (
+                sum(found[start][0][i - start] for start in seen) / len(seen),
+                float(sum(found[start][1][i - start] for start in seen) / len(seen)),
+                sum(found[start][2] for start in seen) / len(seen),
+                len(seen),
+            )
+        )
+    return rows
+
+
+def check(results, frames, expected) -> None:
+    assert [result.index for result in results] == list(range(len(frames)))
+    for result, (joint, temporal, probabilities, count) in zip(results, expected, strict=True):
+        assert result.windows == count and result.explained
+        np.testing.assert_array_equal(result.frame, frames[result.index])
+        torch.testing.assert_close(result.joint, joint)
+        assert result.temporal == pytest.approx(temporal, rel=1e-4)
+        torch.testing.assert_close(result.probabilities, probabilities)
+
+
+@pytest.mark.parametrize("stride", [4, 6, 16])  # 42 frames: ends between steps, on a step, and between
+def test_attention_is_the_mean_over_windows(clf, wide, stride):
+    results = list(STAAStream(clf, W, stride)(iter(wide)))
+    check(results, wide, slow(STAA(clf, mode="attention"), wide, stride, unit=W))
+    assert {result.crop for result in results} == {clf.crop_box(60, 100)} != {(0, 0, 60, 100)}
+    best = int(results[7].probabilities.argmax())
+    assert results[7].label == clf.labels[best] == results[7].top(2)[0][0]
+    assert results[7].top(2)[0][1] == pytest.approx(float(results[7].probabilities[best]))
+
+
+@pytest.mark.parametrize(("rule", "target"), [("product", None), ("gradient", "vertical")])
+def test_relevance_by_an_staa_of_ones_own(clf, wide, rule, target):
+    explainer = STAA(clf, mode="relevance", rule=rule)
+    stream = STAAStream(explainer, stride=8, target=target)
+    index = None if target is None else clf.target(target)
+    check(list(stream(wide)), wide, slow(explainer, wide, 8, unit=1, target=index))
+
+
+def test_released_keeps_its_own_temporal_signal(clf, wide):
+    explainer = STAA(clf, mode="released")
+    check(list(STAAStream(explainer, W, 8)(wide)), wide, slow(explainer, wide, 8, unit=W))
+
+
+def test_other_layouts_and_tensors(clf, wide):
+    """Clips in another order of axes, frames as tensors: the same numbers."""
+    other = VideoClassifier(clf.module, layout="BCTHW", preprocessing=clf.preprocessing)
+    mine = list(STAAStream(other, W, 8)(torch.from_numpy(frame) for frame in wide))
+    for one, two in zip(mine, STAAStream(clf, W, 8)(wide), strict=True):
+        torch.testing.assert_close(one.joint, two.joint)
+        np.testing.assert_array_equal(one.frame, two.frame)
+
+
+def test_frames_are_prepared_once_and_as_in_the_whole_window(clf, wide, monkeypatch):
+    arrived = [Arrived(i, frame, 0.0) for i, frame in enumerate(wide)]
+    explain = WindowExplainer(STAA(clf, mode="attention"), None)
+    for start in (0, 4, 20):
+        assert torch.equal(explain.clip(arrived[start : start + W]), clf.preprocess(wide[start : start + W]))
+    prepared, original = [], Preprocessing.__call__
+
+    def counting(self, frames):
+        prepared.append(len(frames))
+        return original(self, frames)
+
+    monkeypatch.setattr(Preprocessing, "__call__", counting)
+    list(STAAStream(clf, W, 4)(wide))
+    assert prepared == [1] * len(wide)
+
+
+def test_a_preprocessing_of_ones_own_sees_the_whole_window(clf, wide):
+    class Centred(Preprocessing):
+        def __call__(self, frames):
+            clip = super().__call__(frames)
+            return clip - clip.mean(1, keepdim=True)  # over time: one frame alone would be zero
+
+    own = VideoClassifier(clf.module, preprocessing=Centred(**vars(clf.preprocessing)))
+    check(list(STAAStream(own, W, 8)(wide)), wide, slow(STAA(own, mode="attention"), wide, 8, unit=W))
+
+
+def test_one_forward_per_window_and_nothing_left_behind(clf, wide):
+    module, forwards = clf.module, []
+    handle = module.register_forward_hook(lambda *args: forwards.append(1))
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules()]
+    configs = [id(getattr(m, "config", None)) for m in module.modules()]
+    expected = [result.joint for result in STAAStream(clf, W, 4)(wide)]
+    assert len(forwards) == 8  # starts 0, 4, ..., 24, and 26
+    module.train()
+    module.videomae.embeddings.eval()
+    modes = [m.training for m in clf.modules()]
+    try:
+        for result, joint in zip(STAAStream(clf, W, 4)(wide), expected, strict=True):
+            torch.testing.assert_close(result.joint, joint)
+            assert [m.training for m in clf.modules()] == modes
+    finally:
+        module.eval()
+        handle.remove()
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules()] == [hooks[0] - 1, *hooks[1:]]
+    assert [id(getattr(m, "config", None)) for m in module.modules()] == configs
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize("stride", [1, 5, 16])
+def test_latency_is_as_stated(clf, wide, stride):
+    stream = STAAStream(clf, W, stride)
+    fewest, most = stream.latency
+    pulled: list[int] = []
+    results = stream(pulled.append(i) or frame for i, frame in enumerate(wide))
+    for result in results:
+        assert result.latency_frames == len(pulled) - 1 - result.index  # what the source really gave meanwhile
+        assert result.latency > 0
+        steps = (len(wide) - W) // stride * stride + stride  # of the frames before the end of the stream
+        if result.index < steps:
+            assert result.latency_frames == W - 1 - result.index % stride
+            assert fewest <= result.latency_frames <= most
+    assert results.stats.frames == len(wide) and results.stats.unexplained == results.stats.skipped == 0
+
+
+def auroc(scores: torch.Tensor, truth: torch.Tensor) -> float:
+    """How often a pixel of the object scores above one beside it."""
+    inside, outside = scores[truth].sort().values, scores[~truth]
+    return float((len(inside) - torch.searchsorted(inside, outside, right=True)).double().mean() / len(inside))
+
+
+@pytest.fixture(scope="module")
+def followed(clf):
+    """By stride: (maps (N, 48, 48), truth) of objects that move through all of a stream of 64 frames."""
+    return {
+        stride: [
+            (torch.stack([r.joint for r in STAAStream(clf, W, stride)(frames)]), truth)
+            for frames, truth in (planted(64, 64, index=index) for index in range(3))
+        ]
+        for stride in (4, 16)
+    }
+
+
+def test_the_map_follows_a_moving_object(followed):
+    elsewhere = []
+    for maps, truth in followed[4]:
+        scores = [auroc(maps[t], truth[t]) for t in range(64)]
+        assert min(scores) > 0.8 and np.mean(scores) > 0.95
+        moved = [(t, past) for t in range(64) for past in range(t) if not (truth[t] & truth[past]).any()]
+        elsewhere += [auroc(maps[t], truth[past]) for t, past in moved[::9]]  # where it was, and is no more
+    assert len(elsewhere) > 50 and np.mean(elsewhere) < 0.6
+
+
+def test_an_even_share_is_one_per_frame(followed):
+    for maps, _ in followed[4]:
+        assert maps.sum((1, 2)).mean() == pytest.approx(1, abs=0.02)  # no special tokens, so no share is lost
+
+
+def test_overlap_takes_the_saw_tooth_out(followed):
+    """Where windows meet, maps and timeline jump; overlapping windows take most of that away."""
+
+    def jumps(maps: torch.Tensor, stride: int) -> tuple[float, float]:
+        border = torch.arange(1, 64) % stride == 0
+        timeline, change = maps.sum((1, 2)).diff().abs(), maps.diff(dim=0).abs().sum((1, 2))
+        return float(timeline[border].mean()), float(change[border].mean())
+
+    apart, overlapping = (np.mean([jumps(maps, stride) for maps, _ in followed[stride]], 0) for stride in (16, 4))
+    assert (overlapping < apart / 2).all(), (overlapping, apart)
+
+
+def test_the_timeline_rises_where_the_object_is(clf):
+    """An object that shows for 24 of 64 frames, over the borders of windows."""
+    scores: dict[int, list[float]] = {4: [], 16: []}
+    for index in range(3):
+        frames, truth = planted(64, 24, index=index)
+        for stride, found in scores.items():
+            timeline = torch.tensor([result.temporal for result in STAAStream(clf, W, stride)(frames)])
+            found.append(auroc(timeline, truth.flatten(1).any(1)))
+    assert np.mean(scores[4]) > 0.75
+    assert np.mean(scores[4]) > np.mean(scores[16])  # which cannot compare frames of different windows as well
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"window": 8}, ValueError, "the model takes 16 frames, but window = 8 came"),
+        ({"stride": 17}, ValueError, "stride = 17 leaves frames between windows of 16"),
+        ({"stride": 0}, ValueError, "stride"),
+        ({"window": 16.0}, ValueError, "window"),
+        ({"mode": "gradcam"}, ValueError, "mode is one of"),
+        ({"policy": "skip"}, ValueError, "policy is one of 'wait', 'drop', but 'skip' came"),
+        (
+            {"target": "vertical"},
+            ValueError,
+            "target = 'vertical' needs mode='relevance'; 'attention' is about no class",
+        ),
+        ({"target": "walking", "mode": "relevance"}, ValueError, "walking"),
+        ({"layers": [0]}, TypeError, "layers"),
+    ],
+)
+def test_bad_options_are_refused_at_once(clf, options, error, said):
+    with pytest.raises(error, match=said):
+        STAAStream(clf, **options)
+
+
+def test_bad_models_are_refused_at_once(clf):
+    with pytest.raises(ValueError, match="does not know its preprocessing"):
+        STAAStream(VideoClassifier(clf.module))
+    with pytest.raises(ValueError, match="belongs to no known family"):
+        STAAStream(VideoClassifier(nn.Conv3d(3, 2, 3), layout="BCTHW"), 16, 4)
+    with pytest.raises(ValueError, match="mode='relevance' came, and mode = 'attention'"):
+        STAAStream(STAA(clf), mode="attention")
+
+
+@pytest.mark.parametrize("policy", ["wait", "drop"])
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda frame: frame[..., 0], ValueError, r"frame 17 of the stream must be \(H, W, 3\).*\(60, 100\).*grey"),
+        (lambda frame: frame / 255, TypeError, "frame 17 of the stream must be uint8.*float64"),
+        (lambda frame: frame[:40], ValueError, "frame 17 of the stream is 40 x 100 pixels.*60 x 100"),
+        (lambda frame: "frame.png", TypeError, "frame 17 of the stream must be a uint8 array.*str came"),
+    ],
+)
+def test_bad_frames_are_named(clf, wide, policy, change, error, said):
+    """After the results of the frames before; in drop mode all 20 frames may be read before the first is looked at."""
+    given: list = list(wide[:20])
+    given[17] = change(given[17])
+    results = STAAStream(clf, W, 8, policy=policy)(given)
+    with pytest.raises(error, match=said):
+        deque(results, maxlen=0)
+    assert results.stats.frames == 17
+    assert next(results, None) is None
+
+
+@pytest.mark.parametrize("total", [0, 5, 15])
+@pytest.mark.parametrize("policy", ["wait", "drop"])
+def test_a_stream_shorter_than_a_window(clf, wide, total, policy):
+    with pytest.raises(ValueError, match=f"ended after {total} frames, but a window spans 16"):
+        list(STAAStream(clf, W, 4, policy=policy)(iter(wide[:total])))
+
+
+@pytest.mark.parametrize("frames", ["clip.mp4", 7])
+def test_what_gives_no_frames(clf, frames):
+    with pytest.raises(TypeError, match="iterable of uint8"):
+        STAAStream(clf)(frames)

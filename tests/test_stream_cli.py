@@ -1,0 +1,209 @@
+"""``python -m captum_staa stream``: files followed frame by frame, and the overlay that they leave behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from captum_staa import VideoClassifier, io
+from captum_staa.__main__ import main
+from captum_staa.benchmark import PlantedClips
+from captum_staa.stream import FrameResult, video
+from captum_staa.stream.picture import LEAST, STRIP, Painter
+from captum_staa.stream.window import WindowExplainer
+from captum_staa.stream.writer import video_writer
+
+pytest.importorskip("av")
+
+MODEL = "tiny-videomae-pattern"
+FPS, FACTOR, MARGIN, TOTAL = 12.0, 4, 40, 26
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    """A planted patch in the middle of frames of 192 x 272 pixels, whose margins the model does not see."""
+    small = PlantedClips(seed=99, n=1, num_frames=TOTAL, window=(TOTAL, TOTAL)).frames(0)
+    large = small.repeat(FACTOR, axis=1).repeat(FACTOR, axis=2)
+    return np.pad(large, ((0, 0), (0, 0), (MARGIN, MARGIN), (0, 0)), constant_values=90)
+
+
+@pytest.fixture(scope="module")
+def clip(frames, tmp_path_factory):
+    return io.write_video(tmp_path_factory.mktemp("videos") / "planted.mp4", frames, FPS, crf=6)
+
+
+@pytest.fixture
+def interruptible():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def colourful(pictures: np.ndarray) -> np.ndarray:
+    """How far pixels are from grey."""
+    return np.ptp(pictures.astype(int), axis=-1)
+
+
+def test_an_overlay_of_every_frame(clip, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["stream", str(clip), "--model", MODEL, "--stride", "4"]) == 0
+    said = capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["planted_stream.mp4"]
+    written = io.read_video("planted_stream.mp4")
+    assert written.fps == FPS and written.frames.shape == (TOTAL, 192 + STRIP, 272, 3)
+    assert f"planted.mp4: {TOTAL} frames in" in said and "4 explained, 0 skipped; policy wait" in said
+    assert "a frame waits for 12 to 15 frames after it" in said and "written to planted_stream.mp4" in said
+    above = colourful(written.frames[:, :192])
+    truth = PlantedClips(seed=99, n=1, num_frames=TOTAL, window=(TOTAL, TOTAL))[0][2]
+    truth = np.pad(truth.numpy().repeat(FACTOR, 1).repeat(FACTOR, 2), ((0, 0), (0, 0), (MARGIN, MARGIN)))
+    on, off = (np.mean([above[t][where[t]].mean() for t in range(TOTAL)]) for where in (truth, ~truth))
+    assert on > 2 * off
+    assert above[:, :, : MARGIN - 4].max() < 25  # what the crop cut off is grey
+    assert written.frames[:, 192:, 6:120].max() > 150  # the answer stands below
+
+    assert main(["stream", str(clip), "--model", MODEL]) == 2
+    assert "planted_stream.mp4 exists; pass --overwrite" in capsys.readouterr().err
+    assert (
+        main(["stream", str(clip), "--model", MODEL, "--overwrite", "--loop", "--limit", "40", "--mode", "released"])
+        == 0
+    )
+    assert len(io.read_video("planted_stream.mp4").frames) == 40
+
+
+def test_ctrl_c_keeps_what_is_done(clip, tmp_path, capsys, monkeypatch, interruptible):
+    original, calls = WindowExplainer.__call__, []
+
+    def interrupted(self, window):
+        calls.append(window)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, window)
+
+    monkeypatch.setattr(WindowExplainer, "__call__", interrupted)
+    out = tmp_path / "out.mp4"
+    command = ["stream", str(clip), "--model", MODEL, "--stride", "4", "--out", str(out)]
+    assert main(command) == 130
+    assert "interrupted: 24 frames are done and kept" in capsys.readouterr().err
+    beside = io.read_video(out).frames[:, :192, : MARGIN - 4].mean((1, 2, 3))  # dark where nothing was explained
+    assert len(beside) == 24 and beside[:20].min() > 120 > 60 > beside[20:].max()  # windows 0 and 4 saw frames 0 to 19
+
+    calls[:] = [None, None]  # before anything is done
+    assert main([*command[:-1], str(tmp_path / "none.mp4")]) == 130
+    assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+def test_a_source_that_fails_midway_leaves_what_came_before(frames, clip, tmp_path, capsys, monkeypatch):
+    def failing(path, loop):
+        yield from frames[:20]
+        raise OSError("unplugged")
+
+    monkeypatch.setattr(video, "_file", failing)
+    out = tmp_path / "out.mkv"
+    assert main(["stream", str(clip), "--model", MODEL, "--out", str(out)]) == 2
+    assert "unplugged" in capsys.readouterr().err
+    assert len(io.read_video(out).frames) == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["/dev/video99"], "no camera /dev/video99; cameras here"),
+        (["97"], "no camera /dev/video97"),
+        (["97", "--loop"], "97 is a camera, which has no end"),
+        (["missing.mp4"], "missing.mp4"),
+        (["CLIP", "--out", "a.gif"], "a.gif must end in .mp4 or .mkv"),
+        (["CLIP", "--out", "none/a.mp4"], "none"),
+        (["CLIP", "--target", "vertical"], "--target vertical needs --mode relevance"),
+        (["CLIP", "--mode", "relevance", "--target", "waving"], "waving"),
+        (["CLIP", "--stride", "20"], "stride = 20 leaves frames"),
+        (["CLIP", "--limit", "10"], "ended after 10 frames, but a window spans 16"),
+    ],
+)
+def test_what_cannot_be_done_is_said(clip, tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(["stream", *(str(clip) if word == "CLIP" else word for word in arguments), "--model", MODEL]) == 2
+    assert said in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_device_is_read_frame_by_frame(clip, frames, tmp_path):
+    """The same way as a camera, from a device that every machine has: a file, under the name of its own format."""
+    with video._camera(str(clip), "mp4") as feed:
+        assert (feed.fps, feed.total) == (FPS, None)
+        read = list(feed.frames)
+    assert len(read) == TOTAL and np.abs(np.stack(read).astype(int) - frames).mean() < 3
+    (tmp_path / "note").write_text("no video")
+    with pytest.raises(ValueError, match="cannot be read as a camera"), video._camera(str(tmp_path / "note"), "mp4"):
+        pass
+
+
+def test_a_file_can_come_live(clip):
+    with video.opened(str(clip), live=True) as feed:
+        assert feed.frames.gi_code.co_name == "paced" and feed.total == TOTAL
+
+
+def test_frames_that_are_late_are_not_held_up():
+    now, slept = [0.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    for at, _ in enumerate(video.paced(range(5), fps=10, clock=lambda: now[0], sleep=sleep)):
+        now[0] += 0.25 if at == 1 else 0.01
+    assert slept == pytest.approx([0.09, 0.03])  # of frames 1 and 4; 2 and 3 were due while 1 was looked at
+
+
+def result(joint: torch.Tensor | None, temporal: float) -> FrameResult:
+    frame = np.full((24, 24, 3), 100, np.uint8)
+    windows = 0 if joint is None else 1
+    probabilities = None if joint is None else torch.ones(1)
+    return FrameResult(0, frame, windows, ["x"], probabilities, joint, temporal, (0, 0, 24, 24), 0.1, 3)
+
+
+def test_the_scale_of_colours_grows_and_never_falls():
+    even = torch.full((24, 24), 1 / 576)
+    peak = even.clone()
+    peak[:12, :12] = 20 / 576
+    painter, frame = Painter(), result(even, 1).frame
+    first = painter(result(even, 1), frame)[:24]
+    assert painter.scale == pytest.approx(LEAST / 576)
+    painter(result(peak, 1), frame)
+    assert painter.scale == pytest.approx(20 / 576)
+    again = painter(result(even, 1), frame)[:24]
+    assert painter.scale == pytest.approx(20 / 576)
+    assert colourful(again).mean() < colourful(first).mean()
+    nothing = painter(result(None, float("nan")), frame)
+    assert (nothing[:24] == 50).all() and colourful(nothing[24:, 4:]).max() > 30  # the timeline goes on beside it
+
+
+def test_a_writer_leaves_a_whole_file_or_none(tmp_path):
+    path = tmp_path / "a.mp4"
+
+    def write_all(*sizes: tuple[int, int]) -> None:
+        with video_writer(path, 5) as write:
+            for size in sizes:
+                write(np.zeros((*size, 3), np.uint8))
+
+    with pytest.raises(ValueError, match=r"first one's shape \(9, 9, 3\), but \(8, 9, 3\)"):
+        write_all((9, 9), (8, 9))
+    with pytest.raises(ValueError, match="no frame was given"):
+        write_all()
+    with pytest.raises(ValueError, match="fps must be positive"), video_writer(path, 0):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_real_clip(shared_videos, tmp_path):
+    """Another aspect ratio than the model's, 100 frames of them."""
+    out, path = tmp_path / "out.mp4", shared_videos / "v_ApplyEyeMakeup_g01_c01.avi"
+    assert main(["stream", str(path), "--model", MODEL, "--stride", "16", "--limit", "40", "--out", str(out)]) == 0
+    info, original = io.probe(out), io.probe(path)
+    assert (info.num_frames, info.width) == (40, original.width)
+    crop = VideoClassifier.from_pretrained(MODEL).crop_box(original.height, original.width)
+    beside = colourful(io.read_video(out).frames[:, : original.height, : int(crop[1]) - 4])
+    assert beside.max() < 25
