@@ -479,7 +479,7 @@ def test_key_frames_are_strong_and_apart():
 
 def check_demo(folder: Path, clips: int) -> dict[str, dict[str, float]]:
     check_numbers(folder)
-    assert sorted(os.listdir(folder)) == sorted(("planted.mp4", *output.FILES, *demo.TABLES))
+    assert sorted(os.listdir(folder)) == sorted(("planted.mp4", *output.FILES, *demo.TABLES, demo.METHODS))
     with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = {row.pop("method"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}
     assert len(rows) == 11  # seven methods, four controls

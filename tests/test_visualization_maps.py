@@ -82,7 +82,7 @@ def test_every_way_to_pass_attributions_is_the_same():
         (torch.zeros(2, T, H, W), {"index": 2}, "index = 2 is outside the 2 clips"),
         (torch.zeros(H, W), {}, r"shape is \(24, 32\)"),
         (torch.zeros(0, H, W), {}, r"not empty.*\(0, 24, 32\)"),
-        (torch.full((T, H, W), torch.nan), {}, "6144 of the 6144 attributions .* nan or inf"),
+        (torch.full((T, H, W), torch.nan), {}, "attributions .* nan or inf at 6144 of 6144 pixels"),
         (torch.zeros(T, H, W), {"sign": "both"}, "'both'"),
         (torch.zeros(T, H, W), {"outlier_perc": 101}, "101"),
     ],

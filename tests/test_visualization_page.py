@@ -62,6 +62,13 @@ def test_a_map_survives_one_byte_per_cell():
     np.testing.assert_allclose(unpacked(explanation), SIGNED, atol=0.004 * np.abs(SIGNED).max())
 
 
+@pytest.mark.parametrize("unit", [1e-50, 1e50])
+def test_units_beyond_float32_survive(unit):
+    (explanation,) = held(to_html(CLIP, unit * SIGNED.astype(np.float64), outlier_perc=0))["explanations"]
+    np.testing.assert_allclose(unpacked(explanation) / unit, SIGNED, atol=0.004 * np.abs(SIGNED).max())
+    assert explanation["scales"]["all"] / unit == pytest.approx(float(np.abs(SIGNED).max()))
+
+
 def test_a_few_giants_leave_the_rest_apart():
     """Under "positive" the scale is a hundredth of that under "negative", and still half of it is half of it."""
     maps = np.zeros((T, H, W), np.float32)
@@ -131,8 +138,12 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"attributions": torch.zeros(4, H, W)}, ValueError, "attributions: the clip has 5 frames, .* have 4"),
-        ({"attributions": {"a": SIGNED, "b": SIGNED * np.nan}}, ValueError, "^b: 240 of the 240 .* nan or inf"),
+        ({"attributions": torch.zeros(4, H, W)}, ValueError, "^the clip has 5 frames, .* have 4"),
+        (
+            {"attributions": {"a": SIGNED, "b": SIGNED * np.nan}},
+            ValueError,
+            "^b: attributions .* nan or inf at 240 of 240 pixels",
+        ),
         ({"attributions": {}}, TypeError, "at least one name"),
         ({"method": "original_image", "attributions": torch.zeros(4, H, W)}, ValueError, "have 4"),
         ({"method": "masked_image", "sign": "all"}, ValueError, "two signs"),
@@ -140,6 +151,8 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
         ({"sign": "both"}, ValueError, "sign is one of .* 'both' came"),
         ({"play_fps": 0}, ValueError, "play_fps .* 0"),
         ({"fps": -1}, ValueError, "fps .* -1"),
+        ({"attributions": None}, ValueError, "^method = .* needs attributions, but None came"),
+        ({"attributions": (torch.zeros(1, T, H, W),)}, TypeError, "^a clip .* but tuple came; of a tuple, as Captum"),
         ({"max_size": 0}, ValueError, "max_size .* 0"),
         ({"crop": (99, 0, 5, 5)}, ValueError, "holds no pixel"),
         ({"truth": [(3, 9)]}, ValueError, r"truth windows .* \(3, 9\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from xml.etree import ElementTree
 
 import matplotlib
@@ -92,6 +93,32 @@ def test_long_names_and_many_frames_stay_apart():
     maps = {f"a rather long name, the {n}th of its kind": block() for n in range(4)}
     figure, axes = compare_methods(CLIP, maps, layout="BTCHW", title="A title", use_pyplot=False)
     assert overlaps(figure, [axes.title, *axes.texts]) == []
+
+
+LONG = [
+    "IntegratedGradients",
+    "SpatioTemporalPerturbation of five areas",
+    "NoiseTunnel(IntegratedGradients, smoothgrad)",
+    "a_snake_case_name_that_goes_on_to_45_letters_",
+    "GuidedGradCAM++/layer4.2.conv3",
+    "w" * 45,
+]
+
+
+@pytest.mark.parametrize("count", [2, 8, pytest.param(20, marks=pytest.mark.slow)])
+def test_names_break_between_words_and_fit_their_rows(count):
+    names = [f"{LONG[at % len(LONG)]}{at or ''}" for at in range(count)]
+    maps = {name: block() for name in names}
+    figure, axes = compare_methods(CLIP, maps, layout="BTCHW", num_frames=2, use_pyplot=False)
+    assert overlaps(figure, axes.texts) == []
+    labels = [text.get_text().split("\n") for text in axes.texts[-count:]]
+    for name, (*lines, scale) in zip(names, labels, strict=True):
+        assert scale == "1 = 1"
+        assert "".join(lines).replace(" ", "") == name.replace(" ", "")
+        for before, after in itertools.pairwise(lines):
+            joined = f"{before[-1]}{after[0]}"
+            camel = joined[0].islower() and joined[1].isupper()
+            assert camel or f"{before} {after}" in name or joined[0] in "-_/,.:", (before, after)
 
 
 def test_an_error_names_the_method_that_it_is_about():

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_staa import notebook
 from captum_staa.gaussian import gaussian
 from captum_staa.layout import SpaceTime, from_joint
 from captum_staa.perturbation.learning import Learnt, Task
@@ -56,6 +57,17 @@ class PerturbationParts(SpaceTime):
     deleted: Tensor
     history: History
     interrupted: bool
+
+    def _repr_html_(self) -> str:
+        means = [values.nanmean(0).tolist() for values in (self.visible, self.kept, self.deleted)]
+        learnt = notebook.table(
+            ("area", "visible", "kept", "deleted"), list(zip(self.areas.tolist(), *means, strict=True))
+        )
+        course = list(zip(self.history.steps.tolist(), self.history.energy.nanmean(1).tolist(), strict=True))
+        title = f"masks, means over clips; the score of the whole is {notebook.number(float(self.whole.nanmean()))}"
+        title += "; interrupted before the end" if self.interrupted else ""
+        more = notebook.block(title, learnt, notebook.curves({"energy": course}, "step", "what is minimised"))
+        return f"<div>{super()._repr_html_()}{more}</div>"
 
 
 def parts_of(task: Task, learnt: Learnt, whole: Tensor, blur: float) -> PerturbationParts:

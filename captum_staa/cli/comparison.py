@@ -71,7 +71,7 @@ def methods_of(classifier: VideoClassifier) -> dict[str, Method]:
     }
 
 
-def compare(classifier: VideoClassifier, clips: PlantedClips) -> list[Row]:
+def compare(classifier: VideoClassifier, clips: PlantedClips) -> tuple[list[Row], dict[str, Tensor]]:
     """Score every method on every clip, and the controls; the inverted map is that of STAA's relevance.
 
     Each call is timed right after a plain forward of the same clip, so that both meet the same machine. One thread is
@@ -82,13 +82,15 @@ def compare(classifier: VideoClassifier, clips: PlantedClips) -> list[Row]:
         clips: with their truth.
 
     Returns:
-        One row per method and control. ``pointing`` allows the maximum to lie one tubelet beside the truth.
+        One row per method and control, and the methods' maps of the first clip, ``(1, T, H, W)`` each. ``pointing``
+        allows the maximum to lie one tubelet beside the truth.
     """
     assert classifier.grid is not None
     methods = methods_of(classifier)
     tubelet = classifier.grid.tubelet
     generator = torch.Generator().manual_seed(0)
     found: dict[str, list[list[float]]] = {}
+    first: dict[str, Tensor] = {}
     plain: list[float] = []
     with _one_thread(), tqdm(total=len(clips) * len(methods), desc="comparing", delay=1, leave=False) as bar:
         clip, label, _ = clips[0:1]
@@ -109,6 +111,7 @@ def compare(classifier: VideoClassifier, clips: PlantedClips) -> list[Row]:
                 maps[name] = parts.joint
                 found.setdefault(name, []).append([*_scores(parts, truth, tubelet), seconds])
                 bar.update()
+            first = first or maps
             for name, control in controls(clip, classifier.layout, maps["STAA relevance"], generator).items():
                 found.setdefault(name, []).append([*_scores(from_joint(control), truth, tubelet), 0.0])
     forward = statistics.median(plain)
@@ -117,7 +120,7 @@ def compare(classifier: VideoClassifier, clips: PlantedClips) -> list[Row]:
         joint, temporal_mean, pointing = (statistics.fmean(column) for column in list(zip(*values, strict=True))[:3])
         median = statistics.median(seconds for *_, seconds in values)
         rows.append(Row(name, joint, temporal_mean, pointing, median / forward, median))
-    return rows
+    return rows, first
 
 
 def _scores(parts: SpaceTime, truth: Tensor, tubelet: tuple[int, int, int]) -> tuple[float, float, float]:

@@ -17,6 +17,7 @@ from captum_staa.cli.explain import explain
 from captum_staa.cli.explanation import Explanation, Options, moment, report
 from captum_staa.cli.output import FILES, refuse_to_overwrite, write
 from captum_staa.cli.prepare import load
+from captum_staa.visualization import to_html
 
 MODEL = "tiny-videomae-pattern"
 CLIPS = 12  # that methods are scored on; the first of them is shown
@@ -24,6 +25,7 @@ SEED = 2_000_000_010  # of clips that the model has not been trained on
 FACTOR = 6  # by which each pixel grows in the file
 FPS = 8.0
 TABLES = ("table.md", "table.csv")
+METHODS = "methods.html"  # the first clip's maps by all methods
 
 
 def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
@@ -40,7 +42,7 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     started = time.perf_counter()
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out names a folder, but {out} is a file; choose another name")
-    refuse_to_overwrite(out, overwrite, ("planted.mp4", *FILES, *TABLES))
+    refuse_to_overwrite(out, overwrite, ("planted.mp4", *FILES, *TABLES, METHODS))
     planted = PlantedClips(SEED, clips)
     _, label, truth = planted[0]
     name, when = planted.labels[int(label)], truth.flatten(1).any(1)  # (T,)
@@ -58,10 +60,21 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     print(good or "as planted: the class, and every key frame", flush=True)
 
     print(f"\nmean over {clips} planted clips that the model has not seen; chance is 0.5 for AUROC:")
-    rows = compare(load(MODEL, None), planted)
+    rows, maps = compare(load(MODEL, None), planted)
     print(as_markdown(rows))
     write_tables(rows, *(out / table for table in TABLES), overwrite=overwrite)
-    files = ", ".join(("planted.mp4", *FILES, *TABLES))
+    to_html(
+        planted.frames(0),
+        {"planted": truth.float(), **maps},
+        path=out / METHODS,
+        overwrite=overwrite,
+        fps=FPS,
+        play_fps=FPS,
+        truth=when.numpy(),
+        predictions=[(said, probability) for _, said, probability in explanation.top(4)],
+        title=f"{name}, planted, and where methods find it",
+    )
+    files = ", ".join(("planted.mp4", *FILES, *TABLES, METHODS))
     print(f"\nwritten to {out}: {files} ({time.perf_counter() - started:.0f} s)")
     return 1 if good else 0
 

@@ -8,33 +8,46 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from captum_staa import io
 from captum_staa.cli.explanation import Explanation
 from captum_staa.layout import SpaceTime
-from captum_staa.visualization import save_animation, show_frames, show_timeline
+from captum_staa.visualization import save_animation, show_frames, show_timeline, to_html
+from captum_staa.visualization._maps import Attributions, key_frames
+from captum_staa.visualization._place import Crop
+from captum_staa.visualization._resize import reduced
 
 EDGE = 360  # pixels of the shorter edge of the frames in pictures, at most
 MOVING = 360  # frames of a moving picture, at most
 SHEET = 24  # frames of a sheet, at most
+PAGE_FRAMES, PAGE_BYTES = 120, 8_000_000  # of the player, at most
+PAGE_EDGE = 240  # pixels of the shorter edge of its frames, where it would be too large otherwise
+PAGE_CLASSES = 5  # that it names, beside the one explained
 SLOWEST, FASTEST = 4.0, 30.0  # frames per second
 DPI = 150
 
 
 def draw(
-    explanation: Explanation, overlay: Path, sheet: Path, timeline: Path, *, overwrite: bool, truth: Tensor | None
+    explanation: Explanation,
+    overlay: Path,
+    player: Path,
+    sheet: Path,
+    timeline: Path,
+    *,
+    overwrite: bool,
+    truth: Tensor | None,
 ) -> None:
-    """Write the three pictures.
+    """Write the pictures.
 
     Args:
         explanation: what to draw.
         overlay: the moving picture.
+        player: the page.
         sheet: the contact sheet.
         timeline: the curve over time with key frames.
         overwrite: whether these may be replaced.
-        truth: bool ``(T,)``, shaded in the timeline.
+        truth: bool ``(T,)``, shaded in the timeline and on the page.
     """
     total, fps = len(explanation.indices), explanation.fps
     shown = thinned(total, MOVING)
@@ -47,7 +60,7 @@ def draw(
 
     save_animation(overlay, frames, joint, crop=crop, fps=play_rate(indices, fps), overwrite=overwrite)
     title = title_of(explanation)
-    few = strongest_of_parts(explanation.parts.temporal[0][shown].numpy(), SHEET)
+    few = key_frames(explanation.parts.temporal[0][shown].numpy(), SHEET)
     figure, _ = show_frames(
         frames[few], joint[few], crop=crop, indices=[indices[at] for at in few], fps=fps, title=title, use_pyplot=False
     )
@@ -65,6 +78,62 @@ def draw(
     )
     with io.atomic(timeline, overwrite) as partial:
         figure.savefig(partial, dpi=DPI)
+    text = page(explanation, shown, frames, crop, truth)
+    with io.atomic(player, overwrite) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def page(
+    explanation: Explanation, shown: Sequence[int], frames: NDArray[np.uint8], crop: Crop, truth: Tensor | None
+) -> str:
+    """The player: the strongest frame of each of at most ``PAGE_FRAMES`` equal parts of the clip.
+
+    Where that takes more than ``PAGE_BYTES``, frames are reduced to a shorter edge of ``PAGE_EDGE`` pixels; where it is
+    not enough, the parts are fewer and longer. Perturbation's masks are explanations of their own, one per area.
+
+    Args:
+        explanation: what to show.
+        shown: positions in it that may be shown.
+        frames: those at these positions, ``(len(shown), H, W, 3)``.
+        crop: of the frames, which the maps cover.
+        truth: bool ``(T,)``.
+    """
+    parts, masks = explanation.parts, explanation.masks
+    label, probability = explanation.labels[explanation.target], explanation.probabilities[explanation.target]
+    predictions = [(name, share) for _, name, share in explanation.top(PAGE_CLASSES)]
+    if explanation.class_specific and (label, probability) not in predictions:
+        predictions.append((label, probability))
+
+    def made(few: Sequence[int], edge: int) -> str:
+        at = [shown[position] for position in few]
+        maps: dict[str, Attributions] = {
+            explanation.kind: SpaceTime(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
+        }
+        if masks is not None:
+            maps |= {f"mask, area {area:g}": mask[at] for area, mask in zip(masks.areas, masks.masks, strict=True)}
+        indices = [explanation.indices[position] for position in at]
+        return to_html(
+            frames[few],
+            maps,
+            crop=crop,
+            indices=indices,
+            fps=explanation.fps,
+            play_fps=play_rate(indices, explanation.fps),
+            truth=None if truth is None else truth[at].numpy(),
+            predictions=predictions,
+            target=label if explanation.class_specific else "",  # an empty one is among no labels: no bar is coloured
+            title=title_of(explanation),
+            max_size=edge,
+        )
+
+    values, edge = parts.temporal[0][shown].numpy(), EDGE
+    few = key_frames(values, PAGE_FRAMES)
+    while len(text := made(few, edge)) > PAGE_BYTES and len(few) > 1:
+        if edge > PAGE_EDGE:
+            edge = PAGE_EDGE
+        else:
+            few = key_frames(values, max(int(0.9 * len(few) * PAGE_BYTES / len(text)), 1))
+    return text
 
 
 def thinned(total: int, most: int) -> list[int]:
@@ -77,40 +146,19 @@ def thinned(total: int, most: int) -> list[int]:
     return list(range(0, total, math.ceil(total / most)))
 
 
-def strongest_of_parts(values: NDArray[np.floating], parts: int) -> list[int]:
-    """Positions of the largest value in each of at most this many equal parts.
-
-    Example:
-        >>> strongest_of_parts(np.array([0.0, 5.0, 1.0, 0.0, 0.0, 3.0]), parts=2)
-        [1, 5]
-    """
-    split = np.array_split(np.arange(len(values)), min(parts, len(values)))
-    return [int(part[values[part].argmax()]) for part in split]
-
-
 def frames_of(explanation: Explanation, shown: Sequence[int]) -> NDArray[np.uint8]:
     """The frames at these positions, no larger than a picture needs; one file frame in memory at a time."""
     if explanation.frames is not None:
-        return np.stack([shrunk(explanation.frames[at]) for at in shown])
+        return np.stack([reduced(explanation.frames[at], EDGE) for at in shown])
     wanted = {explanation.indices[at] for at in shown}
     last = max(wanted)
     found = []
     for index, frame in io.iter_windows(explanation.video, 1):
         if index in wanted:
-            found.append(shrunk(frame[0]))
+            found.append(reduced(frame[0], EDGE))
         if index == last:
             break
     return np.stack(found)
-
-
-def shrunk(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """``(H, W, 3)`` with a shorter edge of at most ``EDGE`` pixels."""
-    height, width = frame.shape[:2]
-    factor = EDGE / min(height, width)
-    if factor >= 1:
-        return frame
-    size = max(round(width * factor), 1), max(round(height * factor), 1)
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
 
 
 def play_rate(indices: Sequence[int], fps: float | None) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from captum_staa import notebook
 from captum_staa.models.modes import evaluating
 from captum_staa.models.st_abn.network import st_abn_of
 from captum_staa.perturbation.scores import selected
@@ -32,6 +33,13 @@ class AttentionUsage:
     spatial_flat: Tensor
     spatial_shuffled: Tensor
     decisions: dict[str, float]
+
+    def _repr_html_(self) -> str:
+        rows = [(name, float(getattr(self, name).nanmean()), share) for name, share in self.decisions.items()]
+        head = ("gates", "change of the target's probability", "share of decisions changed")
+        word = "are used" if self.used else "are not used: no change is 1 % on average"
+        title = f"AttentionUsage: the gates {word}; means over {len(self.spatial_flat)} clips"
+        return notebook.block(title, notebook.table(head, rows))
 
     @property
     def used(self) -> bool:

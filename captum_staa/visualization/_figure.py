@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
 from captum_staa.checks import check_count
@@ -85,6 +87,27 @@ def explained_bar(predictions: Sequence[tuple[str, float]], target: str | None) 
     if target is None:
         return 0
     return labels.index(target) if target in labels else -1
+
+
+def text_width(text: str) -> float:
+    """Inches that a line takes as a label."""
+    return float(TextPath((0, 0), text, size=LABEL_SIZE).get_extents().width) / 72 if text.strip() else 0.0
+
+
+def wrapped(name: str, width: float) -> str:
+    """A name in lines of at most ``width`` inches, broken between words, also those of CamelCase, and never in one.
+
+    Example:
+        >>> wrapped("IntegratedGradients of the last layer", 1.0).split("\\n")
+        ['Integrated', 'Gradients of', 'the last layer']
+    """
+    parts = re.split(r"(?<=\s)(?=\S)|(?<=[-_/,.:])(?=[^\W\d])|(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)
+    lines = [""]
+    for part in parts:
+        if lines[-1] and text_width((lines[-1] + part).rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.strip() for line in lines)
 
 
 def draw_frame(axes: Axes, frame: NDArray[np.uint8], left: float, top: float, size: tuple[float, float]) -> None:

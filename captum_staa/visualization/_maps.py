@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa.checks import check_choice, check_count
-from captum_staa.layout import SpaceTime, VideoLayout
+from captum_staa.checks import check_choice, check_count, is_number
+from captum_staa.layout import SpaceTime, VideoLayout, check_dense
 
 Sign = Literal["absolute_value", "positive", "negative", "all"]
 Attributions = Tensor | NDArray[np.floating] | SpaceTime
@@ -62,7 +62,7 @@ def saliency(
         ValueError: unknown ``sign``, ``outlier_perc`` outside [0, 100], a shape as not said above, or nan and inf.
     """
     check_choice("sign", sign, SIGNS)
-    if not 0 <= outlier_perc <= 100:
+    if not (is_number(outlier_perc) and 0 <= outlier_perc <= 100):
         raise ValueError(f"outlier_perc is a percentage in [0, 100], but {outlier_perc!r} came")
     values = signed(as_map(attributions, layout, index), sign)
     scale = _threshold(np.abs(values), 100 - outlier_perc)
@@ -107,7 +107,9 @@ def as_map(
         )
     broken = int((~maps.isfinite()).sum())
     if broken:
-        raise ValueError(f"{broken} of the {maps.numel()} attributions of shape {shape} are nan or inf; look upstream")
+        raise ValueError(
+            f"attributions of shape {shape} are nan or inf at {broken} of {maps.numel()} pixels; look upstream"
+        )
     return maps.numpy()
 
 
@@ -226,9 +228,20 @@ def as_frames(
     return frames.expand(*frames.shape[:3], 3).numpy()
 
 
-def tensor_of(values: Tensor | NDArray[np.generic] | Sequence[float]) -> Tensor:
+def tensor_of(values: Tensor | NDArray[np.generic] | Sequence[float] | None) -> Tensor:
     """Anything array-like as a tensor on the CPU, numpy's flipped and turned views included."""
-    return values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    if isinstance(values, Tensor):
+        check_dense(values, "what is drawn")
+        return values.detach().cpu()
+    if values is None or (isinstance(values, tuple | list) and any(isinstance(value, Tensor) for value in values)):
+        raise TypeError(
+            f"a clip and attributions are a tensor or an array each, but {type(values).__name__} came; of a tuple, as "
+            f"Captum returns it for a tuple of inputs, pass the entry that belongs to the clip"
+        )
+    array = np.ascontiguousarray(values)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"what is drawn must hold real numbers, but {type(values).__name__} of {array.dtype} came")
+    return torch.from_numpy(array)
 
 
 def _pick(batch: Tensor, index: int | None, name: str) -> Tensor:

@@ -21,6 +21,7 @@ from ._figure import evenly
 from ._maps import Attributions, Clip, Sign
 from ._overlay import Method, overlay
 from ._place import Crop
+from ._resize import enlarged
 
 PICTURES = (".webp", ".gif")
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi")
@@ -95,6 +96,8 @@ def save_animation(
         raise ValueError(f"{target} must end in {', '.join(PICTURES + VIDEOS)}, not in {suffix!r}")
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be positive and finite, but {fps!r} came")
+    if min_size < 0:
+        raise ValueError(f"min_size is a number of pixels, at least 0, but {min_size!r} came")
     drawn = overlay(
         clip,
         attributions,
@@ -109,14 +112,13 @@ def save_animation(
         mean=mean,
         std=std,
     )
-    enlarge(drawn.original[0], min_size)  # raises here and not in the middle of a file
 
     def picture(at: int) -> NDArray[np.uint8]:
-        frame = enlarge(drawn.frame(at), min_size)
+        frame = enlarged(drawn.frame(at), min_size)
         if not side_by_side:
             return frame
         gap = np.full((len(frame), GAP, 3), 255, dtype=np.uint8)
-        return np.concatenate([enlarge(drawn.original[at], min_size), gap, frame], axis=1)
+        return np.concatenate([enlarged(drawn.original[at], min_size), gap, frame], axis=1)
 
     total = len(drawn.original)
     if suffix in VIDEOS:
@@ -129,23 +131,6 @@ def save_animation(
     with atomic(target, overwrite) as partial:
         _write_pictures(partial, picture, total, fps, quality)
     return target
-
-
-def enlarge(frame: NDArray[np.uint8], min_size: int) -> NDArray[np.uint8]:
-    """A frame ``(H, W, 3)`` whose shorter side has at least ``min_size`` pixels.
-
-    Tiny frames grow by a whole factor, so that the pixels that the model saw stay visible; others are smoothed.
-    """
-    if min_size < 0:
-        raise ValueError(f"min_size is a number of pixels, at least 0, but {min_size!r} came")
-    height, width = frame.shape[:2]
-    factor = min_size / min(height, width)
-    if factor <= 1:
-        return frame
-    if factor > 3:
-        return frame.repeat(math.ceil(factor), axis=0).repeat(math.ceil(factor), axis=1)
-    size = round(width * factor), round(height * factor)
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
 
 
 class _Pictures(Image.Image):

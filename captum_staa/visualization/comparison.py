@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,8 @@ from ._figure import (
     head_and_key,
     new_figure,
     page_size,
+    text_width,
+    wrapped,
 )
 from ._maps import SIGNS, Attributions, Clip, Sign
 from ._overlay import Method, Overlay, overlay
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAP = 0.05  # inches between frames
-LETTER = 0.075  # inches, on average, in the names of rows
-LETTERS = 17  # of a name in one line
+NAMES = (1.3, 2.0, 2.7)  # inches for the names of rows, the first into which they fit
 
 Row = tuple[str, list[NDArray[np.uint8]]]  # its name, and its frames (H, W, 3)
 
@@ -126,14 +126,13 @@ def compare_methods(
     total, height, width = any_one.original.shape[:3]
     names = frame_labels(total, indices, fps, labels, join="\n")
     chosen = evenly(total, num_frames)
+    wide = max(min(8.5 / len(chosen), 1.6, 6 / (len(drawn) + 1) * width / height), 0.6)  # inches
+    frame = wide * height / width, wide
+    called = row_names({name: one.scale for name, one in drawn.items()}, frame[0])
     rows: list[Row] = [("clip", [any_one.original[at] for at in chosen])]
-    for name, one in drawn.items():
-        called = textwrap.fill(name, LETTERS) + (f"\n{one.scale}" if one.scale else "")
-        rows.append((called, [one.frame(at) for at in chosen]))
+    rows += [(name, [one.frame(at) for at in chosen]) for name, one in zip(called, drawn.values(), strict=True)]
     key = any_one.cmap if show_colorbar else None
 
-    wide = max(min(8.5 / len(chosen), 1.6, 6 / len(rows) * width / height), 0.6)  # inches
-    frame = wide * height / width, wide
     sheet = rows_size(rows, frame)
     figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or page_size(sheet, title, key))
     draw_rows(axes, rows, [names[at] for at in chosen], frame)
@@ -155,6 +154,16 @@ def by_name(attributions: Mapping[str, Attributions], drawn: Callable[[Attributi
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
     return found
+
+
+def row_names(scales: Mapping[str, str], room: float) -> list[str]:
+    """Names over their scales, wrapped so that none is higher than its row of ``room`` inches, or else in one line."""
+    lines = max(int(room / LINE), 2)
+    for width in NAMES:
+        found = [f"{wrapped(name, width)}\n{scale}".rstrip() for name, scale in scales.items()]
+        if all(name.count("\n") < lines for name in found):
+            return found
+    return [f"{name}\n{scale}".rstrip() for name, scale in scales.items()]
 
 
 def rows_size(rows: Sequence[Row], frame: tuple[float, float]) -> tuple[float, float]:
@@ -179,4 +188,5 @@ def draw_rows(axes: Axes, rows: Sequence[Row], labels: Sequence[str], frame: tup
 
 def _gutter(rows: Sequence[Row]) -> float:
     """Inches to the left of the frames, for the names of rows."""
-    return 0.15 + LETTER * max(len(line) for name, _ in rows for line in name.splitlines() or [""])
+    widest = max(text_width(line) for name, _ in rows for line in name.splitlines() or [""])
+    return 0.15 + 1.1 * widest  # the layout engine may draw the sheet somewhat smaller, but text keeps its size

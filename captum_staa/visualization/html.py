@@ -27,8 +27,9 @@ from captum_staa.layout import VideoLayout
 
 from ._figure import explained_bar, frame_labels
 from ._maps import SIGNS, Attributions, Clip, Sign, as_map, saliency, when, windows
-from ._overlay import Method, default_cmap, overlay
+from ._overlay import Method, Overlay, default_cmap, overlay
 from ._place import Crop, shrunk
+from ._resize import reduced, size_within
 from .comparison import by_name
 
 TINY = 128  # pixels of the shorter edge; smaller frames keep every pixel as it is, larger ones are compressed
@@ -119,10 +120,9 @@ def to_html(
     check_count("max_size", max_size)
     if not 0 < play_fps < math.inf:
         raise ValueError(f"play_fps must be positive and finite, but {play_fps!r} came")
-    named = attributions if isinstance(attributions, Mapping) else {ONLY: attributions}
-    drawn = by_name(
-        named,
-        lambda values: overlay(
+
+    def laid(values: Attributions) -> Overlay:
+        return overlay(
             clip,
             values,
             layout=layout,
@@ -136,12 +136,14 @@ def to_html(
             index=index,
             mean=mean,
             std=std,
-        ),
-    )
-    original = next(iter(drawn.values())).original
+        )
+
+    if isinstance(attributions, Mapping):
+        named, original = attributions, next(iter(by_name(attributions, laid).values())).original
+    else:
+        named, original = {ONLY: attributions}, laid(attributions).original
     total, tall, wide = original.shape[:3]
-    factor = min(1, max_size / min(tall, wide))
-    height, width = max(round(tall * factor), 1), max(round(wide * factor), 1)
+    height, width = size_within((tall, wide), max_size)
     across, down = width / wide, height / tall
     top, left, extent_y, extent_x = (0, 0, tall, wide) if crop is None else crop
     placed = top * down, left * across, extent_y * down, extent_x * across
@@ -149,7 +151,7 @@ def to_html(
     explanations = []
     for name, values in named.items():
         scales = {each: saliency(values, layout, each, outlier_perc, index).scale for each in SIGNS}
-        maps = as_map(values, layout, index).astype(np.float32)
+        maps = as_map(values, layout, index)
         curves = {each: rounded(when(values, layout, each, index)) for each in SIGNS}
         explanations.append(
             {"name": name, "scales": scales, "curves": curves, **packed(maps, max(scales.values()), placed[2:])}
@@ -159,7 +161,7 @@ def to_html(
         "width": width,
         "height": height,
         "crop": placed,
-        "frames": [encoded(frame, (width, height)) for frame in original],
+        "frames": [encoded(reduced(frame, max_size)) for frame in original],
         "labels": frame_labels(total, indices, fps, join=", "),
         "fps": play_fps,
         "start": int(np.abs(explanations[0]["curves"][sign]).argmax()),
@@ -191,7 +193,7 @@ def assembled(title: str, data: dict[str, Any]) -> str:
     return Template(page).substitute(title=escape(title), style=style, script=script, data=text)
 
 
-def packed(maps: NDArray[np.float32], largest: float, room: tuple[float, float]) -> dict[str, Any]:
+def packed(maps: NDArray[np.float64], largest: float, room: tuple[float, float]) -> dict[str, Any]:
     """Signed maps ``(T, h, w)`` as text, a byte per cell for what is positive and one for what is negative.
 
     They are apart so that maps that are larger than the picture keep both when they are reduced to it. Bytes are square
@@ -202,20 +204,22 @@ def packed(maps: NDArray[np.float32], largest: float, room: tuple[float, float])
         largest: of the scales under which they may be shown; what lies beyond it is shown like it.
         room: height and width of the picture, in pixels.
     """
-    planes = [shrunk(np.clip(sign * maps, 0, largest), room) for sign in (1, -1)]
+    # Divided first: float32 holds neither 1e-50 nor 1e50.
+    planes = [shrunk(np.clip(sign * maps / (largest or 1), 0, 1).astype(np.float32), room) for sign in (1, -1)]
     peaks = [float(plane.max()) for plane in planes]
     parts = [np.sqrt(plane / (peak or 1)) for plane, peak in zip(planes, peaks, strict=True)]
     codes = (255 * np.stack(parts)).round().astype(np.uint8)  # (2, T, h, w)
-    return {"size": codes.shape[2:], "peaks": peaks, "packed": b64encode(zlib.compress(codes.tobytes(), 9)).decode()}
+    return {
+        "size": codes.shape[2:],
+        "peaks": [peak * largest for peak in peaks],
+        "packed": b64encode(zlib.compress(codes.tobytes(), 9)).decode(),
+    }
 
 
-def encoded(frame: NDArray[np.uint8], size: tuple[int, int]) -> str:
-    """A frame ``(H, W, 3)`` as a WebP of this width and height, as a data URI."""
-    picture = Image.fromarray(frame)
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+def encoded(frame: NDArray[np.uint8]) -> str:
+    """A frame ``(H, W, 3)`` as a WebP, as a data URI."""
     written = BytesIO()
-    picture.save(written, "webp", lossless=min(size) < TINY, quality=85, method=4)
+    Image.fromarray(frame).save(written, "webp", lossless=min(frame.shape[:2]) < TINY, quality=85, method=4)
     return "data:image/webp;base64," + b64encode(written.getvalue()).decode()
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_staa.checks import check_count
-from captum_staa.layout import FOR, VideoLayout
+from captum_staa.layout import VideoLayout
+from captum_staa.notebook import FOR
 
 from ._figure import LABEL_SIZE, colour_bar, explained_bar, frame_labels, inset, new_figure
 from ._maps import Attributions, Clip, Sign, key_frames, when, where

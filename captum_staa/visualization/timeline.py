@@ -12,7 +12,8 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa.layout import AGAINST, FOR, VideoLayout
+from captum_staa.layout import VideoLayout
+from captum_staa.notebook import AGAINST, FOR
 
 from ._figure import LABEL_SIZE, frame_labels, new_figure
 from ._maps import SIGNS, Attributions, Clip, Sign, as_frames, key_frames, when, windows

@@ -1,0 +1,124 @@
+"""The page that an explanation leaves: which frames and maps it holds, and how it stays small."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import re
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_staa.cli import pictures
+from captum_staa.cli.explanation import Explanation, Masks
+from captum_staa.io import VideoInfo
+from captum_staa.layout import from_joint
+
+T, H, W = 30, 40, 60
+CROP = (0.0, 10.0, 40.0, 40.0)
+FRAMES = np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)
+LABELS = [f"class {k}" for k in range(8)]
+
+
+def explanation(**changes) -> Explanation:
+    """Every third frame of a file; frame 4 of ten, 13 and 22 are strongest in their part."""
+    joint = torch.rand(1, T, 8, 8, generator=torch.Generator().manual_seed(0))
+    for at in (4, 13, 22):
+        joint[0, at] += 10
+    given = {
+        "video": Path("a clip.mp4"),
+        "info": VideoInfo(90, 25.0, H, W),
+        "model": "some-model",
+        "method": "Some(method)",
+        "kind": "some method",
+        "settings": {},
+        "class_specific": True,
+        "layout": "BTCHW",
+        "labels": LABELS,
+        "probabilities": [0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.04, 0.01],
+        "target": 1,
+        "target_given": True,
+        "indices": list(range(0, 3 * T, 3)),
+        "parts": from_joint(joint),
+        "crop": CROP,
+        "apart": 1,
+        "sampling": "",
+        "frames": FRAMES,
+    }
+    return Explanation(**{**given, **changes})
+
+
+def held(told: Explanation, truth: torch.Tensor | None = None, frames: np.ndarray = FRAMES) -> dict:
+    """What the page holds."""
+    text = pictures.page(told, range(T), frames, CROP, truth)
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
+    assert found is not None
+    return {**json.loads(found[1]), "length": len(text)}
+
+
+def shown(data: dict) -> list[int]:
+    """Positions of the frames, by their pixels: small ones are held without loss."""
+    found = []
+    for uri in data["frames"]:
+        picture = np.asarray(Image.open(BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"))
+        found.append(int(np.flatnonzero((picture == FRAMES).all((1, 2, 3)))[0]))
+    return found
+
+
+def test_a_short_clip_is_there_as_a_whole():
+    truth = torch.zeros(T, dtype=torch.bool)
+    truth[5:9] = True
+    data = held(explanation(), truth)
+    assert shown(data) == list(range(T))
+    assert data["crop"] == list(CROP) and (data["height"], data["width"]) == (H, W)
+    assert data["labels"][:2] == ["frame 0, 0.00 s", "frame 3, 0.12 s"]
+    assert [entry["name"] for entry in data["explanations"]] == ["some method"]
+    assert data["truth"] == [[5, 8]]
+    assert [label for label, _ in data["predictions"]] == LABELS[:5] and data["explained"] == 1
+    assert data["fps"] == pytest.approx(25 / 3)
+
+
+def test_masks_are_explanations_of_their_own():
+    masks = torch.zeros(2, T, 8, 8)
+    masks[0, 7], masks[1, 7:9] = 1, 1
+    learnt = Masks(masks, [0.05, 0.5], "probability", [0.05, 0.5], 0.9, [0.8, 0.9], [0.2, 0.1], 30)
+    found = held(explanation(masks=learnt))["explanations"]
+    assert [entry["name"] for entry in found] == ["some method", "mask, area 0.05", "mask, area 0.5"]
+    assert np.flatnonzero(found[1]["curves"]["all"]).tolist() == [7]
+    assert np.flatnonzero(found[2]["curves"]["all"]).tolist() == [7, 8]
+
+
+def test_an_unlikely_target_is_named_and_no_class_where_none_is_explained():
+    unlikely = held(explanation(target=7))
+    assert unlikely["predictions"][5] == ["class 7", 0.01] and unlikely["explained"] == 5
+    assert held(explanation(class_specific=False))["explained"] == -1
+
+
+def test_of_many_frames_the_strongest_of_each_part_is_shown(monkeypatch):
+    monkeypatch.setattr(pictures, "PAGE_FRAMES", 3)
+    data = held(explanation())
+    assert shown(data) == [4, 13, 22]
+    assert data["labels"][1] == "frame 39, 1.56 s"
+
+
+def test_a_page_that_is_too_large_gets_smaller_frames_and_then_fewer(monkeypatch):
+    whole = held(explanation())["length"]
+    monkeypatch.setattr(pictures, "PAGE_EDGE", 20)
+    bare = held(dataclasses.replace(explanation(), frames=FRAMES[:1]), frames=np.zeros_like(FRAMES))["length"]
+    monkeypatch.setattr(pictures, "PAGE_BYTES", whole - 1)
+    smaller = held(explanation())
+    assert (len(smaller["frames"]), smaller["height"], smaller["width"]) == (T, 20, 30)
+    assert smaller["crop"] == [0, 5, 20, 20] and smaller["length"] < whole
+
+    monkeypatch.setattr(pictures, "PAGE_BYTES", (bare + smaller["length"]) // 2)
+    fewer = held(explanation())
+    assert fewer["length"] <= (bare + smaller["length"]) // 2
+    assert 1 < len(fewer["frames"]) < T and fewer["height"] == 20
+
+    monkeypatch.setattr(pictures, "PAGE_BYTES", 1)
+    assert len(held(explanation())["frames"]) == 1  # there is an end to it

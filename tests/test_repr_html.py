@@ -1,0 +1,173 @@
+"""What a notebook shows of results: the numbers, escaped, short, and in colours that a light and a dark page bear."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from captum_staa import notebook
+from captum_staa.attr._perturbation_parts import History, PerturbationParts
+from captum_staa.attr.st_abn import BranchParts
+from captum_staa.layout import from_joint
+from captum_staa.metrics.causal import CausalScores, Curve
+from captum_staa.metrics.reliability import Reliability
+from captum_staa.metrics.sanity import Randomisation, Similarity
+from captum_staa.metrics.smoothness import Smoothness
+from captum_staa.metrics.usage import AttentionUsage
+
+
+def tree(result) -> ElementTree.Element:
+    """The HTML, which must be well-formed, fetch nothing, and set no colour of text or ground but the two of lines."""
+    text = result if isinstance(result, str) else result._repr_html_()
+    assert "http" not in text and "<script" not in text
+    colours = set(re.findall(r"(?:color|fill|stroke|background)[:=] ?'?([^;'>]+)", text))
+    assert colours <= {notebook.FOR, notebook.AGAINST, notebook.LINE, "none"}, colours
+    assert len(text) < 40_000
+    return ElementTree.fromstring(text)
+
+
+def cells(result) -> list[list[str]]:
+    """The table, with its head."""
+    return [["".join(cell.itertext()) for cell in row] for row in tree(result).iter("tr")]
+
+
+def points(result) -> list[np.ndarray]:
+    """Each line's (N, 2)."""
+    return [
+        np.array([[float(number) for number in spot.split(",")] for spot in line.get("points").split()])
+        for line in tree(result).iter("polyline")
+    ]
+
+
+def luminance(colour: str) -> float:
+    """WCAG's relative luminance of ``#rgb`` or ``#rrggbb``."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def curve(*clips: list[float]) -> Curve:
+    answers = torch.tensor(clips, dtype=torch.float64)
+    fractions = torch.linspace(0, 1, answers.shape[1], dtype=torch.float64).expand_as(answers)
+    return Curve(torch.trapezoid(answers, fractions), answers, fractions)
+
+
+@pytest.mark.parametrize("colour", [notebook.FOR, notebook.AGAINST, notebook.LINE])
+def test_colours_stand_out_on_white_and_on_black(colour):
+    """By 3 to 1, as WCAG asks of graphics."""
+    assert 1.05 / (luminance(colour) + 0.05) >= 3
+    assert (luminance(colour) + 0.05) / (luminance("#111111") + 0.05) >= 3
+
+
+def test_a_curve_is_drawn_where_its_numbers_are():
+    result = curve([0.0, 0.5, 1.0], [0.0, 1.0, 1.0])  # the mean is 0, 0.75, 1
+    (line,) = points(result)
+    np.testing.assert_allclose(line, [[0, 116], [180, 116 - 112 * 0.75], [360, 4]])
+    assert cells(result) == [["clip", "score"], ["mean", "0.625"], ["0", "0.5"], ["1", "0.75"]]
+    text = "".join(tree(result).itertext())
+    assert "mean of 2 clips: output, 0 to 1, by part of the units, 0 to 1" in text
+    assert "mean" not in [row[0] for row in cells(curve([0.0, 1.0]))]  # of one clip
+
+
+def test_both_walks_are_told_apart():
+    rising, falling = curve([0.2, 0.9]), curve([0.9, 0.1])
+    result = CausalScores(rising, falling, rising, falling)
+    lines = points(result)
+    assert [line[0, 1] > line[1, 1] for line in lines] == [True, False]  # up the page, down the page
+    colours = [line.get("stroke") for line in tree(result).iter("polyline")]
+    assert colours == [notebook.FOR, notebook.AGAINST]
+    assert cells(result) == [["clip", *CausalScores._fields], ["0", "0.55", "0.5", "0.55", "0.5"]]
+
+
+def test_nan_is_said_and_not_drawn():
+    result = curve([0.0, float("nan"), 1.0])
+    assert len(points(result)[0]) == 2
+    assert cells(result)[1] == ["0", "nan"]
+    assert points(curve([float("nan")] * 3)) == []
+    shown = cells(Smoothness(torch.tensor([float("nan"), 0.25, 0.75]), torch.tensor([float("nan")] * 3)))
+    assert shown[1] == ["mean", "0.5", "nan"]  # over the clips that have one
+
+
+def test_many_clips_are_counted():
+    shown = cells(Smoothness(torch.rand(500), torch.rand(500)))
+    assert len(shown) == 1 + 20 + 1 and shown[-1] == ["… 481 more"]  # 500 and their mean, less 20
+    result = curve(*torch.rand(500, 1001).tolist())
+    assert len(points(result)[0]) <= 2 * notebook.POINTS
+
+
+def test_agreement_and_likeness():
+    found = Reliability(0.5, (0.25, 0.75), 0.4, (0.1, 0.6), float("nan"), (float("nan"), float("nan")))
+    assert cells(found)[1:] == [
+        ["weighted", "0.5", "0.25", "0.75"],
+        ["spearman", "0.4", "0.1", "0.6"],
+        ["krippendorff", "nan", "nan", "nan"],
+    ]
+    alone = Similarity(torch.tensor([0.5]), torch.tensor([-0.25]))
+    assert cells(alone) == [["clip", "signed", "magnitude"], ["0", "0.5", "-0.25"]]
+    others = Similarity(torch.tensor([[0.5, 0.7], [1.0, 1.0]]), torch.tensor([[0.0, 0.5], [1.0, 1.0]]))
+    assert cells(others) == [["map", "signed", "magnitude"], ["0", "0.6", "0.25"], ["1", "1", "1"]]
+    layers = Randomisation(others.signed, others.magnitude, ("<b>head</b>", ""))
+    assert cells(layers) == [
+        ["layer set back", "signed", "magnitude"],
+        ["<b>head</b>", "0.6", "0.25"],
+        ["the model", "1", "1"],
+    ]
+    assert not list(tree(layers).iter("b"))  # escaped
+
+
+@pytest.mark.parametrize(("change", "word"), [(0.5, "the gates are used"), (0.001, "the gates are not used")])
+def test_usage_says_whether_gates_are_used(change, word):
+    values = torch.full((3,), change)
+    names = ("temporal_flat", "temporal_shuffled", "spatial_flat", "spatial_shuffled")
+    usage = AttentionUsage(*[values] * 4, decisions=dict.fromkeys(names, 0.25))
+    assert word in "".join(tree(usage).itertext())
+    assert cells(usage)[1] == ["temporal_flat", f"{change:.3g}", "0.25"]
+
+
+def test_what_perturbation_learnt_stands_below_its_map():
+    parts = from_joint(torch.rand(2, 4, 6, 6))
+    history = History(
+        torch.tensor([0, 10, 20]), torch.tensor([[4.0, 2.0], [2.0, 2.0], [1.0, 1.0]]), *[torch.rand(3)] * 2
+    )
+    result = PerturbationParts(
+        joint=parts.joint,
+        spatial=parts.spatial,
+        temporal=parts.temporal,
+        masks=torch.rand(2, 2, 4, 6, 6),
+        areas=torch.tensor([0.05, 0.5]),
+        visible=torch.tensor([[0.05, 0.5], [0.07, 0.5]]),
+        whole=torch.tensor([0.9, 0.8]),
+        kept=torch.tensor([[0.25, 1.0], [0.75, 1.0]]),
+        deleted=torch.zeros(2, 2),
+        history=history,
+        interrupted=True,
+    )
+    assert cells(result)[1:] == [["0.05", "0.06", "0.5", "0"], ["0.5", "0.5", "1", "0"]]
+    (line,) = points(result)
+    np.testing.assert_allclose(line, [[0, 4], [180, 60], [360, 116]])  # 3, 2, 1
+    text = "".join(tree(result).itertext())
+    assert text.startswith("PerturbationParts: 2 clips") and "whole is 0.85" in text and "interrupted" in text
+    assert len(list(tree(result).iter("svg"))) == 2 * 2 + 1
+
+
+def test_a_branch_says_what_it_answers_itself():
+    parts = from_joint(torch.rand(1, 4, 6, 6))
+    answer, own = torch.tensor([[0.0, 3.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    result = BranchParts(
+        parts.joint,
+        parts.spatial,
+        parts.temporal,
+        answer,
+        own,
+        "gate",
+        "each bar covers 2 frames, each cell 8 x 8 pixels",
+    )
+    assert cells(result)[1] == ["0", "1", f"{answer.softmax(1).max():.3g}", "0", f"{own.softmax(1).max():.3g}"]
+    assert "weighting: gate; each bar covers 2 frames" in "".join(tree(result).itertext())
+    bare = BranchParts(parts.joint, parts.spatial, parts.temporal)
+    assert cells(bare) == []
