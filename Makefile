@@ -1,6 +1,6 @@
 # Each goal makes its own virtual environment and installs only when pyproject.toml or constraints.txt changed.
 #
-#     make demo | test | lint | docs | clean
+#     make demo | test | lint | docs | tutorials | clean
 #     make test PYTHON=python3.12           another interpreter (3.10 or newer; `make clean` first)
 #     make test ARGS="-k grid -x"           arguments for pytest
 #     make test CONSTRAINTS=                the newest versions of everything, instead of the tested ones
@@ -15,7 +15,7 @@ py := $(VENV)/bin/python
 pip := $(py) -m pip --disable-pip-version-check --no-input
 export MPLBACKEND ?= Agg
 
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test lint format docs tutorials clean
 .NOTPARALLEL:
 
 help:
@@ -39,6 +39,10 @@ format: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(py) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+# Runs every notebook and writes its outputs into it; ARGS="01 03" runs some.
+tutorials: $(VENV)/.installed-docs
+	$(py) tutorials/build.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist demo docs/_build docs/jupyter_execute .mypy_cache .pytest_cache .ruff_cache

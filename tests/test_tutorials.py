@@ -1,0 +1,200 @@
+"""The tutorials: their code runs without a warning, and what is committed with them is its output."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import captum_staa
+from captum_staa import benchmark, io
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "tutorials"
+WEIGHTS = ROOT / "captum_staa" / "models" / "weights"
+DIGEST = runpy.run_path(str(FOLDER / "build.py"))["digest"]
+LIMIT = 2 * 2**20  # bytes
+ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*|\b[A-Z]:\\\w|file://")
+SWAP = "## Swap in your checkpoint"
+NAMES = ["01_explain_your_first_video", "02_methods_against_planted_truth", "03_is_my_explanation_faithful"]
+NAMES += ["04_bring_your_own_model"]
+# What a reader puts into the swap cell, as an expression; `clip.mp4` lies where the code runs.
+VIDEO = {"checkpoint": repr(str(WEIGHTS / "tiny-videomae-pattern")), "video": '"clip.mp4"'}
+SWAPS = {**dict.fromkeys(NAMES[:3], VIDEO), NAMES[3]: {"checkpoint": 'folder / "my_cnn.safetensors"'}}
+
+# Run in a fresh interpreter. What third parties say while they are imported is not the tutorial's.
+RUNNER = """
+import json, sys, warnings
+import matplotlib.pyplot as plt
+import torch
+import captum_staa
+torch.set_num_threads(1)
+warnings.simplefilter("error")
+namespace = {"__name__": "__main__"}
+for name, source in json.load(sys.stdin):
+    print(f"<{name}>", flush=True)
+    exec(compile(source, f"cell {name}", "exec"), namespace)
+    plt.close("all")
+"""
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+
+
+def code_of(notebook: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(cell["id"], "".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def filled(source: str, values: dict[str, str]) -> str:
+    """The swap cell as its reader leaves it."""
+    for variable, expression in values.items():
+        source, count = re.subn(rf"(?m)^{variable} = None\b", lambda _, e=expression, v=variable: f"{v} = {e}", source)
+        assert count == 1, f"the swap cell does not say `{variable} = None`"
+    return source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_code_runs_and_so_does_the_swap_cell(name, tmp_path):
+    cells = code_of(read(name))
+    swap = next(source for ident, source in cells if ident == "swap")
+    frames = benchmark.PlantedClips(seed=12, n=20).frames(16).repeat(4, axis=1).repeat(4, axis=2)
+    (tmp_path / "files").mkdir()
+    run = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        input=json.dumps([*cells, ("swapped", filled(swap, SWAPS[name]))]),
+        cwd=io.write_video(tmp_path / "clip.mp4", frames, fps=4).parent,
+        env={
+            **os.environ,
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "MPLBACKEND": "Agg",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(tmp_path / "files"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=3600,
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    assert run.stdout.split("<swapped>")[1].strip() or name == NAMES[0], "the swap cell says nothing"
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "files"}, "files beside those in its own folder"
+
+
+def outputs_of(notebook: dict[str, Any]) -> list[dict[str, Any]]:
+    return [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+
+
+def private_names(source: str) -> list[str]:
+    """Names of the package, and attributes of anything, that are not for users."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            found.append(node.attr)
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if "._" in f".{alias.name}"]
+        if isinstance(node, ast.ImportFrom):
+            public = None
+            if (node.module or "").split(".")[0] == captum_staa.__name__:
+                public = getattr(importlib.import_module(node.module), "__all__", None)
+            for alias in node.names:
+                hidden = "._" in f".{node.module}.{alias.name}"
+                if hidden or (public is not None and alias.name not in public):
+                    found.append(f"{node.module}.{alias.name}")
+    return found
+
+
+def faults(notebook: dict[str, Any]) -> list[str]:
+    """Whatever is wrong with a notebook as it is committed, a word each."""
+    found = []
+    outputs = outputs_of(notebook)
+    written = json.dumps(notebook)
+    text = "".join(
+        "".join(part) if isinstance(part, list) else str(part)
+        for output in outputs
+        for part in (output.get("text", ""), *(v for k, v in output.get("data", {}).items() if "image" not in k))
+    )
+    if notebook["metadata"].get("captum_staa", {}).get("sources") != DIGEST(notebook):
+        found.append("stale: run `make tutorials`")
+    if not any("image/png" in output.get("data", {}) for output in outputs):
+        found.append("no picture")
+    if any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs):
+        found.append("error")
+    if any(cell["cell_type"] == "code" and cell["execution_count"] is None for cell in notebook["cells"]):
+        found.append("not run")
+    if path := ABSOLUTE.search(text + "\n".join(source for _, source in code_of(notebook))):
+        found.append(f"path: {path.group()}")
+    if len(written) > LIMIT:
+        found.append("size")
+    markdown = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    if not any(cell.startswith(SWAP) for cell in markdown) or "swap" not in dict(code_of(notebook)):
+        found.append("no swap cell")
+    if hidden := [name for _, source in code_of(notebook) for name in private_names(source)]:
+        found.append(f"private: {hidden}")
+    links = [link.split("#")[0] for cell in markdown for link in re.findall(r"\]\(([^)]+)\)", cell)]
+    if lost := [link for link in links if "//" not in link and not (FOLDER / link).is_file()]:
+        found.append(f"links: {lost}")
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_committed_is_whole(name):
+    assert faults(read(name)) == []
+
+
+def test_there_are_these_tutorials_and_no_others():
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == NAMES
+
+
+def _break(notebook: dict[str, Any], how: str) -> None:
+    code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code" and cell["outputs"])
+    text = next(cell for cell in notebook["cells"] if "".join(cell["source"]).startswith(SWAP))
+    breakages = {
+        "stale": lambda: code["source"].append("\n1"),
+        "no picture": lambda: [output.get("data", {}).pop("image/png", None) for output in outputs_of(notebook)],
+        "error": lambda: code["outputs"].append({"output_type": "error", "ename": "ValueError"}),
+        "not run": lambda: code.update(execution_count=None),
+        "path": lambda: code["outputs"].append(
+            {"output_type": "stream", "name": "stdout", "text": ["in /srv/me/clip.mp4"]}
+        ),
+        "size": lambda: text["source"].append("x" * LIMIT),
+        "no swap cell": lambda: text.update(source=["## Something else"]),
+        "private": lambda: code["source"].append("\nfrom captum_staa.attr import _hiding"),
+        "links": lambda: text["source"].append("[gone](../docs/gone.md)"),
+    }
+    breakages[how]()
+
+
+@pytest.mark.parametrize(
+    "how", ["stale", "no picture", "error", "not run", "path", "size", "no swap cell", "private", "links"]
+)
+def test_a_broken_notebook_is_noticed(how):
+    notebook = copy.deepcopy(read(NAMES[0]))
+    _break(notebook, how)
+    assert any(fault.startswith(how) for fault in faults(notebook))
+
+
+@pytest.mark.parametrize(
+    ("source", "private"),
+    [
+        ("from captum_staa.attr._hiding import blend_of", True),
+        ("import captum_staa._captum", True),
+        ("from captum_staa.metrics import Array", True),  # there, but not in __all__
+        ("clf._check(clip)", True),
+        ("from captum_staa import STAA, metrics\nfrom captum_staa.models.preprocessing import Preprocessing", False),
+        ("class A:\n    def __init__(self):\n        super().__init__()", False),
+    ],
+)
+def test_private_names_are_told_from_public_ones(source, private):
+    assert bool(private_names(source)) == private
