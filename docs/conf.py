@@ -1,15 +1,27 @@
 """Sphinx settings. `make docs` builds with warnings as errors, and without a network."""
 
 import os
+import re
+import sys
+from pathlib import Path
 
 import captum_staa
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "captum_staa"
 author = copyright = "captum_staa developers"
 version = release = captum_staa.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build", "jupyter_execute"]
+extensions = [
+    "formulas",  # beside this file
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build", "jupyter_execute", "tutorials/README.md"]
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
@@ -23,12 +35,33 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_numpy_docstring = False
+napoleon_use_rtype = False  # "Like ``inputs``: contiguous" is a description, and no type
 
-# Links into other projects' pages need their inventories, that is, a network: CAPTUM_STAA_INTERSPHINX=1 make docs
+html_math_renderer = "drawings"  # of formulas.py
+
+# Links into other projects' pages need their inventories. Beside this file lie Captum's, which publishes none, and what
+# is named here of torch's; the whole ones need a network: CAPTUM_STAA_INTERSPHINX=1 make docs
+intersphinx_mapping = {
+    "captum": ("https://captum.ai/api", "inventories/captum.inv"),
+    "torch": ("https://docs.pytorch.org/docs/stable", "inventories/torch.inv"),
+}
 if os.environ.get("CAPTUM_STAA_INTERSPHINX"):
-    extensions.append("sphinx.ext.intersphinx")
-    intersphinx_mapping = {
+    intersphinx_mapping |= {
         "python": ("https://docs.python.org/3", None),
         "numpy": ("https://numpy.org/doc/stable", None),
-        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", (None, "inventories/torch.inv")),
     }
+
+
+def _links_of_tutorials(app, docname, source):
+    """Links that work in tutorials/ become links between pages: seen from there, these lie in another folder."""
+    if docname.startswith("tutorials/"):
+        pages = re.sub(r"\[([^][\n]+)\]\(\.\./docs/(\w+)\.md\)", r"{doc}`\1 </\2>`", source[0])
+        source[0] = re.sub(r"\[([^][\n]+)\]\((\w+)\.ipynb\)", r"{doc}`\1 </tutorials/\2>`", pages)
+
+
+def setup(app):
+    tutorials = Path(__file__).parent / "tutorials"
+    if not tutorials.is_dir():  # a source distribution holds no links
+        tutorials.symlink_to(Path("..") / "tutorials")
+    app.connect("source-read", _links_of_tutorials)

@@ -7,6 +7,7 @@ import tempfile
 from io import BytesIO
 from pathlib import Path
 
+import gallery  # beside this file
 import numpy as np
 import torch
 from captum.attr import InputXGradient
@@ -174,3 +175,4 @@ if __name__ == "__main__":
     masks()
     perturbation()
     panels()
+    gallery.main()
