@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from captum_staa import VideoClassifier
 from captum_staa.benchmark import METRICS, Case, PlantedClips, compare
-from captum_staa.benchmark.clips import described
+from captum_staa.benchmark.clips import described, source_of
 from captum_staa.benchmark.ledger import SETTINGS, Ledger
 from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.scoring import DEFAULT, baseline_of
@@ -49,6 +49,7 @@ COPIES, CONTROLS = 8, 4
 BACKWARD = 2  # forwards that a backward takes as long as
 FORWARD_MS = 10.0  # of one clip on one GPU; an assumption, as no GPU was at hand
 MODEL = "tiny-videomae-pattern"  # whose results are copied
+COPIED = [*METHODS[:-1], "Saliency"]  # in place of the slowest: the form is the same
 PAGE = Path(__file__).parents[1] / "docs" / "comparison_scale.md"
 
 
@@ -116,15 +117,15 @@ class Counted:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.forwards = self.backwards = 0
-        model.register_forward_hook(self._count, with_kwargs=True)
+        model.register_forward_pre_hook(self._begin, with_kwargs=True)  # STAA by attention ends a forward early
+        model.register_forward_hook(self._end)
 
-    def _count(
-        self, module: torch.nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: object
-    ) -> None:
-        logits = output if isinstance(output, Tensor) else output["logits"]  # type: ignore[index]
-        self.forwards += len(logits)
-        if logits.requires_grad:
-            logits.register_hook(lambda grad: self._back(len(grad)))
+    def _begin(self, module: torch.nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        self.forwards += len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+
+    def _end(self, module: torch.nn.Module, args: tuple[Tensor, ...], output: dict[str, Tensor]) -> None:
+        if output["logits"].requires_grad:
+            output["logits"].register_hook(lambda grad: self._back(len(grad)))
 
     def _back(self, clips: int) -> None:
         self.backwards += clips
@@ -161,11 +162,10 @@ def fill(folder: Path, clips: int) -> tuple[float, float]:
     """Results of so many clips, all copies of those of one; their bytes, and the seconds for a file."""
     clf = VideoClassifier.from_pretrained(MODEL)
     real = folder / "real"
-    methods = [name for name in METHODS if name != "SpatioTemporalPerturbation"] + ["Saliency"]  # the form is the same
-    compare(clf, PlantedClips(seed=0, n=1), methods, out=real)
+    compare(clf, PlantedClips(seed=0, n=1), COPIED, out=real)
     entries = list(Ledger(real).of(0))
     settings = json.loads((real / SETTINGS).read_text())
-    settings["clips"] = described(PlantedClips(seed=0, n=clips))
+    settings["clips"] = described(source_of(PlantedClips(seed=0, n=clips), clf))
     many = Ledger(folder / "many")
     many.open(settings, resume=False)
     began = time.perf_counter()
@@ -180,13 +180,13 @@ def fill(folder: Path, clips: int) -> tuple[float, float]:
 def gather(folder: Path, clips: int) -> dict[str, float]:
     """What the last step of a run takes, in a process of its own: seconds, and MiB at its peak, with the tables."""
     clf = VideoClassifier.from_pretrained(MODEL)
-    settings = json.loads((folder / "many" / SETTINGS).read_text())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory begins anew
+    before = _resident_peak()
     began = time.perf_counter()
     found = compare(
         clf,
         PlantedClips(seed=0, n=clips),
-        list(settings["methods"]),
+        COPIED,
         out=folder / "many",
         resume=True,
         show_progress=False,
@@ -198,11 +198,18 @@ def gather(folder: Path, clips: int) -> dict[str, float]:
     return {
         "read": read,
         "tables": time.perf_counter() - began - read,
-        "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before,
+        "MiB": _resident_peak() - before,
         "csv": (folder / "rows.csv").stat().st_size / 2**20,
         "json": (folder / "comparison.json").stat().st_size / 2**20,
-        "entries": float(len(settings["methods"]) + CONTROLS + 1),
+        "entries": float(len(COPIED) + CONTROLS + 1),
     }
+
+
+def _resident_peak() -> float:
+    """MiB; Linux alone tells."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 def page(counts: dict[str, tuple[int, int]], size: float, write: float, gathered: dict[str, float], clips: int) -> str:

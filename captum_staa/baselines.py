@@ -15,6 +15,7 @@ import operator
 import torch
 from torch import Tensor
 
+from captum_staa.checks import is_number
 from captum_staa.gaussian import gaussian
 from captum_staa.layout import VideoLayout
 from captum_staa.randomness import generator_or_seeded
@@ -95,7 +96,7 @@ def blur(clip: Tensor, layout: VideoLayout | str, space: float | None = None, ti
     layout = _check(clip, layout)
     sizes = layout.size(clip)
     space = min(sizes["H"], sizes["W"]) / 10 if space is None else space
-    if not (0 <= space < math.inf and 0 <= time < math.inf and space + time > 0):
+    if not (all(is_number(width) and 0 <= width < math.inf for width in (space, time)) and space + time > 0):
         raise ValueError(
             f"standard deviations are finite, at least 0 and not both 0, but {space = } pixels, {time = } frames came "
             f"for a clip of shape {tuple(clip.shape)}; leave them out for a tenth of the shorter side in space"
@@ -129,6 +130,8 @@ def freeze(clip: Tensor, layout: VideoLayout | str, frame: int | None = None) ->
     """
     layout = _check(clip, layout)
     count = layout.size(clip)["T"]
+    if not (frame is None or hasattr(frame, "__index__")):
+        raise TypeError(f"frame is the index of one, a whole number, but {frame!r} of type {type(frame).__name__} came")
     chosen = count // 2 if frame is None else operator.index(frame)
     if not -count <= chosen < count:
         raise ValueError(
@@ -238,8 +241,8 @@ def noise(
     """
     layout = _check(clip, layout)
     generator = generator_or_seeded(generator)
-    if std is not None and not 0 < std < math.inf:
-        raise ValueError(f"std is positive and finite, but {std} came; leave it out for the clip's own deviation")
+    if std is not None and not (is_number(std) and 0 < std < math.inf):
+        raise ValueError(f"std is positive and finite, but {std!r} came; leave it out for the clip's own deviation")
     frames = _wide(clip, layout)
     over = (1, 3, 4)  # time, height and width
     deviation = frames.std(over, correction=0, keepdim=True) if std is None else std

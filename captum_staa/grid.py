@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
@@ -48,9 +49,15 @@ class TokenGrid:
     tubelet: tuple[int, int, int] = (1, 1, 1)
 
     def __post_init__(self) -> None:
-        if min(self.t, self.h, self.w, *self.tubelet) < 1 or self.prefix < 0 or len(self.tubelet) != 3:
-            raise ValueError(f"sizes of a token grid are positive and its prefix is not negative, but {self} came")
-        if self.order not in ("thw", "hwt"):
+        tubelet: Any = self.tubelet
+        sides = tubelet if isinstance(tubelet, (tuple, list)) and len(tubelet) == 3 else (None,)
+        if not all(map(_whole, (self.t, self.h, self.w, self.prefix, *sides))) or min(self.shape + tuple(sides)) < 1:
+            raise ValueError(f"sizes of a token grid are whole and positive, its tubelet has three, but {self} came")
+        if self.prefix < 0:
+            raise ValueError(f"the prefix of a token grid is not negative, but {self} came")
+        object.__setattr__(self, "tubelet", tuple(self.tubelet))
+        order: Any = self.order
+        if not isinstance(order, str) or order not in ("thw", "hwt"):
             raise ValueError(f"order is 'thw' or 'hwt', but {self.order!r} came")
 
     @property
@@ -117,7 +124,8 @@ class TokenGrid:
         """
         if grid.ndim != 4 or tuple(grid.shape[1:]) != self.shape:
             raise ValueError(f"grid values must be (B, t, h, w) = (B, *{self.shape}), but came as {tuple(grid.shape)}")
-        if mode not in ("nearest", "trilinear"):
+        way: Any = mode
+        if not isinstance(way, str) or way not in ("nearest", "trilinear"):
             raise ValueError(f"mode is 'nearest' or 'trilinear', but {mode!r} came")
         if mode == "trilinear":
             pixels = F.interpolate(grid[:, None], size=self.pixels, mode="trilinear", align_corners=False)[:, 0]
@@ -125,6 +133,9 @@ class TokenGrid:
             pixels = grid
             for axis, repeats in enumerate(self.tubelet, start=1):
                 pixels = pixels.repeat_interleave(repeats, dim=axis)
+        asked: Any = size
+        if asked is not None and not (isinstance(asked, (tuple, list)) and len(asked) == 3 and all(map(_whole, asked))):
+            raise ValueError(f"size is (T, H, W) of the clip, whole numbers, but {size!r} came for {self}")
         if size is None or tuple(size) == self.pixels:
             return pixels
         missing = [want - have for want, have in zip(size, self.pixels, strict=True)]
@@ -145,3 +156,7 @@ class TokenGrid:
             )
         frames = steps.repeat_interleave(self.tubelet[0], dim=1)
         return F.pad(frames, (0, 0) * (steps.ndim - 2) + (0, missing))
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from captum_staa.notebook import AGAINST, FOR, signed_bars, signed_map
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WORKING = "BTCHW"
-FOR, AGAINST = "#d47801", "#0298db"  # told apart by colour-blind readers, and visible on light and on dark
 GLANCES = 4  # clips of a batch that a notebook shows
 
 
@@ -49,6 +49,9 @@ class VideoLayout:
             raise TypeError(
                 f"a layout is a word such as 'BTCHW', but {self.axes!r} of type {type(self.axes).__name__} came"
             )
+        channels: Any = self.channels
+        if not (channels is None or (isinstance(channels, int) and channels >= 1)):
+            raise ValueError(f"channels is a whole number of at least 1, or None for any, but {self.channels!r} came")
         object.__setattr__(self, "axes", self.axes.upper())
         if sorted(self.axes) != sorted(WORKING) or self.axes[0] != "B":
             raise ValueError(
@@ -105,6 +108,7 @@ class VideoLayout:
     def check_values(self, clip: Tensor, name: str = "inputs") -> None:
         """Raise unless ``clip`` passes :meth:`check` and holds finite floats."""
         self.check(clip, name)
+        check_dense(clip, name)
         if not clip.is_floating_point():
             raise TypeError(
                 f"{name} must hold floats, but {clip.dtype} came; VideoClassifier.preprocess makes a clip of frames"
@@ -148,6 +152,16 @@ class VideoLayout:
         return self.from_working(spread).to(torch.promote_types(clip.dtype, torch.float32)).contiguous()
 
 
+def check_dense(values: Tensor, name: str) -> None:
+    """Raise unless every number of a tensor is real, and there to be read."""
+    if values.is_meta or values.layout != torch.strided or values.is_quantized or values.is_complex():
+        raise TypeError(
+            f"{name} must be a dense tensor of real numbers, but one of {values.dtype}, {values.layout} on "
+            f"{values.device} came (shape {tuple(values.shape)}); pass .to_dense(), .dequantize() or .real, and no "
+            f"meta tensor, which holds no values"
+        )
+
+
 @dataclass(frozen=True)
 class SpaceTime:
     """One attribution seen as a whole, in space and in time.
@@ -177,35 +191,12 @@ class SpaceTime:
 def _glance(spatial: Tensor, temporal: Tensor) -> str:
     """The map ``(H, W)`` in at most 24 x 24 cells beside a bar for each frame ``(T,)``, both on scales of their own."""
     where, when = spatial.detach().float().cpu(), temporal.detach().float().cpu()
-    rows, columns = min(24, where.shape[0]), min(24, where.shape[1])
-    cells = torch.nn.functional.adaptive_avg_pool2d(where[None], (rows, columns))[0]
-    cells, bars = (values / values.abs().max().clamp(min=1e-30) for values in (cells, when))
-    tiles = [
-        (x, y, 1, 1, value, abs(value))
-        for y, row in enumerate(cells.tolist())
-        for x, value in enumerate(row)
-        if abs(value) > 0.02  # fainter cells cannot be seen, and noise would fill the notebook with them
-    ]
-    heights = [(at + 0.1, 1 - max(value, 0), 0.8, abs(value), value, 1) for at, value in enumerate(bars.tolist())]
-    lowest = max(0.0, -float(bars.min()))
-    width = round(120 * where.shape[1] / where.shape[0])
-    return (
-        f"<div style='display: flex; gap: 1em; margin: 0.4em 0'>"
-        f"<svg viewBox='0 0 {columns} {rows}' width='{width}' height='120' preserveAspectRatio='none' "
-        f"role='img' aria-label='where' style='outline: 1px solid #888'>{_rectangles(tiles)}</svg>"
-        f"<svg viewBox='0 0 {len(bars)} {1 + lowest:.4g}' width='360' height='120' preserveAspectRatio='none' "
-        f"role='img' aria-label='when'>{_rectangles(heights)}"
-        f"<path d='M0 1H{len(bars)}' stroke='#888' vector-effect='non-scaling-stroke'/></svg></div>"
-    )
-
-
-def _rectangles(several: Sequence[tuple[float, ...]]) -> str:
-    """SVG of (x, y, width, height, value, opacity), coloured by the value's sign."""
-    return "".join(
-        f"<rect x='{x:.4g}' y='{y:.4g}' width='{width:.4g}' height='{height:.4g}' "
-        f"fill='{FOR if value > 0 else AGAINST}' fill-opacity='{opacity:.2g}'/>"
-        for x, y, width, height, value, opacity in several
-    )
+    size = min(24, where.shape[0]), min(24, where.shape[1])
+    cells = torch.nn.functional.adaptive_avg_pool2d(where[None], size)[0]
+    tiles, bars = ((values / values.abs().max().clamp(min=1e-30)).tolist() for values in (cells, when))
+    wide = 120 * where.shape[1] / where.shape[0]
+    pictures = signed_map(tiles, wide, 120, "where") + signed_bars(bars, 360, 120, "when")
+    return f"<div style='display: flex; gap: 1em; margin: 0.4em 0'>{pictures}</div>"
 
 
 def space_time(attributions: Tensor, layout: VideoLayout | str) -> SpaceTime:
@@ -232,6 +223,7 @@ def space_time(attributions: Tensor, layout: VideoLayout | str) -> SpaceTime:
     """
     layout = VideoLayout.of(layout)
     layout.check(attributions, "attributions")
+    check_dense(attributions, "attributions")
     wide = torch.promote_types(attributions.dtype, torch.float32)
     return from_joint(layout.reduce(attributions.detach().to(wide)))
 

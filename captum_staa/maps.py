@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_staa.layout import VideoLayout
+from captum_staa.layout import VideoLayout, check_dense
 
 Array = Tensor | np.ndarray[Any, Any]
 
@@ -16,10 +16,24 @@ Array = Tensor | np.ndarray[Any, Any]
 def as_tensor(value: object, name: str, axes: str) -> Tensor:
     """A tensor, or a copy of a numpy array, which may be read-only or run backwards; anything else is refused."""
     if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fiubc":
+            raise TypeError(f"{name} must be a tensor or array of numbers ({axes}), but an array of {value.dtype} came")
         return torch.from_numpy(np.array(value, order="C"))
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor ({axes}), but {type(value).__name__} came")
+    check_dense(value, name)
     return value
+
+
+def as_tuple(inputs: object) -> tuple[Tensor, ...]:
+    """A method's inputs, a tensor or a tuple of tensors, as a tuple."""
+    clips = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not clips or not all(isinstance(clip, Tensor) for clip in clips):
+        came = [type(clip).__name__ for clip in clips]
+        raise TypeError(
+            f"inputs must be a tensor, or a tuple of at least one, but {type(inputs).__name__} of {came} came"
+        )
+    return clips
 
 
 def as_maps(attributions: Array, layout: VideoLayout | str | None = None) -> Tensor:

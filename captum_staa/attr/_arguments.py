@@ -9,19 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_staa._captum import (
-    NullProgress,
-    TargetType,
-    _format_tensor_into_tuples,
-    progress,
-)
-from captum_staa.layout import VideoLayout
+from captum_staa._captum import NullProgress, TargetType, progress
+from captum_staa.layout import VideoLayout, check_dense
+from captum_staa.maps import as_tuple
 from captum_staa.perturbation.scores import selected
 
 
 def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: str) -> Tensor:
     """The clip of a method that explains one tensor of floats per example."""
-    clips = _format_tensor_into_tuples(inputs)
+    clips = as_tuple(inputs)
     if len(clips) != 1:
         raise ValueError(f"{method} explains one clip tensor per example, but a tuple of {len(clips)} inputs came")
     layout.check_values(clips[0])
@@ -35,7 +31,13 @@ def score_of(answer: Tensor, target: TargetType) -> Tensor:
             f"the model gives {answer.shape[1]} classes, so a gradient needs a target: pass target=class index "
             f"(or one per example); STAA(mode='attention') explains no class in particular and needs none"
         )
-    return selected(answer, target).sum()
+    scores = selected(answer, target)
+    if scores.numel() != len(answer):
+        raise ValueError(
+            f"{target = } leaves {scores.numel()} outputs of shape {tuple(answer.shape)} for {len(answer)} examples, "
+            f"but one per example has a gradient: pass as many indices as there are axes after the batch"
+        )
+    return scores.sum()
 
 
 def refuse_inference_mode(what: str) -> None:
@@ -49,22 +51,22 @@ def refuse_inference_mode(what: str) -> None:
 
 def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) -> tuple[Tensor, ...]:
     """The tensors of a method that takes one or several per example; clips, where there is a layout."""
-    clips = _format_tensor_into_tuples(inputs)
+    clips = as_tuple(inputs)
     for i, clip in enumerate(clips):
         name = "inputs" if len(clips) == 1 else f"inputs[{i}]"
         if layout is not None:
             layout.check_values(clip, name)
-        elif not isinstance(clip, Tensor) or clip.ndim == 0 or clip.numel() == 0:
-            raise ValueError(f"{name} must be a non-empty tensor with a row per example, but {_shape(clip)} came")
-        elif clip.is_floating_point() and not bool(clip.isfinite().all()):
+            continue
+        if clip.ndim == 0 or clip.numel() == 0:
+            raise ValueError(
+                f"{name} must be a non-empty tensor with a row per example, but shape {tuple(clip.shape)} came"
+            )
+        check_dense(clip, name)
+        if clip.is_floating_point() and not bool(clip.isfinite().all()):
             raise ValueError(f"{name} of shape {tuple(clip.shape)} holds nan or infinity; mend it with nan_to_num")
     if len({len(clip) for clip in clips}) > 1:
         raise ValueError(f"all inputs hold the same examples, but shapes {[tuple(clip.shape) for clip in clips]} came")
     return clips
-
-
-def _shape(value: object) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def call_bar(name: str, calls: int, show: bool) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_staa.checks import is_number
 from captum_staa.gaussian import gaussian
 from captum_staa.layout import VideoLayout
 
@@ -42,7 +43,7 @@ def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 4.0, 
     """
     layout = VideoLayout.of(layout)
     layout.check_values(attributions, "attributions")
-    if not (0 <= space < float("inf") and 0 <= time < float("inf")):
+    if not all(is_number(width) and 0 <= width < float("inf") for width in (space, time)):
         raise ValueError(f"standard deviations are finite and at least 0, but {space = }, {time = } came")
     wide = torch.promote_types(attributions.dtype, torch.float32)
     frames = layout.to_working(attributions.detach().to(wide)).transpose(1, 2)  # (B, C, T, H, W)

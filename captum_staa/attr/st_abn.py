@@ -10,6 +10,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from captum_staa import notebook
 from captum_staa._captum import (
     TargetType,
     _format_additional_forward_args,
@@ -49,6 +50,16 @@ class BranchParts(SpaceTime):
     attention_logits: Tensor | None = None
     weighting: str = "gate"
     resolution: str = ""
+
+    def _repr_html_(self) -> str:
+        rows = []
+        if self.logits is not None and self.attention_logits is not None:
+            answers = [logits.float().softmax(1).max(1) for logits in (self.logits, self.attention_logits)]
+            columns = [column.tolist() for answer in answers for column in (answer.indices, answer.values)]
+            rows = [(clip, *row) for clip, row in enumerate(zip(*columns, strict=True))]
+        head = ("clip", "the model's class", "probability", "the branch's class", "probability")
+        title = f"weighting: {self.weighting}; {self.resolution}"
+        return f"<div>{super()._repr_html_()}{notebook.block(title, notebook.table(head, rows) if rows else '')}</div>"
 
 
 class AttentionBranch(Attribution):

@@ -130,6 +130,7 @@ class STAA(Attribution):
         super().__init__(classifier)
         self.mode, self.layers, self.focus, self.rule = mode, layers, focus, rule
         self.upsampling, self.generator = upsampling, generator
+        generator_or_seeded(generator)  # what is no generator is refused now
         self._blocks()  # reject bad layers now
 
     @log_usage(part_of_slo=True)

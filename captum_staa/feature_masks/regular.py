@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from captum_staa.checks import is_triple
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 
@@ -97,7 +97,7 @@ def grid(clip: Tensor, layout: VideoLayout | str, cell: Sequence[int]) -> Tensor
     """
     layout = VideoLayout.of(layout)
     layout.check_values(clip, "clip")
-    if np.shape(cell) != (3,):
+    if not is_triple(cell):
         raise ValueError(f"cell is (t, h, w), its sides in frames and pixels, but {cell!r} came")
     ids = torch.zeros(1, dtype=torch.long)
     for axis, side in zip("THW", cell, strict=True):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from torch import Tensor
 
 from captum_staa import feature_masks
-from captum_staa.checks import check_choice
+from captum_staa.checks import check_choice, is_triple
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.perturbation.arguments import units_for
@@ -46,6 +45,6 @@ def _cell(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | No
     if cells is None:
         grid = forward_func.grid if isinstance(forward_func, VideoClassifier) else None
         cells = grid.tubelet if grid else (1, -(-sizes["H"] // _PER_FRAME), -(-sizes["W"] // _PER_FRAME))
-    if np.shape(cells) != (3,):
+    if not is_triple(cells):
         raise ValueError(f"cells is (t, h, w), the sides of one in frames and pixels, but {cells!r} came")
     return [sizes[letter] if letter in _WHOLE[axis] else side for letter, side in zip("THW", cells, strict=True)]

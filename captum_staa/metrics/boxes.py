@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_staa.checks import is_whole
 from captum_staa.maps import as_tensor
 
 
@@ -47,7 +48,8 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
     boxes = as_tensor(boxes, "boxes", "B, T, 4")
     if boxes.ndim != 3 or boxes.shape[2] != 4 or 0 in boxes.shape:
         raise ValueError(f"boxes must be (B, T, 4) and not empty, but their shape is {tuple(boxes.shape)}")
-    if np.shape(size) != (2,) or any(int(side) != side or side < 1 for side in size):
+    sides: Any = size
+    if not (isinstance(sides, (list, tuple, np.ndarray)) and len(sides) == 2 and all(map(is_whole, sides))):
         raise ValueError(f"size is (H, W) of the clip in pixels, whole and at least 1, but {size!r} came")
     boxes = boxes.double()
     there = ~boxes.isnan().all(2)  # (B, T)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from captum_staa import notebook
 from captum_staa._captum import TargetType
 from captum_staa.checks import check_choice, check_count
 from captum_staa.layout import VideoLayout
@@ -34,6 +35,11 @@ class Curve(NamedTuple):
     curve: Tensor
     fractions: Tensor
 
+    def _repr_html_(self) -> str:
+        name = "clip 0" if len(self.score) == 1 else f"mean of {len(self.score)} clips"
+        shown = notebook.curves({name: _course(self)}, "part of the units", "output")
+        return notebook.block("Curve", shown, notebook.by_clip({"score": self.score.tolist()}))
+
 
 class CausalScores(NamedTuple):
     """Both walks, and both of them backwards.
@@ -49,6 +55,17 @@ class CausalScores(NamedTuple):
     deletion: Curve
     insertion_lerf: Curve
     deletion_lerf: Curve
+
+    def _repr_html_(self) -> str:
+        lines = {"insertion": _course(self.insertion), "deletion": _course(self.deletion)}
+        shown = notebook.curves(lines, "part of the units", "output, most relevant first, mean of clips")
+        scores = {name: curve.score.tolist() for name, curve in self._asdict().items()}
+        return notebook.block("CausalScores", shown, notebook.by_clip(scores))
+
+
+def _course(curve: Curve) -> list[tuple[float, float]]:
+    """The mean over clips, which are as many steps long."""
+    return list(zip(curve.fractions.nanmean(0).tolist(), curve.curve.nanmean(0).tolist(), strict=True))
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_staa._captum import TargetType
-from captum_staa.checks import check_choice, check_count
+from captum_staa.checks import check_choice, check_count, is_number
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array
 from captum_staa.metrics._cells import Cells, cells_of
@@ -83,6 +83,8 @@ def faithfulness_correlation(
     """
     check_count("n_subsets", n_subsets, least=3)
     check_choice("correlation", correlation, ("pearson", "spearman"))
+    if not is_number(fraction):
+        raise TypeError(f"fraction is a number between 0 and 1, but {fraction!r} came")
     draw = generator_or_seeded(generator)
     units = cells_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval)
     held, most = units.portion(fraction), units.present.sum(1, keepdim=True)

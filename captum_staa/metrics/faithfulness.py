@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +16,13 @@ from captum_staa._captum import (
     _expand_additional_forward_args,
     _format_additional_forward_args,
     _run_forward,
-    _select_targets,
 )
+from captum_staa.checks import is_number
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array
 from captum_staa.metrics._cells import Cells, cells_of
 from captum_staa.metrics._metric import metric
+from captum_staa.perturbation.scores import selected
 
 TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -88,7 +90,7 @@ def faithfulness(
         Wang and Liu, "STAA: Spatio-Temporal Attention Attribution for Real-Time Interpreting Transformer-based Video
         Models", arXiv 2411.00630. Its code masks by an attention matrix stretched over the picture, not by the map.
     """
-    if not 0 < kept < 1:
+    if not (is_number(kept) and 0 < kept < 1):
         raise ValueError(f"kept is a fraction between 0 and 1, but {kept!r} came")
     units = cells_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval)
     return 1 - _differences(forward_func, units, [kept], target, additional_forward_args)[0]
@@ -140,8 +142,8 @@ def monotonicity(
         Wang and Liu, as for :func:`faithfulness`. Tau-b: Kendall, "The Treatment of Ties in Ranking Problems",
         Biometrika 33 (1945).
     """
-    rising = all(a < b for a, b in pairwise(fractions))
-    if len(fractions) < 2 or not rising or fractions[0] <= 0 or fractions[-1] >= 1:
+    several = isinstance(fractions, (list, tuple, np.ndarray)) and len(fractions) > 1 and all(map(is_number, fractions))
+    if not several or not all(a < b for a, b in pairwise((0, *fractions, 1))):
         raise ValueError(f"fractions are two or more, rising and between 0 and 1, but {fractions!r} came")
     units = cells_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval)
     differences = _differences(forward_func, units, fractions, target, additional_forward_args)
@@ -176,7 +178,7 @@ def _differences(
     differences = (whole - answers).abs()  # (P, B, K)
     if target is None:
         return differences.mean(2)
-    return torch.stack([_select_targets(each, target) for each in differences])
+    return torch.stack([selected(each, target) for each in differences])
 
 
 def _kendall(x: Tensor, y: Tensor) -> Tensor:

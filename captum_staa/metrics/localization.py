@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa.checks import check_choice
+from captum_staa.checks import check_choice, is_triple, is_whole
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array, as_maps, as_tensor
 from captum_staa.metrics._metric import metric
@@ -136,7 +135,7 @@ def pointing_game(
     Reference:
         Zhang et al., "Top-Down Neural Attention by Excitation Backprop", IJCV 126 (2018).
     """
-    if np.shape(tolerance) != (3,) or any(size % 1 != 0 or size < 0 for size in tolerance):
+    if not is_triple(tolerance) or not all(is_whole(size, least=0) for size in tolerance):
         raise ValueError(
             f"tolerance is (frames, pixels in height, pixels in width), whole and at least 0, but {tolerance!r} came"
         )

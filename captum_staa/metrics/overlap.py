@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_staa.checks import is_number
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array
 from captum_staa.metrics._metric import metric
@@ -60,9 +62,10 @@ def iou(
     Reference:
         Jaccard, "The Distribution of the Flora in the Alpine Zone", New Phytologist 11 (1912).
     """
-    areas = None if area is None else np.asarray(area, dtype=float)
-    if areas is not None and not (areas.ndim < 2 and areas.size and ((areas > 0) & (areas <= 1)).all()):
+    several: Any = area if isinstance(area, (list, tuple, np.ndarray)) else [area]
+    if area is not None and not (len(several) and all(is_number(part) and 0 < part <= 1 for part in several)):
         raise ValueError(f"area is a fraction of the places, above 0 and at most 1, or several, but {area!r} came")
+    areas = None if area is None else np.asarray(area, dtype=float)
     values, inside = compared(scores, truth, axis, layout)
     size = inside.sum(1, keepdim=True).double()
     kept = size if areas is None else values.shape[1] * size.new_tensor(np.atleast_1d(areas)).expand(len(size), -1)

@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from captum_staa._captum import BaselineType, _format_output, _format_tensor_into_tuples, _is_tuple
+from captum_staa._captum import BaselineType, _format_output, _is_tuple
+from captum_staa.checks import is_number, is_triple, is_whole
 from captum_staa.feature_masks import frames as frame_ids
 from captum_staa.feature_masks import grid
 from captum_staa.layout import WORKING, VideoLayout
+from captum_staa.maps import as_tuple
 from captum_staa.randomness import generator_or_seeded
 
 Inputs = Tensor | tuple[Tensor, ...]
@@ -119,7 +123,7 @@ class Perturbation:
         generator = generator_or_seeded(self.generator)
 
         def perturb(inputs: Inputs, perturb_radius: float) -> Inputs:
-            if not 0 < perturb_radius < math.inf:
+            if not (is_number(perturb_radius) and 0 < perturb_radius < math.inf):
                 raise ValueError(f"perturb_radius is positive and finite, but {perturb_radius!r} came")
             near = []
             for clip in self._clips(inputs):
@@ -132,7 +136,7 @@ class Perturbation:
         return perturb
 
     def _clips(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        clips = tuple(clip.detach() for clip in _format_tensor_into_tuples(inputs))
+        clips = tuple(clip.detach() for clip in as_tuple(inputs))
         for i, clip in enumerate(clips):
             self.layout.check_values(clip, f"inputs[{i}]" if _is_tuple(inputs) else "inputs")
         return clips
@@ -170,7 +174,7 @@ def tubelet_noise(
         ValueError: ``cells`` is not three whole numbers of at least 1 (and, later, no larger than the clip), or ``std``
             is not positive and finite.
     """
-    if len(cells) != 3 or any(int(side) != side or side < 1 for side in cells):
+    if not is_triple(cells) or not all(map(is_whole, cells)):
         raise ValueError(f"cells is (t, h, w), whole numbers of at least 1 in frames and pixels, but {cells!r} came")
     sides = [int(side) for side in cells]
     return _noise(layout, lambda clip: grid(clip, WORKING, sides), std, generator)
@@ -220,10 +224,11 @@ def frame_drop(
         TypeError: ``baseline`` is neither.
         ValueError: ``share`` is out of range, ``baseline`` not finite or, later, not of the clip's shape.
     """
-    if not 0 < share <= 1:
+    if not (is_number(share) and 0 < share <= 1):
         raise ValueError(f"share of the frames is above 0 and up to 1, but {share!r} came; share=0.25 drops a quarter")
     if not callable(baseline):
-        if not isinstance(baseline, (int, float)):
+        given: Any = baseline
+        if not isinstance(given, (int, float, np.integer, np.floating)):
             raise TypeError(
                 f"baseline is a number or a function of (clip, layout), but {type(baseline).__name__} came; "
                 f"captum_staa.baselines has some, and lambda clip, layout: value makes one of a tensor"
@@ -259,7 +264,7 @@ def frame_shuffle(layout: VideoLayout | str, window: int, generator: torch.Gener
     Raises:
         ValueError: ``window`` is no whole number of at least 2 or, later, larger than the clip.
     """
-    if int(window) != window or window < 2:
+    if not is_whole(window, least=2):
         raise ValueError(f"window is a whole number of at least 2 frames, but {window!r} came")
 
     def alter(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
@@ -276,7 +281,7 @@ def _noise(
     layout: VideoLayout | str, ids: Callable[[Tensor], Tensor], std: float, generator: torch.Generator | None
 ) -> Perturbation:
     """One draw for each id, given to all its voxels."""
-    if not 0 < std < math.inf:
+    if not (is_number(std) and 0 < std < math.inf):
         raise ValueError(f"std is positive and finite, in the clip's own units, but {std!r} came")
 
     def alter(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_staa import notebook
 from captum_staa.checks import check_choice
 from captum_staa.maps import Array, as_tensor
 from captum_staa.metrics._metric import metric
@@ -37,6 +38,13 @@ class Reliability:
     spearman_interval: Interval
     krippendorff: float
     krippendorff_interval: Interval
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, getattr(self, name), *getattr(self, f"{name}_interval"))
+            for name in ("weighted", "spearman", "krippendorff")
+        ]
+        return notebook.block("Reliability", notebook.table(("agreement", "value", "95 % from", "to"), rows))
 
 
 @metric(higher_is_better=True, lowest=-1.0, highest=1.0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from captum_staa import notebook
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array, as_maps
 from captum_staa.metrics._metric import metric
@@ -28,6 +29,18 @@ class Similarity:
     signed: Tensor
     magnitude: Tensor
 
+    def _repr_html_(self) -> str:
+        if self.signed.ndim == 1:
+            shown = notebook.by_clip({"signed": self.signed.tolist(), "magnitude": self.magnitude.tolist()})
+        else:
+            names = self._names()
+            means = self.signed.nanmean(-1).tolist(), self.magnitude.nanmean(-1).tolist()
+            shown = notebook.table((names[0], "signed", "magnitude"), list(zip(names[1:], *means, strict=True)))
+        return notebook.block(f"{type(self).__name__}: correlation with the map, {self.signed.shape[-1]} clips", shown)
+
+    def _names(self) -> list[str]:
+        return ["map", *map(str, range(len(self.signed)))]
+
 
 @dataclass(frozen=True)
 class Randomisation(Similarity):
@@ -38,6 +51,9 @@ class Randomisation(Similarity):
     """
 
     layers: tuple[str, ...]
+
+    def _names(self) -> list[str]:
+        return ["layer set back", *(name or "the model" for name in self.layers)]
 
 
 @metric(higher_is_better=None, lowest=-1.0, highest=1.0)
@@ -100,7 +116,7 @@ def randomisation(
         Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 3: cascading and independent
         randomisation.
     """
-    _check(model, clip)
+    _check(explain, model, clip)
     plan = _plan(model, layers)
     generator = generator_or_seeded(generator)
     original = _map(explain, model, clip, layout)
@@ -157,8 +173,8 @@ def label_randomisation(
     Reference:
         Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 4: the data randomisation test.
     """
-    _check(model, clip)
-    _check(other_model, clip)
+    _check(explain, model, clip)
+    _check(explain, other_model, clip)
     if model is other_model:
         raise ValueError("model and other_model are one and the same module; pass one trained on shuffled labels")
     found = _similarity(_map(explain, model, clip, layout), [_map(explain, other_model, clip, layout)])
@@ -204,8 +220,10 @@ def class_sensitivity(
         TypeError: ``model`` is no module, ``clip`` no tensor, or a class no whole number.
         ValueError: classes do not fit the batch, one is the target, or ``explain`` gives no finite maps of one shape.
     """
-    _check(model, clip)
+    _check(explain, model, clip)
     wanted = _classes("target", target, clip)
+    if not isinstance(others, (list, tuple, Tensor)):
+        raise TypeError(f"others is a list of classes to compare the target with, but {others!r} came; others=[1, 2]")
     compared = [_classes(f"others[{i}]", other, clip) for i, other in enumerate(others)]
     if not compared:
         raise ValueError("others names the classes to compare the target with, but it is empty; others=[1, 2]")
@@ -224,7 +242,9 @@ def class_sensitivity(
 # --- the parts ------------------------------------------------------------------------------------------------------
 
 
-def _check(model: nn.Module, clip: Tensor) -> None:
+def _check(explain: object, model: nn.Module, clip: Tensor) -> None:
+    if not callable(explain):
+        raise TypeError(f"explain is a function of a model and a clip, but {explain!r} came")
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"a model must be an nn.Module, whose parameters can be copied, but {type(model).__name__} came"
@@ -237,8 +257,11 @@ def _check(model: nn.Module, clip: Tensor) -> None:
 
 def _classes(name: str, value: int | Sequence[int] | Tensor, clip: Tensor) -> Tensor:
     """``(B,)`` int64."""
-    classes = torch.as_tensor(value)
-    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+    try:
+        classes = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} is a class index or one per clip, but {value!r} came: {error}") from error
+    if classes.is_meta or classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise TypeError(f"{name} is a class index or one per clip, but {value!r} came")
     if classes.ndim > 1 or (classes.ndim == 1 and len(classes) != len(clip)):
         raise ValueError(
@@ -254,8 +277,8 @@ def _plan(model: nn.Module, layers: Sequence[str] | None) -> list[tuple[str, lis
         raise ValueError(f"{type(model).__name__} has no parameters that could be randomised")
     if layers is None:
         return [(name, [name]) for name in reversed(own)]
-    if isinstance(layers, str) or not layers:
-        kind = TypeError if isinstance(layers, str) else ValueError
+    if not isinstance(layers, (list, tuple)) or not layers:
+        kind = ValueError if isinstance(layers, (list, tuple)) else TypeError
         raise kind(f"layers is a list of names such as {own[-1:]}, but {layers!r} came; leave it out for all")
     plan = [
         (layer, [name for name in own if not layer or name == layer or name.startswith(f"{layer}.")])

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_staa import notebook
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array, as_maps
 from captum_staa.metrics._metric import metric
@@ -22,6 +23,11 @@ class Smoothness(NamedTuple):
 
     space: Tensor
     time: Tensor
+
+    def _repr_html_(self) -> str:
+        return notebook.block(
+            "Smoothness", notebook.by_clip({"space": self.space.tolist(), "time": self.time.tolist()})
+        )
 
 
 @metric(higher_is_better=None, lowest=float("-inf"), highest=1.0)

@@ -18,7 +18,8 @@ UNUSED = 0.01
 
 @dataclass(frozen=True)
 class AttentionUsage:
-    """How far answers move when gates are replaced, one value per clip: |change of the target's probability|.
+    """How far answers move when gates are replaced, one value per clip: by how much the target's
+    probability changes, without its sign.
 
     Attributes:
         temporal_flat: ``(B,)``, every clip's temporal gates replaced by their mean.

@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_staa.layout import check_dense
+
 _STANDARD = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 _IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 # What a processor does where its file is silent, by the beginning of its class name. A file of an unknown processor
@@ -278,6 +280,8 @@ def _channels(settings: Mapping[str, Any], key: str) -> tuple[float, float, floa
 def _as_frames(frames: np.ndarray | Tensor) -> np.ndarray:
     if not isinstance(frames, (np.ndarray, Tensor)):
         raise TypeError(f"frames must be a uint8 array or tensor (T, H, W, 3), but {type(frames).__name__} came")
+    if isinstance(frames, Tensor):
+        check_dense(frames, "frames")
     array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
     if array.dtype != np.uint8:
         raise TypeError(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from captum_staa._captum import BaselineType
 from captum_staa.checks import check_count
-from captum_staa.layout import VideoLayout
+from captum_staa.layout import VideoLayout, check_dense
 
 
 def baselines_for(clips: tuple[Tensor, ...], baselines: BaselineType) -> tuple[Tensor, ...]:
@@ -21,8 +23,9 @@ def baselines_for(clips: tuple[Tensor, ...], baselines: BaselineType) -> tuple[T
 
 
 def _baseline_for(clip: Tensor, baseline: object) -> Tensor:
-    if isinstance(baseline, (int, float)):
-        value = torch.tensor(baseline, dtype=torch.promote_types(clip.dtype, torch.float64), device=clip.device)
+    if isinstance(baseline, (int, float, np.integer, np.floating)):
+        number = math.inf if isinstance(baseline, int) and abs(baseline) >= 2**1023 else float(baseline)
+        value = torch.tensor(number, dtype=torch.promote_types(clip.dtype, torch.float64), device=clip.device)
     elif isinstance(baseline, Tensor):
         value = baseline.detach()
         fits = value.ndim == clip.ndim and all(a in (1, b) for a, b in zip(value.shape, clip.shape, strict=True))
@@ -33,10 +36,12 @@ def _baseline_for(clip: Tensor, baseline: object) -> Tensor:
             )
         if value.device != clip.device:
             raise ValueError(f"a baseline lies on {value.device}, its input on {clip.device}; move it with .to(...)")
+        check_dense(value, "a baseline")
     else:
         raise TypeError(f"a baseline is a number or a tensor, but {type(baseline).__name__} came")
+    finite = bool(value.isfinite().all())
     value = value.to(clip.dtype)
-    if value.is_floating_point() and not bool(value.isfinite().all()):
+    if not finite or not bool(value.isfinite().all()):
         raise ValueError(
             f"a baseline must be finite in {clip.dtype}, but one of shape {tuple(value.shape)} holds nan or infinity"
         )
@@ -60,6 +65,7 @@ def masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ..
         if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"a feature mask is a tensor of whole numbers, but {kind} came; convert it with .long()")
+        check_dense(mask, "a feature mask")
         sides = (1,) * (clip.ndim - mask.ndim) + tuple(mask.shape)
         if len(sides) != clip.ndim or any(side not in (1, size) for side, size in zip(sides, clip.shape, strict=True)):
             raise ValueError(

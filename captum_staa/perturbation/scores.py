@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import index
 from typing import Any
 
 import torch
@@ -77,11 +78,43 @@ class TargetScore:
 
 
 def selected(answer: Tensor, target: TargetType) -> Tensor:
-    """The target's output of every example, as Captum selects it; a target that does not fit is a ValueError."""
+    """The target's output of every example, as Captum selects it.
+
+    Raises:
+        TypeError: an index is no whole number.
+        ValueError: the target does not fit the outputs. An index counts from 0: Captum would read -1 as the last class,
+            which in many data sets means that there is none.
+    """
+    if target is None:
+        return answer
     try:
-        return _select_targets(answer, target)
-    except (AssertionError, IndexError) as error:
-        raise ValueError(f"{target = } fits no outputs of shape {tuple(answer.shape)}: {error}") from error
+        rows = [[index(place) for place in row] for row in _rows(target)]
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"a target is a class index, a tuple of indices, or a list or tensor with one per example, but {target = } "
+            f"came: {error}"
+        ) from error
+    sizes = answer.shape[1:]
+    each = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() != 1)
+    fits = all(0 < len(row) <= len(sizes) and all(0 <= i < n for i, n in zip(row, sizes)) for row in rows)  # noqa: B905
+    if not fits or (each and len(rows) != len(answer)):
+        raise ValueError(
+            f"{target = } fits no outputs of shape {tuple(answer.shape)}: pass an index of at least 0 that lies within "
+            f"them, or a list or tensor with one for each of the {len(answer)} examples"
+        )
+    if not each:
+        return _select_targets(answer, tuple(rows[0]))
+    # Captum gathers whole numbers at once, and picks tuples one by one
+    return _select_targets(answer, [row[0] for row in rows] if answer.ndim == 2 else [tuple(row) for row in rows])
+
+
+def _rows(target: Any) -> list[tuple[Any, ...]]:
+    """The indices of every example, or those of all of them."""
+    if isinstance(target, Tensor):
+        return [(place,) for place in (target.reshape(-1) if target.numel() == 1 else target).tolist()]
+    if isinstance(target, list):
+        return [row if isinstance(row, tuple) else (row,) for row in target]
+    return [target if isinstance(target, tuple) else (target,)]
 
 
 def over_classes(

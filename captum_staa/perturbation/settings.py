@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
-from captum_staa.checks import check_choice, check_count
+from captum_staa.checks import check_choice, check_count, is_number
 from captum_staa.perturbation.blends import BLENDS, BlendName
 from captum_staa.perturbation.masks import Nested, Parametrisation, Separate
 from captum_staa.perturbation.objective import AIMS, SCALES, Aim, Objective, Scale
@@ -51,8 +52,8 @@ class Setting:
         for name, least in (("levels", 2), ("frames", 1), ("across", 1), ("iterations", 0)):
             check_count(name, getattr(self, name), least)
         for name in ("tolerance", "blur"):
-            if not isinstance(getattr(self, name), (int, float)) or not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is a number of at least 0, but {getattr(self, name)!r} came")
+            if not (is_number(getattr(self, name)) and 0 <= getattr(self, name) < inf):
+                raise ValueError(f"{name} is a finite number of at least 0, but {getattr(self, name)!r} came")
         if not self.blends:
             raise ValueError(f"blends name ways of hiding, of {', '.join(BLENDS)}, but {self.blends!r} came")
         for blend in self.blends:

@@ -1,0 +1,11 @@
+"""The long run: ``python -m tests.fuzz --calls 10000 --seed 0``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what test files share lies there
+
+from .run import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Many drawn calls: in this process, or in workers that are watched for hangs and crashes."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from .attributions import ENTRIES as _ATTRIBUTIONS
+from .calls import CLEAR, RIGHT, WRONG, Call, judge
+from .outer import ENTRIES as _OUTER
+from .scores import ENTRIES as _SCORES
+from .tensors import ENTRIES as _TENSORS
+from .transformers import ENTRIES as _TRANSFORMERS
+
+ENTRIES: dict[str, Callable[[Any], Call]] = {**_ATTRIBUTIONS, **_TRANSFORMERS, **_TENSORS, **_SCORES, **_OUTER}
+# Calls that learn, or run a transformer several times, take some ten times as long as the others.
+SHARES = dict.fromkeys(ENTRIES, 4) | {"compare": 1, "AttentionBranch": 2, "STAA": 2, "SpatioTemporalPerturbation": 2}
+SHARES |= {"sanity and usage": 2, "video files": 2, "PlantedClips": 2, "visualization": 2}
+BATCH = 50  # calls of one draw: hypothesis repeats itself the more, the longer a draw is
+HANGS = 120  # seconds after which a call is given up
+# A fork begins with everything imported; elsewhere each worker imports it anew.
+CONTEXT: Any = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+
+
+def drawn(entry: str, count: int, start: int, each: Callable[[Call], None]) -> None:
+    """Hand ``count`` calls of an entry point to a function, the same ones for the same seed."""
+
+    @seed(start)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def run(data: Any) -> None:
+        each(ENTRIES[entry](data.draw))
+
+    run()
+
+
+def work(entry: str, count: int, start: int, parent: Connection) -> None:
+    """A worker: a message before each call and one after it, so that the last call is known where there is none."""
+    torch.set_num_threads(1)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
+
+    def each(call: Call) -> None:
+        parent.send(call.said)
+        parent.send(judge(call))
+
+    for part in range(0, count, BATCH):
+        drawn(entry, min(BATCH, count - part), start + part, each)
+
+
+def watched(entry: str, count: int, start: int) -> tuple[Counter[str], list[str]]:
+    """How the calls of an entry point ended in a process of their own; a new one goes on after one that died."""
+    found: Counter[str] = Counter()
+    complaints: list[str] = []
+    while (left := count - sum(found.values())) > 0:
+        here, there = CONTEXT.Pipe(duplex=False)
+        worker = CONTEXT.Process(target=work, args=(entry, left, start, there), daemon=True)
+        worker.start()
+        there.close()
+        said, ended = "", ""
+        while not ended:
+            if not here.poll(HANGS):
+                os.kill(worker.pid, signal.SIGUSR1)  # it writes where it hangs
+                time.sleep(1)
+                worker.kill()
+                ended = f"a hang: nothing for {HANGS} s"
+            else:
+                try:
+                    told = here.recv()
+                except EOFError:
+                    worker.join()
+                    ended = f"the end of its process, {worker.exitcode}"
+                    break
+                if isinstance(told, str):
+                    said = told
+                    continue
+                found[told[0]] += 1
+                complaints += [told[1]] * (told[0] == WRONG)
+        worker.join()
+        if worker.exitcode != 0:
+            found[WRONG] += 1
+            complaints.append(f"{said}: {ended}")
+        start += left  # the rest is drawn anew, also where hypothesis ran out of new calls
+    return found, complaints
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", choices=ENTRIES, help="entry points; all of them by default")
+    args = parser.parse_args()
+    entries = args.only or list(ENTRIES)
+    total, wrong = Counter[str](), 0
+    print(f"| {'entry point':26} |  calls | right | clear errors | wrong | seconds |\n|---|---|---|---|---|---|")
+    for entry in entries:
+        count = -(-args.calls * SHARES[entry] // sum(SHARES[name] for name in entries))
+        begin = time.monotonic()
+        found, complaints = watched(entry, count, args.seed)
+        numbers = f"{sum(found.values()):6} | {found[RIGHT]:5} | {found[CLEAR]:12} | {found[WRONG]:5}"
+        print(f"| {entry:26} | {numbers} | {time.monotonic() - begin:7.0f} |", flush=True)
+        for kind, (times, example) in _kinds(complaints).items():
+            print(f"    {times} x {kind}\n        {example}", file=sys.stderr, flush=True)
+        total += found
+        wrong += found[WRONG]
+    numbers = f"{sum(total.values()):6} | {total[RIGHT]:5} | {total[CLEAR]:12} | {total[WRONG]:5}"
+    print(f"| {'all':26} | {numbers} | {'':7} |")
+    return int(wrong > 0)
+
+
+def _kinds(complaints: list[str]) -> dict[str, tuple[int, str]]:
+    """Complaints of one kind counted once, with the first of them."""
+    kinds: dict[str, tuple[int, str]] = {}
+    for why in complaints:
+        kind = why.split("): ", 1)[-1].split(", and gave")[0][:90]
+        kinds[kind] = (kinds.get(kind, (0, ""))[0] + 1, kinds.get(kind, (0, why[:700]))[1])
+    return kinds

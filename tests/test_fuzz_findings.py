@@ -1,0 +1,239 @@
+"""What drawn calls found, each as the call that found it: once a wrong map or an error from deep inside."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fuzz.models import anything, convolutions
+from tiny_models import clip_for, tiny
+from torch import Tensor, nn
+
+from captum_staa import (
+    RISE,
+    STAA,
+    GradCAM,
+    SpatioTemporalPerturbation,
+    TokenGrid,
+    VideoFeatureAblation,
+    VideoLayout,
+    VideoOcclusion,
+    baselines,
+    feature_masks,
+    metrics,
+    smooth,
+    space_time,
+    visualization,
+)
+from captum_staa.metrics import perturbations, sanity
+
+CLIP = torch.randn(2, 4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+MAPS = CLIP.sum(2)
+TRUTH = MAPS > 0
+NAN, INF = math.nan, math.inf
+
+
+def occlude(inputs: Any = CLIP, **options: Any) -> Tensor:
+    options = {"sliding_window_shapes": (2, 3, 3), "strides": (2, 3, 3), "target": 1, **options}
+    return VideoOcclusion(anything("BTCHW")).attribute(inputs, **options)
+
+
+def ablate(**options: Any) -> Tensor:
+    options = {"feature_mask": torch.zeros(1, 1, 1, 1, 1).long(), "target": 1, **options}
+    return VideoFeatureAblation(anything("BTCHW")).attribute(CLIP, **options)
+
+
+def grad_cam(target: Any, **options: Any) -> Tensor:
+    return GradCAM(convolutions("BTCHW", 3), "first", **options).attribute(CLIP, target)
+
+
+def staa(target: Any = 1, **options: Any) -> Tensor:
+    clf = tiny("videomae")
+    return STAA(clf, **options).attribute(clip_for(clf), target)
+
+
+def faithful(**options: Any) -> Tensor:
+    return metrics.faithfulness(anything("BTCHW"), CLIP, MAPS, **options)
+
+
+# --- targets: Captum reads -1 as the last class, and an empty tuple as all of them ------------------------------------
+
+
+EXPLAIN: dict[str, Callable[[Any], Tensor]] = {
+    "occlusion": lambda target: occlude(target=target),
+    "grad-cam": grad_cam,
+    "staa": staa,
+    "faithfulness": lambda target: faithful(target=target),
+}
+TARGETS = {
+    "-1": -1,
+    "-1 for a clip": [0, -1],
+    "-1 in a tensor": torch.tensor([-1, 0]),
+    "-1 in a tuple": (-1,),
+    "beyond": 3,
+    "beyond in a tensor": torch.tensor([0, 3]),
+    "beyond any integer": 2**70,
+    "no index": (),
+    "too many indices": (0, 0),
+    "too many targets": [0, 1, 2],
+}
+NO_INDICES = {
+    "fraction": 0.5,
+    "fractions": [0.5, 1.0],
+    "words": ["cat", "dog"],
+    "tensor of fractions": torch.tensor([0.5, 1.0]),
+    "tensor of two axes": torch.tensor([[0, 1]]),
+    "tensor without values": torch.tensor(0, device="meta"),
+}
+
+
+@pytest.mark.parametrize("method", EXPLAIN)
+@pytest.mark.parametrize("kind", TARGETS)
+def test_targets_that_do_not_fit(method: str, kind: str) -> None:
+    with pytest.raises(ValueError, match=r"target = .* fits no outputs of shape"):
+        EXPLAIN[method](TARGETS[kind])
+
+
+@pytest.mark.parametrize("method", EXPLAIN)
+@pytest.mark.parametrize("kind", NO_INDICES)
+def test_targets_that_are_no_indices(method: str, kind: str) -> None:
+    with pytest.raises(TypeError, match="a target is a class index"):
+        EXPLAIN[method](NO_INDICES[kind])
+
+
+@pytest.mark.parametrize("method", EXPLAIN)
+@pytest.mark.parametrize(
+    "target",
+    [np.int64(1), torch.tensor(1), torch.tensor([1, 1], dtype=torch.uint8), [np.int64(1)] * 2, (1,), [(1,)] * 2],
+)
+def test_targets_in_other_forms(method: str, target: Any) -> None:
+    assert torch.equal(EXPLAIN[method](target), EXPLAIN[method](1))
+
+
+def test_a_gradient_is_of_one_output_per_example() -> None:
+    """The sum over all outputs of a row was once explained without a word."""
+    model = nn.Sequential(nn.Conv3d(4, 5, 1), nn.Flatten(2), nn.Linear(90, 2))  # (B, 5, 2)
+    with pytest.raises(ValueError, match=r"leaves 4 outputs of shape \(2, 5, 2\) for 2 examples"):
+        GradCAM(model, "0", "BTCHW").attribute(CLIP, 1)
+
+
+# --- everything else, by the argument that was malformed --------------------------------------------------------------
+
+
+class Sensitive:
+    """Ways to disturb a clip, run."""
+
+    @staticmethod
+    def run(name: str, radius: Any = 0.1, **options: Any) -> Any:
+        return getattr(perturbations, name)("BTCHW", **options).for_sensitivity()(CLIP, radius)
+
+
+COMPLEX = torch.ones(1, 1, 1, 1, 1, dtype=torch.complex64)
+REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "a list of numbers": (lambda: occlude(CLIP.tolist()), TypeError, "inputs must be a tensor"),
+    "no inputs": (lambda: occlude(()), TypeError, "inputs must be a tensor"),
+    "a tuple with None": (lambda: occlude((CLIP, None)), TypeError, "'NoneType'"),
+    "a sparse clip": (lambda: occlude(CLIP.to_sparse()), TypeError, "dense.*torch.sparse_coo"),
+    "a meta clip": (lambda: smooth(CLIP.to("meta"), "BTCHW"), TypeError, "dense.*on meta"),
+    "complex attributions": (lambda: space_time(CLIP + 0j, "BTCHW"), TypeError, "real.*complex64"),
+    "a complex baseline": (lambda: occlude(baselines=COMPLEX), TypeError, "real.*complex64"),
+    "a sparse baseline": (lambda: occlude(baselines=CLIP.to_sparse()), TypeError, "dense"),
+    "a huge baseline": (lambda: occlude(baselines=10**400), ValueError, "finite"),
+    "a sparse mask": (lambda: ablate(feature_mask=TRUTH[:, :, None].long().to_sparse()), TypeError, "dense"),
+    "a meta mask": (lambda: ablate(feature_mask=torch.zeros(1).long().to("meta")), TypeError, "dense"),
+    "an array for a word": (lambda: grad_cam(1, weighting=np.array(["a"])), ValueError, "weighting is one of"),
+    "a dict for a word": (lambda: grad_cam(1, upsampling={}), ValueError, "upsampling is one of"),
+    "a number for a generator": (lambda: staa(generator=3), TypeError, "generator is a torch.Generator, but 3"),
+    "an endless tolerance": (
+        lambda: SpatioTemporalPerturbation(anything("BTCHW")).attribute(CLIP, target=1, tolerance=INF),
+        ValueError,
+        "tolerance is a finite number",
+    ),
+    "a word for a width": (lambda: smooth(CLIP, "BTCHW", space="4"), ValueError, "space = '4'"),
+    "a complex width": (lambda: smooth(CLIP, "BTCHW", time=1j), ValueError, "time = 1j"),
+    "a word for a blur": (lambda: baselines.blur(CLIP, "BTCHW", space="4"), ValueError, "space = '4'"),
+    "a word for a deviation": (lambda: baselines.noise(CLIP, "BTCHW", std="4"), ValueError, "std .* '4'"),
+    "a word for a frame": (lambda: baselines.freeze(CLIP, "BTCHW", frame="4"), TypeError, "frame .* '4'"),
+    "a word for compactness": (
+        lambda: feature_masks.supervoxels(CLIP, "BTCHW", 3, compactness="4"),
+        ValueError,
+        "compactness .* '4'",
+    ),
+    "a ragged cell": (lambda: feature_masks.grid(CLIP, "BTCHW", ([1], 1, 1)), TypeError, r"\[1\]"),
+    "a word for three sides": (lambda: feature_masks.grid(CLIP, "BTCHW", "111"), ValueError, "cell is .* '111'"),
+    "a word for a fraction": (lambda: faithful(kept="0.5"), ValueError, "kept .* '0.5'"),
+    "words for fractions": (
+        lambda: metrics.monotonicity(anything("BTCHW"), CLIP, MAPS, fractions=("a", "b")),
+        ValueError,
+        "fractions are two or more",
+    ),
+    "a word for a subset": (
+        lambda: metrics.faithfulness_correlation(anything("BTCHW"), CLIP, MAPS, target=1, fraction="a"),
+        TypeError,
+        "fraction is a number",
+    ),
+    "a word for an area": (lambda: metrics.iou(MAPS, TRUTH, area="a"), ValueError, "area is a fraction.*'a'"),
+    "a complex tolerance": (lambda: metrics.pointing_game(MAPS, TRUTH, tolerance=(1j, 0, 0)), ValueError, "1j"),
+    "a size of one": (lambda: metrics.boxes_to_truth(torch.ones(1, 1, 4), 5), ValueError, "size is .* 5 came"),
+    "sides of words": (lambda: Sensitive.run("tubelet_noise", cells=("1",) * 3, std=1), ValueError, "cells is"),
+    "a word for a share": (lambda: Sensitive.run("frame_drop", share="1"), ValueError, "share .* '1'"),
+    "a window of words": (lambda: Sensitive.run("frame_shuffle", window="2"), ValueError, "window .* '2'"),
+    "a word for noise": (lambda: Sensitive.run("brightness_flicker", std="1"), ValueError, "std .* '1'"),
+    "a word for a radius": (lambda: Sensitive.run("brightness_flicker", "1", std=1), ValueError, "perturb_radius"),
+    "an array of words": (lambda: metrics.sparsity(np.array([["a"]])), TypeError, "array of <U1"),
+    "maps without values": (lambda: metrics.auroc(MAPS.to("meta"), TRUTH), TypeError, "dense.*on meta"),
+    "nothing to explain by": (
+        lambda: sanity.randomisation("saliency", nn.Linear(1, 1), CLIP),
+        TypeError,
+        "explain is a function",
+    ),
+    "True for layers": (
+        lambda: sanity.randomisation(lambda *_: MAPS, nn.Linear(1, 1), CLIP, layers=True),
+        TypeError,
+        "layers is a list of names",
+    ),
+    "a word for classes": (
+        lambda: sanity.class_sensitivity(lambda *_: MAPS, nn.Linear(1, 1), CLIP, "cat", [1]),
+        TypeError,
+        "target is a class index.*'cat'",
+    ),
+    "a word for others": (
+        lambda: sanity.class_sensitivity(lambda *_: MAPS, nn.Linear(1, 1), CLIP, 0, "ab"),
+        TypeError,
+        "others is a list",
+    ),
+    "a dict for rows": (lambda: TokenGrid(2, {}, 2), ValueError, "whole and positive"),
+    "True for rows": (lambda: TokenGrid(2, True, 2), ValueError, "whole and positive"),
+    "two sides of a tubelet": (lambda: TokenGrid(2, 2, 2, tubelet=(1, 1)), ValueError, "tubelet has three"),
+    "a size of two": (
+        lambda: TokenGrid(1, 1, 1).to_pixels(torch.ones(1, 1, 1, 1), size=(1, 1)),
+        ValueError,
+        r"size is \(T, H, W\)",
+    ),
+    "a word for channels": (lambda: VideoLayout("BTCHW", "3"), ValueError, "channels is a whole number"),
+    "a word for outliers": (
+        lambda: visualization.show_frames(np.zeros((4, 5, 6, 3), np.uint8), MAPS[0], outlier_perc="2"),
+        ValueError,
+        "outlier_perc .* '2'",
+    ),
+}
+
+
+@pytest.mark.parametrize("found", REFUSED)
+def test_malformed_arguments(found: str) -> None:
+    run, error, message = REFUSED[found]
+    with pytest.raises(error) as raised:
+        run()
+    assert re.search(message, str(raised.value)), raised.value
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """They were refused in one place, and taken in another."""
+    assert torch.equal(smooth(CLIP, "BTCHW", np.float32(2), np.int64(1)), smooth(CLIP, "BTCHW", 2.0, 1.0))
+    assert torch.equal(occlude(baselines=np.float32(0.5)), occlude(baselines=0.5))
+    assert RISE(anything("BTCHW")).attribute(CLIP, np.float64(0.5), 1, n_samples=2).shape == CLIP.shape

@@ -1,0 +1,84 @@
+"""On another device than the CPU: the same numbers, made there, and nothing as large as a map brought back for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from elsewhere import DEVICE, There, elsewhere, send
+from test_numbers import ATTENTION, EVERY, case
+from torch import Tensor
+
+from captum_staa import VideoClassifier, VideoOcclusion, baselines, feature_masks, metrics, smooth, space_time
+
+Call = Callable[[VideoClassifier, Tensor], Tensor]
+
+TENSORS: dict[str, Call] = {
+    "zero": lambda clf, x: baselines.zero(x, clf.layout),
+    "mean_frame": lambda clf, x: baselines.mean_frame(x, clf.layout),
+    "blur": lambda clf, x: baselines.blur(x, clf.layout, time=1.0),
+    "freeze": lambda clf, x: baselines.freeze(x, clf.layout),
+    "shuffle": lambda clf, x: baselines.shuffle(x, clf.layout),
+    "reverse": lambda clf, x: baselines.reverse(x, clf.layout),
+    "noise": lambda clf, x: baselines.noise(x, clf.layout),
+    "smooth": lambda clf, x: smooth(x, clf.layout),
+    "space_time": lambda clf, x: space_time(x, clf.layout).joint,
+    "mask of frames": lambda clf, x: feature_masks.frames(x, clf.layout),
+    "mask of cells": lambda clf, x: feature_masks.grid(x, clf.layout, (2, 5, 3)),
+    "smoothness": lambda clf, x: metrics.smoothness(x, clf.layout).space,
+    "sparsity": lambda clf, x: metrics.sparsity(x, clf.layout),
+    "complexity": lambda clf, x: metrics.complexity(x, clf.layout),
+}
+# Those that rank do so on the CPU, where sums have an order: only their results are back on the device.
+SCORES: dict[str, Call] = {
+    "auroc": lambda clf, x: metrics.auroc(x.sum(1), x.sum(1) > 0.5),
+    "pointing_game": lambda clf, x: metrics.pointing_game(x.sum(1), x.sum(1) > 0.5),
+    "iou": lambda clf, x: metrics.iou(x.sum(1), x.sum(1) > 0.5),
+    "snr": lambda clf, x: metrics.snr(x.sum(1), x.sum(1) > 0.5),
+    "controls": lambda clf, x: metrics.controls(x, clf.layout)["random"],
+    "insertion": lambda clf, x: metrics.insertion(clf, x, x, target=1, steps=3, cells=(2, 8, 8)).score,
+    "aopc": lambda clf, x: metrics.aopc(clf, x, x, target=1, steps=3, cells=(2, 8, 8)),
+    "faithfulness": lambda clf, x: metrics.faithfulness(clf, x, x, cells=(2, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", [*EVERY, *TENSORS, *SCORES])
+def test_the_same_numbers_on_another_device(name: str) -> None:
+    call = {**EVERY, **TENSORS, **SCORES}[name]
+    clf, clip = case(name)
+    wanted = call(clf, clip)
+    with elsewhere(clf) as mode:
+        found = call(clf, send(clip))
+    assert isinstance(found, There) and found.device == DEVICE
+    torch.testing.assert_close(found.here, wanted, rtol=0, atol=1e-6 * float(wanted.double().abs().max()))
+    if name not in SCORES:
+        map_of_a_clip = clip[0].numel() // 3
+        assert all(size < map_of_a_clip for size in mode.moved), f"brought to the CPU: {mode.moved} numbers"
+
+
+@pytest.mark.parametrize("name", ["occlusion", "relevance"])
+def test_targets_may_lie_on_the_cpu(name: str) -> None:
+    """Labels come from a data set, and are there whatever the model's device."""
+    clf, clip = case(name)
+    targets = torch.tensor([1, 0])
+    explain = (
+        (lambda x, y: VideoOcclusion(clf).attribute(x, (2, 8, 8), (2, 8, 8), target=y))
+        if name == "occlusion"
+        else (lambda x, y: ATTENTION["relevance"](clf, x, y))
+    )
+    wanted = explain(clip, targets)
+    with elsewhere(clf):
+        found = explain(send(clip), targets)
+    torch.testing.assert_close(found.here, wanted)
+
+
+def test_tensors_of_two_devices_are_refused() -> None:
+    """The watch itself: what a GPU refuses, and what it allows."""
+    with elsewhere() as mode:
+        there, here = send(torch.ones(3)), torch.ones(3)
+        with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+            there + here
+        assert (there + torch.tensor(1.0)).tolist() == [2.0, 2.0, 2.0]  # a number may come from anywhere
+        assert torch.zeros(2, device=there.device).device == DEVICE
+        assert there.cpu().device.type == "cpu" and mode.moved == [3]
