@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from command_line import read
 
 from captum_staa import AttentionBranch, VideoClassifier, io
 from captum_staa.__main__ import main
@@ -24,26 +23,15 @@ def video(tmp_path_factory) -> Path:
     return io.write_video(path, demo.enlarged(clips.frames(0), 3), 8.0, crf=6)
 
 
-@pytest.fixture
-def without_pictures(monkeypatch):
-    monkeypatch.setattr(output, "draw", lambda *args, **options: None)
-
-
 def explain(video: Path, out: Path, *options: str, model: str = "tiny-st-abn-pattern") -> int:
     arguments = ["explain", str(video), "--model", model, "--method", "attention-branch", "--out", str(out), *options]
     return main(arguments)
 
 
-def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    with safe_open(folder / "attributions.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return tensors, json.loads((folder / "result.json").read_text(encoding="utf-8"))
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_it_writes_what_the_library_says(video, tmp_path, model, without_pictures):
     assert explain(video, tmp_path, model=model) == 0
-    tensors, result = read(tmp_path)
+    tensors, _, result = read(tmp_path)
     classifier = VideoClassifier.from_pretrained(model)
     clip = classifier.preprocess(io.read_video(video, 16).frames)
     target = int(classifier(clip).argmax())
@@ -57,13 +45,13 @@ def test_it_writes_what_the_library_says(video, tmp_path, model, without_picture
 
 def test_pictures_and_a_weighting_of_choice(video, tmp_path):
     assert explain(video, tmp_path, "--weighting", "class_map") == 0
-    assert "class_map" in read(tmp_path)[1]["method"]
+    assert "class_map" in read(tmp_path)[2]["method"]
     assert {path.name for path in tmp_path.iterdir()} == set(output.FILES)
 
 
 def test_a_long_video_keeps_the_gates_own_signal(video, tmp_path, without_pictures):
     assert explain(video, tmp_path, "--windows", "--weighting", "gate") == 0
-    tensors, _ = read(tmp_path)
+    tensors, _, _ = read(tmp_path)
     classifier = VideoClassifier.from_pretrained("tiny-st-abn-pattern")
     frames = io.read_video(video, 32).frames
     windows = [classifier.preprocess(frames[start : start + 16]) for start in (0, 16)]

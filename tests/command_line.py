@@ -1,0 +1,87 @@
+"""Videos for the command line, and what a run must leave behind, checked as numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from captum_staa import io
+from captum_staa.benchmark import PlantedClips
+from captum_staa.cli import demo, output
+
+MODEL = "tiny-videomae-pattern"
+
+
+FPS = 8.0
+
+
+FACTOR = 6
+
+
+MARGIN = 54  # columns left and right of the planted clip, which the model's centre crop cuts off
+
+
+PLANTED = PlantedClips(seed=demo.SEED, n=4)
+
+
+def write_planted(path: Path, clips: PlantedClips, index: int = 0) -> Path:
+    """The clip in the middle of wider frames whose margins hold stripes that the model must not see."""
+    frames = demo.enlarged(clips.frames(index), FACTOR)
+    stripes = (np.arange(MARGIN) // 9 % 2 * 200).astype(np.uint8)
+    side = np.broadcast_to(stripes[:, None], (*frames.shape[:2], MARGIN, 3))
+    return io.write_video(path, np.concatenate([side, frames, side], axis=2), FPS, crf=6)
+
+
+def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], dict]:
+    with safe_open(folder / "attributions.safetensors", "pt") as file:
+        tensors, described = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    return tensors, described, json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def check_numbers(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], dict]:
+    """What holds of every result: sums, shapes, and two files that say the same."""
+    tensors, described, result = read(folder)
+    maps = tensors["attributions"]
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert [len(maps), *maps.shape[1:]] == [len(result["frame_indices"]), *result["model"]["input_size"]]
+    assert maps.isfinite().all() and maps.max() > 0
+    torch.testing.assert_close(tensors["spatial"], maps.sum(0))
+    if "released" not in result["method"]:
+        torch.testing.assert_close(tensors["temporal"], maps.sum((1, 2)))
+    assert result["temporal"] == tensors["temporal"].tolist()
+    assert json.loads(described["frame_indices"]) == result["frame_indices"]
+    assert json.loads(described["crop_box"]) == list(result["crop_box"].values())
+    assert (described["model"], described["method"]) == (result["model"]["name"], result["method"])
+    assert (described["target"], int(described["target_index"])) == (
+        result["target"]["label"],
+        result["target"]["index"],
+    )
+    assert result["frame_times"] == pytest.approx([index / result["fps"] for index in result["frame_indices"]])
+    best = max(result["temporal"])
+    assert result["key_frames"][0]["temporal"] == best
+    assert result["temporal"][result["frame_indices"].index(result["key_frames"][0]["frame"])] == best
+    return tensors, described, result
+
+
+def check_pictures(folder: Path) -> None:
+    from PIL import Image
+
+    assert sorted(os.listdir(folder)) == sorted(output.FILES)  # and nothing half-written
+    for name in ("sheet.png", "timeline.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 300
+            assert np.asarray(picture.convert("L")).std() > 10
+
+
+def save_model(folder: Path, model: torch.nn.Module, size: int, resize: int) -> Path:
+    model.save_pretrained(folder)
+    processor = {"size": {"shortest_edge": resize}, "crop_size": {"height": size, "width": size}}
+    statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**processor, **statistics}))
+    return folder

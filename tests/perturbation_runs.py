@@ -1,0 +1,51 @@
+"""Runs of --method perturbation, and what their files must say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import read
+
+from captum_staa import SpatioTemporalPerturbation, VideoClassifier, io
+from captum_staa.__main__ import main
+from captum_staa.benchmark import PlantedClips
+from captum_staa.cli import demo
+
+CNN, TRANSFORMER = "tiny-resnet3d-pattern", "tiny-videomae-pattern"
+PARTS = ("kept", "deleted", "visible")
+
+
+def write_video(path: Path, clips: PlantedClips) -> Path:
+    return io.write_video(path, demo.enlarged(clips.frames(0), 3), 8.0, crf=6)
+
+
+def run(path: Path, out: Path, *options: str, model: str = CNN) -> int:
+    return main(["explain", str(path), "--model", model, "--method", "perturbation", "--out", str(out), *options])
+
+
+def by_hand(path: Path, model: str, setting: str = "nested", target: int | None = None, **options):
+    """The library's own call, and the target."""
+    clf = VideoClassifier.from_pretrained(model)
+    clip = clf.preprocess(io.read_video(path, 16).frames)
+    target = int(clf(clip).argmax()) if target is None else target
+    method = SpatioTemporalPerturbation(clf, setting=setting)
+    return method.attribute_parts(clip, target=target, perturbations_per_eval=8, **options), target
+
+
+def check_same(folder: Path, parts, areas: list[float]) -> dict:
+    """All numbers of all files are those of one clip's parts."""
+    tensors, described, result = read(folder)
+    for name, part in (("attributions", "joint"), ("temporal", "temporal"), ("spatial", "spatial"), ("masks", "masks")):
+        torch.testing.assert_close(tensors[name], getattr(parts, part)[0])
+    assert "masks ATHW" in described["axes"] and json.loads(described["areas"]) == areas
+    learnt = result["perturbation"]
+    assert [row["area"] for row in learnt["areas"]] == areas
+    for name in PARTS:
+        got = [row[name] for row in learnt["areas"]]
+        assert got == pytest.approx(getattr(parts, name)[0].tolist(), rel=1e-3, abs=1e-5), name
+    assert learnt["whole"] == pytest.approx(parts.whole.item(), rel=1e-4)
+    assert learnt["steps"] == int(parts.history.steps[-1])
+    return result

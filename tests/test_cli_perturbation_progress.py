@@ -1,0 +1,120 @@
+"""While masks are learnt on the command line: the bar, and Ctrl-C, which keeps the best."""
+
+from __future__ import annotations
+
+import io as io_module
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tqdm.auto
+from command_line import read
+from perturbation_runs import CNN, by_hand, check_same, run, write_video
+
+from captum_staa.benchmark import PlantedClips
+from captum_staa.cli import demo
+from captum_staa.perturbation import learning
+
+pytest.importorskip("av")
+pytestmark = pytest.mark.usefixtures("ctrl_c_reaches_python")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    return write_video(tmp_path_factory.mktemp("videos") / "planted.mp4", PlantedClips(seed=demo.SEED, n=4))
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory) -> Path:
+    clips = PlantedClips(seed=1, n=1, num_frames=44)
+    return write_video(tmp_path_factory.mktemp("videos") / "long.mp4", clips)
+
+
+def interrupt_at(monkeypatch, step: int, clip: int = 0) -> None:
+    """A real Ctrl-C, once, while this step of learning is under way for this clip."""
+    original, seen = learning._slope, []
+
+    def interrupted(task, drawn, number, floors):
+        if task.objective.aim == "dual" and number == step:  # and no hint, which preserves
+            seen.append(number)
+            if len(seen) == clip + 1:
+                signal.raise_signal(signal.SIGINT)
+        return original(task, drawn, number, floors)
+
+    monkeypatch.setattr(learning, "_slope", interrupted)
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.filterwarnings("always:interrupted at step")
+def test_ctrl_c_keeps_the_best_masks_so_far(video, tmp_path, capsys, monkeypatch):
+    interrupt_at(monkeypatch, 12)
+    assert run(video, tmp_path, "--areas", ".1") == 130
+    said = capsys.readouterr().err
+    assert "captum_staa: warning: interrupted at step 12 of 60; the best masks so far are returned" in said
+    assert "interrupted: the masks are the best of 10 steps, and 60 were asked" in said and "Traceback" not in said
+    interrupt_at(monkeypatch, 12)
+    with pytest.warns(UserWarning, match="interrupted at step 12"):
+        parts, _ = by_hand(video, CNN, areas=[0.1])
+    result = check_same(tmp_path, parts, [0.1])
+    assert result["interrupted"] == "the masks are the best of 10 steps, and 60 were asked"
+    assert result["perturbation"]["steps"] == 10
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.filterwarnings("always:interrupted at step")
+def test_ctrl_c_in_a_later_window_keeps_all_until_then(long_video, tmp_path, capsys, monkeypatch):
+    interrupt_at(monkeypatch, 1, clip=1)  # in the second window
+    options = ["--windows", "--stride", "14", "--iterations", "3", "--areas", ".2", "--target", "0"]
+    assert run(long_video, tmp_path, *options) == 130
+    tensors, _, result = read(tmp_path)
+    expected = "2 of 3 windows are done and kept, the others are missing; in the last of them, the masks are the best"
+    assert result["interrupted"] == f"{expected} of 0 steps, and 3 were asked"
+    assert [row["start"] for row in result["windows"]] == [0, 14]
+    assert [row["perturbation"]["steps"] for row in result["windows"]] == [3, 0]
+    assert result["perturbation"]["steps"] == 3
+    assert len(tensors["masks"][0]) == len(result["frame_indices"]) == 30
+    assert "2 of 3 windows" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_first_masks_leaves_nothing(video, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(learning, "_check", lambda *args: signal.raise_signal(signal.SIGINT))
+    assert run(video, tmp_path / "out", "--iterations", "2") == 130
+    assert "nothing is left half-written" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+class Terminal(io_module.StringIO):
+    """Keeps what is drawn."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("slow", [False, True])
+def test_the_bar_shows_what_is_kept_where_learning_takes_long_and_is_gone_afterwards(
+    video, tmp_path, monkeypatch, slow
+):
+    """Time is the tests' own: each call of the model takes none, or a second and a half."""
+    clock, terminal, original = [1000.0], Terminal(), learning._scores
+
+    def scores(*args):
+        clock[0] += 1.5 * slow
+        return original(*args)
+
+    monkeypatch.setattr(learning, "_scores", scores)
+    monkeypatch.setattr(tqdm.std, "time", lambda: clock[0])
+    monkeypatch.setattr(sys, "stderr", terminal)
+    before = dict(vars(tqdm.auto.tqdm))
+    assert run(video, tmp_path, "--iterations", "2") == 0
+    assert dict(vars(tqdm.auto.tqdm)) == before
+    drawn = terminal.getvalue()
+    if not slow:
+        assert "perturbation" not in drawn
+        return
+    kept = np.mean([row["kept"] for row in read(tmp_path)[2]["perturbation"]["areas"]])
+    assert "Spatio-temporal perturbation" in drawn and f"kept {kept:.3f}" in drawn
+    assert drawn.endswith("\r") and not drawn.split("\r")[-2].strip()  # wiped
+    assert "\n" not in drawn  # one bar at a time
