@@ -2,7 +2,7 @@
 #
 #     make demo | test | lint | docs | tutorials | clean
 #     make test PYTHON=python3.12           another interpreter (3.10 or newer; `make clean` first)
-#     make test ARGS="-k grid -x"           arguments for pytest
+#     make test ARGS="-k grid -x"           arguments for pytest; ARGS="-n 0" takes one process alone
 #     make test CONSTRAINTS=                the newest versions of everything, instead of the tested ones
 
 PYTHON ?= python3
@@ -25,7 +25,7 @@ demo: $(VENV)/.installed-video
 	$(py) -m captum_staa demo --out demo --overwrite
 
 test: $(VENV)/.installed-test
-	$(py) -m pytest $(ARGS)
+	$(py) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(py) -m ruff format --check .

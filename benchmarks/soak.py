@@ -39,6 +39,7 @@ from captum_staa.attention import capture, doors, frozen
 Call = Callable[[VideoClassifier, Tensor, int], Tensor]
 PLAIN, BRANCH = "tiny-videomae-pattern", "tiny-st-abn-pattern"
 WARM_UP = 20  # calls
+CELL = (8, 24, 24)  # frames and pixels: an eighth of the clip
 LAYER = "videomae.encoder.layer.1.layernorm_before"
 
 
@@ -51,15 +52,17 @@ def _branch(weighting: str) -> Call:
 
 
 def _perturbation(clf: VideoClassifier, clip: Tensor, target: int) -> Tensor:
-    return SpatioTemporalPerturbation(clf).attribute(clip, target=target, perturbations_per_eval=8, iterations=2)
+    return SpatioTemporalPerturbation(clf).attribute(
+        clip, target=target, perturbations_per_eval=8, iterations=1, areas=(0.1, 0.5)
+    )
 
 
 def _occlusion(clf: VideoClassifier, clip: Tensor, target: int) -> Tensor:
-    return VideoOcclusion(clf).attribute(clip, (8, 24, 24), target=target, perturbations_per_eval=8)
+    return VideoOcclusion(clf).attribute(clip, CELL, CELL, target=target, perturbations_per_eval=8)
 
 
 def _ablation(clf: VideoClassifier, clip: Tensor, target: int) -> Tensor:
-    mask = feature_masks.grid(clip, clf.layout, (2, 2, 2))
+    mask = feature_masks.grid(clip, clf.layout, CELL)
     return VideoFeatureAblation(clf).attribute(clip, target=target, feature_mask=mask, perturbations_per_eval=8)
 
 

@@ -178,7 +178,7 @@ def test_errors_are_one_line_and_exit_code_2(video, tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "explain | compare"),
+        ([], "explain | stream | compare | demo"),
         (["explain", "a.mp4"], "--model"),
         (["explain", "a.mp4", "--model", "m", "--layers", "some"], "takes all, mean, or block numbers"),
         (["explain", "a.mp4", "--model", "m", "--stride", "0"], "at least 1, but '0' came"),
