@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import gallery  # beside this file
+import house
 import numpy as np
 import torch
 from captum.attr import InputXGradient
@@ -176,3 +177,4 @@ if __name__ == "__main__":
     perturbation()
     panels()
     gallery.main()
+    house.main()
