@@ -15,10 +15,10 @@ from tqdm import tqdm
 from captum_staa.attr import STAA
 from captum_staa.cli.explain import INTERRUPTED
 from captum_staa.cli.prepare import load
+from captum_staa.io import video_writer
 from captum_staa.stream import FrameResult, STAAStream, StreamStats
 from captum_staa.stream.picture import Painter
 from captum_staa.stream.video import Feed, is_camera, opened
-from captum_staa.stream.writer import video_writer
 
 EVERY = 8  # frames between two texts beside the progress bar
 
@@ -88,7 +88,7 @@ def _follow(stream: STAAStream, feed: Feed, asked: Asked) -> int:
     seen: NDArray[np.uint8] | None = None  # the newest frame that was not dropped
     started = time.perf_counter()
     with (
-        video_writer(asked.out, feed.fps, asked.overwrite) as write,
+        video_writer(asked.out, feed.fps, overwrite=asked.overwrite) as write,
         stream(itertools.islice(feed.frames, asked.limit)) as results,
         tqdm(desc="starting", total=min(totals, default=None), unit="frame", delay=0.5, leave=False) as bar,
     ):

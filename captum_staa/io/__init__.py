@@ -2,13 +2,14 @@
 
 from captum_staa.io.files import FilePath, atomic, save_tensors, together
 from captum_staa.io.reading import Sampling, Video, VideoInfo, iter_windows, probe, read_video
-from captum_staa.io.writing import write_video
+from captum_staa.io.writing import video_writer, write_video
 
 __all__ = [
     "read_video",
     "iter_windows",
     "probe",
     "write_video",
+    "video_writer",
     "atomic",
     "together",
     "save_tensors",

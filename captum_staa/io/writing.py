@@ -1,9 +1,11 @@
-"""Write frames to a video file that browsers play."""
+"""Write frames, one by one or all at once, to a video file that browsers play."""
 
 from __future__ import annotations
 
 import errno
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,6 +24,67 @@ _ENCODERS: dict[str, tuple[str, int, int, dict[str, str], dict[str, str]]] = {
     ".avi": ("libx264", 18, 51, {"bf": "0"}, {}),
     ".webm": ("libvpx-vp9", 24, 63, {"deadline": "good", "cpu-used": "4", "b": "0"}, {}),
 }
+
+
+@contextmanager
+def video_writer(
+    path: FilePath, fps: float, *, crf: int | None = None, overwrite: bool = False
+) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
+    """A function that appends one frame: a video of any length is written in the memory of one.
+
+    Example:
+        >>> import tempfile
+        >>> from captum_staa import io
+        >>> path = Path(tempfile.mkdtemp(), "clip.mp4")
+        >>> with video_writer(path, fps=25) as write:
+        ...     for level in range(10):
+        ...         write(np.full((48, 64, 3), level, dtype=np.uint8))
+        >>> io.probe(path)
+        VideoInfo(num_frames=10, fps=25.0, height=48, width=64)
+
+    The file is there, and whole, when the block has ended well; otherwise nothing of it is left.
+
+    Args:
+        path, fps, crf, overwrite: as for :func:`write_video`.
+
+    Raises:
+        What :func:`write_video` raises; and ValueError for a frame that is not uint8 ``(H, W, 3)`` of the first one's
+        size, or if there was none.
+    """
+    av, target = import_av(), Path(path)
+    if target.suffix.lower() not in _ENCODERS:
+        raise ValueError(f"{target} must end in {', '.join(_ENCODERS)} to choose a format, not in {target.suffix!r}")
+    codec, quality, worst, options, muxing = _ENCODERS[target.suffix.lower()]
+    crf = quality if crf is None else crf
+    if not (0 < fps < math.inf and 0 <= crf <= worst):
+        raise ValueError(f"{target} needs 0 < fps < inf and 0 <= crf <= {worst}, but {fps = }, {crf = } came")
+    shapes: list[tuple[int, ...]] = []
+    with atomic(target, overwrite) as partial:
+        with av.open(str(partial.absolute()), "w", options=muxing) as container:
+            rate = Fraction(fps).limit_denominator(65535)
+            stream = container.add_stream(codec, rate=rate, options={**options, "crf": str(crf)})
+            # What the conversion from RGB uses. Unsaid, players guess from the height and shift the colours.
+            stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1  # BT.601, 16..235
+
+            def write(frame: NDArray[np.uint8]) -> None:
+                shape = frame.shape
+                if frame.dtype != np.uint8 or len(shape) != 3 or shape[-1] != 3 or shape != (shapes or [shape])[0]:
+                    first = f" of the first one's shape {shapes[0]}" if shapes else ""
+                    raise ValueError(
+                        f"a frame for {target} must be uint8 (H, W, 3){first}, but {frame.dtype} of shape {shape} came"
+                    )
+                height, width = shape[:2]
+                if not shapes:
+                    stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+                even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+                shapes.append(shape)
+
+            yield write
+            if not shapes:
+                raise ValueError(f"no frame was given to write to {target}")
+            container.mux(stream.encode())
+        _check_whole(partial, len(shapes))
 
 
 def write_video(
@@ -53,32 +116,15 @@ def write_video(
         OSError: it cannot be written, or the disk is full; nothing of it is left then.
         TypeError, ValueError: ``frames``, ``fps``, ``crf`` or the suffix is not as said above.
     """
-    av = import_av()
     target = Path(path)
-    if target.suffix.lower() not in _ENCODERS:
-        raise ValueError(f"{target} must end in {', '.join(_ENCODERS)} to choose a format, not in {target.suffix!r}")
-    codec, quality, worst, options, muxing = _ENCODERS[target.suffix.lower()]
     frames = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
     if frames.dtype != np.uint8:
         raise TypeError(f"frames for {target} must be uint8 in 0..255, but {frames.dtype} came; scale and round first")
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames for {target} must be (T, H, W, 3) and not empty, but their shape is {frames.shape}")
-    crf = quality if crf is None else crf
-    if not (0 < fps < math.inf and 0 <= crf <= worst):
-        raise ValueError(f"{target} needs 0 < fps < inf and 0 <= crf <= {worst}, but {fps = }, {crf = } came")
-    height, width = frames.shape[1:3]
-    with atomic(target, overwrite) as partial:
-        with av.open(str(partial.absolute()), "w", options=muxing) as container:
-            rate = Fraction(fps).limit_denominator(65535)
-            stream = container.add_stream(codec, rate=rate, options={**options, "crf": str(crf)})
-            stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-            # What the conversion from RGB uses. Unsaid, players guess from the height and shift the colours.
-            stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1  # BT.601, 16..235
-            for frame in frames:
-                even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-            container.mux(stream.encode())
-        _check_whole(partial, len(frames))
+    with video_writer(target, fps, crf=crf, overwrite=overwrite) as write:
+        for frame in frames:
+            write(frame)
     return target
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_staa import io
-from captum_staa.stream.writer import import_av
+from captum_staa.io.decoding import import_av
 
 USUAL_RATE = 25.0  # frames per second, where neither file nor camera says
 
