@@ -31,7 +31,7 @@ def test_nothing_piles_up(name):
     found = soak.soak(name, CALLS, warm_up=4, samples=4)
     assert counts(found.before) == counts(found.after)
     assert found.after.routes == 0
-    assert found.after.objects - found.before.objects < CALLS // 2
+    assert found.after.objects - found.before.objects < CALLS
 
 
 @pytest.mark.parametrize("name", soak.METHODS)
@@ -46,7 +46,7 @@ def test_a_call_that_fails_leaves_nothing_either(name):
         with pytest.raises((ValueError, IndexError, AssertionError)):
             call(clf, clip[:, :, :1], 0)
     after = soak.held(clf)
-    assert counts(before) == counts(after) and after.objects - before.objects < CALLS // 2
+    assert counts(before) == counts(after) and after.objects - before.objects < CALLS
 
 
 @pytest.mark.parametrize("name", ["STAA, relevance", "GradCAM", "AttentionBranch, grad_gate"])
