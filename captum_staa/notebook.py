@@ -18,7 +18,7 @@ def block(title: str, *parts: str) -> str:
     """A title, and tables and pictures below it.
 
     Example:
-        >>> block("Smoothness < 1", table(["clip", "space"], [[0, 0.5]]))[:37]
+        >>> block("Smoothness < 1", table(["clip", "space"], [[0, 0.5]]))[:40]
         '<div><div>Smoothness &lt; 1</div><table>'
 
     Args:

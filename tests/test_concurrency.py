@@ -127,3 +127,13 @@ def test_eval_mode_ends_with_the_last_block_that_asked_for_it():
     assert not any(module.training for module in model.modules())
     second.__exit__(None, None, None)
     assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_a_block_inside_another_gives_back_what_was_set_between_them():
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2))
+    with evaluating(model):
+        model[0].train()
+        with evaluating(model):
+            assert not model[0].training
+        assert model[0].training and not model[1].training
+    assert all(module.training for module in model.modules())

@@ -8,8 +8,9 @@ from threading import Lock
 
 from torch import nn
 
-# Counted per module, so that of two threads on one model the first to leave does not set the other's modules training.
-_held: dict[nn.Module, tuple[int, bool]] = {}  # how many blocks, and the mode before the first of them
+# By module, the mode before each block, the blocks in the order in which they were entered. Of two threads on one model
+# the first to leave must not set the other's modules training.
+_open: list[dict[nn.Module, bool]] = []
 _lock = Lock()
 
 
@@ -17,18 +18,19 @@ _lock = Lock()
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module of the model in eval mode inside the block, and afterwards in its own again."""
     with _lock:
-        modules = list(model.modules())
-        for module in modules:
-            blocks, training = _held.get(module, (0, module.training))
-            _held[module] = (blocks + 1, training)
+        before = {module: module.training for module in model.modules()}
+        _open.append(before)
         model.eval()
     try:
         yield
     finally:
         with _lock:
-            for module in modules:
-                blocks, training = _held.pop(module)
-                if blocks > 1:
-                    _held[module] = (blocks - 1, training)
-                else:
+            at = next(index for index, block in enumerate(_open) if block is before)
+            _, *later = _open[at:]
+            del _open[at]
+            for module, training in before.items():
+                heir = next((block for block in later if module in block), None)
+                if heir is None:
                     module.training = training
+                else:
+                    heir[module] = training
