@@ -30,6 +30,7 @@ from captum_staa import (
     space_time,
     visualization,
 )
+from captum_staa.benchmark import PlantedClips, compare
 from captum_staa.metrics import perturbations, sanity
 
 CLIP = torch.randn(2, 4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
@@ -221,6 +222,21 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "outlier_perc .* '2'",
     ),
+    "a crop of three": (
+        lambda: visualization.show_frames(np.zeros((4, 5, 6, 3), np.uint8), MAPS[0], crop=(0, 0, 5)),
+        TypeError,
+        "crop is four numbers",
+    ),
+    "a window of one number": (lambda: PlantedClips(0, 1, window=(3,)), TypeError, "window is two whole numbers"),
+    "a word for a seed": (lambda: PlantedClips("0", 1), TypeError, "seed is a whole number"),
+    "a word for planted noise": (lambda: PlantedClips(0, 1, noise="0.1"), TypeError, "noise and contrast are numbers"),
+    "nan for methods": (lambda: compare(tiny("videomae"), [], NAN), TypeError, "methods come as"),
+    "a number for metrics": (
+        lambda: compare(tiny("videomae"), [], ["STAA"], 1j),
+        TypeError,
+        "metrics come as",
+    ),
+    "a bare model to compare": (lambda: compare(nn.Identity(), []), TypeError, "VideoClassifier, but Identity"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -76,7 +76,8 @@ def made(
     """
     if methods is None:
         methods = list(METHODS)
-    if isinstance(methods, (str, Attribution)) or callable(methods):
+    asked: Any = methods
+    if isinstance(asked, (str, Attribution)) or callable(asked) or not isinstance(asked, Iterable):
         raise TypeError(f"methods come as a list or a mapping from names, but {methods!r} came; put it into a list")
     pairs = list(methods.items()) if isinstance(methods, Mapping) else [(None, given) for given in methods]
     if not pairs:

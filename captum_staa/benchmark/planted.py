@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_staa.checks import is_number, is_whole
+
 GREY = 128  # what `only_evidence` puts everywhere else, and the level all colours are drawn around
 
 LABELS = {
@@ -72,6 +74,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         speed: fewest and most pixels per frame the patch of ``motion`` moves, whole numbers, both included.
 
     Raises:
+        TypeError: an argument is no number, or not a whole one where it must be.
         ValueError: an argument is outside what is said above, or the evidence does not fit into the clip.
     """
 
@@ -92,6 +95,10 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         if task not in LABELS:
             raise ValueError(f"{task = }, expected one of {', '.join(map(repr, LABELS))}: pick one of these")
         window = WINDOWS[task] if window is None else window
+        _check_numbers(1, seed=seed, n=n, num_frames=num_frames, image_size=image_size, patch_size=patch_size)
+        _check_numbers(2, window=window, speed=speed)
+        if not (is_number(noise) and is_number(contrast)):
+            raise TypeError(f"noise and contrast are numbers, but {noise = }, {contrast = } came")
         needed = 2 * window[1] + 1 if task == "order" else window[1]
         checks = [
             (-(2**63) <= seed < 2**63, f"{seed = }, expected an int of at most 63 bits: use a smaller one"),
@@ -331,3 +338,12 @@ def _round(levels: Tensor) -> Tensor:
 def _to_clip(frames: Tensor) -> Tensor:
     """uint8 (..., T, H, W, 3) to float32 (..., T, 3, H, W), exactly ``(frames / 255 - 0.5) / 0.5``."""
     return frames.movedim(-1, -3).contiguous().float().div_(255).sub_(0.5).div_(0.5)
+
+
+def _check_numbers(count: int, **given: object) -> None:
+    """Raise unless each is a whole number, or a pair of them."""
+    for name, value in given.items():
+        numbers = value if count == 2 and isinstance(value, (tuple, list)) else (value,)
+        if len(numbers) != count or not all(is_whole(number, least=-(2**99)) for number in numbers):
+            wanted = "a whole number" if count == 1 else "two whole numbers, fewest and most"
+            raise TypeError(f"{name} is {wanted}, but {value!r} of type {type(value).__name__} came")

@@ -96,11 +96,14 @@ def compare(
     Reference:
         The controls: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS (2018), and Judd et al., ICCV (2009).
     """
+    if not isinstance(classifier, VideoClassifier):
+        raise TypeError(f"compare explains a VideoClassifier, but {type(classifier).__name__} came; wrap it in one")
     check_choice("baseline", baseline, BASELINES)
     if resume and out is None:
         raise ValueError("resume goes on with what a folder holds: pass out=")
     for name, value in (("steps", steps), ("perturbations_per_eval", perturbations_per_eval)):
         check_count(name, value)
+    check_count("seed", seed, least=0)
     plan = Plan(
         classifier=classifier,
         methods=made(methods, classifier, perturbations_per_eval),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -165,7 +165,7 @@ def chosen(wanted: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Metric
     """
     if wanted is None:
         wanted = DEFAULT
-    if isinstance(wanted, str):
+    if isinstance(wanted, str) or not isinstance(wanted, Iterable):
         raise TypeError(f"metrics come as a list of names or a mapping from them, but {wanted!r} came: [{wanted!r}]")
     names = list(wanted)
     if not names or len(set(names)) < len(names):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+
+from captum_staa.checks import is_number
 
 Crop = tuple[float, float, float, float]
 
@@ -34,11 +39,15 @@ def place(
         saw: those whose centre lies in the crop.
 
     Raises:
-        ValueError: the crop is empty or beside the frame.
+        TypeError: the crop is not four numbers.
+        ValueError: it is empty or beside the frame.
     """
     height, width = size
     if crop is None and values.shape[1:] == size:
         return values, np.ones(size, dtype=bool)
+    given: Any = crop
+    if given is not None and not (isinstance(given, Sequence) and len(given) == 4 and all(map(is_number, given))):
+        raise TypeError(f"crop is four numbers, (top, left, height, width), but {crop!r} came; clf.crop_box makes it")
     top, left, tall, wide = (0, 0, height, width) if crop is None else crop
     rows = (np.arange(height) + 0.5 - top) / max(tall, 1e-9)  # of each pixel's centre, in [0, 1] inside of the crop
     columns = (np.arange(width) + 0.5 - left) / max(wide, 1e-9)
