@@ -22,6 +22,8 @@ with pytest.MonkeyPatch.context() as patch:
 
 TURNS = 3
 NAMES = list(soak.METHODS)
+SMALL = ("STAA, relevance", "GradCAM", "RISE")  # two models at once with the others: slow tests
+FEW = [pytest.param(name, marks=() if name in SMALL else pytest.mark.slow) for name in NAMES]
 PLAIN = [name for name in NAMES if soak.METHODS[name][0] == soak.PLAIN]
 Work = Callable[[], Tensor]
 
@@ -81,7 +83,7 @@ def test_two_threads_and_one_model(name):
     check([work(name, classifier, at) for at in (0, 1)], classifier)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_two_threads_and_two_models(name):
     one = VideoClassifier.from_pretrained(soak.METHODS[name][0])
     other = copy.deepcopy(one)
@@ -91,7 +93,7 @@ def test_two_threads_and_two_models(name):
     check([work(name, one, 0), work(name, other, 1)], one, other)
 
 
-@pytest.mark.parametrize("at", range(len(PLAIN)))
+@pytest.mark.parametrize("at", [0, 1, *(pytest.param(at, marks=pytest.mark.slow) for at in range(2, len(PLAIN)))])
 def test_two_methods_and_one_model(at):
     """Each method beside the next one in the table: what reads attention beside what cuts, hides and learns."""
     classifier = VideoClassifier.from_pretrained(soak.PLAIN)

@@ -18,6 +18,8 @@ with pytest.MonkeyPatch.context() as patch:
     import soak
 
 CALLS = 20
+LEARNS = "SpatioTemporalPerturbation"  # more than a second a call
+METHODS = [pytest.param(name, marks=pytest.mark.slow if name == LEARNS else ()) for name in soak.METHODS]
 EXACT = ("hooks", "functions", "routes", "threads", "handles")
 
 
@@ -25,7 +27,7 @@ def counts(held: soak.Held) -> dict[str, int]:
     return {what: count for what, count in asdict(held).items() if what in EXACT}
 
 
-@pytest.mark.parametrize("name", soak.METHODS)
+@pytest.mark.parametrize("name", METHODS)
 def test_nothing_piles_up(name):
     """An object per call would be as many as calls; a few may come late, such as a cache's first entry."""
     found = soak.soak(name, CALLS, warm_up=4, samples=4)
