@@ -91,6 +91,7 @@ def write(runs: dict[str, dict[str, Any]], docs: Path) -> None:
     for name, told in plain.items():
         (docs / "comparison" / f"{name}.md").write_text(f"# {name}\n\n{together({name: told}).to_markdown()}")
         parts.append(f"- [{name}](comparison/{name}.md)")
+    parts.append("```{toctree}\n:hidden:\n:glob:\n\ncomparison/*\n```")
     (docs / "comparison.md").write_text("\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n")
 
 
