@@ -111,20 +111,21 @@ def table(results: Comparison, metrics: tuple[str, ...]) -> str:
 def losses(groups: dict[str, Comparison]) -> Iterator[str]:
     """By group and metric: the first, and how far behind it each of ours is; with its interval over clips."""
     yield (
-        "By metric, the method that is first, and the best variant of each of ours: its mean, its place, and how far\n"
-        "it is behind. **Bold** where the 95 % interval of that distance (drawn over clips, for both at once)\n"
+        "By metric, the method that is first, and the best variant of each of ours: its mean, its place, and by how\n"
+        "much it is behind. **Bold** where the 95 % interval of that distance (drawn over clips, for both at once)\n"
         "excludes zero: there it loses. Perturbation is called STEP here and the branch ST-ABN, as in their papers."
     )
     for title, results in groups.items():
         means = results.means()
-        lines = [f"| {title} | first | " + " | ".join(OURS) + " |", "|---" * (len(OURS) + 2) + "|"]
+        kin = {kind: names for kind, names in OURS.items() if set(names) & set(results.methods)}
+        lines = [f"| {title} | first | " + " | ".join(kin) + " |", "|---" * (len(kin) + 2) + "|"]
         for metric in (name for name in results.metrics if results.better[name] and name not in COSTS):
             sign = results.better[metric]
             real = {name: own[metric] for name, own in means.items() if name not in CONTROLS}
             known = {name: mean.value for name, mean in real.items() if 2 * mean.clips > len(results.clips)}
             order = sorted(known, key=lambda name: -sign * known[name])
             cells = [f"{order[0]} {known[order[0]]:.3f}" if order else "no number on most clips"]
-            for variants in OURS.values():
+            for variants in kin.values():
                 own = next((name for name in order if name in variants), None)
                 cells.append("–" if own is None else _place(results, metric, own, order))
             lines.append(f"| {metric} | " + " | ".join(cells) + " |")
@@ -134,14 +135,14 @@ def losses(groups: dict[str, Comparison]) -> Iterator[str]:
 def _place(results: Comparison, metric: str, own: str, order: list[str]) -> str:
     mean, place = results.means()[own][metric].value, order.index(own) + 1
     name = "" if own in ("STAA", "SpatioTemporalPerturbation") else f" {own[own.index('(') :]}"
-    if place == 1:
-        return f"{mean:.3f}{name}, first"
     columns = results.values(metric)
     behind = results.better[metric] * (
         columns[:, results.methods.index(order[0])] - columns[:, results.methods.index(own)]
     )
+    if behind.nanmean() < 5e-4:  # itself, or another that looks equal
+        return f"{mean:.3f}{name}, first"
     low, high = _interval(behind)
-    text = f"{mean:.3f}{name}, {place} of {len(order)}, {behind.nanmean():.3f} ({low:.3f} to {high:.3f}) behind"
+    text = f"{mean:.3f}{name}, no. {place}, by {behind.nanmean():.3f} ({low:.3f} to {high:.3f})"
     return f"**{text}**" if low > 0 else text
 
 
