@@ -26,7 +26,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # above every room it opens and below the command line. A new room needs a line here, and so a decision.
 FLOORS = {
     "notebook": -1,  # HTML of plain numbers: even layout shows itself by it
-    **dict.fromkeys(["_captum", "layout", "grid", "sites", "gaussian", "randomness", "checks"], 0),
+    **dict.fromkeys(["_captum", "layout", "grid", "sites", "gaussian", "randomness", "checks", "files"], 0),
     **dict.fromkeys(["models", "attention", "perturbation", "baselines", "feature_masks", "io", "maps"], 1),
     **dict.fromkeys(["attr", "metrics", "visualization"], 2),
     **dict.fromkeys(["benchmark", "stream"], 3),

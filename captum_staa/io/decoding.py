@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_staa.io.files import FilePath
+from captum_staa.files import FilePath
 
 PLAYLISTS = {"hls", "dash", "concat", "imf", "sdp", "rtsp"}  # they hold no frames, but the names of other files
 MOST_PIXELS = 1 << 26  # of a frame: twice 8K. A picture of a few kilobytes may claim to be as large as the memory

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from captum_staa.files import FilePath
 from captum_staa.io.decoding import claimed, decode, end, opened, quarter, rate, to_rgb, warn_if_short
-from captum_staa.io.files import FilePath
 
 Sampling = Literal["uniform", "dense", "stride"]
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captum_staa.files import FilePath, atomic
 from captum_staa.io.decoding import import_av
-from captum_staa.io.files import FilePath, atomic
 
 # Encoder, usual and worst quality, its options, the container's, by suffix. AVI knows no order of showing, so no
 # B-frames (bf) in it; browsers start to play an MP4 sooner whose index comes first (faststart).

@@ -168,7 +168,7 @@ class Preprocessing:
             TypeError: ``frames`` is neither an array nor a tensor, or not of uint8.
             ValueError: its shape is another.
         """
-        pixels = _as_frames(frames)
+        pixels = as_frames(frames)
         if self.resize is not None:
             height, width = self._resized(*pixels.shape[1:3])
             resized = [Image.fromarray(frame).resize((width, height), resample=self.resample) for frame in pixels]
@@ -277,20 +277,21 @@ def _channels(settings: Mapping[str, Any], key: str) -> tuple[float, float, floa
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _as_frames(frames: np.ndarray | Tensor) -> np.ndarray:
+def as_frames(frames: object, name: str = "frames", axes: str = "T, H, W, 3") -> np.ndarray:
+    """Frames, or one of them, as a uint8 array with these axes; anything else is refused by this name."""
     if not isinstance(frames, (np.ndarray, Tensor)):
-        raise TypeError(f"frames must be a uint8 array or tensor (T, H, W, 3), but {type(frames).__name__} came")
+        raise TypeError(f"{name} must be a uint8 array or tensor ({axes}), but {type(frames).__name__} came")
     if isinstance(frames, Tensor):
-        check_dense(frames, "frames")
+        check_dense(frames, name)
     array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
     if array.dtype != np.uint8:
         raise TypeError(
-            f"frames must be uint8 with values 0..255, but {array.dtype} of shape {tuple(array.shape)} came; "
-            f"values in 0..1 become frames with (frames * 255).round() cast to uint8"
+            f"{name} must be uint8 with values 0..255, but {array.dtype} of shape {tuple(array.shape)} came; "
+            f"values in 0..1 become uint8 by (values * 255).round() and a cast"
         )
-    if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
+    if array.ndim != len(axes.split(",")) or array.shape[-1] != 3 or 0 in array.shape:
         raise ValueError(
-            f"frames must be (T, H, W, 3), but their shape is {tuple(array.shape)}; "
+            f"{name} must be ({axes}), but their shape is {tuple(array.shape)}; "
             f"put channels last, repeat a grey channel three times, drop an alpha channel"
         )
     return array

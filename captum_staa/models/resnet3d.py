@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from captum_staa.checks import check_choice, check_count
+from captum_staa.files import save_tensors, together
 
 Padding = Literal["zeros", "replicate"]
 
@@ -149,8 +150,6 @@ def save_pretrained(model: ResNet3D, folder: str | Path, labels: list[str], *, h
     """
     if len(labels) != model.config.num_classes:
         raise ValueError(f"{len(labels)} labels {labels}, expected {model.config.num_classes}: one for each class")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = {
         "model_type": "resnet3d",
         "architectures": ["ResNet3D"],
@@ -158,10 +157,11 @@ def save_pretrained(model: ResNet3D, folder: str | Path, labels: list[str], *, h
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.detach().to(dtype).contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with together(folder, ["model.safetensors", "config.json"], overwrite=True) as part:
+        save_tensors(save_file, weights, part / "model.safetensors", {"format": "pt"})
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def from_pretrained(folder: str | Path) -> ResNet3D:

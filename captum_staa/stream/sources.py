@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+from captum_staa.models.preprocessing import as_frames
 
 PATIENCE = 5.0  # seconds to wait for a source that is inside its next frame, when the stream is closed
 
@@ -125,7 +126,7 @@ def _arrivals(frames: Iterable[Any]) -> Iterator[Arrived]:
     """The frames, each checked and copied: cameras often give the same buffer again and again."""
     size: tuple[int, ...] | None = None
     for index, given in enumerate(frames):
-        frame = _checked(given, index)
+        frame = np.array(as_frames(given, f"frame {index} of the stream", "H, W, 3"), order="C")
         if size is not None and frame.shape != size:
             raise ValueError(
                 f"frame {index} of the stream is {frame.shape[0]} x {frame.shape[1]} pixels, but those before it are "
@@ -133,20 +134,3 @@ def _arrivals(frames: Iterable[Any]) -> Iterator[Arrived]:
             )
         size = frame.shape
         yield Arrived(index, frame, time.perf_counter())
-
-
-def _checked(given: Any, index: int) -> NDArray[np.uint8]:
-    if not isinstance(given, (np.ndarray, Tensor)):
-        raise TypeError(f"frame {index} of the stream must be a uint8 array (H, W, 3), but {type(given).__name__} came")
-    frame = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
-    if frame.dtype != np.uint8:
-        raise TypeError(
-            f"frame {index} of the stream must be uint8 with values 0..255, but {frame.dtype} of shape "
-            f"{tuple(frame.shape)} came; values in 0..1 become a frame with (frame * 255).round() cast to uint8"
-        )
-    if frame.ndim != 3 or frame.shape[-1] != 3 or 0 in frame.shape:
-        raise ValueError(
-            f"frame {index} of the stream must be (H, W, 3), but its shape is {tuple(frame.shape)}; put channels last, "
-            f"repeat a grey channel three times, drop an alpha channel"
-        )
-    return np.array(frame, order="C")

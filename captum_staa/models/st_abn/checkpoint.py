@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from captum_staa.files import atomic, save_tensors
 from captum_staa.models.st_abn.history import FitHistory
 
 
@@ -51,10 +51,9 @@ class Checkpoint:
             if value is not None
         }
         described = {"settings": self.settings, "groups": state["param_groups"], "history": asdict(history)}
-        part = self.path.with_name(self.path.name + ".part")
         contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        save_file(contiguous, part, metadata={"training": json.dumps(described)})
-        os.replace(part, self.path)
+        with atomic(self.path, overwrite=True) as part:
+            save_tensors(save_file, contiguous, part, {"training": json.dumps(described)})
 
     def load(self, learner: nn.Module, stepper: torch.optim.Optimizer, history: FitHistory) -> dict[str, Tensor]:
         """Put the learner, the optimizer and the history where the training left them; gives the best weights.

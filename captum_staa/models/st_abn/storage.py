@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from captum_staa.files import save_tensors, together
 from captum_staa.models import preprocessing, zoo
 from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.models.resnet3d import ResNet3D, ResNet3DConfig
@@ -101,19 +102,10 @@ def write(
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in kept.items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = {name: folder / f"{name}.part" for name in ("model.safetensors", "config.json")}
-    try:
-        save_file(weights, parts["model.safetensors"], metadata={"format": "pt"})
-        parts["model.safetensors"].chmod(0o644)  # safetensors writes for the owner alone
-        parts["config.json"].write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
-        for name, part in parts.items():  # the config last: where it is, the model is whole
-            os.replace(part, folder / name)
-    except SafetensorError as error:
-        raise OSError(f"the weights cannot be written to {str(folder)!r}: {error}") from error
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+    # the config last: where it is, the model is whole
+    with together(folder, ["model.safetensors", "config.json"], overwrite=True) as part:
+        save_tensors(save_file, weights, part / "model.safetensors", {"format": "pt"})
+        (part / "config.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
 
 
 def read(name_or_folder: str | os.PathLike[str]) -> Stored:

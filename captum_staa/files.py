@@ -115,7 +115,7 @@ def save_tensors(
     path.touch()
     mode = path.stat().st_mode  # what the user's umask says; safetensors would leave the file to its owner alone
     try:
-        save(tensors, path, metadata)
+        save(tensors, path, metadata=metadata)
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
