@@ -62,7 +62,8 @@ def check_numbers(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
         result["target"]["label"],
         result["target"]["index"],
     )
-    assert result["frame_times"] == pytest.approx([index / result["fps"] for index in result["frame_indices"]])
+    evenly = [index / result["fps"] for index in result["frame_indices"]]
+    assert result["frame_times"] == pytest.approx(evenly, abs=6e-4)  # Matroska counts milliseconds
     best = max(result["temporal"])
     assert result["key_frames"][0]["temporal"] == best
     assert result["temporal"][result["frame_indices"].index(result["key_frames"][0]["frame"])] == best

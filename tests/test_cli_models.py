@@ -102,7 +102,7 @@ def test_a_damaged_file_is_explained_with_a_warning_in_one_line(video, tmp_path,
 
 def test_a_file_that_does_not_say_how_fast_it_plays(video, tmp_path):
     explanation = explaining.explain(Options(video=video, model=MODEL, out=tmp_path / "out"))
-    explanation = dataclasses.replace(explanation, info=explanation.info._replace(fps=math.nan))
+    explanation = dataclasses.replace(explanation, info=explanation.info._replace(fps=math.nan), times=None)
     output.write(explanation, tmp_path / "out")
     result = read(tmp_path / "out")[2]
     assert result["fps"] is None and result["frame_times"] == [None] * 16

@@ -44,6 +44,7 @@ def explanation(**changes) -> Explanation:
         "target": 1,
         "target_given": True,
         "indices": list(range(0, 3 * T, 3)),
+        "times": [index / 25 for index in range(0, 3 * T, 3)],
         "parts": from_joint(joint),
         "crop": CROP,
         "apart": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -15,6 +16,7 @@ import pytest
 from hostile_files import HEIGHT, WIDTH, av, noise, numbers, quartered, write
 
 from captum_staa import VideoClassifier, io
+from captum_staa.__main__ import main
 from captum_staa.benchmark import Videos
 
 CENTRES = ((8, 12), (8, 50), (40, 12), (40, 50))  # of the quarters
@@ -130,6 +132,25 @@ def test_frames_that_last_unequally_are_counted_not_timed(tmp_path, name, codec)
     assert numbers(video.frames) == video.indices.tolist() == list(range(10)) and io.probe(path).num_frames == 10
     some = io.read_video(path, num_frames=5)
     assert numbers(some.frames) == some.indices.tolist() == [1, 3, 5, 7, 9]
+    np.testing.assert_allclose(io.frame_times(path), np.array(TIMES) / 1000, atol=1e-6)
+
+
+def test_frames_without_times_of_their_own_are_evenly_spaced(tmp_path):
+    """AVI stores none; the mean rate is all there is."""
+    path = write(tmp_path / "a.avi", quartered(5), "mpeg4")
+    np.testing.assert_allclose(io.frame_times(path), np.arange(5) / 10)
+
+
+def test_an_explanation_of_frames_that_last_unequally_tells_their_own_times(tmp_path, capsys):
+    times = [int(100 * i + 3000 * (i >= 20)) for i in range(40)]
+    path = write(tmp_path / "a.mkv", np.repeat(quartered(8), 5, axis=0), "ffv1", times=times)
+    assert main(["explain", str(path), "--model", "tiny-videomae-pattern", "--out", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    truth = [times[index] / 1000 for index in result["frame_indices"]]
+    np.testing.assert_allclose(result["frame_times"], truth, atol=1e-6)
+    assert f"from {truth[0]:.2f} s to {truth[-1]:.2f} s" in capsys.readouterr().out
+    page = (tmp_path / "out" / "player.html").read_text()
+    assert f'"frame {result["frame_indices"][3]}"' in page  # and no seconds beside it, which would be index over fps
 
 
 @pytest.mark.parametrize("reader", READERS)

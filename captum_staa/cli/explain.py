@@ -11,7 +11,7 @@ from captum_staa import io
 from captum_staa.cli.explanation import Explanation, Options, report
 from captum_staa.cli.methods import METHODS
 from captum_staa.cli.output import refuse_to_overwrite, write
-from captum_staa.cli.prepare import about, check, label_names, load
+from captum_staa.cli.prepare import about, check, label_names, load, times_of
 from captum_staa.cli.windows import explain_windows
 
 SAMPLING = {
@@ -82,6 +82,7 @@ def explain(options: Options) -> Explanation:
         probabilities=found.probabilities.tolist(),
         target=found.target,
         indices=video.indices.tolist(),
+        times=times_of(options, info, video.indices.tolist()),
         parts=found.parts,
         apart=method.frames_per_cell,
         sampling=f"{len(video.indices)} frames seen, {SAMPLING[sampling].format(stride=step)}",

@@ -52,7 +52,7 @@ class KeyFrame:
 
     position: int
     index: int
-    time: float | None  # seconds; None where the file does not say how fast it plays
+    time: float | None  # seconds; None where the file does not say
     temporal: float
 
 
@@ -97,6 +97,7 @@ class Explanation:
     target: int
     target_given: bool
     indices: list[int]  # (T,), in the file
+    times: list[float] | None  # (T,), seconds from the file's first frame; None where it does not say
     parts: SpaceTime  # joint (1, T, H, W), spatial (1, H, W), temporal (1, T), float32 on the CPU
     crop: tuple[float, float, float, float]  # top, left, height, width: where the maps lie in the file's frames
     apart: int  # key frames are at least so many of the T frames apart
@@ -108,12 +109,21 @@ class Explanation:
 
     @property
     def fps(self) -> float | None:
-        """Frames per second of the file, None where it does not say."""
+        """Frames per second of the file, on average; None where it does not say."""
         return self.info.fps if math.isfinite(self.info.fps) and self.info.fps > 0 else None
 
+    @property
+    def steady(self) -> float | None:
+        """The same where every frame is shown at its index over it; None where frames last unequally."""
+        fps = self.fps
+        if fps is None or self.times is None:
+            return None
+        off = max(abs(time - index / fps) for index, time in zip(self.indices, self.times, strict=True))
+        return fps if off < 1.5 / fps else None
+
     def time(self, index: int) -> float | None:
-        """Seconds from the file's first frame to this one."""
-        return None if self.fps is None else index / self.fps
+        """Seconds from the file's first frame to one of ``indices``."""
+        return None if self.times is None else self.times[self.indices.index(index)]
 
     def top(self, count: int) -> list[tuple[int, str, float]]:
         """The likeliest classes as (class index, label, probability)."""
@@ -152,7 +162,7 @@ def strongest(values: Sequence[float], count: int, apart: int) -> list[int]:
 
 
 def moment(explanation: Explanation, index: int) -> str:
-    """``"1.23 s"``, or ``"frame 37"`` where the file does not say how fast it plays."""
+    """``"1.23 s"``, or ``"frame 37"`` where the file does not say when it is shown."""
     time = explanation.time(index)
     return f"frame {index}" if time is None else f"{time:.2f} s"
 

@@ -103,7 +103,7 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         },
         "fps": explanation.fps,
         "frame_indices": indices,
-        "frame_times": [explanation.time(index) for index in indices],
+        "frame_times": explanation.times or [None] * len(indices),
         "predictions": [
             {"index": index, "label": label, "probability": probability}
             for index, label, probability in explanation.top(PREDICTIONS)

@@ -49,7 +49,7 @@ def draw(
         overwrite: whether these may be replaced.
         truth: bool ``(T,)``, shaded in the timeline and on the page.
     """
-    total, fps = len(explanation.indices), explanation.fps
+    total, fps = len(explanation.indices), explanation.steady  # else labels would be false seconds
     shown = thinned(total, MOVING)
     frames = frames_of(explanation, shown)
     joint = explanation.parts.joint[0][shown]
@@ -58,7 +58,7 @@ def draw(
     top, left, height, width = explanation.crop
     crop = (top * scale[0], left * scale[1], height * scale[0], width * scale[1])
 
-    save_animation(overlay, frames, joint, crop=crop, fps=play_rate(indices, fps), overwrite=overwrite)
+    save_animation(overlay, frames, joint, crop=crop, fps=play_rate(indices, explanation.fps), overwrite=overwrite)
     title = title_of(explanation)
     few = key_frames(explanation.parts.temporal[0][shown].numpy(), SHEET)
     figure, _ = show_frames(
@@ -117,7 +117,7 @@ def page(
             maps,
             crop=crop,
             indices=indices,
-            fps=explanation.fps,
+            fps=explanation.steady,
             play_fps=play_rate(indices, explanation.fps),
             truth=None if truth is None else truth[at].numpy(),
             predictions=predictions,

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from captum_staa.cli.explanation import Options
 from captum_staa.cli.methods import METHODS, Method
-from captum_staa.io import VideoInfo
+from captum_staa.io import VideoInfo, frame_times
 from captum_staa.models import VideoClassifier
 
 
@@ -66,6 +67,14 @@ def about(method: Method, options: Options, info: VideoInfo) -> dict[str, Any]:
         "target_given": options.target is not None,
         "crop": method.classifier.crop_box(info.height, info.width),
     }
+
+
+def times_of(options: Options, info: VideoInfo, indices: list[int]) -> list[float] | None:
+    """When these frames are shown; None where the file does not say, or gives other frames than it has times for."""
+    times = frame_times(options.video)
+    if len(times) != info.num_frames or max(indices) >= len(times) or not np.isfinite(times).all():
+        return None
+    return times[indices].tolist()
 
 
 def label_names(classifier: VideoClassifier, count: int) -> list[str]:

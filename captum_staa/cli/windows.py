@@ -17,7 +17,7 @@ from tqdm import tqdm
 from captum_staa import io
 from captum_staa.cli.explanation import Explanation, Masks, Options
 from captum_staa.cli.methods import Explained, Method
-from captum_staa.cli.prepare import about, label_names
+from captum_staa.cli.prepare import about, label_names, times_of
 from captum_staa.layout import SpaceTime, from_joint
 from captum_staa.stream.merge import Merged
 
@@ -86,6 +86,7 @@ def explain_windows(method: Method, options: Options, info: io.VideoInfo, target
         probabilities=probabilities.tolist(),
         target=target,
         indices=indices,
+        times=times_of(options, info, indices),
         parts=parts,
         apart=max(frames // 2, 1),
         sampling=f"{len(indices)} frames seen, in {len(done)} windows of {frames}, one every {step}",

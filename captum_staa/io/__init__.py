@@ -1,13 +1,14 @@
 """Read and write video files, a few frames in memory at a time; files appear whole or not at all."""
 
 from captum_staa.files import FilePath, atomic, save_tensors, together
-from captum_staa.io.reading import Sampling, Video, VideoInfo, iter_windows, probe, read_video
+from captum_staa.io.reading import Sampling, Video, VideoInfo, frame_times, iter_windows, probe, read_video
 from captum_staa.io.writing import video_writer, write_video
 
 __all__ = [
     "read_video",
     "iter_windows",
     "probe",
+    "frame_times",
     "write_video",
     "video_writer",
     "atomic",

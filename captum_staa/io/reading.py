@@ -183,6 +183,35 @@ def probe(path: FilePath) -> VideoInfo:
     return VideoInfo(count, fps, height, width)
 
 
+def frame_times(path: FilePath) -> NDArray[np.float64]:
+    """When each frame of a file is shown, without decoding; in files of variable frame rate this is not index over fps.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from captum_staa import io
+        >>> path = tempfile.mkdtemp() + "/clip.mp4"
+        >>> _ = io.write_video(path, np.zeros((4, 48, 64, 3), dtype=np.uint8), fps=25)
+        >>> frame_times(path).tolist()
+        [0.0, 0.04, 0.08, 0.12]
+
+    Args:
+        path: as for :func:`read_video`.
+
+    Returns:
+        ``(N,)``, seconds since the first frame, by index in the file. Where a frame has no time of its own, as in AVI,
+        index over fps; nan where the file does not say that either.
+
+    Raises:
+        FileNotFoundError, ValueError: as for :func:`read_video`.
+    """
+    with opened(path) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size > 0 and not packet.is_discard]
+        if any(packet.pts is None for packet in packets):
+            return np.arange(len(packets)) / rate(stream)
+        shown = np.sort([float(packet.pts * packet.time_base) for packet in packets])  # they come as they are decoded
+        return shown - shown[:1]
+
+
 def _stacked(kept: dict[int, NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """``(T, H, W, 3)``; the single frames are given up one by one, so that they are not held twice."""
     stacked = np.empty((len(kept), *next(iter(kept.values())).shape), dtype=np.uint8)
