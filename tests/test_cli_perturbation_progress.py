@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tqdm.auto
 from command_line import read
 from perturbation_runs import CNN, by_hand, check_same, run, write_video
 
@@ -93,28 +92,20 @@ class Terminal(io_module.StringIO):
 
 
 @pytest.mark.usefixtures("without_pictures")
-@pytest.mark.parametrize("slow", [False, True])
-def test_the_bar_shows_what_is_kept_where_learning_takes_long_and_is_gone_afterwards(
-    video, tmp_path, monkeypatch, slow
-):
-    """Time is the tests' own: each call of the model takes none, or a second and a half."""
-    clock, terminal, original = [1000.0], Terminal(), learning._scores
-
-    def scores(*args):
-        clock[0] += 1.5 * slow
-        return original(*args)
-
-    monkeypatch.setattr(learning, "_scores", scores)
-    monkeypatch.setattr(tqdm.std, "time", lambda: clock[0])
+def test_the_bar_shows_what_is_kept(video, tmp_path, monkeypatch):
+    terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    before = dict(vars(tqdm.auto.tqdm))
     assert run(video, tmp_path, "--iterations", "2") == 0
-    assert dict(vars(tqdm.auto.tqdm)) == before
-    drawn = terminal.getvalue()
-    if not slow:
-        assert "perturbation" not in drawn
-        return
     kept = np.mean([row["kept"] for row in read(tmp_path)[2]["perturbation"]["areas"]])
-    assert "Spatio-temporal perturbation" in drawn and f"kept {kept:.3f}" in drawn
-    assert drawn.endswith("\r") and not drawn.split("\r")[-2].strip()  # wiped
-    assert "\n" not in drawn  # one bar at a time
+    drawn = terminal.getvalue().split("\r")[-1]
+    assert "Spatio-temporal perturbation" in drawn and f"kept {kept:.3f}" in drawn and "100%" in drawn
+    assert drawn.count("\n") == 1 and drawn.endswith("\n")  # what comes next has a line of its own
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_bars_of_windows_are_gone_afterwards(long_video, tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run(long_video, tmp_path, "--windows", "--iterations", "2", "--areas", ".2", "--target", "0") == 0
+    drawn = terminal.getvalue()
+    assert drawn.count("Spatio-temporal perturbation") >= 3 and not drawn.split("\r")[-2].strip()  # wiped

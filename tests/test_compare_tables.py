@@ -193,6 +193,7 @@ def pictured() -> Comparison:
 
 def test_pictures_show_the_numbers():
     figures = pictured().plot()
+    assert isinstance(shown := figures._repr_html_(), str) and shown.count("data:image/png") == len(figures)
     assert set(figures) == {"curves", "cost", "ranks", "sheet"}
     insertion, deletion = figures["curves"].axes
     names = [text.get_text() for text in insertion.get_legend().get_texts()]

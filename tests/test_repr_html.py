@@ -18,6 +18,9 @@ from captum_staa.metrics.reliability import Reliability
 from captum_staa.metrics.sanity import Randomisation, Similarity
 from captum_staa.metrics.smoothness import Smoothness
 from captum_staa.metrics.usage import AttentionUsage
+from captum_staa.models.st_abn.branch import Gates
+from captum_staa.models.st_abn.explanation import BranchExplanation
+from captum_staa.models.st_abn.history import FitHistory
 
 
 def tree(result) -> ElementTree.Element:
@@ -171,3 +174,39 @@ def test_a_branch_says_what_it_answers_itself():
     assert "weighting: gate; each bar covers 2 frames" in "".join(tree(result).itertext())
     bare = BranchParts(parts.joint, parts.spatial, parts.temporal)
     assert cells(bare) == []
+
+
+def test_a_training_shows_its_losses_and_the_epochs_that_matter():
+    losses, own = [3.0, 2.0, 1.0, 1.5], [4.0, 2.0, 3.0, 5.0]
+    history = FitHistory(
+        [{"class": loss / 2, "loss": loss} for loss in losses], [{"class": 9.0, "loss": loss} for loss in own], 1
+    )
+    assert cells(history) == [
+        ["epoch", "data", "class", "loss"],
+        *(
+            [str(at), name, f"{'9' if name == 'validation' else f'{of[at] / 2:.3g}'}", f"{of[at]:.3g}"]
+            for at in (0, 1, 3)
+            for name, of in (("train", losses), ("validation", own))
+        ),
+    ]
+    assert [len(line) for line in points(history)] == [4, 4]
+    assert "epoch 1" in history._repr_html_() and "interrupted" not in history._repr_html_()
+    assert "interrupted" in FitHistory([{"loss": 1.0}], best=0, interrupted=True)._repr_html_()
+    assert cells(FitHistory()) == [["epoch", "data"]]
+
+
+def test_a_branch_shows_its_gates_and_both_answers():
+    spatial, temporal = torch.full((2, 4, 8, 8), 0.1), torch.full((2, 4), 0.25)
+    spatial[:, :, 2, 5], temporal[:, 3] = 0.9, 0.5
+    told = BranchExplanation(
+        logits=torch.tensor([[0.0, 3.0], [1.0, 0.0]]),
+        attention_logits=torch.tensor([[2.0, 0.0], [3.0, 0.0]]),
+        spatial=spatial,
+        temporal=temporal,
+        grid=(2, 4, 4),
+        gates=Gates(spatial, temporal, spatial, temporal),
+    )
+    assert cells(told) == [["clip", "class", "class by the branch"], ["0", "1", "0"], ["1", "0", "0"]]
+    assert told.resolution in told._repr_html_()
+    bars = [float(r.get("height")) for r in tree(told).iter("rect")][-4:]
+    assert bars == [0.5, 0.5, 0.5, 1]  # of the largest

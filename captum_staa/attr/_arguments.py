@@ -70,8 +70,8 @@ def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) ->
 
 
 def call_bar(name: str, calls: int, show: bool) -> Any:
-    """Captum's progress bar over so many calls of the model, or one that shows nothing."""
-    return progress(desc=f"{name} attribution", total=calls) if show else NullProgress()
+    """Captum's progress bar over so many calls of the model, or none; below another bar it vanishes when done."""
+    return progress(desc=f"{name} attribution", total=calls, leave=None) if show else NullProgress()
 
 
 @contextmanager

@@ -65,18 +65,18 @@ class Comparison(Results):
         return tables.html_of(self)
 
     def plot(self) -> dict[str, Figure]:
-        """All pictures that there is something to draw of, by name.
+        """All pictures that there is something to draw of, by name; a notebook shows them.
 
         Returns:
             ``"curves"``, insertion and deletion; ``"cost"``, what time buys of the truth; ``"ranks"``, mean ranks by
             metric; ``"sheet"``, the methods' maps of the first clip.
         """
-        return dict(self._figures)
+        return report.Pictures(self._figures)
 
     def to_report(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
         """One HTML page with tables, pictures, reasons and settings in it; it loads nothing from anywhere."""
         return tables.written(report.page(self, self._figures), path, overwrite)
 
     @cached_property
-    def _figures(self) -> dict[str, Figure]:
-        return figures.drawn(self)
+    def _figures(self) -> report.Pictures:
+        return report.Pictures(figures.drawn(self))

@@ -30,21 +30,29 @@ th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bo
 th:first-child, td:first-child, th:last-child, td:last-child { text-align: left }
 td:last-child { white-space: normal; min-width: 16rem; color: #666 }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff }
-img { max-width: 100% } figure { margin: 1.5rem 0 } figcaption, p, pre { color: #444 }
+figure { margin: 1.5rem 0 } figcaption, p, pre { color: #444 }
 pre { font-size: 12px; overflow-x: auto; background: #f6f6f6; padding: 1rem }
 """
 
 
-def page(results: Results, pictures: dict[str, Figure]) -> str:
+class Pictures(dict[str, Figure]):
+    """Figures by name, which a notebook shows one below the other."""
+
+    def _repr_html_(self) -> str:
+        return "\n".join(
+            f'<figure><img alt="{name}" src="data:image/png;base64,{_png(figure)}" style="max-width: 100%">'
+            f"<figcaption>{CAPTIONS[name]}</figcaption></figure>"
+            for name, figure in self.items()
+        )
+
+
+def page(results: Results, pictures: Pictures) -> str:
     """The whole page, with its pictures by name."""
     parts = [
         f"<h1>{len(results.methods)} methods on {len(results.clips)} clips</h1>",
         f'<div class="wide">{tables.html_of(results)}</div>',
     ]
-    for name, figure in pictures.items():
-        picture = f'<img alt="{name}" src="data:image/png;base64,{_png(figure)}">'
-        parts.append(f"<figure>{picture}<figcaption>{CAPTIONS[name]}</figcaption></figure>")
-    parts += [_trust(results), _failures(results)]
+    parts += [pictures._repr_html_(), _trust(results), _failures(results)]
     settings = json.dumps(results.settings, indent=1, ensure_ascii=False)
     parts.append(f"<h2>Settings</h2><pre>{html.escape(settings)}</pre>")
     body = "\n".join(part for part in parts if part)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partialmethod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import tqdm.auto
 from torch import Tensor
 
 from captum_staa.attention.focus import Focus
@@ -187,10 +183,9 @@ class OfMasks(Method):
         """With Captum's progress bar while masks are learnt; the best so far, where Ctrl-C comes in between."""
         probabilities = self.answer(clip)
         target = int(probabilities.argmax()) if target is None else target
-        with _captum_bars_like_ours():
-            parts = self.explainer.attribute_parts(
-                clip, target=target, perturbations_per_eval=copies_of(clip), show_progress=True
-            )
+        parts = self.explainer.attribute_parts(
+            clip, target=target, perturbations_per_eval=copies_of(clip), show_progress=True
+        )
         steps, setting = int(parts.history.steps[-1]), self.explainer.setting
         masks = Masks(
             masks=parts.masks[0].float().cpu(),
@@ -228,21 +223,3 @@ def copies_of(clip: Tensor) -> int:
 
 def _on_cpu(parts: SpaceTime) -> SpaceTime:
     return SpaceTime(parts.joint.float().cpu(), parts.spatial.float().cpu(), parts.temporal.float().cpu())
-
-
-@contextmanager
-def _captum_bars_like_ours() -> Iterator[None]:
-    """Captum's progress bars appear after a second and vanish when done; afterwards as before."""
-    bars = tqdm.auto.tqdm  # which none of ours is
-    changed = {
-        "__init__": partialmethod(bars.__init__, delay=1, leave=False),
-        "set_postfix_str": partialmethod(bars.set_postfix_str, refresh=False),  # which would not wait for the second
-    }
-    own = {name: vars(bars)[name] for name in changed if name in vars(bars)}
-    for name, method in changed.items():
-        setattr(bars, name, method)
-    try:
-        yield
-    finally:
-        for name in changed:
-            setattr(bars, name, own[name]) if name in own else delattr(bars, name)

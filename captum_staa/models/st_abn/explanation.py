@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from captum_staa import notebook
+from captum_staa.layout import SpaceTime
 from captum_staa.models.st_abn.branch import Gates
 
 
@@ -33,6 +35,14 @@ class BranchExplanation:
     def resolution(self) -> str:
         """How coarse the gates are, in words."""
         return resolution(self.grid, tuple(self.spatial.shape[1:]))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: where and when the gates were open, and what model and branch answer."""
+        gates = SpaceTime(self.spatial, self.spatial.mean(1), self.temporal)
+        answers = [logits.argmax(1).tolist() for logits in (self.logits, self.attention_logits)]
+        rows = [[at, *pair] for at, pair in enumerate(zip(*answers, strict=True))]
+        said = notebook.block(self.resolution, notebook.table(["clip", "class", "class by the branch"], rows))
+        return f"<div>{gates._repr_html_()}{said}</div>"
 
 
 def resolution(grid: tuple[int, ...], size: tuple[int, ...]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from captum_staa import notebook
+
 
 @dataclass
 class FitHistory:
@@ -25,3 +27,17 @@ class FitHistory:
     def judged(self) -> list[float]:
         """The loss by which epochs are compared: the validation's where there is one."""
         return [terms["loss"] for terms in self.validation or self.train]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the losses by epoch, and every term at the first, the best and the last one."""
+        sides = {name: side for name, side in (("train", self.train), ("validation", self.validation)) if side}
+        losses = {name: [(float(at), of["loss"]) for at, of in enumerate(side)] for name, side in sides.items()}
+        epochs = sorted({0, self.best, len(self.train) - 1} & set(range(len(self.train))))
+        terms = list(self.train[0]) if self.train else []
+        rows: list[list[notebook.Cell]] = [
+            [at, name, *map(side[at].__getitem__, terms)] for at in epochs for name, side in sides.items()
+        ]
+        title = f"{len(self.train)} epochs, the weights are of epoch {self.best}" + ", interrupted" * self.interrupted
+        return notebook.block(
+            title, notebook.curves(losses, "epoch", "loss"), notebook.table(["epoch", "data", *terms], rows)
+        )
