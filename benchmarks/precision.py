@@ -37,7 +37,7 @@ from captum_staa import (
 )
 from captum_staa.benchmark import PlantedClips
 from captum_staa.benchmark.recipes import named_layer
-from captum_staa.metrics._ranks import midranks, pearson
+from captum_staa.metrics.ranks import midranks, pearson
 from captum_staa.models import ResNet3D
 from captum_staa.models.st_abn.network import st_abn_of
 

@@ -33,8 +33,9 @@ from captum_staa import (
     VideoOcclusion,
     benchmark,
     feature_masks,
+    lending,
 )
-from captum_staa.attention import capture, doors, frozen
+from captum_staa.attention import doors
 
 Call = Callable[[VideoClassifier, Tensor, int], Tensor]
 PLAIN, BRANCH = "tiny-videomae-pattern", "tiny-st-abn-pattern"
@@ -127,7 +128,7 @@ def held(model: nn.Module) -> Held:
     return Held(
         hooks=sum(len(own[name]) for own in modules for name in own if name.endswith("_hooks") and own[name]),
         functions=len(AttentionInterface._global_mapping) + len(AttentionMaskInterface._global_mapping),
-        routes=len(doors._routes) + len(frozen._frozen) + len(capture._stance),
+        routes=len(doors._routes) + len(lending._frozen) + len(lending._stance),
         threads=threading.active_count(),
         handles=len(os.listdir("/proc/self/fd")),
         objects=len(gc.get_objects()),

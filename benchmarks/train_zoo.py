@@ -259,7 +259,7 @@ def evaluate(family: str, model: nn.Module, task: str, n: int = 1000) -> dict[st
 def save(family: str, model: nn.Module, task: str, folder: Path) -> None:
     """Weights in float16, config and preprocessor, in the manner of Hugging Face."""
     if family == "resnet3d":
-        resnet3d.save_pretrained(model, folder, list(LABELS[task]), half=True)
+        resnet3d.save_pretrained(model, folder, list(LABELS[task]), half=True, overwrite=True)
     else:
         model.half().save_pretrained(folder)
         # float16 is for the size of the package; to run, the weights are wanted as float32.

@@ -13,9 +13,9 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and bool(value == value)
 
 
-def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether it is an int, or numpy's, of at least so much; True and False are words, and no counts."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
+def is_whole(value: Any) -> bool:
+    """Whether it is an int, or numpy's; True and False are words, and no numbers."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_triple(value: Any) -> bool:
@@ -29,7 +29,37 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
         raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, but {value!r} came")
 
 
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raise unless ``value`` is a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is a whole number of at least {least}, but {value!r} came")
+def check_count(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> None:
+    """Raise unless ``value`` is a whole number, an int or numpy's, of ``least`` to ``most``.
+
+    Example:
+        >>> check_count("n", 3, most=8, of="frames of a clip")
+        >>> check_count("n", 9, most=8, of="frames of a clip")
+        Traceback (most recent call last):
+        ValueError: n is a whole number of 1 to 8 frames of a clip, but 9 came
+
+    Args:
+        name: of the argument.
+        value: what came.
+        least: the smallest that is taken.
+        most: the largest; None sets no bound.
+        of: what is counted, for the message alone.
+
+    Raises:
+        TypeError: ``value`` is no whole number.
+        ValueError: it is out of range.
+    """
+    span = f"at least {least}" if most is None else f"{least} to {most}"
+    wanted = f"{name} is a whole number of {span}{of and f' {of}'}"
+    if not is_whole(value):
+        raise TypeError(f"{wanted}, but {value!r} of type {type(value).__name__} came")
+    if value < least or (most is not None and value > most):
+        raise ValueError(f"{wanted}, but {value} came")
+
+
+def check_sides(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless ``value`` is ``(t, h, w)``, three whole numbers of at least ``least``."""
+    if not is_triple(value):
+        raise ValueError(f"{name} is (t, h, w), three whole numbers of at least {least}, but {value!r} came")
+    for axis, side in zip("thw", value, strict=True):
+        check_count(f"{axis} of {name} = {value!r}", side, least)

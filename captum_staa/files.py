@@ -58,7 +58,7 @@ def atomic(path: FilePath, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def together(folder: FilePath, names: Sequence[str], overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write several files to, which all move to ``folder`` if the block ends well; else none does.
+    """A folder to write several files to, which move to ``folder`` one after the other if the block ends well.
 
     Example:
         >>> import tempfile
@@ -76,11 +76,13 @@ def together(folder: FilePath, names: Sequence[str], overwrite: bool = False) ->
 
     Raises:
         FileExistsError: a file is there and ``overwrite`` is False.
-        OSError: the folder cannot be created or written to.
+        OSError: the folder cannot be created or written to; where the block fails, no file is there.
     """
     target = Path(folder)
     if not overwrite and (held := [name for name in names if (target / name).exists()]):
         raise FileExistsError(f"{target} holds {held}; pass overwrite=True to replace them, or choose another folder")
+    if held := [name for name in names if (target / name).is_dir()]:
+        raise IsADirectoryError(f"{target} holds folders named {held}, which no file replaces; choose another folder")
     created = [place for place in (target, *target.parents) if not place.exists()]
     partial = target / f".{uuid.uuid4().hex}"
     try:

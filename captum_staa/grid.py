@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch.nn.functional as F
+
+from captum_staa.checks import check_choice, check_count, check_sides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,8 @@ class TokenGrid:
         tubelet: ``(frames, height, width)`` in pixels of the block behind one token.
 
     Raises:
-        ValueError: a size is not positive, or ``order`` is unknown.
+        TypeError: a size is no whole number.
+        ValueError: a size is not positive, the tubelet has not three, or ``order`` is unknown.
     """
 
     t: int
@@ -49,16 +51,12 @@ class TokenGrid:
     tubelet: tuple[int, int, int] = (1, 1, 1)
 
     def __post_init__(self) -> None:
-        tubelet: Any = self.tubelet
-        sides = tubelet if isinstance(tubelet, (tuple, list)) and len(tubelet) == 3 else (None,)
-        if not all(map(_whole, (self.t, self.h, self.w, self.prefix, *sides))) or min(self.shape + tuple(sides)) < 1:
-            raise ValueError(f"sizes of a token grid are whole and positive, its tubelet has three, but {self} came")
-        if self.prefix < 0:
-            raise ValueError(f"the prefix of a token grid is not negative, but {self} came")
-        object.__setattr__(self, "tubelet", tuple(self.tubelet))
-        order: Any = self.order
-        if not isinstance(order, str) or order not in ("thw", "hwt"):
-            raise ValueError(f"order is 'thw' or 'hwt', but {self.order!r} came")
+        for name, least in (("t", 1), ("h", 1), ("w", 1), ("prefix", 0)):
+            check_count(f"{name} of a token grid", getattr(self, name), least)
+            object.__setattr__(self, name, int(getattr(self, name)))  # numpy's small ones overflow in products
+        check_sides("tubelet", self.tubelet)
+        object.__setattr__(self, "tubelet", tuple(map(int, self.tubelet)))
+        check_choice("order", self.order, ("thw", "hwt"))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -120,24 +118,21 @@ class TokenGrid:
                 the rest: it gets zero).
 
         Raises:
-            ValueError: ``grid`` does not fit, or ``size`` is smaller than the tokens' pixels.
+            TypeError: a side of ``size`` is no whole number.
+            ValueError: ``grid`` does not fit, ``mode`` is unknown, or ``size`` is smaller than the tokens' pixels.
         """
         if grid.ndim != 4 or tuple(grid.shape[1:]) != self.shape:
             raise ValueError(f"grid values must be (B, t, h, w) = (B, *{self.shape}), but came as {tuple(grid.shape)}")
-        way: Any = mode
-        if not isinstance(way, str) or way not in ("nearest", "trilinear"):
-            raise ValueError(f"mode is 'nearest' or 'trilinear', but {mode!r} came")
+        check_choice("mode", mode, ("nearest", "trilinear"))
         if mode == "trilinear":
             pixels = F.interpolate(grid[:, None], size=self.pixels, mode="trilinear", align_corners=False)[:, 0]
         else:
             pixels = grid
             for axis, repeats in enumerate(self.tubelet, start=1):
                 pixels = pixels.repeat_interleave(repeats, dim=axis)
-        asked: Any = size
-        if asked is not None and not (isinstance(asked, (tuple, list)) and len(asked) == 3 and all(map(_whole, asked))):
-            raise ValueError(f"size is (T, H, W) of the clip, whole numbers, but {size!r} came for {self}")
-        if size is None or tuple(size) == self.pixels:
+        if size is None:
             return pixels
+        check_sides("size", size)
         missing = [want - have for want, have in zip(size, self.pixels, strict=True)]
         if min(missing) < 0:
             raise ValueError(f"size {tuple(size)} is smaller than the {self.pixels} pixels behind the tokens of {self}")
@@ -156,7 +151,3 @@ class TokenGrid:
             )
         frames = steps.repeat_interleave(self.tubelet[0], dim=1)
         return F.pad(frames, (0, 0) * (steps.ndim - 2) + (0, missing))
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from captum_staa.checks import check_count
 from captum_staa.notebook import AGAINST, FOR, signed_bars, signed_map
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class VideoLayout:
             exactly 3 frames, whose axes are most likely named in the wrong order.
 
     Raises:
-        TypeError: ``axes`` is not a string.
-        ValueError: ``axes`` is not a permutation of ``BTCHW`` that begins with B.
+        TypeError: ``axes`` is not a string, or ``channels`` no whole number.
+        ValueError: ``axes`` is not a permutation of ``BTCHW`` that begins with B, or ``channels`` is below 1.
     """
 
     axes: str
@@ -49,9 +50,8 @@ class VideoLayout:
             raise TypeError(
                 f"a layout is a word such as 'BTCHW', but {self.axes!r} of type {type(self.axes).__name__} came"
             )
-        channels: Any = self.channels
-        if not (channels is None or (isinstance(channels, int) and channels >= 1)):
-            raise ValueError(f"channels is a whole number of at least 1, or None for any, but {self.channels!r} came")
+        if self.channels is not None:
+            check_count("channels", self.channels)
         object.__setattr__(self, "axes", self.axes.upper())
         if sorted(self.axes) != sorted(WORKING) or self.axes[0] != "B":
             raise ValueError(

@@ -146,7 +146,7 @@ def over_layers(name: str, dense: list[Tensor], layers: Any, chefer: bool) -> Te
     batch = len(dense[0])
     weights = head_weights(name, batch)
     chosen = dense if isinstance(layers, str) else [dense[i] for i in sorted(i % len(dense) for i in layers)]
-    if layers != "all" and not (chefer and layers != "mean"):  # every block's own map, averaged
+    if layers != "all":  # every block's own map, averaged
         maps = [m[:, 0] if m.shape[1] == 1 else torch.einsum("bi,bij->bj", weights, m) for m in chosen]
         return torch.stack(maps).mean(0)
     relevance = torch.eye(weights.shape[1]).expand(batch, -1, -1)  # R, from the first block on

@@ -37,12 +37,12 @@ def by_loops(st_abn: STABN, clips: Tensor, targets: list[int] | None) -> dict[st
     when, where = gates.temporal[:, 0, :, 0, 0], gates.spatial[:, 0]
     found: dict[str, Any] = {name: ([], []) for name in NAMES}
     for i in range(len(clips)):
-        before = (i - 1) % len(clips)
+        after = (i + 1) % len(clips)
         given = {
             "temporal_flat": {"temporal": torch.full((1, 4), float(when[i].mean()))},
-            "temporal_shuffled": {"temporal": when[before : before + 1]},
+            "temporal_shuffled": {"temporal": when[after : after + 1]},
             "spatial_flat": {"spatial": torch.full((1, 4, 6, 5), float(where[i].mean()))},
-            "spatial_shuffled": {"spatial": where[before : before + 1]},
+            "spatial_shuffled": {"spatial": where[after : after + 1]},
         }
         with torch.no_grad():
             whole = st_abn(clips[i : i + 1])[0].softmax(0)
@@ -98,6 +98,13 @@ def test_a_network_that_ignores_its_gates_is_told_so(kind):
 def test_one_percent_of_any_kind_is_use(name, largest, used):
     moves = {key: torch.tensor([0.0, 2 * largest if key == name else 0.0]) for key in NAMES}
     assert AttentionUsage(**moves, decisions=dict.fromkeys(NAMES, 0.0)).used is used
+
+
+def test_what_counts_as_none_is_told_by_its_one_number(monkeypatch):
+    usage = AttentionUsage(**dict.fromkeys(NAMES, torch.tensor([0.3])), decisions=dict.fromkeys(NAMES, 0.0))
+    assert usage.used and "are used" in usage._repr_html_()
+    monkeypatch.setattr("captum_staa.metrics.usage.UNUSED", 0.5)
+    assert not usage.used and "no change is 50 % on average" in usage._repr_html_()
 
 
 def test_a_single_clip_has_no_other_to_shuffle_with():

@@ -316,7 +316,7 @@ IDS = torch.zeros(1, 5, 1, 7, 6, dtype=torch.long)
         ({"baselines": 1e300}, ValueError, "finite in torch.float32"),
         ({"baselines": "blur"}, TypeError, "str came"),
         ({"steps": 0}, ValueError, "steps is a whole number of at least 1, but 0 came"),
-        ({"steps": 2.0}, ValueError, "2.0 came"),
+        ({"steps": 2.0}, TypeError, "2.0 of type float came"),
         ({"perturbations_per_eval": 0}, ValueError, "perturbations_per_eval is a whole number"),
         ({"output": "softmax"}, ValueError, "'softmax' came"),
         ({"order": "MoRF"}, ValueError, "'MoRF' came"),

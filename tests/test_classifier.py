@@ -18,6 +18,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 from captum_staa.grid import TokenGrid
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import Family
+from captum_staa.models.preprocessing import Preprocessing
 
 FRAMES, SIZE = 4, 16
 LABELS = {0: "Waving", 1: "Jumping jacks", 2: "running"}
@@ -184,6 +185,33 @@ def test_what_cannot_be_wrapped() -> None:
         VideoClassifier(conv_net(), "BCTHW", labels="abc")
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"num_frames": 0}, ValueError, "num_frames is a whole number of at least 1, but 0"),
+        ({"num_frames": -2}, ValueError, "num_frames is a whole number of at least 1, but -2"),
+        ({"num_frames": 2.5}, TypeError, r"num_frames is a whole number.*2\.5"),
+        ({"image_size": 16}, TypeError, r"image_size is \(height, width\) in pixels, but 16 came"),
+        ({"image_size": (16, 16, 3)}, TypeError, r"image_size is \(height, width\).*\(16, 16, 3\)"),
+        ({"image_size": (16, 0)}, ValueError, "image_size is a whole number of at least 1.*0 came"),
+        ({"image_size": (16, "a")}, TypeError, "image_size is a whole number.*'a'"),
+    ],
+)
+def test_sizes_that_are_none(given: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        VideoClassifier(conv_net(), "BCTHW", **given)
+
+
+def test_frames_are_looked_at_before_they_are_counted() -> None:
+    clf = VideoClassifier(conv_net(), "BCTHW", num_frames=FRAMES, preprocessing=Preprocessing())
+    frames = [np.zeros((SIZE, SIZE, 3), np.uint8)] * FRAMES
+    with pytest.raises(TypeError, match=r"frames must be a uint8 array or tensor .*list came"):
+        clf.preprocess(frames)  # type: ignore[arg-type]
+    assert clf.preprocess(np.stack(frames)).shape == (1, 3, FRAMES, SIZE, SIZE)
+    with pytest.raises(ValueError, match=r"3 frames came \(shape \(3, 16, 16, 3\)\), the model takes 4"):
+        clf.preprocess(torch.from_numpy(np.stack(frames[:3])))
+
+
 def test_without_preprocessing_the_fix_is_named() -> None:
     clf = VideoClassifier(conv_net(), "BCTHW")
     for call in (lambda: clf.preprocess(np.zeros((4, 8, 8, 3), np.uint8)), lambda: clf.crop_box(8, 8)):
@@ -280,8 +308,19 @@ def test_predict_refuses_what_does_not_fit() -> None:
     clf = VideoClassifier(conv_net(), "BCTHW", labels=["a", "b"])
     with pytest.raises(ValueError, match="3 logits, but has 2 labels"):
         clf.predict(clip_of(1).transpose(1, 2))
-    with pytest.raises(ValueError, match="at least 1, but 0"):
+    with pytest.raises(ValueError, match=r"at least 1.*but 0"):
         clf.predict(clip_of(1).transpose(1, 2), k=0)
+    for k in (2.5, "2", True):
+        with pytest.raises(TypeError, match=f"k is a whole number.*{k!r}"):
+            clf.predict(clip_of(1).transpose(1, 2), k=k)
+
+
+def test_a_name_per_class() -> None:
+    assert VideoClassifier(conv_net(), "BCTHW").label_names(3) == ["0", "1", "2"]
+    clf = VideoClassifier(conv_net(), "BCTHW", labels=["a", "b"])
+    assert clf.label_names(2) == ["a", "b"]
+    with pytest.raises(ValueError, match="gives 3 logits, but has 2 labels: give one per class"):
+        clf.label_names(3)
 
 
 def test_target_resolves_labels_and_indices() -> None:

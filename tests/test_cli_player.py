@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from captum_staa.cli import pictures
-from captum_staa.cli.explanation import Explanation, Masks
+from captum_staa.cli.explanation import Explanation, Masks, report
 from captum_staa.io import VideoInfo
-from captum_staa.layout import from_joint
+from captum_staa.layout import SpaceTime, from_joint
 
 T, H, W = 30, 40, 60
 CROP = (0.0, 10.0, 40.0, 40.0)
@@ -123,3 +123,19 @@ def test_a_page_that_is_too_large_gets_smaller_frames_and_then_fewer(monkeypatch
 
     monkeypatch.setattr(pictures, "PAGE_BYTES", 1)
     assert len(held(explanation())["frames"]) == 1  # there is an end to it
+
+
+@pytest.mark.parametrize(
+    ("temporal", "said"),
+    [
+        ([-5.0, 3.0, 1.0, 0.0], "when: 0.12 s (1.3x) the mean magnitude of 4 frames from 0.00 s to 0.36 s"),
+        ([1.0, 5.0, 1.0, 1.0], "when: 0.12 s (2.5x) the mean of 4 frames from 0.00 s to 0.36 s"),
+        ([-5.0, -3.0, -1.0, 0.0], "when: no frame speaks for class 1, as far as this method tells"),
+        ([0.0, 0.0, 0.0, 0.0], "when: in no frame; the attributions are zero everywhere"),
+    ],
+)
+def test_the_terminal_tells_signed_maps_from_empty_ones(temporal, said):
+    joint = torch.tensor(temporal)[None, :, None, None].expand(1, 4, 2, 2) / 4
+    parts = SpaceTime(joint, joint.sum(1), torch.tensor([temporal]))
+    told = explanation(parts=parts, indices=[0, 3, 6, 9], times=[0.0, 0.12, 0.24, 0.36])
+    assert report(told, 3).splitlines()[-1] == said

@@ -128,6 +128,8 @@ def test_joined_clips_hold_half_of_each_and_truth_says_which(clf, cnn):
     assert 2 < firsts < 18
     assert torch.equal(joined(PLANTED, clf, n=20, seed=3)[7][0], pairs[7][0])
     assert any(not torch.equal(joined(PLANTED, clf, n=20, seed=4)[i][0], pairs[i][0]) for i in range(4))
+    fewer = joined(PLANTED, clf, n=8, seed=3)  # how many there are changes none of them
+    assert all(torch.equal(fewer[i][0], pairs[i][0]) for i in (0, 5, 7))
     volume = joined(PLANTED, cnn, n=20, seed=3)[7]
     assert torch.equal(volume[0].transpose(1, 2), pairs[7][0]) and torch.equal(volume[2], pairs[7][2])
 
@@ -140,6 +142,13 @@ def test_joined_refuses_what_cannot_be_joined(clf):
         joined(iter(one_class), clf)
     with pytest.raises(ValueError, match="n is a whole number"):
         joined(PLANTED, clf, n=0)
+    for seed, error in ((1.5, TypeError), ("1", TypeError), (2**63, ValueError)):
+        with pytest.raises(error, match="seed is a whole number"):
+            joined(PLANTED, clf, seed=seed)
+    assert joined(PLANTED, clf, seed=-1)[0][0].shape == PLANTED[:1][0].shape
+    flat = [(torch.rand(3, 1, 8, 8), label) for label in (0, 1)]
+    with pytest.raises(ValueError, match=r"clip 1 of shape \(1, 3, 1, 8, 8\) has 1 frame"):
+        joined(flat, VideoClassifier(torch.nn.Identity(), "BCTHW"))[1]
 
 
 def test_joined_clips_are_found_in_time(cnn):
@@ -241,6 +250,8 @@ def test_a_file_that_does_not_decode_is_one_error_row(clf, folder, tmp_path):
         ("name,label\nsub/0.mp4,0\n", "name,frame,x0,y0,x1,y1\nsub/0.mp4,0,5,0,1,1\n", ValueError, "x0 < x1"),
         ("name,label\nsub/0.mp4,0\n", "name,frame,x0,y0,x1,y1\nsub/0.mp4,one,0,0,1,1\n", ValueError, "line 2"),
         ("name,label\nsub/0.mp4,0\n", "name,frame,x0,y0,x1,y1\nsub/0.mp4,0,nan,0,1,1\n", ValueError, "x0 < x1"),
+        ("name,label\nsub/0.mp4,0\n", "name,frame,x0,y0,x1,y1\nsub/0.mp4,0,0,0,inf,1\n", ValueError, "all finite"),
+        ("name,label\nsub/0.mp4,0\n", "name,frame,x0,y0,x1,y1\nsub/0.mp4,0,0,-inf,1,1\n", ValueError, "all finite"),
     ],
 )
 def test_bad_tables(clf, folder, tmp_path, labels, boxes, error, message):

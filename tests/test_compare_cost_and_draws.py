@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from comparison_cases import PLANTED, silent, table
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_staa import VideoClassifier
 from captum_staa.benchmark import PlantedClips
 from captum_staa.benchmark.cost import PeakMemory, with_cost
-from captum_staa.benchmark.methods import seeded
+from captum_staa.benchmark.ledger import Ledger
+from captum_staa.benchmark.methods import made, seeded
+from captum_staa.benchmark.one_clip import Plan
+from captum_staa.benchmark.runner import _gathered, _run, _settings
+from captum_staa.benchmark.scoring import chosen
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,56 @@ def test_cost_in_forwards(clf):
 
     _, twice = with_cost(hold, clf, clip, memory=True)
     assert twice.memory == pytest.approx(2, rel=0.02)
+
+
+class Growing:
+    """Clips of growing size, of which the first cannot be read."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int):
+        if index == 0:
+            raise OSError("no such clip")
+        return torch.linspace(0, 1, 3 * 4 * 64 * index).view(3, 4, 8, 8 * index), 0
+
+
+def test_memory_is_that_of_the_first_clip_that_can_be_had_whoever_measures_it(tmp_path):
+    class Means(nn.Module):
+        def forward(self, clip: Tensor) -> Tensor:
+            return clip.mean((3, 4)).flatten(1)
+
+    def large(clip: Tensor, target: int) -> Tensor:  # its memory, in plain forwards, grows with the clip
+        pairs = clip.flatten() @ torch.zeros(clip.numel(), clip.numel())
+        return clip.sum(1) + pairs.sum()
+
+    def touchy(clip: Tensor, target: int) -> Tensor:
+        if clip.shape[-1] < 20:
+            raise RuntimeError("too small")
+        return large(clip, target)
+
+    classifier = VideoClassifier(Means(), "BCTHW")
+    given = {"large": large, "touchy": touchy, "Saliency": "Saliency"}
+
+    def run(**options):
+        return silent(classifier, Growing(), given, ["memory"], out=tmp_path / "run", **options)
+
+    def told(found) -> dict[tuple[str, str, str], float]:
+        return {key: value for key, value in table(found).items() if key[2] == "memory"}
+
+    alone = told(run())
+    assert {key[:2] for key in alone} == {("clip-00001", "large"), ("clip-00001", "Saliency"), ("clip-00003", "touchy")}
+    for done in (1, 2, 3):  # a second start measures again, on the first clip that is left to it
+        for path in (tmp_path / "run" / "rows" / f"000000{done}").glob("*.json"):
+            path.unlink()
+        assert told(run(resume=True)) == alone
+
+    plan = Plan(classifier, made(given, classifier, 8), chosen(["memory"]), "zero", 4, 8, 0)
+    ledger, settings = Ledger(tmp_path / "ranks"), _settings(plan, Growing())
+    ledger.open(settings, resume=False)
+    for rank in (1, 0):
+        _run(plan, ledger, Growing(), SimpleNamespace(rank=rank, world=2), False)
+    assert told(_gathered(plan, ledger, settings, False)) == alone
 
 
 def test_peak_memory_counts_what_lives_at_once_and_not_what_was_there():

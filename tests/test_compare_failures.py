@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from captum.attr import Saliency
 from comparison_cases import PLANTED, silent, table
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier
-from captum_staa.benchmark import Case, PlantedClips
+from captum_staa.benchmark import METRICS, Case, Metric, PlantedClips
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,12 @@ def clf() -> VideoClassifier:
         ({"metrics": ["auroc", "auroc"]}, ValueError, "each once"),
         ({"metrics": {"mine": 3}}, TypeError, "'mine'"),
         ({"metrics": "auroc"}, TypeError, "list"),
+        ({"metrics": {"error": len}}, ValueError, "'error' marks rows without a number"),
+        ({"metrics": {"left out": Metric(len, True)}}, ValueError, "'left out' marks"),
+        ({"metrics": {"does not apply": len}}, ValueError, "'does not apply' marks"),
+        ({"metrics": {3: len}}, TypeError, "3 of type int"),
+        ({"metrics": {"mine": Metric(len, "high")}}, ValueError, "is True, False or None, but 'high' came"),
+        ({"metrics": {"mine": METRICS["forwards"]}}, ValueError, "no function of a Case; only seconds, forwards"),
         ({"steps": 0}, ValueError, "steps"),
         ({"perturbations_per_eval": 0}, ValueError, "perturbations_per_eval"),
         ({"baseline": "grey"}, ValueError, "'grey' came"),
@@ -88,6 +95,89 @@ def test_what_fails_is_a_row_with_its_reason_and_the_rest_goes_on(clf):
     told = found.to_markdown()
     assert "1 of 3 clips could not be had" in told and "1 of 3 clips without truth" in told
     assert found.means()["STAA"]["sparsity"].clips == 2 and found.means()["STAA"]["auroc"].clips == 1
+
+
+class Linear(nn.Module):
+    """Logits of the channels' means, less a number."""
+
+    def __init__(self, channels: int = 3, writes: bool = False) -> None:
+        super().__init__()
+        self.head, self.writes = nn.Linear(channels, 3), writes
+        with torch.no_grad():
+            self.head.bias.zero_()
+            self.head.weight.copy_(torch.linspace(-1, 1, 3 * channels).view(3, channels))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        clip = clip.sub_(0.1) if self.writes else clip - 0.1
+        return self.head(clip.mean((2, 3, 4)))
+
+
+class NanWhereWhite(Linear):
+    def forward(self, clip: Tensor) -> Tensor:
+        return super().forward(clip).where(clip.amax((1, 2, 3, 4))[:, None] < 1, torch.nan)
+
+
+def drawn(channels: int, count: int = 1) -> list[tuple[Tensor, int]]:
+    draw = torch.Generator().manual_seed(0)
+    return [(torch.rand(channels, 4, 8, 8, generator=draw) * 0.9, 1) for _ in range(count)]
+
+
+def test_nan_from_the_model_costs_its_own_curves_and_no_others(tmp_path):
+    clips = drawn(3, 3)
+    clips[1][0][:, 2] = 1.0  # answered with nan once these pixels are there
+    classifier = VideoClassifier(NanWhereWhite(), "BCTHW")
+    wanted = ["insertion", "deletion", "sparsity"]
+    found = silent(classifier, clips, ["Saliency", "VideoOcclusion"], wanted, steps=4, out=tmp_path / "run")
+    lost = {(row.clip, row.method, row.reason.partition(":")[0]) for row in found.failures}
+    assert lost >= {("clip-00001", "random", "insertion"), ("clip-00001", "random", "deletion")}
+    assert {clip for clip, *_ in lost} == {"clip-00001"}
+    reason = next(row.reason for row in found.failures if row[1] == "random")
+    assert "ValueError: the model's answer is nan or infinite at" in reason and "of the 5 points" in reason
+    values = table(found)
+    assert ("clip-00001", "random", "sparsity") in values
+    alone = silent(classifier, [clips[0], clips[2]], ["Saliency", "VideoOcclusion"], wanted, steps=4)
+    for name, kinds in alone.curves.items():
+        if name != "random":  # it is drawn by the clip's number
+            for kind, curve in kinds.items():
+                torch.testing.assert_close(torch.from_numpy(found.curves[name][kind]), torch.from_numpy(curve))
+    again = silent(
+        classifier, clips, ["Saliency", "VideoOcclusion"], wanted, steps=4, out=tmp_path / "run", resume=True
+    )
+    assert {row[:3] for row in again.rows} == {row[:3] for row in found.rows}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_clips_of_any_number_of_channels(channels):
+    found = silent(VideoClassifier(Linear(channels), "BCTHW"), drawn(channels), ["Saliency"], ["sparsity"])
+    assert not found.failures and len(table(found)) == 5
+    assert (found.sheet is None) == (channels != 1)
+    assert ("sheet" in found.plot()) == (channels == 1)
+
+
+@pytest.mark.parametrize("wanted", [["aopc", "sparsity"], ["insertion", "faithfulness", "memory"]])
+def test_what_writes_into_a_clip_writes_into_its_own(wanted):
+    def blackens(clip: Tensor, target: int) -> Tensor:
+        return clip.zero_().sum(1) + torch.arange(8.0)
+
+    def reads(clip: Tensor, target: int) -> Tensor:
+        return clip.mean(1)
+
+    class Blackens(Saliency):
+        def attribute(self, inputs: Tensor, target: int) -> Tensor:
+            return inputs.detach().zero_() + torch.arange(8.0)
+
+    values = []
+    for writes, before in ((True, blackens), (False, blackens), (False, reads)):
+        classifier, clips = VideoClassifier(Linear(writes=writes), "BCTHW"), drawn(3)
+        given = {"first": before, "instance": Blackens(classifier), "last": reads}
+        found = silent(classifier, clips, given, wanted, steps=4)
+        assert not found.failures and torch.equal(clips[0][0], drawn(3)[0][0])
+        values.append({key: value for key, value in table(found).items() if key[2] != "memory"})
+    writing, spoiling, reading = values
+    assert writing == pytest.approx(spoiling, nan_ok=True) and len(writing) >= 12
+    for (clip, method, metric), value in spoiling.items():
+        if method not in ("first", "inverted"):
+            assert value == pytest.approx(reading[clip, method, metric], nan_ok=True), (method, metric)
 
 
 def test_a_model_without_gradients_is_compared_by_what_needs_none():

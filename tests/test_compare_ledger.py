@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from captum.attr import InputXGradient, NoiseTunnel, Saliency
 
-from captum_staa import VideoClassifier
+import captum_staa
+from captum_staa import GradCAM, SpatioTemporalPerturbation, VideoClassifier
 from captum_staa.benchmark import PlantedClips, compare
 from captum_staa.benchmark.ledger import WHOLE, Entry, Ledger
+from captum_staa.benchmark.methods import made
+from captum_staa.benchmark.one_clip import Plan
+from captum_staa.benchmark.runner import _settings
+from captum_staa.models.preprocessing import Preprocessing
+from captum_staa.versions import versions
 
 ENTRY = Entry(3, "a.mp4", "STAA", {"auroc": 0.1 + 0.2, "saco": math.nan, "snr": math.inf}, {"insertion": [0.0, 1 / 3]})
 
@@ -106,6 +114,43 @@ def test_a_killed_writer_leaves_nothing_behind_for_long(ledger):
     assert len(list(ledger.of(3))) == 1
     ledger.open({"seed": 0}, resume=True)
     assert not left.exists() and path.exists()
+
+
+def test_settings_tell_what_changes_numbers_and_nothing_that_does_not():
+    def told(*methods, **options):
+        resnet = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
+        classifier = VideoClassifier(resnet.module, "BCTHW", **options)
+        given = [make(classifier) for make in methods or [Saliency]]
+        return _settings(Plan(classifier, made(given, classifier, 8), {}, "zero", 4, 8, 0), [])
+
+    def differing(first, second):
+        return {key for key in {*first, *second} if first.get(key) != second.get(key)}
+
+    plain = told()
+    assert plain["versions"] == versions() and plain["versions"]["captum_staa"] == captum_staa.__version__
+    assert {"torch", "captum", "numpy", "python"} <= plain["versions"].keys()
+    first, second = (Preprocessing(resize=48, mean=(m, m, m), std=(0.5, 0.5, 0.5)) for m in (0.5, 0.4))
+    assert differing(told(preprocessing=first), told(preprocessing=second)) == {"preprocessing"}
+    assert differing(told(preprocessing=first), told(preprocessing=first)) == set()
+
+    def grad_cam(layer, **options):
+        return lambda classifier: GradCAM(classifier, layer, **options)
+
+    def noisy(kind):
+        return lambda classifier: NoiseTunnel(kind(classifier))
+
+    early, late = "stages.0", "stages.1"
+    pairs = [
+        (grad_cam(early), grad_cam(late)),
+        (grad_cam(early), grad_cam(early, weighting="hirescam")),
+        (noisy(Saliency), noisy(InputXGradient)),
+        (partial(SpatioTemporalPerturbation, setting="step"), SpatioTemporalPerturbation),
+    ]
+    for one, other in pairs:
+        assert differing(told(one), told(other)) == {"methods"}
+        assert differing(told(one), told(one)) == set()
+    assert f"layer={early}" in told(grad_cam(early))["methods"]["GradCAM"]
+    assert " at 0x" not in str(told(*(pair[0] for pair in pairs[1:])))  # of no other process
 
 
 def test_resume_does_what_is_missing_and_nothing_else(tmp_path):

@@ -116,6 +116,15 @@ def test_an_earlier_run_is_refused_unless_resume_fits(alone):
         assert (alone / "rows.csv").read_text() == before
 
 
+def test_a_folder_without_a_comparison_is_not_to_be_resumed(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    for name, message in (("file", "is a file"), ("mine", "thesis.tex")):
+        code, _, err = said([*COMPARE, "--out", str(tmp_path / name)])
+        assert code == 2 and message in err and "resume" not in err, err
+
+
 def test_a_rank_that_is_killed_is_restarted_and_the_table_is_that_of_one_process(alone, tmp_path):
     """Two ranks on loopback, kill -9 of one in the middle, ``--max-restarts``."""
     folder = tmp_path / "run"

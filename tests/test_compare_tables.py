@@ -18,6 +18,7 @@ from scipy import stats
 
 from captum_staa.benchmark import Comparison, Row
 from captum_staa.benchmark.rows import Sheet
+from captum_staa.benchmark.tables import _latex
 
 nan = math.nan
 METHODS = ["A", "B", "C", "random"]
@@ -150,6 +151,9 @@ def test_latex_and_html_escape():
     assert latex.count(r"\\") == 5 and r"large \& 100 \%" in latex and r"\textbf{0.900}" in latex
     assert r"auroc $\uparrow$" in latex and "↑" not in latex and "–" not in latex
     assert not re.search(r"(?<!\\)[&%]\s*100", latex)
+    assert _latex(r"C:\x^2 ~a_{1}$") == (
+        r"C:\textbackslash{}x\textasciicircum{}2 \textasciitilde{}a\_\{1\}\$"  # each sign once, not those put in for it
+    )
     html = built()._repr_html_()
     assert "&lt;no&gt; attention" in html and "<no>" not in html and html.count("<tr>") == 5
 

@@ -14,7 +14,7 @@ from tiny_models import snapshot
 from torch import Tensor
 
 from captum_staa import VideoClassifier
-from captum_staa.models.modes import evaluating
+from captum_staa.lending import evaluating
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")

@@ -237,6 +237,25 @@ def test_of_all_orders_the_true_one_scores_most_and_its_inverse_least():
             assert metric(additive, truth, sign * truth, layout="BTCHW", **options).item() == pytest.approx(sign)
 
 
+def test_what_any_map_would_score_is_no_score():
+    """Of four cells, nine tenths are all: the clip and its top cells are the same, for a map and for its inverse."""
+    clip, maps, _ = drawn(5)
+    regions = torch.arange(T).view(1, T, 1, 1, 1) * 4 // T
+    options = {"layout": "BTCHW", "feature_mask": regions}
+    for kept in (0.9, 0.1):
+        for given in (maps, -maps):
+            with pytest.raises(ValueError, match=rf"one at least and not all, but {kept} of 4 cells came"):
+                faithfulness(Model(), clip, given, kept=kept, **options)
+    with pytest.raises(ValueError, match=r"0\.1 of 4 cells came"):
+        monotonicity(Model(), clip, maps, **options)
+    with pytest.raises(ValueError, match=r"0\.9 of 4 cells came"):
+        monotonicity(Model(), clip, maps, fractions=(0.5, 0.9), **options)
+    assert (faithfulness(Model(), clip, maps, kept=0.5, **options) < 1).all()
+    fewer = torch.stack([torch.arange(T) * n // T for n in (T, 2, T)][:B]).view(B, T, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"0\.8 of 2 cells came"):  # of the one clip that has so few
+        faithfulness(Model(), clip, maps, kept=0.8, layout="BTCHW", feature_mask=fewer)
+
+
 def test_faithfulness_finds_the_frames_that_decide():
     def model(clip):
         light = clip.mean((2, 3, 4))

@@ -108,8 +108,9 @@ def test_sharpness():
         (lambda: Focus(90, 70), "low=90, high=70"),
         (lambda: Focus(-1, 70), "low=-1"),
         (lambda: Focus(70, 101), "high=101"),
-        (lambda: Focus(split="kmeans"), "'knee', 'middle', 'otsu'.*'kmeans'"),  # type: ignore[arg-type]
+        (lambda: Focus(split="kmeans"), "'otsu', 'knee', 'middle'.*'kmeans'"),  # type: ignore[arg-type]
         (lambda: Focus(sharpness=0), "sharpness.*0"),
+        (lambda: Focus(sharpness=float("inf")), "sharpness.*inf"),
         (lambda: Focus()(torch.rand(1, 4, 4, 4), (3, 2, 3)), "odd.*(3, 2, 3)"),
     ],
 )
@@ -117,6 +118,12 @@ def test_errors(call, words):
     with pytest.raises(ValueError) as caught:
         call()
     assert all(word in str(caught.value) for word in words.split(".*")), str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"sharpness": "2"}, {"low": None}, {"sharpness": float("nan")}])
+def test_what_is_no_number(options):
+    with pytest.raises(TypeError, match=f"{next(iter(options))} is a number"):
+        Focus(**options)
 
 
 def snr(maps: Tensor, truth: Tensor) -> Tensor:

@@ -59,10 +59,10 @@ def test_what_the_tokens_do_not_cover_is_zero():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: TokenGrid(0, 3, 2), ["TokenGrid(t=0", "positive"]),
-        (lambda: TokenGrid(1, 3, 2, prefix=-1), ["prefix=-1", "not negative"]),
-        (lambda: TokenGrid(1, 3, 2, tubelet=(2, 8)), ["tubelet=(2, 8)"]),  # type: ignore[arg-type]
-        (lambda: TokenGrid(1, 3, 2, order="wht"), ["'wht'", "'thw' or 'hwt'"]),  # type: ignore[arg-type]
+        (lambda: TokenGrid(0, 3, 2), ["t of a token grid", "at least 1, but 0 came"]),
+        (lambda: TokenGrid(1, 3, 2, prefix=-1), ["prefix", "at least 0, but -1 came"]),
+        (lambda: TokenGrid(1, 3, 2, tubelet=(2, 8)), ["tubelet is (t, h, w)", "(2, 8) came"]),  # type: ignore[arg-type]
+        (lambda: TokenGrid(1, 3, 2, order="wht"), ["'wht'", "'thw', 'hwt'"]),  # type: ignore[arg-type]
         (
             lambda: TokenGrid(4, 3, 2, prefix=1).to_grid(torch.zeros(2, 26)),
             ["25 tokens", "24 without the prefix", "(2, 26)", "another clip size?"],

@@ -192,3 +192,11 @@ def test_a_model_is_stored_whole_or_not_at_all(tmp_path, limit):
     assert all(
         torch.equal(value, own[name]) for name, value in STABN.from_pretrained(tmp_path / "model").state_dict().items()
     )
+
+
+def test_a_folder_in_the_way_of_one_file_keeps_all_from_being_replaced(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "b.txt").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"b\.txt"), io.together(tmp_path, ["a.txt", "b.txt"], overwrite=True):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "a.txt").read_text() == "old" and sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"]

@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from captum_staa.models import zoo
+from captum_staa.models import resnet3d, zoo
 from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.labels import in_order
 from captum_staa.models.preprocessing import Preprocessing
 
 transformers = pytest.importorskip("transformers")
@@ -316,7 +317,6 @@ def test_shipped_models_load(name: str) -> None:
 
 
 def test_resnet3d_folders(tmp_path: Path) -> None:
-    resnet3d = pytest.importorskip("captum_staa.models.resnet3d")
     model = resnet3d.ResNet3D(num_classes=2, width=4, stages=2, num_frames=FRAMES, image_size=SIZE).eval()
     resnet3d.save_pretrained(model, tmp_path, ["left", "right"])
     clf = VideoClassifier.from_pretrained(tmp_path)
@@ -326,3 +326,20 @@ def test_resnet3d_folders(tmp_path: Path) -> None:
     assert clf.image_size == (SIZE, SIZE)
     with pytest.raises(ValueError, match="swapped"):
         clf(clip_of())
+
+
+def test_a_resnet3d_is_not_overwritten_in_silence(tmp_path: Path) -> None:
+    models = [resnet3d.ResNet3D(2, width=4, stages=2, num_frames=FRAMES, image_size=SIZE) for _ in range(2)]
+    resnet3d.save_pretrained(models[0], tmp_path, ["left", "right"])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        resnet3d.save_pretrained(models[1], tmp_path, ["up", "down"])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    resnet3d.save_pretrained(models[1], tmp_path, ["up", "down"], overwrite=True)
+    assert VideoClassifier.from_pretrained(tmp_path).labels == ["up", "down"]
+
+
+def test_labels_with_gaps_keep_their_indices():
+    assert in_order({"2": "c", 0: "a"}) == ["a", "1", "c"]
+    with pytest.raises(ValueError, match=r"by their index.*\['LABEL_0'\]"):
+        in_order({"LABEL_0": "a"})

@@ -278,8 +278,8 @@ def test_wrong_options_are_named():
     for metric in (auroc, average_precision):
         with pytest.raises(ValueError, match="'frames' came"):
             metric(scores, truth, axis="frames")
-    for tolerance in ((1, 2), (0, -1, 0), (0, 0.5, 0), (0, math.nan, 0), 3):
-        with pytest.raises(ValueError, match="tolerance is"):
+    for tolerance, error in (((1, 2), ValueError), ((0, -1, 0), ValueError), (3, ValueError), ((0, 0.5, 0), TypeError)):
+        with pytest.raises(error, match=r"tolerance (is|= .* is a whole number of at least 0)"):
             pointing_game(scores, truth, tolerance)
     with pytest.raises(ValueError, match="per is one of 'clip', 'frame', but 'frames' came"):
         pointing_game(scores, truth, per="frames")

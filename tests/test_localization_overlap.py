@@ -248,7 +248,7 @@ def test_a_box_without_pixels_is_refused(box, message):
         (torch.zeros(2, 4), (5, 9), ValueError, r"\(2, 4\)"),
         (torch.zeros(1, 2, 5), (5, 9), ValueError, r"\(1, 2, 5\)"),
         (torch.zeros(1, 0, 4), (5, 9), ValueError, "not empty"),
-        (torch.ones(1, 1, 4), (5, 0), ValueError, r"\(5, 0\) came"),
+        (torch.ones(1, 1, 4), (5, 0), ValueError, r"W of size = \(5, 0\)"),
         (torch.ones(1, 1, 4), 5, ValueError, "5 came"),
         (torch.tensor([[[0.1, 0.2, 0.7, 1.0]]]), (5, 9), ValueError, r"multiply them by \(W, H, W, H\)"),
     ],

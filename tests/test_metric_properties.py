@@ -215,8 +215,7 @@ def test_any_selection_of_a_batch_in_either_layout_is_scored_as_in_the_batch(cas
         expected = score(attributions.sum(2), truth)[rows]
         same(score(attributions.sum(2)[rows], truth[rows]), expected, 1e-14, name)
         for layout, given_so in (("BTCHW", attributions), ("BCTHW", attributions.transpose(1, 2))):
-            if name != "snr":  # takes maps alone
-                same(score(given_so[rows], truth[rows], layout=layout), expected, 1e-14, name)
+            same(score(given_so[rows], truth[rows], layout=layout), expected, 1e-14, name)
 
 
 @of_each(*OF_ORDER, *OF_VALUES)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_staa.metrics import auroc
-from captum_staa.metrics.statistics import complexity, snr, sparsity
+from captum_staa.metrics import auroc, complexity, snr, sparsity
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -134,6 +133,19 @@ def test_where_nothing_can_be_said_is_nan():
     assert complexity(one).isnan().item() and sparsity(one).item() == 0
 
 
+@pytest.mark.parametrize(("axis", "summed"), [("joint", ()), ("time", (2, 3)), ("space", (1,))])
+def test_snr_takes_what_its_siblings_take(axis, summed):
+    """Attributions of the clip's shape in any layout, compared along time or within frames: by numpy, clip by clip."""
+    attributions, truth = drawn(3, 5, 2, 3, 4), some_truth(3, 5, 3, 4) & (torch.arange(5) < 3).view(-1, 1, 1)
+    truth[..., 0] = False  # no frame and no place is all truth
+    maps = attributions.sum(2).numpy().sum(summed) if summed else attributions.sum(2).numpy()
+    inside = truth.numpy().any(summed) if summed else truth.numpy()
+    expected = [noise_ratio(values, where) for values, where in zip(maps, inside, strict=True)]
+    for layout in ("BTCHW", "BCTHW", "BWHTC"):
+        twin = attributions.permute(["BTCHW".index(letter) for letter in layout])
+        assert snr(scores=twin, truth=truth, axis=axis, layout=layout).tolist() == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("layout", ["BTCHW", "BCTHW", "BTHWC", "BWHTC"])
 def test_every_layout_gives_the_map_s_own_value(layout):
     attributions = drawn(2, 5, 3, 6, 7)  # (B, T, C, H, W)
@@ -197,8 +209,9 @@ def test_wrong_attributions_are_named(attributions, layout, error, message):
         (torch.zeros(1, 2, 3, 4), [True], TypeError, "list"),
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3).bool(), ValueError, "(1, 2, 4, 3)"),
         (torch.zeros(2, 2, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "(1, 2, 3, 4)"),
-        (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 values"),
-        (torch.zeros(1, 2, 3, 4).long(), torch.zeros(1, 2, 3, 4).bool(), TypeError, "int64"),
+        (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 scores are nan"),
+        (torch.full((1, 2, 3, 4), math.inf), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 scores are inf"),
+        (torch.zeros(1, 2, 3, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "pass layout='BTCHW'"),
     ],
 )
 def test_wrong_scores_and_truths_are_named(scores, truth, error, message):

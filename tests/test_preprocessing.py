@@ -120,6 +120,33 @@ def test_tensors_views_and_arrays_give_the_same() -> None:
     assert expected.is_contiguous()
 
 
+WRITTEN = [
+    Preprocessing(),
+    Preprocessing(resize=31, crop=(24, 20), resample=3, factor=0.1, mean=(0.1, 0.2, 1 / 3), std=(0.5, 0.6, 0.7)),
+    Preprocessing(resize=(40, 52), factor=1 / 127.5, offset=True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    Preprocessing(crop=(16, 24), resample=0, factor=None, flip_channels=True),
+]
+
+
+@pytest.mark.parametrize("steps", WRITTEN, ids=range(len(WRITTEN)))
+def test_steps_that_are_written_come_back(steps: Preprocessing, tmp_path) -> None:
+    write(tmp_path, "preprocessor_config.json", steps.to_config())
+    assert Preprocessing.from_folder(tmp_path) == steps
+
+
+@pytest.mark.parametrize("steps", [steps for steps in WRITTEN if not steps.flip_channels], ids=range(3))
+def test_steps_are_written_as_transformers_reads_them(steps: Preprocessing) -> None:
+    """By the one processor of theirs that has every step but the channels' order."""
+    frames = make_frames(60, 81)
+    config = {"image_processor_type": "VivitImageProcessor", **steps.to_config()}
+    torch.testing.assert_close(theirs(config, frames), steps(frames), atol=1e-6, rtol=0)
+
+
+def test_an_offset_alone_is_written_as_a_factor_of_one() -> None:
+    steps, frames = Preprocessing(factor=None, offset=True), make_frames(8, 8)
+    assert torch.equal(Preprocessing.from_config(steps.to_config())(frames), steps(frames))
+
+
 def write(folder, name: str, config: dict) -> None:
     (folder / name).write_text(json.dumps(config))
 

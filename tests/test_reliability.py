@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from captum_staa.metrics.bootstrap import draws, interval
 from captum_staa.metrics.reliability import Reliability, krippendorff_alpha, reliability
 
 nan = math.nan
@@ -218,6 +219,17 @@ def same(found: Reliability, expected: Reliability) -> None:
         assert part == pytest.approx(other, rel=1e-12)
 
 
+def test_a_draw_is_as_many_inputs_with_replacement():
+    """Counted one by one from the same generator; and the interval is numpy's, of the values that are there."""
+    copies = draws(40, 7, seeded(3))
+    picked = torch.randint(7, (40, 7), generator=seeded(3)).tolist()
+    assert copies.tolist() == [[row.count(i) for i in range(7)] for row in picked]
+    assert draws(3, 0, seeded(0)).shape == (3, 0)  # a comparison of which no clip could be read
+    values = drawn(200, 3, seed=4).double().masked_fill(drawn(200, 3, seed=5) > 1, nan)
+    low, high = interval(values)
+    np.testing.assert_allclose(torch.stack([low, high]), np.nanpercentile(values.numpy(), [2.5, 97.5], axis=0))
+
+
 def test_where_nothing_can_be_said_is_nan():
     scores = drawn(4, 3)
     without = reliability(scores)
@@ -254,10 +266,10 @@ def test_a_seed_is_a_result_and_nothing_is_touched():
         ((torch.full((3, 3), nan),), ValueError, "all 9 scores are nan"),
         ((torch.zeros(3, 3), 3), ValueError, "3 came"),
         ((torch.zeros(3, 3), -1), ValueError, "-1 came"),
-        ((torch.zeros(3, 3), True), ValueError, "True came"),
-        ((torch.zeros(3, 3), "random"), ValueError, "'random' came"),
+        ((torch.zeros(3, 3), True), TypeError, "True of type bool came"),
+        ((torch.zeros(3, 3), "random"), TypeError, "'random' of type str came"),
         ((torch.zeros(3, 3), 0, 0), ValueError, "n_bootstrap"),
-        ((torch.zeros(3, 3), 0, 1.5), ValueError, "1.5 came"),
+        ((torch.zeros(3, 3), 0, 1.5), TypeError, "1.5 of type float came"),
         ((torch.zeros(3, 3), 0, 10, 7), TypeError, "7 came"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_curve_is_drawn_where_its_numbers_are():
     np.testing.assert_allclose(line, [[0, 116], [180, 116 - 112 * 0.75], [360, 4]])
     assert cells(result) == [["clip", "score"], ["mean", "0.625"], ["0", "0.5"], ["1", "0.75"]]
     text = "".join(tree(result).itertext())
-    assert "mean of 2 clips: output, 0 to 1, by part of the units, 0 to 1" in text
+    assert "mean of 2 clips: output, 0 to 1, by part of the cells, 0 to 1" in text
     assert "mean" not in [row[0] for row in cells(curve([0.0, 1.0]))]  # of one clip
 
 

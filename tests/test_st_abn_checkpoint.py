@@ -157,7 +157,7 @@ def test_a_file_that_is_no_checkpoint(kind, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"epochs": 3}, {"seed": 1}, {"loss": STABNLoss("paper")}, {"optimizer": paper_optimizer}],
+    [{"epochs": 3}, {"seed": 1}, {"loss": STABNLoss("paper")}, {"optimizer": paper_optimizer}, {"max_grad_norm": None}],
     ids=lambda options: next(iter(options)),
 )
 def test_a_checkpoint_of_other_settings(options, tmp_path):

@@ -215,7 +215,7 @@ def test_layers_that_carry_no_branch(layer, message):
         ({"mechanism": "gate"}, ValueError, "mechanism is one of 'mix', 'residual', 'observe', but 'gate' came"),
         ({"temporal": 4}, ValueError, "temporal is one of"),
         ({"width": 0}, ValueError, "width is a whole number of at least 1, but 0 came"),
-        ({"maps": 2.5}, ValueError, "maps is a whole number"),
+        ({"maps": 2.5}, TypeError, "maps is a whole number"),
         ({"dropout": -0.1}, ValueError, r"dropout is in \[0, 1\)"),
         ({"layer": 3}, TypeError, "layer is a module or its name, but int came"),
         ({"layer": nn.Conv3d(3, 3, 1)}, ValueError, "no part of this Net"),

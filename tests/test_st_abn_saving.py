@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from branched_models import add, case, injected, taught
+from branched_models import add, answer_of, case, hooks_of, injected, taught
 from safetensors.torch import load_file, save_file
 from test_st_abn import clips_of, settled, slow_resnet
 from tiny_models import randomise
@@ -15,6 +15,7 @@ from torch import nn
 
 from captum_staa import VideoClassifier
 from captum_staa.models import STABN, ResNet3D
+from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.models.resnet3d import save_pretrained as save_resnet3d
 
 
@@ -61,7 +62,7 @@ def test_half_precision_is_read_as_single(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["videomae", "tensor"])
-@pytest.mark.parametrize("mechanism", ["residual", "observe"])
+@pytest.mark.parametrize("mechanism", ["residual", "observe", "mix"])
 def test_what_was_added_to_a_model_in_a_folder(name, mechanism, tmp_path):
     sizes = {"tensor": {"width": 5, "maps": 2, "dropout": 0.1}, "videomae": {"width": 7, "temporal": "fixed"}}[name]
     st_abn, model, clip = injected(name, mechanism=mechanism, **sizes)
@@ -76,7 +77,7 @@ def test_what_was_added_to_a_model_in_a_folder(name, mechanism, tmp_path):
     else:
         other = STABN.from_pretrained(tmp_path, model)
     found = other.explain(clip)
-    assert other.config == st_abn.config
+    assert other.config == st_abn.config and other.injected
     assert torch.equal(found.logits, expected.logits) and torch.equal(found.attention_logits, expected.attention_logits)
     assert torch.equal(found.spatial, expected.spatial) and torch.equal(found.temporal, expected.temporal)
 
@@ -92,6 +93,58 @@ def test_the_model_that_a_branch_is_for_is_found_by_its_name(tmp_path):
     st_abn.save_pretrained(tmp_path / "nameless")
     with pytest.raises(ValueError, match="is for a model of yours: pass model="):
         STABN.from_pretrained(tmp_path / "nameless")
+
+
+def test_mix_in_a_3d_cnn_of_yours_is_what_was_added(tmp_path):
+    """How a branch acts does not say whose the trunk is."""
+    st_abn, model, clip = injected("resnet3d", mechanism="mix")
+    st_abn.save_pretrained(tmp_path)
+    assert all(key.startswith(("branch.", "mechanism.")) for key in load_file(tmp_path / "model.safetensors"))
+    expected = st_abn(clip)
+    st_abn.remove()
+    with pytest.raises(ValueError, match="is for a model of yours: pass model="):
+        STABN.from_pretrained(tmp_path)
+    assert torch.equal(STABN.from_pretrained(tmp_path, VideoClassifier(model, "BCTHW", num_frames=4))(clip), expected)
+
+
+STEPS = Preprocessing(resize=31, crop=(24, 20), resample=3, mean=(0.1, 0.2, 1 / 3), std=(0.5, 0.6, 0.7))
+
+
+def test_what_is_known_of_clips_comes_back(tmp_path):
+    net, options = trunk("small")
+    for preprocessing, size in ((STEPS, (24, 20)), (None, (20, 24)), (None, None)):
+        folder = tmp_path / f"{preprocessing is None} {size}"
+        st_abn = STABN(4, net, **options)
+        st_abn.model.preprocessing, st_abn.model.image_size = preprocessing, size
+        st_abn.save_pretrained(folder)
+        st_abn.remove()
+        files = ["config.json", "model.safetensors"] + ["preprocessor_config.json"] * (preprocessing is not None)
+        assert sorted(path.name for path in folder.iterdir()) == files
+        for found in (STABN.from_pretrained(folder).model, VideoClassifier.from_pretrained(folder)):
+            assert found.preprocessing == preprocessing
+            assert found.image_size == (size or (24, 24)), "the trunk's own where nothing was said"
+
+
+def test_a_base_takes_clips_as_they_were(tmp_path):
+    base = tmp_path / "base"
+    save_resnet3d(ResNet3D(3, width=4, num_frames=4, image_size=12), base, ["a", "b", "c"])
+    clf = VideoClassifier.from_pretrained(base, image_size=(24, 20), preprocessing=STEPS)
+    STABN.inject(clf, "stages.0").save_pretrained(tmp_path / "branch", base=str(base))
+    found = VideoClassifier.from_pretrained(tmp_path / "branch")
+    assert (found.image_size, found.preprocessing) == ((24, 20), STEPS)
+    other = VideoClassifier.from_pretrained(base)
+    STABN.from_pretrained(tmp_path / "branch", other)
+    assert (other.image_size, other.preprocessing) == ((12, 12), None), "a model of yours keeps its own"
+
+
+def test_labels_in_any_order_of_the_file(tmp_path):
+    names = [f"c{index}" for index in range(11)]
+    net = ResNet3D(11, width=4, num_frames=4, image_size=12)
+    STABN(11, net, body="light", labels=names).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))  # "10" comes before "2"
+    assert list(json.loads(path.read_text())["id2label"].values()) != names
+    assert STABN.from_pretrained(tmp_path).model.labels == names
 
 
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "tensor"])
@@ -129,6 +182,28 @@ def test_a_folder_with_a_model_is_not_overwritten(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "preprocessor_config.json", "video_preprocessor_config.json"])
+def test_files_of_another_model_are_not_mixed_in(file, tmp_path):
+    """A processor's file that lies there would be read as this model's."""
+    (tmp_path / file).write_text('{"size": 7}')
+    with pytest.raises(FileExistsError, match=file):
+        injected("tensor")[0].save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [file] and (tmp_path / file).read_text() == '{"size": 7}'
+
+
+def test_a_folder_that_does_not_fit_leaves_no_hook_behind(tmp_path):
+    st_abn, model, clip = injected("videomae")
+    st_abn.save_pretrained(tmp_path)
+    st_abn.remove()
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["branch.to_maps.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    before = answer_of(model, clip)
+    with pytest.raises(ValueError, match="do not fit its config or this model"):
+        STABN.from_pretrained(tmp_path, model)
+    assert not hooks_of(model, st_abn.config.layer) and torch.equal(answer_of(model, clip), before)
+
+
 def test_parts_that_no_config_builds(tmp_path):
     model, layer, clip, options = case("tensor")
     own_body = add(model, layer, clip, body=nn.Conv3d(6, 4, 1), **options)
@@ -147,7 +222,14 @@ def test_parts_that_no_config_builds(tmp_path):
     assert st_abn(torch.rand(1, 3, 5, 8, 8)).shape == (1, 2)
     with pytest.raises(ValueError, match="trunk of class Trunk cannot be built from a config"):
         st_abn.save_pretrained(tmp_path / "b")
-    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+    net, options = trunk("small")
+    st_abn = STABN(4, net, **options)
+    with pytest.raises(ValueError, match=r"base='a name' names what a branch was added to.*leave base out"):
+        st_abn.save_pretrained(tmp_path / "c", base="a name")
+    st_abn.model.preprocessing = lambda frames: frames  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="preprocessing of class function cannot be built"):
+        st_abn.save_pretrained(tmp_path / "d")
+    assert not any(tmp_path.iterdir())
 
 
 def test_folders_that_are_none(tmp_path):
@@ -155,6 +237,16 @@ def test_folders_that_are_none(tmp_path):
         STABN.from_pretrained("no-such-model")
     with pytest.raises(ValueError, match=r"model_type = 'resnet3d' in .*expected 'st_abn': VideoClassifier reads"):
         STABN.from_pretrained("tiny-resnet3d-pattern")
+
+
+@pytest.mark.parametrize("size", ["ab", [24], 24, [24, "b"]], ids=str)
+def test_a_size_of_clips_that_is_none(size, tmp_path):
+    net, options = trunk("small")
+    STABN(4, net, **options).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_size": size}))
+    with pytest.raises(ValueError, match=r"hold no whole ST-ABN .*image_size is"):
+        STABN.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("change", ["a weight less", "a weight more", "another shape"])
@@ -180,3 +272,10 @@ def test_the_config_is_plain_json(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     assert config["model_type"] == "st_abn" and config["branch"]["layer"] == "stages.1"
     assert config["trunk"]["config"]["padding_mode"] == "replicate" and config["id2label"]["2"] == "c"
+
+
+def test_a_model_beside_a_whole_network_is_refused(tmp_path):
+    net, options = trunk("small")
+    STABN(4, net, **options).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="trunk of its own; leave model out"):
+        STABN.from_pretrained(tmp_path, model=net)

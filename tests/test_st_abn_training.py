@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,10 +61,12 @@ def test_every_epoch_draws_anew():
     assert first["perception"] == second["perception"] and first["attention"] != second["attention"]
 
 
-def test_a_step_is_the_papers():
-    """SGD with Nesterov momentum on the sum of both cross entropies, its gradient clipped to a norm of 1."""
+@pytest.mark.parametrize("limit", [{}, {"max_grad_norm": 0.5}, {"max_grad_norm": None}], ids=str)
+def test_a_step_is_the_papers(limit):
+    """SGD with Nesterov momentum on the sum of both cross entropies, its gradient clipped to norm 1 or as asked."""
+    most = limit.get("max_grad_norm", 1.0) or math.inf
     st_abn, other, (batch,) = network(dropout=0.0), network(dropout=0.0), batches(1)
-    fit_st_abn(st_abn, [batch], epochs=3, schedule=lambda progress: 1 - progress / 2)
+    fit_st_abn(st_abn, [batch], epochs=3, schedule=lambda progress: 1 - progress / 2, **limit)
     speeds = [torch.zeros_like(parameter) for parameter in other.parameters()]
     losses = []
     for epoch in range(3):
@@ -72,9 +75,10 @@ def test_a_step_is_the_papers():
         losses.append(loss.item())
         slopes = torch.autograd.grad(loss, list(other.parameters()))
         norm = sum(float(slope.square().sum()) for slope in slopes) ** 0.5
+        assert norm > 1, "so that a limit matters"
         with torch.no_grad():
             for parameter, speed, slope in zip(other.parameters(), speeds, slopes, strict=True):
-                step = slope * min(1, 1 / (norm + 1e-6)) + 5e-4 * parameter
+                step = slope * min(1, most / (norm + 1e-6)) + 5e-4 * parameter
                 speed.mul_(0.9).add_(step)
                 parameter.sub_(0.01 * (1 - epoch / 6) * (step + 0.9 * speed))
     assert losses == sorted(losses, reverse=True), "so the last epoch is the best one"
@@ -278,16 +282,18 @@ def test_progress_is_shown_where_it_is_asked_for(capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
-        ({"epochs": 0}, "epochs is a whole number of at least 1, but 0 came"),
-        ({"epochs": 1.5}, r"epochs is a whole number.*1\.5 came"),
-        ({"patience": 0}, "patience is a whole number of at least 1, but 0 came"),
+        ({"epochs": 0}, ValueError, "epochs is a whole number of at least 1, but 0 came"),
+        ({"epochs": 1.5}, TypeError, r"epochs is a whole number.*1\.5 of type float came"),
+        ({"patience": 0}, ValueError, "patience is a whole number of at least 1, but 0 came"),
+        ({"max_grad_norm": "a"}, TypeError, "max_grad_norm is a number above 0 or None, but 'a' came"),
+        ({"max_grad_norm": 0.0}, ValueError, r"max_grad_norm is above 0, but 0\.0 came; None does not limit"),
     ],
 )
-def test_wrong_options(options, message):
+def test_wrong_options(options, error, message):
     st_abn = network()
     before = weights(st_abn)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         fit_st_abn(st_abn, batches(1), **options)
     assert same(weights(st_abn), before)

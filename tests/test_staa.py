@@ -11,11 +11,13 @@ from staa_modes import LAYERS, MODES, TARGET, spearman
 from tiny_models import NAMES, clip_for, own, snapshot, tiny
 from torch import nn
 
-from captum_staa import STAA
+from captum_staa import STAA, Focus
+from captum_staa.attention.relevance import gradient_weighted
+
+OF_LAYERS = [(kind, layers) for kind in ("attention", "product", "chefer") for layers in LAYERS]
 
 
-@pytest.mark.parametrize("layers", LAYERS, ids=str)
-@pytest.mark.parametrize("kind", ["attention", "product", "gradient", "chefer"])
+@pytest.mark.parametrize(("kind", "layers"), [*OF_LAYERS, ("gradient", "all")], ids=str)
 @pytest.mark.parametrize("name", [*NAMES, "sdpa", "mha, time first"])
 def test_equals_the_slow_formula(name, kind, layers):
     clf = tiny(name) if name in NAMES else own(name)
@@ -88,8 +90,7 @@ def test_parts_batches_and_tuples(name, kind):
     if kind != "released":  # whose "temporal attention" is a signal of its own
         torch.testing.assert_close(joint.sum((2, 3)), method.attribute_parts(clip, target).temporal)
     single = torch.cat([method.attribute(clip[i : i + 1], int(target[i])) for i in range(3)])
-    if kind != "released":  # one threshold is drawn per clip, so that clips of a batch have their own
-        torch.testing.assert_close(attributions, single, rtol=1e-3, atol=1e-5 * attributions.max().item())
+    torch.testing.assert_close(attributions, single, rtol=1e-3, atol=1e-5 * attributions.max().item())
     (in_tuple,) = method.attribute((clip,), target)
     assert torch.equal(in_tuple, attributions)
     with pytest.raises(ValueError, match="tuple of 2 inputs"):
@@ -120,3 +121,15 @@ def test_attention_ignores_the_target_and_one_output_needs_none():
         assert torch.equal(method.attribute(clip), method.attribute(clip, 2))
     clf.module.classifier = nn.Linear(24, 1)
     assert STAA(clf).attribute(clip).abs().sum() > 0
+
+
+def test_time_alone_takes_no_focus():
+    clf = tiny("videomae")
+    with pytest.raises(ValueError, match="focus=Focus"):
+        STAA(clf, mode="attention", focus=Focus()).attribute_temporal(clip_for(clf))
+
+
+def test_small_gradients_of_half_precision_are_multiplied_in_full():
+    attention, gradient = torch.full((1, 2, 3, 3), 6e-4).half(), torch.full((1, 2, 3, 3), 1e-5).half()
+    found = gradient_weighted(attention, gradient)
+    torch.testing.assert_close(found, torch.full((1, 3, 3), 6e-9), rtol=0.05, atol=0)

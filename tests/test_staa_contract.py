@@ -152,11 +152,16 @@ def test_names_and_errors():
         ({"rule": "lrp"}, ValueError, "'product', 'gradient', 'chefer', but 'lrp'"),
         ({"upsampling": "cubic"}, ValueError, "'trilinear', 'nearest', but 'cubic'"),
         ({"layers": "last"}, ValueError, "'mean', 'all', but 'last'"),
-        ({"layers": [2]}, ValueError, r"from -2 to 1 of this model's 2 attention blocks, but \[2\]"),
+        ({"layers": [2]}, ValueError, r"layers=\[2\] is a whole number of -2 to 1 of this model's 2 blocks, but 2"),
         ({"layers": []}, ValueError, "list of indices"),
         ({"layers": -1}, ValueError, "list of indices.*but -1"),
-        ({"layers": [0.0]}, ValueError, "list of indices"),
+        ({"layers": [0.0]}, TypeError, "whole number"),
+        ({"layers": [True]}, TypeError, "whole number"),
         ({"focus": True}, TypeError, "Focus.*True"),
+        ({"mode": "released", "layers": [-1]}, ValueError, r"mode='released'.*layers=\[-1\]"),
+        ({"mode": "released", "upsampling": "nearest"}, ValueError, "mode='released'.*'nearest'"),
+        ({"rule": "gradient", "layers": "mean"}, ValueError, "rule='gradient'.*layers='mean'"),
+        ({"rule": "gradient", "upsampling": "nearest"}, ValueError, "rule='gradient'.*'nearest'"),
     ):
         with pytest.raises(error, match=words):
             STAA(clf, **options)

@@ -235,7 +235,7 @@ def test_the_timeline_rises_where_the_object_is(clf):
         ({"window": 8}, ValueError, "the model takes 16 frames, but window = 8 came"),
         ({"stride": 17}, ValueError, "stride = 17 leaves frames between windows of 16"),
         ({"stride": 0}, ValueError, "stride"),
-        ({"window": 16.0}, ValueError, "window"),
+        ({"window": 16.0}, TypeError, "window"),
         ({"mode": "gradcam"}, ValueError, "mode is one of"),
         ({"policy": "skip"}, ValueError, "policy is one of 'wait', 'drop', but 'skip' came"),
         (

@@ -32,7 +32,7 @@ class Fake:
     """In place of the model: a window's map says where the window began. ``during`` is called while it is explained."""
 
     def __init__(self, during=lambda start: None) -> None:
-        model = SimpleNamespace(crop_box=lambda *size: (0, 0, *size), labels=["a", "b"])
+        model = SimpleNamespace(crop_box=lambda *size: (0, 0, *size), label_names=lambda count: ["a", "b"])
         self.explainer, self.during, self.starts = SimpleNamespace(forward_func=model), during, deque(maxlen=9)
 
     def __call__(self, frames):

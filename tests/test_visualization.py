@@ -215,6 +215,8 @@ def test_a_timeline_sums_over_each_frame():
     _, axes = show_timeline(attributions, "BTCHW", sign="negative", use_pyplot=False)
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0, 0, 0, 0, 0, 0, 3, 0], atol=1e-4)
     parts = space_time(attributions, "BTCHW")
+    with pytest.raises(ValueError, match=r"must rise.*\[3, 3"):
+        show_timeline(parts, indices=np.full(8, 3), use_pyplot=False)
     _, axes = show_timeline(parts, indices=range(0, 80, 10), use_pyplot=False)
     np.testing.assert_allclose(axes.lines[0].get_ydata(), parts.temporal[0])
     np.testing.assert_allclose(axes.lines[0].get_xdata(), np.arange(0, 80, 10))

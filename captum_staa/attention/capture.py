@@ -15,14 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from threading import Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import nn
 
 from captum_staa.attention.doors import DOORS, CallMode
 from captum_staa.attention.session import ACTIVE, AttentionCall, Enough, Session
+from captum_staa.lending import without_compiling
 from captum_staa.sites import AttentionSite
 
 __all__ = ["AttentionCall", "capture"]
@@ -90,22 +89,3 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         raise ValueError(
             f"{type(model).__name__} has no module {name!r}; name one of model.named_modules() in AttentionSite"
         ) from None
-
-
-_stance: list[Any] = []  # of the compiler, one per capture under way; the first one holds what it was before
-_stance_lock = Lock()
-
-
-@contextmanager
-def without_compiling() -> Iterator[None]:
-    """Compiled graphs would run past the doors. The compiler's stance is global: captures of all threads share one."""
-    with _stance_lock:
-        _stance.append(None if _stance else torch.compiler.set_stance("force_eager"))
-    try:
-        yield
-    finally:
-        with _stance_lock:
-            if len(_stance) > 1:
-                _stance.pop()  # not the first: others are still under way
-            else:
-                _stance.pop().__exit__(None, None, None)

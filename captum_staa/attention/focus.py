@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from captum_staa.checks import check_choice, is_number
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Focus:
             ``high`` the topmost fifth).
 
     Raises:
-        ValueError: percentiles out of order, an unknown split, or a sharpness that is not positive.
+        ValueError: percentiles out of order, an unknown split, or a sharpness that is not positive and finite.
+        TypeError: what should be a number is none.
     """
 
     low: float = 70.0
@@ -46,14 +50,16 @@ class Focus:
     sharpness: float = 2.0
 
     def __post_init__(self) -> None:
+        for name in ("low", "high", "sharpness"):
+            if not is_number(value := getattr(self, name)):
+                raise TypeError(f"{name} is a number, but {value!r} came")
         if not 0 <= self.low <= self.high <= 100:
             raise ValueError(
                 f"percentiles must obey 0 <= low <= high <= 100, but low={self.low}, high={self.high} came"
             )
-        if self.split not in _SPLITS:
-            raise ValueError(f"split is one of {sorted(_SPLITS)}, but {self.split!r} came")
-        if self.sharpness <= 0:
-            raise ValueError(f"sharpness must be positive, but {self.sharpness} came")
+        check_choice("split", self.split, _SPLITS)
+        if not 0 < self.sharpness < inf:
+            raise ValueError(f"sharpness must be positive and finite, but {self.sharpness} came")
 
     def threshold(self, maps: Tensor) -> Tensor:
         """``(B,)`` threshold of each clip's non-negative map ``(B, T, H, W)``."""

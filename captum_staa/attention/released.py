@@ -27,7 +27,7 @@ def released_maps(
         role: role of the attention it came from.
         batch: B.
         grid: the model's grid.
-        generator: draws the random thresholds.
+        generator: draws the random thresholds, one per step of time and the same for every clip.
 
     Returns:
         ``(B, t, H, W)`` in [0, 1], normalised per frame, and ``(B, t)`` in [0, 1].
@@ -39,7 +39,7 @@ def released_maps(
     pixels = torch.nn.functional.interpolate(smoothed, size=size, mode="bilinear", align_corners=False)
     pixels = gaussian(pixels, (0, OPENCV_SIGMA, OPENCV_SIGMA), radius=(0, 3, 3))
     low, high = (torch.quantile(pixels.flatten(2), p, dim=2) for p in (0.7, 0.9))
-    draw = torch.rand(low.shape, generator=generator).to(low)
+    draw = torch.rand(grid.t, generator=generator, device=generator.device).to(low)  # none by its place in the batch
     threshold = low + draw * (high - low)
     kept = pixels.where(pixels >= threshold[..., None, None], pixels.new_zeros(()))
     return _min_max(kept, (2, 3)), _min_max(_moving(weights), (1,))

@@ -37,4 +37,4 @@ def gradient_weighted(attention: Tensor, gradient: Tensor) -> Tensor:
 
     Both ``(B, heads, Q, N)``; the gradient is that of the target's logit.
     """
-    return (gradient * attention).detach().float().clamp(min=0).mean(1)
+    return (gradient.float() * attention.float()).detach().clamp(min=0).mean(1)  # in float16 it would be nothing

@@ -29,7 +29,7 @@ def score_of(answer: Tensor, target: TargetType) -> Tensor:
     if target is None and answer.ndim > 1 and answer.shape[1] > 1:
         raise ValueError(
             f"the model gives {answer.shape[1]} classes, so a gradient needs a target: pass target=class index "
-            f"(or one per example); STAA(mode='attention') explains no class in particular and needs none"
+            f"(or one per example); of a transformer, STAA(mode='attention') explains no class in particular"
         )
     scores = selected(answer, target)
     if scores.numel() != len(answer):
@@ -45,7 +45,7 @@ def refuse_inference_mode(what: str) -> None:
     if torch.is_inference_mode_enabled():
         raise ValueError(
             f"{what} needs a gradient, which torch.inference_mode() forbids; call it under torch.no_grad() (gradients "
-            f"are switched on inside); STAA(mode='attention') needs none"
+            f"are switched on inside); VideoOcclusion and RISE need none"
         )
 
 

@@ -37,7 +37,7 @@ class PerturbationParts(SpaceTime):
     """What was learnt, beside the map that it gives.
 
     Attributes:
-        joint: ``(B, T, H, W)``, not negative; the sum over a clip is 1.
+        joint: ``(B, T, H, W)``, not negative; the sum over a clip is 1, or 0 where no mask shows anything.
         masks: ``(B, A, T, H, W)`` in [0, 1], one per area.
         areas: ``(A,)``, as asked.
         visible: ``(B, A)``, the mean of each mask: the part of the clip's volume that it leaves.
@@ -78,7 +78,8 @@ def parts_of(task: Task, learnt: Learnt, whole: Tensor, blur: float) -> Perturba
         if blur:
             sigma = blur * min(joint.shape[2:])
             joint = gaussian(joint, (0.0, sigma, sigma))
-        parts = from_joint(joint / joint.sum((1, 2, 3), keepdim=True))
+        total = joint.sum((1, 2, 3), keepdim=True)
+        parts = from_joint(joint / total.clamp_min(torch.finfo(joint.dtype).tiny))
     scale = probability(task.objective)
     steps, energy, kept, deleted = zip(*learnt.checks, strict=True)
     return PerturbationParts(

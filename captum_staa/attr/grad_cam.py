@@ -21,13 +21,12 @@ from captum_staa._captum import (
     _run_forward,
     log_usage,
 )
-from captum_staa.attention.capture import without_compiling
-from captum_staa.attention.frozen import parameters_frozen
 from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
 from captum_staa.checks import check_choice
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, VideoLayout, from_joint
-from captum_staa.models.classifier import VideoClassifier
+from captum_staa.lending import parameters_frozen, without_compiling
+from captum_staa.models.classifier import classifier_of
 from captum_staa.models.layers import MODES, covered, find_layer, to_pixels
 from captum_staa.models.layouts import layout_of
 
@@ -118,7 +117,8 @@ class GradCAM(Attribution):
         self.layout, self.weighting, self.upsampling = found, weighting, upsampling
         self.layer, name = find_layer(forward_func, layer)
         self._name = f"layer {name!r}"
-        self.grid = forward_func.grid if grid is None and isinstance(forward_func, VideoClassifier) else grid
+        classifier = classifier_of(forward_func)
+        self.grid = classifier.grid if grid is None and classifier is not None else grid
 
     @log_usage(part_of_slo=True)
     def attribute(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_staa._captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
 from captum_staa.attr._arguments import as_attributions, clips_of, evaluations
+from captum_staa.checks import check_count
 from captum_staa.layout import VideoLayout
 from captum_staa.models.layouts import layout_of
 from captum_staa.perturbation.ablation import ablate
@@ -127,7 +128,7 @@ class VideoOcclusion(PerturbationAttribution):
         found = []
         for stride, window, clip in zip(_each("strides", strides, len(clips)), windows, clips, strict=True):
             same = 1 if stride is None else stride
-            steps = self._whole("strides", (same,) * 4 if isinstance(same, int) else stride, clip)
+            steps = self._whole("strides", stride if isinstance(same, (tuple, list)) else (same,) * 4, clip)
             for step, side, size in zip(steps, window, clip.shape[1:], strict=True):
                 if step > side < size:
                     raise ValueError(
@@ -139,15 +140,15 @@ class VideoOcclusion(PerturbationAttribution):
 
     def _whole(self, name: str, sides: Any, clip: Tensor) -> Sides:
         """``(t, h, w)``, or four sides as they are, along the axes after the batch."""
-        fits = isinstance(sides, tuple) and len(sides) in (3, 4)
-        if not fits or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
+        if not (isinstance(sides, tuple) and len(sides) in (3, 4)):
             raise ValueError(
-                f"{name} are whole numbers of at least 1, (t, h, w) or one for each of {self.layout.axes[1:]}, but "
-                f"{sides!r} came for a clip of shape {tuple(clip.shape)}"
+                f"{name} are whole numbers, (t, h, w) or one for each of {self.layout.axes[1:]}, but {sides!r} came "
+                f"for a clip of shape {tuple(clip.shape)}"
             )
-        if len(sides) == 4:
-            return tuple(sides)
-        named = dict(zip("THW", sides, strict=True), C=clip.shape[self.layout.channel])
+        letters = "THW" if len(sides) == 3 else self.layout.axes[1:]
+        for axis, side in zip(letters, sides, strict=True):
+            check_count(f"{axis} of {name} {sides!r}", side)
+        named = {"C": clip.shape[self.layout.channel]} | dict(zip(letters, map(int, sides), strict=True))
         return tuple(named[axis] for axis in self.layout.axes[1:])
 
 

@@ -20,12 +20,12 @@ from captum_staa._captum import (
     _run_forward,
     log_usage,
 )
-from captum_staa.attention.frozen import parameters_frozen
 from captum_staa.attr._arguments import call_bar, one_clip, refuse_inference_mode
 from captum_staa.attr._hiding import OF_SEVERAL_FRAMES, blend_of
 from captum_staa.attr._perturbation_parts import PerturbationParts, parts_of, probability
 from captum_staa.checks import check_choice
 from captum_staa.layout import VideoLayout
+from captum_staa.lending import parameters_frozen
 from captum_staa.maps import maps_of
 from captum_staa.models.layouts import layout_of
 from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval, units_for
@@ -72,7 +72,8 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
 
     Note:
         The papers spread a cell's number by a smooth maximum over its neighbours, and also learn cells beyond the
-        frame. Here it is interpolated linearly, so that areas are those of the visible volume.
+        frame. Here it is interpolated linearly, so that areas are those of the visible volume. Their smoothness has no
+        weight for 100 steps and 300 after them; here it has 1 throughout (docs/perturbation.md).
 
     Reference:
         Li, Wang, Li, Huang and Sato, "Spatio-Temporal Perturbations for Video Attribution", IEEE TCSVT (2021), arXiv
@@ -138,8 +139,9 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
             init: attributions of another method to begin with: of the clip's shape, or maps ``(B, T, H, W)``.
 
         Returns:
-            Like ``inputs`` (float32 where it is of half precision), not negative; the sum over a clip is 1. Contiguous,
-            detached. The same call gives the same numbers: nothing is drawn at random.
+            Like ``inputs`` (float32 where it is of half precision), not negative; the sum over a clip is 1, or 0 where
+            the masks came to show nothing, as the papers' may for large cells. Contiguous, detached. The same call
+            gives the same numbers: nothing is drawn at random.
 
         Raises:
             ValueError: no gradient leads to the clip, an option out of range, a missing target, nan, shapes that do
@@ -147,7 +149,8 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
             TypeError: an argument of the wrong type, or an unknown one.
 
         Warns:
-            UserWarning: Ctrl-C, or nan from the model after the first step; the best masks until then are returned.
+            UserWarning: Ctrl-C, or nan from the model for some clip after the first step; the best masks until then
+                are returned, and the other clips go on.
         """
         parts = self.attribute_parts(
             inputs,
@@ -219,7 +222,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
                 smoothness=setting.smoothness,
                 areas=torch.tensor(setting.areas).to(wide),
                 batch=len(clip),
-                per_eval=perturbations_per_eval,
+                per_eval=int(perturbations_per_eval),
                 tick=lambda: bar.update(),
             )
             count = 1 + task.calls(setting.iterations, init is not None)
@@ -242,6 +245,11 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
     def _field(self, clip: Tensor, setting: Setting, feature_mask: Tensor | None, like: Tensor) -> Field:
         size = self.layout.extent(clip)
         if feature_mask is not None:
+            if setting.parametrisation.per_frame:
+                raise ValueError(
+                    f"the setting asks for the same area in every frame, but regions of a feature_mask of shape "
+                    f"{tuple(feature_mask.shape)} may span frames; leave the mask out, or take setting='3d-ep'"
+                )
             return RegionField(units_for(clip, feature_mask, self.layout), like)
         cells = (-(-size[0] // setting.frames), min(size[1], setting.across), min(size[2], setting.across))
         return GridField(size, cells, like)

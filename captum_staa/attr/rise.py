@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_staa._captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
 from captum_staa.attr._arguments import clips_of, evaluations
-from captum_staa.checks import check_count
+from captum_staa.checks import check_count, check_sides
 from captum_staa.layout import VideoLayout
 from captum_staa.models.layouts import layout_of
 from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval
@@ -112,7 +112,8 @@ class RISE(PerturbationAttribution):
         _check_options(n_samples, n_cells, keep)
         draw = generator_or_seeded(generator)
         score = TargetScore(self.forward_func, target, additional_forward_args, len(clips[0]))
-        slopes = [_Slope(self.layout, clip, n_cells, keep) for clip in clips]
+        cells, n_samples = tuple(map(int, n_cells)), int(n_samples)  # numpy's overflow, and have no negative powers
+        slopes = [_Slope(self.layout, clip, cells, keep) for clip in clips]
         with torch.no_grad(), evaluations(self.get_name(), n_samples, perturbations_per_eval, show_progress) as tick:
             # Scores count from the whole clip's, so that a large constant in them costs no digits.
             whole = score(tuple(clip.clone() for clip in clips))
@@ -147,7 +148,7 @@ class RISE(PerturbationAttribution):
 class _Slope:
     """The masks of one input, and the slope of the score along them."""
 
-    def __init__(self, layout: VideoLayout, clip: Tensor, cells: Sides, keep: float) -> None:
+    def __init__(self, layout: VideoLayout, clip: Tensor, cells: Sequence[int], keep: float) -> None:
         self.size = layout.extent(clip)
         self.cells, self.keep = cells, keep
         self.sides = [-(-pixels // count) for pixels, count in zip(self.size, cells, strict=True)]
@@ -190,11 +191,6 @@ class _Slope:
 
 def _check_options(n_samples: object, n_cells: object, keep: object) -> None:
     check_count("n_samples", n_samples, least=2)
-    if not (isinstance(n_cells, Sequence) and len(n_cells) == 3 and all(_whole(count, 1) for count in n_cells)):
-        raise ValueError(f"n_cells are whole numbers (t, h, w) of at least 1, but {n_cells!r} came")
+    check_sides("n_cells", n_cells)
     if not (isinstance(keep, float) and 0 < keep < 1):
         raise ValueError(f"keep is a probability between 0 and 1, but {keep!r} came")
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

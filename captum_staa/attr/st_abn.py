@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, get_args
 
 import torch
 from captum.attr import Attribution
@@ -19,18 +19,17 @@ from captum_staa._captum import (
     _is_tuple,
     log_usage,
 )
-from captum_staa.attention.capture import without_compiling
-from captum_staa.attention.frozen import parameters_frozen
 from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
 from captum_staa.checks import check_choice
 from captum_staa.layout import SpaceTime
+from captum_staa.lending import parameters_frozen, without_compiling
 from captum_staa.models.layers import MODES, covered, to_pixels
 from captum_staa.models.st_abn.branch import Gates
 from captum_staa.models.st_abn.explanation import resolution
 from captum_staa.models.st_abn.network import st_abn_of
 
 Weighting = Literal["gate", "grad_gate", "class_map"]
-WEIGHTINGS = ("gate", "grad_gate", "class_map")
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
 
 @dataclass(frozen=True)

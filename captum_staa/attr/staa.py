@@ -29,15 +29,14 @@ from captum_staa.attention.compose import (
     rollout_reader,
 )
 from captum_staa.attention.focus import Focus
-from captum_staa.attention.frozen import parameters_frozen
 from captum_staa.attention.released import released_maps
 from captum_staa.attention.relevance import gradient_weighted, smooth_input_gradient, weigh
 from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
-from captum_staa.checks import check_choice
+from captum_staa.checks import check_choice, check_count
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, from_joint
-from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.families import uncompiled
+from captum_staa.lending import parameters_frozen, uncompiled
+from captum_staa.models.classifier import VideoClassifier, classifier_of
 from captum_staa.randomness import generator_or_seeded
 from captum_staa.sites import AttentionSite
 
@@ -69,11 +68,12 @@ class STAA(Attribution):
             ``"released"``: what the authors' public code computes from the last layer, with its defects, for
             comparison (see Note).
         layers: which residual blocks count. ``"all"`` rolls attention out through all of them; ``"mean"`` averages
-            every block's own map; a list of indices such as ``[-1]`` averages the maps of those blocks.
+            every block's own map; a list of indices such as ``[-1]`` averages the maps of those blocks. Not for
+            ``"released"``, which reads the last one, nor for the rule ``"gradient"``, which reads none.
         focus: a :class:`Focus` that raises evidence out of noise, or None.
         rule: for ``"relevance"``: ``"product"`` (rollout times smoothed ``|gradient x input|``), ``"gradient"``
             (the second factor alone), ``"chefer"`` (Chefer et al., ICCV 2021, generic rule).
-        upsampling: from tokens to pixels, ``"trilinear"`` or ``"nearest"``.
+        upsampling: from tokens to pixels, ``"trilinear"`` or ``"nearest"``, where attention is composed.
         generator: for ``"released"``, draws its random thresholds; by default one seeded with 0 on every call.
 
     Raises:
@@ -111,7 +111,7 @@ class STAA(Attribution):
     ) -> None:
         if not isinstance(forward_func, nn.Module):
             raise TypeError(f"STAA reads a module's attention, but {type(forward_func).__name__} came")
-        classifier = forward_func if isinstance(forward_func, VideoClassifier) else VideoClassifier(forward_func)
+        classifier = classifier_of(forward_func) or VideoClassifier(forward_func)
         if classifier.family is None:
             raise ValueError(
                 f"{type(classifier.module).__name__} belongs to no known family of video transformers; describe it "
@@ -127,6 +127,12 @@ class STAA(Attribution):
             raise ValueError(f"rule={rule!r} is a rule of mode='relevance', but mode={mode!r} came; leave it out")
         if mode == "released" and focus is not None:
             raise ValueError("mode='released' has a threshold of its own and takes no focus; leave it out")
+        if (mode == "released" or rule == "gradient") and (layers != "all" or upsampling != "trilinear"):
+            which = f"mode={mode!r}" if mode == "released" else f"rule={rule!r}"
+            raise ValueError(
+                f"{which} composes no attention of several layers, but layers={layers!r}, upsampling={upsampling!r} "
+                f"came; leave them out"
+            )
         super().__init__(classifier)
         self.mode, self.layers, self.focus, self.rule = mode, layers, focus, rule
         self.upsampling, self.generator = upsampling, generator
@@ -153,7 +159,8 @@ class STAA(Attribution):
         Returns:
             Like ``inputs`` (float32 where they are of half precision): contiguous, detached, not negative. Attention
             modes: the share of attention that falls on each voxel, so that a clip sums to 1 less what special tokens
-            keep. Relevance: in units of the logit.
+            keep. Relevance: in units of the logit; but rolled out by Chefer's rule, where every layer adds what its
+            attention is worth to what came before, in no unit.
 
         Raises:
             ValueError: no target where one is needed, a clip of the wrong shape, or a call under inference_mode.
@@ -189,14 +196,16 @@ class STAA(Attribution):
             ``(B, T)``: each frame's share of the output's attention; a tubelet's is spread evenly over its frames.
 
         Raises:
-            ValueError: another mode or other layers, or attention that is not joint.
+            ValueError: another mode, other layers, a focus, or attention that is not joint.
         """
         clip = one_clip(inputs, self.forward_func.layout, self.get_name())
         model, sites = self._model(), self._family().attention(self._model())
-        if self.mode != "attention" or self.layers != "all" or any(s.role not in ("joint", "pool") for s in sites):
+        fits = (self.mode, self.layers, self.focus) == ("attention", "all", None)
+        if not fits or any(site.role not in ("joint", "pool") for site in sites):
             raise ValueError(
                 f"attribute_temporal rolls joint attention out through all layers, but mode={self.mode!r}, "
-                f"layers={self.layers!r} on {self._family().name!r} came; use attribute_parts(...).temporal"
+                f"layers={self.layers!r}, focus={self.focus!r} on {self._family().name!r} came; use "
+                f"attribute_parts(...).temporal"
             )
         grid = self.forward_func.grid
         carry = TemporalCarry(grid, len(clip), clip.device)
@@ -269,7 +278,7 @@ class STAA(Attribution):
                 for (site, attention), gradient in zip(readings.items(), gradients, strict=True)
             }
             return self._to_pixels(self._compose(matrices, clip, grid, torch.add), grid, size), answer
-        product = self.forward_func.layout.reduce((gradients[0] * clip.detach()).float())
+        product = self.forward_func.layout.reduce(gradients[0].float() * clip.detach().float())
         magnitude = smooth_input_gradient(product, grid)
         if self.rule == "gradient":
             return magnitude, answer
@@ -299,14 +308,12 @@ class STAA(Attribution):
 
     # --- from readings to pixels --------------------------------------------------------------------------------
 
-    def _compose(self, readings: Readings, clip: Tensor, grid: TokenGrid, residual: Any = None) -> Tensor:
+    def _compose(self, readings: Readings, clip: Tensor, grid: TokenGrid, *residual: Any) -> Tensor:
         """``(B, N)`` from what was read at the chosen blocks."""
         model, blocks = self._model(), self._blocks()
         weights = output_weights(self._family().pooling(model), len(clip), grid, clip.device)
-        if residual is not None and self.layers != "mean":
-            return rollout(weights, blocks, readings, grid, residual)
         if self.layers == "all":
-            return rollout(weights, blocks, readings, grid)
+            return rollout(weights, blocks, readings, grid, *residual)
         return torch.stack([pull(weights, block, readings, grid) for block in blocks]).mean(0)
 
     def _to_pixels(self, tokens: Tensor, grid: TokenGrid, size: tuple[int, int, int]) -> Tensor:
@@ -330,13 +337,10 @@ class STAA(Attribution):
             return blocks
         count = len(blocks)
         asked: Any = self.layers
-        if not (
-            isinstance(asked, Sequence) and asked and all(isinstance(i, int) and -count <= i < count for i in asked)
-        ):
-            raise ValueError(
-                f"layers is 'all', 'mean' or a list of indices from {-count} to {count - 1} of this model's {count} "
-                f"attention blocks, but {self.layers!r} came"
-            )
+        if not (isinstance(asked, Sequence) and asked):
+            raise ValueError(f"layers is 'all', 'mean' or a list of indices of blocks, but {self.layers!r} came")
+        for index in asked:
+            check_count(f"an index of layers={asked!r}", index, -count, count - 1, f"of this model's {count} blocks")
         return [blocks[i] for i in sorted({i % count for i in self.layers})]
 
 

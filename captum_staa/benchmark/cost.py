@@ -54,9 +54,11 @@ def with_cost(call: Call, classifier: VideoClassifier, clip: Tensor, *, memory: 
             second time with every operator watched, and buffers inside of an operator are not seen.
     """
 
+    own = clip.clone()  # a model may write into its clip
+
     def forward() -> Tensor:
         with torch.no_grad():
-            return classifier(clip)
+            return classifier(own)
 
     device = clip.device
     if device.type == "cuda":
@@ -72,7 +74,7 @@ def warm_up(classifier: VideoClassifier, clip: Tensor, target: int) -> None:
     """One forward, and one backward where there is one: the first call of anything is slow, and is nobody's cost."""
     with torch.enable_grad():
         leaf = clip.clone().requires_grad_()
-        score = classifier(leaf)[:, target].sum()
+        score = classifier(leaf.clone())[:, target].sum()  # a model may write into its clip, and not into a leaf
         if score.requires_grad:
             torch.autograd.grad(score, leaf)
 

@@ -25,22 +25,31 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_staa import baselines, feature_masks
-from captum_staa.benchmark.recipes import Call, DoesNotApply, Make, Recipe, named_layer, need_tubelets, windows
+from captum_staa.benchmark.recipes import (
+    SAMPLES,
+    Call,
+    DoesNotApply,
+    Make,
+    Recipe,
+    ablation,
+    frames,
+    named_layer,
+    windows,
+)
 from captum_staa.models import VideoClassifier
 
 STEPS = 50  # of Integrated Gradients
 NOISY = 16  # samples of SmoothGrad and GradientShap
 NOISE = 0.15  # of SmoothGrad, as a part of the clip's range
-SAMPLES = 400  # of Lime and KernelShap
 REGIONS = (4, 3, 3)  # of these two along time, height and width: some dozens at most, or the fit is noise
 
 
-def _gradient(kind: Callable[[VideoClassifier], Any], **options: Any) -> Make:
+def _gradient(kind: Callable[[VideoClassifier], Any]) -> Make:
     """A method whose ``attribute`` needs nothing but the clip and the target."""
 
     def make(classifier: VideoClassifier, copies: int) -> Call:
         explainer = kind(classifier)
-        return lambda clip, target: explainer.attribute(clip, target=target, **options)
+        return lambda clip, target: explainer.attribute(clip, target=target)
 
     return make
 
@@ -84,21 +93,6 @@ def _occlusion(classifier: VideoClassifier, copies: int) -> Call:
     return call
 
 
-def _ablation(mask: Callable[[Tensor, VideoClassifier], Tensor], of_tokens: bool) -> Make:
-    def make(classifier: VideoClassifier, copies: int) -> Call:
-        if of_tokens:
-            need_tubelets(classifier)
-
-        def call(clip: Tensor, target: int) -> Tensor:  # a used FeatureAblation checks no more
-            explainer = FeatureAblation(classifier)
-            regions = mask(clip, classifier)
-            return explainer.attribute(clip, target=target, feature_mask=regions, perturbations_per_eval=copies)
-
-        return call
-
-    return make
-
-
 def _surrogate(kind: Callable[[VideoClassifier], Any]) -> Make:
     """A linear model of regions, fitted to random subsets of them."""
 
@@ -125,15 +119,13 @@ def _surrogate(kind: Callable[[VideoClassifier], Any]) -> Make:
 
 def _guided(classifier: VideoClassifier, copies: int) -> Call:
     _need_relu(classifier, "GuidedBackprop changes nn.ReLU modules alone, so it would be the plain gradient")
-    explainer = GuidedBackprop(classifier)
-    return lambda clip, target: explainer.attribute(clip, target=target)
+    return _gradient(GuidedBackprop)(classifier, copies)
 
 
 def _deep_lift(classifier: VideoClassifier, copies: int) -> Call:
     without = "DeepLift has no rule for what the model is made of, so it would be InputXGradient, and not complete"
     _need_relu(classifier, without)
-    explainer = DeepLift(classifier)
-    return lambda clip, target: explainer.attribute(clip, target=target)
+    return _gradient(DeepLift)(classifier, copies)
 
 
 def _layer_grad_cam(classifier: VideoClassifier, copies: int) -> Call:
@@ -158,10 +150,6 @@ def _need_relu(classifier: VideoClassifier, otherwise: str) -> None:
         raise DoesNotApply(f"{kind} has no nn.ReLU: {otherwise}")
 
 
-def _frames(clip: Tensor, classifier: VideoClassifier) -> Tensor:
-    return feature_masks.frames(clip, classifier.layout)
-
-
 CAPTUM: dict[str, Recipe] = {
     "Saliency": Recipe(_gradient(Saliency), "magnitude of each channel's gradient"),
     "InputXGradient": Recipe(_gradient(InputXGradient), "as it is", magnitude=True),
@@ -172,8 +160,10 @@ CAPTUM: dict[str, Recipe] = {
     "DeepLift": Recipe(_deep_lift, "from zero", magnitude=True),
     "LayerGradCam": Recipe(_layer_grad_cam, "last layer with places, interpolated"),
     "Occlusion": Recipe(_occlusion, "the windows of VideoOcclusion; zero"),
-    "FeatureAblation(tubelets)": Recipe(_ablation(feature_masks.tubelets, True), "one tubelet at a time; zero"),
-    "FeatureAblation(frames)": Recipe(_ablation(_frames, False), "one frame at a time; zero"),
+    "FeatureAblation(tubelets)": Recipe(
+        ablation(FeatureAblation, feature_masks.tubelets, of_tokens=True), "one tubelet at a time; zero"
+    ),
+    "FeatureAblation(frames)": Recipe(ablation(FeatureAblation, frames, of_tokens=False), "one frame at a time; zero"),
     "KernelShap": Recipe(_surrogate(KernelShap), f"{SAMPLES} samples of 4 x 3 x 3 regions; zero"),
     "Lime": Recipe(_surrogate(Lime), f"{SAMPLES} samples of 4 x 3 x 3 regions; zero"),
 }

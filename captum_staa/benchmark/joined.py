@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_staa.benchmark.clips import Sample, checked, described, source_of
+from captum_staa.benchmark.planted import generator_of
 from captum_staa.checks import check_count
 from captum_staa.models import VideoClassifier
 
@@ -36,14 +37,16 @@ def joined(
         clips: a sequence as for :func:`captum_staa.benchmark.compare`, of two classes at least and two frames each.
         classifier: who is to see them.
         n: how many; None makes one of each clip. The target of the i-th is that of clip ``i % len(clips)``.
-        seed: draws partners and order. The i-th depends on ``seed`` and ``i`` only, not on the order of reading.
+        seed: -2^63 to 2^63 - 1; draws partners and order. The i-th depends on ``seed`` and ``i`` only, not on ``n`` nor
+            on the order of reading.
 
     Returns:
         A sequence of ``(clip, target, truth)`` that is made when read.
 
     Raises:
-        ValueError: there are no clips, or, when read: all are of one class.
-        TypeError: ``clips`` is no sequence, because partners must be looked up.
+        ValueError: there are no clips, or ``n`` or ``seed`` is out of range; or, when read: all clips are of one class,
+            or one has a single frame, which has no halves.
+        TypeError: ``clips`` is no sequence, because partners must be looked up; ``n`` or ``seed`` is no whole number.
 
     Reference:
         Adel Bargal et al., "Excitation Backprop for RNNs", CVPR (2018), on pairs of joined clips.
@@ -53,7 +56,8 @@ def joined(
         raise TypeError(f"joined looks partners up, so clips are a sequence, but {type(clips).__name__} came")
     if n is not None:
         check_count("n", n)
-    return _Joined(source, classifier, len(source) if n is None else n, seed)
+    check_count("seed", seed, least=-(2**63), most=2**63 - 1)
+    return _Joined(source, classifier, len(source) if n is None else int(n), int(seed))
 
 
 class _Joined(Sequence[tuple[Tensor, int, Tensor]]):
@@ -66,11 +70,16 @@ class _Joined(Sequence[tuple[Tensor, int, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor]:  # type: ignore[override]
         at = range(self._n)[index]
-        draw = torch.Generator().manual_seed(self._seed * self._n + at)
+        draw = generator_of(self._seed, at)
         own = checked(self._source[at % len(self._source)], self._classifier)
         other = self._partner(own, draw)
         layout = self._classifier.layout
         frames = own.clip.shape[layout.time]
+        if frames < 2:
+            raise ValueError(
+                f"joined clips are half of one and half of another, but clip {at % len(self._source)} of shape "
+                f"{tuple(own.clip.shape)} has {frames} frame; give clips of two frames or more"
+            )
         half = frames // 2
         halves = [(own, half), (other, frames - half)]
         truth = torch.arange(frames) < half

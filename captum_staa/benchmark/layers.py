@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import nn
 
+from captum_staa.lending import uncompiled
 from captum_staa.models import VideoClassifier
-from captum_staa.models.families import uncompiled
 
 End = Literal["first", "last"]
 # What a block's attention reads, in TimeSformer its spatial one: the last block's output has no gradient but at the

@@ -88,7 +88,10 @@ class Ledger:
         if not path.is_file():
             raise FileExistsError(f"{self.folder} holds {held[:3]}, but no comparison; choose an empty or a new folder")
         if not resume:
-            raise FileExistsError(f"{self.folder} holds an earlier comparison; resume it, or choose another folder")
+            raise FileExistsError(
+                f"{self.folder} holds an earlier comparison; resume=True or --resume goes on with it, out= or --out "
+                f"names another folder"
+            )
         try:
             recorded = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -127,10 +130,6 @@ class Ledger:
         """What was put down with an entry for pictures; empty where nothing was."""
         path = self._path(index, method).with_suffix(".safetensors")
         return load_file(path) if path.is_file() else {}
-
-    def drop(self, index: int, method: str) -> None:
-        """Take an entry away."""
-        self._path(index, method).unlink(missing_ok=True)
 
     def clips(self) -> list[int]:
         """The numbers of all clips of which anything is there, in order."""

@@ -7,14 +7,14 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from captum.attr import Attribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_staa.benchmark.from_captum import CAPTUM
 from captum_staa.benchmark.ours import OURS
@@ -123,13 +123,30 @@ def _made(name: str | None, given: Given, classifier: VideoClassifier, copies: i
     if isinstance(given, Attribution):
         kind = type(given).__name__
         attribute: Any = given.attribute
-        return Method(name or kind, f"an instance of {kind}", lambda clip, target: attribute(clip, target=target))
+        layers = {module: layer for layer, module in classifier.module.named_modules() if layer}
+        about = f"an instance of {_told(given, layers)}"
+        return Method(name or kind, about, lambda clip, target: attribute(clip, target=target))
     if callable(given):
         own = getattr(given, "__name__", type(given).__name__)
         return Method(name or own, f"a function, {own}", given)
     raise TypeError(
         f"a method is a name, a Captum Attribution, or a function of a clip and its target, but {given!r} came"
     )
+
+
+def _told(value: Any, layers: Mapping[nn.Module, str]) -> str | None:
+    """A setting in words that every process would choose; None of what has none, such as a function or a tensor."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, nn.Module):
+        return layers.get(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(str(_told(each, layers)) for each in value)}]"
+    if isinstance(value, Attribution) or (is_dataclass(value) and not isinstance(value, type)):
+        public = {name: _told(each, layers) for name, each in vars(value).items() if not name.startswith("_")}
+        settings = ", ".join(f"{name}={said}" for name, said in public.items() if said is not None)
+        return f"{type(value).__name__}({settings})"
+    return None
 
 
 def _known(name: str) -> tuple[str, Recipe]:
@@ -146,8 +163,8 @@ def _folded(name: str) -> str:
 
 
 def _quietly(call: Call, clip: Tensor, target: int) -> Tensor:
-    """Without Captum's remarks on what it does to the clip and to nn.ReLU: it does so to a copy, on purpose."""
+    """Without Captum's remarks on what it does to its copy of the clip and to nn.ReLU: it does so on purpose."""
     with warnings.catch_warnings():
         for remark in ("Input Tensor .* did not already require gradients", "Setting (forward, )?backward hooks"):
             warnings.filterwarnings("ignore", message=remark)
-        return call(clip.clone(), target)
+        return call(clip, target)

@@ -63,11 +63,20 @@ class Plan:
         return self.applied[0].name if self.applied else None
 
 
-def run_clip(plan: Plan, ledger: Ledger, index: int, name: str, load: Load, bar: tqdm[Any]) -> None:
+def run_clip(plan: Plan, ledger: Ledger, index: int, name: str, load: Load, bar: tqdm[Any], measured: set[str]) -> None:
     """Everything that is not yet there for one clip.
 
     What fails is written down with its reason, whatever it is, and the next thing is done: one broken file among
     twenty thousand must not end a run of days.
+
+    Args:
+        plan: what is asked.
+        ledger: where it is put down.
+        index: the clip's number.
+        name: its name.
+        load: gives the clip.
+        bar: is moved by every map.
+        measured: methods whose memory this process has measured on the CPU; it grows.
     """
     todo = [method for method in (WHOLE, *plan.names) if not _done(ledger.read(index, name, method))]
     bar.update(len(plan.names) - sum(method != WHOLE for method in todo))
@@ -76,7 +85,7 @@ def run_clip(plan: Plan, ledger: Ledger, index: int, name: str, load: Load, bar:
     try:
         sample = load()
         whole = _whole(plan, index, name, sample)
-        runner = _Clip(plan, index, name, sample)
+        runner = _Clip(plan, index, name, sample, measured)
     except Exception as error:
         ledger.write(Entry(index, name, WHOLE, error=_reason(error)))
         bar.update(sum(method != WHOLE for method in todo))
@@ -93,8 +102,8 @@ def run_clip(plan: Plan, ledger: Ledger, index: int, name: str, load: Load, bar:
 class _Clip:
     """One clip while its methods are run."""
 
-    def __init__(self, plan: Plan, index: int, name: str, sample: Sample) -> None:
-        self.plan, self.index, self.name, self.sample = plan, index, name, sample
+    def __init__(self, plan: Plan, index: int, name: str, sample: Sample, measured: set[str]) -> None:
+        self.plan, self.index, self.name, self.sample, self.measured = plan, index, name, sample, measured
         self.methods = {method.name: method for method in plan.applied}
         self.baseline = baseline_of(plan.baseline, sample.clip, plan.classifier)
         self.metrics = {
@@ -138,15 +147,18 @@ class _Clip:
         call = partial(self._map, self.methods[name])
         if not any(metric in COSTS for metric in plan.metrics):
             return call(), None
-        # On the CPU memory takes a second call, so it is measured on the first clip alone: sizes are the same on all.
-        memory = "memory" in plan.metrics and (clip.device.type == "cuda" or self.index == 0)
-        return with_cost(call, plan.classifier, clip, memory=memory)
+        # On the CPU memory takes a second call, so it is measured once: sizes are the same on all clips.
+        memory = "memory" in plan.metrics and (clip.device.type == "cuda" or name not in self.measured)
+        found, cost = with_cost(call, plan.classifier, clip, memory=memory)
+        self.measured.add(name)
+        return found, cost
 
     def _map(self, method: Method) -> Tensor:
         assert method.call is not None
         clip = self.sample.clip
         with seeded(self.plan.seed, self.index, method.name, clip.device):
-            maps = method.map_of(method.call(clip, self.sample.target), clip, self.plan.classifier)
+            found = method.call(clip.clone(), self.sample.target)  # what it writes into its clip is nobody else's
+        maps = method.map_of(found, clip, self.plan.classifier)
         if method.name == self.plan.inverted:
             self._first = maps
         return maps
@@ -177,15 +189,17 @@ def _done(entry: Entry | None) -> bool:
 def _whole(plan: Plan, index: int, name: str, sample: Sample) -> Entry:
     """The model's answer to the clip."""
     with torch.no_grad():
-        logits = plan.classifier(sample.clip)[0]
+        logits = plan.classifier(sample.clip.clone())[0]
     if sample.target >= len(logits):
         raise ValueError(f"class {sample.target} is explained, but the model gives {len(logits)} logits")
     values = {"target": sample.target, "answer": int(logits.argmax()), "truth": sample.truth is not None}
     return Entry(index, name, WHOLE, {key: float(value) for key, value in values.items()})
 
 
-def _pictured(plan: Plan, sample: Sample) -> dict[str, np.ndarray[Any, Any]]:
-    """The clip as frames, and its truth."""
+def _pictured(plan: Plan, sample: Sample) -> dict[str, np.ndarray[Any, Any]] | None:
+    """The clip as frames, and its truth; None of what has no colours, such as optical flow."""
+    if plan.classifier.layout.size(sample.clip)["C"] not in (1, 3):
+        return None
     known = plan.classifier.preprocessing
     mean, std = (known.mean, known.std) if known is not None else (None, None)
     found: dict[str, np.ndarray[Any, Any]] = {
@@ -195,10 +209,12 @@ def _pictured(plan: Plan, sample: Sample) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _points(case: Case) -> dict[str, list[float]]:
-    """The causal curves, where a metric has asked for them."""
+    """The causal curves, where a metric has asked for them and the model has answered at every point."""
     if "curves" not in vars(case):
         return {}
     found = case.curves
+    if not (found.insertion.curve.isfinite().all() and found.deletion.curve.isfinite().all()):
+        return {}
     return {
         "fractions": found.insertion.fractions[0].tolist(),
         "insertion": found.insertion.curve[0].tolist(),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-from torch import Tensor
 
 from captum_staa import feature_masks
 from captum_staa.attr import (
@@ -18,11 +15,19 @@ from captum_staa.attr import (
     VideoOcclusion,
 )
 from captum_staa.benchmark.layers import End
-from captum_staa.benchmark.recipes import Call, DoesNotApply, Make, Recipe, named_layer, need_tubelets, windows
+from captum_staa.benchmark.recipes import (
+    SAMPLES,
+    Call,
+    DoesNotApply,
+    Make,
+    Recipe,
+    ablation,
+    frames,
+    named_layer,
+    windows,
+)
 from captum_staa.models import VideoClassifier
 from captum_staa.models.st_abn.network import st_abn_of
-
-SAMPLES = 400  # masks that RISE draws
 
 
 def _staa(**options: Any) -> Make:
@@ -50,18 +55,6 @@ def _occlusion(classifier: VideoClassifier, copies: int) -> Call:
     return lambda clip, target: explainer.attribute(
         clip, *windows(classifier, clip), target=target, perturbations_per_eval=copies
     )
-
-
-def _ablation(mask: Callable[[Tensor, VideoClassifier], Tensor], of_tokens: bool) -> Make:
-    def make(classifier: VideoClassifier, copies: int) -> Call:
-        if of_tokens:
-            need_tubelets(classifier)
-        explainer = VideoFeatureAblation(classifier)
-        return lambda clip, target: explainer.attribute(
-            clip, target=target, feature_mask=mask(clip, classifier), perturbations_per_eval=copies
-        )
-
-    return make
 
 
 def _rise(classifier: VideoClassifier, copies: int) -> Call:
@@ -107,10 +100,11 @@ OURS: dict[str, Recipe] = {
     "AttentionBranch(grad_gate)": Recipe(_branch("grad_gate"), "gate times gradient", magnitude=True),
     "AttentionBranch(class_map)": Recipe(_branch("class_map"), "the branch's own class activation map", magnitude=True),
     "VideoOcclusion": Recipe(_occlusion, "windows of 4 frames and 2 x 2 cells, half overlapping in space; zero"),
-    "VideoFeatureAblation(tubelets)": Recipe(_ablation(feature_masks.tubelets, True), "one tubelet at a time; zero"),
+    "VideoFeatureAblation(tubelets)": Recipe(
+        ablation(VideoFeatureAblation, feature_masks.tubelets, of_tokens=True), "one tubelet at a time; zero"
+    ),
     "VideoFeatureAblation(frames)": Recipe(
-        _ablation(lambda clip, classifier: feature_masks.frames(clip, classifier.layout), False),
-        "one frame at a time; zero",
+        ablation(VideoFeatureAblation, frames, of_tokens=False), "one frame at a time; zero"
     ),
     "RISE": Recipe(_rise, f"{SAMPLES} masks of 4 x 7 x 7 cells, half shown; zero"),
     "GradCAM": Recipe(_grad_cam("last", "gradcam"), "gradcam, last layer"),

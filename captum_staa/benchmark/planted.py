@@ -140,7 +140,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         for good, message in checks:
             if not good:
                 raise ValueError(message)
-        self.seed, self.n, self.task = seed, n, task
+        self.seed, self.n, self.task = int(seed), int(n), task
         self.num_frames, self.image_size, self.patch_size = num_frames, image_size, patch_size
         self.noise, self.contrast, self.window, self.speed = noise, contrast, window, speed
         self.labels: tuple[str, ...] = LABELS[task]
@@ -203,9 +203,9 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
 
     def _scene(self, i: int) -> _Scene:
         classes = len(self.labels)
-        block = _generator(self.seed, i // classes, stream=1)
+        block = generator_of(self.seed, i // classes, 1)
         label = int(torch.randperm(classes, generator=block)[i % classes])
-        draw = _Draw(_generator(self.seed, i, stream=0))
+        draw = _Draw(generator_of(self.seed, i, 0))
         t, size = self.num_frames, self.image_size
 
         coarse = draw.normal(1, 3, 5, 5) * 15 + draw.uniform(-15, 15, 3)[:, None, None] + GREY
@@ -302,9 +302,9 @@ class _Draw:
         return self.integer(0, num_frames - length), length
 
 
-def _generator(seed: int, index: int, stream: int) -> torch.Generator:
+def generator_of(seed: int, *key: int) -> torch.Generator:
     # Neighbouring seeds of a Mersenne twister are alike in their first numbers; SeedSequence mixes them.
-    state = np.random.SeedSequence([seed % 2**64, index, stream]).generate_state(1, np.uint64)[0]
+    state = np.random.SeedSequence([seed % 2**64, *key]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) % 2**63)
 
 
@@ -344,6 +344,6 @@ def _check_numbers(count: int, **given: object) -> None:
     """Raise unless each is a whole number, or a pair of them."""
     for name, value in given.items():
         numbers = value if count == 2 and isinstance(value, (tuple, list)) else (value,)
-        if len(numbers) != count or not all(is_whole(number, least=-(2**99)) for number in numbers):
+        if len(numbers) != count or not all(map(is_whole, numbers)):
             wanted = "a whole number" if count == 1 else "two whole numbers, fewest and most"
             raise TypeError(f"{name} is {wanted}, but {value!r} of type {type(value).__name__} came")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from captum_staa import feature_masks
 from captum_staa.benchmark.layers import End, end_layer
 from captum_staa.models import VideoClassifier
 
 Call = Callable[[Tensor, int], Tensor]  # clip (1, ...), target -> attributions of its shape, or maps (1, T, H, W)
 Make = Callable[[VideoClassifier, int], Call]  # with so many copies of a clip per call of the model
+SAMPLES = 400  # masks that RISE draws; subsets of regions, Lime and KernelShap
 
 
 class DoesNotApply(ValueError):
@@ -61,3 +63,27 @@ def need_tubelets(classifier: VideoClassifier) -> None:
     if classifier.grid is None:
         kind = type(classifier.module).__name__
         raise DoesNotApply(f"{kind} is no transformer of a known family: it has no tubelets")
+
+
+def ablation(
+    kind: Callable[[VideoClassifier], Any], mask: Callable[[Tensor, VideoClassifier], Tensor], *, of_tokens: bool
+) -> Make:
+    """One region of a feature mask at a time: a Captum-like ``FeatureAblation``, and the mask of a clip."""
+
+    def make(classifier: VideoClassifier, copies: int) -> Call:
+        if of_tokens:
+            need_tubelets(classifier)
+
+        def call(clip: Tensor, target: int) -> Tensor:
+            explainer = kind(classifier)  # a new one each time: a used FeatureAblation of Captum's checks no more
+            regions = mask(clip, classifier)
+            return explainer.attribute(clip, target=target, feature_mask=regions, perturbations_per_eval=copies)
+
+        return call
+
+    return make
+
+
+def frames(clip: Tensor, classifier: VideoClassifier) -> Tensor:
+    """The feature mask of whole frames, called as that of tubelets is."""
+    return feature_masks.frames(clip, classifier.layout)

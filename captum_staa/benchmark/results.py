@@ -15,7 +15,9 @@ from torch import Tensor
 from captum_staa.benchmark.rows import ALL, ERROR, NO_USE, Mean, Row, Sheet
 from captum_staa.benchmark.scoring import COSTS
 from captum_staa.metrics import Reliability, reliability
-from captum_staa.metrics._ranks import midranks
+from captum_staa.metrics.bootstrap import draws, interval
+from captum_staa.metrics.ranks import midranks
+from captum_staa.randomness import generator_or_seeded
 
 DRAWS = 1000  # of clips, that intervals come from
 
@@ -128,12 +130,7 @@ class Results:
 
     @cached_property
     def _means(self) -> dict[str, dict[str, Mean]]:
-        count = len(self.clips)
-        draw = torch.Generator().manual_seed(0)
-        copies = torch.zeros(DRAWS, count, dtype=torch.float64)  # of each clip in each draw
-        if count:
-            drawn = torch.randint(count, (DRAWS, count), generator=draw)
-            copies.scatter_add_(1, drawn, torch.ones_like(copies))
+        copies = draws(DRAWS, len(self.clips), generator_or_seeded(None))  # the same in every call
         found: dict[str, dict[str, Mean]] = {method: {} for method in self.methods}
         for metric in self.metrics:
             each = _medians(self.values(metric)) if metric in COSTS else _means(self.values(metric), copies)
@@ -148,7 +145,7 @@ def _means(table: Tensor, copies: Tensor) -> list[Mean]:
     filled = table.where(there, 0.0)
     means = filled.sum(0) / there.sum(0)
     drawn = (copies @ filled) / (copies @ there.double())  # (R, M); nan where a draw met no number
-    low, high = drawn.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    low, high = interval(drawn)
     return [
         Mean(*numbers)
         for numbers in zip(means.tolist(), low.tolist(), high.tolist(), there.sum(0).tolist(), strict=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from captum_staa.benchmark.scoring import BASELINES, chosen
 from captum_staa.checks import check_choice, check_count
 from captum_staa.io import FilePath
 from captum_staa.models import VideoClassifier
+from captum_staa.versions import versions
 
 _SIGNS = {True: 1, False: -1, None: 0}
 
@@ -106,12 +105,12 @@ def compare(
     check_count("seed", seed, least=0)
     plan = Plan(
         classifier=classifier,
-        methods=made(methods, classifier, perturbations_per_eval),
+        methods=made(methods, classifier, int(perturbations_per_eval)),
         metrics=chosen(metrics),
         baseline=baseline,
-        steps=steps,
-        copies=perturbations_per_eval,
-        seed=seed,
+        steps=int(steps),
+        copies=int(perturbations_per_eval),
+        seed=int(seed),
     )
     if taken := [method.name for method in plan.methods if method.name in (*CONTROLS, ALL)]:
         raise ValueError(f"{taken} are names of controls; pass a mapping that names the methods otherwise")
@@ -131,10 +130,11 @@ def _run(plan: Plan, ledger: Ledger, source: Iterable[Any], group: Processes, sh
     """Whether Ctrl-C came before the end."""
     mine = share(source, group.rank, group.world)
     total = None if mine is None else mine * len(plan.names)
+    measured: set[str] = set()
     try:
         with progress(total, show_progress and group.rank == 0) as bar:
             for index, name, load in each(source, plan.classifier, group.rank, group.world):
-                run_clip(plan, ledger, index, name, load, bar)
+                run_clip(plan, ledger, index, name, load, bar, measured)
     except KeyboardInterrupt:
         if group.world > 1:  # the others may be gone, and must not be waited for
             raise
@@ -167,16 +167,14 @@ def _settings(plan: Plan, source: Iterable[Any]) -> dict[str, Any]:
     """Whatever fixes the numbers. How many processes there are does not."""
     classifier = plan.classifier
     parameter = next(classifier.parameters(), None)
-    known = {"python": platform.python_version()}
-    for name in ("captum", "numpy", "torch", "transformers"):
-        known[name] = metadata.version(name)
     return {
-        "versions": known,
+        "versions": versions(),
         "model": type(classifier.module).__name__,
         "weights": _fingerprint(classifier),
         "dtype": "none" if parameter is None else str(parameter.dtype).removeprefix("torch."),
         "device": "cpu" if parameter is None else parameter.device.type,
         "layout": classifier.layout.axes,
+        "preprocessing": repr(classifier.preprocessing),
         "clips": described(source),
         "methods": {method.name: method.about for method in plan.methods},
         "metrics": list(plan.metrics),
@@ -203,6 +201,9 @@ def _gathered(plan: Plan, ledger: Ledger, settings: dict[str, Any], interrupted:
     rows = [Row(ALL, method.name, NO_USE, np.nan, method.reason) for method in plan.methods if method.call is None]
     answers: dict[str, tuple[int, int]] = {}
     curves: dict[str, _Curves] = defaultdict(_Curves)
+    # On the CPU every process and every start measures memory once: the first clip's is told, as of one process.
+    once = settings["device"] != "cuda" and "memory" in plan.metrics and plan.metrics["memory"].score is None
+    remembered: set[str] = set()
     needing = [name for name, metric in plan.metrics.items() if metric.needs_truth]
     for index in ledger.clips():
         found = {entry.method: entry for entry in ledger.of(index)}
@@ -214,7 +215,10 @@ def _gathered(plan: Plan, ledger: Ledger, settings: dict[str, Any], interrupted:
         for name in (WHOLE, *plan.names):
             entry = found.get(name)
             if entry is not None:
-                rows += _rows(entry, list(plan.metrics))
+                again = once and name in remembered
+                rows += _rows(entry, [metric for metric in plan.metrics if not (again and metric == "memory")])
+                if "memory" in entry.values:
+                    remembered.add(name)
                 if entry.curves:
                     curves[name].add(entry.curves)
     return Comparison(

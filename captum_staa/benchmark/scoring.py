@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from captum_staa import baselines, metrics
+from captum_staa.benchmark.rows import ERROR, LEFT_OUT, NO_USE
 from captum_staa.checks import check_choice
 from captum_staa.models import VideoClassifier
 
@@ -93,14 +94,23 @@ def _placed(name: str, **options: Any) -> Metric:
     return Metric(partial(Case.placed, metric=metric, **options), metric.higher_is_better, needs_truth=True)
 
 
+def _area(case: Case, kind: str) -> Tensor:
+    found: metrics.Curve = getattr(case.curves, kind)
+    if lost := int((~found.curve.isfinite()).sum()):
+        raise ValueError(
+            f"the model's answer is nan or infinite at {lost} of the {found.curve.numel()} points of the curve"
+        )
+    return found.score
+
+
 def _pointing(case: Case) -> Tensor:
     grid = case.classifier.grid
     return case.placed(metrics.pointing_game, tolerance=(0, 0, 0) if grid is None else grid.tubelet)
 
 
 METRICS: dict[str, Metric] = {
-    "insertion": Metric(lambda case: case.curves.insertion.score, True),
-    "deletion": Metric(lambda case: case.curves.deletion.score, False),
+    "insertion": Metric(partial(_area, kind="insertion"), True),
+    "deletion": Metric(partial(_area, kind="deletion"), False),
     "faithfulness": _altered("faithfulness", of_target=False),  # the paper's, over all classes
     "monotonicity": _altered("monotonicity", of_target=False),
     "faithfulness_correlation": _altered("faithfulness_correlation"),
@@ -156,11 +166,12 @@ def chosen(wanted: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Metric
 
     Args:
         wanted: names among ``METRICS``; or a mapping from names to None, for one of ``METRICS``, a :class:`Metric`, or
-            a function of a :class:`Case` to a number, which says by an attribute ``higher_is_better`` what is good.
-            None takes a choice of all kinds.
+            a function of a :class:`Case` to a number, which says by an attribute ``higher_is_better`` what is good:
+            True, False or None. None takes a choice of all kinds.
 
     Raises:
-        ValueError: an unknown name, one twice, or none at all.
+        ValueError: an unknown name, one twice, or none at all; a name that tables give to rows without a number
+            (``"error"``, ``"left out"``, ``"does not apply"``); a ``higher_is_better`` that is none of the three.
         TypeError: something else.
     """
     if wanted is None:
@@ -183,8 +194,18 @@ def _chosen(name: str, given: Any) -> Metric:
     if given is None:
         check_choice("metrics", name, METRICS)
         return METRICS[name]
-    if isinstance(given, Metric):
-        return given
-    if not callable(given):
-        raise TypeError(f"metric {name!r} is a function of a Case, or None for a known one, but {given!r} came")
-    return Metric(given, getattr(given, "higher_is_better", None))
+    if not isinstance(name, str):
+        raise TypeError(f"metrics are named by words, but {name!r} of type {type(name).__name__} came")
+    if name in (ERROR, LEFT_OUT, NO_USE):
+        raise ValueError(f"{name!r} marks rows without a number in tables; give the metric another name")
+    if not isinstance(given, Metric):
+        if not callable(given):
+            raise TypeError(f"metric {name!r} is a function of a Case, or None for a known one, but {given!r} came")
+        given = Metric(given, getattr(given, "higher_is_better", None))
+    if given.score is None and name not in COSTS:
+        raise ValueError(f"metric {name!r} has no function of a Case; only {', '.join(COSTS)} are measured without one")
+    if not any(given.higher_is_better is known for known in (True, False, None)):
+        raise ValueError(
+            f"higher_is_better of metric {name!r} is True, False or None, but {given.higher_is_better!r} came"
+        )
+    return given

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results
 
 NOTHING = "–"
+LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+    }
+)
 
 
 def written(text: str, path: str | Path | None, overwrite: bool) -> str:
@@ -165,9 +173,7 @@ def _figure(value: float, metric: str) -> str:
 
 
 def _latex(text: str) -> str:
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    return text.translate(LATEX)
 
 
 def _finite(told: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from captum_staa import io
 from captum_staa.benchmark.clips import check_unique
 from captum_staa.metrics import boxes_to_truth
 from captum_staa.models import VideoClassifier
+from captum_staa.models.classifier import DEFAULT_FRAMES
 
-FRAMES = 16  # of a clip, where the model takes any number
 Box = tuple[float, float, float, float]
 
 
@@ -80,7 +80,7 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor | None]:  # type: ignore[override]
         name = self.names[index]
-        video = io.read_video(self._folder / name, self._classifier.num_frames or FRAMES)
+        video = io.read_video(self._folder / name, self._classifier.num_frames or DEFAULT_FRAMES)
         clip = self._classifier.preprocess(video.frames)
         truth = None
         if name in self._boxes:
@@ -158,9 +158,9 @@ def _boxes(table: io.FilePath, names: set[str]) -> dict[str, dict[int, list[Box]
             x0, y0, x1, y1 = (float(row[corner]) for corner in ("x0", "y0", "x1", "y1"))
         except ValueError as error:
             raise ValueError(f"{table}, line {line}: {error}; a frame is a whole number, a corner a number") from error
-        if not (frame >= 0 and x0 < x1 and y0 < y1):
+        if not (frame >= 0 and x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
             raise ValueError(
-                f"{table}, line {line}: a box is x0 < x1 and y0 < y1 in a frame from 0 on, but "
+                f"{table}, line {line}: a box is x0 < x1 and y0 < y1, all finite, in a frame from 0 on, but "
                 f"{frame=}, {x0=}, {y0=}, {x1=}, {y1=} came"
             )
         found[row["name"]][frame].append((x0, y0, x1, y1))

@@ -17,6 +17,7 @@ from captum_staa.cli.explain import INTERRUPTED
 from captum_staa.cli.prepare import load
 from captum_staa.io import atomic
 from captum_staa.models import VideoClassifier
+from captum_staa.models.classifier import DEFAULT_FRAMES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SEED = 2_000_000_010  # of planted clips that no shipped model has been trained on
@@ -73,8 +74,6 @@ def run(asked: Asked) -> int:
                 perturbations_per_eval=asked.copies,
                 seed=asked.seed,
             )
-        except FileExistsError as error:
-            raise FileExistsError(f"{error}: --resume goes on with it, --out names another") from error
         except KeyboardInterrupt:
             print(f"interrupted: what is done is kept in {asked.out}; go on with --resume", file=sys.stderr)
             return INTERRUPTED
@@ -138,7 +137,7 @@ def _clips(asked: Asked, classifier: VideoClassifier) -> Any:
     else:
         assert asked.planted is not None
         size = classifier.image_size[0] if classifier.image_size else 48
-        clips = PlantedClips(SEED, asked.planted, _task(asked), classifier.num_frames or 16, size)
+        clips = PlantedClips(SEED, asked.planted, _task(asked), classifier.num_frames or DEFAULT_FRAMES, size)
     return joined(clips, classifier, seed=asked.seed) if asked.joined else clips
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from captum_staa import io
-from captum_staa.benchmark import PlantedClips
-from captum_staa.cli.comparison import as_markdown, compare, write_tables
+from captum_staa.benchmark import PlantedClips, compare
 from captum_staa.cli.explain import explain
 from captum_staa.cli.explanation import Explanation, Options, moment, report
 from captum_staa.cli.output import FILES, refuse_to_overwrite, write
@@ -25,7 +26,18 @@ SEED = 2_000_000_010  # of clips that the model has not been trained on
 FACTOR = 6  # by which each pixel grows in the file
 FPS = 8.0
 TABLES = ("table.md", "table.csv")
-METHODS = "methods.html"  # the first clip's maps by all methods
+PAGE = "methods.html"  # the first clip's maps by all methods
+METHODS = (
+    "STAA",
+    "STAA(attention)",
+    "STAA(attention-last)",
+    "STAA(released)",
+    "Saliency",
+    "IntegratedGradients",
+    "Occlusion",
+)
+METRICS = ("auroc", "auroc_time", "pointing_game", "forwards", "seconds")
+WRITTEN = ("planted.mp4", *FILES, *TABLES, PAGE)
 
 
 def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
@@ -37,12 +49,18 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
         overwrite: whether earlier results may be replaced.
 
     Returns:
-        The exit code: 0, or 1 where the model's answer or the explanation is not what was planted.
+        The exit code: 0, or 1 where the model's answer or the explanation is not what was planted, or where a method
+        failed, whose reason is in the table.
+
+    Raises:
+        ValueError: ``out`` is a file.
+        FileExistsError: ``out`` holds one of the files, and ``overwrite`` is False; nothing is written then.
+        KeyboardInterrupt: Ctrl-C.
     """
     started = time.perf_counter()
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out names a folder, but {out} is a file; choose another name")
-    refuse_to_overwrite(out, overwrite, ("planted.mp4", *FILES, *TABLES, METHODS))
+    refuse_to_overwrite(out, overwrite, WRITTEN)
     planted = PlantedClips(SEED, clips)
     _, label, truth = planted[0]
     name, when = planted.labels[int(label)], truth.flatten(1).any(1)  # (T,)
@@ -59,14 +77,21 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     good = verdict(explanation, name, when)
     print(good or "as planted: the class, and every key frame", flush=True)
 
-    print(f"\nmean over {clips} planted clips that the model has not seen; chance is 0.5 for AUROC:")
-    rows, maps = compare(load(MODEL, None), planted)
-    print(as_markdown(rows))
-    write_tables(rows, *(out / table for table in TABLES), overwrite=overwrite)
+    print(f"\n{clips} planted clips that the model has not seen; chance is 0.5 for auroc and auroc_time:")
+    with _one_thread():
+        found = compare(load(MODEL, None), planted, METHODS, METRICS)
+    if found.interrupted:  # a table of a part of the clips would pass for one of all
+        raise KeyboardInterrupt
+    print(printable(found.to_markdown(intervals=False), sys.stdout.encoding))
+    print("\n".join(f"{method}: {about}" for method, about in found.settings["methods"].items()))
+    found.to_markdown(out / TABLES[0], overwrite=overwrite)
+    found.to_csv(out / TABLES[1], overwrite=overwrite)
+    maps = {} if found.sheet is None else found.sheet.maps
     to_html(
         planted.frames(0),
-        {"planted": truth.float(), **maps},
-        path=out / METHODS,
+        {"planted": truth.float(), **{method: maps[method] for method in METHODS if method in maps}},
+        sign="positive",  # as they are scored: what speaks against the class is no evidence
+        path=out / PAGE,
         overwrite=overwrite,
         fps=FPS,
         play_fps=FPS,
@@ -74,9 +99,8 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
         predictions=[(said, probability) for _, said, probability in explanation.top(4)],
         title=f"{name}, planted, and where methods find it",
     )
-    files = ", ".join(("planted.mp4", *FILES, *TABLES, METHODS))
-    print(f"\nwritten to {out}: {files} ({time.perf_counter() - started:.0f} s)")
-    return 1 if good else 0
+    print(f"\nwritten to {out}: {', '.join(WRITTEN)} ({time.perf_counter() - started:.0f} s)")
+    return 1 if good or found.failures else 0
 
 
 def enlarged(frames: NDArray[np.uint8], factor: int = FACTOR) -> NDArray[np.uint8]:
@@ -94,3 +118,25 @@ def verdict(explanation: Explanation, label: str, when: torch.Tensor) -> str:
     if outside or not key:
         return f"NOT as planted: key frames at {', '.join(outside) or 'no time at all'} lie outside of the evidence"
     return ""
+
+
+def printable(text: str, encoding: str | None) -> str:
+    """The text as far as a terminal can show it.
+
+    Example:
+        >>> printable("auroc ↑", "utf-8"), printable("auroc ↑", "ascii")
+        ('auroc ↑', 'auroc ?')
+    """
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A small model's threads wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -11,8 +11,9 @@ from captum_staa import io
 from captum_staa.cli.explanation import Explanation, Options, report
 from captum_staa.cli.methods import METHODS
 from captum_staa.cli.output import refuse_to_overwrite, write
-from captum_staa.cli.prepare import about, check, label_names, load, times_of
+from captum_staa.cli.prepare import about, check, load, times_at
 from captum_staa.cli.windows import explain_windows
+from captum_staa.models.classifier import DEFAULT_FRAMES
 
 SAMPLING = {
     "uniform": "spread evenly over the video",
@@ -66,10 +67,11 @@ def explain(options: Options) -> Explanation:
         step = options.stride or 1
         video = io.read_video(
             options.video,
-            classifier.num_frames or 16,
+            classifier.num_frames or DEFAULT_FRAMES,
             sampling,  # type: ignore[arg-type]  # read_video checks it
             stride=step if sampling == "stride" else 1,
         )
+        times = io.frame_times(options.video)
         clip = classifier.preprocess(video.frames)
         steps.set_description_str("explaining", refresh=False)
         steps.update()
@@ -78,11 +80,11 @@ def explain(options: Options) -> Explanation:
         found = method.explain(clip, target)
     return Explanation(
         **about(method, options, info),
-        labels=label_names(classifier, len(found.probabilities)),
+        labels=classifier.label_names(len(found.probabilities)),
         probabilities=found.probabilities.tolist(),
         target=found.target,
         indices=video.indices.tolist(),
-        times=times_of(options, info, video.indices.tolist()),
+        times=times_at(times, info, video.indices.tolist()),
         parts=found.parts,
         apart=method.frames_per_cell,
         sampling=f"{len(video.indices)} frames seen, {SAMPLING[sampling].format(stride=step)}",

@@ -109,7 +109,7 @@ class Explanation:
 
     @property
     def fps(self) -> float | None:
-        """Frames per second of the file, on average; None where it does not say."""
+        """Frames per second as the file announces them; None where it does not say."""
         return self.info.fps if math.isfinite(self.info.fps) and self.info.fps > 0 else None
 
     @property
@@ -134,7 +134,7 @@ class Explanation:
         """The frames that count most; none where nothing counts."""
         temporal = self.parts.temporal[0].tolist()
         return [
-            KeyFrame(at, self.indices[at], self.time(self.indices[at]), temporal[at])
+            KeyFrame(at, self.indices[at], None if self.times is None else self.times[at], temporal[at])
             for at in strongest(temporal, count, self.apart)
         ]
 
@@ -185,7 +185,9 @@ def bar(share: float, encoding: str | None = "utf-8") -> str:
 def report(explanation: Explanation, count: int, encoding: str | None = "utf-8") -> str:
     """What the terminal shows of an explanation: the answer, what was explained, and when."""
     info, indices = explanation.info, explanation.indices
-    length = f"{info.num_frames} frames" + ("" if explanation.fps is None else f", {info.num_frames / info.fps:.1f} s")
+    length = f"{info.num_frames} frames" + (
+        "" if explanation.steady is None else f", {info.num_frames / info.fps:.1f} s"
+    )
     lines = [
         f"{explanation.video.name}: {length}, {info.width} x {info.height}; {explanation.sampling}",
         f"{explanation.model} answers" + (", on average over its windows," if explanation.windows else ""),
@@ -202,13 +204,16 @@ def report(explanation: Explanation, count: int, encoding: str | None = "utf-8")
     if explanation.masks is not None:
         lines += _learnt(explanation.masks, explanation.subject(), bool(explanation.windows))
     key = explanation.key_frames()
-    mean = float(explanation.parts.temporal.mean())
-    if not key or mean <= 0:
+    mean = float(explanation.parts.temporal.abs().mean())
+    if mean == 0:
         lines.append("when: in no frame; the attributions are zero everywhere")
+    elif not key:
+        lines.append(f"when: no frame speaks for {explanation.subject()}, as far as this method tells")
     else:
         moments = [f"{moment(explanation, frame.index)} ({frame.temporal / mean:.1f}x)" for frame in key]
         span = f"{moment(explanation, indices[0])} to {moment(explanation, indices[-1])}"
-        lines.append(f"when: {', '.join(moments)} the mean of {len(indices)} frames from {span}")
+        signed = " magnitude" if bool((explanation.parts.temporal < 0).any()) else ""
+        lines.append(f"when: {', '.join(moments)} the mean{signed} of {len(indices)} frames from {span}")
     return "\n".join(lines)
 
 

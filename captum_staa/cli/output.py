@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from safetensors.torch import save_file
 from captum_staa.cli.explanation import Explanation, KeyFrame
 from captum_staa.cli.pictures import draw
 from captum_staa.io import save_tensors, together
+from captum_staa.versions import versions
 
 PICTURES = ("overlay.mp4", "player.html", "sheet.png", "timeline.png")
 FILES = ("attributions.safetensors", "result.json", *PICTURES)
@@ -63,7 +61,7 @@ def write(
             f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}" for key, value in entries
         ]
         paths[1].write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")  # one entry per line
-        draw(explanation, *paths[2:], overwrite=overwrite, truth=truth)
+        draw(explanation, *paths[2:], truth=truth)
     return [folder / name for name in FILES]
 
 
@@ -122,17 +120,6 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         "interrupted": explanation.interrupted or None,
         "files": list(FILES),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of this library and of those whose numbers it relays."""
-    found = {"python": platform.python_version(), "captum_staa": sys.modules["captum_staa"].__version__}
-    for name in ("captum", "torch", "transformers", "av"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _key_frame(frame: KeyFrame) -> dict[str, Any]:

@@ -35,10 +35,9 @@ def draw(
     sheet: Path,
     timeline: Path,
     *,
-    overwrite: bool,
     truth: Tensor | None,
 ) -> None:
-    """Write the pictures.
+    """Write the pictures, which are not there yet.
 
     Args:
         explanation: what to draw.
@@ -46,7 +45,6 @@ def draw(
         player: the page.
         sheet: the contact sheet.
         timeline: the curve over time with key frames.
-        overwrite: whether these may be replaced.
         truth: bool ``(T,)``, shaded in the timeline and on the page.
     """
     total, fps = len(explanation.indices), explanation.steady  # else labels would be false seconds
@@ -58,13 +56,13 @@ def draw(
     top, left, height, width = explanation.crop
     crop = (top * scale[0], left * scale[1], height * scale[0], width * scale[1])
 
-    save_animation(overlay, frames, joint, crop=crop, fps=play_rate(indices, explanation.fps), overwrite=overwrite)
+    save_animation(overlay, frames, joint, crop=crop, fps=play_rate(indices, explanation.fps))
     title = title_of(explanation)
     few = key_frames(explanation.parts.temporal[0][shown].numpy(), SHEET)
     figure, _ = show_frames(
         frames[few], joint[few], crop=crop, indices=[indices[at] for at in few], fps=fps, title=title, use_pyplot=False
     )
-    with io.atomic(sheet, overwrite) as partial:
+    with io.atomic(sheet) as partial:
         figure.savefig(partial, dpi=DPI)
     temporal = explanation.parts.temporal[:, shown]
     figure, _ = show_timeline(
@@ -76,10 +74,10 @@ def draw(
         title=title,
         use_pyplot=False,
     )
-    with io.atomic(timeline, overwrite) as partial:
+    with io.atomic(timeline) as partial:
         figure.savefig(partial, dpi=DPI)
     text = page(explanation, shown, frames, crop, truth)
-    with io.atomic(player, overwrite) as partial:
+    with io.atomic(player) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from captum_staa.cli.explanation import Options
 from captum_staa.cli.methods import METHODS, Method
-from captum_staa.io import VideoInfo, frame_times
+from captum_staa.io import VideoInfo
 from captum_staa.models import VideoClassifier
 
 
@@ -69,20 +70,11 @@ def about(method: Method, options: Options, info: VideoInfo) -> dict[str, Any]:
     }
 
 
-def times_of(options: Options, info: VideoInfo, indices: list[int]) -> list[float] | None:
+def times_at(times: NDArray[np.float64], info: VideoInfo, indices: list[int]) -> list[float] | None:
     """When these frames are shown; None where the file does not say, or gives other frames than it has times for."""
-    times = frame_times(options.video)
     if len(times) != info.num_frames or max(indices) >= len(times) or not np.isfinite(times).all():
         return None
     return times[indices].tolist()
-
-
-def label_names(classifier: VideoClassifier, count: int) -> list[str]:
-    """K names: the labels, or the class indices where there are none."""
-    labels = classifier.labels or [str(index) for index in range(count)]
-    if len(labels) != count:
-        raise ValueError(f"the model gives {count} logits, but its config names {len(labels)} labels; mend id2label")
-    return labels
 
 
 def _check_device(name: str) -> None:

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from captum_staa import io
 from captum_staa.cli.explanation import Explanation, Masks, Options
 from captum_staa.cli.methods import Explained, Method
-from captum_staa.cli.prepare import about, label_names, times_of
+from captum_staa.cli.prepare import about, times_at
 from captum_staa.layout import SpaceTime, from_joint
+from captum_staa.models.classifier import DEFAULT_FRAMES
 from captum_staa.stream.merge import Merged
 
 MOST = 8e9  # bytes of maps that are held at most
@@ -34,7 +35,7 @@ def explain_windows(method: Method, options: Options, info: io.VideoInfo, target
     by the class's probability in it.
     """
     classifier = method.classifier
-    frames = classifier.num_frames or 16
+    frames = classifier.num_frames or DEFAULT_FRAMES
     span = (frames - 1) * options.frame_stride + 1
     if info.num_frames < span:
         raise ValueError(
@@ -50,6 +51,7 @@ def explain_windows(method: Method, options: Options, info: io.VideoInfo, target
         given = io.iter_windows(options.video, frames, stride=step, frame_stride=options.frame_stride)
         yield from tqdm(given, desc=what, total=total, unit="window", delay=0.5, leave=False)
 
+    times = io.frame_times(options.video)  # now: the file may be gone when hours have passed
     answers: dict[int, Tensor] = {}  # by window: probabilities (K,)
     if method.class_specific and target is None:
         with closing(windows("finding the class")) as given:
@@ -79,14 +81,14 @@ def explain_windows(method: Method, options: Options, info: io.VideoInfo, target
         parts = SpaceTime(parts.joint, parts.spatial, temporal[None])
     probabilities = _mean(answers)
     target = int(probabilities.argmax()) if target is None else target
-    labels = label_names(classifier, len(probabilities))
+    labels = classifier.label_names(len(probabilities))
     return Explanation(
         **about(method, options, info),
         labels=labels,
         probabilities=probabilities.tolist(),
         target=target,
         indices=indices,
-        times=times_of(options, info, indices),
+        times=times_at(times, info, indices),
         parts=parts,
         apart=max(frames // 2, 1),
         sampling=f"{len(indices)} frames seen, in {len(done)} windows of {frames}, one every {step}",

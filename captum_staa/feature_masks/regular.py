@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from captum_staa.checks import is_triple
+from captum_staa.checks import check_count, is_triple
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 
@@ -69,8 +69,8 @@ def segments(clip: Tensor, layout: VideoLayout | str, n: int) -> Tensor:
     layout = VideoLayout.of(layout)
     layout.check_values(clip, "clip")
     count = layout.size(clip)["T"]
-    check_count("n", n, count, f"frames of a clip of shape {tuple(clip.shape)} in layout {layout.axes}")
-    return _shaped((torch.arange(count) * n // count).view(-1, 1, 1), clip, layout)
+    check_count("n", n, most=count, of=f"frames of a clip of shape {tuple(clip.shape)} in layout {layout.axes}")
+    return _shaped((torch.arange(count) * int(n) // count).view(-1, 1, 1), clip, layout)
 
 
 def grid(clip: Tensor, layout: VideoLayout | str, cell: Sequence[int]) -> Tensor:
@@ -102,10 +102,9 @@ def grid(clip: Tensor, layout: VideoLayout | str, cell: Sequence[int]) -> Tensor
     ids = torch.zeros(1, dtype=torch.long)
     for axis, side in zip("THW", cell, strict=True):
         size = layout.size(clip)[axis]
-        check_count(
-            f"side {axis.lower()} of {cell = }", side, size, f"of a clip of shape {tuple(clip.shape)} in {layout.axes}"
-        )
-        steps = torch.arange(size) // side
+        came = f"frames or pixels of a clip of shape {tuple(clip.shape)} in layout {layout.axes}"
+        check_count(f"side {axis.lower()} of {cell = }", side, most=size, of=came)
+        steps = torch.arange(size) // int(side)
         ids = ids[..., None] * (int(steps[-1]) + 1) + steps
     return _shaped(ids[0], clip, layout)
 
@@ -155,14 +154,6 @@ def tubelets(clip: Tensor, clf: Tokenised) -> Tensor:
     count = clf.grid.num_patches
     ids = clf.grid.to_pixels(torch.arange(1, count + 1).view(1, *clf.grid.shape), size=size)[0]
     return _shaped(ids.where(ids > 0, count + 1) - 1, clip, clf.layout)  # 0 is where no token stands
-
-
-def check_count(name: str, value: object, most: int, of: str) -> None:
-    """Raise unless ``value`` is a whole number of 1 to ``most``."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is a whole number, but {value!r} of type {type(value).__name__} came")
-    if not 1 <= value <= most:
-        raise ValueError(f"{name} is a whole number of 1 to the {most} {of}, but {value} came")
 
 
 def _shaped(ids: Tensor, clip: Tensor, layout: VideoLayout) -> Tensor:

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa.checks import is_number
-from captum_staa.feature_masks.regular import check_count
+from captum_staa.checks import check_count, is_number
 from captum_staa.layout import VideoLayout
 
 
@@ -64,7 +63,7 @@ def check_clip(clip: Tensor, layout: VideoLayout | str, n: int, compactness: flo
     layout.check_values(clip, "clip")
     sizes = layout.size(clip)
     came = f"clip of shape {tuple(clip.shape)} in layout {layout.axes}"
-    check_count("n", n, sizes["T"] * sizes["H"] * sizes["W"], f"voxels of a {came}")
+    check_count("n", n, most=sizes["T"] * sizes["H"] * sizes["W"], of=f"voxels of a {came}")
     if not (is_number(compactness) and 0 < compactness < math.inf):
         raise ValueError(f"compactness is positive and finite, about 5 to 50, but {compactness!r} came")
     try:

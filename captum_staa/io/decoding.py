@@ -63,7 +63,7 @@ def decode(path: FilePath) -> Generator[tuple[float, int, Any], None, None]:
 
 
 def rate(stream: Any) -> float:
-    """Frames per second, on average; nan where the file does not say."""
+    """Frames per second as the file announces them; nan where it does not say."""
     return float(stream.average_rate or stream.guessed_rate or math.nan)
 
 

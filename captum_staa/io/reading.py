@@ -205,10 +205,14 @@ def frame_times(path: FilePath) -> NDArray[np.float64]:
         FileNotFoundError, ValueError: as for :func:`read_video`.
     """
     with opened(path) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size > 0 and not packet.is_discard]
-        if any(packet.pts is None for packet in packets):
-            return np.arange(len(packets)) / rate(stream)
-        shown = np.sort([float(packet.pts * packet.time_base) for packet in packets])  # they come as they are decoded
+        stamps = [  # and no packets, which hold their bytes
+            None if packet.pts is None else float(packet.pts * packet.time_base)
+            for packet in container.demux(stream)
+            if packet.size > 0 and not packet.is_discard
+        ]
+        if None in stamps:
+            return np.arange(len(stamps)) / rate(stream)
+        shown = np.sort(np.array(stamps, dtype=np.float64))  # they come in the order of decoding
         return shown - shown[:1]
 
 

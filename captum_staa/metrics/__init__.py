@@ -7,10 +7,10 @@ from captum_staa.metrics.controls import controls
 from captum_staa.metrics.correlation import aopc, faithfulness_correlation, saco
 from captum_staa.metrics.faithfulness import faithfulness, monotonicity
 from captum_staa.metrics.localization import auroc, average_precision, pointing_game, temporal_pointing
-from captum_staa.metrics.overlap import energy_inside, iou, relevance_rank_accuracy
+from captum_staa.metrics.overlap import energy_inside, iou, relevance_rank_accuracy, snr
 from captum_staa.metrics.reliability import Reliability, krippendorff_alpha, reliability
 from captum_staa.metrics.smoothness import Smoothness, smoothness
-from captum_staa.metrics.statistics import complexity, snr, sparsity
+from captum_staa.metrics.statistics import complexity, sparsity
 from captum_staa.metrics.usage import AttentionUsage, attention_usage
 
 __all__ = [

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from captum_staa._captum import BaselineType
+from captum_staa.checks import is_number
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array, maps_of
-from captum_staa.metrics._units import Axis, units_of
+from captum_staa.metrics._axis import Axis
+from captum_staa.metrics._cell_ids import cell_ids
 from captum_staa.models.layouts import layout_of
 from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval
 
@@ -43,6 +45,19 @@ class Cells:
     def totals(self) -> Tensor:
         """``(1 or B, 1)`` int64 on the CPU, how many cells each clip has."""
         return self.present.sum(1, keepdim=True)
+
+    def check_part(self, name: str, fraction: float) -> None:
+        """Raise where a fraction of a clip's cells, rounded, is none of them or all: any map has the same."""
+        if not is_number(fraction):
+            raise TypeError(f"{name} is a number between 0 and 1, but {fraction!r} came")
+        if not 0 < fraction < 1:
+            raise ValueError(f"{name} is a number between 0 and 1, but {fraction} came")
+        count = self.portion(fraction)
+        if bool((wrong := (count == 0) | (count == self.totals)).any()):
+            raise ValueError(
+                f"{name} is the part of the cells that a subset holds, one at least and not all, but {fraction} of "
+                f"{int(self.totals[wrong].min())} cells came; change it, or use more cells"
+            )
 
     def check_portions(self, name: str, count: int) -> None:
         """Raise where a clip has fewer cells than it is to be divided into."""
@@ -117,9 +132,10 @@ def cells_of(
     maps = maps_of(attributions, clip, layout)
     check_perturbations_per_eval(perturbations_per_eval)
     (cover,) = baselines_for((clip,), baselines)
-    ids = units_of(forward_func, clip, layout, cells, feature_mask, axis)
+    ids = cell_ids(forward_func, clip, layout, cells, feature_mask, axis)
     means, counts = _means(maps.cpu().flatten(1), ids.flatten(1))
-    return Cells(clip, cover, layout, ids.to(clip.device), means, counts[: len(ids)] > 0, perturbations_per_eval)
+    present = counts[: len(ids)] > 0
+    return Cells(clip, cover, layout, ids.to(clip.device), means, present, int(perturbations_per_eval))
 
 
 def _means(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_staa.checks import is_whole
+from captum_staa.checks import check_count
 from captum_staa.maps import as_tensor
 
 
@@ -41,7 +41,7 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
         bool ``(B, T, H, W)`` on the device of ``boxes``.
 
     Raises:
-        TypeError: ``boxes`` is neither a tensor nor an array.
+        TypeError: ``boxes`` is neither a tensor nor an array, or a side of ``size`` no whole number.
         ValueError: ``boxes`` has another shape, holds infinity or nan beside numbers, looks scaled to 0 .. 1, or a box
             holds no pixel: because its corners are the wrong way round, or because it lies beyond the frame.
     """
@@ -49,8 +49,10 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
     if boxes.ndim != 3 or boxes.shape[2] != 4 or 0 in boxes.shape:
         raise ValueError(f"boxes must be (B, T, 4) and not empty, but their shape is {tuple(boxes.shape)}")
     sides: Any = size
-    if not (isinstance(sides, (list, tuple, np.ndarray)) and len(sides) == 2 and all(map(is_whole, sides))):
-        raise ValueError(f"size is (H, W) of the clip in pixels, whole and at least 1, but {size!r} came")
+    if not (isinstance(sides, (list, tuple, np.ndarray)) and len(sides) == 2):
+        raise ValueError(f"size is (H, W) of the clip in pixels, but {size!r} came")
+    for axis, side in zip("HW", sides, strict=True):
+        check_count(f"{axis} of {size = }", side)
     boxes = boxes.double()
     there = ~boxes.isnan().all(2)  # (B, T)
     if not bool(boxes[there].isfinite().all()):

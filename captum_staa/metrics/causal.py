@@ -13,22 +13,22 @@ from captum_staa._captum import TargetType
 from captum_staa.checks import check_choice, check_count
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array
+from captum_staa.metrics._axis import Axis
 from captum_staa.metrics._cells import Cells, cells_of
 from captum_staa.metrics._metric import metric
 from captum_staa.metrics._steps import Order, Output, counts_of, score_of, walk
-from captum_staa.metrics._units import Axis
 from captum_staa.perturbation.scores import TargetScore
 
 _BACKWARDS: dict[Order, Order] = {"morf": "lerf", "lerf": "morf"}
 
 
 class Curve(NamedTuple):
-    """The model's answer while units are inserted or deleted one after the other.
+    """The model's answer while cells are inserted or deleted one after the other.
 
     Attributes:
         score: ``(B,)`` float64, the area under each curve, by trapezoids over the fraction.
         curve: ``(B, steps + 1)`` float64, the target's output.
-        fractions: ``(B, steps + 1)`` float64, how many of a clip's units were inserted or deleted by then, 0 to 1.
+        fractions: ``(B, steps + 1)`` float64, how many of a clip's cells were inserted or deleted by then, 0 to 1.
     """
 
     score: Tensor
@@ -37,7 +37,7 @@ class Curve(NamedTuple):
 
     def _repr_html_(self) -> str:
         name = "clip 0" if len(self.score) == 1 else f"mean of {len(self.score)} clips"
-        shown = notebook.curves({name: _course(self)}, "part of the units", "output")
+        shown = notebook.curves({name: _course(self)}, "part of the cells", "output")
         return notebook.block("Curve", shown, notebook.by_clip({"score": self.score.tolist()}))
 
 
@@ -58,7 +58,7 @@ class CausalScores(NamedTuple):
 
     def _repr_html_(self) -> str:
         lines = {"insertion": _course(self.insertion), "deletion": _course(self.deletion)}
-        shown = notebook.curves(lines, "part of the units", "output, most relevant first, mean of clips")
+        shown = notebook.curves(lines, "part of the cells", "output, most relevant first, mean of clips")
         scores = {name: curve.score.tolist() for name, curve in self._asdict().items()}
         return notebook.block("CausalScores", shown, notebook.by_clip(scores))
 
@@ -86,7 +86,7 @@ def insertion(
     output: Output = "probability",
     perturbations_per_eval: int = 16,
 ) -> Curve:
-    """The area under the target's probability while the clip's units are inserted into a baseline.
+    """The area under the target's probability while the clip's cells are inserted into a baseline.
 
     Example:
         >>> from captum_staa import VideoClassifier
@@ -98,8 +98,8 @@ def insertion(
         >>> bool(good.score > 0.9), bool(bad.score < 0.5), good.curve.shape
         (True, True, torch.Size([1, 17]))
 
-    Of a clip's ``n`` units, ``round(k n / K)`` (halves up) stand after step ``k`` of ``K``, in the order of the mean
-    attribution of their voxels; a sum would favour large units. Equal means come in a fixed random order. With ``p_k``
+    Of a clip's ``n`` cells, ``round(k n / K)`` (halves up) stand after step ``k`` of ``K``, in the order of the mean
+    attribution of their voxels; a sum would favour large cells. Equal means come in a fixed random order. With ``p_k``
     the target's output and ``f_k`` the fraction inserted, ``score = sum over k of (f_k - f_(k-1)) (p_k + p_(k-1)) / 2``
 
     Args:
@@ -110,13 +110,13 @@ def insertion(
         target: as in Captum, the class whose output is followed.
         layout: the order of the clip's axes. A classifier knows its own.
         additional_forward_args: further positional arguments of the model, as in Captum.
-        cells: ``(t, h, w)``, the sides of a unit in frames and pixels; the last ones are cut off at the clip's end.
+        cells: ``(t, h, w)``, the sides of a cell in frames and pixels; the last ones are cut off at the clip's end.
             None takes the classifier's tubelet, or else 16 x 16 cells in each frame.
-        feature_mask: units of any other shape, as whole numbers broadcastable to the clip with channels alike: one of
+        feature_mask: cells of any other shape, as whole numbers broadcastable to the clip with channels alike: one of
             ``captum_staa.feature_masks``, such as ``supervoxels``. Then ``cells`` and ``axis`` say nothing.
         baselines: what stands where nothing is inserted: a number, a tensor of the clip's shape or 1 along some axes,
             such as one of ``captum_staa.baselines``. None is 0.
-        steps: points on the curve after the first; as many as there are units where these are fewer.
+        steps: points on the curve after the first; as many as there are cells where these are fewer.
         order: ``"morf"``, most relevant first, or ``"lerf"``, least relevant first: exactly the other way round.
         axis: what a cell spans. ``"joint"``, its own sides; ``"space"``, all frames, so that the map is judged by its
             sum over time; ``"time"``, whole frames, so that it is judged by its sum over each.
@@ -140,11 +140,11 @@ def insertion(
         (2017).
     """
     check_choice("order", order, _BACKWARDS)
-    units = cells_of(
+    all_cells = cells_of(
         forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
     )
     score = score_of(forward_func, target, additional_forward_args, output, len(clip))
-    return _insertions(units, score, (order,), steps)[0]
+    return _insertions(all_cells, score, (order,), steps)[0]
 
 
 @metric(higher_is_better=False, lowest=0.0, highest=1.0)
@@ -165,7 +165,7 @@ def deletion(
     output: Output = "probability",
     perturbations_per_eval: int = 16,
 ) -> Curve:
-    """The area under the target's probability while the clip's units are replaced by a baseline.
+    """The area under the target's probability while the clip's cells are replaced by a baseline.
 
     Example:
         >>> from captum_staa import VideoClassifier
@@ -194,11 +194,11 @@ def deletion(
         As for :func:`insertion`.
     """
     check_choice("order", order, _BACKWARDS)
-    units = cells_of(
+    all_cells = cells_of(
         forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
     )
     score = score_of(forward_func, target, additional_forward_args, output, len(clip))
-    return _backwards(_insertions(units, score, (_BACKWARDS[order],), steps)[0])
+    return _backwards(_insertions(all_cells, score, (_BACKWARDS[order],), steps)[0])
 
 
 @metric(higher_is_better=None, lowest=0.0, highest=1.0)
@@ -244,18 +244,18 @@ def causal(
     Reference:
         As for :func:`insertion`.
     """
-    units = cells_of(
+    all_cells = cells_of(
         forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
     )
     score = score_of(forward_func, target, additional_forward_args, output, len(clip))
-    morf, lerf = _insertions(units, score, ("morf", "lerf"), steps)
+    morf, lerf = _insertions(all_cells, score, ("morf", "lerf"), steps)
     return CausalScores(morf, _backwards(lerf), lerf, _backwards(morf))
 
 
 def _insertions(cells: Cells, score: TargetScore, orders: tuple[Order, ...], steps: int) -> list[Curve]:
     """From the baseline to the clip in each order; these two ends are computed once."""
     check_count("steps", steps)
-    counts = counts_of(cells, min(steps, int(cells.totals.max())))  # (steps + 1, B)
+    counts = counts_of(cells, min(int(steps), int(cells.totals.max())))  # (steps + 1, B)
     fractions = (counts / counts[-1].double()).T.to(cells.clip.device)  # (B, steps + 1)
     first, *rest = orders
     curves = [walk(cells, score, first, counts).T]

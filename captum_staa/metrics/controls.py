@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array, as_maps
+from captum_staa.maps import Array, maps_of
 from captum_staa.randomness import generator_or_seeded
 
 
@@ -61,7 +61,7 @@ def controls(
     draw = generator_or_seeded(generator)
     sizes = layout.size(clip)
     shape = tuple(sizes[axis] for axis in "BTHW")
-    inverted = None if attributions is None else -_maps_for(attributions, layout, shape).to(clip.device)
+    inverted = None if attributions is None else -maps_of(attributions, clip, layout).to(clip.device)
 
     noise = [torch.rand(shape[1:], generator=draw, dtype=torch.float64, device=draw.device) for _ in range(shape[0])]
     found = {
@@ -70,16 +70,6 @@ def controls(
         "centre": _centre(*shape[1:]).to(clip.device).repeat(shape[0], 1, 1, 1),
     }
     return found if inverted is None else {**found, "inverted": inverted}
-
-
-def _maps_for(attributions: Array, layout: VideoLayout, shape: tuple[int, ...]) -> Tensor:
-    maps = as_maps(attributions, None if getattr(attributions, "ndim", None) == 4 else layout)
-    if maps.shape != shape:
-        raise ValueError(
-            f"attributions must be of the clip's shape or maps (B, T, H, W) = {shape}, but they give maps of "
-            f"{tuple(maps.shape)} in layout {layout.axes}; stretch a coarse map to the clip first"
-        )
-    return maps
 
 
 def _centre(*sizes: int) -> Tensor:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from captum_staa._captum import TargetType
-from captum_staa.checks import check_choice, check_count, is_number
+from captum_staa.checks import check_choice, check_count
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array
 from captum_staa.metrics._cells import Cells, cells_of
 from captum_staa.metrics._metric import metric
-from captum_staa.metrics._ranks import midranks, pearson
+from captum_staa.metrics.ranks import midranks, pearson
 from captum_staa.perturbation.scores import TargetScore
 from captum_staa.randomness import generator_or_seeded
 
@@ -83,20 +83,16 @@ def faithfulness_correlation(
     """
     check_count("n_subsets", n_subsets, least=3)
     check_choice("correlation", correlation, ("pearson", "spearman"))
-    if not is_number(fraction):
-        raise TypeError(f"fraction is a number between 0 and 1, but {fraction!r} came")
     draw = generator_or_seeded(generator)
-    units = cells_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval)
-    held, most = units.portion(fraction), units.present.sum(1, keepdim=True)
-    if not (0 < fraction < 1 and bool(((held > 0) & (held < most)).all())):
-        raise ValueError(
-            f"a subset holds a fraction of the cells, one at least and not all, but {fraction = } of {int(most.min())} "
-            f"cells came; change it, or use more cells"
-        )
+    all_cells = cells_of(
+        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
+    )
+    all_cells.check_part("fraction", fraction)
+    held = all_cells.portion(fraction)
     seeds = torch.randint(2**62, (n_subsets,), generator=draw, device=draw.device).tolist()
-    subsets = torch.stack([units.subset(held, seed) for seed in seeds])  # (S, 1 or B, n)
-    falls = _falls(forward_func, units, subsets, target, additional_forward_args)
-    relative = units.means - units.means[:, :1]  # a flat map must give sums that are equal to the last digit
+    subsets = torch.stack([all_cells.subset(held, seed) for seed in seeds])  # (S, 1 or B, n)
+    falls = _falls(forward_func, all_cells, subsets, target, additional_forward_args)
+    relative = all_cells.means - all_cells.means[:, :1]  # a flat map must give sums that are equal to the last digit
     sums = torch.stack([(subset * relative).sum(1) for subset in subsets])  # (S, B)
     if correlation == "spearman":
         values = pearson(midranks(sums.T), midranks(falls.T))
@@ -149,11 +145,14 @@ def aopc(
         equation 12. There a step replaces one small square, and the curve ends long before the picture does.
     """
     check_count("steps", steps)
-    units = cells_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval)
-    units.check_portions("steps", steps)
-    ranks = units.ranks()
-    replaced = torch.stack([ranks < units.portion(step / steps) for step in range(1, steps + 1)])
-    falls = _falls(forward_func, units, replaced, target, additional_forward_args)
+    steps = int(steps)  # numpy's small ones overflow
+    all_cells = cells_of(
+        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
+    )
+    all_cells.check_portions("steps", steps)
+    ranks = all_cells.ranks()
+    replaced = torch.stack([ranks < all_cells.portion(step / steps) for step in range(1, steps + 1)])
+    falls = _falls(forward_func, all_cells, replaced, target, additional_forward_args)
     return (falls.sum(0) / (steps + 1)).to(clip.device)
 
 
@@ -214,12 +213,14 @@ def saco(
         Wu et al., "On the Faithfulness of Vision Transformer Explanations", CVPR 2024, algorithm 1.
     """
     check_count("groups", groups, least=2)
-    units = cells_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval)
-    units.check_portions("groups", groups)
-    group = units.ranks() * groups // units.present.sum(1, keepdim=True)  # absent cells come after the last group
+    all_cells = cells_of(
+        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
+    )
+    all_cells.check_portions("groups", groups)
+    group = all_cells.ranks() * groups // all_cells.totals  # absent cells come after the last group
     members = torch.stack([group == number for number in range(groups)])  # (G, B, n)
-    falls = _falls(forward_func, units, members, target, additional_forward_args)
-    relative = units.means - units.means[:, :1]  # the groups of a flat map must be equal to the last digit
+    falls = _falls(forward_func, all_cells, members, target, additional_forward_args)
+    relative = all_cells.means - all_cells.means[:, :1]  # the groups of a flat map must be equal to the last digit
     salience = (members * relative).sum(2) / members.sum(2)  # (G, B)
     first, second = torch.triu_indices(groups, groups, offset=1)
     weights = salience[first] - salience[second]  # (pairs, B), never negative

@@ -75,8 +75,8 @@ def faithfulness(
         feature_mask: regions instead of cells, one of ``captum_staa.feature_masks``.
         baselines: what replaces a cell: a number, or a tensor, one of ``captum_staa.baselines``.
         perturbations_per_eval: altered copies of the batch per call of the model. Changes speed, no number.
-        kept: fraction of the cells to keep, rounded to whole ones, the highest mean attribution first. Cells of equal
-            attribution come in a fixed random order.
+        kept: fraction of the cells to keep, rounded to whole ones, one at least and not all, the highest mean
+            attribution first. Cells of equal attribution come in a fixed random order.
 
     Returns:
         ``(B,)`` float64, 0 to 1. nan where all classes of an answer have the same output, or one is nan.
@@ -84,16 +84,17 @@ def faithfulness(
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: a clip, a map, a mask or a baseline that do not fit each other, nan among them, an option out of
-            range, fewer than two classes.
+            range, no cell kept or all, where any map scores alike, fewer than two classes.
 
     Reference:
         Wang and Liu, "STAA: Spatio-Temporal Attention Attribution for Real-Time Interpreting Transformer-based Video
         Models", arXiv 2411.00630. Its code masks by an attention matrix stretched over the picture, not by the map.
     """
-    if not (is_number(kept) and 0 < kept < 1):
-        raise ValueError(f"kept is a fraction between 0 and 1, but {kept!r} came")
-    units = cells_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval)
-    return 1 - _differences(forward_func, units, [kept], target, additional_forward_args)[0]
+    all_cells = cells_of(
+        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
+    )
+    all_cells.check_part("kept", kept)
+    return 1 - _differences(forward_func, all_cells, [kept], target, additional_forward_args)[0]
 
 
 @metric(higher_is_better=False, lowest=-1.0, highest=1.0)
@@ -130,7 +131,8 @@ def monotonicity(
 
     Args:
         forward_func: this, and whatever else is not named here, as for :func:`faithfulness`.
-        fractions: of the cells to keep, at least two, rising, between 0 and 1, each rounded to whole cells.
+        fractions: of the cells to keep, at least two, rising, between 0 and 1, each rounded to whole cells, of which
+            the first keeps one at least and the last not all: the default needs 6 cells.
 
     Returns:
         ``(B,)`` float64, -1 to 1. nan where the difference is the same at all fractions, or is nan.
@@ -145,8 +147,12 @@ def monotonicity(
     several = isinstance(fractions, (list, tuple, np.ndarray)) and len(fractions) > 1 and all(map(is_number, fractions))
     if not several or not all(a < b for a, b in pairwise((0, *fractions, 1))):
         raise ValueError(f"fractions are two or more, rising and between 0 and 1, but {fractions!r} came")
-    units = cells_of(forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval)
-    differences = _differences(forward_func, units, fractions, target, additional_forward_args)
+    all_cells = cells_of(
+        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
+    )
+    for outermost in (fractions[0], fractions[-1]):
+        all_cells.check_part("each of fractions", outermost)
+    differences = _differences(forward_func, all_cells, fractions, target, additional_forward_args)
     return _kendall(torch.tensor(fractions, dtype=torch.float64).to(differences), differences.T)
 
 

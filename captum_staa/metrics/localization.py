@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa.checks import check_choice, is_triple, is_whole
+from captum_staa.checks import check_choice, check_sides
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array, as_maps, as_tensor
+from captum_staa.metrics._axis import SPANNED, Axis
 from captum_staa.metrics._metric import metric
-
-Axis = Literal["joint", "time", "space"]
-_SUMMED: dict[str, tuple[int, ...]] = {"joint": (), "time": (2, 3), "space": (1,)}
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
@@ -128,17 +126,14 @@ def pointing_game(
         hits, so that a map without any contrast scores what chance would, not 1. nan where a clip has no truth.
 
     Raises:
-        TypeError: ``truth`` is not bool.
-        ValueError: the shapes differ, scores hold nan, ``tolerance`` is not three whole numbers of at least 0, or
-            ``per`` is unknown.
+        TypeError: ``truth`` is not bool, or a side of ``tolerance`` no whole number.
+        ValueError: the shapes differ, scores hold nan, ``tolerance`` is not three numbers of at least 0, or ``per`` is
+            unknown.
 
     Reference:
         Zhang et al., "Top-Down Neural Attention by Excitation Backprop", IJCV 126 (2018).
     """
-    if not is_triple(tolerance) or not all(is_whole(size, least=0) for size in tolerance):
-        raise ValueError(
-            f"tolerance is (frames, pixels in height, pixels in width), whole and at least 0, but {tolerance!r} came"
-        )
+    check_sides("tolerance", tolerance, least=0)
     check_choice("per", per, ("clip", "frame"))
     maps, truth = _checked(scores, truth, layout)
     allowed = truth[:, None].float()  # (B, 1, T, H, W)
@@ -187,9 +182,9 @@ def temporal_pointing(scores: Array, truth: Array, *, layout: VideoLayout | str 
 
 def compared(scores: Array, truth: Array, axis: Axis, layout: VideoLayout | str | None) -> tuple[Tensor, Tensor]:
     """What an axis compares: scores float64 and whether each is of the truth, ``(B, N)`` both; checked."""
-    check_choice("axis", axis, _SUMMED)
+    check_choice("axis", axis, SPANNED)
     maps, truth = _checked(scores, truth, layout)
-    if dims := _SUMMED[axis]:
+    if dims := tuple("BTHW".index(letter) for letter in SPANNED[axis]):
         maps, truth = maps.sum(dims), truth.any(dims)
         if bad := int(maps.isnan().sum()):
             raise ValueError(

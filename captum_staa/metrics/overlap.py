@@ -1,4 +1,4 @@
-"""How much of what an attribution marks is the evidence, and how much of the evidence does it mark?"""
+"""How much of what an attribution marks is the evidence, how much of the evidence does it mark, and how clearly?"""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from captum_staa.checks import is_number
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array
+from captum_staa.metrics._axis import Axis
 from captum_staa.metrics._metric import metric
-from captum_staa.metrics.localization import Axis, compared
+from captum_staa.metrics.localization import compared
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
@@ -148,15 +149,66 @@ def energy_inside(
         Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", CVPR Workshops
         (2020).
     """
-    values, inside = compared(scores, truth, axis, layout)
-    if bad := int(values.isinf().sum()):
-        raise ValueError(
-            f"{bad} of the {values.numel()} scores are infinite, and have no share; mend them first, as with "
-            f"torch.nan_to_num"
-        )
+    values, inside = _finite(*compared(scores, truth, axis, layout))
     energy = values.clamp(min=0)
     energy = energy / energy.amax(1, keepdim=True)  # sums stay in range, and a map without any energy becomes nan
     return _where_told((energy * inside).sum(1, keepdim=True) / energy.sum(1, keepdim=True), inside)[:, 0]
+
+
+@metric(higher_is_better=True, lowest=float("-inf"), highest=float("inf"))
+def snr(scores: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None) -> Tensor:
+    """Signal-to-noise ratio: how far the truth rises above the rest, in standard deviations of the rest.
+
+    Example:
+        >>> import torch
+        >>> truth = torch.zeros(1, 4, 2, 2, dtype=torch.bool)
+        >>> truth[:, 1] = True  # all of frame 1
+        >>> scores = torch.tensor([0.0, 9.0, 2.0, 4.0]).reshape(1, 4, 1, 1).expand(1, 4, 2, 2)
+        >>> snr(scores, truth).item()  # (9 - 2) / sqrt(8 / 3)
+        4.287
+
+    With ``s`` the scores of a clip, ``snr = (mean(s inside) - mean(s outside)) / std(s outside)``. All places outside
+    are there, none is a sample of others, so the deviation divides by their number. Positive scale and offset cancel.
+    Unlike :func:`~captum_staa.metrics.auroc`, it asks by how much: one strong voxel can outweigh many weak ones.
+
+    Args:
+        scores: signed, finite maps ``(B, T, H, W)``, or attributions of the clip's shape with ``layout``: pass
+            ``maps.abs()`` where magnitude is meant.
+        truth: bool ``(B, T, H, W)``, True where the evidence is.
+        axis: what is compared, as for :func:`iou`.
+        layout: the order of a clip's axes, where ``scores`` have five.
+
+    Returns:
+        ``(B,)`` float64. 0 is chance, negative is worse. Infinite where a map is constant outside the truth and
+        another inside, as the truth itself is; nan where nothing can be said: all or none of a clip's places belong to
+        the truth, or its map has the same constant outside as it has inside on average.
+
+    Raises:
+        TypeError: ``scores`` is no tensor or array, or ``truth`` none of bool.
+        ValueError: the shapes differ, scores hold nan or infinity, or ``axis`` is unknown.
+    """
+    values, inside = _finite(*compared(scores, truth, axis, layout))
+    return torch.stack([_one_snr(row[where], row[~where]) for row, where in zip(values, inside, strict=True)])
+
+
+def _finite(values: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, where no value is infinite."""
+    if bad := int(values.isinf().sum()):
+        raise ValueError(
+            f"{bad} of the {values.numel()} scores are infinite, and have no share or mean; mend them first, as with "
+            f"torch.nan_to_num"
+        )
+    return values, inside
+
+
+def _one_snr(inside: Tensor, outside: Tensor) -> Tensor:
+    """Of one clip, ``(N_in,)`` and ``(N_out,)``."""
+    if not len(inside) or not len(outside):
+        return inside.new_tensor(torch.nan)
+    largest = torch.cat([inside, outside]).abs().amax()  # the squares of 1e-200 and 1e200 are out of range
+    inside, outside = inside / largest, outside / largest
+    inside, outside = inside - outside[0], outside - outside[0]  # a constant becomes exactly 0, deviation and all
+    return (inside.mean() - outside.mean()) / outside.std(correction=0)
 
 
 def _inside_top(values: Tensor, inside: Tensor, sizes: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_staa._captum import BaselineType, _format_output, _is_tuple
-from captum_staa.checks import is_number, is_triple, is_whole
+from captum_staa.checks import check_count, check_sides, is_number
 from captum_staa.feature_masks import frames as frame_ids
 from captum_staa.feature_masks import grid
 from captum_staa.layout import WORKING, VideoLayout
@@ -171,11 +171,11 @@ def tubelet_noise(
         generator: as in :class:`Perturbation`.
 
     Raises:
-        ValueError: ``cells`` is not three whole numbers of at least 1 (and, later, no larger than the clip), or ``std``
-            is not positive and finite.
+        TypeError: a side of ``cells`` is no whole number.
+        ValueError: ``cells`` is not three of at least 1 (and, later, no larger than the clip), or ``std`` is not
+            positive and finite.
     """
-    if not is_triple(cells) or not all(map(is_whole, cells)):
-        raise ValueError(f"cells is (t, h, w), whole numbers of at least 1 in frames and pixels, but {cells!r} came")
+    check_sides("cells", cells)
     sides = [int(side) for side in cells]
     return _noise(layout, lambda clip: grid(clip, WORKING, sides), std, generator)
 
@@ -262,10 +262,10 @@ def frame_shuffle(layout: VideoLayout | str, window: int, generator: torch.Gener
         generator: as in :class:`Perturbation`.
 
     Raises:
-        ValueError: ``window`` is no whole number of at least 2 or, later, larger than the clip.
+        TypeError: ``window`` is no whole number.
+        ValueError: it is below 2 or, later, larger than the clip.
     """
-    if not is_whole(window, least=2):
-        raise ValueError(f"window is a whole number of at least 2 frames, but {window!r} came")
+    check_count("window", window, least=2, of="frames")
 
     def alter(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
         if window > len(frames):

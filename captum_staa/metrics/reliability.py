@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from captum_staa import notebook
-from captum_staa.checks import check_choice
+from captum_staa.checks import check_choice, check_count
 from captum_staa.maps import Array, as_tensor
 from captum_staa.metrics._metric import metric
+from captum_staa.metrics.bootstrap import draws, interval
 from captum_staa.randomness import generator_or_seeded
 
 Level = Literal["nominal", "ordinal", "interval"]
@@ -87,7 +88,8 @@ def reliability(
         fewer than two such inputs; for ``weighted``, no two inputs where the random map is not the best.
 
     Raises:
-        TypeError: ``scores`` is no tensor or array of floats, or ``generator`` no torch.Generator.
+        TypeError: ``scores`` is no tensor or array of floats, ``generator`` no torch.Generator, ``random`` or
+            ``n_bootstrap`` no whole number.
         ValueError: fewer than two inputs or methods, no score at all, or an argument out of range.
 
     Reference:
@@ -96,14 +98,10 @@ def reliability(
     """
     table = _table("scores", scores, "N inputs, M methods", fewest=(2, 2))
     count, methods = table.shape
-    if random is not None and (not _whole(random) or not 0 <= random < methods):
-        raise ValueError(f"random is the column of the random map, 0 .. {methods - 1}, but {random!r} came")
-    if not _whole(n_bootstrap) or n_bootstrap < 1:
-        raise ValueError(f"n_bootstrap is a whole number of at least 1, but {n_bootstrap!r} came")
-    draw = generator_or_seeded(generator)
-    drawn = torch.randint(count, (n_bootstrap, count), generator=draw, device=draw.device).cpu()
-    copies = torch.zeros(n_bootstrap, count, dtype=torch.float64)  # of each input in each draw
-    copies.scatter_add_(1, drawn, torch.ones_like(copies))
+    if random is not None:
+        check_count("random, the column of the random map,", random, least=0, most=methods - 1)
+    check_count("n_bootstrap", n_bootstrap)
+    copies = draws(int(n_bootstrap), count, generator_or_seeded(generator))
 
     ranks = _ranks(table)
     centred = ranks - (methods + 1) / 2
@@ -213,9 +211,8 @@ def _mean_rho(directions: Tensor, weights: Tensor) -> Tensor:
 
 def _with_interval(estimate: Callable[[Tensor], Tensor], copies: Tensor) -> tuple[float, Interval]:
     """The estimate of the inputs themselves, and the 95 % percentile interval of their draws ``(R, N)``."""
-    drawn = estimate(copies)
-    low, high = drawn.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return estimate(torch.ones_like(copies[:1])).item(), (low, high)
+    low, high = interval(estimate(copies))
+    return estimate(torch.ones_like(copies[:1])).item(), (low.item(), high.item())
 
 
 def _ranks(table: Tensor) -> Tensor:
@@ -234,7 +231,3 @@ def _table(name: str, table: Array, axes: str, fewest: tuple[int, int]) -> Tenso
     if bool(table.isnan().all()):
         raise ValueError(f"all {table.numel()} {name} are nan, shape {tuple(table.shape)}: none is there to compare")
     return table.detach().double().cpu()
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -13,7 +13,7 @@ from captum_staa import notebook
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array, as_maps
 from captum_staa.metrics._metric import metric
-from captum_staa.metrics._ranks import midranks, pearson
+from captum_staa.metrics.ranks import midranks, pearson
 from captum_staa.randomness import generator_or_seeded
 
 

@@ -1,4 +1,4 @@
-"""What the values of a map look like: how they stand out, and how many of them there are."""
+"""How few voxels a map has its values in, wherever they lie."""
 
 from __future__ import annotations
 
@@ -8,50 +8,8 @@ import torch
 from torch import Tensor
 
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array, as_maps, as_tensor
+from captum_staa.maps import Array, as_maps
 from captum_staa.metrics._metric import metric
-
-
-@metric(higher_is_better=True, lowest=float("-inf"), highest=float("inf"))
-def snr(scores: Array, truth: Array) -> Tensor:
-    """Signal-to-noise ratio: how far the truth rises above the rest, in standard deviations of the rest.
-
-    Example:
-        >>> import torch
-        >>> truth = torch.zeros(1, 4, 2, 2, dtype=torch.bool)
-        >>> truth[:, 1] = True  # all of frame 1
-        >>> scores = torch.tensor([0.0, 9.0, 2.0, 4.0]).reshape(1, 4, 1, 1).expand(1, 4, 2, 2)
-        >>> snr(scores, truth).item()  # (9 - 2) / sqrt(8 / 3)
-        4.287
-
-    With ``s`` the scores of a clip, ``snr = (mean(s inside) - mean(s outside)) / std(s outside)``. All voxels outside
-    are there, none is a sample of others, so the deviation divides by their number. Positive scale and offset cancel.
-    Unlike :func:`~captum_staa.metrics.auroc`, it asks by how much: one strong voxel can outweigh many weak ones.
-
-    Args:
-        scores: signed, finite maps ``(B, T, H, W)``: pass ``maps.abs()`` where magnitude is meant.
-        truth: bool ``(B, T, H, W)``, True where the evidence is.
-
-    Returns:
-        ``(B,)`` float64. 0 is chance, negative is worse. Infinite where a map is constant outside the truth and
-        another inside, as the truth itself is; nan where nothing can be said: all or none of a clip is truth, or its
-        map has the same constant outside as it has inside on average.
-
-    Raises:
-        TypeError: ``scores`` is no tensor or array of floats, or ``truth`` none of bool.
-        ValueError: the shapes differ, or scores hold nan or infinity.
-    """
-    maps = as_maps(scores)
-    truth = as_tensor(truth, "truth", "B, T, H, W")
-    if truth.dtype != torch.bool:
-        raise TypeError(f"truth must be bool, but {truth.dtype} came; pass truth > 0")
-    if truth.shape != maps.shape:
-        raise ValueError(
-            f"scores and truth must both be (B, T, H, W), but {tuple(maps.shape)} and {tuple(truth.shape)} came; "
-            f"space_time(attributions, layout).joint has this shape"
-        )
-    inside = truth.to(maps.device)
-    return torch.stack([_one_snr(values[where], values[~where]) for values, where in zip(maps, inside, strict=True)])
 
 
 @metric(higher_is_better=None, lowest=0.0, highest=1.0)
@@ -127,16 +85,6 @@ def complexity(attributions: Array, layout: VideoLayout | str | None = None) -> 
     nats = total.log() - torch.xlogy(values, values).sum(1) / total
     highest = math.log(values.shape[1]) or math.nan  # of one voxel nothing can be said
     return (nats / highest).clamp(0, 1)  # rounding alone can take it outside
-
-
-def _one_snr(inside: Tensor, outside: Tensor) -> Tensor:
-    """Of one clip, ``(N_in,)`` and ``(N_out,)``."""
-    if not len(inside) or not len(outside):
-        return inside.new_tensor(torch.nan)
-    largest = torch.cat([inside, outside]).abs().amax()  # the squares of 1e-200 and 1e200 are out of range
-    inside, outside = inside / largest, outside / largest
-    inside, outside = inside - outside[0], outside - outside[0]  # a constant becomes exactly 0, deviation and all
-    return (inside.mean() - outside.mean()) / outside.std(correction=0)
 
 
 def _magnitudes(attributions: Array, layout: VideoLayout | str | None) -> Tensor:

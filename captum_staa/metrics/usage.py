@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa import notebook
-from captum_staa.models.modes import evaluating
+from captum_staa.lending import evaluating
 from captum_staa.models.st_abn.network import st_abn_of
 from captum_staa.perturbation.scores import selected
 
-UNUSED = 0.01
+UNUSED = 0.01  # of the target's probability: a change below is none
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class AttentionUsage:
 
     Attributes:
         temporal_flat: ``(B,)``, every clip's temporal gates replaced by their mean.
-        temporal_shuffled: ``(B,)``, by those of the next clip; nan for a single clip.
+        temporal_shuffled: ``(B,)``, by those of the next clip, the last one's by the first's; nan for a single clip.
         spatial_flat: ``(B,)``, the spatial gates by their mean over the clip.
         spatial_shuffled: ``(B,)``, by those of the next clip; nan for a single clip.
         decisions: for each of these, the share of clips whose likeliest class changes.
@@ -38,13 +38,13 @@ class AttentionUsage:
     def _repr_html_(self) -> str:
         rows = [(name, float(getattr(self, name).nanmean()), share) for name, share in self.decisions.items()]
         head = ("gates", "change of the target's probability", "share of decisions changed")
-        word = "are used" if self.used else "are not used: no change is 1 % on average"
+        word = "are used" if self.used else f"are not used: no change is {UNUSED * 100:g} % on average"
         title = f"AttentionUsage: the gates {word}; means over {len(self.spatial_flat)} clips"
         return notebook.block(title, notebook.table(head, rows))
 
     @property
     def used(self) -> bool:
-        """Whether any of the four moves answers by 1 % or more on average."""
+        """Whether any of the four moves answers by ``UNUSED`` or more on average."""
         return any(float(getattr(self, name).nanmean()) >= UNUSED for name in self.decisions)
 
 
@@ -69,7 +69,7 @@ def attention_usage(
         targets: whose probability is watched, one for all or one per clip; None takes each clip's likeliest class.
 
     Returns:
-        :class:`AttentionUsage`, values in [0, 1]. A warning says so where no change is 1 % or more on average.
+        :class:`AttentionUsage`, values in [0, 1]. A warning says so where the gates are not ``used``.
 
     Raises:
         TypeError: ``st_abn`` is no :class:`STABN`.
@@ -87,9 +87,9 @@ def attention_usage(
         temporal, spatial = gates.temporal.flatten(1), gates.spatial[:, 0]
         given = {
             "temporal_flat": {"temporal": temporal.mean(1, keepdim=True).expand_as(temporal)},
-            "temporal_shuffled": {"temporal": temporal.roll(1, 0)},
+            "temporal_shuffled": {"temporal": temporal.roll(-1, 0)},
             "spatial_flat": {"spatial": spatial.mean((1, 2, 3), keepdim=True).expand_as(spatial)},
-            "spatial_shuffled": {"spatial": spatial.roll(1, 0)},
+            "spatial_shuffled": {"spatial": spatial.roll(-1, 0)},
         }
         changes, decisions = {}, {}
         for name, gate in given.items():

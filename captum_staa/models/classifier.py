@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
+from captum_staa.checks import check_count
 from captum_staa.layout import VideoLayout
+from captum_staa.lending import evaluating, uncompiled
 from captum_staa.models.families import Family, family_of
 from captum_staa.models.labels import index_of, labels_of
 from captum_staa.models.loading import HUB_OPTIONS, load
-from captum_staa.models.modes import evaluating
+from captum_staa.models.logits import logits_of
+from captum_staa.models.preprocessing import as_frames
 
 if TYPE_CHECKING:
     import os
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
     from captum_staa.grid import TokenGrid
     from captum_staa.models.preprocessing import Preprocessing
+
+DEFAULT_FRAMES = 16  # of a clip, where a model takes any number
 
 
 class VideoClassifier(nn.Module):
@@ -54,8 +59,8 @@ class VideoClassifier(nn.Module):
         grid: the transformer's :class:`TokenGrid`, None for other models.
 
     Raises:
-        TypeError: ``module`` is no ``nn.Module``, or ``labels`` is a single string.
-        ValueError: there is neither a layout nor a family to take it from.
+        TypeError: ``module`` is no ``nn.Module``, ``labels`` is a single string, or a size is no whole number.
+        ValueError: there is neither a layout nor a family to take it from, or a size is below 1.
     """
 
     def __init__(
@@ -89,9 +94,12 @@ class VideoClassifier(nn.Module):
         self.family = family
         self.layout = VideoLayout.of(layout)
         self.labels = labels_of(module) if labels is None else [str(label) for label in labels]
+        if num_frames is not None:
+            check_count("num_frames", num_frames)
+            num_frames = int(num_frames)
         self.num_frames = num_frames or (family.num_frames(module) if family else None)
         own_size = family.image_size(module) if family else None
-        self.image_size = own_size if image_size is None else (int(image_size[0]), int(image_size[1]))
+        self.image_size = own_size if image_size is None else edges_of(image_size)
         self.grid = self._grid()
         self.preprocessing = preprocessing
 
@@ -162,7 +170,7 @@ class VideoClassifier(nn.Module):
         except RuntimeError as error:
             self._hint_at_swapped_axes(clip, error)
             raise
-        logits = _logits(output)
+        logits = logits_of(output)
         return logits if dtype is None else logits.to(dtype)
 
     def preprocess(self, frames: np.ndarray | Tensor) -> Tensor:
@@ -175,16 +183,17 @@ class VideoClassifier(nn.Module):
             float32, batch of one, in :attr:`layout`, on the module's device.
 
         Raises:
-            ValueError: the model came without its preprocessing, or the number of frames is another.
+            TypeError: ``frames`` is neither an array nor a tensor, or not of uint8.
+            ValueError: the model came without its preprocessing, or the shape or the number of frames is another.
         """
-        preprocessing = self._preprocessing()
-        if self.num_frames is not None and frames.ndim == 4 and len(frames) != self.num_frames:
+        preprocessing, pixels = self._preprocessing(), as_frames(frames)
+        if self.num_frames is not None and len(pixels) != self.num_frames:
             raise ValueError(
-                f"{len(frames)} frames came (shape {tuple(frames.shape)}), the model takes {self.num_frames}: "
+                f"{len(pixels)} frames came (shape {pixels.shape}), the model takes {self.num_frames}: "
                 f"read_video(..., num_frames={self.num_frames}), or pick frames evenly with "
                 f"frames[np.linspace(0, len(frames) - 1, {self.num_frames}).round().astype(int)]"
             )
-        clip = preprocessing(frames)  # (1, T, C, H, W)
+        clip = preprocessing(pixels)  # (1, T, C, H, W)
         tensor = next(iter(self.module.parameters()), clip)
         return self.layout.from_working(clip).contiguous().to(tensor.device)
 
@@ -209,23 +218,33 @@ class VideoClassifier(nn.Module):
             clip, for a larger batch. A class without a label is named by its index, ``"3"``.
 
         Raises:
+            TypeError: ``k`` is no whole number.
             ValueError: ``k`` is not positive, the clip does not fit, or there are not K labels.
         """
-        if k < 1:
-            raise ValueError(f"k counts classes and is at least 1, but {k} came")
+        check_count("k", k, of="classes")
         with evaluating(self):
             logits = self(clip)
-        labels = self.labels or [str(index) for index in range(logits.shape[1])]
-        if len(labels) != logits.shape[1]:
-            raise ValueError(
-                f"the model gives {logits.shape[1]} logits, but has {len(labels)} labels: give one per class"
-            )
+        labels = self.label_names(logits.shape[1])
         top = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).topk(min(k, len(labels)))
         rows = [
             [(labels[index], value) for value, index in zip(values, indices, strict=True)]
             for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
         return rows[0] if len(rows) == 1 else rows
+
+    def label_names(self, count: int) -> list[str]:
+        """A name per class: the labels, or the class indices where there are none.
+
+        Args:
+            count: K, how many logits the model gave.
+
+        Raises:
+            ValueError: there are not K labels.
+        """
+        labels = self.labels or [str(index) for index in range(count)]
+        if len(labels) != count:
+            raise ValueError(f"the model gives {count} logits, but has {len(labels)} labels: give one per class")
+        return labels
 
     def target(self, label_or_index: str | SupportsIndex) -> int:
         """The class index of a label, for Captum's ``target``.
@@ -310,25 +329,16 @@ class VideoClassifier(nn.Module):
 _OPTIONS = {"layout", "labels", "family", "num_frames", "image_size", "preprocessing"}
 
 
-def _logits(output: Any) -> Tensor:
-    """Logits of what a module returned: a tensor, an output with ``.logits``, a mapping or a tuple."""
-    kind = type(output).__name__
-    if isinstance(output, Mapping) and "logits" in output:
-        output = output["logits"]
-    elif isinstance(getattr(output, "logits", None), Tensor):
-        output = output.logits
-    elif isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"the module returned {kind}, in which no logits were found; return a tensor (B, K), a tuple that begins "
-            f"with it, or an output with .logits"
-        )
-    if output.ndim > 2 and output[0].numel() == max(output.shape[1:]):
-        output = output.flatten(1)  # (B, 1, K) from VideoPrism's pooling query, (B, K, 1, 1, 1) from a 3D CNN's pool
-    if output.ndim != 2:
-        raise ValueError(
-            f"the module returned logits of shape {tuple(output.shape)}, but (B, K) is needed; "
-            f"flatten or pool the other axes in the module's forward"
-        )
-    return output
+def classifier_of(model: object) -> VideoClassifier | None:
+    """The classifier that a model is, compiled or not; None where it is no classifier."""
+    found = uncompiled(model) if isinstance(model, nn.Module) else None
+    return found if isinstance(found, VideoClassifier) else None
+
+
+def edges_of(image_size: object) -> tuple[int, int]:
+    """``(height, width)`` in pixels, checked."""
+    if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
+        raise TypeError(f"image_size is (height, width) in pixels, but {image_size!r} came")
+    for edge in image_size:
+        check_count("image_size", edge, of="pixels per edge")
+    return int(image_size[0]), int(image_size[1])

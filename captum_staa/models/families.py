@@ -23,6 +23,7 @@ from typing import Any, Literal
 from torch import nn
 
 from captum_staa.grid import TokenGrid
+from captum_staa.lending import uncompiled
 from captum_staa.sites import AttentionSite
 
 Pooling = Literal["cls", "mean", "pool"]
@@ -58,11 +59,6 @@ class Family:
     num_frames: Callable[[Any], int | None] = _nothing
     image_size: Callable[[Any], tuple[int, int] | None] = _nothing
     classes: tuple[str, ...] = ()
-
-
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The module behind ``torch.compile``, or the module itself."""
-    return getattr(model, "_orig_mod", model)
 
 
 def family_of(model: nn.Module) -> Family | None:

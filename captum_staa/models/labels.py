@@ -21,15 +21,18 @@ def labels_of(module: nn.Module) -> list[str] | None:
 
 
 def in_order(id2label: object) -> list[str] | None:
-    """The names of ``{0: name, "1": name}`` by index, however JSON has spelt it.
+    """The names of ``{0: name, "1": name}`` by index, however JSON has spelt it; a class without one is its index.
 
     Example:
-        >>> in_order({"10": "c", "9": "b", "0": "a"})
-        ['a', 'b', 'c']
+        >>> in_order({"3": "c", "1": "b", 0: "a"})
+        ['a', 'b', '2', 'c']
     """
     if not isinstance(id2label, Mapping) or not id2label:
         return None
-    return [str(id2label[key]) for key in sorted(id2label, key=int)]
+    if bad := [key for key in id2label if not str(key).isdecimal()]:
+        raise ValueError(f"id2label names classes by their index, but the keys {bad[:3]} came; mend config.json")
+    names = {int(key): str(name) for key, name in id2label.items()}
+    return [names.get(index, str(index)) for index in range(max(names) + 1)]
 
 
 def index_of(target: str | SupportsIndex, labels: Sequence[str], count: int | None = None) -> int:

@@ -10,11 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_staa.grid import TokenGrid
-from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.families import uncompiled
+from captum_staa.lending import uncompiled
+from captum_staa.models.classifier import classifier_of
 
 # F.interpolate's "nearest" looks half a cell to the left.
 MODES = {"trilinear": "trilinear", "nearest": "nearest-exact"}
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """The network that runs inside a compiled module, a classifier, or a compiled classifier."""
+    classifier = classifier_of(model)
+    return uncompiled(model if classifier is None else classifier.module)
 
 
 def find_layer(forward_func: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str]:
@@ -24,7 +30,7 @@ def find_layer(forward_func: nn.Module, layer: nn.Module | str) -> tuple[nn.Modu
         ValueError: there is no such layer; close names are listed.
         TypeError: ``layer`` is neither a module nor a name.
     """
-    model = uncompiled(forward_func.module if isinstance(forward_func, VideoClassifier) else forward_func)
+    model = network_of(forward_func)
     names = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, str):
         if layer not in names:

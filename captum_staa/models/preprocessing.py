@@ -127,6 +127,34 @@ class Preprocessing:
             flip_channels=do.get("do_flip_channel_order", False),
         )
 
+    def to_config(self) -> dict[str, Any]:
+        """The content of a ``preprocessor_config.json`` with these steps, which :meth:`from_config` reads.
+
+        Example:
+            >>> steps = Preprocessing(resize=256, crop=(224, 224))
+            >>> steps.to_config()["size"], Preprocessing.from_config(steps.to_config()) == steps
+            ({'shortest_edge': 256}, True)
+        """
+        config: dict[str, Any] = {
+            "do_resize": self.resize is not None,
+            "do_center_crop": self.crop is not None,
+            "resample": int(self.resample),
+            "do_rescale": self.factor is not None or self.offset,  # the offset is a part of this step
+            "rescale_factor": 1.0 if self.factor is None else float(self.factor),
+            "offset": bool(self.offset),
+            "do_normalize": self.mean is not None,
+            "do_flip_channel_order": bool(self.flip_channels),
+        }
+        for name, size in (("size", self.resize), ("crop_size", self.crop)):
+            if isinstance(size, tuple):
+                config[name] = {"height": int(size[0]), "width": int(size[1])}
+            elif size is not None:
+                config[name] = {"shortest_edge": int(size)}
+        for name, values in (("image_mean", self.mean), ("image_std", self.std)):
+            if values is not None:
+                config[name] = [float(value) for value in values]
+        return config
+
     @classmethod
     def from_folder(cls, folder: str | Path) -> Preprocessing:
         """The steps that a model's folder describes.

@@ -6,13 +6,13 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from captum_staa.checks import check_choice, check_count
+from captum_staa.checks import check_choice, check_count, is_whole
 from captum_staa.files import save_tensors, together
 
 Padding = Literal["zeros", "replicate"]
@@ -50,12 +50,14 @@ class ResNet3DConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "width", "in_channels", "stages", "groups", "num_frames", "image_size"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} = {value!r}, expected a whole number of 1 or more")
+            check_count(name, getattr(self, name))
+        check_count("time_strides_from", self.time_strides_from, least=0)
+        for name, value in vars(self).copy().items():
+            if is_whole(value):
+                object.__setattr__(self, name, int(value))  # numpy's cannot be written to a config.json
         if self.width % self.groups:
             raise ValueError(f"width = {self.width}, expected a multiple of groups = {self.groups}: change either")
-        check_count("time_strides_from", self.time_strides_from, least=0)
-        check_choice("padding_mode", self.padding_mode, ("zeros", "replicate"))
+        check_choice("padding_mode", self.padding_mode, get_args(Padding))
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -99,6 +101,7 @@ class ResNet3D(nn.Module):
         **options: the other fields of :class:`ResNet3DConfig`.
 
     Raises:
+        TypeError: a size is no whole number.
         ValueError: an option is out of range, or a clip has not the T or C of the config.
     """
 
@@ -136,7 +139,9 @@ class ResNet3D(nn.Module):
         return self.head(features.mean(dim=(3, 4)).flatten(1))
 
 
-def save_pretrained(model: ResNet3D, folder: str | Path, labels: list[str], *, half: bool = False) -> None:
+def save_pretrained(
+    model: ResNet3D, folder: str | Path, labels: list[str], *, half: bool = False, overwrite: bool = False
+) -> None:
     """Write ``config.json`` and ``model.safetensors``, in the manner of Hugging Face.
 
     Args:
@@ -144,9 +149,11 @@ def save_pretrained(model: ResNet3D, folder: str | Path, labels: list[str], *, h
         folder: made if it is not there.
         labels: a name per class, in the order of the logits.
         half: store float16, half the size; :func:`from_pretrained` gives float32 again.
+        overwrite: whether a model in the folder may be replaced.
 
     Raises:
         ValueError: not one label per class.
+        FileExistsError: the folder holds a model, and ``overwrite`` is False.
     """
     if len(labels) != model.config.num_classes:
         raise ValueError(f"{len(labels)} labels {labels}, expected {model.config.num_classes}: one for each class")
@@ -159,7 +166,7 @@ def save_pretrained(model: ResNet3D, folder: str | Path, labels: list[str], *, h
     }
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.detach().to(dtype).contiguous() for name, value in model.state_dict().items()}
-    with together(folder, ["model.safetensors", "config.json"], overwrite=True) as part:
+    with together(folder, ["model.safetensors", "config.json"], overwrite=overwrite) as part:
         save_tensors(save_file, weights, part / "model.safetensors", {"format": "pt"})
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

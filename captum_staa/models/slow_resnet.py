@@ -55,6 +55,7 @@ class SlowResNet(nn.Module):
         dropout: before the linear head.
 
     Raises:
+        TypeError: ``num_classes`` or ``width`` is no whole number.
         ValueError: an option is out of range.
 
     Reference:
@@ -73,6 +74,7 @@ class SlowResNet(nn.Module):
         super().__init__()
         check_count("num_classes", num_classes)
         check_count("width", width)
+        num_classes, width = int(num_classes), int(width)  # numpy's overflow, and cannot be written to a config.json
         if len(layers) != len(inflated) or min(layers, default=0) < 1:
             raise ValueError(f"{layers = } and {inflated = } must have one entry for each stage, layers from 1 on")
         self.config = {

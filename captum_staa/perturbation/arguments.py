@@ -39,13 +39,25 @@ def _baseline_for(clip: Tensor, baseline: object) -> Tensor:
         check_dense(value, "a baseline")
     else:
         raise TypeError(f"a baseline is a number or a tensor, but {type(baseline).__name__} came")
-    finite = bool(value.isfinite().all())
-    value = value.to(clip.dtype)
-    if not finite or not bool(value.isfinite().all()):
+    given = value
+    value = given.to(clip.dtype)
+    if not bool(given.isfinite().all()) or not bool(value.isfinite().all()):
         raise ValueError(
             f"a baseline must be finite in {clip.dtype}, but one of shape {tuple(value.shape)} holds nan or infinity"
         )
+    if not clip.is_floating_point() and not bool((value == given).all()):
+        raise ValueError(
+            f"a baseline of an input of {clip.dtype} is of whole numbers within its range, but {_glimpse(given)} came; "
+            f"round it, or explain inputs.float()"
+        )
     return value.expand_as(clip)
+
+
+def _glimpse(values: Tensor) -> str:
+    """A number as it is, of more the shape and the range."""
+    if values.numel() == 1:
+        return f"{values.item()!r}"
+    return f"one of shape {tuple(values.shape)} with values from {values.min().item()} to {values.max().item()}"
 
 
 def check_perturbations_per_eval(value: object) -> None:

@@ -50,7 +50,7 @@ class Ladder:
         if steps == 1:
             return torch.lerp(self.rungs[0], self.rungs[1], shown)
         copies = [
-            torch.lerp(*self._around(mask), part * steps % 1 + (part == 1))
+            torch.lerp(*self._around(mask), part * steps - (part * steps).floor().clamp(0, steps - 1))
             for mask, part in zip(masks, shown, strict=True)
         ]
         return torch.stack(copies)

@@ -85,13 +85,15 @@ class Learnt:
         values: as the parametrisation has them.
         best: the check that they passed; its step is that of the last check.
         checks: all of them, in order.
-        done: ``(B,)`` bool, clips that no longer improve, and keep what they have.
+        done: ``(B,)`` bool, clips that no longer improve or can no longer be learnt, and keep what they have.
+        failed: by clip, the step from which the model gave nan or infinity.
         interrupted: whether Ctrl-C came before the end.
     """
 
     def __init__(self, values: Tensor, first: Check) -> None:
         self.values, self.best, self.checks = values.clone(), first, [first]
         self.interrupted = False
+        self.failed: dict[int, int] = {}
         self.done = torch.zeros_like(first.energy, dtype=torch.bool)
         self._stalled = torch.zeros_like(first.energy, dtype=torch.int64)  # checks since the last gain
 
@@ -108,6 +110,11 @@ class Learnt:
         self.best = Check(check.step, *parts)
         self._stalled = torch.where(better & (check.energy < before - tolerance), 0, self._stalled + 1)
         self.done |= self._stalled >= PATIENCE
+
+    def give_up(self, clips: Tensor, step: int) -> None:
+        """These, ``(B,)`` bool, keep what they have; of those that were done already nothing is told."""
+        self.failed |= dict.fromkeys((clips & ~self.done).nonzero()[:, 0].tolist(), step)
+        self.done |= clips
 
 
 class _NotFinite(Exception):
@@ -131,7 +138,8 @@ def learn(
         report: called with every check.
 
     Returns:
-        :class:`Learnt`. After Ctrl-C, or once the model gives nan, what had been learnt until then, with a warning.
+        :class:`Learnt`. After Ctrl-C, or of a clip for which the model gives nan, what had been learnt until then, with
+        a warning.
 
     Raises:
         ValueError: the model gives nan before the first step, or no gradient leads from its answer to the clip.
@@ -141,7 +149,7 @@ def learn(
         if init is None and task.parametrisation.warm:
             init = _hint(task, floors)
         values = task.parametrisation.start(task.field, task.areas, task.batch, init)
-        learnt = Learnt(values, _check(task, values, 0, floors))
+        learnt = Learnt(values, _finite(_check(task, values, 0, floors)))
     except _NotFinite as error:
         raise ValueError(f"{error}, before the first step: no mask can be learnt from that") from None
     report(learnt.best)
@@ -153,17 +161,24 @@ def learn(
             if bool(learnt.done.all()):
                 break
             drawn = task.parametrisation.draw(values, task.field, task.areas, step, step / max(1, iterations - 1))
-            (values.grad,) = torch.autograd.grad(drawn.masks, values, _slope(task, drawn, step, floors))
+            slope, bad = _slope(task, drawn, step, floors)
+            learnt.give_up(bad, step)
+            (values.grad,) = torch.autograd.grad(drawn.masks, values, slope)
             optimiser.step()
-            if (step + 1) % CHECK_EVERY == 0 or step + 1 == iterations:
+            if ((step + 1) % CHECK_EVERY == 0 or step + 1 == iterations) and not bool(learnt.done.all()):
                 check = _check(task, values.detach(), step + 1, floors)
+                learnt.give_up(_unfit(check), step + 1)
                 learnt.update(values.detach(), check, tolerance)
                 report(learnt.best)
-    except _NotFinite as error:
-        warnings.warn(f"{error}, at step {step}; the best masks until then are returned", stacklevel=4)
     except KeyboardInterrupt:
         learnt.interrupted = True
         warnings.warn(f"interrupted at step {step} of {iterations}; the best masks so far are returned", stacklevel=4)
+    if learnt.failed:
+        where = ", ".join(f"clip {clip} at step {first}" for clip, first in learnt.failed.items())
+        warnings.warn(
+            f"the model gives nan or infinity for altered copies of {where}; the best masks until then are returned",
+            stacklevel=4,
+        )
     return learnt
 
 
@@ -176,7 +191,8 @@ def _floors(task: Task) -> Tensor:
         found.append(task.score((blend(nothing.transpose(0, 1)),), 1)[0].to(nothing.dtype))
         task.tick()
     floors = torch.stack(found)
-    _check_finite(floors)
+    if bool((bad := ~floors.isfinite().all(0)).any()):
+        raise _NotFinite(_told(bad))
     return floors
 
 
@@ -191,14 +207,23 @@ def _hint(task: Task, floors: Tensor) -> Tensor:
     levels = shares.new_tensor(WARM)
     masks = levels[:, None].repeat(task.batch, 1, shares.shape[1])
     masks = masks.view(task.batch, len(levels), -1)
-    slope = sum((_slope(even, Drawn(masks, levels), step, floors) for step in range(len(task.blends))), 0 * masks)
+    slope = torch.zeros_like(masks)
+    for step in range(len(task.blends)):
+        part, bad = _slope(even, Drawn(masks, levels), step, floors)
+        if bool(bad.any()):
+            raise _NotFinite(_told(bad))
+        slope += part
     density = -slope.sum(1) / shares.clamp_min(torch.finfo(shares.dtype).tiny)
     return task.field.gather(task.field.spread(density[:, None])[:, 0])  # which smooths a grid, and leaves regions
 
 
-def _slope(task: Task, drawn: Drawn, step: int, floors: Tensor) -> Tensor:
-    """The gradient of the sum of energies over areas along the masks, ``(B, A, n)``; call of the model after call."""
+def _slope(task: Task, drawn: Drawn, step: int, floors: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of the sum of energies over areas along the masks, ``(B, A, n)``; call of the model after call.
+
+    And ``(B,)`` bool, for which clips there is none, and 0, as the model's answer or its gradient is not finite.
+    """
     leaf = drawn.masks.detach().requires_grad_()
+    bad = torch.zeros(len(leaf), dtype=torch.bool, device=leaf.device)
     total, count = torch.zeros_like(leaf), leaf.shape[1]
     blend = task.blends[step % len(task.blends)]
     hidden = torch.tensor(task.objective.hidden, device=leaf.device).repeat_interleave(count)
@@ -206,7 +231,7 @@ def _slope(task: Task, drawn: Drawn, step: int, floors: Tensor) -> Tensor:
     for which, number in zip(hidden.split(task.per_eval), areas.split(task.per_eval), strict=True):
         scores = _scores(task, blend, leaf, which, number)
         losses = task.objective.losses(scores, which, floors[step % len(task.blends)])
-        _check_finite(losses)
+        bad |= ~losses.isfinite().all(0)
         if not losses.requires_grad:
             raise ValueError(_NO_GRADIENT)
         (slope,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
@@ -218,7 +243,8 @@ def _slope(task: Task, drawn: Drawn, step: int, floors: Tensor) -> Tensor:
         own = own + task.smoothness(task.field.spread(leaf), drawn.areas)
     if own.requires_grad:
         total += torch.autograd.grad(own.sum(), leaf)[0]
-    return total
+    bad |= ~total.isfinite().flatten(1).all(1)
+    return total.masked_fill(bad[:, None, None], 0), bad
 
 
 @torch.no_grad()
@@ -231,7 +257,6 @@ def _check(task: Task, values: Tensor, step: int, floors: Tensor) -> Check:
     for blend in task.blends:
         for chunk in every.split(task.per_eval):
             found[chunk] += _scores(task, blend, masks, chunk >= count, chunk % count) / len(task.blends)
-    _check_finite(found)
     energy = task.parametrisation.penalty(Drawn(masks, task.areas), task.field, 0)  # (B, A)
     if task.smoothness is not None:
         energy = energy + task.smoothness(task.field.spread(masks), task.areas)
@@ -255,9 +280,19 @@ def _scores(task: Task, blend: Blend, masks: Tensor, hidden: Tensor, areas: Tens
     return scores.to(masks.dtype)
 
 
-def _check_finite(scores: Tensor) -> None:
-    if bad := int((~scores.isfinite()).sum()):
-        raise _NotFinite(f"the model gives nan or infinity for {bad} of {scores.numel()} altered clips")
+def _unfit(check: Check) -> Tensor:
+    """``(B,)`` bool, clips for which the model does not give finite scores."""
+    return ~(check.kept.isfinite().all(1) & check.deleted.isfinite().all(1))
+
+
+def _told(bad: Tensor) -> str:
+    return f"the model gives nan or infinity for altered copies of clips {bad.nonzero()[:, 0].tolist()}"
+
+
+def _finite(check: Check) -> Check:
+    if bool((bad := _unfit(check)).any()):
+        raise _NotFinite(_told(bad))
+    return check
 
 
 _NO_GRADIENT = (

@@ -33,10 +33,14 @@ class Parametrisation(Protocol):
 
     Attributes:
         warm: whether learning begins with a hint where no map is given to begin with.
+        per_frame: whether each area is asked for in every slice of time, instead of over the volume.
     """
 
     @property
     def warm(self) -> bool: ...
+
+    @property
+    def per_frame(self) -> bool: ...
 
     def start(self, field: Field, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
         """Values to begin with; ``init`` ``(B, n)`` is a map to begin from."""

@@ -71,8 +71,8 @@ class SquaredDifferences:
 class Ellipsoid:
     """The paper's regulariser: windows are full or empty, and as many are full as the area has room for.
 
-    ``L = 1/S sum_(i <= S) (c_i - 1)^2 + 1/(W - S) sum_(i > S) c_i^2``, where ``c`` are the means of the mask over W
-    windows, ellipsoids of ``frames`` by ``pixels``, in descending order.
+    ``L = weight (1/S sum_(i <= S) (c_i - 1)^2 + 1/(W - S) sum_(i > S) c_i^2)``, where ``c`` are the means of the mask
+    over W windows, ellipsoids of ``frames`` by ``pixels``, in descending order.
 
     Example:
         >>> masks = torch.zeros(1, 2, 8, 16, 16)
@@ -84,6 +84,7 @@ class Ellipsoid:
     Args:
         frames: length of a window along time.
         side: its height and width, as a part of the frame's shorter side: the paper's 11 pixels of 112.
+        weight: of the term. The paper's is 300 after 100 steps without it.
 
     Note:
         Made consistent where the paper's code is not: a window's mean is over the voxels that it truly holds, also at
@@ -96,6 +97,7 @@ class Ellipsoid:
 
     frames: int = 8
     side: float = 11 / 112
+    weight: float = 1.0
 
     def __call__(self, masks: Tensor, areas: Tensor) -> Tensor:
         """``(B, A)``."""
@@ -108,7 +110,7 @@ class Ellipsoid:
         full = (torch.arange(count, device=masks.device) >= count - room).to(masks).expand_as(ordered)
         asked = shared_among_equals(ordered.detach(), full, torch.ones_like(full))
         high = (ordered - 1).square() * asked / room
-        return (high + ordered.square() * (1 - asked) / (count - room)).sum(2)
+        return self.weight * (high + ordered.square() * (1 - asked) / (count - room)).sum(2)
 
     def windows(self, masks: Tensor) -> Tensor:
         """The mean of the mask over each window, ``(B, A, W)``."""

@@ -139,19 +139,13 @@ class StreamRun(Iterator[FrameResult]):
         if self._crop is None:
             self._crop = self._explain.explainer.forward_func.crop_box(*frames[0].frame.shape[:2])
         joint, temporal, probabilities = self._explain(frames)
-        self._labels = self._labels or self._names(len(probabilities))
+        self._labels = self._labels or self._explain.explainer.forward_func.label_names(len(probabilities))
         answers = probabilities.expand(self._window, -1)
         # The windows that end the stream may reach back to frames that are given out already.
         known = max(self._given - start, 0)
         self._merged.add(range(start + known, start + self._window), joint[known:], temporal[known:], answers[known:])
         self._explained = start
         self.stats.windows += 1
-
-    def _names(self, count: int) -> list[str]:
-        labels = self._explain.explainer.forward_func.labels or [str(index) for index in range(count)]
-        if len(labels) != count:
-            raise ValueError(f"the model gives {count} logits, but has {len(labels)} labels: give one per class")
-        return labels
 
     def _give(self) -> FrameResult:
         index, self._given = self._given, self._given + 1

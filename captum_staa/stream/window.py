@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_staa.attr.staa import STAA
-from captum_staa.models.modes import evaluating
+from captum_staa.lending import evaluating
 from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.stream.sources import Arrived
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 from PIL import Image
 
-from captum_staa.io import atomic, write_video
+from captum_staa.io import atomic, video_writer
 from captum_staa.layout import VideoLayout
 
 from ._figure import evenly
@@ -122,12 +121,10 @@ def save_animation(
 
     total = len(drawn.original)
     if suffix in VIDEOS:
-        # write_video takes an array, and this one stays on the disk: drawn frames of a long clip would fill the memory.
-        with tempfile.TemporaryFile() as scratch:
+        with video_writer(target, fps, crf=quality, overwrite=overwrite) as write:
             for at in range(total):
-                scratch.write(picture(at).tobytes())
-            frames = np.memmap(scratch, np.uint8, "r", shape=(total, *picture(0).shape))
-            return write_video(target, frames, fps, crf=quality, overwrite=overwrite)
+                write(picture(at))
+        return target
     with atomic(target, overwrite) as partial:
         _write_pictures(partial, picture, total, fps, quality)
     return target

@@ -210,7 +210,7 @@ def released(case: Case, **_: Any) -> Tensors:
     matrix = maps[-1].mean(1)  # the last layer; in time and space, space comes second
     prefix, count = slow_staa.PREFIX.get(name, 0), slow_staa.H * slow_staa.W
     frames, height, width = slow_staa.TUBELET.get(name, (2, 8, 8))
-    draws = torch.rand(len(clip), slow_staa.T, generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(slow_staa.T, generator=torch.Generator().manual_seed(0))
     joint = []
     for example in range(len(clip)):
         rows = []
@@ -230,6 +230,6 @@ def released(case: Case, **_: Any) -> Tensors:
                 kernel = kernel / kernel.sum(1, keepdim=True)
                 image = kernel @ image if axis == 0 else image @ kernel.T
             low, high = (float(np.quantile(image.numpy(), q)) for q in (0.7, 0.9))
-            kept = torch.where(image >= low + float(draws[example, step]) * (high - low), image, 0)
+            kept = torch.where(image >= low + float(draws[step]) * (high - low), image, 0)
             joint += [(kept - kept.min()) / (kept.max() - kept.min())] * frames
     return spread(case, torch.stack(joint).unflatten(0, (len(clip), -1)))

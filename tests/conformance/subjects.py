@@ -81,7 +81,7 @@ def _axes(case: Case) -> Any:
     return None if isinstance(case.model, VideoClassifier) else case.layout
 
 
-def _staa(name: str, oracle: Callable[..., Tensors], exempt: str = "", **options: str) -> Subject:
+def _staa(name: str, oracle: Callable[..., Tensors], **options: str) -> Subject:
     return Subject(
         name=f"STAA {name}",
         method=STAA,
@@ -90,7 +90,6 @@ def _staa(name: str, oracle: Callable[..., Tensors], exempt: str = "", **options
         make=lambda case: STAA(case.model, **options),
         oracle=lambda case, **more: oracle(case, **options, **more),
         models=TRANSFORMERS,
-        exempt={"test_batch_against_clips_alone": exempt} if exempt else {},
         inside=options.get("rule") != "gradient",
     )
 
@@ -164,7 +163,7 @@ OURS = (
     _staa("gradient", oracles.staa, mode="relevance", rule="gradient"),
     _staa("chefer", oracles.staa, mode="relevance", rule="chefer"),
     _staa("attention", oracles.staa, mode="attention"),
-    _staa("released", oracles.released, "it draws a random threshold for each clip of a batch", mode="released"),
+    _staa("released", oracles.released, mode="released"),
     Subject(
         name="VideoOcclusion",
         method=VideoOcclusion,

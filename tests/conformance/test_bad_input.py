@@ -71,15 +71,15 @@ MASKS = {
 WINDOWS = {
     "larger than the clip": Bad(lambda c: (5, 8, 5), r"\(5, 8, 5\).*at most \(4, 12, 10\)"),
     "higher than the clip": Bad(lambda c: (2, 13, 5), r"\(2, 13, 5\).*at most \(4, 12, 10\)"),
-    "flat": Bad(lambda c: (2, 0, 5), r"at least 1.*\(2, 0, 5\)"),
-    "negative": Bad(lambda c: (-1, 8, 5), r"at least 1.*\(-1, 8, 5\)"),
+    "flat": Bad(lambda c: (2, 0, 5), r"\(2, 0, 5\).*at least 1"),
+    "negative": Bad(lambda c: (-1, 8, 5), r"\(-1, 8, 5\).*at least 1"),
     "two sides": Bad(lambda c: (8, 5), r"\(t, h, w\).*\(8, 5\)"),
-    "fractions": Bad(lambda c: (2, 8.0, 5), r"whole numbers.*\(2, 8.0, 5\)"),
+    "fractions": Bad(lambda c: (2, 8.0, 5), r"\(2, 8.0, 5\).*whole number", TypeError),
     "one too many": Bad(lambda c: ((2, 8, 5), (2, 8, 5)), r"\(\(2, 8, 5\), \(2, 8, 5\)\)"),
     "none": Bad(lambda c: None, "None"),
 }
 STRIDES = {
-    "negative": Bad(lambda c: (2, -1, 5), r"at least 1.*\(2, -1, 5\)"),
+    "negative": Bad(lambda c: (2, -1, 5), r"\(2, -1, 5\).*at least 1"),
     "zero": Bad(lambda c: 0, "at least 1.*0"),
     "longer than the window": Bad(lambda c: (2, 9, 5), r"longer than the window.*\(2, 9, 5\).*at most 8"),
     "two steps": Bad(lambda c: (2, 5), r"\(2, 5\)"),
@@ -88,7 +88,7 @@ STRIDES = {
 OPTIONS_OF_RISE = {
     "no samples": ("n_samples", 0, ValueError),
     "one sample": ("n_samples", 1, ValueError),
-    "half a sample": ("n_samples", 2.5, ValueError),
+    "half a sample": ("n_samples", 2.5, TypeError),
     "two cells": ("n_cells", (2, 2), ValueError),
     "no cells": ("n_cells", (2, 0, 2), ValueError),
     "all kept": ("keep", 1.0, ValueError),
@@ -169,7 +169,7 @@ def test_strides(trial: Trial, kind: str) -> None:
 @over("conv", ours=True, takes="n_samples")
 def test_options_of_rise(trial: Trial, kind: str) -> None:
     name, value, error = OPTIONS_OF_RISE[kind]
-    refuses(trial, Bad(lambda c: value, f"{name}.*{re.escape(repr(value))} came", error), name)
+    refuses(trial, Bad(lambda c: value, f"{name}.*{re.escape(repr(value))}.* came", error), name)
 
 
 @over("conv", "two-stream", takes="perturbations_per_eval", ours=True)

@@ -105,7 +105,7 @@ def with_model(draw: Any) -> Call:
             twin = run(values.in_axes(clip, axes, other).contiguous(), other, **turned)
             _same(_numbers(twin), score, f"layout {other}")
 
-    refusals = ("at most the number of cells", "a subset holds a fraction")
+    refusals = ("at most the number of cells", "one at least and not all")
     if draw(st.booleans()):
         said = f"{name}({', '.join(f'{key}={brief(value)}' for key, value in options.items())})"
         return Call(said, lambda: run(**options), check, refusals=refusals, inputs=(clip,), models=(anything(axes),))
@@ -127,7 +127,7 @@ def with_truth(draw: Any) -> Call:
     truth = values.normal(draw, *sizes) > draw(st.sampled_from([-9.0, 0.0, 1.0, 9.0]))
     good: dict[str, Any] = {"scores": scores, "truth": draw(st.sampled_from([truth, truth.numpy()]))}
     kinds = {"scores": "maps", "truth": "truth"}
-    if name not in ("pointing_game", "temporal_pointing", "snr"):
+    if name not in ("pointing_game", "temporal_pointing"):
         good["axis"] = draw(st.sampled_from(["joint", "time", "space"]))
         kinds["axis"] = "word"
     kinds |= {"pointing_game": {"tolerance": "triple", "per": "word"}, "iou": {"area": "fraction?"}}.get(name, {})

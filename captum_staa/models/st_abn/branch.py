@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Norm = Callable[[int], nn.Module]
+Temporal = Literal["any", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Branch(nn.Module):
         num_classes: int,
         steps: int,
         *,
-        temporal: Literal["any", "fixed"] = "any",
+        temporal: Temporal = "any",
         maps: int | None = None,
         norm: Norm = group_norm,
         dropout: float = 0.5,

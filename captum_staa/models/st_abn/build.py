@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from captum_staa.checks import check_choice, check_count
 from captum_staa.grid import TokenGrid
+from captum_staa.lending import evaluating
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.modes import evaluating
 from captum_staa.models.resnet3d import ResNet3D
 from captum_staa.models.slow_resnet import SlowResNet
-from captum_staa.models.st_abn.branch import Branch, Norm, group_norm
+from captum_staa.models.st_abn.branch import Branch, Norm, Temporal, group_norm
 from captum_staa.models.st_abn.mechanism import Mix, Observe, Residual
 from captum_staa.models.st_abn.probe import probe
 
 Mechanism = Literal["mix", "residual", "observe"]
-NORMS: dict[str, Norm] = {"group": group_norm, "batch": nn.BatchNorm3d}
+Body = Literal["light", "stage", "own"]
+TrunkBody = Literal["stage", "light"]
+Trunk = Literal["small", "resnet50"]
+NormName = Literal["group", "batch"]
+NORMS: dict[NormName, Norm] = {"group": group_norm, "batch": nn.BatchNorm3d}
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,23 @@ class BranchConfig:
 
     layer: str
     mechanism: Mechanism = "residual"
-    body: Literal["light", "stage", "own"] = "light"
+    body: Body = "light"
     width: int = 32
     maps: int | None = None
-    temporal: Literal["any", "fixed"] = "any"
-    norm: Literal["group", "batch"] = "group"
+    temporal: Temporal = "any"
+    norm: NormName = "group"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choice("mechanism", self.mechanism, ("mix", "residual", "observe"))
-        check_choice("body", self.body, ("light", "stage", "own"))
-        check_choice("temporal", self.temporal, ("any", "fixed"))
+        check_choice("mechanism", self.mechanism, get_args(Mechanism))
+        check_choice("body", self.body, get_args(Body))
+        check_choice("temporal", self.temporal, get_args(Temporal))
         check_choice("norm", self.norm, NORMS)
         check_count("width", self.width)
+        object.__setattr__(self, "width", int(self.width))  # numpy's cannot be written to a config.json
         if self.maps is not None:
             check_count("maps", self.maps)
+            object.__setattr__(self, "maps", int(self.maps))
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is in [0, 1), but {self.dropout!r} came")
 
@@ -97,14 +104,18 @@ def build(
         norm=norm,
         dropout=config.dropout,
     )
-    makers = {"mix": lambda: Mix(channels, norm), "residual": lambda: Residual(channels), "observe": Observe}
+    makers: dict[Mechanism, Callable[[], nn.Module]] = {
+        "mix": lambda: Mix(channels, norm),
+        "residual": lambda: Residual(channels),
+        "observe": Observe,
+    }
     return branch.to(features), makers[config.mechanism]().to(features)
 
 
-def trunk_of(num_classes: int, trunk: Literal["small", "resnet50"] | nn.Module) -> nn.Module:
+def _trunk(num_classes: int, trunk: Trunk | nn.Module) -> nn.Module:
     """The residual 3D CNN by its name, or the one that was given, checked."""
     if isinstance(trunk, str):
-        check_choice("trunk", trunk, ("small", "resnet50"))
+        check_choice("trunk", trunk, get_args(Trunk))
         if trunk == "resnet50":
             return SlowResNet(num_classes)
         return ResNet3D(num_classes, padding_mode="replicate", time_strides_from=2)
@@ -117,13 +128,15 @@ def trunk_of(num_classes: int, trunk: Literal["small", "resnet50"] | nn.Module) 
     return trunk
 
 
-def paper_config(
-    trunk: nn.Module, body: Literal["stage", "light"], temporal: Literal["any", "fixed"], dropout: float
-) -> BranchConfig:
-    """The paper's branch for a trunk: in front of its last stage, with norms of its kind."""
-    stages: nn.Sequential = trunk.stages  # type: ignore[assignment]
-    batch = any(isinstance(module, nn.BatchNorm3d) for module in trunk.modules())
-    return BranchConfig(
+def paper(
+    num_classes: int, trunk: Trunk | nn.Module, body: TrunkBody, temporal: Temporal, dropout: float
+) -> tuple[nn.Module, BranchConfig]:
+    """A trunk, and the paper's branch for it: in front of its last stage, with norms of its kind."""
+    check_choice("body", body, get_args(TrunkBody))
+    network = _trunk(num_classes, trunk)
+    stages: nn.Sequential = network.stages  # type: ignore[assignment]
+    batch = any(isinstance(module, nn.BatchNorm3d) for module in network.modules())
+    return network, BranchConfig(
         layer=f"stages.{len(stages) - 2}",
         mechanism="mix",
         body=body,
@@ -135,14 +148,14 @@ def paper_config(
 
 def around(
     trunk: nn.Module, config: BranchConfig, labels: list[str] | None, num_frames: int | None
-) -> tuple[VideoClassifier, BranchConfig, None, Tensor, nn.Module | None]:
-    """What a branch over a trunk is assembled of: classifier, config, no grid, example, a stage as its body."""
+) -> tuple[VideoClassifier, BranchConfig, Tensor, nn.Module | None]:
+    """What a branch over a trunk is assembled of: classifier, config, example, a stage as its body."""
     stages: nn.Sequential = trunk.stages  # type: ignore[assignment]
     frames = num_frames or (trunk.config.num_frames if isinstance(trunk, ResNet3D) else 32)
     fixed = frames if config.temporal == "fixed" or isinstance(trunk, ResNet3D) else None
     model = VideoClassifier(trunk, "BCTHW", labels, num_frames=fixed)
     example = next(trunk.parameters()).new_zeros(1, 3, frames, 64, 64)
-    return model, config, None, example, at_stride_one(stages[-1]) if config.body == "stage" else None
+    return model, config, example, at_stride_one(stages[-1]) if config.body == "stage" else None
 
 
 def at_stride_one(stage: nn.Module) -> nn.Module:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,17 @@ from torch.utils.hooks import RemovableHandle
 
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
-from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.families import uncompiled
-from captum_staa.models.layers import find_layer, from_features, to_features, to_pixels
+from captum_staa.lending import evaluating
+from captum_staa.models.classifier import VideoClassifier, classifier_of
+from captum_staa.models.layers import find_layer, from_features, network_of, to_features, to_pixels
 from captum_staa.models.layouts import layout_of
-from captum_staa.models.modes import evaluating
 from captum_staa.models.st_abn import storage
-from captum_staa.models.st_abn.branch import Gates
-from captum_staa.models.st_abn.build import BranchConfig, Mechanism, around, build, paper_config, trunk_of
+from captum_staa.models.st_abn.branch import Gates, Temporal
+from captum_staa.models.st_abn.build import BranchConfig, Mechanism, Trunk, TrunkBody, around, build, paper
 from captum_staa.models.st_abn.call import Call, check_gates
 from captum_staa.models.st_abn.explanation import BranchExplanation
 
-# What is asked of each STABN (by id) in this thread or task. Nothing is kept on the module between calls, and calls in
-# several threads do not mix.
+# What is asked of each STABN (by id) in this thread or task: nothing is kept on the module, so threads do not mix.
 _CALLS: ContextVar[Mapping[int, Call]] = ContextVar("captum_staa.st_abn", default=MappingProxyType({}))
 
 
@@ -64,6 +62,7 @@ class STABN(nn.Module):
             :meth:`inject`.
         config: how the branch is built, as ``config.layer``, ``config.mechanism``.
         branch, mechanism: what was added.
+        injected: whether to a model of yours, by :meth:`inject`.
         layout: the order of the clip's axes.
         grid: where the layer's tokens stand; None for a CNN.
 
@@ -78,16 +77,15 @@ class STABN(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        trunk: Literal["small", "resnet50"] | nn.Module = "small",
+        trunk: Trunk | nn.Module = "small",
         *,
-        body: Literal["stage", "light"] = "stage",
-        temporal: Literal["any", "fixed"] = "any",
+        body: TrunkBody = "stage",
+        temporal: Temporal = "any",
         num_frames: int | None = None,
         dropout: float = 0.5,
         labels: list[str] | None = None,
     ) -> None:
-        network = trunk_of(num_classes, trunk)
-        config = paper_config(network, body, temporal, dropout)
+        network, config = paper(num_classes, trunk, body, temporal, dropout)
         self._assemble(*around(network, config, labels, num_frames))
         if (found := self.branch.classify.out_features) != num_classes:
             self.remove()
@@ -105,7 +103,7 @@ class STABN(nn.Module):
         body: nn.Module | None = None,
         width: int = 32,
         maps: int | None = None,
-        temporal: Literal["any", "fixed"] = "any",
+        temporal: Temporal = "any",
         dropout: float = 0.0,
         example: Tensor | None = None,
     ) -> STABN:
@@ -142,7 +140,7 @@ class STABN(nn.Module):
                 no layout, or an unknown option.
             TypeError: ``model`` is no module, or ``layer`` neither a module nor a name.
         """
-        wrapped = model if isinstance(model, VideoClassifier) else VideoClassifier(model, layout)
+        wrapped = classifier_of(model) or VideoClassifier(model, layout)
         layout_of(wrapped, layout)
         _, name = find_layer(wrapped, layer)
         config = BranchConfig(
@@ -155,7 +153,7 @@ class STABN(nn.Module):
             dropout=dropout,
         )
         self = cls.__new__(cls)
-        self._assemble(wrapped, config, grid or wrapped.grid, example, body, given=model)
+        self._assemble(wrapped, config, example, body, grid or wrapped.grid, given=model)
         return self
 
     @classmethod
@@ -169,47 +167,49 @@ class STABN(nn.Module):
 
         Args:
             name_or_folder: of the ST-ABN.
-            model: what a branch was added to, where that has no name of its own.
+            model: what a branch was added to, where that has no name of its own. Its sizes and preprocessing hold.
 
         Raises:
-            ValueError: there is no such folder, it holds another kind of model, or its weights do not fit.
+            ValueError: there is no such folder, it holds another model or a whole one, or its weights do not fit.
         """
         stored = storage.read(name_or_folder)
+        if stored.trunk is not None and model is not None:
+            raise ValueError(f"{name_or_folder} holds a whole ST-ABN with a trunk of its own; leave model out")
         if stored.trunk is not None:
             self = cls.__new__(cls)
             self._assemble(*around(stored.trunk, stored.config, stored.labels, stored.frames))
             self.model.image_size, self.model.preprocessing = stored.image_size, stored.preprocessing
         else:
-            if model is None and stored.base is None:
-                raise ValueError(f"the branch in {str(stored.folder)!r} is for a model of yours: pass model=")
-            built = asdict(stored.config)
-            wanted = {name: built[name] for name in ("mechanism", "width", "maps", "temporal", "dropout")}
-            model = VideoClassifier.from_pretrained(str(stored.base)) if model is None else model
-            self = cls.inject(model, stored.config.layer, **wanted)
-        stored.fill(self)
+            model = stored.base_model() if model is None else model
+            self = cls.inject(model, stored.config.layer, **stored.options)
+        try:
+            stored.fill(self)
+        except BaseException:
+            self.remove()
+            raise
         return self.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, base: str | None = None, half: bool = False) -> None:
-        """Write ``config.json`` and ``model.safetensors``: all of it, or of an injected branch what was added.
+        """Write config, weights and any preprocessing to a folder: all of it, or of an injected branch what was added.
 
         Args:
             folder: made if it is not there.
-            base: shipped name or folder of the model, for :meth:`from_pretrained` to find; one of the hub is passed.
+            base: of an injected branch, the shipped name or folder of its model; one of the hub is passed.
             half: store float16; it is float32 again when read.
 
         Raises:
-            ValueError: the folder holds a model already, or a part of yours cannot be built from a config.
+            ValueError: the folder holds a model, ``base`` has no meaning, or no config builds a part of yours.
+            FileExistsError: the folder holds another of these files.
         """
-        trunk, labels, steps = self.model.module, self.model.labels, self.branch.steps
-        storage.write(Path(folder), self, self.config, steps, trunk, labels, base, half)
+        storage.write(Path(folder), self, base, half)
 
     def _assemble(
         self,
         model: VideoClassifier,
         config: BranchConfig,
-        grid: TokenGrid | None,
         example: Tensor | None,
         body: nn.Module | None,
+        grid: TokenGrid | None = None,
         given: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -219,7 +219,8 @@ class STABN(nn.Module):
         self.training = model.training
         self.branch.train(self.training)
         self.mechanism.train(self.training)
-        self._given = (given if given is not None else model,)  # in a tuple, so that it is no submodule twice
+        self.injected = given is not None
+        self._given = (model if given is None else given,)  # in a tuple, so that it is no submodule twice
         self._handle: RemovableHandle | None = layer.register_forward_hook(self._gate)
 
     @property
@@ -345,6 +346,5 @@ class STABN(nn.Module):
 
 def st_abn_of(model: nn.Module) -> STABN | None:
     """The ST-ABN that a model is, compiled or not, or that a :class:`VideoClassifier` holds, or None."""
-    found = uncompiled(model)
-    found = uncompiled(found.module) if isinstance(found, VideoClassifier) else found
+    found = network_of(model)
     return found if isinstance(found, STABN) else None

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa.grid import TokenGrid
-from captum_staa.models.classifier import VideoClassifier
+from captum_staa.lending import evaluating
+from captum_staa.models.classifier import DEFAULT_FRAMES, VideoClassifier
 from captum_staa.models.layers import to_features
-from captum_staa.models.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -68,5 +68,5 @@ def _zeros(model: VideoClassifier) -> Tensor:
     like = weights[0] if weights else torch.empty(0)
     channels = next((m.in_channels for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), 3)
     height, width = model.image_size or (64, 64)
-    clip = torch.zeros(1, model.num_frames or 16, channels, height, width, device=like.device)
+    clip = torch.zeros(1, model.num_frames or DEFAULT_FRAMES, channels, height, width, device=like.device)
     return model.layout.from_working(clip)

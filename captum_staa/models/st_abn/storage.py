@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,10 +16,15 @@ from torch import Tensor, nn
 
 from captum_staa.files import save_tensors, together
 from captum_staa.models import preprocessing, zoo
+from captum_staa.models.classifier import VideoClassifier, edges_of
+from captum_staa.models.labels import in_order
 from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.models.resnet3d import ResNet3D, ResNet3DConfig
 from captum_staa.models.slow_resnet import SlowResNet
 from captum_staa.models.st_abn.build import BranchConfig
+
+if TYPE_CHECKING:
+    from captum_staa.models.st_abn.network import STABN
 
 ADDED = ("branch.", "mechanism.")
 TRUNKS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
@@ -39,7 +44,7 @@ class Stored:
         frames: T of the clips, where the trunk does not say it itself.
         base: shipped name or folder of that other model, where there is one.
         labels: a name per class, or None.
-        image_size: ``(H, W)`` of the clips, or None.
+        image_size: ``(H, W)`` of the clips, the trunk's own where none was stored, or None.
         preprocessing: from frames to clips, or None.
         weights: of all, or of what was added.
     """
@@ -53,6 +58,24 @@ class Stored:
     image_size: tuple[int, int] | None
     preprocessing: Preprocessing | None
     weights: dict[str, Tensor]
+
+    def base_model(self) -> VideoClassifier:
+        """The model that the branch was added to, by its name, for clips as they were then.
+
+        Raises:
+            ValueError: it has no name.
+        """
+        if self.base is None:
+            raise ValueError(f"the branch in {str(self.folder)!r} is for a model of yours: pass model=")
+        clips: dict[str, Any] = {"image_size": self.image_size, "preprocessing": self.preprocessing}
+        known = {name: value for name, value in clips.items() if value is not None}
+        return VideoClassifier.from_pretrained(self.base, **known)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How the branch was added, as keywords of :meth:`STABN.inject`."""
+        names = ("mechanism", "width", "maps", "temporal", "dropout")
+        return {name: getattr(self.config, name) for name in names}
 
     def fill(self, network: nn.Module) -> None:
         """Give the network its weights.
@@ -71,41 +94,42 @@ class Stored:
         network.load_state_dict(self.weights, strict=False)
 
 
-def write(
-    folder: Path,
-    network: nn.Module,
-    config: BranchConfig,
-    steps: int,
-    trunk: nn.Module,
-    labels: list[str] | None,
-    base: str | None,
-    half: bool,
-) -> None:
-    """Write config and weights, both or neither; :meth:`STABN.save_pretrained` says the rest."""
+def write(folder: Path, network: STABN, base: str | None, half: bool) -> None:
+    """Write config, weights and preprocessing, all or none; :meth:`STABN.save_pretrained` says the rest."""
+    model, config = network.model, network.config
     if (folder / "config.json").exists():
         raise ValueError(f"{str(folder)!r} holds a model already; name another folder, or delete it first")
     if config.body == "own":
         raise ValueError("a branch with a body of yours cannot be built from a config: keep st_abn.state_dict()")
-    described = _described(trunk) if config.mechanism == "mix" and base is None else None
+    if base is not None and not network.injected:
+        raise ValueError(f"base={base!r} names what a branch was added to, but this one has a trunk; leave base out")
+    if not isinstance(model.preprocessing, Preprocessing | None):
+        raise ValueError(
+            f"a preprocessing of class {type(model.preprocessing).__name__} cannot be built from a config: set "
+            f"st_abn.model.preprocessing to a Preprocessing(...) or None"
+        )
     stored = {
         "model_type": "st_abn",
         "architectures": ["STABN"],
-        "trunk": described,
+        "trunk": None if network.injected else _described(model.module),
         "base": base,
         "branch": asdict(config),
-        "steps": steps,
-        "id2label": {str(i): label for i, label in enumerate(labels or [])},
+        "steps": network.branch.steps,
+        "image_size": model.image_size,
+        "id2label": {str(i): label for i, label in enumerate(model.labels or [])},
     }
     dtype = torch.float16 if half else torch.float32
-    kept = {name: value for name, value in network.state_dict().items() if described or name.startswith(ADDED)}
     weights = {
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
-        for name, value in kept.items()
+        for name, value in network.state_dict().items()
+        if not network.injected or name.startswith(ADDED)
     }
-    # the config last: where it is, the model is whole
-    with together(folder, ["model.safetensors", "config.json"], overwrite=True) as part:
+    # The config last: where it is, the model is whole. Any other processor's file would be read as this model's.
+    with together(folder, ["model.safetensors", *preprocessing.FILES, "config.json"]) as part:
         save_tensors(save_file, weights, part / "model.safetensors", {"format": "pt"})
-        (part / "config.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+        if model.preprocessing is not None:
+            _write_json(part / "preprocessor_config.json", model.preprocessing.to_config())
+        _write_json(part / "config.json", stored)
 
 
 def read(name_or_folder: str | os.PathLike[str]) -> Stored:
@@ -135,6 +159,7 @@ def _stored(folder: Path) -> Stored:
         raise ValueError(f"model_type = {kind!r} in {str(folder)!r}, expected 'st_abn': VideoClassifier reads others")
     described = stored["trunk"] or {"config": {}}
     edge = described["config"].get("image_size")
+    size = stored.get("image_size") or (edge and (edge, edge))
     weights = load_file(folder / "model.safetensors")
     base = stored["base"]
     # a folder must not have a model fetched from the hub that its reader never asked for
@@ -145,8 +170,8 @@ def _stored(folder: Path) -> Stored:
         trunk=TRUNKS[described["model_type"]](described["config"]) if stored["trunk"] else None,
         frames=None if "num_frames" in described["config"] else stored["steps"],  # steps may be fewer than frames
         base=base if near else None,
-        labels=list(stored["id2label"].values()) or None,
-        image_size=None if edge is None else (edge, edge),
+        labels=in_order(stored["id2label"]),
+        image_size=None if size is None else edges_of(size),
         preprocessing=preprocessing.find(lambda file: path if (path := folder / file).is_file() else None),
         weights={name: value.float() if value.is_floating_point() else value for name, value in weights.items()},
     )
@@ -158,3 +183,7 @@ def _described(trunk: nn.Module) -> dict[str, Any]:
     if isinstance(trunk, SlowResNet):
         return {"model_type": "slow_resnet", "config": trunk.config}
     raise ValueError(f"a trunk of class {type(trunk).__name__} cannot be built from a config: keep st_abn.state_dict()")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_staa.checks import check_count
-from captum_staa.models.modes import evaluating
+from captum_staa.checks import check_count, is_number
+from captum_staa.lending import evaluating
 from captum_staa.models.st_abn.checkpoint import Checkpoint
 from captum_staa.models.st_abn.history import FitHistory
 from captum_staa.models.st_abn.loss import STABNLoss, trained
@@ -50,6 +50,7 @@ def fit_st_abn(
     schedule: Callable[[float], float] = cosine,
     validation: Data | None = None,
     patience: int | None = None,
+    max_grad_norm: float | None = 1.0,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -75,6 +76,8 @@ def fit_st_abn(
         schedule: factor of the learning rate in an epoch, by the part of all epochs before it, from 0 to 1.
         validation: batches by which epochs are compared; None compares them by their training loss.
         patience: stop after so many epochs without a new best; None goes through all.
+        max_grad_norm: a longer gradient, of all that learns together, is shortened to this norm in every step; None
+            leaves it as it is. The limit is ours, not one that is known of the paper.
         checkpoint: a safetensors file written after every epoch, from which a later call goes on.
         resume: go on from ``checkpoint`` where it is there; one that is there is refused without it.
         seed: dropout and shuffling, given by the seed and the epoch's number alone, so that a resumed training gives
@@ -87,11 +90,18 @@ def fit_st_abn(
     Raises:
         ValueError: a loss that is not finite (the best weights so far are kept), no batch, a checkpoint of another
             training or one in the way, or an option out of range.
+        TypeError: ``epochs`` or ``patience`` is no whole number, ``max_grad_norm`` no number.
     """
     loss = loss or STABNLoss()
     check_count("epochs", epochs)
     if patience is not None:
         check_count("patience", patience)
+    if max_grad_norm is not None:
+        if not is_number(max_grad_norm):
+            raise TypeError(f"max_grad_norm is a number above 0 or None, but {max_grad_norm!r} came")
+        if max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm is above 0, but {max_grad_norm} came; None does not limit the gradient")
+        max_grad_norm = float(max_grad_norm)
     learner = nn.ModuleList(trained(st_abn, loss.preset))
     make = optimizer or (paper_optimizer if st_abn in learner else adam)
     stepper = make(list(learner.parameters()))
@@ -100,7 +110,8 @@ def fit_st_abn(
     history, best = FitHistory(), _copied(learner)
     weights = {"area": loss.area, "smoothness": loss.smoothness, "edit": loss.edit}
     rates = {"optimizer": type(stepper).__name__, "rates": [group["lr"] for group in stepper.param_groups]}
-    settings = {"epochs": epochs, "seed": seed, "preset": loss.preset, **weights, **rates}
+    steps = {**rates, "max_grad_norm": max_grad_norm}
+    settings = {"epochs": int(epochs), "seed": seed, "preset": loss.preset, **weights, **steps}
     store = None if checkpoint is None else Checkpoint(Path(checkpoint), settings)
     if store is not None and store.there(resume):
         best = store.load(learner, stepper, history)
@@ -114,7 +125,7 @@ def fit_st_abn(
                 torch.manual_seed(seed * 1_000_003 + epoch)
                 for group in stepper.param_groups:
                     group["lr"] = group["initial_lr"] * schedule(epoch / epochs)
-                means = _epoch(st_abn, loss, _batches(data, epoch), stepper)
+                means = _epoch(st_abn, loss, _batches(data, epoch), stepper, max_grad_norm)
                 if validation is not None:
                     with torch.no_grad(), evaluating(st_abn):
                         history.validation.append(_epoch(st_abn, loss, _batches(validation, epoch), None))
@@ -142,7 +153,11 @@ def _copied(learner: nn.Module) -> dict[str, Tensor]:
 
 
 def _epoch(
-    st_abn: STABN, loss: STABNLoss, batches: Iterable[Batch], stepper: torch.optim.Optimizer | None
+    st_abn: STABN,
+    loss: STABNLoss,
+    batches: Iterable[Batch],
+    stepper: torch.optim.Optimizer | None,
+    max_grad_norm: float | None = None,
 ) -> dict[str, float]:
     """Means of the loss's terms over the batches, each of which is a step where there is an optimizer."""
     rows: list[dict[str, float]] = []
@@ -158,7 +173,9 @@ def _epoch(
         if stepper is not None:
             stepper.zero_grad()
             total.backward()
-            nn.utils.clip_grad_norm_([p for group in stepper.param_groups for p in group["params"]], 1.0)
+            if max_grad_norm is not None:
+                learning = [parameter for group in stepper.param_groups for parameter in group["params"]]
+                nn.utils.clip_grad_norm_(learning, max_grad_norm)
             stepper.step()
     if not rows:
         raise ValueError("there was no batch to go through; data must give batches anew in every epoch, as a list does")

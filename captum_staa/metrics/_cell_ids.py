@@ -1,24 +1,22 @@
-"""The units that a metric replaces, cells of a grid or features of a mask, and the maps that rank them."""
+"""The cells that a metric replaces, of a grid or of any shape that a feature mask gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor
 
 from captum_staa import feature_masks
 from captum_staa.checks import check_choice, is_triple
 from captum_staa.layout import VideoLayout
+from captum_staa.metrics._axis import SPANNED, Axis
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.perturbation.arguments import units_for
 
-Axis = Literal["joint", "space", "time"]
-_WHOLE = {"joint": "", "space": "T", "time": "HW"}  # the axes that a cell spans from end to end
 _PER_FRAME = 16  # cells along each side of a frame where nothing is said
 
 
-def units_of(
+def cell_ids(
     forward_func: object,
     clip: Tensor,
     layout: VideoLayout,
@@ -26,13 +24,13 @@ def units_of(
     feature_mask: Tensor | None,
     axis: Axis = "joint",
 ) -> Tensor:
-    """Which unit each voxel belongs to, ``(1 or B, T, H, W)`` int64 on the CPU: cells, or a mask's features."""
-    check_choice("axis", axis, _WHOLE)
+    """Which cell each voxel belongs to, ``(1 or B, T, H, W)`` int64 on the CPU; the features of a mask are such."""
+    check_choice("axis", axis, SPANNED)
     if feature_mask is None:
         mask = feature_masks.grid(clip, layout, _cell(forward_func, layout.size(clip), cells, axis))
     elif cells is not None or axis != "joint":
         raise ValueError(
-            f"a feature_mask says itself how far its units reach, but {cells = }, {axis = } came with it; leave both "
+            f"a feature_mask says itself how far its cells reach, but {cells = }, {axis = } came with it; leave both "
             f"out, or leave out the mask"
         )
     else:
@@ -47,4 +45,4 @@ def _cell(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | No
         cells = grid.tubelet if grid else (1, -(-sizes["H"] // _PER_FRAME), -(-sizes["W"] // _PER_FRAME))
     if not is_triple(cells):
         raise ValueError(f"cells is (t, h, w), the sides of one in frames and pixels, but {cells!r} came")
-    return [sizes[letter] if letter in _WHOLE[axis] else side for letter, side in zip("THW", cells, strict=True)]
+    return [sizes[letter] if letter in SPANNED[axis] else side for letter, side in zip("THW", cells, strict=True)]

@@ -1,0 +1,157 @@
+"""One rule for whole numbers, wherever one is asked for: an int or numpy's, no bool, and in range."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from branched_models import injected
+from tiny_models import tiny
+from torch import Tensor
+
+from captum_staa import RISE, STAA, SpatioTemporalPerturbation, TokenGrid, VideoLayout, VideoOcclusion
+from captum_staa import feature_masks as masks
+from captum_staa import metrics as m
+from captum_staa.attr import VideoFeatureAblation
+from captum_staa.checks import check_count, check_sides
+from captum_staa.models.resnet3d import ResNet3DConfig
+from captum_staa.models.slow_resnet import SlowResNet
+
+CLIP = torch.rand(2, 4, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+MAPS = CLIP.sum(2)
+BOXES = torch.tensor([[[1.0, 0.0, 4.0, 2.0]]])
+ASKED = {"clip": CLIP, "attributions": MAPS, "layout": "BTCHW", "target": 0, "cells": (2, 3, 4)}
+
+
+def model(clip: Tensor) -> Tensor:
+    frames = clip.mean((2, 3, 4))
+    return torch.stack([frames[:, 0], frames[:, 1] * frames[:, 2], frames.square().sum(1)], 1)
+
+
+def explained(method: Any, *args: Any, **options: Any) -> Any:
+    return lambda **number: method.attribute(CLIP, *args, target=0, **options, **number)
+
+
+CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "insertion": (lambda **n: m.insertion(model, **ASKED | n), {"steps": 3, "perturbations_per_eval": 2}),
+    "cells": (lambda **n: m.causal(model, **ASKED | {"steps": 2} | n), {"cells": (2, 3, 4)}),
+    "aopc": (lambda **n: m.aopc(model, **ASKED | n), {"steps": 3}),
+    "saco": (lambda **n: m.saco(model, **ASKED | n), {"groups": 3, "perturbations_per_eval": 2}),
+    "correlation": (lambda **n: m.faithfulness_correlation(model, **ASKED | n), {"n_subsets": 3}),
+    "pointing_game": (lambda **n: m.pointing_game(MAPS, MAPS > 1.5, **n), {"tolerance": (0, 1, 2)}),
+    "boxes_to_truth": (lambda **n: m.boxes_to_truth(BOXES, **n), {"size": (3, 5)}),
+    "reliability": (lambda **n: m.reliability(MAPS[0, 0], **n), {"random": 0, "n_bootstrap": 9}),
+    "noise": (
+        lambda **n: m.perturbations.tubelet_noise("BTCHW", std=0.1, **n).for_sensitivity()(CLIP, 0.1),
+        {"cells": (2, 3, 4)},
+    ),
+    "shuffle": (
+        lambda **n: m.perturbations.frame_shuffle("BTCHW", **n).for_sensitivity()(CLIP, 0.1),
+        {"window": 2},
+    ),
+    "segments": (lambda **n: masks.segments(CLIP, "BTCHW", **n), {"n": 3}),
+    "grid": (lambda **n: masks.grid(CLIP, "BTCHW", **n), {"cell": (3, 2, 4)}),
+    "RISE": (explained(RISE(model, "BTCHW")), {"n_samples": 5, "n_cells": (2, 2, 2), "perturbations_per_eval": 2}),
+    "occlusion": (
+        explained(VideoOcclusion(model, "BTCHW")),
+        {"sliding_window_shapes": (2, 3, 4), "strides": (1, 2, 2), "perturbations_per_eval": 2},
+    ),
+    "occlusion, one stride": (explained(VideoOcclusion(model, "BTCHW"), (2, 3, 4)), {"strides": 2}),
+    "ablation": (
+        explained(VideoFeatureAblation(model, "BTCHW"), feature_mask=masks.grid(CLIP, "BTCHW", (2, 3, 4))),
+        {"perturbations_per_eval": 2},
+    ),
+    "perturbation": (
+        explained(SpatioTemporalPerturbation(model, "BTCHW"), iterations=2),
+        {"perturbations_per_eval": 2},
+    ),
+    "layers": (lambda **n: STAA(tiny("videomae"), **n).layers, {"layers": [0, -1]}),
+    "layout": (lambda **n: VideoLayout("BTCHW", **n).size(CLIP), {"channels": 3}),
+    "TokenGrid": (lambda **n: TokenGrid(**n), {"t": 2, "h": 3, "w": 4, "prefix": 1, "tubelet": (2, 1, 1)}),
+    "ResNet3D": (lambda **n: json.dumps(vars(ResNet3DConfig(**n))), {"num_classes": 2, "width": 4, "stages": 2}),
+    "SlowResNet": (
+        lambda **n: json.dumps(SlowResNet(layers=(1, 1, 1, 1), **n).config),
+        {"num_classes": 2, "width": 4},
+    ),
+    "STABN": (
+        lambda **n: json.dumps(vars(injected("tensor", **n)[0].config)),
+        {"width": 3, "maps": 2},
+    ),
+}
+
+
+def changed(number: Any, way: Any) -> Any:
+    """A number, or each of a tuple or list, made another."""
+    return type(number)(map(way, number)) if isinstance(number, (tuple, list)) else way(number)
+
+
+def same(found: Any, expected: Any) -> bool:
+    if isinstance(expected, Tensor):
+        return torch.equal(found, expected)
+    if isinstance(expected, tuple) and expected and isinstance(expected[0], (tuple, Tensor)):
+        return all(map(same, found, expected))
+    return found == expected
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_numpys_whole_numbers_are_whole_numbers(name):
+    call, numbers = CALLS[name]
+    expected = call(**numbers)
+    for kind in (np.int64, np.int8):
+        assert same(call(**{key: changed(number, kind) for key, number in numbers.items()}), expected)
+
+
+def test_small_ones_of_numpy_do_not_overflow():
+    eight = np.int8(8)
+    assert TokenGrid(eight, eight, eight, tubelet=(eight, eight, eight)).num_patches == 512
+    for metric in (m.insertion, m.aopc):
+        options: dict[str, Any] = ASKED | {"cells": (1, 1, 1)}
+        assert same(metric(model, **options, steps=np.int8(127)), metric(model, **options, steps=127))
+    few = explained(RISE(model, "BTCHW"), n_cells=(2, 2, 2), perturbations_per_eval=40)
+    assert same(few(n_samples=np.int8(127)), few(n_samples=127))
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name in CALLS for key in CALLS[name][1]])
+def test_true_and_floats_are_none(name, key):
+    call, numbers = CALLS[name]
+    for way in (float, bool):
+        with pytest.raises(TypeError, match=r"is a whole number of .* of type (float|bool) came"):
+            call(**numbers | {key: changed(numbers[key], way)})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"value": 0}, ValueError, "n is a whole number of at least 1, but 0 came"),
+        ({"value": np.int64(0)}, ValueError, "n is a whole number of at least 1, but 0 came"),
+        ({"value": 4, "most": 3, "of": "frames"}, ValueError, "n is a whole number of 1 to 3 frames, but 4 came"),
+        ({"value": -3, "least": -2, "most": 1}, ValueError, "n is a whole number of -2 to 1, but -3 came"),
+        ({"value": True}, TypeError, "n is a whole number of at least 1, but True of type bool came"),
+        ({"value": np.True_}, TypeError, "of type bool"),
+        ({"value": 2.0}, TypeError, "2.0 of type float came"),
+        ({"value": "2"}, TypeError, "'2' of type str came"),
+        ({"value": None}, TypeError, "None of type NoneType came"),
+        ({"value": torch.tensor(2)}, TypeError, "of type Tensor came"),
+    ],
+)
+def test_what_came_and_what_was_expected_is_said(options, error, message):
+    with pytest.raises(error) as caught:
+        check_count("n", **options)
+    assert message in str(caught.value)
+
+
+def test_the_ends_of_a_range_are_in_it():
+    for value, least, most in ((1, 1, None), (0, 0, 0), (-2, -2, 1), (1, -2, 1), (10**30, 1, None)):
+        check_count("n", value, least, most)
+
+
+def test_sides_are_three():
+    check_sides("cells", [1, np.int32(2), 3])
+    for value in (3, (1, 2), (1, 2, 3, 4), "123", None):
+        with pytest.raises(ValueError, match=r"cells is \(t, h, w\), three whole numbers of at least 1, but .* came"):
+            check_sides("cells", value)
+    with pytest.raises(ValueError, match=r"h of cells = \(1, 0, 3\) is a whole number of at least 1, but 0 came"):
+        check_sides("cells", (1, 0, 3))

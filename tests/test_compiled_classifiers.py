@@ -1,0 +1,82 @@
+"""A classifier that was compiled whole is still that classifier, for whatever asks what it knows of its network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from branched_models import taught
+from tiny_models import clip_for, own, randomise, tiny
+from torch import Tensor, nn
+
+from captum_staa import STAA, GradCAM, VideoClassifier
+from captum_staa.models import STABN, ResNet3D
+from captum_staa.models.classifier import classifier_of
+from captum_staa.models.layers import find_layer
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def _compiling() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+def resnet() -> tuple[VideoClassifier, Tensor]:
+    clip = torch.randn(2, 3, 4, 12, 12, generator=torch.Generator().manual_seed(1))
+    return VideoClassifier(randomise(ResNet3D(3, width=4, num_frames=4), 0), "BCTHW", num_frames=4), clip
+
+
+def test_what_is_a_classifier():
+    clf = resnet()[0]
+    assert classifier_of(clf) is clf and classifier_of(compiled(clf)) is clf
+    for other in (clf.module, compiled(clf.module), lambda clip: clip, None):
+        assert classifier_of(other) is None
+
+
+def test_layers_have_the_networks_own_names():
+    clf = resnet()[0]
+    for model in (clf, compiled(clf), compiled(clf.module), VideoClassifier(compiled(clf.module), "BCTHW")):
+        assert find_layer(model, "stem") == (clf.module.stem, "stem")
+        assert find_layer(model, clf.module.stages[1]) == (clf.module.stages[1], "stages.1")
+
+
+@pytest.mark.parametrize("name", ["videomae", "sdpa"])
+def test_staa(name):
+    clf = tiny(name) if name == "videomae" else own(name)
+    clip = clip_for(clf)
+    assert torch.equal(STAA(compiled(clf)).attribute(clip, 1), STAA(clf).attribute(clip, 1))
+
+
+def test_grad_cam_by_the_names_of_layers():
+    clf, clip = resnet()
+    found = GradCAM(compiled(clf), "stem").attribute(clip, [0, 2])
+    torch.testing.assert_close(found, GradCAM(clf, "stem").attribute(clip, [0, 2]))
+
+
+def test_grad_cam_knows_the_grid():
+    clf = tiny("videomae")
+    clip, layer = clip_for(clf), "videomae.encoder.layer.0.layernorm_before"
+    method = GradCAM(compiled(clf), layer)
+    assert method.grid == clf.grid
+    torch.testing.assert_close(method.attribute(clip, 1), GradCAM(clf, layer).attribute(clip, 1))
+
+
+def test_a_branch_is_added_to_the_classifier_itself():
+    clf, clip = resnet()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = taught(STABN.inject(clf, "stages.0"))
+    answer = expected(clip)
+    expected.remove()
+    whole = compiled(clf)
+    st_abn = STABN.inject(whole, "stages.0")
+    st_abn.load_state_dict(expected.state_dict())
+    assert st_abn.model is clf and torch.equal(st_abn(clip), answer) and st_abn.remove() is whole

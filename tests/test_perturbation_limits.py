@@ -1,0 +1,92 @@
+"""Where learning masks meets its limits: masks of nothing, one clip's nan, regions that frames cannot have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_staa import SpatioTemporalPerturbation, VideoFeatureAblation, VideoLayout
+from captum_staa.feature_masks import grid
+from captum_staa.perturbation.blends import Ladder
+from captum_staa.perturbation.masks import Separate
+from captum_staa.perturbation.settings import Setting
+from captum_staa.perturbation.smoothness import Ellipsoid
+
+OPTIONS = {"areas": (0.1, 0.3), "iterations": 30, "perturbations_per_eval": 4, "scale": "logit"}
+
+
+class Net(nn.Module):
+    """A random 3D network; of clips whose first voxel is marked it gives nan from a certain call on."""
+
+    def __init__(self, sick_from: int | None = None) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.features = nn.Sequential(nn.Conv3d(3, 6, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool3d(2))
+            self.head = nn.Linear(48, 3)
+        self.calls, self.sick_from = 0, sick_from
+
+    def forward(self, clip: Tensor, marked: Tensor) -> Tensor:
+        self.calls += 1
+        logits = self.head(self.features(clip).flatten(1))
+        sick = self.sick_from is not None and self.calls >= self.sick_from
+        return logits.masked_fill(marked[:, None].bool(), float("nan")) if sick else logits
+
+
+def clips(batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, 4, 8, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_one_clips_nan_ends_its_own_learning_alone() -> None:
+    clip, marked = clips(), torch.tensor([0.0, 1.0])
+
+    def learnt(which: slice, sick_from: int | None):
+        method = SpatioTemporalPerturbation(Net(sick_from), "BCTHW")
+        return method.attribute_parts(clip[which], target=1, additional_forward_args=marked[which], **OPTIONS)
+
+    whole, alone = learnt(slice(None), None), learnt(slice(0, 1), None)
+    with pytest.warns(UserWarning, match=r"nan or infinity for altered copies of clip 1 at step \d+; the best masks"):
+        beside = learnt(slice(None), 40)
+    torch.testing.assert_close(beside.joint[0], alone.joint[0], rtol=1e-4, atol=1e-6)
+    assert beside.history.steps.tolist() == alone.history.steps.tolist() == [0, 10, 20, 30]
+    assert beside.joint[1].isfinite().all() and beside.kept.isfinite().all()
+    assert not torch.allclose(beside.joint[1], whole.joint[1])  # which went on learning
+    with pytest.raises(ValueError, match=r"copies of clips \[1\], before the first step"):
+        learnt(slice(None), 1)
+
+
+def test_masks_that_show_nothing_give_zeros_and_no_nan() -> None:
+    """A rate so high that the first step takes everything away, as the papers' descent does with large cells."""
+    setting = Setting(Separate(rate=1e4, weight=0.0), iterations=10)
+    method = SpatioTemporalPerturbation(lambda clip: -clip.square().mean((1, 2, 3, 4)), "BCTHW", setting=setting)
+    parts = method.attribute_parts(clips(), 0, objective="preserve", areas=0.25)
+    assert parts.visible.eq(0).all() and all(m.eq(0).all() for m in (parts.joint, parts.spatial, parts.temporal))
+
+
+def test_the_same_area_in_every_frame_is_not_for_regions() -> None:
+    clip = clips(1)
+    method = SpatioTemporalPerturbation(lambda clip: clip.mean((2, 3, 4)), "BCTHW", setting="2d-ep")
+    with pytest.raises(ValueError, match=r"same area in every frame.*\(1, 1, 4, 8, 6\).*'3d-ep'"):
+        method.attribute(clip, target=0, feature_mask=grid(clip, "BCTHW", (2, 4, 3)), iterations=1)
+
+
+def test_a_mask_a_hair_over_one_shows_the_clip_itself() -> None:
+    rungs = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
+    shown = Ladder(rungs, VideoLayout("BTCHW"))(torch.tensor([1.0, 1 + 1e-6, 1 - 1e-6]).view(3, 1, 1, 1, 1))
+    torch.testing.assert_close(shown.flatten(), torch.full((3,), 5.0), rtol=0, atol=1e-4)
+
+
+def test_the_ellipsoid_term_is_as_heavy_as_asked() -> None:
+    masks = torch.rand(2, 2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    areas = torch.tensor([0.2, 0.5])
+    torch.testing.assert_close(Ellipsoid(weight=300.0)(masks, areas), 300 * Ellipsoid()(masks, areas))
+
+
+def test_a_baseline_between_whole_numbers_is_not_rounded_in_silence() -> None:
+    clip = torch.ones(1, 3, 4, 8, 6, dtype=torch.int64)
+    method = VideoFeatureAblation(lambda clip: clip.float().mean((2, 3, 4)))
+    with pytest.raises(ValueError, match=r"torch.int64 is of whole numbers.*but 0.5 came.*float\(\)"):
+        method.attribute(clip, baselines=0.5, target=0)
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 4, 8, 6\) with values from 0.25 to 0.25"):
+        method.attribute(clip, baselines=torch.full(clip.shape, 0.25), target=0)
