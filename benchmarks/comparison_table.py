@@ -53,8 +53,8 @@ def measure(model: str, clips: int, slow_clips: int, work: Path, device: str) ->
 def main() -> None:
     models = [f"{family}-{task}" for family in FAMILIES for task in TASKS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=8)
-    parser.add_argument("--slow-clips", type=int, default=2)
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--slow-clips", type=int, default=1)
     parser.add_argument("--only", choices=models, action="append")
     parser.add_argument("--work", type=Path, default=Path("build") / "comparison")
     parser.add_argument("--device", default="cpu")

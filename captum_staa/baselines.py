@@ -130,7 +130,7 @@ def freeze(clip: Tensor, layout: VideoLayout | str, frame: int | None = None) ->
     """
     layout = _check(clip, layout)
     count = layout.size(clip)["T"]
-    if not (frame is None or hasattr(frame, "__index__")):
+    if not (frame is None or hasattr(type(frame), "__index__")):
         raise TypeError(f"frame is the index of one, a whole number, but {frame!r} of type {type(frame).__name__} came")
     chosen = count // 2 if frame is None else operator.index(frame)
     if not -count <= chosen < count:

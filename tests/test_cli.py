@@ -148,7 +148,7 @@ def test_earlier_results_are_never_overwritten_in_silence(video, tmp_path, capsy
         (["--model", "empty"], "no config.json"),
         (["--target", "diagnal"], "there is no label 'diagnal'; close are ['diagonal'"),
         (["--target", "4"], "classes are 0..3"),
-        (["--layers", "7"], "indices from"),
+        (["--layers", "7"], "whole number of -4 to 3 of this model's 4 blocks"),
         (["--mode", "attention", "--rule", "chefer"], "--rule chefer belongs to --mode relevance"),
         (["--stride", "2"], "needs --windows, or --sampling stride"),
         (["--frame-stride", "2"], "needs --windows"),

@@ -236,6 +236,32 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "metrics come as",
     ),
+    "a number that half precision has not": (
+        lambda: VideoFeatureAblation(anything("BTCHW")).attribute(CLIP.bfloat16(), 10.0**120, 1),
+        ValueError,
+        r"baselines must be finite in torch.bfloat16, up to 3.39e\+38, but 1e\+120 came",
+    ),
+    "a class for smoothness": (
+        lambda: SpatioTemporalPerturbation(anything("BTCHW"), "BTCHW").attribute(CLIP, target=1, smoothness=int),
+        TypeError,
+        "smoothness is a word or a function of masks, but <class 'int'>",
+    ),
+    "no word for a scale": (
+        lambda: SpatioTemporalPerturbation(anything("BTCHW"), "BTCHW").attribute(CLIP, target=1, scale=""),
+        ValueError,
+        "scale is one of",
+    ),
+    "a class for a frame": (lambda: baselines.freeze(CLIP, "BTCHW", int), TypeError, "frame is the index.*int"),
+    "a class that explains": (
+        lambda: sanity.class_sensitivity(nn.Module, nn.Linear(1, 1), CLIP, 0, [1]),
+        TypeError,
+        "explain is a function",
+    ),
+    "a negative class": (
+        lambda: sanity.class_sensitivity(lambda *_: MAPS, nn.Linear(1, 1), CLIP, (-1, -1), [1]),
+        ValueError,
+        r"none of them negative, but \(-1, -1\)",
+    ),
     "a bare model to compare": (lambda: compare(nn.Identity(), []), TypeError, "VideoClassifier, but Identity"),
 }
 
@@ -253,3 +279,20 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert torch.equal(smooth(CLIP, "BTCHW", np.float32(2), np.int64(1)), smooth(CLIP, "BTCHW", 2.0, 1.0))
     assert torch.equal(occlude(baselines=np.float32(0.5)), occlude(baselines=0.5))
     assert RISE(anything("BTCHW")).attribute(CLIP, np.float64(0.5), 1, n_samples=2).shape == CLIP.shape
+
+
+def test_arrays_that_are_flipped_along_an_axis_of_one_are_drawn() -> None:
+    """Numpy counts them as contiguous, in spite of their negative stride."""
+    frames = np.random.default_rng(0).integers(0, 255, (1, 4, 5, 3), dtype=np.uint8)
+    maps = np.random.default_rng(1).random((1, 1, 4, 5))
+    drawn = [
+        visualization.show_frames(f, m, use_pyplot=False)[0] for f, m in ((frames, maps), (frames[::-1], maps[:, ::-1]))
+    ]
+    pictures = [np.asarray(figure.axes[0].images[0].get_array()) for figure in drawn]
+    np.testing.assert_array_equal(*pictures)
+
+
+def test_places_of_any_memory_order_are_ranked_without_a_warning() -> None:
+    scores = torch.rand(1, 3, 1, 3, generator=torch.Generator().manual_seed(0)).permute(3, 1, 2, 0)
+    truth = scores > 0.5
+    torch.testing.assert_close(metrics.iou(scores, truth), metrics.iou(scores.contiguous(), truth), equal_nan=True)

@@ -189,7 +189,8 @@ def papers(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield "Not measured."
         return
     clips = min(len(told["clips"]) for told in slow.values())
-    yield f"Rebuilt from their formulas, {clips} clips of each of {len(slow)} models; `seconds` of one thread."
+    many = f"{clips} clip{'s' * (clips > 1)} of each of {len(slow)} models"
+    yield f"Rebuilt from their formulas, {many}; `seconds` of one thread."
     yield table(together(slow), (*TRUTH, "seconds"))
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results
 
 FRAMES = 8  # of a contact sheet, at most
+COLOURS = 18  # that can be told apart
 OUTLINE = "#35d0ff"  # on a map's dark and light colours alike
 GREYS = dict(zip(CONTROLS, ("0.25", "0.45", "0.6", "0.75"), strict=True))
 DASHES = dict(zip(CONTROLS, ("--", ":", "-.", (0, (1, 4))), strict=True))
@@ -43,11 +44,11 @@ def curves(results: Results) -> Figure | None:
         means = {name: results.curves[name][kind] for name in names}
         areas = {name: float(np.trapezoid(mean, GRID)) for name, mean in means.items()}
         best_first = sorted(names, key=lambda name: areas[name], reverse=kind == "insertion")
-        colours = _colours([name for name in names if name not in CONTROLS])
+        colours = _colours(own := [name for name in names if name not in CONTROLS])
+        dashes = dict.fromkeys(own[COLOURS:], (0, (6, 1))) | DASHES  # colours begin anew after so many
         for name in best_first:
-            axes.plot(
-                GRID, means[name], ls=DASHES.get(name, "-"), color=colours.get(name) or GREYS[name], lw=1.6, label=name
-            )
+            colour = colours.get(name) or GREYS[name]
+            axes.plot(GRID, means[name], ls=dashes.get(name, "-"), color=colour, lw=1.6, label=name)
         shown = "inserted" if kind == "insertion" else "deleted"
         axes.set(xlabel=f"part of the clip {shown}, the most relevant first", ylabel="probability of the target")
         axes.set_title(f"{kind}: {'high' if kind == 'insertion' else 'low'} is good", loc="left", fontsize=11)

@@ -214,7 +214,7 @@ def _one_snr(inside: Tensor, outside: Tensor) -> Tensor:
 def _inside_top(values: Tensor, inside: Tensor, sizes: Tensor) -> Tensor:
     """How much of the truth is among the ``sizes`` (B, n) highest of the values (B, N); places equal at the cut count
     in part."""
-    falling, order = (-values).sort(dim=1)  # negated, because searchsorted wants rising values
+    falling, order = (-values.contiguous()).sort(dim=1)  # negated, because searchsorted wants rising values
     found = F.pad(
         inside.gather(1, order).double().cumsum(1), (1, 0)
     )  # (B, N + 1): of the truth, among the first so many

@@ -243,7 +243,7 @@ def class_sensitivity(
 
 
 def _check(explain: object, model: nn.Module, clip: Tensor) -> None:
-    if not callable(explain):
+    if not callable(explain) or isinstance(explain, type):
         raise TypeError(f"explain is a function of a model and a clip, but {explain!r} came")
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -267,6 +267,8 @@ def _classes(name: str, value: int | Sequence[int] | Tensor, clip: Tensor) -> Te
         raise ValueError(
             f"{name} is one class index or one for each of {len(clip)} clips, but shape {tuple(classes.shape)} came"
         )
+    if bool((classes < 0).any()):
+        raise ValueError(f"{name} is a class index or one per clip, none of them negative, but {value!r} came")
     return classes.long().to(clip.device).expand(len(clip))
 
 

@@ -68,18 +68,20 @@ class Setting:
         **fields: Any,
     ) -> Setting:
         """This setting with whatever is not None put in its place."""
-        if isinstance(smoothness, str):
-            check_choice("smoothness", smoothness, SMOOTHNESS)
-            smoothness = SMOOTHNESS[smoothness]
-        elif smoothness is None:
-            smoothness = self.smoothness
-        elif not callable(smoothness):
-            raise TypeError(f"smoothness is a word or a function of masks, but {type(smoothness).__name__} came")
-        aim, scale = aim or self.objective.aim, scale or self.objective.scale
+        came: Any = smoothness
+        if isinstance(came, str):
+            check_choice("smoothness", came, SMOOTHNESS)
+            came = SMOOTHNESS[came]
+        elif came is None:
+            came = self.smoothness
+        elif not callable(came) or isinstance(came, type):
+            raise TypeError(f"smoothness is a word or a function of masks, but {came!r} came")
+        aim = self.objective.aim if aim is None else aim
+        scale = self.objective.scale if scale is None else scale
         check_choice("objective", aim, AIMS)
         check_choice("scale", scale, SCALES)
         given = {name: value for name, value in fields.items() if value is not None}
-        return replace(self, objective=Objective(aim, scale), smoothness=smoothness, **given)
+        return replace(self, objective=Objective(aim, scale), smoothness=came, **given)
 
 
 def _is_part(area: object) -> bool:

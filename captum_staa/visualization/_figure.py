@@ -124,7 +124,8 @@ def finish_sheet(axes: Axes, size: tuple[float, float]) -> None:
 
 def page_size(sheet: tuple[float, float], title: str | None, key: Colormap | None) -> tuple[float, float]:
     """Width and height in inches of a figure with room around a sheet, for a title and for a key to its colours."""
-    return sheet[0] + 0.2, sheet[1] + 0.2 + 0.35 * bool(title) + 0.6 * (key is not None)
+    # not wider than the layout leaves: a sheet that grows to fill the width would grow into the title
+    return sheet[0] + 0.09, sheet[1] + 0.2 + 0.35 * bool(title) + 0.6 * (key is not None)
 
 
 def head_and_key(
@@ -146,7 +147,8 @@ def colour_bar(
     figure: Figure, axes: Axes, colours: Colormap, limits: tuple[float, float], label: str, *, inside: bool = False
 ) -> None:
     """The key to the colours, below the axes or filling them."""
-    place: dict[str, Any] = {"cax": axes} if inside else {"ax": axes, "shrink": 0.6, "aspect": 45, "pad": 0.02}
+    gap = 0.16 / figure.get_size_inches()[1]  # inches, as page_size counts: on a high page a part would crowd the title
+    place: dict[str, Any] = {"cax": axes} if inside else {"ax": axes, "shrink": 0.6, "aspect": 45, "pad": gap}
     bar = figure.colorbar(ScalarMappable(Normalize(*limits), colours), orientation="horizontal", **place)
     bar.set_label(label, fontsize=LABEL_SIZE)
     bar.set_ticks(np.linspace(*limits, 5).tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -157,8 +158,8 @@ def _maps(good: Any) -> list[Bad]:
 
 
 def _tables(good: Any) -> list[Bad]:
-    """Scores of methods, or boxes, where nan is one that is missing, and infinity is a score."""
-    return [bad for bad in _maps(good) if "float" not in str(getattr(bad.value, "dtype", ""))]
+    """Scores of methods, or boxes, where nan is one that is missing, infinity is a score, and whole numbers will do."""
+    return [bad for bad in _maps(good) if not re.search("float|int", str(getattr(bad.value, "dtype", "")))]
 
 
 def _truths(good: Any) -> list[Bad]:

@@ -34,6 +34,8 @@ def staa(draw: Any) -> Call:
     }
     if options["mode"] == "relevance":
         options["rule"] = draw(st.sampled_from(["product", "gradient", "chefer"]))
+    if options.get("rule") == "gradient":  # which composes no attention
+        del options["layers"], options["upsampling"]
     target = values.target_of(draw, len(clip))
 
     def explain(inputs: Any, axes: str, target: Any, model: Any = ABSENT, **made: Any) -> Any:
