@@ -90,3 +90,18 @@ def test_a_baseline_between_whole_numbers_is_not_rounded_in_silence() -> None:
         method.attribute(clip, baselines=0.5, target=0)
     with pytest.raises(ValueError, match=r"shape \(1, 3, 4, 8, 6\) with values from 0.25 to 0.25"):
         method.attribute(clip, baselines=torch.full(clip.shape, 0.25), target=0)
+
+
+@pytest.mark.parametrize("setting", ["nested", "step"])
+def test_a_clip_with_fewer_regions_starts_where_it_does_alone(setting: str) -> None:
+    clip, init = clips(), torch.rand(2, 4, 8, 6, generator=torch.Generator().manual_seed(2))
+    regions = grid(clip, "BCTHW", (2, 4, 3)).expand(2, 1, -1, -1, -1).clone()
+    regions[0] = regions[0] % 3  # of eight in the other clip
+    method = SpatioTemporalPerturbation(lambda clip: clip.mean((2, 3, 4)), "BCTHW", setting=setting)
+    options = {"target": 0, "iterations": 0, "scale": "logit", "areas": (0.3,)}
+    both = method.attribute_parts(clip, feature_mask=regions, init=init, **options).joint
+    for at in range(2):
+        alone = method.attribute_parts(
+            clip[at : at + 1], feature_mask=regions[at : at + 1], init=init[at : at + 1], **options
+        ).joint
+        torch.testing.assert_close(both[at : at + 1], alone, rtol=1e-5, atol=1e-8)

@@ -94,7 +94,7 @@ class Nested:
         """Zeros, or half the map in standard deviations: a hint that the first steps can still take back."""
         if init is None:
             return field.shares.new_zeros(batch, field.shares.shape[1])
-        return _standardised(init) / 2
+        return _standardised(init, field.shares) / 2
 
     def optimiser(self, values: Tensor) -> torch.optim.Optimizer:
         """Adam, since gradients of small areas are many times larger than those of large ones."""
@@ -154,7 +154,7 @@ class Separate:
         shape = (batch, len(areas), field.shares.shape[1])
         if init is None:
             return field.shares.new_ones(shape)
-        return at_areas(_standardised(init), areas[None], field, 0.5, per_frame=self.per_frame)
+        return at_areas(_standardised(init, field.shares), areas[None], field, 0.5, per_frame=self.per_frame)
 
     def optimiser(self, values: Tensor) -> torch.optim.Optimizer:
         """The papers' descent."""
@@ -180,9 +180,11 @@ class Separate:
         return values.clamp(0, 1).sum(1)
 
 
-def _standardised(maps: Tensor) -> Tensor:
-    """Rows of mean 0 and deviation 1; a flat one is 0."""
-    centred = maps - maps.mean(1, keepdim=True)
-    deviation = centred.square().mean(1, keepdim=True).sqrt()
-    flat = deviation <= 1e-6 * maps.abs().amax(1, keepdim=True)  # rounding alone
+def _standardised(maps: Tensor, shares: Tensor) -> Tensor:
+    """Rows ``(B, n)`` of mean 0 and deviation 1, a flat one 0; of the regions that a clip has, if others have more."""
+    held = shares > 0
+    count = held.sum(1, keepdim=True)
+    centred = (maps - maps.where(held, 0).sum(1, keepdim=True) / count).where(held, 0)
+    deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    flat = deviation <= 1e-6 * maps.where(held, 0).abs().amax(1, keepdim=True)  # rounding alone
     return torch.where(flat, 0, centred / deviation.where(~flat, 1))

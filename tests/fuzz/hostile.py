@@ -42,6 +42,7 @@ def _values(kind: str, good: Any) -> list[Bad]:
     own = {
         "count": _counts,
         "number": _numbers,
+        "signed": lambda good: [bad for bad in _numbers(good) if repr(bad.value) != "-1.0"],
         "fraction": _fractions,
         "word": _words,
         "layout": _layouts,
@@ -125,7 +126,9 @@ def _finite(value: Any) -> bool:
 def _pictured(good: Any) -> list[Bad]:
     """Maps to be drawn, which need no batch, and of which a curve is one."""
     values = [bad for bad in _map_alone(good) if getattr(bad.value, "ndim", 0) not in (1, 3, 4)]
-    return [bad for bad in values if not isinstance(bad.value, list)]
+    return [
+        bad for bad in values if not isinstance(bad.value, list) and "int" not in str(getattr(bad.value, "dtype", ""))
+    ]
 
 
 def _any_numbers(good: Any) -> list[Bad]:

@@ -228,7 +228,7 @@ def disturbed(draw: Any) -> Call:
         "frame_drop": {"share": 0.5, "baseline": 0.0},
         "frame_shuffle": {"window": 2},
     }[name]
-    kinds = {"cells": "triple", "std": "number", "share": "fraction", "baseline": "number", "window": "count"}
+    kinds = {"cells": "triple", "std": "number", "share": "fraction", "baseline": "signed", "window": "count"}
     kinds = {key: kinds[key] for key in options} | {"layout": "layout", "generator": "generator?", "clip": "clip"}
     kinds |= {"perturb_radius": "number"}
 
