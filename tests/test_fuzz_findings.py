@@ -251,6 +251,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "scale is one of",
     ),
+    "a class for a baseline": (
+        lambda: perturbations.frame_drop("BTCHW", baseline=int),
+        TypeError,
+        "baseline is a number or a function .* type came",
+    ),
+    "bools for boxes": (
+        lambda: metrics.boxes_to_truth(torch.tensor([[[False, False, True, True]]]), (4, 4)),
+        TypeError,
+        r"bools of shape \(1, 1, 4\)",
+    ),
     "a class for a frame": (lambda: baselines.freeze(CLIP, "BTCHW", int), TypeError, "frame is the index.*int"),
     "a class that explains": (
         lambda: sanity.class_sensitivity(nn.Module, nn.Linear(1, 1), CLIP, 0, [1]),

@@ -41,11 +41,13 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
         bool ``(B, T, H, W)`` on the device of ``boxes``.
 
     Raises:
-        TypeError: ``boxes`` is neither a tensor nor an array, or a side of ``size`` no whole number.
+        TypeError: ``boxes`` is neither a tensor nor an array of numbers, or a side of ``size`` no whole number.
         ValueError: ``boxes`` has another shape, holds infinity or nan beside numbers, looks scaled to 0 .. 1, or a box
             holds no pixel: because its corners are the wrong way round, or because it lies beyond the frame.
     """
     boxes = as_tensor(boxes, "boxes", "B, T, 4")
+    if boxes.dtype == torch.bool:
+        raise TypeError(f"boxes are corners in pixels, but bools of shape {tuple(boxes.shape)} came")
     if boxes.ndim != 3 or boxes.shape[2] != 4 or 0 in boxes.shape:
         raise ValueError(f"boxes must be (B, T, 4) and not empty, but their shape is {tuple(boxes.shape)}")
     sides: Any = size

@@ -226,14 +226,14 @@ def frame_drop(
     """
     if not (is_number(share) and 0 < share <= 1):
         raise ValueError(f"share of the frames is above 0 and up to 1, but {share!r} came; share=0.25 drops a quarter")
-    if not callable(baseline):
-        given: Any = baseline
+    given: Any = baseline
+    if not callable(given) or isinstance(given, type):
         if not isinstance(given, (int, float, np.integer, np.floating)):
             raise TypeError(
-                f"baseline is a number or a function of (clip, layout), but {type(baseline).__name__} came; "
+                f"baseline is a number or a function of (clip, layout), but {type(given).__name__} came; "
                 f"captum_staa.baselines has some, and lambda clip, layout: value makes one of a tensor"
             )
-        if not math.isfinite(baseline):
+        if not math.isfinite(given):
             raise ValueError(f"baseline must be finite, but {baseline} came")
 
     def alter(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

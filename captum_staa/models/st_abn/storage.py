@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -23,14 +23,22 @@ from captum_staa.models.resnet3d import ResNet3D, ResNet3DConfig
 from captum_staa.models.slow_resnet import SlowResNet
 from captum_staa.models.st_abn.build import BranchConfig
 
-if TYPE_CHECKING:
-    from captum_staa.models.st_abn.network import STABN
-
 ADDED = ("branch.", "mechanism.")
 TRUNKS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "resnet3d": lambda config: ResNet3D(ResNet3DConfig(**config)),
     "slow_resnet": lambda config: SlowResNet(**config),
 }
+
+
+class Branched(Protocol):
+    """What is written of an ST-ABN."""
+
+    model: VideoClassifier
+    config: BranchConfig
+    branch: Any
+    injected: bool
+
+    def state_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Stored:
         network.load_state_dict(self.weights, strict=False)
 
 
-def write(folder: Path, network: STABN, base: str | None, half: bool) -> None:
+def write(folder: Path, network: Branched, base: str | None, half: bool) -> None:
     """Write config, weights and preprocessing, all or none; :meth:`STABN.save_pretrained` says the rest."""
     model, config = network.model, network.config
     if (folder / "config.json").exists():
