@@ -252,7 +252,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "scale is one of",
     ),
     "a class for a baseline": (
-        lambda: perturbations.frame_drop("BTCHW", baseline=int),
+        lambda: perturbations.frame_drop("BTCHW", 0.5, baseline=int),
         TypeError,
         "baseline is a number or a function .* type came",
     ),
