@@ -71,7 +71,9 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "name", [*list(REAL)[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in list(REAL)[2:])]
+)
 def test_real_clips(shared_videos, tmp_path, name):
     path = shared_videos / name
     assert main(["explain", str(path), "--model", REAL[name], "--out", str(tmp_path)]) == 0

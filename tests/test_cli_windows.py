@@ -104,6 +104,7 @@ def test_ctrl_c_before_anything_is_done_leaves_nothing(long_video, tmp_path, cap
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # the other tests here have planted ones
 def test_a_real_clip_over_windows(shared_videos, tmp_path):
     path = shared_videos / "v_ApplyEyeMakeup_g01_c01.avi"
     arguments = ["explain", str(path), "--model", "tiny-timesformer-pattern", "--windows", "--mode", "attention"]
