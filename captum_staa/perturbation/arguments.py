@@ -18,7 +18,7 @@ def baselines_for(clips: tuple[Tensor, ...], baselines: BaselineType) -> tuple[T
     """What replaces each voxel: one tensor per input, of its shape, dtype and device. None stands for zero."""
     each = (0,) * len(clips) if baselines is None else baselines if isinstance(baselines, tuple) else (baselines,)
     if len(each) != len(clips):
-        raise ValueError(f"baselines must be one per input: inputs are {len(clips)}, but {len(each)} came")
+        raise ValueError(f"baselines must be one per input, {len(clips)}, but {len(each)} came beside these inputs")
     return tuple(_baseline_for(clip, baseline) for clip, baseline in zip(clips, each, strict=True))
 
 
@@ -43,7 +43,8 @@ def _baseline_for(clip: Tensor, baseline: object) -> Tensor:
     value = given.to(clip.dtype)
     if not bool(given.isfinite().all()) or not bool(value.isfinite().all()):
         raise ValueError(
-            f"baselines must be finite in {clip.dtype}, up to {_largest(clip):.4g}, but {_glimpse(given)} came"
+            f"baselines hold no nan or infinity, and are finite in {clip.dtype}, up to {_largest(clip):.4g}, but "
+            f"{_glimpse(given)} came"
         )
     if not clip.is_floating_point() and not bool((value == given).all()):
         raise ValueError(
@@ -75,7 +76,7 @@ def masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ..
         return _every_number(clips)
     given: tuple[Any, ...] = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
     if len(given) != len(clips):
-        raise ValueError(f"feature_mask must be one per input: inputs are {len(clips)}, but {len(given)} came")
+        raise ValueError(f"feature_mask must be one per input, {len(clips)}, but {len(given)} came beside these inputs")
     masks = []
     for mask, clip in zip(given, clips, strict=True):
         if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():

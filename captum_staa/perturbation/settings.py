@@ -75,7 +75,8 @@ class Setting:
         elif came is None:
             came = self.smoothness
         elif not callable(came) or isinstance(came, type):
-            raise TypeError(f"smoothness is a word or a function of masks, but {came!r} came")
+            kind = type(came).__name__
+            raise TypeError(f"smoothness is a word or a function of masks, but {came!r} of type {kind} came")
         aim = self.objective.aim if aim is None else aim
         scale = self.objective.scale if scale is None else scale
         check_choice("objective", aim, AIMS)

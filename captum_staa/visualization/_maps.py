@@ -238,7 +238,9 @@ def tensor_of(values: Tensor | NDArray[np.generic] | Sequence[float] | None) -> 
             f"a clip and attributions are a tensor or an array each, but {type(values).__name__} came; of a tuple, as "
             f"Captum returns it for a tuple of inputs, pass the entry that belongs to the clip"
         )
-    array = np.array(values, order="C")  # a copy: flipped along an axis of one, an array counts as contiguous
+    array = np.ascontiguousarray(values)
+    if any(stride < 0 for stride in array.strides):  # flipped along an axis of one, it counts as contiguous
+        array = array.copy()
     if array.dtype.kind not in "fiub":
         raise TypeError(f"what is drawn must hold real numbers, but {type(values).__name__} of {array.dtype} came")
     return torch.from_numpy(array)
