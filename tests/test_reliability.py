@@ -147,7 +147,7 @@ def test_reliability_is_a_sum_over_pairs(seed, levels):
         scores[3, 4] = math.inf
     random = seed % 5
     found = reliability(scores, random, n_bootstrap=1)
-    assert (found.weighted, found.spearman) == pytest.approx(slow_means(scores.numpy(), random), rel=1e-12)
+    assert (found.weighted, found.spearman) == pytest.approx(slow_means(scores.double().numpy(), random), rel=1e-12)
     ranks = torch.tensor(
         [[nan if x != x else sum(y < x for y in row) + (row.count(x) + 1) / 2 for x in row] for row in scores.tolist()]
     )
@@ -162,7 +162,7 @@ def test_intervals_are_percentiles_of_inputs_drawn_anew():
     scores[0, 1] = nan
     found = reliability(scores, random=1, n_bootstrap=40, generator=seeded(5))
     draws = torch.randint(6, (40, 6), generator=seeded(5)).tolist()
-    slow = [(*slow_means(scores.numpy()[names], 1, names), slow_alpha(ranked(scores)[names], "ordinal", names))
+    slow = [(*slow_means(scores.double().numpy()[names], 1, names), slow_alpha(ranked(scores)[names], "ordinal", names))
             for names in draws]  # fmt: skip
     low, high = np.nanquantile(np.array(slow), [0.025, 0.975], axis=0)
     intervals = (found.weighted_interval, found.spearman_interval, found.krippendorff_interval)
@@ -204,7 +204,7 @@ def test_only_order_counts_and_only_weights_know_which_end_is_good():
     scores = drawn(12, 5, seed=3).double()
     found = reliability(scores, random=2, n_bootstrap=30)
     same(reliability(scores.exp() * 9, 2, 30), found)
-    same(reliability(scores.numpy(), 2, 30), found)
+    same(reliability(scores.double().numpy(), 2, 30), found)
     columns = [3, 0, 4, 1, 2]
     same(reliability(scores[:, columns], columns.index(2), 30), found)
     shuffled = reliability(scores.flip(0), 2, 1)

@@ -97,7 +97,7 @@ def warn_if_short(path: Any, found: int, ends: float, claim: Claim, fault: str =
 
 def quarter(frame: Any) -> Quarter:
     """What the file asks of a player: one of the eight ways to lay a picture down, the nearest one."""
-    side = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    side = frame.side_data.get("DISPLAYMATRIX")
     if side is None:
         return Quarter(False, False, False)
     a, b, _, c, d = np.frombuffer(bytes(side)[:36], dtype=np.int32).astype(np.int64)[:5]
@@ -128,12 +128,14 @@ def opened(path: FilePath) -> Iterator[tuple[Any, Any]]:
         kind = "a folder" if file.is_dir() else "a pipe or a device"
         raise ValueError(f"{file} is {kind}, but a video file was expected; name a file that is on the disk")
     size = file.stat().st_size
+    # From 19 on PyAV replaces what no text can be made of by itself, and has no option for it.
+    lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
         # whole, because FFmpeg takes a name such as "http:clip.mp4" or "pipe:0" for an address
         container = av.open(
             str(file.absolute()),
-            metadata_errors="replace",
             options={"protocol_whitelist": "file"},  # no address that a file may name is looked up
+            **lenient,
         )
     except av.error.FFmpegError as error:
         if not os.access(file, os.R_OK):
