@@ -16,8 +16,8 @@ def merge(
     Example:
         >>> features = np.array([[0.0], [1.0], [5.0], [0.0]])  # the last is as the first, but no neighbour of it
         >>> groups = merge(features, np.ones(4), np.array([[0, 1], [1, 2], [2, 3]]), 3)
-        >>> groups[0] == groups[1], len(set(groups.tolist()))
-        (np.True_, 3)
+        >>> bool(groups[0] == groups[1]), len(set(groups.tolist()))
+        (True, 3)
 
     Args:
         features: ``(N, D)``, the mean of each node.

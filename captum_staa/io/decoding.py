@@ -71,7 +71,8 @@ def end(shown: Any) -> float:
     """When a packet or frame ceases to be shown, in seconds; 0 where the file does not say."""
     if shown.pts is None or shown.time_base is None:
         return 0.0
-    return float((shown.pts + (shown.duration or 0)) * shown.time_base)
+    lasts = getattr(shown, "duration", None) or 0  # which frames of older PyAV do not have
+    return float((shown.pts + lasts) * shown.time_base)
 
 
 def claimed(stream: Any) -> Claim:
