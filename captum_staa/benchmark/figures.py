@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results
 
 FRAMES = 8  # of a contact sheet, at most
-COLOURS = 18  # that can be told apart
 OUTLINE = "#35d0ff"  # on a map's dark and light colours alike
 GREYS = dict(zip(CONTROLS, ("0.25", "0.45", "0.6", "0.75"), strict=True))
 DASHES = dict(zip(CONTROLS, ("--", ":", "-.", (0, (1, 4))), strict=True))
@@ -45,7 +44,7 @@ def curves(results: Results) -> Figure | None:
         areas = {name: area_under(mean) for name, mean in means.items()}
         best_first = sorted(names, key=lambda name: areas[name], reverse=kind == "insertion")
         colours = _colours(own := [name for name in names if name not in CONTROLS])
-        dashes = dict.fromkeys(own[COLOURS:], (0, (6, 1))) | DASHES  # colours begin anew after so many
+        dashes = dict.fromkeys(own[len(set(colours.values())) :], (0, (6, 1))) | DASHES  # colours begin anew
         for name in best_first:
             colour = colours.get(name) or GREYS[name]
             axes.plot(GRID, means[name], ls=dashes.get(name, "-"), color=colour, lw=1.6, label=name)
