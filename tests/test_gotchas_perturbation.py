@@ -148,7 +148,7 @@ def test_surrogates_without_a_mask(gotcha):
             before, kept[part] = worth[tuple(kept)], True
             shapley[part] += (worth[tuple(kept)] - before) / 24
     expected = torch.tensor(shapley)[names.mask].expand_as(names.volume)
-    close(gotcha.right().attributions, expected, rtol=0, atol=0.15 * max(shapley))
+    close(gotcha.right().attributions, expected, rtol=0, atol=0.2 * max(shapley))  # from samples, of a shrinking fit
 
 
 # --- metrics and pictures -----------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_ctrl_c_keeps_the_best_weights(when):
             yield batch
 
     with pytest.warns(UserWarning, match=f"interrupted in epoch {when // 2}; the best weights so far stay"):
-        history = fit_st_abn(st_abn, stopped, STABNLoss("adapter"), epochs=6)
+        history = fit_st_abn(st_abn, stopped, two_are_better(6), epochs=6, validation=batches(1))
     assert history.interrupted and len(history.train) == when // 2 and history.best == when // 2 - 1
     if when:  # of two whole epochs of six
         fit_two(plain, epochs=6)
@@ -190,6 +190,11 @@ def fit_two(st_abn: STABN, epochs: int) -> None:
     def learns_twice(epoch: int) -> Batches:
         return batches() if epoch < 2 else [(torch.zeros(1, 3, 4, 12, 10), torch.tensor([0]))]
 
+    fit_st_abn(st_abn, learns_twice, two_are_better(epochs), epochs=epochs, validation=batches(1))
+
+
+def two_are_better(epochs: int) -> STABNLoss:
+    """A loss whose validation praises the first epoch, the second one more, and none after."""
     values = iter([1.0, 0.5, *[2.0] * epochs])
 
     class Judged(STABNLoss):
@@ -198,7 +203,7 @@ def fit_two(st_abn: STABN, epochs: int) -> None:
                 return super().terms(network, clips, targets, *edited)
             return {"given": torch.tensor(next(values))}
 
-    fit_st_abn(st_abn, learns_twice, Judged("adapter"), epochs=epochs, validation=batches(1))
+    return Judged("adapter")
 
 
 @pytest.mark.parametrize("where", ["data", "validation"])

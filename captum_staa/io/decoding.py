@@ -112,10 +112,23 @@ def to_rgb(frame: Any, size: tuple[int, int] | None) -> NDArray[np.uint8]:
     """A decoded frame as ``(H, W, 3)``, turned as the file asks, and brought to ``size`` where that is another."""
     turn = quarter(frame)
     height, width = (size or (None, None))[:: -1 if turn.swapped else 1]
-    picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", height=height, width=width)
+    picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", height=height, width=width, **colours(frame))
     if turn.swapped:
         picture = picture.swapaxes(0, 1)
     return np.ascontiguousarray(picture[:: -1 if turn.upside_down else 1, :: -1 if turn.mirrored else 1])
+
+
+def colours(frame: Any) -> dict[str, int]:
+    """How luma and chroma become colours, said outright: PyAV before 17 takes every frame for BT.601, limited range."""
+    if frame.format.is_rgb or "pal" in frame.format.name:
+        return {}
+    limited, full, bt601, unspecified = 1, 2, 5, 2
+    return {
+        "src_colorspace": bt601 if frame.colorspace == unspecified else frame.colorspace,
+        "src_color_range": frame.color_range or limited,
+        "dst_colorspace": 4,  # of no meaning for RGB, but where it is the source's the older ones look at neither
+        "dst_color_range": full,
+    }
 
 
 @contextmanager
