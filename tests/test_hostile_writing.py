@@ -61,23 +61,27 @@ WRITERS: dict[str, Write] = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_disk_that_fills_up_in_the_middle(tmp_path, name):
-    """At the beginning, in the middle, one byte before the end; with one byte more the file is whole."""
+    """At the beginning, in the middle, one byte before the end; with one byte more the file is whole.
+
+    Of a video it is a thousand bytes: once in a hundred times x264, which works in threads, makes another size.
+    """
     whole = tmp_path / "whole" / name
     whole.parent.mkdir()
     WRITERS[name](whole)
     size = whole.stat().st_size
+    slack = 1000 if name.startswith("clip") else 0
     assert size > 10_000
     path = tmp_path / "full" / name
     path.parent.mkdir()
-    for limit in (0, 1, 4096, size // 2, size - 1):
+    for limit in (0, 1, 4096, size // 2, size - 1 - slack):
         with full_after(limit), pytest.raises(OSError, match=r"; it is not written, and nothing of it") as said:
             WRITERS[name](path)
         # FFmpeg keeps quiet when the disk fills up while it closes a file
         assert said.value.errno in (errno.EFBIG, errno.EIO) and said.value.filename == str(path)
         assert os.listdir(path.parent) == [], limit
-    with full_after(size):
+    with full_after(size + slack):
         WRITERS[name](path)
-    assert path.stat().st_size == size and os.listdir(path.parent) == [name]
+    assert abs(path.stat().st_size - size) <= slack and os.listdir(path.parent) == [name]
 
 
 def test_a_full_disk_keeps_the_earlier_file(tmp_path):
