@@ -162,6 +162,7 @@ def soak(name: str, calls: int, warm_up: int = WARM_UP, samples: int = 20) -> So
 
     several(warm_up)
     gc.collect()
+    frozen = gc.get_freeze_count()
     gc.freeze()  # all that is there by now is not looked through again: collecting after every sample is quick
     try:
         before, start = held(classifier), time.perf_counter()
@@ -174,7 +175,8 @@ def soak(name: str, calls: int, warm_up: int = WARM_UP, samples: int = 20) -> So
         seconds = (time.perf_counter() - start) / calls
         after = held(classifier)
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
     slopes = [float(np.polyfit(done[first:], memory[first:], 1)[0]) for first in (0, len(done) // 2)]
     return Soaked(before, after, slopes[0], slopes[1], seconds)
 

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,12 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the models are tiny: further threads only wait for each other
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: every search for garbage would look through half a million things."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
