@@ -5,14 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hostile_files import corrupted, noise, quartered, write
+from hostile_files import av, corrupted, noise, quartered, write
 
 from captum_staa import io
+from captum_staa.io import decoding
 
 COUNT = 12
 QUICK = {"crf": "10", "b": "0", "deadline": "realtime", "cpu-used": "8"}
@@ -108,6 +112,39 @@ def test_a_frame_that_the_decoder_had_to_guess_is_told(tmp_path, num_frames):
     assert any("only a part of frame 0" in text and "the file is damaged" in text for text in told)
 
 
+def test_a_frame_of_colours_that_nobody_knows(tmp_path):
+    """One wrong byte in the head of a frame."""
+    path = write(tmp_path / "colours.mov", quartered(3), "prores_ks", "yuv422p10le")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"icpf", content.index(b"icpf") + 4) + 20] = 226  # the second frame's matrix
+    path.write_bytes(content)
+    for reader in (io.read_video, lambda path: list(io.iter_windows(path, 3))):
+        with pytest.raises(ValueError, match=r"frame 1 of .*colours\.mov cannot be made RGB"):
+            reader(path)
+    assert len(io.read_video(path, 1, "dense", start=0).frames) == 1
+
+
+def test_a_file_whose_end_is_not_understood(made, tmp_path, monkeypatch):
+    """FFmpeg gives up between two frames: those before it count."""
+    real = decoding.opened
+
+    @contextmanager
+    def breaking(path: Path) -> Iterator[Any]:
+        with real(path) as (container, stream):
+
+            def demux(_: Any) -> Iterator[Any]:
+                for at, packet in enumerate(container.demux(stream)):
+                    if at == 3:
+                        raise av.error.PatchWelcomeError(1, "not yet implemented")
+                    yield packet
+
+            yield SimpleNamespace(demux=demux), stream
+
+    monkeypatch.setattr(decoding, "opened", breaking)
+    with pytest.warns(UserWarning, match=r"only 3 frames of .* read.*\(not yet implemented\); the file is damaged"):
+        assert len(io.frame_times(made[0])) == 3
+
+
 FUZZ = """
 import sys, warnings
 sys.path.insert(0, {tests!r})
@@ -120,7 +157,7 @@ whole, path = Path(sys.argv[1]), Path(sys.argv[2])
 content, read = whole.read_bytes(), 0
 for seed in range(1000, 1000 + int(sys.argv[3])):
     path.write_bytes(corrupted(content, seed))
-    for reader in (io.probe, io.read_video, lambda path: list(io.iter_windows(path, 3))):
+    for reader in (io.probe, io.read_video, io.frame_times, lambda path: list(io.iter_windows(path, 3))):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:

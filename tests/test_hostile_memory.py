@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import tracemalloc
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile_files import av
+from hostile_files import av, noise, write
 
 from captum_staa import io
 
@@ -65,6 +66,19 @@ def test_frames_are_held_once(tmp_path):
     assert windows == [(0, [0, 1]), (6, [6, 7]), (12, [2, 3])]
     assert 7 * FRAME < peak < 10 * FRAME
     assert window_peak < 7 * FRAME
+
+
+def test_no_frame_outlives_its_turn(tmp_path):
+    """Of 60 frames few are there at once, also where nobody looks for garbage."""
+    path, most = write(tmp_path / "long.mp4", noise(60)), 0
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in io.iter_windows(path, 2):
+            most = max(most, sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects()))
+    finally:
+        gc.enable()
+    assert most < 20
 
 
 MEASURE = """

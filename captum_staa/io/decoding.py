@@ -34,10 +34,44 @@ class Quarter(NamedTuple):
     mirrored: bool
 
 
-def decode(path: FilePath) -> Generator[tuple[float, int, Any], None, None]:
-    """``(fps, position, frame)`` of every frame that decodes; at least one, else ValueError."""
+class Decoded(NamedTuple):
+    """A frame as FFmpeg decodes it, and what it takes to show it."""
+
+    path: FilePath
+    fps: float  # of the file; nan where it does not say
+    position: int
+    frame: Any
+    turn: (
+        Quarter  # the first frame's: to ask each frame keeps its memory until Python looks for garbage (PyAV 16 to 18)
+    )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)`` as shown."""
+        height, width = self.frame.height, self.frame.width
+        return (width, height) if self.turn.swapped else (height, width)
+
+    def to_rgb(self, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """``(H, W, 3)``, turned as the file asks, and brought to ``size`` where that is another."""
+        height, width = (size or self.size)[:: -1 if self.turn.swapped else 1]
+        try:
+            picture: NDArray[np.uint8] = self.frame.to_ndarray(
+                format="rgb24", height=height, width=width, **colours(self.frame)
+            )
+        except import_av().error.FFmpegError as error:
+            raise ValueError(
+                f"frame {self.position} of {self.path} cannot be made RGB ({error.strerror}); is the file damaged?"
+            ) from error
+        if self.turn.swapped:
+            picture = picture.swapaxes(0, 1)
+        rows, columns = (-1 if reverse else 1 for reverse in (self.turn.upside_down, self.turn.mirrored))
+        return np.ascontiguousarray(picture[::rows, ::columns])
+
+
+def decode(path: FilePath) -> Generator[Decoded, None, None]:
+    """Every frame that decodes; at least one, else ValueError."""
     av = import_av()
-    decoded, ends, fault, whole = 0, 0.0, "", True
+    decoded, ends, fault, whole, turn = 0, 0.0, "", True, Quarter(False, False, False)
     with opened(path) as (container, stream):
         stream.thread_type = "AUTO"
         stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
@@ -45,6 +79,8 @@ def decode(path: FilePath) -> Generator[tuple[float, int, Any], None, None]:
         claim = claimed(stream)
         try:
             for frame in container.decode(stream):
+                if decoded == 0:
+                    turn = quarter(frame)
                 decoded += 1
                 ends = max(ends, end(frame))
                 if whole and frame.is_corrupt:
@@ -54,12 +90,31 @@ def decode(path: FilePath) -> Generator[tuple[float, int, Any], None, None]:
                         f"show what the decoder made up; the file is damaged",
                         stacklevel=3,
                     )
-                yield fps, decoded - 1, frame
+                yield Decoded(path, fps, decoded - 1, frame, turn)
         except av.error.FFmpegError as error:
             fault = f" ({error.strerror})"
     if decoded == 0:
         raise ValueError(f"{path} has a video stream, but none of its frames decodes{fault}; is the file complete?")
     warn_if_short(path, decoded, ends, claim, fault)
+
+
+def packets(path: FilePath) -> Generator[Any, None, None]:
+    """What is stored of every frame, in the order of decoding, but not decoded; at least one, else ValueError."""
+    av = import_av()
+    found, ends, fault = 0, 0.0, ""
+    with opened(path) as (container, stream):
+        claim = claimed(stream)
+        try:
+            for packet in container.demux(stream):
+                if packet.size > 0:
+                    found += 1
+                    ends = max(ends, end(packet))
+                    yield packet
+        except av.error.FFmpegError as error:
+            fault = f" ({error.strerror})"
+    if found == 0:
+        raise ValueError(f"{path} has a video stream, but no frame is stored in it{fault}; is the file complete?")
+    warn_if_short(path, found, ends, claim, fault)
 
 
 def rate(stream: Any) -> float:
@@ -106,16 +161,6 @@ def quarter(frame: Any) -> Quarter:
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Quarter(True, bool(b < 0), bool(c < 0))
     return Quarter(False, bool(d < 0), bool(a < 0))
-
-
-def to_rgb(frame: Any, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """A decoded frame as ``(H, W, 3)``, turned as the file asks, and brought to ``size`` where that is another."""
-    turn = quarter(frame)
-    height, width = (size or (None, None))[:: -1 if turn.swapped else 1]
-    picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", height=height, width=width, **colours(frame))
-    if turn.swapped:
-        picture = picture.swapaxes(0, 1)
-    return np.ascontiguousarray(picture[:: -1 if turn.upside_down else 1, :: -1 if turn.mirrored else 1])
 
 
 def colours(frame: Any) -> dict[str, int]:

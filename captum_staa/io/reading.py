@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from captum_staa.checks import check_count
 from captum_staa.files import FilePath
-from captum_staa.io.decoding import claimed, decode, end, opened, quarter, rate, to_rgb, warn_if_short
+from captum_staa.io.decoding import claimed, decode, opened, packets, rate
 
 Sampling = Literal["uniform", "dense", "stride"]
 
@@ -72,14 +73,16 @@ def read_video(
 
     Raises:
         FileNotFoundError: there is no such file.
+        TypeError: a number is no whole one.
         ValueError: it is no video, or shorter than asked (what a damaged file still holds is read, with a warning).
     """
     if sampling not in ("uniform", "dense", "stride") or (stride != 1 and sampling != "stride"):
         raise ValueError(
             f"sampling is 'uniform', 'dense' or, with a step, 'stride', but {sampling = }, {stride = } came"
         )
-    _check(0, start=start or 0)
-    _check(1, stride=stride, num_frames=1 if num_frames is None else num_frames)
+    check_count("start", 0 if start is None else start, least=0)
+    check_count("stride", stride)
+    check_count("num_frames", 1 if num_frames is None else num_frames)
     depends_on_length = num_frames is not None and (sampling == "uniform" or (sampling == "dense" and start is None))
     total = probe(path).num_frames if depends_on_length else None
     while True:
@@ -87,16 +90,16 @@ def read_video(
         following: int | None = next(wanted)
         kept: dict[int, NDArray[np.uint8]] = {}
         with closing(decode(path)) as decoded:
-            for fps, position, frame in decoded:  # noqa: B007
-                if position == following:
-                    kept[position] = to_rgb(frame, next((first.shape[:2] for first in kept.values()), None))
+            for frame in decoded:
+                if frame.position == following:
+                    kept[frame.position] = frame.to_rgb(next((first.shape[:2] for first in kept.values()), None))
                     following = next(wanted, None)
                 if following is None:
                     break
         if kept and (following is None or num_frames is None):
             indices = np.array(list(kept), dtype=np.int64)
-            return Video(_stacked(kept), fps, indices)
-        total = position + 1  # shorter than believed, but now known: choose again, or say that it cannot be
+            return Video(_stacked(kept), frame.fps, indices)
+        total = frame.position + 1  # shorter than believed, but now known: choose again, or say that it cannot be
 
 
 def iter_windows(
@@ -123,18 +126,20 @@ def iter_windows(
         ``(start, frames)``: index in the file of the window's first frame, and ``(T, H, W, 3)`` uint8 RGB.
 
     Raises:
-        FileNotFoundError, ValueError: as for :func:`read_video`, once the first window is asked for.
+        FileNotFoundError, TypeError, ValueError: as for :func:`read_video`, once the first window is asked for.
     """
+    check_count("num_frames", num_frames)
+    check_count("frame_stride", frame_stride)
     span = (num_frames - 1) * frame_stride + 1
     step = span if stride is None else stride
-    _check(1, num_frames=num_frames, frame_stride=frame_stride, stride=step)
+    check_count("stride", step)
     held: deque[NDArray[np.uint8]] = deque(maxlen=span)
     given, start, size = -1, 0, None
     with closing(decode(path)) as decoded:
-        for _, position, frame in decoded:
-            held.append(to_rgb(frame, size))
+        for frame in decoded:
+            held.append(frame.to_rgb(size))
             size = held[0].shape[:2]
-            start = position + 1 - span
+            start = frame.position + 1 - span
             if start >= 0 and start % step == 0:
                 yield start, np.stack(list(held)[::frame_stride])
                 given = start
@@ -165,22 +170,16 @@ def probe(path: FilePath) -> VideoInfo:
         FileNotFoundError, ValueError: as for :func:`read_video`.
     """
     with closing(decode(path)) as decoded:
-        fps, _, first = next(decoded)
-        height, width = (first.width, first.height) if quarter(first).swapped else (first.height, first.width)
-    with opened(path) as (container, stream):
-        claim = claimed(stream)
-        count, ends = claim.frames, 0.0
+        first = next(decoded)
+    with opened(path) as (_, stream):
+        count = claimed(stream).frames
         seconds = float(stream.duration * stream.time_base) if stream.duration else math.nan
-        # Large AVI files and live recordings announce only a part, cut files too much: it contradicts their duration,
-        # or the bytes that are there.
-        doubtful = abs(seconds * rate(stream) - count) > max(2, 0.02 * count) or count > Path(path).stat().st_size
-        if count < 1 or doubtful:
-            count = 0
-            for packet in container.demux(stream):
-                count += packet.size > 0
-                ends = max(ends, end(packet))
-            warn_if_short(path, count, ends, claim)
-    return VideoInfo(count, fps, height, width)
+    # Large AVI files and live recordings announce only a part, cut files too much: it contradicts their duration, or
+    # the bytes that are there.
+    doubtful = abs(seconds * first.fps - count) > max(2, 0.02 * count) or count > Path(path).stat().st_size
+    if count < 1 or doubtful:
+        count = sum(1 for _ in packets(path))
+    return VideoInfo(count, first.fps, *first.size)
 
 
 def frame_times(path: FilePath) -> NDArray[np.float64]:
@@ -204,16 +203,16 @@ def frame_times(path: FilePath) -> NDArray[np.float64]:
     Raises:
         FileNotFoundError, ValueError: as for :func:`read_video`.
     """
-    with opened(path) as (container, stream):
-        stamps = [  # and no packets, which hold their bytes
-            None if packet.pts is None else float(packet.pts * packet.time_base)
-            for packet in container.demux(stream)
-            if packet.size > 0 and not packet.is_discard
-        ]
-        if None in stamps:
+    stamps = [  # and no packets, which hold their bytes
+        None if packet.pts is None else float(packet.pts * packet.time_base)
+        for packet in packets(path)
+        if not packet.is_discard
+    ]
+    if None in stamps:
+        with opened(path) as (_, stream):
             return np.arange(len(stamps)) / rate(stream)
-        shown = np.sort(np.array(stamps, dtype=np.float64))  # they come in the order of decoding
-        return shown - shown[:1]
+    shown = np.sort(np.array(stamps, dtype=np.float64))  # they come in the order of decoding
+    return shown - shown[:1]
 
 
 def _stacked(kept: dict[int, NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -240,9 +239,3 @@ def _choose(
     if total is not None and sampling == "dense" and start is None:
         begin = (total - num_frames) // 2
     return itertools.islice(itertools.count(begin, stride), num_frames)
-
-
-def _check(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if int(value) != value or value < least:
-            raise ValueError(f"{name} must be a whole number, at least {least}, but {value!r} came")
