@@ -25,7 +25,7 @@ demo: $(VENV)/.installed-video
 	$(py) -m captum_staa demo --out demo --overwrite
 
 test: $(VENV)/.installed-test
-	$(py) -m pytest -n auto --dist loadfile $(ARGS)
+	$(py) -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(py) -m ruff format --check .

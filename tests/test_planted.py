@@ -244,11 +244,13 @@ OTHERS = ("timesformer", "vivit", "vjepa2", "resnet3d")
 MODELS = [("videomae", task) for task in TASKS] + [
     pytest.param(family, task, marks=pytest.mark.slow) for family in OTHERS for task in TASKS
 ]
+FEW = [(*model, 60) for model in MODELS[:3]]
+MANY = [pytest.param(family, task, 200, marks=pytest.mark.slow) for family in ("videomae", *OTHERS) for task in TASKS]
 
 
-@pytest.mark.parametrize(("family", "task"), MODELS)
-def test_shipped_models_answer_from_the_evidence(family: str, task: str) -> None:
-    planted, model = PlantedClips(20_000, 200, task), _load(family, task)
+@pytest.mark.parametrize(("family", "task", "count"), [*FEW, *MANY])
+def test_shipped_models_answer_from_the_evidence(family: str, task: str, count: int) -> None:
+    planted, model = PlantedClips(20_000, count, task), _load(family, task)
     clips, labels, _ = planted[:]
     chance = 1 / len(planted.labels)
 
@@ -257,7 +259,7 @@ def test_shipped_models_answer_from_the_evidence(family: str, task: str) -> None
 
     assert accuracy(clips) >= 0.95
     assert accuracy(planted.only_evidence(slice(None))) >= 0.9
-    assert abs(accuracy(planted.without_evidence(slice(None))) - chance) <= 0.08
+    assert abs(accuracy(planted.without_evidence(slice(None))) - chance) <= 0.08 * (200 / count) ** 0.5
     if task != "pattern":  # both tasks turn into the other class in reversed time, which needs all of time
         assert float((_answers(family, model, clips.flip(1)) == 1 - labels).float().mean()) >= 0.95
 
