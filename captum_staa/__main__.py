@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if the demo did not come out as planted, or if a clip or a method of a comparison failed; 2
         after an error; 130 after Ctrl-C.
     """
+    for told in (sys.stdout, sys.stderr):
+        if isinstance(told, io.TextIOWrapper):
+            told.reconfigure(errors="replace")  # a label or an arrow that a terminal cannot show ends nothing
     options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

@@ -12,7 +12,7 @@ from PIL import Image
 
 from captum_staa import io
 from captum_staa.visualization import save_animation
-from captum_staa.visualization._overlay import overlay
+from captum_staa.visualization.overlay import overlay
 
 T, H, W = 8, 24, 32
 GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)

@@ -84,6 +84,16 @@ def same(folder: Path, other: Path) -> None:
     assert (folder / "table.md").read_text() == (other / "table.md").read_text()
 
 
+def test_a_terminal_that_knows_no_arrows(tmp_path, monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    few = ["--planted", "1", "--methods", "saliency", "--metrics", "auroc"]
+    assert main(["compare", "--model", "tiny-resnet3d-pattern", *few, "--out", str(tmp_path / "run")]) == 0
+    shown.flush()
+    assert b"auroc ?" in shown.buffer.getvalue()
+    assert "auroc ↑" in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+
+
 def test_the_folder_holds_numbers_tables_pictures_and_a_report(alone):
     assert {path.name for path in alone.iterdir()} == FILES | PICTURES
     rows = read(alone)

@@ -11,7 +11,7 @@ import pytest
 from headless import Browser, driven
 
 from captum_staa.visualization import to_html
-from captum_staa.visualization._overlay import METHODS, overlay
+from captum_staa.visualization.overlay import METHODS, overlay
 
 T, H, W = 6, 24, 32
 TOLERANCE = 7  # of 255: the page holds a byte per cell, and colour maps are steep

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from captum_staa import io
 from captum_staa.layout import space_time
 from captum_staa.visualization import show_frames, show_timeline
-from captum_staa.visualization._maps import saliency
-from captum_staa.visualization._overlay import DIVERGING, UNSEEN, overlay
+from captum_staa.visualization.overlay import DIVERGING, UNSEEN, overlay
+from captum_staa.visualization.saliency import saliency
 
 T, H, W = 8, 24, 32
 GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)

@@ -8,8 +8,8 @@ import torch
 from captum.attr import visualization as captum_visualization
 
 from captum_staa.layout import space_time
-from captum_staa.visualization._maps import as_frames, saliency
-from captum_staa.visualization._place import place
+from captum_staa.visualization.placement import place
+from captum_staa.visualization.saliency import as_pictures, saliency
 
 T, H, W = 8, 24, 32
 GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)
@@ -98,10 +98,10 @@ def test_attributions_that_cannot_be_drawn(attributions, options, says):
 def test_a_float_clip_is_rescaled_as_a_whole_or_its_normalisation_undone():
     clip = torch.zeros(1, 3, 2, 4, 4)
     clip[:, 0], clip[:, 1], clip[:, 2, 1] = -1, 1, 3
-    assert as_frames(clip, "BCTHW")[:, 0, 0].tolist() == [[0, 128, 64], [0, 128, 255]]
-    undone = as_frames(clip, "BCTHW", mean=[0.5, 0.25, 0], std=[0.5, 0.25, 0.2])
+    assert as_pictures(clip, "BCTHW")[:, 0, 0].tolist() == [[0, 128, 64], [0, 128, 255]]
+    undone = as_pictures(clip, "BCTHW", mean=[0.5, 0.25, 0], std=[0.5, 0.25, 0.2])
     assert undone[:, 0, 0].tolist() == [[0, 128, 0], [0, 128, 153]]
-    assert as_frames(torch.full((1, 1, 1, 2, 2), 7, dtype=torch.uint8), "BTCHW").tolist() == [[[[7] * 3] * 2] * 2]
+    assert as_pictures(torch.full((1, 1, 1, 2, 2), 7, dtype=torch.uint8), "BTCHW").tolist() == [[[[7] * 3] * 2] * 2]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_float_clip_is_rescaled_as_a_whole_or_its_normalisation_undone():
 )
 def test_clips_that_cannot_be_drawn(clip, options, error, says):
     with pytest.raises(error, match=says):
-        as_frames(clip, **options)
+        as_pictures(clip, **options)
 
 
 # Placing a map.

@@ -17,8 +17,8 @@ from PIL import Image
 from captum_staa import io
 from captum_staa.layout import SpaceTime
 from captum_staa.visualization import to_html
-from captum_staa.visualization._maps import saliency
-from captum_staa.visualization._overlay import DIVERGING
+from captum_staa.visualization.overlay import DIVERGING
+from captum_staa.visualization.saliency import saliency
 
 T, H, W = 5, 24, 32
 CLIP = np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)

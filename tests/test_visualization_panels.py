@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from captum_staa.layout import SpaceTime, space_time
 from captum_staa.visualization import compare_methods, show_slices, show_summary, show_timeline
-from captum_staa.visualization._overlay import overlay
+from captum_staa.visualization.overlay import overlay
 
 T, H, W = 8, 24, 32
 CLIP = np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from captum_staa.benchmark.rows import CONTROLS, GRID
 from captum_staa.visualization import compare_methods
-from captum_staa.visualization._figure import evenly
+from captum_staa.visualization.figure import evenly
 
 if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results

@@ -20,7 +20,7 @@ from captum_staa.benchmark.rows import CONTROLS
 from captum_staa.benchmark.scoring import COSTS, Case, Metric, baseline_of
 from captum_staa.metrics import controls
 from captum_staa.models import VideoClassifier
-from captum_staa.visualization._maps import as_frames
+from captum_staa.visualization.saliency import as_pictures
 
 SHEETS = 1  # clips whose maps are kept for a contact sheet, from the first on
 
@@ -203,7 +203,7 @@ def _pictured(plan: Plan, sample: Sample) -> dict[str, np.ndarray[Any, Any]] | N
     known = plan.classifier.preprocessing
     mean, std = (known.mean, known.std) if known is not None else (None, None)
     found: dict[str, np.ndarray[Any, Any]] = {
-        "frames": as_frames(sample.clip.cpu(), plan.classifier.layout, mean=mean, std=std)
+        "frames": as_pictures(sample.clip.cpu(), plan.classifier.layout, mean=mean, std=std)
     }
     return found if sample.truth is None else {**found, "truth": sample.truth[0].cpu().numpy()}
 

@@ -82,7 +82,7 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
         found = compare(load(MODEL, None), planted, METHODS, METRICS)
     if found.interrupted:  # a table of a part of the clips would pass for one of all
         raise KeyboardInterrupt
-    print(printable(found.to_markdown(intervals=False), sys.stdout.encoding))
+    print(found.to_markdown(intervals=False))
     print("\n".join(f"{method}: {about}" for method, about in found.settings["methods"].items()))
     found.to_markdown(out / TABLES[0], overwrite=overwrite)
     found.to_csv(out / TABLES[1], overwrite=overwrite)
@@ -118,17 +118,6 @@ def verdict(explanation: Explanation, label: str, when: torch.Tensor) -> str:
     if outside or not key:
         return f"NOT as planted: key frames at {', '.join(outside) or 'no time at all'} lie outside of the evidence"
     return ""
-
-
-def printable(text: str, encoding: str | None) -> str:
-    """The text as far as a terminal can show it.
-
-    Example:
-        >>> printable("auroc ↑", "utf-8"), printable("auroc ↑", "ascii")
-        ('auroc ↑', 'auroc ?')
-    """
-    encoding = encoding or "utf-8"
-    return text.encode(encoding, "replace").decode(encoding)
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from captum_staa import io
 from captum_staa.cli.explanation import Explanation
 from captum_staa.layout import SpaceTime
 from captum_staa.visualization import save_animation, show_frames, show_timeline, to_html
-from captum_staa.visualization._maps import Attributions, key_frames
-from captum_staa.visualization._place import Crop
-from captum_staa.visualization._resize import reduced
+from captum_staa.visualization.placement import Crop
+from captum_staa.visualization.resize import reduced
+from captum_staa.visualization.saliency import Attributions, key_frames
 
 EDGE = 360  # pixels of the shorter edge of the frames in pictures, at most
 MOVING = 360  # frames of a moving picture, at most

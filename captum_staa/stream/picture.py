@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from captum_staa.stream.results import FrameResult
-from captum_staa.visualization._maps import Saliency, saliency
-from captum_staa.visualization._overlay import Overlay, default_cmap
-from captum_staa.visualization._resize import reduced
+from captum_staa.visualization.overlay import Overlay, default_cmap
+from captum_staa.visualization.resize import reduced
+from captum_staa.visualization.saliency import Saliency, saliency
 
 EDGE = 360  # pixels of the shorter edge of a picture, at most: larger ones would take longer than the model
 STRIP = 44  # pixels under the picture

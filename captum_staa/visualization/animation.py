@@ -16,11 +16,11 @@ from PIL import Image
 from captum_staa.io import atomic, video_writer
 from captum_staa.layout import VideoLayout
 
-from ._figure import evenly
-from ._maps import Attributions, Clip, Sign
-from ._overlay import Method, overlay
-from ._place import Crop
-from ._resize import enlarged
+from .figure import evenly
+from .overlay import Method, overlay
+from .placement import Crop
+from .resize import enlarged
+from .saliency import Attributions, Clip, Sign
 
 PICTURES = (".webp", ".gif")
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from captum_staa.layout import VideoLayout
 
-from ._figure import (
+from .figure import (
     LABEL_SIZE,
     LINE,
     draw_frame,
@@ -24,9 +24,9 @@ from ._figure import (
     text_width,
     wrapped,
 )
-from ._maps import SIGNS, Attributions, Clip, Sign
-from ._overlay import Method, Overlay, overlay
-from ._place import Crop
+from .overlay import Method, Overlay, overlay
+from .placement import Crop
+from .saliency import SIGNS, Attributions, Clip, Sign
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

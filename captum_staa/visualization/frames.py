@@ -11,10 +11,10 @@ from matplotlib.colors import Colormap
 from captum_staa.checks import check_count
 from captum_staa.layout import VideoLayout
 
-from ._figure import LABEL_SIZE, draw_frame, evenly, finish_sheet, frame_labels, head_and_key, new_figure, page_size
-from ._maps import Attributions, Clip, Sign
-from ._overlay import Method, overlay
-from ._place import Crop
+from .figure import LABEL_SIZE, draw_frame, evenly, finish_sheet, frame_labels, head_and_key, new_figure, page_size
+from .overlay import Method, overlay
+from .placement import Crop
+from .saliency import Attributions, Clip, Sign
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -25,12 +25,12 @@ from captum_staa.checks import check_count
 from captum_staa.io import atomic
 from captum_staa.layout import VideoLayout
 
-from ._figure import explained_bar, frame_labels
-from ._maps import SIGNS, Attributions, Clip, Sign, as_map, saliency, when, windows
-from ._overlay import Method, Overlay, default_cmap, overlay
-from ._place import Crop, shrunk
-from ._resize import reduced, size_within
 from .comparison import by_name
+from .figure import explained_bar, frame_labels
+from .overlay import Method, Overlay, default_cmap, overlay
+from .placement import Crop, shrunk
+from .resize import reduced, size_within
+from .saliency import SIGNS, Attributions, Clip, Sign, as_map, evidence_windows, saliency, when
 
 TINY = 128  # pixels of the shorter edge; smaller frames keep every pixel as it is, larger ones are compressed
 ONLY = "attributions"  # the name of a single explanation
@@ -171,7 +171,7 @@ def to_html(
         "alpha": alpha_overlay,
         "colours": {each: colours[each](np.arange(256), bytes=True)[:, :3].ravel().tolist() for each in SIGNS},
         "explanations": explanations,
-        "truth": windows(truth, total),
+        "truth": evidence_windows(truth, total),
         "predictions": [(str(label), float(probability)) for label, probability in predictions],
         "explained": explained_bar(predictions, target),
     }

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from captum_staa.layout import VideoLayout
 
-from ._figure import LABEL_SIZE, frame_labels, head_and_key, inset, new_figure, page_size
-from ._maps import Attributions, Clip, Sign
-from ._overlay import Method, overlay
-from ._place import Crop, place
+from .figure import LABEL_SIZE, frame_labels, head_and_key, inset, new_figure, page_size
+from .overlay import Method, overlay
+from .placement import Crop, place
+from .saliency import Attributions, Clip, Sign
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,11 +14,11 @@ from captum_staa.checks import check_count
 from captum_staa.layout import VideoLayout
 from captum_staa.notebook import FOR
 
-from ._figure import LABEL_SIZE, colour_bar, explained_bar, frame_labels, inset, new_figure
-from ._maps import Attributions, Clip, Sign, key_frames, when, where
-from ._overlay import Method, Overlay, overlay
-from ._place import Crop
 from .comparison import draw_rows, rows_size
+from .figure import LABEL_SIZE, colour_bar, explained_bar, frame_labels, inset, new_figure
+from .overlay import Method, Overlay, overlay
+from .placement import Crop
+from .saliency import Attributions, Clip, Sign, key_frames, when, where
 from .timeline import show_timeline
 
 if TYPE_CHECKING:

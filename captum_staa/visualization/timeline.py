@@ -15,8 +15,8 @@ from torch import Tensor
 from captum_staa.layout import VideoLayout
 from captum_staa.notebook import AGAINST, FOR
 
-from ._figure import LABEL_SIZE, frame_labels, new_figure
-from ._maps import SIGNS, Attributions, Clip, Sign, as_frames, key_frames, when, windows
+from .figure import LABEL_SIZE, frame_labels, new_figure
+from .saliency import SIGNS, Attributions, Clip, Sign, as_pictures, evidence_windows, key_frames, when
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,7 @@ def show_timeline(
 
     figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size)
     axes.plot(times, values, color="0.25", linewidth=1.4, zorder=3)
-    for first, last in windows(truth, total):
+    for first, last in evidence_windows(truth, total):
         axes.axvspan(
             times[first] - half,
             times[last] + half,
@@ -126,7 +126,7 @@ def show_timeline(
         )  # clear of the curve
     above = 6.0
     if clip is not None:
-        frames = as_frames(clip, layout, index, mean, std)
+        frames = as_pictures(clip, layout, index, mean, std)
         if len(frames) != total:
             raise ValueError(f"the clip has {len(frames)} frames, but the attributions have {total}")
         above = _tie_key_frames(figure, axes, frames, names, times, values, chosen)

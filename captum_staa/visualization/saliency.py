@@ -151,7 +151,9 @@ def key_frames(values: NDArray[np.floating], count: int) -> list[int]:
     return [int(part[np.abs(values[part]).argmax()]) for part in parts]
 
 
-def windows(truth: Tensor | NDArray[np.bool_] | Sequence[tuple[int, int]] | None, total: int) -> list[tuple[int, int]]:
+def evidence_windows(
+    truth: Tensor | NDArray[np.bool_] | Sequence[tuple[int, int]] | None, total: int
+) -> list[tuple[int, int]]:
     """``truth`` as pairs (first, last) of frames, both included."""
     if truth is None:
         return []
@@ -170,7 +172,7 @@ def windows(truth: Tensor | NDArray[np.bool_] | Sequence[tuple[int, int]] | None
     return [(int(first), int(last)) for first, last in given]
 
 
-def as_frames(
+def as_pictures(
     clip: Clip,
     layout: VideoLayout | str | None = None,
     index: int | None = None,
@@ -182,9 +184,9 @@ def as_frames(
     Example:
         >>> import torch
         >>> clip = torch.tensor([-1.0, 1.0, 3.0]).reshape(1, 3, 1, 1, 1).expand(1, 3, 3, 2, 2)
-        >>> as_frames(clip, "BTCHW")[:, 0, 0, 0].tolist()  # the clip's own range becomes 0..255
+        >>> as_pictures(clip, "BTCHW")[:, 0, 0, 0].tolist()  # the clip's own range becomes 0..255
         [0, 128, 255]
-        >>> as_frames(clip, "BTCHW", mean=0.25, std=0.25)[:, 0, 0, 0].tolist()  # or its normalisation is undone
+        >>> as_pictures(clip, "BTCHW", mean=0.25, std=0.25)[:, 0, 0, 0].tolist()  # or its normalisation is undone
         [0, 128, 255]
 
     Args:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from captum_staa.checks import check_choice
 from captum_staa.layout import VideoLayout
 
-from ._maps import SIGNS, Attributions, Clip, Saliency, Sign, as_frames, saliency
-from ._place import Crop, place
+from .placement import Crop, place
+from .saliency import SIGNS, Attributions, Clip, Saliency, Sign, as_pictures, saliency
 
 Method = Literal["blended_heat_map", "heat_map", "original_image", "masked_image", "alpha_scaling"]
 METHODS = ("blended_heat_map", "heat_map", "original_image", "masked_image", "alpha_scaling")
@@ -120,7 +120,7 @@ def overlay(
         raise ValueError(f"alpha_overlay is an opacity in [0, 1], but {alpha_overlay!r} came")
     if method in ("masked_image", "alpha_scaling") and sign == "all":
         raise ValueError(f"{method = } cannot show two signs; choose sign='positive', 'negative' or 'absolute_value'")
-    original = as_frames(clip, layout, index, mean, std)
+    original = as_pictures(clip, layout, index, mean, std)
     colours = default_cmap(sign) if cmap is None else matplotlib.colormaps.get_cmap(cmap)
     if method == "original_image":
         return Overlay(original, None, method, sign, alpha_overlay, colours, crop)
