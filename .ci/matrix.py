@@ -78,6 +78,11 @@ def run(row: Row, work: Path, arguments: list[str]) -> dict[str, str]:
     return {**found, "result": re.sub(r" in [\d.]+s.*", "", last), "minutes": f"{(time.monotonic() - began) / 60:.0f}"}
 
 
+def read(results: Path) -> dict[str, dict[str, str]]:
+    """What each row has come to, by its name."""
+    return json.loads(results.read_text()) if results.exists() else {}
+
+
 def version_of(python: Path, name: str) -> str:
     """Of an installed package, without what says how it was built."""
     script = f"from importlib.metadata import version; print(version({name!r}))"
@@ -104,12 +109,13 @@ def main() -> int:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     results = options.work / "results.json"
-    found: dict[str, dict[str, str]] = json.loads(results.read_text()) if results.exists() else {}
+    found = read(results)
     for row in () if options.write_only else ROWS:
         if options.only is None or row.name in options.only:
             print(f"{row.name}: Python {row.python}, versions: {row.versions}", flush=True)
-            found[row.name] = run(row, options.work, shlex.split(options.args))
-            print("   ", found[row.name], flush=True)
+            came = run(row, options.work, shlex.split(options.args))
+            print("   ", came, flush=True)
+            found = {**read(results), row.name: came}  # another row may have come meanwhile, from another process
             if not options.args:
                 results.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))

@@ -149,6 +149,9 @@ def test_joined_refuses_what_cannot_be_joined(clf):
     flat = [(torch.rand(3, 1, 8, 8), label) for label in (0, 1)]
     with pytest.raises(ValueError, match=r"clip 1 of shape \(1, 3, 1, 8, 8\) has 1 frame"):
         joined(flat, VideoClassifier(torch.nn.Identity(), "BCTHW"))[1]
+    unequal = [(torch.rand(3, 4, 8, 8 + label), label) for label in (0, 1)]
+    with pytest.raises(ValueError, match=r"clip 1 of shape \(1, 3, 4, 8, 9\) met one of \(1, 3, 4, 8, 8\)"):
+        joined(unequal, VideoClassifier(torch.nn.Identity(), "BCTHW"))[1]
 
 
 def test_joined_clips_are_found_in_time(cnn):

@@ -113,8 +113,17 @@ class Linear(nn.Module):
 
 
 class NanWhereWhite(Linear):
+    """Beside black alone, or always."""
+
+    def __init__(self, always: bool = False) -> None:
+        super().__init__()
+        self.always = always
+
     def forward(self, clip: Tensor) -> Tensor:
-        return super().forward(clip).where(clip.amax((1, 2, 3, 4))[:, None] < 1, torch.nan)
+        lost = clip.amax((1, 2, 3, 4)) == 1
+        if not self.always:
+            lost &= clip.amin((1, 2, 3, 4)) == 0
+        return super().forward(clip).where(~lost[:, None], torch.nan)
 
 
 def drawn(channels: int, count: int = 1) -> list[tuple[Tensor, int]]:
@@ -124,7 +133,7 @@ def drawn(channels: int, count: int = 1) -> list[tuple[Tensor, int]]:
 
 def test_nan_from_the_model_costs_its_own_curves_and_no_others(tmp_path):
     clips = drawn(3, 3)
-    clips[1][0][:, 2] = 1.0  # answered with nan once these pixels are there
+    clips[1][0][:, 2] = 1.0  # answered with nan where these pixels are there, and others are hidden
     classifier = VideoClassifier(NanWhereWhite(), "BCTHW")
     wanted = ["insertion", "deletion", "sparsity"]
     found = silent(classifier, clips, ["Saliency", "VideoOcclusion"], wanted, steps=4, out=tmp_path / "run")
@@ -144,6 +153,18 @@ def test_nan_from_the_model_costs_its_own_curves_and_no_others(tmp_path):
         classifier, clips, ["Saliency", "VideoOcclusion"], wanted, steps=4, out=tmp_path / "run", resume=True
     )
     assert {row[:3] for row in again.rows} == {row[:3] for row in found.rows}
+
+
+def test_a_clip_that_the_model_answers_with_nan_is_not_explained():
+    clips = drawn(3, 2)
+    clips[1][0][:, 2] = 1.0
+    found = silent(VideoClassifier(NanWhereWhite(always=True), "BCTHW"), clips, ["Saliency"], ["sparsity"])
+    (failure,) = {(row.clip, row.reason) for row in found.failures}
+    assert failure == (
+        "clip-00001",
+        "ValueError: the model answers the whole clip with nan in 3 of 3 classes; look upstream",
+    )
+    assert {row.clip for row in found.rows if not math.isnan(row.value)} == {"clip-00000"}
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])

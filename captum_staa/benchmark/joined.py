@@ -45,7 +45,7 @@ def joined(
 
     Raises:
         ValueError: there are no clips, or ``n`` or ``seed`` is out of range; or, when read: all clips are of one class,
-            or one has a single frame, which has no halves.
+            or of unequal size, or one has a single frame, which has no halves.
         TypeError: ``clips`` is no sequence, because partners must be looked up; ``n`` or ``seed`` is no whole number.
 
     Reference:
@@ -85,8 +85,13 @@ class _Joined(Sequence[tuple[Tensor, int, Tensor]]):
         truth = torch.arange(frames) < half
         if int(torch.randint(2, (), generator=draw)):
             halves, truth = halves[::-1], torch.arange(frames) >= frames - half
+        sizes, others = layout.size(own.clip), layout.size(other.clip)
+        if any(sizes[letter] != others[letter] for letter in "CHW"):
+            raise ValueError(
+                f"joined clips have one size, but clip {at % len(self._source)} of shape {tuple(own.clip.shape)} met one "
+                f"of {tuple(other.clip.shape)}; bring all to the model's size first, as VideoClassifier.preprocess does"
+            )
         parts = [_thinned(sample.clip, layout.time, count) for sample, count in halves]
-        sizes = layout.size(own.clip)
         everywhere = truth[None, :, None, None].expand(1, frames, sizes["H"], sizes["W"])
         return torch.cat(parts, layout.time).contiguous(), own.target, everywhere
 

@@ -192,6 +192,8 @@ def _whole(plan: Plan, index: int, name: str, sample: Sample) -> Entry:
         logits = plan.classifier(sample.clip.clone())[0]
     if sample.target >= len(logits):
         raise ValueError(f"class {sample.target} is explained, but the model gives {len(logits)} logits")
+    if lost := int(logits.isnan().sum()):
+        raise ValueError(f"the model answers the whole clip with nan in {lost} of {len(logits)} classes; look upstream")
     values = {"target": sample.target, "answer": int(logits.argmax()), "truth": sample.truth is not None}
     return Entry(index, name, WHOLE, {key: float(value) for key, value in values.items()})
 
