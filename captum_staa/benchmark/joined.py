@@ -88,8 +88,8 @@ class _Joined(Sequence[tuple[Tensor, int, Tensor]]):
         sizes, others = layout.size(own.clip), layout.size(other.clip)
         if any(sizes[letter] != others[letter] for letter in "CHW"):
             raise ValueError(
-                f"joined clips have one size, but clip {at % len(self._source)} of shape {tuple(own.clip.shape)} met one "
-                f"of {tuple(other.clip.shape)}; bring all to the model's size first, as VideoClassifier.preprocess does"
+                f"joined clips have one size, but clip {at % len(self._source)} of shape {tuple(own.clip.shape)} met "
+                f"one of {tuple(other.clip.shape)}; bring all to one first, as VideoClassifier.preprocess does"
             )
         parts = [_thinned(sample.clip, layout.time, count) for sample, count in halves]
         everywhere = truth[None, :, None, None].expand(1, frames, sizes["H"], sizes["W"])
