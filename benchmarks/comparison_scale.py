@@ -32,7 +32,7 @@ from captum_staa.benchmark.clips import described, source_of
 from captum_staa.benchmark.ledger import SETTINGS, Ledger
 from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.scoring import DEFAULT, baseline_of
-from captum_staa.io import atomic
+from captum_staa.files import atomic
 
 CLIPS, GPUS = 20_000, 8
 METHODS = (

@@ -17,7 +17,7 @@ import torch
 from hostile_files import noise, quartered
 from safetensors.numpy import save_file
 
-from captum_staa import io
+from captum_staa import files, io
 from captum_staa.__main__ import main
 from captum_staa.benchmark.ledger import Entry, Ledger
 from captum_staa.cli import output
@@ -39,12 +39,12 @@ def full_after(size: int) -> Iterator[None]:
 
 
 def tensors(path: Path) -> None:
-    with io.atomic(path) as partial:
-        io.save_tensors(save_file, {"a": np.zeros(2000)}, partial)
+    with files.atomic(path) as partial:
+        files.save_tensors(save_file, {"a": np.zeros(2000)}, partial)
 
 
 def text(path: Path) -> None:
-    with io.atomic(path) as partial:
+    with files.atomic(path) as partial:
         partial.write_text("x" * 20_000)
 
 
@@ -96,7 +96,7 @@ def test_no_room_left_is_said_as_the_system_says_it(tmp_path):
     """/dev/full has room for nothing."""
 
     def fill() -> None:
-        with io.atomic(tmp_path / "note.txt") as partial:
+        with files.atomic(tmp_path / "note.txt") as partial:
             partial.symlink_to("/dev/full")
             partial.write_text("x")
 
@@ -107,7 +107,7 @@ def test_no_room_left_is_said_as_the_system_says_it(tmp_path):
 
 
 def test_an_error_about_another_file_is_left_as_it_is(tmp_path):
-    with pytest.raises(FileNotFoundError) as said, io.atomic(tmp_path / "note.txt") as partial:
+    with pytest.raises(FileNotFoundError) as said, files.atomic(tmp_path / "note.txt") as partial:
         partial.write_text((tmp_path / "missing.txt").read_text())
     assert said.value.filename == str(tmp_path / "missing.txt")
     assert os.listdir(tmp_path) == []
@@ -201,6 +201,9 @@ def test_a_model_is_stored_whole_or_not_at_all(tmp_path, limit):
 def test_a_folder_in_the_way_of_one_file_keeps_all_from_being_replaced(tmp_path):
     (tmp_path / "a.txt").write_text("old")
     (tmp_path / "b.txt").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"b\.txt"), io.together(tmp_path, ["a.txt", "b.txt"], overwrite=True):
+    with (
+        pytest.raises(IsADirectoryError, match=r"b\.txt"),
+        files.together(tmp_path, ["a.txt", "b.txt"], overwrite=True),
+    ):
         pytest.fail("the block must not run")
     assert (tmp_path / "a.txt").read_text() == "old" and sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"]

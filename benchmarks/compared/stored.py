@@ -11,7 +11,7 @@ import numpy as np
 
 from captum_staa.benchmark import Comparison, Row
 from captum_staa.benchmark.rows import ALL, GRID
-from captum_staa.io import atomic
+from captum_staa.files import atomic
 
 KINDS = ("insertion", "deletion")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from captum_staa.io import atomic, save_tensors
+from captum_staa.files import atomic, save_tensors
 
 SETTINGS, ROWS = "settings.json", "rows"
 WHOLE = "*"  # the method of an entry that is about a clip as a whole

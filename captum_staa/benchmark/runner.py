@@ -23,7 +23,7 @@ from captum_staa.benchmark.processes import Processes, processes, restarted
 from captum_staa.benchmark.rows import ALL, CONTROLS, ERROR, GRID, LEFT_OUT, NO_USE, Row, Sheet
 from captum_staa.benchmark.scoring import BASELINES, chosen
 from captum_staa.checks import check_choice, check_count
-from captum_staa.io import FilePath
+from captum_staa.files import FilePath
 from captum_staa.models import VideoClassifier
 from captum_staa.versions import versions
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_staa.benchmark.rows import ALL, CONTROLS, LEFT_OUT, Mean
 from captum_staa.benchmark.scoring import COSTS
-from captum_staa.io import atomic
+from captum_staa.files import atomic
 
 if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results

@@ -15,7 +15,7 @@ from captum_staa.benchmark import Comparison, PlantedClips, Videos, compare, joi
 from captum_staa.benchmark.processes import local_device, processes
 from captum_staa.cli.explain import INTERRUPTED
 from captum_staa.cli.prepare import load
-from captum_staa.io import atomic
+from captum_staa.files import atomic
 from captum_staa.models import VideoClassifier
 from captum_staa.models.classifier import DEFAULT_FRAMES
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from captum_staa.cli.explanation import Explanation, KeyFrame
 from captum_staa.cli.pictures import draw
-from captum_staa.io import save_tensors, together
+from captum_staa.files import save_tensors, together
 from captum_staa.versions import versions
 
 PICTURES = ("overlay.mp4", "player.html", "sheet.png", "timeline.png")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_staa import io
 from captum_staa.cli.explanation import Explanation
+from captum_staa.files import atomic
 from captum_staa.layout import SpaceTime
 from captum_staa.visualization import save_animation, show_frames, show_timeline, to_html
 from captum_staa.visualization.placement import Crop
@@ -62,7 +63,7 @@ def draw(
     figure, _ = show_frames(
         frames[few], joint[few], crop=crop, indices=[indices[at] for at in few], fps=fps, title=title, use_pyplot=False
     )
-    with io.atomic(sheet) as partial:
+    with atomic(sheet) as partial:
         figure.savefig(partial, dpi=DPI)
     temporal = explanation.parts.temporal[:, shown]
     figure, _ = show_timeline(
@@ -74,10 +75,10 @@ def draw(
         title=title,
         use_pyplot=False,
     )
-    with io.atomic(timeline) as partial:
+    with atomic(timeline) as partial:
         figure.savefig(partial, dpi=DPI)
     text = page(explanation, shown, frames, crop, truth)
-    with io.atomic(player) as partial:
+    with atomic(player) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

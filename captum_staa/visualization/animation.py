@@ -13,7 +13,8 @@ from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 from PIL import Image
 
-from captum_staa.io import atomic, video_writer
+from captum_staa.files import atomic
+from captum_staa.io import video_writer
 from captum_staa.layout import VideoLayout
 
 from .figure import evenly

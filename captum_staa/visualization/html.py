@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_staa.checks import check_count
-from captum_staa.io import atomic
+from captum_staa.files import atomic
 from captum_staa.layout import VideoLayout
 
 from .comparison import by_name
