@@ -116,6 +116,7 @@ def _add_stream(parser: argparse.ArgumentParser) -> None:
     add("--window", metavar="N", type=_positive, help="frames per window (default: the model's own number)")
     add("--stride", metavar="N", type=_positive, help="frames from one window to the next (default: half a window)")
     add("--mode", choices=["attention", "relevance", "released"], default="attention", help="(default: attention)")
+    add("--layers", metavar="all|mean|-1,..", type=_layers, help="blocks that count; -1 is quickest (default: all)")
     add("--target", metavar="CLASS", help="of --mode relevance: label or index (default: each window's likeliest)")
     add(
         "--policy",

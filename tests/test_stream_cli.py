@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_staa import VideoClassifier, io
+from captum_staa import STAA, STAAStream, VideoClassifier, io
 from captum_staa.__main__ import main
 from captum_staa.benchmark import PlantedClips
 from captum_staa.io import video_writer
@@ -72,6 +72,18 @@ def test_an_overlay_of_every_frame(clip, tmp_path, capsys, monkeypatch):
         == 0
     )
     assert len(io.read_video("planted_stream.mp4").frames) == 40
+
+
+@pytest.mark.parametrize("layers", ["-1", "mean", None])
+def test_layers_reach_the_method(clip, tmp_path, monkeypatch, layers):
+    shown, original = [], Painter.__call__
+    monkeypatch.setattr(Painter, "__call__", lambda *given: shown.append(given[1].joint) or original(*given))
+    asked = [] if layers is None else ["--layers", layers]
+    assert main(["stream", str(clip), "--model", MODEL, "--limit", "16", "--out", str(tmp_path / "a.mp4"), *asked]) == 0
+    chosen = {"-1": [-1], "mean": "mean", None: "all"}[layers]
+    explainer = STAA(VideoClassifier.from_pretrained(MODEL), mode="attention", layers=chosen)
+    wanted = [result.joint for result in STAAStream(explainer)(io.read_video(clip, 16, "dense", start=0).frames)]
+    np.testing.assert_array_equal(np.stack(shown), np.stack(wanted))
 
 
 def test_ctrl_c_keeps_what_is_done(clip, tmp_path, capsys, monkeypatch, interruptible):

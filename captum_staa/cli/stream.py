@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,7 @@ class Asked:
     window: int | None = None
     stride: int | None = None
     mode: str = "attention"
+    layers: str | Sequence[int] | None = None
     target: str | None = None
     policy: str | None = None
     loop: bool = False
@@ -74,7 +77,8 @@ def run(asked: Asked) -> int:
         raise FileExistsError(f"{asked.out} exists; pass --overwrite to replace it, or choose another name with --out")
     with opened(asked.source, loop=asked.loop, live=policy == "drop" and not camera) as feed:
         classifier = load(asked.model, asked.device)
-        explainer = STAA(classifier, mode=asked.mode)  # type: ignore[arg-type]  # STAA itself checks it
+        layers: Any = {} if asked.layers is None else {"layers": asked.layers}
+        explainer = STAA(classifier, mode=asked.mode, **layers)  # type: ignore[arg-type]  # STAA itself checks it
         target = None if asked.target is None else classifier.target(asked.target)
         stream = STAAStream(explainer, asked.window, asked.stride, target=target, policy=policy)  # type: ignore[arg-type]
         return _follow(stream, feed, asked)
