@@ -75,7 +75,7 @@ def test_an_iteration_ends() -> None:
     ("options", "message"),
     [
         ({"task": "colour"}, "task = 'colour'.*'pattern', 'motion', 'order'"),
-        ({"n": 0}, "n = 0"),
+        ({"n": 0}, "n is a whole number of at least 1, but 0 came"),
         ({"noise": 15}, "noise = 15.*divide"),
         ({"contrast": 0.0}, "contrast = 0.0"),
         ({"patch_size": 10}, "patch_size = 10.*multiple of 4"),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa.checks import is_number, is_whole
+from captum_staa.checks import check_count, is_number, is_whole
 
 GREY = 128  # what `only_evidence` puts everywhere else, and the level all colours are drawn around
 
@@ -95,21 +95,22 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         if task not in LABELS:
             raise ValueError(f"{task = }, expected one of {', '.join(map(repr, LABELS))}: pick one of these")
         window = WINDOWS[task] if window is None else window
-        _check_numbers(1, seed=seed, n=n, num_frames=num_frames, image_size=image_size, patch_size=patch_size)
-        _check_numbers(2, window=window, speed=speed)
+        check_count("seed", seed, least=-(2**63), most=2**63 - 1)
+        counts = {"n": n, "num_frames": num_frames, "image_size": image_size, "patch_size": patch_size}
+        for name, count in counts.items():
+            check_count(name, count)
+        _check_pairs(window=window, speed=speed)
         if not (is_number(noise) and is_number(contrast)):
             raise TypeError(f"noise and contrast are numbers, but {noise = }, {contrast = } came")
         needed = 2 * window[1] + 1 if task == "order" else window[1]
         checks = [
-            (-(2**63) <= seed < 2**63, f"{seed = }, expected an int of at most 63 bits: use a smaller one"),
-            (n >= 1, f"{n = }, expected 1 clip or more: raise it"),
             (
                 0 <= noise <= 1,
                 f"{noise = }, expected a fraction of the range 0..255: divide grey levels by 255",
             ),
             (0 < contrast <= 0.5, f"{contrast = }, expected above 0, at most 0.5: divide grey levels by 255"),
             (
-                patch_size >= 4 and patch_size % 4 == 0,
+                patch_size % 4 == 0,
                 f"{patch_size = }, expected a positive multiple of 4, as a "
                 "patch shows two periods of half light, half dark: round it",
             ),
@@ -340,10 +341,9 @@ def _to_clip(frames: Tensor) -> Tensor:
     return frames.movedim(-1, -3).contiguous().float().div_(255).sub_(0.5).div_(0.5)
 
 
-def _check_numbers(count: int, **given: object) -> None:
-    """Raise unless each is a whole number, or a pair of them."""
-    for name, value in given.items():
-        numbers = value if count == 2 and isinstance(value, (tuple, list)) else (value,)
-        if len(numbers) != count or not all(map(is_whole, numbers)):
-            wanted = "a whole number" if count == 1 else "two whole numbers, fewest and most"
-            raise TypeError(f"{name} is {wanted}, but {value!r} of type {type(value).__name__} came")
+def _check_pairs(**given: object) -> None:
+    """Raise unless each is a pair of whole numbers."""
+    for name, pair in given.items():
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_whole, pair))):
+            came = f"{pair!r} of type {type(pair).__name__}"
+            raise TypeError(f"{name} is two whole numbers, fewest and most, but {came} came")
