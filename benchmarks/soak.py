@@ -212,8 +212,9 @@ python benchmarks/soak.py --calls {calls} --out docs/soak.md
 
 {table}
 
-The allocator keeps freed memory for later and gives it back in pieces, so a slope of a KiB or so in either direction
-says nothing by itself. A leak of one map of a clip would be {map} KiB per call. `tests/test_soak.py` repeats the counts
+The allocator keeps freed memory for later and gives it back in pieces, so a slope of some KiB in either direction says
+nothing by itself: 3000 calls of STAA, relevance, moved between 4.7 MB below and 1.0 MB above where they began, up and
+down, and ended below. A leak of one map of a clip would be {map} KiB per call. `tests/test_soak.py` repeats the counts
 with few calls whenever the tests run, and `tests/test_concurrency.py` runs every method in two threads at once.
 """
 
