@@ -37,6 +37,7 @@ from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, from_joint
 from captum_staa.lending import parameters_frozen, uncompiled
 from captum_staa.models.classifier import VideoClassifier, classifier_of
+from captum_staa.models.families import wrapped_family
 from captum_staa.randomness import generator_or_seeded
 from captum_staa.sites import AttentionSite
 
@@ -116,7 +117,7 @@ class STAA(Attribution):
             raise ValueError(
                 f"{type(classifier.module).__name__} belongs to no known family of video transformers; describe it "
                 f"with captum_staa.models.Family and pass VideoClassifier(model, family=...); Captum's own methods "
-                f"take any network"
+                f"take any network{wrapped_family(classifier.module)}"
             )
         check_choice("mode", mode, ("attention", "relevance", "released"))
         check_choice("rule", rule, ("product", "gradient", "chefer"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from captum_staa.checks import check_count
 from captum_staa.layout import VideoLayout
 from captum_staa.lending import evaluating, uncompiled
-from captum_staa.models.families import Family, family_of
+from captum_staa.models.families import Family, family_of, wrapped_family
 from captum_staa.models.labels import index_of, labels_of
 from captum_staa.models.loading import HUB_OPTIONS, load
 from captum_staa.models.logits import logits_of
@@ -87,6 +87,7 @@ class VideoClassifier(nn.Module):
                 raise ValueError(
                     f"{type(module).__name__} is no transformer that is known here, so its layout must be given: "
                     f"VideoClassifier(module, layout='BCTHW') for a 3D CNN, 'BTCHW' where frames come first"
+                    f"{wrapped_family(module)}"
                 )
             layout = family.layout
         self.module = module

@@ -76,6 +76,14 @@ def family_of(model: nn.Module) -> Family | None:
     return next((family for family in FAMILIES.values() if names.intersection(family.classes)), None)
 
 
+def wrapped_family(model: nn.Module) -> str:
+    """What to say of a model that wraps one of a known family, as ``nn.DataParallel`` does; else nothing."""
+    inside = getattr(model, "module", None)
+    if not isinstance(inside, nn.Module) or (getattr(inside, "family", None) or family_of(inside)) is None:
+        return ""
+    return f". It wraps a {type(inside).__name__}, which is known: explain that one, its .module"
+
+
 def _pair(size: Any) -> tuple[int, int]:
     height, width = size if isinstance(size, Sequence) else (size, size)
     return int(height), int(width)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from captum_staa import STAA
+from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion
+from captum_staa.benchmark import PlantedClips
 
 from .models import case
 from .subjects import over
@@ -79,6 +81,37 @@ def test_a_traced_classifier_has_no_family() -> None:
     own = case("own")
     with pytest.raises(ValueError, match="TracedModule is no transformer that is known"):
         STAA(torch.jit.trace(own.model, own.inputs))
+
+
+class Halves(nn.Module):
+    """What nn.DataParallel does with two devices: each takes a part of the batch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.module(part) for part in clip.chunk(2)])
+
+
+def test_a_batch_that_is_split_over_replicas() -> None:
+    """Who only calls a model does not mind; who reads inside says so, and names the model to explain instead."""
+    clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+    clips, labels, _ = PlantedClips(seed=3, n=2)[:]
+    for split in (Halves(clf), nn.DataParallel(clf)):
+        ours, plain = (
+            VideoOcclusion(f, layout="BTCHW").attribute(clips, (8, 24, 24), (8, 24, 24), target=labels)
+            for f in (split, clf)
+        )
+        assert_close(ours, plain)
+    for layout in (None, "BTCHW"):
+        for split in (nn.DataParallel(clf), nn.DataParallel(clf.module)):
+            with pytest.raises(ValueError, match=r"It wraps a Video\w+, which is known: .* \.module"):
+                STAA(split if layout is None else VideoClassifier(split, layout))
+    with pytest.raises(ValueError, match=r"called layer '.*' 2 times"):
+        GradCAM(Halves(clf), "module.module.videomae.encoder.layer.1", layout="BTCHW", grid=clf.grid).attribute(
+            clips, target=labels
+        )
 
 
 @pytest.mark.usefixtures("compiling")
