@@ -52,7 +52,7 @@ def test_explain_writes_what_the_library_says(video, explained):
     assert result["key_frames"] and all(when[frame["frame"]] for frame in result["key_frames"])
     assert list(result["crop_box"].values()) == [0, MARGIN, 288, 288]
     assert result["frame_indices"] == list(range(16)) and result["fps"] == FPS
-    assert result["versions"]["torch"] == torch.__version__ and described["layout"] == "BTCHW"
+    assert torch.__version__.startswith(result["versions"]["torch"]) and described["layout"] == "BTCHW"
 
     clf = VideoClassifier.from_pretrained(MODEL)
     clip = clf.preprocess(io.read_video(video, 16).frames)

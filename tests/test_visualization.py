@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -21,6 +22,7 @@ GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)
 
 @pytest.fixture(autouse=True)
 def headless():
+    pyplot.close("all")  # another backend's figures, where there are some
     matplotlib.use("Agg")
     yield
     matplotlib.pyplot.close("all")

@@ -70,4 +70,5 @@ class Objective:
 def log_odds(scores: Tensor) -> Tensor:
     """``log p - log(1 - p)`` of ``log p``; of no p nearer to 1 than a number of its precision can be."""
     most = -torch.finfo(scores.dtype).eps
-    return scores - (-torch.expm1(scores.clamp(max=most))).log()
+    # no clamp: from torch 2.15 on it has no slope at its bound, which is just what certain models answer
+    return scores - (-torch.expm1(scores.masked_fill(scores > most, most))).log()
