@@ -259,25 +259,6 @@ def test_second_derivatives_and_no_grad() -> None:
         assert clf(clip_of()).shape == (2, 3)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("name", ["videomae", "conv"])
-@pytest.mark.parametrize("how", ["trace", "compile"])
-def test_traced_and_compiled(name: str, how: str, request: pytest.FixtureRequest) -> None:
-    if (name, how) == ("videomae", "compile") and torch.__version__.startswith("2.6."):
-        request.applymarker(pytest.mark.xfail(reason="torch 2.6 compiles no VideoMAE of transformers, ours or not"))
-    clf = VideoClassifier(conv_net(), "BCTHW") if name == "conv" else VideoClassifier(videomae(), layout="BCTHW")
-    clip = clip_of().transpose(1, 2).contiguous()
-    expected = clf(clip).detach()
-    leaf = clip.clone().requires_grad_()
-    wanted = torch.autograd.grad(clf(leaf)[:, 1].sum(), leaf)[0]
-    traced = how == "trace"
-    fast = torch.jit.trace(clf, clip, check_trace=False) if traced else torch.compile(clf, backend="aot_eager")
-    torch.testing.assert_close(fast(clip), expected, atol=1e-5, rtol=1e-5)
-    gradient = torch.autograd.grad(fast(leaf)[:, 1].sum(), leaf)[0]
-    assert gradient.is_contiguous()
-    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-5)
-
-
 # ---------------------------------------------------------------- predict and target
 
 
