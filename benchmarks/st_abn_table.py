@@ -24,7 +24,7 @@ from train_st_abn import LAYER, accuracy, train_joint, train_observer, train_tru
 
 from captum_staa import STAA, AttentionBranch, GradCAM, VideoClassifier, metrics
 from captum_staa.benchmark import PlantedClips
-from captum_staa.benchmark.planted import LABELS
+from captum_staa.benchmark.scenes import LABELS
 from captum_staa.layout import SpaceTime
 from captum_staa.models import STABN
 

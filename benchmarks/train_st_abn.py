@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from train_zoo import HELD_OUT_SEED, WEIGHTS, training_batch, write_json
 
 from captum_staa import VideoClassifier, baselines
-from captum_staa.benchmark.planted import LABELS, PlantedClips
+from captum_staa.benchmark.planted import PlantedClips
+from captum_staa.benchmark.scenes import LABELS
 from captum_staa.models import STABN, ResNet3D, STABNLoss, fit_st_abn
 
 STEPS, BATCH = 20, 16  # of an epoch; clips of a step

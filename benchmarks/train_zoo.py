@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_staa.benchmark.planted import LABELS, PlantedClips
+from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark.scenes import LABELS
 from captum_staa.models import resnet3d
 
 WEIGHTS = Path(__file__).parents[1] / "captum_staa" / "models" / "weights"
@@ -186,8 +187,10 @@ def training_batch(
 
     # Clips as the explainers will make them: without surroundings (the answer stays) ...
     alone = max(0.25, 1 - progress / easy) if easy else 0.25
-    grey = torch.rand(batch, generator=generator) < alone
-    clips = torch.where(truth[:, :, None] | ~grey[:, None, None, None, None], clips, 2 * 128 / 255 - 1)
+    gray = torch.rand(batch, generator=generator) < alone
+    clips = torch.where(truth[:, :, None] | ~gray[:, None, None, None, None], clips, 2 * 128 / 255 - 1)
+    # ... without rivals (likewise) ...
+    clips[:2] = planted.without_rivals(slice(2))
     # ... and, once the task is learnt, without evidence (no answer is better than another).
     if progress > 0.4:
         clips[-3:] = planted.without_evidence(slice(batch - 3, batch))

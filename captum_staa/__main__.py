@@ -11,7 +11,7 @@ from pathlib import Path
 
 from captum_staa import __version__, benchmark
 from captum_staa.attr.st_abn import WEIGHTINGS
-from captum_staa.benchmark.planted import LABELS
+from captum_staa.benchmark.scenes import LABELS
 from captum_staa.benchmark.scoring import BASELINES
 from captum_staa.cli import compare, demo, explain, stream
 from captum_staa.cli.explanation import Options

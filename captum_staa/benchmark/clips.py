@@ -54,7 +54,7 @@ class Planted(Sequence[tuple[Tensor, Tensor, Tensor]]):
 
     def described(self) -> dict[str, Any]:
         """What fixes the clips, for the record of a run."""
-        return {"planted": {name: value for name, value in vars(self._planted).items() if name != "labels"}}
+        return {"planted": self._planted.described()}
 
 
 def source_of(clips: Any, classifier: VideoClassifier) -> Iterable[Any]:

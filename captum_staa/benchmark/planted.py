@@ -1,81 +1,90 @@
-"""Clips whose evidence is planted, so that the right explanation of a right answer is known."""
+"""Clips whose evidence is planted among rivals, so that the right explanation of a right answer is known."""
 
 from __future__ import annotations
 
+import hashlib
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa.checks import check_count, is_number, is_whole
+from captum_staa.benchmark.scenes import (
+    GRAY,
+    LABELS,
+    PHASES,
+    Draw,
+    Scene,
+    SceneOptions,
+    cells_per_side,
+    cuts,
+    draw_scene,
+    room,
+)
+from captum_staa.checks import check_choice, check_count, is_number, is_whole
 
-GREY = 128  # what `only_evidence` puts everywhere else, and the level all colours are drawn around
+RIVALS = {"pattern": 3, "motion": 3, "order": 2}  # four objects in all
 
-LABELS = {
-    "pattern": ("horizontal", "vertical", "diagonal", "checkerboard"),
-    "motion": ("left", "right"),
-    "order": ("disc-first", "ring-first"),
-}
-WINDOWS = {"pattern": (5, 7), "motion": (7, 10), "order": (3, 4)}  # frames, both ends included
-
-# To draw: frames (N,), its place in each frame (T, 2), its pixels (P, 2), its colour (3,) or colours (P, 3).
-_Part = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """One clip before noise and rounding: what is behind the evidence, the evidence, and where it is."""
-
-    behind: Tensor  # (T, H, W, 3) float32, grey levels
-    front: Tensor  # (T, H, W, 3) float32, `behind` with the evidence drawn over it
-    truth: Tensor  # (T, H, W) bool
-    noise: Tensor  # (T, H, W, 3) float32, the same with and without evidence
-    label: int
+Footage = Tensor | np.ndarray[Any, Any]
 
 
 class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
-    """Small made-up clips with a known answer and a known place in space and time where it can be seen.
+    """Small synthetic clips with a known class, and a known place in space and time where it can be seen.
 
-        >>> clips, labels, truth = PlantedClips(seed=0, n=8, task="motion")[:4]
+    Example:
+        >>> planted = PlantedClips(seed=0, n=8, task="motion")
+        >>> clips, labels, truth = planted[:4]
         >>> clips.shape, labels.shape, truth.shape
         (torch.Size([4, 16, 3, 48, 48]), torch.Size([4]), torch.Size([4, 16, 48, 48]))
-        >>> PlantedClips(seed=0, n=8, task="motion").labels
+        >>> planted.labels
         ('left', 'right')
+        >>> rivals = planted.rivals(slice(4))  # objects that look alike and decide nothing
+        >>> rivals.shape, bool((rivals & truth).any())
+        (torch.Size([4, 16, 48, 48]), False)
 
-    Every clip has a smooth, still colour texture, noise in each pixel of each frame, and a distractor which
-    is there all the time. Movement wraps around the border: a place in one frame says nothing of direction.
+    Each clip has four moving objects of the same size, contrast and lifetime. One of them shows the evidence for some
+    frames (its window). The others are rivals, and so is that object outside its window: they show twins of the
+    evidence, which differ from it only in what the model was trained to read. So only the model tells evidence from
+    rivals: contrast, color, gradients, frame differences, optical flow and the spectrum are alike.
 
-    ``pattern``: for some frames a moving patch wears one of four patterns; the distractor is a plain moving
-    patch of the same size and mean colour. One frame is enough to answer.
-    ``motion``: for some frames a plain patch moves left or right, drifting up or down; the distractor is its
-    still twin. No frame, and no unordered set of frames, tells the answer.
-    ``order``: a bright disc and a dark ring each show for a few frames; the answer is which comes first, and
-    the distractor is a plain still patch. Both events are evidence.
+    - ``pattern``: a patch whose bright half is on the right or at the bottom, or whose bright quarters lie on the main
+      diagonal. Twins are the mirror images: bright on the left, at the top, on the other diagonal. Every object changes
+      its texture twice.
+    - ``motion``: a plain patch moves to the left or right. Twins move up or down at the same speeds. Every object jumps
+      twice, and moves another way after a jump. No frame, and no unordered set of frames, tells the class.
+    - ``order``: one patch is bright on the right for a while, another at the bottom; the class is which comes first.
+      Both are evidence. Twins are bright on the left or at the top. Every object shows a texture twice, and is plain
+      in between.
 
-    Item ``i`` depends on the arguments, ``seed`` and ``i`` only: not on ``n``, on the order of reading, nor
-    on PyTorch's global generator, which is left alone. Classes are balanced in every ``len(labels)`` clips.
+    Clip ``i`` depends on the arguments, ``seed`` and ``i`` only: not on ``n``, on the order of reading, or on the
+    global random generators, which are not used. Classes are balanced within every ``len(labels)`` clips.
 
     Args:
-        seed: any int of at most 63 bits.
+        seed: an int between -2^63 and 2^63 - 1.
         n: number of clips, at least 1.
         task: ``"pattern"``, ``"motion"`` or ``"order"``.
         num_frames: T, frames per clip.
-        image_size: H and W, pixels.
+        image_size: H and W, in pixels.
         noise: standard deviation of the pixel noise, as a fraction of the range 0..255.
-        contrast: distance of the drawn colours from mid grey (``pattern``: from the patch's mean colour),
-            as a fraction of the range 0..255.
-        patch_size: side of a patch and diameter of an event, pixels, a multiple of 4.
-        window: fewest and most frames the evidence shows for (``order``: each event), both included.
-            None takes (5, 7) for ``pattern``, (7, 10) for ``motion``, (3, 4) for ``order``.
-        speed: fewest and most pixels per frame the patch of ``motion`` moves, whole numbers, both included.
+        contrast: distance of bright and dark from an object's mean color (``motion``: of an object from mid gray), as
+            a fraction of the range 0..255.
+        patch_size: side of an object, in pixels, an even number.
+        window: fewest and most frames for which evidence shows (``order``: each of the two), both included. None takes
+            what suits ``num_frames``; for 16 frames (4, 7), or (3, 4) for ``order``.
+        speed: slowest and fastest movement in ``motion``, in pixels per frame. None takes the fastest that stays within
+            the object's part of the frame, and three quarters of that: (1.5, 2.0) by default.
+        rivals: number of objects that show twins only. None takes 3, or 2 for ``order``: four objects in all.
+        two_classes: whether each clip contains evidence of two classes, in two objects. Then labels are ``(B, 2)`` and
+            truth is ``(B, 2, T, H, W)``. Not for ``order``, whose classes share their evidence.
+        background: real footage ``(F, H', W', 3)`` uint8, or a list of such; each clip takes a random run of its frames
+            and a random square of them. None draws a smooth texture that stands still.
 
     Raises:
-        TypeError: an argument is no number, or not a whole one where it must be.
-        ValueError: an argument is outside what is said above, or the evidence does not fit into the clip.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or the evidence does not fit into the clip.
     """
 
     def __init__(
@@ -90,61 +99,38 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         contrast: float = 0.25,
         patch_size: int = 12,
         window: tuple[int, int] | None = None,
-        speed: tuple[int, int] = (2, 3),
+        speed: tuple[float, float] | None = None,
+        rivals: int | None = None,
+        two_classes: bool = False,
+        background: Footage | Sequence[Footage] | None = None,
     ) -> None:
-        if task not in LABELS:
-            raise ValueError(f"{task = }, expected one of {', '.join(map(repr, LABELS))}: pick one of these")
-        window = WINDOWS[task] if window is None else window
+        check_choice("task", task, tuple(LABELS))
         check_count("seed", seed, least=-(2**63), most=2**63 - 1)
+        rivals = RIVALS[task] if rivals is None else rivals
         counts = {"n": n, "num_frames": num_frames, "image_size": image_size, "patch_size": patch_size}
         for name, count in counts.items():
             check_count(name, count)
-        _check_pairs(window=window, speed=speed)
-        if not (is_number(noise) and is_number(contrast)):
-            raise TypeError(f"noise and contrast are numbers, but {noise = }, {contrast = } came")
-        needed = 2 * window[1] + 1 if task == "order" else window[1]
-        checks = [
-            (
-                0 <= noise <= 1,
-                f"{noise = }, expected a fraction of the range 0..255: divide grey levels by 255",
-            ),
-            (0 < contrast <= 0.5, f"{contrast = }, expected above 0, at most 0.5: divide grey levels by 255"),
-            (
-                patch_size % 4 == 0,
-                f"{patch_size = }, expected a positive multiple of 4, as a "
-                "patch shows two periods of half light, half dark: round it",
-            ),
-            (
-                image_size >= 2 * patch_size,
-                f"{image_size = }, expected twice {patch_size = } or more: change either",
-            ),
-            (
-                1 <= window[0] <= window[1],
-                f"{window = }, expected (fewest, most) frames, 1 or more: swap or raise",
-            ),
-            (
-                num_frames >= needed,
-                f"{num_frames = }, expected {needed} or more for {task = }, {window = }: pass "
-                "more frames or a shorter window",
-            ),
-            (
-                task != "motion" or window[0] >= 2,
-                f"{window = }, expected 2 frames or more, else nothing moves: raise",
-            ),
-            # At half the side or more, a step to the left is also a step to the right around the border.
-            (
-                1 <= speed[0] <= speed[1] < image_size / 2,
-                f"{speed = }, expected (fewest, most) pixels per frame, 1 "
-                f"or more and below image_size / 2 = {image_size / 2}: swap, raise or lower",
-            ),
-        ]
-        for good, message in checks:
-            if not good:
-                raise ValueError(message)
+        check_count("rivals", rivals, least=0)
+        options = SceneOptions(
+            task=task,
+            num_frames=int(num_frames),
+            image_size=int(image_size),
+            patch_size=int(patch_size),
+            window=_pair("window", _window(task, int(num_frames)) if window is None else window),
+            speed=(0.0, 0.0),
+            noise=noise,
+            contrast=contrast,
+            rivals=int(rivals),
+            two_classes=bool(two_classes),
+        )
+        _check(options)
+        if task == "motion":
+            options = replace(options, speed=_speed(speed, options))
         self.seed, self.n, self.task = int(seed), int(n), task
-        self.num_frames, self.image_size, self.patch_size = num_frames, image_size, patch_size
-        self.noise, self.contrast, self.window, self.speed = noise, contrast, window, speed
         self.labels: tuple[str, ...] = LABELS[task]
+        self.options = options
+        self._evidence_objects = 2 if task == "order" or two_classes else 1
+        self._footage = [] if background is None else _checked_footage(background, options)
 
     def __len__(self) -> int:
         return self.n
@@ -153,183 +139,109 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         """Clips, labels and truth.
 
         Returns:
-            clips: (B, T, C, H, W) float32 in [-1, 1]; labels: (B,) int64; truth: (B, T, H, W) bool, True
-            where the evidence is. An int index gives the same without the batch axis.
+            clips: ``(B, T, C, H, W)`` float32 in [-1, 1]; labels: ``(B,)`` int64; truth: ``(B, T, H, W)`` bool, True
+            where evidence is seen. With ``two_classes``, labels are ``(B, 2)`` and truth is ``(B, 2, T, H, W)``. An int
+            index gives the same without the batch axis.
         """
-        scenes, single = self._scenes(index)
-        clips = _to_clip(torch.stack([_round(s.front + s.noise) for s in scenes]))
-        labels = torch.tensor([s.label for s in scenes])
-        truth = torch.stack([s.truth for s in scenes])
-        return (clips[0], labels[0], truth[0]) if single else (clips, labels, truth)
+        scenes = self._scenes(index)
+        clips = _to_clip(torch.stack([_round(scene.frames + scene.noise) for scene in scenes]))
+        if self.options.two_classes:
+            labels = torch.tensor([scene.classes for scene in scenes])
+            truth = torch.stack([scene.where(scene.objects.evidence)[:2] for scene in scenes])
+        else:
+            labels = torch.tensor([scene.classes[0] for scene in scenes])
+            truth = torch.stack([scene.truth for scene in scenes])
+        return (clips, labels, truth) if isinstance(index, slice) else (clips[0], labels[0], truth[0])
+
+    def rivals(self, index: int | slice) -> Tensor:
+        """Where objects are seen that look like evidence and are not.
+
+        Returns:
+            ``(B, T, H, W)`` bool; no batch axis for an int index. Together with the truth it covers all objects.
+        """
+        return self._stack(index, [scene.rivals for scene in self._scenes(index)])
+
+    def objects(self, index: int | slice) -> Tensor:
+        """The pixels of the evidence, and of each object that shows none, for :func:`metrics.object_pointing`.
+
+        Returns:
+            ``(B, 1 + rivals, T, H, W)`` bool, the truth first; with ``two_classes`` ``(B, 2 + rivals, T, H, W)``, the
+            truth of either class first. No batch axis for an int index. An object that shows evidence in its window
+            is left out in all other frames.
+        """
+        found = []
+        for scene in self._scenes(index):
+            truths = scene.where(scene.objects.evidence)[:2] if self.options.two_classes else scene.truth[None]
+            found.append(torch.cat([truths, scene.where(scene.objects.twins)[self._evidence_objects :]]))
+        return self._stack(index, found)
 
     def frames(self, index: int) -> np.ndarray:
-        """Clip ``index`` as a picture: (T, H, W, 3) uint8. The clip is ``(frames / 255 - 0.5) / 0.5``."""
-        scene = self._scene(self._position(index))
-        return _round(scene.front + scene.noise).numpy()
+        """Clip ``index`` as a picture: ``(T, H, W, 3)`` uint8. The clip is ``(frames / 255 - 0.5) / 0.5``."""
+        (scene,) = self._scenes(operator.index(index))
+        return _round(scene.frames + scene.noise).numpy()
 
     def without_evidence(self, index: int | slice) -> Tensor:
-        """The same clips, noise and distractor without the evidence: what was behind it is seen instead.
+        """The same clips with the background in place of the evidence.
 
         Returns:
-            (B, T, C, H, W) float32, equal to the clips outside the truth; no batch axis for an int index.
+            ``(B, T, C, H, W)`` float32, equal to the clips outside the truth; no batch axis for an int index.
         """
-        scenes, single = self._scenes(index)
-        clips = _to_clip(torch.stack([_round(s.behind + s.noise) for s in scenes]))
-        return clips[0] if single else clips
+        return self._replaced(index, [scene.truth for scene in self._scenes(index)])
+
+    def without_rivals(self, index: int | slice) -> Tensor:
+        """The same clips with the background in place of all rivals.
+
+        Returns:
+            ``(B, T, C, H, W)`` float32, equal to the clips outside the rivals; no batch axis for an int index.
+        """
+        return self._replaced(index, [scene.rivals for scene in self._scenes(index)])
 
     def only_evidence(self, index: int | slice) -> Tensor:
-        """The same clips with neutral grey (128) everywhere outside the truth.
+        """The same clips with mid gray (128) everywhere outside the truth.
 
         Returns:
-            (B, T, C, H, W) float32, equal to the clips inside the truth; no batch axis for an int index.
+            ``(B, T, C, H, W)`` float32, equal to the clips inside the truth; no batch axis for an int index.
         """
-        scenes, single = self._scenes(index)
-        grey = torch.tensor(GREY, dtype=torch.uint8)
-        clips = _to_clip(torch.stack([_round(s.front + s.noise).where(s.truth[..., None], grey) for s in scenes]))
-        return clips[0] if single else clips
+        gray = torch.tensor(GRAY, dtype=torch.uint8)
+        levels = [_round(s.frames + s.noise).where(s.truth[..., None], gray) for s in self._scenes(index)]
+        return self._stack(index, list(_to_clip(torch.stack(levels))))
 
-    def _position(self, index: int) -> int:
-        position = operator.index(index)
-        if not -self.n <= position < self.n:
-            raise IndexError(f"{index = }, expected {-self.n} .. {self.n - 1} as there are {self.n} clips")
-        return position % self.n
+    def described(self) -> dict[str, Any]:
+        """What fixes the clips, as plain values for the record of a comparison."""
+        footage = [hashlib.sha256(part.numpy().tobytes()).hexdigest()[:16] for part in self._footage]
+        return {"seed": self.seed, "n": self.n, **asdict(self.options), "background": footage}
 
-    def _scenes(self, index: int | slice) -> tuple[list[_Scene], bool]:
-        if not isinstance(index, slice):
-            return [self._scene(self._position(index))], True
-        positions = range(self.n)[index]
-        if not positions:
-            raise ValueError(f"{index} picks none of the {self.n} clips, expected one at least: widen the slice")
-        return [self._scene(i) for i in positions], False
-
-    def _scene(self, i: int) -> _Scene:
-        classes = len(self.labels)
-        block = generator_of(self.seed, i // classes, 1)
-        label = int(torch.randperm(classes, generator=block)[i % classes])
-        draw = _Draw(generator_of(self.seed, i, 0))
-        t, size = self.num_frames, self.image_size
-
-        coarse = draw.normal(1, 3, 5, 5) * 15 + draw.uniform(-15, 15, 3)[:, None, None] + GREY
-        texture = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)[0]  # (3, H, W)
-        behind = texture.permute(1, 2, 0).expand(t, size, size, 3).contiguous()
-        paint = {"pattern": self._pattern, "motion": self._motion, "order": self._order}[self.task]
-        front, truth = paint(behind, label, draw)
-        noise = draw.normal(t, size, size, 3).mul_(self.noise * 255)
-        return _Scene(behind, front, truth, noise, label)
-
-    # Each of the three draws the distractor into `behind`, and the evidence into a copy of it.
-
-    def _pattern(self, behind: Tensor, label: int, draw: _Draw) -> tuple[Tensor, Tensor]:
-        size, side, t = self.image_size, self.patch_size, torch.arange(self.num_frames)
-        colour = GREY + draw.uniform(-30, 30, 3)
-        plain_path = (draw.uniform(0, size, 2) + t[:, None] * draw.uniform(-1.5, 1.5, 2)).round().long()
-        _paint(behind, t, plain_path, _square(side), colour)
-
-        start, length = draw.window(self.num_frames, self.window)
-        path = (draw.uniform(0, size, 2) + t[:, None] * draw.uniform(-1.5, 1.5, 2)).round().long()
-        where = _square(side)
-        y, x = where.unbind(1)
-        stripe, phase = side // 4, draw.integer(0, side // 2)  # two periods of light and dark per patch
-        light = (
-            (y + phase) // stripe % 2,
-            (x + phase) // stripe % 2,
-            (x + y + phase) // stripe % 2,
-            ((x + phase) // stripe + (y + phase) // stripe) % 2,
-        )[label]
-        colours = colour + (2 * light[:, None] - 1) * self.contrast * 255  # (P, 3), its mean is `colour`
-        return self._with_evidence(behind, [(t[start : start + length], path, where, colours)])
-
-    def _motion(self, behind: Tensor, label: int, draw: _Draw) -> tuple[Tensor, Tensor]:
-        size, side, t = self.image_size, self.patch_size, torch.arange(self.num_frames)
-        tone = 1 if draw.integer(0, 1) else -1
-        colour = GREY + tone * self.contrast * 255 + draw.uniform(-20, 20, 3)
-        start, length = draw.window(self.num_frames, self.window)
-        dx = draw.integer(*self.speed) * (1 if self.labels[label] == "right" else -1)
-        dy = draw.integer(-1, 1)
-        y, x, other_x = draw.integer(0, size - 1), draw.integer(0, size - 1), draw.integer(0, size - 1)
-        path = torch.stack([y + dy * (t - start), x + dx * (t - start)], dim=1)  # (T, 2)
-        # The twin keeps to rows the patch does not cross: where they meet, removing one changes nothing.
-        other_y = y + dy * (length - 1) // 2 + size // 2 + draw.integer(-2, 2)
-        where = _square(side)
-        _paint(behind, t, torch.tensor([[other_y, other_x]]).expand(len(t), 2), where, colour)
-        return self._with_evidence(behind, [(t[start : start + length], path, where, colour)])
-
-    def _order(self, behind: Tensor, label: int, draw: _Draw) -> tuple[Tensor, Tensor]:
-        size, side, t = self.image_size, self.patch_size, torch.arange(self.num_frames)
-        place = torch.tensor([draw.integer(0, size - 1), draw.integer(0, size - 1)])
-        _paint(behind, t, place.expand(len(t), 2), _square(side), GREY + draw.uniform(-40, 40, 3))
-
-        lengths = [draw.integer(*self.window), draw.integer(*self.window)]
-        spare = self.num_frames - sum(lengths) - 1  # one frame at least lies between the events
-        before, after = sorted((draw.integer(0, spare), draw.integer(0, spare)))
-        starts = [before, after + lengths[0] + 1]
-        shapes = [(_disc(side), 1), (_ring(side), -1)]
-        events = []
-        shapes = shapes if label == 0 else shapes[::-1]
-        for start, length, (where, tone) in zip(starts, lengths, shapes, strict=True):
-            place = torch.tensor([draw.integer(0, size - 1), draw.integer(0, size - 1)])
-            colour = GREY + tone * self.contrast * 255 + draw.uniform(-20, 20, 3)
-            events.append((t[start : start + length], place.expand(len(t), 2), where, colour))
-        return self._with_evidence(behind, events)
+    def _replaced(self, index: int | slice, masks: list[Tensor]) -> Tensor:
+        levels = [
+            _round(scene.frames.where(~mask[..., None], scene.background) + scene.noise)
+            for scene, mask in zip(self._scenes(index), masks, strict=True)
+        ]
+        return self._stack(index, list(_to_clip(torch.stack(levels))))
 
     @staticmethod
-    def _with_evidence(behind: Tensor, parts: list[_Part]) -> tuple[Tensor, Tensor]:
-        front, truth = behind.clone(), torch.zeros(behind.shape[:3], dtype=torch.bool)
-        for times, path, where, colours in parts:
-            _paint(front, times, path[times], where, colours)
-            _paint(truth, times, path[times], where, torch.tensor(True))
-        return front, truth
+    def _stack(index: int | slice, items: list[Tensor]) -> Tensor:
+        return torch.stack(items) if isinstance(index, slice) else items[0]
 
+    def _scenes(self, index: int | slice) -> list[Scene]:
+        if isinstance(index, slice):
+            if not (positions := range(self.n)[index]):
+                raise ValueError(
+                    f"expected a slice that picks at least one of the {self.n} clips, got {index}. Widen the slice."
+                )
+            return [self._scene(i) for i in positions]
+        position = operator.index(index)
+        if not -self.n <= position < self.n:
+            raise IndexError(f"expected an index from {-self.n} to {self.n - 1} for {self.n} clips, got {index}")
+        return [self._scene(position % self.n)]
 
-class _Draw:
-    """Random numbers from one generator, in the few shapes a scene needs."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator)
-
-    def uniform(self, low: float, high: float, count: int) -> Tensor:
-        return torch.rand(count, generator=self.generator) * (high - low) + low
-
-    def integer(self, low: int, high: int) -> int:
-        """A whole number of low .. high, both included."""
-        return int(torch.randint(low, high + 1, (), generator=self.generator))
-
-    def window(self, num_frames: int, bounds: tuple[int, int]) -> tuple[int, int]:
-        """First frame and length of a stretch of frames; uniform, so it looks alike in reversed time."""
-        length = self.integer(*bounds)
-        return self.integer(0, num_frames - length), length
-
-
-def generator_of(seed: int, *key: int) -> torch.Generator:
-    # Neighbouring seeds of a Mersenne twister are alike in their first numbers; SeedSequence mixes them.
-    state = np.random.SeedSequence([seed % 2**64, *key]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) % 2**63)
-
-
-def _paint(canvas: Tensor, times: Tensor, path: Tensor, where: Tensor, colours: Tensor) -> None:
-    """Write colours (), (3,) or (P, 3) at pixels `where` (P, 2), moved along `path` (N, 2), on a torus."""
-    at = (path[:, None, :] + where) % torch.tensor(canvas.shape[1:3])  # (N, P, 2)
-    canvas[times[:, None], at[..., 0], at[..., 1]] = colours
-
-
-def _pixels(side: int, inside: Callable[[Tensor], Tensor]) -> Tensor:
-    steps = torch.arange(side) - (side - 1) / 2
-    return inside((steps[:, None] ** 2 + steps**2).sqrt()).nonzero()  # (P, 2)
-
-
-def _square(side: int) -> Tensor:
-    return _pixels(side, lambda radius: radius >= 0)
-
-
-def _disc(side: int) -> Tensor:
-    return _pixels(side, lambda radius: radius <= side / 2)
-
-
-def _ring(side: int) -> Tensor:
-    return _pixels(side, lambda radius: (radius <= side / 2) & (radius > side / 4))
+    def _scene(self, i: int) -> Scene:
+        count = len(self.labels)
+        order = Draw(self.seed, i // count, 1).permutation(count)  # each class once in every `count` clips
+        draw = Draw(self.seed, i, 0)
+        label = int(order[i % count])
+        other = (label + draw.integer(1, count - 1)) % count
+        footage = self._footage[draw.integer(0, len(self._footage) - 1)] if self._footage else None
+        return draw_scene(self.options, (label, other) if self.options.two_classes else (label,), draw, footage)
 
 
 def _round(levels: Tensor) -> Tensor:
@@ -341,9 +253,107 @@ def _to_clip(frames: Tensor) -> Tensor:
     return frames.movedim(-1, -3).contiguous().float().div_(255).sub_(0.5).div_(0.5)
 
 
-def _check_pairs(**given: object) -> None:
-    """Raise unless each is a pair of whole numbers."""
-    for name, pair in given.items():
-        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_whole, pair))):
-            came = f"{pair!r} of type {type(pair).__name__}"
-            raise TypeError(f"{name} is two whole numbers, fewest and most, but {came} came")
+def _pair(name: str, pair: Any) -> tuple[int, int]:
+    """A pair of integers, the smaller one first."""
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_whole, pair))):
+        raise TypeError(f"{name} must be two ints (fewest, most), got {pair!r}. Pass {name}=(5, 7), for example.")
+    if not 1 <= pair[0] <= pair[1]:
+        raise ValueError(f"{name} must be (fewest, most) with 1 <= fewest <= most, got {pair}. Swap or raise them.")
+    return int(pair[0]), int(pair[1])
+
+
+def _window(task: str, num_frames: int) -> tuple[int, int]:
+    """Fewest and most frames of a phase or event, for clips of any length."""
+    if task == "order":
+        return max(num_frames * 3 // 16, 1), max(num_frames // 4, 1)
+    return max(num_frames // 4, 1), max(-(-num_frames // 3), num_frames // 2 - 1)
+
+
+def _speed(speed: object, options: SceneOptions) -> tuple[float, float]:
+    """Slowest and fastest movement, checked: a path must fit into the part of the frame that an object has."""
+    free = room(options, options.rivals + (2 if options.two_classes else 1))
+    fastest = free / (options.window[1] - 1)
+    if speed is None:
+        speed = (0.75 * fastest, fastest)
+    if not (isinstance(speed, (tuple, list)) and len(speed) == 2 and all(map(is_number, speed))):
+        raise TypeError(
+            f"speed must be two numbers (slowest, fastest), got {speed!r}. Pass speed=(1.5, 2.0), for example."
+        )
+    if not 0 < speed[0] <= speed[1] <= fastest:
+        raise ValueError(
+            f"speed must be (slowest, fastest) with 0 < slowest <= fastest <= {fastest:g} pixels per frame, so that "
+            f"{options.window[1]} frames fit into the {free} pixels that an object can move, got {speed}. Lower it, or "
+            f"raise image_size."
+        )
+    return float(speed[0]), float(speed[1])
+
+
+def _check(options: SceneOptions) -> None:
+    """Raise unless the evidence fits into the clip."""
+    for name in ("noise", "contrast"):
+        if not is_number(value := getattr(options, name)):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+    task, frames, window = options.task, options.num_frames, options.window
+    objects = options.rivals + (2 if task == "order" or options.two_classes else 1)
+    rows = cells_per_side(objects)
+    if task == "order":
+        fits, needed = frames > 2 * window[1], f"at least {2 * window[1] + 1} frames"
+    else:
+        fits = bool(cuts(frames, PHASES, window))
+        needed = f"{PHASES * window[0]} to {PHASES * window[1]} frames"
+    checks = [
+        (
+            0 <= options.noise <= 1,
+            f"noise must be a fraction of the range 0..255, got {options.noise}. Divide gray levels by 255.",
+        ),
+        (
+            0 < options.contrast <= 0.5,
+            f"contrast must be above 0 and at most 0.5, got {options.contrast}. Divide gray levels by 255.",
+        ),
+        (
+            options.patch_size % 2 == 0,
+            f"patch_size must be even, as an object has four quarters, got {options.patch_size}. Add 1.",
+        ),
+        (
+            options.image_size >= rows * options.patch_size,
+            f"image_size must be at least {rows} times patch_size={options.patch_size} for {objects} objects, got "
+            f"{options.image_size}. Raise it, or lower patch_size or rivals.",
+        ),
+        (
+            fits,
+            f"num_frames must fit window={window}, which takes {needed} for task={task!r}, got {frames}. "
+            f"Leave window out, or change either.",
+        ),
+        (
+            task != "motion" or window[0] >= 2,
+            f"window must begin at 2 frames or more for task='motion', or nothing moves, got {window}. Raise it.",
+        ),
+        (
+            task != "order" or not options.two_classes,
+            "two_classes must be False for task='order', whose classes share their evidence, got True. "
+            "Use 'pattern' or 'motion'.",
+        ),
+    ]
+    for valid, message in checks:
+        if not valid:
+            raise ValueError(message)
+
+
+def _checked_footage(background: Footage | Sequence[Footage], options: SceneOptions) -> list[Tensor]:
+    parts = list(background) if isinstance(background, (list, tuple)) else [background]
+    if not parts:
+        raise ValueError("background must hold at least one run of frames, got an empty list. Leave it out for none.")
+    found = []
+    for part in parts:
+        if not isinstance(part, (Tensor, np.ndarray)):
+            raise TypeError(f"background must be a uint8 tensor or array (F, H, W, 3), got {type(part).__name__}")
+        frames = torch.as_tensor(part)
+        if frames.dtype != torch.uint8:
+            raise TypeError(f"background must be uint8 (F, H, W, 3), got {frames.dtype}. Pass gray levels 0..255.")
+        if frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < options.num_frames or 0 in frames.shape:
+            raise ValueError(
+                f"background must be (F, H, W, 3) with at least num_frames={options.num_frames} frames, got shape "
+                f"{tuple(frames.shape)}"
+            )
+        found.append(frames)
+    return found
