@@ -180,7 +180,7 @@ def training_batch(
     """Clips (B, T, C, H, W), harder as `progress` nears 1, target probabilities (B, K) and truth (B, T, H, W)."""
     spread = min(1.0, progress / 0.5)
     draw = torch.rand(2, generator=generator).tolist()
-    noise, contrast = 0.02 + 0.08 * spread * draw[0], 0.36 - spread * (0.02 + 0.16 * draw[1])
+    noise, contrast = 0.02 + 0.06 * spread * draw[0], 0.4 - spread * (0.04 + 0.12 * draw[1])
     planted = PlantedClips(seed, batch, task, noise=noise, contrast=contrast)
     clips, labels, truth = planted[:]
     targets = F.one_hot(labels, len(planted.labels)).float()

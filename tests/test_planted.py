@@ -253,9 +253,9 @@ def test_motion_cannot_be_told_from_unordered_frames() -> None:
 def test_no_map_without_the_model_tells_evidence_from_rivals(task: str, footage: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     real = torch.randint(0, 256, (40, 9, 12, 3), generator=generator, dtype=torch.uint8).repeat_interleave(10, 1)
-    planted = PlantedClips(31, 160, task, background=[real.repeat_interleave(10, 2)] if footage else None)
+    planted = PlantedClips(31, 120, task, background=[real.repeat_interleave(10, 2)] if footage else None)
     found: dict[str, list[torch.Tensor]] = {}
-    for start in range(0, 160, 40):
+    for start in range(0, 120, 40):
         part = slice(start, start + 40)
         clips, _, truth = planted[part]
         for name, maps in metrics.model_free_controls(clips, "BTCHW").items():

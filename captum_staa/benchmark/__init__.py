@@ -1,7 +1,7 @@
 """Clips whose evidence is planted, and the comparison of methods: on them, on videos, on any clips."""
 
 from captum_staa.benchmark.comparison import Comparison
-from captum_staa.benchmark.joined import joined
+from captum_staa.benchmark.joined import JoinedClips
 from captum_staa.benchmark.methods import METHODS
 from captum_staa.benchmark.planted import PlantedClips
 from captum_staa.benchmark.recipes import DoesNotApply, Recipe
@@ -16,6 +16,7 @@ __all__ = [
     "Case",
     "Comparison",
     "DoesNotApply",
+    "JoinedClips",
     "Mean",
     "Metric",
     "PlantedClips",
@@ -23,5 +24,4 @@ __all__ = [
     "Row",
     "Videos",
     "compare",
-    "joined",
 ]

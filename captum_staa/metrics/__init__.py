@@ -3,12 +3,13 @@
 from captum_staa.metrics import perturbations, sanity
 from captum_staa.metrics.boxes import boxes_to_truth
 from captum_staa.metrics.causal import CausalScores, Curve, causal, deletion, insertion
-from captum_staa.metrics.controls import controls
+from captum_staa.metrics.controls import controls, model_free_controls
 from captum_staa.metrics.correlation import aopc, faithfulness_correlation, saco
 from captum_staa.metrics.faithfulness import faithfulness, monotonicity
 from captum_staa.metrics.localization import auroc, average_precision, pointing_game, temporal_pointing
 from captum_staa.metrics.overlap import energy_inside, iou, relevance_rank_accuracy, snr
 from captum_staa.metrics.reliability import Reliability, krippendorff_alpha, reliability
+from captum_staa.metrics.rivals import class_discrimination, evidence_against_rivals, object_pointing
 from captum_staa.metrics.smoothness import Smoothness, smoothness
 from captum_staa.metrics.statistics import complexity, sparsity
 from captum_staa.metrics.usage import AttentionUsage, attention_usage
@@ -25,16 +26,20 @@ __all__ = [
     "average_precision",
     "boxes_to_truth",
     "causal",
+    "class_discrimination",
     "complexity",
     "controls",
     "deletion",
     "energy_inside",
+    "evidence_against_rivals",
     "faithfulness",
     "faithfulness_correlation",
     "insertion",
     "iou",
     "krippendorff_alpha",
+    "model_free_controls",
     "monotonicity",
+    "object_pointing",
     "perturbations",
     "pointing_game",
     "relevance_rank_accuracy",

@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from captum_staa.gaussian import gaussian
 from captum_staa.layout import VideoLayout
 from captum_staa.maps import Array, maps_of
 from captum_staa.randomness import generator_or_seeded
+
+SMOOTHING = (1.0, 2.0, 2.0)  # standard deviations of model-free controls: frames, pixels down, pixels right
+FLOW_WINDOW = (0.0, 2.0, 2.0)  # standard deviations of the neighborhood in which all pixels move alike
+SPECTRUM_SIDE = 64  # pixels along the shorter side of a frame at which the spectral residual is defined
 
 
 def controls(
@@ -70,6 +76,125 @@ def controls(
         "centre": _centre(*shape[1:]).to(clip.device).repeat(shape[0], 1, 1, 1),
     }
     return found if inverted is None else {**found, "inverted": inverted}
+
+
+def model_free_controls(inputs: Tensor, layout: VideoLayout | str) -> dict[str, Tensor]:
+    """Return maps that depend on the clip but not on the model: detectors of contrast, edges and motion.
+
+    Example:
+        >>> clip, truth = torch.zeros(1, 6, 3, 24, 24), torch.zeros(1, 6, 24, 24, dtype=torch.bool)
+        >>> for t in range(6):
+        ...     truth[:, t, 12:20, 2 * t : 2 * t + 8] = True  # a gray square that moves to the right
+        >>> clip += 0.4 * truth[:, :, None]
+        >>> clip[..., 2:8, 2:8] = 1.0  # a brighter square that does not move
+        >>> maps = model_free_controls(clip, "BTCHW")
+        >>> list(maps)
+        ['absolute input', 'difference from mean frame', 'image gradient', 'frame difference', 'optical flow',
+         'spectral residual', 'center']
+        >>> from captum_staa import metrics
+        >>> [metrics.auroc(maps[name], truth).item() > 0.9 for name in ("frame difference", "image gradient")]
+        [True, False]
+
+    A method that explains the model must beat these maps; a benchmark on which one of them does well can be solved
+    without the model. All are at least 0.
+
+    - ``absolute input``: ``|x|``, summed over channels. Where inputs are normalized, this is the distance from the
+      mean color.
+    - ``difference from mean frame``: ``|x - mean of x over time|``, summed over channels.
+    - ``image gradient``: length of the spatial gradient by central differences, summed over channels.
+    - ``frame difference``: mean of ``|x_t - x_(t-1)|`` and ``|x_(t+1) - x_t|``, summed over channels. The first and
+      the last frame have only one neighbor.
+    - ``optical flow``: length of the motion in pixels per frame by Lucas and Kanade's method, mean of the flow from the
+      frame before and to the frame after.
+    - ``spectral residual``: Hou and Zhang's detector of salient objects, frame by frame on the mean of the channels.
+      Frames are reduced to about 64 pixels along the shorter side, as in the paper. Amplitudes below the rounding noise
+      of 8-bit frames are raised to it, and the frequency 0 is left out, so that a blank frame is 0.
+    - ``center``: how near a voxel is to the middle of the clip, as in :func:`controls`.
+
+    All but ``center`` are smoothed with a Gaussian, sigma = 1 frame and 2 pixels.
+
+    Args:
+        inputs: floats, 5-D; frames of at least 2 x 2 pixels.
+        layout: order of the axes of ``inputs``, such as ``"BTCHW"``.
+
+    Returns:
+        Maps ``(B, T, H, W)`` by name, float64 on the device of ``inputs``. ``frame difference`` and ``optical flow``
+        of a single frame are 0.
+
+    Raises:
+        TypeError: ``inputs`` is not a tensor of floats.
+        ValueError: ``inputs`` does not fit the layout, contains nan or infinity, or its frames are too small.
+
+    Reference:
+        Hou and Zhang, "Saliency Detection: A Spectral Residual Approach", CVPR (2007). Lucas and Kanade, "An Iterative
+        Image Registration Technique with an Application to Stereo Vision", IJCAI (1981).
+    """
+    layout = VideoLayout.of(layout)
+    layout.check_values(inputs, "inputs")
+    extent = layout.extent(inputs)
+    if min(extent[1:]) < 2:
+        raise ValueError(
+            f"frames must have at least 2 x 2 pixels, because gradient and optical flow compare neighbors, got inputs "
+            f"of shape {tuple(inputs.shape)} in layout {layout.axes}. Use controls for such clips."
+        )
+    frames = layout.to_working(inputs.detach()).double().contiguous()  # (B, T, C, H, W)
+    change = frames - frames[:, :1]  # exactly 0 in a clip that stands still, whose mean may be rounded
+    steps = frames.diff(dim=1).abs().sum(2)  # (B, T - 1, H, W)
+    maps = {
+        "absolute input": frames.abs().sum(2),
+        "difference from mean frame": (change - change.mean(1, keepdim=True)).abs().sum(2),
+        "image gradient": torch.stack(torch.gradient(frames, dim=(3, 4))).norm(dim=0).sum(2),
+        "frame difference": _both_sides(steps, steps),
+        "optical flow": _flow_speed(frames.mean(2)),
+        "spectral residual": _spectral_residual(frames.mean(2)),
+    }
+    found = {name: gaussian(values, SMOOTHING).contiguous() for name, values in maps.items()}
+    return {**found, "center": _centre(*extent).to(inputs.device).repeat(len(inputs), 1, 1, 1)}
+
+
+def _both_sides(before: Tensor, after: Tensor) -> Tensor:
+    """``(..., T, H, W)`` mean of differences from the frame before and to the frame after, ``(..., T - 1, H, W)``."""
+    total = F.pad(before, (0, 0, 0, 0, 1, 0)) + F.pad(after, (0, 0, 0, 0, 0, 1))
+    total[..., 1:-1, :, :] /= 2  # the first and the last frame have one difference only
+    return total
+
+
+def _flow_speed(gray: Tensor) -> Tensor:
+    """Length of the optical flow in pixels per frame, ``(B, T, H, W)`` of gray clips ``(B, T, H, W)``.
+
+    Lucas and Kanade's least squares: the movement d that best explains ``gradient . d = -change`` in a neighborhood.
+    """
+    down, right = torch.gradient(gray, dim=(2, 3))
+    speeds = []
+    for change, at in ((gray.diff(dim=1), slice(1, None)), (gray.diff(dim=1), slice(None, -1))):
+        dy, dx = down[:, at], right[:, at]
+        yy, xx, yx, yt, xt = (
+            gaussian(part, FLOW_WINDOW) for part in (dy * dy, dx * dx, dy * dx, dy * change, dx * change)
+        )
+        # A little is added to the diagonal, in units of the clip's contrast: a blank neighborhood has no movement.
+        ridge = 1e-3 * (yy + xx).mean((1, 2, 3), keepdim=True) + torch.finfo(gray.dtype).tiny
+        yy, xx = yy + ridge, xx + ridge
+        determinant = yy * xx - yx * yx
+        speeds.append(torch.stack([(xx * yt - yx * xt) / determinant, (yy * xt - yx * yt) / determinant]).norm(dim=0))
+    return _both_sides(*speeds)
+
+
+def _spectral_residual(gray: Tensor) -> Tensor:
+    """Saliency of each frame, ``(B, T, H, W)`` of gray clips ``(B, T, H, W)``."""
+    low, high = gray.amin((1, 2, 3), keepdim=True), gray.amax((1, 2, 3), keepdim=True)
+    gray = (gray - low) / torch.where(high > low, high - low, 1)  # normalized inputs as frames between 0 and 1
+    height, width = gray.shape[2:]
+    by = -(-min(height, width) // SPECTRUM_SIDE)
+    small = F.interpolate(gray, size=(-(-height // by), -(-width // by)), mode="area")
+    spectrum = torch.fft.fft2(small)
+    rounding = math.sqrt(small[0, 0].numel() / 12) / 255  # amplitude of the rounding to 8 bits
+    amplitude = spectrum.abs().clamp_min(rounding)
+    log = amplitude.log()
+    residual = log - F.avg_pool2d(F.pad(log, (1, 1, 1, 1), mode="circular"), 3, stride=1)
+    whitened = residual.exp() * spectrum / amplitude
+    whitened[..., 0, 0] = 0
+    saliency = torch.fft.ifft2(whitened).abs().square()
+    return F.interpolate(saliency, size=(height, width), mode="bilinear") if by > 1 else saliency
 
 
 def _centre(*sizes: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_staa.checks import check_choice, check_sides
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array, as_maps, as_tensor
+from captum_staa.maps import Array, as_tensor
 from captum_staa.metrics._axis import SPANNED, Axis
 from captum_staa.metrics._metric import metric
 
@@ -47,7 +47,7 @@ def auroc(scores: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLay
         ValueError: the shapes differ, scores hold nan, ``axis`` is unknown, or sums over it meet both infinities.
     """
     values, inside = compared(scores, truth, axis, layout)
-    areas = [_one_auroc(score, place) for score, place in zip(values, inside, strict=True)]
+    areas = [auroc_of(score[place], score[~place]) for score, place in zip(values, inside, strict=True)]
     return torch.tensor(areas, dtype=torch.float64, device=values.device)
 
 
@@ -186,11 +186,7 @@ def compared(scores: Array, truth: Array, axis: Axis, layout: VideoLayout | str 
     maps, truth = _checked(scores, truth, layout)
     if dims := tuple("BTHW".index(letter) for letter in SPANNED[axis]):
         maps, truth = maps.sum(dims), truth.any(dims)
-        if bad := int(maps.isnan().sum()):
-            raise ValueError(
-                f"{bad} of the {maps.numel()} sums over axis={axis!r} are of infinity and -infinity, and have no rank; "
-                f"mend the scores first, as with torch.nan_to_num"
-            )
+        check_sums(maps, f"axis={axis!r}")
     return maps.flatten(1), truth.flatten(1)
 
 
@@ -200,9 +196,12 @@ def _hits(values: Tensor, inside: Tensor) -> Tensor:
     return (highest & inside).sum(-1).double() / highest.sum(-1)
 
 
-def _one_auroc(scores: Tensor, inside: Tensor) -> float:
-    """Of one clip, ``(N,)`` each."""
-    positive, negative = scores[inside].contiguous(), scores[~inside].sort().values
+def auroc_of(positive: Tensor, negative: Tensor) -> float:
+    """Share of the pairs of scores ``(N,)`` and ``(M,)`` in which the positive one is higher.
+
+    Ties count half. nan where there are no pairs.
+    """
+    negative = negative.sort().values
     pairs = len(positive) * len(negative)
     if pairs == 0:
         return float("nan")
@@ -222,17 +221,59 @@ def _one_average_precision(scores: Tensor, inside: Tensor) -> float:
 
 
 def _checked(scores: Array, truth: Array, layout: VideoLayout | str | None) -> tuple[Tensor, Tensor]:
-    """Maps float64 and truth bool, ``(B, T, H, W)`` both and on one device. Infinity has a rank, and may stay."""
-    scores, truth = as_tensor(scores, "scores", "B, T, H, W"), as_tensor(truth, "truth", "B, T, H, W")
+    """Maps float64 and truth bool, ``(B, T, H, W)`` both and on one device."""
+    maps = checked_scores(scores, "scores", layout)
+    return maps, checked_mask(truth, "truth", maps)
+
+
+def checked_scores(scores: Array, name: str, layout: VideoLayout | str | None) -> Tensor:
+    """Maps ``(B, T, H, W)`` float64 without nan. Infinity has a rank, and may stay in maps."""
+    values = as_tensor(scores, name, "B, T, H, W")
     if layout is not None:
-        scores = as_maps(scores, layout)
-    if scores.ndim != 4 or scores.shape != truth.shape or 0 in scores.shape:
+        layout = VideoLayout.of(layout)
+        layout.check_values(values, name)
+        return layout.reduce(values.detach().double())
+    if values.ndim != 4 or 0 in values.shape:
         raise ValueError(
-            f"scores and truth must both be (B, T, H, W) and not empty, but {tuple(scores.shape)} and "
-            f"{tuple(truth.shape)} came; pass layout='BTCHW' or 'BCTHW' for scores of a clip's shape"
+            f"{name} must be maps (B, T, H, W) and not empty, got shape {tuple(values.shape)}. For attributions of "
+            f"the clip's shape, pass layout='BTCHW' or 'BCTHW'."
         )
-    if truth.dtype != torch.bool:
-        raise TypeError(f"truth must be bool, but {truth.dtype} came; pass truth > 0")
-    if bool(scores.isnan().any()):
-        raise ValueError(f"{int(scores.isnan().sum())} of the {scores.numel()} scores are nan and have no rank")
-    return scores.detach().double(), truth.to(scores.device)
+    if bad := int(values.isnan().sum()):
+        raise ValueError(
+            f"{bad} of the {values.numel()} {name} are nan and have no rank. Replace them first, for example with "
+            f"torch.nan_to_num."
+        )
+    return values.detach().double()
+
+
+def checked_mask(mask: Array, name: str, maps: Tensor, axes: str = "BTHW") -> Tensor:
+    """A bool mask that has the sizes of maps ``(B, T, H, W)``, on their device.
+
+    Args:
+        mask: what was passed.
+        name: of the argument.
+        maps: of :func:`checked_scores`.
+        axes: axes of the mask; an axis that maps do not have may be of any size from 1 on.
+    """
+    named = ", ".join(axes)
+    values = as_tensor(mask, name, named)
+    sizes = dict(zip("BTHW", maps.shape, strict=True))
+    came = dict(zip(axes, values.shape, strict=False))
+    if values.ndim != len(axes) or 0 in values.shape or any(came[axis] != size for axis, size in sizes.items()):
+        wanted = ", ".join(str(sizes.get(axis, axis)) for axis in axes)
+        raise ValueError(
+            f"{name} must be ({named}) = ({wanted}), as the maps it is compared with, got shape {tuple(values.shape)}. "
+            f"Pass the mask of the same clips, with the frames and pixels of the maps."
+        )
+    if values.dtype != torch.bool:
+        raise TypeError(f"{name} must be bool, got {values.dtype}; pass {name} > 0")
+    return values.to(maps.device)
+
+
+def check_sums(sums: Tensor, over: str) -> None:
+    """Raise where a sum or a mean is nan, because scores without nan were infinite in both directions."""
+    if bad := int(sums.isnan().sum()):
+        raise ValueError(
+            f"{bad} of the {sums.numel()} sums over {over} are of infinity and -infinity, and have no rank. Replace "
+            f"infinite scores first, for example with torch.nan_to_num."
+        )
