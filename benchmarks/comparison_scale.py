@@ -31,6 +31,7 @@ from captum_staa.benchmark import METRICS, Case, PlantedClips, compare
 from captum_staa.benchmark.clips import described, source_of
 from captum_staa.benchmark.ledger import SETTINGS, Ledger
 from captum_staa.benchmark.methods import made
+from captum_staa.benchmark.rows import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS
 from captum_staa.benchmark.scoring import DEFAULT, baseline_of
 from captum_staa.files import atomic
 
@@ -45,7 +46,8 @@ METHODS = (
     "KernelShap",
     "SpatioTemporalPerturbation",
 )
-COPIES, CONTROLS = 8, 4
+COPIES = 8
+AGAIN = (RANDOM_WEIGHTS, OTHER_CLASS)  # controls that run the first method again
 BACKWARD = 2  # forwards that a backward takes as long as
 FORWARD_MS = 10.0  # of one clip on one GPU; an assumption, as no GPU was at hand
 MODEL = "tiny-videomae-pattern"  # whose results are copied
@@ -69,6 +71,7 @@ Counted for one clip of 16 x 224 x 224 and a VideoMAE with base's tokens. A back
 | | forwards | backwards | as forwards |
 |---|---|---|---|
 {rows}
+| {again} | | | {again_units} |
 | metrics of {methods} methods and {controls} controls | {metrics} | 0 | {metrics} |
 | **one clip** | | | **{total}** |
 
@@ -93,7 +96,7 @@ tables, {mib:.0f} MiB. In proportion, {clips} clips take {read_all:.1f} minutes,
 tables, and {gib_each:.1f} GiB **in each process**, {gib_all:.0f} GiB on a machine with {gpus}.
 
 On a GPU: the model, and {copies} altered clips (`perturbations_per_eval`) with their activations. With gradients
-these are about 14 times a plain forward's for VideoMAE-base ([Cost](cost.md)). STAA's rollout holds a matrix of
+these are about 14 times a plain forward's for VideoMAE-base ([Cost](cost.md)). STAA(attention) holds a matrix of
 tokens by tokens for each layer, 12 x 9.4 MiB.
 
 ## Network
@@ -152,7 +155,18 @@ def counted() -> dict[str, tuple[int, int]]:
     truth = torch.zeros(1, 16, 224, 224, dtype=torch.bool)
     truth[:, 4:8, 50:100, 50:100] = True
     maps = torch.rand(1, 16, 224, 224, dtype=torch.float64)
-    case = Case(clf, clip, maps, 0, truth, baseline_of("zero", clip, clf), steps=32, copies=COPIES)
+    case = Case(
+        classifier=clf,
+        clip=clip,
+        maps=maps,
+        target=0,
+        truth=truth,
+        rivals=~truth,
+        objects=torch.stack([truth, ~truth], 1),
+        baseline=baseline_of("zero", clip, clf),
+        steps=32,
+        copies=COPIES,
+    )
     scores = [METRICS[name].score for name in DEFAULT]
     found["the metrics of one map"] = counter.during(lambda: [score(case) for score in scores if score is not None])
     return found
@@ -201,7 +215,7 @@ def gather(folder: Path, clips: int) -> dict[str, float]:
         "MiB": _resident_peak() - before,
         "csv": (folder / "rows.csv").stat().st_size / 2**20,
         "json": (folder / "comparison.json").stat().st_size / 2**20,
-        "entries": float(len(COPIED) + CONTROLS + 1),
+        "entries": float(len(COPIED) + len(CONTROLS) + 1),
     }
 
 
@@ -214,9 +228,10 @@ def _resident_peak() -> float:
 
 def page(counts: dict[str, tuple[int, int]], size: float, write: float, gathered: dict[str, float], clips: int) -> str:
     """The whole page, with what follows for ``CLIPS``."""
-    metrics = counts["the metrics of one map"][0] * (len(METHODS) + CONTROLS)
+    metrics = counts["the metrics of one map"][0] * (len(METHODS) + len(CONTROLS))
     units = {name: forwards + BACKWARD * backwards for name, (forwards, backwards) in counts.items()}
-    total = sum(units[name] for name in METHODS) + metrics + 1
+    again = len(AGAIN) * units[METHODS[0]]
+    total = sum(units[name] for name in METHODS) + again + metrics + 1
     hours = total * CLIPS * FORWARD_MS / 1000 / 3600
     files = CLIPS * int(gathered["entries"])
     times = CLIPS / clips
@@ -225,7 +240,9 @@ def page(counts: dict[str, tuple[int, int]], size: float, write: float, gathered
         gpus=GPUS,
         copies=COPIES,
         methods=len(METHODS),
-        controls=CONTROLS,
+        controls=len(CONTROLS),
+        again=f"{' and '.join(AGAIN)}, of {METHODS[0]}",
+        again_units=again,
         sample=clips,
         rows="\n".join(f"| {name} | {f} | {b} | {units[name]} |" for name, (f, b) in counts.items()),
         metrics=metrics,

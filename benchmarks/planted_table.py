@@ -1,11 +1,11 @@
-"""How well each method finds planted evidence, for every family and task: the table in docs/planted.md.
+"""How well each method tells planted evidence from its rivals, and one class from another: docs/planted.md.
 
-    python benchmarks/planted_table.py --clips 200            # all models shipped; about an hour on one core
-    python benchmarks/planted_table.py --only videomae-pattern --clips 20
-    python benchmarks/planted_table.py --write-only           # the table again, from the results at hand
+    python benchmarks/planted_table.py                        # all bundled models; about an hour on two cores
+    python benchmarks/planted_table.py --only videomae-pattern --clips 8
+    python benchmarks/planted_table.py --write-only           # the page again, from the results at hand
 
-Each (family, task) is written to its own JSON file as soon as it is done; a second start goes on with the others,
-and `--redo STAA` runs again only the methods whose names begin so.
+Each model is written to a JSON file of its own as soon as it is done; a second start continues with the others, and
+``--redo STAA`` runs only the methods whose names begin so.
 """
 
 from __future__ import annotations
@@ -14,181 +14,258 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from captum.attr import IntegratedGradients, Occlusion, Saliency
+import torch.nn.functional as F
+from captum.attr import InputXGradient, IntegratedGradients, Saliency
+from planted_text import HISTORY, INTRO
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_staa import STAA, Focus, GradCAM, TokenGrid, VideoClassifier, space_time
-from captum_staa.attention.relevance import smooth_input_gradient
+from captum_staa import RISE, STAA, GradCAM, VideoClassifier, VideoOcclusion, metrics
 from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark.controls import RandomWeights
 from captum_staa.benchmark.layers import End, end_layer
-from captum_staa.metrics import auroc, pointing_game
+from captum_staa.gaussian import gaussian
 
-FAMILIES, TASKS = ("videomae", "timesformer", "vivit", "vjepa2"), ("pattern", "motion", "order")
-SEED = 20_000
+FAMILIES, TASKS = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d"), ("pattern", "motion", "order")
+SEED = 20_000  # clips of two classes have the seed after it
 BATCH = 8
-METRICS = ("joint", "time", "space", "joint, tubelets", "pointing")
-Method = Callable[[Tensor, Tensor, Tensor], Tensor]  # (clips, labels, truth) -> maps (B, T, H, W)
+COLUMNS = {
+    "rivals": "evidence against rivals",
+    "time": "in time",
+    "all": "against all voxels",
+    "pointing": "evidence first",
+    "classes": "class A against B",
+    "random weights": "random weights",
+    "other class": "other class",
+    "forwards": "forwards",
+}
+CHANCE = "random"
+NEAR = 0.8  # of a method's advantage over chance: a control that has as much is as good
+Method = Callable[[Tensor, Tensor], Tensor]  # clips in the classifier's layout, targets (B,) -> maps (B, T, H, W)
+Variant = Callable[[Tensor], Tensor]
+SIGNED: dict[str, Variant] = {"": lambda maps: maps}
+SMOOTHED: dict[str, Variant] = {
+    ", signed, smoothed": lambda maps: gaussian(maps, (1.0, 4.0, 4.0)),
+    ", magnitude, smoothed": lambda maps: gaussian(maps.abs(), (1.0, 4.0, 4.0)),
+}
 
 
-def methods(clf: VideoClassifier, grid: TokenGrid) -> dict[str, Method]:
-    """Maps whose higher values mean more evidence. Signed maps of other methods are taken by magnitude."""
-    layout, generator = clf.layout, torch.Generator().manual_seed(0)
-    gradients, occlusion, saliency = IntegratedGradients(clf), Occlusion(clf), Saliency(clf)
-    _, h, w = grid.tubelet
+@dataclass(frozen=True)
+class Row:
+    """A method, and the maps that are made of its attributions without running it again.
 
-    def staa(**options: object) -> Method:
-        method = STAA(clf, **options)  # type: ignore[arg-type]
-        return lambda clips, labels, truth: space_time(method.attribute(clips, target=labels), layout).joint
+    Attributes:
+        call: the method.
+        variants: what is appended to its name, and what is done to its maps. Higher values mean more evidence.
+        slow: whether it takes hundreds of forwards: then it explains fewer clips, and has no controls of its own.
+    """
 
-    def integrated(clips: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
-        attributions = gradients.attribute(clips, target=labels, n_steps=50, internal_batch_size=4 * BATCH)
-        return space_time(attributions.float(), layout).joint.abs()
+    call: Method
+    variants: dict[str, Variant]
+    slow: bool = False
 
-    def occluded(clips: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
-        window, stride = (4, 3, 2 * h, 2 * w), (4, 3, h, w)  # large enough to hide the evidence, half overlapping
-        attributions = occlusion.attribute(clips, window, stride, target=labels, perturbations_per_eval=4)
-        return space_time(attributions, layout).joint.abs()  # a region may also speak against
 
-    def grad_cam(end: End, weighting: str) -> Method:
+def methods(clf: VideoClassifier) -> dict[str, Row]:
+    layout = clf.layout
+
+    def row(
+        attribute: Callable[..., Tensor], variants: dict[str, Variant] = SIGNED, slow: bool = False, **options: object
+    ) -> Row:
+        def call(clips: Tensor, targets: Tensor) -> Tensor:
+            return layout.reduce(attribute(clips, target=targets, **options).detach().float())
+
+        return Row(call, variants, slow)
+
+    def cam(end: End, weighting: str) -> Row:
         layer = end_layer(clf, end)
         assert layer is not None
-        method = GradCAM(clf, layer, weighting=weighting)  # type: ignore[arg-type]
-        return lambda clips, labels, truth: method.attribute_parts(clips, target=labels).joint.abs()
+        return row(GradCAM(clf, layer, weighting=weighting).attribute)  # type: ignore[arg-type]
 
-    def centre(clips: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
-        axes = [torch.linspace(-1, 1, size) ** 2 for size in truth.shape[1:]]
-        distance = axes[0][:, None, None] + axes[1][:, None] + axes[2]
-        return (-distance).expand(truth.shape)
-
-    def perfect(clips: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
-        return grid.to_pixels(tubelets(truth.float(), grid))
-
-    return {
-        "STAA relevance (product)": staa(mode="relevance"),
-        "STAA relevance (product), Focus": staa(mode="relevance", focus=Focus()),
-        "STAA relevance (gradient)": staa(mode="relevance", rule="gradient"),
-        "STAA relevance (chefer)": staa(mode="relevance", rule="chefer"),
-        "STAA attention, rolled out": staa(mode="attention", layers="all"),
-        "STAA attention, aggregated": staa(mode="attention", layers="mean"),
-        "STAA attention, last layer": staa(mode="attention", layers=[-1]),
-        "STAA released": staa(mode="released"),
-        "Saliency": lambda x, y, m: space_time(saliency.attribute(x, target=y), layout).joint,
-        "IntegratedGradients (50)": integrated,
-        "Occlusion (4 frames x 2 x 2 patches)": occluded,
-        "GradCAM (hirescam), first block": grad_cam("first", "hirescam"),
-        "GradCAM (layercam), first block": grad_cam("first", "layercam"),
-        "GradCAM (gradcam), last block": grad_cam("last", "gradcam"),
-        "random": lambda x, y, m: torch.rand(m.shape, generator=generator),
-        "uniform": lambda x, y, m: torch.ones(m.shape),
-        "centre": centre,
-        "ceiling: perfect tubelets": perfect,
-    }
-
-
-def derived(grid: TokenGrid) -> dict[str, tuple[str, Callable[[Tensor], Tensor]]]:
-    """Maps made from another method's maps, which are not computed again."""
-    return {
-        "IntegratedGradients (50), smoothed as relevance": (
-            "IntegratedGradients (50)",
-            lambda maps: smooth_input_gradient(maps, grid),
+    found: dict[str, Row] = {}
+    if clf.family is not None:
+        found |= {
+            "STAA (relevance)": row(STAA(clf).attribute),
+            "STAA (relevance, Chefer)": row(STAA(clf, rule="chefer").attribute),
+            "STAA (attention, of no class)": row(STAA(clf, mode="attention").attribute),
+            "STAA (released code)": row(STAA(clf, mode="released").attribute),
+        }
+    windows = {"sliding_window_shapes": (4, 16, 16), "strides": (2, 8, 8)}
+    return found | {
+        "GradCAM (gradcam, last layer)": cam("last", "gradcam"),
+        "GradCAM (hirescam, last layer)": cam("last", "hirescam"),
+        "GradCAM (layercam, first layer)": cam("first", "layercam"),
+        "Saliency": row(Saliency(clf).attribute),
+        "InputXGradient": row(InputXGradient(clf).attribute, SMOOTHED),
+        "IntegratedGradients (20)": row(
+            IntegratedGradients(clf).attribute, SMOOTHED, n_steps=20, internal_batch_size=4 * BATCH
         ),
-        "STAA relevance (product), inverted": ("STAA relevance (product)", lambda maps: -maps),
+        "VideoOcclusion (4 x 16 x 16)": row(
+            VideoOcclusion(clf).attribute, slow=True, perturbations_per_eval=BATCH, **windows
+        ),
+        "RISE (400)": row(RISE(clf).attribute, slow=True, n_samples=400, perturbations_per_eval=BATCH),
     }
 
 
-def tubelets(maps: Tensor, grid: TokenGrid) -> Tensor:
-    """``(B, T, H, W)`` to the mean of every tubelet, ``(B, t, h, w)``."""
-    return torch.nn.functional.avg_pool3d(maps[:, None].float(), grid.tubelet)[:, 0]
+def mean(values: Iterable[float]) -> float:
+    known = [value for value in values if value == value]
+    return statistics.fmean(known) if known else float("nan")
 
 
-def scores(maps: Tensor, truth: Tensor, grid: TokenGrid) -> dict[str, Tensor]:
-    """``(B,)`` per metric; a tubelet belongs to the truth if at least half of it does."""
-    coarse = tubelets(truth, grid) >= 0.5
-    return {
-        "joint": auroc(maps, truth),
-        "time": auroc(maps, truth, axis="time"),
-        "space": auroc(maps, truth, axis="space"),
-        "joint, tubelets": auroc(tubelets(maps, grid), coarse),
-        "pointing": pointing_game(maps, truth, tolerance=grid.tubelet),
-    }
-
-
-def run(family: str, task: str, count: int, redo: str) -> dict[str, dict[str, float]]:
+def run(family: str, task: str, clips: int, slow_clips: int, redo: str) -> dict[str, dict[str, float]]:
     clf = VideoClassifier.from_pretrained(f"tiny-{family}-{task}")
-    grid = clf.grid
-    assert grid is not None
-    planted = PlantedClips(seed=SEED, n=count, task=task)
-    calls = {name: call for name, call in methods(clf, grid).items() if name.startswith(redo)}
-    makers = {name: own for name, own in derived(grid).items() if name.startswith(redo)}
-    found: dict[str, dict[str, list[float]]] = {
-        name: {key: [] for key in (*METRICS, "forwards")} for name in (*calls, *makers)
-    }
-    for start in tqdm(range(0, count, BATCH), desc=f"{family}-{task}"):
-        clips, labels, truth = planted[start : min(start + BATCH, count)]
-        maps: dict[str, Tensor] = {}
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            with torch.no_grad():
-                clf(clips)
-            middle = time.perf_counter()
-            maps[name] = call(clips, labels, truth)
-            found[name]["forwards"].append((time.perf_counter() - middle) / (middle - begin))
-        for name, (source, make) in makers.items():
-            maps[name] = make(maps[source])
-            found[name]["forwards"].append(found[source]["forwards"][-1])
-        for name, own in maps.items():
-            for key, values in scores(own, truth, grid).items():
-                found[name][key] += [value for value in values.tolist() if value == value]
+    for parameter in clf.parameters():
+        parameter.requires_grad_(False)
+    weights = RandomWeights(clf, seed=0)
+    found: dict[str, dict[str, float]] = {}
+    for name, row in tqdm(methods(clf).items(), desc=f"{family}-{task}", mininterval=5):
+        if name.startswith(redo):
+            found |= _run(clf, weights, name, row, task, slow_clips if row.slow else clips)
+    return found if redo else found | _controls(clf, task, clips)
+
+
+def _run(
+    clf: VideoClassifier, weights: RandomWeights, name: str, row: Row, task: str, count: int
+) -> dict[str, dict[str, float]]:
+    values: dict[str, dict[str, list[float]]] = {name + end: {key: [] for key in COLUMNS} for end in row.variants}
+    planted = PlantedClips(SEED, count, task)
+    pairs = None if task == "order" else PlantedClips(SEED + 1, count, task, two_classes=True)
+
+    def variants(clips: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        maps = row.call(clips, targets)
+        return {name + end: variant(maps) for end, variant in row.variants.items()}
+
+    for start in range(0, count, BATCH):
+        part = slice(start, min(start + BATCH, count))
+        inputs, labels, truth = planted[part]
+        inputs, rivals, objects = (
+            clf.layout.from_working(inputs).contiguous(),
+            planted.rivals(part),
+            planted.objects(part),
+        )
+        with torch.no_grad():
+            clf(inputs)
+            begin = time.process_time()
+            logits = clf(inputs)
+            middle = time.process_time()
+        own = variants(inputs, labels)
+        cost = (time.process_time() - middle) / (middle - begin)
+        more = {}
+        if not row.slow:
+            more["other class"] = variants(inputs, logits.scatter(1, labels[:, None], -torch.inf).argmax(1))
+            with weights.in_place():
+                more["random weights"] = variants(inputs, labels)
+        if pairs is not None:
+            two, both, truths = pairs[part]
+            two = clf.layout.from_working(two).contiguous()
+            a, b = variants(two, both[:, 0]), variants(two, both[:, 1])
+        for each, maps in own.items():
+            _score(values[each], maps, truth, rivals, objects)
+            values[each]["forwards"].append(cost)
+            for column, others in more.items():
+                values[each][column] += metrics.evidence_against_rivals(others[each], truth, rivals).tolist()
+            if pairs is not None:
+                preferred = metrics.class_discrimination(a[each], b[each], truths[:, 0], truths[:, 1])
+                values[each]["classes"] += preferred.tolist()
     return {
-        name: {key: statistics.median(v) if key == "forwards" else statistics.fmean(v) for key, v in own.items()}
-        for name, own in found.items()
+        each: {key: statistics.median(v) if key == "forwards" else mean(v) for key, v in own.items()}
+        for each, own in values.items()
     }
 
 
-def table(results: dict[str, dict[str, dict[str, float]]], count: int) -> str:
-    """Markdown: the overview of all models, then one table per model."""
-    lines = [
-        "# Planted evidence: what each method finds",
-        "",
-        f"{count} held-out clips per family and task, the models of `captum_staa.models.zoo`, AUROC per pixel of every",
-        "frame (joint), per frame (time) and per place (space), joint AUROC per tubelet, the share of clips whose",
-        "maximum lies within one tubelet of the evidence, and the time as a multiple of one forward (median, batches",
-        f"of {BATCH}, one thread). Explanations are of the true class. Maps of Integrated Gradients, Occlusion and",
-        "Grad-CAM are taken by magnitude; [`compare`](comparison_guide.md) scores Occlusion and Grad-CAM of the last",
-        "layer by their signed maps, so its numbers for them are others. Made by `python benchmarks/planted_table.py`.",
-        "",
-        "## Joint / time AUROC per pixel, all models",
-        "",
-        "| method | " + " | ".join(results) + " | mean | worst |",
-        "|---" * (len(results) + 3) + "|",
-    ]
-    found = list(next(iter(results.values())))
-    names = sorted(found, key=lambda name: [name.startswith(other) for other in found].index(True))  # kin together
-    for name in names:
-        pairs = [(own[name]["joint"], own[name]["time"]) for own in results.values()]
-        cells = [f"{joint:.3f} / {when:.3f}" for joint, when in pairs]
-        mean = f"{statistics.fmean(j for j, _ in pairs):.3f} / {statistics.fmean(w for _, w in pairs):.3f}"
-        worst = f"{min(joint for joint, _ in pairs):.3f} / {min(when for _, when in pairs):.3f}"
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean} | {worst} |")
-    for model, own in results.items():
-        lines += ["", f"## {model}", "", "| method | " + " | ".join((*METRICS, "forwards")) + " |"]
-        lines.append("|---" * (len(METRICS) + 2) + "|")
-        for name in names:
-            values = own[name]
-            cells = [f"{values[key]:.3f}" for key in METRICS] + [f"{values['forwards']:.1f}"]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def _score(own: dict[str, list[float]], maps: Tensor, truth: Tensor, rivals: Tensor, objects: Tensor) -> None:
+    own["rivals"] += metrics.evidence_against_rivals(maps, truth, rivals).tolist()
+    own["time"] += metrics.evidence_against_rivals(maps, truth, rivals, axis="time").tolist()
+    own["all"] += metrics.auroc(maps, truth).tolist()
+    own["pointing"] += metrics.object_pointing(maps, objects).tolist()
+
+
+def _controls(clf: VideoClassifier, task: str, count: int) -> dict[str, dict[str, float]]:
+    """Maps that know nothing of the model, and what the tokens of a transformer allow at best."""
+    planted, grid = PlantedClips(SEED, count, task), clf.grid
+    values: dict[str, dict[str, list[float]]] = {}
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, count, BATCH):
+        part = slice(start, min(start + BATCH, count))
+        inputs, _, truth = planted[part]
+        maps = {f"control: {name}": each for name, each in metrics.model_free_controls(inputs, "BTCHW").items()}
+        maps[CHANCE] = torch.rand(truth.shape, generator=generator)
+        maps["uniform"] = torch.ones(truth.shape)
+        if grid is not None:
+            maps["perfect tokens"] = grid.to_pixels(F.avg_pool3d(truth[:, None].float(), grid.tubelet)[:, 0])
+        for name, each in maps.items():
+            own = values.setdefault(name, {key: [] for key in COLUMNS})
+            _score(own, each, truth, planted.rivals(part), planted.objects(part))
+    return {name: {key: mean(v) for key, v in own.items()} for name, own in values.items()}
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def averaged(results: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    names = dict.fromkeys(name for own in results for name in own)
+    return {name: {key: mean(own[name][key] for own in results if name in own) for key in COLUMNS} for name in names}
+
+
+def best_control(own: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Instead of all maps without a model, the best one for each column."""
+    controls = [values for name, values in own.items() if name.startswith("control: ")]
+    rest = {name: values for name, values in own.items() if not name.startswith("control: ")}
+    best = {key: max((c[key] for c in controls if c[key] == c[key]), default=float("nan")) for key in COLUMNS}
+    return {**rest, "best map without a model": best} if controls else rest
+
+
+def table(own: dict[str, dict[str, float]]) -> list[str]:
+    own = best_control(own)
+    lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, values in sorted(own.items(), key=lambda each: -each[1]["rivals"]):
+        cells = [_cell(key, values) for key in COLUMNS]
+        lines.append(f"| {name}{_marks(values)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(key: str, values: dict[str, float]) -> str:
+    value = values[key]
+    if value != value:
+        return ""
+    return f"{value:.1f}" if key == "forwards" else f"{value:.3f}"
+
+
+def _marks(values: dict[str, float]) -> str:
+    advantage = values["rivals"] - 0.5
+    if advantage < 0.1:
+        return ""
+    marks = (("random weights", "†"), ("other class", "‡"))
+    return "".join(mark for key, mark in marks if values[key] - 0.5 >= NEAR * advantage)
+
+
+def page(found: dict[str, dict]) -> str:
+    kinds = {
+        "Video transformers": [name for name in found if not name.startswith("resnet3d")],
+        "3D CNNs": [name for name in found if name.startswith("resnet3d")],
+    }
+    clips = min(own["clips"] for own in found.values())
+    slow = min(own["slow clips"] for own in found.values())
+    lines = [INTRO.strip().format(clips=clips, slow=slow), ""]
+    for kind, names in kinds.items():
+        if names:
+            lines += [f"## {kind}: mean over {len(names)} models", ""]
+            lines += [*table(averaged([found[name]["methods"] for name in names])), ""]
+    lines += [HISTORY.strip(), "", "## Each model", ""]
+    for name, own in found.items():
+        lines += [f"### {name}", "", *table(own["methods"]), ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--only", action="append", help="family-task, may be given again")
+    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--slow-clips", type=int, default=4, help="for methods of many forwards")
+    parser.add_argument("--only", action="append", metavar="FAMILY-TASK", help="may be given again")
     parser.add_argument("--redo", metavar="PREFIX")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     parser.add_argument("--write-only", action="store_true")
@@ -201,17 +278,14 @@ def main() -> None:
         path = folder / f"{name}.json"
         if arguments.redo is not None or not path.exists():
             family, task = name.split("-")
-            results = json.loads(path.read_text()) if path.exists() else {"clips": arguments.clips, "methods": {}}
-            results["methods"].update(run(family, task, results["clips"], arguments.redo or ""))
-            path.with_suffix(".part").write_text(json.dumps(results, indent=1))
+            fresh = {"clips": arguments.clips, "slow clips": arguments.slow_clips, "methods": {}}
+            results = json.loads(path.read_text()) if path.exists() else fresh
+            results["methods"].update(run(family, task, results["clips"], results["slow clips"], arguments.redo or ""))
+            path.with_suffix(".part").write_text(json.dumps(results, indent=1) + "\n")
             path.with_suffix(".part").replace(path)
     paths = {name: folder / f"{name}.json" for name in names}
-    found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-    if found:
-        clips = min(own["clips"] for own in found.values())
-        text = table({name: own["methods"] for name, own in found.items()}, clips)
-        (arguments.out / "planted.md").write_text(text)
-        print(text)
+    if found := {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}:
+        (arguments.out / "planted.md").write_text(page(found))
 
 
 if __name__ == "__main__":

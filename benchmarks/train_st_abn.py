@@ -29,12 +29,13 @@ from captum_staa.benchmark.scenes import LABELS
 from captum_staa.models import STABN, ResNet3D, STABNLoss, fit_st_abn
 
 STEPS, BATCH = 20, 16  # of an epoch; clips of a step
-EPOCHS = {"pattern": 20, "motion": 18, "order": 18}  # of the 3D CNN alone
+EPOCHS = {"pattern": 24, "motion": 18, "order": 18}  # of the 3D CNN alone
 JOINT = 10  # further ones, with the branch
 LOOKING, LOOKS = 8, 11  # clips per step and epochs of the observer
 EASY = 4  # of these, the first ones with an area that weighs little: gates that close at once learn nothing
 LAYER = "videomae.encoder.layer.1"
 RATE = 3e-3
+EASY_START = 0.4  # part of the training in which clips of evidence alone become fewer; see train_zoo.py
 
 
 def small_trunk(classes: int) -> ResNet3D:
@@ -47,7 +48,7 @@ def lessons(task: str, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]
     generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
     for i in range(epoch * STEPS, (epoch + 1) * STEPS):
         progress = i / (EPOCHS[task] * STEPS)
-        clips, targets, _ = training_batch(task, seed * 1_000_000 + i, progress, 0.0, generator, BATCH)
+        clips, targets, _ = training_batch(task, seed * 1_000_000 + i, progress, EASY_START, generator, BATCH)
         yield clips.transpose(1, 2).contiguous(), targets
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor, nn
+
+from captum_staa import VideoClassifier
 from captum_staa.benchmark import PlantedClips, compare
 
 PLANTED = PlantedClips(seed=12, n=20)
-
+CONTROLS = ("random", "uniform", "centre", "model-free", "inverted", "random weights", "other class")
 
 FAST = [  # all but those that take many forwards
     "STAA",
+    "STAA(chefer)",
     "STAA(attention)",
     "STAA(attention-last)",
     "STAA(released)",
@@ -31,3 +36,45 @@ def table(found) -> dict[tuple[str, str, str], float]:
 
 def silent(*args, **options):
     return compare(*args, show_progress=False, **options)
+
+
+class Colors(nn.Module):
+    """Logits are mixtures of the mean colors."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, classes, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.eye(3)[:classes])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(inputs.mean((1, 3, 4)))  # (B, T, C, H, W) to (B, classes)
+
+
+def scene(target: int, seed: int = 0) -> tuple[Tensor, int, Tensor, Tensor, Tensor]:
+    """Two squares alike but for their color, in front of noise: class ``k`` is channel ``k``."""
+    clip = 0.1 * torch.rand(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    truth, rivals = torch.zeros(2, 1, 4, 8, 8, dtype=torch.bool)
+    truth[:, 1:3, :4, :4] = True
+    rivals[:, 1:3, 4:, 4:] = True
+    clip[:, :, target] += truth
+    clip[:, :, (target + 1) % 3] += rivals
+    return clip, target, truth, rivals, torch.stack([truth, rivals], 1)
+
+
+def classifier(classes: int = 3) -> VideoClassifier:
+    return VideoClassifier(Colors(classes).eval(), "BTCHW")
+
+
+def mixture(model: VideoClassifier):
+    """What each pixel adds to the logit, times the number of pixels; right for this model, whatever its weights."""
+
+    def contributions(clip: Tensor, target: int) -> Tensor:
+        return torch.einsum("btchw,c->bthw", clip, model.module.head.weight[target].detach())
+
+    return contributions
+
+
+def absolute(clip: Tensor, target: int) -> Tensor:
+    """Uses neither the model nor the class."""
+    return clip.abs().sum(2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import InputXGradient, Saliency
-from comparison_cases import FAST, PLANTED, silent, table
+from comparison_cases import CONTROLS, FAST, PLANTED, silent, table
 from torch import Tensor, nn
 
 from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, metrics
@@ -42,7 +42,7 @@ def test_numbers_are_those_of_the_metrics_called_by_hand(clf):
     ]
     found = silent(clf, [PLANTED[i] for i in (3, 16)], ["STAA", "InputXGradient"], wanted, steps=6)
     values = table(found)
-    assert len(values) == 2 * 6 * len(wanted)  # of a flat map saco is nan, and that is a row, too
+    assert len(values) == 2 * (2 + len(CONTROLS)) * len(wanted)  # of a flat map saco is nan, and that is a row, too
     for name, at in (("clip-00000", 3), ("clip-00001", 16)):
         clip, label, truth = PLANTED[at : at + 1]
         maps = {
@@ -80,13 +80,13 @@ def test_every_method_gives_a_map_or_says_why_not(clf, cnn):
         of_cnn = silent(cnn, volume, FAST, none)
     for found, silent_ones in (
         (of_clf, {"GuidedBackprop", "DeepLift", "LayerGradCam"}),
-        (of_cnn, {"STAA", "STAA(attention)", "STAA(attention-last)", "STAA(released)"}),
+        (of_cnn, {"STAA", "STAA(chefer)", "STAA(attention)", "STAA(attention-last)", "STAA(released)"}),
     ):
         assert not found.failures
         assert {row.method for row in found.rows if row.metric == "does not apply"} == silent_ones
         assert all(len(row.reason) > 20 for row in found.rows if row.metric == "does not apply")
         scored = {method for _, method, metric in table(found) if metric == "sparsity"}
-        assert scored == {*FAST, "random", "uniform", "centre", "inverted"} - silent_ones
+        assert scored == {*FAST, *CONTROLS} - silent_ones
     assert "does not apply" in of_clf.to_markdown() and "is a transformer" in of_clf.to_markdown()
 
 
@@ -96,7 +96,7 @@ def test_all_methods_run_on_all_kinds_of_models(model):
     classifier = VideoClassifier.from_pretrained(model)
     found = silent(classifier, PlantedClips(seed=5, n=1, task=model.rsplit("-")[-1]), None, ["auroc", "forwards"])
     assert not found.failures
-    assert set(found.methods) == {*METHODS, "random", "uniform", "centre", "inverted"}
+    assert set(found.methods) == {*METHODS, *CONTROLS}
     silenced = {row.method for row in found.rows if row.metric == "does not apply"}
     assert {method for _, method, metric in table(found) if metric == "auroc"} == {*found.methods} - silenced
 
@@ -184,7 +184,7 @@ def test_a_method_by_name_is_a_line_in_the_dict(clf, monkeypatch):
     assert found.settings["methods"] == {"Darkness": "the clip itself"}
     lost = silent(clf, [PLANTED[16]], ["darkness"], wanted)
     assert lost.reasons() == {"Darkness": "does not apply: too many copies"}
-    assert lost.methods == ["Darkness", "random", "uniform", "centre"]  # nothing is there to be turned round
+    assert lost.methods == ["Darkness", *CONTROLS[:4]]  # there is no method to invert, or to run again
 
 
 def test_curves_are_means_over_clips_of_any_number_of_cells(clf):
@@ -206,6 +206,6 @@ def test_all_names_are_known_to_the_table():
     assert {"insertion", "deletion", "auroc", "forwards", "memory"} <= set(METRICS)
     for name, metric in METRICS.items():
         known = getattr(metrics, name.removesuffix("_time").removesuffix("_space"), None)
-        if known is not None:
+        if callable(known):
             assert metric.higher_is_better == known.higher_is_better, name
     assert METRICS["deletion"].higher_is_better is METRICS["seconds"].higher_is_better is False

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from captum_staa import VideoClassifier, io
-from captum_staa.benchmark import PlantedClips, Videos, compare, joined
+from captum_staa.benchmark import JoinedClips, PlantedClips, Videos, compare
 from captum_staa.benchmark.clips import checked, described, each, share, source_of
+from captum_staa.metrics import class_discrimination, evidence_against_rivals
 
 PLANTED = PlantedClips(seed=12, n=6)
 FACTOR, MARGIN = 4, 24  # by which planted frames grow in a file; columns beside them, which the centre crop cuts off
@@ -78,13 +79,18 @@ CLIP, LABEL, TRUTH = PLANTED[0]
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [
-        (CLIP, TypeError, "Tensor came"),
-        ((CLIP,), TypeError, "tuple came"),
+        (CLIP, TypeError, "got Tensor"),
+        ((CLIP,), TypeError, "got tuple of 1"),
+        ((CLIP, 0, TRUTH, ~TRUTH, TRUTH[None], None), TypeError, "got tuple of 6"),
         ((CLIP[None].expand(2, -1, -1, -1, -1), 0), ValueError, r"batch of shape \(2, 16"),
         ((CLIP, "sideways"), ValueError, "no label 'sideways'"),
         ((CLIP, 4), ValueError, "4 is out of range"),
         ((CLIP, 0, TRUTH.float()), ValueError, "float32 of shape"),
         ((CLIP, 0, TRUTH[:8]), ValueError, r"\(1, 16, 48, 48\)"),
+        ((CLIP, 0, TRUTH.numpy()), TypeError, "truth must be a bool tensor or None, got ndarray"),
+        ((CLIP, 0, TRUTH, TRUTH[:, :9]), ValueError, r"rivals must be bool \(1, T, H, W\)"),
+        ((CLIP, 0, TRUTH, TRUTH), ValueError, r"truth and rivals must not overlap, got \d+ voxels"),
+        ((CLIP, 0, TRUTH, None, TRUTH), ValueError, r"objects must be bool \(1, K, T, H, W\)"),
         ((CLIP / 0, 0), ValueError, "nan or infinite"),
     ],
 )
@@ -111,8 +117,8 @@ def test_names_are_checked_before_the_first_clip_is_loaded(clf):
         source_of(Named([PLANTED[0]]), clf)
 
 
-def test_joined_clips_hold_half_of_each_and_truth_says_which(clf, cnn):
-    pairs = joined(PLANTED, clf, n=20, seed=3)
+def test_clips_joined_in_time_hold_half_of_each_and_truth_says_which(clf):
+    pairs = JoinedClips(PLANTED, clf, n=20, seed=3)
     clips, labels, _ = PLANTED[:6]
     firsts = 0
     for index in range(20):
@@ -124,49 +130,158 @@ def test_joined_clips_hold_half_of_each_and_truth_says_which(clf, cnn):
         assert torch.equal(clip[0, when], clips[own, 1::2])  # every second of its frames, in order
         others = [at for at in range(6) if torch.equal(clip[0, ~when], clips[at, 1::2])]
         assert len(others) == 1 and labels[others[0]] != target
+        classes = torch.where(truth, target, int(labels[others[0]]))
+        assert torch.equal(pairs.rivals(index), ~truth) and torch.equal(pairs.classes(index), classes)
         firsts += bool(when[0])
     assert 2 < firsts < 18
-    assert torch.equal(joined(PLANTED, clf, n=20, seed=3)[7][0], pairs[7][0])
-    assert any(not torch.equal(joined(PLANTED, clf, n=20, seed=4)[i][0], pairs[i][0]) for i in range(4))
-    fewer = joined(PLANTED, clf, n=8, seed=3)  # how many there are changes none of them
-    assert all(torch.equal(fewer[i][0], pairs[i][0]) for i in (0, 5, 7))
-    volume = joined(PLANTED, cnn, n=20, seed=3)[7]
-    assert torch.equal(volume[0].transpose(1, 2), pairs[7][0]) and torch.equal(volume[2], pairs[7][2])
 
 
-def test_joined_refuses_what_cannot_be_joined(clf):
+def test_clips_joined_in_a_grid_are_four_small_clips_and_truth_says_which(clf):
+    grids = JoinedClips(PLANTED, clf, n=20, seed=3, arrangement="grid")
+    clips, labels, _ = PLANTED[:6]
+    small = torch.nn.functional.avg_pool2d(clips.flatten(0, 1), 2).view(6, 16, 3, 24, 24)
+    places = []
+    for index in range(20):
+        clip, target, truth = grids[index]
+        assert clip.shape == (1, 16, 3, 48, 48) and clip.is_contiguous()
+        assert truth.shape == (1, 16, 48, 48) and truth.dtype == torch.bool
+        shown, expected = [], torch.zeros_like(truth)
+        for y in (0, 24):
+            for x in (0, 24):
+                quarter = clip[0, ..., y : y + 24, x : x + 24]
+                (at,) = (at for at in range(6) if torch.allclose(quarter, small[at], rtol=0, atol=1e-6))
+                assert (grids.classes(index)[..., y : y + 24, x : x + 24] == labels[at]).all()
+                shown.append(at)
+                expected[..., y : y + 24, x : x + 24] = at == index % 6
+        assert target == int(labels[index % 6]) and shown.count(index % 6) == 1
+        assert sorted(int(labels[at]) == target for at in shown) == [False, False, False, True]
+        assert len(set(shown)) == 4  # where there are enough clips of other classes, none is shown twice
+        assert torch.equal(truth, expected) and torch.equal(grids.rivals(index), ~expected)
+        places.append(shown.index(index % 6))
+    assert set(places) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("arrangement", ["time", "grid"])
+def test_an_item_of_joined_clips_depends_on_its_seed_and_index_only(clf, cnn, arrangement):
+    def made(classifier=clf, n=20, seed=3):
+        return JoinedClips(PLANTED, classifier, n=n, seed=seed, arrangement=arrangement)
+
+    items = made()
+    assert torch.equal(made()[7][0], items[7][0])
+    assert any(not torch.equal(made(seed=4)[i][0], items[i][0]) for i in range(4))
+    fewer = made(n=8)  # how many there are changes none of them
+    assert all(torch.equal(fewer[i][0], items[i][0]) for i in (0, 5, 7))
+    volume = made(cnn)[7]
+    assert torch.equal(volume[0].transpose(1, 2), items[7][0]) and torch.equal(volume[2], items[7][2])
+    assert len(items) == 20 and torch.equal(items[-1][0], items[19][0]) and len(set(items.names)) == 20
+    with pytest.raises(IndexError):
+        items[20]
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [(0, [(0, 4), (1, 0), (4, 2), (5, 3), (4, 2), (5, 3)]), (3, [(4, 0), (1, 3), (4, 2), (3, 2), (4, 0), (5, 3)])],
+)
+def test_items_joined_in_time_are_those_of_the_first_version(seed, expected):
+    """Which clip is the other, and which comes first."""
+    labels = (0, 1, 0, 2, 1, 0)
+    clips = [(torch.full((2, 3, 2, 2), float(at)), label) for at, label in enumerate(labels)]
+    pairs = JoinedClips(clips, VideoClassifier(torch.nn.Identity(), "BTCHW"), seed=seed)
+    assert [tuple(pairs[i][0][0, :, 0, 0, 0].int().tolist()) for i in range(6)] == expected
+
+
+def test_a_grid_of_few_clips_repeats_those_of_other_classes():
+    classifier = VideoClassifier(torch.nn.Identity(), "BCTHW")
+    clips = [(torch.full((3, 1, 4, 6), float(label)), label) for label in (0, 1)]
+    clip, target, truth = JoinedClips(clips, classifier, arrangement="grid")[1]
+    assert target == 1 and clip.shape == (1, 3, 1, 4, 6)
+    assert torch.equal(clip[:, 0], truth.float()) and truth.float().mean() == 0.25
+
+
+def test_a_grid_averages_2_by_2_pixels():
+    classifier = VideoClassifier(torch.nn.Identity(), "BTCHW")
+    ramp = torch.arange(24.0).reshape(1, 1, 4, 6)
+    clip, _, truth = JoinedClips([(ramp, 0), (-ramp, 1)], classifier, arrangement="grid")[0]
+    assert clip[0, 0, 0][truth[0, 0]].tolist() == [3.5, 5.5, 7.5, 15.5, 17.5, 19.5]
+
+
+def test_joined_clips_refuse_what_cannot_be_joined(clf):
     one_class = [PLANTED[i] for i in range(6) if int(PLANTED[i][1]) == 0]
-    with pytest.raises(ValueError, match="of class 0: two classes"):
-        joined(one_class, clf)[0]
-    with pytest.raises(TypeError, match="sequence"):
-        joined(iter(one_class), clf)
+    volumes = VideoClassifier(torch.nn.Identity(), "BCTHW")
+    for arrangement in ("time", "grid"):
+        with pytest.raises(ValueError, match=r"at least two classes, got .* all of class 0\. Add clips"):
+            JoinedClips(one_class, clf, arrangement=arrangement)[0]
+        unequal = [(torch.rand(3, 4, 8, 8 + 2 * label), label) for label in (0, 1)]
+        with pytest.raises(ValueError, match=r"got shapes \(1, 3, 4, 8, 10\) and \(1, 3, 4, 8, 8\) in layout BCTHW"):
+            JoinedClips(unequal, volumes, arrangement=arrangement)[1]
+    with pytest.raises(TypeError, match=r"must be a sequence.* got list_iterator. Pass list\(clips\)"):
+        JoinedClips(iter(one_class), clf)
     with pytest.raises(ValueError, match="n is a whole number"):
-        joined(PLANTED, clf, n=0)
+        JoinedClips(PLANTED, clf, n=0)
     for seed, error in ((1.5, TypeError), ("1", TypeError), (2**63, ValueError)):
         with pytest.raises(error, match="seed is a whole number"):
-            joined(PLANTED, clf, seed=seed)
-    assert joined(PLANTED, clf, seed=-1)[0][0].shape == PLANTED[:1][0].shape
+            JoinedClips(PLANTED, clf, seed=seed)
+    with pytest.raises(ValueError, match="arrangement is one of 'time', 'grid', but 'space' came"):
+        JoinedClips(PLANTED, clf, arrangement="space")
+    assert JoinedClips(PLANTED, clf, seed=-1)[0][0].shape == PLANTED[:1][0].shape
     flat = [(torch.rand(3, 1, 8, 8), label) for label in (0, 1)]
-    with pytest.raises(ValueError, match=r"clip 1 of shape \(1, 3, 1, 8, 8\) has 1 frame"):
-        joined(flat, VideoClassifier(torch.nn.Identity(), "BCTHW"))[1]
-    unequal = [(torch.rand(3, 4, 8, 8 + label), label) for label in (0, 1)]
-    with pytest.raises(ValueError, match=r"clip 1 of shape \(1, 3, 4, 8, 9\) met one of \(1, 3, 4, 8, 8\)"):
-        joined(unequal, VideoClassifier(torch.nn.Identity(), "BCTHW"))[1]
+    with pytest.raises(ValueError, match=r"at least 2 frames .* \(1, 3, 1, 8, 8\) .* Use arrangement='grid'"):
+        JoinedClips(flat, volumes)[1]
+    assert JoinedClips(flat, volumes, arrangement="grid")[1][0].shape == (1, 3, 1, 8, 8)
+    longer = [(torch.rand(3, 4 + label, 8, 8), label) for label in (0, 1)]
+    assert JoinedClips(longer, volumes)[1][0].shape == (1, 3, 5, 8, 8)  # each gives half of the target's frames
+    with pytest.raises(ValueError, match="agree in the axes C, T, H, W"):
+        JoinedClips(longer, volumes, arrangement="grid")[1]
+    for size in ((7, 8), (8, 7)):
+        odd = [(torch.rand(3, 4, *size), label) for label in (0, 1)]
+        with pytest.raises(ValueError, match=f"must be even .* got {size[0]} x {size[1]} .* Crop or resize the clips"):
+            JoinedClips(odd, volumes, arrangement="grid")[0]
+        assert JoinedClips(odd, volumes)[0][0].shape == (1, 3, 4, *size)
 
 
 def test_joined_clips_are_found_in_time(cnn):
     """The other class's pattern is no evidence: what falls when it is covered is another output than the target's."""
     wanted = ["auroc_time", "temporal_pointing"]
-    means = compare(cnn, joined(PLANTED, cnn), ["VideoFeatureAblation(frames)"], wanted, show_progress=False).means()
+    pairs = JoinedClips(PLANTED, cnn)
+    means = compare(cnn, pairs, ["VideoFeatureAblation(frames)"], wanted, show_progress=False).means()
     found = means["VideoFeatureAblation(frames)"]
     assert found["temporal_pointing"].value > 0.9 and found["auroc_time"].value > 0.8
     assert means["uniform"]["auroc_time"].value == 0.5
 
 
+class Colors(torch.nn.Module):
+    """Class k is channel k: logits are the means of the channels."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.mean((1, 3, 4))  # (B, T, C, H, W) to (B, C)
+
+
+def test_joined_clips_tell_maps_of_a_class_from_detectors_of_contrast():
+    classifier = VideoClassifier(Colors(), "BTCHW")
+    noise = torch.rand(8, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 10
+    clips = [(torch.eye(3)[at % 3][:, None, None] + noise[at], at % 3) for at in range(8)]
+    for arrangement, axis in (("time", "time"), ("grid", "space")):
+        joined, detected = JoinedClips(clips, classifier, arrangement=arrangement), []
+        for index in range(8):
+            clip, target, truth = joined[index]
+            rivals, classes = joined.rivals(index), joined.classes(index)
+            maps = [clip[:, :, k] for k in range(3)]  # what each pixel adds to logit k
+            for compared in (axis, "joint"):
+                assert evidence_against_rivals(maps[target], truth, rivals, compared).item() == 1
+            other = int(classes[rivals][0])
+            pair = truth, classes == other
+            assert class_discrimination(maps[target], maps[other], *pair).item() == 1
+            contrast = clip.abs().sum(2)
+            assert class_discrimination(contrast, contrast, *pair).item() == 0.5
+            detected.append(evidence_against_rivals(contrast, truth, rivals).item())
+        assert np.mean(detected) == pytest.approx(0.5, abs=0.1), arrangement
+
+
 def test_what_fixes_the_clips_is_described(clf):
     first, other = (described(source_of(PlantedClips(seed, 6), clf)) for seed in (12, 13))
     assert first != other and first == described(source_of(PLANTED, clf))
-    assert described(joined(PLANTED, clf)) != described(joined(PLANTED, clf, seed=1))
+    made = [JoinedClips(PLANTED, clf), JoinedClips(PLANTED, clf, seed=1), JoinedClips(PLANTED, clf, arrangement="grid")]
+    assert len({str(described(joined)) for joined in made}) == 3
     assert described(iter([])) == {"iterable": "list_iterator"}
     assert described([1, 2]) != described([1, 2, 3])
 

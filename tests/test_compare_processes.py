@@ -78,7 +78,7 @@ def same(folder: Path, other: Path) -> None:
     """The same table, of the same entries, no row missing or double."""
     rows = (folder / "rows.csv").read_text()
     assert rows == (other / "rows.csv").read_text()
-    assert len({tuple(row[:3]) for row in csv.reader(io.StringIO(rows))}) == len(rows.splitlines()) == 1 + 1 + 3 * 6 * 3
+    assert len({tuple(row[:3]) for row in csv.reader(io.StringIO(rows))}) == len(rows.splitlines()) == 1 + 1 + 3 * 9 * 3
     names = [sorted(str(path.relative_to(each)) for path in (each / "rows").rglob("*")) for each in (folder, other)]
     assert names[0] == names[1]
     assert (folder / "table.md").read_text() == (other / "table.md").read_text()
@@ -87,11 +87,12 @@ def same(folder: Path, other: Path) -> None:
 def test_a_terminal_that_knows_no_arrows(tmp_path, monkeypatch):
     shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", shown)
-    few = ["--planted", "1", "--methods", "saliency", "--metrics", "auroc"]
+    few = ["--planted", "1", "--methods", "saliency", "--metrics", "auroc", "--no-model-controls"]
     assert main(["compare", "--model", "tiny-resnet3d-pattern", *few, "--out", str(tmp_path / "run")]) == 0
     shown.flush()
     assert b"auroc ?" in shown.buffer.getvalue()
-    assert "auroc ↑" in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+    table = (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+    assert "auroc ↑" in table and "model-free" in table and "random weights" not in table
 
 
 def test_the_folder_holds_numbers_tables_pictures_and_a_report(alone):
@@ -100,7 +101,7 @@ def test_the_folder_holds_numbers_tables_pictures_and_a_report(alone):
     assert list(rows[0]) == ["clip", "method", "metric", "value"]
     assert {row["method"] for row in rows if row["metric"] == "auroc"} == {
         *("Saliency", "SmoothGrad"),
-        *("random", "uniform", "centre", "inverted"),
+        *("random", "uniform", "centre", "model-free", "inverted", "random weights", "other class"),
     }
     (silent,) = [row for row in rows if row["metric"] == "does not apply"]
     assert silent["method"] == "STAA" and "attention" in silent["value"]
@@ -119,6 +120,7 @@ def test_an_earlier_run_is_refused_unless_resume_fits(alone):
         (["--resume", "--seed", "1"], "seed: recorded 0, now 1"),
         (["--resume", "--dtype", "bfloat16"], "dtype: recorded float32, now bfloat16"),
         (["--resume", "--planted", "5"], "clips: recorded"),
+        (["--resume", "--no-model-controls"], "model_controls: recorded {"),
     ):
         before = (alone / "rows.csv").read_text()
         code, _, err = said([*COMPARE, "--out", str(alone), *more])
@@ -206,7 +208,7 @@ def test_a_run_killed_from_outside_goes_on_with_resume_by_another_number_of_rank
         finally:
             run.kill()
     entries = list(folder.rglob("rows/*/[!.]*.json"))
-    assert 6 <= len(entries) < 3 * 7 and not (folder / "rows.csv").exists()
+    assert 6 <= len(entries) < 3 * 10 and not (folder / "rows.csv").exists()
     entries[0].write_text(entries[0].read_text()[:100])
     done = finished(torchrun(3, "-m", "captum_staa", *COMPARE, "--out", str(folder), "--resume"))
     assert done.returncode == 0, done.stderr
@@ -256,12 +258,12 @@ def test_a_folder_of_videos_with_a_broken_file(tmp_path):
         video_io.write_video(tmp_path / f"{index}.mp4", planted.frames(index), 8, crf=4)
     (tmp_path / "2.mp4").write_bytes(b"no video")
     labels = [f"{i}.mp4,{planted.labels[int(planted[i][1])]}" for i in range(2)]
-    (tmp_path / "labels.csv").write_text("\n".join(["name,label", *labels, "2.mp4,vertical", ""]))
+    (tmp_path / "labels.csv").write_text("\n".join(["name,label", *labels, "2.mp4,bright-bottom", ""]))
     arguments = ["compare", "--model", "tiny-videomae-pattern", "--videos", str(tmp_path)]
     arguments += ["--labels", str(tmp_path / "labels.csv"), "--methods", "staa", "--metrics", "auroc_time,sparsity"]
     code, out, err = said([*arguments, "--out", str(tmp_path / "plain")])
     assert code == 1 and "failed: 2.mp4, *: ValueError" in err  # what is good is there, and the status says so
-    assert "2 of 3 clips without truth, which auroc_time need" in out
+    assert "2 of 3 clips have no truth (needed by auroc_time)" in out
     code, out, _ = said([*arguments, "--out", str(tmp_path / "joined"), "--joined"])
     rows = read(tmp_path / "joined")
     assert {row["clip"] for row in rows if row["metric"] == "auroc_time"} <= {"joined-00000", "joined-00001"}

@@ -54,7 +54,7 @@ def built(**options) -> Comparison:
     rows += [
         Row("e", "A", "error", nan, "RuntimeError: too | large & 100 %"),
         Row("*", "C", "does not apply", nan, "<no> attention"),
-        Row("e", "*", "left out", nan, "truth, which iou need"),
+        Row("e", "*", "left out", nan, "no truth (needed by iou)"),
     ]
     better = {"auroc": 1, "deletion": -1, "sparsity": 0, "forwards": -1}
     return Comparison(rows, METHODS, list(SCORES), better, {"seed": 0, "inverted": "A"}, **options)
@@ -136,7 +136,7 @@ def test_markdown_marks_the_best_and_says_what_is_missing():
     assert cells[4][:2] == ["random", "0.500"]  # never bold
     assert "too \\| large" in lines[2] and "failed on 1 of 5 clips" in lines[2]
     assert len({len(line) for line in lines[:6]}) == 1
-    assert "minus the map of A" in "\n".join(lines) and "1 of 5 clips without truth" in "\n".join(lines)
+    assert "minus the map of A" in "\n".join(lines) and "1 of 5 clips have no truth" in "\n".join(lines)
     assert "**0.900 (0.8" in built().to_markdown()
 
 

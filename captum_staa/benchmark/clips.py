@@ -17,13 +17,24 @@ from captum_staa.models import VideoClassifier
 
 
 class Sample(NamedTuple):
-    """One clip with what is known of it."""
+    """One clip with what is known of it.
 
-    clip: Tensor  # (1, ...), in the classifier's layout and on its device
+    Attributes:
+        clip: ``(1, ...)``, in the classifier's layout and on its device.
+        target: index of the class that is explained.
+        truth: bool ``(1, T, H, W)``, where the evidence is; None where unknown, as for the next two.
+        rivals: bool ``(1, T, H, W)``, where objects are that look like evidence and are not.
+        objects: bool ``(1, K, T, H, W)``, the evidence and each rival as an object of its own, the evidence first.
+    """
+
+    clip: Tensor
     target: int
-    truth: Tensor | None  # bool (1, T, H, W)
+    truth: Tensor | None = None
+    rivals: Tensor | None = None
+    objects: Tensor | None = None
 
 
+MASKS = ("truth", "rivals", "objects")  # fields of Sample
 Load = Callable[[], Sample]
 
 
@@ -33,8 +44,10 @@ class Planted(Sequence[tuple[Tensor, Tensor, Tensor]]):
     Example:
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         >>> clips = Planted(PlantedClips(seed=0, n=8), clf.layout)
-        >>> clips.names[3], clips[3][0].shape
-        ('pattern-00003', torch.Size([1, 3, 16, 48, 48]))
+        >>> clips.names[3], clips[3][0].shape, clips.objects(3).shape
+        ('pattern-00003', torch.Size([1, 3, 16, 48, 48]), torch.Size([1, 4, 16, 48, 48]))
+
+    In clips with evidence of two classes the first class is explained, and the evidence of the second is a rival.
 
     Args:
         planted: the clips, in layout BTCHW.
@@ -50,7 +63,21 @@ class Planted(Sequence[tuple[Tensor, Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         clip, label, truth = self._planted[index]
+        if self._planted.options.two_classes:
+            label, truth = label[0], truth[0]
         return self._layout.from_working(clip[None]).contiguous(), label, truth[None]
+
+    def rivals(self, index: int) -> Tensor:
+        """bool ``(1, T, H, W)``."""
+        rivals = self._planted.rivals(index)
+        if self._planted.options.two_classes:
+            first, second = self._planted[index][2]
+            rivals = (rivals | second) & ~first
+        return rivals[None]
+
+    def objects(self, index: int) -> Tensor:
+        """bool ``(1, K, T, H, W)``, the evidence first."""
+        return self._planted.objects(index)[None]
 
     def described(self) -> dict[str, Any]:
         """What fixes the clips, for the record of a run."""
@@ -61,8 +88,9 @@ def source_of(clips: Any, classifier: VideoClassifier) -> Iterable[Any]:
     """Clips that know their names where they can, checked as a whole before the first is loaded.
 
     Args:
-        clips: :class:`PlantedClips`; a sequence of ``(clip, target)`` or ``(clip, target, truth)``, such as
-            :class:`captum_staa.benchmark.Videos`; or any other iterable of these.
+        clips: :class:`PlantedClips`; a sequence of items as for :func:`checked`, such as
+            :class:`captum_staa.benchmark.Videos`; or any other iterable of these. A sequence may have methods
+            ``rivals(index)`` and ``objects(index)``, which are asked for what its items do not contain.
         classifier: who is to see them.
 
     Raises:
@@ -73,8 +101,8 @@ def source_of(clips: Any, classifier: VideoClassifier) -> Iterable[Any]:
         clips = Planted(clips, classifier.layout)
     if not (_indexed(clips) or hasattr(clips, "__iter__")) or isinstance(clips, (str, Tensor, dict)):
         raise TypeError(
-            f"clips are PlantedClips, Videos, or an iterable of (clip, target) or (clip, target, truth), but "
-            f"{type(clips).__name__} came"
+            f"clips must be PlantedClips, Videos, or an iterable of (clip, target), (clip, target, truth) or "
+            f"(clip, target, truth, rivals), got {type(clips).__name__}"
         )
     if _indexed(clips):
         if len(clips) == 0:
@@ -135,20 +163,27 @@ def share(clips: Any, rank: int, world: int) -> int | None:
     return len(range(rank, len(clips), world)) if _indexed(clips) else None
 
 
-def checked(item: Any, classifier: VideoClassifier) -> Sample:
+def checked(item: Any, classifier: VideoClassifier, **more: Tensor | None) -> Sample:
     """One clip in the form that everything here takes.
 
     Args:
-        item: ``(clip, target)`` or ``(clip, target, truth)``: floats in the classifier's layout, with a batch axis of 1
-            or none; a label or an index; bool ``(T, H, W)`` or ``(1, T, H, W)``, or None.
+        item: ``(clip, target)``, ``(clip, target, truth)``, ``(clip, target, truth, rivals)`` or ``(clip, target,
+            truth, rivals, objects)``. The clip is of floats in the classifier's layout; the target is a label or an
+            index; truth and rivals are bool ``(T, H, W)``, objects are bool ``(K, T, H, W)`` with the evidence first.
+            A batch axis of 1 may be there or not. Each of the masks may be None.
         classifier: who is to see it.
+        **more: ``rivals`` and ``objects``, used where the item does not contain them.
 
     Raises:
         ValueError, TypeError: something is not as said above; the classifier has no such class.
     """
-    if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
-        raise TypeError(f"a clip comes as (clip, target) or (clip, target, truth), but {type(item).__name__} came")
-    clip, target, truth = (*item, None)[:3]
+    if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= len(Sample._fields):
+        came = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list)) else type(item).__name__
+        raise TypeError(
+            f"a clip must be (clip, target), (clip, target, truth), (clip, target, truth, rivals) or (clip, target, "
+            f"truth, rivals, objects), got {came}"
+        )
+    clip, target, *masks = item
     layout = classifier.layout
     if isinstance(clip, Tensor) and clip.ndim == 4:
         clip = clip[None]
@@ -157,19 +192,36 @@ def checked(item: Any, classifier: VideoClassifier) -> Sample:
         raise ValueError(f"clips come one by one, but a batch of shape {tuple(clip.shape)} came; iterate over it")
     index = classifier.target(target if isinstance(target, str) else int(target))
     device = next((parameter.device for parameter in classifier.parameters()), clip.device)
-    if truth is not None:
-        truth = truth[None] if truth.ndim == 3 else truth
-        wanted = tuple(layout.size(clip)[axis] for axis in WORKING if axis != "C")
-        if tuple(truth.shape) != wanted or truth.dtype != torch.bool:
-            raise ValueError(
-                f"truth must be bool (1, T, H, W) = {wanted}, but {truth.dtype} of shape {tuple(truth.shape)} came"
-            )
-        truth = truth.to(device)
-    return Sample(clip.detach().to(device), index, truth)
+    given = more | {name: mask for name, mask in zip(MASKS, masks, strict=False) if mask is not None}
+    extent = tuple(layout.size(clip)[axis] for axis in WORKING if axis not in "BC")
+    known = {name: _mask(name, mask, extent, device) for name, mask in given.items() if mask is not None}
+    sample = Sample(clip.detach().to(device), index, **known)
+    if sample.truth is not None and sample.rivals is not None:
+        both = int((sample.truth & sample.rivals).sum())
+        if both:
+            raise ValueError(f"truth and rivals must not overlap, got {both} voxels in both. Pass rivals & ~truth.")
+    return sample
+
+
+def _mask(name: str, mask: object, extent: tuple[int, ...], device: torch.device) -> Tensor:
+    """``(1, T, H, W)``, or ``(1, K, T, H, W)`` for objects, with the batch axis added where it is missing."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a bool tensor or None, got {type(mask).__name__}. Use torch.as_tensor.")
+    axes = "1KTHW" if name == "objects" else "1THW"
+    full = mask[None] if mask.ndim == len(axes) - 1 else mask
+    shape = tuple(full.shape)
+    if len(shape) != len(axes) or shape[0] != 1 or shape[-3:] != extent or mask.dtype != torch.bool:
+        raise ValueError(
+            f"{name} must be bool ({', '.join(axes)}) with (1, T, H, W) = {(1, *extent)}, got {mask.dtype} of shape "
+            f"{tuple(mask.shape)}"
+        )
+    return full.to(device)
 
 
 def _load(clips: Any, index: int, classifier: VideoClassifier) -> Sample:
-    return checked(clips[index], classifier)
+    item = clips[index]
+    asked = {name: getattr(clips, name, None) for name in MASKS[1:]}
+    return checked(item, classifier, **{name: ask(index) for name, ask in asked.items() if callable(ask)})
 
 
 def _indexed(clips: object) -> bool:

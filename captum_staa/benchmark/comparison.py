@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison(Results):
-    """Methods beside each other, with controls that know nothing of the model; :func:`compare` makes it.
+    """Methods beside each other, with controls that lack the model, the class, or both; :func:`compare` makes it.
 
-    It has all of :class:`Results`, too: ``rows``, ``means()``, ``ranks()``, ``trust()``, ``reasons()``.
+    It has all of :class:`Results`, too: ``rows``, ``means()``, ``ranks()``, ``trust()``, ``reasons()``,
+    ``retained()``.
     """
 
     def to_pandas(self) -> Any:
@@ -50,6 +51,9 @@ class Comparison(Results):
 
     def to_markdown(self, path: str | Path | None = None, *, overwrite: bool = False, intervals: bool = True) -> str:
         """Methods by metrics, the best of each metric in bold, reasons in the last column.
+
+        A dagger marks a method that keeps more than 80 % of its advantage on random weights, a double dagger one that
+        keeps it for another class; see :meth:`retained`.
 
         Args:
             path, overwrite: as for :meth:`to_csv`.

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from captum_staa.benchmark.rows import CONTROLS, GRID
+from captum_staa.benchmark.rows import CONTROLS, GRID, INVERTED, control_of
 from captum_staa.visualization import compare_methods
 from captum_staa.visualization.figure import evenly
 
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 FRAMES = 8  # of a contact sheet, at most
 OUTLINE = "#35d0ff"  # on a map's dark and light colours alike
-GREYS = dict(zip(CONTROLS, ("0.25", "0.45", "0.6", "0.75"), strict=True))
-DASHES = dict(zip(CONTROLS, ("--", ":", "-.", (0, (1, 4))), strict=True))
-TRUTHS = ("auroc", "auroc_time", "iou", "energy_inside", "temporal_pointing")  # the first that is there is drawn
+GREYS = dict(zip(CONTROLS, ("0.25", "0.45", "0.6", "0.35", "0.75", "0.25", "0.5"), strict=True))
+DASHES = dict(
+    zip(CONTROLS, ("--", ":", "-.", (0, (8, 2)), (0, (1, 4)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3))), strict=True)
+)
+TRUTHS = ("rivals", "auroc", "auroc_time", "iou", "energy_inside", "temporal_pointing")  # the first there is is drawn
 
 
 def drawn(results: Results) -> dict[str, Figure]:
@@ -43,11 +45,12 @@ def curves(results: Results) -> Figure | None:
         means = {name: results.curves[name][kind] for name in names}
         areas = {name: area_under(mean) for name, mean in means.items()}
         best_first = sorted(names, key=lambda name: areas[name], reverse=kind == "insertion")
-        colours = _colours(own := [name for name in names if name not in CONTROLS])
+        colours = _colours(own := [name for name in names if control_of(name) is None])
         dashes = dict.fromkeys(own[len(set(colours.values())) :], (0, (6, 1))) | DASHES  # colours begin anew
         for name in best_first:
-            colour = colours.get(name) or GREYS[name]
-            axes.plot(GRID, means[name], ls=dashes.get(name, "-"), color=colour, lw=1.6, label=name)
+            control = control_of(name)
+            colour = colours[name] if control is None else GREYS[control]
+            axes.plot(GRID, means[name], ls=dashes.get(control or name, "-"), color=colour, lw=1.6, label=name)
         shown = "inserted" if kind == "insertion" else "deleted"
         axes.set(xlabel=f"part of the clip {shown}, the most relevant first", ylabel="probability of the target")
         axes.set_title(f"{kind}: {'high' if kind == 'insertion' else 'low'} is good", loc="left", fontsize=11)
@@ -83,7 +86,9 @@ def cost(results: Results) -> Figure | None:
     axes.set_xscale("log")
     low, high = (edge(forwards for forwards, _ in placed.values()) for edge in (min, max))
     axes.set_xlim(low / 1.6, high * 8)  # room for the names
-    for name in CONTROLS[:-1]:  # the inverted map lies so low that the others would crowd
+    for name in CONTROLS:
+        if name == INVERTED:  # it lies so low that the others would crowd
+            continue
         if name in means and means[name][metric].clips:
             value = means[name][metric].value
             axes.axhline(value, color=GREYS[name], ls=DASHES[name], lw=1, label=f"{name}, {value:.3f}")

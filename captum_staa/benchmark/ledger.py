@@ -31,6 +31,7 @@ class Entry:
         curves: what pictures need, such as the points of insertion.
         reasons: by metric, why it has no value.
         error: what went wrong with all of it; empty where nothing did.
+        left_out: why the method says nothing of this clip, which is no failure; empty where it does.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Entry:
     curves: dict[str, list[float]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     error: str = ""
+    left_out: str = ""
 
 
 class Ledger:

@@ -150,14 +150,14 @@ def _told(value: Any, layers: Mapping[nn.Module, str]) -> str | None:
 
 
 def _known(name: str) -> tuple[str, Recipe]:
-    folded = {_folded(known): known for known in METHODS}
-    if _folded(name) not in folded:
+    simple = {simplified(known): known for known in METHODS}
+    if simplified(name) not in simple:
         raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
-    known = folded[_folded(name)]
+    known = simple[simplified(name)]
     return known, METHODS[known]
 
 
-def _folded(name: str) -> str:
+def simplified(name: str) -> str:
     """Letters and digits alone: ``featureablation-frames`` is ``FeatureAblation(frames)``."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_staa.benchmark.clips import Load, Sample
+from captum_staa.benchmark.clips import MASKS, Load, Sample
+from captum_staa.benchmark.controls import RandomWeights, model_free, other_class
 from captum_staa.benchmark.cost import Cost, warm_up, with_cost
 from captum_staa.benchmark.ledger import WHOLE, Entry, Ledger
 from captum_staa.benchmark.methods import Method, seeded
-from captum_staa.benchmark.rows import CONTROLS
+from captum_staa.benchmark.recipes import DoesNotApply
+from captum_staa.benchmark.rows import CONTROLS, INVERTED, MODEL_FREE, OTHER_CLASS, RANDOM_WEIGHTS, control_of
 from captum_staa.benchmark.scoring import COSTS, Case, Metric, baseline_of
 from captum_staa.metrics import controls
 from captum_staa.models import VideoClassifier
@@ -37,6 +39,7 @@ class Plan:
         steps: of the causal curves.
         copies: of a clip per call of the model.
         seed: of all that is drawn at random, together with the clip's number.
+        model_controls: names of the controls that run a method again, and that method's name.
     """
 
     classifier: VideoClassifier
@@ -46,6 +49,7 @@ class Plan:
     steps: int
     copies: int
     seed: int
+    model_controls: dict[str, str] = field(default_factory=dict)
 
     @property
     def applied(self) -> list[Method]:
@@ -55,12 +59,19 @@ class Plan:
     @property
     def names(self) -> list[str]:
         """Whatever has an entry for each clip: methods that apply, and the controls."""
-        return [*(method.name for method in self.applied), *(CONTROLS if self.applied else CONTROLS[:-1])]
+        own = {RANDOM_WEIGHTS, OTHER_CLASS} if self.applied else {INVERTED, RANDOM_WEIGHTS, OTHER_CLASS}  # of a method
+        plain = [control for control in CONTROLS if control not in own]
+        return [*(method.name for method in self.applied), *plain, *self.model_controls]
 
     @property
     def inverted(self) -> str | None:
         """The method that the control of this name turns round: the first that applies."""
         return self.applied[0].name if self.applied else None
+
+    @cached_property
+    def random_weights(self) -> RandomWeights:
+        """Made when first needed, the same in every process."""
+        return RandomWeights(self.classifier, self.seed)
 
 
 def run_clip(plan: Plan, ledger: Ledger, index: int, name: str, load: Load, bar: tqdm[Any], measured: set[str]) -> None:
@@ -85,7 +96,7 @@ def run_clip(plan: Plan, ledger: Ledger, index: int, name: str, load: Load, bar:
     try:
         sample = load()
         whole = _whole(plan, index, name, sample)
-        runner = _Clip(plan, index, name, sample, measured)
+        runner = _Clip(plan, index, name, sample, whole.values["other"], measured)
     except Exception as error:
         ledger.write(Entry(index, name, WHOLE, error=_reason(error)))
         bar.update(sum(method != WHOLE for method in todo))
@@ -102,14 +113,18 @@ def run_clip(plan: Plan, ledger: Ledger, index: int, name: str, load: Load, bar:
 class _Clip:
     """One clip while its methods are run."""
 
-    def __init__(self, plan: Plan, index: int, name: str, sample: Sample, measured: set[str]) -> None:
+    def __init__(self, plan: Plan, index: int, name: str, sample: Sample, other: float, measured: set[str]) -> None:
         self.plan, self.index, self.name, self.sample, self.measured = plan, index, name, sample, measured
+        self.other = other  # the other class, nan if there is none
         self.methods = {method.name: method for method in plan.applied}
         self.baseline = baseline_of(plan.baseline, sample.clip, plan.classifier)
         self.metrics = {
-            metric: known for metric, known in plan.metrics.items() if sample.truth is not None or not known.needs_truth
+            metric: known
+            for metric, known in plan.metrics.items()
+            if all(getattr(sample, part) is not None for part in known.needs)
         }
-        self._first: Tensor | Exception | None = None  # the map that is turned round, or why there is none
+        self._first: Tensor | None = None  # the map that is turned round
+        self._failed: dict[str, Exception] = {}  # by method: asking again would cost as much, and fail as well
         if any(metric in COSTS for metric in plan.metrics):
             warm_up(plan.classifier, sample.clip, sample.target)
 
@@ -118,8 +133,9 @@ class _Clip:
         try:
             maps, cost = self._measured(name) if name in self.methods else (self._control(name), None)
         except Exception as error:
-            if name == self.plan.inverted:
-                self._first = error  # asking again would cost as much, and fail as well
+            self._failed[name] = error
+            if isinstance(error, DoesNotApply):
+                return Entry(self.index, self.name, name, left_out=str(error) or "it does not apply"), None
             return Entry(self.index, self.name, name, error=_reason(error)), None
         case = Case(
             classifier=self.plan.classifier,
@@ -127,6 +143,8 @@ class _Clip:
             maps=maps,
             target=self.sample.target,
             truth=self.sample.truth,
+            rivals=self.sample.rivals,
+            objects=self.sample.objects,
             baseline=self.baseline,
             steps=self.plan.steps,
             copies=self.plan.copies,
@@ -144,36 +162,52 @@ class _Clip:
 
     def _measured(self, name: str) -> tuple[Tensor, Cost | None]:
         plan, clip = self.plan, self.sample.clip
-        call = partial(self._map, self.methods[name])
-        if not any(metric in COSTS for metric in plan.metrics):
-            return call(), None
-        # On the CPU memory takes a second call, so it is measured once: sizes are the same on all clips.
-        memory = "memory" in plan.metrics and (clip.device.type == "cuda" or name not in self.measured)
-        found, cost = with_cost(call, plan.classifier, clip, memory=memory)
-        self.measured.add(name)
-        return found, cost
-
-    def _map(self, method: Method) -> Tensor:
-        assert method.call is not None
-        clip = self.sample.clip
-        with seeded(self.plan.seed, self.index, method.name, clip.device):
-            found = method.call(clip.clone(), self.sample.target)  # what it writes into its clip is nobody else's
-        maps = method.map_of(found, clip, self.plan.classifier)
-        if method.name == self.plan.inverted:
+        call = partial(self._map, name, self.sample.target)
+        cost: Cost | None = None
+        if any(metric in COSTS for metric in plan.metrics):
+            # On the CPU memory takes a second call, so it is measured once: sizes are the same on all clips.
+            memory = "memory" in plan.metrics and (clip.device.type == "cuda" or name not in self.measured)
+            maps, cost = with_cost(call, plan.classifier, clip, memory=memory)
+            self.measured.add(name)
+        else:
+            maps = call()
+        if name == plan.inverted:
             self._first = maps
-        return maps
+        return maps, cost
+
+    def _map(self, name: str, target: int) -> Tensor:
+        """A method's map; its random draws are the same for every target and on random weights."""
+        method, clip = self.methods[name], self.sample.clip
+        assert method.call is not None
+        if name in self._failed:
+            raise self._failed[name]
+        with seeded(self.plan.seed, self.index, name, clip.device):
+            found = method.call(clip.clone(), target)  # what it writes into its clip is nobody else's
+        return method.map_of(found, clip, self.plan.classifier)
 
     def _control(self, name: str) -> Tensor:
-        first = self._first_map() if name == "inverted" else None
+        clip, layout = self.sample.clip, self.plan.classifier.layout
+        if name in self.plan.model_controls:
+            return self._model_control(self.plan.model_controls[name], control_of(name))
+        if name == MODEL_FREE:
+            return model_free(clip, layout, self.sample.truth)
+        first = self._first_map() if name == INVERTED else None
         draw = torch.Generator().manual_seed(self.plan.seed * 2**32 + self.index)
-        return controls(self.sample.clip, self.plan.classifier.layout, first, draw)[name]
+        return controls(clip, layout, first, draw)[name]
+
+    def _model_control(self, method: str, kind: str | None) -> Tensor:
+        """The map of a method on random weights, or for the other class."""
+        if kind == RANDOM_WEIGHTS:
+            weights = self.plan.random_weights
+            with weights.in_place():
+                return self._map(method, self.sample.target)
+        if math.isnan(self.other):
+            raise DoesNotApply("the model has one output, so there is no other class")
+        return self._map(method, int(self.other))
 
     def _first_map(self) -> Tensor:
         """The map that is turned round; made again where an earlier start has put its entry down already."""
-        first = self._map(self.methods[str(self.plan.inverted)]) if self._first is None else self._first
-        if isinstance(first, Exception):
-            raise first
-        return first
+        return self._map(str(self.plan.inverted), self.sample.target) if self._first is None else self._first
 
 
 def progress(total: int | None, shown: bool) -> tqdm[Any]:
@@ -194,7 +228,13 @@ def _whole(plan: Plan, index: int, name: str, sample: Sample) -> Entry:
         raise ValueError(f"class {sample.target} is explained, but the model gives {len(logits)} logits")
     if lost := int(logits.isnan().sum()):
         raise ValueError(f"the model answers the whole clip with nan in {lost} of {len(logits)} classes; look upstream")
-    values = {"target": sample.target, "answer": int(logits.argmax()), "truth": sample.truth is not None}
+    other = other_class(logits, sample.target)
+    values = {
+        "target": sample.target,
+        "answer": int(logits.argmax()),
+        "other": math.nan if other is None else other,
+        **{name: getattr(sample, name) is not None for name in MASKS},
+    }
     return Entry(index, name, WHOLE, {key: float(value) for key, value in values.items()})
 
 

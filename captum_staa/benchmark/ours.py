@@ -89,7 +89,8 @@ def _branch(weighting: str) -> Make:
 
 
 OURS: dict[str, Recipe] = {
-    "STAA": Recipe(_staa(), "relevance by product, all layers"),
+    "STAA": Recipe(_staa(), "relevance by decomposition"),
+    "STAA(chefer)": Recipe(_staa(rule="chefer"), "relevance by the rule of Chefer et al., all layers"),
     "STAA(attention)": Recipe(_staa(mode="attention"), "attention rolled out through all layers"),
     "STAA(attention-last)": Recipe(_staa(mode="attention", layers=[-1]), "attention of the last layer"),
     "STAA(released)": Recipe(_staa(mode="released"), "as the authors' public code computes it"),

@@ -96,7 +96,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         image_size: int = 48,
         *,
         noise: float = 0.06,
-        contrast: float = 0.25,
+        contrast: float = 0.3,
         patch_size: int = 12,
         window: tuple[int, int] | None = None,
         speed: tuple[float, float] | None = None,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa.benchmark.rows import ALL, ERROR, NO_USE, Mean, Row, Sheet
+from captum_staa.benchmark.rows import ALL, ERROR, LEFT_OUT, NO_USE, Mean, Row, Sheet, control_of
 from captum_staa.benchmark.scoring import COSTS
 from captum_staa.metrics import Reliability, reliability
 from captum_staa.metrics.bootstrap import draws, interval
@@ -20,11 +20,12 @@ from captum_staa.metrics.ranks import midranks
 from captum_staa.randomness import generator_or_seeded
 
 DRAWS = 1000  # of clips, that intervals come from
+CLEAR = 0.1  # by which a method must be better than the random map, or its controls say nothing of it
 
 
 @dataclass(frozen=True)
 class Results:
-    """Methods beside each other, with controls that know nothing of the model.
+    """Methods beside each other, with controls that lack the model, the class, or both.
 
     Attributes:
         rows: tidy, one number each; and every reason why a number is missing.
@@ -110,12 +111,46 @@ class Results:
     def reasons(self) -> dict[str, str]:
         """By method: why it has no numbers, or fewer than others."""
         found = {row.method: f"does not apply: {row.reason}" for row in self.rows if row.metric == NO_USE}
+        left_out = [row for row in self.rows if row.metric == LEFT_OUT]
         for method in self.methods:
-            failed = [row for row in self.failures if row.method == method]
-            if failed:
-                clips = len({row.clip for row in failed})
-                found[method] = f"failed on {clips} of {len(self.clips)} clips: {failed[0].reason}"
+            for rows, what in ((left_out, "left out"), (self.failures, "failed")):
+                if own := [row for row in rows if row.method == method]:
+                    clips = len({row.clip for row in own})
+                    found[method] = f"{what} on {clips} of {len(self.clips)} clips: {own[0].reason}"
         return found
+
+    def retained(self) -> dict[str, dict[str, float]]:
+        """Return how much of a method's advantage is left on random weights and for another class.
+
+        By method, then by ``"random weights"`` and ``"other class"``: ``(c - r) / (m - r)``, with ``m``, ``c`` and
+        ``r`` the means of the method, of its control and of the random map, over the clips on which all three have a
+        number. The metric is ``rivals``, or ``auroc`` where that has no numbers. 1: the control is as good as the
+        method, which shows the clip rather than the model, or does not say why this class; 0: it is no better than the
+        random map. Only methods with such controls (``model_controls`` of :func:`compare`), and only those that are
+        better than the random map by more than 0.1.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for control, method in self.settings.get("model_controls", {}).items():
+            kind = control_of(control)
+            means = self._paired(method, control, "random")
+            if kind is not None and means is not None:
+                own, other, random = means
+                if own - random > CLEAR:
+                    found.setdefault(method, {})[kind] = (other - random) / (own - random)
+        return found
+
+    def _paired(self, *names: str) -> list[float] | None:
+        """Means over the clips on which all of these have a number, by the metric of :meth:`retained`."""
+        if set(names) <= set(self.methods):
+            columns = [self.methods.index(name) for name in names]
+            for metric in ("rivals", "auroc"):
+                if self.better.get(metric) == 1:
+                    values = self.values(metric)[:, columns]
+                    values = values[~values.isnan().any(1)]
+                    if len(values):
+                        means: list[float] = values.mean(0).tolist()
+                        return means
+        return None
 
     @cached_property
     def _tables(self) -> dict[str, Tensor]:

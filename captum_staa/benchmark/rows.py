@@ -7,10 +7,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-CONTROLS = ("random", "uniform", "centre", "inverted")
+MODEL_FREE, INVERTED = "model-free", "inverted"
+RANDOM_WEIGHTS, OTHER_CLASS = "random weights", "other class"  # of one method
+CONTROLS = ("random", "uniform", "centre", MODEL_FREE, INVERTED, RANDOM_WEIGHTS, OTHER_CLASS)
 ERROR, LEFT_OUT, NO_USE = "error", "left out", "does not apply"  # in a row's metric: the row is a reason, no number
 GRID = np.linspace(0, 1, 101)  # parts of a clip, where curves of unequal steps meet
 ALL = "*"  # in a row's clip or method: holds for each
+
+
+def control_of(name: str) -> str | None:
+    """Which of ``CONTROLS`` a row of a table is; None for a method.
+
+    Example:
+        >>> control_of("random"), control_of("STAA, random weights"), control_of("STAA")
+        ('random', 'random weights', None)
+    """
+    if name in CONTROLS:
+        return name
+    kind = name.rpartition(", ")[2]
+    return kind if kind != name and kind in (RANDOM_WEIGHTS, OTHER_CLASS) else None
 
 
 class Row(NamedTuple):

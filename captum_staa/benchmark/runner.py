@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from captum_staa.benchmark.clips import described, each, share, source_of
 from captum_staa.benchmark.comparison import Comparison
+from captum_staa.benchmark.controls import model_controls as controls_of
 from captum_staa.benchmark.ledger import WHOLE, Entry, Ledger
 from captum_staa.benchmark.methods import Given, made
 from captum_staa.benchmark.one_clip import Plan, progress, run_clip
 from captum_staa.benchmark.processes import Processes, processes, restarted
-from captum_staa.benchmark.rows import ALL, CONTROLS, ERROR, GRID, LEFT_OUT, NO_USE, Row, Sheet
-from captum_staa.benchmark.scoring import BASELINES, chosen
+from captum_staa.benchmark.rows import ALL, ERROR, GRID, LEFT_OUT, NO_USE, Row, Sheet, control_of
+from captum_staa.benchmark.scoring import BASELINES, Metric, chosen
 from captum_staa.checks import check_choice, check_count
 from captum_staa.files import FilePath
 from captum_staa.models import VideoClassifier
@@ -41,6 +42,7 @@ def compare(
     baseline: str = "zero",
     steps: int = 32,
     perturbations_per_eval: int = 8,
+    model_controls: bool | Sequence[str] = True,
     seed: int = 0,
     show_progress: bool = True,
 ) -> Comparison:
@@ -52,23 +54,35 @@ def compare(
         >>> found = compare(
         ...     clf, PlantedClips(seed=12, n=2), ["STAA", "Saliency"], ["auroc", "forwards"], show_progress=False)
         >>> found.methods
-        ['STAA', 'Saliency', 'random', 'uniform', 'centre', 'inverted']
-        >>> found.rows[0][:3], found.means()["STAA"]["auroc"].value > 0.9 > found.means()["random"]["auroc"].value
-        (('pattern-00000', 'STAA', 'auroc'), True)
+        ['STAA', 'Saliency', 'random', 'uniform', 'centre', 'model-free', 'inverted', 'random weights', 'other class']
+        >>> found.rows[0][:3], found.means()["uniform"]["auroc"].value
+        (('pattern-00000', 'STAA', 'auroc'), 0.5)
 
-    Every method explains the clip's own target, one clip at a time, and is scored by every metric. Four controls that
-    know nothing of the model are always scored beside them: ``inverted`` is minus the map of the first method that
-    applies.
+    Every method explains the clip's own target, one clip at a time, and is scored by every metric. Controls are scored
+    beside them, to show which part of a score comes from the clip, the model and the class:
+
+    - ``random``, ``uniform`` and ``centre`` use neither the clip nor the model.
+    - ``model-free`` uses the clip, but not the model: on each clip the one of :func:`metrics.model_free_controls` with
+      the highest AUROC. The choice uses the truth, so this is an upper bound for maps that do not use the model. On a
+      clip without truth it is ``absolute input``.
+    - ``inverted`` is minus the map of the first method that applies.
+    - ``random weights`` is the map of a method after all parameters of the model were drawn anew, with the same seed on
+      all clips. ``other class`` is its map for the class with the highest logit besides the target. A method that
+      scores as well there shows the clip rather than the model, or does not say why this class; tables mark it
+      (:meth:`Comparison.retained`).
 
     Under torchrun, or in a process group that is there already, each process takes every n-th clip. No number but time
     depends on how many there are, nor on what was done before: what is drawn at random is drawn by clip and method.
 
     Args:
         classifier: in eval mode; its layout, its preprocessing and its grid are read.
-        clips: :class:`PlantedClips`, :class:`Videos`, :func:`joined` clips, or any iterable of ``(clip, target)`` or
-            ``(clip, target, truth)``: floats in the classifier's layout with a batch axis of 1 or none; a label or an
-            index; bool ``(T, H, W)`` or None. A sequence is read clip by clip, and one that fails is one error row;
-            another iterable is run through by every process, and ends the run where it raises.
+        clips: :class:`PlantedClips`, :class:`Videos`, :class:`JoinedClips`, or any iterable of ``(clip, target)``,
+            ``(clip, target, truth)`` or ``(clip, target, truth, rivals)``: floats in the classifier's layout with a
+            batch axis of 1 or none; a label or an index; where the evidence is, bool ``(T, H, W)`` or None; where
+            objects are that look like evidence and are not, likewise. A fifth part is bool ``(K, T, H, W)``, the
+            evidence and each rival as an object of its own, for ``object_pointing``. A sequence is read clip by clip,
+            and one that fails is one error row; another iterable is run through by every process, and ends the run
+            where it raises.
         methods: names among ``METHODS``, Captum ``Attribution`` instances, or functions of a clip and its target that
             give attributions of the clip's shape or maps ``(1, T, H, W)``; a mapping names them. Maps of instances and
             functions are taken as they are, signs and all; return ``.abs()`` where magnitude is meant. None takes
@@ -80,6 +94,9 @@ def compare(
         baseline: what hides cells in metrics that alter the clip: a name of ``captum_staa.baselines``.
         steps: points on the insertion and deletion curves after the first.
         perturbations_per_eval: altered copies of a clip per call of the model. Changes speed and memory.
+        model_controls: True makes ``random weights`` and ``other class`` of the first method that applies, at the price
+            of two more runs of it per clip. A list of names makes both of each of these methods, in rows such as
+            ``"STAA, random weights"``. False makes none.
         seed: of everything that is drawn at random.
         show_progress: draw a bar with the rate and the time left, in the first process.
 
@@ -103,16 +120,18 @@ def compare(
     for name, value in (("steps", steps), ("perturbations_per_eval", perturbations_per_eval)):
         check_count(name, value)
     check_count("seed", seed, least=0)
+    asked = made(methods, classifier, int(perturbations_per_eval))
     plan = Plan(
         classifier=classifier,
-        methods=made(methods, classifier, int(perturbations_per_eval)),
+        methods=asked,
         metrics=chosen(metrics),
         baseline=baseline,
         steps=int(steps),
         copies=int(perturbations_per_eval),
         seed=int(seed),
+        model_controls=controls_of(model_controls, asked),
     )
-    if taken := [method.name for method in plan.methods if method.name in (*CONTROLS, ALL)]:
+    if taken := [method.name for method in plan.methods if method.name == ALL or control_of(method.name)]:
         raise ValueError(f"{taken} are names of controls; pass a mapping that names the methods otherwise")
     source = source_of(clips, classifier)
     settings = _settings(plan, source)
@@ -179,6 +198,7 @@ def _settings(plan: Plan, source: Iterable[Any]) -> dict[str, Any]:
         "methods": {method.name: method.about for method in plan.methods},
         "metrics": list(plan.metrics),
         "inverted": plan.inverted,
+        "model_controls": plan.model_controls,
         "baseline": plan.baseline,
         "steps": plan.steps,
         "perturbations_per_eval": plan.copies,
@@ -204,26 +224,26 @@ def _gathered(plan: Plan, ledger: Ledger, settings: dict[str, Any], interrupted:
     # On the CPU every process and every start measures memory once: the first clip's is told, as of one process.
     once = settings["device"] != "cuda" and "memory" in plan.metrics and plan.metrics["memory"].score is None
     remembered: set[str] = set()
-    needing = [name for name, metric in plan.metrics.items() if metric.needs_truth]
     for index in ledger.clips():
         found = {entry.method: entry for entry in ledger.of(index)}
         whole = found.get(WHOLE)
         if whole is not None and not whole.error:
             answers[whole.clip] = (int(whole.values["target"]), int(whole.values["answer"]))
-            if needing and not whole.values["truth"]:
-                rows.append(Row(whole.clip, ALL, LEFT_OUT, np.nan, f"truth, which {', '.join(needing)} need"))
+            if lacking := _lacking(plan.metrics, whole.values):
+                rows.append(Row(whole.clip, ALL, LEFT_OUT, np.nan, lacking))
         for name in (WHOLE, *plan.names):
             entry = found.get(name)
             if entry is not None:
                 again = once and name in remembered
-                rows += _rows(entry, [metric for metric in plan.metrics if not (again and metric == "memory")])
+                metrics = [metric for metric in plan.metrics if not (again and metric == "memory")]
+                rows += _rows(entry, [] if name == WHOLE else metrics)  # of a clip, "rivals" is whether there are any
                 if "memory" in entry.values:
                     remembered.add(name)
                 if entry.curves:
                     curves[name].add(entry.curves)
     return Comparison(
         rows=sorted(rows, key=lambda row: row.metric == NO_USE),
-        methods=[*names, *(name for name in plan.names if name in CONTROLS)],
+        methods=[*names, *(name for name in plan.names if control_of(name))],
         metrics=list(plan.metrics),
         better={name: _SIGNS[metric.higher_is_better] for name, metric in plan.metrics.items()},
         settings=settings,
@@ -251,9 +271,21 @@ class _Curves:
         return {kind: total / self._count for kind, total in self._sums.items()}
 
 
+def _lacking(metrics: Mapping[str, Metric], known: Mapping[str, float]) -> str:
+    """What a clip does not come with, and which metrics are left out for this; empty where none is."""
+    found: dict[str, list[str]] = {}
+    for name, metric in metrics.items():
+        part = next((part for part in metric.needs if not known[part]), None)
+        if part is not None:
+            found.setdefault(part, []).append(name)
+    return "; ".join(f"no {part} (needed by {', '.join(names)})" for part, names in found.items())
+
+
 def _rows(entry: Entry, metrics: list[str]) -> Iterator[Row]:
     if entry.error:
         yield Row(entry.clip, entry.method, ERROR, np.nan, entry.error)
+    if entry.left_out:
+        yield Row(entry.clip, entry.method, LEFT_OUT, np.nan, entry.left_out)
     for metric in metrics:
         if metric in entry.reasons:
             yield Row(entry.clip, entry.method, ERROR, np.nan, f"{metric}: {entry.reasons[metric]}")

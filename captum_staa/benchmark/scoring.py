@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ class Case:
         maps: ``(1, T, H, W)`` float64, signs and all.
         target: class index.
         truth: bool ``(1, T, H, W)``, or None where nothing is known.
+        rivals: bool ``(1, T, H, W)``, where objects are that look like evidence and are not; None where unknown.
+        objects: bool ``(1, K, T, H, W)``, the evidence and each rival as an object; None where unknown.
         baseline: of the clip's shape, what takes the place of a cell.
         steps: points on a causal curve after the first.
         copies: altered copies of the clip per call of the model.
@@ -39,6 +41,8 @@ class Case:
     maps: Tensor
     target: int
     truth: Tensor | None
+    rivals: Tensor | None
+    objects: Tensor | None
     baseline: Tensor
     steps: int
     copies: int
@@ -72,12 +76,12 @@ class Metric(NamedTuple):
     Attributes:
         score: of a :class:`Case`, ``(1,)`` or a number; None where the cost of the call is what counts.
         higher_is_better: None where neither is.
-        needs_truth: whether a clip without truth is left out.
+        needs: fields of :class:`Case` without which a clip is left out: ``"truth"``, ``"rivals"``, ``"objects"``.
     """
 
     score: Callable[[Case], Any] | None
     higher_is_better: bool | None
-    needs_truth: bool = False
+    needs: tuple[str, ...] = ()
 
 
 def _altered(name: str, of_target: bool = True) -> Metric:
@@ -91,7 +95,20 @@ def _altered(name: str, of_target: bool = True) -> Metric:
 
 def _placed(name: str, **options: Any) -> Metric:
     metric = getattr(metrics, name)
-    return Metric(partial(Case.placed, metric=metric, **options), metric.higher_is_better, needs_truth=True)
+    return Metric(partial(Case.placed, metric=metric, **options), metric.higher_is_better, needs=("truth",))
+
+
+def _against_rivals(axis: Literal["joint", "space", "time"]) -> Metric:
+    def score(case: Case) -> Tensor:
+        assert case.rivals is not None  # as above
+        return case.placed(metrics.evidence_against_rivals, rivals=case.rivals, axis=axis)
+
+    return Metric(score, True, needs=("truth", "rivals"))
+
+
+def _object_pointing(case: Case) -> Tensor:
+    assert case.objects is not None  # as above
+    return metrics.object_pointing(case.maps, case.objects)
 
 
 def _area(case: Case, kind: str) -> Tensor:
@@ -120,7 +137,11 @@ METRICS: dict[str, Metric] = {
     "auroc_time": _placed("auroc", axis="time"),
     "auroc_space": _placed("auroc", axis="space"),
     "average_precision": _placed("average_precision"),
-    "pointing_game": Metric(_pointing, True, needs_truth=True),  # one tubelet of tolerance, where there are some
+    "rivals": _against_rivals("joint"),
+    "rivals_time": _against_rivals("time"),
+    "rivals_space": _against_rivals("space"),
+    "object_pointing": Metric(_object_pointing, True, needs=("objects",)),
+    "pointing_game": Metric(_pointing, True, needs=("truth",)),  # one tubelet of tolerance, where there are some
     "temporal_pointing": _placed("temporal_pointing"),
     "iou": _placed("iou"),
     "energy_inside": _placed("energy_inside"),
@@ -144,6 +165,9 @@ DEFAULT = (
     "auroc",
     "auroc_time",
     "auroc_space",
+    "rivals",
+    "rivals_time",
+    "object_pointing",
     "pointing_game",
     "iou",
     "energy_inside",

@@ -7,11 +7,20 @@ import html
 import io as io_module
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captum_staa.benchmark.rows import ALL, CONTROLS, LEFT_OUT, Mean
+from captum_staa.benchmark.rows import (
+    ALL,
+    LEFT_OUT,
+    MODEL_FREE,
+    OTHER_CLASS,
+    RANDOM_WEIGHTS,
+    Mean,
+    control_of,
+)
 from captum_staa.benchmark.scoring import COSTS
 from captum_staa.files import atomic
 
@@ -19,6 +28,11 @@ if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results
 
 NOTHING = "–"
+NEAR = 0.8  # of a method's advantage, above which a control counts as just as good
+MARKS = {
+    RANDOM_WEIGHTS: ("†", "as good on random weights: this map shows the clip, not the model"),
+    OTHER_CLASS: ("‡", "as good for another class: this map does not say why this class"),
+}
 LATEX = str.maketrans(
     {
         **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -54,6 +68,7 @@ def json_of(results: Results) -> str:
         "interrupted": results.interrupted,
         "better": results.better,
         "reasons": results.reasons(),
+        "retained": results.retained(),
         "means": [
             {"method": method, "metric": metric, **_finite(mean._asdict()), "rank": _number(ranks[method].get(metric))}
             for method, means in results.means().items()
@@ -92,7 +107,8 @@ def latex_of(results: Results, intervals: bool) -> str:
     columns = "l" + "r" * (len(head) - 2) + "l"
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", rows[0], r"\hline", *rows[1:], r"\hline", r"\end{tabular}"]
     text = "\n".join(lines + [f"% {remark}" for remark in remarks(results)]) + "\n"
-    for sign, command in (("↑", r"$\uparrow$"), ("↓", r"$\downarrow$"), ("–", "--")):
+    signs = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", "†": r"$\dagger$", "‡": r"$\ddagger$"}
+    for sign, command in signs.items():
         text = text.replace(sign, command)
     return text
 
@@ -117,11 +133,11 @@ def remarks(results: Results) -> list[str]:
     if answers := results.answers.values():
         right = sum(explained == answered for explained, answered in answers)
         found.append(f"The class explained is the model's answer on {right} of {len(answers)} clips.")
-    if inverted := results.settings.get("inverted"):
-        found.append(f"The control inverted is minus the map of {inverted}.")
-    left_out = [row for row in results.rows if row.metric == LEFT_OUT]
-    if left_out:
-        found.append(f"{len(left_out)} of {count} clips without {left_out[0].reason}")
+    found += _about_controls(results)
+    used = {kind for kinds in marked(results).values() for kind in kinds}
+    found += [f"{sign} {meaning}" for kind, (sign, meaning) in MARKS.items() if kind in used]
+    lacking = Counter(row.reason for row in results.rows if row.metric == LEFT_OUT and row.method == ALL)
+    found += [f"{clips} of {count} clips have {reason}" for reason, clips in lacking.items()]
     if lost := [row for row in results.failures if row.method == ALL]:
         found.append(f"{len(lost)} of {count} clips could not be had, the first: {lost[0].clip}: {lost[0].reason}")
     if results.interrupted:
@@ -129,11 +145,38 @@ def remarks(results: Results) -> list[str]:
     return found
 
 
+def marked(results: Results) -> dict[str, list[str]]:
+    """By method: the controls that are as good, ``"random weights"`` and ``"other class"``."""
+    return {
+        method: kinds
+        for method, shares in results.retained().items()
+        if (kinds := [kind for kind in MARKS if shares.get(kind, 0) > NEAR])
+    }
+
+
+def _about_controls(results: Results) -> Iterator[str]:
+    if MODEL_FREE in results.methods:
+        yield (
+            f"The control {MODEL_FREE} is, on each clip, the map with the highest auroc of those that do not use the "
+            f"model: an upper bound, as the truth makes the choice. On a clip without truth it is the absolute input."
+        )
+    if inverted := results.settings.get("inverted"):
+        yield f"The control inverted is minus the map of {inverted}."
+    again = results.settings.get("model_controls", {})
+    if RANDOM_WEIGHTS in again:
+        yield f"The controls random weights and other class are maps of {again[RANDOM_WEIGHTS]}."
+    if again:
+        yield (
+            "On random weights, all parameters of the model are drawn anew. The other class is the one with the "
+            "highest logit besides the class explained."
+        )
+
+
 def _grid(
     results: Results, intervals: bool, bold: Callable[[str], str], escape: Callable[[str], str]
 ) -> tuple[list[str], list[list[str]]]:
     """Head and body as text, every row as long as the head."""
-    means, reasons = results.means(), results.reasons()
+    means, reasons, marks = results.means(), results.reasons(), marked(results)
     shown = [metric for metric in results.metrics if any(own[metric].clips for own in means.values())]
     arrows = {1: " ↑", -1: " ↓", 0: ""}
     head = ["method", *(f"{escape(metric)}{arrows[results.better[metric]]}" for metric in shown), "note"]
@@ -144,7 +187,8 @@ def _grid(
         for metric in shown:
             text = _cell(means[method][metric], metric, intervals)
             cells.append(bold(text) if method in best[metric] else text)
-        body.append([escape(method), *cells, escape(reasons.get(method, ""))])
+        signs = "".join(MARKS[kind][0] for kind in marks.get(method, ()))
+        body.append([f"{escape(method)} {signs}".strip(), *cells, escape(reasons.get(method, ""))])
     return head, body
 
 
@@ -154,7 +198,7 @@ def _best(results: Results, metric: str, means: dict[str, dict[str, Mean]]) -> l
     real = {
         method: sign * float(_figure(own[metric].value, metric))
         for method, own in means.items()
-        if method not in CONTROLS and own[metric].clips and not math.isnan(own[metric].value)
+        if control_of(method) is None and own[metric].clips and not math.isnan(own[metric].value)
     }
     return [method for method, value in real.items() if sign and value == max(real.values())]
 

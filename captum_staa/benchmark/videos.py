@@ -30,7 +30,7 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
         >>> from pathlib import Path
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = io.write_video(folder / "a.mp4", np.zeros((20, 64, 96, 3), dtype=np.uint8), fps=10)
-        >>> _ = (folder / "labels.csv").write_text("name,label\\na.mp4,vertical\\n")
+        >>> _ = (folder / "labels.csv").write_text("name,label\\na.mp4,bright-bottom\\n")
         >>> _ = (folder / "boxes.csv").write_text("name,frame,x0,y0,x1,y1\\na.mp4,0,16,0,48,32\\n")
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
         >>> clip, target, truth = Videos(folder, folder / "labels.csv", clf, boxes=folder / "boxes.csv")[0]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from captum_staa.benchmark import Comparison, PlantedClips, Videos, compare, joined
+from captum_staa.benchmark import Comparison, JoinedClips, PlantedClips, Videos, compare
 from captum_staa.benchmark.processes import local_device, processes
 from captum_staa.cli.explain import INTERRUPTED
 from captum_staa.cli.prepare import load
@@ -48,6 +48,7 @@ class Asked:
     steps: int = 32
     copies: int = 8
     seed: int = 0
+    model_controls: bool = True
 
 
 def run(asked: Asked) -> int:
@@ -73,6 +74,7 @@ def run(asked: Asked) -> int:
                 steps=asked.steps,
                 perturbations_per_eval=asked.copies,
                 seed=asked.seed,
+                model_controls=asked.model_controls,
             )
         except KeyboardInterrupt:
             print(f"interrupted: what is done is kept in {asked.out}; go on with --resume", file=sys.stderr)
@@ -138,7 +140,7 @@ def _clips(asked: Asked, classifier: VideoClassifier) -> Any:
         assert asked.planted is not None
         size = classifier.image_size[0] if classifier.image_size else 48
         clips = PlantedClips(SEED, asked.planted, _task(asked), classifier.num_frames or DEFAULT_FRAMES, size)
-    return joined(clips, classifier, seed=asked.seed) if asked.joined else clips
+    return JoinedClips(clips, classifier, seed=asked.seed) if asked.joined else clips
 
 
 def _task(asked: Asked) -> str:

@@ -1,10 +1,10 @@
-"""``python -m captum_staa demo``: a made-up clip whose right explanation is known, from the file to the score."""
+"""``python -m captum_staa demo``: a synthetic clip whose right explanation is known, from the file to the score."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from captum_staa.cli.explain import explain
 from captum_staa.cli.explanation import Explanation, Options, moment, report
 from captum_staa.cli.output import FILES, refuse_to_overwrite, write
 from captum_staa.cli.prepare import load
-from captum_staa.visualization import to_html
+from captum_staa.files import atomic
+from captum_staa.visualization import show_frames, to_html
 
 MODEL = "tiny-videomae-pattern"
 CLIPS = 12  # that methods are scored on; the first of them is shown
 SEED = 2_000_000_010  # of clips that the model has not been trained on
 FACTOR = 6  # by which each pixel grows in the file
+LINE = 2  # width of an outline, pixels
 FPS = 8.0
 TABLES = ("table.md", "table.csv")
 PAGE = "methods.html"  # the first clip's maps by all methods
@@ -32,12 +34,14 @@ METHODS = (
     "STAA(attention)",
     "STAA(attention-last)",
     "STAA(released)",
-    "Saliency",
+    "InputXGradient",
     "IntegratedGradients",
     "Occlusion",
 )
-METRICS = ("auroc", "auroc_time", "pointing_game", "forwards", "seconds")
-WRITTEN = ("planted.mp4", *FILES, *TABLES, PAGE)
+METRICS = ("rivals", "rivals_time", "auroc", "forwards", "seconds")
+SHEET = "planted.png"  # where the evidence and its rivals are
+COLORS = {"evidence": (0, 220, 90), "rivals": (255, 150, 0)}  # of their outlines
+WRITTEN = ("planted.mp4", SHEET, *FILES, *TABLES, PAGE)
 
 
 def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
@@ -68,6 +72,8 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     out.mkdir(parents=True, exist_ok=True)
     video = out / "planted.mp4"
     io.write_video(video, enlarged(planted.frames(0)), FPS, crf=6, overwrite=overwrite)
+    masks = {"evidence": truth.numpy(), "rivals": planted.rivals(0).numpy()}
+    save_sheet(out / SHEET, outlined(planted.frames(0), masks), name, overwrite)
     explanation = explain(Options(video=video, model=MODEL, out=out, overwrite=True))
     write(explanation, out, overwrite=overwrite, truth=when)
 
@@ -77,7 +83,10 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     good = verdict(explanation, name, when)
     print(good or "as planted: the class, and every key frame", flush=True)
 
-    print(f"\n{clips} planted clips that the model has not seen; chance is 0.5 for auroc and auroc_time:")
+    print(
+        f"\n{clips} planted clips that the model has not seen. rivals: does the map prefer the evidence to objects "
+        f"that look alike? Chance is 0.5. model-free: the best of several maps that know the clip alone."
+    )
     with _one_thread():
         found = compare(load(MODEL, None), planted, METHODS, METRICS)
     if found.interrupted:  # a table of a part of the clips would pass for one of all
@@ -87,9 +96,10 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     found.to_markdown(out / TABLES[0], overwrite=overwrite)
     found.to_csv(out / TABLES[1], overwrite=overwrite)
     maps = {} if found.sheet is None else found.sheet.maps
+    shown = {name: torch.from_numpy(mask).float()[None] for name, mask in masks.items()}
     to_html(
         planted.frames(0),
-        {"planted": truth.float(), **{method: maps[method] for method in METHODS if method in maps}},
+        {**shown, **{method: maps[method] for method in METHODS if method in maps}},
         sign="positive",  # as they are scored: what speaks against the class is no evidence
         path=out / PAGE,
         overwrite=overwrite,
@@ -101,6 +111,34 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     )
     print(f"\nwritten to {out}: {', '.join(WRITTEN)} ({time.perf_counter() - started:.0f} s)")
     return 1 if good or found.failures else 0
+
+
+def outlined(frames: NDArray[np.uint8], masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """Enlarged frames with a line around each mask ``(T, H, W)``, in its color."""
+    drawn = enlarged(frames).copy()
+    for name, mask in masks.items():
+        large = mask.repeat(FACTOR, axis=1).repeat(FACTOR, axis=2)
+        inner = large.copy()
+        for axis in (1, 2):
+            for step in (-LINE, LINE):
+                inner &= np.roll(large, step, axis)  # frames wrap around, as the objects do
+        drawn[large & ~inner] = COLORS[name]
+    return drawn
+
+
+def save_sheet(path: Path, frames: NDArray[np.uint8], name: str, overwrite: bool) -> None:
+    """Write every other frame as a contact sheet."""
+    title = f"{name}: evidence (green) and rivals that look alike (orange)"
+    figure, _ = show_frames(
+        frames[::2],
+        method="original_image",
+        indices=range(0, len(frames), 2),
+        title=title,
+        show_colorbar=False,
+        use_pyplot=False,
+    )
+    with atomic(path, overwrite) as part:
+        figure.savefig(part, format="png", dpi=110)
 
 
 def enlarged(frames: NDArray[np.uint8], factor: int = FACTOR) -> NDArray[np.uint8]:

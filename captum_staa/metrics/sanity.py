@@ -131,6 +131,29 @@ def randomisation(
     return Randomisation(found.signed, found.magnitude, tuple(name for name, _ in plan))
 
 
+def redrawn(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Return a copy of a model whose parameters are all drawn anew, as in :func:`randomisation`.
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> bool((redrawn(model, torch.Generator().manual_seed(0)).weight == model.weight).any())
+        False
+
+    Args:
+        model: is copied, and not altered.
+        generator: draws the new parameters.
+
+    Raises:
+        ValueError: the model has no parameters.
+    """
+    copy = deepcopy(model)
+    modules = dict(copy.named_modules())  # a traced module has no get_submodule
+    for _, names in _plan(copy, None):
+        for name in names:
+            _set_back(modules[name], generator)
+    return copy
+
+
 @metric(higher_is_better=None, lowest=-1.0, highest=1.0)
 def label_randomisation(
     explain: Callable[[nn.Module, Tensor], Array],
