@@ -81,7 +81,8 @@ def ways(name: str, model: torch.nn.Module, clip: Tensor) -> dict[str, Way]:
         ),
         "reference: eager, output_attentions": reference,
         "forward and backward": forward_backward,
-        "relevance (product)": staa(mode="relevance"),
+        "relevance (decomposition)": staa(mode="relevance"),
+        "relevance (chefer)": staa(mode="relevance", rule="chefer"),
     }
 
 
@@ -108,7 +109,7 @@ def measure(name: str, rounds: int) -> list[str]:
     model, clip = build(name)
     calls = ways(name, model.eval(), clip)
     plain = calls["plain forward"]
-    units = {"relevance (product)": "forward and backward"}
+    units = dict.fromkeys(("relevance (decomposition)", "relevance (chefer)"), "forward and backward")
     ratios: dict[str, list[float]] = {way: [] for way in calls}
     own_unit: dict[str, list[float]] = {way: [] for way in units}
     plain()

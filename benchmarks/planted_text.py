@@ -42,7 +42,7 @@ Methods with an advantage of less than .1 have no marks: their score alone says 
 
 Each table is sorted by the first column. Clips were not used in training, and the right class is explained. Values
 are means over {clips} clips of each model, or over {slow} clips for `RISE` and `SpatioTemporalPerturbation`, which
-are slow. Small differences say nothing.
+are slow. Small differences say nothing. Made by `python benchmarks/planted_table.py`.
 
 | column | question | chance |
 |---|---|---|

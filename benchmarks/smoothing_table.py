@@ -32,6 +32,10 @@ SEED, BATCH = 40_000, 16
 OCCLUSION = (4, 16, 16)  # frames, height and width of windows side by side; large enough to hide the evidence
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- made by benchmarks/smoothing_table.py: begin -->\n", "<!-- end -->\n"
+PICTURE = """One clip, raw and smoothed; the last row is a random map, whose score on a single clip may lie far from .5:
+
+![One clip's map raw, smoothed a little, smoothed too much, and a random map that is smooth too](images/smoothing.png)
+"""
 
 Maps = dict[str, tuple[Tensor, bool]]  # by name: (B, T, H, W) to smooth, and whether signs are dropped only then
 Values = dict[tuple[str, tuple[int, int], str], list[float]]  # by name, sigma and metric: one per clip
@@ -143,6 +147,7 @@ def text(results: dict[str, Values], count: int) -> str:
         f"{count} clips per model that none was trained on, 16 frames of 48 x 48 pixels, explained for the true class.",
         "Columns are `(space, time)` in pixels and frames. Methods are smoothed by magnitude, `attributions.abs()`;",
         'those marked "signs first" sum channels and neighbours with their signs, and take the magnitude of the sums.',
+        "STAA relevance keeps its signs: what speaks against the class ranks lowest.",
         f"Occlusion covers {t} frames and {h} x {w} pixels at a time. Tubelets are 8 x 8 pixels and 1 or 2 frames.",
     ]
     networks = [model for model in results if model.startswith("resnet3d")]
@@ -228,7 +233,7 @@ def main() -> None:
         page = DOCS / "smoothing.md"
         before, rest = page.read_text(encoding="utf-8").split(BEGIN)
         part = page.with_suffix(".part")
-        part.write_text(f"{before}{BEGIN}\n{found}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        part.write_text(f"{before}{BEGIN}\n{PICTURE}\n{found}\n{END}{rest.split(END)[1]}", encoding="utf-8")
         part.replace(page)
         picture(DOCS / "images" / "smoothing.png")
 

@@ -70,6 +70,7 @@ def _ablation(clf: VideoClassifier, clip: Tensor, target: int) -> Tensor:
 # By name: on which model, and one call with everything in it made anew.
 METHODS: dict[str, tuple[str, Call]] = {
     "STAA, relevance": (PLAIN, _staa()),
+    "STAA, relevance by Chefer's rule": (PLAIN, _staa(rule="chefer")),
     "STAA, attention": (PLAIN, _staa(mode="attention")),
     "STAA, attention of one layer": (PLAIN, _staa(mode="attention", layers=[-1])),
     "STAA, focus": (PLAIN, _staa(mode="attention", focus=Focus())),
@@ -213,8 +214,7 @@ python benchmarks/soak.py --calls {calls} --out docs/soak.md
 {table}
 
 The allocator keeps freed memory for later and gives it back in pieces, so a slope of some KiB in either direction says
-nothing by itself: 3000 calls of STAA, relevance, moved between 4.7 MB below and 1.0 MB above where they began, up and
-down, and ended below. A leak of one map of a clip would be {map} KiB per call. `tests/test_soak.py` repeats the counts
+nothing by itself. A leak of one map of a clip would be {map} KiB per call. `tests/test_soak.py` repeats the counts
 with few calls whenever the tests run, and `tests/test_concurrency.py` runs every method in two threads at once.
 """
 

@@ -79,9 +79,10 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=list(METHODS), default="staa", help="(default: staa)")
     add = parser.add_argument_group("of --method staa, what a transformer attends to").add_argument
     add("--mode", choices=["relevance", "attention", "released"], help="(default: relevance)")
-    add("--rule", choices=["product", "gradient", "chefer"], help="of --mode relevance (default: product)")
-    add("--layers", metavar="all|mean|-1,..", type=_layers, help="blocks that count (default: all)")
-    add("--focus", action="store_true", help="raise evidence out of noise")
+    add("--rule", choices=["decomposition", "chefer"], help="of --mode relevance (default: decomposition)")
+    blocks = "blocks that count, of --mode attention and --rule chefer (default: all)"
+    add("--layers", metavar="all|mean|-1,..", type=_layers, help=blocks)
+    add("--focus", action="store_true", help="raise evidence out of noise, of --mode attention and --rule chefer")
     add = parser.add_argument_group("of --method perturbation, masks learnt for any model").add_argument
     add("--setting", choices=list(SETTINGS), help="way of learning; step is the paper's (default: nested)")
     add("--areas", metavar="A,B,..", type=_areas, help="parts of the volume that masks leave (default: .05,.1,.15,.5)")
@@ -141,6 +142,12 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on with what DIR holds, if it was asked for in the same way")
     add("--methods", metavar="A,B,..", type=compare.names, help="(default: all below)")
     add("--metrics", metavar="A,B,..", type=compare.names, help=f"of {', '.join(benchmark.METRICS)} (default: most)")
+    add(
+        "--no-model-controls",
+        dest="model_controls",
+        action="store_false",
+        help="leave out the controls that run the first method again, on random weights and for another class",
+    )
     add("--device", help="such as cuda, where each process takes a GPU of its own (default: cpu)")
     add("--dtype", choices=list(compare.DTYPES), default="float32", help="of the model (default: float32)")
     add("--debug", action="store_true", help="show where in the code an error came from")

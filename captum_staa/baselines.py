@@ -167,9 +167,8 @@ def shuffle(clip: Tensor, layout: VideoLayout | str, generator: torch.Generator 
         TypeError: ``generator`` is no torch.Generator.
 
     Note:
-        Each of these orders is as likely as its reverse, so a model of direction is at chance. If frames were parted
-        from their successors alone, and not from their predecessors, backwards would be favoured: small models of
-        movement were then right on 44 % of 2000 clips, of two classes. docs/baselines.md has the figures.
+        Each of these orders is as likely as its reverse, so neither direction is favored. If frames were parted
+        from their successors alone, and not from their predecessors, backwards would be favored.
     """
     layout = _check(clip, layout)
     generator = generator_or_seeded(generator)

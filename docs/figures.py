@@ -29,6 +29,7 @@ from captum_staa.visualization import (
 )
 
 IMAGES = Path(__file__).parent / "images"
+FOR = "positive"  # draw what speaks for the class; absolute values would show evidence against it as well
 
 
 def staa() -> None:
@@ -40,8 +41,8 @@ def staa() -> None:
     parts = STAA(clf).attribute_parts(clip, target=label)
     answer, probability = clf.predict(clip, k=1)[0]
     title = f"STAA: why '{answer}' ({probability:.0%})?"
-    save_animation(IMAGES / "hero.webp", frames, parts, fps=6, overwrite=True)
-    figure, _ = show_frames(frames, parts, title=title, use_pyplot=False)
+    save_animation(IMAGES / "hero.webp", frames, parts, fps=6, sign=FOR, overwrite=True)
+    figure, _ = show_frames(frames, parts, title=title, sign=FOR, use_pyplot=False)
     figure.savefig(IMAGES / "sheet.png", dpi=110)
     windows = np.asarray(truth[0].flatten(1).any(1))
     figure, _ = show_timeline(parts, clip=frames, truth=windows, title=title, use_pyplot=False)
@@ -52,7 +53,7 @@ def masks() -> None:
     """feature_masks.png: every mask over the same frames of one clip."""
     clf = VideoClassifier.from_pretrained("tiny-videomae-motion")
     planted = PlantedClips(seed=5, n=20, task="motion")
-    index = 10  # the patch shows in frames 2 to 8 and stays clear of the borders
+    index = 10  # the evidence shows in frames 7 to 11 and stays clear of the borders
     clip, layout, frames = planted[index : index + 1][0], clf.layout, planted.frames(index)
     rows = {
         "the clip": None,
@@ -63,7 +64,7 @@ def masks() -> None:
         "supervoxels, n=24": feature_masks.supervoxels(clip, layout, 24),
         "flow_tubes, n=24": feature_masks.flow_tubes(clip, layout, 24),
     }
-    shown = range(0, 11, 2)
+    shown = range(5, 16, 2)
     figure = Figure(figsize=(1.2 * len(shown), 1.28 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(shown))
     for (name, mask), row in zip(rows.items(), axes, strict=True):
@@ -86,7 +87,7 @@ def perturbation() -> None:
     parts = SpatioTemporalPerturbation(clf).attribute_parts(
         clf.layout.from_working(clip).contiguous(), target=label, perturbations_per_eval=8
     )
-    shown = range(4, 14, 2)
+    shown = range(7, 16, 2)
     grey = frames.mean(-1)
     rows = [("the clip", None), ("planted", truth[0].float())]
     for area, kept, deleted, mask in zip(parts.areas, parts.kept[0], parts.deleted[0], parts.masks[0], strict=True):
@@ -119,12 +120,12 @@ def panels() -> None:
     gradients = InputXGradient(clf).attribute(clip.clone().requires_grad_(), target=label).detach()
     hidden = VideoOcclusion(clf).attribute(clip, sliding_window_shapes=(4, 12, 12), strides=(2, 6, 6), target=label)
 
-    figure, _ = show_summary(frames, parts, predictions=answer, truth=windows, use_pyplot=False)
+    figure, _ = show_summary(frames, parts, predictions=answer, truth=windows, sign=FOR, use_pyplot=False)
     save_smooth(figure, "summary.webp")
     maps = {"STAA": parts, "InputXGradient": gradients, "VideoOcclusion": hidden}
-    figure, _ = compare_methods(frames, {"planted": truth, **maps}, layout=clf.layout, use_pyplot=False)
+    figure, _ = compare_methods(frames, {"planted": truth, **maps}, layout=clf.layout, sign=FOR, use_pyplot=False)
     save_smooth(figure, "compare.webp")
-    figure, _ = show_slices(frames, parts, use_pyplot=False)
+    figure, _ = show_slices(frames, parts, sign=FOR, use_pyplot=False)
     save_smooth(figure, "slices.webp")
 
     chromium = shutil.which("chromium")
@@ -134,7 +135,7 @@ def panels() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page, shot = Path(folder) / "player.html", Path(folder) / "player.png"
         title = f"Why '{answer[0][0]}' ({answer[0][1]:.0%})?"
-        to_html(frames, maps, layout=clf.layout, path=page, truth=windows, predictions=answer, title=title)
+        to_html(frames, maps, layout=clf.layout, path=page, truth=windows, predictions=answer, title=title, sign=FOR)
         switches = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
         switches += ["--window-size=900,900", "--hide-scrollbars", f"--screenshot={shot}"]
         subprocess.run([chromium, *switches, page.as_uri()], check=True, capture_output=True)

@@ -114,11 +114,11 @@ def shown(truth: NDArray[np.bool_]) -> list[int]:
 
 
 def strength(maps: Tensor) -> NDArray[np.float64]:
-    """``(T, H, W)`` in [0, 1], on one scale for the clip; the values that make up its top 2 % count as 1."""
-    values = maps[0].abs().double().numpy()
+    """What speaks for the class: ``(T, H, W)`` in [0, 1], one scale per clip; the top 2 % of the sum count as 1."""
+    values = maps[0].clamp(min=0).double().numpy()
     ordered = np.sort(values, None)
     top = ordered[np.searchsorted(ordered.cumsum(), 0.98 * ordered.sum())]
-    return np.clip(values / top, 0, 1)
+    return np.clip(values / top, 0, 1) if top > 0 else values
 
 
 def draw(

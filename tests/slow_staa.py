@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 T, H, W = 4, 3, 2  # of every tiny model
 ROLES = {  # the sites of the tiny models in the order in which they run; "+" joins two of one block
@@ -169,34 +170,113 @@ def to_pixels(name: str, tokens: Tensor) -> Tensor:
     return F.interpolate(grid[:, None], scale_factor=(t, h, w), mode="trilinear")[:, 0] / (t * h * w)
 
 
-def blur(name: str, maps: Tensor) -> Tensor:
-    """A Gaussian half a tubelet long and a quarter of one wide, renormalised at the clip's borders."""
-    for axis, share in ((1, 2), (2, 4), (3, 4)):
-        sigma = TUBELET.get(name, (2, 8, 8))[axis - 1] / share
+def spread(name: str, tokens: Tensor) -> Tensor:
+    """Pixels ``(B, T, H, W)`` of shares ``(B, t, h, w)``: a Gaussian of 3/4 tubelet around each pixel, sum 1 inside."""
+    sides = TUBELET.get(name, (2, 8, 8))
+    maps = tokens / math.prod(sides)
+    for axis, side in enumerate(sides, start=1):
+        maps = maps.repeat_interleave(side, axis)
+        sigma = 0.75 * side
         place = torch.arange(maps.shape[axis], dtype=torch.float64)
         far = (place[:, None] - place).abs()
         kernel = torch.exp(-(far**2) / (2 * sigma**2)) * (far <= max(1, int(3 * sigma + 0.5)))
-        kernel = (kernel / kernel.sum(1, keepdim=True)).to(maps.dtype)
-        maps = torch.tensordot(maps, kernel, ([axis], [1])).movedim(-1, axis)
+        kernel = (kernel / kernel.sum(1, keepdim=True)).to(maps.dtype)  # row i: where what is at i goes
+        maps = torch.tensordot(maps, kernel, ([axis], [0])).movedim(-1, axis)
     return maps
 
 
+class Playback(TorchFunctionMode):
+    """Records patterns, scales and gates of one forward, and uses the same in all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorded: list[Tensor] = []
+        self.next = -1  # while recording
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        known = self._known(func)
+        if known is None:
+            return func(*args, **kwargs)
+        x = args[0] if args else kwargs["input"]
+        if self.next < 0:
+            value = func(*args, **kwargs)
+            if known == "norm":
+                shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
+                eps = kwargs.get("eps", args[4] if len(args) > 4 else 1e-5)
+                dims = tuple(range(-len(shape), 0))
+                self.recorded.append((x.var(dims, unbiased=False, keepdim=True) + eps).rsqrt())
+            else:
+                self.recorded.append(value / x if known == "activation" else value)
+            return value
+        constant = self.recorded[self.next]
+        self.next += 1
+        if known == "constant":
+            return constant
+        if known == "activation":
+            return x * constant
+        shape, weight, bias = (
+            *args[1:4],
+            *(kwargs.get(key) for key in ("normalized_shape", "weight", "bias")[len(args) - 1 :]),
+        )
+        y = (x - x.mean(tuple(range(-len(shape), 0)), keepdim=True)) * constant
+        return y * weight + bias
+
+    @staticmethod
+    def _known(func: Any) -> str | None:
+        if func in (F.softmax, torch.softmax, Tensor.softmax):
+            return "constant"
+        if func in (torch.tanh, Tensor.tanh, torch.erf, Tensor.erf):  # a gate of a GELU that is written by hand
+            return "constant"
+        if func is F.layer_norm:
+            return "norm"
+        return "activation" if func in (F.gelu, torch._C._nn.gelu, F.silu) else None
+
+
+def decomposed(name: str, model: nn.Module, clip: Tensor, target: Tensor) -> Tensor:
+    """Shares ``(B, t, h, w)``: how the score grows when one token's embedding is doubled and all patterns are kept."""
+    embedding = next(module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d)))
+    mode, doubled = Playback(), []
+
+    def double(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if not doubled:
+            return None
+        t, h, w = doubled
+        output = output.clone()
+        if output.ndim == 5:  # (B, D, t, h, w)
+            output[:, :, t, h, w] *= 2
+        else:  # (B * t, D, h, w)
+            output.unflatten(0, (len(clip), T))[:, t, :, h, w] *= 2
+        return output
+
+    def score() -> Tensor:
+        mode.next = 0 if mode.recorded else -1
+        with torch.no_grad(), mode:
+            logits, _ = attentions(name, model, clip)
+        chosen = logits.gather(1, target[:, None])[:, 0]
+        return chosen - (logits.sum(1) - chosen) / (logits.shape[1] - 1)
+
+    handle = embedding.register_forward_hook(double)
+    score()
+    plain = score()
+    shares = torch.zeros(len(clip), T, H, W, dtype=clip.dtype)
+    for t in range(T):
+        for h in range(H):
+            for w in range(W):
+                doubled[:] = t, h, w
+                shares[:, t, h, w] = score() - plain
+    handle.remove()
+    return shares
+
+
 def staa(name: str, model: nn.Module, clip: Tensor, target: Tensor, mode: str, rule: str, layers: Any) -> Tensor:
-    """``(B, T, H, W)`` for a clip in the model's own layout, channels on the axis of size 3."""
-    channel = 1 if name == "own" else 2
-    leaf = clip.clone().requires_grad_()
-    logits, found = attentions(name, model, leaf)
-    score = logits.gather(1, target[:, None]).sum()
-    heads = [attention.mean(1).detach() for attention in found]
-    attended = to_pixels(name, over_layers(name, blocks(name, heads, len(clip)), layers, chefer=False))
+    """``(B, T, H, W)`` for a clip in the model's own layout."""
+    if mode == "relevance" and rule == "decomposition":
+        return spread(name, decomposed(name, model.double(), clip.double(), target)).to(clip.dtype)
+    logits, found = attentions(name, model, clip.clone().requires_grad_())
     if mode == "attention":
-        return attended
-    if rule == "chefer":
-        slopes = torch.autograd.grad(score, found)
-        signed = [(a * g).clamp(min=0).mean(1).detach() for a, g in zip(found, slopes, strict=True)]
-        return to_pixels(name, over_layers(name, blocks(name, signed, len(clip)), layers, chefer=True))
-    (gradient,) = torch.autograd.grad(score, leaf)
-    magnitude = blur(name, (gradient * clip).sum(channel).abs())
-    if rule == "gradient":
-        return magnitude
-    return magnitude * attended / attended.mean((1, 2, 3), keepdim=True)
+        heads = [attention.mean(1).detach() for attention in found]
+        return to_pixels(name, over_layers(name, blocks(name, heads, len(clip)), layers, chefer=False))
+    slopes = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), found)
+    signed = [(a * g).clamp(min=0).mean(1).detach() for a, g in zip(found, slopes, strict=True)]
+    return to_pixels(name, over_layers(name, blocks(name, signed, len(clip)), layers, chefer=True))

@@ -13,8 +13,7 @@ TARGET = torch.tensor([2, 0])
 
 MODES: dict[str, dict[str, str]] = {
     "attention": {"mode": "attention"},
-    "product": {"mode": "relevance", "rule": "product"},
-    "gradient": {"mode": "relevance", "rule": "gradient"},
+    "decomposition": {"mode": "relevance", "rule": "decomposition"},
     "chefer": {"mode": "relevance", "rule": "chefer"},
     "released": {"mode": "released"},
 }

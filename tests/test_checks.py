@@ -68,7 +68,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         explained(SpatioTemporalPerturbation(model, "BTCHW"), iterations=2),
         {"perturbations_per_eval": 2},
     ),
-    "layers": (lambda **n: STAA(tiny("videomae"), **n).layers, {"layers": [0, -1]}),
+    "layers": (lambda **n: STAA(tiny("videomae"), "attention", **n).layers, {"layers": [0, -1]}),
     "layout": (lambda **n: VideoLayout("BTCHW", **n).size(CLIP), {"channels": 3}),
     "TokenGrid": (lambda **n: TokenGrid(**n), {"t": 2, "h": 3, "w": 4, "prefix": 1, "tubelet": (2, 1, 1)}),
     "ResNet3D": (lambda **n: json.dumps(vars(ResNet3DConfig(**n))), {"num_classes": 2, "width": 4, "stages": 2}),

@@ -92,7 +92,7 @@ def test_the_overlay_lies_where_the_evidence_is(video, explained):
         (["--mode", "attention", "--layers", "-1"], {"mode": "attention", "layers": [-1]}),
         (["--mode", "attention", "--layers", "mean", "--focus"], {"mode": "attention", "layers": "mean"}),
         (["--rule", "chefer", "--layers", "-2,-1"], {"rule": "chefer", "layers": [-2, -1]}),
-        (["--rule", "gradient", "--target", "VERTICAL"], {"rule": "gradient"}),
+        (["--rule", "decomposition", "--target", "BRIGHT-BOTTOM"], {"rule": "decomposition"}),
         (["--mode", "released"], {"mode": "released"}),
     ],
 )
@@ -106,7 +106,7 @@ def test_options_reach_the_method(video, tmp_path, capsys, options, method):
         method = {**method, "focus": Focus()}
     clf = VideoClassifier.from_pretrained(MODEL)
     clip = clf.preprocess(io.read_video(video, 16).frames)
-    target = clf.target("vertical") if "--target" in options else int(clf(clip).argmax())
+    target = clf.target("bright-bottom") if "--target" in options else int(clf(clip).argmax())
     expected = STAA(clf, **method).attribute_parts(clip, target=target)
     torch.testing.assert_close(tensors["attributions"], expected.joint[0])
     torch.testing.assert_close(tensors["temporal"], expected.temporal[0])
@@ -146,9 +146,11 @@ def test_earlier_results_are_never_overwritten_in_silence(video, tmp_path, capsy
         (["--model", "tiny-videomae-patern"], "Did you mean 'tiny-videomae-pattern'?"),
         (["--model", "tiny-resnet3d-pattern"], "no attention to read"),
         (["--model", "empty"], "no config.json"),
-        (["--target", "diagnal"], "there is no label 'diagnal'; close are ['diagonal'"),
-        (["--target", "4"], "classes are 0..3"),
-        (["--layers", "7"], "whole number of -4 to 3 of this model's 4 blocks"),
+        (["--target", "bright-diagnal"], "there is no label 'bright-diagnal'; close are ['bright-diagonal'"),
+        (["--target", "3"], "classes are 0..2"),
+        (["--rule", "chefer", "--layers", "7"], "whole number of -4 to 3 of this model's 4 blocks"),
+        (["--layers", "-1"], "layers=[-1], upsampling='trilinear' with rule='decomposition'. Leave them out"),
+        (["--focus"], "focus is an option of maps without a sign"),
         (["--mode", "attention", "--rule", "chefer"], "--rule chefer belongs to --mode relevance"),
         (["--stride", "2"], "needs --windows, or --sampling stride"),
         (["--frame-stride", "2"], "needs --windows"),

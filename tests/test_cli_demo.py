@@ -44,7 +44,7 @@ def check_demo(folder: Path, clips: int) -> dict[str, dict[str, float]]:
     with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             found[row["method"]][row["metric"]].append(float(row["value"]))  # a reason is no number
-    assert list(found) == [*demo.METHODS, "random", "uniform", "centre", "inverted"]
+    assert list(found) == [*demo.METHODS, "random", "uniform", "centre", "model-free", "inverted"]
     assert {len(values) for own in found.values() for values in own.values()} == {clips}
     means = {method: {metric: statistics.fmean(own[metric]) for metric in own} for method, own in found.items()}
 

@@ -62,14 +62,14 @@ def test_the_files_say_what_the_library_says_of_a_3d_cnn(video, tmp_path, capsys
     [
         (["--setting", "step", "--areas", ".1,.4"], "step", {"areas": [0.1, 0.4]}, CNN),
         (["--setting", "3d-ep", "--smoothness", "tv"], "3d-ep", {"smoothness": "tv"}, CNN),
-        (["--setting", "2d-ep", "--target", "VERTICAL"], "2d-ep", {}, CNN),
+        (["--setting", "2d-ep", "--target", "BRIGHT-BOTTOM"], "2d-ep", {}, CNN),
         (["--objective", "delete", "--areas", ".2"], "nested", {"areas": [0.2], "objective": "delete"}, TRANSFORMER),
     ],
 )
 @pytest.mark.usefixtures("without_pictures")
 def test_options_reach_the_method(video, tmp_path, options, setting, given, model):
     assert run(video, tmp_path, "--iterations", "3", *options, model=model) == 0
-    asked = VideoClassifier.from_pretrained(model).target("vertical") if "--target" in options else None
+    asked = VideoClassifier.from_pretrained(model).target("bright-bottom") if "--target" in options else None
     parts, target = by_hand(video, model, setting, asked, iterations=3, **given)
     own = SETTINGS[setting]
     result = check_same(tmp_path, parts, given.get("areas", list(own.areas)))
@@ -122,7 +122,7 @@ def test_an_explanation_by_attention_has_no_masks(video, tmp_path, monkeypatch):
         ("staa", ["--iterations", "1"], "--iterations; but --method staa"),
         ("staa", ["--iterations", "1", "--areas", ".1"], "--areas, --iterations; but --method staa came; drop them"),
         ("perturbation", ["--mode", "relevance"], "of --method staa: --mode; but --method perturbation came"),
-        ("perturbation", ["--rule", "product"], "--rule; but --method perturbation"),
+        ("perturbation", ["--rule", "chefer"], "--rule; but --method perturbation"),
         ("perturbation", ["--layers", "-1"], "--layers; but --method perturbation"),
         ("perturbation", ["--layers", "all"], "--layers; but --method perturbation"),
         ("perturbation", ["--focus"], "--focus; but --method perturbation"),
@@ -210,7 +210,7 @@ def test_scores_of_a_model_with_one_output_are_not_printed_as_probabilities(vide
     assert isinstance(found.masks, Masks)
     masks = dataclasses.replace(found.masks, scale="logit", whole=-3.25, kept=[12.5], deleted=[-0.125])
     said = report(dataclasses.replace(found, masks=masks), 1)
-    assert "the output checkerboard: -3.25 of the whole" in said
+    assert f"the output {found.subject()}: -3.25 of the whole" in said
     (row,) = [line.split() for line in said.splitlines() if line.startswith(" ") and line.split()[0] == "0.2"]
     assert row[2:] == ["12.5", "-0.125"]
 

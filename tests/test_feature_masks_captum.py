@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,15 +129,3 @@ def test_clips_of_a_batch_may_have_different_regions(clips):
     for i in range(2):
         alone = FeatureAblation(cnn()).attribute(clips[i : i + 1], target=0, feature_mask=mask[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-6, rtol=1e-5)
-
-
-def test_the_page_says_what_is_true_of_its_clip():
-    """docs/feature_masks.md names the tube's overlap with the planted truth and its share of the logit."""
-    page = (Path(__file__).parents[1] / "docs" / "feature_masks.md").read_text(encoding="utf-8")
-    found = re.search(r"a fall of the logit by ([\d.]+), the next by ([\d.]+), .* overlaps the truth by ([\d.]+)", page)
-    assert found, "the sentence has gone"
-    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
-    names: dict = {}
-    exec(compile(code, "page", "exec"), names)
-    first, second = names["falls"].sort(descending=True).values[:2].tolist()
-    assert [first, second, names["overlap"]] == pytest.approx([float(x) for x in found.groups()], abs=0.02)

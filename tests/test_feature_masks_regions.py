@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.cluster import hierarchy
-from skimage.filters import gaussian
 from skimage.measure import label
 from skimage.morphology import erosion
-from skimage.registration import optical_flow_tvl1
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 
@@ -300,44 +296,3 @@ def test_a_tube_ends_at_a_cut():
     clip = torch.cat([texture(24, 32, seed=1).expand(3, 3, 24, 32) * 0.3, texture(24, 32, seed=2).expand(3, 3, 24, 32)])
     mask = flow_tubes((clip + torch.tensor([0, 0, 0, 3, 3, 3.0]).view(6, 1, 1, 1))[None], "BTCHW", 12)[0, :, 0]
     assert shared(mask[:3], mask[3:]) == set()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "expected"),
-    [
-        ("motion", {"flow_tubes": 0.93, "carried": 0.86, "supervoxels": 0.65, "still": 0.24}),
-        ("pattern", {"flow_tubes": 0.83, "carried": 0.60, "supervoxels": 0.33, "still": 0.37}),
-    ],
-)
-def test_the_figures_of_docstring_and_docs(task, expected):
-    clips = (clip for clip in PlantedClips(seed=5, n=200, task=task) if not touches_border(clip[2]))
-    found: dict[str, list[float]] = {name: [] for name in expected}
-    for clip, _, truth in islice(clips, 20):
-        middle = still(clip[None], 48)
-        for name, ids in (
-            ("flow_tubes", flow_tubes(clip[None], "BTCHW", 48)[0, :, 0]),
-            ("carried", carried(clip, middle)),
-            ("supervoxels", supervoxels(clip[None], "BTCHW", 48)[0, :, 0]),
-            ("still", middle),
-        ):
-            found[name].append(staying(ids, truth))
-    assert {name: float(np.mean(values)) for name, values in found.items()} == pytest.approx(expected, abs=0.02)
-
-
-def touches_border(truth: Tensor) -> bool:
-    """Planted patches go over the border, and come in on the other side as something else."""
-    return bool(truth[:, [0, -1]].any() or truth[:, :, [0, -1]].any())
-
-
-def carried(clip: Tensor, ids: Tensor) -> Tensor:
-    """The middle frame's regions, handed on from frame to frame along the flow: the simpler way to follow."""
-    grey = (clip.mean(1) - clip.min()) / (clip.max() - clip.min())
-    frames, ids = [gaussian(frame.numpy(), 1) for frame in grey], ids.clone()
-    (last, height, width), middle = (len(ids) - 1, *ids.shape[1:]), len(ids) // 2
-    y, x = np.indices((height, width))
-    for here, there in [(t, t - 1) for t in range(middle + 1, last + 1)] + [(t, t + 1) for t in range(middle)[::-1]]:
-        down, right = optical_flow_tvl1(frames[here], frames[there], attachment=50)
-        rows, columns = (y + down).round().clip(0, height - 1), (x + right).round().clip(0, width - 1)
-        ids[here] = ids[there][rows.astype(int), columns.astype(int)]
-    return ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from staa_modes import MODES
 from torch import Tensor
 
 from captum_staa import STAA, Focus, VideoClassifier
@@ -134,13 +135,14 @@ def snr(maps: Tensor, truth: Tensor) -> Tensor:
     return torch.stack(values)
 
 
-@pytest.mark.parametrize("mode", ["relevance", "attention"])
+@pytest.mark.parametrize("kind", ["chefer", "attention"])
 @pytest.mark.parametrize("name", ["tiny-videomae-pattern", "tiny-timesformer-pattern"])
-def test_focus_raises_the_signal_to_noise_ratio(name, mode):
+def test_focus_raises_the_signal_to_noise_ratio(name, kind):
     clf = VideoClassifier.from_pretrained(name)
     clips, labels, truth = PlantedClips(seed=2024, n=16)[:16]
-    plain = STAA(clf, mode).attribute_parts(clips, labels).joint
-    focused = STAA(clf, mode, focus=Focus()).attribute_parts(clips, labels).joint
+    plain, focused = (
+        STAA(clf, **MODES[kind], focus=focus).attribute_parts(clips, labels).joint for focus in (None, Focus())
+    )
     before, after = snr(plain, truth), snr(focused, truth)
     assert after.mean() > 1.005 * before.mean(), f"{before.mean() = }, {after.mean() = }"
 
@@ -158,12 +160,12 @@ def insertion(clf, clips, labels, maps, steps=12):
     return torch.stack(probabilities).mean().item()
 
 
-@pytest.mark.parametrize("mode", ["attention", "relevance"])
-def test_focus_does_not_lower_insertion(mode):
+@pytest.mark.parametrize("kind", ["attention", "chefer"])
+def test_focus_does_not_lower_insertion(kind):
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     clips, labels, _ = PlantedClips(seed=31, n=12)[:12]
     plain, focused = (
-        STAA(clf, mode=mode, focus=focus).attribute_parts(clips, labels).joint for focus in (None, Focus())
+        STAA(clf, **MODES[kind], focus=focus).attribute_parts(clips, labels).joint for focus in (None, Focus())
     )
     before, after = (insertion(clf, clips, labels, maps) for maps in (plain, focused))
     assert after > before - 0.002

@@ -273,11 +273,7 @@ def test_staa_is_class_specific_by_relevance_and_not_by_attention():
 
     def similarity(mode: str) -> Tensor:
         return class_sensitivity(
-            lambda model, x, target: (
-                STAA(model, mode=mode, rule="gradient" if mode == "relevance" else "product")
-                .attribute_parts(x, target)
-                .joint
-            ),
+            lambda model, x, target: STAA(model, mode=mode).attribute_parts(x, target).joint,
             clf,
             clip,
             0,

@@ -41,7 +41,7 @@ def test_relevance_finds_what_was_planted(shipped, planted):
     assert auroc(-joint, truth) < 0.05
 
 
-@pytest.mark.parametrize("kind", ["attention", "product", "gradient", "chefer"])
+@pytest.mark.parametrize("kind", ["attention", "decomposition", "chefer"])
 def test_new_weights_give_another_map(shipped, planted, kind):
     clips = planted[0][:2]
     fresh = copy.deepcopy(shipped)
@@ -53,11 +53,11 @@ def test_new_weights_give_another_map(shipped, planted, kind):
     assert spearman(maps[0], maps[1]) < 0.9
 
 
-@pytest.mark.parametrize("kind", ["product", "gradient", "chefer"])
+@pytest.mark.parametrize("kind", ["decomposition", "chefer"])
 def test_targets_differ(shipped, planted, kind):
     clips = planted[0][:2]
-    maps = [STAA(shipped, **MODES[kind]).attribute(clips, target) for target in range(4)]
-    for i in range(4):
+    maps = [STAA(shipped, **MODES[kind]).attribute(clips, target) for target in range(3)]
+    for i in range(3):
         for j in range(i):
             assert spearman(maps[i], maps[j]) < 0.995, f"the maps of targets {j} and {i} are the same"
 

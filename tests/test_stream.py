@@ -86,7 +86,7 @@ def test_attention_is_the_mean_over_windows(clf, wide, stride):
     assert results[7].top(2)[0][1] == pytest.approx(float(results[7].probabilities[best]))
 
 
-@pytest.mark.parametrize(("rule", "target"), [("product", None), ("gradient", "vertical")])
+@pytest.mark.parametrize(("rule", "target"), [("decomposition", None), ("chefer", "bright-bottom")])
 def test_relevance_by_an_staa_of_ones_own(clf, wide, rule, target):
     explainer = STAA(clf, mode="relevance", rule=rule)
     stream = STAAStream(explainer, stride=8, target=target)
@@ -239,9 +239,9 @@ def test_the_timeline_rises_where_the_object_is(clf):
         ({"mode": "gradcam"}, ValueError, "mode is one of"),
         ({"policy": "skip"}, ValueError, "policy is one of 'wait', 'drop', but 'skip' came"),
         (
-            {"target": "vertical"},
+            {"target": "bright-bottom"},
             ValueError,
-            "target = 'vertical' needs mode='relevance'; 'attention' is about no class",
+            "target = 'bright-bottom' needs mode='relevance'; 'attention' is about no class",
         ),
         ({"target": "walking", "mode": "relevance"}, ValueError, "walking"),
         ({"layers": [0]}, TypeError, "layers"),

@@ -129,7 +129,7 @@ def test_a_source_that_fails_midway_leaves_what_came_before(frames, clip, tmp_pa
         (["missing.mp4"], "missing.mp4"),
         (["CLIP", "--out", "a.gif"], "a.gif must end in .mp4, .mkv"),
         (["CLIP", "--out", "none/a.mp4"], "none"),
-        (["CLIP", "--target", "vertical"], "--target vertical needs --mode relevance"),
+        (["CLIP", "--target", "bright-bottom"], "--target bright-bottom needs --mode relevance"),
         (["CLIP", "--mode", "relevance", "--target", "waving"], "waving"),
         (["CLIP", "--stride", "20"], "stride = 20 leaves frames"),
         (["CLIP", "--limit", "10"], "ended after 10 frames, but a window spans 16"),

@@ -206,6 +206,7 @@ def own_family(suffix: str = "") -> Family:
         layout="BCTHW",
         num_frames=lambda model: 8,
         image_size=lambda model: SIZE,
+        patch_embedding="embed",
     )
 
 

@@ -47,15 +47,15 @@ DRAWS = 1000
 HEAD = """# The comparison
 
 All methods by all metrics, on planted clips of {models} shipped models, {clips} clips each. What the names mean:
-[Comparing methods](comparison_guide.md) for methods, [Metrics](metrics.md) for metrics, and
-[which metric can be trusted](metric_trust.md). Made by
+[Comparing methods](comparison_guide.md) for methods, controls and marks, [Metrics](metrics.md) for metrics,
+[Planted evidence](planted.md) for the clips. Made by
 
 ```console
 python benchmarks/comparison_table.py
 ```
 
 Every model is right on its task, so where the evidence is planted is where a faithful map should be; but a model need
-not use all of it. On `order`, one of two events suffices for the answer. Times are of one thread of a busy CPU;
+not use all of it, and on `order` it may answer from a part. Times are of one thread of a busy CPU;
 `forwards` are multiples of a plain forward that ran right before; of times the medians are told, of all else the means
 over clips. In tables bold is the best method that is no control, ↑ means high is good, and ↓ low.
 """

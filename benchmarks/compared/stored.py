@@ -68,7 +68,9 @@ def together(runs: dict[str, dict[str, Any]]) -> Comparison:
         methods=methods,
         metrics=list(first["values"]),
         better=first["better"],
-        settings={"inverted": first["settings"]["inverted"]},
+        settings={
+            name: first["settings"][name] for name in ("inverted", "model_controls") if name in first["settings"]
+        },
         answers={f"{m}/{clip}": tuple(own) for m, told in runs.items() for clip, own in told["answers"].items()},
         curves=_mean_curves(list(runs.values())),
     )

@@ -26,6 +26,11 @@ def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: s
 
 def score_of(answer: Tensor, target: TargetType) -> Tensor:
     """The sum over examples of the target's output, as Captum selects it."""
+    return outputs_of(answer, target).sum()
+
+
+def outputs_of(answer: Tensor, target: TargetType) -> Tensor:
+    """``(B,)``, or B numbers of another shape: each example's output for the target, as Captum selects it."""
     if target is None and answer.ndim > 1 and answer.shape[1] > 1:
         raise ValueError(
             f"the model gives {answer.shape[1]} classes, so a gradient needs a target: pass target=class index "
@@ -37,7 +42,7 @@ def score_of(answer: Tensor, target: TargetType) -> Tensor:
             f"{target = } leaves {scores.numel()} outputs of shape {tuple(answer.shape)} for {len(answer)} examples, "
             f"but one per example has a gradient: pass as many indices as there are axes after the batch"
         )
-    return scores.sum()
+    return scores
 
 
 def refuse_inference_mode(what: str) -> None:

@@ -82,11 +82,9 @@ class GradCAM(Attribution):
         layer is refused. The norm in front of that block's attention still has one, as in
         ``"vivit.layers.11.layernorm_before"``.
 
-        Try several layers, and trust none unseen. Planted evidence (joint AUROC, 40 clips of each of three tasks,
-        random .5) is found best in the first layers: by ``"layercam"`` in the shipped 3D CNNs' ``"stem"``, .96, .80
-        and .82; by ``"hirescam"``, taken ``.abs()``, in the norm in front of the first spatial or joint attention of
-        VideoMAE, ViViT, V-JEPA 2 and TimeSformer, .81 to .94. ``"gradcam"`` in the last layer, the usual choice, is at
-        .36, .90 and .51 in the 3D CNNs, and at .48 to .76 in the transformers.
+        Try several layers. Late layers know more about the class, but what a late cell or token contains need not come
+        from its own place in the clip. Early layers keep places, but know less about the class. Which one tells
+        evidence from rivals must be measured, with :func:`captum_staa.metrics.evidence_against_rivals` for example.
 
     Reference:
         ``"gradcam"``: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based

@@ -28,11 +28,13 @@ from captum_staa.attention.compose import (
     rollout,
     rollout_reader,
 )
+from captum_staa.attention.decomposition import class_contrast, decompose_classifier
 from captum_staa.attention.focus import Focus
 from captum_staa.attention.released import released_maps
-from captum_staa.attention.relevance import gradient_weighted, smooth_input_gradient, weigh
-from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
+from captum_staa.attention.relevance import gradient_weighted
+from captum_staa.attr._arguments import one_clip, outputs_of, refuse_inference_mode, score_of
 from captum_staa.checks import check_choice, check_count
+from captum_staa.gaussian import gaussian
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, from_joint
 from captum_staa.lending import parameters_frozen, uncompiled
@@ -42,7 +44,8 @@ from captum_staa.randomness import generator_or_seeded
 from captum_staa.sites import AttentionSite
 
 Mode = Literal["attention", "relevance", "released"]
-Rule = Literal["product", "gradient", "chefer"]
+Rule = Literal["decomposition", "chefer"]
+SPREAD = 0.75  # standard deviation, in tubelets, by which a token's share is spread over its neighborhood
 Readings = Mapping[AttentionSite, Any]
 
 
@@ -64,16 +67,16 @@ class STAA(Attribution):
 
     Args:
         forward_func: a :class:`VideoClassifier` around a transformer of a known family, or such a model itself.
-        mode: ``"relevance"``, class-specific, one forward and one backward: what the output attends to, times what
-            its gradient uses. ``"attention"``, class-agnostic, one forward: what the output attends to.
+        mode: ``"relevance"``, class-specific, one forward and one backward: what each token adds to the output of the
+            target, and takes from it. ``"attention"``, class-agnostic, one forward: what the output attends to.
             ``"released"``: what the authors' public code computes from the last layer, with its defects, for
             comparison (see Note).
         layers: which residual blocks count. ``"all"`` rolls attention out through all of them; ``"mean"`` averages
-            every block's own map; a list of indices such as ``[-1]`` averages the maps of those blocks. Not for
-            ``"released"``, which reads the last one, nor for the rule ``"gradient"``, which reads none.
+            every block's own map; a list of indices such as ``[-1]`` averages the maps of those blocks. Only where
+            attention of several layers is composed: ``mode="attention"`` and ``rule="chefer"``.
         focus: a :class:`Focus` that raises evidence out of noise, or None.
-        rule: for ``"relevance"``: ``"product"`` (rollout times smoothed ``|gradient x input|``), ``"gradient"``
-            (the second factor alone), ``"chefer"`` (Chefer et al., ICCV 2021, generic rule).
+        rule: for ``"relevance"``: ``"decomposition"`` (see Note) or ``"chefer"`` (Chefer et al., ICCV 2021, generic
+            rule: attention weighted by its positive gradient, rolled out).
         upsampling: from tokens to pixels, ``"trilinear"`` or ``"nearest"``, where attention is composed.
         generator: for ``"released"``, draws its random thresholds; by default one seeded with 0 on every call.
 
@@ -82,10 +85,15 @@ class STAA(Attribution):
         ValueError: the model belongs to no known family, or an option is unknown.
 
     Note:
-        The defaults are what finds planted evidence best. Mean AUROC, joint and in time, over twelve models (four
-        families, three tasks, 200 clips each; docs/planted.md): relevance by product .964 and .940, by gradient .967
-        and .931, attention rolled out .936 and .903, Integrated Gradients with 50 steps .890 and .910, random .5. A
-        focus raises the signal-to-noise ratio a little and finds no more, so there is none by default.
+        ``"decomposition"``: with attention patterns, normalization scales and activation ratios held constant, a
+        transformer is an affine function of its patch embeddings. Then gradient times embedding is each token's signed
+        share of the target's output minus the mean of the others, through all layers, values and residual connections
+        included. The shares of all tokens, plus that of biases, position embeddings and class tokens, sum to that
+        difference (:func:`captum_staa.attention.decomposition.decompose`). What a token does to the attention of others
+        is not part of its share. Each share is spread by a Gaussian of three quarters of a tubelet; sums are kept. A
+        :class:`captum_staa.models.Family` that does not name its ``patch_embedding`` is decomposed into pixels instead.
+
+        Maps of ``mode="attention"`` do not depend on the class.
 
         ``"released"`` keeps four defects of the public code. (1) It reads ``S[0, i+1, p]``, frame 0 seen from one of
         its own patches, where ``S[i, 0, 1:]``, frame i seen from its class token, was meant. (2) Its temporal
@@ -94,6 +102,8 @@ class STAA(Attribution):
         cropped it; here pictures undo the crop, and the defect stays in what ``attribute`` cannot know.
 
     Reference:
+        Frozen patterns: Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021; Ali et al., "XAI for
+        Transformers: Better Explanations through Conservative Propagation", ICML 2022, arXiv 2202.07304.
         Wang and Liu, "STAA: Spatio-Temporal Attention Attribution for Real-Time Interpreting Transformer-based Video
         Models", arXiv 2411.00630. ``"attention"`` is STAA as described there; the journal version's equations were
         not at hand, so no equality with them is claimed.
@@ -106,7 +116,7 @@ class STAA(Attribution):
         layers: Sequence[int] | Literal["mean", "all"] = "all",
         focus: Focus | None = None,
         *,
-        rule: Rule = "product",
+        rule: Rule = "decomposition",
         upsampling: Literal["trilinear", "nearest"] = "trilinear",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -120,19 +130,25 @@ class STAA(Attribution):
                 f"take any network{wrapped_family(classifier.module)}"
             )
         check_choice("mode", mode, ("attention", "relevance", "released"))
-        check_choice("rule", rule, ("product", "gradient", "chefer"))
+        check_choice("rule", rule, ("decomposition", "chefer"))
         check_choice("upsampling", upsampling, ("trilinear", "nearest"))
         if focus is not None and not isinstance(focus, Focus):
             raise TypeError(f"focus is a Focus(...) or None, but {focus!r} came")
-        if mode != "relevance" and rule != "product":
+        if mode != "relevance" and rule != "decomposition":
             raise ValueError(f"rule={rule!r} is a rule of mode='relevance', but mode={mode!r} came; leave it out")
         if mode == "released" and focus is not None:
             raise ValueError("mode='released' has a threshold of its own and takes no focus; leave it out")
-        if (mode == "released" or rule == "gradient") and (layers != "all" or upsampling != "trilinear"):
+        composed = mode == "attention" or (mode == "relevance" and rule == "chefer")
+        if not composed and (layers != "all" or upsampling != "trilinear"):
             which = f"mode={mode!r}" if mode == "released" else f"rule={rule!r}"
             raise ValueError(
-                f"{which} composes no attention of several layers, but layers={layers!r}, upsampling={upsampling!r} "
-                f"came; leave them out"
+                f"layers and upsampling are options of mode='attention' and rule='chefer', which compose attention of "
+                f"several layers, got layers={layers!r}, upsampling={upsampling!r} with {which}. Leave them out."
+            )
+        if mode == "relevance" and rule == "decomposition" and focus is not None:
+            raise ValueError(
+                "focus is an option of maps without a sign, got a focus with rule='decomposition', whose maps are "
+                "signed. Leave it out, or use mode='attention'."
             )
         super().__init__(classifier)
         self.mode, self.layers, self.focus, self.rule = mode, layers, focus, rule
@@ -158,10 +174,10 @@ class STAA(Attribution):
             show_progress: accepted as everywhere in Captum; one forward has no progress to show.
 
         Returns:
-            Like ``inputs`` (float32 where they are of half precision): contiguous, detached, not negative. Attention
-            modes: the share of attention that falls on each voxel, so that a clip sums to 1 less what special tokens
-            keep. Relevance: in units of the logit; but rolled out by Chefer's rule, where every layer adds what its
-            attention is worth to what came before, in no unit.
+            Like ``inputs`` (float32 where they are of half precision): contiguous and detached. Attention modes: not
+            negative; the share of attention that falls on each voxel, so that a clip sums to 1 less what special tokens
+            keep. Relevance: signed, in units of the logit: the target's minus the mean of the others. By Chefer's rule:
+            not negative, in no unit.
 
         Raises:
             ValueError: no target where one is needed, a clip of the wrong shape, or a call under inference_mode.
@@ -261,30 +277,37 @@ class STAA(Attribution):
         self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
     ) -> tuple[Tensor, Tensor]:
         refuse_inference_mode("mode='relevance'")
-        sites = self._sites()
-        read = _read_probabilities if self.rule == "chefer" else self._reader(sites)
+        if self.rule == "decomposition":
+            return self._decomposed(clip, target, extra, grid, size)
         with torch.enable_grad(), parameters_frozen(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
-            if self.rule == "gradient":
-                answer, readings = self._forward(leaf, extra), {}
-            else:
-                with capture(self._model(), sites, read) as readings:
-                    answer = self._forward(leaf, extra)
-            wanted = list(readings.values()) if self.rule == "chefer" else [leaf]
-            gradients = torch.autograd.grad(score_of(answer, target), wanted)
-        answer = answer.detach()
-        if self.rule == "chefer":
-            matrices = {
-                site: gradient_weighted(attention, gradient)
-                for (site, attention), gradient in zip(readings.items(), gradients, strict=True)
-            }
-            return self._to_pixels(self._compose(matrices, clip, grid, torch.add), grid, size), answer
-        product = self.forward_func.layout.reduce(gradients[0].float() * clip.detach().float())
-        magnitude = smooth_input_gradient(product, grid)
-        if self.rule == "gradient":
-            return magnitude, answer
-        attended = self._compose(readings, clip, grid)
-        return weigh(magnitude, self._to_pixels(attended, grid, size)), answer
+            with capture(self._model(), self._sites(), _read_probabilities) as readings:
+                answer = self._forward(leaf, extra)
+            gradients = torch.autograd.grad(score_of(answer, target), list(readings.values()))
+        matrices = {
+            site: gradient_weighted(attention, gradient)
+            for (site, attention), gradient in zip(readings.items(), gradients, strict=True)
+        }
+        return self._to_pixels(self._compose(matrices, clip, grid, torch.add), grid, size), answer.detach()
+
+    def _decomposed(
+        self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor]:
+        where: Literal["tokens", "pixels"] = "pixels" if self._family().patch_embedding is None else "tokens"
+        result = decompose_classifier(
+            self.forward_func,
+            clip,
+            lambda outputs: class_contrast(outputs, outputs_of(outputs, target)),
+            extra,
+            where=where,
+        )
+        t, h, w = grid.tubelet
+        joint = result.contributions
+        if where == "tokens":
+            joint = grid.to_pixels(joint, "nearest", size) / (t * h * w)
+        # Neighboring tokens of one object often have opposite signs: together they say what the object adds.
+        spread = (SPREAD * t, SPREAD * h, SPREAD * w)
+        return gaussian(joint, spread, keep_sums=True), result.outputs
 
     def _released(self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int]) -> SpaceTime:
         site = [site for site in self._family().attention(self._model()) if site.role != "temporal"][-1]

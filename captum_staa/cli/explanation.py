@@ -87,7 +87,7 @@ class Explanation:
     video: Path
     info: VideoInfo
     model: str
-    method: str  # how it was computed, such as "STAA(mode='relevance', rule='product', layers='all')"
+    method: str  # how it was computed, such as "STAA(mode='relevance', rule='decomposition')"
     kind: str  # the same in two words
     settings: dict[str, Any]  # its options by name, where the description does not hold them all
     class_specific: bool  # whether the maps are about the target, or about no class in particular

@@ -104,13 +104,13 @@ class OfAttention(Method):
             mode=options.mode or "relevance",  # type: ignore[arg-type]  # STAA itself checks these three
             layers="all" if options.layers is None else options.layers,  # type: ignore[arg-type]
             focus=Focus() if options.focus else None,
-            rule=options.rule or "product",  # type: ignore[arg-type]
+            rule=options.rule or "decomposition",  # type: ignore[arg-type]
         )
-        mode = self.explainer.mode
+        mode, rule = self.explainer.mode, self.explainer.rule
         words = [f"mode={mode!r}"]
         if mode == "relevance":
-            words.append(f"rule={self.explainer.rule!r}")
-        if mode != "released":  # which always reads the last layer, and is not focused
+            words.append(f"rule={rule!r}")
+        if mode == "attention" or rule == "chefer":  # the others take neither layers nor a focus
             words.append(f"layers={self.explainer.layers!r}")
             words += ["focus=Focus()"] if self.explainer.focus is not None else []
         self.description, self.kind = f"STAA({', '.join(words)})", f"{self.explainer.get_name()} {mode}"

@@ -17,7 +17,7 @@ from captum_staa.layout import SpaceTime
 from captum_staa.visualization import save_animation, show_frames, show_timeline, to_html
 from captum_staa.visualization.placement import Crop
 from captum_staa.visualization.resize import reduced
-from captum_staa.visualization.saliency import Attributions, key_frames
+from captum_staa.visualization.saliency import Attributions, Sign, key_frames
 
 EDGE = 360  # pixels of the shorter edge of the frames in pictures, at most
 MOVING = 360  # frames of a moving picture, at most
@@ -27,6 +27,7 @@ PAGE_EDGE = 240  # pixels of the shorter edge of its frames, where it would be t
 PAGE_CLASSES = 5  # that it names, beside the one explained
 SLOWEST, FASTEST = 4.0, 30.0  # frames per second
 DPI = 150
+SIGN: Sign = "positive"  # what speaks for the class: magnitudes would show evidence for other classes as well
 
 
 def draw(
@@ -57,11 +58,18 @@ def draw(
     top, left, height, width = explanation.crop
     crop = (top * scale[0], left * scale[1], height * scale[0], width * scale[1])
 
-    save_animation(overlay, frames, joint, crop=crop, fps=play_rate(indices, explanation.fps))
+    save_animation(overlay, frames, joint, sign=SIGN, crop=crop, fps=play_rate(indices, explanation.fps))
     title = title_of(explanation)
     few = key_frames(explanation.parts.temporal[0][shown].numpy(), SHEET)
     figure, _ = show_frames(
-        frames[few], joint[few], crop=crop, indices=[indices[at] for at in few], fps=fps, title=title, use_pyplot=False
+        frames[few],
+        joint[few],
+        sign=SIGN,
+        crop=crop,
+        indices=[indices[at] for at in few],
+        fps=fps,
+        title=title,
+        use_pyplot=False,
     )
     with atomic(sheet) as partial:
         figure.savefig(partial, dpi=DPI)
@@ -114,6 +122,7 @@ def page(
         return to_html(
             frames[few],
             maps,
+            sign=SIGN,
             crop=crop,
             indices=indices,
             fps=explanation.steady,

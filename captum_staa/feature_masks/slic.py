@@ -45,8 +45,7 @@ def supervoxels(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness:
     Note:
         Colours are stretched to 0 .. 1 over each clip and taken to Lab where there are three channels. Before, each
         pixel becomes the median of 3 x 3 in its frame: noise would else decide, and a median keeps edges where they
-        are (over time it would smear what moves). On planted clips 48 to 50 regions came for ``n=48``, 13 to 16 for
-        ``n=24``. A clip of 16 x 224 x 224 takes about a second.
+        are (over time it would smear what moves). A clip of 16 x 224 x 224 takes about a second.
 
     Reference:
         Achanta et al., "SLIC Superpixels Compared to State-of-the-Art Superpixel Methods", TPAMI 2012, as in

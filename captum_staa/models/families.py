@@ -48,6 +48,8 @@ class Family:
         num_frames: frames per clip.
         image_size: ``(H, W)`` of the clip.
         classes: names of the classes that belong to the family.
+        patch_embedding: dotted name of the module whose output is the patch tokens, before positions are added:
+            (B, D, t, h, w), (B * t, D, h, w), (B, N, D) or (B * t, h * w, D). None if unknown.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Family:
     num_frames: Callable[[Any], int | None] = _nothing
     image_size: Callable[[Any], tuple[int, int] | None] = _nothing
     classes: tuple[str, ...] = ()
+    patch_embedding: str | None = None
 
 
 def family_of(model: nn.Module) -> Family | None:
@@ -180,6 +183,7 @@ FAMILIES: dict[str, Family] = {
             num_frames=lambda model: model.config.num_frames,
             image_size=lambda model: _pair(model.config.image_size),
             classes=("VideoMAEForVideoClassification",),
+            patch_embedding="videomae.embeddings.patch_embeddings.projection",
         ),
         Family(
             name="timesformer",
@@ -190,6 +194,7 @@ FAMILIES: dict[str, Family] = {
             num_frames=lambda model: model.config.num_frames,
             image_size=lambda model: _pair(model.config.image_size),
             classes=("TimesformerForVideoClassification",),
+            patch_embedding="timesformer.embeddings.patch_embeddings.projection",
         ),
         Family(
             name="vivit",
@@ -200,6 +205,7 @@ FAMILIES: dict[str, Family] = {
             num_frames=lambda model: model.config.num_frames,
             image_size=lambda model: _pair(model.config.image_size),
             classes=("VivitForVideoClassification",),
+            patch_embedding="vivit.embeddings.patch_embeddings.projection",
         ),
         Family(
             name="vjepa2",
@@ -210,6 +216,7 @@ FAMILIES: dict[str, Family] = {
             num_frames=lambda model: model.config.frames_per_clip,
             image_size=lambda model: _pair(model.config.crop_size),
             classes=("VJEPA2ForVideoClassification",),
+            patch_embedding="vjepa2.encoder.embeddings.patch_embeddings.proj",
         ),
         Family(
             name="videoprism",
@@ -220,6 +227,7 @@ FAMILIES: dict[str, Family] = {
             num_frames=lambda model: model.config.num_frames,
             image_size=lambda model: _pair(model.config.image_size),
             classes=("VideoPrismForVideoClassification",),
+            patch_embedding="vision_model.spatial_embeddings.patch_embeddings.projection",
         ),
     )
 }

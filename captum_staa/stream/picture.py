@@ -58,16 +58,16 @@ class Painter:
         grey = (frame @ np.array([0.299, 0.587, 0.114]) / 2).round().astype(np.uint8)
         picture = grey[..., None].repeat(3, axis=-1)  # dark and without colour where nothing was explained
         if result.joint is not None:
-            found = saliency(result.joint[None], sign="absolute_value")
+            found = saliency(result.joint[None], sign="positive")
             even = LEAST / result.joint.numel() if self._shares else 0.0
             self.scale = max(self.scale, found.scale, even)
-            values = (result.joint.abs().numpy() / (self.scale or 1)).clip(0, 1)[None]
+            values = (result.joint.numpy() / (self.scale or 1)).clip(0, 1)[None]
             down, right = frame.shape[0] / size[0], frame.shape[1] / size[1]
             top, left, height, width = result.crop
             crop = (top * down, left * right, height * down, width * right)
             shown = Saliency(values.astype(np.float32), self.scale)
-            colours = default_cmap("absolute_value")
-            picture = Overlay(frame[None], shown, "blended_heat_map", "absolute_value", 0.7, colours, crop).frame(0)
+            colours = default_cmap("positive")
+            picture = Overlay(frame[None], shown, "blended_heat_map", "positive", 0.7, colours, crop).frame(0)
         return np.concatenate([picture, self._strip(result, frame.shape[1])])
 
     def _strip(self, result: FrameResult, width: int) -> NDArray[np.uint8]:
@@ -76,7 +76,7 @@ class Painter:
         middle = width // 2
         top = max((value for value in self._past if not math.isnan(value)), default=0.0) or 1.0
         for at, value in enumerate(self._past):
-            if value > 0:  # a frame without an explanation leaves a gap
+            if value > 0:  # a frame without an explanation, or that speaks against the class, leaves a gap
                 x = middle + at * (width - middle) // PAST
                 end = max(middle + (at + 1) * (width - middle) // PAST - 2, x)
                 y = STRIP - 3 - round(value / top * (STRIP - 8))

@@ -28,8 +28,9 @@ class FrameResult:
         labels: the K classes.
         probabilities: ``(K,)``, mean over its windows; None where there is none.
         joint: ``(H', W')`` float32 on the CPU in pixels of the model's input, mean over its windows; None where there
-            is none. Attention: 1 over the whole frame is an even share of the window. Relevance: units of the logit.
-        temporal: the map's mass; of ``mode="released"`` its own signal. nan where there is none.
+            is none. Attention: 1 over the whole frame is an even share of the window. Relevance: signed, in units of
+            the logit; by Chefer's rule not negative, in no unit.
+        temporal: the map's sum; of ``mode="released"`` its own signal. nan where there is none.
         crop: ``(top, left, height, width)`` in the frame's pixels: where the map lies, as ``crop=`` of
             :mod:`captum_staa.visualization` takes it.
         latency: seconds from the frame's arrival to this result; nan where the frame was dropped unseen.

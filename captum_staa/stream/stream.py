@@ -43,7 +43,7 @@ class STAAStream:
         stride: frames from one window to the next, at most ``window``; None takes half of the window.
         mode: as for :class:`STAA`; None is ``"attention"``, or the mode of the STAA that came. ``"attention"`` reads
             prediction and map from one forward. ``"relevance"`` adds a backward, and a forward where there is no
-            ``target``.
+            ``target``; its maps are signed.
         target: class to explain, label or index, for ``mode="relevance"``; None is each window's likeliest class.
         policy: what happens when frames come faster than they are explained. ``"wait"``: each is read when it is
             needed, and the source waits. ``"drop"``: a thread reads on, only the newest complete window is explained,

@@ -11,7 +11,7 @@ import torch
 from captum.attr import Attribution, NoiseTunnel
 from captum.testing.attr.helpers.gen_test_utils import get_target_layer, parse_test_config
 from captum.testing.attr.helpers.test_config import config
-from captum.testing.helpers.basic_models import BasicModel_ConvNet
+from captum.testing.helpers.basic_models import BasicModel_ConvNet, BasicModel_MultiLayer
 from torch import Tensor, nn
 
 from .models import Tensors
@@ -145,11 +145,14 @@ def _double(value: Any) -> Any:
 
 
 def _own_net(net: nn.Module) -> nn.Module:
-    """A copy in float64. All classes of Captum's ConvNet have equal weights, so its softmax never moves: not here."""
+    """A copy in float64. All classes of Captum's networks have equal weights, so no contrast ever moves: not here."""
     own = copy.deepcopy(net).double()
-    if isinstance(own, BasicModel_ConvNet):
-        with torch.no_grad():
-            own.fc2.weight.copy_(1e-3 * torch.randn(own.fc2.weight.shape, generator=torch.Generator().manual_seed(0)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        if isinstance(own, BasicModel_ConvNet):
+            own.fc2.weight.copy_(1e-3 * torch.randn(own.fc2.weight.shape, generator=generator))
+        elif isinstance(own, BasicModel_MultiLayer):
+            own.linear2.weight.add_(0.5 * torch.randn(own.linear2.weight.shape, generator=generator))
     return own
 
 

@@ -70,7 +70,7 @@ class Scaled(nn.Module):
         super().__init__()
         self.inner, self.clips = inner, clips
         if hasattr(inner, "blocks"):
-            self.blocks = inner.blocks  # where a family looks for attention
+            self.embed, self.blocks = inner.embed, inner.blocks  # where a family looks
 
     def forward(self, *args: Tensor | float) -> Tensor:
         clips, factors = args[: self.clips], args[self.clips :]

@@ -195,8 +195,8 @@ def _as_the_model_takes_it(case: Case) -> tuple[str, Any, Tensor]:
     return name, copy.deepcopy(case.model.module), clip
 
 
-def staa(case: Case, mode: str, rule: str = "product", **_: Any) -> Tensors:
-    """All layers rolled out with dense matrices; see slow_staa.py."""
+def staa(case: Case, mode: str, rule: str = "decomposition", **_: Any) -> Tensors:
+    """All layers, by dense matrices or by one forward per token; see slow_staa.py."""
     name, model, clip = _as_the_model_takes_it(case)
     target = torch.tensor(case.target)
     return spread(case, slow_staa.staa(name, model, clip, target, mode=mode, rule=rule, layers="all"))

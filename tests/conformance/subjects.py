@@ -90,7 +90,7 @@ def _staa(name: str, oracle: Callable[..., Tensors], **options: str) -> Subject:
         make=lambda case: STAA(case.model, **options),
         oracle=lambda case, **more: oracle(case, **options, **more),
         models=TRANSFORMERS,
-        inside=options.get("rule") != "gradient",
+        inside=True,
     )
 
 
@@ -159,8 +159,7 @@ def _perturbation(name: str, setting: Setting, oracle: Callable[..., Tensors], m
 
 
 OURS = (
-    _staa("product", oracles.staa, mode="relevance", rule="product"),
-    _staa("gradient", oracles.staa, mode="relevance", rule="gradient"),
+    _staa("decomposition", oracles.staa, mode="relevance", rule="decomposition"),
     _staa("chefer", oracles.staa, mode="relevance", rule="chefer"),
     _staa("attention", oracles.staa, mode="attention"),
     _staa("released", oracles.released, mode="released"),

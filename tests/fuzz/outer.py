@@ -84,7 +84,7 @@ def compared(draw: Any) -> Call:
     kinds = {"baseline": "word", "steps": "count", "perturbations_per_eval": "count"}
 
     def check(found: Any) -> None:
-        assert found.methods[0] == "Saliency" and not found.reasons(), found.reasons()
+        assert found.methods[0] == "Saliency" and not found.failures, found.reasons()
 
     args, argument, bad = malformed(draw, good, kinds)
     run = lambda: benchmark.compare(**args)  # noqa: E731

@@ -26,16 +26,13 @@ def staa(draw: Any) -> Call:
     sizes = {"B": draw(st.integers(1, 2)), "T": model.num_frames, "C": 3, "H": 24, "W": 16}
     memory = ("contiguous", "permuted", "stepped", "channels last", "requires grad")
     clip = values.clip_of(draw, axes, sizes, dtypes=(torch.float32, torch.bfloat16), memory=memory)
-    options: dict[str, Any] = {
-        "mode": draw(st.sampled_from(["attention", "relevance"])),
-        "layers": draw(st.sampled_from(["all", "mean", [-1], [0, 1], (0,)])),
-        "upsampling": draw(st.sampled_from(["nearest", "trilinear"])),
-        "focus": draw(st.sampled_from([None, Focus()])),
-    }
+    options: dict[str, Any] = {"mode": draw(st.sampled_from(["attention", "relevance"]))}
     if options["mode"] == "relevance":
-        options["rule"] = draw(st.sampled_from(["product", "gradient", "chefer"]))
-    if options.get("rule") == "gradient":  # which composes no attention
-        del options["layers"], options["upsampling"]
+        options["rule"] = draw(st.sampled_from(["decomposition", "chefer"]))
+    if options.get("rule") != "decomposition":  # which composes no attention, and is signed
+        options["layers"] = draw(st.sampled_from(["all", "mean", [-1], [0, 1], (0,)]))
+        options["upsampling"] = draw(st.sampled_from(["nearest", "trilinear"]))
+        options["focus"] = draw(st.sampled_from([None, Focus()]))
     target = values.target_of(draw, len(clip))
 
     def explain(inputs: Any, axes: str, target: Any, model: Any = ABSENT, **made: Any) -> Any:
@@ -45,7 +42,7 @@ def staa(draw: Any) -> Call:
 
     if draw(st.booleans()):
         relations = ("memory", "layout", "alone", "order of the batch", "tuple")
-        scale = 0.05 if options["focus"] else 0.0  # its thresholds make much of a last digit
+        scale = 0.05 if options.get("focus") else 0.0  # its thresholds make much of a last digit
         call = valid_call(
             draw,
             f"STAA {name}",
@@ -78,7 +75,9 @@ def inputs_are_not_double(inputs: Any) -> bool:
 
 
 def _with_sum(call: Call, options: dict[str, Any]) -> Call:
-    """Shares of attention: none is negative, and a clip's sum is at most 1."""
+    """Shares of attention: none is negative, and a clip's sum is at most 1. Contributions are signed."""
+    if options.get("rule") == "decomposition":
+        return call
 
     def check(result: Tensor) -> None:
         call.check(result)

@@ -163,7 +163,7 @@ class STABN(nn.Module):
         Example:
             >>> st_abn = STABN.from_pretrained("tiny-st-abn-pattern")
             >>> st_abn.model.labels
-            ['horizontal', 'vertical', 'diagonal', 'checkerboard']
+            ['bright-right', 'bright-bottom', 'bright-diagonal']
 
         Args:
             name_or_folder: of the ST-ABN.

@@ -1,0 +1,161 @@
+"""Autograd functions with the gradient of a linear form, and a check that a recorded graph is linear in its leaf."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class FrozenRatio(torch.autograd.Function):
+    """A value whose gradient is that of ``x`` times constant factors, which broadcast, plus a constant.
+
+    ``evaluate`` returns the value and the factors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
+        value, *factors = evaluate(x)
+        ctx.save_for_backward(*factors)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        for factor in ctx.saved_tensors:
+            gradient = gradient * factor
+        return gradient, None
+
+
+class FrozenSquash(FrozenRatio):
+    """Output of tanh or erf: a gate in a product, unless the other factor is a :class:`FrozenGate`."""
+
+
+class FrozenGate(FrozenRatio):
+    """Output of sigmoid or a similar function: a gate in a product."""
+
+
+class SharedFactor(torch.autograd.Function):
+    """The identity, with a gradient divided by the number of factors that share a product equally."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shares: int) -> Tensor:
+        ctx.shares = shares
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient / ctx.shares, None
+
+
+class FrozenLayerNorm(torch.autograd.Function):
+    """Layer norm with a constant scale. The mean that it subtracts is not a constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        value, _, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(scale, weight)
+        ctx.dims = tuple(range(-len(shape), 0))
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scale, weight = ctx.saved_tensors
+        of_bias = gradient.flatten(0, -len(ctx.dims) - 1).sum(0) if ctx.needs_input_grad[3] else None
+        gradient = gradient if weight is None else gradient * weight
+        centered = gradient - gradient.mean(ctx.dims, keepdim=True)
+        return centered * scale, None, None, of_bias, None
+
+
+# --- what autograd recorded -----------------------------------------------------------------------------------
+
+# Names of autograd nodes without "Backward" and a number.
+_SHAPE = re.compile(
+    "Alias|AsStrided|Clone|Copy|Expand|Permute|ReshapeAlias|Select|Slice|Split|SplitWithSizes|Squeeze|T|ToCopy|"
+    "Transpose|Unbind|UnsafeSplit|UnsafeView|Unsqueeze|View"
+)
+_AFFINE = re.compile(f"{_SHAPE.pattern}|Add|Div|Mul|Neg|Rsub|Sub")  # what may lie between a gate and a product
+_LINEAR = re.compile(  # or linear in pieces, as max pooling is
+    f"{_AFFINE.pattern}|FrozenGate|FrozenLayerNorm|FrozenRatio|FrozenSquash|SharedFactor|"
+    "(Adaptive)?(Avg|Max)Pool[123]D(WithIndices)?|(Reflection|Replication|Constant)Pad(Nd|[123]D)|Upsample\\w+|Fft\\w+|"
+    "Index\\w*|Masked(Fill|Scatter|Select)|(Native|Cudnn|Miopen)BatchNorm|NativeDropout|Gather|Scatter(Add)?|"
+    "Abs|Clamp(Max|Min)?|LeakyRelu|PreluKernel|Relu|Threshold|Amax|Amin|Max|Maximum|Min|Minimum|Sort|Topk|"
+    "Sum|Mean|Cumsum|Trace|Cat|Stack|CopySlices|Diagonal|Flip|Repeat|Roll|Rot90|Tril|Triu|Unfold|Im2Col|Col2Im|"
+    "Pixel(Unshuffle|Shuffle)|Addcdiv|Lerp|NanToNum|Real|ViewAsComplex|ViewAsReal|Where"
+)
+_PRODUCTS = {  # which inputs of a node are factors
+    **dict.fromkeys(("Bmm", "Dot", "Linear", "Mm", "Mul", "Mv"), (0, 1)),
+    **dict.fromkeys(("Convolution", "CudnnConvolution", "MkldnnConvolution", "MpsConvolution"), (0, 1)),
+    **dict.fromkeys(("Addbmm", "Addcmul", "Addmm", "Addmv", "Baddbmm"), (1, 2)),
+}
+
+
+def _kind(node: Any) -> str:
+    """Shorten ``MulBackward0`` and ``torch::autograd::CopyBackwards`` to ``Mul`` and ``Copy``."""
+    return re.sub(r"Backwards?\d*$", "", node.name().rsplit("::", 1)[-1])
+
+
+def gate_rank(value: Tensor) -> int:
+    """Return 2 for a :class:`FrozenGate`, 1 for a :class:`FrozenSquash`, also shifted, scaled or reshaped; else 0."""
+    node: Any = value.grad_fn
+    while node is not None and _AFFINE.fullmatch(_kind(node)):
+        open_edges = [edge for edge, _ in node.next_functions if edge is not None]
+        if _kind(node) == "Copy":  # into a tensor that had a history of its own
+            open_edges = open_edges[-1:]
+        node = open_edges[0] if len(open_edges) == 1 else None
+    return 0 if node is None else {"FrozenGate": 2, "FrozenSquash": 1}.get(_kind(node), 0)
+
+
+def nonlinear_operations(root: Any, leaf: Tensor) -> Iterator[str]:
+    """Yield the names of nodes below ``root`` that are not known to be linear in the leaf.
+
+    A product of two tensors that both depend on the leaf is linear if :class:`SharedFactor` marks its factors. Other
+    leaves, such as parameters that require a gradient, count as nonlinear: no rule tells them from the leaf.
+    """
+    seen, stack = set(), [(root, 0)]
+    while stack:
+        node, output = stack.pop()
+        if node is None or (node, output) in seen:
+            continue
+        seen.add((node, output))
+        stack += node.next_functions
+        kind = _kind(node)
+        if hasattr(node, "variable"):
+            if node.variable is not leaf:
+                yield "a parameter that requires a gradient"
+        elif kind in ("VarMean", "StdMean") and output == 1:  # the mean
+            continue
+        elif not _is_linear(kind, [edge for edge, _ in node.next_functions]):
+            yield node.name()
+
+
+def _is_linear(kind: str, edges: list[Any]) -> bool:
+    if kind in _PRODUCTS:
+        factors = _factors(kind, edges)
+        return len(factors) < 2 or all(map(_is_shared, factors))
+    if kind == "Div":
+        return len(edges) < 2 or edges[1] is None
+    if kind.startswith("ScaledDotProduct"):
+        return edges[0] is None and edges[1] is None
+    return _LINEAR.fullmatch(kind) is not None
+
+
+def _factors(kind: str, edges: list[Any]) -> list[Any]:
+    return [edges[place] for place in _PRODUCTS[kind] if place < len(edges) and edges[place] is not None]
+
+
+def _is_shared(node: Any) -> bool:
+    kind = _kind(node)
+    while _SHAPE.fullmatch(kind) or kind == "Sum":
+        *_, node = (edge for edge, _ in node.next_functions if edge is not None)
+        kind = _kind(node)
+    edges = [edge for edge, _ in node.next_functions]
+    return kind == "SharedFactor" or (kind in _PRODUCTS and all(map(_is_shared, _factors(kind, edges))))  # of an einsum

@@ -1,0 +1,184 @@
+"""What a decomposition accepts, refuses and leaves as it was."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from frozen_models import ViT, clips, contrast, vit
+from tiny_models import clip_for, randomise, snapshot, tiny
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from captum_staa.attention.decomposition import decompose, decompose_classifier
+
+
+class Wrapped(nn.Module):
+    """A :class:`ViT` inside a module that does something to it."""
+
+    def __init__(self, run: Any, **options: Any) -> None:
+        super().__init__()
+        self.vit, self.run = vit(**options), run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self.vit, x)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda model, x: model(x).softmax(-1), r"must be logits, got probabilities of shape \(2, 3\)"),
+        (lambda model, x: model(x).detach(), "through differentiable operations"),
+        (lambda model, x: torch.no_grad()(model)(x), "through differentiable operations"),
+        (lambda model, x: model(x) + model(x), "embedding must run once in a forward, got 2 runs of Conv3d"),
+        (lambda model, x: x.flatten(1)[:, :3], "embedding must run once in a forward, got 0 runs of Conv3d"),
+        (lambda model, x: model(x) and None, "Boolean value"),
+    ],
+)
+def test_models_that_cannot_be_decomposed(run, message):
+    model = Wrapped(run)
+    before = snapshot(model)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        decompose(model, clips(), contrast, embedding=model.vit.embed)
+    assert snapshot(model) == before
+
+
+def test_outputs_and_embeddings_must_be_tensors():
+    model = Wrapped(lambda model, x: {"logits": model(x)})
+    with pytest.raises(TypeError, match="forward_func must return a tensor, got dict"):
+        decompose(model, clips(), contrast, embedding=model.vit.embed)
+    model = nn.Sequential(nn.MaxPool3d((8, 24, 16), return_indices=True))
+    with pytest.raises(TypeError, match="embedding must return a tensor, got tuple from MaxPool3d"):
+        decompose(model, clips(), contrast, embedding=model[0])
+
+
+def test_log_softmax_gives_the_same_contributions():
+    model = Wrapped(lambda model, x: model(x).log_softmax(-1))
+    plain = decompose(model.vit, clips(), contrast, embedding=model.vit.embed)
+    result = decompose(model, clips(), contrast, embedding=model.vit.embed)
+    assert result.nonlinear == ()
+    torch.testing.assert_close(result.contributions, plain.contributions)
+
+
+def test_what_no_rule_covers_is_named():
+    model = Wrapped(lambda model, x: model(x).cos())
+    with pytest.warns(UserWarning, match="got CosBackward0. Contributions are a first-order approximation"):
+        result = decompose(model, clips(), contrast, embedding=model.vit.embed)
+    assert result.nonlinear == ("CosBackward0",)
+    model.vit.requires_grad_(True)
+    with pytest.warns(UserWarning, match="got a parameter that requires a gradient"):
+        decompose(lambda x: model.vit(x), clips(), contrast, embedding=model.vit.embed)
+
+
+@pytest.mark.parametrize("where", ["tokens", "pixels"])
+def test_nothing_is_left_behind(where):
+    clf = tiny("vivit").train()
+    for module in clf.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    inputs = clip_for(clf)
+    before, copy = snapshot(clf), inputs.clone()
+    with torch.no_grad():
+        under_no_grad = decompose_classifier(clf, inputs, contrast, where=where)
+    assert snapshot(clf) == before and torch.equal(inputs, copy)
+    parts = (under_no_grad.contributions, under_no_grad.constants, under_no_grad.score, under_no_grad.outputs)
+    assert not any(part.requires_grad for part in parts)
+    torch.testing.assert_close(under_no_grad.outputs, tiny("vivit")(inputs).detach())  # in eval mode
+    again = decompose_classifier(clf, inputs.requires_grad_(), contrast, where=where)
+    assert torch.equal(again.contributions, under_no_grad.contributions) and inputs.grad is None
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        decompose_classifier(clf, inputs, contrast, where=where)
+
+    def fails(logits: Tensor) -> Tensor:
+        raise KeyError("a score of the user")
+
+    with pytest.raises(KeyError, match="a score of the user"):
+        decompose_classifier(clf, inputs, fails, where=where)
+    assert snapshot(clf) == before
+
+
+def test_writing_into_inputs_and_embeddings_is_allowed():
+    def run(model: Any, x: Tensor) -> Tensor:
+        x.mul_(2)
+        return model(x)
+
+    class Adds(nn.Module):
+        def __init__(self, in_place: bool) -> None:
+            super().__init__()
+            self.embed, self.head, self.in_place = nn.Linear(4, 6), nn.Linear(6, 3), in_place
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            if self.in_place:
+                x += 1
+                return self.head(x)
+            return self.head(x + 1)
+
+    model = Wrapped(run)
+    for embedding in (None, model.vit.embed):
+        inputs = clips()
+        result = decompose(model, inputs, contrast, embedding=embedding)
+        assert torch.equal(inputs, clips())
+        expected = decompose(model.vit, 2 * inputs, contrast, embedding=embedding)
+        torch.testing.assert_close(result.contributions, expected.contributions)
+    linear = randomise(Adds(True), 0)
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    result = decompose(linear, x, contrast, embedding=linear.embed)
+    linear.in_place = False
+    torch.testing.assert_close(
+        result.contributions, decompose(linear, x, contrast, embedding=linear.embed).contributions
+    )
+
+
+@pytest.mark.parametrize("kind", ["compiled", "compiled inside", "checkpointed"])
+def test_compiled_and_checkpointed_models(kind):
+    model = vit()
+    expected = decompose(model, clips(), contrast, embedding=model.embed)
+    run: Any = model
+    if kind == "compiled":
+        run = torch.compile(model, backend="eager")
+    for block in model.blocks:
+        if kind == "compiled inside":
+            block["mlp"] = torch.compile(block["mlp"], backend="eager")
+        elif kind == "checkpointed":
+            block["attn"].forward = partial(checkpoint, block["attn"].forward, use_reentrant=False)
+            block["mlp"].forward = partial(checkpoint, block["mlp"].forward, use_reentrant=False)
+    result = decompose(run, clips(), contrast, embedding=model.embed)
+    assert result.nonlinear == ()
+    torch.testing.assert_close(result.contributions, expected.contributions)
+
+
+def test_other_threads_run_the_same_model_undisturbed():
+    model = vit()
+    inputs, answers = clips(), []
+    expected = model(inputs)
+    main = threading.current_thread()
+
+    def other() -> None:
+        with torch.no_grad():
+            answers.append(model(inputs))
+
+    def meanwhile(module: nn.Module, args: Any) -> None:
+        if threading.current_thread() is main:
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+
+    handle = model.head.register_forward_pre_hook(meanwhile)
+    result = decompose(model, inputs, contrast, embedding=model.embed)
+    handle.remove()
+    torch.testing.assert_close(answers, [expected])
+    torch.testing.assert_close(result.outputs, expected)
+
+
+def test_additional_forward_args_reach_the_model():
+    class Scaled(ViT):
+        def forward(self, clips: Tensor, factor: float) -> Tensor:
+            return factor * super().forward(clips)
+
+    model = randomise(Scaled(), 3).double()
+    once, thrice = (decompose(model, clips(), contrast, factor, embedding=model.embed) for factor in (1.0, 3.0))
+    torch.testing.assert_close(thrice.contributions, 3 * once.contributions)

@@ -1,0 +1,50 @@
+"""The Gaussian that is shared: a weighted mean of neighbors, or its transpose, which keeps sums."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from captum_staa.gaussian import gaussian
+
+SIZES = (4, 5, 6)  # T, H, W
+SIGMAS = [(1.5, 0.75, 2.0), (0.75, 6.0, 6.0), (0.0, 1.0, 0.0), (0.1, 20.0, 0.1)]
+
+
+def matrix(sigma: tuple[float, float, float], **options: object) -> Tensor:
+    """``(N, N)``, the blur as a linear operator: row i is what comes of a single 1 at voxel i."""
+    units = torch.eye(torch.Size(SIZES).numel(), dtype=torch.float64).view(-1, *SIZES)
+    return gaussian(units, sigma, **options).flatten(1)
+
+
+@pytest.mark.parametrize("radius", [None, (1, 2, 1)])
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_keep_sums_is_the_transpose_of_the_mean(sigma, radius):
+    mean, spread = matrix(sigma, radius=radius), matrix(sigma, radius=radius, keep_sums=True)
+    torch.testing.assert_close(spread, mean.T, rtol=0, atol=1e-15)
+    assert not torch.equal(spread, mean), "both are the same where nothing is blurred or no border is near"
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_keep_sums_keeps_the_sum_of_every_voxel(sigma):
+    """Also of those at borders and in corners; the mean keeps constants instead."""
+    ones = torch.ones(torch.Size(SIZES).numel(), dtype=torch.float64)
+    torch.testing.assert_close(matrix(sigma, keep_sums=True).sum(1), ones, rtol=0, atol=1e-14)
+    torch.testing.assert_close(matrix(sigma).sum(0), ones, rtol=0, atol=1e-14)
+
+
+def test_keep_sums_keeps_the_sums_of_signed_maps():
+    maps = torch.randn(3, 8, 12, 10, generator=torch.Generator().manual_seed(0))
+    spread = gaussian(maps, (1.5, 6.0, 6.0), keep_sums=True)
+    torch.testing.assert_close(spread.sum((1, 2, 3)), maps.sum((1, 2, 3)), rtol=1e-4, atol=1e-4)
+    assert spread.abs().sum() < 0.5 * maps.abs().sum(), "opposite signs side by side cancel"
+
+
+def test_keep_sums_spreads_within_the_radius_alone():
+    map_of_one = torch.zeros(1, *SIZES)
+    map_of_one[0, 1, 2, 3] = 1
+    spread = gaussian(map_of_one, (0.0, 1.0, 1.0), radius=(0, 1, 2), keep_sums=True)[0]
+    reached = torch.zeros(SIZES, dtype=torch.bool)
+    reached[1, 1:4, 1:6] = True
+    assert torch.equal(spread > 0, reached)
