@@ -6,20 +6,15 @@ import copy
 
 import pytest
 import torch
-from staa_modes import MODES, ranks, spearman
+from staa_modes import MODES, spearman
 from torch import Tensor
 
-from captum_staa import STAA, Focus, VideoClassifier
+from captum_staa import STAA, Focus, VideoClassifier, metrics
+from captum_staa.attention.decomposition import class_contrast, decompose_classifier
 from captum_staa.benchmark import PlantedClips
+from captum_staa.metrics.sanity import redrawn
 
-
-def auroc(maps: Tensor, truth: Tensor) -> float:
-    """Share of (inside, outside) pairs in the right order, by ranks, averaged over clips."""
-    values = []
-    for one, inside in zip(maps.flatten(1), truth.flatten(1), strict=True):
-        n = int(inside.sum())
-        values.append((ranks(one)[inside].sum() - n * (n - 1) / 2) / (n * (len(one) - n)))
-    return torch.stack(values).mean().item()
+PLANTED = PlantedClips(seed=4321, n=12)
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +24,51 @@ def shipped() -> VideoClassifier:
 
 @pytest.fixture(scope="module")
 def planted() -> tuple[Tensor, Tensor, Tensor]:
-    return PlantedClips(seed=4321, n=8)[:8]
+    return PLANTED[:]
 
 
-def test_relevance_finds_what_was_planted(shipped, planted):
+def test_relevance_prefers_evidence_to_rivals_and_attention_less_so(shipped, planted):
     clips, labels, truth = planted
+    rivals, objects = PLANTED.rivals(slice(None)), PLANTED.objects(slice(None))
     joint = STAA(shipped).attribute_parts(clips, labels).joint
-    assert auroc(joint, truth) > 0.95
-    random = torch.rand(joint.shape, generator=torch.Generator().manual_seed(0))
-    assert abs(auroc(random, truth) - 0.5) < 0.05
-    assert auroc(-joint, truth) < 0.05
+    assert metrics.evidence_against_rivals(joint, truth, rivals).mean() > 0.88
+    assert metrics.evidence_against_rivals(joint, truth, rivals, axis="time").mean() > 0.85
+    assert metrics.object_pointing(joint, objects).mean() > 0.85  # chance is .25
+    free = metrics.model_free_controls(clips, "BTCHW").values()
+    assert all(metrics.evidence_against_rivals(maps, truth, rivals).mean() < 0.65 for maps in free)
+    attended = STAA(shipped, mode="attention").attribute_parts(clips).joint
+    assert metrics.evidence_against_rivals(attended, truth, rivals).mean() < 0.85
+
+
+def test_relevance_is_at_chance_with_random_weights_and_below_it_for_another_class(shipped, planted):
+    clips, labels, truth = planted
+    rivals = PLANTED.rivals(slice(None))
+    fresh = redrawn(shipped, torch.Generator().manual_seed(0))
+    joint = STAA(fresh).attribute_parts(clips, labels).joint
+    assert abs(metrics.evidence_against_rivals(joint, truth, rivals).mean() - 0.5) < 0.12
+    joint = STAA(shipped).attribute_parts(clips, (labels + 1) % 3).joint
+    assert metrics.evidence_against_rivals(joint, truth, rivals).mean() < 0.4
+
+
+def test_relevance_for_a_class_is_at_the_evidence_of_that_class(shipped):
+    clips, labels, truth = PlantedClips(seed=4322, n=12, two_classes=True)[:]
+    for_a, for_b = (STAA(shipped).attribute_parts(clips, labels[:, k]).joint for k in (0, 1))
+    assert metrics.class_discrimination(for_a, for_b, truth[:, 0], truth[:, 1]).mean() > 0.8
+    attended = STAA(shipped, mode="attention").attribute_parts(clips).joint
+    assert metrics.class_discrimination(attended, attended, truth[:, 0], truth[:, 1]).mean() == 0.5
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny-videomae-motion", pytest.param("tiny-timesformer-order", marks=pytest.mark.slow)]
+)
+def test_relevance_and_what_constants_add_sum_to_the_contrast(name):
+    clf = VideoClassifier.from_pretrained(name)
+    clips, labels, _ = PlantedClips(seed=5, n=3, task=name.rsplit("-")[-1])[:]
+    logits = clf(clips).detach()
+    contrast = logits[range(3), labels] - logits[range(3), 1 - labels]
+    result = decompose_classifier(clf, clips, lambda outputs: class_contrast(outputs, outputs[range(3), labels]))
+    total = STAA(clf).attribute(clips, labels).sum((1, 2, 3, 4))
+    torch.testing.assert_close(total + result.constants, contrast, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["attention", "decomposition", "chefer"])
