@@ -65,8 +65,10 @@ def check_numbers(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
     evenly = [index / result["fps"] for index in result["frame_indices"]]
     assert result["frame_times"] == pytest.approx(evenly, abs=6e-4)  # Matroska counts milliseconds
     best = max(result["temporal"])
-    assert result["key_frames"][0]["temporal"] == best
-    assert result["temporal"][result["frame_indices"].index(result["key_frames"][0]["frame"])] == best
+    assert bool(result["key_frames"]) == (best > 0)  # signed maps may speak against the class in every frame
+    for first in result["key_frames"][:1]:
+        assert first["temporal"] == best
+        assert result["temporal"][result["frame_indices"].index(first["frame"])] == best
     return tensors, described, result
 
 

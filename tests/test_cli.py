@@ -29,6 +29,8 @@ from captum_staa.cli.explanation import strongest
 
 pytest.importorskip("av")
 
+TUBELET = 2  # frames, which no map of this model tells apart
+
 
 @pytest.fixture(scope="module")
 def explained(video, tmp_path_factory) -> tuple[Path, str]:
@@ -49,7 +51,9 @@ def test_explain_writes_what_the_library_says(video, explained):
     assert result["predictions"][0]["label"] == result["target"]["label"] == name
     assert result["predictions"][0]["probability"] > 0.9
     assert sum(row["probability"] for row in result["predictions"]) == pytest.approx(1)
-    assert result["key_frames"] and all(when[frame["frame"]] for frame in result["key_frames"])
+    key_frames = [frame["frame"] for frame in result["key_frames"]]
+    assert when[key_frames[0]]
+    assert all(when[max(frame - TUBELET, 0) : frame + TUBELET + 1].any() for frame in key_frames)
     assert list(result["crop_box"].values()) == [0, MARGIN, 288, 288]
     assert result["frame_indices"] == list(range(16)) and result["fps"] == FPS
     assert torch.__version__.startswith(result["versions"]["torch"]) and described["layout"] == "BTCHW"
@@ -75,12 +79,16 @@ def test_the_overlay_lies_where_the_evidence_is(video, explained):
     right = overlay.frames[best, :, -wide:].astype(int)
     coloured = right.max(-1) - right.min(-1) > 60
     assert not coloured[:, : MARGIN - 4].any() and not coloured[:, -MARGIN + 4 :].any()
-    patch = torch.nn.functional.interpolate(PLANTED[0][2][best][None, None].float(), scale_factor=FACTOR)[0, 0].bool()
+    truth = PLANTED[0][2][best][None, None].float()
+    around = torch.nn.functional.max_pool2d(truth, 9, 1, 4)  # half a tubelet more on each side
+    patch, around = (
+        torch.nn.functional.interpolate(part, scale_factor=FACTOR)[0, 0].bool() for part in (truth, around)
+    )
     rows, columns = np.nonzero(coloured)
     truth_rows, truth_columns = (where.float().mean().item() for where in patch.nonzero(as_tuple=True))
     assert abs(rows.mean() - truth_rows) < 8 * FACTOR / 2  # half a tubelet
     assert abs(columns.mean() - MARGIN - truth_columns) < 8 * FACTOR / 2
-    assert patch.numpy()[rows, np.clip(columns - MARGIN, 0, 287)].mean() > 0.6
+    assert around.numpy()[rows, np.clip(columns - MARGIN, 0, 287)].mean() > 0.8
     left = overlay.frames[:, :, :wide]
     original = io.read_video(video).frames
     assert np.abs(left.astype(int) - original).mean() < 4

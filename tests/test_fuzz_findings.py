@@ -227,9 +227,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "crop is four numbers",
     ),
-    "a window of one number": (lambda: PlantedClips(0, 1, window=(3,)), TypeError, "window is two whole numbers"),
+    "a window of one number": (lambda: PlantedClips(0, 1, window=(3,)), TypeError, "window must be two ints"),
     "a word for a seed": (lambda: PlantedClips("0", 1), TypeError, "seed is a whole number"),
-    "a word for planted noise": (lambda: PlantedClips(0, 1, noise="0.1"), TypeError, "noise and contrast are numbers"),
+    "a word for planted noise": (lambda: PlantedClips(0, 1, noise="0.1"), TypeError, "noise must be a number"),
     "nan for methods": (lambda: compare(tiny("videomae"), [], NAN), TypeError, "methods come as"),
     "a number for metrics": (
         lambda: compare(tiny("videomae"), [], ["STAA"], 1j),

@@ -135,7 +135,7 @@ def test_guided_backprop(gotcha):
     assert torch.equal(Deconvolution(names.clf).attribute(names.clip, target=names.label), plain), MENDED
     maps = {"plain": plain, "right": gotcha.right().attributions}
     found = {name: auroc(space_time(own, "BTCHW").joint.abs(), names.truth).item() for name, own in maps.items()}
-    assert found["plain"] < 0.95 < 0.98 < found["right"], found
+    assert found["plain"] < 0.9 < 0.95 < found["right"], found
 
 
 @entry("DeepLift of a transformer is InputXGradient")

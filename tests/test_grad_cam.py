@@ -315,7 +315,7 @@ def test_gradients_are_switched_on_inside_and_half_precision_is_widened():
 
 @pytest.mark.parametrize(
     ("name", "layer", "joint", "time"),
-    [("tiny-resnet3d-pattern", "stem", 0.94, 0.88), ("tiny-videomae-pattern", "videomae.encoder.layer.0", 0.8, 0.75)],
+    [("tiny-resnet3d-pattern", "stem", 0.94, 0.88), ("tiny-videomae-pattern", "videomae.encoder.layer.0", 0.7, 0.65)],
 )
 def test_planted_evidence_is_found(name, layer, joint, time):
     clf = VideoClassifier.from_pretrained(name)

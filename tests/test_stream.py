@@ -24,16 +24,22 @@ def clf() -> VideoClassifier:
     return VideoClassifier.from_pretrained(MODEL)
 
 
-def planted(total: int, shown: int, seed: int = 99, index: int = 0):
-    """Frames ``(N, 48, 48, 3)`` in which a patterned patch moves for ``shown`` frames, and where it is."""
-    clips = PlantedClips(seed, index + 1, num_frames=total, window=(shown, shown))
-    return clips.frames(index), clips[index][2]
+def planted(total: int, index: int = 0, evidence_alone: bool = False):
+    """Frames ``(N, 48, 48, 3)`` in which one patterned patch moves, and where it is.
+
+    It shows evidence for a while, and twins before or after it; then it is hidden if ``evidence_alone``.
+    """
+    clips = PlantedClips(99, index + 1, num_frames=total, rivals=0)
+    truth, twins = clips[index][2], clips.rivals(index)
+    if not evidence_alone:
+        return clips.frames(index), truth | twins
+    return ((clips.without_rivals(index) / 2 + 0.5) * 255).round().byte().movedim(1, -1).numpy(), truth
 
 
 @pytest.fixture(scope="module")
 def wide() -> np.ndarray:
     """42 frames of 60 x 100 pixels: prepared for the model, they are resized and cut."""
-    frames, _ = planted(42, 20)
+    frames, _ = planted(42)
     return np.random.default_rng(0).integers(0, 255, (42, 60, 100, 3), dtype=np.uint8) // 8 + np.pad(
         frames // 2, ((0, 0), (6, 6), (26, 26), (0, 0))
     )
@@ -184,7 +190,7 @@ def followed(clf):
     return {
         stride: [
             (torch.stack([r.joint for r in STAAStream(clf, W, stride)(frames)]), truth)
-            for frames, truth in (planted(64, 64, index=index) for index in range(3))
+            for frames, truth in (planted(64, index) for index in range(3))
         ]
         for stride in (4, 16)
     }
@@ -194,7 +200,7 @@ def test_the_map_follows_a_moving_object(followed):
     elsewhere = []
     for maps, truth in followed[4]:
         scores = [auroc(maps[t], truth[t]) for t in range(64)]
-        assert min(scores) > 0.8 and np.mean(scores) > 0.95
+        assert min(scores) > 0.75 and np.mean(scores) > 0.93
         moved = [(t, past) for t in range(64) for past in range(t) if not (truth[t] & truth[past]).any()]
         elsewhere += [auroc(maps[t], truth[past]) for t, past in moved[::9]]  # where it was, and is no more
     assert len(elsewhere) > 50 and np.mean(elsewhere) < 0.6
@@ -218,14 +224,14 @@ def test_overlap_takes_the_saw_tooth_out(followed):
 
 
 def test_the_timeline_rises_where_the_object_is(clf):
-    """An object that shows for 24 of 64 frames, over the borders of windows."""
+    """An object that shows for 16 to 31 of 64 frames, over the borders of windows."""
     scores: dict[int, list[float]] = {4: [], 16: []}
-    for index in range(3):
-        frames, truth = planted(64, 24, index=index)
+    for index in range(6):
+        frames, truth = planted(64, index, evidence_alone=True)
         for stride, found in scores.items():
             timeline = torch.tensor([result.temporal for result in STAAStream(clf, W, stride)(frames)])
             found.append(auroc(timeline, truth.flatten(1).any(1)))
-    assert np.mean(scores[4]) > 0.75
+    assert np.mean(scores[4]) > 0.7
     assert np.mean(scores[4]) > np.mean(scores[16])  # which cannot compare frames of different windows as well
 
 

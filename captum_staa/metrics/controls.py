@@ -174,7 +174,7 @@ def _flow_speed(gray: Tensor) -> Tensor:
         # A little is added to the diagonal, in units of the clip's contrast: a blank neighborhood has no movement.
         ridge = 1e-3 * (yy + xx).mean((1, 2, 3), keepdim=True) + torch.finfo(gray.dtype).tiny
         yy, xx = yy + ridge, xx + ridge
-        determinant = yy * xx - yx * yx
+        determinant = (yy * xx - yx * yx).clamp_min(torch.finfo(gray.dtype).tiny)  # of a blank clip it is 0
         speeds.append(torch.stack([(xx * yt - yx * xt) / determinant, (yy * xt - yx * yt) / determinant]).norm(dim=0))
     return _both_sides(*speeds)
 

@@ -54,7 +54,7 @@ def preprocess(draw: Any) -> Call:
 def planted(draw: Any) -> Call:
     task = draw(st.sampled_from(["pattern", "motion", "order"]))
     good: dict[str, Any] = {"seed": draw(st.integers(-5, 2**40)), "n": draw(st.integers(1, 4)), "task": task}
-    good |= {"num_frames": draw(st.sampled_from([12, 16])), "image_size": draw(st.sampled_from([24, 31])), "noise": 0.0}
+    good |= {"num_frames": draw(st.sampled_from([12, 16])), "image_size": draw(st.sampled_from([28, 31])), "noise": 0.0}
     index = draw(st.integers(0, good["n"] - 1))
 
     def run(**made: Any) -> Any:
