@@ -190,7 +190,7 @@ class _Clip:
         if name in self.plan.model_controls:
             return self._model_control(self.plan.model_controls[name], control_of(name))
         if name == MODEL_FREE:
-            return model_free(clip, layout, self.sample.truth)
+            return model_free(clip, layout)
         first = self._first_map() if name == INVERTED else None
         draw = torch.Generator().manual_seed(self.plan.seed * 2**32 + self.index)
         return controls(clip, layout, first, draw)[name]

@@ -62,9 +62,8 @@ def compare(
     beside them, to show which part of a score comes from the clip, the model and the class:
 
     - ``random``, ``uniform`` and ``centre`` use neither the clip nor the model.
-    - ``model-free`` uses the clip, but not the model: on each clip the one of :func:`metrics.model_free_controls` with
-      the highest AUROC. The choice uses the truth, so this is an upper bound for maps that do not use the model. On a
-      clip without truth it is ``absolute input``.
+    - ``model-free`` uses the clip, but not the model: the difference from the mean frame, one of
+      :func:`metrics.model_free_controls`.
     - ``inverted`` is minus the map of the first method that applies.
     - ``random weights`` is the map of a method after all parameters of the model were drawn anew, with the same seed on
       all clips. ``other class`` is its map for the class with the highest logit besides the target. A method that

@@ -156,10 +156,7 @@ def marked(results: Results) -> dict[str, list[str]]:
 
 def _about_controls(results: Results) -> Iterator[str]:
     if MODEL_FREE in results.methods:
-        yield (
-            f"The control {MODEL_FREE} is, on each clip, the map with the highest auroc of those that do not use the "
-            f"model: an upper bound, as the truth makes the choice. On a clip without truth it is the absolute input."
-        )
+        yield f"The control {MODEL_FREE} is the difference from the mean frame, which does not use the model."
     if inverted := results.settings.get("inverted"):
         yield f"The control inverted is minus the map of {inverted}."
     again = results.settings.get("model_controls", {})

@@ -85,7 +85,7 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
 
     print(
         f"\n{clips} planted clips that the model has not seen. rivals: does the map prefer the evidence to objects "
-        f"that look alike? Chance is 0.5. model-free: the best of several maps that know the clip alone."
+        f"that look alike? Chance is 0.5. model-free: the difference from the mean frame."
     )
     with _one_thread():
         found = compare(load(MODEL, None), planted, METHODS, METRICS)
