@@ -41,8 +41,9 @@ Methods with an advantage of less than .1 have no marks: their score alone says 
 ## How to read the tables
 
 Each table is sorted by the first column. Clips were not used in training, and the right class is explained. Values
-are means over {clips} clips of each model, or over {slow} clips for `RISE` and `SpatioTemporalPerturbation`, which
-are slow. Small differences say nothing. Made by `python benchmarks/planted_table.py`.
+are means over {clips} clips of each model, or over {slow} clips for `VideoOcclusion` and `RISE`, which are slow and
+have no controls of their own. Small differences say nothing. `SpatioTemporalPerturbation` is slower still, and was not
+measured on these clips yet. Made by `python benchmarks/planted_table.py`.
 
 | column | question | chance |
 |---|---|---|

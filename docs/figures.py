@@ -137,7 +137,13 @@ def panels() -> None:
         title = f"Why '{answer[0][0]}' ({answer[0][1]:.0%})?"
         to_html(frames, maps, layout=clf.layout, path=page, truth=windows, predictions=answer, title=title, sign=FOR)
         switches = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
-        switches += ["--window-size=900,900", "--hide-scrollbars", f"--screenshot={shot}"]
+        # Frames are decoded after the page is loaded: a slow machine would take a picture of an empty page.
+        switches += [
+            "--window-size=900,900",
+            "--hide-scrollbars",
+            "--virtual-time-budget=20000",
+            f"--screenshot={shot}",
+        ]
         subprocess.run([chromium, *switches, page.as_uri()], check=True, capture_output=True)
         with Image.open(shot) as picture:
             picture.save(IMAGES / "player.webp", quality=85, method=6)
