@@ -92,8 +92,8 @@ class STAA(Attribution):
         difference (:func:`captum_staa.attention.decomposition.decompose`). What a token does to the attention of others
         is not part of its share: where a model decides by what it attends to, as in the planted task ``order``, the
         map can miss the evidence (docs/planted.md). Each share is spread by a Gaussian of three quarters of a tubelet;
-        sums are kept. A :class:`captum_staa.models.Family` that does not name its ``patch_embedding`` is decomposed into
-        pixels instead.
+        sums are kept. A :class:`captum_staa.models.Family` without a ``patch_embedding`` is decomposed into pixels
+        instead.
 
         Maps of ``mode="attention"`` do not depend on the class.
 
