@@ -22,7 +22,7 @@ from captum_staa.benchmark.scenes import (
     cells_per_side,
     cuts,
     draw_scene,
-    room,
+    free_pixels,
 )
 from captum_staa.checks import check_choice, check_count, is_number, is_whole
 
@@ -271,7 +271,7 @@ def _window(task: str, num_frames: int) -> tuple[int, int]:
 
 def _speed(speed: object, options: SceneOptions) -> tuple[float, float]:
     """Slowest and fastest movement, checked: a path must fit into the part of the frame that an object has."""
-    free = room(options, options.rivals + (2 if options.two_classes else 1))
+    free = free_pixels(options, options.rivals + (2 if options.two_classes else 1))
     fastest = free / (options.window[1] - 1)
     if speed is None:
         speed = (0.75 * fastest, fastest)

@@ -196,7 +196,7 @@ def cells_per_side(objects: int) -> int:
     return math.isqrt(objects - 1) + 1
 
 
-def room(options: SceneOptions, count: int) -> int:
+def free_pixels(options: SceneOptions, count: int) -> int:
     """Pixels that each of ``count`` objects can move within its cell."""
     return options.image_size // cells_per_side(count) - options.patch_size
 
@@ -290,7 +290,7 @@ def _motion(options: SceneOptions, classes: tuple[int, ...], draw: Draw) -> Obje
 def _drifting(options: SceneOptions, draw: Draw, textures: Tensor, evidence: Tensor, twins: Tensor) -> Objects:
     """Objects that move slowly and straight through the whole clip."""
     count, frames = evidence.shape
-    reach = room(options, count) / frames
+    reach = free_pixels(options, count) / frames
     paths = draw.uniform(-reach, reach, count, 1, 2) * torch.arange(frames)[:, None]
     return Objects(paths, torch.zeros(count, frames, dtype=torch.int64), textures, evidence, twins)
 
