@@ -48,15 +48,31 @@ class Recipe:
 
 
 RECIPES = {
-    "videomae": {"pattern": Recipe(350), "motion": Recipe(500), "order": Recipe(400)},
-    "timesformer": {
-        "pattern": Recipe(350),
-        "motion": Recipe(500, easy=0.5, hints=True),
-        "order": Recipe(350, easy=0.5, hints=True),
+    "videomae": {
+        "pattern": Recipe(900, 0.0015, easy=0.4),
+        "motion": Recipe(800, 0.0015, easy=0.5),
+        "order": Recipe(700, 0.001, easy=0.4),
     },
-    "vivit": {"pattern": Recipe(350), "motion": Recipe(350), "order": Recipe(350, easy=0.5, waves=True)},
-    "vjepa2": {"pattern": Recipe(600), "motion": Recipe(400, easy=0.4), "order": Recipe(700, easy=0.4)},
-    "resnet3d": {"pattern": Recipe(300, 3e-3), "motion": Recipe(400, 3e-3), "order": Recipe(400, 3e-3)},
+    "timesformer": {
+        "pattern": Recipe(700, 0.001, easy=0.5),
+        "motion": Recipe(650, 0.001, easy=0.5, hints=True),
+        "order": Recipe(500, 0.001, easy=0.5, hints=True),
+    },
+    "vivit": {
+        "pattern": Recipe(850, 0.0015, easy=0.4),
+        "motion": Recipe(650, 0.001, easy=0.5),
+        "order": Recipe(450, 0.001, easy=0.5, waves=True),
+    },
+    "vjepa2": {
+        "pattern": Recipe(750, 0.0012, easy=0.3),
+        "motion": Recipe(450, 0.001, easy=0.4),
+        "order": Recipe(850, 0.001, easy=0.4),
+    },
+    "resnet3d": {
+        "pattern": Recipe(600, 0.003, easy=0.3),
+        "motion": Recipe(350, 0.003, easy=0.3),
+        "order": Recipe(350, 0.003, easy=0.3),
+    },
 }
 
 
