@@ -311,7 +311,7 @@ def _answers(family: str, model: torch.nn.Module, clips: torch.Tensor) -> torch.
 
 
 # Models that want a longer training: what they reach is lower than the 97 % of the goal.
-LEAST = {("vjepa2", "order"): 0.83, ("vjepa2", "pattern"): 0.88}
+LEAST = {("vjepa2", "order"): 0.88, ("vjepa2", "pattern"): 0.9}
 OTHERS = ("timesformer", "vivit", "vjepa2", "resnet3d")
 MODELS = [("videomae", task) for task in TASKS] + [
     pytest.param(family, task, marks=pytest.mark.slow) for family in OTHERS for task in TASKS
