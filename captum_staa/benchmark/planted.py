@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -186,7 +186,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         Returns:
             ``(B, T, C, H, W)`` float32, equal to the clips outside the truth; no batch axis for an int index.
         """
-        return self._replaced(index, [scene.truth for scene in self._scenes(index)])
+        return self._replaced(index, lambda scene: scene.truth)
 
     def without_rivals(self, index: int | slice) -> Tensor:
         """The same clips with the background in place of all rivals.
@@ -194,7 +194,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         Returns:
             ``(B, T, C, H, W)`` float32, equal to the clips outside the rivals; no batch axis for an int index.
         """
-        return self._replaced(index, [scene.rivals for scene in self._scenes(index)])
+        return self._replaced(index, lambda scene: scene.rivals)
 
     def only_evidence(self, index: int | slice) -> Tensor:
         """The same clips with mid gray (128) everywhere outside the truth.
@@ -211,10 +211,10 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         footage = [hashlib.sha256(part.numpy().tobytes()).hexdigest()[:16] for part in self._footage]
         return {"seed": self.seed, "n": self.n, **asdict(self.options), "background": footage}
 
-    def _replaced(self, index: int | slice, masks: list[Tensor]) -> Tensor:
+    def _replaced(self, index: int | slice, mask_of: Callable[[Scene], Tensor]) -> Tensor:
         levels = [
-            _round(scene.frames.where(~mask[..., None], scene.background) + scene.noise)
-            for scene, mask in zip(self._scenes(index), masks, strict=True)
+            _round(scene.frames.where(~mask_of(scene)[..., None], scene.background) + scene.noise)
+            for scene in self._scenes(index)
         ]
         return self._stack(index, list(_to_clip(torch.stack(levels))))
 
