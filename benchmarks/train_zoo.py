@@ -29,6 +29,7 @@ WEIGHTS = Path(__file__).parents[1] / "captum_staa" / "models" / "weights"
 FAMILIES = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d")
 BATCH = 24
 HELD_OUT_SEED = 1_000_000_007
+SECOND_ROUND = 500  # is added to the seed, so that the second round sees other clips
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Recipe:
     `easy` is the part of the training in which clips with nothing but evidence fall from all to their usual
     quarter: a gentle start. `waves` starts ViViT's embeddings of position, else zero, as VideoMAE's.
     `hints` is for a TimeSformer which must learn about time: see `look_around` and `hint_loss`.
+    `second` is the number of steps of a second round, from the stored weights, on clips of full difficulty, with
+    .6 of the peak learning rate.
     """
 
     steps: int
@@ -45,6 +48,7 @@ class Recipe:
     easy: float = 0.0
     waves: bool = False
     hints: bool = False
+    second: int = 0
 
 
 RECIPES = {
@@ -218,16 +222,31 @@ def training_batch(
 
 
 def train(family: str, task: str, seed: int, recipe: Recipe) -> nn.Module:
+    """The first round, from random weights."""
     torch.manual_seed(seed)
-    steps = recipe.steps
-    model = build(family, LABELS[task]).train()
-    generator = torch.Generator().manual_seed(seed)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
+    model = build(family, LABELS[task])
     if recipe.waves:
         positions = model.vivit.embeddings.position_embeddings
         positions.data.copy_(waves(*positions.shape[1:]))
     if recipe.hints:
         look_around(model)
+    return fit(family, task, seed, recipe, model)
+
+
+def train_again(family: str, task: str, seed: int, recipe: Recipe, model: nn.Module) -> nn.Module:
+    """The second round, on other clips."""
+    torch.manual_seed(seed)
+    second = replace(recipe, steps=recipe.second, peak=0.6 * recipe.peak, hints=False)
+    return fit(family, task, seed + SECOND_ROUND, second, model, start=1.0)
+
+
+def fit(family: str, task: str, seed: int, recipe: Recipe, model: nn.Module, start: float = 0.0) -> nn.Module:
+    """Train a model in place, on clips whose difficulty grows from `start` to 1."""
+    steps = recipe.steps
+    model.train()
+    generator = torch.Generator().manual_seed(seed)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    if recipe.hints:
         hint_head = nn.Linear(model.config.hidden_size, len(LABELS[task]))
         decayed.append(hint_head.weight)
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -241,7 +260,8 @@ def train(family: str, task: str, seed: int, recipe: Recipe) -> nn.Module:
     recent = 0.0
     bar = tqdm(range(steps), desc=f"{family}-{task}", mininterval=10)
     for i in bar:
-        clips, targets, truth = training_batch(task, seed * 1_000_000 + i, i / steps, recipe.easy, generator)
+        progress = start + (1 - start) * i / steps
+        clips, targets, truth = training_batch(task, seed * 1_000_000 + i, progress, recipe.easy, generator)
         if recipe.hints:
             output = model(clips, output_hidden_states=True)
             out, hint = output.logits, hint_loss(output.hidden_states[-1], truth, targets, hint_head)
@@ -318,21 +338,30 @@ def write_json(path: Path, content: dict) -> None:
 def make(family: str, task: str, seed: int, recipe: Recipe, out: Path) -> None:
     started = time.perf_counter()
     folder = out / f"tiny-{family}-{task}"
-    save(family, train(family, task, seed, recipe), task, folder)
-    minutes = (time.perf_counter() - started) / 60
+    minutes = 0.0
+    if recipe.steps:
+        save(family, train(family, task, seed, recipe), task, folder)
+    else:  # the first round is stored
+        first = json.loads((folder / "training.json").read_text())
+        minutes = first["minutes"]
+        recipe = replace(recipe, steps=first["steps"], peak=first["learning_rate"], easy=first["easy"])
+    if recipe.second:
+        save(family, train_again(family, task, seed, recipe, load(family, folder)), task, folder)
+    minutes += (time.perf_counter() - started) / 60
     model = load(family, folder)
     measured = evaluate(family, model, task)
     report = {
         "task": task,
         "seed": seed,
         "steps": recipe.steps,
+        "second_round_steps": recipe.second,
         "batch": BATCH,
         "learning_rate": recipe.peak,
         "easy": recipe.easy,
         "minutes": round(minutes, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "command": f"python benchmarks/train_zoo.py --family {family} --task {task} --seed {seed}"
-        f" --steps {recipe.steps} --learning-rate {recipe.peak} --easy {recipe.easy}",
+        f" --steps {recipe.steps} --learning-rate {recipe.peak} --easy {recipe.easy} --second {recipe.second}",
         "held_out_seed": HELD_OUT_SEED,
         "held_out_clips": 1000,
         **measured,
@@ -348,7 +377,10 @@ def main() -> None:
     parser.add_argument("--task", choices=tuple(LABELS), help="one task; all without it")
     parser.add_argument("--all", action="store_true", help="all families and tasks")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="training steps; the family's and task's own without it")
+    parser.add_argument(
+        "--steps", type=int, help="training steps; the family's and task's own without it; 0: only the second round"
+    )
+    parser.add_argument("--second", type=int, help="steps of the second round; as above")
     parser.add_argument("--learning-rate", type=float, help="peak learning rate; as above")
     parser.add_argument("--easy", type=float, help="part of the training with an easy start; as above")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
@@ -358,7 +390,12 @@ def main() -> None:
     torch.set_num_threads(1)  # more are no faster for models this small, and change the last digits
     for task in [options.task] if options.task else LABELS:
         for family in [options.family] if options.family else FAMILIES:
-            wished = {"steps": options.steps, "peak": options.learning_rate, "easy": options.easy}
+            wished = {
+                "steps": options.steps,
+                "second": options.second,
+                "peak": options.learning_rate,
+                "easy": options.easy,
+            }
             recipe = replace(RECIPES[family][task], **{k: v for k, v in wished.items() if v is not None})
             make(family, task, options.seed, recipe, options.out)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from frozen_models import HEADS, WIDTH, clips, contrast, share_of_parameters, vit
+from frozen_models import HEADS, SPELLINGS, WIDTH, clips, contrast, share_of_parameters, vit
 from tiny_models import NAMES, clip_for, own, own_family, tiny
 from torch import Tensor, nn
 
@@ -123,6 +123,62 @@ def test_one_block_equals_explicit_matrix_products():
         alone[1 + n] = tokens[n]
         share, _ = run(alone, False, known)
         assert float(contributions[n]) == pytest.approx(share, abs=1e-10)
+
+
+@pytest.mark.parametrize("spelling", [spelling for spelling in SPELLINGS if spelling != "by hand"])
+def test_pattern_weight_adds_what_tokens_do_to_attention_as_queries_and_keys(spelling):
+    """Finite differences of one block, whose queries, keys and values are of three different inputs; no autograd."""
+    model = vit(spelling, layers=1)
+    inputs, weight, step = clips(1), 0.3, 1e-5
+    block = model.blocks[0]
+    named = dict(block.named_parameters())
+    tokens = model.embed(inputs).flatten(2).mT[0].detach()
+
+    def stream(tokens: Tensor) -> Tensor:
+        return torch.cat([model.cls[0], tokens]) + model.positions[0]
+
+    def scale(x: Tensor) -> Tensor:
+        return (((x - x.mean(-1, keepdim=True)) ** 2).mean(-1, keepdim=True) + 1e-5) ** -0.5
+
+    def norm(x: Tensor, layer: Any, at: Tensor) -> Tensor:  # its scale is that of another input
+        return (x - x.mean(-1, keepdim=True)) * scale(at) * layer.weight + layer.bias
+
+    def score(queries: Tensor, keys: Tensor, values: Tensor) -> float:
+        def run(q_of: Tensor, k_of: Tensor, v_of: Tensor, base: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+            at = [stream(tokens)] if base is None else base
+            y = [norm(x, block["norm1"], at[0]) for x in (q_of, k_of, v_of)]
+            weights, biases = (named[f"attn.inner.in_proj_{kind}"].chunk(3) for kind in ("weight", "bias"))
+            projected = [x @ w.T + b for x, w, b in zip(y, weights, biases, strict=True)]
+            q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(0, 1) for x in projected)
+            mixed = ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(0, 1).flatten(1)
+            x = v_of + mixed @ named["attn.inner.out_proj.weight"].T + named["attn.inner.out_proj.bias"]
+            at = [at[0], x, *at[2:]] if base is None else at
+            up = norm(x, block["norm2"], at[1]) @ named["mlp.up.weight"].T + named["mlp.up.bias"]
+            at = [*at, up] if base is None else at
+            x = x + (up * 0.5 * (1 + torch.erf(at[2] / 2**0.5))) @ named["mlp.down.weight"].T + named["mlp.down.bias"]
+            at = [*at, x] if base is None else at
+            logits = norm(x, model.norm, at[3])[0] @ model.head.weight.T + model.head.bias
+            return logits[1] - (logits[0] + logits[2]) / 2, at
+
+        same = stream(tokens)
+        _, base = run(same, same, same, None)
+        return float(run(stream(queries), stream(keys), stream(values), base)[0])
+
+    shares = decompose(model, inputs, contrast, embedding=model.embed, pattern_weight=weight)
+    assert shares.nonlinear == ()
+    exact = decompose(model, inputs, contrast, embedding=model.embed)
+    assert (shares.contributions - exact.contributions).abs().max() > 1e-3  # a check of nothing otherwise
+    for n in range(24):
+        slopes = []
+        for part in range(3):
+            sides = []
+            for sign in (1, -1):
+                moved = [tokens.clone() for _ in range(3)]
+                moved[part][n] *= 1 + sign * step
+                sides.append(score(*moved))
+            slopes.append((sides[0] - sides[1]) / (2 * step))
+        expected = weight * (slopes[0] + slopes[1]) + slopes[2]
+        assert float(shares.contributions.sum(1).flatten()[n]) == pytest.approx(expected, abs=1e-7)
 
 
 def test_clips_of_a_batch_do_not_mix():

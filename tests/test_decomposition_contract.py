@@ -30,6 +30,7 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
+        (lambda model, x: torch.stack([model(x).softmax(-1)]).mean(0), "must be logits, got probabilities"),
         (lambda model, x: model(x).softmax(-1), r"must be logits, got probabilities of shape \(2, 3\)"),
         (lambda model, x: model(x).detach(), "through differentiable operations"),
         (lambda model, x: torch.no_grad()(model)(x), "through differentiable operations"),
@@ -41,8 +42,9 @@ class Wrapped(nn.Module):
 def test_models_that_cannot_be_decomposed(run, message):
     model = Wrapped(run)
     before = snapshot(model)
-    with pytest.raises((ValueError, RuntimeError), match=message):
-        decompose(model, clips(), contrast, embedding=model.vit.embed)
+    for weight in (0.0, 0.5):
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            decompose(model, clips(), contrast, embedding=model.vit.embed, pattern_weight=weight)
     assert snapshot(model) == before
 
 

@@ -166,6 +166,8 @@ def test_names_and_errors():
         ({"mode": "released", "upsampling": "nearest"}, ValueError, "'nearest'.*mode='released'"),
         ({"layers": "mean"}, ValueError, "layers='mean'.*rule='decomposition'.*Leave them out"),
         ({"upsampling": "nearest"}, ValueError, "'nearest'.*rule='decomposition'"),
+        ({"pattern_weight": -1}, ValueError, "pattern_weight must be a finite number of at least 0, got -1"),
+        ({"pattern_weight": 0.5, "rule": "chefer"}, ValueError, "rule='decomposition', got 0.5.*Leave it out"),
         ({"focus": Focus()}, ValueError, "signed.*mode='attention'"),
     ):
         with pytest.raises(error, match=words):

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from captum_staa._captum import _format_additional_forward_args, _run_forward
 from captum_staa.attention.frozen_patterns import FrozenPatterns
-from captum_staa.attention.linear_graph import nonlinear_operations
+from captum_staa.attention.linear_graph import nonlinear_operations, reaches
 from captum_staa.checks import check_choice
 from captum_staa.grid import TokenGrid
 from captum_staa.lending import evaluating, parameters_frozen, uncompiled, without_compiling
@@ -81,6 +81,7 @@ def decompose_classifier(
     additional_forward_args: object = None,
     *,
     where: Where = "tokens",
+    pattern_weight: float = 0.0,
 ) -> Decomposition:
     """Decompose a score of a video classifier, in eval mode, into contributions of its patch tokens or pixels.
 
@@ -100,6 +101,7 @@ def decompose_classifier(
         additional_forward_args: further positional arguments of the model.
         where: ``"tokens"`` needs a family that names its patch embedding. ``"pixels"`` works with any network, and
             counts the bias of the patch embedding as a constant.
+        pattern_weight: as in :func:`decompose`.
 
     Returns:
         :class:`Decomposition` with contributions ``(B, t, h, w)`` or ``(B, T, H, W)``, summed over channels.
@@ -110,7 +112,9 @@ def decompose_classifier(
     check_choice("where", where, ("tokens", "pixels"))
     embedding = _patch_embedding(classifier) if where == "tokens" else None
     with evaluating(classifier):
-        result = decompose(classifier, inputs, score, additional_forward_args, embedding=embedding)
+        result = decompose(
+            classifier, inputs, score, additional_forward_args, embedding=embedding, pattern_weight=pattern_weight
+        )
     if embedding is None:
         return replace(result, contributions=classifier.layout.reduce(result.contributions))
     return replace(result, contributions=_on_grid(result.contributions, len(inputs), classifier.grid))
@@ -154,6 +158,7 @@ def decompose(
     additional_forward_args: object = None,
     *,
     embedding: nn.Module | None = None,
+    pattern_weight: float = 0.0,
 ) -> Decomposition:
     """Decompose a score of any model into contributions of an embedding's output, or of the inputs.
 
@@ -171,6 +176,9 @@ def decompose(
         score: from outputs to ``(B,)``, one number per example. It must be linear, else the result is approximate.
         additional_forward_args: further positional arguments of ``forward_func``.
         embedding: the submodule whose output is decomposed. It must run once in a forward. None decomposes the inputs.
+        pattern_weight: 0 holds attention patterns constant, and the sum is exact. A positive weight adds, in first
+            order and times this weight, what each token does to attention patterns as a query and as a key; then
+            ``constants`` is what is left of the score. See :class:`FrozenPatterns`.
 
     Returns:
         :class:`Decomposition` with contributions of the shape of the embedding's output, or of the inputs.
@@ -187,7 +195,7 @@ def decompose(
         )
     extra = _format_additional_forward_args(additional_forward_args)
     frozen = parameters_frozen(forward_func) if isinstance(forward_func, nn.Module) else nullcontext()
-    mode = FrozenPatterns()
+    mode = FrozenPatterns(pattern_weight)
     source = inputs.detach().clone()  # models may write into their input
     with torch.enable_grad(), frozen, without_compiling(), _as_leaf(embedding) as leaves:
         if embedding is None:
@@ -198,13 +206,11 @@ def decompose(
         _check_run(outputs, leaves, embedding)
         (leaf,) = leaves
         scores = score(outputs)
-        if not scores.requires_grad:
+        if not scores.requires_grad or not reaches(scores.grad_fn, leaf):
             raise ValueError(_no_gradient(outputs, embedding))
         # under the mode as well, because gradient checkpointing repeats the forward during the backward
         backward = mode.expand(torch.autograd.grad)
-        (gradient,) = backward(scores.sum(), leaf, allow_unused=True)
-        if gradient is None:
-            raise ValueError(_no_gradient(outputs, embedding))
+        (gradient,) = backward(scores.sum(), leaf)
     nonlinear = tuple(sorted(set(nonlinear_operations(scores.grad_fn, leaf))))
     if nonlinear:
         warnings.warn(

@@ -13,7 +13,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from captum_staa.attention.frozen_norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
-from captum_staa.attention.linear_graph import FrozenGate, FrozenRatio, FrozenSquash, SharedFactor, gate_rank
+from captum_staa.attention.linear_graph import (
+    PATTERN,
+    Attended,
+    FrozenGate,
+    FrozenRatio,
+    FrozenSquash,
+    Pattern,
+    PatternShare,
+    SharedFactor,
+    gate_rank,
+)
 
 Rule = Callable[[Any, Any, Any], Any]
 
@@ -34,6 +44,10 @@ class FrozenPatterns(TorchFunctionMode):
       and ``F.glu`` passes a gradient to its first half alone. Otherwise, as in ``silu(gate) * up``, each factor gets
       half of the product.
 
+    With a ``pattern_weight`` above 0, the gradient also passes through attention patterns to queries and keys, times
+    that weight for each. Then the network is no longer affine: to each token's share is added, in first order, what the
+    token does to the attention of others.
+
     Compiled and scripted code runs past a mode.
     :func:`~captum_staa.attention.linear_graph.nonlinear_operations` finds what no rule has treated.
 
@@ -43,7 +57,15 @@ class FrozenPatterns(TorchFunctionMode):
         ...     y = F.gelu(x)
         >>> bool(torch.autograd.grad(y, x)[0] == y / x)
         True
+
+    Args:
+        pattern_weight: weight of the gradient through the patterns of ``F.scaled_dot_product_attention`` and softmax,
+            once for queries and once for keys. 0: patterns are constants.
     """
+
+    def __init__(self, pattern_weight: float = 0.0) -> None:
+        super().__init__()
+        self.pattern_weight = pattern_weight
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -52,7 +74,11 @@ class FrozenPatterns(TorchFunctionMode):
             return func(*args, **kwargs)
         if not any(value.requires_grad for value in _tensors(args, kwargs)):
             return func(*args, **kwargs)
-        return self.expand(func)(*args, **kwargs) if rule is None else rule(func, args, kwargs)
+        if rule is None:
+            return self.expand(func)(*args, **kwargs)
+        if self.pattern_weight and func in _OPEN_RULES:
+            return _OPEN_RULES[func](func, args, kwargs, self.pattern_weight)
+        return rule(func, args, kwargs)
 
     def expand(self, func: Any) -> Callable[..., Any]:
         """Return a Python function of torch that runs its own code under this mode, instead of being seen as one."""
@@ -116,6 +142,32 @@ def _with_constants(*operands: tuple[int, str]) -> Rule:
     return rule
 
 
+def _open_attention(func: Any, args: Any, kwargs: Any, weight: float) -> Tensor:
+    """Fused attention, with a weighted gradient to queries, keys and mask."""
+
+    def run(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any
+    ) -> Any:
+        query, key = _weighted(query, weight), _weighted(key, weight)
+        result = func(query, key, value, _weighted(attn_mask, 2 * weight), *rest, **options)
+        return Attended.apply(result, value) if _depends(value) else Pattern.apply(result)
+
+    return run(*args, **kwargs)
+
+
+def _open_softmax(func: Any, args: Any, kwargs: Any, weight: float) -> Tensor:
+    """Twice the weight, as queries and keys take half each of their product."""
+
+    def run(input: Tensor, *rest: Any, **options: Any) -> Tensor:
+        return Pattern.apply(func(_weighted(input, 2 * weight), *rest, **options))
+
+    return run(*args, **kwargs)
+
+
+def _weighted(value: Any, weight: float) -> Any:
+    return PatternShare.apply(value, weight) if _depends(value) else value
+
+
 def _product(summand: int | None = None) -> Rule:
     """Every tensor is a factor except the one at the position of ``summand``, and a bias."""
     summands = {"bias", "input"} if summand == 0 else {"bias"}
@@ -136,7 +188,7 @@ def _product(summand: int | None = None) -> Rule:
             if not _depends(value):
                 return value
             if ranks[id(value)] > content:
-                return value.detach()
+                return value if ranks[id(value)] == PATTERN else value.detach()
             return SharedFactor.apply(value, shares) if shares > 1 else value
 
         return func(
@@ -258,3 +310,8 @@ def _register() -> tuple[dict[Any, Rule], frozenset[Any]]:
 
 
 _RULES, _EXPANDED = _register()
+# With a weight for patterns, these instead.
+_OPEN_RULES: dict[Any, Callable[[Any, Any, Any, float], Any]] = {
+    **{function: _open_softmax for *_, function in _functions(("softmax", "_softmax", "_safe_softmax"))},
+    F.scaled_dot_product_attention: _open_attention,
+}

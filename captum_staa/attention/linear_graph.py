@@ -53,6 +53,46 @@ class SharedFactor(torch.autograd.Function):
         return gradient / ctx.shares, None
 
 
+class PatternShare(torch.autograd.Function):
+    """The identity, with a gradient times a weight: the way from an attention pattern back to queries and keys."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.weight, None
+
+
+class Pattern(torch.autograd.Function):
+    """The identity, on an attention pattern that keeps a gradient: in a product the other factor is the content."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Attended(torch.autograd.Function):
+    """The identity, on what fused attention returns, which also names its values."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 class FrozenLayerNorm(torch.autograd.Function):
     """Layer norm with a constant scale. The mean that it subtracts is not a constant."""
 
@@ -77,6 +117,7 @@ class FrozenLayerNorm(torch.autograd.Function):
 
 # --- what autograd recorded -----------------------------------------------------------------------------------
 
+PATTERN = 3  # rank of a pattern among gates
 # Names of autograd nodes without "Backward" and a number.
 _SHAPE = re.compile(
     "Alias|AsStrided|Clone|Copy|Expand|Permute|ReshapeAlias|Select|Slice|Split|SplitWithSizes|Squeeze|T|ToCopy|"
@@ -84,7 +125,7 @@ _SHAPE = re.compile(
 )
 _AFFINE = re.compile(f"{_SHAPE.pattern}|Add|Div|Mul|Neg|Rsub|Sub")  # what may lie between a gate and a product
 _LINEAR = re.compile(  # or linear in pieces, as max pooling is
-    f"{_AFFINE.pattern}|FrozenGate|FrozenLayerNorm|FrozenRatio|FrozenSquash|SharedFactor|"
+    f"{_AFFINE.pattern}|Attended|Pattern|FrozenGate|FrozenLayerNorm|FrozenRatio|FrozenSquash|SharedFactor|"
     "(Adaptive)?(Avg|Max)Pool[123]D(WithIndices)?|(Reflection|Replication|Constant)Pad(Nd|[123]D)|Upsample\\w+|Fft\\w+|"
     "Index\\w*|Masked(Fill|Scatter|Select)|(Native|Cudnn|Miopen)BatchNorm|NativeDropout|Gather|Scatter(Add)?|"
     "Abs|Clamp(Max|Min)?|LeakyRelu|PreluKernel|Relu|Threshold|Amax|Amin|Max|Maximum|Min|Minimum|Sort|Topk|"
@@ -104,29 +145,30 @@ def _kind(node: Any) -> str:
 
 
 def gate_rank(value: Tensor) -> int:
-    """Return 2 for a :class:`FrozenGate`, 1 for a :class:`FrozenSquash`, also shifted, scaled or reshaped; else 0."""
-    node: Any = value.grad_fn
+    """Return 3 for a :class:`Pattern`, 2 for a :class:`FrozenGate`, 1 for a :class:`FrozenSquash`, else 0.
+
+    Also shifted, scaled or reshaped.
+    """
+    return _gate_rank(value.grad_fn)
+
+
+def _gate_rank(node: Any) -> int:
     while node is not None and _AFFINE.fullmatch(_kind(node)):
         open_edges = [edge for edge, _ in node.next_functions if edge is not None]
         if _kind(node) == "Copy":  # into a tensor that had a history of its own
             open_edges = open_edges[-1:]
         node = open_edges[0] if len(open_edges) == 1 else None
-    return 0 if node is None else {"FrozenGate": 2, "FrozenSquash": 1}.get(_kind(node), 0)
+    return 0 if node is None else {"Pattern": PATTERN, "FrozenGate": 2, "FrozenSquash": 1}.get(_kind(node), 0)
 
 
 def nonlinear_operations(root: Any, leaf: Tensor) -> Iterator[str]:
     """Yield the names of nodes below ``root`` that are not known to be linear in the leaf.
 
-    A product of two tensors that both depend on the leaf is linear if :class:`SharedFactor` marks its factors. Other
-    leaves, such as parameters that require a gradient, count as nonlinear: no rule tells them from the leaf.
+    A product of two tensors that both depend on the leaf is linear if :class:`SharedFactor` marks its factors, or if
+    one is a :class:`Pattern`. Other leaves, such as parameters that require a gradient, count as nonlinear: no rule
+    tells them from the leaf.
     """
-    seen, stack = set(), [(root, 0)]
-    while stack:
-        node, output = stack.pop()
-        if node is None or (node, output) in seen:
-            continue
-        seen.add((node, output))
-        stack += node.next_functions
+    for node, output in _nodes(root):
         kind = _kind(node)
         if hasattr(node, "variable"):
             if node.variable is not leaf:
@@ -137,10 +179,35 @@ def nonlinear_operations(root: Any, leaf: Tensor) -> Iterator[str]:
             yield node.name()
 
 
+def reaches(root: Any, leaf: Tensor) -> bool:
+    """Return whether ``root`` depends on the leaf otherwise than through patterns."""
+    return any(getattr(node, "variable", None) is leaf for node, _ in _nodes(root))
+
+
+def _nodes(root: Any) -> Iterator[tuple[Any, int]]:
+    """Yield the nodes below ``root`` and which of their outputs is used; what lies behind a pattern is left out."""
+    seen, stack = set(), [(root, 0)]
+    while stack:
+        node, output = stack.pop()
+        if node is None or (node, output) in seen:
+            continue
+        seen.add((node, output))
+        yield node, output
+        kind = _kind(node)
+        if kind == "Attended":  # its second input is the values
+            stack += node.next_functions[1:]
+        elif kind != "Pattern":
+            stack += node.next_functions
+
+
 def _is_linear(kind: str, edges: list[Any]) -> bool:
     if kind in _PRODUCTS:
         factors = _factors(kind, edges)
-        return len(factors) < 2 or all(map(_is_shared, factors))
+        return (
+            len(factors) < 2
+            or all(map(_is_shared, factors))
+            or sum(_gate_rank(factor) == PATTERN for factor in factors) == 1
+        )
     if kind == "Div":
         return len(edges) < 2 or edges[1] is None
     if kind.startswith("ScaledDotProduct"):

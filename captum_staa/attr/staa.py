@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -33,7 +34,7 @@ from captum_staa.attention.focus import Focus
 from captum_staa.attention.released import released_maps
 from captum_staa.attention.relevance import gradient_weighted
 from captum_staa.attr._arguments import one_clip, outputs_of, refuse_inference_mode, score_of
-from captum_staa.checks import check_choice, check_count
+from captum_staa.checks import check_choice, check_count, is_number
 from captum_staa.gaussian import gaussian
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, from_joint
@@ -45,6 +46,7 @@ from captum_staa.sites import AttentionSite
 
 Mode = Literal["attention", "relevance", "released"]
 Rule = Literal["decomposition", "chefer"]
+PATTERN_WEIGHT = 0.125  # of what a token does to attention patterns, beside what it adds by its values
 SPREAD = 0.75  # standard deviation, in tubelets, by which a token's share is spread over its neighborhood
 Readings = Mapping[AttentionSite, Any]
 
@@ -77,6 +79,8 @@ class STAA(Attribution):
         focus: a :class:`Focus` that raises evidence out of noise, or None.
         rule: for ``"relevance"``: ``"decomposition"`` (see Note) or ``"chefer"`` (Chefer et al., ICCV 2021, generic
             rule: attention weighted by its positive gradient, rolled out).
+        pattern_weight: for ``"decomposition"``: how much of what a token does to the attention of others counts
+            beside what it adds itself. With 0 the shares are exact, and sum to the score with the constants.
         upsampling: from tokens to pixels, ``"trilinear"`` or ``"nearest"``, where attention is composed.
         generator: for ``"released"``, draws its random thresholds; by default one seeded with 0 on every call.
 
@@ -90,10 +94,10 @@ class STAA(Attribution):
         share of the target's output minus the mean of the others, through all layers, values and residual connections
         included. The shares of all tokens, plus that of biases, position embeddings and class tokens, sum to that
         difference (:func:`captum_staa.attention.decomposition.decompose`). What a token does to the attention of others
-        is not part of its share: where a model decides by what it attends to, as in the planted task ``order``, the
-        map can miss the evidence (docs/planted.md). Each share is spread by a Gaussian of three quarters of a tubelet;
-        sums are kept. A :class:`captum_staa.models.Family` without a ``patch_embedding`` is decomposed into pixels
-        instead.
+        is not part of its share, so a model that decides by what it attends to would be explained badly: an eighth
+        (``pattern_weight``) of that effect, in first order, is added. ``pattern_weight=0`` leaves the exact sum. Each
+        share is spread by a Gaussian of three quarters of a tubelet; sums are kept. A
+        :class:`captum_staa.models.Family` without a ``patch_embedding`` is decomposed into pixels instead.
 
         Maps of ``mode="attention"`` do not depend on the class.
 
@@ -119,6 +123,7 @@ class STAA(Attribution):
         focus: Focus | None = None,
         *,
         rule: Rule = "decomposition",
+        pattern_weight: float = PATTERN_WEIGHT,
         upsampling: Literal["trilinear", "nearest"] = "trilinear",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -152,8 +157,16 @@ class STAA(Attribution):
                 "focus is an option of maps without a sign, got a focus with rule='decomposition', whose maps are "
                 "signed. Leave it out, or use mode='attention'."
             )
+        if not is_number(pattern_weight) or not 0 <= pattern_weight < inf:
+            raise ValueError(f"pattern_weight must be a finite number of at least 0, got {pattern_weight!r}")
+        if not (mode == "relevance" and rule == "decomposition") and pattern_weight != PATTERN_WEIGHT:
+            raise ValueError(
+                f"pattern_weight is an option of rule='decomposition', got {pattern_weight!r} with mode={mode!r}, "
+                f"rule={rule!r}. Leave it out."
+            )
         super().__init__(classifier)
         self.mode, self.layers, self.focus, self.rule = mode, layers, focus, rule
+        self.pattern_weight = pattern_weight
         self.upsampling, self.generator = upsampling, generator
         generator_or_seeded(generator)  # what is no generator is refused now
         self._blocks()  # reject bad layers now
@@ -302,6 +315,7 @@ class STAA(Attribution):
             lambda outputs: class_contrast(outputs, outputs_of(outputs, target)),
             extra,
             where=where,
+            pattern_weight=self.pattern_weight,
         )
         t, h, w = grid.tubelet
         joint = result.contributions
