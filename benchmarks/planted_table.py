@@ -14,44 +14,32 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
+from evidence import BATCH, Evidence, averaged, best_control, cell, means, smoothed
+from evidence import COLUMNS as SCORED
 from planted_text import HISTORY, INTRO
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_staa import RISE, STAA, GradCAM, VideoClassifier, VideoOcclusion, metrics
-from captum_staa.benchmark import PlantedClips
-from captum_staa.benchmark.controls import RandomWeights
+from captum_staa import RISE, STAA, GradCAM, VideoClassifier, VideoOcclusion
 from captum_staa.benchmark.layers import End, end_layer
-from captum_staa.gaussian import gaussian
 
 FAMILIES, TASKS = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d"), ("pattern", "motion", "order")
-SEED = 20_000  # clips of two classes have the seed after it
-BATCH = 8
-COLUMNS = {
-    "rivals": "evidence against rivals",
-    "time": "in time",
-    "all": "against all voxels",
-    "pointing": "evidence first",
-    "classes": "class A against B",
-    "random weights": "random weights",
-    "other class": "other class",
-    "forwards": "forwards",
-}
-CHANCE = "random"
+SEED = 20_000
+COLUMNS = {**{key: title for key, title in SCORED.items() if key != "space"}, "forwards": "forwards"}
 NEAR = 0.8  # of a method's advantage over chance: a control that has as much is as good
 Method = Callable[[Tensor, Tensor], Tensor]  # clips in the classifier's layout, targets (B,) -> maps (B, T, H, W)
 Variant = Callable[[Tensor], Tensor]
 SIGNED: dict[str, Variant] = {"": lambda maps: maps}
 SMOOTHED: dict[str, Variant] = {
-    ", signed, smoothed": lambda maps: gaussian(maps, (1.0, 4.0, 4.0)),
-    ", magnitude, smoothed": lambda maps: gaussian(maps.abs(), (1.0, 4.0, 4.0)),
+    ", signed, smoothed": smoothed,
+    ", magnitude, smoothed": lambda maps: smoothed(maps.abs()),
 }
 
 
@@ -62,7 +50,7 @@ class Row:
     Attributes:
         call: the method.
         variants: what is appended to its name, and what is done to its maps. Higher values mean more evidence.
-        slow: whether it takes hundreds of forwards: then it explains fewer clips, and has no controls of its own.
+        slow: whether it takes hundreds of forwards: then it explains fewer clips.
     """
 
     call: Method
@@ -81,10 +69,10 @@ def methods(clf: VideoClassifier) -> dict[str, Row]:
 
         return Row(call, variants, slow)
 
-    def cam(end: End, weighting: str) -> Row:
+    def cam(end: End, weighting: str, variants: dict[str, Variant] = SIGNED) -> Row:
         layer = end_layer(clf, end)
         assert layer is not None
-        return row(GradCAM(clf, layer, weighting=weighting).attribute)  # type: ignore[arg-type]
+        return row(GradCAM(clf, layer, weighting=weighting).attribute, variants)  # type: ignore[arg-type]
 
     found: dict[str, Row] = {}
     if clf.family is not None:
@@ -97,7 +85,7 @@ def methods(clf: VideoClassifier) -> dict[str, Row]:
     windows = {"sliding_window_shapes": (4, 16, 16), "strides": (2, 8, 8)}
     return found | {
         "GradCAM (gradcam, last layer)": cam("last", "gradcam"),
-        "GradCAM (hirescam, last layer)": cam("last", "hirescam"),
+        "GradCAM (hirescam, first layer)": cam("first", "hirescam", SMOOTHED),
         "GradCAM (layercam, first layer)": cam("first", "layercam"),
         "Saliency": row(Saliency(clf).attribute),
         "InputXGradient": row(InputXGradient(clf).attribute, SMOOTHED),
@@ -111,136 +99,68 @@ def methods(clf: VideoClassifier) -> dict[str, Row]:
     }
 
 
-def mean(values: Iterable[float]) -> float:
-    known = [value for value in values if value == value]
-    return statistics.fmean(known) if known else float("nan")
-
-
 def run(family: str, task: str, clips: int, slow_clips: int, redo: str) -> dict[str, dict[str, float]]:
     clf = VideoClassifier.from_pretrained(f"tiny-{family}-{task}")
-    for parameter in clf.parameters():
-        parameter.requires_grad_(False)
-    weights = RandomWeights(clf, seed=0)
+    many, few = Evidence(clf, task, clips, SEED), Evidence(clf, task, slow_clips, SEED)
     found: dict[str, dict[str, float]] = {}
     for name, row in tqdm(methods(clf).items(), desc=f"{family}-{task}", mininterval=5):
-        if name.startswith(redo):
-            found |= _run(clf, weights, name, row, task, slow_clips if row.slow else clips)
-    return found if redo else found | _controls(clf, task, clips)
+        if not name.startswith(redo):
+            continue
+        evidence = few if row.slow else many
 
+        def maps(inputs: Tensor, targets: Tensor, name: str = name, row: Row = row) -> dict[str, Tensor]:
+            own = row.call(inputs, targets)
+            return {name + end: variant(own) for end, variant in row.variants.items()}
 
-def _run(
-    clf: VideoClassifier, weights: RandomWeights, name: str, row: Row, task: str, count: int
-) -> dict[str, dict[str, float]]:
-    values: dict[str, dict[str, list[float]]] = {name + end: {key: [] for key in COLUMNS} for end in row.variants}
-    planted = PlantedClips(SEED, count, task)
-    pairs = None if task == "order" else PlantedClips(SEED + 1, count, task, two_classes=True)
-
-    def variants(clips: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        maps = row.call(clips, targets)
-        return {name + end: variant(maps) for end, variant in row.variants.items()}
-
-    for start in range(0, count, BATCH):
-        part = slice(start, min(start + BATCH, count))
-        inputs, labels, truth = planted[part]
-        inputs, rivals, objects = (
-            clf.layout.from_working(inputs).contiguous(),
-            planted.rivals(part),
-            planted.objects(part),
+        cost = forwards(clf, evidence, row.call)
+        found |= {each: {**own, "forwards": cost} for each, own in means(evidence.scores(maps, controls=True)).items()}
+    if not redo:
+        grid = clf.grid
+        perfect = (
+            {} if grid is None else {"perfect tokens": lambda truth: grid.to_pixels(_per_token(truth, grid.tubelet))}
         )
-        with torch.no_grad():
-            clf(inputs)
+        found |= means(many.without_a_model(**perfect))
+    return found
+
+
+def _per_token(truth: Tensor, tubelet: tuple[int, int, int]) -> Tensor:
+    return F.avg_pool3d(truth[:, None].float(), tubelet)[:, 0]
+
+
+def forwards(clf: VideoClassifier, evidence: Evidence, call: Method) -> float:
+    """Processor time of one map, over that of a forward beside it: median of three."""
+    clips, labels, _ = evidence.planted[:1]
+    clips, ratios = clf.layout.from_working(clips).contiguous(), []
+    with torch.no_grad():
+        clf(clips)
+        for _ in range(3):
             begin = time.process_time()
-            logits = clf(inputs)
+            for _ in range(4):
+                clf(clips)
             middle = time.process_time()
-        own = variants(inputs, labels)
-        cost = (time.process_time() - middle) / (middle - begin)
-        more = {}
-        if not row.slow:
-            more["other class"] = variants(inputs, logits.scatter(1, labels[:, None], -torch.inf).argmax(1))
-            with weights.in_place():
-                more["random weights"] = variants(inputs, labels)
-        if pairs is not None:
-            two, both, truths = pairs[part]
-            two = clf.layout.from_working(two).contiguous()
-            a, b = variants(two, both[:, 0]), variants(two, both[:, 1])
-        for each, maps in own.items():
-            _score(values[each], maps, truth, rivals, objects)
-            values[each]["forwards"].append(cost)
-            for column, others in more.items():
-                values[each][column] += metrics.evidence_against_rivals(others[each], truth, rivals).tolist()
-            if pairs is not None:
-                preferred = metrics.class_discrimination(a[each], b[each], truths[:, 0], truths[:, 1])
-                values[each]["classes"] += preferred.tolist()
-    return {
-        each: {key: statistics.median(v) if key == "forwards" else mean(v) for key, v in own.items()}
-        for each, own in values.items()
-    }
-
-
-def _score(own: dict[str, list[float]], maps: Tensor, truth: Tensor, rivals: Tensor, objects: Tensor) -> None:
-    own["rivals"] += metrics.evidence_against_rivals(maps, truth, rivals).tolist()
-    own["time"] += metrics.evidence_against_rivals(maps, truth, rivals, axis="time").tolist()
-    own["all"] += metrics.auroc(maps, truth).tolist()
-    own["pointing"] += metrics.object_pointing(maps, objects).tolist()
-
-
-def _controls(clf: VideoClassifier, task: str, count: int) -> dict[str, dict[str, float]]:
-    """Maps that know nothing of the model, and what the tokens of a transformer allow at best."""
-    planted, grid = PlantedClips(SEED, count, task), clf.grid
-    values: dict[str, dict[str, list[float]]] = {}
-    generator = torch.Generator().manual_seed(0)
-    for start in range(0, count, BATCH):
-        part = slice(start, min(start + BATCH, count))
-        inputs, _, truth = planted[part]
-        maps = {f"control: {name}": each for name, each in metrics.model_free_controls(inputs, "BTCHW").items()}
-        maps[CHANCE] = torch.rand(truth.shape, generator=generator)
-        maps["uniform"] = torch.ones(truth.shape)
-        if grid is not None:
-            maps["perfect tokens"] = grid.to_pixels(F.avg_pool3d(truth[:, None].float(), grid.tubelet)[:, 0])
-        for name, each in maps.items():
-            own = values.setdefault(name, {key: [] for key in COLUMNS})
-            _score(own, each, truth, planted.rivals(part), planted.objects(part))
-    return {name: {key: mean(v) for key, v in own.items()} for name, own in values.items()}
+            call(clips, labels)
+            ratios.append(4 * (time.process_time() - middle) / (middle - begin))
+    return statistics.median(ratios)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
-
-
-def averaged(results: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    names = dict.fromkeys(name for own in results for name in own)
-    return {name: {key: mean(own[name][key] for own in results if name in own) for key in COLUMNS} for name in names}
-
-
-def best_control(own: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Instead of all maps without a model, the best one for each column."""
-    controls = [values for name, values in own.items() if name.startswith("control: ")]
-    rest = {name: values for name, values in own.items() if not name.startswith("control: ")}
-    best = {key: max((c[key] for c in controls if c[key] == c[key]), default=float("nan")) for key in COLUMNS}
-    return {**rest, "best map without a model": best} if controls else rest
 
 
 def table(own: dict[str, dict[str, float]]) -> list[str]:
     own = best_control(own)
     lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, values in sorted(own.items(), key=lambda each: -each[1]["rivals"]):
-        cells = [_cell(key, values) for key in COLUMNS]
+        cells = [cell(values, key, 1 if key == "forwards" else 3) for key in COLUMNS]
         lines.append(f"| {name}{_marks(values)} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _cell(key: str, values: dict[str, float]) -> str:
-    value = values[key]
-    if value != value:
-        return ""
-    return f"{value:.1f}" if key == "forwards" else f"{value:.3f}"
-
-
 def _marks(values: dict[str, float]) -> str:
-    advantage = values["rivals"] - 0.5
+    advantage = values.get("rivals", 0.5) - 0.5
     if advantage < 0.1:
         return ""
     marks = (("random weights", "†"), ("other class", "‡"))
-    return "".join(mark for key, mark in marks if values[key] - 0.5 >= NEAR * advantage)
+    return "".join(mark for key, mark in marks if values.get(key, 0.0) - 0.5 >= NEAR * advantage)
 
 
 def page(found: dict[str, dict]) -> str:

@@ -41,9 +41,8 @@ Methods with an advantage of less than .1 have no marks: their score alone says 
 ## How to read the tables
 
 Each table is sorted by the first column. Clips were not used in training, and the right class is explained. Values
-are means over {clips} clips of each model, or over {slow} clips for `VideoOcclusion` and `RISE`, which are slow and
-have no controls of their own. Small differences say nothing. `SpatioTemporalPerturbation` is slower still, and was not
-measured on these clips yet. Made by `python benchmarks/planted_table.py`.
+are means over {clips} clips of each model, or over {slow} clips for `VideoOcclusion` and `RISE`, which are slow. Small
+differences say nothing. `SpatioTemporalPerturbation` is slower still: see [its table](perturbation_table.md). Made by `python benchmarks/planted_table.py`.
 
 | column | question | chance |
 |---|---|---|
@@ -56,7 +55,7 @@ measured on these clips yet. Made by `python benchmarks/planted_table.py`.
 | forwards | processor time of one map, as a multiple of one forward pass | |
 
 Maps are signed, because high values should mean evidence *for* the class. Where the table says *magnitude*, the
-absolute value was taken. *Smoothed* means a Gaussian with a standard deviation of 1 frame and 4 pixels.
+absolute value was taken. *Smoothed* means a Gaussian with a standard deviation of 1.5 frames and 6 pixels.
 
 What these tables do not say: the models are small and the clips are simple. A method that fails here will hardly
 explain a large model. A method that succeeds here has passed an easy test.

@@ -29,8 +29,8 @@ from captum_staa.benchmark.scenes import LABELS
 from captum_staa.models import STABN, ResNet3D, STABNLoss, fit_st_abn
 
 STEPS, BATCH = 20, 16  # of an epoch; clips of a step
-EPOCHS = {"pattern": 24, "motion": 18, "order": 18}  # of the 3D CNN alone
-JOINT = 10  # further ones, with the branch
+EPOCHS = {"pattern": 48, "motion": 40, "order": 18}  # of the 3D CNN alone
+JOINT = {"pattern": 16, "motion": 16, "order": 10}  # further ones, with the branch
 LOOKING, LOOKS = 8, 11  # clips per step and epochs of the observer
 EASY = 4  # of these, the first ones with an area that weighs little: gates that close at once learn nothing
 LAYER = "videomae.encoder.layer.1"
@@ -76,7 +76,7 @@ def train_joint(trunk: VideoClassifier, task: str, seed: int) -> STABN:
         st_abn,
         lambda epoch: lessons(task, seed, EPOCHS[task] + epoch),
         STABNLoss("paper"),
-        epochs=JOINT,
+        epochs=JOINT[task],
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE / 2, weight_decay=0.02),
         validation=[_held_out(task, HELD_OUT_SEED + 1, 48)],
         seed=seed,
@@ -136,7 +136,7 @@ def make(task: str, seed: int, kind: str, out: Path) -> None:
         "task": task,
         "seed": seed,
         "loss": "paper" if base is None else "posthoc",
-        "steps": STEPS * (EPOCHS[task] + JOINT if base is None else LOOKS),
+        "steps": STEPS * (EPOCHS[task] + JOINT[task] if base is None else LOOKS),
         "batch": BATCH if base is None else LOOKING,
         "minutes": round((time.perf_counter() - started) / 60, 1),
         "parameters_added": sum(p.numel() for part in (st_abn.branch, st_abn.mechanism) for p in part.parameters()),

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SPREAD = 0.75  # standard deviation, in tubelets or cells, that gathers neighbors of opposite signs into one object
+
 
 def gaussian(
     maps: Tensor,

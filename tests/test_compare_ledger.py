@@ -142,7 +142,7 @@ def test_settings_tell_what_changes_numbers_and_nothing_that_does_not():
     early, late = "stages.0", "stages.1"
     pairs = [
         (grad_cam(early), grad_cam(late)),
-        (grad_cam(early), grad_cam(early, weighting="hirescam")),
+        (grad_cam(early), grad_cam(early, weighting="gradcam")),
         (noisy(Saliency), noisy(InputXGradient)),
         (partial(SpatioTemporalPerturbation, setting="step"), SpatioTemporalPerturbation),
     ]

@@ -125,7 +125,8 @@ def test_equals_captums_layer_grad_cam(layer, relu):
     theirs = LayerGradCam(model, getattr(model, layer)).attribute(CLIP, TARGETS, relu_attributions=relu).detach()
     cells = theirs[0, 0].numel() / CLIP[0, 0].numel()
     theirs = LayerAttribution.interpolate(theirs, (6, 10, 8), "trilinear")[:, 0] * cells
-    ours = GradCAM(model, getattr(model, layer), "BCTHW").attribute(CLIP, TARGETS, relu_attributions=relu)
+    ours = GradCAM(model, getattr(model, layer), "BCTHW", weighting="gradcam")
+    ours = ours.attribute(CLIP, TARGETS, relu_attributions=relu)
     assert_close(ours.sum(1), theirs)
 
 
@@ -248,7 +249,9 @@ def test_tokens_stand_where_the_model_puts_them(name, layer, order):
         return grid
 
     activation, gradient = cells(kept[0]), cells(gradient)
-    for weighting in WEIGHTINGS:
+    products = activation * gradient
+    before_a_norm = products.sum(1).abs().max() < 1e-3 * products.abs().sum(1).max()
+    for weighting in [each for each in WEIGHTINGS if not (before_a_norm and each == "hirescam")]:
         expected = pixels_of(by_loops(activation, gradient, weighting), (clf.num_frames, *SIZE), "trilinear")
         found = GradCAM(clf, layer, weighting=weighting).attribute_parts(clip, TARGETS)
         assert_close(found.joint, expected, within=1e-6)  # a mean of gradients cancels
@@ -279,7 +282,8 @@ def test_a_grid_stands_in_for_a_family_and_over_it():
 def test_pixels_that_no_token_covers_get_nothing():
     clf = VideoClassifier(tiny_module("vivit"), image_size=SIZE)
     grid = TokenGrid(4, 3, 2, prefix=1, tubelet=(2, 7, 7))
-    found = GradCAM(clf, "vivit.layers.0", grid=grid).attribute_parts(clip_for(clf), TARGETS).joint
+    method = GradCAM(clf, "vivit.layers.0.layernorm_after", grid=grid)
+    found = method.attribute_parts(clip_for(clf), TARGETS).joint
     assert not found[:, :, 21:].any() and not found[..., 14:].any() and found[:, :, 20, 13].all()
 
 
@@ -301,16 +305,27 @@ def test_further_arguments_reach_the_model():
 
 def test_gradients_are_switched_on_inside_and_half_precision_is_widened():
     clf = tiny("vivit")
-    clip, method = clip_for(clf), GradCAM(clf, "vivit.layers.0")
+    clip, method = clip_for(clf), GradCAM(clf, "vivit.layers.0.layernorm_after")
     with torch.no_grad():
         assert torch.equal(method.attribute(clip, 1), method.attribute(clip.requires_grad_(), 1))
         tunnel = NoiseTunnel(method).attribute(clip, nt_samples=2, stdevs=0.0, target=1)
     assert clip.grad is None
     assert_close(tunnel, method.attribute(clip.detach(), 1).double(), within=1e-5)
-    half = GradCAM(tiny("vivit").half(), "vivit.layers.0").attribute(clip.detach().half(), 1)
+    half = GradCAM(tiny("vivit").half(), "vivit.layers.0.layernorm_after").attribute(clip.detach().half(), 1)
     assert half.dtype == torch.float32
     similar = torch.nn.functional.cosine_similarity(half.flatten(), method.attribute(clip.detach(), 1).flatten(), 0)
     assert similar > 0.99
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_layer_that_only_a_norm_reads_has_no_hirescam(half):
+    """Gradient times activation is zero there: what is left is rounding."""
+    clf = tiny("vivit").half() if half else tiny("vivit")
+    clip = clip_for(clf).to(next(clf.parameters()).dtype)
+    with pytest.raises(ValueError, match=r"layer 'vivit.layers.0'.*clips \[0, 1\].*weighting='gradcam'"):
+        GradCAM(clf, "vivit.layers.0").attribute(clip, 1)
+    for layer, weighting in (("vivit.layers.0", "gradcam"), ("vivit.layers.1.layernorm_before", "hirescam")):
+        assert GradCAM(clf, layer, weighting=weighting).attribute(clip, 1).any()
 
 
 @pytest.mark.parametrize(

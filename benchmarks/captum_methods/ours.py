@@ -40,7 +40,9 @@ def frames_on_one_scale(s: Subject, f: Model) -> None:
 def grad_cam(s: Subject, f: Model) -> str | None:
     """The layer's map, each cell's value spread over its pixels and channels; of the first input."""
     clip, *rest = s.inputs
-    found = GradCAM(f, s.layer).attribute(clip, target=TARGET, additional_forward_args=tuple(rest) or None)
+    found = GradCAM(f, s.layer, weighting="gradcam").attribute(
+        clip, target=TARGET, additional_forward_args=tuple(rest) or None
+    )
     sizes = s.layout.size(clip)
     size = tuple(sizes[axis] for axis in "THW")
     cells = cam(s)

@@ -64,8 +64,8 @@ class GradCAM(Attribution):
               attention ``(B*t, h*w, D)``, frames in the batch axis, or ``(B*h*w, t, D)``, places in the batch axis.
         layout: the order of the clips' axes; may be left out for a classifier, which knows its own.
         grid: where the tokens stand; a classifier around a known transformer brings its own.
-        weighting: ``"gradcam"``, each channel's mean gradient over all of space and time; ``"hirescam"``, the gradient
-            of each position; ``"layercam"``, its positive part.
+        weighting: ``"hirescam"``, the gradient of each position; ``"layercam"``, its positive part; ``"gradcam"``, each
+            channel's mean gradient over all of space and time, as in the paper of Grad-CAM.
         upsampling: from the layer's cells to pixels, ``"trilinear"`` or ``"nearest"``.
 
     Raises:
@@ -83,8 +83,14 @@ class GradCAM(Attribution):
         ``"vivit.layers.11.layernorm_before"``.
 
         Try several layers. Late layers know more about the class, but what a late cell or token contains need not come
-        from its own place in the clip. Early layers keep places, but know less about the class. Which one tells
-        evidence from rivals must be measured, with :func:`captum_staa.metrics.evidence_against_rivals` for example.
+        from its own place in the clip. Early layers keep places, but know less about the class. On planted clips the
+        first stage of a 3D CNN with ``"hirescam"``, smoothed with its signs (:func:`captum_staa.smooth`), tells
+        evidence from rivals best; the last layer is at chance or worse (docs/grad_cam.md). Measure it on your own
+        model, with :func:`captum_staa.metrics.evidence_against_rivals` for example.
+
+        A sum over channels of activation times gradient is zero, whatever the model has learned, where only a
+        normalization reads the layer, such as the output of the last block of some transformers. ``"hirescam"`` refuses
+        such a layer: name the normalization.
 
     Reference:
         ``"gradcam"``: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
@@ -101,7 +107,7 @@ class GradCAM(Attribution):
         layout: VideoLayout | str | None = None,
         grid: TokenGrid | None = None,
         *,
-        weighting: Literal["gradcam", "hirescam", "layercam"] = "gradcam",
+        weighting: Literal["gradcam", "hirescam", "layercam"] = "hirescam",
         upsampling: Literal["trilinear", "nearest"] = "trilinear",
     ) -> None:
         if not isinstance(forward_func, nn.Module):
@@ -196,7 +202,9 @@ class GradCAM(Attribution):
                 gradients = tuple(torch.zeros_like(output) for output in outputs)
         gradient = self._fold(gradients, len(clip), size)
         self._check_reach(gradient)
-        joint = (WEIGHTINGS[self.weighting](gradient) * activation).sum(1)  # (B, t, h, w)
+        products = WEIGHTINGS[self.weighting](gradient) * activation
+        joint = products.sum(1)  # (B, t, h, w)
+        self._check_cancelling(joint, products, outputs[0].dtype)
         return from_joint(self._to_pixels(joint.relu() if relu else joint, size), answer.detach())
 
     # --- from a layer's output to pixels ------------------------------------------------------------------------
@@ -261,6 +269,23 @@ class GradCAM(Attribution):
                 f"the target's gradient reaches no cell of {self._name} (or only the first) in clips "
                 f"{(~reached).nonzero().flatten().tolist()}, so there is no map to show. The head reads a class token, "
                 f"or a value pooled before: name an earlier layer, such as the norm in front of the last attention"
+            )
+
+
+    def _check_cancelling(self, joint: Tensor, products: Tensor, dtype: torch.dtype) -> None:
+        """Raise where a normalization after the layer makes the sum over channels zero in every cell, up to rounding.
+
+        An output that does not change when a cell's vector is scaled has a gradient at right angles to that vector.
+        """
+        least = max(1e-3, 4 * torch.finfo(dtype).eps)
+        largest = products.abs().sum(1).flatten(1).amax(1)
+        cancels = (joint.abs().flatten(1).amax(1) < least * largest) & (largest > 0)
+        if bool(cancels.any()):
+            raise ValueError(
+                f"weighting={self.weighting!r} needs a layer whose scale matters to the output, got {self._name}, which "
+                f"only a normalization reads: gradient times activation sums to zero in every cell of clips "
+                f"{cancels.nonzero().flatten().tolist()}. Name that normalization as the layer (such as the norm in "
+                f"front of the next attention), or pass weighting='gradcam'"
             )
 
 

@@ -35,7 +35,7 @@ from captum_staa.attention.released import released_maps
 from captum_staa.attention.relevance import gradient_weighted
 from captum_staa.attr._arguments import one_clip, outputs_of, refuse_inference_mode, score_of
 from captum_staa.checks import check_choice, check_count, is_number
-from captum_staa.gaussian import gaussian
+from captum_staa.gaussian import SPREAD, gaussian
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import SpaceTime, from_joint
 from captum_staa.lending import parameters_frozen, uncompiled
@@ -47,7 +47,6 @@ from captum_staa.sites import AttentionSite
 Mode = Literal["attention", "relevance", "released"]
 Rule = Literal["decomposition", "chefer"]
 PATTERN_WEIGHT = 0.125  # of what a token does to attention patterns, beside what it adds by its values
-SPREAD = 0.75  # standard deviation, in tubelets, by which a token's share is spread over its neighborhood
 Readings = Mapping[AttentionSite, Any]
 
 

@@ -152,12 +152,12 @@ def _need_relu(classifier: VideoClassifier, otherwise: str) -> None:
 
 CAPTUM: dict[str, Recipe] = {
     "Saliency": Recipe(_gradient(Saliency), "magnitude of each channel's gradient"),
-    "InputXGradient": Recipe(_gradient(InputXGradient), "as it is", magnitude=True),
-    "IntegratedGradients": Recipe(_integrated, f"{STEPS} steps from zero", magnitude=True),
-    "GradientShap": Recipe(_gradient_shap, f"{NOISY} samples between zero, mean frame, blur and clip", magnitude=True),
-    "SmoothGrad": Recipe(_smooth_grad, f"{NOISY} samples, noise of {NOISE} of the clip's range", magnitude=True),
-    "GuidedBackprop": Recipe(_guided, "as it is", magnitude=True),
-    "DeepLift": Recipe(_deep_lift, "from zero", magnitude=True),
+    "InputXGradient": Recipe(_gradient(InputXGradient), "as it is", smoothed=True),
+    "IntegratedGradients": Recipe(_integrated, f"{STEPS} steps from zero", smoothed=True),
+    "GradientShap": Recipe(_gradient_shap, f"{NOISY} samples between zero, mean frame, blur and clip", smoothed=True),
+    "SmoothGrad": Recipe(_smooth_grad, f"{NOISY} samples, noise of {NOISE} of the clip's range"),
+    "GuidedBackprop": Recipe(_guided, "as it is", smoothed=True),
+    "DeepLift": Recipe(_deep_lift, "from zero", smoothed=True),
     "LayerGradCam": Recipe(_layer_grad_cam, "last layer with places, interpolated"),
     "Occlusion": Recipe(_occlusion, "the windows of VideoOcclusion; zero"),
     "FeatureAblation(tubelets)": Recipe(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from captum_staa.benchmark.from_captum import CAPTUM
 from captum_staa.benchmark.ours import OURS
-from captum_staa.benchmark.recipes import Call, DoesNotApply, Recipe
+from captum_staa.benchmark.recipes import Call, DoesNotApply, Recipe, cell
+from captum_staa.gaussian import SPREAD, gaussian
 from captum_staa.maps import maps_of
 from captum_staa.models import VideoClassifier
 
@@ -35,20 +36,23 @@ class Method:
         about: its settings in words.
         call: from a clip ``(1, ...)`` and its target to attributions of its shape or maps; None where it does not
             apply.
-        magnitude: whether the sum over channels is taken by magnitude.
+        smoothed: whether maps are smoothed, with their signs, as in :class:`Recipe`.
         reason: why it does not apply.
     """
 
     name: str
     about: str
     call: Call | None
-    magnitude: bool = False
+    smoothed: bool = False
     reason: str = ""
 
     def map_of(self, attributions: Tensor, clip: Tensor, classifier: VideoClassifier) -> Tensor:
         """``(1, T, H, W)`` float64 of what the method gave."""
         maps = maps_of(attributions, clip, classifier.layout)
-        return maps.abs() if self.magnitude else maps
+        if not self.smoothed:
+            return maps
+        t, h, w = (SPREAD * side for side in cell(classifier, clip))
+        return gaussian(maps, (t, h, w))
 
 
 def made(
@@ -119,7 +123,7 @@ def _made(name: str | None, given: Given, classifier: VideoClassifier, copies: i
             call = recipe.make(classifier, copies)
         except DoesNotApply as error:
             return Method(name or known, recipe.about, None, reason=str(error))
-        return Method(name or known, recipe.about, partial(_quietly, call), recipe.magnitude)
+        return Method(name or known, recipe.about, partial(_quietly, call), recipe.smoothed)
     if isinstance(given, Attribution):
         kind = type(given).__name__
         attribute: Any = given.attribute

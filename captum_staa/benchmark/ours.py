@@ -98,8 +98,8 @@ OURS: dict[str, Recipe] = {
     "SpatioTemporalPerturbation(step)": Recipe(_perturbation("step"), "setting step, the STEP paper's"),
     "SpatioTemporalPerturbation(3d-ep)": Recipe(_perturbation("3d-ep"), "setting 3d-ep"),
     "AttentionBranch(gate)": Recipe(_branch("gate"), "both gates of an ST-ABN, of no class in particular"),
-    "AttentionBranch(grad_gate)": Recipe(_branch("grad_gate"), "gate times gradient", magnitude=True),
-    "AttentionBranch(class_map)": Recipe(_branch("class_map"), "the branch's own class activation map", magnitude=True),
+    "AttentionBranch(grad_gate)": Recipe(_branch("grad_gate"), "gate times gradient"),
+    "AttentionBranch(class_map)": Recipe(_branch("class_map"), "the branch's own class activation map"),
     "VideoOcclusion": Recipe(_occlusion, "windows of 4 frames and 2 x 2 cells, half overlapping in space; zero"),
     "VideoFeatureAblation(tubelets)": Recipe(
         ablation(VideoFeatureAblation, feature_masks.tubelets, of_tokens=True), "one tubelet at a time; zero"
@@ -108,7 +108,7 @@ OURS: dict[str, Recipe] = {
         ablation(VideoFeatureAblation, frames, of_tokens=False), "one frame at a time; zero"
     ),
     "RISE": Recipe(_rise, f"{SAMPLES} masks of 4 x 7 x 7 cells, half shown; zero"),
-    "GradCAM": Recipe(_grad_cam("last", "gradcam"), "gradcam, last layer"),
-    "GradCAM(hirescam-first)": Recipe(_grad_cam("first", "hirescam"), "hirescam, first layer", magnitude=True),
-    "GradCAM(layercam-first)": Recipe(_grad_cam("first", "layercam"), "layercam, first layer", magnitude=True),
+    "GradCAM": Recipe(_grad_cam("first", "hirescam"), "hirescam, first layer", smoothed=True),
+    "GradCAM(layercam)": Recipe(_grad_cam("first", "layercam"), "layercam, first layer", smoothed=True),
+    "GradCAM(last)": Recipe(_grad_cam("last", "gradcam"), "gradcam, last layer: Grad-CAM as in its paper"),
 }

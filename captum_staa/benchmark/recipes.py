@@ -26,13 +26,14 @@ class Recipe(NamedTuple):
     Attributes:
         make: from a classifier, and the copies of a clip per call of it, to the method. Raises :class:`DoesNotApply`.
         about: its settings in words, for the record.
-        magnitude: whether its maps are taken by magnitude, after channels are summed. So it is where signs flip from
-            pixel to pixel, as those of gradients do; elsewhere a map is taken as it is, and its signs count.
+        smoothed: whether its maps are smoothed, with their signs, by three quarters of a cell (see :func:`cell`). So
+            they are where signs flip from pixel to pixel, as those of gradients do: a magnitude would not tell what
+            speaks for the class from what speaks against it.
     """
 
     make: Make
     about: str
-    magnitude: bool = False
+    smoothed: bool = False
 
 
 def named_layer(classifier: VideoClassifier, end: End) -> str:
@@ -46,14 +47,21 @@ def named_layer(classifier: VideoClassifier, end: End) -> str:
     return name
 
 
+def cell(classifier: VideoClassifier, clip: Tensor) -> tuple[int, int, int]:
+    """Sides ``(t, h, w)`` of the model's tubelet; of a model without tokens, an eighth of the clip along each side."""
+    if classifier.grid is not None:
+        return classifier.grid.tubelet
+    t, h, w = (-(-side // 8) for side in classifier.layout.extent(clip))
+    return t, h, w
+
+
 def windows(classifier: VideoClassifier, clip: Tensor) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Sides and strides ``(t, h, w)`` of an occlusion: two cells along each side, half overlapping in space.
 
-    A cell is the model's tubelet, or an eighth of the clip along each side; in time a window is no shorter than 4
-    frames.
+    In time a window is no shorter than 4 frames.
     """
     size = classifier.layout.extent(clip)
-    _, h, w = (-(-side // 8) for side in size) if classifier.grid is None else classifier.grid.tubelet
+    _, h, w = cell(classifier, clip)
     frames = min(4, size[0])
     return (frames, min(2 * h, size[1]), min(2 * w, size[2])), (frames, h, w)
 

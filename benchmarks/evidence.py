@@ -1,0 +1,164 @@
+"""Score attribution methods on planted clips: evidence against rivals, one class against another, and the controls.
+
+Every table of docs/ that judges a method by the truth is made with `Evidence`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from captum_staa import VideoClassifier, metrics
+from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark.controls import RandomWeights
+from captum_staa.gaussian import gaussian
+
+BATCH = 8
+COLUMNS = {
+    "rivals": "evidence against rivals",
+    "time": "in time",
+    "space": "in space",
+    "all": "against all voxels",
+    "pointing": "evidence first",
+    "classes": "class A against B",
+    "random weights": "random weights",
+    "other class": "other class",
+}
+Maps = Callable[[Tensor, Tensor], dict[str, Tensor]]  # clips in the classifier's layout, targets (B,) -> (B, T, H, W)
+Scores = dict[str, dict[str, list[float]]]  # by name of a map and key of COLUMNS: one value per clip
+
+
+class Evidence:
+    """Planted clips for one model, and the scores of maps on them.
+
+    Args:
+        clf: the model.
+        task: what it was trained for. ``"order"`` has no clips of two classes, so no score of classes.
+        count: clips. As many of two classes have the seed after `seed`.
+    """
+
+    def __init__(self, clf: VideoClassifier, task: str, count: int, seed: int) -> None:
+        self.clf, self.count = clf, count
+        self.planted = PlantedClips(seed, count, task)
+        self.pairs = None if task == "order" else PlantedClips(seed + 1, count, task, two_classes=True)
+        for parameter in clf.parameters():
+            parameter.requires_grad_(False)
+        self._weights = RandomWeights(clf, seed=0)
+
+    def scores(self, maps: Maps, controls: bool = False) -> Scores:
+        """Score every map that `maps` returns.
+
+        `controls` scores the maps for another class, and those of the same model with random weights, as well.
+        """
+        found: Scores = {}
+        for start in range(0, self.count, BATCH):
+            part = slice(start, min(start + BATCH, self.count))
+            clips, labels, truth = self.planted[part]
+            clips, rivals, objects = self._own(clips), self.planted.rivals(part), self.planted.objects(part)
+            for name, own in maps(clips, labels).items():
+                for key, values in against_rivals(own, truth, rivals, objects).items():
+                    _extend(found, name, key, values)
+            if self.pairs is not None:
+                two, both, truths = self.pairs[part]
+                two = self._own(two)
+                a, b = maps(two, both[:, 0]), maps(two, both[:, 1])
+                for name in a:
+                    preferred = metrics.class_discrimination(a[name], b[name], truths[:, 0], truths[:, 1])
+                    _extend(found, name, "classes", preferred)
+            if controls:
+                with torch.no_grad():
+                    other = self.clf(clips).scatter(1, labels[:, None], -torch.inf).argmax(1)
+                for name, own in maps(clips, other).items():
+                    _extend(found, name, "other class", metrics.evidence_against_rivals(own, truth, rivals))
+                with self._weights.in_place():
+                    for name, own in maps(clips, labels).items():
+                        _extend(found, name, "random weights", metrics.evidence_against_rivals(own, truth, rivals))
+        return found
+
+    def without_a_model(self, **perfect: Callable[[Tensor], Tensor]) -> Scores:
+        """Score random, uniform and center maps, those of the clip alone, and functions `perfect` of the truth."""
+        generator = torch.Generator().manual_seed(0)
+        found: Scores = {}
+        for start in range(0, self.count, BATCH):
+            part = slice(start, min(start + BATCH, self.count))
+            clips, _, truth = self.planted[part]
+            maps = {f"control: {name}": own for name, own in metrics.model_free_controls(clips, "BTCHW").items()}
+            maps["random"] = torch.rand(truth.shape, generator=generator)
+            maps["uniform"] = torch.ones(truth.shape)
+            maps |= {name: make(truth) for name, make in perfect.items()}
+            for name, own in maps.items():
+                values = against_rivals(own, truth, self.planted.rivals(part), self.planted.objects(part))
+                for key, each in values.items():
+                    _extend(found, name, key, each)
+        return found
+
+    def _own(self, clips: Tensor) -> Tensor:
+        return self.clf.layout.from_working(clips).contiguous()
+
+
+def against_rivals(maps: Tensor, truth: Tensor, rivals: Tensor, objects: Tensor) -> dict[str, Tensor]:
+    """``(B,)`` for each of the first five columns, of maps ``(B, T, H, W)``."""
+    return {
+        "rivals": metrics.evidence_against_rivals(maps, truth, rivals),
+        "time": metrics.evidence_against_rivals(maps, truth, rivals, axis="time"),
+        "space": metrics.evidence_against_rivals(maps, truth, rivals, axis="space"),
+        "all": metrics.auroc(maps, truth),
+        "pointing": metrics.object_pointing(maps, objects),
+    }
+
+
+def smoothed(maps: Tensor) -> Tensor:
+    """``(B, T, H, W)`` averaged over three quarters of a tubelet of most bundled models."""
+    return gaussian(maps, (1.5, 6.0, 6.0))
+
+
+def mean(values: Iterable[float]) -> float:
+    """Of the values that are known; nan if none is."""
+    known = [value for value in values if value == value]
+    return statistics.fmean(known) if known else float("nan")
+
+
+def means(scores: Scores) -> dict[str, dict[str, float]]:
+    return {name: {key: mean(values) for key, values in own.items()} for name, own in scores.items()}
+
+
+def averaged(results: Iterable[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Means over models, each of those that have the map and the column."""
+    results = list(results)
+    names = dict.fromkeys(name for own in results for name in own)
+    keys = {name: dict.fromkeys(key for own in results for key in own.get(name, {})) for name in names}
+    return {
+        name: {key: mean(own[name][key] for own in results if key in own.get(name, {})) for key in keys[name]}
+        for name in names
+    }
+
+
+def best_control(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Instead of all maps without a model, the best one for each column."""
+    controls = [values for name, values in found.items() if name.startswith("control: ")]
+    rest = {name: values for name, values in found.items() if not name.startswith("control: ")}
+    if not controls:
+        return rest
+    best = {key: max((c[key] for c in controls if c[key] == c[key]), default=float("nan")) for key in controls[0]}
+    return {**rest, "best map without a model": best}
+
+
+def cell(values: dict[str, float], key: str, digits: int = 3) -> str:
+    """A number for Markdown; nothing where there is none."""
+    value = values.get(key, float("nan"))
+    return f"{value:.{digits}f}" if value == value else ""
+
+
+def markdown(found: dict[str, dict[str, float]], columns: dict[str, str], first: str = "method") -> list[str]:
+    """Lines of a table: one row per name, best evidence against rivals first."""
+    lines = [f"| {first} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, values in sorted(found.items(), key=lambda each: -each[1].get("rivals", 0)):
+        lines.append(f"| {name} | " + " | ".join(cell(values, key) for key in columns) + " |")
+    return lines
+
+
+def _extend(found: Scores, name: str, key: str, values: Tensor) -> None:
+    found.setdefault(name, {}).setdefault(key, []).extend(values.tolist())
