@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, metrics
 from captum_staa.benchmark import PlantedClips
@@ -38,15 +39,16 @@ class Evidence:
         clf: the model.
         task: what it was trained for. ``"order"`` has no clips of two classes, so no score of classes.
         count: clips. As many of two classes have the seed after `seed`.
+        redraw: what has random weights in that control, if it is more than the model.
     """
 
-    def __init__(self, clf: VideoClassifier, task: str, count: int, seed: int) -> None:
+    def __init__(self, clf: VideoClassifier, task: str, count: int, seed: int, redraw: nn.Module | None = None) -> None:
         self.clf, self.count = clf, count
         self.planted = PlantedClips(seed, count, task)
         self.pairs = None if task == "order" else PlantedClips(seed + 1, count, task, two_classes=True)
         for parameter in clf.parameters():
             parameter.requires_grad_(False)
-        self._weights = RandomWeights(clf, seed=0)
+        self._weights = RandomWeights(clf if redraw is None else VideoClassifier(redraw, clf.layout), seed=0)
 
     def scores(self, maps: Maps, controls: bool = False) -> Scores:
         """Score every map that `maps` returns.
@@ -162,3 +164,16 @@ def markdown(found: dict[str, dict[str, float]], columns: dict[str, str], first:
 
 def _extend(found: Scores, name: str, key: str, values: Tensor) -> None:
     found.setdefault(name, {}).setdefault(key, []).extend(values.tolist())
+
+
+def write_between(page: Path, script: str, text: str) -> None:
+    """Replace what stands in a page between the two comments that name a script."""
+    begin, end = f"<!-- made by benchmarks/{script}.py: begin -->\n", "<!-- end -->\n"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{page} must hold {begin.strip()} and then {end.strip()}")
+    part = page.with_suffix(".part")
+    part.write_text(f"{before}{begin}\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
+    part.replace(page)
+    print(text)

@@ -1,178 +1,128 @@
-"""What smoothing costs and gains in planted truth: the tables and the picture of docs/smoothing.md.
+"""What smoothing costs and gains on planted evidence: the tables and the picture of docs/smoothing.md.
 
-python benchmarks/smoothing_table.py                                       # ten models; some six minutes of one core
+python benchmarks/smoothing_table.py                                       # ten models; some ten minutes of one core
 python benchmarks/smoothing_table.py --only resnet3d-motion --clips 8      # printed, not written
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
+from evidence import Evidence, Scores, averaged, best_control, cell, means, write_between
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_staa import STAA, VideoClassifier, VideoOcclusion, smooth
+from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, smooth
 from captum_staa.benchmark import PlantedClips
-from captum_staa.metrics import auroc, smoothness
+from captum_staa.benchmark.layers import end_layer
+from captum_staa.metrics import evidence_against_rivals, model_free_controls, smoothness
 
 TRANSFORMERS, TASKS = ("videomae", "timesformer", "vivit", "vjepa2"), ("pattern", "motion")
 MODELS = [f"{family}-{task}" for family in (*TRANSFORMERS, "resnet3d") for task in TASKS]
-SIGMAS = ((0, 0), (2, 0), (4, 0), (4, 1), (4, 4), (8, 2), (16, 4))  # pixels, frames
-METRICS = ("joint", "time", "space", "smooth in space", "smooth in time")
-SEED, BATCH = 40_000, 16
+SIGMAS = ((0.0, 0.0), (2.0, 0.0), (4.0, 1.0), (6.0, 1.5), (8.0, 2.0), (12.0, 3.0), (16.0, 4.0))  # pixels, frames
+SEED = 40_000
 OCCLUSION = (4, 16, 16)  # frames, height and width of windows side by side; large enough to hide the evidence
+COLUMNS = {
+    "rivals": "Evidence against rivals",
+    "time": "Evidence against rivals, in time",
+    "classes": "Class A against class B",
+    "smooth in space": "Smoothness in space",
+    "smooth in time": "Smoothness in time",
+}
 DOCS = Path(__file__).parents[1] / "docs"
-BEGIN, END = "<!-- made by benchmarks/smoothing_table.py: begin -->\n", "<!-- end -->\n"
 PICTURE = """One clip, raw and smoothed; the last row is a random map, whose score on a single clip may lie far from .5:
 
 ![One clip's map raw, smoothed a little, smoothed too much, and a random map that is smooth too](images/smoothing.png)
 """
 
-Maps = dict[str, tuple[Tensor, bool]]  # by name: (B, T, H, W) to smooth, and whether signs are dropped only then
-Values = dict[tuple[str, tuple[int, int], str], list[float]]  # by name, sigma and metric: one per clip
 
-
-def explained(clf: VideoClassifier, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Signed attributions of the clips' shape."""
-    leaf, integrated = clips.clone().requires_grad_(), IntegratedGradients(clf)
-    return {
-        "Saliency": Saliency(clf).attribute(leaf, target=labels, abs=False),
-        "InputXGradient": InputXGradient(clf).attribute(leaf, target=labels).detach(),
-        "IntegratedGradients (20)": integrated.attribute(clips, target=labels, n_steps=20, internal_batch_size=64),
-        "Occlusion": VideoOcclusion(clf).attribute(clips, OCCLUSION, OCCLUSION, target=labels),
+def raw_maps(clf: VideoClassifier, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """``(B, T, H, W)`` by name, and controls that do not know the model."""
+    integrated = IntegratedGradients(clf)
+    layer = end_layer(clf, "first")
+    assert layer is not None
+    attributions = {
+        "Saliency": Saliency(clf).attribute(clips, target=labels),
+        "InputXGradient": InputXGradient(clf).attribute(clips, target=labels).detach(),
+        "IntegratedGradients (20)": integrated.attribute(clips, target=labels, n_steps=20, internal_batch_size=32),
+        "GradCAM (hirescam, first layer)": GradCAM(clf, layer).attribute(clips, target=labels),
+        "VideoOcclusion": VideoOcclusion(clf).attribute(clips, OCCLUSION, OCCLUSION, target=labels),
     }
-
-
-def readings(clf: VideoClassifier, clips: Tensor, labels: Tensor, truth: Tensor, generator: torch.Generator) -> Maps:
-    """Every map to smooth. Magnitude is taken before channels are summed, or after channels and neighbours are."""
-    found: Maps = {}
-    for name, attributions in explained(clf, clips, labels).items():
-        found[name] = clf.layout.reduce(attributions.float().abs()), False
-        found[f"{name}, signs first"] = clf.layout.reduce(attributions.float()), True
     if clf.grid is not None:
-        relevance = STAA(clf).attribute_parts(clips, target=labels).joint
-        found["STAA relevance"] = relevance, False
-        found["STAA relevance, inverted"] = -relevance, False
-        found["STAA attention"] = STAA(clf, mode="attention").attribute_parts(clips).joint, False
-    axes = [torch.linspace(-1, 1, size) ** 2 for size in truth.shape[1:]]
-    centre = -(axes[0][:, None, None] + axes[1][:, None] + axes[2])
-    found["random"] = torch.rand(truth.shape, generator=generator), False
-    found["uniform"] = torch.ones(truth.shape), False
-    found["centre"] = centre.expand(truth.shape), False
-    return found
+        attributions["STAA"] = STAA(clf).attribute(clips, target=labels)
+        attributions["STAA (attention)"] = STAA(clf, mode="attention").attribute(clips)
+    found = {name: clf.layout.reduce(own.float()) for name, own in attributions.items()}
+    for name in ("InputXGradient", "IntegratedGradients (20)"):
+        found[f"{name}, magnitude"] = clf.layout.reduce(attributions[name].float().abs())
+    shape = found["Saliency"].shape
+    found["random"] = torch.rand(shape, generator=torch.Generator().manual_seed(len(shape)))
+    controls = model_free_controls(clf.layout.to_working(clips), "BTCHW")
+    return found | {f"control: {name}": own for name, own in controls.items()}
 
 
-def smoothed(maps: Tensor, signs_first: bool, sigma: tuple[int, int]) -> Tensor:
+def smoothed(maps: Tensor, sigma: tuple[float, float]) -> Tensor:
     """``(B, T, H, W)``; maps are clips of one channel."""
-    found = smooth(maps[:, :, None], "BTCHW", *sigma)[:, :, 0]
-    return found.abs() if signs_first else found
+    return smooth(maps[:, :, None], "BTCHW", *sigma)[:, :, 0]
 
 
-def run(model: str, count: int) -> Values:
-    seed = SEED + MODELS.index(model)  # clips of its own: means over models are means of independent draws
+def run(model: str, count: int) -> dict[str, dict[str, float]]:
     clf = VideoClassifier.from_pretrained(f"tiny-{model}")
-    planted = PlantedClips(seed, count, task=model.split("-")[1])
-    generator = torch.Generator().manual_seed(seed)
-    values: Values = {}
-    for start in tqdm(range(0, count, BATCH), desc=model):
-        clips, labels, truth = planted[start : min(start + BATCH, count)]
-        clips = clf.layout.from_working(clips)
-        for name, (maps, signs_first) in readings(clf, clips, labels, truth, generator).items():
+    found: Scores = {}
+
+    def maps(clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        every = {}
+        for name, own in raw_maps(clf, clips, labels).items():
             for sigma in SIGMAS:
-                own = smoothed(maps, signs_first, sigma)
-                aurocs = [auroc(own, truth, axis=axis) for axis in ("joint", "time", "space")]
-                for metric, scores in zip(METRICS, (*aurocs, *smoothness(own)), strict=True):
-                    values.setdefault((name, sigma, metric), []).extend(scores.tolist())
-    return values
+                every[f"{name}|{sigma}"] = smoothed(own, sigma)
+        for name, own in every.items():
+            for column, values in zip(("smooth in space", "smooth in time"), smoothness(own), strict=True):
+                found.setdefault(name, {}).setdefault(column, []).extend(values.tolist())
+        return every
+
+    scores = Evidence(clf, model.split("-")[1], count, SEED + MODELS.index(model)).scores(maps)
+    return means({name: {**found[name], **own} for name, own in scores.items()})
 
 
-def mean(values: Iterable[float]) -> str:
-    """Three digits, without a minus before 0.000; a dash where there is nothing to say."""
-    value = round(statistics.fmean(values), 3) + 0.0
-    return "–" if math.isnan(value) else f"{value:.3f}"
+def tables(found: dict[str, dict[str, float]]) -> list[str]:
+    """Markdown: for each column of scores a table with a row per method and a column per sigma."""
+    by_sigma = [
+        best_control({name.split("|")[0]: own for name, own in found.items() if name.endswith(f"|{sigma}")})
+        for sigma in SIGMAS
+    ]
+    heads = ["raw" if not any(sigma) else f"({sigma[0]:g}, {sigma[1]:g})" for sigma in SIGMAS]
+    lines = []
+    for key, title in COLUMNS.items():
+        lines += ["", f"{title}:", "", "| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+        for name in by_sigma[0]:
+            if name.startswith("best") and key not in ("rivals", "time"):
+                continue
+            lines.append(f"| {name} | " + " | ".join(cell(own[name], key) for own in by_sigma) + " |")
+    return lines
 
 
-def table(first: str, rows: dict[str, Callable[[tuple[int, int]], str]]) -> list[str]:
-    """Markdown, one column per sigma."""
-    heads = ["raw" if not any(sigma) else f"({sigma[0]}, {sigma[1]})" for sigma in SIGMAS]
-    lines = [[first, *heads], ["---"] * (len(heads) + 1)]
-    lines += [[name, *(cell(sigma) for sigma in SIGMAS)] for name, cell in rows.items()]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def pooled(results: dict[str, Values], metrics: tuple[str, ...]) -> list[str]:
-    """Means over all clips of the models, a row per method."""
-    names = list(dict.fromkeys(name for values in results.values() for name, _, _ in values))
-
-    def row(name: str) -> Callable[[tuple[int, int]], str]:
-        return lambda sigma: " / ".join(
-            mean(value for values in results.values() for value in values[name, sigma, metric]) for metric in metrics
-        )
-
-    return table("method", {name: row(name) for name in names})
-
-
-def each(results: dict[str, Values], name: str) -> list[str]:
-    """One method, a row per model: joint and time AUROC."""
-
-    def row(values: Values) -> Callable[[tuple[int, int]], str]:
-        return lambda sigma: " / ".join(mean(values[name, sigma, metric]) for metric in ("joint", "time"))
-
-    return table("model", {model: row(values) for model, values in results.items()})
-
-
-def largest_error(results: dict[str, Values]) -> float:
-    """Of the means over all clips: the largest standard error of an AUROC."""
-    errors = []
-    for key in next(iter(results.values())):
-        if key[2] in ("joint", "time", "space"):
-            own = [value for values in results.values() for value in values[key]]
-            errors.append(statistics.stdev(own) / math.sqrt(len(own)))
-    return max(errors)
-
-
-def text(results: dict[str, Values], count: int) -> str:
-    """Markdown: all tables, with what their readers must know."""
+def text(results: dict[str, dict[str, dict[str, float]]], count: int) -> str:
     t, h, w = OCCLUSION
     lines = [
         f"{count} clips per model that none was trained on, 16 frames of 48 x 48 pixels, explained for the true class.",
-        "Columns are `(space, time)` in pixels and frames. Methods are smoothed by magnitude, `attributions.abs()`;",
-        'those marked "signs first" sum channels and neighbours with their signs, and take the magnitude of the sums.',
-        "STAA relevance keeps its signs: what speaks against the class ranks lowest.",
+        "Columns are `(space, time)` in pixels and frames. Maps keep their signs, except for those marked *magnitude*.",
         f"Occlusion covers {t} frames and {h} x {w} pixels at a time. Tubelets are 8 x 8 pixels and 1 or 2 frames.",
+        "*Best map without a model* is the best of several in each cell, chosen with the truth, so it lies above .5.",
     ]
     networks = [model for model in results if model.startswith("resnet3d")]
-    transformers = [model for model in results if model not in networks]
-    for heading, models in (("Transformers", transformers), ("3D residual networks", networks)):
-        own = {model: results[model] for model in models}
-        if not own:
-            continue
-        means = f"Means over {count} clips of each of {len(own)} models"
-        lines += [
-            "",
-            f"### {heading}",
-            "",
-            f"{means}; the largest standard error of an AUROC is {largest_error(own):.3f}.",
-        ]
-        for title, metrics in (
-            ("AUROC of every pixel of every frame", ("joint",)),
-            ("AUROC of frames / of places", ("time", "space")),
-            ("Smoothness in space / in time", ("smooth in space", "smooth in time")),
-        ):
-            lines += ["", f"{title}:", "", *pooled(own, metrics)]
-    lines += ["", "### Each model"]
-    for name in ("InputXGradient", "IntegratedGradients (20)"):
-        lines += ["", f"{name}, AUROC of every pixel of every frame / of frames:", "", *each(results, name)]
-    return "\n".join(lines) + "\n"
+    for heading, models in (
+        ("Transformers", [model for model in results if model not in networks]),
+        ("3D CNNs", networks),
+    ):
+        if models:
+            lines += ["", f"### {heading}: means over {len(models)} models"]
+            lines += tables(averaged(results[model] for model in models))
+    return "\n".join(lines)
 
 
 def picture(path: Path) -> None:
@@ -180,13 +130,14 @@ def picture(path: Path) -> None:
     clf, index, shown = VideoClassifier.from_pretrained("tiny-vjepa2-motion"), 8, range(0, 16, 2)
     planted = PlantedClips(seed=SEED, n=index + 1, task="motion")
     clip, label, truth = planted[index : index + 1]
-    gradient = clf.layout.reduce(explained(clf, clip, label)["InputXGradient"].abs())
+    rivals = planted.rivals(slice(index, index + 1))
+    gradient = raw_maps(clf, clip, label)["InputXGradient"]
     random = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0))
     rows = [
-        ("|InputXGradient|\nraw", gradient),
-        ("smoothed by\n4 px, 1 frame", smoothed(gradient, False, (4, 1))),
-        ("smoothed by\n16 px, 4 frames", smoothed(gradient, False, (16, 4))),
-        ("random, by\n4 px, 1 frame", smoothed(random, False, (4, 1))),
+        ("InputXGradient\nraw", gradient),
+        ("smoothed by\n6 px, 1.5 frames", smoothed(gradient, (6, 1.5))),
+        ("smoothed by\n16 px, 4 frames", smoothed(gradient, (16, 4))),
+        ("random, by\n6 px, 1.5 frames", smoothed(random, (6, 1.5))),
     ]
     figure = Figure(figsize=(11, 6.1), layout="constrained")
     grid = figure.subplots(len(rows) + 1, len(shown))
@@ -197,11 +148,13 @@ def picture(path: Path) -> None:
     for axes, (name, maps) in zip(grid[1:], rows, strict=True):
         for axis, frame in zip(axes, shown, strict=True):
             axis.imshow(maps[0, frame], vmin=maps.min(), vmax=maps.max(), cmap="viridis", interpolation="nearest")
-        right, when = auroc(maps, truth).item(), auroc(maps, truth, axis="time").item()
-        space, time = smoothness(maps)
-        numbers = (
-            f"AUROC {right:.2f},\nof frames {when:.2f}\nsmooth in space {space.item():.2f},\nin time {time.item():.2f}"
+        right, when = (
+            evidence_against_rivals(maps, truth, rivals, axis=axis).item()  # type: ignore[arg-type]
+            for axis in ("joint", "time")
         )
+        space, time = smoothness(maps)
+        numbers = f"against rivals {right:.2f},\nin time {when:.2f}\n"
+        numbers += f"smooth in space {space.item():.2f},\nin time {time.item():.2f}"
         side_texts(axes, name, numbers)
     for axes in grid:
         for axis, frame in zip(axes, shown, strict=True):
@@ -223,19 +176,16 @@ def side_texts(axes: list[Axes], left: str, right: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--only", action="append", choices=MODELS, help="may be given again; printed, not written")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = text({model: run(model, arguments.clips) for model in arguments.only or MODELS}, arguments.clips)
-    print(found)
-    if arguments.only is None:
-        page = DOCS / "smoothing.md"
-        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-        part = page.with_suffix(".part")
-        part.write_text(f"{before}{BEGIN}\n{PICTURE}\n{found}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-        part.replace(page)
-        picture(DOCS / "images" / "smoothing.png")
+    found = {model: run(model, arguments.clips) for model in tqdm(arguments.only or MODELS)}
+    if arguments.only is not None:
+        print(text(found, arguments.clips))
+        return
+    picture(DOCS / "images" / "smoothing.png")
+    write_between(DOCS / "smoothing.md", "smoothing_table", f"{PICTURE}\n{text(found, arguments.clips)}")
 
 
 if __name__ == "__main__":
