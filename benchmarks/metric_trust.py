@@ -34,9 +34,9 @@ truth where we know it? {clips} [planted clips](planted.md) of each of several m
 random, center and inverted; {steps} steps, cells of a tubelet, baseline zero. Made by
 `python benchmarks/metric_trust.py`.
 
-**Agreement.** For each clip: Spearman's correlation, over the methods, of the metric with `evidence_against_rivals`; and
-in clips with evidence of two classes, with `class_discrimination`. 1: the metric ranks methods as the truth does; 0: it
-knows nothing of it. Metrics such as `auroc` know the truth but not the rivals, and reward maps of contrast. Means over
+**Agreement.** For each clip: Spearman's correlation, over the methods, of the metric with `evidence_against_rivals`;
+and in clips with evidence of two classes, with `class_discrimination`. 1: the metric ranks methods as the truth does; 0:
+it knows nothing of it. Metrics such as `auroc` know the truth but not the rivals, and reward maps of contrast. Means over
 the models:
 """
 Maps = dict[str, Tensor]
