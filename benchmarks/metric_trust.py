@@ -35,9 +35,9 @@ random, center and inverted; {steps} steps, cells of a tubelet, baseline zero. M
 `python benchmarks/metric_trust.py`.
 
 **Agreement.** For each clip: Spearman's correlation, over the methods, of the metric with `evidence_against_rivals`;
-and in clips with evidence of two classes, with `class_discrimination`. 1: the metric ranks methods as the truth does; 0:
-it knows nothing of it. Metrics such as `auroc` know the truth but not the rivals, and reward maps of contrast. Means over
-the models:
+and in clips with evidence of two classes, with `class_discrimination`. 1: the metric ranks methods as the truth does;
+0: it knows nothing of it. Metrics such as `auroc` know the truth but not the rivals, and reward maps of contrast. Means
+over the models:
 """
 Maps = dict[str, Tensor]
 FAITHFUL = ("insertion", "deletion", "faithfulness", "monotonicity", "faithfulness_correlation", "aopc", "saco")

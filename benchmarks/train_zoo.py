@@ -69,7 +69,7 @@ RECIPES = {
     },
     "vjepa2": {
         "pattern": Recipe(750, 0.0012, easy=0.3),
-        "motion": Recipe(450, 0.001, easy=0.4),
+        "motion": Recipe(450, 0.001, easy=0.4, second=600),
         "order": Recipe(850, 0.001, easy=0.4, second=700),
     },
     "resnet3d": {
