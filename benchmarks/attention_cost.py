@@ -71,7 +71,7 @@ def ways(name: str, model: torch.nn.Module, clip: Tensor) -> dict[str, Way]:
     return {
         "plain forward": forward,
         "attention, last layer": staa(mode="attention", layers=[-1]),
-        "attention, last layer, and logits": staa("attribute_parts", mode="attention", layers=[-1]),
+        "attention, last layer, and logits": staa("attribute_maps", mode="attention", layers=[-1]),
         "attention, all layers aggregated": staa(mode="attention", layers="mean"),
         "attention, all layers rolled out": staa(mode="attention", layers="all"),
         **(

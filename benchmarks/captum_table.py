@@ -92,7 +92,7 @@ GOTCHAS = {
     r"should sum": "deeplift-loses-its-sum-where-relu-meets-max-pooling",
     r"no rule|relevance_input": "lrp-has-no-rule-for-conv3d",
     r"spatial dimensions|not a torch\.Tensor": "layergradcam-takes-tokens-for-channels",
-    r"empty tensor": "guidedgradcam-lays-time-over-colour",
+    r"empty tensor": "guidedgradcam-lays-time-over-color",
     r"scale of its own": "visualize_image_attr-scales-every-frame-by-itself",
 }
 

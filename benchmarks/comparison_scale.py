@@ -27,13 +27,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import VideoClassifier
+from captum_staa._utils.files import atomic
 from captum_staa.benchmark import METRICS, Case, PlantedClips, compare
 from captum_staa.benchmark.clips import described, source_of
-from captum_staa.benchmark.ledger import SETTINGS, Ledger
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.rows import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS
+from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS
 from captum_staa.benchmark.scoring import DEFAULT, baseline_of
-from captum_staa.files import atomic
+from captum_staa.benchmark.storage import PRESETS, Storage
 
 CLIPS, GPUS = 20_000, 8
 METHODS = (
@@ -177,10 +177,10 @@ def fill(folder: Path, clips: int) -> tuple[float, float]:
     clf = VideoClassifier.from_pretrained(MODEL)
     real = folder / "real"
     compare(clf, PlantedClips(seed=0, n=1), COPIED, out=real)
-    entries = list(Ledger(real).of(0))
-    settings = json.loads((real / SETTINGS).read_text())
+    entries = list(Storage(real).of(0))
+    settings = json.loads((real / PRESETS).read_text())
     settings["clips"] = described(source_of(PlantedClips(seed=0, n=clips), clf))
-    many = Ledger(folder / "many")
+    many = Storage(folder / "many")
     many.open(settings, resume=False)
     began = time.perf_counter()
     for index in tqdm(range(clips), desc="results"):

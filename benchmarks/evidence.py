@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, metrics
+from captum_staa._utils.gaussian import gaussian
 from captum_staa.benchmark import PlantedClips
 from captum_staa.benchmark.controls import RandomWeights
-from captum_staa.gaussian import gaussian
 
 BATCH = 8
 COLUMNS = {

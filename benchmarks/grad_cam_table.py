@@ -25,7 +25,7 @@ def maps_of(clf: VideoClassifier, layer: str, weighting: str) -> Maps:
     method = GradCAM(clf, layer, weighting=weighting)  # type: ignore[arg-type]
 
     def maps(clips: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        joint = method.attribute_parts(clips, targets).joint
+        joint = method.attribute_maps(clips, targets).joint
         return {f"{layer}, `{weighting}`": joint, f"{layer}, `{weighting}`, smoothed": smoothed(joint)}
 
     return maps

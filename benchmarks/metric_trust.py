@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, metrics
 from captum_staa.benchmark import PlantedClips
-from captum_staa.benchmark.layers import end_layer
+from captum_staa.benchmark.method_spec import end_layer
 
 MODELS = ("videomae-pattern", "timesformer-motion", "vivit-order", "resnet3d-motion")
 SEED, BATCH, STEPS = 50_000, 8, 16
@@ -42,7 +42,7 @@ over the models:
 Maps = dict[str, Tensor]
 FAITHFUL = ("insertion", "deletion", "faithfulness", "monotonicity", "faithfulness_correlation", "aopc", "saco")
 RIVALS, CLASSES = "evidence_against_rivals", "class_discrimination"
-OTHERS = ("auroc", "average_precision", "pointing_game", "energy_inside", "relevance_rank_accuracy")
+OTHERS = ("auroc", "average_precision", "pointing_game", "energy_pointing_game", "relevance_rank_accuracy")
 METRICS = (*FAITHFUL, *OTHERS, RIVALS)  # on clips with evidence of one class
 PAIRED = (*FAITHFUL, CLASSES)  # on clips with evidence of two, of which the model's answer is explained
 Found = dict[str, list[list[float]]]  # of each method, clips x METRICS or PAIRED
@@ -87,7 +87,7 @@ def faithful(clf: VideoClassifier, clips: Tensor, labels: Tensor, maps: Tensor) 
     """``(B,)`` for each metric of FAITHFUL, as the metric has it."""
     # two copies of the batch per evaluation: activations of more do not fit a core's cache
     call = {"forward_func": clf, "clip": clips, "attributions": maps, "perturbations_per_eval": 2}
-    curves = metrics.causal(**call, target=labels, steps=STEPS)
+    curves = metrics.insertion_deletion(**call, target=labels, steps=STEPS)
     return [
         curves.insertion.score,
         curves.deletion.score,
@@ -154,7 +154,7 @@ def values_of(found: Found, columns: tuple[str, ...], metric: str, names: list[s
     """``(N, M)``; no positive attribution at all puts none of it inside."""
     column = columns.index(metric)
     values = torch.tensor([[row[column] for row in found[name]] for name in names], dtype=torch.float64).T
-    return values.nan_to_num(0.0) if metric == "energy_inside" else values
+    return values.nan_to_num(0.0) if metric == "energy_pointing_game" else values
 
 
 def mean_and_error(values: Tensor) -> str:

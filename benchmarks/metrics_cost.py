@@ -1,4 +1,4 @@
-"""What insertion and deletion cost outside the model: one call of `causal`, the bare forwards and a naive loop.
+"""What insertion and deletion cost outside the model: `insertion_deletion`, bare forwards, a naive loop.
 
     python benchmarks/metrics_cost.py              # tiny-videomae-pattern, one thread, about six minutes
     python benchmarks/metrics_cost.py --rounds 1   # about a minute
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from captum_staa import VideoClassifier
 from captum_staa.benchmark import PlantedClips
-from captum_staa.metrics.causal import causal
+from captum_staa.metrics.insertion_deletion import insertion_deletion
 
 Places = list[tuple[slice, slice, slice, slice]]
 
@@ -73,11 +73,11 @@ def naive(model: Callable[[Tensor], Tensor], clip: Tensor, maps: Tensor, labels:
 
 
 @torch.no_grad()
-def bare(model: Callable[[Tensor], Tensor], clip: Tensor, evaluations: int, per_eval: int) -> None:
-    """As many forwards as :func:`causal` makes."""
-    batch = clip.repeat(per_eval, 1, 1, 1, 1)
-    for start in range(0, evaluations, per_eval):
-        model(batch[: len(clip) * min(per_eval, evaluations - start)])
+def bare(model: Callable[[Tensor], Tensor], clip: Tensor, evaluations: int, perturbations_per_eval: int) -> None:
+    """As many forwards as :func:`insertion_deletion` makes."""
+    batch = clip.repeat(perturbations_per_eval, 1, 1, 1, 1)
+    for start in range(0, evaluations, perturbations_per_eval):
+        model(batch[: len(clip) * min(perturbations_per_eval, evaluations - start)])
 
 
 def seconds(way: Callable[[], object]) -> float:
@@ -86,14 +86,21 @@ def seconds(way: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def row(clf: VideoClassifier, batch: int, steps: int, per_eval: int, rounds: int) -> str:
+def row(clf: VideoClassifier, batch: int, steps: int, perturbations_per_eval: int, rounds: int) -> str:
     clip, labels, _ = PlantedClips(seed=0, n=batch)[:]
     maps = torch.randn(batch, *CLIP, generator=torch.Generator().manual_seed(0))
     model = Counted(clf)
 
     def ours() -> Tensor:
-        found = causal(
-            model, clip, maps, target=labels, layout="BTCHW", cells=CELL, steps=steps, perturbations_per_eval=per_eval
+        found = insertion_deletion(
+            model,
+            clip,
+            maps,
+            target=labels,
+            layout="BTCHW",
+            cells=CELL,
+            steps=steps,
+            perturbations_per_eval=perturbations_per_eval,
         )
         return torch.stack([curve.score for curve in found])
 
@@ -106,14 +113,14 @@ def row(clf: VideoClassifier, batch: int, steps: int, per_eval: int, rounds: int
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-4)
     ways = (
         ours,
-        lambda: bare(model, clip, counts[0], per_eval),
+        lambda: bare(model, clip, counts[0], perturbations_per_eval),
         lambda: naive(model, clip, maps, labels, steps),
     )
     took = [[seconds(way) for way in ways] for _ in tqdm(range(rounds), desc=f"{batch} clips", leave=False)]
     over = statistics.median(100 * (mine / alone - 1) for mine, alone, _ in took)
     gain = statistics.median(loop / mine for mine, _, loop in took)
     return (
-        f"| {batch} | {steps} | {per_eval} | {counts[0]} | {counts[1]} "
+        f"| {batch} | {steps} | {perturbations_per_eval} | {counts[0]} | {counts[1]} "
         f"| {statistics.median(mine for mine, _, _ in took):.2f} | {over:+.1f} % | {gain:.1f} |"
     )
 
@@ -132,8 +139,8 @@ def main() -> None:
         "| s, ours | over the bare forwards | naive / ours |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for batch, steps, per_eval in ((16, 96, 1), (1, 96, 16), (1, 96, 64)):
-        print(row(clf, batch, steps, per_eval, arguments.rounds), flush=True)
+    for batch, steps, perturbations_per_eval in ((16, 96, 1), (1, 96, 16), (1, 96, 64)):
+        print(row(clf, batch, steps, perturbations_per_eval, arguments.rounds), flush=True)
 
 
 if __name__ == "__main__":

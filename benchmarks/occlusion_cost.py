@@ -5,7 +5,7 @@
 
 The model reads one number per clip, so nearly all that is timed is the building of perturbed clips and of the map.
 Both ways run interleaved in the same process; the figures are medians over rounds, and a ratio is the median of the
-ratios of neighbours. Every pair of results is compared, too.
+ratios of neighbors. Every pair of results is compared, too.
 """
 
 from __future__ import annotations
@@ -31,21 +31,23 @@ def model(clip: Tensor) -> Tensor:
     return clip[:, 0, 0, 0, -1:] * 2
 
 
-def occlusion(clip: Tensor, window: tuple[int, int, int], stride: tuple[int, int, int], per_eval: int) -> list[Way]:
+def occlusion(
+    clip: Tensor, window: tuple[int, int, int], stride: tuple[int, int, int], perturbations_per_eval: int
+) -> list[Way]:
     """Captum's Occlusion and ours on a clip ``(1, T, C, H, W)``."""
     channels = clip.shape[2]
     whole, step = [(t, channels, h, w) for t, h, w in (window, stride)]
     return [
-        lambda: Occlusion(model).attribute(clip, whole, step, target=0, perturbations_per_eval=per_eval),
+        lambda: Occlusion(model).attribute(clip, whole, step, target=0, perturbations_per_eval=perturbations_per_eval),
         lambda: VideoOcclusion(model, "BTCHW").attribute(
-            clip, window, stride, target=0, perturbations_per_eval=per_eval
+            clip, window, stride, target=0, perturbations_per_eval=perturbations_per_eval
         ),
     ]
 
 
-def ablation(clip: Tensor, mask: Tensor, per_eval: int) -> list[Way]:
+def ablation(clip: Tensor, mask: Tensor, perturbations_per_eval: int) -> list[Way]:
     """Captum's FeatureAblation and ours."""
-    arguments = {"target": 0, "feature_mask": mask, "perturbations_per_eval": per_eval}
+    arguments = {"target": 0, "feature_mask": mask, "perturbations_per_eval": perturbations_per_eval}
     return [
         lambda: FeatureAblation(model).attribute(clip, **arguments),
         lambda: VideoFeatureAblation(model, "BTCHW").attribute(clip, **arguments),
@@ -64,9 +66,9 @@ def seconds(way: Way) -> tuple[float, Tensor]:
     return time.perf_counter() - start, result
 
 
-def row(name: str, count: int, per_eval: int, ways: list[Way], rounds: int) -> str:
+def row(name: str, count: int, perturbations_per_eval: int, ways: list[Way], rounds: int) -> str:
     theirs, ours = [], []
-    for _ in tqdm(range(rounds), desc=f"{name}, {per_eval} per evaluation", leave=False):
+    for _ in tqdm(range(rounds), desc=f"{name}, {perturbations_per_eval} per evaluation", leave=False):
         for way, times in zip(ways, (theirs, ours), strict=True):
             took, result = seconds(way)
             times.append(1000 * took / count)
@@ -75,7 +77,8 @@ def row(name: str, count: int, per_eval: int, ways: list[Way], rounds: int) -> s
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
     ratio = statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
     return (
-        f"| {name} | {count} | {per_eval} | {statistics.median(theirs):.1f} | {statistics.median(ours):.3f} "
+        f"| {name} | {count} | {perturbations_per_eval} | {statistics.median(theirs):.1f} "
+        f"| {statistics.median(ours):.3f} "
         f"| {ratio:.0f} |"
     )
 
@@ -89,19 +92,19 @@ def main() -> None:
     clip = torch.randn(1, FRAMES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     print("| what | regions | per evaluation | Captum, ms per region | ours, ms per region | ratio |")
     print("|---|---|---|---|---|---|")
-    for per_eval in (1, 4, 16, 64):
-        ways = occlusion(clip, (4, 56, 56), (4, 56, 56), per_eval)
-        print(row("Occlusion, 4 x 56 x 56", 64, per_eval, ways, arguments.rounds), flush=True)
-    for per_eval in (1, 4):
-        ways = occlusion(clip, (4, 56, 56), (2, 28, 28), per_eval)
-        print(row("Occlusion, 4 x 56 x 56, half overlapping", 343, per_eval, ways, 1), flush=True)
-    for per_eval in (1, 4, 16):
-        ways = ablation(clip, cells(4, 4, 4), per_eval)
-        print(row("FeatureAblation, 64 cells", 64, per_eval, ways, arguments.rounds), flush=True)
+    for perturbations_per_eval in (1, 4, 16, 64):
+        ways = occlusion(clip, (4, 56, 56), (4, 56, 56), perturbations_per_eval)
+        print(row("Occlusion, 4 x 56 x 56", 64, perturbations_per_eval, ways, arguments.rounds), flush=True)
+    for perturbations_per_eval in (1, 4):
+        ways = occlusion(clip, (4, 56, 56), (2, 28, 28), perturbations_per_eval)
+        print(row("Occlusion, 4 x 56 x 56, half overlapping", 343, perturbations_per_eval, ways, 1), flush=True)
+    for perturbations_per_eval in (1, 4, 16):
+        ways = ablation(clip, cells(4, 4, 4), perturbations_per_eval)
+        print(row("FeatureAblation, 64 cells", 64, perturbations_per_eval, ways, arguments.rounds), flush=True)
     if not arguments.quick:
-        for per_eval in (1, 4):
-            ways = occlusion(clip, (2, 16, 16), (2, 16, 16), per_eval)
-            print(row("Occlusion, 2 x 16 x 16", 1568, per_eval, ways, 1), flush=True)
+        for perturbations_per_eval in (1, 4):
+            ways = occlusion(clip, (2, 16, 16), (2, 16, 16), perturbations_per_eval)
+            print(row("Occlusion, 2 x 16 x 16", 1568, perturbations_per_eval, ways, 1), flush=True)
 
 
 if __name__ == "__main__":

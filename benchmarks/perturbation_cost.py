@@ -5,7 +5,7 @@
 
 One clip of 16 x 112 x 112, four areas, random weights. CPU seconds are those of the process. The model's own are taken
 by clocks around its forward, and between the gradient of its output and that of its input; the rest, blending and its
-gradient, masks, areas, smoothness and checks, is "outside", given per area and step. The small network's explanations
+gradient, masks, areas, regularizer and checks, is "outside", given per area and step. The small network's explanations
 are run to their end; the large one's are a few steps, and what the whole would take. Memory is how far resident memory
 rises at most, in a process of its own, against one forward and backward of the model on the largest batch that it gets;
 it is read from Linux.
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa import SpatioTemporalPerturbation
-from captum_staa.perturbation.settings import SETTINGS
+from captum_staa.perturbation.presets import PRESETS
 
 AREAS = (0.05, 0.1, 0.15, 0.5)
 STEPS = {"tiny": 20, "r2plus1d": 2}  # that the cost of a step is measured over
@@ -111,13 +111,15 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
     return NETWORKS[name]().eval(), torch.randn(1, 3, 16, 112, 112)
 
 
-def seconds(name: str, setting: str, per_eval: int, steps: int | None) -> tuple[float, float, int]:
+def seconds(name: str, preset: str, perturbations_per_eval: int, steps: int | None) -> tuple[float, float, int]:
     """CPU seconds of a call, those inside the model, and the steps it took."""
     model, clip = network(name)
     clocked = Clocked(model)
-    method = SpatioTemporalPerturbation(clocked, "BCTHW", setting=setting)
+    method = SpatioTemporalPerturbation(clocked, "BCTHW", preset=preset)
     start = time.process_time()
-    parts = method.attribute_parts(clip, target=0, areas=AREAS, iterations=steps, perturbations_per_eval=per_eval)
+    parts = method.attribute_maps(
+        clip, target=0, areas=AREAS, iterations=steps, perturbations_per_eval=perturbations_per_eval
+    )
     return time.process_time() - start, clocked.inside, int(parts.history.steps[-1])
 
 
@@ -129,18 +131,18 @@ def alone(model: nn.Module, clip: Tensor, copies: int) -> None:
     torch.autograd.grad(model(batch).log_softmax(1)[:, 0].sum(), batch)
 
 
-def peak(name: str, setting: str, per_eval: int) -> float:
+def peak(name: str, preset: str, perturbations_per_eval: int) -> float:
     """MiB by which resident memory rose."""
     model, clip = network(name)
     alone(model, clip, 1)  # what is made once, by the first call of anything
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     before = _resident("VmRSS")
-    if setting == "model":
+    if preset == "model":
         for _ in range(3):
-            alone(model, clip, per_eval)
+            alone(model, clip, perturbations_per_eval)
     else:
-        method = SpatioTemporalPerturbation(model, "BCTHW", setting=setting)
-        method.attribute(clip, target=0, areas=AREAS, iterations=3, perturbations_per_eval=per_eval)
+        method = SpatioTemporalPerturbation(model, "BCTHW", preset=preset)
+        method.attribute(clip, target=0, areas=AREAS, iterations=3, perturbations_per_eval=perturbations_per_eval)
     return _resident("VmHWM") - before
 
 
@@ -158,7 +160,7 @@ def apart(*arguments: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=NETWORKS, action="append")
-    parser.add_argument("--setting", choices=SETTINGS, action="append")
+    parser.add_argument("--preset", choices=PRESETS, action="append")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -167,26 +169,26 @@ def main() -> None:
         print(peak(arguments.peak[0], arguments.peak[1], int(arguments.peak[2])))
         return
     print(
-        "| network | setting | copies per call | steps | CPU s per clip | ms outside per area and step | share outside "
+        "| network | preset | copies per call | steps | CPU s per clip | ms outside per area and step | share outside "
         "| memory, MiB | model alone, MiB |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for name in arguments.only or NETWORKS:
-        for setting in arguments.setting or SETTINGS:
-            copies = 8 if setting == "nested" else 4
-            rounds = [seconds(name, setting, copies, STEPS[name]) for _ in range(arguments.rounds)]
+        for preset in arguments.preset or PRESETS:
+            copies = 8 if preset == "nested" else 4
+            rounds = [seconds(name, preset, copies, STEPS[name]) for _ in range(arguments.rounds)]
             took, inside, steps = (median(column) for column in zip(*rounds, strict=True))
             outside = 1e3 * (took - inside) / steps / len(AREAS)
             if name == "tiny":
-                whole, _, steps = seconds(name, setting, copies, None)
+                whole, _, steps = seconds(name, preset, copies, None)
                 about = f"{whole:.1f}"
             else:
-                start = seconds(name, setting, copies, 0)[0]  # hint, hidden clips and the first check
-                steps = SETTINGS[setting].iterations
+                start = seconds(name, preset, copies, 0)[0]  # hint, hidden clips and the first check
+                steps = PRESETS[preset].iterations
                 about = f"about {start + (took - start) / STEPS[name] * steps:.0f}"
-            memory = apart(name, setting, str(copies)), apart(name, "model", str(copies))
+            memory = apart(name, preset, str(copies)), apart(name, "model", str(copies))
             print(
-                f"| {name} | {setting} | {copies} | {steps} | {about} | {outside:.1f} | {1 - inside / took:.0%} "
+                f"| {name} | {preset} | {copies} | {steps} | {about} | {outside:.1f} | {1 - inside / took:.0%} "
                 f"| {memory[0]:.0f} | {memory[1]:.0f} |",
                 flush=True,
             )

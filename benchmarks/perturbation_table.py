@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import RISE, STAA, GradCAM, SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, metrics
-from captum_staa.benchmark.layers import end_layer
+from captum_staa.benchmark.method_spec import end_layer
 
 MODELS = ("videomae-pattern", "resnet3d-motion", "timesformer-order", "vivit-motion")
 SEED = 70_000
@@ -40,7 +40,7 @@ SHOWN = {
 INTRO = """# Spatio-temporal perturbation: the table
 
 Means over {models} bundled models, {clips} clips of each. Columns and controls as in
-[planted evidence](planted.md#how-to-read-the-tables); only the default setting has controls of its own. Insertion (high
+[planted evidence](planted.md#how-to-read-the-tables); only the default preset has controls of its own. Insertion (high
 is good) and deletion (low is good): the area under the target's probability over {steps} steps, cells of 1 x 3 x 3
 pixels, towards zero. `nested` is the default. *From relevance* begins with STAA's map, or HiResCAM's of the first stage
 of a CNN, in place of its own hint. Made by `python benchmarks/perturbation_table.py`.
@@ -54,17 +54,17 @@ def methods(clf: VideoClassifier, papers: bool) -> dict[str, Explain]:
     def quick(clips: Tensor, targets: Tensor) -> Tensor:
         """Signed relevance at the cost of a forward and a backward."""
         if clf.grid is not None:
-            return STAA(clf).attribute_parts(clips, targets).joint
+            return STAA(clf).attribute_maps(clips, targets).joint
         layer = end_layer(clf, "first")
         assert layer is not None
-        return smoothed(GradCAM(clf, layer).attribute_parts(clips, targets).joint)
+        return smoothed(GradCAM(clf, layer).attribute_maps(clips, targets).joint)
 
-    def learned(setting: str = "nested", relevance: bool = False, **options: object) -> Explain:
-        method = SpatioTemporalPerturbation(clf, setting=setting)
+    def learned(preset: str = "nested", relevance: bool = False, **options: object) -> Explain:
+        method = SpatioTemporalPerturbation(clf, preset=preset)
 
         def explain(clips: Tensor, targets: Tensor) -> Tensor:
             start = {"init": quick(clips, targets)} if relevance else {}
-            return method.attribute_parts(clips, target=targets, perturbations_per_eval=2, **options, **start).joint
+            return method.attribute_maps(clips, target=targets, perturbations_per_eval=2, **options, **start).joint
 
         return explain
 
@@ -79,7 +79,7 @@ def methods(clf: VideoClassifier, papers: bool) -> dict[str, Explain]:
         "nested, from relevance, times its positive part": times_relevance,
         "nested, preserve only": learned(objective="preserve"),
         "nested, towards zero alone": learned(baselines=0),
-        "nested, smooth in space and time": learned(smoothness="tv"),
+        "nested, smooth in space and time": learned(regularizer="tv"),
         "quick relevance (STAA or HiResCAM)": quick,
         "IntegratedGradients (20), signed, smoothed": lambda x, y: smoothed(
             layout.reduce(integrated.attribute(x, target=y, n_steps=20, internal_batch_size=40))
@@ -102,7 +102,9 @@ def measure(model: str, count: int, papers: bool, path: Path) -> None:
     found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
 
     def curves(maps: Tensor) -> dict[str, float]:
-        both = metrics.causal(clf, clips, maps, target=labels, cells=CELLS, steps=STEPS, perturbations_per_eval=8)
+        both = metrics.insertion_deletion(
+            clf, clips, maps, target=labels, cells=CELLS, steps=STEPS, perturbations_per_eval=8
+        )
         return {"insertion": float(both.insertion.score.mean()), "deletion": float(both.deletion.score.mean())}
 
     with torch.no_grad():

@@ -29,15 +29,15 @@ from captum_staa import (
     AttentionBranch,
     GradCAM,
     SpatioTemporalPerturbation,
+    VideoAttribution,
     VideoClassifier,
     VideoFeatureAblation,
     VideoOcclusion,
     feature_masks,
-    space_time,
 )
 from captum_staa.benchmark import PlantedClips
-from captum_staa.benchmark.recipes import named_layer
-from captum_staa.metrics.ranks import midranks, pearson
+from captum_staa.benchmark.method_spec import named_layer
+from captum_staa.metrics._shared import midranks, pearson
 from captum_staa.models import ResNet3D
 from captum_staa.models.st_abn.network import st_abn_of
 
@@ -46,7 +46,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 Call = Callable[[Tensor, Any], Tensor]
 
 
-def methods(clf: VideoClassifier, per_eval: int = 8) -> dict[str, Call]:
+def methods(clf: VideoClassifier, perturbations_per_eval: int = 8) -> dict[str, Call]:
     """Each method that applies to a model, from a clip and its target to attributions."""
     found: dict[str, Call] = {}
     if clf.family is not None:
@@ -56,7 +56,7 @@ def methods(clf: VideoClassifier, per_eval: int = 8) -> dict[str, Call]:
         found["STAA (attention, last layer)"] = lambda x, y: STAA(clf, mode="attention", layers=[-1]).attribute(x)
     found["Saliency"] = lambda x, y: Saliency(clf).attribute(x.clone().requires_grad_(), target=y)
     found["IntegratedGradients (10 steps)"] = lambda x, y: IntegratedGradients(clf).attribute(
-        x, target=y, n_steps=10, internal_batch_size=per_eval
+        x, target=y, n_steps=10, internal_batch_size=perturbations_per_eval
     )
     branch = None if st_abn_of(clf) is None else AttentionBranch(clf)
     for weighting in ("gate", "class_map") if branch else ():
@@ -65,17 +65,17 @@ def methods(clf: VideoClassifier, per_eval: int = 8) -> dict[str, Call]:
         cam = GradCAM(clf, named_layer(clf, end), weighting=weighting)  # type: ignore[arg-type]
         found[f"GradCAM ({weighting}, {end} layer)"] = lambda x, y, cam=cam: cam.attribute(x, y)
     found["VideoFeatureAblation (frames)"] = lambda x, y: VideoFeatureAblation(clf).attribute(
-        x, target=y, feature_mask=feature_masks.frames(x, clf.layout), perturbations_per_eval=per_eval
+        x, target=y, feature_mask=feature_masks.frames(x, clf.layout), perturbations_per_eval=perturbations_per_eval
     )
     found["VideoOcclusion"] = lambda x, y: VideoOcclusion(clf).attribute(
-        x, (4, 16, 16), (4, 8, 8), target=y, perturbations_per_eval=per_eval
+        x, (4, 16, 16), (4, 8, 8), target=y, perturbations_per_eval=perturbations_per_eval
     )
     found["RISE (50 masks)"] = lambda x, y: RISE(clf).attribute(
-        x, target=y, perturbations_per_eval=per_eval, n_samples=50
+        x, target=y, perturbations_per_eval=perturbations_per_eval, n_samples=50
     )
-    if isinstance(clf.module, ResNet3D):  # elsewhere masks are learnt in the same way, and take longer
+    if isinstance(clf.module, ResNet3D):  # elsewhere masks are learned in the same way, and take longer
         found["SpatioTemporalPerturbation (10 steps)"] = lambda x, y: SpatioTemporalPerturbation(clf).attribute(
-            x, target=y, perturbations_per_eval=per_eval, iterations=10
+            x, target=y, perturbations_per_eval=perturbations_per_eval, iterations=10
         )
     return found
 
@@ -175,7 +175,7 @@ def _peak(way: Callable[[VideoClassifier, Tensor], Any], parent: Any) -> None:
 
 
 def _map(attributions: Tensor, clf: VideoClassifier) -> Tensor:
-    return space_time(attributions, clf.layout).joint.flatten(1)
+    return VideoAttribution.from_attributions(attributions, clf.layout).joint.flatten(1)
 
 
 def _spearman(found: Tensor, wanted: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from captum_staa import (
     feature_masks,
     lending,
 )
-from captum_staa.attention import doors
+from captum_staa.attention import backends
 
 Call = Callable[[VideoClassifier, Tensor, int], Tensor]
 PLAIN, BRANCH = "tiny-videomae-pattern", "tiny-st-abn-pattern"
@@ -129,7 +129,7 @@ def held(model: nn.Module) -> Held:
     return Held(
         hooks=sum(len(own[name]) for own in modules for name in own if name.endswith("_hooks") and own[name]),
         functions=len(AttentionInterface._global_mapping) + len(AttentionMaskInterface._global_mapping),
-        routes=len(doors._routes) + len(lending._frozen) + len(lending._stance),
+        routes=len(backends._routes) + len(lending._frozen) + len(lending._stance),
         threads=threading.active_count(),
         handles=len(os.listdir("/proc/self/fd")),
         objects=len(gc.get_objects()),

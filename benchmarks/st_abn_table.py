@@ -21,13 +21,13 @@ from tqdm import tqdm
 from captum_staa import STAA, AttentionBranch, GradCAM, metrics
 from captum_staa.benchmark import PlantedClips
 from captum_staa.benchmark.scenes import LABELS
-from captum_staa.layout import SpaceTime
 from captum_staa.models import STABN
+from captum_staa.result import VideoAttribution
 
 WEIGHTS = Path(__file__).parents[1] / "captum_staa" / "models" / "weights"
 PAGE = Path(__file__).parents[1] / "docs" / "st_abn_table.md"
 SEED = 90_000
-Explain = Callable[[Tensor, Tensor], SpaceTime]
+Explain = Callable[[Tensor, Tensor], VideoAttribution]
 INTRO = """# ST-ABN: the table
 
 What do the gates of an attention branch know? Means over the bundled networks of the tasks `pattern`, `motion` and
@@ -43,10 +43,10 @@ def of_branch(network: STABN) -> dict[str, Explain]:
     branch = AttentionBranch(network)
 
     def weighted(weighting: str) -> Explain:
-        return lambda x, y: branch.attribute_parts(x, y, weighting=weighting)  # type: ignore[arg-type]
+        return lambda x, y: branch.attribute_maps(x, y, weighting=weighting)  # type: ignore[arg-type]
 
     def cam(layer: str, weighting: str) -> Explain:
-        return GradCAM(network, f"model.module.{layer}", weighting=weighting).attribute_parts  # type: ignore[arg-type]
+        return GradCAM(network, f"model.module.{layer}", weighting=weighting).attribute_maps  # type: ignore[arg-type]
 
     return {
         "ST-ABN, gate (of no class)": weighted("gate"),
@@ -60,8 +60,8 @@ def of_branch(network: STABN) -> dict[str, Explain]:
 
 def of_observer(observer: STABN) -> dict[str, Explain]:
     return {
-        "posthoc, of VideoMAE (of no class)": AttentionBranch(observer).attribute_parts,
-        "STAA, of VideoMAE": STAA(observer.model).attribute_parts,
+        "posthoc, of VideoMAE (of no class)": AttentionBranch(observer).attribute_maps,
+        "STAA, of VideoMAE": STAA(observer.model).attribute_maps,
     }
 
 

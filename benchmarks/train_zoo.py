@@ -3,7 +3,7 @@
     python benchmarks/train_zoo.py --family videomae --task pattern
     python benchmarks/train_zoo.py --all
 
-Every model takes minutes on one core. Clips are drawn anew for each step, so nothing can be learnt by heart;
+Every model takes minutes on one core. Clips are drawn anew for each step, so nothing can be learned by heart;
 the held-out clips come from another seed. Weights are stored as float16, and measured as stored.
 """
 
@@ -68,13 +68,13 @@ RECIPES = {
         "order": Recipe(450, 0.001, easy=0.5, waves=True, second=500),
     },
     "vjepa2": {
-        "pattern": Recipe(750, 0.0012, easy=0.3),
+        "pattern": Recipe(750, 0.0012, easy=0.3, second=600),
         "motion": Recipe(450, 0.001, easy=0.4, second=600),
         "order": Recipe(850, 0.001, easy=0.4, second=700),
     },
     "resnet3d": {
         "pattern": Recipe(600, 0.003, easy=0.3),
-        "motion": Recipe(350, 0.003, easy=0.3),
+        "motion": Recipe(350, 0.003, easy=0.3, second=500),
         "order": Recipe(350, 0.003, easy=0.3),
     },
 }
@@ -106,7 +106,7 @@ def look_around(model: nn.Module) -> None:
     attention = model.timesformer.encoder.layer[0].temporal_attention.attention
     query, key, _ = attention.qkv.weight.data.view(3, heads, dim, channels)
     for head, shift in enumerate((1, -1, 2, -2)):
-        turn = rates[: dim // 2] * shift  # the fastest waves tell neighbours apart best
+        turn = rates[: dim // 2] * shift  # the fastest waves tell neighbors apart best
         blocks = [torch.tensor([[c, s], [-s, c]]) for c, s in zip(turn.cos(), turn.sin(), strict=True)]
         query[head] = key[head] = 0
         query[head, :, :dim] = 4 * torch.block_diag(*blocks)
@@ -211,7 +211,7 @@ def training_batch(
     clips = torch.where(truth[:, :, None] | ~gray[:, None, None, None, None], clips, 2 * 128 / 255 - 1)
     # ... without rivals (likewise) ...
     clips[:2] = planted.without_rivals(slice(2))
-    # ... and, once the task is learnt, without evidence (no answer is better than another).
+    # ... and, once the task is learned, without evidence (no answer is better than another).
     if progress > 0.4:
         clips[-3:] = planted.without_evidence(slice(batch - 3, batch))
         targets[-3:] = 1 / len(planted.labels)

@@ -11,8 +11,9 @@ from captum_staa.attr.smooth import smooth
 from captum_staa.attr.st_abn import AttentionBranch
 from captum_staa.attr.staa import STAA
 from captum_staa.grid import TokenGrid
-from captum_staa.layout import SpaceTime, VideoLayout, space_time
+from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import VideoClassifier
+from captum_staa.result import VideoAttribution
 from captum_staa.stream.stream import STAAStream
 
 __version__ = "0.1.0"
@@ -24,7 +25,7 @@ __all__ = [
     "AttentionBranch",
     "Focus",
     "GradCAM",
-    "SpaceTime",
+    "VideoAttribution",
     "SpatioTemporalPerturbation",
     "TokenGrid",
     "VideoClassifier",
@@ -38,6 +39,5 @@ __all__ = [
     "metrics",
     "models",
     "smooth",
-    "space_time",
     "visualization",
 ]

@@ -16,10 +16,10 @@ from captum_staa.benchmark.scoring import BASELINES
 from captum_staa.cli import compare, demo, explain, stream
 from captum_staa.cli.explanation import Options
 from captum_staa.cli.methods import METHODS
-from captum_staa.models import zoo
+from captum_staa.models.loading import bundled_names
 from captum_staa.perturbation.objective import AIMS
-from captum_staa.perturbation.settings import SETTINGS
-from captum_staa.perturbation.smoothness import SMOOTHNESS
+from captum_staa.perturbation.presets import PRESETS
+from captum_staa.perturbation.regularizers import REGULARIZERS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Explain what a model says of a video file, in numbers and pictures."
-    parser.epilog = "models shipped with this package:\n  " + "\n  ".join(zoo.names())
+    parser.epilog = "models shipped with this package:\n  " + "\n  ".join(bundled_names())
     add = parser.add_argument
     add("video", metavar="VIDEO", type=Path, help="any file that FFmpeg reads")
     add("--model", metavar="NAME", required=True, help="a shipped name (below), a folder, or owner/name on the hub")
@@ -83,12 +83,12 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     blocks = "blocks that count, of --mode attention and --rule chefer (default: all)"
     add("--layers", metavar="all|mean|-1,..", type=_layers, help=blocks)
     add("--focus", action="store_true", help="raise evidence out of noise, of --mode attention and --rule chefer")
-    add = parser.add_argument_group("of --method perturbation, masks learnt for any model").add_argument
-    add("--setting", choices=list(SETTINGS), help="way of learning; step is the paper's (default: nested)")
+    add = parser.add_argument_group("of --method perturbation, masks learned for any model").add_argument
+    add("--preset", choices=list(PRESETS), help="way of learning; step is the paper's (default: nested)")
     add("--areas", metavar="A,B,..", type=_areas, help="parts of the volume that masks leave (default: .05,.1,.15,.5)")
-    add("--objective", choices=list(AIMS), help="of what masks show, or hide (default: the setting's)")
-    add("--smoothness", choices=list(SMOOTHNESS), help="of masks (default: the setting's)")
-    add("--iterations", metavar="N", type=_positive, help="steps of learning, at most (default: the setting's)")
+    add("--objective", choices=list(AIMS), help="of what masks show, or hide (default: the preset's)")
+    add("--regularizer", choices=list(REGULARIZERS), help="of masks (default: the preset's)")
+    add("--iterations", metavar="N", type=_positive, help="steps of learning, at most (default: the preset's)")
     add = parser.add_argument_group("of --method attention-branch, the gates of an ST-ABN").add_argument
     add("--weighting", choices=list(WEIGHTINGS), help="(default: grad_gate, or gate of a branch that only observes)")
     frames = parser.add_argument_group("frames")
@@ -108,7 +108,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
 def _add_stream(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Explain a video file or a camera as it plays, and write it with the maps on top."
-    parser.epilog = "models shipped with this package:\n  " + "\n  ".join(zoo.names())
+    parser.epilog = "models shipped with this package:\n  " + "\n  ".join(bundled_names())
     add = parser.add_argument
     add("source", metavar="VIDEO_OR_CAMERA", help="a file; or /dev/video0, or 0 for short (Linux)")
     add("--model", metavar="NAME", required=True, help="a shipped name (below), a folder, or owner/name on the hub")
@@ -161,7 +161,13 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("metrics that alter the clip").add_argument
     add("--baseline", choices=list(BASELINES), default="zero", help="what hides cells (default: zero)")
     add("--steps", metavar="N", type=_positive, default=32, help="points of insertion and deletion (default: 32)")
-    add("--copies", metavar="N", type=_positive, default=8, help="altered clips per call of the model (default: 8)")
+    add(
+        "--perturbations_per_eval",
+        metavar="N",
+        type=_positive,
+        default=8,
+        help="altered clips per call of the model (default: 8)",
+    )
     add("--seed", metavar="N", type=int, default=0, help="of what is drawn at random (default: 0)")
     parser.set_defaults(run=_compare)
 

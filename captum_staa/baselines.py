@@ -15,17 +15,17 @@ import operator
 import torch
 from torch import Tensor
 
-from captum_staa.checks import is_number
-from captum_staa.gaussian import gaussian
+from captum_staa._utils.checks import is_number
+from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.generators import generator_or_seeded
 from captum_staa.layout import VideoLayout
-from captum_staa.randomness import generator_or_seeded
 
 
 def zero(clip: Tensor, layout: VideoLayout | str) -> Tensor:
     """Nothing at all: the zero of the clip's own scale.
 
-    After a usual preprocessing, which subtracts a mean colour, zero is that colour; it is black where pixels were only
-    divided by 255. Whatever has this colour gets no attribution from a method that multiplies by ``clip - baseline``.
+    After a usual preprocessing, which subtracts a mean color, zero is that color; it is black where pixels were only
+    divided by 255. Whatever has this color gets no attribution from a method that multiplies by ``clip - baseline``.
 
     Example:
         >>> clip = torch.rand(1, 3, 8, 4, 4)
@@ -84,7 +84,7 @@ def blur(clip: Tensor, layout: VideoLayout | str, space: float | None = None, ti
         time: standard deviation along time, frames; 0 leaves it alone, and so leaves large things moving.
 
     Returns:
-        Like ``clip``. At its borders the kernel is renormalised over what it covers, so a constant stays constant.
+        Like ``clip``. At its borders the kernel is renormalized over what it covers, so a constant stays constant.
 
     Raises:
         ValueError: a deviation is negative or not finite, or both are 0, which would be the clip itself.
@@ -144,7 +144,7 @@ def freeze(clip: Tensor, layout: VideoLayout | str, frame: int | None = None) ->
 def shuffle(clip: Tensor, layout: VideoLayout | str, generator: torch.Generator | None = None) -> Tensor:
     """The frames in a random order, another one per clip: movement and order go, what each frame shows stays.
 
-    Of all orders in which no two neighbouring frames stay neighbours, forwards or backwards, each is equally likely.
+    Of all orders in which no two neighboring frames stay neighbors, forwards or backwards, each is equally likely.
     Three frames must keep one pair, so they take any order but forwards and backwards; two change places.
 
     Example:
@@ -209,7 +209,7 @@ def noise(
     std: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Gaussian noise in place of the clip, with its colours: each clip's own mean and deviation in every channel.
+    """Gaussian noise in place of the clip, with its colors: each clip's own mean and deviation in every channel.
 
     Every value is drawn by itself, so nothing of the clip is left but these. NoiseTunnel adds noise to a clip; this
     replaces it, and several draws are the distribution that GradientShap asks for.
@@ -275,7 +275,7 @@ def _in_order(clip: Tensor, layout: VideoLayout, order: Tensor) -> Tensor:
 
 
 def _parted(count: int, generator: torch.Generator) -> Tensor:
-    """A random order ``(count,)`` that parts neighbours, by drawing until one does: 7 draws on average."""
+    """A random order ``(count,)`` that parts neighbors, by drawing until one does: 7 draws on average."""
     together = 1 if count < 4 else 0  # pairs that must stay
     while True:
         order = torch.randperm(count, generator=generator, device=generator.device).cpu()

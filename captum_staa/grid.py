@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch.nn.functional as F
 
-from captum_staa.checks import check_choice, check_count, check_sides
+from captum_staa._utils.checks import check_choice, check_count, check_sides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +113,7 @@ class TokenGrid:
         Args:
             grid: one value per token.
             mode: ``"nearest"`` lights exactly the token's own block; ``"trilinear"`` interpolates between the
-                blocks' centres.
+                blocks' centers.
             size: ``(T, H, W)`` of the clip, where it is larger than what the tokens cover (the model never reads
                 the rest: it gets zero).
 

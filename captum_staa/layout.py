@@ -1,4 +1,4 @@
-"""Which axis of a clip is batch, time, channel, height and width; and maps over space and time."""
+"""Which axis of a clip is batch, time, channel, height and width."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from captum_staa.checks import check_count
-from captum_staa.notebook import AGAINST, FOR, signed_bars, signed_map
+from captum_staa._utils.checks import check_count
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WORKING = "BTCHW"
-GLANCES = 4  # clips of a batch that a notebook shows
 
 
 @dataclass(frozen=True)
@@ -160,74 +158,3 @@ def check_dense(values: Tensor, name: str) -> None:
             f"{values.device} came (shape {tuple(values.shape)}); pass .to_dense(), .dequantize() or .real, and no "
             f"meta tensor, which holds no values"
         )
-
-
-@dataclass(frozen=True)
-class SpaceTime:
-    """One attribution seen as a whole, in space and in time.
-
-    Attributes:
-        joint: ``(B, T, H, W)``, what every pixel of every frame contributes.
-        spatial: ``(B, H, W)``, where: the sum over frames.
-        temporal: ``(B, T)``, when: the sum over a frame's pixels.
-        logits: ``(B, K)``, where the method saw the model's answer on its way.
-    """
-
-    joint: Tensor
-    spatial: Tensor
-    temporal: Tensor
-    logits: Tensor | None = None
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: where and when, of the first clips of the batch."""
-        batch, frames, height, width = self.joint.shape
-        shown = "".join(_glance(self.spatial[at], self.temporal[at]) for at in range(min(batch, GLANCES)))
-        size = f"{batch} clip{'s' * (batch > 1)} of {frames} frames, {height} × {width}"
-        key = f"<span style='color: {FOR}'>for</span> and <span style='color: {AGAINST}'>against</span>"
-        few = f", in the first {GLANCES} clips" if batch > GLANCES else ""
-        return f"<div>{type(self).__name__}: {size}; where and when evidence is {key}{few}{shown}</div>"
-
-
-def _glance(spatial: Tensor, temporal: Tensor) -> str:
-    """The map ``(H, W)`` in at most 24 x 24 cells beside a bar for each frame ``(T,)``, both on scales of their own."""
-    where, when = spatial.detach().float().cpu(), temporal.detach().float().cpu()
-    size = min(24, where.shape[0]), min(24, where.shape[1])
-    cells = torch.nn.functional.adaptive_avg_pool2d(where[None], size)[0]
-    tiles, bars = ((values / values.abs().max().clamp(min=1e-30)).tolist() for values in (cells, when))
-    wide = 120 * where.shape[1] / where.shape[0]
-    pictures = signed_map(tiles, wide, 120, "where") + signed_bars(bars, 360, 120, "when")
-    return f"<div style='display: flex; gap: 1em; margin: 0.4em 0'>{pictures}</div>"
-
-
-def space_time(attributions: Tensor, layout: VideoLayout | str) -> SpaceTime:
-    """Split an attribution of any method, Captum's included, into where and when.
-
-    Example:
-        >>> import torch
-        >>> attributions = torch.zeros(1, 3, 8, 4, 4)  # as Captum returns it for a 3D CNN
-        >>> attributions[:, :, 5] = 1.0
-        >>> parts = space_time(attributions, "BCTHW")
-        >>> parts.joint.shape, parts.spatial.shape, int(parts.temporal.argmax())
-        (torch.Size([1, 8, 4, 4]), torch.Size([1, 4, 4]), 5)
-
-    Args:
-        attributions: signed, of the clip's shape.
-        layout: the order of its axes, such as ``"BTCHW"``.
-
-    Returns:
-        :class:`SpaceTime` in float32 at least. Channels are summed, so signs may cancel; pass
-        ``attributions.abs()`` where magnitude is meant.
-
-    Raises:
-        ValueError: ``attributions`` is not five-dimensional.
-    """
-    layout = VideoLayout.of(layout)
-    layout.check(attributions, "attributions")
-    check_dense(attributions, "attributions")
-    wide = torch.promote_types(attributions.dtype, torch.float32)
-    return from_joint(layout.reduce(attributions.detach().to(wide)))
-
-
-def from_joint(joint: Tensor, logits: Tensor | None = None) -> SpaceTime:
-    """:class:`SpaceTime` whose parts are the marginal sums of ``joint`` ``(B, T, H, W)``."""
-    return SpaceTime(joint, joint.sum(1), joint.sum((2, 3)), logits)

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import gallery  # beside this file
-import house
+import package_graph
 import numpy as np
 import torch
 from captum.attr import InputXGradient
@@ -38,7 +38,7 @@ def staa() -> None:
     planted = PlantedClips(seed=12, n=20, task="pattern")
     clip, label, truth = planted[16:17]
     frames = planted.frames(16)
-    parts = STAA(clf).attribute_parts(clip, target=label)
+    parts = STAA(clf).attribute_maps(clip, target=label)
     answer, probability = clf.predict(clip, k=1)[0]
     title = f"STAA: why '{answer}' ({probability:.0%})?"
     save_animation(IMAGES / "hero.webp", frames, parts, fps=6, sign=FOR, overwrite=True)
@@ -68,7 +68,7 @@ def masks() -> None:
     figure = Figure(figsize=(1.2 * len(shown), 1.28 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(shown))
     for (name, mask), row in zip(rows.items(), axes, strict=True):
-        pictures = frames if mask is None else coloured(frames, mask.expand(1, 16, 1, 48, 48)[0, :, 0].numpy())
+        pictures = frames if mask is None else colored(frames, mask.expand(1, 16, 1, 48, 48)[0, :, 0].numpy())
         row[0].set_ylabel(name if mask is None else f"{name}\n{int(mask.max()) + 1} regions", fontsize=8)
         for ax, t in zip(row, shown, strict=True):
             ax.imshow(pictures[t])
@@ -84,11 +84,11 @@ def perturbation() -> None:
     planted = PlantedClips(seed=12, n=20, task="pattern")
     clip, label, truth = planted[16:17]
     frames = planted.frames(16)
-    parts = SpatioTemporalPerturbation(clf).attribute_parts(
+    parts = SpatioTemporalPerturbation(clf).attribute_maps(
         clf.layout.from_working(clip).contiguous(), target=label, perturbations_per_eval=8
     )
     shown = range(7, 16, 2)
-    grey = frames.mean(-1)
+    gray = frames.mean(-1)
     rows = [("the clip", None), ("planted", truth[0].float())]
     for area, kept, deleted, mask in zip(parts.areas, parts.kept[0], parts.deleted[0], parts.masks[0], strict=True):
         rows.append((f"{area:.0%} shown\nkept {kept:.2f}, left {deleted:.2f}", mask))
@@ -101,7 +101,7 @@ def perturbation() -> None:
             if values is None:
                 ax.imshow(frames[t])
             else:
-                ax.imshow(0.25 * grey[t], cmap="gray", vmin=0, vmax=255)
+                ax.imshow(0.25 * gray[t], cmap="gray", vmin=0, vmax=255)
                 ax.imshow(values[t], cmap="inferno", vmin=0, vmax=1, alpha=0.8)
             ax.set(xticks=[], yticks=[])
     for ax, t in zip(axes[0], shown, strict=True):
@@ -116,7 +116,7 @@ def panels() -> None:
     clip, label, truth = planted[16:17]
     frames, windows = planted.frames(16), truth[0].flatten(1).any(1)
     answer = clf.predict(clip, k=3)
-    parts = STAA(clf).attribute_parts(clip, target=label)
+    parts = STAA(clf).attribute_maps(clip, target=label)
     gradients = InputXGradient(clf).attribute(clip.clone().requires_grad_(), target=label).detach()
     hidden = VideoOcclusion(clf).attribute(clip, sliding_window_shapes=(4, 12, 12), strides=(2, 6, 6), target=label)
 
@@ -150,25 +150,25 @@ def panels() -> None:
 
 
 def save_smooth(figure: Figure, name: str) -> None:
-    """A picture whose colour bar keeps all its colours."""
+    """A picture whose color bar keeps all its colors."""
     drawn = BytesIO()
     figure.savefig(drawn, dpi=100)
     Image.open(drawn).convert("RGB").save(IMAGES / name, quality=85, method=6)
 
 
 def save_small(figure: Figure, name: str) -> None:
-    """A picture of 256 colours, which takes a third of the bytes."""
+    """A picture of 256 colors, which takes a third of the bytes."""
     drawn = BytesIO()
     figure.savefig(drawn, dpi=110)
     few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     few.save(IMAGES / name, optimize=True)
 
 
-def coloured(frames: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Frames ``(T, H, W, 3)`` in grey, four times as large, under a colour per region and its borders."""
+def colored(frames: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Frames ``(T, H, W, 3)`` in gray, four times as large, under a color per region and its borders."""
     hues = [colorsys.hls_to_rgb(i * 0.194 % 1, (0.5, 0.65, 0.38)[i % 3], 0.9) for i in range(ids.max() + 1)]
-    grey = median(frames.mean(-1), np.ones((1, 3, 3)))[..., None] / 255  # without the noise, which takes most bytes
-    picture = (0.55 * grey + 0.45 * np.array(hues)[ids]).repeat(4, 1).repeat(4, 2)
+    gray = median(frames.mean(-1), np.ones((1, 3, 3)))[..., None] / 255  # without the noise, which takes most bytes
+    picture = (0.55 * gray + 0.45 * np.array(hues)[ids]).repeat(4, 1).repeat(4, 2)
     large = ids.repeat(4, 1).repeat(4, 2)
     edge = np.zeros(large.shape, bool)
     edge[:, 1:] |= large[:, 1:] != large[:, :-1]
@@ -184,4 +184,4 @@ if __name__ == "__main__":
     perturbation()
     panels()
     gallery.main()
-    house.main()
+    package_graph.main()

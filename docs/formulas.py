@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def drawing(tex: str, *, display: bool = False) -> str:
-    """One line of TeX as an SVG element in the colour of the text; fractions of full size where it stands alone.
+    """One line of TeX as an SVG element in the color of the text; fractions of full size where it stands alone.
 
     Raises:
         ValueError: mathtext cannot read it.

@@ -127,14 +127,14 @@ def draw(
     values: NDArray[np.float64] | None,
     truth: NDArray[np.bool_],
 ) -> None:
-    """A frame, in colour or in grey under its map, and the outline of what was planted."""
+    """A frame, in color or in gray under its map, and the outline of what was planted."""
     if values is None:
         ax.imshow(frame)
     else:
-        grey = frame.mean(-1)[..., None] / 255
+        gray = frame.mean(-1)[..., None] / 255
         heat = matplotlib.colormaps["inferno"](values)[..., :3]
         opacity = 0.75 * values[..., None] ** 0.5
-        ax.imshow((1 - opacity) * grey + opacity * heat)
+        ax.imshow((1 - opacity) * gray + opacity * heat)
     if truth.any():
         ax.contour(truth, levels=[0.5], colors=OUTLINE, linewidths=0.8)
     ax.set(xticks=[], yticks=[])

@@ -1,4 +1,4 @@
-"""Models of every kind to which a branch of ST-ABN can be added, and with one that has learnt, for several files."""
+"""Models of every kind to which a branch of ST-ABN can be added, and with one that has learned, for several files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tiny_models import clip_for, randomise, tiny, tiny_module
+from tiny_models import clip_for, randomize, tiny, tiny_module
 from torch import Tensor, nn
 
 from captum_staa import TokenGrid
@@ -46,7 +46,7 @@ class Returns(nn.Module):
 def net(**options: Any) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return randomise(Net(**options), seed=0)
+        return randomize(Net(**options), seed=0)
 
 
 def frames_of(*shape: int, seed: int = 1) -> Tensor:
@@ -66,7 +66,7 @@ def case(name: str) -> tuple[nn.Module, str, Tensor, dict[str, Any]]:
         return tiny_module("vivit").double(), "vivit.layers.0", clip_for(clf).double(), {}
     if name == "resnet3d":
         model = ResNet3D(3, width=4, num_frames=4, stages=2)
-        return randomise(model, 0), "stages.0", clip, {"layout": "BCTHW"}
+        return randomize(model, 0), "stages.0", clip, {"layout": "BCTHW"}
     if name == "frames":
         return net(axes="BTCHW", frames=True), "first", clip.transpose(1, 2), {"layout": "BTCHW", "grid": grid}
     if name == "btchw":
@@ -80,7 +80,7 @@ TOKENS = ("videomae", "vivit", "timesformer", "timesformer-joint", "plain huggin
 
 
 def injected(name: str, **options: Any) -> tuple[STABN, nn.Module, Tensor]:
-    """With a branch that learnt."""
+    """With a branch that learned."""
     model, layer, clip, more = case(name)
     return taught(add(model, layer, clip, **more, **options)), model, clip
 
@@ -95,7 +95,7 @@ def add(model: nn.Module, layer: str, clip: Tensor, **options: Any) -> STABN:
 def taught(st_abn: STABN, seed: int = 5) -> STABN:
     """As if the branch had been trained: its weights are any, and the model's are what they were."""
     for added in (st_abn.branch, st_abn.mechanism):
-        randomise(added, seed)
+        randomize(added, seed)
     return st_abn
 
 

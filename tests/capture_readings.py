@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from captum_staa import VideoClassifier
 from captum_staa.attention.capture import AttentionCall, capture
-from captum_staa.models import AttentionSite
+from captum_staa.models import AttentionLayer
 
 READINGS: dict[str, Callable[[AttentionCall], Tensor]] = {
     "row": lambda call: call.row(),
@@ -33,7 +33,7 @@ OF_FULL: dict[str, Callable[[Tensor], Tensor]] = {  # the same, from explicit pr
 }
 
 
-def sites_of(clf: VideoClassifier) -> list[AttentionSite]:
+def sites_of(clf: VideoClassifier) -> list[AttentionLayer]:
     return list(clf.family.attention(clf.module))
 
 

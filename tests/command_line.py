@@ -24,7 +24,7 @@ FPS = 8.0
 FACTOR = 6
 
 
-MARGIN = 54  # columns left and right of the planted clip, which the model's centre crop cuts off
+MARGIN = 54  # columns left and right of the planted clip, which the model's center crop cuts off
 
 
 PLANTED = PlantedClips(seed=demo.SEED, n=4)

@@ -10,12 +10,12 @@ import signal
 import sys
 
 from captum_staa.__main__ import main
-from captum_staa.benchmark.ledger import Ledger
+from captum_staa.benchmark.storage import Storage
 
 
 def die_after(entries: int) -> None:
     """End this process, as if the machine had lost power, when so many entries are written."""
-    write, written = Ledger.write, []
+    write, written = Storage.write, []
 
     def write_and_die(self, *entry):
         write(self, *entry)
@@ -23,7 +23,7 @@ def die_after(entries: int) -> None:
         if len(written) == entries:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Ledger.write = write_and_die
+    Storage.write = write_and_die
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from captum_staa import VideoClassifier
 from captum_staa.benchmark import PlantedClips, compare
 
 PLANTED = PlantedClips(seed=12, n=20)
-CONTROLS = ("random", "uniform", "centre", "model-free", "inverted", "random weights", "other class")
+CONTROLS = ("random", "uniform", "center", "model-free", "inverted", "random weights", "other class")
 
 FAST = [  # all but those that take many forwards
     "STAA",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tiny_models import randomise
+from tiny_models import randomize
 from torch import Tensor, nn
 
 from captum_staa.attention.decomposition import class_contrast
@@ -165,7 +165,7 @@ def vit(attention: str = "sdpa", norm: str = "layer", mlp: str = "gelu", layers:
     """A random one in float64; the same weights for every spelling of the attention."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return randomise(ViT(attention, norm, mlp, layers), seed=3).double().requires_grad_(False)
+        return randomize(ViT(attention, norm, mlp, layers), seed=3).double().requires_grad_(False)
 
 
 def clips(batch: int = 2, seed: int = 5) -> Tensor:

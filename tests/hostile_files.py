@@ -15,17 +15,17 @@ import pytest
 av = pytest.importorskip("av")
 
 HEIGHT, WIDTH = 48, 64
-COLOURS = ((200, 40, 40), (40, 180, 60), (50, 60, 200), (230, 220, 120))  # of the quarters, row by row
+COLORS = ((200, 40, 40), (40, 180, 60), (50, 60, 200), (230, 220, 120))  # of the quarters, row by row
 FINE = {"crf": "4"}
 
 
 def quartered(count: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """Frames in four colours, so that every turn shows, over a strip whose grey level tells the frame's number."""
+    """Frames in four colors, so that every turn shows, over a strip whose gray level tells the frame's number."""
     frames = np.zeros((count, height, width, 3), np.uint8)
-    for at, colour in enumerate(COLOURS):
+    for at, color in enumerate(COLORS):
         rows = slice(None, height // 2) if at < 2 else slice(height // 2, None)
         columns = slice(None, width // 2) if at % 2 == 0 else slice(width // 2, None)
-        frames[:, rows, columns] = colour
+        frames[:, rows, columns] = color
     strip = slice(height // 2 - height // 8, height // 2 + height // 8)
     frames[:, strip] = (16 + 8 * np.arange(count)).astype(np.uint8)[:, None, None, None]
     return frames
@@ -52,7 +52,7 @@ def write(
     alpha: int | None = None,
     times: Sequence[int] | None = None,
     display: tuple[Any, ...] | None = None,
-    colours: tuple[int, int] | None = None,
+    colors: tuple[int, int] | None = None,
     title: str | None = None,
     container: str | None = None,
 ) -> Path:
@@ -67,12 +67,12 @@ def write(
         alpha: the same for all pixels.
         times: when each frame is shown, in milliseconds.
         display: how a player is to turn the picture: arguments of ``set_display_rotation``.
-        colours: FFmpeg's numbers of the matrix and the range.
+        colors: FFmpeg's numbers of the matrix and the range.
         title: metadata of the stream.
         container: its name.
     """
     options = FINE if options is None and codec in ("libx264", "libvpx-vp9") else options or {}
-    matrix, span = colours or (None, None)
+    matrix, span = colors or (None, None)
     muxing = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}  # the index first
     with av.open(str(path), "w", format=container, options=muxing) as file:
         stream = file.add_stream(codec, rate=Fraction(10), options=options)
@@ -82,8 +82,8 @@ def write(
             stream.codec_context.time_base = Fraction(1, 1000)
         if display is not None:
             stream.set_display_rotation(*display)
-        if colours is not None:
-            stream.codec_context.colorspace, stream.codec_context.color_range = colours
+        if colors is not None:
+            stream.codec_context.colorspace, stream.codec_context.color_range = colors
         if title is not None:
             stream.metadata["title"] = title
         for at, picture in enumerate(frames):

@@ -1,4 +1,4 @@
-"""Fields, numbers and comparisons that the tests of learnt masks share."""
+"""Fields, numbers and comparisons that the tests of learned masks share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from torch import Tensor
 
-from captum_staa.perturbation.fields import GridField, RegionField
+from captum_staa.perturbation.mask_grid import GridField, RegionField
 
 WIDE = torch.empty(0, dtype=torch.float64)
 AREAS = torch.tensor([0.004, 0.05, 0.3, 0.5, 0.93], dtype=torch.float64)

@@ -26,13 +26,13 @@ def run(path: Path, out: Path, *options: str, model: str = CNN) -> int:
     return main(["explain", str(path), "--model", model, "--method", "perturbation", "--out", str(out), *options])
 
 
-def by_hand(path: Path, model: str, setting: str = "nested", target: int | None = None, **options):
+def by_hand(path: Path, model: str, preset: str = "nested", target: int | None = None, **options):
     """The library's own call, and the target."""
     clf = VideoClassifier.from_pretrained(model)
     clip = clf.preprocess(io.read_video(path, 16).frames)
     target = int(clf(clip).argmax()) if target is None else target
-    method = SpatioTemporalPerturbation(clf, setting=setting)
-    return method.attribute_parts(clip, target=target, perturbations_per_eval=8, **options), target
+    method = SpatioTemporalPerturbation(clf, preset=preset)
+    return method.attribute_maps(clip, target=target, perturbations_per_eval=8, **options), target
 
 
 def check_same(folder: Path, parts, areas: list[float]) -> dict:
@@ -41,11 +41,11 @@ def check_same(folder: Path, parts, areas: list[float]) -> dict:
     for name, part in (("attributions", "joint"), ("temporal", "temporal"), ("spatial", "spatial"), ("masks", "masks")):
         torch.testing.assert_close(tensors[name], getattr(parts, part)[0])
     assert "masks ATHW" in described["axes"] and json.loads(described["areas"]) == areas
-    learnt = result["perturbation"]
-    assert [row["area"] for row in learnt["areas"]] == areas
+    learned = result["perturbation"]
+    assert [row["area"] for row in learned["areas"]] == areas
     for name in PARTS:
-        got = [row[name] for row in learnt["areas"]]
+        got = [row[name] for row in learned["areas"]]
         assert got == pytest.approx(getattr(parts, name)[0].tolist(), rel=1e-3, abs=1e-5), name
-    assert learnt["whole"] == pytest.approx(parts.whole.item(), rel=1e-4)
-    assert learnt["steps"] == int(parts.history.steps[-1])
+    assert learned["whole"] == pytest.approx(parts.whole.item(), rel=1e-4)
+    assert learned["steps"] == int(parts.history.steps[-1])
     return result

@@ -15,7 +15,7 @@ from captum_staa.visualization import save_animation
 from captum_staa.visualization.overlay import overlay
 
 T, H, W = 8, 24, 32
-GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)
+GRAY = np.full((T, H, W, 3), 128, dtype=np.uint8)
 
 
 def block() -> torch.Tensor:
@@ -111,9 +111,9 @@ def test_frames_are_drawn_one_at_a_time(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 def test_one_frame_is_a_picture(tmp_path, suffix):
-    path = save_animation(tmp_path / f"one{suffix}", GREY[:1], np.ones((1, 3, 4)), min_size=0, side_by_side=False)
+    path = save_animation(tmp_path / f"one{suffix}", GRAY[:1], np.ones((1, 3, 4)), min_size=0, side_by_side=False)
     (frame,) = decoded(path)
-    expected = overlay(GREY[:1], np.ones((1, 3, 4))).frame(0)
+    expected = overlay(GRAY[:1], np.ones((1, 3, 4))).frame(0)
     np.testing.assert_allclose(frame, expected, atol=6)
 
 
@@ -125,7 +125,7 @@ def test_a_failing_writer_leaves_nothing(tmp_path, monkeypatch, suffix):
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_animation(tmp_path / f"clip{suffix}", GREY, block(), layout="BTCHW")
+        save_animation(tmp_path / f"clip{suffix}", GRAY, block(), layout="BTCHW")
     assert os.listdir(tmp_path) == []
 
 
@@ -134,9 +134,9 @@ def test_an_existing_animation_is_kept(tmp_path, suffix):
     path = tmp_path / f"clip{suffix}"
     path.write_text("precious")
     with pytest.raises(FileExistsError, match=rf"clip{suffix} exists"):
-        save_animation(path, GREY, block(), layout="BTCHW")
+        save_animation(path, GRAY, block(), layout="BTCHW")
     assert path.read_text() == "precious"
-    save_animation(path, GREY, block(), layout="BTCHW", overwrite=True)
+    save_animation(path, GRAY, block(), layout="BTCHW", overwrite=True)
     assert path.stat().st_size > 500
 
 
@@ -146,5 +146,5 @@ def test_an_existing_animation_is_kept(tmp_path, suffix):
 )
 def test_animations_that_cannot_be_written(tmp_path, name, options, says):
     with pytest.raises(ValueError, match=says):
-        save_animation(tmp_path / name, GREY, block(), layout="BTCHW", **options)
+        save_animation(tmp_path / name, GRAY, block(), layout="BTCHW", **options)
     assert os.listdir(tmp_path) == []

@@ -11,7 +11,7 @@ from branched_models import add, case, injected, net, taught
 from captum.attr import NoiseTunnel
 from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
 from test_st_abn import clips_of, settled, slow_resnet
-from tiny_models import randomise, snapshot
+from tiny_models import randomize, snapshot
 from torch import Tensor, nn
 
 from captum_staa import TokenGrid, VideoClassifier
@@ -38,7 +38,7 @@ def linear() -> tuple[STABN, Tensor]:
     clip = torch.randn(2, 3, 4, 12, 10, generator=torch.Generator().manual_seed(1)).double()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return taught(STABN.inject(randomise(Linear(), 0).double(), "first", "BCTHW", width=6, example=clip)), clip
+        return taught(STABN.inject(randomize(Linear(), 0).double(), "first", "BCTHW", width=6, example=clip)), clip
 
 
 def assert_close(found: Tensor, expected: Tensor, within: float = 1e-5) -> None:
@@ -51,7 +51,7 @@ def assert_close(found: Tensor, expected: Tensor, within: float = 1e-5) -> None:
 
 def test_a_gate_is_in_shares_of_the_clip():
     st_abn, _, clip = injected("tensor")
-    parts = AttentionBranch(st_abn, upsampling="nearest").attribute_parts(clip)
+    parts = AttentionBranch(st_abn, upsampling="nearest").attribute_maps(clip)
     gates = st_abn.explain(clip).gates
     product = (gates.spatial * gates.temporal)[:, 0].repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert_close(parts.joint, product / product.sum((1, 2, 3), keepdim=True))
@@ -68,9 +68,9 @@ def test_gates_of_an_override_are_what_is_shown():
     one = torch.zeros(1, 4)
     one[0, 2] = 1
     with st_abn.override(temporal=one):
-        found = AttentionBranch(st_abn).attribute_parts(clip)
+        found = AttentionBranch(st_abn).attribute_maps(clip)
         with st_abn.override(spatial=torch.zeros(1, 4, 6, 5)):
-            shut = AttentionBranch(st_abn).attribute_parts(clip)
+            shut = AttentionBranch(st_abn).attribute_maps(clip)
     assert (found.joint.sum((2, 3)) > 0).tolist() == [[False, False, True, False]] * 2
     assert torch.equal(found.temporal, one.expand(2, 4))
     assert not shut.joint.any(), "nothing is open, so nothing is shown"
@@ -84,7 +84,7 @@ def test_grad_gate_is_what_shutting_a_gate_takes_where_the_rest_is_linear():
     st_abn, clip = linear()
     gates, whole = st_abn.explain(clip).gates, st_abn(clip).detach()
     spatial, temporal = gates.spatial[:, 0], gates.temporal[:, 0, :, 0, 0]
-    parts = AttentionBranch(st_abn, upsampling="nearest").attribute_parts(clip, TARGETS)
+    parts = AttentionBranch(st_abn, upsampling="nearest").attribute_maps(clip, TARGETS)
     rows = torch.arange(2)
 
     def fall(where: Tensor, when: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def test_grad_gate_is_a_finite_difference_elsewhere():
     st_abn, clip = (x.double() for x in (injected("tensor")[0], injected("tensor")[2]))
     gates = st_abn.explain(clip).gates
     spatial, temporal = gates.spatial[:, 0].double(), gates.temporal[:, 0, :, 0, 0].double()
-    parts = AttentionBranch(st_abn, upsampling="nearest").attribute_parts(clip, TARGETS)
+    parts = AttentionBranch(st_abn, upsampling="nearest").attribute_maps(clip, TARGETS)
     rows, step = torch.arange(2), 1e-3
 
     def slope(where: Tensor, when: Tensor) -> Tensor:
@@ -127,16 +127,16 @@ def test_grad_gate_is_a_finite_difference_elsewhere():
 
 def test_a_step_of_several_frames_shares_its_value_among_them():
     st_abn, _, clip = injected("videomae")  # two frames in a step, 8 x 8 pixels in a token
-    parts = AttentionBranch(st_abn, upsampling="nearest").attribute_parts(clip, TARGETS)
+    parts = AttentionBranch(st_abn, upsampling="nearest").attribute_maps(clip, TARGETS)
     steps = parts.joint.unflatten(1, (4, 2))
     assert torch.equal(steps[:, :, 0], steps[:, :, 1]) and torch.equal(parts.temporal[:, ::2], parts.temporal[:, 1::2])
     assert parts.resolution == "each bar covers 2 frames, each cell 8 x 8 pixels"
     cells = parts.joint[:, ::2, ::8, ::8] * 128
-    smooth = AttentionBranch(st_abn).attribute_parts(clip, TARGETS)
+    smooth = AttentionBranch(st_abn).attribute_maps(clip, TARGETS)
     assert_close(smooth.joint.sum((1, 2, 3)), cells.sum((1, 2, 3)))
     assert torch.equal(smooth.temporal, parts.temporal)
     with torch.enable_grad():
-        logits, gates = st_abn.observe(clip, leaves=True)
+        logits, gates = st_abn.forward_with_gates(clip, leaves=True)
         slopes = torch.autograd.grad(logits[0, 2] + logits[1, 0], (gates.spatial, gates.temporal))
     expected = (gates.spatial * slopes[0] + gates.temporal * slopes[1])[:, 0].detach()
     assert_close(cells, expected)
@@ -157,11 +157,11 @@ def test_pixels_that_no_token_covers_get_nothing_and_the_sum_is_kept(weighting):
 
     grid = TokenGrid(2, 3, 2, tubelet=(2, 8, 8))
     clip = torch.randn(2, 3, 5, 27, 17, generator=torch.Generator().manual_seed(0))
-    st_abn = taught(STABN.inject(randomise(Patches(), 0), "mix", "BCTHW", grid, example=clip))
-    parts = AttentionBranch(st_abn).attribute_parts(clip, TARGETS, weighting=weighting)
+    st_abn = taught(STABN.inject(randomize(Patches(), 0), "mix", "BCTHW", grid, example=clip))
+    parts = AttentionBranch(st_abn).attribute_maps(clip, TARGETS, weighting=weighting)
     assert not parts.joint[:, 4:].any() and not parts.joint[:, :, 24:].any() and not parts.joint[..., 16:].any()
     assert parts.temporal[:, :4].all() and not parts.temporal[:, 4:].any()
-    logits, gates = st_abn.observe(clip, leaves=True)
+    logits, gates = st_abn.forward_with_gates(clip, leaves=True)
     if weighting == "class_map":
         expected = (gates.logits - st_abn.branch.classify.bias)[torch.arange(2), TARGETS].detach()
         of_time = expected
@@ -180,7 +180,7 @@ def test_pixels_that_no_token_covers_get_nothing_and_the_sum_is_kept(weighting):
 def test_a_class_map_sums_to_the_branchs_logit_less_its_bias(frames):
     """Also where steps are averaged to the head's six bins."""
     st_abn, clip = settled(STABN(5, slow_resnet(), body="light", num_frames=6)), clips_of(frames, 32)
-    parts = AttentionBranch(st_abn).attribute_parts(clip, [4, 1], weighting="class_map")
+    parts = AttentionBranch(st_abn).attribute_maps(clip, [4, 1], weighting="class_map")
     head = st_abn.branch.classify
     logits = st_abn.explain(clip).attention_logits
     assert_close(parts.joint.sum((1, 2, 3)), (logits - head.bias.detach())[torch.arange(2), [4, 1]])
@@ -198,12 +198,12 @@ def test_a_class_map_sums_to_the_branchs_logit_less_its_bias(frames):
 def test_the_default_weighting():
     st_abn, _, clip = injected("tensor")
     method = AttentionBranch(st_abn)
-    assert method.attribute_parts(clip).weighting == "gate"
-    assert method.attribute_parts(clip, 1).weighting == "grad_gate"
+    assert method.attribute_maps(clip).weighting == "gate"
+    assert method.attribute_maps(clip, 1).weighting == "grad_gate"
     assert torch.equal(method.attribute(clip, 1), method.attribute(clip, 1, weighting="grad_gate"))
     watching = AttentionBranch(injected("tensor", mechanism="observe")[0])
-    assert watching.attribute_parts(clip).weighting == watching.attribute_parts(clip, 1).weighting == "gate"
-    assert watching.attribute_parts(clip, 1, weighting="class_map").joint.any()
+    assert watching.attribute_maps(clip).weighting == watching.attribute_maps(clip, 1).weighting == "gate"
+    assert watching.attribute_maps(clip, 1, weighting="class_map").joint.any()
 
 
 @pytest.mark.parametrize("weighting", ["grad_gate", "class_map"])

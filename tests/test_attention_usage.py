@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_staa import VideoClassifier
 from captum_staa.metrics import attention_usage
-from captum_staa.metrics.usage import AttentionUsage
+from captum_staa.metrics.attention_usage import AttentionUsage
 from captum_staa.models import STABN
 
 NAMES = ("temporal_flat", "temporal_shuffled", "spatial_flat", "spatial_shuffled")
@@ -103,7 +103,7 @@ def test_one_percent_of_any_kind_is_use(name, largest, used):
 def test_what_counts_as_none_is_told_by_its_one_number(monkeypatch):
     usage = AttentionUsage(**dict.fromkeys(NAMES, torch.tensor([0.3])), decisions=dict.fromkeys(NAMES, 0.0))
     assert usage.used and "are used" in usage._repr_html_()
-    monkeypatch.setattr("captum_staa.metrics.usage.UNUSED", 0.5)
+    monkeypatch.setattr("captum_staa.metrics.attention_usage.UNUSED", 0.5)
     assert not usage.used and "no change is 50 % on average" in usage._repr_html_()
 
 

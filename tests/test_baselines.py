@@ -73,7 +73,7 @@ def smeared(values: np.ndarray, axis: int, sigma: float) -> np.ndarray:
         ({}, 0.5, 0),  # a tenth of the shorter side of 7 x 5 pixels
     ],
 )
-def test_blur_is_a_weighted_sum_over_neighbours(options, space, time):
+def test_blur_is_a_weighted_sum_over_neighbors(options, space, time):
     clip = drawn(2)
     expected = clip.numpy().astype(np.float64)
     for axis, sigma in ((1, time), (3, space), (4, space)):
@@ -128,18 +128,18 @@ def test_shuffle_moves_whole_frames():
         (5, [order for order in itertools.permutations(range(5)) if parted(order)]),
     ],
 )
-def test_every_order_that_parts_neighbours_is_equally_likely(frames, allowed):
+def test_every_order_that_parts_neighbors_is_equally_likely(frames, allowed):
     clips = 1400
     counts = Counter(orders(clips, frames))
     assert set(counts) == set(allowed)
     mean = clips / len(allowed)
     assert all(abs(count - mean) <= 4 * math.sqrt(mean) for count in counts.values())
-    if frames > 2:  # as often backwards as forwards, so no direction is favoured
+    if frames > 2:  # as often backwards as forwards, so no direction is favored
         assert {order[::-1] for order in allowed} == set(allowed)
 
 
 @pytest.mark.parametrize("frames", [8, 16, 61])
-def test_in_long_clips_too_no_neighbours_stay_together(frames):
+def test_in_long_clips_too_no_neighbors_stay_together(frames):
     found = orders(30, frames)
     assert all(sorted(order) == list(range(frames)) and parted(order) for order in found)
     assert len(set(found)) == 30

@@ -30,7 +30,7 @@ def test_no_name_is_kept_that_nobody_uses():
     used = set()
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module == "captum_staa._captum":
+            if isinstance(node, ast.ImportFrom) and node.module == "captum_staa._utils.captum":
                 used |= {alias.name for alias in node.names}
     assert used == set(_captum.__all__)
 

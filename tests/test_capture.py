@@ -17,7 +17,7 @@ from tiny_models import (
     clip_for,
     own,
     own_family,
-    randomise,
+    randomize,
     snapshot,
     tiny,
 )
@@ -26,7 +26,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from captum_staa import VideoClassifier
 from captum_staa.attention.capture import capture
-from captum_staa.models import AttentionSite
+from captum_staa.models import AttentionLayer
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -147,16 +147,16 @@ def test_other_precisions(name, reading, dtype, close):
 def test_errors():
     clf = own("sdpa")
     clip = clip_for(clf)
-    with pytest.raises(ValueError, match="pass at least one AttentionSite"), capture(clf.module, [], boom):
+    with pytest.raises(ValueError, match="pass at least one AttentionLayer"), capture(clf.module, [], boom):
         pass
     with (
         pytest.raises(ValueError, match=r"OwnViT has no module 'blocks\.9\.attn'.*named_modules"),
-        capture(clf.module, [AttentionSite("blocks.9.attn", 0)], READINGS["row"]),
+        capture(clf.module, [AttentionLayer("blocks.9.attn", 0)], READINGS["row"]),
     ):
         clf(clip)
     with (
-        pytest.raises(ValueError, match=r"no attention at \['blocks\.0\.norm'\]; a site with door='call' must"),
-        capture(clf.module, [AttentionSite("blocks.0.norm", 0)], READINGS["row"]),
+        pytest.raises(ValueError, match=r"no attention at \['blocks\.0\.norm'\]; a site with backend='sdpa' must"),
+        capture(clf.module, [AttentionLayer("blocks.0.norm", 0)], READINGS["row"]),
     ):
         clf(clip)
 
@@ -170,12 +170,12 @@ def test_a_module_that_attends_twice():
         def forward(self, x: Tensor) -> Tensor:
             return self.b(self.a(x))
 
-    clf = VideoClassifier(randomise(OwnViT(Twice), 0), family=own_family())
+    clf = VideoClassifier(randomize(OwnViT(Twice), 0), family=own_family())
     clip, before = clip_for(clf), snapshot(clf)
     with pytest.raises(ValueError, match=r"'blocks\.0\.attn' computes attention more than once.*declare the module"):
         read(clf, clip)
     assert snapshot(clf) == before
-    inside = [AttentionSite("blocks.0.attn.b", 0)]
+    inside = [AttentionLayer("blocks.0.attn.b", 0)]
     with torch.no_grad(), capture(clf.module, inside, READINGS["head_mean"]) as readings:
         clf(clip)
     assert len(readings) == 1
@@ -195,7 +195,7 @@ def test_an_attention_that_failed_does_not_lend_its_name_to_the_next():
                 return self.sound(x)
             raise AssertionError
 
-    clf = VideoClassifier(randomise(OwnViT(Fallback), 0), family=own_family())
-    sites = [AttentionSite("blocks.0.attn.broken", 0)]
+    clf = VideoClassifier(randomize(OwnViT(Fallback), 0), family=own_family())
+    sites = [AttentionLayer("blocks.0.attn.broken", 0)]
     with pytest.raises(ValueError, match="computed no attention"), capture(clf.module, sites, READINGS["row"]):
         clf(clip_for(clf))

@@ -13,13 +13,13 @@ from tiny_models import (
     CallsSdpa,
     classifier,
     clip_for,
-    randomise,
+    randomize,
     tiny,
 )
 from torch import Tensor, nn
 
 from captum_staa.attention.capture import capture
-from captum_staa.models import AttentionSite
+from captum_staa.models import AttentionLayer
 
 
 class _Shapes(nn.Module):
@@ -62,7 +62,7 @@ def test_every_form_of_scaled_dot_product_attention(lead, options, reading):
     model = _Shapes(q, k, v, **options)
     with torch.no_grad():
         plain = model()
-        with capture(model, [AttentionSite("inner", 0)], READINGS[reading]) as readings:
+        with capture(model, [AttentionLayer("inner", 0)], READINGS[reading]) as readings:
             output = model()
     torch.testing.assert_close(output, plain, rtol=0, atol=1e-5)
     if options.get("enable_gqa"):
@@ -91,12 +91,12 @@ def test_multihead_masks_and_options(reading):
     ]
     for made, operands, options in cases:
         model = nn.Module()
-        model.inner = randomise(nn.MultiheadAttention(8, 2, batch_first=True, **made), 1)
+        model.inner = randomize(nn.MultiheadAttention(8, 2, batch_first=True, **made), 1)
         model.forward = model.inner.forward  # type: ignore[method-assign]
         with torch.no_grad():
             plain, weights = model.inner(*operands, **options)
             _, full = model.inner(*operands, **{**options, "average_attn_weights": False})
-            with capture(model, [AttentionSite("inner", 0)], READINGS[reading]) as readings:
+            with capture(model, [AttentionLayer("inner", 0)], READINGS[reading]) as readings:
                 output, same = model.inner(*operands, **options)
         torch.testing.assert_close(output, plain, rtol=0, atol=1e-6)
         torch.testing.assert_close(same, weights, rtol=0, atol=1e-6)
@@ -147,7 +147,7 @@ def test_fused_kernels_do_not_run_past_the_door(fast):
     """In eval mode and without gradients torch takes one fused kernel for all of these."""
     layer = nn.MultiheadAttention(8, 2, batch_first=True)
     model = nn.Sequential(layer) if fast == "mha" else nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    randomise(model, 0)
+    randomize(model, 0)
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     name = "0" if fast == "mha" else "self_attn"
 
@@ -156,7 +156,7 @@ def test_fused_kernels_do_not_run_past_the_door(fast):
 
     with torch.no_grad():
         plain = run()
-        with capture(model, [AttentionSite(name, 0)], READINGS["head_mean"]) as readings:
+        with capture(model, [AttentionLayer(name, 0)], READINGS["head_mean"]) as readings:
             output = run()
     torch.testing.assert_close(output, plain, rtol=0, atol=1e-5)
     (matrix,) = readings.values()
@@ -174,7 +174,7 @@ def test_flash_attentions_two_dimensional_mask():
     wrapper = _Calls(module, q, keep)
     with (
         torch.no_grad(),
-        capture(wrapper, [AttentionSite("inner", 0, "joint", "interface")], READINGS["head_mean"]) as r,
+        capture(wrapper, [AttentionLayer("inner", 0, "joint", "hf")], READINGS["head_mean"]) as r,
     ):
         wrapper()
     (matrix,) = r.values()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from captum_staa import STAA, VideoClassifier
 from captum_staa.attention.capture import capture
-from captum_staa.models import AttentionSite
+from captum_staa.models import AttentionLayer
 
 
 @pytest.mark.parametrize("end", ["success", "stop", "model raises", "reader raises", "site missing", "never run"])
@@ -36,7 +36,7 @@ def test_nothing_is_left(name, end):
         clf(clip)
     before, global_stance = snapshot(clf), torch._dynamo.eval_frame._stance
     plain = clf(clip)
-    bad = [*sites, AttentionSite("head.nowhere", 99)] if end == "site missing" else sites
+    bad = [*sites, AttentionLayer("head.nowhere", 99)] if end == "site missing" else sites
     reader = boom if end == "reader raises" else READINGS["head_mean"]
     handle = clf.module.get_submodule(sites[-1].module).register_forward_pre_hook(boom)
     if end != "model raises":
@@ -90,7 +90,7 @@ def test_a_model_that_catches_everything_cannot_catch_the_stop():
                 return torch.zeros(1, 3)
 
     clf = own("sdpa")
-    site = AttentionSite("inner.blocks.1.attn", 1)
+    site = AttentionLayer("inner.blocks.1.attn", 1)
     with torch.no_grad(), capture(Careful(clf.module), [site], READINGS["row"], stop=True) as readings:
         Careful(clf.module)(clip_for(clf))
     # another module than the captured one wraps it: the site is found all the same, and has been read

@@ -15,8 +15,8 @@ from torch import Tensor
 from captum_staa import RISE, STAA, SpatioTemporalPerturbation, TokenGrid, VideoLayout, VideoOcclusion
 from captum_staa import feature_masks as masks
 from captum_staa import metrics as m
+from captum_staa._utils.checks import check_count, check_sides
 from captum_staa.attr import VideoFeatureAblation
-from captum_staa.checks import check_count, check_sides
 from captum_staa.models.resnet3d import ResNet3DConfig
 from captum_staa.models.slow_resnet import SlowResNet
 
@@ -37,7 +37,7 @@ def explained(method: Any, *args: Any, **options: Any) -> Any:
 
 CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "insertion": (lambda **n: m.insertion(model, **ASKED | n), {"steps": 3, "perturbations_per_eval": 2}),
-    "cells": (lambda **n: m.causal(model, **ASKED | {"steps": 2} | n), {"cells": (2, 3, 4)}),
+    "cells": (lambda **n: m.insertion_deletion(model, **ASKED | {"steps": 2} | n), {"cells": (2, 3, 4)}),
     "aopc": (lambda **n: m.aopc(model, **ASKED | n), {"steps": 3}),
     "saco": (lambda **n: m.saco(model, **ASKED | n), {"groups": 3, "perturbations_per_eval": 2}),
     "correlation": (lambda **n: m.faithfulness_correlation(model, **ASKED | n), {"n_subsets": 3}),
@@ -45,11 +45,11 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "boxes_to_truth": (lambda **n: m.boxes_to_truth(BOXES, **n), {"size": (3, 5)}),
     "reliability": (lambda **n: m.reliability(MAPS[0, 0], **n), {"random": 0, "n_bootstrap": 9}),
     "noise": (
-        lambda **n: m.perturbations.tubelet_noise("BTCHW", std=0.1, **n).for_sensitivity()(CLIP, 0.1),
+        lambda **n: m.noise.tubelet_noise("BTCHW", std=0.1, **n).for_sensitivity()(CLIP, 0.1),
         {"cells": (2, 3, 4)},
     ),
     "shuffle": (
-        lambda **n: m.perturbations.frame_shuffle("BTCHW", **n).for_sensitivity()(CLIP, 0.1),
+        lambda **n: m.noise.frame_shuffle("BTCHW", **n).for_sensitivity()(CLIP, 0.1),
         {"window": 2},
     ),
     "segments": (lambda **n: masks.segments(CLIP, "BTCHW", **n), {"n": 3}),

@@ -313,11 +313,11 @@ def test_target_resolves_labels_and_indices() -> None:
     assert [clf.target(x) for x in ("waving", " Jumping Jacks", "run", "Run", "7", "0")] == [0, 1, 2, 3, 4, 0]
     assert [clf.target(x) for x in (2, np.int64(3), torch.tensor(4))] == [2, 3, 4]
     with pytest.raises(ValueError, match=r"no label 'jumpin jack'; close are \['jumping jacks'\]"):
-        clf.target("jumpin jack")
+        clf.class_index("jumpin jack")
     with pytest.raises(ValueError, match=r"the 5 labels begin with \['Waving'"):
-        clf.target("xyz")
+        clf.class_index("xyz")
     with pytest.raises(ValueError, match=r"names several classes, \[2, 3\]"):
-        clf.target("RUN")
+        clf.class_index("RUN")
     for index in (5, -1, "5"):
         with pytest.raises(ValueError, match=r"out of range: classes are 0\.\.4"):
             clf.target(index)
@@ -325,9 +325,9 @@ def test_target_resolves_labels_and_indices() -> None:
         with pytest.raises(TypeError, match="a label or a class index"):
             clf.target(thing)
     unnamed = VideoClassifier(conv_net(), "BCTHW")
-    assert unnamed.target(1000) == unnamed.target("1000") == 1000
+    assert unnamed.target(1000) == unnamed.class_index("1000") == 1000
     with pytest.raises(ValueError, match="has no labels: pass an index"):
-        unnamed.target("waving")
+        unnamed.class_index("waving")
 
 
 def test_repr_says_what_it_takes() -> None:

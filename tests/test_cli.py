@@ -60,7 +60,7 @@ def test_explain_writes_what_the_library_says(video, explained):
 
     clf = VideoClassifier.from_pretrained(MODEL)
     clip = clf.preprocess(io.read_video(video, 16).frames)
-    expected = STAA(clf).attribute_parts(clip, target=int(label))
+    expected = STAA(clf).attribute_maps(clip, target=int(label))
     torch.testing.assert_close(tensors["attributions"], expected.joint[0])
 
     assert f"  {name}" in said and "the likeliest class" in said
@@ -68,7 +68,7 @@ def test_explain_writes_what_the_library_says(video, explained):
 
 
 def test_the_overlay_lies_where_the_evidence_is(video, explained):
-    """Through the model's crop and back: colour appears on the planted patch, and never on what was cut off."""
+    """Through the model's crop and back: color appears on the planted patch, and never on what was cut off."""
     folder, _ = explained
     overlay = io.read_video(folder / "overlay.mp4")
     wide = 288 + 2 * MARGIN
@@ -77,14 +77,14 @@ def test_the_overlay_lies_where_the_evidence_is(video, explained):
     result = read(folder)[2]
     best = result["key_frames"][0]["frame"]
     right = overlay.frames[best, :, -wide:].astype(int)
-    coloured = right.max(-1) - right.min(-1) > 60
-    assert not coloured[:, : MARGIN - 4].any() and not coloured[:, -MARGIN + 4 :].any()
+    colored = right.max(-1) - right.min(-1) > 60
+    assert not colored[:, : MARGIN - 4].any() and not colored[:, -MARGIN + 4 :].any()
     truth = PLANTED[0][2][best][None, None].float()
     around = torch.nn.functional.max_pool2d(truth, 9, 1, 4)  # half a tubelet more on each side
     patch, around = (
         torch.nn.functional.interpolate(part, scale_factor=FACTOR)[0, 0].bool() for part in (truth, around)
     )
-    rows, columns = np.nonzero(coloured)
+    rows, columns = np.nonzero(colored)
     truth_rows, truth_columns = (where.float().mean().item() for where in patch.nonzero(as_tuple=True))
     assert abs(rows.mean() - truth_rows) < 8 * FACTOR / 2  # half a tubelet
     assert abs(columns.mean() - MARGIN - truth_columns) < 8 * FACTOR / 2
@@ -114,8 +114,8 @@ def test_options_reach_the_method(video, tmp_path, capsys, options, method):
         method = {**method, "focus": Focus()}
     clf = VideoClassifier.from_pretrained(MODEL)
     clip = clf.preprocess(io.read_video(video, 16).frames)
-    target = clf.target("bright-bottom") if "--target" in options else int(clf(clip).argmax())
-    expected = STAA(clf, **method).attribute_parts(clip, target=target)
+    target = clf.class_index("bright-bottom") if "--target" in options else int(clf(clip).argmax())
+    expected = STAA(clf, **method).attribute_maps(clip, target=target)
     torch.testing.assert_close(tensors["attributions"], expected.joint[0])
     torch.testing.assert_close(tensors["temporal"], expected.temporal[0])
     assert result["target"]["index"] == target

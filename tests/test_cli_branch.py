@@ -35,7 +35,7 @@ def test_it_writes_what_the_library_says(video, tmp_path, model, without_picture
     classifier = VideoClassifier.from_pretrained(model)
     clip = classifier.preprocess(io.read_video(video, 16).frames)
     target = int(classifier(clip).argmax())
-    parts = AttentionBranch(classifier).attribute_parts(clip, target=target)
+    parts = AttentionBranch(classifier).attribute_maps(clip, target=target)
     assert parts.weighting == MODELS[model]
     torch.testing.assert_close(tensors["attributions"], parts.joint[0], rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(tensors["temporal"], parts.temporal[0], rtol=1e-4, atol=1e-7)

@@ -44,7 +44,7 @@ def check_demo(folder: Path, clips: int) -> dict[str, dict[str, float]]:
     with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             found[row["method"]][row["metric"]].append(float(row["value"]))  # a reason is no number
-    controls = ("random", "uniform", "centre", "model-free", "inverted", "random weights", "other class")
+    controls = ("random", "uniform", "center", "model-free", "inverted", "random weights", "other class")
     assert list(found) == [*demo.METHODS, *controls]
     assert {len(values) for own in found.values() for values in own.values()} == {clips}
     means = {method: {metric: statistics.fmean(own[metric]) for metric in own} for method, own in found.items()}
@@ -63,7 +63,7 @@ def check_demo(folder: Path, clips: int) -> dict[str, dict[str, float]]:
     assert abs(means["random"]["auroc"] - 0.5) < 0.03
     assert means["uniform"]["rivals"] == means["uniform"]["rivals_time"] == 0.5
     assert means["inverted"]["rivals"] == pytest.approx(1 - means["STAA"]["rivals"])
-    for control in ("centre", "model-free", "random weights", "other class"):
+    for control in ("center", "model-free", "random weights", "other class"):
         assert means[control]["rivals"] < means["STAA"]["rivals"], control
     return means
 

@@ -16,7 +16,7 @@ from captum_staa.benchmark import PlantedClips
 from captum_staa.cli import demo, explain, output, windows
 from captum_staa.cli.explanation import Masks, Options, report
 from captum_staa.cli.methods import copies_of
-from captum_staa.perturbation.settings import SETTINGS
+from captum_staa.perturbation.presets import PRESETS
 
 pytest.importorskip("av")
 pytestmark = pytest.mark.usefixtures("ctrl_c_reaches_python")
@@ -40,9 +40,9 @@ def test_the_files_say_what_the_library_says_of_a_3d_cnn(video, tmp_path, capsys
     result = check_same(tmp_path, parts, [0.05, 0.1, 0.15, 0.5])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(output.FILES)
     assert (result["target"]["index"], result["target"]["class_specific"]) == (target, True)
-    assert result["method"] == "SpatioTemporalPerturbation(setting='nested').attribute(iterations=4)"
-    told = {name: result["perturbation"][name] for name in ("setting", "objective", "smoothness", "scale")}
-    assert told == {"setting": "nested", "objective": "dual", "smoothness": "none", "scale": "odds"}
+    assert result["method"] == "SpatioTemporalPerturbation(preset='nested').attribute(iterations=4)"
+    told = {name: result["perturbation"][name] for name in ("preset", "objective", "regularizer", "scale")}
+    assert told == {"preset": "nested", "objective": "dual", "regularizer": "none", "scale": "odds"}
     frames = [row["frame"] for row in result["key_frames"]]
     assert min(abs(a - b) for a in frames for b in frames if a != b) >= 2  # a cell of the mask
 
@@ -58,30 +58,30 @@ def test_the_files_say_what_the_library_says_of_a_3d_cnn(video, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("options", "setting", "given", "model"),
+    ("options", "preset", "given", "model"),
     [
-        (["--setting", "step", "--areas", ".1,.4"], "step", {"areas": [0.1, 0.4]}, CNN),
-        (["--setting", "3d-ep", "--smoothness", "tv"], "3d-ep", {"smoothness": "tv"}, CNN),
-        (["--setting", "2d-ep", "--target", "BRIGHT-BOTTOM"], "2d-ep", {}, CNN),
+        (["--preset", "step", "--areas", ".1,.4"], "step", {"areas": [0.1, 0.4]}, CNN),
+        (["--preset", "3d-ep", "--regularizer", "tv"], "3d-ep", {"regularizer": "tv"}, CNN),
+        (["--preset", "2d-ep", "--target", "BRIGHT-BOTTOM"], "2d-ep", {}, CNN),
         (["--objective", "delete", "--areas", ".2"], "nested", {"areas": [0.2], "objective": "delete"}, TRANSFORMER),
     ],
 )
 @pytest.mark.usefixtures("without_pictures")
-def test_options_reach_the_method(video, tmp_path, options, setting, given, model):
+def test_options_reach_the_method(video, tmp_path, options, preset, given, model):
     assert run(video, tmp_path, "--iterations", "3", *options, model=model) == 0
-    asked = VideoClassifier.from_pretrained(model).target("bright-bottom") if "--target" in options else None
-    parts, target = by_hand(video, model, setting, asked, iterations=3, **given)
-    own = SETTINGS[setting]
+    asked = VideoClassifier.from_pretrained(model).class_index("bright-bottom") if "--target" in options else None
+    parts, target = by_hand(video, model, preset, asked, iterations=3, **given)
+    own = PRESETS[preset]
     result = check_same(tmp_path, parts, given.get("areas", list(own.areas)))
     assert result["target"]["index"] == target and result["target"]["given"] == (asked is not None)
     told = result["perturbation"]
-    assert (told["setting"], told["iterations"]) == (setting, 3)
+    assert (told["preset"], told["iterations"]) == (preset, 3)
     assert told["objective"] == given.get("objective", own.objective.aim)
-    assert told["smoothness"] == given.get("smoothness", "ellipsoid" if setting == "step" else "none")
+    assert told["regularizer"] == given.get("regularizer", "ellipsoid" if preset == "step" else "none")
     assert told["scale"] == own.objective.scale
-    call = ", ".join(f"{name}={given[name]!r}" for name in ("areas", "objective", "smoothness") if name in given)
+    call = ", ".join(f"{name}={given[name]!r}" for name in ("areas", "objective", "regularizer") if name in given)
     assert result["method"] == (
-        f"SpatioTemporalPerturbation(setting={setting!r}).attribute({call}{', ' if call else ''}iterations=3)"
+        f"SpatioTemporalPerturbation(preset={preset!r}).attribute({call}{', ' if call else ''}iterations=3)"
     )
 
 
@@ -89,20 +89,22 @@ def test_options_reach_the_method(video, tmp_path, options, setting, given, mode
 def test_without_options_it_is_the_setting_itself(video, tmp_path, monkeypatch):
     seen = []
 
-    def attribute_parts(self, clip, **options):
-        seen.append((self.setting, options))
+    def attribute_maps(self, clip, **options):
+        seen.append((self.preset, options))
         raise OSError("enough")
 
-    monkeypatch.setattr(SpatioTemporalPerturbation, "attribute_parts", attribute_parts)
+    monkeypatch.setattr(SpatioTemporalPerturbation, "attribute_maps", attribute_maps)
     assert run(video, tmp_path / "a") == 2
-    assert run(video, tmp_path / "b", "--setting", "step") == 2
-    assert [setting for setting, _ in seen] == [SETTINGS["nested"], SETTINGS["step"]]
+    assert run(video, tmp_path / "b", "--preset", "step") == 2
+    assert [preset for preset, _ in seen] == [PRESETS["nested"], PRESETS["step"]]
     assert {options["perturbations_per_eval"] for _, options in seen} == {8}
 
 
 def test_larger_clips_go_through_the_model_in_fewer_copies():
-    copies = [copies_of(torch.empty(1, 16, 3, side, side, device="meta")) for side in (48, 64, 112, 224, 1024)]
-    assert copies == [8, 8, 3, 1, 1]
+    perturbations_per_eval = [
+        copies_of(torch.empty(1, 16, 3, side, side, device="meta")) for side in (48, 64, 112, 224, 1024)
+    ]
+    assert perturbations_per_eval == [8, 8, 3, 1, 1]
 
 
 def test_an_explanation_by_attention_has_no_masks(video, tmp_path, monkeypatch):
@@ -115,10 +117,10 @@ def test_an_explanation_by_attention_has_no_masks(video, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("staa", ["--setting", "step"], "of --method perturbation: --setting; but --method staa came; drop it"),
+        ("staa", ["--preset", "step"], "of --method perturbation: --preset; but --method staa came; drop it"),
         ("staa", ["--areas", ".1"], "--areas; but --method staa"),
         ("staa", ["--objective", "dual"], "--objective; but --method staa"),
-        ("staa", ["--smoothness", "none"], "--smoothness; but --method staa"),
+        ("staa", ["--regularizer", "none"], "--regularizer; but --method staa"),
         ("staa", ["--iterations", "1"], "--iterations; but --method staa"),
         ("staa", ["--iterations", "1", "--areas", ".1"], "--areas, --iterations; but --method staa came; drop them"),
         ("perturbation", ["--mode", "relevance"], "of --method staa: --mode; but --method perturbation came"),
@@ -146,9 +148,9 @@ def test_options_of_the_other_method_are_refused(video, tmp_path, capsys, monkey
         (["--areas", ""], "but '' came"),
         (["--areas", "nan"], "but 'nan' came"),
         (["--iterations", "0"], "at least 1, but '0' came"),
-        (["--setting", "4d"], "invalid choice"),
+        (["--preset", "4d"], "invalid choice"),
         (["--objective", "keep"], "invalid choice"),
-        (["--smoothness", "silk"], "invalid choice"),
+        (["--regularizer", "silk"], "invalid choice"),
     ],
 )
 def test_arguments_that_cannot_be_read(options, message, capsys):
@@ -171,8 +173,7 @@ def test_windows_count_by_the_probability_of_the_class_in_them(long_video, tmp_p
     target = int(answers.mean(0).argmax())
     method = SpatioTemporalPerturbation(clf)  # one by one: in a batch, each clip has a shuffle of its own
     each = [
-        method.attribute_parts(clip[None], None, target, None, None, 8, areas=[0.1, 0.3], iterations=2)
-        for clip in clips
+        method.attribute_maps(clip[None], None, target, None, None, 8, areas=[0.1, 0.3], iterations=2) for clip in clips
     ]
     scores = {name: torch.cat([getattr(parts, name) for parts in each]) for name in PARTS}  # (3, 2)
     total, masks, count = torch.zeros(44, 48, 48), torch.zeros(2, 44, 48, 48), torch.zeros(44)
@@ -196,8 +197,8 @@ def test_windows_count_by_the_probability_of_the_class_in_them(long_video, tmp_p
 @pytest.mark.usefixtures("without_pictures")
 def test_masks_that_are_not_of_the_area_asked_are_pointed_out(video, tmp_path, capsys):
     """The papers' masks begin with all shown, and need hundreds of steps to shrink."""
-    for setting, too_large in (("step", True), ("nested", False)):
-        assert run(video, tmp_path, "--setting", setting, "--areas", ".1", "--iterations", "2", "--overwrite") == 0
+    for preset, too_large in (("step", True), ("nested", False)):
+        assert run(video, tmp_path, "--preset", preset, "--areas", ".1", "--iterations", "2", "--overwrite") == 0
         assert ("not of the areas asked yet" in capsys.readouterr().out) == too_large
         (row,) = read(tmp_path)[2]["perturbation"]["areas"]
         assert (row["visible"] > 0.15) == too_large

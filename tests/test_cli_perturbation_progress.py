@@ -1,4 +1,4 @@
-"""While masks are learnt on the command line: the bar, and Ctrl-C, which keeps the best."""
+"""While masks are learned on the command line: the bar, and Ctrl-C, which keeps the best."""
 
 from __future__ import annotations
 

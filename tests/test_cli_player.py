@@ -17,7 +17,7 @@ from PIL import Image
 from captum_staa.cli import pictures
 from captum_staa.cli.explanation import Explanation, Masks, report
 from captum_staa.io import VideoInfo
-from captum_staa.layout import SpaceTime, from_joint
+from captum_staa.result import VideoAttribution
 
 T, H, W = 30, 40, 60
 CROP = (0.0, 10.0, 40.0, 40.0)
@@ -45,7 +45,7 @@ def explanation(**changes) -> Explanation:
         "target_given": True,
         "indices": list(range(0, 3 * T, 3)),
         "times": [index / 25 for index in range(0, 3 * T, 3)],
-        "parts": from_joint(joint),
+        "parts": VideoAttribution.from_joint(joint),
         "crop": CROP,
         "apart": 1,
         "sampling": "",
@@ -87,8 +87,8 @@ def test_a_short_clip_is_there_as_a_whole():
 def test_masks_are_explanations_of_their_own():
     masks = torch.zeros(2, T, 8, 8)
     masks[0, 7], masks[1, 7:9] = 1, 1
-    learnt = Masks(masks, [0.05, 0.5], "probability", [0.05, 0.5], 0.9, [0.8, 0.9], [0.2, 0.1], 30)
-    found = held(explanation(masks=learnt))["explanations"]
+    learned = Masks(masks, [0.05, 0.5], "probability", [0.05, 0.5], 0.9, [0.8, 0.9], [0.2, 0.1], 30)
+    found = held(explanation(masks=learned))["explanations"]
     assert [entry["name"] for entry in found] == ["some method", "mask, area 0.05", "mask, area 0.5"]
     assert np.flatnonzero(found[1]["curves"]["all"]).tolist() == [7]
     assert np.flatnonzero(found[2]["curves"]["all"]).tolist() == [7, 8]
@@ -136,6 +136,6 @@ def test_a_page_that_is_too_large_gets_smaller_frames_and_then_fewer(monkeypatch
 )
 def test_the_terminal_tells_signed_maps_from_empty_ones(temporal, said):
     joint = torch.tensor(temporal)[None, :, None, None].expand(1, 4, 2, 2) / 4
-    parts = SpaceTime(joint, joint.sum(1), torch.tensor([temporal]))
+    parts = VideoAttribution(joint, joint.sum(1), torch.tensor([temporal]))
     told = explanation(parts=parts, indices=[0, 3, 6, 9], times=[0.0, 0.12, 0.24, 0.36])
     assert report(told, 3).splitlines()[-1] == said

@@ -52,7 +52,7 @@ def test_windows_are_merged_by_their_mean(long_video, tmp_path, options, stride,
     clips = torch.cat([clf.preprocess(frames) for _, frames in pieces])
     probabilities = clf(clips).softmax(1)
     target = int(probabilities.mean(0).argmax())
-    joint = STAA(clf).attribute_parts(clips, target=[target] * len(clips)).joint
+    joint = STAA(clf).attribute_maps(clips, target=[target] * len(clips)).joint
     total, count = torch.zeros(44, 48, 48), torch.zeros(44)
     for (start, _), maps in zip(pieces, joint, strict=True):
         total[start : start + 16 * frame_stride : frame_stride] += maps

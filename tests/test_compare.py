@@ -12,11 +12,10 @@ from comparison_cases import CONTROLS, FAST, PLANTED, silent, table
 from torch import Tensor, nn
 
 from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, metrics
-from captum_staa.benchmark import METHODS, METRICS, Case, DoesNotApply, Metric, PlantedClips, Recipe
-from captum_staa.benchmark.layers import end_layer
+from captum_staa._utils.gaussian import gaussian
+from captum_staa.benchmark import METHODS, METRICS, MethodSpec, Metric, MetricInput, NotApplicableError, PlantedClips
+from captum_staa.benchmark.method_spec import end_layer, windows
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.recipes import windows
-from captum_staa.gaussian import gaussian
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def test_numbers_are_those_of_the_metrics_called_by_hand(clf):
         maps["inverted"] = -maps["STAA"]
         maps["uniform"] = torch.ones_like(maps["STAA"])
         for method, each in maps.items():
-            curves = metrics.causal(clf, clip, each, target=label, steps=6, perturbations_per_eval=8)
+            curves = metrics.insertion_deletion(clf, clip, each, target=label, steps=6, perturbations_per_eval=8)
             by_hand = {
                 "insertion": curves.insertion.score,
                 "deletion": curves.deletion.score,
@@ -109,7 +108,7 @@ def test_all_methods_run_on_all_kinds_of_models(model):
 def test_ours_and_captums_see_the_same_windows(cnn, ours, theirs):
     clip, label, _ = PLANTED[16:17]
     clip = cnn.layout.from_working(clip).contiguous()
-    first, second = (method.call(clip, int(label)) for method in made([ours, theirs], cnn, copies=16))
+    first, second = (method.call(clip, int(label)) for method in made([ours, theirs], cnn, perturbations_per_eval=16))
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
     if ours == "VideoOcclusion":
         sides, strides = windows(cnn, clip)
@@ -121,7 +120,7 @@ def test_ours_and_captums_see_the_same_windows(cnn, ours, theirs):
 def test_layer_grad_cam_is_grad_cam_per_pixel(cnn):
     clip, label, _ = PLANTED[16:17]
     clip = cnn.layout.from_working(clip).contiguous()
-    ours, theirs = made(["GradCAM(last)", "LayerGradCam"], cnn, copies=1)
+    ours, theirs = made(["GradCAM(last)", "LayerGradCam"], cnn, perturbations_per_eval=1)
     maps = [method.map_of(method.call(clip, int(label)), clip, cnn).flatten() for method in (ours, theirs)]
     assert torch.corrcoef(torch.stack(maps))[0, 1] > 0.999
     assert ours.about.startswith("gradcam, last layer")
@@ -137,12 +136,12 @@ def test_end_layers():
         for net in (plain, one, none, inside)
     ]
     assert ends == [("0", "2"), ("0.0", "0.0"), (None, None), ("0.0", "0.2")]
-    (lost,) = made(["GradCAM"], VideoClassifier(none, "BCTHW"), copies=1)
+    (lost,) = made(["GradCAM"], VideoClassifier(none, "BCTHW"), perturbations_per_eval=1)
     assert lost.call is None and "GradCAM(classifier, layer)" in lost.reason
 
 
 def test_instances_functions_and_metrics_of_ones_own(clf):
-    def brightest(case: Case) -> Tensor:
+    def brightest(case: MetricInput) -> Tensor:
         return case.maps.amax()
 
     def of_frames(clip: Tensor, target: int) -> Tensor:  # (1, T, H, W)
@@ -164,7 +163,7 @@ def test_instances_functions_and_metrics_of_ones_own(clf):
     assert values["clip-00000", "mine", "brightest"] == pytest.approx(PLANTED[16][0].mean(1).max().item())
     assert values["clip-00000", "mine", "again"] == pytest.approx(2 * PLANTED[16][0].mean(1).max().item())
     target = int(PLANTED[16][1])
-    signed = GradCAM(clf, end_layer(clf, "first"), weighting="hirescam").attribute_parts(
+    signed = GradCAM(clf, end_layer(clf, "first"), weighting="hirescam").attribute_maps(
         PLANTED[16:17][0], target=target
     )
     assert values["clip-00000", "stem", "brightest"] == pytest.approx(signed.joint.max().item(), rel=1e-4)
@@ -175,19 +174,19 @@ def test_instances_functions_and_metrics_of_ones_own(clf):
 
 
 def test_a_method_by_name_is_a_line_in_the_dict(clf, monkeypatch):
-    def make(classifier, copies):
-        if copies > 4:
-            raise DoesNotApply("too many copies")
+    def make(classifier, perturbations_per_eval):
+        if perturbations_per_eval > 4:
+            raise NotApplicableError("too many perturbations_per_eval")
         return lambda clip, target: -clip
 
-    monkeypatch.setitem(METHODS, "Darkness", Recipe(make, "the clip itself", smoothed=True))
+    monkeypatch.setitem(METHODS, "Darkness", MethodSpec(make, "the clip itself", smoothed=True))
     wanted = {"peak": lambda case: case.maps.amax()}
     found = silent(clf, [PLANTED[16]], ["darkness"], wanted, perturbations_per_eval=4)
     peak = gaussian(-PLANTED[16][0].sum(1)[None], (1.5, 6, 6)).max().item()
     assert table(found)["clip-00000", "Darkness", "peak"] == pytest.approx(peak)
     assert found.settings["methods"] == {"Darkness": "the clip itself"}
     lost = silent(clf, [PLANTED[16]], ["darkness"], wanted)
-    assert lost.reasons() == {"Darkness": "does not apply: too many copies"}
+    assert lost.reasons() == {"Darkness": "does not apply: too many perturbations_per_eval"}
     assert lost.methods == ["Darkness", *CONTROLS[:4]]  # there is no method to invert, or to run again
 
 
@@ -197,7 +196,7 @@ def test_curves_are_means_over_clips_of_any_number_of_cells(clf):
     by_hand = {"insertion": [], "deletion": []}
     for clip, label, _ in rows:
         maps = clf.layout.reduce(STAA(clf).attribute(clip[None], target=label))
-        curves = metrics.causal(clf, clip[None], maps, target=label, steps=6, perturbations_per_eval=8)
+        curves = metrics.insertion_deletion(clf, clip[None], maps, target=label, steps=6, perturbations_per_eval=8)
         for kind, each in by_hand.items():
             own = getattr(curves, kind)
             each.append(np.interp(np.linspace(0, 1, 101), own.fractions[0], own.curve[0]))

@@ -12,7 +12,7 @@ from captum_staa.benchmark.clips import checked, described, each, share, source_
 from captum_staa.metrics import class_discrimination, evidence_against_rivals
 
 PLANTED = PlantedClips(seed=12, n=6)
-FACTOR, MARGIN = 4, 24  # by which planted frames grow in a file; columns beside them, which the centre crop cuts off
+FACTOR, MARGIN = 4, 24  # by which planted frames grow in a file; columns beside them, which the center crop cuts off
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +320,7 @@ def test_videos_with_boxes_are_the_clips_that_were_written(clf, folder):
         clip, label, truth = PLANTED[index]
         assert sample.target == int(label)
         assert torch.equal(sample.truth[0], truth)  # through the file's pixels, the resize and the crop
-        assert (sample.clip[0] - clip).abs().mean() < 0.1  # the codec takes some colour away
+        assert (sample.clip[0] - clip).abs().mean() < 0.1  # the codec takes some color away
     without = Videos(folder, folder / "labels.csv", clf)
     assert without[0][2] is None and described(without) != described(videos)
 
@@ -330,7 +330,7 @@ def test_boxes_are_cut_at_the_crop_and_frames_without_one_have_none(clf, folder,
     tables.write_text(
         "name,frame,x0,y0,x1,y1\n"
         f"sub/0.mp4,2,0,0,{MARGIN + 8},8\n"  # reaches in from the left margin
-        f"sub/0.mp4,2,{MARGIN + 12.1},0,{MARGIN + 13.2},4\n"  # less than a pixel, around no centre
+        f"sub/0.mp4,2,{MARGIN + 12.1},0,{MARGIN + 13.2},4\n"  # less than a pixel, around no center
         f"sub/0.mp4,3,0,0,{MARGIN},{MARGIN}\n"  # all outside
         "sub/0.mp4,4,-50,-50,900,900\n"  # all
     )

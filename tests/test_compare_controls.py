@@ -13,10 +13,10 @@ from comparison_cases import CONTROLS, FAST, PLANTED, absolute, classifier, mixt
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, metrics
-from captum_staa.benchmark import DoesNotApply
+from captum_staa.benchmark import NotApplicableError
 from captum_staa.benchmark.controls import RandomWeights, model_free
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.rows import control_of
+from captum_staa.benchmark.records import control_of
 from captum_staa.layout import VideoLayout
 
 MODEL_CONTROLS = ("random weights", "other class")
@@ -95,17 +95,21 @@ def test_methods_that_do_not_apply_have_no_controls_and_no_name_of_a_control_is_
 @pytest.mark.parametrize("name", ["tiny-videomae-pattern", "tiny-resnet3d-pattern"])
 def test_methods_on_random_weights_are_those_of_a_copy_with_random_weights(name):
     """Of the copy at the end of the cascade of ``metrics.sanity``, for which the methods are made anew."""
-    clf, copies = VideoClassifier.from_pretrained(name), []
+    clf, perturbations_per_eval = VideoClassifier.from_pretrained(name), []
 
     def keep(model: nn.Module, clip: Tensor) -> Tensor:
-        copies[:] = [model]
+        perturbations_per_eval[:] = [model]
         return clip.mean(2)
 
     clip = PLANTED[16:17][0]
-    metrics.sanity.randomisation(keep, clf, clip, generator=torch.Generator().manual_seed(3))
+    metrics.sanity.randomization(keep, clf, clip, generator=torch.Generator().manual_seed(3))
     clip = clf.layout.from_working(clip).contiguous()
     random_weights = RandomWeights(clf, seed=3)
-    for own, other in zip(made(FAST, clf, copies=8), made(FAST, copies[0], copies=8), strict=True):
+    for own, other in zip(
+        made(FAST, clf, perturbations_per_eval=8),
+        made(FAST, perturbations_per_eval[0], perturbations_per_eval=8),
+        strict=True,
+    ):
         if own.call is None:
             continue
         before = own.call(clip.clone(), 1)
@@ -178,7 +182,7 @@ def test_what_a_model_has_not_is_left_out_and_no_failure():
     alike = classifier()
     with torch.no_grad():
         alike.module.head = nn.PReLU(3)  # of which the initial values are constants
-    with pytest.raises(DoesNotApply, match="parameters of Colors are the same when drawn anew"):
+    with pytest.raises(NotApplicableError, match="parameters of Colors are the same when drawn anew"):
         RandomWeights(alike, seed=0)
 
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from captum_staa import VideoClassifier
 from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark.clip_runner import Plan
 from captum_staa.benchmark.cost import PeakMemory, with_cost
-from captum_staa.benchmark.ledger import Ledger
 from captum_staa.benchmark.methods import made, seeded
-from captum_staa.benchmark.one_clip import Plan
 from captum_staa.benchmark.runner import _gathered, _run, _settings
 from captum_staa.benchmark.scoring import chosen
+from captum_staa.benchmark.storage import Storage
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +134,11 @@ def test_memory_is_that_of_the_first_clip_that_can_be_had_whoever_measures_it(tm
         assert told(run(resume=True)) == alone
 
     plan = Plan(classifier, made(given, classifier, 8), chosen(["memory"]), "zero", 4, 8, 0)
-    ledger, settings = Ledger(tmp_path / "ranks"), _settings(plan, Growing())
-    ledger.open(settings, resume=False)
+    storage, settings = Storage(tmp_path / "ranks"), _settings(plan, Growing())
+    storage.open(settings, resume=False)
     for rank in (1, 0):
-        _run(plan, ledger, Growing(), SimpleNamespace(rank=rank, world=2), False)
-    assert told(_gathered(plan, ledger, settings, False)) == alone
+        _run(plan, storage, Growing(), SimpleNamespace(rank=rank, world=2), False)
+    assert told(_gathered(plan, storage, settings, False)) == alone
 
 
 def test_peak_memory_counts_what_lives_at_once_and_not_what_was_there():

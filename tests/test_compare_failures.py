@@ -11,7 +11,7 @@ from comparison_cases import PLANTED, silent, table
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier
-from captum_staa.benchmark import METRICS, Case, Metric, PlantedClips
+from captum_staa.benchmark import METRICS, Metric, MetricInput, PlantedClips
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,14 @@ def clf() -> VideoClassifier:
         ({"metrics": {"does not apply": len}}, ValueError, "'does not apply' marks"),
         ({"metrics": {3: len}}, TypeError, "3 of type int"),
         ({"metrics": {"mine": Metric(len, "high")}}, ValueError, "is True, False or None, but 'high' came"),
-        ({"metrics": {"mine": METRICS["forwards"]}}, ValueError, "no function of a Case; only seconds, forwards"),
+        (
+            {"metrics": {"mine": METRICS["forwards"]}},
+            ValueError,
+            "no function of a MetricInput; only seconds, forwards",
+        ),
         ({"steps": 0}, ValueError, "steps"),
         ({"perturbations_per_eval": 0}, ValueError, "perturbations_per_eval"),
-        ({"baseline": "grey"}, ValueError, "'grey' came"),
+        ({"baseline": "gray"}, ValueError, "'gray' came"),
         ({"resume": True}, ValueError, "pass out="),
     ],
 )
@@ -73,7 +77,7 @@ def test_what_fails_is_a_row_with_its_reason_and_the_rest_goes_on(clf):
             raise RuntimeError("not this\nclip")
         return clip.mean(2)
 
-    def of_no_use(case: Case) -> float:
+    def of_no_use(case: MetricInput) -> float:
         raise ZeroDivisionError
 
     bad = {"nan": lambda clip, target: clip.mean(2) * math.nan, "flat": lambda clip, target: clip.mean((2, 3, 4))}

@@ -14,51 +14,53 @@ from captum.attr import InputXGradient, NoiseTunnel, Saliency
 
 import captum_staa
 from captum_staa import GradCAM, SpatioTemporalPerturbation, VideoClassifier
+from captum_staa._utils.versions import versions
 from captum_staa.benchmark import PlantedClips, compare
-from captum_staa.benchmark.ledger import WHOLE, Entry, Ledger
+from captum_staa.benchmark.clip_runner import Plan
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.one_clip import Plan
 from captum_staa.benchmark.runner import _settings
+from captum_staa.benchmark.storage import WHOLE, Entry, Storage
 from captum_staa.models.preprocessing import Preprocessing
-from captum_staa.versions import versions
 
-ENTRY = Entry(3, "a.mp4", "STAA", {"auroc": 0.1 + 0.2, "saco": math.nan, "snr": math.inf}, {"insertion": [0.0, 1 / 3]})
+ENTRY = Entry(
+    3, "a.mp4", "STAA", {"auroc": 0.1 + 0.2, "saco": math.nan, "signal_to_noise": math.inf}, {"insertion": [0.0, 1 / 3]}
+)
 
 
 @pytest.fixture
-def ledger(tmp_path) -> Ledger:
-    ledger = Ledger(tmp_path / "run")
-    ledger.open({"seed": 0}, resume=False)
-    return ledger
+def storage(tmp_path) -> Storage:
+    storage = Storage(tmp_path / "run")
+    storage.open({"seed": 0}, resume=False)
+    return storage
 
 
-def test_an_entry_comes_back_as_it_was(ledger):
+def test_an_entry_comes_back_as_it_was(storage):
     maps = np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1)  # not contiguous
-    ledger.write(ENTRY, {"maps": maps})
-    found = ledger.read(3, "a.mp4", "STAA")
+    storage.write(ENTRY, {"maps": maps})
+    found = storage.read(3, "a.mp4", "STAA")
     assert found is not None and repr(found) == repr(ENTRY)
-    assert (ledger.maps(3, "STAA")["maps"] == maps).all()
-    ledger.write(Entry(3, "a.mp4", "STAA", error="RuntimeError: ü"))
-    assert [entry.error for entry in ledger.of(3)] == ["RuntimeError: ü"]
-    ledger.write(Entry(11, "b.mp4", WHOLE))
-    assert ledger.clips() == [3, 11] and ledger.maps(11, WHOLE) == {}
-    hidden = [path.name for path in ledger.folder.rglob(".*")]
+    assert (storage.maps(3, "STAA")["maps"] == maps).all()
+    storage.write(Entry(3, "a.mp4", "STAA", error="RuntimeError: ü"))
+    assert [entry.error for entry in storage.of(3)] == ["RuntimeError: ü"]
+    storage.write(Entry(11, "b.mp4", WHOLE))
+    assert storage.clips() == [3, 11] and storage.maps(11, WHOLE) == {}
+    hidden = [path.name for path in storage.folder.rglob(".*")]
     assert hidden == []
 
 
-def test_names_that_look_alike_have_entries_of_their_own(ledger):
+def test_names_that_look_alike_have_entries_of_their_own(storage):
     names = ["A b", "a-b", "A(b)", "ä", "*", "x" * 300, "x" * 299, "../../up"]
     for name in names:
-        ledger.write(Entry(0, "clip", name))
-    assert sorted(entry.method for entry in ledger.of(0)) == sorted(names)
-    assert len(list((ledger.folder / "rows" / "0000000").iterdir())) == len(names)
-    assert sorted(path.name for path in ledger.folder.iterdir()) == ["rows", "settings.json"]
+        storage.write(Entry(0, "clip", name))
+    assert sorted(entry.method for entry in storage.of(0)) == sorted(names)
+    assert len(list((storage.folder / "rows" / "0000000").iterdir())) == len(names)
+    assert sorted(path.name for path in storage.folder.iterdir()) == ["rows", "settings.json"]
 
 
 @pytest.mark.parametrize("what", ["half", "empty", "one digit", "no checksum", "another's", "binary", "of a list"])
-def test_what_is_not_whole_counts_as_missing(ledger, what):
-    ledger.write(ENTRY)
-    (path,) = (ledger.folder / "rows").rglob("*.json")
+def test_what_is_not_whole_counts_as_missing(storage, what):
+    storage.write(ENTRY)
+    (path,) = (storage.folder / "rows").rglob("*.json")
     text = path.read_text()
     if what == "half":
         path.write_text(text[: len(text) // 2])
@@ -70,49 +72,49 @@ def test_what_is_not_whole_counts_as_missing(ledger, what):
     elif what == "no checksum":
         path.write_text(json.dumps({"entry": json.loads(text)["entry"]}))
     elif what == "another's":
-        ledger.write(Entry(3, "a.mp4", "Saliency", {"auroc": 1.0}))
+        storage.write(Entry(3, "a.mp4", "Saliency", {"auroc": 1.0}))
         (other,) = (each for each in path.parent.iterdir() if each != path)
         shutil.copy(other, path)
     elif what == "binary":
         path.write_bytes(bytes(range(256)))
     else:
         path.write_text("[1]")
-    assert ledger.read(3, "a.mp4", "STAA") is None
-    assert [entry.method for entry in ledger.of(3)] == (["Saliency"] if what == "another's" else [])
-    ledger.write(ENTRY)
-    assert ledger.read(3, "a.mp4", "STAA") is not None
-    assert ledger.read(3, "b.mp4", "STAA") is None  # the clip of this number is another
+    assert storage.read(3, "a.mp4", "STAA") is None
+    assert [entry.method for entry in storage.of(3)] == (["Saliency"] if what == "another's" else [])
+    storage.write(ENTRY)
+    assert storage.read(3, "a.mp4", "STAA") is not None
+    assert storage.read(3, "b.mp4", "STAA") is None  # the clip of this number is another
 
 
-def test_a_folder_belongs_to_one_run(ledger, tmp_path):
+def test_a_folder_belongs_to_one_run(storage, tmp_path):
     with pytest.raises(FileExistsError, match="earlier comparison"):
-        ledger.open({"seed": 0}, resume=False)
-    ledger.open({"seed": 0}, resume=True)
+        storage.open({"seed": 0}, resume=False)
+    storage.open({"seed": 0}, resume=True)
     with pytest.raises(ValueError, match="seed: recorded 0, now 1") as error:
-        ledger.open({"seed": 1, "steps": 4}, resume=True)
+        storage.open({"seed": 1, "steps": 4}, resume=True)
     assert "steps: recorded None, now 4" in str(error.value)
-    (ledger.folder / "settings.json").write_text("{")
+    (storage.folder / "settings.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
-        ledger.open({"seed": 0}, resume=True)
+        storage.open({"seed": 0}, resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     for resume in (False, True):
         with pytest.raises(FileExistsError, match=r"thesis\.tex"):
-            Ledger(tmp_path / "mine").open({}, resume=resume)
+            Storage(tmp_path / "mine").open({}, resume=resume)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="is a file"):
-        Ledger(tmp_path / "file").open({}, resume=True)
-    Ledger(tmp_path / "new" / "folder").open({"seed": 0}, resume=True)  # nothing to resume: a beginning
+        Storage(tmp_path / "file").open({}, resume=True)
+    Storage(tmp_path / "new" / "folder").open({"seed": 0}, resume=True)  # nothing to resume: a beginning
     assert (tmp_path / "new" / "folder" / "settings.json").is_file()
 
 
-def test_a_killed_writer_leaves_nothing_behind_for_long(ledger):
-    ledger.write(ENTRY)
-    (path,) = (ledger.folder / "rows").rglob("*.json")
+def test_a_killed_writer_leaves_nothing_behind_for_long(storage):
+    storage.write(ENTRY)
+    (path,) = (storage.folder / "rows").rglob("*.json")
     left = path.with_name(".staa.0123.json")
     left.write_text('{"check')
-    assert len(list(ledger.of(3))) == 1
-    ledger.open({"seed": 0}, resume=True)
+    assert len(list(storage.of(3))) == 1
+    storage.open({"seed": 0}, resume=True)
     assert not left.exists() and path.exists()
 
 
@@ -144,7 +146,7 @@ def test_settings_tell_what_changes_numbers_and_nothing_that_does_not():
         (grad_cam(early), grad_cam(late)),
         (grad_cam(early), grad_cam(early, weighting="gradcam")),
         (noisy(Saliency), noisy(InputXGradient)),
-        (partial(SpatioTemporalPerturbation, setting="step"), SpatioTemporalPerturbation),
+        (partial(SpatioTemporalPerturbation, preset="step"), SpatioTemporalPerturbation),
     ]
     for one, other in pairs:
         assert differing(told(one), told(other)) == {"methods"}

@@ -18,9 +18,9 @@ import pytest
 import torch.distributed as dist
 
 from captum_staa.__main__ import main
-from captum_staa.benchmark.ledger import Entry, Ledger
 from captum_staa.benchmark.processes import _word_of_this_round
 from captum_staa.benchmark.runner import _check_whole
+from captum_staa.benchmark.storage import Entry, Storage
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARE = ["compare", "--model", "tiny-resnet3d-pattern", "--planted", "3"]
@@ -101,7 +101,7 @@ def test_the_folder_holds_numbers_tables_pictures_and_a_report(alone):
     assert list(rows[0]) == ["clip", "method", "metric", "value"]
     assert {row["method"] for row in rows if row["metric"] == "auroc"} == {
         *("Saliency", "SmoothGrad"),
-        *("random", "uniform", "centre", "model-free", "inverted", "random weights", "other class"),
+        *("random", "uniform", "center", "model-free", "inverted", "random weights", "other class"),
     }
     (silent,) = [row for row in rows if row["metric"] == "does not apply"]
     assert silent["method"] == "STAA" and "attention" in silent["value"]
@@ -170,14 +170,14 @@ def test_a_restarted_group_believes_nothing_that_an_earlier_one_has_left():
 
 
 def test_a_table_without_the_clips_of_other_machines_is_refused(tmp_path):
-    ledger = Ledger(tmp_path / "run")
-    ledger.open({}, resume=False)
+    storage = Storage(tmp_path / "run")
+    storage.open({}, resume=False)
     for index in (0, 2):
-        ledger.write(Entry(index, str(index), "*"))
+        storage.write(Entry(index, str(index), "*"))
     with pytest.raises(OSError, match="1 of 3 clips are not in"):
-        _check_whole(ledger, 3)
-    _check_whole(ledger, 2)
-    _check_whole(ledger, None)
+        _check_whole(storage, 3)
+    _check_whole(storage, 2)
+    _check_whole(storage, None)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def test_rivals_metrics_are_those_called_directly():
     values = table(silent(clf, PlantedClips(seed=12, n=2), ["Saliency"], wanted))
     for at in range(2):
         clip, label, truth = PLANTED[at : at + 1]
-        maps = made(["Saliency"], clf, copies=1)[0]
+        maps = made(["Saliency"], clf, perturbations_per_eval=1)[0]
         given = clf.layout.from_working(clip).contiguous()
         maps = maps.map_of(maps.call(given, int(label)), given, clf)
         rivals = PLANTED.rivals(at)[None]

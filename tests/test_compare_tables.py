@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from captum_staa.benchmark import Comparison, Row
-from captum_staa.benchmark.rows import Sheet
+from captum_staa.benchmark.records import Sheet
 from captum_staa.benchmark.tables import _latex
 
 nan = math.nan
@@ -141,8 +141,8 @@ def test_markdown_marks_the_best_and_says_what_is_missing():
 
 
 def test_a_control_is_never_marked_as_the_best():
-    rows = [Row("a", name, "auroc", value) for name, value in (("A", 0.4), ("B", 0.3), ("centre", 0.9))]
-    found = Comparison(rows, ["A", "B", "centre"], ["auroc"], {"auroc": 1}, {}).to_markdown()
+    rows = [Row("a", name, "auroc", value) for name, value in (("A", 0.4), ("B", 0.3), ("center", 0.9))]
+    found = Comparison(rows, ["A", "B", "center"], ["auroc"], {"auroc": 1}, {}).to_markdown()
     assert "**0.400**" in found and "**0.900**" not in found and "**0.300**" not in found
 
 

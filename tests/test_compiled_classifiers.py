@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from branched_models import taught
-from tiny_models import SIZE, clip_for, own, randomise, tiny
+from tiny_models import SIZE, clip_for, own, randomize, tiny
 from torch import Tensor, nn
 
 from captum_staa import STAA, GradCAM, VideoClassifier
@@ -31,7 +31,7 @@ def compiled(model: nn.Module) -> nn.Module:
 
 def resnet() -> tuple[VideoClassifier, Tensor]:
     clip = torch.randn(2, 3, 4, 12, 12, generator=torch.Generator().manual_seed(1))
-    return VideoClassifier(randomise(ResNet3D(3, width=4, num_frames=4), 0), "BCTHW", num_frames=4), clip
+    return VideoClassifier(randomize(ResNet3D(3, width=4, num_frames=4), 0), "BCTHW", num_frames=4), clip
 
 
 def test_what_is_a_classifier():

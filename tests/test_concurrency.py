@@ -14,7 +14,7 @@ from tiny_models import snapshot
 from torch import Tensor
 
 from captum_staa import VideoClassifier
-from captum_staa.lending import evaluating
+from captum_staa._utils.model_state import eval_mode
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
@@ -122,7 +122,7 @@ def test_a_thread_that_fails_disturbs_no_other():
 def test_eval_mode_ends_with_the_last_block_that_asked_for_it():
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2))
     model[1].eval()
-    first, second = evaluating(model), evaluating(model)
+    first, second = eval_mode(model), eval_mode(model)
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -133,9 +133,9 @@ def test_eval_mode_ends_with_the_last_block_that_asked_for_it():
 
 def test_a_block_inside_another_gives_back_what_was_set_between_them():
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2))
-    with evaluating(model):
+    with eval_mode(model):
         model[0].train()
-        with evaluating(model):
+        with eval_mode(model):
             assert not model[0].training
         assert model[0].training and not model[1].training
     assert all(module.training for module in model.modules())

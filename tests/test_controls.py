@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from captum_staa import space_time
-from captum_staa.gaussian import gaussian
+from captum_staa import VideoAttribution
+from captum_staa._utils.gaussian import gaussian
 from captum_staa.metrics import auroc, pointing_game, smoothness
 from captum_staa.metrics.controls import SMOOTHING, controls, model_free_controls
 from captum_staa.metrics.statistics import complexity, sparsity
@@ -29,7 +29,7 @@ def test_every_layout_gives_the_same_maps(layout):
     order = ["BTCHW".index(axis) for axis in layout]
     expected = controls(clip, "BTCHW", attributions)
     found = controls(clip.permute(order), layout, attributions.permute(order))
-    assert list(found) == ["random", "uniform", "centre", "inverted"]
+    assert list(found) == ["random", "uniform", "center", "inverted"]
     for name, control in found.items():
         assert control.shape == (2, 5, 6, 7) and control.dtype == torch.float64 and control.is_contiguous(), name
         torch.testing.assert_close(control, expected[name], rtol=1e-12, atol=1e-12)
@@ -45,7 +45,7 @@ def test_random_is_uniform_noise_without_ties():
         assert (ordered - expected).abs().max() < 1.95 / math.sqrt(n)  # Kolmogorov's bound of one in a thousand
         assert (ordered.diff() > 0).all()  # in float32, 57600 draws of 2 ** 24 values hold about a hundred ties
     for part in smoothness(values):
-        assert part.abs().max() < 0.02  # neighbours know nothing of each other
+        assert part.abs().max() < 0.02  # neighbors know nothing of each other
     correlation = torch.corrcoef(values.flatten(1)) - torch.eye(3)
     assert correlation.abs().max() < 0.02  # nor do clips
 
@@ -79,33 +79,33 @@ def test_uniform_has_nothing_to_say():
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(4, 5, 6), (1, 3, 8), (7, 1, 1), (1, 1, 1)])
-def test_centre_is_a_distance(frames, height, width):
-    centre = controls(torch.zeros(2, frames, 3, height, width), "BTCHW")["centre"]
-    for b, t, y, x in np.ndindex(*centre.shape):
+def test_center_is_a_distance(frames, height, width):
+    center = controls(torch.zeros(2, frames, 3, height, width), "BTCHW")["center"]
+    for b, t, y, x in np.ndindex(*center.shape):
         steps = [(t + 0.5 - frames / 2) / (frames / 2), (y + 0.5 - height / 2) / (height / 2)]
         steps.append((x + 0.5 - width / 2) / (width / 2))
         expected = 1 - math.dist(steps, (0, 0, 0)) / math.sqrt(3)
-        assert centre[b, t, y, x].item() == pytest.approx(expected, abs=1e-12)
-    assert centre.min() > 0 and centre.max() <= 1
+        assert center[b, t, y, x].item() == pytest.approx(expected, abs=1e-12)
+    assert center.min() > 0 and center.max() <= 1
     for axis in (1, 2, 3):
-        torch.testing.assert_close(centre.flip(axis), centre)
+        torch.testing.assert_close(center.flip(axis), center)
 
 
-def test_centre_is_highest_in_the_middle_frame_and_pixel():
-    centre = controls(torch.zeros(1, 3, 5, 7, 9), "BCTHW")["centre"]
-    assert (centre == centre.max()).nonzero().tolist() == [[0, 2, 3, 4]] and centre.max() == 1
+def test_center_is_highest_in_the_middle_frame_and_pixel():
+    center = controls(torch.zeros(1, 3, 5, 7, 9), "BCTHW")["center"]
+    assert (center == center.max()).nonzero().tolist() == [[0, 2, 3, 4]] and center.max() == 1
 
 
 def test_inverted_turns_every_comparison_round():
     clip, attributions = torch.zeros(2, 3, 4, 5, 6), drawn(2, 3, 4, 5, 6)
     truth = drawn(2, 4, 5, 6, seed=1) > 1
-    joint = space_time(attributions.double(), "BCTHW").joint
+    joint = VideoAttribution.from_attributions(attributions.double(), "BCTHW").joint
     for given in (attributions, attributions.numpy(), joint, joint.numpy()):
         inverted = controls(clip, "BCTHW", given)["inverted"]
         torch.testing.assert_close(inverted, -joint)
         torch.testing.assert_close(auroc(inverted, truth), 1 - auroc(joint, truth))
     assert not controls(clip, "BCTHW", attributions.requires_grad_())["inverted"].requires_grad
-    assert set(controls(clip, "BCTHW")) == {"random", "uniform", "centre"}
+    assert set(controls(clip, "BCTHW")) == {"random", "uniform", "center"}
 
 
 def test_the_maps_share_no_memory():
@@ -203,7 +203,7 @@ def test_model_free_controls_equal_slow_formulas():
         low, high = gray[b].min(), gray[b].max()
         residual[b, t] = slow_spectral_residual((gray[b, t] - low) / (high - low))
     torch.testing.assert_close(found["spectral residual"], smoothed(residual), rtol=1e-9, atol=1e-12)
-    assert torch.equal(found["center"], controls(clip, "BTCHW")["centre"])
+    assert torch.equal(found["center"], controls(clip, "BTCHW")["center"])
 
 
 @pytest.mark.parametrize("layout", ["BCTHW", "BTHWC", "BWHTC"])

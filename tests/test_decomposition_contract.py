@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from frozen_models import ViT, clips, contrast, vit
-from tiny_models import clip_for, randomise, snapshot, tiny
+from tiny_models import clip_for, randomize, snapshot, tiny
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -126,7 +126,7 @@ def test_writing_into_inputs_and_embeddings_is_allowed():
         assert torch.equal(inputs, clips())
         expected = decompose(model.vit, 2 * inputs, contrast, embedding=embedding)
         torch.testing.assert_close(result.contributions, expected.contributions)
-    linear = randomise(Adds(True), 0)
+    linear = randomize(Adds(True), 0)
     x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
     result = decompose(linear, x, contrast, embedding=linear.embed)
     linear.in_place = False
@@ -181,6 +181,6 @@ def test_additional_forward_args_reach_the_model():
         def forward(self, clips: Tensor, factor: float) -> Tensor:
             return factor * super().forward(clips)
 
-    model = randomise(Scaled(), 3).double()
+    model = randomize(Scaled(), 3).double()
     once, thrice = (decompose(model, clips(), contrast, factor, embedding=model.embed) for factor in (1.0, 3.0))
     torch.testing.assert_close(thrice.contributions, 3 * once.contributions)

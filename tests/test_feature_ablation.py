@@ -109,6 +109,6 @@ def test_bad_masks_are_refused_before_anything_is_computed(mask, error, message)
     assert not calls
 
 
-def test_a_misspelt_mask_is_an_error():
+def test_a_misspelled_mask_is_an_error():
     with pytest.raises(TypeError, match="feature_masks"):
         VideoFeatureAblation(net()).attribute(CLIP, target=0, feature_masks=MASKS["frames"])  # type: ignore[call-arg]

@@ -17,7 +17,7 @@ SHAPE = {"B": 2, "T": 5, "C": 3, "H": 12, "W": 14}
 
 
 def clip_of(layout: str = "BTCHW", seed: int = 0, **sizes: int) -> Tensor:
-    """Smooth random colours, so that there is something to segment."""
+    """Smooth random colors, so that there is something to segment."""
     sizes = SHAPE | sizes
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(sizes["B"] * sizes["T"], sizes["C"], 4, 4, generator=generator)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_staa.benchmark import PlantedClips
 from captum_staa.feature_masks import flow_tubes, grid, supervoxels
-from captum_staa.feature_masks.flow import ENOUGH, _flow, _neighbours, _superpixels, _traced
+from captum_staa.feature_masks.flow import ENOUGH, _flow, _neighbors, _superpixels, _traced
 from captum_staa.feature_masks.slic import lab
 from captum_staa.feature_masks.ward import merge
 
@@ -24,7 +24,7 @@ def shared(a: Tensor, b: Tensor) -> set[int]:
 
 
 def texture(height: int, width: int, seed: int, channels: int = 3) -> Tensor:
-    """Smooth colours ``(C, H, W)`` of which no two places are alike."""
+    """Smooth colors ``(C, H, W)`` of which no two places are alike."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, channels, height // 6 + 2, width // 6 + 2, generator=generator)
     return F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)[0]
@@ -129,8 +129,8 @@ def test_the_clips_scale_does_not_count_and_compactness_does():
 
 @pytest.mark.parametrize("channels", [2, 4, 7])
 def test_copies_of_a_channel_say_no_more(channels):
-    grey = texture(24, 30, seed=4, channels=1).expand(1, 4, 1, 24, 30)
-    assert supervoxels(grey.expand(-1, -1, channels, -1, -1), "BTCHW", 12).equal(supervoxels(grey, "BTCHW", 12))
+    gray = texture(24, 30, seed=4, channels=1).expand(1, 4, 1, 24, 30)
+    assert supervoxels(gray.expand(-1, -1, channels, -1, -1), "BTCHW", 12).equal(supervoxels(gray, "BTCHW", 12))
 
 
 def test_three_channels_are_seen_as_an_eye_sees_them():
@@ -152,7 +152,7 @@ def every_pair(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_where_all_are_neighbours_it_is_wards_clustering(seed):
+def test_where_all_are_neighbors_it_is_wards_clustering(seed):
     points = np.random.default_rng(seed).normal(size=(30, 3))
     tree = hierarchy.linkage(points, "ward")
     for n in (1, 2, 7, 29, 30):
@@ -171,7 +171,7 @@ def test_a_size_of_three_is_three_equal_points():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_merging_is_the_greedy_search_over_all_neighbours(seed):
+def test_merging_is_the_greedy_search_over_all_neighbors(seed):
     """Against a search that forgets everything between two merges."""
     generator = np.random.default_rng(seed)
     points, sizes = generator.normal(size=(16, 2)), generator.integers(1, 9, 16).astype(float)
@@ -229,7 +229,7 @@ def test_superpixels_are_each_frames_own_and_touch_as_seen():
         for beside in [tuple(np.add(at, step)) for step in np.eye(3, dtype=int)]
         if np.less(beside, (3, 12, 15)).all() and pieces[at] != pieces[beside]
     }
-    found = _neighbours(pieces).tolist()
+    found = _neighbors(pieces).tolist()
     assert {tuple(pair) for pair in found} == touching and len(found) == len(touching)
 
 
@@ -275,7 +275,7 @@ def test_tubes_that_start_on_a_moving_patch_stay_on_it(step):
 
 
 def test_movement_alone_tells_a_patch_from_its_background():
-    """Both wear the same kind of texture; its colours must not count for much then."""
+    """Both wear the same kind of texture; its colors must not count for much then."""
     clip, truth = moving_patch((0, 3), 1, texture(40, 56, seed=1))
     tubes = flow_tubes(clip, "BTCHW", 20, compactness=40)[0, :, 0]
     assert going_along(tubes, truth[0], (0, 3)) > 0.93

@@ -80,7 +80,7 @@ def test_deterministic_per_clip_and_free_of_scale():
 
 
 def test_order_within_evidence_is_kept():
-    """The gate rises with a voxel's neighbourhood, so of two with the same neighbourhood the brighter one stays so."""
+    """The gate rises with a voxel's neighborhood, so of two with the same neighborhood the brighter one stays so."""
     maps = clumps(0, batch=1)
     focused = Focus()(maps, (1, 1, 1))
     assert torch.equal(focused.flatten().argsort(), maps.flatten().argsort())
@@ -127,7 +127,7 @@ def test_what_is_no_number(options):
         Focus(**options)
 
 
-def snr(maps: Tensor, truth: Tensor) -> Tensor:
+def signal_to_noise(maps: Tensor, truth: Tensor) -> Tensor:
     """Per clip: (mean inside - mean outside) / standard deviation outside."""
     values = []
     for one, inside in zip(maps, truth, strict=True):
@@ -139,15 +139,13 @@ def snr(maps: Tensor, truth: Tensor) -> Tensor:
 def test_focus_raises_the_signal_to_noise_ratio_of_attention(name):
     clf = VideoClassifier.from_pretrained(name)
     clips, _, truth = PlantedClips(seed=2024, n=16)[:16]
-    plain, focused = (
-        STAA(clf, mode="attention", focus=focus).attribute_parts(clips).joint for focus in (None, Focus())
-    )
-    before, after = snr(plain, truth), snr(focused, truth)
+    plain, focused = (STAA(clf, mode="attention", focus=focus).attribute_maps(clips).joint for focus in (None, Focus()))
+    before, after = signal_to_noise(plain, truth), signal_to_noise(focused, truth)
     assert after.mean() > 1.005 * before.mean(), f"{before.mean() = }, {after.mean() = }"
 
 
 def insertion(clf, clips, labels, maps, steps=12):
-    """Mean probability of the label while the highest tubelets come back into a grey clip."""
+    """Mean probability of the label while the highest tubelets come back into a gray clip."""
     tubelets = torch.nn.functional.avg_pool3d(maps[:, None], clf.grid.tubelet)[:, 0]
     rank = tubelets.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(tubelets)
     probabilities = []
@@ -164,7 +162,7 @@ def test_focus_lowers_insertion_by_less_than_a_hundredth(kind):
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     clips, labels, _ = PlantedClips(seed=31, n=12)[:12]
     plain, focused = (
-        STAA(clf, **MODES[kind], focus=focus).attribute_parts(clips, labels).joint for focus in (None, Focus())
+        STAA(clf, **MODES[kind], focus=focus).attribute_maps(clips, labels).joint for focus in (None, Focus())
     )
     before, after = (insertion(clf, clips, labels, maps) for maps in (plain, focused))
     assert after > before - 0.01

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from frozen_models import ACTIVATIONS, MLPS, NORMS, SPELLINGS, clips, contrast, share_of_parameters, vit
-from tiny_models import randomise
+from tiny_models import randomize
 from torch import Tensor, nn
 
 from captum_staa.attention.decomposition import decompose
@@ -228,7 +228,7 @@ def test_the_fast_path_of_transformer_encoders_is_not_taken(norm_first):
         def forward(self, clips: Tensor) -> Tensor:
             return self.head(self.layers(self.embed(clips).flatten(2).mT).mean(1))
 
-    model = randomise(Encoder(), 1).double().requires_grad_(False).eval()
+    model = randomize(Encoder(), 1).double().requires_grad_(False).eval()
     check_parameters(model)
     with torch.no_grad():
         torch.testing.assert_close(decompose(model, clips(1), contrast, embedding=model.embed).outputs, model(clips(1)))
@@ -255,7 +255,7 @@ def test_the_fast_path_of_transformer_encoders_is_not_taken(norm_first):
 def test_norms_keep_their_values_and_are_complete(norm, dtype):
     """The input times its gradient, plus what the layer returns without an input, is the output."""
     with torch.random.fork_rng():
-        norm = randomise(norm, 2).to(dtype).requires_grad_(False)
+        norm = randomize(norm, 2).to(dtype).requires_grad_(False)
     x, weights = numbers(2, 6, 3, 4).to(dtype), numbers(2, 6, 3, 4, seed=1).to(dtype)
     leaf = x.clone().requires_grad_()
     with FrozenPatterns():

@@ -20,6 +20,7 @@ from captum_staa import (
     GradCAM,
     SpatioTemporalPerturbation,
     TokenGrid,
+    VideoAttribution,
     VideoFeatureAblation,
     VideoLayout,
     VideoOcclusion,
@@ -27,11 +28,10 @@ from captum_staa import (
     feature_masks,
     metrics,
     smooth,
-    space_time,
     visualization,
 )
 from captum_staa.benchmark import PlantedClips, compare
-from captum_staa.metrics import perturbations, sanity
+from captum_staa.metrics import noise, sanity
 
 CLIP = torch.randn(2, 4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
 MAPS = CLIP.sum(2)
@@ -131,7 +131,7 @@ class Sensitive:
 
     @staticmethod
     def run(name: str, radius: Any = 0.1, **options: Any) -> Any:
-        return getattr(perturbations, name)("BTCHW", **options).for_sensitivity()(CLIP, radius)
+        return getattr(noise, name)("BTCHW", **options).for_sensitivity()(CLIP, radius)
 
 
 COMPLEX = torch.ones(1, 1, 1, 1, 1, dtype=torch.complex64)
@@ -141,7 +141,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a tuple with None": (lambda: occlude((CLIP, None)), TypeError, "'NoneType'"),
     "a sparse clip": (lambda: occlude(CLIP.to_sparse()), TypeError, "dense.*torch.sparse_coo"),
     "a meta clip": (lambda: smooth(CLIP.to("meta"), "BTCHW"), TypeError, "dense.*on meta"),
-    "complex attributions": (lambda: space_time(CLIP + 0j, "BTCHW"), TypeError, "real.*complex64"),
+    "complex attributions": (
+        lambda: VideoAttribution.from_attributions(CLIP + 0j, "BTCHW"),
+        TypeError,
+        "real.*complex64",
+    ),
     "a complex baseline": (lambda: occlude(baselines=COMPLEX), TypeError, "real.*complex64"),
     "a sparse baseline": (lambda: occlude(baselines=CLIP.to_sparse()), TypeError, "dense"),
     "a huge baseline": (lambda: occlude(baselines=10**400), ValueError, "finite"),
@@ -189,12 +193,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an array of words": (lambda: metrics.sparsity(np.array([["a"]])), TypeError, "array of <U1"),
     "maps without values": (lambda: metrics.auroc(MAPS.to("meta"), TRUTH), TypeError, "dense.*on meta"),
     "nothing to explain by": (
-        lambda: sanity.randomisation("saliency", nn.Linear(1, 1), CLIP),
+        lambda: sanity.randomization("saliency", nn.Linear(1, 1), CLIP),
         TypeError,
         "explain is a function",
     ),
     "True for layers": (
-        lambda: sanity.randomisation(lambda *_: MAPS, nn.Linear(1, 1), CLIP, layers=True),
+        lambda: sanity.randomization(lambda *_: MAPS, nn.Linear(1, 1), CLIP, layers=True),
         TypeError,
         "layers is a list of names",
     ),
@@ -252,7 +256,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "scale is one of",
     ),
     "a class for a baseline": (
-        lambda: perturbations.frame_drop("BTCHW", 0.5, baseline=int),
+        lambda: noise.frame_drop("BTCHW", 0.5, baseline=int),
         TypeError,
         "baseline is a number or a function .* type came",
     ),

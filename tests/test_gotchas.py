@@ -23,7 +23,7 @@ from gotcha_page import (
 from tiny_models import clip_for, tiny, tiny_module
 from torch import Tensor, nn
 
-from captum_staa import VideoClassifier, space_time
+from captum_staa import VideoAttribution, VideoClassifier
 from captum_staa.metrics import auroc
 
 pytestmark = pytest.mark.filterwarnings(
@@ -134,7 +134,10 @@ def test_guided_backprop(gotcha):
     assert torch.equal(gotcha.wrong().guided, plain), MENDED
     assert torch.equal(Deconvolution(names.clf).attribute(names.clip, target=names.label), plain), MENDED
     maps = {"plain": plain, "right": gotcha.right().attributions}
-    found = {name: auroc(space_time(own, "BTCHW").joint.abs(), names.truth).item() for name, own in maps.items()}
+    found = {
+        name: auroc(VideoAttribution.from_attributions(own, "BTCHW").joint.abs(), names.truth).item()
+        for name, own in maps.items()
+    }
     assert found["plain"] < 0.9 < 0.95 < found["right"], found
 
 
@@ -224,7 +227,7 @@ def test_grad_cam_of_tokens(gotcha):
     close(gotcha.right().attributions, (joint / 3).unsqueeze(2).expand_as(names.clip), rtol=1e-3, atol=1e-9)
 
 
-@entry("GuidedGradCam lays time over colour")
+@entry("GuidedGradCam lays time over color")
 def test_guided_grad_cam(gotcha):
     names = page()
     net = names.cnn.module

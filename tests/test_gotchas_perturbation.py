@@ -23,7 +23,7 @@ from gotcha_page import (
 )
 from torch import Tensor
 
-from captum_staa import VideoClassifier, space_time
+from captum_staa import VideoAttribution, VideoClassifier
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Input Tensor 0 did not already require gradients:UserWarning",
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@entry("Occlusion wants a window for colour too")
+@entry("Occlusion wants a window for color too")
 def test_occlusion(gotcha):
     names = page()
     with gotcha.still_fails():
@@ -53,8 +53,8 @@ def test_occlusion(gotcha):
     assert ours.numbers < 64 * 0.2 * names.volume.numel()
 
 
-@entry("A misspelt mask is swallowed")
-def test_misspelt_mask(gotcha):
+@entry("A misspelled mask is swallowed")
+def test_misspelled_mask(gotcha):
     names = page()
     calls = []
 
@@ -191,7 +191,7 @@ def test_empty_frame(gotcha):
     with gotcha.still_fails():
         gotcha.wrong()
     right = gotcha.right()
-    maps = space_time(right.attributions, "BTCHW").joint[0].double().numpy()
+    maps = VideoAttribution.from_attributions(right.attributions, "BTCHW").joint[0].double().numpy()
     for picture, expected in zip(right.axes.images, heat(maps), strict=True):
         np.testing.assert_allclose(picture.get_array(), expected, atol=1)
     plt.close("all")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import LayerAttribution, LayerGradCam, NoiseTunnel
-from tiny_models import SIZE, clip_for, randomise, tiny, tiny_module
+from tiny_models import SIZE, clip_for, randomize, tiny, tiny_module
 from torch import Tensor, nn
 
 from captum_staa import TokenGrid, VideoClassifier, VideoLayout
@@ -54,7 +54,7 @@ CLIP = clip_of(2, 3, 6, 10, 8)  # 3 x 3 x 2 cells; in height they are no whole n
 
 
 def stretched(cells: int, pixels: int, mode: str) -> Tensor:
-    """(pixels, cells): what each pixel takes of each cell along one axis, from the positions of their centres."""
+    """(pixels, cells): what each pixel takes of each cell along one axis, from the positions of their centers."""
     share = torch.zeros(pixels, cells, dtype=torch.float64)
     for pixel in range(pixels):
         place = (pixel + 0.5) * cells / pixels - 0.5
@@ -109,7 +109,7 @@ def test_equals_the_formula_on_a_network_cut_in_two(weighting, relu, upsampling)
     (gradient,) = torch.autograd.grad(logits[0, 2] + logits[1, 0], activation)
     expected = pixels_of(by_loops(activation, gradient, weighting, relu), (6, 10, 8), upsampling)
     method = GradCAM(model, "first", "BCTHW", weighting=weighting, upsampling=upsampling)
-    parts = method.attribute_parts(CLIP, TARGETS, relu_attributions=relu)
+    parts = method.attribute_maps(CLIP, TARGETS, relu_attributions=relu)
     assert_close(parts.joint, expected)
     assert_close(parts.temporal, expected.sum((2, 3)))
     torch.testing.assert_close(parts.logits, logits.detach())
@@ -148,7 +148,7 @@ def test_a_layer_that_is_overwritten_in_place_counts_as_it_was():
 @pytest.mark.parametrize("weighting", ["hirescam", "gradcam"])
 def test_a_linear_head_on_a_mean_is_shared_out_whole(weighting, upsampling):
     layers = (nn.Conv3d(3, 6, (2, 3, 3), (2, 3, 3)), nn.Tanh(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 3))
-    model, clip = randomise(nn.Sequential(*layers), seed=0).double(), CLIP[..., :9, :6]
+    model, clip = randomize(nn.Sequential(*layers), seed=0).double(), CLIP[..., :9, :6]
     logits = model(clip).detach()
     method = GradCAM(model, "1", "BCTHW", weighting=weighting, upsampling=upsampling)
     found = method.attribute(clip, TARGETS).sum((1, 2, 3, 4))
@@ -177,12 +177,12 @@ class CNNLSTM(nn.Module):
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_convolutions_of_single_frames(weighting, loop):
-    model, clip = randomise(CNNLSTM(loop), seed=0).double(), clip_of(2, 4, 3, 9, 6)
+    model, clip = randomize(CNNLSTM(loop), seed=0).double(), clip_of(2, 4, 3, 9, 6)
     maps = torch.stack([model.cnn(frame) for frame in clip.unbind(1)], 1).detach().requires_grad_()
     logits = model.rest(maps)  # of (B, T, C, h, w)
     (gradient,) = torch.autograd.grad(logits[0, 2] + logits[1, 0], maps)
     expected = by_loops(maps.transpose(1, 2), gradient.transpose(1, 2), weighting)
-    found = GradCAM(model, "cnn", "BTCHW", weighting=weighting).attribute_parts(clip, TARGETS).joint
+    found = GradCAM(model, "cnn", "BTCHW", weighting=weighting).attribute_maps(clip, TARGETS).joint
     assert_close(found, pixels_of(expected, (4, 9, 6), "trilinear"))
 
 
@@ -196,7 +196,7 @@ def test_frames_of_a_loop_that_the_model_does_not_read_get_nothing():
             return [self.cnn(frame) for frame in clip.unbind(1)][2].mean((2, 3))
 
     method = GradCAM(Last(), "cnn", "BTCHW", weighting="hirescam", upsampling="nearest")
-    found = method.attribute_parts(clip_of(2, 4, 3, 9, 6).float(), 0)
+    found = method.attribute_maps(clip_of(2, 4, 3, 9, 6).float(), 0)
     assert (found.temporal != 0).tolist() == [[False, False, True, False]] * 2
 
 
@@ -253,7 +253,7 @@ def test_tokens_stand_where_the_model_puts_them(name, layer, order):
     before_a_norm = products.sum(1).abs().max() < 1e-3 * products.abs().sum(1).max()
     for weighting in [each for each in WEIGHTINGS if not (before_a_norm and each == "hirescam")]:
         expected = pixels_of(by_loops(activation, gradient, weighting), (clf.num_frames, *SIZE), "trilinear")
-        found = GradCAM(clf, layer, weighting=weighting).attribute_parts(clip, TARGETS)
+        found = GradCAM(clf, layer, weighting=weighting).attribute_maps(clip, TARGETS)
         assert_close(found.joint, expected, within=1e-6)  # a mean of gradients cancels
         torch.testing.assert_close(found.logits, logits.detach())
 
@@ -283,7 +283,7 @@ def test_pixels_that_no_token_covers_get_nothing():
     clf = VideoClassifier(tiny_module("vivit"), image_size=SIZE)
     grid = TokenGrid(4, 3, 2, prefix=1, tubelet=(2, 7, 7))
     method = GradCAM(clf, "vivit.layers.0.layernorm_after", grid=grid)
-    found = method.attribute_parts(clip_for(clf), TARGETS).joint
+    found = method.attribute_maps(clip_for(clf), TARGETS).joint
     assert not found[:, :, 21:].any() and not found[..., 14:].any() and found[:, :, 20, 13].all()
 
 
@@ -336,6 +336,6 @@ def test_planted_evidence_is_found(name, layer, joint, time):
     clf = VideoClassifier.from_pretrained(name)
     clips, labels, truth = PlantedClips(seed=77, n=40)[:40]
     clips = clf.layout.from_working(clips).contiguous()
-    maps = GradCAM(clf, layer, weighting="layercam").attribute_parts(clips, labels).joint
+    maps = GradCAM(clf, layer, weighting="layercam").attribute_maps(clips, labels).joint
     assert auroc(maps, truth).mean() > joint
     assert auroc(maps, truth, axis="time").mean() > time

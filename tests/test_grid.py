@@ -43,7 +43,7 @@ def test_pixels_nearest_and_trilinear():
         block = nearest[:, 2 * t : 2 * t + 2, 5 * h : 5 * h + 5, 7 * w : 7 * w + 7]
         assert torch.equal(block, values[:, t, h, w, None, None, None].expand_as(block))
     smooth = grid.to_pixels(values, "trilinear")
-    # the middle of an odd block is the token's own value; between frames' centres there is a quarter of the next
+    # the middle of an odd block is the token's own value; between frames' centers there is a quarter of the next
     torch.testing.assert_close(smooth[:, 3, 7, 10], 0.75 * values[:, 1, 1, 1] + 0.25 * values[:, 2, 1, 1])
     for pixels in (nearest, smooth):  # the mass of every token is kept
         torch.testing.assert_close(pixels.sum((1, 2, 3)), values.sum((1, 2, 3)) * 2 * 5 * 7)

@@ -113,14 +113,14 @@ def test_a_frame_that_the_decoder_had_to_guess_is_told(tmp_path, num_frames):
 
 
 @pytest.mark.skipif(int(av.__version__.split(".")[0]) < 17, reason="an older FFmpeg takes them for BT.601")
-def test_a_frame_of_colours_that_nobody_knows(tmp_path):
+def test_a_frame_of_colors_that_nobody_knows(tmp_path):
     """One wrong byte in the head of a frame."""
-    path = write(tmp_path / "colours.mov", quartered(3), "prores_ks", "yuv422p10le")
+    path = write(tmp_path / "colors.mov", quartered(3), "prores_ks", "yuv422p10le")
     content = bytearray(path.read_bytes())
     content[content.index(b"icpf", content.index(b"icpf") + 4) + 20] = 226  # the second frame's matrix
     path.write_bytes(content)
     for reader in (io.read_video, lambda path: list(io.iter_windows(path, 3))):
-        with pytest.raises(ValueError, match=r"frame 1 of .*colours\.mov cannot be made RGB"):
+        with pytest.raises(ValueError, match=r"frame 1 of .*colors\.mov cannot be made RGB"):
             reader(path)
     assert len(io.read_video(path, 1, "dense", start=0).frames) == 1
 

@@ -19,18 +19,18 @@ from captum_staa import VideoClassifier, io
 from captum_staa.__main__ import main
 from captum_staa.benchmark import Videos
 
-CENTRES = ((8, 12), (8, 50), (40, 12), (40, 50))  # of the quarters
+CENTERS = ((8, 12), (8, 50), (40, 12), (40, 50))  # of the quarters
 READERS: list[Callable[[Path], object]] = [io.probe, io.read_video, lambda path: list(io.iter_windows(path, 2))]
 BT601, BT709, BT2020, LIMITED, FULL = 5, 1, 9, 1, 2
-# file, encoder, what it stores, other arguments, how far a colour may be off
+# file, encoder, what it stores, other arguments, how far a color may be off
 FORMATS: dict[str, tuple[str, str, str, dict[str, Any], int]] = {
     "4:2:0": ("a.mp4", "libx264", "yuv420p", {}, 4),
     "4:2:2": ("a.mp4", "libx264", "yuv422p", {}, 4),
     "4:4:4": ("a.mp4", "libx264", "yuv444p", {}, 3),
-    "full range": ("a.mp4", "libx264", "yuvj420p", {"colours": (BT601, FULL)}, 4),
-    "BT.709": ("a.mp4", "libx264", "yuv420p", {"colours": (BT709, LIMITED)}, 4),
-    "BT.709, full range": ("a.mp4", "libx264", "yuv420p", {"colours": (BT709, FULL)}, 4),
-    "BT.2020, 10 bit": ("a.mp4", "libx264", "yuv420p10le", {"colours": (BT2020, LIMITED)}, 4),
+    "full range": ("a.mp4", "libx264", "yuvj420p", {"colors": (BT601, FULL)}, 4),
+    "BT.709": ("a.mp4", "libx264", "yuv420p", {"colors": (BT709, LIMITED)}, 4),
+    "BT.709, full range": ("a.mp4", "libx264", "yuv420p", {"colors": (BT709, FULL)}, 4),
+    "BT.2020, 10 bit": ("a.mp4", "libx264", "yuv420p10le", {"colors": (BT2020, LIMITED)}, 4),
     "10 bit": ("a.mp4", "libx264", "yuv420p10le", {}, 4),
     "16 bit": ("a.mkv", "ffv1", "yuv444p16le", {}, 1),
     "10 bit ProRes": ("a.mov", "prores_ks", "yuv422p10le", {}, 4),
@@ -40,7 +40,7 @@ FORMATS: dict[str, tuple[str, str, str, dict[str, Any], int]] = {
     "QuickTime with alpha": ("a.mov", "qtrle", "argb", {"alpha": 1}, 0),
     "moving JPEG": ("a.avi", "mjpeg", "yuvj420p", {}, 8),
     "moving PNG": ("a.apng", "apng", "rgba", {"alpha": 10}, 0),
-    "moving GIF": ("a.gif", "gif", "rgb8", {}, 60),  # 256 colours
+    "moving GIF": ("a.gif", "gif", "rgb8", {}, 60),  # 256 colors
     "MPEG-4 part 2": ("a.avi", "mpeg4", "yuv420p", {"options": {"qscale": "1", "flags": "qscale"}}, 8),
     "MPEG-2 stream": ("a.ts", "mpeg2video", "yuv420p", {"options": {"b": "4000000"}}, 8),
 }
@@ -48,12 +48,12 @@ FORMATS: dict[str, tuple[str, str, str, dict[str, Any], int]] = {
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_pixel_formats(tmp_path, kind):
-    """Alpha, where there is any, is dropped: the colours are the stored ones, also of what is transparent."""
+    """Alpha, where there is any, is dropped: the colors are the stored ones, also of what is transparent."""
     name, codec, pix_fmt, more, tolerance = FORMATS[kind]
     truth = quartered(6)
     video = io.read_video(write(tmp_path / name, truth, codec, pix_fmt, **more))
     assert video.frames.shape == truth.shape and video.indices.tolist() == list(range(6))
-    for row, column in CENTRES:
+    for row, column in CENTERS:
         near = video.frames[:, row, column].astype(int) - truth[:, row, column]
         assert np.abs(near).max() <= tolerance, (row, column)
     if kind != "moving GIF":
@@ -62,13 +62,13 @@ def test_pixel_formats(tmp_path, kind):
 
 
 @pytest.mark.parametrize(("codec", "pix_fmt"), [("libx264", "gray"), ("libx264", "gray10le"), ("qtrle", "gray")])
-def test_grey_has_three_equal_channels(tmp_path, codec, pix_fmt):
+def test_gray_has_three_equal_channels(tmp_path, codec, pix_fmt):
     truth = quartered(4)
-    colours = (BT601, FULL) if codec == "libx264" else None
-    frames = io.read_video(write(tmp_path / "grey.mov", truth, codec, pix_fmt, colours=colours)).frames
+    colors = (BT601, FULL) if codec == "libx264" else None
+    frames = io.read_video(write(tmp_path / "gray.mov", truth, codec, pix_fmt, colors=colors)).frames
     assert (frames[..., 0] == frames[..., 1]).all() and (frames[..., 1] == frames[..., 2]).all()
     luma = truth @ np.array([0.299, 0.587, 0.114])
-    for row, column in CENTRES:
+    for row, column in CENTERS:
         assert np.abs(frames[:, row, column, 0] - luma[:, row, column]).max() < 7
 
 
@@ -92,7 +92,7 @@ def test_turned_and_mirrored(tmp_path, degrees, mirrors):
     shown = shown[:, :: -1 if mirrors[1] else 1, :: -1 if mirrors[0] else 1]
     frames = io.read_video(path).frames
     assert frames.shape == shown.shape and io.probe(path)[2:] == shown.shape[1:3]
-    assert np.abs(frames.astype(int) - shown).mean() < 6  # colours run at the edges of quarters
+    assert np.abs(frames.astype(int) - shown).mean() < 6  # colors run at the edges of quarters
     ((_, window),) = io.iter_windows(path, 3)
     np.testing.assert_array_equal(window, frames)
 

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from captum_staa import VideoClassifier
-from captum_staa.models import STABN, ResNet3D, zoo
+from captum_staa.models import STABN, ResNet3D
+from captum_staa.models.loading import bundled_folder, bundled_names
 from captum_staa.models.resnet3d import save_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,7 +178,7 @@ def test_a_config_with_half_of_its_settings(tmp_path, kind):
 def test_names_that_climb(tmp_path, monkeypatch, name):
     """A name is a shipped one, a folder that is there, or one of the hub; it never leads into the package's weights."""
     monkeypatch.chdir(tmp_path)
-    assert zoo.folder(name) is None and zoo.folder(f"../weights/{zoo.names()[0]}") is None
+    assert bundled_folder(name) is None and bundled_folder(f"../weights/{bundled_names()[0]}") is None
     with pytest.raises(ValueError, match=r"no model|has no config\.json"):
         VideoClassifier.from_pretrained(name)
 

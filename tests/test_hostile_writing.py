@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from captum_staa import files, io
 from captum_staa.__main__ import main
-from captum_staa.benchmark.ledger import Entry, Ledger
+from captum_staa.benchmark.storage import Entry, Storage
 from captum_staa.cli import output
 from captum_staa.models import STABN, ResNet3D
 
@@ -172,16 +172,16 @@ def test_an_explanation_that_replaces_another_does_so_whole(video, tmp_path, cap
 
 
 def test_a_ledger_without_room_goes_on_later(tmp_path):
-    ledger = Ledger(tmp_path / "run")
-    ledger.open({"seed": 0}, resume=False)
+    storage = Storage(tmp_path / "run")
+    storage.open({"seed": 0}, resume=False)
     entry = Entry(3, "a.mp4", "STAA", {"auroc": 0.9}, curves={"points": [0.1] * 2000})
     for maps, limit in (({"map": np.zeros(4000)}, 2000), (None, 2000)):
         with full_after(limit), pytest.raises(OSError, match="File too large"):
-            ledger.write(entry, maps)
-        assert ledger.read(3, "a.mp4", "STAA") is None and ledger.maps(3, "STAA") == {}
+            storage.write(entry, maps)
+        assert storage.read(3, "a.mp4", "STAA") is None and storage.maps(3, "STAA") == {}
         assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "settings.json"]
-    ledger.write(entry, {"map": np.ones(4000)})
-    assert ledger.read(3, "a.mp4", "STAA") == entry and ledger.maps(3, "STAA")["map"].sum() == 4000
+    storage.write(entry, {"map": np.ones(4000)})
+    assert storage.read(3, "a.mp4", "STAA") == entry and storage.maps(3, "STAA")["map"].sum() == 4000
 
 
 @pytest.mark.parametrize("limit", [100, 1000, 20_000])

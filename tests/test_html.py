@@ -14,7 +14,7 @@ from captum_staa.visualization import to_html
 from captum_staa.visualization.overlay import METHODS, overlay
 
 T, H, W = 6, 24, 32
-TOLERANCE = 7  # of 255: the page holds a byte per cell, and colour maps are steep
+TOLERANCE = 7  # of 255: the page holds a byte per cell, and color maps are steep
 LEFT, RIGHT, HOME, END = "\ue012", "\ue014", "\ue011", "\ue010"  # WebDriver's names of keys
 
 
@@ -26,7 +26,7 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def clip() -> np.ndarray:
-    """(T, H, W, 3): no two frames alike, in colour."""
+    """(T, H, W, 3): no two frames alike, in color."""
     return np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)
 
 

@@ -20,7 +20,7 @@ FORMATS = [".mp4", ".mkv", ".avi", ".webm"]
 
 
 def numbered(count: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """Frames whose grey level tells their number: 4 apart, so that lossy coding cannot confuse neighbours."""
+    """Frames whose gray level tells their number: 4 apart, so that lossy coding cannot confuse neighbors."""
     levels = (np.arange(count) * 4 + 16).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
 
@@ -66,7 +66,7 @@ def test_probe(forty, suffix):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_colours_and_odd_sizes_survive(tmp_path, suffix):
+def test_colors_and_odd_sizes_survive(tmp_path, suffix):
     frames = np.full((3, 33, 47, 3), (255, 0, 0), dtype=np.uint8)
     frames[:, :, 24:] = (20, 120, 90)
     read = io.read_video(io.write_video(tmp_path / f"odd{suffix}", frames, fps=10)).frames

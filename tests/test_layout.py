@@ -7,8 +7,7 @@ import itertools
 import pytest
 import torch
 
-from captum_staa import VideoLayout, space_time
-from captum_staa.layout import from_joint
+from captum_staa import VideoAttribution, VideoLayout
 
 SIZES = {"B": 2, "T": 3, "C": 4, "H": 5, "W": 6}
 WORDS = ["B" + "".join(rest) for rest in itertools.permutations("TCHW")]
@@ -34,7 +33,7 @@ def test_there_and_back(word):
 @pytest.mark.parametrize("word", WORDS)
 def test_space_time_sums(word):
     clip = numbered()
-    parts = space_time(torch.einsum(f"BTCHW->{word}", clip), word.lower())
+    parts = VideoAttribution.from_attributions(torch.einsum(f"BTCHW->{word}", clip), word.lower())
     torch.testing.assert_close(parts.joint, torch.einsum("btchw->bthw", clip))
     torch.testing.assert_close(parts.spatial, torch.einsum("btchw->bhw", clip))
     torch.testing.assert_close(parts.temporal, torch.einsum("btchw->bt", clip))
@@ -56,19 +55,19 @@ def test_expand_is_the_inverse_of_reduce(word):
 
 def test_half_precision_is_summed_in_float32():
     ones = torch.ones(1, 4, 3, 32, 32, dtype=torch.bfloat16)
-    parts = space_time(ones, "BTCHW")
+    parts = VideoAttribution.from_attributions(ones, "BTCHW")
     assert parts.temporal.tolist() == [[3072.0] * 4]  # bfloat16 has no 3072 + 1
-    assert space_time(ones.double(), "BTCHW").joint.dtype == torch.float64
+    assert VideoAttribution.from_attributions(ones.double(), "BTCHW").joint.dtype == torch.float64
 
 
 def test_no_part_keeps_a_graph():
     leaf = torch.rand(1, 2, 3, 4, 5, requires_grad=True)
-    assert not space_time(leaf * 2, "BTCHW").joint.requires_grad
+    assert not VideoAttribution.from_attributions(leaf * 2, "BTCHW").joint.requires_grad
 
 
 def test_marginals_of_a_joint_map():
     joint = torch.rand(2, 3, 4, 5)
-    parts = from_joint(joint, torch.ones(2, 7))
+    parts = VideoAttribution.from_joint(joint, torch.ones(2, 7))
     assert parts.logits is not None and parts.logits.shape == (2, 7)
     torch.testing.assert_close(parts.spatial.sum((1, 2)), joint.sum((1, 2, 3)))
     torch.testing.assert_close(parts.temporal.sum(1), joint.sum((1, 2, 3)))
@@ -92,7 +91,11 @@ def test_marginals_of_a_joint_map():
             ValueError,
             ["(1, 8, 4, 4)", "(1, 3, 8, 4, 4)", "BCTHW", "(1, 3, 4, 4)"],
         ),
-        (lambda: space_time(torch.zeros(8, 4, 4), "BTCHW"), ValueError, ["attributions", "(8, 4, 4)", "BTCHW"]),
+        (
+            lambda: VideoAttribution.from_attributions(torch.zeros(8, 4, 4), "BTCHW"),
+            ValueError,
+            ["attributions", "(8, 4, 4)", "BTCHW"],
+        ),
     ],
 )
 def test_errors_say_what_came_and_what_was_meant(call, error, words):

@@ -11,9 +11,9 @@ import torch
 from test_localization import along
 
 from captum_staa.metrics.boxes import boxes_to_truth
-from captum_staa.metrics.overlap import energy_inside, iou, relevance_rank_accuracy
+from captum_staa.metrics.overlap import energy_pointing_game, iou, relevance_rank_accuracy
 
-OVERLAPS = [iou, relevance_rank_accuracy, energy_inside]
+OVERLAPS = [iou, relevance_rank_accuracy, energy_pointing_game]
 NAN = (math.nan,) * 4
 
 
@@ -68,7 +68,7 @@ def energy(scores: list[float], inside: list[bool]) -> float:
 ORACLES = [
     (iou, lambda s, t: fuzzy_iou(s, t, None)),
     (relevance_rank_accuracy, over_all_orders),
-    (energy_inside, energy),
+    (energy_pointing_game, energy),
 ]
 
 
@@ -127,7 +127,7 @@ def test_a_constant_map_is_chance():
     _, truth = drawn(2, None)
     flat, share = torch.full(truth.shape, 0.3), truth.flatten(1).double().mean(1)
     torch.testing.assert_close(relevance_rank_accuracy(flat, truth), share)
-    torch.testing.assert_close(energy_inside(flat, truth), share)
+    torch.testing.assert_close(energy_pointing_game(flat, truth), share)
     torch.testing.assert_close(iou(flat, truth), share / (2 - share))
 
 
@@ -135,17 +135,21 @@ def test_what_changes_the_values_alone():
     scores, truth = drawn(5, levels=2)
     for metric in (iou, relevance_rank_accuracy):
         assert metric(scores.exp() * 9 - 4, truth).tolist() == metric(scores, truth).tolist()
-    torch.testing.assert_close(energy_inside(scores.double() * 1e-300, truth), energy_inside(scores, truth))
-    torch.testing.assert_close(energy_inside(scores.double() * 1e307, truth), energy_inside(scores, truth))
-    assert energy_inside(scores + 5, truth).tolist() != energy_inside(scores, truth).tolist()
-    assert energy_inside(scores, truth).tolist() == energy_inside(scores.clamp(min=0), truth).tolist()
+    torch.testing.assert_close(
+        energy_pointing_game(scores.double() * 1e-300, truth), energy_pointing_game(scores, truth)
+    )
+    torch.testing.assert_close(
+        energy_pointing_game(scores.double() * 1e307, truth), energy_pointing_game(scores, truth)
+    )
+    assert energy_pointing_game(scores + 5, truth).tolist() != energy_pointing_game(scores, truth).tolist()
+    assert energy_pointing_game(scores, truth).tolist() == energy_pointing_game(scores.clamp(min=0), truth).tolist()
 
 
 def test_a_sum_is_taken_before_its_sign_is_read():
     scores = torch.tensor([[3.0, -3.0], [1.0, 0.0]]).reshape(1, 2, 1, 2)  # frames sum to 0 and 1
     truth = torch.tensor([[True, True], [False, False]]).reshape(1, 2, 1, 2)
-    assert energy_inside(scores, truth).item() == 0.75
-    assert energy_inside(scores, truth, axis="time").item() == 0
+    assert energy_pointing_game(scores, truth).item() == 0.75
+    assert energy_pointing_game(scores, truth, axis="time").item() == 0
 
 
 def test_nothing_to_tell_is_nan():
@@ -154,8 +158,8 @@ def test_nothing_to_tell_is_nan():
     for found in (metric(scores, truth) for metric in OVERLAPS):
         assert found.isnan().tolist() == [True, True, False]
     assert iou(scores, truth, area=[0.2, 0.4]).isnan().tolist() == [[True] * 2, [True] * 2, [False] * 2]
-    assert energy_inside(-scores.abs(), truth)[2].isnan()
-    assert energy_inside(torch.zeros_like(scores), truth)[2].isnan()
+    assert energy_pointing_game(-scores.abs(), truth)[2].isnan()
+    assert energy_pointing_game(torch.zeros_like(scores), truth)[2].isnan()
 
 
 @pytest.mark.parametrize("metric", OVERLAPS)
@@ -194,11 +198,11 @@ def test_wrong_options_are_named():
     scores[1, 0, 0, 0] = math.inf
     assert iou(scores, truth).isfinite().all()  # has a rank
     with pytest.raises(ValueError, match="1 of the 72 scores are infinite"):
-        energy_inside(scores, truth)
+        energy_pointing_game(scores, truth)
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_boxes_hold_the_pixels_whose_centres_they_hold(whole):
+def test_boxes_hold_the_pixels_whose_centers_they_hold(whole):
     generator = torch.Generator().manual_seed(1)
     size = torch.tensor([9.0, 5.0])  # W, H
     low = torch.rand(2, 6, 2, generator=generator) * size - 1
@@ -211,10 +215,10 @@ def test_boxes_hold_the_pixels_whose_centres_they_hold(whole):
     assert truth.shape == (2, 6, 5, 9) and truth.dtype == torch.bool
     for clip, frame, y, x in itertools.product(range(2), range(6), range(5), range(9)):
         x0, y0, x1, y1 = boxes[clip, frame].tolist()
-        centre = x0 <= x + 0.5 < x1 and y0 <= y + 0.5 < y1
-        assert truth[clip, frame, y, x].item() is centre
+        center = x0 <= x + 0.5 < x1 and y0 <= y + 0.5 < y1
+        assert truth[clip, frame, y, x].item() is center
         if whole and x0 == x0:
-            assert centre == (x in range(int(x0), int(x1)) and y in range(int(y0), int(y1)))
+            assert center == (x in range(int(x0), int(x1)) and y in range(int(y0), int(y1)))
     assert boxes_to_truth(boxes.numpy(), np.array([5, 9])).equal(truth)
 
 
@@ -228,10 +232,10 @@ def test_boxes_of_whole_numbers_and_no_box_at_all():
     ("box", "message"),
     [
         ((4.0, 1.0, 2.0, 3.0), r"x0 < x1 and y0 < y1.* \(4.0, 1.0, 2.0, 3.0\) in frame 1 of clip 0"),
-        ((1.0, 3.0, 2.0, 3.0), "holds the centre of a pixel"),
+        ((1.0, 3.0, 2.0, 3.0), "holds the center of a pixel"),
         ((1.0, 5.0, 3.0, 7.0), r"5 x 9 frame \(H x W\)"),  # y beyond the height, and not beyond the width
         ((9.0, 1.0, 11.0, 3.0), "four nan where"),
-        ((2.6, 1.0, 3.4, 3.0), "holds the centre"),
+        ((2.6, 1.0, 3.4, 3.0), "holds the center"),
         ((1.0, math.nan, 2.0, 3.0), "four finite numbers.* in frame 1 of clip 0"),
         ((1.0, 1.0, math.inf, 3.0), "four finite numbers"),
     ],

@@ -12,7 +12,7 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
 from captum_staa import baselines
-from captum_staa.metrics.perturbations import (
+from captum_staa.metrics.noise import (
     Perturbation,
     brightness_flicker,
     frame_drop,
@@ -161,7 +161,7 @@ def test_infidelity_is_the_formula_by_hand(name, multiply):
 
 
 def test_occluded_frames_are_exact_where_the_clip_equals_its_baseline():
-    """Occlusion credits a frame's black pixels too: what was taken is the frame, not its coloured part."""
+    """Occlusion credits a frame's black pixels too: what was taken is the frame, not its colored part."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE[1:]), 1))
     clip = drawn().where(drawn(1) > 0, 0.0)
     occlusion = Occlusion(model)

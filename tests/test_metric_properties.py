@@ -21,17 +21,17 @@ from captum_staa import metrics as m
 
 drawn_examples = settings(deadline=None, derandomize=True, max_examples=20, database=None)
 REDUCED = {"joint": (4,), "time": (2, 3, 4), "space": (1, 4)}  # of (B, T, H, W, 1)
-ALONG_AXES = (m.auroc, m.average_precision, m.iou, m.relevance_rank_accuracy, m.energy_inside)
+ALONG_AXES = (m.auroc, m.average_precision, m.iou, m.relevance_rank_accuracy, m.energy_pointing_game)
 POINTING = {"pointing_game": m.pointing_game, "pointing_game-frame": partial(m.pointing_game, per="frame")}
 OF_MAPS = {
-    "snr": m.snr,
+    "signal_to_noise": m.signal_to_noise,
     "sparsity": lambda maps, truth, **layout: m.sparsity(maps, **layout),
     "complexity": lambda maps, truth, **layout: m.complexity(maps, **layout),
     "smoothness": lambda maps, truth=None, **layout: torch.stack(m.smoothness(maps, **layout), 1),
 }
 JUDGES = {f"{metric.__name__}-{axis}": partial(metric, axis=axis) for metric in ALONG_AXES for axis in REDUCED}
 JUDGES |= POINTING | {"temporal_pointing": m.temporal_pointing} | OF_MAPS
-CURVES = (m.insertion, m.deletion, m.causal)
+CURVES = (m.insertion, m.deletion, m.insertion_deletion)
 OF_VALUES = (m.saco, m.faithfulness_correlation)  # the others read the order of a map alone
 OF_ORDER = (*CURVES, m.aopc, m.faithfulness, m.monotonicity)
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(2, 6), st.integers(2, 6))  # (B, T, H, W)
@@ -102,7 +102,7 @@ def scores(metric, clip, maps, forward_func=model, parts=4, **options):
     own = {m.saco: {"groups": parts}, m.faithfulness_correlation: {"fraction": 0.5, "n_subsets": 30}}
     own |= {m.faithfulness: {}, m.monotonicity: {"fractions": (0.25, 0.5, 0.75)}}
     found = metric(forward_func, clip, maps, **{"layout": "BTCHW", **own.get(metric, {"steps": parts}), **options})
-    curves = found if metric is m.causal else [found]
+    curves = found if metric is m.insertion_deletion else [found]
     numbers = [part for curve in curves for part in (curve if metric in CURVES else [curve])]
     return torch.cat([part.reshape(len(clip), -1) for part in numbers], 1)
 
@@ -136,7 +136,7 @@ def test_no_map_is_better_than_the_truth_or_worse_than_its_inverse(metric, axis,
     held = truth[..., None].any(REDUCED[axis]).flatten(1)
     told = held.any(1) & ~held.all(1)
     single_file = torch.arange(truth[0].numel(), dtype=torch.float64).view(truth.shape[1:])
-    if metric is m.energy_inside:  # values count: nothing outside, not merely less than inside
+    if metric is m.energy_pointing_game:  # values count: nothing outside, not merely less than inside
         perfect, inverse = (maps.clamp(min=0) + 1).where(inside, -1), (maps.abs() + 1) * ~inside
     else:
         perfect, inverse = maps + 1e6 * inside, single_file - 1e6 * inside
@@ -144,7 +144,7 @@ def test_no_map_is_better_than_the_truth_or_worse_than_its_inverse(metric, axis,
         assert (metric(best, truth, axis)[told] == 1).all()
     least = torch.tensor([least_possible(metric, row) for row in held[told]], dtype=torch.float64)
     same(metric(inverse, truth, axis)[told], least, 1e-12)
-    for other in (maps, -inside.double()):  # of the latter, nowhere positive, energy_inside says nan
+    for other in (maps, -inside.double()):  # of the latter, nowhere positive, energy_pointing_game says nan
         found = metric(other, truth, axis)[told]
         assert ((found >= least - 1e-12) | found.isnan()).all() and not (found > 1).any()
 
@@ -188,7 +188,9 @@ def test_of_an_additive_model_no_map_is_better_than_its_terms_or_worse_than_thei
             expected = torch.full((b, 1), value, dtype=torch.float64).masked_fill(flat[:, None], math.nan)
             same(extreme, expected, 0 if metric is m.saco else 1e-12)
         return
-    signs = {m.deletion: [-1], m.causal: [1, -1, -1, 1]}.get(metric, [1])  # low is good, also least relevant first
+    signs = {m.deletion: [-1], m.insertion_deletion: [1, -1, -1, 1]}.get(
+        metric, [1]
+    )  # low is good, also least relevant first
     best, found, worst = (x.unflatten(1, (len(signs), -1)) * torch.tensor(signs)[:, None] for x in (best, found, worst))
     assert (best >= found - 1e-9).all() and (found >= worst - 1e-9).all()  # at each point of a curve, too
     assert parts < count or not (best == worst).flatten(1).all(1)[~flat].any()
@@ -219,12 +221,14 @@ def test_any_selection_of_a_batch_in_either_layout_is_scored_as_in_the_batch(cas
 
 
 @of_each(*OF_ORDER, *OF_VALUES)
-@over(case=problems(), per_eval=st.integers(1, 40), data=st.data())
-def test_any_selection_of_clips_in_either_layout_and_number_per_call_is_scored_alike(metric, case, per_eval, data):
+@over(case=problems(), perturbations_per_eval=st.integers(1, 40), data=st.data())
+def test_any_selection_of_clips_in_either_layout_and_number_per_call_is_scored_alike(
+    metric, case, perturbations_per_eval, data
+):
     clip, attributions, options = case
     expected = scores(metric, clip, attributions, **options)
     rows = data.draw(selections(len(clip)))
-    options |= {"target": [options["target"][row] for row in rows], "perturbations_per_eval": per_eval}
+    options |= {"target": [options["target"][row] for row in rows], "perturbations_per_eval": perturbations_per_eval}
     same(scores(metric, clip[rows], attributions[rows], **options), expected[rows], 1e-14)
     twins = clip[rows].transpose(1, 2), attributions[rows].transpose(1, 2).contiguous()
     found = scores(metric, *twins, lambda x: model(x.transpose(1, 2)), layout="BCTHW", **options)
@@ -246,11 +250,11 @@ def test_of_a_map_and_its_truth_nothing_counts_but_what_is_promised(case, data):
     offset, signs = data.draw(st.integers(-99, 99)), data.draw(whole(tuple(maps.shape), 0, 1)) * 2 - 1
     for metric in (m.sparsity, m.complexity):
         same(metric(maps * signs * factor), metric(maps), 1e-12)
-    same(m.energy_inside(factor * maps, truth), m.energy_inside(maps, truth), 1e-12)
-    same(m.snr(factor * maps + offset, truth), m.snr(maps, truth), 1e-12)
-    for metric, opposite in ((m.snr, -m.snr(maps, truth)), (m.auroc, 1 - m.auroc(maps, truth))):
+    same(m.energy_pointing_game(factor * maps, truth), m.energy_pointing_game(maps, truth), 1e-12)
+    same(m.signal_to_noise(factor * maps + offset, truth), m.signal_to_noise(maps, truth), 1e-12)
+    for metric, opposite in ((m.signal_to_noise, -m.signal_to_noise(maps, truth)), (m.auroc, 1 - m.auroc(maps, truth))):
         same(metric(-maps, truth), opposite, 1e-12)
-    turned = maps.mT.flip([1, data.draw(st.sampled_from([2, 3]))])  # neighbours stay neighbours
+    turned = maps.mT.flip([1, data.draw(st.sampled_from([2, 3]))])  # neighbors stay neighbors
     for twin in (offset - factor * maps, turned):
         same(OF_MAPS["smoothness"](twin), OF_MAPS["smoothness"](maps), 1e-12)
 
@@ -264,12 +268,12 @@ def test_scores_of_a_map_are_within_bounds_and_nan_only_where_it_is_said(case):
     flat, never = (rows == rows[:, :1]).all(1), torch.ones(len(rows), dtype=torch.bool)
     ins, outs = ([row[at] for row, at in zip(rows, where, strict=True)] for where in (inside, ~inside))
     level = [len(b.unique()) == 1 and bool(a.sum() == b[0] * len(a)) for a, b in zip(ins, outs, strict=True)]
-    nan = {"snr": untold["joint"] | torch.tensor(level), "sparsity": (rows == 0).all(1)}
+    nan = {"signal_to_noise": untold["joint"] | torch.tensor(level), "sparsity": (rows == 0).all(1)}
     nan |= {"complexity": nan["sparsity"], "smoothness": torch.stack([flat, flat if maps.shape[1] > 1 else never], 1)}
     for name, score in JUDGES.items():
         found, (metric, _, axis) = score(maps, truth), name.partition("-")
         said = nan[name] if name in nan else ~inside.any(1) if "pointing" in name else untold[axis]
-        if metric == "energy_inside":
+        if metric == "energy_pointing_game":
             said = said | ~(maps[..., None].sum(REDUCED[axis]) > 0).flatten(1).any(1)
         said_of(getattr(m, metric), found, said, name)
 

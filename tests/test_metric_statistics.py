@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_staa.metrics import auroc, complexity, snr, sparsity
+from captum_staa.metrics import auroc, complexity, signal_to_noise, sparsity
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,8 +46,8 @@ def test_each_is_its_formula(seed, step):
     assert sparsity(maps).tolist() == pytest.approx([gini(values) for values in flat], rel=1e-12)
     assert complexity(maps).tolist() == pytest.approx([entropy(values) for values in flat], rel=1e-12)
     expected = [noise_ratio(values, where) for values, where in zip(maps.numpy(), truth.numpy(), strict=True)]
-    assert snr(maps, truth).tolist() == pytest.approx(expected, rel=1e-12)
-    for found in (sparsity(maps), complexity(maps), snr(maps, truth)):
+    assert signal_to_noise(maps, truth).tolist() == pytest.approx(expected, rel=1e-12)
+    for found in (sparsity(maps), complexity(maps), signal_to_noise(maps, truth)):
         assert found.dtype == torch.float64 and found.shape == (3,)
 
 
@@ -84,8 +84,8 @@ def test_signs_and_places_do_not_count_but_scale_and_offset_may():
             torch.testing.assert_close(metric(twin), metric(maps))
         assert not torch.allclose(metric(maps + 3), metric(maps))
     for factor, offset in [(7, 0), (1e-200, 0), (1e200, 0), (1, 100), (0.25, -3)]:
-        torch.testing.assert_close(snr(factor * maps + offset, truth), snr(maps, truth))
-    torch.testing.assert_close(snr(-maps, truth), -snr(maps, truth))
+        torch.testing.assert_close(signal_to_noise(factor * maps + offset, truth), signal_to_noise(maps, truth))
+    torch.testing.assert_close(signal_to_noise(-maps, truth), -signal_to_noise(maps, truth))
 
 
 def test_rounding_never_leaves_the_range():
@@ -95,10 +95,10 @@ def test_rounding_never_leaves_the_range():
 
 def test_the_truth_itself_is_best_and_its_inverse_worst():
     truth = some_truth(3, 4, 5, 6)
-    assert snr(truth.double(), truth).tolist() == [math.inf] * 3
-    assert snr(-truth.double(), truth).tolist() == [-math.inf] * 3
+    assert signal_to_noise(truth.double(), truth).tolist() == [math.inf] * 3
+    assert signal_to_noise(-truth.double(), truth).tolist() == [-math.inf] * 3
     tilted = truth * 0.6 + 0.1  # beside its largest value, 1/7: a constant whose mean is rounded
-    assert snr(tilted, truth).tolist() == [math.inf] * 3
+    assert signal_to_noise(tilted, truth).tolist() == [math.inf] * 3
 
 
 def test_one_voxel_can_outweigh_many_in_snr_and_not_in_auroc():
@@ -106,7 +106,7 @@ def test_one_voxel_can_outweigh_many_in_snr_and_not_in_auroc():
     maps = drawn(1, 4, 5, 6)
     loud = maps.clone()
     loud[tuple(truth.nonzero()[0])] = 1e3
-    assert snr(loud, truth) > snr(maps, truth) + 30
+    assert signal_to_noise(loud, truth) > signal_to_noise(maps, truth) + 30
     assert auroc(loud, truth) - auroc(maps, truth) < 0.1
 
 
@@ -114,7 +114,7 @@ def test_noise_has_no_signal_on_average():
     """Independent normal values: the ratio's variance is 1 / inside + 1 / outside, so z-scores have deviation 1."""
     truth = torch.zeros(400, 4, 6, 10, dtype=torch.bool)
     truth[:, 1, 1:4, 2:7] = True  # 15 of 240
-    z = snr(drawn(400, 4, 6, 10, seed=3), truth) / math.sqrt(1 / 15 + 1 / 225)
+    z = signal_to_noise(drawn(400, 4, 6, 10, seed=3), truth) / math.sqrt(1 / 15 + 1 / 225)
     assert abs(z.mean().item()) < 3 / math.sqrt(400)
     assert z.std().item() == pytest.approx(1, abs=3 / math.sqrt(800))
 
@@ -123,8 +123,8 @@ def test_where_nothing_can_be_said_is_nan():
     flat = torch.full((3, 2, 2, 2), 0.1, dtype=torch.float64)
     truth = torch.zeros(3, 2, 2, 2, dtype=torch.bool)
     truth[0], truth[2, 0] = True, True
-    assert snr(drawn(3, 2, 2, 2), truth).isnan().tolist() == [True, True, False]
-    assert snr(flat, truth).isnan().all() and snr(0 * flat, truth).isnan().all()
+    assert signal_to_noise(drawn(3, 2, 2, 2), truth).isnan().tolist() == [True, True, False]
+    assert signal_to_noise(flat, truth).isnan().all() and signal_to_noise(0 * flat, truth).isnan().all()
     for metric in (sparsity, complexity):
         maps = drawn(2, 2, 2, 2)
         maps[0] = 0
@@ -143,7 +143,9 @@ def test_snr_takes_what_its_siblings_take(axis, summed):
     expected = [noise_ratio(values, where) for values, where in zip(maps, inside, strict=True)]
     for layout in ("BTCHW", "BCTHW", "BWHTC"):
         twin = attributions.permute(["BTCHW".index(letter) for letter in layout])
-        assert snr(scores=twin, truth=truth, axis=axis, layout=layout).tolist() == pytest.approx(expected, rel=1e-12)
+        assert signal_to_noise(scores=twin, truth=truth, axis=axis, layout=layout).tolist() == pytest.approx(
+            expected, rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("layout", ["BTCHW", "BCTHW", "BTHWC", "BWHTC"])
@@ -158,14 +160,14 @@ def test_each_clip_is_measured_alone_as_an_array_too_and_nothing_is_touched():
     maps, truth, order = drawn(4, 3, 4, 5).float(), some_truth(4, 3, 4, 5), [2, 0, 3, 1]
     maps[1] *= 1e6
     before, state = maps.clone(), torch.get_rng_state()
-    for metric in (sparsity, complexity, lambda maps: snr(maps, truth)):
+    for metric in (sparsity, complexity, lambda maps: signal_to_noise(maps, truth)):
         assert metric(maps.numpy()).equal(metric(maps))
         assert not metric(maps.clone().requires_grad_()).requires_grad
     for metric in (sparsity, complexity):
         assert metric(maps[order]).equal(metric(maps)[order])
         assert torch.cat([metric(clip[None]) for clip in maps]).equal(metric(maps))
-    assert snr(maps[order], truth[order].numpy()).equal(snr(maps, truth)[order])
-    assert snr(maps[2:3], truth[2:3]).equal(snr(maps, truth)[2:3])
+    assert signal_to_noise(maps[order], truth[order].numpy()).equal(signal_to_noise(maps, truth)[order])
+    assert signal_to_noise(maps[2:3], truth[2:3]).equal(signal_to_noise(maps, truth)[2:3])
     assert maps.equal(before) and torch.get_rng_state().equal(state)
 
 
@@ -173,11 +175,15 @@ def test_each_clip_is_measured_alone_as_an_array_too_and_nothing_is_touched():
 def test_narrow_floats_lose_nothing(dtype):
     maps, truth = (drawn(1, 8, 9, 10) * 1000).to(dtype), some_truth(1, 8, 9, 10)
     assert sparsity(maps).equal(sparsity(maps.double())) and complexity(maps).equal(complexity(maps.double()))
-    assert snr(maps, truth).equal(snr(maps.double(), truth))
+    assert signal_to_noise(maps, truth).equal(signal_to_noise(maps.double(), truth))
 
 
 def test_what_the_values_mean_is_said():
-    assert (snr.higher_is_better, snr.lowest, snr.highest) == (True, -math.inf, math.inf)
+    assert (signal_to_noise.higher_is_better, signal_to_noise.lowest, signal_to_noise.highest) == (
+        True,
+        -math.inf,
+        math.inf,
+    )
     for metric in (sparsity, complexity):
         assert (metric.higher_is_better, metric.lowest, metric.highest) == (None, 0, 1)
 
@@ -216,5 +222,5 @@ def test_wrong_attributions_are_named(attributions, layout, error, message):
 )
 def test_wrong_scores_and_truths_are_named(scores, truth, error, message):
     with pytest.raises(error) as caught:
-        snr(scores, truth)
+        signal_to_noise(scores, truth)
     assert message in str(caught.value)

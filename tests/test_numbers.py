@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from conformance.models import ConvNet
-from tiny_models import SIZE, clip_for, randomise, tiny
+from tiny_models import SIZE, clip_for, randomize, tiny
 from torch import Tensor
 
 from captum_staa import (
@@ -15,12 +15,12 @@ from captum_staa import (
     STAA,
     GradCAM,
     SpatioTemporalPerturbation,
+    VideoAttribution,
     VideoClassifier,
     VideoFeatureAblation,
     VideoOcclusion,
     benchmark,
     feature_masks,
-    space_time,
 )
 
 TRANSFORMERS = ("videomae", "timesformer", "vivit", "vjepa2")
@@ -46,7 +46,7 @@ EVERY = {**ATTENTION, **ANY}
 
 
 def conv() -> VideoClassifier:
-    return VideoClassifier(randomise(ConvNet("BCTHW"), seed=0), layout="BCTHW")
+    return VideoClassifier(randomize(ConvNet("BCTHW"), seed=0), layout="BCTHW")
 
 
 def case(name: str) -> tuple[VideoClassifier, Tensor]:
@@ -85,7 +85,7 @@ def test_half_precision_keeps_the_order_on_trained_models(name: str) -> None:
         call = lambda clf, x: VideoOcclusion(clf).attribute(x, (4, 24, 24), (4, 12, 12), target=1)  # noqa: E731
     found, wanted = call(half, clips.bfloat16()), call(full, clips)
     assert found.dtype == torch.float32
-    maps = [space_time(each, full.layout).joint for each in (found, wanted)]
+    maps = [VideoAttribution.from_attributions(each, full.layout).joint for each in (found, wanted)]
     assert spearman(*maps) > FLOORS[name]
     assert not torch.equal(*maps), "the model was not cast"
 

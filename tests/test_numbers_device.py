@@ -10,7 +10,7 @@ from elsewhere import DEVICE, There, elsewhere, send
 from test_numbers import ATTENTION, EVERY, case
 from torch import Tensor
 
-from captum_staa import VideoClassifier, VideoOcclusion, baselines, feature_masks, metrics, smooth, space_time
+from captum_staa import VideoAttribution, VideoClassifier, VideoOcclusion, baselines, feature_masks, metrics, smooth
 
 Call = Callable[[VideoClassifier, Tensor], Tensor]
 
@@ -23,7 +23,7 @@ TENSORS: dict[str, Call] = {
     "reverse": lambda clf, x: baselines.reverse(x, clf.layout),
     "noise": lambda clf, x: baselines.noise(x, clf.layout),
     "smooth": lambda clf, x: smooth(x, clf.layout),
-    "space_time": lambda clf, x: space_time(x, clf.layout).joint,
+    "VideoAttribution": lambda clf, x: VideoAttribution.from_attributions(x, clf.layout).joint,
     "mask of frames": lambda clf, x: feature_masks.frames(x, clf.layout),
     "mask of cells": lambda clf, x: feature_masks.grid(x, clf.layout, (2, 5, 3)),
     "smoothness": lambda clf, x: metrics.smoothness(x, clf.layout).space,
@@ -35,7 +35,7 @@ SCORES: dict[str, Call] = {
     "auroc": lambda clf, x: metrics.auroc(x.sum(1), x.sum(1) > 0.5),
     "pointing_game": lambda clf, x: metrics.pointing_game(x.sum(1), x.sum(1) > 0.5),
     "iou": lambda clf, x: metrics.iou(x.sum(1), x.sum(1) > 0.5),
-    "snr": lambda clf, x: metrics.snr(x.sum(1), x.sum(1) > 0.5),
+    "signal_to_noise": lambda clf, x: metrics.signal_to_noise(x.sum(1), x.sum(1) > 0.5),
     "controls": lambda clf, x: metrics.controls(x, clf.layout)["random"],
     "insertion": lambda clf, x: metrics.insertion(clf, x, x, target=1, steps=3, cells=(2, 8, 8)).score,
     "aopc": lambda clf, x: metrics.aopc(clf, x, x, target=1, steps=3, cells=(2, 8, 8)),

@@ -50,7 +50,7 @@ def slow(model: Callable[..., Tensor], clip: Tensor, window: Any, stride: Any, b
 
 
 # divides and does not, overlaps and does not, whole axes, single voxels
-SETTINGS = [
+PRESETS = [
     ((2, 3, 3), (2, 3, 3)),
     ((2, 4, 3), (1, 2, 3)),
     ((3, 4, 4), (2, 3, 3)),
@@ -61,7 +61,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("window", "stride"), SETTINGS)
+@pytest.mark.parametrize(("window", "stride"), PRESETS)
 def test_equals_captum_and_the_definition(window, stride):
     model, clip, baseline = net(), clip_of(2, 3, 5, 7, 6), clip_of(2, 3, 5, 7, 6, seed=2)
     ours = VideoOcclusion(model, "BCTHW").attribute(clip, window, stride, baseline, [3, 1], perturbations_per_eval=3)

@@ -1,4 +1,4 @@
-"""Learnt masks find planted evidence, have the areas asked for, keep their best, or say why they cannot learn."""
+"""Learned masks find planted evidence, have the areas asked for, keep their best, or say why they cannot learn."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoLayout, baselines, feature_masks
-from captum_staa.attr.perturbation import PerturbationParts
+from captum_staa.attr.perturbation import MaskAttribution
 from captum_staa.benchmark import PlantedClips
 from captum_staa.metrics import auroc, deletion, insertion
 from captum_staa.perturbation.masks import Nested
-from captum_staa.perturbation.settings import SETTINGS
-from captum_staa.perturbation.smoothness import Ellipsoid, SquaredDifferences, TotalVariation
+from captum_staa.perturbation.presets import PRESETS
+from captum_staa.perturbation.regularizers import Ellipsoid, SquaredDifferences, TotalVariation
 
 SIZE = (4, 8, 6)
 
@@ -65,12 +65,12 @@ def speaks_for(model: Callable[[Tensor], Tensor], clip: Tensor) -> Tensor:
         return (model(clip) - model(torch.zeros_like(clip))).argmax(1)
 
 
-def parts_of(
-    model: nn.Module | None = None, clip: Tensor | None = None, setting: Any = "nested", **options: Any
-) -> PerturbationParts:
+def result_of(
+    model: nn.Module | None = None, clip: Tensor | None = None, preset: Any = "nested", **options: Any
+) -> MaskAttribution:
     options = {"target": 1, "areas": (0.1, 0.3), "iterations": 5, "perturbations_per_eval": 4, **options}
-    method = SpatioTemporalPerturbation(Net() if model is None else model, "BCTHW", setting=setting)
-    return method.attribute_parts(clip_of() if clip is None else clip, **options)
+    method = SpatioTemporalPerturbation(Net() if model is None else model, "BCTHW", preset=preset)
+    return method.attribute_maps(clip_of() if clip is None else clip, **options)
 
 
 @pytest.mark.parametrize("kind", ["resnet3d", pytest.param("timesformer", marks=pytest.mark.slow)])
@@ -79,7 +79,7 @@ def test_planted_evidence_is_found_and_beats_a_random_map_and_the_inverse(kind: 
     clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
     clip = clf.layout.from_working(clip)
     options: Any = {"target": label, "areas": (0.05, 0.15), "iterations": 16, "perturbations_per_eval": 4}
-    parts = SpatioTemporalPerturbation(clf).attribute_parts(clip, **options)
+    parts = SpatioTemporalPerturbation(clf).attribute_maps(clip, **options)
     assert auroc(parts.joint, truth) > 0.9 and auroc(parts.joint, truth, axis="time") > 0.9
     assert (parts.kept > parts.deleted + 0.3).all(), "what is shown suffices, and is needed"
     noise = torch.rand(parts.joint.shape, generator=torch.Generator().manual_seed(0))
@@ -90,7 +90,7 @@ def test_planted_evidence_is_found_and_beats_a_random_map_and_the_inverse(kind: 
 
 
 def test_what_hiding_does_not_change_is_left_out() -> None:
-    """Of a clip that is black but for a grey patch in two frames, by a CNN and an LSTM."""
+    """Of a clip that is black but for a gray patch in two frames, by a CNN and an LSTM."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         cnn = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
@@ -102,14 +102,14 @@ def test_what_hiding_does_not_change_is_left_out() -> None:
     clip = torch.zeros(1, 6, 3, 12, 12)
     clip[:, 2:4, :, 4:8, :6] = 1
     options: Any = {"baselines": 0, "target": speaks_for(model, clip), "areas": (0.03, 0.06), "iterations": 15}
-    parts = SpatioTemporalPerturbation(model, "BTCHW").attribute_parts(clip, **options)
+    parts = SpatioTemporalPerturbation(model, "BTCHW").attribute_maps(clip, **options)
     assert parts.spatial[:, 4:8, :6].sum() > 0.95, "a cell is a pixel wide"
     assert parts.temporal[:, 2:4].sum() > 0.7, "and two frames long, a quarter of which lies in those beside"
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 5])
 def test_nested_masks_leave_just_the_areas_and_lie_in_each_other(iterations: int) -> None:
-    parts = parts_of(iterations=iterations, areas=(0.05, 0.3, 0.6))
+    parts = result_of(iterations=iterations, areas=(0.05, 0.3, 0.6))
     assert (parts.visible - parts.areas).abs().max() < 1e-4
     torch.testing.assert_close(parts.visible, parts.masks.mean((2, 3, 4)))
     torch.testing.assert_close(parts.areas, torch.tensor([0.05, 0.3, 0.6]))
@@ -118,45 +118,45 @@ def test_nested_masks_leave_just_the_areas_and_lie_in_each_other(iterations: int
 
 def test_a_clip_alone_is_explained_as_in_a_batch() -> None:
     clip = clip_of(size=(8, 8, 6))
-    together, alone = parts_of(clip=clip).joint[1:], parts_of(clip=clip[1:]).joint
+    together, alone = result_of(clip=clip).joint[1:], result_of(clip=clip[1:]).joint
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-3 * float(alone.max()))
 
 
 def test_a_model_of_one_output_is_explained_as_it_is() -> None:
-    parts, other = parts_of(Net(outputs=1), target=None), parts_of(Net(outputs=1), target=None, scale="logit")
+    parts, other = result_of(Net(outputs=1), target=None), result_of(Net(outputs=1), target=None, scale="logit")
     assert torch.equal(parts.joint, other.joint)
     torch.testing.assert_close(parts.whole, Net(outputs=1)(clip_of())[:, 0].detach())
 
 
-def test_a_level_start_favours_no_frame() -> None:
+def test_a_level_start_favors_no_frame() -> None:
     """Where all frames are alike, and the model takes their mean, so are they in the masks."""
     still, net = clip_of()[:, :, :1].expand(-1, -1, 4, -1, -1), Net()
-    method = SpatioTemporalPerturbation(lambda clip: net(clip.mean(2, keepdim=True)), "BCTHW", setting="step")
-    masks = method.attribute_parts(still, target=1, areas=(0.3,), smoothness="none", iterations=6).masks
+    method = SpatioTemporalPerturbation(lambda clip: net(clip.mean(2, keepdim=True)), "BCTHW", preset="step")
+    masks = method.attribute_maps(still, target=1, areas=(0.3,), regularizer="none", iterations=6).masks
     frames = masks.mean((3, 4))
     assert frames.max() < 0.95 and (frames - frames.mean(2, keepdim=True)).abs().max() < 0.02
 
 
 def test_the_papers_masks_come_near_to_their_areas() -> None:
-    before, after = (parts_of(setting="step", iterations=n, areas=(0.2, 0.5)) for n in (2, 60))
+    before, after = (result_of(preset="step", iterations=n, areas=(0.2, 0.5)) for n in (2, 60))
     assert ((before.visible - before.areas).abs() > 0.2).all()
     assert ((after.visible - after.areas).abs() < 0.05).all()
 
 
 @pytest.mark.parametrize("name", ["nested", "2d-ep"])
 def test_per_frame_every_frame_shows_the_area(name: str) -> None:
-    own = replace(SETTINGS["nested"], parametrisation=Nested(per_frame=True), frames=1)
-    parts = parts_of(setting=own if name == "nested" else name, iterations=5 if name == "nested" else 60)
+    own = replace(PRESETS["nested"], parametrization=Nested(per_frame=True), frames=1)
+    parts = result_of(preset=own if name == "nested" else name, iterations=5 if name == "nested" else 60)
     shown = parts.masks.mean((3, 4)) - parts.areas[:, None]
     assert shown.abs().max() < (1e-4 if name == "nested" else 0.1)
-    assert parts_of(setting="nested").masks.mean((3, 4)).std() > 0.01, "over the volume, frames differ"
+    assert result_of(preset="nested").masks.mean((3, 4)).std() > 0.01, "over the volume, frames differ"
 
 
 def test_a_feature_mask_of_frames_shows_whole_frames() -> None:
     clip = clip_of()
     clip[:, :, [0, 1, 3]] = 0  # all evidence is in one frame
     options: Any = {"baselines": 0, "target": speaks_for(Net(), clip), "areas": (0.25,)}
-    parts = parts_of(clip=clip, feature_mask=feature_masks.frames(clip, "BCTHW"), **options)
+    parts = result_of(clip=clip, feature_mask=feature_masks.frames(clip, "BCTHW"), **options)
     assert (parts.masks == parts.masks[..., :1, :1]).all()
     assert (parts.temporal.argmax(1) == 2).all() and (parts.masks[:, 0, 2] > 0.8).all()
     assert (parts.visible - 0.25).abs().max() < 1e-4
@@ -165,28 +165,28 @@ def test_a_feature_mask_of_frames_shows_whole_frames() -> None:
 def test_a_feature_mask_of_supervoxels_shows_them_whole() -> None:
     clip = clip_of(size=(4, 12, 12))
     regions = feature_masks.supervoxels(clip, "BCTHW", 12)
-    parts = parts_of(clip=clip, feature_mask=regions)
+    parts = result_of(clip=clip, feature_mask=regions)
     for masks, ids in zip(parts.masks, regions[:, 0].expand(2, -1, -1, -1), strict=True):
         assert all(masks[:, ids == region].std(1).max() < 1e-6 for region in ids.unique())
     assert parts.masks.std() > 0.1
 
 
-@pytest.mark.parametrize("setting", ["nested", "step"])
-def test_without_a_step_the_map_follows_the_one_to_begin_with(setting: str) -> None:
+@pytest.mark.parametrize("preset", ["nested", "step"])
+def test_without_a_step_the_map_follows_the_one_to_begin_with(preset: str) -> None:
     init = torch.zeros(2, *SIZE)
     init[0, :2, 2:6, 1:4], init[1, 2:, 4:, :3] = 1, 1
-    parts = parts_of(setting=setting, iterations=0, init=init)
+    parts = result_of(preset=preset, iterations=0, init=init)
     assert (auroc(parts.joint, init.bool()) > 0.97).all()
     spread = (init / 3)[:, None].expand(-1, 3, -1, -1, -1)
-    torch.testing.assert_close(parts_of(setting=setting, iterations=0, init=spread).joint, parts.joint)
+    torch.testing.assert_close(result_of(preset=preset, iterations=0, init=spread).joint, parts.joint)
     assert parts.history.steps.tolist() == [0]
 
 
 @pytest.mark.parametrize("rate", [0.3, 8.0])
 def test_the_best_state_is_kept(rate: float) -> None:
     """Also with steps so wide that later states are worse; each clip has its own best."""
-    own = replace(SETTINGS["nested"], parametrisation=Nested(rate=rate))
-    parts = parts_of(setting=own, iterations=45, scale="logit", smoothness="tv")
+    own = replace(PRESETS["nested"], parametrization=Nested(rate=rate))
+    parts = result_of(preset=own, iterations=45, scale="logit", regularizer="tv")
     steps, energy, kept, deleted = parts.history
     assert steps.tolist() == [0, 10, 20, 30, 40, 45] and energy.shape == (6, 2) and kept.shape == (6, 2, 2)
     best = energy.argmin(0)
@@ -200,12 +200,12 @@ def test_the_best_state_is_kept(rate: float) -> None:
 def test_a_clip_that_gains_no_more_is_done_whatever_the_others_do() -> None:
     clip = clip_of() * torch.tensor([0.3, 1.0]).view(2, 1, 1, 1, 1)
     options: Any = {"scale": "logit", "iterations": 60, "baselines": 0, "tolerance": 0.0, "areas": (0.3,)}
-    gains = -parts_of(clip=clip, **options).history.energy.diff(dim=0)
+    gains = -result_of(clip=clip, **options).history.energy.diff(dim=0)
     tolerance = float((gains[:3, 0].max() + gains[:3, 1].max()) / 2)
     assert gains[:3, 0].max() < tolerance < gains[:3, 1].max()
     options["tolerance"] = tolerance
-    together = parts_of(clip=clip, **options)
-    alone = [parts_of(clip=part, **options) for part in clip.split(1)]
+    together = result_of(clip=clip, **options)
+    alone = [result_of(clip=part, **options) for part in clip.split(1)]
     assert alone[0].history.steps.tolist() == [0, 10, 20, 30], "three checks without a gain"
     assert len(together.history.steps) == len(alone[1].history.steps) > 4
     assert together.history.energy[4:, 0].min() < alone[0].history.energy.min(), "it would have gained more"
@@ -232,8 +232,8 @@ def test_what_breaks_off_gives_the_best_so_far(how: str) -> None:
     model = Net(on_call(calls_until(13), act)).train()
     model.head.bias.requires_grad_(False)
     with pytest.warns(UserWarning, match=message):
-        parts = parts_of(model, iterations=40, scale="logit")
-    steps, energy, kept, _ = parts_of(iterations=40, scale="logit").history
+        parts = result_of(model, iterations=40, scale="logit")
+    steps, energy, kept, _ = result_of(iterations=40, scale="logit").history
     assert parts.history.steps.tolist() == steps[:2].tolist() == [0, 10]
     torch.testing.assert_close(parts.history.energy, energy[:2])
     torch.testing.assert_close(parts.kept, kept[energy[:2].argmin(0), [0, 1]])
@@ -246,7 +246,7 @@ def test_what_breaks_off_gives_the_best_so_far(how: str) -> None:
 @pytest.mark.parametrize("call", [1, 4, 8, 12])
 def test_nan_before_the_first_step_is_an_error(call: int) -> None:
     with pytest.raises(ValueError, match=r"nan or infinity.*before the first step"):
-        parts_of(Net(on_call(call, lambda logits: logits * float("nan"))))
+        result_of(Net(on_call(call, lambda logits: logits * float("nan"))))
 
 
 class NoGrad(Net):
@@ -263,11 +263,11 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize("setting", ["nested", "step"])
+@pytest.mark.parametrize("preset", ["nested", "step"])
 @pytest.mark.parametrize("cut", CUTS)
-def test_without_a_gradient_the_error_names_the_cause(cut: str, setting: str) -> None:
+def test_without_a_gradient_the_error_names_the_cause(cut: str, preset: str) -> None:
     with pytest.raises(ValueError, match=r"no gradient leads.*no_grad.*\.detach\(\).*argmax.*VideoOcclusion"):
-        parts_of(CUTS[cut], setting=setting)
+        result_of(CUTS[cut], preset=preset)
 
 
 WRONG = {
@@ -275,13 +275,13 @@ WRONG = {
     "no areas": ({"areas": ()}, r"areas.*one at least, but \(\) came"),
     "an aim": ({"objective": "keep"}, "objective is one of 'preserve', 'delete', 'dual', but 'keep' came"),
     "a scale": ({"scale": "probability"}, "scale is one of .*'logit', but 'probability' came"),
-    "a smoothness": ({"smoothness": "soft"}, "smoothness is one of .*'ellipsoid', but 'soft' came"),
+    "a regularizer": ({"regularizer": "soft"}, "regularizer is one of .*'ellipsoid', but 'soft' came"),
     "fewer steps than none": ({"iterations": -1}, "iterations.*at least 0, but -1 came"),
     "a map of another clip": ({"init": torch.zeros(2, 4, 8, 5)}, r"\(2, 4, 8, 6\), but their shape is \(2, 4, 8, 5\)"),
     "a target": ({"target": 3}, r"target = 3 fits no outputs of shape \(2, 3\)"),
     "no target": ({"target": None}, r"\(2, 3\), so one must be chosen: pass target="),
     "four axes": ({"clip": torch.zeros(3, 4, 8, 6)}, r"shape is \(3, 4, 8, 6\).*clip\[None\]"),
-    "a setting": ({"setting": "nest"}, "setting is one of 'nested', 'step', '3d-ep', '2d-ep', but 'nest' came"),
+    "a preset": ({"preset": "nest"}, "preset is one of 'nested', 'step', '3d-ep', '2d-ep', but 'nest' came"),
 }
 
 
@@ -289,13 +289,13 @@ WRONG = {
 def test_an_error_says_what_came(kind: str) -> None:
     options, message = WRONG[kind]
     with pytest.raises(ValueError, match=message):
-        parts_of(**options)
+        result_of(**options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_attributions_are_the_map_spread_over_channels(dtype: torch.dtype) -> None:
     model, clip, layout = Net().to(dtype), clip_of().to(dtype), VideoLayout("BCTHW")
-    parts = parts_of(model, clip)
+    parts = result_of(model, clip)
     method = SpatioTemporalPerturbation(model, layout)
     found = method.attribute(clip, target=1, areas=(0.1, 0.3), iterations=5, perturbations_per_eval=4)
     assert torch.equal(found, layout.expand(parts.joint, clip)) and found.dtype == parts.masks.dtype
@@ -308,7 +308,7 @@ def test_attributions_are_the_map_spread_over_channels(dtype: torch.dtype) -> No
 @pytest.mark.parametrize("scale", ["odds", "logit"])
 def test_scores_are_those_of_clips_blended_by_hand(scale: Any) -> None:
     """A mean over the ways of hiding: of the logarithms of probabilities, or of outputs."""
-    clip, layout, parts = clip_of(), "BCTHW", parts_of(scale=scale, target=[2, 0])
+    clip, layout, parts = clip_of(), "BCTHW", result_of(scale=scale, target=[2, 0])
     hidden = [baselines.blur(clip, layout, space=20 / 112 * 6), baselines.mean_frame(clip, layout)]
     hidden += [torch.zeros_like(clip), baselines.shuffle(clip, layout)]
 
@@ -328,7 +328,7 @@ def test_scores_are_those_of_clips_blended_by_hand(scale: Any) -> None:
 
 @pytest.mark.parametrize("term", [TotalVariation(5, 5), SquaredDifferences(20, 20), Ellipsoid(3, 0.5)], ids=repr)
 def test_smoothness_makes_masks_smoother_of_the_same_area(term: Any) -> None:
-    rough, smooth = (parts_of(iterations=30, smoothness=name) for name in ("none", term))
+    rough, smooth = (result_of(iterations=30, regularizer=name) for name in ("none", term))
     torch.testing.assert_close(smooth.visible, rough.visible, rtol=0, atol=1e-3)
     before, after = (term(parts.masks, parts.areas).mean(1) for parts in (rough, smooth))
     assert (after < 0.9 * before).all()
@@ -336,7 +336,7 @@ def test_smoothness_makes_masks_smoother_of_the_same_area(term: Any) -> None:
 
 def test_aims_move_what_they_ask_for() -> None:
     """The one that preserves keeps most, the one that deletes leaves least, and both at once part them most."""
-    runs = [parts_of(iterations=20, objective=aim, scale="logit") for aim in ("preserve", "delete", "dual")]
+    runs = [result_of(iterations=20, objective=aim, scale="logit") for aim in ("preserve", "delete", "dual")]
     kept, deleted = (torch.stack([getattr(run, name).mean(1) for run in runs]) for name in ("kept", "deleted"))
     for row, wanted in enumerate((kept, -deleted, kept - deleted)):  # (aims, B)
         assert (wanted[row] >= wanted.amax(0) - 0.05).all()
@@ -344,6 +344,6 @@ def test_aims_move_what_they_ask_for() -> None:
 
 
 def test_the_bar_shows_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    parts = parts_of(iterations=10, show_progress=True)
+    parts = result_of(iterations=10, show_progress=True)
     shown = re.findall(r"kept (\d\.\d{3}), left (\d\.\d{3})", capsys.readouterr().err)
     assert shown[-1] == (f"{parts.kept.mean():.3f}", f"{parts.deleted.mean():.3f}")

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from perturbation_fields import AREAS, FIELDS, WIDE, by_root, drawn, regions, same, still, uniform
 from torch import Tensor
 
-from captum_staa.perturbation.areas import at_areas, rank_penalty
-from captum_staa.perturbation.fields import Field, GridField, RegionField
+from captum_staa.perturbation.areas import masks_with_area, rank_penalty
+from captum_staa.perturbation.mask_grid import Field, GridField, RegionField
 
 GRIDS = [  # cells that divide the size, that do not, one per pixel, one for all
     ((4, 6, 8), (2, 3, 2)),
@@ -130,7 +130,7 @@ def test_fields_have_the_dtype_they_are_asked_for():
 @pytest.mark.parametrize("softness", [0.02, 0.3, 5.0])
 def test_areas_are_exact_and_masks_those_of_a_root_finder(field, softness):
     scores = 3 * drawn(2, field.shares.shape[1])
-    found = at_areas(scores, AREAS[None], field, softness)
+    found = masks_with_area(scores, AREAS[None], field, softness)
     same(field.spread(found).mean((2, 3, 4)), AREAS.expand(2, -1), 1e-6)
     for clip, (number, area) in itertools.product(range(2), enumerate(AREAS.tolist())):
         shares = field.shares[min(clip, len(field.shares) - 1)]
@@ -139,21 +139,21 @@ def test_areas_are_exact_and_masks_those_of_a_root_finder(field, softness):
 
 def test_areas_are_exact_in_single_precision():
     field, areas = GridField((4, 8, 8), (4, 8, 8)), AREAS[None].float()
-    found = at_areas(drawn(3, 256, dtype=torch.float32), areas, field, 0.1)
+    found = masks_with_area(drawn(3, 256, dtype=torch.float32), areas, field, 0.1)
     same(found.mean(2), areas.expand(3, -1), 2e-6)
 
 
 def test_every_clip_may_ask_for_areas_of_its_own():
     field, scores = regions(), drawn(2, 5)
     areas = torch.tensor([[0.1, 0.6], [0.8, 0.3]], dtype=torch.float64)
-    found = at_areas(scores, areas, field, 0.2)
+    found = masks_with_area(scores, areas, field, 0.2)
     same(field.spread(found).mean((2, 3, 4)), areas, 1e-6)
 
 
 def test_per_frame_each_slice_has_the_area():
     field = GridField((4, 3, 6), (4, 3, 3), WIDE)
     scores = 3 * drawn(2, 36) + torch.arange(4.0, dtype=torch.float64).repeat_interleave(9)
-    found = at_areas(scores, AREAS[None], field, 0.2, per_frame=True)
+    found = masks_with_area(scores, AREAS[None], field, 0.2, per_frame=True)
     same(field.spread(found).mean((3, 4)), AREAS[:, None].expand(2, -1, 4), 1e-6)
     shares = field.shares[0, :9]
     for clip, number, t in np.ndindex(2, len(AREAS), 4):
@@ -164,7 +164,7 @@ def test_per_frame_each_slice_has_the_area():
 def test_per_frame_each_slice_has_the_area_also_where_slices_are_unequal():
     """Five frames in three slices: the outer two hold 32 % of the clip each, the middle one 36 %."""
     field = GridField((5, 1, 4), (3, 1, 4), WIDE)
-    found = at_areas(drawn(1, 12), AREAS[None], field, 0.2, per_frame=True)
+    found = masks_with_area(drawn(1, 12), AREAS[None], field, 0.2, per_frame=True)
     means = (found * field.shares[:, None]).unflatten(2, (3, 4)).sum(3) / field.shares.view(3, 4).sum(1)
     same(means, AREAS[None, :, None].expand(1, -1, 3), 1e-6)
 
@@ -177,12 +177,12 @@ def test_per_frame_a_step_in_each_unequal_slice_costs_nothing():
 
 def test_masks_are_nested_and_follow_the_scores(field):
     scores = drawn(1, field.shares.shape[1], seed=4)
-    found = at_areas(scores, AREAS[None], field, 0.5)
+    found = masks_with_area(scores, AREAS[None], field, 0.5)
     assert bool((found.diff(dim=1) > 0).all())
     assert bool((found[0][:, scores[0].argsort()].diff(dim=1) > 0).all())
     raised = scores.clone()
     raised[:, 2] += 1.0
-    change = at_areas(raised, AREAS[None], field, 0.5) - found
+    change = masks_with_area(raised, AREAS[None], field, 0.5) - found
     others = torch.arange(scores.shape[1]) != 2
     moved = change[field.shares[:, 2] > 0] if len(field.shares) > 1 else change
     assert bool((moved[:, :, 2] > 0).all()) and bool((moved[:, :, others] < 0).all())
@@ -190,13 +190,15 @@ def test_masks_are_nested_and_follow_the_scores(field):
 
 def test_raising_all_scores_changes_nothing(field):
     scores = drawn(2, field.shares.shape[1])
-    same(at_areas(scores + 41.5, AREAS[None], field, 0.3), at_areas(scores, AREAS[None], field, 0.3), 1e-6)
+    same(
+        masks_with_area(scores + 41.5, AREAS[None], field, 0.3), masks_with_area(scores, AREAS[None], field, 0.3), 1e-6
+    )
 
 
 def test_equal_scores_share_the_area():
     field = GridField((1, 2, 2), (1, 2, 2), WIDE)
     areas = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
-    found = at_areas(torch.tensor([[1.0, 1, 0, 0], [5, 5, 5, 5]], dtype=torch.float64), areas, field, 0.01)
+    found = masks_with_area(torch.tensor([[1.0, 1, 0, 0], [5, 5, 5, 5]], dtype=torch.float64), areas, field, 0.01)
     same(found, [[[0.5, 0.5, 0, 0], [1, 1, 0.5, 0.5]], [[0.25] * 4, [0.75] * 4]], 1e-6)
 
 
@@ -205,7 +207,7 @@ def test_gradients_of_masks_are_finite_differences_and_keep_the_area(field, per_
     scores, areas = drawn(2, field.shares.shape[1]).requires_grad_(), AREAS[None, 1:4]
 
     def masks(values: Tensor) -> Tensor:
-        return at_areas(values, areas, field, 0.5, per_frame=per_frame)
+        return masks_with_area(values, areas, field, 0.5, per_frame=per_frame)
 
     assert torch.autograd.gradcheck(masks, scores, eps=1e-3, atol=2e-4, rtol=1e-3)
     volume = (masks(scores) * field.shares[:, None]).sum(2)
@@ -219,7 +221,7 @@ def test_gradients_of_masks_are_finite_differences_and_keep_the_area(field, per_
 def test_gradients_of_hard_masks_are_finite():
     """Between scores far apart all slopes are 0 in floating point, and 0 / 0 is not to come of it."""
     scores = torch.tensor([[0.0, 0.0, 1e3, 1e3]], requires_grad=True)
-    masks = at_areas(scores, torch.tensor([[0.5]]), GridField((1, 1, 4), (1, 1, 4)), 1e-9)
+    masks = masks_with_area(scores, torch.tensor([[0.5]]), GridField((1, 1, 4), (1, 1, 4)), 1e-9)
     masks[0, 0, 3].backward()
     same(masks, [[[0.0, 0, 1, 1]]])
     assert bool(scores.grad.isfinite().all())

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from captum_staa import SpatioTemporalPerturbation, VideoFeatureAblation, VideoLayout
 from captum_staa.feature_masks import grid
-from captum_staa.perturbation.blends import Ladder
+from captum_staa.perturbation.blends import BlurPyramid
 from captum_staa.perturbation.masks import Separate
-from captum_staa.perturbation.settings import Setting
-from captum_staa.perturbation.smoothness import Ellipsoid
+from captum_staa.perturbation.presets import PerturbationConfig
+from captum_staa.perturbation.regularizers import Ellipsoid
 
 OPTIONS = {"areas": (0.1, 0.3), "iterations": 30, "perturbations_per_eval": 4, "scale": "logit"}
 
@@ -41,39 +41,39 @@ def clips(batch: int = 2) -> Tensor:
 def test_one_clips_nan_ends_its_own_learning_alone() -> None:
     clip, marked = clips(), torch.tensor([0.0, 1.0])
 
-    def learnt(which: slice, sick_from: int | None):
+    def learned(which: slice, sick_from: int | None):
         method = SpatioTemporalPerturbation(Net(sick_from), "BCTHW")
-        return method.attribute_parts(clip[which], target=1, additional_forward_args=marked[which], **OPTIONS)
+        return method.attribute_maps(clip[which], target=1, additional_forward_args=marked[which], **OPTIONS)
 
-    whole, alone = learnt(slice(None), None), learnt(slice(0, 1), None)
+    whole, alone = learned(slice(None), None), learned(slice(0, 1), None)
     with pytest.warns(UserWarning, match=r"nan or infinity for altered copies of clip 1 at step \d+; the best masks"):
-        beside = learnt(slice(None), 40)
+        beside = learned(slice(None), 40)
     torch.testing.assert_close(beside.joint[0], alone.joint[0], rtol=1e-4, atol=1e-6)
     assert beside.history.steps.tolist() == alone.history.steps.tolist() == [0, 10, 20, 30]
     assert beside.joint[1].isfinite().all() and beside.kept.isfinite().all()
     assert not torch.allclose(beside.joint[1], whole.joint[1])  # which went on learning
     with pytest.raises(ValueError, match=r"copies of clips \[1\], before the first step"):
-        learnt(slice(None), 1)
+        learned(slice(None), 1)
 
 
 def test_masks_that_show_nothing_give_zeros_and_no_nan() -> None:
     """A rate so high that the first step takes everything away, as the papers' descent does with large cells."""
-    setting = Setting(Separate(rate=1e4, weight=0.0), iterations=10)
-    method = SpatioTemporalPerturbation(lambda clip: -clip.square().mean((1, 2, 3, 4)), "BCTHW", setting=setting)
-    parts = method.attribute_parts(clips(), 0, objective="preserve", areas=0.25)
+    preset = PerturbationConfig(Separate(rate=1e4, weight=0.0), iterations=10)
+    method = SpatioTemporalPerturbation(lambda clip: -clip.square().mean((1, 2, 3, 4)), "BCTHW", preset=preset)
+    parts = method.attribute_maps(clips(), 0, objective="preserve", areas=0.25)
     assert parts.visible.eq(0).all() and all(m.eq(0).all() for m in (parts.joint, parts.spatial, parts.temporal))
 
 
 def test_the_same_area_in_every_frame_is_not_for_regions() -> None:
     clip = clips(1)
-    method = SpatioTemporalPerturbation(lambda clip: clip.mean((2, 3, 4)), "BCTHW", setting="2d-ep")
+    method = SpatioTemporalPerturbation(lambda clip: clip.mean((2, 3, 4)), "BCTHW", preset="2d-ep")
     with pytest.raises(ValueError, match=r"same area in every frame.*\(1, 1, 4, 8, 6\).*'3d-ep'"):
         method.attribute(clip, target=0, feature_mask=grid(clip, "BCTHW", (2, 4, 3)), iterations=1)
 
 
 def test_a_mask_a_hair_over_one_shows_the_clip_itself() -> None:
-    rungs = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
-    shown = Ladder(rungs, VideoLayout("BTCHW"))(torch.tensor([1.0, 1 + 1e-6, 1 - 1e-6]).view(3, 1, 1, 1, 1))
+    levels = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
+    shown = BlurPyramid(levels, VideoLayout("BTCHW"))(torch.tensor([1.0, 1 + 1e-6, 1 - 1e-6]).view(3, 1, 1, 1, 1))
     torch.testing.assert_close(shown.flatten(), torch.full((3,), 5.0), rtol=0, atol=1e-4)
 
 
@@ -92,16 +92,16 @@ def test_a_baseline_between_whole_numbers_is_not_rounded_in_silence() -> None:
         method.attribute(clip, baselines=torch.full(clip.shape, 0.25), target=0)
 
 
-@pytest.mark.parametrize("setting", ["nested", "step"])
-def test_a_clip_with_fewer_regions_starts_where_it_does_alone(setting: str) -> None:
+@pytest.mark.parametrize("preset", ["nested", "step"])
+def test_a_clip_with_fewer_regions_starts_where_it_does_alone(preset: str) -> None:
     clip, init = clips(), torch.rand(2, 4, 8, 6, generator=torch.Generator().manual_seed(2))
     regions = grid(clip, "BCTHW", (2, 4, 3)).expand(2, 1, -1, -1, -1).clone()
     regions[0] = regions[0] % 3  # of eight in the other clip
-    method = SpatioTemporalPerturbation(lambda clip: clip.mean((2, 3, 4)), "BCTHW", setting=setting)
+    method = SpatioTemporalPerturbation(lambda clip: clip.mean((2, 3, 4)), "BCTHW", preset=preset)
     options = {"target": 0, "iterations": 0, "scale": "logit", "areas": (0.3,)}
-    both = method.attribute_parts(clip, feature_mask=regions, init=init, **options).joint
+    both = method.attribute_maps(clip, feature_mask=regions, init=init, **options).joint
     for at in range(2):
-        alone = method.attribute_parts(
+        alone = method.attribute_maps(
             clip[at : at + 1], feature_mask=regions[at : at + 1], init=init[at : at + 1], **options
         ).joint
         torch.testing.assert_close(both[at : at + 1], alone, rtol=1e-5, atol=1e-8)

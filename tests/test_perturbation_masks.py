@@ -15,9 +15,9 @@ from torch import Tensor
 
 from captum_staa import SpatioTemporalPerturbation
 from captum_staa.perturbation.areas import rank_penalty
-from captum_staa.perturbation.fields import Field, GridField
-from captum_staa.perturbation.masks import Drawn, Nested, Separate
-from captum_staa.perturbation.settings import SETTINGS, Setting
+from captum_staa.perturbation.mask_grid import Field, GridField
+from captum_staa.perturbation.masks import MaskBatch, Nested, Separate
+from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
 
 
 @pytest.fixture(params=FIELDS)
@@ -66,7 +66,7 @@ def test_nested_masks_harden_geometrically():
     final = nested.final(values, field, ASKED)
     assert softness_of(values, final) == pytest.approx([0.5] * 3, rel=1e-6)
     same(field.spread(final).mean((2, 3, 4))[0], ASKED, 1e-6)
-    assert torch.equal(nested.penalty(Drawn(final, ASKED), field, 5), torch.zeros(1, 3, dtype=torch.float64))
+    assert torch.equal(nested.penalty(MaskBatch(final, ASKED), field, 5), torch.zeros(1, 3, dtype=torch.float64))
 
 
 def test_nested_masks_begin_from_nothing_or_from_half_a_standard_deviation():
@@ -101,13 +101,13 @@ def test_separate_masks_begin_full_or_from_each_areas_highest_cells():
         same(found[clip, number], by_root(scores, field.shares[0], float(ASKED[number]), 0.5), 1e-6)
 
 
-@pytest.mark.parametrize("parametrisation", [Nested(), Separate()])
+@pytest.mark.parametrize("parametrization", [Nested(), Separate()])
 @pytest.mark.parametrize("level", [0.0, 0.1, 5.0])
 @pytest.mark.parametrize("cells", [1, 2])
-def test_a_map_that_is_the_same_everywhere_is_a_start_without_a_hint(parametrisation, level, cells):
+def test_a_map_that_is_the_same_everywhere_is_a_start_without_a_hint(parametrization, level, cells):
     field = GridField((1, 1, 4), (1, 1, cells))
-    start = parametrisation.start(field, ASKED.float(), 1, torch.full((1, cells), level))
-    masks = parametrisation.final(start, field, ASKED.float())
+    start = parametrization.start(field, ASKED.float(), 1, torch.full((1, cells), level))
+    masks = parametrization.final(start, field, ASKED.float())
     same(masks, ASKED[None, :, None].expand(1, -1, cells), 1e-5)
 
 
@@ -124,17 +124,17 @@ def test_separate_masks_are_held_in_range_and_weighed_more_at_every_step():
     assert torch.equal(slope, torch.ones_like(slope))
     for step in (0, 1, 3):
         expected = 10 * 2**step * rank_penalty(clamped, ASKED, field)
-        same(separate.penalty(Drawn(clamped, ASKED), field, step), expected)
+        same(separate.penalty(MaskBatch(clamped, ASKED), field, step), expected)
 
 
 def test_nested_values_are_moved_by_adam_and_separate_ones_by_the_papers_descent():
     values = [torch.zeros(1, 2, requires_grad=True), torch.zeros(1, 1, 2, requires_grad=True)]
-    optimisers = [Nested(rate=0.2).optimiser(values[0]), Separate(rate=0.2).optimiser(values[1])]
+    optimizers = [Nested(rate=0.2).optimizer(values[0]), Separate(rate=0.2).optimizer(values[1])]
     adam, descent, first, second, speed = 0.0, 0.0, 0.0, 0.0, 4.0
     for step, slope in enumerate((4.0, -1.0, 3.0), start=1):
-        for each, optimiser in zip(values, optimisers, strict=True):
+        for each, optimizer in zip(values, optimizers, strict=True):
             each.grad = torch.full_like(each, slope)
-            optimiser.step()
+            optimizer.step()
         first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
         adam -= 0.2 * (first / (1 - 0.9**step)) / math.sqrt(second / (1 - 0.99**step))
         speed = 0.9 * speed + 0.1 * slope  # which begins at the first slope
@@ -158,28 +158,32 @@ def test_per_frame_reaches_every_part():
     same(nested.weights(scores, field, areas).view(1, 2, 4).mean(2), torch.ones(1, 2), 1e-5)
     step = torch.tensor([1.0, 0, 0, 0] * 2 + [1, 1, 0, 0] * 2, dtype=torch.float64).view(1, 2, 8)
     lopsided = torch.tensor([0.0, 0, 0, 0, 1, 1, 0, 0] + [0] * 4 + [1] * 4, dtype=torch.float64).view(1, 2, 8)
-    same(separate.penalty(Drawn(step, areas), field, 0), torch.zeros(1, 2))
-    same(separate.penalty(Drawn(lopsided, areas), field, 0), 300 * torch.tensor([[2 / 8, 4 / 8]]))
+    same(separate.penalty(MaskBatch(step, areas), field, 0), torch.zeros(1, 2))
+    same(separate.penalty(MaskBatch(lopsided, areas), field, 0), 300 * torch.tensor([[2 / 8, 4 / 8]]))
 
 
 # --- where learning begins ------------------------------------------------------------------------------------------
 
 
-def begun(setting: Setting, frames: int = 4) -> Tensor:
+def begun(preset: PerturbationConfig, frames: int = 4) -> Tensor:
     """The masks before the first step."""
     clip = drawn(2, frames, 3, 6, 6).float()
     weights = drawn(frames, 3, 6, 6, seed=1).float()
-    method = SpatioTemporalPerturbation(lambda x: (weights * x).sum((1, 2, 3, 4)).tanh(), "BTCHW", setting=setting)
-    return method.attribute_parts(clip, areas=(0.2, 0.5), iterations=0).masks
+    method = SpatioTemporalPerturbation(lambda x: (weights * x).sum((1, 2, 3, 4)).tanh(), "BTCHW", preset=preset)
+    return method.attribute_maps(clip, areas=(0.2, 0.5), iterations=0).masks
 
 
 def test_the_hint_is_of_the_model_and_not_of_the_area_term():
     heavy, light = (Separate(warm=True, weight=weight) for weight in (300.0, 0.0))
-    found = begun(Setting(heavy, frames=1))
-    same(found, begun(Setting(light, frames=1)), 0)
-    assert found.std() > 0.1 and not torch.equal(found, begun(Setting(Separate(), frames=1)))
+    found = begun(PerturbationConfig(heavy, frames=1))
+    same(found, begun(PerturbationConfig(light, frames=1)), 0)
+    assert found.std() > 0.1 and not torch.equal(found, begun(PerturbationConfig(Separate(), frames=1)))
 
 
 def test_a_clip_of_one_frame_is_not_hidden_by_other_frames():
-    same(begun(SETTINGS["nested"], 1), begun(replace(SETTINGS["nested"], blends=("fade", "blur")), 1), 0)
-    same(begun(Setting(Nested(), blends=("shuffle",)), 1), begun(Setting(Nested(), blends=("fade",)), 1), 0)
+    same(begun(PRESETS["nested"], 1), begun(replace(PRESETS["nested"], blends=("fade", "blur")), 1), 0)
+    same(
+        begun(PerturbationConfig(Nested(), blends=("shuffle",)), 1),
+        begun(PerturbationConfig(Nested(), blends=("fade",)), 1),
+        0,
+    )

@@ -1,4 +1,4 @@
-"""Smoothness of masks equals loops over voxels."""
+"""Regularizer of masks equals loops over voxels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 from drawn import same, uniform
 
-from captum_staa.perturbation.smoothness import SMOOTHNESS, Ellipsoid, SquaredDifferences, TotalVariation
+from captum_staa.perturbation.regularizers import REGULARIZERS, Ellipsoid, SquaredDifferences, TotalVariation
 
 
-def by_neighbours(mask: np.ndarray, space: float, time: float, power: int) -> float:
+def by_neighbors(mask: np.ndarray, space: float, time: float, power: int) -> float:
     """Axis by axis: the sum over the pairs one step apart, per line; of squares, times the length of a line."""
     total = 0.0
     for axis, weight in enumerate((time, space, space)):
@@ -28,18 +28,18 @@ def by_neighbours(mask: np.ndarray, space: float, time: float, power: int) -> fl
 
 @pytest.mark.parametrize("size", [(4, 3, 5), (1, 3, 2), (3, 1, 4), (1, 1, 1)])
 @pytest.mark.parametrize(("term", "power"), [(TotalVariation, 1), (SquaredDifferences, 2)])
-def test_differences_by_a_loop_over_neighbours(term, power, size):
+def test_differences_by_a_loop_over_neighbors(term, power, size):
     masks, areas = uniform(2, 2, *size), torch.tensor([0.1, 0.5])
     for space, time in ((1.0, 1.0), (2.0, 5.0), (0.0, 3.0), (3.0, 0.0)):
         found = term(space=space, time=time)(masks, areas)
         for clip, number in np.ndindex(2, 2):
-            same(found[clip, number], by_neighbours(masks[clip, number].numpy(), space, time, power))
+            same(found[clip, number], by_neighbors(masks[clip, number].numpy(), space, time, power))
     for value in (0.0, 0.3, 1.0):  # they ask for no other area
         same(term()(torch.full_like(masks, value), areas), torch.zeros(2, 2))
 
 
 def window_means(mask: np.ndarray, sides: list[int]) -> list[float]:
-    """Windows half their length apart, the first centred on the border: means over those voxels that exist."""
+    """Windows half their length apart, the first centerd on the border: means over those voxels that exist."""
     sides = [min(side, length) for side, length in zip(sides, mask.shape, strict=True)]
     starts = [
         range(-(side // 2), length + side // 2 - side + 1, max(1, side // 2))
@@ -107,5 +107,5 @@ def test_gradients_of_smoothness_are_finite_differences():
 
 
 def test_one_voxel_is_smooth():
-    for term in SMOOTHNESS.values():
+    for term in REGULARIZERS.values():
         assert term is None or bool(term(torch.ones(1, 1, 1, 1, 1), torch.tensor([0.5])).isfinite().all()), term

@@ -15,11 +15,11 @@ from torch import Tensor
 from captum_staa import baselines
 from captum_staa.attr._hiding import blend_of
 from captum_staa.layout import VideoLayout
-from captum_staa.perturbation.blends import BLENDS, Ladder
+from captum_staa.perturbation.blends import BLENDS, BlurPyramid
 from captum_staa.perturbation.masks import Nested, Separate
 from captum_staa.perturbation.objective import Objective, log_odds
-from captum_staa.perturbation.settings import SETTINGS, Setting
-from captum_staa.perturbation.smoothness import SMOOTHNESS, Ellipsoid, SquaredDifferences, TotalVariation
+from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
+from captum_staa.perturbation.regularizers import REGULARIZERS, Ellipsoid, SquaredDifferences, TotalVariation
 
 BTCHW, BCTHW = VideoLayout("BTCHW"), VideoLayout("BCTHW")
 
@@ -27,25 +27,25 @@ BTCHW, BCTHW = VideoLayout("BTCHW"), VideoLayout("BCTHW")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("levels", [2, 3, 5, 8])
 def test_a_ladder_is_exact_at_every_rung_and_keeps_the_dtype(levels, dtype):
-    rungs = [(100 * drawn(2, 3, 1, 2, 2, seed=level)).to(dtype) for level in range(levels)]
+    levels = [(100 * drawn(2, 3, 1, 2, 2, seed=level)).to(dtype) for level in range(levels)]
     wide = torch.promote_types(dtype, torch.float32)
-    for level, rung in enumerate(rungs):
-        found = Ladder(rungs, BTCHW)(torch.full((1, 2, 3, 2, 2), level / (levels - 1), dtype=wide))
-        assert found.dtype == dtype and torch.equal(found, rung)
+    for level, level in enumerate(levels):
+        found = BlurPyramid(levels, BTCHW)(torch.full((1, 2, 3, 2, 2), level / (levels - 1), dtype=wide))
+        assert found.dtype == dtype and torch.equal(found, level)
 
 
 @pytest.mark.parametrize("levels", [2, 3, 8])
 def test_between_rungs_a_ladder_is_linear_and_copies_lie_batch_after_batch(levels):
-    rungs, masks = [drawn(2, 3, 2, 4, 2, seed=level) for level in range(levels)], uniform(3, 2, 3, 4, 2)
-    found, expected = Ladder(rungs, BTCHW)(masks), np.zeros((6, 3, 2, 4, 2))
+    levels, masks = [drawn(2, 3, 2, 4, 2, seed=level) for level in range(levels)], uniform(3, 2, 3, 4, 2)
+    found, expected = BlurPyramid(levels, BTCHW)(masks), np.zeros((6, 3, 2, 4, 2))
     for copy, clip, t, y, x in np.ndindex(*masks.shape):
         place = float(masks[copy, clip, t, y, x]) * (levels - 1)
         below = min(math.floor(place), levels - 2)
         for c in range(2):
-            low, high = (float(rungs[level][clip, t, c, y, x]) for level in (below, below + 1))
+            low, high = (float(levels[level][clip, t, c, y, x]) for level in (below, below + 1))
             expected[2 * copy + clip, t, c, y, x] = low + (place - below) * (high - low)
     same(found, expected)
-    turned = Ladder([rung.transpose(1, 2) for rung in rungs], BCTHW)(masks)
+    turned = BlurPyramid([level.transpose(1, 2) for level in levels], BCTHW)(masks)
     assert torch.equal(turned.transpose(1, 2), found)
 
 
@@ -53,19 +53,19 @@ def test_between_rungs_a_ladder_is_linear_and_copies_lie_batch_after_batch(level
 @pytest.mark.parametrize("levels", [2, 8])
 def test_gradients_of_a_blend_are_finite_differences(levels, layout):
     sides = (2, 2, 3, 1, 3) if layout is BTCHW else (2, 3, 2, 1, 3)
-    ladder = Ladder([drawn(*sides, seed=level) for level in range(levels)], layout)
+    ladder = BlurPyramid([drawn(*sides, seed=level) for level in range(levels)], layout)
     assert torch.autograd.gradcheck(ladder, (0.05 + 0.9 * uniform(3, 2, 2, 1, 3)).requires_grad_())
 
 
 def test_at_a_rung_the_gradient_is_that_above_it_and_at_the_end_that_below():
     """Learning begins there: all shown, or all hidden."""
-    rungs = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
+    levels = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
     masks = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1, 1).requires_grad_()
-    Ladder(rungs, BTCHW)(masks).sum().backward()
+    BlurPyramid(levels, BTCHW)(masks).sum().backward()
     assert masks.grad.flatten().tolist() == [8.0, 2.0, 2.0]
 
 
-def ends(name: str, clip: Tensor, layout: VideoLayout, levels: int) -> tuple[Ladder, Tensor, Tensor]:
+def ends(name: str, clip: Tensor, layout: VideoLayout, levels: int) -> tuple[BlurPyramid, Tensor, Tensor]:
     """The blend, the clip of which nothing is shown, and the one of which all is."""
     blend = blend_of(name, clip, layout, torch.full_like(clip, -3.0), levels)
     masks = torch.zeros_like(layout.to_working(clip)[None, :, :, 0])
@@ -81,7 +81,7 @@ def test_a_blend_goes_from_the_baseline_of_its_name_to_the_clip(name, layout):
         torch.full_like(one, -3.0) if name == "fade" else getattr(baselines, name)(one, layout) for one in clip[:, None]
     ]
     expected = torch.cat(alone)  # what is drawn at random does not depend on a clip's place in the batch
-    assert torch.equal(hidden, expected) and torch.equal(shown, clip) and len(blend.rungs) == 2
+    assert torch.equal(hidden, expected) and torch.equal(shown, clip) and len(blend.levels) == 2
     assert not torch.equal(hidden, clip)
 
 
@@ -91,13 +91,13 @@ def test_a_blur_goes_through_ever_less_of_it(name, space, time, levels):
     """From the paper's 20 pixels of 112, and from a quarter of the clip's length."""
     for layout, clip in ((BTCHW, drawn(1, 6, 2, 14, 9).float()), (BCTHW, drawn(1, 2, 6, 9, 14).float())):
         blend, hidden, shown = ends(name, clip, layout, levels)
-        assert len(blend.rungs) == levels and torch.equal(shown, clip)
-        for level, rung in enumerate(blend.rungs[:-1]):
+        assert len(blend.levels) == levels and torch.equal(shown, clip)
+        for level, level in enumerate(blend.levels[:-1]):
             part = (levels - 1 - level) / (levels - 1)
             expected = baselines.blur(clip, layout, space=space * part * 9 * 20 / 112, time=time * part * 6 / 4)
-            same(rung, expected, 1e-6)
-        assert torch.equal(hidden, blend.rungs[0])
-        apart = [float((rung - clip).square().mean()) for rung in blend.rungs]
+            same(level, expected, 1e-6)
+        assert torch.equal(hidden, blend.levels[0])
+        apart = [float((level - clip).square().mean()) for level in blend.levels]
         assert apart == sorted(apart, reverse=True) and apart[-1] == 0 < apart[-2]
 
 
@@ -174,7 +174,7 @@ def test_a_certain_model_gives_finite_losses_and_gradients(scale, score):
     ],
 )
 def test_a_bad_setting_is_refused_by_name(fields, words):
-    for make in (lambda: Setting(Nested(), **fields), lambda: replace(SETTINGS["step"], **fields)):
+    for make in (lambda: PerturbationConfig(Nested(), **fields), lambda: replace(PRESETS["step"], **fields)):
         with pytest.raises(ValueError) as caught:
             make()
         assert not [word for word in words if word not in str(caught.value)], str(caught.value)
@@ -184,7 +184,7 @@ def test_a_bad_setting_is_refused_by_name(fields, words):
 def test_a_setting_of_another_type_is_refused_by_name(fields):
     ((name, value),) = fields.items()
     with pytest.raises(TypeError, match=f"{name} is a whole number of at least .*, but {value!r} of type"):
-        Setting(Nested(), **fields)
+        PerturbationConfig(Nested(), **fields)
 
 
 @pytest.mark.parametrize(
@@ -192,45 +192,45 @@ def test_a_setting_of_another_type_is_refused_by_name(fields):
     [
         ({"aim": "save"}, ValueError, ["objective", "'save'", "'dual'"]),
         ({"scale": "db"}, ValueError, ["scale", "'db'", "'margin'"]),
-        ({"smoothness": "rough"}, ValueError, ["smoothness", "'rough'", "'ellipsoid'"]),
-        ({"smoothness": 3}, TypeError, ["smoothness", "int"]),
+        ({"regularizer": "rough"}, ValueError, ["regularizer", "'rough'", "'ellipsoid'"]),
+        ({"regularizer": 3}, TypeError, ["regularizer", "int"]),
         ({"areas": (2.0,)}, ValueError, ["areas", "2.0"]),
     ],
 )
 def test_a_bad_change_is_refused_by_name(fields, error, words):
     with pytest.raises(error) as caught:
-        SETTINGS["nested"].changed(**{**dict.fromkeys(("aim", "scale", "smoothness")), **fields})
+        PRESETS["nested"].changed(**{**dict.fromkeys(("aim", "scale", "regularizer")), **fields})
     assert not [word for word in words if word not in str(caught.value)], str(caught.value)
 
 
 def test_only_what_is_given_is_changed():
-    step = SETTINGS["step"]
-    nothing = dict.fromkeys(("aim", "scale", "smoothness"))
+    step = PRESETS["step"]
+    nothing = dict.fromkeys(("aim", "scale", "regularizer"))
     assert step.changed(**nothing, areas=None, iterations=None) == step
     assert step.changed(**{**nothing, "aim": "dual"}) == replace(step, objective=Objective("dual", "log_probability"))
     assert step.changed(**{**nothing, "scale": "logit"}) == replace(step, objective=Objective("preserve", "logit"))
     words = {"none": None, "tv": TotalVariation(), "squared": SquaredDifferences(), "ellipsoid": Ellipsoid(8, 11 / 112)}
-    assert words == SMOOTHNESS
+    assert words == REGULARIZERS
     for name, term in words.items():
-        assert step.changed(**{**nothing, "smoothness": name}) == replace(step, smoothness=term)
+        assert step.changed(**{**nothing, "regularizer": name}) == replace(step, regularizer=term)
     own = TotalVariation(1.0, 3.0)
-    assert step.changed(**{**nothing, "smoothness": own}).smoothness is own
+    assert step.changed(**{**nothing, "regularizer": own}).regularizer is own
     changed = step.changed(**nothing, areas=[0.3], iterations=0, tolerance=0.0)  # nothing, but given
     assert changed == replace(step, areas=(0.3,), iterations=0, tolerance=0.0) and changed.areas == (0.3,)
-    assert Setting(Nested(), areas=0.25).areas == (0.25,)
+    assert PerturbationConfig(Nested(), areas=0.25).areas == (0.25,)
 
 
 def test_the_papers_have_the_papers_numbers():
-    step, three, two = (SETTINGS[name] for name in ("step", "3d-ep", "2d-ep"))
-    assert step == replace(three, smoothness=Ellipsoid(frames=8, side=11 / 112))
-    assert two == replace(three, parametrisation=Separate(per_frame=True))
-    assert three.parametrisation == Separate(rate=0.05, weight=300.0, growth=1.0008668, per_frame=False, warm=False)
+    step, three, two = (PRESETS[name] for name in ("step", "3d-ep", "2d-ep"))
+    assert step == replace(three, regularizer=Ellipsoid(frames=8, side=11 / 112))
+    assert two == replace(three, parametrization=Separate(per_frame=True))
+    assert three.parametrization == Separate(rate=0.05, weight=300.0, growth=1.0008668, per_frame=False, warm=False)
     assert three.areas == (0.05, 0.1, 0.15, 0.5) and three.objective == Objective("preserve", "log_probability")
-    assert (three.smoothness, three.blends, three.levels) == (None, ("blur",), 8)
+    assert (three.regularizer, three.blends, three.levels) == (None, ("blur",), 8)
     assert (three.frames, three.across, three.blur) == (1, 16, 10 / 112)  # 16 cells are 112 / 7
-    assert SETTINGS["nested"].parametrisation == Nested() and SETTINGS["nested"].objective.aim == "dual"
-    assert set(SETTINGS) == {"nested", "step", "3d-ep", "2d-ep"}
+    assert PRESETS["nested"].parametrization == Nested() and PRESETS["nested"].objective.aim == "dual"
+    assert set(PRESETS) == {"nested", "step", "3d-ep", "2d-ep"}
 
 
 def test_the_papers_settings_end_after_400_steps_at_most():
-    assert [SETTINGS[name].iterations for name in ("step", "3d-ep", "2d-ep")] == [400] * 3
+    assert [PRESETS[name].iterations for name in ("step", "3d-ep", "2d-ep")] == [400] * 3

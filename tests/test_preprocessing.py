@@ -65,7 +65,7 @@ def theirs(config: dict, frames: np.ndarray) -> torch.Tensor:
         {**VIVIT, "offset": False},
         {**VIVIT, "do_normalize": False},
     ],
-    ids=["videomae", "vivit", "pad", "odd", "bicubic", "nearest", "unscaled", "no-offset", "unnormalised"],
+    ids=["videomae", "vivit", "pad", "odd", "bicubic", "nearest", "unscaled", "no-offset", "unnormalized"],
 )
 def test_equals_the_processor_of_transformers(config: dict, size: tuple[int, int]) -> None:
     frames = make_frames(*size)
@@ -82,7 +82,7 @@ def test_defaults_of_a_silent_file_are_those_of_the_processor() -> None:
         torch.testing.assert_close(Preprocessing.from_config(config)(frames), theirs(config, frames), atol=1e-6, rtol=0)
 
 
-def test_vivit_is_factor_minus_one_then_normalised() -> None:
+def test_vivit_is_factor_minus_one_then_normalized() -> None:
     frames = np.full((1, 8, 8, 3), 200, np.uint8)
     config = {"rescale_factor": 1 / 127.5, "offset": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     assert Preprocessing.from_config(config)(frames).unique().item() == pytest.approx(
@@ -191,12 +191,12 @@ def test_crop_box_finds_a_planted_square(preprocessing: Preprocessing, size: tup
     top, left, box_height, box_width = preprocessing.crop_box(height, width)
     down, right = bright.shape[0] / box_height, bright.shape[1] / box_width
     weight = bright / bright.sum()
-    centre = (
+    center = (
         float((weight.sum(1) * (torch.arange(bright.shape[0]) + 0.5)).sum()),
         float((weight.sum(0) * (torch.arange(bright.shape[1]) + 0.5)).sum()),
     )
     expected = ((row + edge / 2 - top) * down, (column + edge / 2 - left) * right)
-    assert centre == pytest.approx(expected, abs=0.06)
+    assert center == pytest.approx(expected, abs=0.06)
     assert float(bright.sum() / 255) == pytest.approx(edge * down * edge * right, rel=0.03)
 
 

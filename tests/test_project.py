@@ -1,4 +1,4 @@
-"""The house rules: versions agree, importing is harmless, rooms keep to their floors, the wheel is whole."""
+"""Rules of the project: versions agree, imports have no side effects and follow the layers, the wheel is complete."""
 
 from __future__ import annotations
 
@@ -22,19 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "captum_staa"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# A room may import only from floors below its own, or from itself. The front door, captum_staa/__init__.py, stands
-# above every room it opens and below the command line. A new room needs a line here, and so a decision.
-FLOORS = {
-    **dict.fromkeys(["notebook", "checks"], -1),  # of plain numbers: even layout shows itself and checks what came
-    **dict.fromkeys(["_captum", "layout", "grid", "sites", "gaussian", "randomness"], 0),
-    **dict.fromkeys(["files", "lending", "versions"], 0),
-    **dict.fromkeys(["models", "attention", "perturbation", "baselines", "feature_masks", "io", "maps"], 1),
-    **dict.fromkeys(["attr", "metrics", "visualization"], 2),
-    **dict.fromkeys(["benchmark", "stream"], 3),
-    **dict.fromkeys(["__init__", "cli"], 4),
-    "__main__": 5,
-}
-
 
 def imported_names(path: Path, root: Path) -> Iterator[tuple[int, str]]:
     """Every dotted name that a file imports, wherever it does so, as (line, absolute name)."""
@@ -48,86 +35,25 @@ def imported_names(path: Path, root: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{prefix}.{alias.name}") for alias in node.names)
 
 
-def room_of(parts: tuple[str, ...] | list[str]) -> str:
-    """The room of a dotted name below the package; a name that is no room, as in ``from captum_staa import STAA``,
-    comes through the front door."""
-    return parts[0] if parts and parts[0] in FLOORS else "__init__"
+def test_packages_import_only_from_those_below_them():
+    """The contract is in pyproject.toml, under [tool.importlinter]."""
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def breaches(package: Path) -> list[str]:
-    """Every import in a package's folder that goes up, or next door; and every room without a floor."""
-    found = []
-    for path in sorted(package.rglob("*.py")):
-        where = path.relative_to(package)
-        here = where.with_suffix("").parts[0]
-        if here not in FLOORS:
-            found.append(f"{where}: the room {here!r} has no floor")
-            continue
-        for line, name in imported_names(path, package.parent):
-            top, *rest = name.split(".")
-            if top != package.name:
-                continue
-            unknown = rest[0] if rest and rest[0] not in FLOORS else None
-            if unknown and ((package / unknown).is_dir() or (package / f"{unknown}.py").is_file()):
-                found.append(f"{where}:{line}: imports {name}, a room that has no floor")
-                continue
-            there = room_of(rest)
-            if there != here and FLOORS[there] >= FLOORS[here]:
-                found.append(f"{where}:{line}: {here} (floor {FLOORS[here]}) imports {there} (floor {FLOORS[there]})")
-    return list(dict.fromkeys(found))  # one import of three names is one breach
-
-
-def test_contributing_has_every_room_on_its_floor():
-    table = re.findall(r"^\| (-?\d) \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert {room: int(floor) for floor, rooms in table for room in re.findall(r"`(\w+)/?`", rooms)} == FLOORS
-
-
-def test_rooms_import_only_from_floors_below():
-    found = breaches(PACKAGE)
-    assert not found, "\n".join(["", *found])
-
-
-@pytest.mark.parametrize(
-    ("where", "code", "message"),
-    [
-        ("layout.py", "from captum_staa.attr import STAA", "layout (floor 0) imports attr (floor 2)"),
-        ("layout.py", "from .grid import TokenGrid", "layout (floor 0) imports grid (floor 0)"),
-        ("attention/capture.py", "from captum_staa.models.families import FAMILIES", "imports models (floor 1)"),
-        ("models/zoo.py", "def train():\n    from ..benchmark import PlantedClips", "imports benchmark (floor 3)"),
-        ("attr/staa.py", "from captum_staa import metrics", "attr (floor 2) imports metrics (floor 2)"),
-        ("metrics/causal.py", "import captum_staa", "metrics (floor 2) imports __init__ (floor 4)"),
-        ("benchmark/compare.py", "from captum_staa import STAA", "benchmark (floor 3) imports __init__ (floor 4)"),
-        ("attr/staa.py", "from ..helpers import x", "imports captum_staa.helpers.x, a room that has no floor"),
-        ("cellar/wine.py", "x = 1", "the room 'cellar' has no floor"),
-        ("attr/staa.py", "from ..layout import VideoLayout\nfrom .base import x\nimport torch.attr", None),
-        ("attr/__init__.py", "from .staa import STAA\nfrom ..models import VideoClassifier", None),
-        ("__init__.py", "from . import io\nfrom .benchmark import compare", None),
-        ("__main__.py", "import captum_staa as staa\nfrom captum_staa import STAA", None),
-    ],
-)
-def test_the_floor_rule_sees_a_breach(tmp_path, where, code, message):
-    package = tmp_path / "captum_staa"
-    path = package / where
-    path.parent.mkdir(parents=True)
-    path.write_text(code)
-    if "helpers" in code:
-        (package / "helpers").mkdir()
-    found = breaches(package)
-    assert found == [] if message is None else len(found) == 1 and message in found[0], f"{found = }"
-
-
-def test_only_one_door_leads_to_captums_private_helpers():
+def test_captums_private_helpers_are_imported_in_one_file():
     found = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for path in MODULES
-        if path != PACKAGE / "_captum.py"
+        if path != PACKAGE / "_utils" / "captum.py"
         for line, name in imported_names(path, ROOT)
         if name.split(".")[0] == "captum" and any(part.startswith("_") for part in name.split(".")[1:])
     ]
     assert not found, "\n".join(["", *found])
 
 
-def test_every_module_says_what_it_is():
+def test_every_module_has_a_docstring():
     silent = [
         str(path.relative_to(ROOT)) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))
     ]
@@ -172,7 +98,7 @@ def audited_import(module: str, folder: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_import_is_silent_and_leaves_no_trace(tmp_path):
+def test_import_has_no_side_effects(tmp_path):
     done = audited_import("captum_staa", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -192,7 +118,7 @@ def test_import_is_silent_and_leaves_no_trace(tmp_path):
         ("import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 9))", "socket.connect"),
     ],
 )
-def test_the_audit_sees_a_side_effect(tmp_path, code, event):
+def test_the_audit_finds_side_effects(tmp_path, code, event):
     (tmp_path / "rude.py").write_text(f"import warnings; warnings.simplefilter('ignore')\n{code}\n")
     done = audited_import("rude", tmp_path)
     assert done.returncode == 0, done.stderr

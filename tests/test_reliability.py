@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_staa.metrics.bootstrap import draws, interval
+from captum_staa.metrics._shared import draws, interval
 from captum_staa.metrics.reliability import Reliability, krippendorff_alpha, reliability
 
 nan = math.nan

@@ -1,4 +1,4 @@
-"""What a notebook shows of results: the numbers, escaped, short, and in colours that a light and a dark page bear."""
+"""What a notebook shows of results: the numbers, escaped, short, and in colors that a light and a dark page bear."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 import pytest
 import torch
 
-from captum_staa import notebook
-from captum_staa.attr._perturbation_parts import History, PerturbationParts
-from captum_staa.attr.st_abn import BranchParts
-from captum_staa.layout import from_joint
-from captum_staa.metrics.causal import CausalScores, Curve
+from captum_staa._utils import notebook
+from captum_staa.attr._perturbation_result import History, MaskAttribution
+from captum_staa.attr.st_abn import BranchAttribution
+from captum_staa.metrics.attention_usage import AttentionUsage
+from captum_staa.metrics.insertion_deletion import Curve, InsertionDeletionResult
 from captum_staa.metrics.reliability import Reliability
-from captum_staa.metrics.sanity import Randomisation, Similarity
+from captum_staa.metrics.sanity import Randomization, Similarity
 from captum_staa.metrics.smoothness import Smoothness
-from captum_staa.metrics.usage import AttentionUsage
 from captum_staa.models.st_abn.branch import Gates
 from captum_staa.models.st_abn.explanation import BranchExplanation
 from captum_staa.models.st_abn.history import FitHistory
+from captum_staa.result import VideoAttribution
 
 
 def tree(result) -> ElementTree.Element:
-    """The HTML, which must be well-formed, fetch nothing, and set no colour of text or ground but the two of lines."""
+    """The HTML, which must be well-formed, fetch nothing, and set no color of text or ground but the two of lines."""
     text = result if isinstance(result, str) else result._repr_html_()
     assert "http" not in text and "<script" not in text
-    colours = set(re.findall(r"(?:color|fill|stroke|background)[:=] ?'?([^;'>]+)", text))
-    assert colours <= {notebook.FOR, notebook.AGAINST, notebook.LINE, "none"}, colours
+    colors = set(re.findall(r"(?:color|fill|stroke|background)[:=] ?'?([^;'>]+)", text))
+    assert colors <= {notebook.FOR, notebook.AGAINST, notebook.LINE, "none"}, colors
     assert len(text) < 40_000
     return ElementTree.fromstring(text)
 
@@ -46,9 +46,9 @@ def points(result) -> list[np.ndarray]:
     ]
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """WCAG's relative luminance of ``#rgb`` or ``#rrggbb``."""
-    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
     parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -60,11 +60,11 @@ def curve(*clips: list[float]) -> Curve:
     return Curve(torch.trapezoid(answers, fractions), answers, fractions)
 
 
-@pytest.mark.parametrize("colour", [notebook.FOR, notebook.AGAINST, notebook.LINE])
-def test_colours_stand_out_on_white_and_on_black(colour):
+@pytest.mark.parametrize("color", [notebook.FOR, notebook.AGAINST, notebook.LINE])
+def test_colors_stand_out_on_white_and_on_black(color):
     """By 3 to 1, as WCAG asks of graphics."""
-    assert 1.05 / (luminance(colour) + 0.05) >= 3
-    assert (luminance(colour) + 0.05) / (luminance("#111111") + 0.05) >= 3
+    assert 1.05 / (luminance(color) + 0.05) >= 3
+    assert (luminance(color) + 0.05) / (luminance("#111111") + 0.05) >= 3
 
 
 def test_a_curve_is_drawn_where_its_numbers_are():
@@ -79,12 +79,12 @@ def test_a_curve_is_drawn_where_its_numbers_are():
 
 def test_both_walks_are_told_apart():
     rising, falling = curve([0.2, 0.9]), curve([0.9, 0.1])
-    result = CausalScores(rising, falling, rising, falling)
+    result = InsertionDeletionResult(rising, falling, rising, falling)
     lines = points(result)
     assert [line[0, 1] > line[1, 1] for line in lines] == [True, False]  # up the page, down the page
-    colours = [line.get("stroke") for line in tree(result).iter("polyline")]
-    assert colours == [notebook.FOR, notebook.AGAINST]
-    assert cells(result) == [["clip", *CausalScores._fields], ["0", "0.55", "0.5", "0.55", "0.5"]]
+    colors = [line.get("stroke") for line in tree(result).iter("polyline")]
+    assert colors == [notebook.FOR, notebook.AGAINST]
+    assert cells(result) == [["clip", *InsertionDeletionResult._fields], ["0", "0.55", "0.5", "0.55", "0.5"]]
 
 
 def test_nan_is_said_and_not_drawn():
@@ -114,7 +114,7 @@ def test_agreement_and_likeness():
     assert cells(alone) == [["clip", "signed", "magnitude"], ["0", "0.5", "-0.25"]]
     others = Similarity(torch.tensor([[0.5, 0.7], [1.0, 1.0]]), torch.tensor([[0.0, 0.5], [1.0, 1.0]]))
     assert cells(others) == [["map", "signed", "magnitude"], ["0", "0.6", "0.25"], ["1", "1", "1"]]
-    layers = Randomisation(others.signed, others.magnitude, ("<b>head</b>", ""))
+    layers = Randomization(others.signed, others.magnitude, ("<b>head</b>", ""))
     assert cells(layers) == [
         ["layer set back", "signed", "magnitude"],
         ["<b>head</b>", "0.6", "0.25"],
@@ -132,12 +132,12 @@ def test_usage_says_whether_gates_are_used(change, word):
     assert cells(usage)[1] == ["temporal_flat", f"{change:.3g}", "0.25"]
 
 
-def test_what_perturbation_learnt_stands_below_its_map():
-    parts = from_joint(torch.rand(2, 4, 6, 6))
+def test_what_perturbation_learned_stands_below_its_map():
+    parts = VideoAttribution.from_joint(torch.rand(2, 4, 6, 6))
     history = History(
         torch.tensor([0, 10, 20]), torch.tensor([[4.0, 2.0], [2.0, 2.0], [1.0, 1.0]]), *[torch.rand(3)] * 2
     )
-    result = PerturbationParts(
+    result = MaskAttribution(
         joint=parts.joint,
         spatial=parts.spatial,
         temporal=parts.temporal,
@@ -154,14 +154,14 @@ def test_what_perturbation_learnt_stands_below_its_map():
     (line,) = points(result)
     np.testing.assert_allclose(line, [[0, 4], [180, 60], [360, 116]])  # 3, 2, 1
     text = "".join(tree(result).itertext())
-    assert text.startswith("PerturbationParts: 2 clips") and "whole is 0.85" in text and "interrupted" in text
+    assert text.startswith("MaskAttribution: 2 clips") and "whole is 0.85" in text and "interrupted" in text
     assert len(list(tree(result).iter("svg"))) == 2 * 2 + 1
 
 
 def test_a_branch_says_what_it_answers_itself():
-    parts = from_joint(torch.rand(1, 4, 6, 6))
+    parts = VideoAttribution.from_joint(torch.rand(1, 4, 6, 6))
     answer, own = torch.tensor([[0.0, 3.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
-    result = BranchParts(
+    result = BranchAttribution(
         parts.joint,
         parts.spatial,
         parts.temporal,
@@ -172,7 +172,7 @@ def test_a_branch_says_what_it_answers_itself():
     )
     assert cells(result)[1] == ["0", "1", f"{answer.softmax(1).max():.3g}", "0", f"{own.softmax(1).max():.3g}"]
     assert "weighting: gate; each bar covers 2 frames" in "".join(tree(result).itertext())
-    bare = BranchParts(parts.joint, parts.spatial, parts.temporal)
+    bare = BranchAttribution(parts.joint, parts.spatial, parts.temporal)
     assert cells(bare) == []
 
 

@@ -38,7 +38,7 @@ CELLS = (2, 3, 2)  # of 3, 3 and 3 voxels: they divide the width alone
 
 
 def hats(pixels: int, side: int, shift: int, count: int) -> Tensor:
-    """(pixels, count): what a voxel takes of each cell along one axis, by its distance from the cell's centre."""
+    """(pixels, count): what a voxel takes of each cell along one axis, by its distance from the cell's center."""
     share = torch.zeros(pixels, count, dtype=torch.float64)
     for pixel in range(pixels):
         for cell in range(count):

@@ -13,7 +13,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
 from captum_staa import STAA, VideoClassifier
-from captum_staa.metrics.sanity import class_sensitivity, label_randomisation, randomisation
+from captum_staa.metrics.sanity import class_sensitivity, label_randomization, randomization
 
 SHAPE = (2, 3, 4, 5, 6)  # (B, C, T, H, W)
 
@@ -59,7 +59,7 @@ class Handed(nn.Module):
 
 
 def handed_over(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    found = label_randomisation(lambda model, clip: model.maps, Handed(first), Handed(second), torch.zeros(len(first)))
+    found = label_randomization(lambda model, clip: model.maps, Handed(first), Handed(second), torch.zeros(len(first)))
     return found.signed, found.magnitude
 
 
@@ -97,7 +97,7 @@ def test_order_alone_counts_and_no_contrast_is_nan():
     assert [bool(part.isnan().any()) for part in handed_over(maps, sign)] == [False, True]
 
 
-# --- randomisation of parameters ----------------------------------------------------------------------------------
+# --- randomization of parameters ----------------------------------------------------------------------------------
 
 
 def by_hand(model: nn.Module, names: list[str], seen: list[nn.Module]) -> None:
@@ -119,7 +119,7 @@ def test_layers_lose_their_parameters_from_the_output_on(independent):
         by_hand(model, plans[len(seen) - 1], seen)
         return gradient(handed, x)
 
-    found = randomisation(explain, model, clip, layout="BCTHW", independent=independent)
+    found = randomization(explain, model, clip, layout="BCTHW", independent=independent)
     assert found.layers == ("4", "1", "0") and len(seen) == 4 and not any(handed is model for handed in seen)
     original = gradient(model, clip).sum(1)
     for row, handed in zip(found.signed.tolist(), seen[1:], strict=True):
@@ -131,10 +131,10 @@ def test_layers_lose_their_parameters_from_the_output_on(independent):
 
 def test_a_detector_of_edges_fails_and_a_gradient_does_not():
     model, clip = network(), drawn(shape=(1, 3, 4, 5, 6))
-    edges = randomisation(lambda model, x: x.diff(dim=-1, append=x[..., -1:]), model, clip, layout="BCTHW")
+    edges = randomization(lambda model, x: x.diff(dim=-1, append=x[..., -1:]), model, clip, layout="BCTHW")
     assert edges.signed.tolist() == edges.magnitude.tolist() == [[1.0]] * 3
     found = [
-        randomisation(gradient, network(seed), clip, layout="BCTHW", generator=torch.Generator().manual_seed(seed))
+        randomization(gradient, network(seed), clip, layout="BCTHW", generator=torch.Generator().manual_seed(seed))
         for seed in range(20)
     ]
     assert abs(float(torch.stack([result.signed[-1] for result in found]).mean())) < 0.15
@@ -148,7 +148,7 @@ def test_names_group_layers_and_give_their_order():
         kept[len(kept)] = deepcopy(handed.state_dict())
         return gradient(handed, x)
 
-    found = randomisation(explain, model, drawn(), layout="BCTHW", layers=["net", "net2"])
+    found = randomization(explain, model, drawn(), layout="BCTHW", layers=["net", "net2"])
     assert found.layers == ("net", "net2") and found.signed.shape == (2, 2)
     for name, trained in model.state_dict().items():
         if name.endswith("weight") and name != "net.1.weight":
@@ -161,7 +161,7 @@ def test_a_trained_batchnorm_is_set_back_with_its_statistics():
     model, seen = network(), []
     model[1].running_mean += 3.0
     model[1].weight.data += torch.tensor([1.0, 2.0, 3.0, 4.0])
-    randomisation(
+    randomization(
         lambda m, x: seen.append(m[1].state_dict()) or gradient(m, x), model, drawn(), layout="BCTHW", layers=["1"]
     )
     assert seen[0]["running_mean"].tolist() == [3.0] * 4
@@ -171,7 +171,7 @@ def test_a_trained_batchnorm_is_set_back_with_its_statistics():
 def test_a_parameter_without_a_reset_is_drawn_anew_at_its_own_scale():
     model = Handed(5 + 2 * drawn(4, (1, 10, 20, 20)))
     seen = []
-    found = randomisation(lambda m, x: seen.append(m.maps.detach()) or m.maps, model, torch.zeros(1))
+    found = randomization(lambda m, x: seen.append(m.maps.detach()) or m.maps, model, torch.zeros(1))
     assert found.layers == ("",) and abs(float(found.signed)) < 0.1
     assert not torch.equal(seen[0], seen[1])
     assert float(seen[1].mean()) == pytest.approx(5, abs=0.15)
@@ -181,7 +181,7 @@ def test_a_parameter_without_a_reset_is_drawn_anew_at_its_own_scale():
 def test_draws_follow_the_generator_alone():
     def run(seed: int | None) -> Tensor:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return randomisation(gradient, network(), drawn(), layout="BCTHW", generator=generator).signed
+        return randomization(gradient, network(), drawn(), layout="BCTHW", generator=generator).signed
 
     torch.manual_seed(1)
     first = run(None)
@@ -193,13 +193,13 @@ def test_draws_follow_the_generator_alone():
 def test_clips_are_compared_each_with_itself():
     """The network runs in eval mode, so a clip's maps do not depend on its batch."""
     clip, model = drawn(), network()
-    both = randomisation(gradient, model, clip, layout="BCTHW").signed
-    swapped = randomisation(gradient, model, clip.flip(0), layout="BCTHW").signed
-    alone = randomisation(gradient, model, clip[:1], layout="BCTHW").signed
+    both = randomization(gradient, model, clip, layout="BCTHW").signed
+    swapped = randomization(gradient, model, clip.flip(0), layout="BCTHW").signed
+    alone = randomization(gradient, model, clip[:1], layout="BCTHW").signed
     torch.testing.assert_close(both, swapped.flip(1))
     torch.testing.assert_close(both[:, :1], alone)
-    maps = randomisation(lambda m, x: gradient(m, x).sum(1).numpy(), model, clip).signed  # without a layout
-    other = randomisation(lambda m, x: gradient(m, x).transpose(1, 2), model, clip, layout="BTCHW").signed
+    maps = randomization(lambda m, x: gradient(m, x).sum(1).numpy(), model, clip).signed  # without a layout
+    other = randomization(lambda m, x: gradient(m, x).transpose(1, 2), model, clip, layout="BTCHW").signed
     torch.testing.assert_close(both, maps)
     torch.testing.assert_close(both, other)
 
@@ -222,8 +222,8 @@ def test_nothing_is_left_behind_even_where_explain_leaves_a_mess(fails):
         return maps
 
     for run in (
-        lambda: randomisation(messy, model, clip, layout="BCTHW"),
-        lambda: label_randomisation(messy, model, other, clip, layout="BCTHW"),
+        lambda: randomization(messy, model, clip, layout="BCTHW"),
+        lambda: label_randomization(messy, model, other, clip, layout="BCTHW"),
         lambda: class_sensitivity(messy, model, clip, 0, [1, 2], layout="BCTHW"),
     ):
         if fails:
@@ -242,11 +242,11 @@ def test_nothing_is_left_behind_even_where_explain_leaves_a_mess(fails):
 
 def test_label_randomisation_compares_the_maps_of_two_models():
     first, second, clip = network(0), network(1), drawn()
-    found = label_randomisation(gradient, first, second, clip, layout="BCTHW")
+    found = label_randomization(gradient, first, second, clip, layout="BCTHW")
     pairs = zip(gradient(first, clip).sum(1), gradient(second, clip).sum(1), strict=True)
     expected = [counted(a.flatten().tolist(), b.flatten().tolist()) for a, b in pairs]
     assert found.signed.tolist() == pytest.approx(expected, abs=1e-9)
-    twin = label_randomisation(gradient, first, deepcopy(first), clip, layout="BCTHW")
+    twin = label_randomization(gradient, first, deepcopy(first), clip, layout="BCTHW")
     assert twin.signed.tolist() == [1.0, 1.0]
 
 
@@ -273,7 +273,7 @@ def test_staa_is_class_specific_by_relevance_and_not_by_attention():
 
     def similarity(mode: str) -> Tensor:
         return class_sensitivity(
-            lambda model, x, target: STAA(model, mode=mode).attribute_parts(x, target).joint,
+            lambda model, x, target: STAA(model, mode=mode).attribute_maps(x, target).joint,
             clf,
             clip,
             0,
@@ -294,19 +294,19 @@ def never(*_: object) -> Tensor:
 @pytest.mark.parametrize(
     ("run", "error", "message"),
     [
-        (lambda: randomisation(never, gradient, drawn()), TypeError, "function came"),
-        (lambda: randomisation(never, network(), [1.0]), TypeError, "list came"),
-        (lambda: randomisation(never, network(), drawn()[:0]), ValueError, "(0, 3, 4, 5, 6)"),
-        (lambda: randomisation(never, nn.ReLU(), drawn()), ValueError, "ReLU has no parameters"),
-        (lambda: randomisation(never, network(), drawn(), layers="4"), TypeError, "'4' came"),
-        (lambda: randomisation(never, network(), drawn(), layers=[]), ValueError, "[] came"),
-        (lambda: randomisation(never, network(), drawn(), layers=["4", "2", "7"]), ValueError, "['2', '7']"),
-        (lambda: randomisation(never, network(), drawn(), generator=0), TypeError, "0 came"),
-        (lambda: randomisation(gradient, network(), drawn()), ValueError, "pass layout="),
-        (lambda: randomisation(lambda m, x: x[:1], network(), drawn(), layout="BCTHW"), ValueError, "batch of 2"),
-        (lambda: randomisation(lambda m, x: x / 0, network(), drawn(), layout="BCTHW"), ValueError, "infinite"),
-        (lambda: label_randomisation(never, m := network(), m, drawn()), ValueError, "one and the same"),
-        (lambda: label_randomisation(never, network(), "other", drawn()), TypeError, "str came"),
+        (lambda: randomization(never, gradient, drawn()), TypeError, "function came"),
+        (lambda: randomization(never, network(), [1.0]), TypeError, "list came"),
+        (lambda: randomization(never, network(), drawn()[:0]), ValueError, "(0, 3, 4, 5, 6)"),
+        (lambda: randomization(never, nn.ReLU(), drawn()), ValueError, "ReLU has no parameters"),
+        (lambda: randomization(never, network(), drawn(), layers="4"), TypeError, "'4' came"),
+        (lambda: randomization(never, network(), drawn(), layers=[]), ValueError, "[] came"),
+        (lambda: randomization(never, network(), drawn(), layers=["4", "2", "7"]), ValueError, "['2', '7']"),
+        (lambda: randomization(never, network(), drawn(), generator=0), TypeError, "0 came"),
+        (lambda: randomization(gradient, network(), drawn()), ValueError, "pass layout="),
+        (lambda: randomization(lambda m, x: x[:1], network(), drawn(), layout="BCTHW"), ValueError, "batch of 2"),
+        (lambda: randomization(lambda m, x: x / 0, network(), drawn(), layout="BCTHW"), ValueError, "infinite"),
+        (lambda: label_randomization(never, m := network(), m, drawn()), ValueError, "one and the same"),
+        (lambda: label_randomization(never, network(), "other", drawn()), TypeError, "str came"),
         (lambda: class_sensitivity(never, network(), drawn(), 0, []), ValueError, "others=[1, 2]"),
         (lambda: class_sensitivity(never, network(), drawn(), 0, [1, 0]), ValueError, "others[1] = [0, 0]"),
         (lambda: class_sensitivity(never, network(), drawn(), [0, 1], [[1, 1]]), ValueError, "own target"),
@@ -323,4 +323,4 @@ def test_wrong_arguments_are_named(run, error, message):
 def test_maps_must_keep_their_shape():
     sizes = iter([6, 5, 5, 5])
     with pytest.raises(ValueError, match=r"\(2, 4, 5, 6\) first, then of \(2, 4, 5, 5\)"):
-        randomisation(lambda m, x: x[..., : next(sizes)], network(), drawn(), layout="BCTHW")
+        randomization(lambda m, x: x[..., : next(sizes)], network(), drawn(), layout="BCTHW")

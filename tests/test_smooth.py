@@ -10,14 +10,14 @@ import torch
 from captum.attr import IntegratedGradients
 from torch import nn
 
-from captum_staa import VideoClassifier, smooth, space_time
+from captum_staa import VideoAttribution, VideoClassifier, smooth
 
 
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def mean_of_neighbours(maps: np.ndarray, space: float, time: float) -> np.ndarray:
+def mean_of_neighbors(maps: np.ndarray, space: float, time: float) -> np.ndarray:
     """One (T, H, W) volume: at each voxel the mean of what lies within three deviations, with Gaussian weights."""
 
     def reach(sigma: float) -> int:
@@ -39,12 +39,12 @@ def mean_of_neighbours(maps: np.ndarray, space: float, time: float) -> np.ndarra
 
 
 @pytest.mark.parametrize(("space", "time"), [(0.7, 0.5), (1.0, 0), (0, 1.0), (2.0, 0.4), (1.5, 3.0), (0, 0)])
-def test_it_is_the_mean_of_the_neighbourhood_up_to_the_borders(space, time):
+def test_it_is_the_mean_of_the_neighborhood_up_to_the_borders(space, time):
     attributions = drawn(2, 4, 2, 5, 6)
     found = smooth(attributions, "BTCHW", space, time)
     for b in range(2):
         for c in range(2):
-            expected = mean_of_neighbours(attributions[b, :, c].numpy(), space, time)
+            expected = mean_of_neighbors(attributions[b, :, c].numpy(), space, time)
             np.testing.assert_allclose(found[b, :, c].numpy(), expected, rtol=0, atol=1e-13)
 
 
@@ -58,7 +58,7 @@ def test_it_agrees_with_scipy(space, time):
     inner = tuple(slice(int(3 * sigma + 0.5), -int(3 * sigma + 0.5)) for sigma in options["sigma"])
     assert blurred[inner].size > 0
     np.testing.assert_allclose(found[inner], blurred[inner], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found, blurred / covered, rtol=0, atol=1e-12)  # renormalised over what lies inside
+    np.testing.assert_allclose(found, blurred / covered, rtol=0, atol=1e-12)  # renormalized over what lies inside
 
 
 def test_the_defaults_are_four_pixels_and_one_frame():
@@ -114,7 +114,7 @@ def test_a_constant_stays_constant_and_a_wide_kernel_gives_the_mean():
     attributions = drawn(1, 4, 2, 5, 6)
     mean = attributions.mean((1, 3, 4), keepdim=True).expand_as(attributions)
     torch.testing.assert_close(smooth(attributions, "BTCHW", space=1e4, time=1e4), mean, rtol=0, atol=1e-6)
-    image = attributions[:, :1, :, :1, :1]  # a single pixel of a single frame has no neighbours
+    image = attributions[:, :1, :, :1, :1]  # a single pixel of a single frame has no neighbors
     assert smooth(image, "BTCHW", space=2.0, time=2.0).equal(image)
 
 
@@ -156,8 +156,10 @@ def test_it_takes_what_captum_gives():
     found = smooth(attributions, clf.layout, space=1.0, time=0.5)
     product = clip.double() * head.weight.detach().double().reshape(2, 3, 6, 8, 8)
     for b in range(2):
-        expected = sum(mean_of_neighbours(product[b, c].numpy(), 1.0, 0.5) for c in range(3))
-        np.testing.assert_allclose(space_time(found, clf.layout).joint[b].numpy(), expected, rtol=0, atol=1e-5)
+        expected = sum(mean_of_neighbors(product[b, c].numpy(), 1.0, 0.5) for c in range(3))
+        np.testing.assert_allclose(
+            VideoAttribution.from_attributions(found, clf.layout).joint[b].numpy(), expected, rtol=0, atol=1e-5
+        )
 
 
 CLIP = torch.zeros(1, 8, 3, 4, 4)

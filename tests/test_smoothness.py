@@ -17,7 +17,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def neighbours(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def neighbors(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """``(N, N)`` weights of Geary's C for space and for time: 1 for voxels one step apart, from their coordinates."""
     places = np.array(list(np.ndindex(*shape)))
     apart = np.abs(places[:, None] - places[None])  # (N, N, 3)
@@ -39,7 +39,7 @@ def test_it_is_one_less_gearys_c(shape):
     maps = drawn(2, *shape, seed=sum(shape)) + torch.arange(float(shape[2]))  # some trend, so that 0 is not the answer
     found = smoothness(maps)
     for b, values in enumerate(maps.double().flatten(1).numpy()):
-        space, time = neighbours(shape)
+        space, time = neighbors(shape)
         assert found.space[b].item() == pytest.approx(1 - geary(values, space), rel=1e-12)
         assert found.time[b].item() == pytest.approx(1 - geary(values, time), rel=1e-12)
 
@@ -58,7 +58,7 @@ def test_values_in_random_places_are_zero_on_average_exactly():
 def test_white_noise_spreads_as_much_as_theory_says(axis):
     """Cliff and Ord's variance of C for independent normal values: z-scores have mean 0 and deviation 1."""
     shape, count = (4, 6, 8), 400
-    weights = neighbours(shape)[axis == "time"]
+    weights = neighbors(shape)[axis == "time"]
     n, total = len(weights), weights.sum()
     s1, s2 = 2 * (weights**2).sum(), (4 * weights.sum(1) ** 2).sum()
     error = math.sqrt(((2 * s1 + s2) * (n - 1) - 4 * total**2) / (2 * (n + 1) * total**2))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import slow_st_abn
 import torch
-from tiny_models import randomise
+from tiny_models import randomize
 from torch import Tensor, nn
 
 from captum_staa.models import STABN, ResNet3D, SlowResNet
@@ -28,7 +28,7 @@ def seeded(make: Any, *args: Any, **options: Any) -> Any:
 def settled(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights and running statistics, which a new network has at 0 and 1, in eval mode."""
     generator = torch.Generator().manual_seed(seed)
-    randomise(model, seed, 0.2)
+    randomize(model, seed, 0.2)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.running_mean.normal_(generator=generator).mul_(0.2)
@@ -55,7 +55,7 @@ def test_the_papers_shapes_and_parameters():
     trunk = st_abn.model.module
     features = trunk.stages[:3](trunk.stem(clip))
     assert features.shape == (1, 1024, 32, 14, 14) and trunk.stages(trunk.stem(clip)).shape == (1, 2048, 32, 7, 7)
-    logits, gates = st_abn.eval().observe(clip)
+    logits, gates = st_abn.eval().forward_with_gates(clip)
     assert logits.shape == gates.logits.shape == (1, 174)
     assert gates.spatial.shape == (1, 1, 32, 14, 14) and gates.temporal.shape == (1, 1, 32, 1, 1)
     assert gates.evidence.shape == (1, 174, 32, 14, 14)
@@ -102,8 +102,8 @@ def test_the_forward_is_the_papers(body, temporal):
     st_abn = settled(STABN(5, slow_resnet(), body=body, temporal=temporal, num_frames=6))
     trunk, clip = st_abn.model.module, clips_of(6, 48)
     with torch.no_grad():
-        logits, found = st_abn.observe(clip)
-        with st_abn.unbranched():
+        logits, found = st_abn.forward_with_gates(clip)
+        with st_abn.branch_disabled():
             g = trunk.stages[:3](trunk.stem(clip))
         expected = slow_st_abn.gates(st_abn.branch, g)
         mixed = slow_st_abn.mechanism(st_abn.mechanism, "mix", g, expected.spatial, expected.temporal)
@@ -157,7 +157,7 @@ def still(frames: int, side: int = 48) -> Tensor:
 
 
 def test_a_clip_without_motion_has_no_peaks_at_its_ends():
-    st_abn = randomise(seeded(STABN, 4), seed=3)
+    st_abn = randomize(seeded(STABN, 4), seed=3)
     gates = st_abn.explain(still(16)).gates
     assert gates.spatial.std(dim=(3, 4)).min() > 0.01, "flat in space as well would be no news"
     torch.testing.assert_close(gates.spatial, gates.spatial[:, :, :1].expand_as(gates.spatial), rtol=0, atol=1e-6)
@@ -167,7 +167,7 @@ def test_a_clip_without_motion_has_no_peaks_at_its_ends():
 def test_zeros_around_a_clip_do_make_peaks():
     """What the test above would see in the paper's padding."""
     trunk = seeded(ResNet3D, 4, time_strides_from=2)
-    gates = randomise(STABN(4, trunk), seed=3).explain(still(16)).gates
+    gates = randomize(STABN(4, trunk), seed=3).explain(still(16)).gates
     assert (gates.temporal[0, 0, [0, -1]] - gates.temporal[0, 0, 8]).abs().max() > 1e-4
 
 
@@ -176,9 +176,9 @@ def test_any_number_of_frames(frames):
     st_abn = settled(STABN(5, slow_resnet(), body="light", num_frames=6))
     clip = clips_of(frames, 32)
     with torch.no_grad():
-        logits, found = st_abn.observe(clip)
+        logits, found = st_abn.forward_with_gates(clip)
         trunk = st_abn.model.module
-        with st_abn.unbranched():
+        with st_abn.branch_disabled():
             g = trunk.stages[:3](trunk.stem(clip))
         expected = slow_st_abn.gates(st_abn.branch, g)
     torch.testing.assert_close(found.temporal[:, 0, :, 0, 0], expected.temporal, rtol=0, atol=1e-5)
@@ -195,8 +195,8 @@ def test_a_fixed_head_refuses_another_number_of_frames():
 
 
 def test_gates_are_drawn_over_the_clips_frames_and_pixels():
-    """A step's frames have its weight; between cells M is linear, and at a cell's centre it is the cell's."""
-    st_abn = randomise(STABN(4, ResNet3D(4, width=4), body="light"), seed=0)  # halves time once: 8 steps of 16 frames
+    """A step's frames have its weight; between cells M is linear, and at a cell's center it is the cell's."""
+    st_abn = randomize(STABN(4, ResNet3D(4, width=4), body="light"), seed=0)  # halves time once: 8 steps of 16 frames
     explained = st_abn.explain(torch.rand(2, 3, 16, 36, 36, generator=torch.Generator().manual_seed(0)))
     assert explained.grid == (8, 5, 5) and explained.spatial.shape == (2, 16, 36, 36)
     steps = explained.gates.temporal[:, 0, :, 0, 0]
@@ -204,8 +204,8 @@ def test_gates_are_drawn_over_the_clips_frames_and_pixels():
     assert explained.resolution == "each bar covers 2 frames, each cell 7.2 x 7.2 pixels"
     cells = explained.gates.spatial[:, 0]
     for axis, (count, size) in enumerate(((8, 16), (5, 36), (5, 36)), start=1):
-        centres, pixels = (np.arange(count) + 0.5) / count, (np.arange(size) + 0.5) / size
-        weights = torch.from_numpy(np.stack([np.interp(pixels, centres, cell) for cell in np.eye(count)])).float()
+        centers, pixels = (np.arange(count) + 0.5) / count, (np.arange(size) + 0.5) / size
+        weights = torch.from_numpy(np.stack([np.interp(pixels, centers, cell) for cell in np.eye(count)])).float()
         cells = torch.tensordot(cells, weights, ([axis], [0])).movedim(-1, axis)
     torch.testing.assert_close(explained.spatial, cells, rtol=0, atol=1e-5)
 
@@ -214,7 +214,7 @@ def test_gates_are_drawn_over_the_clips_frames_and_pixels():
 
 
 def test_padding_and_strides_of_the_trunk_are_kept_in_its_folder(tmp_path):
-    model = randomise(seeded(ResNet3D, 3, width=4, padding_mode="replicate", time_strides_from=0), seed=0)
+    model = randomize(seeded(ResNet3D, 3, width=4, padding_mode="replicate", time_strides_from=0), seed=0)
     assert model.config.time_steps == 2
     save_pretrained(model, tmp_path, ["a", "b", "c"])
     clip = clips_of(16, 24)

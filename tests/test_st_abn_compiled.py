@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from branched_models import add, case, hooks_of, injected, taught
-from tiny_models import randomise
+from tiny_models import randomize
 
 from captum_staa import VideoClassifier
 from captum_staa.models import STABN, ResNet3D
@@ -30,7 +30,7 @@ def _compiling() -> Iterator[None]:
 def test_a_later_part_that_is_compiled():
     clip = torch.randn(2, 3, 16, 24, 24, generator=torch.Generator().manual_seed(1))
     trunk = ResNet3D(3, width=4, padding_mode="replicate", time_strides_from=2)
-    st_abn, zeros = randomise(STABN(3, trunk), seed=0), torch.zeros(1, 16)
+    st_abn, zeros = randomize(STABN(3, trunk), seed=0), torch.zeros(1, 16)
     expected = st_abn.explain(clip)
     with st_abn.override(temporal=zeros):
         without = st_abn(clip)

@@ -9,7 +9,7 @@ import pytest
 import slow_st_abn
 import torch
 from branched_models import CASES, TOKENS, Pair, Returns, add, answer_of, case, hooks_of, injected, net, taught
-from tiny_models import clip_for, randomise, snapshot, tiny
+from tiny_models import clip_for, randomize, snapshot, tiny
 from torch import Tensor, nn
 
 from captum_staa import TokenGrid
@@ -32,7 +32,7 @@ def test_a_new_branch_changes_no_bit_and_leaves_no_trace(name, mechanism):
 
 
 @pytest.mark.parametrize("name", [*CASES, *TOKENS])
-def test_a_branch_that_learnt_is_the_slow_formula(name):
+def test_a_branch_that_learned_is_the_slow_formula(name):
     """Against a hook of one's own, with loops over cells and channels; what is no cell passes bit for bit."""
     st_abn, model, clip = injected(name)
     plain, layer = copy.deepcopy(st_abn).remove(), st_abn.config.layer
@@ -54,7 +54,7 @@ def test_a_branch_that_learnt_is_the_slow_formula(name):
         lambda m, args, output: passed.append(output[0] if isinstance(output, tuple) else output)
     )
     with torch.no_grad():
-        logits, found = st_abn.observe(clip)
+        logits, found = st_abn.forward_with_gates(clip)
     torch.testing.assert_close(logits, answer_of(plain, clip), rtol=0, atol=2e-5)
     assert (logits - ungated).abs().max() > 1e-3, "the branch does nothing here"
     (gates, after, output) = seen[0]
@@ -111,9 +111,9 @@ def test_two_branches_on_one_model_come_and_go_alone():
     first, second = (taught(STABN.inject(clf, f"videomae.encoder.layer.{i}"), seed) for i, seed in ((0, 5), (1, 7)))
     both = clf(clip)
     assert torch.equal(first(clip), both) and torch.equal(second(clip), both)
-    with first.unbranched():
+    with first.branch_disabled():
         of_second = clf(clip)
-    with first.override(temporal=torch.zeros(1, 4)), second.unbranched():
+    with first.override(temporal=torch.zeros(1, 4)), second.branch_disabled():
         counterfactual = clf(clip)
     assert not torch.equal(of_second, both) and not torch.equal(of_second, expected)
     first.remove()
@@ -139,7 +139,7 @@ def test_a_copy_has_its_own_branch():
     with twin.override(temporal=torch.zeros(1, 4)):
         assert torch.equal(st_abn(clip), expected), "what is asked of the copy is asked of the copy"
         assert not torch.equal(twin(clip), expected)
-    randomise(twin.branch, seed=9)
+    randomize(twin.branch, seed=9)
     assert torch.equal(st_abn(clip), expected) and not torch.equal(twin(clip), expected)
     removed = twin.remove()
     assert removed is not model and torch.equal(removed(clip), net()(clip))

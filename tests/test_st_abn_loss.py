@@ -9,7 +9,7 @@ import pytest
 import torch
 from branched_models import injected
 from test_st_abn import clips_of, settled, slow_resnet
-from tiny_models import randomise
+from tiny_models import randomize
 from torch import Tensor, nn
 
 from captum_staa import baselines
@@ -21,7 +21,7 @@ TARGETS = torch.tensor([2, 0])
 
 def observer(name: str = "tensor", seed: int = 5) -> tuple[STABN, Tensor]:
     st_abn, _, clip = injected(name, mechanism="observe")
-    randomise(st_abn.branch, seed)
+    randomize(st_abn.branch, seed)
     return st_abn, clip
 
 
@@ -40,7 +40,7 @@ def log_odds(logits: Tensor, target: int) -> float:
 def test_both_heads_are_judged(preset):
     st_abn, _, clip = injected("tensor")
     with torch.no_grad():
-        logits, gates = st_abn.observe(clip)
+        logits, gates = st_abn.forward_with_gates(clip)
         terms = STABNLoss(preset).terms(st_abn, clip, TARGETS)
         whole = float(STABNLoss(preset)(st_abn, clip, TARGETS))
     assert list(terms) == ["perception", "attention"]
@@ -78,7 +78,7 @@ def test_edited_gates_are_near_or_far():
 
 
 def masks(cells: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """``(B, t, h, w)`` linearly between cells' centres, pixel by pixel."""
+    """``(B, t, h, w)`` linearly between cells' centers, pixel by pixel."""
     found = torch.zeros(len(cells), *size)
     for place in torch.ones(size).nonzero().tolist():
         corners: list[tuple[list[int], float]] = [([], 1.0)]
@@ -180,7 +180,7 @@ def test_the_model_is_frozen(preset, mechanism):
     for before, after in zip(mechanism_before, st_abn.mechanism.parameters(), strict=True):
         assert not torch.equal(before, after)
     if preset == "posthoc":
-        with st_abn.unbranched():
+        with st_abn.branch_disabled():
             expected = st_abn.eval().model(batches[0][0])
         assert torch.equal(st_abn(batches[0][0]), expected)
 
@@ -195,7 +195,7 @@ def test_the_paper_trains_all_of_it():
     assert trained(st_abn, "adapter") == trained(st_abn, "posthoc") == [st_abn.branch, st_abn.mechanism]
 
 
-def test_edited_weights_are_learnt_in_a_few_steps():
+def test_edited_weights_are_learned_in_a_few_steps():
     st_abn, _, clip = injected("tensor")
     edited = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
 

@@ -102,7 +102,7 @@ def test_an_inner_block_adds_to_an_outer_one_and_wins():
             assert_near(st_abn(clip), by_hand(st_abn, clip, spatial, first))
             with st_abn.override(temporal=second):
                 assert_near(st_abn.explain(clip).logits, by_hand(st_abn, clip, spatial, second))
-            with st_abn.unbranched():
+            with st_abn.branch_disabled():
                 assert torch.equal(answer_of(st_abn.model, clip), answer_of(injected("tensor")[0].remove(), clip))
         assert_near(st_abn(clip), by_hand(st_abn, clip, None, first))
     assert_near(st_abn(clip), by_hand(st_abn, clip, None, None))
@@ -161,7 +161,7 @@ def test_nothing_is_kept_on_the_module():
         st_abn(clip)
         st_abn.model(clip)
         st_abn.explain(clip)
-        st_abn.observe(clip, leaves=True)
+        st_abn.forward_with_gates(clip, leaves=True)
     assert snapshot(st_abn) == before
 
 
@@ -181,7 +181,7 @@ def test_nothing_is_left_when_the_model_raises(where):
     for call in (st_abn, st_abn.explain, st_abn.model):
         with pytest.raises(ZeroDivisionError), st_abn.override(temporal=shut):
             call(clip)
-        with pytest.raises(ZeroDivisionError), st_abn.override(temporal=shut), st_abn.unbranched():
+        with pytest.raises(ZeroDivisionError), st_abn.override(temporal=shut), st_abn.branch_disabled():
             call(clip) if where != "branch" else fail()
     handle.remove()
     assert snapshot(st_abn) == before
@@ -210,13 +210,15 @@ def test_explanations_are_in_eval_mode_and_without_a_graph():
     for value in (found.logits, found.attention_logits, found.spatial, found.temporal, found.gates.evidence):
         assert not value.requires_grad
     with torch.random.fork_rng():
-        assert not torch.equal(st_abn.observe(clip)[1].logits, expected.attention_logits), "dropout is at work"
+        assert not torch.equal(st_abn.forward_with_gates(clip)[1].logits, expected.attention_logits), (
+            "dropout is at work"
+        )
     torch.testing.assert_close(found.logits, st_abn(clip))
 
 
 def test_leaves_know_every_cell_of_both_gates():
     st_abn, _, clip = injected("tensor")
-    logits, found = st_abn.observe(clip, leaves=True)
+    logits, found = st_abn.forward_with_gates(clip, leaves=True)
     assert found.spatial.shape == found.temporal.shape == (2, 1, *CELLS) and found.temporal.is_leaf
     assert found.spatial.requires_grad and found.spatial.is_leaf and found.spatial is not found.temporal
     torch.testing.assert_close(logits, st_abn(clip))
@@ -232,7 +234,7 @@ def test_further_arguments_reach_the_model():
             return self.conv(clip).mean((2, 3, 4)) * factor
 
     st_abn, clip = STABN.inject(Scaled(), "conv", "BCTHW"), gates(1, 3, 4, 8, 8)
-    for call in (st_abn, lambda *args: st_abn.explain(*args).logits, lambda *args: st_abn.observe(*args)[0]):
+    for call in (st_abn, lambda *args: st_abn.explain(*args).logits, lambda *args: st_abn.forward_with_gates(*args)[0]):
         torch.testing.assert_close(call(clip, 3.0), 3 * call(clip))
     st_abn.remove()
     torch.testing.assert_close(st_abn(clip, 3.0), 3 * st_abn(clip))

@@ -10,7 +10,7 @@ import torch
 from branched_models import add, answer_of, case, hooks_of, injected, taught
 from safetensors.torch import load_file, save_file
 from test_st_abn import clips_of, settled, slow_resnet
-from tiny_models import randomise
+from tiny_models import randomize
 from torch import nn
 
 from captum_staa import VideoClassifier
@@ -84,7 +84,7 @@ def test_what_was_added_to_a_model_in_a_folder(name, mechanism, tmp_path):
 
 def test_the_model_that_a_branch_is_for_is_found_by_its_name(tmp_path):
     base = tmp_path / "base"
-    save_resnet3d(randomise(ResNet3D(3, width=4, num_frames=4, image_size=12), 0), base, ["a", "b", "c"])
+    save_resnet3d(randomize(ResNet3D(3, width=4, num_frames=4, image_size=12), 0), base, ["a", "b", "c"])
     st_abn = taught(STABN.inject(VideoClassifier.from_pretrained(base), "stages.0"))
     st_abn.save_pretrained(tmp_path / "branch", base=str(base))
     clip = torch.rand(2, 3, 4, 12, 12)
@@ -156,12 +156,12 @@ def test_a_state_dict_through_safetensors(name, tmp_path):
     expected = st_abn.explain(clip)
     other = injected(name)[0]
     taught(other, seed=9)
-    randomise(other.model, seed=10)
+    randomize(other.model, seed=10)
     assert not torch.equal(other(clip), expected.logits)
     other.load_state_dict(load_file(tmp_path / "all.safetensors"))
     found = other.explain(clip)
     assert torch.equal(found.logits, expected.logits) and torch.equal(found.spatial, expected.spatial)
-    randomise(other.branch, seed=11)
+    randomize(other.branch, seed=11)
     other.branch.load_state_dict(load_file(tmp_path / "branch.safetensors"))
     assert torch.equal(other(clip), expected.logits)
     plain = case(name)[0]

@@ -12,7 +12,7 @@ from tiny_models import NAMES, clip_for, own, snapshot, tiny
 from torch import nn
 
 from captum_staa import STAA, Focus
-from captum_staa.attention.relevance import gradient_weighted
+from captum_staa.attention.rollout import gradient_weighted
 
 OF_LAYERS = [(kind, layers) for kind in ("attention", "chefer") for layers in LAYERS]
 
@@ -26,7 +26,7 @@ def test_equals_the_slow_formula(name, kind, layers):
         name if name in NAMES else "own", copy.deepcopy(clf.module), clip, TARGET, layers=layers, **options
     )
     exact = {"pattern_weight": 0} if kind == "decomposition" else {}  # with a weight: test_decomposition.py
-    parts = STAA(clf, layers=layers, **options, **exact).attribute_parts(clip, TARGET)
+    parts = STAA(clf, layers=layers, **options, **exact).attribute_maps(clip, TARGET)
     top = slow.abs().max().item()
     torch.testing.assert_close(parts.joint, slow, rtol=0, atol=1e-5 * top)
     assert slow.std() > 0.01 * top, "a flat map would agree with anything"
@@ -53,17 +53,17 @@ def test_time_alone_equals_the_slow_formula(name):
     temporal = STAA(clf, "attention").attribute_temporal(clip)
     assert snapshot(clf) == before
     torch.testing.assert_close(temporal, (steps / tubelet).repeat_interleave(tubelet, 1), rtol=0, atol=1e-6)
-    nearest = STAA(clf, "attention", upsampling="nearest").attribute_parts(clip).temporal
+    nearest = STAA(clf, "attention", upsampling="nearest").attribute_maps(clip).temporal
     torch.testing.assert_close(temporal, nearest, rtol=0, atol=1e-5)
     assert steps.std() > 1e-3
-    with pytest.raises(ValueError, match=r"layers=\[-1\].*attribute_parts"):
+    with pytest.raises(ValueError, match=r"layers=\[-1\].*attribute_maps"):
         STAA(clf, "attention", [-1]).attribute_temporal(clip)
 
 
 @pytest.mark.parametrize("name", ["timesformer", "videoprism"])
 def test_time_alone_needs_joint_attention(name):
     clf = tiny(name)
-    with pytest.raises(ValueError, match=r"joint attention.*attribute_parts"):
+    with pytest.raises(ValueError, match=r"joint attention.*attribute_maps"):
         STAA(clf, "attention").attribute_temporal(clip_for(clf))
 
 
@@ -88,9 +88,9 @@ def test_parts_batches_and_tuples(name, kind):
     assert attributions.shape == clip.shape and attributions.is_contiguous() and not attributions.requires_grad
     assert torch.isfinite(attributions).all() and bool((attributions < 0).any()) == (kind == "decomposition")
     joint = clf.layout.reduce(attributions)
-    torch.testing.assert_close(joint, method.attribute_parts(clip, target).joint, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(joint, method.attribute_maps(clip, target).joint, rtol=1e-4, atol=1e-6)
     if kind != "released":  # whose "temporal attention" is a signal of its own
-        torch.testing.assert_close(joint.sum((2, 3)), method.attribute_parts(clip, target).temporal)
+        torch.testing.assert_close(joint.sum((2, 3)), method.attribute_maps(clip, target).temporal)
     single = torch.cat([method.attribute(clip[i : i + 1], int(target[i])) for i in range(3)])
     torch.testing.assert_close(attributions, single, rtol=1e-3, atol=1e-5 * attributions.max().item())
     (in_tuple,) = method.attribute((clip,), target)

@@ -124,7 +124,7 @@ def test_nothing_is_left(name, fails, kind):
             method.attribute(clip, 1)
     else:
         method.attribute(clip, 1)
-        method.attribute_parts((clip,), 1)
+        method.attribute_maps((clip,), 1)
     assert snapshot(clf) == before
     assert handle is None or handle.remove() is None
 
@@ -238,10 +238,10 @@ def test_upsampling_and_focus(kind):
     clf = tiny("vivit")
     clip, options = clip_for(clf), MODES[kind]
     nearest = clf.layout.reduce(STAA(clf, **options, upsampling="nearest").attribute(clip, 1))
-    smooth = STAA(clf, **options).attribute_parts(clip, 1).joint
+    smooth = STAA(clf, **options).attribute_maps(clip, 1).joint
     blocks = nearest.unflatten(1, (4, 2)).unflatten(3, (3, 8)).unflatten(5, (2, 8))  # (B, 4, 2, 3, 8, 2, 8)
     assert torch.equal(blocks, blocks[:, :, :1, :, :1, :, :1].expand_as(blocks))
     torch.testing.assert_close(nearest.sum((1, 2, 3)), smooth.sum((1, 2, 3)))
-    focused = STAA(clf, **options, focus=Focus()).attribute_parts(clip, 1)
+    focused = STAA(clf, **options, focus=Focus()).attribute_maps(clip, 1)
     torch.testing.assert_close(focused.joint, Focus()(smooth, (3, 9, 9)))
     torch.testing.assert_close(focused.temporal, focused.joint.sum((2, 3)))

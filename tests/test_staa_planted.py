@@ -30,13 +30,13 @@ def planted() -> tuple[Tensor, Tensor, Tensor]:
 def test_relevance_prefers_evidence_to_rivals_and_attention_less_so(shipped, planted):
     clips, labels, truth = planted
     rivals, objects = PLANTED.rivals(slice(None)), PLANTED.objects(slice(None))
-    joint = STAA(shipped).attribute_parts(clips, labels).joint
+    joint = STAA(shipped).attribute_maps(clips, labels).joint
     assert metrics.evidence_against_rivals(joint, truth, rivals).mean() > 0.88
     assert metrics.evidence_against_rivals(joint, truth, rivals, axis="time").mean() > 0.85
     assert metrics.object_pointing(joint, objects).mean() > 0.85  # chance is .25
     free = metrics.model_free_controls(clips, "BTCHW").values()
     assert all(metrics.evidence_against_rivals(maps, truth, rivals).mean() < 0.65 for maps in free)
-    attended = STAA(shipped, mode="attention").attribute_parts(clips).joint
+    attended = STAA(shipped, mode="attention").attribute_maps(clips).joint
     assert metrics.evidence_against_rivals(attended, truth, rivals).mean() < 0.85
 
 
@@ -44,17 +44,17 @@ def test_relevance_is_at_chance_with_random_weights_and_below_it_for_another_cla
     clips, labels, truth = planted
     rivals = PLANTED.rivals(slice(None))
     fresh = redrawn(shipped, torch.Generator().manual_seed(0))
-    joint = STAA(fresh).attribute_parts(clips, labels).joint
+    joint = STAA(fresh).attribute_maps(clips, labels).joint
     assert abs(metrics.evidence_against_rivals(joint, truth, rivals).mean() - 0.5) < 0.12
-    joint = STAA(shipped).attribute_parts(clips, (labels + 1) % 3).joint
+    joint = STAA(shipped).attribute_maps(clips, (labels + 1) % 3).joint
     assert metrics.evidence_against_rivals(joint, truth, rivals).mean() < 0.4
 
 
 def test_relevance_for_a_class_is_at_the_evidence_of_that_class(shipped):
     clips, labels, truth = PlantedClips(seed=4322, n=12, two_classes=True)[:]
-    for_a, for_b = (STAA(shipped).attribute_parts(clips, labels[:, k]).joint for k in (0, 1))
+    for_a, for_b = (STAA(shipped).attribute_maps(clips, labels[:, k]).joint for k in (0, 1))
     assert metrics.class_discrimination(for_a, for_b, truth[:, 0], truth[:, 1]).mean() > 0.8
-    attended = STAA(shipped, mode="attention").attribute_parts(clips).joint
+    attended = STAA(shipped, mode="attention").attribute_maps(clips).joint
     assert metrics.class_discrimination(attended, attended, truth[:, 0], truth[:, 1]).mean() == 0.5
 
 

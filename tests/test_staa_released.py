@@ -74,7 +74,7 @@ def test_released_2_its_temporal_attention_is_stretched_noise(frames):
         moving.append(0.3 * weights[:, i] + 0.7 * moving[-1])
     slow = torch.stack(moving, 1)
     low, high = slow.amin(1, keepdim=True), slow.amax(1, keepdim=True)
-    temporal = STAA(clf, "released").attribute_parts(clip).temporal
+    temporal = STAA(clf, "released").attribute_maps(clip).temporal
     torch.testing.assert_close(temporal, (slow - low) / (high - low), rtol=1e-3, atol=1e-4)
     assert temporal.amin(1).eq(0).all() and temporal.amax(1).eq(1).all()  # stretched to all of [0, 1] ...
     # ... however little there is to stretch: of a model that looks everywhere alike, the fourth digit
@@ -83,7 +83,7 @@ def test_released_2_its_temporal_attention_is_stretched_noise(frames):
     first = spatial_attention(clf, clip)[:, 0]
     weights = torch.stack([first[:, row, 1:].mean(1) for row in rows], 1)
     assert ((weights.amax(1) - weights.amin(1)) / weights.mean(1)).max() < 1e-3
-    assert STAA(clf, "released").attribute_parts(clip).temporal.amax(1).eq(1).all()
+    assert STAA(clf, "released").attribute_maps(clip).temporal.amax(1).eq(1).all()
 
 
 @pytest.mark.parametrize("frames", [4, 8, 16])
@@ -94,7 +94,7 @@ def test_released_3_its_threshold_is_random(frames):
 
     def kept(seed: int | None) -> Tensor:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return STAA(clf, "released", generator=generator).attribute_parts(clip).joint.gt(0).float().mean((2, 3))
+        return STAA(clf, "released", generator=generator).attribute_maps(clip).joint.gt(0).float().mean((2, 3))
 
     assert torch.equal(kept(7), kept(7)) and torch.equal(kept(None), kept(None))
     assert not torch.equal(kept(7), kept(8))
@@ -114,7 +114,7 @@ def test_released_4_its_map_knows_nothing_of_the_crop():
     frames = torch.randint(0, 255, (4, 24, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     other = frames.clone()
     other[:, :, :10], other[:, :, 38:] = 0, 255
-    maps = [STAA(clf, "released").attribute_parts(clf.preprocess(x)).joint for x in (frames, other)]
+    maps = [STAA(clf, "released").attribute_maps(clf.preprocess(x)).joint for x in (frames, other)]
     assert torch.equal(*maps)
     assert maps[0].shape == (1, 4, 24, 24)  # of the clip, not of the frame: pictures put it back where it belongs
     assert "cropped" in (STAA.__doc__ or "") and "random" in (STAA.__doc__ or "")
@@ -125,7 +125,7 @@ def test_released_follows_the_same_expression_everywhere(name):
     """Row i + 1 of the first frame's matrix; of the joint matrix where there is no other."""
     clf = tiny(name)
     clip = clip_for(clf)
-    parts = STAA(clf, "released").attribute_parts(clip)
+    parts = STAA(clf, "released").attribute_maps(clip)
     assert parts.joint.min() >= 0 and parts.joint.max() == 1 and parts.joint.amax((2, 3)).eq(1).all()
     sites = [s for s in clf.family.attention(clf.module) if s.role != "temporal"]  # type: ignore[union-attr]
     with torch.no_grad(), capture(clf.module, sites[-1:], lambda call: call.head_mean()) as read:

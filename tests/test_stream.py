@@ -54,7 +54,7 @@ def slow(explainer: STAA, frames: np.ndarray, stride: int, unit: float, target: 
         clip = clf.preprocess(frames[start : start + W])
         with torch.no_grad():
             logits = clf(clip)
-        parts = explainer.attribute_parts(clip, target=int(logits.argmax()) if target is None else target)
+        parts = explainer.attribute_maps(clip, target=int(logits.argmax()) if target is None else target)
         found[start] = (parts.joint[0] * unit, parts.temporal[0] * unit, logits[0].softmax(0))
     rows = []
     for i in range(total):
@@ -131,12 +131,12 @@ def test_frames_are_prepared_once_and_as_in_the_whole_window(clf, wide, monkeypa
 
 
 def test_a_preprocessing_of_ones_own_sees_the_whole_window(clf, wide):
-    class Centred(Preprocessing):
+    class Centerd(Preprocessing):
         def __call__(self, frames):
             clip = super().__call__(frames)
             return clip - clip.mean(1, keepdim=True)  # over time: one frame alone would be zero
 
-    own = VideoClassifier(clf.module, preprocessing=Centred(**vars(clf.preprocessing)))
+    own = VideoClassifier(clf.module, preprocessing=Centerd(**vars(clf.preprocessing)))
     check(list(STAAStream(own, W, 8)(wide)), wide, slow(STAA(own, mode="attention"), wide, 8, unit=W))
 
 
@@ -271,7 +271,7 @@ def test_bad_models_are_refused_at_once(clf):
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (lambda frame: frame[..., 0], ValueError, r"frame 17 of the stream must be \(H, W, 3\).*\(60, 100\).*grey"),
+        (lambda frame: frame[..., 0], ValueError, r"frame 17 of the stream must be \(H, W, 3\).*\(60, 100\).*gray"),
         (lambda frame: frame / 255, TypeError, "frame 17 of the stream must be uint8.*float64"),
         (lambda frame: frame[:40], ValueError, "frame 17 of the stream is 40 x 100 pixels.*60 x 100"),
         (lambda frame: "frame.png", TypeError, "frame 17 of the stream must be a uint8 array.*str came"),

@@ -44,8 +44,8 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def colourful(pictures: np.ndarray) -> np.ndarray:
-    """How far pixels are from grey."""
+def colorful(pictures: np.ndarray) -> np.ndarray:
+    """How far pixels are from gray."""
     return np.ptp(pictures.astype(int), axis=-1)
 
 
@@ -58,12 +58,12 @@ def test_an_overlay_of_every_frame(clip, tmp_path, capsys, monkeypatch):
     assert written.fps == FPS and written.frames.shape == (TOTAL, 192 + STRIP, 272, 3)
     assert f"planted.mp4: {TOTAL} frames in" in said and "4 explained, 0 skipped; policy wait" in said
     assert "a frame waits for 12 to 15 frames after it" in said and "written to planted_stream.mp4" in said
-    above = colourful(written.frames[:, :192])
+    above = colorful(written.frames[:, :192])
     truth = PLANTED[0][2] | PLANTED.rivals(0)  # the one object, whatever it shows
     truth = np.pad(truth.numpy().repeat(FACTOR, 1).repeat(FACTOR, 2), ((0, 0), (0, 0), (MARGIN, MARGIN)))
     on, off = (np.mean([above[t][where[t]].mean() for t in range(TOTAL)]) for where in (truth, ~truth))
     assert on > 2 * off
-    assert above[:, :, : MARGIN - 4].max() < 25  # what the crop cut off is grey
+    assert above[:, :, : MARGIN - 4].max() < 25  # what the crop cut off is gray
     assert written.frames[:, 192:, 6:120].max() > 150  # the answer stands below
 
     assert main(["stream", str(clip), "--model", MODEL]) == 2
@@ -178,7 +178,7 @@ def result(joint: torch.Tensor | None, temporal: float) -> FrameResult:
     return FrameResult(0, frame, windows, ["x"], probabilities, joint, temporal, (0, 0, 24, 24), 0.1, 3)
 
 
-def test_the_scale_of_colours_grows_and_never_falls():
+def test_the_scale_of_colors_grows_and_never_falls():
     even = torch.full((24, 24), 1 / 576)
     peak = even.clone()
     peak[:12, :12] = 20 / 576
@@ -189,9 +189,9 @@ def test_the_scale_of_colours_grows_and_never_falls():
     assert painter.scale == pytest.approx(20 / 576)
     again = painter(result(even, 1), frame)[:24]
     assert painter.scale == pytest.approx(20 / 576)
-    assert colourful(again).mean() < colourful(first).mean()
+    assert colorful(again).mean() < colorful(first).mean()
     nothing = painter(result(None, float("nan")), frame)
-    assert (nothing[:24] == 50).all() and colourful(nothing[24:, 4:]).max() > 30  # the timeline goes on beside it
+    assert (nothing[:24] == 50).all() and colorful(nothing[24:, 4:]).max() > 30  # the timeline goes on beside it
 
 
 def test_a_writer_leaves_a_whole_file_or_none(tmp_path):
@@ -218,5 +218,5 @@ def test_a_real_clip(shared_videos, tmp_path):
     info, original = io.probe(out), io.probe(path)
     assert (info.num_frames, info.width) == (40, original.width)
     crop = VideoClassifier.from_pretrained(MODEL).crop_box(original.height, original.width)
-    beside = colourful(io.read_video(out).frames[:, : original.height, : int(crop[1]) - 4])
+    beside = colorful(io.read_video(out).frames[:, : original.height, : int(crop[1]) - 4])
     assert beside.max() < 25

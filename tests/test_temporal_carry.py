@@ -10,7 +10,7 @@ from captum_staa import STAA, VideoClassifier
 def test_carried_time_is_the_rollouts_time(family):
     clf = VideoClassifier.from_pretrained(f"tiny-{family}-pattern")
     clips = torch.randn(2, 16, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    whole = STAA(clf, mode="attention", upsampling="nearest").attribute_parts(clips).temporal
+    whole = STAA(clf, mode="attention", upsampling="nearest").attribute_maps(clips).temporal
     carried = STAA(clf, mode="attention").attribute_temporal(clips)
     torch.testing.assert_close(carried, whole, atol=1e-6, rtol=1e-5)
     assert carried.std() > 1e-4  # a constant would pass for agreement of two nothings
@@ -18,7 +18,7 @@ def test_carried_time_is_the_rollouts_time(family):
 
 def test_divided_attention_and_other_modes_are_refused():
     clip = torch.zeros(1, 16, 3, 48, 48)
-    with pytest.raises(ValueError, match=r"timesformer.*attribute_parts"):
+    with pytest.raises(ValueError, match=r"timesformer.*attribute_maps"):
         STAA(VideoClassifier.from_pretrained("tiny-timesformer-pattern"), "attention").attribute_temporal(clip)
     with pytest.raises(ValueError, match="mode='relevance'"):
         STAA(VideoClassifier.from_pretrained("tiny-vivit-pattern")).attribute_temporal(clip)

@@ -227,7 +227,7 @@ def test_a_broken_notebook_is_noticed(how):
     ("source", "private"),
     [
         ("from captum_staa.attr._hiding import blend_of", True),
-        ("import captum_staa._captum", True),
+        ("import captum_staa._utils.captum", True),
         ("from captum_staa.metrics import Array", True),  # there, but not in __all__
         ("clf._check(clip)", True),
         ("from captum_staa import STAA, metrics\nfrom captum_staa.models.preprocessing import Preprocessing", False),

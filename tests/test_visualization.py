@@ -1,4 +1,4 @@
-"""Pictures: the colour at known pixels, frames in order under their labels, curves with the right numbers."""
+"""Pictures: the color at known pixels, frames in order under their labels, curves with the right numbers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from captum_staa import io
-from captum_staa.layout import space_time
+from captum_staa.result import VideoAttribution
 from captum_staa.visualization import show_frames, show_timeline
 from captum_staa.visualization.overlay import DIVERGING, UNSEEN, overlay
 from captum_staa.visualization.saliency import saliency
 
 T, H, W = 8, 24, 32
-GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)
+GRAY = np.full((T, H, W, 3), 128, dtype=np.uint8)
 
 
 @pytest.fixture(autouse=True)
@@ -42,26 +42,26 @@ def drawn(clip, attributions, **options) -> np.ndarray:
     return np.stack([np.asarray(image.get_array()) for image in axes.images])
 
 
-# Colours.
+# Colors.
 
 
 @pytest.mark.parametrize("sign", ["absolute_value", "positive", "negative", "all"])
 @pytest.mark.parametrize("method", ["blended_heat_map", "heat_map"])
 def test_an_empty_map_is_drawn_as_zero(sign, method):
     assert saliency(np.zeros((T, H, W)), sign=sign).scale == 0
-    pictures = drawn(GREY, torch.zeros(1, T, 3, H, W), layout="BTCHW", sign=sign, method=method)
+    pictures = drawn(GRAY, torch.zeros(1, T, 3, H, W), layout="BTCHW", sign=sign, method=method)
     assert len(np.unique(pictures.reshape(-1, 3), axis=0)) == 1
 
 
 def test_numbers_of_frames_must_agree():
     with pytest.raises(ValueError, match=r"8 frames, but the attributions have 4 \(shape \(4, 24, 32\)\)"):
-        show_frames(GREY, torch.zeros(4, H, W), use_pyplot=False)
+        show_frames(GRAY, torch.zeros(4, H, W), use_pyplot=False)
     with pytest.raises(ValueError, match="8 frames, but the attributions have 4"):
-        show_timeline(torch.zeros(4), clip=GREY, use_pyplot=False)
+        show_timeline(torch.zeros(4), clip=GRAY, use_pyplot=False)
 
 
-def test_colours_at_known_pixels():
-    pictures = drawn(GREY, block(), layout="BTCHW", outlier_perc=0, alpha_overlay=0.6)
+def test_colors_at_known_pixels():
+    pictures = drawn(GRAY, block(), layout="BTCHW", outlier_perc=0, alpha_overlay=0.6)
     inferno = matplotlib.colormaps["inferno"]
     for frame, value in ((2, 1.0), (5, 0.5)):
         expected = 0.4 * 128 + 0.6 * 255 * np.array(inferno(value)[:3])
@@ -74,10 +74,10 @@ def test_colours_at_known_pixels():
 def test_signs_get_sides_of_the_diverging_map():
     attributions = block()
     attributions[:, 5] *= -2
-    pictures = drawn(GREY, attributions, layout="BTCHW", sign="all", method="heat_map", outlier_perc=0)
+    pictures = drawn(GRAY, attributions, layout="BTCHW", sign="all", method="heat_map", outlier_perc=0)
     for frame, value in ((2, 1.0), (5, 0.0), (0, 0.5)):
         np.testing.assert_allclose(pictures[frame, 5, 22], 255 * np.array(DIVERGING(value)[:3]), atol=2)
-    pictures = drawn(GREY, attributions, layout="BTCHW", sign="all", outlier_perc=0, alpha_overlay=0.6)
+    pictures = drawn(GRAY, attributions, layout="BTCHW", sign="all", outlier_perc=0, alpha_overlay=0.6)
     np.testing.assert_allclose(pictures[5, 5, 22], 0.4 * 128 + 0.6 * 255 * np.array(DIVERGING(0.0)[:3]), atol=2)
 
 
@@ -91,14 +91,14 @@ def test_lightness_of_the_diverging_map_is_even_and_zero_is_neutral():
 
 
 def test_a_masked_image_is_the_picture_times_the_map():
-    pictures = drawn(GREY, block(), layout="BTCHW", method="masked_image", outlier_perc=0)
+    pictures = drawn(GRAY, block(), layout="BTCHW", method="masked_image", outlier_perc=0)
     assert pictures[2, 5, 22].tolist() == [128] * 3
     assert pictures[5, 5, 22].tolist() == [64] * 3
     assert pictures[0].max() == 0
 
 
 def test_alpha_scaling_fades_to_white():
-    pictures = drawn(GREY, block(), layout="BTCHW", method="alpha_scaling", outlier_perc=0)
+    pictures = drawn(GRAY, block(), layout="BTCHW", method="alpha_scaling", outlier_perc=0)
     assert pictures[2, 5, 22].tolist() == [128] * 3
     assert pictures[5, 5, 22].tolist() == [192] * 3
     assert pictures[0].min() == 255
@@ -107,7 +107,7 @@ def test_alpha_scaling_fades_to_white():
 @pytest.mark.parametrize("method", ["blended_heat_map", "heat_map", "masked_image", "alpha_scaling"])
 def test_outside_of_the_crop_nothing_is_claimed(method):
     small = torch.ones(T, 4, 4)
-    pictures = drawn(GREY, small, crop=(2, 8, 16, 16), method=method)
+    pictures = drawn(GRAY, small, crop=(2, 8, 16, 16), method=method)
     inside = np.zeros((H, W), dtype=bool)
     inside[2:18, 8:24] = True
     outside = 0.35 * 128 + 0.65 * 255 * UNSEEN if method == "blended_heat_map" else 255 * UNSEEN
@@ -115,8 +115,8 @@ def test_outside_of_the_crop_nothing_is_claimed(method):
     assert np.abs(pictures[:, inside] - outside).min(-1).max() > 20
 
 
-def test_the_colour_bar_shows_what_the_eye_meets():
-    found = overlay(GREY, block(), layout="BTCHW", outlier_perc=0)
+def test_the_color_bar_shows_what_the_eye_meets():
+    found = overlay(GRAY, block(), layout="BTCHW", outlier_perc=0)
     assert np.abs(np.array(found.cmap(0.5)[:3]) * 255 - found.frames[5, 5, 22]).max() <= 3
     assert found.caption == "|attribution|, 1 = 1 (one scale for all frames)"
 
@@ -137,13 +137,13 @@ def test_the_colour_bar_shows_what_the_eye_meets():
 )
 def test_options_out_of_range(options, says):
     with pytest.raises(ValueError, match=says):
-        show_frames(GREY, block(), layout="BTCHW", use_pyplot=False, **options)
+        show_frames(GRAY, block(), layout="BTCHW", use_pyplot=False, **options)
 
 
 def test_a_heat_map_needs_attributions():
     with pytest.raises(ValueError, match="needs attributions"):
-        show_frames(GREY, use_pyplot=False)
-    _, axes = show_frames(GREY, method="original_image", use_pyplot=False)
+        show_frames(GRAY, use_pyplot=False)
+    _, axes = show_frames(GRAY, method="original_image", use_pyplot=False)
     assert (np.asarray(axes.images[3].get_array()) == 128).all()
 
 
@@ -167,9 +167,9 @@ def test_frames_stand_in_reading_order_under_their_labels():
     for image, text, level in zip(axes.images, axes.texts, levels, strict=True):
         left, right, *ends = image.get_extent()
         top, bottom = sorted(ends)  # the sheet's y axis points down
-        for part, colour in ((0.25, level), (0.75, 0)):  # the frame is where the sheet says, and upright
+        for part, color in ((0.25, level), (0.75, 0)):  # the frame is where the sheet says, and upright
             x, y = axes.transData.transform(((left + right) / 2, top + part * (bottom - top)))
-            assert picture[len(picture) - int(y), int(x)].tolist() == [colour] * 3
+            assert picture[len(picture) - int(y), int(x)].tolist() == [color] * 3
         assert text.get_position()[0] == left
         assert text.get_position()[1] < top  # above
         positions.append((round(len(picture) - y), round(x)))
@@ -179,7 +179,7 @@ def test_frames_stand_in_reading_order_under_their_labels():
 
 def test_labels_count_as_the_file_does():
     def labels(**options):
-        _, axes = show_frames(GREY, block(), layout="BTCHW", use_pyplot=False, **options)
+        _, axes = show_frames(GRAY, block(), layout="BTCHW", use_pyplot=False, **options)
         return [text.get_text() for text in axes.texts]
 
     indices = range(5, 85, 10)
@@ -192,17 +192,17 @@ def test_labels_count_as_the_file_does():
 def test_no_pyplot_figure_is_left_behind_unless_asked():
     from matplotlib import pyplot
 
-    show_frames(GREY, block(), layout="BTCHW", use_pyplot=False)
+    show_frames(GRAY, block(), layout="BTCHW", use_pyplot=False)
     show_timeline(torch.ones(T), use_pyplot=False)
     assert pyplot.get_fignums() == []
-    figure, _ = show_frames(GREY, block(), layout="BTCHW")
+    figure, _ = show_frames(GRAY, block(), layout="BTCHW")
     assert pyplot.get_fignums() == [figure.number]
 
 
 def test_pictures_go_onto_the_callers_axes():
     figure = Figure()
     upper, lower = figure.subplots(2)
-    assert show_frames(GREY, block(), layout="BTCHW", plt_fig_axis=(figure, upper)) == (figure, upper)
+    assert show_frames(GRAY, block(), layout="BTCHW", plt_fig_axis=(figure, upper)) == (figure, upper)
     assert show_timeline(torch.ones(T), plt_fig_axis=(figure, lower)) == (figure, lower)
     assert len(upper.images) == T
     assert lower.lines
@@ -216,7 +216,7 @@ def test_a_timeline_sums_over_each_frame():
     np.testing.assert_allclose(axes.lines[0].get_xdata(), np.arange(T) / 4)
     _, axes = show_timeline(attributions, "BTCHW", sign="negative", use_pyplot=False)
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0, 0, 0, 0, 0, 0, 3, 0], atol=1e-4)
-    parts = space_time(attributions, "BTCHW")
+    parts = VideoAttribution.from_attributions(attributions, "BTCHW")
     with pytest.raises(ValueError, match=r"must rise.*\[3, 3"):
         show_timeline(parts, indices=np.full(8, 3), use_pyplot=False)
     _, axes = show_timeline(parts, indices=range(0, 80, 10), use_pyplot=False)
@@ -239,7 +239,7 @@ def test_truth_outside_of_the_clip(truth):
 
 def test_key_frames_are_the_strongest_of_their_part():
     values = torch.tensor([0.0, 3, 1, 2, -5, 1, 0, 1])
-    figure, axes = show_timeline(values, clip=GREY, num_key_frames=4, title="a clip", use_pyplot=False)
+    figure, axes = show_timeline(values, clip=GRAY, num_key_frames=4, title="a clip", use_pyplot=False)
     ties = [artist for artist in axes.artists if hasattr(artist, "xyann")]
     assert [tuple(float(value) for value in tie.xy) for tie in ties] == [(1, 3), (3, 2), (4, -5), (7, 1)]
     rendered(figure)
@@ -252,7 +252,7 @@ def test_key_frames_are_the_strongest_of_their_part():
         assert title.y1 <= height
 
 
-def test_a_real_clip_with_a_centre_crop(shared_videos):
+def test_a_real_clip_with_a_center_crop(shared_videos):
     """426 x 240 was cropped to the square in its middle; the lit token of the 14 x 14 grid comes out in its place."""
     frames, fps, indices = io.read_video(shared_videos / "flipping_a_pancake.mkv", num_frames=8)
     maps = torch.zeros(8, 14, 14)

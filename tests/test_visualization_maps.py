@@ -1,4 +1,4 @@
-"""Before any colour: sign, outliers, one scale per clip, clips as frames, and a map laid into the crop it covers."""
+"""Before any color: sign, outliers, one scale per clip, clips as frames, and a map laid into the crop it covers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 import torch
 from captum.attr import visualization as captum_visualization
 
-from captum_staa.layout import space_time
+from captum_staa.result import VideoAttribution
 from captum_staa.visualization.placement import place
 from captum_staa.visualization.saliency import as_pictures, saliency
 
 T, H, W = 8, 24, 32
-GREY = np.full((T, H, W, 3), 128, dtype=np.uint8)
+GRAY = np.full((T, H, W, 3), 128, dtype=np.uint8)
 
 
 def block() -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_every_way_to_pass_attributions_is_the_same():
         saliency(maps[0]),
         saliency(maps.numpy()),
         saliency(maps[0].flip(1).numpy()[:, ::-1]),
-        saliency(space_time(attributions, "BTCHW")),
+        saliency(VideoAttribution.from_attributions(attributions, "BTCHW")),
         saliency(torch.cat([maps * 0, maps]), index=1),
         saliency(torch.cat([maps * 0, maps]), index=-1),
         saliency(maps.requires_grad_()),
@@ -107,9 +107,9 @@ def test_a_float_clip_is_rescaled_as_a_whole_or_its_normalisation_undone():
 @pytest.mark.parametrize(
     ("clip", "options", "error", "says"),
     [
-        (GREY / 255, {}, TypeError, r"uint8.*float64 of shape \(8, 24, 32, 3\)"),
+        (GRAY / 255, {}, TypeError, r"uint8.*float64 of shape \(8, 24, 32, 3\)"),
         (torch.zeros(1, T, 3, H, W), {}, ValueError, "needs its layout"),
-        (GREY[0], {}, ValueError, r"\(24, 32, 3\)"),
+        (GRAY[0], {}, ValueError, r"\(24, 32, 3\)"),
         (torch.zeros(1, T, 2, H, W), {"layout": "BTCHW"}, ValueError, r"1 or 3 channels.*\(1, 8, 2, 24, 32\)"),
         (torch.zeros(1, T, 3, H, W), {"layout": "BTCHW", "mean": 0.5}, ValueError, "mean = 0.5, std = None"),
         (torch.full((1, T, 3, H, W), torch.inf), {"layout": "BTCHW"}, ValueError, "nan or inf"),
@@ -124,7 +124,7 @@ def test_clips_that_cannot_be_drawn(clip, options, error, says):
 
 
 def test_a_map_lands_in_the_crop_that_the_model_saw():
-    """A 4 x 4 map over a crop of 16 x 16: one cell is 4 x 4 pixels, and its centre keeps its value."""
+    """A 4 x 4 map over a crop of 16 x 16: one cell is 4 x 4 pixels, and its center keeps its value."""
     values = np.zeros((1, 4, 4), np.float32)
     values[0, 1, 2] = 1
     laid, seen = place(values, (H, W), crop=(6, 10, 16, 16))
@@ -133,7 +133,7 @@ def test_a_map_lands_in_the_crop_that_the_model_saw():
     assert laid[0, ~seen].max() == 0
     rows, columns = np.nonzero(laid[0] > 0.7)
     assert (rows.mean() + 0.5, columns.mean() + 0.5) == (6 + 1.5 * 4, 10 + 2.5 * 4)
-    # Between two cells, bilinear: half-way from the centre of one to the next it is half.
+    # Between two cells, bilinear: half-way from the center of one to the next it is half.
     assert laid[0, 11:13, 19:21].mean() == pytest.approx((1 - 1 / 8) ** 2)
     assert laid[0, 11, [21, 22]].mean() == pytest.approx(0.5 * (1 - 1 / 8), abs=1e-6)
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from captum_staa import io
-from captum_staa.layout import SpaceTime
+from captum_staa.result import VideoAttribution
 from captum_staa.visualization import to_html
 from captum_staa.visualization.overlay import DIVERGING
 from captum_staa.visualization.saliency import saliency
@@ -89,16 +89,16 @@ def test_scales_and_curves_are_those_of_the_other_pictures(sign):
         np.testing.assert_allclose(entry["curves"][sign], kept[sign].sum((1, 2)), rtol=1e-4)
 
 
-def test_colours_are_those_of_the_sign_or_the_one_asked_for():
-    colours = held(to_html(CLIP, SIGNED))["colours"]
-    assert np.array_equal(np.reshape(colours["all"], (256, 3)), (DIVERGING(np.arange(256), bytes=True)[:, :3]))
-    asked = held(to_html(CLIP, SIGNED, cmap="cividis"))["colours"]
+def test_colors_are_those_of_the_sign_or_the_one_asked_for():
+    colors = held(to_html(CLIP, SIGNED))["colors"]
+    assert np.array_equal(np.reshape(colors["all"], (256, 3)), (DIVERGING(np.arange(256), bytes=True)[:, :3]))
+    asked = held(to_html(CLIP, SIGNED, cmap="cividis"))["colors"]
     assert len({tuple(asked[sign]) for sign in asked}) == 1
-    assert asked["all"] != colours["all"]
+    assert asked["all"] != colors["all"]
 
 
 def test_when_is_space_times_own_and_the_page_begins_there():
-    parts = SpaceTime(torch.ones(1, T, 6, 8), torch.ones(1, 6, 8), torch.tensor([[0.0, 1, 2, 9, 3]]))
+    parts = VideoAttribution(torch.ones(1, T, 6, 8), torch.ones(1, 6, 8), torch.tensor([[0.0, 1, 2, 9, 3]]))
     data = held(to_html(CLIP, parts))
     assert data["explanations"][0]["curves"]["all"] == [0, 1, 2, 9, 3]
     assert data["start"] == 3

@@ -12,7 +12,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from captum_staa.layout import SpaceTime, space_time
+from captum_staa.result import VideoAttribution
 from captum_staa.visualization import compare_methods, show_slices, show_summary, show_timeline
 from captum_staa.visualization.overlay import overlay
 
@@ -164,10 +164,10 @@ def test_a_summary_says_where_and_when():
 
 def test_a_summary_of_space_time_takes_its_own_parts():
     """As STAA's, whose spatial and temporal parts are no sums of the joint one."""
-    joint = space_time(block(), "BTCHW").joint
+    joint = VideoAttribution.from_attributions(block(), "BTCHW").joint
     spatial, temporal = torch.zeros(2, H, W), torch.arange(2.0 * T).view(2, T)
     spatial[1, 20, 3] = 5
-    parts = SpaceTime(torch.cat([0 * joint, joint]), spatial, temporal)
+    parts = VideoAttribution(torch.cat([0 * joint, joint]), spatial, temporal)
     _, _, panels = summary(parts, index=1, method="heat_map", outlier_perc=0)
     (where,) = pictures(panels["where"])
     assert np.argwhere((where != where[0, 0]).any(-1)).tolist() == [[20, 3]]
@@ -179,8 +179,8 @@ def test_predictions_are_bars_as_long_as_they_are_likely():
     figure, axes, panels = summary(block(), layout="BTCHW", predictions=answer, target="b", title="t", fps=5)
     bars = panels["answer"].patches
     assert [bar.get_width() for bar in bars] == [0.5, 0.3, 0.02, 0.02, 0.02]
-    colours = [bar.get_facecolor() for bar in bars]
-    assert colours.count(colours[1]) == 1  # the explained class alone
+    colors = [bar.get_facecolor() for bar in bars]
+    assert colors.count(colors[1]) == 1  # the explained class alone
     texts = [
         text for panel in axes.child_axes for text in (*panel.texts, panel.title, panel.xaxis.label, panel.yaxis.label)
     ]
@@ -279,9 +279,9 @@ def test_dots_do_not_merge(total, dots):
 
 
 def test_a_notebook_shows_where_and_when():
-    parts = space_time(torch.cat([block()] * 6), "BTCHW")
+    parts = VideoAttribution.from_attributions(torch.cat([block()] * 6), "BTCHW")
     text = parts._repr_html_()
-    assert text.startswith("<div>SpaceTime: 6 clips of 8 frames, 24 × 32;")
+    assert text.startswith("<div>VideoAttribution: 6 clips of 8 frames, 24 × 32;")
     assert "in the first 4 clips" in text
     assert text.count("<svg") == 2 * 4
     where, when = ElementTree.fromstring(text).findall(".//svg")[:2]
@@ -296,4 +296,6 @@ def test_a_notebook_shows_where_and_when():
     assert bars[5] == (1, 0.5, "#0298db")
     assert len(bars) == T
     assert when.get("viewBox") == "0 0 8 1.5"
-    assert "nan" in space_time(torch.full((1, T, 3, H, W), torch.nan), "BTCHW")._repr_html_()  # shown, not raised
+    assert (
+        "nan" in VideoAttribution.from_attributions(torch.full((1, T, 3, H, W), torch.nan), "BTCHW")._repr_html_()
+    )  # shown, not raised

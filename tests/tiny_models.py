@@ -22,7 +22,7 @@ from transformers.models.videoprism.configuration_videoprism import VideoPrismVi
 from transformers.models.videoprism.modeling_videoprism import VideoPrismForVideoClassification
 
 from captum_staa import TokenGrid, VideoClassifier
-from captum_staa.models import AttentionSite, Family
+from captum_staa.models import AttentionLayer, Family
 
 # t = 4, h = 3, w = 2 in every family: no two axes can be swapped unseen.
 SIZE = (24, 16)
@@ -113,7 +113,7 @@ _MAKERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def randomise(module: nn.Module, seed: int, spread: float = 0.3) -> nn.Module:
+def randomize(module: nn.Module, seed: int, spread: float = 0.3) -> nn.Module:
     """Weights so large that attention is far from uniform, and class tokens and positions are not zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def tiny_module(name: str, seed: int = 0) -> nn.Module:
     """A random model of a family; eager or not, as the family has it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return randomise(_MAKERS[name](), seed)
+        return randomize(_MAKERS[name](), seed)
 
 
 def tiny(name: str, seed: int = 0) -> VideoClassifier:
@@ -201,7 +201,7 @@ def own_family(suffix: str = "") -> Family:
     return Family(
         name="own",
         grid=lambda model: TokenGrid(t=4, h=3, w=2, prefix=1, tubelet=(2, 8, 8)),
-        attention=lambda model: [AttentionSite(f"blocks.{i}.attn{suffix}", block=i) for i in range(len(model.blocks))],
+        attention=lambda model: [AttentionLayer(f"blocks.{i}.attn{suffix}", block=i) for i in range(len(model.blocks))],
         pooling=lambda model: "cls",
         layout="BCTHW",
         num_frames=lambda model: 8,
@@ -222,7 +222,7 @@ OWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def own(kind: str, seed: int = 0) -> VideoClassifier:
     attention, suffix = OWN[kind]
     with torch.random.fork_rng():
-        return VideoClassifier(randomise(OwnViT(attention), seed), family=own_family(suffix))
+        return VideoClassifier(randomize(OwnViT(attention), seed), family=own_family(suffix))
 
 
 def classifier(name: str) -> VideoClassifier:

@@ -13,7 +13,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 1800  # for one cell, on the busiest of machines
-DPI = 84  # of pictures; with BITS per colour, a tutorial stays well below its two megabytes in spite of pixel noise
+DPI = 84  # of pictures; with BITS per color, a tutorial stays well below its two megabytes in spite of pixel noise
 BITS = 6
 
 
@@ -24,7 +24,7 @@ def digest(notebook: dict[str, Any]) -> str:
 
 
 def smaller(picture: str) -> str:
-    """A PNG in base64 in fewer colours, and without what its writer says of itself."""
+    """A PNG in base64 in fewer colors, and without what its writer says of itself."""
     from PIL import Image
 
     levels = [round(round(level / 255 * (2**BITS - 1)) * 255 / (2**BITS - 1)) for level in range(256)]

@@ -32,9 +32,9 @@ def frames_on_one_scale(s: Subject, f: Model) -> None:
     frames = two_frames(s)
     pictures = torch.zeros(*frames.shape, 3, dtype=torch.uint8)
     _, axes = show_frames(pictures, frames, method="heat_map", outlier_perc=0, use_pyplot=False)
-    colours = matplotlib.colormaps["inferno"](frames / frames.max())[..., :3] * 255
-    if not np.allclose([image.get_array() for image in axes.images], colours, atol=1):
-        raise Wrong("the colours are not those of one scale")
+    colors = matplotlib.colormaps["inferno"](frames / frames.max())[..., :3] * 255
+    if not np.allclose([image.get_array() for image in axes.images], colors, atol=1):
+        raise Wrong("the colors are not those of one scale")
 
 
 def grad_cam(s: Subject, f: Model) -> str | None:
@@ -60,7 +60,7 @@ def staa(s: Subject, f: Model) -> None:
     if bool((found < 0).any()) or bool((total > 1 + 1e-6).any()) or bool((total < 0.2).any()):
         raise Wrong("the map is no share of the attention")
     ready(s, STAA(f).attribute(s.given, target=TARGET))
-    if not near(STAA(f).attribute_parts(s.given, target=TARGET).logits, logits(s, s.inputs)):
+    if not near(STAA(f).attribute_maps(s.given, target=TARGET).logits, logits(s, s.inputs)):
         raise Wrong("the logits are not the model's")
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_staa.benchmark import Comparison
-from captum_staa.benchmark.rows import CONTROLS
+from captum_staa.benchmark.records import CONTROLS
 from captum_staa.benchmark.scoring import COSTS
 
 from .stored import together

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from captum_staa._utils.files import atomic
 from captum_staa.benchmark import Comparison, Row
-from captum_staa.benchmark.rows import ALL, GRID
-from captum_staa.files import atomic
+from captum_staa.benchmark.records import ALL, GRID
 
 KINDS = ("insertion", "deletion")
 

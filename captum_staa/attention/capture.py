@@ -19,10 +19,10 @@ from typing import TypeVar
 
 from torch import nn
 
-from captum_staa.attention.doors import DOORS, CallMode
-from captum_staa.attention.session import ACTIVE, AttentionCall, Enough, Session
-from captum_staa.lending import without_compiling
-from captum_staa.sites import AttentionSite
+from captum_staa._utils.model_state import without_compiling
+from captum_staa.attention.backends import BACKENDS, CallMode
+from captum_staa.attention.capture_state import ACTIVE, AttentionCall, CaptureState, StopForward
+from captum_staa.models.families import AttentionLayer
 
 __all__ = ["AttentionCall", "capture"]
 
@@ -32,11 +32,11 @@ T = TypeVar("T")
 @contextmanager
 def capture(
     model: nn.Module,
-    sites: Sequence[AttentionSite],
+    sites: Sequence[AttentionLayer],
     read: Callable[[AttentionCall], T],
     *,
     stop: bool = False,
-) -> Iterator[dict[AttentionSite, T]]:
+) -> Iterator[dict[AttentionLayer, T]]:
     """While the block runs, every forward's attention at ``sites`` is handed to ``read``.
 
     Other threads that run the same model meanwhile, and captures inside this one, do not mix with it; afterwards,
@@ -56,28 +56,28 @@ def capture(
         ValueError: a site's module is not there, or the forward ended without computing attention at a site.
     """
     if not sites:
-        raise ValueError("no attention site to read: pass at least one AttentionSite")
-    session = Session(read, sites[-1] if stop else None)
+        raise ValueError("no attention site to read: pass at least one AttentionLayer")
+    session = CaptureState(read, sites[-1] if stop else None)
     with ExitStack() as stack:
         for site in sites:
             module = _submodule(model, site.module)
             session.sites[module] = site
-            stack.enter_context(DOORS[site.door](module, site, session))
+            stack.enter_context(BACKENDS[site.backend](module, site, session))
         token = ACTIVE.set(session)
         stack.callback(ACTIVE.reset, token)
-        if any(site.door == "call" for site in sites):
+        if any(site.backend == "sdpa" for site in sites):
             stack.enter_context(CallMode(session))
         stack.enter_context(without_compiling())
         try:
             yield session.readings
-        except Enough as enough:
+        except StopForward as enough:
             if enough.session is not session:
                 raise
             enough.__traceback__ = None  # its frames hold the activations of the forward that it ended
     missing = [site.module for site in sites if site not in session.readings]
     if missing:
         raise ValueError(
-            f"the forward computed no attention at {missing}; a site with door='call' must call "
+            f"the forward computed no attention at {missing}; a site with backend='sdpa' must call "
             f"F.scaled_dot_product_attention or be an nn.MultiheadAttention, and the model must run in this thread"
         )
 
@@ -87,5 +87,5 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError:
         raise ValueError(
-            f"{type(model).__name__} has no module {name!r}; name one of model.named_modules() in AttentionSite"
+            f"{type(model).__name__} has no module {name!r}; name one of model.named_modules() in AttentionLayer"
         ) from None

@@ -37,12 +37,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from captum_staa._captum import _format_additional_forward_args, _run_forward
+from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
+from captum_staa._utils.checks import check_choice
+from captum_staa._utils.model_state import eval_mode, frozen_parameters, uncompiled, without_compiling
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations, reaches
-from captum_staa.checks import check_choice
 from captum_staa.grid import TokenGrid
-from captum_staa.lending import evaluating, parameters_frozen, uncompiled, without_compiling
 
 __all__ = ["Decomposition", "FrozenPatterns", "class_contrast", "decompose", "decompose_classifier"]
 
@@ -111,7 +111,7 @@ def decompose_classifier(
     """
     check_choice("where", where, ("tokens", "pixels"))
     embedding = _patch_embedding(classifier) if where == "tokens" else None
-    with evaluating(classifier):
+    with eval_mode(classifier):
         result = decompose(
             classifier, inputs, score, additional_forward_args, embedding=embedding, pattern_weight=pattern_weight
         )
@@ -194,7 +194,7 @@ def decompose(
             "torch.no_grad() instead: gradients are switched on inside"
         )
     extra = _format_additional_forward_args(additional_forward_args)
-    frozen = parameters_frozen(forward_func) if isinstance(forward_func, nn.Module) else nullcontext()
+    frozen = frozen_parameters(forward_func) if isinstance(forward_func, nn.Module) else nullcontext()
     mode = FrozenPatterns(pattern_weight)
     source = inputs.detach().clone()  # models may write into their input
     with torch.enable_grad(), frozen, without_compiling(), _as_leaf(embedding) as leaves:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa.checks import check_choice, is_number
+from captum_staa._utils.checks import check_choice, is_number
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Focus:
 
     The published code draws its threshold at random between two percentiles of each frame. Here it is read from the
     clip: between the same percentiles, at the place where the map's own values split best. A voxel is judged by
-    its neighbourhood, so one that stands alone in space-time is taken for noise. The map is multiplied by a smooth
+    its neighborhood, so one that stands alone in space-time is taken for noise. The map is multiplied by a smooth
     gate in (0, 1): order within evidence is kept, nothing is cut off, and no randomness enters.
 
     Example:
         >>> import torch
         >>> noise = torch.rand(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
         >>> noise[0, 2:5, 4:9, 4:9] += 2.0  # evidence
-        >>> focused = Focus()(noise, neighbourhood=(3, 3, 3))
+        >>> focused = Focus()(noise, neighborhood=(3, 3, 3))
         >>> inside, outside = focused[0, 3, 6, 6] / noise[0, 3, 6, 6], focused[0, 7, 15, 15] / noise[0, 7, 15, 15]
         >>> bool(inside > 0.9), bool(outside < 0.25)
         (True, True)
@@ -34,7 +34,7 @@ class Focus:
     Args:
         low: percentile of the clip's values below which the threshold never lies.
         high: percentile above which it never lies.
-        split: ``"otsu"`` maximises the variance between the two sides (Otsu, 1979); ``"knee"`` takes the point of
+        split: ``"otsu"`` maximizes the variance between the two sides (Otsu, 1979); ``"knee"`` takes the point of
             the sorted values farthest below their chord; ``"middle"`` the mean of the two percentiles.
         sharpness: slope of the gate, per distance from the threshold to the clip's topmost values (of what is above
             ``high`` the topmost fifth).
@@ -68,15 +68,15 @@ class Focus:
         low, high = (ordered[:, round(last * p / 100)] for p in (self.low, self.high))
         return _SPLITS[self.split](ordered, low, high).clamp(min=low, max=high)
 
-    def __call__(self, maps: Tensor, neighbourhood: tuple[int, int, int]) -> Tensor:
+    def __call__(self, maps: Tensor, neighborhood: tuple[int, int, int]) -> Tensor:
         """Focused maps.
 
         Args:
             maps: non-negative, ``(B, T, H, W)``.
-            neighbourhood: odd sizes ``(frames, pixels, pixels)`` of the box whose mean judges a voxel; about one
+            neighborhood: odd sizes ``(frames, pixels, pixels)`` of the box whose mean judges a voxel; about one
                 tubelet.
         """
-        judged = _box_mean(maps, neighbourhood)
+        judged = _box_mean(maps, neighborhood)
         level = self.threshold(judged)
         ordered = judged.flatten(1).sort(1).values
         # Evidence fills few percent of a clip, so a gate that is open at `high` already would let its halo pass: it is
@@ -120,6 +120,6 @@ _SPLITS = {"otsu": _otsu, "knee": _knee, "middle": _middle}
 
 def _box_mean(maps: Tensor, sizes: tuple[int, int, int]) -> Tensor:
     if any(size < 1 or size % 2 == 0 for size in sizes):
-        raise ValueError(f"neighbourhood sizes must be odd and positive, but {sizes} came")
+        raise ValueError(f"neighborhood sizes must be odd and positive, but {sizes} came")
     padding = [size // 2 for size in sizes]
     return F.avg_pool3d(maps[:, None], sizes, stride=1, padding=padding, count_include_pad=False)[:, 0]

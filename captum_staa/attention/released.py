@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_staa.gaussian import gaussian
+from captum_staa._utils.gaussian import gaussian
 from captum_staa.grid import TokenGrid
 
 OPENCV_SIGMA = 1.4  # what OpenCV takes for a 7 x 7 kernel when none is given
@@ -30,7 +30,7 @@ def released_maps(
         generator: draws the random thresholds, one per step of time and the same for every clip.
 
     Returns:
-        ``(B, t, H, W)`` in [0, 1], normalised per frame, and ``(B, t)`` in [0, 1].
+        ``(B, t, H, W)`` in [0, 1], normalized per frame, and ``(B, t)`` in [0, 1].
     """
     rows = _rows(matrix, role, batch, grid)  # (B, t, h, w)
     weights = rows.flatten(2).mean(2)  # (B, t): the mean of a softmax row, which says nothing

@@ -163,3 +163,30 @@ def _tiles(x: Operands, output: Tensor | None, head_per_thread: bool = True) -> 
             if output is not None:
                 output[group, rows] = tile @ value[group]
             yield group, rows, tile
+
+
+def operands_of(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    softcap: float | None = None,
+) -> Operands:
+    """Any operands that F.scaled_dot_product_attention takes, brought to ``(B, heads, N, d)``."""
+    if query.ndim < 3:
+        raise ValueError(f"queries must be (B, N, d) or (..., heads, N, d), but their shape is {tuple(query.shape)}")
+    if causal:
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if query.ndim == 3:  # a single head
+        query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+        mask = mask.unsqueeze(1) if mask is not None and mask.ndim == 3 else mask
+    lead = query.shape[:-3]
+    if mask is not None and mask.ndim > 4:
+        mask = mask.expand(*lead, *mask.shape[-3:]).flatten(0, -4)
+    query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:  # heads share keys and values
+        key, value = (x.repeat_interleave(repeats, 1) for x in (key, value))
+    return Operands(query, key, value, query.shape[-1] ** -0.5 if scale is None else float(scale), mask, softcap)

@@ -1,22 +1,22 @@
 """Attribution methods, one per file; each is a Captum ``Attribution``."""
 
-from captum_staa.attr._perturbation_parts import PerturbationParts
+from captum_staa.attr._perturbation_result import MaskAttribution
 from captum_staa.attr.feature_ablation import VideoFeatureAblation
 from captum_staa.attr.grad_cam import GradCAM
 from captum_staa.attr.occlusion import VideoOcclusion
 from captum_staa.attr.perturbation import SpatioTemporalPerturbation
 from captum_staa.attr.rise import RISE
 from captum_staa.attr.smooth import smooth
-from captum_staa.attr.st_abn import AttentionBranch, BranchParts
+from captum_staa.attr.st_abn import AttentionBranch, BranchAttribution
 from captum_staa.attr.staa import STAA
 
 __all__ = [
     "RISE",
     "STAA",
     "AttentionBranch",
-    "BranchParts",
+    "BranchAttribution",
     "GradCAM",
-    "PerturbationParts",
+    "MaskAttribution",
     "SpatioTemporalPerturbation",
     "VideoFeatureAblation",
     "VideoOcclusion",

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_staa._captum import NullProgress, TargetType, progress
+from captum_staa._utils.captum import NullProgress, TargetType, progress
 from captum_staa.layout import VideoLayout, check_dense
-from captum_staa.maps import as_tuple
-from captum_staa.perturbation.scores import selected
+from captum_staa.masking.scores import selected
+from captum_staa.result import as_tuple
 
 
 def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: str) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_staa import baselines
 from captum_staa.layout import VideoLayout
-from captum_staa.perturbation.blends import BlendName, Ladder
+from captum_staa.perturbation.blends import BlendName, BlurPyramid
 
 OF_SEVERAL_FRAMES = ("mean_frame", "shuffle", "freeze", "blur_time")
 _BLURRED = {"blur": (1, 0), "blur_time": (0, 1), "blur_both": (1, 1)}  # along space, along time
@@ -15,7 +15,7 @@ _SPACE = 20 / 112  # widest standard deviation, of the shorter side: the paper's
 _TIME = 1 / 4  # and of the clip's length
 
 
-def blend_of(name: BlendName, clip: Tensor, layout: VideoLayout, baseline: Tensor, levels: int) -> Ladder:
+def blend_of(name: BlendName, clip: Tensor, layout: VideoLayout, baseline: Tensor, levels: int) -> BlurPyramid:
     """The blend of a name, with its clips made once.
 
     Example:
@@ -36,20 +36,20 @@ def blend_of(name: BlendName, clip: Tensor, layout: VideoLayout, baseline: Tenso
             most blurred one, which takes an eighth of the time.
 
     Returns:
-        A :class:`Ladder`.
+        A :class:`BlurPyramid`.
 
     Reference:
         Fong, Patrick and Vedaldi, ICCV 2019, section 3.3, in space; Li et al., IEEE TCSVT 2021, for clips.
     """
     if name == "fade":
-        return Ladder((baseline, clip), layout)
+        return BlurPyramid((baseline, clip), layout)
     if name not in _BLURRED:
         # clip by clip: what is drawn at random must not depend on a clip's place in its batch
         alone = [getattr(baselines, name)(clip[i : i + 1], layout) for i in range(len(clip))]
-        return Ladder((torch.cat(alone), clip), layout)
+        return BlurPyramid((torch.cat(alone), clip), layout)
     space, time = _BLURRED[name]
     sizes = layout.size(clip)
     widest = (_SPACE * min(sizes["H"], sizes["W"]) * space, _TIME * sizes["T"] * time)
     parts = [1 - level / (levels - 1) for level in range(levels - 1)]
-    rungs = [baselines.blur(clip, layout, space=part * widest[0], time=part * widest[1]) for part in parts]
-    return Ladder((*rungs, clip), layout)
+    blurred = [baselines.blur(clip, layout, space=part * widest[0], time=part * widest[1]) for part in parts]
+    return BlurPyramid((*blurred, clip), layout)

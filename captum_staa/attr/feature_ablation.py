@@ -8,14 +8,14 @@ from typing import Any, NoReturn
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 
-from captum_staa._captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
+from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
 from captum_staa.attr._arguments import as_attributions, clips_of, evaluations
 from captum_staa.layout import VideoLayout
+from captum_staa.masking.ablation import ablate
+from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, masks_for
+from captum_staa.masking.regions import Features
+from captum_staa.masking.scores import TargetScore
 from captum_staa.models.layouts import layout_if_known
-from captum_staa.perturbation.ablation import ablate
-from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval, masks_for
-from captum_staa.perturbation.regions import Features
-from captum_staa.perturbation.scores import TargetScore
 
 
 class VideoFeatureAblation(PerturbationAttribution):
@@ -25,14 +25,14 @@ class VideoFeatureAblation(PerturbationAttribution):
     for it; here a region's own voxels are looked up once and written.
 
     Example:
-        >>> from captum_staa import VideoClassifier, VideoFeatureAblation, feature_masks, space_time
+        >>> from captum_staa import VideoClassifier, VideoFeatureAblation, feature_masks, VideoAttribution
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
         >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
         >>> mask = feature_masks.tubelets(clip, clf)
         >>> attributions = VideoFeatureAblation(clf).attribute(
         ...     clip, target=label, feature_mask=mask, perturbations_per_eval=8)
-        >>> when = space_time(attributions, clf.layout).temporal[0].argmax()
+        >>> when = VideoAttribution.from_attributions(attributions, clf.layout).temporal[0].argmax()
         >>> bool(truth[0, when].any())
         True
 

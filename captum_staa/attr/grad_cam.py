@@ -12,7 +12,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_staa._captum import (
+from captum_staa._utils.captum import (
     TargetType,
     _format_additional_forward_args,
     _format_output,
@@ -21,14 +21,15 @@ from captum_staa._captum import (
     _run_forward,
     log_usage,
 )
+from captum_staa._utils.checks import check_choice
+from captum_staa._utils.model_state import frozen_parameters, without_compiling
 from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
-from captum_staa.checks import check_choice
 from captum_staa.grid import TokenGrid
-from captum_staa.layout import SpaceTime, VideoLayout, from_joint
-from captum_staa.lending import parameters_frozen, without_compiling
+from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import classifier_of
 from captum_staa.models.layers import MODES, covered, find_layer, to_pixels
 from captum_staa.models.layouts import layout_of
+from captum_staa.result import VideoAttribution
 
 # From the gradient (B, C, t, h, w) to what the activation is multiplied by.
 WEIGHTINGS = {
@@ -42,13 +43,13 @@ class GradCAM(Attribution):
     """Activation of a layer times the gradient of the target's output, summed over channels, stretched to the clip.
 
     Example:
-        >>> from captum_staa import VideoClassifier, space_time
+        >>> from captum_staa import VideoClassifier, VideoAttribution
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
         >>> clip = clf.layout.from_working(clip)  # the 3D network takes (B, C, T, H, W)
         >>> attributions = GradCAM(clf, "stem", weighting="layercam").attribute(clip, target=label)
-        >>> when = space_time(attributions, clf.layout).temporal[0].argmax()
+        >>> when = VideoAttribution.from_attributions(attributions, clf.layout).temporal[0].argmax()
         >>> bool(truth[0, when].any())
         True
 
@@ -156,7 +157,7 @@ class GradCAM(Attribution):
         clip = _format_tensor_into_tuples(inputs)[0]
         return _format_output(_is_tuple(inputs), (self.layout.expand(parts.joint, clip),))
 
-    def attribute_parts(
+    def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         target: TargetType = None,
@@ -164,8 +165,8 @@ class GradCAM(Attribution):
         *,
         relu_attributions: bool = False,
         show_progress: bool = False,
-    ) -> SpaceTime:
-        """The same attribution as :class:`SpaceTime`, in float32 at least, with the model's output as its logits."""
+    ) -> VideoAttribution:
+        """Return the same attribution as :class:`VideoAttribution`, with the model's output as its logits."""
         return self._parts(inputs, target, additional_forward_args, relu_attributions)
 
     def attribute_future(self) -> NoReturn:
@@ -179,13 +180,13 @@ class GradCAM(Attribution):
 
     def _parts(
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, relu: bool
-    ) -> SpaceTime:
+    ) -> VideoAttribution:
         clip = one_clip(inputs, self.layout, self.get_name())
         size = self.layout.extent(clip)
         self._check_grid(size)
         refuse_inference_mode(self.get_name())
         extra = _format_additional_forward_args(additional_forward_args)
-        with torch.enable_grad(), parameters_frozen(self.forward_func):
+        with torch.enable_grad(), frozen_parameters(self.forward_func):
             with _cut(self.layer) as outputs:
                 answer = _run_forward(self.forward_func, clip.detach().clone(), None, extra)
             if not isinstance(answer, Tensor) or answer.shape[:1] != clip.shape[:1]:
@@ -205,7 +206,7 @@ class GradCAM(Attribution):
         products = WEIGHTINGS[self.weighting](gradient) * activation
         joint = products.sum(1)  # (B, t, h, w)
         self._check_cancelling(joint, products, outputs[0].dtype)
-        return from_joint(self._to_pixels(joint.relu() if relu else joint, size), answer.detach())
+        return VideoAttribution.from_joint(self._to_pixels(joint.relu() if relu else joint, size), answer.detach())
 
     # --- from a layer's output to pixels ------------------------------------------------------------------------
 
@@ -271,7 +272,6 @@ class GradCAM(Attribution):
                 f"or a value pooled before: name an earlier layer, such as the norm in front of the last attention"
             )
 
-
     def _check_cancelling(self, joint: Tensor, products: Tensor, dtype: torch.dtype) -> None:
         """Raise where a normalization after the layer makes the sum over channels zero in every cell, up to rounding.
 
@@ -282,8 +282,8 @@ class GradCAM(Attribution):
         cancels = (joint.abs().flatten(1).amax(1) < least * largest) & (largest > 0)
         if bool(cancels.any()):
             raise ValueError(
-                f"weighting={self.weighting!r} needs a layer whose scale matters to the output, got {self._name}, which "
-                f"only a normalization reads: gradient times activation sums to zero in every cell of clips "
+                f"weighting={self.weighting!r} needs a layer whose scale matters to the output, got {self._name}, "
+                f"which only a normalization reads: gradient times activation sums to zero in every cell of clips "
                 f"{cancels.nonzero().flatten().tolist()}. Name that normalization as the layer (such as the norm in "
                 f"front of the next attention), or pass weighting='gradcam'"
             )

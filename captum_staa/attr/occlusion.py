@@ -8,15 +8,15 @@ from typing import Any, NoReturn
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 
-from captum_staa._captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
+from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
+from captum_staa._utils.checks import check_count
 from captum_staa.attr._arguments import as_attributions, clips_of, evaluations
-from captum_staa.checks import check_count
 from captum_staa.layout import VideoLayout
+from captum_staa.masking.ablation import ablate
+from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval
+from captum_staa.masking.regions import Windows
+from captum_staa.masking.scores import TargetScore
 from captum_staa.models.layouts import layout_of
-from captum_staa.perturbation.ablation import ablate
-from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval
-from captum_staa.perturbation.regions import Windows
-from captum_staa.perturbation.scores import TargetScore
 
 Sides = tuple[int, ...]
 
@@ -28,14 +28,14 @@ class VideoOcclusion(PerturbationAttribution):
     window's own voxels are written.
 
     Example:
-        >>> from captum_staa import VideoClassifier, VideoOcclusion, space_time
+        >>> from captum_staa import VideoClassifier, VideoOcclusion, VideoAttribution
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
         >>> clip = clf.layout.from_working(clip)  # the 3D network takes (B, C, T, H, W)
         >>> attributions = VideoOcclusion(clf).attribute(
         ...     clip, (4, 12, 12), strides=(2, 6, 6), target=label, perturbations_per_eval=8)
-        >>> when = space_time(attributions, clf.layout).temporal[0].argmax()
+        >>> when = VideoAttribution.from_attributions(attributions, clf.layout).temporal[0].argmax()
         >>> bool(truth[0, when].any())
         True
 

@@ -11,7 +11,7 @@ import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor, nn
 
-from captum_staa._captum import (
+from captum_staa._utils.captum import (
     BaselineType,
     TargetType,
     _format_additional_forward_args,
@@ -20,28 +20,28 @@ from captum_staa._captum import (
     _run_forward,
     log_usage,
 )
+from captum_staa._utils.checks import check_choice
+from captum_staa._utils.model_state import frozen_parameters
 from captum_staa.attr._arguments import call_bar, one_clip, refuse_inference_mode
 from captum_staa.attr._hiding import OF_SEVERAL_FRAMES, blend_of
-from captum_staa.attr._perturbation_parts import PerturbationParts, parts_of, probability
-from captum_staa.checks import check_choice
+from captum_staa.attr._perturbation_result import MaskAttribution, probability, result_of
 from captum_staa.layout import VideoLayout
-from captum_staa.lending import parameters_frozen
-from captum_staa.maps import maps_of
+from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, units_for
+from captum_staa.masking.scores import TargetScore, over_classes
 from captum_staa.models.layouts import layout_of
-from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval, units_for
-from captum_staa.perturbation.blends import Ladder
-from captum_staa.perturbation.fields import Field, GridField, RegionField
+from captum_staa.perturbation.blends import BlurPyramid
 from captum_staa.perturbation.learning import Check, Task, learn
+from captum_staa.perturbation.mask_grid import Field, GridField, RegionField
 from captum_staa.perturbation.objective import Aim, Objective, Scale
-from captum_staa.perturbation.scores import TargetScore, over_classes
-from captum_staa.perturbation.settings import SETTINGS, Setting
-from captum_staa.perturbation.smoothness import Smoothness
+from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
+from captum_staa.perturbation.regularizers import Regularizer
+from captum_staa.result import maps_of
 
 
 class SpatioTemporalPerturbation(PerturbationAttribution):
     """Which part of the clip, in space and time, suffices for the answer, and is needed for it.
 
-    Masks that show a given part of the clip's volume, and hide the rest, are learnt by gradient descent on the model's
+    Masks that show a given part of the clip's volume, and hide the rest, are learned by gradient descent on the model's
     answer. Any model will do through which a gradient flows.
 
     Example:
@@ -50,7 +50,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
         >>> clip = clf.layout.from_working(clip)  # the 3D network takes (B, C, T, H, W)
-        >>> parts = SpatioTemporalPerturbation(clf).attribute_parts(clip, target=label, perturbations_per_eval=8)
+        >>> parts = SpatioTemporalPerturbation(clf).attribute_maps(clip, target=label, perturbations_per_eval=8)
         >>> parts.masks.shape, bool((parts.visible[0] - parts.areas).abs().max() < 1e-3)
         (torch.Size([1, 4, 16, 48, 48]), True)
         >>> kept, deleted = parts.kept[0, 0], parts.deleted[0, 0]  # of the smallest area: with it alone, without it
@@ -61,17 +61,17 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         forward_func: a :class:`VideoClassifier`, or any differentiable function of a clip that gives one row of outputs
             per example.
         layout: the order of the clip's axes; may be left out for a classifier, which knows its own.
-        setting: ``"nested"``, one score per cell whose thresholds give all masks, for the two aims at once; ``"step"``,
+        preset: ``"nested"``, one score per cell whose thresholds give all masks, for the two aims at once; ``"step"``,
             the paper's: a mask for each area, to preserve the answer, smoothed by ellipsoids; ``"3d-ep"``, the same
             without that, which is Extremal Perturbation over the volume; ``"2d-ep"``, over each frame. Or a
-            :class:`captum_staa.perturbation.settings.Setting` of your own.
+            :class:`captum_staa.perturbation.presets.PerturbationConfig` of your own.
 
     Raises:
-        ValueError: no layout, or another than the classifier's; an unknown setting.
+        ValueError: no layout, or another than the classifier's; an unknown preset.
 
     Note:
-        The papers spread a cell's number by a smooth maximum over its neighbours, and also learn cells beyond the
-        frame. Here it is interpolated linearly, so that areas are those of the visible volume. Their smoothness has no
+        The papers spread a cell's number by a smooth maximum over its neighbors, and also learn cells beyond the
+        frame. Here it is interpolated linearly, so that areas are those of the visible volume. Their regularizer has no
         weight for 100 steps and 300 after them; here it has 1 throughout (docs/perturbation.md).
 
     Reference:
@@ -85,13 +85,13 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         forward_func: Callable[..., Any],
         layout: VideoLayout | str | None = None,
         *,
-        setting: str | Setting = "nested",
+        preset: str | PerturbationConfig = "nested",
     ) -> None:
         super().__init__(forward_func)
         self.layout = layout_of(forward_func, layout)
-        if not isinstance(setting, Setting):
-            check_choice("setting", setting, SETTINGS)
-        self.setting = setting if isinstance(setting, Setting) else SETTINGS[setting]
+        if not isinstance(preset, PerturbationConfig):
+            check_choice("preset", preset, PRESETS)
+        self.preset = preset if isinstance(preset, PerturbationConfig) else PRESETS[preset]
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -107,17 +107,17 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         areas: Sequence[float] | float | None = None,
         objective: Aim | None = None,
         scale: Scale | None = None,
-        smoothness: str | Smoothness | None = None,
+        regularizer: str | Regularizer | None = None,
         iterations: int | None = None,
         tolerance: float | None = None,
         init: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Attributions of the clip's own shape, spread evenly over channels. None of an option takes the setting's.
+        """Attributions of the clip's own shape, spread evenly over channels. None of an option takes the preset's.
 
         Args:
             inputs: clip, or a tuple of one.
             baselines: what hidden voxels fade to, and to nothing else then: a number, a tensor of the clip's shape or
-                with a first axis of 1, one of ``captum_staa.baselines``. None takes what the setting says: by turns
+                with a first axis of 1, one of ``captum_staa.baselines``. None takes what the preset says: by turns
                 zero, a blur, the mean frame and shuffled frames, or the paper's blur.
             target: as in Captum; needed where the model has several outputs.
             additional_forward_args: further positional arguments of the model.
@@ -131,8 +131,8 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
             objective: ``"preserve"``, ``"delete"`` or ``"dual"``.
             scale: of the objective: ``"odds"``, ``"log_probability"``, ``"margin"`` or ``"logit"``. A model of one
                 output always takes ``"logit"``.
-            smoothness: ``"tv"``, ``"squared"``, ``"ellipsoid"``, ``"none"``, or one with weights of its own, such as
-                ``captum_staa.perturbation.smoothness.TotalVariation(space=1, time=3)``.
+            regularizer: ``"tv"``, ``"squared"``, ``"ellipsoid"``, ``"none"``, or one with weights of its own, such as
+                ``captum_staa.perturbation.regularizers.TotalVariation(space=1, time=3)``.
             iterations: most steps; 0 hands out the start.
             tolerance: a clip is done once it has not gained more than this for 30 steps.
             init: attributions of another method to begin with: of the clip's shape, or maps ``(B, T, H, W)``.
@@ -151,7 +151,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
             UserWarning: Ctrl-C, or nan from the model for some clip after the first step; the best masks until then
                 are returned, and the other clips go on.
         """
-        parts = self.attribute_parts(
+        parts = self.attribute_maps(
             inputs,
             baselines,
             target,
@@ -162,7 +162,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
             areas=areas,
             objective=objective,
             scale=scale,
-            smoothness=smoothness,
+            regularizer=regularizer,
             iterations=iterations,
             tolerance=tolerance,
             init=init,
@@ -170,7 +170,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         clip = one_clip(inputs, self.layout, self.get_name())
         return _format_output(_is_tuple(inputs), (self.layout.expand(parts.joint, clip),))
 
-    def attribute_parts(
+    def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         baselines: BaselineType = None,
@@ -183,52 +183,52 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         areas: Sequence[float] | float | None = None,
         objective: Aim | None = None,
         scale: Scale | None = None,
-        smoothness: str | Smoothness | None = None,
+        regularizer: str | Regularizer | None = None,
         iterations: int | None = None,
         tolerance: float | None = None,
         init: Tensor | None = None,
-    ) -> PerturbationParts:
+    ) -> MaskAttribution:
         """The map with its parts, the masks of each area, and how learning went.
 
         Args:
             inputs: this, and all else, as for :meth:`attribute`.
 
         Returns:
-            :class:`PerturbationParts`.
+            :class:`MaskAttribution`.
 
         Raises:
             ValueError, TypeError: as for :meth:`attribute`.
         """
         refuse_inference_mode(self.get_name())
         clip = one_clip(inputs, self.layout, self.get_name()).detach()
-        setting = self.setting.changed(
-            areas=areas, aim=objective, scale=scale, smoothness=smoothness, iterations=iterations, tolerance=tolerance
+        preset = self.preset.changed(
+            areas=areas, aim=objective, scale=scale, regularizer=regularizer, iterations=iterations, tolerance=tolerance
         )
         check_perturbations_per_eval(perturbations_per_eval)
         wide = clip.new_empty(0, dtype=torch.promote_types(clip.dtype, torch.float32))
-        field = self._field(clip, setting, feature_mask, wide)
+        field = self._field(clip, preset, feature_mask, wide)
         start = None if init is None else field.gather(maps_of(init, clip, self.layout).to(wide))
-        blends = self._blends(clip, setting, baselines)
-        frozen = parameters_frozen(self.forward_func) if isinstance(self.forward_func, nn.Module) else nullcontext()
+        blends = self._blends(clip, preset, baselines)
+        frozen = frozen_parameters(self.forward_func) if isinstance(self.forward_func, nn.Module) else nullcontext()
         with frozen, torch.enable_grad():
-            score, whole, aim = self._score(clip, target, additional_forward_args, setting.objective)
+            score, whole, aim = self._score(clip, target, additional_forward_args, preset.objective)
             task = Task(
                 score=score,
                 blends=blends,
                 field=field,
-                parametrisation=setting.parametrisation,
+                parametrization=preset.parametrization,
                 objective=aim,
-                smoothness=setting.smoothness,
-                areas=torch.tensor(setting.areas).to(wide),
+                regularizer=preset.regularizer,
+                areas=torch.tensor(preset.areas).to(wide),
                 batch=len(clip),
-                per_eval=int(perturbations_per_eval),
+                perturbations_per_eval=int(perturbations_per_eval),
                 tick=lambda: bar.update(),
             )
-            count = 1 + task.calls(setting.iterations, init is not None)
+            count = 1 + task.calls(preset.iterations, init is not None)
             with call_bar(self.get_name(), count, show_progress) as bar:
                 bar.update()  # the whole clip
-                learnt = learn(task, start, setting.iterations, setting.tolerance, _shown(bar, aim))
-        return parts_of(task, learnt, whole, setting.blur)
+                learned = learn(task, start, preset.iterations, preset.tolerance, _shown(bar, aim))
+        return result_of(task, learned, whole, preset.blur)
 
     def attribute_future(self) -> NoReturn:
         """Not offered: Captum's futures are for remote models."""
@@ -241,24 +241,24 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
 
     # --- what a call needs --------------------------------------------------------------------------------------
 
-    def _field(self, clip: Tensor, setting: Setting, feature_mask: Tensor | None, like: Tensor) -> Field:
+    def _field(self, clip: Tensor, preset: PerturbationConfig, feature_mask: Tensor | None, like: Tensor) -> Field:
         size = self.layout.extent(clip)
         if feature_mask is not None:
-            if setting.parametrisation.per_frame:
+            if preset.parametrization.per_frame:
                 raise ValueError(
-                    f"the setting asks for the same area in every frame, but regions of a feature_mask of shape "
-                    f"{tuple(feature_mask.shape)} may span frames; leave the mask out, or take setting='3d-ep'"
+                    f"the preset asks for the same area in every frame, but regions of a feature_mask of shape "
+                    f"{tuple(feature_mask.shape)} may span frames; leave the mask out, or take preset='3d-ep'"
                 )
             return RegionField(units_for(clip, feature_mask, self.layout), like)
-        cells = (-(-size[0] // setting.frames), min(size[1], setting.across), min(size[2], setting.across))
+        cells = (-(-size[0] // preset.frames), min(size[1], preset.across), min(size[2], preset.across))
         return GridField(size, cells, like)
 
-    def _blends(self, clip: Tensor, setting: Setting, baselines: BaselineType) -> list[Ladder]:
+    def _blends(self, clip: Tensor, preset: PerturbationConfig, baselines: BaselineType) -> list[BlurPyramid]:
         (baseline,) = baselines_for((clip,), baselines)
-        names = setting.blends if baselines is None else ("fade",)
+        names = preset.blends if baselines is None else ("fade",)
         if self.layout.size(clip)["T"] == 1:  # nothing can be hidden by other frames
             names = tuple(name for name in names if name not in OF_SEVERAL_FRAMES) or ("fade",)
-        return [blend_of(name, clip, self.layout, baseline, setting.levels) for name in names]
+        return [blend_of(name, clip, self.layout, baseline, preset.levels) for name in names]
 
     def _score(
         self, clip: Tensor, target: TargetType, additional_forward_args: object, objective: Objective

@@ -10,14 +10,14 @@ import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 
-from captum_staa._captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
+from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
+from captum_staa._utils.checks import check_count, check_sides
+from captum_staa._utils.generators import generator_or_seeded
 from captum_staa.attr._arguments import clips_of, evaluations
-from captum_staa.checks import check_count, check_sides
 from captum_staa.layout import VideoLayout
+from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval
+from captum_staa.masking.scores import TargetScore
 from captum_staa.models.layouts import layout_of
-from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval
-from captum_staa.perturbation.scores import TargetScore
-from captum_staa.randomness import generator_or_seeded
 
 Sides = tuple[int, int, int]
 
@@ -29,13 +29,13 @@ class RISE(PerturbationAttribution):
     the clip from a random shift of up to a cell in time, height and width. No gradient and no layer is needed.
 
     Example:
-        >>> from captum_staa import VideoClassifier, space_time
+        >>> from captum_staa import VideoClassifier, VideoAttribution
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
         >>> clip = clf.layout.from_working(clip)  # the 3D network takes (B, C, T, H, W)
         >>> attributions = RISE(clf).attribute(clip, target=label, perturbations_per_eval=16, n_samples=320)
-        >>> when = space_time(attributions, clf.layout).temporal[0].argmax()
+        >>> when = VideoAttribution.from_attributions(attributions, clf.layout).temporal[0].argmax()
         >>> bool(truth[0, when].any())
         True
 
@@ -53,7 +53,7 @@ class RISE(PerturbationAttribution):
         in the limit, but adds the mean score to all of them, and with it the noise by which the mean of M_i strays
         from ``keep``. Here both are gone, and a model that always gives the same answer gets zero.
 
-        Neighbouring voxels are shown together, so a slope speaks for a neighbourhood of about a cell, and slopes do not
+        Neighboring voxels are shown together, so a slope speaks for a neighborhood of about a cell, and slopes do not
         add up to the output. Their standard error falls with the square root of ``n_samples``.
 
     Reference:
@@ -98,7 +98,7 @@ class RISE(PerturbationAttribution):
 
         Returns:
             Like ``inputs`` (float32 where they are of half precision). Summed over channels: how much the output rises
-            on average when the voxel, and with it its neighbourhood, goes from hidden to shown. Positive is evidence
+            on average when the voxel, and with it its neighborhood, goes from hidden to shown. Positive is evidence
             for the target. Contiguous and detached.
 
         Raises:

@@ -1,19 +1,19 @@
-"""Smoothing, as a step after any method: what a neighbourhood in space and time says together."""
+"""Smoothing, as a step after any method: what a neighborhood in space and time says together."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from captum_staa.checks import is_number
-from captum_staa.gaussian import gaussian
+from captum_staa._utils.checks import is_number
+from captum_staa._utils.gaussian import gaussian
 from captum_staa.layout import VideoLayout
 
 
 def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 4.0, time: float = 1.0) -> Tensor:
-    """Attributions of any method, Captum's included, averaged over a Gaussian neighbourhood.
+    """Attributions of any method, Captum's included, averaged over a Gaussian neighborhood.
 
-    A single pixel's gradient is mostly noise; what a neighbourhood holds together is not. Half the side of a patch in
+    A single pixel's gradient is mostly noise; what a neighborhood holds together is not. Half the side of a patch in
     space and half a tubelet in time is a good start. Sharp true borders blur by as much.
 
     Example:
@@ -28,7 +28,7 @@ def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 4.0, 
 
     Args:
         attributions: signed, of the clip's shape. Pass ``attributions.abs()`` where magnitude is meant: the signs of
-            neighbouring pixels cancel otherwise.
+            neighboring pixels cancel otherwise.
         layout: the order of its axes, such as ``"BCTHW"``.
         space: standard deviation along height and width, pixels; 0 leaves them alone.
         time: standard deviation along time, frames; 0 leaves it alone.

@@ -10,8 +10,8 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_staa import notebook
-from captum_staa._captum import (
+from captum_staa._utils import notebook
+from captum_staa._utils.captum import (
     TargetType,
     _format_additional_forward_args,
     _format_output,
@@ -19,22 +19,22 @@ from captum_staa._captum import (
     _is_tuple,
     log_usage,
 )
+from captum_staa._utils.checks import check_choice
+from captum_staa._utils.model_state import frozen_parameters, without_compiling
 from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
-from captum_staa.checks import check_choice
-from captum_staa.layout import SpaceTime
-from captum_staa.lending import parameters_frozen, without_compiling
 from captum_staa.models.layers import MODES, covered, to_pixels
 from captum_staa.models.st_abn.branch import Gates
 from captum_staa.models.st_abn.explanation import resolution
 from captum_staa.models.st_abn.network import st_abn_of
+from captum_staa.result import VideoAttribution
 
 Weighting = Literal["gate", "grad_gate", "class_map"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
 
 @dataclass(frozen=True)
-class BranchParts(SpaceTime):
-    """:class:`SpaceTime` of an attention branch, with what is needed to read it.
+class BranchAttribution(VideoAttribution):
+    """:class:`VideoAttribution` of an attention branch, with what is needed to read it.
 
     Attributes:
         joint: ``(B, T, H, W)``, what :meth:`AttentionBranch.attribute` spreads over channels.
@@ -68,7 +68,7 @@ class AttentionBranch(Attribution):
         >>> import torch
         >>> from captum_staa.models import STABN, VideoClassifier
         >>> st_abn = STABN.inject(VideoClassifier.from_pretrained("tiny-resnet3d-pattern"), "stages.0")
-        >>> parts = AttentionBranch(st_abn).attribute_parts(torch.rand(1, 3, 16, 48, 48))
+        >>> parts = AttentionBranch(st_abn).attribute_maps(torch.rand(1, 3, 16, 48, 48))
         >>> parts.joint.shape, parts.resolution
         (torch.Size([1, 16, 48, 48]), 'each bar covers 1 frame, each cell 4 x 4 pixels')
 
@@ -140,11 +140,11 @@ class AttentionBranch(Attribution):
             ValueError: an unknown weighting, no target where one is needed, a clip of the wrong shape, a weighting by
                 gradients of gates that the answer does not depend on, or under inference_mode.
         """
-        parts = self.attribute_parts(inputs, target, additional_forward_args, weighting=weighting)
+        parts = self.attribute_maps(inputs, target, additional_forward_args, weighting=weighting)
         clip = _format_tensor_into_tuples(inputs)[0]
         return _format_output(_is_tuple(inputs), (self.layout.expand(parts.joint, clip),))
 
-    def attribute_parts(
+    def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         target: TargetType = None,
@@ -152,8 +152,8 @@ class AttentionBranch(Attribution):
         *,
         weighting: Weighting | None = None,
         show_progress: bool = False,
-    ) -> BranchParts:
-        """The same attribution as :class:`BranchParts`, in float32 at least."""
+    ) -> BranchAttribution:
+        """The same attribution as :class:`BranchAttribution`, in float32 at least."""
         clip = one_clip(inputs, self.layout, self.get_name())
         if weighting is None:
             weighting = "gate" if target is None else self.class_weighting
@@ -170,7 +170,7 @@ class AttentionBranch(Attribution):
         else:  # a cell's value is shared by its pixels, a step's by its frames
             behind = covered(joint, size, self.st_abn.grid)
             pixels, frames = pixels * (prod(grid) / prod(behind)), frames * (grid[0] / behind[0])
-        return BranchParts(
+        return BranchAttribution(
             joint=pixels,
             spatial=pixels.sum(1),
             temporal=frames,
@@ -196,12 +196,12 @@ class AttentionBranch(Attribution):
         extra = _format_additional_forward_args(additional_forward_args) or ()
         if weighting == "gate":
             with torch.no_grad(), without_compiling():
-                logits, gates = self.st_abn.observe(clip.detach().clone(), *extra)
+                logits, gates = self.st_abn.forward_with_gates(clip.detach().clone(), *extra)
             temporal = _wide(gates.temporal)[:, 0]
             return logits, gates, (_wide(gates.spatial)[:, 0] * temporal, temporal[..., 0, 0])
         refuse_inference_mode(self.get_name())
-        with torch.enable_grad(), parameters_frozen(self.st_abn), without_compiling():
-            logits, gates = self.st_abn.observe(clip.detach().clone(), *extra, leaves=True)
+        with torch.enable_grad(), frozen_parameters(self.st_abn), without_compiling():
+            logits, gates = self.st_abn.forward_with_gates(clip.detach().clone(), *extra, leaves=True)
             if weighting == "class_map":
                 evidence = gates.evidence.detach().requires_grad_()
                 head = self.st_abn.branch.classify(self.st_abn.branch.pooled(evidence))

@@ -10,7 +10,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_staa._captum import (
+from captum_staa._utils.captum import (
     TargetType,
     _format_additional_forward_args,
     _format_output,
@@ -19,35 +19,34 @@ from captum_staa._captum import (
     _run_forward,
     log_usage,
 )
+from captum_staa._utils.checks import check_choice, check_count, is_number
+from captum_staa._utils.gaussian import SPREAD, gaussian
+from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.model_state import frozen_parameters, uncompiled
 from captum_staa.attention.capture import AttentionCall, capture
-from captum_staa.attention.compose import (
+from captum_staa.attention.decomposition import class_contrast, decompose_classifier
+from captum_staa.attention.focus import Focus
+from captum_staa.attention.released import released_maps
+from captum_staa.attention.rollout import (
     TemporalCarry,
     blocks_of,
+    gradient_weighted,
     light_reader,
     output_weights,
     pull,
     rollout,
     rollout_reader,
 )
-from captum_staa.attention.decomposition import class_contrast, decompose_classifier
-from captum_staa.attention.focus import Focus
-from captum_staa.attention.released import released_maps
-from captum_staa.attention.relevance import gradient_weighted
 from captum_staa.attr._arguments import one_clip, outputs_of, refuse_inference_mode, score_of
-from captum_staa.checks import check_choice, check_count, is_number
-from captum_staa.gaussian import SPREAD, gaussian
 from captum_staa.grid import TokenGrid
-from captum_staa.layout import SpaceTime, from_joint
-from captum_staa.lending import parameters_frozen, uncompiled
 from captum_staa.models.classifier import VideoClassifier, classifier_of
-from captum_staa.models.families import wrapped_family
-from captum_staa.randomness import generator_or_seeded
-from captum_staa.sites import AttentionSite
+from captum_staa.models.families import AttentionLayer, wrapped_family
+from captum_staa.result import VideoAttribution
 
 Mode = Literal["attention", "relevance", "released"]
 Rule = Literal["decomposition", "chefer"]
 PATTERN_WEIGHT = 0.125  # of what a token does to attention patterns, beside what it adds by its values
-Readings = Mapping[AttentionSite, Any]
+Readings = Mapping[AttentionLayer, Any]
 
 
 class STAA(Attribution):
@@ -62,7 +61,7 @@ class STAA(Attribution):
         >>> attributions = STAA(clf).attribute(clips, target=labels)
         >>> attributions.shape == clips.shape
         True
-        >>> parts = STAA(clf, mode="attention").attribute_parts(clips)
+        >>> parts = STAA(clf, mode="attention").attribute_maps(clips)
         >>> parts.joint.shape, parts.spatial.shape, parts.temporal.shape
         (torch.Size([2, 16, 48, 48]), torch.Size([2, 48, 48]), torch.Size([2, 16]))
 
@@ -200,15 +199,15 @@ class STAA(Attribution):
         clip = _format_tensor_into_tuples(inputs)[0]
         return _format_output(_is_tuple(inputs), (self.forward_func.layout.expand(parts.joint, clip),))
 
-    def attribute_parts(
+    def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         target: TargetType = None,
         additional_forward_args: object = None,
         *,
         show_progress: bool = False,
-    ) -> SpaceTime:
-        """The same attribution as :class:`SpaceTime`, in float32, with the logits of the forward it was read from.
+    ) -> VideoAttribution:
+        """Return the same attribution as :class:`VideoAttribution`, in float32, with the logits of the forward.
 
         ``temporal`` is the attribution's mass per frame and ``spatial`` its mass per place; ``"released"`` has a
         temporal signal of its own.
@@ -218,7 +217,7 @@ class STAA(Attribution):
     def attribute_temporal(self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object = None) -> Tensor:
         """When alone, rolled out through all blocks, without N x N matrices.
 
-        Equal to ``attribute_parts(...).temporal`` with ``upsampling="nearest"``.
+        Equal to ``attribute_maps(...).temporal`` with ``upsampling="nearest"``.
 
         For ``mode="attention", layers="all"`` on joint attention, where time is all that is asked: a fused attention
         carries it along (memory of one forward, a few percent of its time).
@@ -236,7 +235,7 @@ class STAA(Attribution):
             raise ValueError(
                 f"attribute_temporal rolls joint attention out through all layers, but mode={self.mode!r}, "
                 f"layers={self.layers!r}, focus={self.focus!r} on {self._family().name!r} came; use "
-                f"attribute_parts(...).temporal"
+                f"attribute_maps(...).temporal"
             )
         grid = self.forward_func.grid
         carry = TemporalCarry(grid, len(clip), clip.device)
@@ -260,7 +259,7 @@ class STAA(Attribution):
 
     def _parts(
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, logits: bool
-    ) -> SpaceTime:
+    ) -> VideoAttribution:
         clip = one_clip(inputs, self.forward_func.layout, self.get_name())
         size = self.forward_func.layout.extent(clip)
         grid = self.forward_func.grid
@@ -274,7 +273,7 @@ class STAA(Attribution):
             joint, answer = self._relevant(clip, target, extra, grid, size)
         if self.focus is not None:
             joint = self.focus(joint, tuple(side // 2 * 2 + 1 for side in grid.tubelet))
-        return from_joint(joint, answer)
+        return VideoAttribution.from_joint(joint, answer)
 
     def _attended(
         self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int], logits: bool
@@ -293,7 +292,7 @@ class STAA(Attribution):
         refuse_inference_mode("mode='relevance'")
         if self.rule == "decomposition":
             return self._decomposed(clip, target, extra, grid, size)
-        with torch.enable_grad(), parameters_frozen(self.forward_func):
+        with torch.enable_grad(), frozen_parameters(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
             with capture(self._model(), self._sites(), _read_probabilities) as readings:
                 answer = self._forward(leaf, extra)
@@ -324,7 +323,7 @@ class STAA(Attribution):
         spread = (SPREAD * t, SPREAD * h, SPREAD * w)
         return gaussian(joint, spread, keep_sums=True), result.outputs
 
-    def _released(self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int]) -> SpaceTime:
+    def _released(self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int]) -> VideoAttribution:
         site = [site for site in self._family().attention(self._model()) if site.role != "temporal"][-1]
         generator = generator_or_seeded(self.generator)
         with torch.no_grad():
@@ -333,15 +332,15 @@ class STAA(Attribution):
             maps, weights = released_maps(readings[site], site.role, len(clip), grid, generator)
         seen = torch.nn.functional.pad(maps, (0, size[2] - maps.shape[3], 0, size[1] - maps.shape[2]))
         joint = grid.to_frames(seen, size[0])
-        return SpaceTime(joint, joint.sum(1), grid.to_frames(weights, size[0]), answer)
+        return VideoAttribution(joint, joint.sum(1), grid.to_frames(weights, size[0]), answer)
 
     def _forward(self, clip: Tensor, extra: Any) -> Tensor:
         return _run_forward(self.forward_func, clip.clone(), None, extra)  # a copy: models may write into their input
 
-    def _sites(self) -> list[AttentionSite]:
+    def _sites(self) -> list[AttentionLayer]:
         return [site for block in self._blocks() for site in block]
 
-    def _reader(self, sites: Sequence[AttentionSite]) -> Callable[[AttentionCall], Tensor]:
+    def _reader(self, sites: Sequence[AttentionLayer]) -> Callable[[AttentionCall], Tensor]:
         pooling = self._family().pooling(self._model())
         return rollout_reader(pooling, sites[-1]) if self.layers == "all" else light_reader(pooling)
 
@@ -368,7 +367,7 @@ class STAA(Attribution):
     def _family(self) -> Any:
         return self.forward_func.family
 
-    def _blocks(self) -> list[list[AttentionSite]]:
+    def _blocks(self) -> list[list[AttentionLayer]]:
         """The residual blocks that ``layers`` names."""
         blocks = blocks_of(self._family().attention(self._model()))
         if isinstance(self.layers, str):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_staa.benchmark import figures, report, tables
+from captum_staa.benchmark.records import Row
 from captum_staa.benchmark.results import Results
-from captum_staa.benchmark.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from captum_staa._utils.model_state import uncompiled
+from captum_staa.benchmark.method_spec import NotApplicableError
 from captum_staa.benchmark.methods import Method, simplified
-from captum_staa.benchmark.recipes import DoesNotApply
-from captum_staa.benchmark.rows import OTHER_CLASS, RANDOM_WEIGHTS
+from captum_staa.benchmark.records import OTHER_CLASS, RANDOM_WEIGHTS
 from captum_staa.layout import VideoLayout
-from captum_staa.lending import uncompiled
 from captum_staa.metrics import model_free_controls
 from captum_staa.metrics.sanity import redrawn
 from captum_staa.models import VideoClassifier
@@ -62,7 +62,7 @@ def other_class(logits: Tensor, target: int) -> int | None:
 class RandomWeights:
     """A classifier's parameters, drawn anew, to be used in place of its own for the length of a block.
 
-    The draws are made once, on a copy of the module, as in :func:`captum_staa.metrics.sanity.randomisation`: each
+    The draws are made once, on a copy of the module, as in :func:`captum_staa.metrics.sanity.randomization`: each
     module's own initialization where it has one. In the block the classifier itself holds them, so that methods that
     hold the classifier, such as Captum instances and functions, are run on random weights as well. No other thread may
     use the classifier in the meantime.
@@ -82,16 +82,16 @@ class RandomWeights:
         seed: of the draws.
 
     Raises:
-        DoesNotApply: the module has no parameters, or all of them are the same when drawn anew.
+        NotApplicableError: the module has no parameters, or all of them are the same when drawn anew.
     """
 
     def __init__(self, classifier: VideoClassifier, seed: int) -> None:
         self._module = uncompiled(classifier.module)
         if next(self._module.parameters(), None) is None:
-            raise DoesNotApply(f"{type(self._module).__name__} has no parameters that could be drawn at random")
+            raise NotApplicableError(f"{type(self._module).__name__} has no parameters that could be drawn at random")
         copy = redrawn(self._module, torch.Generator().manual_seed(seed))
         if all(map(torch.equal, _tensors(self._module), _tensors(copy))):  # each parameter has one value throughout
-            raise DoesNotApply(f"the parameters of {type(self._module).__name__} are the same when drawn anew")
+            raise NotApplicableError(f"the parameters of {type(self._module).__name__} are the same when drawn anew")
         self._drawn = [tensor.detach() for tensor in _tensors(copy)]
 
     @contextmanager
@@ -114,7 +114,7 @@ def model_controls(wanted: bool | Sequence[str], methods: Sequence[Method]) -> d
     Example:
         >>> from captum_staa.benchmark.methods import made
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> methods = made(["STAA", "Saliency"], clf, copies=8)
+        >>> methods = made(["STAA", "Saliency"], clf, perturbations_per_eval=8)
         >>> model_controls(True, methods)
         {'random weights': 'STAA', 'other class': 'STAA'}
         >>> model_controls(["saliency"], methods)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from captum_staa.benchmark.rows import CONTROLS, GRID, INVERTED, control_of
+from captum_staa.benchmark.records import CONTROLS, GRID, INVERTED, control_of
 from captum_staa.visualization import compare_methods
 from captum_staa.visualization.figure import evenly
 
@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results
 
 FRAMES = 8  # of a contact sheet, at most
-OUTLINE = "#35d0ff"  # on a map's dark and light colours alike
-GREYS = dict(zip(CONTROLS, ("0.25", "0.45", "0.6", "0.35", "0.75", "0.25", "0.5"), strict=True))
+OUTLINE = "#35d0ff"  # on a map's dark and light colors alike
+GRAYS = dict(zip(CONTROLS, ("0.25", "0.45", "0.6", "0.35", "0.75", "0.25", "0.5"), strict=True))
 DASHES = dict(
     zip(CONTROLS, ("--", ":", "-.", (0, (8, 2)), (0, (1, 4)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3))), strict=True)
 )
-TRUTHS = ("rivals", "auroc", "auroc_time", "iou", "energy_inside", "temporal_pointing")  # the first there is is drawn
+TRUTHS = (
+    "rivals",
+    "auroc",
+    "auroc_time",
+    "iou",
+    "energy_pointing_game",
+    "temporal_pointing",
+)  # the first there is is drawn
 
 
 def drawn(results: Results) -> dict[str, Figure]:
@@ -45,12 +52,12 @@ def curves(results: Results) -> Figure | None:
         means = {name: results.curves[name][kind] for name in names}
         areas = {name: area_under(mean) for name, mean in means.items()}
         best_first = sorted(names, key=lambda name: areas[name], reverse=kind == "insertion")
-        colours = _colours(own := [name for name in names if control_of(name) is None])
-        dashes = dict.fromkeys(own[len(set(colours.values())) :], (0, (6, 1))) | DASHES  # colours begin anew
+        colors = _colors(own := [name for name in names if control_of(name) is None])
+        dashes = dict.fromkeys(own[len(set(colors.values())) :], (0, (6, 1))) | DASHES  # colors begin anew
         for name in best_first:
             control = control_of(name)
-            colour = colours[name] if control is None else GREYS[control]
-            axes.plot(GRID, means[name], ls=dashes.get(control or name, "-"), color=colour, lw=1.6, label=name)
+            color = colors[name] if control is None else GRAYS[control]
+            axes.plot(GRID, means[name], ls=dashes.get(control or name, "-"), color=color, lw=1.6, label=name)
         shown = "inserted" if kind == "insertion" else "deleted"
         axes.set(xlabel=f"part of the clip {shown}, the most relevant first", ylabel="probability of the target")
         axes.set_title(f"{kind}: {'high' if kind == 'insertion' else 'low'} is good", loc="left", fontsize=11)
@@ -78,11 +85,11 @@ def cost(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(10, 6.2), layout="constrained")
     axes = figure.subplots()
-    colours = _colours(list(placed))
+    colors = _colors(list(placed))
     for name, (forwards, mean) in placed.items():
         if mean.clips > 1:
-            axes.plot([forwards] * 2, [mean.low, mean.high], color=colours[name], lw=1.2, alpha=0.6)
-        axes.plot(forwards, mean.value, "o", color=colours[name], ms=6)
+            axes.plot([forwards] * 2, [mean.low, mean.high], color=colors[name], lw=1.2, alpha=0.6)
+        axes.plot(forwards, mean.value, "o", color=colors[name], ms=6)
     axes.set_xscale("log")
     low, high = (edge(forwards for forwards, _ in placed.values()) for edge in (min, max))
     axes.set_xlim(low / 1.6, high * 8)  # room for the names
@@ -91,7 +98,7 @@ def cost(results: Results) -> Figure | None:
             continue
         if name in means and means[name][metric].clips:
             value = means[name][metric].value
-            axes.axhline(value, color=GREYS[name], ls=DASHES[name], lw=1, label=f"{name}, {value:.3f}")
+            axes.axhline(value, color=GRAYS[name], ls=DASHES[name], lw=1, label=f"{name}, {value:.3f}")
     _name_points(axes, {name: (forwards, mean.value) for name, (forwards, mean) in placed.items()})
     axes.set(xlabel="median time, in plain forwards of the model (log scale)", ylabel=f"{metric}, mean over clips")
     axes.set_title("what time buys; bars are 95 % intervals, lines the controls", loc="left", fontsize=11)
@@ -162,8 +169,8 @@ def _outline(axes: Axes, inside: NDArray[np.bool_], extent: tuple[float, float, 
         axes.contour(rimmed, [0.5], colors=OUTLINE, linewidths=0.9, origin="upper", extent=wider)
 
 
-def _colours(names: list[str]) -> dict[str, tuple[float, ...]]:
-    """Names are no scale, so the colours are as unlike as can be; greys are left to the controls."""
+def _colors(names: list[str]) -> dict[str, tuple[float, ...]]:
+    """Names are no scale, so the colors are as unlike as can be; grays are left to the controls."""
     pairs = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     strong, pale = ([pairs[at] for at in range(first, 20, 2) if at not in (14, 15)] for first in (0, 1))
     return dict(zip(names, cycle([*strong, *pale]), strict=False))

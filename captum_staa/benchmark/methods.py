@@ -16,14 +16,14 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_staa.benchmark.from_captum import CAPTUM
-from captum_staa.benchmark.ours import OURS
-from captum_staa.benchmark.recipes import Call, DoesNotApply, Recipe, cell
-from captum_staa.gaussian import SPREAD, gaussian
-from captum_staa.maps import maps_of
+from captum_staa._utils.gaussian import SPREAD, gaussian
+from captum_staa.benchmark.builtin_methods import OURS
+from captum_staa.benchmark.captum_methods import CAPTUM
+from captum_staa.benchmark.method_spec import Call, MethodSpec, NotApplicableError, cell
 from captum_staa.models import VideoClassifier
+from captum_staa.result import maps_of
 
-METHODS: dict[str, Recipe] = {**OURS, **CAPTUM}
+METHODS: dict[str, MethodSpec] = {**OURS, **CAPTUM}
 Given: TypeAlias = Any  # a name, a Captum Attribution, or a function of a clip and its target
 
 
@@ -36,7 +36,7 @@ class Method:
         about: its settings in words.
         call: from a clip ``(1, ...)`` and its target to attributions of its shape or maps; None where it does not
             apply.
-        smoothed: whether maps are smoothed, with their signs, as in :class:`Recipe`.
+        smoothed: whether maps are smoothed, with their signs, as in :class:`MethodSpec`.
         reason: why it does not apply.
     """
 
@@ -56,13 +56,13 @@ class Method:
 
 
 def made(
-    methods: Sequence[Given] | Mapping[str, Given] | None, classifier: VideoClassifier, copies: int
+    methods: Sequence[Given] | Mapping[str, Given] | None, classifier: VideoClassifier, perturbations_per_eval: int
 ) -> list[Method]:
     """Methods for one classifier, in the order in which they were asked for.
 
     Example:
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> for method in made(["staa", "guided-backprop"], clf, copies=8):
+        >>> for method in made(["staa", "guided-backprop"], clf, perturbations_per_eval=8):
         ...     print(method.name, method.reason or "applies")
         STAA applies
         GuidedBackprop VideoMAEForVideoClassification is a transformer: GuidedBackprop changes nn.ReLU modules ...
@@ -72,7 +72,7 @@ def made(
             or functions of a clip and its target that give attributions of its shape or maps ``(1, T, H, W)``; a
             mapping names them. None takes all of ``METHODS``.
         classifier: whom they explain.
-        copies: altered copies of a clip per call of the model.
+        perturbations_per_eval: altered copies of a clip per call of the model.
 
     Raises:
         ValueError: an unknown name, or two methods of one name.
@@ -86,7 +86,7 @@ def made(
     pairs = list(methods.items()) if isinstance(methods, Mapping) else [(None, given) for given in methods]
     if not pairs:
         raise ValueError("there are no methods to compare; leave methods out to take all that apply")
-    found = [_made(name, given, classifier, copies) for name, given in pairs]
+    found = [_made(name, given, classifier, perturbations_per_eval) for name, given in pairs]
     names = [method.name for method in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"methods are told apart by their names, but {twice} came twice; pass a mapping from names")
@@ -116,12 +116,12 @@ def seeded(seed: int, index: int, name: str, device: torch.device) -> Iterator[N
             random.setstate(words)
 
 
-def _made(name: str | None, given: Given, classifier: VideoClassifier, copies: int) -> Method:
+def _made(name: str | None, given: Given, classifier: VideoClassifier, perturbations_per_eval: int) -> Method:
     if isinstance(given, str):
         known, recipe = _known(given)
         try:
-            call = recipe.make(classifier, copies)
-        except DoesNotApply as error:
+            call = recipe.make(classifier, perturbations_per_eval)
+        except NotApplicableError as error:
             return Method(name or known, recipe.about, None, reason=str(error))
         return Method(name or known, recipe.about, partial(_quietly, call), recipe.smoothed)
     if isinstance(given, Attribution):
@@ -153,7 +153,7 @@ def _told(value: Any, layers: Mapping[nn.Module, str]) -> str | None:
     return None
 
 
-def _known(name: str) -> tuple[str, Recipe]:
+def _known(name: str) -> tuple[str, MethodSpec]:
     simple = {simplified(known): known for known in METHODS}
     if simplified(name) not in simple:
         raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
@@ -169,6 +169,9 @@ def simplified(name: str) -> str:
 def _quietly(call: Call, clip: Tensor, target: int) -> Tensor:
     """Without Captum's remarks on what it does to its copy of the clip and to nn.ReLU: it does so on purpose."""
     with warnings.catch_warnings():
-        for remark in ("Input Tensor .* did not already require gradients", "Setting (forward, )?backward hooks"):
+        for remark in (
+            "Input Tensor .* did not already require gradients",
+            "Setting (forward, )?backward hooks",
+        ):
             warnings.filterwarnings("ignore", message=remark)
         return call(clip, target)

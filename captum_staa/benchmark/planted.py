@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_staa._utils.checks import check_choice, check_count, is_number, is_whole
 from captum_staa.benchmark.scenes import (
     GRAY,
     LABELS,
@@ -24,7 +25,6 @@ from captum_staa.benchmark.scenes import (
     draw_scene,
     free_pixels,
 )
-from captum_staa.checks import check_choice, check_count, is_number, is_whole
 
 RIVALS = {"pattern": 3, "motion": 3, "order": 2}  # four objects in all
 

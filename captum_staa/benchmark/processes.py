@@ -78,7 +78,7 @@ def _word_of_this_round(store: dist.Store, rank: int, world: int) -> str:
     """A word that all processes of this start share, and that no earlier start has used.
 
     torchrun's store outlives a restart, and with it the addresses of processes that are dead; whoever read one of
-    these would knock at a closed door. So nothing in the store is believed but what answers a question that was asked
+    these would find nobody. So nothing in the store is believed but what answers a question that was asked
     just now: each process asks with a word of its own, and the first answers with the word of the round, until all have
     said that they got it.
     """

@@ -12,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa.benchmark.rows import ALL, ERROR, LEFT_OUT, NO_USE, Mean, Row, Sheet, control_of
+from captum_staa._utils.generators import generator_or_seeded
+from captum_staa.benchmark.records import ALL, ERROR, LEFT_OUT, NO_USE, Mean, Row, Sheet, control_of
 from captum_staa.benchmark.scoring import COSTS
 from captum_staa.metrics import Reliability, reliability
-from captum_staa.metrics.bootstrap import draws, interval
-from captum_staa.metrics.ranks import midranks
-from captum_staa.randomness import generator_or_seeded
+from captum_staa.metrics._shared import draws, interval, midranks
 
 DRAWS = 1000  # of clips, that intervals come from
 CLEAR = 0.1  # by which a method must be better than the random map, or its controls say nothing of it

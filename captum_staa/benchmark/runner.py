@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from captum_staa._utils.checks import check_choice, check_count
+from captum_staa._utils.files import FilePath
+from captum_staa._utils.versions import versions
+from captum_staa.benchmark.clip_runner import Plan, progress, run_clip
 from captum_staa.benchmark.clips import described, each, share, source_of
 from captum_staa.benchmark.comparison import Comparison
 from captum_staa.benchmark.controls import model_controls as controls_of
-from captum_staa.benchmark.ledger import WHOLE, Entry, Ledger
 from captum_staa.benchmark.methods import Given, made
-from captum_staa.benchmark.one_clip import Plan, progress, run_clip
 from captum_staa.benchmark.processes import Processes, processes, restarted
-from captum_staa.benchmark.rows import ALL, ERROR, GRID, LEFT_OUT, NO_USE, Row, Sheet, control_of
+from captum_staa.benchmark.records import ALL, ERROR, GRID, LEFT_OUT, NO_USE, Row, Sheet, control_of
 from captum_staa.benchmark.scoring import BASELINES, Metric, chosen
-from captum_staa.checks import check_choice, check_count
-from captum_staa.files import FilePath
+from captum_staa.benchmark.storage import WHOLE, Entry, Storage
 from captum_staa.models import VideoClassifier
-from captum_staa.versions import versions
 
 _SIGNS = {True: 1, False: -1, None: 0}
 
@@ -54,14 +54,14 @@ def compare(
         >>> found = compare(
         ...     clf, PlantedClips(seed=12, n=2), ["STAA", "Saliency"], ["auroc", "forwards"], show_progress=False)
         >>> found.methods
-        ['STAA', 'Saliency', 'random', 'uniform', 'centre', 'model-free', 'inverted', 'random weights', 'other class']
+        ['STAA', 'Saliency', 'random', 'uniform', 'center', 'model-free', 'inverted', 'random weights', 'other class']
         >>> found.rows[0][:3], found.means()["uniform"]["auroc"].value
         (('pattern-00000', 'STAA', 'auroc'), 0.5)
 
     Every method explains the clip's own target, one clip at a time, and is scored by every metric. Controls are scored
     beside them, to show which part of a score comes from the clip, the model and the class:
 
-    - ``random``, ``uniform`` and ``centre`` use neither the clip nor the model.
+    - ``random``, ``uniform`` and ``center`` use neither the clip nor the model.
     - ``model-free`` uses the clip, but not the model: the difference from the mean frame, one of
       :func:`metrics.model_free_controls`.
     - ``inverted`` is minus the map of the first method that applies.
@@ -86,7 +86,7 @@ def compare(
             give attributions of the clip's shape or maps ``(1, T, H, W)``; a mapping names them. Maps of instances and
             functions are taken as they are, signs and all; return ``.abs()`` where magnitude is meant. None takes
             all of ``METHODS``; those that do not apply to the model say why.
-        metrics: names among ``METRICS``, or a mapping to functions of a :class:`Case`. None takes a choice.
+        metrics: names among ``METRICS``, or a mapping to functions of a :class:`MetricInput`. None takes a choice.
         out: a folder that keeps every finished clip and method, so that nothing is lost; needed by several processes.
             None keeps them until the end of the call.
         resume: go on with what is in ``out``, if it was asked for in the same way. What has failed is tried again.
@@ -126,7 +126,7 @@ def compare(
         metrics=chosen(metrics),
         baseline=baseline,
         steps=int(steps),
-        copies=int(perturbations_per_eval),
+        perturbations_per_eval=int(perturbations_per_eval),
         seed=int(seed),
         model_controls=controls_of(model_controls, asked),
     )
@@ -135,16 +135,16 @@ def compare(
     source = source_of(clips, classifier)
     settings = _settings(plan, source)
     with processes() as group, _folder(out, group) as folder:
-        ledger = Ledger(folder)
-        group.first(lambda: ledger.open(settings, resume=resume or restarted()))
-        interrupted = _run(plan, ledger, source, group, show_progress)
+        storage = Storage(folder)
+        group.first(lambda: storage.open(settings, resume=resume or restarted()))
+        interrupted = _run(plan, storage, source, group, show_progress)
         group.wait()
         if not interrupted:
-            _check_whole(ledger, share(source, 0, 1))
-        return _gathered(plan, ledger, settings, interrupted)
+            _check_whole(storage, share(source, 0, 1))
+        return _gathered(plan, storage, settings, interrupted)
 
 
-def _run(plan: Plan, ledger: Ledger, source: Iterable[Any], group: Processes, show_progress: bool) -> bool:
+def _run(plan: Plan, storage: Storage, source: Iterable[Any], group: Processes, show_progress: bool) -> bool:
     """Whether Ctrl-C came before the end."""
     mine = share(source, group.rank, group.world)
     total = None if mine is None else mine * len(plan.names)
@@ -152,7 +152,7 @@ def _run(plan: Plan, ledger: Ledger, source: Iterable[Any], group: Processes, sh
     try:
         with progress(total, show_progress and group.rank == 0) as bar:
             for index, name, load in each(source, plan.classifier, group.rank, group.world):
-                run_clip(plan, ledger, index, name, load, bar, measured)
+                run_clip(plan, storage, index, name, load, bar, measured)
     except KeyboardInterrupt:
         if group.world > 1:  # the others may be gone, and must not be waited for
             raise
@@ -160,12 +160,12 @@ def _run(plan: Plan, ledger: Ledger, source: Iterable[Any], group: Processes, sh
     return False
 
 
-def _check_whole(ledger: Ledger, count: int | None) -> None:
+def _check_whole(storage: Storage, count: int | None) -> None:
     """Raise where the others' results are not to be seen: a table without them would look like a whole one."""
-    if count is not None and (missing := count - len(ledger.clips())):
+    if count is not None and (missing := count - len(storage.clips())):
         raise OSError(
-            f"{missing} of {count} clips are not in {ledger.folder}, though all processes are done; every machine must "
-            f"see the same folder, such as one on a shared disk"
+            f"{missing} of {count} clips are not in {storage.folder}, though all processes are done; every machine "
+            f"must see the same folder, such as one on a shared disk"
         )
 
 
@@ -200,7 +200,7 @@ def _settings(plan: Plan, source: Iterable[Any]) -> dict[str, Any]:
         "model_controls": plan.model_controls,
         "baseline": plan.baseline,
         "steps": plan.steps,
-        "perturbations_per_eval": plan.copies,
+        "perturbations_per_eval": plan.perturbations_per_eval,
         "seed": plan.seed,
     }
 
@@ -214,8 +214,8 @@ def _fingerprint(classifier: VideoClassifier) -> str:
     return digest.hexdigest()[:16]
 
 
-def _gathered(plan: Plan, ledger: Ledger, settings: dict[str, Any], interrupted: bool) -> Comparison:
-    """Everything that is in the ledger, in the order of clips, then methods, then metrics."""
+def _gathered(plan: Plan, storage: Storage, settings: dict[str, Any], interrupted: bool) -> Comparison:
+    """Everything that is in the storage, in the order of clips, then methods, then metrics."""
     names = [method.name for method in plan.methods]
     rows = [Row(ALL, method.name, NO_USE, np.nan, method.reason) for method in plan.methods if method.call is None]
     answers: dict[str, tuple[int, int]] = {}
@@ -223,8 +223,8 @@ def _gathered(plan: Plan, ledger: Ledger, settings: dict[str, Any], interrupted:
     # On the CPU every process and every start measures memory once: the first clip's is told, as of one process.
     once = settings["device"] != "cuda" and "memory" in plan.metrics and plan.metrics["memory"].score is None
     remembered: set[str] = set()
-    for index in ledger.clips():
-        found = {entry.method: entry for entry in ledger.of(index)}
+    for index in storage.clips():
+        found = {entry.method: entry for entry in storage.of(index)}
         whole = found.get(WHOLE)
         if whole is not None and not whole.error:
             answers[whole.clip] = (int(whole.values["target"]), int(whole.values["answer"]))
@@ -248,7 +248,7 @@ def _gathered(plan: Plan, ledger: Ledger, settings: dict[str, Any], interrupted:
         settings=settings,
         answers=answers,
         curves={name: found.means() for name, found in curves.items()},
-        sheet=_sheet(plan, ledger),
+        sheet=_sheet(plan, storage),
         interrupted=interrupted,
     )
 
@@ -292,11 +292,11 @@ def _rows(entry: Entry, metrics: list[str]) -> Iterator[Row]:
             yield Row(entry.clip, entry.method, metric, entry.values[metric])
 
 
-def _sheet(plan: Plan, ledger: Ledger) -> Sheet | None:
+def _sheet(plan: Plan, storage: Storage) -> Sheet | None:
     """The first clip, where it could be had."""
-    whole = next((entry for entry in ledger.of(0) if entry.method == WHOLE), None)
-    pictured = ledger.maps(0, WHOLE)
+    whole = next((entry for entry in storage.of(0) if entry.method == WHOLE), None)
+    pictured = storage.maps(0, WHOLE)
     if whole is None or whole.error or not pictured:
         return None
-    maps = {name: found["maps"] for name in plan.names if (found := ledger.maps(0, name))}
+    maps = {name: found["maps"] for name in plan.names if (found := storage.maps(0, name))}
     return Sheet(whole.clip, pictured["frames"], pictured.get("truth"), maps)

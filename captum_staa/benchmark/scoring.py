@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from captum_staa import baselines, metrics
-from captum_staa.benchmark.rows import ERROR, LEFT_OUT, NO_USE
-from captum_staa.checks import check_choice
+from captum_staa._utils.checks import check_choice
+from captum_staa.benchmark.records import ERROR, LEFT_OUT, NO_USE
 from captum_staa.models import VideoClassifier
 
 BASELINES: dict[str, Callable[..., Tensor]] = {
@@ -20,7 +20,7 @@ BASELINES: dict[str, Callable[..., Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Case:
+class MetricInput:
     """One map of one clip, and what a metric may ask about them.
 
     Attributes:
@@ -33,7 +33,7 @@ class Case:
         objects: bool ``(1, K, T, H, W)``, the evidence and each rival as an object; None where unknown.
         baseline: of the clip's shape, what takes the place of a cell.
         steps: points on a causal curve after the first.
-        copies: altered copies of the clip per call of the model.
+        perturbations_per_eval: altered copies of the clip per call of the model.
     """
 
     classifier: VideoClassifier
@@ -45,12 +45,12 @@ class Case:
     objects: Tensor | None
     baseline: Tensor
     steps: int
-    copies: int
+    perturbations_per_eval: int
 
     @cached_property
-    def curves(self) -> metrics.CausalScores:
+    def curves(self) -> metrics.InsertionDeletionResult:
         """Insertion and deletion; whoever asks first pays the ``2 steps`` forwards for all."""
-        return metrics.causal(*self._altered, target=self.target, steps=self.steps, **self._options)
+        return metrics.insertion_deletion(*self._altered, target=self.target, steps=self.steps, **self._options)
 
     def altered(self, metric: Callable[..., Tensor], **options: Any) -> Tensor:
         """A metric that hides cells of the clip and looks at the model's answer."""
@@ -67,19 +67,19 @@ class Case:
 
     @property
     def _options(self) -> dict[str, Any]:
-        return {"baselines": self.baseline, "perturbations_per_eval": self.copies}
+        return {"baselines": self.baseline, "perturbations_per_eval": self.perturbations_per_eval}
 
 
 class Metric(NamedTuple):
     """What a table must know of a metric.
 
     Attributes:
-        score: of a :class:`Case`, ``(1,)`` or a number; None where the cost of the call is what counts.
+        score: of a :class:`MetricInput`, ``(1,)`` or a number; None where the cost of the call is what counts.
         higher_is_better: None where neither is.
-        needs: fields of :class:`Case` without which a clip is left out: ``"truth"``, ``"rivals"``, ``"objects"``.
+        needs: fields without which a clip is left out: ``"truth"``, ``"rivals"``, ``"objects"``.
     """
 
-    score: Callable[[Case], Any] | None
+    score: Callable[[MetricInput], Any] | None
     higher_is_better: bool | None
     needs: tuple[str, ...] = ()
 
@@ -87,7 +87,7 @@ class Metric(NamedTuple):
 def _altered(name: str, of_target: bool = True) -> Metric:
     metric = getattr(metrics, name)
 
-    def score(case: Case) -> Tensor:
+    def score(case: MetricInput) -> Tensor:
         return case.altered(metric, **({"target": case.target} if of_target else {}))
 
     return Metric(score, metric.higher_is_better)
@@ -95,23 +95,23 @@ def _altered(name: str, of_target: bool = True) -> Metric:
 
 def _placed(name: str, **options: Any) -> Metric:
     metric = getattr(metrics, name)
-    return Metric(partial(Case.placed, metric=metric, **options), metric.higher_is_better, needs=("truth",))
+    return Metric(partial(MetricInput.placed, metric=metric, **options), metric.higher_is_better, needs=("truth",))
 
 
 def _against_rivals(axis: Literal["joint", "space", "time"]) -> Metric:
-    def score(case: Case) -> Tensor:
+    def score(case: MetricInput) -> Tensor:
         assert case.rivals is not None  # as above
         return case.placed(metrics.evidence_against_rivals, rivals=case.rivals, axis=axis)
 
     return Metric(score, True, needs=("truth", "rivals"))
 
 
-def _object_pointing(case: Case) -> Tensor:
+def _object_pointing(case: MetricInput) -> Tensor:
     assert case.objects is not None  # as above
     return metrics.object_pointing(case.maps, case.objects)
 
 
-def _area(case: Case, kind: str) -> Tensor:
+def _area(case: MetricInput, kind: str) -> Tensor:
     found: metrics.Curve = getattr(case.curves, kind)
     if lost := int((~found.curve.isfinite()).sum()):
         raise ValueError(
@@ -120,7 +120,7 @@ def _area(case: Case, kind: str) -> Tensor:
     return found.score
 
 
-def _pointing(case: Case) -> Tensor:
+def _pointing(case: MetricInput) -> Tensor:
     grid = case.classifier.grid
     return case.placed(metrics.pointing_game, tolerance=(0, 0, 0) if grid is None else grid.tubelet)
 
@@ -144,9 +144,9 @@ METRICS: dict[str, Metric] = {
     "pointing_game": Metric(_pointing, True, needs=("truth",)),  # one tubelet of tolerance, where there are some
     "temporal_pointing": _placed("temporal_pointing"),
     "iou": _placed("iou"),
-    "energy_inside": _placed("energy_inside"),
+    "energy_pointing_game": _placed("energy_pointing_game"),
     "relevance_rank_accuracy": _placed("relevance_rank_accuracy"),
-    "snr": _placed("snr"),
+    "signal_to_noise": _placed("signal_to_noise"),
     "smoothness_space": Metric(lambda case: metrics.smoothness(case.maps).space, None),
     "smoothness_time": Metric(lambda case: metrics.smoothness(case.maps).time, None),
     "sparsity": Metric(lambda case: metrics.sparsity(case.maps), None),
@@ -170,7 +170,7 @@ DEFAULT = (
     "object_pointing",
     "pointing_game",
     "iou",
-    "energy_inside",
+    "energy_pointing_game",
     "smoothness_space",
     "smoothness_time",
     "sparsity",
@@ -190,7 +190,7 @@ def chosen(wanted: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Metric
 
     Args:
         wanted: names among ``METRICS``; or a mapping from names to None, for one of ``METRICS``, a :class:`Metric`, or
-            a function of a :class:`Case` to a number, which says by an attribute ``higher_is_better`` what is good:
+            a function of a :class:`MetricInput` to a number, with an attribute ``higher_is_better``:
             True, False or None. None takes a choice of all kinds.
 
     Raises:
@@ -224,10 +224,14 @@ def _chosen(name: str, given: Any) -> Metric:
         raise ValueError(f"{name!r} marks rows without a number in tables; give the metric another name")
     if not isinstance(given, Metric):
         if not callable(given):
-            raise TypeError(f"metric {name!r} is a function of a Case, or None for a known one, but {given!r} came")
+            raise TypeError(
+                f"metric {name!r} is a function of a MetricInput, or None for a known one, but {given!r} came"
+            )
         given = Metric(given, getattr(given, "higher_is_better", None))
     if given.score is None and name not in COSTS:
-        raise ValueError(f"metric {name!r} has no function of a Case; only {', '.join(COSTS)} are measured without one")
+        raise ValueError(
+            f"metric {name!r} has no function of a MetricInput; only {', '.join(COSTS)} are measured without one"
+        )
     if not any(given.higher_is_better is known for known in (True, False, None)):
         raise ValueError(
             f"higher_is_better of metric {name!r} is True, False or None, but {given.higher_is_better!r} came"

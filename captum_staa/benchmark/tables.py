@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captum_staa.benchmark.rows import (
+from captum_staa._utils.files import atomic
+from captum_staa.benchmark.records import (
     ALL,
     LEFT_OUT,
     MODEL_FREE,
@@ -22,7 +23,6 @@ from captum_staa.benchmark.rows import (
     control_of,
 )
 from captum_staa.benchmark.scoring import COSTS
-from captum_staa.files import atomic
 
 if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results

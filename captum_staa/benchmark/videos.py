@@ -104,7 +104,7 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
                     ((x1 - left) * across, sizes["W"]),
                     ((y1 - top) * down, sizes["H"]),
                 )
-                # whole corners around the same pixels' centres: what is left of a box may lie within one pixel
+                # whole corners around the same pixels' centers: what is left of a box may lie within one pixel
                 inside = [min(max(math.ceil(edge - 0.5), 0), most) for edge, most in edges]
                 if inside[0] < inside[2] and inside[1] < inside[3]:
                     corners = torch.tensor(inside).view(1, 1, 4)

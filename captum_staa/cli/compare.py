@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from captum_staa._utils.files import atomic
 from captum_staa.benchmark import Comparison, JoinedClips, PlantedClips, Videos, compare
 from captum_staa.benchmark.processes import local_device, processes
 from captum_staa.cli.explain import INTERRUPTED
 from captum_staa.cli.prepare import load
-from captum_staa.files import atomic
 from captum_staa.models import VideoClassifier
 from captum_staa.models.classifier import DEFAULT_FRAMES
 
@@ -46,7 +46,7 @@ class Asked:
     dtype: str = "float32"
     baseline: str = "zero"
     steps: int = 32
-    copies: int = 8
+    perturbations_per_eval: int = 8
     seed: int = 0
     model_controls: bool = True
 
@@ -72,7 +72,7 @@ def run(asked: Asked) -> int:
                 resume=asked.resume,
                 baseline=asked.baseline,
                 steps=asked.steps,
-                perturbations_per_eval=asked.copies,
+                perturbations_per_eval=asked.perturbations_per_eval,
                 seed=asked.seed,
                 model_controls=asked.model_controls,
             )

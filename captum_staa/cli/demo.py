@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from captum_staa import io
+from captum_staa._utils.files import atomic
 from captum_staa.benchmark import PlantedClips, compare
 from captum_staa.cli.explain import explain
 from captum_staa.cli.explanation import Explanation, Options, moment, report
 from captum_staa.cli.output import FILES, refuse_to_overwrite, write
 from captum_staa.cli.prepare import load
-from captum_staa.files import atomic
 from captum_staa.visualization import show_frames, to_html
 
 MODEL = "tiny-videomae-pattern"

@@ -43,7 +43,7 @@ def explain(options: Options) -> Explanation:
 
     Returns:
         The explanation. It may be a partial one: where Ctrl-C came after the first of several windows was done, or
-        while masks were learnt.
+        while masks were learned.
 
     Raises:
         ValueError, OSError: the file, the model, the target or an option is not as it should be; among them

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_staa.io import VideoInfo
-from captum_staa.layout import SpaceTime
+from captum_staa.result import VideoAttribution
 
 BAR = 24  # characters of a probability of 1
 
@@ -30,10 +30,10 @@ class Options:
     rule: str | None = None
     layers: str | list[int] | None = None
     focus: bool = False
-    setting: str | None = None
+    preset: str | None = None
     areas: list[float] | None = None
     objective: str | None = None
-    smoothness: str | None = None
+    regularizer: str | None = None
     iterations: int | None = None
     weighting: str | None = None
     target: str | None = None
@@ -58,7 +58,7 @@ class KeyFrame:
 
 @dataclass(frozen=True)
 class Masks:
-    """What perturbation learnt, one mask for each of A areas; over a long video, means of its windows."""
+    """What perturbation learned, one mask for each of A areas; over a long video, means of its windows."""
 
     masks: Tensor  # (A, T, H, W) in [0, 1], float32 on the CPU
     areas: list[float]  # (A,), as asked
@@ -98,7 +98,7 @@ class Explanation:
     target_given: bool
     indices: list[int]  # (T,), in the file
     times: list[float] | None  # (T,), seconds from the file's first frame; None where it does not say
-    parts: SpaceTime  # joint (1, T, H, W), spatial (1, H, W), temporal (1, T), float32 on the CPU
+    parts: VideoAttribution  # joint (1, T, H, W), spatial (1, H, W), temporal (1, T), float32 on the CPU
     crop: tuple[float, float, float, float]  # top, left, height, width: where the maps lie in the file's frames
     apart: int  # key frames are at least so many of the T frames apart
     sampling: str
@@ -202,7 +202,7 @@ def report(explanation: Explanation, count: int, encoding: str | None = "utf-8")
     else:
         lines.append(f"explained: {explanation.subject()}, by {explanation.method}")
     if explanation.masks is not None:
-        lines += _learnt(explanation.masks, explanation.subject(), bool(explanation.windows))
+        lines += _learned(explanation.masks, explanation.subject(), bool(explanation.windows))
     key = explanation.key_frames()
     mean = float(explanation.parts.temporal.abs().mean())
     if mean == 0:
@@ -217,7 +217,7 @@ def report(explanation: Explanation, count: int, encoding: str | None = "utf-8")
     return "\n".join(lines)
 
 
-def _learnt(masks: Masks, subject: str, windows: bool) -> list[str]:
+def _learned(masks: Masks, subject: str, windows: bool) -> list[str]:
     """A table of what each mask does to the answer."""
     probable = masks.scale != "logit"
 

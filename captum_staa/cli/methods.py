@@ -10,20 +10,20 @@ from torch import Tensor
 from captum_staa.attention.focus import Focus
 from captum_staa.attr import STAA, AttentionBranch, SpatioTemporalPerturbation
 from captum_staa.cli.explanation import Masks, Options
-from captum_staa.layout import SpaceTime
 from captum_staa.models import VideoClassifier
 from captum_staa.models.st_abn.network import st_abn_of
-from captum_staa.perturbation.settings import SETTINGS
-from captum_staa.perturbation.smoothness import SMOOTHNESS
+from captum_staa.perturbation.presets import PRESETS
+from captum_staa.perturbation.regularizers import REGULARIZERS
+from captum_staa.result import VideoAttribution
 
 COPIES = 8  # of a clip per call of the model, at most: those of one step of learning with four areas
-COPIED = 2**21  # numbers of a clip's copies per call, at most
+COPIED = 2**21  # numbers of a clip's perturbations_per_eval per call, at most
 
 
 class Explained(NamedTuple):
     """What came out for one clip."""
 
-    parts: SpaceTime  # float32 on the CPU
+    parts: VideoAttribution  # float32 on the CPU
     probabilities: Tensor  # (K,)
     target: int
     masks: Masks | None = None  # of perturbation
@@ -69,11 +69,11 @@ class Method:
         logits: Tensor = self.classifier(clip)
         return logits[0].float().softmax(0).cpu()
 
-    def _from_parts(self, attribute_parts: Any, clip: Tensor, target: int | None, **options: Any) -> Explained:
+    def _from_parts(self, attribute_maps: Any, clip: Tensor, target: int | None, **options: Any) -> Explained:
         """Of a method that gives the model's logits with its map."""
         if self.class_specific and target is None:
             target = int(self.answer(clip).argmax())
-        parts = attribute_parts(clip, target=target, **options)
+        parts = attribute_maps(clip, target=target, **options)
         probabilities = parts.logits[0].float().softmax(0).cpu()
         target = int(probabilities.argmax()) if target is None else target
         return Explained(_on_cpu(parts), probabilities, target)
@@ -118,7 +118,7 @@ class OfAttention(Method):
         self.frames_per_cell = 1 if classifier.grid is None else int(classifier.grid.tubelet[0])
 
     def explain(self, clip: Tensor, target: int | None) -> Explained:
-        return self._from_parts(self.explainer.attribute_parts, clip, target)
+        return self._from_parts(self.explainer.attribute_maps, clip, target)
 
 
 class OfBranch(Method):
@@ -140,64 +140,64 @@ class OfBranch(Method):
         self.class_specific, self.own_time = self.weighting != "gate", True
 
     def explain(self, clip: Tensor, target: int | None) -> Explained:
-        return self._from_parts(self.explainer.attribute_parts, clip, target, weighting=self.weighting)
+        return self._from_parts(self.explainer.attribute_maps, clip, target, weighting=self.weighting)
 
 
 class OfMasks(Method):
-    """Spatio-temporal perturbation, masks learnt for any model.
+    """Spatio-temporal perturbation, masks learned for any model.
 
     Example:
         >>> from pathlib import Path
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
         >>> OfMasks(clf, Options(Path("a.mp4"), "a-model", Path("out"), areas=[0.1])).description
-        "SpatioTemporalPerturbation(setting='nested').attribute(areas=[0.1])"
+        "SpatioTemporalPerturbation(preset='nested').attribute(areas=[0.1])"
     """
 
-    options = ("setting", "areas", "objective", "smoothness", "iterations")
+    options = ("preset", "areas", "objective", "regularizer", "iterations")
     shows_progress = True
 
     def __init__(self, classifier: VideoClassifier, options: Options) -> None:
         super().__init__(classifier, options)
-        name = options.setting or "nested"
-        setting = SETTINGS[name].changed(
+        name = options.preset or "nested"
+        preset = PRESETS[name].changed(
             areas=options.areas,
-            aim=options.objective,  # type: ignore[arg-type]  # the setting itself checks all of these
+            aim=options.objective,  # type: ignore[arg-type]  # the preset itself checks all of these
             scale=None,
-            smoothness=options.smoothness,
+            regularizer=options.regularizer,
             iterations=options.iterations,
         )
-        self.explainer = SpatioTemporalPerturbation(classifier, setting=setting)
+        self.explainer = SpatioTemporalPerturbation(classifier, preset=preset)
         given = [f"{own}={getattr(options, own)!r}" for own in self.options[1:] if getattr(options, own) is not None]
         call = f".attribute({', '.join(given)})" if given else ""
-        self.description = f"SpatioTemporalPerturbation(setting={name!r}){call}"
+        self.description = f"SpatioTemporalPerturbation(preset={name!r}){call}"
         self.kind = f"{self.explainer.get_name()} {name}"
-        self.frames_per_cell, self.areas = setting.frames, len(setting.areas)
+        self.frames_per_cell, self.areas = preset.frames, len(preset.areas)
         self.settings = {
-            "setting": name,
-            "objective": setting.objective.aim,
-            "smoothness": next(name for name, term in SMOOTHNESS.items() if term == setting.smoothness),
-            "iterations": setting.iterations,
+            "preset": name,
+            "objective": preset.objective.aim,
+            "regularizer": next(name for name, term in REGULARIZERS.items() if term == preset.regularizer),
+            "iterations": preset.iterations,
         }
 
     def explain(self, clip: Tensor, target: int | None) -> Explained:
-        """With Captum's progress bar while masks are learnt; the best so far, where Ctrl-C comes in between."""
+        """With Captum's progress bar while masks are learned; the best so far, where Ctrl-C comes in between."""
         probabilities = self.answer(clip)
         target = int(probabilities.argmax()) if target is None else target
-        parts = self.explainer.attribute_parts(
+        parts = self.explainer.attribute_maps(
             clip, target=target, perturbations_per_eval=copies_of(clip), show_progress=True
         )
-        steps, setting = int(parts.history.steps[-1]), self.explainer.setting
+        steps, preset = int(parts.history.steps[-1]), self.explainer.preset
         masks = Masks(
             masks=parts.masks[0].float().cpu(),
-            areas=list(setting.areas),
-            scale=setting.objective.scale if len(probabilities) > 1 else "logit",  # as the method has it
+            areas=list(preset.areas),
+            scale=preset.objective.scale if len(probabilities) > 1 else "logit",  # as the method has it
             visible=parts.visible[0].tolist(),
             whole=float(parts.whole[0]),
             kept=parts.kept[0].tolist(),
             deleted=parts.deleted[0].tolist(),
             steps=steps,
         )
-        asked = setting.iterations
+        asked = preset.iterations
         interrupted = f"the masks are the best of {steps} steps, and {asked} were asked" if parts.interrupted else ""
         return Explained(_on_cpu(parts), probabilities, target, masks, interrupted)
 
@@ -221,5 +221,5 @@ def copies_of(clip: Tensor) -> int:
     return max(1, min(COPIES, COPIED // clip.numel()))
 
 
-def _on_cpu(parts: SpaceTime) -> SpaceTime:
-    return SpaceTime(parts.joint.float().cpu(), parts.spatial.float().cpu(), parts.temporal.float().cpu())
+def _on_cpu(parts: VideoAttribution) -> VideoAttribution:
+    return VideoAttribution(parts.joint.float().cpu(), parts.spatial.float().cpu(), parts.temporal.float().cpu())

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from captum_staa._utils.files import save_tensors, together
+from captum_staa._utils.versions import versions
 from captum_staa.cli.explanation import Explanation, KeyFrame
 from captum_staa.cli.pictures import draw
-from captum_staa.files import save_tensors, together
-from captum_staa.versions import versions
 
 PICTURES = ("overlay.mp4", "player.html", "sheet.png", "timeline.png")
 FILES = ("attributions.safetensors", "result.json", *PICTURES)

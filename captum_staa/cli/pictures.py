@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_staa import io
+from captum_staa._utils.files import atomic
 from captum_staa.cli.explanation import Explanation
-from captum_staa.files import atomic
-from captum_staa.layout import SpaceTime
+from captum_staa.result import VideoAttribution
 from captum_staa.visualization import save_animation, show_frames, show_timeline, to_html
-from captum_staa.visualization.placement import Crop
-from captum_staa.visualization.resize import reduced
+from captum_staa.visualization.placement import Crop, reduced
 from captum_staa.visualization.saliency import Attributions, Sign, key_frames
 
 EDGE = 360  # pixels of the shorter edge of the frames in pictures, at most
@@ -75,7 +74,7 @@ def draw(
         figure.savefig(partial, dpi=DPI)
     temporal = explanation.parts.temporal[:, shown]
     figure, _ = show_timeline(
-        SpaceTime(explanation.parts.joint, explanation.parts.spatial, temporal),
+        VideoAttribution(explanation.parts.joint, explanation.parts.spatial, temporal),
         clip=frames,
         fps=fps,
         indices=indices,
@@ -114,7 +113,7 @@ def page(
     def made(few: Sequence[int], edge: int) -> str:
         at = [shown[position] for position in few]
         maps: dict[str, Attributions] = {
-            explanation.kind: SpaceTime(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
+            explanation.kind: VideoAttribution(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
         }
         if masks is not None:
             maps |= {f"mask, area {area:g}": mask[at] for area, mask in zip(masks.areas, masks.masks, strict=True)}
@@ -129,7 +128,7 @@ def page(
             play_fps=play_rate(indices, explanation.fps),
             truth=None if truth is None else truth[at].numpy(),
             predictions=predictions,
-            target=label if explanation.class_specific else "",  # an empty one is among no labels: no bar is coloured
+            target=label if explanation.class_specific else "",  # an empty one is among no labels: no bar is colored
             title=title_of(explanation),
             max_size=edge,
         )

@@ -18,9 +18,9 @@ from captum_staa import io
 from captum_staa.cli.explanation import Explanation, Masks, Options
 from captum_staa.cli.methods import Explained, Method
 from captum_staa.cli.prepare import about, times_at
-from captum_staa.layout import SpaceTime, from_joint
 from captum_staa.models.classifier import DEFAULT_FRAMES
-from captum_staa.stream.merge import Merged
+from captum_staa.result import VideoAttribution
+from captum_staa.stream.window import Merged
 
 MOST = 8e9  # bytes of maps that are held at most
 
@@ -76,9 +76,9 @@ def explain_windows(method: Method, options: Options, info: io.VideoInfo, target
                 raise
             interrupted = f"{len(done)} of {total} windows are done and kept, the others are missing{interrupted}"
     indices, (stacked, temporal) = merged.result()
-    parts = from_joint(stacked[None, :, 0])
+    parts = VideoAttribution.from_joint(stacked[None, :, 0])
     if method.own_time:
-        parts = SpaceTime(parts.joint, parts.spatial, temporal[None])
+        parts = VideoAttribution(parts.joint, parts.spatial, temporal[None])
     probabilities = _mean(answers)
     target = int(probabilities.argmax()) if target is None else target
     labels = classifier.label_names(len(probabilities))

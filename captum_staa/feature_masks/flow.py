@@ -1,4 +1,4 @@
-"""Regions that follow movement: superpixels of every frame, joined where colours agree and points travel together."""
+"""Regions that follow movement: superpixels of every frame, joined where colors agree and points travel together."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: 
 
     Every frame is cut into about ``4 n`` superpixels. Their points are traced along optical flow to the first and to
     the last frame, and superpixels that touch, in a frame or from one to the next, are merged by Ward's rule until
-    ``n`` tubes are left: two belong together where their colours agree and their points come from one place and go to
+    ``n`` tubes are left: two belong together where their colors agree and their points come from one place and go to
     one place. In the end every voxel joins the tube that is nearest by this measure, so that borders do not tremble.
 
     Args:
@@ -46,8 +46,8 @@ def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: 
         layout: the order of its axes.
         n: how many tubes at most. Fewer come only where SLIC finds fewer superpixels, as when asked for one per voxel,
             or where all voxels of a small tube are nearer to others.
-        compactness: which difference of colour weighs as much as the distance of two tubes, where black and white are
-            100 apart. Large holds together what moves together, small what has one colour.
+        compactness: which difference of color weighs as much as the distance of two tubes, where black and white are
+            100 apart. Large holds together what moves together, small what has one color.
 
     Returns:
         int64 ids ``0 .. n-1``, ``(B, T, 1, H, W)`` in the clip's layout, each clip's own. A tube need not hang together
@@ -60,7 +60,7 @@ def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: 
     Note:
         What appears late gets tubes from its first frame on, and they end with it. What leaves the picture, or hides,
         and comes back is another tube then. Movement is followed as far as flow sees it: up to a third of a thing's
-        width per frame, and not within a plain surface. Beyond that, and across a cut, colour and place decide.
+        width per frame, and not within a plain surface. Beyond that, and across a cut, color and place decide.
         What stays, stays in one tube all along; for when, cut tubes by :func:`captum_staa.feature_masks.segments`.
 
         A clip of 16 x 224 x 224 takes some 4 seconds on one core, mostly for the flow.
@@ -84,18 +84,18 @@ def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: 
 def _tubes(volume: NDArray[np.float32], n: int, compactness: float) -> NDArray[np.int64]:
     """``(T, H, W)`` ids of a clip ``(T, H, W, C)``."""
     height, width = volume.shape[1:3]
-    colours = lab(volume)
+    colors = lab(volume)
     back, forth = _flow(volume.mean(-1))
     ends = np.concatenate([_traced(back), _traced(forth[::-1])[::-1]], axis=1)  # (T, 4, H, W)
     side = (height * width / n) ** 0.5  # of a tube, if all lived from the first frame to the last
-    # SLIC's own distance, the squared difference of colour plus that of place, here the mean of the two places'
-    voxels = np.concatenate([colours / compactness, np.moveaxis(ends, 1, -1) / (side * 2**0.5)], axis=-1)
-    pieces = _superpixels(colours, min(PIECES * n, height * width), compactness)
+    # SLIC's own distance, the squared difference of color plus that of place, here the mean of the two places'
+    voxels = np.concatenate([colors / compactness, np.moveaxis(ends, 1, -1) / (side * 2**0.5)], axis=-1)
+    pieces = _superpixels(colors, min(PIECES * n, height * width), compactness)
     means, sizes = _means(voxels, pieces)
-    tubes = gapless(merge(means, sizes, _neighbours(pieces), n)[pieces])
+    tubes = gapless(merge(means, sizes, _neighbors(pieces), n)[pieces])
     # No two frames are cut into pieces alike, so borders of tubes would jump to and fro: voxels choose once more.
-    centres = torch.from_numpy(_means(voxels, tubes)[0]).float()
-    nearest = [torch.cdist(torch.from_numpy(frame).float(), centres, compute_mode=EXACT).argmin(-1) for frame in voxels]
+    centers = torch.from_numpy(_means(voxels, tubes)[0]).float()
+    nearest = [torch.cdist(torch.from_numpy(frame).float(), centers, compute_mode=EXACT).argmin(-1) for frame in voxels]
     return gapless(torch.stack(nearest).numpy())
 
 
@@ -106,15 +106,15 @@ def _means(voxels: Floats, labels: NDArray[np.int64]) -> tuple[NDArray[np.float6
     return np.stack(sums, axis=1) / sizes[:, None], sizes
 
 
-def _superpixels(colours: NDArray[np.float32], n: int, compactness: float) -> NDArray[np.int64]:
+def _superpixels(colors: NDArray[np.float32], n: int, compactness: float) -> NDArray[np.int64]:
     """Labels ``(T, H, W)``, no two frames sharing one."""
     frames: list[NDArray[np.int64]] = []
-    for frame in colours:
+    for frame in colors:
         frames.append(slic(frame, n, compactness) + (frames[-1].max() + 1 if frames else 0))
     return np.stack(frames)
 
 
-def _flow(grey: NDArray[np.float32]) -> tuple[Floats, Floats]:
+def _flow(gray: NDArray[np.float32]) -> tuple[Floats, Floats]:
     """Where each pixel was a frame ago, and where it is a frame on.
 
     Returns:
@@ -122,9 +122,9 @@ def _flow(grey: NDArray[np.float32]) -> tuple[Floats, Floats]:
     """
     from skimage.registration import optical_flow_tvl1
 
-    height, width = size = grey.shape[1:]
+    height, width = size = gray.shape[1:]
     by = -(-min(size) // ENOUGH)
-    shrunk = F.interpolate(torch.from_numpy(grey)[:, None], size=(-(-height // by), -(-width // by)), mode="area")
+    shrunk = F.interpolate(torch.from_numpy(gray)[:, None], size=(-(-height // by), -(-width // by)), mode="area")
     steps = torch.tensor([height / shrunk.shape[2], width / shrunk.shape[3]]).view(2, 1, 1)
     frames = shrunk[:, 0].numpy()
 
@@ -147,7 +147,7 @@ def _traced(flow: Floats) -> Floats:
     return np.stack(places)
 
 
-def _neighbours(pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+def _neighbors(pieces: NDArray[np.int64]) -> NDArray[np.int64]:
     """``(E, 2)``, the labels of ``(T, H, W)`` that touch within a frame or from one frame to the next."""
     count = int(pieces.max()) + 1
     sides = [(pieces[1:], pieces[:-1]), (pieces[:, 1:], pieces[:, :-1]), (pieces[:, :, 1:], pieces[:, :, :-1])]

@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from captum_staa.checks import check_count, is_triple
+from captum_staa._utils.checks import check_count, is_triple
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 
 
-class Tokenised(Protocol):
+class Tokenized(Protocol):
     """What :func:`tubelets` reads of a :class:`captum_staa.VideoClassifier`."""
 
     layout: VideoLayout
@@ -109,7 +109,7 @@ def grid(clip: Tensor, layout: VideoLayout | str, cell: Sequence[int]) -> Tensor
     return _shaped(ids[0], clip, layout)
 
 
-def tubelets(clip: Tensor, clf: Tokenised) -> Tensor:
+def tubelets(clip: Tensor, clf: Tokenized) -> Tensor:
     """One feature per token of a video transformer: what does each of its own units contribute?
 
     Example:

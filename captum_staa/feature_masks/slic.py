@@ -1,4 +1,4 @@
-"""Regions that follow colour: SLIC, over space and time."""
+"""Regions that follow color: SLIC, over space and time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa.checks import check_count, is_number
+from captum_staa._utils.checks import check_count, is_number
 from captum_staa.layout import VideoLayout
 
 
 def supervoxels(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
-    """One feature per supervoxel, a small region of one colour in space and time: which thing counts, and when?
+    """One feature per supervoxel, a small region of one color in space and time: which thing counts, and when?
 
     Example:
         >>> clip = torch.zeros(1, 3, 8, 32, 32)
@@ -30,7 +30,7 @@ def supervoxels(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness:
         n: about how many regions, a hint that SLIC rounds to a grid of seeds; regions too small are merged. Seeds stand
             ``(T H W / n) ** (1/3)`` apart, in frames as in pixels: where that is more than two thirds of a clip's
             frames, regions last the whole clip, even over a cut. Raise ``n`` then, or cut them by :func:`segments`.
-        compactness: which difference of colour weighs as much as the distance of two seeds, where black and white are
+        compactness: which difference of color weighs as much as the distance of two seeds, where black and white are
             100 apart. Large gives boxes, small gives ragged regions that follow every edge.
 
     Returns:
@@ -43,7 +43,7 @@ def supervoxels(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness:
             voxels of a clip, or ``compactness`` is not positive.
 
     Note:
-        Colours are stretched to 0 .. 1 over each clip and taken to Lab where there are three channels. Before, each
+        Colors are stretched to 0 .. 1 over each clip and taken to Lab where there are three channels. Before, each
         pixel becomes the median of 3 x 3 in its frame: noise would else decide, and a median keeps edges where they
         are (over time it would smear what moves). A clip of 16 x 224 x 224 takes about a second.
 
@@ -86,22 +86,20 @@ def stretched(frames: Tensor) -> NDArray[np.float32]:
 
 
 def lab(volume: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Colours 0 .. 1 in the last axis to numbers of which all 0 and all 1 are 100 apart: Lab, where there are three."""
+    """Colors 0 .. 1 in the last axis to numbers of which all 0 and all 1 are 100 apart: Lab, where there are three."""
     from skimage.color import rgb2lab
 
     channels = volume.shape[-1]
     return rgb2lab(volume) if channels == 3 else volume * (100 / channels**0.5)
 
 
-def slic(colours: NDArray[np.float32], n: int, compactness: float) -> NDArray[np.int64]:
-    """Labels ``(..., H, W)``, gapless, of colours ``(..., H, W, C)``."""
+def slic(colors: NDArray[np.float32], n: int, compactness: float) -> NDArray[np.int64]:
+    """Labels ``(..., H, W)``, gapless, of colors ``(..., H, W, C)``."""
     from skimage.segmentation import slic as segment
 
-    span = float(np.ptp(colours)) or 1.0  # scikit-image stretches what it gets to 0 .. 1
+    span = float(np.ptp(colors)) or 1.0  # scikit-image stretches what it gets to 0 .. 1
     return gapless(
-        segment(
-            colours, n_segments=n, compactness=compactness / span, convert2lab=False, start_label=0, channel_axis=-1
-        )
+        segment(colors, n_segments=n, compactness=compactness / span, convert2lab=False, start_label=0, channel_axis=-1)
     )
 
 

@@ -1,4 +1,4 @@
-"""Merging neighbours in a graph until so many groups are left."""
+"""Merging neighbors in a graph until so many groups are left."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 def merge(
     features: NDArray[np.float64], sizes: NDArray[np.float64], edges: NDArray[np.int64], n: int
 ) -> NDArray[np.int64]:
-    """Group the nodes of a graph by Ward's rule: always merge the two neighbours that this makes least less alike.
+    """Group the nodes of a graph by Ward's rule: always merge the two neighbors that this makes least less alike.
 
     Example:
-        >>> features = np.array([[0.0], [1.0], [5.0], [0.0]])  # the last is as the first, but no neighbour of it
+        >>> features = np.array([[0.0], [1.0], [5.0], [0.0]])  # the last is as the first, but no neighbor of it
         >>> groups = merge(features, np.ones(4), np.array([[0, 1], [1, 2], [2, 3]]), 3)
         >>> bool(groups[0] == groups[1]), len(set(groups.tolist()))
         (True, 3)
@@ -22,7 +22,7 @@ def merge(
     Args:
         features: ``(N, D)``, the mean of each node.
         sizes: ``(N,)``, how many points a node stands for.
-        edges: ``(E, 2)``, which nodes are neighbours; only what hangs together is merged.
+        edges: ``(E, 2)``, which nodes are neighbors; only what hangs together is merged.
         n: how many groups to leave; more are left where the graph falls into more pieces.
 
     Returns:

@@ -1,6 +1,6 @@
 """Read and write video files, a few frames in memory at a time; written files appear whole or not at all."""
 
-from captum_staa.files import FilePath
+from captum_staa._utils.files import FilePath
 from captum_staa.io.reading import Sampling, Video, VideoInfo, frame_times, iter_windows, probe, read_video
 from captum_staa.io.writing import video_writer, write_video
 

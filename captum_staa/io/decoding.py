@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_staa.files import FilePath
+from captum_staa._utils.files import FilePath
 
 PLAYLISTS = {"hls", "dash", "concat", "imf", "sdp", "rtsp"}  # they hold no frames, but the names of other files
 MOST_PIXELS = 1 << 26  # of a frame: twice 8K. A picture of a few kilobytes may claim to be as large as the memory
@@ -56,7 +56,7 @@ class Decoded(NamedTuple):
         height, width = (size or self.size)[:: -1 if self.turn.swapped else 1]
         try:
             picture: NDArray[np.uint8] = self.frame.to_ndarray(
-                format="rgb24", height=height, width=width, **colours(self.frame)
+                format="rgb24", height=height, width=width, **colors(self.frame)
             )
         except import_av().error.FFmpegError as error:
             raise ValueError(
@@ -163,8 +163,8 @@ def quarter(frame: Any) -> Quarter:
     return Quarter(False, bool(d < 0), bool(a < 0))
 
 
-def colours(frame: Any) -> dict[str, int]:
-    """How luma and chroma become colours, said outright: PyAV before 17 takes every frame for BT.601, limited range."""
+def colors(frame: Any) -> dict[str, int]:
+    """How luma and chroma become colors, said outright: PyAV before 17 takes every frame for BT.601, limited range."""
     if frame.format.is_rgb or "pal" in frame.format.name:
         return {}
     limited, full, bt601, unspecified = 1, 2, 5, 2

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_staa.checks import check_count
-from captum_staa.files import FilePath
+from captum_staa._utils.checks import check_count
+from captum_staa._utils.files import FilePath
 from captum_staa.io.decoding import claimed, decode, opened, packets, rate
 
 Sampling = Literal["uniform", "dense", "stride"]

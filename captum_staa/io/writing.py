@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa.files import FilePath, atomic
+from captum_staa._utils.files import FilePath, atomic
 from captum_staa.io.decoding import import_av
 
 # Encoder, usual and worst quality, its options, the container's, by suffix. AVI knows no order of showing, so no
@@ -63,7 +63,7 @@ def video_writer(
         with av.open(str(partial.absolute()), "w", options=muxing) as container:
             rate = Fraction(fps).limit_denominator(65535)
             stream = container.add_stream(codec, rate=rate, options={**options, "crf": str(crf)})
-            # What the conversion from RGB uses. Unsaid, players guess from the height and shift the colours.
+            # What the conversion from RGB uses. Unsaid, players guess from the height and shift the colors.
             stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1  # BT.601, 16..235
 
             def write(frame: NDArray[np.uint8]) -> None:
@@ -103,7 +103,7 @@ def write_video(
     Args:
         path: where to; the suffix chooses the format.
         frames: ``(T, H, W, 3)`` uint8 RGB. An odd height or width grows by one pixel, its last row or column repeated,
-            because the players' common colour format halves both.
+            because the players' common color format halves both.
         fps: frames per second, positive.
         crf: quality; 0 is best, 51 (.webm: 63) worst; None takes 18 (24), hard to tell from the original.
         overwrite: whether an existing file may be replaced.

@@ -1,22 +1,28 @@
 """Numbers that say how good an attribution is; each function says of itself whether higher is better."""
 
-from captum_staa.metrics import perturbations, sanity
+from captum_staa.metrics import noise, sanity
+from captum_staa.metrics.attention_usage import AttentionUsage, attention_usage
 from captum_staa.metrics.boxes import boxes_to_truth
-from captum_staa.metrics.causal import CausalScores, Curve, causal, deletion, insertion
 from captum_staa.metrics.controls import controls, model_free_controls
 from captum_staa.metrics.correlation import aopc, faithfulness_correlation, saco
 from captum_staa.metrics.faithfulness import faithfulness, monotonicity
+from captum_staa.metrics.insertion_deletion import (
+    Curve,
+    InsertionDeletionResult,
+    deletion,
+    insertion,
+    insertion_deletion,
+)
 from captum_staa.metrics.localization import auroc, average_precision, pointing_game, temporal_pointing
-from captum_staa.metrics.overlap import energy_inside, iou, relevance_rank_accuracy, snr
+from captum_staa.metrics.overlap import energy_pointing_game, iou, relevance_rank_accuracy, signal_to_noise
 from captum_staa.metrics.reliability import Reliability, krippendorff_alpha, reliability
 from captum_staa.metrics.rivals import class_discrimination, evidence_against_rivals, object_pointing
 from captum_staa.metrics.smoothness import Smoothness, smoothness
 from captum_staa.metrics.statistics import complexity, sparsity
-from captum_staa.metrics.usage import AttentionUsage, attention_usage
 
 __all__ = [
     "AttentionUsage",
-    "CausalScores",
+    "InsertionDeletionResult",
     "Curve",
     "Reliability",
     "Smoothness",
@@ -25,12 +31,12 @@ __all__ = [
     "auroc",
     "average_precision",
     "boxes_to_truth",
-    "causal",
+    "insertion_deletion",
     "class_discrimination",
     "complexity",
     "controls",
     "deletion",
-    "energy_inside",
+    "energy_pointing_game",
     "evidence_against_rivals",
     "faithfulness",
     "faithfulness_correlation",
@@ -40,14 +46,14 @@ __all__ = [
     "model_free_controls",
     "monotonicity",
     "object_pointing",
-    "perturbations",
+    "noise",
     "pointing_game",
     "relevance_rank_accuracy",
     "reliability",
     "saco",
     "sanity",
     "smoothness",
-    "snr",
+    "signal_to_noise",
     "sparsity",
     "temporal_pointing",
 ]

@@ -4,19 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from captum_staa._captum import BaselineType
-from captum_staa.checks import is_number
+from captum_staa import feature_masks
+from captum_staa._utils.captum import BaselineType, TargetType
+from captum_staa._utils.checks import check_choice, is_number, is_triple
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array, maps_of
-from captum_staa.metrics._axis import Axis
-from captum_staa.metrics._cell_ids import cell_ids
+from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, units_for
+from captum_staa.masking.scores import TargetScore, over_classes
+from captum_staa.metrics._shared import SPANNED, Axis
+from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.layouts import layout_of
-from captum_staa.perturbation.arguments import baselines_for, check_perturbations_per_eval
+from captum_staa.result import Array, maps_of
+
+_PER_FRAME = 16  # cells along each side of a frame where nothing is said
+
+
+def cell_ids(
+    forward_func: object,
+    clip: Tensor,
+    layout: VideoLayout,
+    cells: Sequence[int] | None,
+    feature_mask: Tensor | None,
+    axis: Axis = "joint",
+) -> Tensor:
+    """Which cell each voxel belongs to, ``(1 or B, T, H, W)`` int64 on the CPU; the features of a mask are such."""
+    check_choice("axis", axis, SPANNED)
+    if feature_mask is None:
+        mask = feature_masks.grid(clip, layout, _cell(forward_func, layout.size(clip), cells, axis))
+    elif cells is not None or axis != "joint":
+        raise ValueError(
+            f"a feature_mask says itself how far its cells reach, but {cells = }, {axis = } came with it; leave both "
+            f"out, or leave out the mask"
+        )
+    else:
+        return units_for(clip, feature_mask, layout)
+    return layout.to_working(mask)[:, :, 0].cpu()
+
+
+def _cell(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | None, axis: Axis) -> list[int]:
+    """Sides of a cell ``(t, h, w)``, those that ``axis`` spans made whole."""
+    if cells is None:
+        grid = forward_func.grid if isinstance(forward_func, VideoClassifier) else None
+        cells = grid.tubelet if grid else (1, -(-sizes["H"] // _PER_FRAME), -(-sizes["W"] // _PER_FRAME))
+    if not is_triple(cells):
+        raise ValueError(f"cells is (t, h, w), the sides of one in frames and pixels, but {cells!r} came")
+    return [sizes[letter] if letter in SPANNED[axis] else side for letter, side in zip("THW", cells, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -30,7 +66,7 @@ class Cells:
         ids: int64 ``(1 or B, T, H, W)``, 0 .. n-1.
         means: ``(B, n)`` float64 on the CPU, the mean attribution of each cell.
         present: bool ``(1 or B, n)`` on the CPU; regions that follow the picture may be fewer in one clip than another.
-        per_eval: copies of the batch in a call of the model.
+        perturbations_per_eval: copies of the batch in a call of the model.
     """
 
     clip: Tensor
@@ -39,7 +75,7 @@ class Cells:
     ids: Tensor
     means: Tensor
     present: Tensor
-    per_eval: int
+    perturbations_per_eval: int
 
     @property
     def totals(self) -> Tensor:
@@ -108,7 +144,7 @@ class Cells:
         Yields:
             How many copies, and the clips ``(copies * B, ...)``.
         """
-        for choices in replaced.split(self.per_eval):
+        for choices in replaced.split(self.perturbations_per_eval):
             yield len(choices), self.blended(self.spread((~choices).float()))
 
 
@@ -154,3 +190,40 @@ def _means(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 def _random_keys(count: int, seed: int) -> Tensor:
     """``(count,)`` float64 in 0 .. 1, on the CPU."""
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+Order = Literal["morf", "lerf"]
+Output = Literal["probability", "logit"]
+
+
+def score_of(
+    forward_func: Callable[..., Any], target: TargetType, additional_forward_args: object, output: Output, batch: int
+) -> TargetScore:
+    """The target's probability, or its output as it comes."""
+    check_choice("output", output, ("probability", "logit"))
+    if output == "probability" and target is None:
+        raise ValueError("a probability is that of a class: pass target=class index (or one per example)")
+    if output == "probability":
+        way_out = "pass output='logit' to take the target's output as it is"
+        forward_func = over_classes(forward_func, lambda logits: logits.softmax(1), way_out)
+    return TargetScore(forward_func, target, additional_forward_args, batch)
+
+
+def counts_of(cells: Cells, steps: int) -> Tensor:
+    """Cells inserted after each step, ``(steps + 1, B)``: ``k * n / steps``, halves rounded up."""
+    k = torch.arange(steps + 1)[:, None]
+    totals = cells.totals.T.expand(1, len(cells.clip))
+    return (2 * k * totals + steps) // (2 * steps)
+
+
+@torch.no_grad()
+def walk(cells: Cells, score: TargetScore, order: Order, counts: Tensor) -> Tensor:
+    """The scores ``(S, B)`` of clips that show their first ``counts`` ``(S, B)`` cells, and else the cover; float64."""
+    ranks = cells.ranks()
+    places = cells.spread((ranks if order == "morf" else cells.totals - 1 - ranks)[None].float())
+    shape = (-1, counts.shape[1], *[1] * (cells.clip.ndim - 1))
+    found = []
+    for chunk in counts.split(cells.perturbations_per_eval):
+        shown = (chunk.to(places).view(shape) - places).clamp_(0, 1)  # whole numbers: 1 where place < count, else 0
+        found.append(score((cells.blended(shown),), len(chunk)))  # a new tensor, the model may write into it
+    return torch.cat(found).double()

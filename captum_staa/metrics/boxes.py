@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_staa.checks import check_count
-from captum_staa.maps import as_tensor
+from captum_staa._utils.checks import check_count
+from captum_staa.result import as_tensor
 
 
 def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) -> Tensor:
@@ -29,7 +29,7 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
 
     Corners are half-open, as in Python: ``(x0, y0, x1, y1) = (1, 0, 4, 2)`` is columns 1, 2, 3 and rows 0, 1. Add 1 to
     ``x1`` and ``y1`` of an annotation that names the last pixel inside. Of a corner between pixels, the pixels whose
-    centre lies inside count: ``x0 <= x + 0.5 < x1``. What reaches beyond the frame is cut off. For several boxes in a
+    center lies inside count: ``x0 <= x + 0.5 < x1``. What reaches beyond the frame is cut off. For several boxes in a
     frame, join their truths: ``boxes_to_truth(a, size) | boxes_to_truth(b, size)``.
 
     Args:
@@ -73,7 +73,7 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
     rows, columns = (y0 <= y) & (y < y1), (x0 <= x) & (x < x1)  # (B, T, H), (B, T, W)
     if bool((empty := there & ~(rows.any(2) & columns.any(2))).any()):
         raise ValueError(
-            f"a box is (x0, y0, x1, y1) with x0 < x1 and y0 < y1, and holds the centre of a pixel of the "
+            f"a box is (x0, y0, x1, y1) with x0 < x1 and y0 < y1, and holds the center of a pixel of the "
             f"{int(size[0])} x {int(size[1])} frame (H x W), but {_first(boxes, empty)} came; write four nan where a "
             f"frame has no box"
         )

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa.gaussian import gaussian
+from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.generators import generator_or_seeded
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array, maps_of
-from captum_staa.randomness import generator_or_seeded
+from captum_staa.result import Array, maps_of
 
 SMOOTHING = (1.0, 2.0, 2.0)  # standard deviations of model-free controls: frames, pixels down, pixels right
 FLOW_WINDOW = (0.0, 2.0, 2.0)  # standard deviations of the neighborhood in which all pixels move alike
@@ -24,22 +24,22 @@ def controls(
     attributions: Array | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Control maps for a clip: random, uniform, centre and, of an attribution, its inverse.
+    """Control maps for a clip: random, uniform, center and, of an attribution, its inverse.
 
     Example:
         >>> clip = torch.rand(2, 3, 8, 16, 16)
         >>> maps = controls(clip, "BCTHW", attributions=torch.randn(2, 3, 8, 16, 16))
         >>> {name: tuple(control.shape) for name, control in maps.items()}
-        {'random': (2, 8, 16, 16), 'uniform': (2, 8, 16, 16), 'centre': (2, 8, 16, 16), 'inverted': (2, 8, 16, 16)}
+        {'random': (2, 8, 16, 16), 'uniform': (2, 8, 16, 16), 'center': (2, 8, 16, 16), 'inverted': (2, 8, 16, 16)}
         >>> from captum_staa import metrics
         >>> truth = torch.zeros(2, 8, 16, 16, dtype=torch.bool)
         >>> truth[:, 3:5, 6:10, 6:10] = True  # the subject in the middle, as camera people like it
-        >>> metrics.auroc(maps["uniform"], truth), metrics.auroc(maps["centre"], truth) > 0.9
+        >>> metrics.auroc(maps["uniform"], truth), metrics.auroc(maps["center"], truth) > 0.9
         (tensor([0.5000, 0.5000], dtype=torch.float64), tensor([True, True]))
 
     - ``random``: every voxel uniform in [0, 1), drawn by itself. The metric's chance level, ties aside.
     - ``uniform``: 1 everywhere. No order at all: what a metric makes of ties alone.
-    - ``centre``: ``1 - d / sqrt(3)``, with ``d`` the distance of a voxel's middle from the middle of the clip, where
+    - ``center``: ``1 - d / sqrt(3)``, with ``d`` the distance of a voxel's middle from the middle of the clip, where
       half the clip's length, height and width count 1 each. In (0, 1]; where evidence tends to lie in the middle, this
       is the map to beat, not the random one.
     - ``inverted``: minus the map. A metric that gives it the map's own score is blind to order.
@@ -59,7 +59,7 @@ def controls(
         ValueError: their shapes do not fit the layout or each other, or they hold nan or infinity.
 
     Reference:
-        The centre as a baseline: Judd, Ehinger, Durand and Torralba, "Learning to Predict Where Humans Look", ICCV
+        The center as a baseline: Judd, Ehinger, Durand and Torralba, "Learning to Predict Where Humans Look", ICCV
         (2009).
     """
     layout = VideoLayout.of(layout)
@@ -73,7 +73,7 @@ def controls(
     found = {
         "random": torch.stack(noise).to(clip.device),
         "uniform": torch.ones(shape, dtype=torch.float64, device=clip.device),
-        "centre": _centre(*shape[1:]).to(clip.device).repeat(shape[0], 1, 1, 1),
+        "center": _center(*shape[1:]).to(clip.device).repeat(shape[0], 1, 1, 1),
     }
     return found if inverted is None else {**found, "inverted": inverted}
 
@@ -149,7 +149,7 @@ def model_free_controls(inputs: Tensor, layout: VideoLayout | str) -> dict[str, 
         "spectral residual": _spectral_residual(frames.mean(2)),
     }
     found = {name: gaussian(values, SMOOTHING).contiguous() for name, values in maps.items()}
-    return {**found, "center": _centre(*extent).to(inputs.device).repeat(len(inputs), 1, 1, 1)}
+    return {**found, "center": _center(*extent).to(inputs.device).repeat(len(inputs), 1, 1, 1)}
 
 
 def _both_sides(before: Tensor, after: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def _spectral_residual(gray: Tensor) -> Tensor:
     return F.interpolate(saliency, size=(height, width), mode="bilinear") if by > 1 else saliency
 
 
-def _centre(*sizes: int) -> Tensor:
+def _center(*sizes: int) -> Tensor:
     """``(T, H, W)``."""
     middles = [(2 * torch.arange(size, dtype=torch.float64) + 1) / size - 1 for size in sizes]  # each in (-1, 1)
     squares = torch.stack(torch.meshgrid(*middles, indexing="ij")).square()  # (3, T, H, W)

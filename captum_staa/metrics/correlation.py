@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_staa._captum import TargetType
-from captum_staa.checks import check_choice, check_count
+from captum_staa._utils.captum import TargetType
+from captum_staa._utils.checks import check_choice, check_count
+from captum_staa._utils.generators import generator_or_seeded
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array
+from captum_staa.masking.scores import TargetScore
 from captum_staa.metrics._cells import Cells, cells_of
-from captum_staa.metrics._metric import metric
-from captum_staa.metrics.ranks import midranks, pearson
-from captum_staa.perturbation.scores import TargetScore
-from captum_staa.randomness import generator_or_seeded
+from captum_staa.metrics._shared import metric, midranks, pearson
+from captum_staa.result import Array
 
 
 @metric(higher_is_better=True, lowest=-1.0, highest=1.0)
@@ -192,7 +191,7 @@ def saco(
 
     Args:
         forward_func: this, and whatever else is not named here, as for :func:`faithfulness_correlation`. The
-            paper takes probabilities, and the picture's mean colour as baseline.
+            paper takes probabilities, and the picture's mean color as baseline.
         groups: how many, at least 2, at most the number of cells. Where it does not divide that number, groups differ
             by one cell, the larger of which matter more for their size alone: a perfect map is then below 1. Cells of
             equal attribution come in a fixed random order.

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_staa._captum import (
+from captum_staa._utils.captum import (
     ExpansionTypes,
     TargetType,
     _expand_additional_forward_args,
     _format_additional_forward_args,
     _run_forward,
 )
-from captum_staa.checks import is_number
+from captum_staa._utils.checks import is_number
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array
+from captum_staa.masking.scores import selected
 from captum_staa.metrics._cells import Cells, cells_of
-from captum_staa.metrics._metric import metric
-from captum_staa.perturbation.scores import selected
+from captum_staa.metrics._shared import metric
+from captum_staa.result import Array
 
 TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa.checks import check_choice, check_sides
+from captum_staa._utils.checks import check_choice, check_sides
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array, as_tensor
-from captum_staa.metrics._axis import SPANNED, Axis
-from captum_staa.metrics._metric import metric
+from captum_staa.metrics._shared import SPANNED, Axis, metric
+from captum_staa.result import Array, as_tensor
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
@@ -155,7 +154,7 @@ def temporal_pointing(scores: Array, truth: Array, *, layout: VideoLayout | str 
     Example:
         >>> import torch
         >>> truth = torch.zeros(1, 4, 2, 2, dtype=torch.bool)
-        >>> truth[:, 2:] = True  # two clips in one window: the labelled one is the second
+        >>> truth[:, 2:] = True  # two clips in one window: the labeled one is the second
         >>> scores = torch.zeros(1, 4, 2, 2)
         >>> scores[0, 0, 0, 0], scores[0, 3] = 3.0, 1.0  # one bright pixel in frame 0, sum 3; all of frame 3, sum 4
         >>> temporal_pointing(scores, truth).item(), pointing_game(scores, truth).item()

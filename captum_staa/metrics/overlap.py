@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa.checks import is_number
+from captum_staa._utils.checks import is_number
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array
-from captum_staa.metrics._axis import Axis
-from captum_staa.metrics._metric import metric
+from captum_staa.metrics._shared import Axis, metric
 from captum_staa.metrics.localization import compared
+from captum_staa.result import Array
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
@@ -115,7 +114,7 @@ def relevance_rank_accuracy(
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
-def energy_inside(
+def energy_pointing_game(
     scores: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None
 ) -> Tensor:
     """The share of the positive attribution that lies inside the truth: the energy-based pointing game.
@@ -124,7 +123,7 @@ def energy_inside(
         >>> import torch
         >>> truth = torch.tensor([True, True, False, False]).reshape(1, 4, 1, 1)
         >>> scores = torch.tensor([4.0, -9.0, 1.0, 0.0]).reshape(1, 4, 1, 1)
-        >>> energy_inside(scores, truth).item()  # 4 of 4 + 1; what speaks against the target counts 0
+        >>> energy_pointing_game(scores, truth).item()  # 4 of 4 + 1; what speaks against the target counts 0
         0.8
 
     ``sum of max(s, 0) inside / sum of max(s, 0)``. Of a map without negative values this is the relevance mass accuracy
@@ -156,7 +155,9 @@ def energy_inside(
 
 
 @metric(higher_is_better=True, lowest=float("-inf"), highest=float("inf"))
-def snr(scores: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None) -> Tensor:
+def signal_to_noise(
+    scores: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None
+) -> Tensor:
     """Signal-to-noise ratio: how far the truth rises above the rest, in standard deviations of the rest.
 
     Example:
@@ -164,10 +165,10 @@ def snr(scores: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayou
         >>> truth = torch.zeros(1, 4, 2, 2, dtype=torch.bool)
         >>> truth[:, 1] = True  # all of frame 1
         >>> scores = torch.tensor([0.0, 9.0, 2.0, 4.0]).reshape(1, 4, 1, 1).expand(1, 4, 2, 2)
-        >>> snr(scores, truth).item()  # (9 - 2) / sqrt(8 / 3)
+        >>> signal_to_noise(scores, truth).item()  # (9 - 2) / sqrt(8 / 3)
         4.287
 
-    With ``s`` the scores of a clip, ``snr = (mean(s inside) - mean(s outside)) / std(s outside)``. All places outside
+    With ``s`` the scores of a clip, it is ``(mean(s inside) - mean(s outside)) / std(s outside)``. All places outside
     are there, none is a sample of others, so the deviation divides by their number. Positive scale and offset cancel.
     Unlike :func:`~captum_staa.metrics.auroc`, it asks by how much: one strong voxel can outweigh many weak ones.
 

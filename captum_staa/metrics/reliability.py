@@ -1,4 +1,4 @@
-"""Does a metric rank the methods the same way on every input? A judgement on metrics, not on maps."""
+"""Does a metric rank the methods the same way on every input? A judgment on metrics, not on maps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_staa import notebook
-from captum_staa.checks import check_choice, check_count
-from captum_staa.maps import Array, as_tensor
-from captum_staa.metrics._metric import metric
-from captum_staa.metrics.bootstrap import draws, interval
-from captum_staa.randomness import generator_or_seeded
+from captum_staa._utils import notebook
+from captum_staa._utils.checks import check_choice, check_count
+from captum_staa._utils.generators import generator_or_seeded
+from captum_staa.metrics._shared import draws, interval, metric
+from captum_staa.result import Array, as_tensor
 
 Level = Literal["nominal", "ordinal", "interval"]
 Interval = tuple[float, float]
@@ -104,10 +103,10 @@ def reliability(
     copies = draws(int(n_bootstrap), count, generator_or_seeded(generator))
 
     ranks = _ranks(table)
-    centred = ranks - (methods + 1) / 2
-    size = centred.norm(dim=1, keepdim=True)
+    centerd = ranks - (methods + 1) / 2
+    size = centerd.norm(dim=1, keepdim=True)
     usable = size > 0  # (N, 1); not for nan
-    directions = (centred / size).where(usable, 0.0)  # (N, M): their inner products are Spearman's correlations
+    directions = (centerd / size).where(usable, 0.0)  # (N, M): their inner products are Spearman's correlations
     even = usable[:, 0].double()
     weights = torch.zeros(count) if random is None else (methods - ranks[:, random]).nan_to_num() / (methods - 1)
     alpha = _Alpha(ranks, "ordinal")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_staa.checks import check_choice
+from captum_staa._utils.checks import check_choice
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array
-from captum_staa.metrics._axis import SPANNED, Axis
-from captum_staa.metrics._metric import metric
+from captum_staa.metrics._shared import SPANNED, Axis, metric
 from captum_staa.metrics.localization import auroc_of, check_sums, checked_mask, checked_scores
+from captum_staa.result import Array
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)

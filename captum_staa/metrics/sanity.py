@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from captum_staa import notebook
+from captum_staa._utils import notebook
+from captum_staa._utils.generators import generator_or_seeded
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array, as_maps
-from captum_staa.metrics._metric import metric
-from captum_staa.metrics.ranks import midranks, pearson
-from captum_staa.randomness import generator_or_seeded
+from captum_staa.metrics._shared import metric, midranks, pearson
+from captum_staa.result import Array, as_maps
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,11 @@ class Similarity:
 
 
 @dataclass(frozen=True)
-class Randomisation(Similarity):
-    """What is left of a map as layers lose what they learnt: ``signed`` and ``magnitude`` are ``(L, B)``.
+class Randomization(Similarity):
+    """What is left of a map as layers lose what they learned: ``signed`` and ``magnitude`` are ``(L, B)``.
 
     Attributes:
-        layers: L names of modules, in the order in which they were randomised; ``""`` is the model itself.
+        layers: L names of modules, in the order in which they were randomized; ``""`` is the model itself.
     """
 
     layers: tuple[str, ...]
@@ -57,7 +56,7 @@ class Randomisation(Similarity):
 
 
 @metric(higher_is_better=None, lowest=-1.0, highest=1.0)
-def randomisation(
+def randomization(
     explain: Callable[[nn.Module, Tensor], Array],
     model: nn.Module,
     clip: Tensor,
@@ -66,7 +65,7 @@ def randomisation(
     layers: Sequence[str] | None = None,
     independent: bool = False,
     generator: torch.Generator | None = None,
-) -> Randomisation:
+) -> Randomization:
     """How like the original map is one of a model whose layers are set back, from the output to the input?
 
     Example:
@@ -76,10 +75,10 @@ def randomisation(
         >>> clip = torch.rand(1, 3, 4, 8, 8).requires_grad_()
         >>> def gradient(model, clip):
         ...     return Saliency(model).attribute(clip, target=0, abs=False)
-        >>> result = randomisation(gradient, model, clip, layout="BCTHW")
+        >>> result = randomization(gradient, model, clip, layout="BCTHW")
         >>> result.layers, bool((result.signed.abs() < 0.6).all())  # it reads the weights
         (('2', '0'), True)
-        >>> randomisation(lambda m, x: x.diff(dim=2, append=x[:, :, -1:]), model, clip, layout="BCTHW").signed
+        >>> randomization(lambda m, x: x.diff(dim=2, append=x[:, :, -1:]), model, clip, layout="BCTHW").signed
         tensor([[1.],
                 [1.]], dtype=torch.float64)
 
@@ -99,7 +98,7 @@ def randomisation(
         generator: draws the new parameters; None is one seeded with 0, for this call alone.
 
     Returns:
-        :class:`Randomisation`. A method that explains the model must fall towards 0; one that stays near 1 shows the
+        :class:`Randomization`. A method that explains the model must fall towards 0; one that stays near 1 shows the
         clip alone. Low is no merit: a random map is at 0. What a method multiplies with the clip stays like the clip,
         so compare with ``explain=lambda model, clip: clip``. nan where either map of a clip has no contrast.
 
@@ -108,31 +107,31 @@ def randomisation(
         ValueError: there is no such layer, one has no parameters, or ``explain`` gives no finite maps of one shape.
 
     Note:
-        A parameter gets what its module's ``reset_parameters`` gives, with normalisation layers' running statistics.
+        A parameter gets what its module's ``reset_parameters`` gives, with normalization layers' running statistics.
         Where there is none, or it leaves the parameter alone, it is drawn from a normal of the parameter's own mean and
         deviation; so one that has a single value throughout stays.
 
     Reference:
         Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 3: cascading and independent
-        randomisation.
+        randomization.
     """
     _check(explain, model, clip)
     plan = _plan(model, layers)
     generator = generator_or_seeded(generator)
     original = _map(explain, model, clip, layout)
-    randomised, maps = deepcopy(model), []
+    randomized, maps = deepcopy(model), []
     for _, modules in plan:
         if independent:
-            randomised = deepcopy(model)
+            randomized = deepcopy(model)
         for module in modules:
-            _set_back(randomised.get_submodule(module), generator)
-        maps.append(_map(explain, randomised, clip, layout))
+            _set_back(randomized.get_submodule(module), generator)
+        maps.append(_map(explain, randomized, clip, layout))
     found = _similarity(original, maps)
-    return Randomisation(found.signed, found.magnitude, tuple(name for name, _ in plan))
+    return Randomization(found.signed, found.magnitude, tuple(name for name, _ in plan))
 
 
 def redrawn(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Return a copy of a model whose parameters are all drawn anew, as in :func:`randomisation`.
+    """Return a copy of a model whose parameters are all drawn anew, as in :func:`randomization`.
 
     Example:
         >>> model = nn.Linear(4, 2)
@@ -155,7 +154,7 @@ def redrawn(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 @metric(higher_is_better=None, lowest=-1.0, highest=1.0)
-def label_randomisation(
+def label_randomization(
     explain: Callable[[nn.Module, Tensor], Array],
     model: nn.Module,
     other_model: nn.Module,
@@ -175,18 +174,18 @@ def label_randomisation(
         >>> clip = torch.ones(1, 3, 4, 2, 2).requires_grad_()
         >>> def explain(model, clip):
         ...     return Saliency(model).attribute(clip, abs=False)
-        >>> label_randomisation(explain, trained(1), trained(-1), clip, layout="BCTHW")
+        >>> label_randomization(explain, trained(1), trained(-1), clip, layout="BCTHW")
         Similarity(signed=tensor([-1.], dtype=torch.float64), magnitude=tensor([1.], dtype=torch.float64))
 
     Args:
         explain: ``explain(model, clip)`` gives attributions of the model that it is handed.
         model: trained on the true labels; copied, and never explained itself.
         other_model: of the same kind, trained to fit the same clips with their labels shuffled; copied likewise.
-        clip: clips of the training set, where the other model can have learnt nothing but by heart.
+        clip: clips of the training set, where the other model can have learned nothing but by heart.
         layout: the order of the attributions' axes; None where ``explain`` gives maps ``(B, T, H, W)``.
 
     Returns:
-        :class:`Similarity`, ``(B,)`` each. Near 1, the maps do not show what was learnt of the labels. nan where either
+        :class:`Similarity`, ``(B,)`` each. Near 1, the maps do not depend on the labels. nan where either
         map of a clip has no contrast.
 
     Raises:
@@ -194,7 +193,7 @@ def label_randomisation(
         ValueError: both models are one, or ``explain`` gives no finite maps of one shape.
 
     Reference:
-        Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 4: the data randomisation test.
+        Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 4: the data randomization test.
     """
     _check(explain, model, clip)
     _check(explain, other_model, clip)
@@ -299,7 +298,7 @@ def _plan(model: nn.Module, layers: Sequence[str] | None) -> list[tuple[str, lis
     """Each layer's name, and the modules with parameters of their own that it stands for."""
     own = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
     if not own:
-        raise ValueError(f"{type(model).__name__} has no parameters that could be randomised")
+        raise ValueError(f"{type(model).__name__} has no parameters that could be randomized")
     if layers is None:
         return [(name, [name]) for name in reversed(own)]
     if not isinstance(layers, (list, tuple)) or not layers:

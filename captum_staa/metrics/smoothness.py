@@ -1,4 +1,4 @@
-"""How alike are neighbours, in space and in time? A property of a map, and no proof of its truth."""
+"""How alike are neighbors, in space and in time? A property of a map, and no proof of its truth."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_staa import notebook
+from captum_staa._utils import notebook
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array, as_maps
-from captum_staa.metrics._metric import metric
+from captum_staa.metrics._shared import metric
+from captum_staa.result import Array, as_maps
 
 
 class Smoothness(NamedTuple):
-    """Likeness of neighbours, one value per clip.
+    """Likeness of neighbors, one value per clip.
 
     Attributes:
         space: ``(B,)`` float64, of pixels beside or above each other in a frame.
@@ -32,7 +32,7 @@ class Smoothness(NamedTuple):
 
 @metric(higher_is_better=None, lowest=float("-inf"), highest=1.0)
 def smoothness(attributions: Array, layout: VideoLayout | str | None = None) -> Smoothness:
-    """Lag-one autocorrelation of a map: 1 where neighbours are equal, 0 for white noise, about -1 for a checkerboard.
+    """Lag-one autocorrelation of a map: 1 where neighbors are equal, 0 for white noise, about -1 for a checkerboard.
 
     Example:
         >>> import torch
@@ -47,7 +47,7 @@ def smoothness(attributions: Array, layout: VideoLayout | str | None = None) -> 
         >>> smoothness(attributions, "BCTHW")
         Smoothness(space=tensor([1.], dtype=torch.float64), time=tensor([0.9055], dtype=torch.float64))
 
-    With ``d`` the differences of neighbours and ``s²`` the unbiased variance of the whole clip,
+    With ``d`` the differences of neighbors and ``s²`` the unbiased variance of the whole clip,
     ``smoothness = 1 - mean(d²) / (2 s²)``: one less Geary's contiguity ratio C; along time, half of von Neumann's ratio
     takes the place of C. Why this one:
 
@@ -86,6 +86,6 @@ def smoothness(attributions: Array, layout: VideoLayout | str | None = None) -> 
 
 
 def _likeness(maps: Tensor, variance: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """One less Geary's C, ``(B,)``, over all pairs of neighbours along the axes."""
+    """One less Geary's C, ``(B,)``, over all pairs of neighbors along the axes."""
     differences = torch.cat([maps.diff(dim=axis).flatten(1) for axis in axes], dim=1)  # (B, pairs)
     return 1 - differences.square().mean(1) / (2 * variance)

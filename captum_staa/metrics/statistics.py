@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from captum_staa.layout import VideoLayout
-from captum_staa.maps import Array, as_maps
-from captum_staa.metrics._metric import metric
+from captum_staa.metrics._shared import metric
+from captum_staa.result import Array, as_maps
 
 
 @metric(higher_is_better=None, lowest=0.0, highest=1.0)

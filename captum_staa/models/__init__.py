@@ -1,19 +1,18 @@
 """Video models: any of them as a classifier, the families of transformers, ST-ABN, and the small ones shipped here."""
 
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.families import FAMILIES, Family, family_of
+from captum_staa.models.families import FAMILIES, AttentionLayer, Family, family_of
 from captum_staa.models.loading import READERS
 from captum_staa.models.resnet3d import ResNet3D
 from captum_staa.models.slow_resnet import SlowResNet
 from captum_staa.models.st_abn import STABN, BranchExplanation, FitHistory, STABNLoss, as_classifier, fit_st_abn
-from captum_staa.sites import AttentionSite
 
 READERS["st_abn"] = as_classifier
 
 __all__ = [
     "FAMILIES",
     "STABN",
-    "AttentionSite",
+    "AttentionLayer",
     "BranchExplanation",
     "Family",
     "FitHistory",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from captum_staa.checks import check_count
+from captum_staa._utils.checks import check_count
+from captum_staa._utils.model_state import eval_mode, uncompiled
 from captum_staa.layout import VideoLayout
-from captum_staa.lending import evaluating, uncompiled
 from captum_staa.models.families import Family, family_of, wrapped_family
 from captum_staa.models.labels import index_of, labels_of
 from captum_staa.models.loading import HUB_OPTIONS, load
@@ -38,7 +38,7 @@ class VideoClassifier(nn.Module):
         >>> net = nn.Sequential(nn.Conv3d(3, 2, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten())
         >>> clf = VideoClassifier(net, layout="BCTHW", labels=["waving", "jumping"], num_frames=8)
         >>> clip = torch.rand(1, 3, 8, 16, 16)
-        >>> clf(clip).shape, clf.target("Jumping")
+        >>> clf(clip).shape, clf.class_index("Jumping")
         (torch.Size([1, 2]), 1)
         >>> sorted(label for label, probability in clf.predict(clip))
         ['jumping', 'waving']
@@ -46,10 +46,10 @@ class VideoClassifier(nn.Module):
     Args:
         module: takes a clip, and gives logits, a tuple that begins with them, or an output with ``.logits``. It is
             kept as it is: mode, gradients and dtype stay its owner's.
-        layout: the order of the clip's axes. May be left out for a recognised transformer; there, another order than
+        layout: the order of the clip's axes. May be left out for a recognized transformer; there, another order than
             the transformer's own is carried over.
         labels: the K class names in order; a Hugging Face model brings its own.
-        family: the facts about a transformer; recognised Hugging Face models bring their own.
+        family: the facts about a transformer; recognized Hugging Face models bring their own.
         num_frames: frames per clip; None accepts any number, or takes the family's.
         image_size: ``(H, W)`` of the clip; None accepts any, or takes the family's.
         preprocessing: from frames to clips; None leaves :meth:`preprocess` without an answer.
@@ -223,7 +223,7 @@ class VideoClassifier(nn.Module):
             ValueError: ``k`` is not positive, the clip does not fit, or there are not K labels.
         """
         check_count("k", k, of="classes")
-        with evaluating(self):
+        with eval_mode(self):
             logits = self(clip)
         labels = self.label_names(logits.shape[1])
         top = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).topk(min(k, len(labels)))
@@ -314,10 +314,10 @@ class VideoClassifier(nn.Module):
                 f"{self.image_size[0]} x {self.image_size[1]}: clf.preprocess(frames), or F.interpolate to that size"
             )
         if self.family is not None and not clip.is_floating_point():
-            raise ValueError(f"{came} holds {clip.dtype}, the model takes normalised floats: clf.preprocess(frames)")
+            raise ValueError(f"{came} holds {clip.dtype}, the model takes normalized floats: clf.preprocess(frames)")
 
     def _hint_at_swapped_axes(self, clip: Tensor, error: RuntimeError) -> None:
-        """A module of which nothing is known fails on a clip whose time axis looks like colour: say so."""
+        """A module of which nothing is known fails on a clip whose time axis looks like color: say so."""
         sizes = dict(zip(self.layout.axes, clip.shape, strict=True))
         if self.family is None and sizes["T"] in (1, 3) and sizes["C"] not in (1, 3):
             raise ValueError(

@@ -6,7 +6,7 @@ A family of your own takes a few lines, and then every part of this library know
     >>> family = Family(
     ...     name="my-vit",
     ...     grid=lambda model: TokenGrid(t=8, h=6, w=6, prefix=1, tubelet=(2, 8, 8)),
-    ...     attention=lambda model: [AttentionSite(f"blocks.{i}.attn", block=i) for i in range(4)],
+    ...     attention=lambda model: [AttentionLayer(f"blocks.{i}.attn", block=i) for i in range(4)],
     ...     pooling=lambda model: "cls",
     ...     layout="BCTHW",
     ... )
@@ -22,9 +22,38 @@ from typing import Any, Literal
 
 from torch import nn
 
+from captum_staa._utils.model_state import uncompiled
 from captum_staa.grid import TokenGrid
-from captum_staa.lending import uncompiled
-from captum_staa.sites import AttentionSite
+
+Role = Literal["joint", "spatial", "temporal", "pool"]
+Backend = Literal["hf", "sdpa", "softmax"]
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One place in a model where attention is computed.
+
+    Example:
+        >>> AttentionLayer("blocks.3.attn", block=3)
+        AttentionLayer(module='blocks.3.attn', block=3, role='joint', backend='sdpa')
+
+    Args:
+        module: dotted name of the module in whose forward the attention is computed.
+        block: index of the residual block it belongs to. Two sites of one block (divided space-time attention)
+            are read as one operator, in the order in which they run.
+        role: what attends to what. ``"joint"``: every token to every token; ``"spatial"``: within a frame,
+            frames in the batch axis; ``"temporal"``: within a patch position, positions in the batch axis;
+            ``"pool"``: one learned query to every token.
+        backend: how it is reached. ``"sdpa"``: the module calls ``F.scaled_dot_product_attention`` or is an
+            ``nn.MultiheadAttention``; ``"hf"``: the module asks transformers' ``AttentionInterface``;
+            ``"softmax"``: ``module`` is the dropout layer that the attention probabilities pass through.
+    """
+
+    module: str
+    block: int
+    role: Role = "joint"
+    backend: Backend = "sdpa"
+
 
 Pooling = Literal["cls", "mean", "pool"]
 
@@ -54,7 +83,7 @@ class Family:
 
     name: str
     grid: Callable[[Any], TokenGrid]
-    attention: Callable[[Any], Sequence[AttentionSite]]
+    attention: Callable[[Any], Sequence[AttentionLayer]]
     pooling: Callable[[Any], Pooling]
     layout: str = "BTCHW"
     input_name: str | None = None
@@ -110,20 +139,20 @@ def _timesformer_grid(model: Any) -> TokenGrid:
     return _config_grid(c.num_frames, c.image_size, (1, *_pair(c.patch_size)), prefix=1, order="hwt")
 
 
-def _timesformer_attention(model: Any) -> list[AttentionSite]:
+def _timesformer_attention(model: Any) -> list[AttentionLayer]:
     base, kind = "timesformer.encoder.layer", model.config.attention_type
     if kind == "space_only":
         raise ValueError(
             "a TimeSformer with attention_type='space_only' mixes no frames, so it has no space-time attention; "
             "load one with 'divided_space_time' or 'joint_space_time'"
         )
-    sites: list[AttentionSite] = []
+    sites: list[AttentionLayer] = []
     for i in range(model.config.num_hidden_layers):
         if kind == "divided_space_time":
             temporal = f"{base}.{i}.temporal_attention.attention.attn_drop"
-            sites.append(AttentionSite(temporal, i, "temporal", "dropout"))
+            sites.append(AttentionLayer(temporal, i, "temporal", "softmax"))
         role: Literal["spatial", "joint"] = "spatial" if kind == "divided_space_time" else "joint"
-        sites.append(AttentionSite(f"{base}.{i}.attention.attention.attn_drop", i, role, "dropout"))
+        sites.append(AttentionLayer(f"{base}.{i}.attention.attention.attn_drop", i, role, "softmax"))
     return sites
 
 
@@ -137,12 +166,12 @@ def _vjepa2_grid(model: Any) -> TokenGrid:
     return _config_grid(c.frames_per_clip, c.crop_size, (c.tubelet_size, c.patch_size, c.patch_size))
 
 
-def _vjepa2_attention(model: Any) -> list[AttentionSite]:
+def _vjepa2_attention(model: Any) -> list[AttentionLayer]:
     c = model.config
     layers = [f"vjepa2.encoder.layer.{i}.attention" for i in range(c.num_hidden_layers)]
     layers += [f"pooler.self_attention_layers.{i}.self_attn" for i in range(c.num_pooler_layers)]
-    sites = [AttentionSite(name, i, "joint", "interface") for i, name in enumerate(layers)]
-    return [*sites, AttentionSite("pooler.cross_attention_layer.cross_attn", len(sites), "pool", "interface")]
+    sites = [AttentionLayer(name, i, "joint", "hf") for i, name in enumerate(layers)]
+    return [*sites, AttentionLayer("pooler.cross_attention_layer.cross_attn", len(sites), "pool", "hf")]
 
 
 def _videoprism_grid(model: Any) -> TokenGrid:
@@ -150,23 +179,23 @@ def _videoprism_grid(model: Any) -> TokenGrid:
     return _config_grid(c.num_frames, c.image_size, c.tubelet_size)
 
 
-def _videoprism_attention(model: Any) -> list[AttentionSite]:
+def _videoprism_attention(model: Any) -> list[AttentionLayer]:
     c = model.config
     sites = [
-        AttentionSite(f"vision_model.spatial_layers.{i}.attention", i, "spatial", "interface")
+        AttentionLayer(f"vision_model.spatial_layers.{i}.attention", i, "spatial", "hf")
         for i in range(c.num_spatial_layers)
     ]
     sites += [
-        AttentionSite(f"vision_model.temporal_layers.{i}.attention", len(sites) + i, "temporal", "interface")
+        AttentionLayer(f"vision_model.temporal_layers.{i}.attention", len(sites) + i, "temporal", "hf")
         for i in range(c.num_temporal_layers)
     ]
-    return [*sites, AttentionSite("head", len(sites), "pool", "interface")]
+    return [*sites, AttentionLayer("head", len(sites), "pool", "hf")]
 
 
-def _layers(pattern: str) -> Callable[[Any], list[AttentionSite]]:
+def _layers(pattern: str) -> Callable[[Any], list[AttentionLayer]]:
     """One joint site per layer, through transformers' attention interface."""
     return lambda model: [
-        AttentionSite(pattern.format(i), i, "joint", "interface") for i in range(model.config.num_hidden_layers)
+        AttentionLayer(pattern.format(i), i, "joint", "hf") for i in range(model.config.num_hidden_layers)
     ]
 
 

@@ -21,7 +21,7 @@ def labels_of(module: nn.Module) -> list[str] | None:
 
 
 def in_order(id2label: object) -> list[str] | None:
-    """The names of ``{0: name, "1": name}`` by index, however JSON has spelt it; a class without one is its index.
+    """The names of ``{0: name, "1": name}`` by index, however JSON has spelled it; a class without one is its index.
 
     Example:
         >>> in_order({"3": "c", "1": "b", 0: "a"})

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_staa._utils.model_state import uncompiled
 from captum_staa.grid import TokenGrid
-from captum_staa.lending import uncompiled
 from captum_staa.models.classifier import classifier_of
 
 # F.interpolate's "nearest" looks half a cell to the left.
@@ -88,7 +88,7 @@ def to_pixels(
         cells: one value per cell of a layer.
         size: ``(T, H, W)`` of the clip.
         grid: its tokens' places, where the cells are tokens: they may leave pixels over.
-        upsampling: ``"trilinear"`` between the cells' centres, or ``"nearest"``.
+        upsampling: ``"trilinear"`` between the cells' centers, or ``"nearest"``.
     """
     if grid is not None and tuple(cells.shape[1:]) == grid.shape:
         return grid.to_pixels(cells, upsampling, size)

@@ -12,8 +12,33 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from captum_staa.models import preprocessing, resnet3d, zoo
+from captum_staa.models import preprocessing, resnet3d
 from captum_staa.models.labels import in_order
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+def bundled_names() -> list[str]:
+    """Names that ``VideoClassifier.from_pretrained`` finds without a network.
+
+    Example:
+        >>> bundled_names()[0], len(bundled_names())
+        ('tiny-resnet3d-motion', 21)
+    """
+    return sorted(path.parent.name for path in _WEIGHTS.glob("*/config.json"))
+
+
+def bundled_folder(name: str) -> Path | None:
+    """The folder of a shipped model, or None where there is none of that name.
+
+    Example:
+        >>> bundled_folder("tiny-videomae-pattern").name
+        'tiny-videomae-pattern'
+        >>> bundled_folder("no-such-model") is None
+        True
+    """
+    return _WEIGHTS / name if name in bundled_names() else None
+
 
 HUB_OPTIONS = {"attn_implementation", "revision", "token", "cache_dir", "local_files_only"}
 # Named here as well, because older releases of transformers miss some of them in AutoModelForVideoClassification.
@@ -98,7 +123,7 @@ READERS: dict[str, Callable[[Path], tuple[nn.Module, dict[str, Any]]]] = {"resne
 
 def _folder(name: str) -> Path | None:
     """The local folder behind a name; None where the name can only be one on the hub."""
-    if (shipped := zoo.folder(name)) is not None:
+    if (shipped := bundled_folder(name)) is not None:
         return shipped
     path = Path(os.path.expanduser(name))
     if path.is_dir():
@@ -106,7 +131,7 @@ def _folder(name: str) -> Path | None:
     parts = name.split("/")
     if len(parts) == 2 and all(parts) and ".." not in parts and parts[0] != "." and parts[0][0] != "~":
         return None
-    names = zoo.names()
+    names = bundled_names()
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise ValueError(
@@ -134,7 +159,7 @@ def _transformers(name: str, hub: dict[str, Any]) -> nn.Module:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"no video classifier could be loaded from {name!r}: {said[0]} Looked for config.json and "
-            f"model.safetensors there (a hub name needs the network or a filled cache). Shipped are {zoo.names()}"
+            f"model.safetensors there (a hub name needs the network or a filled cache). Shipped are {bundled_names()}"
         ) from error
     # transformers fills missing weights with random numbers and only warns; explaining those would be nonsense. That
     # is a backbone without a head, but also releases 5.5.4 to 5.17, which drop the attention biases of every VideoMAE.

@@ -35,7 +35,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop, rescale and normalise, in this order.
+    """Resize, crop, rescale and normalize, in this order.
 
     Example:
         >>> import numpy as np
@@ -49,7 +49,7 @@ class Preprocessing:
 
     Args:
         resize: pixels of the shorter edge (the aspect ratio stays), or ``(height, width)``; None keeps the size.
-        crop: ``(height, width)`` of the centre crop, black where the frame is smaller; None keeps everything.
+        crop: ``(height, width)`` of the center crop, black where the frame is smaller; None keeps everything.
         resample: Pillow's filter, 0 to 5 (2 is bilinear, 3 bicubic).
         factor: what the values 0..255 are multiplied by; None leaves them.
         offset: subtract one after rescaling, as ViViT does.
@@ -320,13 +320,13 @@ def as_frames(frames: object, name: str = "frames", axes: str = "T, H, W, 3") ->
     if array.ndim != len(axes.split(",")) or array.shape[-1] != 3 or 0 in array.shape:
         raise ValueError(
             f"{name} must be ({axes}), but their shape is {tuple(array.shape)}; "
-            f"put channels last, repeat a grey channel three times, drop an alpha channel"
+            f"put channels last, repeat a gray channel three times, drop an alpha channel"
         )
     return array
 
 
 def _center_crop(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Centre crop of ``(T, H, W, 3)``; what lies outside the frame is 0."""
+    """Center crop of ``(T, H, W, 3)``; what lies outside the frame is 0."""
     (rows, columns), (height, width) = frames.shape[1:3], size
     top, left = (rows - height) // 2, (columns - width) // 2
     beyond = (max(0, -top), max(0, top + height - rows)), (max(0, -left), max(0, left + width - columns))

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from captum_staa.checks import check_choice, check_count, is_whole
-from captum_staa.files import save_tensors, together
+from captum_staa._utils.checks import check_choice, check_count, is_whole
+from captum_staa._utils.files import save_tensors, together
 
 Padding = Literal["zeros", "replicate"]
 

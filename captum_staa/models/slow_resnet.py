@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from captum_staa.checks import check_count
+from captum_staa._utils.checks import check_count
 
 EXPANSION = 4  # of a bottleneck's last convolution
 

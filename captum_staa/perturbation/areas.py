@@ -6,19 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa.perturbation.fields import Field
+from captum_staa.perturbation.mask_grid import Field
 
 _HALVINGS = 30
 
 
-def at_areas(scores: Tensor, areas: Tensor, field: Field, softness: float, *, per_frame: bool = False) -> Tensor:
+def masks_with_area(scores: Tensor, areas: Tensor, field: Field, softness: float, *, per_frame: bool = False) -> Tensor:
     """Nested masks of exactly these areas: a sigmoid of the scores over the threshold that leaves the area.
 
     Example:
-        >>> from captum_staa.perturbation.fields import RegionField
+        >>> from captum_staa.perturbation.mask_grid import RegionField
         >>> field = RegionField(torch.arange(4).view(1, 1, 2, 2))
         >>> scores = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
-        >>> at_areas(scores, torch.tensor([[0.5, 0.25]]), field, softness=0.01)
+        >>> masks_with_area(scores, torch.tensor([[0.5, 0.25]]), field, softness=0.01)
         tensor([[[1., 1., 0., 0.],
                  [1., 0., 0., 0.]]])
 
@@ -60,7 +60,7 @@ def rank_penalty(values: Tensor, areas: Tensor, field: Field, *, per_frame: bool
     """How far sorted masks are from a step that leaves the area: 0 where this much is at 1, and all else at 0.
 
     Example:
-        >>> from captum_staa.perturbation.fields import RegionField
+        >>> from captum_staa.perturbation.mask_grid import RegionField
         >>> field = RegionField(torch.arange(4).view(1, 1, 2, 2))
         >>> masks = torch.tensor([[[0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]])
         >>> rank_penalty(masks, torch.tensor([0.25, 0.25]), field)  # fits; three cells of four are 1 too high

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from captum_staa.perturbation.blends import Blend
-from captum_staa.perturbation.fields import Field
-from captum_staa.perturbation.masks import Drawn, Nested, Parametrisation
+from captum_staa.perturbation.mask_grid import Field
+from captum_staa.perturbation.masks import MaskBatch, Nested, Parametrization
 from captum_staa.perturbation.objective import Objective, Scale
-from captum_staa.perturbation.smoothness import Smoothness
+from captum_staa.perturbation.regularizers import Regularizer
 
 CHECK_EVERY = 10  # steps; a check costs about a tenth of the ten
 PATIENCE = 3  # checks without a gain, after which a clip is done
@@ -26,38 +26,38 @@ Score = Callable[[tuple[Tensor, ...], int], Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learnt.
+    """What is to be learned.
 
     Attributes:
         score: of altered clips.
         blends: what a mask does to the clip; steps take turns, checks take the mean.
         field: what the masks' numbers stand for.
-        parametrisation: how masks come from what is learnt.
+        parametrization: how masks come from what is learned.
         objective: what they are asked to do.
-        smoothness: the term that is added, or None.
+        regularizer: the term that is added, or None.
         areas: ``(A,)``.
         batch: B.
-        per_eval: altered copies of the batch per call of the model.
+        perturbations_per_eval: altered copies of the batch per call of the model.
         tick: called after every call of the model.
     """
 
     score: Score
     blends: Sequence[Blend]
     field: Field
-    parametrisation: Parametrisation
+    parametrization: Parametrization
     objective: Objective
-    smoothness: Smoothness | None
+    regularizer: Regularizer | None
     areas: Tensor
     batch: int
-    per_eval: int
+    perturbations_per_eval: int
     tick: Callable[[], object]
 
     def calls(self, iterations: int, init: bool) -> int:
         """Of the model, where no clip is done before the last step."""
         count = len(self.areas)
-        check = len(self.blends) * -(-2 * count // self.per_eval)
-        step = -(-len(self.objective.hidden) * count // self.per_eval)
-        warm = 0 if init or not self.parametrisation.warm else -(-len(WARM) // self.per_eval)
+        check = len(self.blends) * -(-2 * count // self.perturbations_per_eval)
+        step = -(-len(self.objective.hidden) * count // self.perturbations_per_eval)
+        warm = 0 if init or not self.parametrization.warm else -(-len(WARM) // self.perturbations_per_eval)
         first = len(self.blends) * (1 + warm)
         return first + (1 + -(-iterations // CHECK_EVERY)) * check + iterations * step
 
@@ -67,7 +67,7 @@ class Check(NamedTuple):
 
     Attributes:
         step: after how many steps.
-        energy: ``(B,)``, what is minimised: the mean over areas of loss, smoothness and the first step's penalty.
+        energy: ``(B,)``, what is minimized: the mean over areas of loss, regularizer and the first step's penalty.
         kept: ``(B, A)``, the score of what the masks show.
         deleted: ``(B, A)``, the score of what they leave.
     """
@@ -78,14 +78,14 @@ class Check(NamedTuple):
     deleted: Tensor
 
 
-class Learnt:
+class OptimizationState:
     """The best state of each clip so far. Every clip counts by itself: none depends on the others of its batch.
 
     Attributes:
-        values: as the parametrisation has them.
+        values: as the parametrization has them.
         best: the check that they passed; its step is that of the last check.
         checks: all of them, in order.
-        done: ``(B,)`` bool, clips that no longer improve or can no longer be learnt, and keep what they have.
+        done: ``(B,)`` bool, clips that no longer improve or can no longer be learned, and keep what they have.
         failed: by clip, the step from which the model gave nan or infinity.
         interrupted: whether Ctrl-C came before the end.
     """
@@ -127,63 +127,63 @@ def learn(
     iterations: int,
     tolerance: float,
     report: Callable[[Check], object],
-) -> Learnt:
+) -> OptimizationState:
     """Learn masks; needs gradients to be enabled.
 
     Args:
-        task: what is to be learnt.
+        task: what is to be learned.
         init: ``(B, n)``, a map to begin from, or None.
         iterations: most steps.
         tolerance: a clip is done once its energy has not fallen by more than this for three checks in a row.
         report: called with every check.
 
     Returns:
-        :class:`Learnt`. After Ctrl-C, or of a clip for which the model gives nan, what had been learnt until then, with
+        :class:`OptimizationState`. After Ctrl-C, or for a clip with nan outputs, what was learned until then, with
         a warning.
 
     Raises:
         ValueError: the model gives nan before the first step, or no gradient leads from its answer to the clip.
     """
     try:
-        floors = _floors(task)
-        if init is None and task.parametrisation.warm:
-            init = _hint(task, floors)
-        values = task.parametrisation.start(task.field, task.areas, task.batch, init)
-        learnt = Learnt(values, _finite(_check(task, values, 0, floors)))
+        floors = _baseline_scores(task)
+        if init is None and task.parametrization.warm:
+            init = _warm_start(task, floors)
+        values = task.parametrization.start(task.field, task.areas, task.batch, init)
+        learned = OptimizationState(values, _finite(_check(task, values, 0, floors)))
     except _NotFinite as error:
-        raise ValueError(f"{error}, before the first step: no mask can be learnt from that") from None
-    report(learnt.best)
+        raise ValueError(f"{error}, before the first step: no mask can be learned from that") from None
+    report(learned.best)
     values.requires_grad_()
-    optimiser = task.parametrisation.optimiser(values)
+    optimizer = task.parametrization.optimizer(values)
     step = 0
     try:
         for step in range(iterations):
-            if bool(learnt.done.all()):
+            if bool(learned.done.all()):
                 break
-            drawn = task.parametrisation.draw(values, task.field, task.areas, step, step / max(1, iterations - 1))
+            drawn = task.parametrization.draw(values, task.field, task.areas, step, step / max(1, iterations - 1))
             slope, bad = _slope(task, drawn, step, floors)
-            learnt.give_up(bad, step)
+            learned.give_up(bad, step)
             (values.grad,) = torch.autograd.grad(drawn.masks, values, slope)
-            optimiser.step()
-            if ((step + 1) % CHECK_EVERY == 0 or step + 1 == iterations) and not bool(learnt.done.all()):
+            optimizer.step()
+            if ((step + 1) % CHECK_EVERY == 0 or step + 1 == iterations) and not bool(learned.done.all()):
                 check = _check(task, values.detach(), step + 1, floors)
-                learnt.give_up(_unfit(check), step + 1)
-                learnt.update(values.detach(), check, tolerance)
-                report(learnt.best)
+                learned.give_up(_unfit(check), step + 1)
+                learned.update(values.detach(), check, tolerance)
+                report(learned.best)
     except KeyboardInterrupt:
-        learnt.interrupted = True
+        learned.interrupted = True
         warnings.warn(f"interrupted at step {step} of {iterations}; the best masks so far are returned", stacklevel=4)
-    if learnt.failed:
-        where = ", ".join(f"clip {clip} at step {first}" for clip, first in learnt.failed.items())
+    if learned.failed:
+        where = ", ".join(f"clip {clip} at step {first}" for clip, first in learned.failed.items())
         warnings.warn(
             f"the model gives nan or infinity for altered copies of {where}; the best masks until then are returned",
             stacklevel=4,
         )
-    return learnt
+    return learned
 
 
 @torch.no_grad()
-def _floors(task: Task) -> Tensor:
+def _baseline_scores(task: Task) -> Tensor:
     """The scores of clips of which nothing is shown, ``(blends, B)``."""
     nothing = task.field.spread(task.field.shares.new_zeros(task.batch, 1, task.field.shares.shape[1]))
     found = []
@@ -196,20 +196,20 @@ def _floors(task: Task) -> Tensor:
     return floors
 
 
-def _hint(task: Task, floors: Tensor) -> Tensor:
+def _warm_start(task: Task, floors: Tensor) -> Tensor:
     """``(B, n)``: where the answer grows as an even mask opens: coarse Integrated Gradients over all ways of hiding.
 
     For the price of two steps, learning begins with most of the evidence in place.
     """
     shares = task.field.shares
     scale: Scale = "logit" if task.objective.scale == "logit" else "margin"
-    even = replace(task, objective=Objective("preserve", scale), smoothness=None, parametrisation=Nested())
+    even = replace(task, objective=Objective("preserve", scale), regularizer=None, parametrization=Nested())
     levels = shares.new_tensor(WARM)
     masks = levels[:, None].repeat(task.batch, 1, shares.shape[1])
     masks = masks.view(task.batch, len(levels), -1)
     slope = torch.zeros_like(masks)
     for step in range(len(task.blends)):
-        part, bad = _slope(even, Drawn(masks, levels), step, floors)
+        part, bad = _slope(even, MaskBatch(masks, levels), step, floors)
         if bool(bad.any()):
             raise _NotFinite(_told(bad))
         slope += part
@@ -217,7 +217,7 @@ def _hint(task: Task, floors: Tensor) -> Tensor:
     return task.field.gather(task.field.spread(density[:, None])[:, 0])  # which smooths a grid, and leaves regions
 
 
-def _slope(task: Task, drawn: Drawn, step: int, floors: Tensor) -> tuple[Tensor, Tensor]:
+def _slope(task: Task, drawn: MaskBatch, step: int, floors: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of the sum of energies over areas along the masks, ``(B, A, n)``; call of the model after call.
 
     And ``(B,)`` bool, for which clips there is none, and 0, as the model's answer or its gradient is not finite.
@@ -228,7 +228,9 @@ def _slope(task: Task, drawn: Drawn, step: int, floors: Tensor) -> tuple[Tensor,
     blend = task.blends[step % len(task.blends)]
     hidden = torch.tensor(task.objective.hidden, device=leaf.device).repeat_interleave(count)
     areas = torch.arange(count, device=leaf.device).repeat(len(task.objective.hidden))
-    for which, number in zip(hidden.split(task.per_eval), areas.split(task.per_eval), strict=True):
+    for which, number in zip(
+        hidden.split(task.perturbations_per_eval), areas.split(task.perturbations_per_eval), strict=True
+    ):
         scores = _scores(task, blend, leaf, which, number)
         losses = task.objective.losses(scores, which, floors[step % len(task.blends)])
         bad |= ~losses.isfinite().all(0)
@@ -238,9 +240,9 @@ def _slope(task: Task, drawn: Drawn, step: int, floors: Tensor) -> tuple[Tensor,
         if slope is None:
             raise ValueError(_NO_GRADIENT)
         total += slope
-    own = task.parametrisation.penalty(Drawn(leaf, drawn.areas), task.field, step)
-    if task.smoothness is not None:
-        own = own + task.smoothness(task.field.spread(leaf), drawn.areas)
+    own = task.parametrization.penalty(MaskBatch(leaf, drawn.areas), task.field, step)
+    if task.regularizer is not None:
+        own = own + task.regularizer(task.field.spread(leaf), drawn.areas)
     if own.requires_grad:
         total += torch.autograd.grad(own.sum(), leaf)[0]
     bad |= ~total.isfinite().flatten(1).all(1)
@@ -250,16 +252,16 @@ def _slope(task: Task, drawn: Drawn, step: int, floors: Tensor) -> tuple[Tensor,
 @torch.no_grad()
 def _check(task: Task, values: Tensor, step: int, floors: Tensor) -> Check:
     """What the masks of the asked areas do, over all blends."""
-    masks = task.parametrisation.final(values, task.field, task.areas)
+    masks = task.parametrization.final(values, task.field, task.areas)
     count = masks.shape[1]
     every = torch.arange(2 * count, device=masks.device)  # what each mask shows, then what each leaves
     found = masks.new_zeros(2 * count, len(masks))
     for blend in task.blends:
-        for chunk in every.split(task.per_eval):
+        for chunk in every.split(task.perturbations_per_eval):
             found[chunk] += _scores(task, blend, masks, chunk >= count, chunk % count) / len(task.blends)
-    energy = task.parametrisation.penalty(Drawn(masks, task.areas), task.field, 0)  # (B, A)
-    if task.smoothness is not None:
-        energy = energy + task.smoothness(task.field.spread(masks), task.areas)
+    energy = task.parametrization.penalty(MaskBatch(masks, task.areas), task.field, 0)  # (B, A)
+    if task.regularizer is not None:
+        energy = energy + task.regularizer(task.field.spread(masks), task.areas)
     floor = floors.mean(0)
     for hidden, part in zip((False, True), found.split(count), strict=True):
         if hidden in task.objective.hidden:
@@ -296,7 +298,7 @@ def _finite(check: Check) -> Check:
 
 
 _NO_GRADIENT = (
-    "no gradient leads from the model's output to the clip, so no mask can be learnt: something on the way cuts it, "
+    "no gradient leads from the model's output to the clip, so no mask can be learned: something on the way cuts it, "
     "such as torch.no_grad(), .detach() of a recurrent state, .item(), numpy or argmax; mend the model, or explain it "
     "without gradients, by VideoOcclusion or RISE"
 )

@@ -1,4 +1,4 @@
-"""How masks come from the numbers that are learnt: nested in each other by one score, or each for itself."""
+"""How masks come from the numbers that are learned: nested in each other by one score, or each for itself."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from captum_staa.perturbation.areas import at_areas, rank_penalty
-from captum_staa.perturbation.fields import Field
+from captum_staa.perturbation.areas import masks_with_area, rank_penalty
+from captum_staa.perturbation.mask_grid import Field
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _LEVELS = 24  # areas that a nested map is made of
 
 
-class Drawn(NamedTuple):
+class MaskBatch(NamedTuple):
     """Masks of one step of learning.
 
     Attributes:
@@ -28,8 +28,8 @@ class Drawn(NamedTuple):
     areas: Tensor
 
 
-class Parametrisation(Protocol):
-    """From learnt values to masks; the numbers of a mask are those of a :class:`Field`.
+class Parametrization(Protocol):
+    """From learned values to masks; the numbers of a mask are those of a :class:`Field`.
 
     Attributes:
         warm: whether learning begins with a hint where no map is given to begin with.
@@ -46,15 +46,15 @@ class Parametrisation(Protocol):
         """Values to begin with; ``init`` ``(B, n)`` is a map to begin from."""
         ...
 
-    def optimiser(self, values: Tensor) -> torch.optim.Optimizer:
+    def optimizer(self, values: Tensor) -> torch.optim.Optimizer:
         """What moves the values."""
         ...
 
-    def draw(self, values: Tensor, field: Field, areas: Tensor, step: int, progress: float) -> Drawn:
+    def draw(self, values: Tensor, field: Field, areas: Tensor, step: int, progress: float) -> MaskBatch:
         """The masks of a step; ``progress`` goes from 0 to 1."""
         ...
 
-    def penalty(self, drawn: Drawn, field: Field, step: int) -> Tensor:
+    def penalty(self, drawn: MaskBatch, field: Field, step: int) -> Tensor:
         """``(B, A)``: how far the masks are from their areas, weighed as at this step."""
         ...
 
@@ -79,7 +79,7 @@ class Nested:
     Args:
         rate: step size of Adam.
         softness: width of the threshold in units of the scores, at the first step and at the last.
-        reach: the smallest area that is learnt, as a part of the smallest asked.
+        reach: the smallest area that is learned, as a part of the smallest asked.
         per_frame: each area in every slice of time, instead of over the volume.
         warm: begin with a hint, where no map is given.
     """
@@ -94,28 +94,28 @@ class Nested:
         """Zeros, or half the map in standard deviations: a hint that the first steps can still take back."""
         if init is None:
             return field.shares.new_zeros(batch, field.shares.shape[1])
-        return _standardised(init, field.shares) / 2
+        return _standardized(init, field.shares) / 2
 
-    def optimiser(self, values: Tensor) -> torch.optim.Optimizer:
+    def optimizer(self, values: Tensor) -> torch.optim.Optimizer:
         """Adam, since gradients of small areas are many times larger than those of large ones."""
         return torch.optim.Adam([values], lr=self.rate, betas=(0.9, 0.99))
 
-    def draw(self, values: Tensor, field: Field, areas: Tensor, step: int, progress: float) -> Drawn:
+    def draw(self, values: Tensor, field: Field, areas: Tensor, step: int, progress: float) -> MaskBatch:
         """Masks that harden as learning goes on."""
         low, high = self._range(areas)
         count = len(areas)
         places = (torch.arange(count, dtype=torch.float64) + step * _GOLDEN % 1) / count
         drawn = (low * (high / low) ** places).to(areas)
         softness = self.softness[0] * (self.softness[1] / self.softness[0]) ** progress
-        return Drawn(at_areas(values, drawn[None], field, softness, per_frame=self.per_frame), drawn)
+        return MaskBatch(masks_with_area(values, drawn[None], field, softness, per_frame=self.per_frame), drawn)
 
-    def penalty(self, drawn: Drawn, field: Field, step: int) -> Tensor:
+    def penalty(self, drawn: MaskBatch, field: Field, step: int) -> Tensor:
         """None: areas are exact."""
         return drawn.masks.new_zeros(drawn.masks.shape[:2])
 
     def final(self, values: Tensor, field: Field, areas: Tensor) -> Tensor:
         """The masks at their hardest."""
-        return at_areas(values, areas[None], field, self.softness[1], per_frame=self.per_frame)
+        return masks_with_area(values, areas[None], field, self.softness[1], per_frame=self.per_frame)
 
     def weights(self, values: Tensor, field: Field, areas: Tensor) -> Tensor:
         """The mean over areas of masks that weigh the same: what only a small mask shows counts most."""
@@ -154,19 +154,19 @@ class Separate:
         shape = (batch, len(areas), field.shares.shape[1])
         if init is None:
             return field.shares.new_ones(shape)
-        return at_areas(_standardised(init, field.shares), areas[None], field, 0.5, per_frame=self.per_frame)
+        return masks_with_area(_standardized(init, field.shares), areas[None], field, 0.5, per_frame=self.per_frame)
 
-    def optimiser(self, values: Tensor) -> torch.optim.Optimizer:
+    def optimizer(self, values: Tensor) -> torch.optim.Optimizer:
         """The papers' descent."""
         return torch.optim.SGD([values], lr=self.rate, momentum=0.9, dampening=0.9)
 
-    def draw(self, values: Tensor, field: Field, areas: Tensor, step: int, progress: float) -> Drawn:
+    def draw(self, values: Tensor, field: Field, areas: Tensor, step: int, progress: float) -> MaskBatch:
         """The values themselves, where they are in [0, 1]."""
         with torch.no_grad():
             values.clamp_(0, 1)
-        return Drawn(values * 1, areas)
+        return MaskBatch(values * 1, areas)
 
-    def penalty(self, drawn: Drawn, field: Field, step: int) -> Tensor:
+    def penalty(self, drawn: MaskBatch, field: Field, step: int) -> Tensor:
         """The papers' area term."""
         weight = self.weight * self.growth**step
         return weight * rank_penalty(drawn.masks, drawn.areas, field, per_frame=self.per_frame)
@@ -180,11 +180,11 @@ class Separate:
         return values.clamp(0, 1).sum(1)
 
 
-def _standardised(maps: Tensor, shares: Tensor) -> Tensor:
+def _standardized(maps: Tensor, shares: Tensor) -> Tensor:
     """Rows ``(B, n)`` of mean 0 and deviation 1, a flat one 0; of the regions that a clip has, if others have more."""
     held = shares > 0
     count = held.sum(1, keepdim=True)
-    centred = (maps - maps.where(held, 0).sum(1, keepdim=True) / count).where(held, 0)
-    deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    centerd = (maps - maps.where(held, 0).sum(1, keepdim=True) / count).where(held, 0)
+    deviation = (centerd.square().sum(1, keepdim=True) / count).sqrt()
     flat = deviation <= 1e-6 * maps.where(held, 0).abs().amax(1, keepdim=True)  # rounding alone
-    return torch.where(flat, 0, centred / deviation.where(~flat, 1))
+    return torch.where(flat, 0, centerd / deviation.where(~flat, 1))

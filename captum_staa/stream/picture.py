@@ -11,21 +11,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 from captum_staa.stream.results import FrameResult
 from captum_staa.visualization.overlay import Overlay, default_cmap
-from captum_staa.visualization.resize import reduced
+from captum_staa.visualization.placement import reduced
 from captum_staa.visualization.saliency import Saliency, saliency
 
 EDGE = 360  # pixels of the shorter edge of a picture, at most: larger ones would take longer than the model
 STRIP = 44  # pixels under the picture
 PAST = 96  # frames of the timeline
 BAR, LATEST, TEXT, GROUND = (150, 110, 60), (255, 190, 80), (235, 235, 235), (24, 24, 24)
-LEAST = 4.0  # even shares of attention that the strongest colour stands for, at least
+LEAST = 4.0  # even shares of attention that the strongest color stands for, at least
 
 
 class Painter:
-    """Draws results one after the other, all on one scale of colours.
+    """Draws results one after the other, all on one scale of colors.
 
     What is still to come cannot be known, so the scale is that of the strongest frame so far: it grows, and never
-    falls. Attention that is spread evenly is not evidence: the strongest colour is never fewer than four even shares.
+    falls. Attention that is spread evenly is not evidence: the strongest color is never fewer than four even shares.
 
     Example:
         >>> import torch
@@ -55,8 +55,8 @@ class Painter:
         """
         self._past.append(result.temporal)
         size, frame = frame.shape, reduced(frame, EDGE)
-        grey = (frame @ np.array([0.299, 0.587, 0.114]) / 2).round().astype(np.uint8)
-        picture = grey[..., None].repeat(3, axis=-1)  # dark and without colour where nothing was explained
+        gray = (frame @ np.array([0.299, 0.587, 0.114]) / 2).round().astype(np.uint8)
+        picture = gray[..., None].repeat(3, axis=-1)  # dark and without color where nothing was explained
         if result.joint is not None:
             found = saliency(result.joint[None], sign="positive")
             even = LEAST / result.joint.numel() if self._shares else 0.0
@@ -66,8 +66,8 @@ class Painter:
             top, left, height, width = result.crop
             crop = (top * down, left * right, height * down, width * right)
             shown = Saliency(values.astype(np.float32), self.scale)
-            colours = default_cmap("positive")
-            picture = Overlay(frame[None], shown, "blended_heat_map", "positive", 0.7, colours, crop).frame(0)
+            colors = default_cmap("positive")
+            picture = Overlay(frame[None], shown, "blended_heat_map", "positive", 0.7, colors, crop).frame(0)
         return np.concatenate([picture, self._strip(result, frame.shape[1])])
 
     def _strip(self, result: FrameResult, width: int) -> NDArray[np.uint8]:

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from itertools import islice
 from types import TracebackType
 
-from captum_staa.stream.merge import Merged
 from captum_staa.stream.results import FrameResult, StreamStats
 from captum_staa.stream.sources import Arrived, Source
-from captum_staa.stream.window import WindowExplainer
+from captum_staa.stream.window import Merged, WindowExplainer
 
 
 class StreamRun(Iterator[FrameResult]):

@@ -8,8 +8,8 @@ from typing import Any, Literal, SupportsIndex
 
 from torch import nn
 
+from captum_staa._utils.checks import check_choice, check_count
 from captum_staa.attr.staa import STAA, Mode
-from captum_staa.checks import check_choice, check_count
 from captum_staa.stream.run import StreamRun
 from captum_staa.stream.sources import Dropping, Source, Waiting
 from captum_staa.stream.window import WindowExplainer

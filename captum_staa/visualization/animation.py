@@ -13,20 +13,19 @@ from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 from PIL import Image
 
-from captum_staa.files import atomic
+from captum_staa._utils.files import atomic
 from captum_staa.io import video_writer
 from captum_staa.layout import VideoLayout
 
 from .figure import evenly
 from .overlay import Method, overlay
-from .placement import Crop
-from .resize import enlarged
+from .placement import Crop, enlarged
 from .saliency import Attributions, Clip, Sign
 
 PICTURES = (".webp", ".gif")
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi")
 GAP = 8  # pixels between the two pictures
-PALETTE = 24  # frames that tell a GIF's colours
+PALETTE = 24  # frames that tell a GIF's colors
 
 
 def save_animation(
@@ -63,7 +62,7 @@ def save_animation(
 
     Args:
         path: where to; the suffix chooses: ``.webp`` (small, plays in browsers and READMEs), ``.gif`` (plays
-            everywhere, 256 colours), or ``.mp4``, ``.webm``, ``.mkv``, ``.avi``, which need PyAV.
+            everywhere, 256 colors), or ``.mp4``, ``.webm``, ``.mkv``, ``.avi``, which need PyAV.
         clip: as for :func:`~captum_staa.visualization.show_frames`.
         attributions: likewise.
         layout: likewise.
@@ -164,7 +163,7 @@ def _write_pictures(
         return Image.fromarray(picture(at))
 
     if unit == 10:
-        # One palette for all frames, or equal evidence would get other colours in other frames. Some pixels of some
+        # One palette for all frames, or equal evidence would get other colors in other frames. Some pixels of some
         # frames tell it.
         some = [picture(at)[::2, ::2] for at in evenly(total, PALETTE)]
         palette = Image.fromarray(np.concatenate(some)).quantize(256)

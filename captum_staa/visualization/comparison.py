@@ -84,7 +84,7 @@ def compare_methods(
         outlier_perc: as there, per method.
         alpha_overlay: as there.
         cmap: as there.
-        show_colorbar: whether to draw the key to the colours.
+        show_colorbar: whether to draw the key to the colors.
         crop: as there, the same for all methods.
         index: as there.
         mean: as there.

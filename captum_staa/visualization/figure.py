@@ -1,4 +1,4 @@
-"""What all figures share: the figure itself, names of frames, rows of frames on one sheet, and the key to colours."""
+"""What all figures share: the figure itself, names of frames, rows of frames on one sheet, and the key to colors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
-from captum_staa.checks import check_count
+from captum_staa._utils.checks import check_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,7 +123,7 @@ def finish_sheet(axes: Axes, size: tuple[float, float]) -> None:
 
 
 def page_size(sheet: tuple[float, float], title: str | None, key: Colormap | None) -> tuple[float, float]:
-    """Width and height in inches of a figure with room around a sheet, for a title and for a key to its colours."""
+    """Width and height in inches of a figure with room around a sheet, for a title and for a key to its colors."""
     # not wider than the layout leaves: a sheet that grows to fill the width would grow into the title
     return sheet[0] + 0.09, sheet[1] + 0.2 + 0.35 * bool(title) + 0.6 * (key is not None)
 
@@ -131,11 +131,11 @@ def page_size(sheet: tuple[float, float], title: str | None, key: Colormap | Non
 def head_and_key(
     figure: Figure, axes: Axes, title: str | None, key: Colormap | None, limits: tuple[float, float], label: str
 ) -> None:
-    """The title above, where there is one, and the key to the colours below, where it is wanted."""
+    """The title above, where there is one, and the key to the colors below, where it is wanted."""
     if title:
         axes.set_title(title)
     if key is not None:
-        colour_bar(figure, axes, key, limits, label)
+        color_bar(figure, axes, key, limits, label)
 
 
 def inset(axes: Axes, page: tuple[float, float], left: float, top: float, across: float, down: float) -> Axes:
@@ -143,13 +143,13 @@ def inset(axes: Axes, page: tuple[float, float], left: float, top: float, across
     return axes.inset_axes((left / page[0], 1 - (top + down) / page[1], across / page[0], down / page[1]))
 
 
-def colour_bar(
-    figure: Figure, axes: Axes, colours: Colormap, limits: tuple[float, float], label: str, *, inside: bool = False
+def color_bar(
+    figure: Figure, axes: Axes, colors: Colormap, limits: tuple[float, float], label: str, *, inside: bool = False
 ) -> None:
-    """The key to the colours, below the axes or filling them."""
+    """The key to the colors, below the axes or filling them."""
     gap = 0.16 / figure.get_size_inches()[1]  # inches, as page_size counts: on a high page a part would crowd the title
     place: dict[str, Any] = {"cax": axes} if inside else {"ax": axes, "shrink": 0.6, "aspect": 45, "pad": gap}
-    bar = figure.colorbar(ScalarMappable(Normalize(*limits), colours), orientation="horizontal", **place)
+    bar = figure.colorbar(ScalarMappable(Normalize(*limits), colors), orientation="horizontal", **place)
     bar.set_label(label, fontsize=LABEL_SIZE)
     bar.set_ticks(np.linspace(*limits, 5).tolist())
     bar.ax.tick_params(labelsize=LABEL_SIZE)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.colors import Colormap
 
-from captum_staa.checks import check_count
+from captum_staa._utils.checks import check_count
 from captum_staa.layout import VideoLayout
 
 from .figure import LABEL_SIZE, draw_frame, evenly, finish_sheet, frame_labels, head_and_key, new_figure, page_size
@@ -61,13 +61,13 @@ def show_frames(
         (8, 'frame 5')
 
     The parameters that Captum's ``visualize_image_attr`` has mean here what they mean there, with two differences: the
-    scale is one for the whole clip, and the heat map's opacity grows with the evidence, so that the (grey) picture
+    scale is one for the whole clip, and the heat map's opacity grows with the evidence, so that the (gray) picture
     stays visible where there is none.
 
     Args:
         clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
         attributions: of the clip's shape in ``layout``, or ``(T, h, w)``, ``(B, T, h, w)``, or
-            :class:`~captum_staa.SpaceTime`; resized smoothly where h, w are not H, W.
+            :class:`~captum_staa.VideoAttribution`; resized smoothly where h, w are not H, W.
         layout: order of the axes of five-dimensional tensors, such as ``"BTCHW"``.
         method: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"`` (the picture times the map: dark where
             there is no evidence), ``"alpha_scaling"`` (likewise, but white) or ``"original_image"``, which does
@@ -75,10 +75,10 @@ def show_frames(
         sign: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"`` (not for the two maskings).
         outlier_perc: percentage of the clip's total that the largest values may hold and still be cut off at 1.
         alpha_overlay: opacity in [0, 1] of the heat map where the evidence is strongest.
-        cmap: a colour map or its name; None takes inferno, for ``"negative"`` viridis, for ``"all"`` blue to orange.
-        show_colorbar: whether to draw the key to the colours, with the scale.
+        cmap: a color map or its name; None takes inferno, for ``"negative"`` viridis, for ``"all"`` blue to orange.
+        show_colorbar: whether to draw the key to the colors, with the scale.
         crop: ``(top, left, height, width)`` in pixels of the frames that the model saw, after its resizing and
-            cropping; the map goes there, and the rest is greyed out.
+            cropping; the map goes there, and the rest is grayed out.
         index: which clip of a batch.
         mean: what was subtracted from pictures in [0, 1] to make a float clip; goes with ``std``.
         std: what they were then divided by. Without both, the clip's own range becomes black to white.

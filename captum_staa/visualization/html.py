@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from captum_staa.checks import check_count
-from captum_staa.files import atomic
+from captum_staa._utils.checks import check_count
+from captum_staa._utils.files import atomic
 from captum_staa.layout import VideoLayout
 
 from .comparison import by_name
 from .figure import explained_bar, frame_labels
 from .overlay import Method, Overlay, default_cmap, overlay
-from .placement import Crop, shrunk
-from .resize import reduced, size_within
+from .placement import Crop, reduced, shrunk, size_within
 from .saliency import SIGNS, Attributions, Clip, Sign, as_map, evidence_windows, saliency, when
 
 TINY = 128  # pixels of the shorter edge; smaller frames keep every pixel as it is, larger ones are compressed
@@ -106,7 +105,7 @@ def to_html(
         play_fps: frames per second at which the page plays.
         truth: when the evidence is there, as for :func:`~captum_staa.visualization.show_timeline`.
         predictions: pairs (label, probability), as :meth:`VideoClassifier.predict` returns them.
-        target: label of the class that was explained, whose bar is coloured; None is the first.
+        target: label of the class that was explained, whose bar is colored; None is the first.
         title: over all.
         max_size: frames whose shorter side has more pixels are reduced to this.
 
@@ -156,7 +155,7 @@ def to_html(
         explanations.append(
             {"name": name, "scales": scales, "curves": curves, **packed(maps, max(scales.values()), placed[2:])}
         )
-    colours = {each: matplotlib.colormaps.get_cmap(cmap) if cmap else default_cmap(each) for each in SIGNS}
+    colors = {each: matplotlib.colormaps.get_cmap(cmap) if cmap else default_cmap(each) for each in SIGNS}
     data = {
         "width": width,
         "height": height,
@@ -169,7 +168,7 @@ def to_html(
         "sign": sign,
         "signs": SIGNS,
         "alpha": alpha_overlay,
-        "colours": {each: colours[each](np.arange(256), bytes=True)[:, :3].ravel().tolist() for each in SIGNS},
+        "colors": {each: colors[each](np.arange(256), bytes=True)[:, :3].ravel().tolist() for each in SIGNS},
         "explanations": explanations,
         "truth": evidence_windows(truth, total),
         "predictions": [(str(label), float(probability)) for label, probability in predictions],

@@ -1,4 +1,4 @@
-"""Colours: a saliency map laid over its frames."""
+"""Colors: a saliency map laid over its frames."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 from numpy.typing import NDArray
 
-from captum_staa.checks import check_choice
+from captum_staa._utils.checks import check_choice
 from captum_staa.layout import VideoLayout
 
 from .placement import Crop, place
@@ -19,10 +19,10 @@ from .saliency import SIGNS, Attributions, Clip, Saliency, Sign, as_pictures, sa
 
 Method = Literal["blended_heat_map", "heat_map", "original_image", "masked_image", "alpha_scaling"]
 METHODS = ("blended_heat_map", "heat_map", "original_image", "masked_image", "alpha_scaling")
-UNSEEN = np.array([0.82, 0.82, 0.82])  # where a map says nothing; no default colour map holds this grey
+UNSEEN = np.array([0.82, 0.82, 0.82])  # where a map says nothing; no default color map holds this gray
 
 # Lightness falls from 76 to 10 and rises again in equal steps, so that equal distances look equal on both sides, and
-# zero is neutral. Matplotlib's dark-centred maps (berlin, managua, from 3.10 on) miss one or the other.
+# zero is neutral. Matplotlib's dark-centerd maps (berlin, managua, from 3.10 on) miss one or the other.
 DIVERGING = LinearSegmentedColormap.from_list(
     "blue_black_orange",
     ["#74c3ff", "#0298db", "#016c9d", "#014364", "#1b1b1b", "#603400", "#985501", "#d47801", "#ffa854"],
@@ -38,7 +38,7 @@ class Overlay:
     method: Method
     sign: Sign
     alpha_overlay: float
-    colours: Colormap
+    colors: Colormap
     crop: Crop | None
 
     def frame(self, at: int) -> NDArray[np.uint8]:
@@ -55,12 +55,12 @@ class Overlay:
             mixed = 1 - (1 - picture) * values[..., None]
         else:
             low = self.limits[0]
-            mixed = self.colours((values - low) / (1 - low))[..., :3]  # (H, W, 3)
+            mixed = self.colors((values - low) / (1 - low))[..., :3]  # (H, W, 3)
             if self.method == "blended_heat_map":
-                grey = (picture @ [0.299, 0.587, 0.114])[..., None]
+                gray = (picture @ [0.299, 0.587, 0.114])[..., None]
                 opacity = opacity_of(values, self.alpha_overlay)[..., None]
-                mixed = (1 - opacity) * grey + opacity * mixed
-                unseen = 0.35 * grey + 0.65 * UNSEEN
+                mixed = (1 - opacity) * gray + opacity * mixed
+                unseen = 0.35 * gray + 0.65 * UNSEEN
         return (np.where(seen[..., None], mixed, unseen) * 255).round().astype(np.uint8)
 
     @property
@@ -70,31 +70,31 @@ class Overlay:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The values at the ends of the colours."""
+        """The values at the ends of the colors."""
         return (-1.0 if self.sign == "all" else 0.0), 1.0
 
     @property
     def cmap(self) -> Colormap | None:
-        """The colours as they appear in the pictures; None where these hold no heat map."""
+        """The colors as they appear in the pictures; None where these hold no heat map."""
         if self.method == "heat_map":
-            return self.colours
-        return blended(self.colours, self.limits[0], self.alpha_overlay) if self.method == "blended_heat_map" else None
+            return self.colors
+        return blended(self.colors, self.limits[0], self.alpha_overlay) if self.method == "blended_heat_map" else None
 
     @property
     def scale(self) -> str:
-        """What the strongest colour stands for."""
+        """What the strongest color stands for."""
         if self.saliency is None:
             return ""
         return f"1 = {self.saliency.scale:.3g}" if self.saliency.scale else "zero everywhere"
 
     @property
     def caption(self) -> str:
-        """What the colours show, and on which scale."""
+        """What the colors show, and on which scale."""
         return f"{SIGNS[self.sign]}, {self.scale} (one scale for all frames)"
 
 
 def default_cmap(sign: Sign) -> Colormap:
-    """Perceptually uniform, dark at zero, and safe for colour-blind readers."""
+    """Perceptually uniform, dark at zero, and safe for color-blind readers."""
     return DIVERGING if sign == "all" else matplotlib.colormaps["viridis" if sign == "negative" else "inferno"]
 
 
@@ -121,9 +121,9 @@ def overlay(
     if method in ("masked_image", "alpha_scaling") and sign == "all":
         raise ValueError(f"{method = } cannot show two signs; choose sign='positive', 'negative' or 'absolute_value'")
     original = as_pictures(clip, layout, index, mean, std)
-    colours = default_cmap(sign) if cmap is None else matplotlib.colormaps.get_cmap(cmap)
+    colors = default_cmap(sign) if cmap is None else matplotlib.colormaps.get_cmap(cmap)
     if method == "original_image":
-        return Overlay(original, None, method, sign, alpha_overlay, colours, crop)
+        return Overlay(original, None, method, sign, alpha_overlay, colors, crop)
     if attributions is None:
         raise ValueError(f"{method = } needs attributions, but None came; method='original_image' does without")
     found = saliency(attributions, layout, sign, outlier_perc, index)
@@ -134,7 +134,7 @@ def overlay(
             f"TokenGrid.to_pixels"
         )
     place(found.values[:1], original.shape[1:3], crop)  # raises here and not at the first picture
-    return Overlay(original, found, method, sign, alpha_overlay, colours, crop)
+    return Overlay(original, found, method, sign, alpha_overlay, colors, crop)
 
 
 def opacity_of(values: NDArray[np.floating], alpha_overlay: float) -> NDArray[np.floating]:
@@ -142,8 +142,8 @@ def opacity_of(values: NDArray[np.floating], alpha_overlay: float) -> NDArray[np
     return alpha_overlay * np.minimum(1, 2 * np.abs(values))
 
 
-def blended(colours: Colormap, low: float, alpha_overlay: float) -> ListedColormap:
-    """The colours as they come out over a mid-grey picture, so that a colour bar shows what the eye meets."""
+def blended(colors: Colormap, low: float, alpha_overlay: float) -> ListedColormap:
+    """The colors as they come out over a mid-gray picture, so that a color bar shows what the eye meets."""
     values = np.linspace(low, 1, 256)
     opacity = opacity_of(values, alpha_overlay)[:, None]
-    return ListedColormap((1 - opacity) * 0.5 + opacity * colours(np.linspace(0, 1, 256))[:, :3])
+    return ListedColormap((1 - opacity) * 0.5 + opacity * colors(np.linspace(0, 1, 256))[:, :3])

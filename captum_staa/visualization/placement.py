@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,44 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 
-from captum_staa.checks import is_number
+from captum_staa._utils.checks import is_number
+
+
+def size_within(size: tuple[int, int], most: int) -> tuple[int, int]:
+    """``(H, W)`` of the same shape whose shorter side has at most ``most`` pixels.
+
+    Example:
+        >>> size_within((1080, 1920), most=360), size_within((100, 120), most=360)
+        ((360, 640), (100, 120))
+    """
+    factor = min(1, most / min(size))
+    return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
+
+
+def reduced(frame: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
+    """A frame ``(H, W, 3)`` whose shorter side has at most ``most`` pixels."""
+    height, width = size_within((frame.shape[0], frame.shape[1]), most)
+    if (height, width) == frame.shape[:2]:
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def enlarged(frame: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
+    """A frame ``(H, W, 3)`` whose shorter side has at least ``least`` pixels.
+
+    Tiny frames grow by a whole factor, so that the pixels that the model saw stay visible; others are smoothed.
+    """
+    height, width = frame.shape[:2]
+    factor = least / min(height, width)
+    if factor <= 1:
+        return frame
+    if factor > 3:
+        return frame.repeat(math.ceil(factor), axis=0).repeat(math.ceil(factor), axis=1)
+    size = round(width * factor), round(height * factor)
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
+
 
 Crop = tuple[float, float, float, float]
 
@@ -36,7 +73,7 @@ def place(
 
     Returns:
         The maps ``(T, H, W)``, bilinear in between and 0 outside of the crop, and which pixels ``(H, W)`` the model
-        saw: those whose centre lies in the crop.
+        saw: those whose center lies in the crop.
 
     Raises:
         TypeError: the crop is not four numbers.
@@ -49,7 +86,7 @@ def place(
     if given is not None and not (isinstance(given, Sequence) and len(given) == 4 and all(map(is_number, given))):
         raise TypeError(f"crop is four numbers, (top, left, height, width), but {crop!r} came; clf.crop_box makes it")
     top, left, tall, wide = (0, 0, height, width) if crop is None else crop
-    rows = (np.arange(height) + 0.5 - top) / max(tall, 1e-9)  # of each pixel's centre, in [0, 1] inside of the crop
+    rows = (np.arange(height) + 0.5 - top) / max(tall, 1e-9)  # of each pixel's center, in [0, 1] inside of the crop
     columns = (np.arange(width) + 0.5 - left) / max(wide, 1e-9)
     seen = ((rows >= 0) & (rows <= 1))[:, None] & ((columns >= 0) & (columns <= 1))
     if not seen.any():

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa.checks import check_choice, check_count, is_number
-from captum_staa.layout import SpaceTime, VideoLayout, check_dense
+from captum_staa._utils.checks import check_choice, check_count, is_number
+from captum_staa.layout import VideoLayout, check_dense
+from captum_staa.result import VideoAttribution
 
 Sign = Literal["absolute_value", "positive", "negative", "all"]
-Attributions = Tensor | NDArray[np.floating] | SpaceTime
+Attributions = Tensor | NDArray[np.floating] | VideoAttribution
 Clip = Tensor | NDArray[np.uint8] | NDArray[np.floating]
 
 SIGNS: dict[Sign, str] = {
@@ -26,7 +27,7 @@ SIGNS: dict[Sign, str] = {
 
 
 class Saliency(NamedTuple):
-    """A map that is ready for a colour map, and what its colours mean."""
+    """A map that is ready for a color map, and what its colors mean."""
 
     values: NDArray[np.float32]  # (T, H, W), in [0, 1], or [-1, 1] for sign="all"
     scale: float  # the attribution that 1 stands for; 0 where all is zero
@@ -49,7 +50,7 @@ def saliency(
 
     Args:
         attributions: of the clip's shape (needs ``layout``; channels are summed, as in Captum), or ``(T, H, W)``, or
-            ``(B, T, H, W)``, or :class:`~captum_staa.SpaceTime`, whose joint part is taken.
+            ``(B, T, H, W)``, or :class:`~captum_staa.VideoAttribution`, whose joint part is taken.
         layout: order of the axes of five-dimensional attributions, such as ``"BTCHW"``.
         sign: what to keep: ``"absolute_value"``, ``"positive"``, ``"negative"`` (its magnitude) or ``"all"``.
         outlier_perc: the largest values that together make up this percentage of the clip's total count as 1.
@@ -92,7 +93,7 @@ def as_map(
     attributions: Attributions, layout: VideoLayout | str | None = None, index: int | None = None
 ) -> NDArray[np.float64]:
     """One clip's signed attributions as ``(T, H, W)``; the arguments are those of :func:`saliency`."""
-    maps = tensor_of(attributions.joint if isinstance(attributions, SpaceTime) else attributions).double()
+    maps = tensor_of(attributions.joint if isinstance(attributions, VideoAttribution) else attributions).double()
     shape = tuple(maps.shape)
     if maps.ndim == 5:
         if layout is None:
@@ -119,9 +120,9 @@ def when(
     sign: Sign = "all",
     index: int | None = None,
 ) -> NDArray[np.float64]:
-    """``(T,)``, one number per frame: the temporal part of :class:`~captum_staa.SpaceTime`, else sums over pixels."""
+    """``(T,)``, one number per frame: that of :class:`~captum_staa.VideoAttribution`, else sums over pixels."""
     check_choice("sign", sign, SIGNS)
-    if isinstance(attributions, SpaceTime):  # its temporal part may be a signal of its own, not a sum
+    if isinstance(attributions, VideoAttribution):  # its temporal part may be a signal of its own, not a sum
         given = _pick(attributions.temporal, index, "attributions")
     else:
         given = tensor_of(attributions)
@@ -133,8 +134,8 @@ def when(
 def where(
     attributions: Attributions, layout: VideoLayout | str | None = None, index: int | None = None
 ) -> NDArray[np.float64]:
-    """``(H, W)``, signed: the spatial part of :class:`~captum_staa.SpaceTime`, else the sum over frames."""
-    if isinstance(attributions, SpaceTime):
+    """``(H, W)``, signed: the spatial part of :class:`~captum_staa.VideoAttribution`, else the sum over frames."""
+    if isinstance(attributions, VideoAttribution):
         return as_map(_pick(attributions.spatial, index, "attributions")[None])[0]
     return as_map(attributions, layout, index).sum(0)
 
@@ -186,7 +187,7 @@ def as_pictures(
         >>> clip = torch.tensor([-1.0, 1.0, 3.0]).reshape(1, 3, 1, 1, 1).expand(1, 3, 3, 2, 2)
         >>> as_pictures(clip, "BTCHW")[:, 0, 0, 0].tolist()  # the clip's own range becomes 0..255
         [0, 128, 255]
-        >>> as_pictures(clip, "BTCHW", mean=0.25, std=0.25)[:, 0, 0, 0].tolist()  # or its normalisation is undone
+        >>> as_pictures(clip, "BTCHW", mean=0.25, std=0.25)[:, 0, 0, 0].tolist()  # or its normalization is undone
         [0, 128, 255]
 
     Args:

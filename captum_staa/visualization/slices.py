@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FRAME = 2.3  # inches of the frame's longer side
 TIME = 1.5  # inches of the time axis
 GAP, TITLE, LABELS = 0.12, 0.3, 0.55  # inches between the panels, above them, and for the labels of an axis
-LINE_COLOUR = "#00c8a0"  # of the cut: in neither of the default colour maps, and light enough for any frame
+LINE_COLOR = "#00c8a0"  # of the cut: in neither of the default color maps, and light enough for any frame
 
 
 def show_slices(
@@ -74,7 +74,7 @@ def show_slices(
         outlier_perc: as there.
         alpha_overlay: as there.
         cmap: as there.
-        show_colorbar: whether to draw the key to the colours.
+        show_colorbar: whether to draw the key to the colors.
         crop: as there.
         index: as there.
         mean: as there.
@@ -144,8 +144,8 @@ def show_slices(
         x_t.imshow(along_x, extent=(0, width, total, 0), aspect="auto", interpolation="nearest")
         y_t.imshow(along_y, extent=(0, total, height, 0), aspect="auto", interpolation="nearest")
         for here, (vertical, horizontal) in ((frame, (x, y)), (x_t, (x, t)), (y_t, (t, y))):
-            here.axvline(vertical + 0.5, color=LINE_COLOUR, linewidth=0.9)
-            here.axhline(horizontal + 0.5, color=LINE_COLOUR, linewidth=0.9)
+            here.axvline(vertical + 0.5, color=LINE_COLOR, linewidth=0.9)
+            here.axhline(horizontal + 0.5, color=LINE_COLOR, linewidth=0.9)
             here.tick_params(labelsize=LABEL_SIZE - 1)
         frame.set_xticks([])
         frame.set_ylabel("y in pixels", fontsize=LABEL_SIZE)

@@ -10,12 +10,12 @@ from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa.checks import check_count
+from captum_staa._utils.checks import check_count
+from captum_staa._utils.notebook import FOR
 from captum_staa.layout import VideoLayout
-from captum_staa.notebook import FOR
 
 from .comparison import draw_rows, rows_size
-from .figure import LABEL_SIZE, colour_bar, explained_bar, frame_labels, inset, new_figure
+from .figure import LABEL_SIZE, color_bar, explained_bar, frame_labels, inset, new_figure
 from .overlay import Method, Overlay, overlay
 from .placement import Crop
 from .saliency import Attributions, Clip, Sign, key_frames, when, where
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 10.0  # inches
-KEY = 1.0  # inches that the key to the colours takes, with its words and the titles below it
+KEY = 1.0  # inches that the key to the colors takes, with its words and the titles below it
 LOWER = 2.1  # inches of the lower row of panels
 BARS = 5  # classes, at most
 LETTERS = 24  # of a label
-OTHER = "0.65"  # the colour of classes that are not explained
+OTHER = "0.65"  # the color of classes that are not explained
 
 
 def show_summary(
@@ -70,11 +70,11 @@ def show_summary(
 
     Args:
         clip: as for :func:`~captum_staa.visualization.show_frames`.
-        attributions: as there. Of :class:`~captum_staa.SpaceTime` all three parts are drawn; other attributions are
+        attributions: as there. Of a :class:`~captum_staa.VideoAttribution` all parts are drawn; other attributions are
             summed over frames and over pixels.
         layout: as there.
         predictions: pairs (label, probability), likeliest first, of which five are drawn; none leaves the panel out.
-        target: label of the class that was explained, whose bar is coloured; None is the likeliest.
+        target: label of the class that was explained, whose bar is colored; None is the likeliest.
         method: as there.
         sign: as there, for all panels; but the timeline shows both signs for ``"absolute_value"``, so that evidence
             against is seen to be against.
@@ -95,7 +95,7 @@ def show_summary(
         use_pyplot: whether pyplot manages the figure. It is never shown from here.
 
     Returns:
-        The figure, and the axes of the whole, whose ``child_axes`` are the panels: frames, key to their colours,
+        The figure, and the axes of the whole, whose ``child_axes`` are the panels: frames, key to their colors,
         spatial map, timeline, predictions.
 
     Raises:
@@ -143,7 +143,7 @@ def show_summary(
     if joint.cmap is None:
         key.set_axis_off()
     else:
-        colour_bar(figure, key, joint.cmap, joint.limits, joint.caption, inside=True)
+        color_bar(figure, key, joint.cmap, joint.limits, joint.caption, inside=True)
     top = sheet[1] + KEY
     ends = WIDTH - 2.7 if predictions else WIDTH - 0.1
     draw_where(inset(axes, page, 0, top, 2.1, LOWER), spatial)

@@ -12,8 +12,8 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captum_staa._utils.notebook import AGAINST, FOR
 from captum_staa.layout import VideoLayout
-from captum_staa.notebook import AGAINST, FOR
 
 from .figure import LABEL_SIZE, frame_labels, new_figure
 from .saliency import SIGNS, Attributions, Clip, Sign, as_pictures, evidence_windows, key_frames, when
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRUTH = "0.87"  # the grey of where the evidence is
+TRUTH = "0.87"  # the gray of where the evidence is
 THUMBNAIL = 1.1  # inches, at most, from bottom to top of a key frame
 GAP = 16  # points between the curve's axes and the key frames, where the factor of the scale (1e-3) may stand
 
@@ -54,7 +54,7 @@ def show_timeline(
         ([0.0, 0.5, 1.0, 1.5], 'time in s')
 
     Args:
-        attributions: one number per frame ``(T,)``; or :class:`~captum_staa.SpaceTime`, whose temporal part is taken;
+        attributions: one number per frame ``(T,)``; or :class:`~captum_staa.VideoAttribution`, for its temporal part;
             or maps as for :func:`~captum_staa.visualization.show_frames`, which are summed over each frame's pixels.
         layout: order of the axes of five-dimensional tensors, such as ``"BTCHW"``.
         sign: what to keep before the sum: ``"all"`` (evidence against takes away from evidence for it),
@@ -102,14 +102,14 @@ def show_timeline(
             label=None if axes.patches else "evidence is there",
         )
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=1.5)
-    for part, colour in ((values >= 0, FOR), (values <= 0, AGAINST)):
-        axes.fill_between(times, values, where=part.tolist(), interpolate=True, color=colour, alpha=0.25, linewidth=0)
+    for part, color in ((values >= 0, FOR), (values <= 0, AGAINST)):
+        axes.fill_between(times, values, where=part.tolist(), interpolate=True, color=color, alpha=0.25, linewidth=0)
     chosen = [] if clip is None else key_frames(values, num_key_frames)
     points = 72 * axes.bbox.width / figure.dpi
     crowded = total > 1 and points * steps.min() < 6 * (times[-1] - times[0])  # dots would merge into a thick curve
     marked = chosen if crowded else list(range(total))
-    colours = [FOR if value >= 0 else AGAINST for value in values[marked]]
-    axes.scatter(times[marked], values[marked], c=colours, s=16, zorder=4)
+    colors = [FOR if value >= 0 else AGAINST for value in values[marked]]
+    axes.scatter(times[marked], values[marked], c=colors, s=16, zorder=4)
     axes.set_xlim(times[0] - half, times[-1] + half)
     axes.margins(y=0.12)
     if not values.any():

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from tiny_models import CLASSES, SIZE, OwnViT, own_family, randomise, tiny_module
+from tiny_models import CLASSES, SIZE, OwnViT, own_family, randomize, tiny_module
 from tiny_models import CallsSdpa as Attention
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, VideoLayout
-from captum_staa.models import STABN, AttentionSite
+from captum_staa.models import STABN, AttentionLayer
 
 Tensors = tuple[Tensor, ...]
 
@@ -180,7 +180,7 @@ class Branched(Case):
     def around(self, wrap: Callable[[nn.Module], nn.Module]) -> Case:
         """The same, the network wrapped in something, with the branch inside; a trace is one of the network alone."""
         model = copy.deepcopy(self.model)
-        with model.unbranched():
+        with model.branch_disabled():
             model.model.module = wrap(model.model.module)
         return replace(self, model=model)
 
@@ -193,18 +193,18 @@ def _clips(axes: str, frames: int, size: tuple[int, int], channels: tuple[int, .
 
 
 def _conv(name: str, axes: str) -> Case:
-    model = VideoClassifier(randomise(ConvNet(axes), seed=0), layout=axes)
+    model = VideoClassifier(randomize(ConvNet(axes), seed=0), layout=axes)
     return Case(name, model, _clips(axes, 4, (12, 10)), model.layout, "features")
 
 
 def _cnn_lstm(name: str) -> Case:
-    model = VideoClassifier(randomise(CNNLSTM(), seed=0), layout="BTCHW")
+    model = VideoClassifier(randomize(CNNLSTM(), seed=0), layout="BTCHW")
     return Case(name, model, _clips("BTCHW", 4, (12, 10)), model.layout, "features")
 
 
 def _two_stream(name: str) -> Case:
     clips = _clips("BCTHW", 4, (12, 10), channels=(3, 2))
-    return Case(name, randomise(TwoStream(), seed=0), clips, VideoLayout("BCTHW"), "rgb.features")
+    return Case(name, randomize(TwoStream(), seed=0), clips, VideoLayout("BCTHW"), "rgb.features")
 
 
 def _transformer(name: str, kind: str, layer: str, axes: str = "BTCHW") -> Case:
@@ -214,19 +214,21 @@ def _transformer(name: str, kind: str, layer: str, axes: str = "BTCHW") -> Case:
 
 
 def _own(name: str) -> Case:
-    sites = [AttentionSite(f"blocks.{i}.attn", block=i) for i in range(2)]  # not counted in the model: it may be traced
+    sites = [
+        AttentionLayer(f"blocks.{i}.attn", block=i) for i in range(2)
+    ]  # not counted in the model: it may be traced
     family = replace(own_family(), attention=lambda model: sites)
-    model = VideoClassifier(randomise(OwnViT(lambda: Attention(16, 2)), seed=0), family=family)
+    model = VideoClassifier(randomize(OwnViT(lambda: Attention(16, 2)), seed=0), family=family)
     return Case(name, model, _clips("BCTHW", 8, SIZE), model.layout, "blocks.1.norm")
 
 
 def _branched(name: str) -> Case:
-    """Another case with a branch at one of its layers, as if it had learnt something."""
+    """Another case with a branch at one of its layers, as if it had learned something."""
     plain = fresh(name.removesuffix(BRANCHED))
     at, before = LAYERS[plain.name]
     model = STABN.inject(plain.model, at, width=6, example=plain.inputs[0])
     for seed, added in enumerate((model.branch, model.mechanism), start=2):
-        randomise(added, seed)
+        randomize(added, seed)
     return Branched(name, model, plain.inputs, plain.layout, before)
 
 

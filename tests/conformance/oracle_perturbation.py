@@ -1,4 +1,4 @@
-"""Learnt masks once more, slowly: dense interpolation, plain bisection, and both optimisers written out.
+"""Learned masks once more, slowly: dense interpolation, plain bisection, and both optimizers written out.
 
 In float64, one call of the model after the other. Nothing of ``captum_staa.perturbation`` is called; hidden clips are
 those of ``captum_staa.baselines``.

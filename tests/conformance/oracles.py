@@ -111,7 +111,7 @@ def rise(case: Case, n_cells: tuple[int, int, int], keep: float, baselines: Any 
                 part += (score - mean).view(-1, 1, 1, 1, 1) * (mask - keep)
     variance = keep * (1 - keep)
     for size, count in zip(case.sides, n_cells, strict=True):
-        side = -(-size // count)  # pixels per cell; a pixel k of them away from a cell's centre mixes two cells
+        side = -(-size // count)  # pixels per cell; a pixel k of them away from a cell's center mixes two cells
         variance *= sum((1 - k / side) ** 2 + (k / side) ** 2 for k in range(side)) / side
     channels = [clip.shape[case.layout.channel] for clip in case.inputs]
     return tuple(part / (len(masks) - 1) / variance / count for part, count in zip(maps, channels, strict=True))
@@ -140,7 +140,7 @@ def integrated_gradients(case: Case, n_steps: int, baselines: Any = None, **_: A
 
 
 def grad_cam(case: Case, weighting: str = "gradcam", relu_attributions: bool = False, **_: Any) -> Tensors:
-    """Cell by cell: activation times weighted gradient, summed over channels, drawn linearly between cells' centres."""
+    """Cell by cell: activation times weighted gradient, summed over channels, drawn linearly between cells' centers."""
     seen: list[Tensor] = []
     handle = case.layer_module.register_forward_hook(lambda module, args, output: seen.append(output))
     leaf = case.inputs[0].clone().requires_grad_()
@@ -157,12 +157,12 @@ def grad_cam(case: Case, weighting: str = "gradcam", relu_attributions: bool = F
 
 
 def drawn(case: Case, maps: Tensor) -> Tensor:
-    """``(B, t, h, w)`` of cells linearly between their centres, ``(B, T, H, W)``, each cell's value shared out."""
+    """``(B, t, h, w)`` of cells linearly between their centers, ``(B, T, H, W)``, each cell's value shared out."""
     maps = maps.double()
     for axis, size in enumerate(case.sides, start=1):
         count = maps.shape[axis]
-        centres, pixels = (np.arange(count) + 0.5) / count, (np.arange(size) + 0.5) / size
-        weights = np.stack([np.interp(pixels, centres, cell) for cell in np.eye(count)])  # (count, size)
+        centers, pixels = (np.arange(count) + 0.5) / count, (np.arange(size) + 0.5) / size
+        weights = np.stack([np.interp(pixels, centers, cell) for cell in np.eye(count)])  # (count, size)
         maps = torch.tensordot(maps, torch.from_numpy(weights), ([axis], [0])).movedim(-1, axis) * count / size
     return maps.to(case.inputs[0].dtype)
 
@@ -224,7 +224,7 @@ def released(case: Case, **_: Any) -> Tensors:
         for step in range(slow_staa.T):
             recent = torch.stack(rows[max(0, step - 4) : step + 1]).mean(0).view(1, 1, slow_staa.H, slow_staa.W)
             image = F.interpolate(recent, scale_factor=(height, width), mode="bilinear")[0, 0]
-            for axis in (0, 1):  # OpenCV's kernel of seven pixels, renormalised at the border
+            for axis in (0, 1):  # OpenCV's kernel of seven pixels, renormalized at the border
                 far = (torch.arange(image.shape[axis])[:, None] - torch.arange(image.shape[axis])).abs()
                 kernel = torch.exp(-(far**2) / (2 * 1.4**2)) * (far <= 3)
                 kernel = kernel / kernel.sum(1, keepdim=True)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from captum_staa import RISE, STAA, SpatioTemporalPerturbation, VideoClassifier
 from captum_staa.attr import AttentionBranch, GradCAM, VideoFeatureAblation, VideoOcclusion
-from captum_staa.perturbation.fields import Field
+from captum_staa.perturbation.mask_grid import Field
 from captum_staa.perturbation.masks import Nested, Separate
-from captum_staa.perturbation.settings import SETTINGS, Setting
+from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
 
 from . import oracle_perturbation, oracle_st_abn, oracles
 from .models import LAYERS, MODELS, TRANSFORMERS, Case, Tensors
@@ -132,20 +132,22 @@ class _FromARamp(Separate):
 
 LEARNING = {
     "nested": replace(
-        SETTINGS["nested"],
-        parametrisation=Nested(rate=oracle_perturbation.RATE),
+        PRESETS["nested"],
+        parametrization=Nested(rate=oracle_perturbation.RATE),
         blends=oracle_perturbation.BLENDS,
         across=oracle_perturbation.ACROSS,
     ),
     "step": replace(
-        SETTINGS["step"],
-        parametrisation=_FromARamp(oracle_perturbation.DESCENT, oracle_perturbation.WEIGHT),
+        PRESETS["step"],
+        parametrization=_FromARamp(oracle_perturbation.DESCENT, oracle_perturbation.WEIGHT),
         across=oracle_perturbation.ACROSS,
     ),
 }
 
 
-def _perturbation(name: str, setting: Setting, oracle: Callable[..., Tensors], models: tuple[str, ...]) -> Subject:
+def _perturbation(
+    name: str, setting: PerturbationConfig, oracle: Callable[..., Tensors], models: tuple[str, ...]
+) -> Subject:
     return Subject(
         name=f"SpatioTemporalPerturbation {name}",
         method=SpatioTemporalPerturbation,
@@ -242,7 +244,7 @@ CAPTUMS = (  # what fails here fails in Captum 0.9
         exempt={"test_no_futures": "it has them"},
         fails={
             "test_a_missing_target_is_an_error": MAP_PER_CLASS,
-            "test_an_unknown_keyword_is_a_type_error": "its **kwargs swallow what is misspelt",
+            "test_an_unknown_keyword_is_a_type_error": "its **kwargs swallow what is misspelled",
             "test_captums_arguments_come_first_and_ours_by_keyword": "it takes **kwargs",
         },
     ),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_staa import RISE, STAA, TokenGrid, VideoClassifier
 from captum_staa.attr import GradCAM, VideoFeatureAblation, VideoOcclusion
-from captum_staa.models import AttentionSite, Family
+from captum_staa.models import AttentionLayer, Family
 
 from .config import Donated, donated, lowered
 from .trials import assert_close
@@ -147,7 +147,7 @@ def test_rise_one_by_one_and_of_a_trace(given: Donated) -> None:
 ROW = Family(
     name="row",
     grid=lambda model: TokenGrid(t=1, h=1, w=3),
-    attention=lambda model: [AttentionSite("net.linear1", block=0)],  # the decomposition reads none
+    attention=lambda model: [AttentionLayer("net.linear1", block=0)],  # the decomposition reads none
     pooling=lambda model: "mean",
     layout="BCTHW",
 )

@@ -13,7 +13,7 @@ from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensit
 from captum.robust import FGSM, PGD, MinParamPerturbation
 from torch import Tensor
 
-from captum_staa import space_time
+from captum_staa import VideoAttribution
 
 from .models import Case, Tensors, case
 from .subjects import over
@@ -148,7 +148,7 @@ def test_sensitivity_max(trial: Trial, chunk: int | None) -> None:
 def test_captums_picture_of_a_frame(trial: Trial) -> None:
     """The pixels drawn are the frame's map over its largest value."""
     attributions, layout, frame = trial.attribute(), trial.case.layout, 2
-    drawn = space_time(attributions, layout).joint[0, frame]  # (H, W)
+    drawn = VideoAttribution.from_attributions(attributions, layout).joint[0, frame]  # (H, W)
     pixels = layout.to_working(attributions)[0, frame].permute(1, 2, 0).numpy()  # (H, W, C)
     figure, axes = captum_visualization.visualize_image_attr(
         pixels, method="heat_map", sign="absolute_value", outlier_perc=0, use_pyplot=False

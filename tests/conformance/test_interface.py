@@ -16,7 +16,7 @@ from captum.attr import (
     Occlusion,
     PerturbationAttribution,
 )
-from tiny_models import randomise
+from tiny_models import randomize
 
 from .models import fresh, watched
 from .subjects import over
@@ -113,12 +113,12 @@ def test_its_name_can_be_read(trial: Trial) -> None:
     assert all(len(word) > 1 for word in words)
 
 
-@over("conv", "vivit", has="attribute_parts")
+@over("conv", "vivit", has="attribute_maps")
 def test_parts_are_the_same_attribution(trial: Trial) -> None:
-    """Rich results come from ``attribute_parts``, which takes the same arguments."""
-    rich, plain = (inspect.signature(getattr(trial.method, name)) for name in ("attribute_parts", "attribute"))
+    """Rich results come from ``attribute_maps``, which takes the same arguments."""
+    rich, plain = (inspect.signature(getattr(trial.method, name)) for name in ("attribute_maps", "attribute"))
     assert rich.parameters == plain.parameters
-    parts = trial.method.attribute_parts(trial.case.clips, **trial.keywords)
+    parts = trial.method.attribute_maps(trial.case.clips, **trial.keywords)
     assert_close(parts.joint, trial.case.layout.reduce(trial.attribute()))
 
 
@@ -131,6 +131,6 @@ def test_copies(trial: Trial) -> None:
     assert shallow.forward_func is method.forward_func and deep.forward_func is not method.forward_func
     for other in (shallow, deep):
         assert torch.equal(other.attribute(own.case.clips, **own.keywords), expected)
-    randomise(own.case.model, seed=5)  # half the weights would do for most, but learning does not mind a model's scale
+    randomize(own.case.model, seed=5)  # half the weights would do for most, but learning does not mind a model's scale
     assert torch.equal(deep.attribute(own.case.clips, **own.keywords), expected)
     assert not torch.allclose(shallow.attribute(own.case.clips, **own.keywords), expected)

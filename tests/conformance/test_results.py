@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import randomise
+from tiny_models import randomize
 
 from .models import TWINS, case, fresh
 from .subjects import over
@@ -101,7 +101,7 @@ def test_half_precision(trial: Trial, dtype: torch.dtype) -> None:
 def test_other_weights_give_another_map(trial: Trial) -> None:
     """The sanity check of Adebayo et al. (NeurIPS 2018): an explanation of the clip alone would not notice."""
     other = trial.on(fresh(trial.case.name))
-    randomise(other.case.model, seed=5)
+    randomize(other.case.model, seed=5)
     found, before = other.attribute(), trial.attribute()
     related = torch.corrcoef(torch.stack([found.flatten(), before.flatten()]))[0, 1]
     assert related < 0.9

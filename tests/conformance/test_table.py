@@ -48,7 +48,7 @@ def test_ours_are_ours_and_names_are_different() -> None:
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
 def test_what_is_excused_is_tested(subject: Subject) -> None:
-    """A misspelt name would excuse nothing, and a test that was renamed would be excused no more."""
+    """A misspelled name would excuse nothing, and a test that was renamed would be excused no more."""
     tests = {
         node.name
         for path in Path(__file__).parent.glob("test_*.py")

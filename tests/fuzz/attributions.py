@@ -1,4 +1,4 @@
-"""Calls of the attribution methods that take any model: windows, regions, random masks, learnt masks and Grad-CAM."""
+"""Calls of the attribution methods that take any model: windows, regions, random masks, learned masks and Grad-CAM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One drawn call, and the judgement on how it ended: right, a clear error, or wrong."""
+"""One drawn call, and the judgment on how it ended: right, a clear error, or wrong."""
 
 from __future__ import annotations
 

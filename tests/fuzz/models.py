@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 from branched_models import injected
-from tiny_models import NAMES, randomise, tiny, tiny_module
+from tiny_models import NAMES, randomize, tiny, tiny_module
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, VideoLayout
@@ -63,7 +63,7 @@ def anything(axes: str) -> Anything:
 @cache
 def convolutions(axes: str, channels: int) -> nn.Module:
     with torch.random.fork_rng():
-        return randomise(Convolutions(axes, channels), seed=0)
+        return randomize(Convolutions(axes, channels), seed=0)
 
 
 @cache

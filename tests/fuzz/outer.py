@@ -43,7 +43,7 @@ def preprocess(draw: Any) -> Call:
         assert found.shape[:3] == (1, len(frames), 3)
         if edge is None and crop is None:
             wanted = (frames / 255 - np.array([0.5, 0.4, 0.3])) / np.array([0.2, 0.3, 0.5])
-            assert np.allclose(found[0].movedim(1, -1).numpy(), wanted, atol=1e-5), "other colours"
+            assert np.allclose(found[0].movedim(1, -1).numpy(), wanted, atol=1e-5), "other colors"
         twin = model.preprocess(torch.from_numpy(frames.copy()))
         assert torch.equal(twin, clip), "a tensor of frames gives another clip"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_staa import metrics
-from captum_staa.metrics import perturbations, sanity
+from captum_staa.metrics import noise, sanity
 
 from . import values
 from .calls import ABSENT, Call
@@ -24,8 +24,12 @@ from .twins import brief, close, malformed_call
 WITH_MODEL = ("insertion", "deletion", "aopc", "saco", "faithfulness", "faithfulness_correlation", "monotonicity")
 WITH_TRUTH = {
     name: getattr(metrics, name)
-    for name in ("auroc", "average_precision", "iou", "energy_inside", "relevance_rank_accuracy")
-} | {"pointing_game": metrics.pointing_game, "temporal_pointing": metrics.temporal_pointing, "snr": metrics.snr}
+    for name in ("auroc", "average_precision", "iou", "energy_pointing_game", "relevance_rank_accuracy")
+} | {
+    "pointing_game": metrics.pointing_game,
+    "temporal_pointing": metrics.temporal_pointing,
+    "signal_to_noise": metrics.signal_to_noise,
+}
 
 
 def _numbers(found: Any) -> Tensor:
@@ -159,7 +163,7 @@ def of_a_map(draw: Any) -> Call:
 
     def stacked(found: Any) -> Tensor:
         if name == "controls":
-            return torch.stack([found[key] for key in ("centre", "uniform", "inverted")], 1)
+            return torch.stack([found[key] for key in ("center", "uniform", "inverted")], 1)
         return torch.stack(found, 1) if isinstance(found, tuple) else found[:, None]
 
     if name == "controls":
@@ -233,7 +237,7 @@ def disturbed(draw: Any) -> Call:
     kinds |= {"perturb_radius": "number"}
 
     def run(clip: Any, layout: Any, perturb_radius: Any = 0.05, **made: Any) -> Any:
-        one = getattr(perturbations, name)(layout, **made)
+        one = getattr(noise, name)(layout, **made)
         return one.for_sensitivity()(clip, perturb_radius), one.for_infidelity(multiply_by_inputs=False)(clip)
 
     def check(found: Any) -> None:
@@ -246,11 +250,11 @@ def disturbed(draw: Any) -> Call:
 
     good = {"clip": clip, "layout": axes, **options}
     refusals = ("window is 2 frames, but",)
-    return _call(draw, f"perturbations.{name}", run, good, kinds, check=check, refusals=refusals)
+    return _call(draw, f"noise.{name}", run, good, kinds, check=check, refusals=refusals)
 
 
 def sanity_checks(draw: Any) -> Call:
-    name = draw(st.sampled_from(["randomisation", "class_sensitivity", "attention_usage"]))
+    name = draw(st.sampled_from(["randomization", "class_sensitivity", "attention_usage"]))
     if name == "attention_usage":
         clip = values.normal(draw, draw(st.integers(1, 3)), 3, 4, 12, 10)
         good: dict[str, Any] = {"st_abn": branched(), "clips": clip, "targets": values.target_of(draw, len(clip))}
@@ -291,6 +295,6 @@ ENTRIES = {
     "metrics of the truth": with_truth,
     "metrics of a map": of_a_map,
     "tables and boxes": tables,
-    "perturbations": disturbed,
+    "noise": disturbed,
     "sanity and usage": sanity_checks,
 }

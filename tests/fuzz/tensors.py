@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_staa import TokenGrid, VideoLayout, baselines, feature_masks, smooth, space_time
+from captum_staa import TokenGrid, VideoAttribution, VideoLayout, baselines, feature_masks, smooth
 
 from . import values
 from .calls import Call
@@ -50,7 +50,7 @@ def sums(draw: Any) -> Call:
             close(found, torch.from_numpy(wanted), torch.float32, scale=abs(x).sum(), what="sums")
 
     kinds = {"attributions": "any numbers", "layout": "layout"}
-    return _call(draw, "space_time", space_time, {"attributions": clip, "layout": axes}, kinds, check=check)
+    return _call(draw, "VideoAttribution", VideoAttribution, {"attributions": clip, "layout": axes}, kinds, check=check)
 
 
 def smoothing(draw: Any) -> Call:
@@ -217,7 +217,7 @@ def mask(draw: Any) -> Call:
 ENTRIES = {
     "VideoLayout": layout,
     "TokenGrid": grid,
-    "space_time": sums,
+    "VideoAttribution": sums,
     "smooth": smoothing,
     "baselines": baseline,
     "feature_masks": mask,

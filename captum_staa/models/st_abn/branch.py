@@ -95,7 +95,7 @@ class Branch(nn.Module):
             then of evidence averaged to ``steps`` bins.
         temporal: ``"any"`` number of steps, or the paper's ``"fixed"``.
         maps: K', maps of class evidence; the paper has one for each class.
-        norm: makes a normalisation layer for a number of channels.
+        norm: makes a normalization layer for a number of channels.
         dropout: before the linear layer of the class scores.
 
     Reference:

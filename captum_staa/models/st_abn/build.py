@@ -10,9 +10,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from captum_staa.checks import check_choice, check_count
+from captum_staa._utils.checks import check_choice, check_count
+from captum_staa._utils.model_state import eval_mode
 from captum_staa.grid import TokenGrid
-from captum_staa.lending import evaluating
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.resnet3d import ResNet3D
 from captum_staa.models.slow_resnet import SlowResNet
@@ -75,7 +75,7 @@ def build(
     example: Tensor | None,
     body: nn.Module | None,
 ) -> tuple[Branch, nn.Module]:
-    """The branch and the mechanism for a layer, on its device; what the layer gives is learnt by one forward."""
+    """The branch and the mechanism for a layer, on its device; what the layer gives is learned by one forward."""
     found = probe(model, layer, config.layer, grid, example)
     features, norm = found.features, NORMS[config.norm]
     channels, steps = features.shape[1:3]
@@ -86,7 +86,7 @@ def build(
             nn.ReLU(),
         )
     body = body.to(features)
-    with torch.no_grad(), evaluating(body):  # its running statistics are no business of zeros
+    with torch.no_grad(), eval_mode(body):  # its running statistics are no business of zeros
         given = body(features)
     if not isinstance(given, Tensor) or given.ndim != 5 or given.shape[2:] != features.shape[2:]:
         shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from captum_staa.files import atomic, save_tensors
+from captum_staa._utils.files import atomic, save_tensors
 from captum_staa.models.st_abn.history import FitHistory
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from captum_staa import notebook
-from captum_staa.layout import SpaceTime
+from captum_staa._utils import notebook
 from captum_staa.models.st_abn.branch import Gates
+from captum_staa.result import VideoAttribution
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class BranchExplanation:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: where and when the gates were open, and what model and branch answer."""
-        gates = SpaceTime(self.spatial, self.spatial.mean(1), self.temporal)
+        gates = VideoAttribution(self.spatial, self.spatial.mean(1), self.temporal)
         answers = [logits.argmax(1).tolist() for logits in (self.logits, self.attention_logits)]
         rows = [[at, *pair] for at, pair in enumerate(zip(*answers, strict=True))]
         said = notebook.block(self.resolution, notebook.table(["clip", "class", "class by the branch"], rows))

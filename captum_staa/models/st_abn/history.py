@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from captum_staa import notebook
+from captum_staa._utils import notebook
 
 
 @dataclass

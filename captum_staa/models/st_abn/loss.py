@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_staa.checks import check_choice
+from captum_staa._utils.checks import check_choice
 from captum_staa.models.layers import to_pixels
 from captum_staa.models.st_abn.branch import Gates
 from captum_staa.models.st_abn.network import STABN
@@ -98,7 +98,7 @@ class STABNLoss:
             raise ValueError(f"edited gates came, but preset={self.preset!r} has no use for them; take 'edit'")
         if self.preset == "posthoc":
             return self._masking(st_abn, clips)
-        logits, gates = st_abn.observe(clips)
+        logits, gates = st_abn.forward_with_gates(clips)
         terms = {
             "perception": F.cross_entropy(logits, targets),
             "attention": F.cross_entropy(gates.logits, targets),
@@ -113,7 +113,7 @@ class STABNLoss:
                 f"preset='posthoc' leaves the model's answers as they are, but this branch acts on them by "
                 f"mechanism={st_abn.config.mechanism!r}; STABN.inject(..., mechanism='observe')"
             )
-        whole, gates = st_abn.observe(clips)
+        whole, gates = st_abn.forward_with_gates(clips)
         if whole.shape[1] < 2:
             raise ValueError(
                 f"preset='posthoc' keeps a decision between classes, but the model gives logits {tuple(whole.shape)}"
@@ -125,7 +125,7 @@ class STABNLoss:
         for cells in (joint, steps):
             mask = st_abn.layout.from_working(to_pixels(cells.float(), size, st_abn.grid)[:, :, None]).to(clips)
             inputs += [cover.lerp(clips, mask), clips.lerp(cover, mask)]
-        with st_abn.unbranched():
+        with st_abn.branch_disabled():
             answers = st_abn.model(torch.cat([*inputs, cover])).float().chunk(5)
         decision = whole.detach().argmax(1)
         shown = [F.cross_entropy(answer, decision) for answer in answers[:4:2]]

@@ -13,7 +13,7 @@ class Mix(nn.Module):
 
     Args:
         channels: C of the features.
-        norm: makes a normalisation layer for a number of channels.
+        norm: makes a normalization layer for a number of channels.
 
     Reference:
         Mitsuhara et al., arXiv 2110.15574, section 3.

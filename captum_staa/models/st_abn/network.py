@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from captum_staa._utils.model_state import eval_mode
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
-from captum_staa.lending import evaluating
 from captum_staa.models.classifier import VideoClassifier, classifier_of
 from captum_staa.models.layers import find_layer, from_features, network_of, to_features, to_pixels
 from captum_staa.models.layouts import layout_of
@@ -124,7 +124,7 @@ class STABN(nn.Module):
                 or frames ``(B*t, C, h, w)``.
             layout: order of the clips' axes; a :class:`VideoClassifier` and a known transformer bring their own.
             grid: where the tokens stand; those bring their own, too.
-            mechanism: ``"residual"``, the features plus what is learnt of their gated copies; ``"observe"``, the
+            mechanism: ``"residual"``, the features plus what is learned of their gated copies; ``"observe"``, the
                 features as they are, for gates trained to mask the clip (``STABNLoss("posthoc")``); ``"mix"``, the
                 paper's, which alters the answers from the start.
             body: a module from the features to any number of channels with the same t, h and w; None for a
@@ -232,9 +232,9 @@ class STABN(nn.Module):
         """Logits ``(B, K)`` of clips in :attr:`layout`; further arguments go to the model."""
         if self._handle is None:  # the branch is gone
             return self.model(clip, *args)
-        return self.observe(clip, *args)[0]
+        return self.forward_with_gates(clip, *args)[0]
 
-    def observe(self, clip: Tensor, *args: Any, leaves: bool = False) -> tuple[Tensor, Gates]:
+    def forward_with_gates(self, clip: Tensor, *args: Any, leaves: bool = False) -> tuple[Tensor, Gates]:
         """Logits and the layer's gates, as parts of the graph: what a loss needs.
 
         Args:
@@ -266,10 +266,10 @@ class STABN(nn.Module):
             *args: further arguments of the model.
 
         Raises:
-            ValueError: as in :meth:`observe`.
+            ValueError: as in :meth:`forward_with_gates`.
         """
-        with evaluating(self):
-            logits, gates = self.observe(clip, *args)
+        with eval_mode(self):
+            logits, gates = self.forward_with_gates(clip, *args)
         size = self.layout.extent(clip)
         spatial, temporal = gates.spatial[:, 0].float(), gates.temporal[:, 0].float()
         steps, height, width = spatial.shape[1:]
@@ -303,7 +303,7 @@ class STABN(nn.Module):
             yield
 
     @contextmanager
-    def unbranched(self) -> Iterator[None]:
+    def branch_disabled(self) -> Iterator[None]:
         """Inside the block the model answers as if it had no branch."""
         with self._asked(off=True):
             yield

@@ -1,4 +1,4 @@
-"""What a layer gives, learnt by one forward: the sizes that a branch is built for."""
+"""What a layer gives, learned by one forward: the sizes that a branch is built for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from captum_staa._utils.model_state import eval_mode
 from captum_staa.grid import TokenGrid
-from captum_staa.lending import evaluating
 from captum_staa.models.classifier import DEFAULT_FRAMES, VideoClassifier
 from captum_staa.models.layers import to_features
 
@@ -33,7 +33,7 @@ def probe(model: VideoClassifier, layer: nn.Module, name: str, grid: TokenGrid |
     clip = _zeros(model) if example is None else example[:1]
     handle = layer.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
-        with evaluating(model):
+        with eval_mode(model):
             logits = model(clip)
     except Exception as error:
         if example is not None:

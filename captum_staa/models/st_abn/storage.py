@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from captum_staa.files import save_tensors, together
-from captum_staa.models import preprocessing, zoo
+from captum_staa._utils.files import save_tensors, together
+from captum_staa.models import preprocessing
 from captum_staa.models.classifier import VideoClassifier, edges_of
 from captum_staa.models.labels import in_order
+from captum_staa.models.loading import bundled_folder, bundled_names
 from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.models.resnet3d import ResNet3D, ResNet3DConfig
 from captum_staa.models.slow_resnet import SlowResNet
@@ -146,9 +147,9 @@ def read(name_or_folder: str | os.PathLike[str]) -> Stored:
     Raises:
         ValueError: there is no such folder, or it holds another kind of model, or a part of one.
     """
-    folder = zoo.folder(os.fspath(name_or_folder)) or Path(name_or_folder)
+    folder = bundled_folder(os.fspath(name_or_folder)) or Path(name_or_folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"no config.json of an ST-ABN in {os.fspath(name_or_folder)!r}; shipped are {zoo.names()}")
+        raise ValueError(f"no config.json of an ST-ABN in {os.fspath(name_or_folder)!r}; shipped are {bundled_names()}")
     try:
         return _stored(folder)
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
@@ -171,7 +172,7 @@ def _stored(folder: Path) -> Stored:
     weights = load_file(folder / "model.safetensors")
     base = stored["base"]
     # a folder must not have a model fetched from the hub that its reader never asked for
-    near = base is not None and (zoo.folder(base) is not None or Path(os.path.expanduser(base)).is_dir())
+    near = base is not None and (bundled_folder(base) is not None or Path(os.path.expanduser(base)).is_dir())
     return Stored(
         folder=folder,
         config=BranchConfig(**{f.name: stored["branch"][f.name] for f in fields(BranchConfig)}),

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_staa.checks import check_count, is_number
-from captum_staa.lending import evaluating
+from captum_staa._utils.checks import check_count, is_number
+from captum_staa._utils.model_state import eval_mode
 from captum_staa.models.st_abn.checkpoint import Checkpoint
 from captum_staa.models.st_abn.history import FitHistory
 from captum_staa.models.st_abn.loss import STABNLoss, trained
@@ -127,7 +127,7 @@ def fit_st_abn(
                     group["lr"] = group["initial_lr"] * schedule(epoch / epochs)
                 means = _epoch(st_abn, loss, _batches(data, epoch), stepper, max_grad_norm)
                 if validation is not None:
-                    with torch.no_grad(), evaluating(st_abn):
+                    with torch.no_grad(), eval_mode(st_abn):
                         history.validation.append(_epoch(st_abn, loss, _batches(validation, epoch), None))
                 history.train.append(means)
                 if history.judged[-1] == min(history.judged):
@@ -186,7 +186,7 @@ def _epoch(
 def _only(st_abn: STABN, learner: nn.Module) -> Iterator[None]:
     """The learner in training mode with gradients, all else in eval mode without; afterwards as it was before."""
     wanted = [(parameter, parameter.requires_grad, parameter.grad) for parameter in st_abn.parameters()]
-    with evaluating(st_abn):
+    with eval_mode(st_abn):
         st_abn.requires_grad_(False)
         learner.requires_grad_(True).train()
         try:

@@ -3,7 +3,7 @@
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const total = data.frames.length;
-const UNSEEN = 0.82 * 255; // the grey of _overlay.UNSEEN
+const UNSEEN = 0.82 * 255; // the gray of _overlay.UNSEEN
 
 let at = data.start;
 let timer = null;
@@ -51,15 +51,15 @@ function reader(sign) {
 function shown() {
   const method = byId("method").value;
   const sign = byId("sign").value;
-  return { method, sign, alpha: Number(byId("opacity").value), colours: data.colours[sign] };
+  return { method, sign, alpha: Number(byId("opacity").value), colors: data.colors[sign] };
 }
 
-// Red, green and blue of one pixel: v is its value, and r, g, b the frame's own colour.
+// Red, green and blue of one pixel: v is its value, and r, g, b the frame's own color.
 function mix(how, v, seen, r, g, b, out, o) {
-  const { method, alpha, colours, sign } = how;
-  const grey = 0.299 * r + 0.587 * g + 0.114 * b;
+  const { method, alpha, colors, sign } = how;
+  const gray = 0.299 * r + 0.587 * g + 0.114 * b;
   if (!seen) {
-    const share = method === "blended_heat_map" ? 0.35 * grey + 0.65 * UNSEEN : UNSEEN;
+    const share = method === "blended_heat_map" ? 0.35 * gray + 0.65 * UNSEEN : UNSEEN;
     out[o] = out[o + 1] = out[o + 2] = Math.round(share);
     return;
   }
@@ -70,9 +70,9 @@ function mix(how, v, seen, r, g, b, out, o) {
     out[o + 2] = Math.round(b * Math.abs(v) + rest);
     return;
   }
-  const colour = 3 * Math.min(255, Math.floor(256 * (sign === "all" ? (v + 1) / 2 : v)));
+  const color = 3 * Math.min(255, Math.floor(256 * (sign === "all" ? (v + 1) / 2 : v)));
   const opacity = method === "heat_map" ? 1 : alpha * Math.min(1, 2 * Math.abs(v));
-  for (let k = 0; k < 3; k++) out[o + k] = Math.round((1 - opacity) * grey + opacity * colours[colour + k]);
+  for (let k = 0; k < 3; k++) out[o + k] = Math.round((1 - opacity) * gray + opacity * colors[color + k]);
 }
 
 function draw() {

@@ -1,0 +1,33 @@
+"""Private helpers of Captum, imported in this file alone: a release that moves one is fixed here."""
+
+from captum._utils.common import (
+    ExpansionTypes,
+    _expand_additional_forward_args,
+    _expand_target,
+    _format_additional_forward_args,
+    _format_output,
+    _format_tensor_into_tuples,
+    _is_tuple,
+    _run_forward,
+    _select_targets,
+)
+from captum._utils.progress import NullProgress, progress
+from captum._utils.typing import BaselineType, TargetType
+from captum.log import log_usage
+
+__all__ = [
+    "BaselineType",
+    "ExpansionTypes",
+    "NullProgress",
+    "TargetType",
+    "_expand_additional_forward_args",
+    "_expand_target",
+    "_format_additional_forward_args",
+    "_format_output",
+    "_format_tensor_into_tuples",
+    "_is_tuple",
+    "_run_forward",
+    "_select_targets",
+    "log_usage",
+    "progress",
+]

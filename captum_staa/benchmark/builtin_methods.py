@@ -1,0 +1,116 @@
+"""This library's methods by name; the plain name is the class as it is called with nothing else said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from captum_staa import feature_masks
+from captum_staa.attr import (
+    RISE,
+    STAA,
+    AttentionBranch,
+    GradCAM,
+    SpatioTemporalPerturbation,
+    VideoFeatureAblation,
+    VideoOcclusion,
+)
+from captum_staa.benchmark.method_spec import (
+    SAMPLES,
+    Call,
+    End,
+    Make,
+    MethodSpec,
+    NotApplicableError,
+    ablation,
+    frames,
+    named_layer,
+    windows,
+)
+from captum_staa.models import VideoClassifier
+from captum_staa.models.st_abn.network import st_abn_of
+
+
+def _staa(**options: Any) -> Make:
+    def make(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
+        if classifier.family is None:
+            raise NotApplicableError(
+                f"{type(classifier.module).__name__} is no transformer of a known family: there is no attention to read"
+            )
+        explainer = STAA(classifier, **options)
+        return lambda clip, target: explainer.attribute(clip, target=target)
+
+    return make
+
+
+def _perturbation(preset: str) -> Make:
+    def make(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
+        explainer = SpatioTemporalPerturbation(classifier, preset=preset)
+        return lambda clip, target: explainer.attribute(
+            clip, target=target, perturbations_per_eval=perturbations_per_eval
+        )
+
+    return make
+
+
+def _occlusion(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
+    explainer = VideoOcclusion(classifier)
+    return lambda clip, target: explainer.attribute(
+        clip, *windows(classifier, clip), target=target, perturbations_per_eval=perturbations_per_eval
+    )
+
+
+def _rise(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
+    explainer = RISE(classifier)
+    return lambda clip, target: explainer.attribute(
+        clip, target=target, perturbations_per_eval=perturbations_per_eval, n_samples=SAMPLES
+    )
+
+
+def _grad_cam(end: End, weighting: str) -> Make:
+    def make(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
+        layer = named_layer(classifier, end)
+        explainer = GradCAM(classifier, layer, weighting=weighting)  # type: ignore[arg-type]
+        return lambda clip, target: explainer.attribute(clip, target=target)
+
+    return make
+
+
+def _branch(weighting: str) -> Make:
+    def make(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
+        st_abn = st_abn_of(classifier)
+        if st_abn is None:
+            raise NotApplicableError(f"{type(classifier.module).__name__} is no ST-ABN: it has no attention branch")
+        if weighting == "grad_gate" and st_abn.config.mechanism == "observe":
+            raise NotApplicableError(
+                "this branch only observes: its gates do not act on the answer, so it has no gradient there"
+            )
+        explainer = AttentionBranch(classifier)
+        return lambda clip, target: explainer.attribute(clip, target=target, weighting=weighting)
+
+    return make
+
+
+OURS: dict[str, MethodSpec] = {
+    "STAA": MethodSpec(_staa(), "relevance by decomposition"),
+    "STAA(chefer)": MethodSpec(_staa(rule="chefer"), "relevance by the rule of Chefer et al., all layers"),
+    "STAA(attention)": MethodSpec(_staa(mode="attention"), "attention rolled out through all layers"),
+    "STAA(attention-last)": MethodSpec(_staa(mode="attention", layers=[-1]), "attention of the last layer"),
+    "STAA(released)": MethodSpec(_staa(mode="released"), "as the authors' public code computes it"),
+    "SpatioTemporalPerturbation": MethodSpec(_perturbation("nested"), "preset nested"),
+    "SpatioTemporalPerturbation(step)": MethodSpec(_perturbation("step"), "preset step, the STEP paper's"),
+    "SpatioTemporalPerturbation(3d-ep)": MethodSpec(_perturbation("3d-ep"), "preset 3d-ep"),
+    "AttentionBranch(gate)": MethodSpec(_branch("gate"), "both gates of an ST-ABN, of no class in particular"),
+    "AttentionBranch(grad_gate)": MethodSpec(_branch("grad_gate"), "gate times gradient"),
+    "AttentionBranch(class_map)": MethodSpec(_branch("class_map"), "the branch's own class activation map"),
+    "VideoOcclusion": MethodSpec(_occlusion, "windows of 4 frames and 2 x 2 cells, half overlapping in space; zero"),
+    "VideoFeatureAblation(tubelets)": MethodSpec(
+        ablation(VideoFeatureAblation, feature_masks.tubelets, of_tokens=True), "one tubelet at a time; zero"
+    ),
+    "VideoFeatureAblation(frames)": MethodSpec(
+        ablation(VideoFeatureAblation, frames, of_tokens=False), "one frame at a time; zero"
+    ),
+    "RISE": MethodSpec(_rise, f"{SAMPLES} masks of 4 x 7 x 7 cells, half shown; zero"),
+    "GradCAM": MethodSpec(_grad_cam("first", "hirescam"), "hirescam, first layer", smoothed=True),
+    "GradCAM(layercam)": MethodSpec(_grad_cam("first", "layercam"), "layercam, first layer", smoothed=True),
+    "GradCAM(last)": MethodSpec(_grad_cam("last", "gradcam"), "gradcam, last layer: Grad-CAM as in its paper"),
+}

@@ -1,0 +1,1 @@
+"""Remove regions of inputs in batches: what occlusion, ablation and metrics share."""
