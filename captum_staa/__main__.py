@@ -213,7 +213,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a whole number of at least 1, but {text!r} came")
+        raise argparse.ArgumentTypeError(f"takes a whole number of at least 1, got {text!r}")
     return int(text)
 
 
@@ -224,7 +224,7 @@ def _layers(text: str) -> str | list[int]:
         return [int(index) for index in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f"takes all, mean, or block numbers such as -1 or 0,5,-1, but {text!r} came"
+            f"takes all, mean, or block numbers such as -1 or 0,5,-1, got {text!r}"
         ) from error
 
 
@@ -234,9 +234,7 @@ def _areas(text: str) -> list[float]:
     except ValueError:
         areas = []
     if not areas or not all(0 < area < 1 for area in areas):
-        raise argparse.ArgumentTypeError(
-            f"takes parts of the volume in (0, 1), such as .1 or .05,.5, but {text!r} came"
-        )
+        raise argparse.ArgumentTypeError(f"takes parts of the volume in (0, 1), such as .1 or .05,.5, got {text!r}")
     return areas
 
 

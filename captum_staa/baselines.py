@@ -98,7 +98,7 @@ def blur(clip: Tensor, layout: VideoLayout | str, space: float | None = None, ti
     space = min(sizes["H"], sizes["W"]) / 10 if space is None else space
     if not (all(is_number(width) and 0 <= width < math.inf for width in (space, time)) and space + time > 0):
         raise ValueError(
-            f"standard deviations are finite, at least 0 and not both 0, but {space = } pixels, {time = } frames came "
+            f"standard deviations are finite, at least 0 and not both 0, got {space = } pixels, {time = } frames "
             f"for a clip of shape {tuple(clip.shape)}; leave them out for a tenth of the shorter side in space"
         )
     channels = _wide(clip, layout).transpose(1, 2)  # (B, C, T, H, W)
@@ -131,11 +131,11 @@ def freeze(clip: Tensor, layout: VideoLayout | str, frame: int | None = None) ->
     layout = _check(clip, layout)
     count = layout.size(clip)["T"]
     if not (frame is None or hasattr(type(frame), "__index__")):
-        raise TypeError(f"frame is the index of one, a whole number, but {frame!r} of type {type(frame).__name__} came")
+        raise TypeError(f"frame is the index of one, a whole number, got {frame!r} of type {type(frame).__name__}")
     chosen = count // 2 if frame is None else operator.index(frame)
     if not -count <= chosen < count:
         raise ValueError(
-            f"frame is one of {-count} .. {count - 1}, but {frame} came for a clip of shape {tuple(clip.shape)} in "
+            f"frame is one of {-count} .. {count - 1}, got {frame} for a clip of shape {tuple(clip.shape)} in "
             f"layout {layout.axes}; leave it out for the middle frame"
         )
     return _in_order(clip, layout, torch.full((count,), chosen))
@@ -175,7 +175,7 @@ def shuffle(clip: Tensor, layout: VideoLayout | str, generator: torch.Generator 
     count = layout.size(clip)["T"]
     if count == 1:
         raise ValueError(
-            f"a clip of one frame has no other order, but shape {tuple(clip.shape)} came in layout {layout.axes}; if "
+            f"a clip of one frame has no other order, got shape {tuple(clip.shape)} in layout {layout.axes}; if "
             f"the axes are named right, use a baseline of space, such as blur"
         )
     return _in_order(clip, layout, torch.stack([_parted(count, generator) for _ in clip]))
@@ -241,7 +241,7 @@ def noise(
     layout = _check(clip, layout)
     generator = generator_or_seeded(generator)
     if std is not None and not (is_number(std) and 0 < std < math.inf):
-        raise ValueError(f"std is positive and finite, but {std!r} came; leave it out for the clip's own deviation")
+        raise ValueError(f"std is positive and finite, got {std!r}; leave it out for the clip's own deviation")
     frames = _wide(clip, layout)
     over = (1, 3, 4)  # time, height and width
     deviation = frames.std(over, correction=0, keepdim=True) if std is None else std

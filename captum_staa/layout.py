@@ -45,15 +45,13 @@ class VideoLayout:
 
     def __post_init__(self) -> None:
         if not isinstance(self.axes, str):
-            raise TypeError(
-                f"a layout is a word such as 'BTCHW', but {self.axes!r} of type {type(self.axes).__name__} came"
-            )
+            raise TypeError(f"a layout is a word such as 'BTCHW', got {self.axes!r} of type {type(self.axes).__name__}")
         if self.channels is not None:
             check_count("channels", self.channels)
         object.__setattr__(self, "axes", self.axes.upper())
         if sorted(self.axes) != sorted(WORKING) or self.axes[0] != "B":
             raise ValueError(
-                f"a layout names each of B, T, C, H, W once and begins with B, but {self.axes!r} came; "
+                f"a layout names each of B, T, C, H, W once and begins with B, got {self.axes!r}; "
                 f"use 'BTCHW' (Hugging Face video models) or 'BCTHW' (3D CNNs)"
             )
 
@@ -85,7 +83,7 @@ class VideoLayout:
     def check(self, clip: Tensor, name: str = "inputs") -> None:
         """Raise unless ``clip`` is a non-empty five-dimensional tensor."""
         if not isinstance(clip, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor in layout {self.axes}, but {type(clip).__name__} came")
+            raise TypeError(f"{name} must be a tensor in layout {self.axes}, got {type(clip).__name__}")
         if clip.ndim != 5 or 0 in clip.shape:
             raise ValueError(
                 f"{name} must be a non-empty clip in layout {self.axes}, but its shape is {tuple(clip.shape)}; "
@@ -109,7 +107,7 @@ class VideoLayout:
         check_dense(clip, name)
         if not clip.is_floating_point():
             raise TypeError(
-                f"{name} must hold floats, but {clip.dtype} came; VideoClassifier.preprocess makes a clip of frames"
+                f"{name} must hold floats, got {clip.dtype}; VideoClassifier.preprocess makes a clip of frames"
             )
         if not bool(clip.isfinite().all()):
             bad = int(clip.numel() - clip.isfinite().sum())

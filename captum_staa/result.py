@@ -102,10 +102,10 @@ def as_tensor(value: object, name: str, axes: str) -> Tensor:
     """A tensor, or a copy of a numpy array, which may be read-only or run backwards; anything else is refused."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiubc":
-            raise TypeError(f"{name} must be a tensor or array of numbers ({axes}), but an array of {value.dtype} came")
+            raise TypeError(f"{name} must be a tensor or array of numbers ({axes}), got an array of {value.dtype}")
         return torch.from_numpy(np.array(value, order="C"))
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor ({axes}), but {type(value).__name__} came")
+        raise TypeError(f"{name} must be a tensor ({axes}), got {type(value).__name__}")
     check_dense(value, name)
     return value
 
@@ -115,9 +115,7 @@ def as_tuple(inputs: object) -> tuple[Tensor, ...]:
     clips = inputs if isinstance(inputs, tuple) else (inputs,)
     if not clips or not all(isinstance(clip, Tensor) for clip in clips):
         came = [type(clip).__name__ for clip in clips]
-        raise TypeError(
-            f"inputs must be a tensor, or a tuple of at least one, but {type(inputs).__name__} of {came} came"
-        )
+        raise TypeError(f"inputs must be a tensor, or a tuple of at least one, got {type(inputs).__name__} of {came}")
     return clips
 
 
@@ -134,7 +132,7 @@ def as_maps(attributions: Array, layout: VideoLayout | str | None = None) -> Ten
             f"{tuple(attributions.shape)}; pass layout='BTCHW' or 'BCTHW' for attributions of a clip's shape"
         )
     if not attributions.is_floating_point():
-        raise TypeError(f"attributions must hold floats, but {attributions.dtype} came; pass truth.float() for a mask")
+        raise TypeError(f"attributions must hold floats, got {attributions.dtype}; pass truth.float() for a mask")
     if bad := int(attributions.numel() - attributions.isfinite().sum()):
         raise ValueError(
             f"{bad} of the {attributions.numel()} values of attributions (shape {tuple(attributions.shape)}) are nan "

@@ -8,8 +8,8 @@ from io import BytesIO
 from pathlib import Path
 
 import gallery  # beside this file
-import package_graph
 import numpy as np
+import package_graph
 import torch
 from captum.attr import InputXGradient
 from matplotlib.figure import Figure

@@ -234,15 +234,15 @@ def test_gates_on_which_no_answer_depends_are_not_weighed():
 
 def test_wrong_options():
     st_abn, _, clip = injected("tensor")
-    with pytest.raises(ValueError, match="weighting is one of 'gate', 'grad_gate', 'class_map', but 'grad_cam' came"):
+    with pytest.raises(ValueError, match="weighting is one of 'gate', 'grad_gate', 'class_map', got 'grad_cam'"):
         AttentionBranch(st_abn).attribute(clip, 1, weighting="grad_cam")
-    with pytest.raises(ValueError, match="upsampling is one of 'trilinear', 'nearest', but 'cubic' came"):
+    with pytest.raises(ValueError, match="upsampling is one of 'trilinear', 'nearest', got 'cubic'"):
         AttentionBranch(st_abn, upsampling="cubic")
 
 
 def test_only_an_st_abn_is_read():
     for model in (net(), VideoClassifier(net(), "BCTHW")):
-        with pytest.raises(TypeError, match=r"reads a models\.STABN, but .* came; STABN\.inject\(model, layer\) adds"):
+        with pytest.raises(TypeError, match=r"reads a models\.STABN, got .*; STABN\.inject\(model, layer\) adds"):
             AttentionBranch(model)
 
 

@@ -153,7 +153,7 @@ def test_two_layouts_agree():
 
 def test_what_it_refuses():
     st_abn, clips = network()
-    with pytest.raises(TypeError, match=r"asks a models\.STABN, but Net came"):
+    with pytest.raises(TypeError, match=r"asks a models\.STABN, got Net"):
         attention_usage(net(), clips)
     with pytest.raises(ValueError, match=r"shape is \(3, 4, 12, 10\).*clip\[None\]"):
         attention_usage(st_abn, clips[0])

@@ -300,7 +300,7 @@ def test_clips_that_are_none_are_named(name, clip, layout, error, message):
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        ("freeze", {"frame": 6}, ValueError, r"-6 \.\. 5, but 6 came for a clip of shape \(4, 6, 2, 7, 5\)"),
+        ("freeze", {"frame": 6}, ValueError, r"-6 \.\. 5, got 6 for a clip of shape \(4, 6, 2, 7, 5\)"),
         ("freeze", {"frame": -7}, ValueError, "-7 came"),
         ("freeze", {"frame": 1.0}, TypeError, "float"),
         ("blur", {"space": -1.0, "time": 2.0}, ValueError, "space = -1.0 pixels"),
@@ -308,12 +308,12 @@ def test_clips_that_are_none_are_named(name, clip, layout, error, message):
         ("blur", {"space": math.nan}, ValueError, "finite"),
         ("blur", {"time": math.inf}, ValueError, "finite"),
         ("blur", {"space": 0, "time": 0}, ValueError, "not both 0"),
-        ("noise", {"std": 0}, ValueError, "positive and finite, but 0 came"),
+        ("noise", {"std": 0}, ValueError, "positive and finite, got 0"),
         ("noise", {"std": -0.1}, ValueError, "-0.1 came"),
         ("noise", {"std": math.inf}, ValueError, "inf came"),
         ("noise", {"std": math.nan}, ValueError, "nan came"),
-        ("noise", {"generator": 3}, TypeError, "generator is a torch.Generator, but 3 came"),
-        ("shuffle", {"generator": 3}, TypeError, "generator is a torch.Generator, but 3 came"),
+        ("noise", {"generator": 3}, TypeError, "generator is a torch.Generator, got 3"),
+        ("shuffle", {"generator": 3}, TypeError, "generator is a torch.Generator, got 3"),
         *((name, {"frames": 3}, TypeError, "unexpected keyword argument 'frames'") for name in NAMES),
     ],
 )
@@ -323,7 +323,7 @@ def test_wrong_options_are_named(name, options, error, message):
 
 
 def test_one_frame_cannot_be_shuffled():
-    with pytest.raises(ValueError, match=r"one frame has no other order, but shape \(2, 1, 3, 4, 5\) came"):
+    with pytest.raises(ValueError, match=r"one frame has no other order, got shape \(2, 1, 3, 4, 5\)"):
         baselines.shuffle(torch.zeros(2, 1, 3, 4, 5), "BTCHW")
 
 

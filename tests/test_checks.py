@@ -125,11 +125,11 @@ def test_true_and_floats_are_none(name, key):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"value": 0}, ValueError, "n is a whole number of at least 1, but 0 came"),
-        ({"value": np.int64(0)}, ValueError, "n is a whole number of at least 1, but 0 came"),
-        ({"value": 4, "most": 3, "of": "frames"}, ValueError, "n is a whole number of 1 to 3 frames, but 4 came"),
-        ({"value": -3, "least": -2, "most": 1}, ValueError, "n is a whole number of -2 to 1, but -3 came"),
-        ({"value": True}, TypeError, "n is a whole number of at least 1, but True of type bool came"),
+        ({"value": 0}, ValueError, "n is a whole number of at least 1, got 0"),
+        ({"value": np.int64(0)}, ValueError, "n is a whole number of at least 1, got 0"),
+        ({"value": 4, "most": 3, "of": "frames"}, ValueError, "n is a whole number of 1 to 3 frames, got 4"),
+        ({"value": -3, "least": -2, "most": 1}, ValueError, "n is a whole number of -2 to 1, got -3"),
+        ({"value": True}, TypeError, "n is a whole number of at least 1, got True of type bool"),
         ({"value": np.True_}, TypeError, "of type bool"),
         ({"value": 2.0}, TypeError, "2.0 of type float came"),
         ({"value": "2"}, TypeError, "'2' of type str came"),
@@ -151,7 +151,7 @@ def test_the_ends_of_a_range_are_in_it():
 def test_sides_are_three():
     check_sides("cells", [1, np.int32(2), 3])
     for value in (3, (1, 2), (1, 2, 3, 4), "123", None):
-        with pytest.raises(ValueError, match=r"cells is \(t, h, w\), three whole numbers of at least 1, but .* came"):
+        with pytest.raises(ValueError, match=r"cells is \(t, h, w\), three whole numbers of at least 1, got .*"):
             check_sides("cells", value)
-    with pytest.raises(ValueError, match=r"h of cells = \(1, 0, 3\) is a whole number of at least 1, but 0 came"):
+    with pytest.raises(ValueError, match=r"h of cells = \(1, 0, 3\) is a whole number of at least 1, got 0"):
         check_sides("cells", (1, 0, 3))

@@ -127,8 +127,8 @@ def test_logits_are_found(wrap: Callable[[Tensor], Any]) -> None:
     [
         (lambda logits: None, TypeError, "returned NoneType"),
         (lambda logits: {"scores": logits}, TypeError, "returned dict"),
-        (lambda logits: logits[:, 0], ValueError, r"shape \(2,\), but \(B, K\)"),
-        (lambda logits: logits.repeat(1, 2).unflatten(1, (2, 3)), ValueError, r"shape \(2, 2, 3\), but \(B, K\)"),
+        (lambda logits: logits[:, 0], ValueError, r"shape \(2,\), got \(B, K\)"),
+        (lambda logits: logits.repeat(1, 2).unflatten(1, (2, 3)), ValueError, r"shape \(2, 2, 3\), got \(B, K\)"),
     ],
 )
 def test_outputs_without_logits_are_refused(wrap: Callable[[Tensor], Any], error: type[Exception], text: str) -> None:
@@ -188,10 +188,10 @@ def test_what_cannot_be_wrapped() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        ({"num_frames": 0}, ValueError, "num_frames is a whole number of at least 1, but 0"),
-        ({"num_frames": -2}, ValueError, "num_frames is a whole number of at least 1, but -2"),
+        ({"num_frames": 0}, ValueError, "num_frames is a whole number of at least 1, got 0"),
+        ({"num_frames": -2}, ValueError, "num_frames is a whole number of at least 1, got -2"),
         ({"num_frames": 2.5}, TypeError, r"num_frames is a whole number.*2\.5"),
-        ({"image_size": 16}, TypeError, r"image_size is \(height, width\) in pixels, but 16 came"),
+        ({"image_size": 16}, TypeError, r"image_size is \(height, width\) in pixels, got 16"),
         ({"image_size": (16, 16, 3)}, TypeError, r"image_size is \(height, width\).*\(16, 16, 3\)"),
         ({"image_size": (16, 0)}, ValueError, "image_size is a whole number of at least 1.*0 came"),
         ({"image_size": (16, "a")}, TypeError, "image_size is a whole number.*'a'"),
@@ -291,7 +291,7 @@ def test_predict_runs_in_eval_mode_and_restores_every_mode() -> None:
 
 def test_predict_refuses_what_does_not_fit() -> None:
     clf = VideoClassifier(conv_net(), "BCTHW", labels=["a", "b"])
-    with pytest.raises(ValueError, match="3 logits, but has 2 labels"):
+    with pytest.raises(ValueError, match="3 logits, got has 2 labels"):
         clf.predict(clip_of(1).transpose(1, 2))
     with pytest.raises(ValueError, match=r"at least 1.*but 0"):
         clf.predict(clip_of(1).transpose(1, 2), k=0)
@@ -304,7 +304,7 @@ def test_a_name_per_class() -> None:
     assert VideoClassifier(conv_net(), "BCTHW").label_names(3) == ["0", "1", "2"]
     clf = VideoClassifier(conv_net(), "BCTHW", labels=["a", "b"])
     assert clf.label_names(2) == ["a", "b"]
-    with pytest.raises(ValueError, match="gives 3 logits, but has 2 labels: give one per class"):
+    with pytest.raises(ValueError, match="gives 3 logits, got has 2 labels: give one per class"):
         clf.label_names(3)
 
 

@@ -191,8 +191,8 @@ def test_errors_are_one_line_and_exit_code_2(video, tmp_path, capsys, monkeypatc
         ([], "explain | stream | compare | demo"),
         (["explain", "a.mp4"], "--model"),
         (["explain", "a.mp4", "--model", "m", "--layers", "some"], "takes all, mean, or block numbers"),
-        (["explain", "a.mp4", "--model", "m", "--stride", "0"], "at least 1, but '0' came"),
-        (["explain", "a.mp4", "--model", "m", "--top", "-3"], "at least 1, but '-3' came"),
+        (["explain", "a.mp4", "--model", "m", "--stride", "0"], "at least 1, got '0'"),
+        (["explain", "a.mp4", "--model", "m", "--top", "-3"], "at least 1, got '-3'"),
         (["explain", "a.mp4", "--model", "m", "--mode", "magic"], "invalid choice"),
     ],
 )

@@ -117,13 +117,13 @@ def test_an_explanation_by_attention_has_no_masks(video, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("staa", ["--preset", "step"], "of --method perturbation: --preset; but --method staa came; drop it"),
+        ("staa", ["--preset", "step"], "of --method perturbation: --preset;, got --method staa; drop it"),
         ("staa", ["--areas", ".1"], "--areas; but --method staa"),
         ("staa", ["--objective", "dual"], "--objective; but --method staa"),
         ("staa", ["--regularizer", "none"], "--regularizer; but --method staa"),
         ("staa", ["--iterations", "1"], "--iterations; but --method staa"),
-        ("staa", ["--iterations", "1", "--areas", ".1"], "--areas, --iterations; but --method staa came; drop them"),
-        ("perturbation", ["--mode", "relevance"], "of --method staa: --mode; but --method perturbation came"),
+        ("staa", ["--iterations", "1", "--areas", ".1"], "--areas, --iterations;, got --method staa; drop them"),
+        ("perturbation", ["--mode", "relevance"], "of --method staa: --mode;, got --method perturbation"),
         ("perturbation", ["--rule", "chefer"], "--rule; but --method perturbation"),
         ("perturbation", ["--layers", "-1"], "--layers; but --method perturbation"),
         ("perturbation", ["--layers", "all"], "--layers; but --method perturbation"),
@@ -142,12 +142,12 @@ def test_options_of_the_other_method_are_refused(video, tmp_path, capsys, monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--areas", "1"], "takes parts of the volume in (0, 1), such as .1 or .05,.5, but '1' came"),
+        (["--areas", "1"], "takes parts of the volume in (0, 1), such as .1 or .05,.5, got '1'"),
         (["--areas", ".1,0"], "but '.1,0' came"),
         (["--areas", ".1;.2"], "but '.1;.2' came"),
         (["--areas", ""], "but '' came"),
         (["--areas", "nan"], "but 'nan' came"),
-        (["--iterations", "0"], "at least 1, but '0' came"),
+        (["--iterations", "0"], "at least 1, got '0'"),
         (["--preset", "4d"], "invalid choice"),
         (["--objective", "keep"], "invalid choice"),
         (["--regularizer", "silk"], "invalid choice"),

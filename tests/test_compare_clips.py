@@ -113,7 +113,7 @@ def test_names_are_checked_before_the_first_clip_is_loaded(clf):
 
     with pytest.raises(ValueError, match="came twice: \\['a'\\]"):
         compare(clf, Named([PLANTED[i] for i in range(3)]), ["STAA"], show_progress=False)
-    with pytest.raises(ValueError, match="one name, but 3"):
+    with pytest.raises(ValueError, match="one name, got 3"):
         source_of(Named([PLANTED[0]]), clf)
 
 
@@ -221,7 +221,7 @@ def test_joined_clips_refuse_what_cannot_be_joined(clf):
     for seed, error in ((1.5, TypeError), ("1", TypeError), (2**63, ValueError)):
         with pytest.raises(error, match="seed is a whole number"):
             JoinedClips(PLANTED, clf, seed=seed)
-    with pytest.raises(ValueError, match="arrangement is one of 'time', 'grid', but 'space' came"):
+    with pytest.raises(ValueError, match="arrangement is one of 'time', 'grid', got 'space'"):
         JoinedClips(PLANTED, clf, arrangement="space")
     assert JoinedClips(PLANTED, clf, seed=-1)[0][0].shape == PLANTED[:1][0].shape
     flat = [(torch.rand(3, 1, 8, 8), label) for label in (0, 1)]

@@ -36,7 +36,7 @@ def clf() -> VideoClassifier:
         ({"metrics": {"left out": Metric(len, True)}}, ValueError, "'left out' marks"),
         ({"metrics": {"does not apply": len}}, ValueError, "'does not apply' marks"),
         ({"metrics": {3: len}}, TypeError, "3 of type int"),
-        ({"metrics": {"mine": Metric(len, "high")}}, ValueError, "is True, False or None, but 'high' came"),
+        ({"metrics": {"mine": Metric(len, "high")}}, ValueError, "is True, False or None, got 'high'"),
         (
             {"metrics": {"mine": METRICS["forwards"]}},
             ValueError,

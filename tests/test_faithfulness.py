@@ -244,7 +244,7 @@ def test_what_any_map_would_score_is_no_score():
     options = {"layout": "BTCHW", "feature_mask": regions}
     for kept in (0.9, 0.1):
         for given in (maps, -maps):
-            with pytest.raises(ValueError, match=rf"one at least and not all, but {kept} of 4 cells came"):
+            with pytest.raises(ValueError, match=rf"one at least and not all, got {kept} of 4 cells"):
                 faithfulness(Model(), clip, given, kept=kept, **options)
     with pytest.raises(ValueError, match=r"0\.1 of 4 cells came"):
         monotonicity(Model(), clip, maps, **options)

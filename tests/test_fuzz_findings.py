@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a meta mask": (lambda: ablate(feature_mask=torch.zeros(1).long().to("meta")), TypeError, "dense"),
     "an array for a word": (lambda: grad_cam(1, weighting=np.array(["a"])), ValueError, "weighting is one of"),
     "a dict for a word": (lambda: grad_cam(1, upsampling={}), ValueError, "upsampling is one of"),
-    "a number for a generator": (lambda: staa(generator=3), TypeError, "generator is a torch.Generator, but 3"),
+    "a number for a generator": (lambda: staa(generator=3), TypeError, "generator is a torch.Generator, got 3"),
     "an endless tolerance": (
         lambda: SpatioTemporalPerturbation(anything("BTCHW")).attribute(CLIP, target=1, tolerance=INF),
         ValueError,
@@ -243,7 +243,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a number that half precision has not": (
         lambda: VideoFeatureAblation(anything("BTCHW")).attribute(CLIP.bfloat16(), 10.0**120, 1),
         ValueError,
-        r"baselines .* finite in torch.bfloat16, up to 3.39e\+38, but 1e\+120 came",
+        r"baselines .* finite in torch.bfloat16, up to 3.39e\+38, got 1e\+120",
     ),
     "a class for smoothness": (
         lambda: SpatioTemporalPerturbation(anything("BTCHW"), "BTCHW").attribute(CLIP, target=1, smoothness=int),
@@ -276,7 +276,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         r"none of them negative, but \(-1, -1\)",
     ),
-    "a bare model to compare": (lambda: compare(nn.Identity(), []), TypeError, "VideoClassifier, but Identity"),
+    "a bare model to compare": (lambda: compare(nn.Identity(), []), TypeError, "VideoClassifier, got Identity"),
 }
 
 

@@ -175,8 +175,8 @@ def test_another_thread_on_the_same_model_is_left_alone():
         ({"layer": 3}, TypeError, "int came"),
         ({"layout": None}, ValueError, "pass layout="),
         ({"layout": "BTCHW", "forward_func": VideoClassifier(odd(), "BCTHW")}, ValueError, "leave the layout out"),
-        ({"grid": (4, 3, 2)}, TypeError, r"a TokenGrid\(...\) or None, but \(4, 3, 2\) came"),
-        ({"weighting": "gradcam++"}, ValueError, r"'gradcam', 'hirescam', 'layercam', but 'gradcam\+\+' came"),
+        ({"grid": (4, 3, 2)}, TypeError, r"a TokenGrid\(...\) or None, got \(4, 3, 2\)"),
+        ({"weighting": "gradcam++"}, ValueError, r"'gradcam', 'hirescam', 'layercam', got 'gradcam\+\+'"),
         ({"upsampling": "linear"}, ValueError, "'trilinear', 'nearest'"),
     ],
 )
@@ -211,5 +211,5 @@ def test_models_and_modes_without_a_gradient_are_refused():
     with pytest.raises(ValueError, match="GradCAM needs a gradient"), torch.inference_mode():
         GradCAM(odd(), "conv", "BCTHW").attribute(CLIP, 0)
     for function, shape in ((torch.sum, r"\(\) came"), (lambda x: (x, x), "tuple came")):
-        with pytest.raises(ValueError, match=f"a row per example, 2 here, but {shape}"):
+        with pytest.raises(ValueError, match=f"a row per example, 2 here, got {shape}"):
             GradCAM(nn.Sequential(odd(), Wrap(function)), "0.conv", "BCTHW").attribute(CLIP, 0)

@@ -59,8 +59,8 @@ def test_what_the_tokens_do_not_cover_is_zero():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: TokenGrid(0, 3, 2), ["t of a token grid", "at least 1, but 0 came"]),
-        (lambda: TokenGrid(1, 3, 2, prefix=-1), ["prefix", "at least 0, but -1 came"]),
+        (lambda: TokenGrid(0, 3, 2), ["t of a token grid", "at least 1, got 0"]),
+        (lambda: TokenGrid(1, 3, 2, prefix=-1), ["prefix", "at least 0, got -1"]),
         (lambda: TokenGrid(1, 3, 2, tubelet=(2, 8)), ["tubelet is (t, h, w)", "(2, 8) came"]),  # type: ignore[arg-type]
         (lambda: TokenGrid(1, 3, 2, order="wht"), ["'wht'", "'thw', 'hwt'"]),  # type: ignore[arg-type]
         (

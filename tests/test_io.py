@@ -191,7 +191,7 @@ def test_a_header_that_promises_too_much(tmp_path, suffix):
     np.testing.assert_array_equal(some.frames, everything.frames[some.indices])
     with (
         pytest.warns(UserWarning, match="the file is damaged"),
-        pytest.raises(ValueError, match=rf"holds {left} frames, but num_frames = 38"),
+        pytest.raises(ValueError, match=rf"holds {left} frames, got num_frames = 38"),
     ):
         io.read_video(cut, num_frames=38)
 

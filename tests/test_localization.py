@@ -254,8 +254,8 @@ def test_of_equal_maxima_the_fraction_counts():
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3).bool(), {}, ValueError, "(1, 2, 4, 3)"),
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), {}, TypeError, "pass truth > 0"),
         (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), {}, ValueError, "24 of the 24 scores"),
-        ([1.0], torch.zeros(1, 2, 3, 4).bool(), {}, TypeError, "scores must be a tensor (B, T, H, W), but list"),
-        (torch.zeros(1, 2, 3, 4), [True], {}, TypeError, "truth must be a tensor (B, T, H, W), but list"),
+        ([1.0], torch.zeros(1, 2, 3, 4).bool(), {}, TypeError, "scores must be a tensor (B, T, H, W), got list"),
+        (torch.zeros(1, 2, 3, 4), [True], {}, TypeError, "truth must be a tensor (B, T, H, W), got list"),
         (torch.zeros(0, 2, 3, 4), torch.zeros(0, 2, 3, 4).bool(), {}, ValueError, "not empty"),
         (
             torch.full((1, 2, 3, 3, 4), math.inf),
@@ -281,5 +281,5 @@ def test_wrong_options_are_named():
     for tolerance, error in (((1, 2), ValueError), ((0, -1, 0), ValueError), (3, ValueError), ((0, 0.5, 0), TypeError)):
         with pytest.raises(error, match=r"tolerance (is|= .* is a whole number of at least 0)"):
             pointing_game(scores, truth, tolerance)
-    with pytest.raises(ValueError, match="per is one of 'clip', 'frame', but 'frames' came"):
+    with pytest.raises(ValueError, match="per is one of 'clip', 'frame', got 'frames'"):
         pointing_game(scores, truth, per="frames")

@@ -192,13 +192,13 @@ CLIP = clip_of(2, 3, 5, 7, 6)
     [
         ({"sliding_window_shapes": (6, 3, 3)}, ValueError, r"\(6, 3, 3\) came for a clip of shape \(2, 3, 5, 7, 6\)"),
         ({"sliding_window_shapes": (4, 2, 3, 3)}, ValueError, "not be larger"),
-        ({"sliding_window_shapes": (2, 3)}, ValueError, r"one for each of CTHW, but \(2, 3\) came"),
+        ({"sliding_window_shapes": (2, 3)}, ValueError, r"one for each of CTHW, got \(2, 3\)"),
         ({"sliding_window_shapes": (2, 3, 0)}, ValueError, "at least 1"),
         ({"sliding_window_shapes": (2, 3, 2.0)}, TypeError, "whole number"),
         ({"sliding_window_shapes": 3}, ValueError, "whole numbers"),
         ({"sliding_window_shapes": None}, ValueError, "whole numbers"),
         ({"sliding_window_shapes": ((2, 3, 3), (2, 3, 3))}, ValueError, "one for each|one per input"),
-        ({"strides": (1, -1, 1)}, ValueError, r"H of strides \(1, -1, 1\) is a whole number .*, but -1 came"),
+        ({"strides": (1, -1, 1)}, ValueError, r"H of strides \(1, -1, 1\) is a whole number .*, got -1"),
         ({"strides": 0}, ValueError, "at least 1"),
         ({"strides": True}, TypeError, "True of type bool came"),
         ({"strides": [1, 1, 1]}, ValueError, r"strides are whole numbers.*\[1, 1, 1\]"),
@@ -207,9 +207,9 @@ CLIP = clip_of(2, 3, 5, 7, 6)
         ({"baselines": torch.zeros(2, 3, 5, 7, 5)}, ValueError, r"\(2, 3, 5, 7, 6\).*\(2, 3, 5, 7, 5\) came"),
         ({"baselines": torch.zeros(5, 7, 6)}, ValueError, "input's shape"),
         ({"baselines": float("nan")}, ValueError, "finite"),
-        ({"baselines": (0, 0)}, ValueError, "one per input, 1, but 2 came"),
-        ({"baselines": "blur"}, TypeError, "a number or a tensor, but str came"),
-        ({"perturbations_per_eval": 0}, ValueError, "at least 1, but 0 came"),
+        ({"baselines": (0, 0)}, ValueError, "one per input, 1, got 2"),
+        ({"baselines": "blur"}, TypeError, "a number or a tensor, got str"),
+        ({"perturbations_per_eval": 0}, ValueError, "at least 1, got 0"),
         ({"perturbations_per_eval": 2.0}, TypeError, "whole number"),
         ({"inputs": CLIP[0]}, ValueError, r"\(3, 5, 7, 6\)"),
         ({"inputs": CLIP[:0]}, ValueError, "non-empty"),
@@ -235,7 +235,7 @@ def test_bad_input_is_refused_before_anything_is_computed(arguments, error, mess
 def test_models_that_give_no_single_number_per_clip_are_refused():
     with pytest.raises(ValueError, match=r"outputs of shape \(2, 4\), so one must be chosen: pass target="):
         VideoOcclusion(net(), "BCTHW").attribute(CLIP, (2, 3, 3))
-    with pytest.raises(ValueError, match=r"one output per example, 2 here, but outputs of shape \(\) came"):
+    with pytest.raises(ValueError, match=r"one output per example, 2 here, got outputs of shape \(\)"):
         VideoOcclusion(lambda x: net()(x).mean(), "BCTHW").attribute(CLIP, (2, 3, 3))
     with pytest.raises(TypeError, match="must return a tensor"):
         VideoOcclusion(lambda x: [1], "BCTHW").attribute(CLIP, (2, 3, 3))

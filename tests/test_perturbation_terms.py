@@ -183,7 +183,7 @@ def test_a_bad_setting_is_refused_by_name(fields, words):
 @pytest.mark.parametrize("fields", [{"across": 2.5}, {"iterations": True}])
 def test_a_setting_of_another_type_is_refused_by_name(fields):
     ((name, value),) = fields.items()
-    with pytest.raises(TypeError, match=f"{name} is a whole number of at least .*, but {value!r} of type"):
+    with pytest.raises(TypeError, match=f"{name} is a whole number of at least .*, got {value!r} of type"):
         PerturbationConfig(Nested(), **fields)
 
 

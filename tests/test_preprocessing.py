@@ -210,7 +210,7 @@ def test_crop_box_of_a_padded_crop_reaches_beyond_the_frame() -> None:
         ([[1]], TypeError, "list came"),
         (np.zeros((2, 8, 8, 3), np.float32), TypeError, r"float32 of shape \(2, 8, 8, 3\).*255"),
         (np.zeros((2, 3, 8, 8), np.uint8), ValueError, r"\(2, 3, 8, 8\); put channels last"),
-        (np.zeros((8, 8, 3), np.uint8), ValueError, r"\(T, H, W, 3\), but their shape is \(8, 8, 3\)"),
+        (np.zeros((8, 8, 3), np.uint8), ValueError, r"\(T, H, W, 3\), got their shape is \(8, 8, 3\)"),
         (np.zeros((0, 8, 8, 3), np.uint8), ValueError, r"\(0, 8, 8, 3\)"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_traced_model_takes_no_branch():
     """It runs none of its layers' hooks."""
     model, layer, clip, options = case("tensor")
     traced = torch.jit.trace(model, clip)
-    with pytest.raises(ValueError, match="called layer 'middle' 0 times, but a branch needs"):
+    with pytest.raises(ValueError, match="called layer 'middle' 0 times, got a branch needs"):
         STABN.inject(VideoClassifier(traced, "BCTHW"), layer, example=clip)
     assert not hooks_of(model, layer)
     st_abn = add(model, layer, clip, **options)

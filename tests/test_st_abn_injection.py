@@ -212,14 +212,14 @@ def test_layers_that_carry_no_branch(layer, message):
     ("options", "error", "message"),
     [
         ({"layout": None}, ValueError, "layout must be given"),
-        ({"mechanism": "gate"}, ValueError, "mechanism is one of 'mix', 'residual', 'observe', but 'gate' came"),
+        ({"mechanism": "gate"}, ValueError, "mechanism is one of 'mix', 'residual', 'observe', got 'gate'"),
         ({"temporal": 4}, ValueError, "temporal is one of"),
-        ({"width": 0}, ValueError, "width is a whole number of at least 1, but 0 came"),
+        ({"width": 0}, ValueError, "width is a whole number of at least 1, got 0"),
         ({"maps": 2.5}, TypeError, "maps is a whole number"),
         ({"dropout": -0.1}, ValueError, r"dropout is in \[0, 1\)"),
-        ({"layer": 3}, TypeError, "layer is a module or its name, but int came"),
+        ({"layer": 3}, TypeError, "layer is a module or its name, got int"),
         ({"layer": nn.Conv3d(3, 3, 1)}, ValueError, "no part of this Net"),
-        ({"body": nn.Conv3d(6, 8, 3, 2)}, ValueError, r"keep t, h and w, but of features \(1, 6, 4, 6, 5\).*strides"),
+        ({"body": nn.Conv3d(6, 8, 3, 2)}, ValueError, r"keep t, h and w, got of features \(1, 6, 4, 6, 5\).*strides"),
         ({"example": torch.zeros(1, 5, 4, 12, 10)}, RuntimeError, "channels"),
     ],
 )
@@ -233,7 +233,7 @@ def test_wrong_options(options, error, message):
 
 
 def test_a_function_is_no_model():
-    with pytest.raises(TypeError, match=r"module must be an nn\.Module, but function came"):
+    with pytest.raises(TypeError, match=r"module must be an nn\.Module, got function"):
         STABN.inject(lambda clip: clip, "layer", "BCTHW")
 
 

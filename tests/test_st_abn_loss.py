@@ -245,8 +245,8 @@ def test_an_observer_learns_where_the_evidence_is():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "joint"}, "preset is one of 'paper', 'adapter', 'posthoc', 'edit', but 'joint' came"),
-        ({"area": -1.0}, r"area weighs a term and is at least 0, but -1\.0 came"),
+        ({"preset": "joint"}, "preset is one of 'paper', 'adapter', 'posthoc', 'edit', got 'joint'"),
+        ({"area": -1.0}, r"area weighs a term and is at least 0, got -1\.0"),
         ({"smoothness": float("nan")}, "smoothness weighs a term.*nan came"),
         ({"edit": -0.1}, "edit weighs a term"),
     ],
@@ -265,11 +265,11 @@ def test_presets_that_do_not_fit():
         STABNLoss("edit")(st_abn, clip, TARGETS)
     for preset in ("paper", "adapter", "posthoc"):
         for name in ("temporal", "spatial"):
-            with pytest.raises(ValueError, match=f"edited gates came, but preset='{preset}' has no use for them"):
+            with pytest.raises(ValueError, match=f"edited gates came, got preset='{preset}' has no use for them"):
                 STABNLoss(preset)(observer()[0] if preset == "posthoc" else st_abn, clip, TARGETS, **{name: when})
-    with pytest.raises(ValueError, match=r"edited gates of shape \(2, 5\) came, but the layer has \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"edited gates of shape \(2, 5\) came, got the layer has \(2, 4\)"):
         STABNLoss("edit")(st_abn, clip, TARGETS, torch.zeros(2, 5))
     with pytest.raises(ValueError, match=r"edited gates of shape \(1, 4\) came"):
         STABNLoss("edit")(st_abn, clip, TARGETS, torch.zeros(1, 4))
-    with pytest.raises(ValueError, match=r"edited gates of shape \(2, 4, 12, 10\) came, but the layer has \(2, 120\)"):
+    with pytest.raises(ValueError, match=r"edited gates of shape \(2, 4, 12, 10\) came, got the layer has \(2, 120\)"):
         STABNLoss("edit")(st_abn, clip, TARGETS, spatial=torch.zeros(2, 4, 12, 10))

@@ -256,7 +256,7 @@ def test_further_arguments_reach_the_model():
         ({"temporal": torch.zeros(4)}, ValueError, r"\(B, t\).*shape \(4,\)"),
         ({"spatial": torch.zeros(1, 4)}, ValueError, r"\(B, t, h, w\).*shape \(1, 4\)"),
         ({"temporal": torch.zeros(1, 0)}, ValueError, r"shape \(1, 0\) with no value"),
-        ({"temporal": [[0.0] * 4]}, TypeError, "temporal must be a tensor of gates or None, but list came"),
+        ({"temporal": [[0.0] * 4]}, TypeError, "temporal must be a tensor of gates or None, got list"),
         ({"spatial": 0.5}, TypeError, "spatial must be a tensor.*float came"),
     ],
 )
@@ -284,7 +284,7 @@ def test_gates_that_do_not_fit(given, message):
             call(clip)
     assert torch.equal(st_abn(clip), expected)
     with (
-        pytest.raises(ValueError, match=r"\(2, 4\) came, but the layer has \(3, 4\)"),
+        pytest.raises(ValueError, match=r"\(2, 4\) came, got the layer has \(3, 4\)"),
         st_abn.override(temporal=gates(2, 4)),
     ):
         st_abn(torch.cat([clip, clip[:1]]))

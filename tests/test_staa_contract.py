@@ -148,10 +148,10 @@ def test_names_and_errors():
     with pytest.raises(TypeError):
         method.attribute(clip, 1, None, False)  # ours are keyword-only
     for options, error, words in (
-        ({"mode": "attenton"}, ValueError, "'attention', 'relevance', 'released', but 'attenton'"),
-        ({"rule": "lrp"}, ValueError, "'decomposition', 'chefer', but 'lrp'"),
-        ({"mode": "attention", "upsampling": "cubic"}, ValueError, "'trilinear', 'nearest', but 'cubic'"),
-        ({"mode": "attention", "layers": "last"}, ValueError, "'mean', 'all', but 'last'"),
+        ({"mode": "attenton"}, ValueError, "'attention', 'relevance', 'released', got 'attenton'"),
+        ({"rule": "lrp"}, ValueError, "'decomposition', 'chefer', got 'lrp'"),
+        ({"mode": "attention", "upsampling": "cubic"}, ValueError, "'trilinear', 'nearest', got 'cubic'"),
+        ({"mode": "attention", "layers": "last"}, ValueError, "'mean', 'all', got 'last'"),
         (
             {"mode": "attention", "layers": [2]},
             ValueError,

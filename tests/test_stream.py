@@ -238,12 +238,12 @@ def test_the_timeline_rises_where_the_object_is(clf):
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"window": 8}, ValueError, "the model takes 16 frames, but window = 8 came"),
+        ({"window": 8}, ValueError, "the model takes 16 frames, got window = 8"),
         ({"stride": 17}, ValueError, "stride = 17 leaves frames between windows of 16"),
         ({"stride": 0}, ValueError, "stride"),
         ({"window": 16.0}, TypeError, "window"),
         ({"mode": "gradcam"}, ValueError, "mode is one of"),
-        ({"policy": "skip"}, ValueError, "policy is one of 'wait', 'drop', but 'skip' came"),
+        ({"policy": "skip"}, ValueError, "policy is one of 'wait', 'drop', got 'skip'"),
         (
             {"target": "bright-bottom"},
             ValueError,
@@ -291,7 +291,7 @@ def test_bad_frames_are_named(clf, wide, policy, change, error, said):
 @pytest.mark.parametrize("total", [0, 5, 15])
 @pytest.mark.parametrize("policy", ["wait", "drop"])
 def test_a_stream_shorter_than_a_window(clf, wide, total, policy):
-    with pytest.raises(ValueError, match=f"ended after {total} frames, but a window spans 16"):
+    with pytest.raises(ValueError, match=f"ended after {total} frames, got a window spans 16"):
         list(STAAStream(clf, W, 4, policy=policy)(iter(wide[:total])))
 
 

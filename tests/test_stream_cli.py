@@ -202,7 +202,7 @@ def test_a_writer_leaves_a_whole_file_or_none(tmp_path):
             for size in sizes:
                 write(np.zeros((*size, 3), np.uint8))
 
-    with pytest.raises(ValueError, match=r"first one's shape \(9, 9, 3\), but uint8 of shape \(8, 9, 3\)"):
+    with pytest.raises(ValueError, match=r"first one's shape \(9, 9, 3\), got uint8 of shape \(8, 9, 3\)"):
         write_all((9, 9), (8, 9))
     with pytest.raises(ValueError, match="no frame was given"):
         write_all()

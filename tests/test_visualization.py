@@ -54,9 +54,9 @@ def test_an_empty_map_is_drawn_as_zero(sign, method):
 
 
 def test_numbers_of_frames_must_agree():
-    with pytest.raises(ValueError, match=r"8 frames, but the attributions have 4 \(shape \(4, 24, 32\)\)"):
+    with pytest.raises(ValueError, match=r"8 frames, got the attributions have 4 \(shape \(4, 24, 32\)\)"):
         show_frames(GRAY, torch.zeros(4, H, W), use_pyplot=False)
-    with pytest.raises(ValueError, match="8 frames, but the attributions have 4"):
+    with pytest.raises(ValueError, match="8 frames, got the attributions have 4"):
         show_timeline(torch.zeros(4), clip=GRAY, use_pyplot=False)
 
 
@@ -130,8 +130,8 @@ def test_the_color_bar_shows_what_the_eye_meets():
         ({"method": "alpha_scaling", "sign": "all"}, "two signs"),
         ({"columns": 0}, "columns .* 0"),
         ({"num_frames": -1}, "num_frames .* -1"),
-        ({"labels": ["a"]}, "labels must name each of the 8 frames, but 1 came"),
-        ({"indices": range(9)}, "indices must name each of the 8 frames, but 9 came"),
+        ({"labels": ["a"]}, "labels must name each of the 8 frames, got 1"),
+        ({"indices": range(9)}, "indices must name each of the 8 frames, got 9"),
         ({"fps": 0}, "fps .* 0"),
     ],
 )

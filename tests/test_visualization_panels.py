@@ -122,7 +122,7 @@ def test_names_break_between_words_and_fit_their_rows(count):
 
 
 def test_an_error_names_the_method_that_it_is_about():
-    with pytest.raises(ValueError, match=r"^second: the clip has 8 frames, but the attributions have 4"):
+    with pytest.raises(ValueError, match=r"^second: the clip has 8 frames, got the attributions have 4"):
         compare_methods(CLIP, {"first": torch.zeros(T, H, W), "second": torch.zeros(4, H, W)}, use_pyplot=False)
     with pytest.raises(TypeError, match=r"dict of at least one name .* Tensor came; show_frames draws one"):
         compare_methods(CLIP, torch.zeros(T, H, W), use_pyplot=False)

@@ -26,7 +26,7 @@ def is_triple(value: Any) -> bool:
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise unless ``value`` is one of the words."""
     if not isinstance(value, str) or value not in choices:  # an array is in nothing, and a list has no hash
-        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, but {value!r} came")
+        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> None:
@@ -36,7 +36,7 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None, 
         >>> check_count("n", 3, most=8, of="frames of a clip")
         >>> check_count("n", 9, most=8, of="frames of a clip")
         Traceback (most recent call last):
-        ValueError: n is a whole number of 1 to 8 frames of a clip, but 9 came
+        ValueError: n is a whole number of 1 to 8 frames of a clip, got 9
 
     Args:
         name: of the argument.
@@ -52,14 +52,14 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None, 
     span = f"at least {least}" if most is None else f"{least} to {most}"
     wanted = f"{name} is a whole number of {span}{of and f' {of}'}"
     if not is_whole(value):
-        raise TypeError(f"{wanted}, but {value!r} of type {type(value).__name__} came")
+        raise TypeError(f"{wanted}, got {value!r} of type {type(value).__name__}")
     if value < least or (most is not None and value > most):
-        raise ValueError(f"{wanted}, but {value} came")
+        raise ValueError(f"{wanted}, got {value}")
 
 
 def check_sides(name: str, value: Any, least: int = 1) -> None:
     """Raise unless ``value`` is ``(t, h, w)``, three whole numbers of at least ``least``."""
     if not is_triple(value):
-        raise ValueError(f"{name} is (t, h, w), three whole numbers of at least {least}, but {value!r} came")
+        raise ValueError(f"{name} is (t, h, w), three whole numbers of at least {least}, got {value!r}")
     for axis, side in zip("thw", value, strict=True):
         check_count(f"{axis} of {name} = {value!r}", side, least)

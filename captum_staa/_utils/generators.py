@@ -19,5 +19,5 @@ def generator_or_seeded(generator: torch.Generator | None) -> torch.Generator:
     if generator is None:
         return torch.Generator().manual_seed(0)
     if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator is a torch.Generator, but {generator!r} came; torch.Generator().manual_seed(1)")
+        raise TypeError(f"generator is a torch.Generator, got {generator!r}; torch.Generator().manual_seed(1)")
     return generator

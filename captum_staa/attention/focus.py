@@ -52,14 +52,12 @@ class Focus:
     def __post_init__(self) -> None:
         for name in ("low", "high", "sharpness"):
             if not is_number(value := getattr(self, name)):
-                raise TypeError(f"{name} is a number, but {value!r} came")
+                raise TypeError(f"{name} is a number, got {value!r}")
         if not 0 <= self.low <= self.high <= 100:
-            raise ValueError(
-                f"percentiles must obey 0 <= low <= high <= 100, but low={self.low}, high={self.high} came"
-            )
+            raise ValueError(f"percentiles must obey 0 <= low <= high <= 100, got low={self.low}, high={self.high}")
         check_choice("split", self.split, _SPLITS)
         if not 0 < self.sharpness < inf:
-            raise ValueError(f"sharpness must be positive and finite, but {self.sharpness} came")
+            raise ValueError(f"sharpness must be positive and finite, got {self.sharpness}")
 
     def threshold(self, maps: Tensor) -> Tensor:
         """``(B,)`` threshold of each clip's non-negative map ``(B, T, H, W)``."""
@@ -120,6 +118,6 @@ _SPLITS = {"otsu": _otsu, "knee": _knee, "middle": _middle}
 
 def _box_mean(maps: Tensor, sizes: tuple[int, int, int]) -> Tensor:
     if any(size < 1 or size % 2 == 0 for size in sizes):
-        raise ValueError(f"neighborhood sizes must be odd and positive, but {sizes} came")
+        raise ValueError(f"neighborhood sizes must be odd and positive, got {sizes}")
     padding = [size // 2 for size in sizes]
     return F.avg_pool3d(maps[:, None], sizes, stride=1, padding=padding, count_include_pad=False)[:, 0]

@@ -19,7 +19,7 @@ def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: s
     """The clip of a method that explains one tensor of floats per example."""
     clips = as_tuple(inputs)
     if len(clips) != 1:
-        raise ValueError(f"{method} explains one clip tensor per example, but a tuple of {len(clips)} inputs came")
+        raise ValueError(f"{method} explains one clip tensor per example, got a tuple of {len(clips)} inputs")
     layout.check_values(clips[0])
     return clips[0]
 
@@ -63,14 +63,12 @@ def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) ->
             layout.check_values(clip, name)
             continue
         if clip.ndim == 0 or clip.numel() == 0:
-            raise ValueError(
-                f"{name} must be a non-empty tensor with a row per example, but shape {tuple(clip.shape)} came"
-            )
+            raise ValueError(f"{name} must be a non-empty tensor with a row per example, got shape {tuple(clip.shape)}")
         check_dense(clip, name)
         if clip.is_floating_point() and not bool(clip.isfinite().all()):
             raise ValueError(f"{name} of shape {tuple(clip.shape)} holds nan or infinity; mend it with nan_to_num")
     if len({len(clip) for clip in clips}) > 1:
-        raise ValueError(f"all inputs hold the same examples, but shapes {[tuple(clip.shape) for clip in clips]} came")
+        raise ValueError(f"all inputs hold the same examples, got shapes {[tuple(clip.shape) for clip in clips]}")
     return clips
 
 

@@ -112,11 +112,11 @@ class GradCAM(Attribution):
         upsampling: Literal["trilinear", "nearest"] = "trilinear",
     ) -> None:
         if not isinstance(forward_func, nn.Module):
-            raise TypeError(f"GradCAM reads a layer of a module, but {type(forward_func).__name__} came")
+            raise TypeError(f"GradCAM reads a layer of a module, got {type(forward_func).__name__}")
         super().__init__(forward_func)
         found = layout_of(forward_func, layout)
         if grid is not None and not isinstance(grid, TokenGrid):
-            raise TypeError(f"grid is a TokenGrid(...) or None, but {grid!r} came")
+            raise TypeError(f"grid is a TokenGrid(...) or None, got {grid!r}")
         check_choice("weighting", weighting, WEIGHTINGS)
         check_choice("upsampling", upsampling, MODES)
         self.layout, self.weighting, self.upsampling = found, weighting, upsampling
@@ -192,7 +192,7 @@ class GradCAM(Attribution):
             if not isinstance(answer, Tensor) or answer.shape[:1] != clip.shape[:1]:
                 shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
                 raise ValueError(
-                    f"the model must give a tensor with a row per example, {len(clip)} here, but {shape} came; "
+                    f"the model must give a tensor with a row per example, {len(clip)} here, got {shape}; "
                     f"VideoClassifier takes the logits out of what a Hugging Face model returns"
                 )
             activation = self._fold(outputs, len(clip), size)

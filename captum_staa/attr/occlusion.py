@@ -116,7 +116,7 @@ class VideoOcclusion(PerturbationAttribution):
             if any(side > size for side, size in zip(sides, clip.shape[1:], strict=True)):
                 sizes = self.layout.size(clip)
                 raise ValueError(
-                    f"a window may not be larger than the clip, but sliding_window_shapes {window!r} came for a clip "
+                    f"a window may not be larger than the clip, got sliding_window_shapes {window!r} for a clip "
                     f"of shape {tuple(clip.shape)} in layout {self.layout.axes}; make (t, h, w) at most "
                     f"{tuple(sizes[axis] for axis in 'THW')}"
                 )
@@ -142,7 +142,7 @@ class VideoOcclusion(PerturbationAttribution):
         """``(t, h, w)``, or four sides as they are, along the axes after the batch."""
         if not (isinstance(sides, tuple) and len(sides) in (3, 4)):
             raise ValueError(
-                f"{name} are whole numbers, (t, h, w) or one for each of {self.layout.axes[1:]}, but {sides!r} came "
+                f"{name} are whole numbers, (t, h, w) or one for each of {self.layout.axes[1:]}, got {sides!r} "
                 f"for a clip of shape {tuple(clip.shape)}"
             )
         letters = "THW" if len(sides) == 3 else self.layout.axes[1:]
@@ -159,5 +159,5 @@ def _each(name: str, value: Any, inputs: int) -> tuple[Any, ...]:
     if inputs == 1 and not (len(value) == 1 and isinstance(value[0], tuple)):
         return (value,)
     if len(value) != inputs:
-        raise ValueError(f"{name} must be one per input, {inputs}, but {value!r} came")
+        raise ValueError(f"{name} must be one per input, {inputs}, got {value!r}")
     return value

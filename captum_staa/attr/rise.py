@@ -193,4 +193,4 @@ def _check_options(n_samples: object, n_cells: object, keep: object) -> None:
     check_count("n_samples", n_samples, least=2)
     check_sides("n_cells", n_cells)
     if not (isinstance(keep, float) and 0 < keep < 1):
-        raise ValueError(f"keep is a probability between 0 and 1, but {keep!r} came")
+        raise ValueError(f"keep is a probability between 0 and 1, got {keep!r}")

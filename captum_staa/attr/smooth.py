@@ -44,7 +44,7 @@ def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 4.0, 
     layout = VideoLayout.of(layout)
     layout.check_values(attributions, "attributions")
     if not all(is_number(width) and 0 <= width < float("inf") for width in (space, time)):
-        raise ValueError(f"standard deviations are finite and at least 0, but {space = }, {time = } came")
+        raise ValueError(f"standard deviations are finite and at least 0, got {space = }, {time = }")
     wide = torch.promote_types(attributions.dtype, torch.float32)
     frames = layout.to_working(attributions.detach().to(wide)).transpose(1, 2)  # (B, C, T, H, W)
     blurred = gaussian(frames.flatten(0, 1), (time, space, space)).view(frames.shape)

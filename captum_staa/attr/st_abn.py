@@ -94,7 +94,7 @@ class AttentionBranch(Attribution):
         found = st_abn_of(st_abn)
         if found is None:
             raise TypeError(
-                f"AttentionBranch reads a models.STABN, but {type(st_abn).__name__} came; STABN.inject(model, layer) "
+                f"AttentionBranch reads a models.STABN, got {type(st_abn).__name__}; STABN.inject(model, layer) "
                 f"adds a branch to any video model, and fit_st_abn trains it"
             )
         check_choice("upsampling", upsampling, MODES)

@@ -126,7 +126,7 @@ class STAA(Attribution):
         generator: torch.Generator | None = None,
     ) -> None:
         if not isinstance(forward_func, nn.Module):
-            raise TypeError(f"STAA reads a module's attention, but {type(forward_func).__name__} came")
+            raise TypeError(f"STAA reads a module's attention, got {type(forward_func).__name__}")
         classifier = classifier_of(forward_func) or VideoClassifier(forward_func)
         if classifier.family is None:
             raise ValueError(
@@ -138,9 +138,9 @@ class STAA(Attribution):
         check_choice("rule", rule, ("decomposition", "chefer"))
         check_choice("upsampling", upsampling, ("trilinear", "nearest"))
         if focus is not None and not isinstance(focus, Focus):
-            raise TypeError(f"focus is a Focus(...) or None, but {focus!r} came")
+            raise TypeError(f"focus is a Focus(...) or None, got {focus!r}")
         if mode != "relevance" and rule != "decomposition":
-            raise ValueError(f"rule={rule!r} is a rule of mode='relevance', but mode={mode!r} came; leave it out")
+            raise ValueError(f"rule={rule!r} is a rule of mode='relevance', got mode={mode!r}; leave it out")
         if mode == "released" and focus is not None:
             raise ValueError("mode='released' has a threshold of its own and takes no focus; leave it out")
         composed = mode == "attention" or (mode == "relevance" and rule == "chefer")
@@ -376,7 +376,7 @@ class STAA(Attribution):
         count = len(blocks)
         asked: Any = self.layers
         if not (isinstance(asked, Sequence) and asked):
-            raise ValueError(f"layers is 'all', 'mean' or a list of indices of blocks, but {self.layers!r} came")
+            raise ValueError(f"layers is 'all', 'mean' or a list of indices of blocks, got {self.layers!r}")
         for index in asked:
             check_count(f"an index of layers={asked!r}", index, -count, count - 1, f"of this model's {count} blocks")
         return [blocks[i] for i in sorted({i % count for i in self.layers})]

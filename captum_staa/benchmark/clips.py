@@ -109,7 +109,7 @@ def source_of(clips: Any, classifier: VideoClassifier) -> Iterable[Any]:
             raise ValueError(f"there are no clips to compare methods on: {type(clips).__name__} is empty")
         names = names_of(clips)
         if len(names) != len(clips):
-            raise ValueError(f"each of {len(clips)} clips needs one name, but {len(names)} names came")
+            raise ValueError(f"each of {len(clips)} clips needs one name, got {len(names)} names")
         check_unique(names)
     return clips
 
@@ -117,7 +117,7 @@ def source_of(clips: Any, classifier: VideoClassifier) -> Iterable[Any]:
 def check_unique(names: Sequence[str]) -> None:
     """Raise unless all names of clips are different: rows are told apart by them."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"clips are told apart by their names, but {len(twice)} came twice: {twice[:3]}; rename them")
+        raise ValueError(f"clips are told apart by their names, got {len(twice)} twice: {twice[:3]}; rename them")
 
 
 def names_of(clips: Any) -> list[str]:
@@ -189,7 +189,7 @@ def checked(item: Any, classifier: VideoClassifier, **more: Tensor | None) -> Sa
         clip = clip[None]
     layout.check_values(clip, "clip")
     if len(clip) != 1:
-        raise ValueError(f"clips come one by one, but a batch of shape {tuple(clip.shape)} came; iterate over it")
+        raise ValueError(f"clips come one by one, got a batch of shape {tuple(clip.shape)}; iterate over it")
     index = classifier.target(target if isinstance(target, str) else int(target))
     device = next((parameter.device for parameter in classifier.parameters()), clip.device)
     given = more | {name: mask for name, mask in zip(MASKS, masks, strict=False) if mask is not None}

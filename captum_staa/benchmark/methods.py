@@ -82,14 +82,14 @@ def made(
         methods = list(METHODS)
     asked: Any = methods
     if isinstance(asked, (str, Attribution)) or callable(asked) or not isinstance(asked, Iterable):
-        raise TypeError(f"methods come as a list or a mapping from names, but {methods!r} came; put it into a list")
+        raise TypeError(f"methods come as a list or a mapping from names, got {methods!r}; put it into a list")
     pairs = list(methods.items()) if isinstance(methods, Mapping) else [(None, given) for given in methods]
     if not pairs:
         raise ValueError("there are no methods to compare; leave methods out to take all that apply")
     found = [_made(name, given, classifier, perturbations_per_eval) for name, given in pairs]
     names = [method.name for method in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"methods are told apart by their names, but {twice} came twice; pass a mapping from names")
+        raise ValueError(f"methods are told apart by their names, got {twice} twice; pass a mapping from names")
     return found
 
 
@@ -133,9 +133,7 @@ def _made(name: str | None, given: Given, classifier: VideoClassifier, perturbat
     if callable(given):
         own = getattr(given, "__name__", type(given).__name__)
         return Method(name or own, f"a function, {own}", given)
-    raise TypeError(
-        f"a method is a name, a Captum Attribution, or a function of a clip and its target, but {given!r} came"
-    )
+    raise TypeError(f"a method is a name, a Captum Attribution, or a function of a clip and its target, got {given!r}")
 
 
 def _told(value: Any, layers: Mapping[nn.Module, str]) -> str | None:

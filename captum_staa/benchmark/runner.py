@@ -112,7 +112,7 @@ def compare(
         The controls: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS (2018), and Judd et al., ICCV (2009).
     """
     if not isinstance(classifier, VideoClassifier):
-        raise TypeError(f"compare explains a VideoClassifier, but {type(classifier).__name__} came; wrap it in one")
+        raise TypeError(f"compare explains a VideoClassifier, got {type(classifier).__name__}; wrap it in one")
     check_choice("baseline", baseline, BASELINES)
     if resume and out is None:
         raise ValueError("resume goes on with what a folder holds: pass out=")

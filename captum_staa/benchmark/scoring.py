@@ -201,10 +201,10 @@ def chosen(wanted: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Metric
     if wanted is None:
         wanted = DEFAULT
     if isinstance(wanted, str) or not isinstance(wanted, Iterable):
-        raise TypeError(f"metrics come as a list of names or a mapping from them, but {wanted!r} came: [{wanted!r}]")
+        raise TypeError(f"metrics come as a list of names or a mapping from them, got {wanted!r}: [{wanted!r}]")
     names = list(wanted)
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"metrics are one name or more, each once, but {names} came")
+        raise ValueError(f"metrics are one name or more, each once, got {names}")
     return {name: _chosen(name, wanted[name] if isinstance(wanted, Mapping) else None) for name in names}
 
 
@@ -219,21 +219,17 @@ def _chosen(name: str, given: Any) -> Metric:
         check_choice("metrics", name, METRICS)
         return METRICS[name]
     if not isinstance(name, str):
-        raise TypeError(f"metrics are named by words, but {name!r} of type {type(name).__name__} came")
+        raise TypeError(f"metrics are named by words, got {name!r} of type {type(name).__name__}")
     if name in (ERROR, LEFT_OUT, NO_USE):
         raise ValueError(f"{name!r} marks rows without a number in tables; give the metric another name")
     if not isinstance(given, Metric):
         if not callable(given):
-            raise TypeError(
-                f"metric {name!r} is a function of a MetricInput, or None for a known one, but {given!r} came"
-            )
+            raise TypeError(f"metric {name!r} is a function of a MetricInput, or None for a known one, got {given!r}")
         given = Metric(given, getattr(given, "higher_is_better", None))
     if given.score is None and name not in COSTS:
         raise ValueError(
             f"metric {name!r} has no function of a MetricInput; only {', '.join(COSTS)} are measured without one"
         )
     if not any(given.higher_is_better is known for known in (True, False, None)):
-        raise ValueError(
-            f"higher_is_better of metric {name!r} is True, False or None, but {given.higher_is_better!r} came"
-        )
+        raise ValueError(f"higher_is_better of metric {name!r} is True, False or None, got {given.higher_is_better!r}")
     return given

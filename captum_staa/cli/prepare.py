@@ -19,17 +19,17 @@ from captum_staa.models import VideoClassifier
 def check(options: Options) -> None:
     """Refuse what contradicts itself, before anything is loaded."""
     if options.method not in METHODS:
-        raise ValueError(f"--method is one of {', '.join(METHODS)}, but {options.method!r} came")
+        raise ValueError(f"--method is one of {', '.join(METHODS)}, got {options.method!r}")
     for method, kind in METHODS.items():
         values = {name: getattr(options, name) for name in kind.options}
         given = [f"--{name}" for name, value in values.items() if value is not None and value is not False]
         if given and method != options.method:
             raise ValueError(
-                f"of --method {method}: {', '.join(given)}; but --method {options.method} came; drop "
+                f"of --method {method}: {', '.join(given)};, got --method {options.method}; drop "
                 f"{'it' if len(given) == 1 else 'them'}, or pass --method {method}"
             )
     if options.rule is not None and options.mode not in (None, "relevance"):
-        raise ValueError(f"--rule {options.rule} belongs to --mode relevance, but --mode {options.mode} came; drop one")
+        raise ValueError(f"--rule {options.rule} belongs to --mode relevance, got --mode {options.mode}; drop one")
     if options.windows and options.sampling is not None:
         raise ValueError(f"--windows sees every part of the video, so drop --sampling {options.sampling}, or --windows")
     if options.stride is not None and not options.windows and options.sampling != "stride":

@@ -98,7 +98,7 @@ def grid(clip: Tensor, layout: VideoLayout | str, cell: Sequence[int]) -> Tensor
     layout = VideoLayout.of(layout)
     layout.check_values(clip, "clip")
     if not is_triple(cell):
-        raise ValueError(f"cell is (t, h, w), its sides in frames and pixels, but {cell!r} came")
+        raise ValueError(f"cell is (t, h, w), its sides in frames and pixels, got {cell!r}")
     ids = torch.zeros(1, dtype=torch.long)
     for axis, side in zip("THW", cell, strict=True):
         size = layout.size(clip)[axis]
@@ -135,7 +135,7 @@ def tubelets(clip: Tensor, clf: Tokenized) -> Tensor:
     """
     if not hasattr(clf, "grid") or not hasattr(clf, "layout"):
         raise TypeError(
-            f"tubelets takes a VideoClassifier, but {type(clf).__name__} came; wrap the model: VideoClassifier(model)"
+            f"tubelets takes a VideoClassifier, got {type(clf).__name__}; wrap the model: VideoClassifier(model)"
         )
     clf.layout.check_values(clip, "clip")
     if clf.grid is None:

@@ -64,7 +64,7 @@ def check_clip(clip: Tensor, layout: VideoLayout | str, n: int, compactness: flo
     came = f"clip of shape {tuple(clip.shape)} in layout {layout.axes}"
     check_count("n", n, most=sizes["T"] * sizes["H"] * sizes["W"], of=f"voxels of a {came}")
     if not (is_number(compactness) and 0 < compactness < math.inf):
-        raise ValueError(f"compactness is positive and finite, about 5 to 50, but {compactness!r} came")
+        raise ValueError(f"compactness is positive and finite, about 5 to 50, got {compactness!r}")
     try:
         import skimage  # noqa: F401
     except ImportError:

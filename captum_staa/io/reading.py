@@ -77,9 +77,7 @@ def read_video(
         ValueError: it is no video, or shorter than asked (what a damaged file still holds is read, with a warning).
     """
     if sampling not in ("uniform", "dense", "stride") or (stride != 1 and sampling != "stride"):
-        raise ValueError(
-            f"sampling is 'uniform', 'dense' or, with a step, 'stride', but {sampling = }, {stride = } came"
-        )
+        raise ValueError(f"sampling is 'uniform', 'dense' or, with a step, 'stride', got {sampling = }, {stride = }")
     check_count("start", 0 if start is None else start, least=0)
     check_count("stride", stride)
     check_count("num_frames", 1 if num_frames is None else num_frames)

@@ -57,7 +57,7 @@ def video_writer(
     codec, quality, worst, options, muxing = _ENCODERS[target.suffix.lower()]
     crf = quality if crf is None else crf
     if not (0 < fps < math.inf and 0 <= crf <= worst):
-        raise ValueError(f"{target} needs 0 < fps < inf and 0 <= crf <= {worst}, but {fps = }, {crf = } came")
+        raise ValueError(f"{target} needs 0 < fps < inf and 0 <= crf <= {worst}, got {fps = }, {crf = }")
     shapes: list[tuple[int, ...]] = []
     with atomic(target, overwrite) as partial:
         with av.open(str(partial.absolute()), "w", options=muxing) as container:
@@ -71,7 +71,7 @@ def video_writer(
                 if frame.dtype != np.uint8 or len(shape) != 3 or shape[-1] != 3 or shape != (shapes or [shape])[0]:
                     first = f" of the first one's shape {shapes[0]}" if shapes else ""
                     raise ValueError(
-                        f"a frame for {target} must be uint8 (H, W, 3){first}, but {frame.dtype} of shape {shape} came"
+                        f"a frame for {target} must be uint8 (H, W, 3){first}, got {frame.dtype} of shape {shape}"
                     )
                 height, width = shape[:2]
                 if not shapes:
@@ -119,7 +119,7 @@ def write_video(
     target = Path(path)
     frames = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
     if frames.dtype != np.uint8:
-        raise TypeError(f"frames for {target} must be uint8 in 0..255, but {frames.dtype} came; scale and round first")
+        raise TypeError(f"frames for {target} must be uint8 in 0..255, got {frames.dtype}; scale and round first")
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames for {target} must be (T, H, W, 3) and not empty, but their shape is {frames.shape}")
     with video_writer(target, fps, crf=crf, overwrite=overwrite) as write:

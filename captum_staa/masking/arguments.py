@@ -18,7 +18,7 @@ def baselines_for(clips: tuple[Tensor, ...], baselines: BaselineType) -> tuple[T
     """What replaces each voxel: one tensor per input, of its shape, dtype and device. None stands for zero."""
     each = (0,) * len(clips) if baselines is None else baselines if isinstance(baselines, tuple) else (baselines,)
     if len(each) != len(clips):
-        raise ValueError(f"baselines must be one per input, {len(clips)}, but {len(each)} came beside these inputs")
+        raise ValueError(f"baselines must be one per input, {len(clips)}, got {len(each)} beside these inputs")
     return tuple(_baseline_for(clip, baseline) for clip, baseline in zip(clips, each, strict=True))
 
 
@@ -38,7 +38,7 @@ def _baseline_for(clip: Tensor, baseline: object) -> Tensor:
             raise ValueError(f"a baseline lies on {value.device}, its input on {clip.device}; move it with .to(...)")
         check_dense(value, "a baseline")
     else:
-        raise TypeError(f"a baseline is a number or a tensor, but {type(baseline).__name__} came")
+        raise TypeError(f"a baseline is a number or a tensor, got {type(baseline).__name__}")
     given = value
     value = given.to(clip.dtype)
     if not bool(given.isfinite().all()) or not bool(value.isfinite().all()):
@@ -48,7 +48,7 @@ def _baseline_for(clip: Tensor, baseline: object) -> Tensor:
         )
     if not clip.is_floating_point() and not bool((value == given).all()):
         raise ValueError(
-            f"a baseline of an input of {clip.dtype} is of whole numbers within its range, but {_glimpse(given)} came; "
+            f"a baseline of an input of {clip.dtype} is of whole numbers within its range, got {_glimpse(given)}; "
             f"round it, or explain inputs.float()"
         )
     return value.expand_as(clip)
@@ -76,12 +76,12 @@ def masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ..
         return _every_number(clips)
     given: tuple[Any, ...] = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
     if len(given) != len(clips):
-        raise ValueError(f"feature_mask must be one per input, {len(clips)}, but {len(given)} came beside these inputs")
+        raise ValueError(f"feature_mask must be one per input, {len(clips)}, got {len(given)} beside these inputs")
     masks = []
     for mask, clip in zip(given, clips, strict=True):
         if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"a feature mask is a tensor of whole numbers, but {kind} came; convert it with .long()")
+            raise TypeError(f"a feature mask is a tensor of whole numbers, got {kind}; convert it with .long()")
         check_dense(mask, "a feature mask")
         sides = (1,) * (clip.ndim - mask.ndim) + tuple(mask.shape)
         if len(sides) != clip.ndim or any(side not in (1, size) for side, size in zip(sides, clip.shape, strict=True)):

@@ -61,7 +61,7 @@ class TargetScore:
             extra = None if extra is None else _expand_additional_forward_args(extra, copies, expansion_type=how)
         answer = _run_forward(self.forward_func, inputs, None, extra)
         if not isinstance(answer, Tensor):
-            raise TypeError(f"the model must return a tensor, but {type(answer).__name__} came; VideoClassifier does")
+            raise TypeError(f"the model must return a tensor, got {type(answer).__name__}; VideoClassifier does")
         answer = selected(answer, target)
         examples = copies * self.batch
         if answer.numel() != examples:

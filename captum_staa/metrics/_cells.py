@@ -37,7 +37,7 @@ def cell_ids(
         mask = feature_masks.grid(clip, layout, _cell(forward_func, layout.size(clip), cells, axis))
     elif cells is not None or axis != "joint":
         raise ValueError(
-            f"a feature_mask says itself how far its cells reach, but {cells = }, {axis = } came with it; leave both "
+            f"a feature_mask says itself how far its cells reach, got {cells = }, {axis = } with it; leave both "
             f"out, or leave out the mask"
         )
     else:
@@ -51,7 +51,7 @@ def _cell(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | No
         grid = forward_func.grid if isinstance(forward_func, VideoClassifier) else None
         cells = grid.tubelet if grid else (1, -(-sizes["H"] // _PER_FRAME), -(-sizes["W"] // _PER_FRAME))
     if not is_triple(cells):
-        raise ValueError(f"cells is (t, h, w), the sides of one in frames and pixels, but {cells!r} came")
+        raise ValueError(f"cells is (t, h, w), the sides of one in frames and pixels, got {cells!r}")
     return [sizes[letter] if letter in SPANNED[axis] else side for letter, side in zip("THW", cells, strict=True)]
 
 
@@ -85,9 +85,9 @@ class Cells:
     def check_part(self, name: str, fraction: float) -> None:
         """Raise where a fraction of a clip's cells, rounded, is none of them or all: any map has the same."""
         if not is_number(fraction):
-            raise TypeError(f"{name} is a number between 0 and 1, but {fraction!r} came")
+            raise TypeError(f"{name} is a number between 0 and 1, got {fraction!r}")
         if not 0 < fraction < 1:
-            raise ValueError(f"{name} is a number between 0 and 1, but {fraction} came")
+            raise ValueError(f"{name} is a number between 0 and 1, got {fraction}")
         count = self.portion(fraction)
         if bool((wrong := (count == 0) | (count == self.totals)).any()):
             raise ValueError(
@@ -98,7 +98,7 @@ class Cells:
     def check_portions(self, name: str, count: int) -> None:
         """Raise where a clip has fewer cells than it is to be divided into."""
         if count > (fewest := int(self.totals.min())):
-            raise ValueError(f"{name} is at most the number of cells, {fewest}, but {count} came; use smaller cells")
+            raise ValueError(f"{name} is at most the number of cells, {fewest}, got {count}; use smaller cells")
 
     def portion(self, fraction: float) -> Tensor:
         """``(1 or B, 1)``: how many of a clip's cells a fraction is, rounded."""
@@ -161,7 +161,7 @@ def cells_of(
 ) -> Cells:
     """The checked arguments that every metric with a model shares, as :class:`Cells`."""
     if not callable(forward_func):
-        raise TypeError(f"forward_func is a function or module, but {type(forward_func).__name__} came")
+        raise TypeError(f"forward_func is a function or module, got {type(forward_func).__name__}")
     layout = layout_of(forward_func, layout)
     layout.check_values(clip, "clip")
     clip = clip.detach()

@@ -77,7 +77,7 @@ def attention_usage(
     """
     network = st_abn_of(st_abn)
     if network is None:
-        raise TypeError(f"attention_usage asks a models.STABN, but {type(st_abn).__name__} came")
+        raise TypeError(f"attention_usage asks a models.STABN, got {type(st_abn).__name__}")
     network.layout.check_values(clips, "clips")
     with torch.no_grad(), eval_mode(network):
         logits, gates = network.forward_with_gates(clips)

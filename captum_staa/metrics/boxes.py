@@ -47,12 +47,12 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
     """
     boxes = as_tensor(boxes, "boxes", "B, T, 4")
     if boxes.dtype == torch.bool:
-        raise TypeError(f"boxes are corners in pixels, but bools of shape {tuple(boxes.shape)} came")
+        raise TypeError(f"boxes are corners in pixels, got bools of shape {tuple(boxes.shape)}")
     if boxes.ndim != 3 or boxes.shape[2] != 4 or 0 in boxes.shape:
         raise ValueError(f"boxes must be (B, T, 4) and not empty, but their shape is {tuple(boxes.shape)}")
     sides: Any = size
     if not (isinstance(sides, (list, tuple, np.ndarray)) and len(sides) == 2):
-        raise ValueError(f"size is (H, W) of the clip in pixels, but {size!r} came")
+        raise ValueError(f"size is (H, W) of the clip in pixels, got {size!r}")
     for axis, side in zip("HW", sides, strict=True):
         check_count(f"{axis} of {size = }", side)
     boxes = boxes.double()
@@ -74,7 +74,7 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
     if bool((empty := there & ~(rows.any(2) & columns.any(2))).any()):
         raise ValueError(
             f"a box is (x0, y0, x1, y1) with x0 < x1 and y0 < y1, and holds the center of a pixel of the "
-            f"{int(size[0])} x {int(size[1])} frame (H x W), but {_first(boxes, empty)} came; write four nan where a "
+            f"{int(size[0])} x {int(size[1])} frame (H x W), got {_first(boxes, empty)}; write four nan where a "
             f"frame has no box"
         )
     return rows[..., :, None] & columns[..., None, :]

@@ -146,7 +146,7 @@ def monotonicity(
     """
     several = isinstance(fractions, (list, tuple, np.ndarray)) and len(fractions) > 1 and all(map(is_number, fractions))
     if not several or not all(a < b for a, b in pairwise((0, *fractions, 1))):
-        raise ValueError(f"fractions are two or more, rising and between 0 and 1, but {fractions!r} came")
+        raise ValueError(f"fractions are two or more, rising and between 0 and 1, got {fractions!r}")
     all_cells = cells_of(
         forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
     )
@@ -170,7 +170,7 @@ def _differences(
         outputs = _run_forward(forward_func, clips, None, args)
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != copies * batch:
             came = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ValueError(f"the model must give outputs (B, K), B = {copies * batch} here, but {came} came")
+            raise ValueError(f"the model must give outputs (B, K), B = {copies * batch} here, got {came}")
         if outputs.shape[1] < 2:
             raise ValueError("the model gives 1 output, but outputs of classes are compared here; aopc and saco take 1")
         outputs = outputs.double()

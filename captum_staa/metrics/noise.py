@@ -85,7 +85,7 @@ class Perturbation:
             TypeError: ``multiply_by_inputs`` is no bool.
         """
         if not isinstance(multiply_by_inputs, bool):
-            raise TypeError(f"multiply_by_inputs is True or False, but {multiply_by_inputs!r} came")
+            raise TypeError(f"multiply_by_inputs is True or False, got {multiply_by_inputs!r}")
         generator = generator_or_seeded(self.generator)
 
         def perturb(inputs: Inputs, baselines: BaselineType = None) -> tuple[Inputs, Inputs]:
@@ -124,7 +124,7 @@ class Perturbation:
 
         def perturb(inputs: Inputs, perturb_radius: float) -> Inputs:
             if not (is_number(perturb_radius) and 0 < perturb_radius < math.inf):
-                raise ValueError(f"perturb_radius is positive and finite, but {perturb_radius!r} came")
+                raise ValueError(f"perturb_radius is positive and finite, got {perturb_radius!r}")
             near = []
             for clip in self._clips(inputs):
                 wide = _wide(clip)
@@ -225,16 +225,16 @@ def frame_drop(
         ValueError: ``share`` is out of range, ``baseline`` not finite or, later, not of the clip's shape.
     """
     if not (is_number(share) and 0 < share <= 1):
-        raise ValueError(f"share of the frames is above 0 and up to 1, but {share!r} came; share=0.25 drops a quarter")
+        raise ValueError(f"share of the frames is above 0 and up to 1, got {share!r}; share=0.25 drops a quarter")
     given: Any = baseline
     if not callable(given) or isinstance(given, type):
         if not isinstance(given, (int, float, np.integer, np.floating)):
             raise TypeError(
-                f"baseline is a number or a function of (clip, layout), but {type(given).__name__} came; "
+                f"baseline is a number or a function of (clip, layout), got {type(given).__name__}; "
                 f"captum_staa.baselines has some, and lambda clip, layout: value makes one of a tensor"
             )
         if not math.isfinite(given):
-            raise ValueError(f"baseline must be finite, but {baseline} came")
+            raise ValueError(f"baseline must be finite, got {baseline}")
 
     def alter(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         count = max(1, round(share * len(frames)))
@@ -282,7 +282,7 @@ def _noise(
 ) -> Perturbation:
     """One draw for each id, given to all its voxels."""
     if not (is_number(std) and 0 < std < math.inf):
-        raise ValueError(f"std is positive and finite, in the clip's own units, but {std!r} came")
+        raise ValueError(f"std is positive and finite, in the clip's own units, got {std!r}")
 
     def alter(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
         mask = ids(frames[None])[0]  # (T, 1, H, W) or (T, 1, 1, 1)

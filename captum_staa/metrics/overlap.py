@@ -64,7 +64,7 @@ def iou(
     """
     several: Any = area if isinstance(area, (list, tuple, np.ndarray)) else [area]
     if area is not None and not (len(several) and all(is_number(part) and 0 < part <= 1 for part in several)):
-        raise ValueError(f"area is a fraction of the places, above 0 and at most 1, or several, but {area!r} came")
+        raise ValueError(f"area is a fraction of the places, above 0 and at most 1, or several, got {area!r}")
     areas = None if area is None else np.asarray(area, dtype=float)
     values, inside = compared(scores, truth, axis, layout)
     size = inside.sum(1, keepdim=True).double()

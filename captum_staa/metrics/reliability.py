@@ -224,9 +224,9 @@ def _ranks(table: Tensor) -> Tensor:
 def _table(name: str, table: Array, axes: str, fewest: tuple[int, int]) -> Tensor:
     table = as_tensor(table, name, axes)
     if table.ndim != 2 or any(size < least for size, least in zip(table.shape, fewest, strict=True)):
-        raise ValueError(f"{name} must be ({axes}), at least {fewest}, but shape {tuple(table.shape)} came")
+        raise ValueError(f"{name} must be ({axes}), at least {fewest}, got shape {tuple(table.shape)}")
     if not table.is_floating_point():
-        raise TypeError(f"{name} must hold floats, nan where one is missing, but {table.dtype} came; pass .double()")
+        raise TypeError(f"{name} must hold floats, nan where one is missing, got {table.dtype}; pass .double()")
     if bool(table.isnan().all()):
         raise ValueError(f"all {table.numel()} {name} are nan, shape {tuple(table.shape)}: none is there to compare")
     return table.detach().double().cpu()

@@ -245,7 +245,7 @@ def class_sensitivity(
     _check(explain, model, clip)
     wanted = _classes("target", target, clip)
     if not isinstance(others, (list, tuple, Tensor)):
-        raise TypeError(f"others is a list of classes to compare the target with, but {others!r} came; others=[1, 2]")
+        raise TypeError(f"others is a list of classes to compare the target with, got {others!r}; others=[1, 2]")
     compared = [_classes(f"others[{i}]", other, clip) for i, other in enumerate(others)]
     if not compared:
         raise ValueError("others names the classes to compare the target with, but it is empty; others=[1, 2]")
@@ -266,13 +266,11 @@ def class_sensitivity(
 
 def _check(explain: object, model: nn.Module, clip: Tensor) -> None:
     if not callable(explain) or isinstance(explain, type):
-        raise TypeError(f"explain is a function of a model and a clip, but {explain!r} came")
+        raise TypeError(f"explain is a function of a model and a clip, got {explain!r}")
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"a model must be an nn.Module, whose parameters can be copied, but {type(model).__name__} came"
-        )
+        raise TypeError(f"a model must be an nn.Module, whose parameters can be copied, got {type(model).__name__}")
     if not isinstance(clip, Tensor):
-        raise TypeError(f"clip must be a tensor with a row per example, but {type(clip).__name__} came")
+        raise TypeError(f"clip must be a tensor with a row per example, got {type(clip).__name__}")
     if clip.ndim == 0 or clip.numel() == 0:
         raise ValueError(f"clip must be a batch that is not empty, but its shape is {tuple(clip.shape)}")
 
@@ -282,15 +280,15 @@ def _classes(name: str, value: int | Sequence[int] | Tensor, clip: Tensor) -> Te
     try:
         classes = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} is a class index or one per clip, but {value!r} came: {error}") from error
+        raise TypeError(f"{name} is a class index or one per clip, got {value!r}: {error}") from error
     if classes.is_meta or classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
-        raise TypeError(f"{name} is a class index or one per clip, but {value!r} came")
+        raise TypeError(f"{name} is a class index or one per clip, got {value!r}")
     if classes.ndim > 1 or (classes.ndim == 1 and len(classes) != len(clip)):
         raise ValueError(
-            f"{name} is one class index or one for each of {len(clip)} clips, but shape {tuple(classes.shape)} came"
+            f"{name} is one class index or one for each of {len(clip)} clips, got shape {tuple(classes.shape)}"
         )
     if bool((classes < 0).any()):
-        raise ValueError(f"{name} is a class index or one per clip, none of them negative, but {value!r} came")
+        raise ValueError(f"{name} is a class index or one per clip, none of them negative, got {value!r}")
     return classes.long().to(clip.device).expand(len(clip))
 
 
@@ -303,7 +301,7 @@ def _plan(model: nn.Module, layers: Sequence[str] | None) -> list[tuple[str, lis
         return [(name, [name]) for name in reversed(own)]
     if not isinstance(layers, (list, tuple)) or not layers:
         kind = ValueError if isinstance(layers, (list, tuple)) else TypeError
-        raise kind(f"layers is a list of names such as {own[-1:]}, but {layers!r} came; leave it out for all")
+        raise kind(f"layers is a list of names such as {own[-1:]}, got {layers!r}; leave it out for all")
     plan = [
         (layer, [name for name in own if not layer or name == layer or name.startswith(f"{layer}.")])
         for layer in layers
@@ -340,7 +338,7 @@ def _map(
     given = clip.detach().clone().requires_grad_(clip.requires_grad)
     maps = as_maps(explain(deepcopy(model), given), layout)
     if len(maps) != len(clip):
-        raise ValueError(f"explain must give a map per clip, but {len(maps)} came for a batch of {len(clip)}")
+        raise ValueError(f"explain must give a map per clip, got {len(maps)} for a batch of {len(clip)}")
     return maps
 
 

@@ -76,11 +76,11 @@ class VideoClassifier(nn.Module):
         super().__init__()
         if not isinstance(module, nn.Module):
             raise TypeError(
-                f"module must be an nn.Module, but {type(module).__name__} came; "
+                f"module must be an nn.Module, got {type(module).__name__}; "
                 f"VideoClassifier.from_pretrained(name) loads one by name, a function goes into a module's forward"
             )
         if isinstance(labels, str):
-            raise TypeError(f"labels must be a list with one name per class, but the string {labels!r} came")
+            raise TypeError(f"labels must be a list with one name per class, got the string {labels!r}")
         family = family or family_of(module)
         if layout is None:
             if family is None:
@@ -339,7 +339,7 @@ def classifier_of(model: object) -> VideoClassifier | None:
 def edges_of(image_size: object) -> tuple[int, int]:
     """``(height, width)`` in pixels, checked."""
     if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
-        raise TypeError(f"image_size is (height, width) in pixels, but {image_size!r} came")
+        raise TypeError(f"image_size is (height, width) in pixels, got {image_size!r}")
     for edge in image_size:
         check_count("image_size", edge, of="pixels per edge")
     return int(image_size[0]), int(image_size[1])

@@ -30,7 +30,7 @@ def in_order(id2label: object) -> list[str] | None:
     if not isinstance(id2label, Mapping) or not id2label:
         return None
     if bad := [key for key in id2label if not str(key).isdecimal()]:
-        raise ValueError(f"id2label names classes by their index, but the keys {bad[:3]} came; mend config.json")
+        raise ValueError(f"id2label names classes by their index, got the keys {bad[:3]}; mend config.json")
     names = {int(key): str(name) for key, name in id2label.items()}
     return [names.get(index, str(index)) for index in range(max(names) + 1)]
 
@@ -64,11 +64,11 @@ def index_of(target: str | SupportsIndex, labels: Sequence[str], count: int | No
             raise ValueError(_unknown(target, wanted, labels, folded))
         target = int(wanted)
     if isinstance(target, bool):
-        raise TypeError(f"a target is a label or a class index, but {target!r} came")
+        raise TypeError(f"a target is a label or a class index, got {target!r}")
     try:
         index = operator.index(target)
     except TypeError as error:
-        raise TypeError(f"a target is a label or a class index, but {target!r} came") from error
+        raise TypeError(f"a target is a label or a class index, got {target!r}") from error
     if index < 0 or (count is not None and index >= count):
         raise ValueError(f"class {index} is out of range: classes are 0..{'K-1' if count is None else count - 1}")
     return index

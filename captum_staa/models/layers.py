@@ -38,7 +38,7 @@ def find_layer(forward_func: nn.Module, layer: nn.Module | str) -> tuple[nn.Modu
             raise ValueError(f"{type(model).__name__} has no layer {layer!r}; perhaps {close}")
         return names[layer], layer
     if not isinstance(layer, nn.Module):
-        raise TypeError(f"layer is a module or its name, but {type(layer).__name__} came")
+        raise TypeError(f"layer is a module or its name, got {type(layer).__name__}")
     for name, module in names.items():
         if module is layer:
             return layer, name

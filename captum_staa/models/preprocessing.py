@@ -74,15 +74,15 @@ class Preprocessing:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
             edges = [] if size is None else list(size) if isinstance(size, tuple) else [size]
             if any(edge < 1 for edge in edges) or (isinstance(size, tuple) and len(edges) != 2):
-                raise ValueError(f"{name} takes sizes of 1 pixel or more, (height, width), but {size!r} came")
+                raise ValueError(f"{name} takes sizes of 1 pixel or more, (height, width), got {size!r}")
         if self.resample not in range(6):
-            raise ValueError(f"resample is one of Pillow's filters 0..5 (2 is bilinear), but {self.resample!r} came")
+            raise ValueError(f"resample is one of Pillow's filters 0..5 (2 is bilinear), got {self.resample!r}")
         if (self.mean is None) != (self.std is None):
-            raise ValueError(f"mean and std go together, but mean = {self.mean!r} and std = {self.std!r} came")
+            raise ValueError(f"mean and std go together, got mean = {self.mean!r} and std = {self.std!r}")
         if self.mean is not None and self.std is not None and {len(self.mean), len(self.std)} != {3}:
-            raise ValueError(f"mean and std are three numbers each, but {self.mean!r} and {self.std!r} came")
+            raise ValueError(f"mean and std are three numbers each, got {self.mean!r} and {self.std!r}")
         if self.std is not None and 0 in self.std:
-            raise ValueError(f"std divides the values and must not hold 0, but {self.std!r} came")
+            raise ValueError(f"std divides the values and must not hold 0, got {self.std!r}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
@@ -234,7 +234,7 @@ class Preprocessing:
             ValueError: a size is not positive.
         """
         if min(height, width) < 1:
-            raise ValueError(f"frames have at least one pixel, but (height, width) = {(height, width)} came")
+            raise ValueError(f"frames have at least one pixel, got (height, width) = {(height, width)}")
         rows, columns = self._resized(height, width)
         crop_rows, crop_columns = self.crop or (rows, columns)
         down, right = height / rows, width / columns
@@ -301,20 +301,20 @@ def _channels(settings: Mapping[str, Any], key: str) -> tuple[float, float, floa
     value = settings.get(key)
     values = [value] * 3 if isinstance(value, (int, float)) else value
     if not isinstance(values, (list, tuple)) or len(values) != 3:
-        raise ValueError(f"{key} in a processor config is a number or three numbers, but {value!r} came")
+        raise ValueError(f"{key} in a processor config is a number or three numbers, got {value!r}")
     return float(values[0]), float(values[1]), float(values[2])
 
 
 def as_frames(frames: object, name: str = "frames", axes: str = "T, H, W, 3") -> np.ndarray:
     """Frames, or one of them, as a uint8 array with these axes; anything else is refused by this name."""
     if not isinstance(frames, (np.ndarray, Tensor)):
-        raise TypeError(f"{name} must be a uint8 array or tensor ({axes}), but {type(frames).__name__} came")
+        raise TypeError(f"{name} must be a uint8 array or tensor ({axes}), got {type(frames).__name__}")
     if isinstance(frames, Tensor):
         check_dense(frames, name)
     array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
     if array.dtype != np.uint8:
         raise TypeError(
-            f"{name} must be uint8 with values 0..255, but {array.dtype} of shape {tuple(array.shape)} came; "
+            f"{name} must be uint8 with values 0..255, got {array.dtype} of shape {tuple(array.shape)}; "
             f"values in 0..1 become uint8 by (values * 255).round() and a cast"
         )
     if array.ndim != len(axes.split(",")) or array.shape[-1] != 3 or 0 in array.shape:

@@ -47,15 +47,15 @@ class PerturbationConfig:
     def __post_init__(self) -> None:
         areas: Any = (self.areas,) if isinstance(self.areas, float) else self.areas
         if not isinstance(areas, Sequence) or not areas or any(not _is_part(area) for area in areas):
-            raise ValueError(f"areas are parts of the clip's volume in (0, 1), one at least, but {self.areas!r} came")
+            raise ValueError(f"areas are parts of the clip's volume in (0, 1), one at least, got {self.areas!r}")
         object.__setattr__(self, "areas", tuple(areas))
         for name, least in (("levels", 2), ("frames", 1), ("across", 1), ("iterations", 0)):
             check_count(name, getattr(self, name), least)
         for name in ("tolerance", "blur"):
             if not (is_number(getattr(self, name)) and 0 <= getattr(self, name) < inf):
-                raise ValueError(f"{name} is a finite number of at least 0, but {getattr(self, name)!r} came")
+                raise ValueError(f"{name} is a finite number of at least 0, got {getattr(self, name)!r}")
         if not self.blends:
-            raise ValueError(f"blends name ways of hiding, of {', '.join(BLENDS)}, but {self.blends!r} came")
+            raise ValueError(f"blends name ways of hiding, of {', '.join(BLENDS)}, got {self.blends!r}")
         for blend in self.blends:
             check_choice("blends", blend, BLENDS)
 
@@ -76,7 +76,7 @@ class PerturbationConfig:
             came = self.regularizer
         elif not callable(came) or isinstance(came, type):
             kind = type(came).__name__
-            raise TypeError(f"regularizer is a word or a function of masks, but {came!r} of type {kind} came")
+            raise TypeError(f"regularizer is a word or a function of masks, got {came!r} of type {kind}")
         aim = self.objective.aim if aim is None else aim
         scale = self.objective.scale if scale is None else scale
         check_choice("objective", aim, AIMS)

@@ -87,7 +87,7 @@ class STAAStream:
         self.window = int(window or wanted)
         if wanted not in (None, self.window):
             raise ValueError(
-                f"the model takes {wanted} frames, but {window = } came; pass window={wanted}; to see a longer time, "
+                f"the model takes {wanted} frames, got {window = }; pass window={wanted}; to see a longer time, "
                 f"give every n-th frame: itertools.islice(frames, 0, None, n)"
             )
         check_count("stride", 1 if stride is None else stride)
@@ -125,7 +125,7 @@ class STAAStream:
         """
         if isinstance(frames, (str, os.PathLike)) or not isinstance(frames, Iterable):
             raise TypeError(
-                f"frames is an iterable of uint8 (H, W, 3) frames, but {type(frames).__name__} came; for a file, give "
+                f"frames is an iterable of uint8 (H, W, 3) frames, got {type(frames).__name__}; for a file, give "
                 f"(frames[0] for _, frames in io.iter_windows(path, 1))"
             )
         source: Source = Waiting(frames)

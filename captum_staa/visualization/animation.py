@@ -94,9 +94,9 @@ def save_animation(
     if suffix not in PICTURES + VIDEOS:
         raise ValueError(f"{target} must end in {', '.join(PICTURES + VIDEOS)}, not in {suffix!r}")
     if not 0 < fps < math.inf:
-        raise ValueError(f"fps must be positive and finite, but {fps!r} came")
+        raise ValueError(f"fps must be positive and finite, got {fps!r}")
     if min_size < 0:
-        raise ValueError(f"min_size is a number of pixels, at least 0, but {min_size!r} came")
+        raise ValueError(f"min_size is a number of pixels, at least 0, got {min_size!r}")
     drawn = overlay(
         clip,
         attributions,

@@ -52,9 +52,9 @@ def frame_labels(
     """
     for name, value in (("indices", indices), ("labels", labels)):
         if value is not None and len(value) != total:
-            raise ValueError(f"{name} must name each of the {total} frames, but {len(value)} came: {list(value)!r}")
+            raise ValueError(f"{name} must name each of the {total} frames, got {len(value)}: {list(value)!r}")
     if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps must be positive and finite, but {fps!r} came")
+        raise ValueError(f"fps must be positive and finite, got {fps!r}")
     if labels is not None:
         return [str(label) for label in labels]
     numbers = list(range(total)) if indices is None else [int(number) for number in indices]
@@ -80,9 +80,7 @@ def explained_bar(predictions: Sequence[tuple[str, float]], target: str | None) 
     """Which of the model's answers was explained; 0 where none is named, -1 where it is not among them."""
     for label, probability in predictions:
         if not 0 <= probability <= 1:
-            raise ValueError(
-                f"predictions are pairs (label, probability in [0, 1]), but ({label!r}, {probability!r}) came"
-            )
+            raise ValueError(f"predictions are pairs (label, probability in [0, 1]), got ({label!r}, {probability!r})")
     labels = [label for label, _ in predictions]
     if target is None:
         return 0

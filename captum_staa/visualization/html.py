@@ -118,7 +118,7 @@ def to_html(
     """
     check_count("max_size", max_size)
     if not 0 < play_fps < math.inf:
-        raise ValueError(f"play_fps must be positive and finite, but {play_fps!r} came")
+        raise ValueError(f"play_fps must be positive and finite, got {play_fps!r}")
 
     def laid(values: Attributions) -> Overlay:
         return overlay(

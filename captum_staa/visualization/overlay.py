@@ -117,7 +117,7 @@ def overlay(
     check_choice("method", method, METHODS)
     check_choice("sign", sign, SIGNS)
     if not 0 <= alpha_overlay <= 1:
-        raise ValueError(f"alpha_overlay is an opacity in [0, 1], but {alpha_overlay!r} came")
+        raise ValueError(f"alpha_overlay is an opacity in [0, 1], got {alpha_overlay!r}")
     if method in ("masked_image", "alpha_scaling") and sign == "all":
         raise ValueError(f"{method = } cannot show two signs; choose sign='positive', 'negative' or 'absolute_value'")
     original = as_pictures(clip, layout, index, mean, std)
@@ -125,7 +125,7 @@ def overlay(
     if method == "original_image":
         return Overlay(original, None, method, sign, alpha_overlay, colors, crop)
     if attributions is None:
-        raise ValueError(f"{method = } needs attributions, but None came; method='original_image' does without")
+        raise ValueError(f"{method = } needs attributions, got None; method='original_image' does without")
     found = saliency(attributions, layout, sign, outlier_perc, index)
     if len(found.values) != len(original):
         raise ValueError(

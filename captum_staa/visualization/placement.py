@@ -84,14 +84,14 @@ def place(
         return values, np.ones(size, dtype=bool)
     given: Any = crop
     if given is not None and not (isinstance(given, Sequence) and len(given) == 4 and all(map(is_number, given))):
-        raise TypeError(f"crop is four numbers, (top, left, height, width), but {crop!r} came; clf.crop_box makes it")
+        raise TypeError(f"crop is four numbers, (top, left, height, width), got {crop!r}; clf.crop_box makes it")
     top, left, tall, wide = (0, 0, height, width) if crop is None else crop
     rows = (np.arange(height) + 0.5 - top) / max(tall, 1e-9)  # of each pixel's center, in [0, 1] inside of the crop
     columns = (np.arange(width) + 0.5 - left) / max(wide, 1e-9)
     seen = ((rows >= 0) & (rows <= 1))[:, None] & ((columns >= 0) & (columns <= 1))
     if not seen.any():
         raise ValueError(
-            f"crop is (top, left, height, width) of a region of the {height} x {width} frames, but {crop!r} came, "
+            f"crop is (top, left, height, width) of a region of the {height} x {width} frames, got {crop!r}, "
             f"which holds no pixel of them"
         )
     maps = torch.from_numpy(shrunk(values, (tall, wide)))[:, None]

@@ -64,7 +64,7 @@ def saliency(
     """
     check_choice("sign", sign, SIGNS)
     if not (is_number(outlier_perc) and 0 <= outlier_perc <= 100):
-        raise ValueError(f"outlier_perc is a percentage in [0, 100], but {outlier_perc!r} came")
+        raise ValueError(f"outlier_perc is a percentage in [0, 100], got {outlier_perc!r}")
     values = signed(as_map(attributions, layout, index), sign)
     scale = _threshold(np.abs(values), 100 - outlier_perc)
     if scale > 0:
@@ -169,7 +169,7 @@ def evidence_windows(
         )
     for first, last in given:
         if not 0 <= first <= last < total:
-            raise ValueError(f"truth windows lie in 0..{total - 1}, first before last, but ({first}, {last}) came")
+            raise ValueError(f"truth windows lie in 0..{total - 1}, first before last, got ({first}, {last})")
     return [(int(first), int(last)) for first, last in given]
 
 
@@ -201,7 +201,7 @@ def as_pictures(
         TypeError, ValueError: ``clip`` is none of these, or only one of ``mean`` and ``std`` came.
     """
     if (mean is None) != (std is None):
-        raise ValueError(f"mean and std go together, but {mean = }, {std = } came")
+        raise ValueError(f"mean and std go together, got {mean = }, {std = }")
     frames = tensor_of(clip)
     shape = tuple(frames.shape)
     if frames.ndim == 5:
@@ -210,7 +210,7 @@ def as_pictures(
         frames = _pick(VideoLayout.of(layout).to_working(frames), index, "clip").movedim(1, -1)  # (T, H, W, C)
     elif frames.ndim == 4 and frames.dtype != torch.uint8:
         raise TypeError(
-            f"original frames (T, H, W, 3) are uint8 in 0..255, but {frames.dtype} of shape {shape} came; pass a "
+            f"original frames (T, H, W, 3) are uint8 in 0..255, got {frames.dtype} of shape {shape}; pass a "
             f"five-dimensional clip with its layout, or scale and round the frames"
         )
     if frames.ndim != 4 or frames.shape[-1] not in (1, 3) or 0 in frames.shape:
@@ -238,14 +238,14 @@ def tensor_of(values: Tensor | NDArray[np.generic] | Sequence[float] | None) -> 
         return values.detach().cpu()
     if values is None or (isinstance(values, tuple | list) and any(isinstance(value, Tensor) for value in values)):
         raise TypeError(
-            f"a clip and attributions are a tensor or an array each, but {type(values).__name__} came; of a tuple, as "
+            f"a clip and attributions are a tensor or an array each, got {type(values).__name__}; of a tuple, as "
             f"Captum returns it for a tuple of inputs, pass the entry that belongs to the clip"
         )
     array = np.ascontiguousarray(values)
     if any(stride < 0 for stride in array.strides):  # flipped along an axis of one, it counts as contiguous
         array = array.copy()
     if array.dtype.kind not in "fiub":
-        raise TypeError(f"what is drawn must hold real numbers, but {type(values).__name__} of {array.dtype} came")
+        raise TypeError(f"what is drawn must hold real numbers, got {type(values).__name__} of {array.dtype}")
     return torch.from_numpy(array)
 
 

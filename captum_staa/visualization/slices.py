@@ -114,7 +114,7 @@ def show_slices(
         at = strongest(drawn.saliency.values, shape, crop)
     t, y, x = at or (total // 2, height // 2, width // 2)
     if not (0 <= t < total and 0 <= y < height and 0 <= x < width):
-        raise ValueError(f"at is (frame, row, column) within {shape}, but {at!r} came")
+        raise ValueError(f"at is (frame, row, column) within {shape}, got {at!r}")
 
     pixel = FRAME / max(height, width)  # inches
     tall, wide = height * pixel, width * pixel

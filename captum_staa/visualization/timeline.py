@@ -87,7 +87,7 @@ def show_timeline(
     times = times if fps is None else times / fps
     steps = np.diff(times)
     if (steps <= 0).any():
-        raise ValueError(f"indices must rise from frame to frame, but {np.asarray(indices).tolist()} came")
+        raise ValueError(f"indices must rise from frame to frame, got {np.asarray(indices).tolist()}")
     half = (float(np.median(steps)) if total > 1 else 1.0) / 2
 
     figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size)

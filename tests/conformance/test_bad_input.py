@@ -55,18 +55,18 @@ BASELINES = {
     "of half the width": Bad(lambda c: torch.zeros(c.inputs[0][..., ::2].shape), r"\(2, 3, 4, 12, 5\) came"),
     "of another batch": Bad(lambda c: torch.zeros(3, *c.inputs[0].shape[1:]), r"\(3, 3, 4, 12, 10\) came"),
     "nan": Bad(lambda c: torch.full((1, 1, 1, 1, 1), float("nan")), "finite.*nan"),
-    "one too many": Bad(lambda c: (0, 0), "one per input, 1, but 2 came"),
+    "one too many": Bad(lambda c: (0, 0), "one per input, 1, got 2"),
     "elsewhere": Bad(lambda c: torch.zeros(1, 1, 1, 1, 1, device="meta"), r"lies on meta, its input on cpu.*\.to\("),
-    "a word": Bad(lambda c: "blur", "number or a tensor, but str came", TypeError),
+    "a word": Bad(lambda c: "blur", "number or a tensor, got str", TypeError),
 }
 MASKS = {
     "of another shape": Bad(lambda c: torch.zeros(1, 3, 4, 5, 6).long(), r"\(2, 3, 4, 12, 10\).*\(1, 3, 4, 5, 6\)"),
-    "with a gap": Bad(lambda c: 2 * (c.inputs[0] > 0).long(), "without gaps, but 2 ids from 0 to 2 came"),
-    "from 1 on": Bad(lambda c: 1 + (c.inputs[0] > 0).long(), "without gaps, but 2 ids from 1 to 2 came"),
-    "negative": Bad(lambda c: (c.inputs[0] > 0).long() - 1, "without gaps, but 2 ids from -1 to 0 came"),
-    "of floats": Bad(lambda c: (c.inputs[0] > 0).float(), "whole numbers, but torch.float32 came", TypeError),
-    "one too many": Bad(lambda c: (torch.zeros(1).long(),) * 2, "one per input, 1, but 2 came"),
-    "no tensor": Bad(lambda c: "grid", "whole numbers, but str came", TypeError),
+    "with a gap": Bad(lambda c: 2 * (c.inputs[0] > 0).long(), "without gaps, got 2 ids from 0 to 2"),
+    "from 1 on": Bad(lambda c: 1 + (c.inputs[0] > 0).long(), "without gaps, got 2 ids from 1 to 2"),
+    "negative": Bad(lambda c: (c.inputs[0] > 0).long() - 1, "without gaps, got 2 ids from -1 to 0"),
+    "of floats": Bad(lambda c: (c.inputs[0] > 0).float(), "whole numbers, got torch.float32", TypeError),
+    "one too many": Bad(lambda c: (torch.zeros(1).long(),) * 2, "one per input, 1, got 2"),
+    "no tensor": Bad(lambda c: "grid", "whole numbers, got str", TypeError),
 }
 WINDOWS = {
     "larger than the clip": Bad(lambda c: (5, 8, 5), r"\(5, 8, 5\).*at most \(4, 12, 10\)"),

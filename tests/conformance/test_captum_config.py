@@ -187,7 +187,7 @@ def spread(values: Tensor) -> Tensor:
 def test_staa_is_spread_gradient_times_input(given: Donated) -> None:
     clips = given.lifted
     if len(given.inputs) > 1:
-        with pytest.raises(ValueError, match="one clip tensor per example, but a tuple of 2 inputs"):
+        with pytest.raises(ValueError, match="one clip tensor per example, got a tuple of 2 inputs"):
             clips.attribute(explain(clips))
     elif True in clips.extra:  # an output of four axes
         with pytest.raises(ValueError, match=r"logits of shape \(\d+, 2, 2, 2\).*\(B, K\) is needed"):

@@ -19,7 +19,7 @@ RELATIONS = ("memory", "layout", "alone", "order of the batch", "double", "chunk
 
 def form(result: Any, clip: Tensor) -> Tensor:
     """The map itself: of the clip's shape, finite, contiguous, detached, in float32 at least."""
-    assert isinstance(result, Tensor), f"a tensor was expected, but {type(result).__name__} came"
+    assert isinstance(result, Tensor), f"a tensor was expected, got {type(result).__name__}"
     assert result.shape == clip.shape, f"shape {tuple(result.shape)} for a clip of {tuple(clip.shape)}"
     assert result.dtype == torch.promote_types(clip.dtype, torch.float32), f"{result.dtype} for {clip.dtype}"
     assert result.is_contiguous() and not result.requires_grad, "not contiguous, or part of a graph"

@@ -53,7 +53,7 @@ class FixedTime(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         if maps.shape[2] != self.steps:
             raise ValueError(
-                f"the temporal head is fixed to {self.steps} steps, but maps of shape {tuple(maps.shape)} came, which "
+                f"the temporal head is fixed to {self.steps} steps, got maps of shape {tuple(maps.shape)}, which "
                 f"is (B, K', t, h, w): give clips of the length it was built for, or build it with temporal='any'"
             )
         squeezed = torch.relu(self.norm(self.squeeze(maps)))[:, 0]  # (B, t, h, w)

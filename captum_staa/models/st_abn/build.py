@@ -64,7 +64,7 @@ class BranchConfig:
             check_count("maps", self.maps)
             object.__setattr__(self, "maps", int(self.maps))
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is in [0, 1), but {self.dropout!r} came")
+            raise ValueError(f"dropout is in [0, 1), got {self.dropout!r}")
 
 
 def build(
@@ -123,7 +123,7 @@ def _trunk(num_classes: int, trunk: Trunk | nn.Module) -> nn.Module:
     if not isinstance(stages, nn.Sequential) or len(stages) < 2:
         raise ValueError(
             f"the trunk must be 'small', 'resnet50', or a residual 3D CNN whose .stages is an nn.Sequential of two or "
-            f"more, but {type(trunk).__name__} came; STABN.inject(model, layer) adds a branch to any other model"
+            f"more, got {type(trunk).__name__}; STABN.inject(model, layer) adds a branch to any other model"
         )
     return trunk
 

@@ -47,12 +47,12 @@ def check_gates(name: str, value: Tensor | None) -> None:
     if value is None:
         return
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor of gates or None, but {type(value).__name__} came")
+        raise TypeError(f"{name} must be a tensor of gates or None, got {type(value).__name__}")
     axes = "(B, t, h, w)" if name == "spatial" else "(B, t)"
     inside = value.numel() > 0 and bool(((value >= 0) & (value <= 1)).all())
     if value.ndim != axes.count(",") + 1 or not inside:
         reach = f"values from {value.min():.3g} to {value.max():.3g}" if value.numel() else "no value"
-        raise ValueError(f"{name} must hold gates {axes} in [0, 1], but shape {tuple(value.shape)} with {reach} came")
+        raise ValueError(f"{name} must hold gates {axes} in [0, 1], got shape {tuple(value.shape)} with {reach}")
 
 
 def _averaged(value: Tensor, batch: int, cells: list[int], name: str) -> Tensor:

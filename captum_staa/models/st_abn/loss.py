@@ -64,7 +64,7 @@ class STABNLoss:
         check_choice("preset", self.preset, TRAINS)
         for name in ("area", "smoothness", "edit"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} weighs a term and is at least 0, but {getattr(self, name)!r} came")
+                raise ValueError(f"{name} weighs a term and is at least 0, got {getattr(self, name)!r}")
 
     def __call__(
         self,

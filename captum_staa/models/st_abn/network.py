@@ -89,7 +89,7 @@ class STABN(nn.Module):
         self._assemble(*around(network, config, labels, num_frames))
         if (found := self.branch.classify.out_features) != num_classes:
             self.remove()
-            raise ValueError(f"num_classes is {num_classes}, but the trunk that came gives {found}; pass the same")
+            raise ValueError(f"num_classes is {num_classes}, got the trunk that gives {found}; pass the same")
 
     @classmethod
     def inject(

@@ -98,9 +98,9 @@ def fit_st_abn(
         check_count("patience", patience)
     if max_grad_norm is not None:
         if not is_number(max_grad_norm):
-            raise TypeError(f"max_grad_norm is a number above 0 or None, but {max_grad_norm!r} came")
+            raise TypeError(f"max_grad_norm is a number above 0 or None, got {max_grad_norm!r}")
         if max_grad_norm <= 0:
-            raise ValueError(f"max_grad_norm is above 0, but {max_grad_norm} came; None does not limit the gradient")
+            raise ValueError(f"max_grad_norm is above 0, got {max_grad_norm}; None does not limit the gradient")
         max_grad_norm = float(max_grad_norm)
     learner = nn.ModuleList(trained(st_abn, loss.preset))
     make = optimizer or (paper_optimizer if st_abn in learner else adam)
