@@ -248,7 +248,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a class for smoothness": (
         lambda: SpatioTemporalPerturbation(anything("BTCHW"), "BTCHW").attribute(CLIP, target=1, smoothness=int),
         TypeError,
-        "smoothness is a word or a function of masks, but <class 'int'>",
+        "smoothness is a word or a function of masks, got <class 'int'>",
     ),
     "no word for a scale": (
         lambda: SpatioTemporalPerturbation(anything("BTCHW"), "BTCHW").attribute(CLIP, target=1, scale=""),
@@ -274,7 +274,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a negative class": (
         lambda: sanity.class_sensitivity(lambda *_: MAPS, nn.Linear(1, 1), CLIP, (-1, -1), [1]),
         ValueError,
-        r"none of them negative, but \(-1, -1\)",
+        r"none of them negative, got \(-1, -1\)",
     ),
     "a bare model to compare": (lambda: compare(nn.Identity(), []), TypeError, "VideoClassifier, got Identity"),
 }

@@ -236,10 +236,10 @@ def test_padding_and_strides_of_the_trunk_are_kept_in_its_folder(tmp_path):
         (lambda: STABN(0), "num_classes"),
         (lambda: SlowResNet(4, layers=(1, 1)), "one entry for each stage"),
         (lambda: SlowResNet(4, layers=(1, 0, 1, 1)), "layers from 1 on"),
-        (lambda: SlowResNet(4, layers=(1, 1, 1, 1), width=0), "width is a whole number of at least 1, but 0"),
-        (lambda: ResNet3D(4, width=0), "width is a whole number of at least 1, but 0"),
+        (lambda: SlowResNet(4, layers=(1, 1, 1, 1), width=0), "width is a whole number of at least 1, got 0"),
+        (lambda: ResNet3D(4, width=0), "width is a whole number of at least 1, got 0"),
         (lambda: ResNet3D(4, padding_mode="reflect"), "padding_mode is one of 'zeros', 'replicate'"),
-        (lambda: ResNet3D(4, time_strides_from=-1), "time_strides_from is a whole number of at least 0, but -1"),
+        (lambda: ResNet3D(4, time_strides_from=-1), "time_strides_from is a whole number of at least 0, got -1"),
     ],
 )
 def test_wrong_options(make, message):

@@ -155,7 +155,7 @@ def test_names_and_errors():
         (
             {"mode": "attention", "layers": [2]},
             ValueError,
-            r"layers=\[2\] is a whole number of -2 to 1 of this model's 2 blocks, but 2",
+            r"layers=\[2\] is a whole number of -2 to 1 of this model's 2 blocks, got 2",
         ),
         ({"mode": "attention", "layers": []}, ValueError, "list of indices"),
         ({"mode": "attention", "layers": -1}, ValueError, "list of indices.*but -1"),

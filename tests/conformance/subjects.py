@@ -81,7 +81,7 @@ def _axes(case: Case) -> Any:
     return None if isinstance(case.model, VideoClassifier) else case.layout
 
 
-def _staa(name: str, oracle: Callable[..., Tensors], **options: str) -> Subject:
+def _staa(name: str, oracle: Callable[..., Tensors], **options: Any) -> Subject:
     return Subject(
         name=f"STAA {name}",
         method=STAA,
@@ -161,7 +161,7 @@ def _perturbation(
 
 
 OURS = (
-    _staa("decomposition", oracles.staa, mode="relevance", rule="decomposition"),
+    _staa("decomposition", oracles.staa, mode="relevance", rule="decomposition", pattern_weight=0),
     _staa("chefer", oracles.staa, mode="relevance", rule="chefer"),
     _staa("attention", oracles.staa, mode="attention"),
     _staa("released", oracles.released, mode="released"),

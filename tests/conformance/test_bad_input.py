@@ -131,7 +131,7 @@ def test_clips_of_another_size(trial: Trial) -> None:
 
 @over("vivit", kinds=("gradient", "attention", "learning"), ours=True)
 def test_more_clips_than_it_explains(trial: Trial) -> None:
-    refuses(trial, Bad(lambda c: c.inputs * 2, "one clip tensor per example, but a tuple of 2 inputs"), "inputs")
+    refuses(trial, Bad(lambda c: c.inputs * 2, "one clip tensor per example, got a tuple of 2 inputs"), "inputs")
 
 
 @over("two-stream", ours=True)
