@@ -58,7 +58,7 @@ RECIPES = {
         "order": Recipe(700, 0.001, easy=0.4),
     },
     "timesformer": {
-        "pattern": Recipe(700, 0.001, easy=0.5),
+        "pattern": Recipe(700, 0.001, easy=0.5, second=500),
         "motion": Recipe(650, 0.001, easy=0.5, hints=True),
         "order": Recipe(500, 0.001, easy=0.5, hints=True),
     },
