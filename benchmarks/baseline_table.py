@@ -27,7 +27,7 @@ from captum_staa.benchmark import PlantedClips
 FAMILIES, TASKS = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d"), ("pattern", "motion", "order")
 SEED = 30_000
 BATCH = 50
-EXPLAINED = 12  # clips per model
+EXPLAINED = 4  # clips per model
 PICTURED, FRAMES = 69, range(4, 12)  # a clip whose two patches cross no border, and when both are there
 DOCS = Path(__file__).parents[1] / "docs"
 NEED_TRUTH = ("the clip itself", "freeze, a frame with evidence")  # rows that are not for explaining

@@ -20,7 +20,7 @@ from evidence import mean, smoothed
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, metrics
+from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, baselines, metrics
 from captum_staa.benchmark import PlantedClips
 from captum_staa.benchmark.method_spec import end_layer
 
@@ -31,7 +31,7 @@ INTRO = """# Which metric can be trusted
 
 On real data nobody knows the evidence, and faithfulness metrics must judge maps without it. Do they agree with the
 truth where we know it? {clips} [planted clips](planted.md) of each of several models, with all methods and the controls
-random, center and inverted; {steps} steps, cells of a tubelet, baseline zero. Made by
+random, center and inverted; {steps} steps, cells of a tubelet, baseline zero unless named. Made by
 `python benchmarks/metric_trust.py`.
 
 **Agreement.** For each clip: Spearman's correlation, over the methods, of the metric with `evidence_against_rivals`;
@@ -40,7 +40,9 @@ and in clips with evidence of two classes, with `class_discrimination`. 1: the m
 over the models:
 """
 Maps = dict[str, Tensor]
-FAITHFUL = ("insertion", "deletion", "faithfulness", "monotonicity", "faithfulness_correlation", "aopc", "saco")
+BASELINES = ("blur", "mean_frame")  # baselines of insertion and deletion beside zero
+CURVES = ("insertion", "deletion", *(f"{kind} ({name})" for name in BASELINES for kind in ("insertion", "deletion")))
+FAITHFUL = (*CURVES, "faithfulness", "monotonicity", "faithfulness_correlation", "aopc", "saco")
 RIVALS, CLASSES = "evidence_against_rivals", "class_discrimination"
 OTHERS = ("auroc", "average_precision", "pointing_game", "energy_pointing_game", "relevance_rank_accuracy")
 METRICS = (*FAITHFUL, *OTHERS, RIVALS)  # on clips with evidence of one class
@@ -87,10 +89,12 @@ def faithful(clf: VideoClassifier, clips: Tensor, labels: Tensor, maps: Tensor) 
     """``(B,)`` for each metric of FAITHFUL, as the metric has it."""
     # two copies of the batch per evaluation: activations of more do not fit a core's cache
     call = {"forward_func": clf, "clip": clips, "attributions": maps, "perturbations_per_eval": 2}
-    curves = metrics.insertion_deletion(**call, target=labels, steps=STEPS)
+    curves = []
+    for baseline in (0, *(getattr(baselines, name)(clips, clf.layout) for name in BASELINES)):
+        both = metrics.insertion_deletion(**call, target=labels, steps=STEPS, baselines=baseline)
+        curves += [both.insertion.score, both.deletion.score]
     return [
-        curves.insertion.score,
-        curves.deletion.score,
+        *curves,
         metrics.faithfulness(**call),
         metrics.monotonicity(**call),
         metrics.faithfulness_correlation(**call, target=labels, n_subsets=32),
@@ -134,7 +138,7 @@ def measure(model: str, count: int, path: Path) -> None:
 
 def good(metric: str) -> int:
     """1 where higher is better, else -1."""
-    return 1 if getattr(metrics, metric).higher_is_better else -1
+    return 1 if getattr(metrics, metric.split()[0]).higher_is_better else -1
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ COLUMNS = {
     "rivals": "Evidence against rivals",
     "time": "Evidence against rivals, in time",
     "classes": "Class A against class B",
+    "random weights": "Random weights: evidence against rivals",
+    "other class": "Other class: evidence against rivals",
     "smooth in space": "Smoothness in space",
     "smooth in time": "Smoothness in time",
 }
@@ -85,7 +87,7 @@ def run(model: str, count: int) -> dict[str, dict[str, float]]:
                 found.setdefault(name, {}).setdefault(column, []).extend(values.tolist())
         return every
 
-    scores = Evidence(clf, model.split("-")[1], count, SEED + MODELS.index(model)).scores(maps)
+    scores = Evidence(clf, model.split("-")[1], count, SEED + MODELS.index(model)).scores(maps, controls=True)
     return means({name: {**found[name], **own} for name, own in scores.items()})
 
 
@@ -176,7 +178,7 @@ def side_texts(axes: list[Axes], left: str, right: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--only", action="append", choices=MODELS, help="may be given again; printed, not written")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
