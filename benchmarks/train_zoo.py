@@ -63,14 +63,14 @@ RECIPES = {
         "order": Recipe(500, 0.001, easy=0.5, hints=True),
     },
     "vivit": {
-        "pattern": Recipe(850, 0.0015, easy=0.4, second=600),
+        "pattern": Recipe(850, 0.0015, easy=0.4, second=1000),
         "motion": Recipe(650, 0.001, easy=0.5),
         "order": Recipe(450, 0.001, easy=0.5, waves=True, second=500),
     },
     "vjepa2": {
         "pattern": Recipe(750, 0.0012, easy=0.3, second=600),
         "motion": Recipe(450, 0.001, easy=0.4, second=600),
-        "order": Recipe(850, 0.001, easy=0.4, second=700),
+        "order": Recipe(850, 0.001, easy=0.4, second=1500),
     },
     "resnet3d": {
         "pattern": Recipe(600, 0.003, easy=0.3),
