@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from perturbation_fields import AREAS, FIELDS, WIDE, by_root, drawn, regions, same, still, uniform
+from mask_grids import AREAS, MASK_GRIDS, WIDE, by_root, drawn, regions, same, still, uniform
 from torch import Tensor
 
 from captum_staa.perturbation.areas import masks_with_area, rank_penalty
-from captum_staa.perturbation.mask_grid import Field, GridField, RegionField
+from captum_staa.perturbation.mask_grid import MaskGrid, CellGrid, RegionGrid
 
-GRIDS = [  # cells that divide the size, that do not, one per pixel, one for all
+SIZES = [  # cells that divide the size, that do not, one per pixel, one for all
     ((4, 6, 8), (2, 3, 2)),
     ((5, 4, 7), (3, 3, 3)),
     ((3, 2, 4), (3, 2, 4)),
@@ -24,12 +24,12 @@ GRIDS = [  # cells that divide the size, that do not, one per pixel, one for all
 ]
 
 
-@pytest.fixture(params=FIELDS)
-def field(request) -> Field:
-    return FIELDS[request.param]()
+@pytest.fixture(params=MASK_GRIDS)
+def grid(request) -> MaskGrid:
+    return MASK_GRIDS[request.param]()
 
 
-# --- fields -------------------------------------------------------------------------------------------------------
+# --- grids -------------------------------------------------------------------------------------------------------
 
 
 def hat(pixels: int, cells: int) -> list[list[tuple[int, float]]]:
@@ -50,10 +50,10 @@ def parts(size, cells):
             yield (t, y, x), (i * cells[1] + j) * cells[2] + k, a * b * c
 
 
-@pytest.mark.parametrize(("size", "cells"), GRIDS)
+@pytest.mark.parametrize(("size", "cells"), SIZES)
 def test_a_grid_is_spread_as_the_loop_over_voxels_and_as_torch_would(size, cells):
     values = drawn(2, 3, math.prod(cells))
-    found = GridField(size, cells, WIDE).spread(values)
+    found = CellGrid(size, cells, WIDE).spread(values)
     expected = np.zeros((2, 3, *size))
     for voxel, cell, share in parts(size, cells):
         expected[(..., *voxel)] += share * values[:, :, cell].numpy()
@@ -61,101 +61,101 @@ def test_a_grid_is_spread_as_the_loop_over_voxels_and_as_torch_would(size, cells
     same(found, F.interpolate(values.unflatten(2, cells), size, mode="trilinear", align_corners=False))
 
 
-@pytest.mark.parametrize(("size", "cells"), GRIDS)
+@pytest.mark.parametrize(("size", "cells"), SIZES)
 def test_a_grid_is_gathered_as_the_mean_that_the_loop_weighs(size, cells):
     maps = drawn(2, *size)
     sums, weights = np.zeros((2, math.prod(cells))), np.zeros(math.prod(cells))
     for voxel, cell, share in parts(size, cells):
         sums[:, cell] += share * maps[(slice(None), *voxel)].numpy()
         weights[cell] += share
-    field = GridField(size, cells, WIDE)
-    same(field.gather(maps), sums / weights)
-    same(field.shares[0], weights / math.prod(size))
-    assert field.slices == cells[0]
+    grid = CellGrid(size, cells, WIDE)
+    same(grid.gather(maps), sums / weights)
+    same(grid.shares[0], weights / math.prod(size))
+    assert grid.slices == cells[0]
 
 
 def test_a_cell_per_pixel_is_the_pixel():
     maps = drawn(1, 3, 2, 4)
-    field = GridField((3, 2, 4), (3, 2, 4), WIDE)
-    assert torch.equal(field.spread(maps.flatten(1)[:, None])[:, 0], maps)
-    assert torch.equal(field.gather(maps), maps.flatten(1))
+    grid = CellGrid((3, 2, 4), (3, 2, 4), WIDE)
+    assert torch.equal(grid.spread(maps.flatten(1)[:, None])[:, 0], maps)
+    assert torch.equal(grid.gather(maps), maps.flatten(1))
 
 
-def test_the_mean_of_a_mask_is_that_of_its_numbers_weighed_by_shares(field):
-    values = drawn(2, 4, field.shares.shape[1])
-    same(field.spread(values).mean((2, 3, 4)), (values * field.shares[:, None]).sum(2))
-    same(field.shares.sum(1), torch.ones(len(field.shares)))
+def test_the_mean_of_a_mask_is_that_of_its_numbers_weighed_by_shares(grid):
+    values = drawn(2, 4, grid.shares.shape[1])
+    same(grid.spread(values).mean((2, 3, 4)), (values * grid.shares[:, None]).sum(2))
+    same(grid.shares.sum(1), torch.ones(len(grid.shares)))
 
 
-def test_gathering_is_the_adjoint_of_spreading_over_what_a_cell_weighs(field):
+def test_gathering_is_the_adjoint_of_spreading_over_what_a_cell_weighs(grid):
     """The adjoint is autograd's; and a constant map gives its constant, or 0 where a region misses."""
-    values = drawn(2, 1, field.shares.shape[1]).requires_grad_()
-    spread = field.spread(values)
+    values = drawn(2, 1, grid.shares.shape[1]).requires_grad_()
+    spread = grid.spread(values)
     maps = drawn(*spread.shape, seed=1)
     (slope,) = torch.autograd.grad(spread, values, maps)
-    same(slope[:, 0], field.gather(maps[:, 0]) * field.shares * maps[0].numel())
-    same(field.gather(torch.full_like(maps[:, 0], 7.0)), 7.0 * (field.shares > 0).expand(2, -1))
+    same(slope[:, 0], grid.gather(maps[:, 0]) * grid.shares * maps[0].numel())
+    same(grid.gather(torch.full_like(maps[:, 0], 7.0)), 7.0 * (grid.shares > 0).expand(2, -1))
 
 
 @pytest.mark.parametrize("name", ["one mask", "a mask per clip"])
 def test_regions_by_loops(name):
-    field = FIELDS[name]()
-    n = field.shares.shape[1]
-    values, size = drawn(2, 3, n), tuple(field.ids.shape[1:])
+    grid = MASK_GRIDS[name]()
+    n = grid.shares.shape[1]
+    values, size = drawn(2, 3, n), tuple(grid.ids.shape[1:])
     maps = drawn(2, *size, seed=3)
-    spread, gathered = field.spread(values), field.gather(maps)
+    spread, gathered = grid.spread(values), grid.gather(maps)
     for clip in range(2):
-        ids = field.ids[min(clip, len(field.ids) - 1)]
+        ids = grid.ids[min(clip, len(grid.ids) - 1)]
         members: list[list[float]] = [[] for _ in range(n)]
         for voxel in np.ndindex(*size):
             region = int(ids[voxel])
             members[region].append(float(maps[(clip, *voxel)]))
             assert torch.equal(spread[(clip, slice(None), *voxel)], values[clip, :, region])
         same(gathered[clip], [sum(each) / len(each) if each else 0.0 for each in members])
-        same(field.shares[min(clip, len(field.ids) - 1)], [len(each) / ids.numel() for each in members])
-    assert field.slices == 1
+        same(grid.shares[min(clip, len(grid.ids) - 1)], [len(each) / ids.numel() for each in members])
+    assert grid.slices == 1
 
 
 def test_fields_have_the_dtype_they_are_asked_for():
     ids = torch.arange(4).view(1, 4, 1, 1)
     for like, dtype in ((WIDE, torch.float64), (None, torch.float32)):
-        for field in (GridField((4, 2, 2), (2, 1, 2), like), RegionField(ids, like)):
-            assert field.shares.dtype == field.spread(field.shares[:, None]).dtype == dtype
-    assert RegionField(ids.expand(3, -1, -1, -1)).spread(torch.eye(4)[None].expand(3, -1, -1)).shape == (3, 4, 4, 1, 1)
+        for grid in (CellGrid((4, 2, 2), (2, 1, 2), like), RegionGrid(ids, like)):
+            assert grid.shares.dtype == grid.spread(grid.shares[:, None]).dtype == dtype
+    assert RegionGrid(ids.expand(3, -1, -1, -1)).spread(torch.eye(4)[None].expand(3, -1, -1)).shape == (3, 4, 4, 1, 1)
 
 
 # --- areas --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("softness", [0.02, 0.3, 5.0])
-def test_areas_are_exact_and_masks_those_of_a_root_finder(field, softness):
-    scores = 3 * drawn(2, field.shares.shape[1])
-    found = masks_with_area(scores, AREAS[None], field, softness)
-    same(field.spread(found).mean((2, 3, 4)), AREAS.expand(2, -1), 1e-6)
+def test_areas_are_exact_and_masks_those_of_a_root_finder(grid, softness):
+    scores = 3 * drawn(2, grid.shares.shape[1])
+    found = masks_with_area(scores, AREAS[None], grid, softness)
+    same(grid.spread(found).mean((2, 3, 4)), AREAS.expand(2, -1), 1e-6)
     for clip, (number, area) in itertools.product(range(2), enumerate(AREAS.tolist())):
-        shares = field.shares[min(clip, len(field.shares) - 1)]
+        shares = grid.shares[min(clip, len(grid.shares) - 1)]
         same(found[clip, number], by_root(scores[clip], shares, area, softness), 1e-6)
 
 
 def test_areas_are_exact_in_single_precision():
-    field, areas = GridField((4, 8, 8), (4, 8, 8)), AREAS[None].float()
-    found = masks_with_area(drawn(3, 256, dtype=torch.float32), areas, field, 0.1)
+    grid, areas = CellGrid((4, 8, 8), (4, 8, 8)), AREAS[None].float()
+    found = masks_with_area(drawn(3, 256, dtype=torch.float32), areas, grid, 0.1)
     same(found.mean(2), areas.expand(3, -1), 2e-6)
 
 
 def test_every_clip_may_ask_for_areas_of_its_own():
-    field, scores = regions(), drawn(2, 5)
+    grid, scores = regions(), drawn(2, 5)
     areas = torch.tensor([[0.1, 0.6], [0.8, 0.3]], dtype=torch.float64)
-    found = masks_with_area(scores, areas, field, 0.2)
-    same(field.spread(found).mean((2, 3, 4)), areas, 1e-6)
+    found = masks_with_area(scores, areas, grid, 0.2)
+    same(grid.spread(found).mean((2, 3, 4)), areas, 1e-6)
 
 
 def test_per_frame_each_slice_has_the_area():
-    field = GridField((4, 3, 6), (4, 3, 3), WIDE)
+    grid = CellGrid((4, 3, 6), (4, 3, 3), WIDE)
     scores = 3 * drawn(2, 36) + torch.arange(4.0, dtype=torch.float64).repeat_interleave(9)
-    found = masks_with_area(scores, AREAS[None], field, 0.2, per_frame=True)
-    same(field.spread(found).mean((3, 4)), AREAS[:, None].expand(2, -1, 4), 1e-6)
-    shares = field.shares[0, :9]
+    found = masks_with_area(scores, AREAS[None], grid, 0.2, per_frame=True)
+    same(grid.spread(found).mean((3, 4)), AREAS[:, None].expand(2, -1, 4), 1e-6)
+    shares = grid.shares[0, :9]
     for clip, number, t in np.ndindex(2, len(AREAS), 4):
         cells = slice(9 * t, 9 * t + 9)
         same(found[clip, number, cells], by_root(scores[clip, cells], shares, float(AREAS[number]), 0.2), 1e-6)
@@ -163,54 +163,54 @@ def test_per_frame_each_slice_has_the_area():
 
 def test_per_frame_each_slice_has_the_area_also_where_slices_are_unequal():
     """Five frames in three slices: the outer two hold 32 % of the clip each, the middle one 36 %."""
-    field = GridField((5, 1, 4), (3, 1, 4), WIDE)
-    found = masks_with_area(drawn(1, 12), AREAS[None], field, 0.2, per_frame=True)
-    means = (found * field.shares[:, None]).unflatten(2, (3, 4)).sum(3) / field.shares.view(3, 4).sum(1)
+    grid = CellGrid((5, 1, 4), (3, 1, 4), WIDE)
+    found = masks_with_area(drawn(1, 12), AREAS[None], grid, 0.2, per_frame=True)
+    means = (found * grid.shares[:, None]).unflatten(2, (3, 4)).sum(3) / grid.shares.view(3, 4).sum(1)
     same(means, AREAS[None, :, None].expand(1, -1, 3), 1e-6)
 
 
 def test_per_frame_a_step_in_each_unequal_slice_costs_nothing():
-    field = GridField((5, 1, 4), (3, 1, 4), WIDE)
+    grid = CellGrid((5, 1, 4), (3, 1, 4), WIDE)
     steps = torch.tensor([1.0, 0, 0, 0] * 3, dtype=torch.float64)[None, None]  # a quarter of each slice
-    same(rank_penalty(steps, torch.tensor([0.25], dtype=torch.float64), field, per_frame=True), [[0.0]])
+    same(rank_penalty(steps, torch.tensor([0.25], dtype=torch.float64), grid, per_frame=True), [[0.0]])
 
 
-def test_masks_are_nested_and_follow_the_scores(field):
-    scores = drawn(1, field.shares.shape[1], seed=4)
-    found = masks_with_area(scores, AREAS[None], field, 0.5)
+def test_masks_are_nested_and_follow_the_scores(grid):
+    scores = drawn(1, grid.shares.shape[1], seed=4)
+    found = masks_with_area(scores, AREAS[None], grid, 0.5)
     assert bool((found.diff(dim=1) > 0).all())
     assert bool((found[0][:, scores[0].argsort()].diff(dim=1) > 0).all())
     raised = scores.clone()
     raised[:, 2] += 1.0
-    change = masks_with_area(raised, AREAS[None], field, 0.5) - found
+    change = masks_with_area(raised, AREAS[None], grid, 0.5) - found
     others = torch.arange(scores.shape[1]) != 2
-    moved = change[field.shares[:, 2] > 0] if len(field.shares) > 1 else change
+    moved = change[grid.shares[:, 2] > 0] if len(grid.shares) > 1 else change
     assert bool((moved[:, :, 2] > 0).all()) and bool((moved[:, :, others] < 0).all())
 
 
-def test_raising_all_scores_changes_nothing(field):
-    scores = drawn(2, field.shares.shape[1])
+def test_raising_all_scores_changes_nothing(grid):
+    scores = drawn(2, grid.shares.shape[1])
     same(
-        masks_with_area(scores + 41.5, AREAS[None], field, 0.3), masks_with_area(scores, AREAS[None], field, 0.3), 1e-6
+        masks_with_area(scores + 41.5, AREAS[None], grid, 0.3), masks_with_area(scores, AREAS[None], grid, 0.3), 1e-6
     )
 
 
 def test_equal_scores_share_the_area():
-    field = GridField((1, 2, 2), (1, 2, 2), WIDE)
+    grid = CellGrid((1, 2, 2), (1, 2, 2), WIDE)
     areas = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
-    found = masks_with_area(torch.tensor([[1.0, 1, 0, 0], [5, 5, 5, 5]], dtype=torch.float64), areas, field, 0.01)
+    found = masks_with_area(torch.tensor([[1.0, 1, 0, 0], [5, 5, 5, 5]], dtype=torch.float64), areas, grid, 0.01)
     same(found, [[[0.5, 0.5, 0, 0], [1, 1, 0.5, 0.5]], [[0.25] * 4, [0.75] * 4]], 1e-6)
 
 
 @pytest.mark.parametrize("per_frame", [False, True])
-def test_gradients_of_masks_are_finite_differences_and_keep_the_area(field, per_frame):
-    scores, areas = drawn(2, field.shares.shape[1]).requires_grad_(), AREAS[None, 1:4]
+def test_gradients_of_masks_are_finite_differences_and_keep_the_area(grid, per_frame):
+    scores, areas = drawn(2, grid.shares.shape[1]).requires_grad_(), AREAS[None, 1:4]
 
     def masks(values: Tensor) -> Tensor:
-        return masks_with_area(values, areas, field, 0.5, per_frame=per_frame)
+        return masks_with_area(values, areas, grid, 0.5, per_frame=per_frame)
 
     assert torch.autograd.gradcheck(masks, scores, eps=1e-3, atol=2e-4, rtol=1e-3)
-    volume = (masks(scores) * field.shares[:, None]).sum(2)
+    volume = (masks(scores) * grid.shares[:, None]).sum(2)
     (slope,) = torch.autograd.grad(volume, scores, torch.ones_like(volume), retain_graph=True)
     same(slope, torch.zeros_like(slope))
     (slope,) = torch.autograd.grad(masks(scores)[:, :, 0].sum(), scores)  # one cell: all raised at once, it stays
@@ -221,7 +221,7 @@ def test_gradients_of_masks_are_finite_differences_and_keep_the_area(field, per_
 def test_gradients_of_hard_masks_are_finite():
     """Between scores far apart all slopes are 0 in floating point, and 0 / 0 is not to come of it."""
     scores = torch.tensor([[0.0, 0.0, 1e3, 1e3]], requires_grad=True)
-    masks = masks_with_area(scores, torch.tensor([[0.5]]), GridField((1, 1, 4), (1, 1, 4)), 1e-9)
+    masks = masks_with_area(scores, torch.tensor([[0.5]]), CellGrid((1, 1, 4), (1, 1, 4)), 1e-9)
     masks[0, 0, 3].backward()
     same(masks, [[[0.0, 0, 1, 1]]])
     assert bool(scores.grad.isfinite().all())
@@ -249,9 +249,9 @@ def of_shares(values: list[float], shares: list[float], area: float) -> float:
 
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_equal_cells_are_asked_for_the_papers_step(per_frame):
-    field = GridField((4, 2, 5), (4, 1, 5), WIDE)
+    grid = CellGrid((4, 2, 5), (4, 1, 5), WIDE)
     values, areas = uniform(2, 4, 20), torch.tensor([0.2, 0.4, 0.8, 0.53], dtype=torch.float64)
-    found = rank_penalty(values, areas, field, per_frame=per_frame)
+    found = rank_penalty(values, areas, grid, per_frame=per_frame)
     for clip, number in np.ndindex(2, 4):
         groups = (values[clip, number].view(4, 5) if per_frame else values[clip, number].view(1, 20)).tolist()
         if number < 3:
@@ -261,12 +261,12 @@ def test_equal_cells_are_asked_for_the_papers_step(per_frame):
         same(found[clip, number], sum(terms) / len(terms))
 
 
-def test_unequal_shares_by_a_loop_and_by_pixels(field):
-    n = field.shares.shape[1]
+def test_unequal_shares_by_a_loop_and_by_pixels(grid):
+    n = grid.shares.shape[1]
     values = uniform(2, len(AREAS), n, seed=5)
-    found = rank_penalty(values, AREAS, field)
+    found = rank_penalty(values, AREAS, grid)
     for clip, number in np.ndindex(2, len(AREAS)):
-        shares = field.shares[min(clip, len(field.shares) - 1)]
+        shares = grid.shares[min(clip, len(grid.shares) - 1)]
         same(found[clip, number], of_shares(values[clip, number].tolist(), shares.tolist(), float(AREAS[number])))
     one = still()  # in ascending order 6, 1, 3 and 2 voxels: these steps fall between two cells
     values = torch.tensor([0.1, 0.6, 0.9, 0.3], dtype=torch.float64).expand(1, 3, 4)
@@ -277,14 +277,14 @@ def test_unequal_shares_by_a_loop_and_by_pixels(field):
 
 
 def test_a_region_that_a_clip_lacks_costs_nothing_also_right_at_the_step():
-    field = RegionField(torch.tensor([[0, 1, 2, 2], [0, 0, 2, 2]]).view(2, 4, 1, 1), WIDE)
+    grid = RegionGrid(torch.tensor([[0, 1, 2, 2], [0, 0, 2, 2]]).view(2, 4, 1, 1), WIDE)
     values = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64).expand(2, 1, 3)
     expected = [[0.25 * 0.1**2 + 0.25 * 0.2**2 + 0.5 * 0.3**2], [0.5 * 0.1**2 + 0.5 * 0.3**2]]
-    same(rank_penalty(values, torch.tensor([0.5], dtype=torch.float64), field), expected)
+    same(rank_penalty(values, torch.tensor([0.5], dtype=torch.float64), grid), expected)
 
 
-def test_gradients_of_the_area_term_are_finite_differences(field):
-    values = (torch.randperm(2 * 3 * field.shares.shape[1], generator=torch.Generator().manual_seed(6)) + 1.0).double()
+def test_gradients_of_the_area_term_are_finite_differences(grid):
+    values = (torch.randperm(2 * 3 * grid.shares.shape[1], generator=torch.Generator().manual_seed(6)) + 1.0).double()
     values = (values / values.numel()).view(2, 3, -1).requires_grad_()  # no two alike: the order stays
     for per_frame in (False, True):
-        assert torch.autograd.gradcheck(lambda v, p=per_frame: rank_penalty(v, AREAS[:3], field, per_frame=p), values)
+        assert torch.autograd.gradcheck(lambda v, p=per_frame: rank_penalty(v, AREAS[:3], grid, per_frame=p), values)

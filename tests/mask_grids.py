@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from torch import Tensor
 
-from captum_staa.perturbation.mask_grid import GridField, RegionField
+from captum_staa.perturbation.mask_grid import CellGrid, RegionGrid
 
 WIDE = torch.empty(0, dtype=torch.float64)
 AREAS = torch.tensor([0.004, 0.05, 0.3, 0.5, 0.93], dtype=torch.float64)
@@ -26,21 +26,21 @@ def same(found: Tensor, expected: object, tolerance: float = 1e-12) -> None:
     torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), rtol=0, atol=tolerance)
 
 
-def regions() -> RegionField:
+def regions() -> RegionGrid:
     """Two clips of 2 x 3 x 4 voxels: one of five regions, unequal ones, and one from which regions 1 and 3 miss."""
     first = [0] * 11 + [1] * 6 + [2] * 4 + [3] + [4] * 2
     second = [4, 2, 0, 0, 2, 4] * 4
-    return RegionField(torch.tensor([first, second]).view(2, 2, 3, 4), WIDE)
+    return RegionGrid(torch.tensor([first, second]).view(2, 2, 3, 4), WIDE)
 
 
-def still() -> RegionField:
+def still() -> RegionGrid:
     """One mask for all clips: twelve voxels in regions of 6, 3, 2 and 1."""
-    return RegionField(torch.tensor([0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 3]).view(1, 3, 2, 2), WIDE)
+    return RegionGrid(torch.tensor([0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 3]).view(1, 3, 2, 2), WIDE)
 
 
-FIELDS = {
-    "grid": lambda: GridField((4, 3, 6), (2, 3, 3), WIDE),
-    "uneven grid": lambda: GridField((5, 4, 6), (3, 2, 4), WIDE),
+MASK_GRIDS = {
+    "grid": lambda: CellGrid((4, 3, 6), (2, 3, 3), WIDE),
+    "uneven grid": lambda: CellGrid((5, 4, 6), (3, 2, 4), WIDE),
     "one mask": still,
     "a mask per clip": regions,
 }
