@@ -41,9 +41,9 @@ from captum_staa.result import maps_of
 class SpatioTemporalPerturbation(PerturbationAttribution):
     """Attribution by learned masks: the parts of a clip, in space and time, that determine the model's score.
 
-    Each mask keeps a given fraction of the clip's volume and removes the rest. The masks are learned by gradient descent
-    on the model's score, so that what they select is sufficient for the score, necessary for it, or both. The model must
-    be differentiable.
+    Each mask keeps a given fraction of the clip's volume and removes the rest. The masks are learned by gradient
+    descent on the model's score, so that what they select is sufficient for the score, necessary for it, or both. The
+    model must be differentiable.
 
     Example:
         >>> from captum_staa import VideoClassifier
@@ -54,7 +54,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         >>> parts = SpatioTemporalPerturbation(clf).attribute_maps(clip, target=label, perturbations_per_eval=8)
         >>> parts.masks.shape, bool((parts.visible[0] - parts.areas).abs().max() < 1e-3)
         (torch.Size([1, 4, 16, 48, 48]), True)
-        >>> kept, deleted = parts.kept[0, 0], parts.deleted[0, 0]  # smallest area: only the selection kept, only the selection removed
+        >>> kept, deleted = parts.kept[0, 0], parts.deleted[0, 0]  # scores of the smallest area
         >>> parts.joint.shape
         torch.Size([1, 16, 48, 48])
 
@@ -75,9 +75,9 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         ValueError: The layout is missing or differs from the classifier's layout, or the preset is unknown.
 
     Note:
-        The papers expand the values of cells by a smooth maximum over neighbors, and also learn cells outside the frame.
-        Here the values are interpolated linearly, so the areas refer to the visible volume. The papers' regularizer has
-        weight 0 for 100 steps and 300 afterwards. Here its weight is always 1 (docs/perturbation.md).
+        The papers expand the values of cells by a smooth maximum over neighbors, and also learn cells outside the
+        frame. Here the values are interpolated linearly, so the areas refer to the visible volume. The papers'
+        regularizer has weight 0 for 100 steps and 300 afterwards. Here its weight is always 1 (docs/perturbation.md).
 
     Reference:
         Li, Wang, Li, Huang and Sato, "Spatio-Temporal Perturbations for Video Attribution", IEEE TCSVT (2021), arXiv
@@ -117,7 +117,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         tolerance: float | None = None,
         init: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Return attributions of the clip's shape, the same for all channels. Options that are None take the preset's value.
+        """Return attributions of the clip's shape, equal in all channels. An option that is None is the preset's.
 
         Args:
             inputs: clip, or a tuple of one clip.
@@ -250,8 +250,8 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         if feature_mask is not None:
             if preset.parametrization.per_frame:
                 raise ValueError(
-                    f"feature_mask must be None for a preset that requires the same area in every frame, because regions "
-                    f"may span frames, got a mask of shape {tuple(feature_mask.shape)}. Omit the mask, or use "
+                    f"feature_mask must be None for a preset that requires the same area in every frame, because "
+                    f"regions may span frames, got a mask of shape {tuple(feature_mask.shape)}. Omit the mask, or use "
                     f"preset='3d-ep'."
                 )
             return RegionGrid(units_for(clip, feature_mask, self.layout), like)
