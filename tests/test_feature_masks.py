@@ -182,8 +182,8 @@ def test_a_wrong_clip_is_refused(name, clip, layout, error, message):
         (lambda clip: feature_masks.grid(clip, "BTCHW", (6, 1, 1)), ValueError, "side t of cell = (6, 1, 1)"),
         (lambda clip: feature_masks.grid(clip, "BTCHW", (1, 1, 15)), ValueError, "1 to 14 frames or pixels"),
         (lambda clip: feature_masks.grid(clip, "BTCHW", (1, 1.5, 1)), TypeError, "1.5 of type float"),
-        (lambda clip: feature_masks.grid(clip, "BTCHW", (4, 4)), ValueError, "cell is (t, h, w)"),
-        (lambda clip: feature_masks.grid(clip, "BTCHW", 4), ValueError, "but 4 came"),
+        (lambda clip: feature_masks.grid(clip, "BTCHW", (4, 4)), ValueError, "cell must be (t, h, w)"),
+        (lambda clip: feature_masks.grid(clip, "BTCHW", 4), ValueError, "got 4"),
         (lambda clip: feature_masks.supervoxels(clip, "BTCHW", 0), ValueError, "1 to 840 voxels"),
         (lambda clip: feature_masks.flow_tubes(clip, "BTCHW", 841), ValueError, "1 to 840 voxels"),
         (lambda clip: feature_masks.supervoxels(clip, "BTCHW", 8, compactness=0), ValueError, "compactness"),
@@ -204,7 +204,11 @@ def test_tubelets_of_the_wrong_classifier_are_refused():
     for call, error, message in (
         (lambda: feature_masks.tubelets(clip_of(), cnn), ValueError, "feature_masks.grid(clip, layout, (t, h, w))"),
         (lambda: feature_masks.tubelets(clip_of(), nn.Linear(2, 2)), TypeError, "Linear"),
-        (lambda: feature_masks.tubelets(clip_of(T=8, H=24, W=24), clf), ValueError, "takes (8, 24, 16)"),
+        (
+            lambda: feature_masks.tubelets(clip_of(T=8, H=24, W=24), clf),
+            ValueError,
+            "must have (T, H, W) = (8, 24, 16)",
+        ),
         (lambda: feature_masks.tubelets(clip_of(T=6, H=24, W=16), clf), ValueError, "(T, H, W) = (6, 24, 16)"),
         (lambda: feature_masks.tubelets(clip_of("BCTHW", T=8, H=24, W=16), clf), ValueError, "layout='BCTHW'"),
         (lambda: feature_masks.tubelets(torch.zeros(1, 8, 24, 16), clf), ValueError, "(1, 8, 24, 16)"),
@@ -220,7 +224,7 @@ def test_a_clip_smaller_than_the_tokens_is_refused():
     clf = tiny("videomae")
     clf.num_frames = clf.image_size = None
     assert int(feature_masks.tubelets(clip_of(T=9, H=24, W=18), clf).max()) == 24
-    with pytest.raises(ValueError, match=r"takes \(8, 24, 16\)"):
+    with pytest.raises(ValueError, match=r"must have \(T, H, W\) = \(8, 24, 16\)"):
         feature_masks.tubelets(clip_of(T=8, H=23, W=16), clf)
 
 

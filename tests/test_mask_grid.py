@@ -190,9 +190,7 @@ def test_masks_are_nested_and_follow_the_scores(grid):
 
 def test_raising_all_scores_changes_nothing(grid):
     scores = drawn(2, grid.shares.shape[1])
-    same(
-        masks_with_area(scores + 41.5, AREAS[None], grid, 0.3), masks_with_area(scores, AREAS[None], grid, 0.3), 1e-6
-    )
+    same(masks_with_area(scores + 41.5, AREAS[None], grid, 0.3), masks_with_area(scores, AREAS[None], grid, 0.3), 1e-6)
 
 
 def test_equal_scores_share_the_area():

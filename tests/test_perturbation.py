@@ -220,8 +220,8 @@ def calls_until(step: int) -> int:
 
 
 BROKEN = {
-    "Ctrl-C": (interrupt, r"^interrupted at step 12 of 40; the best masks so far are returned$"),
-    "nan": (lambda logits: logits * float("nan"), r"for altered copies of clip 0 at step 12.*; the best"),
+    "Ctrl-C": (interrupt, r"^interrupted at step 12 of 40. The best masks so far"),
+    "nan": (lambda logits: logits * float("nan"), r"for perturbed copies of clip 0 at step 12.*The best"),
     "infinity": (lambda logits: logits / 0, r"nan or infinity.*at step 12"),
 }
 
@@ -266,22 +266,22 @@ CUTS = {
 @pytest.mark.parametrize("preset", ["nested", "step"])
 @pytest.mark.parametrize("cut", CUTS)
 def test_without_a_gradient_the_error_names_the_cause(cut: str, preset: str) -> None:
-    with pytest.raises(ValueError, match=r"no gradient leads.*no_grad.*\.detach\(\).*argmax.*VideoOcclusion"):
+    with pytest.raises(ValueError, match=r"must have a gradient.*no_grad.*\.detach\(\).*argmax.*VideoOcclusion"):
         result_of(CUTS[cut], preset=preset)
 
 
 WRONG = {
-    "areas of nothing": ({"areas": (0.0, 0.5)}, r"areas.*\(0, 1\).*\(0\.0, 0\.5\) came"),
-    "no areas": ({"areas": ()}, r"areas.*one at least, got \(\)"),
-    "an aim": ({"objective": "keep"}, "objective is one of 'preserve', 'delete', 'dual', got 'keep'"),
-    "a scale": ({"scale": "probability"}, "scale is one of .*'logit', got 'probability'"),
-    "a regularizer": ({"regularizer": "soft"}, "regularizer is one of .*'ellipsoid', got 'soft'"),
+    "areas of nothing": ({"areas": (0.0, 0.5)}, r"areas.*\(0, 1\).*got \(0\.0, 0\.5\)"),
+    "no areas": ({"areas": ()}, r"areas.*at least one, got \(\)"),
+    "an aim": ({"objective": "keep"}, "objective.*'preserve', 'delete', 'dual'.*got 'keep'"),
+    "a scale": ({"scale": "probability"}, "scale.*'logit'.*got 'probability'"),
+    "a regularizer": ({"regularizer": "soft"}, "regularizer.*'ellipsoid'.*got 'soft'"),
     "fewer steps than none": ({"iterations": -1}, "iterations.*at least 0, got -1"),
-    "a map of another clip": ({"init": torch.zeros(2, 4, 8, 5)}, r"\(2, 4, 8, 6\), but their shape is \(2, 4, 8, 5\)"),
-    "a target": ({"target": 3}, r"target = 3 fits no outputs of shape \(2, 3\)"),
-    "no target": ({"target": None}, r"\(2, 3\), so one must be chosen: pass target="),
-    "four axes": ({"clip": torch.zeros(3, 4, 8, 6)}, r"shape is \(3, 4, 8, 6\).*clip\[None\]"),
-    "a preset": ({"preset": "nest"}, "preset is one of 'nested', 'step', '3d-ep', '2d-ep', got 'nest'"),
+    "a map of another clip": ({"init": torch.zeros(2, 4, 8, 5)}, r"\(2, 4, 8, 6\), got.*\(2, 4, 8, 5\)"),
+    "a target": ({"target": 3}, r"target must be a valid index.*\(2, 3\), got 3"),
+    "no target": ({"target": None}, r"\(2, 3\), got None. Pass target="),
+    "four axes": ({"clip": torch.zeros(3, 4, 8, 6)}, r"\(3, 4, 8, 6\)"),
+    "a preset": ({"preset": "nest"}, "preset.*'nested', 'step', '3d-ep', '2d-ep'.*got 'nest'"),
 }
 
 

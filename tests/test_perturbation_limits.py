@@ -46,7 +46,7 @@ def test_one_clips_nan_ends_its_own_learning_alone() -> None:
         return method.attribute_maps(clip[which], target=1, additional_forward_args=marked[which], **OPTIONS)
 
     whole, alone = learned(slice(None), None), learned(slice(0, 1), None)
-    with pytest.warns(UserWarning, match=r"nan or infinity for altered copies of clip 1 at step \d+; the best masks"):
+    with pytest.warns(UserWarning, match=r"nan or infinity for perturbed copies of clip 1 at step \d+. The best masks"):
         beside = learned(slice(None), 40)
     torch.testing.assert_close(beside.joint[0], alone.joint[0], rtol=1e-4, atol=1e-6)
     assert beside.history.steps.tolist() == alone.history.steps.tolist() == [0, 10, 20, 30]
@@ -86,7 +86,7 @@ def test_the_ellipsoid_term_is_as_heavy_as_asked() -> None:
 def test_a_baseline_between_whole_numbers_is_not_rounded_in_silence() -> None:
     clip = torch.ones(1, 3, 4, 8, 6, dtype=torch.int64)
     method = VideoFeatureAblation(lambda clip: clip.float().mean((2, 3, 4)))
-    with pytest.raises(ValueError, match=r"torch.int64 is of whole numbers.*but 0.5 came.*float\(\)"):
+    with pytest.raises(ValueError, match=r"torch.int64 must be integers.*got 0.5.*float\(\)"):
         method.attribute(clip, baselines=0.5, target=0)
     with pytest.raises(ValueError, match=r"shape \(1, 3, 4, 8, 6\) with values from 0.25 to 0.25"):
         method.attribute(clip, baselines=torch.full(clip.shape, 0.25), target=0)

@@ -19,8 +19,7 @@ def baselines_for(clips: tuple[Tensor, ...], baselines: BaselineType) -> tuple[T
     values = (0,) * len(clips) if baselines is None else baselines if isinstance(baselines, tuple) else (baselines,)
     if len(values) != len(clips):
         raise ValueError(
-            f"baselines must be one per input, {len(clips)} in total, got {len(values)}. Pass a tuple with one "
-            f"baseline per input."
+            f"baselines must be one per input, {len(clips)}, got {len(values)}. Pass a tuple with one baseline per input."
         )
     return tuple(_baseline_for(clip, baseline) for clip, baseline in zip(clips, values, strict=True))
 
@@ -85,8 +84,7 @@ def masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ..
     values: tuple[Any, ...] = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
     if len(values) != len(clips):
         raise ValueError(
-            f"feature_mask must be one per input, {len(clips)} in total, got {len(values)}. Pass a tuple with one "
-            f"mask per input."
+            f"feature_mask must be one per input, {len(clips)}, got {len(values)}. Pass a tuple with one mask per input."
         )
     masks = []
     for mask, clip in zip(values, clips, strict=True):

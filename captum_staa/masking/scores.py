@@ -76,7 +76,7 @@ class TargetScore:
                     f"target=class index, or one index per example."
                 )
             raise ValueError(
-                f"the model must return one output per example, {examples} in total, got outputs of shape "
+                f"the model must return one output per example, {examples} here, got outputs of shape "
                 f"{tuple(answer.shape)}. Return a row per example, not a mean over the batch."
             )
         return answer.reshape(copies, self.batch).to(torch.promote_types(answer.dtype, torch.float32))
