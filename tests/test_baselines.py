@@ -44,7 +44,7 @@ def test_zero_is_zero():
     assert baselines.zero(drawn(0), "BTCHW").tolist() == torch.zeros(4, 6, 2, 7, 5).tolist()
 
 
-def test_mean_frame_is_the_sum_of_frames_over_their_number():
+def test_mean_frame_equals_the_mean_over_time():
     clip = drawn(1)
     total = sum(clip[:, t].numpy().astype(np.float64) for t in range(6))
     found = baselines.mean_frame(clip, "BTCHW")
@@ -73,7 +73,7 @@ def smeared(values: np.ndarray, axis: int, sigma: float) -> np.ndarray:
         ({}, 0.5, 0),  # a tenth of the shorter side of 7 x 5 pixels
     ],
 )
-def test_blur_is_a_weighted_sum_over_neighbors(options, space, time):
+def test_blur_equals_a_weighted_sum_over_neighbors(options, space, time):
     clip = drawn(2)
     expected = clip.numpy().astype(np.float64)
     for axis, sigma in ((1, time), (3, space), (4, space)):
@@ -82,7 +82,7 @@ def test_blur_is_a_weighted_sum_over_neighbors(options, space, time):
     np.testing.assert_allclose(baselines.blur(clip, "BTCHW", **options).numpy(), expected, rtol=2e-6)
 
 
-def test_blur_wipes_out_stripes_and_keeps_levels_and_motion():
+def test_blur_removes_stripes_and_keeps_brightness_over_time():
     stripes = torch.tensor([-1.0, 1.0]).repeat_interleave(3).repeat(8)  # six pixels a period, 48 in all
     clip = stripes.expand(1, 4, 3, 48, 48) + 7 * torch.arange(4.0)[:, None, None, None]
     found = baselines.blur(clip, "BTCHW")[..., 15:-15]  # away from borders, which cut periods short
@@ -93,14 +93,14 @@ def test_blur_wipes_out_stripes_and_keeps_levels_and_motion():
 @pytest.mark.parametrize(
     ("frames", "frame", "shown"), [(6, None, 3), (5, None, 2), (6, 0, 0), (6, -1, 5), (1, None, 0)]
 )
-def test_freeze_shows_one_frame(frames, frame, shown):
+def test_freeze_repeats_one_frame(frames, frame, shown):
     clip = drawn(3, 2, frames, 2, 4, 5)
     found = baselines.freeze(clip, "BTCHW", frame=frame)
     for t in range(frames):
         assert torch.equal(found[:, t], clip[:, shown])
 
 
-def test_reverse_runs_backwards():
+def test_reverse_inverts_the_order_of_frames():
     clip = drawn(4)
     found = baselines.reverse(clip, "BTCHW")
     for t in range(6):
@@ -108,7 +108,7 @@ def test_reverse_runs_backwards():
     assert torch.equal(baselines.reverse(found, "BTCHW"), clip)
 
 
-def test_shuffle_moves_whole_frames():
+def test_shuffle_permutes_whole_frames():
     clip = drawn(5)
     found = baselines.shuffle(clip, "BTCHW")
     order = baselines.shuffle(numbered(4, 6), "BTCHW").flatten(1).long()  # the same draws
@@ -128,7 +128,7 @@ def test_shuffle_moves_whole_frames():
         (5, [order for order in itertools.permutations(range(5)) if parted(order)]),
     ],
 )
-def test_every_order_that_parts_neighbors_is_equally_likely(frames, allowed):
+def test_shuffle_draws_orders_without_neighbors_uniformly(frames, allowed):
     clips = 1400
     counts = Counter(orders(clips, frames))
     assert set(counts) == set(allowed)
@@ -139,7 +139,7 @@ def test_every_order_that_parts_neighbors_is_equally_likely(frames, allowed):
 
 
 @pytest.mark.parametrize("frames", [8, 16, 61])
-def test_in_long_clips_too_no_neighbors_stay_together(frames):
+def test_shuffle_separates_neighbors_in_long_clips(frames):
     found = orders(30, frames)
     assert all(sorted(order) == list(range(frames)) and parted(order) for order in found)
     assert len(set(found)) == 30
@@ -168,7 +168,7 @@ def test_noise_has_each_channels_mean_and_deviation():
     assert abs(np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1]) < 0.5  # of what they share, only the means
 
 
-def test_noise_of_a_given_deviation_scales_the_same_draws():
+def test_noise_std_scales_the_same_draws():
     clip = drawn(7)
     own, given = baselines.noise(clip, "BTCHW"), baselines.noise(clip, "BTCHW", std=0.25)
     mean = clip.mean((1, 3, 4), keepdim=True)
@@ -184,7 +184,7 @@ def test_noise_of_a_given_deviation_scales_the_same_draws():
 
 @every_baseline
 @pytest.mark.parametrize("axes", ["BCTHW", "BWTCH"])
-def test_layouts_are_twins(name, axes):
+def test_baseline_does_not_depend_on_the_layout(name, axes):
     make, clip, other = getattr(baselines, name), drawn(8), VideoLayout(axes)
     turned = other.from_working(clip).contiguous()
     expected = other.from_working(make(clip, "BTCHW"))
@@ -193,7 +193,7 @@ def test_layouts_are_twins(name, axes):
 
 
 @every_baseline
-def test_each_clip_of_a_batch_is_on_its_own(name):
+def test_baseline_of_a_clip_does_not_depend_on_other_clips(name):
     make, clip = getattr(baselines, name), drawn(9)
     whole = make(clip, "BTCHW")
     changed = clip.clone()
@@ -214,7 +214,7 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     torch.testing.assert_close(found, make(wide, "BTCHW").to(dtype), rtol=0, atol=0)
 
 
-def test_float64_is_not_rounded_on_its_way():
+def test_float64_is_not_rounded():
     clip = drawn(12).double() + 1e-9 * drawn(13).double()
     np.testing.assert_allclose(baselines.mean_frame(clip, "BTCHW")[:, 2].numpy(), clip.numpy().mean(1), rtol=1e-14)
     np.testing.assert_allclose(
@@ -223,7 +223,7 @@ def test_float64_is_not_rounded_on_its_way():
 
 
 @every_baseline
-def test_memory_order_does_not_matter_and_nothing_is_shared(name):
+def test_memory_format_does_not_matter_and_no_memory_is_shared(name):
     make, base = getattr(baselines, name), drawn(14)
     strided = base.new_zeros(4, 6, 2, 7, 10)[..., ::2].copy_(base)
     fresh = base.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
@@ -237,7 +237,7 @@ def test_memory_order_does_not_matter_and_nothing_is_shared(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "shuffle"])
-def test_a_single_frame_and_a_single_pixel(name):
+def test_single_frame_and_single_pixel_clips(name):
     make = getattr(baselines, name)
     for shape in ((1, 1, 3, 4, 5), (2, 5, 1, 1, 1)):
         clip = drawn(15, *shape)
@@ -251,7 +251,7 @@ def test_a_single_frame_and_a_single_pixel(name):
 
 
 @every_baseline
-def test_no_gradient_leads_back(name):
+def test_baselines_are_detached(name):
     clip = drawn(17).requires_grad_()
     found = getattr(baselines, name)(clip, "BTCHW")
     assert not found.requires_grad and clip.requires_grad and clip.grad is None
@@ -260,7 +260,7 @@ def test_no_gradient_leads_back(name):
 
 
 @pytest.mark.parametrize("name", ["shuffle", "noise"])
-def test_draws_are_repeatable_and_leave_the_global_generator_alone(name):
+def test_draws_are_reproducible_and_do_not_change_the_global_generator(name):
     make, clip = getattr(baselines, name), drawn(18)
     state = torch.get_rng_state()
     first = make(clip, "BTCHW")
@@ -292,7 +292,7 @@ def test_draws_are_repeatable_and_leave_the_global_generator_alone(name):
         (torch.full((1, 2, 2, 2, 2), math.inf), "BTCHW", ValueError, "nan or infinite"),
     ],
 )
-def test_clips_that_are_none_are_named(name, clip, layout, error, message):
+def test_invalid_clip_raises_error(name, clip, layout, error, message):
     with pytest.raises(error, match=message):
         getattr(baselines, name)(clip, layout)
 
@@ -317,17 +317,17 @@ def test_clips_that_are_none_are_named(name, clip, layout, error, message):
         *((name, {"frames": 3}, TypeError, "unexpected keyword argument 'frames'") for name in NAMES),
     ],
 )
-def test_wrong_options_are_named(name, options, error, message):
+def test_invalid_option_raises_error(name, options, error, message):
     with pytest.raises(error, match=message):
         getattr(baselines, name)(drawn(19), "BTCHW", **options)
 
 
-def test_one_frame_cannot_be_shuffled():
+def test_shuffle_of_one_frame_raises_value_error():
     with pytest.raises(ValueError, match=r"at least two frames to be shuffled, got shape \(2, 1, 3, 4, 5\)"):
         baselines.shuffle(torch.zeros(2, 1, 3, 4, 5), "BTCHW")
 
 
-def test_three_frames_of_many_channels_are_a_clip_where_its_layout_says_so():
+def test_layout_with_channels_allows_three_frames_of_many_channels():
     clip = drawn(20, 1, 3, 8, 4, 5)
     found = baselines.reverse(clip, VideoLayout("BTCHW", channels=8))
     assert torch.equal(found, clip[:, [2, 1, 0]])

@@ -73,7 +73,7 @@ def test_ablating_everything_leaves_the_baseline(name):
 
 
 @every_baseline
-def test_ablating_one_frame_puts_in_the_baselines(name):
+def test_ablating_one_frame_inserts_the_frame_of_the_baseline(name):
     clip, baseline, _ = compared(name, model := cnn(nn.ReLU()))
     found = FeatureAblation(model).attribute(clip, baselines=baseline, target=1, feature_mask=FRAMES)
     for t in range(4):
@@ -85,14 +85,14 @@ def test_ablating_one_frame_puts_in_the_baselines(name):
 
 
 @every_baseline
-def test_shapley_values_share_out_the_difference(name):
+def test_shapley_values_sum_to_the_difference(name):
     clip, baseline, difference = compared(name, model := cnn(nn.ReLU()))
     shares = ShapleyValueSampling(model).attribute(clip, baselines=baseline, target=1, feature_mask=FRAMES, n_samples=2)
     close(shares[:, 0, :, 0, 0].sum(1), difference)
 
 
 @every_baseline
-def test_lime_and_kernel_shap_lie_between_clip_and_baseline(name):
+def test_lime_and_kernel_shap_sum_to_the_difference_for_linear_models(name):
     """Exact for models that are linear: each frame's coefficient is what the frame is worth."""
     pytest.importorskip("sklearn")
     from captum._utils.models.linear_model import SkLearnLinearRegression
@@ -145,7 +145,7 @@ def accuracies(family: str, task: str, *names: str) -> dict[str, float]:
 
 
 @families
-def test_motion_is_gone_without_movement_and_its_opposite_in_reverse(family):
+def test_motion_models_are_at_chance_without_motion_and_wrong_in_reverse(family):
     found = accuracies(family, "motion", "freeze", "shuffle", "mean_frame", "reverse")
     assert found["clean"] >= 0.85
     for name in ("freeze", "freeze seen", "shuffle", "mean_frame"):
@@ -154,7 +154,7 @@ def test_motion_is_gone_without_movement_and_its_opposite_in_reverse(family):
 
 
 @families
-def test_patterns_outlive_the_loss_of_motion_but_not_of_detail(family):
+def test_pattern_models_work_without_motion_but_not_without_detail(family):
     found = accuracies(family, "pattern", "shuffle", "reverse", "blur")
     assert found["clean"] >= 0.85
     # Reversed time leaves every pair of neighboring frames alike; shuffled time mixes different phases of the objects.
@@ -167,7 +167,7 @@ def test_patterns_outlive_the_loss_of_motion_but_not_of_detail(family):
 @families
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["pattern", "motion", "order"])
-def test_nothing_is_left_in_zero_and_in_noise(family, task):
+def test_models_are_at_chance_for_zero_and_noise(family, task):
     found = accuracies(family, task, "zero", "noise")
     for name in ("zero", "noise"):
         assert abs(found[name] - (0.25 if task == "pattern" else 0.5)) <= CHANCE, (task, name)

@@ -70,7 +70,7 @@ def per_region(attributions: Tensor, mask: Tensor) -> list[list[float]]:
 
 
 @torch.no_grad()
-def test_feature_ablation_is_the_fall_without_the_region(case):
+def test_feature_ablation_equals_the_decrease_without_the_region(case):
     clips, mask = case
     net, target = cnn(), [2, 0]
     found = per_region(FeatureAblation(net).attribute(clips, target=target, feature_mask=mask), mask)
@@ -83,7 +83,7 @@ def test_feature_ablation_is_the_fall_without_the_region(case):
         assert max(map(abs, falls)) > 1e-4
 
 
-def test_shapley_values_share_out_the_whole_difference(case):
+def test_shapley_values_sum_to_the_difference(case):
     clips, mask = case
     net = cnn()
     torch.manual_seed(0)  # Captum draws its permutations globally

@@ -303,7 +303,7 @@ IDS = torch.zeros(1, 5, 1, 7, 6, dtype=torch.long)
         ({"attributions": MAP / 0}, ValueError, "nan or infinite"),
         ({"attributions": MAP.bool()}, TypeError, "torch.bool"),
         ({"attributions": [1.0]}, TypeError, "list"),
-        ({"target": None}, ValueError, "Pass target=class index"),
+        ({"target": None}, ValueError, "ass target=class index"),
         ({"cells": (1, 2)}, ValueError, "(1, 2) came"),
         ({"cells": (0, 1, 1)}, ValueError, "0 came"),
         ({"cells": (1, 1, 7)}, ValueError, "7 came"),

@@ -13,7 +13,7 @@ from mask_grids import AREAS, MASK_GRIDS, WIDE, by_root, drawn, regions, same, s
 from torch import Tensor
 
 from captum_staa.perturbation.areas import masks_with_area, rank_penalty
-from captum_staa.perturbation.mask_grid import MaskGrid, CellGrid, RegionGrid
+from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid, RegionGrid
 
 SIZES = [  # cells that divide the size, that do not, one per pixel, one for all
     ((4, 6, 8), (2, 3, 2)),
@@ -51,7 +51,7 @@ def parts(size, cells):
 
 
 @pytest.mark.parametrize(("size", "cells"), SIZES)
-def test_a_grid_is_spread_as_the_loop_over_voxels_and_as_torch_would(size, cells):
+def test_cell_grid_spread_equals_voxel_loop_and_torch_interpolate(size, cells):
     values = drawn(2, 3, math.prod(cells))
     found = CellGrid(size, cells, WIDE).spread(values)
     expected = np.zeros((2, 3, *size))
@@ -62,7 +62,7 @@ def test_a_grid_is_spread_as_the_loop_over_voxels_and_as_torch_would(size, cells
 
 
 @pytest.mark.parametrize(("size", "cells"), SIZES)
-def test_a_grid_is_gathered_as_the_mean_that_the_loop_weighs(size, cells):
+def test_cell_grid_gather_equals_weighted_mean_by_loop(size, cells):
     maps = drawn(2, *size)
     sums, weights = np.zeros((2, math.prod(cells))), np.zeros(math.prod(cells))
     for voxel, cell, share in parts(size, cells):
@@ -74,20 +74,20 @@ def test_a_grid_is_gathered_as_the_mean_that_the_loop_weighs(size, cells):
     assert grid.slices == cells[0]
 
 
-def test_a_cell_per_pixel_is_the_pixel():
+def test_cell_grid_with_one_cell_per_pixel_is_the_identity():
     maps = drawn(1, 3, 2, 4)
     grid = CellGrid((3, 2, 4), (3, 2, 4), WIDE)
     assert torch.equal(grid.spread(maps.flatten(1)[:, None])[:, 0], maps)
     assert torch.equal(grid.gather(maps), maps.flatten(1))
 
 
-def test_the_mean_of_a_mask_is_that_of_its_numbers_weighed_by_shares(grid):
+def test_mean_of_a_mask_equals_the_mean_of_its_values_weighted_by_shares(grid):
     values = drawn(2, 4, grid.shares.shape[1])
     same(grid.spread(values).mean((2, 3, 4)), (values * grid.shares[:, None]).sum(2))
     same(grid.shares.sum(1), torch.ones(len(grid.shares)))
 
 
-def test_gathering_is_the_adjoint_of_spreading_over_what_a_cell_weighs(grid):
+def test_gather_is_the_normalized_adjoint_of_spread(grid):
     """The adjoint is autograd's; and a constant map gives its constant, or 0 where a region misses."""
     values = drawn(2, 1, grid.shares.shape[1]).requires_grad_()
     spread = grid.spread(values)
@@ -98,7 +98,7 @@ def test_gathering_is_the_adjoint_of_spreading_over_what_a_cell_weighs(grid):
 
 
 @pytest.mark.parametrize("name", ["one mask", "a mask per clip"])
-def test_regions_by_loops(name):
+def test_region_grid_equals_loops(name):
     grid = MASK_GRIDS[name]()
     n = grid.shares.shape[1]
     values, size = drawn(2, 3, n), tuple(grid.ids.shape[1:])
@@ -116,7 +116,7 @@ def test_regions_by_loops(name):
     assert grid.slices == 1
 
 
-def test_fields_have_the_dtype_they_are_asked_for():
+def test_grids_have_the_requested_dtype():
     ids = torch.arange(4).view(1, 4, 1, 1)
     for like, dtype in ((WIDE, torch.float64), (None, torch.float32)):
         for grid in (CellGrid((4, 2, 2), (2, 1, 2), like), RegionGrid(ids, like)):
@@ -128,7 +128,7 @@ def test_fields_have_the_dtype_they_are_asked_for():
 
 
 @pytest.mark.parametrize("softness", [0.02, 0.3, 5.0])
-def test_areas_are_exact_and_masks_those_of_a_root_finder(grid, softness):
+def test_masks_with_area_have_exact_areas_and_equal_a_root_finder(grid, softness):
     scores = 3 * drawn(2, grid.shares.shape[1])
     found = masks_with_area(scores, AREAS[None], grid, softness)
     same(grid.spread(found).mean((2, 3, 4)), AREAS.expand(2, -1), 1e-6)
@@ -143,7 +143,7 @@ def test_areas_are_exact_in_single_precision():
     same(found.mean(2), areas.expand(3, -1), 2e-6)
 
 
-def test_every_clip_may_ask_for_areas_of_its_own():
+def test_masks_with_area_take_areas_per_clip():
     grid, scores = regions(), drawn(2, 5)
     areas = torch.tensor([[0.1, 0.6], [0.8, 0.3]], dtype=torch.float64)
     found = masks_with_area(scores, areas, grid, 0.2)
@@ -161,7 +161,7 @@ def test_per_frame_each_slice_has_the_area():
         same(found[clip, number, cells], by_root(scores[clip, cells], shares, float(AREAS[number]), 0.2), 1e-6)
 
 
-def test_per_frame_each_slice_has_the_area_also_where_slices_are_unequal():
+def test_per_frame_unequal_slices_have_the_area():
     """Five frames in three slices: the outer two hold 32 % of the clip each, the middle one 36 %."""
     grid = CellGrid((5, 1, 4), (3, 1, 4), WIDE)
     found = masks_with_area(drawn(1, 12), AREAS[None], grid, 0.2, per_frame=True)
@@ -169,13 +169,13 @@ def test_per_frame_each_slice_has_the_area_also_where_slices_are_unequal():
     same(means, AREAS[None, :, None].expand(1, -1, 3), 1e-6)
 
 
-def test_per_frame_a_step_in_each_unequal_slice_costs_nothing():
+def test_rank_penalty_per_frame_is_zero_for_a_step_in_each_unequal_slice():
     grid = CellGrid((5, 1, 4), (3, 1, 4), WIDE)
     steps = torch.tensor([1.0, 0, 0, 0] * 3, dtype=torch.float64)[None, None]  # a quarter of each slice
     same(rank_penalty(steps, torch.tensor([0.25], dtype=torch.float64), grid, per_frame=True), [[0.0]])
 
 
-def test_masks_are_nested_and_follow_the_scores(grid):
+def test_masks_are_nested_and_increase_with_the_scores(grid):
     scores = drawn(1, grid.shares.shape[1], seed=4)
     found = masks_with_area(scores, AREAS[None], grid, 0.5)
     assert bool((found.diff(dim=1) > 0).all())
@@ -188,7 +188,7 @@ def test_masks_are_nested_and_follow_the_scores(grid):
     assert bool((moved[:, :, 2] > 0).all()) and bool((moved[:, :, others] < 0).all())
 
 
-def test_raising_all_scores_changes_nothing(grid):
+def test_adding_a_constant_to_all_scores_does_not_change_masks(grid):
     scores = drawn(2, grid.shares.shape[1])
     same(masks_with_area(scores + 41.5, AREAS[None], grid, 0.3), masks_with_area(scores, AREAS[None], grid, 0.3), 1e-6)
 
@@ -201,7 +201,7 @@ def test_equal_scores_share_the_area():
 
 
 @pytest.mark.parametrize("per_frame", [False, True])
-def test_gradients_of_masks_are_finite_differences_and_keep_the_area(grid, per_frame):
+def test_mask_gradients_equal_finite_differences_and_keep_the_area(grid, per_frame):
     scores, areas = drawn(2, grid.shares.shape[1]).requires_grad_(), AREAS[None, 1:4]
 
     def masks(values: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def test_gradients_of_masks_are_finite_differences_and_keep_the_area(grid, per_f
     same(slope.sum(1), torch.zeros(2))
 
 
-def test_gradients_of_hard_masks_are_finite():
+def test_gradients_of_binary_masks_are_finite():
     """Between scores far apart all slopes are 0 in floating point, and 0 / 0 is not to come of it."""
     scores = torch.tensor([[0.0, 0.0, 1e3, 1e3]], requires_grad=True)
     masks = masks_with_area(scores, torch.tensor([[0.5]]), CellGrid((1, 1, 4), (1, 1, 4)), 1e-9)

@@ -59,7 +59,7 @@ def clip_of(batch: int = 2, size: tuple[int, int, int] = SIZE) -> Tensor:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
-def speaks_for(model: Callable[[Tensor], Tensor], clip: Tensor) -> Tensor:
+def strongest_class(model: Callable[[Tensor], Tensor], clip: Tensor) -> Tensor:
     """The classes whose outputs the clips raise most, against black ones."""
     with torch.no_grad():
         return (model(clip) - model(torch.zeros_like(clip))).argmax(1)
@@ -74,7 +74,7 @@ def result_of(
 
 
 @pytest.mark.parametrize("kind", ["resnet3d", pytest.param("timesformer", marks=pytest.mark.slow)])
-def test_planted_evidence_is_found_and_beats_a_random_map_and_the_inverse(kind: str) -> None:
+def test_planted_evidence_is_found_and_map_beats_random_and_inverted_maps(kind: str) -> None:
     clf = VideoClassifier.from_pretrained(f"tiny-{kind}-pattern")
     clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
     clip = clf.layout.from_working(clip)
@@ -89,7 +89,7 @@ def test_planted_evidence_is_found_and_beats_a_random_map_and_the_inverse(kind: 
         assert all((own > other).all() for other in others), metric
 
 
-def test_what_hiding_does_not_change_is_left_out() -> None:
+def test_voxels_equal_to_the_baseline_get_almost_no_attribution() -> None:
     """Of a clip that is black but for a gray patch in two frames, by a CNN and an LSTM."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -101,14 +101,14 @@ def test_what_hiding_does_not_change_is_left_out() -> None:
 
     clip = torch.zeros(1, 6, 3, 12, 12)
     clip[:, 2:4, :, 4:8, :6] = 1
-    options: Any = {"baselines": 0, "target": speaks_for(model, clip), "areas": (0.03, 0.06), "iterations": 15}
+    options: Any = {"baselines": 0, "target": strongest_class(model, clip), "areas": (0.03, 0.06), "iterations": 15}
     parts = SpatioTemporalPerturbation(model, "BTCHW").attribute_maps(clip, **options)
     assert parts.spatial[:, 4:8, :6].sum() > 0.95, "a cell is a pixel wide"
     assert parts.temporal[:, 2:4].sum() > 0.7, "and two frames long, a quarter of which lies in those beside"
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 5])
-def test_nested_masks_leave_just_the_areas_and_lie_in_each_other(iterations: int) -> None:
+def test_nested_masks_have_exact_areas_and_are_nested(iterations: int) -> None:
     parts = result_of(iterations=iterations, areas=(0.05, 0.3, 0.6))
     assert (parts.visible - parts.areas).abs().max() < 1e-4
     torch.testing.assert_close(parts.visible, parts.masks.mean((2, 3, 4)))
@@ -116,19 +116,19 @@ def test_nested_masks_leave_just_the_areas_and_lie_in_each_other(iterations: int
     assert (parts.masks.diff(dim=1) >= -1e-5).all() and parts.masks.min() >= 0 and parts.masks.max() <= 1
 
 
-def test_a_clip_alone_is_explained_as_in_a_batch() -> None:
+def test_clip_alone_equals_clip_in_a_batch() -> None:
     clip = clip_of(size=(8, 8, 6))
     together, alone = result_of(clip=clip).joint[1:], result_of(clip=clip[1:]).joint
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-3 * float(alone.max()))
 
 
-def test_a_model_of_one_output_is_explained_as_it_is() -> None:
+def test_model_with_one_output_uses_the_logit_scale() -> None:
     parts, other = result_of(Net(outputs=1), target=None), result_of(Net(outputs=1), target=None, scale="logit")
     assert torch.equal(parts.joint, other.joint)
     torch.testing.assert_close(parts.whole, Net(outputs=1)(clip_of())[:, 0].detach())
 
 
-def test_a_level_start_favors_no_frame() -> None:
+def test_constant_start_favors_no_frame() -> None:
     """Where all frames are alike, and the model takes their mean, so are they in the masks."""
     still, net = clip_of()[:, :, :1].expand(-1, -1, 4, -1, -1), Net()
     method = SpatioTemporalPerturbation(lambda clip: net(clip.mean(2, keepdim=True)), "BCTHW", preset="step")
@@ -137,14 +137,14 @@ def test_a_level_start_favors_no_frame() -> None:
     assert frames.max() < 0.95 and (frames - frames.mean(2, keepdim=True)).abs().max() < 0.02
 
 
-def test_the_papers_masks_come_near_to_their_areas() -> None:
+def test_separate_masks_converge_to_their_areas() -> None:
     before, after = (result_of(preset="step", iterations=n, areas=(0.2, 0.5)) for n in (2, 60))
     assert ((before.visible - before.areas).abs() > 0.2).all()
     assert ((after.visible - after.areas).abs() < 0.05).all()
 
 
 @pytest.mark.parametrize("name", ["nested", "2d-ep"])
-def test_per_frame_every_frame_shows_the_area(name: str) -> None:
+def test_per_frame_every_frame_has_the_area(name: str) -> None:
     own = replace(PRESETS["nested"], parametrization=Nested(per_frame=True), frames=1)
     parts = result_of(preset=own if name == "nested" else name, iterations=5 if name == "nested" else 60)
     shown = parts.masks.mean((3, 4)) - parts.areas[:, None]
@@ -152,17 +152,17 @@ def test_per_frame_every_frame_shows_the_area(name: str) -> None:
     assert result_of(preset="nested").masks.mean((3, 4)).std() > 0.01, "over the volume, frames differ"
 
 
-def test_a_feature_mask_of_frames_shows_whole_frames() -> None:
+def test_feature_mask_of_frames_keeps_whole_frames() -> None:
     clip = clip_of()
     clip[:, :, [0, 1, 3]] = 0  # all evidence is in one frame
-    options: Any = {"baselines": 0, "target": speaks_for(Net(), clip), "areas": (0.25,)}
+    options: Any = {"baselines": 0, "target": strongest_class(Net(), clip), "areas": (0.25,)}
     parts = result_of(clip=clip, feature_mask=feature_masks.frames(clip, "BCTHW"), **options)
     assert (parts.masks == parts.masks[..., :1, :1]).all()
     assert (parts.temporal.argmax(1) == 2).all() and (parts.masks[:, 0, 2] > 0.8).all()
     assert (parts.visible - 0.25).abs().max() < 1e-4
 
 
-def test_a_feature_mask_of_supervoxels_shows_them_whole() -> None:
+def test_feature_mask_of_supervoxels_keeps_whole_supervoxels() -> None:
     clip = clip_of(size=(4, 12, 12))
     regions = feature_masks.supervoxels(clip, "BCTHW", 12)
     parts = result_of(clip=clip, feature_mask=regions)
@@ -172,7 +172,7 @@ def test_a_feature_mask_of_supervoxels_shows_them_whole() -> None:
 
 
 @pytest.mark.parametrize("preset", ["nested", "step"])
-def test_without_a_step_the_map_follows_the_one_to_begin_with(preset: str) -> None:
+def test_zero_iterations_return_a_map_like_init(preset: str) -> None:
     init = torch.zeros(2, *SIZE)
     init[0, :2, 2:6, 1:4], init[1, 2:, 4:, :3] = 1, 1
     parts = result_of(preset=preset, iterations=0, init=init)
@@ -183,7 +183,7 @@ def test_without_a_step_the_map_follows_the_one_to_begin_with(preset: str) -> No
 
 
 @pytest.mark.parametrize("rate", [0.3, 8.0])
-def test_the_best_state_is_kept(rate: float) -> None:
+def test_best_state_is_returned(rate: float) -> None:
     """Also with steps so wide that later states are worse; each clip has its own best."""
     own = replace(PRESETS["nested"], parametrization=Nested(rate=rate))
     parts = result_of(preset=own, iterations=45, scale="logit", regularizer="tv")
@@ -197,7 +197,7 @@ def test_the_best_state_is_kept(rate: float) -> None:
         torch.testing.assert_close((rough - parts.kept[clip] + parts.deleted[clip]).mean(), energy[at, clip])
 
 
-def test_a_clip_that_gains_no_more_is_done_whatever_the_others_do() -> None:
+def test_clip_without_improvement_stops_independently_of_the_others() -> None:
     clip = clip_of() * torch.tensor([0.3, 1.0]).view(2, 1, 1, 1, 1)
     options: Any = {"scale": "logit", "iterations": 60, "baselines": 0, "tolerance": 0.0, "areas": (0.3,)}
     gains = -result_of(clip=clip, **options).history.energy.diff(dim=0)
@@ -227,7 +227,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_what_breaks_off_gives_the_best_so_far(how: str) -> None:
+def test_interruption_or_nan_returns_the_best_masks_so_far(how: str) -> None:
     act, message = BROKEN[how]
     model = Net(on_call(calls_until(13), act)).train()
     model.head.bias.requires_grad_(False)
@@ -244,7 +244,7 @@ def test_what_breaks_off_gives_the_best_so_far(how: str) -> None:
 
 
 @pytest.mark.parametrize("call", [1, 4, 8, 12])
-def test_nan_before_the_first_step_is_an_error(call: int) -> None:
+def test_nan_before_the_first_step_raises_value_error(call: int) -> None:
     with pytest.raises(ValueError, match=r"nan or infinity.*before the first step"):
         result_of(Net(on_call(call, lambda logits: logits * float("nan"))))
 
@@ -265,7 +265,7 @@ CUTS = {
 
 @pytest.mark.parametrize("preset", ["nested", "step"])
 @pytest.mark.parametrize("cut", CUTS)
-def test_without_a_gradient_the_error_names_the_cause(cut: str, preset: str) -> None:
+def test_missing_gradient_raises_value_error_with_causes(cut: str, preset: str) -> None:
     with pytest.raises(ValueError, match=r"must have a gradient.*no_grad.*\.detach\(\).*argmax.*VideoOcclusion"):
         result_of(CUTS[cut], preset=preset)
 
@@ -286,14 +286,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_an_error_says_what_came(kind: str) -> None:
+def test_invalid_argument_raises_value_error_with_the_value(kind: str) -> None:
     options, message = WRONG[kind]
     with pytest.raises(ValueError, match=message):
         result_of(**options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_attributions_are_the_map_spread_over_channels(dtype: torch.dtype) -> None:
+def test_attributions_equal_the_map_divided_among_channels(dtype: torch.dtype) -> None:
     model, clip, layout = Net().to(dtype), clip_of().to(dtype), VideoLayout("BCTHW")
     parts = result_of(model, clip)
     method = SpatioTemporalPerturbation(model, layout)
@@ -306,7 +306,7 @@ def test_attributions_are_the_map_spread_over_channels(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("scale", ["odds", "logit"])
-def test_scores_are_those_of_clips_blended_by_hand(scale: Any) -> None:
+def test_scores_equal_those_of_manually_blended_clips(scale: Any) -> None:
     """A mean over the ways of hiding: of the logarithms of probabilities, or of outputs."""
     clip, layout, parts = clip_of(), "BCTHW", result_of(scale=scale, target=[2, 0])
     hidden = [baselines.blur(clip, layout, space=20 / 112 * 6), baselines.mean_frame(clip, layout)]
@@ -327,14 +327,14 @@ def test_scores_are_those_of_clips_blended_by_hand(scale: Any) -> None:
 
 
 @pytest.mark.parametrize("term", [TotalVariation(5, 5), SquaredDifferences(20, 20), Ellipsoid(3, 0.5)], ids=repr)
-def test_smoothness_makes_masks_smoother_of_the_same_area(term: Any) -> None:
+def test_regularizers_make_masks_smoother_with_the_same_area(term: Any) -> None:
     rough, smooth = (result_of(iterations=30, regularizer=name) for name in ("none", term))
     torch.testing.assert_close(smooth.visible, rough.visible, rtol=0, atol=1e-3)
     before, after = (term(parts.masks, parts.areas).mean(1) for parts in (rough, smooth))
     assert (after < 0.9 * before).all()
 
 
-def test_aims_move_what_they_ask_for() -> None:
+def test_each_objective_improves_its_own_score_most() -> None:
     """The one that preserves keeps most, the one that deletes leaves least, and both at once part them most."""
     runs = [result_of(iterations=20, objective=aim, scale="logit") for aim in ("preserve", "delete", "dual")]
     kept, deleted = (torch.stack([getattr(run, name).mean(1) for run in runs]) for name in ("kept", "deleted"))
@@ -343,7 +343,7 @@ def test_aims_move_what_they_ask_for() -> None:
     assert kept[0].sum() > kept[1].sum() + 0.1 and deleted[0].sum() > deleted[1].sum() + 0.1
 
 
-def test_the_bar_shows_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_shows_kept_and_deleted_scores(capsys: pytest.CaptureFixture[str]) -> None:
     parts = result_of(iterations=10, show_progress=True)
     shown = re.findall(r"kept (\d\.\d{3}), left (\d\.\d{3})", capsys.readouterr().err)
     assert shown[-1] == (f"{parts.kept.mean():.3f}", f"{parts.deleted.mean():.3f}")

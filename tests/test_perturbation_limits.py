@@ -38,7 +38,7 @@ def clips(batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, 4, 8, 6, generator=torch.Generator().manual_seed(1))
 
 
-def test_one_clips_nan_ends_its_own_learning_alone() -> None:
+def test_nan_for_one_clip_stops_only_this_clip() -> None:
     clip, marked = clips(), torch.tensor([0.0, 1.0])
 
     def learned(which: slice, sick_from: int | None):
@@ -56,7 +56,7 @@ def test_one_clips_nan_ends_its_own_learning_alone() -> None:
         learned(slice(None), 1)
 
 
-def test_masks_that_show_nothing_give_zeros_and_no_nan() -> None:
+def test_empty_masks_give_zeros_without_nan() -> None:
     """A rate so high that the first step takes everything away, as the papers' descent does with large cells."""
     preset = PerturbationConfig(Separate(rate=1e4, weight=0.0), iterations=10)
     method = SpatioTemporalPerturbation(lambda clip: -clip.square().mean((1, 2, 3, 4)), "BCTHW", preset=preset)
@@ -64,26 +64,26 @@ def test_masks_that_show_nothing_give_zeros_and_no_nan() -> None:
     assert parts.visible.eq(0).all() and all(m.eq(0).all() for m in (parts.joint, parts.spatial, parts.temporal))
 
 
-def test_the_same_area_in_every_frame_is_not_for_regions() -> None:
+def test_per_frame_preset_with_feature_mask_raises_value_error() -> None:
     clip = clips(1)
     method = SpatioTemporalPerturbation(lambda clip: clip.mean((2, 3, 4)), "BCTHW", preset="2d-ep")
     with pytest.raises(ValueError, match=r"same area in every frame.*\(1, 1, 4, 8, 6\).*'3d-ep'"):
         method.attribute(clip, target=0, feature_mask=grid(clip, "BCTHW", (2, 4, 3)), iterations=1)
 
 
-def test_a_mask_a_hair_over_one_shows_the_clip_itself() -> None:
+def test_mask_slightly_above_one_returns_the_clip() -> None:
     levels = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
     shown = BlurPyramid(levels, VideoLayout("BTCHW"))(torch.tensor([1.0, 1 + 1e-6, 1 - 1e-6]).view(3, 1, 1, 1, 1))
     torch.testing.assert_close(shown.flatten(), torch.full((3,), 5.0), rtol=0, atol=1e-4)
 
 
-def test_the_ellipsoid_term_is_as_heavy_as_asked() -> None:
+def test_ellipsoid_scales_with_its_weight() -> None:
     masks = torch.rand(2, 2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     areas = torch.tensor([0.2, 0.5])
     torch.testing.assert_close(Ellipsoid(weight=300.0)(masks, areas), 300 * Ellipsoid()(masks, areas))
 
 
-def test_a_baseline_between_whole_numbers_is_not_rounded_in_silence() -> None:
+def test_fractional_baseline_for_integer_input_raises_value_error() -> None:
     clip = torch.ones(1, 3, 4, 8, 6, dtype=torch.int64)
     method = VideoFeatureAblation(lambda clip: clip.float().mean((2, 3, 4)))
     with pytest.raises(ValueError, match=r"torch.int64 must be integers.*got 0.5.*float\(\)"):
@@ -93,7 +93,7 @@ def test_a_baseline_between_whole_numbers_is_not_rounded_in_silence() -> None:
 
 
 @pytest.mark.parametrize("preset", ["nested", "step"])
-def test_a_clip_with_fewer_regions_starts_where_it_does_alone(preset: str) -> None:
+def test_clip_with_fewer_regions_starts_as_it_does_alone(preset: str) -> None:
     clip, init = clips(), torch.rand(2, 4, 8, 6, generator=torch.Generator().manual_seed(2))
     regions = grid(clip, "BCTHW", (2, 4, 3)).expand(2, 1, -1, -1, -1).clone()
     regions[0] = regions[0] % 3  # of eight in the other clip

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captum_staa import SpatioTemporalPerturbation
 from captum_staa.perturbation.areas import rank_penalty
-from captum_staa.perturbation.mask_grid import MaskGrid, CellGrid
+from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid
 from captum_staa.perturbation.masks import MaskBatch, Nested, Separate
 from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
 
@@ -34,7 +34,7 @@ def small() -> CellGrid:
     return CellGrid((5, 2, 4), (3, 2, 2), WIDE)
 
 
-def test_steps_take_one_area_from_each_equal_part_and_cover_them_evenly():
+def test_nested_steps_draw_one_area_per_log_interval_and_cover_it_evenly():
     grid, nested, values = small(), Nested(reach=0.1), drawn(1, 12)
     low, high, places = 0.01, 0.5, []
     for step in range(100):
@@ -58,7 +58,7 @@ def softness_of(scores: Tensor, masks: Tensor) -> list[float]:
     return ((scores[0, 0] - scores[0, 1]).item() / (odds[:, 0] - odds[:, 1])).tolist()
 
 
-def test_nested_masks_harden_geometrically():
+def test_nested_softness_decreases_geometrically():
     grid, nested, values = small(), Nested(softness=(2.0, 0.5)), drawn(1, 12)
     for progress, softness in ((0.0, 2.0), (0.25, 2 * 0.25**0.25), (0.5, 1.0), (1.0, 0.5)):
         masks = nested.draw(values, grid, ASKED, 3, progress).masks
@@ -69,7 +69,7 @@ def test_nested_masks_harden_geometrically():
     assert torch.equal(nested.penalty(MaskBatch(final, ASKED), grid, 5), torch.zeros(1, 3, dtype=torch.float64))
 
 
-def test_nested_masks_begin_from_nothing_or_from_half_a_standard_deviation():
+def test_nested_starts_from_zeros_or_half_the_standardized_map():
     grid, nested, init = small(), Nested(), torch.stack([drawn(12), 1000 + 50 * drawn(12, seed=1)])
     assert torch.equal(nested.start(grid, ASKED, 2, None), torch.zeros(2, 12, dtype=torch.float64))
     found = nested.start(grid, ASKED, 2, init).numpy()
@@ -77,7 +77,7 @@ def test_nested_masks_begin_from_nothing_or_from_half_a_standard_deviation():
     same(torch.tensor(found), (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True) / 2)
 
 
-def test_the_map_of_nested_masks_is_their_mean_over_24_areas_each_of_weight_one(grid):
+def test_nested_map_is_the_mean_over_24_masks_divided_by_their_areas(grid):
     nested, scores = Nested(softness=(1.0, 0.3), reach=0.2), drawn(2, grid.shares.shape[1])
     found = nested.weights(scores, grid, ASKED)
     levels = np.geomspace(0.02, 0.5, 24)
@@ -92,7 +92,7 @@ def test_the_map_of_nested_masks_is_their_mean_over_24_areas_each_of_weight_one(
 # --- masks each for itself -----------------------------------------------------------------------------------------
 
 
-def test_separate_masks_begin_full_or_from_each_areas_highest_cells():
+def test_separate_starts_from_ones_or_the_highest_cells_of_each_area():
     grid, separate, init = small(), Separate(), 30 * drawn(2, 12)
     same(separate.start(grid, ASKED, 2, None), torch.ones(2, 3, 12))
     found = separate.start(grid, ASKED, 2, init)
@@ -104,14 +104,14 @@ def test_separate_masks_begin_full_or_from_each_areas_highest_cells():
 @pytest.mark.parametrize("parametrization", [Nested(), Separate()])
 @pytest.mark.parametrize("level", [0.0, 0.1, 5.0])
 @pytest.mark.parametrize("cells", [1, 2])
-def test_a_map_that_is_the_same_everywhere_is_a_start_without_a_hint(parametrization, level, cells):
+def test_constant_initial_map_gives_uniform_masks(parametrization, level, cells):
     grid = CellGrid((1, 1, 4), (1, 1, cells))
     start = parametrization.start(grid, ASKED.float(), 1, torch.full((1, cells), level))
     masks = parametrization.final(start, grid, ASKED.float())
     same(masks, ASKED[None, :, None].expand(1, -1, cells), 1e-5)
 
 
-def test_separate_masks_are_held_in_range_and_weighed_more_at_every_step():
+def test_separate_masks_are_clamped_and_their_penalty_weight_grows():
     grid, separate = small(), Separate(weight=10.0, growth=2.0)
     values = (2 * drawn(2, 3, 12)).requires_grad_()
     clamped = values.detach().clamp(0, 1)
@@ -127,7 +127,7 @@ def test_separate_masks_are_held_in_range_and_weighed_more_at_every_step():
         same(separate.penalty(MaskBatch(clamped, ASKED), grid, step), expected)
 
 
-def test_nested_values_are_moved_by_adam_and_separate_ones_by_the_papers_descent():
+def test_nested_uses_adam_and_separate_uses_sgd_with_momentum():
     values = [torch.zeros(1, 2, requires_grad=True), torch.zeros(1, 1, 2, requires_grad=True)]
     optimizers = [Nested(rate=0.2).optimizer(values[0]), Separate(rate=0.2).optimizer(values[1])]
     adam, descent, first, second, speed = 0.0, 0.0, 0.0, 0.0, 4.0
@@ -143,7 +143,7 @@ def test_nested_values_are_moved_by_adam_and_separate_ones_by_the_papers_descent
         same(values[1].detach(), [[[descent] * 2]], 1e-6)
 
 
-def test_per_frame_reaches_every_part():
+def test_per_frame_applies_to_masks_starts_maps_and_penalty():
     grid = CellGrid((2, 1, 4), (2, 1, 4), WIDE)
     scores = torch.arange(8.0, dtype=torch.float64)[None]  # over the volume, all of the second frame would come first
     areas = torch.tensor([0.25, 0.5], dtype=torch.float64)
@@ -173,14 +173,14 @@ def begun(preset: PerturbationConfig, frames: int = 4) -> Tensor:
     return method.attribute_maps(clip, areas=(0.2, 0.5), iterations=0).masks
 
 
-def test_the_hint_is_of_the_model_and_not_of_the_area_term():
+def test_warm_start_depends_on_the_model_and_not_on_the_area_penalty():
     heavy, light = (Separate(warm=True, weight=weight) for weight in (300.0, 0.0))
     found = begun(PerturbationConfig(heavy, frames=1))
     same(found, begun(PerturbationConfig(light, frames=1)), 0)
     assert found.std() > 0.1 and not torch.equal(found, begun(PerturbationConfig(Separate(), frames=1)))
 
 
-def test_a_clip_of_one_frame_is_not_hidden_by_other_frames():
+def test_single_frame_clip_skips_blends_with_other_frames():
     same(begun(PRESETS["nested"], 1), begun(replace(PRESETS["nested"], blends=("fade", "blur")), 1), 0)
     same(
         begun(PerturbationConfig(Nested(), blends=("shuffle",)), 1),

@@ -28,7 +28,7 @@ def by_neighbors(mask: np.ndarray, space: float, time: float, power: int) -> flo
 
 @pytest.mark.parametrize("size", [(4, 3, 5), (1, 3, 2), (3, 1, 4), (1, 1, 1)])
 @pytest.mark.parametrize(("term", "power"), [(TotalVariation, 1), (SquaredDifferences, 2)])
-def test_differences_by_a_loop_over_neighbors(term, power, size):
+def test_difference_regularizers_equal_loops_over_neighbors(term, power, size):
     masks, areas = uniform(2, 2, *size), torch.tensor([0.1, 0.5])
     for space, time in ((1.0, 1.0), (2.0, 5.0), (0.0, 3.0), (3.0, 0.0)):
         found = term(space=space, time=time)(masks, areas)
@@ -67,7 +67,7 @@ def by_order(means: list[float], area: float) -> float:
     ("size", "frames", "pixels"),
     [((5, 6, 7), 3, 3), ((5, 6, 7), 4, 2), ((6, 5, 9), 2, 5), ((3, 4, 4), 8, 4), ((2, 7, 3), 1, 1), ((1, 6, 6), 8, 3)],
 )
-def test_ellipsoids_by_loops_over_the_voxels_of_each_window(size, frames, pixels):
+def test_ellipsoid_equals_loops_over_the_voxels_of_each_window(size, frames, pixels):
     masks, areas = uniform(2, 3, *size), torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
     term = Ellipsoid(frames=frames, side=pixels / min(size[1:]))
     means, found = term.windows(masks), term(masks, areas)
@@ -77,14 +77,14 @@ def test_ellipsoids_by_loops_over_the_voxels_of_each_window(size, frames, pixels
         same(found[clip, number], by_order(expected, float(areas[number])))
 
 
-def test_a_window_is_at_least_a_pixel_wide_and_of_the_papers_size_by_itself():
+def test_ellipsoid_window_is_at_least_a_pixel_and_has_the_papers_size_by_default():
     masks = uniform(1, 1, 16, 22, 30)
     assert Ellipsoid(frames=1, side=0.01).windows(masks).shape[2] == masks.numel()
     assert torch.equal(Ellipsoid().windows(masks), Ellipsoid(frames=8, side=2 / 22).windows(masks))
     assert Ellipsoid().windows(masks).shape[2] == 5 * 23 * 31
 
 
-def test_ellipsoids_like_a_mask_in_one_piece():
+def test_regularizers_prefer_a_connected_mask():
     """Of masks of one area, shuffled voxel by voxel, none is as cheap; a full and an empty mask miss the area alike."""
     whole = torch.zeros(1, 1, 8, 8, 8, dtype=torch.float64)
     whole[..., :4] = 1
@@ -100,12 +100,12 @@ def test_ellipsoids_like_a_mask_in_one_piece():
     assert least < 0.2
 
 
-def test_gradients_of_smoothness_are_finite_differences():
+def test_regularizer_gradients_equal_finite_differences():
     masks, areas = uniform(1, 2, 3, 4, 4).requires_grad_(), torch.tensor([0.2, 0.5])
     for term in (TotalVariation(2.0, 3.0), SquaredDifferences(2.0, 3.0), Ellipsoid(frames=2, side=0.5)):
         assert torch.autograd.gradcheck(lambda m, t=term: t(m, areas), masks)
 
 
-def test_one_voxel_is_smooth():
+def test_regularizers_are_finite_for_one_voxel():
     for term in REGULARIZERS.values():
         assert term is None or bool(term(torch.ones(1, 1, 1, 1, 1), torch.tensor([0.5])).isfinite().all()), term

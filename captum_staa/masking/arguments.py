@@ -19,7 +19,7 @@ def baselines_for(clips: tuple[Tensor, ...], baselines: BaselineType) -> tuple[T
     values = (0,) * len(clips) if baselines is None else baselines if isinstance(baselines, tuple) else (baselines,)
     if len(values) != len(clips):
         raise ValueError(
-            f"baselines must be one per input, {len(clips)}, got {len(values)}. Pass a tuple with one baseline per input."
+            f"baselines must be one per input, {len(clips)}, got {len(values)}. Pass a tuple of baselines."
         )
     return tuple(_baseline_for(clip, baseline) for clip, baseline in zip(clips, values, strict=True))
 
@@ -83,9 +83,7 @@ def masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ..
         return _one_feature_per_element(clips)
     values: tuple[Any, ...] = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
     if len(values) != len(clips):
-        raise ValueError(
-            f"feature_mask must be one per input, {len(clips)}, got {len(values)}. Pass a tuple with one mask per input."
-        )
+        raise ValueError(f"feature_mask must be one per input, {len(clips)}, got {len(values)}. Pass a tuple of masks.")
     masks = []
     for mask, clip in zip(values, clips, strict=True):
         if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
