@@ -1,4 +1,4 @@
-"""Fields, numbers and comparisons that the tests of learned masks share."""
+"""Mask grids, random values and comparisons shared by the tests of learned masks."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def same(found: Tensor, expected: object, tolerance: float = 1e-12) -> None:
 
 
 def regions() -> RegionGrid:
-    """Two clips of 2 x 3 x 4 voxels: one of five regions, unequal ones, and one from which regions 1 and 3 miss."""
+    """Two clips of 2 x 3 x 4 voxels: one has five unequal regions; in the other, regions 1 and 3 are missing."""
     first = [0] * 11 + [1] * 6 + [2] * 4 + [3] + [4] * 2
     second = [4, 2, 0, 0, 2, 4] * 4
     return RegionGrid(torch.tensor([first, second]).view(2, 2, 3, 4), WIDE)
 
 
 def still() -> RegionGrid:
-    """One mask for all clips: twelve voxels in regions of 6, 3, 2 and 1."""
+    """One mask for all clips: twelve voxels in regions of 6, 3, 2 and 1 voxels."""
     return RegionGrid(torch.tensor([0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 3]).view(1, 3, 2, 2), WIDE)
 
 
@@ -47,7 +47,7 @@ MASK_GRIDS = {
 
 
 def by_root(scores: Tensor, shares: Tensor, area: float, softness: float) -> np.ndarray:
-    """The sigmoid whose mean is the area, by a root finder: ``(n,)`` each."""
+    """The sigmoid whose weighted mean is the area, ``(n,)``, by a root finder."""
     values, weights = scores.detach().numpy(), shares.numpy()
 
     def excess(threshold: float) -> float:

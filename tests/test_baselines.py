@@ -1,4 +1,4 @@
-"""Baselines: equal to slow loops over frames, each clip's own, and with what they promise gone."""
+"""Baselines equal slow loops over frames, are independent per clip, and remove the documented content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ every_baseline = pytest.mark.parametrize("name", NAMES)
 
 
 def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A clip (B, T, C, H, W) whose channels differ in mean and deviation, and no two axes in length."""
+    """A clip (B, T, C, H, W) with different means and deviations per channel, and axes of different length."""
     shape = shape or (4, 6, 2, 7, 5)
     generator = torch.Generator().manual_seed(seed)
     scale = torch.rand(shape[0], 1, shape[2], 1, 1, generator=generator) + 0.5
@@ -25,7 +25,7 @@ def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.T
 
 
 def numbered(clips: int, frames: int) -> torch.Tensor:
-    """Clips of one pixel that holds the number of its frame."""
+    """Clips of one pixel, whose value is the index of its frame."""
     return torch.arange(float(frames)).reshape(1, frames, 1, 1, 1).repeat(clips, 1, 1, 1, 1)
 
 
@@ -37,7 +37,7 @@ def parted(order: tuple[int, ...]) -> bool:
     return all(abs(a - b) != 1 for a, b in itertools.pairwise(order))
 
 
-# --- what each is, by hand -----------------------------------------------------------------------------------------
+# --- each baseline --------------------------------------------------------------------------------------------------
 
 
 def test_zero_is_zero():
@@ -53,7 +53,7 @@ def test_mean_frame_equals_the_mean_over_time():
 
 
 def smeared(values: np.ndarray, axis: int, sigma: float) -> np.ndarray:
-    """One axis of a Gaussian blur from its definition: a weight for every pair of places within three deviations."""
+    """A Gaussian blur of one axis by its definition: a weight for each pair of positions within three deviations."""
     size, reach = values.shape[axis], max(1, int(3 * sigma + 0.5))
     weight = np.zeros((size, size))
     for here, there in itertools.product(range(size), repeat=2):
@@ -83,11 +83,11 @@ def test_blur_equals_a_weighted_sum_over_neighbors(options, space, time):
 
 
 def test_blur_removes_stripes_and_keeps_brightness_over_time():
-    stripes = torch.tensor([-1.0, 1.0]).repeat_interleave(3).repeat(8)  # six pixels a period, 48 in all
+    stripes = torch.tensor([-1.0, 1.0]).repeat_interleave(3).repeat(8)  # period of six pixels, 48 pixels in total
     clip = stripes.expand(1, 4, 3, 48, 48) + 7 * torch.arange(4.0)[:, None, None, None]
-    found = baselines.blur(clip, "BTCHW")[..., 15:-15]  # away from borders, which cut periods short
+    found = baselines.blur(clip, "BTCHW")[..., 15:-15]  # without borders, where periods are incomplete
     expected = 7 * torch.arange(4.0)[:, None, None, None].expand_as(found)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)  # of stripes one high
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)  # the stripes have amplitude 1
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_shuffle_permutes_whole_frames():
         assert sorted(own) == [0, 1, 2, 3, 4, 5] and parted(tuple(own))
         for t, source in enumerate(own):
             assert torch.equal(found[i, t], clip[i, source])
-    assert len({tuple(own) for own in order.tolist()}) > 1  # clips have orders of their own
+    assert len({tuple(own) for own in order.tolist()}) > 1  # the order differs between clips
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_shuffle_draws_orders_without_neighbors_uniformly(frames, allowed):
     assert set(counts) == set(allowed)
     mean = clips / len(allowed)
     assert all(abs(count - mean) <= 4 * math.sqrt(mean) for count in counts.values())
-    if frames > 2:  # as often backwards as forwards, so no direction is favored
+    if frames > 2:  # each order is as likely as its reverse
         assert {order[::-1] for order in allowed} == set(allowed)
 
 
@@ -153,7 +153,7 @@ def test_noise_has_each_channels_mean_and_deviation():
         assert values.mean() == pytest.approx(own.mean(), abs=4 * own.std() / math.sqrt(own.size))
         assert values.std() == pytest.approx(own.std(), rel=4 / math.sqrt(2 * own.size))
         standard = (values - own.mean()) / own.std()
-        assert np.mean(abs(standard) < 1) == pytest.approx(0.6827, abs=0.02)  # a normal distribution's share
+        assert np.mean(abs(standard) < 1) == pytest.approx(0.6827, abs=0.02)  # fraction of a normal distribution
         assert np.mean(abs(standard) < 2) == pytest.approx(0.9545, abs=0.01)
         for other in (
             own,
@@ -162,10 +162,8 @@ def test_noise_has_each_channels_mean_and_deviation():
             np.roll(standard, 1, 2),
             found[i, :, c - 1],
         ):
-            assert abs(np.corrcoef(standard.ravel(), other.ravel())[0, 1]) < 4 / math.sqrt(
-                own.size
-            )  # nothing in common
-    assert abs(np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1]) < 0.5  # of what they share, only the means
+            assert abs(np.corrcoef(standard.ravel(), other.ravel())[0, 1]) < 4 / math.sqrt(own.size)  # uncorrelated
+    assert abs(np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1]) < 0.5  # they share only the means
 
 
 def test_noise_std_scales_the_same_draws():
@@ -179,7 +177,7 @@ def test_noise_std_scales_the_same_draws():
     assert baselines.noise(flat, "BTCHW", std=1.0).std() > 0.5
 
 
-# --- what all have in common ---------------------------------------------------------------------------------------
+# --- all baselines --------------------------------------------------------------------------------------------------
 
 
 @every_baseline
@@ -199,7 +197,9 @@ def test_baseline_of_a_clip_does_not_depend_on_other_clips(name):
     changed = clip.clone()
     changed[1] = drawn(10)[1] * 50
     torch.testing.assert_close(make(changed, "BTCHW")[[0, 2, 3]], whole[[0, 2, 3]], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(make(clip[:2], "BTCHW"), whole[:2], rtol=1e-6, atol=1e-6)  # nor on those that follow
+    torch.testing.assert_close(
+        make(clip[:2], "BTCHW"), whole[:2], rtol=1e-6, atol=1e-6
+    )  # does not depend on later clips
     if name != "zero":
         assert not torch.allclose(make(changed, "BTCHW")[1], whole[1])
 
@@ -232,7 +232,7 @@ def test_memory_format_does_not_matter_and_no_memory_is_shared(name):
         found = make(clip, "BTCHW")
         torch.testing.assert_close(found, make(before, "BTCHW"), rtol=1e-6, atol=1e-6)
         assert found.is_contiguous() and found.device == clip.device
-        found.add_(1000)  # fails on an expanded view, and shows through where memory is shared
+        found.add_(1000)  # fails on an expanded view, and changes the clip if memory is shared
         assert torch.equal(clip, before)
 
 
@@ -274,7 +274,7 @@ def test_draws_are_reproducible_and_do_not_change_the_global_generator(name):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 @every_baseline

@@ -1,4 +1,4 @@
-"""Feature masks: regular ones against loops over voxels; what all six owe to any clip, layout and dtype."""
+"""Feature masks: regular masks equal loops over voxels; all masks work for any clip, layout and dtype."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = {"B": 2, "T": 5, "C": 3, "H": 12, "W": 14}
 
 
 def clip_of(layout: str = "BTCHW", seed: int = 0, **sizes: int) -> Tensor:
-    """Smooth random colors, so that there is something to segment."""
+    """Smooth random colors, which have regions to segment."""
     sizes = SHAPE | sizes
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(sizes["B"] * sizes["T"], sizes["C"], 4, 4, generator=generator)
@@ -72,11 +72,11 @@ def test_tubelets_are_the_pixel_blocks_of_tokens(name):
         values = torch.zeros(1, clf.grid.num_patches)
         token = (j * clf.grid.w + k) * clf.grid.t + i if clf.grid.order == "hwt" else int(mask[at])
         values[0, token] = 1
-        assert clf.grid.to_grid(values).flatten()[mask[at]] == 1  # the id counts the grid that attention is read on
+        assert clf.grid.to_grid(values).flatten()[mask[at]] == 1  # ids follow the order of the token grid
 
 
 def test_tubelets_are_the_pixels_that_change_the_embedding_of_a_token():
-    """A token's embedding changes where its own tubelet does, and nowhere else."""
+    """A change of a tubelet changes the embedding of its token only."""
     clf = tiny("videomae")
     clip = clip_for(clf, batch=1)
     mask = feature_masks.tubelets(clip, clf)
@@ -90,7 +90,9 @@ def test_tubelets_are_the_pixels_that_change_the_embedding_of_a_token():
 
 @pytest.mark.parametrize("layout", ["BTCHW", "BCTHW"])
 def test_pixels_without_a_token_are_the_last_feature(layout):
-    clf = VideoClassifier(tiny("videomae").module, layout, image_size=(27, 16), num_frames=9)  # 8 x 24 x 16 are read
+    clf = VideoClassifier(
+        tiny("videomae").module, layout, image_size=(27, 16), num_frames=9
+    )  # the model reads 8 x 24 x 16
     mask = VideoLayout(layout).to_working(feature_masks.tubelets(clip_of(layout, T=9, H=27, W=16), clf))[0, :, 0]
     rest = torch.ones(9, 27, 16, dtype=torch.bool)
     rest[:8, :24] = False
@@ -131,7 +133,7 @@ def test_mask_of_a_clip_does_not_depend_on_other_clips(name):
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_any_number_of_channels(name, channels):
     clip = torch.zeros(1, 5, channels, 12, 14)
-    clip[:, :, -1, :, 6:] = 1.0  # an edge that one channel alone shows
+    clip[:, :, -1, :, 6:] = 1.0  # an edge in one channel only
     mask = MASKS[name](clip, "BTCHW")
     if name in PER_CLIP:
         assert not set(mask[..., :6].unique().tolist()) & set(mask[..., 6:].unique().tolist())
@@ -220,7 +222,7 @@ def test_tubelets_of_an_invalid_classifier_or_clip_raise_error():
 
 
 def test_clip_smaller_than_the_tokens_raises_value_error():
-    """A family may leave its sizes open; its grid still says what the tokens cover."""
+    """A family may have no fixed size. Its grid still defines the pixels of the tokens."""
     clf = tiny("videomae")
     clf.num_frames = clf.image_size = None
     assert int(feature_masks.tubelets(clip_of(T=9, H=24, W=18), clf).max()) == 24

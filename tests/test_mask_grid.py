@@ -1,4 +1,4 @@
-"""What masks are made of, and their areas, against loops over voxels and a root finder."""
+"""Mask grids and area constraints equal loops over voxels and a root finder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_staa.perturbation.areas import masks_with_area, rank_penalty
 from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid, RegionGrid
 
-SIZES = [  # cells that divide the size, that do not, one per pixel, one for all
+SIZES = [  # cells that divide the size, cells that do not, one per pixel, one for the clip
     ((4, 6, 8), (2, 3, 2)),
     ((5, 4, 7), (3, 3, 3)),
     ((3, 2, 4), (3, 2, 4)),
@@ -33,7 +33,7 @@ def grid(request) -> MaskGrid:
 
 
 def hat(pixels: int, cells: int) -> list[list[tuple[int, float]]]:
-    """For every pixel: the cells that it lies between, and how much of each it gets."""
+    """For each pixel: the neighboring cells and their interpolation weights."""
     found = []
     for pixel in range(pixels):
         place = min(max((pixel + 0.5) * cells / pixels - 0.5, 0.0), cells - 1.0)
@@ -43,7 +43,7 @@ def hat(pixels: int, cells: int) -> list[list[tuple[int, float]]]:
 
 
 def parts(size, cells):
-    """Every voxel, every cell that it gets something of, and how much."""
+    """Yield each voxel, each cell with a weight for it, and the weight."""
     axes = [hat(*pair) for pair in zip(size, cells, strict=True)]
     for t, y, x in np.ndindex(*size):
         for (i, a), (j, b), (k, c) in itertools.product(axes[0][t], axes[1][y], axes[2][x]):
@@ -88,7 +88,7 @@ def test_mean_of_a_mask_equals_the_mean_of_its_values_weighted_by_shares(grid):
 
 
 def test_gather_is_the_normalized_adjoint_of_spread(grid):
-    """The adjoint is autograd's; and a constant map gives its constant, or 0 where a region misses."""
+    """The adjoint is computed by autograd. A constant map gives the constant, or 0 for a missing region."""
     values = drawn(2, 1, grid.shares.shape[1]).requires_grad_()
     spread = grid.spread(values)
     maps = drawn(*spread.shape, seed=1)
@@ -162,7 +162,7 @@ def test_per_frame_each_slice_has_the_area():
 
 
 def test_per_frame_unequal_slices_have_the_area():
-    """Five frames in three slices: the outer two hold 32 % of the clip each, the middle one 36 %."""
+    """Five frames in three slices: the outer two have 32 % of the clip each, the middle one has 36 %."""
     grid = CellGrid((5, 1, 4), (3, 1, 4), WIDE)
     found = masks_with_area(drawn(1, 12), AREAS[None], grid, 0.2, per_frame=True)
     means = (found * grid.shares[:, None]).unflatten(2, (3, 4)).sum(3) / grid.shares.view(3, 4).sum(1)
@@ -211,13 +211,15 @@ def test_mask_gradients_equal_finite_differences_and_keep_the_area(grid, per_fra
     volume = (masks(scores) * grid.shares[:, None]).sum(2)
     (slope,) = torch.autograd.grad(volume, scores, torch.ones_like(volume), retain_graph=True)
     same(slope, torch.zeros_like(slope))
-    (slope,) = torch.autograd.grad(masks(scores)[:, :, 0].sum(), scores)  # one cell: all raised at once, it stays
+    (slope,) = torch.autograd.grad(
+        masks(scores)[:, :, 0].sum(), scores
+    )  # one cell: constant if all scores increase equally
     assert float(slope.abs().max()) > 0.01
     same(slope.sum(1), torch.zeros(2))
 
 
 def test_gradients_of_binary_masks_are_finite():
-    """Between scores far apart all slopes are 0 in floating point, and 0 / 0 is not to come of it."""
+    """If scores are far apart, all slopes are 0 in floating point. The result must not be 0 / 0."""
     scores = torch.tensor([[0.0, 0.0, 1e3, 1e3]], requires_grad=True)
     masks = masks_with_area(scores, torch.tensor([[0.5]]), CellGrid((1, 1, 4), (1, 1, 4)), 1e-9)
     masks[0, 0, 3].backward()
@@ -229,13 +231,13 @@ def test_gradients_of_binary_masks_are_finite():
 
 
 def papers_term(values: list[float], area: float) -> float:
-    """Pixels in ascending order, less a step that begins after ``(1 - a) n`` of them."""
+    """The squared distance of sorted pixels from a step after ``(1 - a) n`` of them."""
     zeros = round((1 - area) * len(values))
     return sum((value - (place >= zeros)) ** 2 for place, value in enumerate(sorted(values))) / len(values)
 
 
 def of_shares(values: list[float], shares: list[float], area: float) -> float:
-    """Cell by cell from the lowest: asked for the part of it that lies beyond ``1 - a`` of the volume."""
+    """Sorted cells: the target of each is the fraction of the cell above ``1 - a`` of the volume."""
     total, before = 0.0, 0.0
     for value, share in sorted(zip(values, shares, strict=True)):
         if share:
@@ -254,7 +256,7 @@ def test_equal_cells_are_asked_for_the_papers_step(per_frame):
         groups = (values[clip, number].view(4, 5) if per_frame else values[clip, number].view(1, 20)).tolist()
         if number < 3:
             terms = [papers_term(group, float(areas[number])) for group in groups]
-        else:  # the step lies within a cell
+        else:  # the step is within a cell
             terms = [of_shares(group, [1 / len(group)] * len(group), float(areas[number])) for group in groups]
         same(found[clip, number], sum(terms) / len(terms))
 
@@ -283,6 +285,6 @@ def test_a_region_that_a_clip_lacks_costs_nothing_also_right_at_the_step():
 
 def test_gradients_of_the_area_term_are_finite_differences(grid):
     values = (torch.randperm(2 * 3 * grid.shares.shape[1], generator=torch.Generator().manual_seed(6)) + 1.0).double()
-    values = (values / values.numel()).view(2, 3, -1).requires_grad_()  # no two alike: the order stays
+    values = (values / values.numel()).view(2, 3, -1).requires_grad_()  # all different, so the order does not change
     for per_frame in (False, True):
         assert torch.autograd.gradcheck(lambda v, p=per_frame: rank_penalty(v, AREAS[:3], grid, per_frame=p), values)

@@ -1,4 +1,4 @@
-"""Learned masks find planted evidence, have the areas asked for, keep their best, or say why they cannot learn."""
+"""SpatioTemporalPerturbation: planted evidence, areas, best state, interruption, errors, scores and progress bar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = (4, 8, 6)
 
 
 class Net(nn.Module):
-    """A random 3D network of ``(B, 3, T, H, W)``, which calls a function of its logits before it gives them away."""
+    """A random 3D network of ``(B, 3, T, H, W)``, which applies a function to its logits before it returns them."""
 
     def __init__(self, then: Callable[[Tensor], Tensor] = lambda logits: logits, outputs: int = 3) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 def on_call(number: int, act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """From this call of the model on, something happens to its logits."""
+    """A function that applies ``act`` to the logits from call ``number`` of the model on."""
     calls = 0
 
     def then(logits: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def clip_of(batch: int = 2, size: tuple[int, int, int] = SIZE) -> Tensor:
 
 
 def strongest_class(model: Callable[[Tensor], Tensor], clip: Tensor) -> Tensor:
-    """The classes whose outputs the clips raise most, against black ones."""
+    """The classes whose outputs increase most from black clips to these clips."""
     with torch.no_grad():
         return (model(clip) - model(torch.zeros_like(clip))).argmax(1)
 
@@ -81,7 +81,7 @@ def test_planted_evidence_is_found_and_map_beats_random_and_inverted_maps(kind: 
     options: Any = {"target": label, "areas": (0.05, 0.15), "iterations": 16, "perturbations_per_eval": 4}
     parts = SpatioTemporalPerturbation(clf).attribute_maps(clip, **options)
     assert auroc(parts.joint, truth) > 0.9 and auroc(parts.joint, truth, axis="time") > 0.9
-    assert (parts.kept > parts.deleted + 0.3).all(), "what is shown suffices, and is needed"
+    assert (parts.kept > parts.deleted + 0.3).all(), "the selection is sufficient and necessary"
     noise = torch.rand(parts.joint.shape, generator=torch.Generator().manual_seed(0))
     options = {"target": label, "layout": clf.layout, "cells": (8, 8, 8), "steps": 12}
     for metric, sign in ((insertion, 1), (deletion, -1)):
@@ -90,7 +90,7 @@ def test_planted_evidence_is_found_and_map_beats_random_and_inverted_maps(kind: 
 
 
 def test_voxels_equal_to_the_baseline_get_almost_no_attribution() -> None:
-    """Of a clip that is black but for a gray patch in two frames, by a CNN and an LSTM."""
+    """The clip is black except for a gray patch in two frames. The model is a CNN and an LSTM."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         cnn = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
@@ -103,7 +103,7 @@ def test_voxels_equal_to_the_baseline_get_almost_no_attribution() -> None:
     clip[:, 2:4, :, 4:8, :6] = 1
     options: Any = {"baselines": 0, "target": strongest_class(model, clip), "areas": (0.03, 0.06), "iterations": 15}
     parts = SpatioTemporalPerturbation(model, "BTCHW").attribute_maps(clip, **options)
-    assert parts.spatial[:, 4:8, :6].sum() > 0.95, "a cell is a pixel wide"
+    assert parts.spatial[:, 4:8, :6].sum() > 0.95, "cells are one pixel wide"
     assert parts.temporal[:, 2:4].sum() > 0.7, "and two frames long, a quarter of which lies in those beside"
 
 
@@ -129,7 +129,7 @@ def test_model_with_one_output_uses_the_logit_scale() -> None:
 
 
 def test_constant_start_favors_no_frame() -> None:
-    """Where all frames are alike, and the model takes their mean, so are they in the masks."""
+    """If all frames are equal and the model averages over them, the masks are almost equal in all frames."""
     still, net = clip_of()[:, :, :1].expand(-1, -1, 4, -1, -1), Net()
     method = SpatioTemporalPerturbation(lambda clip: net(clip.mean(2, keepdim=True)), "BCTHW", preset="step")
     masks = method.attribute_maps(still, target=1, areas=(0.3,), regularizer="none", iterations=6).masks
@@ -184,13 +184,13 @@ def test_zero_iterations_return_a_map_like_init(preset: str) -> None:
 
 @pytest.mark.parametrize("rate", [0.3, 8.0])
 def test_best_state_is_returned(rate: float) -> None:
-    """Also with steps so wide that later states are worse; each clip has its own best."""
+    """Also for steps so large that later states are worse. Each clip has its own best state."""
     own = replace(PRESETS["nested"], parametrization=Nested(rate=rate))
     parts = result_of(preset=own, iterations=45, scale="logit", regularizer="tv")
     steps, energy, kept, deleted = parts.history
     assert steps.tolist() == [0, 10, 20, 30, 40, 45] and energy.shape == (6, 2) and kept.shape == (6, 2, 2)
     best = energy.argmin(0)
-    assert rate < 1 or (best < 5).any(), "nothing got worse, so nothing was asked"
+    assert rate < 1 or (best < 5).any(), "no state got worse, so nothing was tested"
     for clip, at in enumerate(best):
         assert torch.equal(parts.kept[clip], kept[at, clip]) and torch.equal(parts.deleted[clip], deleted[at, clip])
         rough = TotalVariation()(parts.masks[clip : clip + 1], parts.areas)[0]
@@ -206,16 +206,16 @@ def test_clip_without_improvement_stops_independently_of_the_others() -> None:
     options["tolerance"] = tolerance
     together = result_of(clip=clip, **options)
     alone = [result_of(clip=part, **options) for part in clip.split(1)]
-    assert alone[0].history.steps.tolist() == [0, 10, 20, 30], "three checks without a gain"
+    assert alone[0].history.steps.tolist() == [0, 10, 20, 30], "three evaluations without improvement"
     assert len(together.history.steps) == len(alone[1].history.steps) > 4
-    assert together.history.energy[4:, 0].min() < alone[0].history.energy.min(), "it would have gained more"
+    assert together.history.energy[4:, 0].min() < alone[0].history.energy.min(), "it would have improved further"
     for i, part in enumerate(alone):
         torch.testing.assert_close(together.joint[i], part.joint[0], rtol=0, atol=1e-5 * float(part.joint.max()))
         torch.testing.assert_close(together.kept[i], part.kept[0])
 
 
 def calls_until(step: int) -> int:
-    """Calls of the model until the end of this step (of at least 10): whole, floors, hint, two checks, steps."""
+    """Calls of the model up to this step (at least 10): clip, baselines, warm start, two evaluations, steps."""
     return 1 + 4 + 4 + 2 * 4 + step
 
 
@@ -277,7 +277,7 @@ WRONG = {
     "a scale": ({"scale": "probability"}, "scale.*'logit'.*got 'probability'"),
     "a regularizer": ({"regularizer": "soft"}, "regularizer.*'ellipsoid'.*got 'soft'"),
     "fewer steps than none": ({"iterations": -1}, "iterations.*at least 0, got -1"),
-    "a map of another clip": ({"init": torch.zeros(2, 4, 8, 5)}, r"\(2, 4, 8, 6\), got.*\(2, 4, 8, 5\)"),
+    "a map of another clip": ({"init": torch.zeros(2, 4, 8, 5)}, r"\(2, 4, 8, 6\).*\(2, 4, 8, 5\)"),
     "a target": ({"target": 3}, r"target must be a valid index.*\(2, 3\), got 3"),
     "no target": ({"target": None}, r"\(2, 3\), got None. Pass target="),
     "four axes": ({"clip": torch.zeros(3, 4, 8, 6)}, r"\(3, 4, 8, 6\)"),
@@ -307,23 +307,23 @@ def test_attributions_equal_the_map_divided_among_channels(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("scale", ["odds", "logit"])
 def test_scores_equal_those_of_manually_blended_clips(scale: Any) -> None:
-    """A mean over the ways of hiding: of the logarithms of probabilities, or of outputs."""
+    """Means over the blends, of log-probabilities or of outputs."""
     clip, layout, parts = clip_of(), "BCTHW", result_of(scale=scale, target=[2, 0])
-    hidden = [baselines.blur(clip, layout, space=20 / 112 * 6), baselines.mean_frame(clip, layout)]
-    hidden += [torch.zeros_like(clip), baselines.shuffle(clip, layout)]
+    removed = [baselines.blur(clip, layout, space=20 / 112 * 6), baselines.mean_frame(clip, layout)]
+    removed += [torch.zeros_like(clip), baselines.shuffle(clip, layout)]
 
     def score(clips: Tensor) -> Tensor:
         logits = Net()(clips)
         return (logits if scale == "logit" else logits.log_softmax(1))[[0, 1], [2, 0]]
 
-    handed = (lambda scores: scores) if scale == "logit" else torch.exp
+    converted = (lambda scores: scores) if scale == "logit" else torch.exp
     with torch.no_grad():
-        torch.testing.assert_close(parts.whole, handed(score(clip)))
+        torch.testing.assert_close(parts.whole, converted(score(clip)))
         for area in range(2):
             mask = parts.masks[:, area, None]
             for found, share in ((parts.kept, mask), (parts.deleted, 1 - mask)):
-                mean = torch.stack([score(share * clip + (1 - share) * other) for other in hidden]).mean(0)
-                torch.testing.assert_close(found[:, area], handed(mean), rtol=1e-4, atol=1e-5)
+                mean = torch.stack([score(share * clip + (1 - share) * other) for other in removed]).mean(0)
+                torch.testing.assert_close(found[:, area], converted(mean), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("term", [TotalVariation(5, 5), SquaredDifferences(20, 20), Ellipsoid(3, 0.5)], ids=repr)
@@ -335,7 +335,7 @@ def test_regularizers_make_masks_smoother_with_the_same_area(term: Any) -> None:
 
 
 def test_each_objective_improves_its_own_score_most() -> None:
-    """The one that preserves keeps most, the one that deletes leaves least, and both at once part them most."""
+    """ "preserve" has the highest kept score, "delete" the lowest deleted score, "dual" the largest difference."""
     runs = [result_of(iterations=20, objective=aim, scale="logit") for aim in ("preserve", "delete", "dual")]
     kept, deleted = (torch.stack([getattr(run, name).mean(1) for run in runs]) for name in ("kept", "deleted"))
     for row, wanted in enumerate((kept, -deleted, kept - deleted)):  # (aims, B)

@@ -107,11 +107,11 @@ class Ellipsoid:
         count = ordered.shape[2]
         if count == 1:
             return torch.zeros_like(means[:, :, 0])
-        room = (areas * count).round().clamp(1, count - 1)[:, None]  # at least one full and one empty window
-        full = (torch.arange(count, device=masks.device) >= count - room).to(masks).expand_as(ordered)
+        full_count = (areas * count).round().clamp(1, count - 1)[:, None]  # at least one full and one empty window
+        full = (torch.arange(count, device=masks.device) >= count - full_count).to(masks).expand_as(ordered)
         targets = shared_among_equals(ordered.detach(), full, torch.ones_like(full))
-        high = (ordered - 1).square() * targets / room
-        return self.weight * (high + ordered.square() * (1 - targets) / (count - room)).sum(2)
+        high = (ordered - 1).square() * targets / full_count
+        return self.weight * (high + ordered.square() * (1 - targets) / (count - full_count)).sum(2)
 
     def windows(self, masks: Tensor) -> Tensor:
         """Return the mean of the mask over each window, ``(B, A, W)``."""
