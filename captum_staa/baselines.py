@@ -1,10 +1,10 @@
-"""Baselines for video: clips that lack what an explanation asks about, for every method's ``baselines=``.
+"""Baselines for video: reference clips without the evidence, for the ``baselines`` argument of every method.
 
-Each function takes a clip, floats of five axes, and its layout, such as ``"BTCHW"``. It returns a tensor of the clip's
-shape, dtype and device: contiguous, detached, a new one. Each clip of a batch gets a baseline of its own, made from
-itself alone; what is random is drawn clip after clip, so a clip's baseline does not depend on those that follow it.
-Half precision is computed in float32. A clip that is no such tensor, or holds nan or infinity, is a TypeError or
-ValueError.
+Each function takes a clip, a float tensor of five axes, and its layout, such as ``"BTCHW"``. It returns a new tensor of
+the clip's shape, dtype and device, contiguous and detached. The baseline of a clip depends on this clip only. Random
+numbers are drawn clip by clip, so the baseline of a clip does not depend on the clips after it in the batch. Half
+precision is computed in float32. Each function raises a TypeError if the clip is not a float tensor, and a ValueError
+if it does not have five axes or contains nan or infinity.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from captum_staa.layout import VideoLayout
 
 
 def zero(clip: Tensor, layout: VideoLayout | str) -> Tensor:
-    """Nothing at all: the zero of the clip's own scale.
+    """Return zeros.
 
-    After a usual preprocessing, which subtracts a mean color, zero is that color; it is black where pixels were only
-    divided by 255. Whatever has this color gets no attribution from a method that multiplies by ``clip - baseline``.
+    After the usual preprocessing, which subtracts a mean color, zero is that mean color. If pixels are only divided by
+    255, zero is black. Pixels of this color get no attribution from methods that multiply by ``clip - baseline``.
 
     Example:
         >>> clip = torch.rand(1, 3, 8, 4, 4)
@@ -34,18 +34,18 @@ def zero(clip: Tensor, layout: VideoLayout | str) -> Tensor:
         (True, 0)
 
     Args:
-        clip: floats of five axes.
-        layout: the order of its axes.
+        clip: float tensor of five axes.
+        layout: order of the axes, such as ``"BTCHW"``.
 
     Returns:
-        Zeros like ``clip``: what Captum takes where ``baselines`` is None.
+        Zeros like ``clip``, as Captum uses if ``baselines`` is None.
     """
     _check(clip, layout)
     return torch.zeros_like(clip, memory_format=torch.contiguous_format)
 
 
 def mean_frame(clip: Tensor, layout: VideoLayout | str) -> Tensor:
-    """Each clip's mean over time, shown all along: the still parts stay, what moves or passes fades.
+    """Return each clip's mean over time, repeated for all frames. It keeps static content and averages out motion.
 
     Example:
         >>> clip = torch.tensor([0.0, 1.0, 5.0]).reshape(1, 3, 1, 1, 1)  # three frames of one pixel
@@ -53,8 +53,8 @@ def mean_frame(clip: Tensor, layout: VideoLayout | str) -> Tensor:
         tensor([2., 2., 2.])
 
     Args:
-        clip: floats of five axes.
-        layout: the order of its axes.
+        clip: float tensor of five axes.
+        layout: order of the axes, such as ``"BTCHW"``.
 
     Returns:
         Like ``clip``.
@@ -65,41 +65,41 @@ def mean_frame(clip: Tensor, layout: VideoLayout | str) -> Tensor:
 
 
 def blur(clip: Tensor, layout: VideoLayout | str, space: float | None = None, time: float = 0.0) -> Tensor:
-    """A Gaussian blur of each frame, and along time: detail goes, large shapes and slow changes stay.
+    """Return the clip after a Gaussian blur in space, in time, or both. It removes detail and keeps large shapes.
 
     Example:
         >>> clip = torch.zeros(1, 3, 9, 32, 32)
         >>> clip[:, :, 4, 16, 16] = 1.0  # a flash
-        >>> frame = blur(clip, "BCTHW")[0, 0, :, 16, 16]  # spreads within its frame ...
+        >>> frame = blur(clip, "BCTHW")[0, 0, :, 16, 16]  # spreads within its frame
         >>> frame.nonzero().flatten().tolist(), bool(frame[4] < 0.02)
         ([4], True)
-        >>> blur(clip, "BCTHW", space=0, time=1)[0, 0, :, 16, 16].nonzero().flatten().tolist()  # ... or over frames
+        >>> blur(clip, "BCTHW", space=0, time=1)[0, 0, :, 16, 16].nonzero().flatten().tolist()  # or over frames
         [1, 2, 3, 4, 5, 6, 7]
 
     Args:
-        clip: floats of five axes.
-        layout: the order of its axes.
-        space: standard deviation along height and width, pixels; 0 leaves them alone. None takes a tenth of the
-            shorter side, which wipes out what repeats within a quarter of that side.
-        time: standard deviation along time, frames; 0 leaves it alone, and so leaves large things moving.
+        clip: float tensor of five axes.
+        layout: order of the axes, such as ``"BTCHW"``.
+        space: standard deviation along height and width, in pixels; 0 means no blur in space. None means a tenth of
+            the shorter side, which removes patterns with a period of up to a quarter of that side.
+        time: standard deviation along time, in frames; 0 means no blur in time, so large objects keep their motion.
 
     Returns:
-        Like ``clip``. At its borders the kernel is renormalized over what it covers, so a constant stays constant.
+        Like ``clip``. At the borders, the kernel is renormalized over the clip, so a constant clip does not change.
 
     Raises:
-        ValueError: a deviation is negative or not finite, or both are 0, which would be the clip itself.
+        ValueError: A deviation is negative or not finite, or both are 0, which would return the clip itself.
 
     Reference:
-        A blurred picture as what is left without the evidence: Fong and Vedaldi, "Interpretable Explanations of Black
-        Boxes by Meaningful Perturbation", ICCV 2017.
+        Fong and Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful Perturbation", ICCV 2017, use a
+        blurred image as the baseline.
     """
     layout = _check(clip, layout)
     sizes = layout.size(clip)
     space = min(sizes["H"], sizes["W"]) / 10 if space is None else space
     if not (all(is_number(width) and 0 <= width < math.inf for width in (space, time)) and space + time > 0):
         raise ValueError(
-            f"standard deviations are finite, at least 0 and not both 0, got {space = } pixels, {time = } frames "
-            f"for a clip of shape {tuple(clip.shape)}; leave them out for a tenth of the shorter side in space"
+            f"standard deviations must be finite, at least 0 and not both 0, got {space = } pixels, {time = } frames "
+            f"for a clip of shape {tuple(clip.shape)}. Omit them to use a tenth of the shorter side in space."
         )
     channels = _wide(clip, layout).transpose(1, 2)  # (B, C, T, H, W)
     blurred = gaussian(channels.flatten(0, 1), (time, space, space)).view(channels.shape)
@@ -107,7 +107,7 @@ def blur(clip: Tensor, layout: VideoLayout | str, space: float | None = None, ti
 
 
 def freeze(clip: Tensor, layout: VideoLayout | str, frame: int | None = None) -> Tensor:
-    """One frame shown all along: movement, order and every other moment go, what this frame shows stays.
+    """Return one frame of each clip, repeated for all frames. It removes motion, order and all other frames.
 
     Example:
         >>> clip = torch.arange(5.0).reshape(1, 5, 1, 1, 1)  # five frames of one pixel
@@ -117,35 +117,35 @@ def freeze(clip: Tensor, layout: VideoLayout | str, frame: int | None = None) ->
         tensor([4., 4., 4., 4., 4.])
 
     Args:
-        clip: floats of five axes.
-        layout: the order of its axes.
-        frame: index of the frame, negative from the end. None takes the middle one, ``T // 2``.
+        clip: float tensor of five axes.
+        layout: order of the axes, such as ``"BTCHW"``.
+        frame: index of the frame; a negative index counts from the end. None means the middle frame, ``T // 2``.
 
     Returns:
         Like ``clip``.
 
     Raises:
-        ValueError: there is no such frame.
-        TypeError: ``frame`` is no integer.
+        ValueError: ``frame`` is out of range.
+        TypeError: ``frame`` is not an integer.
     """
     layout = _check(clip, layout)
     count = layout.size(clip)["T"]
     if not (frame is None or hasattr(type(frame), "__index__")):
-        raise TypeError(f"frame is the index of one, a whole number, got {frame!r} of type {type(frame).__name__}")
+        raise TypeError(f"frame must be an integer index, got {frame!r} of type {type(frame).__name__}")
     chosen = count // 2 if frame is None else operator.index(frame)
     if not -count <= chosen < count:
         raise ValueError(
-            f"frame is one of {-count} .. {count - 1}, got {frame} for a clip of shape {tuple(clip.shape)} in "
-            f"layout {layout.axes}; leave it out for the middle frame"
+            f"frame must be in {-count} .. {count - 1}, got {frame} for a clip of shape {tuple(clip.shape)} in layout "
+            f"{layout.axes}. Omit it to use the middle frame."
         )
     return _in_order(clip, layout, torch.full((count,), chosen))
 
 
 def shuffle(clip: Tensor, layout: VideoLayout | str, generator: torch.Generator | None = None) -> Tensor:
-    """The frames in a random order, another one per clip: movement and order go, what each frame shows stays.
+    """Return each clip's frames in a random order, drawn per clip. It removes motion and order, and keeps all frames.
 
-    Of all orders in which no two neighboring frames stay neighbors, forwards or backwards, each is equally likely.
-    Three frames must keep one pair, so they take any order but forwards and backwards; two change places.
+    The order is drawn uniformly from all orders in which no two neighboring frames stay neighbors, in either direction.
+    Three frames have no such order, so the result is any order except forward and reverse. Two frames are swapped.
 
     Example:
         >>> clip = torch.arange(8.0).reshape(1, 8, 1, 1, 1)  # eight frames of one pixel
@@ -154,38 +154,38 @@ def shuffle(clip: Tensor, layout: VideoLayout | str, generator: torch.Generator 
         (True, True)
 
     Args:
-        clip: floats of five axes.
-        layout: the order of its axes.
-        generator: draws the orders; None is one seeded with 0, for this call alone. Pass one and call again for
-            further draws.
+        clip: float tensor of five axes.
+        layout: order of the axes, such as ``"BTCHW"``.
+        generator: draws the orders. None means a new generator with seed 0 for each call. Pass a generator to get
+            different orders in repeated calls.
 
     Returns:
         Like ``clip``.
 
     Raises:
-        ValueError: the clip has one frame, which has no other order.
-        TypeError: ``generator`` is no torch.Generator.
+        ValueError: The clip has only one frame.
+        TypeError: ``generator`` is not a torch.Generator.
 
     Note:
-        Each of these orders is as likely as its reverse, so neither direction is favored. If frames were parted
-        from their successors alone, and not from their predecessors, backwards would be favored.
+        Each order is as likely as its reverse, so no direction of time is favored. If only the pairs in forward
+        direction were excluded, reversed pairs would be more likely.
     """
     layout = _check(clip, layout)
     generator = generator_or_seeded(generator)
     count = layout.size(clip)["T"]
     if count == 1:
         raise ValueError(
-            f"a clip of one frame has no other order, got shape {tuple(clip.shape)} in layout {layout.axes}; if "
-            f"the axes are named right, use a baseline of space, such as blur"
+            f"a clip must have at least two frames to be shuffled, got shape {tuple(clip.shape)} in layout "
+            f"{layout.axes}. Check the layout, or use a spatial baseline such as blur."
         )
-    return _in_order(clip, layout, torch.stack([_parted(count, generator) for _ in clip]))
+    return _in_order(clip, layout, torch.stack([_order_without_neighbors(count, generator) for _ in clip]))
 
 
 def reverse(clip: Tensor, layout: VideoLayout | str) -> Tensor:
-    """Time backwards: what each frame shows stays, and direction and order turn into their opposites.
+    """Return each clip reversed in time. It keeps all frames and inverts their order and the direction of motion.
 
-    It is a counter-example rather than an absence: backwards, a movement to the left is one to the right. The
-    difference to this baseline is then that between the two answers, not that to no answer.
+    The reversed clip is a counter-example and not the absence of evidence: a motion to the left becomes a motion to the
+    right. Attributions against this baseline explain the difference between two predictions.
 
     Example:
         >>> clip = torch.arange(4.0).reshape(1, 4, 1, 1, 1)  # four frames of one pixel
@@ -193,8 +193,8 @@ def reverse(clip: Tensor, layout: VideoLayout | str) -> Tensor:
         tensor([3., 2., 1., 0.])
 
     Args:
-        clip: floats of five axes.
-        layout: the order of its axes.
+        clip: float tensor of five axes.
+        layout: order of the axes, such as ``"BTCHW"``.
 
     Returns:
         Like ``clip``.
@@ -209,10 +209,10 @@ def noise(
     std: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Gaussian noise in place of the clip, with its colors: each clip's own mean and deviation in every channel.
+    """Return Gaussian noise with each clip's mean and standard deviation in every channel.
 
-    Every value is drawn by itself, so nothing of the clip is left but these. NoiseTunnel adds noise to a clip; this
-    replaces it, and several draws are the distribution that GradientShap asks for.
+    All values are independent, so only the mean and the deviation of the clip remain. NoiseTunnel adds noise to a clip,
+    and this function replaces the clip. Several draws give the distribution of baselines that GradientShap requires.
 
     Example:
         >>> clip = 5 + 2 * torch.rand(1, 3, 8, 32, 32)
@@ -225,23 +225,23 @@ def noise(
         torch.Size([4, 3, 8, 32, 32])
 
     Args:
-        clip: floats of five axes.
-        layout: the order of its axes.
-        std: standard deviation in the clip's own units, for all channels. None takes each channel's own, which is 0
-            where a channel has one value throughout.
-        generator: draws the noise; None is one seeded with 0, for this call alone.
+        clip: float tensor of five axes.
+        layout: order of the axes, such as ``"BTCHW"``.
+        std: standard deviation in the clip's units, for all channels. None means the deviation of each channel, which
+            is 0 for a constant channel.
+        generator: draws the noise. None means a new generator with seed 0 for each call.
 
     Returns:
-        Like ``clip``, the same numbers in every layout and, but for rounding, every dtype.
+        Like ``clip``. The values are the same in every layout and, except for rounding, in every dtype.
 
     Raises:
         ValueError: ``std`` is not positive and finite.
-        TypeError: ``generator`` is no torch.Generator.
+        TypeError: ``generator`` is not a torch.Generator.
     """
     layout = _check(clip, layout)
     generator = generator_or_seeded(generator)
     if std is not None and not (is_number(std) and 0 < std < math.inf):
-        raise ValueError(f"std is positive and finite, got {std!r}; leave it out for the clip's own deviation")
+        raise ValueError(f"std must be positive and finite, got {std!r}. Omit it to use the deviation of each channel.")
     frames = _wide(clip, layout)
     over = (1, 3, 4)  # time, height and width
     deviation = frames.std(over, correction=0, keepdim=True) if std is None else std
@@ -258,25 +258,25 @@ def _check(clip: Tensor, layout: VideoLayout | str) -> VideoLayout:
 
 
 def _wide(clip: Tensor, layout: VideoLayout) -> Tensor:
-    """``(B, T, C, H, W)`` in float32 at least."""
+    """Return the clip as ``(B, T, C, H, W)`` in float32 or wider."""
     return layout.to_working(clip.detach().to(torch.promote_types(clip.dtype, torch.float32)))
 
 
 def _like(clip: Tensor, layout: VideoLayout, frames: Tensor) -> Tensor:
-    """``(B, T, C, H, W)`` in the clip's layout and dtype."""
+    """Return frames ``(B, T, C, H, W)`` in the clip's layout and dtype."""
     return layout.from_working(frames).to(clip.dtype).contiguous()
 
 
 def _in_order(clip: Tensor, layout: VideoLayout, order: Tensor) -> Tensor:
-    """The clip's frames in an order ``(T,)``, or in one per clip ``(B, T)``."""
+    """Return the clip with its frames in an order ``(T,)``, or in one order per clip ``(B, T)``."""
     frames = layout.to_working(clip.detach())
     rows = torch.arange(len(frames))[:, None]  # (B, 1)
     return _like(clip, layout, frames[rows, order])
 
 
-def _parted(count: int, generator: torch.Generator) -> Tensor:
-    """A random order ``(count,)`` that parts neighbors, by drawing until one does: 7 draws on average."""
-    together = 1 if count < 4 else 0  # pairs that must stay
+def _order_without_neighbors(count: int, generator: torch.Generator) -> Tensor:
+    """Return a random order ``(count,)`` that separates neighbors, by rejection sampling: 7 draws on average."""
+    together = 1 if count < 4 else 0  # pairs that have to stay neighbors
     while True:
         order = torch.randperm(count, generator=generator, device=generator.device).cpu()
         if int((order.diff().abs() == 1).sum()) <= together and not torch.equal(order, torch.arange(count)):

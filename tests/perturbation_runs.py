@@ -1,4 +1,4 @@
-"""Runs of --method perturbation, and what their files must say."""
+"""Run the command line with --method perturbation, and check the files that it writes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(path: Path, out: Path, *options: str, model: str = CNN) -> int:
 
 
 def by_hand(path: Path, model: str, preset: str = "nested", target: int | None = None, **options):
-    """The library's own call, and the target."""
+    """The result of the Python API for the same video, and the target."""
     clf = VideoClassifier.from_pretrained(model)
     clip = clf.preprocess(io.read_video(path, 16).frames)
     target = int(clf(clip).argmax()) if target is None else target
@@ -36,7 +36,7 @@ def by_hand(path: Path, model: str, preset: str = "nested", target: int | None =
 
 
 def check_same(folder: Path, parts, areas: list[float]) -> dict:
-    """All numbers of all files are those of one clip's parts."""
+    """Check that all numbers in all files equal those of the result of one clip."""
     tensors, described, result = read(folder)
     for name, part in (("attributions", "joint"), ("temporal", "temporal"), ("spatial", "spatial"), ("masks", "masks")):
         torch.testing.assert_close(tensors[name], getattr(parts, part)[0])

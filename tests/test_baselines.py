@@ -1,4 +1,4 @@
-"""Baselines: equal to slow loops over frames, each clip's own, and with what they promise gone."""
+"""Baselines equal slow loops over frames, are independent per clip, and remove the documented content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ every_baseline = pytest.mark.parametrize("name", NAMES)
 
 
 def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A clip (B, T, C, H, W) whose channels differ in mean and deviation, and no two axes in length."""
+    """A clip (B, T, C, H, W) with different means and deviations per channel, and axes of different length."""
     shape = shape or (4, 6, 2, 7, 5)
     generator = torch.Generator().manual_seed(seed)
     scale = torch.rand(shape[0], 1, shape[2], 1, 1, generator=generator) + 0.5
@@ -25,7 +25,7 @@ def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.T
 
 
 def numbered(clips: int, frames: int) -> torch.Tensor:
-    """Clips of one pixel that holds the number of its frame."""
+    """Clips of one pixel, whose value is the index of its frame."""
     return torch.arange(float(frames)).reshape(1, frames, 1, 1, 1).repeat(clips, 1, 1, 1, 1)
 
 
@@ -37,14 +37,14 @@ def parted(order: tuple[int, ...]) -> bool:
     return all(abs(a - b) != 1 for a, b in itertools.pairwise(order))
 
 
-# --- what each is, by hand -----------------------------------------------------------------------------------------
+# --- each baseline --------------------------------------------------------------------------------------------------
 
 
 def test_zero_is_zero():
     assert baselines.zero(drawn(0), "BTCHW").tolist() == torch.zeros(4, 6, 2, 7, 5).tolist()
 
 
-def test_mean_frame_is_the_sum_of_frames_over_their_number():
+def test_mean_frame_equals_the_mean_over_time():
     clip = drawn(1)
     total = sum(clip[:, t].numpy().astype(np.float64) for t in range(6))
     found = baselines.mean_frame(clip, "BTCHW")
@@ -53,7 +53,7 @@ def test_mean_frame_is_the_sum_of_frames_over_their_number():
 
 
 def smeared(values: np.ndarray, axis: int, sigma: float) -> np.ndarray:
-    """One axis of a Gaussian blur from its definition: a weight for every pair of places within three deviations."""
+    """A Gaussian blur of one axis by its definition: a weight for each pair of positions within three deviations."""
     size, reach = values.shape[axis], max(1, int(3 * sigma + 0.5))
     weight = np.zeros((size, size))
     for here, there in itertools.product(range(size), repeat=2):
@@ -73,7 +73,7 @@ def smeared(values: np.ndarray, axis: int, sigma: float) -> np.ndarray:
         ({}, 0.5, 0),  # a tenth of the shorter side of 7 x 5 pixels
     ],
 )
-def test_blur_is_a_weighted_sum_over_neighbors(options, space, time):
+def test_blur_equals_a_weighted_sum_over_neighbors(options, space, time):
     clip = drawn(2)
     expected = clip.numpy().astype(np.float64)
     for axis, sigma in ((1, time), (3, space), (4, space)):
@@ -82,25 +82,25 @@ def test_blur_is_a_weighted_sum_over_neighbors(options, space, time):
     np.testing.assert_allclose(baselines.blur(clip, "BTCHW", **options).numpy(), expected, rtol=2e-6)
 
 
-def test_blur_wipes_out_stripes_and_keeps_levels_and_motion():
-    stripes = torch.tensor([-1.0, 1.0]).repeat_interleave(3).repeat(8)  # six pixels a period, 48 in all
+def test_blur_removes_stripes_and_keeps_brightness_over_time():
+    stripes = torch.tensor([-1.0, 1.0]).repeat_interleave(3).repeat(8)  # period of six pixels, 48 pixels in total
     clip = stripes.expand(1, 4, 3, 48, 48) + 7 * torch.arange(4.0)[:, None, None, None]
-    found = baselines.blur(clip, "BTCHW")[..., 15:-15]  # away from borders, which cut periods short
+    found = baselines.blur(clip, "BTCHW")[..., 15:-15]  # without borders, where periods are incomplete
     expected = 7 * torch.arange(4.0)[:, None, None, None].expand_as(found)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)  # of stripes one high
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)  # the stripes have amplitude 1
 
 
 @pytest.mark.parametrize(
     ("frames", "frame", "shown"), [(6, None, 3), (5, None, 2), (6, 0, 0), (6, -1, 5), (1, None, 0)]
 )
-def test_freeze_shows_one_frame(frames, frame, shown):
+def test_freeze_repeats_one_frame(frames, frame, shown):
     clip = drawn(3, 2, frames, 2, 4, 5)
     found = baselines.freeze(clip, "BTCHW", frame=frame)
     for t in range(frames):
         assert torch.equal(found[:, t], clip[:, shown])
 
 
-def test_reverse_runs_backwards():
+def test_reverse_inverts_the_order_of_frames():
     clip = drawn(4)
     found = baselines.reverse(clip, "BTCHW")
     for t in range(6):
@@ -108,7 +108,7 @@ def test_reverse_runs_backwards():
     assert torch.equal(baselines.reverse(found, "BTCHW"), clip)
 
 
-def test_shuffle_moves_whole_frames():
+def test_shuffle_permutes_whole_frames():
     clip = drawn(5)
     found = baselines.shuffle(clip, "BTCHW")
     order = baselines.shuffle(numbered(4, 6), "BTCHW").flatten(1).long()  # the same draws
@@ -116,7 +116,7 @@ def test_shuffle_moves_whole_frames():
         assert sorted(own) == [0, 1, 2, 3, 4, 5] and parted(tuple(own))
         for t, source in enumerate(own):
             assert torch.equal(found[i, t], clip[i, source])
-    assert len({tuple(own) for own in order.tolist()}) > 1  # clips have orders of their own
+    assert len({tuple(own) for own in order.tolist()}) > 1  # the order differs between clips
 
 
 @pytest.mark.parametrize(
@@ -128,18 +128,18 @@ def test_shuffle_moves_whole_frames():
         (5, [order for order in itertools.permutations(range(5)) if parted(order)]),
     ],
 )
-def test_every_order_that_parts_neighbors_is_equally_likely(frames, allowed):
+def test_shuffle_draws_orders_without_neighbors_uniformly(frames, allowed):
     clips = 1400
     counts = Counter(orders(clips, frames))
     assert set(counts) == set(allowed)
     mean = clips / len(allowed)
     assert all(abs(count - mean) <= 4 * math.sqrt(mean) for count in counts.values())
-    if frames > 2:  # as often backwards as forwards, so no direction is favored
+    if frames > 2:  # each order is as likely as its reverse
         assert {order[::-1] for order in allowed} == set(allowed)
 
 
 @pytest.mark.parametrize("frames", [8, 16, 61])
-def test_in_long_clips_too_no_neighbors_stay_together(frames):
+def test_shuffle_separates_neighbors_in_long_clips(frames):
     found = orders(30, frames)
     assert all(sorted(order) == list(range(frames)) and parted(order) for order in found)
     assert len(set(found)) == 30
@@ -153,7 +153,7 @@ def test_noise_has_each_channels_mean_and_deviation():
         assert values.mean() == pytest.approx(own.mean(), abs=4 * own.std() / math.sqrt(own.size))
         assert values.std() == pytest.approx(own.std(), rel=4 / math.sqrt(2 * own.size))
         standard = (values - own.mean()) / own.std()
-        assert np.mean(abs(standard) < 1) == pytest.approx(0.6827, abs=0.02)  # a normal distribution's share
+        assert np.mean(abs(standard) < 1) == pytest.approx(0.6827, abs=0.02)  # fraction of a normal distribution
         assert np.mean(abs(standard) < 2) == pytest.approx(0.9545, abs=0.01)
         for other in (
             own,
@@ -162,13 +162,11 @@ def test_noise_has_each_channels_mean_and_deviation():
             np.roll(standard, 1, 2),
             found[i, :, c - 1],
         ):
-            assert abs(np.corrcoef(standard.ravel(), other.ravel())[0, 1]) < 4 / math.sqrt(
-                own.size
-            )  # nothing in common
-    assert abs(np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1]) < 0.5  # of what they share, only the means
+            assert abs(np.corrcoef(standard.ravel(), other.ravel())[0, 1]) < 4 / math.sqrt(own.size)  # uncorrelated
+    assert abs(np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1]) < 0.5  # they share only the means
 
 
-def test_noise_of_a_given_deviation_scales_the_same_draws():
+def test_noise_std_scales_the_same_draws():
     clip = drawn(7)
     own, given = baselines.noise(clip, "BTCHW"), baselines.noise(clip, "BTCHW", std=0.25)
     mean = clip.mean((1, 3, 4), keepdim=True)
@@ -179,12 +177,12 @@ def test_noise_of_a_given_deviation_scales_the_same_draws():
     assert baselines.noise(flat, "BTCHW", std=1.0).std() > 0.5
 
 
-# --- what all have in common ---------------------------------------------------------------------------------------
+# --- all baselines --------------------------------------------------------------------------------------------------
 
 
 @every_baseline
 @pytest.mark.parametrize("axes", ["BCTHW", "BWTCH"])
-def test_layouts_are_twins(name, axes):
+def test_baseline_does_not_depend_on_the_layout(name, axes):
     make, clip, other = getattr(baselines, name), drawn(8), VideoLayout(axes)
     turned = other.from_working(clip).contiguous()
     expected = other.from_working(make(clip, "BTCHW"))
@@ -193,13 +191,15 @@ def test_layouts_are_twins(name, axes):
 
 
 @every_baseline
-def test_each_clip_of_a_batch_is_on_its_own(name):
+def test_baseline_of_a_clip_does_not_depend_on_other_clips(name):
     make, clip = getattr(baselines, name), drawn(9)
     whole = make(clip, "BTCHW")
     changed = clip.clone()
     changed[1] = drawn(10)[1] * 50
     torch.testing.assert_close(make(changed, "BTCHW")[[0, 2, 3]], whole[[0, 2, 3]], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(make(clip[:2], "BTCHW"), whole[:2], rtol=1e-6, atol=1e-6)  # nor on those that follow
+    torch.testing.assert_close(
+        make(clip[:2], "BTCHW"), whole[:2], rtol=1e-6, atol=1e-6
+    )  # does not depend on later clips
     if name != "zero":
         assert not torch.allclose(make(changed, "BTCHW")[1], whole[1])
 
@@ -214,7 +214,7 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     torch.testing.assert_close(found, make(wide, "BTCHW").to(dtype), rtol=0, atol=0)
 
 
-def test_float64_is_not_rounded_on_its_way():
+def test_float64_is_not_rounded():
     clip = drawn(12).double() + 1e-9 * drawn(13).double()
     np.testing.assert_allclose(baselines.mean_frame(clip, "BTCHW")[:, 2].numpy(), clip.numpy().mean(1), rtol=1e-14)
     np.testing.assert_allclose(
@@ -223,7 +223,7 @@ def test_float64_is_not_rounded_on_its_way():
 
 
 @every_baseline
-def test_memory_order_does_not_matter_and_nothing_is_shared(name):
+def test_memory_format_does_not_matter_and_no_memory_is_shared(name):
     make, base = getattr(baselines, name), drawn(14)
     strided = base.new_zeros(4, 6, 2, 7, 10)[..., ::2].copy_(base)
     fresh = base.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
@@ -232,12 +232,12 @@ def test_memory_order_does_not_matter_and_nothing_is_shared(name):
         found = make(clip, "BTCHW")
         torch.testing.assert_close(found, make(before, "BTCHW"), rtol=1e-6, atol=1e-6)
         assert found.is_contiguous() and found.device == clip.device
-        found.add_(1000)  # fails on an expanded view, and shows through where memory is shared
+        found.add_(1000)  # fails on an expanded view, and changes the clip if memory is shared
         assert torch.equal(clip, before)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "shuffle"])
-def test_a_single_frame_and_a_single_pixel(name):
+def test_single_frame_and_single_pixel_clips(name):
     make = getattr(baselines, name)
     for shape in ((1, 1, 3, 4, 5), (2, 5, 1, 1, 1)):
         clip = drawn(15, *shape)
@@ -251,7 +251,7 @@ def test_a_single_frame_and_a_single_pixel(name):
 
 
 @every_baseline
-def test_no_gradient_leads_back(name):
+def test_baselines_are_detached(name):
     clip = drawn(17).requires_grad_()
     found = getattr(baselines, name)(clip, "BTCHW")
     assert not found.requires_grad and clip.requires_grad and clip.grad is None
@@ -260,7 +260,7 @@ def test_no_gradient_leads_back(name):
 
 
 @pytest.mark.parametrize("name", ["shuffle", "noise"])
-def test_draws_are_repeatable_and_leave_the_global_generator_alone(name):
+def test_draws_are_reproducible_and_do_not_change_the_global_generator(name):
     make, clip = getattr(baselines, name), drawn(18)
     state = torch.get_rng_state()
     first = make(clip, "BTCHW")
@@ -274,25 +274,25 @@ def test_draws_are_repeatable_and_leave_the_global_generator_alone(name):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 @every_baseline
 @pytest.mark.parametrize(
     ("clip", "layout", "error", "message"),
     [
-        (torch.zeros(6, 2, 7, 5), "BTCHW", ValueError, "clip must be a non-empty clip .* add a batch axis"),
+        (torch.zeros(6, 2, 7, 5), "BTCHW", ValueError, r"clip must be .*\(6, 2, 7, 5\)"),
         (torch.zeros(2, 0, 2, 7, 5), "BTCHW", ValueError, "non-empty"),
         (torch.zeros(2, 3, 16, 7, 5), "BTCHW", ValueError, "pass layout='BCTHW'"),
-        (torch.zeros(2, 6, 2, 7, 5), "BTCHWX", ValueError, "'BTCHWX' came"),
-        (torch.zeros(2, 6, 2, 7, 5), 5, TypeError, "a layout is a word"),
-        (torch.zeros(2, 6, 2, 7, 5).long(), "BTCHW", TypeError, "int64 came"),
-        (np.zeros((2, 6, 2, 7, 5)), "BTCHW", TypeError, "ndarray came"),
+        (torch.zeros(2, 6, 2, 7, 5), "BTCHWX", ValueError, "got 'BTCHWX'"),
+        (torch.zeros(2, 6, 2, 7, 5), 5, TypeError, "a layout .*got 5 of type int"),
+        (torch.zeros(2, 6, 2, 7, 5).long(), "BTCHW", TypeError, "got torch.int64"),
+        (np.zeros((2, 6, 2, 7, 5)), "BTCHW", TypeError, "got ndarray"),
         (torch.full((1, 2, 2, 2, 2), math.nan), "BTCHW", ValueError, "16 of the 16 values of clip"),
         (torch.full((1, 2, 2, 2, 2), math.inf), "BTCHW", ValueError, "nan or infinite"),
     ],
 )
-def test_clips_that_are_none_are_named(name, clip, layout, error, message):
+def test_invalid_clip_raises_error(name, clip, layout, error, message):
     with pytest.raises(error, match=message):
         getattr(baselines, name)(clip, layout)
 
@@ -301,7 +301,7 @@ def test_clips_that_are_none_are_named(name, clip, layout, error, message):
     ("name", "options", "error", "message"),
     [
         ("freeze", {"frame": 6}, ValueError, r"-6 \.\. 5, got 6 for a clip of shape \(4, 6, 2, 7, 5\)"),
-        ("freeze", {"frame": -7}, ValueError, "-7 came"),
+        ("freeze", {"frame": -7}, ValueError, "got -7"),
         ("freeze", {"frame": 1.0}, TypeError, "float"),
         ("blur", {"space": -1.0, "time": 2.0}, ValueError, "space = -1.0 pixels"),
         ("blur", {"space": 2.0, "time": -0.5}, ValueError, "time = -0.5 frames"),
@@ -309,25 +309,25 @@ def test_clips_that_are_none_are_named(name, clip, layout, error, message):
         ("blur", {"time": math.inf}, ValueError, "finite"),
         ("blur", {"space": 0, "time": 0}, ValueError, "not both 0"),
         ("noise", {"std": 0}, ValueError, "positive and finite, got 0"),
-        ("noise", {"std": -0.1}, ValueError, "-0.1 came"),
-        ("noise", {"std": math.inf}, ValueError, "inf came"),
-        ("noise", {"std": math.nan}, ValueError, "nan came"),
-        ("noise", {"generator": 3}, TypeError, "generator is a torch.Generator, got 3"),
-        ("shuffle", {"generator": 3}, TypeError, "generator is a torch.Generator, got 3"),
+        ("noise", {"std": -0.1}, ValueError, "got -0.1"),
+        ("noise", {"std": math.inf}, ValueError, "got inf"),
+        ("noise", {"std": math.nan}, ValueError, "got nan"),
+        ("noise", {"generator": 3}, TypeError, "generator .*torch.Generator, got 3"),
+        ("shuffle", {"generator": 3}, TypeError, "generator .*torch.Generator, got 3"),
         *((name, {"frames": 3}, TypeError, "unexpected keyword argument 'frames'") for name in NAMES),
     ],
 )
-def test_wrong_options_are_named(name, options, error, message):
+def test_invalid_option_raises_error(name, options, error, message):
     with pytest.raises(error, match=message):
         getattr(baselines, name)(drawn(19), "BTCHW", **options)
 
 
-def test_one_frame_cannot_be_shuffled():
-    with pytest.raises(ValueError, match=r"one frame has no other order, got shape \(2, 1, 3, 4, 5\)"):
+def test_shuffle_of_one_frame_raises_value_error():
+    with pytest.raises(ValueError, match=r"at least two frames to be shuffled, got shape \(2, 1, 3, 4, 5\)"):
         baselines.shuffle(torch.zeros(2, 1, 3, 4, 5), "BTCHW")
 
 
-def test_three_frames_of_many_channels_are_a_clip_where_its_layout_says_so():
+def test_layout_with_channels_allows_three_frames_of_many_channels():
     clip = drawn(20, 1, 3, 8, 4, 5)
     found = baselines.reverse(clip, VideoLayout("BTCHW", channels=8))
     assert torch.equal(found, clip[:, [2, 1, 0]])

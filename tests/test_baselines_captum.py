@@ -1,4 +1,4 @@
-"""Captum's methods and ours take every baseline, and what it takes from trained models is what it says."""
+"""Captum's and our methods accept every baseline, and baselines remove the documented evidence from trained models."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def cnn(activation: nn.Module) -> nn.Module:
 
 
 def compared(name: str, model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """A clip, its baseline, and what the model gives class 1 for the one more than for the other, (B,)."""
+    """A clip, its baseline, and the difference (B,) of the model's outputs for class 1."""
     clip = torch.randn(SHAPE, dtype=torch.float64) + 0.3
     baseline = getattr(baselines, name)(clip, "BCTHW")
     with torch.no_grad():
         difference = (model(clip) - model(baseline))[:, 1]
-    assert difference.abs().min() > 1e-3  # else nothing is shown below
+    assert difference.abs().min() > 1e-3  # otherwise the tests below would be trivial
     return clip, baseline, difference
 
 
@@ -73,7 +73,7 @@ def test_ablating_everything_leaves_the_baseline(name):
 
 
 @every_baseline
-def test_ablating_one_frame_puts_in_the_baselines(name):
+def test_ablating_one_frame_inserts_the_frame_of_the_baseline(name):
     clip, baseline, _ = compared(name, model := cnn(nn.ReLU()))
     found = FeatureAblation(model).attribute(clip, baselines=baseline, target=1, feature_mask=FRAMES)
     for t in range(4):
@@ -85,15 +85,15 @@ def test_ablating_one_frame_puts_in_the_baselines(name):
 
 
 @every_baseline
-def test_shapley_values_share_out_the_difference(name):
+def test_shapley_values_sum_to_the_difference(name):
     clip, baseline, difference = compared(name, model := cnn(nn.ReLU()))
     shares = ShapleyValueSampling(model).attribute(clip, baselines=baseline, target=1, feature_mask=FRAMES, n_samples=2)
     close(shares[:, 0, :, 0, 0].sum(1), difference)
 
 
 @every_baseline
-def test_lime_and_kernel_shap_lie_between_clip_and_baseline(name):
-    """Exact for models that are linear: each frame's coefficient is what the frame is worth."""
+def test_lime_and_kernel_shap_sum_to_the_difference_for_linear_models(name):
+    """Exact for linear models: each frame's coefficient is its contribution."""
     pytest.importorskip("sklearn")
     from captum._utils.models.linear_model import SkLearnLinearRegression
 
@@ -107,7 +107,7 @@ def test_lime_and_kernel_shap_lie_between_clip_and_baseline(name):
 
 @every_baseline
 def test_gradient_shap_takes_several_baselines(name):
-    """Exact for models that are linear: the mean over the baselines drawn, each of them of this clip."""
+    """Exact for linear models: the mean over the drawn baselines of this clip."""
     model = cnn(nn.Identity())
     clip, _, _ = compared(name, model)
     clip, generator = clip[:1], torch.Generator().manual_seed(1)
@@ -120,10 +120,10 @@ def test_gradient_shap_takes_several_baselines(name):
     assert (len({round(float(value), 9) for value in each}) > 1) == bool(random)
 
 
-# --- trained models, on clips whose evidence is planted ------------------------------------------------------------
+# --- trained models, on clips with planted evidence ------------------------------------------------------------------
 
 COUNT = 60
-CHANCE = 3 * (0.25 / COUNT) ** 0.5  # three standard errors of a coin's accuracy
+CHANCE = 3 * (0.25 / COUNT) ** 0.5  # three standard errors of the accuracy of random guesses
 families = pytest.mark.parametrize(
     "family",
     ["videomae", "resnet3d", *(pytest.param(f, marks=pytest.mark.slow) for f in ("timesformer", "vivit", "vjepa2"))],
@@ -131,7 +131,7 @@ families = pytest.mark.parametrize(
 
 
 def accuracies(family: str, task: str, *names: str) -> dict[str, float]:
-    """Share of right answers for the clips themselves, and for what the named baselines make of them."""
+    """Accuracy for the clips and for the named baselines of them."""
     clf = VideoClassifier.from_pretrained(f"tiny-{family}-{task}")
     clips, labels, truth = PlantedClips(seed=31_000, n=COUNT, task=task)[:]
     clips = clf.layout.from_working(clips)
@@ -145,29 +145,29 @@ def accuracies(family: str, task: str, *names: str) -> dict[str, float]:
 
 
 @families
-def test_motion_is_gone_without_movement_and_its_opposite_in_reverse(family):
+def test_motion_models_are_at_chance_without_motion_and_wrong_in_reverse(family):
     found = accuracies(family, "motion", "freeze", "shuffle", "mean_frame", "reverse")
     assert found["clean"] >= 0.85
     for name in ("freeze", "freeze seen", "shuffle", "mean_frame"):
         assert abs(found[name] - 0.5) <= CHANCE, name
-    assert found["reverse"] <= 0.15  # a movement to the left is now one to the right
+    assert found["reverse"] <= 0.15  # a motion to the left becomes a motion to the right
 
 
 @families
-def test_patterns_outlive_the_loss_of_motion_but_not_of_detail(family):
+def test_pattern_models_work_without_motion_but_not_without_detail(family):
     found = accuracies(family, "pattern", "shuffle", "reverse", "blur")
     assert found["clean"] >= 0.85
-    # Reversed time leaves every pair of neighboring frames alike; shuffled time mixes different phases of the objects.
+    # Reversed time keeps all pairs of neighboring frames. Shuffled time mixes different phases of the objects.
     assert found["reverse"] >= found["clean"] - 0.06
     assert found["shuffle"] >= 0.7
-    assert found["freeze seen"] >= 0.7  # a clip that stands still is unlike any that the models were trained on
+    assert found["freeze seen"] >= 0.7  # static clips are out of the training distribution
     assert found["blur"] <= 1 / 3 + CHANCE
 
 
 @families
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["pattern", "motion", "order"])
-def test_nothing_is_left_in_zero_and_in_noise(family, task):
+def test_models_are_at_chance_for_zero_and_noise(family, task):
     found = accuracies(family, task, "zero", "noise")
     for name in ("zero", "noise"):
         assert abs(found[name] - (0.25 if task == "pattern" else 0.5)) <= CHANCE, (task, name)

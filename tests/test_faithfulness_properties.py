@@ -207,7 +207,7 @@ def test_a_model_that_writes_into_its_input_changes_nothing(metric):
         ({"feature_mask": torch.ones(1, 4, 1, 4, 6).long()}, ValueError, "1 ids from 1 to 1"),
         ({"feature_mask": torch.arange(2).view(1, 1, 2, 1, 1)}, ValueError, "(1, 1, 2, 1, 1)"),
         ({"baselines": math.inf}, ValueError, "infinity"),
-        ({"baselines": torch.zeros(3, 4)}, ValueError, "(3, 4) came"),
+        ({"baselines": torch.zeros(3, 4)}, ValueError, "got shape (3, 4)"),
         ({"baselines": "zero"}, TypeError, "str"),
         ({"perturbations_per_eval": 0}, ValueError, "0 came"),
         ({"perturbations_per_eval": 2.0}, TypeError, "2.0"),

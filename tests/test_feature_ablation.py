@@ -90,15 +90,15 @@ def test_inputs_of_any_shape_where_no_layout_is_given():
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        (torch.zeros(1, 1, 4, 5, 5).long(), ValueError, r"\(2, 3, 4, 5, 6\), got its shape is \(1, 1, 4, 5, 5\)"),
+        (torch.zeros(1, 1, 4, 5, 5).long(), ValueError, r"\(2, 3, 4, 5, 6\), got shape \(1, 1, 4, 5, 5\)"),
         (torch.zeros(3, 1, 1, 1, 1).long(), ValueError, "broadcastable"),
         (torch.zeros(1, 1, 1, 4, 5, 6).long(), ValueError, "broadcastable"),
         (torch.tensor([0, 2, 3, 4]).view(1, 1, 4, 1, 1), ValueError, "without gaps, got 4 ids from 0 to 4"),
         (random_ids(1, 1, 4, 5, 6, n=3) * 2, ValueError, "3 ids from 0 to 4"),
         (torch.tensor([1, 2, 3, 4]).view(1, 1, 4, 1, 1), ValueError, "4 ids from 1 to 4"),
         (torch.tensor([-1, 0, 1, 2]).view(1, 1, 4, 1, 1), ValueError, "4 ids from -1 to 2"),
-        (torch.zeros(1, 1, 4, 5, 6), TypeError, "torch.float32 came"),
-        ("frames", TypeError, "str came"),
+        (torch.zeros(1, 1, 4, 5, 6), TypeError, "got torch.float32"),
+        ("frames", TypeError, "got str"),
         ((torch.zeros(1).long(), torch.zeros(1).long()), ValueError, "one per input, 1, got 2"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Feature masks: regular ones against loops over voxels; what all six owe to any clip, layout and dtype."""
+"""Feature masks: regular masks equal loops over voxels; all masks work for any clip, layout and dtype."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = {"B": 2, "T": 5, "C": 3, "H": 12, "W": 14}
 
 
 def clip_of(layout: str = "BTCHW", seed: int = 0, **sizes: int) -> Tensor:
-    """Smooth random colors, so that there is something to segment."""
+    """Smooth random colors, which have regions to segment."""
     sizes = SHAPE | sizes
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(sizes["B"] * sizes["T"], sizes["C"], 4, 4, generator=generator)
@@ -36,13 +36,13 @@ PER_CLIP = ("supervoxels", "flow_tubes")
 each_mask = pytest.mark.parametrize("name", MASKS)
 
 
-def test_frames_are_the_time_axis():
+def test_frames_ids_are_frame_indices():
     assert feature_masks.frames(clip_of(), "BTCHW").tolist() == torch.arange(5).view(1, 5, 1, 1, 1).tolist()
     assert feature_masks.frames(clip_of("BCTHW"), "BCTHW").tolist() == torch.arange(5).view(1, 1, 5, 1, 1).tolist()
 
 
 @pytest.mark.parametrize("count", range(1, 13))
-def test_segments_are_even_runs(count):
+def test_segments_have_almost_equal_lengths(count):
     clip = clip_of(B=1, T=count, C=1, H=2, W=2)
     for n in range(1, count + 1):
         ids = feature_masks.segments(clip, "BTCHW", n).flatten().tolist()
@@ -61,7 +61,7 @@ def test_grid_counts_cells_along_time_then_height_then_width(cell):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_tubelet_is_the_block_behind_a_token(name):
+def test_tubelets_are_the_pixel_blocks_of_tokens(name):
     clf = tiny(name)
     mask = feature_masks.tubelets(clip_for(clf), clf)[0, :, 0]
     assert clf.grid is not None
@@ -72,11 +72,11 @@ def test_a_tubelet_is_the_block_behind_a_token(name):
         values = torch.zeros(1, clf.grid.num_patches)
         token = (j * clf.grid.w + k) * clf.grid.t + i if clf.grid.order == "hwt" else int(mask[at])
         values[0, token] = 1
-        assert clf.grid.to_grid(values).flatten()[mask[at]] == 1  # the id counts the grid that attention is read on
+        assert clf.grid.to_grid(values).flatten()[mask[at]] == 1  # ids follow the order of the token grid
 
 
-def test_a_tubelet_is_what_its_token_reads():
-    """A token's embedding changes where its own tubelet does, and nowhere else."""
+def test_tubelets_are_the_pixels_that_change_the_embedding_of_a_token():
+    """A change of a tubelet changes the embedding of its token only."""
     clf = tiny("videomae")
     clip = clip_for(clf, batch=1)
     mask = feature_masks.tubelets(clip, clf)
@@ -89,8 +89,10 @@ def test_a_tubelet_is_what_its_token_reads():
 
 
 @pytest.mark.parametrize("layout", ["BTCHW", "BCTHW"])
-def test_pixels_behind_no_token_are_the_last_feature(layout):
-    clf = VideoClassifier(tiny("videomae").module, layout, image_size=(27, 16), num_frames=9)  # 8 x 24 x 16 are read
+def test_pixels_without_a_token_are_the_last_feature(layout):
+    clf = VideoClassifier(
+        tiny("videomae").module, layout, image_size=(27, 16), num_frames=9
+    )  # the model reads 8 x 24 x 16
     mask = VideoLayout(layout).to_working(feature_masks.tubelets(clip_of(layout, T=9, H=27, W=16), clf))[0, :, 0]
     rest = torch.ones(9, 27, 16, dtype=torch.bool)
     rest[:8, :24] = False
@@ -100,7 +102,7 @@ def test_pixels_behind_no_token_are_the_last_feature(layout):
 
 
 @each_mask
-def test_a_mask_fits_its_clip(name):
+def test_mask_is_broadcastable_to_its_clip(name):
     clip = clip_of()
     kept = clip.clone()
     mask = MASKS[name](clip, "BTCHW")
@@ -113,14 +115,14 @@ def test_a_mask_fits_its_clip(name):
 
 @each_mask
 @pytest.mark.parametrize("layout", ["BCTHW", "BCHWT", "BWHCT"])
-def test_layouts_are_twins(name, layout):
+def test_mask_does_not_depend_on_the_layout(name, layout):
     expected = MASKS[name](clip_of(), "BTCHW")
     found = MASKS[name](clip_of(layout), layout)
     assert VideoLayout(layout).to_working(found).equal(expected) and found.is_contiguous()
 
 
 @each_mask
-def test_each_clip_is_cut_alone(name):
+def test_mask_of_a_clip_does_not_depend_on_other_clips(name):
     clips = clip_of(seed=1)
     whole = MASKS[name](clips, "BTCHW")
     for i in range(2):
@@ -131,7 +133,7 @@ def test_each_clip_is_cut_alone(name):
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_any_number_of_channels(name, channels):
     clip = torch.zeros(1, 5, channels, 12, 14)
-    clip[:, :, -1, :, 6:] = 1.0  # an edge that one channel alone shows
+    clip[:, :, -1, :, 6:] = 1.0  # an edge in one channel only
     mask = MASKS[name](clip, "BTCHW")
     if name in PER_CLIP:
         assert not set(mask[..., :6].unique().tolist()) & set(mask[..., 6:].unique().tolist())
@@ -140,7 +142,7 @@ def test_any_number_of_channels(name, channels):
 
 
 @each_mask
-def test_randomness_gradients_and_dtype_are_left_alone(name):
+def test_mask_does_not_use_global_randomness_and_ignores_gradients_and_dtype(name):
     clip = clip_of()
     before = torch.get_rng_state()
     first = MASKS[name](clip, "BTCHW")
@@ -165,7 +167,7 @@ def test_randomness_gradients_and_dtype_are_left_alone(name):
         ([1.0], "BTCHW", TypeError, "list"),
     ],
 )
-def test_a_wrong_clip_is_refused(name, clip, layout, error, message):
+def test_invalid_clip_raises_error(name, clip, layout, error, message):
     with pytest.raises(error) as caught:
         MASKS[name](clip, layout)
     assert message in str(caught.value)
@@ -182,8 +184,8 @@ def test_a_wrong_clip_is_refused(name, clip, layout, error, message):
         (lambda clip: feature_masks.grid(clip, "BTCHW", (6, 1, 1)), ValueError, "side t of cell = (6, 1, 1)"),
         (lambda clip: feature_masks.grid(clip, "BTCHW", (1, 1, 15)), ValueError, "1 to 14 frames or pixels"),
         (lambda clip: feature_masks.grid(clip, "BTCHW", (1, 1.5, 1)), TypeError, "1.5 of type float"),
-        (lambda clip: feature_masks.grid(clip, "BTCHW", (4, 4)), ValueError, "cell is (t, h, w)"),
-        (lambda clip: feature_masks.grid(clip, "BTCHW", 4), ValueError, "but 4 came"),
+        (lambda clip: feature_masks.grid(clip, "BTCHW", (4, 4)), ValueError, "cell must be (t, h, w)"),
+        (lambda clip: feature_masks.grid(clip, "BTCHW", 4), ValueError, "got 4"),
         (lambda clip: feature_masks.supervoxels(clip, "BTCHW", 0), ValueError, "1 to 840 voxels"),
         (lambda clip: feature_masks.flow_tubes(clip, "BTCHW", 841), ValueError, "1 to 840 voxels"),
         (lambda clip: feature_masks.supervoxels(clip, "BTCHW", 8, compactness=0), ValueError, "compactness"),
@@ -192,19 +194,23 @@ def test_a_wrong_clip_is_refused(name, clip, layout, error, message):
         (lambda clip: feature_masks.supervoxels(clip, "BTCHW", 8, time=2), TypeError, "time"),
     ],
 )
-def test_wrong_options_are_named(call, error, message):
+def test_invalid_option_raises_error(call, error, message):
     with pytest.raises(error) as caught:
         call(clip_of())
     assert message in str(caught.value)
 
 
-def test_tubelets_of_the_wrong_classifier_are_refused():
+def test_tubelets_of_an_invalid_classifier_or_clip_raise_error():
     clf = tiny("videomae")
     cnn = VideoClassifier(nn.Conv3d(3, 2, 3), "BTCHW")
     for call, error, message in (
         (lambda: feature_masks.tubelets(clip_of(), cnn), ValueError, "feature_masks.grid(clip, layout, (t, h, w))"),
         (lambda: feature_masks.tubelets(clip_of(), nn.Linear(2, 2)), TypeError, "Linear"),
-        (lambda: feature_masks.tubelets(clip_of(T=8, H=24, W=24), clf), ValueError, "takes (8, 24, 16)"),
+        (
+            lambda: feature_masks.tubelets(clip_of(T=8, H=24, W=24), clf),
+            ValueError,
+            "must have (T, H, W) = (8, 24, 16)",
+        ),
         (lambda: feature_masks.tubelets(clip_of(T=6, H=24, W=16), clf), ValueError, "(T, H, W) = (6, 24, 16)"),
         (lambda: feature_masks.tubelets(clip_of("BCTHW", T=8, H=24, W=16), clf), ValueError, "layout='BCTHW'"),
         (lambda: feature_masks.tubelets(torch.zeros(1, 8, 24, 16), clf), ValueError, "(1, 8, 24, 16)"),
@@ -215,17 +221,17 @@ def test_tubelets_of_the_wrong_classifier_are_refused():
         assert message in str(caught.value)
 
 
-def test_a_clip_smaller_than_the_tokens_is_refused():
-    """A family may leave its sizes open; its grid still says what the tokens cover."""
+def test_clip_smaller_than_the_tokens_raises_value_error():
+    """A family may have no fixed size. Its grid still defines the pixels of the tokens."""
     clf = tiny("videomae")
     clf.num_frames = clf.image_size = None
     assert int(feature_masks.tubelets(clip_of(T=9, H=24, W=18), clf).max()) == 24
-    with pytest.raises(ValueError, match=r"takes \(8, 24, 16\)"):
+    with pytest.raises(ValueError, match=r"must have \(T, H, W\) = \(8, 24, 16\)"):
         feature_masks.tubelets(clip_of(T=8, H=23, W=16), clf)
 
 
 @pytest.mark.parametrize("name", PER_CLIP)
-def test_without_scikit_image_the_way_out_is_said(name, monkeypatch):
+def test_missing_scikit_image_raises_import_error_with_install_command(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(ImportError, match=r'pip install "captum_staa\[supervoxels\]"'):
         MASKS[name](clip_of(), "BTCHW")

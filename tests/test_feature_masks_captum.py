@@ -1,4 +1,4 @@
-"""Captum's own methods with every feature mask, on a planted clip and on real ones: numbers against a count by hand."""
+"""Captum's methods with every feature mask, on planted and real clips, equal direct computations."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def case(request, clips) -> tuple[Tensor, Tensor]:
 
 
 def cnn() -> nn.Module:
-    """Tiny, random, not linear."""
+    """A tiny random nonlinear network."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nn.Sequential(
@@ -60,7 +60,7 @@ def cnn() -> nn.Module:
 
 
 def per_region(attributions: Tensor, mask: Tensor) -> list[list[float]]:
-    """Each clip's attribution of each of its regions; every voxel of a region must bear the same."""
+    """The attribution of each region of each clip. All voxels of a region must have the same value."""
     found = []
     for values, ids in zip(attributions, mask.expand_as(attributions), strict=True):
         regions = [values[ids == i] for i in range(int(ids.max()) + 1)]
@@ -70,7 +70,7 @@ def per_region(attributions: Tensor, mask: Tensor) -> list[list[float]]:
 
 
 @torch.no_grad()
-def test_feature_ablation_is_the_fall_without_the_region(case):
+def test_feature_ablation_equals_the_decrease_without_the_region(case):
     clips, mask = case
     net, target = cnn(), [2, 0]
     found = per_region(FeatureAblation(net).attribute(clips, target=target, feature_mask=mask), mask)
@@ -83,10 +83,10 @@ def test_feature_ablation_is_the_fall_without_the_region(case):
         assert max(map(abs, falls)) > 1e-4
 
 
-def test_shapley_values_share_out_the_whole_difference(case):
+def test_shapley_values_sum_to_the_difference(case):
     clips, mask = case
     net = cnn()
-    torch.manual_seed(0)  # Captum draws its permutations globally
+    torch.manual_seed(0)  # Captum draws permutations from the global generator
     found = per_region(
         ShapleyValueSampling(net).attribute(clips, target=1, feature_mask=mask, n_samples=2, perturbations_per_eval=4),
         mask,
@@ -97,7 +97,7 @@ def test_shapley_values_share_out_the_whole_difference(case):
 
 @pytest.mark.filterwarnings("ignore:You are providing multiple inputs for Lime / Kernel SHAP:UserWarning")
 def test_kernel_shap_and_lime_find_the_coefficients_of_a_linear_model(case):
-    """The model weighs the mean of each region; a region's part is its weight times its mean."""
+    """The model is a weighted sum of region means. A region's contribution is its weight times its mean."""
     clips, mask = case
     count = int(mask.max()) + 1
     weights = torch.linspace(-2, 3, count)
@@ -121,7 +121,7 @@ def test_kernel_shap_and_lime_find_the_coefficients_of_a_linear_model(case):
 
 
 def test_clips_of_a_batch_may_have_different_regions(clips):
-    """Two clips of one mask each: the ids of the one with fewer are the first of the other's."""
+    """Each clip has its own ids from 0. The clip with fewer regions uses a prefix of the other's ids."""
     mask = feature_masks.supervoxels(clips, LAYOUT, 30)
     counts = [int(ids.max()) + 1 for ids in mask]
     assert mask.unique().tolist() == list(range(max(counts)))

@@ -1,4 +1,4 @@
-"""Supervoxels keep to edges, tubes go along with what moves: on clips whose edges and movement are known."""
+"""Supervoxels follow edges and tubes follow motion, on clips with known edges and motion."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def shared(a: Tensor, b: Tensor) -> set[int]:
 
 
 def texture(height: int, width: int, seed: int, channels: int = 3) -> Tensor:
-    """Smooth colors ``(C, H, W)`` of which no two places are alike."""
+    """Smooth random colors ``(C, H, W)``, different at each position."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, channels, height // 6 + 2, width // 6 + 2, generator=generator)
     return F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)[0]
 
 
 def moving_patch(step: tuple[int, int], seed: int, background: Tensor) -> tuple[Tensor, Tensor]:
-    """A textured patch that moves over a background ``(3, 40, 56)``: ``(1, 6, 3, 40, 56)``, and where the patch is."""
+    """A clip ``(1, 6, 3, 40, 56)`` of a textured patch that moves over a background, and the mask of the patch."""
     clip, truth = background.expand(6, 3, 40, 56).clone(), torch.zeros(6, 40, 56, dtype=torch.bool)
     for t in range(6):
         y, x = 6 + step[0] * t, 6 + step[1] * t
@@ -41,14 +41,14 @@ def moving_patch(step: tuple[int, int], seed: int, background: Tensor) -> tuple[
 
 
 def going_along(ids: Tensor, where: Tensor, step: tuple[int, int]) -> float:
-    """Of the points that start at ``where`` (H, W) and move by a step per frame, how many keep their region."""
+    """The fraction of points that keep their region, for points that start at ``where`` (H, W) and move by ``step``."""
     y, x = where.nonzero().T
     regions = torch.stack([frame[y + step[0] * t, x + step[1] * t] for t, frame in enumerate(ids)])
     return float((regions[1:] == regions[:-1]).float().mean())
 
 
 def staying(ids: Tensor, truth: Tensor) -> float:
-    """How the regions that lie on the evidence when it appears overlap it, on average over its life."""
+    """The mean IoU with the evidence over its frames, of the regions on the evidence in its first frame."""
     life = truth.flatten(1).any(1).nonzero().flatten().tolist()
     count = int(ids.max()) + 1
     inside = torch.bincount(ids[life[0]][truth[life[0]]], minlength=count)
@@ -58,7 +58,7 @@ def staying(ids: Tensor, truth: Tensor) -> float:
 
 
 def still(clip: Tensor, n: int) -> Tensor:
-    """Superpixels of the middle frame, standing still."""
+    """Superpixels of the middle frame, repeated for all frames."""
     middle = clip.shape[1] // 2
     return supervoxels(clip[:, middle : middle + 1], "BTCHW", n)[0, :, 0].expand(clip.shape[1], -1, -1)
 
@@ -74,14 +74,14 @@ def test_no_supervoxel_crosses_an_edge(n, axis, channels):
     side = {"time": t > 2, "height": y > 12, "width": x > 12, "slanted": x - y > 2 * t}[axis]
     clip = torch.where(side[None, :, None], 0.9, 0.1).expand(1, 6, channels, 24, 30)
     mask = supervoxels(clip, "BTCHW", n)[0, :, 0]
-    if axis == "time" and (6 * 24 * 30 / n) ** (1 / 3) > 6 * 2 / 3:  # one seed in time, as the docstring warns
+    if axis == "time" and (6 * 24 * 30 / n) ** (1 / 3) > 6 * 2 / 3:  # one seed along time, as documented
         assert shared(mask[side], mask[~side]) != set()
     else:
         assert shared(mask[side], mask[~side]) == set()
     assert mask.max() >= n // 3
 
 
-def test_supervoxels_hang_together_and_are_about_n():
+def test_supervoxels_are_connected_and_about_n():
     clip, _, _ = PlantedClips(seed=3, n=2)[:1]
     for n, low, high in ((24, 12, 30), (48, 38, 58), (200, 150, 250)):
         ids = supervoxels(clip, "BTCHW", n)[0, :, 0].numpy()
@@ -90,7 +90,7 @@ def test_supervoxels_hang_together_and_are_about_n():
         assert pieces.max() == ids.max() + 1
 
 
-def test_boundaries_are_found_where_a_moving_patch_has_them():
+def test_supervoxel_boundaries_follow_a_moving_patch():
     clip = torch.full((1, 6, 3, 36, 48), 0.2)
     truth = torch.zeros(6, 36, 48, dtype=torch.bool)
     for t in range(6):
@@ -108,7 +108,7 @@ def test_boundaries_are_found_where_a_moving_patch_has_them():
     assert recall(cut) > recall(grid(clip, "BTCHW", (3, 12, 8))) + 0.3
 
 
-def test_lone_wrong_pixels_change_nothing():
+def test_isolated_noise_pixels_do_not_change_supervoxels():
     clip = torch.full((1, 4, 3, 24, 32), 0.2)
     clip[..., 17:] = 0.8
     noisy = clip.clone()
@@ -116,11 +116,11 @@ def test_lone_wrong_pixels_change_nothing():
     assert supervoxels(noisy, "BTCHW", 12).equal(supervoxels(clip, "BTCHW", 12))
 
 
-def test_the_clips_scale_does_not_count_and_compactness_does():
+def test_supervoxels_depend_on_compactness_and_not_on_color_scale():
     clip, _, _ = PlantedClips(seed=4, n=1)[:1]
     mask = supervoxels(clip, "BTCHW", 48)
     assert supervoxels(clip * 4 + 2, "BTCHW", 48).eq(mask).float().mean() > 0.99
-    boxes = supervoxels(torch.zeros_like(clip), "BTCHW", 48)  # nothing to see: seeds and distances alone
+    boxes = supervoxels(torch.zeros_like(clip), "BTCHW", 48)  # uniform clip: only the seeds matter
     shares = [
         float(supervoxels(clip, "BTCHW", 48, compactness=c).eq(boxes).float().mean()) for c in (5.0, 50.0, 5000.0)
     ]
@@ -128,16 +128,16 @@ def test_the_clips_scale_does_not_count_and_compactness_does():
 
 
 @pytest.mark.parametrize("channels", [2, 4, 7])
-def test_copies_of_a_channel_say_no_more(channels):
+def test_repeated_channels_do_not_change_supervoxels(channels):
     gray = texture(24, 30, seed=4, channels=1).expand(1, 4, 1, 24, 30)
     assert supervoxels(gray.expand(-1, -1, channels, -1, -1), "BTCHW", 12).equal(supervoxels(gray, "BTCHW", 12))
 
 
-def test_three_channels_are_seen_as_an_eye_sees_them():
+def test_three_channels_are_converted_to_lab():
     black, white, blue, yellow = ([0, 0, 0], [1, 1, 1], [0, 0, 1], [1, 1, 0])
     seen = lab(np.array([black, white, blue, yellow], dtype=np.float32))
     assert np.linalg.norm(seen[1] - seen[0]) == pytest.approx(100, abs=0.1)
-    assert seen[2:, 0] == pytest.approx([32.3, 97.1], abs=0.1)  # the lightness that tables give
+    assert seen[2:, 0] == pytest.approx([32.3, 97.1], abs=0.1)  # lightness from tables of the Lab space
 
 
 # -------------------------------------------------------------------------------------------------------------- Ward
@@ -152,7 +152,7 @@ def every_pair(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_where_all_are_neighbors_it_is_wards_clustering(seed):
+def test_merge_of_a_complete_graph_equals_scipy_ward(seed):
     points = np.random.default_rng(seed).normal(size=(30, 3))
     tree = hierarchy.linkage(points, "ward")
     for n in (1, 2, 7, 29, 30):
@@ -160,7 +160,7 @@ def test_where_all_are_neighbors_it_is_wards_clustering(seed):
         assert partition(merge(points, np.ones(30), every_pair(30), n)) == partition(expected)
 
 
-def test_a_size_of_three_is_three_equal_points():
+def test_merge_treats_a_node_size_as_repeated_points():
     generator = np.random.default_rng(5)
     points, sizes = generator.normal(size=(14, 2)), generator.integers(1, 6, 14)
     which = np.repeat(np.arange(14), sizes)
@@ -171,8 +171,8 @@ def test_a_size_of_three_is_three_equal_points():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_merging_is_the_greedy_search_over_all_neighbors(seed):
-    """Against a search that forgets everything between two merges."""
+def test_merge_equals_greedy_search_over_all_neighbors(seed):
+    """Compare with a search that recomputes all costs after each merge."""
     generator = np.random.default_rng(seed)
     points, sizes = generator.normal(size=(16, 2)), generator.integers(1, 9, 16).astype(float)
     edges = np.array([(a, b) for a, b in every_pair(16).tolist() if generator.random() < 0.15])
@@ -190,39 +190,43 @@ def test_merging_is_the_greedy_search_over_all_neighbors(seed):
         if best is None:
             break
         groups[best[2]] |= groups.pop(best[1])
-    assert partition(merge(points, sizes, edges, 1)) == {frozenset(g) for g in groups}  # the graph's pieces are left
+    assert partition(merge(points, sizes, edges, 1)) == {
+        frozenset(g) for g in groups
+    }  # the connected components are left
 
 
 # -------------------------------------------------------------------------------------------------------- flow tubes
 
 
-def test_points_are_traced_along_the_steps():
+def test_traced_positions_follow_the_flow():
     flow = np.zeros((3, 2, 6, 9), dtype=np.float32)
-    flow[0, 0], flow[1, 1], flow[2] = -1, -2, 0.5  # a row up, then two columns left, then half a pixel on
+    flow[0, 0], flow[1, 1], flow[2] = -1, -2, 0.5  # one row up, two columns left, half a pixel down and right
     y, x = np.indices((6, 9))
     found = _traced(flow)
     assert found.shape == (4, 2, 6, 9)
     inside = np.s_[2:5, 3:7]
     for t, (dy, dx) in enumerate([(0, 0), (-1, 0), (-1, -2), (-0.5, -1.5)]):
         assert np.allclose(found[t, 0][inside], (y + dy)[inside]) and np.allclose(found[t, 1][inside], (x + dx)[inside])
-    assert found.min() >= 0 and found[:, 0].max() <= 5 and found[:, 1].max() <= 8  # nothing comes from outside
+    assert found.min() >= 0 and found[:, 0].max() <= 5 and found[:, 1].max() <= 8  # no position is outside the frame
 
 
-def test_flow_is_in_pixels_of_the_clip_also_where_it_is_seen_from_afar():
+def test_flow_is_in_pixels_of_the_clip_if_computed_on_smaller_frames():
     height, width = ENOUGH + 31, ENOUGH + 70
     picture = texture(height + 8, width + 8, seed=2, channels=1)[0]
-    frames = torch.stack([picture[4:-4, 4:-4], picture[2:-6, 8:]]).numpy()  # what is at (y, x) goes to (y + 2, x - 4)
+    frames = torch.stack(
+        [picture[4:-4, 4:-4], picture[2:-6, 8:]]
+    ).numpy()  # the content at (y, x) moves to (y + 2, x - 4)
     back, forth = _flow(frames)
     assert back.shape == forth.shape == (1, 2, height, width)
     assert np.median(forth[0], axis=(1, 2)) == pytest.approx([2, -4], abs=0.2)
     assert np.median(back[0], axis=(1, 2)) == pytest.approx([-2, 4], abs=0.2)
 
 
-def test_superpixels_are_each_frames_own_and_touch_as_seen():
+def test_superpixels_have_labels_per_frame_and_correct_neighbors():
     frames = lab(texture(12, 15, seed=1).expand(3, 3, 12, 15).movedim(1, -1).numpy())
     pieces = _superpixels(frames, 6, 20.0)
     count = int(pieces[0].max()) + 1
-    assert all(np.array_equal(pieces[t], pieces[0] + t * count) for t in range(3))  # alike, and no label twice
+    assert all(np.array_equal(pieces[t], pieces[0] + t * count) for t in range(3))  # same regions, different labels
     touching = {
         tuple(sorted((int(pieces[at]), int(pieces[beside]))))
         for at in np.ndindex(3, 12, 15)
@@ -233,7 +237,7 @@ def test_superpixels_are_each_frames_own_and_touch_as_seen():
     assert {tuple(pair) for pair in found} == touching and len(found) == len(touching)
 
 
-def test_of_a_still_clip_the_tubes_stand_still():
+def test_tubes_of_a_static_clip_are_static():
     frame = texture(24, 30, seed=1)
     mask = flow_tubes(frame.expand(1, 4, 3, 24, 30), "BTCHW", 7)[0, :, 0]
     assert mask.eq(mask[0]).all() and int(mask.max()) == 6
@@ -245,17 +249,17 @@ def test_of_a_still_clip_the_tubes_stand_still():
 def test_there_are_n_tubes(n):
     clip, _ = moving_patch((0, 2), 0, texture(40, 56, seed=0))
     assert flow_tubes(clip[:, :2], "BTCHW", n).unique().tolist() == list(range(n))
-    assert flow_tubes(clip[:, :1], "BTCHW", n).unique().tolist() == list(range(n))  # no flow to follow
+    assert flow_tubes(clip[:, :1], "BTCHW", n).unique().tolist() == list(range(n))  # one frame has no flow
 
 
-def test_more_tubes_than_superpixels_are_as_many():
+def test_tubes_are_limited_by_the_number_of_superpixels():
     clip = torch.rand(1, 2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
     ids = flow_tubes(clip, "BTCHW", 2 * 6 * 7).unique()
     assert ids.tolist() == list(range(len(ids))) and len(ids) <= 84
 
 
 @pytest.mark.parametrize("step", [(0, 3), (2, 0), (1, -2)])
-def test_where_the_camera_pans_tubes_go_with_the_scene(step):
+def test_tubes_follow_a_panning_camera(step):
     wide = texture(60, 60, seed=3)
     views = [wide[:, 14 - step[0] * t : 46 - step[0] * t, 14 - step[1] * t : 46 - step[1] * t] for t in range(5)]
     mask = flow_tubes(torch.stack(views)[None], "BTCHW", 9)[0, :, 0]
@@ -266,7 +270,7 @@ def test_where_the_camera_pans_tubes_go_with_the_scene(step):
 
 
 @pytest.mark.parametrize("step", [(0, 3), (2, 1)])
-def test_tubes_that_start_on_a_moving_patch_stay_on_it(step):
+def test_tubes_follow_a_moving_patch(step):
     clip, truth = moving_patch(step, 0, torch.full((3, 40, 56), 0.5))
     tubes, standing = flow_tubes(clip, "BTCHW", 24)[0, :, 0], still(clip, 24)
     assert going_along(tubes, truth[0], step) > 0.97 > going_along(standing, truth[0], step) + 0.2
@@ -274,8 +278,8 @@ def test_tubes_that_start_on_a_moving_patch_stay_on_it(step):
     assert staying(standing, truth) < 0.4
 
 
-def test_movement_alone_tells_a_patch_from_its_background():
-    """Both wear the same kind of texture; its colors must not count for much then."""
+def test_tubes_follow_a_patch_that_differs_only_by_motion():
+    """Both have the same kind of texture, so colors must have a low weight."""
     clip, truth = moving_patch((0, 3), 1, texture(40, 56, seed=1))
     tubes = flow_tubes(clip, "BTCHW", 20, compactness=40)[0, :, 0]
     assert going_along(tubes, truth[0], (0, 3)) > 0.93
@@ -283,12 +287,12 @@ def test_movement_alone_tells_a_patch_from_its_background():
 
 
 @pytest.mark.parametrize("step", [(0, 3), (2, 1)])
-def test_a_tube_goes_with_the_patch_that_appears_late(step):
-    """One tube is the patch, all its life and no longer."""
+def test_tube_follows_a_patch_that_appears_late(step):
+    """One tube equals the patch, in exactly the frames of the patch."""
     background = torch.full((3, 40, 56), 0.5)
     clip, truth = moving_patch(step, 0, background)
     clip[:, :2], truth[:2] = background, False
-    clip = torch.where(truth[None, :, None], 0.9, clip)  # a plain patch
+    clip = torch.where(truth[None, :, None], 0.9, clip)  # a uniform patch
     mask = flow_tubes(clip, "BTCHW", 9)[0, :, 0]
     assert staying(mask, truth) > 0.85 > staying(still(clip, 9), truth) + 0.1
     tube = mask == mask[truth].mode().values

@@ -96,14 +96,14 @@ NO_INDICES = {
 @pytest.mark.parametrize("method", EXPLAIN)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_targets_that_do_not_fit(method: str, kind: str) -> None:
-    with pytest.raises(ValueError, match=r"target = .* fits no outputs of shape"):
+    with pytest.raises(ValueError, match=r"target must be a valid index for outputs of shape .*, got "):
         EXPLAIN[method](TARGETS[kind])
 
 
 @pytest.mark.parametrize("method", EXPLAIN)
 @pytest.mark.parametrize("kind", NO_INDICES)
 def test_targets_that_are_no_indices(method: str, kind: str) -> None:
-    with pytest.raises(TypeError, match="a target is a class index"):
+    with pytest.raises(TypeError, match="target must be a class index"):
         EXPLAIN[method](NO_INDICES[kind])
 
 
@@ -157,7 +157,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an endless tolerance": (
         lambda: SpatioTemporalPerturbation(anything("BTCHW")).attribute(CLIP, target=1, tolerance=INF),
         ValueError,
-        "tolerance is a finite number",
+        "tolerance must be a finite number",
     ),
     "a word for a width": (lambda: smooth(CLIP, "BTCHW", space="4"), ValueError, "space = '4'"),
     "a complex width": (lambda: smooth(CLIP, "BTCHW", time=1j), ValueError, "time = 1j"),
@@ -170,7 +170,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "compactness .* '4'",
     ),
     "a ragged cell": (lambda: feature_masks.grid(CLIP, "BTCHW", ([1], 1, 1)), TypeError, r"\[1\]"),
-    "a word for three sides": (lambda: feature_masks.grid(CLIP, "BTCHW", "111"), ValueError, "cell is .* '111'"),
+    "a word for three sides": (lambda: feature_masks.grid(CLIP, "BTCHW", "111"), ValueError, "cell must be .* '111'"),
     "a word for a fraction": (lambda: faithful(kept="0.5"), TypeError, "kept .* '0.5'"),
     "words for fractions": (
         lambda: metrics.monotonicity(anything("BTCHW"), CLIP, MAPS, fractions=("a", "b")),
@@ -243,12 +243,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a number that half precision has not": (
         lambda: VideoFeatureAblation(anything("BTCHW")).attribute(CLIP.bfloat16(), 10.0**120, 1),
         ValueError,
-        r"baselines .* finite in torch.bfloat16, up to 3.39e\+38, got 1e\+120",
+        r"baselines .* finite in torch.bfloat16, at most 3.39e\+38, got 1e\+120",
     ),
     "a class for smoothness": (
-        lambda: SpatioTemporalPerturbation(anything("BTCHW"), "BTCHW").attribute(CLIP, target=1, smoothness=int),
+        lambda: SpatioTemporalPerturbation(anything("BTCHW"), "BTCHW").attribute(CLIP, target=1, regularizer=int),
         TypeError,
-        "smoothness is a word or a function of masks, got <class 'int'>",
+        "regularizer must be .* a function of masks, got <class 'int'>",
     ),
     "no word for a scale": (
         lambda: SpatioTemporalPerturbation(anything("BTCHW"), "BTCHW").attribute(CLIP, target=1, scale=""),
@@ -265,7 +265,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         r"bools of shape \(1, 1, 4\)",
     ),
-    "a class for a frame": (lambda: baselines.freeze(CLIP, "BTCHW", int), TypeError, "frame is the index.*int"),
+    "a class for a frame": (
+        lambda: baselines.freeze(CLIP, "BTCHW", int),
+        TypeError,
+        "frame must be an integer index.*int",
+    ),
     "a class that explains": (
         lambda: sanity.class_sensitivity(nn.Module, nn.Linear(1, 1), CLIP, 0, [1]),
         TypeError,

@@ -83,7 +83,7 @@ def test_missing_target(gotcha):
     half = (3, 8, 48, 48)
     assert Occlusion(names.cnn).attribute(names.volume, half, half).shape == wrong.shape, MENDED
     close(gotcha.right().attributions, every[names.label])
-    with pytest.raises(ValueError, match="pass target=class index"):
+    with pytest.raises(ValueError, match="Pass target=class index"):
         gotcha.right("target=label, ", "")
 
 

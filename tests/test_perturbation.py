@@ -1,4 +1,4 @@
-"""Learned masks find planted evidence, have the areas asked for, keep their best, or say why they cannot learn."""
+"""SpatioTemporalPerturbation: planted evidence, areas, best state, interruption, errors, scores and progress bar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = (4, 8, 6)
 
 
 class Net(nn.Module):
-    """A random 3D network of ``(B, 3, T, H, W)``, which calls a function of its logits before it gives them away."""
+    """A random 3D network of ``(B, 3, T, H, W)``, which applies a function to its logits before it returns them."""
 
     def __init__(self, then: Callable[[Tensor], Tensor] = lambda logits: logits, outputs: int = 3) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 def on_call(number: int, act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """From this call of the model on, something happens to its logits."""
+    """A function that applies ``act`` to the logits from call ``number`` of the model on."""
     calls = 0
 
     def then(logits: Tensor) -> Tensor:
@@ -59,8 +59,8 @@ def clip_of(batch: int = 2, size: tuple[int, int, int] = SIZE) -> Tensor:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
-def speaks_for(model: Callable[[Tensor], Tensor], clip: Tensor) -> Tensor:
-    """The classes whose outputs the clips raise most, against black ones."""
+def strongest_class(model: Callable[[Tensor], Tensor], clip: Tensor) -> Tensor:
+    """The classes whose outputs increase most from black clips to these clips."""
     with torch.no_grad():
         return (model(clip) - model(torch.zeros_like(clip))).argmax(1)
 
@@ -74,14 +74,14 @@ def result_of(
 
 
 @pytest.mark.parametrize("kind", ["resnet3d", pytest.param("timesformer", marks=pytest.mark.slow)])
-def test_planted_evidence_is_found_and_beats_a_random_map_and_the_inverse(kind: str) -> None:
+def test_planted_evidence_is_found_and_map_beats_random_and_inverted_maps(kind: str) -> None:
     clf = VideoClassifier.from_pretrained(f"tiny-{kind}-pattern")
     clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
     clip = clf.layout.from_working(clip)
     options: Any = {"target": label, "areas": (0.05, 0.15), "iterations": 16, "perturbations_per_eval": 4}
     parts = SpatioTemporalPerturbation(clf).attribute_maps(clip, **options)
     assert auroc(parts.joint, truth) > 0.9 and auroc(parts.joint, truth, axis="time") > 0.9
-    assert (parts.kept > parts.deleted + 0.3).all(), "what is shown suffices, and is needed"
+    assert (parts.kept > parts.deleted + 0.3).all(), "the selection is sufficient and necessary"
     noise = torch.rand(parts.joint.shape, generator=torch.Generator().manual_seed(0))
     options = {"target": label, "layout": clf.layout, "cells": (8, 8, 8), "steps": 12}
     for metric, sign in ((insertion, 1), (deletion, -1)):
@@ -89,8 +89,8 @@ def test_planted_evidence_is_found_and_beats_a_random_map_and_the_inverse(kind: 
         assert all((own > other).all() for other in others), metric
 
 
-def test_what_hiding_does_not_change_is_left_out() -> None:
-    """Of a clip that is black but for a gray patch in two frames, by a CNN and an LSTM."""
+def test_voxels_equal_to_the_baseline_get_almost_no_attribution() -> None:
+    """The clip is black except for a gray patch in two frames. The model is a CNN and an LSTM."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         cnn = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
@@ -101,14 +101,14 @@ def test_what_hiding_does_not_change_is_left_out() -> None:
 
     clip = torch.zeros(1, 6, 3, 12, 12)
     clip[:, 2:4, :, 4:8, :6] = 1
-    options: Any = {"baselines": 0, "target": speaks_for(model, clip), "areas": (0.03, 0.06), "iterations": 15}
+    options: Any = {"baselines": 0, "target": strongest_class(model, clip), "areas": (0.03, 0.06), "iterations": 15}
     parts = SpatioTemporalPerturbation(model, "BTCHW").attribute_maps(clip, **options)
-    assert parts.spatial[:, 4:8, :6].sum() > 0.95, "a cell is a pixel wide"
+    assert parts.spatial[:, 4:8, :6].sum() > 0.95, "cells are one pixel wide"
     assert parts.temporal[:, 2:4].sum() > 0.7, "and two frames long, a quarter of which lies in those beside"
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 5])
-def test_nested_masks_leave_just_the_areas_and_lie_in_each_other(iterations: int) -> None:
+def test_nested_masks_have_exact_areas_and_are_nested(iterations: int) -> None:
     parts = result_of(iterations=iterations, areas=(0.05, 0.3, 0.6))
     assert (parts.visible - parts.areas).abs().max() < 1e-4
     torch.testing.assert_close(parts.visible, parts.masks.mean((2, 3, 4)))
@@ -116,20 +116,20 @@ def test_nested_masks_leave_just_the_areas_and_lie_in_each_other(iterations: int
     assert (parts.masks.diff(dim=1) >= -1e-5).all() and parts.masks.min() >= 0 and parts.masks.max() <= 1
 
 
-def test_a_clip_alone_is_explained_as_in_a_batch() -> None:
+def test_clip_alone_equals_clip_in_a_batch() -> None:
     clip = clip_of(size=(8, 8, 6))
     together, alone = result_of(clip=clip).joint[1:], result_of(clip=clip[1:]).joint
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-3 * float(alone.max()))
 
 
-def test_a_model_of_one_output_is_explained_as_it_is() -> None:
+def test_model_with_one_output_uses_the_logit_scale() -> None:
     parts, other = result_of(Net(outputs=1), target=None), result_of(Net(outputs=1), target=None, scale="logit")
     assert torch.equal(parts.joint, other.joint)
     torch.testing.assert_close(parts.whole, Net(outputs=1)(clip_of())[:, 0].detach())
 
 
-def test_a_level_start_favors_no_frame() -> None:
-    """Where all frames are alike, and the model takes their mean, so are they in the masks."""
+def test_constant_start_favors_no_frame() -> None:
+    """If all frames are equal and the model averages over them, the masks are almost equal in all frames."""
     still, net = clip_of()[:, :, :1].expand(-1, -1, 4, -1, -1), Net()
     method = SpatioTemporalPerturbation(lambda clip: net(clip.mean(2, keepdim=True)), "BCTHW", preset="step")
     masks = method.attribute_maps(still, target=1, areas=(0.3,), regularizer="none", iterations=6).masks
@@ -137,14 +137,14 @@ def test_a_level_start_favors_no_frame() -> None:
     assert frames.max() < 0.95 and (frames - frames.mean(2, keepdim=True)).abs().max() < 0.02
 
 
-def test_the_papers_masks_come_near_to_their_areas() -> None:
+def test_separate_masks_converge_to_their_areas() -> None:
     before, after = (result_of(preset="step", iterations=n, areas=(0.2, 0.5)) for n in (2, 60))
     assert ((before.visible - before.areas).abs() > 0.2).all()
     assert ((after.visible - after.areas).abs() < 0.05).all()
 
 
 @pytest.mark.parametrize("name", ["nested", "2d-ep"])
-def test_per_frame_every_frame_shows_the_area(name: str) -> None:
+def test_per_frame_every_frame_has_the_area(name: str) -> None:
     own = replace(PRESETS["nested"], parametrization=Nested(per_frame=True), frames=1)
     parts = result_of(preset=own if name == "nested" else name, iterations=5 if name == "nested" else 60)
     shown = parts.masks.mean((3, 4)) - parts.areas[:, None]
@@ -152,17 +152,17 @@ def test_per_frame_every_frame_shows_the_area(name: str) -> None:
     assert result_of(preset="nested").masks.mean((3, 4)).std() > 0.01, "over the volume, frames differ"
 
 
-def test_a_feature_mask_of_frames_shows_whole_frames() -> None:
+def test_feature_mask_of_frames_keeps_whole_frames() -> None:
     clip = clip_of()
     clip[:, :, [0, 1, 3]] = 0  # all evidence is in one frame
-    options: Any = {"baselines": 0, "target": speaks_for(Net(), clip), "areas": (0.25,)}
+    options: Any = {"baselines": 0, "target": strongest_class(Net(), clip), "areas": (0.25,)}
     parts = result_of(clip=clip, feature_mask=feature_masks.frames(clip, "BCTHW"), **options)
     assert (parts.masks == parts.masks[..., :1, :1]).all()
     assert (parts.temporal.argmax(1) == 2).all() and (parts.masks[:, 0, 2] > 0.8).all()
     assert (parts.visible - 0.25).abs().max() < 1e-4
 
 
-def test_a_feature_mask_of_supervoxels_shows_them_whole() -> None:
+def test_feature_mask_of_supervoxels_keeps_whole_supervoxels() -> None:
     clip = clip_of(size=(4, 12, 12))
     regions = feature_masks.supervoxels(clip, "BCTHW", 12)
     parts = result_of(clip=clip, feature_mask=regions)
@@ -172,7 +172,7 @@ def test_a_feature_mask_of_supervoxels_shows_them_whole() -> None:
 
 
 @pytest.mark.parametrize("preset", ["nested", "step"])
-def test_without_a_step_the_map_follows_the_one_to_begin_with(preset: str) -> None:
+def test_zero_iterations_return_a_map_like_init(preset: str) -> None:
     init = torch.zeros(2, *SIZE)
     init[0, :2, 2:6, 1:4], init[1, 2:, 4:, :3] = 1, 1
     parts = result_of(preset=preset, iterations=0, init=init)
@@ -183,21 +183,21 @@ def test_without_a_step_the_map_follows_the_one_to_begin_with(preset: str) -> No
 
 
 @pytest.mark.parametrize("rate", [0.3, 8.0])
-def test_the_best_state_is_kept(rate: float) -> None:
-    """Also with steps so wide that later states are worse; each clip has its own best."""
+def test_best_state_is_returned(rate: float) -> None:
+    """Also for steps so large that later states are worse. Each clip has its own best state."""
     own = replace(PRESETS["nested"], parametrization=Nested(rate=rate))
     parts = result_of(preset=own, iterations=45, scale="logit", regularizer="tv")
     steps, energy, kept, deleted = parts.history
     assert steps.tolist() == [0, 10, 20, 30, 40, 45] and energy.shape == (6, 2) and kept.shape == (6, 2, 2)
     best = energy.argmin(0)
-    assert rate < 1 or (best < 5).any(), "nothing got worse, so nothing was asked"
+    assert rate < 1 or (best < 5).any(), "no state got worse, so nothing was tested"
     for clip, at in enumerate(best):
         assert torch.equal(parts.kept[clip], kept[at, clip]) and torch.equal(parts.deleted[clip], deleted[at, clip])
         rough = TotalVariation()(parts.masks[clip : clip + 1], parts.areas)[0]
         torch.testing.assert_close((rough - parts.kept[clip] + parts.deleted[clip]).mean(), energy[at, clip])
 
 
-def test_a_clip_that_gains_no_more_is_done_whatever_the_others_do() -> None:
+def test_clip_without_improvement_stops_independently_of_the_others() -> None:
     clip = clip_of() * torch.tensor([0.3, 1.0]).view(2, 1, 1, 1, 1)
     options: Any = {"scale": "logit", "iterations": 60, "baselines": 0, "tolerance": 0.0, "areas": (0.3,)}
     gains = -result_of(clip=clip, **options).history.energy.diff(dim=0)
@@ -206,28 +206,28 @@ def test_a_clip_that_gains_no_more_is_done_whatever_the_others_do() -> None:
     options["tolerance"] = tolerance
     together = result_of(clip=clip, **options)
     alone = [result_of(clip=part, **options) for part in clip.split(1)]
-    assert alone[0].history.steps.tolist() == [0, 10, 20, 30], "three checks without a gain"
+    assert alone[0].history.steps.tolist() == [0, 10, 20, 30], "three evaluations without improvement"
     assert len(together.history.steps) == len(alone[1].history.steps) > 4
-    assert together.history.energy[4:, 0].min() < alone[0].history.energy.min(), "it would have gained more"
+    assert together.history.energy[4:, 0].min() < alone[0].history.energy.min(), "it would have improved further"
     for i, part in enumerate(alone):
         torch.testing.assert_close(together.joint[i], part.joint[0], rtol=0, atol=1e-5 * float(part.joint.max()))
         torch.testing.assert_close(together.kept[i], part.kept[0])
 
 
 def calls_until(step: int) -> int:
-    """Calls of the model until the end of this step (of at least 10): whole, floors, hint, two checks, steps."""
+    """Calls of the model up to this step (at least 10): clip, baselines, warm start, two evaluations, steps."""
     return 1 + 4 + 4 + 2 * 4 + step
 
 
 BROKEN = {
-    "Ctrl-C": (interrupt, r"^interrupted at step 12 of 40; the best masks so far are returned$"),
-    "nan": (lambda logits: logits * float("nan"), r"for altered copies of clip 0 at step 12.*; the best"),
+    "Ctrl-C": (interrupt, r"^interrupted at step 12 of 40. The best masks so far"),
+    "nan": (lambda logits: logits * float("nan"), r"for perturbed copies of clip 0 at step 12.*The best"),
     "infinity": (lambda logits: logits / 0, r"nan or infinity.*at step 12"),
 }
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_what_breaks_off_gives_the_best_so_far(how: str) -> None:
+def test_interruption_or_nan_returns_the_best_masks_so_far(how: str) -> None:
     act, message = BROKEN[how]
     model = Net(on_call(calls_until(13), act)).train()
     model.head.bias.requires_grad_(False)
@@ -244,7 +244,7 @@ def test_what_breaks_off_gives_the_best_so_far(how: str) -> None:
 
 
 @pytest.mark.parametrize("call", [1, 4, 8, 12])
-def test_nan_before_the_first_step_is_an_error(call: int) -> None:
+def test_nan_before_the_first_step_raises_value_error(call: int) -> None:
     with pytest.raises(ValueError, match=r"nan or infinity.*before the first step"):
         result_of(Net(on_call(call, lambda logits: logits * float("nan"))))
 
@@ -265,35 +265,35 @@ CUTS = {
 
 @pytest.mark.parametrize("preset", ["nested", "step"])
 @pytest.mark.parametrize("cut", CUTS)
-def test_without_a_gradient_the_error_names_the_cause(cut: str, preset: str) -> None:
-    with pytest.raises(ValueError, match=r"no gradient leads.*no_grad.*\.detach\(\).*argmax.*VideoOcclusion"):
+def test_missing_gradient_raises_value_error_with_causes(cut: str, preset: str) -> None:
+    with pytest.raises(ValueError, match=r"must have a gradient.*no_grad.*\.detach\(\).*argmax.*VideoOcclusion"):
         result_of(CUTS[cut], preset=preset)
 
 
 WRONG = {
-    "areas of nothing": ({"areas": (0.0, 0.5)}, r"areas.*\(0, 1\).*\(0\.0, 0\.5\) came"),
-    "no areas": ({"areas": ()}, r"areas.*one at least, got \(\)"),
-    "an aim": ({"objective": "keep"}, "objective is one of 'preserve', 'delete', 'dual', got 'keep'"),
-    "a scale": ({"scale": "probability"}, "scale is one of .*'logit', got 'probability'"),
-    "a regularizer": ({"regularizer": "soft"}, "regularizer is one of .*'ellipsoid', got 'soft'"),
+    "areas of nothing": ({"areas": (0.0, 0.5)}, r"areas.*\(0, 1\).*got \(0\.0, 0\.5\)"),
+    "no areas": ({"areas": ()}, r"areas.*at least one, got \(\)"),
+    "an aim": ({"objective": "keep"}, "objective.*'preserve', 'delete', 'dual'.*got 'keep'"),
+    "a scale": ({"scale": "probability"}, "scale.*'logit'.*got 'probability'"),
+    "a regularizer": ({"regularizer": "soft"}, "regularizer.*'ellipsoid'.*got 'soft'"),
     "fewer steps than none": ({"iterations": -1}, "iterations.*at least 0, got -1"),
-    "a map of another clip": ({"init": torch.zeros(2, 4, 8, 5)}, r"\(2, 4, 8, 6\), but their shape is \(2, 4, 8, 5\)"),
-    "a target": ({"target": 3}, r"target = 3 fits no outputs of shape \(2, 3\)"),
-    "no target": ({"target": None}, r"\(2, 3\), so one must be chosen: pass target="),
-    "four axes": ({"clip": torch.zeros(3, 4, 8, 6)}, r"shape is \(3, 4, 8, 6\).*clip\[None\]"),
-    "a preset": ({"preset": "nest"}, "preset is one of 'nested', 'step', '3d-ep', '2d-ep', got 'nest'"),
+    "a map of another clip": ({"init": torch.zeros(2, 4, 8, 5)}, r"\(2, 4, 8, 6\).*\(2, 4, 8, 5\)"),
+    "a target": ({"target": 3}, r"target must be a valid index.*\(2, 3\), got 3"),
+    "no target": ({"target": None}, r"\(2, 3\), got None. Pass target="),
+    "four axes": ({"clip": torch.zeros(3, 4, 8, 6)}, r"\(3, 4, 8, 6\)"),
+    "a preset": ({"preset": "nest"}, "preset.*'nested', 'step', '3d-ep', '2d-ep'.*got 'nest'"),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_an_error_says_what_came(kind: str) -> None:
+def test_invalid_argument_raises_value_error_with_the_value(kind: str) -> None:
     options, message = WRONG[kind]
     with pytest.raises(ValueError, match=message):
         result_of(**options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_attributions_are_the_map_spread_over_channels(dtype: torch.dtype) -> None:
+def test_attributions_equal_the_map_divided_among_channels(dtype: torch.dtype) -> None:
     model, clip, layout = Net().to(dtype), clip_of().to(dtype), VideoLayout("BCTHW")
     parts = result_of(model, clip)
     method = SpatioTemporalPerturbation(model, layout)
@@ -306,36 +306,36 @@ def test_attributions_are_the_map_spread_over_channels(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("scale", ["odds", "logit"])
-def test_scores_are_those_of_clips_blended_by_hand(scale: Any) -> None:
-    """A mean over the ways of hiding: of the logarithms of probabilities, or of outputs."""
+def test_scores_equal_those_of_manually_blended_clips(scale: Any) -> None:
+    """Means over the blends, of log-probabilities or of outputs."""
     clip, layout, parts = clip_of(), "BCTHW", result_of(scale=scale, target=[2, 0])
-    hidden = [baselines.blur(clip, layout, space=20 / 112 * 6), baselines.mean_frame(clip, layout)]
-    hidden += [torch.zeros_like(clip), baselines.shuffle(clip, layout)]
+    removed = [baselines.blur(clip, layout, space=20 / 112 * 6), baselines.mean_frame(clip, layout)]
+    removed += [torch.zeros_like(clip), baselines.shuffle(clip, layout)]
 
     def score(clips: Tensor) -> Tensor:
         logits = Net()(clips)
         return (logits if scale == "logit" else logits.log_softmax(1))[[0, 1], [2, 0]]
 
-    handed = (lambda scores: scores) if scale == "logit" else torch.exp
+    converted = (lambda scores: scores) if scale == "logit" else torch.exp
     with torch.no_grad():
-        torch.testing.assert_close(parts.whole, handed(score(clip)))
+        torch.testing.assert_close(parts.whole, converted(score(clip)))
         for area in range(2):
             mask = parts.masks[:, area, None]
             for found, share in ((parts.kept, mask), (parts.deleted, 1 - mask)):
-                mean = torch.stack([score(share * clip + (1 - share) * other) for other in hidden]).mean(0)
-                torch.testing.assert_close(found[:, area], handed(mean), rtol=1e-4, atol=1e-5)
+                mean = torch.stack([score(share * clip + (1 - share) * other) for other in removed]).mean(0)
+                torch.testing.assert_close(found[:, area], converted(mean), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("term", [TotalVariation(5, 5), SquaredDifferences(20, 20), Ellipsoid(3, 0.5)], ids=repr)
-def test_smoothness_makes_masks_smoother_of_the_same_area(term: Any) -> None:
+def test_regularizers_make_masks_smoother_with_the_same_area(term: Any) -> None:
     rough, smooth = (result_of(iterations=30, regularizer=name) for name in ("none", term))
     torch.testing.assert_close(smooth.visible, rough.visible, rtol=0, atol=1e-3)
     before, after = (term(parts.masks, parts.areas).mean(1) for parts in (rough, smooth))
     assert (after < 0.9 * before).all()
 
 
-def test_aims_move_what_they_ask_for() -> None:
-    """The one that preserves keeps most, the one that deletes leaves least, and both at once part them most."""
+def test_each_objective_improves_its_own_score_most() -> None:
+    """ "preserve" has the highest kept score, "delete" the lowest deleted score, "dual" the largest difference."""
     runs = [result_of(iterations=20, objective=aim, scale="logit") for aim in ("preserve", "delete", "dual")]
     kept, deleted = (torch.stack([getattr(run, name).mean(1) for run in runs]) for name in ("kept", "deleted"))
     for row, wanted in enumerate((kept, -deleted, kept - deleted)):  # (aims, B)
@@ -343,7 +343,7 @@ def test_aims_move_what_they_ask_for() -> None:
     assert kept[0].sum() > kept[1].sum() + 0.1 and deleted[0].sum() > deleted[1].sum() + 0.1
 
 
-def test_the_bar_shows_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_shows_kept_and_deleted_scores(capsys: pytest.CaptureFixture[str]) -> None:
     parts = result_of(iterations=10, show_progress=True)
     shown = re.findall(r"kept (\d\.\d{3}), left (\d\.\d{3})", capsys.readouterr().err)
     assert shown[-1] == (f"{parts.kept.mean():.3f}", f"{parts.deleted.mean():.3f}")

@@ -1,4 +1,4 @@
-"""Nested masks and masks each for itself: areas drawn, starts, steps and maps, against their definitions."""
+"""Nested and separate parametrizations: areas, initial values, steps, penalties and maps equal their definitions."""
 
 from __future__ import annotations
 
@@ -9,125 +9,125 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from perturbation_fields import FIELDS, WIDE, by_root, drawn, same
+from mask_grids import MASK_GRIDS, WIDE, by_root, drawn, same
 from scipy.special import logit
 from torch import Tensor
 
 from captum_staa import SpatioTemporalPerturbation
 from captum_staa.perturbation.areas import rank_penalty
-from captum_staa.perturbation.mask_grid import Field, GridField
+from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid
 from captum_staa.perturbation.masks import MaskBatch, Nested, Separate
 from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
 
 
-@pytest.fixture(params=FIELDS)
-def field(request) -> Field:
-    return FIELDS[request.param]()
+@pytest.fixture(params=MASK_GRIDS)
+def grid(request) -> MaskGrid:
+    return MASK_GRIDS[request.param]()
 
 
 # --- nested masks --------------------------------------------------------------------------------------------------
 
-ASKED = torch.tensor([0.1, 0.5, 0.2], dtype=torch.float64)  # in no order
+REQUESTED = torch.tensor([0.1, 0.5, 0.2], dtype=torch.float64)  # not sorted
 
 
-def small() -> GridField:
-    return GridField((5, 2, 4), (3, 2, 2), WIDE)
+def small() -> CellGrid:
+    return CellGrid((5, 2, 4), (3, 2, 2), WIDE)
 
 
-def test_steps_take_one_area_from_each_equal_part_and_cover_them_evenly():
-    field, nested, values = small(), Nested(reach=0.1), drawn(1, 12)
+def test_nested_steps_draw_one_area_per_log_interval_and_cover_it_evenly():
+    grid, nested, values = small(), Nested(reach=0.1), drawn(1, 12)
     low, high, places = 0.01, 0.5, []
     for step in range(100):
-        masks, areas = nested.draw(values, field, ASKED, step, 0.0)
-        place = 3 * np.log(areas.numpy() / low) / math.log(high / low)  # part by part, in 0 .. 3
+        masks, areas = nested.draw(values, grid, REQUESTED, step, 0.0)
+        place = 3 * np.log(areas.numpy() / low) / math.log(high / low)  # position on the log scale, in 0 .. 3
         assert np.floor(place + 1e-9).tolist() == [0, 1, 2]
         places.append(place - np.arange(3))
-        same(field.spread(masks).mean((2, 3, 4))[0], areas, 1e-6)
+        same(grid.spread(masks).mean((2, 3, 4))[0], areas, 1e-6)
     same(torch.tensor(places[0]), [0.0] * 3, 1e-9)
     for part, count in itertools.product(np.array(places).T, range(2, 101)):  # after any number of steps
         taken = sorted(part[:count] % 1)
         gaps = count * np.diff([*taken, 1 + taken[0]])
-        assert gaps.min() > 0.45 and gaps.max() < 1.9  # as of no other ratio
-    again = nested.draw(values, field, ASKED, 7, 0.3)
-    assert all(torch.equal(*pair) for pair in zip(again, nested.draw(values, field, ASKED, 7, 0.3), strict=True))
+        assert gaps.min() > 0.45 and gaps.max() < 1.9  # holds for the golden ratio only
+    again = nested.draw(values, grid, REQUESTED, 7, 0.3)
+    assert all(torch.equal(*pair) for pair in zip(again, nested.draw(values, grid, REQUESTED, 7, 0.3), strict=True))
 
 
 def softness_of(scores: Tensor, masks: Tensor) -> list[float]:
-    """From how much two cells differ: ``(s - s') / (logit m - logit m')``."""
+    """The softness, computed from two cells: ``(s - s') / (logit m - logit m')``."""
     odds = logit(masks[0].numpy())
     return ((scores[0, 0] - scores[0, 1]).item() / (odds[:, 0] - odds[:, 1])).tolist()
 
 
-def test_nested_masks_harden_geometrically():
-    field, nested, values = small(), Nested(softness=(2.0, 0.5)), drawn(1, 12)
+def test_nested_softness_decreases_geometrically():
+    grid, nested, values = small(), Nested(softness=(2.0, 0.5)), drawn(1, 12)
     for progress, softness in ((0.0, 2.0), (0.25, 2 * 0.25**0.25), (0.5, 1.0), (1.0, 0.5)):
-        masks = nested.draw(values, field, ASKED, 3, progress).masks
+        masks = nested.draw(values, grid, REQUESTED, 3, progress).masks
         assert softness_of(values, masks) == pytest.approx([softness] * 3, rel=1e-6)
-    final = nested.final(values, field, ASKED)
+    final = nested.final(values, grid, REQUESTED)
     assert softness_of(values, final) == pytest.approx([0.5] * 3, rel=1e-6)
-    same(field.spread(final).mean((2, 3, 4))[0], ASKED, 1e-6)
-    assert torch.equal(nested.penalty(MaskBatch(final, ASKED), field, 5), torch.zeros(1, 3, dtype=torch.float64))
+    same(grid.spread(final).mean((2, 3, 4))[0], REQUESTED, 1e-6)
+    assert torch.equal(nested.penalty(MaskBatch(final, REQUESTED), grid, 5), torch.zeros(1, 3, dtype=torch.float64))
 
 
-def test_nested_masks_begin_from_nothing_or_from_half_a_standard_deviation():
-    field, nested, init = small(), Nested(), torch.stack([drawn(12), 1000 + 50 * drawn(12, seed=1)])
-    assert torch.equal(nested.start(field, ASKED, 2, None), torch.zeros(2, 12, dtype=torch.float64))
-    found = nested.start(field, ASKED, 2, init).numpy()
+def test_nested_starts_from_zeros_or_half_the_standardized_map():
+    grid, nested, init = small(), Nested(), torch.stack([drawn(12), 1000 + 50 * drawn(12, seed=1)])
+    assert torch.equal(nested.start(grid, REQUESTED, 2, None), torch.zeros(2, 12, dtype=torch.float64))
+    found = nested.start(grid, REQUESTED, 2, init).numpy()
     values = init.numpy()
     same(torch.tensor(found), (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True) / 2)
 
 
-def test_the_map_of_nested_masks_is_their_mean_over_24_areas_each_of_weight_one(field):
-    nested, scores = Nested(softness=(1.0, 0.3), reach=0.2), drawn(2, field.shares.shape[1])
-    found = nested.weights(scores, field, ASKED)
+def test_nested_map_is_the_mean_over_24_masks_divided_by_their_areas(grid):
+    nested, scores = Nested(softness=(1.0, 0.3), reach=0.2), drawn(2, grid.shares.shape[1])
+    found = nested.weights(scores, grid, REQUESTED)
     levels = np.geomspace(0.02, 0.5, 24)
     for clip in range(2):
-        shares = field.shares[min(clip, len(field.shares) - 1)]
+        shares = grid.shares[min(clip, len(grid.shares) - 1)]
         masks = [by_root(scores[clip], shares, level, 0.3) / level for level in levels]
         same(found[clip], np.mean(masks, axis=0), 1e-5)
         assert bool((found[clip, scores[clip].argsort()].diff() > 0).all())
-    same((found * field.shares).sum(1), torch.ones(2), 1e-5)
+    same((found * grid.shares).sum(1), torch.ones(2), 1e-5)
 
 
-# --- masks each for itself -----------------------------------------------------------------------------------------
+# --- separate masks -------------------------------------------------------------------------------------------------
 
 
-def test_separate_masks_begin_full_or_from_each_areas_highest_cells():
-    field, separate, init = small(), Separate(), 30 * drawn(2, 12)
-    same(separate.start(field, ASKED, 2, None), torch.ones(2, 3, 12))
-    found = separate.start(field, ASKED, 2, init)
+def test_separate_starts_from_ones_or_the_highest_cells_of_each_area():
+    grid, separate, init = small(), Separate(), 30 * drawn(2, 12)
+    same(separate.start(grid, REQUESTED, 2, None), torch.ones(2, 3, 12))
+    found = separate.start(grid, REQUESTED, 2, init)
     for clip, number in np.ndindex(2, 3):
         scores = (init[clip] - init[clip].mean()) / init[clip].numpy().std()
-        same(found[clip, number], by_root(scores, field.shares[0], float(ASKED[number]), 0.5), 1e-6)
+        same(found[clip, number], by_root(scores, grid.shares[0], float(REQUESTED[number]), 0.5), 1e-6)
 
 
 @pytest.mark.parametrize("parametrization", [Nested(), Separate()])
 @pytest.mark.parametrize("level", [0.0, 0.1, 5.0])
 @pytest.mark.parametrize("cells", [1, 2])
-def test_a_map_that_is_the_same_everywhere_is_a_start_without_a_hint(parametrization, level, cells):
-    field = GridField((1, 1, 4), (1, 1, cells))
-    start = parametrization.start(field, ASKED.float(), 1, torch.full((1, cells), level))
-    masks = parametrization.final(start, field, ASKED.float())
-    same(masks, ASKED[None, :, None].expand(1, -1, cells), 1e-5)
+def test_constant_initial_map_gives_uniform_masks(parametrization, level, cells):
+    grid = CellGrid((1, 1, 4), (1, 1, cells))
+    start = parametrization.start(grid, REQUESTED.float(), 1, torch.full((1, cells), level))
+    masks = parametrization.final(start, grid, REQUESTED.float())
+    same(masks, REQUESTED[None, :, None].expand(1, -1, cells), 1e-5)
 
 
-def test_separate_masks_are_held_in_range_and_weighed_more_at_every_step():
-    field, separate = small(), Separate(weight=10.0, growth=2.0)
+def test_separate_masks_are_clamped_and_their_penalty_weight_grows():
+    grid, separate = small(), Separate(weight=10.0, growth=2.0)
     values = (2 * drawn(2, 3, 12)).requires_grad_()
     clamped = values.detach().clamp(0, 1)
     assert float((values.detach() - clamped).abs().max()) > 1
-    same(separate.final(values.detach(), field, ASKED), clamped)
-    same(separate.weights(values.detach(), field, ASKED), clamped[:, 0] + clamped[:, 1] + clamped[:, 2])
-    masks, areas = separate.draw(values, field, ASKED, 4, 0.5)
-    assert torch.equal(masks, clamped) and torch.equal(values, clamped) and torch.equal(areas, ASKED)
-    (slope,) = torch.autograd.grad(masks.sum(), values)  # also at the ends, or a full mask would stay full
+    same(separate.final(values.detach(), grid, REQUESTED), clamped)
+    same(separate.weights(values.detach(), grid, REQUESTED), clamped[:, 0] + clamped[:, 1] + clamped[:, 2])
+    masks, areas = separate.draw(values, grid, REQUESTED, 4, 0.5)
+    assert torch.equal(masks, clamped) and torch.equal(values, clamped) and torch.equal(areas, REQUESTED)
+    (slope,) = torch.autograd.grad(masks.sum(), values)  # also at 0 and 1, or a full mask would never change
     assert torch.equal(slope, torch.ones_like(slope))
     for step in (0, 1, 3):
-        expected = 10 * 2**step * rank_penalty(clamped, ASKED, field)
-        same(separate.penalty(MaskBatch(clamped, ASKED), field, step), expected)
+        expected = 10 * 2**step * rank_penalty(clamped, REQUESTED, grid)
+        same(separate.penalty(MaskBatch(clamped, REQUESTED), grid, step), expected)
 
 
-def test_nested_values_are_moved_by_adam_and_separate_ones_by_the_papers_descent():
+def test_nested_uses_adam_and_separate_uses_sgd_with_momentum():
     values = [torch.zeros(1, 2, requires_grad=True), torch.zeros(1, 1, 2, requires_grad=True)]
     optimizers = [Nested(rate=0.2).optimizer(values[0]), Separate(rate=0.2).optimizer(values[1])]
     adam, descent, first, second, speed = 0.0, 0.0, 0.0, 0.0, 4.0
@@ -137,35 +137,35 @@ def test_nested_values_are_moved_by_adam_and_separate_ones_by_the_papers_descent
             optimizer.step()
         first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
         adam -= 0.2 * (first / (1 - 0.9**step)) / math.sqrt(second / (1 - 0.99**step))
-        speed = 0.9 * speed + 0.1 * slope  # which begins at the first slope
+        speed = 0.9 * speed + 0.1 * slope  # its initial value is the first slope
         descent -= 0.2 * speed
         same(values[0].detach(), [[adam] * 2], 1e-6)
         same(values[1].detach(), [[[descent] * 2]], 1e-6)
 
 
-def test_per_frame_reaches_every_part():
-    field = GridField((2, 1, 4), (2, 1, 4), WIDE)
-    scores = torch.arange(8.0, dtype=torch.float64)[None]  # over the volume, all of the second frame would come first
+def test_per_frame_applies_to_masks_starts_maps_and_penalty():
+    grid = CellGrid((2, 1, 4), (2, 1, 4), WIDE)
+    scores = torch.arange(8.0, dtype=torch.float64)[None]  # over the volume, the second frame would fill first
     areas = torch.tensor([0.25, 0.5], dtype=torch.float64)
     nested, separate = Nested(per_frame=True), Separate(per_frame=True)
-    starts = separate.start(field, areas, 1, scores)
+    starts = separate.start(grid, areas, 1, scores)
     for masks, wanted in (
-        (nested.final(scores, field, areas), areas),
-        nested.draw(scores, field, areas, 0, 1.0),
+        (nested.final(scores, grid, areas), areas),
+        nested.draw(scores, grid, areas, 0, 1.0),
         (starts, areas),
     ):
         same(masks.view(1, 2, 2, 4).mean(3), wanted[None, :, None].expand(1, -1, 2), 1e-6)
-    same(nested.weights(scores, field, areas).view(1, 2, 4).mean(2), torch.ones(1, 2), 1e-5)
+    same(nested.weights(scores, grid, areas).view(1, 2, 4).mean(2), torch.ones(1, 2), 1e-5)
     step = torch.tensor([1.0, 0, 0, 0] * 2 + [1, 1, 0, 0] * 2, dtype=torch.float64).view(1, 2, 8)
     lopsided = torch.tensor([0.0, 0, 0, 0, 1, 1, 0, 0] + [0] * 4 + [1] * 4, dtype=torch.float64).view(1, 2, 8)
-    same(separate.penalty(MaskBatch(step, areas), field, 0), torch.zeros(1, 2))
-    same(separate.penalty(MaskBatch(lopsided, areas), field, 0), 300 * torch.tensor([[2 / 8, 4 / 8]]))
+    same(separate.penalty(MaskBatch(step, areas), grid, 0), torch.zeros(1, 2))
+    same(separate.penalty(MaskBatch(lopsided, areas), grid, 0), 300 * torch.tensor([[2 / 8, 4 / 8]]))
 
 
-# --- where learning begins ------------------------------------------------------------------------------------------
+# --- initial values -------------------------------------------------------------------------------------------------
 
 
-def begun(preset: PerturbationConfig, frames: int = 4) -> Tensor:
+def initial_masks(preset: PerturbationConfig, frames: int = 4) -> Tensor:
     """The masks before the first step."""
     clip = drawn(2, frames, 3, 6, 6).float()
     weights = drawn(frames, 3, 6, 6, seed=1).float()
@@ -173,17 +173,17 @@ def begun(preset: PerturbationConfig, frames: int = 4) -> Tensor:
     return method.attribute_maps(clip, areas=(0.2, 0.5), iterations=0).masks
 
 
-def test_the_hint_is_of_the_model_and_not_of_the_area_term():
+def test_warm_start_depends_on_the_model_and_not_on_the_area_penalty():
     heavy, light = (Separate(warm=True, weight=weight) for weight in (300.0, 0.0))
-    found = begun(PerturbationConfig(heavy, frames=1))
-    same(found, begun(PerturbationConfig(light, frames=1)), 0)
-    assert found.std() > 0.1 and not torch.equal(found, begun(PerturbationConfig(Separate(), frames=1)))
+    found = initial_masks(PerturbationConfig(heavy, frames=1))
+    same(found, initial_masks(PerturbationConfig(light, frames=1)), 0)
+    assert found.std() > 0.1 and not torch.equal(found, initial_masks(PerturbationConfig(Separate(), frames=1)))
 
 
-def test_a_clip_of_one_frame_is_not_hidden_by_other_frames():
-    same(begun(PRESETS["nested"], 1), begun(replace(PRESETS["nested"], blends=("fade", "blur")), 1), 0)
+def test_single_frame_clip_skips_blends_with_other_frames():
+    same(initial_masks(PRESETS["nested"], 1), initial_masks(replace(PRESETS["nested"], blends=("fade", "blur")), 1), 0)
     same(
-        begun(PerturbationConfig(Nested(), blends=("shuffle",)), 1),
-        begun(PerturbationConfig(Nested(), blends=("fade",)), 1),
+        initial_masks(PerturbationConfig(Nested(), blends=("shuffle",)), 1),
+        initial_masks(PerturbationConfig(Nested(), blends=("fade",)), 1),
         0,
     )

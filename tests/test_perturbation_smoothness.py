@@ -1,4 +1,4 @@
-"""Regularizer of masks equals loops over voxels."""
+"""Regularizers of masks equal loops over voxels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from captum_staa.perturbation.regularizers import REGULARIZERS, Ellipsoid, Squar
 
 
 def by_neighbors(mask: np.ndarray, space: float, time: float, power: int) -> float:
-    """Axis by axis: the sum over the pairs one step apart, per line; of squares, times the length of a line."""
+    """For each axis: the sum over neighboring voxels, per line. For squares, times the length of a line."""
     total = 0.0
     for axis, weight in enumerate((time, space, space)):
         pairs = []
@@ -28,18 +28,18 @@ def by_neighbors(mask: np.ndarray, space: float, time: float, power: int) -> flo
 
 @pytest.mark.parametrize("size", [(4, 3, 5), (1, 3, 2), (3, 1, 4), (1, 1, 1)])
 @pytest.mark.parametrize(("term", "power"), [(TotalVariation, 1), (SquaredDifferences, 2)])
-def test_differences_by_a_loop_over_neighbors(term, power, size):
+def test_difference_regularizers_equal_loops_over_neighbors(term, power, size):
     masks, areas = uniform(2, 2, *size), torch.tensor([0.1, 0.5])
     for space, time in ((1.0, 1.0), (2.0, 5.0), (0.0, 3.0), (3.0, 0.0)):
         found = term(space=space, time=time)(masks, areas)
         for clip, number in np.ndindex(2, 2):
             same(found[clip, number], by_neighbors(masks[clip, number].numpy(), space, time, power))
-    for value in (0.0, 0.3, 1.0):  # they ask for no other area
+    for value in (0.0, 0.3, 1.0):  # constant masks of any area cost nothing
         same(term()(torch.full_like(masks, value), areas), torch.zeros(2, 2))
 
 
 def window_means(mask: np.ndarray, sides: list[int]) -> list[float]:
-    """Windows half their length apart, the first centerd on the border: means over those voxels that exist."""
+    """Windows half their length apart, the first centered on the border: means over the voxels in the clip."""
     sides = [min(side, length) for side, length in zip(sides, mask.shape, strict=True)]
     starts = [
         range(-(side // 2), length + side // 2 - side + 1, max(1, side // 2))
@@ -58,16 +58,16 @@ def window_means(mask: np.ndarray, sides: list[int]) -> list[float]:
 
 
 def by_order(means: list[float], area: float) -> float:
-    ordered, room = sorted(means, reverse=True), min(max(round(area * len(means)), 1), len(means) - 1)
-    high = sum((mean - 1) ** 2 for mean in ordered[:room]) / room
-    return high + sum(mean**2 for mean in ordered[room:]) / (len(means) - room)
+    ordered, full_count = sorted(means, reverse=True), min(max(round(area * len(means)), 1), len(means) - 1)
+    high = sum((mean - 1) ** 2 for mean in ordered[:full_count]) / full_count
+    return high + sum(mean**2 for mean in ordered[full_count:]) / (len(means) - full_count)
 
 
 @pytest.mark.parametrize(
     ("size", "frames", "pixels"),
     [((5, 6, 7), 3, 3), ((5, 6, 7), 4, 2), ((6, 5, 9), 2, 5), ((3, 4, 4), 8, 4), ((2, 7, 3), 1, 1), ((1, 6, 6), 8, 3)],
 )
-def test_ellipsoids_by_loops_over_the_voxels_of_each_window(size, frames, pixels):
+def test_ellipsoid_equals_loops_over_the_voxels_of_each_window(size, frames, pixels):
     masks, areas = uniform(2, 3, *size), torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
     term = Ellipsoid(frames=frames, side=pixels / min(size[1:]))
     means, found = term.windows(masks), term(masks, areas)
@@ -77,35 +77,35 @@ def test_ellipsoids_by_loops_over_the_voxels_of_each_window(size, frames, pixels
         same(found[clip, number], by_order(expected, float(areas[number])))
 
 
-def test_a_window_is_at_least_a_pixel_wide_and_of_the_papers_size_by_itself():
+def test_ellipsoid_window_is_at_least_a_pixel_and_has_the_papers_size_by_default():
     masks = uniform(1, 1, 16, 22, 30)
     assert Ellipsoid(frames=1, side=0.01).windows(masks).shape[2] == masks.numel()
     assert torch.equal(Ellipsoid().windows(masks), Ellipsoid(frames=8, side=2 / 22).windows(masks))
     assert Ellipsoid().windows(masks).shape[2] == 5 * 23 * 31
 
 
-def test_ellipsoids_like_a_mask_in_one_piece():
-    """Of masks of one area, shuffled voxel by voxel, none is as cheap; a full and an empty mask miss the area alike."""
+def test_regularizers_prefer_a_connected_mask():
+    """A half mask costs less than its random permutations. A full and an empty mask have the same Ellipsoid cost."""
     whole = torch.zeros(1, 1, 8, 8, 8, dtype=torch.float64)
     whole[..., :4] = 1
     term, areas = Ellipsoid(frames=4, side=0.5), torch.tensor([0.5])
-    least = float(term(whole, areas))
+    lowest = float(term(whole, areas))
     for seed in range(20):
         order = torch.randperm(512, generator=torch.Generator().manual_seed(seed))
         torn = whole.flatten()[order].view(whole.shape)
         for other in (TotalVariation(), SquaredDifferences()):
             assert float(other(torn, areas)) > 2 * float(other(whole, areas))
-        assert float(term(torn, areas)) > 1.5 * least
+        assert float(term(torn, areas)) > 1.5 * lowest
     same(term(torch.stack([whole[0] * 0, whole[0] * 0 + 1]), areas), [[1.0], [1.0]])
-    assert least < 0.2
+    assert lowest < 0.2
 
 
-def test_gradients_of_smoothness_are_finite_differences():
+def test_regularizer_gradients_equal_finite_differences():
     masks, areas = uniform(1, 2, 3, 4, 4).requires_grad_(), torch.tensor([0.2, 0.5])
     for term in (TotalVariation(2.0, 3.0), SquaredDifferences(2.0, 3.0), Ellipsoid(frames=2, side=0.5)):
         assert torch.autograd.gradcheck(lambda m, t=term: t(m, areas), masks)
 
 
-def test_one_voxel_is_smooth():
+def test_regularizers_are_finite_for_one_voxel():
     for term in REGULARIZERS.values():
         assert term is None or bool(term(torch.ones(1, 1, 1, 1, 1), torch.tensor([0.5])).isfinite().all()), term

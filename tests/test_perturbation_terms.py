@@ -1,4 +1,4 @@
-"""Blends, objectives and settings: equal to what can be worked out by hand."""
+"""Blends, objectives and presets equal values that are computed by hand."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ BTCHW, BCTHW = VideoLayout("BTCHW"), VideoLayout("BCTHW")
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("levels", [2, 3, 5, 8])
-def test_a_ladder_is_exact_at_every_rung_and_keeps_the_dtype(levels, dtype):
-    levels = [(100 * drawn(2, 3, 1, 2, 2, seed=level)).to(dtype) for level in range(levels)]
+def test_blur_pyramid_is_exact_at_every_level_and_keeps_the_dtype(levels, dtype):
+    clips = [(100 * drawn(2, 3, 1, 2, 2, seed=level)).to(dtype) for level in range(levels)]
     wide = torch.promote_types(dtype, torch.float32)
-    for level, level in enumerate(levels):
-        found = BlurPyramid(levels, BTCHW)(torch.full((1, 2, 3, 2, 2), level / (levels - 1), dtype=wide))
-        assert found.dtype == dtype and torch.equal(found, level)
+    for level, clip in enumerate(clips):
+        blended = BlurPyramid(clips, BTCHW)(torch.full((1, 2, 3, 2, 2), level / (levels - 1), dtype=wide))
+        assert blended.dtype == dtype and torch.equal(blended, clip)
 
 
 @pytest.mark.parametrize("levels", [2, 3, 8])
-def test_between_rungs_a_ladder_is_linear_and_copies_lie_batch_after_batch(levels):
-    levels, masks = [drawn(2, 3, 2, 4, 2, seed=level) for level in range(levels)], uniform(3, 2, 3, 4, 2)
-    found, expected = BlurPyramid(levels, BTCHW)(masks), np.zeros((6, 3, 2, 4, 2))
+def test_blur_pyramid_is_linear_between_levels_and_orders_copies_batch_after_batch(levels):
+    clips, masks = [drawn(2, 3, 2, 4, 2, seed=level) for level in range(levels)], uniform(3, 2, 3, 4, 2)
+    blended, expected = BlurPyramid(clips, BTCHW)(masks), np.zeros((6, 3, 2, 4, 2))
     for copy, clip, t, y, x in np.ndindex(*masks.shape):
         place = float(masks[copy, clip, t, y, x]) * (levels - 1)
         below = min(math.floor(place), levels - 2)
         for c in range(2):
-            low, high = (float(levels[level][clip, t, c, y, x]) for level in (below, below + 1))
+            low, high = (float(clips[level][clip, t, c, y, x]) for level in (below, below + 1))
             expected[2 * copy + clip, t, c, y, x] = low + (place - below) * (high - low)
-    same(found, expected)
-    turned = BlurPyramid([level.transpose(1, 2) for level in levels], BCTHW)(masks)
-    assert torch.equal(turned.transpose(1, 2), found)
+    same(blended, expected)
+    transposed = BlurPyramid([clip.transpose(1, 2) for clip in clips], BCTHW)(masks)
+    assert torch.equal(transposed.transpose(1, 2), blended)
 
 
 @pytest.mark.parametrize("layout", [BTCHW, BCTHW])
 @pytest.mark.parametrize("levels", [2, 8])
-def test_gradients_of_a_blend_are_finite_differences(levels, layout):
+def test_blend_gradients_equal_finite_differences(levels, layout):
     sides = (2, 2, 3, 1, 3) if layout is BTCHW else (2, 3, 2, 1, 3)
-    ladder = BlurPyramid([drawn(*sides, seed=level) for level in range(levels)], layout)
-    assert torch.autograd.gradcheck(ladder, (0.05 + 0.9 * uniform(3, 2, 2, 1, 3)).requires_grad_())
+    pyramid = BlurPyramid([drawn(*sides, seed=level) for level in range(levels)], layout)
+    assert torch.autograd.gradcheck(pyramid, (0.05 + 0.9 * uniform(3, 2, 2, 1, 3)).requires_grad_())
 
 
-def test_at_a_rung_the_gradient_is_that_above_it_and_at_the_end_that_below():
-    """Learning begins there: all shown, or all hidden."""
+def test_gradient_at_a_level_is_the_one_above_and_at_the_last_level_the_one_below():
+    """Optimization starts at the ends: everything is kept, or everything is removed."""
     levels = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
     masks = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1, 1).requires_grad_()
     BlurPyramid(levels, BTCHW)(masks).sum().backward()
@@ -66,7 +66,7 @@ def test_at_a_rung_the_gradient_is_that_above_it_and_at_the_end_that_below():
 
 
 def ends(name: str, clip: Tensor, layout: VideoLayout, levels: int) -> tuple[BlurPyramid, Tensor, Tensor]:
-    """The blend, the clip of which nothing is shown, and the one of which all is."""
+    """The blend, the clip with everything removed, and the clip with everything kept."""
     blend = blend_of(name, clip, layout, torch.full_like(clip, -3.0), levels)
     masks = torch.zeros_like(layout.to_working(clip)[None, :, :, 0])
     return blend, blend(masks), blend(masks + 1)
@@ -74,62 +74,62 @@ def ends(name: str, clip: Tensor, layout: VideoLayout, levels: int) -> tuple[Blu
 
 @pytest.mark.parametrize("layout", [BTCHW, BCTHW])
 @pytest.mark.parametrize("name", [name for name in BLENDS if not name.startswith("blur")])
-def test_a_blend_goes_from_the_baseline_of_its_name_to_the_clip(name, layout):
+def test_blend_goes_from_the_baseline_of_its_name_to_the_clip(name, layout):
     clip = drawn(2, 5, 4, 6, 7).float()
-    blend, hidden, shown = ends(name, clip, layout, 8)
-    alone = [
+    blend, removed, kept = ends(name, clip, layout, 8)
+    per_clip = [
         torch.full_like(one, -3.0) if name == "fade" else getattr(baselines, name)(one, layout) for one in clip[:, None]
     ]
-    expected = torch.cat(alone)  # what is drawn at random does not depend on a clip's place in the batch
-    assert torch.equal(hidden, expected) and torch.equal(shown, clip) and len(blend.levels) == 2
-    assert not torch.equal(hidden, clip)
+    expected = torch.cat(per_clip)  # random draws do not depend on the position of a clip in the batch
+    assert torch.equal(removed, expected) and torch.equal(kept, clip) and len(blend.levels) == 2
+    assert not torch.equal(removed, clip)
 
 
 @pytest.mark.parametrize("levels", [2, 4])
 @pytest.mark.parametrize(("name", "space", "time"), [("blur", 1, 0), ("blur_time", 0, 1), ("blur_both", 1, 1)])
-def test_a_blur_goes_through_ever_less_of_it(name, space, time, levels):
-    """From the paper's 20 pixels of 112, and from a quarter of the clip's length."""
+def test_blur_decreases_linearly_from_level_to_level(name, space, time, levels):
+    """The largest deviations are 20 of 112 pixels, as in the paper, and a quarter of the clip's length."""
     for layout, clip in ((BTCHW, drawn(1, 6, 2, 14, 9).float()), (BCTHW, drawn(1, 2, 6, 9, 14).float())):
-        blend, hidden, shown = ends(name, clip, layout, levels)
-        assert len(blend.levels) == levels and torch.equal(shown, clip)
-        for level, level in enumerate(blend.levels[:-1]):
+        blend, removed, kept = ends(name, clip, layout, levels)
+        assert len(blend.levels) == levels and torch.equal(kept, clip)
+        for level, blurred in enumerate(blend.levels[:-1]):
             part = (levels - 1 - level) / (levels - 1)
             expected = baselines.blur(clip, layout, space=space * part * 9 * 20 / 112, time=time * part * 6 / 4)
-            same(level, expected, 1e-6)
-        assert torch.equal(hidden, blend.levels[0])
-        apart = [float((level - clip).square().mean()) for level in blend.levels]
+            same(blurred, expected, 1e-6)
+        assert torch.equal(removed, blend.levels[0])
+        apart = [float((blurred - clip).square().mean()) for blurred in blend.levels]
         assert apart == sorted(apart, reverse=True) and apart[-1] == 0 < apart[-2]
 
 
-BY_HAND = {  # of a probability, and that where nothing is shown: the loss where shown, and where hidden
+BY_HAND = {  # p, and p0 of the baseline: the loss if the selection is kept, and if it is removed
     "odds": (lambda p, p0: -math.log(p), lambda p, p0: math.log(1 + p / (1 - p) * (1 - p0) / p0)),
     "log_probability": (lambda p, p0: -math.log(p), lambda p, p0: -math.log(1 - p)),
     "margin": (lambda p, p0: -math.log(p / (1 - p)), lambda p, p0: math.log(p / (1 - p))),
-    "logit": (lambda p, p0: -math.log(p), lambda p, p0: math.log(p)),  # whatever number the model gives
+    "logit": (lambda p, p0: -math.log(p), lambda p, p0: math.log(p)),  # any output of the model
 }
 
 
 @pytest.mark.parametrize("scale", BY_HAND)
-def test_losses_by_hand(scale):
-    p, floor = [[0.9, 1e-3], [0.2, 0.999], [0.5, 0.04]], [0.01, 0.3]
-    logs, floors = (torch.tensor(each, dtype=torch.float64).log() for each in (p, floor))
+def test_losses_equal_the_formulas(scale):
+    p, p0 = [[0.9, 1e-3], [0.2, 0.999], [0.5, 0.04]], [0.01, 0.3]
+    logs, baseline_scores = (torch.tensor(values, dtype=torch.float64).log() for values in (p, p0))
     logs.requires_grad_()
-    hidden = torch.tensor([False, True, True])
-    losses = Objective("dual", scale).losses(logs, hidden, floors)
+    removed = torch.tensor([False, True, True])
+    losses = Objective("dual", scale).losses(logs, removed, baseline_scores)
     for (row, column), loss in np.ndenumerate(losses.detach().numpy()):
-        assert loss == pytest.approx(BY_HAND[scale][int(hidden[row])](p[row][column], floor[column]), rel=1e-8)
-    (slope,) = torch.autograd.grad(losses.sum(), logs)  # what is shown is to rise, what is hidden to fall
-    assert bool((torch.where(hidden[:, None], slope, -slope) > 0).all())
-    assert torch.autograd.gradcheck(lambda s: Objective("dual", scale).losses(s, hidden, floors), logs)
+        assert loss == pytest.approx(BY_HAND[scale][int(removed[row])](p[row][column], p0[column]), rel=1e-8)
+    (slope,) = torch.autograd.grad(losses.sum(), logs)  # kept scores should rise, removed scores should fall
+    assert bool((torch.where(removed[:, None], slope, -slope) > 0).all())
+    assert torch.autograd.gradcheck(lambda s: Objective("dual", scale).losses(s, removed, baseline_scores), logs)
 
 
-def test_aims_say_which_clips_are_needed():
+def test_aims_define_the_kinds_of_perturbed_clips():
     needed = {"preserve": (False,), "delete": (True,), "dual": (False, True)}
-    assert {aim: Objective(aim).hidden for aim in needed} == needed
+    assert {aim: Objective(aim).removed for aim in needed} == needed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_log_odds_are_precise_up_to_the_last_digit_of_a_probability(dtype):
+def test_log_odds_are_precise_for_probabilities_near_one(dtype):
     eps = torch.finfo(dtype).eps
     scores = [-eps, -3 * eps, -1e-6, -1e-3, -0.1, -math.log(2), -1.0, -5.0, -17.0, -40.0, -100.0, -1e4]
     logs = torch.tensor(scores, dtype=dtype, requires_grad=True)
@@ -145,26 +145,26 @@ def test_log_odds_are_precise_up_to_the_last_digit_of_a_probability(dtype):
 
 @pytest.mark.parametrize("scale", BY_HAND)
 @pytest.mark.parametrize("score", [0.0, -1e-30, -1e4])
-def test_a_certain_model_gives_finite_losses_and_gradients(scale, score):
+def test_losses_and_gradients_are_finite_for_certain_models(scale, score):
     logs = torch.full((2, 1), score, requires_grad=True)
     losses = Objective("dual", scale).losses(logs, torch.tensor([False, True]), torch.tensor([score]))
     (slope,) = torch.autograd.grad(losses.sum(), logs)
     assert bool(losses.isfinite().all()) and bool(slope.isfinite().all())
     if score > -1:
-        assert float(slope[1]) > 0  # what is hidden, and certain still, is to fall
+        assert float(slope[1]) > 0  # the score without the selection should fall, even if the model is certain
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"areas": []}, ["areas", "one at least", "[]"]),
+        ({"areas": []}, ["areas", "at least one", "[]"]),
         ({"areas": (0.2, 1.0)}, ["areas", "(0, 1)", "(0.2, 1.0)"]),
         ({"areas": (0.0,)}, ["areas", "(0.0,)"]),
         ({"areas": (0.1, math.nan)}, ["areas", "nan"]),
         ({"areas": 1.5}, ["areas", "1.5"]),
-        ({"levels": 1}, ["levels", "at least 2", "1 came"]),
-        ({"frames": 0}, ["frames", "at least 1", "0 came"]),
-        ({"across": 0}, ["across", "at least 1", "0 came"]),
+        ({"levels": 1}, ["levels", "at least 2", "got 1"]),
+        ({"frames": 0}, ["frames", "at least 1", "got 0"]),
+        ({"across": 0}, ["across", "at least 1", "got 0"]),
         ({"iterations": -1}, ["iterations", "at least 0", "-1"]),
         ({"tolerance": -0.1}, ["tolerance", "at least 0", "-0.1"]),
         ({"tolerance": math.nan}, ["tolerance", "nan"]),
@@ -173,7 +173,7 @@ def test_a_certain_model_gives_finite_losses_and_gradients(scale, score):
         ({"blur": -1.0}, ["blur", "-1.0"]),
     ],
 )
-def test_a_bad_setting_is_refused_by_name(fields, words):
+def test_invalid_option_raises_value_error_with_its_name(fields, words):
     for make in (lambda: PerturbationConfig(Nested(), **fields), lambda: replace(PRESETS["step"], **fields)):
         with pytest.raises(ValueError) as caught:
             make()
@@ -181,9 +181,9 @@ def test_a_bad_setting_is_refused_by_name(fields, words):
 
 
 @pytest.mark.parametrize("fields", [{"across": 2.5}, {"iterations": True}])
-def test_a_setting_of_another_type_is_refused_by_name(fields):
+def test_option_of_wrong_type_raises_type_error_with_its_name(fields):
     ((name, value),) = fields.items()
-    with pytest.raises(TypeError, match=f"{name} is a whole number of at least .*, got {value!r} of type"):
+    with pytest.raises(TypeError, match=f"{name} .* of at least .*, got {value!r} of type"):
         PerturbationConfig(Nested(), **fields)
 
 
@@ -197,13 +197,13 @@ def test_a_setting_of_another_type_is_refused_by_name(fields):
         ({"areas": (2.0,)}, ValueError, ["areas", "2.0"]),
     ],
 )
-def test_a_bad_change_is_refused_by_name(fields, error, words):
+def test_invalid_change_raises_error_with_its_name(fields, error, words):
     with pytest.raises(error) as caught:
         PRESETS["nested"].changed(**{**dict.fromkeys(("aim", "scale", "regularizer")), **fields})
     assert not [word for word in words if word not in str(caught.value)], str(caught.value)
 
 
-def test_only_what_is_given_is_changed():
+def test_changed_replaces_only_arguments_that_are_not_none():
     step = PRESETS["step"]
     nothing = dict.fromkeys(("aim", "scale", "regularizer"))
     assert step.changed(**nothing, areas=None, iterations=None) == step
@@ -215,12 +215,12 @@ def test_only_what_is_given_is_changed():
         assert step.changed(**{**nothing, "regularizer": name}) == replace(step, regularizer=term)
     own = TotalVariation(1.0, 3.0)
     assert step.changed(**{**nothing, "regularizer": own}).regularizer is own
-    changed = step.changed(**nothing, areas=[0.3], iterations=0, tolerance=0.0)  # nothing, but given
+    changed = step.changed(**nothing, areas=[0.3], iterations=0, tolerance=0.0)  # 0 is a value, None is not
     assert changed == replace(step, areas=(0.3,), iterations=0, tolerance=0.0) and changed.areas == (0.3,)
     assert PerturbationConfig(Nested(), areas=0.25).areas == (0.25,)
 
 
-def test_the_papers_have_the_papers_numbers():
+def test_presets_of_the_papers_have_their_values():
     step, three, two = (PRESETS[name] for name in ("step", "3d-ep", "2d-ep"))
     assert step == replace(three, regularizer=Ellipsoid(frames=8, side=11 / 112))
     assert two == replace(three, parametrization=Separate(per_frame=True))
@@ -232,5 +232,5 @@ def test_the_papers_have_the_papers_numbers():
     assert set(PRESETS) == {"nested", "step", "3d-ep", "2d-ep"}
 
 
-def test_the_papers_settings_end_after_400_steps_at_most():
+def test_presets_of_the_papers_take_at_most_400_steps():
     assert [PRESETS[name].iterations for name in ("step", "3d-ep", "2d-ep")] == [400] * 3

@@ -1,4 +1,4 @@
-"""What spatio-temporal perturbation has learned, in the form in which it is handed out."""
+"""The result type of spatio-temporal perturbation, and the function that makes it from the optimized masks."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch import Tensor
 
 from captum_staa._utils import notebook
 from captum_staa._utils.gaussian import gaussian
-from captum_staa.perturbation.learning import OptimizationState, Task
+from captum_staa.perturbation.learning import OptimizationState, Problem
 from captum_staa.perturbation.objective import Objective
 from captum_staa.result import VideoAttribution
 
 
 class History(NamedTuple):
-    """The course of learning: what the masks as they would be handed out did, at the asked areas.
+    """History of the optimization: energies and scores of the masks at the requested areas, at each evaluation.
 
     Attributes:
-        steps: ``(S,)`` int64, after how many steps.
-        energy: ``(S, B)``, what is minimized: the mean over areas of loss, regularizer, and the first step's penalty.
-        kept: ``(S, B, A)``, the score of what the masks show.
-        deleted: ``(S, B, A)``, the score of what they leave.
+        steps: ``(S,)`` int64, number of steps before each evaluation.
+        energy: ``(S, B)``, the minimized quantity: the mean over areas of loss, regularizer and area penalty, with the
+            penalty's weight at the first step.
+        kept: ``(S, B, A)``, the score of clips that keep what the masks select.
+        deleted: ``(S, B, A)``, the score of clips from which it is removed.
     """
 
     steps: Tensor
@@ -34,19 +35,19 @@ class History(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskAttribution(VideoAttribution):
-    """What was learned, beside the map that it gives.
+    """Attribution by learned masks: the map, the mask of each area, scores, and the history of the optimization.
 
     Attributes:
-        joint: ``(B, T, H, W)``, not negative; the sum over a clip is 1, or 0 where no mask shows anything.
-        masks: ``(B, A, T, H, W)`` in [0, 1], one per area.
-        areas: ``(A,)``, as asked.
-        visible: ``(B, A)``, the mean of each mask: the part of the clip's volume that it leaves.
-        whole: ``(B,)``, the model's score of the whole clip: the target's probability, or its output where the
+        joint: ``(B, T, H, W)``, not negative. The sum over a clip is 1, or 0 if no mask keeps anything.
+        masks: ``(B, A, T, H, W)`` in [0, 1], one per area; 1 keeps a voxel, 0 removes it.
+        areas: ``(A,)``, the requested areas, in (0, 1).
+        visible: ``(B, A)``, the mean of each mask: the fraction of the clip's volume that it keeps.
+        whole: ``(B,)``, the model's score of the unperturbed clip: the target's probability, or its output if the
             objective's scale is ``"logit"``.
-        kept: ``(B, A)``, the score of what a mask shows, as a mean over the ways of hiding.
-        deleted: ``(B, A)``, the score of what it leaves.
-        history: the course of learning, every ten steps.
-        interrupted: whether Ctrl-C came before the end.
+        kept: ``(B, A)``, the score if only what the mask selects is kept, as a mean over the blends.
+        deleted: ``(B, A)``, the score if what the mask selects is removed, as a mean over the blends.
+        history: energies and scores during the optimization, every ten steps.
+        interrupted: whether a KeyboardInterrupt (Ctrl-C) ended the optimization early.
     """
 
     masks: Tensor
@@ -63,31 +64,41 @@ class MaskAttribution(VideoAttribution):
         learned = notebook.table(
             ("area", "visible", "kept", "deleted"), list(zip(self.areas.tolist(), *means, strict=True))
         )
-        course = list(zip(self.history.steps.tolist(), self.history.energy.nanmean(1).tolist(), strict=True))
-        title = f"masks, means over clips; the score of the whole is {notebook.number(float(self.whole.nanmean()))}"
-        title += "; interrupted before the end" if self.interrupted else ""
-        more = notebook.block(title, learned, notebook.curves({"energy": course}, "step", "what is minimized"))
+        energies = list(zip(self.history.steps.tolist(), self.history.energy.nanmean(1).tolist(), strict=True))
+        whole = notebook.number(float(self.whole.nanmean()))
+        title = f"masks, means over clips; the score of the unperturbed clip is {whole}"
+        title += "; interrupted early" if self.interrupted else ""
+        more = notebook.block(title, learned, notebook.curves({"energy": energies}, "step", "minimized energy"))
         return f"<div>{super()._repr_html_()}{more}</div>"
 
 
-def result_of(task: Task, learned: OptimizationState, whole: Tensor, blur: float) -> MaskAttribution:
-    """What was learned, in the form in which it is handed out."""
+def result_of(problem: Problem, learned: OptimizationState, whole: Tensor, blur: float) -> MaskAttribution:
+    """Return the result for the best state of the optimization.
+
+    Args:
+        problem: the optimization problem.
+        learned: the best state of each clip.
+        whole: ``(B,)``, scores of the unperturbed clips.
+        blur: standard deviation of the spatial blur of the map, as a fraction of the shorter side; 0 means no blur.
+    """
     with torch.no_grad():
-        masks = task.field.spread(task.parametrization.final(learned.values, task.field, task.areas))
-        joint = task.field.spread(task.parametrization.weights(learned.values, task.field, task.areas)[:, None])[:, 0]
+        masks = problem.grid.spread(problem.parametrization.final(learned.values, problem.grid, problem.areas))
+        joint = problem.grid.spread(
+            problem.parametrization.weights(learned.values, problem.grid, problem.areas)[:, None]
+        )[:, 0]
         if blur:
             sigma = blur * min(joint.shape[2:])
             joint = gaussian(joint, (0.0, sigma, sigma))
         total = joint.sum((1, 2, 3), keepdim=True)
         parts = VideoAttribution.from_joint(joint / total.clamp_min(torch.finfo(joint.dtype).tiny))
-    scale = probability(task.objective)
-    steps, energy, kept, deleted = zip(*learned.checks, strict=True)
+    scale = probability(problem.objective)
+    steps, energy, kept, deleted = zip(*learned.evaluations, strict=True)
     return MaskAttribution(
         joint=parts.joint,
         spatial=parts.spatial,
         temporal=parts.temporal,
         masks=masks,
-        areas=task.areas,
+        areas=problem.areas,
         visible=masks.mean((2, 3, 4)),
         whole=scale(whole),
         kept=scale(learned.best.kept),
@@ -100,5 +111,5 @@ def result_of(task: Task, learned: OptimizationState, whole: Tensor, blur: float
 
 
 def probability(objective: Objective) -> Callable[[Tensor], Tensor]:
-    """From scores to what is handed out: probabilities, but outputs as they come."""
+    """Return the function that converts scores to the result's scale: probabilities, or outputs for ``"logit"``."""
     return (lambda score: score) if objective.scale == "logit" else torch.exp

@@ -1,4 +1,4 @@
-"""Spatio-temporal perturbation: masks that learn which part of a clip carries the answer."""
+"""Spatio-temporal perturbation: learn masks of the parts of a clip that determine the model's prediction."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from captum_staa.masking.arguments import baselines_for, check_perturbations_per
 from captum_staa.masking.scores import TargetScore, over_classes
 from captum_staa.models.layouts import layout_of
 from captum_staa.perturbation.blends import BlurPyramid
-from captum_staa.perturbation.learning import Check, Task, learn
-from captum_staa.perturbation.mask_grid import Field, GridField, RegionField
+from captum_staa.perturbation.learning import Evaluation, Problem, learn
+from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid, RegionGrid
 from captum_staa.perturbation.objective import Aim, Objective, Scale
 from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
 from captum_staa.perturbation.regularizers import Regularizer
@@ -39,10 +39,11 @@ from captum_staa.result import maps_of
 
 
 class SpatioTemporalPerturbation(PerturbationAttribution):
-    """Which part of the clip, in space and time, suffices for the answer, and is needed for it.
+    """Attribution by learned masks: the parts of a clip, in space and time, that determine the model's score.
 
-    Masks that show a given part of the clip's volume, and hide the rest, are learned by gradient descent on the model's
-    answer. Any model will do through which a gradient flows.
+    Each mask keeps a given fraction of the clip's volume and removes the rest. The masks are learned by gradient
+    descent on the model's score, so that what they select is sufficient for the score, necessary for it, or both. The
+    model must be differentiable.
 
     Example:
         >>> from captum_staa import VideoClassifier
@@ -53,26 +54,30 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         >>> parts = SpatioTemporalPerturbation(clf).attribute_maps(clip, target=label, perturbations_per_eval=8)
         >>> parts.masks.shape, bool((parts.visible[0] - parts.areas).abs().max() < 1e-3)
         (torch.Size([1, 4, 16, 48, 48]), True)
-        >>> kept, deleted = parts.kept[0, 0], parts.deleted[0, 0]  # of the smallest area: with it alone, without it
+        >>> kept, deleted = parts.kept[0, 0], parts.deleted[0, 0]  # scores of the smallest area
         >>> parts.joint.shape
         torch.Size([1, 16, 48, 48])
 
     Args:
-        forward_func: a :class:`VideoClassifier`, or any differentiable function of a clip that gives one row of outputs
-            per example.
-        layout: the order of the clip's axes; may be left out for a classifier, which knows its own.
-        preset: ``"nested"``, one score per cell whose thresholds give all masks, for the two aims at once; ``"step"``,
-            the paper's: a mask for each area, to preserve the answer, smoothed by ellipsoids; ``"3d-ep"``, the same
-            without that, which is Extremal Perturbation over the volume; ``"2d-ep"``, over each frame. Or a
-            :class:`captum_staa.perturbation.presets.PerturbationConfig` of your own.
+        forward_func: a :class:`VideoClassifier`, or any differentiable function that takes a clip and returns one row
+            of outputs per example.
+        layout: order of the clip's axes, such as ``"BCTHW"``. Optional for a :class:`VideoClassifier`, which has its
+            own layout.
+        preset: name of a preset, or a :class:`captum_staa.perturbation.presets.PerturbationConfig`.
+
+            - ``"nested"``: one score per cell, whose thresholds give the masks of all areas. Objective ``"dual"``.
+            - ``"step"``: the method of the STEP paper. One mask per area, objective ``"preserve"``, with the ellipsoid
+              regularizer.
+            - ``"3d-ep"``: the same without the regularizer: Extremal Perturbation with areas over the volume.
+            - ``"2d-ep"``: Extremal Perturbation with areas in each frame.
 
     Raises:
-        ValueError: no layout, or another than the classifier's; an unknown preset.
+        ValueError: The layout is missing or differs from the classifier's layout, or the preset is unknown.
 
     Note:
-        The papers spread a cell's number by a smooth maximum over its neighbors, and also learn cells beyond the
-        frame. Here it is interpolated linearly, so that areas are those of the visible volume. Their regularizer has no
-        weight for 100 steps and 300 after them; here it has 1 throughout (docs/perturbation.md).
+        The papers expand the values of cells by a smooth maximum over neighbors, and also learn cells outside the
+        frame. Here the values are interpolated linearly, so the areas refer to the visible volume. The papers'
+        regularizer has weight 0 for 100 steps and 300 afterwards. Here its weight is always 1 (docs/perturbation.md).
 
     Reference:
         Li, Wang, Li, Huang and Sato, "Spatio-Temporal Perturbations for Video Attribution", IEEE TCSVT (2021), arXiv
@@ -112,44 +117,44 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         tolerance: float | None = None,
         init: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Attributions of the clip's own shape, spread evenly over channels. None of an option takes the preset's.
+        """Return attributions of the clip's shape, equal in all channels. An option that is None is the preset's.
 
         Args:
-            inputs: clip, or a tuple of one.
-            baselines: what hidden voxels fade to, and to nothing else then: a number, a tensor of the clip's shape or
-                with a first axis of 1, one of ``captum_staa.baselines``. None takes what the preset says: by turns
-                zero, a blur, the mean frame and shuffled frames, or the paper's blur.
-            target: as in Captum; needed where the model has several outputs.
+            inputs: clip, or a tuple of one clip.
+            baselines: replaces removed voxels, in place of the preset's baselines: a number, or a tensor of the clip's
+                shape or with a first axis of size 1, such as those of ``captum_staa.baselines``. None takes the
+                preset's: zero, blur, mean frame and shuffled frames in turn for ``"nested"``; blur for the others.
+            target: as in Captum. Required if the model has several outputs.
             additional_forward_args: further positional arguments of the model.
-            feature_mask: regions that a mask shows or hides as a whole, ids 0 .. n-1 broadcastable to the clip with
-                channels alike: ``frames``, ``tubelets`` or ``supervoxels`` of ``captum_staa.feature_masks``. None
-                learns a grid of cells.
-            perturbations_per_eval: altered copies of the batch per call of the model: of as many areas, once for
-                ``"preserve"`` or ``"delete"``, twice for ``"dual"``. Changes memory and speed, no number.
-            show_progress: draw a bar of the model's calls, with the score that is kept.
-            areas: parts of the volume that masks leave, each in (0, 1).
+            feature_mask: regions that a mask keeps or removes as a whole: ids 0 .. n-1, broadcastable to the clip, the
+                same for all channels, such as ``frames``, ``tubelets`` or ``supervoxels`` of
+                ``captum_staa.feature_masks``. None learns a grid of cells.
+            perturbations_per_eval: perturbed copies of the batch per call of the model. A step needs one copy per area
+                for ``"preserve"`` or ``"delete"``, and two for ``"dual"``. It changes memory and speed, not the result.
+            show_progress: if True, show a progress bar of the model's calls, with the kept and deleted scores.
+            areas: fractions of the clip's volume that the masks keep, in (0, 1).
             objective: ``"preserve"``, ``"delete"`` or ``"dual"``.
-            scale: of the objective: ``"odds"``, ``"log_probability"``, ``"margin"`` or ``"logit"``. A model of one
-                output always takes ``"logit"``.
-            regularizer: ``"tv"``, ``"squared"``, ``"ellipsoid"``, ``"none"``, or one with weights of its own, such as
-                ``captum_staa.perturbation.regularizers.TotalVariation(space=1, time=3)``.
-            iterations: most steps; 0 hands out the start.
-            tolerance: a clip is done once it has not gained more than this for 30 steps.
-            init: attributions of another method to begin with: of the clip's shape, or maps ``(B, T, H, W)``.
+            scale: scale of the objective: ``"odds"``, ``"log_probability"``, ``"margin"`` or ``"logit"``. A model with
+                one output always uses ``"logit"``.
+            regularizer: ``"tv"``, ``"squared"``, ``"ellipsoid"`` or ``"none"``; or an instance with other weights, such
+                as ``captum_staa.perturbation.regularizers.TotalVariation(space=1, time=3)``.
+            iterations: maximum number of steps. 0 returns the initial masks.
+            tolerance: a clip is done if its energy has not decreased by more than this within 30 steps.
+            init: attributions of another method to start from, of the clip's shape or as maps ``(B, T, H, W)``.
 
         Returns:
-            Like ``inputs`` (float32 where it is of half precision), not negative; the sum over a clip is 1, or 0 where
-            the masks came to show nothing, as the papers' may for large cells. Contiguous, detached. The same call
-            gives the same numbers: nothing is drawn at random.
+            Attributions like ``inputs`` (float32 for half precision), not negative, contiguous and detached. The sum
+            over a clip is 1, or 0 if no mask keeps anything, which can happen with the papers' presets and large cells.
+            The result is deterministic.
 
         Raises:
-            ValueError: no gradient leads to the clip, an option out of range, a missing target, nan, shapes that do
-                not fit, ``torch.inference_mode()``.
-            TypeError: an argument of the wrong type, or an unknown one.
+            ValueError: The model's output has no gradient with respect to the clip, an option is out of range, the
+                target is missing, the clip contains nan, shapes do not fit, or ``torch.inference_mode()`` is on.
+            TypeError: An argument has the wrong type or is unknown.
 
         Warns:
-            UserWarning: Ctrl-C, or nan from the model for some clip after the first step; the best masks until then
-                are returned, and the other clips go on.
+            UserWarning: After Ctrl-C, or if the model returns nan for a clip after the first step. The best masks until
+                then are returned. The optimization continues for the other clips.
         """
         parts = self.attribute_maps(
             inputs,
@@ -188,16 +193,15 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         tolerance: float | None = None,
         init: Tensor | None = None,
     ) -> MaskAttribution:
-        """The map with its parts, the masks of each area, and how learning went.
+        """Return the map, its spatial and temporal parts, the masks of each area, and the history of the optimization.
 
-        Args:
-            inputs: this, and all else, as for :meth:`attribute`.
+        The arguments are those of :meth:`attribute`.
 
         Returns:
             :class:`MaskAttribution`.
 
         Raises:
-            ValueError, TypeError: as for :meth:`attribute`.
+            ValueError, TypeError: As for :meth:`attribute`.
         """
         refuse_inference_mode(self.get_name())
         clip = one_clip(inputs, self.layout, self.get_name()).detach()
@@ -206,83 +210,84 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         )
         check_perturbations_per_eval(perturbations_per_eval)
         wide = clip.new_empty(0, dtype=torch.promote_types(clip.dtype, torch.float32))
-        field = self._field(clip, preset, feature_mask, wide)
-        start = None if init is None else field.gather(maps_of(init, clip, self.layout).to(wide))
+        grid = self._grid(clip, preset, feature_mask, wide)
+        start = None if init is None else grid.gather(maps_of(init, clip, self.layout).to(wide))
         blends = self._blends(clip, preset, baselines)
         frozen = frozen_parameters(self.forward_func) if isinstance(self.forward_func, nn.Module) else nullcontext()
         with frozen, torch.enable_grad():
-            score, whole, aim = self._score(clip, target, additional_forward_args, preset.objective)
-            task = Task(
+            score, whole, adapted = self._score(clip, target, additional_forward_args, preset.objective)
+            problem = Problem(
                 score=score,
                 blends=blends,
-                field=field,
+                grid=grid,
                 parametrization=preset.parametrization,
-                objective=aim,
+                objective=adapted,
                 regularizer=preset.regularizer,
                 areas=torch.tensor(preset.areas).to(wide),
                 batch=len(clip),
                 perturbations_per_eval=int(perturbations_per_eval),
                 tick=lambda: bar.update(),
             )
-            count = 1 + task.calls(preset.iterations, init is not None)
+            count = 1 + problem.calls(preset.iterations, init is not None)
             with call_bar(self.get_name(), count, show_progress) as bar:
-                bar.update()  # the whole clip
-                learned = learn(task, start, preset.iterations, preset.tolerance, _shown(bar, aim))
-        return result_of(task, learned, whole, preset.blur)
+                bar.update()  # for the unperturbed clip
+                learned = learn(problem, start, preset.iterations, preset.tolerance, _progress(bar, adapted))
+        return result_of(problem, learned, whole, preset.blur)
 
     def attribute_future(self) -> NoReturn:
-        """Not offered: Captum's futures are for remote models."""
+        """Raise NotImplementedError. Captum's futures are for remote models."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     @classmethod
     def get_name(cls) -> str:
-        """``"Spatio-temporal perturbation"``; Captum would leave the hyphen out."""
+        """Return ``"Spatio-temporal perturbation"``. Captum's default would omit the hyphen."""
         return "Spatio-temporal perturbation"
 
-    # --- what a call needs --------------------------------------------------------------------------------------
+    # --- parts of the optimization problem ----------------------------------------------------------------------
 
-    def _field(self, clip: Tensor, preset: PerturbationConfig, feature_mask: Tensor | None, like: Tensor) -> Field:
+    def _grid(self, clip: Tensor, preset: PerturbationConfig, feature_mask: Tensor | None, like: Tensor) -> MaskGrid:
         size = self.layout.extent(clip)
         if feature_mask is not None:
             if preset.parametrization.per_frame:
                 raise ValueError(
-                    f"the preset asks for the same area in every frame, but regions of a feature_mask of shape "
-                    f"{tuple(feature_mask.shape)} may span frames; leave the mask out, or take preset='3d-ep'"
+                    f"feature_mask must be None for a preset that requires the same area in every frame, because "
+                    f"regions may span frames, got a mask of shape {tuple(feature_mask.shape)}. Omit the mask, or use "
+                    f"preset='3d-ep'."
                 )
-            return RegionField(units_for(clip, feature_mask, self.layout), like)
+            return RegionGrid(units_for(clip, feature_mask, self.layout), like)
         cells = (-(-size[0] // preset.frames), min(size[1], preset.across), min(size[2], preset.across))
-        return GridField(size, cells, like)
+        return CellGrid(size, cells, like)
 
     def _blends(self, clip: Tensor, preset: PerturbationConfig, baselines: BaselineType) -> list[BlurPyramid]:
         (baseline,) = baselines_for((clip,), baselines)
         names = preset.blends if baselines is None else ("fade",)
-        if self.layout.size(clip)["T"] == 1:  # nothing can be hidden by other frames
+        if self.layout.size(clip)["T"] == 1:  # there are no other frames to use as a baseline
             names = tuple(name for name in names if name not in OF_SEVERAL_FRAMES) or ("fade",)
         return [blend_of(name, clip, self.layout, baseline, preset.levels) for name in names]
 
     def _score(
         self, clip: Tensor, target: TargetType, additional_forward_args: object, objective: Objective
     ) -> tuple[TargetScore, Tensor, Objective]:
-        """The score of altered clips, that of the whole one ``(B,)``, and the objective that fits the model."""
+        """Return the score of perturbed clips, the scores ``(B,)`` of the clips, and the objective for this model."""
         function, batch = self.forward_func, len(clip)
         extra = _format_additional_forward_args(additional_forward_args)
         with torch.no_grad():
             answer = _run_forward(function, clip.clone(), None, extra)
-            if isinstance(answer, Tensor) and answer.numel() == batch:  # one output, which is no class among others
+            if isinstance(answer, Tensor) and answer.numel() == batch:  # one output: there are no classes
                 objective = replace(objective, scale="logit")
             if objective.scale != "logit":
-                way_out = "pass scale='logit' to take the target's output as it is"
-                function = over_classes(function, lambda logits: logits.log_softmax(1), way_out)
-                answer = over_classes(lambda known: known, lambda logits: logits.log_softmax(1), way_out)(answer)
+                fix = "pass scale='logit' to use the target's output directly"
+                function = over_classes(function, lambda logits: logits.log_softmax(1), fix)
+                answer = over_classes(lambda known: known, lambda logits: logits.log_softmax(1), fix)(answer)
             (whole,) = TargetScore(lambda known: known, target, None, batch)((answer,))
         return TargetScore(function, target, additional_forward_args, batch), whole, objective
 
 
-def _shown(bar: Any, objective: Objective) -> Callable[[Check], None]:
-    """Writes on a bar what the best masks keep, as a mean over clips and areas."""
+def _progress(bar: Any, objective: Objective) -> Callable[[Evaluation], None]:
+    """Return a function that shows the best scores on a progress bar, as means over clips and areas."""
 
-    def show(best: Check) -> None:
-        if hasattr(bar, "set_postfix_str"):  # Captum's own bar, where tqdm is missing, has none
+    def show(best: Evaluation) -> None:
+        if hasattr(bar, "set_postfix_str"):  # Captum's fallback bar, without tqdm, does not have it
             kept, deleted = (probability(objective)(part).mean() for part in (best.kept, best.deleted))
             bar.set_postfix_str(f"kept {kept:.3f}, left {deleted:.3f}")
 

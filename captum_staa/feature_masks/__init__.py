@@ -1,8 +1,9 @@
-"""Feature masks for video: which voxels are one feature, for every method that takes Captum's ``feature_mask``.
+"""Feature masks for video: they group voxels into features, for every method with Captum's ``feature_mask`` argument.
 
-Each function takes a clip, floats of five axes, and returns int64 ids ``0 .. n-1`` without gaps on the clip's device,
-broadcastable to the clip: five axes in the clip's layout, of size 1 where the ids are the same all along. The channel
-axis always is; the batch axis is, where the regions are the same for every clip.
+Each function takes a clip, a float tensor of five axes, and returns int64 ids ``0 .. n-1`` without gaps on the clip's
+device. The mask has five axes in the clip's layout and is broadcastable to the clip: an axis has size 1 if the ids do
+not depend on it. The channel axis always has size 1. The batch axis has size 1 if the regions are the same for every
+clip.
 """
 
 from captum_staa.feature_masks.flow import flow_tubes

@@ -1,4 +1,4 @@
-"""Regions whose shape does not depend on what the clip shows: frames, segments, cells and a transformer's tokens."""
+"""Feature masks that do not depend on the content of the clip: frames, segments, grid cells and tubelets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captum_staa.layout import VideoLayout
 
 
 class Tokenized(Protocol):
-    """What :func:`tubelets` reads of a :class:`captum_staa.VideoClassifier`."""
+    """Protocol of the attributes of :class:`captum_staa.VideoClassifier` that :func:`tubelets` reads."""
 
     layout: VideoLayout
     grid: TokenGrid | None
@@ -23,7 +23,7 @@ class Tokenized(Protocol):
 
 
 def frames(clip: Tensor, layout: VideoLayout | str) -> Tensor:
-    """One feature per frame: which frame counts?
+    """Return a mask with one feature per frame.
 
     Example:
         >>> clip = torch.rand(2, 3, 4, 8, 8)
@@ -32,14 +32,14 @@ def frames(clip: Tensor, layout: VideoLayout | str) -> Tensor:
         (torch.Size([1, 1, 4, 1, 1]), [0, 1, 2, 3])
 
     Args:
-        clip: floats of five axes.
-        layout: the order of its axes, such as ``"BTCHW"``.
+        clip: float tensor of five axes.
+        layout: order of the axes, such as ``"BTCHW"``.
 
     Returns:
-        int64 ids ``0 .. T-1`` in the order of time, of size 1 but along time.
+        int64 ids ``0 .. T-1`` in the order of time, of size 1 along all axes except time.
 
     Raises:
-        TypeError, ValueError: ``clip`` is no clip of finite floats in this layout.
+        TypeError, ValueError: ``clip`` is not a clip of finite floats in this layout.
     """
     layout = VideoLayout.of(layout)
     layout.check_values(clip, "clip")
@@ -47,7 +47,7 @@ def frames(clip: Tensor, layout: VideoLayout | str) -> Tensor:
 
 
 def segments(clip: Tensor, layout: VideoLayout | str, n: int) -> Tensor:
-    """One feature per run of frames: when does it happen?
+    """Return a mask with one feature per segment of consecutive frames.
 
     Example:
         >>> clip = torch.rand(1, 8, 3, 16, 16)
@@ -55,16 +55,16 @@ def segments(clip: Tensor, layout: VideoLayout | str, n: int) -> Tensor:
         [0, 0, 0, 1, 1, 1, 2, 2]
 
     Args:
-        clip: floats of five axes.
-        layout: the order of its axes.
-        n: how many runs, at most one per frame. Their lengths differ by one frame at most.
+        clip: float tensor of five axes.
+        layout: order of the axes, such as ``"BTCHW"``.
+        n: number of segments, 1 to T. Their lengths differ by at most one frame.
 
     Returns:
-        int64 ids ``0 .. n-1`` in the order of time, of size 1 but along time.
+        int64 ids ``0 .. n-1`` in the order of time, of size 1 along all axes except time.
 
     Raises:
-        TypeError, ValueError: ``clip`` is no clip of finite floats in this layout, or ``n`` is no whole number of 1 to
-            T.
+        TypeError, ValueError: ``clip`` is not a clip of finite floats in this layout, or ``n`` is not an integer of 1
+            to T.
     """
     layout = VideoLayout.of(layout)
     layout.check_values(clip, "clip")
@@ -74,7 +74,7 @@ def segments(clip: Tensor, layout: VideoLayout | str, n: int) -> Tensor:
 
 
 def grid(clip: Tensor, layout: VideoLayout | str, cell: Sequence[int]) -> Tensor:
-    """One feature per cell of a regular grid over space and time: where and when, whatever the model?
+    """Return a mask with one feature per cell of a regular grid over space and time.
 
     Example:
         >>> clip = torch.rand(1, 3, 8, 32, 48)
@@ -83,34 +83,34 @@ def grid(clip: Tensor, layout: VideoLayout | str, cell: Sequence[int]) -> Tensor
         (torch.Size([1, 1, 8, 32, 48]), 12, [9, 10, 11])
 
     Args:
-        clip: floats of five axes.
-        layout: the order of its axes.
-        cell: ``(t, h, w)``, the sides of a cell in frames and pixels, as the window of
-            :class:`captum_staa.VideoOcclusion`. The last cells of an axis are cut off where it does not divide.
+        clip: float tensor of five axes.
+        layout: order of the axes, such as ``"BTCHW"``.
+        cell: ``(t, h, w)``, the sides of a cell in frames and pixels, like the window of
+            :class:`captum_staa.VideoOcclusion`. The last cell of an axis is smaller if the side does not divide it.
 
     Returns:
         int64 ids ``0 .. n-1``, counted along time, then height, then width; of size 1 along batch and channel.
 
     Raises:
-        TypeError, ValueError: ``clip`` is no clip of finite floats in this layout, or ``cell`` is not three whole
-            numbers of 1 to the clip's sides.
+        TypeError, ValueError: ``clip`` is not a clip of finite floats in this layout, or ``cell`` is not three integers
+            of 1 to the clip's sides.
     """
     layout = VideoLayout.of(layout)
     layout.check_values(clip, "clip")
     if not is_triple(cell):
-        raise ValueError(f"cell is (t, h, w), its sides in frames and pixels, got {cell!r}")
+        raise ValueError(f"cell must be (t, h, w), its sides in frames and pixels, got {cell!r}")
     ids = torch.zeros(1, dtype=torch.long)
     for axis, side in zip("THW", cell, strict=True):
         size = layout.size(clip)[axis]
-        came = f"frames or pixels of a clip of shape {tuple(clip.shape)} in layout {layout.axes}"
-        check_count(f"side {axis.lower()} of {cell = }", side, most=size, of=came)
+        unit = f"frames or pixels of a clip of shape {tuple(clip.shape)} in layout {layout.axes}"
+        check_count(f"side {axis.lower()} of {cell = }", side, most=size, of=unit)
         steps = torch.arange(size) // int(side)
         ids = ids[..., None] * (int(steps[-1]) + 1) + steps
     return _shaped(ids[0], clip, layout)
 
 
 def tubelets(clip: Tensor, clf: Tokenized) -> Tensor:
-    """One feature per token of a video transformer: what does each of its own units contribute?
+    """Return a mask with one feature per token of a video transformer.
 
     Example:
         >>> from captum_staa import VideoClassifier
@@ -120,42 +120,42 @@ def tubelets(clip: Tensor, clf: Tokenized) -> Tensor:
         ((8, 6, 6), torch.Size([1, 16, 1, 48, 48]), 288)
 
     Args:
-        clip: floats of five axes in the classifier's layout, of the size it takes.
-        clf: a :class:`captum_staa.VideoClassifier` around a transformer; its ``grid`` says where the tokens stand.
+        clip: float tensor of five axes in the classifier's layout, of the size that the classifier requires.
+        clf: a :class:`captum_staa.VideoClassifier` of a transformer. Its ``grid`` gives the positions of the tokens.
 
     Returns:
-        int64 ids ``0 .. t*h*w-1``, counted along time, then height, then width, whatever the order of the tokens; of
-        size 1 along batch and channel. Where a clip reaches beyond the last whole tubelet, the pixels that the model
-        never reads are one more feature, the last, which ends up with no attribution.
+        int64 ids ``0 .. t*h*w-1``, counted along time, then height, then width, independent of the order of the tokens;
+        of size 1 along batch and channel. If the clip is larger than the tokens, the pixels that the model does not
+        read are one additional feature with the last id. Its attribution is 0.
 
     Raises:
-        TypeError: ``clf`` is no classifier.
-        ValueError: ``clip`` is no clip of finite floats in the classifier's layout, has another size than it takes, or
-            the classifier has no tokens.
+        TypeError: ``clf`` is not a classifier.
+        ValueError: ``clip`` is not a clip of finite floats in the classifier's layout, its size is not the one that the
+            classifier requires, or the classifier has no tokens.
     """
     if not hasattr(clf, "grid") or not hasattr(clf, "layout"):
         raise TypeError(
-            f"tubelets takes a VideoClassifier, got {type(clf).__name__}; wrap the model: VideoClassifier(model)"
+            f"clf must be a VideoClassifier, got {type(clf).__name__}. Wrap the model: VideoClassifier(model)."
         )
     clf.layout.check_values(clip, "clip")
     if clf.grid is None:
         raise ValueError(
-            "the classifier has no token grid, as it is no transformer of a known family, so it has no tubelets; "
-            "feature_masks.grid(clip, layout, (t, h, w)) makes cells for any model"
+            "clf must have a token grid, got None, because it is not a transformer of a supported family. Use "
+            "feature_masks.grid(clip, layout, (t, h, w)), which works for any model."
         )
     size = clf.layout.extent(clip)
-    takes = (clf.num_frames or size[0], *(clf.image_size or size[1:]))
-    if size != takes or any(have < need for have, need in zip(size, clf.grid.pixels, strict=True)):
-        wanted = takes if size != takes else clf.grid.pixels
+    required = (clf.num_frames or size[0], *(clf.image_size or size[1:]))
+    if size != required or any(have < need for have, need in zip(size, clf.grid.pixels, strict=True)):
+        expected = required if size != required else clf.grid.pixels
         raise ValueError(
-            f"clip of shape {tuple(clip.shape)} in layout {clf.layout.axes} has (T, H, W) = {size}, but the classifier "
-            f"takes {wanted}: clf.preprocess(frames) makes such a clip"
+            f"clip must have (T, H, W) = {expected} for this classifier, got (T, H, W) = {size}, shape "
+            f"{tuple(clip.shape)} in layout {clf.layout.axes}. Use clf.preprocess(frames) to make such a clip."
         )
     count = clf.grid.num_patches
     ids = clf.grid.to_pixels(torch.arange(1, count + 1).view(1, *clf.grid.shape), size=size)[0]
-    return _shaped(ids.where(ids > 0, count + 1) - 1, clip, clf.layout)  # 0 is where no token stands
+    return _shaped(ids.where(ids > 0, count + 1) - 1, clip, clf.layout)  # 0 marks pixels without a token
 
 
 def _shaped(ids: Tensor, clip: Tensor, layout: VideoLayout) -> Tensor:
-    """Ids ``(T or 1, H or 1, W or 1)`` on the clip's device and in its layout."""
+    """Return ids ``(T or 1, H or 1, W or 1)`` as a mask of five axes, on the clip's device and in its layout."""
     return layout.from_working(ids[None, :, None]).contiguous().to(clip.device)

@@ -1,4 +1,4 @@
-"""Regions that follow color: SLIC, over space and time."""
+"""Supervoxels: feature masks of regions of similar color, by SLIC over space and time."""
 
 from __future__ import annotations
 
@@ -15,37 +15,39 @@ from captum_staa.layout import VideoLayout
 
 
 def supervoxels(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
-    """One feature per supervoxel, a small region of one color in space and time: which thing counts, and when?
+    """Return a mask with one feature per supervoxel, a small region of similar color in space and time.
 
     Example:
         >>> clip = torch.zeros(1, 3, 8, 32, 32)
-        >>> clip[..., 20:] = 1.0  # light on the right
+        >>> clip[..., 20:] = 1.0  # bright on the right
         >>> mask = supervoxels(clip, "BCTHW", 12)
         >>> mask.shape, set(mask[..., :20].unique().tolist()) & set(mask[..., 20:].unique().tolist())
         (torch.Size([1, 1, 8, 32, 32]), set())
 
     Args:
-        clip: floats of five axes.
-        layout: the order of its axes.
-        n: about how many regions, a hint that SLIC rounds to a grid of seeds; regions too small are merged. Seeds stand
-            ``(T H W / n) ** (1/3)`` apart, in frames as in pixels: where that is more than two thirds of a clip's
-            frames, regions last the whole clip, even over a cut. Raise ``n`` then, or cut them by :func:`segments`.
-        compactness: which difference of color weighs as much as the distance of two seeds, where black and white are
-            100 apart. Large gives boxes, small gives ragged regions that follow every edge.
+        clip: float tensor of five axes.
+        layout: order of the axes, such as ``"BTCHW"``.
+        n: approximate number of regions. SLIC rounds it to a grid of seeds and merges regions that are too small. The
+            distance of seeds is ``(T H W / n) ** (1/3)``, in frames and in pixels. If it is more than two thirds of the
+            clip's frames, regions span the whole clip, even across a cut. Then increase ``n``, or intersect the mask
+            with :func:`segments`.
+        compactness: the color difference that weighs as much as the distance of two seeds. The difference of black and
+            white is 100. Large values give boxes, and small values give irregular regions that follow every edge.
 
     Returns:
-        int64 ids, ``(B, T, 1, H, W)`` in the clip's layout. Each clip's own begin at 0 and have no gaps; how many there
-        are may differ between the clips of a batch.
+        int64 ids, ``(B, T, 1, H, W)`` in the clip's layout. The ids of each clip start at 0 and have no gaps. The
+        number of regions may differ between the clips of a batch.
 
     Raises:
-        ImportError: scikit-image is missing.
-        TypeError, ValueError: ``clip`` is no clip of finite floats in this layout, ``n`` is no whole number of 1 to the
-            voxels of a clip, or ``compactness`` is not positive.
+        ImportError: scikit-image is not installed.
+        TypeError, ValueError: ``clip`` is not a clip of finite floats in this layout, ``n`` is not an integer of 1 to
+            the number of voxels of a clip, or ``compactness`` is not positive and finite.
 
     Note:
-        Colors are stretched to 0 .. 1 over each clip and taken to Lab where there are three channels. Before, each
-        pixel becomes the median of 3 x 3 in its frame: noise would else decide, and a median keeps edges where they
-        are (over time it would smear what moves). A clip of 16 x 224 x 224 takes about a second.
+        Colors are scaled to 0 .. 1 over each clip, and converted to Lab if there are three channels. First, each pixel
+        is replaced by the median of 3 x 3 pixels in its frame, so that noise does not determine the regions. A median
+        keeps the position of edges. There is no median over time, which would blur moving objects. A clip of
+        16 x 224 x 224 takes about a second.
 
     Reference:
         Achanta et al., "SLIC Superpixels Compared to State-of-the-Art Superpixel Methods", TPAMI 2012, as in
@@ -57,26 +59,26 @@ def supervoxels(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness:
 
 
 def check_clip(clip: Tensor, layout: VideoLayout | str, n: int, compactness: float) -> VideoLayout:
-    """The layout; raises where an argument of a mask that looks at the clip is wrong, or scikit-image is missing."""
+    """Return the layout. Raise if an argument of a content-dependent mask is wrong or scikit-image is not installed."""
     layout = VideoLayout.of(layout)
     layout.check_values(clip, "clip")
     sizes = layout.size(clip)
-    came = f"clip of shape {tuple(clip.shape)} in layout {layout.axes}"
-    check_count("n", n, most=sizes["T"] * sizes["H"] * sizes["W"], of=f"voxels of a {came}")
+    described = f"clip of shape {tuple(clip.shape)} in layout {layout.axes}"
+    check_count("n", n, most=sizes["T"] * sizes["H"] * sizes["W"], of=f"voxels of a {described}")
     if not (is_number(compactness) and 0 < compactness < math.inf):
-        raise ValueError(f"compactness is positive and finite, about 5 to 50, got {compactness!r}")
+        raise ValueError(f"compactness must be positive and finite, typically 5 to 50, got {compactness!r}")
     try:
         import skimage  # noqa: F401
     except ImportError:
         raise ImportError(
-            'masks that look at the clip need scikit-image: pip install "captum_staa[supervoxels]"; '
-            "feature_masks.grid(clip, layout, (t, h, w)) does without"
+            'supervoxels and flow_tubes require scikit-image. Install it with pip install "captum_staa[supervoxels]", '
+            "or use feature_masks.grid(clip, layout, (t, h, w)), which does not need it."
         ) from None
     return layout
 
 
 def stretched(frames: Tensor) -> NDArray[np.float32]:
-    """Frames ``(T, C, H, W)`` as ``(T, H, W, C)``, stretched to 0 .. 1 over all, each pixel the median of 3 x 3."""
+    """Return frames ``(T, C, H, W)`` as ``(T, H, W, C)``, scaled to 0 .. 1, after a median of 3 x 3 in each frame."""
     from skimage.filters import median
 
     wide = frames.detach().cpu().float()
@@ -86,7 +88,7 @@ def stretched(frames: Tensor) -> NDArray[np.float32]:
 
 
 def lab(volume: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Colors 0 .. 1 in the last axis to numbers of which all 0 and all 1 are 100 apart: Lab, where there are three."""
+    """Return colors 0 .. 1 as Lab for three channels, else scaled so that the distance of all 0 and all 1 is 100."""
     from skimage.color import rgb2lab
 
     channels = volume.shape[-1]
@@ -94,21 +96,21 @@ def lab(volume: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def slic(colors: NDArray[np.float32], n: int, compactness: float) -> NDArray[np.int64]:
-    """Labels ``(..., H, W)``, gapless, of colors ``(..., H, W, C)``."""
+    """Return labels ``(..., H, W)`` without gaps for colors ``(..., H, W, C)``."""
     from skimage.segmentation import slic as segment
 
-    span = float(np.ptp(colors)) or 1.0  # scikit-image stretches what it gets to 0 .. 1
+    span = float(np.ptp(colors)) or 1.0  # scikit-image rescales its input to 0 .. 1
     return gapless(
         segment(colors, n_segments=n, compactness=compactness / span, convert2lab=False, start_label=0, channel_axis=-1)
     )
 
 
 def gapless(labels: NDArray[Any]) -> NDArray[np.int64]:
-    """The same regions, numbered 0 .. n-1 in the order of their labels."""
+    """Return the same regions, numbered 0 .. n-1 in the order of their labels."""
     return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
 
 
 def as_mask(labels: list[NDArray[np.int64]], clip: Tensor, layout: VideoLayout) -> Tensor:
-    """One ``(T, H, W)`` of ids per clip as a mask in the clip's layout, on its device."""
+    """Return ids, one ``(T, H, W)`` array per clip, as a mask in the clip's layout and on its device."""
     ids = torch.from_numpy(np.stack(labels))[:, :, None]  # (B, T, 1, H, W)
     return layout.from_working(ids).contiguous().to(clip.device)

@@ -1,4 +1,4 @@
-"""Merging neighbors in a graph until so many groups are left."""
+"""Hierarchical clustering of a graph: merge neighbors by Ward's rule until a given number of groups is left."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 def merge(
     features: NDArray[np.float64], sizes: NDArray[np.float64], edges: NDArray[np.int64], n: int
 ) -> NDArray[np.int64]:
-    """Group the nodes of a graph by Ward's rule: always merge the two neighbors that this makes least less alike.
+    """Return groups of a graph's nodes by Ward's rule: always merge the two neighbors with the smallest merge cost.
 
     Example:
-        >>> features = np.array([[0.0], [1.0], [5.0], [0.0]])  # the last is as the first, but no neighbor of it
+        >>> features = np.array([[0.0], [1.0], [5.0], [0.0]])  # the last equals the first, but they are not neighbors
         >>> groups = merge(features, np.ones(4), np.array([[0, 1], [1, 2], [2, 3]]), 3)
         >>> bool(groups[0] == groups[1]), len(set(groups.tolist()))
         (True, 3)
 
     Args:
-        features: ``(N, D)``, the mean of each node.
-        sizes: ``(N,)``, how many points a node stands for.
-        edges: ``(E, 2)``, which nodes are neighbors; only what hangs together is merged.
-        n: how many groups to leave; more are left where the graph falls into more pieces.
+        features: ``(N, D)``, the mean features of each node.
+        sizes: ``(N,)``, the number of points of each node.
+        edges: ``(E, 2)``, pairs of neighbors. Only neighbors are merged.
+        n: number of groups to leave. More are left if the graph has more connected components.
 
     Returns:
         ``(N,)`` labels, equal within a group.
@@ -33,7 +33,9 @@ def merge(
         ``|a| |b| / (|a| + |b|) * |mean(a) - mean(b)|^2`` to the sum of squares within groups.
     """
     count = len(features)
-    means = np.concatenate([features, np.empty_like(features)])  # a merged group is a new node, behind the old ones
+    means = np.concatenate(
+        [features, np.empty_like(features)]
+    )  # a merged group is a new node, appended after the others
     weights = np.concatenate([sizes, np.zeros_like(sizes)])
     parents = np.arange(2 * count)
     near: list[set[int]] = [set() for _ in range(count)]
@@ -67,6 +69,6 @@ def merge(
             heapq.heappush(queue, (cost, node, new))
         left -= 1
     roots = parents.copy()
-    for node in reversed(range(len(near))):  # a parent comes after its children, so its own root is known by then
+    for node in reversed(range(len(near))):  # a parent has a larger index than its children, so its root is known
         roots[node] = roots[parents[node]]
     return roots[:count]

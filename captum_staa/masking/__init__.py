@@ -1,1 +1,1 @@
-"""Remove regions of inputs in batches: what occlusion, ablation and metrics share."""
+"""Remove regions of inputs in batches. Occlusion, ablation and metrics share this code."""

@@ -1,4 +1,7 @@
-"""How much the score falls when a region's voxels are replaced: the engine of occlusion and of feature ablation."""
+"""Ablate regions: compute how much the score decreases when a region is replaced by the baseline.
+
+Occlusion and feature ablation share this code.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,21 @@ def ablate(
     perturbations_per_eval: int,
     tick: Callable[[], object],
 ) -> Tensor:
-    """The fall of the score for every region and example.
+    """Return the decrease of the score for every region and example.
 
-    Only the voxels of a region are written, into a batch of copies that is made once, and put back afterwards: what a
-    region costs outside the model grows with the region, not with the clip.
+    The batch of copies is allocated once. For each region, only its voxels are written, and restored afterwards. The
+    cost outside the model is therefore proportional to the size of the region and not to the size of the clip.
 
     Args:
-        score: inputs of ``copies * B`` examples, and ``copies``, to ``(copies, B)``.
-        inputs: ``(B, ...)`` each; the model never gets these themselves, only copies.
-        baselines: of the inputs' shapes.
-        regions: what is replaced together.
-        perturbations_per_eval: regions per call of the model; changes memory and time, no number.
+        score: function from inputs of ``copies * B`` examples and ``copies`` to scores ``(copies, B)``.
+        inputs: tensors ``(B, ...)``. The model receives copies, never these tensors.
+        baselines: replacement values, one tensor per input, of the same shape.
+        regions: the sets of voxels that are replaced together.
+        perturbations_per_eval: regions per call of the model. It changes memory and time, not the result.
         tick: called after every call of the model.
 
     Returns:
-        ``(n, B)``: score of the whole minus score without the region.
+        ``(n, B)``, the score of the unperturbed inputs minus the score without the region.
     """
     count = len(regions)
     copies = min(perturbations_per_eval, count)
@@ -47,9 +50,11 @@ def ablate(
                 batch[tensor][row][where] = values[tensor][where]
 
     def call(rows: int) -> Tensor:
-        """The scores ``(rows, B)`` of the first copies, which are left as they are also where the model writes."""
+        """Return the scores ``(rows, B)`` of the first copies. Restore the copies if the model wrote into them."""
         before = [_version(copy) for copy in batch]
-        value = score(tuple(copy[:rows].flatten(0, 1) for copy in batch), rows).clone()  # it may be a view of its input
+        value = score(
+            tuple(copy[:rows].flatten(0, 1) for copy in batch), rows
+        ).clone()  # the model's output may be a view of its input
         for copy, original, version in zip(batch, inputs, before, strict=True):
             if version is None or _version(copy) != version:
                 copy.copy_(original)
@@ -57,15 +62,15 @@ def ablate(
         return value
 
     whole = call(1)
-    falls = []
+    decreases = []
     for first in range(0, count, copies):
         chunk = [list(regions.places(region)) for region in range(first, min(first + copies, count))]
         write(baselines, chunk)
-        falls.append(whole - call(len(chunk)))
+        decreases.append(whole - call(len(chunk)))
         write(inputs, chunk)
-    return torch.cat(falls)
+    return torch.cat(decreases)
 
 
 def _version(value: Tensor) -> int | None:
-    """Grows with every write in place; None under inference_mode, where nobody counts."""
+    """Return the tensor's version, which increases with every in-place write. None under inference_mode."""
     return None if value.is_inference() else value._version

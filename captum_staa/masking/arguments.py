@@ -1,4 +1,4 @@
-"""What a perturbation needs to be told, checked: baselines, feature masks, how many at once."""
+"""Check the arguments of perturbation methods: baselines, feature masks and perturbations_per_eval."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from captum_staa.layout import VideoLayout, check_dense
 
 
 def baselines_for(clips: tuple[Tensor, ...], baselines: BaselineType) -> tuple[Tensor, ...]:
-    """What replaces each voxel: one tensor per input, of its shape, dtype and device. None stands for zero."""
-    each = (0,) * len(clips) if baselines is None else baselines if isinstance(baselines, tuple) else (baselines,)
-    if len(each) != len(clips):
-        raise ValueError(f"baselines must be one per input, {len(clips)}, got {len(each)} beside these inputs")
-    return tuple(_baseline_for(clip, baseline) for clip, baseline in zip(clips, each, strict=True))
+    """Return one baseline per input, expanded to its shape and in its dtype. None means zero."""
+    values = (0,) * len(clips) if baselines is None else baselines if isinstance(baselines, tuple) else (baselines,)
+    if len(values) != len(clips):
+        raise ValueError(
+            f"baselines must be one per input, {len(clips)}, got {len(values)}. Pass a tuple of baselines."
+        )
+    return tuple(_baseline_for(clip, baseline) for clip, baseline in zip(clips, values, strict=True))
 
 
 def _baseline_for(clip: Tensor, baseline: object) -> Tensor:
@@ -31,25 +33,30 @@ def _baseline_for(clip: Tensor, baseline: object) -> Tensor:
         fits = value.ndim == clip.ndim and all(a in (1, b) for a, b in zip(value.shape, clip.shape, strict=True))
         if value.ndim and not fits:
             raise ValueError(
-                f"a baseline must have the input's shape {tuple(clip.shape)}, or 1 where it is the same for all, but "
-                f"{tuple(value.shape)} came; captum_staa.baselines makes some"
+                f"a baseline must have the input's shape {tuple(clip.shape)}, or size 1 along an axis, got shape "
+                f"{tuple(value.shape)}. Use a function of captum_staa.baselines, which returns the input's shape."
             )
         if value.device != clip.device:
-            raise ValueError(f"a baseline lies on {value.device}, its input on {clip.device}; move it with .to(...)")
+            raise ValueError(
+                f"a baseline must be on the input's device {clip.device}, got {value.device}. Move it with .to(...)."
+            )
         check_dense(value, "a baseline")
     else:
-        raise TypeError(f"a baseline is a number or a tensor, got {type(baseline).__name__}")
-    given = value
-    value = given.to(clip.dtype)
-    if not bool(given.isfinite().all()) or not bool(value.isfinite().all()):
-        raise ValueError(
-            f"baselines hold no nan or infinity, and are finite in {clip.dtype}, up to {_largest(clip):.4g}, but "
-            f"{_glimpse(given)} came"
+        raise TypeError(
+            f"a baseline must be a number or a tensor, got {type(baseline).__name__}. Call a function of "
+            f"captum_staa.baselines to make one."
         )
-    if not clip.is_floating_point() and not bool((value == given).all()):
+    exact = value
+    value = exact.to(clip.dtype)
+    if not bool(exact.isfinite().all()) or not bool(value.isfinite().all()):
         raise ValueError(
-            f"a baseline of an input of {clip.dtype} is of whole numbers within its range, got {_glimpse(given)}; "
-            f"round it, or explain inputs.float()"
+            f"baselines must not contain nan or infinity and must be finite in {clip.dtype}, at most "
+            f"{_largest(clip):.4g}, got {_summary(exact)}. Replace these values."
+        )
+    if not clip.is_floating_point() and not bool((value == exact).all()):
+        raise ValueError(
+            f"a baseline for an input of {clip.dtype} must be integers within the range of this dtype, got "
+            f"{_summary(exact)}. Round the baseline, or pass inputs.float()."
         )
     return value.expand_as(clip)
 
@@ -58,50 +65,51 @@ def _largest(clip: Tensor) -> float:
     return (torch.finfo if clip.is_floating_point() else torch.iinfo)(clip.dtype).max
 
 
-def _glimpse(values: Tensor) -> str:
-    """A number as it is, of more the shape and the range."""
+def _summary(values: Tensor) -> str:
+    """Return a description for messages: the number itself, or the shape and range of several numbers."""
     if values.numel() == 1:
         return f"{values.item()!r}"
-    return f"one of shape {tuple(values.shape)} with values from {values.min().item()} to {values.max().item()}"
+    return f"a tensor of shape {tuple(values.shape)} with values from {values.min().item()} to {values.max().item()}"
 
 
 def check_perturbations_per_eval(value: object) -> None:
-    """Raise unless it is a whole number of at least 1."""
+    """Raise unless ``value`` is an integer of at least 1."""
     check_count("perturbations_per_eval", value)
 
 
 def masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ...] | None) -> list[Tensor]:
-    """One mask per input, of as many axes; without any, every number of an example is a feature, as in Captum."""
+    """Return one mask per input, with the input's number of axes. If None, each element is a feature, as in Captum."""
     if feature_mask is None:
-        return _every_number(clips)
-    given: tuple[Any, ...] = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
-    if len(given) != len(clips):
-        raise ValueError(f"feature_mask must be one per input, {len(clips)}, got {len(given)} beside these inputs")
+        return _one_feature_per_element(clips)
+    values: tuple[Any, ...] = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
+    if len(values) != len(clips):
+        raise ValueError(f"feature_mask must be one per input, {len(clips)}, got {len(values)}. Pass a tuple of masks.")
     masks = []
-    for mask, clip in zip(given, clips, strict=True):
+    for mask, clip in zip(values, clips, strict=True):
         if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"a feature mask is a tensor of whole numbers, got {kind}; convert it with .long()")
+            raise TypeError(f"a feature mask must be a tensor of integers, got {kind}. Convert it with .long().")
         check_dense(mask, "a feature mask")
         sides = (1,) * (clip.ndim - mask.ndim) + tuple(mask.shape)
         if len(sides) != clip.ndim or any(side not in (1, size) for side, size in zip(sides, clip.shape, strict=True)):
             raise ValueError(
-                f"a feature mask must be broadcastable to its input of shape {tuple(clip.shape)}, but its shape is "
-                f"{tuple(mask.shape)}; captum_staa.feature_masks makes some"
+                f"a feature mask must be broadcastable to its input of shape {tuple(clip.shape)}, got shape "
+                f"{tuple(mask.shape)}. Use a function of captum_staa.feature_masks, which returns such masks."
             )
         masks.append(mask.detach().to(clip.device, torch.long).view(sides))
-    _refuse_gaps(masks)
+    _check_no_gaps(masks)
     return masks
 
 
 def units_for(clip: Tensor, feature_mask: Tensor, layout: VideoLayout) -> Tensor:
-    """Which feature each voxel belongs to, whatever the channel: ``(1 or B, T, H, W)`` int64 on the CPU."""
+    """Return the feature id of each voxel, ``(1 or B, T, H, W)`` int64 on the CPU. Raise if ids differ by channel."""
     (mask,) = masks_for((clip,), feature_mask)
     one = mask.narrow(layout.channel, 0, 1)
     if not bool((mask == one).all()):
         raise ValueError(
-            f"feature_mask must not tell channels apart, as maps have none, but of shape {tuple(mask.shape)} in layout "
-            f"{layout.axes} it does; pass one of captum_staa.feature_masks"
+            f"feature_mask must be the same for all channels, because maps have no channel axis, got a mask of shape "
+            f"{tuple(mask.shape)} in layout {layout.axes} that differs between channels. Use a function of "
+            f"captum_staa.feature_masks."
         )
     return layout.to_working(one.cpu().expand(-1, *_with_one_channel(clip, layout)))[:, :, 0]
 
@@ -111,19 +119,19 @@ def _with_one_channel(clip: Tensor, layout: VideoLayout) -> list[int]:
     return [sizes[axis] for axis in layout.axes[1:]]
 
 
-def _refuse_gaps(masks: list[Tensor]) -> None:
+def _check_no_gaps(masks: list[Tensor]) -> None:
     ids = torch.cat([mask.flatten() for mask in masks])
     lowest, highest = int(ids.min()), int(ids.max())
     if lowest == 0 and highest < len(ids) and bool(torch.bincount(ids).all()):
         return
     raise ValueError(
-        f"ids of a feature mask run from 0 to n-1 without gaps, but {len(ids.unique())} ids from {lowest} to {highest} "
-        f"came; mask.unique(return_inverse=True)[1] renumbers them"
+        f"ids of a feature mask must run from 0 to n-1 without gaps, got {len(ids.unique())} ids from {lowest} to "
+        f"{highest}. Renumber them with mask.unique(return_inverse=True)[1]."
     )
 
 
-def _every_number(clips: tuple[Tensor, ...]) -> list[Tensor]:
-    """Ids for every number of an example, one input after the other."""
+def _one_feature_per_element(clips: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return masks with a separate id for each element of an example; ids continue from one input to the next."""
     masks, first = [], 0
     for clip in clips:
         count = clip[0].numel()

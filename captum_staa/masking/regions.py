@@ -1,4 +1,4 @@
-"""Which voxels are altered together: windows that slide over a clip, or the features of a mask."""
+"""Regions: sets of voxels that are perturbed together, as sliding windows or as the features of a mask."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import torch
 from torch import Tensor
 
 Place = tuple[int, Any]
-"""Which input tensor, and an index into its ``(B, ...)``."""
+"""The number of an input tensor, and an index into this tensor ``(B, ...)``."""
 
 
 class Regions(Protocol):
-    """Regions numbered 0 .. n-1, and the way back from one value per region to one per voxel."""
+    """Protocol of regions numbered 0 .. n-1, and of the map from one value per region to one value per voxel."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of regions."""
         ...
 
     def places(self, region: int) -> Iterator[Place]:
-        """Where the voxels of a region lie."""
+        """Yield the locations of the voxels of a region."""
         ...
 
     def spread(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Values per region ``(n, B)`` to a map of each input's shape: the mean over the regions at each voxel."""
+        """Return a map of each input's shape for values ``(n, B)``: at each voxel, the mean over its regions."""
         ...
 
 
 class Windows:
-    """Boxes that slide over each of several tensors by a stride; the last one of an axis may stick out.
+    """Boxes that slide over each of several tensors by a stride. The last box of an axis may exceed the tensor.
 
     Example:
         >>> import torch
@@ -41,13 +41,13 @@ class Windows:
         >>> windows.spread(torch.tensor([[1.0], [2.0], [3.0]]))[0]
         tensor([[1., 1., 2., 2., 3.]])
         >>> overlapping = Windows([(4,)], [(2,)], [(1,)])
-        >>> overlapping.spread(torch.tensor([[1.0], [2.0], [4.0]]))[0]  # the mean of the windows over a voxel
+        >>> overlapping.spread(torch.tensor([[1.0], [2.0], [4.0]]))[0]  # mean over the windows that contain a voxel
         tensor([[1.0000, 1.5000, 3.0000, 4.0000]])
 
     Args:
-        sizes: of each tensor, its axes after the batch.
-        windows: sides of the box along these axes.
-        strides: steps along these axes.
+        sizes: size of each tensor, without the batch axis.
+        windows: sides of the box along these axes, one sequence per tensor.
+        strides: strides along these axes, one sequence per tensor.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Windows:
         return self.starts[-1]
 
     def places(self, region: int) -> Iterator[Place]:
-        """One box in one tensor."""
+        """Yield one box in one tensor."""
         tensor = next(i for i, end in enumerate(self.starts[1:]) if region < end)
         rest, box = region - self.starts[tensor], []
         for axis, count in zip(reversed(self.steps[tensor]), reversed(self.counts[tensor]), strict=True):
@@ -75,23 +75,23 @@ class Windows:
         yield tensor, (slice(None), *reversed(box))
 
     def spread(self, values: Tensor) -> tuple[Tensor, ...]:
-        """``(B, *size)`` per tensor.
+        """Return a map ``(B, *size)`` per tensor: at each voxel, the mean over its boxes.
 
-        A box is a product of intervals, so the mean over all boxes at a voxel is one small matrix per axis. They are
-        multiplied in float64 on the CPU, where no setting of matmul precision reaches.
+        A box is a product of intervals, so the mean over boxes factorizes into one small matrix per axis. The product
+        is computed in float64 on the CPU, where settings of the matmul precision have no effect.
         """
         exact = values.detach().to("cpu", torch.float64)
         maps = []
         for size, axes, counts, start in zip(self.sizes, self.steps, self.counts, self.starts, strict=False):
             part = exact[start : start + prod(counts)].T.unflatten(1, counts)  # (B, n_1, ..., n_d)
             for axis, length in zip(axes, size, strict=True):
-                part = torch.tensordot(part, _cover(axis, length), dims=([1], [0]))  # the first axis, done, goes last
+                part = torch.tensordot(part, _averaging(axis, length), dims=([1], [0]))  # moves this axis to the end
             maps.append(part.to(values.dtype).to(values.device))
         return tuple(maps)
 
 
 class Features:
-    """The features of masks, each perhaps in several tensors, perhaps elsewhere in every clip.
+    """Features of masks. A feature may span several tensors and may have another location in each clip.
 
     Example:
         >>> import torch
@@ -103,14 +103,14 @@ class Features:
                 [20., 30.]])
 
     Args:
-        masks: ids 0 .. n-1, of as many axes as the input and broadcastable to it.
-        sizes: of each input, ``(B, ...)``.
+        masks: ids 0 .. n-1, one tensor per input, with the input's number of axes and broadcastable to it.
+        sizes: size of each input, ``(B, ...)``.
     """
 
     def __init__(self, masks: Sequence[Tensor], sizes: Sequence[Sequence[int]]) -> None:
         self.masks, self.sizes = masks, sizes
         self.count = 1 + max(int(mask.max()) for mask in masks)
-        # voxels sorted by id once, so that a feature is a stretch of them: nothing is compared with every id
+        # Sort the voxels by id once. Each feature is then a contiguous range, and needs no comparison over all voxels.
         self.order = [mask.flatten().argsort(stable=True) for mask in masks]
         counts = [torch.bincount(mask.flatten(), minlength=self.count) for mask in masks]
         self.ends = [[0, *count.cumsum(0).tolist()] for count in counts]
@@ -119,7 +119,7 @@ class Features:
         return self.count
 
     def places(self, region: int) -> Iterator[Place]:
-        """Axes along which a mask is broadcast stay whole."""
+        """Yield the locations of a feature. Axes along which the mask is broadcast are selected whole."""
         for tensor, (mask, order, ends) in enumerate(zip(self.masks, self.order, self.ends, strict=True)):
             voxels = order[ends[region] : ends[region + 1]]
             if len(voxels):
@@ -128,7 +128,7 @@ class Features:
                 yield tensor, tuple(whole)
 
     def spread(self, values: Tensor) -> tuple[Tensor, ...]:
-        """``(B, ...)`` per tensor: each voxel gets the value of its own feature in its own clip."""
+        """Return a map ``(B, ...)`` per tensor: each voxel gets the value of its feature in its clip."""
         rows = values.T  # (B, n)
         maps = []
         for mask, size in zip(self.masks, self.sizes, strict=True):
@@ -139,21 +139,21 @@ class Features:
 
 
 def _steps(size: int, window: int, stride: int) -> list[tuple[int, int]]:
-    """(start, end) of a window on each of its steps along one axis; slices cut the last one off at the border."""
+    """Return (start, end) of each step of a window along one axis. Slices cut the last step off at the border."""
     last = -(-(size - window) // stride)
     return [(step * stride, step * stride + window) for step in range(last + 1)]
 
 
-def _cover(steps: list[tuple[int, int]], size: int) -> Tensor:
-    """``(n, size)``: each column averages over the steps that cover its position."""
-    cover = torch.zeros(len(steps), size, dtype=torch.float64)
-    for row, (start, end) in zip(cover, steps, strict=True):
+def _averaging(steps: list[tuple[int, int]], size: int) -> Tensor:
+    """Return a matrix ``(n, size)`` whose columns average over the steps that contain a position."""
+    weights = torch.zeros(len(steps), size, dtype=torch.float64)
+    for row, (start, end) in zip(weights, steps, strict=True):
         row[start:end] = 1
-    return cover / cover.sum(0)
+    return weights / weights.sum(0)
 
 
 def _box(mask: Tensor, voxels: Tensor) -> tuple[slice, ...] | None:
-    """A feature's voxels as slices, which are many times faster to write than a list; None where they are no box."""
+    """Return a feature's voxels as slices, which are much faster to write than indices. None if they are not a box."""
     corners = torch.unravel_index(voxels[[0, -1]], mask.shape)
     box = tuple(slice(first, last + 1) for first, last in (axis.tolist() for axis in corners))
     inside = mask[box]

@@ -1,4 +1,4 @@
-"""One number per clip: the target's output, for a batch of clips or for several altered copies of it."""
+"""Scores: the target's output, one number per clip, for a batch of clips or for several perturbed copies of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from captum_staa._utils.captum import (
 class TargetScore:
     """The target's output as a function of the inputs alone.
 
-    Copies lie batch after batch (a b a b), as in Captum's FeatureAblation; targets and further arguments follow.
+    Copies are ordered batch after batch (a b a b), as in Captum's FeatureAblation. Targets and additional arguments are
+    repeated in the same order.
 
     Example:
         >>> import torch
@@ -36,7 +37,7 @@ class TargetScore:
                 [ 30., 300.]])
 
     Args:
-        forward_func: gives one row of outputs per example.
+        forward_func: model or function that returns one row of outputs per example.
         target: as in Captum, for the batch.
         additional_forward_args: as in Captum; tensors hold one row per example of the batch.
         batch: B, examples in the batch.
@@ -49,10 +50,11 @@ class TargetScore:
         self.extra = _format_additional_forward_args(additional_forward_args)
 
     def __call__(self, inputs: tuple[Tensor, ...], copies: int = 1) -> Tensor:
-        """``(copies, B)`` in float32 at least.
+        """Return the scores ``(copies, B)`` in float32 or wider.
 
         Raises:
-            ValueError: there are several classes and no target, or the model gives no row per example.
+            ValueError: There are several classes and no target, or the model does not return one row per example.
+            TypeError: The model does not return a tensor.
         """
         how = ExpansionTypes.repeat
         target, extra = self.target, self.extra
@@ -61,29 +63,32 @@ class TargetScore:
             extra = None if extra is None else _expand_additional_forward_args(extra, copies, expansion_type=how)
         answer = _run_forward(self.forward_func, inputs, None, extra)
         if not isinstance(answer, Tensor):
-            raise TypeError(f"the model must return a tensor, got {type(answer).__name__}; VideoClassifier does")
+            raise TypeError(
+                f"the model must return a tensor, got {type(answer).__name__}. Wrap it in VideoClassifier, which "
+                f"returns a tensor."
+            )
         answer = selected(answer, target)
         examples = copies * self.batch
         if answer.numel() != examples:
             if target is None and answer.ndim > 1 and len(answer) == examples:
                 raise ValueError(
-                    f"the model gives outputs of shape {tuple(answer.shape)}, so one must be chosen: pass target=class "
-                    f"index (or one per example)"
+                    f"target must be a class index for outputs of shape {tuple(answer.shape)}, got None. Pass "
+                    f"target=class index, or one index per example."
                 )
             raise ValueError(
-                f"the model must give one output per example, {examples} here, but outputs of shape "
-                f"{tuple(answer.shape)} came; return a row per example, not a mean over the batch"
+                f"the model must return one output per example, {examples} here, got outputs of shape "
+                f"{tuple(answer.shape)}. Return a row per example, not a mean over the batch."
             )
         return answer.reshape(copies, self.batch).to(torch.promote_types(answer.dtype, torch.float32))
 
 
 def selected(answer: Tensor, target: TargetType) -> Tensor:
-    """The target's output of every example, as Captum selects it.
+    """Return the target's output of every example, selected as in Captum.
 
     Raises:
-        TypeError: an index is no whole number.
-        ValueError: the target does not fit the outputs. An index counts from 0: Captum would read -1 as the last class,
-            which in many data sets means that there is none.
+        TypeError: An index is not an integer.
+        ValueError: The target does not fit the outputs. Negative indices are not allowed: Captum would read -1 as the
+            last class, but many data sets use -1 for a missing label.
     """
     if target is None:
         return answer
@@ -91,25 +96,25 @@ def selected(answer: Tensor, target: TargetType) -> Tensor:
         rows = [[index(place) for place in row] for row in _rows(target)]
     except (TypeError, RuntimeError) as error:
         raise TypeError(
-            f"a target is a class index, a tuple of indices, or a list or tensor with one per example, but {target = } "
-            f"came: {error}"
+            f"target must be a class index, a tuple of indices, or a list or tensor with one per example, got "
+            f"{target!r}: {error}"
         ) from error
     sizes = answer.shape[1:]
-    each = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() != 1)
+    per_example = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() != 1)
     fits = all(0 < len(row) <= len(sizes) and all(0 <= i < n for i, n in zip(row, sizes)) for row in rows)  # noqa: B905
-    if not fits or (each and len(rows) != len(answer)):
+    if not fits or (per_example and len(rows) != len(answer)):
         raise ValueError(
-            f"{target = } fits no outputs of shape {tuple(answer.shape)}: pass an index of at least 0 that lies within "
-            f"them, or a list or tensor with one for each of the {len(answer)} examples"
+            f"target must be a valid index for outputs of shape {tuple(answer.shape)}, got {target!r}. Pass an index "
+            f"of at least 0 within this shape, or a list or tensor with one for each of the {len(answer)} examples."
         )
-    if not each:
+    if not per_example:
         return _select_targets(answer, tuple(rows[0]))
-    # Captum gathers whole numbers at once, and picks tuples one by one
+    # Captum gathers integers in one operation, and selects tuples one by one
     return _select_targets(answer, [row[0] for row in rows] if answer.ndim == 2 else [tuple(row) for row in rows])
 
 
 def _rows(target: Any) -> list[tuple[Any, ...]]:
-    """The indices of every example, or those of all of them."""
+    """Return the indices of every example, or one row of indices for all examples."""
     if isinstance(target, Tensor):
         return [(place,) for place in (target.reshape(-1) if target.numel() == 1 else target).tolist()]
     if isinstance(target, list):
@@ -118,21 +123,26 @@ def _rows(target: Any) -> list[tuple[Any, ...]]:
 
 
 def over_classes(
-    forward_func: Callable[..., Any], function: Callable[[Tensor], Tensor], way_out: str
+    forward_func: Callable[..., Any], function: Callable[[Tensor], Tensor], fix: str
 ) -> Callable[..., Tensor]:
-    """The model followed by a function of its logits ``(B, K)``, such as a softmax, in float32 at least.
+    """Return the model followed by a function of its logits ``(B, K)``, such as a softmax, in float32 or wider.
+
+    Args:
+        forward_func: model or function that returns logits ``(B, K)``.
+        function: applied to the logits.
+        fix: for the error message, what the caller can do if there are no classes, such as ``"pass scale='logit'"``.
 
     Raises:
-        ValueError: when called: the model gives no logits of several classes; the text ends in ``way_out``.
+        ValueError: When called, if the model does not return logits of several classes.
     """
 
     def composed(*inputs: Any) -> Tensor:
         logits = forward_func(*inputs)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-            came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            received = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
-                f"a probability is a softmax over logits (B, K) of several classes, but the model gives {came}; "
-                f"{way_out}"
+                f"the model must return logits (B, K) of several classes, to compute probabilities by a softmax, got "
+                f"{received}. Use a model with several classes, or {fix}."
             )
         return function(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 

@@ -1,1 +1,1 @@
-"""Perturbing clips: which voxels, with what, and what the model's score does. Small orthogonal parts for ``attr/``."""
+"""Parts of learned-mask attribution: grids, areas, blends with a baseline, objectives, regularizers and the loop."""

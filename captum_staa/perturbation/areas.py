@@ -1,4 +1,4 @@
-"""Masks of an asked area: exactly, by a threshold, or nearly, by a penalty that grows."""
+"""Constrain the area of masks: exactly, by a threshold on scores, or approximately, by a penalty on sorted values."""
 
 from __future__ import annotations
 
@@ -6,37 +6,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa.perturbation.mask_grid import Field
+from captum_staa.perturbation.mask_grid import MaskGrid
 
 _HALVINGS = 30
 
 
-def masks_with_area(scores: Tensor, areas: Tensor, field: Field, softness: float, *, per_frame: bool = False) -> Tensor:
-    """Nested masks of exactly these areas: a sigmoid of the scores over the threshold that leaves the area.
+def masks_with_area(
+    scores: Tensor, areas: Tensor, grid: MaskGrid, softness: float, *, per_frame: bool = False
+) -> Tensor:
+    """Return nested masks of exactly these areas: a sigmoid of the scores minus a threshold, one threshold per area.
 
     Example:
-        >>> from captum_staa.perturbation.mask_grid import RegionField
-        >>> field = RegionField(torch.arange(4).view(1, 1, 2, 2))
+        >>> from captum_staa.perturbation.mask_grid import RegionGrid
+        >>> grid = RegionGrid(torch.arange(4).view(1, 1, 2, 2))
         >>> scores = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
-        >>> masks_with_area(scores, torch.tensor([[0.5, 0.25]]), field, softness=0.01)
+        >>> masks_with_area(scores, torch.tensor([[0.5, 0.25]]), grid, softness=0.01)
         tensor([[[1., 1., 0., 0.],
                  [1., 0., 0., 0.]]])
 
-    The threshold moves with the scores, and gradients pass through it: raising all scores changes nothing.
+    The threshold is a differentiable function of the scores. Adding a constant to all scores does not change the masks.
 
     Args:
-        scores: ``(B, n)``, one number per cell or region of the field.
-        areas: ``(1 or B, A)``, parts of the volume in (0, 1).
-        field: says how much of the volume each number stands for.
-        softness: width of the sigmoid, in units of the scores; a hundredth of their spread is nearly a step.
-        per_frame: the same area in every slice of time, instead of over all of them.
+        scores: ``(B, n)``, one score per cell or region of the grid.
+        areas: ``(1 or B, A)``, fractions of the clip's volume, in (0, 1).
+        grid: gives the share of the volume that each score covers.
+        softness: width of the sigmoid, in units of the scores. At 1/100 of the spread of the scores, the sigmoid is
+            almost a step function.
+        per_frame: if True, each time slice has the area. If False, the whole volume has it.
 
     Returns:
-        ``(B, A, n)`` in [0, 1].
+        Masks ``(B, A, n)`` in [0, 1].
     """
-    slices = field.slices if per_frame else 1
+    slices = grid.slices if per_frame else 1
     values = scores.unflatten(1, (slices, -1))[:, None]  # (B, 1, slices, n / slices)
-    shares = _shares(field, slices)[:, None]
+    shares = _shares(grid, slices)[:, None]
     wanted = areas[..., None, None]  # (1 or B, A, 1, 1)
     with torch.no_grad():
         low, high = (
@@ -48,7 +51,7 @@ def masks_with_area(scores: Tensor, areas: Tensor, field: Field, softness: float
             large = (((values - middle) / softness).sigmoid() * shares).sum(3, keepdim=True) > wanted
             low, high = middle.where(large, low), high.where(large, middle)
         threshold = (low + high) / 2
-        # How the threshold follows the scores, from the area's being constant: sum of shares * slope * (dv - dt) = 0.
+        # The derivative of the threshold follows from the constant area: sum of shares * slope * (dv - dt) = 0.
         mask = ((values - threshold) / softness).sigmoid()
         slope = mask * (1 - mask) * shares
         slope = slope / slope.sum(3, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
@@ -56,59 +59,59 @@ def masks_with_area(scores: Tensor, areas: Tensor, field: Field, softness: float
     return ((values - moving) / softness).sigmoid().flatten(2)
 
 
-def rank_penalty(values: Tensor, areas: Tensor, field: Field, *, per_frame: bool = False) -> Tensor:
-    """How far sorted masks are from a step that leaves the area: 0 where this much is at 1, and all else at 0.
+def rank_penalty(values: Tensor, areas: Tensor, grid: MaskGrid, *, per_frame: bool = False) -> Tensor:
+    """Return the squared distance of sorted masks from a step function of this area; 0 for a binary mask of the area.
 
     Example:
-        >>> from captum_staa.perturbation.mask_grid import RegionField
-        >>> field = RegionField(torch.arange(4).view(1, 1, 2, 2))
+        >>> from captum_staa.perturbation.mask_grid import RegionGrid
+        >>> grid = RegionGrid(torch.arange(4).view(1, 1, 2, 2))
         >>> masks = torch.tensor([[[0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]])
-        >>> rank_penalty(masks, torch.tensor([0.25, 0.25]), field)  # fits; three cells of four are 1 too high
+        >>> rank_penalty(masks, torch.tensor([0.25, 0.25]), grid)  # exact; three of four cells are 1 too high
         tensor([[0.0000, 0.7500]])
 
-    ``R = sum over cells of share * (m - r)^2``, where ``m`` are the numbers in ascending order, and ``r`` is 0 up to
-    the share ``1 - a`` of the volume, and 1 beyond it. For cells of one size that is the mean of the papers.
+    ``R = sum over cells of share * (m - r)^2``. Here ``m`` are the mask values in ascending order, and ``r`` is 0 for
+    the first ``1 - a`` of the volume and 1 for the rest. For cells of equal size, this is the mean in the papers.
 
     Args:
-        values: ``(B, A, n)`` in [0, 1].
-        areas: ``(A,)``.
-        field: says how much of the volume each number stands for.
-        per_frame: sort within every slice of time.
+        values: masks ``(B, A, n)`` in [0, 1].
+        areas: ``(A,)``, fractions of the clip's volume, in (0, 1).
+        grid: gives the share of the volume that each value covers.
+        per_frame: if True, sort within each time slice. If False, sort over the whole volume.
 
     Returns:
-        ``(B, A)``.
+        Penalties ``(B, A)``, at least 0.
 
     Reference:
         Fong, Patrick and Vedaldi, "Understanding Deep Networks via Extremal Perturbations and Smooth Masks", ICCV 2019,
         equation 3.
     """
-    slices = field.slices if per_frame else 1
+    slices = grid.slices if per_frame else 1
     parts = values.unflatten(2, (slices, -1))  # (B, A, slices, n / slices)
-    shares = _shares(field, slices)[:, None].expand_as(parts)
+    shares = _shares(grid, slices)[:, None].expand_as(parts)
     ordered, order = parts.sort(dim=3)
     widths = shares.gather(3, order)
-    filled = widths.cumsum(3) - (1 - areas[:, None, None])  # of a slice, what lies above 1 - a
-    # A cell that straddles the step is asked for the part of it that lies beyond.
+    filled = widths.cumsum(3) - (1 - areas[:, None, None])  # volume of the slice above 1 - a
+    # The target of a cell that straddles the step is the fraction of the cell above the step.
     template = (filled / widths.clamp_min(torch.finfo(widths.dtype).tiny)).clamp(0, 1)
     shared = shared_among_equals(ordered.detach(), template, widths)
     return (widths * (ordered.square() - 2 * ordered * shared + template.square())).sum(3).mean(2)
 
 
 def shared_among_equals(ordered: Tensor, template: Tensor, widths: Tensor) -> Tensor:
-    """What equal numbers are asked for, as a mean over them.
+    """Return the template with the targets of equal values replaced by their mean.
 
-    A sort puts them in an order of its own, and would pull some to 0 and others to 1 for no reason: of masks that begin
-    at 1 everywhere, that alone would decide what stays.
+    The order of equal values after a sort is arbitrary. Without the mean, this order alone would pull some of them to 0
+    and others to 1. Masks that start at 1 everywhere would then depend on the sort and not on the model.
 
     Args:
-        ordered: ``(..., n)``, ascending.
-        template: of its shape.
-        widths: of its shape, the weight of each.
+        ordered: ``(..., n)``, values in ascending order.
+        template: ``(..., n)``, the target of each value.
+        widths: ``(..., n)``, the weight of each value.
 
     Returns:
-        Like ``template``.
+        Targets ``(..., n)``.
     """
-    nearly = 1e-6 * ordered.abs().amax(-1, keepdim=True)  # interpolation leaves equal numbers apart by their rounding
+    nearly = 1e-6 * ordered.abs().amax(-1, keepdim=True)  # interpolation separates equal values by rounding errors
     ends = [
         torch.searchsorted(ordered.contiguous(), (ordered + shift).contiguous(), right=right)
         for shift, right in ((-nearly, False), (nearly, True))
@@ -122,7 +125,7 @@ def shared_among_equals(ordered: Tensor, template: Tensor, widths: Tensor) -> Te
     return between(widths * template) / between(widths).clamp_min(torch.finfo(widths.dtype).tiny)
 
 
-def _shares(field: Field, slices: int) -> Tensor:
-    """``(1 or B, slices, n / slices)``, of each slice: its own sum is 1, also where it is shorter than others."""
-    shares = field.shares.unflatten(1, (slices, -1))
+def _shares(grid: MaskGrid, slices: int) -> Tensor:
+    """Return shares ``(1 or B, slices, n / slices)``, normalized so that each slice sums to 1."""
+    shares = grid.shares.unflatten(1, (slices, -1))
     return shares / shares.sum(2, keepdim=True)

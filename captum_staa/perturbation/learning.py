@@ -1,4 +1,8 @@
-"""The loop that learns masks: all areas and all clips at once, the best state kept, stopped where nothing improves."""
+"""The optimization loop that learns masks.
+
+It learns the masks of all areas and all clips at once, keeps the best state of each clip, and stops a clip when it no
+longer improves.
+"""
 
 from __future__ import annotations
 
@@ -11,39 +15,40 @@ import torch
 from torch import Tensor
 
 from captum_staa.perturbation.blends import Blend
-from captum_staa.perturbation.mask_grid import Field
+from captum_staa.perturbation.mask_grid import MaskGrid
 from captum_staa.perturbation.masks import MaskBatch, Nested, Parametrization
 from captum_staa.perturbation.objective import Objective, Scale
 from captum_staa.perturbation.regularizers import Regularizer
 
-CHECK_EVERY = 10  # steps; a check costs about a tenth of the ten
-PATIENCE = 3  # checks without a gain, after which a clip is done
-WARM = (0.1, 0.37, 0.63, 0.9)  # how much of the clip is seen through the even masks that give the first hint
+EVALUATE_EVERY = 10  # steps; an evaluation costs about a tenth of these steps
+PATIENCE = 3  # evaluations without improvement after which a clip is done
+WARM_LEVELS = (0.1, 0.37, 0.63, 0.9)  # values of the uniform masks whose gradients give the initial map
 
 Score = Callable[[tuple[Tensor, ...], int], Tensor]
-"""Clips ``(copies * B, ...)`` and ``copies`` to ``(copies, B)``, differentiable."""
+"""Differentiable function from clips ``(copies * B, ...)`` and ``copies`` to scores ``(copies, B)``."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be learned.
+class Problem:
+    """The optimization problem of one call.
 
     Attributes:
-        score: of altered clips.
-        blends: what a mask does to the clip; steps take turns, checks take the mean.
-        field: what the masks' numbers stand for.
-        parametrization: how masks come from what is learned.
-        objective: what they are asked to do.
-        regularizer: the term that is added, or None.
-        areas: ``(A,)``.
-        batch: B.
-        perturbations_per_eval: altered copies of the batch per call of the model.
+        score: score of perturbed clips.
+        blends: how a mask blends the clip with a baseline. Steps cycle through the blends. Evaluations average over
+            them.
+        grid: expands the values of a mask to voxels.
+        parametrization: computes masks from the learned values.
+        objective: loss of perturbed clips.
+        regularizer: term that is added to the loss, or None.
+        areas: ``(A,)``, target areas of the masks, in (0, 1).
+        batch: B, number of clips.
+        perturbations_per_eval: perturbed copies of the batch per call of the model.
         tick: called after every call of the model.
     """
 
     score: Score
     blends: Sequence[Blend]
-    field: Field
+    grid: MaskGrid
     parametrization: Parametrization
     objective: Objective
     regularizer: Regularizer | None
@@ -53,23 +58,24 @@ class Task:
     tick: Callable[[], object]
 
     def calls(self, iterations: int, init: bool) -> int:
-        """Of the model, where no clip is done before the last step."""
+        """Return the number of calls of the model if no clip is done before the last step."""
         count = len(self.areas)
-        check = len(self.blends) * -(-2 * count // self.perturbations_per_eval)
-        step = -(-len(self.objective.hidden) * count // self.perturbations_per_eval)
-        warm = 0 if init or not self.parametrization.warm else -(-len(WARM) // self.perturbations_per_eval)
+        evaluation = len(self.blends) * -(-2 * count // self.perturbations_per_eval)
+        step = -(-len(self.objective.removed) * count // self.perturbations_per_eval)
+        warm = 0 if init or not self.parametrization.warm else -(-len(WARM_LEVELS) // self.perturbations_per_eval)
         first = len(self.blends) * (1 + warm)
-        return first + (1 + -(-iterations // CHECK_EVERY)) * check + iterations * step
+        return first + (1 + -(-iterations // EVALUATE_EVERY)) * evaluation + iterations * step
 
 
-class Check(NamedTuple):
-    """What a mask does, at the asked areas and with the masks as they are handed out.
+class Evaluation(NamedTuple):
+    """Scores of the masks of the result, at the requested areas, after some number of steps.
 
     Attributes:
-        step: after how many steps.
-        energy: ``(B,)``, what is minimized: the mean over areas of loss, regularizer and the first step's penalty.
-        kept: ``(B, A)``, the score of what the masks show.
-        deleted: ``(B, A)``, the score of what they leave.
+        step: number of steps so far.
+        energy: ``(B,)``, the minimized quantity: the mean over areas of loss, regularizer and area penalty, with the
+            penalty's weight at the first step.
+        kept: ``(B, A)``, the score of clips that keep what the masks select.
+        deleted: ``(B, A)``, the score of clips from which it is removed.
     """
 
     step: int
@@ -79,160 +85,169 @@ class Check(NamedTuple):
 
 
 class OptimizationState:
-    """The best state of each clip so far. Every clip counts by itself: none depends on the others of its batch.
+    """The best state of each clip so far. A clip's state does not depend on the other clips of the batch.
 
     Attributes:
-        values: as the parametrization has them.
-        best: the check that they passed; its step is that of the last check.
-        checks: all of them, in order.
-        done: ``(B,)`` bool, clips that no longer improve or can no longer be learned, and keep what they have.
-        failed: by clip, the step from which the model gave nan or infinity.
-        interrupted: whether Ctrl-C came before the end.
+        values: the best learned values, in the shape that the parametrization defines.
+        best: the evaluation of these values. Its ``step`` is that of the last evaluation.
+        evaluations: all evaluations, in order.
+        done: ``(B,)`` bool, clips whose values are final: they no longer improve, or the model failed on them.
+        failed: maps the index of a clip to the step at which the model returned nan or infinity for it.
+        interrupted: whether a KeyboardInterrupt (Ctrl-C) ended the optimization.
     """
 
-    def __init__(self, values: Tensor, first: Check) -> None:
-        self.values, self.best, self.checks = values.clone(), first, [first]
+    def __init__(self, values: Tensor, first: Evaluation) -> None:
+        self.values, self.best, self.evaluations = values.clone(), first, [first]
         self.interrupted = False
         self.failed: dict[int, int] = {}
         self.done = torch.zeros_like(first.energy, dtype=torch.bool)
-        self._stalled = torch.zeros_like(first.energy, dtype=torch.int64)  # checks since the last gain
+        self._stalled = torch.zeros_like(first.energy, dtype=torch.int64)  # evaluations since the last gain
 
-    def update(self, values: Tensor, check: Check, tolerance: float) -> None:
-        """Take over what is better."""
-        self.checks.append(check)
+    def update(self, values: Tensor, evaluation: Evaluation, tolerance: float) -> None:
+        """Store the values of the clips that improved, and mark clips without recent improvement as done."""
+        self.evaluations.append(evaluation)
         before = self.best.energy
-        better = (check.energy < before) & ~self.done
+        better = (evaluation.energy < before) & ~self.done
         self.values[better] = values[better]
         parts = (
             torch.where(better.view(-1, *[1] * (a.ndim - 1)), a, b)
-            for a, b in zip(check[1:], self.best[1:], strict=True)
+            for a, b in zip(evaluation[1:], self.best[1:], strict=True)
         )
-        self.best = Check(check.step, *parts)
-        self._stalled = torch.where(better & (check.energy < before - tolerance), 0, self._stalled + 1)
+        self.best = Evaluation(evaluation.step, *parts)
+        self._stalled = torch.where(better & (evaluation.energy < before - tolerance), 0, self._stalled + 1)
         self.done |= self._stalled >= PATIENCE
 
     def give_up(self, clips: Tensor, step: int) -> None:
-        """These, ``(B,)`` bool, keep what they have; of those that were done already nothing is told."""
+        """Mark ``clips``, ``(B,)`` bool, as failed and done. Clips that were done before do not count as failed."""
         self.failed |= dict.fromkeys((clips & ~self.done).nonzero()[:, 0].tolist(), step)
         self.done |= clips
 
 
 class _NotFinite(Exception):
-    """The model gave nan or infinity."""
+    """The model returned nan or infinity."""
 
 
 def learn(
-    task: Task,
+    problem: Problem,
     init: Tensor | None,
     iterations: int,
     tolerance: float,
-    report: Callable[[Check], object],
+    report: Callable[[Evaluation], object],
 ) -> OptimizationState:
-    """Learn masks; needs gradients to be enabled.
+    """Learn masks. Gradients must be enabled.
 
     Args:
-        task: what is to be learned.
-        init: ``(B, n)``, a map to begin from, or None.
-        iterations: most steps.
-        tolerance: a clip is done once its energy has not fallen by more than this for three checks in a row.
-        report: called with every check.
+        problem: the optimization problem.
+        init: a map ``(B, n)`` to start from, or None.
+        iterations: maximum number of steps.
+        tolerance: a clip is done if its energy has not decreased by more than this in three consecutive evaluations.
+        report: called with the best evaluation so far, after every evaluation.
 
     Returns:
-        :class:`OptimizationState`. After Ctrl-C, or for a clip with nan outputs, what was learned until then, with
-        a warning.
+        The :class:`OptimizationState`. After Ctrl-C, or for a clip with nan outputs, it holds the best state so far,
+        with a warning.
 
     Raises:
-        ValueError: the model gives nan before the first step, or no gradient leads from its answer to the clip.
+        ValueError: The model returns nan before the first step, or its output has no gradient with respect to the clip.
     """
     try:
-        floors = _baseline_scores(task)
-        if init is None and task.parametrization.warm:
-            init = _warm_start(task, floors)
-        values = task.parametrization.start(task.field, task.areas, task.batch, init)
-        learned = OptimizationState(values, _finite(_check(task, values, 0, floors)))
+        baseline_scores = _baseline_scores(problem)
+        if init is None and problem.parametrization.warm:
+            init = _warm_start(problem, baseline_scores)
+        values = problem.parametrization.start(problem.grid, problem.areas, problem.batch, init)
+        learned = OptimizationState(values, _finite(_evaluate(problem, values, 0, baseline_scores)))
     except _NotFinite as error:
-        raise ValueError(f"{error}, before the first step: no mask can be learned from that") from None
+        raise ValueError(
+            f"{error}, before the first step, so no mask can be learned. Check that the model returns finite "
+            f"outputs for this clip and for baselines."
+        ) from None
     report(learned.best)
     values.requires_grad_()
-    optimizer = task.parametrization.optimizer(values)
+    optimizer = problem.parametrization.optimizer(values)
     step = 0
     try:
         for step in range(iterations):
             if bool(learned.done.all()):
                 break
-            drawn = task.parametrization.draw(values, task.field, task.areas, step, step / max(1, iterations - 1))
-            slope, bad = _slope(task, drawn, step, floors)
+            drawn = problem.parametrization.draw(
+                values, problem.grid, problem.areas, step, step / max(1, iterations - 1)
+            )
+            slope, bad = _slope(problem, drawn, step, baseline_scores)
             learned.give_up(bad, step)
             (values.grad,) = torch.autograd.grad(drawn.masks, values, slope)
             optimizer.step()
-            if ((step + 1) % CHECK_EVERY == 0 or step + 1 == iterations) and not bool(learned.done.all()):
-                check = _check(task, values.detach(), step + 1, floors)
-                learned.give_up(_unfit(check), step + 1)
-                learned.update(values.detach(), check, tolerance)
+            if ((step + 1) % EVALUATE_EVERY == 0 or step + 1 == iterations) and not bool(learned.done.all()):
+                evaluation = _evaluate(problem, values.detach(), step + 1, baseline_scores)
+                learned.give_up(_nonfinite(evaluation), step + 1)
+                learned.update(values.detach(), evaluation, tolerance)
                 report(learned.best)
     except KeyboardInterrupt:
         learned.interrupted = True
-        warnings.warn(f"interrupted at step {step} of {iterations}; the best masks so far are returned", stacklevel=4)
+        warnings.warn(f"interrupted at step {step} of {iterations}. The best masks so far are returned.", stacklevel=4)
     if learned.failed:
         where = ", ".join(f"clip {clip} at step {first}" for clip, first in learned.failed.items())
         warnings.warn(
-            f"the model gives nan or infinity for altered copies of {where}; the best masks until then are returned",
+            f"the model returns nan or infinity for perturbed copies of {where}. The best masks until then are "
+            f"returned.",
             stacklevel=4,
         )
     return learned
 
 
 @torch.no_grad()
-def _baseline_scores(task: Task) -> Tensor:
-    """The scores of clips of which nothing is shown, ``(blends, B)``."""
-    nothing = task.field.spread(task.field.shares.new_zeros(task.batch, 1, task.field.shares.shape[1]))
-    found = []
-    for blend in task.blends:
-        found.append(task.score((blend(nothing.transpose(0, 1)),), 1)[0].to(nothing.dtype))
-        task.tick()
-    floors = torch.stack(found)
-    if bool((bad := ~floors.isfinite().all(0)).any()):
-        raise _NotFinite(_told(bad))
-    return floors
+def _baseline_scores(problem: Problem) -> Tensor:
+    """Return the scores of clips that are replaced entirely by the baseline of each blend, ``(blends, B)``."""
+    nothing = problem.grid.spread(problem.grid.shares.new_zeros(problem.batch, 1, problem.grid.shares.shape[1]))
+    per_blend = []
+    for blend in problem.blends:
+        per_blend.append(problem.score((blend(nothing.transpose(0, 1)),), 1)[0].to(nothing.dtype))
+        problem.tick()
+    baseline_scores = torch.stack(per_blend)
+    if bool((bad := ~baseline_scores.isfinite().all(0)).any()):
+        raise _NotFinite(_nonfinite_message(bad))
+    return baseline_scores
 
 
-def _warm_start(task: Task, floors: Tensor) -> Tensor:
-    """``(B, n)``: where the answer grows as an even mask opens: coarse Integrated Gradients over all ways of hiding.
+def _warm_start(problem: Problem, baseline_scores: Tensor) -> Tensor:
+    """Return an initial map ``(B, n)``: coarse Integrated Gradients along uniform masks, summed over all blends.
 
-    For the price of two steps, learning begins with most of the evidence in place.
+    It costs about as much as two steps, and already contains most of the evidence.
     """
-    shares = task.field.shares
-    scale: Scale = "logit" if task.objective.scale == "logit" else "margin"
-    even = replace(task, objective=Objective("preserve", scale), regularizer=None, parametrization=Nested())
-    levels = shares.new_tensor(WARM)
-    masks = levels[:, None].repeat(task.batch, 1, shares.shape[1])
-    masks = masks.view(task.batch, len(levels), -1)
+    shares = problem.grid.shares
+    scale: Scale = "logit" if problem.objective.scale == "logit" else "margin"
+    uniform = replace(problem, objective=Objective("preserve", scale), regularizer=None, parametrization=Nested())
+    levels = shares.new_tensor(WARM_LEVELS)
+    masks = levels[:, None].repeat(problem.batch, 1, shares.shape[1])
+    masks = masks.view(problem.batch, len(levels), -1)
     slope = torch.zeros_like(masks)
-    for step in range(len(task.blends)):
-        part, bad = _slope(even, MaskBatch(masks, levels), step, floors)
+    for step in range(len(problem.blends)):
+        part, bad = _slope(uniform, MaskBatch(masks, levels), step, baseline_scores)
         if bool(bad.any()):
-            raise _NotFinite(_told(bad))
+            raise _NotFinite(_nonfinite_message(bad))
         slope += part
     density = -slope.sum(1) / shares.clamp_min(torch.finfo(shares.dtype).tiny)
-    return task.field.gather(task.field.spread(density[:, None])[:, 0])  # which smooths a grid, and leaves regions
+    return problem.grid.gather(
+        problem.grid.spread(density[:, None])[:, 0]
+    )  # smooths a cell grid; does not change regions
 
 
-def _slope(task: Task, drawn: MaskBatch, step: int, floors: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of the sum of energies over areas along the masks, ``(B, A, n)``; call of the model after call.
+def _slope(problem: Problem, drawn: MaskBatch, step: int, baseline_scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient ``(B, A, n)`` of the summed energies with respect to the masks, and which clips failed.
 
-    And ``(B,)`` bool, for which clips there is none, and 0, as the model's answer or its gradient is not finite.
+    The second result is ``(B,)`` bool. It is True where the model's output or its gradient is not finite; the gradient
+    is 0 there.
     """
     leaf = drawn.masks.detach().requires_grad_()
     bad = torch.zeros(len(leaf), dtype=torch.bool, device=leaf.device)
     total, count = torch.zeros_like(leaf), leaf.shape[1]
-    blend = task.blends[step % len(task.blends)]
-    hidden = torch.tensor(task.objective.hidden, device=leaf.device).repeat_interleave(count)
-    areas = torch.arange(count, device=leaf.device).repeat(len(task.objective.hidden))
+    blend = problem.blends[step % len(problem.blends)]
+    removed = torch.tensor(problem.objective.removed, device=leaf.device).repeat_interleave(count)
+    areas = torch.arange(count, device=leaf.device).repeat(len(problem.objective.removed))
     for which, number in zip(
-        hidden.split(task.perturbations_per_eval), areas.split(task.perturbations_per_eval), strict=True
+        removed.split(problem.perturbations_per_eval), areas.split(problem.perturbations_per_eval), strict=True
     ):
-        scores = _scores(task, blend, leaf, which, number)
-        losses = task.objective.losses(scores, which, floors[step % len(task.blends)])
+        scores = _scores(problem, blend, leaf, which, number)
+        losses = problem.objective.losses(scores, which, baseline_scores[step % len(problem.blends)])
         bad |= ~losses.isfinite().all(0)
         if not losses.requires_grad:
             raise ValueError(_NO_GRADIENT)
@@ -240,65 +255,64 @@ def _slope(task: Task, drawn: MaskBatch, step: int, floors: Tensor) -> tuple[Ten
         if slope is None:
             raise ValueError(_NO_GRADIENT)
         total += slope
-    own = task.parametrization.penalty(MaskBatch(leaf, drawn.areas), task.field, step)
-    if task.regularizer is not None:
-        own = own + task.regularizer(task.field.spread(leaf), drawn.areas)
-    if own.requires_grad:
-        total += torch.autograd.grad(own.sum(), leaf)[0]
+    terms = problem.parametrization.penalty(MaskBatch(leaf, drawn.areas), problem.grid, step)
+    if problem.regularizer is not None:
+        terms = terms + problem.regularizer(problem.grid.spread(leaf), drawn.areas)
+    if terms.requires_grad:
+        total += torch.autograd.grad(terms.sum(), leaf)[0]
     bad |= ~total.isfinite().flatten(1).all(1)
     return total.masked_fill(bad[:, None, None], 0), bad
 
 
 @torch.no_grad()
-def _check(task: Task, values: Tensor, step: int, floors: Tensor) -> Check:
-    """What the masks of the asked areas do, over all blends."""
-    masks = task.parametrization.final(values, task.field, task.areas)
+def _evaluate(problem: Problem, values: Tensor, step: int, baseline_scores: Tensor) -> Evaluation:
+    """Return the evaluation of the masks at the requested areas, averaged over all blends."""
+    masks = problem.parametrization.final(values, problem.grid, problem.areas)
     count = masks.shape[1]
-    every = torch.arange(2 * count, device=masks.device)  # what each mask shows, then what each leaves
-    found = masks.new_zeros(2 * count, len(masks))
-    for blend in task.blends:
-        for chunk in every.split(task.perturbations_per_eval):
-            found[chunk] += _scores(task, blend, masks, chunk >= count, chunk % count) / len(task.blends)
-    energy = task.parametrization.penalty(MaskBatch(masks, task.areas), task.field, 0)  # (B, A)
-    if task.regularizer is not None:
-        energy = energy + task.regularizer(task.field.spread(masks), task.areas)
-    floor = floors.mean(0)
-    for hidden, part in zip((False, True), found.split(count), strict=True):
-        if hidden in task.objective.hidden:
-            energy = (
-                energy + task.objective.losses(part, torch.full_like(every[:count], hidden, dtype=torch.bool), floor).T
-            )
-    kept, deleted = found.T.split(count, dim=1)
-    return Check(step, energy.mean(1), kept, deleted)
+    every = torch.arange(2 * count, device=masks.device)  # first the kept copies, then the removed copies
+    scores = masks.new_zeros(2 * count, len(masks))
+    for blend in problem.blends:
+        for chunk in every.split(problem.perturbations_per_eval):
+            scores[chunk] += _scores(problem, blend, masks, chunk >= count, chunk % count) / len(problem.blends)
+    energy = problem.parametrization.penalty(MaskBatch(masks, problem.areas), problem.grid, 0)  # (B, A)
+    if problem.regularizer is not None:
+        energy = energy + problem.regularizer(problem.grid.spread(masks), problem.areas)
+    baseline_score = baseline_scores.mean(0)
+    for removed, part in zip((False, True), scores.split(count), strict=True):
+        if removed in problem.objective.removed:
+            flags = torch.full_like(every[:count], removed, dtype=torch.bool)
+            energy = energy + problem.objective.losses(part, flags, baseline_score).T
+    kept, deleted = scores.T.split(count, dim=1)
+    return Evaluation(step, energy.mean(1), kept, deleted)
 
 
-def _scores(task: Task, blend: Blend, masks: Tensor, hidden: Tensor, areas: Tensor) -> Tensor:
-    """The scores ``(P, B)`` of copies under the masks of these areas; where ``hidden``, under what they leave."""
-    numbers = masks[:, areas]  # (B, P, n)
-    # turned round while they are few: what is spread of 1 - p is 1 less what is spread of p
-    shown = task.field.spread(torch.where(hidden[:, None], 1 - numbers, numbers))
-    scores = task.score((blend(shown.transpose(0, 1)),), len(hidden))
-    task.tick()
+def _scores(problem: Problem, blend: Blend, masks: Tensor, removed: Tensor, areas: Tensor) -> Tensor:
+    """Return the scores ``(P, B)`` of copies blended by the masks of these areas, inverted where ``removed``."""
+    values = masks[:, areas]  # (B, P, n)
+    # invert before spreading, on fewer numbers: spread(1 - v) == 1 - spread(v)
+    kept = problem.grid.spread(torch.where(removed[:, None], 1 - values, values))
+    scores = problem.score((blend(kept.transpose(0, 1)),), len(removed))
+    problem.tick()
     return scores.to(masks.dtype)
 
 
-def _unfit(check: Check) -> Tensor:
-    """``(B,)`` bool, clips for which the model does not give finite scores."""
-    return ~(check.kept.isfinite().all(1) & check.deleted.isfinite().all(1))
+def _nonfinite(evaluation: Evaluation) -> Tensor:
+    """Return ``(B,)`` bool, True for clips with scores that are not finite."""
+    return ~(evaluation.kept.isfinite().all(1) & evaluation.deleted.isfinite().all(1))
 
 
-def _told(bad: Tensor) -> str:
-    return f"the model gives nan or infinity for altered copies of clips {bad.nonzero()[:, 0].tolist()}"
+def _nonfinite_message(bad: Tensor) -> str:
+    return f"the model returns nan or infinity for perturbed copies of clips {bad.nonzero()[:, 0].tolist()}"
 
 
-def _finite(check: Check) -> Check:
-    if bool((bad := _unfit(check)).any()):
-        raise _NotFinite(_told(bad))
-    return check
+def _finite(evaluation: Evaluation) -> Evaluation:
+    if bool((bad := _nonfinite(evaluation)).any()):
+        raise _NotFinite(_nonfinite_message(bad))
+    return evaluation
 
 
 _NO_GRADIENT = (
-    "no gradient leads from the model's output to the clip, so no mask can be learned: something on the way cuts it, "
-    "such as torch.no_grad(), .detach() of a recurrent state, .item(), numpy or argmax; mend the model, or explain it "
-    "without gradients, by VideoOcclusion or RISE"
+    "the model's output must have a gradient with respect to the clip, got none, so no mask can be learned. Typical "
+    "causes are torch.no_grad(), .detach() of a recurrent state, .item(), numpy or argmax. Fix the model, or use a "
+    "method without gradients: VideoOcclusion or RISE."
 )

@@ -1,4 +1,4 @@
-"""What a learned mask is made of: numbers on a coarse grid, or one per region, spread over the voxels of a clip."""
+"""Mask grids: they expand ``n`` values per clip, one per coarse cell or region, to a mask over the clip's voxels."""
 
 from __future__ import annotations
 
@@ -12,43 +12,45 @@ from torch import Tensor
 Size = tuple[int, int, int]
 
 
-class Field(Protocol):
-    """``n`` numbers per clip, and the voxels that they stand for.
+class MaskGrid(Protocol):
+    """Protocol of a mask grid: ``n`` values per clip, and the voxels that each value covers.
 
     Attributes:
-        shares: ``(1 or B, n)``, the part of the clip's volume that each number stands for; rows sum to 1. The mean of
-            a spread mask is the mean of its numbers weighed by these, so that areas can be kept on the numbers alone.
-        slices: how many groups of equally many numbers follow each other in time; 1 where they have no such order.
+        shares: ``(1 or B, n)``, the fraction of the clip's volume that each value covers; rows sum to 1. The mean of a
+            mask over voxels is the mean of its values weighted by the shares, so the area of a mask can be computed
+            from the ``n`` values.
+        slices: number of time slices. The values are ordered by slice, with the same number in each. It is 1 if the
+            values are not ordered by time.
     """
 
     shares: Tensor
     slices: int
 
     def spread(self, values: Tensor) -> Tensor:
-        """Numbers ``(B, P, n)`` to masks ``(B, P, T, H, W)``."""
+        """Return masks ``(B, P, T, H, W)`` for values ``(B, P, n)``."""
         ...
 
     def gather(self, maps: Tensor) -> Tensor:
-        """Maps ``(B, T, H, W)`` to numbers ``(B, n)``: means over the voxels that each stands for."""
+        """Return values ``(B, n)`` for maps ``(B, T, H, W)``: each is the mean over the voxels that it covers."""
         ...
 
 
-class GridField:
-    """Numbers at the middles of ``t x h x w`` equal cells, linear in between, level beyond the outermost.
+class CellGrid:
+    """Grid of ``t x h x w`` equal cells: linear interpolation between the cell centers, constant beyond the outermost.
 
-    Nothing lies outside the frames, and no cell is seen in part only.
+    All cells lie entirely within the clip.
 
     Example:
-        >>> field = GridField((1, 1, 4), (1, 1, 2))  # four pixels, two cells of two pixels
-        >>> field.spread(torch.tensor([[[0.0, 1.0]]])).flatten()
+        >>> grid = CellGrid((1, 1, 4), (1, 1, 2))  # four pixels, two cells of two pixels
+        >>> grid.spread(torch.tensor([[[0.0, 1.0]]])).flatten()
         tensor([0.0000, 0.2500, 0.7500, 1.0000])
-        >>> field.shares, field.gather(torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 1, 1, 4))
+        >>> grid.shares, grid.gather(torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 1, 1, 4))
         (tensor([[0.5000, 0.5000]]), tensor([[0.1250, 0.8750]]))
 
     Args:
         size: frames, height and width of the clip.
-        cells: ``(t, h, w)``, how many along each; no more than there are frames and pixels.
-        like: dtype and device of the numbers.
+        cells: ``(t, h, w)``, number of cells per axis, at most one per frame or pixel.
+        like: tensor with the dtype and device of the values. None means float32 on the CPU.
     """
 
     def __init__(self, size: Size, cells: Size, like: Tensor | None = None) -> None:
@@ -61,25 +63,25 @@ class GridField:
         self.slices = cells[0]
 
     def spread(self, values: Tensor) -> Tensor:
-        """Trilinear interpolation, one axis after the other."""
+        """Return masks ``(B, P, T, H, W)``: trilinear interpolation of values ``(B, P, n)``."""
         return _along_axes(values.unflatten(-1, self.cells), self.weights)
 
     def gather(self, maps: Tensor) -> Tensor:
-        """The mean of each cell, weighed as :meth:`spread` weighs it."""
+        """Return the mean of maps ``(B, T, H, W)`` over each cell, ``(B, n)``, with the weights of :meth:`spread`."""
         return _along_axes(maps, self.means).flatten(1)
 
 
-class RegionField:
-    """One number per region of a feature mask: supervoxels, tubelets, whole frames.
+class RegionGrid:
+    """Grid of one value per region of a feature mask, such as supervoxels, tubelets or whole frames.
 
     Example:
-        >>> field = RegionField(torch.tensor([0, 0, 0, 1]).view(1, 4, 1, 1))  # three frames, and a fourth
-        >>> field.spread(torch.tensor([[[0.5, 1.0]]])).flatten(), field.shares
+        >>> grid = RegionGrid(torch.tensor([0, 0, 0, 1]).view(1, 4, 1, 1))  # frames 0 to 2, and frame 3
+        >>> grid.spread(torch.tensor([[[0.5, 1.0]]])).flatten(), grid.shares
         (tensor([0.5000, 0.5000, 0.5000, 1.0000]), tensor([[0.7500, 0.2500]]))
 
     Args:
-        ids: ``(1 or B, T, H, W)`` int64, 0 .. n-1. A region may be missing from a clip: its share there is 0.
-        like: dtype and device of the numbers.
+        ids: ``(1 or B, T, H, W)`` int64, 0 .. n-1. A region that is missing from a clip has share 0 there.
+        like: tensor with the dtype and device of the values. None means float32 on the CPU.
     """
 
     def __init__(self, ids: Tensor, like: Tensor | None = None) -> None:
@@ -92,25 +94,25 @@ class RegionField:
         self.slices = 1
 
     def spread(self, values: Tensor) -> Tensor:
-        """Each voxel gets the number of its region."""
+        """Return masks ``(B, P, T, H, W)``: each voxel gets the value of its region, from values ``(B, P, n)``."""
         rows = self.rows[:, None].expand(*values.shape[:2], -1)
         return values.gather(2, rows).unflatten(2, self.ids.shape[1:])
 
     def gather(self, maps: Tensor) -> Tensor:
-        """The mean of each region, 0 where a clip has it not."""
+        """Return the mean of maps ``(B, T, H, W)`` over each region, ``(B, n)``; 0 for a region missing from a clip."""
         values = maps.flatten(1)
         sums = values.new_zeros(len(values), self.counts.shape[1])
         return sums.scatter_add(1, self.rows.expand_as(values), values) / self.counts.clamp_min(1)
 
 
 def _linear(pixels: int, cells: int) -> Tensor:
-    """``(pixels, cells)`` float64: how much of each cell's number a pixel gets; rows sum to 1."""
+    """Return interpolation weights ``(pixels, cells)`` in float64, from cells to pixels; rows sum to 1."""
     place = ((torch.arange(pixels, dtype=torch.float64) + 0.5) * cells / pixels - 0.5).clamp(0, cells - 1)
     return (1 - (place[:, None] - torch.arange(cells)).abs()).clamp_min(0)
 
 
 def _along_axes(values: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """``(..., t, h, w)`` to ``(..., T, H, W)``. Time comes first, while frames are still small."""
+    """Return ``(..., T, H, W)`` for ``(..., t, h, w)``. Time is expanded first, while the frames are still small."""
     time, height, width = matrices
     frames = torch.einsum("...thw,Tt->...Thw", values, time)
     return height @ frames @ width.T

@@ -1,4 +1,4 @@
-"""How masks come from the numbers that are learned: nested in each other by one score, or each for itself."""
+"""Parametrizations: how masks are computed from the learned values, nested by one score or separately."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from captum_staa.perturbation.areas import masks_with_area, rank_penalty
-from captum_staa.perturbation.mask_grid import Field
+from captum_staa.perturbation.mask_grid import MaskGrid
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_LEVELS = 24  # areas that a nested map is made of
+_LEVELS = 24  # number of areas that the map of nested masks averages over
 
 
 class MaskBatch(NamedTuple):
     """Masks of one step of learning.
 
     Attributes:
-        masks: ``(B, A, n)``, in [0, 1], with a gradient to the values.
-        areas: ``(A,)``, what they are to leave.
+        masks: ``(B, A, n)`` in [0, 1], differentiable with respect to the learned values.
+        areas: ``(A,)``, the target area of each mask, in (0, 1).
     """
 
     masks: Tensor
@@ -29,11 +29,11 @@ class MaskBatch(NamedTuple):
 
 
 class Parametrization(Protocol):
-    """From learned values to masks; the numbers of a mask are those of a :class:`Field`.
+    """Protocol of the computation of masks from learned values. The ``n`` values of a mask are those of a grid.
 
     Attributes:
-        warm: whether learning begins with a hint where no map is given to begin with.
-        per_frame: whether each area is asked for in every slice of time, instead of over the volume.
+        warm: if True and no initial map is passed, the initial values come from a coarse gradient estimate.
+        per_frame: if True, each time slice has the area. If False, the whole volume has it.
     """
 
     @property
@@ -42,46 +42,46 @@ class Parametrization(Protocol):
     @property
     def per_frame(self) -> bool: ...
 
-    def start(self, field: Field, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
-        """Values to begin with; ``init`` ``(B, n)`` is a map to begin from."""
+    def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
+        """Return the initial values; ``init`` is a map ``(B, n)`` to start from, or None."""
         ...
 
     def optimizer(self, values: Tensor) -> torch.optim.Optimizer:
-        """What moves the values."""
+        """Return the optimizer of the values."""
         ...
 
-    def draw(self, values: Tensor, field: Field, areas: Tensor, step: int, progress: float) -> MaskBatch:
-        """The masks of a step; ``progress`` goes from 0 to 1."""
+    def draw(self, values: Tensor, grid: MaskGrid, areas: Tensor, step: int, progress: float) -> MaskBatch:
+        """Return the masks and areas of one step; ``progress`` goes from 0 at the first step to 1 at the last."""
         ...
 
-    def penalty(self, drawn: MaskBatch, field: Field, step: int) -> Tensor:
-        """``(B, A)``: how far the masks are from their areas, weighed as at this step."""
+    def penalty(self, drawn: MaskBatch, grid: MaskGrid, step: int) -> Tensor:
+        """Return the area penalty ``(B, A)`` of the masks, with the weight of this step."""
         ...
 
-    def final(self, values: Tensor, field: Field, areas: Tensor) -> Tensor:
-        """``(B, A, n)``, the masks as they are handed out."""
+    def final(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
+        """Return the masks of the result, ``(B, A, n)``."""
         ...
 
-    def weights(self, values: Tensor, field: Field, areas: Tensor) -> Tensor:
-        """``(B, n)``: one map of all areas."""
+    def weights(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
+        """Return one map ``(B, n)`` that combines the masks of all areas."""
         ...
 
 
 @dataclass(frozen=True)
 class Nested:
-    """One score per cell, and for every area the threshold that leaves it: smaller masks lie within larger ones.
+    """Nested masks: one score per cell, and one threshold per area. Smaller masks lie within larger ones.
 
-    Areas are met exactly from the first step on, nothing has to be weighed against them, and each step can ask for
-    other areas, so that cells are put in order also between those that were asked. Steps take one area from each of
-    A equal parts of the range, on a logarithmic scale, at a place that the golden ratio moves on: evenly, and without
-    chance.
+    The areas are exact from the first step, so no penalty has to be balanced against the objective. Each step can use
+    other areas, so cells are also ranked between the requested areas. A step takes one area from each of A equal parts
+    of the range of areas, on a logarithmic scale. The position within the part advances by the golden ratio, which
+    covers the range evenly and without randomness.
 
     Args:
         rate: step size of Adam.
-        softness: width of the threshold in units of the scores, at the first step and at the last.
-        reach: the smallest area that is learned, as a part of the smallest asked.
-        per_frame: each area in every slice of time, instead of over the volume.
-        warm: begin with a hint, where no map is given.
+        softness: width of the sigmoid in units of the scores, at the first step and at the last step.
+        reach: smallest area that is learned, as a fraction of the smallest requested area.
+        per_frame: if True, each time slice has the area. If False, the whole volume has it.
+        warm: if True and no initial map is passed, start from a coarse gradient estimate.
     """
 
     rate: float = 0.3
@@ -90,39 +90,39 @@ class Nested:
     per_frame: bool = False
     warm: bool = True
 
-    def start(self, field: Field, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
-        """Zeros, or half the map in standard deviations: a hint that the first steps can still take back."""
+    def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
+        """Return zeros, or half the standardized map. The factor 1/2 lets the first steps still correct the map."""
         if init is None:
-            return field.shares.new_zeros(batch, field.shares.shape[1])
-        return _standardized(init, field.shares) / 2
+            return grid.shares.new_zeros(batch, grid.shares.shape[1])
+        return _standardized(init, grid.shares) / 2
 
     def optimizer(self, values: Tensor) -> torch.optim.Optimizer:
-        """Adam, since gradients of small areas are many times larger than those of large ones."""
+        """Return Adam, because the gradients of small areas are many times larger than those of large areas."""
         return torch.optim.Adam([values], lr=self.rate, betas=(0.9, 0.99))
 
-    def draw(self, values: Tensor, field: Field, areas: Tensor, step: int, progress: float) -> MaskBatch:
-        """Masks that harden as learning goes on."""
+    def draw(self, values: Tensor, grid: MaskGrid, areas: Tensor, step: int, progress: float) -> MaskBatch:
+        """Return the masks of one step. Their edges become sharper as ``progress`` goes from 0 to 1."""
         low, high = self._range(areas)
         count = len(areas)
         places = (torch.arange(count, dtype=torch.float64) + step * _GOLDEN % 1) / count
         drawn = (low * (high / low) ** places).to(areas)
         softness = self.softness[0] * (self.softness[1] / self.softness[0]) ** progress
-        return MaskBatch(masks_with_area(values, drawn[None], field, softness, per_frame=self.per_frame), drawn)
+        return MaskBatch(masks_with_area(values, drawn[None], grid, softness, per_frame=self.per_frame), drawn)
 
-    def penalty(self, drawn: MaskBatch, field: Field, step: int) -> Tensor:
-        """None: areas are exact."""
+    def penalty(self, drawn: MaskBatch, grid: MaskGrid, step: int) -> Tensor:
+        """Return zeros, because the areas are exact."""
         return drawn.masks.new_zeros(drawn.masks.shape[:2])
 
-    def final(self, values: Tensor, field: Field, areas: Tensor) -> Tensor:
-        """The masks at their hardest."""
-        return masks_with_area(values, areas[None], field, self.softness[1], per_frame=self.per_frame)
+    def final(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
+        """Return the masks with the final softness."""
+        return masks_with_area(values, areas[None], grid, self.softness[1], per_frame=self.per_frame)
 
-    def weights(self, values: Tensor, field: Field, areas: Tensor) -> Tensor:
-        """The mean over areas of masks that weigh the same: what only a small mask shows counts most."""
+    def weights(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
+        """Return the mean of masks over 24 areas, each divided by its area: voxels of the smallest masks count most."""
         low, high = self._range(areas)
         places = torch.linspace(0, 1, _LEVELS, dtype=areas.dtype, device=areas.device)
         levels = low * (high / low) ** places
-        return (self.final(values, field, levels) / levels[:, None]).mean(1)
+        return (self.final(values, grid, levels) / levels[:, None]).mean(1)
 
     def _range(self, areas: Tensor) -> tuple[float, float]:
         return self.reach * float(areas.min()), float(areas.max())
@@ -130,14 +130,15 @@ class Nested:
 
 @dataclass(frozen=True)
 class Separate:
-    """A mask of its own for every area, its numbers held in [0, 1], its area asked for by a penalty that grows.
+    """Separate masks: one mask per area, with values clamped to [0, 1] and an area penalty whose weight grows.
 
     Args:
-        rate: step size of the descent, whose momentum and dampening are 0.9.
-        weight: of the penalty at the first step.
-        growth: factor of the weight from step to step.
-        per_frame: each area in every slice of time, instead of over the volume.
-        warm: begin with a hint, where no map is given; the papers begin with all shown.
+        rate: step size of SGD with momentum 0.9 and dampening 0.9.
+        weight: weight of the penalty at the first step.
+        growth: factor of the weight from one step to the next.
+        per_frame: if True, each time slice has the area. If False, the whole volume has it.
+        warm: if True and no initial map is passed, start from a coarse gradient estimate. The papers start from masks
+            that keep the whole clip.
 
     Reference:
         Fong, Patrick and Vedaldi, ICCV 2019; Li et al., IEEE TCSVT 2021.
@@ -149,42 +150,42 @@ class Separate:
     per_frame: bool = False
     warm: bool = False
 
-    def start(self, field: Field, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
-        """All is shown; or of a map, each area's highest cells."""
-        shape = (batch, len(areas), field.shares.shape[1])
+    def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
+        """Return ones, which keep the whole clip; or, for an initial map, the highest cells of each area."""
+        shape = (batch, len(areas), grid.shares.shape[1])
         if init is None:
-            return field.shares.new_ones(shape)
-        return masks_with_area(_standardized(init, field.shares), areas[None], field, 0.5, per_frame=self.per_frame)
+            return grid.shares.new_ones(shape)
+        return masks_with_area(_standardized(init, grid.shares), areas[None], grid, 0.5, per_frame=self.per_frame)
 
     def optimizer(self, values: Tensor) -> torch.optim.Optimizer:
-        """The papers' descent."""
+        """Return SGD with momentum, as in the papers."""
         return torch.optim.SGD([values], lr=self.rate, momentum=0.9, dampening=0.9)
 
-    def draw(self, values: Tensor, field: Field, areas: Tensor, step: int, progress: float) -> MaskBatch:
-        """The values themselves, where they are in [0, 1]."""
+    def draw(self, values: Tensor, grid: MaskGrid, areas: Tensor, step: int, progress: float) -> MaskBatch:
+        """Clamp the values to [0, 1] in place and return them as masks."""
         with torch.no_grad():
             values.clamp_(0, 1)
         return MaskBatch(values * 1, areas)
 
-    def penalty(self, drawn: MaskBatch, field: Field, step: int) -> Tensor:
-        """The papers' area term."""
+    def penalty(self, drawn: MaskBatch, grid: MaskGrid, step: int) -> Tensor:
+        """Return the area term of the papers, ``(B, A)``."""
         weight = self.weight * self.growth**step
-        return weight * rank_penalty(drawn.masks, drawn.areas, field, per_frame=self.per_frame)
+        return weight * rank_penalty(drawn.masks, drawn.areas, grid, per_frame=self.per_frame)
 
-    def final(self, values: Tensor, field: Field, areas: Tensor) -> Tensor:
-        """As they stand."""
+    def final(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
+        """Return the values clamped to [0, 1]."""
         return values.clamp(0, 1)
 
-    def weights(self, values: Tensor, field: Field, areas: Tensor) -> Tensor:
-        """Their sum."""
+    def weights(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
+        """Return the sum of the masks over areas."""
         return values.clamp(0, 1).sum(1)
 
 
 def _standardized(maps: Tensor, shares: Tensor) -> Tensor:
-    """Rows ``(B, n)`` of mean 0 and deviation 1, a flat one 0; of the regions that a clip has, if others have more."""
-    held = shares > 0
-    count = held.sum(1, keepdim=True)
-    centerd = (maps - maps.where(held, 0).sum(1, keepdim=True) / count).where(held, 0)
-    deviation = (centerd.square().sum(1, keepdim=True) / count).sqrt()
-    flat = deviation <= 1e-6 * maps.where(held, 0).abs().amax(1, keepdim=True)  # rounding alone
-    return torch.where(flat, 0, centerd / deviation.where(~flat, 1))
+    """Return rows ``(B, n)`` of mean 0 and deviation 1, or 0 for a constant row. Regions of share 0 are ignored."""
+    present = shares > 0
+    count = present.sum(1, keepdim=True)
+    centered = (maps - maps.where(present, 0).sum(1, keepdim=True) / count).where(present, 0)
+    deviation = (centered.square().sum(1, keepdim=True) / count).sqrt()
+    constant = deviation <= 1e-6 * maps.where(present, 0).abs().amax(1, keepdim=True)  # only rounding errors
+    return torch.where(constant, 0, centered / deviation.where(~constant, 1))

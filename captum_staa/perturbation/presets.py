@@ -1,4 +1,4 @@
-"""Named ways to learn masks: this library's own, the paper's, and its two ancestors."""
+"""Named presets of learned masks: the default of this library, the STEP paper's, and its two predecessors."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from captum_staa.perturbation.regularizers import REGULARIZERS, Ellipsoid, Regul
 
 @dataclass(frozen=True)
 class PerturbationConfig:
-    """Everything about learning that is not of the clip.
+    """Options of :class:`captum_staa.SpatioTemporalPerturbation` that do not depend on the clip.
 
     Args:
-        parametrization: :class:`Nested` masks of one score, or :class:`Separate` ones.
-        areas: parts of the clip's volume that masks leave, in (0, 1).
-        objective: what masks are asked to do.
-        regularizer: the term that is added to it, or None.
-        blends: names of what a mask does to the clip, taken in turns.
-        levels: clips that a blur goes through.
-        frames: of a cell of the mask.
-        across: cells along height and along width, at most one per pixel.
-        iterations: most steps.
-        tolerance: energy that a clip must gain within 30 steps to go on.
-        blur: standard deviation of the final map's blur within frames, as a part of the shorter side.
+        parametrization: :class:`Nested` masks of one score, or :class:`Separate` masks.
+        areas: fractions of the clip's volume that the masks keep, in (0, 1).
+        objective: loss of perturbed clips.
+        regularizer: term that is added to the loss, or None.
+        blends: names of the blends, which define what replaces removed voxels. Steps cycle through them.
+        levels: number of clips in a blur pyramid, at least 2.
+        frames: length of a mask cell in frames.
+        across: number of mask cells along height and along width, at most one per pixel.
+        iterations: maximum number of steps.
+        tolerance: a clip is done if its energy has not decreased by more than this within 30 steps.
+        blur: standard deviation of the spatial blur of the final map, as a fraction of the shorter side; 0 means no
+            blur.
     """
 
     parametrization: Parametrization
@@ -46,16 +47,19 @@ class PerturbationConfig:
 
     def __post_init__(self) -> None:
         areas: Any = (self.areas,) if isinstance(self.areas, float) else self.areas
-        if not isinstance(areas, Sequence) or not areas or any(not _is_part(area) for area in areas):
-            raise ValueError(f"areas are parts of the clip's volume in (0, 1), one at least, got {self.areas!r}")
+        if not isinstance(areas, Sequence) or not areas or any(not _is_fraction(area) for area in areas):
+            raise ValueError(
+                f"areas must be fractions of the clip's volume in (0, 1), at least one, got {self.areas!r}. Pass "
+                f"floats such as areas=(0.05, 0.1)."
+            )
         object.__setattr__(self, "areas", tuple(areas))
         for name, least in (("levels", 2), ("frames", 1), ("across", 1), ("iterations", 0)):
             check_count(name, getattr(self, name), least)
         for name in ("tolerance", "blur"):
             if not (is_number(getattr(self, name)) and 0 <= getattr(self, name) < inf):
-                raise ValueError(f"{name} is a finite number of at least 0, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")
         if not self.blends:
-            raise ValueError(f"blends name ways of hiding, of {', '.join(BLENDS)}, got {self.blends!r}")
+            raise ValueError(f"blends must name at least one of {', '.join(BLENDS)}, got {self.blends!r}")
         for blend in self.blends:
             check_choice("blends", blend, BLENDS)
 
@@ -67,25 +71,28 @@ class PerturbationConfig:
         regularizer: str | Regularizer | None,
         **fields: Any,
     ) -> PerturbationConfig:
-        """This preset with whatever is not None put in its place."""
-        came: Any = regularizer
-        if isinstance(came, str):
-            check_choice("regularizer", came, REGULARIZERS)
-            came = REGULARIZERS[came]
-        elif came is None:
-            came = self.regularizer
-        elif not callable(came) or isinstance(came, type):
-            kind = type(came).__name__
-            raise TypeError(f"regularizer is a word or a function of masks, got {came!r} of type {kind}")
+        """Return this preset with all arguments that are not None replaced."""
+        term: Any = regularizer
+        if isinstance(term, str):
+            check_choice("regularizer", term, REGULARIZERS)
+            term = REGULARIZERS[term]
+        elif term is None:
+            term = self.regularizer
+        elif not callable(term) or isinstance(term, type):
+            names = ", ".join(map(repr, REGULARIZERS))
+            raise TypeError(
+                f"regularizer must be one of {names} or a function of masks, got {term!r} of type {type(term).__name__}"
+                f". Pass an instance, such as TotalVariation()."
+            )
         aim = self.objective.aim if aim is None else aim
         scale = self.objective.scale if scale is None else scale
         check_choice("objective", aim, AIMS)
         check_choice("scale", scale, SCALES)
-        given = {name: value for name, value in fields.items() if value is not None}
-        return replace(self, objective=Objective(aim, scale), regularizer=came, **given)
+        changes = {name: value for name, value in fields.items() if value is not None}
+        return replace(self, objective=Objective(aim, scale), regularizer=term, **changes)
 
 
-def _is_part(area: object) -> bool:
+def _is_fraction(area: object) -> bool:
     return isinstance(area, float) and 0 < area < 1
 
 
@@ -95,7 +102,7 @@ _PAPER = PerturbationConfig(
     blends=("blur",),
     levels=8,
     frames=1,
-    iterations=400,  # the papers take 1200 to 2000, but what is kept is best by 200, and later only hardens
+    iterations=400,  # the papers use 1200 to 2000; the kept score peaks before 200, then edges only get sharper
     tolerance=0.01,
     blur=10 / 112,
 )

@@ -1,7 +1,7 @@
-"""Learned masks once more, slowly: dense interpolation, plain bisection, and both optimizers written out.
+"""Slow reference implementation of learned masks: dense interpolation, bisection, and both optimizers written out.
 
-In float64, one call of the model after the other. Nothing of ``captum_staa.perturbation`` is called; hidden clips are
-those of ``captum_staa.baselines``.
+It computes in float64 with one call of the model per mask. It does not use ``captum_staa.perturbation``. The baselines
+are those of ``captum_staa.baselines``.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_staa import baselines as hidings
+from captum_staa import baselines as baseline_functions
 
 from .models import Case, Tensors
 
 Cell = tuple[int, int]
-"""Frames, and how many along each side."""
-SPACE = 20 / 112  # widest blur, as a part of the shorter side
-RATE = 0.05  # of Adam, who divides by gradients: a sixth of the usual, so that little is made of rounding
-DESCENT, WEIGHT = 0.5, 3.0  # step of the papers' way and weight of their areas: with theirs, few steps see no model
+"""Frames per cell, and number of cells along each side."""
+SPACE = 20 / 112  # largest blur, as a fraction of the shorter side
+RATE = 0.05  # of Adam, which divides by gradients: a sixth of the default, to limit the effect of rounding
+DESCENT, WEIGHT = 0.5, 3.0  # SGD rate and area weight: with the papers' values, few steps barely depend on the model
 ACROSS = 6  # cells along each side
-BLENDS = ("fade", "shuffle")  # half of the usual ones
+BLENDS = ("fade", "shuffle")  # half of the default blends
 
 
 class Scene:
-    """What both ways of learning need of a case: its score, its hidings, and cells ``(B, n)`` as voxels ``(B, V)``."""
+    """Score and baselines of a case, and the expansion of cells ``(B, n)`` to voxels ``(B, V)``."""
 
     def __init__(self, case: Case, cell: Cell, names: Sequence[str], levels: int, baselines: Any, mask: Any) -> None:
         self.model = copy.deepcopy(case.model).double()
@@ -44,49 +44,51 @@ class Scene:
             dense = (ids[..., None] == torch.arange(int(ids.max()) + 1)).double()  # (B, V, n)
         self.dense = dense.expand(len(self.clip), -1, -1)
         self.shares = self.dense.mean(1)  # (B, n)
-        self.ladders = [self._ladder(name, levels, baselines) for name in (names if baselines is None else ["fade"])]
+        self.pyramids = [
+            self._levels_of(name, levels, baselines) for name in (names if baselines is None else ["fade"])
+        ]
 
-    def _ladder(self, name: str, levels: int, baselines: Any) -> list[Tensor]:
+    def _levels_of(self, name: str, levels: int, baselines: Any) -> list[Tensor]:
         if name == "fade":
             given = baselines[0] if isinstance(baselines, tuple) else baselines
             return [torch.as_tensor(0.0 if given is None else given).double().expand_as(self.clip), self.clip]
         if name != "blur":
-            each = [getattr(hidings, name)(clip[None], self.layout) for clip in self.clip]  # every clip by itself
-            return [torch.cat(each), self.clip]
+            make = getattr(baseline_functions, name)
+            return [torch.cat([make(clip[None], self.layout) for clip in self.clip]), self.clip]  # clip by clip
         widest = SPACE * min(self.sides[1:])
         steps = [1 - level / (levels - 1) for level in range(levels - 1)]
-        return [*(hidings.blur(self.clip, self.layout, space=widest * step) for step in steps), self.clip]
+        return [*(baseline_functions.blur(self.clip, self.layout, space=widest * step) for step in steps), self.clip]
 
-    def score(self, cells: Tensor, ladder: list[Tensor]) -> Tensor:
-        """The target's output under a mask of ``(B, n)``, which shows ``l / (L - 1)`` of the way to the ``l``-th."""
-        shown = torch.einsum("bvn,bn->bv", self.dense, cells).view(-1, *self.sides)[:, :, None]
-        shown = self.layout.from_working(shown).expand_as(self.clip) * (len(ladder) - 1)
-        below = shown.detach().floor().clamp(0, len(ladder) - 2).long()
-        low, high = (torch.stack(ladder).gather(0, (below + k)[None])[0] for k in (0, 1))
-        clip = low + (shown - below) * (high - low)
+    def score(self, cells: Tensor, pyramid: list[Tensor]) -> Tensor:
+        """The target's output under masks ``(B, n)``: a value of ``l / (L - 1)`` gives the ``l``-th level."""
+        kept = torch.einsum("bvn,bn->bv", self.dense, cells).view(-1, *self.sides)[:, :, None]
+        kept = self.layout.from_working(kept).expand_as(self.clip) * (len(pyramid) - 1)
+        below = kept.detach().floor().clamp(0, len(pyramid) - 2).long()
+        low, high = (torch.stack(pyramid).gather(0, (below + k)[None])[0] for k in (0, 1))
+        clip = low + (kept - below) * (high - low)
         logits = self.model(clip)
         return torch.stack([logits[i, target] for i, target in enumerate(self.target)])
 
-    def loss(self, cells: Tensor, ladder: list[Tensor], dual: bool) -> Tensor:
+    def loss(self, cells: Tensor, pyramid: list[Tensor], dual: bool) -> Tensor:
         """``(B,)``."""
-        loss = -self.score(cells, ladder)
-        return loss + self.score(1 - cells, ladder) if dual else loss
+        loss = -self.score(cells, pyramid)
+        return loss + self.score(1 - cells, pyramid) if dual else loss
 
-    def hint(self) -> Tensor:
-        """``(B, n)``: Integrated Gradients of four steps over all ways of hiding, smoothed by going there and back."""
+    def warm_start(self) -> Tensor:
+        """``(B, n)``: Integrated Gradients of four steps over all blends, smoothed by spread and gather."""
         slope = torch.zeros_like(self.shares)
-        for ladder, level in product(self.ladders, (0.1, 0.37, 0.63, 0.9)):
-            even = torch.full_like(slope, level).requires_grad_()
-            slope += torch.autograd.grad(self.score(even, ladder).sum(), even)[0]
+        for pyramid, level in product(self.pyramids, (0.1, 0.37, 0.63, 0.9)):
+            uniform = torch.full_like(slope, level).requires_grad_()
+            slope += torch.autograd.grad(self.score(uniform, pyramid).sum(), uniform)[0]
         density = self.maps(torch.where(self.shares > 0, slope / self.shares, 0)).flatten(1)
         return torch.einsum("bvn,bv->bn", self.dense, density) / self.dense.sum(1).clamp(min=1e-9)
 
     def maps(self, cells: Tensor) -> Tensor:
-        """``(B, T, H, W)`` of sum 1, to be shared out over channels by :meth:`spread`."""
+        """Maps ``(B, T, H, W)`` of cells ``(B, n)``."""
         return torch.einsum("bvn,bn->bv", self.dense, cells).view(-1, *self.sides)
 
     def spread(self, maps: Tensor, dtype: torch.dtype) -> Tensors:
-        """Of sum 1 per clip, and every channel alike."""
+        """Attributions with sum 1 per clip, equal in all channels."""
         maps = maps / maps.sum((1, 2, 3), keepdim=True)
         count = self.clip.shape[self.layout.channel]
         return (self.layout.from_working((maps / count)[:, :, None].expand(-1, -1, count, -1, -1)).to(dtype),)
@@ -95,17 +97,17 @@ class Scene:
 def nested(
     case: Case, areas: Sequence[float], iterations: int, baselines: Any = None, feature_mask: Any = None, **_: Any
 ) -> Tensors:
-    """One number per cell: from coarse Integrated Gradients on, by Adam, towards both aims."""
+    """One score per cell, initialized by coarse Integrated Gradients, learned by Adam for both aims."""
     scene = Scene(case, (2, ACROSS), BLENDS, 2, baselines, feature_mask)
-    cells = scene.hint()
+    cells = scene.warm_start()
     values = (cells - cells.mean(1, keepdim=True)) / cells.std(1, correction=0, keepdim=True) / 2
     low, high = 0.1 * min(areas), max(areas)
 
     def energy(values: Tensor) -> Tensor:
         found = torch.zeros(len(values), dtype=torch.double)
-        for area, ladder in product(areas, scene.ladders):
-            found += scene.loss(opened(values, scene.shares, area, 0.1), ladder, dual=True)
-        return found / len(areas) / len(scene.ladders)
+        for area, pyramid in product(areas, scene.pyramids):
+            found += scene.loss(masks_with_area(values, scene.shares, area, 0.1), pyramid, dual=True)
+        return found / len(areas) / len(scene.pyramids)
 
     first, second = torch.zeros_like(values), torch.zeros_like(values)
     start, before = values, energy(values)
@@ -114,20 +116,22 @@ def nested(
         total = torch.zeros(())
         for k in range(len(areas)):
             part = (k + (step * (5**0.5 - 1) / 2) % 1) / len(areas)
-            cells = opened(leaf, scene.shares, low * (high / low) ** part, 0.1 ** (step / max(1, iterations - 1)))
-            total = total + scene.loss(cells, scene.ladders[step % len(scene.ladders)], dual=True).sum()
+            cells = masks_with_area(
+                leaf, scene.shares, low * (high / low) ** part, 0.1 ** (step / max(1, iterations - 1))
+            )
+            total = total + scene.loss(cells, scene.pyramids[step % len(scene.pyramids)], dual=True).sum()
         (slope,) = torch.autograd.grad(total, leaf)
         first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
         mean, square = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.99 ** (step + 1))
         values = values - RATE * mean / (square.sqrt() + 1e-8)
     best = torch.where((energy(values) < before)[:, None], values, start)
     levels = [low * (high / low) ** (k / 23) for k in range(24)]
-    cells = torch.stack([opened(best, scene.shares, level, 0.1) / level for level in levels]).sum(0)
+    cells = torch.stack([masks_with_area(best, scene.shares, level, 0.1) / level for level in levels]).sum(0)
     return scene.spread(scene.maps(cells), case.inputs[0].dtype)
 
 
-def opened(values: Tensor, shares: Tensor, area: float, softness: float) -> Tensor:
-    """A sigmoid over the threshold that leaves the area; its slope by one step of Newton, at a distance of nothing."""
+def masks_with_area(values: Tensor, shares: Tensor, area: float, softness: float) -> Tensor:
+    """Masks of this area. The threshold is found by bisection; one Newton step at the root makes it differentiable."""
 
     def left(threshold: Tensor) -> Tensor:
         return (shares * ((values - threshold[:, None]) / softness).sigmoid()).sum(1)
@@ -147,24 +151,24 @@ def opened(values: Tensor, shares: Tensor, area: float, softness: float) -> Tens
 def step(
     case: Case, areas: Sequence[float], iterations: int, baselines: Any = None, feature_mask: Any = None, **_: Any
 ) -> Tensors:
-    """A mask per area, by the papers' descent to preserve, from :func:`ramp` on; blurred at last."""
+    """One mask per area, by the papers' SGD for "preserve", starting from :func:`ramp`, with a final blur."""
     scene = Scene(case, (1, ACROSS), ["blur"], 8, baselines, feature_mask)
     windows = ellipsoids(scene.sides)  # (W, V)
-    (ladder,), count = scene.ladders, len(windows)
+    (pyramid,), count = scene.pyramids, len(windows)
 
     def energy(values: Tensor, weight: float) -> Tensor:
         """``(B,)``, the mean over areas."""
         found = []
         for area, cells in zip(areas, values, strict=True):
-            room = min(max(round(area * count), 1), count - 1)
+            full_count = min(max(round(area * count), 1), count - 1)
             sums = torch.einsum("bvn,bn->bv", scene.dense, cells) @ windows.T
             means = sums / windows.sum(1).clamp(min=1)
-            full = torch.stack([_full(row, room) for row in means.detach()])
-            rough = (full * (means - 1).square()).sum(1) / room
-            rough = rough + ((1 - full) * means.square()).sum(1) / (count - room)
-            wanted = torch.stack([_wanted(*row, area) for row in zip(cells, scene.shares, strict=True)])
-            far = (scene.shares * (cells - wanted).square()).sum(1)
-            found.append(scene.loss(cells, ladder, dual=False) + rough + weight * far)
+            full = torch.stack([_full(row, full_count) for row in means.detach()])
+            rough = (full * (means - 1).square()).sum(1) / full_count
+            rough = rough + ((1 - full) * means.square()).sum(1) / (count - full_count)
+            targets = torch.stack([_targets(*row, area) for row in zip(cells, scene.shares, strict=True)])
+            far = (scene.shares * (cells - targets).square()).sum(1)
+            found.append(scene.loss(cells, pyramid, dual=False) + rough + weight * far)
         return torch.stack(found).mean(0)
 
     values = ramp(scene.shares.shape[1]).expand(len(areas), *scene.shares.shape)
@@ -186,29 +190,29 @@ def step(
 
 
 def ramp(count: int) -> Tensor:
-    """Numbers to begin with, of which no two are near each other: of equal ones, rounding would put some first."""
+    """Initial values that are all different. The order of equal values would depend on rounding."""
     return 0.45 + 0.1 * (torch.arange(count, dtype=torch.double) * (5**0.5 - 1) / 2 % 1)
 
 
-def _wanted(values: Tensor, widths: Tensor, area: float) -> Tensor:
-    """``(n,)``: in ascending order and laid side by side, what part of each lies beyond ``1 - area``."""
-    wanted, low = torch.zeros_like(values), 0.0
+def _targets(values: Tensor, widths: Tensor, area: float) -> Tensor:
+    """Targets ``(n,)``: for values in ascending order, the fraction of each cell above ``1 - area``."""
+    targets, low = torch.zeros_like(values), 0.0
     for place in values.argsort().tolist():
         width = float(widths[place])
-        wanted[place] = min(max((low + width - (1 - area)) / width, 0.0), 1.0) if width else 0.0
+        targets[place] = min(max((low + width - (1 - area)) / width, 0.0), 1.0) if width else 0.0
         low += width
-    return wanted.detach()
+    return targets.detach()
 
 
-def _full(means: Tensor, room: int) -> Tensor:
-    """``(W,)``: 1 for the strongest windows, 0 for the others; equal ones on both sides share what is left for them."""
+def _full(means: Tensor, full_count: int) -> Tensor:
+    """``(W,)``: 1 for the highest windows, 0 for the others. Equal windows at the boundary share the rest."""
     above = (means > means[:, None] + 1e-6).sum(1)
     equal = ((means - means[:, None]).abs() <= 1e-6).sum(1)
-    return ((room - above) / equal).clamp(0, 1)
+    return ((full_count - above) / equal).clamp(0, 1)
 
 
 def ellipsoids(sides: tuple[int, int, int]) -> Tensor:
-    """``(W, V)``, 1 inside: every ellipsoid of 8 frames by 11/112 of a side, half of one apart, over the border too."""
+    """``(W, V)``, 1 inside: ellipsoids of 8 frames by 11/112 of a side, half a window apart, also across the border."""
     pixels = max(1, round(11 / 112 * min(sides[1:])))
     lengths = [min(8, sides[0]), pixels, pixels]
     starts = []
@@ -230,7 +234,7 @@ def ellipsoids(sides: tuple[int, int, int]) -> Tensor:
 
 
 def _hats(pixels: int, cells: int) -> Tensor:
-    """``(pixels, cells)``: linear between the middles of cells, level beyond the outermost."""
+    """``(pixels, cells)``: linear between the centers of cells, constant beyond the outermost."""
     found = torch.zeros(pixels, cells, dtype=torch.double)
     for pixel in range(pixels):
         place = min(max((pixel + 0.5) / pixels * cells - 0.5, 0.0), cells - 1.0)

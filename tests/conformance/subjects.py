@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_staa import RISE, STAA, SpatioTemporalPerturbation, VideoClassifier
 from captum_staa.attr import AttentionBranch, GradCAM, VideoFeatureAblation, VideoOcclusion
-from captum_staa.perturbation.mask_grid import Field
+from captum_staa.perturbation.mask_grid import MaskGrid
 from captum_staa.perturbation.masks import Nested, Separate
 from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
 
@@ -126,8 +126,8 @@ def _attention_branch(weighting: str, exempt: str = "") -> Subject:
 class _FromARamp(Separate):
     """The papers' masks, but not from all ones, which rounding alone would put in order."""
 
-    def start(self, field: Field, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
-        return oracle_perturbation.ramp(field.shares.shape[1]).to(field.shares).repeat(batch, len(areas), 1)
+    def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
+        return oracle_perturbation.ramp(grid.shares.shape[1]).to(grid.shares).repeat(batch, len(areas), 1)
 
 
 LEARNING = {

@@ -51,12 +51,14 @@ CLIPS = {
     "no tensor": Bad(lambda c: c.inputs[0].tolist(), "(?i)tensor", (TypeError, AssertionError)),
 }
 BASELINES = {
-    "of another shape": Bad(lambda c: torch.zeros(c.inputs[0].shape[1:]), r"\(2, .*, 10\), or.*\(3, 4, 12, 10\) came"),
-    "of half the width": Bad(lambda c: torch.zeros(c.inputs[0][..., ::2].shape), r"\(2, 3, 4, 12, 5\) came"),
-    "of another batch": Bad(lambda c: torch.zeros(3, *c.inputs[0].shape[1:]), r"\(3, 3, 4, 12, 10\) came"),
+    "of another shape": Bad(
+        lambda c: torch.zeros(c.inputs[0].shape[1:]), r"\(2, .*, 10\), or.*got shape \(3, 4, 12, 10\)"
+    ),
+    "of half the width": Bad(lambda c: torch.zeros(c.inputs[0][..., ::2].shape), r"got shape \(2, 3, 4, 12, 5\)"),
+    "of another batch": Bad(lambda c: torch.zeros(3, *c.inputs[0].shape[1:]), r"got shape \(3, 3, 4, 12, 10\)"),
     "nan": Bad(lambda c: torch.full((1, 1, 1, 1, 1), float("nan")), "finite.*nan"),
     "one too many": Bad(lambda c: (0, 0), "one per input, 1, got 2"),
-    "elsewhere": Bad(lambda c: torch.zeros(1, 1, 1, 1, 1, device="meta"), r"lies on meta, its input on cpu.*\.to\("),
+    "elsewhere": Bad(lambda c: torch.zeros(1, 1, 1, 1, 1, device="meta"), r"device cpu, got meta.*\.to\("),
     "a word": Bad(lambda c: "blur", "number or a tensor, got str", TypeError),
 }
 MASKS = {
@@ -64,9 +66,9 @@ MASKS = {
     "with a gap": Bad(lambda c: 2 * (c.inputs[0] > 0).long(), "without gaps, got 2 ids from 0 to 2"),
     "from 1 on": Bad(lambda c: 1 + (c.inputs[0] > 0).long(), "without gaps, got 2 ids from 1 to 2"),
     "negative": Bad(lambda c: (c.inputs[0] > 0).long() - 1, "without gaps, got 2 ids from -1 to 0"),
-    "of floats": Bad(lambda c: (c.inputs[0] > 0).float(), "whole numbers, got torch.float32", TypeError),
+    "of floats": Bad(lambda c: (c.inputs[0] > 0).float(), "integers, got torch.float32", TypeError),
     "one too many": Bad(lambda c: (torch.zeros(1).long(),) * 2, "one per input, 1, got 2"),
-    "no tensor": Bad(lambda c: "grid", "whole numbers, got str", TypeError),
+    "no tensor": Bad(lambda c: "grid", "integers, got str", TypeError),
 }
 WINDOWS = {
     "larger than the clip": Bad(lambda c: (5, 8, 5), r"\(5, 8, 5\).*at most \(4, 12, 10\)"),

@@ -168,7 +168,7 @@ def baseline(draw: Any) -> Call:
     kinds |= {"noise": {"std": "number?", "generator": "generator?"}, "shuffle": {"generator": "generator?"}}.get(
         name, {}
     )
-    refusals = ("no other order",)
+    refusals = ("at least two frames",)
     good = {"clip": clip, "layout": axes, **more}
     return _call(draw, f"baselines.{name}", function, good, kinds, check=check, refusals=refusals)
 

@@ -1,4 +1,4 @@
-"""Fields, numbers and comparisons that the tests of learned masks share."""
+"""Mask grids, random values and comparisons shared by the tests of learned masks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from torch import Tensor
 
-from captum_staa.perturbation.mask_grid import GridField, RegionField
+from captum_staa.perturbation.mask_grid import CellGrid, RegionGrid
 
 WIDE = torch.empty(0, dtype=torch.float64)
 AREAS = torch.tensor([0.004, 0.05, 0.3, 0.5, 0.93], dtype=torch.float64)
@@ -26,28 +26,28 @@ def same(found: Tensor, expected: object, tolerance: float = 1e-12) -> None:
     torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), rtol=0, atol=tolerance)
 
 
-def regions() -> RegionField:
-    """Two clips of 2 x 3 x 4 voxels: one of five regions, unequal ones, and one from which regions 1 and 3 miss."""
+def regions() -> RegionGrid:
+    """Two clips of 2 x 3 x 4 voxels: one has five unequal regions; in the other, regions 1 and 3 are missing."""
     first = [0] * 11 + [1] * 6 + [2] * 4 + [3] + [4] * 2
     second = [4, 2, 0, 0, 2, 4] * 4
-    return RegionField(torch.tensor([first, second]).view(2, 2, 3, 4), WIDE)
+    return RegionGrid(torch.tensor([first, second]).view(2, 2, 3, 4), WIDE)
 
 
-def still() -> RegionField:
-    """One mask for all clips: twelve voxels in regions of 6, 3, 2 and 1."""
-    return RegionField(torch.tensor([0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 3]).view(1, 3, 2, 2), WIDE)
+def still() -> RegionGrid:
+    """One mask for all clips: twelve voxels in regions of 6, 3, 2 and 1 voxels."""
+    return RegionGrid(torch.tensor([0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 3]).view(1, 3, 2, 2), WIDE)
 
 
-FIELDS = {
-    "grid": lambda: GridField((4, 3, 6), (2, 3, 3), WIDE),
-    "uneven grid": lambda: GridField((5, 4, 6), (3, 2, 4), WIDE),
+MASK_GRIDS = {
+    "grid": lambda: CellGrid((4, 3, 6), (2, 3, 3), WIDE),
+    "uneven grid": lambda: CellGrid((5, 4, 6), (3, 2, 4), WIDE),
     "one mask": still,
     "a mask per clip": regions,
 }
 
 
 def by_root(scores: Tensor, shares: Tensor, area: float, softness: float) -> np.ndarray:
-    """The sigmoid whose mean is the area, by a root finder: ``(n,)`` each."""
+    """The sigmoid whose weighted mean is the area, ``(n,)``, by a root finder."""
     values, weights = scores.detach().numpy(), shares.numpy()
 
     def excess(threshold: float) -> float:
