@@ -63,7 +63,7 @@ def test_a_long_video_keeps_the_gates_own_signal(video, tmp_path, without_pictur
     ("options", "said"),
     [
         (("--model", "tiny-resnet3d-pattern"), "without an attention branch"),
-        (("--mode", "relevance"), "of --method staa: --mode"),
+        (("--mode", "relevance"), "--mode can only be used with --method staa"),
     ],
 )
 def test_what_does_not_fit_is_refused(video, tmp_path, capsys, options, said):

@@ -60,7 +60,7 @@ def test_a_model_from_a_folder(video, tmp_path, capsys):
 
     (folder / "preprocessor_config.json").unlink()
     assert main([*arguments, "--out", str(tmp_path / "other")]) == 2
-    assert "put the preprocessor_config.json" in capsys.readouterr().err
+    assert "Copy the preprocessor_config.json" in capsys.readouterr().err
 
 
 REAL = {

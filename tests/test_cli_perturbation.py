@@ -48,7 +48,7 @@ def test_the_files_say_what_the_library_says_of_a_3d_cnn(video, tmp_path, capsys
 
     said = capsys.readouterr().out
     assert result["method"] in said
-    assert f"{parts.whole.item():.1%} of the whole" in said and "masks after 4 steps" in said
+    assert f"{parts.whole.item():.1%} for the whole clip" in said and "masks after 4 steps" in said
     rows = [line.split() for line in said.splitlines()]
     for at, area in enumerate(("0.05", "0.1", "0.15", "0.5")):
         (row,) = [row for row in rows if row[:1] == [area]]
@@ -117,17 +117,17 @@ def test_an_explanation_by_attention_has_no_masks(video, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("staa", ["--preset", "step"], "of --method perturbation: --preset;, got --method staa; drop it"),
-        ("staa", ["--areas", ".1"], "--areas; but --method staa"),
-        ("staa", ["--objective", "dual"], "--objective; but --method staa"),
-        ("staa", ["--regularizer", "none"], "--regularizer; but --method staa"),
-        ("staa", ["--iterations", "1"], "--iterations; but --method staa"),
-        ("staa", ["--iterations", "1", "--areas", ".1"], "--areas, --iterations;, got --method staa; drop them"),
-        ("perturbation", ["--mode", "relevance"], "of --method staa: --mode;, got --method perturbation"),
-        ("perturbation", ["--rule", "chefer"], "--rule; but --method perturbation"),
-        ("perturbation", ["--layers", "-1"], "--layers; but --method perturbation"),
-        ("perturbation", ["--layers", "all"], "--layers; but --method perturbation"),
-        ("perturbation", ["--focus"], "--focus; but --method perturbation"),
+        ("staa", ["--preset", "step"], "--preset can only be used with --method perturbation"),
+        ("staa", ["--areas", ".1"], "--areas can only"),
+        ("staa", ["--objective", "dual"], "--objective can only"),
+        ("staa", ["--regularizer", "none"], "--regularizer can only"),
+        ("staa", ["--iterations", "1"], "--iterations can only"),
+        ("staa", ["--iterations", "1", "--areas", ".1"], "--areas, --iterations can only"),
+        ("perturbation", ["--mode", "relevance"], "--mode can only be used with --method staa"),
+        ("perturbation", ["--rule", "chefer"], "--rule can only"),
+        ("perturbation", ["--layers", "-1"], "--layers can only"),
+        ("perturbation", ["--layers", "all"], "--layers can only"),
+        ("perturbation", ["--focus"], "--focus can only"),
     ],
 )
 def test_options_of_the_other_method_are_refused(video, tmp_path, capsys, monkeypatch, method, options, message):
@@ -135,18 +135,19 @@ def test_options_of_the_other_method_are_refused(video, tmp_path, capsys, monkey
     arguments = ["explain", str(video), "--model", TRANSFORMER, "--method", method, "--out", str(tmp_path / "out")]
     assert main([*arguments, *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert message in line and f"pass --method {'staa' if method == 'perturbation' else 'perturbation'}" in line
+    assert message in line and f"got --method {method}" in line
+    assert f"pass --method {'staa' if method == 'perturbation' else 'perturbation'}" in line
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--areas", "1"], "takes parts of the volume in (0, 1), such as .1 or .05,.5, got '1'"),
-        (["--areas", ".1,0"], "but '.1,0' came"),
-        (["--areas", ".1;.2"], "but '.1;.2' came"),
-        (["--areas", ""], "but '' came"),
-        (["--areas", "nan"], "but 'nan' came"),
+        (["--areas", "1"], "must be fractions of the clip volume in (0, 1), such as .1 or .05,.5, got '1'"),
+        (["--areas", ".1,0"], "got '.1,0'"),
+        (["--areas", ".1;.2"], "got '.1;.2'"),
+        (["--areas", ""], "got ''"),
+        (["--areas", "nan"], "got 'nan'"),
         (["--iterations", "0"], "at least 1, got '0'"),
         (["--preset", "4d"], "invalid choice"),
         (["--objective", "keep"], "invalid choice"),
@@ -191,7 +192,7 @@ def test_windows_count_by_the_probability_of_the_class_in_them(long_video, tmp_p
         mean = [row[name] for row in result["perturbation"]["areas"]]
         assert mean == pytest.approx(scores[name].mean(0).tolist())
     assert result["perturbation"]["whole"] == pytest.approx(answers[:, target].mean().item(), rel=1e-3)
-    assert f"on average over windows: {answers[:, target].mean():.1%} of the whole" in capsys.readouterr().out
+    assert f"on average over windows: {answers[:, target].mean():.1%} for the whole clip" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -199,7 +200,7 @@ def test_masks_that_are_not_of_the_area_asked_are_pointed_out(video, tmp_path, c
     """The papers' masks begin with all shown, and need hundreds of steps to shrink."""
     for preset, too_large in (("step", True), ("nested", False)):
         assert run(video, tmp_path, "--preset", preset, "--areas", ".1", "--iterations", "2", "--overwrite") == 0
-        assert ("not of the areas asked yet" in capsys.readouterr().out) == too_large
+        assert ("have not reached the requested areas" in capsys.readouterr().out) == too_large
         (row,) = read(tmp_path)[2]["perturbation"]["areas"]
         assert (row["visible"] > 0.15) == too_large
 
@@ -211,7 +212,7 @@ def test_scores_of_a_model_with_one_output_are_not_printed_as_probabilities(vide
     assert isinstance(found.masks, Masks)
     masks = dataclasses.replace(found.masks, scale="logit", whole=-3.25, kept=[12.5], deleted=[-0.125])
     said = report(dataclasses.replace(found, masks=masks), 1)
-    assert f"the output {found.subject()}: -3.25 of the whole" in said
+    assert f"the output {found.subject()}: -3.25 for the whole clip" in said
     (row,) = [line.split() for line in said.splitlines() if line.startswith(" ") and line.split()[0] == "0.2"]
     assert row[2:] == ["12.5", "-0.125"]
 
@@ -221,5 +222,5 @@ def test_memory_of_masks_is_counted_before_the_first_window(long_video, tmp_path
     monkeypatch.setattr(output, "draw", lambda *args, **options: None)
     options = ["--windows", "--iterations", "1", "--target", "0"]
     assert run(long_video, tmp_path / "three", *options, "--areas", ".1,.2,.3") == 2
-    assert "frames of 48 x 48 pixels need" in capsys.readouterr().err
+    assert "got 44 frames of 48 x 48 pixels" in capsys.readouterr().err
     assert run(long_video, tmp_path / "two", *options, "--areas", ".1,.2") == 0

@@ -52,12 +52,12 @@ def test_ctrl_c_keeps_the_best_masks_so_far(video, tmp_path, capsys, monkeypatch
     assert run(video, tmp_path, "--areas", ".1") == 130
     said = capsys.readouterr().err
     assert "captum_staa: warning: interrupted at step 12 of 60; the best masks so far are returned" in said
-    assert "interrupted: the masks are the best of 10 steps, and 60 were asked" in said and "Traceback" not in said
+    assert "interrupted: the masks are the best of 10 steps out of 60" in said and "Traceback" not in said
     interrupt_at(monkeypatch, 12)
     with pytest.warns(UserWarning, match="interrupted at step 12"):
         parts, _ = by_hand(video, CNN, areas=[0.1])
     result = check_same(tmp_path, parts, [0.1])
-    assert result["interrupted"] == "the masks are the best of 10 steps, and 60 were asked"
+    assert result["interrupted"] == "the masks are the best of 10 steps out of 60"
     assert result["perturbation"]["steps"] == 10
 
 
@@ -69,7 +69,7 @@ def test_ctrl_c_in_a_later_window_keeps_all_until_then(long_video, tmp_path, cap
     assert run(long_video, tmp_path, *options) == 130
     tensors, _, result = read(tmp_path)
     expected = "2 of 3 windows are done and kept, the others are missing; in the last of them, the masks are the best"
-    assert result["interrupted"] == f"{expected} of 0 steps, and 3 were asked"
+    assert result["interrupted"] == f"{expected} of 0 steps out of 3"
     assert [row["start"] for row in result["windows"]] == [0, 14]
     assert [row["perturbation"]["steps"] for row in result["windows"]] == [3, 0]
     assert result["perturbation"]["steps"] == 3
@@ -80,7 +80,7 @@ def test_ctrl_c_in_a_later_window_keeps_all_until_then(long_video, tmp_path, cap
 def test_ctrl_c_before_the_first_masks_leaves_nothing(video, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(learning, "_check", lambda *args: signal.raise_signal(signal.SIGINT))
     assert run(video, tmp_path / "out", "--iterations", "2") == 130
-    assert "nothing is left half-written" in capsys.readouterr().err
+    assert "no partial files are left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -130,7 +130,7 @@ def test_a_page_that_is_too_large_gets_smaller_frames_and_then_fewer(monkeypatch
     [
         ([-5.0, 3.0, 1.0, 0.0], "when: 0.12 s (1.3x) the mean magnitude of 4 frames from 0.00 s to 0.36 s"),
         ([1.0, 5.0, 1.0, 1.0], "when: 0.12 s (2.5x) the mean of 4 frames from 0.00 s to 0.36 s"),
-        ([-5.0, -3.0, -1.0, 0.0], "when: no frame speaks for class 1, as far as this method tells"),
+        ([-5.0, -3.0, -1.0, 0.0], "when: no frame has evidence for class 1, according to this method"),
         ([0.0, 0.0, 0.0, 0.0], "when: in no frame; the attributions are zero everywhere"),
     ],
 )
