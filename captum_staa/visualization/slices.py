@@ -64,27 +64,30 @@ def show_slices(
         ['clip, frame 5', 'attributions, frame 5']
 
     Args:
-        clip: as for :func:`~captum_staa.visualization.show_frames`.
-        attributions: as there.
-        layout: as there.
-        at: where to cut: (position in the clip, row, column) in pixels of the frames; None takes the strongest
-            attribution of the sign that is shown.
-        method: as there.
-        sign: as there.
-        outlier_perc: as there.
-        alpha_overlay: as there.
-        cmap: as there.
-        show_colorbar: whether to draw the key to the colors.
-        crop: as there.
-        index: as there.
-        mean: as there.
-        std: as there.
-        indices: ``(T,)``, the frames' numbers in their file. Frames are drawn at equal steps all the same.
-        fps: frames per second that ``indices`` (or the frames) count; with it time is in seconds.
-        title: over all.
-        fig_size: width and height in inches; None fits the frames.
-        plt_fig_axis: figure and axes to draw on; the panels are inset in it.
-        use_pyplot: whether pyplot manages the figure. It is never shown from here.
+        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
+        attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`.
+        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
+        at: position of the cuts: (frame, row, column) of the clip, in pixels of the frames; None uses the pixel with
+            the strongest attribution of the selected sign.
+        method: how to draw the attributions: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"``,
+            ``"alpha_scaling"`` or ``"original_image"``; see :func:`~captum_staa.visualization.show_frames`.
+        sign: attributions to draw: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"``.
+        outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total are
+            clipped to 1.
+        alpha_overlay: maximum opacity of the heat map, in [0, 1].
+        cmap: color map, or its name; None uses the default of ``sign``.
+        show_colorbar: whether to draw a color bar.
+        crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw.
+        index: index of the clip in a batch; required if the batch has more than one clip.
+        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
+        std: standard deviation of the clip's normalization; requires ``mean``.
+        indices: ``(T,)``, frame numbers in the video file, for the labels. The frames are still drawn at equal
+            distances.
+        fps: frame rate of ``indices`` (of the clip if ``indices`` is None); the time axis is then in seconds.
+        title: title of the figure.
+        fig_size: width and height of the figure in inches; None fits the frames.
+        plt_fig_axis: figure and axes to draw the panels in; None creates new ones.
+        use_pyplot: whether to create the figure with pyplot. The figure is not shown.
 
     Returns:
         The figure, and the axes of the whole, whose ``child_axes`` are frame, x-t and y-t of the clip, and then those

@@ -69,30 +69,34 @@ def show_summary(
         ['', '', 'where: the whole clip', 'when', 'what the model answers']
 
     Args:
-        clip: as for :func:`~captum_staa.visualization.show_frames`.
-        attributions: as there. Of a :class:`~captum_staa.VideoAttribution` all parts are drawn; other attributions are
-            summed over frames and over pixels.
-        layout: as there.
-        predictions: pairs (label, probability), likeliest first, of which five are drawn; none leaves the panel out.
-        target: label of the class that was explained, whose bar is colored; None is the likeliest.
-        method: as there.
-        sign: as there, for all panels; but the timeline shows both signs for ``"absolute_value"``, so that evidence
-            against is seen to be against.
-        outlier_perc: as there.
-        alpha_overlay: as there.
-        cmap: as there.
-        crop: as there.
-        index: as there.
-        mean: as there.
-        std: as there.
-        num_frames: draw no more than this many: the strongest of each of this many equal parts of the clip.
-        indices: ``(T,)``, the frames' numbers in their file.
-        fps: frames per second that ``indices`` (or the frames) count; with it there are seconds, too.
-        truth: when the evidence is there, as for :func:`~captum_staa.visualization.show_timeline`.
-        title: over all.
-        fig_size: width and height in inches; None fits the frames.
-        plt_fig_axis: figure and axes to draw on; the panels are inset in it.
-        use_pyplot: whether pyplot manages the figure. It is never shown from here.
+        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
+        attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`.
+            All parts of a :class:`~captum_staa.VideoAttribution` are drawn; other attributions are summed over frames
+            and over pixels.
+        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
+        predictions: pairs (label, probability), most probable first; the first five are drawn. If empty, the panel is
+            omitted.
+        target: label of the explained class, whose bar is colored; None uses the first prediction.
+        method: how to draw the attributions: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"``,
+            ``"alpha_scaling"`` or ``"original_image"``; see :func:`~captum_staa.visualization.show_frames`.
+        sign: attributions to draw: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"``. With
+            ``"absolute_value"``, the timeline shows both signs, to distinguish evidence for and against the class.
+        outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total are
+            clipped to 1.
+        alpha_overlay: maximum opacity of the heat map, in [0, 1].
+        cmap: color map, or its name; None uses the default of ``sign``.
+        crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw.
+        index: index of the clip in a batch; required if the batch has more than one clip.
+        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
+        std: standard deviation of the clip's normalization; requires ``mean``.
+        num_frames: number of equal parts of the clip; the strongest frame of each part is drawn.
+        indices: ``(T,)``, frame numbers in the video file, for the labels.
+        fps: frame rate of ``indices`` (of the clip if ``indices`` is None); adds times in seconds to the labels.
+        truth: frames that contain the evidence, as in :func:`~captum_staa.visualization.show_timeline`.
+        title: title of the figure.
+        fig_size: width and height of the figure in inches; None fits the frames.
+        plt_fig_axis: figure and axes to draw the panels in; None creates new ones.
+        use_pyplot: whether to create the figure with pyplot. The figure is not shown.
 
     Returns:
         The figure, and the axes of the whole, whose ``child_axes`` are the panels: frames, key to their colors,

@@ -54,25 +54,27 @@ def show_timeline(
         ([0.0, 0.5, 1.0, 1.5], 'time in s')
 
     Args:
-        attributions: one number per frame ``(T,)``; or :class:`~captum_staa.VideoAttribution`, for its temporal part;
-            or maps as for :func:`~captum_staa.visualization.show_frames`, which are summed over each frame's pixels.
-        layout: order of the axes of five-dimensional tensors, such as ``"BTCHW"``.
-        sign: what to keep before the sum: ``"all"`` (evidence against takes away from evidence for it),
-            ``"absolute_value"``, ``"positive"`` or ``"negative"``.
-        clip: frames or clip as for :func:`~captum_staa.visualization.show_frames`, to show key frames above the curve.
-        num_key_frames: how many: the strongest of each of this many equal parts of the clip. Where there is no room for
-            a dot per frame, these alone get one.
-        fps: frames per second that ``indices`` (or the frames) count; with it time is in seconds.
-        indices: ``(T,)``, the frames' numbers in their file.
-        truth: when the evidence is there, to be shaded: ``(T,)`` of bool, or pairs (first, last) of positions in the
-            clip, both included.
-        index: which clip of a batch.
-        mean: as for :func:`~captum_staa.visualization.show_frames`.
-        std: likewise.
-        title: over all.
-        fig_size: width and height in inches.
-        plt_fig_axis: figure and axes to draw on. Key frames use the room above the axes.
-        use_pyplot: whether pyplot manages the figure. It is never shown from here.
+        attributions: one number per frame ``(T,)``; or :class:`~captum_staa.VideoAttribution`, whose temporal part is
+            drawn; or maps in one of the other forms of :func:`~captum_staa.visualization.show_frames`, which are summed
+            over pixels.
+        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
+        sign: attributions to sum: ``"all"`` (negative values reduce the sum), ``"absolute_value"``, ``"positive"`` or
+            ``"negative"``.
+        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``, to draw key frames above the curve;
+            None draws the curve only.
+        num_key_frames: number of equal parts of the clip; the strongest frame of each part is a key frame. If there is
+            no space for a dot per frame, only key frames have a dot.
+        fps: frame rate of ``indices`` (of the clip if ``indices`` is None); the time axis is then in seconds.
+        indices: ``(T,)``, frame numbers in the video file.
+        truth: frames that contain the evidence, which are shaded: ``(T,)`` bool, or pairs (first, last) of positions in
+            the clip, both inclusive.
+        index: index of the clip in a batch; required if the batch has more than one clip.
+        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
+        std: standard deviation of the clip's normalization; requires ``mean``.
+        title: title of the figure.
+        fig_size: width and height of the figure in inches.
+        plt_fig_axis: figure and axes to draw on; None creates new ones. Key frames are drawn above the axes.
+        use_pyplot: whether to create the figure with pyplot. The figure is not shown.
 
     Returns:
         The figure, and the axes of the curve.
