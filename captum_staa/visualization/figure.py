@@ -66,7 +66,7 @@ def frame_labels(
 
 
 def evenly(total: int, num_frames: int | None) -> list[int]:
-    """Return the middle frame of each of ``num_frames`` equal parts of a clip; all frames if None or if there are fewer.
+    """Return the middle frame of each of ``num_frames`` equal parts of a clip; all frames if None.
 
     Example:
         >>> evenly(8, 4), evenly(2, 4), evenly(3, None)
@@ -141,7 +141,7 @@ def head_and_key(
 
 
 def inset(axes: Axes, page: tuple[float, float], left: float, top: float, across: float, down: float) -> Axes:
-    """Return a panel on axes that represent a page of size ``page``; all sizes in inches, from the upper left corner."""
+    """Return a panel inside of axes that represent a page. All sizes are in inches from its upper left corner."""
     return axes.inset_axes((left / page[0], 1 - (top + down) / page[1], across / page[0], down / page[1]))
 
 

@@ -113,7 +113,7 @@ def overlay(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> Overlay:
-    """Check the arguments and return the overlay; see :func:`captum_staa.visualization.show_frames` for the arguments."""
+    """Check the arguments, which are those of :func:`captum_staa.visualization.show_frames`, and return the overlay."""
     check_choice("method", method, METHODS)
     check_choice("sign", sign, SIGNS)
     if not 0 <= alpha_overlay <= 1:
