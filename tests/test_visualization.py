@@ -141,7 +141,7 @@ def test_invalid_options_raise_value_error(options, says):
 
 
 def test_only_original_image_works_without_attributions():
-    with pytest.raises(ValueError, match="attributions must be given .* got None"):
+    with pytest.raises(ValueError, match=r"attributions must be given .* got None"):
         show_frames(GRAY, use_pyplot=False)
     _, axes = show_frames(GRAY, method="original_image", use_pyplot=False)
     assert (np.asarray(axes.images[3].get_array()) == 128).all()
