@@ -114,7 +114,7 @@ def test_options_reach_the_method(video, tmp_path, capsys, options, method):
         method = {**method, "focus": Focus()}
     clf = VideoClassifier.from_pretrained(MODEL)
     clip = clf.preprocess(io.read_video(video, 16).frames)
-    target = clf.target("bright-bottom") if "--target" in options else int(clf(clip).argmax())
+    target = clf.class_index("bright-bottom") if "--target" in options else int(clf(clip).argmax())
     expected = STAA(clf, **method).attribute_maps(clip, target=target)
     torch.testing.assert_close(tensors["attributions"], expected.joint[0])
     torch.testing.assert_close(tensors["temporal"], expected.temporal[0])

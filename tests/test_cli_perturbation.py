@@ -69,7 +69,7 @@ def test_explain_writes_the_results_of_perturbation_for_a_3d_cnn(video, tmp_path
 @pytest.mark.usefixtures("without_pictures")
 def test_options_reach_the_method(video, tmp_path, options, preset, given, model):
     assert run(video, tmp_path, "--iterations", "3", *options, model=model) == 0
-    asked = VideoClassifier.from_pretrained(model).target("bright-bottom") if "--target" in options else None
+    asked = VideoClassifier.from_pretrained(model).class_index("bright-bottom") if "--target" in options else None
     parts, target = by_hand(video, model, preset, asked, iterations=3, **given)
     own = PRESETS[preset]
     result = check_same(tmp_path, parts, given.get("areas", list(own.areas)))

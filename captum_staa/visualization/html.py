@@ -153,13 +153,15 @@ def to_html(
 
     explanations = []
     for name, values in named.items():
-        scales = {each: saliency(values, layout, each, outlier_perc, index).scale for each in SIGNS}
+        scales = {sign_name: saliency(values, layout, sign_name, outlier_perc, index).scale for sign_name in SIGNS}
         maps = as_map(values, layout, index)
-        curves = {each: rounded(when(values, layout, each, index)) for each in SIGNS}
+        curves = {sign_name: rounded(when(values, layout, sign_name, index)) for sign_name in SIGNS}
         explanations.append(
             {"name": name, "scales": scales, "curves": curves, **packed(maps, max(scales.values()), placed[2:])}
         )
-    colors = {each: matplotlib.colormaps.get_cmap(cmap) if cmap else default_cmap(each) for each in SIGNS}
+    colors = {
+        sign_name: matplotlib.colormaps.get_cmap(cmap) if cmap else default_cmap(sign_name) for sign_name in SIGNS
+    }
     data = {
         "width": width,
         "height": height,
@@ -172,7 +174,9 @@ def to_html(
         "sign": sign,
         "signs": SIGNS,
         "alpha": alpha_overlay,
-        "colors": {each: colors[each](np.arange(256), bytes=True)[:, :3].ravel().tolist() for each in SIGNS},
+        "colors": {
+            sign_name: colors[sign_name](np.arange(256), bytes=True)[:, :3].ravel().tolist() for sign_name in SIGNS
+        },
         "explanations": explanations,
         "truth": evidence_windows(truth, total),
         "predictions": [(str(label), float(probability)) for label, probability in predictions],
