@@ -1,4 +1,4 @@
-"""Videos for the command line, and what a run must leave behind, checked as numbers."""
+"""Videos for tests of the command line, and checks of the output files."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ FPS = 8.0
 FACTOR = 6
 
 
-MARGIN = 54  # columns left and right of the planted clip, which the model's center crop cuts off
+MARGIN = 54  # columns on the left and right of the planted clip, outside of the center crop of the model
 
 
 PLANTED = PlantedClips(seed=demo.SEED, n=4)
 
 
 def write_planted(path: Path, clips: PlantedClips, index: int = 0) -> Path:
-    """The clip in the middle of wider frames whose margins hold stripes that the model must not see."""
+    """Write the clip in the center of wider frames, whose margins contain stripes that the model must not see."""
     frames = demo.enlarged(clips.frames(index), FACTOR)
     stripes = (np.arange(MARGIN) // 9 % 2 * 200).astype(np.uint8)
     side = np.broadcast_to(stripes[:, None], (*frames.shape[:2], MARGIN, 3))
@@ -45,7 +45,7 @@ def read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], dict]:
 
 
 def check_numbers(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], dict]:
-    """What holds of every result: sums, shapes, and two files that say the same."""
+    """Check the numbers of any result: sums, shapes, and equal values in both files."""
     tensors, described, result = read(folder)
     maps = tensors["attributions"]
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
@@ -65,7 +65,7 @@ def check_numbers(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
     evenly = [index / result["fps"] for index in result["frame_indices"]]
     assert result["frame_times"] == pytest.approx(evenly, abs=6e-4)  # Matroska counts milliseconds
     best = max(result["temporal"])
-    assert bool(result["key_frames"]) == (best > 0)  # signed maps may speak against the class in every frame
+    assert bool(result["key_frames"]) == (best > 0)  # signed maps can be negative in every frame
     for first in result["key_frames"][:1]:
         assert first["temporal"] == best
         assert result["temporal"][result["frame_indices"].index(first["frame"])] == best
@@ -75,7 +75,7 @@ def check_numbers(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]
 def check_pictures(folder: Path) -> None:
     from PIL import Image
 
-    assert sorted(os.listdir(folder)) == sorted(output.FILES)  # and nothing half-written
+    assert sorted(os.listdir(folder)) == sorted(output.FILES)  # and no partial files
     for name in ("sheet.png", "timeline.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300

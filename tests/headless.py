@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over WebDriver's plain HTTP, with its network unplugged."""
+"""Headless Chromium without network access, controlled by WebDriver over HTTP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--
 
 
 class Browser:
-    """As much of WebDriver as these tests need."""
+    """The WebDriver commands that the tests need."""
 
     def __init__(self, port: int, profile: Path) -> None:
         self.base = f"http://127.0.0.1:{port}/session"
@@ -62,12 +62,12 @@ class Browser:
         self("POST", f"/element/{self.find(selector)}/click", {})
 
     def press(self, *keys: str) -> None:
-        """Real key events, to whatever has the focus."""
+        """Send real key events to the focused element."""
         strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": strokes}]})
 
     def drag(self, selector: str, *shares: float) -> None:
-        """Press at the first share of an element's width, move over the others, release at the last."""
+        """Press at the first fraction of the width of an element, move over the others, and release at the last."""
         box = self.js("return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()", selector)
         points = [
             {"x": round(box["x"] + share * box["width"]), "y": round(box["y"] + box["height"] / 2)} for share in shares
@@ -82,7 +82,7 @@ class Browser:
         )
 
     def pixels(self, canvas: str = "explained") -> np.ndarray:
-        """(H, W, 3): what the canvas holds."""
+        """Return the pixels (H, W, 3) of a canvas."""
         script = """const c = document.getElementById(arguments[0]);
             return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).concat(c.width)"""
         *flat, width = self.js(script, canvas)
@@ -97,7 +97,7 @@ class Browser:
 
 @contextmanager
 def driven(profile: Path) -> Iterator[Browser]:
-    """A browser with a profile of its own; the test is skipped where there is none."""
+    """Start a browser with a new profile. Skip the test if Chromium is not installed."""
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"needs Debian's chromium and chromium-driver; not installed: {', '.join(missing)}")

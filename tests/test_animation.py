@@ -1,4 +1,4 @@
-"""Moving pictures: files that decode to what was drawn, last as long as asked, and appear whole or not at all."""
+"""Animations: decoded frames equal the drawn ones, the duration is exact, and no partial files are left."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def decoded(path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv", ".avi", ".webp", ".gif"])
-def test_an_animation_decodes_to_what_was_drawn(tmp_path, suffix):
+def test_decoded_animation_equals_overlay(tmp_path, suffix):
     if suffix not in (".webp", ".gif"):
         pytest.importorskip("av")
     levels = np.linspace(60, 120, T).astype(np.uint8)
@@ -58,7 +58,7 @@ def test_an_animation_decodes_to_what_was_drawn(tmp_path, suffix):
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_an_animation_lasts_as_long_as_asked(tmp_path):
+def test_duration_equals_frames_over_fps(tmp_path):
     clip = np.random.default_rng(0).integers(0, 255, (30, H, W, 3), dtype=np.uint8)
     for suffix in (".gif", ".webp"):
         path = save_animation(tmp_path / f"clip{suffix}", clip, np.ones((30, H, W)), fps=30, min_size=0)
@@ -90,7 +90,7 @@ def test_small_clips_are_enlarged(tmp_path, size, min_size, expected):
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif", ".mp4"])
 def test_frames_are_drawn_one_at_a_time(tmp_path, suffix):
-    """What is drawn for a file does not grow with the clip."""
+    """The peak memory of drawing does not grow with the number of frames."""
     if suffix == ".mp4":
         pytest.importorskip("av")
 
@@ -105,12 +105,12 @@ def test_frames_are_drawn_one_at_a_time(tmp_path, suffix):
         finally:
             tracemalloc.stop()
 
-    peak(2)  # what is loaded once
+    peak(2)  # warm-up: imports and caches
     assert peak(200) < 1.3 * peak(40)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
-def test_one_frame_is_a_picture(tmp_path, suffix):
+def test_single_frame_is_written_as_a_picture(tmp_path, suffix):
     path = save_animation(tmp_path / f"one{suffix}", GRAY[:1], np.ones((1, 3, 4)), min_size=0, side_by_side=False)
     (frame,) = decoded(path)
     expected = overlay(GRAY[:1], np.ones((1, 3, 4))).frame(0)
@@ -118,7 +118,7 @@ def test_one_frame_is_a_picture(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
-def test_a_failing_writer_leaves_nothing(tmp_path, monkeypatch, suffix):
+def test_failed_write_leaves_no_file(tmp_path, monkeypatch, suffix):
     def fail(self, path, **options):
         path.write_bytes(b"half")
         raise OSError("disk full")
@@ -130,7 +130,7 @@ def test_a_failing_writer_leaves_nothing(tmp_path, monkeypatch, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
-def test_an_existing_animation_is_kept(tmp_path, suffix):
+def test_existing_animation_is_replaced_only_with_overwrite(tmp_path, suffix):
     path = tmp_path / f"clip{suffix}"
     path.write_text("precious")
     with pytest.raises(FileExistsError, match=rf"clip{suffix} exists"):
@@ -142,9 +142,13 @@ def test_an_existing_animation_is_kept(tmp_path, suffix):
 
 @pytest.mark.parametrize(
     ("name", "options", "says"),
-    [("clip.mov", {}, r"clip\.mov must end in"), ("c.gif", {"fps": 0}, "fps .* 0"), ("c.gif", {"min_size": -1}, "-1")],
+    [
+        ("clip.mov", {}, r"path must end in one of .*clip\.mov"),
+        ("c.gif", {"fps": 0}, "fps .* 0"),
+        ("c.gif", {"min_size": -1}, "-1"),
+    ],
 )
-def test_animations_that_cannot_be_written(tmp_path, name, options, says):
+def test_invalid_arguments_raise_value_error(tmp_path, name, options, says):
     with pytest.raises(ValueError, match=says):
         save_animation(tmp_path / name, GRAY, block(), layout="BTCHW", **options)
     assert os.listdir(tmp_path) == []

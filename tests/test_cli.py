@@ -1,4 +1,4 @@
-"""The command line: real runs over video files, and what they leave behind checked as numbers."""
+"""The command line: runs on video files; the numbers in the output files are checked."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from captum_staa.cli.explanation import strongest
 
 pytest.importorskip("av")
 
-TUBELET = 2  # frames, which no map of this model tells apart
+TUBELET = 2  # frames of a token; they share one value of the map
 
 
 @pytest.fixture(scope="module")
 def explained(video, tmp_path_factory) -> tuple[Path, str]:
-    """The folder of one plain run, and what it printed."""
+    """The output folder of a run with default options, and its printed report."""
     folder = tmp_path_factory.mktemp("explained") / "new" / "folder"
     with contextlib.redirect_stdout(io_module.StringIO()) as said:
         assert main(["explain", str(video), "--model", MODEL, "--out", str(folder)]) == 0
     return folder, said.getvalue()
 
 
-def test_explain_writes_what_the_library_says(video, explained):
+def test_explain_writes_the_results_of_staa(video, explained):
     folder, said = explained
     tensors, described, result = check_numbers(folder)
     check_pictures(folder)
@@ -67,8 +67,8 @@ def test_explain_writes_what_the_library_says(video, explained):
     assert f"{result['key_frames'][0]['time']:.2f} s (" in said
 
 
-def test_the_overlay_lies_where_the_evidence_is(video, explained):
-    """Through the model's crop and back: color appears on the planted patch, and never on what was cut off."""
+def test_overlay_is_drawn_on_the_evidence(video, explained):
+    """The center crop is undone: color appears on the planted patch, and never outside of the crop."""
     folder, _ = explained
     overlay = io.read_video(folder / "overlay.mp4")
     wide = 288 + 2 * MARGIN
@@ -124,12 +124,12 @@ def test_options_reach_the_method(video, tmp_path, capsys, options, method):
     assert ("no class in particular" in said) == (result["target"]["class_specific"] is False)
 
 
-def test_earlier_results_are_never_overwritten_in_silence(video, tmp_path, capsys, monkeypatch):
+def test_earlier_results_are_replaced_only_with_overwrite(video, tmp_path, capsys, monkeypatch):
     (tmp_path / "timeline.png").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine too")
     arguments = ["explain", str(video), "--model", MODEL, "--out", str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr(explaining, "load", lambda *args: pytest.fail("refuse before loading a model"))
+        patch.setattr(explaining, "load", lambda *args: pytest.fail("must fail before loading a model"))
         assert main(arguments) == 2
     said = capsys.readouterr().err
     assert "timeline.png" in said and "--overwrite" in said and "--out" in said
@@ -139,7 +139,7 @@ def test_earlier_results_are_never_overwritten_in_silence(video, tmp_path, capsy
     assert sorted(os.listdir(tmp_path)) == sorted([*output.FILES, "notes.txt"])
     assert (tmp_path / "timeline.png").stat().st_size > 10_000
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "explain", lambda *args: pytest.fail("refuse before explaining"))
+        patch.setattr(demo, "explain", lambda *args: pytest.fail("must fail before explaining"))
         assert main(["demo", "--out", str(tmp_path)]) == 2
     assert "--overwrite" in capsys.readouterr().err
 
@@ -150,22 +150,28 @@ def test_earlier_results_are_never_overwritten_in_silence(video, tmp_path, capsy
         (["nowhere.mp4"], "nowhere.mp4 does not exist"),
         (["text.mp4"], "text.mp4 holds 4 bytes but no video"),
         (["short.mp4"], "16"),
-        (["short.mp4", "--windows"], "holds 5 frames, but a window of this model spans 16"),
+        (
+            ["short.mp4", "--windows"],
+            "at least 16 frames for a window of this model (16 frames with --frame-stride 1), got 5",
+        ),
         (["--model", "tiny-videomae-patern"], "Did you mean 'tiny-videomae-pattern'?"),
-        (["--model", "tiny-resnet3d-pattern"], "no attention to read"),
+        (["--model", "tiny-resnet3d-pattern"], "--method staa needs the attention of a video transformer"),
         (["--model", "empty"], "no config.json"),
         (["--target", "bright-diagnal"], "there is no label 'bright-diagnal'; close are ['bright-diagonal'"),
         (["--target", "3"], "classes are 0..2"),
         (["--rule", "chefer", "--layers", "7"], "whole number of -4 to 3 of this model's 4 blocks"),
         (["--layers", "-1"], "layers=[-1], upsampling='trilinear' with rule='decomposition'. Leave them out"),
         (["--focus"], "focus is an option of maps without a sign"),
-        (["--mode", "attention", "--rule", "chefer"], "--rule chefer belongs to --mode relevance"),
-        (["--stride", "2"], "needs --windows, or --sampling stride"),
-        (["--frame-stride", "2"], "needs --windows"),
-        (["--windows", "--sampling", "dense"], "drop --sampling dense"),
-        (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
-        (["--device", "abacus"], "--device abacus cannot be used here"),
-        (["--out", "text.mp4"], "--out names a folder"),
+        (
+            ["--mode", "attention", "--rule", "chefer"],
+            "--rule chefer can only be used with --mode relevance, got --mode attention",
+        ),
+        (["--stride", "2"], "got --stride 2"),
+        (["--frame-stride", "2"], "--frame-stride needs --windows"),
+        (["--windows", "--sampling", "dense"], "Drop --sampling dense"),
+        (["--device", "cuda:99"], "got 'cuda:99', which cannot be used here"),
+        (["--device", "abacus"], "got 'abacus', which cannot be used here"),
+        (["--out", "text.mp4"], "--out must be a folder, got the file text.mp4"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(video, tmp_path, capsys, monkeypatch, options, message):
@@ -190,20 +196,20 @@ def test_errors_are_one_line_and_exit_code_2(video, tmp_path, capsys, monkeypatc
     [
         ([], "explain | stream | compare | demo"),
         (["explain", "a.mp4"], "--model"),
-        (["explain", "a.mp4", "--model", "m", "--layers", "some"], "takes all, mean, or block numbers"),
+        (["explain", "a.mp4", "--model", "m", "--layers", "some"], "must be all, mean, or block indices"),
         (["explain", "a.mp4", "--model", "m", "--stride", "0"], "at least 1, got '0'"),
         (["explain", "a.mp4", "--model", "m", "--top", "-3"], "at least 1, got '-3'"),
         (["explain", "a.mp4", "--model", "m", "--mode", "magic"], "invalid choice"),
     ],
 )
-def test_arguments_that_cannot_be_read(arguments, message, capsys):
+def test_invalid_arguments_exit_with_code_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_help_lists_the_shipped_models(capsys):
+def test_help_lists_the_bundled_models(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["explain", "--help"])
     assert caught.value.code == 0
@@ -211,12 +217,12 @@ def test_help_lists_the_shipped_models(capsys):
     assert MODEL in said and "tiny-vivit-pattern" in said
 
 
-def test_debug_shows_where_an_error_came_from(tmp_path):
+def test_debug_raises_the_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         main(["explain", str(tmp_path / "no.mp4"), "--model", MODEL, "--debug"])
 
 
-def test_key_frames_are_strong_and_apart():
+def test_strongest_positions_are_large_and_apart():
     assert strongest([1.0, 9.0, 8.0, 1.0, 5.0, 4.0], count=5, apart=1) == [1, 2, 4]
     assert strongest([1.0, 9.0, 8.0, 1.0, 5.0, 4.0], count=5, apart=2) == [1, 4]
     assert strongest([1.0, 9.0, 8.0, 1.0, 5.0, 4.0], count=1, apart=1) == [1]

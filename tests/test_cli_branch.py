@@ -1,4 +1,4 @@
-"""``explain --method attention-branch``: an ST-ABN's gates from a video file to numbers and pictures."""
+"""``explain --method attention-branch``: the attention gates of an ST-ABN for a video file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def explain(video: Path, out: Path, *options: str, model: str = "tiny-st-abn-pat
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_it_writes_what_the_library_says(video, tmp_path, model, without_pictures):
+def test_explain_writes_the_results_of_attention_branch(video, tmp_path, model, without_pictures):
     assert explain(video, tmp_path, model=model) == 0
     tensors, _, result = read(tmp_path)
     classifier = VideoClassifier.from_pretrained(model)
@@ -43,13 +43,13 @@ def test_it_writes_what_the_library_says(video, tmp_path, model, without_picture
     assert result["target"]["class_specific"] is (MODELS[model] != "gate")
 
 
-def test_pictures_and_a_weighting_of_choice(video, tmp_path):
+def test_weighting_option_and_pictures(video, tmp_path):
     assert explain(video, tmp_path, "--weighting", "class_map") == 0
     assert "class_map" in read(tmp_path)[2]["method"]
     assert {path.name for path in tmp_path.iterdir()} == set(output.FILES)
 
 
-def test_a_long_video_keeps_the_gates_own_signal(video, tmp_path, without_pictures):
+def test_windows_keep_the_temporal_gate(video, tmp_path, without_pictures):
     assert explain(video, tmp_path, "--windows", "--weighting", "gate") == 0
     tensors, _, _ = read(tmp_path)
     classifier = VideoClassifier.from_pretrained("tiny-st-abn-pattern")
@@ -63,9 +63,9 @@ def test_a_long_video_keeps_the_gates_own_signal(video, tmp_path, without_pictur
     ("options", "said"),
     [
         (("--model", "tiny-resnet3d-pattern"), "without an attention branch"),
-        (("--mode", "relevance"), "of --method staa: --mode"),
+        (("--mode", "relevance"), "--mode can only be used with --method staa"),
     ],
 )
-def test_what_does_not_fit_is_refused(video, tmp_path, capsys, options, said):
+def test_unsupported_model_or_option_is_an_error(video, tmp_path, capsys, options, said):
     assert explain(video, tmp_path / "out", *options) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The demonstration: its files, its table, and what it says when something differs."""
+"""The demo: its files, its table, and its messages if the result differs from the planted evidence."""
 
 from __future__ import annotations
 
@@ -30,20 +30,22 @@ pytest.importorskip("av")
 
 
 def table_of(path: Path) -> dict[str, list[str]]:
-    """The cells of a Markdown table by the first of each row."""
+    """Return the rows of a Markdown table, by the first cell of each row."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {row[0]: row[1:] for row in rows}
 
 
 def check_demo(folder: Path, clips: int) -> dict[str, dict[str, float]]:
-    """Means by method and metric."""
+    """Check the files of a demo, and return the mean scores by method and metric."""
     check_numbers(folder)
     assert sorted(os.listdir(folder)) == sorted(("planted.mp4", demo.SHEET, *output.FILES, *demo.TABLES, demo.PAGE))
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            found[row["method"]][row["metric"]].append(float(row["value"]))  # a reason is no number
+            found[row["method"]][row["metric"]].append(
+                float(row["value"])
+            )  # fails for a row with a reason instead of a number
     controls = ("random", "uniform", "center", "model-free", "inverted", "random weights", "other class")
     assert list(found) == [*demo.METHODS, *controls]
     assert {len(values) for own in found.values() for values in own.values()} == {clips}
@@ -68,7 +70,7 @@ def check_demo(folder: Path, clips: int) -> dict[str, dict[str, float]]:
     return means
 
 
-def test_the_demo_in_small(tmp_path, capsys):
+def test_demo_with_two_clips(tmp_path, capsys):
     threads = torch.get_num_threads()
     assert main(["demo", "--out", str(tmp_path / "demo"), "--clips", "2"]) == 0
     assert torch.get_num_threads() == threads
@@ -79,7 +81,7 @@ def test_the_demo_in_small(tmp_path, capsys):
     page = (tmp_path / "demo" / "methods.html").read_text(encoding="utf-8")
     assert all(name in page for name in ("planted", *demo.METHODS)) and "inverted" not in page
 
-    metrics = pytest.importorskip("sklearn.metrics")  # the table again, another way
+    metrics = pytest.importorskip("sklearn.metrics")  # computes scores of the table independently
     from captum.attr import InputXGradient
 
     clf = VideoClassifier.from_pretrained(demo.MODEL)
@@ -98,7 +100,7 @@ def test_the_demo_in_small(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("error", "code"), [(RuntimeError("out of luck"), 1), (KeyboardInterrupt(), 130)])
-def test_the_demo_hides_no_method_that_fails_and_leaves_no_part_of_a_table(error, code, tmp_path, monkeypatch, capsys):
+def test_demo_reports_failed_methods_and_writes_no_partial_table(error, code, tmp_path, monkeypatch, capsys):
     def broken(clip: torch.Tensor, target: int) -> torch.Tensor:
         raise error
 
@@ -118,7 +120,7 @@ def test_the_demo_hides_no_method_that_fails_and_leaves_no_part_of_a_table(error
     assert "STAA" in page and "broken" not in page
 
 
-def test_the_demo_says_where_it_differs_from_what_was_planted(video, tmp_path):
+def test_verdict_names_the_difference_from_the_planted_evidence(video, tmp_path):
     explanation = explaining.explain(Options(video=video, model=MODEL, out=tmp_path))
     when = PLANTED[0][2].flatten(1).any(1)
     label = PLANTED.labels[int(PLANTED[0][1])]
@@ -128,8 +130,8 @@ def test_the_demo_says_where_it_differs_from_what_was_planted(video, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_in_full(tmp_path):
-    """As a user starts it, and with enough clips to tell methods apart."""
+def test_demo_as_a_subprocess_with_default_clips(tmp_path):
+    """With enough clips for a significant difference between methods."""
     command = [sys.executable, "-m", "captum_staa", "demo", "--out", str(tmp_path / "demo")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The command line with models from a folder and of full size, and with files as they are found."""
+"""The command line with models from a folder, models of full size, real videos and damaged videos."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from captum_staa.cli.explanation import Options, report
 pytest.importorskip("av")
 
 
-def test_a_model_from_a_folder(video, tmp_path, capsys):
+def test_model_from_a_folder(video, tmp_path, capsys):
     from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
     labels = {0: "juggling", 1: "a label that is quite a bit longer than the others are", 2: "knitting"}
@@ -60,7 +60,7 @@ def test_a_model_from_a_folder(video, tmp_path, capsys):
 
     (folder / "preprocessor_config.json").unlink()
     assert main([*arguments, "--out", str(tmp_path / "other")]) == 2
-    assert "put the preprocessor_config.json" in capsys.readouterr().err
+    assert "Copy the preprocessor_config.json" in capsys.readouterr().err
 
 
 REAL = {
@@ -92,7 +92,7 @@ def test_real_clips(shared_videos, tmp_path, name):
 
 @pytest.mark.filterwarnings("always::UserWarning")
 @pytest.mark.usefixtures("without_pictures")
-def test_a_damaged_file_is_explained_with_a_warning_in_one_line(video, tmp_path, capsys):
+def test_damaged_file_is_explained_with_a_one_line_warning(video, tmp_path, capsys):
     frames = np.repeat(io.read_video(video).frames, 4, axis=0)
     whole = io.write_video(tmp_path / "whole.mkv", frames, FPS).read_bytes()
     damaged = tmp_path / "damaged.mkv"
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_explained_with_a_warning_in_one_line(video, tmp_path,
     assert said and all(line.startswith("captum_staa: warning: only ") for line in said)
 
 
-def test_a_file_that_does_not_say_how_fast_it_plays(video, tmp_path):
+def test_file_without_frame_rate_and_timestamps(video, tmp_path):
     explanation = explaining.explain(Options(video=video, model=MODEL, out=tmp_path / "out"))
     explanation = dataclasses.replace(explanation, info=explanation.info._replace(fps=math.nan), times=None)
     output.write(explanation, tmp_path / "out")
@@ -136,7 +136,7 @@ def base_model(name: str) -> torch.nn.Module:
     ],
 )
 def test_models_of_full_size(shared_videos, tmp_path, name, clip, frames):
-    """Random weights in the published shapes: memory, time and pictures, not meaning."""
+    """Random weights with the published shapes: checks memory, time and files, not the content of the maps."""
     folder = save_model(tmp_path / "model", base_model(name), size=224, resize=256 if name == "vivit" else 224)
     out = Path(os.environ.get("CAPTUM_STAA_KEEP", tmp_path)) / f"{name}-base"
     arguments = ["explain", str(shared_videos / clip), "--model", str(folder), "--out", str(out), "--overwrite"]

@@ -1,4 +1,4 @@
-"""``--method perturbation`` on the command line: what it writes is what the library says."""
+"""``--method perturbation`` on the command line: its files contain the results of SpatioTemporalPerturbation."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def long_video(tmp_path_factory) -> Path:
     return write_video(tmp_path_factory.mktemp("videos") / "long.mp4", clips)
 
 
-def test_the_files_say_what_the_library_says_of_a_3d_cnn(video, tmp_path, capsys):
-    """Which has no attention; and pictures are drawn of it."""
+def test_explain_writes_the_results_of_perturbation_for_a_3d_cnn(video, tmp_path, capsys):
+    """The model has no attention. The pictures are drawn as well."""
     assert run(video, tmp_path, "--iterations", "4") == 0
     parts, target = by_hand(video, CNN, iterations=4)
     result = check_same(tmp_path, parts, [0.05, 0.1, 0.15, 0.5])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(output.FILES)
     assert (result["target"]["index"], result["target"]["class_specific"]) == (target, True)
     assert result["method"] == "SpatioTemporalPerturbation(preset='nested').attribute(iterations=4)"
-    told = {name: result["perturbation"][name] for name in ("preset", "objective", "regularizer", "scale")}
-    assert told == {"preset": "nested", "objective": "dual", "regularizer": "none", "scale": "odds"}
+    settings = {name: result["perturbation"][name] for name in ("preset", "objective", "regularizer", "scale")}
+    assert settings == {"preset": "nested", "objective": "dual", "regularizer": "none", "scale": "odds"}
     frames = [row["frame"] for row in result["key_frames"]]
     assert min(abs(a - b) for a in frames for b in frames if a != b) >= 2  # a cell of the mask
 
     said = capsys.readouterr().out
     assert result["method"] in said
-    assert f"{parts.whole.item():.1%} of the whole" in said and "masks after 4 steps" in said
+    assert f"{parts.whole.item():.1%} for the whole clip" in said and "masks after 4 steps" in said
     rows = [line.split() for line in said.splitlines()]
     for at, area in enumerate(("0.05", "0.1", "0.15", "0.5")):
         (row,) = [row for row in rows if row[:1] == [area]]
@@ -74,11 +74,11 @@ def test_options_reach_the_method(video, tmp_path, options, preset, given, model
     own = PRESETS[preset]
     result = check_same(tmp_path, parts, given.get("areas", list(own.areas)))
     assert result["target"]["index"] == target and result["target"]["given"] == (asked is not None)
-    told = result["perturbation"]
-    assert (told["preset"], told["iterations"]) == (preset, 3)
-    assert told["objective"] == given.get("objective", own.objective.aim)
-    assert told["regularizer"] == given.get("regularizer", "ellipsoid" if preset == "step" else "none")
-    assert told["scale"] == own.objective.scale
+    settings = result["perturbation"]
+    assert (settings["preset"], settings["iterations"]) == (preset, 3)
+    assert settings["objective"] == given.get("objective", own.objective.aim)
+    assert settings["regularizer"] == given.get("regularizer", "ellipsoid" if preset == "step" else "none")
+    assert settings["scale"] == own.objective.scale
     call = ", ".join(f"{name}={given[name]!r}" for name in ("areas", "objective", "regularizer") if name in given)
     assert result["method"] == (
         f"SpatioTemporalPerturbation(preset={preset!r}).attribute({call}{', ' if call else ''}iterations=3)"
@@ -86,7 +86,7 @@ def test_options_reach_the_method(video, tmp_path, options, preset, given, model
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_without_options_it_is_the_setting_itself(video, tmp_path, monkeypatch):
+def test_preset_without_options_is_unchanged(video, tmp_path, monkeypatch):
     seen = []
 
     def attribute_maps(self, clip, **options):
@@ -100,14 +100,14 @@ def test_without_options_it_is_the_setting_itself(video, tmp_path, monkeypatch):
     assert {options["perturbations_per_eval"] for _, options in seen} == {8}
 
 
-def test_larger_clips_go_through_the_model_in_fewer_copies():
+def test_larger_clips_use_fewer_copies_per_forward_pass():
     perturbations_per_eval = [
         copies_of(torch.empty(1, 16, 3, side, side, device="meta")) for side in (48, 64, 112, 224, 1024)
     ]
     assert perturbations_per_eval == [8, 8, 3, 1, 1]
 
 
-def test_an_explanation_by_attention_has_no_masks(video, tmp_path, monkeypatch):
+def test_staa_writes_no_masks(video, tmp_path, monkeypatch):
     monkeypatch.setattr(output, "draw", lambda *args, **options: None)
     assert main(["explain", str(video), "--model", TRANSFORMER, "--out", str(tmp_path)]) == 0
     tensors, described, result = read(tmp_path)
@@ -117,43 +117,44 @@ def test_an_explanation_by_attention_has_no_masks(video, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("staa", ["--preset", "step"], "of --method perturbation: --preset;, got --method staa; drop it"),
-        ("staa", ["--areas", ".1"], "--areas; but --method staa"),
-        ("staa", ["--objective", "dual"], "--objective; but --method staa"),
-        ("staa", ["--regularizer", "none"], "--regularizer; but --method staa"),
-        ("staa", ["--iterations", "1"], "--iterations; but --method staa"),
-        ("staa", ["--iterations", "1", "--areas", ".1"], "--areas, --iterations;, got --method staa; drop them"),
-        ("perturbation", ["--mode", "relevance"], "of --method staa: --mode;, got --method perturbation"),
-        ("perturbation", ["--rule", "chefer"], "--rule; but --method perturbation"),
-        ("perturbation", ["--layers", "-1"], "--layers; but --method perturbation"),
-        ("perturbation", ["--layers", "all"], "--layers; but --method perturbation"),
-        ("perturbation", ["--focus"], "--focus; but --method perturbation"),
+        ("staa", ["--preset", "step"], "--preset can only be used with --method perturbation"),
+        ("staa", ["--areas", ".1"], "--areas can only"),
+        ("staa", ["--objective", "dual"], "--objective can only"),
+        ("staa", ["--regularizer", "none"], "--regularizer can only"),
+        ("staa", ["--iterations", "1"], "--iterations can only"),
+        ("staa", ["--iterations", "1", "--areas", ".1"], "--areas, --iterations can only"),
+        ("perturbation", ["--mode", "relevance"], "--mode can only be used with --method staa"),
+        ("perturbation", ["--rule", "chefer"], "--rule can only"),
+        ("perturbation", ["--layers", "-1"], "--layers can only"),
+        ("perturbation", ["--layers", "all"], "--layers can only"),
+        ("perturbation", ["--focus"], "--focus can only"),
     ],
 )
-def test_options_of_the_other_method_are_refused(video, tmp_path, capsys, monkeypatch, method, options, message):
-    monkeypatch.setattr(explain, "load", lambda *args: pytest.fail("refuse before loading a model"))
+def test_options_of_another_method_are_an_error(video, tmp_path, capsys, monkeypatch, method, options, message):
+    monkeypatch.setattr(explain, "load", lambda *args: pytest.fail("must fail before loading a model"))
     arguments = ["explain", str(video), "--model", TRANSFORMER, "--method", method, "--out", str(tmp_path / "out")]
     assert main([*arguments, *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert message in line and f"pass --method {'staa' if method == 'perturbation' else 'perturbation'}" in line
+    assert message in line and f"got --method {method}" in line
+    assert f"pass --method {'staa' if method == 'perturbation' else 'perturbation'}" in line
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--areas", "1"], "takes parts of the volume in (0, 1), such as .1 or .05,.5, got '1'"),
-        (["--areas", ".1,0"], "but '.1,0' came"),
-        (["--areas", ".1;.2"], "but '.1;.2' came"),
-        (["--areas", ""], "but '' came"),
-        (["--areas", "nan"], "but 'nan' came"),
+        (["--areas", "1"], "must be fractions of the clip volume in (0, 1), such as .1 or .05,.5, got '1'"),
+        (["--areas", ".1,0"], "got '.1,0'"),
+        (["--areas", ".1;.2"], "got '.1;.2'"),
+        (["--areas", ""], "got ''"),
+        (["--areas", "nan"], "got 'nan'"),
         (["--iterations", "0"], "at least 1, got '0'"),
         (["--preset", "4d"], "invalid choice"),
         (["--objective", "keep"], "invalid choice"),
         (["--regularizer", "silk"], "invalid choice"),
     ],
 )
-def test_arguments_that_cannot_be_read(options, message, capsys):
+def test_invalid_arguments_exit_with_code_2(options, message, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["explain", "a.mp4", "--model", CNN, "--method", "perturbation", *options])
     assert caught.value.code == 2
@@ -161,7 +162,7 @@ def test_arguments_that_cannot_be_read(options, message, capsys):
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_windows_count_by_the_probability_of_the_class_in_them(long_video, tmp_path, capsys):
+def test_windows_are_weighted_by_the_probability_of_the_class(long_video, tmp_path, capsys):
     options = ["--windows", "--stride", "14", "--iterations", "2", "--areas", ".1,.3"]
     assert run(long_video, tmp_path, *options) == 0
     tensors, _, result = read(tmp_path)
@@ -171,7 +172,7 @@ def test_windows_count_by_the_probability_of_the_class_in_them(long_video, tmp_p
     clips = torch.cat([clf.preprocess(frames) for _, frames in pieces])
     answers = clf(clips).softmax(1).detach()
     target = int(answers.mean(0).argmax())
-    method = SpatioTemporalPerturbation(clf)  # one by one: in a batch, each clip has a shuffle of its own
+    method = SpatioTemporalPerturbation(clf)  # one by one: in a batch, each clip has a different shuffle
     each = [
         method.attribute_maps(clip[None], None, target, None, None, 8, areas=[0.1, 0.3], iterations=2) for clip in clips
     ]
@@ -186,40 +187,40 @@ def test_windows_count_by_the_probability_of_the_class_in_them(long_video, tmp_p
     torch.testing.assert_close(tensors["temporal"], tensors["attributions"].sum((1, 2)))
     torch.testing.assert_close(tensors["masks"], masks / count[:, None, None], rtol=1e-4, atol=1e-5)
     for name in PARTS:
-        told = [[row[name] for row in window["perturbation"]["areas"]] for window in result["windows"]]
-        torch.testing.assert_close(torch.tensor(told), scores[name])
+        written = [[row[name] for row in window["perturbation"]["areas"]] for window in result["windows"]]
+        torch.testing.assert_close(torch.tensor(written), scores[name])
         mean = [row[name] for row in result["perturbation"]["areas"]]
         assert mean == pytest.approx(scores[name].mean(0).tolist())
     assert result["perturbation"]["whole"] == pytest.approx(answers[:, target].mean().item(), rel=1e-3)
-    assert f"on average over windows: {answers[:, target].mean():.1%} of the whole" in capsys.readouterr().out
+    assert f"on average over windows: {answers[:, target].mean():.1%} for the whole clip" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_masks_that_are_not_of_the_area_asked_are_pointed_out(video, tmp_path, capsys):
-    """The papers' masks begin with all shown, and need hundreds of steps to shrink."""
+def test_report_warns_about_masks_that_have_not_reached_their_area(video, tmp_path, capsys):
+    """The masks of the papers show the whole clip at first, and need hundreds of steps to shrink."""
     for preset, too_large in (("step", True), ("nested", False)):
         assert run(video, tmp_path, "--preset", preset, "--areas", ".1", "--iterations", "2", "--overwrite") == 0
-        assert ("not of the areas asked yet" in capsys.readouterr().out) == too_large
+        assert ("have not reached the requested areas" in capsys.readouterr().out) == too_large
         (row,) = read(tmp_path)[2]["perturbation"]["areas"]
         assert (row["visible"] > 0.15) == too_large
 
 
-def test_scores_of_a_model_with_one_output_are_not_printed_as_probabilities(video, tmp_path):
+def test_logit_scores_are_not_printed_as_probabilities(video, tmp_path):
     found = explain.explain(
         Options(video=video, model=CNN, out=tmp_path / "out", method="perturbation", iterations=1, areas=[0.2])
     )
     assert isinstance(found.masks, Masks)
     masks = dataclasses.replace(found.masks, scale="logit", whole=-3.25, kept=[12.5], deleted=[-0.125])
     said = report(dataclasses.replace(found, masks=masks), 1)
-    assert f"the output {found.subject()}: -3.25 of the whole" in said
+    assert f"the output {found.subject()}: -3.25 for the whole clip" in said
     (row,) = [line.split() for line in said.splitlines() if line.startswith(" ") and line.split()[0] == "0.2"]
     assert row[2:] == ["12.5", "-0.125"]
 
 
-def test_memory_of_masks_is_counted_before_the_first_window(long_video, tmp_path, capsys, monkeypatch):
+def test_memory_of_masks_is_checked_before_the_first_window(long_video, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(windows, "MOST", 2 * 4 * 44 * 48 * 48 * 3)  # a map and two masks
     monkeypatch.setattr(output, "draw", lambda *args, **options: None)
     options = ["--windows", "--iterations", "1", "--target", "0"]
     assert run(long_video, tmp_path / "three", *options, "--areas", ".1,.2,.3") == 2
-    assert "frames of 48 x 48 pixels need" in capsys.readouterr().err
+    assert "got 44 frames of 48 x 48 pixels" in capsys.readouterr().err
     assert run(long_video, tmp_path / "two", *options, "--areas", ".1,.2") == 0

@@ -1,4 +1,4 @@
-"""The page that an explanation leaves: which frames and maps it holds, and how it stays small."""
+"""The HTML player of an explanation: its frames, its maps and its size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABELS = [f"class {k}" for k in range(8)]
 
 
 def explanation(**changes) -> Explanation:
-    """Every third frame of a file; frame 4 of ten, 13 and 22 are strongest in their part."""
+    """An explanation of every third frame of a file; positions 4, 13 and 22 are the strongest."""
     joint = torch.rand(1, T, 8, 8, generator=torch.Generator().manual_seed(0))
     for at in (4, 13, 22):
         joint[0, at] += 10
@@ -54,16 +54,16 @@ def explanation(**changes) -> Explanation:
     return Explanation(**{**given, **changes})
 
 
-def held(told: Explanation, truth: torch.Tensor | None = None, frames: np.ndarray = FRAMES) -> dict:
-    """What the page holds."""
-    text = pictures.page(told, range(T), frames, CROP, truth)
+def held(shown: Explanation, truth: torch.Tensor | None = None, frames: np.ndarray = FRAMES) -> dict:
+    """Return the data of the page, and its length."""
+    text = pictures.page(shown, range(T), frames, CROP, truth)
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
     assert found is not None
     return {**json.loads(found[1]), "length": len(text)}
 
 
 def shown(data: dict) -> list[int]:
-    """Positions of the frames, by their pixels: small ones are held without loss."""
+    """Return the positions of the frames by their pixels; small frames are stored losslessly."""
     found = []
     for uri in data["frames"]:
         picture = np.asarray(Image.open(BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"))
@@ -71,7 +71,7 @@ def shown(data: dict) -> list[int]:
     return found
 
 
-def test_a_short_clip_is_there_as_a_whole():
+def test_page_contains_all_frames_of_a_short_clip():
     truth = torch.zeros(T, dtype=torch.bool)
     truth[5:9] = True
     data = held(explanation(), truth)
@@ -84,7 +84,7 @@ def test_a_short_clip_is_there_as_a_whole():
     assert data["fps"] == pytest.approx(25 / 3)
 
 
-def test_masks_are_explanations_of_their_own():
+def test_each_mask_is_a_separate_explanation():
     masks = torch.zeros(2, T, 8, 8)
     masks[0, 7], masks[1, 7:9] = 1, 1
     learned = Masks(masks, [0.05, 0.5], "probability", [0.05, 0.5], 0.9, [0.8, 0.9], [0.2, 0.1], 30)
@@ -94,20 +94,20 @@ def test_masks_are_explanations_of_their_own():
     assert np.flatnonzero(found[2]["curves"]["all"]).tolist() == [7, 8]
 
 
-def test_an_unlikely_target_is_named_and_no_class_where_none_is_explained():
+def test_predictions_include_the_target_of_class_specific_maps():
     unlikely = held(explanation(target=7))
     assert unlikely["predictions"][5] == ["class 7", 0.01] and unlikely["explained"] == 5
     assert held(explanation(class_specific=False))["explained"] == -1
 
 
-def test_of_many_frames_the_strongest_of_each_part_is_shown(monkeypatch):
+def test_long_clip_is_reduced_to_the_strongest_frames(monkeypatch):
     monkeypatch.setattr(pictures, "PAGE_FRAMES", 3)
     data = held(explanation())
     assert shown(data) == [4, 13, 22]
     assert data["labels"][1] == "frame 39, 1.56 s"
 
 
-def test_a_page_that_is_too_large_gets_smaller_frames_and_then_fewer(monkeypatch):
+def test_large_page_gets_smaller_frames_and_then_fewer_frames(monkeypatch):
     whole = held(explanation())["length"]
     monkeypatch.setattr(pictures, "PAGE_EDGE", 20)
     bare = held(dataclasses.replace(explanation(), frames=FRAMES[:1]), frames=np.zeros_like(FRAMES))["length"]
@@ -122,7 +122,7 @@ def test_a_page_that_is_too_large_gets_smaller_frames_and_then_fewer(monkeypatch
     assert 1 < len(fewer["frames"]) < T and fewer["height"] == 20
 
     monkeypatch.setattr(pictures, "PAGE_BYTES", 1)
-    assert len(held(explanation())["frames"]) == 1  # there is an end to it
+    assert len(held(explanation())["frames"]) == 1  # the loop ends
 
 
 @pytest.mark.parametrize(
@@ -130,12 +130,12 @@ def test_a_page_that_is_too_large_gets_smaller_frames_and_then_fewer(monkeypatch
     [
         ([-5.0, 3.0, 1.0, 0.0], "when: 0.12 s (1.3x) the mean magnitude of 4 frames from 0.00 s to 0.36 s"),
         ([1.0, 5.0, 1.0, 1.0], "when: 0.12 s (2.5x) the mean of 4 frames from 0.00 s to 0.36 s"),
-        ([-5.0, -3.0, -1.0, 0.0], "when: no frame speaks for class 1, as far as this method tells"),
+        ([-5.0, -3.0, -1.0, 0.0], "when: no frame has evidence for class 1, according to this method"),
         ([0.0, 0.0, 0.0, 0.0], "when: in no frame; the attributions are zero everywhere"),
     ],
 )
-def test_the_terminal_tells_signed_maps_from_empty_ones(temporal, said):
+def test_report_distinguishes_signed_maps_from_zero_maps(temporal, said):
     joint = torch.tensor(temporal)[None, :, None, None].expand(1, 4, 2, 2) / 4
     parts = VideoAttribution(joint, joint.sum(1), torch.tensor([temporal]))
-    told = explanation(parts=parts, indices=[0, 3, 6, 9], times=[0.0, 0.12, 0.24, 0.36])
-    assert report(told, 3).splitlines()[-1] == said
+    changed = explanation(parts=parts, indices=[0, 3, 6, 9], times=[0.0, 0.12, 0.24, 0.36])
+    assert report(changed, 3).splitlines()[-1] == said

@@ -1,4 +1,4 @@
-"""Explaining a long video window by window, and Ctrl-C, which keeps what is done."""
+"""Explanation of a long video window by window, and Ctrl-C, which keeps the finished windows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("ctrl_c_reaches_python")
     ],
 )
 @pytest.mark.usefixtures("without_pictures")
-def test_sampling_chooses_the_frames(long_video, tmp_path, options, indices):
+def test_sampling_selects_the_frames(long_video, tmp_path, options, indices):
     assert main(["explain", str(long_video), "--model", MODEL, "--out", str(tmp_path), *options]) == 0
     assert check_numbers(tmp_path)[2]["frame_indices"] == indices
 
@@ -69,7 +69,7 @@ def test_windows_are_merged_by_their_mean(long_video, tmp_path, options, stride,
 
 
 def interrupt_at(monkeypatch, function: str, call: int) -> None:
-    """A real Ctrl-C just before this call of what the windows' loop asks of a method."""
+    """Send a real Ctrl-C just before this call of a function of the method."""
     original, calls = getattr(OfAttention, function), []
 
     def interrupted(*args):
@@ -82,7 +82,7 @@ def interrupt_at(monkeypatch, function: str, call: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["relevance", "released"])
-def test_ctrl_c_keeps_what_is_done(long_video, tmp_path, capsys, monkeypatch, mode):
+def test_ctrl_c_keeps_the_finished_windows(long_video, tmp_path, capsys, monkeypatch, mode):
     interrupt_at(monkeypatch, "explain", 3)
     arguments = ["explain", str(long_video), "--model", MODEL, "--windows", "--stride", "8", "--mode", mode]
     assert main([*arguments, "--out", str(tmp_path)]) == 130
@@ -96,7 +96,7 @@ def test_ctrl_c_keeps_what_is_done(long_video, tmp_path, capsys, monkeypatch, mo
 
 
 @pytest.mark.parametrize("function", ["answer", "explain"])
-def test_ctrl_c_before_anything_is_done_leaves_nothing(long_video, tmp_path, capsys, monkeypatch, function):
+def test_ctrl_c_before_the_first_window_writes_no_files(long_video, tmp_path, capsys, monkeypatch, function):
     interrupt_at(monkeypatch, function, 1)
     arguments = ["explain", str(long_video), "--model", MODEL, "--windows", "--out", str(tmp_path / "out")]
     assert main(arguments) == 130
@@ -104,8 +104,8 @@ def test_ctrl_c_before_anything_is_done_leaves_nothing(long_video, tmp_path, cap
     assert "interrupted" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # the other tests here have planted ones
-def test_a_real_clip_over_windows(shared_videos, tmp_path):
+@pytest.mark.slow  # the other tests use planted clips
+def test_windows_of_a_real_clip(shared_videos, tmp_path):
     path = shared_videos / "v_ApplyEyeMakeup_g01_c01.avi"
     arguments = ["explain", str(path), "--model", "tiny-timesformer-pattern", "--windows", "--mode", "attention"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
@@ -116,12 +116,12 @@ def test_a_real_clip_over_windows(shared_videos, tmp_path):
     assert (len(overlay.frames), overlay.fps) == (164, 25)
     first = io.read_video(path).frames
     shown = overlay.frames[:, :, : overlay.frames.shape[2] // 2 - 8]
-    np.testing.assert_allclose(shown.mean((1, 2)), first.mean((1, 2)), atol=6)  # each frame under its own map
+    np.testing.assert_allclose(shown.mean((1, 2)), first.mean((1, 2)), atol=6)  # each frame has the map of its index
 
 
 @pytest.mark.slow
-def test_ctrl_c_from_outside(shared_videos, tmp_path):
-    """A signal to the whole program, somewhere in the middle of its windows."""
+def test_sigint_to_a_subprocess_keeps_the_finished_windows(shared_videos, tmp_path):
+    """The signal arrives in one of the windows in the middle."""
     path = shared_videos / "nasa_13013.mp4"
     command = [sys.executable, "-m", "captum_staa", "explain", str(path), "--model", MODEL, "--windows"]
     command += ["--stride", "1", "--target", "0", "--out", str(tmp_path)]

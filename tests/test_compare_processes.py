@@ -237,7 +237,7 @@ def test_ctrl_c_keeps_what_is_done(alone, tmp_path):
             _, err = run.communicate(timeout=120)
         finally:
             run.kill()
-    assert run.returncode == 130 and "go on with --resume" in err, err
+    assert run.returncode == 130 and "continue with --resume" in err, err
     assert "Interrupted" in (folder / "table.md").read_text()
     code, _, err = said([*COMPARE, "--out", str(folder), "--resume"])
     assert code == 0, err
@@ -272,15 +272,15 @@ def test_a_folder_of_videos_with_a_broken_file(tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "--planted N or from --videos DIR"),
-        (["--planted", "1", "--videos", "."], "give one of the two"),
-        (["--videos", "."], "go together"),
-        (["--planted", "1", "--boxes", "b.csv"], "--boxes belongs to --videos"),
-        (["--videos", ".", "--labels", "l.csv", "--task", "order"], "--task belongs to --planted"),
+        ([], "either --planted N or --videos DIR"),
+        (["--planted", "1", "--videos", "."], "got both"),
+        (["--videos", "."], "must be passed together"),
+        (["--planted", "1", "--boxes", "b.csv"], "--boxes needs --videos"),
+        (["--videos", ".", "--labels", "l.csv", "--task", "order"], "--task needs --planted"),
         (["--videos", ".", "--labels", "no.csv"], "no table no.csv"),
         (["--planted", "1", "--methods", "star"], "no method 'star'"),
         (["--planted", "1", "--metrics", "aurok"], "'aurok' came"),
-        (["--planted", "1", "--device", "tpu9"], "--device tpu9 cannot be used"),
+        (["--planted", "1", "--device", "tpu9"], "got 'tpu9', which cannot be used here"),
     ],
 )
 def test_bad_command_lines(tmp_path, more, message):

@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a crop of three": (
         lambda: visualization.show_frames(np.zeros((4, 5, 6, 3), np.uint8), MAPS[0], crop=(0, 0, 5)),
         TypeError,
-        "crop is four numbers",
+        "crop must be four numbers",
     ),
     "a window of one number": (lambda: PlantedClips(0, 1, window=(3,)), TypeError, "window must be two ints"),
     "a word for a seed": (lambda: PlantedClips("0", 1), TypeError, "seed is a whole number"),

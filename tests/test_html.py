@@ -14,8 +14,8 @@ from captum_staa.visualization import to_html
 from captum_staa.visualization.overlay import METHODS, overlay
 
 T, H, W = 6, 24, 32
-TOLERANCE = 7  # of 255: the page holds a byte per cell, and color maps are steep
-LEFT, RIGHT, HOME, END = "\ue012", "\ue014", "\ue011", "\ue010"  # WebDriver's names of keys
+TOLERANCE = 7  # of 255: the page stores one byte per cell, and color maps are steep
+LEFT, RIGHT, HOME, END = "\ue012", "\ue014", "\ue011", "\ue010"  # WebDriver codes of keys
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +26,13 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def clip() -> np.ndarray:
-    """(T, H, W, 3): no two frames alike, in color."""
+    """(T, H, W, 3): random colors, so that all frames differ."""
     return np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def maps() -> dict[str, np.ndarray]:
-    """Two signed explanations of other sizes and units; "first" is strongest in frame 2."""
+    """Two signed explanations of different sizes and units; "first" is strongest in frame 2."""
     random = np.random.default_rng(1)
     first = random.normal(size=(T, 16, 20))
     first[2] += 3
@@ -69,8 +69,8 @@ SIGNS = ["absolute_value", "positive", "negative", "all"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_page_draws_what_python_draws(browser, page, clip, maps, method):
-    """Pixel by pixel, for every sign and both explanations; one byte per cell leaves some rounding."""
+def test_page_draws_the_same_pixels_as_python(browser, page, clip, maps, method):
+    """For every sign and both explanations; storing one byte per cell causes some rounding."""
     browser.open(page)
     for number, values in enumerate(maps.values(), start=1):
         browser.choose("explanation", str(number))
@@ -87,8 +87,8 @@ def test_the_page_draws_what_python_draws(browser, page, clip, maps, method):
     assert np.array_equal(browser.pixels("clip"), clip[2])
 
 
-def test_a_map_larger_than_the_picture_keeps_both_signs(browser, clip, tmp_path):
-    """Noise around zero, of which an average over 4 x 4 cells would leave little."""
+def test_map_larger_than_the_picture_keeps_both_signs(browser, clip, tmp_path):
+    """Noise around zero, whose mean over 4 x 4 cells is almost zero."""
     maps = np.random.default_rng(2).choice([-1.0, 1.0], size=(T, 4 * H, 4 * W))
     to_html(clip, maps, path=tmp_path / "fine.html", outlier_perc=0, method="heat_map")
     browser.open(tmp_path / "fine.html")
@@ -99,7 +99,7 @@ def test_a_map_larger_than_the_picture_keeps_both_signs(browser, clip, tmp_path)
         assert np.abs(browser.pixels() - expected).max() <= TOLERANCE, sign
 
 
-def test_it_begins_with_the_strongest_frame_and_names_it(browser, page):
+def test_page_begins_with_the_strongest_frame(browser, page):
     browser.open(page)
     assert browser.text("#now") == "frame 20, 0.80 s"
     assert browser.js("return document.title") == browser.text("h1") == "Why & <how>?"
@@ -109,21 +109,21 @@ def test_it_begins_with_the_strongest_frame_and_names_it(browser, page):
     ]
 
 
-def test_keys_step_play_and_stop(browser, page, clip, maps):
+def test_keys_step_play_and_pause(browser, page, clip, maps):
     browser.open(page)
     browser.press(RIGHT)
     assert browser.text("#now") == "frame 25, 1.00 s"
     assert np.abs(browser.pixels() - drawn(clip, maps["first"], 3)).max() <= TOLERANCE
     browser.press(LEFT, LEFT)
     assert browser.text("#now") == "frame 15, 0.60 s"
-    browser.press(END, RIGHT)  # and no farther
+    browser.press(END, RIGHT)  # stays at the last frame
     assert browser.text("#now") == "frame 35, 1.40 s"
     browser.press(HOME, LEFT)
     assert browser.text("#now") == "frame 10, 0.40 s"
     browser.press(" ")
     assert browser.text("#play") == "pause"
     browser.wait("document.getElementById('now').textContent.startsWith('frame 30')")
-    browser.wait("document.getElementById('now').textContent.startsWith('frame 10')")  # round and round
+    browser.wait("document.getElementById('now').textContent.startsWith('frame 10')")  # repeats
     browser.press(" ")
     assert browser.text("#play") == "play"
     before = browser.text("#now")
@@ -131,7 +131,7 @@ def test_keys_step_play_and_stop(browser, page, clip, maps):
     assert browser.text("#now") == before
 
 
-def test_keys_belong_to_the_control_that_has_the_focus(browser, page):
+def test_focused_control_handles_keys(browser, page):
     browser.open(page)
     browser.js("document.getElementById('opacity').focus()")
     browser.press(LEFT)
@@ -145,7 +145,7 @@ def test_keys_belong_to_the_control_that_has_the_focus(browser, page):
     assert browser.text("#now") == "frame 20, 0.80 s"
 
 
-def test_buttons_and_the_timeline_take_clicks_and_drags(browser, page):
+def test_buttons_and_timeline_support_clicks_and_drags(browser, page):
     browser.open(page)
     browser.click("#on")
     assert browser.text("#now") == "frame 25, 1.00 s"
@@ -159,10 +159,10 @@ def test_buttons_and_the_timeline_take_clicks_and_drags(browser, page):
     browser.click("#play")
     assert browser.text("#play") == "pause"
     browser.drag("#timeline", 0.5)
-    assert browser.text("#play") == "play"  # who looks for a frame wants it to stay
+    assert browser.text("#play") == "play"  # selecting a frame pauses the player
 
 
-def test_opacity_fades_the_overlay(browser, page, clip, maps):
+def test_opacity_slider_changes_the_overlay(browser, page, clip, maps):
     browser.open(page)
     for share in (0.0, 0.3, 1.0):
         browser.js(
@@ -174,7 +174,7 @@ def test_opacity_fades_the_overlay(browser, page, clip, maps):
         assert np.abs(browser.pixels() - expected).max() <= TOLERANCE
 
 
-def test_the_curve_is_the_timeline(browser, page, maps):
+def test_timeline_curve_shows_sums_per_frame(browser, page, maps):
     browser.open(page)
     script = "return document.getElementById('curve').getAttribute('d').match(/-?[\\d.]+/g).map(Number)"
     for sign, values in (("positive", np.maximum(maps["first"], 0)), ("all", maps["first"])):
@@ -186,10 +186,10 @@ def test_the_curve_is_the_timeline(browser, page, maps):
         np.testing.assert_allclose(points[:, 1], 95 - 90 * (sums - min(sums.min(), 0)) / span, atol=0.01)
     shaded = browser.js("const box = document.getElementById('truth').getBBox(); return [box.x, box.width]")
     np.testing.assert_allclose(shaded, [1000 / T, 2 * 1000 / T], atol=0.01)
-    assert "shaded: evidence is there" in browser.text("#unit")
+    assert "shaded: frames with evidence" in browser.text("#unit")
 
 
-def test_labels_are_text_and_the_answer_is_marked(browser, page):
+def test_labels_are_escaped_and_explained_class_is_marked(browser, page):
     browser.open(page)
     assert browser.js("return document.querySelectorAll('main b, main i').length") == 0
     assert browser.text("#bars").split("\n") == ["waving", "75.0%", "<i>clapping</i>", "25.0%"]
@@ -199,7 +199,7 @@ def test_labels_are_text_and_the_answer_is_marked(browser, page):
     ]
 
 
-def test_every_control_has_a_name_and_can_be_reached(browser, page):
+def test_controls_have_accessible_names_and_focus(browser, page):
     browser.open(page)
     tree = browser("POST", "/goog/cdp/execute", {"cmd": "Accessibility.getFullAXTree", "params": {}})["nodes"]
     controls = [
@@ -210,7 +210,7 @@ def test_every_control_has_a_name_and_can_be_reached(browser, page):
     named = {(role, name) for role, name in controls if role != "RootWebArea"}
     assert all(name for _, name in named), controls
     roles = {("button", "previous frame"), ("button", "play"), ("button", "next frame"), ("slider", "frame")}
-    assert named >= roles | {("checkbox", "clip beside it")}
+    assert named >= roles | {("checkbox", "show original clip")}
     assert browser.js("return document.getElementById('timeline').getAttribute('aria-valuetext')") == "frame 20, 0.80 s"
     browser.press("\ue004")  # tab
     ring = "return getComputedStyle(document.activeElement).outlineStyle"
@@ -219,13 +219,13 @@ def test_every_control_has_a_name_and_can_be_reached(browser, page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(1200, 900), (390, 844)])
-def test_it_fits_the_screen_in_light_and_dark(browser, page, tmp_path, size, scheme):
+def test_page_fits_the_screen_in_light_and_dark_mode(browser, page, tmp_path, size, scheme):
     browser.open(page, size, scheme)
     picture = browser.screenshot()
     assert picture.size == size
     corner = np.array(picture)[-3:, :3].mean()
     assert corner > 240 if scheme == "light" else corner < 40
-    assert browser.js("return document.documentElement.scrollWidth") <= size[0]  # nothing to scroll sideways
+    assert browser.js("return document.documentElement.scrollWidth") <= size[0]  # no horizontal scrolling
     small = browser.js(
         """return [...document.querySelectorAll('button, select, label, figcaption, output, p, dt')]
            .filter(e => e.offsetParent && parseFloat(getComputedStyle(e).fontSize) < 13).length"""
@@ -241,8 +241,8 @@ def test_it_fits_the_screen_in_light_and_dark(browser, page, tmp_path, size, sch
     )
 
 
-def test_nothing_is_fetched_and_nothing_goes_wrong(browser, page):
-    browser("POST", "/se/log", {"type": "browser"})  # what the tests before this one left there
+def test_page_loads_no_external_resources_and_logs_no_errors(browser, page):
+    browser("POST", "/se/log", {"type": "browser"})  # clears the log of earlier tests
     browser.open(page)
     browser.press(RIGHT, " ", " ")
     fetched = browser.js("return performance.getEntriesByType('resource').map(e => e.name.slice(0, 10))")
@@ -255,8 +255,8 @@ def test_nothing_is_fetched_and_nothing_goes_wrong(browser, page):
     assert policy[1].startswith("default-src 'none'")
 
 
-def test_a_notebook_shows_the_player(browser, clip, maps, tmp_path):
-    """The page in a frame of its own, twice in one document, as two cells would have it."""
+def test_notebook_shows_the_player(browser, clip, maps, tmp_path):
+    """Two iframes in one document, as in a notebook with two cells."""
     shown = to_html(clip, maps["first"])._repr_html_()
     (tmp_path / "notebook.html").write_text(f"<!doctype html>{shown}{shown}", encoding="utf-8")
     browser("POST", "/url", {"url": (tmp_path / "notebook.html").as_uri()})
@@ -264,5 +264,5 @@ def test_a_notebook_shows_the_player(browser, clip, maps, tmp_path):
         browser("POST", "/frame", {"id": frame})
         browser.wait("document.body.dataset.ready === 'yes'")
         assert browser.text("#now") == "frame 2"
-        assert browser.js("return document.getElementById('choose').hidden")  # there is nothing to choose
+        assert browser.js("return document.getElementById('choose').hidden")  # only one explanation
         browser("POST", "/frame", {"id": None})

@@ -1,4 +1,4 @@
-"""Every Python block of README and docs runs as it stands."""
+"""Run every Python block of README and docs."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,12 @@ import pytest
 from captum_staa.benchmark import PlantedClips
 
 ROOT = Path(__file__).parents[1]
-SLOW = ("SpatioTemporalPerturbation", "VideoOcclusion", "RISE", "IntegratedGradients")  # of the gallery, on six models
+SLOW = (
+    "SpatioTemporalPerturbation",
+    "VideoOcclusion",
+    "RISE",
+    "IntegratedGradients",
+)  # in the gallery, which uses six models
 
 
 def blocks():
@@ -27,7 +32,7 @@ def test_code_block_runs(code, tmp_path, monkeypatch):
     plt.close("all")
 
 
-def test_the_readme_says_where_the_evidence_is(tmp_path, monkeypatch, capsys):
+def test_readme_example_finds_the_evidence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len([line for line in code.splitlines() if line]) <= 15

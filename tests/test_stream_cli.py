@@ -57,7 +57,7 @@ def test_an_overlay_of_every_frame(clip, tmp_path, capsys, monkeypatch):
     written = io.read_video("planted_stream.mp4")
     assert written.fps == FPS and written.frames.shape == (TOTAL, 192 + STRIP, 272, 3)
     assert f"planted.mp4: {TOTAL} frames in" in said and "4 explained, 0 skipped; policy wait" in said
-    assert "a frame waits for 12 to 15 frames after it" in said and "written to planted_stream.mp4" in said
+    assert "each frame waits for 12 to 15 later frames" in said and "written to planted_stream.mp4" in said
     above = colorful(written.frames[:, :192])
     truth = PLANTED[0][2] | PLANTED.rivals(0)  # the one object, whatever it shows
     truth = np.pad(truth.numpy().repeat(FACTOR, 1).repeat(FACTOR, 2), ((0, 0), (0, 0), (MARGIN, MARGIN)))
@@ -67,7 +67,7 @@ def test_an_overlay_of_every_frame(clip, tmp_path, capsys, monkeypatch):
     assert written.frames[:, 192:, 6:120].max() > 150  # the answer stands below
 
     assert main(["stream", str(clip), "--model", MODEL]) == 2
-    assert "planted_stream.mp4 exists; pass --overwrite" in capsys.readouterr().err
+    assert "planted_stream.mp4 already exists. Pass --overwrite" in capsys.readouterr().err
     assert (
         main(["stream", str(clip), "--model", MODEL, "--overwrite", "--loop", "--limit", "40", "--mode", "released"])
         == 0
@@ -100,7 +100,7 @@ def test_ctrl_c_keeps_what_is_done(clip, tmp_path, capsys, monkeypatch, interrup
     out = tmp_path / "out.mp4"
     command = ["stream", str(clip), "--model", MODEL, "--stride", "4", "--out", str(out)]
     assert main(command) == 130
-    assert "interrupted: 24 frames are done and kept" in capsys.readouterr().err
+    assert "interrupted: 24 finished frames are kept" in capsys.readouterr().err
     beside = io.read_video(out).frames[:, :192, : MARGIN - 4].mean((1, 2, 3))  # dark where nothing was explained
     assert len(beside) == 24 and beside[:20].min() > 120 > 60 > beside[20:].max()  # windows 0 and 4 saw frames 0 to 19
 
@@ -130,7 +130,7 @@ def test_a_source_that_fails_midway_leaves_what_came_before(frames, clip, tmp_pa
         (["missing.mp4"], "missing.mp4"),
         (["CLIP", "--out", "a.gif"], "a.gif must end in .mp4, .mkv"),
         (["CLIP", "--out", "none/a.mp4"], "none"),
-        (["CLIP", "--target", "bright-bottom"], "--target bright-bottom needs --mode relevance"),
+        (["CLIP", "--target", "bright-bottom"], "--target needs --mode relevance, got --target bright-bottom"),
         (["CLIP", "--mode", "relevance", "--target", "waving"], "waving"),
         (["CLIP", "--stride", "20"], "stride = 20 leaves frames"),
         (["CLIP", "--limit", "10"], "ended after 10 frames, but a window spans 16"),

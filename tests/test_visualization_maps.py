@@ -1,4 +1,4 @@
-"""Before any color: sign, outliers, one scale per clip, clips as frames, and a map laid into the crop it covers."""
+"""Saliency maps: sign, outliers, one scale per clip; conversion of clips to frames; placement of maps in a crop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def block() -> torch.Tensor:
 
 @pytest.mark.parametrize("sign", ["absolute_value", "positive", "negative", "all"])
 @pytest.mark.parametrize("outlier_perc", [0, 2, 30])
-def test_a_clip_is_normalised_as_captum_normalises_an_image(sign, outlier_perc):
+def test_normalization_equals_captum_on_a_sheet_of_frames(sign, outlier_perc):
     maps = torch.randn(1, T, H, W, generator=torch.Generator().manual_seed(0))
     sheet = maps.reshape(T * H, W).double().numpy()  # the whole clip as one image
     _, axes = captum_visualization.visualize_image_attr(
@@ -38,7 +38,7 @@ def test_a_clip_is_normalised_as_captum_normalises_an_image(sign, outlier_perc):
     np.testing.assert_allclose(np.abs(maps[0].numpy()[inner]), found.scale * np.abs(expected[inner]), rtol=1e-5)
 
 
-def test_half_the_evidence_gets_half_the_value_in_another_frame():
+def test_all_frames_share_one_scale():
     values, scale = saliency(block(), "BTCHW", outlier_perc=0)
     assert scale == pytest.approx(1)
     assert values[2, 5, 22] == pytest.approx(1)
@@ -46,7 +46,7 @@ def test_half_the_evidence_gets_half_the_value_in_another_frame():
     assert values[[0, 1, 3, 4, 6, 7]].max() == 0
 
 
-def test_outliers_are_cut_off_over_the_clip():
+def test_outliers_are_clipped_over_the_whole_clip():
     maps = np.ones((2, 1, 50), np.float32)
     maps[1, 0, 0] = 100  # half of all there is
     assert saliency(maps, outlier_perc=0).scale == 100
@@ -55,7 +55,7 @@ def test_outliers_are_cut_off_over_the_clip():
     assert values.max() == 1
 
 
-def test_every_way_to_pass_attributions_is_the_same():
+def test_all_forms_of_attributions_give_the_same_map():
     attributions = block()
     maps = attributions.sum(2)
     ways = [
@@ -77,17 +77,17 @@ def test_every_way_to_pass_attributions_is_the_same():
 @pytest.mark.parametrize(
     ("attributions", "options", "says"),
     [
-        (torch.zeros(1, T, 3, H, W), {}, r"\(1, 8, 3, 24, 32\) need their layout"),
-        (torch.zeros(2, T, H, W), {}, r"hold 2 clips \(shape \(2, 8, 24, 32\)\); pass index="),
-        (torch.zeros(2, T, H, W), {"index": 2}, "index = 2 is outside the 2 clips"),
-        (torch.zeros(H, W), {}, r"shape is \(24, 32\)"),
-        (torch.zeros(0, H, W), {}, r"not empty.*\(0, 24, 32\)"),
+        (torch.zeros(1, T, 3, H, W), {}, r"layout must be given .* \(1, 8, 3, 24, 32\)"),
+        (torch.zeros(2, T, H, W), {}, r"2 clips \(shape \(2, 8, 24, 32\)\). Pass index="),
+        (torch.zeros(2, T, H, W), {"index": 2}, "index must select one of the 2 clips .* got 2"),
+        (torch.zeros(H, W), {}, r"got shape \(24, 32\)"),
+        (torch.zeros(0, H, W), {}, r"must not be empty.*\(0, 24, 32\)"),
         (torch.full((T, H, W), torch.nan), {}, "attributions .* nan or inf at 6144 of 6144 pixels"),
         (torch.zeros(T, H, W), {"sign": "both"}, "'both'"),
         (torch.zeros(T, H, W), {"outlier_perc": 101}, "101"),
     ],
 )
-def test_attributions_that_cannot_be_drawn(attributions, options, says):
+def test_invalid_attributions_raise_value_error(attributions, options, says):
     with pytest.raises(ValueError, match=says):
         saliency(attributions, **options)
 
@@ -95,7 +95,7 @@ def test_attributions_that_cannot_be_drawn(attributions, options, says):
 # Frames.
 
 
-def test_a_float_clip_is_rescaled_as_a_whole_or_its_normalisation_undone():
+def test_float_clip_is_rescaled_or_denormalized_with_mean_and_std():
     clip = torch.zeros(1, 3, 2, 4, 4)
     clip[:, 0], clip[:, 1], clip[:, 2, 1] = -1, 1, 3
     assert as_pictures(clip, "BCTHW")[:, 0, 0].tolist() == [[0, 128, 64], [0, 128, 255]]
@@ -108,14 +108,14 @@ def test_a_float_clip_is_rescaled_as_a_whole_or_its_normalisation_undone():
     ("clip", "options", "error", "says"),
     [
         (GRAY / 255, {}, TypeError, r"uint8.*float64 of shape \(8, 24, 32, 3\)"),
-        (torch.zeros(1, T, 3, H, W), {}, ValueError, "needs its layout"),
+        (torch.zeros(1, T, 3, H, W), {}, ValueError, "layout must be given for a clip"),
         (GRAY[0], {}, ValueError, r"\(24, 32, 3\)"),
         (torch.zeros(1, T, 2, H, W), {"layout": "BTCHW"}, ValueError, r"1 or 3 channels.*\(1, 8, 2, 24, 32\)"),
         (torch.zeros(1, T, 3, H, W), {"layout": "BTCHW", "mean": 0.5}, ValueError, "mean = 0.5, std = None"),
         (torch.full((1, T, 3, H, W), torch.inf), {"layout": "BTCHW"}, ValueError, "nan or inf"),
     ],
 )
-def test_clips_that_cannot_be_drawn(clip, options, error, says):
+def test_invalid_clips_raise(clip, options, error, says):
     with pytest.raises(error, match=says):
         as_pictures(clip, **options)
 
@@ -123,7 +123,7 @@ def test_clips_that_cannot_be_drawn(clip, options, error, says):
 # Placing a map.
 
 
-def test_a_map_lands_in_the_crop_that_the_model_saw():
+def test_map_is_placed_in_the_crop():
     """A 4 x 4 map over a crop of 16 x 16: one cell is 4 x 4 pixels, and its center keeps its value."""
     values = np.zeros((1, 4, 4), np.float32)
     values[0, 1, 2] = 1
@@ -138,7 +138,7 @@ def test_a_map_lands_in_the_crop_that_the_model_saw():
     assert laid[0, 11, [21, 22]].mean() == pytest.approx(0.5 * (1 - 1 / 8), abs=1e-6)
 
 
-def test_a_crop_may_be_fractional_or_reach_over_the_border():
+def test_crop_can_be_fractional_or_exceed_the_frame():
     values = np.ones((1, 5, 5), np.float32)
     _, seen = place(values, (10, 10), crop=(1.4, 2.6, 4, 4))
     assert np.flatnonzero(seen.any(1)).tolist() == [1, 2, 3, 4]
@@ -148,7 +148,7 @@ def test_a_crop_may_be_fractional_or_reach_over_the_border():
     assert laid.min() == pytest.approx(1)
 
 
-def test_shrinking_a_map_loses_no_point():
+def test_reducing_a_map_keeps_a_single_pixel():
     values = np.zeros((1, 64, 64), np.float32)
     values[0, 21, 21] = 1
     laid, _ = place(values, (16, 16))
@@ -156,6 +156,6 @@ def test_shrinking_a_map_loses_no_point():
 
 
 @pytest.mark.parametrize("crop", [(0, 40, 5, 5), (3, 3, 0, 5), (-9, 0, 5, 5)])
-def test_a_crop_beside_the_frame(crop):
-    with pytest.raises(ValueError, match="holds no pixel"):
+def test_crop_outside_of_the_frame_raises(crop):
+    with pytest.raises(ValueError, match=r"crop must be .* contains no pixel"):
         place(np.ones((1, 2, 2), np.float32), (H, W), crop)

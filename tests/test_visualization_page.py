@@ -1,4 +1,4 @@
-"""The player's page as text: what it holds, what it refuses, how it is written. A browser plays it in test_html.py."""
+"""The HTML player as text: its data, its errors and its file. test_html.py runs it in a browser."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def unpacked(explanation: dict) -> np.ndarray:
     return explanation["peaks"][0] * planes[0] ** 2 - explanation["peaks"][1] * planes[1] ** 2
 
 
-def test_small_frames_are_held_bit_by_bit_and_large_ones_are_reduced():
+def test_small_frames_are_lossless_and_large_frames_are_reduced():
     assert np.array_equal(frames(held(to_html(CLIP, SIGNED))), CLIP)
     levels = np.linspace(30, 220, T).astype(np.uint8)
     large = np.broadcast_to(levels[:, None, None, None], (T, 300, 400, 3)).copy()
@@ -57,20 +57,20 @@ def test_small_frames_are_held_bit_by_bit_and_large_ones_are_reduced():
     assert shown[:, :, 110:].max() < 5
 
 
-def test_a_map_survives_one_byte_per_cell():
+def test_packed_map_has_small_rounding_error():
     (explanation,) = held(to_html(CLIP, SIGNED, outlier_perc=0))["explanations"]
     np.testing.assert_allclose(unpacked(explanation), SIGNED, atol=0.004 * np.abs(SIGNED).max())
 
 
 @pytest.mark.parametrize("unit", [1e-50, 1e50])
-def test_units_beyond_float32_survive(unit):
+def test_values_beyond_float32_are_kept(unit):
     (explanation,) = held(to_html(CLIP, unit * SIGNED.astype(np.float64), outlier_perc=0))["explanations"]
     np.testing.assert_allclose(unpacked(explanation) / unit, SIGNED, atol=0.004 * np.abs(SIGNED).max())
     assert explanation["scales"]["all"] / unit == pytest.approx(float(np.abs(SIGNED).max()))
 
 
-def test_a_few_giants_leave_the_rest_apart():
-    """Under "positive" the scale is a hundredth of that under "negative", and still half of it is half of it."""
+def test_small_values_stay_distinguishable_next_to_large_ones():
+    """The positive scale is 1/100 of the negative one; half of the positive scale is still stored as half."""
     maps = np.zeros((T, H, W), np.float32)
     maps[:, 0], maps[:, 1], maps[0, 5, 5] = 1.0, 0.5, -100.0
     (explanation,) = held(to_html(CLIP, maps))["explanations"]
@@ -80,7 +80,7 @@ def test_a_few_giants_leave_the_rest_apart():
 
 
 @pytest.mark.parametrize("sign", ["absolute_value", "positive", "negative", "all"])
-def test_scales_and_curves_are_those_of_the_other_pictures(sign):
+def test_scales_and_curves_equal_saliency(sign):
     data = held(to_html(CLIP, {"a": SIGNED, "b": SIGNED[::-1] * 1000}, outlier_perc=10))
     for (name, values), entry in zip((("a", SIGNED), ("b", SIGNED[::-1] * 1000)), data["explanations"], strict=True):
         assert entry["name"] == name
@@ -89,7 +89,7 @@ def test_scales_and_curves_are_those_of_the_other_pictures(sign):
         np.testing.assert_allclose(entry["curves"][sign], kept[sign].sum((1, 2)), rtol=1e-4)
 
 
-def test_colors_are_those_of_the_sign_or_the_one_asked_for():
+def test_colors_are_the_default_of_the_sign_or_cmap():
     colors = held(to_html(CLIP, SIGNED))["colors"]
     assert np.array_equal(np.reshape(colors["all"], (256, 3)), (DIVERGING(np.arange(256), bytes=True)[:, :3]))
     asked = held(to_html(CLIP, SIGNED, cmap="cividis"))["colors"]
@@ -97,20 +97,20 @@ def test_colors_are_those_of_the_sign_or_the_one_asked_for():
     assert asked["all"] != colors["all"]
 
 
-def test_when_is_space_times_own_and_the_page_begins_there():
+def test_curve_is_the_temporal_part_and_page_begins_at_its_maximum():
     parts = VideoAttribution(torch.ones(1, T, 6, 8), torch.ones(1, 6, 8), torch.tensor([[0.0, 1, 2, 9, 3]]))
     data = held(to_html(CLIP, parts))
     assert data["explanations"][0]["curves"]["all"] == [0, 1, 2, 9, 3]
     assert data["start"] == 3
 
 
-def test_an_empty_map_makes_a_page():
+def test_zero_map_makes_a_page():
     data = held(to_html(CLIP, np.zeros((T, H, W))))
     assert set(data["explanations"][0]["scales"].values()) == {0}
     assert not unpacked(data["explanations"][0]).any()
 
 
-def test_the_page_is_whole_and_escaped():
+def test_page_is_complete_and_escaped():
     page = to_html(CLIP, {"</script><script>alert(1)": SIGNED}, title="<b>&$title", predictions=[("</SCRIPT>", 1)])
     assert page.startswith("<!doctype html>")
     assert page.rstrip().endswith("</html>")
@@ -122,7 +122,7 @@ def test_the_page_is_whole_and_escaped():
     assert 'sandbox="allow-scripts"' in shown
 
 
-def test_a_page_is_written_whole_or_not_at_all(tmp_path):
+def test_page_is_written_atomically(tmp_path):
     path = tmp_path / "page.html"
     page = to_html(CLIP, SIGNED, path=path, title="Größe")
     assert path.read_text("utf-8") == page
@@ -138,34 +138,42 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"attributions": torch.zeros(4, H, W)}, ValueError, "^the clip has 5 frames, .* have 4"),
+        (
+            {"attributions": torch.zeros(4, H, W)},
+            ValueError,
+            "^attributions must have as many frames as the clip, 5, got 4",
+        ),
         (
             {"attributions": {"a": SIGNED, "b": SIGNED * np.nan}},
             ValueError,
-            "^b: attributions .* nan or inf at 240 of 240 pixels",
+            "^b: attributions must be finite, got nan or inf at 240 of 240 pixels",
         ),
         ({"attributions": {}}, TypeError, "at least one name"),
-        ({"method": "original_image", "attributions": torch.zeros(4, H, W)}, ValueError, "have 4"),
-        ({"method": "masked_image", "sign": "all"}, ValueError, "two signs"),
-        ({"method": "alpha"}, ValueError, "method is one of .* 'alpha' came"),
-        ({"sign": "both"}, ValueError, "sign is one of .* 'both' came"),
+        ({"method": "original_image", "attributions": torch.zeros(4, H, W)}, ValueError, "got 4"),
+        ({"method": "masked_image", "sign": "all"}, ValueError, "sign must be .* got 'all'"),
+        ({"method": "alpha"}, ValueError, "method .* got 'alpha'"),
+        ({"sign": "both"}, ValueError, "sign .* got 'both'"),
         ({"play_fps": 0}, ValueError, "play_fps .* 0"),
         ({"fps": -1}, ValueError, "fps .* -1"),
-        ({"attributions": None}, ValueError, "^method = .* needs attributions, got None"),
-        ({"attributions": (torch.zeros(1, T, H, W),)}, TypeError, "^a clip .*, got tuple; of a tuple, as Captum"),
+        ({"attributions": None}, ValueError, "^attributions must be given with method = .*, got None"),
+        (
+            {"attributions": (torch.zeros(1, T, H, W),)},
+            TypeError,
+            "attributions must .*, got tuple. If Captum returned a tuple",
+        ),
         ({"max_size": 0}, ValueError, "max_size .* 0"),
-        ({"crop": (99, 0, 5, 5)}, ValueError, "holds no pixel"),
+        ({"crop": (99, 0, 5, 5)}, ValueError, "contains no pixel"),
         ({"truth": [(3, 9)]}, ValueError, r"truth windows .* \(3, 9\)"),
         ({"predictions": [("a", 2.0)]}, ValueError, "probability"),
-        ({"indices": [1, 2]}, ValueError, "indices must name each of the 5 frames"),
+        ({"indices": [1, 2]}, ValueError, "indices must .* 5 frames, got 2"),
     ],
 )
-def test_pages_that_cannot_be_made(options, error, says):
+def test_invalid_arguments_raise(options, error, says):
     with pytest.raises(error, match=says):
         to_html(CLIP, **{"attributions": SIGNED, **options})
 
 
-def test_a_real_clip_makes_a_small_page(shared_videos, tmp_path):
+def test_page_of_a_real_clip_is_small(shared_videos, tmp_path):
     clip, fps, indices = io.read_video(shared_videos / "flipping_a_pancake.mkv", num_frames=16)
     maps = torch.nn.functional.interpolate(torch.rand(1, 16, 14, 14), size=(224, 224), mode="bilinear")
     path = tmp_path / "real.html"

@@ -1,4 +1,4 @@
-"""Pictures of several panels: methods beside each other, one page per explanation, cuts through space and time."""
+"""Figures with several panels: comparison of methods, summary of an explanation, space-time slices."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def words(axes) -> list[str]:
 
 
 def overlaps(figure, texts) -> list[tuple[str, str]]:
-    """Pairs of texts that lie on each other, and those that leave the figure."""
+    """Return pairs of texts that overlap, and texts that exceed the figure."""
     rendered(figure)
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text() and text.get_visible()]
     found = [(a, b) for i, (a, one) in enumerate(boxes) for b, two in boxes[:i] if one.overlaps(two)]
@@ -61,7 +61,7 @@ def overlaps(figure, texts) -> list[tuple[str, str]]:
 # Methods beside each other.
 
 
-def test_each_method_has_a_row_and_a_scale_and_every_column_a_frame():
+def test_comparison_has_a_row_and_a_scale_per_method():
     maps = {"small": block() / 1000, "large": 1000 * block().flip(1), "none": torch.zeros(1, T, H, W)}
     figure, axes = compare_methods(
         CLIP, maps, layout="BTCHW", num_frames=4, fps=10, indices=range(0, 80, 10), use_pyplot=False
@@ -78,7 +78,7 @@ def test_each_method_has_a_row_and_a_scale_and_every_column_a_frame():
     assert overlaps(figure, axes.texts) == []
 
 
-def test_frames_of_a_comparison_stand_in_their_rows_and_columns():
+def test_frames_of_a_comparison_are_aligned_in_rows_and_columns():
     _, axes = compare_methods(CLIP, {"a": block(), "b": block()}, layout="BTCHW", num_frames=None, use_pyplot=False)
     corners = np.array([image.get_extent() for image in axes.images]).reshape(3, T, 4)
     assert (np.diff(corners[:, :, 0], axis=1) > 0).all()  # to the right
@@ -89,7 +89,7 @@ def test_frames_of_a_comparison_stand_in_their_rows_and_columns():
     np.testing.assert_allclose(aspect, W / H)
 
 
-def test_long_names_and_many_frames_stay_apart():
+def test_long_names_and_many_frames_do_not_overlap():
     maps = {f"a rather long name, the {n}th of its kind": block() for n in range(4)}
     figure, axes = compare_methods(CLIP, maps, layout="BTCHW", title="A title", use_pyplot=False)
     assert overlaps(figure, [axes.title, *axes.texts]) == []
@@ -121,10 +121,10 @@ def test_names_break_between_words_and_fit_their_rows(count):
             assert camel or f"{before} {after}" in name or joined[0] in "-_/,.:", (before, after)
 
 
-def test_an_error_names_the_method_that_it_is_about():
-    with pytest.raises(ValueError, match=r"^second: the clip has 8 frames, got the attributions have 4"):
+def test_error_begins_with_the_name_of_the_method():
+    with pytest.raises(ValueError, match=r"^second: attributions must have as many frames as the clip, 8, got 4"):
         compare_methods(CLIP, {"first": torch.zeros(T, H, W), "second": torch.zeros(4, H, W)}, use_pyplot=False)
-    with pytest.raises(TypeError, match=r"dict of at least one name .* Tensor came; show_frames draws one"):
+    with pytest.raises(TypeError, match=r"must be a dict .*, got Tensor. .*show_frames"):
         compare_methods(CLIP, torch.zeros(T, H, W), use_pyplot=False)
     with pytest.raises(TypeError, match="at least one"):
         compare_methods(CLIP, {}, use_pyplot=False)
@@ -138,7 +138,7 @@ def summary(attributions, **options):
     return figure, axes, dict(zip(("rows", "key", "where", "when", "answer"), axes.child_axes, strict=False))
 
 
-def test_a_summary_draws_the_strongest_frames_of_its_parts():
+def test_summary_draws_the_strongest_frames_of_equal_parts():
     _, _, panels = summary(block(), layout="BTCHW", num_frames=2)
     assert words(panels["rows"])[:2] == ["frame 2", "frame 5"]
     clip_2, clip_5, map_2, map_5 = pictures(panels["rows"])
@@ -149,8 +149,8 @@ def test_a_summary_draws_the_strongest_frames_of_its_parts():
     assert np.array_equal(map_5, expected.frame(5))
 
 
-def test_a_summary_says_where_and_when():
-    """Where is the sum over frames, which signs may leave; when keeps evidence against below the axis."""
+def test_summary_draws_sums_over_time_and_space():
+    """The spatial map is the sum over frames; the timeline draws evidence against the class below the axis."""
     _, _, panels = summary(block(), layout="BTCHW", method="heat_map", outlier_perc=0)
     (where,) = pictures(panels["where"])
     lit = (where != where[0, 0]).any(-1)
@@ -162,8 +162,8 @@ def test_a_summary_says_where_and_when():
     np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), [0, 0, 0, 0, 0, 16, 0, 0], atol=1e-4)
 
 
-def test_a_summary_of_space_time_takes_its_own_parts():
-    """As STAA's, whose spatial and temporal parts are no sums of the joint one."""
+def test_summary_uses_spatial_and_temporal_parts_of_video_attribution():
+    """For STAA, the spatial and temporal parts are not sums of the joint part."""
     joint = VideoAttribution.from_attributions(block(), "BTCHW").joint
     spatial, temporal = torch.zeros(2, H, W), torch.arange(2.0 * T).view(2, T)
     spatial[1, 20, 3] = 5
@@ -174,7 +174,7 @@ def test_a_summary_of_space_time_takes_its_own_parts():
     np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), np.arange(T, 2 * T))
 
 
-def test_predictions_are_bars_as_long_as_they_are_likely():
+def test_prediction_bars_have_the_length_of_the_probability():
     answer = [("a label that is by far too long for this panel", 0.5), ("b", 0.3), *[(f"c{n}", 0.02) for n in range(8)]]
     figure, axes, panels = summary(block(), layout="BTCHW", predictions=answer, target="b", title="t", fps=5)
     bars = panels["answer"].patches
@@ -191,7 +191,7 @@ def test_predictions_are_bars_as_long_as_they_are_likely():
 
 
 @pytest.mark.parametrize("size", [(40, 24), (24, 90)])
-def test_a_summary_of_tall_and_of_wide_frames_stays_readable(size):
+def test_summary_of_tall_or_wide_frames_has_no_overlapping_text(size):
     clip = np.zeros((T, *size, 3), dtype=np.uint8)
     maps = torch.rand(T, *size)
     figure, axes = show_summary(clip, maps, predictions=[("b", 0.3)], fps=30, truth=[(2, 4)], use_pyplot=False)
@@ -201,7 +201,7 @@ def test_a_summary_of_tall_and_of_wide_frames_stays_readable(size):
     assert overlaps(figure, texts) == []
 
 
-def test_panels_go_onto_the_callers_axes():
+def test_plt_fig_axis_is_used():
     figure = Figure(figsize=(10, 20))
     upper, middle, lower = figure.subplots(3)
     assert show_summary(CLIP, block(), layout="BTCHW", plt_fig_axis=(figure, upper)) == (figure, upper)
@@ -216,7 +216,7 @@ def test_panels_go_onto_the_callers_axes():
 # Cuts through space and time.
 
 
-def test_slices_are_the_row_and_the_column_over_time():
+def test_slices_are_a_row_and_a_column_over_time():
     _, axes = show_slices(CLIP, block(), layout="BTCHW", at=(2, 5, 22), use_pyplot=False)
     over = overlay(CLIP, block(), layout="BTCHW").frames
     for group, frames in ((0, CLIP), (3, over)):
@@ -233,7 +233,7 @@ def test_slices_are_the_row_and_the_column_over_time():
     assert [line.get_ydata()[0] for line in x_t.lines[1:]] == [2.5]
 
 
-def test_slices_are_cut_at_the_strongest_pixel_inside_of_the_crop():
+def test_default_slices_pass_through_the_strongest_pixel():
     maps = torch.zeros(T, 4, 4)
     maps[6, 1, 2] = -1.0
     _, axes = show_slices(CLIP, maps, crop=(4, 8, 16, 16), fps=2, sign="all", use_pyplot=False)
@@ -245,7 +245,7 @@ def test_slices_are_cut_at_the_strongest_pixel_inside_of_the_crop():
     assert [tick.get_text() for tick in axes.child_axes[1].get_yticklabels()] == ["0.00", "2.00", "3.50"]
 
 
-def test_motion_is_a_slanted_line():
+def test_motion_is_a_slanted_line_in_a_slice():
     clip = np.zeros((T, H, W, 3), dtype=np.uint8)
     for t in range(T):
         clip[t, 10, 3 * t] = 255
@@ -255,8 +255,8 @@ def test_motion_is_a_slanted_line():
 
 
 @pytest.mark.parametrize("at", [(T, 0, 0), (0, H, 0), (0, 0, W), (-1, 0, 0)])
-def test_cuts_beside_the_clip(at):
-    with pytest.raises(ValueError, match=r"at is \(frame, row, column\) within \(8, 24, 32\), but"):
+def test_slices_outside_of_the_clip_raise(at):
+    with pytest.raises(ValueError, match=r"at must be \(frame, row, column\) within \(8, 24, 32\), got"):
         show_slices(CLIP, block(), layout="BTCHW", at=at, use_pyplot=False)
 
 
@@ -264,7 +264,7 @@ def test_cuts_beside_the_clip(at):
 
 
 @pytest.mark.parametrize(("total", "dots"), [(40, 40), (300, 6)])
-def test_dots_do_not_merge(total, dots):
+def test_dots_do_not_overlap(total, dots):
     values = torch.sin(torch.arange(float(total)))
     figure, axes = show_timeline(values, clip=np.zeros((total, 4, 4, 3), dtype=np.uint8), use_pyplot=False)
     rendered(figure)
@@ -278,7 +278,7 @@ def test_dots_do_not_merge(total, dots):
 # What a notebook shows of a result.
 
 
-def test_a_notebook_shows_where_and_when():
+def test_notebook_repr_shows_spatial_and_temporal_parts():
     parts = VideoAttribution.from_attributions(torch.cat([block()] * 6), "BTCHW")
     text = parts._repr_html_()
     assert text.startswith("<div>VideoAttribution: 6 clips of 8 frames, 24 × 32;")

@@ -1,2 +1,4 @@
-"""What the command line does, as functions: explain a video file, compare methods, follow a stream, and the demo.
-``captum_staa/__main__.py`` reads the arguments; nothing else imports this room."""
+"""The command line: argument parsing (:mod:`.parser`) and the commands explain, stream, compare and demo.
+
+Only ``captum_staa/__main__.py`` imports this package; the rest of the library does not depend on it.
+"""

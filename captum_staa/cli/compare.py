@@ -1,4 +1,4 @@
-"""``python -m captum_staa compare``: from a model's name and clips to a table of methods, pictures and a report."""
+"""``python -m captum_staa compare``: compare explanation methods on clips; write tables, pictures and a report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from captum_staa.models import VideoClassifier
 from captum_staa.models.classifier import DEFAULT_FRAMES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SEED = 2_000_000_010  # of planted clips that no shipped model has been trained on
+SEED = 2_000_000_010  # of planted clips that are not in the training data of any bundled model
 TABLES = {"rows.csv": "to_csv", "table.md": "to_markdown", "table.tex": "to_latex", "comparison.json": "to_json"}
 REPORT = "report.html"
 DPI = 150
@@ -28,8 +28,8 @@ SOME_FAILED = 1
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked on the command line."""
+class CompareOptions:
+    """Options of ``python -m captum_staa compare``, as described by ``--help``."""
 
     model: str
     out: Path
@@ -51,65 +51,65 @@ class Asked:
     model_controls: bool = True
 
 
-def run(asked: Asked) -> int:
-    """Compare, write and print; of several processes the first does the latter two.
+def run(options: CompareOptions) -> int:
+    """Compare methods, write the results and print a table. With several processes, only the first writes and prints.
 
     Returns:
-        The exit code: 0; 1 where a clip, a method or a metric failed, whose reasons are in the table; 130 after Ctrl-C,
-        which leaves everything that is done in the folder.
+        The exit code: 0 on success; 1 if a clip, a method or a metric failed (the table contains the reasons); 130
+        after Ctrl-C (finished results stay in the folder).
     """
     started = time.perf_counter()
-    _check(asked)
-    classifier = load(asked.model, local_device(asked.device)).to(DTYPES[asked.dtype])
+    _check(options)
+    classifier = load(options.model, local_device(options.device)).to(DTYPES[options.dtype])
     with processes() as group:
         try:
-            found = compare(
+            comparison = compare(
                 classifier,
-                _clips(asked, classifier),
-                asked.methods,
-                asked.metrics,
-                out=asked.out,
-                resume=asked.resume,
-                baseline=asked.baseline,
-                steps=asked.steps,
-                perturbations_per_eval=asked.perturbations_per_eval,
-                seed=asked.seed,
-                model_controls=asked.model_controls,
+                _clips(options, classifier),
+                options.methods,
+                options.metrics,
+                out=options.out,
+                resume=options.resume,
+                baseline=options.baseline,
+                steps=options.steps,
+                perturbations_per_eval=options.perturbations_per_eval,
+                seed=options.seed,
+                model_controls=options.model_controls,
             )
         except KeyboardInterrupt:
-            print(f"interrupted: what is done is kept in {asked.out}; go on with --resume", file=sys.stderr)
+            _print_interrupted(options.out)
             return INTERRUPTED
         if group.rank == 0:
-            files = write(found, asked.out)
-            print(found.to_markdown(intervals=False))
-            print(f"written to {asked.out}: {', '.join(files)} ({time.perf_counter() - started:.0f} s)")
-            _print_failures(found)
-        group.wait()  # nobody leaves before the files are whole, or torchrun would call the run done
-    if found.interrupted:
-        print(f"interrupted: what is done is kept in {asked.out}; go on with --resume", file=sys.stderr)
+            files = write(comparison, options.out)
+            print(comparison.to_markdown(intervals=False))
+            print(f"written to {options.out}: {', '.join(files)} ({time.perf_counter() - started:.0f} s)")
+            _print_failures(comparison)
+        group.wait()  # torchrun ends the run with the first process that exits, so all wait until the files are written
+    if comparison.interrupted:
+        _print_interrupted(options.out)
         return INTERRUPTED
-    return SOME_FAILED if found.failures else 0
+    return SOME_FAILED if comparison.failures else 0
 
 
-def write(found: Comparison, folder: Path) -> list[str]:
-    """The tables, the pictures and the report beside the entries they were made of; each replaces an earlier one.
+def write(comparison: Comparison, folder: Path) -> list[str]:
+    """Write the tables, the pictures and the report next to the stored results. Earlier files are replaced.
 
     Returns:
-        Their names.
+        The names of the files.
     """
     for name, method in TABLES.items():
-        getattr(found, method)(folder / name, overwrite=True)
+        getattr(comparison, method)(folder / name, overwrite=True)
     pictures = []
-    for name, figure in found.plot().items():
+    for name, figure in comparison.plot().items():
         pictures.append(f"{name}.png")
         with atomic(folder / pictures[-1], overwrite=True) as partial:
             figure.savefig(partial, dpi=DPI)
-    found.to_report(folder / REPORT, overwrite=True)
+    comparison.to_report(folder / REPORT, overwrite=True)
     return [*TABLES, *pictures, REPORT]
 
 
 def names(text: str) -> list[str]:
-    """What stands between commas.
+    """Split a comma-separated list of names.
 
     Example:
         >>> names("STAA, saliency,feature-ablation-frames")
@@ -118,46 +118,55 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _check(asked: Asked) -> None:
-    """Refuse what contradicts itself, before anything is loaded."""
-    if (asked.planted is None) == (asked.videos is None):
-        raise ValueError("clips come from --planted N or from --videos DIR: give one of the two")
-    if (asked.videos is None) != (asked.labels is None):
-        raise ValueError("--videos DIR and --labels CSV go together: the table names the files and their classes")
-    if asked.boxes is not None and asked.videos is None:
-        raise ValueError("--boxes belongs to --videos; planted clips bring their truth")
-    if asked.boxes is not None and asked.joined:
-        raise ValueError("--joined makes a truth of its own, in time, so drop --boxes")
-    if asked.task is not None and asked.planted is None:
-        raise ValueError("--task belongs to --planted; leave it out")
+def _check(options: CompareOptions) -> None:
+    """Raise ValueError if options contradict each other, before the model is loaded."""
+    if (options.planted is None) == (options.videos is None):
+        got = "neither" if options.planted is None else "both"
+        raise ValueError(f"clips must come from either --planted N or --videos DIR, got {got}. Pass one of the two.")
+    if (options.videos is None) != (options.labels is None):
+        got = "--videos" if options.labels is None else "--labels"
+        raise ValueError(
+            f"--videos DIR and --labels CSV must be passed together, got only {got}. The table lists the files and "
+            f"their classes."
+        )
+    if options.boxes is not None and options.videos is None:
+        raise ValueError("--boxes needs --videos, got --planted. Planted clips include their evidence: drop --boxes.")
+    if options.boxes is not None and options.joined:
+        raise ValueError("--joined defines the evidence in time, so it cannot be combined with --boxes. Drop --boxes.")
+    if options.task is not None and options.planted is None:
+        raise ValueError(f"--task needs --planted, got --task {options.task} with --videos. Drop --task.")
 
 
-def _clips(asked: Asked, classifier: VideoClassifier) -> Any:
+def _clips(options: CompareOptions, classifier: VideoClassifier) -> Any:
     clips: Any
-    if asked.videos is not None and asked.labels is not None:
-        clips = Videos(asked.videos, asked.labels, classifier, asked.boxes)
+    if options.videos is not None and options.labels is not None:
+        clips = Videos(options.videos, options.labels, classifier, options.boxes)
     else:
-        assert asked.planted is not None
+        assert options.planted is not None
         size = classifier.image_size[0] if classifier.image_size else 48
-        clips = PlantedClips(SEED, asked.planted, _task(asked), classifier.num_frames or DEFAULT_FRAMES, size)
-    return JoinedClips(clips, classifier, seed=asked.seed) if asked.joined else clips
+        clips = PlantedClips(SEED, options.planted, _task(options), classifier.num_frames or DEFAULT_FRAMES, size)
+    return JoinedClips(clips, classifier, seed=options.seed) if options.joined else clips
 
 
-def _task(asked: Asked) -> str:
-    """As asked, or by the name of a shipped model."""
-    if asked.task is not None:
-        return asked.task
-    task = asked.model.rsplit("-", 1)[-1]
+def _task(options: CompareOptions) -> str:
+    """Return ``--task``, or the task at the end of the name of a bundled model."""
+    if options.task is not None:
+        return options.task
+    task = options.model.rsplit("-", 1)[-1]
     if task not in ("pattern", "motion", "order"):
         raise ValueError(
-            f"the name {asked.model!r} does not say which planted task the model was trained for: --task pattern, "
-            f"motion or order"
+            f"the planted task must be part of the model name or be passed as --task, got --model {options.model!r} "
+            f"without --task. Pass --task pattern, motion or order."
         )
     return task
 
 
-def _print_failures(found: Comparison) -> None:
-    for row in found.failures[:10]:
+def _print_interrupted(folder: Path) -> None:
+    print(f"interrupted: finished results are kept in {folder}; continue with --resume", file=sys.stderr)
+
+
+def _print_failures(comparison: Comparison) -> None:
+    for row in comparison.failures[:10]:
         print(f"failed: {row.clip}, {row.method}: {row.reason}", file=sys.stderr)
-    if len(found.failures) > 10:
-        print(f"and {len(found.failures) - 10} more, in rows.csv", file=sys.stderr)
+    if len(comparison.failures) > 10:
+        print(f"and {len(comparison.failures) - 10} more, in rows.csv", file=sys.stderr)

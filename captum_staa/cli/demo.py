@@ -1,4 +1,4 @@
-"""``python -m captum_staa demo``: a synthetic clip whose right explanation is known, from the file to the score."""
+"""``python -m captum_staa demo``: explain a synthetic clip whose evidence is known, and score methods on such clips."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from captum_staa.cli.prepare import load
 from captum_staa.visualization import show_frames, to_html
 
 MODEL = "tiny-videomae-pattern"
-CLIPS = 12  # that methods are scored on; the first of them is shown
-SEED = 2_000_000_026  # of clips that the model has not been trained on
-FACTOR = 6  # by which each pixel grows in the file
-LINE = 2  # width of an outline, pixels
+CLIPS = 12  # methods are scored on these; the first one is shown
+SEED = 2_000_000_026  # of clips that are not in the training data of the model
+FACTOR = 6  # each pixel becomes FACTOR x FACTOR pixels in the video file
+LINE = 2  # width of an outline in pixels
 FPS = 8.0
 TABLES = ("table.md", "table.csv")
-PAGE = "methods.html"  # the first clip's maps by all methods
+PAGE = "methods.html"  # maps of the first clip by all methods
 METHODS = (
     "STAA",
     "STAA(attention)",
@@ -39,31 +39,31 @@ METHODS = (
     "Occlusion",
 )
 METRICS = ("rivals", "rivals_time", "auroc", "forwards", "seconds")
-SHEET = "planted.png"  # where the evidence and its rivals are
-COLORS = {"evidence": (0, 220, 90), "rivals": (255, 150, 0)}  # of their outlines
+SHEET = "planted.png"  # frames with outlines of the evidence and its rivals
+COLORS = {"evidence": (0, 220, 90), "rivals": (255, 150, 0)}  # RGB colors of the outlines
 WRITTEN = ("planted.mp4", SHEET, *FILES, *TABLES, PAGE)
 
 
 def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
-    """Show one clip and score methods on several.
+    """Explain one clip and score methods on several clips.
 
     Args:
-        out: folder of the results.
-        clips: how many to score on.
-        overwrite: whether earlier results may be replaced.
+        out: output folder.
+        clips: number of clips to score methods on.
+        overwrite: whether to replace earlier results.
 
     Returns:
-        The exit code: 0, or 1 where the model's answer or the explanation is not what was planted, or where a method
-        failed, whose reason is in the table.
+        The exit code: 0 on success; 1 if the prediction or the explanation differs from the planted evidence, or if a
+        method failed (the table contains the reason).
 
     Raises:
         ValueError: ``out`` is a file.
-        FileExistsError: ``out`` holds one of the files, and ``overwrite`` is False; nothing is written then.
+        FileExistsError: ``out`` contains an earlier result and ``overwrite`` is False. Nothing is written.
         KeyboardInterrupt: Ctrl-C.
     """
     started = time.perf_counter()
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out names a folder, but {out} is a file; choose another name")
+        raise ValueError(f"--out must be a folder, got the file {out}. Choose another name.")
     refuse_to_overwrite(out, overwrite, WRITTEN)
     planted = PlantedClips(SEED, clips)
     _, label, truth = planted[0]
@@ -80,48 +80,48 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     first, last = (int(index) for index in when.nonzero()[[0, -1], 0])
     print(f"planted: {name}, from {moment(explanation, first)} to {moment(explanation, last)}")
     print(report(explanation, 4, sys.stdout.encoding))
-    good = verdict(explanation, name, when)
-    print(good or "as planted: the class, and every key frame", flush=True)
+    difference = verdict(explanation, name, when)
+    print(difference or "as planted: the class, and every key frame", flush=True)
 
     print(
-        f"\n{clips} planted clips that the model has not seen. rivals: does the map prefer the evidence to objects "
-        f"that look alike? Chance is 0.5. model-free: the difference from the mean frame."
+        f"\n{clips} planted clips that are not in the training data. rivals: does the map rank the evidence above "
+        f"objects that look alike? Chance is 0.5. model-free: the difference from the mean frame."
     )
     with _one_thread():
-        found = compare(load(MODEL, None), planted, METHODS, METRICS)
-    if found.interrupted:  # a table of a part of the clips would pass for one of all
+        comparison = compare(load(MODEL, None), planted, METHODS, METRICS)
+    if comparison.interrupted:  # a table of some of the clips would look like a table of all of them
         raise KeyboardInterrupt
-    print(found.to_markdown(intervals=False))
-    print("\n".join(f"{method}: {about}" for method, about in found.settings["methods"].items()))
-    found.to_markdown(out / TABLES[0], overwrite=overwrite)
-    found.to_csv(out / TABLES[1], overwrite=overwrite)
-    maps = {} if found.sheet is None else found.sheet.maps
+    print(comparison.to_markdown(intervals=False))
+    print("\n".join(f"{method}: {about}" for method, about in comparison.settings["methods"].items()))
+    comparison.to_markdown(out / TABLES[0], overwrite=overwrite)
+    comparison.to_csv(out / TABLES[1], overwrite=overwrite)
+    maps = {} if comparison.sheet is None else comparison.sheet.maps
     shown = {name: torch.from_numpy(mask).float()[None] for name, mask in masks.items()}
     to_html(
         planted.frames(0),
         {**shown, **{method: maps[method] for method in METHODS if method in maps}},
-        sign="positive",  # as they are scored: what speaks against the class is no evidence
+        sign="positive",  # as in the scores: negative values are not evidence for the class
         path=out / PAGE,
         overwrite=overwrite,
         fps=FPS,
         play_fps=FPS,
         truth=when.numpy(),
-        predictions=[(said, probability) for _, said, probability in explanation.top(4)],
-        title=f"{name}, planted, and where methods find it",
+        predictions=[(predicted, probability) for _, predicted, probability in explanation.top(4)],
+        title=f"planted clip of class {name}, explained by several methods",
     )
     print(f"\nwritten to {out}: {', '.join(WRITTEN)} ({time.perf_counter() - started:.0f} s)")
-    return 1 if good or found.failures else 0
+    return 1 if difference or comparison.failures else 0
 
 
 def outlined(frames: NDArray[np.uint8], masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.uint8]:
-    """Enlarged frames with a line around each mask ``(T, H, W)``, in its color."""
+    """Return the enlarged frames with an outline of each mask ``(T, H, W)``, in the color of its name."""
     drawn = enlarged(frames).copy()
     for name, mask in masks.items():
         large = mask.repeat(FACTOR, axis=1).repeat(FACTOR, axis=2)
         inner = large.copy()
         for axis in (1, 2):
             for step in (-LINE, LINE):
-                inner &= np.roll(large, step, axis)  # frames wrap around, as the objects do
+                inner &= np.roll(large, step, axis)  # objects wrap around the borders of a frame
         drawn[large & ~inner] = COLORS[name]
     return drawn
 
@@ -142,25 +142,27 @@ def save_sheet(path: Path, frames: NDArray[np.uint8], name: str, overwrite: bool
 
 
 def enlarged(frames: NDArray[np.uint8], factor: int = FACTOR) -> NDArray[np.uint8]:
-    """``(T, H, W, 3)`` with every pixel a square, as large as real frames and robust to compression."""
+    """Repeat each pixel of ``(T, H, W, 3)``: the frames get the size of real ones and survive video compression."""
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def verdict(explanation: Explanation, label: str, when: torch.Tensor) -> str:
-    """What differs from what was planted; empty where nothing does."""
-    said = explanation.top(1)[0][1]
-    if said != label:
-        return f"NOT as planted: the model answers {said!r}, but {label!r} was planted"
-    key = explanation.key_frames()
-    outside = [moment(explanation, frame.index) for frame in key if not when[frame.position]]
-    if outside or not key:
-        return f"NOT as planted: key frames at {', '.join(outside) or 'no time at all'} lie outside of the evidence"
+    """Return a message about the difference from the planted evidence; empty if there is no difference."""
+    predicted = explanation.top(1)[0][1]
+    if predicted != label:
+        return f"NOT as planted: the model predicts {predicted!r}, but {label!r} was planted"
+    key_frames = explanation.key_frames()
+    outside = [moment(explanation, frame.index) for frame in key_frames if not when[frame.position]]
+    if not key_frames:
+        return "NOT as planted: there are no key frames"
+    if outside:
+        return f"NOT as planted: key frames at {', '.join(outside)} lie outside of the evidence"
     return ""
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """A small model's threads wait for each other most of the time."""
+    """Run torch with one thread: for a small model, more threads only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""``python -m captum_staa explain``: from a video file and a model's name to numbers and pictures in a folder."""
+"""``python -m captum_staa explain``: explain the prediction of a model for a video file; write numbers and pictures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from captum_staa.models.classifier import DEFAULT_FRAMES
 
 SAMPLING = {
     "uniform": "spread evenly over the video",
-    "dense": "in a row from its middle",
+    "dense": "consecutive frames from its middle",
     "stride": "every {stride} frames from its start",
 }
-INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C has ended
+INTERRUPTED = 130  # exit code that a shell reports for a program that was ended by Ctrl-C
 
 
 def run(options: Options) -> int:
-    """Explain, write and print; returns the exit code."""
+    """Explain a video, print a report and write the files. Return the exit code."""
     started = time.perf_counter()
     explanation = explain(options)
     print(report(explanation, options.top, sys.stdout.encoding), flush=True)
@@ -36,19 +36,19 @@ def run(options: Options) -> int:
 
 
 def explain(options: Options) -> Explanation:
-    """Explain one video file; nothing is written, and nothing printed but a progress bar.
+    """Return the explanation of one video file. Only a progress bar is printed, and no files are written.
 
     Args:
-        options: what was asked.
+        options: the options of the command.
 
     Returns:
-        The explanation. It may be a partial one: where Ctrl-C came after the first of several windows was done, or
-        while masks were learned.
+        The explanation. It is partial after Ctrl-C during the optimization of masks, or after Ctrl-C once the first
+        of several windows is finished.
 
     Raises:
-        ValueError, OSError: the file, the model, the target or an option is not as it should be; among them
-            FileExistsError: the folder holds an earlier explanation, and ``overwrite`` is False.
-        KeyboardInterrupt: Ctrl-C came before there was anything to keep.
+        ValueError, OSError: the file, the model, the target or an option is invalid. FileExistsError if the folder
+            contains an earlier explanation and ``overwrite`` is False.
+        KeyboardInterrupt: Ctrl-C before there is a result to keep.
     """
     check(options)
     info = io.probe(options.video)
@@ -77,18 +77,18 @@ def explain(options: Options) -> Explanation:
         steps.update()
         if method.shows_progress:
             steps.close()
-        found = method.explain(clip, target)
+        result = method.explain(clip, target)
     return Explanation(
         **about(method, options, info),
-        labels=classifier.label_names(len(found.probabilities)),
-        probabilities=found.probabilities.tolist(),
-        target=found.target,
+        labels=classifier.label_names(len(result.probabilities)),
+        probabilities=result.probabilities.tolist(),
+        target=result.target,
         indices=video.indices.tolist(),
         times=times_at(times, info, video.indices.tolist()),
-        parts=found.parts,
+        parts=result.parts,
         apart=method.frames_per_cell,
         sampling=f"{len(video.indices)} frames seen, {SAMPLING[sampling].format(stride=step)}",
         frames=video.frames,
-        masks=found.masks,
-        interrupted=found.interrupted,
+        masks=result.masks,
+        interrupted=result.interrupted,
     )

@@ -1,4 +1,4 @@
-"""One finished explanation of one video file: what was asked, what came out, and how it reads on a terminal."""
+"""The explanation of one video file: its options, its results and its report on the terminal."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from captum_staa.io import VideoInfo
 from captum_staa.result import VideoAttribution
 
-BAR = 24  # characters of a probability of 1
+BAR = 24  # length in characters of the bar of probability 1
 
 
 @dataclass(frozen=True)
 class Options:
-    """What ``python -m captum_staa explain`` was asked for; the words are those of ``--help``."""
+    """Options of ``python -m captum_staa explain``, as described by ``--help``."""
 
     video: Path
     model: str
@@ -48,29 +48,29 @@ class Options:
 
 @dataclass(frozen=True)
 class KeyFrame:
-    """A frame that counts: its position in the explanation, its index in the file, its time and its share."""
+    """One of the frames with the highest temporal attribution."""
 
-    position: int
-    index: int
-    time: float | None  # seconds; None where the file does not say
-    temporal: float
+    position: int  # in the explanation, 0..T-1
+    index: int  # in the video file
+    time: float | None  # seconds; None if the file has no timestamps
+    temporal: float  # the temporal attribution of the frame
 
 
 @dataclass(frozen=True)
 class Masks:
-    """What perturbation learned, one mask for each of A areas; over a long video, means of its windows."""
+    """The learned masks of the perturbation method, one for each of A areas. For windows, the mean over them."""
 
     masks: Tensor  # (A, T, H, W) in [0, 1], float32 on the CPU
-    areas: list[float]  # (A,), as asked
-    scale: str  # of the objective: "logit" where the model's answer is one output and no probability
-    visible: list[float]  # (A,), the part of the volume that each leaves
-    whole: float  # the target's probability in the whole clip; or its output, by the scale
-    kept: list[float]  # (A,), the same of what each mask shows
-    deleted: list[float]  # (A,), the same of what it leaves
-    steps: int  # of learning, when it was last looked at; the most of any window
+    areas: list[float]  # (A,), the requested areas as fractions of the volume
+    scale: str  # of the objective: "logit" if the model has a single output, which is not a probability
+    visible: list[float]  # (A,), the fraction of the volume that each mask shows
+    whole: float  # score of the target for the whole clip: its probability, or its output if scale is "logit"
+    kept: list[float]  # (A,), the score if only the area of each mask is kept
+    deleted: list[float]  # (A,), the score if the area of each mask is deleted
+    steps: int  # optimization steps of these masks; for windows, the maximum over them
 
     def scores(self) -> dict[str, Any]:
-        """The numbers alone, area by area."""
+        """Return the numbers without the masks, by area."""
         rows = zip(self.areas, self.visible, self.kept, self.deleted, strict=True)
         return {
             "steps": self.steps,
@@ -82,56 +82,56 @@ class Masks:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Attributions of T frames of a file, and all that has to be known to read them."""
+    """Attributions of T frames of a video file, with the information needed to interpret them."""
 
     video: Path
     info: VideoInfo
     model: str
     method: str  # how it was computed, such as "STAA(mode='relevance', rule='decomposition')"
-    kind: str  # the same in two words
-    settings: dict[str, Any]  # its options by name, where the description does not hold them all
-    class_specific: bool  # whether the maps are about the target, or about no class in particular
-    layout: str  # order of the axes of the model's clips
+    kind: str  # short name of the method, such as "STAA relevance"
+    settings: dict[str, Any]  # options by name, if ``method`` does not include all of them
+    class_specific: bool  # whether the maps explain the target, or the model without a class
+    layout: str  # order of the axes of the model input
     labels: list[str]  # (K,)
-    probabilities: list[float]  # (K,); over a long video the mean of its windows
-    target: int
-    target_given: bool
-    indices: list[int]  # (T,), in the file
-    times: list[float] | None  # (T,), seconds from the file's first frame; None where it does not say
+    probabilities: list[float]  # (K,); for windows, the mean over them
+    target: int  # index of the explained class
+    target_given: bool  # whether the user passed --target
+    indices: list[int]  # (T,), frame numbers in the file
+    times: list[float] | None  # (T,), seconds from the first frame of the file; None if it has no timestamps
     parts: VideoAttribution  # joint (1, T, H, W), spatial (1, H, W), temporal (1, T), float32 on the CPU
-    crop: tuple[float, float, float, float]  # top, left, height, width: where the maps lie in the file's frames
-    apart: int  # key frames are at least so many of the T frames apart
-    sampling: str
-    frames: NDArray[np.uint8] | None = None  # (T, h, w, 3); None where they are read again for the pictures
-    windows: tuple[dict[str, Any], ...] = ()
-    masks: Masks | None = None  # of perturbation
-    interrupted: str = ""  # what was left undone, if anything
+    crop: tuple[float, float, float, float]  # top, left, height, width of the maps in the frames of the file
+    apart: int  # minimum distance between key frames, in positions
+    sampling: str  # description of the sampled frames
+    frames: NDArray[np.uint8] | None = None  # (T, h, w, 3); None if they are read from the file again for the pictures
+    windows: tuple[dict[str, Any], ...] = ()  # prediction of each window
+    masks: Masks | None = None  # of the perturbation method
+    interrupted: str = ""  # what is missing after Ctrl-C; empty if complete
 
     @property
     def fps(self) -> float | None:
-        """Frames per second as the file announces them; None where it does not say."""
+        """Frames per second from the header of the file; None if it has no frame rate."""
         return self.info.fps if math.isfinite(self.info.fps) and self.info.fps > 0 else None
 
     @property
-    def steady(self) -> float | None:
-        """The same where every frame is shown at its index over it; None where frames last unequally."""
+    def constant_fps(self) -> float | None:
+        """``fps`` if the frame rate is constant, so that frame i is shown at i / fps seconds; otherwise None."""
         fps = self.fps
         if fps is None or self.times is None:
             return None
-        off = max(abs(time - index / fps) for index, time in zip(self.indices, self.times, strict=True))
-        return fps if off < 1.5 / fps else None
+        deviation = max(abs(time - index / fps) for index, time in zip(self.indices, self.times, strict=True))
+        return fps if deviation < 1.5 / fps else None
 
     def time(self, index: int) -> float | None:
-        """Seconds from the file's first frame to one of ``indices``."""
+        """Return the seconds from the first frame of the file to frame ``index``, one of ``indices``."""
         return None if self.times is None else self.times[self.indices.index(index)]
 
     def top(self, count: int) -> list[tuple[int, str, float]]:
-        """The likeliest classes as (class index, label, probability)."""
+        """Return the most probable classes as (class index, label, probability)."""
         order = sorted(range(len(self.labels)), key=lambda k: -self.probabilities[k])
         return [(k, self.labels[k], self.probabilities[k]) for k in order[:count]]
 
     def key_frames(self, count: int = 5) -> list[KeyFrame]:
-        """The frames that count most; none where nothing counts."""
+        """Return the frames with the highest temporal attribution; an empty list if none is positive."""
         temporal = self.parts.temporal[0].tolist()
         return [
             KeyFrame(at, self.indices[at], None if self.times is None else self.times[at], temporal[at])
@@ -139,12 +139,14 @@ class Explanation:
         ]
 
     def subject(self) -> str:
-        """What the maps are about."""
+        """Return the label of the explained class, or a text for maps without a class."""
         return self.labels[self.target] if self.class_specific else "no class in particular"
 
 
 def strongest(values: Sequence[float], count: int, apart: int) -> list[int]:
-    """Positions of the largest values, largest first, at least ``apart`` from each other and half as large as the top.
+    """Return the positions of the largest positive values, largest first.
+
+    They are at least ``apart`` positions from each other, and at least half as large as the largest value.
 
     Example:
         >>> strongest([0.0, 5.0, 4.9, 0.1, 3.0, 1.0], count=3, apart=2)
@@ -162,13 +164,13 @@ def strongest(values: Sequence[float], count: int, apart: int) -> list[int]:
 
 
 def moment(explanation: Explanation, index: int) -> str:
-    """``"1.23 s"``, or ``"frame 37"`` where the file does not say when it is shown."""
+    """Return the time of a frame such as ``"1.23 s"``, or ``"frame 37"`` if the file has no timestamps."""
     time = explanation.time(index)
     return f"frame {index}" if time is None else f"{time:.2f} s"
 
 
 def bar(share: float, encoding: str | None = "utf-8") -> str:
-    """A probability as a bar.
+    """Return a text bar for a probability.
 
     Example:
         >>> bar(0.25), bar(0.25, encoding="ascii")
@@ -183,10 +185,10 @@ def bar(share: float, encoding: str | None = "utf-8") -> str:
 
 
 def report(explanation: Explanation, count: int, encoding: str | None = "utf-8") -> str:
-    """What the terminal shows of an explanation: the answer, what was explained, and when."""
+    """Return the report for the terminal: the prediction, the explained class and the key frames."""
     info, indices = explanation.info, explanation.indices
     length = f"{info.num_frames} frames" + (
-        "" if explanation.steady is None else f", {info.num_frames / info.fps:.1f} s"
+        "" if explanation.constant_fps is None else f", {info.num_frames / info.fps:.1f} s"
     )
     lines = [
         f"{explanation.video.name}: {length}, {info.width} x {info.height}; {explanation.sampling}",
@@ -197,7 +199,7 @@ def report(explanation: Explanation, count: int, encoding: str | None = "utf-8")
     for _, label, probability in rows:
         lines.append(f"  {label:<{wide}}  {probability:6.1%}  {bar(probability, encoding)}".rstrip())
     if explanation.class_specific:
-        why = "as asked" if explanation.target_given else "the likeliest class"
+        why = "as requested" if explanation.target_given else "the likeliest class"
         lines.append(f"explained: {explanation.subject()} ({why}), by {explanation.method}")
     else:
         lines.append(f"explained: {explanation.subject()}, by {explanation.method}")
@@ -208,7 +210,7 @@ def report(explanation: Explanation, count: int, encoding: str | None = "utf-8")
     if mean == 0:
         lines.append("when: in no frame; the attributions are zero everywhere")
     elif not key:
-        lines.append(f"when: no frame speaks for {explanation.subject()}, as far as this method tells")
+        lines.append(f"when: no frame has evidence for {explanation.subject()}, according to this method")
     else:
         moments = [f"{moment(explanation, frame.index)} ({frame.temporal / mean:.1f}x)" for frame in key]
         span = f"{moment(explanation, indices[0])} to {moment(explanation, indices[-1])}"
@@ -218,13 +220,13 @@ def report(explanation: Explanation, count: int, encoding: str | None = "utf-8")
 
 
 def _learned(masks: Masks, subject: str, windows: bool) -> list[str]:
-    """A table of what each mask does to the answer."""
+    """Return a table of the scores of each mask."""
     probable = masks.scale != "logit"
 
     def score(value: float) -> str:
         return f"{value:.1%}" if probable else f"{value:.4g}"
 
-    rows = [("area asked", "visible", "kept", "deleted")]
+    rows = [("area", "visible", "kept", "deleted")]
     for area, visible, kept, deleted in zip(masks.areas, masks.visible, masks.kept, masks.deleted, strict=True):
         rows.append((f"{area:.3g}", f"{visible:.3g}", score(kept), score(deleted)))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -232,10 +234,10 @@ def _learned(masks: Masks, subject: str, windows: bool) -> list[str]:
     what = f"the probability of {subject}" if probable else f"the output {subject}"
     return [
         f"masks after {masks.steps} steps; {what}{', on average over windows' if windows else ''}: "
-        f"{score(masks.whole)} of the whole, and where a mask's area alone is kept, or deleted",
+        f"{score(masks.whole)} for the whole clip; in the table, if only the area of a mask is kept, or deleted",
         *("  " + "  ".join(cell.rjust(n) for cell, n in zip(row, wide, strict=True)) for row in rows),
         *(
-            ["  masks are not of the areas asked yet, and maps are blurred by that; --iterations N goes on"]
+            ["  the masks have not reached the requested areas yet, which blurs the maps; increase --iterations N"]
             if off
             else []
         ),

@@ -1,4 +1,4 @@
-"""The methods of ``explain``: for each, the options that are its own, how it is described, and one clip explained."""
+"""The methods of ``explain``: for each method, its options, its description and how it explains one clip."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from captum_staa.perturbation.presets import PRESETS
 from captum_staa.perturbation.regularizers import REGULARIZERS
 from captum_staa.result import VideoAttribution
 
-COPIES = 8  # of a clip per call of the model, at most: those of one step of learning with four areas
-COPIED = 2**21  # numbers of a clip's perturbations_per_eval per call, at most
+COPIES = 8  # maximum number of altered clips per forward pass: one optimization step with four areas needs 8
+COPIED = 2**21  # maximum number of elements of the altered clips per forward pass
 
 
 class Explained(NamedTuple):
-    """What came out for one clip."""
+    """The result for one clip."""
 
     parts: VideoAttribution  # float32 on the CPU
     probabilities: Tensor  # (K,)
     target: int
-    masks: Masks | None = None  # of perturbation
-    interrupted: str = ""  # how far learning came, where Ctrl-C has cut it short
+    masks: Masks | None = None  # of the perturbation method
+    interrupted: str = ""  # progress of the optimization if Ctrl-C stopped it; otherwise empty
 
 
 class Method:
-    """One method around a model, as it was asked for on the command line.
+    """Base class of the explanation methods of the command line: a method with its options, applied to one model.
 
     Attributes:
-        options: names of the options that belong to it alone.
+        options: names of the options that only this method has.
         classifier: the model.
-        description: how one would write it in Python.
-        kind: the same in two words.
-        settings: its options by name, where the description does not hold them all.
-        class_specific: whether its maps are about one class.
-        frames_per_cell: how many frames in a row a map cannot tell apart.
-        own_time: whether its temporal part is a signal of its own, and no sum over the map.
-        areas: how many masks come with a map.
-        shows_progress: whether it draws a bar of its own.
+        description: the method as Python code.
+        kind: short name of the method.
+        settings: options by name, if the description does not include all of them.
+        class_specific: whether the maps explain one class.
+        frames_per_cell: number of consecutive frames that share one value of the map.
+        own_time: whether the temporal part is computed separately, and is not the sum of the map over space.
+        areas: number of masks per map.
+        shows_progress: whether the method shows a progress bar.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
@@ -60,17 +60,17 @@ class Method:
         self.settings: dict[str, Any] = {}
 
     def explain(self, clip: Tensor, target: int | None) -> Explained:
-        """All about one clip; its target is the likeliest class where None was given."""
+        """Return the explanation of one clip for the class ``target``; None takes the most probable class."""
         raise NotImplementedError
 
     @torch.no_grad()
     def answer(self, clip: Tensor) -> Tensor:
-        """Probabilities ``(K,)`` of one clip, on the CPU."""
+        """Return the class probabilities ``(K,)`` of one clip, on the CPU."""
         logits: Tensor = self.classifier(clip)
         return logits[0].float().softmax(0).cpu()
 
     def _from_parts(self, attribute_maps: Any, clip: Tensor, target: int | None, **options: Any) -> Explained:
-        """Of a method that gives the model's logits with its map."""
+        """Return the explanation by a method that returns the logits together with its map."""
         if self.class_specific and target is None:
             target = int(self.answer(clip).argmax())
         parts = attribute_maps(clip, target=target, **options)
@@ -80,7 +80,7 @@ class Method:
 
 
 class OfAttention(Method):
-    """STAA, what a transformer attends to.
+    """STAA: attribution from the attention of a video transformer.
 
     Example:
         >>> from pathlib import Path
@@ -95,9 +95,9 @@ class OfAttention(Method):
         super().__init__(classifier, options)
         if classifier.family is None:
             raise ValueError(
-                f"{options.model!r} is a {type(classifier.module).__name__}, which has no attention to read; --method "
-                f"staa takes video transformers (VideoMAE, TimeSformer, ViViT, V-JEPA 2, ...), --method perturbation "
-                f"any model"
+                f"--method staa needs the attention of a video transformer (VideoMAE, TimeSformer, ViViT, V-JEPA 2, "
+                f"...), got {options.model!r}, a {type(classifier.module).__name__} without supported attention. Use "
+                f"--method perturbation, which works for any model."
             )
         self.explainer = STAA(
             classifier,
@@ -110,7 +110,7 @@ class OfAttention(Method):
         words = [f"mode={mode!r}"]
         if mode == "relevance":
             words.append(f"rule={rule!r}")
-        if mode == "attention" or rule == "chefer":  # the others take neither layers nor a focus
+        if mode == "attention" or rule == "chefer":  # the other settings have no layers and no focus
             words.append(f"layers={self.explainer.layers!r}")
             words += ["focus=Focus()"] if self.explainer.focus is not None else []
         self.description, self.kind = f"STAA({', '.join(words)})", f"{self.explainer.get_name()} {mode}"
@@ -130,8 +130,9 @@ class OfBranch(Method):
         super().__init__(classifier, options)
         if st_abn_of(classifier) is None:
             raise ValueError(
-                f"{options.model!r} is a {type(classifier.module).__name__} without an attention branch; --method "
-                f"attention-branch takes an ST-ABN, such as tiny-st-abn-pattern or a folder of STABN.save_pretrained"
+                f"--method attention-branch needs an ST-ABN, got {options.model!r}, a "
+                f"{type(classifier.module).__name__} without an attention branch. Pass for example --model "
+                f"tiny-st-abn-pattern, or a folder written by STABN.save_pretrained."
             )
         self.explainer = AttentionBranch(classifier)
         self.weighting = options.weighting or self.explainer.class_weighting
@@ -144,7 +145,7 @@ class OfBranch(Method):
 
 
 class OfMasks(Method):
-    """Spatio-temporal perturbation, masks learned for any model.
+    """Spatio-temporal perturbation: learned masks, for any model.
 
     Example:
         >>> from pathlib import Path
@@ -161,14 +162,15 @@ class OfMasks(Method):
         name = options.preset or "nested"
         preset = PRESETS[name].changed(
             areas=options.areas,
-            aim=options.objective,  # type: ignore[arg-type]  # the preset itself checks all of these
+            aim=options.objective,  # type: ignore[arg-type]  # changed() checks all of these
             scale=None,
             regularizer=options.regularizer,
             iterations=options.iterations,
         )
         self.explainer = SpatioTemporalPerturbation(classifier, preset=preset)
-        given = [f"{own}={getattr(options, own)!r}" for own in self.options[1:] if getattr(options, own) is not None]
-        call = f".attribute({', '.join(given)})" if given else ""
+        values = {option: getattr(options, option) for option in self.options[1:]}
+        passed = [f"{option}={value!r}" for option, value in values.items() if value is not None]
+        call = f".attribute({', '.join(passed)})" if passed else ""
         self.description = f"SpatioTemporalPerturbation(preset={name!r}){call}"
         self.kind = f"{self.explainer.get_name()} {name}"
         self.frames_per_cell, self.areas = preset.frames, len(preset.areas)
@@ -180,7 +182,7 @@ class OfMasks(Method):
         }
 
     def explain(self, clip: Tensor, target: int | None) -> Explained:
-        """With Captum's progress bar while masks are learned; the best so far, where Ctrl-C comes in between."""
+        """Return the explanation of one clip, with Captum's progress bar. Ctrl-C returns the best masks so far."""
         probabilities = self.answer(clip)
         target = int(probabilities.argmax()) if target is None else target
         parts = self.explainer.attribute_maps(
@@ -190,15 +192,14 @@ class OfMasks(Method):
         masks = Masks(
             masks=parts.masks[0].float().cpu(),
             areas=list(preset.areas),
-            scale=preset.objective.scale if len(probabilities) > 1 else "logit",  # as the method has it
+            scale=preset.objective.scale if len(probabilities) > 1 else "logit",  # as in SpatioTemporalPerturbation
             visible=parts.visible[0].tolist(),
             whole=float(parts.whole[0]),
             kept=parts.kept[0].tolist(),
             deleted=parts.deleted[0].tolist(),
             steps=steps,
         )
-        asked = preset.iterations
-        interrupted = f"the masks are the best of {steps} steps, and {asked} were asked" if parts.interrupted else ""
+        interrupted = f"the masks are the best of {steps} steps out of {preset.iterations}" if parts.interrupted else ""
         return Explained(_on_cpu(parts), probabilities, target, masks, interrupted)
 
 
@@ -206,11 +207,11 @@ METHODS: dict[str, type[Method]] = {"staa": OfAttention, "perturbation": OfMasks
 
 
 def copies_of(clip: Tensor) -> int:
-    """How many altered copies of a clip go through the model at once; changes memory and speed, no number.
+    """Return the number of altered clips per forward pass. It changes memory and speed, but not the results.
 
-    For its backward pass a model keeps some hundred times a clip's own size, per copy: about a gigabyte for a base
-    transformer and 16 frames of 224 x 224 pixels, which is one copy. Such clips keep a machine busy one by one, while
-    small ones are several times faster together.
+    For the backward pass, a model stores about 100 times the size of each clip: about 1 GB for a base-size transformer
+    and one clip of 16 frames of 224 x 224 pixels. A single clip of this size already uses the hardware fully, while
+    small clips are several times faster in a batch.
 
     Example:
         >>> copies_of(torch.empty(1, 16, 3, 48, 48)), copies_of(torch.empty(1, 16, 3, 112, 112))

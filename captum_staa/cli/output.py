@@ -1,4 +1,4 @@
-"""The files that an explanation leaves in its folder: numbers first, then pictures; each whole or not at all."""
+"""Write the files of an explanation: numbers and pictures. Either all files are written completely, or none."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from captum_staa.cli.pictures import draw
 
 PICTURES = ("overlay.mp4", "player.html", "sheet.png", "timeline.png")
 FILES = ("attributions.safetensors", "result.json", *PICTURES)
-PREDICTIONS = 20  # classes that result.json names
+PREDICTIONS = 20  # maximum number of classes in result.json
 
 
 def refuse_to_overwrite(folder: Path, overwrite: bool, files: tuple[str, ...] = FILES) -> None:
-    """Raise FileExistsError where one of the files is there and may not be replaced."""
-    held = [name for name in files if (folder / name).exists()]
-    if held and not overwrite:
+    """Raise FileExistsError if one of the files exists and ``overwrite`` is False."""
+    existing = [name for name in files if (folder / name).exists()]
+    if existing and not overwrite:
         raise FileExistsError(
-            f"{folder} already holds {', '.join(held)}; pass --overwrite to replace them, or choose another folder "
-            f"with --out"
+            f"{folder} already contains {', '.join(existing)}. Pass --overwrite to replace them, or choose another "
+            f"folder with --out."
         )
 
 
@@ -35,17 +35,17 @@ def write(
     """Write all files of an explanation, or none of them.
 
     Args:
-        explanation: what to write.
-        folder: is created where it is missing.
-        overwrite: whether earlier files may be replaced.
-        truth: bool ``(T,)``, when the evidence is there, for the timeline; known of planted clips only.
+        explanation: the explanation.
+        folder: output folder; created if it does not exist.
+        overwrite: whether to replace earlier files.
+        truth: bool ``(T,)``, True for frames that contain the evidence, for the timeline; known for planted clips only.
 
     Returns:
-        The paths written.
+        The paths of the files.
 
     Raises:
-        FileExistsError: one of the files is there and ``overwrite`` is False; nothing is written then.
-        OSError: the folder cannot be written to, or the disk is full; nothing is left of it then.
+        FileExistsError: one of the files exists and ``overwrite`` is False. Nothing is written.
+        OSError: the folder is not writable, or the disk is full. No partial files are left.
     """
     refuse_to_overwrite(folder, overwrite)
     parts, masks = explanation.parts, explanation.masks
@@ -66,7 +66,7 @@ def write(
 
 
 def described(explanation: Explanation) -> dict[str, str]:
-    """The metadata of the tensors: strings, as safetensors has it; numbers in them are JSON."""
+    """Return the metadata of the safetensors file: strings, in which numbers are JSON."""
     axes = "attributions THW in pixels of the model's input, temporal T, spatial HW"
     masks = explanation.masks
     return {
@@ -84,7 +84,7 @@ def described(explanation: Explanation) -> dict[str, str]:
 
 
 def as_json(explanation: Explanation) -> dict[str, Any]:
-    """``result.json``; numbers that a file does not say are null."""
+    """Return the content of ``result.json``. Numbers that the video file does not provide are None."""
     info, indices = explanation.info, explanation.indices
     height, width = explanation.parts.joint.shape[-2:]
     masks = explanation.masks

@@ -1,4 +1,4 @@
-"""The pictures of an explanation, drawn over the file's own frames."""
+"""Draw the pictures of an explanation over the frames of the video file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from captum_staa.visualization import save_animation, show_frames, show_timeline
 from captum_staa.visualization.placement import Crop, reduced
 from captum_staa.visualization.saliency import Attributions, Sign, key_frames
 
-EDGE = 360  # pixels of the shorter edge of the frames in pictures, at most
-MOVING = 360  # frames of a moving picture, at most
-SHEET = 24  # frames of a sheet, at most
-PAGE_FRAMES, PAGE_BYTES = 120, 8_000_000  # of the player, at most
-PAGE_EDGE = 240  # pixels of the shorter edge of its frames, where it would be too large otherwise
-PAGE_CLASSES = 5  # that it names, beside the one explained
+EDGE = 360  # maximum length of the shorter edge of frames in pictures, in pixels
+MOVING = 360  # maximum number of frames of an animation
+SHEET = 24  # maximum number of frames of a contact sheet
+PAGE_FRAMES, PAGE_BYTES = 120, 8_000_000  # maximum number of frames and size of the player
+PAGE_EDGE = 240  # shorter edge of the player's frames in pixels, if the page would be too large otherwise
+PAGE_CLASSES = 5  # number of classes on the player's page, in addition to the explained one
 SLOWEST, FASTEST = 4.0, 30.0  # frames per second
 DPI = 150
-SIGN: Sign = "positive"  # what speaks for the class: magnitudes would show evidence for other classes as well
+SIGN: Sign = "positive"  # evidence for the class; magnitudes would also show evidence for other classes
 
 
 def draw(
@@ -38,17 +38,18 @@ def draw(
     *,
     truth: Tensor | None,
 ) -> None:
-    """Write the pictures, which are not there yet.
+    """Write the pictures to files that do not exist yet.
 
     Args:
-        explanation: what to draw.
-        overlay: the moving picture.
-        player: the page.
-        sheet: the contact sheet.
-        timeline: the curve over time with key frames.
-        truth: bool ``(T,)``, shaded in the timeline and on the page.
+        explanation: the explanation to draw.
+        overlay: path of the animation.
+        player: path of the HTML player.
+        sheet: path of the contact sheet.
+        timeline: path of the timeline with key frames.
+        truth: bool ``(T,)``, True for frames that contain the evidence; shaded in the timeline and in the player.
     """
-    total, fps = len(explanation.indices), explanation.steady  # else labels would be false seconds
+    # With a variable frame rate, labels in seconds would be wrong, so fps is None.
+    total, fps = len(explanation.indices), explanation.constant_fps
     shown = thinned(total, MOVING)
     frames = frames_of(explanation, shown)
     joint = explanation.parts.joint[0][shown]
@@ -92,17 +93,17 @@ def draw(
 def page(
     explanation: Explanation, shown: Sequence[int], frames: NDArray[np.uint8], crop: Crop, truth: Tensor | None
 ) -> str:
-    """The player: the strongest frame of each of at most ``PAGE_FRAMES`` equal parts of the clip.
+    """Return the HTML player: the strongest frame of each of at most ``PAGE_FRAMES`` equal parts of the clip.
 
-    Where that takes more than ``PAGE_BYTES``, frames are reduced to a shorter edge of ``PAGE_EDGE`` pixels; where it is
-    not enough, the parts are fewer and longer. Perturbation's masks are explanations of their own, one per area.
+    If the page is larger than ``PAGE_BYTES``, the shorter edge of its frames is reduced to ``PAGE_EDGE`` pixels. If
+    this is not enough, it shows fewer frames. Each mask of the perturbation method is a separate explanation.
 
     Args:
-        explanation: what to show.
-        shown: positions in it that may be shown.
-        frames: those at these positions, ``(len(shown), H, W, 3)``.
-        crop: of the frames, which the maps cover.
-        truth: bool ``(T,)``.
+        explanation: the explanation to show.
+        shown: positions of the available frames in the explanation.
+        frames: the frames at these positions, ``(len(shown), H, W, 3)``.
+        crop: region of the frames that the maps cover.
+        truth: bool ``(T,)``, True for frames that contain the evidence.
     """
     parts, masks = explanation.parts, explanation.masks
     label, probability = explanation.labels[explanation.target], explanation.probabilities[explanation.target]
@@ -110,7 +111,7 @@ def page(
     if explanation.class_specific and (label, probability) not in predictions:
         predictions.append((label, probability))
 
-    def made(few: Sequence[int], edge: int) -> str:
+    def render(few: Sequence[int], edge: int) -> str:
         at = [shown[position] for position in few]
         maps: dict[str, Attributions] = {
             explanation.kind: VideoAttribution(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
@@ -124,18 +125,18 @@ def page(
             sign=SIGN,
             crop=crop,
             indices=indices,
-            fps=explanation.steady,
+            fps=explanation.constant_fps,
             play_fps=play_rate(indices, explanation.fps),
             truth=None if truth is None else truth[at].numpy(),
             predictions=predictions,
-            target=label if explanation.class_specific else "",  # an empty one is among no labels: no bar is colored
+            target=label if explanation.class_specific else "",  # no label is empty, so no bar is colored
             title=title_of(explanation),
             max_size=edge,
         )
 
     values, edge = parts.temporal[0][shown].numpy(), EDGE
     few = key_frames(values, PAGE_FRAMES)
-    while len(text := made(few, edge)) > PAGE_BYTES and len(few) > 1:
+    while len(text := render(few, edge)) > PAGE_BYTES and len(few) > 1:
         if edge > PAGE_EDGE:
             edge = PAGE_EDGE
         else:
@@ -144,7 +145,7 @@ def page(
 
 
 def thinned(total: int, most: int) -> list[int]:
-    """Positions of at most ``most`` of ``total`` frames, at equal steps.
+    """Return the positions of at most ``most`` of ``total`` frames, at equal steps.
 
     Example:
         >>> thinned(5, most=8), thinned(10, most=4)
@@ -154,22 +155,24 @@ def thinned(total: int, most: int) -> list[int]:
 
 
 def frames_of(explanation: Explanation, shown: Sequence[int]) -> NDArray[np.uint8]:
-    """The frames at these positions, no larger than a picture needs; one file frame in memory at a time."""
+    """Return the frames at these positions, reduced to ``EDGE``. Only one full-size frame is in memory at a time."""
     if explanation.frames is not None:
         return np.stack([reduced(explanation.frames[at], EDGE) for at in shown])
     wanted = {explanation.indices[at] for at in shown}
     last = max(wanted)
-    found = []
+    frames = []
     for index, frame in io.iter_windows(explanation.video, 1):
         if index in wanted:
-            found.append(reduced(frame[0], EDGE))
+            frames.append(reduced(frame[0], EDGE))
         if index == last:
             break
-    return np.stack(found)
+    return np.stack(frames)
 
 
 def play_rate(indices: Sequence[int], fps: float | None) -> float:
-    """As fast as the file where that can be watched; a few frames out of a long file are shown more slowly one by one.
+    """Return the playback rate in frames per second: real time, clipped to ``SLOWEST``..``FASTEST``.
+
+    A few frames that are sampled from a long file are therefore shown faster than real time.
 
     Example:
         >>> play_rate(range(50), fps=25.0), play_rate([0, 50, 100], fps=25.0), play_rate([3, 4], fps=None)
@@ -182,7 +185,7 @@ def play_rate(indices: Sequence[int], fps: float | None) -> float:
 
 
 def title_of(explanation: Explanation) -> str:
-    """One line over each picture."""
+    """Return the title of the pictures."""
     name = explanation.labels[explanation.target]
     probability = explanation.probabilities[explanation.target]
     about = f"{name} ({probability:.0%})" if explanation.class_specific else "no class in particular"

@@ -1,4 +1,4 @@
-"""Before anything is explained: refuse what contradicts itself, load the model, and note what is asked of it."""
+"""Steps before an explanation: check the options, load the model and collect what does not depend on the clip."""
 
 from __future__ import annotations
 
@@ -17,45 +17,57 @@ from captum_staa.models import VideoClassifier
 
 
 def check(options: Options) -> None:
-    """Refuse what contradicts itself, before anything is loaded."""
+    """Raise ValueError if options contradict each other, before the model is loaded."""
     if options.method not in METHODS:
-        raise ValueError(f"--method is one of {', '.join(METHODS)}, got {options.method!r}")
+        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {options.method!r}")
     for method, kind in METHODS.items():
         values = {name: getattr(options, name) for name in kind.options}
-        given = [f"--{name}" for name, value in values.items() if value is not None and value is not False]
-        if given and method != options.method:
+        passed = [f"--{name}" for name, value in values.items() if value is not None and value is not False]
+        if passed and method != options.method:
             raise ValueError(
-                f"of --method {method}: {', '.join(given)};, got --method {options.method}; drop "
-                f"{'it' if len(given) == 1 else 'them'}, or pass --method {method}"
+                f"{', '.join(passed)} can only be used with --method {method}, got --method {options.method}. Drop "
+                f"{'it' if len(passed) == 1 else 'them'}, or pass --method {method}."
             )
     if options.rule is not None and options.mode not in (None, "relevance"):
-        raise ValueError(f"--rule {options.rule} belongs to --mode relevance, got --mode {options.mode}; drop one")
+        raise ValueError(
+            f"--rule {options.rule} can only be used with --mode relevance, got --mode {options.mode}. Drop --rule or "
+            f"--mode."
+        )
     if options.windows and options.sampling is not None:
-        raise ValueError(f"--windows sees every part of the video, so drop --sampling {options.sampling}, or --windows")
+        raise ValueError(
+            f"--windows cannot be combined with --sampling, because it uses all of the video, got --sampling "
+            f"{options.sampling}. Drop --sampling {options.sampling}, or --windows."
+        )
     if options.stride is not None and not options.windows and options.sampling != "stride":
-        raise ValueError(f"--stride {options.stride} needs --windows, or --sampling stride")
+        raise ValueError(
+            f"--stride needs --windows or --sampling stride, got --stride {options.stride} without them. Pass one of "
+            f"them, or drop --stride."
+        )
     if options.frame_stride != 1 and not options.windows:
-        raise ValueError(f"--frame-stride {options.frame_stride} needs --windows; or use --sampling stride --stride N")
+        raise ValueError(
+            f"--frame-stride needs --windows, got --frame-stride {options.frame_stride} without it. Pass --windows, or "
+            f"use --sampling stride --stride N."
+        )
     if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out names a folder, but {options.out} is a file; choose another name")
+        raise ValueError(f"--out must be a folder, got the file {options.out}. Choose another name.")
 
 
 def load(name: str, device: str | None) -> VideoClassifier:
-    """A classifier with its preprocessing, without the progress bars of other libraries."""
+    """Return the classifier. It must have a preprocessing; the progress bars of transformers are hidden."""
     if device is not None:
         _check_device(device)
     with _quiet_transformers():
         classifier = VideoClassifier.from_pretrained(name, device=device)
     if classifier.preprocessing is None:
         raise ValueError(
-            f"{name!r} does not say how frames become its clips; put the preprocessor_config.json of its processor "
-            f"next to its config.json"
+            f"--model must be a model with a preprocessing of frames, got {name!r} without one. Copy the "
+            f"preprocessor_config.json of its processor next to its config.json."
         )
     return classifier
 
 
 def about(method: Method, options: Options, info: VideoInfo) -> dict[str, Any]:
-    """The fields of an :class:`Explanation` that do not depend on the clip."""
+    """Return the fields of an :class:`Explanation` that do not depend on the clip."""
     return {
         "video": options.video,
         "info": info,
@@ -71,7 +83,7 @@ def about(method: Method, options: Options, info: VideoInfo) -> dict[str, Any]:
 
 
 def times_at(times: NDArray[np.float64], info: VideoInfo, indices: list[int]) -> list[float] | None:
-    """When these frames are shown; None where the file does not say, or gives other frames than it has times for."""
+    """Return the times of these frames in seconds; None if the timestamps of the file are missing or incomplete."""
     if len(times) != info.num_frames or max(indices) >= len(times) or not np.isfinite(times).all():
         return None
     return times[indices].tolist()
@@ -80,14 +92,17 @@ def times_at(times: NDArray[np.float64], info: VideoInfo, indices: list[int]) ->
 def _check_device(name: str) -> None:
     try:
         torch.empty(1, device=torch.device(name))
-    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
-        said = str(error).strip().split("\n")[0]
-        raise ValueError(f"--device {name} cannot be used here ({said}); leave it out to run on the CPU") from error
+    except (RuntimeError, AssertionError) as error:  # a torch build without CUDA raises AssertionError
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"--device must be an available device, got {name!r}, which cannot be used here ({reason}). Drop --device "
+            f"to run on the CPU."
+        ) from error
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No "Loading weights" bar; afterwards as before."""
+    """Hide the progress bars of transformers, such as "Loading weights", and restore the setting afterwards."""
     try:
         from transformers.utils import logging
     except ImportError:

@@ -1,4 +1,4 @@
-"""``python -m captum_staa stream``: a file or a camera explained as it plays, and written with the maps on top."""
+"""``python -m captum_staa stream``: explain a video file or a camera live, and write a video with the maps on top."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from captum_staa.stream import FrameResult, STAAStream, StreamStats
 from captum_staa.stream.picture import Painter
 from captum_staa.stream.video import Feed, is_camera, opened
 
-EVERY = 8  # frames between two texts beside the progress bar
+EVERY = 8  # number of frames between updates of the text of the progress bar
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What ``python -m captum_staa stream`` was asked for; the words are those of ``--help``."""
+class StreamOptions:
+    """Options of ``python -m captum_staa stream``, as described by ``--help``."""
 
     source: str
     model: str
@@ -45,7 +45,7 @@ class Asked:
 
 
 class Latency:
-    """Mean and maximum of a delay, without keeping the delays."""
+    """Running mean and maximum of the latency of explained frames, in seconds."""
 
     def __init__(self) -> None:
         self.count, self.total, self.most = 0, 0.0, 0.0
@@ -61,39 +61,50 @@ class Latency:
         return f"{mean:.2f} s on average, {self.most:.2f} s at most"
 
 
-def run(asked: Asked) -> int:
-    """Explain, write and print; returns the exit code.
+def run(options: StreamOptions) -> int:
+    """Explain a stream, write the video and print a report. Return the exit code.
 
     Raises:
-        ValueError, OSError: the source, the model, the target or an option is not as it should be. Where frames have
-            been written by then, the file of these is kept.
-        KeyboardInterrupt: Ctrl-C came before there was anything to keep.
+        ValueError, OSError: the source, the model, the target or an option is invalid. Frames that are already written
+            are kept.
+        KeyboardInterrupt: Ctrl-C before there is a result to keep.
     """
-    camera = is_camera(asked.source)
-    policy = asked.policy or ("drop" if camera else "wait")
-    if asked.target is not None and asked.mode != "relevance":
-        raise ValueError(f"--target {asked.target} needs --mode relevance; {asked.mode} is about no class")
-    if asked.out.exists() and not asked.overwrite:
-        raise FileExistsError(f"{asked.out} exists; pass --overwrite to replace it, or choose another name with --out")
-    with opened(asked.source, loop=asked.loop, live=policy == "drop" and not camera) as feed:
-        classifier = load(asked.model, asked.device)
-        layers: Any = {} if asked.layers is None else {"layers": asked.layers}
-        explainer = STAA(classifier, mode=asked.mode, **layers)  # type: ignore[arg-type]  # STAA itself checks it
-        target = None if asked.target is None else classifier.target(asked.target)
-        stream = STAAStream(explainer, asked.window, asked.stride, target=target, policy=policy)  # type: ignore[arg-type]
-        return _follow(stream, feed, asked)
+    camera = is_camera(options.source)
+    policy = options.policy or ("drop" if camera else "wait")
+    if options.target is not None and options.mode != "relevance":
+        raise ValueError(
+            f"--target needs --mode relevance, got --target {options.target} with --mode {options.mode}, whose maps do "
+            f"not depend on a class. Drop --target, or pass --mode relevance."
+        )
+    if options.out.exists() and not options.overwrite:
+        raise FileExistsError(
+            f"{options.out} already exists. Pass --overwrite to replace it, or choose another name with --out."
+        )
+    with opened(options.source, loop=options.loop, live=policy == "drop" and not camera) as feed:
+        classifier = load(options.model, options.device)
+        layers: Any = {} if options.layers is None else {"layers": options.layers}
+        explainer = STAA(classifier, mode=options.mode, **layers)  # type: ignore[arg-type]  # STAA checks the mode
+        target = None if options.target is None else classifier.target(options.target)
+        stream = STAAStream(
+            explainer,
+            options.window,
+            options.stride,
+            target=target,
+            policy=policy,  # type: ignore[arg-type]  # STAAStream checks the policy
+        )
+        return _follow(stream, feed, options)
 
 
-def _follow(stream: STAAStream, feed: Feed, asked: Asked) -> int:
-    totals = [count for count in (feed.total, asked.limit) if count is not None]
-    painter, latency = Painter(shares=asked.mode != "relevance"), Latency()
+def _follow(stream: STAAStream, feed: Feed, options: StreamOptions) -> int:
+    totals = [count for count in (feed.total, options.limit) if count is not None]
+    painter, latency = Painter(shares=options.mode != "relevance"), Latency()
     interrupted = False
     failed: Exception | None = None
     seen: NDArray[np.uint8] | None = None  # the newest frame that was not dropped
     started = time.perf_counter()
     with (
-        video_writer(asked.out, feed.fps, overwrite=asked.overwrite) as write,
-        stream(itertools.islice(feed.frames, asked.limit)) as results,
+        video_writer(options.out, feed.fps, overwrite=options.overwrite) as write,
+        stream(itertools.islice(feed.frames, options.limit)) as results,
         tqdm(desc="starting", total=min(totals, default=None), unit="frame", delay=0.5, leave=False) as bar,
     ):
 
@@ -113,29 +124,29 @@ def _follow(stream: STAAStream, feed: Feed, asked: Asked) -> int:
                 show(result)
         except (KeyboardInterrupt, Exception) as error:
             if not results.stats.windows:
-                raise  # nothing is worth keeping
+                raise  # there is no result to keep
             interrupted, failed = isinstance(error, KeyboardInterrupt), error if isinstance(error, Exception) else None
             for result in results.finish():
                 show(result)
         stats = results.stats
     print(report(stream, feed, stats, latency, time.perf_counter() - started), flush=True)
     if interrupted:
-        print(f"interrupted: {stats.frames} frames are done and kept", file=sys.stderr)
-    print(f"written to {asked.out}")
+        print(f"interrupted: {stats.frames} finished frames are kept", file=sys.stderr)
+    print(f"written to {options.out}")
     if failed is not None:
         raise failed
     return INTERRUPTED if interrupted else 0
 
 
 def report(stream: STAAStream, feed: Feed, stats: StreamStats, latency: Latency, seconds: float) -> str:
-    """What the terminal shows at the end."""
+    """Return the report for the terminal."""
     fewest, most = stream.latency
     lines = [
-        f"{feed.name}: {stats.frames} frames in {seconds:.1f} s, {stats.frames / seconds:.1f} per second with drawing "
-        f"and writing (it plays {feed.fps:.4g} per second)",
+        f"{feed.name}: {stats.frames} frames in {seconds:.1f} s, {stats.frames / seconds:.1f} frames per second "
+        f"including drawing and writing (source: {feed.fps:.4g} frames per second)",
         f"windows of {stream.window} frames, one every {stream.stride}, by STAA {stream.explainer.mode}: "
         f"{stats.windows} explained, {stats.skipped} skipped; policy {stream.policy}",
-        f"latency: {latency}; a frame waits for {fewest} to {most} frames after it",
+        f"latency: {latency}; each frame waits for {fewest} to {most} later frames",
     ]
     if stats.unexplained:
         lines.append(f"{stats.unexplained} of {stats.frames} frames have no explanation")

@@ -1,4 +1,4 @@
-"""Explaining a long video window by window, so that Ctrl-C loses nothing that is done."""
+"""Explain a long video window by window. After Ctrl-C, the finished windows are kept."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from captum_staa.models.classifier import DEFAULT_FRAMES
 from captum_staa.result import VideoAttribution
 from captum_staa.stream.window import Merged
 
-MOST = 8e9  # bytes of maps that are held at most
+MOST = 8e9  # maximum size of the maps in memory, in bytes
 
 
 def explain_windows(method: Method, options: Options, info: io.VideoInfo, target: int | None) -> Explanation:
-    """Explain every part of a video.
+    """Return the explanation of a whole video.
 
-    A class-specific map needs one class for all windows. Where none was asked for, a first pass finds the class that is
-    likeliest on average over the windows.
+    Class-specific maps need the same class for all windows. Without a target, a first pass finds the class with the
+    highest mean probability over the windows.
 
-    Each window of perturbation is a map that sums to 1, also one in which there is nothing of the class; so it counts
-    by the class's probability in it.
+    The map of the perturbation method sums to 1 in each window, also in windows without evidence for the class.
+    Therefore each window is weighted by the probability of the class.
     """
     classifier = method.classifier
     frames = classifier.num_frames or DEFAULT_FRAMES
     span = (frames - 1) * options.frame_stride + 1
     if info.num_frames < span:
         raise ValueError(
-            f"{options.video} holds {info.num_frames} frames, but a window of this model spans {span} "
-            f"({frames} frames, every {options.frame_stride}); leave --windows out, or lower --frame-stride"
+            f"{options.video} must have at least {span} frames for a window of this model ({frames} frames with "
+            f"--frame-stride {options.frame_stride}), got {info.num_frames}. Drop --windows, or decrease "
+            f"--frame-stride."
         )
     step = options.stride or span
     total = count_windows(info.num_frames, span, step)
@@ -48,28 +49,28 @@ def explain_windows(method: Method, options: Options, info: io.VideoInfo, target
     _check_memory(min(info.num_frames, total * frames), size, 1 + method.areas)
 
     def windows(what: str) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
-        given = io.iter_windows(options.video, frames, stride=step, frame_stride=options.frame_stride)
-        yield from tqdm(given, desc=what, total=total, unit="window", delay=0.5, leave=False)
+        pieces = io.iter_windows(options.video, frames, stride=step, frame_stride=options.frame_stride)
+        yield from tqdm(pieces, desc=what, total=total, unit="window", delay=0.5, leave=False)
 
-    times = io.frame_times(options.video)  # now: the file may be gone when hours have passed
+    times = io.frame_times(options.video)  # read now: the run may take hours, and the file may be deleted meanwhile
     answers: dict[int, Tensor] = {}  # by window: probabilities (K,)
     if method.class_specific and target is None:
-        with closing(windows("finding the class")) as given:
-            for start, window in given:
+        with closing(windows("finding the class")) as pieces:
+            for start, window in pieces:
                 answers[start] = method.answer(classifier.preprocess(window))
         target = int(_mean(answers).argmax())
 
     merged, interrupted = Merged(), ""
     done: dict[int, Masks | None] = {}  # by window
-    with closing(windows("explaining")) as given:
+    with closing(windows("explaining")) as pieces:
         try:
-            for start, window in given:
-                found = method.explain(classifier.preprocess(window), target)
-                answers[start] = found.probabilities
-                merged.add(range(start, start + span, options.frame_stride), *_weighed(found))
-                done[start] = found.masks
-                if found.interrupted:
-                    interrupted = f"; in the last of them, {found.interrupted}"
+            for start, window in pieces:
+                result = method.explain(classifier.preprocess(window), target)
+                answers[start] = result.probabilities
+                merged.add(range(start, start + span, options.frame_stride), *_weighted(result))
+                done[start] = result.masks
+                if result.interrupted:
+                    interrupted = f"; in the last of them, {result.interrupted}"
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             if not done:
@@ -91,7 +92,7 @@ def explain_windows(method: Method, options: Options, info: io.VideoInfo, target
         times=times_at(times, info, indices),
         parts=parts,
         apart=max(frames // 2, 1),
-        sampling=f"{len(indices)} frames seen, in {len(done)} windows of {frames}, one every {step}",
+        sampling=f"{len(indices)} frames seen, in {len(done)} windows of {frames}, one every {step} frames",
         windows=tuple(_row(start, answers[start], labels, target, masks) for start, masks in done.items()),
         masks=_mean_masks(stacked[:, 1:], [masks for masks in done.values() if masks is not None]),
         interrupted=interrupted,
@@ -99,7 +100,7 @@ def explain_windows(method: Method, options: Options, info: io.VideoInfo, target
 
 
 def count_windows(num_frames: int, span: int, stride: int) -> int:
-    """How many windows :func:`captum_staa.io.iter_windows` gives.
+    """Return the number of windows of :func:`captum_staa.io.iter_windows`.
 
     Example:
         >>> count_windows(40, span=16, stride=16), count_windows(40, span=16, stride=8), count_windows(16, 16, 16)
@@ -112,31 +113,31 @@ def _mean(answers: dict[int, Tensor]) -> Tensor:
     return torch.stack(list(answers.values())).mean(0)
 
 
-def _weighed(found: Explained) -> tuple[Tensor, Tensor]:
-    """A window's map, and behind it its masks, ``(T, 1 + A, H, W)``; and its temporal part ``(T,)``."""
-    joint, temporal = found.parts.joint[0], found.parts.temporal[0]
-    if found.masks is None:
+def _weighted(result: Explained) -> tuple[Tensor, Tensor]:
+    """Return the map of a window followed by its masks, ``(T, 1 + A, H, W)``, and the temporal part ``(T,)``."""
+    joint, temporal = result.parts.joint[0], result.parts.temporal[0]
+    if result.masks is None:
         return joint[:, None], temporal
-    weight = found.probabilities[found.target]
-    return torch.cat([weight * joint[:, None], found.masks.masks.transpose(0, 1)], dim=1), weight * temporal
+    weight = result.probabilities[result.target]
+    return torch.cat([weight * joint[:, None], result.masks.masks.transpose(0, 1)], dim=1), weight * temporal
 
 
-def _mean_masks(merged: Tensor, each: list[Masks]) -> Masks | None:
-    """One for all windows, from masks ``(T, A, H, W)``."""
-    if not each:
+def _mean_masks(merged: Tensor, by_window: list[Masks]) -> Masks | None:
+    """Return the mean over windows; ``merged`` are the mean masks ``(T, A, H, W)``."""
+    if not by_window:
         return None
 
     def mean(name: str) -> list[float]:
-        return torch.tensor([getattr(masks, name) for masks in each]).mean(0).tolist()
+        return torch.tensor([getattr(masks, name) for masks in by_window]).mean(0).tolist()
 
     return replace(
-        each[0],
+        by_window[0],
         masks=merged.transpose(0, 1),
         visible=mean("visible"),
-        whole=sum(masks.whole for masks in each) / len(each),
+        whole=sum(masks.whole for masks in by_window) / len(by_window),
         kept=mean("kept"),
         deleted=mean("deleted"),
-        steps=max(masks.steps for masks in each),
+        steps=max(masks.steps for masks in by_window),
     )
 
 
@@ -152,10 +153,10 @@ def _row(start: int, probabilities: Tensor, labels: list[str], target: int, mask
 
 
 def _check_memory(frames: int, size: tuple[int, int], maps: int) -> None:
-    """Refuse before the first window what would fail at the last."""
-    need = 2 * 4 * maps * frames * size[0] * size[1]  # float32, once by frame and once stacked
+    """Raise ValueError before the first window if the maps do not fit into memory at the last one."""
+    need = 2 * 4 * maps * frames * size[0] * size[1]  # bytes of float32 maps, stored by frame and then stacked
     if need > MOST:
         raise ValueError(
-            f"the maps of {frames} frames of {size[0]} x {size[1]} pixels need {need / 1e9:.0f} GB, and "
-            f"{MOST / 1e9:.0f} are allowed; see fewer frames with --frame-stride, or cut the video into parts"
+            f"the maps must fit into {MOST / 1e9:.0f} GB of memory, got {frames} frames of {size[0]} x {size[1]} "
+            f"pixels, which need {need / 1e9:.0f} GB. Use fewer frames with --frame-stride, or split the video."
         )

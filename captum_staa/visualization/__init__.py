@@ -1,4 +1,7 @@
-"""Pictures of attributions: sheets, timelines, slices, moving pictures and a player, on one scale per clip."""
+"""Visualization of attributions: contact sheets, timelines, slices, animations and an HTML player.
+
+All frames of a clip share one color scale.
+"""
 
 from .animation import save_animation
 from .comparison import compare_methods

@@ -1,4 +1,4 @@
-"""Moving pictures: a clip and what the model used in it, as .mp4, .webm, .mkv, .avi, .webp or .gif."""
+"""Animations of a clip with its attributions, as .mp4, .webm, .mkv, .avi, .webp or .gif."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .saliency import Attributions, Clip, Sign
 PICTURES = (".webp", ".gif")
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi")
 GAP = 8  # pixels between the two pictures
-PALETTE = 24  # frames that tell a GIF's colors
+PALETTE = 24  # number of frames from which the color palette of a GIF is computed
 
 
 def save_animation(
@@ -49,7 +49,7 @@ def save_animation(
     quality: int | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the clip with its attributions on top as a moving picture.
+    """Write an animation of the clip with its attributions on top, and return its path.
 
     Example:
         >>> import tempfile, numpy as np, torch
@@ -57,46 +57,50 @@ def save_animation(
         >>> frames = np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), dtype=np.uint8)
         >>> path = save_animation(tempfile.mkdtemp() + "/clip.webp", frames, torch.rand(1, 8, 48, 64))
         >>> with Image.open(path) as picture:
-        ...     picture.n_frames, picture.size  # the original on the left, what the model used on the right
+        ...     picture.n_frames, picture.size  # original frames on the left, attributions on the right
         (8, (776, 288))
 
     Args:
-        path: where to; the suffix chooses: ``.webp`` (small, plays in browsers and READMEs), ``.gif`` (plays
-            everywhere, 256 colors), or ``.mp4``, ``.webm``, ``.mkv``, ``.avi``, which need PyAV.
-        clip: as for :func:`~captum_staa.visualization.show_frames`.
-        attributions: likewise.
-        layout: likewise.
-        fps: frames per second of the animation. Sixteen frames sampled from ten seconds last two seconds at 8.
-        side_by_side: whether the untouched frames stand to the left.
-        method: as for :func:`~captum_staa.visualization.show_frames`.
-        sign: likewise.
-        outlier_perc: likewise.
-        alpha_overlay: likewise.
-        cmap: likewise.
-        crop: likewise.
-        index: likewise.
-        mean: likewise.
-        std: likewise.
-        min_size: frames whose shorter side has fewer pixels are enlarged to at least this.
-        quality: of videos ``crf``, of .webp 0 (worst) to 100; None takes a good one; .gif has none.
-        overwrite: whether an existing file may be replaced.
+        path: output file. The suffix selects the format: ``.webp`` (small, for browsers and READMEs), ``.gif`` (256
+            colors), or ``.mp4``, ``.webm``, ``.mkv``, ``.avi``, which need PyAV.
+        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
+        attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`;
+            None with ``method="original_image"``.
+        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
+        fps: frames per second of the animation. For example, 16 frames at 8 fps play for two seconds.
+        side_by_side: whether to show the original frames on the left.
+        method: how to draw the attributions: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"``,
+            ``"alpha_scaling"`` or ``"original_image"``; see :func:`~captum_staa.visualization.show_frames`.
+        sign: attributions to draw: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"``.
+        outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total are
+            clipped to 1.
+        alpha_overlay: maximum opacity of the heat map, in [0, 1].
+        cmap: color map, or its name; None uses the default of ``sign``.
+        crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw.
+        index: index of the clip in a batch; required if the batch has more than one clip.
+        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
+        std: standard deviation of the clip's normalization; requires ``mean``.
+        min_size: minimum length of the shorter side in pixels; smaller frames are enlarged.
+        quality: ``crf`` of a video, or 0 (worst) to 100 of a ``.webp``; None uses a high quality. Ignored for ``.gif``.
+        overwrite: whether to replace an existing file.
 
     Returns:
-        The path written; the file appears whole or not at all. Pillow merges equal successive frames into a longer one.
+        The path of the file. After an error, no partial file is left. Pillow merges equal successive frames of a
+        ``.webp`` or ``.gif`` into one longer frame.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
-        TypeError, ValueError: an argument is not as said above.
-        ImportError: a video was asked for, and PyAV is not installed.
+        TypeError, ValueError: an argument is invalid.
+        ImportError: ``path`` is a video, and PyAV is not installed.
     """
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in PICTURES + VIDEOS:
-        raise ValueError(f"{target} must end in {', '.join(PICTURES + VIDEOS)}, not in {suffix!r}")
+        raise ValueError(f"path must end in one of {', '.join(PICTURES + VIDEOS)}, got {str(target)!r}")
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be positive and finite, got {fps!r}")
     if min_size < 0:
-        raise ValueError(f"min_size is a number of pixels, at least 0, got {min_size!r}")
+        raise ValueError(f"min_size must be a number of pixels of at least 0, got {min_size!r}")
     drawn = overlay(
         clip,
         attributions,
@@ -131,7 +135,7 @@ def save_animation(
 
 
 class _Pictures(Image.Image):
-    """A moving picture whose frames are drawn when Pillow's writers seek them, so that one at a time is in memory."""
+    """Animated PIL image that draws each frame when Pillow seeks it, so that only one frame is in memory."""
 
     def __init__(self, draw: Callable[[int], Image.Image], total: int) -> None:
         super().__init__()
@@ -140,7 +144,7 @@ class _Pictures(Image.Image):
 
     def seek(self, frame: int) -> None:
         if frame >= self.n_frames:
-            raise EOFError(f"frame {frame} of {self.n_frames}")  # how Pillow learns that it has seen all
+            raise EOFError(f"frame {frame} of {self.n_frames}")  # tells Pillow that there are no more frames
         drawn = self._draw(frame)
         self._at, self.im, self._mode, self._size, self.palette = frame, drawn.im, drawn.mode, drawn.size, drawn.palette
 
@@ -151,11 +155,11 @@ class _Pictures(Image.Image):
 def _write_pictures(
     path: Path, picture: Callable[[int], NDArray[np.uint8]], total: int, fps: float, quality: int | None
 ) -> None:
-    """An endless .webp or .gif."""
-    unit = 10 if path.suffix.lower() == ".gif" else 1  # a GIF counts in hundredths of a second
+    """Write a .webp or .gif that repeats forever."""
+    unit = 10 if path.suffix.lower() == ".gif" else 1  # a GIF stores durations in units of 10 ms
     ends = np.arange(1, total + 1) * 1000 / fps / unit
-    # Rounding the ends instead of the lengths keeps the whole as long as it should be. Browsers slow a GIF down whose
-    # frames last less than 20 ms.
+    # Rounding the end times instead of the durations keeps the total duration exact. Browsers slow down a GIF with
+    # frames shorter than 20 ms.
     durations = (np.diff(ends.round().astype(int), prepend=0) * unit).clip(20 if unit == 10 else 1).tolist()
     options: dict[str, Any] = {"quality": 85 if quality is None else quality, "method": 4}
 
@@ -163,10 +167,9 @@ def _write_pictures(
         return Image.fromarray(picture(at))
 
     if unit == 10:
-        # One palette for all frames, or equal evidence would get other colors in other frames. Some pixels of some
-        # frames tell it.
-        some = [picture(at)[::2, ::2] for at in evenly(total, PALETTE)]
-        palette = Image.fromarray(np.concatenate(some)).quantize(256)
+        # All frames share one palette, so that equal values have equal colors. It is computed from a subsample.
+        sample = [picture(at)[::2, ::2] for at in evenly(total, PALETTE)]
+        palette = Image.fromarray(np.concatenate(sample)).quantize(256)
         options = {"optimize": False}
 
         def draw(at: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Methods beside each other: one row each, the same frames in every column."""
+"""Figure that compares methods: one row per method, the same frame in every column."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAP = 0.05  # inches between frames
-NAMES = (1.3, 2.0, 2.7)  # inches for the names of rows, the first into which they fit
+NAMES = (1.3, 2.0, 2.7)  # candidate widths of the row names in inches; the first that fits is used
 
-Row = tuple[str, list[NDArray[np.uint8]]]  # its name, and its frames (H, W, 3)
+Row = tuple[str, list[NDArray[np.uint8]]]  # name and frames (H, W, 3)
 
 
 def compare_methods(
@@ -62,7 +62,7 @@ def compare_methods(
     plt_fig_axis: tuple[Figure, Axes] | None = None,
     use_pyplot: bool = True,
 ) -> tuple[Figure, Axes]:
-    """Draw several explanations of one clip, a row each under the clip's own frames.
+    """Draw several explanations of one clip, one row per explanation below the original frames.
 
     Example:
         >>> import numpy as np, torch
@@ -72,38 +72,42 @@ def compare_methods(
         >>> len(axes.images), axes.texts[0].get_text()  # three rows of four frames
         (12, 'frame 1\\n0.04 s')
 
-    Each method has one scale for all its frames, since the units of two methods have nothing in common; it stands
-    under the method's name.
+    Each method has its own scale, because the units of two methods are not comparable. All frames of a method share
+    this scale, which is shown below the name of the method.
 
     Args:
-        clip: as for :func:`~captum_staa.visualization.show_frames`.
-        attributions: name to attributions, as there. A planted truth may be one of them.
-        layout: as there.
-        method: as there.
-        sign: as there.
-        outlier_perc: as there, per method.
-        alpha_overlay: as there.
-        cmap: as there.
-        show_colorbar: whether to draw the key to the colors.
-        crop: as there, the same for all methods.
-        index: as there.
-        mean: as there.
-        std: as there.
-        num_frames: draw no more than this many, evenly chosen; None draws all.
-        indices: ``(T,)``, the frames' numbers in their file, for the labels.
-        fps: frames per second that ``indices`` (or the frames) count; with it the labels have seconds, too.
-        labels: T strings instead.
-        title: over all.
-        fig_size: width and height in inches; None fits the frames.
-        plt_fig_axis: figure and axes to draw on.
-        use_pyplot: whether pyplot manages the figure. It is never shown from here.
+        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
+        attributions: dict from names to attributions, each in one of the forms of
+            :func:`~captum_staa.visualization.show_frames`. Ground-truth evidence can be one of them.
+        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
+        method: how to draw the attributions: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"``,
+            ``"alpha_scaling"`` or ``"original_image"``; see :func:`~captum_staa.visualization.show_frames`.
+        sign: attributions to draw: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"``.
+        outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total of a
+            method are clipped to 1.
+        alpha_overlay: maximum opacity of the heat map, in [0, 1].
+        cmap: color map, or its name; None uses the default of ``sign``.
+        show_colorbar: whether to draw a color bar.
+        crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw, for all methods.
+        index: index of the clip in a batch; required if the batch has more than one clip.
+        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
+        std: standard deviation of the clip's normalization; requires ``mean``.
+        num_frames: maximum number of frames, which are sampled evenly; None draws all.
+        indices: ``(T,)``, frame numbers in the video file, for the labels.
+        fps: frame rate of ``indices`` (of the clip if ``indices`` is None); adds times in seconds to the labels.
+        labels: ``(T,)`` strings that replace the labels of the frames.
+        title: title of the figure.
+        fig_size: width and height of the figure in inches; None fits the frames.
+        plt_fig_axis: figure and axes to draw on; None creates new ones.
+        use_pyplot: whether to create the figure with pyplot. The figure is not shown.
 
     Returns:
-        The figure, and its axes: ``axes.images`` row by row, the clip's own first; ``axes.texts`` the labels of
-        columns and then the names of rows.
+        The figure and its axes: ``axes.images`` are the frames row by row, the original frames first; ``axes.texts``
+        are the labels of the columns, followed by the names of the rows.
 
     Raises:
-        TypeError, ValueError: an argument is not as said above; the numbers of frames differ, by the method's name.
+        TypeError, ValueError: an argument is invalid, or the attributions of a method do not have the number of frames
+            of the clip; the message begins with the name of the method.
     """
     drawn = by_name(
         attributions,
@@ -122,57 +126,58 @@ def compare_methods(
             std=std,
         ),
     )
-    any_one = next(iter(drawn.values()))
-    total, height, width = any_one.original.shape[:3]
+    first = next(iter(drawn.values()))
+    total, height, width = first.original.shape[:3]
     names = frame_labels(total, indices, fps, labels, join="\n")
     chosen = evenly(total, num_frames)
     wide = max(min(8.5 / len(chosen), 1.6, 6 / (len(drawn) + 1) * width / height), 0.6)  # inches
     frame = wide * height / width, wide
-    called = row_names({name: one.scale for name, one in drawn.items()}, frame[0])
-    rows: list[Row] = [("clip", [any_one.original[at] for at in chosen])]
-    rows += [(name, [one.frame(at) for at in chosen]) for name, one in zip(called, drawn.values(), strict=True)]
-    key = any_one.cmap if show_colorbar else None
+    row_labels = row_names({name: one.scale for name, one in drawn.items()}, frame[0])
+    rows: list[Row] = [("clip", [first.original[at] for at in chosen])]
+    rows += [(label, [one.frame(at) for at in chosen]) for label, one in zip(row_labels, drawn.values(), strict=True)]
+    key = first.cmap if show_colorbar else None
 
     sheet = rows_size(rows, frame)
     figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or page_size(sheet, title, key))
     draw_rows(axes, rows, [names[at] for at in chosen], frame)
-    head_and_key(figure, axes, title, key, any_one.limits, f"{SIGNS[sign]} (one scale for all frames of a row)")
+    head_and_key(figure, axes, title, key, first.limits, f"{SIGNS[sign]} (one scale for all frames of a row)")
     return figure, axes
 
 
 def by_name(attributions: Mapping[str, Attributions], drawn: Callable[[Attributions], Overlay]) -> dict[str, Overlay]:
-    """Each method's overlay; an error begins with the name of the method that it is about."""
+    """Return the overlay of each method. An error message begins with the name of its method."""
     if not hasattr(attributions, "items") or not attributions:
+        got = "an empty dict" if hasattr(attributions, "items") else type(attributions).__name__
         raise TypeError(
-            f"attributions is a dict of at least one name and its attributions, but {type(attributions).__name__} "
-            f"came; show_frames draws one alone"
+            f"attributions must be a dict from at least one name to its attributions, got {got}. To draw a single "
+            f"explanation, use show_frames."
         )
-    found = {}
+    overlays = {}
     for name, values in attributions.items():
         try:
-            found[name] = drawn(values)
+            overlays[name] = drawn(values)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
-    return found
+    return overlays
 
 
-def row_names(scales: Mapping[str, str], room: float) -> list[str]:
-    """Names over their scales, wrapped so that none is higher than its row of ``room`` inches, or else in one line."""
-    lines = max(int(room / LINE), 2)
+def row_names(scales: Mapping[str, str], height: float) -> list[str]:
+    """Return a label per row: the name above the scale. Names wrap to fit a row of ``height`` inches, if possible."""
+    lines = max(int(height / LINE), 2)
     for width in NAMES:
-        found = [f"{wrapped(name, width)}\n{scale}".rstrip() for name, scale in scales.items()]
-        if all(name.count("\n") < lines for name in found):
-            return found
+        labels = [f"{wrapped(name, width)}\n{scale}".rstrip() for name, scale in scales.items()]
+        if all(label.count("\n") < lines for label in labels):
+            return labels
     return [f"{name}\n{scale}".rstrip() for name, scale in scales.items()]
 
 
 def rows_size(rows: Sequence[Row], frame: tuple[float, float]) -> tuple[float, float]:
-    """Width and height in inches of what :func:`draw_rows` draws."""
+    """Return the width and height in inches of the sheet that :func:`draw_rows` draws."""
     return _gutter(rows) + len(rows[0][1]) * (frame[1] + GAP), 2 * LINE + len(rows) * (frame[0] + GAP)
 
 
 def draw_rows(axes: Axes, rows: Sequence[Row], labels: Sequence[str], frame: tuple[float, float]) -> None:
-    """Rows of frames with their names to the left and a label over each column; ``frame`` is height and width."""
+    """Draw rows of frames, with names on the left and a label above each column; ``frame`` is (height, width)."""
     tall, wide = frame
     begin = _gutter(rows)
     for column, label in enumerate(labels):
@@ -187,6 +192,6 @@ def draw_rows(axes: Axes, rows: Sequence[Row], labels: Sequence[str], frame: tup
 
 
 def _gutter(rows: Sequence[Row]) -> float:
-    """Inches to the left of the frames, for the names of rows."""
+    """Return the width in inches of the row names, to the left of the frames."""
     widest = max(text_width(line) for name, _ in rows for line in name.splitlines() or [""])
-    return 0.15 + 1.1 * widest  # the layout engine may draw the sheet somewhat smaller, but text keeps its size
+    return 0.15 + 1.1 * widest  # the layout engine may reduce the sheet, while text keeps its size

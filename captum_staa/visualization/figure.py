@@ -1,4 +1,4 @@
-"""What all figures share: the figure itself, names of frames, rows of frames on one sheet, and the key to colors."""
+"""Shared parts of all figures: creation of the figure, frame labels, sheets of frames and color bars."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABEL_SIZE = 9  # points
-LINE = 0.16  # inches that a line of label takes
+LINE = 0.16  # height of a line of a label in inches
 
 
 def new_figure(
     plt_fig_axis: tuple[Figure, Axes] | None, use_pyplot: bool, fig_size: tuple[float, float]
 ) -> tuple[Figure, Axes]:
-    """The caller's figure and axes, or new ones, with or without pyplot."""
+    """Return the figure and axes of the caller, or new ones, with or without pyplot."""
     if plt_fig_axis is not None:
         return plt_fig_axis
     if use_pyplot:
-        from matplotlib import pyplot  # not above: it chooses a backend for the whole process
+        from matplotlib import pyplot  # not at module level: the import selects a backend for the process
 
         return pyplot.subplots(figsize=fig_size, layout="constrained")
     figure = Figure(figsize=fig_size, layout="constrained")
@@ -44,7 +44,7 @@ def frame_labels(
     labels: Sequence[str] | None = None,
     join: str | None = None,
 ) -> list[str]:
-    """``"frame 12"`` or ``"0.48 s"`` for each of ``total`` frames; with ``join``, both with it in between.
+    """Return a label such as ``"frame 12"`` or ``"0.48 s"`` for each frame; with ``join``, both separated by ``join``.
 
     Example:
         >>> frame_labels(2, [10, 12], 25), frame_labels(2, [10, 12], 25, join=", ")
@@ -52,7 +52,9 @@ def frame_labels(
     """
     for name, value in (("indices", indices), ("labels", labels)):
         if value is not None and len(value) != total:
-            raise ValueError(f"{name} must name each of the {total} frames, got {len(value)}: {list(value)!r}")
+            raise ValueError(
+                f"{name} must have one entry for each of the {total} frames, got {len(value)}: {list(value)!r}"
+            )
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f"fps must be positive and finite, got {fps!r}")
     if labels is not None:
@@ -64,7 +66,7 @@ def frame_labels(
 
 
 def evenly(total: int, num_frames: int | None) -> list[int]:
-    """The middle frames of ``num_frames`` equal parts of a clip; all where None, or where there are no more.
+    """Return the middle frame of each of ``num_frames`` equal parts of a clip; all frames if None.
 
     Example:
         >>> evenly(8, 4), evenly(2, 4), evenly(3, None)
@@ -77,10 +79,12 @@ def evenly(total: int, num_frames: int | None) -> list[int]:
 
 
 def explained_bar(predictions: Sequence[tuple[str, float]], target: str | None) -> int:
-    """Which of the model's answers was explained; 0 where none is named, -1 where it is not among them."""
+    """Return the position of ``target`` in ``predictions``; 0 if ``target`` is None, -1 if it is not a prediction."""
     for label, probability in predictions:
         if not 0 <= probability <= 1:
-            raise ValueError(f"predictions are pairs (label, probability in [0, 1]), got ({label!r}, {probability!r})")
+            raise ValueError(
+                f"predictions must be pairs (label, probability in [0, 1]), got ({label!r}, {probability!r})"
+            )
     labels = [label for label, _ in predictions]
     if target is None:
         return 0
@@ -88,12 +92,12 @@ def explained_bar(predictions: Sequence[tuple[str, float]], target: str | None) 
 
 
 def text_width(text: str) -> float:
-    """Inches that a line takes as a label."""
+    """Return the width in inches of a line of text at the size of labels."""
     return float(TextPath((0, 0), text, size=LABEL_SIZE).get_extents().width) / 72 if text.strip() else 0.0
 
 
 def wrapped(name: str, width: float) -> str:
-    """A name in lines of at most ``width`` inches, broken between words, also those of CamelCase, and never in one.
+    """Break a name into lines of at most ``width`` inches. Lines break only between words, also those of CamelCase.
 
     Example:
         >>> wrapped("IntegratedGradients of the last layer", 1.0).split("\\n")
@@ -109,27 +113,27 @@ def wrapped(name: str, width: float) -> str:
 
 
 def draw_frame(axes: Axes, frame: NDArray[np.uint8], left: float, top: float, size: tuple[float, float]) -> None:
-    """A frame on a sheet measured in inches whose y axis points down; ``size`` is its height and width."""
+    """Draw a frame on a sheet in inches, whose y axis points down; ``size`` is (height, width)."""
     axes.imshow(frame, extent=(left, left + size[1], top + size[0], top), aspect="equal")
 
 
 def finish_sheet(axes: Axes, size: tuple[float, float]) -> None:
-    """Make the axes a sheet of this width and height in inches."""
+    """Set the limits of the axes to a sheet of this width and height in inches."""
     axes.set_xlim(0, size[0])
     axes.set_ylim(size[1], 0)
     axes.set_axis_off()
 
 
 def page_size(sheet: tuple[float, float], title: str | None, key: Colormap | None) -> tuple[float, float]:
-    """Width and height in inches of a figure with room around a sheet, for a title and for a key to its colors."""
-    # not wider than the layout leaves: a sheet that grows to fill the width would grow into the title
+    """Return the width and height in inches of a figure: a sheet with space for its title and its color bar."""
+    # The figure is only slightly wider than the sheet. Otherwise the sheet would grow into the title.
     return sheet[0] + 0.09, sheet[1] + 0.2 + 0.35 * bool(title) + 0.6 * (key is not None)
 
 
 def head_and_key(
     figure: Figure, axes: Axes, title: str | None, key: Colormap | None, limits: tuple[float, float], label: str
 ) -> None:
-    """The title above, where there is one, and the key to the colors below, where it is wanted."""
+    """Draw the title, if any, and the color bar, unless ``key`` is None."""
     if title:
         axes.set_title(title)
     if key is not None:
@@ -137,15 +141,16 @@ def head_and_key(
 
 
 def inset(axes: Axes, page: tuple[float, float], left: float, top: float, across: float, down: float) -> Axes:
-    """A panel on axes that stand for a page of this width and height, all in inches, from its upper left corner."""
+    """Return a panel inside of axes that represent a page. All sizes are in inches from its upper left corner."""
     return axes.inset_axes((left / page[0], 1 - (top + down) / page[1], across / page[0], down / page[1]))
 
 
 def color_bar(
     figure: Figure, axes: Axes, colors: Colormap, limits: tuple[float, float], label: str, *, inside: bool = False
 ) -> None:
-    """The key to the colors, below the axes or filling them."""
-    gap = 0.16 / figure.get_size_inches()[1]  # inches, as page_size counts: on a high page a part would crowd the title
+    """Draw a color bar below the axes, or inside of them."""
+    # The gap is 0.16 inches, as in page_size. A fixed share of the height would be too large on a high page.
+    gap = 0.16 / figure.get_size_inches()[1]
     place: dict[str, Any] = {"cax": axes} if inside else {"ax": axes, "shrink": 0.6, "aspect": 45, "pad": gap}
     bar = figure.colorbar(ScalarMappable(Normalize(*limits), colors), orientation="horizontal", **place)
     bar.set_label(label, fontsize=LABEL_SIZE)

@@ -1,4 +1,4 @@
-"""Contact sheets: the frames of a clip in reading order, with what the model used in each."""
+"""Contact sheets: the frames of a clip in reading order, with the attributions on top."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABEL_SPACE = 0.19  # inches above a frame
+LABEL_SPACE = 0.19  # inches for the label above a frame
 GAP = 0.06  # inches between frames
 
 
@@ -49,7 +49,7 @@ def show_frames(
     plt_fig_axis: tuple[Figure, Axes] | None = None,
     use_pyplot: bool = True,
 ) -> tuple[Figure, Axes]:
-    """Draw a clip's frames in reading order with the attributions on top.
+    """Draw the frames of a clip in reading order, with the attributions on top.
 
     Example:
         >>> import numpy as np, torch
@@ -60,43 +60,48 @@ def show_frames(
         >>> len(axes.images), [text.get_text() for text in axes.texts][5]
         (8, 'frame 5')
 
-    The parameters that Captum's ``visualize_image_attr`` has mean here what they mean there, with two differences: the
-    scale is one for the whole clip, and the heat map's opacity grows with the evidence, so that the (gray) picture
-    stays visible where there is none.
+    Parameters of Captum's ``visualize_image_attr`` have the same meaning here, with two differences. All frames of the
+    clip share one scale. The opacity of the heat map grows with the attribution, so that the gray frame stays visible
+    where the attribution is small.
 
     Args:
         clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
-        attributions: of the clip's shape in ``layout``, or ``(T, h, w)``, ``(B, T, h, w)``, or
-            :class:`~captum_staa.VideoAttribution`; resized smoothly where h, w are not H, W.
-        layout: order of the axes of five-dimensional tensors, such as ``"BTCHW"``.
-        method: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"`` (the picture times the map: dark where
-            there is no evidence), ``"alpha_scaling"`` (likewise, but white) or ``"original_image"``, which does
-            without attributions.
-        sign: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"`` (not for the two maskings).
-        outlier_perc: percentage of the clip's total that the largest values may hold and still be cut off at 1.
-        alpha_overlay: opacity in [0, 1] of the heat map where the evidence is strongest.
-        cmap: a color map or its name; None takes inferno, for ``"negative"`` viridis, for ``"all"`` blue to orange.
-        show_colorbar: whether to draw the key to the colors, with the scale.
-        crop: ``(top, left, height, width)`` in pixels of the frames that the model saw, after its resizing and
-            cropping; the map goes there, and the rest is grayed out.
-        index: which clip of a batch.
-        mean: what was subtracted from pictures in [0, 1] to make a float clip; goes with ``std``.
-        std: what they were then divided by. Without both, the clip's own range becomes black to white.
-        num_frames: draw no more than this many, evenly chosen; None draws all.
-        columns: frames per row; None chooses.
-        indices: ``(T,)``, the frames' numbers in their file, for the labels.
-        fps: frames per second that ``indices`` (or the frames) count; with it the labels are in seconds.
-        labels: T strings instead.
-        title: over all.
-        fig_size: width and height in inches; None fits the frames.
-        plt_fig_axis: figure and axes to draw on.
-        use_pyplot: whether pyplot manages the figure, as notebooks like it. It is never shown from here.
+        attributions: attributions of the same shape as the clip (with ``layout``), or ``(T, h, w)``, ``(B, T, h, w)``,
+            or :class:`~captum_staa.VideoAttribution`. Maps of another size than the frames are interpolated. None with
+            ``method="original_image"``.
+        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
+        method: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"`` (the frame times the map: black where the map
+            is zero), ``"alpha_scaling"`` (the same, but white where the map is zero) or ``"original_image"``, which
+            draws no attributions.
+        sign: attributions to draw: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"``. The methods
+            ``"masked_image"`` and ``"alpha_scaling"`` do not support ``"all"``.
+        outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total are
+            clipped to 1.
+        alpha_overlay: maximum opacity of the heat map, in [0, 1].
+        cmap: color map, or its name; None uses inferno, viridis for ``sign="negative"``, and blue to orange for
+            ``sign="all"``.
+        show_colorbar: whether to draw a color bar.
+        crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw after its resizing
+            and cropping. The map is drawn there, and the rest of the frame is gray.
+        index: index of the clip in a batch; required if the batch has more than one clip.
+        mean: mean of the clip's normalization, one number or one per channel; requires ``std``. Without both, the
+            minimum and the maximum of a float clip become black and white.
+        std: standard deviation of the clip's normalization; requires ``mean``.
+        num_frames: maximum number of frames, which are sampled evenly; None draws all.
+        columns: number of frames per row; None selects a number that fits a page.
+        indices: ``(T,)``, frame numbers in the video file, for the labels.
+        fps: frame rate of ``indices`` (of the clip if ``indices`` is None); the labels are then in seconds.
+        labels: ``(T,)`` strings that replace the labels of the frames.
+        title: title of the figure.
+        fig_size: width and height of the figure in inches; None fits the frames.
+        plt_fig_axis: figure and axes to draw on; None creates new ones.
+        use_pyplot: whether to create the figure with pyplot. The figure is not shown.
 
     Returns:
-        The figure, and its axes: ``axes.images`` are the frames and ``axes.texts`` their labels, in order.
+        The figure and its axes: ``axes.images`` are the frames and ``axes.texts`` their labels, in order.
 
     Raises:
-        TypeError, ValueError: an argument is not as said above; the numbers of frames differ.
+        TypeError, ValueError: an argument is invalid, or the clip and the attributions differ in the number of frames.
     """
     drawn = overlay(
         clip,
@@ -136,16 +141,16 @@ def show_frames(
 
 
 def _columns(shown: int, aspect: float) -> int:
-    """Frames per row: about as wide as a page or a slide, and no nearly empty last row."""
+    """Return the number of frames per row, for a sheet of about the aspect ratio of a slide without empty places."""
 
-    def badness(columns: int) -> float:
+    def cost(columns: int) -> float:
         rows = math.ceil(shown / columns)
         empty = (rows * columns - shown) / shown
         return abs(math.log(columns * aspect / (rows * 1.9))) + 8 * empty
 
-    return min(range(1, shown + 1), key=badness)
+    return min(range(1, shown + 1), key=cost)
 
 
 def _frame_width(columns: int, rows: int, aspect: float) -> float:
-    """Inches: a sheet of at most 11 x 7.5, but no stamps and no posters, and always room for the label."""
+    """Return the width of a frame in inches: the sheet fits 11 x 7.5 inches if each label still fits its frame."""
     return max(min(11 / columns, 7.5 / rows * aspect, 2.6 * max(aspect, 1) ** 0.5), 0.75)

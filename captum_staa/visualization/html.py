@@ -1,4 +1,4 @@
-"""A player in one file: the clip, its explanations and a timeline, for any browser, with nothing to fetch."""
+"""HTML player: the clip, its explanations and a timeline in one page without external resources."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from .overlay import Method, Overlay, default_cmap, overlay
 from .placement import Crop, reduced, shrunk, size_within
 from .saliency import SIGNS, Attributions, Clip, Sign, as_map, evidence_windows, saliency, when
 
-TINY = 128  # pixels of the shorter edge; smaller frames keep every pixel as it is, larger ones are compressed
+TINY = 128  # frames with a shorter edge below this many pixels are stored losslessly, larger ones are compressed
 ONLY = "attributions"  # the name of a single explanation
 
 
 class Player(str):
-    """The page as text, which a notebook shows as it is: in a frame of its own, apart from the notebook's scripts."""
+    """The page as a string. A notebook shows it in a sandboxed iframe, separate from the scripts of the notebook."""
 
     def _repr_html_(self) -> str:
         return (
@@ -70,62 +70,66 @@ def to_html(
     title: str = "What the model looked at",
     max_size: int = 360,
 ) -> str:
-    """Make a page that plays a clip under its explanations.
+    """Return an HTML page that plays a clip with its explanations on top.
 
     Example:
         >>> import tempfile, numpy as np, torch
         >>> frames = np.full((8, 48, 64, 3), 128, dtype=np.uint8)
         >>> maps = {"STAA": torch.rand(1, 8, 48, 64), "Occlusion": torch.rand(1, 8, 48, 64)}
         >>> page = to_html(frames, maps, path=tempfile.mkdtemp() + "/clip.html", fps=25)
-        >>> "http://" in page or "https://" in page  # all is inside
+        >>> "http://" in page or "https://" in page  # there are no external resources
         False
 
-    The page switches between explanations, ways of drawing and signs, fades the overlay, and goes through the frames
-    by a click or a drag on the timeline, by its buttons, or by keys: arrows, Home, End, and space to play. It begins
-    with the strongest frame. It follows the reader's light or dark setting and fits a phone. A notebook shows the
-    returned text as a player.
+    The page has menus for the explanation, the drawing method and the sign, and a slider for the opacity. The timeline
+    (click or drag), the buttons and the keys (arrows, Home, End, space) select the frame or play the clip. The page
+    begins with the strongest frame. It supports light and dark mode and small screens. A notebook shows the returned
+    string as a player.
 
     Args:
-        clip: as for :func:`~captum_staa.visualization.show_frames`.
-        attributions: as there; or a dict of names and attributions, between which the page switches.
-        layout: as there.
-        path: where to write the page; None only returns it.
-        overwrite: whether an existing file may be replaced.
-        method: as there, to begin with.
-        sign: as there, to begin with.
-        outlier_perc: as there; each explanation and each sign has a scale of its own.
-        alpha_overlay: as there, to begin with.
-        cmap: as there; None takes the sign's own.
-        crop: as there, in pixels of ``clip``.
-        index: as there.
-        mean: as there.
-        std: as there.
-        indices: ``(T,)``, the frames' numbers in their file, for the labels.
-        fps: frames per second that ``indices`` (or the frames) count; with it the labels have seconds, too.
+        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
+        attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`;
+            or a dict from names to attributions, which the page offers in a menu.
+        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
+        path: output file; None only returns the page.
+        overwrite: whether to replace an existing file.
+        method: initial way to draw the attributions: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"``,
+            ``"alpha_scaling"`` or ``"original_image"``; see :func:`~captum_staa.visualization.show_frames`.
+        sign: attributions to draw initially: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"``.
+        outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total are
+            clipped to 1. Each explanation and each sign has a separate scale.
+        alpha_overlay: initial maximum opacity of the heat map, in [0, 1].
+        cmap: color map, or its name; None uses the default of each sign.
+        crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw.
+        index: index of the clip in a batch; required if the batch has more than one clip.
+        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
+        std: standard deviation of the clip's normalization; requires ``mean``.
+        indices: ``(T,)``, frame numbers in the video file, for the labels.
+        fps: frame rate of ``indices`` (of the clip if ``indices`` is None); adds times in seconds to the labels.
         play_fps: frames per second at which the page plays.
-        truth: when the evidence is there, as for :func:`~captum_staa.visualization.show_timeline`.
-        predictions: pairs (label, probability), as :meth:`VideoClassifier.predict` returns them.
-        target: label of the class that was explained, whose bar is colored; None is the first.
-        title: over all.
-        max_size: frames whose shorter side has more pixels are reduced to this.
+        truth: frames that contain the evidence, as in :func:`~captum_staa.visualization.show_timeline`.
+        predictions: pairs (label, probability), as returned by :meth:`VideoClassifier.predict`.
+        target: label of the explained class, whose bar is colored; None uses the first prediction.
+        title: title of the page.
+        max_size: maximum length of the shorter side of the frames in pixels; larger frames are reduced.
 
     Returns:
-        The page, whole: 16 frames of 240 x 426 with a smooth map of 224 x 224 take 0.7 MB, and 310 of them 13 MB.
+        The page. 16 frames of 240 x 426 pixels with a smooth map of 224 x 224 take 0.7 MB, and 310 such frames 13 MB.
 
     Raises:
-        FileExistsError, FileNotFoundError: the file exists and ``overwrite`` is False; its folder does not exist.
-        TypeError, ValueError: an argument is not as said above; the numbers of frames differ.
+        FileExistsError: the file exists and ``overwrite`` is False.
+        FileNotFoundError: the folder of the file does not exist.
+        TypeError, ValueError: an argument is invalid, or the clip and the attributions differ in the number of frames.
     """
     check_count("max_size", max_size)
     if not 0 < play_fps < math.inf:
         raise ValueError(f"play_fps must be positive and finite, got {play_fps!r}")
 
-    def laid(values: Attributions) -> Overlay:
+    def overlay_of(values: Attributions) -> Overlay:
         return overlay(
             clip,
             values,
             layout=layout,
-            # This one would do without attributions, but the page holds them all the same.
+            # "original_image" ignores attributions, but the page needs them for the other methods.
             method="heat_map" if method == "original_image" else method,
             sign=sign,
             outlier_perc=outlier_perc,
@@ -138,9 +142,9 @@ def to_html(
         )
 
     if isinstance(attributions, Mapping):
-        named, original = attributions, next(iter(by_name(attributions, laid).values())).original
+        named, original = attributions, next(iter(by_name(attributions, overlay_of).values())).original
     else:
-        named, original = {ONLY: attributions}, laid(attributions).original
+        named, original = {ONLY: attributions}, overlay_of(attributions).original
     total, tall, wide = original.shape[:3]
     height, width = size_within((tall, wide), max_size)
     across, down = width / wide, height / tall
@@ -149,13 +153,15 @@ def to_html(
 
     explanations = []
     for name, values in named.items():
-        scales = {each: saliency(values, layout, each, outlier_perc, index).scale for each in SIGNS}
+        scales = {sign_name: saliency(values, layout, sign_name, outlier_perc, index).scale for sign_name in SIGNS}
         maps = as_map(values, layout, index)
-        curves = {each: rounded(when(values, layout, each, index)) for each in SIGNS}
+        curves = {sign_name: rounded(when(values, layout, sign_name, index)) for sign_name in SIGNS}
         explanations.append(
             {"name": name, "scales": scales, "curves": curves, **packed(maps, max(scales.values()), placed[2:])}
         )
-    colors = {each: matplotlib.colormaps.get_cmap(cmap) if cmap else default_cmap(each) for each in SIGNS}
+    colors = {
+        sign_name: matplotlib.colormaps.get_cmap(cmap) if cmap else default_cmap(sign_name) for sign_name in SIGNS
+    }
     data = {
         "width": width,
         "height": height,
@@ -168,7 +174,9 @@ def to_html(
         "sign": sign,
         "signs": SIGNS,
         "alpha": alpha_overlay,
-        "colors": {each: colors[each](np.arange(256), bytes=True)[:, :3].ravel().tolist() for each in SIGNS},
+        "colors": {
+            sign_name: colors[sign_name](np.arange(256), bytes=True)[:, :3].ravel().tolist() for sign_name in SIGNS
+        },
         "explanations": explanations,
         "truth": evidence_windows(truth, total),
         "predictions": [(str(label), float(probability)) for label, probability in predictions],
@@ -182,29 +190,34 @@ def to_html(
 
 
 def assembled(title: str, data: dict[str, Any]) -> str:
-    """The page from its parts in the folder ``player``, with what it shows as JSON inside."""
+    """Return the page from its templates in the folder ``player``, with ``data`` embedded as JSON."""
     page, style, script = (
         files(__package__).joinpath("player", name).read_text("utf-8")
         for name in ("page.html", "style.css", "player.js")
     )
-    # A "</script>" in somebody's label would end the block that holds it.
+    # A "</script>" in a label would end the script element of the data.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return Template(page).substitute(title=escape(title), style=style, script=script, data=text)
 
 
-def packed(maps: NDArray[np.float64], largest: float, room: tuple[float, float]) -> dict[str, Any]:
-    """Signed maps ``(T, h, w)`` as text, a byte per cell for what is positive and one for what is negative.
+def packed(maps: NDArray[np.float64], largest: float, size: tuple[float, float]) -> dict[str, Any]:
+    """Encode signed maps ``(T, h, w)`` as a string, with one byte per cell for each sign.
 
-    They are apart so that maps that are larger than the picture keep both when they are reduced to it. Bytes are square
-    roots of parts of the largest value, so that small values stay apart even where a few are a hundred times as large.
+    Positive and negative values are stored separately, so that both survive when a large map is reduced to the size of
+    the picture. A byte is the square root of the fraction of the largest value, so that small values stay
+    distinguishable even if a few values are 100 times larger.
 
     Args:
         maps: the values.
-        largest: of the scales under which they may be shown; what lies beyond it is shown like it.
-        room: height and width of the picture, in pixels.
+        largest: the largest scale with which the maps may be shown; larger values are clipped to it.
+        size: height and width of the picture in pixels.
+
+    Returns:
+        A dict with ``size`` (h, w) of the stored maps, ``peaks`` (largest positive value, largest negative magnitude)
+        and ``packed``, the bytes ``(2, T, h, w)`` compressed by zlib as base64.
     """
-    # Divided first: float32 holds neither 1e-50 nor 1e50.
-    planes = [shrunk(np.clip(sign * maps / (largest or 1), 0, 1).astype(np.float32), room) for sign in (1, -1)]
+    # Divide first: float32 can represent neither 1e-50 nor 1e50.
+    planes = [shrunk(np.clip(sign * maps / (largest or 1), 0, 1).astype(np.float32), size) for sign in (1, -1)]
     peaks = [float(plane.max()) for plane in planes]
     parts = [np.sqrt(plane / (peak or 1)) for plane, peak in zip(planes, peaks, strict=True)]
     codes = (255 * np.stack(parts)).round().astype(np.uint8)  # (2, T, h, w)
@@ -216,12 +229,12 @@ def packed(maps: NDArray[np.float64], largest: float, room: tuple[float, float])
 
 
 def encoded(frame: NDArray[np.uint8]) -> str:
-    """A frame ``(H, W, 3)`` as a WebP, as a data URI."""
+    """Return a frame ``(H, W, 3)`` as a data URI of a WebP image."""
     written = BytesIO()
     Image.fromarray(frame).save(written, "webp", lossless=min(frame.shape[:2]) < TINY, quality=85, method=4)
     return "data:image/webp;base64," + b64encode(written.getvalue()).decode()
 
 
 def rounded(values: NDArray[np.float64]) -> list[float]:
-    """Six significant digits, which is more than a curve shows."""
+    """Round to six significant digits, which is more than a curve can show."""
     return [float(f"{value:.6g}") for value in values]

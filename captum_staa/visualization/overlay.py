@@ -1,4 +1,4 @@
-"""Colors: a saliency map laid over its frames."""
+"""Overlay of a saliency map on the frames of a clip, in colors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .saliency import SIGNS, Attributions, Clip, Saliency, Sign, as_pictures, sa
 
 Method = Literal["blended_heat_map", "heat_map", "original_image", "masked_image", "alpha_scaling"]
 METHODS = ("blended_heat_map", "heat_map", "original_image", "masked_image", "alpha_scaling")
-UNSEEN = np.array([0.82, 0.82, 0.82])  # where a map says nothing; no default color map holds this gray
+UNSEEN = np.array([0.82, 0.82, 0.82])  # outside of the crop; a gray that is in none of the default color maps
 
-# Lightness falls from 76 to 10 and rises again in equal steps, so that equal distances look equal on both sides, and
-# zero is neutral. Matplotlib's dark-centerd maps (berlin, managua, from 3.10 on) miss one or the other.
+# Lightness falls from 76 to 10 and rises again in equal steps, so that equal differences look equal for both signs, and
+# zero is neutral. The maps of matplotlib with a dark center (berlin, managua, since 3.10) lack one of these properties.
 DIVERGING = LinearSegmentedColormap.from_list(
     "blue_black_orange",
     ["#74c3ff", "#0298db", "#016c9d", "#014364", "#1b1b1b", "#603400", "#985501", "#d47801", "#ffa854"],
@@ -31,7 +31,7 @@ DIVERGING = LinearSegmentedColormap.from_list(
 
 @dataclass(frozen=True)
 class Overlay:
-    """A clip under its saliency map, drawn frame by frame, since all of them at once may not fit into memory."""
+    """A clip with its saliency map. It draws frame by frame, because all frames may not fit into memory."""
 
     original: NDArray[np.uint8]  # (T, H, W, 3)
     saliency: Saliency | None  # (T, h, w); None for method="original_image"
@@ -42,7 +42,7 @@ class Overlay:
     crop: Crop | None
 
     def frame(self, at: int) -> NDArray[np.uint8]:
-        """``(H, W, 3)``: one frame as ``method`` wants it."""
+        """Return one frame ``(H, W, 3)`` uint8, drawn with ``method``."""
         frame = self.original[at]
         if self.saliency is None:
             return frame
@@ -70,31 +70,31 @@ class Overlay:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The values at the ends of the colors."""
+        """The values at the two ends of the color map."""
         return (-1.0 if self.sign == "all" else 0.0), 1.0
 
     @property
     def cmap(self) -> Colormap | None:
-        """The colors as they appear in the pictures; None where these hold no heat map."""
+        """The color map as it appears in the frames; None if ``method`` draws no heat map."""
         if self.method == "heat_map":
             return self.colors
         return blended(self.colors, self.limits[0], self.alpha_overlay) if self.method == "blended_heat_map" else None
 
     @property
     def scale(self) -> str:
-        """What the strongest color stands for."""
+        """Text with the attribution of the strongest color."""
         if self.saliency is None:
             return ""
         return f"1 = {self.saliency.scale:.3g}" if self.saliency.scale else "zero everywhere"
 
     @property
     def caption(self) -> str:
-        """What the colors show, and on which scale."""
+        """Text with the quantity that the colors show, and its scale."""
         return f"{SIGNS[self.sign]}, {self.scale} (one scale for all frames)"
 
 
 def default_cmap(sign: Sign) -> Colormap:
-    """Perceptually uniform, dark at zero, and safe for color-blind readers."""
+    """Return the color map of a sign: perceptually uniform, dark at zero, and suitable for color-blind readers."""
     return DIVERGING if sign == "all" else matplotlib.colormaps["viridis" if sign == "negative" else "inferno"]
 
 
@@ -113,37 +113,42 @@ def overlay(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> Overlay:
-    """Check all that drawing needs; the arguments are those of :func:`captum_staa.visualization.show_frames`."""
+    """Check the arguments, which are those of :func:`captum_staa.visualization.show_frames`, and return the overlay."""
     check_choice("method", method, METHODS)
     check_choice("sign", sign, SIGNS)
     if not 0 <= alpha_overlay <= 1:
-        raise ValueError(f"alpha_overlay is an opacity in [0, 1], got {alpha_overlay!r}")
+        raise ValueError(f"alpha_overlay must be an opacity in [0, 1], got {alpha_overlay!r}")
     if method in ("masked_image", "alpha_scaling") and sign == "all":
-        raise ValueError(f"{method = } cannot show two signs; choose sign='positive', 'negative' or 'absolute_value'")
+        raise ValueError(
+            f"sign must be 'positive', 'negative' or 'absolute_value' with {method = }, got 'all'. Choose one of them, "
+            f"or use method='heat_map', which can draw both signs."
+        )
     original = as_pictures(clip, layout, index, mean, std)
     colors = default_cmap(sign) if cmap is None else matplotlib.colormaps.get_cmap(cmap)
     if method == "original_image":
         return Overlay(original, None, method, sign, alpha_overlay, colors, crop)
     if attributions is None:
-        raise ValueError(f"{method = } needs attributions, got None; method='original_image' does without")
-    found = saliency(attributions, layout, sign, outlier_perc, index)
-    if len(found.values) != len(original):
         raise ValueError(
-            f"the clip has {len(original)} frames, but the attributions have {len(found.values)} (shape "
-            f"{found.values.shape}); pass the frames that the model saw, or bring a token grid to frames with "
-            f"TokenGrid.to_pixels"
+            f"attributions must be given with {method = }, got None. Pass attributions, or use method='original_image'."
         )
-    place(found.values[:1], original.shape[1:3], crop)  # raises here and not at the first picture
-    return Overlay(original, found, method, sign, alpha_overlay, colors, crop)
+    maps = saliency(attributions, layout, sign, outlier_perc, index)
+    if len(maps.values) != len(original):
+        raise ValueError(
+            f"attributions must have as many frames as the clip, {len(original)}, got {len(maps.values)} (shape "
+            f"{maps.values.shape}). Pass the frames that the model saw, or resize maps on a token grid with "
+            f"TokenGrid.to_pixels."
+        )
+    place(maps.values[:1], original.shape[1:3], crop)  # to raise errors here, and not when the first frame is drawn
+    return Overlay(original, maps, method, sign, alpha_overlay, colors, crop)
 
 
 def opacity_of(values: NDArray[np.floating], alpha_overlay: float) -> NDArray[np.floating]:
-    """Nothing where there is no evidence, ``alpha_overlay`` from half of the scale on."""
+    """Return the opacity: 0 at value 0, rising linearly to ``alpha_overlay`` at half of the scale and above."""
     return alpha_overlay * np.minimum(1, 2 * np.abs(values))
 
 
 def blended(colors: Colormap, low: float, alpha_overlay: float) -> ListedColormap:
-    """The colors as they come out over a mid-gray picture, so that a color bar shows what the eye meets."""
+    """Return the colors as they appear over a mid-gray frame, for a color bar that matches the picture."""
     values = np.linspace(low, 1, 256)
     opacity = opacity_of(values, alpha_overlay)[:, None]
     return ListedColormap((1 - opacity) * 0.5 + opacity * colors(np.linspace(0, 1, 256))[:, :3])

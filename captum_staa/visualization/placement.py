@@ -1,4 +1,4 @@
-"""Where a map lies in the frames: resizing and cropping undone."""
+"""Resizing of frames, and placement of maps in the region of the frames that the model saw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captum_staa._utils.checks import is_number
 
 
 def size_within(size: tuple[int, int], most: int) -> tuple[int, int]:
-    """``(H, W)`` of the same shape whose shorter side has at most ``most`` pixels.
+    """Return ``(H, W)`` with the same aspect ratio, whose shorter side has at most ``most`` pixels.
 
     Example:
         >>> size_within((1080, 1920), most=360), size_within((100, 120), most=360)
@@ -27,7 +27,7 @@ def size_within(size: tuple[int, int], most: int) -> tuple[int, int]:
 
 
 def reduced(frame: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
-    """A frame ``(H, W, 3)`` whose shorter side has at most ``most`` pixels."""
+    """Return the frame ``(H, W, 3)``, reduced so that its shorter side has at most ``most`` pixels."""
     height, width = size_within((frame.shape[0], frame.shape[1]), most)
     if (height, width) == frame.shape[:2]:
         return frame
@@ -35,9 +35,10 @@ def reduced(frame: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
 
 
 def enlarged(frame: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
-    """A frame ``(H, W, 3)`` whose shorter side has at least ``least`` pixels.
+    """Return the frame ``(H, W, 3)``, enlarged so that its shorter side has at least ``least`` pixels.
 
-    Tiny frames grow by a whole factor, so that the pixels that the model saw stay visible; others are smoothed.
+    Tiny frames are enlarged by an integer factor, so that the pixels of the model input stay visible. Others are
+    interpolated.
     """
     height, width = frame.shape[:2]
     factor = least / min(height, width)
@@ -55,7 +56,7 @@ Crop = tuple[float, float, float, float]
 def place(
     values: NDArray[np.float32], size: tuple[int, int], crop: Crop | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Lay maps over frames of another size, where the model saw them.
+    """Resize maps to the frames, and place them in the region that the model saw.
 
     Example:
         >>> import numpy as np
@@ -68,31 +69,33 @@ def place(
     Args:
         values: ``(T, h, w)``.
         size: ``(H, W)`` of the frames.
-        crop: ``(top, left, height, width)`` in pixels of the frames, not necessarily whole, of the region that the
-            maps cover; None is the whole frame.
+        crop: ``(top, left, height, width)`` of the region that the maps cover, in pixels of the frames (fractions are
+            allowed); None is the whole frame.
 
     Returns:
-        The maps ``(T, H, W)``, bilinear in between and 0 outside of the crop, and which pixels ``(H, W)`` the model
-        saw: those whose center lies in the crop.
+        The maps ``(T, H, W)``, interpolated bilinearly and 0 outside of the crop, and a mask ``(H, W)`` of the pixels
+        that the model saw: those whose center is inside the crop.
 
     Raises:
-        TypeError: the crop is not four numbers.
-        ValueError: it is empty or beside the frame.
+        TypeError: ``crop`` is not a sequence of four numbers.
+        ValueError: ``crop`` is empty or outside of the frame.
     """
     height, width = size
     if crop is None and values.shape[1:] == size:
         return values, np.ones(size, dtype=bool)
-    given: Any = crop
-    if given is not None and not (isinstance(given, Sequence) and len(given) == 4 and all(map(is_number, given))):
-        raise TypeError(f"crop is four numbers, (top, left, height, width), got {crop!r}; clf.crop_box makes it")
+    value: Any = crop
+    if value is not None and not (isinstance(value, Sequence) and len(value) == 4 and all(map(is_number, value))):
+        raise TypeError(
+            f"crop must be four numbers (top, left, height, width), got {crop!r}. Use the result of clf.crop_box."
+        )
     top, left, tall, wide = (0, 0, height, width) if crop is None else crop
-    rows = (np.arange(height) + 0.5 - top) / max(tall, 1e-9)  # of each pixel's center, in [0, 1] inside of the crop
+    rows = (np.arange(height) + 0.5 - top) / max(tall, 1e-9)  # of the center of each pixel; in [0, 1] inside the crop
     columns = (np.arange(width) + 0.5 - left) / max(wide, 1e-9)
     seen = ((rows >= 0) & (rows <= 1))[:, None] & ((columns >= 0) & (columns <= 1))
     if not seen.any():
         raise ValueError(
-            f"crop is (top, left, height, width) of a region of the {height} x {width} frames, got {crop!r}, "
-            f"which holds no pixel of them"
+            f"crop must be (top, left, height, width) of a region inside the {height} x {width} frames, got {crop!r}, "
+            f"which contains no pixel. Pass the crop in pixels of the frames."
         )
     maps = torch.from_numpy(shrunk(values, (tall, wide)))[:, None]
     y, x = torch.from_numpy(rows).float() * 2 - 1, torch.from_numpy(columns).float() * 2 - 1
@@ -102,10 +105,13 @@ def place(
     return np.where(seen, laid.numpy(), np.float32(0)), seen
 
 
-def shrunk(values: NDArray[np.float32], room: tuple[float, float]) -> NDArray[np.float32]:
-    """Maps ``(T, h, w)`` of no more rows and columns than there is room for: a point between two would vanish."""
+def shrunk(values: NDArray[np.float32], most: tuple[float, float]) -> NDArray[np.float32]:
+    """Return maps ``(T, h, w)`` reduced with antialiasing to at most ``most`` rows and columns.
+
+    Sampling a larger map directly could miss values between the sampled points.
+    """
     size = values.shape[1:]
-    smaller = min(size[0], max(round(room[0]), 1)), min(size[1], max(round(room[1]), 1))
+    smaller = min(size[0], max(round(most[0]), 1)), min(size[1], max(round(most[1]), 1))
     values = np.ascontiguousarray(values)
     if smaller == size:
         return values

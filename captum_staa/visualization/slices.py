@@ -1,4 +1,4 @@
-"""Space-time slices: what happens along one row and along one column of the picture while the clip runs."""
+"""Space-time slices: one row and one column of the frames over time."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FRAME = 2.3  # inches of the frame's longer side
-TIME = 1.5  # inches of the time axis
+FRAME = 2.3  # longer side of the frame in inches
+TIME = 1.5  # length of the time axis in inches
 GAP, TITLE, LABELS = 0.12, 0.3, 0.55  # inches between the panels, above them, and for the labels of an axis
-LINE_COLOR = "#00c8a0"  # of the cut: in neither of the default color maps, and light enough for any frame
+LINE_COLOR = "#00c8a0"  # of the cut; a color that is in none of the default color maps, and light enough for any frame
 
 
 def show_slices(
@@ -49,10 +49,10 @@ def show_slices(
     plt_fig_axis: tuple[Figure, Axes] | None = None,
     use_pyplot: bool = True,
 ) -> tuple[Figure, Axes]:
-    """Draw a frame with the row's course over time (x-t) below and the column's (y-t) to its right.
+    """Draw a frame, with one row over time (x-t) below it and one column over time (y-t) on its right.
 
-    Motion is a slanted line in such a slice, and a map that follows it is slanted, too. The clip stands on the left,
-    its explanation on the right.
+    A moving object is a slanted line in such a slice, and so is a map that follows the object. The clip is on the left,
+    and its explanation is on the right.
 
     Example:
         >>> import numpy as np, torch
@@ -64,34 +64,37 @@ def show_slices(
         ['clip, frame 5', 'attributions, frame 5']
 
     Args:
-        clip: as for :func:`~captum_staa.visualization.show_frames`.
-        attributions: as there.
-        layout: as there.
-        at: where to cut: (position in the clip, row, column) in pixels of the frames; None takes the strongest
-            attribution of the sign that is shown.
-        method: as there.
-        sign: as there.
-        outlier_perc: as there.
-        alpha_overlay: as there.
-        cmap: as there.
-        show_colorbar: whether to draw the key to the colors.
-        crop: as there.
-        index: as there.
-        mean: as there.
-        std: as there.
-        indices: ``(T,)``, the frames' numbers in their file. Frames are drawn at equal steps all the same.
-        fps: frames per second that ``indices`` (or the frames) count; with it time is in seconds.
-        title: over all.
-        fig_size: width and height in inches; None fits the frames.
-        plt_fig_axis: figure and axes to draw on; the panels are inset in it.
-        use_pyplot: whether pyplot manages the figure. It is never shown from here.
+        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
+        attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`.
+        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
+        at: position of the cuts: (frame, row, column) of the clip, in pixels of the frames; None uses the pixel with
+            the strongest attribution of the selected sign.
+        method: how to draw the attributions: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"``,
+            ``"alpha_scaling"`` or ``"original_image"``; see :func:`~captum_staa.visualization.show_frames`.
+        sign: attributions to draw: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"``.
+        outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total are
+            clipped to 1.
+        alpha_overlay: maximum opacity of the heat map, in [0, 1].
+        cmap: color map, or its name; None uses the default of ``sign``.
+        show_colorbar: whether to draw a color bar.
+        crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw.
+        index: index of the clip in a batch; required if the batch has more than one clip.
+        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
+        std: standard deviation of the clip's normalization; requires ``mean``.
+        indices: ``(T,)``, frame numbers in the video file, for the labels. The frames are still drawn at equal
+            distances.
+        fps: frame rate of ``indices`` (of the clip if ``indices`` is None); the time axis is then in seconds.
+        title: title of the figure.
+        fig_size: width and height of the figure in inches; None fits the frames.
+        plt_fig_axis: figure and axes to draw the panels in; None creates new ones.
+        use_pyplot: whether to create the figure with pyplot. The figure is not shown.
 
     Returns:
-        The figure, and the axes of the whole, whose ``child_axes`` are frame, x-t and y-t of the clip, and then those
-        of its explanation.
+        The figure and its outer axes. Their ``child_axes`` are the panels: frame, x-t slice and y-t slice of the clip,
+        then those of the explanation.
 
     Raises:
-        TypeError, ValueError: an argument is not as said above; the numbers of frames differ.
+        TypeError, ValueError: an argument is invalid, or the clip and the attributions differ in the number of frames.
     """
     drawn = overlay(
         clip,
@@ -114,7 +117,7 @@ def show_slices(
         at = strongest(drawn.saliency.values, shape, crop)
     t, y, x = at or (total // 2, height // 2, width // 2)
     if not (0 <= t < total and 0 <= y < height and 0 <= x < width):
-        raise ValueError(f"at is (frame, row, column) within {shape}, got {at!r}")
+        raise ValueError(f"at must be (frame, row, column) within {shape}, got {at!r}")
 
     pixel = FRAME / max(height, width)  # inches
     tall, wide = height * pixel, width * pixel
@@ -124,8 +127,8 @@ def show_slices(
     figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or page_size(page, title, key))
     axes.set_axis_off()
 
-    some = sorted({0, total // 2, total - 1})
-    ticks, tick_names = [n + 0.5 for n in some], [names[n].removeprefix("frame ").removesuffix(" s") for n in some]
+    marked = sorted({0, total // 2, total - 1})
+    ticks, tick_names = [n + 0.5 for n in marked], [names[n].removeprefix("frame ").removesuffix(" s") for n in marked]
     unit = "frame" if fps is None else "time in s"
     sources: list[tuple[str, Callable[[int], NDArray[np.uint8]]]] = [
         ("clip", lambda frame: drawn.original[frame]),
@@ -162,13 +165,13 @@ def show_slices(
 def cut(
     frame_at: Callable[[int], NDArray[np.uint8]], total: int, y: int, x: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One row ``(T, W, 3)`` and one column ``(H, T, 3)`` of all frames, with one frame in memory at a time."""
+    """Return row y ``(T, W, 3)`` and column x ``(H, T, 3)`` of all frames. Only one frame is in memory at a time."""
     rows, columns = zip(*((frame[y].copy(), frame[:, x].copy()) for frame in map(frame_at, range(total))), strict=True)
     return np.stack(rows), np.stack(columns, axis=1)
 
 
 def strongest(values: NDArray[np.float32], size: tuple[int, int, int], crop: Crop | None) -> tuple[int, int, int]:
-    """The pixel (t, y, x) of the frames where the map ``(T, h, w)`` is farthest from zero."""
+    """Return the pixel (t, y, x) of the frames where the map ``(T, h, w)`` has the largest magnitude."""
     t = int(np.abs(values).max((1, 2)).argmax())
     (laid,), _ = place(values[t : t + 1], size[1:], crop)
     y, x = np.unravel_index(int(np.abs(laid).argmax()), laid.shape)

@@ -1,4 +1,4 @@
-"""One explanation on one page: what the model saw, where and when it looked, and what it answered."""
+"""Summary of one explanation on one page: frames, joint, spatial and temporal attributions, and predictions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 10.0  # inches
-KEY = 1.0  # inches that the key to the colors takes, with its words and the titles below it
-LOWER = 2.1  # inches of the lower row of panels
-BARS = 5  # classes, at most
-LETTERS = 24  # of a label
-OTHER = "0.65"  # the color of classes that are not explained
+KEY = 1.0  # height in inches of the color bar, with its label and the titles below it
+LOWER = 2.1  # height in inches of the lower row of panels
+BARS = 5  # maximum number of classes
+LETTERS = 24  # maximum number of characters of a label
+OTHER = "0.65"  # color of classes that are not explained
 
 
 def show_summary(
@@ -58,53 +58,57 @@ def show_summary(
     plt_fig_axis: tuple[Figure, Axes] | None = None,
     use_pyplot: bool = True,
 ) -> tuple[Figure, Axes]:
-    """Draw the frames that count beside their joint map, the spatial map, the timeline, and the model's answer.
+    """Draw the key frames with their joint map, the spatial map, the timeline, and the predictions of the model.
 
     Example:
         >>> import numpy as np, torch
         >>> frames = np.full((8, 48, 64, 3), 128, dtype=np.uint8)
-        >>> answer = [("waving", 0.7), ("clapping", 0.2)]  # as VideoClassifier.predict returns it
-        >>> figure, axes = show_summary(frames, torch.rand(1, 8, 48, 64), predictions=answer, use_pyplot=False)
+        >>> predictions = [("waving", 0.7), ("clapping", 0.2)]  # as returned by VideoClassifier.predict
+        >>> figure, axes = show_summary(frames, torch.rand(1, 8, 48, 64), predictions=predictions, use_pyplot=False)
         >>> [panel.get_title() for panel in axes.child_axes]
-        ['', '', 'where: the whole clip', 'when', 'what the model answers']
+        ['', '', 'where: the whole clip', 'when', 'predictions']
 
     Args:
-        clip: as for :func:`~captum_staa.visualization.show_frames`.
-        attributions: as there. Of a :class:`~captum_staa.VideoAttribution` all parts are drawn; other attributions are
-            summed over frames and over pixels.
-        layout: as there.
-        predictions: pairs (label, probability), likeliest first, of which five are drawn; none leaves the panel out.
-        target: label of the class that was explained, whose bar is colored; None is the likeliest.
-        method: as there.
-        sign: as there, for all panels; but the timeline shows both signs for ``"absolute_value"``, so that evidence
-            against is seen to be against.
-        outlier_perc: as there.
-        alpha_overlay: as there.
-        cmap: as there.
-        crop: as there.
-        index: as there.
-        mean: as there.
-        std: as there.
-        num_frames: draw no more than this many: the strongest of each of this many equal parts of the clip.
-        indices: ``(T,)``, the frames' numbers in their file.
-        fps: frames per second that ``indices`` (or the frames) count; with it there are seconds, too.
-        truth: when the evidence is there, as for :func:`~captum_staa.visualization.show_timeline`.
-        title: over all.
-        fig_size: width and height in inches; None fits the frames.
-        plt_fig_axis: figure and axes to draw on; the panels are inset in it.
-        use_pyplot: whether pyplot manages the figure. It is never shown from here.
+        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
+        attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`.
+            All parts of a :class:`~captum_staa.VideoAttribution` are drawn; other attributions are summed over frames
+            and over pixels.
+        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
+        predictions: pairs (label, probability), most probable first; the first five are drawn. If empty, the panel is
+            omitted.
+        target: label of the explained class, whose bar is colored; None uses the first prediction.
+        method: how to draw the attributions: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"``,
+            ``"alpha_scaling"`` or ``"original_image"``; see :func:`~captum_staa.visualization.show_frames`.
+        sign: attributions to draw: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"``. With
+            ``"absolute_value"``, the timeline shows both signs, to distinguish evidence for and against the class.
+        outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total are
+            clipped to 1.
+        alpha_overlay: maximum opacity of the heat map, in [0, 1].
+        cmap: color map, or its name; None uses the default of ``sign``.
+        crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw.
+        index: index of the clip in a batch; required if the batch has more than one clip.
+        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
+        std: standard deviation of the clip's normalization; requires ``mean``.
+        num_frames: number of equal parts of the clip; the strongest frame of each part is drawn.
+        indices: ``(T,)``, frame numbers in the video file, for the labels.
+        fps: frame rate of ``indices`` (of the clip if ``indices`` is None); adds times in seconds to the labels.
+        truth: frames that contain the evidence, as in :func:`~captum_staa.visualization.show_timeline`.
+        title: title of the figure.
+        fig_size: width and height of the figure in inches; None fits the frames.
+        plt_fig_axis: figure and axes to draw the panels in; None creates new ones.
+        use_pyplot: whether to create the figure with pyplot. The figure is not shown.
 
     Returns:
-        The figure, and the axes of the whole, whose ``child_axes`` are the panels: frames, key to their colors,
-        spatial map, timeline, predictions.
+        The figure and its outer axes. Their ``child_axes`` are the panels: frames, color bar, spatial map, timeline,
+        predictions.
 
     Raises:
-        TypeError, ValueError: an argument is not as said above; the numbers of frames differ.
+        TypeError, ValueError: an argument is invalid, or the clip and the attributions differ in the number of frames.
     """
     check_count("num_frames", num_frames)
     explained = explained_bar(predictions, target)
 
-    def lay(over: Clip, values: Attributions) -> Overlay:
+    def overlay_of(over: Clip, values: Attributions) -> Overlay:
         return overlay(
             over,
             values,
@@ -120,10 +124,10 @@ def show_summary(
             std=std if over is clip else None,
         )
 
-    joint = lay(clip, attributions)
+    joint = overlay_of(clip, attributions)
     total, height, width = joint.original.shape[:3]
     average = joint.original.mean(0).round().astype(np.uint8)
-    spatial = lay(average[None], where(attributions, layout, index)[None])
+    spatial = overlay_of(average[None], where(attributions, layout, index)[None])
     timeline_sign: Sign = "all" if sign == "absolute_value" else sign
     chosen = key_frames(when(attributions, layout, timeline_sign, index), num_frames)
     names = frame_labels(total, indices, fps, join="\n")
@@ -165,7 +169,7 @@ def show_summary(
 
 
 def draw_where(axes: Axes, spatial: Overlay) -> None:
-    """The spatial map over the mean of all frames."""
+    """Draw the spatial map over the mean of all frames."""
     axes.imshow(spatial.frame(0))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -175,7 +179,7 @@ def draw_where(axes: Axes, spatial: Overlay) -> None:
 
 
 def draw_predictions(axes: Axes, predictions: Sequence[tuple[str, float]], explained: int) -> None:
-    """Horizontal bars, each under its label, so that a label may be long."""
+    """Draw horizontal bars, each below its label, so that labels can be long."""
     for at, (label, probability) in enumerate(predictions):
         axes.barh(at, probability, height=0.35, color=FOR if at == explained else OTHER)
         short = label if len(label) <= LETTERS else label[: LETTERS - 1].rstrip() + "…"
@@ -184,4 +188,4 @@ def draw_predictions(axes: Axes, predictions: Sequence[tuple[str, float]], expla
     axes.set_xlim(0, 1)
     axes.set_ylim(BARS - 0.5, -0.75)
     axes.set_axis_off()
-    axes.set_title("what the model answers", fontsize=LABEL_SIZE + 1)
+    axes.set_title("predictions", fontsize=LABEL_SIZE + 1)

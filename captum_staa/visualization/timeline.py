@@ -1,4 +1,4 @@
-"""Timelines: how much each frame contributes, with the frames themselves above the curve."""
+"""Timelines: the attribution of each frame as a curve, with key frames above it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRUTH = "0.87"  # the gray of where the evidence is
-THUMBNAIL = 1.1  # inches, at most, from bottom to top of a key frame
-GAP = 16  # points between the curve's axes and the key frames, where the factor of the scale (1e-3) may stand
+TRUTH = "0.87"  # gray level of the shaded frames that contain the evidence
+THUMBNAIL = 1.1  # maximum height of a key frame in inches
+GAP = 16  # points between the axes and the key frames, for the factor of the y axis (such as 1e-3)
 
 
 def show_timeline(
@@ -45,7 +45,7 @@ def show_timeline(
     plt_fig_axis: tuple[Figure, Axes] | None = None,
     use_pyplot: bool = True,
 ) -> tuple[Figure, Axes]:
-    """Draw how much each frame contributes.
+    """Draw the attribution of each frame as a curve over time.
 
     Example:
         >>> import torch
@@ -54,31 +54,33 @@ def show_timeline(
         ([0.0, 0.5, 1.0, 1.5], 'time in s')
 
     Args:
-        attributions: one number per frame ``(T,)``; or :class:`~captum_staa.VideoAttribution`, for its temporal part;
-            or maps as for :func:`~captum_staa.visualization.show_frames`, which are summed over each frame's pixels.
-        layout: order of the axes of five-dimensional tensors, such as ``"BTCHW"``.
-        sign: what to keep before the sum: ``"all"`` (evidence against takes away from evidence for it),
-            ``"absolute_value"``, ``"positive"`` or ``"negative"``.
-        clip: frames or clip as for :func:`~captum_staa.visualization.show_frames`, to show key frames above the curve.
-        num_key_frames: how many: the strongest of each of this many equal parts of the clip. Where there is no room for
-            a dot per frame, these alone get one.
-        fps: frames per second that ``indices`` (or the frames) count; with it time is in seconds.
-        indices: ``(T,)``, the frames' numbers in their file.
-        truth: when the evidence is there, to be shaded: ``(T,)`` of bool, or pairs (first, last) of positions in the
-            clip, both included.
-        index: which clip of a batch.
-        mean: as for :func:`~captum_staa.visualization.show_frames`.
-        std: likewise.
-        title: over all.
-        fig_size: width and height in inches.
-        plt_fig_axis: figure and axes to draw on. Key frames use the room above the axes.
-        use_pyplot: whether pyplot manages the figure. It is never shown from here.
+        attributions: one number per frame ``(T,)``; or :class:`~captum_staa.VideoAttribution`, whose temporal part is
+            drawn; or maps in one of the other forms of :func:`~captum_staa.visualization.show_frames`, which are summed
+            over pixels.
+        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
+        sign: attributions to sum: ``"all"`` (negative values reduce the sum), ``"absolute_value"``, ``"positive"`` or
+            ``"negative"``.
+        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``, to draw key frames above the curve;
+            None draws the curve only.
+        num_key_frames: number of equal parts of the clip; the strongest frame of each part is a key frame. If there is
+            no space for a dot per frame, only key frames have a dot.
+        fps: frame rate of ``indices`` (of the clip if ``indices`` is None); the time axis is then in seconds.
+        indices: ``(T,)``, frame numbers in the video file.
+        truth: frames that contain the evidence, which are shaded: ``(T,)`` bool, or pairs (first, last) of positions in
+            the clip, both inclusive.
+        index: index of the clip in a batch; required if the batch has more than one clip.
+        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
+        std: standard deviation of the clip's normalization; requires ``mean``.
+        title: title of the figure.
+        fig_size: width and height of the figure in inches.
+        plt_fig_axis: figure and axes to draw on; None creates new ones. Key frames are drawn above the axes.
+        use_pyplot: whether to create the figure with pyplot. The figure is not shown.
 
     Returns:
-        The figure, and the axes of the curve.
+        The figure and the axes of the curve.
 
     Raises:
-        TypeError, ValueError: an argument is not as said above; the numbers of frames differ.
+        TypeError, ValueError: an argument is invalid, or the clip and the attributions differ in the number of frames.
     """
     values = when(attributions, layout, sign, index)
     total = len(values)
@@ -87,7 +89,7 @@ def show_timeline(
     times = times if fps is None else times / fps
     steps = np.diff(times)
     if (steps <= 0).any():
-        raise ValueError(f"indices must rise from frame to frame, got {np.asarray(indices).tolist()}")
+        raise ValueError(f"indices must be strictly increasing, got {np.asarray(indices).tolist()}")
     half = (float(np.median(steps)) if total > 1 else 1.0) / 2
 
     figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size)
@@ -99,21 +101,21 @@ def show_timeline(
             color=TRUTH,
             zorder=0.5,
             linewidth=0,
-            label=None if axes.patches else "evidence is there",
+            label=None if axes.patches else "frames with evidence",
         )
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=1.5)
     for part, color in ((values >= 0, FOR), (values <= 0, AGAINST)):
         axes.fill_between(times, values, where=part.tolist(), interpolate=True, color=color, alpha=0.25, linewidth=0)
     chosen = [] if clip is None else key_frames(values, num_key_frames)
     points = 72 * axes.bbox.width / figure.dpi
-    crowded = total > 1 and points * steps.min() < 6 * (times[-1] - times[0])  # dots would merge into a thick curve
+    crowded = total > 1 and points * steps.min() < 6 * (times[-1] - times[0])  # whether dots would overlap
     marked = chosen if crowded else list(range(total))
     colors = [FOR if value >= 0 else AGAINST for value in values[marked]]
     axes.scatter(times[marked], values[marked], c=colors, s=16, zorder=4)
     axes.set_xlim(times[0] - half, times[-1] + half)
     axes.margins(y=0.12)
     if not values.any():
-        axes.set_ylim(-1, 1)  # matplotlib would show a scale of 1e-17
+        axes.set_ylim(-1, 1)  # otherwise matplotlib selects a scale of 1e-17
     axes.set_xlabel("frame" if fps is None else "time in s")
     axes.set_ylabel(f"{SIGNS[sign]}\nper frame")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=fps is None, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -123,12 +125,12 @@ def show_timeline(
     if axes.patches:
         axes.legend(
             loc="upper right", bbox_to_anchor=(1, -0.1), fontsize=LABEL_SIZE, frameon=False
-        )  # clear of the curve
+        )  # below the axes, so that it does not cover the curve
     above = 6.0
     if clip is not None:
         frames = as_pictures(clip, layout, index, mean, std)
         if len(frames) != total:
-            raise ValueError(f"the clip has {len(frames)} frames, but the attributions have {total}")
+            raise ValueError(f"attributions must have as many frames as the clip, {len(frames)}, got {total}")
         above = _tie_key_frames(figure, axes, frames, names, times, values, chosen)
     if title:
         axes.set_title(title, pad=above)
@@ -144,13 +146,13 @@ def _tie_key_frames(
     values: NDArray[np.float64],
     chosen: Sequence[int],
 ) -> float:
-    """Thumbnails in a row above the curve, each tied to its point; returns the height they take, in points."""
-    room = axes.bbox.width / figure.dpi / len(chosen) * 0.93  # inches for each
-    scale = min(room / frames.shape[2], THUMBNAIL / frames.shape[1])  # inches per pixel
-    # Sizes in inches rather than in parts of the axes, so that the layout engine can make room for them.
+    """Draw thumbnails in a row above the curve, each connected to its point. Return their height in points."""
+    width = axes.bbox.width / figure.dpi / len(chosen) * 0.93  # maximum width of a thumbnail in inches
+    scale = min(width / frames.shape[2], THUMBNAIL / frames.shape[1])  # inches per pixel
+    # Sizes are in inches and not in fractions of the axes, so that the layout engine can reserve the space.
     above_axes = axes.transAxes + ScaledTranslation(0, GAP / 72, figure.dpi_scale_trans)
     for position, frame in enumerate(chosen):
-        # One pixel of an OffsetImage is a point, 1/72 inch.
+        # With zoom=1, one pixel of an OffsetImage is one point, 1/72 inch.
         picture = OffsetImage(frames[frame], zoom=scale * 72, interpolation="hanning" if scale < 1 / 72 else "nearest")
         label = TextArea(names[frame], textprops={"fontsize": LABEL_SIZE})
         tie = AnnotationBbox(

@@ -1,13 +1,13 @@
 "use strict";
-// Draws what visualization/_overlay.py draws, pixel by pixel and by the same formulas: a test holds them together.
+// Draws the same pixels as visualization/overlay.py, with the same formulas. A test compares both.
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const total = data.frames.length;
-const UNSEEN = 0.82 * 255; // the gray of _overlay.UNSEEN
+const UNSEEN = 0.82 * 255; // gray level of overlay.UNSEEN
 
 let at = data.start;
 let timer = null;
-let pictures = []; // of the frames, decoded
+let pictures = []; // decoded frames
 let explanation = data.explanations[0];
 
 async function unpack(text) {
@@ -23,7 +23,8 @@ async function picture(source) {
   return image;
 }
 
-// Where each row (or column) of the frame falls between those of the map; null beside the crop that the model saw.
+// For each row (or column) of the frame: the two nearest rows of the map and the interpolation weight; null outside of
+// the crop that the model saw.
 function between(length, begin, extent, cells) {
   return Array.from({ length }, (_, i) => {
     const share = (i + 0.5 - begin) / extent;
@@ -34,10 +35,11 @@ function between(length, begin, extent, cells) {
   });
 }
 
-// What a cell of the maps amounts to under a sign, on the scale of 1. visualization/html.py packed two planes of bytes:
-// what is positive, then the magnitude of what is negative, both as square roots of parts of their largest value.
+// Weights of the positive and the negative plane of bytes for each sign. visualization/html.py packs the positive
+// values, then the magnitudes of the negative values, both as square roots of fractions of their largest value.
 const WEIGHTS = { absolute_value: [1, 1], positive: [1, 0], negative: [0, 1], all: [1, -1] };
 
+// Returns a function from the index of a cell to its value for a sign, in [-1, 1].
 function reader(sign) {
   const { bytes, peaks, scales } = explanation;
   const scale = scales[sign] || Infinity;
@@ -54,7 +56,7 @@ function shown() {
   return { method, sign, alpha: Number(byId("opacity").value), colors: data.colors[sign] };
 }
 
-// Red, green and blue of one pixel: v is its value, and r, g, b the frame's own color.
+// Writes red, green and blue of one pixel to out[o..o+2]: v is the value of the map; r, g, b are the frame's color.
 function mix(how, v, seen, r, g, b, out, o) {
   const { method, alpha, colors, sign } = how;
   const gray = 0.299 * r + 0.587 * g + 0.114 * b;
@@ -139,7 +141,7 @@ function drawTimeline() {
   byId("against").setAttribute("d", filled((value) => Math.min(value, 0)));
   byId("zero").setAttribute("d", `M0 ${y(0)} H1000`);
   const [least, most] = [low, high].map((value) => Number(value.toPrecision(3)));
-  const shaded = data.truth.length ? "; shaded: evidence is there" : "";
+  const shaded = data.truth.length ? "; shaded: frames with evidence" : "";
   byId("unit").textContent = `${data.signs[byId("sign").value]} per frame, ${least} to ${most}${shaded}`;
 }
 
@@ -192,7 +194,7 @@ function listen() {
   byId("back").onclick = () => step(at - 1);
   byId("on").onclick = () => step(at + 1);
   byId("play").onclick = toggle;
-  byId("controls").oninput = byId("controls").onchange = refresh; // some assistive software sends only the latter
+  byId("controls").oninput = byId("controls").onchange = refresh; // some assistive software sends only change events
   byId("controls").onsubmit = (event) => event.preventDefault();
   const timeline = byId("timeline");
   timeline.onpointerdown = (event) => {
@@ -208,15 +210,15 @@ function listen() {
     " ": toggle,
   };
   document.onkeydown = (event) => {
-    // Where a control has the focus, these keys are its own; space presses a button by itself.
-    const own = event.target.closest("select, input") || (event.key === " " && event.target.closest("button"));
-    if (own || event.ctrlKey || event.altKey || event.metaKey || !(event.key in keys)) return;
+    // A focused control handles these keys itself, and space presses a focused button.
+    const handled = event.target.closest("select, input") || (event.key === " " && event.target.closest("button"));
+    if (handled || event.ctrlKey || event.altKey || event.metaKey || !(event.key in keys)) return;
     event.preventDefault();
     keys[event.key]();
   };
 }
 
-function furnish() {
+function initialize() {
   for (const canvas of [byId("clip"), byId("explained")]) [canvas.width, canvas.height] = [data.width, data.height];
   document.body.classList.toggle("tiny", Math.min(data.width, data.height) < 128);
   byId("stage").style.setProperty("--widest", `${Math.max(data.width, (384 * data.width) / data.height)}px`);
@@ -243,7 +245,7 @@ function furnish() {
 }
 
 (async () => {
-  furnish();
+  initialize();
   pictures = await Promise.all(data.frames.map(picture));
   await refresh();
   listen();
