@@ -18,7 +18,7 @@ import pytest
 import torch.distributed as dist
 
 from captum_staa.__main__ import main
-from captum_staa.benchmark.processes import _word_of_this_round
+from captum_staa.benchmark.processes import _start_id
 from captum_staa.benchmark.runner import _check_whole
 from captum_staa.benchmark.storage import Entry, Storage
 
@@ -156,7 +156,7 @@ def test_a_restarted_group_believes_nothing_that_an_earlier_one_has_left():
         found: dict[int, str] = {}
 
         def ask(rank: int, found: dict[int, str] = found) -> None:
-            found[rank] = _word_of_this_round(store, rank, 3)
+            found[rank] = _start_id(store, rank, 3)
 
         threads = [threading.Thread(target=ask, args=((first + at) % 3,), daemon=True) for at in range(3)]
         for thread in threads:

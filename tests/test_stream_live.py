@@ -183,7 +183,7 @@ def test_no_thread_before_the_first_result():
 
 
 def test_a_source_that_blocks_is_said(monkeypatch):
-    monkeypatch.setattr(sources, "PATIENCE", 0.05)
+    monkeypatch.setattr(sources, "TIMEOUT", 0.05)
     gate = Gated(total=100, first=W)
     run = StreamRun(Fake(), W, S, Dropping(gate, room=6))
     assert next(run).index == 0

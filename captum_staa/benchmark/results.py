@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_staa._utils.generators import generator_or_seeded
-from captum_staa.benchmark.records import ALL, ERROR, LEFT_OUT, NO_USE, Mean, Row, Sheet, control_of
+from captum_staa.benchmark.records import ALL, ERROR, LEFT_OUT, NOT_APPLICABLE, Mean, Row, Sheet, control_of
 from captum_staa.benchmark.scoring import COSTS
 from captum_staa.metrics import Reliability, reliability
 from captum_staa.metrics._shared import draws, interval, midranks
@@ -109,7 +109,7 @@ class Results:
 
     def reasons(self) -> dict[str, str]:
         """By method: why it has no numbers, or fewer than others."""
-        found = {row.method: f"does not apply: {row.reason}" for row in self.rows if row.metric == NO_USE}
+        found = {row.method: f"does not apply: {row.reason}" for row in self.rows if row.metric == NOT_APPLICABLE}
         left_out = [row for row in self.rows if row.metric == LEFT_OUT]
         for method in self.methods:
             for rows, what in ((left_out, "left out"), (self.failures, "failed")):

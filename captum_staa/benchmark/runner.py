@@ -23,7 +23,7 @@ from captum_staa.benchmark.comparison import Comparison
 from captum_staa.benchmark.controls import model_controls as controls_of
 from captum_staa.benchmark.methods import Given, made
 from captum_staa.benchmark.processes import Processes, processes, restarted
-from captum_staa.benchmark.records import ALL, ERROR, GRID, LEFT_OUT, NO_USE, Row, Sheet, control_of
+from captum_staa.benchmark.records import ALL, ERROR, GRID, LEFT_OUT, NOT_APPLICABLE, Row, Sheet, control_of
 from captum_staa.benchmark.scoring import BASELINES, Metric, chosen
 from captum_staa.benchmark.storage import WHOLE, Entry, Storage
 from captum_staa.models import VideoClassifier
@@ -217,7 +217,9 @@ def _fingerprint(classifier: VideoClassifier) -> str:
 def _gathered(plan: Plan, storage: Storage, settings: dict[str, Any], interrupted: bool) -> Comparison:
     """Everything that is in the storage, in the order of clips, then methods, then metrics."""
     names = [method.name for method in plan.methods]
-    rows = [Row(ALL, method.name, NO_USE, np.nan, method.reason) for method in plan.methods if method.call is None]
+    rows = [
+        Row(ALL, method.name, NOT_APPLICABLE, np.nan, method.reason) for method in plan.methods if method.call is None
+    ]
     answers: dict[str, tuple[int, int]] = {}
     curves: dict[str, _Curves] = defaultdict(_Curves)
     # On the CPU every process and every start measures memory once: the first clip's is told, as of one process.
@@ -241,7 +243,7 @@ def _gathered(plan: Plan, storage: Storage, settings: dict[str, Any], interrupte
                 if entry.curves:
                     curves[name].add(entry.curves)
     return Comparison(
-        rows=sorted(rows, key=lambda row: row.metric == NO_USE),
+        rows=sorted(rows, key=lambda row: row.metric == NOT_APPLICABLE),
         methods=[*names, *(name for name in plan.names if control_of(name))],
         metrics=list(plan.metrics),
         better={name: _SIGNS[metric.higher_is_better] for name, metric in plan.metrics.items()},

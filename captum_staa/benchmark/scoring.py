@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_staa import baselines, metrics
 from captum_staa._utils.checks import check_choice
-from captum_staa.benchmark.records import ERROR, LEFT_OUT, NO_USE
+from captum_staa.benchmark.records import ERROR, LEFT_OUT, NOT_APPLICABLE
 from captum_staa.models import VideoClassifier
 
 BASELINES: dict[str, Callable[..., Tensor]] = {
@@ -220,7 +220,7 @@ def _chosen(name: str, given: Any) -> Metric:
         return METRICS[name]
     if not isinstance(name, str):
         raise TypeError(f"metrics are named by words, got {name!r} of type {type(name).__name__}")
-    if name in (ERROR, LEFT_OUT, NO_USE):
+    if name in (ERROR, LEFT_OUT, NOT_APPLICABLE):
         raise ValueError(f"{name!r} marks rows without a number in tables; give the metric another name")
     if not isinstance(given, Metric):
         if not callable(given):

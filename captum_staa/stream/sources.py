@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from captum_staa.models.preprocessing import as_frames
 
-PATIENCE = 5.0  # seconds to wait for a source that is inside its next frame, when the stream is closed
+TIMEOUT = 5.0  # seconds to wait for a source that is inside its next frame, when the stream is closed
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class Dropping:
         self.stop()
         if self._thread.ident is None:
             return
-        self._thread.join(PATIENCE)
+        self._thread.join(TIMEOUT)
         if self._thread.is_alive():
             warnings.warn(
-                f"the stream's source has not given its next frame for {PATIENCE:.0f} s, and its thread waits on; "
+                f"the stream's source has not given its next frame for {TIMEOUT:.0f} s, and its thread waits on; "
                 f"close the source itself to end it",
                 ResourceWarning,
                 stacklevel=3,
