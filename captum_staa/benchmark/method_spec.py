@@ -12,8 +12,8 @@ from captum_staa._utils.model_state import uncompiled
 from captum_staa.models import VideoClassifier
 
 End = Literal["first", "last"]
-# The norms in front of a block's attention (in TimeSformer, its spatial attention). Where the head reads the class token
-# only, the output of the last block has a gradient at that token only. This norm has a gradient at all tokens.
+# The norms in front of a block's attention (in TimeSformer, its spatial attention). If the head reads the class token
+# only, the output of the last block has a gradient at that token only, but this norm has a gradient at all tokens.
 NORMS = ("layernorm_before", "norm1")
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 

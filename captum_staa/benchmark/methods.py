@@ -34,7 +34,7 @@ class Method:
     Attributes:
         name: name in tables.
         description: settings of the method.
-        call: function of a clip ``(1, ...)`` and its target that returns attributions of the shape of the clip, or maps;
+        call: function of a clip ``(1, ...)`` and its target that returns attributions of the clip's shape, or maps;
             None if the method does not apply.
         smoothed: whether maps are smoothed, with their signs, as in :class:`MethodSpec`.
         reason: why the method does not apply; empty if it applies.
@@ -168,7 +168,7 @@ def _known(name: str) -> tuple[str, MethodSpec]:
 
 
 def simplified(name: str) -> str:
-    """Return the letters and digits of a name in lower case: ``featureablation-frames`` finds ``FeatureAblation(frames)``."""
+    """Return the letters and digits of a name in lower case, so that ``guided-backprop`` is ``GuidedBackprop``."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 

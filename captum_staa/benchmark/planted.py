@@ -56,7 +56,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
     - ``motion``: a plain patch moves to the left or right. Twins move up or down at the same speeds. Every object jumps
       twice, and moves in another direction after a jump. The class cannot be found from single frames, or from an
       unordered set of frames.
-    - ``order``: one patch is bright on the right for a while, another at the bottom; the class is which of them is first.
+    - ``order``: one patch is bright on the right for a while, another at the bottom; the class is their order.
       Both are evidence. Twins are bright on the left or at the top. Every object shows a texture twice, and is plain
       at other times.
 
@@ -141,8 +141,8 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
 
         Returns:
             clips: ``(B, T, C, H, W)`` float32 in [-1, 1]; labels: ``(B,)`` int64; truth: ``(B, T, H, W)`` bool, True
-            where evidence is visible. With ``two_classes``, labels are ``(B, 2)`` and truth is ``(B, 2, T, H, W)``. An int
-            index gives the same without the batch axis.
+            where evidence is visible. With ``two_classes``, labels are ``(B, 2)`` and truth is ``(B, 2, T, H, W)``. An
+            int index returns the same without the batch axis.
         """
         scenes = self._scenes(index)
         clips = _to_clip(torch.stack([_round(scene.frames + scene.noise) for scene in scenes]))
@@ -227,7 +227,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         if isinstance(index, slice):
             if not (positions := range(self.n)[index]):
                 raise ValueError(
-                    f"index must be a slice that selects at least one of the {self.n} clips, got {index}. Widen the slice."
+                    f"index must be a slice that selects at least one of {self.n} clips, got {index}. Widen the slice."
                 )
             return [self._scene(i) for i in positions]
         position = operator.index(index)
@@ -255,7 +255,7 @@ def _to_clip(frames: Tensor) -> Tensor:
 
 
 def _pair(name: str, pair: Any) -> tuple[int, int]:
-    """A pair of integers, the smaller one first."""
+    """Return a checked pair of integers, the smaller one first."""
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_whole, pair))):
         raise TypeError(f"{name} must be two ints (fewest, most), got {pair!r}. Pass {name}=(5, 7), for example.")
     if not 1 <= pair[0] <= pair[1]:
@@ -264,7 +264,7 @@ def _pair(name: str, pair: Any) -> tuple[int, int]:
 
 
 def _window(task: str, num_frames: int) -> tuple[int, int]:
-    """Fewest and most frames of a phase or event, for clips of any length."""
+    """Return the default fewest and most frames of a phase or event for clips of any length."""
     if task == "order":
         return max(num_frames * 3 // 16, 1), max(num_frames // 4, 1)
     return max(num_frames // 4, 1), max(-(-num_frames // 3), num_frames // 2 - 1)
@@ -293,7 +293,7 @@ def _check(options: SceneOptions) -> None:
     """Raise unless the evidence fits into the clip."""
     for name in ("noise", "contrast"):
         if not is_number(value := getattr(options, name)):
-            raise TypeError(f"{name} must be a number, got {value!r}")
+            raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     task, frames, window = options.task, options.num_frames, options.window
     objects = options.rivals + (2 if task == "order" or options.two_classes else 1)
     rows = cells_per_side(objects)
@@ -343,8 +343,10 @@ def _check(options: SceneOptions) -> None:
 def _checked_footage(background: Footage | Sequence[Footage], options: SceneOptions) -> list[Tensor]:
     parts = list(background) if isinstance(background, (list, tuple)) else [background]
     if not parts:
-        raise ValueError("background must hold at least one run of frames, got an empty list. Leave it out for none.")
-    found = []
+        raise ValueError(
+            "background must hold at least one array of frames, got an empty list. Leave background out for a drawn one."
+        )
+    footage = []
     for part in parts:
         if not isinstance(part, (Tensor, np.ndarray)):
             raise TypeError(f"background must be a uint8 tensor or array (F, H, W, 3), got {type(part).__name__}")
@@ -354,7 +356,7 @@ def _checked_footage(background: Footage | Sequence[Footage], options: SceneOpti
         if frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < options.num_frames or 0 in frames.shape:
             raise ValueError(
                 f"background must be (F, H, W, 3) with at least num_frames={options.num_frames} frames, got shape "
-                f"{tuple(frames.shape)}"
+                f"{tuple(frames.shape)}. Pass longer footage."
             )
-        found.append(frames)
-    return found
+        footage.append(frames)
+    return footage

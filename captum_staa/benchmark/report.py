@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results
 
 CAPTIONS = {
-    "curves": "Insertion and deletion: probability of the target while cells are added, or removed, in the order of each map.",
+    "curves": "Insertion and deletion: probability of the target while cells are added or removed in the order of a map.",
     "cost": "Localization of the evidence against the cost of each method.",
-    "ranks": "Mean ranks. If a control ranks high on a metric, that metric says little about the methods above the control.",
+    "ranks": "Mean ranks. If a control ranks high on a metric, the metric says little about the methods above it.",
     "sheet": "Maps of all methods for one clip.",
 }
 STYLE = """
@@ -79,8 +79,8 @@ def _trust(results: Results) -> str:
         for name, trust in reliabilities.items()
     ]
     return (
-        "<h2>Does a metric rank the methods in the same order on every clip?</h2><table><tr><th>metric</th><th>Spearman</th>"
-        f"<th>95 %</th><th>Krippendorff</th><th></th></tr>{''.join(rows)}</table>"
+        "<h2>Does a metric rank methods in the same order on every clip?</h2><table><tr><th>metric</th>"
+        f"<th>Spearman</th><th>95 %</th><th>Krippendorff</th><th></th></tr>{''.join(rows)}</table>"
         "<p>Mean rank correlation between pairs of clips: 1 is the same order on all clips, 0 is unrelated orders. The "
         "methods include the controls.</p>"
     )

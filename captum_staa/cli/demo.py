@@ -92,7 +92,7 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     if found.interrupted:  # a table of a part of the clips would pass for one of all
         raise KeyboardInterrupt
     print(found.to_markdown(intervals=False))
-    print("\n".join(f"{method}: {about}" for method, about in found.settings["methods"].items()))
+    print("\n".join(f"{method}: {description}" for method, description in found.settings["methods"].items()))
     found.to_markdown(out / TABLES[0], overwrite=overwrite)
     found.to_csv(out / TABLES[1], overwrite=overwrite)
     maps = {} if found.sheet is None else found.sheet.maps
