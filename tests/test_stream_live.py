@@ -92,7 +92,7 @@ def test_a_model_that_falls_behind_skips_windows_and_drops_frames():
     gate._asked.release()  # the request for frame 0 stands for none that has come
     explain = Fake(during=lambda start: gate.give({0: 5, 4: 20}.get(start, 0)))
     gate._asked.acquire()
-    run = StreamRun(explain, W, S, Dropping(gate, room=W + S))
+    run = StreamRun(explain, W, S, Dropping(gate, maxlen=W + S))
     with pytest.warns(UserWarning, match="comes faster than it is explained: 1 window from frame 2 on") as said:
         results = list(run)
     assert len(said) == 1
@@ -121,13 +121,13 @@ def test_a_model_that_keeps_up_drops_nothing():
     explain = Fake(during=lambda start: gate.give(S if start < 8 else 0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        results = list(StreamRun(explain, W, S, Dropping(gate, room=W + S)))
+        results = list(StreamRun(explain, W, S, Dropping(gate, maxlen=W + S)))
     assert list(explain.starts) == [0, 2, 4, 6, 8]
     expected = list(StreamRun(Fake(), W, S, Waiting(frame(i) for i in range(12))))
     assert [result.temporal for result in results] == [result.temporal for result in expected]
 
 
-@pytest.mark.parametrize("kind", [Waiting, lambda frames: Dropping(frames, room=100)])
+@pytest.mark.parametrize("kind", [Waiting, lambda frames: Dropping(frames, maxlen=100)])
 def test_what_the_source_raises_comes_after_its_frames(kind):
     def unplugged():
         yield from map(frame, range(7))
@@ -159,7 +159,7 @@ def test_an_interrupt_keeps_what_is_done(error):
 
 
 def test_closing_ends_the_thread():
-    with StreamRun(Fake(), W, S, Dropping(map(frame, cycle(range(9))), room=6)) as run, warnings.catch_warnings():
+    with StreamRun(Fake(), W, S, Dropping(map(frame, cycle(range(9))), maxlen=6)) as run, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert next(run).index == 0
         assert len(readers()) == 1
@@ -170,7 +170,7 @@ def test_closing_ends_the_thread():
 def test_a_loop_that_breaks_off_ends_the_thread():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in StreamRun(Fake(), W, S, Dropping(map(frame, cycle(range(9))), room=6)):
+        for _ in StreamRun(Fake(), W, S, Dropping(map(frame, cycle(range(9))), maxlen=6)):
             (thread,) = readers()
             break
     gc.collect()
@@ -179,13 +179,13 @@ def test_a_loop_that_breaks_off_ends_the_thread():
 
 
 def test_no_thread_before_the_first_result():
-    StreamRun(Fake(), W, S, Dropping(repeat(frame(0)), room=6)).close()
+    StreamRun(Fake(), W, S, Dropping(repeat(frame(0)), maxlen=6)).close()
 
 
 def test_a_source_that_blocks_is_said(monkeypatch):
     monkeypatch.setattr(sources, "TIMEOUT", 0.05)
     gate = Gated(total=100, first=W)
-    run = StreamRun(Fake(), W, S, Dropping(gate, room=6))
+    run = StreamRun(Fake(), W, S, Dropping(gate, maxlen=6))
     assert next(run).index == 0
     (thread,) = readers()
     with pytest.warns(ResourceWarning, match="waits on; close the source itself"):

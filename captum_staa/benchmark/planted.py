@@ -344,7 +344,7 @@ def _checked_footage(background: Footage | Sequence[Footage], options: SceneOpti
     parts = list(background) if isinstance(background, (list, tuple)) else [background]
     if not parts:
         raise ValueError(
-            "background must hold at least one array of frames, got an empty list. Leave background out for a drawn one."
+            "background must hold at least one array of frames, got an empty list. Leave background out to draw one."
         )
     footage = []
     for part in parts:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results
 
 CAPTIONS = {
-    "curves": "Insertion and deletion: probability of the target while cells are added or removed in the order of a map.",
+    "curves": "Insertion and deletion: probability of the target as cells are added or removed in the order of a map.",
     "cost": "Localization of the evidence against the cost of each method.",
     "ranks": "Mean ranks. If a control ranks high on a metric, the metric says little about the methods above it.",
     "sheet": "Maps of all methods for one clip.",

@@ -97,8 +97,8 @@ def compare(
         baseline: name of the function of ``captum_staa.baselines`` that hides cells in metrics that alter the clip.
         steps: points on the insertion and deletion curves after the first.
         perturbations_per_eval: altered copies of a clip per call of the model. Changes speed and memory.
-        model_controls: True adds ``random weights`` and ``other class`` for the first method that applies, which costs two
-            more runs per clip. A list of names adds both controls for each of these methods, in rows such as
+        model_controls: True adds ``random weights`` and ``other class`` for the first method that applies; it runs two
+            more times per clip. A list of names adds both controls for each of these methods, in rows such as
             ``"STAA, random weights"``. False adds none.
         seed: seed of all random draws, at least 0.
         show_progress: whether the first process shows a progress bar.
@@ -173,7 +173,7 @@ def _check_whole(storage: Storage, count: int | None) -> None:
     """Raise if the results of other processes are missing; a table without them would look complete."""
     if count is not None and (missing := count - len(storage.clips())):
         raise OSError(
-            f"{storage.folder} must hold the results of all {count} clips, got {count - missing} although all processes "
+            f"{storage.folder} must hold the results of all {count} clips, got {count - missing} after all processes "
             f"have finished. Use a folder that all machines share, such as one on a shared disk."
         )
 

@@ -29,8 +29,8 @@ LABELS = {
 }
 PHASES = 3  # phases of each object; in ``order``, an object has two events instead
 # The quarters of a patch, bright (1) or dark (-1). The twin of a texture is its mirror image, which is also its
-# negative. Different textures are uncorrelated. So if an object shows each of them once, some as twins, every phase has
-# the same distance from the object's mean over time.
+# negative. Different textures are uncorrelated. So if an object shows each of them once, some as twins, evidence
+# is not closer to the object's mean over time than twins are.
 TEXTURES = torch.tensor(
     [
         [[-1, 1], [-1, 1]],  # bright on the right
@@ -83,7 +83,7 @@ class Draw:
         return torch.randperm(count, generator=self.generator)
 
     def phases(self, num_frames: int, count: int, bounds: tuple[int, int]) -> Tensor:
-        """Return ``(T,)`` int64, the phase of each frame; all divisions into phases of ``bounds`` frames are equally likely."""
+        """Return the phase of each frame, ``(T,)`` int64; all valid phase lengths are equally likely."""
         ways = cuts(num_frames, count, bounds)
         return torch.arange(count).repeat_interleave(torch.tensor(ways[self.integer(0, len(ways) - 1)]))
 

@@ -239,8 +239,8 @@ def _chosen(name: str, given: Any) -> Metric:
         given = Metric(given, getattr(given, "higher_is_better", None))
     if given.score is None and name not in COSTS:
         raise ValueError(
-            f"metric {name!r} must have a function of a MetricInput as its score, got None. Only {', '.join(COSTS)} are "
-            f"measured without one."
+            f"metric {name!r} must have a function of a MetricInput as its score, got None. Only {', '.join(COSTS)} "
+            f"are measured without one."
         )
     if not any(given.higher_is_better is known for known in (True, False, None)):
         raise ValueError(

@@ -94,15 +94,15 @@ class Storage:
             )
         if not resume:
             raise FileExistsError(
-                f"out must be a new or empty folder, got {self.folder}, which holds an earlier comparison. Resume it with "
-                f"resume=True or --resume, or choose another folder with out= or --out."
+                f"out must be a new or empty folder, got {self.folder}, which holds an earlier comparison. Resume it "
+                f"with resume=True or --resume, or choose another folder with out= or --out."
             )
         try:
             recorded = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
-                f"{path} must hold the settings of the earlier comparison, got a file that cannot be read: {error}. Start "
-                f"a new comparison in another folder."
+                f"{path} must hold the settings of the earlier comparison, got a file that cannot be read: {error}. "
+                f"Start a new comparison in another folder."
             ) from error
         current = json.loads(text)
         if differing := sorted(key for key in {*recorded, *current} if recorded.get(key) != current.get(key)):

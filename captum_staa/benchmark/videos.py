@@ -90,11 +90,11 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
         return clip, self._targets[index], truth
 
     def described(self) -> dict[str, Any]:
-        """Return the settings that determine the clips, for the record of a run; the content of the videos is not read."""
+        """Return the settings that determine the clips, for the record of a run. Videos are not read for it."""
         return {"videos": str(self._folder.resolve()), "length": len(self), "tables": self._tables}
 
     def _truth(self, boxes: dict[int, list[Box]], video: io.Video, sizes: dict[str, int]) -> Tensor:
-        """Return the boxes as truth, bool ``(1, T, H, W)`` in pixels of the clip; parts outside the crop are cut off."""
+        """Return the boxes as truth, bool ``(1, T, H, W)`` in pixels of the clip, without parts outside the crop."""
         top, left, height, width = self._classifier.crop_box(*video.frames.shape[1:3])
         down, across = sizes["H"] / height, sizes["W"] / width
         truth = torch.zeros(1, sizes["T"], sizes["H"], sizes["W"], dtype=torch.bool)
@@ -125,14 +125,14 @@ def _read(table: io.FilePath, columns: tuple[str, ...]) -> list[tuple[int, dict[
         reader = csv.DictReader(file)
         if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
             raise ValueError(
-                f"{path} must have the columns {', '.join(columns)}, got {reader.fieldnames}. Add the columns {missing}."
+                f"{path} must have the columns {', '.join(columns)}, got {reader.fieldnames}. Add {missing}."
             )
         rows = [(reader.line_num, row) for row in reader]
     if not rows:
         raise ValueError(f"{path} must have at least one row, got a header only. Add rows.")
     if short := [line for line, row in rows if any(not row[column] for column in columns)]:
         raise ValueError(
-            f"{path}, line {short[0]}: the columns {', '.join(columns)} must not be empty, got an empty cell. Fill it in."
+            f"{path}, line {short[0]}: the columns {', '.join(columns)} must not be empty, got an empty cell"
         )
     return rows
 
