@@ -69,7 +69,7 @@ class StreamRun(Iterator[FrameResult]):
             yield self._give()
 
     def close(self) -> None:
-        """Stop reading frames and release the frames that are held. Waits for the reading thread, for 5 seconds at most."""
+        """Stop reading frames, release held frames, and wait at most 5 seconds for the reading thread to end."""
         self._end()
         self._held.clear()
         self._merged = Merged()

@@ -101,8 +101,8 @@ class Dropping:
         self._thread.join(TIMEOUT)
         if self._thread.is_alive():
             warnings.warn(
-                f"the source of a closed stream must return its next frame within {TIMEOUT:.0f} s, got no frame, so the "
-                f"reading thread still runs. Close the source to end it.",
+                f"the source of a closed stream must return its next frame within {TIMEOUT:.0f} s, got no frame, so "
+                f"the reading thread still runs. Close the source to end it.",
                 ResourceWarning,
                 stacklevel=3,
             )

@@ -34,10 +34,10 @@ class STAAStream:
         >>> len(results), results[20].joint.shape, results[20].windows
         (40, torch.Size([48, 48]), 4)
 
-    A window of ``window`` frames starts at every ``stride``-th frame. At the end of the stream, one more window ends with
-    the last frame. The map, temporal signal and probabilities of a frame are means over the windows that contain it.
-    They are returned once no later window at a multiple of the stride can contain the frame. A result does not change
-    after that.
+    A window of ``window`` frames starts at every ``stride``-th frame. At the end, one more window ends with the last
+    frame. The map, temporal signal and probabilities of a frame are means over the windows that contain it.
+    They are returned, and do not change any more, once no later window at a multiple of the stride can contain the
+    frame.
 
     Args:
         clf: a :class:`VideoClassifier` with a transformer of a known family, such a transformer, or a :class:`STAA`
@@ -49,7 +49,7 @@ class STAAStream:
         mode: as in :class:`STAA`. None is ``"attention"``, or the mode of the STAA instance. ``"attention"`` needs one
             forward pass per window. ``"relevance"`` needs a backward pass as well, and another forward pass without
             ``target``; its maps are signed.
-        target: class to explain, label or index, for ``mode="relevance"``. None is the most likely class of each window.
+        target: class to explain, label or index, for ``mode="relevance"``. None is the most likely class per window.
         policy: what happens if frames arrive faster than they are explained. ``"wait"``: each frame is read when it is
             needed, and the source waits. ``"drop"``: a thread reads all frames, and only the newest complete window is
             explained. Earlier windows are skipped with one warning, and at most ``window + stride`` unread frames are
@@ -83,8 +83,8 @@ class STAAStream:
         classifier = self.explainer.forward_func
         if classifier.preprocessing is None:
             raise ValueError(
-                "the classifier must have its preprocessing, which converts frames to clips, got preprocessing=None. Pass "
-                "VideoClassifier(..., preprocessing=Preprocessing(...))."
+                "the classifier must have its preprocessing, which converts frames to clips, got preprocessing=None. "
+                "Pass VideoClassifier(..., preprocessing=Preprocessing(...))."
             )
         wanted = classifier.num_frames
         if window is None and wanted is None:
@@ -96,14 +96,14 @@ class STAAStream:
         self.window = int(window or wanted)
         if wanted not in (None, self.window):
             raise ValueError(
-                f"window must be {wanted}, the number of frames that the model takes, got {window}. Pass window={wanted}. "
-                f"To cover a longer time, pass every n-th frame: itertools.islice(frames, 0, None, n)."
+                f"window must be {wanted}, the number of frames that the model takes, got {window}. Pass "
+                f"window={wanted}. To cover a longer time, pass every n-th frame: itertools.islice(frames, 0, None, n)."
             )
         check_count("stride", 1 if stride is None else stride)
         self.stride = int(stride or max(self.window // 2, 1))
         if self.stride > self.window:
             raise ValueError(
-                f"stride must be at most window={self.window}, or some frames are in no window, got {stride}. Lower stride."
+                f"stride must be at most window={self.window}, or some frames are in no window, got {stride}. Lower it."
             )
         check_choice("policy", policy, ("wait", "drop"))
         if target is not None and self.explainer.mode != "relevance":
@@ -116,7 +116,7 @@ class STAAStream:
 
     @property
     def latency(self) -> tuple[int, int]:
-        """``(fewest, most)`` frames: of each stride, the last frame waits for the fewest, the first for the most."""
+        """``(fewest, most)`` frames; in each stride, the last frame waits for the fewest, the first for the most."""
         return self.window - self.stride, self.window - 1
 
     def __call__(self, frames: Iterable[Any]) -> StreamRun:

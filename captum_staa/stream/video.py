@@ -103,8 +103,8 @@ def _camera(source: str, kind: str = "v4l2") -> Iterator[Feed]:
     device = f"/dev/video{source}" if source.isdecimal() else source
     if kind == "v4l2" and not sys.platform.startswith("linux"):
         raise ValueError(
-            f"cameras must be read through Video4Linux, which needs Linux, got the camera {source} on {sys.platform}. Read "
-            f"it with another library, and pass its frames to STAAStream."
+            f"cameras must be read through Video4Linux, which needs Linux, got the camera {source} on {sys.platform}. "
+            f"Read it with another library, and pass its frames to STAAStream."
         )
     if not Path(device).exists():
         cameras = sorted(str(path) for path in Path("/dev").glob("video*"))
@@ -117,7 +117,7 @@ def _camera(source: str, kind: str = "v4l2") -> Iterator[Feed]:
         container = av.open(device, format=kind)
     except (av.error.FFmpegError, ValueError) as error:  # the latter: a build of FFmpeg without devices
         raise ValueError(
-            f"{device} must be a camera that FFmpeg can read, got the error {error}. Check whether another program uses it."
+            f"{device} must be a camera that FFmpeg can read, got the error: {error}. Close programs that use it."
         ) from error
     with container:
         stream = container.streams.video[0]

@@ -86,7 +86,7 @@ class Merged:
         return len(self._held)
 
     def add(self, indices: Iterable[int], *parts: Tensor) -> None:
-        """Add the parts of one window, each ``(T, ...)``. After an interrupt, the mean of every frame is still correct."""
+        """Add the parts of one window, each ``(T, ...)``. An interrupt leaves the mean of every frame correct."""
         for index, *ones in zip(indices, *parts, strict=True):
             count, sums = self._held.get(index, (0, ()))
             added = tuple(total + one for total, one in zip(sums, ones, strict=True)) if count else tuple(ones)
