@@ -1,4 +1,4 @@
-"""The comparison from the command line, by one process and by several that die: real ones, the same table."""
+"""The comparison on the command line: one process, several processes, and killed processes give the same table."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def finished(command: list[str], **more: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
-    """The folder of one process's run, in this very process."""
+    """The folder of a run with one process."""
     folder = tmp_path_factory.mktemp("alone") / "new" / "run"
     code, out, err = said([*COMPARE, "--out", str(folder)])
     assert code == 0, err
@@ -75,7 +75,7 @@ def read(folder: Path) -> list[dict[str, str]]:
 
 
 def same(folder: Path, other: Path) -> None:
-    """The same table, of the same entries, no row missing or double."""
+    """Check that both folders have the same table, without missing or repeated rows."""
     rows = (folder / "rows.csv").read_text()
     assert rows == (other / "rows.csv").read_text()
     assert len({tuple(row[:3]) for row in csv.reader(io.StringIO(rows))}) == len(rows.splitlines()) == 1 + 1 + 3 * 9 * 3
@@ -84,7 +84,7 @@ def same(folder: Path, other: Path) -> None:
     assert (folder / "table.md").read_text() == (other / "table.md").read_text()
 
 
-def test_a_terminal_that_knows_no_arrows(tmp_path, monkeypatch):
+def test_a_terminal_without_unicode_arrows(tmp_path, monkeypatch):
     shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", shown)
     few = ["--planted", "1", "--methods", "saliency", "--metrics", "auroc", "--no-model-controls"]
@@ -95,7 +95,7 @@ def test_a_terminal_that_knows_no_arrows(tmp_path, monkeypatch):
     assert "auroc ↑" in table and "model-free" in table and "random weights" not in table
 
 
-def test_the_folder_holds_numbers_tables_pictures_and_a_report(alone):
+def test_the_folder_contains_rows_tables_figures_and_a_report(alone):
     assert {path.name for path in alone.iterdir()} == FILES | PICTURES
     rows = read(alone)
     assert list(rows[0]) == ["clip", "method", "metric", "value"]
@@ -114,7 +114,7 @@ def test_the_folder_holds_numbers_tables_pictures_and_a_report(alone):
     assert told["settings"]["inverted"] == "Saliency" and told["settings"]["device"] == "cpu"
 
 
-def test_an_earlier_run_is_refused_unless_resume_fits(alone):
+def test_an_earlier_run_raises_unless_resumed_with_the_same_settings(alone):
     for more, message in (
         ([], "--resume goes on with it"),
         (["--resume", "--seed", "1"], "seed: recorded 0, now 1"),
@@ -128,7 +128,7 @@ def test_an_earlier_run_is_refused_unless_resume_fits(alone):
         assert (alone / "rows.csv").read_text() == before
 
 
-def test_a_folder_without_a_comparison_is_not_to_be_resumed(tmp_path):
+def test_resume_raises_for_a_folder_without_a_comparison(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
@@ -137,7 +137,7 @@ def test_a_folder_without_a_comparison_is_not_to_be_resumed(tmp_path):
         assert code == 2 and message in err and "resume" not in err, err
 
 
-def test_a_rank_that_is_killed_is_restarted_and_the_table_is_that_of_one_process(alone, tmp_path):
+def test_a_killed_rank_is_restarted_and_the_table_equals_that_of_one_process(alone, tmp_path):
     """Two ranks on loopback, kill -9 of one in the middle, ``--max-restarts``."""
     folder = tmp_path / "run"
     script = str(ROOT / "tests" / "compare_rank.py")
@@ -148,8 +148,8 @@ def test_a_rank_that_is_killed_is_restarted_and_the_table_is_that_of_one_process
     same(folder, alone)
 
 
-def test_a_restarted_group_believes_nothing_that_an_earlier_one_has_left():
-    """Whoever comes first, and whatever words of the dead are in the store, all agree on a word that is new."""
+def test_a_restarted_group_ignores_the_store_of_an_earlier_start():
+    """All processes agree on a new identifier, in any order of start and with any old content of the store."""
     words = set()
     store = dist.HashStore()
     for first in range(6):
@@ -169,12 +169,12 @@ def test_a_restarted_group_believes_nothing_that_an_earlier_one_has_left():
     assert len(words) == 6
 
 
-def test_a_table_without_the_clips_of_other_machines_is_refused(tmp_path):
+def test_missing_clips_of_other_machines_raise(tmp_path):
     storage = Storage(tmp_path / "run")
     storage.open({}, resume=False)
     for index in (0, 2):
         storage.write(Entry(index, str(index), "*"))
-    with pytest.raises(OSError, match="1 of 3 clips are not in"):
+    with pytest.raises(OSError, match="all 3 clips, got 2"):
         _check_whole(storage, 3)
     _check_whole(storage, 2)
     _check_whole(storage, None)
@@ -182,7 +182,7 @@ def test_a_table_without_the_clips_of_other_machines_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-def test_ranks_share_the_work_and_agree(alone, tmp_path, count):
+def test_ranks_share_the_clips_and_give_the_same_table(alone, tmp_path, count):
     folder = tmp_path / "run"
     done = finished(torchrun(count, "-m", "captum_staa", *COMPARE, "--out", str(folder)))
     assert done.returncode == 0, done.stderr
@@ -192,7 +192,7 @@ def test_ranks_share_the_work_and_agree(alone, tmp_path, count):
 
 
 @pytest.mark.slow
-def test_a_run_killed_from_outside_goes_on_with_resume_by_another_number_of_ranks(alone, tmp_path):
+def test_a_killed_run_is_resumed_with_another_number_of_ranks(alone, tmp_path):
     folder = tmp_path / "run"
     command = torchrun(2, "-m", "captum_staa", *COMPARE, "--out", str(folder))
     with subprocess.Popen(
@@ -216,7 +216,7 @@ def test_a_run_killed_from_outside_goes_on_with_resume_by_another_number_of_rank
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_done(alone, tmp_path):
+def test_ctrl_c_keeps_finished_entries(alone, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "captum_staa", *COMPARE, "--out", str(folder)]
     with subprocess.Popen(
@@ -277,13 +277,13 @@ def test_a_folder_of_videos_with_a_broken_file(tmp_path):
         (["--videos", "."], "go together"),
         (["--planted", "1", "--boxes", "b.csv"], "--boxes belongs to --videos"),
         (["--videos", ".", "--labels", "l.csv", "--task", "order"], "--task belongs to --planted"),
-        (["--videos", ".", "--labels", "no.csv"], "no table no.csv"),
-        (["--planted", "1", "--methods", "star"], "no method 'star'"),
-        (["--planted", "1", "--metrics", "aurok"], "'aurok' came"),
+        (["--videos", ".", "--labels", "no.csv"], "got no.csv"),
+        (["--planted", "1", "--methods", "star"], "got 'star'"),
+        (["--planted", "1", "--metrics", "aurok"], "got 'aurok'"),
         (["--planted", "1", "--device", "tpu9"], "--device tpu9 cannot be used"),
     ],
 )
-def test_bad_command_lines(tmp_path, more, message):
+def test_invalid_command_lines_exit_with_status_2(tmp_path, more, message):
     code, _, err = said(["compare", "--model", "tiny-resnet3d-pattern", "--out", str(tmp_path / "run"), *more])
     assert code == 2 and message in err and "\n" not in err.strip(), err
     assert not (tmp_path / "run").exists()
