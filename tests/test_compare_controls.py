@@ -217,7 +217,7 @@ def test_a_method_that_ignores_the_model_is_marked():
     for text in (found.to_markdown(), found._repr_html_(), found.to_report()):
         assert "M †‡" in text and "other †" not in text
         assert "† as good on random weights: this map shows the clip, not the model" in text
-        assert "‡ as good for another class: this map does not say why this class" in text
+        assert "‡ as good for another class: this map does not explain this class" in text
     latex = found.to_latex()
     assert r"M $\dagger$$\ddagger$ & " in latex and "†" not in latex
     assert json.loads(found.to_json())["retained"] == found.retained()

@@ -29,7 +29,7 @@ def clf() -> VideoClassifier:
         ({"methods": [3]}, TypeError, "got 3"),
         ({"methods": {"random": "STAA"}}, ValueError, "names of controls"),
         ({"metrics": ["aurok"]}, ValueError, "got 'aurok'"),
-        ({"metrics": ["auroc", "auroc"]}, ValueError, "each only once"),
+        ({"metrics": ["auroc", "auroc"]}, ValueError, "each name once"),
         ({"metrics": {"mine": 3}}, TypeError, "'mine'"),
         ({"metrics": "auroc"}, TypeError, "list"),
         ({"metrics": {"error": len}}, ValueError, "got 'error'"),
