@@ -68,8 +68,8 @@ def test_numbers_equal_direct_calls_of_the_metrics(clf):
                 "sparsity": metrics.sparsity(each),
             }
             for metric, value in by_hand.items():
-                told = values[name, method, metric]
-                assert told == pytest.approx(value.item(), rel=1e-5, abs=1e-6, nan_ok=True), (name, method, metric)
+                actual = values[name, method, metric]
+                assert actual == pytest.approx(value.item(), rel=1e-5, abs=1e-6, nan_ok=True), (name, method, metric)
 
 
 def test_every_method_returns_a_map_or_a_reason(clf, cnn):

@@ -123,22 +123,22 @@ def test_memory_is_reported_for_the_first_readable_clip(tmp_path):
     def run(**options):
         return silent(classifier, Growing(), given, ["memory"], out=tmp_path / "run", **options)
 
-    def told(found) -> dict[tuple[str, str, str], float]:
+    def numbers(found) -> dict[tuple[str, str, str], float]:
         return {key: value for key, value in table(found).items() if key[2] == "memory"}
 
-    alone = told(run())
+    alone = numbers(run())
     assert {key[:2] for key in alone} == {("clip-00001", "large"), ("clip-00001", "Saliency"), ("clip-00003", "touchy")}
     for done in (1, 2, 3):  # a second start measures again, on the first clip that is left to it
         for path in (tmp_path / "run" / "rows" / f"000000{done}").glob("*.json"):
             path.unlink()
-        assert told(run(resume=True)) == alone
+        assert numbers(run(resume=True)) == alone
 
     plan = Plan(classifier, made(given, classifier, 8), chosen(["memory"]), "zero", 4, 8, 0)
     storage, settings = Storage(tmp_path / "ranks"), _settings(plan, Growing())
     storage.open(settings, resume=False)
     for rank in (1, 0):
         _run(plan, storage, Growing(), SimpleNamespace(rank=rank, world=2), False)
-    assert told(_gathered(plan, storage, settings, False)) == alone
+    assert numbers(_gathered(plan, storage, settings, False)) == alone
 
 
 def test_peak_memory_counts_simultaneous_allocations_only():

@@ -30,7 +30,7 @@ FILES = {"rows", "settings.json", "rows.csv", "table.md", "table.tex", "comparis
 PICTURES = {"curves.png", "ranks.png", "sheet.png"}
 
 
-def said(arguments: list[str]) -> tuple[int, str, str]:
+def run_command(arguments: list[str]) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         code = main(arguments)
     return code, out.getvalue(), err.getvalue()
@@ -61,10 +61,10 @@ def finished(command: list[str], **more: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
+def single(tmp_path_factory) -> Path:
     """The folder of a run with one process."""
-    folder = tmp_path_factory.mktemp("alone") / "new" / "run"
-    code, out, err = said([*COMPARE, "--out", str(folder)])
+    folder = tmp_path_factory.mktemp("single") / "new" / "run"
+    code, out, err = run_command([*COMPARE, "--out", str(folder)])
     assert code == 0, err
     assert "| SmoothGrad" in out and "written to" in out
     return folder
@@ -95,9 +95,9 @@ def test_a_terminal_without_unicode_arrows(tmp_path, monkeypatch):
     assert "auroc ↑" in table and "model-free" in table and "random weights" not in table
 
 
-def test_the_folder_contains_rows_tables_figures_and_a_report(alone):
-    assert {path.name for path in alone.iterdir()} == FILES | PICTURES
-    rows = read(alone)
+def test_the_folder_contains_rows_tables_figures_and_a_report(single):
+    assert {path.name for path in single.iterdir()} == FILES | PICTURES
+    rows = read(single)
     assert list(rows[0]) == ["clip", "method", "metric", "value"]
     assert {row["method"] for row in rows if row["metric"] == "auroc"} == {
         *("Saliency", "SmoothGrad"),
@@ -110,11 +110,11 @@ def test_the_folder_contains_rows_tables_figures_and_a_report(alone):
     }
     saliency, inverted = (float(by_name[f"{name}pattern-00002"]) for name in ("Saliency", "inverted"))
     assert saliency + inverted == pytest.approx(1)
-    told = json.loads((alone / "comparison.json").read_text())
-    assert told["settings"]["inverted"] == "Saliency" and told["settings"]["device"] == "cpu"
+    document = json.loads((single / "comparison.json").read_text())
+    assert document["settings"]["inverted"] == "Saliency" and document["settings"]["device"] == "cpu"
 
 
-def test_an_earlier_run_raises_unless_resumed_with_the_same_settings(alone):
+def test_an_earlier_run_raises_unless_resumed_with_the_same_settings(single):
     for more, message in (
         ([], "--resume goes on with it"),
         (["--resume", "--seed", "1"], "seed: recorded 0, now 1"),
@@ -122,10 +122,10 @@ def test_an_earlier_run_raises_unless_resumed_with_the_same_settings(alone):
         (["--resume", "--planted", "5"], "clips: recorded"),
         (["--resume", "--no-model-controls"], "model_controls: recorded {"),
     ):
-        before = (alone / "rows.csv").read_text()
-        code, _, err = said([*COMPARE, "--out", str(alone), *more])
+        before = (single / "rows.csv").read_text()
+        code, _, err = run_command([*COMPARE, "--out", str(single), *more])
         assert code == 2 and message in err, err
-        assert (alone / "rows.csv").read_text() == before
+        assert (single / "rows.csv").read_text() == before
 
 
 def test_resume_raises_for_a_folder_without_a_comparison(tmp_path):
@@ -133,11 +133,11 @@ def test_resume_raises_for_a_folder_without_a_comparison(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     for name, message in (("file", "is a file"), ("mine", "thesis.tex")):
-        code, _, err = said([*COMPARE, "--out", str(tmp_path / name)])
+        code, _, err = run_command([*COMPARE, "--out", str(tmp_path / name)])
         assert code == 2 and message in err and "resume" not in err, err
 
 
-def test_a_killed_rank_is_restarted_and_the_table_equals_that_of_one_process(alone, tmp_path):
+def test_a_killed_rank_is_restarted_and_the_table_equals_that_of_one_process(single, tmp_path):
     """Two ranks on loopback, kill -9 of one in the middle, ``--max-restarts``."""
     folder = tmp_path / "run"
     script = str(ROOT / "tests" / "compare_rank.py")
@@ -145,7 +145,7 @@ def test_a_killed_rank_is_restarted_and_the_table_equals_that_of_one_process(alo
     done = finished(command, KILL_RANK="1", KILL_AFTER="5")
     assert done.returncode == 0, done.stderr
     assert "Signal 9" in done.stderr or "SIGKILL" in done.stderr or "exitcode: -9" in done.stderr, done.stderr
-    same(folder, alone)
+    same(folder, single)
 
 
 def test_a_restarted_group_ignores_the_store_of_an_earlier_start():
@@ -182,17 +182,17 @@ def test_missing_clips_of_other_machines_raise(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-def test_ranks_share_the_clips_and_give_the_same_table(alone, tmp_path, count):
+def test_ranks_share_the_clips_and_give_the_same_table(single, tmp_path, count):
     folder = tmp_path / "run"
     done = finished(torchrun(count, "-m", "captum_staa", *COMPARE, "--out", str(folder)))
     assert done.returncode == 0, done.stderr
-    same(folder, alone)
+    same(folder, single)
     again = finished(torchrun(count, "-m", "captum_staa", *COMPARE, "--out", str(folder)))
     assert again.returncode != 0 and "earlier comparison" in again.stderr
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_resumed_with_another_number_of_ranks(alone, tmp_path):
+def test_a_killed_run_is_resumed_with_another_number_of_ranks(single, tmp_path):
     folder = tmp_path / "run"
     command = torchrun(2, "-m", "captum_staa", *COMPARE, "--out", str(folder))
     with subprocess.Popen(
@@ -212,11 +212,11 @@ def test_a_killed_run_is_resumed_with_another_number_of_ranks(alone, tmp_path):
     entries[0].write_text(entries[0].read_text()[:100])
     done = finished(torchrun(3, "-m", "captum_staa", *COMPARE, "--out", str(folder), "--resume"))
     assert done.returncode == 0, done.stderr
-    same(folder, alone)
+    same(folder, single)
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_finished_entries(alone, tmp_path):
+def test_ctrl_c_keeps_finished_entries(single, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "captum_staa", *COMPARE, "--out", str(folder)]
     with subprocess.Popen(
@@ -239,9 +239,9 @@ def test_ctrl_c_keeps_finished_entries(alone, tmp_path):
             run.kill()
     assert run.returncode == 130 and "go on with --resume" in err, err
     assert "Interrupted" in (folder / "table.md").read_text()
-    code, _, err = said([*COMPARE, "--out", str(folder), "--resume"])
+    code, _, err = run_command([*COMPARE, "--out", str(folder), "--resume"])
     assert code == 0, err
-    same(folder, alone)
+    same(folder, single)
 
 
 def _children(pid: int) -> list[int]:
@@ -261,10 +261,10 @@ def test_a_folder_of_videos_with_a_broken_file(tmp_path):
     (tmp_path / "labels.csv").write_text("\n".join(["name,label", *labels, "2.mp4,bright-bottom", ""]))
     arguments = ["compare", "--model", "tiny-videomae-pattern", "--videos", str(tmp_path)]
     arguments += ["--labels", str(tmp_path / "labels.csv"), "--methods", "staa", "--metrics", "auroc_time,sparsity"]
-    code, out, err = said([*arguments, "--out", str(tmp_path / "plain")])
+    code, out, err = run_command([*arguments, "--out", str(tmp_path / "plain")])
     assert code == 1 and "failed: 2.mp4, *: ValueError" in err  # what is good is there, and the status says so
     assert "2 of 3 clips have no truth (needed by auroc_time)" in out
-    code, out, _ = said([*arguments, "--out", str(tmp_path / "joined"), "--joined"])
+    code, out, _ = run_command([*arguments, "--out", str(tmp_path / "joined"), "--joined"])
     rows = read(tmp_path / "joined")
     assert {row["clip"] for row in rows if row["metric"] == "auroc_time"} <= {"joined-00000", "joined-00001"}
 
@@ -284,6 +284,6 @@ def test_a_folder_of_videos_with_a_broken_file(tmp_path):
     ],
 )
 def test_invalid_command_lines_exit_with_status_2(tmp_path, more, message):
-    code, _, err = said(["compare", "--model", "tiny-resnet3d-pattern", "--out", str(tmp_path / "run"), *more])
+    code, _, err = run_command(["compare", "--model", "tiny-resnet3d-pattern", "--out", str(tmp_path / "run"), *more])
     assert code == 2 and message in err and "\n" not in err.strip(), err
     assert not (tmp_path / "run").exists()

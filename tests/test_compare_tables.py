@@ -118,12 +118,12 @@ def test_csv_has_a_row_for_every_number_and_every_reason():
 
 
 def test_json_contains_all_results_and_no_nan():
-    told = json.loads(built().to_json(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
-    assert told["settings"] == {"seed": 0, "inverted": "A"}
-    (entry,) = [each for each in told["means"] if (each["method"], each["metric"]) == ("A", "auroc")]
+    document = json.loads(built().to_json(), parse_constant=lambda word: pytest.fail(f"{word} is not valid JSON"))
+    assert document["settings"] == {"seed": 0, "inverted": "A"}
+    (entry,) = [each for each in document["means"] if (each["method"], each["metric"]) == ("A", "auroc")]
     assert entry["value"] == pytest.approx(0.9) and entry["clips"] == 4 and entry["rank"] == pytest.approx(1.375)
-    assert {"clip": "e", "method": "A", "metric": "error", "value": None}.items() <= told["rows"][-3].items()
-    assert told["reasons"]["C"] == "does not apply: <no> attention"
+    assert {"clip": "e", "method": "A", "metric": "error", "value": None}.items() <= document["rows"][-3].items()
+    assert document["reasons"]["C"] == "does not apply: <no> attention"
 
 
 def test_markdown_marks_the_best_methods_and_lists_missing_numbers():

@@ -59,7 +59,7 @@ def test_the_overlay_has_every_frame(clip, tmp_path, capsys, monkeypatch):
     assert f"planted.mp4: {TOTAL} frames in" in said and "4 explained, 0 skipped; policy wait" in said
     assert "a frame waits for 12 to 15 frames after it" in said and "written to planted_stream.mp4" in said
     above = colorful(written.frames[:, :192])
-    truth = PLANTED[0][2] | PLANTED.rivals(0)  # the one object, whatever it shows
+    truth = PLANTED[0][2] | PLANTED.rivals(0)  # the object, with or without evidence
     truth = np.pad(truth.numpy().repeat(FACTOR, 1).repeat(FACTOR, 2), ((0, 0), (0, 0), (MARGIN, MARGIN)))
     on, off = (np.mean([above[t][where[t]].mean() for t in range(TOTAL)]) for where in (truth, ~truth))
     assert on > 2 * off

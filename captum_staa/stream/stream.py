@@ -116,15 +116,15 @@ class STAAStream:
 
     @property
     def latency(self) -> tuple[int, int]:
-        """``(fewest, most)`` frames; in each stride, the last frame waits least, the first longest."""
+        X
         return self.window - self.stride, self.window - 1
 
     def __call__(self, frames: Iterable[Any]) -> StreamRun:
         """Explain a stream.
 
         Args:
-            frames: an iterable of uint8 ``(H, W, 3)`` RGB frames of one size, arrays or tensors: a generator, a list, or
-                a video ``(T, H, W, 3)``. It may be endless.
+            frames: an iterable of uint8 ``(H, W, 3)`` RGB frames of one size, arrays or tensors: a generator, a list,
+                or a video ``(T, H, W, 3)``. It may be endless.
 
         Returns:
             :class:`StreamRun`, an iterator of one :class:`FrameResult` per frame in order. If you stop before its end,
