@@ -116,7 +116,7 @@ class STAAStream:
 
     @property
     def latency(self) -> tuple[int, int]:
-        X
+        """``(fewest, most)`` frames; in each stride, the last frame waits least, the first longest."""
         return self.window - self.stride, self.window - 1
 
     def __call__(self, frames: Iterable[Any]) -> StreamRun:
