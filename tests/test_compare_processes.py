@@ -116,7 +116,7 @@ def test_the_folder_contains_rows_tables_figures_and_a_report(single):
 
 def test_an_earlier_run_raises_unless_resumed_with_the_same_settings(single):
     for more, message in (
-        ([], "--resume goes on with it"),
+        ([], "resume=True or --resume"),
         (["--resume", "--seed", "1"], "seed: recorded 0, now 1"),
         (["--resume", "--dtype", "bfloat16"], "dtype: recorded float32, now bfloat16"),
         (["--resume", "--planted", "5"], "clips: recorded"),
@@ -132,7 +132,7 @@ def test_resume_raises_for_a_folder_without_a_comparison(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    for name, message in (("file", "is a file"), ("mine", "thesis.tex")):
+    for name, message in (("file", "got the file"), ("mine", "thesis.tex")):
         code, _, err = run_command([*COMPARE, "--out", str(tmp_path / name)])
         assert code == 2 and message in err and "resume" not in err, err
 
