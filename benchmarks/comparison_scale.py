@@ -33,7 +33,7 @@ from captum_staa.benchmark.clips import described, source_of
 from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS
 from captum_staa.benchmark.scoring import DEFAULT, baseline_of
-from captum_staa.benchmark.storage import PRESETS, Storage
+from captum_staa.benchmark.storage import SETTINGS, Storage
 
 CLIPS, GPUS = 20_000, 8
 METHODS = (
@@ -178,7 +178,7 @@ def fill(folder: Path, clips: int) -> tuple[float, float]:
     real = folder / "real"
     compare(clf, PlantedClips(seed=0, n=1), COPIED, out=real)
     entries = list(Storage(real).of(0))
-    settings = json.loads((real / PRESETS).read_text())
+    settings = json.loads((real / SETTINGS).read_text())
     settings["clips"] = described(source_of(PlantedClips(seed=0, n=clips), clf))
     many = Storage(folder / "many")
     many.open(settings, resume=False)

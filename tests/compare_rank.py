@@ -1,4 +1,4 @@
-"""A process of ``python -m captum_staa compare`` that ends itself by SIGKILL once: the test runs it under torchrun.
+"""A process of ``python -m captum_staa compare`` that kills itself once with SIGKILL; a test runs it under torchrun.
 
 KILL_RANK and KILL_AFTER say which, and after how many entries it has written; only before the first restart.
 """
@@ -14,7 +14,7 @@ from captum_staa.benchmark.storage import Storage
 
 
 def die_after(entries: int) -> None:
-    """End this process, as if the machine had lost power, when so many entries are written."""
+    """Kill this process after it has written a number of entries."""
     write, written = Storage.write, []
 
     def write_and_die(self, *entry):

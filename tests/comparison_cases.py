@@ -1,4 +1,4 @@
-"""What the tests of the comparison share."""
+"""Helpers shared by the tests of the comparison."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def silent(*args, **options):
 
 
 class Colors(nn.Module):
-    """Logits are mixtures of the mean colors."""
+    """Model whose logits are mixtures of the mean colors."""
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Colors(nn.Module):
 
 
 def scene(target: int, seed: int = 0) -> tuple[Tensor, int, Tensor, Tensor, Tensor]:
-    """Two squares alike but for their color, in front of noise: class ``k`` is channel ``k``."""
+    """Return a clip of two squares that differ in color only, in front of noise; class ``k`` is channel ``k``."""
     clip = 0.1 * torch.rand(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     truth, rivals = torch.zeros(2, 1, 4, 8, 8, dtype=torch.bool)
     truth[:, 1:3, :4, :4] = True
@@ -67,7 +67,7 @@ def classifier(classes: int = 3) -> VideoClassifier:
 
 
 def mixture(model: VideoClassifier):
-    """What each pixel adds to the logit, times the number of pixels; right for this model, whatever its weights."""
+    """Return a method whose map is the contribution of each pixel to the logit, times the number of pixels."""
 
     def contributions(clip: Tensor, target: int) -> Tensor:
         return torch.einsum("btchw,c->bthw", clip, model.module.head.weight[target].detach())
@@ -76,5 +76,5 @@ def mixture(model: VideoClassifier):
 
 
 def absolute(clip: Tensor, target: int) -> Tensor:
-    """Uses neither the model nor the class."""
+    """Return a map that uses neither the model nor the class."""
     return clip.abs().sum(2)

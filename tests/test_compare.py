@@ -1,4 +1,4 @@
-"""The comparison of methods: its numbers against the metrics called by hand."""
+"""The comparison of methods: its numbers against direct calls of the metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cnn() -> VideoClassifier:
     return VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
 
 
-def test_numbers_are_those_of_the_metrics_called_by_hand(clf):
+def test_numbers_equal_direct_calls_of_the_metrics(clf):
     wanted = [
         "insertion",
         "deletion",
@@ -68,11 +68,11 @@ def test_numbers_are_those_of_the_metrics_called_by_hand(clf):
                 "sparsity": metrics.sparsity(each),
             }
             for metric, value in by_hand.items():
-                told = values[name, method, metric]
-                assert told == pytest.approx(value.item(), rel=1e-5, abs=1e-6, nan_ok=True), (name, method, metric)
+                actual = values[name, method, metric]
+                assert actual == pytest.approx(value.item(), rel=1e-5, abs=1e-6, nan_ok=True), (name, method, metric)
 
 
-def test_every_method_gives_a_map_or_says_why_not(clf, cnn):
+def test_every_method_returns_a_map_or_a_reason(clf, cnn):
     none = {"seconds": None, "sparsity": None}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -105,7 +105,7 @@ def test_all_methods_run_on_all_kinds_of_models(model):
 @pytest.mark.parametrize(
     ("ours", "theirs"), [("VideoOcclusion", "Occlusion"), ("VideoFeatureAblation(frames)", "FeatureAblation(frames)")]
 )
-def test_ours_and_captums_see_the_same_windows(cnn, ours, theirs):
+def test_methods_of_this_library_and_of_captum_use_the_same_windows(cnn, ours, theirs):
     clip, label, _ = PLANTED[16:17]
     clip = cnn.layout.from_working(clip).contiguous()
     first, second = (method.call(clip, int(label)) for method in made([ours, theirs], cnn, perturbations_per_eval=16))
@@ -117,7 +117,7 @@ def test_ours_and_captums_see_the_same_windows(cnn, ours, theirs):
         torch.testing.assert_close(first, by_hand)
 
 
-def test_layer_grad_cam_is_grad_cam_per_pixel(cnn):
+def test_layer_grad_cam_equals_grad_cam_per_pixel(cnn):
     clip, label, _ = PLANTED[16:17]
     clip = cnn.layout.from_working(clip).contiguous()
     ours, theirs = made(["GradCAM(last)", "LayerGradCam"], cnn, perturbations_per_eval=1)
@@ -126,7 +126,7 @@ def test_layer_grad_cam_is_grad_cam_per_pixel(cnn):
     assert ours.about.startswith("gradcam, last layer")
 
 
-def test_end_layers():
+def test_end_layer_finds_the_first_and_last_layer():
     plain = nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU(), nn.Conv3d(4, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     one = nn.Sequential(nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU()), nn.Flatten(), nn.Linear(4, 2))
     none = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -140,7 +140,7 @@ def test_end_layers():
     assert lost.call is None and "GradCAM(classifier, layer)" in lost.reason
 
 
-def test_instances_functions_and_metrics_of_ones_own(clf):
+def test_custom_instances_functions_and_metrics(clf):
     def brightest(case: MetricInput) -> Tensor:
         return case.maps.amax()
 
@@ -173,7 +173,7 @@ def test_instances_functions_and_metrics_of_ones_own(clf):
     assert found.better == {"brightest": 1, "again": 0, "auroc": 1}
 
 
-def test_a_method_by_name_is_a_line_in_the_dict(clf, monkeypatch):
+def test_a_new_named_method_is_one_entry_of_the_dict(clf, monkeypatch):
     def make(classifier, perturbations_per_eval):
         if perturbations_per_eval > 4:
             raise NotApplicableError("too many perturbations_per_eval")
@@ -190,7 +190,7 @@ def test_a_method_by_name_is_a_line_in_the_dict(clf, monkeypatch):
     assert lost.methods == ["Darkness", *CONTROLS[:4]]  # there is no method to invert, or to run again
 
 
-def test_curves_are_means_over_clips_of_any_number_of_cells(clf):
+def test_curves_are_means_over_clips_with_different_numbers_of_cells(clf):
     rows = [PLANTED[3], PLANTED[16]]
     found = silent(clf, rows, ["STAA"], ["deletion"], steps=6)
     by_hand = {"insertion": [], "deletion": []}
@@ -205,7 +205,7 @@ def test_curves_are_means_over_clips_of_any_number_of_cells(clf):
     assert silent(clf, rows[:1], ["STAA"], ["sparsity"]).curves == {}
 
 
-def test_all_names_are_known_to_the_table():
+def test_names_of_methods_and_metrics_are_consistent():
     assert {"insertion", "deletion", "auroc", "forwards", "memory"} <= set(METRICS)
     for name, metric in METRICS.items():
         known = getattr(metrics, name.removesuffix("_time").removesuffix("_space"), None)

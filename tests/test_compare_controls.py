@@ -23,7 +23,7 @@ MODEL_CONTROLS = ("random weights", "other class")
 
 
 def drawn_weights(seed: int) -> Tensor:
-    """As ``nn.Linear`` draws its own, from the seed that the generator gives."""
+    """Return the initial weights of ``nn.Linear`` for a seed that a generator draws."""
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed))))
         return nn.Linear(3, 3, bias=False).weight.detach()
@@ -74,13 +74,13 @@ def test_model_controls_of_chosen_methods():
         (["absolute", "Absolute"], ValueError, "each method once"),
     ],
 )
-def test_bad_model_controls(model_controls, error, message):
+def test_invalid_model_controls_raise(model_controls, error, message):
     methods = [absolute, "GuidedBackprop"]
     with pytest.raises(error, match=message):
         silent(classifier(), [scene(0)], methods, ["auroc"], model_controls=model_controls)
 
 
-def test_methods_that_do_not_apply_have_no_controls_and_no_name_of_a_control_is_free():
+def test_methods_that_do_not_apply_have_no_controls_and_names_of_controls_are_reserved():
     methods = ["GuidedBackprop", absolute]
     found = silent(classifier(), [scene(0)], methods, ["auroc"], model_controls=["GuidedBackprop"])
     assert found.methods == ["GuidedBackprop", "absolute", *CONTROLS[:5]]
@@ -93,8 +93,8 @@ def test_methods_that_do_not_apply_have_no_controls_and_no_name_of_a_control_is_
 
 
 @pytest.mark.parametrize("name", ["tiny-videomae-pattern", "tiny-resnet3d-pattern"])
-def test_methods_on_random_weights_are_those_of_a_copy_with_random_weights(name):
-    """Of the copy at the end of the cascade of ``metrics.sanity``, for which the methods are made anew."""
+def test_methods_on_random_weights_equal_methods_of_a_copy_with_random_weights(name):
+    """The copy is the last model of the cascade of ``metrics.sanity``; new methods are made for it."""
     clf, perturbations_per_eval = VideoClassifier.from_pretrained(name), []
 
     def keep(model: nn.Module, clip: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def test_methods_on_random_weights_are_those_of_a_copy_with_random_weights(name)
         assert not torch.equal(found, before) and torch.equal(own.call(clip.clone(), 1), before), own.name
 
 
-def test_random_weights_reach_instances_and_the_models_own_come_back():
+def test_random_weights_affect_instances_and_the_original_weights_are_restored():
     model, clip = classifier(), scene(1)[0].requires_grad_()
     before = {name: (value.clone(), value.data_ptr()) for name, value in model.state_dict().items()}
     instance = InputXGradient(model)
@@ -149,7 +149,7 @@ def test_random_weights_of_traced_and_compiled_models():
         assert torch.equal(other(clip), before)
 
 
-def test_running_statistics_are_drawn_anew_and_come_back():
+def test_running_statistics_are_reset_and_restored():
     net = nn.Sequential(nn.BatchNorm3d(3), nn.AdaptiveAvgPool3d(1), nn.Flatten()).eval()
     net[0].running_mean.fill_(5.0)
     with RandomWeights(VideoClassifier(net, "BCTHW"), seed=0).in_place():
@@ -157,7 +157,7 @@ def test_running_statistics_are_drawn_anew_and_come_back():
     assert net[0].running_mean.tolist() == [5, 5, 5]
 
 
-def test_draws_of_a_method_are_the_same_for_its_controls():
+def test_random_draws_of_a_method_are_the_same_for_its_controls():
     def dice(clip: Tensor, target: int) -> Tensor:
         return torch.rand(1, 4, 8, 8)
 
@@ -165,7 +165,7 @@ def test_draws_of_a_method_are_the_same_for_its_controls():
     assert len({values["clip-00000", name, "auroc"] for name in ("dice", *MODEL_CONTROLS)}) == 1
 
 
-def test_what_a_model_has_not_is_left_out_and_no_failure():
+def test_controls_that_a_model_does_not_support_are_left_out_without_failure():
     class Still(nn.Module):
         def forward(self, inputs: Tensor) -> Tensor:
             return inputs.mean((1, 2, 3, 4))[:, None]
@@ -174,15 +174,13 @@ def test_what_a_model_has_not_is_left_out_and_no_failure():
     found = silent(VideoClassifier(Still(), "BTCHW"), [(clip, 0, truth)], [absolute], ["auroc"])
     assert not found.failures
     reasons = found.reasons()
-    assert (
-        reasons["random weights"] == "left out on 1 of 1 clips: Still has no parameters that could be drawn at random"
-    )
-    assert reasons["other class"] == "left out on 1 of 1 clips: the model has one output, so there is no other class"
-    assert math.isnan(found.means()["other class"]["auroc"].value) and "no other class" in found.to_markdown()
+    for control, reason in (("random weights", "got Still without parameters"), ("other class", "got one output")):
+        assert reasons[control].startswith("left out on 1 of 1 clips") and reason in reasons[control]
+    assert math.isnan(found.means()["other class"]["auroc"].value) and "got one output" in found.to_markdown()
     alike = classifier()
     with torch.no_grad():
         alike.module.head = nn.PReLU(3)  # of which the initial values are constants
-    with pytest.raises(NotApplicableError, match="parameters of Colors are the same when drawn anew"):
+    with pytest.raises(NotApplicableError, match="got Colors, whose parameters stay the same"):
         RandomWeights(alike, seed=0)
 
 
@@ -219,7 +217,7 @@ def test_a_method_that_ignores_the_model_is_marked():
     for text in (found.to_markdown(), found._repr_html_(), found.to_report()):
         assert "M †‡" in text and "other †" not in text
         assert "† as good on random weights: this map shows the clip, not the model" in text
-        assert "‡ as good for another class: this map does not say why this class" in text
+        assert "‡ as good for another class: this map does not explain this class" in text
     latex = found.to_latex()
     assert r"M $\dagger$$\ddagger$ & " in latex and "†" not in latex
     assert json.loads(found.to_json())["retained"] == found.retained()
@@ -240,7 +238,7 @@ def test_a_method_that_uses_the_model_is_not_marked():
     assert found.means()["other class"]["rivals"].value < 0.05  # its evidence is the rival
 
 
-def test_a_class_is_ignored_though_the_model_is_not():
+def test_a_method_that_uses_the_model_but_not_the_class_is_marked():
     model = classifier()
     energy = lambda clip, target: torch.einsum("btchw,kc->bthw", clip, model.module.head.weight.detach())  # noqa: E731
     found = compared(energy, ["auroc"], model)
@@ -264,7 +262,7 @@ def test_chosen_methods_are_marked_by_their_own_controls():
     assert "| other †‡" in text and "| M †" not in text and "| M ‡" not in text
 
 
-def test_pictures_have_lines_for_the_controls():
+def test_figures_have_lines_for_the_controls():
     model = classifier()
     found = compared(mixture(model), ["auroc", "insertion", "forwards"], model, steps=4, model_controls=["M"])
     figures = found.plot()
@@ -276,7 +274,7 @@ def test_pictures_have_lines_for_the_controls():
 # --- the record of a run -----------------------------------------------------------------------------------------
 
 
-def test_a_run_with_controls_is_resumed_and_another_choice_is_refused(tmp_path: Path):
+def test_a_run_with_controls_is_resumed_only_with_the_same_controls(tmp_path: Path):
     model = classifier()
 
     def run(**options):

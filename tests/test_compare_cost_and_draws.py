@@ -1,4 +1,4 @@
-"""What a comparison says of time and memory, and that what is random depends on clip and method alone."""
+"""Time and memory in a comparison, and random draws that depend on clip and method only."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def clf() -> VideoClassifier:
     return VideoClassifier.from_pretrained("tiny-videomae-pattern")
 
 
-def test_what_is_random_depends_on_clip_and_method_alone(clf):
-    """Not on the other clips and methods, nor on what was drawn before; and nobody's generator is touched."""
+def test_random_draws_depend_on_clip_and_method_only(clf):
+    """They do not depend on other clips, methods or earlier draws, and global generators stay unchanged."""
     names = ["auroc", "sparsity"]
     torch.manual_seed(1)
     np.random.seed(1)
@@ -45,7 +45,7 @@ def test_what_is_random_depends_on_clip_and_method_alone(clf):
     assert first["pattern-00000", "random", "auroc"] != first["pattern-00001", "random", "auroc"]
 
 
-def test_a_function_that_draws_gets_new_draws_for_each_clip_and_the_same_ones_again(clf):
+def test_a_random_function_gets_different_draws_per_clip_and_the_same_draws_per_run(clf):
     def dice(clip: Tensor, target: int) -> Tensor:
         return torch.rand(1, 16, 48, 48)
 
@@ -64,7 +64,7 @@ def test_seeded_draws_differ_by_clip_method_and_seed():
     assert len({draws(*key) for key in keys}) == 4 and draws(*keys[0]) == draws(*keys[0])
 
 
-def test_cost_in_forwards(clf):
+def test_cost_is_measured_in_forward_passes(clf):
     clip = PLANTED[16:17][0]
     held = []
 
@@ -92,7 +92,7 @@ def test_cost_in_forwards(clf):
 
 
 class Growing:
-    """Clips of growing size, of which the first cannot be read."""
+    """Clips of growing size; the first cannot be read."""
 
     def __len__(self) -> int:
         return 4
@@ -103,7 +103,7 @@ class Growing:
         return torch.linspace(0, 1, 3 * 4 * 64 * index).view(3, 4, 8, 8 * index), 0
 
 
-def test_memory_is_that_of_the_first_clip_that_can_be_had_whoever_measures_it(tmp_path):
+def test_memory_is_reported_for_the_first_readable_clip(tmp_path):
     class Means(nn.Module):
         def forward(self, clip: Tensor) -> Tensor:
             return clip.mean((3, 4)).flatten(1)
@@ -123,25 +123,25 @@ def test_memory_is_that_of_the_first_clip_that_can_be_had_whoever_measures_it(tm
     def run(**options):
         return silent(classifier, Growing(), given, ["memory"], out=tmp_path / "run", **options)
 
-    def told(found) -> dict[tuple[str, str, str], float]:
+    def numbers(found) -> dict[tuple[str, str, str], float]:
         return {key: value for key, value in table(found).items() if key[2] == "memory"}
 
-    alone = told(run())
+    alone = numbers(run())
     assert {key[:2] for key in alone} == {("clip-00001", "large"), ("clip-00001", "Saliency"), ("clip-00003", "touchy")}
     for done in (1, 2, 3):  # a second start measures again, on the first clip that is left to it
         for path in (tmp_path / "run" / "rows" / f"000000{done}").glob("*.json"):
             path.unlink()
-        assert told(run(resume=True)) == alone
+        assert numbers(run(resume=True)) == alone
 
     plan = Plan(classifier, made(given, classifier, 8), chosen(["memory"]), "zero", 4, 8, 0)
     storage, settings = Storage(tmp_path / "ranks"), _settings(plan, Growing())
     storage.open(settings, resume=False)
     for rank in (1, 0):
         _run(plan, storage, Growing(), SimpleNamespace(rank=rank, world=2), False)
-    assert told(_gathered(plan, storage, settings, False)) == alone
+    assert numbers(_gathered(plan, storage, settings, False)) == alone
 
 
-def test_peak_memory_counts_what_lives_at_once_and_not_what_was_there():
+def test_peak_memory_counts_simultaneous_allocations_only():
     given = torch.ones(1000)
     with PeakMemory() as memory:
         view = given.view(10, 100)  # no new bytes

@@ -1,4 +1,4 @@
-"""What is asked of a comparison wrongly is refused; what fails in it is a row, and the rest goes on."""
+"""Errors of a comparison: invalid arguments raise, failures of single clips or methods become rows."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ def clf() -> VideoClassifier:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"methods": ["STAR"]}, ValueError, "no method 'STAR'"),
-        ({"methods": ["staa", "STAA"]}, ValueError, r"\['STAA'\] came twice"),
-        ({"methods": []}, ValueError, "no methods"),
+        ({"methods": ["STAR"]}, ValueError, "got 'STAR'"),
+        ({"methods": ["staa", "STAA"]}, ValueError, r"got \['STAA'\] more than once"),
+        ({"methods": []}, ValueError, "at least one method"),
         ({"methods": "STAA"}, TypeError, "list"),
-        ({"methods": [3]}, TypeError, "3 came"),
+        ({"methods": [3]}, TypeError, "got 3"),
         ({"methods": {"random": "STAA"}}, ValueError, "names of controls"),
-        ({"metrics": ["aurok"]}, ValueError, "'aurok' came"),
-        ({"metrics": ["auroc", "auroc"]}, ValueError, "each once"),
+        ({"metrics": ["aurok"]}, ValueError, "got 'aurok'"),
+        ({"metrics": ["auroc", "auroc"]}, ValueError, "each name once"),
         ({"metrics": {"mine": 3}}, TypeError, "'mine'"),
         ({"metrics": "auroc"}, TypeError, "list"),
-        ({"metrics": {"error": len}}, ValueError, "'error' marks rows without a number"),
-        ({"metrics": {"left out": Metric(len, True)}}, ValueError, "'left out' marks"),
-        ({"metrics": {"does not apply": len}}, ValueError, "'does not apply' marks"),
+        ({"metrics": {"error": len}}, ValueError, "got 'error'"),
+        ({"metrics": {"left out": Metric(len, True)}}, ValueError, "got 'left out'"),
+        ({"metrics": {"does not apply": len}}, ValueError, "got 'does not apply'"),
         ({"metrics": {3: len}}, TypeError, "3 of type int"),
-        ({"metrics": {"mine": Metric(len, "high")}}, ValueError, "is True, False or None, got 'high'"),
+        ({"metrics": {"mine": Metric(len, "high")}}, ValueError, "must be True, False or None, got 'high'"),
         (
             {"metrics": {"mine": METRICS["forwards"]}},
             ValueError,
-            "no function of a MetricInput; only seconds, forwards",
+            "got None. Only seconds, forwards",
         ),
         ({"steps": 0}, ValueError, "steps"),
         ({"perturbations_per_eval": 0}, ValueError, "perturbations_per_eval"),
-        ({"baseline": "gray"}, ValueError, "'gray' came"),
-        ({"resume": True}, ValueError, "pass out="),
+        ({"baseline": "gray"}, ValueError, "got 'gray'"),
+        ({"resume": True}, ValueError, "Pass out="),
     ],
 )
-def test_bad_arguments(clf, options, error, message):
+def test_invalid_arguments_raise(clf, options, error, message):
     with pytest.raises(error, match=message):
         silent(clf, [PLANTED[0]], **{"methods": ["STAA"], "metrics": ["auroc"], **options})
 
 
 class Broken:
-    """Three clips of which one cannot be read and one has no truth."""
+    """Three clips: one cannot be read, and one has no truth."""
 
     names = ("good", "broken", "plain")
 
@@ -68,7 +68,7 @@ class Broken:
         return (clip, label, truth) if index == 0 else (clip, label)
 
 
-def test_what_fails_is_a_row_with_its_reason_and_the_rest_goes_on(clf):
+def test_failures_become_rows_with_a_reason_and_the_run_continues(clf):
     calls = []
 
     def touchy(clip: Tensor, target: int) -> Tensor:
@@ -77,11 +77,11 @@ def test_what_fails_is_a_row_with_its_reason_and_the_rest_goes_on(clf):
             raise RuntimeError("not this\nclip")
         return clip.mean(2)
 
-    def of_no_use(case: MetricInput) -> float:
+    def unusable(case: MetricInput) -> float:
         raise ZeroDivisionError
 
     bad = {"nan": lambda clip, target: clip.mean(2) * math.nan, "flat": lambda clip, target: clip.mean((2, 3, 4))}
-    chosen = {"auroc": None, "sparsity": None, "broken": of_no_use}
+    chosen = {"auroc": None, "sparsity": None, "broken": unusable}
     found = silent(clf, Broken(), {"touchy": touchy, "STAA": "STAA", **bad}, chosen)
     reasons = {row[:2]: row.reason for row in found.failures if not row.reason.startswith("broken:")}
     assert reasons["broken", "*"] == "OSError: the disk says no"
@@ -98,13 +98,13 @@ def test_what_fails_is_a_row_with_its_reason_and_the_rest_goes_on(clf):
     assert ("good", "STAA", "auroc") in values and ("plain", "STAA", "sparsity") in values
     assert ("plain", "STAA", "auroc") not in values and not any(clip == "broken" for clip, *_ in values)
     assert "failed on 2 of 3 clips" in found.reasons()["nan"]
-    told = found.to_markdown()
-    assert "1 of 3 clips could not be had" in told and "1 of 3 clips have no truth (needed by auroc)" in told
+    text = found.to_markdown()
+    assert "1 of 3 clips could not be read" in text and "1 of 3 clips have no truth (needed by auroc)" in text
     assert found.means()["STAA"]["sparsity"].clips == 2 and found.means()["STAA"]["auroc"].clips == 1
 
 
 class Linear(nn.Module):
-    """Logits of the channels' means, less a number."""
+    """Model whose logits are the means of the channels minus a constant."""
 
     def __init__(self, channels: int = 3, writes: bool = False) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Linear(nn.Module):
 
 
 class NanWhereWhite(Linear):
-    """Beside black alone, or always."""
+    """Model that returns nan for white pixels next to black ones only, or for all white pixels."""
 
     def __init__(self, always: bool = False) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ def drawn(channels: int, count: int = 1) -> list[tuple[Tensor, int]]:
     return [(torch.rand(channels, 4, 8, 8, generator=draw) * 0.9, 1) for _ in range(count)]
 
 
-def test_nan_from_the_model_costs_its_own_curves_and_no_others(tmp_path):
+def test_nan_outputs_affect_the_curves_of_their_clip_only(tmp_path):
     clips = drawn(3, 3)
     clips[1][0][:, 2] = 1.0  # answered with nan where these pixels are there, and others are hidden
     classifier = VideoClassifier(NanWhereWhite(), "BCTHW")
@@ -147,7 +147,7 @@ def test_nan_from_the_model_costs_its_own_curves_and_no_others(tmp_path):
     assert lost >= {("clip-00001", "random", "insertion"), ("clip-00001", "random", "deletion")}
     assert {clip for clip, *_ in lost} == {"clip-00001"}
     reason = next(row.reason for row in found.failures if row[1] == "random")
-    assert "ValueError: the model's answer is nan or infinite at" in reason and "of the 5 points" in reason
+    assert "ValueError" in reason and "got nan or infinity at" in reason and "of the 5 points" in reason
     values = table(found)
     assert ("clip-00001", "random", "sparsity") in values
     alone = silent(classifier, [clips[0], clips[2]], ["Saliency", "VideoOcclusion"], wanted, steps=4)
@@ -161,15 +161,12 @@ def test_nan_from_the_model_costs_its_own_curves_and_no_others(tmp_path):
     assert {row[:3] for row in again.rows} == {row[:3] for row in found.rows}
 
 
-def test_a_clip_that_the_model_answers_with_nan_is_not_explained():
+def test_a_clip_with_nan_logits_is_one_failure():
     clips = drawn(3, 2)
     clips[1][0][:, 2] = 1.0
     found = silent(VideoClassifier(NanWhereWhite(always=True), "BCTHW"), clips, ["Saliency"], ["sparsity"])
     (failure,) = {(row.clip, row.reason) for row in found.failures}
-    assert failure == (
-        "clip-00001",
-        "ValueError: the model answers the whole clip with nan in 3 of 3 classes; look upstream",
-    )
+    assert failure[0] == "clip-00001" and "got nan in 3 of 3 classes" in failure[1]
     assert {row.clip for row in found.rows if not math.isnan(row.value)} == {"clip-00000"}
 
 
@@ -182,7 +179,7 @@ def test_clips_of_any_number_of_channels(channels):
 
 
 @pytest.mark.parametrize("wanted", [["aopc", "sparsity"], ["insertion", "faithfulness", "memory"]])
-def test_what_writes_into_a_clip_writes_into_its_own(wanted):
+def test_models_and_methods_that_write_into_a_clip_change_a_copy(wanted):
     def blackens(clip: Tensor, target: int) -> Tensor:
         return clip.zero_().sum(1) + torch.arange(8.0)
 
@@ -207,7 +204,7 @@ def test_what_writes_into_a_clip_writes_into_its_own(wanted):
             assert value == pytest.approx(reading[clip, method, metric], nan_ok=True), (method, metric)
 
 
-def test_a_model_without_gradients_is_compared_by_what_needs_none():
+def test_a_model_without_gradients_is_compared_with_gradient_free_methods():
     class Frozen(nn.Module):
         def forward(self, clip: Tensor) -> Tensor:
             with torch.no_grad():
@@ -223,7 +220,7 @@ def test_a_model_without_gradients_is_compared_by_what_needs_none():
     assert means["VideoOcclusion"]["forwards"].value > 1
 
 
-def test_ctrl_c_keeps_what_is_done_and_a_second_start_goes_on(clf, tmp_path):
+def test_ctrl_c_keeps_finished_entries_and_resume_continues(clf, tmp_path):
     calls = []
 
     def interrupted(clip: Tensor, target: int) -> Tensor:

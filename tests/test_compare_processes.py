@@ -1,4 +1,4 @@
-"""The comparison from the command line, by one process and by several that die: real ones, the same table."""
+"""The comparison on the command line: one process, several processes, and killed processes give the same table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 import torch.distributed as dist
 
 from captum_staa.__main__ import main
-from captum_staa.benchmark.processes import _word_of_this_round
+from captum_staa.benchmark.processes import _start_id
 from captum_staa.benchmark.runner import _check_whole
 from captum_staa.benchmark.storage import Entry, Storage
 
@@ -30,7 +30,7 @@ FILES = {"rows", "settings.json", "rows.csv", "table.md", "table.tex", "comparis
 PICTURES = {"curves.png", "ranks.png", "sheet.png"}
 
 
-def said(arguments: list[str]) -> tuple[int, str, str]:
+def run_command(arguments: list[str]) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         code = main(arguments)
     return code, out.getvalue(), err.getvalue()
@@ -61,10 +61,10 @@ def finished(command: list[str], **more: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
-    """The folder of one process's run, in this very process."""
-    folder = tmp_path_factory.mktemp("alone") / "new" / "run"
-    code, out, err = said([*COMPARE, "--out", str(folder)])
+def single(tmp_path_factory) -> Path:
+    """The folder of a run with one process."""
+    folder = tmp_path_factory.mktemp("single") / "new" / "run"
+    code, out, err = run_command([*COMPARE, "--out", str(folder)])
     assert code == 0, err
     assert "| SmoothGrad" in out and "written to" in out
     return folder
@@ -75,7 +75,7 @@ def read(folder: Path) -> list[dict[str, str]]:
 
 
 def same(folder: Path, other: Path) -> None:
-    """The same table, of the same entries, no row missing or double."""
+    """Check that both folders have the same table, without missing or repeated rows."""
     rows = (folder / "rows.csv").read_text()
     assert rows == (other / "rows.csv").read_text()
     assert len({tuple(row[:3]) for row in csv.reader(io.StringIO(rows))}) == len(rows.splitlines()) == 1 + 1 + 3 * 9 * 3
@@ -84,7 +84,7 @@ def same(folder: Path, other: Path) -> None:
     assert (folder / "table.md").read_text() == (other / "table.md").read_text()
 
 
-def test_a_terminal_that_knows_no_arrows(tmp_path, monkeypatch):
+def test_a_terminal_without_unicode_arrows(tmp_path, monkeypatch):
     shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", shown)
     few = ["--planted", "1", "--methods", "saliency", "--metrics", "auroc", "--no-model-controls"]
@@ -95,9 +95,9 @@ def test_a_terminal_that_knows_no_arrows(tmp_path, monkeypatch):
     assert "auroc ↑" in table and "model-free" in table and "random weights" not in table
 
 
-def test_the_folder_holds_numbers_tables_pictures_and_a_report(alone):
-    assert {path.name for path in alone.iterdir()} == FILES | PICTURES
-    rows = read(alone)
+def test_the_folder_contains_rows_tables_figures_and_a_report(single):
+    assert {path.name for path in single.iterdir()} == FILES | PICTURES
+    rows = read(single)
     assert list(rows[0]) == ["clip", "method", "metric", "value"]
     assert {row["method"] for row in rows if row["metric"] == "auroc"} == {
         *("Saliency", "SmoothGrad"),
@@ -110,34 +110,34 @@ def test_the_folder_holds_numbers_tables_pictures_and_a_report(alone):
     }
     saliency, inverted = (float(by_name[f"{name}pattern-00002"]) for name in ("Saliency", "inverted"))
     assert saliency + inverted == pytest.approx(1)
-    told = json.loads((alone / "comparison.json").read_text())
-    assert told["settings"]["inverted"] == "Saliency" and told["settings"]["device"] == "cpu"
+    document = json.loads((single / "comparison.json").read_text())
+    assert document["settings"]["inverted"] == "Saliency" and document["settings"]["device"] == "cpu"
 
 
-def test_an_earlier_run_is_refused_unless_resume_fits(alone):
+def test_an_earlier_run_raises_unless_resumed_with_the_same_settings(single):
     for more, message in (
-        ([], "--resume goes on with it"),
+        ([], "resume=True or --resume"),
         (["--resume", "--seed", "1"], "seed: recorded 0, now 1"),
         (["--resume", "--dtype", "bfloat16"], "dtype: recorded float32, now bfloat16"),
         (["--resume", "--planted", "5"], "clips: recorded"),
         (["--resume", "--no-model-controls"], "model_controls: recorded {"),
     ):
-        before = (alone / "rows.csv").read_text()
-        code, _, err = said([*COMPARE, "--out", str(alone), *more])
+        before = (single / "rows.csv").read_text()
+        code, _, err = run_command([*COMPARE, "--out", str(single), *more])
         assert code == 2 and message in err, err
-        assert (alone / "rows.csv").read_text() == before
+        assert (single / "rows.csv").read_text() == before
 
 
-def test_a_folder_without_a_comparison_is_not_to_be_resumed(tmp_path):
+def test_resume_raises_for_a_folder_without_a_comparison(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    for name, message in (("file", "is a file"), ("mine", "thesis.tex")):
-        code, _, err = said([*COMPARE, "--out", str(tmp_path / name)])
+    for name, message in (("file", "got the file"), ("mine", "thesis.tex")):
+        code, _, err = run_command([*COMPARE, "--out", str(tmp_path / name)])
         assert code == 2 and message in err and "resume" not in err, err
 
 
-def test_a_rank_that_is_killed_is_restarted_and_the_table_is_that_of_one_process(alone, tmp_path):
+def test_a_killed_rank_is_restarted_and_the_table_equals_that_of_one_process(single, tmp_path):
     """Two ranks on loopback, kill -9 of one in the middle, ``--max-restarts``."""
     folder = tmp_path / "run"
     script = str(ROOT / "tests" / "compare_rank.py")
@@ -145,18 +145,18 @@ def test_a_rank_that_is_killed_is_restarted_and_the_table_is_that_of_one_process
     done = finished(command, KILL_RANK="1", KILL_AFTER="5")
     assert done.returncode == 0, done.stderr
     assert "Signal 9" in done.stderr or "SIGKILL" in done.stderr or "exitcode: -9" in done.stderr, done.stderr
-    same(folder, alone)
+    same(folder, single)
 
 
-def test_a_restarted_group_believes_nothing_that_an_earlier_one_has_left():
-    """Whoever comes first, and whatever words of the dead are in the store, all agree on a word that is new."""
+def test_a_restarted_group_ignores_the_store_of_an_earlier_start():
+    """All processes agree on a new identifier, in any order of start and with any old content of the store."""
     words = set()
     store = dist.HashStore()
     for first in range(6):
         found: dict[int, str] = {}
 
         def ask(rank: int, found: dict[int, str] = found) -> None:
-            found[rank] = _word_of_this_round(store, rank, 3)
+            found[rank] = _start_id(store, rank, 3)
 
         threads = [threading.Thread(target=ask, args=((first + at) % 3,), daemon=True) for at in range(3)]
         for thread in threads:
@@ -169,12 +169,12 @@ def test_a_restarted_group_believes_nothing_that_an_earlier_one_has_left():
     assert len(words) == 6
 
 
-def test_a_table_without_the_clips_of_other_machines_is_refused(tmp_path):
+def test_missing_clips_of_other_machines_raise(tmp_path):
     storage = Storage(tmp_path / "run")
     storage.open({}, resume=False)
     for index in (0, 2):
         storage.write(Entry(index, str(index), "*"))
-    with pytest.raises(OSError, match="1 of 3 clips are not in"):
+    with pytest.raises(OSError, match="all 3 clips, got 2"):
         _check_whole(storage, 3)
     _check_whole(storage, 2)
     _check_whole(storage, None)
@@ -182,17 +182,17 @@ def test_a_table_without_the_clips_of_other_machines_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-def test_ranks_share_the_work_and_agree(alone, tmp_path, count):
+def test_ranks_share_the_clips_and_give_the_same_table(single, tmp_path, count):
     folder = tmp_path / "run"
     done = finished(torchrun(count, "-m", "captum_staa", *COMPARE, "--out", str(folder)))
     assert done.returncode == 0, done.stderr
-    same(folder, alone)
+    same(folder, single)
     again = finished(torchrun(count, "-m", "captum_staa", *COMPARE, "--out", str(folder)))
     assert again.returncode != 0 and "earlier comparison" in again.stderr
 
 
 @pytest.mark.slow
-def test_a_run_killed_from_outside_goes_on_with_resume_by_another_number_of_ranks(alone, tmp_path):
+def test_a_killed_run_is_resumed_with_another_number_of_ranks(single, tmp_path):
     folder = tmp_path / "run"
     command = torchrun(2, "-m", "captum_staa", *COMPARE, "--out", str(folder))
     with subprocess.Popen(
@@ -212,11 +212,11 @@ def test_a_run_killed_from_outside_goes_on_with_resume_by_another_number_of_rank
     entries[0].write_text(entries[0].read_text()[:100])
     done = finished(torchrun(3, "-m", "captum_staa", *COMPARE, "--out", str(folder), "--resume"))
     assert done.returncode == 0, done.stderr
-    same(folder, alone)
+    same(folder, single)
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_done(alone, tmp_path):
+def test_ctrl_c_keeps_finished_entries(single, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "captum_staa", *COMPARE, "--out", str(folder)]
     with subprocess.Popen(
@@ -239,9 +239,9 @@ def test_ctrl_c_keeps_what_is_done(alone, tmp_path):
             run.kill()
     assert run.returncode == 130 and "continue with --resume" in err, err
     assert "Interrupted" in (folder / "table.md").read_text()
-    code, _, err = said([*COMPARE, "--out", str(folder), "--resume"])
+    code, _, err = run_command([*COMPARE, "--out", str(folder), "--resume"])
     assert code == 0, err
-    same(folder, alone)
+    same(folder, single)
 
 
 def _children(pid: int) -> list[int]:
@@ -261,10 +261,10 @@ def test_a_folder_of_videos_with_a_broken_file(tmp_path):
     (tmp_path / "labels.csv").write_text("\n".join(["name,label", *labels, "2.mp4,bright-bottom", ""]))
     arguments = ["compare", "--model", "tiny-videomae-pattern", "--videos", str(tmp_path)]
     arguments += ["--labels", str(tmp_path / "labels.csv"), "--methods", "staa", "--metrics", "auroc_time,sparsity"]
-    code, out, err = said([*arguments, "--out", str(tmp_path / "plain")])
+    code, out, err = run_command([*arguments, "--out", str(tmp_path / "plain")])
     assert code == 1 and "failed: 2.mp4, *: ValueError" in err  # what is good is there, and the status says so
     assert "2 of 3 clips have no truth (needed by auroc_time)" in out
-    code, out, _ = said([*arguments, "--out", str(tmp_path / "joined"), "--joined"])
+    code, out, _ = run_command([*arguments, "--out", str(tmp_path / "joined"), "--joined"])
     rows = read(tmp_path / "joined")
     assert {row["clip"] for row in rows if row["metric"] == "auroc_time"} <= {"joined-00000", "joined-00001"}
 
@@ -283,7 +283,7 @@ def test_a_folder_of_videos_with_a_broken_file(tmp_path):
         (["--planted", "1", "--device", "tpu9"], "got 'tpu9', which cannot be used here"),
     ],
 )
-def test_bad_command_lines(tmp_path, more, message):
-    code, _, err = said(["compare", "--model", "tiny-resnet3d-pattern", "--out", str(tmp_path / "run"), *more])
+def test_invalid_command_lines_exit_with_status_2(tmp_path, more, message):
+    code, _, err = run_command(["compare", "--model", "tiny-resnet3d-pattern", "--out", str(tmp_path / "run"), *more])
     assert code == 2 and message in err and "\n" not in err.strip(), err
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Rivals in a comparison: where clips have them, and the metrics that need them."""
+"""Rivals in a comparison: their sources, and the metrics that need them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from captum_staa.benchmark.clips import checked, each, source_of
 from captum_staa.benchmark.methods import made
 
 
-def test_rivals_metrics_are_those_called_directly():
+def test_rival_metrics_equal_direct_calls():
     wanted = ["rivals", "rivals_time", "rivals_space", "object_pointing"]
     clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
     values = table(silent(clf, PlantedClips(seed=12, n=2), ["Saliency"], wanted))
@@ -34,7 +34,7 @@ def test_rivals_metrics_are_those_called_directly():
         assert values[f"pattern-0000{at}", "uniform", "rivals"] == 0.5
 
 
-def test_rivals_metrics_are_left_out_where_there_are_none():
+def test_rival_metrics_are_left_out_for_clips_without_rivals():
     clip, target, truth, rivals, objects = scene(0)
     items = [(clip, target), (clip, target, truth), (clip, target, truth, rivals), (clip, target, None, None, objects)]
     items.append((clip, target, truth, rivals, objects))
@@ -54,7 +54,7 @@ def test_rivals_metrics_are_left_out_where_there_are_none():
     assert "1 of 5 clips have no objects (needed by object_pointing)" in found.to_markdown()
 
 
-def test_metrics_named_like_facts_of_a_clip_are_of_maps():
+def test_metrics_may_be_named_like_fields_of_a_clip():
     wanted = {name: lambda case: 7.0 for name in ("truth", "target", "other")}
     assert set(table(silent(classifier(), [scene(0)], [absolute], wanted)).values()) == {7.0}
 
@@ -63,7 +63,7 @@ def loaded(clips, model: VideoClassifier) -> list:
     return [load() for _, _, load in each(source_of(clips, model), model, 0, 1)]
 
 
-def test_sequences_give_their_rivals_and_objects():
+def test_rivals_and_objects_are_read_from_sequences():
     cnn = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
     planted = PlantedClips(seed=12, n=2)
     for at, sample in enumerate(loaded(planted, cnn)):
@@ -83,7 +83,7 @@ def test_sequences_give_their_rivals_and_objects():
     assert none.truth is None and not none.rivals.any() and torch.equal(own.rivals, rivals) and nothing.rivals is None
 
 
-def test_clips_of_two_classes_explain_the_first_and_the_second_is_a_rival():
+def test_in_clips_of_two_classes_the_first_is_the_target_and_the_second_a_rival():
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     planted = PlantedClips(seed=12, n=3, two_classes=True)
     for at, sample in enumerate(loaded(planted, clf)):
@@ -93,7 +93,7 @@ def test_clips_of_two_classes_explain_the_first_and_the_second_is_a_rival():
         assert torch.equal(sample.objects[0, :2], truth) and sample.objects.shape[1] == 5
 
 
-def test_masks_come_with_or_without_a_batch_axis():
+def test_masks_may_have_a_batch_axis():
     clip, target, truth, rivals, objects = scene(0)
     whole = checked((clip, target, truth, rivals, objects), classifier())
     bare = checked((clip[0], target, truth[0], rivals[0], objects[0]), classifier())

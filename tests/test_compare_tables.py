@@ -1,4 +1,4 @@
-"""Means, intervals and ranks against slow formulas, and the tables and pictures that are made of them."""
+"""Means, intervals and ranks against slow formulas, and the tables and figures made from them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_costs_are_medians_with_intervals_of_order_statistics():
     assert built().means()["A"]["forwards"].value == 3.5  # of which one outlier moves little
 
 
-def test_ranks_are_those_of_complete_clips():
+def test_ranks_use_clips_without_missing_numbers():
     ranks = built().ranks()
     for metric, sign in (("auroc", -1), ("deletion", 1)):
         table = np.array(SCORES[metric])[:4][:, [0, 1, 3]]  # without the clip and the method that have gaps
@@ -117,16 +117,16 @@ def test_csv_has_a_row_for_every_number_and_every_reason():
     assert ["*", "C", "does not apply", "<no> attention"] in rows
 
 
-def test_json_holds_everything_and_no_nan():
-    told = json.loads(built().to_json(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
-    assert told["settings"] == {"seed": 0, "inverted": "A"}
-    (entry,) = [each for each in told["means"] if (each["method"], each["metric"]) == ("A", "auroc")]
+def test_json_contains_all_results_and_no_nan():
+    document = json.loads(built().to_json(), parse_constant=lambda word: pytest.fail(f"{word} is not valid JSON"))
+    assert document["settings"] == {"seed": 0, "inverted": "A"}
+    (entry,) = [each for each in document["means"] if (each["method"], each["metric"]) == ("A", "auroc")]
     assert entry["value"] == pytest.approx(0.9) and entry["clips"] == 4 and entry["rank"] == pytest.approx(1.375)
-    assert {"clip": "e", "method": "A", "metric": "error", "value": None}.items() <= told["rows"][-3].items()
-    assert told["reasons"]["C"] == "does not apply: <no> attention"
+    assert {"clip": "e", "method": "A", "metric": "error", "value": None}.items() <= document["rows"][-3].items()
+    assert document["reasons"]["C"] == "does not apply: <no> attention"
 
 
-def test_markdown_marks_the_best_and_says_what_is_missing():
+def test_markdown_marks_the_best_methods_and_lists_missing_numbers():
     lines = built().to_markdown(intervals=False).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[:6] if "---" not in line]
     assert cells[0] == ["method", "auroc ↑", "deletion ↓", "sparsity", "forwards ↓", "note"]
@@ -158,7 +158,7 @@ def test_latex_and_html_escape():
     assert "&lt;no&gt; attention" in html and "<no>" not in html and html.count("<tr>") == 5
 
 
-def test_files_are_whole_and_not_overwritten_unasked(tmp_path):
+def test_files_are_complete_and_overwritten_only_on_request(tmp_path):
     path = tmp_path / "rows.csv"
     text = built().to_csv(path)
     assert path.read_text(encoding="utf-8") == text
@@ -169,7 +169,7 @@ def test_files_are_whole_and_not_overwritten_unasked(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
 
 
-def test_pandas_is_asked_for_only_when_used(monkeypatch):
+def test_pandas_is_imported_only_when_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="pip install pandas"):
         built().to_pandas()
@@ -178,8 +178,8 @@ def test_pandas_is_asked_for_only_when_used(monkeypatch):
     assert built().to_pandas() == (len(built().rows), ["clip", "method", "metric", "value", "reason"])
 
 
-def test_unknown_metric_is_named():
-    with pytest.raises(ValueError, match=r"no metric 'iou'.*auroc, deletion"):
+def test_an_unknown_metric_raises():
+    with pytest.raises(ValueError, match=r"auroc, deletion.*got 'iou'"):
         built().values("iou")
 
 
@@ -195,7 +195,7 @@ def pictured() -> Comparison:
     return built(curves=curves, sheet=sheet)
 
 
-def test_pictures_show_the_numbers():
+def test_figures_show_the_numbers():
     figures = pictured().plot()
     assert isinstance(shown := figures._repr_html_(), str) and shown.count("data:image/png") == len(figures)
     assert set(figures) == {"curves", "cost", "ranks", "sheet"}
@@ -231,12 +231,12 @@ def test_pictures_show_the_numbers():
         )
 
 
-def test_nothing_to_draw_is_nothing():
+def test_figures_without_data_are_left_out():
     assert set(built().plot()) == {"cost", "ranks"}
     assert Comparison([], ["A"], ["auroc"], {"auroc": 1}, {}).plot() == {}
 
 
-def test_the_report_is_one_page_that_loads_nothing(tmp_path):
+def test_the_report_is_one_self_contained_page(tmp_path):
     path = tmp_path / "report.html"
     text = pictured().to_report(path)
     assert path.read_text(encoding="utf-8") == text

@@ -234,11 +234,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a window of one number": (lambda: PlantedClips(0, 1, window=(3,)), TypeError, "window must be two ints"),
     "a word for a seed": (lambda: PlantedClips("0", 1), TypeError, "seed is a whole number"),
     "a word for planted noise": (lambda: PlantedClips(0, 1, noise="0.1"), TypeError, "noise must be a number"),
-    "nan for methods": (lambda: compare(tiny("videomae"), [], NAN), TypeError, "methods come as"),
+    "nan for methods": (lambda: compare(tiny("videomae"), [], NAN), TypeError, "methods must be a list"),
     "a number for metrics": (
         lambda: compare(tiny("videomae"), [], ["STAA"], 1j),
         TypeError,
-        "metrics come as",
+        "metrics must be a list",
     ),
     "a number that half precision has not": (
         lambda: VideoFeatureAblation(anything("BTCHW")).attribute(CLIP.bfloat16(), 10.0**120, 1),

@@ -1,4 +1,4 @@
-"""PlantedClips: evidence, its rivals, and nothing that tells them apart but what a model was trained to read."""
+"""PlantedClips: evidence and rivals that differ only in what a model was trained to recognize."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHTS = Path(resnet3d.__file__).parent / "weights"
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_items_depend_on_seed_and_index_alone(task: str) -> None:
+def test_items_depend_on_seed_and_index_only(task: str) -> None:
     planted = PlantedClips(7, 12, task)
     clips, labels, truth = planted[2:9:3]
     longer = PlantedClips(7, 100, task)
@@ -67,11 +67,11 @@ def test_classes_are_balanced_and_not_in_a_fixed_order(task: str) -> None:
     assert len({tuple(block) for block in labels.tolist()}) > 1
 
 
-def test_an_iteration_ends() -> None:
+def test_iteration_ends_and_invalid_indices_raise() -> None:
     assert len(list(PlantedClips(0, 3))) == 3
     with pytest.raises(IndexError, match=r"from -3 to 2.*got 3"):
         PlantedClips(0, 3)[3]
-    with pytest.raises(ValueError, match="at least one of the 3 clips"):
+    with pytest.raises(ValueError, match="at least one of 3 clips"):
         PlantedClips(0, 3)[3:]
 
 
@@ -100,7 +100,7 @@ def test_an_iteration_ends() -> None:
         ({"background": torch.zeros(8, 48, 48, 3, dtype=torch.uint8)}, ValueError, r"num_frames=16.*\(8, 48, 48, 3\)"),
     ],
 )
-def test_errors_say_what_was_received_and_the_fix(options: dict, error: type[Exception], message: str | None) -> None:
+def test_errors_name_the_received_value_and_the_fix(options: dict, error: type[Exception], message: str | None) -> None:
     if "rivals" in options:
         options = {"image_size": 36, **options}
     if message is None:
@@ -114,7 +114,7 @@ def test_errors_say_what_was_received_and_the_fix(options: dict, error: type[Exc
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_masks_are_where_objects_make_a_difference(task: str) -> None:
+def test_masks_are_where_objects_change_pixels(task: str) -> None:
     planted, everything = PlantedClips(11, 24, task), slice(None)
     clips, _, truth = planted[:]
     rivals = planted.rivals(everything)
@@ -127,7 +127,7 @@ def test_masks_are_where_objects_make_a_difference(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_only_evidence_is_gray_elsewhere(task: str) -> None:
+def test_only_evidence_is_gray_outside_the_truth(task: str) -> None:
     planted = PlantedClips(11, 6, task)
     clips, _, truth = planted[:]
     alone, inside = planted.only_evidence(slice(None)), truth[:, :, None].expand_as(clips)
@@ -167,7 +167,7 @@ def test_evidence_fills_one_phase_of_frames() -> None:
 
 
 def _texture(clip: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Quarters (2, 2) of the object in a frame (3, H, W) without noise: 1 bright, -1 dark, wrapped around or not."""
+    """Return quarters (2, 2) of the object in a frame (3, H, W) without noise: 1 bright, -1 dark."""
     mean = (clip.mean(0) - clip.mean(0)[mask].mean()).sign().where(mask, torch.nan)
     for axis in (0, 1):
         empty = mean.isnan().all(1 - axis)
@@ -206,7 +206,7 @@ def test_order_is_the_order_of_the_two_textures() -> None:
 
 
 def _steps(mask: torch.Tensor) -> list[tuple[float, float]]:
-    """Pixels down and right from each frame (T, H, W) to the next, the short way around the border."""
+    """Return pixels down and right from each frame (T, H, W) to the next, the short way around the border."""
     size, centers = mask.shape[-1], []
     turn = (torch.arange(size) * (2j * torch.pi / size)).exp()
     for frame in mask:
@@ -232,8 +232,8 @@ def test_motion_is_sideways_in_evidence_and_vertical_in_rivals() -> None:
             assert sum(still) >= len(moves) - 2  # all steps but two jumps
 
 
-def test_motion_cannot_be_told_from_unordered_frames() -> None:
-    """What the frames show, read without their order, has the same distribution in both classes."""
+def test_motion_classes_cannot_be_distinguished_from_unordered_frames() -> None:
+    """The unordered frames have the same distribution in both classes."""
     planted = PlantedClips(9, 600, "motion", num_frames=12, image_size=24, patch_size=4)
     summary: dict[int, list[torch.Tensor]] = {0: [], 1: []}
     turn = (torch.arange(24) * (2j * torch.pi / 24)).exp()
@@ -250,7 +250,7 @@ def test_motion_cannot_be_told_from_unordered_frames() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("footage", [False, True])
-def test_no_map_without_the_model_tells_evidence_from_rivals(task: str, footage: bool) -> None:
+def test_model_free_maps_do_not_distinguish_evidence_from_rivals(task: str, footage: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     real = torch.randint(0, 256, (40, 9, 12, 3), generator=generator, dtype=torch.uint8).repeat_interleave(10, 1)
     planted = PlantedClips(31, 120, task, background=[real.repeat_interleave(10, 2)] if footage else None)
@@ -321,7 +321,7 @@ MANY = [pytest.param(family, task, 200, marks=pytest.mark.slow) for family in ("
 
 
 @pytest.mark.parametrize(("family", "task", "count"), [*FEW, *MANY])
-def test_shipped_models_answer_from_the_evidence(family: str, task: str, count: int) -> None:
+def test_bundled_models_predict_from_the_evidence(family: str, task: str, count: int) -> None:
     planted, model = PlantedClips(20_000, count, task), _load(family, task)
     clips, labels, _ = planted[:]
     chance = 1 / len(planted.labels)
@@ -340,7 +340,7 @@ def test_shipped_models_answer_from_the_evidence(family: str, task: str, count: 
 
 
 @pytest.mark.parametrize(("family", "task"), MODELS)
-def test_shipped_folders_are_complete_and_small(family: str, task: str) -> None:
+def test_bundled_model_folders_are_complete_and_small(family: str, task: str) -> None:
     folder = WEIGHTS / f"tiny-{family}-{task}"
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == family and config["architectures"]
@@ -353,7 +353,7 @@ def test_shipped_folders_are_complete_and_small(family: str, task: str) -> None:
     assert (folder / "model.safetensors").stat().st_size < 1_000_000
 
 
-def test_resnet3d_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_resnet3d_is_restored_as_saved(tmp_path: Path) -> None:
     model = resnet3d.ResNet3D(num_classes=3, width=8, num_frames=9).eval()
     resnet3d.save_pretrained(model, tmp_path / "new", ["a", "b", "c"])
     clips = torch.randn(2, 3, 9, 32, 32, generator=torch.Generator().manual_seed(0))

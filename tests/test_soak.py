@@ -1,4 +1,4 @@
-"""Many calls on one model leave what they found: benchmarks/soak.py with few calls, and exact counts."""
+"""Many calls on one model leave no objects behind: benchmarks/soak.py with few calls and exact counts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def counts(held: soak.Held) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_nothing_piles_up(name):
-    """An object per call would be as many as calls; a few may come late, such as a cache's first entry."""
+def test_calls_leave_no_objects(name):
+    """A leak would add one object per call; a few late objects, such as the first entry of a cache, are allowed."""
     found = soak.soak(name, CALLS, warm_up=4, samples=4)
     assert counts(found.before) == counts(found.after)
     assert found.after.routes == 0
@@ -37,7 +37,7 @@ def test_nothing_piles_up(name):
 
 
 @pytest.mark.parametrize("name", soak.METHODS)
-def test_a_call_that_fails_leaves_nothing_either(name):
+def test_failed_calls_leave_no_objects(name):
     model, call = soak.METHODS[name]
     clf = VideoClassifier.from_pretrained(model)
     (clip,), _ = soak.planted(clf, 1)
@@ -52,8 +52,8 @@ def test_a_call_that_fails_leaves_nothing_either(name):
 
 
 @pytest.mark.parametrize("name", ["STAA, relevance", "GradCAM", "AttentionBranch, grad_gate"])
-def test_models_are_let_go(name):
-    """A thousand models explained one after the other are not all kept."""
+def test_models_are_garbage_collected(name):
+    """Models that were explained one after the other are not kept."""
     model, call = soak.METHODS[name]
     clf = VideoClassifier.from_pretrained(model)
     (clip,), (target,) = soak.planted(clf, 1)
@@ -65,7 +65,7 @@ def test_models_are_let_go(name):
 
 
 @pytest.mark.parametrize("planted", ["hook", "function", "tensor"])
-def test_the_soak_sees_a_leak(planted, monkeypatch):
+def test_the_soak_test_detects_a_leak(planted, monkeypatch):
     kept: list[Any] = []
 
     def leaks(clf: VideoClassifier, clip: torch.Tensor, target: int) -> torch.Tensor:
@@ -88,7 +88,7 @@ def test_the_soak_sees_a_leak(planted, monkeypatch):
 
 
 def test_files_are_closed(tmp_path):
-    """Also where reading ends before the file does, or is given up, or fails."""
+    """Files are closed after partial, abandoned and failed reads as well."""
     path = io.write_video(tmp_path / "clip.mp4", torch.zeros(20, 48, 48, 3, dtype=torch.uint8), fps=10)
     (tmp_path / "text.mp4").write_text("no video" * 100)
 

@@ -1,4 +1,4 @@
-"""STAAStream against plain loops over windows, and against a planted object that moves through a long stream."""
+"""STAAStream against plain loops over windows, and on a planted object that moves through a long stream."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def planted(total: int, index: int = 0, evidence_alone: bool = False):
 
 @pytest.fixture(scope="module")
 def wide() -> np.ndarray:
-    """42 frames of 60 x 100 pixels: prepared for the model, they are resized and cut."""
+    """42 frames of 60 x 100 pixels, which preprocessing resizes and crops."""
     frames, _ = planted(42)
     return np.random.default_rng(0).integers(0, 255, (42, 60, 100, 3), dtype=np.uint8) // 8 + np.pad(
         frames // 2, ((0, 0), (6, 6), (26, 26), (0, 0))
@@ -46,7 +46,7 @@ def wide() -> np.ndarray:
 
 
 def slow(explainer: STAA, frames: np.ndarray, stride: int, unit: float, target: int | None = None):
-    """The documented rule, frame by frame: ``[(map, temporal, probabilities, how many windows)]``."""
+    """Return the documented rule frame by frame: ``[(map, temporal, probabilities, number of windows)]``."""
     clf, total = explainer.forward_func, len(frames)
     starts = [start for start in range(0, total, stride) if start + W <= total]
     found = {}
@@ -93,20 +93,20 @@ def test_attention_is_the_mean_over_windows(clf, wide, stride):
 
 
 @pytest.mark.parametrize(("rule", "target"), [("decomposition", None), ("chefer", "bright-bottom")])
-def test_relevance_by_an_staa_of_ones_own(clf, wide, rule, target):
+def test_relevance_with_an_staa_instance(clf, wide, rule, target):
     explainer = STAA(clf, mode="relevance", rule=rule)
     stream = STAAStream(explainer, stride=8, target=target)
     index = None if target is None else clf.target(target)
     check(list(stream(wide)), wide, slow(explainer, wide, 8, unit=1, target=index))
 
 
-def test_released_keeps_its_own_temporal_signal(clf, wide):
+def test_released_mode_keeps_its_separate_temporal_signal(clf, wide):
     explainer = STAA(clf, mode="released")
     check(list(STAAStream(explainer, W, 8)(wide)), wide, slow(explainer, wide, 8, unit=W))
 
 
-def test_other_layouts_and_tensors(clf, wide):
-    """Clips in another order of axes, frames as tensors: the same numbers."""
+def test_other_layouts_and_tensors_give_the_same_numbers(clf, wide):
+    """Clips in another layout, and frames as tensors."""
     other = VideoClassifier(clf.module, layout="BCTHW", preprocessing=clf.preprocessing)
     mine = list(STAAStream(other, W, 8)(torch.from_numpy(frame) for frame in wide))
     for one, two in zip(mine, STAAStream(clf, W, 8)(wide), strict=True):
@@ -114,7 +114,7 @@ def test_other_layouts_and_tensors(clf, wide):
         np.testing.assert_array_equal(one.frame, two.frame)
 
 
-def test_frames_are_prepared_once_and_as_in_the_whole_window(clf, wide, monkeypatch):
+def test_frames_are_preprocessed_once_with_the_same_result(clf, wide, monkeypatch):
     arrived = [Arrived(i, frame, 0.0) for i, frame in enumerate(wide)]
     explain = WindowExplainer(STAA(clf, mode="attention"), None)
     for start in (0, 4, 20):
@@ -130,7 +130,7 @@ def test_frames_are_prepared_once_and_as_in_the_whole_window(clf, wide, monkeypa
     assert prepared == [1] * len(wide)
 
 
-def test_a_preprocessing_of_ones_own_sees_the_whole_window(clf, wide):
+def test_custom_preprocessing_gets_the_whole_window(clf, wide):
     class Centerd(Preprocessing):
         def __call__(self, frames):
             clip = super().__call__(frames)
@@ -140,7 +140,7 @@ def test_a_preprocessing_of_ones_own_sees_the_whole_window(clf, wide):
     check(list(STAAStream(own, W, 8)(wide)), wide, slow(STAA(own, mode="attention"), wide, 8, unit=W))
 
 
-def test_one_forward_per_window_and_nothing_left_behind(clf, wide):
+def test_one_forward_per_window_and_no_hooks_remain(clf, wide):
     module, forwards = clf.module, []
     handle = module.register_forward_hook(lambda *args: forwards.append(1))
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules()]
@@ -163,7 +163,7 @@ def test_one_forward_per_window_and_nothing_left_behind(clf, wide):
 
 
 @pytest.mark.parametrize("stride", [1, 5, 16])
-def test_latency_is_as_stated(clf, wide, stride):
+def test_latency_equals_the_documented_bounds(clf, wide, stride):
     stream = STAAStream(clf, W, stride)
     fewest, most = stream.latency
     pulled: list[int] = []
@@ -179,14 +179,14 @@ def test_latency_is_as_stated(clf, wide, stride):
 
 
 def auroc(scores: torch.Tensor, truth: torch.Tensor) -> float:
-    """How often a pixel of the object scores above one beside it."""
+    """Return the probability that a pixel of the object scores above a pixel outside it."""
     inside, outside = scores[truth].sort().values, scores[~truth]
     return float((len(inside) - torch.searchsorted(inside, outside, right=True)).double().mean() / len(inside))
 
 
 @pytest.fixture(scope="module")
 def followed(clf):
-    """By stride: (maps (N, 48, 48), truth) of objects that move through all of a stream of 64 frames."""
+    """Return maps (N, 48, 48) and truth by stride, for objects that move through a stream of 64 frames."""
     return {
         stride: [
             (torch.stack([r.joint for r in STAAStream(clf, W, stride)(frames)]), truth)
@@ -206,13 +206,13 @@ def test_the_map_follows_a_moving_object(followed):
     assert len(elsewhere) > 50 and np.mean(elsewhere) < 0.6
 
 
-def test_an_even_share_is_one_per_frame(followed):
+def test_attention_has_a_mean_of_one_per_frame(followed):
     for maps, _ in followed[4]:
         assert maps.sum((1, 2)).mean() == pytest.approx(1, abs=0.02)  # no special tokens, so no share is lost
 
 
-def test_overlap_takes_the_saw_tooth_out(followed):
-    """Where windows meet, maps and timeline jump; overlapping windows take most of that away."""
+def test_overlapping_windows_reduce_jumps_between_windows(followed):
+    """Maps and the temporal signal jump between windows; overlap removes most of the jump."""
 
     def jumps(maps: torch.Tensor, stride: int) -> tuple[float, float]:
         border = torch.arange(1, 64) % stride == 0
@@ -223,8 +223,8 @@ def test_overlap_takes_the_saw_tooth_out(followed):
     assert (overlapping < apart / 2).all(), (overlapping, apart)
 
 
-def test_the_timeline_rises_where_the_object_is(clf):
-    """An object that shows for 16 to 31 of 64 frames, over the borders of windows."""
+def test_the_temporal_signal_rises_where_the_object_is(clf):
+    """The object is visible for 16 to 31 of 64 frames, across borders of windows."""
     scores: dict[int, list[float]] = {4: [], 16: []}
     for index in range(6):
         frames, truth = planted(64, index, evidence_alone=True)
@@ -236,10 +236,10 @@ def test_the_timeline_rises_where_the_object_is(clf):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "said"),
+    ("options", "error", "message"),
     [
-        ({"window": 8}, ValueError, "the model takes 16 frames, got window = 8"),
-        ({"stride": 17}, ValueError, "stride = 17 leaves frames between windows of 16"),
+        ({"window": 8}, ValueError, "window must be 16, .* got 8"),
+        ({"stride": 17}, ValueError, "stride must be at most window=16, .* got 17"),
         ({"stride": 0}, ValueError, "stride"),
         ({"window": 16.0}, TypeError, "window"),
         ({"mode": "gradcam"}, ValueError, "mode is one of"),
@@ -247,42 +247,42 @@ def test_the_timeline_rises_where_the_object_is(clf):
         (
             {"target": "bright-bottom"},
             ValueError,
-            "target = 'bright-bottom' needs mode='relevance'; 'attention' is about no class",
+            "target must be None for mode='attention'.*got 'bright-bottom'",
         ),
         ({"target": "walking", "mode": "relevance"}, ValueError, "walking"),
         ({"layers": [0]}, TypeError, "layers"),
     ],
 )
-def test_bad_options_are_refused_at_once(clf, options, error, said):
-    with pytest.raises(error, match=said):
+def test_invalid_options_raise_at_once(clf, options, error, message):
+    with pytest.raises(error, match=message):
         STAAStream(clf, **options)
 
 
-def test_bad_models_are_refused_at_once(clf):
-    with pytest.raises(ValueError, match="does not know its preprocessing"):
+def test_unsuitable_models_raise_at_once(clf):
+    with pytest.raises(ValueError, match="must have its preprocessing"):
         STAAStream(VideoClassifier(clf.module))
     with pytest.raises(ValueError, match="belongs to no known family"):
         STAAStream(VideoClassifier(nn.Conv3d(3, 2, 3), layout="BCTHW"), 16, 4)
-    with pytest.raises(ValueError, match="mode='relevance' came, and mode = 'attention'"):
+    with pytest.raises(ValueError, match="'relevance' of the STAA, got 'attention'"):
         STAAStream(STAA(clf), mode="attention")
 
 
 @pytest.mark.parametrize("policy", ["wait", "drop"])
 @pytest.mark.parametrize(
-    ("change", "error", "said"),
+    ("change", "error", "message"),
     [
         (lambda frame: frame[..., 0], ValueError, r"frame 17 of the stream must be \(H, W, 3\).*\(60, 100\).*gray"),
         (lambda frame: frame / 255, TypeError, "frame 17 of the stream must be uint8.*float64"),
-        (lambda frame: frame[:40], ValueError, "frame 17 of the stream is 40 x 100 pixels.*60 x 100"),
-        (lambda frame: "frame.png", TypeError, "frame 17 of the stream must be a uint8 array.*str came"),
+        (lambda frame: frame[:40], ValueError, "frame 17 of the stream must be 60 x 100 pixels .* got 40 x 100"),
+        (lambda frame: "frame.png", TypeError, "frame 17 of the stream must be a uint8 array.*got.*str"),
     ],
 )
-def test_bad_frames_are_named(clf, wide, policy, change, error, said):
-    """After the results of the frames before; in drop mode all 20 frames may be read before the first is looked at."""
-    given: list = list(wide[:20])
-    given[17] = change(given[17])
-    results = STAAStream(clf, W, 8, policy=policy)(given)
-    with pytest.raises(error, match=said):
+def test_invalid_frames_raise_with_their_index(clf, wide, policy, change, error, message):
+    """They raise after the results of the frames before them; in drop mode, all 20 frames may be read first."""
+    frames: list = list(wide[:20])
+    frames[17] = change(frames[17])
+    results = STAAStream(clf, W, 8, policy=policy)(frames)
+    with pytest.raises(error, match=message):
         deque(results, maxlen=0)
     assert results.stats.frames == 17
     assert next(results, None) is None
@@ -290,12 +290,12 @@ def test_bad_frames_are_named(clf, wide, policy, change, error, said):
 
 @pytest.mark.parametrize("total", [0, 5, 15])
 @pytest.mark.parametrize("policy", ["wait", "drop"])
-def test_a_stream_shorter_than_a_window(clf, wide, total, policy):
-    with pytest.raises(ValueError, match=f"ended after {total} frames, got a window spans 16"):
+def test_a_stream_shorter_than_a_window_raises(clf, wide, total, policy):
+    with pytest.raises(ValueError, match=f"at least window=16 frames, got {total}"):
         list(STAAStream(clf, W, 4, policy=policy)(iter(wide[:total])))
 
 
 @pytest.mark.parametrize("frames", ["clip.mp4", 7])
-def test_what_gives_no_frames(clf, frames):
+def test_arguments_that_are_not_frames_raise(clf, frames):
     with pytest.raises(TypeError, match="iterable of uint8"):
         STAAStream(clf)(frames)

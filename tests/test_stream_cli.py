@@ -1,4 +1,4 @@
-"""``python -m captum_staa stream``: files followed frame by frame, and the overlay that they leave behind."""
+"""``python -m captum_staa stream``: video files explained frame by frame, and the overlay that is written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLANTED = PlantedClips(seed=99, n=1, num_frames=TOTAL, rivals=0)
 
 @pytest.fixture(scope="module")
 def frames() -> np.ndarray:
-    """A planted patch in the middle of frames of 192 x 272 pixels, whose margins the model does not see."""
+    """A planted patch in frames of 192 x 272 pixels; preprocessing crops the margins."""
     small = PLANTED.frames(0)
     large = small.repeat(FACTOR, axis=1).repeat(FACTOR, axis=2)
     return np.pad(large, ((0, 0), (0, 0), (MARGIN, MARGIN), (0, 0)), constant_values=90)
@@ -45,11 +45,11 @@ def interruptible():
 
 
 def colorful(pictures: np.ndarray) -> np.ndarray:
-    """How far pixels are from gray."""
+    """Return the distance of pixels from gray."""
     return np.ptp(pictures.astype(int), axis=-1)
 
 
-def test_an_overlay_of_every_frame(clip, tmp_path, capsys, monkeypatch):
+def test_the_overlay_has_every_frame(clip, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["stream", str(clip), "--model", MODEL, "--stride", "4"]) == 0
     said = capsys.readouterr().out
@@ -59,7 +59,7 @@ def test_an_overlay_of_every_frame(clip, tmp_path, capsys, monkeypatch):
     assert f"planted.mp4: {TOTAL} frames in" in said and "4 explained, 0 skipped; policy wait" in said
     assert "each frame waits for 12 to 15 later frames" in said and "written to planted_stream.mp4" in said
     above = colorful(written.frames[:, :192])
-    truth = PLANTED[0][2] | PLANTED.rivals(0)  # the one object, whatever it shows
+    truth = PLANTED[0][2] | PLANTED.rivals(0)  # the object, with or without evidence
     truth = np.pad(truth.numpy().repeat(FACTOR, 1).repeat(FACTOR, 2), ((0, 0), (0, 0), (MARGIN, MARGIN)))
     on, off = (np.mean([above[t][where[t]].mean() for t in range(TOTAL)]) for where in (truth, ~truth))
     assert on > 2 * off
@@ -87,7 +87,7 @@ def test_layers_reach_the_method(clip, tmp_path, monkeypatch, layers):
     np.testing.assert_array_equal(np.stack(shown), np.stack(wanted))
 
 
-def test_ctrl_c_keeps_what_is_done(clip, tmp_path, capsys, monkeypatch, interruptible):
+def test_ctrl_c_keeps_finished_frames(clip, tmp_path, capsys, monkeypatch, interruptible):
     original, calls = WindowExplainer.__call__, []
 
     def interrupted(self, window):
@@ -109,7 +109,7 @@ def test_ctrl_c_keeps_what_is_done(clip, tmp_path, capsys, monkeypatch, interrup
     assert os.listdir(tmp_path) == ["out.mp4"]
 
 
-def test_a_source_that_fails_midway_leaves_what_came_before(frames, clip, tmp_path, capsys, monkeypatch):
+def test_frames_before_a_failure_of_the_source_are_written(frames, clip, tmp_path, capsys, monkeypatch):
     def failing(path, loop):
         yield from frames[:20]
         raise OSError("unplugged")
@@ -124,42 +124,45 @@ def test_a_source_that_fails_midway_leaves_what_came_before(frames, clip, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["/dev/video99"], "no camera /dev/video99; cameras here"),
-        (["97"], "no camera /dev/video97"),
-        (["97", "--loop"], "97 is a camera, which has no end"),
+        (["/dev/video99"], "got /dev/video99, which does not exist"),
+        (["97"], "got /dev/video97"),
+        (["97", "--loop"], "got the camera 97"),
         (["missing.mp4"], "missing.mp4"),
         (["CLIP", "--out", "a.gif"], "a.gif must end in .mp4, .mkv"),
         (["CLIP", "--out", "none/a.mp4"], "none"),
         (["CLIP", "--target", "bright-bottom"], "--target needs --mode relevance, got --target bright-bottom"),
         (["CLIP", "--mode", "relevance", "--target", "waving"], "waving"),
-        (["CLIP", "--stride", "20"], "stride = 20 leaves frames"),
-        (["CLIP", "--limit", "10"], "ended after 10 frames, but a window spans 16"),
+        (["CLIP", "--stride", "20"], "stride must be at most window=16"),
+        (["CLIP", "--limit", "10"], "at least window=16 frames, got 10"),
     ],
 )
-def test_what_cannot_be_done_is_said(clip, tmp_path, capsys, monkeypatch, arguments, said):
+def test_invalid_commands_exit_with_status_2(clip, tmp_path, capsys, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     assert main(["stream", *(str(clip) if word == "CLIP" else word for word in arguments), "--model", MODEL]) == 2
     assert said in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 
-def test_a_device_is_read_frame_by_frame(clip, frames, tmp_path):
-    """The same way as a camera, from a device that every machine has: a file, under the name of its own format."""
+def test_a_camera_device_is_read_frame_by_frame(clip, frames, tmp_path):
+    """A file with its format name replaces the camera, because test machines have no camera."""
     with video._camera(str(clip), "mp4") as feed:
         assert (feed.fps, feed.total) == (FPS, None)
         read = list(feed.frames)
     assert len(read) == TOTAL and np.abs(np.stack(read).astype(int) - frames).mean() < 3
     (tmp_path / "note").write_text("no video")
-    with pytest.raises(ValueError, match="cannot be read as a camera"), video._camera(str(tmp_path / "note"), "mp4"):
+    with (
+        pytest.raises(ValueError, match="must be a camera that FFmpeg can read"),
+        video._camera(str(tmp_path / "note"), "mp4"),
+    ):
         pass
 
 
-def test_a_file_can_come_live(clip):
+def test_live_files_are_read_at_their_frame_rate(clip):
     with video.opened(str(clip), live=True) as feed:
         assert feed.frames.gi_code.co_name == "paced" and feed.total == TOTAL
 
 
-def test_frames_that_are_late_are_not_held_up():
+def test_late_frames_are_yielded_at_once():
     now, slept = [0.0], []
 
     def sleep(seconds):
@@ -178,7 +181,7 @@ def result(joint: torch.Tensor | None, temporal: float) -> FrameResult:
     return FrameResult(0, frame, windows, ["x"], probabilities, joint, temporal, (0, 0, 24, 24), 0.1, 3)
 
 
-def test_the_scale_of_colors_grows_and_never_falls():
+def test_the_color_scale_grows_and_never_falls():
     even = torch.full((24, 24), 1 / 576)
     peak = even.clone()
     peak[:12, :12] = 20 / 576
@@ -194,7 +197,7 @@ def test_the_scale_of_colors_grows_and_never_falls():
     assert (nothing[:24] == 50).all() and colorful(nothing[24:, 4:]).max() > 30  # the timeline goes on beside it
 
 
-def test_a_writer_leaves_a_whole_file_or_none(tmp_path):
+def test_the_writer_writes_a_complete_file_or_none(tmp_path):
     path = tmp_path / "a.mp4"
 
     def write_all(*sizes: tuple[int, int]) -> None:
@@ -211,8 +214,8 @@ def test_a_writer_leaves_a_whole_file_or_none(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_real_clip(shared_videos, tmp_path):
-    """Another aspect ratio than the model's, 100 frames of them."""
+def test_stream_on_a_real_clip(shared_videos, tmp_path):
+    """100 frames with another aspect ratio than the model input."""
     out, path = tmp_path / "out.mp4", shared_videos / "v_ApplyEyeMakeup_g01_c01.avi"
     assert main(["stream", str(path), "--model", MODEL, "--stride", "16", "--limit", "40", "--out", str(out)]) == 0
     info, original = io.probe(out), io.probe(path)

@@ -1,4 +1,4 @@
-"""A stream that comes faster than it is explained, breaks off, fails or never ends: what is dropped, said and left."""
+"""Live streams: frames that arrive too fast, early exits, failing sources and endless streams."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def frame(index: int) -> np.ndarray:
 
 
 class Fake:
-    """In place of the model: a window's map says where the window began. ``during`` is called while it is explained."""
+    """Replacement of the model whose map is the start of the window; ``during`` is called in each explanation."""
 
     def __init__(self, during=lambda start: None) -> None:
         model = SimpleNamespace(crop_box=lambda *size: (0, 0, *size), label_names=lambda count: ["a", "b"])
@@ -45,7 +45,7 @@ class Fake:
 
 
 class Gated:
-    """A source whose frames come when the test says so, and not before."""
+    """A source whose frames are released by the test."""
 
     def __init__(self, total: int, first: int) -> None:
         self.total, self.first = total, first
@@ -68,7 +68,7 @@ class Gated:
 
 
 def drain(run, results: list) -> None:
-    """Keeps what came before an exception."""
+    """Collect results up to an exception."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a thread may read faster than the test
         for result in run:
@@ -80,20 +80,20 @@ def readers() -> list[threading.Thread]:
 
 
 @pytest.fixture(autouse=True)
-def threads_are_flat():
+def no_threads_are_left():
     assert not readers()
     yield
     assert not readers()
 
 
-def test_a_model_that_falls_behind_skips_windows_and_drops_frames():
-    """By hand: five frames come during window 0, twenty during window 4, none after that."""
+def test_a_slow_model_skips_windows_and_drops_frames():
+    """Five frames arrive during window 0, twenty during window 4, and none after that."""
     gate = Gated(total=29, first=W)
     gate._asked.release()  # the request for frame 0 stands for none that has come
     explain = Fake(during=lambda start: gate.give({0: 5, 4: 20}.get(start, 0)))
     gate._asked.acquire()
-    run = StreamRun(explain, W, S, Dropping(gate, room=W + S))
-    with pytest.warns(UserWarning, match="comes faster than it is explained: 1 window from frame 2 on") as said:
+    run = StreamRun(explain, W, S, Dropping(gate, maxlen=W + S))
+    with pytest.warns(UserWarning, match="arrive faster than they are explained: 1 window from frame 2 on") as said:
         results = list(run)
     assert len(said) == 1
     assert list(explain.starts) == [0, 4, 24, 25]  # the last one ends with the stream
@@ -116,19 +116,19 @@ def test_a_model_that_falls_behind_skips_windows_and_drops_frames():
     assert run.stats.unexplained == sum(not result.explained for result in results) == 16
 
 
-def test_a_model_that_keeps_up_drops_nothing():
+def test_a_fast_model_drops_no_frames():
     gate = Gated(total=12, first=W)
     explain = Fake(during=lambda start: gate.give(S if start < 8 else 0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        results = list(StreamRun(explain, W, S, Dropping(gate, room=W + S)))
+        results = list(StreamRun(explain, W, S, Dropping(gate, maxlen=W + S)))
     assert list(explain.starts) == [0, 2, 4, 6, 8]
     expected = list(StreamRun(Fake(), W, S, Waiting(frame(i) for i in range(12))))
     assert [result.temporal for result in results] == [result.temporal for result in expected]
 
 
-@pytest.mark.parametrize("kind", [Waiting, lambda frames: Dropping(frames, room=100)])
-def test_what_the_source_raises_comes_after_its_frames(kind):
+@pytest.mark.parametrize("kind", [Waiting, lambda frames: Dropping(frames, maxlen=100)])
+def test_an_exception_of_the_source_is_raised_after_its_frames(kind):
     def unplugged():
         yield from map(frame, range(7))
         raise OSError("unplugged")
@@ -143,7 +143,7 @@ def test_what_the_source_raises_comes_after_its_frames(kind):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupt_keeps_what_is_done(error):
+def test_an_interrupt_keeps_finished_frames(error):
     def during(start):
         if start == 6:
             raise error("now")
@@ -159,7 +159,7 @@ def test_an_interrupt_keeps_what_is_done(error):
 
 
 def test_closing_ends_the_thread():
-    with StreamRun(Fake(), W, S, Dropping(map(frame, cycle(range(9))), room=6)) as run, warnings.catch_warnings():
+    with StreamRun(Fake(), W, S, Dropping(map(frame, cycle(range(9))), maxlen=6)) as run, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert next(run).index == 0
         assert len(readers()) == 1
@@ -167,10 +167,10 @@ def test_closing_ends_the_thread():
     assert next(run, None) is None and list(run.finish()) == []
 
 
-def test_a_loop_that_breaks_off_ends_the_thread():
+def test_breaking_out_of_the_loop_ends_the_thread():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in StreamRun(Fake(), W, S, Dropping(map(frame, cycle(range(9))), room=6)):
+        for _ in StreamRun(Fake(), W, S, Dropping(map(frame, cycle(range(9))), maxlen=6)):
             (thread,) = readers()
             break
     gc.collect()
@@ -179,16 +179,16 @@ def test_a_loop_that_breaks_off_ends_the_thread():
 
 
 def test_no_thread_before_the_first_result():
-    StreamRun(Fake(), W, S, Dropping(repeat(frame(0)), room=6)).close()
+    StreamRun(Fake(), W, S, Dropping(repeat(frame(0)), maxlen=6)).close()
 
 
-def test_a_source_that_blocks_is_said(monkeypatch):
-    monkeypatch.setattr(sources, "PATIENCE", 0.05)
+def test_a_blocking_source_is_warned_about(monkeypatch):
+    monkeypatch.setattr(sources, "TIMEOUT", 0.05)
     gate = Gated(total=100, first=W)
-    run = StreamRun(Fake(), W, S, Dropping(gate, room=6))
+    run = StreamRun(Fake(), W, S, Dropping(gate, maxlen=6))
     assert next(run).index == 0
     (thread,) = readers()
-    with pytest.warns(ResourceWarning, match="waits on; close the source itself"):
+    with pytest.warns(ResourceWarning, match="still runs. Close the source"):
         run.close()
     gate._allowed.release()
     thread.join(ENOUGH)
@@ -207,7 +207,7 @@ def test_a_camera_may_reuse_its_buffer():
 
 
 def test_memory_is_bounded():
-    """Of an endless stream: what is held, and what Python has allocated after 1000 and after 4000 frames."""
+    """Held frames and allocated memory of an endless stream, after 1000 and after 4000 frames."""
     run = StreamRun(Fake(), W, S, Waiting(map(frame, islice(cycle(range(256)), 4000))))
     most = (0, 0)
     tracemalloc.start()
@@ -236,7 +236,7 @@ def test_memory_is_bounded_with_a_model():
 
 
 @pytest.mark.slow
-def test_the_process_does_not_grow():
+def test_resident_memory_does_not_grow():
     """Resident memory over 6400 frames of a loop, after a warm-up."""
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     frames = PlantedClips(seed=1, n=1).frames(0)

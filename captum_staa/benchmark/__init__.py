@@ -1,4 +1,4 @@
-"""Clips whose evidence is planted, and the comparison of methods: on them, on videos, on any clips."""
+"""Clips with planted evidence, and comparison of attribution methods on them, on videos, or on any other clips."""
 
 from captum_staa.benchmark.comparison import Comparison
 from captum_staa.benchmark.joined_clips import JoinedClips

@@ -1,4 +1,4 @@
-"""This library's methods by name; the plain name is the class as it is called with nothing else said."""
+"""The methods of this library by name. A name without parentheses is the class with its default arguments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def _staa(**options: Any) -> Make:
     def make(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
         if classifier.family is None:
             raise NotApplicableError(
-                f"{type(classifier.module).__name__} is no transformer of a known family: there is no attention to read"
+                f"STAA needs a transformer of a known family, got {type(classifier.module).__name__}, which has no "
+                f"attention that STAA can read"
             )
         explainer = STAA(classifier, **options)
         return lambda clip, target: explainer.attribute(clip, target=target)
@@ -79,10 +80,14 @@ def _branch(weighting: str) -> Make:
     def make(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
         st_abn = st_abn_of(classifier)
         if st_abn is None:
-            raise NotApplicableError(f"{type(classifier.module).__name__} is no ST-ABN: it has no attention branch")
+            raise NotApplicableError(
+                f"AttentionBranch needs an ST-ABN, got {type(classifier.module).__name__}, which has no attention "
+                f"branch"
+            )
         if weighting == "grad_gate" and st_abn.config.mechanism == "observe":
             raise NotApplicableError(
-                "this branch only observes: its gates do not act on the answer, so it has no gradient there"
+                "grad_gate needs a branch whose gates change the output of the model, got a branch with "
+                "mechanism='observe', whose gates have no gradient"
             )
         explainer = AttentionBranch(classifier)
         return lambda clip, target: explainer.attribute(clip, target=target, weighting=weighting)
@@ -95,22 +100,24 @@ OURS: dict[str, MethodSpec] = {
     "STAA(chefer)": MethodSpec(_staa(rule="chefer"), "relevance by the rule of Chefer et al., all layers"),
     "STAA(attention)": MethodSpec(_staa(mode="attention"), "attention rolled out through all layers"),
     "STAA(attention-last)": MethodSpec(_staa(mode="attention", layers=[-1]), "attention of the last layer"),
-    "STAA(released)": MethodSpec(_staa(mode="released"), "as the authors' public code computes it"),
+    "STAA(released)": MethodSpec(_staa(mode="released"), "as in the public code of the authors"),
     "SpatioTemporalPerturbation": MethodSpec(_perturbation("nested"), "preset nested"),
-    "SpatioTemporalPerturbation(step)": MethodSpec(_perturbation("step"), "preset step, the STEP paper's"),
+    "SpatioTemporalPerturbation(step)": MethodSpec(_perturbation("step"), "preset step, as in the STEP paper"),
     "SpatioTemporalPerturbation(3d-ep)": MethodSpec(_perturbation("3d-ep"), "preset 3d-ep"),
-    "AttentionBranch(gate)": MethodSpec(_branch("gate"), "both gates of an ST-ABN, of no class in particular"),
+    "AttentionBranch(gate)": MethodSpec(_branch("gate"), "both gates of an ST-ABN, not specific to a class"),
     "AttentionBranch(grad_gate)": MethodSpec(_branch("grad_gate"), "gate times gradient"),
-    "AttentionBranch(class_map)": MethodSpec(_branch("class_map"), "the branch's own class activation map"),
-    "VideoOcclusion": MethodSpec(_occlusion, "windows of 4 frames and 2 x 2 cells, half overlapping in space; zero"),
+    "AttentionBranch(class_map)": MethodSpec(_branch("class_map"), "class activation map of the branch"),
+    "VideoOcclusion": MethodSpec(
+        _occlusion, "windows of 4 frames and 2 x 2 cells, half overlapping in space, baseline zero"
+    ),
     "VideoFeatureAblation(tubelets)": MethodSpec(
-        ablation(VideoFeatureAblation, feature_masks.tubelets, of_tokens=True), "one tubelet at a time; zero"
+        ablation(VideoFeatureAblation, feature_masks.tubelets, of_tokens=True), "one tubelet at a time, baseline zero"
     ),
     "VideoFeatureAblation(frames)": MethodSpec(
-        ablation(VideoFeatureAblation, frames, of_tokens=False), "one frame at a time; zero"
+        ablation(VideoFeatureAblation, frames, of_tokens=False), "one frame at a time, baseline zero"
     ),
-    "RISE": MethodSpec(_rise, f"{SAMPLES} masks of 4 x 7 x 7 cells, half shown; zero"),
+    "RISE": MethodSpec(_rise, f"{SAMPLES} masks of 4 x 7 x 7 cells, half of them visible, baseline zero"),
     "GradCAM": MethodSpec(_grad_cam("first", "hirescam"), "hirescam, first layer", smoothed=True),
     "GradCAM(layercam)": MethodSpec(_grad_cam("first", "layercam"), "layercam, first layer", smoothed=True),
-    "GradCAM(last)": MethodSpec(_grad_cam("last", "gradcam"), "gradcam, last layer: Grad-CAM as in its paper"),
+    "GradCAM(last)": MethodSpec(_grad_cam("last", "gradcam"), "gradcam, last layer, as in the Grad-CAM paper"),
 }

@@ -1,4 +1,7 @@
-"""Captum's methods by name, set up for video as far as they allow; ``docs/captum_methods.md`` says why some do not."""
+"""Captum's methods by name, configured for video where possible.
+
+``docs/captum_methods.md`` explains why some of them do not apply to some models.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +41,15 @@ from captum_staa.benchmark.method_spec import (
 )
 from captum_staa.models import VideoClassifier
 
-STEPS = 50  # of Integrated Gradients
+STEPS = 50  # steps of Integrated Gradients
 NOISY = 16  # samples of SmoothGrad and GradientShap
-NOISE = 0.15  # of SmoothGrad, as a part of the clip's range
-REGIONS = (4, 3, 3)  # of these two along time, height and width: some dozens at most, or the fit is noise
+NOISE = 0.15  # standard deviation in SmoothGrad, as a fraction of the value range of the clip
+# Regions along time, height and width for Lime and KernelShap. With many more regions, the fit would be noise.
+REGIONS = (4, 3, 3)
 
 
 def _gradient(kind: Callable[[VideoClassifier], Any]) -> Make:
-    """A method whose ``attribute`` needs nothing but the clip and the target."""
+    """Return the maker of a method whose ``attribute`` needs only the clip and the target."""
 
     def make(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
         explainer = kind(classifier)
@@ -88,7 +92,7 @@ def _occlusion(classifier: VideoClassifier, perturbations_per_eval: int) -> Call
 
     def call(clip: Tensor, target: int) -> Tensor:
         channels = layout.size(clip)["C"]
-        named = ({**dict(zip("THW", each, strict=True)), "C": channels} for each in windows(classifier, clip))
+        named = ({**dict(zip("THW", triple, strict=True)), "C": channels} for triple in windows(classifier, clip))
         sides, strides = (tuple(sizes[axis] for axis in layout.axes[1:]) for sizes in named)
         return explainer.attribute(
             clip, sides, strides=strides, target=target, perturbations_per_eval=perturbations_per_eval
@@ -98,12 +102,13 @@ def _occlusion(classifier: VideoClassifier, perturbations_per_eval: int) -> Call
 
 
 def _surrogate(kind: Callable[[VideoClassifier], Any]) -> Make:
-    """A linear model of regions, fitted to random subsets of them."""
+    """Return the maker of a method that fits a linear model to random subsets of regions."""
 
     def make(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
         if find_spec("sklearn") is None:
             raise NotApplicableError(
-                "Captum fits it with scikit-learn, which is not installed: pip install scikit-learn"
+                "scikit-learn must be installed, because Captum fits a linear model with it. Run: "
+                "pip install scikit-learn"
             )
 
         def call(clip: Tensor, target: int) -> Tensor:
@@ -124,19 +129,21 @@ def _surrogate(kind: Callable[[VideoClassifier], Any]) -> Make:
 
 
 def _guided(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
-    _need_relu(classifier, "GuidedBackprop changes nn.ReLU modules alone, so it would be the plain gradient")
+    _need_relu(classifier, "GuidedBackprop changes nn.ReLU modules only, so here it would equal the plain gradient")
     return _gradient(GuidedBackprop)(classifier, perturbations_per_eval)
 
 
 def _deep_lift(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
-    without = "DeepLift has no rule for what the model is made of, so it would be InputXGradient, and not complete"
-    _need_relu(classifier, without)
+    consequence = "DeepLift has no rule for its layers, so here it would equal InputXGradient, which is not complete"
+    _need_relu(classifier, consequence)
     return _gradient(DeepLift)(classifier, perturbations_per_eval)
 
 
 def _layer_grad_cam(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
     if classifier.family is not None:
-        raise NotApplicableError("LayerGradCam takes a transformer's tokens for channels; GradCAM does not")
+        raise NotApplicableError(
+            "LayerGradCam reads the tokens of a transformer as channels. Use GradCAM of this library instead"
+        )
     layer = classifier.module.get_submodule(named_layer(classifier, "last"))
     explainer = LayerGradCam(classifier, layer)
 
@@ -148,32 +155,33 @@ def _layer_grad_cam(classifier: VideoClassifier, perturbations_per_eval: int) ->
     return call
 
 
-def _need_relu(classifier: VideoClassifier, otherwise: str) -> None:
+def _need_relu(classifier: VideoClassifier, consequence: str) -> None:
+    """Raise unless the model is a network with ReLU modules; ``consequence`` says what the method would compute."""
     kind = type(classifier.module).__name__
     if classifier.family is not None:
-        raise NotApplicableError(f"{kind} is a transformer: {otherwise}")
+        raise NotApplicableError(f"{kind} is a transformer: {consequence}")
     if not any(isinstance(module, nn.ReLU) for module in classifier.modules()):
-        raise NotApplicableError(f"{kind} has no nn.ReLU: {otherwise}")
+        raise NotApplicableError(f"{kind} has no nn.ReLU: {consequence}")
 
 
 CAPTUM: dict[str, MethodSpec] = {
-    "Saliency": MethodSpec(_gradient(Saliency), "magnitude of each channel's gradient"),
-    "InputXGradient": MethodSpec(_gradient(InputXGradient), "as it is", smoothed=True),
-    "IntegratedGradients": MethodSpec(_integrated, f"{STEPS} steps from zero", smoothed=True),
-    "GradientShap": MethodSpec(
-        _gradient_shap, f"{NOISY} samples between zero, mean frame, blur and clip", smoothed=True
+    "Saliency": MethodSpec(_gradient(Saliency), "magnitude of the gradient of each channel"),
+    "InputXGradient": MethodSpec(_gradient(InputXGradient), "default settings", smoothed=True),
+    "IntegratedGradients": MethodSpec(_integrated, f"{STEPS} steps, baseline zero", smoothed=True),
+    "GradientShap": MethodSpec(_gradient_shap, f"{NOISY} samples, baselines zero, mean frame and blur", smoothed=True),
+    "SmoothGrad": MethodSpec(
+        _smooth_grad, f"{NOISY} samples, noise with a standard deviation of {NOISE} times the range of the clip"
     ),
-    "SmoothGrad": MethodSpec(_smooth_grad, f"{NOISY} samples, noise of {NOISE} of the clip's range"),
-    "GuidedBackprop": MethodSpec(_guided, "as it is", smoothed=True),
-    "DeepLift": MethodSpec(_deep_lift, "from zero", smoothed=True),
-    "LayerGradCam": MethodSpec(_layer_grad_cam, "last layer with places, interpolated"),
-    "Occlusion": MethodSpec(_occlusion, "the windows of VideoOcclusion; zero"),
+    "GuidedBackprop": MethodSpec(_guided, "default settings", smoothed=True),
+    "DeepLift": MethodSpec(_deep_lift, "baseline zero", smoothed=True),
+    "LayerGradCam": MethodSpec(_layer_grad_cam, "last layer with spatial positions, interpolated"),
+    "Occlusion": MethodSpec(_occlusion, "the windows of VideoOcclusion, baseline zero"),
     "FeatureAblation(tubelets)": MethodSpec(
-        ablation(FeatureAblation, feature_masks.tubelets, of_tokens=True), "one tubelet at a time; zero"
+        ablation(FeatureAblation, feature_masks.tubelets, of_tokens=True), "one tubelet at a time, baseline zero"
     ),
     "FeatureAblation(frames)": MethodSpec(
-        ablation(FeatureAblation, frames, of_tokens=False), "one frame at a time; zero"
+        ablation(FeatureAblation, frames, of_tokens=False), "one frame at a time, baseline zero"
     ),
-    "KernelShap": MethodSpec(_surrogate(KernelShap), f"{SAMPLES} samples of 4 x 3 x 3 regions; zero"),
-    "Lime": MethodSpec(_surrogate(Lime), f"{SAMPLES} samples of 4 x 3 x 3 regions; zero"),
+    "KernelShap": MethodSpec(_surrogate(KernelShap), f"{SAMPLES} samples of 4 x 3 x 3 regions, baseline zero"),
+    "Lime": MethodSpec(_surrogate(Lime), f"{SAMPLES} samples of 4 x 3 x 3 regions, baseline zero"),
 }

@@ -1,4 +1,4 @@
-"""Everything that a comparison does with one clip: every method and control, every metric, each put down at once."""
+"""Run all methods, controls and metrics of a comparison on one clip, and store each result at once."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from captum_staa.metrics import controls
 from captum_staa.models import VideoClassifier
 from captum_staa.visualization.saliency import as_pictures
 
-SHEETS = 1  # clips whose maps are kept for a contact sheet, from the first on
+SHEETS = 1  # number of clips, from the first, whose maps are stored for a contact sheet
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of every clip.
+    """Settings of a comparison, the same for every clip.
 
     Attributes:
-        classifier: whom the methods explain.
-        methods: made for it, those among them that do not apply.
-        metrics: by name.
-        baseline: name of what hides cells.
-        steps: of the causal curves.
-        perturbations_per_eval: of a clip per call of the model.
-        seed: of all that is drawn at random, together with the clip's number.
-        model_controls: names of the controls that run a method again, and that method's name.
+        classifier: the model that the methods explain.
+        methods: methods made for the classifier, including those that do not apply.
+        metrics: metrics by name.
+        baseline: name of the baseline that hides cells.
+        steps: number of points of the insertion and deletion curves after the first.
+        perturbations_per_eval: altered copies of a clip per call of the model.
+        seed: seed of all random draws, together with the index of the clip.
+        model_controls: for each control that runs a method again, the name of that method.
     """
 
     classifier: VideoClassifier
@@ -58,38 +58,38 @@ class Plan:
 
     @property
     def names(self) -> list[str]:
-        """Whatever has an entry for each clip: methods that apply, and the controls."""
-        own = {RANDOM_WEIGHTS, OTHER_CLASS} if self.applied else {INVERTED, RANDOM_WEIGHTS, OTHER_CLASS}  # of a method
-        plain = [control for control in CONTROLS if control not in own]
+        """Names of all methods that apply and of all controls; each has one entry per clip."""
+        special = {RANDOM_WEIGHTS, OTHER_CLASS} if self.applied else {INVERTED, RANDOM_WEIGHTS, OTHER_CLASS}
+        plain = [control for control in CONTROLS if control not in special]
         return [*(method.name for method in self.applied), *plain, *self.model_controls]
 
     @property
     def inverted(self) -> str | None:
-        """The method that the control of this name turns round: the first that applies."""
+        """The method whose map the control ``inverted`` negates: the first method that applies."""
         return self.applied[0].name if self.applied else None
 
     @cached_property
     def random_weights(self) -> RandomWeights:
-        """Made when first needed, the same in every process."""
+        """Random weights for the model, made at the first use, the same in every process."""
         return RandomWeights(self.classifier, self.seed)
 
 
 def run_clip(
     plan: Plan, storage: Storage, index: int, name: str, load: Load, bar: tqdm[Any], measured: set[str]
 ) -> None:
-    """Everything that is not yet there for one clip.
+    """Compute and store all entries of one clip that are not stored yet.
 
-    What fails is written down with its reason, whatever it is, and the next thing is done: one broken file among
-    twenty thousand must not end a run of days.
+    Any exception is stored as a reason, and the run continues: one broken file among thousands must not end a run of
+    several days.
 
     Args:
-        plan: what is asked.
-        storage: where it is put down.
-        index: the clip's number.
-        name: its name.
-        load: gives the clip.
-        bar: is moved by every map.
-        measured: methods whose memory this process has measured on the CPU; it grows.
+        plan: settings of the comparison.
+        storage: where entries are stored.
+        index: index of the clip.
+        name: name of the clip.
+        load: returns the clip.
+        bar: progress bar; advances by one for each map.
+        measured: methods whose memory this process has already measured on the CPU; this function adds to it.
     """
     todo = [method for method in (WHOLE, *plan.names) if not _done(storage.read(index, name, method))]
     bar.update(len(plan.names) - sum(method != WHOLE for method in todo))
@@ -113,11 +113,11 @@ def run_clip(
 
 
 class _Clip:
-    """One clip while its methods are run."""
+    """The methods, controls and metrics of one clip."""
 
     def __init__(self, plan: Plan, index: int, name: str, sample: Sample, other: float, measured: set[str]) -> None:
         self.plan, self.index, self.name, self.sample, self.measured = plan, index, name, sample, measured
-        self.other = other  # the other class, nan if there is none
+        self.other = other  # index of the other class, nan if there is none
         self.methods = {method.name: method for method in plan.applied}
         self.baseline = baseline_of(plan.baseline, sample.clip, plan.classifier)
         self.metrics = {
@@ -125,19 +125,19 @@ class _Clip:
             for metric, known in plan.metrics.items()
             if all(getattr(sample, part) is not None for part in known.needs)
         }
-        self._first: Tensor | None = None  # the map that is turned round
-        self._failed: dict[str, Exception] = {}  # by method: asking again would cost as much, and fail as well
+        self._first: Tensor | None = None  # the map that the control "inverted" negates
+        self._failed: dict[str, Exception] = {}  # by method; a second run would take as long and fail again
         if any(metric in COSTS for metric in plan.metrics):
             warm_up(plan.classifier, sample.clip, sample.target)
 
     def entry(self, name: str) -> tuple[Entry, Tensor | None]:
-        """What came out for a method or control, and its map ``(1, T, H, W)``."""
+        """Return the entry of a method or control, and its map ``(1, T, H, W)``; None if it failed."""
         try:
             maps, cost = self._measured(name) if name in self.methods else (self._control(name), None)
         except Exception as error:
             self._failed[name] = error
             if isinstance(error, NotApplicableError):
-                return Entry(self.index, self.name, name, left_out=str(error) or "it does not apply"), None
+                return Entry(self.index, self.name, name, left_out=str(error) or "does not apply"), None
             return Entry(self.index, self.name, name, error=_reason(error)), None
         case = MetricInput(
             classifier=self.plan.classifier,
@@ -156,7 +156,9 @@ class _Clip:
         for metric, known in self.metrics.items():
             try:
                 value = known.score(case) if known.score else getattr(cost, metric, None)
-                if value is not None and not (metric == "memory" and math.isnan(value)):  # a control costs nothing
+                if value is not None and not (
+                    metric == "memory" and math.isnan(value)
+                ):  # costs of controls are not measured
                     values[metric] = float(value)
             except Exception as error:
                 reasons[metric] = _reason(error)
@@ -167,7 +169,7 @@ class _Clip:
         call = partial(self._map, name, self.sample.target)
         cost: Cost | None = None
         if any(metric in COSTS for metric in plan.metrics):
-            # On the CPU memory takes a second call, so it is measured once: sizes are the same on all clips.
+            # On the CPU, memory needs a second call, so it is measured for one clip only: all clips have the same size.
             memory = "memory" in plan.metrics and (clip.device.type == "cuda" or name not in self.measured)
             maps, cost = with_cost(call, plan.classifier, clip, memory=memory)
             self.measured.add(name)
@@ -178,16 +180,17 @@ class _Clip:
         return maps, cost
 
     def _map(self, name: str, target: int) -> Tensor:
-        """A method's map; its random draws are the same for every target and on random weights."""
+        """Return the map of a method; its random draws are the same for every target and on random weights."""
         method, clip = self.methods[name], self.sample.clip
         assert method.call is not None
         if name in self._failed:
             raise self._failed[name]
         with seeded(self.plan.seed, self.index, name, clip.device):
-            found = method.call(clip.clone(), target)  # what it writes into its clip is nobody else's
-        return method.map_of(found, clip, self.plan.classifier)
+            attributions = method.call(clip.clone(), target)  # a copy, because a method may write into its clip
+        return method.map_of(attributions, clip, self.plan.classifier)
 
     def _control(self, name: str) -> Tensor:
+        """Return the map of a control."""
         clip, layout = self.sample.clip, self.plan.classifier.layout
         if name in self.plan.model_controls:
             return self._model_control(self.plan.model_controls[name], control_of(name))
@@ -198,38 +201,44 @@ class _Clip:
         return controls(clip, layout, first, draw)[name]
 
     def _model_control(self, method: str, kind: str | None) -> Tensor:
-        """The map of a method on random weights, or for the other class."""
+        """Return the map of a method on random weights, or for the other class."""
         if kind == RANDOM_WEIGHTS:
             weights = self.plan.random_weights
             with weights.in_place():
                 return self._map(method, self.sample.target)
         if math.isnan(self.other):
-            raise NotApplicableError("the model has one output, so there is no other class")
+            raise NotApplicableError("other class needs a model with two or more outputs, got one output")
         return self._map(method, int(self.other))
 
     def _first_map(self) -> Tensor:
-        """The map that is turned round; made again where an earlier start has put its entry down already."""
+        """Return the map to negate; it is computed again if an earlier run stored its entry."""
         return self._map(str(self.plan.inverted), self.sample.target) if self._first is None else self._first
 
 
 def progress(total: int | None, shown: bool) -> tqdm[Any]:
-    """A bar over maps, with how many a second there are and how long the rest will take."""
+    """Return a progress bar over maps that shows the rate and the remaining time."""
     return tqdm(total=total, desc="comparing", unit="map", disable=not shown, smoothing=0.05, delay=0.5)
 
 
 def _done(entry: Entry | None) -> bool:
-    """What failed is tried again by the next start: a disk may be back, a file mended."""
+    """Whether an entry is complete. The next run tries failed entries again, because the cause may be fixed by then."""
     return entry is not None and not entry.error and not entry.reasons
 
 
 def _whole(plan: Plan, index: int, name: str, sample: Sample) -> Entry:
-    """The model's answer to the clip."""
+    """Return the entry of the clip itself, with the output of the model."""
     with torch.no_grad():
         logits = plan.classifier(sample.clip.clone())[0]
     if sample.target >= len(logits):
-        raise ValueError(f"class {sample.target} is explained, but the model gives {len(logits)} logits")
+        raise ValueError(
+            f"target must be below the number of logits of the model, which is {len(logits)}, got {sample.target}. "
+            f"Pass the index of a class of this model."
+        )
     if lost := int(logits.isnan().sum()):
-        raise ValueError(f"the model answers the whole clip with nan in {lost} of {len(logits)} classes; look upstream")
+        raise ValueError(
+            f"the logits of the whole clip must be finite, got nan in {lost} of {len(logits)} classes. Check the clip, "
+            f"its preprocessing and the model."
+        )
     other = other_class(logits, sample.target)
     values = {
         "target": sample.target,
@@ -241,31 +250,32 @@ def _whole(plan: Plan, index: int, name: str, sample: Sample) -> Entry:
 
 
 def _pictured(plan: Plan, sample: Sample) -> dict[str, np.ndarray[Any, Any]] | None:
-    """The clip as frames, and its truth; None of what has no colors, such as optical flow."""
+    """Return the clip as frames, and its truth; None for clips without colors, such as optical flow."""
     if plan.classifier.layout.size(sample.clip)["C"] not in (1, 3):
         return None
-    known = plan.classifier.preprocessing
-    mean, std = (known.mean, known.std) if known is not None else (None, None)
-    found: dict[str, np.ndarray[Any, Any]] = {
+    preprocessing = plan.classifier.preprocessing
+    mean, std = (preprocessing.mean, preprocessing.std) if preprocessing is not None else (None, None)
+    pictures: dict[str, np.ndarray[Any, Any]] = {
         "frames": as_pictures(sample.clip.cpu(), plan.classifier.layout, mean=mean, std=std)
     }
-    return found if sample.truth is None else {**found, "truth": sample.truth[0].cpu().numpy()}
+    return pictures if sample.truth is None else {**pictures, "truth": sample.truth[0].cpu().numpy()}
 
 
 def _points(case: MetricInput) -> dict[str, list[float]]:
-    """The causal curves, where a metric has asked for them and the model has answered at every point."""
+    """Return the insertion and deletion curves if a metric has computed them and all their points are finite."""
     if "curves" not in vars(case):
         return {}
-    found = case.curves
-    if not (found.insertion.curve.isfinite().all() and found.deletion.curve.isfinite().all()):
+    curves = case.curves
+    if not (curves.insertion.curve.isfinite().all() and curves.deletion.curve.isfinite().all()):
         return {}
     return {
-        "fractions": found.insertion.fractions[0].tolist(),
-        "insertion": found.insertion.curve[0].tolist(),
-        "deletion": found.deletion.curve[0].tolist(),
+        "fractions": curves.insertion.fractions[0].tolist(),
+        "insertion": curves.insertion.curve[0].tolist(),
+        "deletion": curves.deletion.curve[0].tolist(),
     }
 
 
 def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
+    """Return the type and the message of an error in one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__

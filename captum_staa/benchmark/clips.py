@@ -1,4 +1,4 @@
-"""Where clips come from: planted ones, a folder of videos with a table of labels, or any iterable, in one form."""
+"""Sources of clips for a comparison: planted clips, videos, or any iterable, converted to one form."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from captum_staa.models import VideoClassifier
 
 
 class Sample(NamedTuple):
-    """One clip with what is known of it.
+    """One clip with its target and its known masks.
 
     Attributes:
         clip: ``(1, ...)``, in the classifier's layout and on its device.
-        target: index of the class that is explained.
-        truth: bool ``(1, T, H, W)``, where the evidence is; None where unknown, as for the next two.
-        rivals: bool ``(1, T, H, W)``, where objects are that look like evidence and are not.
-        objects: bool ``(1, K, T, H, W)``, the evidence and each rival as an object of its own, the evidence first.
+        target: index of the class to explain.
+        truth: bool ``(1, T, H, W)``, True where the evidence is; None if unknown.
+        rivals: bool ``(1, T, H, W)``, True where objects are that look like evidence and are not; None if unknown.
+        objects: bool ``(1, K, T, H, W)``, one mask for the evidence and one for each rival, the evidence first; None if
+            unknown.
     """
 
     clip: Tensor
@@ -39,7 +40,7 @@ Load = Callable[[], Sample]
 
 
 class Planted(Sequence[tuple[Tensor, Tensor, Tensor]]):
-    """Planted clips in the order of axes that a classifier takes, under names of their own.
+    """Planted clips in the layout of a classifier, with a name for each clip.
 
     Example:
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
@@ -47,11 +48,11 @@ class Planted(Sequence[tuple[Tensor, Tensor, Tensor]]):
         >>> clips.names[3], clips[3][0].shape, clips.objects(3).shape
         ('pattern-00003', torch.Size([1, 3, 16, 48, 48]), torch.Size([1, 4, 16, 48, 48]))
 
-    In clips with evidence of two classes the first class is explained, and the evidence of the second is a rival.
+    In clips with evidence of two classes, the first class is the target, and the evidence of the second is a rival.
 
     Args:
         planted: the clips, in layout BTCHW.
-        layout: the order of axes wanted.
+        layout: layout of the returned clips.
     """
 
     def __init__(self, planted: PlantedClips, layout: VideoLayout) -> None:
@@ -68,7 +69,7 @@ class Planted(Sequence[tuple[Tensor, Tensor, Tensor]]):
         return self._layout.from_working(clip[None]).contiguous(), label, truth[None]
 
     def rivals(self, index: int) -> Tensor:
-        """bool ``(1, T, H, W)``."""
+        """Return the rivals of a clip: bool ``(1, T, H, W)``."""
         rivals = self._planted.rivals(index)
         if self._planted.options.two_classes:
             first, second = self._planted[index][2]
@@ -76,58 +77,63 @@ class Planted(Sequence[tuple[Tensor, Tensor, Tensor]]):
         return rivals[None]
 
     def objects(self, index: int) -> Tensor:
-        """bool ``(1, K, T, H, W)``, the evidence first."""
+        """Return the objects of a clip: bool ``(1, K, T, H, W)``, the evidence first."""
         return self._planted.objects(index)[None]
 
     def described(self) -> dict[str, Any]:
-        """What fixes the clips, for the record of a run."""
+        """Return the settings that determine the clips, for the record of a run."""
         return {"planted": self._planted.described()}
 
 
 def source_of(clips: Any, classifier: VideoClassifier) -> Iterable[Any]:
-    """Clips that know their names where they can, checked as a whole before the first is loaded.
+    """Return the clips as a checked source, before the first of them is loaded.
 
     Args:
         clips: :class:`PlantedClips`; a sequence of items as for :func:`checked`, such as
-            :class:`captum_staa.benchmark.Videos`; or any other iterable of these. A sequence may have methods
-            ``rivals(index)`` and ``objects(index)``, which are asked for what its items do not contain.
-        classifier: who is to see them.
+            :class:`captum_staa.benchmark.Videos`; or any other iterable of such items. A sequence may have methods
+            ``rivals(index)`` and ``objects(index)``. They are called if its items do not contain these masks.
+        classifier: the model that the clips are for.
 
     Raises:
-        ValueError: a sequence is empty, its ``names`` are not one for each, or not all different.
-        TypeError: ``clips`` is no iterable.
+        ValueError: a sequence is empty, or its ``names`` are not one per clip or not unique.
+        TypeError: ``clips`` is not an iterable.
     """
     if isinstance(clips, PlantedClips):
         clips = Planted(clips, classifier.layout)
     if not (_indexed(clips) or hasattr(clips, "__iter__")) or isinstance(clips, (str, Tensor, dict)):
         raise TypeError(
             f"clips must be PlantedClips, Videos, or an iterable of (clip, target), (clip, target, truth) or "
-            f"(clip, target, truth, rivals), got {type(clips).__name__}"
+            f"(clip, target, truth, rivals), got {type(clips).__name__}. Pass a list of such items."
         )
     if _indexed(clips):
         if len(clips) == 0:
-            raise ValueError(f"there are no clips to compare methods on: {type(clips).__name__} is empty")
+            raise ValueError(f"clips must hold at least one clip, got an empty {type(clips).__name__}. Add clips.")
         names = names_of(clips)
         if len(names) != len(clips):
-            raise ValueError(f"each of {len(clips)} clips needs one name, got {len(names)} names")
+            raise ValueError(
+                f"names must hold one name for each of the {len(clips)} clips, got {len(names)} names. Correct the "
+                f"attribute names of the clips."
+            )
         check_unique(names)
     return clips
 
 
 def check_unique(names: Sequence[str]) -> None:
-    """Raise unless all names of clips are different: rows are told apart by them."""
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"clips are told apart by their names, got {len(twice)} twice: {twice[:3]}; rename them")
+    """Raise unless all names are different, because names identify the clips in the rows of a comparison."""
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(
+            f"names of clips must be unique, got {len(duplicates)} names more than once: {duplicates[:3]}. Rename them."
+        )
 
 
 def names_of(clips: Any) -> list[str]:
-    """The names of a sequence's clips: its own, or numbers."""
-    own = getattr(clips, "names", None)
-    return [_number(index) for index in range(len(clips))] if own is None else [str(name) for name in own]
+    """Return the names of the clips of a sequence: its attribute ``names``, or numbers if it has none."""
+    names = getattr(clips, "names", None)
+    return [_number(index) for index in range(len(clips))] if names is None else [str(name) for name in names]
 
 
 def described(clips: Any) -> dict[str, Any]:
-    """What fixes the clips, for the record of a run; of an unknown iterable little is known."""
+    """Return the settings that determine the clips, for the record of a run; for a plain iterable only its type."""
     if hasattr(clips, "described"):
         return dict(clips.described())
     if not _indexed(clips):
@@ -137,10 +143,10 @@ def described(clips: Any) -> dict[str, Any]:
 
 
 def each(clips: Iterable[Any], classifier: VideoClassifier, rank: int, world: int) -> Iterator[tuple[int, str, Load]]:
-    """The share of one process: every ``world``-th clip, as its number, its name and what loads it.
+    """Yield the clips of one process, every ``world``-th: index, name, and a function that loads the clip.
 
-    A sequence's clips are loaded only when asked for, so that those already done cost nothing, and one that cannot be
-    read spoils no other. Another iterable is run through by every process.
+    The clips of a sequence are loaded only when they are needed. So clips that are already done cost nothing, and an
+    unreadable clip does not affect the others. Every process iterates over the whole of any other iterable.
 
     Example:
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
@@ -159,29 +165,30 @@ def each(clips: Iterable[Any], classifier: VideoClassifier, rank: int, world: in
 
 
 def share(clips: Any, rank: int, world: int) -> int | None:
-    """How many clips :func:`each` gives; None where nobody knows."""
+    """Return the number of clips that :func:`each` yields; None if the clips have no length."""
     return len(range(rank, len(clips), world)) if _indexed(clips) else None
 
 
 def checked(item: Any, classifier: VideoClassifier, **more: Tensor | None) -> Sample:
-    """One clip in the form that everything here takes.
+    """Return an item as a checked :class:`Sample`.
 
     Args:
         item: ``(clip, target)``, ``(clip, target, truth)``, ``(clip, target, truth, rivals)`` or ``(clip, target,
             truth, rivals, objects)``. The clip is of floats in the classifier's layout; the target is a label or an
             index; truth and rivals are bool ``(T, H, W)``, objects are bool ``(K, T, H, W)`` with the evidence first.
             A batch axis of 1 may be there or not. Each of the masks may be None.
-        classifier: who is to see it.
-        **more: ``rivals`` and ``objects``, used where the item does not contain them.
+        classifier: the model that the clip is for.
+        **more: ``rivals`` and ``objects``, used if the item does not contain them.
 
     Raises:
-        ValueError, TypeError: something is not as said above; the classifier has no such class.
+        ValueError: a shape or dtype is wrong, truth and rivals overlap, or the classifier does not have the class.
+        TypeError: a part of the item has the wrong type.
     """
     if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= len(Sample._fields):
-        came = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list)) else type(item).__name__
+        received = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list)) else type(item).__name__
         raise TypeError(
             f"a clip must be (clip, target), (clip, target, truth), (clip, target, truth, rivals) or (clip, target, "
-            f"truth, rivals, objects), got {came}"
+            f"truth, rivals, objects), got {received}"
         )
     clip, target, *masks = item
     layout = classifier.layout
@@ -189,12 +196,14 @@ def checked(item: Any, classifier: VideoClassifier, **more: Tensor | None) -> Sa
         clip = clip[None]
     layout.check_values(clip, "clip")
     if len(clip) != 1:
-        raise ValueError(f"clips come one by one, got a batch of shape {tuple(clip.shape)}; iterate over it")
+        raise ValueError(
+            f"clip must have a batch size of 1, got shape {tuple(clip.shape)}. Pass the clips of the batch one by one."
+        )
     index = classifier.target(target if isinstance(target, str) else int(target))
     device = next((parameter.device for parameter in classifier.parameters()), clip.device)
-    given = more | {name: mask for name, mask in zip(MASKS, masks, strict=False) if mask is not None}
+    all_masks = more | {name: mask for name, mask in zip(MASKS, masks, strict=False) if mask is not None}
     extent = tuple(layout.size(clip)[axis] for axis in WORKING if axis not in "BC")
-    known = {name: _mask(name, mask, extent, device) for name, mask in given.items() if mask is not None}
+    known = {name: _mask(name, mask, extent, device) for name, mask in all_masks.items() if mask is not None}
     sample = Sample(clip.detach().to(device), index, **known)
     if sample.truth is not None and sample.rivals is not None:
         both = int((sample.truth & sample.rivals).sum())
@@ -204,7 +213,7 @@ def checked(item: Any, classifier: VideoClassifier, **more: Tensor | None) -> Sa
 
 
 def _mask(name: str, mask: object, extent: tuple[int, ...], device: torch.device) -> Tensor:
-    """``(1, T, H, W)``, or ``(1, K, T, H, W)`` for objects, with the batch axis added where it is missing."""
+    """Return a mask as ``(1, T, H, W)``, objects as ``(1, K, T, H, W)``; a missing batch axis is added."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name} must be a bool tensor or None, got {type(mask).__name__}. Use torch.as_tensor.")
     axes = "1KTHW" if name == "objects" else "1THW"
@@ -220,8 +229,8 @@ def _mask(name: str, mask: object, extent: tuple[int, ...], device: torch.device
 
 def _load(clips: Any, index: int, classifier: VideoClassifier) -> Sample:
     item = clips[index]
-    asked = {name: getattr(clips, name, None) for name in MASKS[1:]}
-    return checked(item, classifier, **{name: ask(index) for name, ask in asked.items() if callable(ask)})
+    getters = {name: getattr(clips, name, None) for name in MASKS[1:]}
+    return checked(item, classifier, **{name: get(index) for name, get in getters.items() if callable(get)})
 
 
 def _indexed(clips: object) -> bool:

@@ -1,4 +1,4 @@
-"""A comparison as its user has it: numbers, tables, pictures and a report."""
+"""The result of a comparison for users: numbers, tables, figures and a report."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison(Results):
-    """Methods beside each other, with controls that lack the model, the class, or both; :func:`compare` makes it.
+    """Result of :func:`compare`: scores of methods and controls, with tables, figures and a report.
 
-    It has all of :class:`Results`, too: ``rows``, ``means()``, ``ranks()``, ``trust()``, ``reasons()``,
-    ``retained()``.
+    It also has all attributes and methods of :class:`Results`, such as ``rows``, ``means()``, ``ranks()``, ``trust()``,
+    ``reasons()`` and ``retained()``.
     """
 
     def to_pandas(self) -> Any:
-        """A ``pandas.DataFrame`` with the columns clip, method, metric, value and reason.
+        """Return a ``pandas.DataFrame`` with the columns clip, method, metric, value and reason.
 
         Raises:
             ImportError: pandas is not installed.
@@ -33,52 +33,61 @@ class Comparison(Results):
         try:
             pandas: Any = import_module("pandas")
         except ImportError as error:
-            raise ImportError("a data frame needs pandas, which is not installed: pip install pandas") from error
+            raise ImportError("pandas must be installed for a data frame. Run: pip install pandas") from error
         return pandas.DataFrame(self.rows, columns=list(Row._fields))
 
     def to_csv(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
-        """Tidy rows with the columns clip, method, metric, value; in rows without a number, the reason is the value.
+        """Return tidy rows as CSV: clip, method, metric, value. Rows without a number hold the reason instead.
 
         Args:
-            path: where to write it as well; None writes nothing.
+            path: a file to write the text to as well; None writes no file.
             overwrite: whether an existing file may be replaced.
         """
         return tables.written(tables.csv_of(self), path, overwrite)
 
     def to_json(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
-        """Settings, rows, means and ranks; what is not finite is null. Arguments as for :meth:`to_csv`."""
+        """Return settings, rows, means and ranks as JSON; numbers that are not finite are null.
+
+        Arguments as in :meth:`to_csv`.
+        """
         return tables.written(tables.json_of(self), path, overwrite)
 
     def to_markdown(self, path: str | Path | None = None, *, overwrite: bool = False, intervals: bool = True) -> str:
-        """Methods by metrics, the best of each metric in bold, reasons in the last column.
+        """Return a Markdown table of methods by metrics.
 
-        A dagger marks a method that keeps more than 80 % of its advantage on random weights, a double dagger one that
-        keeps it for another class; see :meth:`retained`.
+        The best method of each metric is bold. The last column holds reasons for missing numbers.
+
+        A dagger marks a method that keeps more than 80 % of its advantage on random weights. A double dagger marks one
+        that keeps more than 80 % of it for another class. See :meth:`retained`.
 
         Args:
-            path, overwrite: as for :meth:`to_csv`.
-            intervals: whether to give the 95 % intervals beside the means.
+            path: as in :meth:`to_csv`.
+            overwrite: as in :meth:`to_csv`.
+            intervals: whether to show 95 % intervals next to the means.
         """
         return tables.written(tables.markdown_of(self, intervals), path, overwrite)
 
     def to_latex(self, path: str | Path | None = None, *, overwrite: bool = False, intervals: bool = False) -> str:
-        """The same as a LaTeX ``tabular``, without any package."""
+        """Return the same table as a LaTeX ``tabular`` that needs no packages. Arguments as in :meth:`to_markdown`."""
         return tables.written(tables.latex_of(self, intervals), path, overwrite)
 
     def _repr_html_(self) -> str:
         return tables.html_of(self)
 
     def plot(self) -> dict[str, Figure]:
-        """All pictures that there is something to draw of, by name; a notebook shows them.
+        """Return all figures that the results have data for, by name; a notebook displays them.
 
         Returns:
-            ``"curves"``, insertion and deletion; ``"cost"``, what time buys of the truth; ``"ranks"``, mean ranks by
-            metric; ``"sheet"``, the methods' maps of the first clip.
+            ``"curves"``: insertion and deletion. ``"cost"``: time against localization of the evidence. ``"ranks"``:
+            mean ranks by metric. ``"sheet"``: the maps of all methods for the first clip.
         """
         return report.Pictures(self._figures)
 
     def to_report(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
-        """One HTML page with tables, pictures, reasons and settings in it; it loads nothing from anywhere."""
+        """Return one self-contained HTML page with tables, figures, reasons and settings.
+
+        Arguments as in :meth:`to_csv`.
+        """
         return tables.written(report.page(self, self._figures), path, overwrite)
 
     @cached_property

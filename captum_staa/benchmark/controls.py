@@ -1,4 +1,4 @@
-"""Controls of a comparison: maps that show which part of a score comes from the clip, the model and the class."""
+"""Controls of a comparison: maps that show how much of a score comes from the clip, the model and the class."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from captum_staa.models import VideoClassifier
 
 
 def model_free(inputs: Tensor, layout: VideoLayout) -> Tensor:
-    """Return a map that knows the clip and not the model: the difference from the mean frame.
+    """Return a map that depends on the clip but not on the model: the difference from the mean frame.
 
-    Of the maps in :func:`captum_staa.metrics.model_free_controls` this one solved the first planted clips best. Of a
-    single frame, which has no such difference, it is the absolute input.
+    Among the maps of :func:`captum_staa.metrics.model_free_controls`, this one scored best on the first planted clips.
+    For a clip of a single frame, which has no such difference, it is the absolute input.
 
     Example:
         >>> clip = torch.zeros(1, 4, 1, 16, 16)
@@ -32,7 +32,7 @@ def model_free(inputs: Tensor, layout: VideoLayout) -> Tensor:
 
     Args:
         inputs: ``(1, ...)``, a clip in ``layout``.
-        layout: order of its axes.
+        layout: layout of the clip.
 
     Returns:
         ``(1, T, H, W)`` float64.
@@ -45,7 +45,7 @@ def model_free(inputs: Tensor, layout: VideoLayout) -> Tensor:
 
 
 def other_class(logits: Tensor, target: int) -> int | None:
-    """Return the class with the highest logit besides the target; None if there is no other class.
+    """Return the class with the highest logit except the target; None if the model has only one class.
 
     Example:
         >>> other_class(torch.tensor([0.5, 3.0, 1.0]), target=1)
@@ -60,12 +60,12 @@ def other_class(logits: Tensor, target: int) -> int | None:
 
 
 class RandomWeights:
-    """A classifier's parameters, drawn anew, to be used in place of its own for the length of a block.
+    """Random weights for a classifier, which replace its weights inside a ``with`` block.
 
-    The draws are made once, on a copy of the module, as in :func:`captum_staa.metrics.sanity.randomization`: each
-    module's own initialization where it has one. In the block the classifier itself holds them, so that methods that
-    hold the classifier, such as Captum instances and functions, are run on random weights as well. No other thread may
-    use the classifier in the meantime.
+    The weights are drawn once, on a copy of the module, as in :func:`captum_staa.metrics.sanity.randomization`: a
+    module is initialized with its own initialization if it has one. Inside the block, the classifier itself has the
+    random weights. So methods that hold the classifier, such as Captum instances and functions, also see them. No other
+    thread may use the classifier during the block.
 
     Example:
         >>> clf = VideoClassifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), "BTCHW")
@@ -78,38 +78,43 @@ class RandomWeights:
         True
 
     Args:
-        classifier: whose parameters are drawn anew; buffers such as running statistics are reset.
-        seed: of the draws.
+        classifier: classifier whose parameters are drawn at random; buffers such as running statistics are reset.
+        seed: seed of the random weights.
 
     Raises:
-        NotApplicableError: the module has no parameters, or all of them are the same when drawn anew.
+        NotApplicableError: the module has no parameters, or none of them changes when drawn at random.
     """
 
     def __init__(self, classifier: VideoClassifier, seed: int) -> None:
         self._module = uncompiled(classifier.module)
         if next(self._module.parameters(), None) is None:
-            raise NotApplicableError(f"{type(self._module).__name__} has no parameters that could be drawn at random")
+            raise NotApplicableError(
+                f"random weights need a model with parameters, got {type(self._module).__name__} without parameters"
+            )
         copy = redrawn(self._module, torch.Generator().manual_seed(seed))
         if all(map(torch.equal, _tensors(self._module), _tensors(copy))):  # each parameter has one value throughout
-            raise NotApplicableError(f"the parameters of {type(self._module).__name__} are the same when drawn anew")
+            raise NotApplicableError(
+                f"random weights need parameters that change when drawn at random, got "
+                f"{type(self._module).__name__}, whose parameters stay the same"
+            )
         self._drawn = [tensor.detach() for tensor in _tensors(copy)]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """In the block, the classifier has the random weights; afterwards, its own."""
+        """Give the classifier the random weights inside the block, and restore its weights afterwards."""
         tensors = _tensors(self._module)
-        own = [tensor.data for tensor in tensors]
+        original = [tensor.data for tensor in tensors]
         try:
             for tensor, drawn in zip(tensors, self._drawn, strict=True):
                 tensor.data = drawn
             yield
         finally:
-            for tensor, values in zip(tensors, own, strict=True):
+            for tensor, values in zip(tensors, original, strict=True):
                 tensor.data = values
 
 
 def model_controls(wanted: bool | Sequence[str], methods: Sequence[Method]) -> dict[str, str]:
-    """Return the controls that run a method again, and the method that each of them runs.
+    """Return the controls that run a method again, each with the name of that method.
 
     Example:
         >>> from captum_staa.benchmark.methods import made
@@ -122,10 +127,10 @@ def model_controls(wanted: bool | Sequence[str], methods: Sequence[Method]) -> d
 
     Args:
         wanted: True for the first method that applies, False for none, or names of methods.
-        methods: all methods of the comparison. Those that do not apply have no controls.
+        methods: all methods of the comparison. Methods that do not apply have no controls.
 
     Raises:
-        ValueError: a name that no method has, or one twice.
+        ValueError: a name is not the name of a method, or occurs twice.
         TypeError: ``wanted`` is neither a bool nor a list of names.
     """
     names = [method.name for method in methods]

@@ -1,4 +1,4 @@
-"""What a call costs beside one plain forward of the model: time, and memory at its peak."""
+"""Time and peak memory of a call, relative to one forward pass of the model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Call = Callable[[], Any]
 
 
 class Cost(NamedTuple):
-    """What one call took.
+    """Time and memory of one call.
 
     Attributes:
-        seconds: of the clock on the wall.
-        forwards: these as a multiple of a plain forward that ran right before it, so that both met the same machine.
-        memory: the peak of what was allocated during the call, as a multiple of a plain forward's; weights and the
-            clip itself are not counted. nan where it was not measured.
+        seconds: wall-clock time in seconds.
+        forwards: the time as a multiple of a forward pass that ran directly before the call.
+        memory: peak of the memory allocated during the call, as a multiple of that of a forward pass. Weights and the
+            clip itself are not counted. nan if it was not measured.
     """
 
     seconds: float
@@ -34,7 +34,7 @@ class Cost(NamedTuple):
 
 
 def with_cost(call: Call, classifier: VideoClassifier, clip: Tensor, *, memory: bool) -> tuple[Any, Cost]:
-    """What a call gives, and what it cost.
+    """Return the result of a call and its cost.
 
     Example:
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
@@ -42,45 +42,50 @@ def with_cost(call: Call, classifier: VideoClassifier, clip: Tensor, *, memory: 
         >>> def five_forwards():
         ...     with torch.no_grad():
         ...         return [clf(clip.clone()) for _ in range(5)]
-        >>> found, cost = with_cost(five_forwards, clf, clip, memory=True)
-        >>> len(found), cost.forwards > 1, cost.memory < 2  # one after the other
+        >>> outputs, cost = with_cost(five_forwards, clf, clip, memory=True)
+        >>> len(outputs), cost.forwards > 1, cost.memory < 2  # one after the other
         (5, True, True)
 
     Args:
-        call: without arguments.
-        classifier: whose plain forward is the unit.
-        clip: for that forward.
-        memory: whether to measure memory, too. On a GPU its allocator tells, at no price. Elsewhere the call is made a
-            second time with every operator watched, and buffers inside of an operator are not seen.
+        call: function without arguments.
+        classifier: classifier whose forward pass is the unit.
+        clip: input of that forward pass.
+        memory: whether to measure memory as well. On a GPU, the allocator counts it at no extra cost. On other devices,
+            the call runs a second time while every operator is observed; buffers inside an operator are not counted.
+
+    Returns:
+        The result of the call, and a :class:`Cost`.
     """
 
-    own = clip.clone()  # a model may write into its clip
+    copy = clip.clone()  # a model may write into its clip
 
     def forward() -> Tensor:
         with torch.no_grad():
-            return classifier(own)
+            return classifier(copy)
 
     device = clip.device
     if device.type == "cuda":
         _, plain, plain_peak = _on_cuda(forward, device)
-        found, seconds, peak = _on_cuda(call, device)
-        return found, Cost(seconds, seconds / plain, peak / plain_peak if memory else torch.nan)
+        result, seconds, peak = _on_cuda(call, device)
+        return result, Cost(seconds, seconds / plain, peak / plain_peak if memory else torch.nan)
     _, plain = _timed(forward)
-    found, seconds = _timed(call)
-    return found, Cost(seconds, seconds / plain, _peak_of(call) / _peak_of(forward) if memory else torch.nan)
+    result, seconds = _timed(call)
+    return result, Cost(seconds, seconds / plain, _peak_of(call) / _peak_of(forward) if memory else torch.nan)
 
 
 def warm_up(classifier: VideoClassifier, clip: Tensor, target: int) -> None:
-    """One forward, and one backward where there is one: the first call of anything is slow, and is nobody's cost."""
+    """Run one forward and, if possible, one backward pass, because the first pass is slow and must not be measured."""
     with torch.enable_grad():
         leaf = clip.clone().requires_grad_()
-        score = classifier(leaf.clone())[:, target].sum()  # a model may write into its clip, and not into a leaf
+        score = classifier(leaf.clone())[
+            :, target
+        ].sum()  # a clone, because a model may write into its clip but not into a leaf
         if score.requires_grad:
             torch.autograd.grad(score, leaf)
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes that operators allocate while it is entered, and how many lived at once.
+    """Context manager that counts the bytes that operators allocate, and their peak.
 
     Example:
         >>> with PeakMemory() as memory:
@@ -97,12 +102,12 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_leaves((args, kwargs)):
-            self._meet(leaf, counts=False)  # what was there before the call is nobody's cost
-        found = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(found):
-            self._meet(leaf, counts=True)
+            self._register(leaf, counts=False)  # memory allocated before the call does not count
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            self._register(leaf, counts=True)
         self.peak = max(self.peak, self._live)
-        return found
+        return result
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -110,10 +115,10 @@ class PeakMemory(TorchDispatchMode):
         super().__exit__(kind, error, trace)
         self._known.clear()
 
-    def _meet(self, leaf: object, counts: bool) -> None:
+    def _register(self, leaf: object, counts: bool) -> None:
         if not isinstance(leaf, Tensor) or leaf.layout != torch.strided:
             return
-        storage = leaf.untyped_storage()  # views share theirs
+        storage = leaf.untyped_storage()  # views share one storage
         key = storage._cdata
         if key in self._known:
             return
@@ -135,17 +140,17 @@ def _peak_of(call: Call) -> int:
 
 def _timed(call: Call) -> tuple[Any, float]:
     start = time.perf_counter()
-    found = call()
-    return found, time.perf_counter() - start
+    result = call()
+    return result, time.perf_counter() - start
 
 
 def _on_cuda(call: Call, device: torch.device) -> tuple[Any, float, int]:
-    """What the call gives, its seconds, and the bytes that its peak lies above what was there."""
-    torch.cuda.synchronize(device)  # a GPU's work is only queued when a call returns
+    """Return the result of the call, its seconds, and its peak memory in bytes above the memory in use before."""
+    torch.cuda.synchronize(device)  # a call returns before the GPU has finished its work
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     start = time.perf_counter()
-    found = call()
+    result = call()
     torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
-    return found, seconds, max(torch.cuda.max_memory_allocated(device) - before, 1)
+    return result, seconds, max(torch.cuda.max_memory_allocated(device) - before, 1)

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: curves, what time buys, ranks, and the maps of one clip beside each other."""
+"""Figures of a comparison: curves, cost against localization, ranks, and the maps of one clip."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from captum_staa.visualization.figure import evenly
 if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results
 
-FRAMES = 8  # of a contact sheet, at most
-OUTLINE = "#35d0ff"  # on a map's dark and light colors alike
+FRAMES = 8  # frames of a contact sheet, at most
+OUTLINE = "#35d0ff"  # visible on the dark and the light colors of a map
 GRAYS = dict(zip(CONTROLS, ("0.25", "0.45", "0.6", "0.35", "0.75", "0.25", "0.5"), strict=True))
 DASHES = dict(
     zip(CONTROLS, ("--", ":", "-.", (0, (8, 2)), (0, (1, 4)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3))), strict=True)
@@ -32,18 +32,17 @@ TRUTHS = (
     "iou",
     "energy_pointing_game",
     "temporal_pointing",
-)  # the first there is is drawn
+)  # the cost figure shows the first of these that has numbers
 
 
 def drawn(results: Results) -> dict[str, Figure]:
-    """All pictures that there is something to draw of."""
-    found = {"curves": curves(results), "cost": cost(results), "ranks": ranks(results)}
-    found["sheet"] = sheet(results)
-    return {name: figure for name, figure in found.items() if figure is not None}
+    """Return all figures that the results have data for, by name."""
+    all_figures = {"curves": curves(results), "cost": cost(results), "ranks": ranks(results), "sheet": sheet(results)}
+    return {name: figure for name, figure in all_figures.items() if figure is not None}
 
 
 def curves(results: Results) -> Figure | None:
-    """Mean insertion and deletion over clips: the legend is in the order of the areas under the curves."""
+    """Return the mean insertion and deletion curves over clips, with a legend in the order of the areas under them."""
     names = [name for name in results.methods if name in results.curves]
     if not names:
         return None
@@ -52,15 +51,16 @@ def curves(results: Results) -> Figure | None:
         means = {name: results.curves[name][kind] for name in names}
         areas = {name: area_under(mean) for name, mean in means.items()}
         best_first = sorted(names, key=lambda name: areas[name], reverse=kind == "insertion")
-        colors = _colors(own := [name for name in names if control_of(name) is None])
-        dashes = dict.fromkeys(own[len(set(colors.values())) :], (0, (6, 1))) | DASHES  # colors begin anew
+        colors = _colors(methods := [name for name in names if control_of(name) is None])
+        # methods beyond the number of colors repeat the colors, with dashed lines
+        dashes = dict.fromkeys(methods[len(set(colors.values())) :], (0, (6, 1))) | DASHES
         for name in best_first:
             control = control_of(name)
             color = colors[name] if control is None else GRAYS[control]
             axes.plot(GRID, means[name], ls=dashes.get(control or name, "-"), color=color, lw=1.6, label=name)
         shown = "inserted" if kind == "insertion" else "deleted"
-        axes.set(xlabel=f"part of the clip {shown}, the most relevant first", ylabel="probability of the target")
-        axes.set_title(f"{kind}: {'high' if kind == 'insertion' else 'low'} is good", loc="left", fontsize=11)
+        axes.set(xlabel=f"fraction of the clip {shown}, the most relevant first", ylabel="probability of the target")
+        axes.set_title(f"{kind}: {'higher' if kind == 'insertion' else 'lower'} is better", loc="left", fontsize=11)
         axes.set(xlim=(0, 1), ylim=(0, 1))
         _light(axes)
         handles, _ = axes.get_legend_handles_labels()
@@ -70,7 +70,7 @@ def curves(results: Results) -> Figure | None:
 
 
 def cost(results: Results) -> Figure | None:
-    """Median time, on a logarithmic scale, against how well the truth is found; or, without truth, insertion."""
+    """Return a plot of localization of the truth against median time; without truth, of insertion against time."""
     means = results.means()
     wanted = (*(name for name in TRUTHS if name in results.metrics), "insertion")
     metric = next((m for m in wanted if m in results.metrics and any(own[m].clips for own in means.values())), None)
@@ -92,23 +92,23 @@ def cost(results: Results) -> Figure | None:
         axes.plot(forwards, mean.value, "o", color=colors[name], ms=6)
     axes.set_xscale("log")
     low, high = (edge(forwards for forwards, _ in placed.values()) for edge in (min, max))
-    axes.set_xlim(low / 1.6, high * 8)  # room for the names
+    axes.set_xlim(low / 1.6, high * 8)  # space for the names
     for name in CONTROLS:
-        if name == INVERTED:  # it lies so low that the others would crowd
+        if name == INVERTED:  # its score is so low that it would squeeze the other points together
             continue
         if name in means and means[name][metric].clips:
             value = means[name][metric].value
             axes.axhline(value, color=GRAYS[name], ls=DASHES[name], lw=1, label=f"{name}, {value:.3f}")
     _name_points(axes, {name: (forwards, mean.value) for name, (forwards, mean) in placed.items()})
-    axes.set(xlabel="median time, in plain forwards of the model (log scale)", ylabel=f"{metric}, mean over clips")
-    axes.set_title("what time buys; bars are 95 % intervals, lines the controls", loc="left", fontsize=11)
+    axes.set(xlabel="median time, in forward passes of the model (log scale)", ylabel=f"{metric}, mean over clips")
+    axes.set_title("score against time; bars are 95 % intervals, lines are controls", loc="left", fontsize=11)
     _light(axes)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
 
 
 def ranks(results: Results) -> Figure | None:
-    """Mean ranks of all methods by all metrics that judge; 1 is best."""
+    """Return the mean ranks of all methods by all metrics that have a better direction; 1 is best."""
     found = results.ranks()
     metrics = [m for m in results.metrics if any(not math.isnan(own.get(m, math.nan)) for own in found.values())]
     names = [name for name, own in found.items() if any(not math.isnan(own[m]) for m in metrics)]
@@ -132,7 +132,7 @@ def ranks(results: Results) -> Figure | None:
 
 
 def sheet(results: Results) -> Figure | None:
-    """One clip: its frames, and below them every method's map, with an outline of the evidence where it is known."""
+    """Return the frames of one clip and the map of every method, with an outline of the evidence if it is known."""
     shown = results.sheet
     maps = {} if shown is None else {name: shown.maps[name] for name in results.methods if name in shown.maps}
     if shown is None or not maps:
@@ -154,33 +154,33 @@ def sheet(results: Results) -> Figure | None:
 
 
 def area_under(curve: NDArray[np.float64]) -> float:
-    """By trapezoids, over ``GRID``."""
+    """Return the area under a curve on ``GRID``, by the trapezoidal rule."""
     return float(((curve[1:] + curve[:-1]) / 2 * np.diff(GRID)).sum())
 
 
 def _outline(axes: Axes, inside: NDArray[np.bool_], extent: tuple[float, float, float, float]) -> None:
-    """Around what is True of ``(H, W)``, which lies within ``extent`` as a picture does."""
+    """Draw an outline around the True pixels of a mask ``(H, W)`` that is drawn within ``extent``."""
     if inside.any():
         left, right, bottom, top = extent
         down, across = (bottom - top) / inside.shape[0], (right - left) / inside.shape[1]
-        # a rim without evidence, so that what reaches the border, or fills the frame, has an outline there as well
+        # pad by one pixel without evidence, so that evidence at the border also gets an outline there
         wider = (left - across, right + across, bottom + down, top - down)
         rimmed = np.pad(inside, 1).astype(float)
         axes.contour(rimmed, [0.5], colors=OUTLINE, linewidths=0.9, origin="upper", extent=wider)
 
 
 def _colors(names: list[str]) -> dict[str, tuple[float, ...]]:
-    """Names are no scale, so the colors are as unlike as can be; grays are left to the controls."""
+    """Return a distinct color for each name. Grays are reserved for the controls."""
     pairs = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     strong, pale = ([pairs[at] for at in range(first, 20, 2) if at not in (14, 15)] for first in (0, 1))
     return dict(zip(names, cycle([*strong, *pale]), strict=False))
 
 
 def _name_points(axes: Axes, placed: dict[str, tuple[float, float]]) -> None:
-    """Names to the right of their points, pushed apart where they would cover each other."""
+    """Write names to the right of their points, moved up where they would overlap."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.027
-    taken: list[tuple[float, float]] = []  # of names: logarithm of x, y
+    taken: list[tuple[float, float]] = []  # positions of names: logarithm of x, y
     for name, (x, y) in sorted(placed.items(), key=lambda item: item[1][1]):
         at = y
         while any(abs(math.log10(x) - other) < 0.9 and abs(at - beside) < gap * 0.98 for other, beside in taken):
@@ -199,6 +199,7 @@ def _name_points(axes: Axes, placed: dict[str, tuple[float, float]]) -> None:
 
 
 def _light(axes: Axes) -> None:
+    """Draw a light grid, and remove the top and right spines."""
     axes.grid(color="0.9", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

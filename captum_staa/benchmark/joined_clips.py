@@ -1,4 +1,4 @@
-"""Clips of different classes joined in time or in space: a known truth for any labeled set."""
+"""Clips of different classes joined in time or in space, which gives a known truth for any labeled data set."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ class JoinedClips(Sequence[tuple[Tensor, int, Tensor]]):
         return clip, target, classes == target
 
     def rivals(self, index: int) -> Tensor:
-        """Where the clips of other classes are: the complement of the truth.
+        """Return where the clips of other classes are: the complement of the truth.
 
         Args:
-            index: of the item.
+            index: index of the item.
 
         Returns:
             bool ``(1, T, H, W)``.
@@ -105,7 +105,7 @@ class JoinedClips(Sequence[tuple[Tensor, int, Tensor]]):
         return ~self[index][2]
 
     def classes(self, index: int) -> Tensor:
-        """The class of the clip that each voxel shows.
+        """Return the class of the clip at each voxel.
 
         Example:
             >>> from captum_staa.benchmark import PlantedClips
@@ -124,34 +124,34 @@ class JoinedClips(Sequence[tuple[Tensor, int, Tensor]]):
         return self._joined(index)[2]
 
     def described(self) -> dict[str, Any]:
-        """What fixes the clips, for the record of a run."""
+        """Return the settings that determine the clips, for the record of a run."""
         settings = {"n": self._n, "seed": self._seed, "arrangement": self._arrangement}
         return {"joined": {"of": described(self._source), **settings}}
 
     def _joined(self, index: int) -> tuple[Tensor, int, Tensor]:
-        """The clip, the target, and the class at each voxel: int64 ``(1, T, H, W)``."""
+        """Return the clip, the target, and the class at each voxel, int64 ``(1, T, H, W)``."""
         at = range(self._n)[index]
         draw = generator_of(self._seed, at)
-        own = checked(self._source[at % len(self._source)], self._classifier)
-        samples = [own, *self._others(own, RIVALS[self._arrangement], draw)]
+        first = checked(self._source[at % len(self._source)], self._classifier)
+        samples = [first, *self._others(first, RIVALS[self._arrangement], draw)]
         clip, classes = self._in_time(samples, draw) if self._arrangement == "time" else self._in_grid(samples, draw)
-        return clip.contiguous(), own.target, classes
+        return clip.contiguous(), first.target, classes
 
-    def _others(self, own: Sample, count: int, draw: torch.Generator) -> list[Sample]:
-        """The first clips of other classes in a random order, repeated where there are too few."""
-        found: list[Sample] = []
+    def _others(self, first: Sample, count: int, draw: torch.Generator) -> list[Sample]:
+        """Return clips of other classes in a random order, repeated if there are too few."""
+        others: list[Sample] = []
         for at in torch.randperm(len(self._source), generator=draw).tolist():
             other = checked(self._source[at], self._classifier)
-            if other.target != own.target:
-                found.append(other)
-            if len(found) == count:
-                return found
-        if not found:
+            if other.target != first.target:
+                others.append(other)
+            if len(others) == count:
+                return others
+        if not others:
             raise ValueError(
                 f"clips must be of at least two classes, got {len(self._source)} clips that are all of class "
-                f"{own.target}. Add clips of another class."
+                f"{first.target}. Add clips of another class."
             )
-        return [found[i % len(found)] for i in range(count)]
+        return [others[i % len(others)] for i in range(count)]
 
     def _in_time(self, samples: list[Sample], draw: torch.Generator) -> tuple[Tensor, Tensor]:
         layout = self._classifier.layout
@@ -197,17 +197,17 @@ class JoinedClips(Sequence[tuple[Tensor, int, Tensor]]):
 
 
 def _thinned(clip: Tensor, time: int, count: int) -> Tensor:
-    """The middle frames of ``count`` equal parts."""
+    """Return the middle frames of ``count`` equal parts."""
     frames = clip.shape[time]
     at = [(2 * i + 1) * frames // (2 * count) for i in range(count)]
     return clip.index_select(time, torch.tensor(at, device=clip.device))
 
 
 def _halved(clip: Tensor) -> Tensor:
-    """Means of 2 x 2 pixels: ``(..., H, W)`` to ``(..., H / 2, W / 2)``."""
+    """Return the means of 2 x 2 pixels: ``(..., H, W)`` becomes ``(..., H / 2, W / 2)``."""
     return clip.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).mean((-1, -3))
 
 
 def _grid(quarters: list[Tensor]) -> Tensor:
-    """Four ``(..., h, w)``, row by row, as one ``(..., 2 h, 2 w)``."""
+    """Return four tensors ``(..., h, w)``, in row order, as one tensor ``(..., 2 h, 2 w)``."""
     return torch.cat([torch.cat(quarters[:2], -1), torch.cat(quarters[2:], -1)], -2)

@@ -1,4 +1,4 @@
-"""What a method by name is made of: how to make it for a classifier, and why it may not apply."""
+"""Specification of a named method: how to make it for a classifier, and why it may not apply."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from captum_staa._utils.model_state import uncompiled
 from captum_staa.models import VideoClassifier
 
 End = Literal["first", "last"]
-# What a block's attention reads, in TimeSformer its spatial one: the last block's output has no gradient but at the
-# class token where the head reads that alone, and this norm still has one everywhere.
+# The norms in front of a block's attention (in TimeSformer, its spatial attention). If the head reads the class token
+# only, the output of the last block has a gradient at that token only, but this norm has a gradient at all tokens.
 NORMS = ("layernorm_before", "norm1")
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
 
 def end_layer(classifier: VideoClassifier, end: End) -> str | None:
-    """The name of a layer, among ``classifier.module.named_modules()``.
+    """Return the name of the first or last layer, as in ``classifier.module.named_modules()``.
 
     Example:
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
@@ -29,13 +29,13 @@ def end_layer(classifier: VideoClassifier, end: End) -> str | None:
         'videomae.encoder.layer.0.layernorm_before'
 
     Args:
-        classifier: around any model.
+        classifier: a classifier of any architecture.
         end: ``"first"`` or ``"last"``.
 
     Returns:
-        Of a known transformer the norm in front of the attention of its first or last block. Of other models the first
-        or last child with convolutions in it, of the innermost module that holds all of them, such as a stem or a
-        stage. None where there is neither.
+        For a transformer of a known family, the norm in front of the attention of its first or last block. For other
+        models, the first or last child that contains convolutions, such as a stem or a stage; its parent is the
+        innermost module that contains all convolutions. None if there is no such layer.
     """
     model = uncompiled(classifier.module)
     if classifier.family is not None:
@@ -47,50 +47,55 @@ def end_layer(classifier: VideoClassifier, end: End) -> str | None:
 
 def _children_with_convolutions(model: nn.Module) -> list[str]:
     paths = [name.split(".") for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)]
-    depth = 0  # of the innermost module that holds them all
+    depth = 0  # of the innermost module that contains all convolutions
     while paths and len({tuple(path[: depth + 1]) for path in paths}) == 1 and depth + 1 < len(paths[0]):
         depth += 1
     return list(dict.fromkeys(".".join(path[: depth + 1]) for path in paths))
 
 
 Call = Callable[[Tensor, int], Tensor]  # clip (1, ...), target -> attributions of its shape, or maps (1, T, H, W)
-Make = Callable[[VideoClassifier, int], Call]  # with so many copies of a clip per call of the model
-SAMPLES = 400  # masks that RISE draws; subsets of regions, Lime and KernelShap
+Make = Callable[[VideoClassifier, int], Call]  # classifier, perturbations_per_eval -> call
+SAMPLES = 400  # masks of RISE; subsets of regions of Lime and KernelShap
 
 
 class NotApplicableError(ValueError):
-    """Why a method says nothing of a model; it is a fact for the table, and no failure."""
+    """Raised when a method does not apply to a model. Tables show its message as a reason, not as a failure."""
 
 
 class MethodSpec(NamedTuple):
     """A method that is known by name.
 
     Attributes:
-        make: from a classifier and its altered copies per call to the method. Raises :class:`NotApplicableError`.
-        about: its settings in words, for the record.
-        smoothed: whether its maps are smoothed, with their signs, by three quarters of a cell (see :func:`cell`). So
-            they are where signs flip from pixel to pixel, as those of gradients do: a magnitude would not tell what
-            speaks for the class from what speaks against it.
+        make: function of a classifier and ``perturbations_per_eval`` that returns the method. Raises
+            :class:`NotApplicableError`.
+        description: the settings of the method, for the record of a run.
+        smoothed: whether signed maps are smoothed by three quarters of a cell (see :func:`cell`). This is for methods
+            whose signs change from pixel to pixel, such as gradients. Absolute values would mix evidence for the class
+            with evidence against it.
     """
 
     make: Make
-    about: str
+    description: str
     smoothed: bool = False
 
 
 def named_layer(classifier: VideoClassifier, end: End) -> str:
-    """The layer that a Grad-CAM reads."""
+    """Return the name of the layer that a Grad-CAM reads.
+
+    Raises:
+        NotApplicableError: the model has no such layer.
+    """
     name = end_layer(classifier, end)
     if name is None:
         raise NotApplicableError(
-            f"no layer of {type(classifier.module).__name__} with places in it was found; pass an instance around the "
-            f"layer that you mean, as in GradCAM(classifier, layer)"
+            f"GradCAM needs a layer with spatial positions, got {type(classifier.module).__name__}, in which none was "
+            f"found. Pass an instance with the layer that you want: GradCAM(classifier, layer)"
         )
     return name
 
 
 def cell(classifier: VideoClassifier, clip: Tensor) -> tuple[int, int, int]:
-    """Sides ``(t, h, w)`` of the model's tubelet; of a model without tokens, an eighth of the clip along each side."""
+    """Return the sides ``(t, h, w)`` of the model's tubelet; without tokens, an eighth of the clip along each axis."""
     if classifier.grid is not None:
         return classifier.grid.tubelet
     t, h, w = (-(-side // 8) for side in classifier.layout.extent(clip))
@@ -98,9 +103,10 @@ def cell(classifier: VideoClassifier, clip: Tensor) -> tuple[int, int, int]:
 
 
 def windows(classifier: VideoClassifier, clip: Tensor) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Sides and strides ``(t, h, w)`` of an occlusion: two cells along each side, half overlapping in space.
+    """Return sides and strides ``(t, h, w)`` of occlusion windows.
 
-    In time a window is no shorter than 4 frames.
+    A window covers two cells in height and in width, and overlaps the next one by half. It covers 4 frames, or all
+    frames of a shorter clip.
     """
     size = classifier.layout.extent(clip)
     _, h, w = cell(classifier, clip)
@@ -109,23 +115,31 @@ def windows(classifier: VideoClassifier, clip: Tensor) -> tuple[tuple[int, int, 
 
 
 def need_tubelets(classifier: VideoClassifier) -> None:
-    """Raise where a model has none."""
+    """Raise NotApplicableError if the model does not have tubelets."""
     if classifier.grid is None:
         kind = type(classifier.module).__name__
-        raise NotApplicableError(f"{kind} is no transformer of a known family: it has no tubelets")
+        raise NotApplicableError(f"tubelets need a transformer of a known family, got {kind}, which has no tubelets")
 
 
 def ablation(
     kind: Callable[[VideoClassifier], Any], mask: Callable[[Tensor, VideoClassifier], Tensor], *, of_tokens: bool
 ) -> Make:
-    """One region of a feature mask at a time: a Captum-like ``FeatureAblation``, and the mask of a clip."""
+    """Return the maker of an ablation, one region of a feature mask at a time.
+
+    Args:
+        kind: a class with the interface of Captum's ``FeatureAblation``.
+        mask: function of a clip and a classifier that returns the feature mask.
+        of_tokens: whether the model must have tubelets.
+    """
 
     def make(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
         if of_tokens:
             need_tubelets(classifier)
 
         def call(clip: Tensor, target: int) -> Tensor:
-            explainer = kind(classifier)  # a new one each time: a used FeatureAblation of Captum's checks no more
+            explainer = kind(
+                classifier
+            )  # a new instance per clip: after its first call, Captum's FeatureAblation skips checks
             regions = mask(clip, classifier)
             return explainer.attribute(
                 clip, target=target, feature_mask=regions, perturbations_per_eval=perturbations_per_eval
@@ -137,5 +151,5 @@ def ablation(
 
 
 def frames(clip: Tensor, classifier: VideoClassifier) -> Tensor:
-    """The feature mask of whole frames, called as that of tubelets is."""
+    """Return the feature mask of whole frames; it has the arguments of ``feature_masks.tubelets``."""
     return feature_masks.frames(clip, classifier.layout)

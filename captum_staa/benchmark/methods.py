@@ -1,4 +1,4 @@
-"""Methods by name, instance or function, in one form: from a clip and its target to a map."""
+"""Methods given by name, instance or function, converted to one form: a function of a clip and its target."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ Given: TypeAlias = Any  # a name, a Captum Attribution, or a function of a clip 
 
 @dataclass(frozen=True)
 class Method:
-    """A method made for one classifier, or the reason why there is none.
+    """A method made for one classifier, or the reason why it does not apply.
 
     Attributes:
-        name: in tables.
-        about: its settings in words.
-        call: from a clip ``(1, ...)`` and its target to attributions of its shape or maps; None where it does not
-            apply.
+        name: name in tables.
+        description: settings of the method.
+        call: function of a clip ``(1, ...)`` and its target that returns attributions of the clip's shape, or maps;
+            None if the method does not apply.
         smoothed: whether maps are smoothed, with their signs, as in :class:`MethodSpec`.
-        reason: why it does not apply.
+        reason: why the method does not apply; empty if it applies.
     """
 
     name: str
-    about: str
+    description: str
     call: Call | None
     smoothed: bool = False
     reason: str = ""
 
     def map_of(self, attributions: Tensor, clip: Tensor, classifier: VideoClassifier) -> Tensor:
-        """``(1, T, H, W)`` float64 of what the method gave."""
+        """Return attributions as a map ``(1, T, H, W)`` float64, smoothed if ``smoothed`` is True."""
         maps = maps_of(attributions, clip, classifier.layout)
         if not self.smoothed:
             return maps
@@ -58,7 +58,7 @@ class Method:
 def made(
     methods: Sequence[Given] | Mapping[str, Given] | None, classifier: VideoClassifier, perturbations_per_eval: int
 ) -> list[Method]:
-    """Methods for one classifier, in the order in which they were asked for.
+    """Return methods for one classifier, in the order of the argument.
 
     Example:
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
@@ -69,42 +69,46 @@ def made(
 
     Args:
         methods: names among ``METHODS`` (case, spaces and punctuation do not matter), Captum ``Attribution`` instances,
-            or functions of a clip and its target that give attributions of its shape or maps ``(1, T, H, W)``; a
-            mapping names them. None takes all of ``METHODS``.
-        classifier: whom they explain.
+            or functions of a clip and its target that return attributions of its shape or maps ``(1, T, H, W)``. A
+            mapping assigns a name to each. None takes all of ``METHODS``.
+        classifier: the model to explain.
         perturbations_per_eval: altered copies of a clip per call of the model.
 
     Raises:
-        ValueError: an unknown name, or two methods of one name.
-        TypeError: something else.
+        ValueError: a name is unknown or occurs twice, or there are no methods.
+        TypeError: ``methods`` or one of them has the wrong type.
     """
     if methods is None:
         methods = list(METHODS)
-    asked: Any = methods
-    if isinstance(asked, (str, Attribution)) or callable(asked) or not isinstance(asked, Iterable):
-        raise TypeError(f"methods come as a list or a mapping from names, got {methods!r}; put it into a list")
-    pairs = list(methods.items()) if isinstance(methods, Mapping) else [(None, given) for given in methods]
+    value: Any = methods
+    if isinstance(value, (str, Attribution)) or callable(value) or not isinstance(value, Iterable):
+        raise TypeError(f"methods must be a list or a mapping from names, got {methods!r}. Put it into a list.")
+    pairs = list(methods.items()) if isinstance(methods, Mapping) else [(None, item) for item in methods]
     if not pairs:
-        raise ValueError("there are no methods to compare; leave methods out to take all that apply")
-    found = [_made(name, given, classifier, perturbations_per_eval) for name, given in pairs]
-    names = [method.name for method in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"methods are told apart by their names, got {twice} twice; pass a mapping from names")
-    return found
+        raise ValueError(
+            f"methods must hold at least one method, got {methods!r}. Leave methods out to take all that apply."
+        )
+    result = [_made(name, item, classifier, perturbations_per_eval) for name, item in pairs]
+    names = [method.name for method in result]
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"names of methods must be unique, got {duplicates} more than once. Pass a mapping from names."
+        )
+    return result
 
 
 @contextmanager
 def seeded(seed: int, index: int, name: str, device: torch.device) -> Iterator[None]:
-    """Every global generator in a state that depends on the seed, the clip and the method alone; afterwards as before.
+    """Seed all global random generators inside the block, and restore them afterwards.
 
-    Captum draws from them. The state must not depend on what a process has done before: it may have been restarted, and
-    another may have had this clip.
+    The state depends on the seed, the clip and the method only, because Captum draws from these generators. It does not
+    depend on earlier work of the process: a process may be restarted, or another process may take this clip.
     """
     start = zlib.crc32(f"{seed}/{index}/{name}".encode())
     devices = [device] if device.type == "cuda" else []
     arrays, words = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(start)  # torch.manual_seed would reach for every GPU there is
+        torch.default_generator.manual_seed(start)  # torch.manual_seed would initialize all GPUs
         if devices:
             torch.cuda.default_generators[device.index].manual_seed(start)
         np.random.seed(start)
@@ -116,60 +120,64 @@ def seeded(seed: int, index: int, name: str, device: torch.device) -> Iterator[N
             random.setstate(words)
 
 
-def _made(name: str | None, given: Given, classifier: VideoClassifier, perturbations_per_eval: int) -> Method:
-    if isinstance(given, str):
-        known, recipe = _known(given)
+def _made(name: str | None, method: Given, classifier: VideoClassifier, perturbations_per_eval: int) -> Method:
+    """Return a method given by name, instance or function for one classifier."""
+    if isinstance(method, str):
+        known, spec = _known(method)
         try:
-            call = recipe.make(classifier, perturbations_per_eval)
+            call = spec.make(classifier, perturbations_per_eval)
         except NotApplicableError as error:
-            return Method(name or known, recipe.about, None, reason=str(error))
-        return Method(name or known, recipe.about, partial(_quietly, call), recipe.smoothed)
-    if isinstance(given, Attribution):
-        kind = type(given).__name__
-        attribute: Any = given.attribute
+            return Method(name or known, spec.description, None, reason=str(error))
+        return Method(name or known, spec.description, partial(_without_warnings, call), spec.smoothed)
+    if isinstance(method, Attribution):
+        kind = type(method).__name__
+        attribute: Any = method.attribute
         layers = {module: layer for layer, module in classifier.module.named_modules() if layer}
-        about = f"an instance of {_told(given, layers)}"
-        return Method(name or kind, about, lambda clip, target: attribute(clip, target=target))
-    if callable(given):
-        own = getattr(given, "__name__", type(given).__name__)
-        return Method(name or own, f"a function, {own}", given)
-    raise TypeError(f"a method is a name, a Captum Attribution, or a function of a clip and its target, got {given!r}")
+        description = f"an instance of {_describe(method, layers)}"
+        return Method(name or kind, description, lambda clip, target: attribute(clip, target=target))
+    if callable(method):
+        function_name = getattr(method, "__name__", type(method).__name__)
+        return Method(name or function_name, f"a function, {function_name}", method)
+    raise TypeError(
+        f"a method must be a name, a Captum Attribution, or a function of a clip and its target, got {method!r}"
+    )
 
 
-def _told(value: Any, layers: Mapping[nn.Module, str]) -> str | None:
-    """A setting in words that every process would choose; None of what has none, such as a function or a tensor."""
+def _describe(value: Any, layers: Mapping[nn.Module, str]) -> str | None:
+    """Return a setting as text that is the same in every process; None for a function, a tensor and the like."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, nn.Module):
         return layers.get(value)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(str(_told(each, layers)) for each in value)}]"
+        return f"[{', '.join(str(_describe(item, layers)) for item in value)}]"
     if isinstance(value, Attribution) or (is_dataclass(value) and not isinstance(value, type)):
-        public = {name: _told(each, layers) for name, each in vars(value).items() if not name.startswith("_")}
-        settings = ", ".join(f"{name}={said}" for name, said in public.items() if said is not None)
+        public = {name: _describe(item, layers) for name, item in vars(value).items() if not name.startswith("_")}
+        settings = ", ".join(f"{name}={text}" for name, text in public.items() if text is not None)
         return f"{type(value).__name__}({settings})"
     return None
 
 
 def _known(name: str) -> tuple[str, MethodSpec]:
+    """Return the exact name of a known method, and its specification."""
     simple = {simplified(known): known for known in METHODS}
     if simplified(name) not in simple:
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+        raise ValueError(f"a method name must be one of {', '.join(METHODS)}, got {name!r}")
     known = simple[simplified(name)]
     return known, METHODS[known]
 
 
 def simplified(name: str) -> str:
-    """Letters and digits alone: ``featureablation-frames`` is ``FeatureAblation(frames)``."""
+    """Return the letters and digits of a name in lower case, so that ``guided-backprop`` is ``GuidedBackprop``."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
-def _quietly(call: Call, clip: Tensor, target: int) -> Tensor:
-    """Without Captum's remarks on what it does to its copy of the clip and to nn.ReLU: it does so on purpose."""
+def _without_warnings(call: Call, clip: Tensor, target: int) -> Tensor:
+    """Call a method without Captum's warnings that it changes its copy of the clip and nn.ReLU, which is intended."""
     with warnings.catch_warnings():
-        for remark in (
+        for message in (
             "Input Tensor .* did not already require gradients",
             "Setting (forward, )?backward hooks",
         ):
-            warnings.filterwarnings("ignore", message=remark)
+            warnings.filterwarnings("ignore", message=message)
         return call(clip, target)

@@ -1,4 +1,4 @@
-"""Clips whose evidence is planted among rivals, so that the right explanation of a right answer is known."""
+"""Synthetic clips with planted evidence among rivals, so that the correct explanation is known."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Footage = Tensor | np.ndarray[Any, Any]
 
 
 class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
-    """Small synthetic clips with a known class, and a known place in space and time where it can be seen.
+    """Small synthetic clips with a known class and known evidence for it in space and time.
 
     Example:
         >>> planted = PlantedClips(seed=0, n=8, task="motion")
@@ -41,23 +41,24 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         (torch.Size([4, 16, 3, 48, 48]), torch.Size([4]), torch.Size([4, 16, 48, 48]))
         >>> planted.labels
         ('left', 'right')
-        >>> rivals = planted.rivals(slice(4))  # objects that look alike and decide nothing
+        >>> rivals = planted.rivals(slice(4))  # objects that look alike but do not determine the class
         >>> rivals.shape, bool((rivals & truth).any())
         (torch.Size([4, 16, 48, 48]), False)
 
     Each clip has four moving objects of the same size, contrast and lifetime. One of them shows the evidence for some
-    frames (its window). The others are rivals, and so is that object outside its window: they show twins of the
-    evidence, which differ from it only in what the model was trained to read. So only the model tells evidence from
-    rivals: contrast, color, gradients, frame differences, optical flow and the spectrum are alike.
+    frames (its window). The other objects are rivals, and so is that object outside its window: they show twins of the
+    evidence, which differ from it only in what the model was trained to recognize. So only the model can distinguish
+    evidence from rivals: contrast, color, gradients, frame differences, optical flow and the spectrum are alike.
 
     - ``pattern``: a patch whose bright half is on the right or at the bottom, or whose bright quarters lie on the main
       diagonal. Twins are the mirror images: bright on the left, at the top, on the other diagonal. Every object changes
       its texture twice.
     - ``motion``: a plain patch moves to the left or right. Twins move up or down at the same speeds. Every object jumps
-      twice, and moves another way after a jump. No frame, and no unordered set of frames, tells the class.
-    - ``order``: one patch is bright on the right for a while, another at the bottom; the class is which comes first.
+      twice, and moves in another direction after a jump. The class cannot be found from single frames, or from an
+      unordered set of frames.
+    - ``order``: one patch is bright on the right for a while, another at the bottom; the class is their order.
       Both are evidence. Twins are bright on the left or at the top. Every object shows a texture twice, and is plain
-      in between.
+      at other times.
 
     Clip ``i`` depends on the arguments, ``seed`` and ``i`` only: not on ``n``, on the order of reading, or on the
     global random generators, which are not used. Classes are balanced within every ``len(labels)`` clips.
@@ -72,15 +73,15 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         contrast: distance of bright and dark from an object's mean color (``motion``: of an object from mid gray), as
             a fraction of the range 0..255.
         patch_size: side of an object, in pixels, an even number.
-        window: fewest and most frames for which evidence shows (``order``: each of the two), both included. None takes
-            what suits ``num_frames``; for 16 frames (4, 7), or (3, 4) for ``order``.
-        speed: slowest and fastest movement in ``motion``, in pixels per frame. None takes the fastest that stays within
-            the object's part of the frame, and three quarters of that: (1.5, 2.0) by default.
+        window: fewest and most frames that show evidence (``order``: each of the two), both included. None chooses it
+            from ``num_frames``; for 16 frames, it is (4, 7), or (3, 4) for ``order``.
+        speed: slowest and fastest movement in ``motion``, in pixels per frame. None takes the highest speed that
+            keeps the object in its part of the frame, and three quarters of it: (1.5, 2.0) by default.
         rivals: number of objects that show twins only. None takes 3, or 2 for ``order``: four objects in all.
         two_classes: whether each clip contains evidence of two classes, in two objects. Then labels are ``(B, 2)`` and
             truth is ``(B, 2, T, H, W)``. Not for ``order``, whose classes share their evidence.
-        background: real footage ``(F, H', W', 3)`` uint8, or a list of such; each clip takes a random run of its frames
-            and a random square of them. None draws a smooth texture that stands still.
+        background: real footage ``(F, H', W', 3)`` uint8, or a list of such arrays. Each clip takes a random run of
+            frames and a random square of them. None draws a smooth, still texture.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -136,12 +137,12 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         return self.n
 
     def __getitem__(self, index: int | slice) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """Clips, labels and truth.
+        """Return clips, labels and truth.
 
         Returns:
             clips: ``(B, T, C, H, W)`` float32 in [-1, 1]; labels: ``(B,)`` int64; truth: ``(B, T, H, W)`` bool, True
-            where evidence is seen. With ``two_classes``, labels are ``(B, 2)`` and truth is ``(B, 2, T, H, W)``. An int
-            index gives the same without the batch axis.
+            where evidence is visible. With ``two_classes``, labels are ``(B, 2)`` and truth is ``(B, 2, T, H, W)``. An
+            int index returns the same without the batch axis.
         """
         scenes = self._scenes(index)
         clips = _to_clip(torch.stack([_round(scene.frames + scene.noise) for scene in scenes]))
@@ -154,7 +155,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         return (clips, labels, truth) if isinstance(index, slice) else (clips[0], labels[0], truth[0])
 
     def rivals(self, index: int | slice) -> Tensor:
-        """Where objects are seen that look like evidence and are not.
+        """Return where objects are visible that look like evidence and are not.
 
         Returns:
             ``(B, T, H, W)`` bool; no batch axis for an int index. Together with the truth it covers all objects.
@@ -162,26 +163,26 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         return self._stack(index, [scene.rivals for scene in self._scenes(index)])
 
     def objects(self, index: int | slice) -> Tensor:
-        """The pixels of the evidence, and of each object that shows none, for :func:`metrics.object_pointing`.
+        """Return the pixels of the evidence and of each object without evidence, for :func:`metrics.object_pointing`.
 
         Returns:
             ``(B, 1 + rivals, T, H, W)`` bool, the truth first; with ``two_classes`` ``(B, 2 + rivals, T, H, W)``, the
             truth of either class first. No batch axis for an int index. An object that shows evidence in its window
             is left out in all other frames.
         """
-        found = []
+        objects = []
         for scene in self._scenes(index):
             truths = scene.where(scene.objects.evidence)[:2] if self.options.two_classes else scene.truth[None]
-            found.append(torch.cat([truths, scene.where(scene.objects.twins)[self._evidence_objects :]]))
-        return self._stack(index, found)
+            objects.append(torch.cat([truths, scene.where(scene.objects.twins)[self._evidence_objects :]]))
+        return self._stack(index, objects)
 
     def frames(self, index: int) -> np.ndarray:
-        """Clip ``index`` as a picture: ``(T, H, W, 3)`` uint8. The clip is ``(frames / 255 - 0.5) / 0.5``."""
+        """Return the frames of clip ``index``: ``(T, H, W, 3)`` uint8. The clip is ``(frames / 255 - 0.5) / 0.5``."""
         (scene,) = self._scenes(operator.index(index))
         return _round(scene.frames + scene.noise).numpy()
 
     def without_evidence(self, index: int | slice) -> Tensor:
-        """The same clips with the background in place of the evidence.
+        """Return the same clips with the background in place of the evidence.
 
         Returns:
             ``(B, T, C, H, W)`` float32, equal to the clips outside the truth; no batch axis for an int index.
@@ -189,7 +190,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         return self._replaced(index, lambda scene: scene.truth)
 
     def without_rivals(self, index: int | slice) -> Tensor:
-        """The same clips with the background in place of all rivals.
+        """Return the same clips with the background in place of all rivals.
 
         Returns:
             ``(B, T, C, H, W)`` float32, equal to the clips outside the rivals; no batch axis for an int index.
@@ -197,7 +198,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         return self._replaced(index, lambda scene: scene.rivals)
 
     def only_evidence(self, index: int | slice) -> Tensor:
-        """The same clips with mid gray (128) everywhere outside the truth.
+        """Return the same clips with mid gray (128) everywhere outside the truth.
 
         Returns:
             ``(B, T, C, H, W)`` float32, equal to the clips inside the truth; no batch axis for an int index.
@@ -207,7 +208,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         return self._stack(index, list(_to_clip(torch.stack(levels))))
 
     def described(self) -> dict[str, Any]:
-        """What fixes the clips, as plain values for the record of a comparison."""
+        """Return the settings that determine the clips, as plain values for the record of a comparison."""
         footage = [hashlib.sha256(part.numpy().tobytes()).hexdigest()[:16] for part in self._footage]
         return {"seed": self.seed, "n": self.n, **asdict(self.options), "background": footage}
 
@@ -226,12 +227,12 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         if isinstance(index, slice):
             if not (positions := range(self.n)[index]):
                 raise ValueError(
-                    f"expected a slice that picks at least one of the {self.n} clips, got {index}. Widen the slice."
+                    f"index must be a slice that selects at least one of {self.n} clips, got {index}. Widen the slice."
                 )
             return [self._scene(i) for i in positions]
         position = operator.index(index)
         if not -self.n <= position < self.n:
-            raise IndexError(f"expected an index from {-self.n} to {self.n - 1} for {self.n} clips, got {index}")
+            raise IndexError(f"index must be from {-self.n} to {self.n - 1} for {self.n} clips, got {index}")
         return [self._scene(position % self.n)]
 
     def _scene(self, i: int) -> Scene:
@@ -254,7 +255,7 @@ def _to_clip(frames: Tensor) -> Tensor:
 
 
 def _pair(name: str, pair: Any) -> tuple[int, int]:
-    """A pair of integers, the smaller one first."""
+    """Return a checked pair of integers, the smaller one first."""
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_whole, pair))):
         raise TypeError(f"{name} must be two ints (fewest, most), got {pair!r}. Pass {name}=(5, 7), for example.")
     if not 1 <= pair[0] <= pair[1]:
@@ -263,14 +264,14 @@ def _pair(name: str, pair: Any) -> tuple[int, int]:
 
 
 def _window(task: str, num_frames: int) -> tuple[int, int]:
-    """Fewest and most frames of a phase or event, for clips of any length."""
+    """Return the default fewest and most frames of a phase or event for clips of any length."""
     if task == "order":
         return max(num_frames * 3 // 16, 1), max(num_frames // 4, 1)
     return max(num_frames // 4, 1), max(-(-num_frames // 3), num_frames // 2 - 1)
 
 
 def _speed(speed: object, options: SceneOptions) -> tuple[float, float]:
-    """Slowest and fastest movement, checked: a path must fit into the part of the frame that an object has."""
+    """Return the checked speed: a path must fit into the part of the frame that belongs to the object."""
     free = free_pixels(options, options.rivals + (2 if options.two_classes else 1))
     fastest = free / (options.window[1] - 1)
     if speed is None:
@@ -292,7 +293,7 @@ def _check(options: SceneOptions) -> None:
     """Raise unless the evidence fits into the clip."""
     for name in ("noise", "contrast"):
         if not is_number(value := getattr(options, name)):
-            raise TypeError(f"{name} must be a number, got {value!r}")
+            raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     task, frames, window = options.task, options.num_frames, options.window
     objects = options.rivals + (2 if task == "order" or options.two_classes else 1)
     rows = cells_per_side(objects)
@@ -342,8 +343,10 @@ def _check(options: SceneOptions) -> None:
 def _checked_footage(background: Footage | Sequence[Footage], options: SceneOptions) -> list[Tensor]:
     parts = list(background) if isinstance(background, (list, tuple)) else [background]
     if not parts:
-        raise ValueError("background must hold at least one run of frames, got an empty list. Leave it out for none.")
-    found = []
+        raise ValueError(
+            "background must hold at least one array of frames, got an empty list. Leave background out to draw one."
+        )
+    footage = []
     for part in parts:
         if not isinstance(part, (Tensor, np.ndarray)):
             raise TypeError(f"background must be a uint8 tensor or array (F, H, W, 3), got {type(part).__name__}")
@@ -353,7 +356,7 @@ def _checked_footage(background: Footage | Sequence[Footage], options: SceneOpti
         if frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < options.num_frames or 0 in frames.shape:
             raise ValueError(
                 f"background must be (F, H, W, 3) with at least num_frames={options.num_frames} frames, got shape "
-                f"{tuple(frames.shape)}"
+                f"{tuple(frames.shape)}. Pass longer footage."
             )
-        found.append(frames)
-    return found
+        footage.append(frames)
+    return footage

@@ -1,4 +1,4 @@
-"""The processes of one comparison: torch.distributed as it is, or a single one."""
+"""The processes of one comparison: those of torch.distributed, or a single process."""
 
 from __future__ import annotations
 
@@ -14,99 +14,101 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 POLL = 0.05  # seconds
-Found = TypeVar("Found")
-PATIENCE = timedelta(days=30)  # a process that has done its share waits for the slowest; a dead one is noticed at once
+Result = TypeVar("Result")
+TIMEOUT = timedelta(days=30)  # finished processes wait for the slowest one; a dead process is noticed at once
 
 
 class Processes:
-    """Which process this is, of how many.
+    """The rank of this process, and the number of processes.
 
     Example:
-        >>> alone = Processes()
-        >>> alone.rank, alone.world, alone.first(lambda: "done by the first, known to all")
-        (0, 1, 'done by the first, known to all')
+        >>> single = Processes()
+        >>> single.rank, single.world, single.first(lambda: "computed by rank 0, returned by all")
+        (0, 1, 'computed by rank 0, returned by all')
     """
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
 
-    def first(self, act: Callable[[], Found]) -> Found:
-        """What the first process finds, in all of them; an error of it is raised by all of them, and none waits."""
+    def first(self, function: Callable[[], Result]) -> Result:
+        """Run a function in the first process and return its result in all processes.
+
+        If it raises ValueError or OSError, all processes raise that error.
+        """
         outcome: list[tuple[bool, object]] = [(False, None)]
         if self.rank == 0:
             try:
-                outcome = [(True, act())]
+                outcome = [(True, function())]
             except (ValueError, OSError) as error:
                 outcome = [(False, error)]
         if self.world > 1:
             dist.broadcast_object_list(outcome)
-        good, found = outcome[0]
-        if not good:
-            assert isinstance(found, Exception)
-            raise found
-        return found  # type: ignore[return-value]
+        succeeded, result = outcome[0]
+        if not succeeded:
+            assert isinstance(result, Exception)
+            raise result
+        return result  # type: ignore[return-value]
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes have called this."""
         if self.world > 1:
             dist.barrier()
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """The processes that torchrun has started, or those of a group that is there already, or this one alone.
+    """Yield the processes of torchrun, of an existing process group, or this single process.
 
-    Only a few words go from one to the other, so gloo carries them, whatever the model runs on; a group of the caller's
-    own is used as it is.
+    Processes exchange only a few short strings, so the backend is gloo on every device. An existing process group of
+    the caller is used unchanged.
     """
     if not dist.is_available() or not (dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         yield Processes()
         return
-    own = not dist.is_initialized()
-    if own:
-        store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
-        fresh = dist.PrefixStore(_word_of_this_round(store, rank, world), store)
-        dist.init_process_group("gloo", store=fresh, rank=rank, world_size=world, timeout=PATIENCE)
+    initialize = not dist.is_initialized()
+    if initialize:
+        store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
+        fresh = dist.PrefixStore(_start_id(store, rank, world), store)
+        dist.init_process_group("gloo", store=fresh, rank=rank, world_size=world, timeout=TIMEOUT)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
-        if own:
+        if initialize:
             dist.destroy_process_group()
 
 
-def _word_of_this_round(store: dist.Store, rank: int, world: int) -> str:
-    """A word that all processes of this start share, and that no earlier start has used.
+def _start_id(store: dist.Store, rank: int, world: int) -> str:
+    """Return an identifier that all processes of this start share, and that no earlier start has used.
 
-    torchrun's store outlives a restart, and with it the addresses of processes that are dead; whoever read one of
-    these would find nobody. So nothing in the store is believed but what answers a question that was asked
-    just now: each process asks with a word of its own, and the first answers with the word of the round, until all have
-    said that they got it.
+    The store of torchrun survives a restart, together with the addresses of dead processes, so its old content must not
+    be used. Each process writes a new random identifier. The first process answers each of them with its own
+    identifier, which becomes the shared one, until all have confirmed it.
     """
-    own = uuid.uuid4().hex
+    identifier = uuid.uuid4().hex
     others = range(1, world)
 
     def read(key: str) -> str:
         return store.get(key).decode() if store.check([key]) else ""
 
     if rank == 0:
-        while any(read(f"captum_staa/got/{other}") != own for other in others):
+        while any(read(f"captum_staa/got/{other}") != identifier for other in others):
             for other in others:
-                store.set(f"captum_staa/answer/{other}", f"{read(f'captum_staa/question/{other}')} {own}")
+                store.set(f"captum_staa/answer/{other}", f"{read(f'captum_staa/question/{other}')} {identifier}")
             time.sleep(POLL)
-        return own
-    store.set(f"captum_staa/question/{rank}", own)
-    while not (answer := read(f"captum_staa/answer/{rank}")).startswith(f"{own} "):
+        return identifier
+    store.set(f"captum_staa/question/{rank}", identifier)
+    while not (answer := read(f"captum_staa/answer/{rank}")).startswith(f"{identifier} "):
         time.sleep(POLL)
-    word = answer.split()[1]
-    store.set(f"captum_staa/got/{rank}", word)
-    return word
+    shared = answer.split()[1]
+    store.set(f"captum_staa/got/{rank}", shared)
+    return shared
 
 
 def restarted() -> bool:
-    """Whether torchrun has started the processes anew after one of them died (``--max-restarts``)."""
+    """Return whether torchrun has restarted the processes after one of them died (``--max-restarts``)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def local_device(device: str | None) -> str | None:
-    """``"cuda"`` as the GPU that is this process's own among those of its machine."""
+    """Return the device of this process: ``"cuda"`` becomes the GPU with its local rank; others stay unchanged."""
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device

@@ -1,4 +1,4 @@
-"""The parts of a comparison: one number or one reason each, means of them, and what a picture of a clip needs."""
+"""Records of a comparison: rows with one number or one reason each, means, and the data of a contact sheet."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 MODEL_FREE, INVERTED = "model-free", "inverted"
-RANDOM_WEIGHTS, OTHER_CLASS = "random weights", "other class"  # of one method
+RANDOM_WEIGHTS, OTHER_CLASS = "random weights", "other class"  # these two run a method again
 CONTROLS = ("random", "uniform", "center", MODEL_FREE, INVERTED, RANDOM_WEIGHTS, OTHER_CLASS)
-ERROR, LEFT_OUT, NO_USE = "error", "left out", "does not apply"  # in a row's metric: the row is a reason, no number
-GRID = np.linspace(0, 1, 101)  # parts of a clip, where curves of unequal steps meet
-ALL = "*"  # in a row's clip or method: holds for each
+# Values of Row.metric for rows that hold a reason instead of a number.
+ERROR, LEFT_OUT, NOT_APPLICABLE = "error", "left out", "does not apply"
+GRID = np.linspace(0, 1, 101)  # fractions of a clip to which all curves are interpolated
+ALL = "*"  # Row.clip or Row.method of rows that hold for all
 
 
 def control_of(name: str) -> str | None:
-    """Which of ``CONTROLS`` a row of a table is; None for a method.
+    """Return which of ``CONTROLS`` a name is; None for the name of a method.
 
     Example:
         >>> control_of("random"), control_of("STAA, random weights"), control_of("STAA")
@@ -29,14 +30,14 @@ def control_of(name: str) -> str | None:
 
 
 class Row(NamedTuple):
-    """One number, or one reason why there is none.
+    """One number, or one reason why a number is missing.
 
     Attributes:
-        clip: name; ``"*"`` for all.
-        method: name; ``"*"`` for all.
-        metric: name; or ``"error"``, ``"left out"``, ``"does not apply"``.
-        value: the number; nan where a metric can say nothing, and in rows that hold a reason.
-        reason: empty in rows that hold a number.
+        clip: name of the clip; ``"*"`` for all clips.
+        method: name of the method or control; ``"*"`` for all.
+        metric: name of the metric; or ``"error"``, ``"left out"``, ``"does not apply"``.
+        value: the number; nan if the metric is undefined, and in rows that hold a reason.
+        reason: why there is no number; empty in rows that hold a number.
     """
 
     clip: str
@@ -47,12 +48,13 @@ class Row(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean over clips, for costs a median.
+    """Mean over clips; for costs, the median over clips.
 
     Attributes:
-        value: the estimate; nan where no clip has a number.
-        low, high: its 95 % interval, for means by bootstrap over clips, for medians by order statistics.
-        clips: how many have a number.
+        value: the mean or median; nan if no clip has a number.
+        low: lower end of the 95 % interval, from a bootstrap over clips for means, from order statistics for medians.
+        high: upper end of the 95 % interval.
+        clips: number of clips that have a number.
     """
 
     value: float
@@ -62,7 +64,7 @@ class Mean(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """What a contact sheet of one clip shows."""
+    """Data of a contact sheet of one clip."""
 
     clip: str
     frames: NDArray[np.uint8]  # (T, H, W, 3)

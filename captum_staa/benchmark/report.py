@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else: tables, pictures, reasons and settings."""
+"""A comparison as one self-contained HTML page: tables, figures, reasons and settings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results
 
 CAPTIONS = {
-    "curves": "Insertion and deletion: the answer while cells come, or go, in the order of each map.",
-    "cost": "What a method costs, against how well it finds the evidence.",
-    "ranks": "Mean ranks. A metric by which a control ranks high says little of the methods above it.",
-    "sheet": "The methods on one clip.",
+    "curves": "Insertion and deletion: probability of the target as cells are added or removed in the order of a map.",
+    "cost": "Localization of the evidence against the cost of each method.",
+    "ranks": "Mean ranks. If a control ranks high on a metric, the metric says little about the methods above it.",
+    "sheet": "Maps of all methods for one clip.",
 }
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1c1c1c }
@@ -36,7 +36,7 @@ pre { font-size: 12px; overflow-x: auto; background: #f6f6f6; padding: 1rem }
 
 
 class Pictures(dict[str, Figure]):
-    """Figures by name, which a notebook shows one below the other."""
+    """Figures by name; a notebook displays them one below the other."""
 
     def _repr_html_(self) -> str:
         return "\n".join(
@@ -47,7 +47,7 @@ class Pictures(dict[str, Figure]):
 
 
 def page(results: Results, pictures: Pictures) -> str:
-    """The whole page, with its pictures by name."""
+    """Return the whole page."""
     parts = [
         f"<h1>{len(results.methods)} methods on {len(results.clips)} clips</h1>",
         f'<div class="wide">{tables.html_of(results)}</div>',
@@ -69,20 +69,20 @@ def _png(figure: Figure) -> str:
 
 
 def _trust(results: Results) -> str:
-    found = results.trust()
-    if not found:
+    reliabilities = results.trust()
+    if not reliabilities:
         return ""
     rows = [
         f"<tr><td>{html.escape(name)}</td><td>{trust.spearman:.3f}</td>"
         f"<td>{trust.spearman_interval[0]:.3f} to {trust.spearman_interval[1]:.3f}</td>"
         f"<td>{trust.krippendorff:.3f}</td><td></td></tr>"
-        for name, trust in found.items()
+        for name, trust in reliabilities.items()
     ]
     return (
-        "<h2>Does a metric rank the methods alike on every clip?</h2><table><tr><th>metric</th><th>Spearman</th>"
-        f"<th>95 %</th><th>Krippendorff</th><th></th></tr>{''.join(rows)}</table>"
-        "<p>Mean rank correlation between pairs of clips, 1 the same order on all, 0 none. The controls are among the "
-        "methods.</p>"
+        "<h2>Does a metric rank methods in the same order on every clip?</h2><table><tr><th>metric</th>"
+        f"<th>Spearman</th><th>95 %</th><th>Krippendorff</th><th></th></tr>{''.join(rows)}</table>"
+        "<p>Mean rank correlation between pairs of clips: 1 is the same order on all clips, 0 is unrelated orders. The "
+        "methods include the controls.</p>"
     )
 
 
@@ -91,5 +91,5 @@ def _failures(results: Results) -> str:
         return ""
     rows = [f"<li>{html.escape(f'{row.clip}, {row.method}: {row.reason}')}</li>" for row in results.failures[:200]]
     more = len(results.failures) - len(rows)
-    rest = f"<p>and {more} more, in rows.csv</p>" if more else ""
-    return f"<h2>What went wrong</h2><ul>{''.join(rows)}</ul>{rest}"
+    rest = f"<p>and {more} more in rows.csv</p>" if more else ""
+    return f"<h2>Failures</h2><ul>{''.join(rows)}</ul>{rest}"

@@ -1,4 +1,4 @@
-"""What a comparison found: tidy rows, and means, intervals, ranks and reasons of them."""
+"""Results of a comparison: tidy rows, and the means, intervals, ranks and reasons computed from them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_staa._utils.generators import generator_or_seeded
-from captum_staa.benchmark.records import ALL, ERROR, LEFT_OUT, NO_USE, Mean, Row, Sheet, control_of
+from captum_staa.benchmark.records import ALL, ERROR, LEFT_OUT, NOT_APPLICABLE, Mean, Row, Sheet, control_of
 from captum_staa.benchmark.scoring import COSTS
 from captum_staa.metrics import Reliability, reliability
 from captum_staa.metrics._shared import draws, interval, midranks
 
-DRAWS = 1000  # of clips, that intervals come from
-CLEAR = 0.1  # by which a method must be better than the random map, or its controls say nothing of it
+DRAWS = 1000  # bootstrap draws of clips for intervals
+CLEAR = 0.1  # a method must be better than the random map by this margin, or its controls say nothing about it
 
 
 @dataclass(frozen=True)
 class Results:
-    """Methods beside each other, with controls that lack the model, the class, or both.
+    """Scores of methods and controls on all clips.
 
     Attributes:
-        rows: tidy, one number each; and every reason why a number is missing.
-        methods: names in the order in which they were asked for, the controls last. Those that do not apply included.
-        metrics: names in the order in which they were asked for.
-        better: by metric: 1 where high is good, -1 where low is, 0 where the value describes and does not judge.
-        settings: whatever fixed the numbers.
-        answers: by clip, the class that is explained, and the one that the model answers.
-        curves: by method, then ``"insertion"`` or ``"deletion"``: ``(101,)``, the mean over clips of the target's
-            probability, at every hundredth of the clip.
-        sheet: of the first clip, for pictures.
-        interrupted: whether Ctrl-C came before the end.
+        rows: tidy rows, each with one number or with one reason why a number is missing.
+        methods: names in the order of the arguments, the controls last. Methods that do not apply are included.
+        metrics: names in the order of the arguments.
+        better: by metric: 1 if higher is better, -1 if lower is better, 0 if the metric only describes.
+        settings: all settings that determine the numbers.
+        answers: by clip, the class that is explained, and the class that the model predicts.
+        curves: by method, then ``"insertion"`` or ``"deletion"``: ``(101,)``, the mean over clips of the probability of
+            the target, at every hundredth of the clip.
+        sheet: data of the first clip, for the contact sheet.
+        interrupted: whether the comparison was stopped with Ctrl-C.
     """
 
     rows: list[Row]
@@ -56,29 +56,41 @@ class Results:
 
     @cached_property
     def failures(self) -> list[Row]:
-        """What went wrong: a clip that could not be read, a method or a metric that raised."""
+        """Rows of failures: clips that could not be read, and methods or metrics that raised."""
         return [row for row in self.rows if row.metric == ERROR]
 
     def values(self, metric: str) -> Tensor:
-        """``(N, M)`` float64, clips by methods; nan where there is no number."""
+        """Return a table of numbers, clips by methods.
+
+        Args:
+            metric: name of a metric of this comparison.
+
+        Returns:
+            ``(N, M)`` float64; nan if a number is missing.
+
+        Raises:
+            ValueError: the comparison does not have this metric.
+        """
         if metric not in self._tables:
-            raise ValueError(f"there is no metric {metric!r} in this comparison; there are {', '.join(self.metrics)}")
+            raise ValueError(
+                f"metric must be one of the metrics of this comparison, {', '.join(self.metrics)}, got {metric!r}"
+            )
         return self._tables[metric]
 
     def means(self) -> dict[str, dict[str, Mean]]:
-        """By method and metric: the mean over clips; of the costs, the median. Each with its 95 % interval.
+        """Return the mean over clips by method and metric, or the median for costs, each with its 95 % interval.
 
-        All methods and metrics meet the same draws of clips, as they met the same clips.
+        The bootstrap uses the same draws of clips for all methods and metrics.
         """
         return self._means
 
     def ranks(self) -> dict[str, dict[str, float]]:
-        """By method and metric: the mean rank over clips, 1 the best; equal values share theirs.
+        """Return the mean rank over clips by method and metric. 1 is best; equal values share a rank.
 
-        Only over clips on which every method has a number that has any, as ranks among fewer are others. Metrics that
-        do not judge have no ranks.
+        Methods without any number are ignored. The mean is over the clips on which all other methods have a number.
+        Metrics that only describe (0 in ``better``) have no ranks.
         """
-        found: dict[str, dict[str, float]] = {method: {} for method in self.methods}
+        result: dict[str, dict[str, float]] = {method: {} for method in self.methods}
         for metric in (metric for metric in self.metrics if self.better[metric]):
             table = self.values(metric)
             there = ~table.isnan().all(0)
@@ -88,58 +100,59 @@ class Results:
             mean = torch.full((table.shape[1],), torch.nan, dtype=torch.float64)
             mean[there] = ranks.mean(0)
             for method, rank in zip(self.methods, mean.tolist(), strict=True):
-                found[method][metric] = rank
-        return found
+                result[method][metric] = rank
+        return result
 
     def trust(self) -> dict[str, Reliability]:
-        """By metric: does it rank the methods alike on every clip? :func:`captum_staa.metrics.reliability` of it.
+        """Return by metric how similar its rankings of the methods are on different clips.
 
-        For the metrics that judge, over the methods with a number on most clips; none where these, or clips, are fewer
-        than two.
+        See :func:`captum_staa.metrics.reliability`. It covers metrics that have a better direction, without costs, and
+        methods that have a number on more than half of the clips. A metric with fewer than two such methods, or a
+        comparison with fewer than two clips, has no entry.
         """
-        found = {}
+        result = {}
         for metric in (metric for metric in self.metrics if self.better[metric] and metric not in COSTS):
             table = self.better[metric] * self.values(metric)
             there = table.isnan().double().mean(0) < 0.5
             names = [name for name, keep in zip(self.methods, there.tolist(), strict=True) if keep]
             if len(table) > 1 and len(names) > 1:
                 random = names.index("random") if "random" in names else None
-                found[metric] = reliability(table[:, there], random=random, n_bootstrap=200)
-        return found
+                result[metric] = reliability(table[:, there], random=random, n_bootstrap=200)
+        return result
 
     def reasons(self) -> dict[str, str]:
-        """By method: why it has no numbers, or fewer than others."""
-        found = {row.method: f"does not apply: {row.reason}" for row in self.rows if row.metric == NO_USE}
+        """Return by method why it has no numbers, or fewer than others."""
+        reasons = {row.method: f"does not apply: {row.reason}" for row in self.rows if row.metric == NOT_APPLICABLE}
         left_out = [row for row in self.rows if row.metric == LEFT_OUT]
         for method in self.methods:
-            for rows, what in ((left_out, "left out"), (self.failures, "failed")):
-                if own := [row for row in rows if row.method == method]:
-                    clips = len({row.clip for row in own})
-                    found[method] = f"{what} on {clips} of {len(self.clips)} clips: {own[0].reason}"
-        return found
+            for rows, kind in ((left_out, "left out"), (self.failures, "failed")):
+                if matching := [row for row in rows if row.method == method]:
+                    clips = len({row.clip for row in matching})
+                    reasons[method] = f"{kind} on {clips} of {len(self.clips)} clips: {matching[0].reason}"
+        return reasons
 
     def retained(self) -> dict[str, dict[str, float]]:
-        """Return how much of a method's advantage is left on random weights and for another class.
+        """Return how much of a method's advantage over the random map remains in its controls.
 
-        By method, then by ``"random weights"`` and ``"other class"``: ``(c - r) / (m - r)``, with ``m``, ``c`` and
-        ``r`` the means of the method, of its control and of the random map, over the clips on which all three have a
-        number. The metric is ``rivals``, or ``auroc`` where that has no numbers. 1: the control is as good as the
-        method, which shows the clip rather than the model, or does not say why this class; 0: it is no better than the
-        random map. Only methods with such controls (``model_controls`` of :func:`compare`), and only those that are
-        better than the random map by more than 0.1.
+        By method, then by ``"random weights"`` and ``"other class"``: ``(c - r) / (m - r)``, where ``m``, ``c`` and
+        ``r`` are the means of the method, of its control and of the random map, over the clips on which all three have
+        a number. The metric is ``rivals``, or ``auroc`` if ``rivals`` has no numbers. At 1, the control is as good as
+        the method: the method shows the clip rather than the model, or does not explain this class. At 0, the control
+        is not better than the random map. Only methods with such controls (``model_controls`` of :func:`compare`) that
+        are better than the random map by more than 0.1 have an entry.
         """
-        found: dict[str, dict[str, float]] = {}
+        shares: dict[str, dict[str, float]] = {}
         for control, method in self.settings.get("model_controls", {}).items():
             kind = control_of(control)
             means = self._paired(method, control, "random")
             if kind is not None and means is not None:
-                own, other, random = means
-                if own - random > CLEAR:
-                    found.setdefault(method, {})[kind] = (other - random) / (own - random)
-        return found
+                score, control_score, random = means
+                if score - random > CLEAR:
+                    shares.setdefault(method, {})[kind] = (control_score - random) / (score - random)
+        return shares
 
     def _paired(self, *names: str) -> list[float] | None:
-        """Means over the clips on which all of these have a number, by the metric of :meth:`retained`."""
+        """Return the means over the clips on which all names have a number, for the metric of :meth:`retained`."""
         if set(names) <= set(self.methods):
             columns = [self.methods.index(name) for name in names]
             for metric in ("rivals", "auroc"):
@@ -153,32 +166,33 @@ class Results:
 
     @cached_property
     def _tables(self) -> dict[str, Tensor]:
-        across = {name: at for at, name in enumerate(self.methods)}
-        down = {name: at for at, name in enumerate(self.clips)}
-        nothing = torch.full((len(down), len(across)), torch.nan, dtype=torch.float64)
-        tables = {metric: nothing.clone() for metric in self.metrics}
+        """By metric: ``(N, M)`` float64, clips by methods."""
+        columns = {name: at for at, name in enumerate(self.methods)}
+        lines = {name: at for at, name in enumerate(self.clips)}
+        empty = torch.full((len(lines), len(columns)), torch.nan, dtype=torch.float64)
+        tables = {metric: empty.clone() for metric in self.metrics}
         for row in self.rows:
             if not row.reason:
-                tables[row.metric][down[row.clip], across[row.method]] = row.value
+                tables[row.metric][lines[row.clip], columns[row.method]] = row.value
         return tables
 
     @cached_property
     def _means(self) -> dict[str, dict[str, Mean]]:
         copies = draws(DRAWS, len(self.clips), generator_or_seeded(None))  # the same in every call
-        found: dict[str, dict[str, Mean]] = {method: {} for method in self.methods}
+        means: dict[str, dict[str, Mean]] = {method: {} for method in self.methods}
         for metric in self.metrics:
-            each = _medians(self.values(metric)) if metric in COSTS else _means(self.values(metric), copies)
-            for method, mean in zip(self.methods, each, strict=True):
-                found[method][metric] = mean
-        return found
+            column_means = _medians(self.values(metric)) if metric in COSTS else _means(self.values(metric), copies)
+            for method, mean in zip(self.methods, column_means, strict=True):
+                means[method][metric] = mean
+        return means
 
 
 def _means(table: Tensor, copies: Tensor) -> list[Mean]:
-    """Of each column of ``(N, M)``, with intervals from draws ``(R, N)``."""
+    """Return the mean of each column of ``(N, M)``, with intervals from bootstrap draws ``(R, N)``."""
     there = ~table.isnan()
     filled = table.where(there, 0.0)
     means = filled.sum(0) / there.sum(0)
-    drawn = (copies @ filled) / (copies @ there.double())  # (R, M); nan where a draw met no number
+    drawn = (copies @ filled) / (copies @ there.double())  # (R, M); nan if a draw has no number
     low, high = interval(drawn)
     return [
         Mean(*numbers)
@@ -187,15 +201,15 @@ def _means(table: Tensor, copies: Tensor) -> list[Mean]:
 
 
 def _medians(table: Tensor) -> list[Mean]:
-    """Of each column of ``(N, M)``; the interval is that of order statistics, which needs no draws."""
-    found = []
+    """Return the median of each column of ``(N, M)``, with an interval from order statistics."""
+    medians = []
     for column in table.unbind(1):
         values = column[~column.isnan()].sort().values
         count = len(values)
         if not count:
-            found.append(Mean(math.nan, math.nan, math.nan, 0))
+            medians.append(Mean(math.nan, math.nan, math.nan, 0))
             continue
-        # the number of values below the true median is binomial: n / 2, give or take 1.96 sqrt(n) / 2
+        # the number of values below the true median is binomial: n / 2 plus or minus 1.96 sqrt(n) / 2
         at = max(math.floor(count / 2 - 0.98 * math.sqrt(count)), 0)
-        found.append(Mean(values.quantile(0.5).item(), values[at].item(), values[count - 1 - at].item(), count))
-    return found
+        medians.append(Mean(values.quantile(0.5).item(), values[at].item(), values[count - 1 - at].item(), count))
+    return medians

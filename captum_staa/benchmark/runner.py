@@ -1,4 +1,4 @@
-"""One comparison from beginning to end, by one process or by many."""
+"""Run a comparison in one process or in several."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from captum_staa.benchmark.comparison import Comparison
 from captum_staa.benchmark.controls import model_controls as controls_of
 from captum_staa.benchmark.methods import Given, made
 from captum_staa.benchmark.processes import Processes, processes, restarted
-from captum_staa.benchmark.records import ALL, ERROR, GRID, LEFT_OUT, NO_USE, Row, Sheet, control_of
+from captum_staa.benchmark.records import ALL, ERROR, GRID, LEFT_OUT, NOT_APPLICABLE, Row, Sheet, control_of
 from captum_staa.benchmark.scoring import BASELINES, Metric, chosen
 from captum_staa.benchmark.storage import WHOLE, Entry, Storage
 from captum_staa.models import VideoClassifier
@@ -46,92 +46,101 @@ def compare(
     seed: int = 0,
     show_progress: bool = True,
 ) -> Comparison:
-    """Which explanation to trust for a model and its clips, and what each costs.
+    """Compare attribution methods on clips: their quality, their cost, and how far to trust them.
 
     Example:
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> found = compare(
+        >>> comparison = compare(
         ...     clf, PlantedClips(seed=12, n=2), ["STAA", "Saliency"], ["auroc", "forwards"], show_progress=False)
-        >>> found.methods
+        >>> comparison.methods
         ['STAA', 'Saliency', 'random', 'uniform', 'center', 'model-free', 'inverted', 'random weights', 'other class']
-        >>> found.rows[0][:3], found.means()["uniform"]["auroc"].value
+        >>> comparison.rows[0][:3], comparison.means()["uniform"]["auroc"].value
         (('pattern-00000', 'STAA', 'auroc'), 0.5)
 
-    Every method explains the clip's own target, one clip at a time, and is scored by every metric. Controls are scored
-    beside them, to show which part of a score comes from the clip, the model and the class:
+    Every method explains the target of each clip, one clip at a time, and every metric scores its map. Controls are
+    scored in the same way. They show how much of a score comes from the clip, the model and the class:
 
     - ``random``, ``uniform`` and ``center`` use neither the clip nor the model.
     - ``model-free`` uses the clip, but not the model: the difference from the mean frame, one of
       :func:`metrics.model_free_controls`.
     - ``inverted`` is minus the map of the first method that applies.
-    - ``random weights`` is the map of a method after all parameters of the model were drawn anew, with the same seed on
-      all clips. ``other class`` is its map for the class with the highest logit besides the target. A method that
-      scores as well there shows the clip rather than the model, or does not say why this class; tables mark it
-      (:meth:`Comparison.retained`).
+    - ``random weights`` is the map of a method after all parameters of the model were drawn at random, with the same
+      seed on all clips. ``other class`` is its map for the class with the highest logit besides the target. If these
+      score as well as the method, the method shows the clip rather than the model, or does not explain this class.
+      Tables mark it (:meth:`Comparison.retained`).
 
-    Under torchrun, or in a process group that is there already, each process takes every n-th clip. No number but time
-    depends on how many there are, nor on what was done before: what is drawn at random is drawn by clip and method.
+    Under torchrun, or in an existing process group, each of n processes takes every n-th clip. Except for time, no
+    number depends on the number of processes or on earlier runs, because random draws depend on the seed, the clip and
+    the method only.
 
     Args:
-        classifier: in eval mode; its layout, its preprocessing and its grid are read.
+        classifier: the model to explain, in eval mode; its layout, preprocessing and grid are used.
         clips: :class:`PlantedClips`, :class:`Videos`, :class:`JoinedClips`, or any iterable of ``(clip, target)``,
-            ``(clip, target, truth)`` or ``(clip, target, truth, rivals)``: floats in the classifier's layout with a
-            batch axis of 1 or none; a label or an index; where the evidence is, bool ``(T, H, W)`` or None; where
-            objects are that look like evidence and are not, likewise. A fifth part is bool ``(K, T, H, W)``, the
-            evidence and each rival as an object of its own, for ``object_pointing``. A sequence is read clip by clip,
-            and one that fails is one error row; another iterable is run through by every process, and ends the run
-            where it raises.
+            ``(clip, target, truth)`` or ``(clip, target, truth, rivals)``. The clip is a float tensor in the layout of
+            the classifier, with a batch axis of 1 or without one. The target is a label or an index. The truth is bool
+            ``(T, H, W)``, True where the evidence is, or None. The rivals are bool ``(T, H, W)``, True where objects
+            are that look like evidence and are not, or None. An optional fifth part for ``object_pointing`` is bool
+            ``(K, T, H, W)``, one mask for the evidence and one for each rival, the evidence first. A clip of a sequence
+            that cannot be read becomes one error row. Every process iterates over the whole of any other iterable, and
+            an exception of that iterable ends the run.
         methods: names among ``METHODS``, Captum ``Attribution`` instances, or functions of a clip and its target that
-            give attributions of the clip's shape or maps ``(1, T, H, W)``; a mapping names them. Maps of instances and
-            functions are taken as they are, signs and all; return ``.abs()`` where magnitude is meant. None takes
-            all of ``METHODS``; those that do not apply to the model say why.
-        metrics: names among ``METRICS``, or a mapping to functions of a :class:`MetricInput`. None takes a choice.
-        out: a folder that keeps every finished clip and method, so that nothing is lost; needed by several processes.
-            None keeps them until the end of the call.
-        resume: go on with what is in ``out``, if it was asked for in the same way. What has failed is tried again.
-        baseline: what hides cells in metrics that alter the clip: a name of ``captum_staa.baselines``.
+            return attributions of the clip's shape or maps ``(1, T, H, W)``. A mapping assigns a name to each. Maps of
+            instances and functions keep their signs; return ``.abs()`` if you want the magnitude. None takes all of
+            ``METHODS``; methods that do not apply to the model get a row with the reason.
+        metrics: names among ``METRICS``, or a mapping from names to functions of a :class:`MetricInput`. None takes a
+            selection of ``METRICS``.
+        out: a folder that stores the entry of every finished clip and method, so that the comparison can be resumed.
+            Required for several processes. None uses a temporary folder.
+        resume: whether to continue the run in ``out``, which must have the same settings. Failed entries are tried
+            again.
+        baseline: name of the function of ``captum_staa.baselines`` that hides cells in metrics that alter the clip.
         steps: points on the insertion and deletion curves after the first.
         perturbations_per_eval: altered copies of a clip per call of the model. Changes speed and memory.
-        model_controls: True makes ``random weights`` and ``other class`` of the first method that applies, at the price
-            of two more runs of it per clip. A list of names makes both of each of these methods, in rows such as
-            ``"STAA, random weights"``. False makes none.
-        seed: of everything that is drawn at random.
-        show_progress: draw a bar with the rate and the time left, in the first process.
+        model_controls: True adds ``random weights`` and ``other class`` for the first method that applies; it runs two
+            more times per clip. A list of names adds both controls for each of these methods, in rows such as
+            ``"STAA, random weights"``. False adds none.
+        seed: seed of all random draws, at least 0.
+        show_progress: whether the first process shows a progress bar.
 
     Returns:
-        :class:`Comparison`. After Ctrl-C, of what was done until then.
+        :class:`Comparison`. After Ctrl-C, it contains what was finished before.
 
     Raises:
-        ValueError: an argument is not as said above, or ``out`` holds a run that was asked for in another way.
-        FileExistsError: ``out`` holds an earlier run and ``resume`` is False, or something else.
-        TypeError: an argument of the wrong type.
-        KeyboardInterrupt: Ctrl-C, where there are several processes; what is in ``out`` stays.
+        ValueError: an argument is out of range or unknown, or ``out`` holds a run with other settings.
+        FileExistsError: ``out`` holds an earlier run and ``resume`` is False, or ``out`` holds other files.
+        TypeError: an argument has the wrong type.
+        OSError: the results of other processes are not visible in ``out``.
+        KeyboardInterrupt: Ctrl-C with several processes; finished entries stay in ``out``.
 
     Reference:
         The controls: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS (2018), and Judd et al., ICCV (2009).
     """
     if not isinstance(classifier, VideoClassifier):
-        raise TypeError(f"compare explains a VideoClassifier, got {type(classifier).__name__}; wrap it in one")
+        raise TypeError(
+            f"classifier must be a VideoClassifier, got {type(classifier).__name__}. Pass VideoClassifier(model, ...)."
+        )
     check_choice("baseline", baseline, BASELINES)
     if resume and out is None:
-        raise ValueError("resume goes on with what a folder holds: pass out=")
+        raise ValueError("resume=True must come with out, the folder of the earlier run, got out=None. Pass out=.")
     for name, value in (("steps", steps), ("perturbations_per_eval", perturbations_per_eval)):
         check_count(name, value)
     check_count("seed", seed, least=0)
-    asked = made(methods, classifier, int(perturbations_per_eval))
+    all_methods = made(methods, classifier, int(perturbations_per_eval))
     plan = Plan(
         classifier=classifier,
-        methods=asked,
+        methods=all_methods,
         metrics=chosen(metrics),
         baseline=baseline,
         steps=int(steps),
         perturbations_per_eval=int(perturbations_per_eval),
         seed=int(seed),
-        model_controls=controls_of(model_controls, asked),
+        model_controls=controls_of(model_controls, all_methods),
     )
     if taken := [method.name for method in plan.methods if method.name == ALL or control_of(method.name)]:
-        raise ValueError(f"{taken} are names of controls; pass a mapping that names the methods otherwise")
+        raise ValueError(
+            f"names of methods must differ from names of controls, got {taken}. Pass a mapping with other names."
+        )
     source = source_of(clips, classifier)
     settings = _settings(plan, source)
     with processes() as group, _folder(out, group) as folder:
@@ -145,44 +154,47 @@ def compare(
 
 
 def _run(plan: Plan, storage: Storage, source: Iterable[Any], group: Processes, show_progress: bool) -> bool:
-    """Whether Ctrl-C came before the end."""
-    mine = share(source, group.rank, group.world)
-    total = None if mine is None else mine * len(plan.names)
+    """Run all clips of this process; return whether Ctrl-C stopped it."""
+    count = share(source, group.rank, group.world)
+    total = None if count is None else count * len(plan.names)
     measured: set[str] = set()
     try:
         with progress(total, show_progress and group.rank == 0) as bar:
             for index, name, load in each(source, plan.classifier, group.rank, group.world):
                 run_clip(plan, storage, index, name, load, bar, measured)
     except KeyboardInterrupt:
-        if group.world > 1:  # the others may be gone, and must not be waited for
+        if group.world > 1:  # do not wait for the other processes, which may have ended
             raise
         return True
     return False
 
 
 def _check_whole(storage: Storage, count: int | None) -> None:
-    """Raise where the others' results are not to be seen: a table without them would look like a whole one."""
+    """Raise if the results of other processes are missing; a table without them would look complete."""
     if count is not None and (missing := count - len(storage.clips())):
         raise OSError(
-            f"{missing} of {count} clips are not in {storage.folder}, though all processes are done; every machine "
-            f"must see the same folder, such as one on a shared disk"
+            f"{storage.folder} must hold the results of all {count} clips, got {count - missing} after all processes "
+            f"have finished. Use a folder that all machines share, such as one on a shared disk."
         )
 
 
 @contextmanager
 def _folder(out: FilePath | None, group: Processes) -> Iterator[Path]:
-    """Where entries go: the folder that was asked for, or one that vanishes."""
+    """Yield the folder for entries: ``out``, or a temporary one if ``out`` is None."""
     if out is not None:
         yield Path(out)
         return
     if group.world > 1:
-        raise ValueError(f"{group.world} processes find each other's results in a folder: pass out=")
+        raise ValueError(
+            f"several processes must have out, a folder that they share, got out=None with {group.world} "
+            f"processes. Pass out=."
+        )
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
 def _settings(plan: Plan, source: Iterable[Any]) -> dict[str, Any]:
-    """Whatever fixes the numbers. How many processes there are does not."""
+    """Return all settings that determine the numbers; the number of processes does not."""
     classifier = plan.classifier
     parameter = next(classifier.parameters(), None)
     return {
@@ -194,7 +206,7 @@ def _settings(plan: Plan, source: Iterable[Any]) -> dict[str, Any]:
         "layout": classifier.layout.axes,
         "preprocessing": repr(classifier.preprocessing),
         "clips": described(source),
-        "methods": {method.name: method.about for method in plan.methods},
+        "methods": {method.name: method.description for method in plan.methods},
         "metrics": list(plan.metrics),
         "inverted": plan.inverted,
         "model_controls": plan.model_controls,
@@ -206,7 +218,7 @@ def _settings(plan: Plan, source: Iterable[Any]) -> dict[str, Any]:
 
 
 def _fingerprint(classifier: VideoClassifier) -> str:
-    """Of all weights: two models of one name are not one model."""
+    """Return a hash of all weights, because different models can have the same name."""
     digest = hashlib.sha256()
     for name, tensor in classifier.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -215,72 +227,79 @@ def _fingerprint(classifier: VideoClassifier) -> str:
 
 
 def _gathered(plan: Plan, storage: Storage, settings: dict[str, Any], interrupted: bool) -> Comparison:
-    """Everything that is in the storage, in the order of clips, then methods, then metrics."""
+    """Return all stored results, in the order of clips, then methods, then metrics."""
     names = [method.name for method in plan.methods]
-    rows = [Row(ALL, method.name, NO_USE, np.nan, method.reason) for method in plan.methods if method.call is None]
+    rows = [
+        Row(ALL, method.name, NOT_APPLICABLE, np.nan, method.reason) for method in plan.methods if method.call is None
+    ]
     answers: dict[str, tuple[int, int]] = {}
     curves: dict[str, _Curves] = defaultdict(_Curves)
-    # On the CPU every process and every start measures memory once: the first clip's is told, as of one process.
+    # On the CPU, every process and every run measures the memory of a method once. Only the first of these values is
+    # reported, as with one process.
     once = settings["device"] != "cuda" and "memory" in plan.metrics and plan.metrics["memory"].score is None
-    remembered: set[str] = set()
+    reported: set[str] = set()
     for index in storage.clips():
-        found = {entry.method: entry for entry in storage.of(index)}
-        whole = found.get(WHOLE)
+        entries = {entry.method: entry for entry in storage.of(index)}
+        whole = entries.get(WHOLE)
         if whole is not None and not whole.error:
             answers[whole.clip] = (int(whole.values["target"]), int(whole.values["answer"]))
-            if lacking := _lacking(plan.metrics, whole.values):
-                rows.append(Row(whole.clip, ALL, LEFT_OUT, np.nan, lacking))
+            if missing := _missing_parts(plan.metrics, whole.values):
+                rows.append(Row(whole.clip, ALL, LEFT_OUT, np.nan, missing))
         for name in (WHOLE, *plan.names):
-            entry = found.get(name)
+            entry = entries.get(name)
             if entry is not None:
-                again = once and name in remembered
+                again = once and name in reported
                 metrics = [metric for metric in plan.metrics if not (again and metric == "memory")]
-                rows += _rows(entry, [] if name == WHOLE else metrics)  # of a clip, "rivals" is whether there are any
+                rows += _rows(
+                    entry, [] if name == WHOLE else metrics
+                )  # in the entry of a clip, "rivals" is not a score
                 if "memory" in entry.values:
-                    remembered.add(name)
+                    reported.add(name)
                 if entry.curves:
                     curves[name].add(entry.curves)
     return Comparison(
-        rows=sorted(rows, key=lambda row: row.metric == NO_USE),
+        rows=sorted(rows, key=lambda row: row.metric == NOT_APPLICABLE),
         methods=[*names, *(name for name in plan.names if control_of(name))],
         metrics=list(plan.metrics),
         better={name: _SIGNS[metric.higher_is_better] for name, metric in plan.metrics.items()},
         settings=settings,
         answers=answers,
-        curves={name: found.means() for name, found in curves.items()},
+        curves={name: sums.means() for name, sums in curves.items()},
         sheet=_sheet(plan, storage),
         interrupted=interrupted,
     )
 
 
 class _Curves:
-    """Means over clips of insertion and deletion, without holding the points of all of them."""
+    """Running means of insertion and deletion curves over clips."""
 
     def __init__(self) -> None:
         self._count = 0
         self._sums: dict[str, NDArray[np.float64]] = {}
 
     def add(self, points: dict[str, list[float]]) -> None:
-        """One clip's points; clips may have unequal numbers of cells, and so of points."""
+        """Add the points of one clip; the number of points may differ between clips."""
         self._count += 1
         for kind in ("insertion", "deletion"):
             self._sums[kind] = self._sums.get(kind, 0) + np.interp(GRID, points["fractions"], points[kind])
 
     def means(self) -> dict[str, NDArray[np.float64]]:
+        """Return the mean curves ``(101,)`` by kind."""
         return {kind: total / self._count for kind, total in self._sums.items()}
 
 
-def _lacking(metrics: Mapping[str, Metric], known: Mapping[str, float]) -> str:
-    """What a clip does not come with, and which metrics are left out for this; empty where none is."""
-    found: dict[str, list[str]] = {}
+def _missing_parts(metrics: Mapping[str, Metric], known: Mapping[str, float]) -> str:
+    """Return which masks a clip does not have, and which metrics are left out for this; empty if none are."""
+    metrics_by_part: dict[str, list[str]] = {}
     for name, metric in metrics.items():
         part = next((part for part in metric.needs if not known[part]), None)
         if part is not None:
-            found.setdefault(part, []).append(name)
-    return "; ".join(f"no {part} (needed by {', '.join(names)})" for part, names in found.items())
+            metrics_by_part.setdefault(part, []).append(name)
+    return "; ".join(f"no {part} (needed by {', '.join(names)})" for part, names in metrics_by_part.items())
 
 
 def _rows(entry: Entry, metrics: list[str]) -> Iterator[Row]:
+    """Yield the rows of an entry."""
     if entry.error:
         yield Row(entry.clip, entry.method, ERROR, np.nan, entry.error)
     if entry.left_out:
@@ -293,10 +312,10 @@ def _rows(entry: Entry, metrics: list[str]) -> Iterator[Row]:
 
 
 def _sheet(plan: Plan, storage: Storage) -> Sheet | None:
-    """The first clip, where it could be had."""
+    """Return the data of the contact sheet of the first clip; None if it could not be read."""
     whole = next((entry for entry in storage.of(0) if entry.method == WHOLE), None)
     pictured = storage.maps(0, WHOLE)
     if whole is None or whole.error or not pictured:
         return None
-    maps = {name: found["maps"] for name in plan.names if (found := storage.maps(0, name))}
+    maps = {name: stored["maps"] for name in plan.names if (stored := storage.maps(0, name))}
     return Sheet(whole.clip, pictured["frames"], pictured.get("truth"), maps)

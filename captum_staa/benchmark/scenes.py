@@ -1,11 +1,11 @@
-"""Draws the clips of :class:`captum_staa.benchmark.PlantedClips`: moving objects over a background.
+"""Draw the clips of :class:`captum_staa.benchmark.PlantedClips`: moving objects over a background.
 
-Each object moves in a cell of its own, so that none covers another, and goes through a few phases. All objects of a
+Each object moves in a separate cell, so that objects never overlap, and goes through a few phases. All objects of a
 clip have the same size, contrast and lifetime, and their colors, speeds, places and phases are drawn from the same
-distributions. In one phase of an evidence object it shows one of the things that decide the class. In all other phases,
-and in all phases of the other objects (the rivals), a twin is shown that decides nothing: the same texture mirrored,
-or the same movement turned by 90 degrees. So every statistic that does not change when a picture is mirrored, inverted
-or turned has the same distribution for evidence and rivals.
+distributions. In one phase, an evidence object shows evidence for the class. In all other phases, and in all
+phases of the other objects (the rivals), objects show a twin that does not determine the class: the same texture
+mirrored, or the same movement rotated by 90 degrees. So every statistic that is invariant to mirroring, inverting and
+rotating a picture has the same distribution for evidence and rivals.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GRAY = 128  # mid gray: the level around which all colors are drawn
+GRAY = 128  # mid gray; all colors are drawn around this level
 
 LABELS = {
     "pattern": ("bright-right", "bright-bottom", "bright-diagonal"),
     "motion": ("left", "right"),
     "order": ("right-first", "bottom-first"),
 }
-PHASES = 3  # of each object; in ``order`` it has two events instead
+PHASES = 3  # phases of each object; in ``order``, an object has two events instead
 # The quarters of a patch, bright (1) or dark (-1). The twin of a texture is its mirror image, which is also its
-# negative. Different textures are uncorrelated, so an object that wears each of them once, some as twins, never comes
-# closer to its own mean over time in one phase than in another.
+# negative. Different textures are uncorrelated. So if an object shows each of them once, some as twins, evidence
+# is not closer to the object's mean over time than twins are.
 TEXTURES = torch.tensor(
     [
         [[-1, 1], [-1, 1]],  # bright on the right
@@ -42,7 +42,7 @@ TEXTURES = torch.tensor(
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What all clips of one sequence have in common; see :class:`captum_staa.benchmark.PlantedClips`."""
+    """Options that all clips of one sequence share; see :class:`captum_staa.benchmark.PlantedClips`."""
 
     task: str
     num_frames: int
@@ -57,7 +57,7 @@ class SceneOptions:
 
 
 class Draw:
-    """Random numbers from one generator, in the few forms that a scene needs."""
+    """Random numbers from one generator, in the forms that a scene needs."""
 
     def __init__(self, seed: int, *key: int) -> None:
         self.generator = generator_of(seed, *key)
@@ -69,35 +69,35 @@ class Draw:
         return torch.rand(shape, generator=self.generator) * (high - low) + low
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """Integers from low to high, both included."""
+        """Return integers from low to high, both included."""
         return torch.randint(low, high + 1, shape, generator=self.generator)
 
     def integer(self, low: int, high: int) -> int:
         return int(self.integers(low, high))
 
     def signs(self, *shape: int) -> Tensor:
-        """-1 or 1."""
+        """Return -1 or 1 with equal probability."""
         return self.integers(0, 1, *shape) * 2 - 1
 
     def permutation(self, count: int) -> Tensor:
         return torch.randperm(count, generator=self.generator)
 
     def phases(self, num_frames: int, count: int, bounds: tuple[int, int]) -> Tensor:
-        """``(T,)`` int64: frames cut into ``count`` phases of ``bounds`` frames; all ways of cutting are as likely."""
+        """Return the phase of each frame, ``(T,)`` int64; all valid phase lengths are equally likely."""
         ways = cuts(num_frames, count, bounds)
         return torch.arange(count).repeat_interleave(torch.tensor(ways[self.integer(0, len(ways) - 1)]))
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What the K objects of one clip show in its T frames.
+    """Positions, textures and evidence of the K objects of one clip in its T frames.
 
     Attributes:
-        paths: ``(K, T, 2)`` float, pixels down and right, relative to where a path starts.
-        parts: ``(K, T)`` int64, number of the path that a frame belongs to; an object jumps from one to the next.
+        paths: ``(K, T, 2)`` float, pixels down and right, relative to the start of a path.
+        parts: ``(K, T)`` int64, index of the path that a frame belongs to; an object jumps between two paths.
         textures: ``(K, T, side, side)`` float in [-1, 1], brightness of each object's pixels.
-        evidence: ``(K, T)`` bool, where an object shows evidence. Objects that ever do come first.
-        twins: ``(K, T)`` bool, where an object shows a twin of the evidence.
+        evidence: ``(K, T)`` bool, True where an object shows evidence. Objects that show evidence are first.
+        twins: ``(K, T)`` bool, True where an object shows a twin of the evidence.
     """
 
     paths: Tensor
@@ -109,15 +109,15 @@ class Objects:
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip before it is rounded.
+    """One clip before rounding.
 
     Attributes:
         background: ``(T, H, W, 3)`` float, gray levels 0..255.
         frames: the same with the objects.
         noise: ``(T, H, W, 3)`` float, added to either.
-        shown: ``(T, H, W)`` int64, index of the object that is seen at a pixel, -1 for the background.
-        objects: what they show.
-        classes: the clip's class, or both of them.
+        shown: ``(T, H, W)`` int64, index of the object that is visible at a pixel, -1 for the background.
+        objects: the objects of the clip.
+        classes: the class of the clip, or its two classes.
     """
 
     background: Tensor
@@ -128,55 +128,55 @@ class Scene:
     classes: tuple[int, ...]
 
     def where(self, shows: Tensor) -> Tensor:
-        """``(K, T, H, W)`` bool: the pixels of each object in the frames in which ``shows`` (K, T) holds."""
+        """Return ``(K, T, H, W)`` bool: the pixels of each object in the frames where ``shows`` (K, T) is True."""
         numbers = torch.arange(len(shows))[:, None, None, None]
         return (self.shown == numbers) & shows[:, :, None, None]
 
     @property
     def truth(self) -> Tensor:
-        """``(T, H, W)`` bool: where evidence is seen."""
+        """``(T, H, W)`` bool, True where evidence is visible."""
         return self.where(self.objects.evidence).any(0)
 
     @property
     def rivals(self) -> Tensor:
-        """``(T, H, W)`` bool: where a twin of the evidence is seen."""
+        """``(T, H, W)`` bool, True where a twin of the evidence is visible."""
         return self.where(self.objects.twins).any(0)
 
 
 def generator_of(seed: int, *key: int) -> torch.Generator:
-    """A generator for a seed and any number of integers; neighboring seeds give unrelated numbers."""
+    """Return a generator for a seed and any number of integers; neighboring seeds give unrelated numbers."""
     state = np.random.SeedSequence([seed % 2**64, *key]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) % 2**63)
 
 
 @cache
 def cuts(num_frames: int, count: int, bounds: tuple[int, int]) -> list[tuple[int, ...]]:
-    """All ways to cut a clip into ``count`` phases of ``bounds`` frames, both included: the length of each phase."""
+    """Return all ways to divide a clip into ``count`` phases of ``bounds`` frames, both included, as phase lengths."""
     lengths = range(bounds[0], bounds[1] + 1)
     return [way for way in product(lengths, repeat=count) if sum(way) == num_frames]
 
 
 def draw_scene(options: SceneOptions, classes: tuple[int, ...], draw: Draw, footage: Tensor | None) -> Scene:
-    """The clip of one class, or of two.
+    """Draw a clip of one class, or of two.
 
     Args:
-        options: what all clips have in common.
+        options: options that all clips share.
         classes: class of the evidence; two for a clip that contains evidence of both.
-        draw: the clip's own random numbers.
-        footage: ``(F, H', W', 3)`` uint8, frames of which a run becomes the background, or None for a still texture.
+        draw: random numbers of this clip.
+        footage: ``(F, H', W', 3)`` uint8, frames from which the background is cut; None for a still texture.
     """
     size, side = options.image_size, options.patch_size
     background = _texture(options, draw) if footage is None else _cut(footage, options, draw)
     objects = {"pattern": _pattern, "motion": _motion, "order": _order}[options.task](options, classes, draw)
     count = len(objects.evidence)
-    # A patch without texture must differ from the background itself.
+    # A patch without texture must differ from the background in its color.
     tones = draw.signs(count, 1) * options.contrast * 255 if options.task == "motion" else 0
     colors = GRAY + tones + draw.uniform(-25, 25, count, 3)  # (K, 3)
 
     rows = cells_per_side(count)
     cell = size // rows
-    own = draw.permutation(rows**2)[:count]  # the cell of each object
-    corners = torch.stack([own // rows, own % rows], 1) * cell + draw.integers(0, size - 1, 2)  # (K, 2)
+    cells = draw.permutation(rows**2)[:count]  # the cell of each object
+    corners = torch.stack([cells // rows, cells % rows], 1) * cell + draw.integers(0, size - 1, 2)  # (K, 2)
     corners = corners[:, None] + _placed(objects.paths, objects.parts, cell - side, draw)  # (K, T, 2)
     offsets = torch.cartesian_prod(torch.arange(side), torch.arange(side))  # (P, 2)
     places = (corners[:, :, None] + offsets) % size  # (K, T, P, 2)
@@ -192,29 +192,29 @@ def draw_scene(options: SceneOptions, classes: tuple[int, ...], draw: Draw, foot
 
 
 def cells_per_side(objects: int) -> int:
-    """Rows and columns of cells that give every object its own."""
+    """Return the number of rows and columns of a grid that has a cell for every object."""
     return math.isqrt(objects - 1) + 1
 
 
 def free_pixels(options: SceneOptions, count: int) -> int:
-    """Pixels that each of ``count`` objects can move within its cell."""
+    """Return the number of pixels that each of ``count`` objects can move within its cell."""
     return options.image_size // cells_per_side(count) - options.patch_size
 
 
 def _placed(paths: Tensor, parts: Tensor, free: int, draw: Draw) -> Tensor:
-    """Paths (K, T, 2) somewhere in cells with ``free`` pixels to move: int64, all starts that fit are as likely."""
-    found = torch.zeros_like(paths)
+    """Return paths ``(K, T, 2)`` int64 in cells with ``free`` pixels to move; all valid starts are equally likely."""
+    placed = torch.zeros_like(paths)
     for part in range(int(parts.max()) + 1):
-        own = (parts == part)[..., None]
-        low = paths.where(own, torch.inf).amin(1, keepdim=True)
-        high = paths.where(own, -torch.inf).amax(1, keepdim=True)
+        selected = (parts == part)[..., None]
+        low = paths.where(selected, torch.inf).amin(1, keepdim=True)
+        high = paths.where(selected, -torch.inf).amax(1, keepdim=True)
         starts = draw.uniform(0, 1, len(paths), 1, 2) * (free - (high - low)) - low
-        found = torch.where(own, paths + starts, found)
-    return found.round().long()
+        placed = torch.where(selected, paths + starts, placed)
+    return placed.round().long()
 
 
 def _texture(options: SceneOptions, draw: Draw) -> Tensor:
-    """A smooth color texture that stands still, ``(T, H, W, 3)``."""
+    """Return a smooth, still color texture, ``(T, H, W, 3)``."""
     size = options.image_size
     coarse = draw.normal(1, 3, 5, 5) * 15 + draw.uniform(-15, 15, 3)[:, None, None] + GRAY
     texture = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)[0]  # (3, H, W)
@@ -222,7 +222,7 @@ def _texture(options: SceneOptions, draw: Draw) -> Tensor:
 
 
 def _cut(footage: Tensor, options: SceneOptions, draw: Draw) -> Tensor:
-    """A run of frames and a square of real footage, drawn at random and resized, ``(T, H, W, 3)``."""
+    """Return a random run of frames and a random square of real footage, resized to ``(T, H, W, 3)``."""
     frames, height, width = footage.shape[:3]
     side = draw.integer(min(options.image_size, height, width), min(height, width))
     start = draw.integer(0, frames - options.num_frames)
@@ -233,39 +233,39 @@ def _cut(footage: Tensor, options: SceneOptions, draw: Draw) -> Tensor:
 
 
 def _pattern(options: SceneOptions, classes: tuple[int, ...], draw: Draw) -> Objects:
-    """Every object wears all three textures, one after the other; evidence is a class's own, all others are twins."""
+    """Draw objects that show all three textures in turn; the texture of the class is evidence, others are twins."""
     count = len(classes) + options.rivals
     phases = torch.stack([draw.phases(options.num_frames, PHASES, options.window) for _ in range(count)])
-    worn = torch.stack([draw.permutation(len(TEXTURES)) for _ in range(count)]).gather(1, phases)  # (K, T)
-    texture = torch.tensor([*classes, *[-1] * options.rivals])[:, None]  # -1 is worn by none
-    evidence = worn == texture
-    return _drifting(options, draw, _worn(options, worn, evidence), evidence, ~evidence)
+    numbers = torch.stack([draw.permutation(len(TEXTURES)) for _ in range(count)]).gather(1, phases)  # (K, T)
+    texture = torch.tensor([*classes, *[-1] * options.rivals])[:, None]  # -1 matches no texture
+    evidence = numbers == texture
+    return _drifting(options, draw, _textures(options, numbers, evidence), evidence, ~evidence)
 
 
 def _order(options: SceneOptions, classes: tuple[int, ...], draw: Draw) -> Objects:
-    """Every object shows two textures for a while; of the first two objects, one of the two is evidence.
+    """Draw objects that show two textures for a while; for each of the first two objects, one of the two is evidence.
 
-    Object 0 is bright on the right, object 1 at the bottom, and the class says which of them comes first.
+    The evidence of object 0 is bright on the right, that of object 1 at the bottom; the class is their order.
     """
     count, first = 2 + options.rivals, classes[0]
-    while True:  # one pair in four has its events one after the other, in the order wanted
+    while True:  # one pair in four has separate events in the required order
         starts, ends, textures = map(torch.stack, zip(*(_events(options, draw) for _ in range(count)), strict=True))
         at = [int((textures[k] == k).nonzero()) for k in (0, 1)]  # which of its two events is evidence
         if ends[first, at[first]] < starts[1 - first, at[1 - first]]:  # at least one frame lies between them
             break
     frames = torch.arange(options.num_frames)
     during = (frames >= starts[..., None]) & (frames < ends[..., None])  # (K, 2, T)
-    worn = torch.where(during[:, 0], textures[:, :1], textures[:, 1:])
+    numbers = torch.where(during[:, 0], textures[:, :1], textures[:, 1:])
     evidence = torch.zeros(count, options.num_frames, dtype=torch.bool)
     for k in (0, 1):
         evidence[k] = during[k, at[k]]
-    seen = during.any(1)
-    looks = _worn(options, worn, evidence) * seen[..., None, None]
-    return _drifting(options, draw, looks, evidence, seen & ~evidence)
+    visible = during.any(1)
+    shown = _textures(options, numbers, evidence) * visible[..., None, None]
+    return _drifting(options, draw, shown, evidence, visible & ~evidence)
 
 
 def _events(options: SceneOptions, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
-    """Starts, ends and textures of an object's two events, ``(2,)`` each."""
+    """Return starts, ends and textures of the two events of an object, ``(2,)`` each."""
     lengths = draw.integers(*options.window, 2)
     spare = options.num_frames - int(lengths.sum()) - 1  # at least one frame lies between them
     before, after = draw.integers(0, spare, 2).sort().values
@@ -274,7 +274,7 @@ def _events(options: SceneOptions, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _motion(options: SceneOptions, classes: tuple[int, ...], draw: Draw) -> Objects:
-    """Plain patches move up or down and jump twice; evidence moves to the left or right between two jumps."""
+    """Draw plain patches that move up or down and jump twice; evidence moves left or right between two jumps."""
     count, frames = len(classes) + options.rivals, options.num_frames
     phases = torch.stack([draw.phases(frames, PHASES, options.window) for _ in range(count)])  # (K, T)
     evidence = (phases == draw.integers(0, PHASES - 1, count, 1)) & (torch.arange(count) < len(classes))[:, None]
@@ -288,15 +288,15 @@ def _motion(options: SceneOptions, classes: tuple[int, ...], draw: Draw) -> Obje
 
 
 def _drifting(options: SceneOptions, draw: Draw, textures: Tensor, evidence: Tensor, twins: Tensor) -> Objects:
-    """Objects that move slowly and straight through the whole clip."""
+    """Return objects that move slowly along a straight line through the whole clip."""
     count, frames = evidence.shape
     reach = free_pixels(options, count) / frames
     paths = draw.uniform(-reach, reach, count, 1, 2) * torch.arange(frames)[:, None]
     return Objects(paths, torch.zeros(count, frames, dtype=torch.int64), textures, evidence, twins)
 
 
-def _worn(options: SceneOptions, worn: Tensor, evidence: Tensor) -> Tensor:
-    """Textures ``(K, T, side, side)`` by number (K, T), those that are no evidence as twins."""
+def _textures(options: SceneOptions, numbers: Tensor, evidence: Tensor) -> Tensor:
+    """Return textures ``(K, T, side, side)`` by number ``(K, T)``; textures that are not evidence become twins."""
     half = options.patch_size // 2
     pixels = TEXTURES.float().repeat_interleave(half, 1).repeat_interleave(half, 2)
-    return pixels[worn] * torch.where(evidence, 1, -1)[..., None, None]
+    return pixels[numbers] * torch.where(evidence, 1, -1)[..., None, None]

@@ -1,4 +1,4 @@
-"""Metrics by name, each a function of one map and all that is known of its clip."""
+"""Metrics by name, each a function of one map and its clip."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_staa import baselines, metrics
 from captum_staa._utils.checks import check_choice
-from captum_staa.benchmark.records import ERROR, LEFT_OUT, NO_USE
+from captum_staa.benchmark.records import ERROR, LEFT_OUT, NOT_APPLICABLE
 from captum_staa.models import VideoClassifier
 
 BASELINES: dict[str, Callable[..., Tensor]] = {
@@ -21,18 +21,18 @@ BASELINES: dict[str, Callable[..., Tensor]] = {
 
 @dataclass(frozen=True)
 class MetricInput:
-    """One map of one clip, and what a metric may ask about them.
+    """One map of one clip, and all data that a metric may use.
 
     Attributes:
-        classifier: that was explained.
-        clip: ``(1, ...)`` in its layout.
-        maps: ``(1, T, H, W)`` float64, signs and all.
+        classifier: the explained model.
+        clip: ``(1, ...)`` in the layout of the classifier.
+        maps: ``(1, T, H, W)`` float64, signed.
         target: class index.
-        truth: bool ``(1, T, H, W)``, or None where nothing is known.
-        rivals: bool ``(1, T, H, W)``, where objects are that look like evidence and are not; None where unknown.
-        objects: bool ``(1, K, T, H, W)``, the evidence and each rival as an object; None where unknown.
-        baseline: of the clip's shape, what takes the place of a cell.
-        steps: points on a causal curve after the first.
+        truth: bool ``(1, T, H, W)``, True where the evidence is; None if unknown.
+        rivals: bool ``(1, T, H, W)``, True where objects are that look like evidence and are not; None if unknown.
+        objects: bool ``(1, K, T, H, W)``, one mask for the evidence and one for each rival; None if unknown.
+        baseline: tensor of the clip's shape whose values replace hidden cells.
+        steps: points on the insertion and deletion curves after the first.
         perturbations_per_eval: altered copies of the clip per call of the model.
     """
 
@@ -49,16 +49,16 @@ class MetricInput:
 
     @cached_property
     def curves(self) -> metrics.InsertionDeletionResult:
-        """Insertion and deletion; whoever asks first pays the ``2 steps`` forwards for all."""
+        """Insertion and deletion curves, computed once with ``2 * steps`` forward passes and shared by all metrics."""
         return metrics.insertion_deletion(*self._altered, target=self.target, steps=self.steps, **self._options)
 
     def altered(self, metric: Callable[..., Tensor], **options: Any) -> Tensor:
-        """A metric that hides cells of the clip and looks at the model's answer."""
+        """Return a metric that hides cells of the clip and reads the output of the model."""
         return metric(*self._altered, **options, **self._options)
 
     def placed(self, metric: Callable[..., Tensor], **options: Any) -> Tensor:
-        """A metric that compares the map with the truth."""
-        assert self.truth is not None  # the runner leaves such metrics out where there is none
+        """Return a metric that compares the map with the truth."""
+        assert self.truth is not None  # the runner leaves such metrics out for clips without truth
         return metric(self.maps, self.truth, **options)
 
     @property
@@ -71,12 +71,12 @@ class MetricInput:
 
 
 class Metric(NamedTuple):
-    """What a table must know of a metric.
+    """A metric and how to read its values.
 
     Attributes:
-        score: of a :class:`MetricInput`, ``(1,)`` or a number; None where the cost of the call is what counts.
-        higher_is_better: None where neither is.
-        needs: fields without which a clip is left out: ``"truth"``, ``"rivals"``, ``"objects"``.
+        score: function of a :class:`MetricInput` that returns ``(1,)`` or a number; None for costs, which are measured.
+        higher_is_better: True or False; None if the metric only describes.
+        needs: fields that a clip must have, or the metric is left out: ``"truth"``, ``"rivals"``, ``"objects"``.
     """
 
     score: Callable[[MetricInput], Any] | None
@@ -112,12 +112,13 @@ def _object_pointing(case: MetricInput) -> Tensor:
 
 
 def _area(case: MetricInput, kind: str) -> Tensor:
-    found: metrics.Curve = getattr(case.curves, kind)
-    if lost := int((~found.curve.isfinite()).sum()):
+    curve: metrics.Curve = getattr(case.curves, kind)
+    if lost := int((~curve.curve.isfinite()).sum()):
         raise ValueError(
-            f"the model's answer is nan or infinite at {lost} of the {found.curve.numel()} points of the curve"
+            f"the output of the model must be finite, got nan or infinity at {lost} of the {curve.curve.numel()} "
+            f"points of the {kind} curve. Check the model on clips with hidden cells."
         )
-    return found.score
+    return curve.score
 
 
 def _pointing(case: MetricInput) -> Tensor:
@@ -128,7 +129,7 @@ def _pointing(case: MetricInput) -> Tensor:
 METRICS: dict[str, Metric] = {
     "insertion": Metric(partial(_area, kind="insertion"), True),
     "deletion": Metric(partial(_area, kind="deletion"), False),
-    "faithfulness": _altered("faithfulness", of_target=False),  # the paper's, over all classes
+    "faithfulness": _altered("faithfulness", of_target=False),  # as in its paper, over all classes
     "monotonicity": _altered("monotonicity", of_target=False),
     "faithfulness_correlation": _altered("faithfulness_correlation"),
     "aopc": _altered("aopc"),
@@ -141,7 +142,9 @@ METRICS: dict[str, Metric] = {
     "rivals_time": _against_rivals("time"),
     "rivals_space": _against_rivals("space"),
     "object_pointing": Metric(_object_pointing, True, needs=("objects",)),
-    "pointing_game": Metric(_pointing, True, needs=("truth",)),  # one tubelet of tolerance, where there are some
+    "pointing_game": Metric(
+        _pointing, True, needs=("truth",)
+    ),  # with a tolerance of one tubelet, if the model has tubelets
     "temporal_pointing": _placed("temporal_pointing"),
     "iou": _placed("iou"),
     "energy_pointing_game": _placed("energy_pointing_game"),
@@ -179,37 +182,39 @@ DEFAULT = (
 
 
 def chosen(wanted: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Metric]:
-    """Metrics by name, in the order in which they were asked for.
+    """Return metrics by name, in the order of the argument.
 
     Example:
         >>> list(chosen(["auroc", "forwards"]))
         ['auroc', 'forwards']
-        >>> mine = chosen({"auroc": None, "brightest": lambda case: case.maps.amax()})
-        >>> mine["brightest"].higher_is_better is None
+        >>> metrics = chosen({"auroc": None, "brightest": lambda case: case.maps.amax()})
+        >>> metrics["brightest"].higher_is_better is None
         True
 
     Args:
         wanted: names among ``METRICS``; or a mapping from names to None, for one of ``METRICS``, a :class:`Metric`, or
-            a function of a :class:`MetricInput` to a number, with an attribute ``higher_is_better``:
-            True, False or None. None takes a choice of all kinds.
+            a function of a :class:`MetricInput` that returns a number. The function may have an attribute
+            ``higher_is_better``: True, False or None. None takes a selection of all kinds.
 
     Raises:
-        ValueError: an unknown name, one twice, or none at all; a name that tables give to rows without a number
-            (``"error"``, ``"left out"``, ``"does not apply"``); a ``higher_is_better`` that is none of the three.
-        TypeError: something else.
+        ValueError: a name is unknown or occurs twice, or there are no names; a name is one that marks rows without a
+            number (``"error"``, ``"left out"``, ``"does not apply"``); ``higher_is_better`` is invalid.
+        TypeError: ``wanted`` or one of its parts has the wrong type.
     """
     if wanted is None:
         wanted = DEFAULT
     if isinstance(wanted, str) or not isinstance(wanted, Iterable):
-        raise TypeError(f"metrics come as a list of names or a mapping from them, got {wanted!r}: [{wanted!r}]")
+        raise TypeError(f"metrics must be a list of names or a mapping from names, got {wanted!r}. Pass [{wanted!r}].")
     names = list(wanted)
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"metrics are one name or more, each once, got {names}")
+        raise ValueError(
+            f"metrics must hold at least one name, and each name once, got {names}. Leave out repeated names."
+        )
     return {name: _chosen(name, wanted[name] if isinstance(wanted, Mapping) else None) for name in names}
 
 
 def baseline_of(name: str, clip: Tensor, classifier: VideoClassifier) -> Tensor:
-    """What hides cells of a clip: one of ``captum_staa.baselines`` by name."""
+    """Return the baseline of a clip that replaces hidden cells, by its name in ``captum_staa.baselines``."""
     check_choice("baseline", name, BASELINES)
     return BASELINES[name](clip, classifier.layout)
 
@@ -219,17 +224,26 @@ def _chosen(name: str, given: Any) -> Metric:
         check_choice("metrics", name, METRICS)
         return METRICS[name]
     if not isinstance(name, str):
-        raise TypeError(f"metrics are named by words, got {name!r} of type {type(name).__name__}")
-    if name in (ERROR, LEFT_OUT, NO_USE):
-        raise ValueError(f"{name!r} marks rows without a number in tables; give the metric another name")
+        raise TypeError(f"names of metrics must be strings, got {name!r} of type {type(name).__name__}")
+    if name in (ERROR, LEFT_OUT, NOT_APPLICABLE):
+        raise ValueError(
+            f"the name of a metric must not be {ERROR!r}, {LEFT_OUT!r} or {NOT_APPLICABLE!r}, which mark rows "
+            f"without a number, got {name!r}. Give the metric another name."
+        )
     if not isinstance(given, Metric):
         if not callable(given):
-            raise TypeError(f"metric {name!r} is a function of a MetricInput, or None for a known one, got {given!r}")
+            raise TypeError(
+                f"metric {name!r} must be a function of a MetricInput, a Metric, or None for a metric of METRICS, got "
+                f"{given!r}"
+            )
         given = Metric(given, getattr(given, "higher_is_better", None))
     if given.score is None and name not in COSTS:
         raise ValueError(
-            f"metric {name!r} has no function of a MetricInput; only {', '.join(COSTS)} are measured without one"
+            f"metric {name!r} must have a function of a MetricInput as its score, got None. Only {', '.join(COSTS)} "
+            f"are measured without one."
         )
     if not any(given.higher_is_better is known for known in (True, False, None)):
-        raise ValueError(f"higher_is_better of metric {name!r} is True, False or None, got {given.higher_is_better!r}")
+        raise ValueError(
+            f"higher_is_better of metric {name!r} must be True, False or None, got {given.higher_is_better!r}"
+        )
     return given

@@ -1,4 +1,4 @@
-"""What a comparison has found so far, on disk: one small file per clip and method, each whole or not at all."""
+"""Storage of the results of a comparison on disk: one small file per clip and method, written atomically."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from safetensors.numpy import load_file, save_file
 
 from captum_staa._utils.files import atomic, save_tensors
 
-PRESETS, ROWS = "settings.json", "rows"
-WHOLE = "*"  # the method of an entry that is about a clip as a whole
+SETTINGS, ROWS = "settings.json", "rows"
+WHOLE = "*"  # Entry.method of the entry of the clip itself
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What came out for one clip and one method.
+    """Results of one method on one clip.
 
     Attributes:
-        index: the clip's number, which names its folder.
-        clip: its name.
-        method: name, or ``"*"`` where the clip itself could not be had.
-        values: by metric; nan and infinity are values, too.
-        curves: what pictures need, such as the points of insertion.
+        index: index of the clip, which is also the name of its folder.
+        clip: name of the clip.
+        method: name of the method or control; ``"*"`` for the entry of the clip itself.
+        values: numbers by metric, which may be nan or infinite.
+        curves: data for figures, such as the points of the insertion curve.
         reasons: by metric, why it has no value.
-        error: what went wrong with all of it; empty where nothing did.
-        left_out: why the method says nothing of this clip, which is no failure; empty where it does.
+        error: why the whole entry failed; empty if it did not.
+        left_out: why the method does not apply to this clip, which is not a failure; empty if it applies.
     """
 
     index: int
@@ -47,9 +47,8 @@ class Entry:
 class Storage:
     """The entries in a folder.
 
-    An entry is written under another name and renamed, so it is there or it is not, whenever a process is killed. Each
-    carries a checksum over its content: what a broken disk, a full one or a curious editor has left counts as missing,
-    and is done again.
+    An entry is first written under another name and then renamed, so a killed process leaves no partial entry. Each
+    entry has a checksum of its content. A damaged or edited entry counts as missing and is computed again.
 
     Example:
         >>> import tempfile
@@ -60,85 +59,93 @@ class Storage:
         ({'auroc': 0.9}, None)
 
     Args:
-        folder: of the whole run.
+        folder: folder of the whole run.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def open(self, settings: dict[str, Any], *, resume: bool) -> None:
-        """Begin a run, or go on with one.
+        """Start a run, or resume an earlier one.
 
         Args:
-            settings: whatever fixes the numbers; recorded by the first run, and compared by later ones.
-            resume: whether an earlier run may be gone on with. Where there is none, one begins.
+            settings: all settings that determine the numbers. The first run records them; later runs compare them.
+            resume: whether an earlier run may be resumed. Without an earlier run, a new one starts.
 
         Raises:
-            FileExistsError: the folder holds something else, or an earlier run and ``resume`` is False.
-            ValueError: the earlier run had other settings; the text names those that differ.
+            FileExistsError: the folder holds other files, or it holds an earlier run and ``resume`` is False.
+            ValueError: the earlier run had other settings (the message lists the differences), or its settings cannot
+                be read.
         """
         if self.folder.exists() and not self.folder.is_dir():
-            raise FileExistsError(f"results go into a folder, but {self.folder} is a file; choose another name")
-        held = [path.name for path in self.folder.glob("*") if not path.name.startswith(".")]
-        path = self.folder / PRESETS
+            raise FileExistsError(f"out must be a folder, got the file {self.folder}. Choose another name.")
+        existing = [path.name for path in self.folder.glob("*") if not path.name.startswith(".")]
+        path = self.folder / SETTINGS
         text = json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False)
-        if not held:
+        if not existing:
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic(path) as partial:
                 partial.write_text(text + "\n", encoding="utf-8")
             return
         if not path.is_file():
-            raise FileExistsError(f"{self.folder} holds {held[:3]}, but no comparison; choose an empty or a new folder")
+            raise FileExistsError(
+                f"out must be a new or empty folder, or hold an earlier comparison, got {self.folder} with "
+                f"{existing[:3]}. Choose another folder."
+            )
         if not resume:
             raise FileExistsError(
-                f"{self.folder} holds an earlier comparison; resume=True or --resume goes on with it, out= or --out "
-                f"names another folder"
+                f"out must be a new or empty folder, got {self.folder}, which holds an earlier comparison. Resume it "
+                f"with resume=True or --resume, or choose another folder with out= or --out."
             )
         try:
             recorded = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} cannot be read ({error}); nothing says what this run was: begin anew") from error
-        asked = json.loads(text)
-        if differing := sorted(key for key in {*recorded, *asked} if recorded.get(key) != asked.get(key)):
-            said = "; ".join(f"{key}: recorded {recorded.get(key)}, now {asked.get(key)}" for key in differing)
             raise ValueError(
-                f"{self.folder} holds a comparison with other settings, whose numbers would not go together. {said}. "
-                f"Ask for the same, or choose another folder"
+                f"{path} must hold the settings of the earlier comparison, got a file that cannot be read: {error}. "
+                f"Start a new comparison in another folder."
+            ) from error
+        current = json.loads(text)
+        if differing := sorted(key for key in {*recorded, *current} if recorded.get(key) != current.get(key)):
+            differences = "; ".join(f"{key}: recorded {recorded.get(key)}, now {current.get(key)}" for key in differing)
+            raise ValueError(
+                f"the settings must equal those of the earlier comparison in {self.folder}, whose numbers would not be "
+                f"comparable otherwise, got other settings: {differences}. Use the same settings, or choose another "
+                f"folder."
             )
-        for left in (self.folder / ROWS).glob("*/.*"):  # by a process that was killed while it wrote
-            left.unlink()
+        for temporary in (self.folder / ROWS).glob("*/.*"):  # from a process that was killed while it wrote
+            temporary.unlink()
 
     def write(self, entry: Entry, maps: dict[str, np.ndarray[Any, Any]] | None = None) -> None:
-        """Put an entry down, in place of an earlier one; maps of it, for pictures, come first."""
+        """Write an entry, and its maps for figures; this replaces an earlier entry."""
         path = self._path(entry.index, entry.method)
         path.parent.mkdir(parents=True, exist_ok=True)
         if maps is not None:
             with atomic(path.with_suffix(".safetensors"), overwrite=True) as partial:
-                # of an array that is not contiguous, safetensors writes the memory and not the values
+                # for an array that is not contiguous, safetensors would write its memory in the wrong order
                 save_tensors(save_file, {name: np.ascontiguousarray(array) for name, array in maps.items()}, partial)
-        told = asdict(entry)
-        told["values"] = {name: value if np.isfinite(value) else str(value) for name, value in entry.values.items()}
-        content = json.dumps(told, ensure_ascii=False, allow_nan=False)
+        fields = asdict(entry)
+        fields["values"] = {name: value if np.isfinite(value) else str(value) for name, value in entry.values.items()}
+        content = json.dumps(fields, ensure_ascii=False, allow_nan=False)
         line = json.dumps({"checksum": _checksum(content), "entry": content}, ensure_ascii=False)
         with atomic(path, overwrite=True) as partial:
             partial.write_text(line + "\n", encoding="utf-8")
 
     def read(self, index: int, clip: str, method: str) -> Entry | None:
-        """The entry; None where there is none, or none that is whole and its own."""
+        """Return an entry; None if it is missing, damaged, or belongs to another clip or method."""
         entry = _entry(self._path(index, method))
         return entry if entry is not None and (entry.index, entry.clip, entry.method) == (index, clip, method) else None
 
     def maps(self, index: int, method: str) -> dict[str, np.ndarray[Any, Any]]:
-        """What was put down with an entry for pictures; empty where nothing was."""
+        """Return the arrays that were stored with an entry for figures; empty if there are none."""
         path = self._path(index, method).with_suffix(".safetensors")
         return load_file(path) if path.is_file() else {}
 
     def clips(self) -> list[int]:
-        """The numbers of all clips of which anything is there, in order."""
+        """Return the indices of all clips with stored entries, in order."""
         return sorted(int(path.name) for path in (self.folder / ROWS).glob("*") if path.name.isdecimal())
 
     def of(self, index: int) -> Iterator[Entry]:
-        """All whole entries of a clip."""
+        """Yield all undamaged entries of a clip."""
         for path in sorted((self.folder / ROWS / f"{index:07d}").glob("[!.]*.json")):
             entry = _entry(path)
             if entry is not None and path == self._path(index, entry.method) and entry.index == index:
@@ -146,19 +153,19 @@ class Storage:
 
     def _path(self, index: int, method: str) -> Path:
         plain = re.sub(r"[^a-z0-9]+", "-", method.casefold()).strip("-")[:48]
-        name = f"{plain}-{hashlib.sha256(method.encode()).hexdigest()[:8]}"  # of two that look alike, two files
+        name = f"{plain}-{hashlib.sha256(method.encode()).hexdigest()[:8]}"  # similar names get different files
         return self.folder / ROWS / f"{index:07d}" / f"{name.strip('-')}.json"
 
 
 def _entry(path: Path) -> Entry | None:
-    """What a file holds; None unless it is whole."""
+    """Return the entry in a file; None if it cannot be read or is damaged."""
     try:
         line = json.loads(path.read_text(encoding="utf-8"))
         content = line["entry"]
         if line["checksum"] != _checksum(content):
             return None
-        told = json.loads(content)
-        return Entry(**{**told, "values": {name: float(value) for name, value in told["values"].items()}})
+        fields = json.loads(content)
+        return Entry(**{**fields, "values": {name: float(value) for name, value in fields["values"].items()}})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

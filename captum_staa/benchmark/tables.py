@@ -1,4 +1,4 @@
-"""A comparison as text: CSV and JSON for programs, Markdown, LaTeX and HTML for people."""
+"""A comparison as text: CSV, JSON, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from captum_staa.benchmark.results import Results
 
 NOTHING = "–"
-NEAR = 0.8  # of a method's advantage, above which a control counts as just as good
+NEAR = 0.8  # share of a method's advantage above which its control counts as equally good
 MARKS = {
     RANDOM_WEIGHTS: ("†", "as good on random weights: this map shows the clip, not the model"),
-    OTHER_CLASS: ("‡", "as good for another class: this map does not say why this class"),
+    OTHER_CLASS: ("‡", "as good for another class: this map does not explain this class"),
 }
 LATEX = str.maketrans(
     {
@@ -44,7 +44,7 @@ LATEX = str.maketrans(
 
 
 def written(text: str, path: str | Path | None, overwrite: bool) -> str:
-    """The text, which is then also in a file, if one is named; whole or not at all."""
+    """Return the text; if a path is given, also write it to that file atomically."""
     if path is not None:
         with atomic(path, overwrite) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -52,7 +52,7 @@ def written(text: str, path: str | Path | None, overwrite: bool) -> str:
 
 
 def csv_of(results: Results) -> str:
-    """Columns clip, method, metric, value."""
+    """Return CSV with the columns clip, method, metric and value."""
     file = io_module.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("clip", "method", "metric", "value"))
@@ -61,9 +61,9 @@ def csv_of(results: Results) -> str:
 
 
 def json_of(results: Results) -> str:
-    """One entry per line of the long lists, so that two of them can be compared."""
+    """Return JSON, with one line per entry of long lists, so that two files can be compared with diff."""
     ranks = results.ranks()
-    told = {
+    document = {
         "settings": results.settings,
         "interrupted": results.interrupted,
         "better": results.better,
@@ -77,7 +77,7 @@ def json_of(results: Results) -> str:
         "rows": [_finite(row._asdict()) for row in results.rows],
     }
     lines = []
-    for key, value in told.items():
+    for key, value in document.items():
         if isinstance(value, list):
             entries = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False, allow_nan=False)}" for entry in value)
             lines.append(f" {json.dumps(key)}: [\n{entries}\n ]")
@@ -87,7 +87,7 @@ def json_of(results: Results) -> str:
 
 
 def markdown_of(results: Results, intervals: bool) -> str:
-    """A table with padded columns, and what was left out under it."""
+    """Return a Markdown table with aligned columns, followed by remarks."""
     head, body = _grid(results, intervals, lambda text: f"**{text}**", lambda text: text.replace("|", "\\|"))
     wide = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     right = [0 < at < len(head) - 1 for at in range(len(head))]
@@ -101,7 +101,7 @@ def markdown_of(results: Results, intervals: bool) -> str:
 
 
 def latex_of(results: Results, intervals: bool) -> str:
-    """A ``tabular`` with the same cells."""
+    """Return a LaTeX ``tabular`` with the same cells."""
     head, body = _grid(results, intervals, lambda text: rf"\textbf{{{text}}}", _latex)
     rows = [" & ".join(cells) + r" \\" for cells in (head, *body)]
     columns = "l" + "r" * (len(head) - 2) + "l"
@@ -114,39 +114,39 @@ def latex_of(results: Results, intervals: bool) -> str:
 
 
 def html_of(results: Results, intervals: bool = True) -> str:
-    """A ``<table>`` with the same cells."""
+    """Return an HTML ``<table>`` with the same cells."""
     head, body = _grid(results, intervals, lambda text: f"<b>{text}</b>", html.escape)
     rows = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in body]
     top = "<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"
-    said = "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks(results))
-    return f"<table>\n<thead>{top}</thead>\n<tbody>\n" + "\n".join(rows) + f"\n</tbody>\n</table>\n{said}\n"
+    paragraphs = "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks(results))
+    return f"<table>\n<thead>{top}</thead>\n<tbody>\n" + "\n".join(rows) + f"\n</tbody>\n</table>\n{paragraphs}\n"
 
 
 def remarks(results: Results) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Return remarks that explain the numbers."""
     count = len(results.clips)
-    found = [
+    lines = [
         f"Means over {count} clip{'s' * (count != 1)} with 95 % bootstrap intervals; "
-        f"{', '.join(COSTS)}: medians, as multiples of one plain forward but for the seconds. "
-        f"Bold: the best method that is no control. ↑ high is good, ↓ low is good."
+        f"{', '.join(COSTS)}: medians, as multiples of one forward pass except for seconds. "
+        f"Bold: the best method, controls excluded. ↑ higher is better, ↓ lower is better."
     ]
     if answers := results.answers.values():
         right = sum(explained == answered for explained, answered in answers)
-        found.append(f"The class explained is the model's answer on {right} of {len(answers)} clips.")
-    found += _about_controls(results)
+        lines.append(f"The explained class is the predicted class on {right} of {len(answers)} clips.")
+    lines += _control_remarks(results)
     used = {kind for kinds in marked(results).values() for kind in kinds}
-    found += [f"{sign} {meaning}" for kind, (sign, meaning) in MARKS.items() if kind in used]
-    lacking = Counter(row.reason for row in results.rows if row.metric == LEFT_OUT and row.method == ALL)
-    found += [f"{clips} of {count} clips have {reason}" for reason, clips in lacking.items()]
+    lines += [f"{sign} {meaning}" for kind, (sign, meaning) in MARKS.items() if kind in used]
+    missing = Counter(row.reason for row in results.rows if row.metric == LEFT_OUT and row.method == ALL)
+    lines += [f"{clips} of {count} clips have {reason}" for reason, clips in missing.items()]
     if lost := [row for row in results.failures if row.method == ALL]:
-        found.append(f"{len(lost)} of {count} clips could not be had, the first: {lost[0].clip}: {lost[0].reason}")
+        lines.append(f"{len(lost)} of {count} clips could not be read, the first: {lost[0].clip}: {lost[0].reason}")
     if results.interrupted:
-        found.append("Interrupted: not all clips and methods are in here.")
-    return found
+        lines.append("Interrupted: some clips and methods are missing.")
+    return lines
 
 
 def marked(results: Results) -> dict[str, list[str]]:
-    """By method: the controls that are as good, ``"random weights"`` and ``"other class"``."""
+    """Return by method its controls that are as good: ``"random weights"`` and ``"other class"``."""
     return {
         method: kinds
         for method, shares in results.retained().items()
@@ -154,7 +154,8 @@ def marked(results: Results) -> dict[str, list[str]]:
     }
 
 
-def _about_controls(results: Results) -> Iterator[str]:
+def _control_remarks(results: Results) -> Iterator[str]:
+    """Yield remarks that explain the controls."""
     if MODEL_FREE in results.methods:
         yield f"The control {MODEL_FREE} is the difference from the mean frame, which does not use the model."
     if inverted := results.settings.get("inverted"):
@@ -164,15 +165,15 @@ def _about_controls(results: Results) -> Iterator[str]:
         yield f"The controls random weights and other class are maps of {again[RANDOM_WEIGHTS]}."
     if again:
         yield (
-            "On random weights, all parameters of the model are drawn anew. The other class is the one with the "
-            "highest logit besides the class explained."
+            "For random weights, all parameters of the model are drawn at random. The other class is the one with the "
+            "highest logit except the explained class."
         )
 
 
 def _grid(
     results: Results, intervals: bool, bold: Callable[[str], str], escape: Callable[[str], str]
 ) -> tuple[list[str], list[list[str]]]:
-    """Head and body as text, every row as long as the head."""
+    """Return the head and the rows of a table as text."""
     means, reasons, marks = results.means(), results.reasons(), marked(results)
     shown = [metric for metric in results.metrics if any(own[metric].clips for own in means.values())]
     arrows = {1: " ↑", -1: " ↓", 0: ""}
@@ -190,14 +191,14 @@ def _grid(
 
 
 def _best(results: Results, metric: str, means: dict[str, dict[str, Mean]]) -> list[str]:
-    """Names of the best methods that are no control; what looks equal is equal."""
+    """Return the names of the best methods, controls excluded; numbers that print alike are ties."""
     sign = results.better[metric]
-    real = {
+    scores = {
         method: sign * float(_figure(own[metric].value, metric))
         for method, own in means.items()
         if control_of(method) is None and own[metric].clips and not math.isnan(own[metric].value)
     }
-    return [method for method, value in real.items() if sign and value == max(real.values())]
+    return [method for method, value in scores.items() if sign and value == max(scores.values())]
 
 
 def _cell(mean: Mean, metric: str, intervals: bool) -> str:
@@ -217,8 +218,9 @@ def _latex(text: str) -> str:
     return text.translate(LATEX)
 
 
-def _finite(told: dict[str, Any]) -> dict[str, Any]:
-    return {key: _number(value) if isinstance(value, float) else value for key, value in told.items()}
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with None in place of numbers that are not finite."""
+    return {key: _number(value) if isinstance(value, float) else value for key, value in record.items()}
 
 
 def _number(value: float | None) -> float | None:

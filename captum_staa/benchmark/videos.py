@@ -1,4 +1,4 @@
-"""A folder of videos with a table of their labels, and where there is one, a table of boxes."""
+"""A folder of videos with a table of labels and, optionally, a table of boxes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Box = tuple[float, float, float, float]
 
 
 class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
-    """Video files as clips, decoded when asked for: evenly chosen frames, as many as the model takes.
+    """Video files as clips, decoded when they are read: evenly spaced frames, as many as the model takes.
 
     Example:
         >>> import tempfile, numpy as np
@@ -38,19 +38,19 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
         (torch.Size([1, 16, 3, 48, 48]), 1, 576)
 
     Args:
-        folder: where the files lie.
-        labels: CSV with the columns ``name`` (the file, from ``folder`` on) and ``label`` (as the model spells it, in
-            any case, or an index); others are passed over.
-        classifier: who is to see them; it knows its preprocessing.
-        boxes: CSV with the columns ``name``, ``frame``, ``x0``, ``y0``, ``x1``, ``y1``: a box in pixels of the file's
-            frames, half-open, and the frame's number in the file from 0 on. Several rows of a frame are joined. A frame
-            without a row has no evidence, so every frame that may be chosen must be annotated; a clip without any row
-            has no truth at all.
+        folder: folder of the video files.
+        labels: CSV file with the columns ``name`` (path of the file relative to ``folder``) and ``label`` (a class name
+            of the model, in any case, or an index). Other columns are ignored.
+        classifier: the model that the clips are for; it must have its preprocessing.
+        boxes: CSV file with the columns ``name``, ``frame``, ``x0``, ``y0``, ``x1``, ``y1``: half-open boxes in pixels
+            of the frames of the file, and the index of the frame in the file, from 0. The truth of a frame is the union
+            of its boxes. A frame without a row has no evidence, so every frame that may be chosen must be annotated. A
+            clip without any row has no truth.
 
     Raises:
-        ValueError: a table misses a column or names nothing, a name stands twice, a label is none of the model's, a
-            box is no box, a name leads out of the folder, or the classifier came without its preprocessing.
-        FileNotFoundError: a table or a video is not there.
+        ValueError: a table lacks a column or rows, a name occurs twice or leads out of the folder, a label is not a
+            class of the model, a box is invalid, or the classifier does not have its preprocessing.
+        FileNotFoundError: a table or a video does not exist.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
         self._folder, self._classifier = Path(folder), classifier
         if classifier.preprocessing is None:
             raise ValueError(
-                "the classifier does not know how frames become its clips: VideoClassifier(..., preprocessing=...)"
+                "classifier must have its preprocessing, which converts frames to clips, got preprocessing=None. Pass "
+                "VideoClassifier(..., preprocessing=...)."
             )
         rows = _read(labels, ("name", "label"))
         self.names = [row["name"] for _, row in rows]
@@ -68,8 +69,9 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
         self._targets = [_target(classifier, row["label"], f"{labels}, line {line}") for line, row in rows]
         if missing := [name for name in self.names if not (self._folder / name).is_file()]:
             raise FileNotFoundError(
-                f"{len(missing)} of the {len(self.names)} videos in {labels} are not in {self._folder}: {missing[:3]}; "
-                f"the column 'name' holds the file's path from that folder on, with its ending"
+                f"the column 'name' of {labels} must hold paths of videos relative to {self._folder}, with file "
+                f"extensions, got {len(missing)} of {len(self.names)} names without a file: {missing[:3]}. Correct the "
+                f"names or the folder."
             )
         self._boxes = {} if boxes is None else _boxes(boxes, set(self.names))
         tables = [Path(table) for table in (labels, boxes) if table is not None]
@@ -88,11 +90,11 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
         return clip, self._targets[index], truth
 
     def described(self) -> dict[str, Any]:
-        """What fixes the clips, for the record of a run; the files' own bytes are not read for it."""
+        """Return the settings that determine the clips, for the record of a run. Videos are not read for it."""
         return {"videos": str(self._folder.resolve()), "length": len(self), "tables": self._tables}
 
     def _truth(self, boxes: dict[int, list[Box]], video: io.Video, sizes: dict[str, int]) -> Tensor:
-        """bool ``(1, T, H, W)``, from the file's pixels to the clip's: what lies outside of the crop is cut off."""
+        """Return the boxes as truth, bool ``(1, T, H, W)`` in pixels of the clip, without parts outside the crop."""
         top, left, height, width = self._classifier.crop_box(*video.frames.shape[1:3])
         down, across = sizes["H"] / height, sizes["W"] / width
         truth = torch.zeros(1, sizes["T"], sizes["H"], sizes["W"], dtype=torch.bool)
@@ -104,7 +106,7 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
                     ((x1 - left) * across, sizes["W"]),
                     ((y1 - top) * down, sizes["H"]),
                 )
-                # whole corners around the same pixels' centers: what is left of a box may lie within one pixel
+                # integer corners that enclose the same pixel centers; a box may shrink to nothing
                 inside = [min(max(math.ceil(edge - 0.5), 0), most) for edge, most in edges]
                 if inside[0] < inside[2] and inside[1] < inside[3]:
                     corners = torch.tensor(inside).view(1, 1, 4)
@@ -113,34 +115,41 @@ class Videos(Sequence[tuple[Tensor, int, Tensor | None]]):
 
 
 def _read(table: io.FilePath, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file with the numbers of their lines."""
+    """Return the rows of a CSV file with their line numbers."""
     path = Path(table)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no table {path} (from the folder {Path.cwd()}); check the path")
+        raise FileNotFoundError(
+            f"the table must be an existing CSV file, got {path} in the working folder {Path.cwd()}. Check the path."
+        )
     with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
         reader = csv.DictReader(file)
         if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
-            raise ValueError(f"{path} needs the columns {', '.join(columns)}, but has {reader.fieldnames}: {missing=}")
+            raise ValueError(
+                f"{path} must have the columns {', '.join(columns)}, got {reader.fieldnames}. Add {missing}."
+            )
         rows = [(reader.line_num, row) for row in reader]
     if not rows:
-        raise ValueError(f"{path} has a head and no rows")
+        raise ValueError(f"{path} must have at least one row, got a header only. Add rows.")
     if short := [line for line, row in rows if any(not row[column] for column in columns)]:
-        raise ValueError(f"{path}, line {short[0]}: one of {', '.join(columns)} is empty")
+        raise ValueError(
+            f"{path}, line {short[0]}: the columns {', '.join(columns)} must not be empty, got an empty cell"
+        )
     return rows
 
 
 def _check_inside(rows: list[tuple[int, dict[str, str]]], table: io.FilePath) -> None:
-    """A table that somebody sent must not reach for files elsewhere on the disk."""
+    """Raise if a name leads out of the folder: a table from an unknown source must not read other files."""
     for line, row in rows:
         path = Path(row["name"])
         if path.is_absolute() or path.drive or ".." in path.parts:
             raise ValueError(
-                f"{table}, line {line}: the name {row['name']!r} leads out of the folder of the videos; name a file in "
-                f"it, from that folder on"
+                f"{table}, line {line}: a name must be a path inside the folder of the videos, relative to it, got "
+                f"{row['name']!r}. Name a file in that folder."
             )
 
 
 def _target(classifier: VideoClassifier, label: str, where: str) -> int:
+    """Return the index of a label; an error names the line of the table."""
     try:
         return classifier.target(label)
     except ValueError as error:
@@ -148,20 +157,25 @@ def _target(classifier: VideoClassifier, label: str, where: str) -> int:
 
 
 def _boxes(table: io.FilePath, names: set[str]) -> dict[str, dict[int, list[Box]]]:
-    """By name and frame."""
-    found: dict[str, dict[int, list[Box]]] = defaultdict(lambda: defaultdict(list))
+    """Return the boxes of a table by name and frame."""
+    boxes: dict[str, dict[int, list[Box]]] = defaultdict(lambda: defaultdict(list))
     for line, row in _read(table, ("name", "frame", "x0", "y0", "x1", "y1")):
         if row["name"] not in names:
-            raise ValueError(f"{table}, line {line}: there is no video {row['name']!r} among the labels")
+            raise ValueError(
+                f"{table}, line {line}: a name must be one of the videos in the table of labels, got {row['name']!r}. "
+                f"Correct the name."
+            )
         try:
             frame = int(row["frame"])
             x0, y0, x1, y1 = (float(row[corner]) for corner in ("x0", "y0", "x1", "y1"))
         except ValueError as error:
-            raise ValueError(f"{table}, line {line}: {error}; a frame is a whole number, a corner a number") from error
+            raise ValueError(
+                f"{table}, line {line}: frame must be an integer, and x0, y0, x1 and y1 must be numbers: {error}"
+            ) from error
         if not (frame >= 0 and x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
             raise ValueError(
-                f"{table}, line {line}: a box is x0 < x1 and y0 < y1, all finite, in a frame from 0 on, but "
-                f"{frame=}, {x0=}, {y0=}, {x1=}, {y1=} came"
+                f"{table}, line {line}: a box must have x0 < x1 and y0 < y1, all finite, and frame >= 0, got "
+                f"{frame=}, {x0=}, {y0=}, {x1=}, {y1=}"
             )
-        found[row["name"]][frame].append((x0, y0, x1, y1))
-    return {name: dict(frames) for name, frames in found.items()}
+        boxes[row["name"]][frame].append((x0, y0, x1, y1))
+    return {name: dict(frames) for name, frames in boxes.items()}

@@ -92,7 +92,7 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     if comparison.interrupted:  # a table of some of the clips would look like a table of all of them
         raise KeyboardInterrupt
     print(comparison.to_markdown(intervals=False))
-    print("\n".join(f"{method}: {about}" for method, about in comparison.settings["methods"].items()))
+    print("\n".join(f"{method}: {description}" for method, description in comparison.settings["methods"].items()))
     comparison.to_markdown(out / TABLES[0], overwrite=overwrite)
     comparison.to_csv(out / TABLES[1], overwrite=overwrite)
     maps = {} if comparison.sheet is None else comparison.sheet.maps

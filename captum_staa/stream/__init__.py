@@ -1,4 +1,4 @@
-"""STAA beside a live model: frames in as they come, one result per frame out."""
+"""Explanations of a video stream while a model runs on it: one result per frame."""
 
 from captum_staa.stream.results import FrameResult, StreamStats
 from captum_staa.stream.run import StreamRun

@@ -1,4 +1,4 @@
-"""What a stream gives for each frame, and what it counts."""
+"""The result of a stream for each frame, and its counters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FrameResult:
-    """One frame, what the model answered around it, and where and how much the model looked at it.
+    """One frame with its prediction and explanation.
 
     Example:
         >>> import torch
@@ -22,19 +22,20 @@ class FrameResult:
         ('right', [('right', 0.75)], True)
 
     Attributes:
-        index: of the frame in the stream, from 0.
-        frame: ``(H, W, 3)`` uint8, a copy; None where the frame was dropped before anyone looked at it.
-        windows: how many windows explained it; 0 where it was dropped.
-        labels: the K classes.
-        probabilities: ``(K,)``, mean over its windows; None where there is none.
-        joint: ``(H', W')`` float32 on the CPU in pixels of the model's input, mean over its windows; None where there
-            is none. Attention: 1 over the whole frame is an even share of the window. Relevance: signed, in units of
-            the logit; by Chefer's rule not negative, in no unit.
-        temporal: the map's sum; of ``mode="released"`` its own signal. nan where there is none.
-        crop: ``(top, left, height, width)`` in the frame's pixels: where the map lies, as ``crop=`` of
-            :mod:`captum_staa.visualization` takes it.
-        latency: seconds from the frame's arrival to this result; nan where the frame was dropped unseen.
-        latency_frames: how many frames had come after it by then.
+        index: index of the frame in the stream, from 0.
+        frame: ``(H, W, 3)`` uint8, a copy; None if the frame was dropped.
+        windows: number of windows that contain the frame and were explained; 0 if there were none.
+        labels: names of the K classes.
+        probabilities: ``(K,)``, mean over the windows; None without windows.
+        joint: ``(H', W')`` float32 on the CPU in pixels of the model's input, mean over the windows; None without
+            windows. Attention: a frame with an even share of its window sums to 1. Relevance: signed, in units of the
+            logit; with Chefer's rule nonnegative and without a unit.
+        temporal: sum of the map; with ``mode="released"``, the separate temporal signal of that mode. nan without
+            windows.
+        crop: ``(top, left, height, width)`` of the map in pixels of the frame, for ``crop=`` of
+            :mod:`captum_staa.visualization`.
+        latency: seconds from the arrival of the frame to this result; nan if the frame was dropped.
+        latency_frames: number of frames that arrived after the frame and before this result.
     """
 
     index: int
@@ -50,16 +51,16 @@ class FrameResult:
 
     @property
     def explained(self) -> bool:
-        """Whether any window saw it."""
+        """Whether at least one window explained the frame."""
         return self.windows > 0
 
     @property
     def label(self) -> str | None:
-        """The likeliest class; None where no window saw the frame."""
+        """The most likely class; None if no window explained the frame."""
         return self.top(1)[0][0] if self.explained else None
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The ``k`` likeliest classes as (label, probability), likeliest first; empty where no window saw the frame."""
+        """Return the ``k`` most likely classes as (label, probability); empty if no window explained the frame."""
         if self.probabilities is None:
             return []
         best = self.probabilities.topk(min(k, len(self.labels)))
@@ -68,13 +69,13 @@ class FrameResult:
 
 @dataclass
 class StreamStats:
-    """What a stream has counted so far.
+    """Counters of a stream.
 
     Attributes:
-        frames: results given.
-        unexplained: of these, without an explanation.
+        frames: results returned.
+        unexplained: results without an explanation.
         windows: windows explained.
-        skipped: windows skipped because the stream had fallen behind.
+        skipped: windows skipped because frames arrived faster than they were explained.
     """
 
     frames: int = 0

@@ -1,4 +1,4 @@
-"""One stream under way: windows explained as they fill, frames given out as soon as no later window can see them."""
+"""Explain the windows of a stream, and return each frame as soon as its result is final."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from captum_staa.stream.window import Merged, WindowExplainer
 
 
 class StreamRun(Iterator[FrameResult]):
-    """What calling a :class:`STAAStream` gives: an iterator over results, one per frame and in order.
+    """Iterator over the results of a stream, one per frame in order; :class:`STAAStream` returns it.
 
-    It holds at most two windows and a stride of frames, however long the stream. A thread that reads frames ends with
-    the stream, with an exception, or with :meth:`close`, which a ``with`` block calls.
+    It holds at most two windows plus one stride of frames, for a stream of any length. A thread that reads frames stops
+    at the end of the stream, after an exception, or with :meth:`close`, which a ``with`` block calls.
 
     Attributes:
-        stats: :class:`StreamStats`, what has been counted so far.
+        stats: :class:`StreamStats`, the counters so far.
     """
 
     def __init__(self, explain: WindowExplainer, window: int, stride: int, source: Source) -> None:
         self.stats = StreamStats()
         self._explain, self._window, self._stride, self._source = explain, window, stride, source
         self._merged = Merged()
-        self._held: deque[Arrived] = deque()  # frames in a row, which windows to come or results need
-        self._came: deque[Arrived] = deque()  # taken from the source, and not yet held
+        self._held: deque[Arrived] = deque()  # consecutive frames that later windows or results need
+        self._pending: deque[Arrived] = deque()  # taken from the source, but not yet held
         self._last = -1  # index of the last frame held so far
-        self._next_start = 0  # of the first window that is neither explained nor skipped
+        self._next_start = 0  # start of the first window that is neither explained nor skipped
         self._explained = -1  # start of the last window explained
-        self._given, self._final = 0, 0  # results given; frames before this one change no more
+        self._given, self._final = 0, 0  # results returned; results of frames before this index are final
         self._ended = self._warned = False
         self._error: BaseException | None = None
         self._labels: list[str] = []
         self._crop: tuple[float, float, float, float] | None = None
-        weakref.finalize(self, source.stop)  # a loop that breaks off closes nothing
+        weakref.finalize(self, source.stop)  # a loop that ends with break does not call close
 
     def __iter__(self) -> StreamRun:
         return self
@@ -59,9 +59,9 @@ class StreamRun(Iterator[FrameResult]):
         return self._give()
 
     def finish(self) -> Iterator[FrameResult]:
-        """Take no more frames, run the model no more, and give the frames that are still held.
+        """Stop reading frames and running the model, and yield the results of frames that are still held.
 
-        After an interrupt these carry what was explained of them by then.
+        After an interrupt, these results contain the windows that were explained before it.
         """
         self._end()
         self._final = max(self._final, self._last + 1)
@@ -69,7 +69,7 @@ class StreamRun(Iterator[FrameResult]):
             yield self._give()
 
     def close(self) -> None:
-        """Take no more frames and let go of those held; the reading thread has ended when this returns."""
+        """Stop reading frames, release held frames, and wait at most 5 seconds for the reading thread to end."""
         self._end()
         self._held.clear()
         self._merged = Merged()
@@ -86,67 +86,69 @@ class StreamRun(Iterator[FrameResult]):
     # --- one step -----------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Take what has come, and explain the newest window that is complete."""
+        """Take the frames that have arrived, and explain the newest complete window."""
         self._trim()
-        self._came = self._came or self._source.take()
-        if not self._came:
+        self._pending = self._pending or self._source.take()
+        if not self._pending:
             self._conclude()
             return
-        first = self._came[0].index
-        if first > self._last + 1:  # frames in between were dropped: no window spans them
+        first = self._pending[0].index
+        if first > self._last + 1:  # frames in between were dropped, so no window covers them
             if self._final < first:
-                self._final = first  # what is held goes out, and the dropped ones after it
-                self._warn(f"{first - self._last - 1} frames from {self._last + 1} on were dropped unseen")
+                self._final = first  # return the results of held frames first, then those of dropped frames
+                self._warn(f"{first - self._last - 1} frames from frame {self._last + 1} on were dropped")
                 return
             self._held.clear()
-        self._held.extend(self._came)
-        self._came.clear()
+        self._held.extend(self._pending)
+        self._pending.clear()
         self._last = self._held[-1].index
         start = self._newest_start()
         if start >= max(self._next_start, self._held[0].index):
             skipped = (start - self._next_start) // self._stride
             if skipped:
                 self._skip(skipped)
-            self._see(start)
+            self._explain_window(start)
             self._next_start = self._final = start + self._stride
 
     def _conclude(self) -> None:
-        """The stream has ended: one more window, aligned to its end, where frames are left."""
+        """At the end of the stream, explain one more window that ends with the last frame, if frames are left."""
         total = self._last + 1
         self._error = self._source.error
         if total < self._window and self._error is None:
             raise ValueError(
-                f"the stream ended after {total} frames, but a window spans {self._window}; give a longer stream, or "
-                f"repeat its last frame {self._window - total} times" + (" (it was empty)" if total == 0 else "")
+                f"a stream must have at least window={self._window} frames, got {total}. Pass a longer stream"
+                + (f", or repeat its last frame {self._window - total} times." if total else ".")
             )
         missed = max(0, (self._newest_start() - self._next_start) // self._stride + 1) if total >= self._window else 0
         if missed:
             self._skip(missed)
         tail = total - self._window
         if self._held and tail >= self._held[0].index and tail > self._explained:
-            self._see(tail)
+            self._explain_window(tail)
         self._final = total
         self._end()
 
     def _newest_start(self) -> int:
-        """Of the newest window on the stride's steps whose last frame has come."""
+        """Return the start of the newest complete window among the windows at multiples of the stride."""
         return (self._last + 1 - self._window) // self._stride * self._stride
 
-    def _see(self, start: int) -> None:
+    def _explain_window(self, start: int) -> None:
+        """Explain the window that starts at a frame."""
         at = start - self._held[0].index
         frames = list(islice(self._held, at, at + self._window))
         if self._crop is None:
             self._crop = self._explain.explainer.forward_func.crop_box(*frames[0].frame.shape[:2])
         joint, temporal, probabilities = self._explain(frames)
         self._labels = self._labels or self._explain.explainer.forward_func.label_names(len(probabilities))
-        answers = probabilities.expand(self._window, -1)
-        # The windows that end the stream may reach back to frames that are given out already.
+        per_frame = probabilities.expand(self._window, -1)
+        # The last window of the stream may contain frames whose results are already returned.
         known = max(self._given - start, 0)
-        self._merged.add(range(start + known, start + self._window), joint[known:], temporal[known:], answers[known:])
+        self._merged.add(range(start + known, start + self._window), joint[known:], temporal[known:], per_frame[known:])
         self._explained = start
         self.stats.windows += 1
 
     def _give(self) -> FrameResult:
+        """Return the result of the next frame."""
         index, self._given = self._given, self._given + 1
         at = index - self._held[0].index if self._held else -1
         held = self._held[at] if 0 <= at < len(self._held) else None
@@ -168,7 +170,7 @@ class StreamRun(Iterator[FrameResult]):
         )
 
     def _trim(self) -> None:
-        """Let go of frames that no window to come and no result needs."""
+        """Release frames that no later window and no result needs."""
         needed = min(self._next_start, self._last + 1 - self._window, self._given)
         while self._held and self._held[0].index < needed:
             self._held.popleft()
@@ -181,8 +183,9 @@ class StreamRun(Iterator[FrameResult]):
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"the stream comes faster than it is explained: {what}. Frames that no window saw say explained=False; "
-                f"this is said once, .stats counts on",
+                f"frames arrive faster than they are explained: {what}. Results of frames without an explanation have "
+                f"explained=False. This warning is shown only once; see .stats for the counts. Use a larger stride, or "
+                f"policy='wait' if the source can wait.",
                 stacklevel=5,
             )
 

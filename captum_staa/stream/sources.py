@@ -1,4 +1,4 @@
-"""How frames reach the explainer: one by one as it asks, or read in a thread of their own that never waits."""
+"""Sources of frames: read one by one on demand, or read in a separate thread that never waits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from captum_staa.models.preprocessing import as_frames
 
-PATIENCE = 5.0  # seconds to wait for a source that is inside its next frame, when the stream is closed
+TIMEOUT = 5.0  # seconds to wait for the next frame of a source when the stream is closed
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """A frame, its place in the stream, and when it came."""
+    """A frame, its index in the stream, and its arrival time."""
 
     index: int
     frame: NDArray[np.uint8]  # (H, W, 3)
@@ -28,23 +28,23 @@ class Arrived:
 
 
 class Source(Protocol):
-    """Where a run takes its frames from."""
+    """Source of the frames of a run."""
 
-    count: int  # frames that have come
-    error: BaseException | None  # what the frames' own iterator raised, after the last of them
+    count: int  # frames that have arrived
+    error: BaseException | None  # the exception that the iterable of frames raised after its last frame
 
     def take(self) -> deque[Arrived]:
-        """Frames in order, as soon as there is one; empty at the end."""
+        """Return frames in order, at least one; empty at the end of the stream."""
 
     def stop(self) -> None:
-        """Read no further frame."""
+        """Stop reading frames."""
 
     def join(self) -> None:
-        """Leave nothing running."""
+        """Wait until the reading thread has ended."""
 
 
 class Waiting:
-    """Each frame is read when it is asked for, so that none is ever dropped; the source waits meanwhile."""
+    """Source that reads each frame on demand, so that no frame is dropped; the iterable waits."""
 
     def __init__(self, frames: Iterable[Any]) -> None:
         self.count, self.error = 0, None  # type: int, BaseException | None
@@ -55,7 +55,7 @@ class Waiting:
             arrived = deque([next(self._arrivals)])
         except StopIteration:
             return deque()
-        except Exception as error:  # raised again by the run, after the frames that had come
+        except Exception as error:  # the run raises it again after the frames before it
             self.error = error
             return deque()
         self.count += 1
@@ -69,12 +69,12 @@ class Waiting:
 
 
 class Dropping:
-    """A thread reads on whatever happens, and keeps the newest frames; older ones that nobody took are dropped."""
+    """Source that reads in a thread without waiting, keeps the newest frames, and drops older frames."""
 
-    def __init__(self, frames: Iterable[Any], room: int) -> None:
+    def __init__(self, frames: Iterable[Any], maxlen: int) -> None:
         self.count, self.error = 0, None  # type: int, BaseException | None
         self._arrivals = _arrivals(frames)
-        self._queue: deque[Arrived] = deque(maxlen=room)
+        self._queue: deque[Arrived] = deque(maxlen=maxlen)
         self._changed = threading.Condition()
         self._done = False
         self._thread = threading.Thread(target=self._read, name="captum_staa stream", daemon=True)
@@ -98,11 +98,11 @@ class Dropping:
         self.stop()
         if self._thread.ident is None:
             return
-        self._thread.join(PATIENCE)
+        self._thread.join(TIMEOUT)
         if self._thread.is_alive():
             warnings.warn(
-                f"the stream's source has not given its next frame for {PATIENCE:.0f} s, and its thread waits on; "
-                f"close the source itself to end it",
+                f"the source of a closed stream must return its next frame within {TIMEOUT:.0f} s, got no frame, so "
+                f"the reading thread still runs. Close the source to end it.",
                 ResourceWarning,
                 stacklevel=3,
             )
@@ -116,21 +116,21 @@ class Dropping:
                     self._queue.append(arrived)
                     self.count = arrived.index + 1
                     self._changed.notify_all()
-        except BaseException as error:  # raised again by the run, in the thread that can act on it
+        except BaseException as error:  # the run raises it again in the thread of its caller
             self.error = error
         finally:
             self.stop()
 
 
 def _arrivals(frames: Iterable[Any]) -> Iterator[Arrived]:
-    """The frames, each checked and copied: cameras often give the same buffer again and again."""
+    """Yield each frame checked and copied, because cameras often return the same buffer for every frame."""
     size: tuple[int, ...] | None = None
-    for index, given in enumerate(frames):
-        frame = np.array(as_frames(given, f"frame {index} of the stream", "H, W, 3"), order="C")
+    for index, item in enumerate(frames):
+        frame = np.array(as_frames(item, f"frame {index} of the stream", "H, W, 3"), order="C")
         if size is not None and frame.shape != size:
             raise ValueError(
-                f"frame {index} of the stream is {frame.shape[0]} x {frame.shape[1]} pixels, but those before it are "
-                f"{size[0]} x {size[1]}; begin a new stream where the size changes, or resize the frames to one size"
+                f"frame {index} of the stream must be {size[0]} x {size[1]} pixels like the frames before it, got "
+                f"{frame.shape[0]} x {frame.shape[1]}. Resize the frames to one size, or start a new stream."
             )
         size = frame.shape
         yield Arrived(index, frame, time.perf_counter())

@@ -1,4 +1,4 @@
-"""Frames of a file or a camera as they come, with their rate."""
+"""Frames of a video file or a camera, with their frame rate."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 from captum_staa import io
 from captum_staa.io.decoding import import_av
 
-USUAL_RATE = 25.0  # frames per second, where neither file nor camera says
+USUAL_RATE = 25.0  # frames per second if the file or camera does not state a rate
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Where frames come from, and what is known of them beforehand."""
+    """A source of frames, with its frame rate, length and name."""
 
     frames: Iterator[NDArray[np.uint8]]  # (H, W, 3)
     fps: float
-    total: int | None  # frames to come; None where there is no end
+    total: int | None  # number of frames; None if it is endless
     name: str
 
 
 def is_camera(source: str) -> bool:
-    """Whether this names a camera: a number, or a device.
+    """Return whether a string names a camera: a number or a device.
 
     Example:
         >>> is_camera("0"), is_camera("/dev/video2"), is_camera("holiday.mp4")
@@ -42,21 +42,23 @@ def is_camera(source: str) -> bool:
 
 @contextmanager
 def opened(source: str, *, loop: bool = False, live: bool = False) -> Iterator[Feed]:
-    """The frames of a video file or a camera, one in memory at a time.
+    """Open a video file or a camera, and yield its frames as a :class:`Feed`, one in memory at a time.
 
     Args:
-        source: a file; or a camera, ``/dev/video0`` or its number ``0``, which Video4Linux must know.
-        loop: begin a file again at its end, without end.
-        live: give a file's frames no faster than they play, as a camera would.
+        source: a path of a file, or a Video4Linux camera such as ``/dev/video0`` or its number ``0``.
+        loop: whether to repeat a file endlessly.
+        live: whether to yield the frames of a file at its frame rate, like a camera.
 
     Raises:
-        FileNotFoundError: there is no such file or camera.
-        ValueError: the file is no video, a camera was asked to loop, or cameras cannot be read on this system.
+        FileNotFoundError: the file or camera does not exist.
+        ValueError: the file is not a video, ``loop`` is True for a camera, or cameras cannot be read on this system.
         ImportError: PyAV is not installed.
     """
     if is_camera(source):
         if loop:
-            raise ValueError(f"{source} is a camera, which has no end to loop from; drop --loop")
+            raise ValueError(
+                f"the source must be a file to repeat it with --loop, got the camera {source}. Leave out --loop."
+            )
         with _camera(source) as feed:
             yield feed
         return
@@ -79,17 +81,17 @@ def paced(
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Any]:
-    """Frames no earlier than they are due; one that is late is given at once, and does not shift those after it.
+    """Yield frames at a frame rate. A late frame is yielded at once and does not delay the frames after it.
 
     Example:
         >>> slept = []
         >>> list(paced("abc", fps=4, clock=lambda: 10.0, sleep=slept.append)), slept
         (['a', 'b', 'c'], [0.25, 0.5])
     """
-    begun = None
+    start = None
     for index, frame in enumerate(frames):
-        begun = clock() if begun is None else begun
-        early = begun + index / fps - clock()
+        start = clock() if start is None else start
+        early = start + index / fps - clock()
         if early > 0:
             sleep(early)
         yield frame
@@ -97,23 +99,26 @@ def paced(
 
 @contextmanager
 def _camera(source: str, kind: str = "v4l2") -> Iterator[Feed]:
-    """``kind`` is FFmpeg's name of what reads the device."""
+    """Open a camera; ``kind`` is FFmpeg's name of the input format."""
     device = f"/dev/video{source}" if source.isdecimal() else source
     if kind == "v4l2" and not sys.platform.startswith("linux"):
         raise ValueError(
-            f"{source} names a camera, and cameras are read through Video4Linux, which {sys.platform} lacks; read it "
-            f"with a library of yours and give its frames to STAAStream"
+            f"cameras must be read through Video4Linux, which needs Linux, got the camera {source} on {sys.platform}. "
+            f"Read it with another library, and pass its frames to STAAStream."
         )
     if not Path(device).exists():
         cameras = sorted(str(path) for path in Path("/dev").glob("video*"))
         raise FileNotFoundError(
-            f"there is no camera {device}; cameras here: {', '.join(cameras) or 'none'}; give one of these, or a file"
+            f"the camera must be one of those connected ({', '.join(cameras) or 'none'}), got {device}, which does not "
+            f"exist. Pass one of them, or a file."
         )
     av = import_av()
     try:
         container = av.open(device, format=kind)
     except (av.error.FFmpegError, ValueError) as error:  # the latter: a build of FFmpeg without devices
-        raise ValueError(f"{device} cannot be read as a camera ({error}); is another program using it?") from error
+        raise ValueError(
+            f"{device} must be a camera that FFmpeg can read, got the error: {error}. Close programs that use it."
+        ) from error
     with container:
         stream = container.streams.video[0]
         fps = float(stream.average_rate or USUAL_RATE)

@@ -1,4 +1,4 @@
-"""One window of a stream explained: prediction and maps out of one forward, each frame prepared once."""
+"""Explain one window of a stream. Each frame is preprocessed only once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class WindowExplainer:
     """Explains windows that move forward over a stream.
 
     Args:
-        explainer: around a classifier that knows its preprocessing.
-        target: class index to explain, or None for each window's likeliest one.
+        explainer: STAA with a classifier that has its preprocessing.
+        target: index of the class to explain; None for the most likely class of each window.
     """
 
     def __init__(self, explainer: STAA, target: int | None) -> None:
@@ -28,17 +28,17 @@ class WindowExplainer:
         self._prepared: dict[int, Tensor] = {}  # the last window's frames by index, (C, H', W') on the model's device
 
     def __call__(self, frames: Sequence[Arrived]) -> tuple[Tensor, Tensor, Tensor]:
-        """Explain T frames in a row.
+        """Explain T consecutive frames.
 
         Returns:
             joint ``(T, H', W')``, temporal ``(T,)`` and probabilities ``(K,)``, float32 on the CPU. Shares of attention
-            come times T, so that an even share of the window is 1 per frame however many frames it has.
+            are multiplied by T, so that an even share of the window is 1 per frame for any T.
         """
         classifier = self.explainer.forward_func
         clip = self.clip(frames)
         relevance = self.explainer.mode == "relevance"
-        trains = any(module.training for module in classifier.modules())  # setting modes takes longer than to look
-        with eval_mode(classifier) if trains else nullcontext():
+        training = any(module.training for module in classifier.modules())  # checking is faster than setting the mode
+        with eval_mode(classifier) if training else nullcontext():
             target = self.target
             if relevance and target is None:
                 with torch.no_grad():
@@ -46,27 +46,27 @@ class WindowExplainer:
             parts = self.explainer.attribute_maps(clip, target=target)
         unit = 1 if relevance else len(frames)
         joint, temporal = ((part[0].float() * unit).cpu() for part in (parts.joint, parts.temporal))
-        assert parts.logits is not None  # attribute_maps brings them
+        assert parts.logits is not None  # attribute_maps sets them
         return joint, temporal, parts.logits[0].float().softmax(0).cpu()
 
     def clip(self, frames: Sequence[Arrived]) -> Tensor:
-        """``classifier.preprocess`` of the whole window, from what its frames gave one by one."""
+        """Return ``classifier.preprocess`` of the whole window, from frames that were preprocessed one by one."""
         classifier = self.explainer.forward_func
-        if type(classifier.preprocessing) is not Preprocessing:  # one's own may look at all frames together
-            return classifier.preprocess(np.stack([came.frame for came in frames]))
+        if type(classifier.preprocessing) is not Preprocessing:  # other preprocessing may depend on all frames together
+            return classifier.preprocess(np.stack([arrived.frame for arrived in frames]))
         device = next((parameter.device for parameter in classifier.module.parameters()), None)
         before, self._prepared = self._prepared, {}
-        for came in frames:
-            ready = before.get(came.index)
-            if ready is None:
-                ready = classifier.preprocessing(came.frame[None])[0, 0].to(device)
-            self._prepared[came.index] = ready
+        for arrived in frames:
+            prepared = before.get(arrived.index)
+            if prepared is None:
+                prepared = classifier.preprocessing(arrived.frame[None])[0, 0].to(device)
+            self._prepared[arrived.index] = prepared
         working = torch.stack(list(self._prepared.values()))[None]  # (1, T, C, H', W')
         return classifier.layout.from_working(working).contiguous()
 
 
 class Merged:
-    """What several windows say of each frame, merged by the mean over the windows that saw it.
+    """Results of overlapping windows, merged for each frame by the mean over the windows that contain it.
 
     Example:
         >>> merged = Merged()
@@ -80,34 +80,34 @@ class Merged:
     """
 
     def __init__(self) -> None:
-        self._held: dict[int, tuple[int, tuple[Tensor, ...]]] = {}  # by frame: how many windows, and their sums
+        self._held: dict[int, tuple[int, tuple[Tensor, ...]]] = {}  # by frame: number of windows, and sums over them
 
     def __len__(self) -> int:
         return len(self._held)
 
     def add(self, indices: Iterable[int], *parts: Tensor) -> None:
-        """One window's parts, each ``(T, ...)``. Each frame's mean stays right wherever an interrupt falls."""
+        """Add the parts of one window, each ``(T, ...)``. An interrupt leaves the mean of every frame correct."""
         for index, *ones in zip(indices, *parts, strict=True):
             count, sums = self._held.get(index, (0, ()))
             added = tuple(total + one for total, one in zip(sums, ones, strict=True)) if count else tuple(ones)
             self._held[index] = (count + 1, added)
 
     def count(self, index: int) -> int:
-        """How many windows saw this frame."""
+        """Return the number of windows that contain a frame."""
         return self._held[index][0] if index in self._held else 0
 
     def mean(self, index: int) -> tuple[Tensor, ...]:
-        """One frame's parts, each without the axis of time."""
+        """Return the means of the parts of one frame, without the time axis."""
         count, sums = self._held[index]
         return tuple(total / count for total in sums)
 
     def take(self, index: int) -> tuple[Tensor, ...]:
-        """:meth:`mean`, and forget the frame."""
+        """Return :meth:`mean` of a frame, and remove the frame."""
         parts = self.mean(index)
         del self._held[index]
         return parts
 
     def result(self) -> tuple[list[int], list[Tensor]]:
-        """All frames' indices in order, and each part ``(frames, ...)``."""
+        """Return the indices of all frames in order, and each part as ``(frames, ...)``."""
         indices = sorted(self._held)
         return indices, [torch.stack(part) for part in zip(*map(self.mean, indices), strict=True)]

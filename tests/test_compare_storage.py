@@ -1,4 +1,4 @@
-"""What a comparison keeps on disk: whole entries or none, of one run and no other."""
+"""Storage of a comparison on disk: complete entries, from one run only."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def storage(tmp_path) -> Storage:
     return storage
 
 
-def test_an_entry_comes_back_as_it_was(storage):
+def test_an_entry_is_read_as_written(storage):
     maps = np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1)  # not contiguous
     storage.write(ENTRY, {"maps": maps})
     found = storage.read(3, "a.mp4", "STAA")
@@ -48,7 +48,7 @@ def test_an_entry_comes_back_as_it_was(storage):
     assert hidden == []
 
 
-def test_names_that_look_alike_have_entries_of_their_own(storage):
+def test_similar_names_have_separate_entries(storage):
     names = ["A b", "a-b", "A(b)", "ä", "*", "x" * 300, "x" * 299, "../../up"]
     for name in names:
         storage.write(Entry(0, "clip", name))
@@ -58,7 +58,7 @@ def test_names_that_look_alike_have_entries_of_their_own(storage):
 
 
 @pytest.mark.parametrize("what", ["half", "empty", "one digit", "no checksum", "another's", "binary", "of a list"])
-def test_what_is_not_whole_counts_as_missing(storage, what):
+def test_damaged_entries_count_as_missing(storage, what):
     storage.write(ENTRY)
     (path,) = (storage.folder / "rows").rglob("*.json")
     text = path.read_text()
@@ -86,7 +86,7 @@ def test_what_is_not_whole_counts_as_missing(storage, what):
     assert storage.read(3, "b.mp4", "STAA") is None  # the clip of this number is another
 
 
-def test_a_folder_belongs_to_one_run(storage, tmp_path):
+def test_a_folder_holds_one_run_only(storage, tmp_path):
     with pytest.raises(FileExistsError, match="earlier comparison"):
         storage.open({"seed": 0}, resume=False)
     storage.open({"seed": 0}, resume=True)
@@ -102,13 +102,13 @@ def test_a_folder_belongs_to_one_run(storage, tmp_path):
         with pytest.raises(FileExistsError, match=r"thesis\.tex"):
             Storage(tmp_path / "mine").open({}, resume=resume)
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError, match="is a file"):
+    with pytest.raises(FileExistsError, match="got the file"):
         Storage(tmp_path / "file").open({}, resume=True)
     Storage(tmp_path / "new" / "folder").open({"seed": 0}, resume=True)  # nothing to resume: a beginning
     assert (tmp_path / "new" / "folder" / "settings.json").is_file()
 
 
-def test_a_killed_writer_leaves_nothing_behind_for_long(storage):
+def test_temporary_files_of_a_killed_writer_are_removed(storage):
     storage.write(ENTRY)
     (path,) = (storage.folder / "rows").rglob("*.json")
     left = path.with_name(".staa.0123.json")
@@ -118,8 +118,8 @@ def test_a_killed_writer_leaves_nothing_behind_for_long(storage):
     assert not left.exists() and path.exists()
 
 
-def test_settings_tell_what_changes_numbers_and_nothing_that_does_not():
-    def told(*methods, **options):
+def test_settings_contain_only_what_changes_numbers():
+    def settings_of(*methods, **options):
         resnet = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         classifier = VideoClassifier(resnet.module, "BCTHW", **options)
         given = [make(classifier) for make in methods or [Saliency]]
@@ -128,12 +128,12 @@ def test_settings_tell_what_changes_numbers_and_nothing_that_does_not():
     def differing(first, second):
         return {key for key in {*first, *second} if first.get(key) != second.get(key)}
 
-    plain = told()
+    plain = settings_of()
     assert plain["versions"] == versions() and plain["versions"]["captum_staa"] == captum_staa.__version__
     assert {"torch", "captum", "numpy", "python"} <= plain["versions"].keys()
     first, second = (Preprocessing(resize=48, mean=(m, m, m), std=(0.5, 0.5, 0.5)) for m in (0.5, 0.4))
-    assert differing(told(preprocessing=first), told(preprocessing=second)) == {"preprocessing"}
-    assert differing(told(preprocessing=first), told(preprocessing=first)) == set()
+    assert differing(settings_of(preprocessing=first), settings_of(preprocessing=second)) == {"preprocessing"}
+    assert differing(settings_of(preprocessing=first), settings_of(preprocessing=first)) == set()
 
     def grad_cam(layer, **options):
         return lambda classifier: GradCAM(classifier, layer, **options)
@@ -149,13 +149,13 @@ def test_settings_tell_what_changes_numbers_and_nothing_that_does_not():
         (partial(SpatioTemporalPerturbation, preset="step"), SpatioTemporalPerturbation),
     ]
     for one, other in pairs:
-        assert differing(told(one), told(other)) == {"methods"}
-        assert differing(told(one), told(one)) == set()
-    assert f"layer={early}" in told(grad_cam(early))["methods"]["GradCAM"]
-    assert " at 0x" not in str(told(*(pair[0] for pair in pairs[1:])))  # of no other process
+        assert differing(settings_of(one), settings_of(other)) == {"methods"}
+        assert differing(settings_of(one), settings_of(one)) == set()
+    assert f"layer={early}" in settings_of(grad_cam(early))["methods"]["GradCAM"]
+    assert " at 0x" not in str(settings_of(*(pair[0] for pair in pairs[1:])))  # of no other process
 
 
-def test_resume_does_what_is_missing_and_nothing_else(tmp_path):
+def test_resume_computes_missing_entries_only(tmp_path):
     clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
     calls: list[int] = []
     healthy = False
