@@ -48,7 +48,7 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
     boxes = as_tensor(boxes, "boxes", "B, T, 4")
     if boxes.dtype == torch.bool:
         raise TypeError(
-            f"boxes must be corners in pixels, got bool values of shape {tuple(boxes.shape)}. A mask needs no conversion."
+            f"boxes must be corners in pixels, got bool of shape {tuple(boxes.shape)}. A mask needs no conversion."
         )
     if boxes.ndim != 3 or boxes.shape[2] != 4 or 0 in boxes.shape:
         raise ValueError(f"boxes must be (B, T, 4) and not empty, got shape {tuple(boxes.shape)}.")

@@ -112,7 +112,7 @@ def pointing_game(
         >>> scores[0, 1, 2, 5] = 1.0  # two columns to the right
         >>> pointing_game(scores, truth).item(), pointing_game(scores, truth, tolerance=(0, 0, 2)).item()
         (0.0, 1.0)
-        >>> truth[0, 2], scores[0, 2, 7, 7] = True, 0.5  # a second frame with truth, hit by its maximum
+        >>> truth[0, 2], scores[0, 2, 7, 7] = True, 0.5  # frame 2 has truth, hit by its maximum
         >>> pointing_game(scores, truth, per="frame").item()
         0.5
 
@@ -231,7 +231,7 @@ def _checked(scores: Array, truth: Array, layout: VideoLayout | str | None) -> t
 
 
 def checked_scores(scores: Array, name: str, layout: VideoLayout | str | None) -> Tensor:
-    """Return maps ``(B, T, H, W)`` float64 without nan. Infinite values of maps are allowed, because they have a rank."""
+    """Return maps ``(B, T, H, W)`` float64 without nan. Maps can have infinite values, because these have a rank."""
     values = as_tensor(scores, name, "B, T, H, W")
     if layout is not None:
         layout = VideoLayout.of(layout)
@@ -244,8 +244,8 @@ def checked_scores(scores: Array, name: str, layout: VideoLayout | str | None) -
         )
     if bad := int(values.isnan().sum()):
         raise ValueError(
-            f"{name} must not contain nan, which has no rank, got {bad} nan of {values.numel()} values. Replace them, "
-            f"for example with torch.nan_to_num."
+            f"{name} must not contain nan, which has no rank, got nan in {bad} of the {values.numel()} values. "
+            f"Replace them, for example with torch.nan_to_num."
         )
     return values.detach().double()
 
@@ -279,6 +279,6 @@ def check_sums(sums: Tensor, over: str) -> None:
     """Raise if a sum or a mean is nan, because it adds infinity and -infinity."""
     if bad := int(sums.isnan().sum()):
         raise ValueError(
-            f"sums over {over} must not add infinity and -infinity, which has no rank, got {bad} such sums of "
-            f"{sums.numel()}. Replace infinite values, for example with torch.nan_to_num."
+            f"sums over {over} must not add infinity and -infinity, which has no rank, got {bad} of the {sums.numel()} "
+            f"sums that do. Replace infinite values, for example with torch.nan_to_num."
         )

@@ -72,8 +72,8 @@ def iou(
     several: Any = area if isinstance(area, (list, tuple, np.ndarray)) else [area]
     if area is not None and not (len(several) and all(is_number(part) and 0 < part <= 1 for part in several)):
         raise ValueError(
-            f"area must be a fraction above 0 and at most 1, or a list of such fractions, got {area!r}. area=0.1 selects "
-            f"the highest tenth."
+            f"area must be a fraction above 0 and at most 1, or a list of such fractions, got {area!r}. area=0.1 "
+            f"selects the highest tenth."
         )
     areas = None if area is None else np.asarray(area, dtype=float)
     values, inside = compared(scores, truth, axis, layout)
@@ -98,8 +98,9 @@ def relevance_rank_accuracy(
         0.5
 
     ``r = |top-P and truth| / P``, where ``P`` is the number of voxels of the truth. It ranks maps in the same order as
-    :func:`iou` at the area of the truth, ``iou = r / (2 - r)``, but it is a simple share. If several scores are equal at
-    the limit, the mean over all their orders is used, so a constant map scores as chance does: the share of the truth.
+    :func:`iou` at the area of the truth, ``iou = r / (2 - r)``, but it is a simple share. If several scores are equal
+    at the limit, the mean over all their orders is used. A constant map then scores as chance does: the share of the
+    truth.
 
     Args:
         scores: signed maps ``(B, T, H, W)``, or attributions in the clip's shape with ``layout``.
@@ -179,10 +180,10 @@ def signal_to_noise(
         >>> signal_to_noise(scores, truth).item()  # (9 - 2) / sqrt(8 / 3)
         4.287
 
-    With the scores ``s`` of a clip, it is ``(mean(s inside) - mean(s outside)) / std(s outside)``. The standard deviation
-    is that of the whole population outside, so it divides by their number. The result does not depend on a positive
-    scale or an offset. Unlike :func:`~captum_staa.metrics.auroc`, it depends on the size of differences: one strong
-    voxel can outweigh many weak ones.
+    With the scores ``s`` of a clip, it is ``(mean(s inside) - mean(s outside)) / std(s outside)``. The standard
+    deviation is that of a population, which divides by N. The result does not depend on a positive scale or an offset.
+    Unlike :func:`~captum_staa.metrics.auroc`, it depends on the size of differences: one strong voxel can outweigh many
+    weak ones.
 
     Args:
         scores: signed, finite maps ``(B, T, H, W)``, or attributions in the clip's shape with ``layout``. Pass
@@ -209,8 +210,8 @@ def _finite(values: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """Return the arguments, or raise if a value is infinite."""
     if bad := int(values.isinf().sum()):
         raise ValueError(
-            f"scores must be finite, because this metric computes sums and means, got {bad} infinite of "
-            f"{values.numel()} values. Replace them, for example with torch.nan_to_num."
+            f"scores must be finite, because this metric computes sums and means, got infinity in {bad} of "
+            f"the {values.numel()} values. Replace them, for example with torch.nan_to_num."
         )
     return values, inside
 
@@ -239,6 +240,6 @@ def _inside_top(values: Tensor, inside: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _nan_where_trivial(shares: Tensor, inside: Tensor) -> Tensor:
-    """Return ``shares`` ``(B, n)`` with nan for clips in which all or none belong to the truth: all maps score alike."""
+    """Return ``shares`` ``(B, n)`` with nan for clips of which all or none belong to the truth."""
     valid = inside.any(1) & ~inside.all(1)
     return torch.where(valid[:, None], shares, torch.nan)

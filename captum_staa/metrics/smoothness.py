@@ -60,7 +60,7 @@ def smoothness(attributions: Array, layout: VideoLayout | str | None = None) -> 
     beside a metric that uses ground truth, such as :func:`auroc`.
 
     Args:
-        attributions: signed, finite floats, in the clip's shape with ``layout``, or maps ``(B, T, H, W)`` without.
+        attributions: signed, finite floats: in the clip's shape with ``layout``, or maps ``(B, T, H, W)``.
             Pass ``attributions.abs()`` if magnitude is meant.
         layout: order of the axes of 5-D ``attributions``, such as ``"BTCHW"``. Channels are summed.
 

@@ -28,7 +28,7 @@ def sparsity(attributions: Array, layout: VideoLayout | str | None = None) -> Te
     is sparse and wrong.
 
     Args:
-        attributions: signed, finite floats, in the clip's shape with ``layout``, or maps ``(B, T, H, W)`` without.
+        attributions: signed, finite floats: in the clip's shape with ``layout``, or maps ``(B, T, H, W)``.
         layout: order of the axes of 5-D ``attributions``, such as ``"BTCHW"``. Channels are summed first.
 
     Returns:
@@ -67,7 +67,7 @@ def complexity(attributions: Array, layout: VideoLayout | str | None = None) -> 
     complexity and is wrong.
 
     Args:
-        attributions: signed, finite floats, in the clip's shape with ``layout``, or maps ``(B, T, H, W)`` without.
+        attributions: signed, finite floats: in the clip's shape with ``layout``, or maps ``(B, T, H, W)``.
         layout: order of the axes of 5-D ``attributions``, such as ``"BTCHW"``. Channels are summed first.
 
     Returns:
