@@ -167,7 +167,7 @@ def temporal_pointing(scores: Array, truth: Array, *, layout: VideoLayout | str 
 
     Args:
         scores: signed maps ``(B, T, H, W)``, or attributions in the clip's shape with ``layout``.
-        truth: bool ``(B, T, H, W)``, True where the evidence is. A frame belongs to the truth if any of its pixels does.
+        truth: bool ``(B, T, H, W)``, True where the evidence is. A frame has truth if any of its pixels has.
         layout: order of the axes of 5-D ``scores``, such as ``"BTCHW"``.
 
     Returns:

@@ -22,8 +22,8 @@ def sparsity(attributions: Array, layout: VideoLayout | str | None = None) -> Te
         >>> sparsity(maps)
         tensor([0.0000, 0.2500, 0.7500], dtype=torch.float64)
 
-    With the sorted magnitudes ``c_1 <= ... <= c_N``, ``sparsity = sum_k (2 k - N - 1) c_k / (N sum_k c_k)``. The highest
-    value is ``1 - 1 / N``, for a single voxel, as in the published formula. Two copies of a map side by side have the
+    With the sorted magnitudes ``c_1 <= ... <= c_N``, ``sparsity = sum_k (2 k - N - 1) c_k / (N sum_k c_k)``. Its
+    maximum is ``1 - 1 / N``, for a single voxel, as in the published formula. Two copies of a map side by side have the
     same value as the map. The result does not depend on scale or positions. Higher is not better: a single random voxel
     is sparse and wrong.
 
@@ -61,8 +61,8 @@ def complexity(attributions: Array, layout: VideoLayout | str | None = None) -> 
         >>> complexity(maps) * math.log(4)  # in nats, as in the paper
         tensor([0.0000, 0.6931, 1.3863], dtype=torch.float64)
 
-    With ``p_k = |a_k| / sum_j |a_j|`` over the ``N = T H W`` voxels, ``complexity = -sum_k p_k ln p_k / ln N``. Division
-    by the highest entropy makes clips of different sizes comparable. ``N ** complexity`` is the number of equal voxels
+    With ``p_k = |a_k| / sum_j |a_j|`` over ``N = T H W`` voxels, ``complexity = -sum_k p_k ln p_k / ln N``. Division by
+    the highest entropy makes clips of different sizes comparable. ``N ** complexity`` is the number of equal voxels
     with the same complexity. The result does not depend on scale. Lower is not better: a single random voxel has low
     complexity and is wrong.
 
