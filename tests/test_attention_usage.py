@@ -85,9 +85,7 @@ def test_target_forms():
 def test_a_network_that_ignores_its_gates_is_told_so(kind):
     model, layer, clip, options = case("tensor")
     st_abn = injected("tensor", mechanism="observe")[0] if kind == "observe" else add(model, layer, clip, **options)
-    with pytest.warns(
-        UserWarning, match=r"move by 0\.00% on average.*ignores its attention, so a map of it says little"
-    ):
+    with pytest.warns(UserWarning, match=r"at most 0\.00% on average.*ignores its attention"):
         usage = attention_usage(st_abn, torch.cat([clip, 2 * clip]))
     assert not usage.used and set(usage.decisions) == set(NAMES)
     assert all(not getattr(usage, name).any() and usage.decisions[name] == 0 for name in NAMES)
@@ -104,7 +102,7 @@ def test_what_counts_as_none_is_told_by_its_one_number(monkeypatch):
     usage = AttentionUsage(**dict.fromkeys(NAMES, torch.tensor([0.3])), decisions=dict.fromkeys(NAMES, 0.0))
     assert usage.used and "are used" in usage._repr_html_()
     monkeypatch.setattr("captum_staa.metrics.attention_usage.UNUSED", 0.5)
-    assert not usage.used and "no change is 50 % on average" in usage._repr_html_()
+    assert not usage.used and "all mean changes are below 50 %" in usage._repr_html_()
 
 
 def test_a_single_clip_has_no_other_to_shuffle_with():
@@ -117,7 +115,7 @@ def test_a_single_clip_has_no_other_to_shuffle_with():
         else:
             assert float(moves) == pytest.approx(together[name][0][0], rel=1e-3)
     model, layer, clip, options = case("tensor")
-    with pytest.warns(UserWarning, match=r"move by 0\.00%"):
+    with pytest.warns(UserWarning, match=r"at most 0\.00%"):
         assert not attention_usage(add(model, layer, clip, **options), clip[:1]).used
 
 
@@ -153,11 +151,11 @@ def test_two_layouts_agree():
 
 def test_what_it_refuses():
     st_abn, clips = network()
-    with pytest.raises(TypeError, match=r"asks a models\.STABN, got Net"):
+    with pytest.raises(TypeError, match=r"must be a models\.STABN, got Net"):
         attention_usage(net(), clips)
-    with pytest.raises(ValueError, match=r"shape is \(3, 4, 12, 10\).*clip\[None\]"):
+    with pytest.raises(ValueError, match=r"\(3, 4, 12, 10\)"):
         attention_usage(st_abn, clips[0])
-    with pytest.raises(ValueError, match="nan or infinite"):
+    with pytest.raises(ValueError, match="nan"):
         attention_usage(st_abn, clips / 0)
     st_abn.remove()
     with pytest.raises(ValueError, match="removed from this model"):

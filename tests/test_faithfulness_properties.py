@@ -193,23 +193,23 @@ def test_a_model_that_writes_into_its_input_changes_nothing(metric):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"clip": torch.zeros(3, 4, 2, 4, 6).long()}, TypeError, "int64"),
-        ({"clip": torch.full((3, 4, 2, 4, 6), math.nan)}, ValueError, "nan or infinite"),
+        ({"inputs": torch.zeros(3, 4, 2, 4, 6).long()}, TypeError, "int64"),
+        ({"inputs": torch.full((3, 4, 2, 4, 6), math.nan)}, ValueError, "nan or infinite"),
         ({"attributions": torch.zeros(3, 4, 6, 4)}, ValueError, "(3, 4, 6, 4)"),
         ({"attributions": torch.zeros(1, 4, 4, 6)}, ValueError, "(1, 4, 4, 6)"),
         ({"attributions": [1.0]}, TypeError, "list"),
-        ({"layout": None}, ValueError, "pass layout="),
+        ({"layout": None}, ValueError, "layout="),
         ({"cells": (2, 5, 1)}, ValueError, "5"),
-        ({"cells": (2, 2)}, ValueError, "(2, 2) came"),
+        ({"cells": (2, 2)}, ValueError, "(2, 2)"),
         ({"cells": (1.5, 1, 1)}, TypeError, "1.5"),
-        ({"cells": (2, 2, 2), "feature_mask": torch.zeros(1, 1, 1, 1, 1).long()}, ValueError, "leave out the mask"),
-        ({"feature_mask": torch.zeros(1, 4, 1, 4, 6)}, TypeError, "float32 came"),
+        ({"cells": (2, 2, 2), "feature_mask": torch.zeros(1, 1, 1, 1, 1).long()}, ValueError, "(2, 2, 2)"),
+        ({"feature_mask": torch.zeros(1, 4, 1, 4, 6)}, TypeError, "float32"),
         ({"feature_mask": torch.ones(1, 4, 1, 4, 6).long()}, ValueError, "1 ids from 1 to 1"),
         ({"feature_mask": torch.arange(2).view(1, 1, 2, 1, 1)}, ValueError, "(1, 1, 2, 1, 1)"),
-        ({"baselines": math.inf}, ValueError, "infinity"),
-        ({"baselines": torch.zeros(3, 4)}, ValueError, "(3, 4) came"),
+        ({"baselines": math.inf}, ValueError, "inf"),
+        ({"baselines": torch.zeros(3, 4)}, ValueError, "(3, 4)"),
         ({"baselines": "zero"}, TypeError, "str"),
-        ({"perturbations_per_eval": 0}, ValueError, "0 came"),
+        ({"perturbations_per_eval": 0}, ValueError, "got 0"),
         ({"perturbations_per_eval": 2.0}, TypeError, "2.0"),
         ({"forward_func": None}, TypeError, "NoneType"),
         ({"windows": 3}, TypeError, "windows"),
@@ -218,7 +218,7 @@ def test_a_model_that_writes_into_its_input_changes_nothing(metric):
 def test_bad_input_is_named_before_any_call_of_the_model(metric, options, error, message):
     clip, maps = drawn()
     calls = []
-    arguments = {"forward_func": calls.append, "clip": clip, "attributions": maps, "layout": "BTCHW", **options}
+    arguments = {"forward_func": calls.append, "inputs": clip, "attributions": maps, "layout": "BTCHW", **options}
     with pytest.raises(error) as caught:
         metric(**arguments)
     assert message in str(caught.value)
@@ -267,7 +267,7 @@ def test_answers_without_classes_are_refused():
         with pytest.raises(ValueError, match=r"\(B, K\)"):
             score(metric, clip, maps, lambda x: model(x)[:, 0])
     for metric in (aopc, saco, faithfulness_correlation):
-        with pytest.raises(ValueError, match="pass target"):
+        with pytest.raises(ValueError, match="target=class index"):
             score(metric, clip, maps, target=None)
 
 
@@ -285,5 +285,5 @@ def test_planted_evidence_beats_its_opposite():
     for metric in (aopc, saco):
         right, wrong = (metric(clf, clip, maps, **options) for maps in (truth.double(), 1 - truth.double()))
         assert (right > wrong + 0.5).all()
-    with pytest.raises(ValueError, match="leave the layout out"):
+    with pytest.raises(ValueError, match="layout"):
         aopc(clf, clip, truth.double(), layout="BCTHW", target=label)

@@ -97,7 +97,9 @@ def test_a_sum_of_both_infinities_has_no_rank():
     scores[0, 0, 1, 2], scores[0, 0, 2, 1] = math.inf, -math.inf  # in one frame, and not in one place
     for metric in (auroc, average_precision):
         assert metric(scores, truth, axis="space").isfinite().all()
-        with pytest.raises(ValueError, match="1 of the 15 sums over axis='time' are of infinity and -infinity"):
+        with pytest.raises(
+            ValueError, match=r"sums over axis='time' must not add infinity and -infinity.* 1 of the 15"
+        ):
             metric(scores, truth, axis="time")
     with pytest.raises(ValueError, match="1 of the 15 sums"):
         temporal_pointing(scores, truth)
@@ -150,7 +152,7 @@ def test_maps_come_as_tensors_arrays_or_attributions(metric):
     assert metric(channels.movedim(2, 1).numpy(), truth, layout="BCTHW").tolist() == expected
     assert metric(scores.int(), truth).tolist() == expected
     assert metric(scores.requires_grad_(), truth).requires_grad is False
-    with pytest.raises(ValueError, match="pass layout='BTCHW'"):
+    with pytest.raises(ValueError, match="layout='BTCHW'"):
         metric(channels, truth)
     with pytest.raises(ValueError, match=r"\(3, 5, 4, 3\)"):
         metric(scores.detach(), truth, layout="BTCHW")
@@ -252,10 +254,16 @@ def test_of_equal_maxima_the_fraction_counts():
     [
         (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).bool(), {}, ValueError, "(2, 3, 4)"),
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3).bool(), {}, ValueError, "(1, 2, 4, 3)"),
-        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), {}, TypeError, "pass truth > 0"),
-        (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), {}, ValueError, "24 of the 24 scores"),
-        ([1.0], torch.zeros(1, 2, 3, 4).bool(), {}, TypeError, "scores must be a tensor (B, T, H, W), got list"),
-        (torch.zeros(1, 2, 3, 4), [True], {}, TypeError, "truth must be a tensor (B, T, H, W), got list"),
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), {}, TypeError, "truth > 0"),
+        (
+            torch.full((1, 2, 3, 4), math.nan),
+            torch.zeros(1, 2, 3, 4).bool(),
+            {},
+            ValueError,
+            "scores must not contain nan",
+        ),
+        ([1.0], torch.zeros(1, 2, 3, 4).bool(), {}, TypeError, "scores must be"),
+        (torch.zeros(1, 2, 3, 4), [True], {}, TypeError, "truth must be"),
         (torch.zeros(0, 2, 3, 4), torch.zeros(0, 2, 3, 4).bool(), {}, ValueError, "not empty"),
         (
             torch.full((1, 2, 3, 3, 4), math.inf),
@@ -276,10 +284,10 @@ def test_wrong_arguments_are_named(scores, truth, options, error, message):
 def test_wrong_options_are_named():
     scores, truth = drawn(0, None)
     for metric in (auroc, average_precision):
-        with pytest.raises(ValueError, match="'frames' came"):
+        with pytest.raises(ValueError, match="'frames'"):
             metric(scores, truth, axis="frames")
     for tolerance, error in (((1, 2), ValueError), ((0, -1, 0), ValueError), (3, ValueError), ((0, 0.5, 0), TypeError)):
-        with pytest.raises(error, match=r"tolerance (is|= .* is a whole number of at least 0)"):
+        with pytest.raises(error, match="tolerance"):
             pointing_game(scores, truth, tolerance)
-    with pytest.raises(ValueError, match="per is one of 'clip', 'frame', got 'frames'"):
+    with pytest.raises(ValueError, match=r"per .*'frames'"):
         pointing_game(scores, truth, per="frames")

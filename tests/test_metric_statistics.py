@@ -191,7 +191,7 @@ def test_what_the_values_mean_is_said():
 @pytest.mark.parametrize(
     ("attributions", "layout", "error", "message"),
     [
-        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "pass layout='BTCHW'"),
+        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "layout='BTCHW'"),
         (torch.zeros(1, 0, 4, 4), None, ValueError, "(1, 0, 4, 4)"),
         (torch.tensor([1.0, math.nan, math.inf, 0.0]).reshape(1, 1, 2, 2), None, ValueError, "2 of the 4 values"),
         (torch.zeros(1, 2, 4, 4, dtype=torch.bool), None, TypeError, "truth.float()"),
@@ -211,13 +211,13 @@ def test_wrong_attributions_are_named(attributions, layout, error, message):
 @pytest.mark.parametrize(
     ("scores", "truth", "error", "message"),
     [
-        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), TypeError, "pass truth > 0"),
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), TypeError, "truth > 0"),
         (torch.zeros(1, 2, 3, 4), [True], TypeError, "list"),
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3).bool(), ValueError, "(1, 2, 4, 3)"),
         (torch.zeros(2, 2, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "(1, 2, 3, 4)"),
-        (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 scores are nan"),
-        (torch.full((1, 2, 3, 4), math.inf), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 scores are inf"),
-        (torch.zeros(1, 2, 3, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "pass layout='BTCHW'"),
+        (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), ValueError, "scores must not contain nan"),
+        (torch.full((1, 2, 3, 4), math.inf), torch.zeros(1, 2, 3, 4).bool(), ValueError, "scores must be finite"),
+        (torch.zeros(1, 2, 3, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "layout='BTCHW'"),
     ],
 )
 def test_wrong_scores_and_truths_are_named(scores, truth, error, message):

@@ -266,9 +266,9 @@ def test_infinity_has_a_rank_but_no_sum_with_its_opposite():
     assert evidence_against_rivals(maps, truth, rivals, "space").item() == 1
     assert object_pointing(maps, torch.stack([truth, rivals], 1)).item() == 1
     maps[0, 1, 0, 0] = -math.inf
-    with pytest.raises(ValueError, match=r"1 of the 2 sums over axis='space' are of infinity .* torch.nan_to_num"):
+    with pytest.raises(ValueError, match=r"sums over axis='space' must not .* 1 of the 2 .*torch.nan_to_num"):
         evidence_against_rivals(maps, truth, rivals, "space")
-    with pytest.raises(ValueError, match="1 of the 2 sums over objects"):
+    with pytest.raises(ValueError, match=r"sums over objects .* 1 of the 2"):
         object_pointing(maps, torch.stack([truth, rivals], 1))
 
 
@@ -289,12 +289,12 @@ SHAPE = f"(1, {T}, {H}, {W})"
         (
             lambda: evidence_against_rivals(MAPS[0], MASK, MASK),
             ValueError,
-            ["attributions must be maps (B, T, H, W)", f"({T}, {H}, {W})", "pass layout='BTCHW'"],
+            ["attributions must be maps (B, T, H, W)", f"({T}, {H}, {W})", "layout='BTCHW'"],
         ),
         (
             lambda: evidence_against_rivals(MAPS, MASK.float(), MASK),
             TypeError,
-            ["truth must be bool", "torch.float32", "pass truth > 0"],
+            ["truth must be bool", "torch.float32", "truth > 0"],
         ),
         (lambda: evidence_against_rivals(MAPS, MASK, MASK.int()), TypeError, ["rivals must", "int32", "rivals > 0"]),
         (
@@ -310,12 +310,12 @@ SHAPE = f"(1, {T}, {H}, {W})"
         (
             lambda: evidence_against_rivals(MAPS * math.nan, MASK, MASK),
             ValueError,
-            [f"{T * H * W} of the {T * H * W} attributions are nan", "torch.nan_to_num"],
+            ["attributions must not contain nan", f"{T * H * W} of the {T * H * W}", "torch.nan_to_num"],
         ),
         (
             lambda: evidence_against_rivals(MAPS, MASK, MASK, layout="BTCHW"),
             ValueError,
-            ["attributions must be a non-empty clip in layout BTCHW", SHAPE],
+            ["attributions must be", "BTCHW", SHAPE],
         ),
         (lambda: object_pointing(MAPS, MASK), ValueError, [f"(B, K, T, H, W) = (1, K, {T}, {H}, {W})", SHAPE]),
         (lambda: object_pointing(MAPS, MASK[:, :0, None]), ValueError, ["objects must", f"(1, 0, 1, {H}, {W})"]),

@@ -240,7 +240,7 @@ def test_nothing_is_left_behind_even_where_explain_leaves_a_mess(fails):
 # --- labels and classes -------------------------------------------------------------------------------------------
 
 
-def test_label_randomisation_compares_the_maps_of_two_models():
+def test_label_randomization_compares_the_maps_of_two_models():
     first, second, clip = network(0), network(1), drawn()
     found = label_randomization(gradient, first, second, clip, layout="BCTHW")
     pairs = zip(gradient(first, clip).sum(1), gradient(second, clip).sum(1), strict=True)
@@ -284,7 +284,7 @@ def test_staa_is_class_specific_by_relevance_and_not_by_attention():
     assert similarity("relevance").max() < 0.99
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- invalid arguments---------------------------------------------------------------------------------------------
 
 
 def never(*_: object) -> Tensor:
@@ -294,24 +294,24 @@ def never(*_: object) -> Tensor:
 @pytest.mark.parametrize(
     ("run", "error", "message"),
     [
-        (lambda: randomization(never, gradient, drawn()), TypeError, "function came"),
-        (lambda: randomization(never, network(), [1.0]), TypeError, "list came"),
+        (lambda: randomization(never, gradient, drawn()), TypeError, "function"),
+        (lambda: randomization(never, network(), [1.0]), TypeError, "list"),
         (lambda: randomization(never, network(), drawn()[:0]), ValueError, "(0, 3, 4, 5, 6)"),
-        (lambda: randomization(never, nn.ReLU(), drawn()), ValueError, "ReLU has no parameters"),
-        (lambda: randomization(never, network(), drawn(), layers="4"), TypeError, "'4' came"),
-        (lambda: randomization(never, network(), drawn(), layers=[]), ValueError, "[] came"),
+        (lambda: randomization(never, nn.ReLU(), drawn()), ValueError, "got ReLU"),
+        (lambda: randomization(never, network(), drawn(), layers="4"), TypeError, "'4'"),
+        (lambda: randomization(never, network(), drawn(), layers=[]), ValueError, "[]"),
         (lambda: randomization(never, network(), drawn(), layers=["4", "2", "7"]), ValueError, "['2', '7']"),
-        (lambda: randomization(never, network(), drawn(), generator=0), TypeError, "0 came"),
-        (lambda: randomization(gradient, network(), drawn()), ValueError, "pass layout="),
+        (lambda: randomization(never, network(), drawn(), generator=0), TypeError, "got 0"),
+        (lambda: randomization(gradient, network(), drawn()), ValueError, "layout="),
         (lambda: randomization(lambda m, x: x[:1], network(), drawn(), layout="BCTHW"), ValueError, "batch of 2"),
         (lambda: randomization(lambda m, x: x / 0, network(), drawn(), layout="BCTHW"), ValueError, "infinite"),
-        (lambda: label_randomization(never, m := network(), m, drawn()), ValueError, "one and the same"),
-        (lambda: label_randomization(never, network(), "other", drawn()), TypeError, "str came"),
+        (lambda: label_randomization(never, m := network(), m, drawn()), ValueError, "same object"),
+        (lambda: label_randomization(never, network(), "other", drawn()), TypeError, "str"),
         (lambda: class_sensitivity(never, network(), drawn(), 0, []), ValueError, "others=[1, 2]"),
-        (lambda: class_sensitivity(never, network(), drawn(), 0, [1, 0]), ValueError, "others[1] = [0, 0]"),
-        (lambda: class_sensitivity(never, network(), drawn(), [0, 1], [[1, 1]]), ValueError, "own target"),
+        (lambda: class_sensitivity(never, network(), drawn(), 0, [1, 0]), ValueError, "others[1] must"),
+        (lambda: class_sensitivity(never, network(), drawn(), [0, 1], [[1, 1]]), ValueError, "targets [0, 1]"),
         (lambda: class_sensitivity(never, network(), drawn(), [0, 1, 2], [1]), ValueError, "each of 2 clips"),
-        (lambda: class_sensitivity(never, network(), drawn(), 0.5, [1]), TypeError, "0.5 came"),
+        (lambda: class_sensitivity(never, network(), drawn(), 0.5, [1]), TypeError, "got 0.5"),
     ],
 )
 def test_wrong_arguments_are_named(run, error, message):
@@ -322,5 +322,5 @@ def test_wrong_arguments_are_named(run, error, message):
 
 def test_maps_must_keep_their_shape():
     sizes = iter([6, 5, 5, 5])
-    with pytest.raises(ValueError, match=r"\(2, 4, 5, 6\) first, then of \(2, 4, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"\(2, 4, 5, 6\) first, then \(2, 4, 5, 5\)"):
         randomization(lambda m, x: x[..., : next(sizes)], network(), drawn(), layout="BCTHW")

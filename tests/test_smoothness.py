@@ -216,7 +216,7 @@ def test_a_smoothed_random_map_is_smooth_and_worthless():
     ("attributions", "layout", "error", "message"),
     [
         (torch.zeros(2, 3, 4), None, ValueError, "(2, 3, 4)"),
-        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "pass layout='BTCHW'"),
+        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "layout='BTCHW'"),
         (torch.zeros(1, 0, 4, 4), None, ValueError, "(1, 0, 4, 4)"),
         (torch.tensor([1.0, math.nan, math.inf, 0.0]).reshape(1, 1, 2, 2), None, ValueError, "2 of the 4 values"),
         (torch.zeros(1, 2, 4, 4, dtype=torch.bool), None, TypeError, "truth.float()"),
@@ -225,7 +225,7 @@ def test_a_smoothed_random_map_is_smooth_and_worthless():
         (torch.zeros(1, 8, 3, 4, 4), "BCTHW", ValueError, "layout='BTCHW'"),
         (torch.full((1, 8, 3, 4, 4), math.nan), "BTCHW", ValueError, "384 of the 384 values"),
         (torch.zeros(1, 8, 3, 4, 4).long(), "BTCHW", TypeError, "int64"),
-        (torch.zeros(1, 8, 3, 4, 4), "BTCH", ValueError, "'BTCH' came"),
+        (torch.zeros(1, 8, 3, 4, 4), "BTCH", ValueError, "'BTCH'"),
         (torch.zeros(1, 8, 3, 4, 4), 5, TypeError, "5"),
     ],
 )

@@ -205,7 +205,8 @@ def label_randomization(
     _check(explain, other_model, inputs)
     if model is other_model:
         raise ValueError(
-            "model and other_model must be two modules, got the same object twice. Pass a model trained on shuffled labels."
+            "model and other_model must be two modules, got the same object twice. Pass a model trained on shuffled "
+            "labels."
         )
     similarity = _similarity(_map(explain, model, inputs, layout), [_map(explain, other_model, inputs, layout)])
     return Similarity(similarity.signed[0], similarity.magnitude[0])
@@ -359,7 +360,8 @@ def _similarity(original: Tensor, maps: list[Tensor]) -> Similarity:
     """Return the similarity ``(len(maps), B)`` of a map ``(B, T, H, W)`` to each of several maps."""
     if wrong := [tuple(other.shape) for other in maps if other.shape != original.shape]:
         raise ValueError(
-            f"explain must return maps of the same shape in each call, got {tuple(original.shape)} first, then {wrong[0]}."
+            f"explain must return maps of the same shape in each call, got {tuple(original.shape)} first, then "
+            f"{wrong[0]}."
         )
     return Similarity(
         torch.stack([_spearman(original, other) for other in maps]),
