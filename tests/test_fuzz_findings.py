@@ -258,12 +258,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a class for a baseline": (
         lambda: noise.frame_drop("BTCHW", 0.5, baseline=int),
         TypeError,
-        "baseline is a number or a function .* type came",
+        "baseline must be a number or a function .* got type",
     ),
     "bools for boxes": (
         lambda: metrics.boxes_to_truth(torch.tensor([[[False, False, True, True]]]), (4, 4)),
         TypeError,
-        r"bools of shape \(1, 1, 4\)",
+        r"bool of shape \(1, 1, 4\)",
     ),
     "a class for a frame": (lambda: baselines.freeze(CLIP, "BTCHW", int), TypeError, "frame is the index.*int"),
     "a class that explains": (
@@ -274,7 +274,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a negative class": (
         lambda: sanity.class_sensitivity(lambda *_: MAPS, nn.Linear(1, 1), CLIP, (-1, -1), [1]),
         ValueError,
-        r"none of them negative, got \(-1, -1\)",
+        r"at least 0.* got \(-1, -1\)",
     ),
     "a bare model to compare": (lambda: compare(nn.Identity(), []), TypeError, "VideoClassifier, got Identity"),
 }
