@@ -88,7 +88,7 @@ def maps_of(clf: VideoClassifier, clips: Tensor, labels: Tensor, generator: torc
 def faithful(clf: VideoClassifier, clips: Tensor, labels: Tensor, maps: Tensor) -> list[Tensor]:
     """``(B,)`` for each metric of FAITHFUL, as the metric has it."""
     # two copies of the batch per evaluation: activations of more do not fit a core's cache
-    call = {"forward_func": clf, "clip": clips, "attributions": maps, "perturbations_per_eval": 2}
+    call = {"forward_func": clf, "inputs": clips, "attributions": maps, "perturbations_per_eval": 2}
     curves = []
     for baseline in (0, *(getattr(baselines, name)(clips, clf.layout) for name in BASELINES)):
         both = metrics.insertion_deletion(**call, target=labels, steps=STEPS, baselines=baseline)

@@ -1,4 +1,4 @@
-"""Control maps: what each says of a clip is known beforehand, and so is what metrics make of it."""
+"""Control maps have known values and known scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize("layout", ["BTCHW", "BCTHW", "BTHWC", "BWHTC"])
-def test_every_layout_gives_the_same_maps(layout):
+def test_all_layouts_give_the_same_maps(layout):
     clip, attributions = drawn(2, 5, 3, 6, 7), drawn(2, 5, 3, 6, 7, seed=1)  # (B, T, C, H, W)
     order = ["BTCHW".index(axis) for axis in layout]
     expected = controls(clip, "BTCHW", attributions)
@@ -45,9 +45,9 @@ def test_random_is_uniform_noise_without_ties():
         assert (ordered - expected).abs().max() < 1.95 / math.sqrt(n)  # Kolmogorov's bound of one in a thousand
         assert (ordered.diff() > 0).all()  # in float32, 57600 draws of 2 ** 24 values hold about a hundred ties
     for part in smoothness(values):
-        assert part.abs().max() < 0.02  # neighbors know nothing of each other
+        assert part.abs().max() < 0.02  # neighbors are independent
     correlation = torch.corrcoef(values.flatten(1)) - torch.eye(3)
-    assert correlation.abs().max() < 0.02  # nor do clips
+    assert correlation.abs().max() < 0.02  # clips are independent
 
 
 def test_random_is_chance_on_average():
@@ -59,27 +59,27 @@ def test_random_is_chance_on_average():
     assert chance.std().item() == pytest.approx(error, rel=0.2)
 
 
-def test_a_seed_is_a_map_and_a_generator_goes_on():
+def test_a_seed_repeats_maps_and_a_generator_continues():
     clip, state = torch.zeros(4, 3, 1, 2, 5), torch.get_rng_state()
     first = controls(clip, "BTCHW")["random"]
     assert controls(drawn(4, 3, 1, 2, 5), "BTCHW")["random"].equal(first)
     assert controls(clip, "BTCHW", generator=seeded(0))["random"].equal(first)
     assert not controls(clip, "BTCHW", generator=seeded(1))["random"].equal(first)
-    assert controls(clip[:2], "BTCHW")["random"].equal(first[:2])  # what follows a clip does not change its map
-    generator = seeded(0)  # nor does the size of the batches
+    assert controls(clip[:2], "BTCHW")["random"].equal(first[:2])  # the map of a clip does not depend on later clips
+    generator = seeded(0)  # or on the batch size
     batches = [controls(part, "BTCHW", generator=generator)["random"] for part in (clip[:1], clip[1:3], clip[3:])]
     assert torch.cat(batches).equal(first)
     assert torch.get_rng_state().equal(state)
 
 
-def test_uniform_has_nothing_to_say():
+def test_uniform_scores_as_a_constant_map():
     uniform = controls(torch.zeros(2, 4, 3, 5, 6), "BTCHW")["uniform"]
     assert (uniform == 1).all()
     assert sparsity(uniform).tolist() == [0, 0] and complexity(uniform).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(4, 5, 6), (1, 3, 8), (7, 1, 1), (1, 1, 1)])
-def test_center_is_a_distance(frames, height, width):
+def test_center_equals_its_formula(frames, height, width):
     center = controls(torch.zeros(2, frames, 3, height, width), "BTCHW")["center"]
     for b, t, y, x in np.ndindex(*center.shape):
         steps = [(t + 0.5 - frames / 2) / (frames / 2), (y + 0.5 - height / 2) / (height / 2)]
@@ -91,12 +91,12 @@ def test_center_is_a_distance(frames, height, width):
         torch.testing.assert_close(center.flip(axis), center)
 
 
-def test_center_is_highest_in_the_middle_frame_and_pixel():
+def test_center_is_highest_in_the_middle():
     center = controls(torch.zeros(1, 3, 5, 7, 9), "BCTHW")["center"]
     assert (center == center.max()).nonzero().tolist() == [[0, 2, 3, 4]] and center.max() == 1
 
 
-def test_inverted_turns_every_comparison_round():
+def test_inverted_reverses_the_order():
     clip, attributions = torch.zeros(2, 3, 4, 5, 6), drawn(2, 3, 4, 5, 6)
     truth = drawn(2, 4, 5, 6, seed=1) > 1
     joint = VideoAttribution.from_attributions(attributions.double(), "BCTHW").joint
@@ -108,7 +108,7 @@ def test_inverted_turns_every_comparison_round():
     assert set(controls(clip, "BCTHW")) == {"random", "uniform", "center"}
 
 
-def test_the_maps_share_no_memory():
+def test_maps_do_not_share_memory():
     clip, attributions = torch.zeros(2, 2, 1, 3, 3), drawn(2, 2, 3, 3).double()
     before = attributions.clone()
     for control in controls(clip, "BTCHW", attributions).values():
@@ -124,8 +124,8 @@ def test_the_maps_share_no_memory():
         (torch.zeros(1, 8, 3, 4, 4), "BCTHW", {}, ValueError, "layout='BTCHW'"),
         (torch.zeros(8, 3, 4, 4), "BTCHW", {}, ValueError, "(8, 3, 4, 4)"),
         (torch.zeros(1, 8, 3, 4, 4).byte(), "BTCHW", {}, TypeError, "uint8"),
-        (torch.zeros(1, 8, 3, 4, 4), "BTCHX", {}, ValueError, "'BTCHX' came"),
-        (torch.zeros(1, 8, 3, 4, 4), "BTCHW", {"generator": 7}, TypeError, "7 came"),
+        (torch.zeros(1, 8, 3, 4, 4), "BTCHX", {}, ValueError, "'BTCHX'"),
+        (torch.zeros(1, 8, 3, 4, 4), "BTCHW", {"generator": 7}, TypeError, "got 7"),
         (torch.zeros(1, 8, 3, 4, 4), "BTCHW", {"attributions": torch.zeros(1, 4, 2, 2)}, ValueError, "(1, 4, 2, 2)"),
         (torch.zeros(2, 8, 3, 4, 4), "BTCHW", {"attributions": torch.zeros(1, 8, 4, 4)}, ValueError, "(2, 8, 4, 4)"),
         (torch.zeros(1, 8, 3, 4, 4), "BTCHW", {"attributions": torch.zeros(1, 8, 4)}, ValueError, "(1, 8, 4)"),
@@ -134,13 +134,13 @@ def test_the_maps_share_no_memory():
         (torch.zeros(1, 8, 3, 4, 4), "BTCHW", {"seed": 1}, TypeError, "seed"),
     ],
 )
-def test_wrong_arguments_are_named(clip, layout, options, error, message):
+def test_invalid_arguments_raise(clip, layout, options, error, message):
     with pytest.raises(error) as caught:
         controls(clip, layout, **options)
     assert message in str(caught.value)
 
 
-def test_a_refused_call_draws_nothing():
+def test_an_invalid_call_does_not_draw_from_the_generator():
     generator = seeded(3)
     state = generator.get_state()
     with pytest.raises(ValueError):
@@ -148,7 +148,7 @@ def test_a_refused_call_draws_nothing():
     assert generator.get_state().equal(state)
 
 
-# --- controls that read the clip ---------------------------------------------------------------------------------
+# --- controls from the inputs ------------------------------------------------------------------------------------
 
 NAMES = ["absolute input", "difference from mean frame", "image gradient", "frame difference", "optical flow"]
 NAMES += ["spectral residual", "center"]
@@ -159,7 +159,7 @@ def smoothed(raw: np.ndarray) -> torch.Tensor:
 
 
 def slow_maps(clip: np.ndarray) -> dict[str, np.ndarray]:
-    """Maps (B, T, H, W) of a clip (B, T, C, H, W) before smoothing: pixel by pixel."""
+    """Maps (B, T, H, W) of a clip (B, T, C, H, W) before smoothing, by loops over pixels."""
     batch, frames, _, height, width = clip.shape
     names = ("absolute input", "difference from mean frame", "image gradient", "frame difference")
     found = {name: np.zeros((batch, frames, height, width)) for name in names}
@@ -178,7 +178,7 @@ def slow_maps(clip: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def slow_spectral_residual(frame: np.ndarray) -> np.ndarray:
-    """Of one gray frame (H, W) between 0 and 1, with transforms by their sums."""
+    """Spectral residual of one gray frame (H, W) between 0 and 1, with the transforms as sums."""
     height, width = frame.shape
     rows, columns = (np.exp(-2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n) for n in (height, width))
     spectrum = rows @ frame @ columns
@@ -218,7 +218,7 @@ def test_model_free_controls_do_not_depend_on_the_layout(layout):
         assert control.min() >= 0, name
 
 
-def test_model_free_controls_explain_each_clip_alone():
+def test_model_free_controls_of_clips_are_independent():
     clip = drawn(3, 4, 3, 8, 9)
     whole = model_free_controls(clip.requires_grad_(), "BTCHW")
     for i in range(3):
@@ -229,7 +229,7 @@ def test_model_free_controls_explain_each_clip_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-def test_a_still_clip_has_no_motion_and_a_blank_one_nothing_at_all(dtype):
+def test_static_clips_have_no_motion_and_blank_clips_are_zero(dtype):
     still = drawn(1, 1, 3, 8, 9).to(dtype).expand(2, 7, 3, 8, 9)
     found = model_free_controls(still, "BTCHW")
     for name in ("difference from mean frame", "frame difference", "optical flow"):
@@ -250,7 +250,7 @@ def test_a_blank_frame_has_no_spectral_residual():
     clip[:, 4:] = 0.7
     found = model_free_controls(clip, "BTCHW")["spectral residual"][0]
     assert found[:4].amin((1, 2)).min() > 0
-    assert found[7:].max() < 1e-20 * found[0].max()  # beyond the reach of the smoothing
+    assert found[7:].max() < 1e-20 * found[0].max()  # outside the range of the smoothing
 
 
 def test_a_single_frame_has_no_motion():
@@ -261,7 +261,7 @@ def test_a_single_frame_has_no_motion():
 
 
 def texture(height: int, width: int, seed: int) -> torch.Tensor:
-    """Smooth, (3, H, W)."""
+    """A smooth texture (3, H, W)."""
     coarse = torch.rand(1, 3, height // 4 + 2, width // 4 + 2, generator=seeded(seed))
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
 
@@ -278,7 +278,7 @@ def moving_patch(size: int = 12, step: int = 1) -> tuple[torch.Tensor, torch.Ten
 
 def test_motion_controls_find_a_moving_patch():
     clip, truth = moving_patch(step=2)
-    found = model_free_controls((clip - 0.45) / 0.225, "BTCHW")  # normalized, as models take it
+    found = model_free_controls((clip - 0.45) / 0.225, "BTCHW")  # normalized as for models
     for name in ("difference from mean frame", "frame difference", "optical flow"):
         assert auroc(found[name], truth).item() > 0.93, name
     for name in ("absolute input", "image gradient"):
@@ -315,7 +315,7 @@ def test_frame_difference_finds_the_frames_of_a_flash():
 
 @pytest.mark.parametrize("scale", [1, 3])
 def test_spectral_residual_finds_what_breaks_a_regular_texture(scale):
-    """A large frame is reduced to about 64 pixels first, and the map brought back to its size."""
+    """A large frame is reduced to about 64 pixels first, and the map is resized to the frame."""
     rows, columns = torch.meshgrid(torch.arange(60), torch.arange(64), indexing="ij")
     frame = 0.5 + 0.2 * torch.sin(rows * 0.7) * torch.sin(columns * 0.7)
     frame += 0.02 * torch.rand(60, 64, generator=seeded(0))
@@ -335,7 +335,7 @@ def test_spectral_residual_finds_what_breaks_a_regular_texture(scale):
 
 @pytest.mark.parametrize("shift", [(0, 5), (3, 0), (-4, 7)])
 def test_a_shift_of_the_clip_shifts_the_maps(shift):
-    """The frame wraps around; smoothing and one-sided differences at the border apart."""
+    """The clip is shifted cyclically. The border is ignored, because of smoothing and one-sided differences there."""
     clip, truth = moving_patch()
     moved = model_free_controls(clip.roll(shift, (3, 4)), "BTCHW")
     found = model_free_controls(clip, "BTCHW")
@@ -362,7 +362,7 @@ def test_a_shift_of_the_clip_shifts_the_maps(shift):
         (torch.zeros(1, 8, 3, 4, 1), "BTCHW", ValueError, ["at least 2 x 2 pixels", "(1, 8, 3, 4, 1)", "Use controls"]),
     ],
 )
-def test_model_free_controls_name_wrong_arguments(clip, layout, error, parts):
+def test_invalid_arguments_of_model_free_controls_raise(clip, layout, error, parts):
     with pytest.raises(error) as caught:
         model_free_controls(clip, layout)
     for part in parts:

@@ -1,4 +1,4 @@
-"""Faithfulness metrics: equal to slow loops over recorded clips, to scipy, and to what can be said by hand."""
+"""Faithfulness metrics equal slow loops over recorded clips, scipy, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ B, T, C, H, W, K = 3, 4, 2, 3, 5, 4
 
 
 class Model:
-    """Smooth, not additive, float64; keeps what it was given."""
+    """A smooth, non-additive model in float64 that records its inputs."""
 
     def __init__(self, layout="BTCHW"):
         generator = torch.Generator().manual_seed(5)
@@ -34,7 +34,7 @@ class Model:
 
 
 def drawn(seed=0):
-    """Clips, maps without ties and baselines, BTCHW."""
+    """Return clips, maps without ties and baselines, BTCHW."""
     generator = torch.Generator().manual_seed(seed)
     clip = torch.randn(B, T, C, H, W, generator=generator, dtype=torch.float64)
     maps = torch.randn(B, T, H, W, generator=generator, dtype=torch.float64)
@@ -50,7 +50,7 @@ def grid_ids(cells):
 
 
 def ragged_ids():
-    """Another partition in each clip, of another number of regions of all sizes."""
+    """A different partition for each clip, with a different number of regions of different sizes."""
     numbers = np.random.default_rng(3)
     counts = (7, 12, 9)
     rows = [np.concatenate([np.arange(n), numbers.integers(0, n, T * H * W - n)]) for n in counts]
@@ -78,12 +78,12 @@ def best_first(maps, ids):
     return sorted(range(len(means)), key=lambda i: -means[i])
 
 
-def answer(clip, ids, replaced, cover):
+def answer(clip, ids, replaced, baseline):
     """The model's outputs (K,) for one clip of which some cells are replaced."""
     altered = clip.clone()
     for t, h, w in np.ndindex(T, H, W):
         if ids[t, h, w] in replaced:
-            altered[t, :, h, w] = cover[t, :, h, w]
+            altered[t, :, h, w] = baseline[t, :, h, w]
     return Model()(altered[None])[0].numpy()
 
 
@@ -91,19 +91,19 @@ def stretched(outputs):
     return (outputs - outputs.min()) / (outputs.max() - outputs.min())
 
 
-def slow_differences(clip, maps, ids, cover, kept):
-    """Per class, of one clip."""
+def slow_differences(clip, maps, ids, baseline, kept):
+    """The difference of each class for one clip."""
     order = best_first(maps, ids)
     lost = order[round(kept * len(order)) :]
-    return abs(stretched(answer(clip, ids, (), cover)) - stretched(answer(clip, ids, lost, cover)))
+    return abs(stretched(answer(clip, ids, (), baseline)) - stretched(answer(clip, ids, lost, baseline)))
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.7])
-def test_faithfulness_is_the_likeness_of_stretched_outputs(units, kept):
+def test_faithfulness_equals_the_difference_of_scaled_outputs(units, kept):
     options, ids = units
-    clip, maps, cover = drawn()
-    options = {**options, "layout": "BTCHW", "baselines": cover, "kept": kept}
-    slow = [slow_differences(*parts, kept) for parts in zip(clip, maps, ids, cover, strict=True)]
+    clip, maps, baseline = drawn()
+    options = {**options, "layout": "BTCHW", "baselines": baseline, "kept": kept}
+    slow = [slow_differences(*parts, kept) for parts in zip(clip, maps, ids, baseline, strict=True)]
     found = faithfulness(Model(), clip, maps, **options)
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx([1 - each.mean() for each in slow], rel=1e-12)
@@ -112,20 +112,20 @@ def test_faithfulness_is_the_likeness_of_stretched_outputs(units, kept):
     assert faithfulness(Model(), clip, maps, target=targets, **options).tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_monotonicity_is_tau_of_these_differences(units):
+def test_monotonicity_equals_kendalls_tau_of_these_differences(units):
     stats = pytest.importorskip("scipy.stats")
     options, ids = units
-    clip, maps, cover = drawn(1)
+    clip, maps, baseline = drawn(1)
     expected = [
         stats.kendalltau(TENTHS, [slow_differences(*parts, kept).mean() for kept in TENTHS]).statistic
-        for parts in zip(clip, maps, ids, cover, strict=True)
+        for parts in zip(clip, maps, ids, baseline, strict=True)
     ]
-    found = monotonicity(Model(), clip, maps, layout="BTCHW", baselines=cover, **options)
+    found = monotonicity(Model(), clip, maps, layout="BTCHW", baselines=baseline, **options)
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_kendall_agrees_with_scipy_where_values_tie():
+def test_kendall_equals_scipy_with_ties():
     stats = pytest.importorskip("scipy.stats")
     x, y = torch.tensor([0.0, 1, 1, 2, 3, 5]), torch.randint(0, 4, (40, 6), generator=torch.manual_seed(0)).double()
     y[0], y[1] = x.double(), 3
@@ -135,14 +135,14 @@ def test_kendall_agrees_with_scipy_where_values_tie():
 
 
 @pytest.mark.parametrize("correlation", ["pearson", "spearman"])
-def test_correlation_is_that_of_the_subsets_the_model_saw(units, correlation):
-    """The subsets are read off the recorded clips, whatever drew them."""
+def test_faithfulness_correlation_equals_that_of_recorded_subsets(units, correlation):
+    """The subsets are read from the recorded clips."""
     stats = pytest.importorskip("scipy.stats")
     options, ids = units
-    clip, maps, cover = drawn(2)
+    clip, maps, baseline = drawn(2)
     model = Model()
     found = faithfulness_correlation(
-        model, clip, maps, target=1, layout="BTCHW", baselines=cover, fraction=0.3, n_subsets=20,
+        model, clip, maps, target=1, layout="BTCHW", baselines=baseline, fraction=0.3, n_subsets=20,
         correlation=correlation, **options,
     )  # fmt: skip
     assert len(model.seen) == 21 * B
@@ -152,17 +152,17 @@ def test_correlation_is_that_of_the_subsets_the_model_saw(units, correlation):
         for altered in model.seen[B + b :: B]:
             subset = frozenset(ids[b][(altered != clip[b]).any(1).numpy()].tolist())
             assert len(subset) == round(0.3 * len(means))
-            outputs = answer(clip[b], ids[b], subset, cover[b])
-            assert outputs[1] == pytest.approx(Model()(altered[None])[0, 1].item())  # it holds whole cells
+            outputs = answer(clip[b], ids[b], subset, baseline[b])
+            assert outputs[1] == pytest.approx(Model()(altered[None])[0, 1].item())  # subsets consist of whole cells
             sums.append(sum(means[i] for i in subset))
-            falls.append(answer(clip[b], ids[b], (), cover[b])[1] - outputs[1])
+            falls.append(answer(clip[b], ids[b], (), baseline[b])[1] - outputs[1])
             subsets.add(subset)
         assert len(subsets) > 10
         expected = getattr(stats, {"pearson": "pearsonr", "spearman": "spearmanr"}[correlation])(sums, falls).statistic
         assert found[b].item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_midranks_are_scipys_where_sums_tie():
+def test_midranks_equal_scipy_with_ties():
     stats = pytest.importorskip("scipy.stats")
     clip = torch.randn(2, 8, 1, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     maps = torch.tensor([0.0, 0, 0, 1, 1, 2, 2, 2], dtype=torch.float64).reshape(1, 8, 1, 1).expand(2, 8, 1, 1)
@@ -181,37 +181,39 @@ def test_midranks_are_scipys_where_sums_tie():
 
 
 @pytest.mark.parametrize("steps", [1, 5, 7])
-def test_aopc_is_the_mean_fall_step_by_step(units, steps):
+def test_aopc_equals_the_mean_fall_over_steps(units, steps):
     options, ids = units
-    clip, maps, cover = drawn(3)
+    clip, maps, baseline = drawn(3)
     expected = []
     for b in range(B):
         order = best_first(maps[b], ids[b])
-        curve = [answer(clip[b], ids[b], order[: round(k * len(order) / steps)], cover[b])[2] for k in range(steps + 1)]
+        curve = [
+            answer(clip[b], ids[b], order[: round(k * len(order) / steps)], baseline[b])[2] for k in range(steps + 1)
+        ]
         expected.append(sum(curve[0] - value for value in curve) / (steps + 1))
-    found = aopc(Model(), clip, maps, target=2, layout="BTCHW", baselines=cover, steps=steps, **options)
+    found = aopc(Model(), clip, maps, target=2, layout="BTCHW", baselines=baseline, steps=steps, **options)
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("groups", [2, 5, 7])
-def test_saco_is_a_count_of_pairs_of_groups(units, groups):
+def test_saco_equals_a_loop_over_pairs_of_groups(units, groups):
     options, ids = units
-    clip, maps, cover = drawn(4)
+    clip, maps, baseline = drawn(4)
     expected = []
     for b in range(B):
         order, means = best_first(maps[b], ids[b]), means_of(maps[b], ids[b])
         parts = [[cell for i, cell in enumerate(order) if i * groups // len(order) == g] for g in range(groups)]
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-        whole = answer(clip[b], ids[b], (), cover[b])[0]
-        falls = [whole - answer(clip[b], ids[b], part, cover[b])[0] for part in parts]
+        whole = answer(clip[b], ids[b], (), baseline[b])[0]
+        falls = [whole - answer(clip[b], ids[b], part, baseline[b])[0] for part in parts]
         salience = [sum(means[i] for i in part) / len(part) for part in parts]
         total = weight = 0.0
         for i, j in combinations(range(groups), 2):
             total += (1 if falls[i] > falls[j] else -1) * (salience[i] - salience[j])
             weight += salience[i] - salience[j]
         expected.append(total / weight)
-    found = saco(Model(), clip, maps, target=0, layout="BTCHW", baselines=cover, groups=groups, **options)
+    found = saco(Model(), clip, maps, target=0, layout="BTCHW", baselines=baseline, groups=groups, **options)
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx(expected, rel=1e-9)
 
@@ -220,7 +222,7 @@ def additive(clip):
     return clip.sum((1, 2, 3, 4))
 
 
-def test_of_all_orders_the_true_one_scores_most_and_its_inverse_least():
+def test_the_true_order_scores_highest_and_its_inverse_lowest():
     truth = torch.tensor([5.0, -1.0, 3.0, 2.0]).reshape(1, 4, 1, 1, 1)
     orders = torch.tensor(list(permutations([0.0, 1.0, 2.0, 3.0]))).reshape(24, 4, 1, 1)
     clip = truth.expand(24, 4, 1, 1, 1).clone()
@@ -237,33 +239,33 @@ def test_of_all_orders_the_true_one_scores_most_and_its_inverse_least():
             assert metric(additive, truth, sign * truth, layout="BTCHW", **options).item() == pytest.approx(sign)
 
 
-def test_what_any_map_would_score_is_no_score():
-    """Of four cells, nine tenths are all: the clip and its top cells are the same, for a map and for its inverse."""
+def test_fractions_that_keep_no_cell_or_all_cells_raise():
+    """0.9 of four cells rounds to all cells, which gives a map and its inverse the same score."""
     clip, maps, _ = drawn(5)
     regions = torch.arange(T).view(1, T, 1, 1, 1) * 4 // T
     options = {"layout": "BTCHW", "feature_mask": regions}
     for kept in (0.9, 0.1):
         for given in (maps, -maps):
-            with pytest.raises(ValueError, match=rf"one at least and not all, got {kept} of 4 cells"):
+            with pytest.raises(ValueError, match=rf"kept must .* got {kept} of 4 cells"):
                 faithfulness(Model(), clip, given, kept=kept, **options)
-    with pytest.raises(ValueError, match=r"0\.1 of 4 cells came"):
+    with pytest.raises(ValueError, match=r"fractions .*0\.1 of 4 cells"):
         monotonicity(Model(), clip, maps, **options)
-    with pytest.raises(ValueError, match=r"0\.9 of 4 cells came"):
+    with pytest.raises(ValueError, match=r"fractions .*0\.9 of 4 cells"):
         monotonicity(Model(), clip, maps, fractions=(0.5, 0.9), **options)
     assert (faithfulness(Model(), clip, maps, kept=0.5, **options) < 1).all()
     fewer = torch.stack([torch.arange(T) * n // T for n in (T, 2, T)][:B]).view(B, T, 1, 1, 1)
-    with pytest.raises(ValueError, match=r"0\.8 of 2 cells came"):  # of the one clip that has so few
+    with pytest.raises(ValueError, match=r"kept .*0\.8 of 2 cells"):  # the clip with the fewest cells
         faithfulness(Model(), clip, maps, kept=0.8, layout="BTCHW", feature_mask=fewer)
 
 
-def test_faithfulness_finds_the_frames_that_decide():
+def test_faithfulness_finds_the_decisive_frames():
     def model(clip):
         light = clip.mean((2, 3, 4))
         return torch.stack([light[:, 0], light[:, 1], light[:, 2]], dim=1)
 
     clip = torch.tensor([4.0, 1.0, 0.0, 9.0]).reshape(1, 4, 1, 1, 1)
     maps = torch.tensor([3.0, 2.0, 1.0, 0.0]).reshape(1, 4, 1, 1)
-    # the other way round frames 2 and 3 stay, which give 0, 0, 0: no class is ahead
+    # with the inverted map, frames 2 and 3 are kept, which give 0, 0, 0: all classes are equal
     assert faithfulness(model, clip, maps, layout="BTCHW", kept=0.5).item() == 1
     assert faithfulness(model, clip, -maps, layout="BTCHW", kept=0.5).isnan().item()
     assert faithfulness(model, clip, -maps, layout="BTCHW", kept=0.75).item() == pytest.approx(1 - (1 + 0.75) / 3)

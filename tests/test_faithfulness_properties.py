@@ -1,4 +1,4 @@
-"""What holds for every faithfulness metric: order, batch, layout, chunks, ties, no answer, bad input, nothing left."""
+"""Properties of all faithfulness metrics: order, batch, layout, chunks, ties, constant models, invalid arguments."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("metric", BY_RANK)
-def test_only_the_order_counts(metric):
+def test_only_the_order_of_a_map_counts(metric):
     clip, maps = drawn()
     same(score(metric, clip, (3 * maps).exp() - 7), score(metric, clip, maps))
     assert not torch.allclose(score(metric, clip, -maps), score(metric, clip, maps))
 
 
 @pytest.mark.parametrize("metric", [saco, faithfulness_correlation])
-def test_scale_and_offset_cancel_and_the_sign_turns(metric):
+def test_scale_and_offset_cancel_and_the_negative_map_negates(metric):
     clip, maps = drawn()
     same(score(metric, clip, 3 * maps + 5), score(metric, clip, maps))
-    options = {"groups": 8} if metric is saco else {}  # the same groups from either end
+    options = {"groups": 8} if metric is saco else {}  # groups of equal size
     same(score(metric, clip, -maps, **options), -score(metric, clip, maps, **options))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_each_clip_is_scored_alone(metric, masked):
-    """Also where regions differ from clip to clip, in place and number, and where values tie."""
+    """Also with different regions per clip, a different number of them, and ties."""
     clip, maps = drawn(1)
     maps = maps.round()
     for values in (maps, maps + drawn(2)[1] / 100):
@@ -81,7 +81,7 @@ def test_each_clip_is_scored_alone(metric, masked):
             same(score(metric, clip[b : b + 1], values[b : b + 1], **alone), whole[b : b + 1])
 
 
-def test_layout_twins_numpy_and_full_attributions_agree(metric):
+def test_layouts_numpy_and_full_attributions_give_the_same_score(metric):
     clip, maps = drawn(3)
     expected = score(metric, clip, maps, baselines=clip.flip(1))
     twin = clip.transpose(1, 2)
@@ -96,7 +96,7 @@ def test_layout_twins_numpy_and_full_attributions_agree(metric):
     same(score(metric, twin, maps, turned, layout="BCTHW", baselines=twin.flip(2), feature_mask=mask), expected)
 
 
-def test_chunks_and_further_arguments_follow(metric):
+def test_perturbations_per_eval_and_additional_forward_args(metric):
     clip, maps = drawn(4)
     options = {} if metric in (faithfulness, monotonicity) else {"target": [0, 2, 1]}
     expected = score(metric, clip, maps, **options)
@@ -113,8 +113,8 @@ def test_chunks_and_further_arguments_follow(metric):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_flat_map_is_an_order_at_random_or_none():
-    """0.1 is no binary fraction: sums of it differ in the last digit, and must not count."""
+def test_a_constant_map_has_a_random_order_or_nan():
+    """0.1 is not a binary fraction: rounding errors of its sums must not affect the result."""
     clip = torch.arange(96.0).reshape(1, 96, 1, 1, 1) / 95
     flat = torch.full((1, 96, 1, 1), 0.1, dtype=torch.float64)
 
@@ -124,35 +124,33 @@ def test_a_flat_map_is_an_order_at_random_or_none():
     sweeps = [aopc(late, clip, sign * clip, layout="BTCHW").item() for sign in (1, -1)]
     found = aopc(late, clip, flat, layout="BTCHW").item()
     assert abs(found - sum(sweeps) / 2) < 0.25 * (sweeps[0] - sweeps[1]) / 2
-    for undecided in (saco, faithfulness_correlation):
-        assert undecided(late, clip, flat, layout="BTCHW").isnan().item()
+    for metric in (saco, faithfulness_correlation):
+        assert metric(late, clip, flat, layout="BTCHW").isnan().item()
         for value, frames in ((0.1, 7), (0.3, 5), (1 / 3, 4), (0.7, 3)):
-            assert (
-                undecided(late, clip, torch.full_like(flat, value), layout="BTCHW", cells=(frames, 1, 1)).isnan().item()
-            )
+            assert metric(late, clip, torch.full_like(flat, value), layout="BTCHW", cells=(frames, 1, 1)).isnan().item()
 
 
-def test_where_the_model_never_changes_nothing_is_proved():
+def test_scores_of_a_constant_model():
     clip, maps = drawn(5)
 
-    def deaf(x):
+    def constant(x):
         return torch.tensor([[0.1, 0.7]]).expand(len(x), 2)
 
-    assert score(aopc, clip, maps, deaf).tolist() == score(saco, clip, maps, deaf).tolist() == [0.0] * 3
-    assert score(faithfulness_correlation, clip, maps, deaf).isnan().all()
-    assert score(monotonicity, clip, maps, deaf).isnan().all()
-    assert score(faithfulness, clip, maps, deaf).tolist() == [1.0] * 3
+    assert score(aopc, clip, maps, constant).tolist() == score(saco, clip, maps, constant).tolist() == [0.0] * 3
+    assert score(faithfulness_correlation, clip, maps, constant).isnan().all()
+    assert score(monotonicity, clip, maps, constant).isnan().all()
+    assert score(faithfulness, clip, maps, constant).tolist() == [1.0] * 3
 
 
-def test_nan_stays_with_its_clip(metric):
+def test_nan_outputs_affect_only_their_clip(metric):
     clip, maps = drawn(6)
     clip[1, 0, 0, 0, 0] = 50.0
 
-    maps[1, 0, 0, 0] = -0.65  # of low rank: lost in some copies, kept in others
+    maps[1, 0, 0, 0] = -0.65  # a low rank: replaced in some copies, kept in others
     marked = torch.zeros_like(clip)
     marked[1, 0, 0, 0, 0] = -1.0
 
-    for value in (50, -1):  # at the whole clip and copies that keep its first pixel; at those that do not
+    for value in (50, -1):  # nan for copies that keep the first pixel, or for those that do not
 
         def failing(x, value=value):
             return torch.where(x[:, :1, 0, 0, 0] == value, torch.nan, model(x))
@@ -161,7 +159,7 @@ def test_nan_stays_with_its_clip(metric):
         assert found.isnan().tolist() == [False, True, False]
 
 
-def test_subsets_come_from_the_generator_alone():
+def test_subsets_depend_only_on_the_generator():
     clip, maps = drawn(7)
     state = torch.get_rng_state()
     first, again = (score(faithfulness_correlation, clip, maps, n_subsets=5) for _ in range(2))
@@ -173,7 +171,7 @@ def test_subsets_come_from_the_generator_alone():
     assert torch.equal(first, again) and torch.equal(first, seeded[0]) and not torch.allclose(first, seeded[1])
 
 
-def test_a_model_that_writes_into_its_input_changes_nothing(metric):
+def test_a_model_may_write_to_its_input(metric):
     clip, maps = drawn(8)
     expected, before = score(metric, clip, maps), clip.clone()
 
@@ -193,32 +191,32 @@ def test_a_model_that_writes_into_its_input_changes_nothing(metric):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"clip": torch.zeros(3, 4, 2, 4, 6).long()}, TypeError, "int64"),
-        ({"clip": torch.full((3, 4, 2, 4, 6), math.nan)}, ValueError, "nan or infinite"),
+        ({"inputs": torch.zeros(3, 4, 2, 4, 6).long()}, TypeError, "int64"),
+        ({"inputs": torch.full((3, 4, 2, 4, 6), math.nan)}, ValueError, "nan or infinite"),
         ({"attributions": torch.zeros(3, 4, 6, 4)}, ValueError, "(3, 4, 6, 4)"),
         ({"attributions": torch.zeros(1, 4, 4, 6)}, ValueError, "(1, 4, 4, 6)"),
         ({"attributions": [1.0]}, TypeError, "list"),
-        ({"layout": None}, ValueError, "pass layout="),
+        ({"layout": None}, ValueError, "layout="),
         ({"cells": (2, 5, 1)}, ValueError, "5"),
-        ({"cells": (2, 2)}, ValueError, "(2, 2) came"),
+        ({"cells": (2, 2)}, ValueError, "(2, 2)"),
         ({"cells": (1.5, 1, 1)}, TypeError, "1.5"),
-        ({"cells": (2, 2, 2), "feature_mask": torch.zeros(1, 1, 1, 1, 1).long()}, ValueError, "leave out the mask"),
-        ({"feature_mask": torch.zeros(1, 4, 1, 4, 6)}, TypeError, "float32 came"),
+        ({"cells": (2, 2, 2), "feature_mask": torch.zeros(1, 1, 1, 1, 1).long()}, ValueError, "(2, 2, 2)"),
+        ({"feature_mask": torch.zeros(1, 4, 1, 4, 6)}, TypeError, "float32"),
         ({"feature_mask": torch.ones(1, 4, 1, 4, 6).long()}, ValueError, "1 ids from 1 to 1"),
         ({"feature_mask": torch.arange(2).view(1, 1, 2, 1, 1)}, ValueError, "(1, 1, 2, 1, 1)"),
-        ({"baselines": math.inf}, ValueError, "infinity"),
-        ({"baselines": torch.zeros(3, 4)}, ValueError, "got shape (3, 4)"),
+        ({"baselines": math.inf}, ValueError, "inf"),
+        ({"baselines": torch.zeros(3, 4)}, ValueError, "(3, 4)"),
         ({"baselines": "zero"}, TypeError, "str"),
-        ({"perturbations_per_eval": 0}, ValueError, "0 came"),
+        ({"perturbations_per_eval": 0}, ValueError, "got 0"),
         ({"perturbations_per_eval": 2.0}, TypeError, "2.0"),
         ({"forward_func": None}, TypeError, "NoneType"),
         ({"windows": 3}, TypeError, "windows"),
     ],
 )
-def test_bad_input_is_named_before_any_call_of_the_model(metric, options, error, message):
+def test_invalid_arguments_raise_before_the_model_is_called(metric, options, error, message):
     clip, maps = drawn()
     calls = []
-    arguments = {"forward_func": calls.append, "clip": clip, "attributions": maps, "layout": "BTCHW", **options}
+    arguments = {"forward_func": calls.append, "inputs": clip, "attributions": maps, "layout": "BTCHW", **options}
     with pytest.raises(error) as caught:
         metric(**arguments)
     assert message in str(caught.value)
@@ -252,14 +250,14 @@ def test_bad_input_is_named_before_any_call_of_the_model(metric, options, error,
         (saco, {"groups": 4.0}, TypeError),
     ],
 )
-def test_options_out_of_range_are_named_before_any_call(metric, options, error):
+def test_options_out_of_range_raise_before_the_model_is_called(metric, options, error):
     calls = []
     with pytest.raises(error, match=next(iter(options))):
         score(metric, *drawn(), calls.append, **options)
     assert not calls
 
 
-def test_answers_without_classes_are_refused():
+def test_models_without_classes_raise():
     clip, maps = drawn()
     for metric in (faithfulness, monotonicity):
         with pytest.raises(ValueError, match="1 output"):
@@ -267,23 +265,23 @@ def test_answers_without_classes_are_refused():
         with pytest.raises(ValueError, match=r"\(B, K\)"):
             score(metric, clip, maps, lambda x: model(x)[:, 0])
     for metric in (aopc, saco, faithfulness_correlation):
-        with pytest.raises(ValueError, match="pass target"):
+        with pytest.raises(ValueError, match="target=class index"):
             score(metric, clip, maps, target=None)
 
 
-def test_what_the_values_mean_is_said():
+def test_range_and_direction():
     assert [metric.higher_is_better for metric in ALL] == [True, False, True, True, True]
     assert [(metric.lowest, metric.highest) for metric in ALL] == [
         (0, 1), (-1, 1), (-1, 1), (-math.inf, math.inf), (-1, 1)
     ]  # fmt: skip
 
 
-def test_planted_evidence_beats_its_opposite():
+def test_planted_evidence_scores_better_than_its_inverse():
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     clip, label, truth = PlantedClips(seed=12, n=20)[16:18]
     options = {"target": label, "feature_mask": feature_masks.tubelets(clip, clf)}
     for metric in (aopc, saco):
         right, wrong = (metric(clf, clip, maps, **options) for maps in (truth.double(), 1 - truth.double()))
         assert (right > wrong + 0.5).all()
-    with pytest.raises(ValueError, match="leave the layout out"):
+    with pytest.raises(ValueError, match="layout"):
         aopc(clf, clip, truth.double(), layout="BCTHW", target=label)

@@ -1,4 +1,4 @@
-"""Insertion and deletion: equal to one loop over steps, units and voxels, and right about planted evidence."""
+"""Insertion and deletion equal a loop over steps, cells and voxels, and find planted evidence."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from captum_staa import VideoClassifier, feature_masks
 from captum_staa.benchmark import PlantedClips
 from captum_staa.metrics.insertion_deletion import deletion, insertion, insertion_deletion
 
-SIZES = (2, 5, 3, 7, 6)  # B, T, C, H, W: all differ, so that no two axes can be swapped unseen
+SIZES = (2, 5, 3, 7, 6)  # B, T, C, H, W: all differ, so that swapped axes are found
 CELLS = (2, 3, 4)  # none divides its axis
 
 
 def logits(clip: torch.Tensor) -> torch.Tensor:
-    """Three classes, not linear in the voxels, each weighed by its place; rows do not touch each other."""
+    """Logits of three classes, nonlinear, with a different weight for each voxel. Examples are independent."""
     places = torch.arange(clip[0].numel(), dtype=torch.float64).reshape(clip.shape[1:])
     weights = torch.stack([(places * step).sin() for step in (0.7, 1.3, 2.9)])
     return torch.tanh((clip.double()[:, None] * weights).sum((2, 3, 4, 5)) / 4) * 2
 
 
 def drawn(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A clip BTCHW, attributions of its shape and a baseline."""
+    """Return a clip BTCHW, attributions of its shape and a baseline."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(SIZES, generator=generator) for _ in range(3))
 
 
 def boxes(cells: tuple[int, int, int]) -> list[tuple[slice, ...]]:
-    """The cells of a clip, by counting."""
+    """The cells of a clip, by a loop."""
     t, h, w = cells
     return [
         (slice(a, a + t), slice(None), slice(b, b + h), slice(c, c + w))
@@ -48,7 +48,7 @@ def members(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def walked(clip, attributions, baseline, units, *, target, steps, most_first=True, insert=True, probability=True):
-    """Score, curve and fractions of one clip by the definition: sort, write unit after unit, call the model alone."""
+    """Score, curve and fractions of one clip by definition: sort, replace unit by unit, call the model on one clip."""
     clip, baseline = clip.numpy(), baseline.numpy()
     by_place = attributions.double().numpy().sum(1, keepdims=True)  # (T, 1, H, W)
     means = [float(np.broadcast_to(by_place, SIZES[1:])[unit].mean()) for unit in units]
@@ -82,7 +82,7 @@ def same(found, expected, row):
 @pytest.mark.parametrize(("axis", "cells"), [("joint", CELLS), ("space", (5, 3, 4)), ("time", (2, 7, 6))])
 @pytest.mark.parametrize("steps", [1, 5, 8, 1000])
 @pytest.mark.parametrize("order", ["morf", "lerf"])
-def test_both_equal_a_loop_over_cells(axis, cells, steps, order):
+def test_insertion_and_deletion_equal_a_loop_over_cells(axis, cells, steps, order):
     clip, attributions, baseline = drawn()
     options = {"target": [1, 2], "layout": "BTCHW", "cells": CELLS, "axis": axis, "baselines": baseline}
     for call, insert in ((insertion, True), (deletion, False)):
@@ -93,7 +93,7 @@ def test_both_equal_a_loop_over_cells(axis, cells, steps, order):
             same(found, walked(*parts, target=target, **how), row)
 
 
-def test_one_call_gives_all_four_and_computes_each_clip_once():
+def test_insertion_deletion_equals_single_calls_and_computes_each_clip_once():
     clip, attributions, baseline = drawn(1)
     examples = []
 
@@ -103,7 +103,7 @@ def test_one_call_gives_all_four_and_computes_each_clip_once():
 
     options = {"target": 0, "layout": "BTCHW", "cells": CELLS, "baselines": baseline, "steps": 7}
     found = insertion_deletion(counted, clip, attributions, perturbations_per_eval=4, **options)
-    assert examples == [8, 8, 8, 4]  # two clips each: both ends, and six points of either walk
+    assert examples == [8, 8, 8, 4]  # two clips each: both ends, and six points of each curve
     for name, call, order in (
         ("insertion", insertion, "morf"),
         ("deletion", deletion, "morf"),
@@ -120,8 +120,8 @@ def test_one_call_gives_all_four_and_computes_each_clip_once():
 
 
 @pytest.mark.parametrize("layout", ["BTCHW", "BCTHW"])
-def test_features_of_a_mask_with_another_number_in_each_clip(layout):
-    """The fewer units of one clip are all visited, and its score is the one it has alone."""
+def test_masks_with_a_different_number_of_features_per_clip(layout):
+    """A clip with fewer features than the others gets all its features inserted, and the same score as alone."""
     clip, attributions, baseline = drawn(2)
     mask = torch.randint(0, 9, (2, 5, 1, 7, 6), generator=torch.Generator().manual_seed(4))
     mask[1][mask[1] > 3] = 0  # four features here, nine there
@@ -141,14 +141,14 @@ def test_features_of_a_mask_with_another_number_in_each_clip(layout):
         same(single, expected, 0)
         assert found.score[row].item() == pytest.approx(expected[0], rel=1e-12)
     assert [len(members(mask[row].numpy())) for row in range(2)] == [9, 4]
-    everywhere = mask[:1].expand(SIZES)  # the same for both clips, and spelled out along channels
+    everywhere = mask[:1].expand(SIZES)  # the same for both clips, expanded along channels
     torch.testing.assert_close(
         insertion(model, *given[:2], baselines=0, feature_mask=turn(everywhere), **options).curve,
         insertion(model, *given[:2], baselines=None, feature_mask=turn(mask[:1]), **options).curve,
     )
 
 
-def test_attributions_in_every_form_are_one_map():
+def test_all_forms_of_attributions_give_the_same_score():
     clip, attributions, baseline = drawn(3)
     options = {"target": 2, "cells": CELLS, "steps": 9, "baselines": baseline}
     expected = insertion_deletion(logits, clip, attributions, layout="BTCHW", **options)
@@ -165,13 +165,13 @@ def test_attributions_in_every_form_are_one_map():
 
 
 @pytest.mark.parametrize("perturbations_per_eval", [1, 3, 1000])
-def test_evaluations_at_once_change_no_number(perturbations_per_eval):
+def test_perturbations_per_eval_does_not_change_results(perturbations_per_eval):
     clip, attributions, _ = drawn(5)
     offsets = torch.tensor([0.5, -1.0])
 
     def model(x: torch.Tensor, offset: torch.Tensor, scale: float) -> torch.Tensor:
         answer = logits(x) + offset[:, None] * scale * torch.arange(3)
-        x.zero_()  # a model may spoil its input
+        x.zero_()  # a model may write to its input
         return answer
 
     options = {"target": torch.tensor([0, 2]), "layout": "BTCHW", "cells": CELLS, "steps": 10}
@@ -196,7 +196,7 @@ def test_evaluations_at_once_change_no_number(perturbations_per_eval):
     assert torch.equal(clip, before)
 
 
-def test_only_the_order_of_the_map_counts_and_each_clip_has_its_own():
+def test_only_the_order_of_a_map_counts_and_clips_are_independent():
     clip = drawn(6)[0]
     maps = feature_masks.grid(clip, "BTCHW", CELLS)[:, :, 0].double()  # constant in each cell, 0 .. 17
     maps = (maps * 5 + torch.tensor([0.0, 3.0]).view(2, 1, 1, 1)) % 18
@@ -204,13 +204,13 @@ def test_only_the_order_of_the_map_counts_and_each_clip_has_its_own():
     expected = insertion(logits, clip, maps, **options)
     for raised in (maps.exp(), maps * 0.1 - 7, maps.sqrt()):
         assert torch.equal(insertion(logits, clip, raised, **options).curve, expected.curve)
-    assert torch.equal(deletion(logits, clip, -maps, **options).score, expected.score)  # the order turned round
+    assert torch.equal(deletion(logits, clip, -maps, **options).score, expected.score)  # the reversed order
     swapped = insertion(logits, clip.flip(0), maps.flip(0), **options)
     assert torch.equal(swapped.score, expected.score.flip(0))
 
 
-def test_equal_attributions_come_in_one_random_order():
-    """0.1 has no exact sum, and cells at the border are smaller: rounding must not break the tie."""
+def test_equal_attributions_come_in_a_fixed_random_order():
+    """Sums of 0.1 are not exact, and cells at the border are smaller: rounding errors must not break the tie."""
     clip, _, baseline = drawn(7)
     options = {"target": 1, "layout": "BTCHW", "cells": CELLS, "steps": 12, "baselines": baseline}
     found = insertion_deletion(logits, clip, torch.full((2, 5, 7, 6), 0.1, dtype=torch.float64), **options)
@@ -220,11 +220,11 @@ def test_equal_attributions_come_in_one_random_order():
     alone = insertion(logits, clip[1:], torch.zeros(1, 5, 7, 6), **{**options, "baselines": baseline[1:]})
     torch.testing.assert_close(alone.curve, found.insertion.curve[1:], rtol=1e-12, atol=0)
     ids = feature_masks.grid(clip, "BTCHW", CELLS).expand(SIZES).double()
-    for swept in (ids, -ids):  # by ids, a flat map would be a sweep through the clip, and no control
+    for swept in (ids, -ids):  # in the order of ids, a constant map would go through the clip from start to end
         assert not torch.allclose(insertion(logits, clip, swept, **options).curve, found.insertion.curve)
 
 
-def test_logits_are_taken_as_they_come():
+def test_output_logit_uses_the_target_output():
     clip, attributions, baseline = drawn(8)
     options = {"layout": "BTCHW", "cells": CELLS, "steps": 4, "baselines": baseline, "output": "logit"}
     parts = clip[1], attributions[1], baseline[1], boxes(CELLS)
@@ -237,7 +237,7 @@ def test_logits_are_taken_as_they_come():
     assert torch.equal(half.curve, wide.curve)
 
 
-def test_cells_are_the_classifiers_tubelets_or_a_sixteenth_of_a_frame():
+def test_default_cells_are_tubelets_or_16_x_16_per_frame():
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     clip, label, truth = PlantedClips(seed=3, n=2)[:1]
     steps, maps = {"target": label, "steps": 2}, truth.float()
@@ -255,7 +255,7 @@ def test_cells_are_the_classifiers_tubelets_or_a_sixteenth_of_a_frame():
     assert plain.curve.shape[1] == 2 * 14 * 8 + 1
 
 
-def test_planted_evidence_beats_chance_and_its_inverse_loses():
+def test_planted_evidence_scores_better_than_random_and_inverted():
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     clips, labels, truth = PlantedClips(seed=12, n=24)[:6]
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
@@ -265,11 +265,11 @@ def test_planted_evidence_beats_chance_and_its_inverse_loses():
     falling = torch.stack([found[name].deletion.score for name in ("inverted", "random", "true")])
     assert bool((rising.mean(1).diff() > 0.05).all()), rising.mean(1)
     assert bool((falling.mean(1).diff() < -0.05).all()), falling.mean(1)
-    assert int((rising[2] > rising[0] + 0.2).sum()) >= 5  # of nearly every single clip
+    assert int((rising[2] > rising[0] + 0.2).sum()) >= 5  # for nearly every clip
     assert int((falling[2] < falling[0] - 0.2).sum()) >= 5
 
 
-def test_what_each_metric_means_is_on_it():
+def test_higher_is_better():
     assert (insertion.higher_is_better, deletion.higher_is_better, insertion_deletion.higher_is_better) == (
         True,
         False,
@@ -278,7 +278,7 @@ def test_what_each_metric_means_is_on_it():
 
 
 class Untouched(nn.Module):
-    """A model that no bad argument may reach."""
+    """A model that fails if it is called."""
 
     def forward(self, clip: torch.Tensor) -> torch.Tensor:
         raise AssertionError("the model was called")
@@ -292,43 +292,43 @@ IDS = torch.zeros(1, 5, 1, 7, 6, dtype=torch.long)
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"clip": CLIP[0]}, ValueError, "(5, 3, 7, 6)"),
-        ({"clip": CLIP.long()}, TypeError, "clip must hold floats"),
-        ({"clip": CLIP * math.nan}, ValueError, "630 of the 630 values of clip"),
-        ({"layout": None}, ValueError, "pass layout='BCTHW' or 'BTCHW'"),
-        ({"layout": "BTHW"}, ValueError, "'BTHW' came"),
-        ({"attributions": MAP[:, :4]}, ValueError, "(B, T, H, W) = (1, 5, 7, 6), got their shape is (1, 4, 7, 6)"),
-        ({"attributions": CLIP[:, :, :1]}, ValueError, "the clip's shape (1, 5, 3, 7, 6)"),
+        ({"inputs": CLIP[0]}, ValueError, "(5, 3, 7, 6)"),
+        ({"inputs": CLIP.long()}, TypeError, "inputs must"),
+        ({"inputs": CLIP * math.nan}, ValueError, "630 of the 630 values"),
+        ({"layout": None}, ValueError, "'BTCHW'"),
+        ({"layout": "BTHW"}, ValueError, "'BTHW'"),
+        ({"attributions": MAP[:, :4]}, ValueError, "(1, 4, 7, 6)"),
+        ({"attributions": CLIP[:, :, :1]}, ValueError, "(1, 5, 1, 7, 6)"),
         ({"attributions": MAP[0]}, ValueError, "(5, 7, 6)"),
         ({"attributions": MAP / 0}, ValueError, "nan or infinite"),
         ({"attributions": MAP.bool()}, TypeError, "torch.bool"),
         ({"attributions": [1.0]}, TypeError, "list"),
-        ({"target": None}, ValueError, "ass target=class index"),
-        ({"cells": (1, 2)}, ValueError, "(1, 2) came"),
-        ({"cells": (0, 1, 1)}, ValueError, "0 came"),
-        ({"cells": (1, 1, 7)}, ValueError, "7 came"),
+        ({"target": None}, ValueError, "target=class index"),
+        ({"cells": (1, 2)}, ValueError, "(1, 2)"),
+        ({"cells": (0, 1, 1)}, ValueError, "got 0"),
+        ({"cells": (1, 1, 7)}, ValueError, "got 7"),
         ({"cells": (1, 1.0, 1)}, TypeError, "1.0 of type float"),
-        ({"cells": (1, 1, 1), "feature_mask": IDS}, ValueError, "leave both out"),
-        ({"axis": "time", "feature_mask": IDS}, ValueError, "axis = 'time' came with it"),
-        ({"axis": "frames"}, ValueError, "'frames' came"),
-        ({"feature_mask": IDS.float()}, TypeError, "got torch.float32. Convert it with .long()"),
+        ({"cells": (1, 1, 1), "feature_mask": IDS}, ValueError, "feature_mask"),
+        ({"axis": "time", "feature_mask": IDS}, ValueError, "axis = 'time'"),
+        ({"axis": "frames"}, ValueError, "'frames'"),
+        ({"feature_mask": IDS.float()}, TypeError, "torch.float32"),
         ({"feature_mask": IDS.mT}, ValueError, "(1, 5, 1, 6, 7)"),
         ({"feature_mask": IDS[:, :4]}, ValueError, "(1, 4, 1, 7, 6)"),
-        ({"feature_mask": torch.arange(3).view(1, 1, 3, 1, 1)}, ValueError, "the same for all channels"),
-        ({"baselines": CLIP[0]}, ValueError, "got shape (5, 3, 7, 6)"),
+        ({"feature_mask": torch.arange(3).view(1, 1, 3, 1, 1)}, ValueError, "(1, 1, 3, 1, 1)"),
+        ({"baselines": CLIP[0]}, ValueError, "(5, 3, 7, 6)"),
         ({"baselines": math.inf}, ValueError, "finite"),
-        ({"baselines": 1e300}, ValueError, "finite in torch.float32"),
-        ({"baselines": "blur"}, TypeError, "got str"),
-        ({"steps": 0}, ValueError, "steps is a whole number of at least 1, got 0"),
-        ({"steps": 2.0}, TypeError, "2.0 of type float came"),
-        ({"perturbations_per_eval": 0}, ValueError, "perturbations_per_eval is a whole number"),
-        ({"output": "softmax"}, ValueError, "'softmax' came"),
-        ({"order": "MoRF"}, ValueError, "'MoRF' came"),
+        ({"baselines": 1e300}, ValueError, "torch.float32"),
+        ({"baselines": "blur"}, TypeError, "str"),
+        ({"steps": 0}, ValueError, "steps"),
+        ({"steps": 2.0}, TypeError, "got 2.0"),
+        ({"perturbations_per_eval": 0}, ValueError, "perturbations_per_eval"),
+        ({"output": "softmax"}, ValueError, "'softmax'"),
+        ({"order": "MoRF"}, ValueError, "'MoRF'"),
         ({"nowhere": 1}, TypeError, "nowhere"),
     ],
 )
-def test_bad_arguments_are_named_before_the_model_is_called(change, error, message):
-    arguments = {"clip": CLIP, "attributions": MAP, "target": 0, "layout": "BTCHW", "order": "morf"} | change
+def test_invalid_arguments_raise_before_the_model_is_called(change, error, message):
+    arguments = {"inputs": CLIP, "attributions": MAP, "target": 0, "layout": "BTCHW", "order": "morf"} | change
     calls = [insertion, deletion] if "order" in change else [insertion, deletion, insertion_deletion]
     for call in calls:
         given = {name: value for name, value in arguments.items() if name != "order" or call is not insertion_deletion}
@@ -338,12 +338,12 @@ def test_bad_arguments_are_named_before_the_model_is_called(change, error, messa
 
 
 @pytest.mark.parametrize("answer", [lambda x: x.sum((1, 2, 3, 4)), lambda x: x.sum((2, 3, 4))[:, :1], lambda x: x])
-def test_a_probability_needs_several_classes(answer):
-    with pytest.raises(ValueError, match="pass output='logit'"):
+def test_output_probability_needs_several_classes(answer):
+    with pytest.raises(ValueError, match="output='logit'"):
         insertion(answer, CLIP, MAP, target=0, layout="BTCHW")
 
 
-def test_the_classifiers_layout_stands():
+def test_a_layout_different_from_the_classifiers_raises():
     clf = VideoClassifier(Untouched(), layout="BTCHW")
-    with pytest.raises(ValueError, match="leave the layout out"):
+    with pytest.raises(ValueError, match="layout"):
         insertion(clf, CLIP, MAP, target=0, layout="BCTHW")

@@ -1,4 +1,4 @@
-"""Ranking the places of the truth: equal to a count of all pairs, and to a look at the maximum by hand."""
+"""Ranking metrics equal a count of all pairs, and pointing games equal the maximum found by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RANKED = [auroc, average_precision, pointing_game, temporal_pointing]
 
 
 def counted(scores: list[float], inside: list[bool]) -> float:
-    """AUROC by its definition: every pair, a tie for half."""
+    """AUROC by its definition: a loop over pairs, where ties count half."""
     won, pairs = 0.0, 0
     for score, is_in in zip(scores, inside, strict=True):
         for other, other_in in zip(scores, inside, strict=True):
@@ -24,7 +24,7 @@ def counted(scores: list[float], inside: list[bool]) -> float:
 
 
 def stepped(scores: list[float], inside: list[bool]) -> float:
-    """Average precision by its definition: one threshold after the other, the highest first."""
+    """Average precision by its definition: a loop over thresholds, from the highest."""
     recall_before, area = 0.0, 0.0
     if all(inside) or not any(inside):
         return math.nan
@@ -36,7 +36,7 @@ def stepped(scores: list[float], inside: list[bool]) -> float:
 
 
 def along(axis: str, scores: torch.Tensor, truth: torch.Tensor) -> tuple[list[float], list[bool]]:
-    """What an axis compares in one clip ``(T, H, W)``, by loops."""
+    """The values that an axis compares in one clip ``(T, H, W)``, by loops."""
     scores, (t, h, w) = scores.double(), scores.shape
     if axis == "joint":
         return scores.flatten().tolist(), truth.flatten().tolist()
@@ -50,7 +50,7 @@ def along(axis: str, scores: torch.Tensor, truth: torch.Tensor) -> tuple[list[fl
 def drawn(seed: int, levels: int | None, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(batch, 5, 4, 3, generator=generator)
-    if levels:  # whole numbers, so that many are equal and sums are exact
+    if levels:  # integers, so that many are equal and sums are exact
         scores = (scores * levels).round()
     return scores, torch.rand(batch, 5, 4, 3, generator=generator) < 0.15
 
@@ -58,7 +58,7 @@ def drawn(seed: int, levels: int | None, batch: int = 3) -> tuple[torch.Tensor, 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("levels", [None, 1, 3])
 @pytest.mark.parametrize(("metric", "oracle"), [(auroc, counted), (average_precision, stepped)])
-def test_a_ranking_is_scored_by_its_definition(metric, oracle, seed, levels):
+def test_ranking_metrics_equal_their_definition(metric, oracle, seed, levels):
     scores, truth = drawn(seed, levels)
     for axis in ("joint", "time", "space"):
         expected = [oracle(*along(axis, s, t)) for s, t in zip(scores, truth, strict=True)]
@@ -69,14 +69,14 @@ def test_a_ranking_is_scored_by_its_definition(metric, oracle, seed, levels):
 
 @pytest.mark.parametrize(("metric", "name"), [(auroc, "roc_auc_score"), (average_precision, "average_precision_score")])
 @pytest.mark.parametrize("levels", [None, 2])
-def test_a_ranking_agrees_with_scikit_learn(metric, name, levels):
+def test_ranking_metrics_equal_scikit_learn(metric, name, levels):
     oracle = getattr(pytest.importorskip("sklearn.metrics"), name)
     scores, truth = drawn(7, levels)
     expected = [oracle(t.flatten().numpy(), s.flatten().numpy()) for s, t in zip(scores, truth, strict=True)]
     assert metric(scores, truth).tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_constant_map_is_chance_and_order_is_all_that_counts():
+def test_a_constant_map_is_chance_and_only_the_order_counts():
     scores, truth = drawn(1, levels=None)
     assert auroc(torch.full_like(scores, 7.0), truth).tolist() == [0.5] * 3
     share = truth.flatten(1).double().mean(1).tolist()
@@ -92,12 +92,14 @@ def test_a_constant_map_is_chance_and_order_is_all_that_counts():
         )
 
 
-def test_a_sum_of_both_infinities_has_no_rank():
+def test_a_sum_of_infinity_and_minus_infinity_raises():
     scores, truth = drawn(1, levels=None)
-    scores[0, 0, 1, 2], scores[0, 0, 2, 1] = math.inf, -math.inf  # in one frame, and not in one place
+    scores[0, 0, 1, 2], scores[0, 0, 2, 1] = math.inf, -math.inf  # in the same frame, but not in the same pixel
     for metric in (auroc, average_precision):
         assert metric(scores, truth, axis="space").isfinite().all()
-        with pytest.raises(ValueError, match="1 of the 15 sums over axis='time' are of infinity and -infinity"):
+        with pytest.raises(
+            ValueError, match=r"sums over axis='time' must not add infinity and -infinity.* 1 of the 15"
+        ):
             metric(scores, truth, axis="time")
     with pytest.raises(ValueError, match="1 of the 15 sums"):
         temporal_pointing(scores, truth)
@@ -114,7 +116,7 @@ def test_each_clip_is_scored_alone():
         assert metric(scores, truth)[[2, 0, 1]].tolist() == metric(scores[[2, 0, 1]], truth[[2, 0, 1]]).tolist()
 
 
-def test_nothing_to_compare_is_nan():
+def test_clips_with_nothing_to_compare_are_nan():
     scores, truth = drawn(3, levels=None)
     truth[0], truth[1] = False, True
     truth[2, :, 0, 0], truth[2, 0, 1, 1] = True, False  # evidence in every frame, but not everywhere
@@ -128,29 +130,29 @@ def test_nothing_to_compare_is_nan():
 
 
 @pytest.mark.parametrize("metric", RANKED)
-def test_the_truth_itself_is_best_and_its_opposite_worst(metric):
+def test_the_truth_scores_highest_and_its_inverse_lowest(metric):
     truth = torch.zeros(2, 5, 4, 3, dtype=torch.bool)
     truth[0, 1, 2:, 1], truth[1, 3:, 0, 2] = True, True
     assert metric(truth.float(), truth).tolist() == [1, 1]
-    lowest = 2 / 60 if metric is average_precision else 0  # the last 2 of 60 places enter together
+    lowest = 2 / 60 if metric is average_precision else 0  # the last 2 of 60 voxels are added together
     assert metric(-truth.float(), truth).tolist() == pytest.approx([lowest] * 2)
     assert (metric.higher_is_better, metric.lowest, metric.highest) == (True, 0, 1)
 
 
 @pytest.mark.parametrize("metric", RANKED)
-def test_maps_come_as_tensors_arrays_or_attributions(metric):
+def test_maps_as_tensors_arrays_and_attributions(metric):
     scores, truth = drawn(4, levels=2)
     channels = torch.stack([scores - 3, torch.full_like(scores, 5), torch.full_like(scores, -2)], dim=2)  # sum: scores
     assert metric(scores, truth).dtype == torch.float64
     expected = metric(scores, truth).tolist()
-    array = scores.numpy()[:, :, :, ::-1].copy()[:, :, :, ::-1]  # runs backwards in memory
+    array = scores.numpy()[:, :, :, ::-1].copy()[:, :, :, ::-1]  # negative strides
     array.flags.writeable = False
     assert metric(array, truth.numpy()).tolist() == expected
     assert metric(channels, truth, layout="BTCHW").tolist() == expected
     assert metric(channels.movedim(2, 1).numpy(), truth, layout="BCTHW").tolist() == expected
     assert metric(scores.int(), truth).tolist() == expected
     assert metric(scores.requires_grad_(), truth).requires_grad is False
-    with pytest.raises(ValueError, match="pass layout='BTCHW'"):
+    with pytest.raises(ValueError, match="layout='BTCHW'"):
         metric(channels, truth)
     with pytest.raises(ValueError, match=r"\(3, 5, 4, 3\)"):
         metric(scores.detach(), truth, layout="BTCHW")
@@ -158,8 +160,8 @@ def test_maps_come_as_tensors_arrays_or_attributions(metric):
 
 @pytest.mark.parametrize("at", [(0, 0, 0), (5, 0, 8), (2, 6, 1), (5, 6, 8), (3, 2, 7)])
 @pytest.mark.parametrize("tolerance", [(0, 0, 0), (1, 0, 0), (0, 2, 0), (0, 0, 3), (1, 2, 3), (9, 9, 9)])
-def test_pointing_is_a_look_at_the_maximum(at, tolerance):
-    """Against plain arithmetic on coordinates, in a box whose three sides all differ: swapped axes would show."""
+def test_pointing_game_equals_a_check_of_the_maximum(at, tolerance):
+    """Equal to arithmetic on coordinates. The three sizes differ, so that swapped axes are found."""
     generator = torch.Generator().manual_seed(sum(at))
     truth = torch.rand(1, 6, 7, 9, generator=generator) < 0.01
     truth[0, 2, 3, 4] = True
@@ -172,7 +174,7 @@ def test_pointing_is_a_look_at_the_maximum(at, tolerance):
     assert pointing_game(scores, truth, tolerance).tolist() == [float(any(near))]
 
 
-def test_pointing_never_swaps_height_and_width():
+def test_pointing_game_does_not_swap_height_and_width():
     truth = torch.zeros(1, 1, 4, 12, dtype=torch.bool)
     truth[0, 0, 1, 10] = True
     scores = torch.zeros(1, 1, 4, 12)
@@ -184,7 +186,7 @@ def test_pointing_never_swaps_height_and_width():
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("tolerance", [(0, 0, 0), (1, 0, 0), (0, 2, 0), (0, 0, 3), (1, 1, 2)])
-def test_pointing_per_frame_is_a_look_at_each_maximum(seed, tolerance):
+def test_pointing_game_per_frame_equals_a_check_of_each_maximum(seed, tolerance):
     generator = torch.Generator().manual_seed(seed)
     truth = torch.rand(2, 6, 5, 8, generator=generator) < 0.02
     truth[:, seed % 3] = False
@@ -206,19 +208,23 @@ def test_pointing_per_frame_is_a_look_at_each_maximum(seed, tolerance):
     assert pointing_game(scores, truth, tolerance, per="frame").tolist() == pytest.approx(expected)
 
 
-def test_frames_without_truth_do_not_count():
+def test_frames_without_truth_are_ignored():
     truth = torch.zeros(1, 3, 4, 12, dtype=torch.bool)
     truth[0, 0, 1, 10] = truth[0, 2, 1, 10] = True
     scores = torch.zeros(1, 3, 4, 12)
-    scores[0, 0, 1, 10], scores[0, 1, 0, 0], scores[0, 2, 1, 9] = 1, 9, 1  # a hit; no truth there; one column off
+    scores[0, 0, 1, 10], scores[0, 1, 0, 0], scores[0, 2, 1, 9] = (
+        1,
+        9,
+        1,
+    )  # a hit; a frame without truth; one column off
     assert pointing_game(scores, truth).item() == 0
     assert pointing_game(scores, truth, per="frame").item() == 0.5
     assert pointing_game(scores, truth, (0, 0, 1), per="frame").item() == 1
-    assert pointing_game(scores, truth, (0, 1, 0), per="frame").item() == 0.5  # a row is not a column
+    assert pointing_game(scores, truth, (0, 1, 0), per="frame").item() == 0.5  # rows and columns differ
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_pointing_in_time_is_a_look_at_the_sums(seed):
+def test_temporal_pointing_equals_a_check_of_the_sums(seed):
     scores, truth = drawn(seed, levels=1)
     truth[:, ::2] = False
     truth[0, 1, 3, 2] = truth[1, 3, 0, 0] = True
@@ -230,16 +236,16 @@ def test_pointing_in_time_is_a_look_at_the_sums(seed):
     assert temporal_pointing(scores, truth).tolist() == pytest.approx(expected, nan_ok=True)
 
 
-def test_two_clips_joined_in_one_window():
+def test_temporal_pointing_of_two_joined_clips():
     truth = torch.zeros(3, 8, 4, 4, dtype=torch.bool)
     truth[:, 4:] = True
     scores = torch.zeros(3, 8, 4, 4)
-    scores[0, 6], scores[0, 1, 0, 0] = 0.1, 1.5  # 1.6 against 1.5: the sum counts, and not the maximum
-    scores[1, 3], scores[1, 4] = 0.5, -0.9  # magnitude is not meant
+    scores[0, 6], scores[0, 1, 0, 0] = 0.1, 1.5  # 1.6 against 1.5: the sum counts, not the maximum
+    scores[1, 3], scores[1, 4] = 0.5, -0.9  # signed values count
     assert temporal_pointing(scores, truth).tolist() == [1, 0, 0.5]  # the third is a constant map
 
 
-def test_of_equal_maxima_the_fraction_counts():
+def test_equal_maxima_give_the_fraction_of_hits():
     truth = torch.zeros(2, 2, 2, 2, dtype=torch.bool)
     truth[:, 0] = True
     scores = torch.zeros(2, 2, 2, 2)
@@ -252,10 +258,16 @@ def test_of_equal_maxima_the_fraction_counts():
     [
         (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4).bool(), {}, ValueError, "(2, 3, 4)"),
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3).bool(), {}, ValueError, "(1, 2, 4, 3)"),
-        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), {}, TypeError, "pass truth > 0"),
-        (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), {}, ValueError, "24 of the 24 scores"),
-        ([1.0], torch.zeros(1, 2, 3, 4).bool(), {}, TypeError, "scores must be a tensor (B, T, H, W), got list"),
-        (torch.zeros(1, 2, 3, 4), [True], {}, TypeError, "truth must be a tensor (B, T, H, W), got list"),
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), {}, TypeError, "truth > 0"),
+        (
+            torch.full((1, 2, 3, 4), math.nan),
+            torch.zeros(1, 2, 3, 4).bool(),
+            {},
+            ValueError,
+            "scores must not contain nan",
+        ),
+        ([1.0], torch.zeros(1, 2, 3, 4).bool(), {}, TypeError, "scores must be"),
+        (torch.zeros(1, 2, 3, 4), [True], {}, TypeError, "truth must be"),
         (torch.zeros(0, 2, 3, 4), torch.zeros(0, 2, 3, 4).bool(), {}, ValueError, "not empty"),
         (
             torch.full((1, 2, 3, 3, 4), math.inf),
@@ -266,20 +278,20 @@ def test_of_equal_maxima_the_fraction_counts():
         ),
     ],
 )
-def test_wrong_arguments_are_named(scores, truth, options, error, message):
+def test_invalid_arguments_raise(scores, truth, options, error, message):
     for metric in RANKED:
         with pytest.raises(error) as caught:
             metric(scores, truth, **options)
         assert message in str(caught.value)
 
 
-def test_wrong_options_are_named():
+def test_invalid_options_raise():
     scores, truth = drawn(0, None)
     for metric in (auroc, average_precision):
-        with pytest.raises(ValueError, match="'frames' came"):
+        with pytest.raises(ValueError, match="'frames'"):
             metric(scores, truth, axis="frames")
     for tolerance, error in (((1, 2), ValueError), ((0, -1, 0), ValueError), (3, ValueError), ((0, 0.5, 0), TypeError)):
-        with pytest.raises(error, match=r"tolerance (is|= .* is a whole number of at least 0)"):
+        with pytest.raises(error, match="tolerance"):
             pointing_game(scores, truth, tolerance)
-    with pytest.raises(ValueError, match="per is one of 'clip', 'frame', got 'frames'"):
+    with pytest.raises(ValueError, match=r"per .*'frames'"):
         pointing_game(scores, truth, per="frames")

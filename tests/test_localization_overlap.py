@@ -1,4 +1,4 @@
-"""Overlap with the truth: equal to sets and sums by hand; and boxes as truth, pixel by pixel."""
+"""Overlap metrics equal sets and sums by hand, and boxes_to_truth equals a loop over pixels."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ NAN = (math.nan,) * 4
 def drawn(seed: int, levels: int | None, size: tuple[int, int, int] = (4, 3, 2)) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(3, *size, generator=generator)
-    if levels:  # whole numbers, so that many are equal and sums are exact
+    if levels:  # integers, so that many are equal and sums are exact
         scores = (scores * levels).round()
     return scores, torch.rand(3, *size, generator=generator) < 0.2
 
 
 def kept(scores: list[float], size: float) -> list[float]:
-    """How much of each place is among the highest: 1, 0, or at the cut an equal part of what is left."""
+    """The share of each voxel among the highest: 1, 0, or an equal part of the rest for ties at the limit."""
     parts, left = [0.0] * len(scores), size
     for level in sorted(set(scores), reverse=True):
         tied = [i for i, score in enumerate(scores) if score == level]
@@ -37,7 +37,7 @@ def kept(scores: list[float], size: float) -> list[float]:
 
 
 def fuzzy_iou(scores: list[float], inside: list[bool], area: float | None) -> float:
-    """Sum of minima over sum of maxima of two memberships: for whole sets, intersection over union."""
+    """Sum of minima divided by sum of maxima of two memberships. For plain sets this is the IoU."""
     if all(inside) or not any(inside):
         return math.nan
     parts = kept(scores, sum(inside) if area is None else area * len(scores))
@@ -48,7 +48,7 @@ def fuzzy_iou(scores: list[float], inside: list[bool], area: float | None) -> fl
 
 
 def over_all_orders(scores: list[float], inside: list[bool]) -> float:
-    """The mean share of truth among the first places, over every choice among those equal at the cut."""
+    """The mean share of truth among the highest, over all choices between ties at the limit."""
     size = sum(inside)
     if size in (0, len(inside)):
         return math.nan
@@ -75,7 +75,7 @@ ORACLES = [
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("levels", [None, 1, 4])
 @pytest.mark.parametrize(("metric", "oracle"), ORACLES)
-def test_overlap_is_a_count_of_places(metric, oracle, seed, levels):
+def test_overlap_metrics_equal_counts_of_voxels(metric, oracle, seed, levels):
     scores, truth = drawn(seed, levels)
     for axis in ("joint", "time", "space"):
         expected = [oracle(*along(axis, s, t)) for s, t in zip(scores, truth, strict=True)]
@@ -86,7 +86,7 @@ def test_overlap_is_a_count_of_places(metric, oracle, seed, levels):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("levels", [None, 1])
-def test_iou_along_areas(seed, levels):
+def test_iou_for_several_areas(seed, levels):
     scores, truth = drawn(seed, levels)
     areas = [1e-9, 0.1, 1 / 3, 0.5, 0.77, 1.0]
     for axis in ("joint", "space"):
@@ -101,7 +101,7 @@ def test_iou_along_areas(seed, levels):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_without_ties_the_highest_are_a_plain_set(seed):
+def test_without_ties_iou_equals_that_of_sets(seed):
     scores, truth = drawn(seed, None)
     for i, (score, inside) in enumerate(zip(scores.flatten(1).numpy(), truth.flatten(1).numpy(), strict=True)):
         top = set(np.argsort(score)[::-1][: inside.sum()].tolist())
@@ -109,12 +109,12 @@ def test_without_ties_the_highest_are_a_plain_set(seed):
         assert iou(scores, truth)[i].item() == pytest.approx(len(top & wanted) / len(top | wanted))
         assert relevance_rank_accuracy(scores, truth)[i].item() == pytest.approx(len(top & wanted) / len(wanted))
         six = set(np.argsort(score)[::-1][:6].tolist())
-        found = iou(scores, truth, area=0.25)[i].item()  # 6 of 24 places
+        found = iou(scores, truth, area=0.25)[i].item()  # 6 of 24 voxels
         assert found == pytest.approx(len(six & wanted) / len(six | wanted))
 
 
 @pytest.mark.parametrize("metric", OVERLAPS)
-def test_the_truth_itself_is_best_and_its_complement_worst(metric):
+def test_the_truth_scores_highest_and_its_complement_lowest(metric):
     truth = torch.zeros(2, 5, 4, 3, dtype=torch.bool)
     truth[0, 1, 2:, 1], truth[1, 3:, 0, 2] = True, True
     for axis in ("joint", "time", "space"):
@@ -131,7 +131,7 @@ def test_a_constant_map_is_chance():
     torch.testing.assert_close(iou(flat, truth), share / (2 - share))
 
 
-def test_what_changes_the_values_alone():
+def test_energy_depends_on_values_and_overlap_on_order():
     scores, truth = drawn(5, levels=2)
     for metric in (iou, relevance_rank_accuracy):
         assert metric(scores.exp() * 9 - 4, truth).tolist() == metric(scores, truth).tolist()
@@ -145,14 +145,14 @@ def test_what_changes_the_values_alone():
     assert energy_pointing_game(scores, truth).tolist() == energy_pointing_game(scores.clamp(min=0), truth).tolist()
 
 
-def test_a_sum_is_taken_before_its_sign_is_read():
+def test_scores_are_summed_before_negative_values_are_clamped():
     scores = torch.tensor([[3.0, -3.0], [1.0, 0.0]]).reshape(1, 2, 1, 2)  # frames sum to 0 and 1
     truth = torch.tensor([[True, True], [False, False]]).reshape(1, 2, 1, 2)
     assert energy_pointing_game(scores, truth).item() == 0.75
     assert energy_pointing_game(scores, truth, axis="time").item() == 0
 
 
-def test_nothing_to_tell_is_nan():
+def test_clips_with_nothing_to_compare_are_nan():
     scores, truth = drawn(3, None)
     truth[0], truth[1], truth[2, 1, 1, 1] = False, True, True
     for found in (metric(scores, truth) for metric in OVERLAPS):
@@ -163,7 +163,7 @@ def test_nothing_to_tell_is_nan():
 
 
 @pytest.mark.parametrize("metric", OVERLAPS)
-def test_each_clip_alone_in_any_form(metric):
+def test_clips_are_independent_and_all_forms_agree(metric):
     scores, truth = drawn(6, levels=3)
     expected, turn = metric(scores, truth), [2, 0, 1]
     assert metric(scores[turn], truth[turn]).tolist() == expected[turn].tolist()
@@ -178,37 +178,37 @@ def test_each_clip_alone_in_any_form(metric):
 
 
 @pytest.mark.parametrize("metric", OVERLAPS)
-def test_wrong_arguments_are_named(metric):
+def test_invalid_arguments_raise(metric):
     scores, truth = drawn(0, None)
     for wrong, error, message in (
         ((scores, truth.mT), ValueError, r"\(3, 4, 2, 3\)"),
-        ((scores, truth.float()), TypeError, "pass truth > 0"),
-        ((scores * math.nan, truth), ValueError, "72 of the 72 scores are nan"),
-        ((scores, truth, "frames"), ValueError, "'frames' came"),
+        ((scores, truth.float()), TypeError, "truth > 0"),
+        ((scores * math.nan, truth), ValueError, "scores must not contain nan.* 72 of the 72"),
+        ((scores, truth, "frames"), ValueError, "'frames'"),
     ):
         with pytest.raises(error, match=message):
             metric(*wrong)
 
 
-def test_wrong_options_are_named():
+def test_invalid_options_raise():
     scores, truth = drawn(0, None)
     for area in (0, -0.1, 1.5, math.nan, [], [0.5, 2], [[0.5]]):
-        with pytest.raises(ValueError, match="area is a fraction of the places"):
+        with pytest.raises(ValueError, match="area must be a fraction"):
             iou(scores, truth, area=area)
     scores[1, 0, 0, 0] = math.inf
-    assert iou(scores, truth).isfinite().all()  # has a rank
-    with pytest.raises(ValueError, match="1 of the 72 scores are infinite"):
+    assert iou(scores, truth).isfinite().all()  # infinity has a rank
+    with pytest.raises(ValueError, match=r"scores must be finite.* 1 of the 72"):
         energy_pointing_game(scores, truth)
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_boxes_hold_the_pixels_whose_centers_they_hold(whole):
+def test_boxes_contain_pixels_whose_center_is_inside(whole):
     generator = torch.Generator().manual_seed(1)
     size = torch.tensor([9.0, 5.0])  # W, H
     low = torch.rand(2, 6, 2, generator=generator) * size - 1
     boxes = torch.cat([low, low + 1 + torch.rand(2, 6, 2, generator=generator) * size], 2)
     boxes[..., :2] = boxes[..., :2].minimum(size - 1)
-    boxes[..., 2:] = boxes[..., 2:].clamp(min=1)  # in part beyond the frame, never as a whole
+    boxes[..., 2:] = boxes[..., 2:].clamp(min=1)  # partly outside the frame, never completely
     boxes = boxes.round() if whole else boxes
     boxes[0, 2] = boxes[1, 0] = torch.tensor(NAN)
     truth = boxes_to_truth(boxes, (5, 9))
@@ -222,7 +222,7 @@ def test_boxes_hold_the_pixels_whose_centers_they_hold(whole):
     assert boxes_to_truth(boxes.numpy(), np.array([5, 9])).equal(truth)
 
 
-def test_boxes_of_whole_numbers_and_no_box_at_all():
+def test_integer_boxes_and_frames_without_a_box():
     assert boxes_to_truth(torch.tensor([[[8, 0, 9, 4]]]), (4, 9))[0, 0].nonzero().tolist() == [[y, 8] for y in range(4)]
     assert boxes_to_truth(torch.tensor([[[0, 0, 1, 1]]]), (4, 9)).sum() == 1
     assert not boxes_to_truth(torch.tensor([[NAN, NAN]]), (4, 9)).any()
@@ -232,15 +232,15 @@ def test_boxes_of_whole_numbers_and_no_box_at_all():
     ("box", "message"),
     [
         ((4.0, 1.0, 2.0, 3.0), r"x0 < x1 and y0 < y1.* \(4.0, 1.0, 2.0, 3.0\) in frame 1 of clip 0"),
-        ((1.0, 3.0, 2.0, 3.0), "holds the center of a pixel"),
-        ((1.0, 5.0, 3.0, 7.0), r"5 x 9 frame \(H x W\)"),  # y beyond the height, and not beyond the width
-        ((9.0, 1.0, 11.0, 3.0), "four nan where"),
-        ((2.6, 1.0, 3.4, 3.0), "holds the center"),
+        ((1.0, 3.0, 2.0, 3.0), "contain the center of a pixel"),
+        ((1.0, 5.0, 3.0, 7.0), r"5 x 9 frame \(H x W\)"),  # y exceeds the height, but not the width
+        ((9.0, 1.0, 11.0, 3.0), "four nan for a frame"),
+        ((2.6, 1.0, 3.4, 3.0), "contain the center"),
         ((1.0, math.nan, 2.0, 3.0), "four finite numbers.* in frame 1 of clip 0"),
         ((1.0, 1.0, math.inf, 3.0), "four finite numbers"),
     ],
 )
-def test_a_box_without_pixels_is_refused(box, message):
+def test_a_box_without_pixels_raises(box, message):
     with pytest.raises(ValueError, match=message):
         boxes_to_truth(torch.tensor([[(0.0, 0.0, 5.0, 5.0), box, NAN]]), (5, 9))
 
@@ -253,10 +253,10 @@ def test_a_box_without_pixels_is_refused(box, message):
         (torch.zeros(1, 2, 5), (5, 9), ValueError, r"\(1, 2, 5\)"),
         (torch.zeros(1, 0, 4), (5, 9), ValueError, "not empty"),
         (torch.ones(1, 1, 4), (5, 0), ValueError, r"W of size = \(5, 0\)"),
-        (torch.ones(1, 1, 4), 5, ValueError, "5 came"),
-        (torch.tensor([[[0.1, 0.2, 0.7, 1.0]]]), (5, 9), ValueError, r"multiply them by \(W, H, W, H\)"),
+        (torch.ones(1, 1, 4), 5, ValueError, "size must be .*got 5"),
+        (torch.tensor([[[0.1, 0.2, 0.7, 1.0]]]), (5, 9), ValueError, r"Multiply .* by \(W, H, W, H\)"),
     ],
 )
-def test_wrong_boxes_are_named(boxes, size, error, message):
+def test_invalid_boxes_raise(boxes, size, error, message):
     with pytest.raises(error, match=message):
         boxes_to_truth(boxes, size)

@@ -1,4 +1,4 @@
-"""Perturbations for Captum's metrics: their form by hand, and Captum's two numbers worked out without Captum."""
+"""Perturbations for Captum's metrics: their values, and Captum's two metrics computed without Captum."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from captum_staa.metrics.noise import (
     tubelet_noise,
 )
 
-SHAPE = (2, 5, 3, 6, 7)  # (B, T, C, H, W): no side divides by two and by three alike, none equals another
+SHAPE = (2, 5, 3, 6, 7)  # (B, T, C, H, W): all sizes differ, so that swapped axes are found
 LAYOUT = "BTCHW"
 CELLS = (2, 4, 3)
 
@@ -42,7 +42,7 @@ def drawn(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
 
 
 def curved() -> nn.Module:
-    """A network that is no linear one, with the same weights every time."""
+    """A nonlinear network with fixed weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE[1:]), 6), nn.Tanh(), nn.Linear(6, 3))
@@ -60,10 +60,10 @@ def test_noise_is_one_number_per_tubelet():
         cell = change[b, t : t + 2, :, y : y + 4, x : x + 3]
         assert float(cell.max() - cell.min()) < 1e-6
         seen.add(round(float(cell.mean()), 5))
-    assert len(seen) == 2 * 3 * 2 * 3  # no two cells, and no two clips, share theirs
+    assert len(seen) == 2 * 3 * 2 * 3  # each cell of each clip has a different number
 
 
-def test_noise_has_the_deviation_asked_for():
+def test_noise_has_the_requested_standard_deviation():
     clip = torch.ones(1, 2000, 1, 1, 1)  # as many draws as frames
     for perturbation in (tubelet_noise(LAYOUT, (1, 1, 1), 0.3), brightness_flicker(LAYOUT, 0.3)):
         change = perturbation.for_infidelity(multiply_by_inputs=False)(clip)[0]
@@ -71,7 +71,7 @@ def test_noise_has_the_deviation_asked_for():
         assert abs(float(change.mean())) < 4 * 0.3 / math.sqrt(2000)
 
 
-def test_flicker_moves_a_frame_as_a_whole():
+def test_flicker_adds_one_number_per_frame():
     clip = drawn()
     change = brightness_flicker(LAYOUT, 0.3).for_infidelity(multiply_by_inputs=False)(clip)[0]
     frames = change.flatten(2)
@@ -80,7 +80,7 @@ def test_flicker_moves_a_frame_as_a_whole():
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.2, 1), (0.4, 2), (0.75, 4), (1, 5)])
-def test_drop_replaces_whole_frames_and_no_other_value(share, count):
+def test_frame_drop_replaces_only_whole_frames(share, count):
     clip = drawn()
     taken, perturbed = frame_drop(LAYOUT, share, 0.25).for_infidelity(multiply_by_inputs=True)(clip)
     for b in range(2):
@@ -91,13 +91,13 @@ def test_drop_replaces_whole_frames_and_no_other_value(share, count):
             assert t in dropped or torch.equal(perturbed[b, t], clip[b, t])
 
 
-def test_drop_takes_every_frame_equally_often():
+def test_frame_drop_draws_all_frames_equally_often():
     clip = torch.ones(400, 5, 1, 1, 1)
     taken = frame_drop(LAYOUT, 0.4).for_infidelity(multiply_by_inputs=True)(clip)[0]
     assert float((taken.mean(0) - 0.4).abs().max()) < 4 * math.sqrt(0.24 / 400)
 
 
-def test_drop_takes_a_baseline_of_each_clip_in_any_layout():
+def test_frame_drop_computes_a_baseline_per_clip_in_all_layouts():
     clip = drawn()
     for layout in ("BTCHW", "BCTHW"):
         moved = clip if layout == "BTCHW" else clip.transpose(1, 2)
@@ -107,19 +107,19 @@ def test_drop_takes_a_baseline_of_each_clip_in_any_layout():
         torch.testing.assert_close(found if layout == "BTCHW" else found.transpose(1, 2), expected)
 
 
-def test_shuffle_keeps_frames_within_their_window():
+def test_frame_shuffle_keeps_frames_within_their_window():
     clip = torch.arange(5.0).view(1, 5, 1, 1, 1).expand(300, 5, 1, 2, 2) + 10 * torch.arange(300.0).view(-1, 1, 1, 1, 1)
     perturbed = frame_shuffle(LAYOUT, 3).for_infidelity(multiply_by_inputs=False)(clip)[1]
     orders = [tuple(int(v) % 10 for v in row) for row in perturbed[:, :, 0, 1, 1].tolist()]
     assert perturbed.div(10, rounding_mode="floor")[:, 0, 0, 0, 0].tolist() == list(
         range(300)
-    )  # no clip gets another's
+    )  # frames stay in their clip
     assert all(sorted(order[:3]) == [0, 1, 2] and sorted(order[3:]) == [3, 4] for order in orders)
-    assert len(set(orders)) == 6 * 2  # all of them come
+    assert len(set(orders)) == 6 * 2  # all orders occur
 
 
 @every_one
-def test_layouts_agree(name):
+def test_layouts_give_the_same_perturbation(name):
     def other(perturbation: Perturbation) -> Perturbation:
         return Perturbation(type(perturbation.layout)("BCTHW"), perturbation.alter)
 
@@ -137,7 +137,7 @@ def test_layouts_agree(name):
 
 @every_one
 @pytest.mark.parametrize("multiply", [False, True])
-def test_infidelity_is_the_formula_by_hand(name, multiply):
+def test_infidelity_equals_its_formula(name, multiply):
     """Yeh et al., definition 2.1: the mean of (sum(I * A) - (f(x) - f(x - change)))²."""
     model, clip, target = curved(), drawn(), torch.tensor([1, 2])
     method = IntegratedGradients(model, multiply_by_inputs=multiply)
@@ -160,8 +160,8 @@ def test_infidelity_is_the_formula_by_hand(name, multiply):
         assert float(found[b]) == pytest.approx(float(torch.stack(errors).mean()), rel=1e-3, abs=1e-6), b
 
 
-def test_occluded_frames_are_exact_where_the_clip_equals_its_baseline():
-    """Occlusion credits a frame's black pixels too: what was taken is the frame, not its colored part."""
+def test_infidelity_of_occlusion_is_exact_where_inputs_equal_the_baseline():
+    """Occlusion attributes also to black pixels of a frame: the whole frame was removed."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE[1:]), 1))
     clip = drawn().where(drawn(1) > 0, 0.0)
     occlusion = Occlusion(model)
@@ -171,7 +171,7 @@ def test_occluded_frames_are_exact_where_the_clip_equals_its_baseline():
 
 
 @every_one
-def test_sensitivity_is_the_formula_by_hand(name):
+def test_sensitivity_equals_its_formula(name):
     model, clip = curved(), drawn(shape=(1, *SHAPE[1:]))
     method = IntegratedGradients(model)
     options = {"target": 1, "n_steps": 4}
@@ -184,7 +184,7 @@ def test_sensitivity_is_the_formula_by_hand(name):
 
 
 @every_one
-def test_the_radius_bounds_the_change_and_keeps_its_form(name):
+def test_the_radius_bounds_the_change_and_only_scales_it(name):
     clip = drawn().double()
     whole = every()[name].for_infidelity(multiply_by_inputs=False)(clip)[1] - clip
     for radius in (1e-3, 0.3, 100.0):
@@ -196,18 +196,18 @@ def test_the_radius_bounds_the_change_and_keeps_its_form(name):
 
 
 @every_one
-def test_draws_are_repeatable_differ_and_need_no_global_state(name):
+def test_draws_are_repeatable_and_independent_of_global_state(name):
     clip, state = torch.cat([drawn()[:1]] * 4), torch.random.get_rng_state()
     kept = clip.clone()
     perturb = every()[name].for_sensitivity()
     first, second = perturb(clip, 9.0), perturb(clip, 9.0)
     assert torch.equal(first, every()[name].for_sensitivity()(clip, 9.0))
-    assert not torch.equal(first, second)  # else Captum's chunks would repeat each other's samples
+    assert not torch.equal(first, second)  # otherwise Captum's chunks would repeat the same samples
     assert not all(torch.equal(first[0], row) for row in first)
     assert torch.equal(clip, kept) and torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_generator_is_used_and_one_clips_chunks_change_no_number():
+def test_a_generator_is_used_and_chunks_of_one_clip_do_not_change_results():
     def noise(seed: int) -> Perturbation:
         return tubelet_noise(LAYOUT, CELLS, 0.3, torch.Generator().manual_seed(seed))
 
@@ -224,7 +224,7 @@ def test_a_generator_is_used_and_one_clips_chunks_change_no_number():
 
 
 @every_one
-def test_tuples_dtypes_and_gradients(name):
+def test_tuples_and_dtypes_without_gradients(name):
     clips = (drawn(), drawn(3)[:, :4])  # two pathways of unequal length, as SlowFast has them
     for perturb in (every()[name].for_infidelity(multiply_by_inputs=True), every()[name].for_sensitivity()):
         options = (0.5,) if perturb.__qualname__.startswith("Perturbation.for_sens") else ()
@@ -238,31 +238,35 @@ def test_tuples_dtypes_and_gradients(name):
                 assert part.dtype == dtype and part.shape == clip.shape and not part.requires_grad
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- invalid arguments --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: tubelet_noise(LAYOUT, (2, 2), 0.1), ValueError, "(2, 2) came"),
+        (lambda: tubelet_noise(LAYOUT, (2, 2), 0.1), ValueError, "(2, 2)"),
         (lambda: tubelet_noise(LAYOUT, (0, 2, 2), 0.1), ValueError, "t of cells = (0, 2, 2)"),
-        (lambda: tubelet_noise(LAYOUT, CELLS, 0.0), ValueError, "0.0 came"),
-        (lambda: tubelet_noise("BTHW", CELLS, 0.1), ValueError, "'BTHW' came"),
-        (lambda: brightness_flicker(LAYOUT, math.nan), ValueError, "nan came"),
-        (lambda: brightness_flicker(LAYOUT, 0.1, generator=3), TypeError, "3 came"),
+        (lambda: tubelet_noise(LAYOUT, CELLS, 0.0), ValueError, "got 0.0"),
+        (lambda: tubelet_noise("BTHW", CELLS, 0.1), ValueError, "'BTHW'"),
+        (lambda: brightness_flicker(LAYOUT, math.nan), ValueError, "got nan"),
+        (lambda: brightness_flicker(LAYOUT, 0.1, generator=3), TypeError, "got 3"),
         (lambda: frame_drop(LAYOUT, 0.0), ValueError, "share=0.25"),
-        (lambda: frame_drop(LAYOUT, 1.5), ValueError, "1.5 came"),
-        (lambda: frame_drop(LAYOUT, 0.5, math.inf), ValueError, "inf came"),
-        (lambda: frame_drop(LAYOUT, 0.5, torch.zeros(SHAPE)), TypeError, "Tensor came"),
-        (lambda: frame_shuffle(LAYOUT, 1), ValueError, "1 came"),
-        (lambda: frame_shuffle(LAYOUT, 2.5), TypeError, "2.5 of type float came"),
-        (lambda: every()["noise"].for_infidelity(multiply_by_inputs=1), TypeError, "1 came"),
-        (lambda: every()["noise"].for_sensitivity()(drawn(), 0.0), ValueError, "0.0 came"),
+        (lambda: frame_drop(LAYOUT, 1.5), ValueError, "got 1.5"),
+        (lambda: frame_drop(LAYOUT, 0.5, math.inf), ValueError, "got inf"),
+        (lambda: frame_drop(LAYOUT, 0.5, torch.zeros(SHAPE)), TypeError, "Tensor"),
+        (lambda: frame_shuffle(LAYOUT, 1), ValueError, "got 1"),
+        (lambda: frame_shuffle(LAYOUT, 2.5), TypeError, "got 2.5"),
+        (lambda: every()["noise"].for_infidelity(multiply_by_inputs=1), TypeError, "got 1"),
+        (lambda: every()["noise"].for_sensitivity()(drawn(), 0.0), ValueError, "got 0.0"),
         (lambda: every()["noise"].for_sensitivity()(drawn()[0], 0.1), ValueError, "(5, 3, 6, 7)"),
         (lambda: every()["noise"].for_sensitivity()((drawn(), drawn() / 0), 0.1), ValueError, "inputs[1]"),
-        (lambda: tubelet_noise(LAYOUT, (6, 1, 1), 1).for_sensitivity()(drawn(), 0.1), ValueError, "6 came"),
-        (lambda: frame_shuffle(LAYOUT, 6).for_sensitivity()(drawn(), 0.1), ValueError, "a clip has 5"),
-        (lambda: every()["drop"].for_infidelity(multiply_by_inputs=True)(drawn(), 0.5), ValueError, "of its own"),
+        (lambda: tubelet_noise(LAYOUT, (6, 1, 1), 1).for_sensitivity()(drawn(), 0.1), ValueError, "got 6"),
+        (lambda: frame_shuffle(LAYOUT, 6).for_sensitivity()(drawn(), 0.1), ValueError, "number of frames, 5, got 6"),
+        (
+            lambda: every()["drop"].for_infidelity(multiply_by_inputs=True)(drawn(), 0.5),
+            ValueError,
+            "baselines of infidelity must be None",
+        ),
         (
             lambda: frame_drop(LAYOUT, 0.5, lambda clip, layout: clip[:, :2]).for_sensitivity()(drawn(), 0.1),
             ValueError,
@@ -270,7 +274,7 @@ def test_tuples_dtypes_and_gradients(name):
         ),
     ],
 )
-def test_wrong_arguments_are_named(make, error, message):
+def test_invalid_arguments_raise(make, error, message):
     with pytest.raises(error) as caught:
         make()
     assert message in str(caught.value)

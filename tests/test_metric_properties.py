@@ -1,7 +1,7 @@
-"""What must hold of every metric whatever it is given: drawn shapes, values, cells and steps, not chosen ones.
+"""Properties of all metrics, tested on generated shapes, values, cells and steps.
 
-Values are whole numbers in float64: ties happen, sums, means of single voxels and the model's answers are exact, and a
-rising transform merges no two values. Ties are broken in a fixed random order, which must not change either.
+Values are integers in float64: there are ties, sums, means of single voxels and outputs of the model are exact, and a
+monotonic transform does not merge different values. Ties are broken in a fixed random order, which must not change.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def of_each(*chosen):
 
 @st.composite
 def whole(draw, shape, least=None, most=None):
-    """Whole numbers as float64: of three levels, of seven or of many, unless both ends are named."""
+    """Integers as float64: three, seven or many levels, unless the limits are passed."""
     top = draw(st.sampled_from([1, 3, 1000])) if most is None else most
     low, count = -top if least is None else least, math.prod(shape)
     # One string of bytes takes a hundredth of the time of a list. Its 0 is 0 here: failing examples shrink to that.
@@ -57,7 +57,7 @@ def whole(draw, shape, least=None, most=None):
 
 @st.composite
 def judged(draw, channels=None):
-    """Maps, or attributions of a clip's shape, and a truth that may be everything or nothing."""
+    """Maps, or attributions in the clip's shape, and a truth that can be all or nothing."""
     shape = draw(SHAPES)
     maps = draw(whole(shape if channels is None else (*shape[:2], draw(channels), *shape[2:])))
     levels = draw(st.lists(st.sampled_from([50, 10, 80, 97, 0, 100]), min_size=shape[0], max_size=shape[0]))
@@ -66,7 +66,7 @@ def judged(draw, channels=None):
 
 @st.composite
 def raised(draw, maps):
-    """Other maps of the same order, ties included, each clip stretched in its own way."""
+    """Maps with other values in the same order, including ties, different for each clip."""
     levels = [row.unique(return_inverse=True) for row in maps]
     rows = [(draw(whole(values.shape, 1, 1000)).cumsum(0) - draw(st.integers(0, 9000)))[at] for values, at in levels]
     return torch.stack(rows)
@@ -90,7 +90,7 @@ def selections(batch):  # all rows permuted, one alone, some twice
 
 
 def model(clip):
-    """``(B, 3)`` logits of clips ``(B, T, C, H, W)``: neither additive nor smooth, and free of rounding."""
+    """Logits ``(B, 3)`` of clips ``(B, T, C, H, W)``: neither additive nor smooth, without rounding errors."""
     flat = clip.flatten(1)
     j = torch.arange(flat.shape[1], dtype=torch.float64)[:, None]
     first, second = ((j * torch.tensor(steps) + start) % 7 - 3 for steps, start in (((3, 5, 2), 1), ((4, 1, 6), 2)))
@@ -98,7 +98,7 @@ def model(clip):
 
 
 def scores(metric, clip, maps, forward_func=model, parts=4, **options):
-    """``(B, n)``: every number that a metric with a model gives of a clip."""
+    """All numbers that a metric with a model returns for each clip, ``(B, n)``."""
     own = {m.saco: {"groups": parts}, m.faithfulness_correlation: {"fraction": 0.5, "n_subsets": 30}}
     own |= {m.faithfulness: {}, m.monotonicity: {"fractions": (0.25, 0.5, 0.75)}}
     found = metric(forward_func, clip, maps, **{"layout": "BTCHW", **own.get(metric, {"steps": parts}), **options})
@@ -121,7 +121,7 @@ def least_possible(metric, inside):
     """What the worst order of a clip's places ``(N,)`` scores. In average precision equal scores enter together, so
     that the inverse of a truth, one tie, is better than the truth in single file behind all else."""
     n, p = len(inside), int(inside.sum())
-    forced = max(0, 2 * p - n)  # more truth than half cannot all be kept out of the top p
+    forced = max(0, 2 * p - n)  # if more than half is truth, some of it is among the top p
     worst = {m.iou: forced / (2 * p - forced), m.relevance_rank_accuracy: forced / p}
     worst[m.average_precision] = sum(i / (n - p + i) for i in range(1, p + 1)) / p
     return worst.get(metric, 0.0)
@@ -130,27 +130,27 @@ def least_possible(metric, inside):
 @of_each(*ALONG_AXES)
 @pytest.mark.parametrize("axis", REDUCED)
 @over(case=judged())
-def test_no_map_is_better_than_the_truth_or_worse_than_its_inverse(metric, axis, case):
+def test_no_map_scores_above_the_truth_or_below_its_inverse(metric, axis, case):
     maps, truth = case
     inside = truth[..., None].any(REDUCED[axis], keepdim=True)[..., 0].expand_as(truth)
     held = truth[..., None].any(REDUCED[axis]).flatten(1)
-    told = held.any(1) & ~held.all(1)
+    valid = held.any(1) & ~held.all(1)
     single_file = torch.arange(truth[0].numel(), dtype=torch.float64).view(truth.shape[1:])
-    if metric is m.energy_pointing_game:  # values count: nothing outside, not merely less than inside
+    if metric is m.energy_pointing_game:  # values count: it must be 0 outside, not only lower than inside
         perfect, inverse = (maps.clamp(min=0) + 1).where(inside, -1), (maps.abs() + 1) * ~inside
     else:
         perfect, inverse = maps + 1e6 * inside, single_file - 1e6 * inside
     for best in (truth.double(), perfect):
-        assert (metric(best, truth, axis)[told] == 1).all()
-    least = torch.tensor([least_possible(metric, row) for row in held[told]], dtype=torch.float64)
-    same(metric(inverse, truth, axis)[told], least, 1e-12)
-    for other in (maps, -inside.double()):  # of the latter, nowhere positive, energy_pointing_game says nan
-        found = metric(other, truth, axis)[told]
+        assert (metric(best, truth, axis)[valid] == 1).all()
+    least = torch.tensor([least_possible(metric, row) for row in held[valid]], dtype=torch.float64)
+    same(metric(inverse, truth, axis)[valid], least, 1e-12)
+    for other in (maps, -inside.double()):  # energy_pointing_game of the second, which is never positive, is nan
+        found = metric(other, truth, axis)[valid]
         assert ((found >= least - 1e-12) | found.isnan()).all() and not (found > 1).any()
 
 
 @over(case=judged(), data=st.data())
-def test_pointing_at_the_truth_hits_and_at_its_inverse_only_where_nothing_else_is(case, data):
+def test_pointing_game_of_the_truth_and_of_its_inverse(case, data):
     maps, truth = case
     held, full, some = truth.flatten(2).any(2), truth.flatten(2).all(2), truth.flatten(1).any(1)
     least = [full.all(1).double(), full.sum(1).double() / held.sum(1), held.all(1).double()]
@@ -167,7 +167,7 @@ def test_pointing_at_the_truth_hits_and_at_its_inverse_only_where_nothing_else_i
 
 @of_each(*CURVES, m.aopc, *OF_VALUES)
 @over(data=st.data())
-def test_of_an_additive_model_no_map_is_better_than_its_terms_or_worse_than_their_negative(metric, data):
+def test_terms_of_an_additive_model_score_highest_and_their_negative_lowest(metric, data):
     """Cells of one size, groups of one size: elsewhere a mean and a sum order them differently."""
     shape = b, t, h, w = data.draw(SHAPES)
     channels, base = data.draw(st.integers(1, 2)), data.draw(st.integers(-2, 2))
@@ -190,16 +190,16 @@ def test_of_an_additive_model_no_map_is_better_than_its_terms_or_worse_than_thei
         return
     signs = {m.deletion: [-1], m.insertion_deletion: [1, -1, -1, 1]}.get(
         metric, [1]
-    )  # low is good, also least relevant first
+    )  # lower is better, also for least relevant first
     best, found, worst = (x.unflatten(1, (len(signs), -1)) * torch.tensor(signs)[:, None] for x in (best, found, worst))
-    assert (best >= found - 1e-9).all() and (found >= worst - 1e-9).all()  # at each point of a curve, too
+    assert (best >= found - 1e-9).all() and (found >= worst - 1e-9).all()  # also at each point of a curve
     assert parts < count or not (best == worst).flatten(1).all(1)[~flat].any()
 
 
 @of_each(*OF_ORDER, *OF_VALUES)
 @over(case=problems(), factor=st.integers(1, 9), offset=st.integers(-999, 999), data=st.data())
-def test_scale_and_offset_cancel_and_of_single_voxels_all_but_the_order(metric, case, factor, offset, data):
-    """Of single voxels: the mean of a stretched map is not the stretched mean, and may order larger cells otherwise."""
+def test_scale_and_offset_cancel_and_only_the_order_of_single_voxels_counts(metric, case, factor, offset, data):
+    """For single voxels: the mean of a rescaled map is not the rescaled mean, so larger cells can change order."""
     clip, attributions, options = case
     maps = attributions.sum(2)
     expected = scores(metric, clip, attributions, **options)
@@ -210,7 +210,7 @@ def test_scale_and_offset_cancel_and_of_single_voxels_all_but_the_order(metric, 
 
 
 @over(case=judged(channels=st.integers(1, 3)), data=st.data())
-def test_any_selection_of_a_batch_in_either_layout_is_scored_as_in_the_batch(case, data):
+def test_selections_of_a_batch_and_layouts_give_the_same_scores(case, data):
     attributions, truth = case
     rows = data.draw(selections(len(truth)))
     for name, score in JUDGES.items():
@@ -222,9 +222,7 @@ def test_any_selection_of_a_batch_in_either_layout_is_scored_as_in_the_batch(cas
 
 @of_each(*OF_ORDER, *OF_VALUES)
 @over(case=problems(), perturbations_per_eval=st.integers(1, 40), data=st.data())
-def test_any_selection_of_clips_in_either_layout_and_number_per_call_is_scored_alike(
-    metric, case, perturbations_per_eval, data
-):
+def test_selections_layouts_and_chunks_give_the_same_scores_with_a_model(metric, case, perturbations_per_eval, data):
     clip, attributions, options = case
     expected = scores(metric, clip, attributions, **options)
     rows = data.draw(selections(len(clip)))
@@ -236,13 +234,13 @@ def test_any_selection_of_clips_in_either_layout_and_number_per_call_is_scored_a
 
 
 @over(case=judged(), data=st.data())
-def test_of_a_map_and_its_truth_nothing_counts_but_what_is_promised(case, data):
+def test_scores_are_invariant_as_documented(case, data):
     maps, truth = case
     higher = data.draw(raised(maps))
     for name in [name for name in JUDGES if name in POINTING or (name.endswith("joint") and "energy" not in name)]:
         same(JUDGES[name](higher, truth), JUDGES[name](maps, truth), name=name)
     order = torch.tensor(data.draw(st.permutations(range(truth[0].numel()))))
-    moved = [x.flatten(1)[:, order].view(x.shape) for x in (maps, truth)]  # to the same other places in all clips
+    moved = [x.flatten(1)[:, order].view(x.shape) for x in (maps, truth)]  # the same permutation for all clips
     for name in [name for name in JUDGES if name.endswith("joint") or name in ("pointing_game", *OF_MAPS)]:
         if name != "smoothness":
             same(JUDGES[name](*moved), JUDGES[name](maps, truth), 1e-12, name)
@@ -260,19 +258,20 @@ def test_of_a_map_and_its_truth_nothing_counts_but_what_is_promised(case, data):
 
 
 @over(case=judged())
-def test_scores_of_a_map_are_within_bounds_and_nan_only_where_it_is_said(case):
+def test_scores_of_a_map_are_within_bounds_and_nan_as_documented(case):
     maps, truth = case
     rows, inside = maps.flatten(1), truth.flatten(1)
     held = {axis: truth[..., None].any(dims).flatten(1) for axis, dims in REDUCED.items()}
-    untold = {axis: places.all(1) | ~places.any(1) for axis, places in held.items()}
+    undefined = {axis: places.all(1) | ~places.any(1) for axis, places in held.items()}
     flat, never = (rows == rows[:, :1]).all(1), torch.ones(len(rows), dtype=torch.bool)
     ins, outs = ([row[at] for row, at in zip(rows, where, strict=True)] for where in (inside, ~inside))
     level = [len(b.unique()) == 1 and bool(a.sum() == b[0] * len(a)) for a, b in zip(ins, outs, strict=True)]
-    nan = {"signal_to_noise": untold["joint"] | torch.tensor(level), "sparsity": (rows == 0).all(1)}
+    nan = {"signal_to_noise": undefined["joint"] | torch.tensor(level), "sparsity": (rows == 0).all(1)}
     nan |= {"complexity": nan["sparsity"], "smoothness": torch.stack([flat, flat if maps.shape[1] > 1 else never], 1)}
     for name, score in JUDGES.items():
         found, (metric, _, axis) = score(maps, truth), name.partition("-")
-        said = nan[name] if name in nan else ~inside.any(1) if "pointing" in name else untold[axis]
+        pointing = "pointing" in name and metric != "energy_pointing_game"  # these need any truth only
+        said = nan[name] if name in nan else ~inside.any(1) if pointing else undefined[axis]
         if metric == "energy_pointing_game":
             said = said | ~(maps[..., None].sum(REDUCED[axis]) > 0).flatten(1).any(1)
         said_of(getattr(m, metric), found, said, name)
@@ -280,11 +279,11 @@ def test_scores_of_a_map_are_within_bounds_and_nan_only_where_it_is_said(case):
 
 @of_each(*OF_ORDER, *OF_VALUES)
 @over(case=problems())
-def test_scores_of_a_model_are_within_bounds_and_nan_only_where_it_is_said(metric, case):
+def test_scores_of_a_model_are_within_bounds_and_nan_as_documented(metric, case):
     (clip, attributions, options), answers = case, []
     options["cells"] = (1, 1, 1)
     found = scores(metric, clip, attributions, lambda x: answers.append(model(x)) or answers[-1], **options)
-    answers = torch.cat(answers).unflatten(0, (-1, len(clip)))  # (P, B, 3), the first those to the whole clip
+    answers = torch.cat(answers).unflatten(0, (-1, len(clip)))  # (P, B, 3), the first for the whole clip
     maps = attributions.sum(2).flatten(1)
     said = (maps == maps[:, :1]).all(1) if metric in OF_VALUES else torch.zeros(len(clip), dtype=torch.bool)
     if metric is m.faithfulness_correlation:
@@ -300,7 +299,7 @@ def test_scores_of_a_model_are_within_bounds_and_nan_only_where_it_is_said(metri
 
 @st.composite
 def tables(draw):
-    """Scores of N inputs by M methods, with ties, and at times some missing or infinite."""
+    """Scores of N inputs by M methods, with ties, and sometimes missing or infinite values."""
     table = draw(whole(draw(st.tuples(st.integers(2, 6), st.integers(2, 5)))))
     holes = draw(whole(tuple(table.shape), 0, draw(st.sampled_from([0, 9]))))
     table = table.masked_fill(holes == 1, math.nan).masked_fill(holes == 2, math.inf)
@@ -309,12 +308,12 @@ def tables(draw):
 
 
 def numbers(found):
-    """``(9,)``: three means, each with the two ends of its interval behind it."""
+    """Three means, each followed by the limits of its interval, ``(9,)``."""
     return torch.from_numpy(np.hstack(astuple(found)))
 
 
 @over(table=tables(), data=st.data())
-def test_reliability_knows_neither_names_nor_units_and_is_1_where_all_clips_agree(table, data):
+def test_reliability_is_invariant_and_1_if_all_clips_agree(table, data):
     random = data.draw(st.integers(0, table.shape[1] - 1))
     found = m.reliability(table, random, 8)
     clips, columns = (data.draw(st.permutations(range(size))) for size in table.shape)
@@ -334,14 +333,14 @@ def test_reliability_knows_neither_names_nor_units_and_is_1_where_all_clips_agre
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
 @over(table=tables(), data=st.data())
-def test_alpha_knows_no_more_of_observers_units_and_values_than_its_level(level, table, data):
+def test_alpha_is_invariant_as_its_level_allows(level, table, data):
     table = table.nan_to_num(nan=math.nan, posinf=1001)
     order, columns = (data.draw(st.permutations(range(size))) for size in table.shape)
-    single = torch.full_like(table[:, :1], math.nan)  # a unit that one observer alone has rated
+    single = torch.full_like(table[:, :1], math.nan)  # a unit with a single rating
     single[0], moved = data.draw(st.integers(-5, 5)), table.clone()
     if level == "interval":
         moved = data.draw(st.sampled_from([-3, 0.5, 7])) * table + data.draw(st.integers(-99, 99))
-    else:  # names may be anything that tells them apart
+    else:  # any distinct values serve as names
         known = data.draw(raised(table[table.isfinite()][None]))[0]
         moved[table.isfinite()] = known if level == "ordinal" else (known * 7919) % 1_000_003
     found, paired = m.krippendorff_alpha(table, level), table[:, table.isfinite().sum(0) > 1]

@@ -1,4 +1,4 @@
-"""Statistics of a map: equal to their formulas in plain loops and numpy, and to cases worked out by hand."""
+"""Statistics of a map equal their formulas in loops and numpy, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def some_truth(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def gini(values: list[float]) -> float:
-    """The mean difference of all ordered pairs over twice the mean: no order, no ranks."""
+    """Gini index as the mean difference of all ordered pairs divided by twice the mean."""
     magnitudes = [abs(value) for value in values]
     n, mean = len(magnitudes), sum(magnitudes) / len(magnitudes)
     return sum(abs(a - b) for a in magnitudes for b in magnitudes) / (2 * n * n * mean)
@@ -38,7 +38,7 @@ def noise_ratio(values: np.ndarray, inside: np.ndarray) -> float:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("step", [0, 1.0])
-def test_each_is_its_formula(seed, step):
+def test_statistics_equal_their_formulas(seed, step):
     maps, truth = drawn(3, 4, 3, 5, seed=seed), some_truth(3, 4, 3, 5, seed=seed)
     if step:
         maps = (maps / step).round() * step  # many ties and zeros
@@ -53,14 +53,14 @@ def test_each_is_its_formula(seed, step):
 
 @pytest.mark.parametrize("count", [2, 7, 64])
 @pytest.mark.parametrize("value", [0.1, -3.0, 1e-200, 1e200])
-def test_one_voxel_and_equal_voxels_are_the_ends(count, value):
+def test_one_voxel_and_equal_voxels_give_the_extremes(count, value):
     maps = torch.full((2, count, 1, 1), value, dtype=torch.float64)
     maps[1, 1:] = 0
     assert sparsity(maps).tolist() == [0, pytest.approx(1 - 1 / count, rel=1e-15)]
     assert complexity(maps).tolist() == [1, 0]
 
 
-def test_k_equal_voxels_of_n():
+def test_values_for_k_equal_voxels_of_n():
     for k in (1, 3, 10, 60):
         maps = torch.zeros(1, 60)
         maps[0, :k] = 2
@@ -69,14 +69,14 @@ def test_k_equal_voxels_of_n():
         assert 60 ** complexity(maps).item() == pytest.approx(k, rel=1e-12)
 
 
-def test_a_map_beside_its_copy_is_as_sparse():
+def test_two_copies_of_a_map_have_the_same_sparsity():
     maps = drawn(2, 3, 4, 5)
     torch.testing.assert_close(sparsity(torch.cat([maps, maps], 1)), sparsity(maps))
     assert (complexity(torch.cat([maps, 0 * maps], 1)) < complexity(maps)).all()
     assert (sparsity(torch.cat([maps, 0 * maps], 1)) > sparsity(maps)).all()
 
 
-def test_signs_and_places_do_not_count_but_scale_and_offset_may():
+def test_signs_and_positions_do_not_count():
     maps, truth = drawn(2, 3, 4, 5), some_truth(2, 3, 4, 5)
     moved = maps.flatten(1).flip(1).reshape(maps.shape)
     for metric in (sparsity, complexity):
@@ -88,16 +88,16 @@ def test_signs_and_places_do_not_count_but_scale_and_offset_may():
     torch.testing.assert_close(signal_to_noise(-maps, truth), -signal_to_noise(maps, truth))
 
 
-def test_rounding_never_leaves_the_range():
+def test_values_stay_in_range_despite_rounding():
     nearly = 1 + 1e-15 * drawn(200, 3, 5, 7)
     assert (sparsity(nearly) >= 0).all() and (complexity(nearly) <= 1).all()
 
 
-def test_the_truth_itself_is_best_and_its_inverse_worst():
+def test_the_truth_scores_highest_and_its_inverse_lowest():
     truth = some_truth(3, 4, 5, 6)
     assert signal_to_noise(truth.double(), truth).tolist() == [math.inf] * 3
     assert signal_to_noise(-truth.double(), truth).tolist() == [-math.inf] * 3
-    tilted = truth * 0.6 + 0.1  # beside its largest value, 1/7: a constant whose mean is rounded
+    tilted = truth * 0.6 + 0.1  # relative to its maximum, 1/7: a constant whose mean has a rounding error
     assert signal_to_noise(tilted, truth).tolist() == [math.inf] * 3
 
 
@@ -110,8 +110,8 @@ def test_one_voxel_can_outweigh_many_in_snr_and_not_in_auroc():
     assert auroc(loud, truth) - auroc(maps, truth) < 0.1
 
 
-def test_noise_has_no_signal_on_average():
-    """Independent normal values: the ratio's variance is 1 / inside + 1 / outside, so z-scores have deviation 1."""
+def test_signal_to_noise_of_noise_is_zero_on_average():
+    """For independent normal values, the variance of the ratio is 1 / inside + 1 / outside, so z-scores have std 1."""
     truth = torch.zeros(400, 4, 6, 10, dtype=torch.bool)
     truth[:, 1, 1:4, 2:7] = True  # 15 of 240
     z = signal_to_noise(drawn(400, 4, 6, 10, seed=3), truth) / math.sqrt(1 / 15 + 1 / 225)
@@ -119,7 +119,7 @@ def test_noise_has_no_signal_on_average():
     assert z.std().item() == pytest.approx(1, abs=3 / math.sqrt(800))
 
 
-def test_where_nothing_can_be_said_is_nan():
+def test_undefined_values_are_nan():
     flat = torch.full((3, 2, 2, 2), 0.1, dtype=torch.float64)
     truth = torch.zeros(3, 2, 2, 2, dtype=torch.bool)
     truth[0], truth[2, 0] = True, True
@@ -134,10 +134,10 @@ def test_where_nothing_can_be_said_is_nan():
 
 
 @pytest.mark.parametrize(("axis", "summed"), [("joint", ()), ("time", (2, 3)), ("space", (1,))])
-def test_snr_takes_what_its_siblings_take(axis, summed):
-    """Attributions of the clip's shape in any layout, compared along time or within frames: by numpy, clip by clip."""
+def test_snr_supports_layouts_and_axes(axis, summed):
+    """Attributions in the clip's shape, in all layouts and along all axes, equal numpy clip by clip."""
     attributions, truth = drawn(3, 5, 2, 3, 4), some_truth(3, 5, 3, 4) & (torch.arange(5) < 3).view(-1, 1, 1)
-    truth[..., 0] = False  # no frame and no place is all truth
+    truth[..., 0] = False  # no frame and no pixel is truth everywhere
     maps = attributions.sum(2).numpy().sum(summed) if summed else attributions.sum(2).numpy()
     inside = truth.numpy().any(summed) if summed else truth.numpy()
     expected = [noise_ratio(values, where) for values, where in zip(maps, inside, strict=True)]
@@ -149,14 +149,14 @@ def test_snr_takes_what_its_siblings_take(axis, summed):
 
 
 @pytest.mark.parametrize("layout", ["BTCHW", "BCTHW", "BTHWC", "BWHTC"])
-def test_every_layout_gives_the_map_s_own_value(layout):
+def test_all_layouts_give_the_same_value(layout):
     attributions = drawn(2, 5, 3, 6, 7)  # (B, T, C, H, W)
     twin = attributions.permute(["BTCHW".index(axis) for axis in layout])
     for metric in (sparsity, complexity):
         torch.testing.assert_close(metric(twin, layout), metric(attributions.sum(2)), rtol=1e-12, atol=0)
 
 
-def test_each_clip_is_measured_alone_as_an_array_too_and_nothing_is_touched():
+def test_clips_are_independent_and_arguments_unchanged():
     maps, truth, order = drawn(4, 3, 4, 5).float(), some_truth(4, 3, 4, 5), [2, 0, 3, 1]
     maps[1] *= 1e6
     before, state = maps.clone(), torch.get_rng_state()
@@ -172,13 +172,13 @@ def test_each_clip_is_measured_alone_as_an_array_too_and_nothing_is_touched():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_narrow_floats_lose_nothing(dtype):
+def test_half_precision_is_computed_in_float64(dtype):
     maps, truth = (drawn(1, 8, 9, 10) * 1000).to(dtype), some_truth(1, 8, 9, 10)
     assert sparsity(maps).equal(sparsity(maps.double())) and complexity(maps).equal(complexity(maps.double()))
     assert signal_to_noise(maps, truth).equal(signal_to_noise(maps.double(), truth))
 
 
-def test_what_the_values_mean_is_said():
+def test_range_and_direction():
     assert (signal_to_noise.higher_is_better, signal_to_noise.lowest, signal_to_noise.highest) == (
         True,
         -math.inf,
@@ -191,7 +191,7 @@ def test_what_the_values_mean_is_said():
 @pytest.mark.parametrize(
     ("attributions", "layout", "error", "message"),
     [
-        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "pass layout='BTCHW'"),
+        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "layout='BTCHW'"),
         (torch.zeros(1, 0, 4, 4), None, ValueError, "(1, 0, 4, 4)"),
         (torch.tensor([1.0, math.nan, math.inf, 0.0]).reshape(1, 1, 2, 2), None, ValueError, "2 of the 4 values"),
         (torch.zeros(1, 2, 4, 4, dtype=torch.bool), None, TypeError, "truth.float()"),
@@ -199,7 +199,7 @@ def test_what_the_values_mean_is_said():
         (torch.zeros(1, 8, 3, 4, 4), "BCTHW", ValueError, "layout='BTCHW'"),
     ],
 )
-def test_wrong_attributions_are_named(attributions, layout, error, message):
+def test_invalid_attributions_raise(attributions, layout, error, message):
     for metric in (sparsity, complexity):
         with pytest.raises(error) as caught:
             metric(attributions, layout)
@@ -211,16 +211,16 @@ def test_wrong_attributions_are_named(attributions, layout, error, message):
 @pytest.mark.parametrize(
     ("scores", "truth", "error", "message"),
     [
-        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), TypeError, "pass truth > 0"),
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), TypeError, "truth > 0"),
         (torch.zeros(1, 2, 3, 4), [True], TypeError, "list"),
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3).bool(), ValueError, "(1, 2, 4, 3)"),
         (torch.zeros(2, 2, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "(1, 2, 3, 4)"),
-        (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 scores are nan"),
-        (torch.full((1, 2, 3, 4), math.inf), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 scores are inf"),
-        (torch.zeros(1, 2, 3, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "pass layout='BTCHW'"),
+        (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), ValueError, "scores must not contain nan"),
+        (torch.full((1, 2, 3, 4), math.inf), torch.zeros(1, 2, 3, 4).bool(), ValueError, "scores must be finite"),
+        (torch.zeros(1, 2, 3, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "layout='BTCHW'"),
     ],
 )
-def test_wrong_scores_and_truths_are_named(scores, truth, error, message):
+def test_invalid_scores_and_truth_raise(scores, truth, error, message):
     with pytest.raises(error) as caught:
         signal_to_noise(scores, truth)
     assert message in str(caught.value)

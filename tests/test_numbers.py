@@ -1,4 +1,4 @@
-"""What may change no number, and what may change it only so much: precision, repetition, batches, the device."""
+"""Limits on how much precision, repetition, batches and the device may change results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def conv() -> VideoClassifier:
 
 
 def case(name: str) -> tuple[VideoClassifier, Tensor]:
-    """A model that the method applies to, and two clips."""
+    """A model that the method supports, and two clips."""
     clf = tiny("videomae") if name in (*ATTENTION, "grad-cam") else conv()
     if clf.family is not None:
         return clf, clip_for(clf)
@@ -58,12 +58,12 @@ def case(name: str) -> tuple[VideoClassifier, Tensor]:
 
 
 def spearman(found: Tensor, wanted: Tensor) -> float:
-    """By its definition, without ties of note: the correlation of places in the order."""
+    """Spearman's correlation by its definition; ties are rare."""
     places = [each.double().flatten().argsort().argsort().double() for each in (found, wanted)]
     return float(torch.corrcoef(torch.stack(places))[0, 1])
 
 
-# Below what docs/numbers.md has for the shipped VideoMAE and 3D CNN, with room for other CPUs.
+# Lower than the values in docs/numbers.md for the bundled VideoMAE and 3D CNN, with a margin for other CPUs.
 FLOORS = {
     "attention": 0.99,
     "attention, last layer": 0.99,
@@ -75,7 +75,7 @@ FLOORS = {
 
 @pytest.mark.parametrize("name", FLOORS)
 def test_half_precision_keeps_the_order_on_trained_models(name: str) -> None:
-    """bfloat16 has three digits: shares of attention keep their order, and differences of outputs lose some of it."""
+    """bfloat16 has three digits: shares of attention keep their order, differences of outputs lose part of it."""
     model = "tiny-resnet3d-pattern" if name == "occlusion" else "tiny-videomae-pattern"
     full, half = (VideoClassifier.from_pretrained(model, dtype=d) for d in (torch.float32, torch.bfloat16))
     clips, _, _ = benchmark.PlantedClips(seed=12, n=20)[16:17]
@@ -91,8 +91,8 @@ def test_half_precision_keeps_the_order_on_trained_models(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_same_call_gives_the_same_bits(name: str) -> None:
-    """Twice, from any global random state, and without any use of it."""
+def test_repeated_calls_give_identical_results(name: str) -> None:
+    """Two calls with different global random states, which are not changed."""
     clf, clip = case(name)
     found = []
     for seed in (0, 1):
@@ -105,7 +105,7 @@ def test_the_same_call_gives_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_batch_changes_no_more_than_rounding(name: str) -> None:
+def test_batch_size_changes_only_rounding(name: str) -> None:
     clf, clip = case(name)
     whole = EVERY[name](clf, clip)
     alone = torch.cat([EVERY[name](clf, one[None]) for one in clip])

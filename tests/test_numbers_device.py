@@ -1,4 +1,4 @@
-"""On another device than the CPU: the same numbers, made there, and nothing as large as a map brought back for it."""
+"""Results on another device equal those on the CPU, are computed there, and maps are not copied to the CPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TENSORS: dict[str, Call] = {
     "sparsity": lambda clf, x: metrics.sparsity(x, clf.layout),
     "complexity": lambda clf, x: metrics.complexity(x, clf.layout),
 }
-# Those that rank do so on the CPU, where sums have an order: only their results are back on the device.
+# Metrics that rank do so on the CPU, where the order of sums is fixed. Only their results are on the device.
 SCORES: dict[str, Call] = {
     "auroc": lambda clf, x: metrics.auroc(x.sum(1), x.sum(1) > 0.5),
     "pointing_game": lambda clf, x: metrics.pointing_game(x.sum(1), x.sum(1) > 0.5),
@@ -44,7 +44,7 @@ SCORES: dict[str, Call] = {
 
 
 @pytest.mark.parametrize("name", [*EVERY, *TENSORS, *SCORES])
-def test_the_same_numbers_on_another_device(name: str) -> None:
+def test_another_device_gives_the_same_results(name: str) -> None:
     call = {**EVERY, **TENSORS, **SCORES}[name]
     clf, clip = case(name)
     wanted = call(clf, clip)
@@ -58,8 +58,8 @@ def test_the_same_numbers_on_another_device(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["occlusion", "relevance"])
-def test_targets_may_lie_on_the_cpu(name: str) -> None:
-    """Labels come from a data set, and are there whatever the model's device."""
+def test_targets_can_be_on_the_cpu(name: str) -> None:
+    """Labels of a data set are on the CPU, also if the model is on another device."""
     clf, clip = case(name)
     targets = torch.tensor([1, 0])
     explain = (
@@ -73,12 +73,12 @@ def test_targets_may_lie_on_the_cpu(name: str) -> None:
     torch.testing.assert_close(found.here, wanted)
 
 
-def test_tensors_of_two_devices_are_refused() -> None:
-    """The watch itself: what a GPU refuses, and what it allows."""
+def test_tensors_on_two_devices_raise() -> None:
+    """The simulated device raises for the same operations as a GPU."""
     with elsewhere() as mode:
         there, here = send(torch.ones(3)), torch.ones(3)
         with pytest.raises(RuntimeError, match="expected all tensors on one device"):
             there + here
-        assert (there + torch.tensor(1.0)).tolist() == [2.0, 2.0, 2.0]  # a number may come from anywhere
+        assert (there + torch.tensor(1.0)).tolist() == [2.0, 2.0, 2.0]  # scalar tensors may be on the CPU
         assert torch.zeros(2, device=there.device).device == DEVICE
         assert there.cpu().device.type == "cpu" and mode.moved == [3]

@@ -1,4 +1,4 @@
-"""Reliability: equal to sums over all pairs, to scipy's correlations, and to Krippendorff's own worked example."""
+"""Reliability equals sums over all pairs, correlations of scipy, and the published example of Krippendorff."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def slow_alpha(table: np.ndarray, level: str, names: list[int] | None = None) -> float:
-    """Pair by pair. Rows of one name are copies of one observer, which make no pair."""
+    """Alpha by a loop over pairs. Rows with the same name are copies of one observer and do not form pairs."""
     names = list(range(len(table))) if names is None else names
     units = [[(n, v) for n, v in zip(names, column, strict=True) if not math.isnan(v)] for column in table.T.tolist()]
     units = [unit for unit in units if len({name for name, _ in unit}) > 1]
@@ -63,7 +63,7 @@ def slow_alpha(table: np.ndarray, level: str, names: list[int] | None = None) ->
 
 
 def slow_means(scores: np.ndarray, random: int, names: list[int] | None = None) -> tuple[float, float]:
-    """Weighted and unweighted, as in the paper, of the inputs that have every score, not all equal."""
+    """Weighted and unweighted means as in the paper, over inputs with all scores and not all equal."""
     stats = pytest.importorskip("scipy.stats")
     names = list(range(len(scores))) if names is None else names
     whole = [(n, row) for n, row in zip(names, scores, strict=True) if not np.isnan(row).any() and len(set(row)) > 1]
@@ -79,7 +79,7 @@ def slow_means(scores: np.ndarray, random: int, names: list[int] | None = None) 
 
 
 @pytest.mark.parametrize(("level", "published"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
-def test_krippendorff_s_own_example(level, published):
+def test_alpha_of_the_published_example(level, published):
     assert krippendorff_alpha(PUBLISHED, level) == pytest.approx(published, abs=5e-4)
     assert krippendorff_alpha(PUBLISHED.numpy(), level) == pytest.approx(
         slow_alpha(PUBLISHED.numpy(), level), rel=1e-12
@@ -89,24 +89,24 @@ def test_krippendorff_s_own_example(level, published):
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
 @pytest.mark.parametrize("seed", range(5))
-def test_alpha_is_a_count_of_pairs(level, seed):
+def test_alpha_equals_a_loop_over_pairs(level, seed):
     ratings = drawn(5, 7, seed, agreement=0.3).round().double()
     ratings[torch.rand(5, 7, generator=seeded(seed)) < 0.1 * seed] = nan
     assert krippendorff_alpha(ratings, level) == pytest.approx(slow_alpha(ratings.numpy(), level), rel=1e-10)
 
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
-def test_alpha_of_perfect_agreement_of_chance_and_of_opposites(level):
+def test_alpha_of_perfect_agreement_chance_and_disagreement(level):
     row = torch.tensor([0.1, 0.7, 0.3, 0.3, 5.0])
     assert krippendorff_alpha(row.repeat(3, 1), level) == pytest.approx(1, abs=1e-12)
     opposites = torch.tensor([[0.0, 1.0] * 10, [1.0, 0.0] * 10])
     assert krippendorff_alpha(opposites, level) == pytest.approx(-1 + 2 / 40)
-    # Every arrangement of two observers' values: on average nothing but chance.
+    # The mean over all permutations of the values of two observers is chance.
     every = [torch.tensor(values).reshape(2, 3) for values in itertools.permutations([0.0, 1.0, 1.0, 2.0, 5.0, 5.0])]
     assert sum(krippendorff_alpha(table, level) for table in every) / len(every) == pytest.approx(0, abs=1e-12)
 
 
-def test_levels_ignore_what_they_should():
+def test_levels_are_invariant_as_defined():
     ratings = PUBLISHED.double()
     for level, twin in [
         ("nominal", torch.where(ratings == 2, 9, ratings)),
@@ -121,14 +121,14 @@ def test_levels_ignore_what_they_should():
     assert krippendorff_alpha(ratings.exp(), "interval") > krippendorff_alpha(ratings, "interval") + 0.1
 
 
-def test_alpha_of_nothing_to_compare_is_nan():
+def test_undefined_alpha_is_nan():
     for table in ([[0.1, 0.1], [0.1, 0.1]], [[1, nan], [nan, 2]], [[1, 2]], [[0, 1 / 3, 7], [nan, 1 / 3, nan]]):
         for level in ("nominal", "ordinal", "interval"):
             assert math.isnan(krippendorff_alpha(torch.tensor(table, dtype=torch.float64), level))
 
 
 def test_reliability_by_hand():
-    """Places of the random map 0, 0, 1 and 2 of 0 .. 2: weights 1, 1, 1/2 and 0."""
+    """Ranks of the random map are 0, 0, 1 and 2, so weights are 1, 1, 1/2 and 0."""
     scores = torch.tensor([[0.1, 0.5, 0.9], [0.1, 0.9, 0.5], [0.5, 0.1, 0.9], [0.9, 0.5, 0.1]])
     found = reliability(scores, random=0)
     # rho: 12 .5, 13 .5, 23 -.5, and with the fourth -1, -.5, -.5
@@ -139,9 +139,9 @@ def test_reliability_by_hand():
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("levels", [None, 1])
-def test_reliability_is_a_sum_over_pairs(seed, levels):
+def test_reliability_equals_a_sum_over_pairs(seed, levels):
     scores = drawn(9, 5, seed)
-    if levels:  # ties, also of the random map; an input without any order; missing scores
+    if levels:  # ties, also of the random map; a constant input; missing scores
         scores = (scores * levels).round()
         scores[1], scores[2, 3], scores[4, :4] = 2.0, nan, nan
         scores[3, 4] = math.inf
@@ -152,12 +152,12 @@ def test_reliability_is_a_sum_over_pairs(seed, levels):
         [[nan if x != x else sum(y < x for y in row) + (row.count(x) + 1) / 2 for x in row] for row in scores.tolist()]
     )
     assert found.krippendorff == pytest.approx(slow_alpha(ranks.numpy(), "ordinal"), rel=1e-12)
-    if not levels:  # without ties the two are one
+    if not levels:  # without ties, the two agree
         assert found.krippendorff == pytest.approx(1 - (1 - found.spearman) * (1 - 1 / 45))
         assert found.krippendorff == pytest.approx(krippendorff_alpha(ranks, "interval"))
 
 
-def test_intervals_are_percentiles_of_inputs_drawn_anew():
+def test_intervals_are_bootstrap_percentiles():
     scores = drawn(6, 4, seed=2)
     scores[0, 1] = nan
     found = reliability(scores, random=1, n_bootstrap=40, generator=seeded(5))
@@ -175,7 +175,7 @@ def ranked(scores: torch.Tensor) -> np.ndarray:
     return np.array([[nan if x != x else 1 + sum(y < x for y in row) for x in row] for row in rows])
 
 
-def test_more_inputs_narrow_the_interval_and_the_truth_lies_within():
+def test_more_inputs_narrow_the_interval():
     truth = reliability(drawn(10000, 5, seed=9), n_bootstrap=1).spearman
     within, widths = 0, {}
     for count in (25, 100):
@@ -186,7 +186,7 @@ def test_more_inputs_narrow_the_interval_and_the_truth_lies_within():
     assert within >= 50  # of 60; 95 % are 57
 
 
-def test_perfect_agreement_and_none():
+def test_perfect_agreement_and_disagreement():
     for part in astuple(reliability(torch.arange(4.0).repeat(5, 1), random=0, n_bootstrap=20)):
         assert np.array(part) == pytest.approx(1)
     found = reliability(torch.tensor([[1.0, 2, 3], [3, 2, 1]]), random=1)
@@ -194,13 +194,13 @@ def test_perfect_agreement_and_none():
 
 
 @pytest.mark.parametrize(("methods", "chance"), [(2, 1), (3, 1 / 3), (6, 7 / 75), (10, 11 / 243)])
-def test_noise_is_zero_but_for_the_weights(methods, chance):
+def test_noise_is_zero_except_for_the_weighted_mean(methods, chance):
     noise = reliability(drawn(4000, methods, agreement=0), random=1, n_bootstrap=1)
     assert (noise.spearman, noise.krippendorff) == pytest.approx((0, 0), abs=2e-3)
     assert noise.weighted == pytest.approx(chance, abs=0.02)
 
 
-def test_only_order_counts_and_only_weights_know_which_end_is_good():
+def test_only_the_order_counts_and_the_direction_affects_only_weights():
     scores = drawn(12, 5, seed=3).double()
     found = reliability(scores, random=2, n_bootstrap=30)
     same(reliability(scores.exp() * 9, 2, 30), found)
@@ -220,22 +220,22 @@ def same(found: Reliability, expected: Reliability) -> None:
 
 
 def test_a_draw_is_as_many_inputs_with_replacement():
-    """Counted one by one from the same generator; and the interval is numpy's, of the values that are there."""
+    """Draws equal counts from the same generator, and the interval equals that of numpy without nan."""
     copies = draws(40, 7, seeded(3))
     picked = torch.randint(7, (40, 7), generator=seeded(3)).tolist()
     assert copies.tolist() == [[row.count(i) for i in range(7)] for row in picked]
-    assert draws(3, 0, seeded(0)).shape == (3, 0)  # a comparison of which no clip could be read
+    assert draws(3, 0, seeded(0)).shape == (3, 0)  # a comparison in which all clips failed
     values = drawn(200, 3, seed=4).double().masked_fill(drawn(200, 3, seed=5) > 1, nan)
     low, high = interval(values)
     np.testing.assert_allclose(torch.stack([low, high]), np.nanpercentile(values.numpy(), [2.5, 97.5], axis=0))
 
 
-def test_where_nothing_can_be_said_is_nan():
+def test_undefined_values_are_nan():
     scores = drawn(4, 3)
     without = reliability(scores)
     assert math.isnan(without.weighted) and all(math.isnan(end) for end in without.weighted_interval)
     assert without.spearman == reliability(scores, 0).spearman
-    best = reliability(torch.cat([scores, torch.full((4, 1), 99.0)], 1), random=3)  # random is the best everywhere
+    best = reliability(torch.cat([scores, torch.full((4, 1), 99.0)], 1), random=3)  # the random map is always the best
     assert math.isnan(best.weighted) and math.isfinite(best.spearman)
     scores[1:] = 0.7
     equal = reliability(scores, 0)
@@ -243,7 +243,7 @@ def test_where_nothing_can_be_said_is_nan():
     assert math.isnan(reliability(torch.full((3, 3), 0.1)).krippendorff)
 
 
-def test_a_seed_is_a_result_and_nothing_is_touched():
+def test_results_are_repeatable_and_arguments_unchanged():
     scores, state = drawn(8, 4), torch.get_rng_state()
     before = scores.clone()
     found = reliability(scores, 0, 50)
@@ -263,28 +263,28 @@ def test_a_seed_is_a_result_and_nothing_is_touched():
         ((torch.zeros(1, 3),), ValueError, "(1, 3)"),
         ((torch.zeros(3, 1),), ValueError, "(3, 1)"),
         ((torch.zeros(3, 3).long(),), TypeError, "int64"),
-        ((torch.full((3, 3), nan),), ValueError, "all 9 scores are nan"),
-        ((torch.zeros(3, 3), 3), ValueError, "3 came"),
-        ((torch.zeros(3, 3), -1), ValueError, "-1 came"),
-        ((torch.zeros(3, 3), True), TypeError, "True of type bool came"),
-        ((torch.zeros(3, 3), "random"), TypeError, "'random' of type str came"),
+        ((torch.full((3, 3), nan),), ValueError, "nan in all 9"),
+        ((torch.zeros(3, 3), 3), ValueError, "got 3"),
+        ((torch.zeros(3, 3), -1), ValueError, "got -1"),
+        ((torch.zeros(3, 3), True), TypeError, "got True"),
+        ((torch.zeros(3, 3), "random"), TypeError, "got 'random'"),
         ((torch.zeros(3, 3), 0, 0), ValueError, "n_bootstrap"),
-        ((torch.zeros(3, 3), 0, 1.5), TypeError, "1.5 of type float came"),
-        ((torch.zeros(3, 3), 0, 10, 7), TypeError, "7 came"),
+        ((torch.zeros(3, 3), 0, 1.5), TypeError, "got 1.5"),
+        ((torch.zeros(3, 3), 0, 10, 7), TypeError, "got 7"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, error, message):
+def test_invalid_arguments_raise(arguments, error, message):
     with pytest.raises(error) as caught:
         reliability(*arguments)
     assert message in str(caught.value)
 
 
-def test_wrong_ratings_are_named():
-    with pytest.raises(ValueError, match="'ratio' came"):
+def test_invalid_ratings_raise():
+    with pytest.raises(ValueError, match="'ratio'"):
         krippendorff_alpha(PUBLISHED, "ratio")
-    with pytest.raises(ValueError, match="1 of the ratings are infinite"):
+    with pytest.raises(ValueError, match=r"ratings must not be infinite .*got 1"):
         krippendorff_alpha(torch.tensor([[1.0, math.inf], [1.0, nan]]), "interval")
-    with pytest.raises(ValueError, match="all 4 ratings are nan"):
+    with pytest.raises(ValueError, match="nan in all 4"):
         krippendorff_alpha(torch.full((2, 2), nan))
     with pytest.raises(TypeError, match="list"):
         krippendorff_alpha([[1.0, 2.0]])

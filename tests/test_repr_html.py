@@ -116,7 +116,7 @@ def test_agreement_and_likeness():
     assert cells(others) == [["map", "signed", "magnitude"], ["0", "0.6", "0.25"], ["1", "1", "1"]]
     layers = Randomization(others.signed, others.magnitude, ("<b>head</b>", ""))
     assert cells(layers) == [
-        ["layer set back", "signed", "magnitude"],
+        ["randomized layer", "signed", "magnitude"],
         ["<b>head</b>", "0.6", "0.25"],
         ["the model", "1", "1"],
     ]

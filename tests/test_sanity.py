@@ -1,4 +1,4 @@
-"""Sanity checks: rank correlation by counting, models whose right answer is known, and nothing left behind."""
+"""Sanity checks: rank correlation by counting, models with known results, and no side effects."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def counted(first: list[float], second: list[float]) -> float:
 
 
 class Handed(nn.Module):
-    """A "model" whose map is its parameter, so that similarities of chosen maps can be asked for."""
+    """A "model" whose map is its parameter, to compute similarities of chosen maps."""
 
     def __init__(self, maps: Tensor) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def handed_over(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("levels", [None, 1, 3])
-def test_similarity_is_a_count_of_ranks(levels):
+def test_similarity_equals_a_count_of_ranks(levels):
     first, second = drawn(1, (3, 2, 4, 5)), drawn(2, (3, 2, 4, 5)) + drawn(1, (3, 2, 4, 5))
     if levels:  # many equal values
         first, second = (first * levels).round(), (second * levels).round()
@@ -79,21 +79,21 @@ def test_similarity_is_a_count_of_ranks(levels):
     assert magnitude.tolist() == pytest.approx([counted(a, b) for a, b in absolute], rel=1e-12)
 
 
-def test_similarity_agrees_with_scipy():
+def test_similarity_equals_scipy():
     stats = pytest.importorskip("scipy.stats")
     first, second = drawn(1, (2, 3, 7, 9)).round(decimals=1), drawn(2, (2, 3, 7, 9)).round(decimals=1)
     expected = [stats.spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(first, second, strict=True)]
     assert handed_over(first, second)[0].tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_order_alone_counts_and_no_contrast_is_nan():
+def test_only_the_order_counts_and_constant_maps_are_nan():
     maps = drawn(1, (2, 3, 4, 5))
     signed, magnitude = handed_over(maps, maps.exp() * 9)
     assert signed.tolist() == [1.0, 1.0] and magnitude.max() < 0.9
     assert [part.tolist() for part in handed_over(maps, -maps)] == [[-1.0, -1.0], [1.0, 1.0]]
     flat = torch.cat([torch.full_like(maps[:1], 0.1), maps[1:]])
     assert handed_over(maps, flat)[0].isnan().tolist() == [True, False]
-    sign = maps.sign()  # contrast, but none in magnitude
+    sign = maps.sign()  # the magnitude is constant
     assert [bool(part.isnan().any()) for part in handed_over(maps, sign)] == [False, True]
 
 
@@ -101,16 +101,16 @@ def test_order_alone_counts_and_no_contrast_is_nan():
 
 
 def by_hand(model: nn.Module, names: list[str], seen: list[nn.Module]) -> None:
-    """What a run must have handed to ``explain``: trained parameters but for those under ``names``."""
+    """Check that only parameters under ``names`` differ from the trained model in the last call of ``explain``."""
     for name, value in model.state_dict().items():
         other = seen[-1].state_dict()[name]
         changed = any(name.startswith(f"{layer}.") for layer in names)
-        untrained = name.split(".")[0] == "1"  # a BatchNorm as it was made: reset to the same values
+        untrained = name.split(".")[0] == "1"  # an untrained BatchNorm is reset to the same values
         assert torch.equal(value, other) != (changed and not untrained), (name, names)
 
 
 @pytest.mark.parametrize("independent", [False, True])
-def test_layers_lose_their_parameters_from_the_output_on(independent):
+def test_layers_are_randomized_from_the_output_to_the_input(independent):
     model, clip, seen = network(), drawn(), []
     plans = [[], ["4"], ["1"], ["0"]] if independent else [[], ["4"], ["4", "1"], ["4", "1", "0"]]
 
@@ -129,7 +129,7 @@ def test_layers_lose_their_parameters_from_the_output_on(independent):
     assert found.signed[0].abs().max() < 0.6
 
 
-def test_a_detector_of_edges_fails_and_a_gradient_does_not():
+def test_an_edge_detector_fails_and_a_gradient_passes():
     model, clip = network(), drawn(shape=(1, 3, 4, 5, 6))
     edges = randomization(lambda model, x: x.diff(dim=-1, append=x[..., -1:]), model, clip, layout="BCTHW")
     assert edges.signed.tolist() == edges.magnitude.tolist() == [[1.0]] * 3
@@ -140,8 +140,8 @@ def test_a_detector_of_edges_fails_and_a_gradient_does_not():
     assert abs(float(torch.stack([result.signed[-1] for result in found]).mean())) < 0.15
 
 
-def test_names_group_layers_and_give_their_order():
-    model = nn.Sequential(OrderedDict(net=network(), net2=nn.Linear(3, 3)))  # one name begins like the other
+def test_layers_group_modules_and_set_the_order():
+    model = nn.Sequential(OrderedDict(net=network(), net2=nn.Linear(3, 3)))  # one name is the start of the other
     kept = {}
 
     def explain(handed: nn.Module, x: Tensor) -> Tensor:
@@ -154,10 +154,10 @@ def test_names_group_layers_and_give_their_order():
         if name.endswith("weight") and name != "net.1.weight":
             assert torch.equal(trained, kept[1][name]) == name.startswith("net2."), name
             assert not torch.equal(trained, kept[2][name]), name
-    assert torch.equal(kept[1]["net.0.weight"], kept[2]["net.0.weight"])  # a cascade draws each layer once
+    assert torch.equal(kept[1]["net.0.weight"], kept[2]["net.0.weight"])  # cascading draws each layer once
 
 
-def test_a_trained_batchnorm_is_set_back_with_its_statistics():
+def test_batchnorm_is_reset_with_its_running_statistics():
     model, seen = network(), []
     model[1].running_mean += 3.0
     model[1].weight.data += torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -168,7 +168,7 @@ def test_a_trained_batchnorm_is_set_back_with_its_statistics():
     assert seen[1]["running_mean"].tolist() == [0.0] * 4 and seen[1]["weight"].tolist() == [1.0] * 4
 
 
-def test_a_parameter_without_a_reset_is_drawn_anew_at_its_own_scale():
+def test_a_parameter_without_reset_is_drawn_at_its_own_scale():
     model = Handed(5 + 2 * drawn(4, (1, 10, 20, 20)))
     seen = []
     found = randomization(lambda m, x: seen.append(m.maps.detach()) or m.maps, model, torch.zeros(1))
@@ -178,7 +178,7 @@ def test_a_parameter_without_a_reset_is_drawn_anew_at_its_own_scale():
     assert float(seen[1].std()) == pytest.approx(2, rel=0.06)
 
 
-def test_draws_follow_the_generator_alone():
+def test_draws_depend_only_on_the_generator():
     def run(seed: int | None) -> Tensor:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         return randomization(gradient, network(), drawn(), layout="BCTHW", generator=generator).signed
@@ -190,8 +190,8 @@ def test_draws_follow_the_generator_alone():
     assert not torch.equal(first, run(1))
 
 
-def test_clips_are_compared_each_with_itself():
-    """The network runs in eval mode, so a clip's maps do not depend on its batch."""
+def test_clips_are_compared_independently():
+    """The network is in eval mode, so the maps of a clip do not depend on its batch."""
     clip, model = drawn(), network()
     both = randomization(gradient, model, clip, layout="BCTHW").signed
     swapped = randomization(gradient, model, clip.flip(0), layout="BCTHW").signed
@@ -205,7 +205,7 @@ def test_clips_are_compared_each_with_itself():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_left_behind_even_where_explain_leaves_a_mess(fails):
+def test_models_and_inputs_are_unchanged_even_if_explain_changes_its_copies(fails):
     model, other, clip = network().train(), network(1), drawn().requires_grad_()
     model[4].weight.grad = torch.ones_like(model[4].weight)
     before, kept, state = deepcopy(model.state_dict()), clip.detach().clone(), torch.random.get_rng_state()
@@ -240,7 +240,7 @@ def test_nothing_is_left_behind_even_where_explain_leaves_a_mess(fails):
 # --- labels and classes -------------------------------------------------------------------------------------------
 
 
-def test_label_randomisation_compares_the_maps_of_two_models():
+def test_label_randomization_compares_the_maps_of_two_models():
     first, second, clip = network(0), network(1), drawn()
     found = label_randomization(gradient, first, second, clip, layout="BCTHW")
     pairs = zip(gradient(first, clip).sum(1), gradient(second, clip).sum(1), strict=True)
@@ -250,7 +250,7 @@ def test_label_randomisation_compares_the_maps_of_two_models():
     assert twin.signed.tolist() == [1.0, 1.0]
 
 
-def test_class_sensitivity_hands_every_clip_its_class():
+def test_class_sensitivity_passes_one_target_per_clip():
     model, clip, seen = network(), drawn(), []
 
     def explain(handed: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ def test_staa_is_class_specific_by_relevance_and_not_by_attention():
     assert similarity("relevance").max() < 0.99
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- invalid arguments --------------------------------------------------------------------------------------------
 
 
 def never(*_: object) -> Tensor:
@@ -294,27 +294,27 @@ def never(*_: object) -> Tensor:
 @pytest.mark.parametrize(
     ("run", "error", "message"),
     [
-        (lambda: randomization(never, gradient, drawn()), TypeError, "function came"),
-        (lambda: randomization(never, network(), [1.0]), TypeError, "list came"),
+        (lambda: randomization(never, gradient, drawn()), TypeError, "function"),
+        (lambda: randomization(never, network(), [1.0]), TypeError, "list"),
         (lambda: randomization(never, network(), drawn()[:0]), ValueError, "(0, 3, 4, 5, 6)"),
-        (lambda: randomization(never, nn.ReLU(), drawn()), ValueError, "ReLU has no parameters"),
-        (lambda: randomization(never, network(), drawn(), layers="4"), TypeError, "'4' came"),
-        (lambda: randomization(never, network(), drawn(), layers=[]), ValueError, "[] came"),
+        (lambda: randomization(never, nn.ReLU(), drawn()), ValueError, "got ReLU"),
+        (lambda: randomization(never, network(), drawn(), layers="4"), TypeError, "'4'"),
+        (lambda: randomization(never, network(), drawn(), layers=[]), ValueError, "[]"),
         (lambda: randomization(never, network(), drawn(), layers=["4", "2", "7"]), ValueError, "['2', '7']"),
-        (lambda: randomization(never, network(), drawn(), generator=0), TypeError, "0 came"),
-        (lambda: randomization(gradient, network(), drawn()), ValueError, "pass layout="),
+        (lambda: randomization(never, network(), drawn(), generator=0), TypeError, "got 0"),
+        (lambda: randomization(gradient, network(), drawn()), ValueError, "layout="),
         (lambda: randomization(lambda m, x: x[:1], network(), drawn(), layout="BCTHW"), ValueError, "batch of 2"),
         (lambda: randomization(lambda m, x: x / 0, network(), drawn(), layout="BCTHW"), ValueError, "infinite"),
-        (lambda: label_randomization(never, m := network(), m, drawn()), ValueError, "one and the same"),
-        (lambda: label_randomization(never, network(), "other", drawn()), TypeError, "str came"),
+        (lambda: label_randomization(never, m := network(), m, drawn()), ValueError, "same object"),
+        (lambda: label_randomization(never, network(), "other", drawn()), TypeError, "str"),
         (lambda: class_sensitivity(never, network(), drawn(), 0, []), ValueError, "others=[1, 2]"),
-        (lambda: class_sensitivity(never, network(), drawn(), 0, [1, 0]), ValueError, "others[1] = [0, 0]"),
-        (lambda: class_sensitivity(never, network(), drawn(), [0, 1], [[1, 1]]), ValueError, "own target"),
+        (lambda: class_sensitivity(never, network(), drawn(), 0, [1, 0]), ValueError, "others[1] must"),
+        (lambda: class_sensitivity(never, network(), drawn(), [0, 1], [[1, 1]]), ValueError, "targets [0, 1]"),
         (lambda: class_sensitivity(never, network(), drawn(), [0, 1, 2], [1]), ValueError, "each of 2 clips"),
-        (lambda: class_sensitivity(never, network(), drawn(), 0.5, [1]), TypeError, "0.5 came"),
+        (lambda: class_sensitivity(never, network(), drawn(), 0.5, [1]), TypeError, "got 0.5"),
     ],
 )
-def test_wrong_arguments_are_named(run, error, message):
+def test_invalid_arguments_raise(run, error, message):
     with pytest.raises(error) as caught:
         run()
     assert message in str(caught.value)
@@ -322,5 +322,5 @@ def test_wrong_arguments_are_named(run, error, message):
 
 def test_maps_must_keep_their_shape():
     sizes = iter([6, 5, 5, 5])
-    with pytest.raises(ValueError, match=r"\(2, 4, 5, 6\) first, then of \(2, 4, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"\(2, 4, 5, 6\) first, then \(2, 4, 5, 5\)"):
         randomization(lambda m, x: x[..., : next(sizes)], network(), drawn(), layout="BCTHW")

@@ -1,4 +1,4 @@
-"""Smoothness: equal to the textbook's double sum over all pairs, and to what can be worked out by hand."""
+"""Smoothness equals the textbook's double sum over all pairs, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def neighbors(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def geary(values: np.ndarray, weights: np.ndarray) -> float:
-    """Geary's C as it was written: every ordered pair of places, most of weight 0."""
+    """Geary's C as published: a sum over all ordered pairs of voxels, most with weight 0."""
     n, pairs = len(values), 0.0
     for i in range(n):
         for j in range(n):
@@ -35,8 +35,8 @@ def geary(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 2, 2), (4, 1, 6), (4, 6, 1), (7, 1, 2), (2, 5, 3)])
-def test_it_is_one_less_gearys_c(shape):
-    maps = drawn(2, *shape, seed=sum(shape)) + torch.arange(float(shape[2]))  # some trend, so that 0 is not the answer
+def test_smoothness_equals_1_minus_gearys_c(shape):
+    maps = drawn(2, *shape, seed=sum(shape)) + torch.arange(float(shape[2]))  # a trend, so that the result is not 0
     found = smoothness(maps)
     for b, values in enumerate(maps.double().flatten(1).numpy()):
         space, time = neighbors(shape)
@@ -44,8 +44,8 @@ def test_it_is_one_less_gearys_c(shape):
         assert found.time[b].item() == pytest.approx(1 - geary(values, time), rel=1e-12)
 
 
-def test_values_in_random_places_are_zero_on_average_exactly():
-    """Every arrangement of six unequal values in 2 x 1 x 3 voxels; no draw, no tolerance for chance."""
+def test_the_mean_over_all_permutations_is_exactly_zero():
+    """All permutations of six different values in 2 x 1 x 3 voxels; nothing is random."""
     values = [5.0, -1.0, 0.25, 100.0, 0.0, -7.0]
     maps = torch.tensor(list(itertools.permutations(values))).reshape(-1, 2, 1, 3)
     space, time = smoothness(maps)
@@ -55,7 +55,7 @@ def test_values_in_random_places_are_zero_on_average_exactly():
 
 
 @pytest.mark.parametrize("axis", ["space", "time"])
-def test_white_noise_spreads_as_much_as_theory_says(axis):
+def test_white_noise_has_the_theoretical_variance(axis):
     """Cliff and Ord's variance of C for independent normal values: z-scores have mean 0 and deviation 1."""
     shape, count = (4, 6, 8), 400
     weights = neighbors(shape)[axis == "time"]
@@ -67,13 +67,13 @@ def test_white_noise_spreads_as_much_as_theory_says(axis):
     assert z.std().item() == pytest.approx(1, abs=3 / math.sqrt(2 * count))
 
 
-def test_checkerboards_stripes_and_flicker():
+def test_values_of_checkerboards_stripes_and_flicker():
     t, y, x = torch.meshgrid(torch.arange(6), torch.arange(8), torch.arange(10), indexing="ij")
     n = t.numel()
     lowest = -1 + 2 / n
     board, rows, flicker = (-1.0) ** (x + y), (-1.0) ** y, (-1.0) ** t
     for maps, space, time in [
-        (board, lowest, 1),  # it stands still
+        (board, lowest, 1),  # constant in time
         (board * flicker, lowest, lowest),
         (flicker, 1, lowest),
         # Of 8 x 9 + 7 x 10 pairs in a frame, those of two rows differ.
@@ -84,8 +84,8 @@ def test_checkerboards_stripes_and_flicker():
 
 
 @pytest.mark.parametrize("frames", [2, 5, 16])
-def test_a_ramp(frames):
-    """Steps of 1 against a variance of (T² - 1) / 12."""
+def test_value_of_a_ramp(frames):
+    """Steps of 1 with a variance of (T² - 1) / 12."""
     maps = torch.arange(float(frames)).reshape(1, frames, 1, 1).expand(1, frames, 3, 4)
     n = maps.numel()
     space, time = smoothness(maps)
@@ -118,14 +118,14 @@ def same(found: Smoothness, expected: Smoothness, tolerance: float = 1e-12) -> N
     torch.testing.assert_close(tuple(found), tuple(expected), rtol=0, atol=tolerance)
 
 
-def test_scale_and_offset_do_not_count():
+def test_scale_and_offset_cancel():
     maps = drawn(3, 4, 5, 6).double().cumsum(3)
     expected = smoothness(maps)
     for factor, offset in [(7.5, 0), (-1, 0), (1e-3, 20), (1e-200, 0), (1e200, 0), (-0.1, -3)]:
         same(smoothness(maps * factor + offset), expected)
 
 
-def test_signs_count_from_pixel_to_pixel():
+def test_signs_count():
     magnitude = 10 + drawn(1, 4, 6, 6).cumsum(3).cumsum(2)
     board = (-1.0) ** (torch.arange(6)[:, None] + torch.arange(6))
     assert smoothness(magnitude).space > 0.5
@@ -133,7 +133,7 @@ def test_signs_count_from_pixel_to_pixel():
     same(smoothness((magnitude * board).abs()), smoothness(magnitude))
 
 
-def test_directions_do_not_count_but_space_and_time_are_not_exchanged():
+def test_flips_and_transposes_within_frames_do_not_count():
     maps = drawn(2, 5, 6, 7).cumsum(1)
     expected = smoothness(maps)
     for axis in (1, 2, 3):
@@ -146,21 +146,21 @@ def test_directions_do_not_count_but_space_and_time_are_not_exchanged():
 
 
 @pytest.mark.parametrize("layout", ["BTCHW", "BCTHW", "BTHWC", "BWHTC"])
-def test_every_layout_gives_the_map_s_own_value(layout):
+def test_all_layouts_give_the_same_value(layout):
     attributions = drawn(2, 5, 3, 6, 7).cumsum(1).double()  # (B, T, C, H, W)
     twin = attributions.permute(["BTCHW".index(axis) for axis in layout])
     same(smoothness(twin, layout), smoothness(attributions.sum(2)))
     assert twin.is_contiguous() == (layout == "BTCHW")
 
 
-def test_channels_are_summed_and_may_cancel():
+def test_channels_are_summed_and_can_cancel():
     attributions = drawn(1, 4, 2, 5, 5)
     attributions[:, :, 1] = -attributions[:, :, 0]
     assert all(part.isnan().all() for part in smoothness(attributions, "BTCHW"))
     assert all(part.isfinite().all() for part in smoothness(attributions.abs(), "BTCHW"))
 
 
-def test_each_clip_is_measured_alone_and_nothing_is_touched():
+def test_clips_are_independent_and_arguments_unchanged():
     maps = torch.cat([drawn(1, 4, 5, 6), drawn(1, 4, 5, 6, seed=1).cumsum(2) * 1e6, torch.ones(1, 4, 5, 6)])
     before, state = maps.clone(), torch.get_rng_state()
     maps.requires_grad_()
@@ -174,14 +174,14 @@ def test_each_clip_is_measured_alone_and_nothing_is_touched():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_narrow_floats_lose_nothing(dtype):
+def test_half_precision_is_computed_in_float64(dtype):
     maps = (drawn(1, 8, 9, 10).cumsum(3) * 1000).to(dtype)  # squares beyond float16
     same(smoothness(maps), smoothness(maps.double()), 0)
     channels = torch.stack([maps, maps.flip(1), maps.flip(3)], 2)
     same(smoothness(channels, "BTCHW"), smoothness(channels.double().sum(2)), 0)
 
 
-def test_where_nothing_can_be_said_is_nan():
+def test_undefined_values_are_nan():
     nan = math.nan
     for maps, space, time in [
         (torch.full((1, 3, 7, 7), 0.1, dtype=torch.float64), nan, nan),  # its mean is not 0.1 exactly
@@ -197,8 +197,8 @@ def test_where_nothing_can_be_said_is_nan():
     assert all(part.isfinite().all() for part in smoothness(a_single_voxel))
 
 
-def test_a_smoothed_random_map_is_smooth_and_worthless():
-    """What the docstring warns of: smoothness rises with sigma, truth does not."""
+def test_a_smoothed_random_map_is_smooth_but_not_better():
+    """As the docstring warns: smoothness rises with sigma, localization does not."""
     noise, truth = drawn(40, 8, 1, 24, 24, seed=3), torch.zeros(40, 8, 24, 24, dtype=torch.bool)
     truth[:, 2:5, 4:12, 9:17] = True
     found = []
@@ -216,7 +216,7 @@ def test_a_smoothed_random_map_is_smooth_and_worthless():
     ("attributions", "layout", "error", "message"),
     [
         (torch.zeros(2, 3, 4), None, ValueError, "(2, 3, 4)"),
-        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "pass layout='BTCHW'"),
+        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "layout='BTCHW'"),
         (torch.zeros(1, 0, 4, 4), None, ValueError, "(1, 0, 4, 4)"),
         (torch.tensor([1.0, math.nan, math.inf, 0.0]).reshape(1, 1, 2, 2), None, ValueError, "2 of the 4 values"),
         (torch.zeros(1, 2, 4, 4, dtype=torch.bool), None, TypeError, "truth.float()"),
@@ -225,16 +225,16 @@ def test_a_smoothed_random_map_is_smooth_and_worthless():
         (torch.zeros(1, 8, 3, 4, 4), "BCTHW", ValueError, "layout='BTCHW'"),
         (torch.full((1, 8, 3, 4, 4), math.nan), "BTCHW", ValueError, "384 of the 384 values"),
         (torch.zeros(1, 8, 3, 4, 4).long(), "BTCHW", TypeError, "int64"),
-        (torch.zeros(1, 8, 3, 4, 4), "BTCH", ValueError, "'BTCH' came"),
+        (torch.zeros(1, 8, 3, 4, 4), "BTCH", ValueError, "'BTCH'"),
         (torch.zeros(1, 8, 3, 4, 4), 5, TypeError, "5"),
     ],
 )
-def test_wrong_arguments_are_named(attributions, layout, error, message):
+def test_invalid_arguments_raise(attributions, layout, error, message):
     with pytest.raises(error) as caught:
         smoothness(attributions, layout)
     assert message in str(caught.value)
 
 
-def test_an_unknown_keyword_is_refused():
+def test_an_unknown_keyword_raises():
     with pytest.raises(TypeError, match="axis"):
         smoothness(torch.zeros(1, 2, 2, 2), axis="time")

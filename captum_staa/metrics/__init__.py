@@ -1,4 +1,4 @@
-"""Numbers that say how good an attribution is; each function says of itself whether higher is better."""
+"""Metrics of attributions. ``metric.higher_is_better`` of each says how to read it."""
 
 from captum_staa.metrics import noise, sanity
 from captum_staa.metrics.attention_usage import AttentionUsage, attention_usage

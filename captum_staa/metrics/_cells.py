@@ -1,4 +1,4 @@
-"""Cells of a clip with the mean attribution of each: their order, random subsets, and clips without some of them."""
+"""Cells of a clip and their mean attributions: their order, random subsets, and clips with some cells replaced."""
 
 from __future__ import annotations
 
@@ -20,57 +20,60 @@ from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.layouts import layout_of
 from captum_staa.result import Array, maps_of
 
-_PER_FRAME = 16  # cells along each side of a frame where nothing is said
+_PER_FRAME = 16  # default number of cells along each side of a frame
 
 
 def cell_ids(
     forward_func: object,
-    clip: Tensor,
+    inputs: Tensor,
     layout: VideoLayout,
     cells: Sequence[int] | None,
     feature_mask: Tensor | None,
     axis: Axis = "joint",
 ) -> Tensor:
-    """Which cell each voxel belongs to, ``(1 or B, T, H, W)`` int64 on the CPU; the features of a mask are such."""
+    """Return the cell that each voxel belongs to, ``(1 or B, T, H, W)`` int64 on the CPU.
+
+    With a feature mask, its features are the cells.
+    """
     check_choice("axis", axis, SPANNED)
     if feature_mask is None:
-        mask = feature_masks.grid(clip, layout, _cell(forward_func, layout.size(clip), cells, axis))
+        mask = feature_masks.grid(inputs, layout, _cell(forward_func, layout.size(inputs), cells, axis))
     elif cells is not None or axis != "joint":
         raise ValueError(
-            f"a feature_mask says itself how far its cells reach, got {cells = }, {axis = } with it; leave both "
-            f"out, or leave out the mask"
+            f"cells and axis must have their defaults if feature_mask is passed, because the mask defines the cells, "
+            f"got {cells = }, {axis = }. Leave both out, or leave out feature_mask."
         )
     else:
-        return units_for(clip, feature_mask, layout)
+        return units_for(inputs, feature_mask, layout)
     return layout.to_working(mask)[:, :, 0].cpu()
 
 
 def _cell(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | None, axis: Axis) -> list[int]:
-    """Sides of a cell ``(t, h, w)``, those that ``axis`` spans made whole."""
+    """Return the sides of a cell ``(t, h, w)``: the full size along the axes that ``axis`` spans."""
     if cells is None:
         grid = forward_func.grid if isinstance(forward_func, VideoClassifier) else None
         cells = grid.tubelet if grid else (1, -(-sizes["H"] // _PER_FRAME), -(-sizes["W"] // _PER_FRAME))
     if not is_triple(cells):
-        raise ValueError(f"cells is (t, h, w), the sides of one in frames and pixels, got {cells!r}")
+        raise ValueError(f"cells must be (t, h, w), the sides of one cell in frames and pixels, got {cells!r}.")
     return [sizes[letter] if letter in SPANNED[axis] else side for letter, side in zip("THW", cells, strict=True)]
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A clip, and what may be replaced of it.
+    """Inputs, their baseline, and the cells that can be replaced.
 
     Attributes:
-        clip: in its layout.
-        cover: what replaces it, of its shape.
-        layout: the order of its axes.
-        ids: int64 ``(1 or B, T, H, W)``, 0 .. n-1.
+        inputs: clips, in ``layout``.
+        baseline: replaces cells of the inputs; same shape as ``inputs``.
+        layout: order of the axes.
+        ids: int64 ``(1 or B, T, H, W)``, 0 to n - 1.
         means: ``(B, n)`` float64 on the CPU, the mean attribution of each cell.
-        present: bool ``(1 or B, n)`` on the CPU; regions that follow the picture may be fewer in one clip than another.
-        perturbations_per_eval: copies of the batch in a call of the model.
+        present: bool ``(1 or B, n)`` on the CPU. The number of regions that follow the image can differ between clips.
+        perturbations_per_eval: copies of the batch per call of the model.
     """
 
-    clip: Tensor
-    cover: Tensor
+    inputs: Tensor
+    baseline: Tensor
     layout: VideoLayout
     ids: Tensor
     means: Tensor
@@ -79,78 +82,82 @@ class Cells:
 
     @property
     def totals(self) -> Tensor:
-        """``(1 or B, 1)`` int64 on the CPU, how many cells each clip has."""
+        """``(1 or B, 1)`` int64 on the CPU, the number of cells of each clip."""
         return self.present.sum(1, keepdim=True)
 
     def check_part(self, name: str, fraction: float) -> None:
-        """Raise where a fraction of a clip's cells, rounded, is none of them or all: any map has the same."""
+        """Raise if the fraction, rounded, is none or all of a clip's cells: then all maps get the same score."""
         if not is_number(fraction):
-            raise TypeError(f"{name} is a number between 0 and 1, got {fraction!r}")
+            raise TypeError(
+                f"{name} must be a number between 0 and 1, got {fraction!r} of type {type(fraction).__name__}."
+            )
         if not 0 < fraction < 1:
-            raise ValueError(f"{name} is a number between 0 and 1, got {fraction}")
+            raise ValueError(f"{name} must be between 0 and 1 (both excluded), got {fraction}.")
         count = self.portion(fraction)
         if bool((wrong := (count == 0) | (count == self.totals)).any()):
             raise ValueError(
-                f"{name} is the part of the cells that a subset holds, one at least and not all, but {fraction} of "
-                f"{int(self.totals[wrong].min())} cells came; change it, or use more cells"
+                f"{name} must select at least one cell and not all cells, got {fraction} of "
+                f"{int(self.totals[wrong].min())} cells, which rounds to {int(count[wrong].min())}. Change {name}, or "
+                f"use smaller cells."
             )
 
     def check_portions(self, name: str, count: int) -> None:
-        """Raise where a clip has fewer cells than it is to be divided into."""
+        """Raise if a clip has fewer than ``count`` cells."""
         if count > (fewest := int(self.totals.min())):
-            raise ValueError(f"{name} is at most the number of cells, {fewest}, got {count}; use smaller cells")
+            raise ValueError(f"{name} must be at most the number of cells, {fewest}, got {count}. Use smaller cells.")
 
     def portion(self, fraction: float) -> Tensor:
-        """``(1 or B, 1)``: how many of a clip's cells a fraction is, rounded."""
+        """Return the number of cells ``(1 or B, 1)`` in a fraction of each clip's cells, rounded."""
         return (fraction * self.totals.double()).round().long()
 
     def ranks(self) -> Tensor:
-        """``(B, n)``: the place of each cell by its mean, 0 for the highest; absent ones come last.
+        """Return the rank of each cell by its mean attribution, ``(B, n)``, 0 for the highest. Absent cells come last.
 
-        Equal means are ranked at random, the same way in every call and clip: by their ids, a flat map would be a
-        sweep from the first frame to the last, and no control.
+        Cells with equal means are ranked in a random order that is the same in every call and for every clip. If they
+        were ranked by their ids, a constant map would go from the first frame to the last and could not serve as a
+        control.
         """
         means = self.means.masked_fill(~self.present, -torch.inf)
-        # Random keys, not a permutation: the first n are the same for every longer row of cells, so that no clip's
-        # ranks depend on the others of its batch.
+        # Random keys, not a permutation: the first n keys do not depend on how many follow, so the ranks of a clip do
+        # not depend on the other clips of its batch.
         shuffle = _random_keys(means.shape[1], seed=0).argsort()
         order = shuffle[means[:, shuffle].argsort(dim=1, descending=True, stable=True)]
         return order.argsort(1)
 
-    def subset(self, held: Tensor, seed: int) -> Tensor:
-        """Bool ``(1 or B, n)``: ``held`` ``(1 or B, 1)`` random cells of each clip."""
+    def subset(self, size: Tensor, seed: int) -> Tensor:
+        """Return a random subset of each clip's cells, bool ``(1 or B, n)``, with ``size`` ``(1 or B, 1)`` cells."""
         keys = _random_keys(self.present.shape[1], seed).where(self.present, torch.inf)
-        return keys <= keys.sort(1).values.take_along_dim(held - 1, 1)
+        return keys <= keys.sort(1).values.take_along_dim(size - 1, 1)
 
     def spread(self, values: Tensor) -> Tensor:
-        """A number per cell ``(P, 1 or B, n)`` to the clip's axes behind ``P``, of size 1 along channels."""
+        """Expand one number per cell ``(P, 1 or B, n)`` to the axes of the inputs after ``P``, with size 1 along C."""
         rows = values.to(self.ids.device).take_along_dim(self.ids.flatten(1)[None], 2)  # (P, 1 or B, T * H * W)
         voxels = rows.flatten(0, 1).unflatten(1, self.ids.shape[1:])[:, :, None]
         return self.layout.from_working(voxels).unflatten(0, rows.shape[:2])
 
-    def blended(self, shown: Tensor) -> Tensor:
-        """Copies ``(P * B, ...)`` of the clips, batch after batch: the clip where ``shown`` is 1, the cover where 0.
+    def blended(self, kept: Tensor) -> Tensor:
+        """Return copies ``(P * B, ...)``, batch by batch: the inputs where ``kept`` is 1, the baseline where it is 0.
 
-        ``lerp`` gives exactly the one or the other, in a fourth of the time that ``where`` takes.
+        At 0 and 1, ``lerp`` returns exactly one of the two, in a fourth of the time that ``where`` takes.
         """
-        return torch.lerp(self.cover, self.clip, shown.to(self.clip)).flatten(0, 1)
+        return torch.lerp(self.baseline, self.inputs, kept.to(self.inputs)).flatten(0, 1)
 
     def altered(self, replaced: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Copies of the clips, in chunks.
+        """Yield copies of the inputs with some cells replaced, in chunks.
 
         Args:
             replaced: bool ``(P, 1 or B, n)``, the cells to replace in each copy.
 
         Yields:
-            How many copies, and the clips ``(copies * B, ...)``.
+            The number of copies, and the copies ``(copies * B, ...)``.
         """
-        for choices in replaced.split(self.perturbations_per_eval):
-            yield len(choices), self.blended(self.spread((~choices).float()))
+        for chunk in replaced.split(self.perturbations_per_eval):
+            yield len(chunk), self.blended(self.spread((~chunk).float()))
 
 
 def cells_of(
     forward_func: Callable[..., Any],
-    clip: Tensor,
+    inputs: Tensor,
     attributions: Array,
     layout: VideoLayout | str | None,
     cells: Sequence[int] | None,
@@ -159,26 +166,27 @@ def cells_of(
     perturbations_per_eval: int,
     axis: Axis = "joint",
 ) -> Cells:
-    """The checked arguments that every metric with a model shares, as :class:`Cells`."""
+    """Check the arguments that all metrics with a model have in common, and return them as :class:`Cells`."""
     if not callable(forward_func):
-        raise TypeError(f"forward_func is a function or module, got {type(forward_func).__name__}")
+        raise TypeError(f"forward_func must be a function or a module, got {type(forward_func).__name__}.")
     layout = layout_of(forward_func, layout)
-    layout.check_values(clip, "clip")
-    clip = clip.detach()
-    maps = maps_of(attributions, clip, layout)
+    layout.check_values(inputs, "inputs")
+    inputs = inputs.detach()
+    maps = maps_of(attributions, inputs, layout)
     check_perturbations_per_eval(perturbations_per_eval)
-    (cover,) = baselines_for((clip,), baselines)
-    ids = cell_ids(forward_func, clip, layout, cells, feature_mask, axis)
+    (baseline,) = baselines_for((inputs,), baselines)
+    ids = cell_ids(forward_func, inputs, layout, cells, feature_mask, axis)
     means, counts = _means(maps.cpu().flatten(1), ids.flatten(1))
     present = counts[: len(ids)] > 0
-    return Cells(clip, cover, layout, ids.to(clip.device), means, present, int(perturbations_per_eval))
+    return Cells(inputs, baseline, layout, ids.to(inputs.device), means, present, int(perturbations_per_eval))
 
 
 def _means(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the number of voxels of each cell, ``(B, n)``, of ``(B, V)``; on the CPU, where sums have an order.
+    """Return the mean and the number of voxels of each cell, ``(B, n)``, from values ``(B, V)``.
 
-    The rounding of a sum depends on the number of its terms. Held within the extremes of its voxels, the mean of a cell
-    of one value is this value, so that cells of different size can tie.
+    On the CPU, because the order of summation is fixed there. The rounding error of a sum depends on the number of its
+    terms. The mean is clamped to the extremes of its voxels: the mean of equal values is then exactly this value, and
+    cells of different size can tie.
     """
     rows = ids.expand_as(values)
     zeros = values.new_zeros(len(values), int(ids.max()) + 1)
@@ -188,7 +196,7 @@ def _means(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _random_keys(count: int, seed: int) -> Tensor:
-    """``(count,)`` float64 in 0 .. 1, on the CPU."""
+    """Return random numbers in [0, 1), ``(count,)`` float64 on the CPU."""
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -199,31 +207,34 @@ Output = Literal["probability", "logit"]
 def score_of(
     forward_func: Callable[..., Any], target: TargetType, additional_forward_args: object, output: Output, batch: int
 ) -> TargetScore:
-    """The target's probability, or its output as it comes."""
+    """Return a score that is the probability of the target, or the output of the target."""
     check_choice("output", output, ("probability", "logit"))
     if output == "probability" and target is None:
-        raise ValueError("a probability is that of a class: pass target=class index (or one per example)")
+        raise ValueError(
+            "target must be a class index if output is 'probability', got None. Pass target=class index (or one per "
+            "example)."
+        )
     if output == "probability":
-        way_out = "pass output='logit' to take the target's output as it is"
-        forward_func = over_classes(forward_func, lambda logits: logits.softmax(1), way_out)
+        fix = "pass output='logit' to take the target's output as it is"
+        forward_func = over_classes(forward_func, lambda logits: logits.softmax(1), fix)
     return TargetScore(forward_func, target, additional_forward_args, batch)
 
 
 def counts_of(cells: Cells, steps: int) -> Tensor:
-    """Cells inserted after each step, ``(steps + 1, B)``: ``k * n / steps``, halves rounded up."""
+    """Return the number of inserted cells after each step, ``(steps + 1, B)``: ``k * n / steps``, halves rounded up."""
     k = torch.arange(steps + 1)[:, None]
-    totals = cells.totals.T.expand(1, len(cells.clip))
+    totals = cells.totals.T.expand(1, len(cells.inputs))
     return (2 * k * totals + steps) // (2 * steps)
 
 
 @torch.no_grad()
 def walk(cells: Cells, score: TargetScore, order: Order, counts: Tensor) -> Tensor:
-    """The scores ``(S, B)`` of clips that show their first ``counts`` ``(S, B)`` cells, and else the cover; float64."""
+    """Return the scores ``(S, B)``, float64, with the first ``counts`` ``(S, B)`` cells kept and the rest replaced."""
     ranks = cells.ranks()
-    places = cells.spread((ranks if order == "morf" else cells.totals - 1 - ranks)[None].float())
-    shape = (-1, counts.shape[1], *[1] * (cells.clip.ndim - 1))
-    found = []
+    positions = cells.spread((ranks if order == "morf" else cells.totals - 1 - ranks)[None].float())
+    shape = (-1, counts.shape[1], *[1] * (cells.inputs.ndim - 1))
+    scores = []
     for chunk in counts.split(cells.perturbations_per_eval):
-        shown = (chunk.to(places).view(shape) - places).clamp_(0, 1)  # whole numbers: 1 where place < count, else 0
-        found.append(score((cells.blended(shown),), len(chunk)))  # a new tensor, the model may write into it
-    return torch.cat(found).double()
+        kept = (chunk.to(positions).view(shape) - positions).clamp_(0, 1)  # integers: 1 if position < count, else 0
+        scores.append(score((cells.blended(kept),), len(chunk)))  # a new tensor: the model may write to it
+    return torch.cat(scores).double()

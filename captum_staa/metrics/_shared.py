@@ -1,4 +1,4 @@
-"""What the values of a metric mean, for tables to read."""
+"""Parts that several metrics use: the range and direction of a metric, correlations, ranks, bootstrap draws."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 Axis = Literal["joint", "space", "time"]
-SPANNED: dict[Axis, str] = {"joint": "", "space": "T", "time": "HW"}  # the axes of a clip that are one
+SPANNED: dict[Axis, str] = {"joint": "", "space": "T", "time": "HW"}  # axes of the inputs that one cell spans
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def metric(*, higher_is_better: bool | None, lowest: float, highest: float) -> Callable[[Function], Function]:
-    """Says of a metric what its values mean, as attributes of the function.
+    """Return a decorator that stores the range and the direction of a metric as attributes of the function.
 
     Example:
         >>> from captum_staa import metrics
@@ -24,9 +24,9 @@ def metric(*, higher_is_better: bool | None, lowest: float, highest: float) -> C
         (True, 0.0, 1.0)
 
     Args:
-        higher_is_better: None where neither is: the value describes a map, and does not judge it.
-        lowest: no value is below.
-        highest: no value is above.
+        higher_is_better: None if neither higher nor lower is better: the value describes a map and does not rate it.
+        lowest: lower bound of the values.
+        highest: upper bound of the values.
     """
 
     def mark(function: Function) -> Function:
@@ -38,22 +38,22 @@ def metric(*, higher_is_better: bool | None, lowest: float, highest: float) -> C
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
-    """``(B,)`` of two ``(B, P)``; nan where all values of one row are equal."""
-    x, y = x - x[:, :1], y - y[:, :1]  # equal values become 0 exactly, and so, below, nan
+    """Return Pearson's correlation of the rows of two ``(B, P)``, ``(B,)``; nan if all values of a row are equal."""
+    x, y = x - x[:, :1], y - y[:, :1]  # equal values become exactly 0, which gives nan below
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    # one root of the product, not two: a row with itself is then 1 to the last digit
+    # one square root of the product, not two: the correlation of a row with itself is then exactly 1
     return ((x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()).clamp(-1, 1)
 
 
 def midranks(values: Tensor) -> Tensor:
-    """``(B, P)``: the rank of each value in its row; equal values share the mean of their ranks."""
-    values = values.contiguous()  # searchsorted warns of others
+    """Return the rank of each value in its row, ``(B, P)``; equal values share the mean of their ranks."""
+    values = values.contiguous()  # searchsorted warns otherwise
     ordered = values.sort(dim=1).values
     return (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)).double() / 2
 
 
 def draws(n_bootstrap: int, count: int, generator: torch.Generator) -> Tensor:
-    """``(R, N)`` float64 on the CPU: how many copies of each of ``count`` inputs each draw holds, ``count`` in all."""
+    """Return the copies of each input in each bootstrap draw, ``(R, N)`` float64 on the CPU; rows sum to ``count``."""
     copies = torch.zeros(n_bootstrap, count, dtype=torch.float64)
     if count:
         drawn = torch.randint(count, (n_bootstrap, count), generator=generator, device=generator.device).cpu()
@@ -62,6 +62,6 @@ def draws(n_bootstrap: int, count: int, generator: torch.Generator) -> Tensor:
 
 
 def interval(drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """Low and high ``(...)``, between which 95 % of the values ``(R, ...)`` of the draws lie; nan is passed over."""
+    """Return the bounds ``(...)`` between which 95 % of the values ``(R, ...)`` of the draws lie; nan is ignored."""
     low, high = drawn.nanquantile(drawn.new_tensor([0.025, 0.975]), dim=0)
     return low, high

@@ -1,4 +1,4 @@
-"""Boxes of an annotation as the truth that the metrics compare with."""
+"""Convert annotated boxes to the masks that the metrics compare with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from captum_staa.result import as_tensor
 
 
 def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) -> Tensor:
-    """Which pixels lie in the box of their frame.
+    """Return a mask of the pixels that lie in the box of their frame.
 
     Example:
         >>> import torch
@@ -27,10 +27,10 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
         >>> truth[0, 1].any().item()
         False
 
-    Corners are half-open, as in Python: ``(x0, y0, x1, y1) = (1, 0, 4, 2)`` is columns 1, 2, 3 and rows 0, 1. Add 1 to
-    ``x1`` and ``y1`` of an annotation that names the last pixel inside. Of a corner between pixels, the pixels whose
-    center lies inside count: ``x0 <= x + 0.5 < x1``. What reaches beyond the frame is cut off. For several boxes in a
-    frame, join their truths: ``boxes_to_truth(a, size) | boxes_to_truth(b, size)``.
+    Boxes are half-open, as slices in Python: ``(x0, y0, x1, y1) = (1, 0, 4, 2)`` is columns 1, 2, 3 and rows 0, 1. Add
+    1 to ``x1`` and ``y1`` if the annotation contains the last pixel inside. If a corner lies between pixels, a pixel
+    belongs to the box if its center does: ``x0 <= x + 0.5 < x1``. Parts of a box outside the frame are cut off. For
+    several boxes in a frame, combine their masks: ``boxes_to_truth(a, size) | boxes_to_truth(b, size)``.
 
     Args:
         boxes: ``(B, T, 4)``, ``(x0, y0, x1, y1)`` in pixels of the clip, x to the right and y down; four nan where a
@@ -41,41 +41,43 @@ def boxes_to_truth(boxes: Tensor | np.ndarray[Any, Any], size: tuple[int, int]) 
         bool ``(B, T, H, W)`` on the device of ``boxes``.
 
     Raises:
-        TypeError: ``boxes`` is neither a tensor nor an array of numbers, or a side of ``size`` no whole number.
-        ValueError: ``boxes`` has another shape, holds infinity or nan beside numbers, looks scaled to 0 .. 1, or a box
-            holds no pixel: because its corners are the wrong way round, or because it lies beyond the frame.
+        TypeError: ``boxes`` is neither a tensor nor an array of numbers, or a side of ``size`` is not an int.
+        ValueError: ``boxes`` has another shape, has infinite values or nan beside numbers, seems to be scaled to
+            0 .. 1, or a box contains no pixel, because its corners are swapped or because it lies outside the frame.
     """
     boxes = as_tensor(boxes, "boxes", "B, T, 4")
     if boxes.dtype == torch.bool:
-        raise TypeError(f"boxes are corners in pixels, got bools of shape {tuple(boxes.shape)}")
+        raise TypeError(
+            f"boxes must be corners in pixels, got bool of shape {tuple(boxes.shape)}. A mask needs no conversion."
+        )
     if boxes.ndim != 3 or boxes.shape[2] != 4 or 0 in boxes.shape:
-        raise ValueError(f"boxes must be (B, T, 4) and not empty, but their shape is {tuple(boxes.shape)}")
+        raise ValueError(f"boxes must be (B, T, 4) and not empty, got shape {tuple(boxes.shape)}.")
     sides: Any = size
     if not (isinstance(sides, (list, tuple, np.ndarray)) and len(sides) == 2):
-        raise ValueError(f"size is (H, W) of the clip in pixels, got {size!r}")
+        raise ValueError(f"size must be (H, W) of the clip in pixels, got {size!r}.")
     for axis, side in zip("HW", sides, strict=True):
         check_count(f"{axis} of {size = }", side)
     boxes = boxes.double()
     there = ~boxes.isnan().all(2)  # (B, T)
     if not bool(boxes[there].isfinite().all()):
         raise ValueError(
-            f"a box is four finite numbers, or four nan where a frame has none, but "
-            f"{_first(boxes, there & ~boxes.isfinite().all(2))} came"
+            f"each box must be four finite numbers, or four nan if the frame has no box, got "
+            f"{_first(boxes, there & ~boxes.isfinite().all(2))}."
         )
     corners = boxes[there]
     if bool(((corners >= 0) & (corners <= 1)).all()) and bool((corners != corners.round()).any()):
         raise ValueError(
-            f"boxes are in pixels, but all corners lie in 0 .. 1, as {_first(boxes, there)}; multiply them by "
-            f"(W, H, W, H)"
+            f"boxes must be in pixels, got only corners between 0 and 1, such as {_first(boxes, there)}. Multiply "
+            f"relative boxes by (W, H, W, H)."
         )
     x0, y0, x1, y1 = boxes[..., None].unbind(2)  # (B, T, 1) each; nan is neither below nor above
     y, x = (torch.arange(int(side), device=boxes.device) + 0.5 for side in size)
     rows, columns = (y0 <= y) & (y < y1), (x0 <= x) & (x < x1)  # (B, T, H), (B, T, W)
     if bool((empty := there & ~(rows.any(2) & columns.any(2))).any()):
         raise ValueError(
-            f"a box is (x0, y0, x1, y1) with x0 < x1 and y0 < y1, and holds the center of a pixel of the "
-            f"{int(size[0])} x {int(size[1])} frame (H x W), got {_first(boxes, empty)}; write four nan where a "
-            f"frame has no box"
+            f"each box must be (x0, y0, x1, y1) with x0 < x1 and y0 < y1, and contain the center of a pixel of the "
+            f"{int(size[0])} x {int(size[1])} frame (H x W), got {_first(boxes, empty)}. Use four nan for a frame "
+            f"without a box."
         )
     return rows[..., :, None] & columns[..., None, :]
 

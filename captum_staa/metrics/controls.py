@@ -1,4 +1,4 @@
-"""Maps that know nothing of the model: what every method must beat, and every metric must tell from it."""
+"""Control maps that do not depend on the model. Every attribution method must score better than they do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captum_staa.layout import VideoLayout
 from captum_staa.result import Array, maps_of
 
 SMOOTHING = (1.0, 2.0, 2.0)  # standard deviations of model-free controls: frames, pixels down, pixels right
-FLOW_WINDOW = (0.0, 2.0, 2.0)  # standard deviations of the neighborhood in which all pixels move alike
+FLOW_WINDOW = (0.0, 2.0, 2.0)  # standard deviations of the neighborhood in which motion is assumed equal
 SPECTRUM_SIDE = 64  # pixels along the shorter side of a frame at which the spectral residual is defined
 
 
@@ -24,7 +24,7 @@ def controls(
     attributions: Array | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Control maps for a clip: random, uniform, center and, of an attribution, its inverse.
+    """Return control maps for a clip: random, uniform, center and, if attributions are passed, their inverse.
 
     Example:
         >>> clip = torch.rand(2, 3, 8, 16, 16)
@@ -33,30 +33,30 @@ def controls(
         {'random': (2, 8, 16, 16), 'uniform': (2, 8, 16, 16), 'center': (2, 8, 16, 16), 'inverted': (2, 8, 16, 16)}
         >>> from captum_staa import metrics
         >>> truth = torch.zeros(2, 8, 16, 16, dtype=torch.bool)
-        >>> truth[:, 3:5, 6:10, 6:10] = True  # the subject in the middle, as camera people like it
+        >>> truth[:, 3:5, 6:10, 6:10] = True  # the subject is in the middle
         >>> metrics.auroc(maps["uniform"], truth), metrics.auroc(maps["center"], truth) > 0.9
         (tensor([0.5000, 0.5000], dtype=torch.float64), tensor([True, True]))
 
-    - ``random``: every voxel uniform in [0, 1), drawn by itself. The metric's chance level, ties aside.
-    - ``uniform``: 1 everywhere. No order at all: what a metric makes of ties alone.
-    - ``center``: ``1 - d / sqrt(3)``, with ``d`` the distance of a voxel's middle from the middle of the clip, where
-      half the clip's length, height and width count 1 each. In (0, 1]; where evidence tends to lie in the middle, this
-      is the map to beat, not the random one.
-    - ``inverted``: minus the map. A metric that gives it the map's own score is blind to order.
+    - ``random``: each voxel is drawn uniformly from [0, 1). Shows the chance level of a metric without ties.
+    - ``uniform``: 1 everywhere. Shows how a metric scores ties.
+    - ``center``: ``1 - d / sqrt(3)``, where ``d`` is the distance of the voxel's center from the center of the clip, in
+      units of half the clip's length, height and width. Values are in (0, 1]. If evidence tends to lie in the middle,
+      a method must score better than this map, not only better than the random one.
+    - ``inverted``: the negative of the map. A metric that gives it the same score as the map ignores the order.
 
     Args:
-        clip: floats of five axes. Only its shape and its device count.
-        layout: the order of its axes, such as ``"BTCHW"``.
-        attributions: what to invert: of the clip's shape, or maps ``(B, T, H, W)``. Channels are summed.
-        generator: draws the random maps; None is one seeded with 0, for this call alone. Clips are drawn one after the
-            other, so one generator over several calls gives each clip the same map, however they are batched.
+        clip: 5-D tensor of floats. Only its shape and its device are used.
+        layout: order of the axes of ``clip``, such as ``"BTCHW"``.
+        attributions: attributions to invert, in the shape of ``clip`` (channels are summed), or maps ``(B, T, H, W)``.
+        generator: draws the random maps. None uses a new generator with seed 0 in each call. Clips are drawn one after
+            the other: with one generator for several calls, the map of a clip does not depend on the batch size.
 
     Returns:
-        Maps ``(B, T, H, W)`` by name, float64 on the clip's device: in float32 the voxels of a clip would often tie.
+        Maps ``(B, T, H, W)`` by name, float64 on the device of ``clip``. In float32, voxels would often tie.
 
     Raises:
-        TypeError: clip or attributions hold no floats, or ``generator`` is no torch.Generator.
-        ValueError: their shapes do not fit the layout or each other, or they hold nan or infinity.
+        TypeError: ``clip`` or ``attributions`` is not a tensor of floats, or ``generator`` is not a torch.Generator.
+        ValueError: shapes do not fit the layout or each other, or values are nan or infinite.
 
     Reference:
         The center as a baseline: Judd, Ehinger, Durand and Torralba, "Learning to Predict Where Humans Look", ICCV
@@ -70,12 +70,12 @@ def controls(
     inverted = None if attributions is None else -maps_of(attributions, clip, layout).to(clip.device)
 
     noise = [torch.rand(shape[1:], generator=draw, dtype=torch.float64, device=draw.device) for _ in range(shape[0])]
-    found = {
+    maps = {
         "random": torch.stack(noise).to(clip.device),
         "uniform": torch.ones(shape, dtype=torch.float64, device=clip.device),
         "center": _center(*shape[1:]).to(clip.device).repeat(shape[0], 1, 1, 1),
     }
-    return found if inverted is None else {**found, "inverted": inverted}
+    return maps if inverted is None else {**maps, "inverted": inverted}
 
 
 def model_free_controls(inputs: Tensor, layout: VideoLayout | str) -> dict[str, Tensor]:
@@ -138,7 +138,7 @@ def model_free_controls(inputs: Tensor, layout: VideoLayout | str) -> dict[str, 
             f"of shape {tuple(inputs.shape)} in layout {layout.axes}. Use controls for such clips."
         )
     frames = layout.to_working(inputs.detach()).double().contiguous()  # (B, T, C, H, W)
-    change = frames - frames[:, :1]  # exactly 0 in a clip that stands still, whose mean may be rounded
+    change = frames - frames[:, :1]  # exactly 0 in a static clip, whose mean can have a rounding error
     steps = frames.diff(dim=1).abs().sum(2)  # (B, T - 1, H, W)
     maps = {
         "absolute input": frames.abs().sum(2),
@@ -148,21 +148,22 @@ def model_free_controls(inputs: Tensor, layout: VideoLayout | str) -> dict[str, 
         "optical flow": _flow_speed(frames.mean(2)),
         "spectral residual": _spectral_residual(frames.mean(2)),
     }
-    found = {name: gaussian(values, SMOOTHING).contiguous() for name, values in maps.items()}
-    return {**found, "center": _center(*extent).to(inputs.device).repeat(len(inputs), 1, 1, 1)}
+    smoothed = {name: gaussian(values, SMOOTHING).contiguous() for name, values in maps.items()}
+    return {**smoothed, "center": _center(*extent).to(inputs.device).repeat(len(inputs), 1, 1, 1)}
 
 
 def _both_sides(before: Tensor, after: Tensor) -> Tensor:
-    """``(..., T, H, W)`` mean of differences from the frame before and to the frame after, ``(..., T - 1, H, W)``."""
+    """Return the mean ``(..., T, H, W)`` of the differences to the frames before and after, ``(..., T - 1, H, W)``."""
     total = F.pad(before, (0, 0, 0, 0, 1, 0)) + F.pad(after, (0, 0, 0, 0, 0, 1))
     total[..., 1:-1, :, :] /= 2  # the first and the last frame have one difference only
     return total
 
 
 def _flow_speed(gray: Tensor) -> Tensor:
-    """Length of the optical flow in pixels per frame, ``(B, T, H, W)`` of gray clips ``(B, T, H, W)``.
+    """Return the length of the optical flow in pixels per frame, ``(B, T, H, W)``, of gray clips ``(B, T, H, W)``.
 
-    Lucas and Kanade's least squares: the movement d that best explains ``gradient . d = -change`` in a neighborhood.
+    Method of Lucas and Kanade: the motion d that fits ``gradient . d = -change`` best in a neighborhood, by least
+    squares.
     """
     down, right = torch.gradient(gray, dim=(2, 3))
     speeds = []
@@ -171,18 +172,18 @@ def _flow_speed(gray: Tensor) -> Tensor:
         yy, xx, yx, yt, xt = (
             gaussian(part, FLOW_WINDOW) for part in (dy * dy, dx * dx, dy * dx, dy * change, dx * change)
         )
-        # A little is added to the diagonal, in units of the clip's contrast: a blank neighborhood has no movement.
+        # A small value relative to the clip's contrast is added to the diagonal, so a blank neighborhood has motion 0.
         ridge = 1e-3 * (yy + xx).mean((1, 2, 3), keepdim=True) + torch.finfo(gray.dtype).tiny
         yy, xx = yy + ridge, xx + ridge
-        determinant = (yy * xx - yx * yx).clamp_min(torch.finfo(gray.dtype).tiny)  # of a blank clip it is 0
+        determinant = (yy * xx - yx * yx).clamp_min(torch.finfo(gray.dtype).tiny)  # 0 for a blank clip
         speeds.append(torch.stack([(xx * yt - yx * xt) / determinant, (yy * xt - yx * yt) / determinant]).norm(dim=0))
     return _both_sides(*speeds)
 
 
 def _spectral_residual(gray: Tensor) -> Tensor:
-    """Saliency of each frame, ``(B, T, H, W)`` of gray clips ``(B, T, H, W)``."""
+    """Return the saliency of each frame, ``(B, T, H, W)``, of gray clips ``(B, T, H, W)``."""
     low, high = gray.amin((1, 2, 3), keepdim=True), gray.amax((1, 2, 3), keepdim=True)
-    gray = (gray - low) / torch.where(high > low, high - low, 1)  # normalized inputs as frames between 0 and 1
+    gray = (gray - low) / torch.where(high > low, high - low, 1)  # scales normalized inputs to 0 .. 1
     height, width = gray.shape[2:]
     by = -(-min(height, width) // SPECTRUM_SIDE)
     small = F.interpolate(gray, size=(-(-height // by), -(-width // by)), mode="area")
@@ -198,7 +199,7 @@ def _spectral_residual(gray: Tensor) -> Tensor:
 
 
 def _center(*sizes: int) -> Tensor:
-    """``(T, H, W)``."""
+    """Return the center map ``(T, H, W)``."""
     middles = [(2 * torch.arange(size, dtype=torch.float64) + 1) / size - 1 for size in sizes]  # each in (-1, 1)
     squares = torch.stack(torch.meshgrid(*middles, indexing="ij")).square()  # (3, T, H, W)
     return 1 - squares.sum(0).sqrt() / math.sqrt(len(sizes))

@@ -1,4 +1,4 @@
-"""Does the target's output fall when cells are replaced, and the more, the higher their attribution?"""
+"""Does the target's output fall more when cells of higher attribution are replaced?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from captum_staa.result import Array
 @metric(higher_is_better=True, lowest=-1.0, highest=1.0)
 def faithfulness_correlation(
     forward_func: Callable[..., Any],
-    clip: Tensor,
+    inputs: Tensor,
     attributions: Array,
     *,
     target: TargetType = None,
@@ -36,46 +36,49 @@ def faithfulness_correlation(
     correlation: str = "pearson",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Over random subsets of cells, how the sum of their attributions goes with the fall of the output without them.
+    """Return the correlation, over random subsets of cells, of the sum of attributions with the fall of the output.
 
     Example:
-        >>> clip = torch.rand(1, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        >>> inputs = torch.rand(1, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         >>> weights = torch.arange(8.0).reshape(1, 8, 1, 1, 1)
-        >>> def model(clip):
-        ...     return (weights * clip).sum((1, 2, 3, 4))
-        >>> round(faithfulness_correlation(model, clip, weights * clip, layout="BTCHW").item(), 6)
+        >>> def model(inputs):
+        ...     return (weights * inputs).sum((1, 2, 3, 4))
+        >>> round(faithfulness_correlation(model, inputs, weights * inputs, layout="BTCHW").item(), 6)
         1.0
-        >>> round(faithfulness_correlation(model, clip, -weights * clip, layout="BTCHW").item(), 6)
+        >>> round(faithfulness_correlation(model, inputs, -weights * inputs, layout="BTCHW").item(), 6)
         -1.0
 
-    A cell counts with its mean attribution, whatever its size. Scale and offset of a map cancel.
+    The attribution of a cell is the mean over its voxels, so its size has no influence. The result does not depend on
+    scale and offset of a map.
 
     Args:
-        forward_func: a :class:`captum_staa.VideoClassifier`, or any function that gives one row of outputs per example:
-            logits, or probabilities where it ends in a softmax.
-        clip: floats of five axes.
-        attributions: signed, of the clip's shape, or maps ``(B, T, H, W)``.
-        target: as in Captum; needed where the model has several outputs.
-        layout: the order of the clip's axes; may be left out for a classifier, which knows its own.
+        forward_func: a :class:`captum_staa.VideoClassifier`, or any function that returns one row of outputs per
+            example: logits, or probabilities if it ends in a softmax.
+        inputs: clips, a 5-D tensor of finite floats.
+        attributions: signed and finite, in the shape of ``inputs`` (channels are summed), or maps ``(B, T, H, W)``.
+        target: class index, or one per example, as in Captum. Required if the model has several outputs.
+        layout: order of the axes of ``inputs``, such as ``"BTCHW"``. Not needed for a classifier, which has its own.
         additional_forward_args: further positional arguments of the model.
-        cells: ``(t, h, w)``, the sides of a cell in frames and pixels, cut off at the clip's end. None takes the
-            tubelets of a classifier that has some, and else 16 x 16 cells in every frame.
-        feature_mask: regions instead of cells, one of ``captum_staa.feature_masks``.
-        baselines: what replaces a cell: a number, or a tensor, one of ``captum_staa.baselines``.
-        perturbations_per_eval: altered copies of the batch per call of the model. Changes speed, no number.
-        fraction: of the cells that a subset holds, rounded to whole ones.
-        n_subsets: how many, at least 3; all clips that share their cells get the same ones.
-        correlation: ``"pearson"``, as in the paper, or ``"spearman"``, of ranks.
-        generator: draws the subsets; None is one seeded with 0, for this call alone.
+        cells: ``(t, h, w)``, the sides of a cell in frames and pixels. Cells at the end of an axis are cut off. None
+            takes the tubelet of a classifier that has one, and otherwise 16 x 16 cells in each frame.
+        feature_mask: regions instead of cells: an integer tensor, such as those of :mod:`captum_staa.feature_masks`.
+        baselines: value of replaced cells: a number, or a tensor broadcastable to ``inputs``, such as those of
+            :mod:`captum_staa.baselines`. None is 0.
+        perturbations_per_eval: altered copies of the batch per call of the model. Affects speed and memory only.
+        fraction: fraction of the cells in a subset, between 0 and 1, rounded to a number of cells, which must be at
+            least one and not all.
+        n_subsets: number of subsets, at least 3. Clips with the same cells get the same subsets.
+        correlation: ``"pearson"``, as in the paper, or ``"spearman"``, the correlation of ranks.
+        generator: draws the subsets. None uses a new generator with seed 0 in each call.
 
     Returns:
-        ``(B,)`` float64, -1 to 1, 1 is best and 0 is chance. nan where one side has no contrast: a flat map, or an
-        output that never changes, or is nan.
+        ``(B,)`` float64, -1 to 1, 1 is best and 0 is chance. nan where the map is constant, or where the output is
+        constant or nan.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a clip, a map, a mask or a baseline that do not fit each other, nan among them, an option out of
-            range, a subset that would hold no cell or all, a missing target.
+        ValueError: shapes that do not fit, nan or infinity, an option out of range, a ``fraction`` that selects no cell
+            or all cells, or a missing target.
 
     Reference:
         Bhatt, Weller and Moura, "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020, equation 3.
@@ -84,26 +87,26 @@ def faithfulness_correlation(
     check_choice("correlation", correlation, ("pearson", "spearman"))
     draw = generator_or_seeded(generator)
     all_cells = cells_of(
-        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
+        forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
     )
     all_cells.check_part("fraction", fraction)
-    held = all_cells.portion(fraction)
+    size = all_cells.portion(fraction)
     seeds = torch.randint(2**62, (n_subsets,), generator=draw, device=draw.device).tolist()
-    subsets = torch.stack([all_cells.subset(held, seed) for seed in seeds])  # (S, 1 or B, n)
+    subsets = torch.stack([all_cells.subset(size, seed) for seed in seeds])  # (S, 1 or B, n)
     falls = _falls(forward_func, all_cells, subsets, target, additional_forward_args)
-    relative = all_cells.means - all_cells.means[:, :1]  # a flat map must give sums that are equal to the last digit
+    relative = all_cells.means - all_cells.means[:, :1]  # a constant map must give exactly equal sums
     sums = torch.stack([(subset * relative).sum(1) for subset in subsets])  # (S, B)
     if correlation == "spearman":
         values = pearson(midranks(sums.T), midranks(falls.T))
     else:
         values = pearson(sums.T, falls.T)
-    return values.masked_fill(falls.isnan().any(0), torch.nan).to(clip.device)
+    return values.masked_fill(falls.isnan().any(0), torch.nan).to(inputs.device)
 
 
 @metric(higher_is_better=True, lowest=float("-inf"), highest=float("inf"))
 def aopc(
     forward_func: Callable[..., Any],
-    clip: Tensor,
+    inputs: Tensor,
     attributions: Array,
     *,
     target: TargetType = None,
@@ -115,50 +118,52 @@ def aopc(
     perturbations_per_eval: int = 16,
     steps: int = 10,
 ) -> Tensor:
-    """Area over the perturbation curve: the mean fall of the output while cells go, most relevant first.
+    """Return the area over the perturbation curve: the mean fall of the output while cells are replaced, best first.
 
     Example:
-        >>> clip = torch.tensor([8.0, 2.0, 1.0, 1.0]).reshape(1, 4, 1, 1, 1)
-        >>> def model(clip):
-        ...     return clip.sum((1, 2, 3, 4))
-        >>> aopc(model, clip, clip, layout="BTCHW", steps=4).item()  # (0 + 8 + 10 + 11 + 12) / 5
+        >>> inputs = torch.tensor([8.0, 2.0, 1.0, 1.0]).reshape(1, 4, 1, 1, 1)
+        >>> def model(inputs):
+        ...     return inputs.sum((1, 2, 3, 4))
+        >>> aopc(model, inputs, inputs, layout="BTCHW", steps=4).item()  # (0 + 8 + 10 + 11 + 12) / 5
         8.2
-        >>> aopc(model, clip, -clip, layout="BTCHW", steps=4).item()  # (0 + 1 + 2 + 4 + 12) / 5
+        >>> aopc(model, inputs, -inputs, layout="BTCHW", steps=4).item()  # (0 + 1 + 2 + 4 + 12) / 5
         3.8
 
-    After step k of L, the top ``k / L`` of the cells are replaced, at last all of them: ``1 / (L + 1) * sum over k = 0
-    .. L of f(clip) - f(clip after step k)``. The fall has the output's units: compare maps of one clip and one model.
+    After step k of L, the fraction ``k / L`` of the cells with the highest attribution is replaced; step L replaces all
+    cells. The result is ``1 / (L + 1) * sum over k = 0 .. L of f(inputs) - f(inputs after step k)``. It has the units
+    of the output, so compare only maps of the same clip and model.
 
     Args:
-        forward_func: this, and whatever else is not named here, as for :func:`faithfulness_correlation`.
-        steps: L, at most the number of cells. Cells of equal attribution come in a fixed random order.
+        forward_func: this and all arguments that are not listed here are as for :func:`faithfulness_correlation`.
+        steps: L, at most the number of cells. Cells with equal attribution come in a fixed random order.
 
     Returns:
-        ``(B,)`` float64 in units of the output; nan where the output is nan.
+        ``(B,)`` float64 in units of the output, higher is better; nan where the output is nan.
 
     Raises:
-        TypeError, ValueError: as :func:`faithfulness_correlation`.
+        TypeError, ValueError: as for :func:`faithfulness_correlation`.
 
     Reference:
         Samek et al., "Evaluating the Visualization of What a Deep Neural Network Has Learned", IEEE TNNLS 28 (2017),
-        equation 12. There a step replaces one small square, and the curve ends long before the picture does.
+        equation 12. There, a step replaces one small square, and the curve ends long before all of the image is
+        replaced.
     """
     check_count("steps", steps)
-    steps = int(steps)  # numpy's small ones overflow
+    steps = int(steps)  # small numpy integers overflow
     all_cells = cells_of(
-        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
+        forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
     )
     all_cells.check_portions("steps", steps)
     ranks = all_cells.ranks()
     replaced = torch.stack([ranks < all_cells.portion(step / steps) for step in range(1, steps + 1)])
     falls = _falls(forward_func, all_cells, replaced, target, additional_forward_args)
-    return (falls.sum(0) / (steps + 1)).to(clip.device)
+    return (falls.sum(0) / (steps + 1)).to(inputs.device)
 
 
 @metric(higher_is_better=True, lowest=-1.0, highest=1.0)
 def saco(
     forward_func: Callable[..., Any],
-    clip: Tensor,
+    inputs: Tensor,
     attributions: Array,
     *,
     target: TargetType = None,
@@ -170,69 +175,69 @@ def saco(
     perturbations_per_eval: int = 16,
     groups: int = 10,
 ) -> Tensor:
-    """Salience-guided faithfulness coefficient: of two groups of cells, does the more salient one matter more?
+    """Return the salience-guided faithfulness coefficient (SaCo): do more salient groups lower the output more?
 
     Example:
-        >>> clip = torch.tensor([8.0, 4.0, 2.0, 1.0]).reshape(1, 4, 1, 1, 1)
-        >>> def model(clip):
-        ...     return clip.sum((1, 2, 3, 4))
-        >>> saco(model, clip, clip, layout="BTCHW", groups=4).item()
+        >>> inputs = torch.tensor([8.0, 4.0, 2.0, 1.0]).reshape(1, 4, 1, 1, 1)
+        >>> def model(inputs):
+        ...     return inputs.sum((1, 2, 3, 4))
+        >>> saco(model, inputs, inputs, layout="BTCHW", groups=4).item()
         1.0
-        >>> saco(model, clip, -clip, layout="BTCHW", groups=4).item()
+        >>> saco(model, inputs, -inputs, layout="BTCHW", groups=4).item()
         -1.0
-        >>> swapped = torch.tensor([8.0, 1.0, 2.0, 4.0]).reshape(1, 4, 1, 1)  # frames 1 to 3 are the wrong way round
-        >>> round(saco(model, clip, swapped, layout="BTCHW", groups=4).item(), 3)  # (7 + 6 + 4 - 1 - 2 - 3) / 23
+        >>> swapped = torch.tensor([8.0, 1.0, 2.0, 4.0]).reshape(1, 4, 1, 1)  # frames 1 and 3 swapped
+        >>> round(saco(model, inputs, swapped, layout="BTCHW", groups=4).item(), 3)  # (7 + 6 + 4 - 1 - 2 - 3) / 23
         0.478
 
-    Cells are ranked and split into groups of equal size, and one group at a time is replaced. Each pair of groups
-    weighs as much as their saliences differ, and counts + where the output falls more for the more salient one, - where
-    it falls less; the sum is divided by that of all weights. Unlike in :func:`aopc`, the values themselves count, not
-    their order alone.
+    Cells are ranked and split into groups of equal size, and one group at a time is replaced. The weight of each pair
+    of groups is the difference of their saliences. It is positive if the output falls more for the more salient group,
+    and negative if it falls less. The sum over pairs is divided by the sum of the absolute weights. Unlike in
+    :func:`aopc`, the result depends on the values of the map and not only on their order.
 
     Args:
-        forward_func: this, and whatever else is not named here, as for :func:`faithfulness_correlation`. The
-            paper takes probabilities, and the picture's mean color as baseline.
-        groups: how many, at least 2, at most the number of cells. Where it does not divide that number, groups differ
-            by one cell, the larger of which matter more for their size alone: a perfect map is then below 1. Cells of
-            equal attribution come in a fixed random order.
+        forward_func: this and all arguments that are not listed here are as for :func:`faithfulness_correlation`. The
+            paper uses probabilities, and the mean color of the image as baseline.
+        groups: number of groups, at least 2, at most the number of cells. If it does not divide the number of cells,
+            some groups have one cell more. Larger groups lower the output more because of their size alone, so a
+            perfect map then scores less than 1. Cells with equal attribution come in a fixed random order.
 
     Returns:
-        ``(B,)`` float64, -1 to 1, 1 is best and 0 is chance. nan where all groups are equally salient, as in a flat
-        map, and where the output is nan.
+        ``(B,)`` float64, -1 to 1, 1 is best and 0 is chance. nan where all groups have the same salience, as in a
+        constant map, and where the output is nan.
 
     Raises:
-        TypeError, ValueError: as :func:`faithfulness_correlation`.
+        TypeError, ValueError: as for :func:`faithfulness_correlation`.
 
     Note:
-        A group's salience is the mean over its cells, which for groups of equal size is the paper's sum up to a factor
-        that cancels. Two equal falls count 0 here; in the paper they count +, so that a model that always gives the
-        same answer would score 1.
+        The salience of a group is the mean over its cells. For groups of equal size, this is the paper's sum up to a
+        factor that cancels. A pair with two equal falls counts 0 here. In the paper it counts as positive, so a model
+        with a constant output would score 1.
 
     Reference:
         Wu et al., "On the Faithfulness of Vision Transformer Explanations", CVPR 2024, algorithm 1.
     """
     check_count("groups", groups, least=2)
     all_cells = cells_of(
-        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
+        forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
     )
     all_cells.check_portions("groups", groups)
     group = all_cells.ranks() * groups // all_cells.totals  # absent cells come after the last group
     members = torch.stack([group == number for number in range(groups)])  # (G, B, n)
     falls = _falls(forward_func, all_cells, members, target, additional_forward_args)
-    relative = all_cells.means - all_cells.means[:, :1]  # the groups of a flat map must be equal to the last digit
+    relative = all_cells.means - all_cells.means[:, :1]  # groups of a constant map must be exactly equal
     salience = (members * relative).sum(2) / members.sum(2)  # (G, B)
     first, second = torch.triu_indices(groups, groups, offset=1)
     weights = salience[first] - salience[second]  # (pairs, B), never negative
     values = (weights * (falls[first] - falls[second]).sign()).sum(0) / weights.sum(0)
-    return values.masked_fill(falls.isnan().any(0), torch.nan).to(clip.device)  # the sign of nan is 0
+    return values.masked_fill(falls.isnan().any(0), torch.nan).to(inputs.device)  # the sign of nan is 0
 
 
 @torch.no_grad()
 def _falls(
     forward_func: Callable[..., Any], cells: Cells, replaced: Tensor, target: TargetType, extra: object
 ) -> Tensor:
-    """``(P, B)`` float64 on the CPU: the output of the clip, less that without the cells ``replaced`` ``(P, B, n)``."""
-    score = TargetScore(forward_func, target, extra, len(cells.clip))
-    whole = score((cells.clip.clone(),))
-    answers = torch.cat([score((clips,), copies) for copies, clips in cells.altered(replaced)])
-    return whole.cpu().double() - answers.cpu().double()
+    """Return the fall of the output without the cells ``replaced`` ``(P, B, n)``, ``(P, B)`` float64 on the CPU."""
+    score = TargetScore(forward_func, target, extra, len(cells.inputs))
+    whole = score((cells.inputs.clone(),))
+    without = torch.cat([score((clips,), copies) for copies, clips in cells.altered(replaced)])
+    return whole.cpu().double() - without.cpu().double()

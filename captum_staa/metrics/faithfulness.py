@@ -1,4 +1,4 @@
-"""Do the cells with the highest attribution suffice for the model's answer, class against class?"""
+"""Do the cells with the highest attribution preserve the model's outputs for all classes?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
 def faithfulness(
     forward_func: Callable[..., Any],
-    clip: Tensor,
+    inputs: Tensor,
     attributions: Array,
     *,
     target: TargetType = None,
@@ -42,56 +42,60 @@ def faithfulness(
     perturbations_per_eval: int = 16,
     kept: float = 0.7,
 ) -> Tensor:
-    """How alike the model's answers are to the clip and to its top cells alone: STAA's F, 1 where they are the same.
+    """Return STAA's F: how similar the outputs are for the inputs and for their top cells alone; 1 if they are equal.
 
     Example:
-        >>> def model(clip):  # three classes: the light in frame 0, in frame 1, and in frames 2 and 3
-        ...     light = clip.mean((2, 3, 4))
+        >>> def model(inputs):  # three classes: the brightness of frame 0, of frame 1, and of frames 2 and 3
+        ...     light = inputs.mean((2, 3, 4))
         ...     return torch.stack([light[:, 0], light[:, 1], light[:, 2] + light[:, 3]], dim=1)
-        >>> clip = torch.tensor([8.0, 2.0, 0.0, 0.0]).reshape(1, 4, 1, 1, 1)
+        >>> inputs = torch.tensor([8.0, 2.0, 0.0, 0.0]).reshape(1, 4, 1, 1, 1)
         >>> true = torch.tensor([4.0, 3.0, 2.0, 1.0]).reshape(1, 4, 1, 1)  # the first two frames first
-        >>> faithfulness(model, clip, true, layout="BTCHW", kept=0.5).item()
+        >>> faithfulness(model, inputs, true, layout="BTCHW", kept=0.5).item()
         1.0
-        >>> round(faithfulness(model, clip, true, layout="BTCHW", kept=0.25).item(), 3)  # frame 1 is lost: 1 - 0.25 / 3
+        >>> round(faithfulness(model, inputs, true, layout="BTCHW", kept=0.25).item(), 3)  # no frame 1: 1 - 0.25 / 3
         0.917
 
-    With ``m`` the outputs of all classes stretched to 0 .. 1, ``F = 1 - mean over classes |m(clip) - m(masked clip)|``.
-    The mask is the map's own: its cells of highest attribution are kept, the rest becomes the baseline.
+    ``F = 1 - mean over classes |m(inputs) - m(masked inputs)|``, where ``m`` are the outputs of all classes, scaled to
+    0 .. 1 by their minimum and maximum. In the masked inputs, the cells with the highest attribution are kept and the
+    others are replaced by the baseline.
 
-    F has no natural zero, since much of any clip suffices for most answers: report it beside a random and an inverted
-    map. Of two classes, the stretched outputs are always 0 and 1, and F only says whether their order stays.
+    F has no natural zero, because a large part of any clip preserves most outputs: report the F of a random and of an
+    inverted map beside it. With two classes, the scaled outputs are always 0 and 1, and F only shows whether their
+    order is preserved.
 
     Args:
-        forward_func: a :class:`captum_staa.VideoClassifier`, or any function that gives outputs ``(B, K)``; the paper
-            takes logits.
-        clip: floats of five axes.
-        attributions: signed, of the clip's shape, or maps ``(B, T, H, W)``.
-        target: None is the mean over all classes, as in the paper. A target, as in Captum, takes the difference at this
-            class alone: the class that the model predicts is at 1 until another one overtakes it.
-        layout: the order of the clip's axes; may be left out for a classifier, which knows its own.
+        forward_func: a :class:`captum_staa.VideoClassifier`, or any function that maps inputs to outputs ``(B, K)``;
+            the paper uses logits.
+        inputs: clips, a 5-D tensor of finite floats.
+        attributions: signed and finite, in the shape of ``inputs`` (channels are summed), or maps ``(B, T, H, W)``.
+        target: None takes the mean over all classes, as in the paper. A class index, or one per example, takes the
+            difference of this class alone; the scaled output of the predicted class is 1 as long as it is the highest.
+        layout: order of the axes of ``inputs``, such as ``"BTCHW"``. Not needed for a classifier, which has its own.
         additional_forward_args: further positional arguments of the model.
-        cells: ``(t, h, w)``, the sides of a cell in frames and pixels, cut off at the clip's end. None takes the
-            tubelets of a classifier that has some, and else 16 x 16 cells in every frame.
-        feature_mask: regions instead of cells, one of ``captum_staa.feature_masks``.
-        baselines: what replaces a cell: a number, or a tensor, one of ``captum_staa.baselines``.
-        perturbations_per_eval: altered copies of the batch per call of the model. Changes speed, no number.
-        kept: fraction of the cells to keep, rounded to whole ones, one at least and not all, the highest mean
-            attribution first. Cells of equal attribution come in a fixed random order.
+        cells: ``(t, h, w)``, the sides of a cell in frames and pixels. Cells at the end of an axis are cut off. None
+            takes the tubelet of a classifier that has one, and otherwise 16 x 16 cells in each frame.
+        feature_mask: regions instead of cells: an integer tensor, such as those of :mod:`captum_staa.feature_masks`.
+        baselines: value of replaced cells: a number, or a tensor broadcastable to ``inputs``, such as those of
+            :mod:`captum_staa.baselines`. None is 0.
+        perturbations_per_eval: altered copies of the batch per call of the model. Affects speed and memory only.
+        kept: fraction of the cells to keep, between 0 and 1, the highest mean attribution first. It is rounded to a
+            number of cells, which must be at least one and not all. Cells with equal means come in a fixed random
+            order.
 
     Returns:
-        ``(B,)`` float64, 0 to 1. nan where all classes of an answer have the same output, or one is nan.
+        ``(B,)`` float64, 0 to 1, 1 is best. nan where the outputs of all classes are equal, or one of them is nan.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a clip, a map, a mask or a baseline that do not fit each other, nan among them, an option out of
-            range, no cell kept or all, where any map scores alike, fewer than two classes.
+        ValueError: shapes that do not fit, nan or infinity, an option out of range, fewer than two classes, or a
+            ``kept`` that keeps no cell or all cells, which gives all maps the same score.
 
     Reference:
         Wang and Liu, "STAA: Spatio-Temporal Attention Attribution for Real-Time Interpreting Transformer-based Video
-        Models", arXiv 2411.00630. Its code masks by an attention matrix stretched over the picture, not by the map.
+        Models", arXiv 2411.00630. Its code masks with an attention matrix resized to the image, not with the map.
     """
     all_cells = cells_of(
-        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
+        forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
     )
     all_cells.check_part("kept", kept)
     return 1 - _differences(forward_func, all_cells, [kept], target, additional_forward_args)[0]
@@ -100,7 +104,7 @@ def faithfulness(
 @metric(higher_is_better=False, lowest=-1.0, highest=1.0)
 def monotonicity(
     forward_func: Callable[..., Any],
-    clip: Tensor,
+    inputs: Tensor,
     attributions: Array,
     *,
     target: TargetType = None,
@@ -112,33 +116,34 @@ def monotonicity(
     perturbations_per_eval: int = 16,
     fractions: Sequence[float] = TENTHS,
 ) -> Tensor:
-    """Does the answer come steadily nearer as more of the top cells are kept? Kendall's tau, and -1 is best.
+    """Return Kendall's tau between the kept fraction and the difference of the outputs; -1 is best.
 
     Example:
-        >>> def model(clip):
-        ...     light = clip.mean((2, 3, 4))
+        >>> def model(inputs):
+        ...     light = inputs.mean((2, 3, 4))
         ...     return torch.stack([light[:, 0], light[:, 1], light[:, 2] + light[:, 3]], dim=1)
-        >>> clip = torch.tensor([8.0, 2.0, 1.0, 0.0]).reshape(1, 4, 1, 1, 1)
+        >>> inputs = torch.tensor([8.0, 2.0, 1.0, 0.0]).reshape(1, 4, 1, 1, 1)
         >>> first = torch.tensor([4.0, 3.0, 2.0, 1.0]).reshape(1, 4, 1, 1)
-        >>> monotonicity(model, clip, first, layout="BTCHW", fractions=(0.25, 0.5, 0.75)).item()
+        >>> monotonicity(model, inputs, first, layout="BTCHW", fractions=(0.25, 0.5, 0.75)).item()
         -1.0
 
-    Tau-b between the kept fraction and the difference ``1 - F`` of :func:`faithfulness`, with the paper's sign: the
-    difference should fall, so negative is good.
+    Tau-b is computed between the kept fraction and the difference ``1 - F`` of :func:`faithfulness`. The sign is that
+    of the paper: the difference should fall as more cells are kept, so negative is good.
 
-    It is a weak test by itself. More of a clip is nearer to the whole clip in any order, and an inverted map may well
-    reach -1, too: report it beside a random and an inverted map, and beside :func:`faithfulness`.
+    This is a weak test by itself. The outputs approach those of the whole clip as more cells are kept in any order, so
+    an inverted map can also reach -1. Report it beside a random and an inverted map, and beside :func:`faithfulness`.
 
     Args:
-        forward_func: this, and whatever else is not named here, as for :func:`faithfulness`.
-        fractions: of the cells to keep, at least two, rising, between 0 and 1, each rounded to whole cells, of which
-            the first keeps one at least and the last not all: the default needs 6 cells.
+        forward_func: this and all arguments that are not listed here are as for :func:`faithfulness`.
+        fractions: fractions of the cells to keep: at least two, in ascending order, between 0 and 1. Each is rounded to
+            a number of cells. The first must keep at least one cell, and the last must not keep all: the default needs
+            6 cells.
 
     Returns:
-        ``(B,)`` float64, -1 to 1. nan where the difference is the same at all fractions, or is nan.
+        ``(B,)`` float64, -1 to 1, -1 is best. nan where the difference is the same for all fractions, or is nan.
 
     Raises:
-        TypeError, ValueError: as :func:`faithfulness`.
+        TypeError, ValueError: as for :func:`faithfulness`.
 
     Reference:
         Wang and Liu, as for :func:`faithfulness`. Tau-b: Kendall, "The Treatment of Ties in Ranking Problems",
@@ -146,9 +151,11 @@ def monotonicity(
     """
     several = isinstance(fractions, (list, tuple, np.ndarray)) and len(fractions) > 1 and all(map(is_number, fractions))
     if not several or not all(a < b for a, b in pairwise((0, *fractions, 1))):
-        raise ValueError(f"fractions are two or more, rising and between 0 and 1, got {fractions!r}")
+        raise ValueError(
+            f"fractions must be two or more numbers between 0 and 1 in ascending order, got {fractions!r}."
+        )
     all_cells = cells_of(
-        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
+        forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
     )
     for outermost in (fractions[0], fractions[-1]):
         all_cells.check_part("each of fractions", outermost)
@@ -160,37 +167,43 @@ def monotonicity(
 def _differences(
     forward_func: Callable[..., Any], cells: Cells, fractions: Sequence[float], target: TargetType, extra: object
 ) -> Tensor:
-    """``(len(fractions), B)`` float64: between the stretched outputs of the clip and of the top cells alone."""
-    batch = len(cells.clip)
+    """Return the difference of scaled outputs, inputs against top cells alone, ``(len(fractions), B)`` float64."""
+    batch = len(cells.inputs)
     extra = _format_additional_forward_args(extra)
 
-    def stretched(clips: Tensor, copies: int) -> Tensor:
-        """``(copies, B, K)`` in 0 .. 1."""
+    def scaled(clips: Tensor, copies: int) -> Tensor:
+        """Return the outputs scaled to 0 .. 1, ``(copies, B, K)``."""
         args = _expand_additional_forward_args(extra, copies, expansion_type=ExpansionTypes.repeat) if extra else None
         outputs = _run_forward(forward_func, clips, None, args)
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != copies * batch:
-            came = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ValueError(f"the model must give outputs (B, K), B = {copies * batch} here, got {came}")
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ValueError(
+                f"the model must return outputs (B, K) for all classes, with B = {copies * batch}, got {got}. Return "
+                f"one row per example."
+            )
         if outputs.shape[1] < 2:
-            raise ValueError("the model gives 1 output, but outputs of classes are compared here; aopc and saco take 1")
+            raise ValueError(
+                "the model must return outputs of at least 2 classes, got 1 output per example. Use aopc or saco "
+                "instead."
+            )
         outputs = outputs.double()
         low, high = outputs.aminmax(dim=1, keepdim=True)
         return ((outputs - low) / (high - low)).unflatten(0, (copies, batch))
 
-    whole = stretched(cells.clip.clone(), 1)
+    whole = scaled(cells.inputs.clone(), 1)
     ranks = cells.ranks()
     replaced = torch.stack([ranks >= cells.portion(fraction) for fraction in fractions])  # (P, B, n)
-    answers = torch.cat([stretched(clips, copies) for copies, clips in cells.altered(replaced)])
-    differences = (whole - answers).abs()  # (P, B, K)
+    without = torch.cat([scaled(clips, copies) for copies, clips in cells.altered(replaced)])
+    differences = (whole - without).abs()  # (P, B, K)
     if target is None:
         return differences.mean(2)
-    return torch.stack([selected(each, target) for each in differences])
+    return torch.stack([selected(row, target) for row in differences])
 
 
 def _kendall(x: Tensor, y: Tensor) -> Tensor:
-    """Tau-b ``(B,)`` of ``x`` ``(P,)`` with each row of ``y`` ``(B, P)``; nan where a row is constant or holds nan."""
+    """Return tau-b ``(B,)`` of ``x`` ``(P,)`` and each row of ``y`` ``(B, P)``; nan if a row is constant or has nan."""
     above_x = (x[:, None] - x).sign()  # (P, P)
     above_y = (y[:, :, None] - y[:, None]).sign()  # (B, P, P)
-    pairs = above_x.square().sum() * above_y.square().sum((1, 2))  # those untied in x, times those untied in y
+    pairs = above_x.square().sum() * above_y.square().sum((1, 2))  # number of pairs untied in x, times that in y
     tau = (above_x * above_y).sum((1, 2)) / pairs.sqrt()
     return tau.masked_fill(y.isnan().any(1), torch.nan)  # the sign of nan is 0

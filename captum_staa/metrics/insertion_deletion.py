@@ -1,4 +1,4 @@
-"""Insertion and deletion: does the model's answer come and go with what the map calls relevant?"""
+"""Insertion and deletion: does the target's output rise and fall with the cells of highest attribution?"""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from captum_staa.metrics._cells import Cells, Order, Output, cells_of, counts_of
 from captum_staa.metrics._shared import Axis, metric
 from captum_staa.result import Array
 
-_BACKWARDS: dict[Order, Order] = {"morf": "lerf", "lerf": "morf"}
+_REVERSED: dict[Order, Order] = {"morf": "lerf", "lerf": "morf"}
 
 
 class Curve(NamedTuple):
-    """The model's answer while cells are inserted or deleted one after the other.
+    """Class that holds the target's output while cells are inserted or deleted one after the other.
 
     Attributes:
-        score: ``(B,)`` float64, the area under each curve, by trapezoids over the fraction.
+        score: ``(B,)`` float64, the area under each curve over the fraction, by the trapezoidal rule.
         curve: ``(B, steps + 1)`` float64, the target's output.
-        fractions: ``(B, steps + 1)`` float64, how many of a clip's cells were inserted or deleted by then, 0 to 1.
+        fractions: ``(B, steps + 1)`` float64, the fraction of a clip's cells inserted or deleted so far, 0 to 1.
     """
 
     score: Tensor
@@ -35,18 +35,18 @@ class Curve(NamedTuple):
 
     def _repr_html_(self) -> str:
         name = "clip 0" if len(self.score) == 1 else f"mean of {len(self.score)} clips"
-        shown = notebook.curves({name: _course(self)}, "part of the cells", "output")
-        return notebook.block("Curve", shown, notebook.by_clip({"score": self.score.tolist()}))
+        figure = notebook.curves({name: _mean_curve(self)}, "part of the cells", "output")
+        return notebook.block("Curve", figure, notebook.by_clip({"score": self.score.tolist()}))
 
 
 class InsertionDeletionResult(NamedTuple):
-    """Both walks, and both of them backwards.
+    """Class that holds the curves of insertion and deletion in both orders.
 
     Attributes:
-        insertion: most relevant first; high is good.
-        deletion: most relevant first; low is good. It is ``insertion_lerf`` backwards, and its score the same.
-        insertion_lerf: least relevant first; low is good.
-        deletion_lerf: least relevant first; high is good. It is ``insertion`` backwards, and its score the same.
+        insertion: most relevant first; higher is better.
+        deletion: most relevant first; lower is better. It is ``insertion_lerf`` reversed and has the same score.
+        insertion_lerf: least relevant first; lower is better.
+        deletion_lerf: least relevant first; higher is better. It is ``insertion`` reversed and has the same score.
     """
 
     insertion: Curve
@@ -55,21 +55,21 @@ class InsertionDeletionResult(NamedTuple):
     deletion_lerf: Curve
 
     def _repr_html_(self) -> str:
-        lines = {"insertion": _course(self.insertion), "deletion": _course(self.deletion)}
-        shown = notebook.curves(lines, "part of the cells", "output, most relevant first, mean of clips")
+        lines = {"insertion": _mean_curve(self.insertion), "deletion": _mean_curve(self.deletion)}
+        figure = notebook.curves(lines, "part of the cells", "output, most relevant first, mean of clips")
         scores = {name: curve.score.tolist() for name, curve in self._asdict().items()}
-        return notebook.block("InsertionDeletionResult", shown, notebook.by_clip(scores))
+        return notebook.block("InsertionDeletionResult", figure, notebook.by_clip(scores))
 
 
-def _course(curve: Curve) -> list[tuple[float, float]]:
-    """The mean over clips, which are as many steps long."""
+def _mean_curve(curve: Curve) -> list[tuple[float, float]]:
+    """Return the points of the mean curve over clips; all clips have the same number of steps."""
     return list(zip(curve.fractions.nanmean(0).tolist(), curve.curve.nanmean(0).tolist(), strict=True))
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
 def insertion(
     forward_func: Callable[..., Any],
-    clip: Tensor,
+    inputs: Tensor,
     attributions: Array,
     *,
     target: TargetType = None,
@@ -84,52 +84,56 @@ def insertion(
     output: Output = "probability",
     perturbations_per_eval: int = 16,
 ) -> Curve:
-    """The area under the target's probability while the clip's cells are inserted into a baseline.
+    """Return the area under the curve of the target's probability while cells are inserted into a baseline.
 
     Example:
         >>> from captum_staa import VideoClassifier
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
-        >>> good = insertion(clf, clip, truth.float(), target=label, steps=16)
-        >>> bad = insertion(clf, clip, -truth.float(), target=label, steps=16)
+        >>> inputs, label, truth = PlantedClips(seed=12, n=20)[16:17]
+        >>> good = insertion(clf, inputs, truth.float(), target=label, steps=16)
+        >>> bad = insertion(clf, inputs, -truth.float(), target=label, steps=16)
         >>> bool(good.score > 0.9), bool(bad.score < 0.5), good.curve.shape
         (True, True, torch.Size([1, 17]))
 
-    Of a clip's ``n`` cells, ``round(k n / K)`` (halves up) stand after step ``k`` of ``K``, in the order of the mean
-    attribution of their voxels; a sum would favor large cells. Equal means come in a fixed random order. With ``p_k``
-    the target's output and ``f_k`` the fraction inserted, ``score = sum over k of (f_k - f_(k-1)) (p_k + p_(k-1)) / 2``
+    After step ``k`` of ``K``, ``round(k n / K)`` of a clip's ``n`` cells are inserted (halves are rounded up), in the
+    order of their mean attribution. The mean is used because a sum would favor large cells. Cells with equal means come
+    in a fixed random order. With the target's output ``p_k`` and the inserted fraction ``f_k``,
+    ``score = sum over k of (f_k - f_(k-1)) (p_k + p_(k-1)) / 2``.
 
     Args:
-        forward_func: a :class:`captum_staa.VideoClassifier`, or any function of a clip that gives logits ``(B, K)``.
-        clip: finite floats of five axes.
-        attributions: signed, finite, torch or numpy: of the clip's shape (channels are summed), or maps
-            ``(B, T, H, W)``. Only their order matters; pass ``attributions.abs()`` where magnitude is meant.
-        target: as in Captum, the class whose output is followed.
-        layout: the order of the clip's axes. A classifier knows its own.
+        forward_func: a :class:`captum_staa.VideoClassifier`, or any function that maps inputs to logits ``(B, K)``.
+        inputs: clips, a 5-D tensor of finite floats.
+        attributions: signed and finite, torch or numpy: in the shape of ``inputs`` (channels are summed), or maps
+            ``(B, T, H, W)``. Only their order matters; pass ``attributions.abs()`` if magnitude is meant.
+        target: class whose output is followed, as in Captum.
+        layout: order of the axes of ``inputs``, such as ``"BTCHW"``. Not needed for a classifier, which has its own.
         additional_forward_args: further positional arguments of the model, as in Captum.
-        cells: ``(t, h, w)``, the sides of a cell in frames and pixels; the last ones are cut off at the clip's end.
-            None takes the classifier's tubelet, or else 16 x 16 cells in each frame.
-        feature_mask: cells of any other shape, as whole numbers broadcastable to the clip with channels alike: one of
-            ``captum_staa.feature_masks``, such as ``supervoxels``. Then ``cells`` and ``axis`` say nothing.
-        baselines: what stands where nothing is inserted: a number, a tensor of the clip's shape or 1 along some axes,
-            such as one of ``captum_staa.baselines``. None is 0.
-        steps: points on the curve after the first; as many as there are cells where these are fewer.
-        order: ``"morf"``, most relevant first, or ``"lerf"``, least relevant first: exactly the other way round.
-        axis: what a cell spans. ``"joint"``, its own sides; ``"space"``, all frames, so that the map is judged by its
-            sum over time; ``"time"``, whole frames, so that it is judged by its sum over each.
-        output: ``"probability"``, a softmax of the logits, or ``"logit"``, the target's output as the model gives it,
-            where scores have no bounds.
+        cells: ``(t, h, w)``, the sides of a cell in frames and pixels. Cells at the end of an axis are cut off. None
+            takes the tubelet of a classifier that has one, and otherwise 16 x 16 cells in each frame.
+        feature_mask: cells of any other shape: an integer tensor, broadcastable to ``inputs`` and equal for all
+            channels, such as those of :mod:`captum_staa.feature_masks`. ``cells`` and ``axis`` must then be left out.
+        baselines: value of cells that are not inserted: a number, or a tensor broadcastable to ``inputs``, such as
+            those of :mod:`captum_staa.baselines`. None is 0.
+        steps: number of points on the curve after the first, limited to the number of cells.
+        order: ``"morf"``, most relevant first, or ``"lerf"``, least relevant first, which is exactly the reverse order.
+        axis: the extent of a cell.
+
+            - ``"joint"``: the sides of ``cells``.
+            - ``"space"``: all frames, so the map is rated by its sum over time.
+            - ``"time"``: whole frames, so the map is rated by its sum over each frame.
+        output: ``"probability"``, a softmax of the logits, or ``"logit"``, the target's output without change. Scores
+            of logits have no bounds.
         perturbations_per_eval: points of the curve per call of the model, each a copy of the whole batch in memory.
-            Changes speed, no number.
+            Affects speed and memory only.
 
     Returns:
-        :class:`Curve`. High is good with ``"morf"``, low with ``"lerf"``. Nan only where the model's output is. Each
-        clip is scored alone: the others in its batch change nothing.
+        :class:`Curve`. Higher is better with ``"morf"``, lower is better with ``"lerf"``. nan only where the model's
+        output is nan. The score of a clip does not depend on the other clips of the batch.
 
     Raises:
-        ValueError: shapes that do not fit, nan or infinity, an unknown word, no layout, a missing target, ``cells`` and
-            ``feature_mask`` both.
+        ValueError: shapes that do not fit, nan or infinity, an unknown option, a missing layout or target, or ``cells``
+            together with ``feature_mask``.
         TypeError: an argument of the wrong type, or an unknown one.
 
     Reference:
@@ -137,18 +141,18 @@ def insertion(
         and LeRF: Samek et al., "Evaluating the Visualization of What a Deep Neural Network Has Learned", IEEE TNNLS 28
         (2017).
     """
-    check_choice("order", order, _BACKWARDS)
+    check_choice("order", order, _REVERSED)
     all_cells = cells_of(
-        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
+        forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
     )
-    score = score_of(forward_func, target, additional_forward_args, output, len(clip))
+    score = score_of(forward_func, target, additional_forward_args, output, len(inputs))
     return _insertions(all_cells, score, (order,), steps)[0]
 
 
 @metric(higher_is_better=False, lowest=0.0, highest=1.0)
 def deletion(
     forward_func: Callable[..., Any],
-    clip: Tensor,
+    inputs: Tensor,
     attributions: Array,
     *,
     target: TargetType = None,
@@ -163,27 +167,27 @@ def deletion(
     output: Output = "probability",
     perturbations_per_eval: int = 16,
 ) -> Curve:
-    """The area under the target's probability while the clip's cells are replaced by a baseline.
+    """Return the area under the curve of the target's probability while cells are replaced by a baseline.
 
     Example:
         >>> from captum_staa import VideoClassifier
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
-        >>> good = deletion(clf, clip, truth.float(), target=label, steps=16)
-        >>> bad = deletion(clf, clip, -truth.float(), target=label, steps=16)
+        >>> inputs, label, truth = PlantedClips(seed=12, n=20)[16:17]
+        >>> good = deletion(clf, inputs, truth.float(), target=label, steps=16)
+        >>> bad = deletion(clf, inputs, -truth.float(), target=label, steps=16)
         >>> bool(good.score < bad.score)
         True
 
-    To delete the most relevant first is to insert the least relevant first, walked backwards: the same clips, and the
-    same area. Whoever wants both calls :func:`insertion_deletion`.
+    Deletion of the most relevant cells first is insertion of the least relevant cells first in reverse: the model sees
+    the same clips, and the area is the same. Call :func:`insertion_deletion` to compute both at once.
 
     Args:
-        forward_func: this, and whatever else is not named here, as for :func:`insertion`.
+        forward_func: this and all other arguments are as for :func:`insertion`.
 
     Returns:
-        :class:`Curve`; ``fractions`` count what is deleted. Low is good with ``"morf"``, high with ``"lerf"``. Nan only
-        where the model's output is.
+        :class:`Curve`, with the deleted fraction in ``fractions``. Lower is better with ``"morf"``, higher is better
+        with ``"lerf"``. nan only where the model's output is nan.
 
     Raises:
         ValueError, TypeError: as for :func:`insertion`.
@@ -191,18 +195,18 @@ def deletion(
     Reference:
         As for :func:`insertion`.
     """
-    check_choice("order", order, _BACKWARDS)
+    check_choice("order", order, _REVERSED)
     all_cells = cells_of(
-        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
+        forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
     )
-    score = score_of(forward_func, target, additional_forward_args, output, len(clip))
-    return _backwards(_insertions(all_cells, score, (_BACKWARDS[order],), steps)[0])
+    score = score_of(forward_func, target, additional_forward_args, output, len(inputs))
+    return _reversed(_insertions(all_cells, score, (_REVERSED[order],), steps)[0])
 
 
 @metric(higher_is_better=None, lowest=0.0, highest=1.0)
 def insertion_deletion(
     forward_func: Callable[..., Any],
-    clip: Tensor,
+    inputs: Tensor,
     attributions: Array,
     *,
     target: TargetType = None,
@@ -216,25 +220,25 @@ def insertion_deletion(
     output: Output = "probability",
     perturbations_per_eval: int = 16,
 ) -> InsertionDeletionResult:
-    """Insertion and deletion, most and least relevant first, at the price of two curves: ``2 steps`` clips in all.
+    """Return insertion and deletion in both orders. The model is called on ``2 steps`` copies of each clip in all.
 
     Example:
         >>> from captum_staa import VideoClassifier
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
-        >>> scores = insertion_deletion(clf, clip, truth.float(), target=label, steps=16)
+        >>> inputs, label, truth = PlantedClips(seed=12, n=20)[16:17]
+        >>> scores = insertion_deletion(clf, inputs, truth.float(), target=label, steps=16)
         >>> bool(scores.insertion.score > scores.deletion.score)
         True
         >>> torch.equal(scores.deletion.curve, scores.insertion_lerf.curve.flip(1))
         True
 
     Args:
-        forward_func: this, and whatever else is not named here, as for :func:`insertion`.
+        forward_func: this and all other arguments are as for :func:`insertion`.
 
     Returns:
-        :class:`InsertionDeletionResult`, as of :func:`insertion` and :func:`deletion`. nan only where the model's
-        output is.
+        :class:`InsertionDeletionResult`, with the results of :func:`insertion` and :func:`deletion`. nan only where the
+        model's output is nan.
 
     Raises:
         ValueError, TypeError: as for :func:`insertion`.
@@ -243,18 +247,18 @@ def insertion_deletion(
         As for :func:`insertion`.
     """
     all_cells = cells_of(
-        forward_func, clip, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
+        forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
     )
-    score = score_of(forward_func, target, additional_forward_args, output, len(clip))
+    score = score_of(forward_func, target, additional_forward_args, output, len(inputs))
     morf, lerf = _insertions(all_cells, score, ("morf", "lerf"), steps)
-    return InsertionDeletionResult(morf, _backwards(lerf), lerf, _backwards(morf))
+    return InsertionDeletionResult(morf, _reversed(lerf), lerf, _reversed(morf))
 
 
 def _insertions(cells: Cells, score: TargetScore, orders: tuple[Order, ...], steps: int) -> list[Curve]:
-    """From the baseline to the clip in each order; these two ends are computed once."""
+    """Return the insertion curve of each order. All start at the baseline and end at the inputs, computed once."""
     check_count("steps", steps)
     counts = counts_of(cells, min(int(steps), int(cells.totals.max())))  # (steps + 1, B)
-    fractions = (counts / counts[-1].double()).T.to(cells.clip.device)  # (B, steps + 1)
+    fractions = (counts / counts[-1].double()).T.to(cells.inputs.device)  # (B, steps + 1)
     first, *rest = orders
     curves = [walk(cells, score, first, counts).T]
     for order in rest:
@@ -263,6 +267,6 @@ def _insertions(cells: Cells, score: TargetScore, orders: tuple[Order, ...], ste
     return [Curve(torch.trapezoid(curve, fractions), curve, fractions) for curve in curves]
 
 
-def _backwards(curve: Curve) -> Curve:
-    """Deletion of what was inserted last, first; the area is the same."""
+def _reversed(curve: Curve) -> Curve:
+    """Return the deletion curve that is the reverse of an insertion curve; the area is the same."""
     return Curve(curve.score, curve.curve.flip(1), 1 - curve.fractions.flip(1))

@@ -1,7 +1,7 @@
-"""Ways to disturb a video, for Captum's ``infidelity`` and ``sensitivity_max``, which know nothing of time.
+"""Perturbations of videos in space and time, for Captum's ``infidelity`` and ``sensitivity_max``.
 
-Each function makes a :class:`Perturbation`. Every clip of a batch is disturbed by a draw of its own, and in half
-precision the arithmetic is done in float32.
+Each function returns a :class:`Perturbation`. Each clip of a batch gets a separate draw. Half precision is computed in
+float32.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Baseline = float | Callable[[Tensor, VideoLayout], Tensor]
 
 @dataclass(frozen=True)
 class Perturbation:
-    """One way to disturb a clip, in the two forms that Captum's metrics call.
+    """Class that perturbs clips, in the two forms that Captum's metrics need.
 
     Example:
         >>> import torch
@@ -38,22 +38,24 @@ class Perturbation:
         >>> from captum.metrics import infidelity, sensitivity_max
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 8 * 8, 2))
         >>> clip = torch.rand(1, 3, 4, 8, 8)
-        >>> method = IntegratedGradients(model, multiply_by_inputs=False)  # a mean of gradients
+        >>> method = IntegratedGradients(model, multiply_by_inputs=False)  # the mean gradient
         >>> attributions = method.attribute(clip, target=1)
         >>> noise = tubelet_noise("BCTHW", cells=(2, 4, 4), std=0.1)
         >>> local = noise.for_infidelity(multiply_by_inputs=method.multiplies_by_inputs)
         >>> bool(infidelity(model, local, clip, attributions, target=1) < 1e-6)  # exact for a linear model
         True
         >>> change = sensitivity_max(method.attribute, clip, noise.for_sensitivity(), perturb_radius=0.02, target=1)
-        >>> bool(change < 1e-5)  # of the gradients of a linear model
+        >>> bool(change < 1e-5)  # the gradients of a linear model are constant
         True
 
     Args:
-        layout: the order of a clip's axes.
-        alter: frames ``(T, C, H, W)`` of one clip, in float32 at least, and a generator, to the frames disturbed. With
-            them, None, or where it replaces voxels, what share of each voxel was replaced, broadcastable to the frames.
-        generator: draws; None is one seeded with 0 whenever a form is made. That form then goes on drawing, so that
-            Captum's samples differ also where ``max_examples_per_batch`` parts them into several calls.
+        layout: order of the axes of the clips.
+        alter: function of the frames ``(T, C, H, W)`` of one clip, in float32 or float64, and of a generator. Returns
+            the perturbed frames and None. If it replaces voxels, it returns the replaced share of each voxel,
+            broadcastable to the frames, instead of None.
+        generator: draws the perturbations. None uses a new generator with seed 0 for each ``perturb_func``. A
+            ``perturb_func`` continues to draw from its generator, so Captum's samples also differ if
+            ``max_examples_per_batch`` splits them into several calls.
     """
 
     layout: VideoLayout
@@ -61,45 +63,49 @@ class Perturbation:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        generator_or_seeded(self.generator)  # what is no generator is refused now
+        generator_or_seeded(self.generator)  # raises here if it is not a generator
 
     def for_infidelity(self, *, multiply_by_inputs: bool) -> Callable[..., tuple[Inputs, Inputs]]:
-        """The ``perturb_func`` of ``captum.metrics.infidelity``.
+        """Return the ``perturb_func`` for ``captum.metrics.infidelity``.
 
-        Captum compares ``sum(perturbation * attribution)`` with ``f(inputs) - f(perturbed inputs)``, so what the
-        perturbation is depends on what the attribution is.
+        Captum compares ``sum(perturbation * attribution)`` with ``f(inputs) - f(perturbed inputs)``. The perturbation
+        therefore depends on the kind of attribution.
 
         Args:
-            multiply_by_inputs: pass the attribution method's own ``multiplies_by_inputs``. False for a gradient: the
-                perturbation is ``inputs - perturbed``. True for a part of the output (Integrated Gradients, occlusion):
-                it is the share of each voxel's evidence that was taken, 1 where a frame is dropped. The others have no
-                such share, so there it is ``(inputs - perturbed) / (inputs - baselines)``, with what is passed to
-                infidelity as ``baselines``, zero if nothing, and 0 where both are equal. That suits attributions
-                that are themselves a multiple of ``inputs - baselines``; for occlusion take :func:`frame_drop`.
+            multiply_by_inputs: the ``multiplies_by_inputs`` of the attribution method.
+
+                - False, for gradients: the perturbation is ``inputs - perturbed``.
+                - True, for parts of the output, such as Integrated Gradients or occlusion: the perturbation is the
+                  share of each voxel that was removed. It is 1 where :func:`frame_drop` replaces a frame. For all other
+                  perturbations it is ``(inputs - perturbed) / (inputs - baselines)``, with the ``baselines`` passed to
+                  infidelity (0 if none are passed), and 0 where inputs and baselines are equal. This fits attributions
+                  that are a multiple of ``inputs - baselines``. For occlusion, use :func:`frame_drop`.
 
         Returns:
-            A function of inputs, and of baselines where infidelity has some, to (perturbations, perturbed inputs):
-            tensors for a tensor, tuples for a tuple, contiguous, detached, like the inputs.
+            Function of inputs, and of baselines if infidelity has them, that returns (perturbations, perturbed inputs):
+            tensors if the inputs are a tensor, tuples if they are a tuple, contiguous and detached.
 
         Raises:
-            TypeError: ``multiply_by_inputs`` is no bool.
+            TypeError: ``multiply_by_inputs`` is not a bool.
         """
         if not isinstance(multiply_by_inputs, bool):
-            raise TypeError(f"multiply_by_inputs is True or False, got {multiply_by_inputs!r}")
+            raise TypeError(
+                f"multiply_by_inputs must be a bool, got {multiply_by_inputs!r}. Pass method.multiplies_by_inputs."
+            )
         generator = generator_or_seeded(self.generator)
 
         def perturb(inputs: Inputs, baselines: BaselineType = None) -> tuple[Inputs, Inputs]:
             clips = self._clips(inputs)
-            each = (0,) * len(clips) if baselines is None else baselines if _is_tuple(baselines) else (baselines,)
+            values = (0,) * len(clips) if baselines is None else baselines if _is_tuple(baselines) else (baselines,)
             perturbations, perturbed = [], []
-            for clip, baseline in zip(clips, each, strict=True):
+            for clip, baseline in zip(clips, values, strict=True):
                 altered, replaced = self._altered(clip, generator)
                 change = clip - altered
                 if multiply_by_inputs and replaced is not None:
                     if baselines is not None:
                         raise ValueError(
-                            "this perturbation replaces voxels by a baseline of its own, so infidelity takes no "
-                            "baselines beside it; pass it there: frame_drop(..., baseline=...)"
+                            "baselines of infidelity must be None for a perturbation that already has a baseline, got "
+                            f"{type(baselines).__name__}. Pass the baseline to frame_drop(..., baseline=...) only."
                         )
                     change = replaced.to(clip.dtype)
                 elif multiply_by_inputs:
@@ -107,24 +113,24 @@ class Perturbation:
                     change = torch.where(whole == 0, 0, change / whole)
                 perturbations.append(change.contiguous())
                 perturbed.append(altered)
-            form = _is_tuple(inputs)
-            return _format_output(form, tuple(perturbations)), _format_output(form, tuple(perturbed))
+            is_tuple = _is_tuple(inputs)
+            return _format_output(is_tuple, tuple(perturbations)), _format_output(is_tuple, tuple(perturbed))
 
         return perturb
 
     def for_sensitivity(self) -> Callable[[Inputs, float], Inputs]:
-        """The ``perturb_func`` of ``captum.metrics.sensitivity_max``.
+        """Return the ``perturb_func`` for ``captum.metrics.sensitivity_max``.
 
         Returns:
-            A function of inputs and ``perturb_radius`` to perturbed inputs. Where a clip's change is anywhere larger
-            than the radius, the whole of it is shrunk until its largest value is the radius: no value moves farther,
-            and the change keeps its form. A smaller one is left as it is.
+            Function of inputs and ``perturb_radius`` that returns perturbed inputs. If the largest change in a clip
+            exceeds the radius, the change of the whole clip is scaled so that its largest value equals the radius. A
+            smaller change is not scaled.
         """
         generator = generator_or_seeded(self.generator)
 
         def perturb(inputs: Inputs, perturb_radius: float) -> Inputs:
             if not (is_number(perturb_radius) and 0 < perturb_radius < math.inf):
-                raise ValueError(f"perturb_radius is positive and finite, got {perturb_radius!r}")
+                raise ValueError(f"perturb_radius must be positive and finite, got {perturb_radius!r}.")
             near = []
             for clip in self._clips(inputs):
                 wide = _wide(clip)
@@ -142,7 +148,7 @@ class Perturbation:
         return clips
 
     def _altered(self, clip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Of the clip's shape: the clips disturbed, in its dtype, and the share that was replaced."""
+        """Return the perturbed clips and the replaced share, both in the shape and dtype of ``clip``."""
         frames = self.layout.to_working(_wide(clip))
         altered, replaced = zip(*(self.alter(one, generator) for one in frames), strict=True)
         shares = None if replaced[0] is None else torch.stack([r.expand_as(frames[0]) for r in replaced])
@@ -155,7 +161,7 @@ class Perturbation:
 def tubelet_noise(
     layout: VideoLayout | str, cells: Sequence[int], std: float, generator: torch.Generator | None = None
 ) -> Perturbation:
-    """Gaussian noise, one number for each cell of space and time: what a transformer's tokens see, not mere grain.
+    """Return a perturbation that adds one Gaussian number to each cell of space and time, such as each tubelet.
 
     Example:
         >>> noise = tubelet_noise("BCTHW", cells=(2, 4, 4), std=0.1)
@@ -164,16 +170,16 @@ def tubelet_noise(
         8
 
     Args:
-        layout: the order of a clip's axes.
-        cells: ``(t, h, w)``, the sides of a cell in frames and pixels; all its channels move alike. The last cells of
-            an axis are cut off where it does not divide.
-        std: standard deviation, in the clip's own units.
+        layout: order of the axes of the clips.
+        cells: ``(t, h, w)``, the sides of a cell in frames and pixels. All channels of a cell get the same number.
+            Cells at the end of an axis are cut off.
+        std: standard deviation, in the units of the clip.
         generator: as in :class:`Perturbation`.
 
     Raises:
-        TypeError: a side of ``cells`` is no whole number.
-        ValueError: ``cells`` is not three of at least 1 (and, later, no larger than the clip), or ``std`` is not
-            positive and finite.
+        TypeError: a side of ``cells`` is not an int.
+        ValueError: ``cells`` is not three sides of at least 1, or ``std`` is not positive and finite. When called: a
+            side is larger than the clip.
     """
     check_sides("cells", cells)
     sides = [int(side) for side in cells]
@@ -181,7 +187,7 @@ def tubelet_noise(
 
 
 def brightness_flicker(layout: VideoLayout | str, std: float, generator: torch.Generator | None = None) -> Perturbation:
-    """Frames that are brighter or darker as a whole, each by a Gaussian number of its own.
+    """Return a perturbation that adds one Gaussian number to each frame, which makes it brighter or darker.
 
     Example:
         >>> flicker = brightness_flicker("BCTHW", std=0.1)
@@ -190,8 +196,8 @@ def brightness_flicker(layout: VideoLayout | str, std: float, generator: torch.G
         [1, 1, 1, 1]
 
     Args:
-        layout: the order of a clip's axes.
-        std: standard deviation, in the clip's own units.
+        layout: order of the axes of the clips.
+        std: standard deviation, in the units of the clip.
         generator: as in :class:`Perturbation`.
 
     Raises:
@@ -203,7 +209,7 @@ def brightness_flicker(layout: VideoLayout | str, std: float, generator: torch.G
 def frame_drop(
     layout: VideoLayout | str, share: float, baseline: Baseline = 0.0, generator: torch.Generator | None = None
 ) -> Perturbation:
-    """Whole frames are replaced, drawn without regard to their order.
+    """Return a perturbation that replaces whole frames, drawn at random.
 
     Example:
         >>> from captum_staa import baselines
@@ -214,27 +220,31 @@ def frame_drop(
         (tensor([1., 1., 0., 0.]), tensor([1.5000, 1.5000, 2.0000, 3.0000]))
 
     Args:
-        layout: the order of a clip's axes.
-        share: of the frames, above 0 and up to 1; their number is rounded, and at least one.
-        baseline: what takes their place: a number, or a function of a clip and its layout such as those of
-            :mod:`captum_staa.baselines`, which gets each clip by itself, in layout BTCHW. Use the attribution's own.
+        layout: order of the axes of the clips.
+        share: share of the frames to replace, above 0 and at most 1, rounded to a number of frames of at least one.
+        baseline: value of replaced frames: a number, or a function of a clip and its layout, such as those of
+            :mod:`captum_staa.baselines`. The function gets one clip at a time, in layout BTCHW. Use the baseline of the
+            attribution method.
         generator: as in :class:`Perturbation`.
 
     Raises:
-        TypeError: ``baseline`` is neither.
-        ValueError: ``share`` is out of range, ``baseline`` not finite or, later, not of the clip's shape.
+        TypeError: ``baseline`` is neither a number nor a function.
+        ValueError: ``share`` is out of range, or ``baseline`` is not finite. When called: a baseline does not have the
+            shape of the clip.
     """
     if not (is_number(share) and 0 < share <= 1):
-        raise ValueError(f"share of the frames is above 0 and up to 1, got {share!r}; share=0.25 drops a quarter")
-    given: Any = baseline
-    if not callable(given) or isinstance(given, type):
-        if not isinstance(given, (int, float, np.integer, np.floating)):
+        raise ValueError(
+            f"share must be above 0 and at most 1, got {share!r}. share=0.25 replaces a quarter of the frames."
+        )
+    value: Any = baseline
+    if not callable(value) or isinstance(value, type):
+        if not isinstance(value, (int, float, np.integer, np.floating)):
             raise TypeError(
-                f"baseline is a number or a function of (clip, layout), got {type(given).__name__}; "
-                f"captum_staa.baselines has some, and lambda clip, layout: value makes one of a tensor"
+                f"baseline must be a number or a function of (clip, layout), got {type(value).__name__}. Use a "
+                f"function of captum_staa.baselines, or lambda clip, layout: value for a tensor."
             )
-        if not math.isfinite(given):
-            raise ValueError(f"baseline must be finite, got {baseline}")
+        if not math.isfinite(value):
+            raise ValueError(f"baseline must be finite, got {baseline}.")
 
     def alter(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         count = max(1, round(share * len(frames)))
@@ -246,7 +256,7 @@ def frame_drop(
 
 
 def frame_shuffle(layout: VideoLayout | str, window: int, generator: torch.Generator | None = None) -> Perturbation:
-    """Frames change places with their neighbors: every run of ``window`` frames gets a random order.
+    """Return a perturbation that shuffles the frames within each window.
 
     Example:
         >>> clip = torch.arange(6.0).reshape(1, 6, 1, 1, 1)  # six frames of one pixel
@@ -256,23 +266,26 @@ def frame_shuffle(layout: VideoLayout | str, window: int, generator: torch.Gener
         ([0.0, 1.0, 2.0], [3.0, 4.0, 5.0])
 
     Args:
-        layout: the order of a clip's axes.
-        window: frames per run, at least 2; the last run is shorter where it does not divide the clip. Every order is
-            equally likely, the one that was there too.
+        layout: order of the axes of the clips.
+        window: number of frames per window, at least 2. The last window is shorter if it does not divide the clip. All
+            orders are equally likely, including the original one.
         generator: as in :class:`Perturbation`.
 
     Raises:
-        TypeError: ``window`` is no whole number.
-        ValueError: it is below 2 or, later, larger than the clip.
+        TypeError: ``window`` is not an int.
+        ValueError: ``window`` is less than 2. When called: ``window`` is larger than the clip.
     """
     check_count("window", window, least=2, of="frames")
 
     def alter(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
         if window > len(frames):
-            raise ValueError(f"window is {window} frames, but a clip has {len(frames)}; take one of 2 to {len(frames)}")
-        runs = torch.arange(len(frames)).split(int(window))
-        orders = [torch.randperm(len(run), generator=generator, device=generator.device).cpu() for run in runs]
-        return frames[torch.cat([run[order] for run, order in zip(runs, orders, strict=True)])], None
+            raise ValueError(
+                f"window must be at most the number of frames, {len(frames)}, got {window}. Use a smaller window "
+                f"or longer clips."
+            )
+        windows = torch.arange(len(frames)).split(int(window))
+        orders = [torch.randperm(len(part), generator=generator, device=generator.device).cpu() for part in windows]
+        return frames[torch.cat([part[order] for part, order in zip(windows, orders, strict=True)])], None
 
     return Perturbation(VideoLayout.of(layout), alter, generator)
 
@@ -280,9 +293,9 @@ def frame_shuffle(layout: VideoLayout | str, window: int, generator: torch.Gener
 def _noise(
     layout: VideoLayout | str, ids: Callable[[Tensor], Tensor], std: float, generator: torch.Generator | None
 ) -> Perturbation:
-    """One draw for each id, given to all its voxels."""
+    """Return a perturbation that adds one Gaussian number to all voxels with the same id."""
     if not (is_number(std) and 0 < std < math.inf):
-        raise ValueError(f"std is positive and finite, in the clip's own units, got {std!r}")
+        raise ValueError(f"std must be positive and finite, in the units of the clip, got {std!r}.")
 
     def alter(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
         mask = ids(frames[None])[0]  # (T, 1, H, W) or (T, 1, 1, 1)
@@ -298,8 +311,8 @@ def _replacement(baseline: Baseline, frames: Tensor) -> Tensor:
     value = baseline(frames[None], VideoLayout(WORKING))
     if value.shape != frames[None].shape or not bool(value.isfinite().all()):
         raise ValueError(
-            f"baseline must give finite values of the clip's shape {tuple(frames[None].shape)}, but shape "
-            f"{tuple(value.shape)} came, with {int(value.isfinite().sum())} finite values"
+            f"baseline must return finite values in the clip's shape {tuple(frames[None].shape)}, got shape "
+            f"{tuple(value.shape)} with {int(value.isfinite().sum())} finite values."
         )
     return value[0].to(frames)
 

@@ -35,8 +35,8 @@ def evidence_against_rivals(
     background. It scores 0.5 here if rivals move as much and have the same contrast.
 
     Args:
-        attributions: signed maps ``(B, T, H, W)``, or attributions of the clip's shape with ``layout``. Pass
-            ``attributions.abs()`` where magnitude is meant.
+        attributions: signed maps ``(B, T, H, W)``, or attributions in the clip's shape with ``layout``. Pass
+            ``attributions.abs()`` if magnitude is meant.
         truth: bool ``(B, T, H, W)``, True where the evidence is.
         rivals: bool ``(B, T, H, W)``, True where rivals are. No voxel is in both masks.
         axis: what is compared.
@@ -85,8 +85,8 @@ def object_pointing(attributions: Array, objects: Array, *, layout: VideoLayout 
         0.5
 
     Args:
-        attributions: signed maps ``(B, T, H, W)``, or attributions of the clip's shape with ``layout``. Pass
-            ``attributions.abs()`` where magnitude is meant.
+        attributions: signed maps ``(B, T, H, W)``, or attributions in the clip's shape with ``layout``. Pass
+            ``attributions.abs()`` if magnitude is meant.
         objects: bool ``(B, K, T, H, W)``, the voxels of each object. Object 0 is the evidence, the others are rivals.
             An object without voxels in a clip is ignored in that clip.
         layout: order of the axes of 5-D ``attributions``, such as ``"BTCHW"``.
@@ -129,15 +129,15 @@ def class_discrimination(
     classes, are ignored.
 
     Args:
-        attributions_a: signed maps ``(B, T, H, W)`` for class A, or attributions of the clip's shape with ``layout``.
-            Pass ``attributions_a.abs()`` where magnitude is meant.
+        attributions_a: signed maps ``(B, T, H, W)`` for class A, or attributions in the clip's shape with ``layout``.
+            Pass ``attributions_a.abs()`` if magnitude is meant.
         attributions_b: the same for class B, of the same clips.
         truth_a: bool ``(B, T, H, W)``, True where the evidence of class A is.
         truth_b: bool ``(B, T, H, W)``, True where the evidence of class B is.
         layout: order of the axes of 5-D attributions, such as ``"BTCHW"``.
 
     Returns:
-        ``(B,)`` float64. 0.5 for maps that do not depend on the class, 1 is best. nan where a clip lacks evidence of
+        ``(B,)`` float64. 0.5 for maps that do not depend on the class, 1 is best. nan where a clip has no evidence of
         one of the classes.
 
     Raises:
@@ -160,7 +160,7 @@ def class_discrimination(
     return torch.tensor(areas, dtype=torch.float64, device=maps_a.device)
 
 
-# Values of one clip (T, H, W): those of the evidence (N,) and those of rivals (M,).
+# Each function returns the values of the evidence (N,) and those of rivals (M,) in one clip (T, H, W).
 
 
 def _voxels(values: Tensor, truth: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,29 +175,29 @@ def _positions(values: Tensor, truth: Tensor, rivals: Tensor) -> tuple[Tensor, T
     for mask in (truth[frames], rivals[frames]):
         low, high = values[frames].where(mask, torch.inf).amin(0), values[frames].where(mask, -torch.inf).amax(0)
         means = values[frames].where(mask, 0).sum(0) / mask.sum(0)
-        groups.append(means.clamp(low, high)[mask.any(0)])  # equal values have that mean, without rounding
+        groups.append(means.clamp(low, high)[mask.any(0)])  # the mean of equal values is exactly that value
     return groups[0], groups[1]
 
 
 def _frames(values: Tensor, truth: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
-    with_evidence, shown = truth.any((1, 2)), truth | rivals
+    with_evidence, objects = truth.any((1, 2)), truth | rivals
     only_rivals = rivals.any((1, 2)) & ~with_evidence
-    groups = [[_mean(values[t][shown[t]]) for t in frames.nonzero()[:, 0]] for frames in (with_evidence, only_rivals)]
+    groups = [[_mean(values[t][objects[t]]) for t in frames.nonzero()[:, 0]] for frames in (with_evidence, only_rivals)]
     positive, negative = (torch.stack(means) if means else values.new_empty(0) for means in groups)
     return positive, negative
 
 
 def _one_pointing(values: Tensor, objects: Tensor) -> Tensor:
-    """Of one clip: ``(T, H, W)`` and ``(K, T, H, W)`` to a number."""
-    shown = objects.any((1, 2, 3))
-    if not bool(shown[0]) or int(shown.sum()) < 2:
+    """Return the score of one clip, of values ``(T, H, W)`` and objects ``(K, T, H, W)``."""
+    visible = objects.any((1, 2, 3))
+    if not bool(visible[0]) or int(visible.sum()) < 2:
         return values.new_tensor(torch.nan)
-    means = torch.stack([_mean(values[mask]) for mask in objects[shown]])
+    means = torch.stack([_mean(values[mask]) for mask in objects[visible]])
     check_sums(means, "objects")
-    highest = means == means.max()  # several where they tie
+    highest = means == means.max()  # several if they tie
     return highest[0].double() / highest.sum()
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Mean of ``(N,)``; of equal values the value itself, without rounding, so that equal objects tie."""
+    """Return the mean of ``(N,)``. The mean of equal values is exactly that value, so that equal objects tie."""
     return values.mean() if bool(values.min() < values.max()) else values[0]

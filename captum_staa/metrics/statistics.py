@@ -1,4 +1,4 @@
-"""How few voxels a map has its values in, wherever they lie."""
+"""How concentrated are the values of a map on few voxels? The positions of the voxels have no influence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captum_staa.result import Array, as_maps
 
 @metric(higher_is_better=None, lowest=0.0, highest=1.0)
 def sparsity(attributions: Array, layout: VideoLayout | str | None = None) -> Tensor:
-    """Gini index of a map's magnitudes: 0 where all are equal, towards 1 where one voxel has everything.
+    """Return the Gini index of the magnitudes of a map: 0 if all are equal, close to 1 if only one voxel is not 0.
 
     Example:
         >>> import torch
@@ -22,20 +22,21 @@ def sparsity(attributions: Array, layout: VideoLayout | str | None = None) -> Te
         >>> sparsity(maps)
         tensor([0.0000, 0.2500, 0.7500], dtype=torch.float64)
 
-    With ``c_1 <= ... <= c_N`` the magnitudes in order, ``sparsity = sum_k (2 k - N - 1) c_k / (N sum_k c_k)``. A single
-    voxel has ``1 - 1 / N``: the formula is the published one, and so a map beside a copy of itself has the map's value.
-    Scale cancels, places do not count. High is not good: a single voxel at random is sparse, and wrong.
+    With the sorted magnitudes ``c_1 <= ... <= c_N``, ``sparsity = sum_k (2 k - N - 1) c_k / (N sum_k c_k)``. Its
+    maximum is ``1 - 1 / N``, for a single voxel, as in the published formula. Two copies of a map side by side have the
+    same value as the map. The result does not depend on scale or positions. Higher is not better: a single random voxel
+    is sparse and wrong.
 
     Args:
-        attributions: signed, finite floats: of the clip's shape with ``layout``, or maps ``(B, T, H, W)`` without.
-        layout: the order of a clip's axes, such as ``"BTCHW"``. Channels are summed first, as in pictures.
+        attributions: signed, finite floats: in the clip's shape with ``layout``, or maps ``(B, T, H, W)``.
+        layout: order of the axes of 5-D ``attributions``, such as ``"BTCHW"``. Channels are summed first.
 
     Returns:
-        ``(B,)`` float64; nan for a map of zeros, which has nothing to share out.
+        ``(B,)`` float64; nan for a map of zeros.
 
     Raises:
-        TypeError: ``attributions`` is no tensor or array of floats.
-        ValueError: its shape is another, or it holds nan or infinity.
+        TypeError: ``attributions`` is not a tensor or an array of floats.
+        ValueError: ``attributions`` has another shape, or contains nan or infinity.
 
     Reference:
         Hurley and Rickard, "Comparing Measures of Sparsity", IEEE Transactions on Information Theory 55 (2009), their
@@ -50,7 +51,7 @@ def sparsity(attributions: Array, layout: VideoLayout | str | None = None) -> Te
 
 @metric(higher_is_better=None, lowest=0.0, highest=1.0)
 def complexity(attributions: Array, layout: VideoLayout | str | None = None) -> Tensor:
-    """Entropy of a map's magnitudes as shares of their sum: 0 for a single voxel, 1 where all are equal.
+    """Return the normalized entropy of the magnitudes of a map: 0 for a single voxel, 1 if all are equal.
 
     Example:
         >>> import math, torch
@@ -60,21 +61,21 @@ def complexity(attributions: Array, layout: VideoLayout | str | None = None) -> 
         >>> complexity(maps) * math.log(4)  # in nats, as in the paper
         tensor([0.0000, 0.6931, 1.3863], dtype=torch.float64)
 
-    With ``p_k = |a_k| / sum_j |a_j|`` over the ``N = T H W`` voxels, ``complexity = -sum_k p_k ln p_k / ln N``. The
-    division by the highest entropy makes clips of unequal sizes comparable; it changes no comparison between maps of
-    one size. ``N ** complexity`` is the number of equal voxels that would be as complex. Scale cancels. Low is not
-    good: a single voxel at random is simple, and wrong.
+    With ``p_k = |a_k| / sum_j |a_j|`` over ``N = T H W`` voxels, ``complexity = -sum_k p_k ln p_k / ln N``. Division by
+    the highest entropy makes clips of different sizes comparable. ``N ** complexity`` is the number of equal voxels
+    with the same complexity. The result does not depend on scale. Lower is not better: a single random voxel has low
+    complexity and is wrong.
 
     Args:
-        attributions: signed, finite floats: of the clip's shape with ``layout``, or maps ``(B, T, H, W)`` without.
-        layout: the order of a clip's axes, such as ``"BTCHW"``. Channels are summed first, as in pictures.
+        attributions: signed, finite floats: in the clip's shape with ``layout``, or maps ``(B, T, H, W)``.
+        layout: order of the axes of 5-D ``attributions``, such as ``"BTCHW"``. Channels are summed first.
 
     Returns:
-        ``(B,)`` float64; nan for a map of zeros, which has no shares, and for a clip of one voxel.
+        ``(B,)`` float64; nan for a map of zeros and for a clip of one voxel.
 
     Raises:
-        TypeError: ``attributions`` is no tensor or array of floats.
-        ValueError: its shape is another, or it holds nan or infinity.
+        TypeError: ``attributions`` is not a tensor or an array of floats.
+        ValueError: ``attributions`` has another shape, or contains nan or infinity.
 
     Reference:
         Bhatt, Weller and Moura, "Evaluating and Aggregating Feature-based Model Explanations", IJCAI (2020), their
@@ -83,11 +84,11 @@ def complexity(attributions: Array, layout: VideoLayout | str | None = None) -> 
     values = _magnitudes(attributions, layout)  # (B, N)
     total = values.sum(1)
     nats = total.log() - torch.xlogy(values, values).sum(1) / total
-    highest = math.log(values.shape[1]) or math.nan  # of one voxel nothing can be said
-    return (nats / highest).clamp(0, 1)  # rounding alone can take it outside
+    highest = math.log(values.shape[1]) or math.nan  # undefined for one voxel
+    return (nats / highest).clamp(0, 1)  # only rounding errors leave this range
 
 
 def _magnitudes(attributions: Array, layout: VideoLayout | str | None) -> Tensor:
-    """``(B, N)``, the largest of each clip exactly 1, or nan for a clip of zeros."""
+    """Return the magnitudes ``(B, N)``; the largest of each clip is exactly 1. nan for a clip of zeros."""
     values = as_maps(attributions, layout).flatten(1).abs()
     return values / values.amax(1, keepdim=True)

@@ -115,7 +115,7 @@ def _names(message: str, name: str, value: Any) -> bool:
     if isinstance(value, np.ndarray):
         words |= {str(value.shape), str(value.dtype)}
     if isinstance(value, (list, tuple)):
-        words |= {f"{len(value)} came", *(word for part in value for word in (repr(part), type(part).__name__))}
+        words |= {f"got {len(value)}", *(word for part in value for word in (repr(part), type(part).__name__))}
         words |= {str(tuple(part.shape)) for part in value if isinstance(part, Tensor)}
     return any(word and word in message for word in words)
 

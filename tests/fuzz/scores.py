@@ -61,14 +61,14 @@ def with_model(draw: Any) -> Call:
     maps = values.normal(draw, sizes["B"], sizes["T"], sizes["H"], sizes["W"])
     maps = draw(st.sampled_from([maps, maps.round(), maps.numpy(), maps.half(), maps[..., ::1].double()]))
     options: dict[str, Any] = {
-        "clip": clip,
+        "inputs": clip,
         "attributions": maps,
         "target": values.target_of(draw, len(clip)),
         "cells": tuple(draw(st.integers(1, side)) for side in values.extent(clip, axes)),
         "baselines": values.baseline_of(draw, clip),
         "perturbations_per_eval": draw(st.sampled_from([1, 3, 16])),
     }
-    kinds = {"clip": "clip", "attributions": "maps", "target": "target", "cells": "triple?", "layout": "layout?"}
+    kinds = {"inputs": "clip", "attributions": "maps", "target": "target", "cells": "triple?", "layout": "layout?"}
     kinds |= {"perturbations_per_eval": "count", "baselines": "baseline?", "feature_mask": "mask?"}
     if name in ("insertion", "deletion"):
         options |= {
@@ -91,15 +91,15 @@ def with_model(draw: Any) -> Call:
     at = draw(st.integers(0, len(clip) - 1))
     other = values.other_axes(draw, axes)
 
-    def run(clip: Any, axes: str = axes, layout: Any = ABSENT, **rest: Any) -> Any:
-        return function(anything(axes), clip, layout=axes if layout is ABSENT else layout, **rest)
+    def run(inputs: Any, axes: str = axes, layout: Any = ABSENT, **rest: Any) -> Any:
+        return function(anything(axes), inputs, layout=axes if layout is ABSENT else layout, **rest)
 
     def check(found: Any) -> None:
         score = _numbers(found)
         assert score.shape == (len(clip),)
         if options.get("output") != "logit":
             bounded(function, score)
-        rest = {key: value for key, value in options.items() if key != "clip"}
+        rest = {key: value for key, value in options.items() if key != "inputs"}
         alone = rest | {"attributions": maps[at : at + 1], "target": values.target_at(rest["target"], at)}
         alone["baselines"] = values.baseline_at(rest["baselines"], at)
         # Two answers that differ by their rounding alone may change places, and a rank correlation with them.
@@ -109,7 +109,7 @@ def with_model(draw: Any) -> Call:
             twin = run(values.in_axes(clip, axes, other).contiguous(), other, **turned)
             _same(_numbers(twin), score, f"layout {other}")
 
-    refusals = ("at most the number of cells", "one at least and not all")
+    refusals = ("at most the number of cells", "at least one cell and not all cells")
     if draw(st.booleans()):
         said = f"{name}({', '.join(f'{key}={brief(value)}' for key, value in options.items())})"
         return Call(said, lambda: run(**options), check, refusals=refusals, inputs=(clip,), models=(anything(axes),))
@@ -197,7 +197,7 @@ def tables(draw: Any) -> Call:
         def check(truth: Tensor) -> None:
             assert bool(truth[0, 0].all()) and not bool(truth[0, 1:].any()) and truth.shape[2:] == size
 
-        kinds, refusals = {"boxes": "table", "size": "triple"}, ("a box is",)
+        kinds, refusals = {"boxes": "table", "size": "triple"}, ("each box must",)
         return _call(
             draw, name, metrics.boxes_to_truth, {"boxes": boxes, "size": size}, kinds, check=check, refusals=refusals
         )
@@ -249,7 +249,7 @@ def disturbed(draw: Any) -> Call:
         close(change, clip.detach() - altered, clip.dtype, scale=float(clip.detach().abs().max()), what="change")
 
     good = {"clip": clip, "layout": axes, **options}
-    refusals = ("window is 2 frames, but",)
+    refusals = ("window must be at most the number of frames",)
     return _call(draw, f"noise.{name}", run, good, kinds, check=check, refusals=refusals)
 
 
@@ -275,7 +275,7 @@ def sanity_checks(draw: Any) -> Call:
         return torch.autograd.grad(score, leaf)[0]
 
     function = getattr(sanity, name)
-    good = {"explain": gradient, "model": model, "clip": clip, "layout": "BTCHW"}
+    good = {"explain": gradient, "model": model, "inputs": clip, "layout": "BTCHW"}
     kinds = {"model": "model", "layout": "layout", "explain": "model"}
     if name == "class_sensitivity":
         good |= {"target": 0, "others": [1, [2] * len(clip)]}
