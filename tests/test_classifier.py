@@ -188,13 +188,13 @@ def test_what_cannot_be_wrapped() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        ({"num_frames": 0}, ValueError, "num_frames is a whole number of at least 1, got 0"),
-        ({"num_frames": -2}, ValueError, "num_frames is a whole number of at least 1, got -2"),
-        ({"num_frames": 2.5}, TypeError, r"num_frames is a whole number.*2\.5"),
+        ({"num_frames": 0}, ValueError, "num_frames must be an integer of at least 1, got 0"),
+        ({"num_frames": -2}, ValueError, "num_frames must be an integer of at least 1, got -2"),
+        ({"num_frames": 2.5}, TypeError, r"num_frames must be an integer.*2\.5"),
         ({"image_size": 16}, TypeError, r"image_size is \(height, width\) in pixels, got 16"),
         ({"image_size": (16, 16, 3)}, TypeError, r"image_size is \(height, width\).*\(16, 16, 3\)"),
-        ({"image_size": (16, 0)}, ValueError, "image_size is a whole number of at least 1.*0 came"),
-        ({"image_size": (16, "a")}, TypeError, "image_size is a whole number.*'a'"),
+        ({"image_size": (16, 0)}, ValueError, "image_size must be an integer of at least 1.*got 0"),
+        ({"image_size": (16, "a")}, TypeError, "image_size must be an integer.*'a'"),
     ],
 )
 def test_sizes_that_are_none(given: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -296,7 +296,7 @@ def test_predict_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"at least 1.*but 0"):
         clf.predict(clip_of(1).transpose(1, 2), k=0)
     for k in (2.5, "2", True):
-        with pytest.raises(TypeError, match=f"k is a whole number.*{k!r}"):
+        with pytest.raises(TypeError, match=f"k must be an integer.*{k!r}"):
             clf.predict(clip_of(1).transpose(1, 2), k=k)
 
 
@@ -310,8 +310,8 @@ def test_a_name_per_class() -> None:
 
 def test_target_resolves_labels_and_indices() -> None:
     clf = VideoClassifier(conv_net(), "BCTHW", labels=["Waving", "jumping jacks", "run", "Run", "7"])
-    assert [clf.target(x) for x in ("waving", " Jumping Jacks", "run", "Run", "7", "0")] == [0, 1, 2, 3, 4, 0]
-    assert [clf.target(x) for x in (2, np.int64(3), torch.tensor(4))] == [2, 3, 4]
+    assert [clf.class_index(x) for x in ("waving", " Jumping Jacks", "run", "Run", "7", "0")] == [0, 1, 2, 3, 4, 0]
+    assert [clf.class_index(x) for x in (2, np.int64(3), torch.tensor(4))] == [2, 3, 4]
     with pytest.raises(ValueError, match=r"no label 'jumpin jack'; close are \['jumping jacks'\]"):
         clf.class_index("jumpin jack")
     with pytest.raises(ValueError, match=r"the 5 labels begin with \['Waving'"):
@@ -320,12 +320,12 @@ def test_target_resolves_labels_and_indices() -> None:
         clf.class_index("RUN")
     for index in (5, -1, "5"):
         with pytest.raises(ValueError, match=r"out of range: classes are 0\.\.4"):
-            clf.target(index)
+            clf.class_index(index)
     for thing in (1.5, True, None):
         with pytest.raises(TypeError, match="a label or a class index"):
-            clf.target(thing)
+            clf.class_index(thing)
     unnamed = VideoClassifier(conv_net(), "BCTHW")
-    assert unnamed.target(1000) == unnamed.class_index("1000") == 1000
+    assert unnamed.class_index(1000) == unnamed.class_index("1000") == 1000
     with pytest.raises(ValueError, match="has no labels: pass an index"):
         unnamed.class_index("waving")
 

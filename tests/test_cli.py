@@ -156,7 +156,7 @@ def test_earlier_results_are_never_overwritten_in_silence(video, tmp_path, capsy
         (["--model", "empty"], "no config.json"),
         (["--target", "bright-diagnal"], "there is no label 'bright-diagnal'; close are ['bright-diagonal'"),
         (["--target", "3"], "classes are 0..2"),
-        (["--rule", "chefer", "--layers", "7"], "whole number of -4 to 3 of this model's 4 blocks"),
+        (["--rule", "chefer", "--layers", "7"], "integer from -4 to 3 (of this model's 4 blocks)"),
         (["--layers", "-1"], "layers=[-1], upsampling='trilinear' with rule='decomposition'. Leave them out"),
         (["--focus"], "focus is an option of maps without a sign"),
         (["--mode", "attention", "--rule", "chefer"], "--rule chefer belongs to --mode relevance"),

@@ -216,12 +216,12 @@ def test_joined_clips_refuse_what_cannot_be_joined(clf):
             JoinedClips(unequal, volumes, arrangement=arrangement)[1]
     with pytest.raises(TypeError, match=r"must be a sequence.* got list_iterator. Pass list\(clips\)"):
         JoinedClips(iter(one_class), clf)
-    with pytest.raises(ValueError, match="n is a whole number"):
+    with pytest.raises(ValueError, match="n must be an integer"):
         JoinedClips(PLANTED, clf, n=0)
     for seed, error in ((1.5, TypeError), ("1", TypeError), (2**63, ValueError)):
-        with pytest.raises(error, match="seed is a whole number"):
+        with pytest.raises(error, match="seed must be an integer"):
             JoinedClips(PLANTED, clf, seed=seed)
-    with pytest.raises(ValueError, match="arrangement is one of 'time', 'grid', got 'space'"):
+    with pytest.raises(ValueError, match="arrangement must be one of 'time', 'grid', got 'space'"):
         JoinedClips(PLANTED, clf, arrangement="space")
     assert JoinedClips(PLANTED, clf, seed=-1)[0][0].shape == PLANTED[:1][0].shape
     flat = [(torch.rand(3, 1, 8, 8), label) for label in (0, 1)]

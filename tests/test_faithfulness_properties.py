@@ -209,7 +209,7 @@ def test_a_model_that_writes_into_its_input_changes_nothing(metric):
         ({"baselines": math.inf}, ValueError, "infinity"),
         ({"baselines": torch.zeros(3, 4)}, ValueError, "(3, 4) came"),
         ({"baselines": "zero"}, TypeError, "str"),
-        ({"perturbations_per_eval": 0}, ValueError, "0 came"),
+        ({"perturbations_per_eval": 0}, ValueError, "got 0"),
         ({"perturbations_per_eval": 2.0}, TypeError, "2.0"),
         ({"forward_func": None}, TypeError, "NoneType"),
         ({"windows": 3}, TypeError, "windows"),

@@ -17,8 +17,9 @@ import torch
 from hostile_files import noise, quartered
 from safetensors.numpy import save_file
 
-from captum_staa import files, io
+from captum_staa import io
 from captum_staa.__main__ import main
+from captum_staa._utils import files
 from captum_staa.benchmark.storage import Entry, Storage
 from captum_staa.cli import output
 from captum_staa.models import STABN, ResNet3D
@@ -203,7 +204,7 @@ def test_a_folder_in_the_way_of_one_file_keeps_all_from_being_replaced(tmp_path)
     (tmp_path / "b.txt").mkdir()
     with (
         pytest.raises(IsADirectoryError, match=r"b\.txt"),
-        files.together(tmp_path, ["a.txt", "b.txt"], overwrite=True),
+        files.atomic_files(tmp_path, ["a.txt", "b.txt"], overwrite=True),
     ):
         pytest.fail("the block must not run")
     assert (tmp_path / "a.txt").read_text() == "old" and sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"]

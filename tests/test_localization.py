@@ -276,10 +276,10 @@ def test_wrong_arguments_are_named(scores, truth, options, error, message):
 def test_wrong_options_are_named():
     scores, truth = drawn(0, None)
     for metric in (auroc, average_precision):
-        with pytest.raises(ValueError, match="'frames' came"):
+        with pytest.raises(ValueError, match="got 'frames'"):
             metric(scores, truth, axis="frames")
     for tolerance, error in (((1, 2), ValueError), ((0, -1, 0), ValueError), (3, ValueError), ((0, 0.5, 0), TypeError)):
-        with pytest.raises(error, match=r"tolerance (is|= .* is a whole number of at least 0)"):
+        with pytest.raises(error, match=r"tolerance (is|= .* must be an integer of at least 0)"):
             pointing_game(scores, truth, tolerance)
-    with pytest.raises(ValueError, match="per is one of 'clip', 'frame', got 'frames'"):
+    with pytest.raises(ValueError, match="per must be one of 'clip', 'frame', got 'frames'"):
         pointing_game(scores, truth, per="frames")

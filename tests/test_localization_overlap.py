@@ -184,7 +184,7 @@ def test_wrong_arguments_are_named(metric):
         ((scores, truth.mT), ValueError, r"\(3, 4, 2, 3\)"),
         ((scores, truth.float()), TypeError, "pass truth > 0"),
         ((scores * math.nan, truth), ValueError, "72 of the 72 scores are nan"),
-        ((scores, truth, "frames"), ValueError, "'frames' came"),
+        ((scores, truth, "frames"), ValueError, "got 'frames'"),
     ):
         with pytest.raises(error, match=message):
             metric(*wrong)

@@ -273,15 +273,15 @@ def test_without_a_gradient_the_error_names_the_cause(cut: str, preset: str) -> 
 WRONG = {
     "areas of nothing": ({"areas": (0.0, 0.5)}, r"areas.*\(0, 1\).*\(0\.0, 0\.5\) came"),
     "no areas": ({"areas": ()}, r"areas.*one at least, got \(\)"),
-    "an aim": ({"objective": "keep"}, "objective is one of 'preserve', 'delete', 'dual', got 'keep'"),
-    "a scale": ({"scale": "probability"}, "scale is one of .*'logit', got 'probability'"),
-    "a regularizer": ({"regularizer": "soft"}, "regularizer is one of .*'ellipsoid', got 'soft'"),
+    "an aim": ({"objective": "keep"}, "objective must be one of 'preserve', 'delete', 'dual', got 'keep'"),
+    "a scale": ({"scale": "probability"}, "scale must be one of .*'logit', got 'probability'"),
+    "a regularizer": ({"regularizer": "soft"}, "regularizer must be one of .*'ellipsoid', got 'soft'"),
     "fewer steps than none": ({"iterations": -1}, "iterations.*at least 0, got -1"),
     "a map of another clip": ({"init": torch.zeros(2, 4, 8, 5)}, r"\(2, 4, 8, 6\), but their shape is \(2, 4, 8, 5\)"),
     "a target": ({"target": 3}, r"target = 3 fits no outputs of shape \(2, 3\)"),
     "no target": ({"target": None}, r"\(2, 3\), so one must be chosen: pass target="),
     "four axes": ({"clip": torch.zeros(3, 4, 8, 6)}, r"shape is \(3, 4, 8, 6\).*clip\[None\]"),
-    "a preset": ({"preset": "nest"}, "preset is one of 'nested', 'step', '3d-ep', '2d-ep', got 'nest'"),
+    "a preset": ({"preset": "nest"}, "preset must be one of 'nested', 'step', '3d-ep', '2d-ep', got 'nest'"),
 }
 
 

@@ -162,9 +162,9 @@ def test_a_certain_model_gives_finite_losses_and_gradients(scale, score):
         ({"areas": (0.0,)}, ["areas", "(0.0,)"]),
         ({"areas": (0.1, math.nan)}, ["areas", "nan"]),
         ({"areas": 1.5}, ["areas", "1.5"]),
-        ({"levels": 1}, ["levels", "at least 2", "1 came"]),
-        ({"frames": 0}, ["frames", "at least 1", "0 came"]),
-        ({"across": 0}, ["across", "at least 1", "0 came"]),
+        ({"levels": 1}, ["levels", "at least 2", "got 1"]),
+        ({"frames": 0}, ["frames", "at least 1", "got 0"]),
+        ({"across": 0}, ["across", "at least 1", "got 0"]),
         ({"iterations": -1}, ["iterations", "at least 0", "-1"]),
         ({"tolerance": -0.1}, ["tolerance", "at least 0", "-0.1"]),
         ({"tolerance": math.nan}, ["tolerance", "nan"]),
@@ -183,7 +183,7 @@ def test_a_bad_setting_is_refused_by_name(fields, words):
 @pytest.mark.parametrize("fields", [{"across": 2.5}, {"iterations": True}])
 def test_a_setting_of_another_type_is_refused_by_name(fields):
     ((name, value),) = fields.items()
-    with pytest.raises(TypeError, match=f"{name} is a whole number of at least .*, got {value!r} of type"):
+    with pytest.raises(TypeError, match=f"{name} must be an integer of at least .*, got {value!r} of type"):
         PerturbationConfig(Nested(), **fields)
 
 

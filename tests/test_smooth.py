@@ -174,7 +174,7 @@ CLIP = torch.zeros(1, 8, 3, 4, 4)
         ({"attributions": CLIP.long()}, TypeError, "int64"),
         ({"attributions": (CLIP,)}, TypeError, "tuple"),
         ({"layout": "BCTHW"}, ValueError, "layout='BTCHW'"),
-        ({"layout": "THW"}, ValueError, "'THW' came"),
+        ({"layout": "THW"}, ValueError, "got 'THW'"),
         ({"space": -1.0}, ValueError, "space = -1.0"),
         ({"time": -0.5}, ValueError, "time = -0.5"),
         ({"space": math.inf}, ValueError, "space = inf"),

@@ -225,7 +225,7 @@ def test_a_smoothed_random_map_is_smooth_and_worthless():
         (torch.zeros(1, 8, 3, 4, 4), "BCTHW", ValueError, "layout='BTCHW'"),
         (torch.full((1, 8, 3, 4, 4), math.nan), "BTCHW", ValueError, "384 of the 384 values"),
         (torch.zeros(1, 8, 3, 4, 4).long(), "BTCHW", TypeError, "int64"),
-        (torch.zeros(1, 8, 3, 4, 4), "BTCH", ValueError, "'BTCH' came"),
+        (torch.zeros(1, 8, 3, 4, 4), "BTCH", ValueError, "got 'BTCH'"),
         (torch.zeros(1, 8, 3, 4, 4), 5, TypeError, "5"),
     ],
 )

@@ -190,7 +190,7 @@ def checked(item: Any, classifier: VideoClassifier, **more: Tensor | None) -> Sa
     layout.check_values(clip, "clip")
     if len(clip) != 1:
         raise ValueError(f"clips come one by one, got a batch of shape {tuple(clip.shape)}; iterate over it")
-    index = classifier.target(target if isinstance(target, str) else int(target))
+    index = classifier.class_index(target if isinstance(target, str) else int(target))
     device = next((parameter.device for parameter in classifier.parameters()), clip.device)
     given = more | {name: mask for name, mask in zip(MASKS, masks, strict=False) if mask is not None}
     extent = tuple(layout.size(clip)[axis] for axis in WORKING if axis not in "BC")

@@ -142,7 +142,7 @@ def _check_inside(rows: list[tuple[int, dict[str, str]]], table: io.FilePath) ->
 
 def _target(classifier: VideoClassifier, label: str, where: str) -> int:
     try:
-        return classifier.target(label)
+        return classifier.class_index(label)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 

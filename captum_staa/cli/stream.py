@@ -79,7 +79,7 @@ def run(asked: Asked) -> int:
         classifier = load(asked.model, asked.device)
         layers: Any = {} if asked.layers is None else {"layers": asked.layers}
         explainer = STAA(classifier, mode=asked.mode, **layers)  # type: ignore[arg-type]  # STAA itself checks it
-        target = None if asked.target is None else classifier.target(asked.target)
+        target = None if asked.target is None else classifier.class_index(asked.target)
         stream = STAAStream(explainer, asked.window, asked.stride, target=target, policy=policy)  # type: ignore[arg-type]
         return _follow(stream, feed, asked)
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from captum_staa._utils.checks import check_choice, check_count, is_whole
-from captum_staa._utils.files import save_tensors, together
+from captum_staa._utils.checks import check_choice, check_count, is_integer
+from captum_staa._utils.files import atomic_files, save_tensors
 
 Padding = Literal["zeros", "replicate"]
 
@@ -53,7 +53,7 @@ class ResNet3DConfig:
             check_count(name, getattr(self, name))
         check_count("time_strides_from", self.time_strides_from, least=0)
         for name, value in vars(self).copy().items():
-            if is_whole(value):
+            if is_integer(value):
                 object.__setattr__(self, name, int(value))  # numpy's cannot be written to a config.json
         if self.width % self.groups:
             raise ValueError(f"width = {self.width}, expected a multiple of groups = {self.groups}: change either")
@@ -166,7 +166,7 @@ def save_pretrained(
     }
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.detach().to(dtype).contiguous() for name, value in model.state_dict().items()}
-    with together(folder, ["model.safetensors", "config.json"], overwrite=overwrite) as part:
+    with atomic_files(folder, ["model.safetensors", "config.json"], overwrite=overwrite) as part:
         save_tensors(save_file, weights, part / "model.safetensors", {"format": "pt"})
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

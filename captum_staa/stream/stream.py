@@ -100,7 +100,7 @@ class STAAStream:
         if target is not None and self.explainer.mode != "relevance":
             raise ValueError(f"{target = } needs mode='relevance'; {self.explainer.mode!r} is about no class; drop it")
         self.policy = policy
-        self.target = None if target is None else classifier.target(target)
+        self.target = None if target is None else classifier.class_index(target)
 
     @property
     def latency(self) -> tuple[int, int]:

@@ -74,7 +74,7 @@ WINDOWS = {
     "flat": Bad(lambda c: (2, 0, 5), r"\(2, 0, 5\).*at least 1"),
     "negative": Bad(lambda c: (-1, 8, 5), r"\(-1, 8, 5\).*at least 1"),
     "two sides": Bad(lambda c: (8, 5), r"\(t, h, w\).*\(8, 5\)"),
-    "fractions": Bad(lambda c: (2, 8.0, 5), r"\(2, 8.0, 5\).*whole number", TypeError),
+    "fractions": Bad(lambda c: (2, 8.0, 5), r"\(2, 8.0, 5\).*integer", TypeError),
     "one too many": Bad(lambda c: ((2, 8, 5), (2, 8, 5)), r"\(\(2, 8, 5\), \(2, 8, 5\)\)"),
     "none": Bad(lambda c: None, "None"),
 }
