@@ -155,7 +155,7 @@ def test_what_it_refuses():
     st_abn, clips = network()
     with pytest.raises(TypeError, match=r"asks a models\.STABN, got Net"):
         attention_usage(net(), clips)
-    with pytest.raises(ValueError, match=r"shape is \(3, 4, 12, 10\).*clip\[None\]"):
+    with pytest.raises(ValueError, match=r"got shape \(3, 4, 12, 10\).*unsqueeze\(0\)"):
         attention_usage(st_abn, clips[0])
     with pytest.raises(ValueError, match="nan or infinite"):
         attention_usage(st_abn, clips / 0)

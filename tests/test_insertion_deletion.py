@@ -293,11 +293,11 @@ IDS = torch.zeros(1, 5, 1, 7, 6, dtype=torch.long)
     ("change", "error", "message"),
     [
         ({"clip": CLIP[0]}, ValueError, "(5, 3, 7, 6)"),
-        ({"clip": CLIP.long()}, TypeError, "clip must hold floats"),
+        ({"clip": CLIP.long()}, TypeError, "clip must be a floating-point tensor"),
         ({"clip": CLIP * math.nan}, ValueError, "630 of the 630 values of clip"),
         ({"layout": None}, ValueError, "pass layout='BCTHW' or 'BTCHW'"),
         ({"layout": "BTHW"}, ValueError, "got 'BTHW'"),
-        ({"attributions": MAP[:, :4]}, ValueError, "(B, T, H, W) = (1, 5, 7, 6), got their shape is (1, 4, 7, 6)"),
+        ({"attributions": MAP[:, :4]}, ValueError, "(B, T, H, W) = (1, 5, 7, 6), got shape (1, 4, 7, 6)"),
         ({"attributions": CLIP[:, :, :1]}, ValueError, "the clip's shape (1, 5, 3, 7, 6)"),
         ({"attributions": MAP[0]}, ValueError, "(5, 7, 6)"),
         ({"attributions": MAP / 0}, ValueError, "nan or infinite"),

@@ -176,7 +176,7 @@ def test_wrong_clips_are_named(name: str) -> None:
         clf(clip_of(1)[..., :12])
     with pytest.raises(ValueError, match=r"1 channels, the model takes 3"):
         clf(clip_of(1)[:, :, :1])
-    with pytest.raises(ValueError, match=r"shape is \(4, 3, 16, 16\).*clip\[None\]"):
+    with pytest.raises(ValueError, match=r"got shape \(4, 3, 16, 16\).*unsqueeze\(0\)"):
         clf(clip_of(1)[0])
     with pytest.raises(ValueError, match=r"uint8.*clf.preprocess"):
         clf((clip_of(1) * 255).byte())

@@ -280,7 +280,7 @@ WRONG = {
     "a map of another clip": ({"init": torch.zeros(2, 4, 8, 5)}, r"\(2, 4, 8, 6\), but their shape is \(2, 4, 8, 5\)"),
     "a target": ({"target": 3}, r"target = 3 fits no outputs of shape \(2, 3\)"),
     "no target": ({"target": None}, r"\(2, 3\), so one must be chosen: pass target="),
-    "four axes": ({"clip": torch.zeros(3, 4, 8, 6)}, r"shape is \(3, 4, 8, 6\).*clip\[None\]"),
+    "four axes": ({"clip": torch.zeros(3, 4, 8, 6)}, r"got shape \(3, 4, 8, 6\).*unsqueeze\(0\)"),
     "a preset": ({"preset": "nest"}, "preset must be one of 'nested', 'step', '3d-ep', '2d-ep', got 'nest'"),
 }
 

@@ -176,9 +176,9 @@ def test_names_and_errors():
         STAA(lambda clip: clip)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Sequential.*no known family.*Family"):
         STAA(VideoClassifier(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), layout="BTCHW"))
-    with pytest.raises(TypeError, match=r"floats.*uint8.*preprocess"):
+    with pytest.raises(TypeError, match=r"floating-point.*uint8.*preprocess"):
         method.attribute(torch.zeros(clip.shape, dtype=torch.uint8), 1)
-    with pytest.raises(ValueError, match=r"\(8, 3, 24, 16\).*clip\[None\]"):
+    with pytest.raises(ValueError, match=r"\(8, 3, 24, 16\).*unsqueeze\(0\)"):
         method.attribute(clip[0], 1)
 
 

@@ -41,13 +41,13 @@ def spoilt(value: float) -> Callable[[Case], Tensor]:
 
 
 CLIPS = {
-    "no batch": Bad(lambda c: c.inputs[0][0], r"shape is \(\d+, \d+, \d+, \d+\).*clip\[None\]"),
-    "six axes": Bad(lambda c: c.inputs[0][None], r"shape is \(1, 2, "),
-    "no clips": Bad(lambda c: c.inputs[0][:0], r"shape is \(0, "),
+    "no batch": Bad(lambda c: c.inputs[0][0], r"got shape \(\d+, \d+, \d+, \d+\).*unsqueeze\(0\)"),
+    "six axes": Bad(lambda c: c.inputs[0][None], r"got shape \(1, 2, "),
+    "no clips": Bad(lambda c: c.inputs[0][:0], r"got shape \(0, "),
     "nan": Bad(spoilt(float("nan")), r"1 of the \d+ values.*nan"),
     "infinite": Bad(spoilt(float("-inf")), r"1 of the \d+ values.*infinite"),
-    "whole numbers": Bad(lambda c: c.inputs[0].long(), "floats.*int64", TypeError),
-    "bytes": Bad(lambda c: c.inputs[0].to(torch.uint8), "floats.*uint8.*preprocess", TypeError),
+    "whole numbers": Bad(lambda c: c.inputs[0].long(), "floating-point.*int64", TypeError),
+    "bytes": Bad(lambda c: c.inputs[0].to(torch.uint8), "floating-point.*uint8.*preprocess", TypeError),
     "no tensor": Bad(lambda c: c.inputs[0].tolist(), "(?i)tensor", (TypeError, AssertionError)),
 }
 BASELINES = {
