@@ -198,7 +198,7 @@ def test_a_model_that_writes_into_its_input_changes_nothing(metric):
         ({"attributions": torch.zeros(3, 4, 6, 4)}, ValueError, "(3, 4, 6, 4)"),
         ({"attributions": torch.zeros(1, 4, 4, 6)}, ValueError, "(1, 4, 4, 6)"),
         ({"attributions": [1.0]}, TypeError, "list"),
-        ({"layout": None}, ValueError, "pass layout="),
+        ({"layout": None}, ValueError, "Pass layout="),
         ({"cells": (2, 5, 1)}, ValueError, "5"),
         ({"cells": (2, 2)}, ValueError, "(2, 2) came"),
         ({"cells": (1.5, 1, 1)}, TypeError, "1.5"),
@@ -285,5 +285,5 @@ def test_planted_evidence_beats_its_opposite():
     for metric in (aopc, saco):
         right, wrong = (metric(clf, clip, maps, **options) for maps in (truth.double(), 1 - truth.double()))
         assert (right > wrong + 0.5).all()
-    with pytest.raises(ValueError, match="leave the layout out"):
+    with pytest.raises(ValueError, match="Leave layout out"):
         aopc(clf, clip, truth.double(), layout="BCTHW", target=label)

@@ -176,5 +176,5 @@ def test_to_frames_repeats_steps():
     assert grid.to_frames(torch.tensor([[1.0, 2.0]]), 7).tolist() == [[1, 1, 1, 2, 2, 2, 0]]
     maps = torch.arange(4.0).view(1, 2, 1, 2)
     assert grid.to_frames(maps, 6)[0, :, 0].tolist() == [[0, 1]] * 3 + [[2, 3]] * 3
-    with pytest.raises(ValueError, match="num_frames must be at least 6.*got 5"):
+    with pytest.raises(ValueError, match=r"num_frames must be at least 6.*got 5"):
         grid.to_frames(torch.ones(1, 2), 5)

@@ -294,11 +294,11 @@ IDS = torch.zeros(1, 5, 1, 7, 6, dtype=torch.long)
     [
         ({"clip": CLIP[0]}, ValueError, "(5, 3, 7, 6)"),
         ({"clip": CLIP.long()}, TypeError, "clip must be a floating-point tensor"),
-        ({"clip": CLIP * math.nan}, ValueError, "630 of the 630 values of clip"),
-        ({"layout": None}, ValueError, "pass layout='BCTHW' or 'BTCHW'"),
+        ({"clip": CLIP * math.nan}, ValueError, "got 630 nan or infinite values out of 630"),
+        ({"layout": None}, ValueError, "Pass layout='BCTHW' or 'BTCHW'"),
         ({"layout": "BTHW"}, ValueError, "got 'BTHW'"),
         ({"attributions": MAP[:, :4]}, ValueError, "(B, T, H, W) = (1, 5, 7, 6), got shape (1, 4, 7, 6)"),
-        ({"attributions": CLIP[:, :, :1]}, ValueError, "the clip's shape (1, 5, 3, 7, 6)"),
+        ({"attributions": CLIP[:, :, :1]}, ValueError, "the shape of the clip, (1, 5, 3, 7, 6)"),
         ({"attributions": MAP[0]}, ValueError, "(5, 7, 6)"),
         ({"attributions": MAP / 0}, ValueError, "nan or infinite"),
         ({"attributions": MAP.bool()}, TypeError, "torch.bool"),
@@ -322,7 +322,7 @@ IDS = torch.zeros(1, 5, 1, 7, 6, dtype=torch.long)
         ({"steps": 0}, ValueError, "steps must be an integer of at least 1, got 0"),
         ({"steps": 2.0}, TypeError, "got 2.0 of type float"),
         ({"perturbations_per_eval": 0}, ValueError, "perturbations_per_eval must be an integer"),
-        ({"output": "softmax"}, ValueError, "'softmax' came"),
+        ({"output": "softmax"}, ValueError, "got 'softmax'"),
         ({"order": "MoRF"}, ValueError, "got 'MoRF'"),
         ({"nowhere": 1}, TypeError, "nowhere"),
     ],
@@ -345,5 +345,5 @@ def test_a_probability_needs_several_classes(answer):
 
 def test_the_classifiers_layout_stands():
     clf = VideoClassifier(Untouched(), layout="BTCHW")
-    with pytest.raises(ValueError, match="leave the layout out"):
+    with pytest.raises(ValueError, match="Leave layout out"):
         insertion(clf, CLIP, MAP, target=0, layout="BCTHW")

@@ -191,10 +191,15 @@ def test_what_the_values_mean_is_said():
 @pytest.mark.parametrize(
     ("attributions", "layout", "error", "message"),
     [
-        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "pass layout='BTCHW'"),
+        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "Pass layout='BTCHW'"),
         (torch.zeros(1, 0, 4, 4), None, ValueError, "(1, 0, 4, 4)"),
-        (torch.tensor([1.0, math.nan, math.inf, 0.0]).reshape(1, 1, 2, 2), None, ValueError, "2 of the 4 values"),
-        (torch.zeros(1, 2, 4, 4, dtype=torch.bool), None, TypeError, "truth.float()"),
+        (
+            torch.tensor([1.0, math.nan, math.inf, 0.0]).reshape(1, 1, 2, 2),
+            None,
+            ValueError,
+            "got 2 nan or infinite values out of 4",
+        ),
+        (torch.zeros(1, 2, 4, 4, dtype=torch.bool), None, TypeError, ".float()"),
         ([1.0], None, TypeError, "list"),
         (torch.zeros(1, 8, 3, 4, 4), "BCTHW", ValueError, "layout='BTCHW'"),
     ],
@@ -217,7 +222,7 @@ def test_wrong_attributions_are_named(attributions, layout, error, message):
         (torch.zeros(2, 2, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "(1, 2, 3, 4)"),
         (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 scores are nan"),
         (torch.full((1, 2, 3, 4), math.inf), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 scores are inf"),
-        (torch.zeros(1, 2, 3, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "pass layout='BTCHW'"),
+        (torch.zeros(1, 2, 3, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "Pass layout='BTCHW'"),
     ],
 )
 def test_wrong_scores_and_truths_are_named(scores, truth, error, message):

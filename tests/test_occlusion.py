@@ -242,9 +242,9 @@ def test_models_that_give_no_single_number_per_clip_are_refused():
 
 
 def test_the_layout_is_needed_and_must_agree():
-    with pytest.raises(ValueError, match="pass layout="):
+    with pytest.raises(ValueError, match="Pass layout="):
         VideoOcclusion(net())
     clf = VideoClassifier(net(), layout="BCTHW")
-    with pytest.raises(ValueError, match="leave the layout out"):
+    with pytest.raises(ValueError, match="Leave layout out"):
         VideoOcclusion(clf, "BTCHW")
     assert VideoOcclusion(clf).layout.axes == VideoOcclusion(clf, "BCTHW").layout.axes == "BCTHW"

@@ -252,7 +252,7 @@ def test_planted_evidence_is_found(name, n, joint, time):
         ({"keep": 0.0}, ValueError, "between 0 and 1, got 0.0"),
         ({"keep": 1}, ValueError, "between 0 and 1"),
         ({"keep": math.nan}, ValueError, "nan came"),
-        ({"generator": 3}, TypeError, "a torch.Generator, got 3"),
+        ({"generator": 3}, TypeError, "a torch.Generator or None, got 3"),
         ({"perturbations_per_eval": 0}, ValueError, "at least 1, got 0"),
         ({"baselines": torch.zeros(2, 3, 5, 7, 5)}, ValueError, r"\(2, 3, 5, 7, 5\) came"),
         ({"baselines": "blur"}, TypeError, "str came"),
@@ -273,7 +273,7 @@ def test_bad_input_is_refused_before_anything_is_computed(arguments: dict[str, A
 def test_targets_and_layouts_are_asked_for():
     with pytest.raises(ValueError, match=r"outputs of shape \(2, 4\), so one must be chosen: pass target="):
         RISE(net(), "BCTHW").attribute(CLIP)
-    with pytest.raises(ValueError, match="pass layout="):
+    with pytest.raises(ValueError, match="Pass layout="):
         RISE(net())
-    with pytest.raises(ValueError, match="leave the layout out"):
+    with pytest.raises(ValueError, match="Leave layout out"):
         RISE(VideoClassifier(net(), layout="BCTHW"), "BTCHW")

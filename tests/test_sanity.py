@@ -302,7 +302,7 @@ def never(*_: object) -> Tensor:
         (lambda: randomization(never, network(), drawn(), layers=[]), ValueError, "[] came"),
         (lambda: randomization(never, network(), drawn(), layers=["4", "2", "7"]), ValueError, "['2', '7']"),
         (lambda: randomization(never, network(), drawn(), generator=0), TypeError, "got 0"),
-        (lambda: randomization(gradient, network(), drawn()), ValueError, "pass layout="),
+        (lambda: randomization(gradient, network(), drawn()), ValueError, "Pass layout="),
         (lambda: randomization(lambda m, x: x[:1], network(), drawn(), layout="BCTHW"), ValueError, "batch of 2"),
         (lambda: randomization(lambda m, x: x / 0, network(), drawn(), layout="BCTHW"), ValueError, "infinite"),
         (lambda: label_randomization(never, m := network(), m, drawn()), ValueError, "one and the same"),
