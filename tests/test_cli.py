@@ -148,7 +148,7 @@ def test_earlier_results_are_never_overwritten_in_silence(video, tmp_path, capsy
     ("options", "message"),
     [
         (["nowhere.mp4"], "nowhere.mp4 does not exist"),
-        (["text.mp4"], "text.mp4 holds 4 bytes but no video"),
+        (["text.mp4"], "text.mp4, which contains 4 bytes but no video"),
         (["short.mp4"], "16"),
         (["short.mp4", "--windows"], "holds 5 frames, but a window of this model spans 16"),
         (["--model", "tiny-videomae-patern"], "Did you mean 'tiny-videomae-pattern'?"),

@@ -157,7 +157,10 @@ def test_an_explanation_of_frames_that_last_unequally_tells_their_own_times(tmp_
 @pytest.mark.parametrize(("name", "codec"), [("none.mp4", "libx264"), ("none.mkv", "ffv1"), ("none.avi", "mpeg4")])
 def test_a_stream_without_frames(tmp_path, name, codec, reader):
     path = hostile.without_frames(tmp_path / name, codec)
-    with pytest.raises(ValueError, match=rf"{name} .*(holds no video|no video|none of its frames)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{name}.*no video|none of the frames .* in .*{name}|in {name} contains no frames|streams in .*{name}",
+    ):
         reader(path)
 
 
@@ -182,7 +185,7 @@ def test_a_name_is_a_name(tmp_path, monkeypatch, name):
 def test_what_is_on_no_disk_is_not_waited_for(tmp_path, reader):
     os.mkfifo(tmp_path / "pipe.mp4")
     for path in (tmp_path / "pipe.mp4", Path("/dev/zero"), Path("/dev/null")):
-        with pytest.raises(ValueError, match=rf"{path.name} is a pipe or a device"):
+        with pytest.raises(ValueError, match=rf"got a pipe or a device: .*{path.name}"):
             reader(path)
 
 
@@ -203,7 +206,9 @@ def test_a_playlist_is_refused_and_calls_nobody(tmp_path, name):
                 f"<Representation><BaseURL>{address}</BaseURL></Representation></AdaptationSet></Period></MPD>",
             }.get(name, f"{head}{address}\n#EXT-X-ENDLIST\n")
             (tmp_path / name).write_text(text)
-            with pytest.raises(ValueError, match=rf"{name} (is a playlist|holds \d+ bytes but no video)"):
+            with pytest.raises(
+                ValueError, match=rf"got a playlist .*{name}|{name}, which contains \d+ bytes but no video"
+            ):
                 io.read_video(tmp_path / name)
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -241,7 +246,7 @@ def test_large_headers(tmp_path):
         (tmp_path / "after.mp4").write_bytes(whole + box)
         assert numbers(io.read_video(tmp_path / "after.mp4").frames) == [0, 1, 2]
         (tmp_path / "before.mp4").write_bytes(box + whole)
-        with pytest.raises(ValueError, match=r"before\.mp4 holds \d+ bytes but no video"):
+        with pytest.raises(ValueError, match=r"before\.mp4, which contains \d+ bytes but no video"):
             io.read_video(tmp_path / "before.mp4")
 
 
@@ -250,7 +255,9 @@ def test_a_small_file_of_a_vast_picture_is_not_unfolded(tmp_path, edge):
     path = tmp_path / "vast.png"
     path.write_bytes(hostile.png(edge, edge) if edge < 60000 else hostile.png(64, 8).replace(b"\0\0\0@", b"\0\1\0\0"))
     assert path.stat().st_size < 50_000
-    with pytest.raises(ValueError, match=r"vast\.png (says that its frames are|has a video stream, got none)"):
+    with pytest.raises(
+        ValueError, match=r"pixels, got .* in the header of .*vast\.png|none of the frames .* in .*vast\.png"
+    ):
         io.read_video(path)
 
 

@@ -75,7 +75,10 @@ def test_a_disk_that_fills_up_in_the_middle(tmp_path, name):
     path = tmp_path / "full" / name
     path.parent.mkdir()
     for limit in (0, 1, 4096, size // 2, size - 1 - slack):
-        with full_after(limit), pytest.raises(OSError, match=r"; it is not written, and nothing of it") as said:
+        with (
+            full_after(limit),
+            pytest.raises(OSError, match=r"The file was not written, and no partial file is left") as said,
+        ):
             WRITERS[name](path)
         # FFmpeg keeps quiet when the disk fills up while it closes a file
         assert said.value.errno in (errno.EFBIG, errno.EIO) and said.value.filename == str(path)

@@ -222,7 +222,7 @@ def test_wrong_attributions_are_named(attributions, layout, error, message):
         (torch.zeros(2, 2, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "(1, 2, 3, 4)"),
         (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 scores are nan"),
         (torch.full((1, 2, 3, 4), math.inf), torch.zeros(1, 2, 3, 4).bool(), ValueError, "24 of the 24 scores are inf"),
-        (torch.zeros(1, 2, 3, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "Pass layout='BTCHW'"),
+        (torch.zeros(1, 2, 3, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "pass layout='BTCHW'"),
     ],
 )
 def test_wrong_scores_and_truths_are_named(scores, truth, error, message):
