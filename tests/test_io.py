@@ -166,7 +166,7 @@ def test_a_file_truncated_in_its_index_is_rejected(forty, tmp_path, kept):
     whole = forty[".mp4"].read_bytes()
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole[: whole.index(b"moov") + kept])
-    with pytest.raises(ValueError, match=r"cut\.mp4, which contains \d+ bytes but no video"):
+    with pytest.raises(ValueError, match=r"cut\.mp4, which contains \d+ bytes but no video|no streams in .*cut\.mp4"):
         io.read_video(cut)
 
 

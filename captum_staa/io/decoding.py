@@ -100,7 +100,7 @@ def decode(path: FilePath) -> Generator[Decoded, None, None]:
                 if intact and frame.is_corrupt:
                     intact = False
                     warnings.warn(
-                        f"only a part of frame {decoded - 1} of {path} can be decoded. The decoder guessed the rest, "
+                        f"only a part of frame {decoded - 1} of {path} can be read. The decoder guessed the rest, "
                         f"also in later frames that depend on it. The file is damaged.",
                         stacklevel=3,
                     )

@@ -67,7 +67,7 @@ def video_writer(
         with av.open(str(partial.absolute()), "w", options=muxing) as container:
             rate = Fraction(fps).limit_denominator(65535)
             stream = container.add_stream(codec, rate=rate, options={**options, "crf": str(crf)})
-            # The color space of the conversion from RGB. Without it, players guess from the height and shift the colors.
+            # The color space of the conversion from RGB. Otherwise players guess it from the height, and colors shift.
             stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1  # BT.601, 16..235
 
             def write(frame: NDArray[np.uint8]) -> None:
