@@ -170,9 +170,9 @@ def test_another_thread_on_the_same_model_is_left_alone():
     ("arguments", "error", "message"),
     [
         ({"forward_func": lambda x: x}, TypeError, "function came"),
-        ({"layer": "convs"}, ValueError, "Odd has no layer 'convs'; perhaps 'conv'"),
-        ({"layer": nn.ReLU()}, ValueError, "the layer ReLU is no part of this Odd"),
-        ({"layer": 3}, TypeError, "int came"),
+        ({"layer": "convs"}, ValueError, "Odd has no layer 'convs'. Similar names: 'conv'"),
+        ({"layer": nn.ReLU()}, ValueError, "layer must be a part of this Odd, got a ReLU"),
+        ({"layer": 3}, TypeError, "got int"),
         ({"layout": None}, ValueError, "Pass layout="),
         ({"layout": "BTCHW", "forward_func": VideoClassifier(odd(), "BCTHW")}, ValueError, "Leave layout out"),
         ({"grid": (4, 3, 2)}, TypeError, r"a TokenGrid\(...\) or None, got \(4, 3, 2\)"),

@@ -191,7 +191,7 @@ class Odd(nn.Module):
     ("layer", "message"),
     [
         ("stage.1", r"Odd has no layer 'stage\.1'"),
-        ("con", "has no layer 'con'; perhaps 'conv'"),
+        ("con", "has no layer 'con'. Similar names: 'conv'"),
         ("head", r"'head' gives shape \(1, 3\).*no grid over space and time.*pass grid=TokenGrid"),
         ("mask", r"'mask' gives shape \(1, 3, 2, 4, 4\)"),
         ("listed", "'listed' gives list"),
@@ -217,7 +217,7 @@ def test_layers_that_carry_no_branch(layer, message):
         ({"width": 0}, ValueError, "width must be an integer of at least 1, got 0"),
         ({"maps": 2.5}, TypeError, "maps must be an integer"),
         ({"dropout": -0.1}, ValueError, r"dropout is in \[0, 1\)"),
-        ({"layer": 3}, TypeError, "layer is a module or its name, got int"),
+        ({"layer": 3}, TypeError, "layer must be a module or its name, got int"),
         ({"layer": nn.Conv3d(3, 3, 1)}, ValueError, "no part of this Net"),
         ({"body": nn.Conv3d(6, 8, 3, 2)}, ValueError, r"keep t, h and w, got of features \(1, 6, 4, 6, 5\).*strides"),
         ({"example": torch.zeros(1, 5, 4, 12, 10)}, RuntimeError, "channels"),

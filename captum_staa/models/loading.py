@@ -177,7 +177,7 @@ def _transformers(name: str, hub: dict[str, Any]) -> nn.Module:
     if missing := {key for key in missing if ".predictor." not in key}:
         headless = any(not key.startswith(f"{model.base_model_prefix}.") for key in missing)
         fix = (
-            "It is not a fine-tuned classifier. Load a fine-tuned one, or train it and pass it to VideoClassifier(model)."
+            "It is not a fine-tuned classifier. Load a fine-tuned one, or train it and use VideoClassifier(model)."
             if headless
             else f"transformers {transformers.__version__} does not find them in the file. Update it with: pip install "
             f"-U transformers"

@@ -297,8 +297,8 @@ def _size(settings: Mapping[str, Any], key: str) -> int | tuple[int, int] | None
     elif isinstance(size, int):
         return size
     raise ValueError(
-        f"{key} in a processor config must be an int, {{'height': h, 'width': w}} or (for size) {{'shortest_edge': n}}, "
-        f"got {settings[key]!r}. Pass the steps with preprocessing=Preprocessing(...)."
+        f"{key} in a processor config must be an int, {{'height': h, 'width': w}} or (for size) "
+        f"{{'shortest_edge': n}}, got {settings[key]!r}. Pass the steps with preprocessing=Preprocessing(...)."
     )
 
 

@@ -134,8 +134,8 @@ class ResNet3D(nn.Module):
         expected = (self.config.in_channels, self.config.num_frames)
         if clips.ndim != 5 or clips.shape[1:3] != expected:
             raise ValueError(
-                f"clips must be (B, C, T, H, W) with (C, T) = {expected}, got shape {tuple(clips.shape)}. Swap axes with "
-                f"clips.transpose(1, 2) if time comes before channels, or sample {expected[1]} frames."
+                f"clips must be (B, C, T, H, W) with (C, T) = {expected}, got shape {tuple(clips.shape)}. Swap axes "
+                f"with clips.transpose(1, 2) if time comes before channels, or sample {expected[1]} frames."
             )
         features = self.stages(self.stem(clips))  # (B, C', T', H', W')
         return self.head(features.mean(dim=(3, 4)).flatten(1))
@@ -183,7 +183,8 @@ def from_pretrained(folder: str | Path) -> ResNet3D:
     stored: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if (kind := stored.get("model_type")) != "resnet3d":
         raise ValueError(
-            f"model_type must be 'resnet3d', got model_type = {kind!r} in {folder}. Load it with VideoClassifier.from_pretrained."
+            f"model_type must be 'resnet3d', got model_type = {kind!r} in {folder}. "
+            "Use VideoClassifier.from_pretrained."
         )
     fields = {field.name for field in dataclasses.fields(ResNet3DConfig)}
     model = ResNet3D(ResNet3DConfig(**{name: value for name, value in stored.items() if name in fields}))

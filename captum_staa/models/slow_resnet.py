@@ -27,7 +27,7 @@ class _Bottleneck(nn.Module):
         if stride != 1 or c_in != c_out:
             shortcut = nn.Conv3d(c_in, c_out, 1, (1, stride, stride), bias=False)
             self.shortcut = nn.Sequential(shortcut, nn.BatchNorm3d(c_out))
-        # Three modules instead of one used three times, because Captum's DeepLift and layer hooks need each ReLU called once.
+        # Three modules, because Captum's DeepLift and layer hooks need each ReLU called once.
         self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +80,8 @@ class SlowResNet(nn.Module):
         )  # NumPy integers overflow, and cannot be written to a config.json
         if len(layers) != len(inflated) or min(layers, default=0) < 1:
             raise ValueError(
-                f"layers and inflated must have one entry per stage, and layers must be at least 1, got {layers = }, {inflated = }"
+                f"layers and inflated must have one entry per stage, with layers of at least 1, got {layers = }, "
+                f"{inflated = }"
             )
         self.config = {
             "num_classes": num_classes,
@@ -110,7 +111,7 @@ class SlowResNet(nn.Module):
         """Return the logits (B, K) of clips (B, 3, T, H, W) of any size."""
         if clips.ndim != 5 or clips.shape[1] != 3:
             raise ValueError(
-                f"clips must be (B, 3, T, H, W), got shape {tuple(clips.shape)}. Swap axes with clips.transpose(1, 2) if "
-                f"time comes before channels."
+                f"clips must be (B, 3, T, H, W), got shape {tuple(clips.shape)}. Swap axes with clips.transpose(1, 2) "
+                f"if time comes before channels."
             )
         return self.head(self.dropout(self.stages(self.stem(clips)).mean((2, 3, 4))))
