@@ -1,4 +1,4 @@
-"""The result type of every method, and maps ``(B, T, H, W)`` in one form."""
+"""The result type of all methods, and the conversion of attributions to maps ``(B, T, H, W)``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from captum_staa.layout import VideoLayout, check_dense
 
-NOTEBOOK_CLIPS = 4  # how many clips of a batch a notebook shows
+NOTEBOOK_CLIPS = 4  # number of clips of a batch that a notebook shows
 
 
 @dataclass(frozen=True)
 class VideoAttribution:
-    """An attribution in space and time.
+    """An attribution in space and time, the result of :meth:`attribute_maps`.
 
     Example:
         >>> joint = torch.zeros(1, 8, 4, 4)
@@ -44,7 +44,7 @@ class VideoAttribution:
 
     @classmethod
     def from_attributions(cls, attributions: Tensor, layout: VideoLayout | str) -> VideoAttribution:
-        """Return the parts in space and time of attributions of any method, such as one of Captum.
+        """Return the spatial and temporal parts of attributions of any method, for example of a Captum method.
 
         Example:
             >>> attributions = torch.zeros(1, 3, 8, 4, 4)  # as Captum returns them for a 3D CNN
@@ -54,15 +54,16 @@ class VideoAttribution:
             (torch.Size([1, 8, 4, 4]), torch.Size([1, 4, 4]), 5)
 
         Args:
-            attributions: signed, of the shape of the inputs.
+            attributions: signed attributions with the shape of the inputs.
             layout: the order of their axes, such as ``"BTCHW"``.
 
         Returns:
-            :class:`VideoAttribution` in float32 or wider. Channels are summed, so signs may cancel; pass
+            :class:`VideoAttribution` in float32 or wider. Channels are summed, so opposite signs may cancel. Pass
             ``attributions.abs()`` for magnitudes.
 
         Raises:
-            ValueError: ``attributions`` do not have five axes.
+            TypeError: ``attributions`` is not a dense tensor of real numbers.
+            ValueError: it does not have five axes.
         """
         layout = VideoLayout.of(layout)
         layout.check(attributions, "attributions")
@@ -83,7 +84,7 @@ class VideoAttribution:
 
 
 def _picture(spatial: Tensor, temporal: Tensor) -> str:
-    """The map ``(H, W)`` in at most 24 x 24 cells beside a bar for each frame ``(T,)``, each on its own scale."""
+    """Return HTML of a map ``(H, W)`` in at most 24 x 24 cells and of a bar per frame ``(T,)``, scaled separately."""
     from captum_staa._utils.notebook import signed_bars, signed_map
 
     where, when = spatial.detach().float().cpu(), temporal.detach().float().cpu()
@@ -99,7 +100,18 @@ Array = Tensor | np.ndarray[Any, Any]
 
 
 def as_tensor(value: object, name: str, axes: str) -> Tensor:
-    """A tensor, or a copy of a numpy array, which may be read-only or run backwards; anything else is refused."""
+    """Return a tensor unchanged, or a NumPy array as a tensor.
+
+    Arrays are copied, because PyTorch does not support read-only arrays and negative strides.
+
+    Args:
+        value: the tensor or array.
+        name: name of the argument in error messages.
+        axes: its axes in error messages, such as ``"B, T, H, W"``.
+
+    Raises:
+        TypeError: ``value`` is not a dense tensor or array of numbers.
+    """
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiubc":
             raise TypeError(f"{name} must be a tensor or array of numbers ({axes}), got an array of {value.dtype}")
@@ -111,16 +123,26 @@ def as_tensor(value: object, name: str, axes: str) -> Tensor:
 
 
 def as_tuple(inputs: object) -> tuple[Tensor, ...]:
-    """A method's inputs, a tensor or a tuple of tensors, as a tuple."""
+    """Return the inputs of a method, a tensor or a tuple of tensors, as a tuple."""
     clips = inputs if isinstance(inputs, tuple) else (inputs,)
     if not clips or not all(isinstance(clip, Tensor) for clip in clips):
-        came = [type(clip).__name__ for clip in clips]
-        raise TypeError(f"inputs must be a tensor, or a tuple of at least one, got {type(inputs).__name__} of {came}")
+        types = [type(clip).__name__ for clip in clips]
+        received = f"a tuple of {types}" if isinstance(inputs, tuple) else types[0]
+        raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, got {received}")
     return clips
 
 
 def as_maps(attributions: Array, layout: VideoLayout | str | None = None) -> Tensor:
-    """``(B, T, H, W)`` float64 of attributions of a clip's shape with ``layout``, or of maps without; checked."""
+    """Check attributions and return them as maps ``(B, T, H, W)`` in float64.
+
+    Args:
+        attributions: of the shape of a clip with ``layout``, or maps ``(B, T, H, W)`` without it.
+        layout: the order of the axes. None if ``attributions`` are maps.
+
+    Raises:
+        TypeError: ``attributions`` is not a floating-point tensor or array.
+        ValueError: it has another shape, or is not finite.
+    """
     attributions = as_tensor(attributions, "attributions", "B, T, H, W")
     if layout is not None:
         layout = VideoLayout.of(layout)
@@ -128,26 +150,28 @@ def as_maps(attributions: Array, layout: VideoLayout | str | None = None) -> Ten
         return layout.reduce(attributions.detach().double())
     if attributions.ndim != 4 or 0 in attributions.shape:
         raise ValueError(
-            f"without a layout, attributions must be maps (B, T, H, W) and not empty, but their shape is "
-            f"{tuple(attributions.shape)}; pass layout='BTCHW' or 'BCTHW' for attributions of a clip's shape"
+            f"attributions without a layout must be non-empty maps (B, T, H, W), got shape "
+            f"{tuple(attributions.shape)}. Pass layout='BTCHW' or 'BCTHW' if they have the shape of a clip."
         )
     if not attributions.is_floating_point():
-        raise TypeError(f"attributions must hold floats, got {attributions.dtype}; pass truth.float() for a mask")
+        raise TypeError(
+            f"attributions must be a floating-point tensor, got {attributions.dtype}. Convert it with .float()."
+        )
     if bad := int(attributions.numel() - attributions.isfinite().sum()):
         raise ValueError(
-            f"{bad} of the {attributions.numel()} values of attributions (shape {tuple(attributions.shape)}) are nan "
-            f"or infinite, which no metric can weigh; mend them first, as with torch.nan_to_num"
+            f"attributions must be finite, got {bad} nan or infinite values out of {attributions.numel()} "
+            f"(shape {tuple(attributions.shape)}). Replace them, for example with torch.nan_to_num."
         )
     return attributions.detach().double()
 
 
 def maps_of(attributions: Array, clip: Tensor, layout: VideoLayout) -> Tensor:
-    """``(B, T, H, W)`` float64 of attributions of the clip's shape, or of maps."""
-    wanted = tuple(layout.size(clip)[letter] for letter in "BTHW")
+    """Check that attributions fit a clip, with its shape or as maps, and return maps ``(B, T, H, W)`` in float64."""
+    expected = tuple(layout.size(clip)[letter] for letter in "BTHW")
     shape = tuple(getattr(attributions, "shape", ()))
-    if len(shape) in (4, 5) and shape not in (wanted, tuple(clip.shape)):
+    if len(shape) in (4, 5) and shape not in (expected, tuple(clip.shape)):
         raise ValueError(
-            f"attributions must have the clip's shape {tuple(clip.shape)} in layout {layout.axes}, or be maps "
-            f"(B, T, H, W) = {wanted}, but their shape is {shape}"
+            f"attributions must have the shape of the clip, {tuple(clip.shape)} in layout {layout.axes}, or be maps "
+            f"(B, T, H, W) = {expected}, got shape {shape}"
         )
     return as_maps(attributions, layout if len(shape) == 5 else None)

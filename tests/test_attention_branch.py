@@ -234,9 +234,9 @@ def test_gates_on_which_no_answer_depends_are_not_weighed():
 
 def test_wrong_options():
     st_abn, _, clip = injected("tensor")
-    with pytest.raises(ValueError, match="weighting is one of 'gate', 'grad_gate', 'class_map', got 'grad_cam'"):
+    with pytest.raises(ValueError, match="weighting must be one of 'gate', 'grad_gate', 'class_map', got 'grad_cam'"):
         AttentionBranch(st_abn).attribute(clip, 1, weighting="grad_cam")
-    with pytest.raises(ValueError, match="upsampling is one of 'trilinear', 'nearest', got 'cubic'"):
+    with pytest.raises(ValueError, match="upsampling must be one of 'trilinear', 'nearest', got 'cubic'"):
         AttentionBranch(st_abn, upsampling="cubic")
 
 

@@ -283,12 +283,12 @@ def test_draws_are_reproducible_and_do_not_change_the_global_generator(name):
     [
         (torch.zeros(6, 2, 7, 5), "BTCHW", ValueError, r"clip must be .*\(6, 2, 7, 5\)"),
         (torch.zeros(2, 0, 2, 7, 5), "BTCHW", ValueError, "non-empty"),
-        (torch.zeros(2, 3, 16, 7, 5), "BTCHW", ValueError, "pass layout='BCTHW'"),
+        (torch.zeros(2, 3, 16, 7, 5), "BTCHW", ValueError, "Pass layout='BCTHW'"),
         (torch.zeros(2, 6, 2, 7, 5), "BTCHWX", ValueError, "got 'BTCHWX'"),
         (torch.zeros(2, 6, 2, 7, 5), 5, TypeError, "a layout .*got 5 of type int"),
         (torch.zeros(2, 6, 2, 7, 5).long(), "BTCHW", TypeError, "got torch.int64"),
         (np.zeros((2, 6, 2, 7, 5)), "BTCHW", TypeError, "got ndarray"),
-        (torch.full((1, 2, 2, 2, 2), math.nan), "BTCHW", ValueError, "16 of the 16 values of clip"),
+        (torch.full((1, 2, 2, 2, 2), math.nan), "BTCHW", ValueError, "got 16 nan or infinite values out of 16"),
         (torch.full((1, 2, 2, 2, 2), math.inf), "BTCHW", ValueError, "nan or infinite"),
     ],
 )

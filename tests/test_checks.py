@@ -1,4 +1,4 @@
-"""One rule for whole numbers, wherever one is asked for: an int or numpy's, no bool, and in range."""
+"""Integer arguments: all functions accept Python and NumPy integers in range, and reject booleans and floats."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def explained(method: Any, *args: Any, **options: Any) -> Any:
 
 
 CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "insertion": (lambda **n: m.insertion(model, **ASKED | n), {"steps": 3, "perturbations_per_eval": 2}),
-    "cells": (lambda **n: m.insertion_deletion(model, **ASKED | {"steps": 2} | n), {"cells": (2, 3, 4)}),
-    "aopc": (lambda **n: m.aopc(model, **ASKED | n), {"steps": 3}),
-    "saco": (lambda **n: m.saco(model, **ASKED | n), {"groups": 3, "perturbations_per_eval": 2}),
-    "correlation": (lambda **n: m.faithfulness_correlation(model, **ASKED | n), {"n_subsets": 3}),
+    "insertion": (lambda **n: m.insertion(model, **ARGUMENTS | n), {"steps": 3, "perturbations_per_eval": 2}),
+    "cells": (lambda **n: m.insertion_deletion(model, **ARGUMENTS | {"steps": 2} | n), {"cells": (2, 3, 4)}),
+    "aopc": (lambda **n: m.aopc(model, **ARGUMENTS | n), {"steps": 3}),
+    "saco": (lambda **n: m.saco(model, **ARGUMENTS | n), {"groups": 3, "perturbations_per_eval": 2}),
+    "correlation": (lambda **n: m.faithfulness_correlation(model, **ARGUMENTS | n), {"n_subsets": 3}),
     "pointing_game": (lambda **n: m.pointing_game(MAPS, MAPS > 1.5, **n), {"tolerance": (0, 1, 2)}),
     "boxes_to_truth": (lambda **n: m.boxes_to_truth(BOXES, **n), {"size": (3, 5)}),
     "reliability": (lambda **n: m.reliability(MAPS[0, 0], **n), {"random": 0, "n_bootstrap": 9}),
@@ -83,9 +83,9 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def changed(number: Any, way: Any) -> Any:
-    """A number, or each of a tuple or list, made another."""
-    return type(number)(map(way, number)) if isinstance(number, (tuple, list)) else way(number)
+def converted(number: Any, convert: Any) -> Any:
+    """Convert a number, or each item of a tuple or list."""
+    return type(number)(map(convert, number)) if isinstance(number, (tuple, list)) else convert(number)
 
 
 def same(found: Any, expected: Any) -> bool:
@@ -97,61 +97,61 @@ def same(found: Any, expected: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_numpys_whole_numbers_are_whole_numbers(name):
+def test_numpy_integers_are_accepted(name):
     call, numbers = CALLS[name]
     expected = call(**numbers)
     for kind in (np.int64, np.int8):
-        assert same(call(**{key: changed(number, kind) for key, number in numbers.items()}), expected)
+        assert same(call(**{key: converted(number, kind) for key, number in numbers.items()}), expected)
 
 
-def test_small_ones_of_numpy_do_not_overflow():
+def test_small_numpy_integers_do_not_overflow():
     eight = np.int8(8)
     assert TokenGrid(eight, eight, eight, tubelet=(eight, eight, eight)).num_patches == 512
     for metric in (m.insertion, m.aopc):
-        options: dict[str, Any] = ASKED | {"cells": (1, 1, 1)}
+        options: dict[str, Any] = ARGUMENTS | {"cells": (1, 1, 1)}
         assert same(metric(model, **options, steps=np.int8(127)), metric(model, **options, steps=127))
     few = explained(RISE(model, "BTCHW"), n_cells=(2, 2, 2), perturbations_per_eval=40)
     assert same(few(n_samples=np.int8(127)), few(n_samples=127))
 
 
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name in CALLS for key in CALLS[name][1]])
-def test_true_and_floats_are_none(name, key):
+def test_booleans_and_floats_are_rejected(name, key):
     call, numbers = CALLS[name]
-    for way in (float, bool):
-        with pytest.raises(TypeError, match=r"is a whole number of .* of type (float|bool) came"):
-            call(**numbers | {key: changed(numbers[key], way)})
+    for kind in (float, bool):
+        with pytest.raises(TypeError, match=r"must be an integer .* of type (float|bool)"):
+            call(**numbers | {key: converted(numbers[key], kind)})
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"value": 0}, ValueError, "n is a whole number of at least 1, got 0"),
-        ({"value": np.int64(0)}, ValueError, "n is a whole number of at least 1, got 0"),
-        ({"value": 4, "most": 3, "of": "frames"}, ValueError, "n is a whole number of 1 to 3 frames, got 4"),
-        ({"value": -3, "least": -2, "most": 1}, ValueError, "n is a whole number of -2 to 1, got -3"),
-        ({"value": True}, TypeError, "n is a whole number of at least 1, got True of type bool"),
+        ({"value": 0}, ValueError, "n must be an integer of at least 1, got 0"),
+        ({"value": np.int64(0)}, ValueError, "n must be an integer of at least 1, got 0"),
+        ({"value": 4, "most": 3, "of": "frames"}, ValueError, "n must be an integer from 1 to 3 (frames), got 4"),
+        ({"value": -3, "least": -2, "most": 1}, ValueError, "n must be an integer from -2 to 1, got -3"),
+        ({"value": True}, TypeError, "n must be an integer of at least 1, got True of type bool"),
         ({"value": np.True_}, TypeError, "of type bool"),
-        ({"value": 2.0}, TypeError, "2.0 of type float came"),
-        ({"value": "2"}, TypeError, "'2' of type str came"),
-        ({"value": None}, TypeError, "None of type NoneType came"),
-        ({"value": torch.tensor(2)}, TypeError, "of type Tensor came"),
+        ({"value": 2.0}, TypeError, "got 2.0 of type float"),
+        ({"value": "2"}, TypeError, "got '2' of type str"),
+        ({"value": None}, TypeError, "got None of type NoneType"),
+        ({"value": torch.tensor(2)}, TypeError, "of type Tensor"),
     ],
 )
-def test_what_came_and_what_was_expected_is_said(options, error, message):
+def test_check_count_reports_expected_and_received_value(options, error, message):
     with pytest.raises(error) as caught:
         check_count("n", **options)
     assert message in str(caught.value)
 
 
-def test_the_ends_of_a_range_are_in_it():
+def test_check_count_includes_both_ends_of_the_range():
     for value, least, most in ((1, 1, None), (0, 0, 0), (-2, -2, 1), (1, -2, 1), (10**30, 1, None)):
         check_count("n", value, least, most)
 
 
-def test_sides_are_three():
+def test_check_sides_requires_three_integers():
     check_sides("cells", [1, np.int32(2), 3])
     for value in (3, (1, 2), (1, 2, 3, 4), "123", None):
-        with pytest.raises(ValueError, match=r"cells is \(t, h, w\), three whole numbers of at least 1, got .*"):
+        with pytest.raises(ValueError, match=r"cells must be \(t, h, w\), three integers of at least 1, got .*"):
             check_sides("cells", value)
-    with pytest.raises(ValueError, match=r"h of cells = \(1, 0, 3\) is a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"h of cells = \(1, 0, 3\) must be an integer of at least 1, got 0"):
         check_sides("cells", (1, 0, 3))

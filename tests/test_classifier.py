@@ -1,4 +1,4 @@
-"""VideoClassifier around a user's own networks: logits, gradients, the module contract, predictions and targets."""
+"""VideoClassifier with custom networks: logits, gradients, behavior as an nn.Module, predictions and class indices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from captum_staa.models.preprocessing import Preprocessing
 
 FRAMES, SIZE = 4, 16
 LABELS = {0: "Waving", 1: "Jumping jacks", 2: "running"}
-# Captum says this of every gradient method that is handed a plain tensor
+# Captum warns if a gradient method gets a tensor without requires_grad
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
 
 
@@ -68,7 +68,7 @@ class CnnLstm(nn.Module):
 
 
 class Swapped(nn.Module):
-    """The twin of a (B, C, T, H, W) module that takes (B, T, C, H, W)."""
+    """Make a (B, C, T, H, W) module take (B, T, C, H, W)."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Swapped(nn.Module):
 
 
 class Returns(nn.Module):
-    """A module that wraps its logits (B, 3) in something."""
+    """A module that returns ``wrap`` of its logits (B, 3)."""
 
     def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Returns(nn.Module):
 
 
 @pytest.mark.parametrize("make", [conv_net, CnnLstm])
-def test_twins_in_both_layouts(make: Callable[[], nn.Module]) -> None:
+def test_both_layouts_give_equal_logits(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     net = make().eval()
     channels_first = VideoClassifier(net, layout="BCTHW")
@@ -116,7 +116,7 @@ def test_twins_in_both_layouts(make: Callable[[], nn.Module]) -> None:
         lambda logits: logits[:, :, None, None, None],
     ],
 )
-def test_logits_are_found(wrap: Callable[[Tensor], Any]) -> None:
+def test_logits_are_found_in_all_supported_outputs(wrap: Callable[[Tensor], Any]) -> None:
     module = Returns(wrap)
     clip = clip_of().transpose(1, 2)
     assert torch.equal(VideoClassifier(module, "BCTHW")(clip), module.net(clip))
@@ -125,28 +125,32 @@ def test_logits_are_found(wrap: Callable[[Tensor], Any]) -> None:
 @pytest.mark.parametrize(
     ("wrap", "error", "text"),
     [
-        (lambda logits: None, TypeError, "returned NoneType"),
-        (lambda logits: {"scores": logits}, TypeError, "returned dict"),
-        (lambda logits: logits[:, 0], ValueError, r"shape \(2,\), got \(B, K\)"),
-        (lambda logits: logits.repeat(1, 2).unflatten(1, (2, 3)), ValueError, r"shape \(2, 2, 3\), got \(B, K\)"),
+        (lambda logits: None, TypeError, "got NoneType"),
+        (lambda logits: {"scores": logits}, TypeError, "got dict"),
+        (lambda logits: logits[:, 0], ValueError, r"\(B, K\), got logits of shape \(2,\)"),
+        (
+            lambda logits: logits.repeat(1, 2).unflatten(1, (2, 3)),
+            ValueError,
+            r"\(B, K\), got logits of shape \(2, 2, 3\)",
+        ),
     ],
 )
-def test_outputs_without_logits_are_refused(wrap: Callable[[Tensor], Any], error: type[Exception], text: str) -> None:
+def test_outputs_without_logits_are_rejected(wrap: Callable[[Tensor], Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         VideoClassifier(Returns(wrap), "BCTHW")(clip_of().transpose(1, 2))
 
 
-def test_swapped_axes_of_an_unknown_module() -> None:
+def test_swapped_axes_raise_an_error_with_a_hint() -> None:
     clip = clip_of()
     with pytest.raises(ValueError, match=r"\(2, 4, 3, 16, 16\) in layout BCTHW.*4 channels and 3 frames.*swapped"):
         VideoClassifier(conv_net(), "BCTHW")(clip)
     with pytest.raises(ValueError, match=r"swapped.*transpose\(2, 1\)"):
         VideoClassifier(conv_net(), "BCTHW", num_frames=FRAMES)(clip)
-    with pytest.raises(RuntimeError, match="expected input"):  # no guess where nothing hints at it
+    with pytest.raises(RuntimeError, match="expected input"):  # no hint if the axes do not look swapped
         VideoClassifier(conv_net(), "BCTHW")(torch.rand(1, 5, 6, 16, 16))
 
 
-def test_more_arguments_reach_the_module() -> None:
+def test_additional_forward_args_reach_the_module() -> None:
     class Scaled(nn.Module):
         def forward(self, clip: Tensor, scale: Tensor, shift: float) -> Tensor:
             return clip.mean((1, 3, 4)) * scale + shift
@@ -158,7 +162,7 @@ def test_more_arguments_reach_the_module() -> None:
     torch.testing.assert_close(attributions.sum((1, 2, 3, 4)), clip.mean((1, 3, 4))[:, 0] * scale[:, 0])
 
 
-def test_modules_without_parameters_keep_the_clips_dtype() -> None:
+def test_modules_without_parameters_keep_the_dtype_of_the_clip() -> None:
     class Mean(nn.Module):
         def forward(self, clip: Tensor) -> Tensor:
             return clip.mean((2, 3, 4))
@@ -166,63 +170,63 @@ def test_modules_without_parameters_keep_the_clips_dtype() -> None:
     assert VideoClassifier(Mean(), "BCTHW")(clip_of(dtype=torch.float64)).dtype == torch.float64
 
 
-def test_a_users_own_family() -> None:
+def test_a_custom_family() -> None:
     grid = TokenGrid(2, 4, 4, tubelet=(2, 4, 4))
     family = Family(
-        name="mine", grid=lambda model: grid, attention=lambda model: [], pooling=lambda model: "mean", layout="BCTHW"
+        name="custom", grid=lambda model: grid, attention=lambda model: [], pooling=lambda model: "mean", layout="BCTHW"
     )
     clf = VideoClassifier(conv_net(), family=family)
     assert (clf.grid, clf.layout.axes) == (grid, "BCTHW")
     assert clf(clip_of().transpose(1, 2)).shape == (2, 3)
 
 
-def test_what_cannot_be_wrapped() -> None:
-    with pytest.raises(ValueError, match=r"Sequential is no transformer.*layout='BCTHW'"):
+def test_invalid_modules_and_labels_are_rejected() -> None:
+    with pytest.raises(ValueError, match=r"Sequential is not a recognized transformer.*layout='BCTHW'"):
         VideoClassifier(conv_net())
-    with pytest.raises(TypeError, match=r"function came; VideoClassifier.from_pretrained"):
+    with pytest.raises(TypeError, match=r"got function.*VideoClassifier.from_pretrained"):
         VideoClassifier(lambda clip: clip, "BCTHW")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="string 'abc'"):
         VideoClassifier(conv_net(), "BCTHW", labels="abc")
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "text"),
+    ("options", "error", "text"),
     [
-        ({"num_frames": 0}, ValueError, "num_frames is a whole number of at least 1, got 0"),
-        ({"num_frames": -2}, ValueError, "num_frames is a whole number of at least 1, got -2"),
-        ({"num_frames": 2.5}, TypeError, r"num_frames is a whole number.*2\.5"),
-        ({"image_size": 16}, TypeError, r"image_size is \(height, width\) in pixels, got 16"),
-        ({"image_size": (16, 16, 3)}, TypeError, r"image_size is \(height, width\).*\(16, 16, 3\)"),
-        ({"image_size": (16, 0)}, ValueError, "image_size is a whole number of at least 1.*0 came"),
-        ({"image_size": (16, "a")}, TypeError, "image_size is a whole number.*'a'"),
+        ({"num_frames": 0}, ValueError, "num_frames must be an integer of at least 1, got 0"),
+        ({"num_frames": -2}, ValueError, "num_frames must be an integer of at least 1, got -2"),
+        ({"num_frames": 2.5}, TypeError, r"num_frames must be an integer.*2\.5"),
+        ({"image_size": 16}, TypeError, r"image_size must be \(height, width\) in pixels, got 16"),
+        ({"image_size": (16, 16, 3)}, TypeError, r"image_size must be \(height, width\).*\(16, 16, 3\)"),
+        ({"image_size": (16, 0)}, ValueError, "image_size must be an integer of at least 1.*got 0"),
+        ({"image_size": (16, "a")}, TypeError, "image_size must be an integer.*'a'"),
     ],
 )
-def test_sizes_that_are_none(given: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_invalid_sizes_are_rejected(options: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        VideoClassifier(conv_net(), "BCTHW", **given)
+        VideoClassifier(conv_net(), "BCTHW", **options)
 
 
-def test_frames_are_looked_at_before_they_are_counted() -> None:
+def test_preprocess_checks_type_and_number_of_frames() -> None:
     clf = VideoClassifier(conv_net(), "BCTHW", num_frames=FRAMES, preprocessing=Preprocessing())
     frames = [np.zeros((SIZE, SIZE, 3), np.uint8)] * FRAMES
-    with pytest.raises(TypeError, match=r"frames must be a uint8 array or tensor .*list came"):
+    with pytest.raises(TypeError, match=r"frames must be a uint8 array or tensor .*got list"):
         clf.preprocess(frames)  # type: ignore[arg-type]
     assert clf.preprocess(np.stack(frames)).shape == (1, 3, FRAMES, SIZE, SIZE)
-    with pytest.raises(ValueError, match=r"3 frames came \(shape \(3, 16, 16, 3\)\), the model takes 4"):
+    with pytest.raises(ValueError, match=r"must have 4 frames, got 3 \(shape \(3, 16, 16, 3\)\)"):
         clf.preprocess(torch.from_numpy(np.stack(frames[:3])))
 
 
-def test_without_preprocessing_the_fix_is_named() -> None:
+def test_without_preprocessing_the_error_says_how_to_pass_it() -> None:
     clf = VideoClassifier(conv_net(), "BCTHW")
     for call in (lambda: clf.preprocess(np.zeros((4, 8, 8, 3), np.uint8)), lambda: clf.crop_box(8, 8)):
         with pytest.raises(ValueError, match=r"preprocessing=Preprocessing\(resize"):
             call()
 
 
-# ---------------------------------------------------------------- the module contract
+# ---------------------------------------------------------------- behavior as an nn.Module
 
 
-def test_wrapping_changes_nothing() -> None:
+def test_wrapping_does_not_change_the_module() -> None:
     net = conv_net().train()
     net[0].requires_grad_(False)
     before = copy.deepcopy(net.state_dict())
@@ -236,12 +240,12 @@ def test_wrapping_changes_nothing() -> None:
 def test_copies_are_independent(name: str) -> None:
     clf = VideoClassifier(conv_net(), "BCTHW") if name == "conv" else VideoClassifier(videomae(), layout="BCTHW")
     clip = clip_of().transpose(1, 2)
-    expected, twin = clf(clip).detach(), copy.deepcopy(clf)
+    expected, copied = clf(clip).detach(), copy.deepcopy(clf)
     with torch.no_grad():
         for parameter in clf.parameters():
             parameter.zero_()
-    assert torch.equal(twin(clip), expected) and not torch.equal(clf(clip), expected)
-    assert (twin.layout, twin.grid, twin.labels) == (clf.layout, clf.grid, clf.labels)
+    assert torch.equal(copied(clip), expected) and not torch.equal(clf(clip), expected)
+    assert (copied.layout, copied.grid, copied.labels) == (clf.layout, clf.grid, clf.labels)
 
 
 def test_second_derivatives_and_no_grad() -> None:
@@ -259,10 +263,10 @@ def test_second_derivatives_and_no_grad() -> None:
         assert clf(clip_of()).shape == (2, 3)
 
 
-# ---------------------------------------------------------------- predict and target
+# ---------------------------------------------------------------- predict and class_index
 
 
-def test_predict_is_a_sorted_softmax() -> None:
+def test_predict_returns_the_sorted_softmax() -> None:
     clf = VideoClassifier(videomae())
     probabilities = clf(clip_of(1)).softmax(1)[0].tolist()
     expected = sorted(zip(LABELS.values(), probabilities, strict=True), key=lambda pair: -pair[1])
@@ -289,46 +293,46 @@ def test_predict_runs_in_eval_mode_and_restores_every_mode() -> None:
     assert [module.training for module in clf.modules()] == modes
 
 
-def test_predict_refuses_what_does_not_fit() -> None:
+def test_predict_rejects_invalid_arguments() -> None:
     clf = VideoClassifier(conv_net(), "BCTHW", labels=["a", "b"])
-    with pytest.raises(ValueError, match="3 logits, got has 2 labels"):
+    with pytest.raises(ValueError, match="3 logits of the model, got 2 labels"):
         clf.predict(clip_of(1).transpose(1, 2))
-    with pytest.raises(ValueError, match=r"at least 1.*but 0"):
+    with pytest.raises(ValueError, match=r"at least 1.*got 0"):
         clf.predict(clip_of(1).transpose(1, 2), k=0)
     for k in (2.5, "2", True):
-        with pytest.raises(TypeError, match=f"k is a whole number.*{k!r}"):
+        with pytest.raises(TypeError, match=f"k must be an integer.*{k!r}"):
             clf.predict(clip_of(1).transpose(1, 2), k=k)
 
 
-def test_a_name_per_class() -> None:
+def test_label_names() -> None:
     assert VideoClassifier(conv_net(), "BCTHW").label_names(3) == ["0", "1", "2"]
     clf = VideoClassifier(conv_net(), "BCTHW", labels=["a", "b"])
     assert clf.label_names(2) == ["a", "b"]
-    with pytest.raises(ValueError, match="gives 3 logits, got has 2 labels: give one per class"):
+    with pytest.raises(ValueError, match="one label for each of the 3 logits of the model, got 2"):
         clf.label_names(3)
 
 
-def test_target_resolves_labels_and_indices() -> None:
+def test_class_index_of_labels_and_indices() -> None:
     clf = VideoClassifier(conv_net(), "BCTHW", labels=["Waving", "jumping jacks", "run", "Run", "7"])
-    assert [clf.target(x) for x in ("waving", " Jumping Jacks", "run", "Run", "7", "0")] == [0, 1, 2, 3, 4, 0]
-    assert [clf.target(x) for x in (2, np.int64(3), torch.tensor(4))] == [2, 3, 4]
-    with pytest.raises(ValueError, match=r"no label 'jumpin jack'; close are \['jumping jacks'\]"):
+    assert [clf.class_index(x) for x in ("waving", " Jumping Jacks", "run", "Run", "7", "0")] == [0, 1, 2, 3, 4, 0]
+    assert [clf.class_index(x) for x in (2, np.int64(3), torch.tensor(4))] == [2, 3, 4]
+    with pytest.raises(ValueError, match=r"no label 'jumpin jack'. Similar labels: \['jumping jacks'\]"):
         clf.class_index("jumpin jack")
-    with pytest.raises(ValueError, match=r"the 5 labels begin with \['Waving'"):
+    with pytest.raises(ValueError, match=r"first of the 5 labels are \['Waving'"):
         clf.class_index("xyz")
-    with pytest.raises(ValueError, match=r"names several classes, \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"belongs to several classes: \[2, 3\]"):
         clf.class_index("RUN")
     for index in (5, -1, "5"):
-        with pytest.raises(ValueError, match=r"out of range: classes are 0\.\.4"):
-            clf.target(index)
-    for thing in (1.5, True, None):
+        with pytest.raises(ValueError, match=r"must be from 0 to 4, got"):
+            clf.class_index(index)
+    for value in (1.5, True, None):
         with pytest.raises(TypeError, match="a label or a class index"):
-            clf.target(thing)
+            clf.class_index(value)
     unnamed = VideoClassifier(conv_net(), "BCTHW")
-    assert unnamed.target(1000) == unnamed.class_index("1000") == 1000
-    with pytest.raises(ValueError, match="has no labels: pass an index"):
+    assert unnamed.class_index(1000) == unnamed.class_index("1000") == 1000
+    with pytest.raises(ValueError, match="has no labels, got 'waving'"):
         unnamed.class_index("waving")
 
 
-def test_repr_says_what_it_takes() -> None:
+def test_repr_shows_layout_and_sizes() -> None:
     assert "layout=BTCHW, num_frames=4, image_size=(16, 16), 3 classes" in repr(VideoClassifier(videomae()))

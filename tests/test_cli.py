@@ -148,7 +148,7 @@ def test_earlier_results_are_replaced_only_with_overwrite(video, tmp_path, capsy
     ("options", "message"),
     [
         (["nowhere.mp4"], "nowhere.mp4 does not exist"),
-        (["text.mp4"], "text.mp4 holds 4 bytes but no video"),
+        (["text.mp4"], "text.mp4, which contains 4 bytes but no video"),
         (["short.mp4"], "16"),
         (
             ["short.mp4", "--windows"],
@@ -159,7 +159,7 @@ def test_earlier_results_are_replaced_only_with_overwrite(video, tmp_path, capsy
         (["--model", "empty"], "no config.json"),
         (["--target", "bright-diagnal"], "there is no label 'bright-diagnal'; close are ['bright-diagonal'"),
         (["--target", "3"], "classes are 0..2"),
-        (["--rule", "chefer", "--layers", "7"], "whole number of -4 to 3 of this model's 4 blocks"),
+        (["--rule", "chefer", "--layers", "7"], "integer from -4 to 3 (of this model's 4 blocks)"),
         (["--layers", "-1"], "layers=[-1], upsampling='trilinear' with rule='decomposition'. Leave them out"),
         (["--focus"], "focus is an option of maps without a sign"),
         (

@@ -1,4 +1,4 @@
-"""A classifier that was compiled whole, or traced: the same numbers; and still that classifier, whoever asks it."""
+"""Compiled and traced classifiers: equal numbers, and methods still recognize them as classifiers."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def resnet() -> tuple[VideoClassifier, Tensor]:
     return VideoClassifier(randomize(ResNet3D(3, width=4, num_frames=4), 0), "BCTHW", num_frames=4), clip
 
 
-def test_what_is_a_classifier():
+def test_classifier_of_unwraps_compiled_classifiers():
     clf = resnet()[0]
     assert classifier_of(clf) is clf and classifier_of(compiled(clf)) is clf
     for other in (clf.module, compiled(clf.module), lambda clip: clip, None):
         assert classifier_of(other) is None
 
 
-def test_layers_have_the_networks_own_names():
+def test_find_layer_uses_names_of_the_network():
     clf = resnet()[0]
     for model in (clf, compiled(clf), compiled(clf.module), VideoClassifier(compiled(clf.module), "BCTHW")):
         assert find_layer(model, "stem") == (clf.module.stem, "stem")
@@ -51,10 +51,10 @@ def test_layers_have_the_networks_own_names():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", ["videomae", "resnet3d"])
 @pytest.mark.parametrize("how", ["trace", "compile"])
-def test_logits_and_gradients(name, how, request):
-    """VideoMAE takes frames first; here its clips come with channels first, and so do their gradients."""
+def test_compiled_and_traced_logits_and_gradients(name, how, request):
+    """VideoMAE takes frames first. Its clips, and their gradients, have channels first here."""
     if (name, how) == ("videomae", "compile") and torch.__version__.startswith("2.6."):
-        request.applymarker(pytest.mark.xfail(reason="torch 2.6 compiles no VideoMAE of transformers, ours or not"))
+        request.applymarker(pytest.mark.xfail(reason="torch 2.6 cannot compile VideoMAE of transformers"))
     clf, clip = resnet()
     if name == "videomae":
         clf = VideoClassifier(tiny("videomae").module, "BCTHW", image_size=SIZE)
@@ -62,25 +62,25 @@ def test_logits_and_gradients(name, how, request):
     fast = torch.jit.trace(clf, clip, check_trace=False) if how == "trace" else torch.compile(clf, backend="aot_eager")
     torch.testing.assert_close(fast(clip), clf(clip), atol=1e-5, rtol=1e-5)
     leaf = clip.clone().requires_grad_()
-    gradient, wanted = (torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0] for model in (fast, clf))
+    gradient, expected = (torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0] for model in (fast, clf))
     assert gradient.is_contiguous() and gradient.abs().max() > 0
-    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["videomae", "sdpa"])
-def test_staa(name):
+def test_staa_of_a_compiled_classifier(name):
     clf = tiny(name) if name == "videomae" else own(name)
     clip = clip_for(clf)
     assert torch.equal(STAA(compiled(clf)).attribute(clip, 1), STAA(clf).attribute(clip, 1))
 
 
-def test_grad_cam_by_the_names_of_layers():
+def test_grad_cam_finds_layers_of_a_compiled_classifier():
     clf, clip = resnet()
-    found = GradCAM(compiled(clf), "stem").attribute(clip, [0, 2])
-    torch.testing.assert_close(found, GradCAM(clf, "stem").attribute(clip, [0, 2]))
+    attributions = GradCAM(compiled(clf), "stem").attribute(clip, [0, 2])
+    torch.testing.assert_close(attributions, GradCAM(clf, "stem").attribute(clip, [0, 2]))
 
 
-def test_grad_cam_knows_the_grid():
+def test_grad_cam_finds_the_grid_of_a_compiled_classifier():
     clf = tiny("videomae")
     clip, layer = clip_for(clf), "videomae.encoder.layer.0.layernorm_before"
     method = GradCAM(compiled(clf), layer)
@@ -88,7 +88,7 @@ def test_grad_cam_knows_the_grid():
     torch.testing.assert_close(method.attribute(clip, 1), GradCAM(clf, layer).attribute(clip, 1))
 
 
-def test_a_branch_is_added_to_the_classifier_itself():
+def test_inject_changes_the_classifier_inside_the_compiled_model():
     clf, clip = resnet()
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -356,7 +356,7 @@ def test_a_shift_of_the_clip_shifts_the_maps(shift):
     [
         ([1.0], "BTCHW", TypeError, ["inputs must be a tensor in layout BTCHW", "list"]),
         (torch.zeros(8, 3, 4, 4), "BTCHW", ValueError, ["inputs must be", "(8, 3, 4, 4)"]),
-        (torch.zeros(1, 8, 3, 4, 4).byte(), "BTCHW", TypeError, ["inputs must hold floats", "uint8"]),
+        (torch.zeros(1, 8, 3, 4, 4).byte(), "BTCHW", TypeError, ["inputs must be a floating-point tensor", "uint8"]),
         (torch.full((1, 8, 3, 4, 4), math.nan), "BTCHW", ValueError, ["nan", "torch.nan_to_num"]),
         (torch.zeros(1, 8, 3, 4, 4), "BTCHX", ValueError, ["'BTCHX'"]),
         (torch.zeros(1, 8, 3, 4, 1), "BTCHW", ValueError, ["at least 2 x 2 pixels", "(1, 8, 3, 4, 1)", "Use controls"]),

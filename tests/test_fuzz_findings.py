@@ -151,9 +151,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a huge baseline": (lambda: occlude(baselines=10**400), ValueError, "finite"),
     "a sparse mask": (lambda: ablate(feature_mask=TRUTH[:, :, None].long().to_sparse()), TypeError, "dense"),
     "a meta mask": (lambda: ablate(feature_mask=torch.zeros(1).long().to("meta")), TypeError, "dense"),
-    "an array for a word": (lambda: grad_cam(1, weighting=np.array(["a"])), ValueError, "weighting is one of"),
-    "a dict for a word": (lambda: grad_cam(1, upsampling={}), ValueError, "upsampling is one of"),
-    "a number for a generator": (lambda: staa(generator=3), TypeError, "generator is a torch.Generator, got 3"),
+    "an array for a word": (lambda: grad_cam(1, weighting=np.array(["a"])), ValueError, "weighting must be one of"),
+    "a dict for a word": (lambda: grad_cam(1, upsampling={}), ValueError, "upsampling must be one of"),
+    "a number for a generator": (
+        lambda: staa(generator=3),
+        TypeError,
+        "generator must be a torch.Generator or None, got 3",
+    ),
     "an endless tolerance": (
         lambda: SpatioTemporalPerturbation(anything("BTCHW")).attribute(CLIP, target=1, tolerance=INF),
         ValueError,
@@ -212,15 +216,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "others must be a list",
     ),
-    "a dict for rows": (lambda: TokenGrid(2, {}, 2), TypeError, "whole number"),
-    "True for rows": (lambda: TokenGrid(2, True, 2), TypeError, "whole number"),
+    "a dict for rows": (lambda: TokenGrid(2, {}, 2), TypeError, "integer"),
+    "True for rows": (lambda: TokenGrid(2, True, 2), TypeError, "integer"),
     "two sides of a tubelet": (lambda: TokenGrid(2, 2, 2, tubelet=(1, 1)), ValueError, "tubelet is .* three"),
     "a size of two": (
         lambda: TokenGrid(1, 1, 1).to_pixels(torch.ones(1, 1, 1, 1), size=(1, 1)),
         ValueError,
         r"size is \(t, h, w\)",
     ),
-    "a word for channels": (lambda: VideoLayout("BTCHW", "3"), TypeError, "channels is a whole number"),
+    "a word for channels": (lambda: VideoLayout("BTCHW", "3"), TypeError, "channels must be an integer"),
     "a word for outliers": (
         lambda: visualization.show_frames(np.zeros((4, 5, 6, 3), np.uint8), MAPS[0], outlier_perc="2"),
         ValueError,
@@ -232,7 +236,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "crop must be four numbers",
     ),
     "a window of one number": (lambda: PlantedClips(0, 1, window=(3,)), TypeError, "window must be two ints"),
-    "a word for a seed": (lambda: PlantedClips("0", 1), TypeError, "seed is a whole number"),
+    "a word for a seed": (lambda: PlantedClips("0", 1), TypeError, "seed must be an integer"),
     "a word for planted noise": (lambda: PlantedClips(0, 1, noise="0.1"), TypeError, "noise must be a number"),
     "nan for methods": (lambda: compare(tiny("videomae"), [], NAN), TypeError, "methods must be a list"),
     "a number for metrics": (
@@ -253,7 +257,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no word for a scale": (
         lambda: SpatioTemporalPerturbation(anything("BTCHW"), "BTCHW").attribute(CLIP, target=1, scale=""),
         ValueError,
-        "scale is one of",
+        "scale must be one of",
     ),
     "a class for a baseline": (
         lambda: noise.frame_drop("BTCHW", 0.5, baseline=int),

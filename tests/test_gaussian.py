@@ -1,4 +1,4 @@
-"""The Gaussian that is shared: a weighted mean of neighbors, or its transpose, which keeps sums."""
+"""Gaussian blur: a weighted mean of neighbors, or its transpose, which preserves sums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGMAS = [(1.5, 0.75, 2.0), (0.75, 6.0, 6.0), (0.0, 1.0, 0.0), (0.1, 20.0, 0.1)]
 
 
 def matrix(sigma: tuple[float, float, float], **options: object) -> Tensor:
-    """``(N, N)``, the blur as a linear operator: row i is what comes of a single 1 at voxel i."""
+    """Return the blur as a matrix ``(N, N)``. Row i is the blur of a map that is 1 at voxel i and 0 elsewhere."""
     units = torch.eye(torch.Size(SIZES).numel(), dtype=torch.float64).view(-1, *SIZES)
     return gaussian(units, sigma, **options).flatten(1)
 
@@ -23,25 +23,25 @@ def matrix(sigma: tuple[float, float, float], **options: object) -> Tensor:
 def test_keep_sums_is_the_transpose_of_the_mean(sigma, radius):
     mean, spread = matrix(sigma, radius=radius), matrix(sigma, radius=radius, keep_sums=True)
     torch.testing.assert_close(spread, mean.T, rtol=0, atol=1e-15)
-    assert not torch.equal(spread, mean), "both are the same where nothing is blurred or no border is near"
+    assert not torch.equal(spread, mean), "equal only without blur, or far from borders"
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
-def test_keep_sums_keeps_the_sum_of_every_voxel(sigma):
-    """Also of those at borders and in corners; the mean keeps constants instead."""
+def test_keep_sums_preserves_the_sum_of_every_voxel(sigma):
+    """This includes voxels at borders and in corners. The mean preserves constants instead."""
     ones = torch.ones(torch.Size(SIZES).numel(), dtype=torch.float64)
     torch.testing.assert_close(matrix(sigma, keep_sums=True).sum(1), ones, rtol=0, atol=1e-14)
     torch.testing.assert_close(matrix(sigma).sum(0), ones, rtol=0, atol=1e-14)
 
 
-def test_keep_sums_keeps_the_sums_of_signed_maps():
+def test_keep_sums_preserves_the_sum_of_signed_maps():
     maps = torch.randn(3, 8, 12, 10, generator=torch.Generator().manual_seed(0))
     spread = gaussian(maps, (1.5, 6.0, 6.0), keep_sums=True)
     torch.testing.assert_close(spread.sum((1, 2, 3)), maps.sum((1, 2, 3)), rtol=1e-4, atol=1e-4)
-    assert spread.abs().sum() < 0.5 * maps.abs().sum(), "opposite signs side by side cancel"
+    assert spread.abs().sum() < 0.5 * maps.abs().sum(), "neighbors of opposite signs must cancel"
 
 
-def test_keep_sums_spreads_within_the_radius_alone():
+def test_keep_sums_spreads_only_within_the_radius():
     map_of_one = torch.zeros(1, *SIZES)
     map_of_one[0, 1, 2, 3] = 1
     spread = gaussian(map_of_one, (0.0, 1.0, 1.0), radius=(0, 1, 2), keep_sums=True)[0]

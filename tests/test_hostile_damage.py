@@ -1,4 +1,4 @@
-"""Damaged video files: what is left of them, in the right shape and with a warning, or an error that names the file."""
+"""Damaged video files: the readable part is returned with a warning, or an error names the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from captum_staa.io import decoding
 
 COUNT = 12
 QUICK = {"crf": "10", "b": "0", "deadline": "realtime", "cpu-used": "8"}
-# file, encoder, what it stores, options; whether the header says how much there is
+# file, encoder, pixel format, options, whether the header announces the number of frames
 FORMATS: dict[str, tuple[str, str, str, dict[str, str] | None, bool]] = {
     "mp4": ("a.mp4", "libx264", "yuv420p", None, True),
     "mkv": ("a.mkv", "libx264", "yuv420p", None, True),
@@ -39,24 +39,24 @@ FORMATS: dict[str, tuple[str, str, str, dict[str, str] | None, bool]] = {
 
 @pytest.fixture(scope="module", params=FORMATS)
 def made(request: Any, tmp_path_factory: Any) -> tuple[Path, np.ndarray, bool]:
-    """A whole file, its frames, and whether its header says how many."""
+    """An intact file, its frames, and whether its header announces their number."""
     name, codec, pix_fmt, options, announces = FORMATS[request.param]
     path = write(tmp_path_factory.mktemp("whole") / name, noise(COUNT), codec, pix_fmt, options=options)
     return path, io.read_video(path).frames, announces
 
 
 def outcome(path: Path, **options: Any) -> tuple[io.Video | None, list[str]]:
-    """What is read, None after an error of the kind that is promised; and the warnings, all of them ours."""
-    with warnings.catch_warnings(record=True) as said:
+    """Return the video, or None after a documented error, and the warnings, which must all be from this library."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             video = io.read_video(path, **options)
         except (ValueError, OSError) as error:
             assert path.name in str(error)  # noqa: PT017
             video = None
-    told = [str(warning.message) for warning in said]
-    assert all(text.startswith("only ") and path.name in text for text in told), told
-    return video, told
+    messages = [str(warning.message) for warning in caught]
+    assert all(text.startswith("only ") and path.name in text for text in messages), messages
+    return video, messages
 
 
 def check_shape(video: io.Video) -> None:
@@ -65,27 +65,27 @@ def check_shape(video: io.Video) -> None:
     assert indices.shape == (len(frames),) and (np.diff(indices) > 0).all()
 
 
-def test_cut_at_every_tenth(made, tmp_path):
-    """What is whole before the cut is the truth; the last frame may be cut itself."""
+def test_truncated_files(made, tmp_path):
+    """Frames before the cut are correct. The last frame may be incomplete."""
     whole, frames, announces = made
     content = whole.read_bytes()
     left = []
     for tenths in range(10):
         cut = tmp_path / f"cut{whole.suffix}"
         cut.write_bytes(content[: len(content) * tenths // 10])
-        video, told = outcome(cut)
+        video, messages = outcome(cut)
         left.append(0 if video is None else len(video.frames))
         if video is None:
             continue
         check_shape(video)
         np.testing.assert_array_equal(video.frames[:-1], frames[: left[-1] - 1])
         if announces and left[-1] < COUNT - 2:
-            assert told, f"{left[-1]} of {COUNT} frames in silence"
+            assert messages, f"{left[-1]} of {COUNT} frames without a warning"
     assert left == sorted(left) and left[0] == 0
-    assert left[-1] > COUNT // 2 or whole.suffix == ".mov"  # whose index is at the end
+    assert left[-1] > COUNT // 2 or whole.suffix == ".mov"  # which has its index at the end
 
 
-def test_bytes_changed_at_random(made, tmp_path):
+def test_random_changes_of_bytes(made, tmp_path):
     content = made[0].read_bytes()
     path = tmp_path / f"hit{made[0].suffix}"
     for seed in range(12):
@@ -98,35 +98,35 @@ def test_bytes_changed_at_random(made, tmp_path):
 
 
 @pytest.mark.parametrize("num_frames", [None, 4])
-def test_a_frame_that_the_decoder_had_to_guess_is_told(tmp_path, num_frames):
+def test_partially_decoded_frames_cause_a_warning(tmp_path, num_frames):
     path = write(tmp_path / "hole.mp4", quartered(COUNT))
     content = bytearray(path.read_bytes())
     at = content.index(b"mdat") + 4
-    while content[at + 4] & 31 != 5:  # the encoder's remarks come before the first frame, on which all others build
+    while content[at + 4] & 31 != 5:  # skip the encoder's metadata before the first frame, on which all others depend
         at += 4 + int.from_bytes(content[at : at + 4], "big")
     middle = at + 4 + int.from_bytes(content[at : at + 4], "big") // 2
     content[middle : middle + 60] = bytes(60)
     path.write_bytes(content)
-    video, told = outcome(path, num_frames=num_frames)
+    video, messages = outcome(path, num_frames=num_frames)
     assert video is None or len(video.frames) == (num_frames or COUNT)
-    assert any("only a part of frame 0" in text and "the file is damaged" in text for text in told)
+    assert any("only a part of frame 0" in text and "The file is damaged" in text for text in messages)
 
 
-@pytest.mark.skipif(int(av.__version__.split(".")[0]) < 17, reason="an older FFmpeg takes them for BT.601")
-def test_a_frame_of_colors_that_nobody_knows(tmp_path):
-    """One wrong byte in the head of a frame."""
+@pytest.mark.skipif(int(av.__version__.split(".")[0]) < 17, reason="older FFmpeg versions use BT.601")
+def test_a_frame_with_an_unknown_color_space_is_rejected(tmp_path):
+    """One wrong byte in the header of a frame."""
     path = write(tmp_path / "colors.mov", quartered(3), "prores_ks", "yuv422p10le")
     content = bytearray(path.read_bytes())
     content[content.index(b"icpf", content.index(b"icpf") + 4) + 20] = 226  # the second frame's matrix
     path.write_bytes(content)
     for reader in (io.read_video, lambda path: list(io.iter_windows(path, 3))):
-        with pytest.raises(ValueError, match=r"frame 1 of .*colors\.mov cannot be made RGB"):
+        with pytest.raises(ValueError, match=r"frame 1 of .*colors\.mov cannot be converted to RGB"):
             reader(path)
     assert len(io.read_video(path, 1, "dense", start=0).frames) == 1
 
 
-def test_a_file_whose_end_is_not_understood(made, tmp_path, monkeypatch):
-    """FFmpeg gives up between two frames: those before it count."""
+def test_frames_before_an_unsupported_packet_are_used(made, tmp_path, monkeypatch):
+    """FFmpeg raises an error between two frames. The frames before it are used."""
     real = decoding.opened
 
     @contextmanager
@@ -142,7 +142,7 @@ def test_a_file_whose_end_is_not_understood(made, tmp_path, monkeypatch):
             yield SimpleNamespace(demux=demux), stream
 
     monkeypatch.setattr(decoding, "opened", breaking)
-    with pytest.warns(UserWarning, match=r"only 3 frames of .* read.*\(not yet implemented\); the file is damaged"):
+    with pytest.warns(UserWarning, match=r"only 3 frames of .* read.*\(not yet implemented\)\. The file is damaged"):
         assert len(io.frame_times(made[0])) == 3
 
 
@@ -171,8 +171,8 @@ print(read)
 
 
 @pytest.mark.slow
-def test_bytes_changed_at_random_in_another_process(made, tmp_path):
-    """Where a decoder that writes beside its memory could end no test but its own."""
+def test_random_changes_of_bytes_in_another_process(made, tmp_path):
+    """A decoder that corrupts memory can then crash only this process."""
     code = FUZZ.format(tests=str(Path(__file__).parent))
     command = [sys.executable, "-c", code, str(made[0]), str(tmp_path / f"hit{made[0].suffix}"), "300"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

@@ -1,4 +1,4 @@
-"""Large frames and long files: what is held does not grow with the file."""
+"""Large frames and long files: memory use does not grow with the length of the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRAME = HEIGHT * WIDTH * 3  # bytes, as RGB
 
 
 def in_4k(path: Path, count: int, rate: int = 30) -> Path:
-    """A few frames are encoded, and their packets repeated: a bright bar walks through ten places over and over."""
+    """Write a 4K video of a bright bar that moves through ten places. Ten frames are encoded, and their packets repeated."""
     packets = []
     once = path.with_name("once.mp4")
     with av.open(str(once), "w") as file:
@@ -45,12 +45,12 @@ def in_4k(path: Path, count: int, rate: int = 30) -> Path:
 
 
 def places(frames: np.ndarray) -> list[int]:
-    """Where the bar stands."""
+    """Return the position of the bar in each frame."""
     return (frames[:, HEIGHT // 2, 192::384, 0] > 128).argmax(1).tolist()
 
 
-def test_frames_are_held_once(tmp_path):
-    """What is asked for, a frame in the making, and its copy: not all frames twice."""
+def test_read_video_keeps_one_copy_of_each_frame(tmp_path):
+    """Memory is used for the selected frames, and for one frame and its copy."""
     path = in_4k(tmp_path / "large.mp4", 14)
     tracemalloc.start()
     try:
@@ -68,14 +68,14 @@ def test_frames_are_held_once(tmp_path):
     assert window_peak < 7 * FRAME
 
 
-def test_no_frame_outlives_its_turn(tmp_path):
-    """Of 60 frames few are there at once, also where nobody looks for garbage."""
+def test_decoded_frames_are_freed(tmp_path):
+    """Only a few of 60 frames are in memory at once, also without garbage collection."""
     path, most = write(tmp_path / "long.mp4", noise(60)), 0
     gc.collect()
     gc.disable()
     try:
         for _ in io.iter_windows(path, 2):
-            most = max(most, sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects()))
+            most = max(most, sum(isinstance(item, av.VideoFrame) for item in gc.get_objects()))
     finally:
         gc.enable()
     assert most < 20
@@ -97,8 +97,8 @@ print(before, peak(), indices)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "frames"), [("read", 16), ("windows", 4 + 4)])
-def test_a_minute_in_4k(tmp_path, how, frames):
-    """1 800 frames, 45 GB as pixels. Beside the frames asked for, FFmpeg holds those that it decodes ahead."""
+def test_memory_of_one_minute_in_4k(tmp_path, how, frames):
+    """1800 frames have 45 GB of pixels. In addition to the selected frames, FFmpeg keeps frames that it decodes ahead."""
     path = in_4k(tmp_path / "minute.mp4", 1800)
     command = [sys.executable, "-c", MEASURE, str(path), how]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Models from folders that nobody should trust: weights are safetensors, no code is run, and nobody is called."""
+"""Models from untrusted folders: only safetensors are read, no code is run, and no network connection is opened."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from captum_staa.models.loading import bundled_folder, bundled_names
 from captum_staa.models.resnet3d import save_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [path for room in ("captum_staa", "benchmarks", "docs", "tests") for path in (ROOT / room).rglob("*.py")]
-OURS = ("captum_staa", "benchmarks")  # the tests and pages run their own examples with exec
+SOURCES = [path for folder in ("captum_staa", "benchmarks", "docs", "tests") for path in (ROOT / folder).rglob("*.py")]
+CHECKED = ("captum_staa", "benchmarks")  # tests and docs run their examples with exec
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 READS = {("torch", "load"), ("torch", "jit"), ("hub", "load"), ("np", "load"), ("numpy", "load")}
 
 
 def risks(source: str) -> list[str]:
-    """What could run a stranger's code: pickles, and code from the hub."""
+    """Return statements that can run untrusted code: pickles, and code from the hub."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -44,9 +44,9 @@ def risks(source: str) -> list[str]:
                 if (owner, called.attr) in READS:
                     found.append(f"{owner}.{called.attr}")
             for keyword in node.keywords:
-                given = getattr(keyword.value, "value", None)
-                if (keyword.arg, given) in {("trust_remote_code", True), ("use_safetensors", False)}:
-                    found.append(f"{keyword.arg}={given}")
+                value = getattr(keyword.value, "value", None)
+                if (keyword.arg, value) in {("trust_remote_code", True), ("use_safetensors", False)}:
+                    found.append(f"{keyword.arg}={value}")
                 if keyword.arg == "trust_remote_code" and not isinstance(keyword.value, ast.Constant):
                     found.append("trust_remote_code")
     return found
@@ -55,7 +55,7 @@ def risks(source: str) -> list[str]:
 def test_no_source_file_reads_pickles_or_runs_code_from_the_hub():
     found = {str(path.relative_to(ROOT)): risks(path.read_text("utf-8")) for path in SOURCES}
     assert len(found) > 150
-    assert {name: risk for name, risk in found.items() if risk and name.startswith(OURS)} == {}
+    assert {name: risk for name, risk in found.items() if risk and name.startswith(CHECKED)} == {}
     assert {risk for risks in found.values() for risk in risks if "trust" in risk} == set()
 
 
@@ -73,12 +73,12 @@ RISKY = [
 
 
 @pytest.mark.parametrize("source", RISKY)
-def test_the_search_sees_a_risk(source):
+def test_risks_finds_each_risk(source):
     assert len(risks(source)) == 1
     assert risks("f(trust_remote_code=False, use_safetensors=True); load_file('a'); model.eval()") == []
 
 
-# ---------------------------------------------------------------- damaged and made-up folders
+# ---------------------------------------------------------------- damaged and invalid folders
 
 
 def resnet(folder: Path) -> None:
@@ -119,7 +119,7 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_that_are_none(tmp_path, kind, weights):
+def test_invalid_weights_are_rejected(tmp_path, kind, weights):
     KINDS[kind](tmp_path)
     (tmp_path / "model.safetensors").write_bytes(WEIGHTS[weights])
     with pytest.raises(ValueError, match=tmp_path.name):
@@ -127,7 +127,7 @@ def test_weights_that_are_none(tmp_path, kind, weights):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_cut_short_or_of_another_shape(tmp_path, kind):
+def test_truncated_weights_and_wrong_shapes_are_rejected(tmp_path, kind):
     KINDS[kind](tmp_path)
     path = tmp_path / "model.safetensors"
     whole, weights = path.read_bytes(), load_file(path)
@@ -142,7 +142,7 @@ def test_weights_cut_short_or_of_another_shape(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pickles_alone_are_no_model(tmp_path, kind):
+def test_pickled_weights_are_not_loaded(tmp_path, kind):
     KINDS[kind](tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
@@ -153,21 +153,21 @@ def test_pickles_alone_are_no_model(tmp_path, kind):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '"resnet3d"', "[" * 100_000, "\udcff"])
-def test_a_config_that_is_none(tmp_path, text):
+def test_invalid_configs_are_rejected(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"config\.json"):
         VideoClassifier.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["resnet3d", "st_abn"])
-def test_a_config_with_half_of_its_settings(tmp_path, kind):
+def test_incomplete_configs_are_rejected(tmp_path, kind):
     KINDS[kind](tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     for name in ("num_classes", "trunk", "branch"):
         if name in config:
             path.write_text(json.dumps({key: value for key, value in config.items() if key != name}))
-            with pytest.raises(ValueError, match=r"hold no whole"):
+            with pytest.raises(ValueError, match=r"config\.json"):
                 VideoClassifier.from_pretrained(tmp_path)
 
 
@@ -175,11 +175,11 @@ def test_a_config_with_half_of_its_settings(tmp_path, kind):
     "name",
     ["../../etc", "..", "/etc", "tiny/../../etc", "./../weights", "~nobody/x", "~noone/x", "x/..", "a/../b", "\0"],
 )
-def test_names_that_climb(tmp_path, monkeypatch, name):
-    """A name is a shipped one, a folder that is there, or one of the hub; it never leads into the package's weights."""
+def test_paths_with_parent_folders_are_rejected(tmp_path, monkeypatch, name):
+    """A name is a bundled model, an existing folder, or a hub name. A path cannot reach the weights of the package."""
     monkeypatch.chdir(tmp_path)
     assert bundled_folder(name) is None and bundled_folder(f"../weights/{bundled_names()[0]}") is None
-    with pytest.raises(ValueError, match=r"no model|has no config\.json"):
+    with pytest.raises(ValueError, match=r"no model|must contain config\.json"):
         VideoClassifier.from_pretrained(name)
 
 
@@ -189,24 +189,24 @@ calls = []
 def hook(event, arguments):
     if event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname"):
         calls.append(event)
-        raise RuntimeError(f"{event}: nobody was to be called")
+        raise RuntimeError(f"{event}: no connection is allowed")
 sys.addaudithook(hook)
 import warnings
 warnings.simplefilter("ignore")
 from captum_staa import VideoClassifier
-told = []
+errors = []
 for name in sys.argv[1:]:
     try:
         VideoClassifier.from_pretrained(name)
-        told.append("")
+        errors.append("")
     except (ValueError, OSError) as error:
-        told.append(str(error))
-print(json.dumps([told, calls]))
+        errors.append(str(error))
+print(json.dumps([errors, calls]))
 """
 
 
-def test_a_folder_calls_nobody_and_runs_nothing(tmp_path):
-    """Shipped models, folders, folders without a processor; one that brings code, and one that names the hub."""
+def test_loading_opens_no_connection_and_runs_no_code(tmp_path):
+    """Bundled models, folders, folders without a processor, a folder with code, and a folder that refers to the hub."""
     folders = {name: tmp_path / name for name in (*KINDS, "code", "named")}
     for kind, make in KINDS.items():
         make(folders[kind])
@@ -221,14 +221,14 @@ def test_a_folder_calls_nobody_and_runs_nothing(tmp_path):
         f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass M: pass\n"
     )
     clf = VideoClassifier.from_pretrained(folders["resnet3d"])
-    STABN.inject(clf, "stages.0").save_pretrained(folders["named"], base="nobody/nothing")
+    STABN.inject(clf, "stages.0").save_pretrained(folders["named"], base="owner/missing")
     names = ["tiny-resnet3d-pattern", *map(str, folders.values())]
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     environment = keep | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "cache")}
     command = [sys.executable, "-c", OFFLINE, *names]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    told, calls = json.loads(done.stdout.splitlines()[-1])
+    errors, calls = json.loads(done.stdout.splitlines()[-1])
     assert calls == [] and not (tmp_path / "ran").exists()
-    assert told[:4] == [""] * 4
-    assert "no video classifier could be loaded" in told[4] and "pass model=" in told[5]
+    assert errors[:4] == [""] * 4
+    assert "no video classifier could be loaded" in errors[4] and "pass model=" in errors[5]

@@ -1,4 +1,4 @@
-"""Nowhere to write: a full disk, a folder that is none. The error names the file asked for, and nothing is left."""
+"""Failed writing: a full disk, an invalid folder. The error names the requested file, and no partial file is left."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import torch
 from hostile_files import noise, quartered
 from safetensors.numpy import save_file
 
-from captum_staa import files, io
+from captum_staa import io
 from captum_staa.__main__ import main
+from captum_staa._utils import files
 from captum_staa.benchmark.storage import Entry, Storage
 from captum_staa.cli import output
 from captum_staa.models import STABN, ResNet3D
@@ -29,7 +30,7 @@ Write = Callable[[Path], Any]
 
 @contextmanager
 def full_after(size: int) -> Iterator[None]:
-    """No file grows beyond so many bytes: what a full disk does, in the middle of a file, without filling one."""
+    """Limit the size of files, which simulates a disk that is full in the middle of a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -60,10 +61,10 @@ WRITERS: dict[str, Write] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_disk_that_fills_up_in_the_middle(tmp_path, name):
-    """At the beginning, in the middle, one byte before the end; with one byte more the file is whole.
+def test_a_full_disk_leaves_no_partial_file(tmp_path, name):
+    """The disk is full at the beginning, in the middle, or one byte before the end. With one more byte, writing works.
 
-    Of a video it is a thousand bytes: once in a hundred times x264, which works in threads, makes another size.
+    For videos the margin is 1000 bytes, because x264, which uses threads, sometimes produces another size.
     """
     whole = tmp_path / "whole" / name
     whole.parent.mkdir()
@@ -74,17 +75,20 @@ def test_a_disk_that_fills_up_in_the_middle(tmp_path, name):
     path = tmp_path / "full" / name
     path.parent.mkdir()
     for limit in (0, 1, 4096, size // 2, size - 1 - slack):
-        with full_after(limit), pytest.raises(OSError, match=r"; it is not written, and nothing of it") as said:
+        with (
+            full_after(limit),
+            pytest.raises(OSError, match=r"The file was not written, and no partial file is left") as caught,
+        ):
             WRITERS[name](path)
-        # FFmpeg keeps quiet when the disk fills up while it closes a file
-        assert said.value.errno in (errno.EFBIG, errno.EIO) and said.value.filename == str(path)
+        # FFmpeg reports no error if the disk is full when it closes a file
+        assert caught.value.errno in (errno.EFBIG, errno.EIO) and caught.value.filename == str(path)
         assert os.listdir(path.parent) == [], limit
     with full_after(size + slack):
         WRITERS[name](path)
     assert abs(path.stat().st_size - size) <= slack and os.listdir(path.parent) == [name]
 
 
-def test_a_full_disk_keeps_the_earlier_file(tmp_path):
+def test_a_full_disk_keeps_the_existing_file(tmp_path):
     path = io.write_video(tmp_path / "clip.mp4", quartered(3), fps=10)
     before = path.read_bytes()
     with full_after(4096), pytest.raises(OSError, match=r"clip\.mp4"):
@@ -92,37 +96,37 @@ def test_a_full_disk_keeps_the_earlier_file(tmp_path):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["clip.mp4"]
 
 
-def test_no_room_left_is_said_as_the_system_says_it(tmp_path):
-    """/dev/full has room for nothing."""
+def test_a_full_disk_raises_the_error_of_the_system(tmp_path):
+    """Writing to /dev/full always fails."""
 
     def fill() -> None:
         with files.atomic(tmp_path / "note.txt") as partial:
             partial.symlink_to("/dev/full")
             partial.write_text("x")
 
-    with pytest.raises(OSError, match="No space left on device") as said:
+    with pytest.raises(OSError, match="No space left on device") as caught:
         fill()
-    assert said.value.errno == errno.ENOSPC and said.value.filename == str(tmp_path / "note.txt")
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "note.txt")
     assert os.listdir(tmp_path) == []
 
 
-def test_an_error_about_another_file_is_left_as_it_is(tmp_path):
-    with pytest.raises(FileNotFoundError) as said, files.atomic(tmp_path / "note.txt") as partial:
+def test_errors_about_other_files_are_not_changed(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, files.atomic(tmp_path / "note.txt") as partial:
         partial.write_text((tmp_path / "missing.txt").read_text())
-    assert said.value.filename == str(tmp_path / "missing.txt")
+    assert caught.value.filename == str(tmp_path / "missing.txt")
     assert os.listdir(tmp_path) == []
 
 
 @pytest.fixture(params=["a file", "a system's own", "read-only"])
 def unwritable(request: Any, tmp_path: Path) -> Iterator[Path]:
-    """A place for a folder where there can be none."""
+    """A path at which no folder can be created."""
     if request.param == "a file":
         (tmp_path / "out").write_text("precious")
         yield tmp_path / "out"
     elif request.param == "a system's own":
         yield Path("/proc/out")
     elif os.getuid() == 0:
-        pytest.skip("the superuser may write everywhere")
+        pytest.skip("root has permission to write everywhere")
     else:
         (tmp_path / "locked").mkdir(mode=0o500)
         yield tmp_path / "locked" / "out"
@@ -133,7 +137,7 @@ def video(tmp_path_factory: Any) -> Path:
     return io.write_video(tmp_path_factory.mktemp("video") / "clip.mp4", quartered(20, 64, 64), fps=10)
 
 
-def test_explain_where_nothing_can_be_written(video, unwritable, capsys):
+def test_explain_to_an_invalid_folder(video, unwritable, capsys):
     held = unwritable.read_text() if unwritable.is_file() else None
     assert main(["explain", str(video), "--model", MODEL, "--out", str(unwritable)]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]  # slow machines show a progress bar before it
@@ -142,8 +146,8 @@ def test_explain_where_nothing_can_be_written(video, unwritable, capsys):
 
 
 @pytest.mark.parametrize("limit", [1000, 100_000])
-def test_explain_on_a_disk_that_fills_up(video, tmp_path, capsys, limit):
-    """Of five files the first, and one of the pictures, finds no room: none of them is left, nor the new folders."""
+def test_explain_on_a_full_disk(video, tmp_path, capsys, limit):
+    """Writing fails at the first file, or at a picture. No file and no new folder is left."""
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "notes.txt").write_text("precious")
     for out in ("new/inner", "old"):
@@ -154,7 +158,7 @@ def test_explain_on_a_disk_that_fills_up(video, tmp_path, capsys, limit):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["notes.txt", "old"]
 
 
-def test_an_explanation_that_replaces_another_does_so_whole(video, tmp_path, capsys, monkeypatch):
+def test_explain_replaces_all_files_or_none(video, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(output, "draw", lambda explanation, *paths, **options: [p.write_text("new") for p in paths])
     arguments = ["explain", str(video), "--model", MODEL, "--out", str(tmp_path), "--overwrite"]
     assert main(arguments) == 0
@@ -171,7 +175,7 @@ def test_an_explanation_that_replaces_another_does_so_whole(video, tmp_path, cap
     capsys.readouterr()
 
 
-def test_a_ledger_without_room_goes_on_later(tmp_path):
+def test_storage_continues_after_a_full_disk(tmp_path):
     storage = Storage(tmp_path / "run")
     storage.open({"seed": 0}, resume=False)
     entry = Entry(3, "a.mp4", "STAA", {"auroc": 0.9}, curves={"points": [0.1] * 2000})
@@ -185,7 +189,7 @@ def test_a_ledger_without_room_goes_on_later(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [100, 1000, 20_000])
-def test_a_model_is_stored_whole_or_not_at_all(tmp_path, limit):
+def test_save_pretrained_on_a_full_disk_leaves_no_files(tmp_path, limit):
     st_abn = STABN(4, ResNet3D(4, width=4, num_frames=4, image_size=12), body="light")
     with full_after(limit), pytest.raises(OSError, match=r"too large"):
         st_abn.save_pretrained(tmp_path / "model")
@@ -198,12 +202,12 @@ def test_a_model_is_stored_whole_or_not_at_all(tmp_path, limit):
     )
 
 
-def test_a_folder_in_the_way_of_one_file_keeps_all_from_being_replaced(tmp_path):
+def test_a_folder_with_the_name_of_a_file_is_rejected(tmp_path):
     (tmp_path / "a.txt").write_text("old")
     (tmp_path / "b.txt").mkdir()
     with (
         pytest.raises(IsADirectoryError, match=r"b\.txt"),
-        files.together(tmp_path, ["a.txt", "b.txt"], overwrite=True),
+        files.atomic_files(tmp_path, ["a.txt", "b.txt"], overwrite=True),
     ):
         pytest.fail("the block must not run")
     assert (tmp_path / "a.txt").read_text() == "old" and sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"]

@@ -1,4 +1,4 @@
-"""VideoClassifier around every Hugging Face family, and models by name: shipped, from a folder, from a cached hub."""
+"""VideoClassifier with every Hugging Face family, and loading of bundled models, folders and cached hub models."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from captum_staa.models import resnet3d, zoo
+from captum_staa.models import resnet3d
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.labels import in_order
+from captum_staa.models.loading import bundled_names
 from captum_staa.models.preprocessing import Preprocessing
 
 transformers = pytest.importorskip("transformers")
 
 FRAMES, SIZE, CLASSES = 4, 16, 3
-# Captum says this of every gradient method that is handed a plain tensor
+# Captum warns if a gradient method gets a tensor without requires_grad
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
 LABELS = {0: "Waving", 1: "Jumping jacks", 2: "running"}
 COMMON: dict[str, Any] = {"id2label": LABELS, "num_attention_heads": 2, "hidden_size": 24}
@@ -51,7 +52,7 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     config = getattr(transformers, config_class)(**{**COMMON, **options})
     model = getattr(transformers, model_class)(config).eval()
-    with torch.no_grad():  # random heads are nearly flat, and a wrong input would hardly show
+    with torch.no_grad():  # the outputs of a random head are nearly constant and would hide a wrong input
         model.classifier.weight.normal_()
     return model
 
@@ -69,7 +70,7 @@ def clip_of(batch: int = 2, seed: int = 1, dtype: torch.dtype = torch.float32) -
 
 
 def drop(folder: Path, part: str) -> None:
-    """Take the weights with ``part`` in their name out of a saved model."""
+    """Remove the weights with ``part`` in their name from a saved model."""
     weights = load_file(folder / "model.safetensors")
     kept = {key: value for key, value in weights.items() if part not in key}
     assert len(kept) < len(weights)
@@ -78,14 +79,14 @@ def drop(folder: Path, part: str) -> None:
 
 def raw_logits(model: nn.Module, clip: Tensor) -> Tensor:
     with torch.no_grad():
-        return model(clip).logits.reshape(len(clip), CLASSES)  # VideoPrism's are (B, 1, K)
+        return model(clip).logits.reshape(len(clip), CLASSES)  # VideoPrism returns (B, 1, K)
 
 
 # ---------------------------------------------------------------- Hugging Face families, from a folder
 
 
 @families
-def test_a_loaded_model_answers_as_the_raw_one(name: str, tmp_path: Path) -> None:
+def test_a_loaded_model_equals_the_original(name: str, tmp_path: Path) -> None:
     model = save(name, tmp_path)
     clf = VideoClassifier.from_pretrained(tmp_path)
     torch.testing.assert_close(clf(clip_of()), raw_logits(model, clip_of()), atol=1e-6, rtol=1e-6)
@@ -98,7 +99,7 @@ def test_a_loaded_model_answers_as_the_raw_one(name: str, tmp_path: Path) -> Non
 
 
 @families
-def test_gradients_are_contiguous_and_those_of_the_raw_model(name: str) -> None:
+def test_gradients_are_contiguous_and_equal_the_original(name: str) -> None:
     model = build(name)
     clf = VideoClassifier(model)
     channels_last = clip_of().contiguous(memory_format=torch.channels_last_3d)
@@ -110,7 +111,7 @@ def test_gradients_are_contiguous_and_those_of_the_raw_model(name: str) -> None:
 
 
 @families
-def test_sensitivity_of_saliency_is_that_of_a_slow_loop(name: str) -> None:
+def test_sensitivity_of_saliency_equals_a_loop(name: str) -> None:
     clf, clip = VideoClassifier(build(name)), clip_of(1)
     saliency, radius, samples = Saliency(clf), 0.05, 3
     noises = [
@@ -122,7 +123,7 @@ def test_sensitivity_of_saliency_is_that_of_a_slow_loop(name: str) -> None:
     def perturb(inputs: Tensor, perturb_radius: float) -> Tensor:
         return inputs + next(queue)
 
-    came = sensitivity_max(
+    result = sensitivity_max(
         saliency.attribute,
         clip,
         perturb,
@@ -134,11 +135,11 @@ def test_sensitivity_of_saliency_is_that_of_a_slow_loop(name: str) -> None:
     plain = saliency.attribute(clip, target=1)
     slow = max(float((saliency.attribute(clip + noise, target=1) - plain).norm() / plain.norm()) for noise in noises)
     assert slow > 0
-    assert came.item() == pytest.approx(slow, rel=1e-4)
+    assert result.item() == pytest.approx(slow, rel=1e-4)
 
 
 @families
-def test_another_layout_is_carried_over(name: str) -> None:
+def test_another_layout_is_converted(name: str) -> None:
     model = build(name)
     clf = VideoClassifier(model, layout="BCTHW")
     torch.testing.assert_close(clf(clip_of().transpose(1, 2)), raw_logits(model, clip_of()), atol=1e-6, rtol=1e-6)
@@ -147,7 +148,7 @@ def test_another_layout_is_carried_over(name: str) -> None:
 
 
 @families
-def test_dtypes(name: str, tmp_path: Path) -> None:
+def test_logits_and_gradients_have_the_right_dtype(name: str, tmp_path: Path) -> None:
     save(name, tmp_path)
     single = VideoClassifier.from_pretrained(tmp_path)
     expected = single(clip_of()).detach()
@@ -164,27 +165,27 @@ def test_dtypes(name: str, tmp_path: Path) -> None:
 
 
 @families
-def test_wrong_clips_are_named(name: str) -> None:
+def test_invalid_clips_are_rejected(name: str) -> None:
     clf = VideoClassifier(build(name))
     with pytest.raises(
-        ValueError, match=r"\(1, 2, 3, 16, 16\).*has 2 frames, the model takes 4: read_video\(\.\.\., num_frames=4\)"
+        ValueError, match=r"must have 4 frames, got 2 .*\(1, 2, 3, 16, 16\).*read_video\(\.\.\., num_frames=4\)"
     ):
         clf(clip_of(1)[:, :2])
-    with pytest.raises(ValueError, match=r"\(1, 3, 4, 16, 16\).*swapped.*clip.transpose\(1, 2\)"):
+    with pytest.raises(ValueError, match=r"swapped.*\(1, 3, 4, 16, 16\).*clip.transpose\(1, 2\)"):
         clf(clip_of(1).transpose(1, 2))
-    with pytest.raises(ValueError, match=r"16 x 12 pixels, the model takes 16 x 16: clf.preprocess"):
+    with pytest.raises(ValueError, match=r"16 x 16 pixels, got 16 x 12.*clf.preprocess"):
         clf(clip_of(1)[..., :12])
-    with pytest.raises(ValueError, match=r"1 channels, the model takes 3"):
+    with pytest.raises(ValueError, match=r"must have 3 channels, got 1"):
         clf(clip_of(1)[:, :, :1])
-    with pytest.raises(ValueError, match=r"shape is \(4, 3, 16, 16\).*clip\[None\]"):
+    with pytest.raises(ValueError, match=r"got shape \(4, 3, 16, 16\).*unsqueeze\(0\)"):
         clf(clip_of(1)[0])
     with pytest.raises(ValueError, match=r"uint8.*clf.preprocess"):
         clf((clip_of(1) * 255).byte())
-    with pytest.raises(TypeError, match="ndarray came"):
+    with pytest.raises(TypeError, match="got ndarray"):
         clf(clip_of(1).numpy())
 
 
-def test_the_owner_may_say_that_clips_have_another_size() -> None:
+def test_num_frames_and_image_size_change_the_grid() -> None:
     model = build("vjepa2")  # rotary positions: any number of tubelets
     clf = VideoClassifier(model, num_frames=8)
     assert clf.grid is not None and clf.grid.shape == (4, 2, 2)
@@ -193,7 +194,7 @@ def test_the_owner_may_say_that_clips_have_another_size() -> None:
     assert larger.grid is not None and larger.grid.shape == (2, 4, 3)
 
 
-def test_preprocess_equals_the_processor_and_its_box(tmp_path: Path) -> None:
+def test_preprocess_and_crop_box_equal_the_processor(tmp_path: Path) -> None:
     model = save("videomae", tmp_path)
     clf = VideoClassifier.from_pretrained(tmp_path)
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 40, 31, 3), dtype=np.uint8)
@@ -211,49 +212,51 @@ def test_preprocess_equals_the_processor_and_its_box(tmp_path: Path) -> None:
     torch.testing.assert_close(clip, expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(clf(clip), raw_logits(model, expected), atol=1e-6, rtol=1e-6)
     assert clf.crop_box(40, 31) == Preprocessing(resize=20, crop=(SIZE, SIZE)).crop_box(40, 31)
-    with pytest.raises(ValueError, match=r"3 frames came \(shape \(3, 40, 31, 3\)\), the model takes 4: read_video"):
+    with pytest.raises(ValueError, match=r"must have 4 frames, got 3 \(shape \(3, 40, 31, 3\)\).*read_video"):
         clf.preprocess(frames[:3])
 
 
-# ---------------------------------------------------------------- from_pretrained that fails, and options
+# ---------------------------------------------------------------- errors and options of from_pretrained
 
 
-def test_a_folder_without_processor_files(tmp_path: Path) -> None:
+def test_preprocessing_is_none_without_processor_files(tmp_path: Path) -> None:
     build("vivit").save_pretrained(tmp_path)
     assert VideoClassifier.from_pretrained(str(tmp_path)).preprocessing is None
 
 
-def test_options_win_over_the_folder(tmp_path: Path) -> None:
-    save("videomae", tmp_path, size={"longest_edge": 3})  # cannot be understood, and need not be
-    mine = Preprocessing(crop=(SIZE, SIZE))
-    clf = VideoClassifier.from_pretrained(tmp_path, preprocessing=mine, labels=["a", "b", "c"], layout="BCTHW")
-    assert clf.preprocessing is mine and clf.labels == ["a", "b", "c"] and clf.layout.axes == "BCTHW"
+def test_options_override_the_folder(tmp_path: Path) -> None:
+    save("videomae", tmp_path, size={"longest_edge": 3})  # invalid, but not read
+    steps = Preprocessing(crop=(SIZE, SIZE))
+    clf = VideoClassifier.from_pretrained(tmp_path, preprocessing=steps, labels=["a", "b", "c"], layout="BCTHW")
+    assert clf.preprocessing is steps and clf.labels == ["a", "b", "c"] and clf.layout.axes == "BCTHW"
     with pytest.raises(ValueError, match="longest_edge"):
         VideoClassifier.from_pretrained(tmp_path)
 
 
-def test_stored_half_precision_is_loaded_as_asked(tmp_path: Path) -> None:
+def test_half_precision_weights_are_loaded_as_float32(tmp_path: Path) -> None:
     build("videomae").to(torch.float16).save_pretrained(tmp_path)
     assert VideoClassifier.from_pretrained(tmp_path)(clip_of()).dtype == torch.float32
 
 
-def test_a_pretrained_backbone_without_a_head_is_refused(tmp_path: Path) -> None:
+def test_a_backbone_without_a_head_is_rejected(tmp_path: Path) -> None:
     build("vivit").vivit.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"no weights for .*classifier.*no fine-tuned classifier"):
+    with pytest.raises(ValueError, match=r"no weights for .*classifier.*not a fine-tuned classifier"):
         VideoClassifier.from_pretrained(tmp_path)
 
 
-def test_weights_that_take_no_part_may_be_missing(tmp_path: Path) -> None:
+def test_unused_weights_may_be_missing(tmp_path: Path) -> None:
     model = save("vjepa2", tmp_path)
     drop(tmp_path, ".predictor.")
     clf = VideoClassifier.from_pretrained(tmp_path)
     torch.testing.assert_close(clf(clip_of()), raw_logits(model, clip_of()), atol=1e-6, rtol=1e-6)
 
 
-def test_weights_that_the_installed_transformers_does_not_find_are_named(tmp_path: Path) -> None:
+def test_missing_weights_are_rejected(tmp_path: Path) -> None:
     save("vivit", tmp_path)
     drop(tmp_path, "layernorm_before")
-    with pytest.raises(ValueError, match=r"no weights for .*4 in all\): transformers .* pip install -U transformers"):
+    with pytest.raises(
+        ValueError, match=r"no weights for .*4 in total\)\. transformers .* pip install -U transformers"
+    ):
         VideoClassifier.from_pretrained(tmp_path)
 
 
@@ -265,25 +268,25 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
         VideoClassifier.from_pretrained(tmp_path)
 
 
-def test_names_that_lead_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no model 'no-such-model'; looked for a folder.*Shipped are \["):
+def test_unknown_names_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no model 'no-such-model'.*neither a folder.*bundled models are \["):
         VideoClassifier.from_pretrained("no-such-model")
     with pytest.raises(ValueError, match="no model '/no/such/folder'"):
         VideoClassifier.from_pretrained("/no/such/folder")
-    with pytest.raises(ValueError, match=r"has no config.json, only"):
+    with pytest.raises(ValueError, match=r"must contain config.json, got only"):
         VideoClassifier.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="no video classifier could be loaded"):
         VideoClassifier.from_pretrained(tmp_path)
 
 
-def test_a_hub_name_that_is_not_cached(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"loaded from 'nobody/nothing'.*filled cache\). Shipped are \["):
-        VideoClassifier.from_pretrained("nobody/nothing", cache_dir=tmp_path, local_files_only=True)
+def test_hub_models_that_are_not_cached_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"loaded from 'owner/missing'.*filled cache\. The bundled models are \["):
+        VideoClassifier.from_pretrained("owner/missing", cache_dir=tmp_path, local_files_only=True)
 
 
-def test_a_hub_name_that_is_cached(tmp_path: Path) -> None:
-    """A cache as huggingface_hub lays it out: weights, config and the processor's file are all found offline."""
+def test_hub_models_are_loaded_from_the_cache(tmp_path: Path) -> None:
+    """Weights, config and processor file are found offline in a cache with the structure of huggingface_hub."""
     revision = "0" * 40
     repository = tmp_path / "models--some--model"
     (repository / "refs").mkdir(parents=True)
@@ -296,9 +299,9 @@ def test_a_hub_name_that_is_cached(tmp_path: Path) -> None:
     assert clf.preprocessing == Preprocessing.from_folder(folder)
 
 
-def test_unknown_options_are_type_errors(tmp_path: Path) -> None:
+def test_unknown_options_are_rejected(tmp_path: Path) -> None:
     for option in ({"trust_remote_code": True}, {"torch_dtype": torch.float32}):
-        with pytest.raises(TypeError, match=f"{next(iter(option))}.*attn_implementation"):
+        with pytest.raises(TypeError, match=f"attn_implementation.*got .*{next(iter(option))}"):
             VideoClassifier.from_pretrained(tmp_path, **option)
 
 
@@ -308,15 +311,15 @@ def test_attn_implementation_reaches_the_model(tmp_path: Path) -> None:
     assert clf.module.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("name", zoo.names())
-def test_shipped_models_load(name: str) -> None:
+@pytest.mark.parametrize("name", bundled_names())
+def test_bundled_models_load(name: str) -> None:
     clf = VideoClassifier.from_pretrained(name)
     assert clf.num_frames and clf.image_size and clf.labels
     frames = np.zeros((clf.num_frames, *clf.image_size, 3), np.uint8)
     assert len(clf.predict(clf.preprocess(frames))) == min(5, len(clf.labels))
 
 
-def test_resnet3d_folders(tmp_path: Path) -> None:
+def test_resnet3d_folders_load(tmp_path: Path) -> None:
     model = resnet3d.ResNet3D(num_classes=2, width=4, stages=2, num_frames=FRAMES, image_size=SIZE).eval()
     resnet3d.save_pretrained(model, tmp_path, ["left", "right"])
     clf = VideoClassifier.from_pretrained(tmp_path)
@@ -328,7 +331,7 @@ def test_resnet3d_folders(tmp_path: Path) -> None:
         clf(clip_of())
 
 
-def test_a_resnet3d_is_not_overwritten_in_silence(tmp_path: Path) -> None:
+def test_save_pretrained_does_not_overwrite_by_default(tmp_path: Path) -> None:
     models = [resnet3d.ResNet3D(2, width=4, stages=2, num_frames=FRAMES, image_size=SIZE) for _ in range(2)]
     resnet3d.save_pretrained(models[0], tmp_path, ["left", "right"])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -341,5 +344,5 @@ def test_a_resnet3d_is_not_overwritten_in_silence(tmp_path: Path) -> None:
 
 def test_labels_with_gaps_keep_their_indices():
     assert in_order({"2": "c", 0: "a"}) == ["a", "1", "c"]
-    with pytest.raises(ValueError, match=r"by their index.*\['LABEL_0'\]"):
+    with pytest.raises(ValueError, match=r"class indices to names, got the keys \['LABEL_0'\]"):
         in_order({"LABEL_0": "a"})

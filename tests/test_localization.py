@@ -274,7 +274,7 @@ def test_equal_maxima_give_the_fraction_of_hits():
             torch.zeros(1, 2, 3, 4).bool(),
             {"layout": "BTCHW"},
             ValueError,
-            "72 of",
+            "got 72 nan",
         ),
     ],
 )

@@ -194,13 +194,13 @@ CLIP = clip_of(2, 3, 5, 7, 6)
         ({"sliding_window_shapes": (4, 2, 3, 3)}, ValueError, "not be larger"),
         ({"sliding_window_shapes": (2, 3)}, ValueError, r"one for each of CTHW, got \(2, 3\)"),
         ({"sliding_window_shapes": (2, 3, 0)}, ValueError, "at least 1"),
-        ({"sliding_window_shapes": (2, 3, 2.0)}, TypeError, "whole number"),
+        ({"sliding_window_shapes": (2, 3, 2.0)}, TypeError, "integer"),
         ({"sliding_window_shapes": 3}, ValueError, "whole numbers"),
         ({"sliding_window_shapes": None}, ValueError, "whole numbers"),
         ({"sliding_window_shapes": ((2, 3, 3), (2, 3, 3))}, ValueError, "one for each|one per input"),
-        ({"strides": (1, -1, 1)}, ValueError, r"H of strides \(1, -1, 1\) is a whole number .*, got -1"),
+        ({"strides": (1, -1, 1)}, ValueError, r"H of strides \(1, -1, 1\) must be an integer .*, got -1"),
         ({"strides": 0}, ValueError, "at least 1"),
-        ({"strides": True}, TypeError, "True of type bool came"),
+        ({"strides": True}, TypeError, "got True of type bool"),
         ({"strides": [1, 1, 1]}, ValueError, r"strides are whole numbers.*\[1, 1, 1\]"),
         ({"strides": (1, 4, 1)}, ValueError, r"longer than the window.*make it at most 3"),
         ({"strides": (1, 1)}, ValueError, "strides"),
@@ -210,7 +210,7 @@ CLIP = clip_of(2, 3, 5, 7, 6)
         ({"baselines": (0, 0)}, ValueError, "one per input, 1, got 2"),
         ({"baselines": "blur"}, TypeError, "a number or a tensor, got str"),
         ({"perturbations_per_eval": 0}, ValueError, "at least 1, got 0"),
-        ({"perturbations_per_eval": 2.0}, TypeError, "whole number"),
+        ({"perturbations_per_eval": 2.0}, TypeError, "integer"),
         ({"inputs": CLIP[0]}, ValueError, r"\(3, 5, 7, 6\)"),
         ({"inputs": CLIP[:0]}, ValueError, "non-empty"),
         ({"inputs": CLIP / 0}, ValueError, "nan or infinite"),
@@ -242,9 +242,9 @@ def test_models_that_give_no_single_number_per_clip_are_refused():
 
 
 def test_the_layout_is_needed_and_must_agree():
-    with pytest.raises(ValueError, match="pass layout="):
+    with pytest.raises(ValueError, match="Pass layout="):
         VideoOcclusion(net())
     clf = VideoClassifier(net(), layout="BCTHW")
-    with pytest.raises(ValueError, match="leave the layout out"):
+    with pytest.raises(ValueError, match="Leave layout out"):
         VideoOcclusion(clf, "BTCHW")
     assert VideoOcclusion(clf).layout.axes == VideoOcclusion(clf, "BCTHW").layout.axes == "BCTHW"

@@ -1,4 +1,4 @@
-"""Our preprocessing against the processors of transformers, and the box of the original frame that the model sees."""
+"""Preprocessing: equal to the processors of transformers, and the region of the frame that the model sees."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_frames(height: int, width: int, count: int = 3, seed: int = 0) -> np.nd
 
 
 def theirs(config: dict, frames: np.ndarray) -> torch.Tensor:
-    """The clip of transformers' own Pillow processor."""
+    """Return the clip of the Pillow processor of transformers."""
     name = config["image_processor_type"]
     processor_class = getattr(transformers, name + "Pil", None) or getattr(transformers, name)
     processor = processor_class(**{key: value for key, value in config.items() if key != "image_processor_type"})
@@ -57,8 +57,8 @@ def theirs(config: dict, frames: np.ndarray) -> torch.Tensor:
     [
         VIDEOMAE,
         VIVIT,
-        {**VIDEOMAE, "size": {"height": 40, "width": 52}},  # the crop pads one axis and cuts the other
-        {**VIDEOMAE, "size": {"shortest_edge": 31}},  # an odd rest at both crop edges
+        {**VIDEOMAE, "size": {"height": 40, "width": 52}},  # the crop pads one axis and crops the other
+        {**VIDEOMAE, "size": {"shortest_edge": 31}},  # an odd margin at both edges of the crop
         {**VIDEOMAE, "resample": 3, "do_normalize": False},
         {**VIDEOMAE, "resample": 0, "do_center_crop": False, "size": {"height": 40, "width": 52}},
         {**VIDEOMAE, "do_resize": False, "do_rescale": False},
@@ -67,7 +67,7 @@ def theirs(config: dict, frames: np.ndarray) -> torch.Tensor:
     ],
     ids=["videomae", "vivit", "pad", "odd", "bicubic", "nearest", "unscaled", "no-offset", "unnormalized"],
 )
-def test_equals_the_processor_of_transformers(config: dict, size: tuple[int, int]) -> None:
+def test_preprocessing_equals_transformers(config: dict, size: tuple[int, int]) -> None:
     frames = make_frames(*size)
     expected = theirs(config, frames)
     clip = Preprocessing.from_config(config)(frames)
@@ -75,14 +75,14 @@ def test_equals_the_processor_of_transformers(config: dict, size: tuple[int, int
     torch.testing.assert_close(clip, expected, atol=1e-6, rtol=0)
 
 
-def test_defaults_of_a_silent_file_are_those_of_the_processor() -> None:
+def test_defaults_equal_those_of_the_processor() -> None:
     frames = make_frames(250, 300, count=1)
     for name in ("VideoMAEImageProcessor", "VivitImageProcessor"):
         config = {"image_processor_type": name}
         torch.testing.assert_close(Preprocessing.from_config(config)(frames), theirs(config, frames), atol=1e-6, rtol=0)
 
 
-def test_vivit_is_factor_minus_one_then_normalized() -> None:
+def test_vivit_rescales_subtracts_one_and_normalizes() -> None:
     frames = np.full((1, 8, 8, 3), 200, np.uint8)
     config = {"rescale_factor": 1 / 127.5, "offset": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     assert Preprocessing.from_config(config)(frames).unique().item() == pytest.approx(
@@ -90,29 +90,28 @@ def test_vivit_is_factor_minus_one_then_normalized() -> None:
     )
 
 
-def test_vjepa2_takes_its_size_from_the_crop() -> None:
+def test_vjepa2_derives_its_size_from_the_crop() -> None:
     config = {"video_processor_type": "VJEPA2VideoProcessor", "size": {"shortest_edge": 1}, "crop_size": 256}
     assert Preprocessing.from_config(config).resize == 292
     assert Preprocessing.from_config({**config, "crop_size": {"height": 384, "width": 384}}).resize == 438
-    silent = Preprocessing.from_config({"video_processor_type": "VJEPA2VideoProcessor"})
-    assert (silent.resize, silent.crop, silent.mean) == (292, (256, 256), (0.485, 0.456, 0.406))
+    default = Preprocessing.from_config({"video_processor_type": "VJEPA2VideoProcessor"})
+    assert (default.resize, default.crop, default.mean) == (292, (256, 256), (0.485, 0.456, 0.406))
 
 
-def test_unknown_processors_are_taken_literally() -> None:
-    nothing = Preprocessing.from_config({"image_mean": None})
-    assert nothing == Preprocessing()
+def test_unknown_processors_have_no_defaults() -> None:
+    assert Preprocessing.from_config({"image_mean": None}) == Preprocessing()
     assert Preprocessing.from_config({"size": 32}).resize == 32
     assert Preprocessing.from_config({"size": {"shortest_edge": 32, "height": None}}).resize == 32
     assert Preprocessing.from_config({"image_mean": 0.5, "image_std": 0.25}).std == (0.25, 0.25, 0.25)
 
 
-def test_flipped_channels() -> None:
+def test_flip_channels_returns_bgr() -> None:
     frames = make_frames(8, 8)
     plain = Preprocessing.from_config({})(frames)
     assert torch.equal(Preprocessing.from_config({"do_flip_channel_order": True})(frames), plain.flip(2))
 
 
-def test_tensors_views_and_arrays_give_the_same() -> None:
+def test_tensors_views_and_arrays_give_equal_clips() -> None:
     frames, preprocessing = make_frames(30, 40, count=6), Preprocessing.from_config(VIDEOMAE)
     expected = preprocessing(np.ascontiguousarray(frames[::2, ::-1]))
     assert torch.equal(preprocessing(frames[::2, ::-1]), expected)
@@ -129,20 +128,20 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize("steps", WRITTEN, ids=range(len(WRITTEN)))
-def test_steps_that_are_written_come_back(steps: Preprocessing, tmp_path) -> None:
+def test_to_config_and_from_folder_are_inverse(steps: Preprocessing, tmp_path) -> None:
     write(tmp_path, "preprocessor_config.json", steps.to_config())
     assert Preprocessing.from_folder(tmp_path) == steps
 
 
 @pytest.mark.parametrize("steps", [steps for steps in WRITTEN if not steps.flip_channels], ids=range(3))
-def test_steps_are_written_as_transformers_reads_them(steps: Preprocessing) -> None:
-    """By the one processor of theirs that has every step but the channels' order."""
+def test_transformers_reads_the_written_config(steps: Preprocessing) -> None:
+    """VivitImageProcessor has all steps except for the flip of channels."""
     frames = make_frames(60, 81)
     config = {"image_processor_type": "VivitImageProcessor", **steps.to_config()}
     torch.testing.assert_close(theirs(config, frames), steps(frames), atol=1e-6, rtol=0)
 
 
-def test_an_offset_alone_is_written_as_a_factor_of_one() -> None:
+def test_an_offset_without_factor_is_written_as_factor_one() -> None:
     steps, frames = Preprocessing(factor=None, offset=True), make_frames(8, 8)
     assert torch.equal(Preprocessing.from_config(steps.to_config())(frames), steps(frames))
 
@@ -151,7 +150,7 @@ def write(folder, name: str, config: dict) -> None:
     (folder / name).write_text(json.dumps(config))
 
 
-def test_video_files_win_over_image_files(tmp_path) -> None:
+def test_video_processor_files_have_precedence_over_image_files(tmp_path) -> None:
     write(tmp_path, "preprocessor_config.json", {"size": 10})
     assert Preprocessing.from_folder(tmp_path).resize == 10
     write(tmp_path, "processor_config.json", {"processor_class": "X", "image_processor": {"size": 20}})
@@ -162,11 +161,11 @@ def test_video_files_win_over_image_files(tmp_path) -> None:
     assert Preprocessing.from_folder(tmp_path).resize == 40
 
 
-def test_from_folder_says_what_it_looked_for(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"no processor config; looked for processor_config.json, video_pre"):
+def test_from_folder_errors_name_the_files(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"must contain one of processor_config.json, video_pre"):
         Preprocessing.from_folder(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("[1, 2")
-    with pytest.raises(ValueError, match="should hold a JSON object"):
+    with pytest.raises(ValueError, match="must contain a JSON object"):
         Preprocessing.from_folder(tmp_path)
 
 
@@ -178,11 +177,11 @@ def test_from_folder_says_what_it_looked_for(tmp_path) -> None:
         Preprocessing(resize=(50, 70), crop=(41, 60), factor=None),
         Preprocessing(crop=(48, 52), factor=None),
         Preprocessing(resize=40, factor=None),
-        Preprocessing(resize=40, crop=(48, 64), factor=None),  # black borders: the box reaches beyond the frame
+        Preprocessing(resize=40, crop=(48, 64), factor=None),  # black borders: the box extends beyond the frame
     ],
     ids=["shortest", "exact", "crop-only", "resize-only", "padded"],
 )
-def test_crop_box_finds_a_planted_square(preprocessing: Preprocessing, size: tuple[int, int]) -> None:
+def test_crop_box_locates_a_white_square(preprocessing: Preprocessing, size: tuple[int, int]) -> None:
     height, width = size
     row, column, edge = height // 2 - 9, width // 2 + 3, 12
     frames = np.zeros((1, height, width, 3), np.uint8)
@@ -200,21 +199,21 @@ def test_crop_box_finds_a_planted_square(preprocessing: Preprocessing, size: tup
     assert float(bright.sum() / 255) == pytest.approx(edge * down * edge * right, rel=0.03)
 
 
-def test_crop_box_of_a_padded_crop_reaches_beyond_the_frame() -> None:
+def test_crop_box_of_a_padded_crop_extends_beyond_the_frame() -> None:
     assert Preprocessing(crop=(20, 10)).crop_box(10, 20) == (-5.0, 5.0, 20.0, 10.0)
 
 
 @pytest.mark.parametrize(
     ("frames", "error", "text"),
     [
-        ([[1]], TypeError, "list came"),
+        ([[1]], TypeError, "got list"),
         (np.zeros((2, 8, 8, 3), np.float32), TypeError, r"float32 of shape \(2, 8, 8, 3\).*255"),
-        (np.zeros((2, 3, 8, 8), np.uint8), ValueError, r"\(2, 3, 8, 8\); put channels last"),
-        (np.zeros((8, 8, 3), np.uint8), ValueError, r"\(T, H, W, 3\), got their shape is \(8, 8, 3\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), ValueError, r"got shape \(2, 3, 8, 8\)"),
+        (np.zeros((8, 8, 3), np.uint8), ValueError, r"\(T, H, W, 3\), got shape \(8, 8, 3\)"),
         (np.zeros((0, 8, 8, 3), np.uint8), ValueError, r"\(0, 8, 8, 3\)"),
     ],
 )
-def test_frames_of_another_kind_are_refused(frames, error: type[Exception], text: str) -> None:
+def test_invalid_frames_are_rejected(frames, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         Preprocessing()(frames)
 
@@ -228,10 +227,10 @@ def test_frames_of_another_kind_are_refused(frames, error: type[Exception], text
         ({"size": 0}, "1 pixel or more"),
         ({"resample": 9}, "filters 0..5"),
         ({"image_mean": [0.5, 0.5], "image_std": [1, 1]}, "three numbers"),
-        ({"image_mean": 0.5, "image_std": 0}, "must not hold 0"),
+        ({"image_mean": 0.5, "image_std": 0}, "must not contain 0"),
         ({"image_mean": 0.5}, "image_std"),
     ],
 )
-def test_configs_that_cannot_be_understood(config: dict, text: str) -> None:
+def test_invalid_configs_are_rejected(config: dict, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Preprocessing.from_config(config)

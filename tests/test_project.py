@@ -1,4 +1,4 @@
-"""Rules of the project: versions agree, imports have no side effects and follow the layers, the wheel is complete."""
+"""Project rules: versions agree, imports have no side effects and follow the layers, the wheel is complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
-import matplotlib.font_manager  # builds matplotlib's font cache, which the audited import below must find warm
+import matplotlib.font_manager  # builds the font cache of matplotlib, which must exist before the audited import below
 import pytest
 
 import captum_staa
@@ -24,8 +24,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imported_names(path: Path, root: Path) -> Iterator[tuple[int, str]]:
-    """Every dotted name that a file imports, wherever it does so, as (line, absolute name)."""
-    parent = path.relative_to(root).with_suffix("").parts[:-1]  # of a module and of an __init__ alike: its folder
+    """Yield (line, absolute dotted name) of every import in a file, also inside functions."""
+    parent = path.relative_to(root).with_suffix("").parts[:-1]  # the folder, for modules and for __init__.py
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -35,14 +35,14 @@ def imported_names(path: Path, root: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{prefix}.{alias.name}") for alias in node.names)
 
 
-def test_packages_import_only_from_those_below_them():
+def test_packages_import_only_from_lower_layers():
     """The contract is in pyproject.toml, under [tool.importlinter]."""
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_captums_private_helpers_are_imported_in_one_file():
+def test_private_helpers_of_captum_are_imported_in_one_file():
     found = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for path in MODULES
@@ -54,14 +54,14 @@ def test_captums_private_helpers_are_imported_in_one_file():
 
 
 def test_every_module_has_a_docstring():
-    silent = [
+    missing = [
         str(path.relative_to(ROOT)) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))
     ]
-    assert not silent, f"modules without a docstring: {silent}"
+    assert not missing, f"modules without a docstring: {missing}"
 
 
-# Run in a bare interpreter: what `import captum_staa` does to the world, as Python's audit events tell it. The optional
-# extras are made absent, so the import also proves that the core needs none of them.
+# Runs in a new interpreter and records the side effects of `import captum_staa` with Python's audit events. The optional
+# dependencies are hidden, so the test also checks that the core does not need them.
 AUDIT = """
 import json, os, sys
 for optional in ("av", "skimage", "sklearn", "pytest"):
@@ -102,8 +102,8 @@ def test_import_has_no_side_effects(tmp_path):
     done = audited_import("captum_staa", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    # matplotlib, which Captum imports, keeps a font cache; torch._dynamo, which transformers imports, a scratch folder;
-    # torch for CUDA asks the system where its libraries are.
+    # matplotlib, which Captum imports, writes a font cache. torch._dynamo, which transformers imports, creates a
+    # temporary folder. torch for CUDA runs ldconfig to find its libraries.
     known = (matplotlib.get_cachedir(), str(tmp_path / "scratch"), "ldconfig")
     seen = [(event, what) for event, what in json.loads(done.stdout) if not any(folder in what for folder in known)]
     assert seen == []
@@ -118,9 +118,9 @@ def test_import_has_no_side_effects(tmp_path):
         ("import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 9))", "socket.connect"),
     ],
 )
-def test_the_audit_finds_side_effects(tmp_path, code, event):
-    (tmp_path / "rude.py").write_text(f"import warnings; warnings.simplefilter('ignore')\n{code}\n")
-    done = audited_import("rude", tmp_path)
+def test_audit_detects_side_effects(tmp_path, code, event):
+    (tmp_path / "with_side_effect.py").write_text(f"import warnings; warnings.simplefilter('ignore')\n{code}\n")
+    done = audited_import("with_side_effect", tmp_path)
     assert done.returncode == 0, done.stderr
     assert event in [name for name, _ in json.loads(done.stdout)]
 
@@ -147,29 +147,29 @@ def test_citation_file_is_readable():
     assert [r["url"].rsplit("/")[-1] for r in citation["references"]] == ["2411.00630", "2109.00222", "2110.15574"]
 
 
-def test_constraints_name_every_dependency():
+def test_constraints_pin_every_dependency():
     requirements = pytest.importorskip("packaging.requirements")
     utils = pytest.importorskip("packaging.utils")
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {utils.canonicalize_name(line.split("==")[0]) for line in lines if "==" in line}
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    wanted = re.findall(r'"([A-Za-z0-9_.-]+>=[0-9.]+|furo)"', text)
-    assert len(wanted) > 12, f"{wanted = }"
-    assert not {utils.canonicalize_name(requirements.Requirement(entry).name) for entry in wanted} - pinned
+    required = re.findall(r'"([A-Za-z0-9_.-]+>=[0-9.]+|furo)"', text)
+    assert len(required) > 12, f"{required = }"
+    assert not {utils.canonicalize_name(requirements.Requirement(entry).name) for entry in required} - pinned
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
+def test_the_wheel_contains_exactly_the_package(tmp_path):
     pytest.importorskip("hatchling")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    ours = {
+    expected = {
         path.relative_to(ROOT).as_posix()
         for path in PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert names == ours
+    assert names == expected
     assert "captum_staa/py.typed" in names
     assert any(name.startswith("captum_staa/models/weights/") and name.endswith(".safetensors") for name in names)

@@ -1,4 +1,4 @@
-"""What a notebook shows of results: the numbers, escaped, short, and in colors that a light and a dark page bear."""
+"""HTML of results in notebooks: correct numbers, escaped, short, and readable on light and dark pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from captum_staa.result import VideoAttribution
 
 
 def tree(result) -> ElementTree.Element:
-    """The HTML, which must be well-formed, fetch nothing, and set no color of text or ground but the two of lines."""
+    """Parse the HTML. It must be well-formed, load no external files, and use only the colors of lines."""
     text = result if isinstance(result, str) else result._repr_html_()
     assert "http" not in text and "<script" not in text
     colors = set(re.findall(r"(?:color|fill|stroke|background)[:=] ?'?([^;'>]+)", text))
@@ -34,12 +34,12 @@ def tree(result) -> ElementTree.Element:
 
 
 def cells(result) -> list[list[str]]:
-    """The table, with its head."""
+    """Return the table, with its header."""
     return [["".join(cell.itertext()) for cell in row] for row in tree(result).iter("tr")]
 
 
 def points(result) -> list[np.ndarray]:
-    """Each line's (N, 2)."""
+    """Return the points (N, 2) of each line."""
     return [
         np.array([[float(number) for number in spot.split(",")] for spot in line.get("points").split()])
         for line in tree(result).iter("polyline")
@@ -47,7 +47,7 @@ def points(result) -> list[np.ndarray]:
 
 
 def luminance(color: str) -> float:
-    """WCAG's relative luminance of ``#rgb`` or ``#rrggbb``."""
+    """Return the relative luminance by WCAG of ``#rgb`` or ``#rrggbb``."""
     digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
     parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
@@ -61,49 +61,49 @@ def curve(*clips: list[float]) -> Curve:
 
 
 @pytest.mark.parametrize("color", [notebook.FOR, notebook.AGAINST, notebook.LINE])
-def test_colors_stand_out_on_white_and_on_black(color):
-    """By 3 to 1, as WCAG asks of graphics."""
+def test_colors_have_enough_contrast_on_white_and_black(color):
+    """WCAG requires a contrast of 3:1 for graphics."""
     assert 1.05 / (luminance(color) + 0.05) >= 3
     assert (luminance(color) + 0.05) / (luminance("#111111") + 0.05) >= 3
 
 
-def test_a_curve_is_drawn_where_its_numbers_are():
+def test_curves_are_drawn_at_the_right_position():
     result = curve([0.0, 0.5, 1.0], [0.0, 1.0, 1.0])  # the mean is 0, 0.75, 1
     (line,) = points(result)
     np.testing.assert_allclose(line, [[0, 116], [180, 116 - 112 * 0.75], [360, 4]])
     assert cells(result) == [["clip", "score"], ["mean", "0.625"], ["0", "0.5"], ["1", "0.75"]]
     text = "".join(tree(result).itertext())
     assert "mean of 2 clips: output, 0 to 1, by part of the cells, 0 to 1" in text
-    assert "mean" not in [row[0] for row in cells(curve([0.0, 1.0]))]  # of one clip
+    assert "mean" not in [row[0] for row in cells(curve([0.0, 1.0]))]  # for one clip
 
 
-def test_both_walks_are_told_apart():
+def test_insertion_and_deletion_have_different_colors():
     rising, falling = curve([0.2, 0.9]), curve([0.9, 0.1])
     result = InsertionDeletionResult(rising, falling, rising, falling)
     lines = points(result)
-    assert [line[0, 1] > line[1, 1] for line in lines] == [True, False]  # up the page, down the page
+    assert [line[0, 1] > line[1, 1] for line in lines] == [True, False]  # rising, falling
     colors = [line.get("stroke") for line in tree(result).iter("polyline")]
     assert colors == [notebook.FOR, notebook.AGAINST]
     assert cells(result) == [["clip", *InsertionDeletionResult._fields], ["0", "0.55", "0.5", "0.55", "0.5"]]
 
 
-def test_nan_is_said_and_not_drawn():
+def test_nan_is_shown_in_the_table_and_not_drawn():
     result = curve([0.0, float("nan"), 1.0])
     assert len(points(result)[0]) == 2
     assert cells(result)[1] == ["0", "nan"]
     assert points(curve([float("nan")] * 3)) == []
     shown = cells(Smoothness(torch.tensor([float("nan"), 0.25, 0.75]), torch.tensor([float("nan")] * 3)))
-    assert shown[1] == ["mean", "0.5", "nan"]  # over the clips that have one
+    assert shown[1] == ["mean", "0.5", "nan"]  # the mean ignores nan
 
 
-def test_many_clips_are_counted():
+def test_long_tables_and_curves_are_shortened():
     shown = cells(Smoothness(torch.rand(500), torch.rand(500)))
-    assert len(shown) == 1 + 20 + 1 and shown[-1] == ["… 481 more"]  # 500 and their mean, less 20
+    assert len(shown) == 1 + 20 + 1 and shown[-1] == ["… 481 more"]  # 500 clips and their mean, without 20
     result = curve(*torch.rand(500, 1001).tolist())
     assert len(points(result)[0]) <= 2 * notebook.POINTS
 
 
-def test_agreement_and_likeness():
+def test_reliability_similarity_and_randomization():
     found = Reliability(0.5, (0.25, 0.75), 0.4, (0.1, 0.6), float("nan"), (float("nan"), float("nan")))
     assert cells(found)[1:] == [
         ["weighted", "0.5", "0.25", "0.75"],
@@ -124,7 +124,7 @@ def test_agreement_and_likeness():
 
 
 @pytest.mark.parametrize(("change", "word"), [(0.5, "the gates are used"), (0.001, "the gates are not used")])
-def test_usage_says_whether_gates_are_used(change, word):
+def test_attention_usage_states_whether_gates_are_used(change, word):
     values = torch.full((3,), change)
     names = ("temporal_flat", "temporal_shuffled", "spatial_flat", "spatial_shuffled")
     usage = AttentionUsage(*[values] * 4, decisions=dict.fromkeys(names, 0.25))
@@ -132,7 +132,7 @@ def test_usage_says_whether_gates_are_used(change, word):
     assert cells(usage)[1] == ["temporal_flat", f"{change:.3g}", "0.25"]
 
 
-def test_what_perturbation_learned_stands_below_its_map():
+def test_mask_attribution_shows_scores_and_history():
     parts = VideoAttribution.from_joint(torch.rand(2, 4, 6, 6))
     history = History(
         torch.tensor([0, 10, 20]), torch.tensor([[4.0, 2.0], [2.0, 2.0], [1.0, 1.0]]), *[torch.rand(3)] * 2
@@ -158,7 +158,7 @@ def test_what_perturbation_learned_stands_below_its_map():
     assert len(list(tree(result).iter("svg"))) == 2 * 2 + 1
 
 
-def test_a_branch_says_what_it_answers_itself():
+def test_branch_attribution_shows_both_predictions():
     parts = VideoAttribution.from_joint(torch.rand(1, 4, 6, 6))
     answer, own = torch.tensor([[0.0, 3.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
     result = BranchAttribution(
@@ -176,7 +176,7 @@ def test_a_branch_says_what_it_answers_itself():
     assert cells(bare) == []
 
 
-def test_a_training_shows_its_losses_and_the_epochs_that_matter():
+def test_fit_history_shows_losses_and_the_best_epoch():
     losses, own = [3.0, 2.0, 1.0, 1.5], [4.0, 2.0, 3.0, 5.0]
     history = FitHistory(
         [{"class": loss / 2, "loss": loss} for loss in losses], [{"class": 9.0, "loss": loss} for loss in own], 1
@@ -195,10 +195,10 @@ def test_a_training_shows_its_losses_and_the_epochs_that_matter():
     assert cells(FitHistory()) == [["epoch", "data"]]
 
 
-def test_a_branch_shows_its_gates_and_both_answers():
+def test_branch_explanation_shows_gates_and_both_predictions():
     spatial, temporal = torch.full((2, 4, 8, 8), 0.1), torch.full((2, 4), 0.25)
     spatial[:, :, 2, 5], temporal[:, 3] = 0.9, 0.5
-    told = BranchExplanation(
+    explanation = BranchExplanation(
         logits=torch.tensor([[0.0, 3.0], [1.0, 0.0]]),
         attention_logits=torch.tensor([[2.0, 0.0], [3.0, 0.0]]),
         spatial=spatial,
@@ -206,7 +206,7 @@ def test_a_branch_shows_its_gates_and_both_answers():
         grid=(2, 4, 4),
         gates=Gates(spatial, temporal, spatial, temporal),
     )
-    assert cells(told) == [["clip", "class", "class by the branch"], ["0", "1", "0"], ["1", "0", "0"]]
-    assert told.resolution in told._repr_html_()
-    bars = [float(r.get("height")) for r in tree(told).iter("rect")][-4:]
-    assert bars == [0.5, 0.5, 0.5, 1]  # of the largest
+    assert cells(explanation) == [["clip", "class", "class by the branch"], ["0", "1", "0"], ["1", "0", "0"]]
+    assert explanation.resolution in explanation._repr_html_()
+    bars = [float(r.get("height")) for r in tree(explanation).iter("rect")][-4:]
+    assert bars == [0.5, 0.5, 0.5, 1]  # relative to the largest

@@ -170,11 +170,11 @@ CLIP = torch.zeros(1, 8, 3, 4, 4)
     [
         ({"attributions": torch.zeros(8, 3, 4, 4)}, ValueError, "(8, 3, 4, 4)"),
         ({"attributions": torch.zeros(1, 0, 3, 4, 4)}, ValueError, "(1, 0, 3, 4, 4)"),
-        ({"attributions": torch.full_like(CLIP, math.nan)}, ValueError, "384 of the 384 values of attributions"),
+        ({"attributions": torch.full_like(CLIP, math.nan)}, ValueError, "got 384 nan or infinite values out of 384"),
         ({"attributions": CLIP.long()}, TypeError, "int64"),
         ({"attributions": (CLIP,)}, TypeError, "tuple"),
         ({"layout": "BCTHW"}, ValueError, "layout='BTCHW'"),
-        ({"layout": "THW"}, ValueError, "'THW' came"),
+        ({"layout": "THW"}, ValueError, "got 'THW'"),
         ({"space": -1.0}, ValueError, "space = -1.0"),
         ({"time": -0.5}, ValueError, "time = -0.5"),
         ({"space": math.inf}, ValueError, "space = inf"),

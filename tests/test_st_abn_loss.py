@@ -245,7 +245,7 @@ def test_an_observer_learns_where_the_evidence_is():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "joint"}, "preset is one of 'paper', 'adapter', 'posthoc', 'edit', got 'joint'"),
+        ({"preset": "joint"}, "preset must be one of 'paper', 'adapter', 'posthoc', 'edit', got 'joint'"),
         ({"area": -1.0}, r"area weighs a term and is at least 0, got -1\.0"),
         ({"smoothness": float("nan")}, "smoothness weighs a term.*nan came"),
         ({"edit": -0.1}, "edit weighs a term"),

@@ -245,7 +245,7 @@ def test_a_size_of_clips_that_is_none(size, tmp_path):
     STABN(4, net, **options).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_size": size}))
-    with pytest.raises(ValueError, match=r"hold no whole ST-ABN .*image_size is"):
+    with pytest.raises(ValueError, match=r"hold no whole ST-ABN .*image_size must be"):
         STABN.from_pretrained(tmp_path)
 
 

@@ -289,9 +289,9 @@ def test_progress_is_shown_where_it_is_asked_for(capsys):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"epochs": 0}, ValueError, "epochs is a whole number of at least 1, got 0"),
-        ({"epochs": 1.5}, TypeError, r"epochs is a whole number.*1\.5 of type float came"),
-        ({"patience": 0}, ValueError, "patience is a whole number of at least 1, got 0"),
+        ({"epochs": 0}, ValueError, "epochs must be an integer of at least 1, got 0"),
+        ({"epochs": 1.5}, TypeError, r"epochs must be an integer.*got 1\.5 of type float"),
+        ({"patience": 0}, ValueError, "patience must be an integer of at least 1, got 0"),
         ({"max_grad_norm": "a"}, TypeError, "max_grad_norm is a number above 0 or None, got 'a'"),
         ({"max_grad_norm": 0.0}, ValueError, r"max_grad_norm is above 0, got 0\.0; None does not limit"),
     ],

@@ -155,12 +155,12 @@ def test_names_and_errors():
         (
             {"mode": "attention", "layers": [2]},
             ValueError,
-            r"layers=\[2\] is a whole number of -2 to 1 of this model's 2 blocks, got 2",
+            r"layers=\[2\] must be an integer from -2 to 1 \(of this model's 2 blocks\), got 2",
         ),
         ({"mode": "attention", "layers": []}, ValueError, "list of indices"),
         ({"mode": "attention", "layers": -1}, ValueError, "list of indices.*but -1"),
-        ({"mode": "attention", "layers": [0.0]}, TypeError, "whole number"),
-        ({"mode": "attention", "layers": [True]}, TypeError, "whole number"),
+        ({"mode": "attention", "layers": [0.0]}, TypeError, "integer"),
+        ({"mode": "attention", "layers": [True]}, TypeError, "integer"),
         ({"focus": True}, TypeError, "Focus.*True"),
         ({"mode": "released", "layers": [-1]}, ValueError, r"layers=\[-1\].*mode='released'"),
         ({"mode": "released", "upsampling": "nearest"}, ValueError, "'nearest'.*mode='released'"),
@@ -176,9 +176,9 @@ def test_names_and_errors():
         STAA(lambda clip: clip)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Sequential.*no known family.*Family"):
         STAA(VideoClassifier(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), layout="BTCHW"))
-    with pytest.raises(TypeError, match=r"floats.*uint8.*preprocess"):
+    with pytest.raises(TypeError, match=r"floating-point.*uint8.*preprocess"):
         method.attribute(torch.zeros(clip.shape, dtype=torch.uint8), 1)
-    with pytest.raises(ValueError, match=r"\(8, 3, 24, 16\).*clip\[None\]"):
+    with pytest.raises(ValueError, match=r"\(8, 3, 24, 16\).*unsqueeze\(0\)"):
         method.attribute(clip[0], 1)
 
 

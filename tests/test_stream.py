@@ -96,7 +96,7 @@ def test_attention_is_the_mean_over_windows(clf, wide, stride):
 def test_relevance_with_an_staa_instance(clf, wide, rule, target):
     explainer = STAA(clf, mode="relevance", rule=rule)
     stream = STAAStream(explainer, stride=8, target=target)
-    index = None if target is None else clf.target(target)
+    index = None if target is None else clf.class_index(target)
     check(list(stream(wide)), wide, slow(explainer, wide, 8, unit=1, target=index))
 
 
@@ -242,8 +242,8 @@ def test_the_temporal_signal_rises_where_the_object_is(clf):
         ({"stride": 17}, ValueError, "stride must be at most window=16, .* got 17"),
         ({"stride": 0}, ValueError, "stride"),
         ({"window": 16.0}, TypeError, "window"),
-        ({"mode": "gradcam"}, ValueError, "mode is one of"),
-        ({"policy": "skip"}, ValueError, "policy is one of 'wait', 'drop', got 'skip'"),
+        ({"mode": "gradcam"}, ValueError, "mode must be one of"),
+        ({"policy": "skip"}, ValueError, "policy must be one of 'wait', 'drop', got 'skip'"),
         (
             {"target": "bright-bottom"},
             ValueError,

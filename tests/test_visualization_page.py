@@ -127,7 +127,7 @@ def test_page_is_written_atomically(tmp_path):
     page = to_html(CLIP, SIGNED, path=path, title="Größe")
     assert path.read_text("utf-8") == page
     assert os.listdir(tmp_path) == ["page.html"]
-    with pytest.raises(FileExistsError, match=r"page\.html exists; pass overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"page\.html already exists.*overwrite=True"):
         to_html(CLIP, SIGNED, path=path)
     assert path.read_text("utf-8") == page
     assert to_html(CLIP, SIGNED, path=path, overwrite=True) == path.read_text("utf-8")

@@ -1,1 +1,1 @@
-"""Helpers that every package shares."""
+"""Private helpers shared by all packages."""

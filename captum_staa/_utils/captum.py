@@ -1,4 +1,4 @@
-"""Private helpers of Captum, imported in this file alone: a release that moves one is fixed here."""
+"""Captum's private helpers. Only this file imports them, so a Captum release that moves one is fixed here."""
 
 from captum._utils.common import (
     ExpansionTypes,

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever ends the writing: an error, Ctrl-C, a full disk."""
+"""Atomic writing: a file is either complete or absent, also after an error, Ctrl-C or a full disk."""
 
 from __future__ import annotations
 
@@ -18,72 +18,79 @@ FilePath = str | os.PathLike[str]
 
 @contextmanager
 def atomic(path: FilePath, overwrite: bool = False) -> Iterator[Path]:
-    """A name to write to, which becomes ``path`` if the block ends well, and is removed if it does not.
+    """Yield a temporary path to write to. It is renamed to ``path`` if the block succeeds, and removed if it fails.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> with atomic(folder / "note.txt") as partial:
-        ...     _ = partial.write_text("whole")
+        ...     _ = partial.write_text("complete")
         >>> [path.name for path in folder.iterdir()], (folder / "note.txt").read_text()
-        (['note.txt'], 'whole')
+        (['note.txt'], 'complete')
 
     Args:
-        path: where to; its folder must be there.
+        path: the file to write. Its folder must exist.
         overwrite: whether an existing file may be replaced.
 
     Raises:
-        FileExistsError, FileNotFoundError: the file exists and ``overwrite`` is False; the folder does not exist.
-        OSError: it cannot be written, by the name that was asked for.
+        FileExistsError: the file exists and ``overwrite`` is False.
+        FileNotFoundError: the folder of ``path`` does not exist.
+        OSError: the file cannot be written. The error names ``path``, not the temporary file.
     """
     target = Path(path)
     if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; pass overwrite=True to replace it, or choose another name")
+        raise FileExistsError(f"{target} already exists. Pass overwrite=True to replace it, or choose another name.")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder of {target} does not exist; create it first")
+        raise FileNotFoundError(f"the folder of {target} does not exist. Create it first.")
     partial = target.with_name(f".{target.stem[:64]}.{uuid.uuid4().hex}{target.suffix}")
     try:
         yield partial
         os.replace(partial, target)
     except OSError as error:
-        # of a full disk Python names no file, and of a forbidden one the name that nobody knows
+        # For a full disk Python names no file. For a missing permission it names the temporary file, which users do
+        # not know. Both errors are raised again with the path that the caller passed.
         if error.errno is None or error.filename not in (None, str(partial)):
             raise
         raise OSError(
-            error.errno, f"{error.strerror}; it is not written, and nothing of it is left", str(target)
-        ) from (error)
+            error.errno, f"{error.strerror}. The file was not written, and no partial file is left", str(target)
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def together(folder: FilePath, names: Sequence[str], overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write several files to, which move to ``folder`` one after the other if the block ends well.
+def atomic_files(folder: FilePath, names: Sequence[str], overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder to write several files to. They are moved to ``folder`` if the block succeeds.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp()) / "out"
-        >>> with together(folder, ["a.txt", "b.txt"]) as partial:
+        >>> with atomic_files(folder, ["a.txt", "b.txt"]) as partial:
         ...     for name in ("a.txt", "b.txt"):
         ...         _ = (partial / name).write_text(name)
         >>> sorted(path.name for path in folder.iterdir())
         ['a.txt', 'b.txt']
 
     Args:
-        folder: is created where it is missing, and removed again where the block fails.
-        names: of the files that the block may write.
-        overwrite: whether existing files of these names may be replaced.
+        folder: the folder of the files. It is created if it is missing, and then removed again if the block fails.
+        names: names of the files that the block may write.
+        overwrite: whether existing files with these names may be replaced.
 
     Raises:
-        FileExistsError: a file is there and ``overwrite`` is False.
-        OSError: the folder cannot be created or written to; where the block fails, no file is there.
+        FileExistsError: one of the files exists and ``overwrite`` is False.
+        IsADirectoryError: one of the names is an existing folder.
+        OSError: the folder cannot be created or written to. No file is moved if the block fails.
     """
     target = Path(folder)
-    if not overwrite and (held := [name for name in names if (target / name).exists()]):
-        raise FileExistsError(f"{target} holds {held}; pass overwrite=True to replace them, or choose another folder")
-    if held := [name for name in names if (target / name).is_dir()]:
-        raise IsADirectoryError(f"{target} holds folders named {held}, which no file replaces; choose another folder")
-    created = [place for place in (target, *target.parents) if not place.exists()]
+    if not overwrite and (existing := [name for name in names if (target / name).exists()]):
+        raise FileExistsError(
+            f"{target} already contains {existing}. Pass overwrite=True to replace them, or choose another folder."
+        )
+    if existing := [name for name in names if (target / name).is_dir()]:
+        raise IsADirectoryError(
+            f"{existing} must be files, got folders of these names in {target}. Choose another folder."
+        )
+    created = [parent for parent in (target, *target.parents) if not parent.exists()]
     partial = target / f".{uuid.uuid4().hex}"
     try:
         partial.mkdir(parents=True)
@@ -93,9 +100,9 @@ def together(folder: FilePath, names: Sequence[str], overwrite: bool = False) ->
                 os.replace(partial / name, target / name)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        for place in created:
-            if place.is_dir() and not any(place.iterdir()):
-                place.rmdir()
+        for parent in created:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
         raise
     shutil.rmtree(partial)
 
@@ -103,19 +110,21 @@ def together(folder: FilePath, names: Sequence[str], overwrite: bool = False) ->
 def save_tensors(
     save: Callable[..., None], tensors: dict[str, Any], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """``safetensors``' own ``save_file``, with the mode of any new file, and with errors of the disk as OSError.
+    """Save tensors with safetensors. The file gets the usual permissions, and disk errors are raised as OSError.
 
     Args:
         save: ``save_file`` of safetensors.torch or safetensors.numpy.
-        tensors: by name, contiguous.
-        path: of a new file.
-        metadata: of the file.
+        tensors: contiguous tensors by name.
+        path: the new file.
+        metadata: metadata of the file.
 
     Raises:
         OSError: the file cannot be written.
     """
     path.touch()
-    mode = path.stat().st_mode  # what the user's umask says; safetensors would leave the file to its owner alone
+    mode = (
+        path.stat().st_mode
+    )  # from the user's umask. safetensors alone would make the file readable for its owner only
     try:
         save(tensors, path, metadata=metadata)
     except SafetensorError as error:

@@ -1,4 +1,4 @@
-"""The one Gaussian blur over space and time that methods, baselines and users' maps share."""
+"""Gaussian blur over space and time, shared by methods, baselines and smoothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SPREAD = 0.75  # standard deviation, in tubelets or cells, that gathers neighbors of opposite signs into one object
+SPREAD = (
+    0.75  # standard deviation, in tubelets or cells, that merges neighboring tokens of opposite signs into one object
+)
 
 
 def gaussian(
@@ -19,15 +21,15 @@ def gaussian(
     """Blur ``(B, T, H, W)`` maps along time, height and width.
 
     Args:
-        maps: any float tensor of four axes.
-        sigma: standard deviation per axis ``(T, H, W)``, in frames and pixels; 0 leaves an axis alone.
-        radius: half-width of the kernel per axis; three standard deviations by default.
-        keep_sums: spread each value over its neighborhood inside the clip, so that the sum of a map stays the same,
-            also at borders. Otherwise each result is the mean of its neighborhood, and a constant map stays constant.
+        maps: float tensor ``(B, T, H, W)``.
+        sigma: standard deviation per axis ``(T, H, W)``, in frames and pixels. 0 does not blur along an axis.
+        radius: half-width of the kernel per axis. The default is three standard deviations.
+        keep_sums: distribute each value over its neighborhood inside the clip, so that the sum of a map stays the same,
+            also at borders. If False, each result is the mean of its neighborhood, and a constant map stays constant.
 
     Returns:
-        Blurred maps. What lies outside the clip is unknown, not zero: at borders the kernel is normalized over what it
-        covers, so the first and last frames lose nothing.
+        Blurred maps ``(B, T, H, W)``. At borders the kernel is normalized over the part inside the clip instead of
+        padding with zeros, so the first and last frames are not darkened.
     """
     for axis, width in enumerate(sigma, start=1):
         if width <= 0:

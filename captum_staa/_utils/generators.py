@@ -1,4 +1,4 @@
-"""The one rule about chance: what is random comes from a generator that is given, or is the same in every call."""
+"""Randomness: numbers come from the generator that the caller passes, or are the same in every call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def generator_or_seeded(generator: torch.Generator | None) -> torch.Generator:
-    """The generator that is given, or a new one seeded with 0, on the CPU; never PyTorch's global one.
+    """Return ``generator``, or a new CPU generator seeded with 0 if it is None. PyTorch's global generator is not used.
 
     Example:
         >>> first, again = (torch.rand(1, generator=generator_or_seeded(None)) for _ in range(2))
@@ -14,10 +14,12 @@ def generator_or_seeded(generator: torch.Generator | None) -> torch.Generator:
         True
 
     Raises:
-        TypeError: ``generator`` is something else.
+        TypeError: ``generator`` is neither a ``torch.Generator`` nor None.
     """
     if generator is None:
         return torch.Generator().manual_seed(0)
     if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator is a torch.Generator, got {generator!r}; torch.Generator().manual_seed(1)")
+        raise TypeError(
+            f"generator must be a torch.Generator or None, got {generator!r}. Pass torch.Generator().manual_seed(1)."
+        )
     return generator

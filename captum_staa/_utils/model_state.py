@@ -1,6 +1,6 @@
-"""A model as it is lent to an explanation: in eval mode, with frozen parameters, uncompiled; afterwards as before.
+"""Context managers that change the state of a model (eval mode, frozen parameters, no compiling) and restore it.
 
-Each holds in blocks within each other, and in threads that share a model and overlap.
+All of them can be nested, and can be used by several threads that share a model.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# By module, the mode before each block, the blocks in the order in which they were entered. Of two threads on one model
-# the first to leave must not set the other's modules training.
+# For each open block, the mode of every module before the block, in the order in which the blocks were entered. If two
+# threads share a model, the first thread that leaves its block must not set the other thread's modules to training.
 _open: list[dict[nn.Module, bool]] = []
 _modes_lock = Lock()
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module of the model in eval mode inside the block, and afterwards in its own again."""
+    """Set every module of the model to eval mode inside the block, and restore each module's mode afterwards."""
     with _modes_lock:
         before = {module: module.training for module in model.modules()}
         _open.append(before)
@@ -34,47 +34,50 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             _, *later = _open[at:]
             del _open[at]
             for module, training in before.items():
-                heir = next((block for block in later if module in block), None)
-                if heir is None:
+                still_open = next((block for block in later if module in block), None)
+                if still_open is None:
                     module.training = training
-                else:
-                    heir[module] = training
+                else:  # the last block to leave restores the mode
+                    still_open[module] = training
 
 
-# Counted per parameter, so that two threads on one model do not restore each other's state.
+# Number of open blocks per parameter, so that two threads with one model do not restore each other's state.
 _frozen: dict[Tensor, int] = {}
 _frozen_lock = Lock()
 
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """``requires_grad`` of all parameters is False inside the block, and afterwards what it was before.
+    """Set ``requires_grad`` of all parameters to False inside the block, and restore it afterwards.
 
-    So a backward pass to the input keeps no layer's own inputs.
+    A backward pass to the input then does not need to keep the inputs of each layer, which saves memory.
     """
     with _frozen_lock:
-        mine = [p for p in model.parameters() if p.requires_grad or p in _frozen]
-        for parameter in mine:
+        frozen_here = [p for p in model.parameters() if p.requires_grad or p in _frozen]
+        for parameter in frozen_here:
             _frozen[parameter] = _frozen.get(parameter, 0) + 1
             parameter.requires_grad_(False)
     try:
         yield
     finally:
         with _frozen_lock:
-            for parameter in mine:
+            for parameter in frozen_here:
                 _frozen[parameter] -= 1
                 if not _frozen[parameter]:
                     del _frozen[parameter]
                     parameter.requires_grad_(True)
 
 
-_stance: list[Any] = []  # of the compiler, one per capture under way; the first one holds what it was before
+_stance: list[Any] = []  # the compiler's stance, one item per open block. The first item restores the original stance
 _stance_lock = Lock()
 
 
 @contextmanager
 def without_compiling() -> Iterator[None]:
-    """Run compiled models eagerly, as compiled graphs skip hooks. The stance is global, so threads share it."""
+    """Run compiled models eagerly inside the block, because compiled graphs skip hooks.
+
+    The compiler's stance is global, so all threads share it.
+    """
     with _stance_lock:
         _stance.append(None if _stance else torch.compiler.set_stance("force_eager"))
     try:
@@ -82,11 +85,11 @@ def without_compiling() -> Iterator[None]:
     finally:
         with _stance_lock:
             if len(_stance) > 1:
-                _stance.pop()  # not the first: others are still under way
+                _stance.pop()  # other blocks are still open
             else:
                 _stance.pop().__exit__(None, None, None)
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """The module behind ``torch.compile``, or the module itself."""
+    """Return the module inside a ``torch.compile`` wrapper, or ``model`` itself if it is not compiled."""
     return getattr(model, "_orig_mod", model)

@@ -1,4 +1,4 @@
-"""What a notebook shows of results: small HTML with nothing to fetch, legible on a light page and on a dark one."""
+"""HTML that a notebook shows for results: small, without external files, readable on light and dark pages."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-FOR, AGAINST = "#d47801", "#0298db"  # told apart by color-blind readers, and visible on light and on dark
-LINE = "#888"  # likewise
-ROWS = 20  # of a table
-POINTS = 400  # of a curve, which is narrower than that
+FOR, AGAINST = (
+    "#d47801",
+    "#0298db",
+)  # color-blind readers can distinguish them, and both are visible on light and dark pages
+LINE = "#888"  # also visible on light and dark pages
+ROWS = 20  # maximum number of rows of a table
+POINTS = 400  # about the maximum number of points of a curve, which is 360 pixels wide
 
 Cell = str | float | int
 
 
 def block(title: str, *parts: str) -> str:
-    """A title, and tables and pictures below it.
+    """Return HTML of a title with tables and pictures below it.
 
     Example:
         >>> block("Smoothness < 1", table(["clip", "space"], [[0, 0.5]]))[:40]
@@ -29,7 +32,7 @@ def block(title: str, *parts: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, most: int = ROWS) -> str:
-    """A table of plain text and numbers.
+    """Return an HTML table of plain text and numbers.
 
     Example:
         >>> short = table(["clip", "score"], [[0, 0.123456], [1, float("nan")], [2, 1.0]], most=2)
@@ -38,8 +41,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, most: int = RO
 
     Args:
         head: a name for each column.
-        rows: cells; text to the left, numbers to the right.
-        most: rows that are shown; the others are counted.
+        rows: cells of each row. Text is aligned to the left, numbers to the right.
+        most: how many rows are shown. The last line gives the number of the other rows.
     """
     lines = ["".join(f"<th>{escape(name)}</th>" for name in head)]
     lines += ["".join(map(_cell, row)) for row in rows[:most]]
@@ -49,24 +52,24 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, most: int = RO
 
 
 def by_clip(columns: Mapping[str, Sequence[float]]) -> str:
-    """A table with a row for each clip, and the means above them where there are several; these pass over nan.
+    """Return a table with one row per clip. With several clips, the first row holds their means, which ignore nan.
 
     Example:
         >>> by_clip({"score": [0.25, float("nan"), 0.75]}).count("<tr>"), "0.5<" in by_clip({"score": [0.25, 0.75]})
         (5, True)
 
     Args:
-        columns: by name, a value per clip.
+        columns: one value per clip for each column name.
     """
     rows: list[list[Cell]] = [[at, *values] for at, values in enumerate(zip(*columns.values(), strict=True))]
     if len(rows) > 1:
-        told = [[value for value in column if not math.isnan(value)] for column in columns.values()]
-        rows.insert(0, ["mean", *(sum(values) / len(values) if values else math.nan for values in told)])
+        known = [[value for value in column if not math.isnan(value)] for column in columns.values()]
+        rows.insert(0, ["mean", *(sum(values) / len(values) if values else math.nan for values in known)])
     return table(["clip", *columns], rows)
 
 
 def number(value: float) -> str:
-    """Three significant digits; whole numbers as they are.
+    """Return a float with three significant digits, and an int unchanged.
 
     Example:
         >>> number(12345), number(0.123456), number(1234.5), number(float("nan"))
@@ -76,7 +79,7 @@ def number(value: float) -> str:
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -> str:
-    """Up to two lines in one picture, with the ends of both axes; what is not finite is left out.
+    """Return an SVG picture of up to two lines, with the range of both axes. Values that are not finite are left out.
 
     Example:
         >>> drawn = curves({"insertion": [(0.0, 0.1), (0.5, 0.8), (1.0, 0.9)]}, "part inserted", "probability")
@@ -84,9 +87,9 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -
         (1, True)
 
     Args:
-        lines: by name, points (x, y) from left to right.
-        x: what runs to the right.
-        y: what runs up.
+        lines: the points (x, y) of each line by its name, from left to right.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
     """
     kept = {name: [point for point in points if all(map(math.isfinite, point))] for name, points in lines.items()}
     points = [point for line in kept.values() for point in line]
@@ -111,12 +114,12 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -
 
 
 def signed_map(cells: Sequence[Sequence[float]], width: float, height: float, label: str) -> str:
-    """Rows of values in -1 .. 1 as tiles, colored by sign, the stronger the more opaque."""
+    """Return an SVG picture of values in -1 .. 1 as tiles. The sign sets the color, the magnitude the opacity."""
     tiles = [
         (x, y, 1, 1, value, abs(value))
         for y, row in enumerate(cells)
         for x, value in enumerate(row)
-        if abs(value) > 0.02  # fainter ones cannot be seen, and noise would fill the notebook with them
+        if abs(value) > 0.02  # weaker tiles cannot be seen, and would make the notebook large
     ]
     return (
         f"<svg viewBox='0 0 {len(cells[0])} {len(cells)}' width='{width:.0f}' height='{height:.0f}' "
@@ -126,7 +129,7 @@ def signed_map(cells: Sequence[Sequence[float]], width: float, height: float, la
 
 
 def signed_bars(values: Sequence[float], width: float, height: float, label: str) -> str:
-    """A bar for each value in -1 .. 1, up or down."""
+    """Return an SVG picture with a bar, up or down, for each value in -1 .. 1."""
     bars = [(at + 0.1, 1 - max(value, 0), 0.8, abs(value), value, 1) for at, value in enumerate(values)]
     lowest = max(0.0, -min(values))
     return (
@@ -142,10 +145,10 @@ def _cell(value: Cell) -> str:
     return f"<td style='text-align: right'>{number(value)}</td>"
 
 
-def _rectangles(several: Sequence[tuple[float, ...]]) -> str:
-    """SVG of (x, y, width, height, value, opacity), colored by the value's sign."""
+def _rectangles(rectangles: Sequence[tuple[float, ...]]) -> str:
+    """Return SVG rectangles of (x, y, width, height, value, opacity), colored by the sign of the value."""
     return "".join(
         f"<rect x='{x:.4g}' y='{y:.4g}' width='{width:.4g}' height='{height:.4g}' "
         f"fill='{FOR if value > 0 else AGAINST}' fill-opacity='{opacity:.2g}'/>"
-        for x, y, width, height, value, opacity in several
+        for x, y, width, height, value, opacity in rectangles
     )

@@ -1,4 +1,4 @@
-"""Which versions gave a number: this library's own, and those of the libraries whose numbers it relays."""
+"""Versions of this library and of the libraries that its numbers depend on."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import platform
 import sys
 from importlib import metadata
 
-RELAYED = ("captum", "torch", "numpy", "transformers", "scikit-learn", "pillow", "av")
+DEPENDENCIES = ("captum", "torch", "numpy", "transformers", "scikit-learn", "pillow", "av")
 
 
 def versions() -> dict[str, str]:
-    """For the record of a run; a library that is not installed is left out.
+    """Return the version of Python, of this library and of its installed dependencies, by name.
 
     Example:
         >>> import captum_staa
         >>> versions()["captum_staa"] == captum_staa.__version__
         True
     """
-    found = {"python": platform.python_version(), "captum_staa": sys.modules["captum_staa"].__version__}
-    for name in RELAYED:
+    installed = {"python": platform.python_version(), "captum_staa": sys.modules["captum_staa"].__version__}
+    for name in DEPENDENCIES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

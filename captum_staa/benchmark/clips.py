@@ -199,7 +199,7 @@ def checked(item: Any, classifier: VideoClassifier, **more: Tensor | None) -> Sa
         raise ValueError(
             f"clip must have a batch size of 1, got shape {tuple(clip.shape)}. Pass the clips of the batch one by one."
         )
-    index = classifier.target(target if isinstance(target, str) else int(target))
+    index = classifier.class_index(target if isinstance(target, str) else int(target))
     device = next((parameter.device for parameter in classifier.parameters()), clip.device)
     all_masks = more | {name: mask for name, mask in zip(MASKS, masks, strict=False) if mask is not None}
     extent = tuple(layout.size(clip)[axis] for axis in WORKING if axis not in "BC")

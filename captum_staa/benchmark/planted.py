@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_staa._utils.checks import check_choice, check_count, is_number, is_whole
+from captum_staa._utils.checks import check_choice, check_count, is_integer, is_number
 from captum_staa.benchmark.scenes import (
     GRAY,
     LABELS,
@@ -256,7 +256,7 @@ def _to_clip(frames: Tensor) -> Tensor:
 
 def _pair(name: str, pair: Any) -> tuple[int, int]:
     """Return a checked pair of integers, the smaller one first."""
-    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_whole, pair))):
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_integer, pair))):
         raise TypeError(f"{name} must be two ints (fewest, most), got {pair!r}. Pass {name}=(5, 7), for example.")
     if not 1 <= pair[0] <= pair[1]:
         raise ValueError(f"{name} must be (fewest, most) with 1 <= fewest <= most, got {pair}. Swap or raise them.")

@@ -151,7 +151,7 @@ def _check_inside(rows: list[tuple[int, dict[str, str]]], table: io.FilePath) ->
 def _target(classifier: VideoClassifier, label: str, where: str) -> int:
     """Return the index of a label; an error names the line of the table."""
     try:
-        return classifier.target(label)
+        return classifier.class_index(label)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 

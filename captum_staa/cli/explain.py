@@ -57,7 +57,7 @@ def explain(options: Options) -> Explanation:
     with tqdm(total=3, initial=1, delay=1, leave=False, bar_format=form, desc="loading the model") as steps:
         classifier = load(options.model, options.device)
         method = METHODS[options.method](classifier, options)
-        target = None if options.target is None else classifier.target(options.target)
+        target = None if options.target is None else classifier.class_index(options.target)
         if options.windows:
             steps.close()
             return explain_windows(method, options, info, target)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from captum_staa._utils.files import save_tensors, together
+from captum_staa._utils.files import atomic_files, save_tensors
 from captum_staa._utils.versions import versions
 from captum_staa.cli.explanation import Explanation, KeyFrame
 from captum_staa.cli.pictures import draw
@@ -52,7 +52,7 @@ def write(
     tensors = {"attributions": parts.joint[0], "temporal": parts.temporal[0], "spatial": parts.spatial[0]}
     if masks is not None:
         tensors["masks"] = masks.masks
-    with together(folder, FILES, overwrite) as partial:
+    with atomic_files(folder, FILES, overwrite) as partial:
         paths = [partial / name for name in FILES]
         contiguous = {name: part.float().contiguous() for name, part in tensors.items()}
         save_tensors(save_file, contiguous, paths[0], described(explanation))

@@ -84,7 +84,7 @@ def run(options: StreamOptions) -> int:
         classifier = load(options.model, options.device)
         layers: Any = {} if options.layers is None else {"layers": options.layers}
         explainer = STAA(classifier, mode=options.mode, **layers)  # type: ignore[arg-type]  # STAA checks the mode
-        target = None if options.target is None else classifier.target(options.target)
+        target = None if options.target is None else classifier.class_index(options.target)
         stream = STAAStream(
             explainer,
             options.window,

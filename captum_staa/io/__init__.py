@@ -1,4 +1,4 @@
-"""Read and write video files, a few frames in memory at a time; written files appear whole or not at all."""
+"""Read and write video files with few frames in memory at a time. Writing is atomic."""
 
 from captum_staa._utils.files import FilePath
 from captum_staa.io.reading import Sampling, Video, VideoInfo, frame_times, iter_windows, probe, read_video

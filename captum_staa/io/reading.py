@@ -1,4 +1,4 @@
-"""Choose frames of a video file and read them, a few in memory at a time."""
+"""Select frames of a video file and read them, with few frames in memory at a time."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Sampling = Literal["uniform", "dense", "stride"]
 
 
 class Video(NamedTuple):
-    """What :func:`read_video` returns; it unpacks as ``frames, fps, indices``."""
+    """The result of :func:`read_video`. It unpacks as ``frames, fps, indices``."""
 
     frames: NDArray[np.uint8]  # (T, H, W, 3), RGB
-    fps: float  # of the file, not of the frames chosen; nan where the file does not say
-    indices: NDArray[np.int64]  # (T,), in the file
+    fps: float  # of the file, not of the selected frames; nan if the file does not say
+    indices: NDArray[np.int64]  # (T,), index of each frame in the file
 
 
 class VideoInfo(NamedTuple):
-    """What :func:`probe` returns: height and width as shown, after the rotation that the file asks for."""
+    """The result of :func:`probe`. Height and width are those after the rotation that the file requests."""
 
     num_frames: int
     fps: float
@@ -45,7 +45,7 @@ def read_video(
     stride: int = 1,
     start: int | None = None,
 ) -> Video:
-    """Read some frames of a video file; only these are ever held in memory.
+    """Read selected frames of a video file. Only these frames are kept in memory.
 
     Example:
         >>> import tempfile, numpy as np
@@ -59,25 +59,32 @@ def read_video(
         [10, 14, 18, 22]
 
     Args:
-        path: a file that FFmpeg opens: mp4, avi, mkv, webm, gif, ...
-        num_frames: T, how many frames; None takes all (``"stride"``: every ``stride``-th to the end).
-        sampling: ``"uniform"``, the middle frames of T equal parts of the file; ``"dense"``, T frames in a row, from
-            the middle of the file unless ``start`` is given; ``"stride"``, every ``stride``-th frame.
+        path: a file that FFmpeg can open: mp4, avi, mkv, webm, gif, ...
+        num_frames: T, the number of frames. None reads all frames (with ``"stride"``, every ``stride``-th frame).
+        sampling: ``"uniform"`` selects the middle frames of T equal parts of the file. ``"dense"`` selects T
+            consecutive frames, from the middle of the file unless ``start`` is given. ``"stride"`` selects every
+            ``stride``-th frame.
         stride: step of ``"stride"``, in frames.
-        start: first frame to consider; None is the file's first, for ``"dense"`` with ``num_frames`` the middle part.
+        start: index of the first frame to consider. None is 0, and for ``"dense"`` with ``num_frames`` the start of the
+            T frames in the middle of the file.
 
     Returns:
-        :class:`Video`: frames ``(T, H, W, 3)`` uint8 RGB as a player shows them (rotated and mirrored as the file asks;
-        if the size changes within the file, all have the first frame's size; an alpha channel is dropped), fps, and
-        the frames' indices in the file. Parts are equal in frames, not in seconds, also where frames last unequally.
+        :class:`Video`: frames ``(T, H, W, 3)`` uint8 RGB as a player shows them, the fps of the file, and the indices
+        of the frames in the file. Frames are rotated and mirrored as the file requests. If the size changes within the
+        file, all frames get the size of the first one. An alpha channel is dropped. The parts of ``"uniform"`` have
+        equal numbers of frames, not equal durations, also if frames have different durations.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        TypeError: a number is no whole one.
-        ValueError: it is no video, or shorter than asked (what a damaged file still holds is read, with a warning).
+        FileNotFoundError: the file does not exist.
+        TypeError: a number is not an integer.
+        ValueError: the file is not a video, or has too few frames. The readable part of a damaged file is read, with a
+            warning.
     """
     if sampling not in ("uniform", "dense", "stride") or (stride != 1 and sampling != "stride"):
-        raise ValueError(f"sampling is 'uniform', 'dense' or, with a step, 'stride', got {sampling = }, {stride = }")
+        raise ValueError(
+            f"sampling must be 'uniform', 'dense' or 'stride', and stride must be 1 unless sampling='stride', got "
+            f"{sampling = }, {stride = }"
+        )
     check_count("start", 0 if start is None else start, least=0)
     check_count("stride", stride)
     check_count("num_frames", 1 if num_frames is None else num_frames)
@@ -97,13 +104,14 @@ def read_video(
         if kept and (following is None or num_frames is None):
             indices = np.array(list(kept), dtype=np.int64)
             return Video(_stacked(kept), frame.fps, indices)
-        total = frame.position + 1  # shorter than believed, but now known: choose again, or say that it cannot be
+        # The file is shorter than announced, but now its length is known. Select again, or raise in _choose.
+        total = frame.position + 1
 
 
 def iter_windows(
     path: FilePath, num_frames: int, *, stride: int | None = None, frame_stride: int = 1
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Windows over a video of any length, holding no more frames than a window spans, and the window itself.
+    """Yield windows of a video of any length. At most the frames that one window spans, and a copy, are in memory.
 
     Example:
         >>> import tempfile, numpy as np
@@ -115,16 +123,17 @@ def iter_windows(
 
     Args:
         path: as for :func:`read_video`.
-        num_frames: T, frames per window.
-        stride: frames from one window's start to the next one's; None is the window's own length, so that windows
-            touch without overlap. The last window ends with the video's last frame and may overlap more.
-        frame_stride: frames of the file from one frame of a window to the next.
+        num_frames: T, the number of frames per window.
+        stride: distance between the starts of consecutive windows, in frames. None is the length of a window, so that
+            windows are adjacent and do not overlap. The last window ends with the last frame of the video and may
+            overlap more.
+        frame_stride: distance between consecutive frames of a window, in frames of the file.
 
     Yields:
-        ``(start, frames)``: index in the file of the window's first frame, and ``(T, H, W, 3)`` uint8 RGB.
+        ``(start, frames)``: the index in the file of the window's first frame, and ``(T, H, W, 3)`` uint8 RGB.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: as for :func:`read_video`, once the first window is asked for.
+        FileNotFoundError, TypeError, ValueError: as for :func:`read_video`, when the first window is requested.
     """
     check_count("num_frames", num_frames)
     check_count("frame_stride", frame_stride)
@@ -132,7 +141,7 @@ def iter_windows(
     step = span if stride is None else stride
     check_count("stride", step)
     held: deque[NDArray[np.uint8]] = deque(maxlen=span)
-    given, start, size = -1, 0, None
+    last_yielded, start, size = -1, 0, None
     with closing(decode(path)) as decoded:
         for frame in decoded:
             held.append(frame.to_rgb(size))
@@ -140,15 +149,18 @@ def iter_windows(
             start = frame.position + 1 - span
             if start >= 0 and start % step == 0:
                 yield start, np.stack(list(held)[::frame_stride])
-                given = start
+                last_yielded = start
     if start < 0:
-        raise ValueError(f"{path} holds {len(held)} frames, but a window spans {span}; lower {num_frames = }")
-    if given != start:
+        raise ValueError(
+            f"a window spans {span} frames, but {path} has only {len(held)} frames. Reduce {num_frames = } or "
+            f"{frame_stride = }."
+        )
+    if last_yielded != start:
         yield start, np.stack(list(held)[::frame_stride])
 
 
 def probe(path: FilePath) -> VideoInfo:
-    """Length, rate and size of a video, without decoding more than its first frame.
+    """Return the number of frames, frame rate and size of a video. Only the first frame is decoded.
 
     Example:
         >>> import tempfile, numpy as np
@@ -162,7 +174,7 @@ def probe(path: FilePath) -> VideoInfo:
         path: as for :func:`read_video`.
 
     Returns:
-        :class:`VideoInfo`, its length as the file announces it, or counted where that is missing or doubtful.
+        :class:`VideoInfo`. The number of frames is read from the header, or counted if the header seems wrong.
 
     Raises:
         FileNotFoundError, ValueError: as for :func:`read_video`.
@@ -172,8 +184,8 @@ def probe(path: FilePath) -> VideoInfo:
     with opened(path) as (_, stream):
         count = claimed(stream).frames
         seconds = float(stream.duration * stream.time_base) if stream.duration else math.nan
-    # Large AVI files and live recordings announce only a part, cut files too much: it contradicts their duration, or
-    # the bytes that are there.
+    # The headers of large AVI files and live recordings announce too few frames, those of truncated files too many. The
+    # number then contradicts the duration or the size of the file.
     doubtful = abs(seconds * first.fps - count) > max(2, 0.02 * count) or count > Path(path).stat().st_size
     if count < 1 or doubtful:
         count = sum(1 for _ in packets(path))
@@ -181,7 +193,7 @@ def probe(path: FilePath) -> VideoInfo:
 
 
 def frame_times(path: FilePath) -> NDArray[np.float64]:
-    """When each frame of a file is shown, without decoding; in files of variable frame rate this is not index over fps.
+    """Return the time of each frame, without decoding. For variable frame rates it differs from index / fps.
 
     Example:
         >>> import tempfile, numpy as np
@@ -195,13 +207,13 @@ def frame_times(path: FilePath) -> NDArray[np.float64]:
         path: as for :func:`read_video`.
 
     Returns:
-        ``(N,)``, seconds since the first frame, by index in the file. Where a frame has no time of its own, as in AVI,
-        index over fps; nan where the file does not say that either.
+        ``(N,)``, seconds since the first frame, by index in the file. If the file stores no times, as AVI, the values
+        are index / fps, or nan if the file does not store the fps either.
 
     Raises:
         FileNotFoundError, ValueError: as for :func:`read_video`.
     """
-    stamps = [  # and no packets, which hold their bytes
+    stamps = [  # not the packets themselves, because they keep their data in memory
         None if packet.pts is None else float(packet.pts * packet.time_base)
         for packet in packets(path)
         if not packet.is_discard
@@ -209,12 +221,12 @@ def frame_times(path: FilePath) -> NDArray[np.float64]:
     if None in stamps:
         with opened(path) as (_, stream):
             return np.arange(len(stamps)) / rate(stream)
-    shown = np.sort(np.array(stamps, dtype=np.float64))  # they come in the order of decoding
+    shown = np.sort(np.array(stamps, dtype=np.float64))  # packets come in decoding order
     return shown - shown[:1]
 
 
 def _stacked(kept: dict[int, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """``(T, H, W, 3)``; the single frames are given up one by one, so that they are not held twice."""
+    """Return the frames as one array ``(T, H, W, 3)``. Each frame is freed after copying, to save memory."""
     stacked = np.empty((len(kept), *next(iter(kept.values())).shape), dtype=np.uint8)
     for at, position in enumerate(list(kept)):
         stacked[at] = kept.pop(position)
@@ -224,12 +236,14 @@ def _stacked(kept: dict[int, NDArray[np.uint8]]) -> NDArray[np.uint8]:
 def _choose(
     path: Any, total: int | None, num_frames: int | None, sampling: str, stride: int, start: int | None
 ) -> Iterator[int]:
-    """Indices to keep, in order; ``total`` is None where the choice does not depend on the file's length."""
+    """Return the indices to keep, in order. ``total`` is None if they do not depend on the length of the file."""
     begin = start or 0
     least = begin + 1 + ((num_frames or 1) - 1) * stride
     if total is not None and total < least:
-        asked = f"{num_frames = }, {stride = }, {start = } need {least}"
-        raise ValueError(f"{path} holds {total} frames, but {asked}; ask for fewer frames or an earlier start")
+        raise ValueError(
+            f"{num_frames = }, {stride = }, {start = } need at least {least} frames, but {path} has {total}. Request "
+            f"fewer frames or an earlier start."
+        )
     if num_frames is None:
         return itertools.count(begin, stride)
     if total is not None and sampling == "uniform":

@@ -1,4 +1,4 @@
-"""Write frames, one by one or all at once, to a video file that browsers play."""
+"""Write frames, one by one or all at once, to a video file that browsers can play."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torch import Tensor
 from captum_staa._utils.files import FilePath, atomic
 from captum_staa.io.decoding import import_av
 
-# Encoder, usual and worst quality, its options, the container's, by suffix. AVI knows no order of showing, so no
-# B-frames (bf) in it; browsers start to play an MP4 sooner whose index comes first (faststart).
+# By suffix: encoder, default and worst crf, options of the encoder, options of the container. AVI does not store the
+# display order of frames, so it must not contain B-frames (bf). Browsers start an MP4 sooner if its index comes first
+# (faststart).
 _ENCODERS: dict[str, tuple[str, int, int, dict[str, str], dict[str, str]]] = {
     ".mp4": ("libx264", 18, 51, {}, {"movflags": "+faststart"}),
     ".mkv": ("libx264", 18, 51, {}, {}),
@@ -30,7 +31,7 @@ _ENCODERS: dict[str, tuple[str, int, int, dict[str, str], dict[str, str]]] = {
 def video_writer(
     path: FilePath, fps: float, *, crf: int | None = None, overwrite: bool = False
 ) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
-    """A function that appends one frame: a video of any length is written in the memory of one.
+    """Yield a function that appends one frame, to write a video of any length with one frame in memory.
 
     Example:
         >>> import tempfile
@@ -42,34 +43,37 @@ def video_writer(
         >>> io.probe(path)
         VideoInfo(num_frames=10, fps=25.0, height=48, width=64)
 
-    The file is there, and whole, when the block has ended well; otherwise nothing of it is left.
+    The file exists and is complete if the block succeeds. Otherwise no file is left.
 
     Args:
         path, fps, crf, overwrite: as for :func:`write_video`.
 
     Raises:
-        What :func:`write_video` raises; and ValueError for a frame that is not uint8 ``(H, W, 3)`` of the first one's
-        size, or if there was none.
+        FileExistsError, FileNotFoundError, OSError: as for :func:`write_video`.
+        ValueError: as for :func:`write_video`; a frame is not uint8 ``(H, W, 3)`` or differs in size from the first
+            frame; or no frame was written.
     """
     av, target = import_av(), Path(path)
     if target.suffix.lower() not in _ENCODERS:
-        raise ValueError(f"{target} must end in {', '.join(_ENCODERS)} to choose a format, not in {target.suffix!r}")
+        raise ValueError(f"path must end in one of {', '.join(_ENCODERS)}, got {target.suffix!r} in {target}")
     codec, quality, worst, options, muxing = _ENCODERS[target.suffix.lower()]
     crf = quality if crf is None else crf
     if not (0 < fps < math.inf and 0 <= crf <= worst):
-        raise ValueError(f"{target} needs 0 < fps < inf and 0 <= crf <= {worst}, got {fps = }, {crf = }")
+        raise ValueError(
+            f"fps must be positive and finite, and crf from 0 to {worst} for {target}, got {fps = }, {crf = }"
+        )
     shapes: list[tuple[int, ...]] = []
     with atomic(target, overwrite) as partial:
         with av.open(str(partial.absolute()), "w", options=muxing) as container:
             rate = Fraction(fps).limit_denominator(65535)
             stream = container.add_stream(codec, rate=rate, options={**options, "crf": str(crf)})
-            # What the conversion from RGB uses. Unsaid, players guess from the height and shift the colors.
+            # The color space of the conversion from RGB. Otherwise players guess it from the height, and colors shift.
             stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1  # BT.601, 16..235
 
             def write(frame: NDArray[np.uint8]) -> None:
                 shape = frame.shape
                 if frame.dtype != np.uint8 or len(shape) != 3 or shape[-1] != 3 or shape != (shapes or [shape])[0]:
-                    first = f" of the first one's shape {shapes[0]}" if shapes else ""
+                    first = f" with the shape of the first frame, {shapes[0]}" if shapes else ""
                     raise ValueError(
                         f"a frame for {target} must be uint8 (H, W, 3){first}, got {frame.dtype} of shape {shape}"
                     )
@@ -82,7 +86,7 @@ def video_writer(
 
             yield write
             if not shapes:
-                raise ValueError(f"no frame was given to write to {target}")
+                raise ValueError(f"at least one frame must be written to {target}, got none")
             container.mux(stream.encode())
         _check_whole(partial, len(shapes))
 
@@ -90,7 +94,7 @@ def video_writer(
 def write_video(
     path: FilePath, frames: NDArray[np.uint8] | Tensor, fps: float, *, crf: int | None = None, overwrite: bool = False
 ) -> Path:
-    """Write frames to a video file that browsers play: H.264 (.mp4, .mkv, .avi) or VP9 (.webm).
+    """Write frames to a video file that browsers can play: H.264 (.mp4, .mkv, .avi) or VP9 (.webm).
 
     Example:
         >>> import tempfile, numpy as np
@@ -98,30 +102,33 @@ def write_video(
         >>> write_video(tempfile.mkdtemp() + "/clip.webm", frames, fps=12.5).name
         'clip.webm'
 
-    The file appears whole or not at all: it is written under another name in the same folder and then renamed.
+    Writing is atomic: the file is written under another name in the same folder and then renamed.
 
     Args:
-        path: where to; the suffix chooses the format.
-        frames: ``(T, H, W, 3)`` uint8 RGB. An odd height or width grows by one pixel, its last row or column repeated,
-            because the players' common color format halves both.
+        path: the file to write. Its suffix selects the format.
+        frames: ``(T, H, W, 3)`` uint8 RGB. An odd height or width is extended by one pixel by repeating the last row or
+            column, because the usual color format stores colors at half the resolution.
         fps: frames per second, positive.
-        crf: quality; 0 is best, 51 (.webm: 63) worst; None takes 18 (24), hard to tell from the original.
+        crf: quality from 0 (best) to 51 (worst; 63 for .webm). None is 18 (24 for .webm), which is hard to distinguish
+            from the original.
         overwrite: whether an existing file may be replaced.
 
     Returns:
-        The path written.
+        The path of the file.
 
     Raises:
-        FileExistsError, FileNotFoundError: the file exists and ``overwrite`` is False; the folder does not exist.
-        OSError: it cannot be written, or the disk is full; nothing of it is left then.
-        TypeError, ValueError: ``frames``, ``fps``, ``crf`` or the suffix is not as said above.
+        FileExistsError: the file exists and ``overwrite`` is False.
+        FileNotFoundError: the folder does not exist.
+        OSError: the file cannot be written, or the disk is full. No partial file is left.
+        TypeError: ``frames`` is not uint8.
+        ValueError: the shape of ``frames``, ``fps``, ``crf`` or the suffix is invalid.
     """
     target = Path(path)
     frames = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
     if frames.dtype != np.uint8:
-        raise TypeError(f"frames for {target} must be uint8 in 0..255, got {frames.dtype}; scale and round first")
+        raise TypeError(f"frames for {target} must be uint8 in 0..255, got {frames.dtype}. Scale and round them first.")
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(f"frames for {target} must be (T, H, W, 3) and not empty, but their shape is {frames.shape}")
+        raise ValueError(f"frames for {target} must be non-empty and (T, H, W, 3), got shape {frames.shape}")
     with video_writer(target, fps, crf=crf, overwrite=overwrite) as write:
         for frame in frames:
             write(frame)
@@ -129,13 +136,13 @@ def write_video(
 
 
 def _check_whole(path: Path, count: int) -> None:
-    """FFmpeg says nothing of a disk that fills up while it closes a file, so look what is there; without decoding."""
+    """Raise OSError unless the file contains all frames. FFmpeg does not report a full disk when it closes a file."""
     av = import_av()
     try:
         with av.open(str(path.absolute())) as container:
             packets = container.demux(container.streams.video[0])
-            whole = sum(packet.size > 0 and not packet.is_corrupt for packet in packets)
+            complete = sum(packet.size > 0 and not packet.is_corrupt for packet in packets)
     except (av.error.FFmpegError, IndexError):
-        whole = 0
-    if whole < count:
-        raise OSError(errno.EIO, f"only {whole} of {count} frames arrived on the disk, which may be full", str(path))
+        complete = 0
+    if complete < count:
+        raise OSError(errno.EIO, f"only {complete} of {count} frames were written. The disk may be full", str(path))

@@ -1,4 +1,4 @@
-"""Video models: any of them as a classifier, the families of transformers, ST-ABN, and the small ones shipped here."""
+"""Video models: ``VideoClassifier``, families of video transformers, ST-ABN, and small bundled models."""
 
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import FAMILIES, AttentionLayer, Family, family_of

@@ -1,4 +1,4 @@
-"""Any video model as a module that returns plain logits, with what Captum and this library need to know about it."""
+"""``VideoClassifier``: wraps any video model as a module that returns logits and knows its layout, labels and grid."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from captum_staa.grid import TokenGrid
     from captum_staa.models.preprocessing import Preprocessing
 
-DEFAULT_FRAMES = 16  # of a clip, where a model takes any number
+DEFAULT_FRAMES = 16  # frames per clip for models that accept any number
 
 
 class VideoClassifier(nn.Module):
-    """A video model that Captum can explain: a clip in, logits ``(B, K)`` out, contiguous gradients back.
+    """A video model that Captum can explain. It takes clips and returns logits ``(B, K)``, with contiguous gradients.
 
     Example:
         >>> import torch
@@ -44,23 +44,23 @@ class VideoClassifier(nn.Module):
         ['jumping', 'waving']
 
     Args:
-        module: takes a clip, and gives logits, a tuple that begins with them, or an output with ``.logits``. It is
-            kept as it is: mode, gradients and dtype stay its owner's.
-        layout: the order of the clip's axes. May be left out for a recognized transformer; there, another order than
-            the transformer's own is carried over.
-        labels: the K class names in order; a Hugging Face model brings its own.
-        family: the facts about a transformer; recognized Hugging Face models bring their own.
-        num_frames: frames per clip; None accepts any number, or takes the family's.
-        image_size: ``(H, W)`` of the clip; None accepts any, or takes the family's.
-        preprocessing: from frames to clips; None leaves :meth:`preprocess` without an answer.
+        module: a module that takes a clip and returns logits, a tuple that begins with logits, or an output with
+            ``.logits``. Its mode, ``requires_grad`` flags and dtype are not changed.
+        layout: the order of the clip's axes. It is optional for a recognized transformer. If it differs from the
+            transformer's own layout, clips are converted.
+        labels: the K class names in the order of the logits. None uses the labels of a Hugging Face model's config.
+        family: description of a transformer. None uses the family of a recognized Hugging Face model.
+        num_frames: number of frames per clip. None uses the family's value, or accepts any number.
+        image_size: ``(H, W)`` of the clip in pixels. None uses the family's value, or accepts any size.
+        preprocessing: conversion of frames to clips. If it is None, :meth:`preprocess` raises an error.
 
     Attributes:
         module, layout, labels, family, num_frames, image_size, preprocessing: as above.
-        grid: the transformer's :class:`TokenGrid`, None for other models.
+        grid: the :class:`TokenGrid` of a transformer, None for other models.
 
     Raises:
-        TypeError: ``module`` is no ``nn.Module``, ``labels`` is a single string, or a size is no whole number.
-        ValueError: there is neither a layout nor a family to take it from, or a size is below 1.
+        TypeError: ``module`` is not an ``nn.Module``, ``labels`` is a single string, or a size is not an integer.
+        ValueError: ``layout`` is None and the model is not a recognized transformer, or a size is below 1.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class VideoClassifier(nn.Module):
         super().__init__()
         if not isinstance(module, nn.Module):
             raise TypeError(
-                f"module must be an nn.Module, got {type(module).__name__}; "
-                f"VideoClassifier.from_pretrained(name) loads one by name, a function goes into a module's forward"
+                f"module must be an nn.Module, got {type(module).__name__}. Load a model by its name with "
+                f"VideoClassifier.from_pretrained(name), or call a function in the forward of an nn.Module."
             )
         if isinstance(labels, str):
             raise TypeError(f"labels must be a list with one name per class, got the string {labels!r}")
@@ -85,8 +85,8 @@ class VideoClassifier(nn.Module):
         if layout is None:
             if family is None:
                 raise ValueError(
-                    f"{type(module).__name__} is no transformer that is known here, so its layout must be given: "
-                    f"VideoClassifier(module, layout='BCTHW') for a 3D CNN, 'BTCHW' where frames come first"
+                    f"layout is required because {type(module).__name__} is not a recognized transformer, got None. "
+                    f"Pass layout='BCTHW' for a 3D CNN, or 'BTCHW' if frames come before channels"
                     f"{wrapped_family(module)}"
                 )
             layout = family.layout
@@ -113,7 +113,7 @@ class VideoClassifier(nn.Module):
         device: torch.device | str | None = None,
         **options: Any,
     ) -> VideoClassifier:
-        """A classifier by name, in eval mode.
+        """Load a classifier by its name, in eval mode.
 
         Example:
             >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
@@ -121,43 +121,46 @@ class VideoClassifier(nn.Module):
             ('BTCHW', 16)
 
         Args:
-            name_or_path: a model shipped with this package, a folder with ``config.json`` and safetensors, or a
-                name on the Hugging Face hub such as ``"MCG-NJU/videomae-base-finetuned-kinetics"``.
-            dtype: of the weights.
-            device: of the weights.
+            name_or_path: name of a model bundled with this package, a folder with ``config.json`` and safetensors, or
+                a name on the Hugging Face hub such as ``"MCG-NJU/videomae-base-finetuned-kinetics"``.
+            dtype: dtype of the weights.
+            device: device of the weights.
             **options: ``layout``, ``labels``, ``family``, ``num_frames``, ``image_size``, ``preprocessing`` as for
                 the class; ``attn_implementation``, ``revision``, ``token``, ``cache_dir``, ``local_files_only`` as in
-                transformers. Code that comes with weights is never run, and pickled weights are never read.
-
-        Raises:
-            ValueError: there is no such model, it is no video classifier, or weights are missing from it.
-            TypeError: an unknown option.
-        """
-        if unknown := set(options) - _OPTIONS - HUB_OPTIONS:
-            raise TypeError(f"from_pretrained takes no {sorted(unknown)}, only {sorted(_OPTIONS | HUB_OPTIONS)}")
-        hub = {name: options.pop(name) for name in HUB_OPTIONS & set(options)}
-        module, found = load(name_or_path, read_preprocessing="preprocessing" not in options, **hub)
-        return cls(module.to(device=device, dtype=dtype).eval(), **{**found, **options})
-
-    def forward(self, clip: Tensor, *args: Any) -> Tensor:
-        """Logits of clips.
-
-        Args:
-            clip: five axes in :attr:`layout`, floating point of any dtype and memory order.
-            *args: passed on to the module after the clip (Captum's ``additional_forward_args``).
+                transformers. Code from model repositories is never run, and pickled weights are never read.
 
         Returns:
-            ``(B, K)`` in the module's dtype. The gradient that reaches ``clip`` is contiguous.
+            The classifier in eval mode.
 
         Raises:
-            TypeError: ``clip`` is no tensor, or the module returned no logits.
-            ValueError: ``clip`` has another shape than the model takes, or the logits are not ``(B, K)``.
+            ValueError: the model does not exist, is not a video classifier, or has missing weights.
+            TypeError: an option is unknown.
         """
-        if not torch.jit.is_tracing():  # sizes are tensors then, and comparing them would warn
+        if unknown := set(options) - _OPTIONS - HUB_OPTIONS:
+            raise TypeError(f"options must be among {sorted(_OPTIONS | HUB_OPTIONS)}, got {sorted(unknown)}")
+        hub = {name: options.pop(name) for name in HUB_OPTIONS & set(options)}
+        module, settings = load(name_or_path, read_preprocessing="preprocessing" not in options, **hub)
+        return cls(module.to(device=device, dtype=dtype).eval(), **{**settings, **options})
+
+    def forward(self, clip: Tensor, *args: Any) -> Tensor:
+        """Return the logits of clips.
+
+        Args:
+            clip: floating-point tensor with five axes in :attr:`layout`, of any dtype and memory format.
+            *args: passed to the module after the clip (Captum's ``additional_forward_args``).
+
+        Returns:
+            ``(B, K)`` in the module's dtype. The gradient with respect to ``clip`` is contiguous.
+
+        Raises:
+            TypeError: ``clip`` is not a tensor, or the module returned no logits.
+            ValueError: ``clip`` does not have the shape that the model takes, or the logits are not ``(B, K)``.
+        """
+        if not torch.jit.is_tracing():  # during tracing, sizes are tensors, and comparing them causes warnings
             self._check(clip)
         dtype = self._dtype()
-        # Models permute and cut their input, so its gradient comes back strided, and Captum (sensitivity_max) calls
-        # .view on it. Flattening is a free view on the way in, and makes the gradient contiguous on the way back.
+        # Models permute and slice their input, so its gradient is not contiguous, but Captum (sensitivity_max) calls
+        # .view on it. Flattening costs nothing in the forward pass, and makes the gradient contiguous.
         clip = clip.reshape(-1).view(clip.shape)
         if dtype is not None and clip.is_floating_point():
             clip = clip.to(dtype)
@@ -175,52 +178,56 @@ class VideoClassifier(nn.Module):
         return logits if dtype is None else logits.to(dtype)
 
     def preprocess(self, frames: np.ndarray | Tensor) -> Tensor:
-        """Frames as they come from a file to the clip that the model takes.
+        """Convert frames, for example from :func:`captum_staa.io.read_video`, to the clip that the model takes.
 
         Args:
-            frames: uint8 ``(T, H, W, 3)``, RGB, with as many frames as the model takes.
+            frames: uint8 ``(T, H, W, 3)``, RGB. T must be :attr:`num_frames` unless that is None.
 
         Returns:
-            float32, batch of one, in :attr:`layout`, on the module's device.
+            float32 clip with batch size 1, in :attr:`layout`, on the device of the module.
 
         Raises:
-            TypeError: ``frames`` is neither an array nor a tensor, or not of uint8.
-            ValueError: the model came without its preprocessing, or the shape or the number of frames is another.
+            TypeError: ``frames`` is neither an array nor a tensor, or not uint8.
+            ValueError: the classifier has no preprocessing, or ``frames`` has another shape or number of frames.
         """
         preprocessing, pixels = self._preprocessing(), as_frames(frames)
         if self.num_frames is not None and len(pixels) != self.num_frames:
             raise ValueError(
-                f"{len(pixels)} frames came (shape {pixels.shape}), the model takes {self.num_frames}: "
-                f"read_video(..., num_frames={self.num_frames}), or pick frames evenly with "
-                f"frames[np.linspace(0, len(frames) - 1, {self.num_frames}).round().astype(int)]"
+                f"frames must have {self.num_frames} frames, got {len(pixels)} (shape {pixels.shape}). Use "
+                f"read_video(..., num_frames={self.num_frames}), or select frames evenly with "
+                f"frames[np.linspace(0, len(frames) - 1, {self.num_frames}).round().astype(int)]."
             )
         clip = preprocessing(pixels)  # (1, T, C, H, W)
         tensor = next(iter(self.module.parameters()), clip)
         return self.layout.from_working(clip).contiguous().to(tensor.device)
 
     def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """``(top, left, height, width)`` in pixels of the original frame that the model sees.
+        """Return the region of the original frame that the model sees, ``(top, left, height, width)`` in pixels.
+
+        Args:
+            height: height of the original frames.
+            width: width of the original frames.
 
         Raises:
-            ValueError: the model came without its preprocessing.
+            ValueError: the classifier has no preprocessing.
         """
         return self._preprocessing().crop_box(height, width)
 
     @torch.no_grad()
     def predict(self, clip: Tensor, k: int = 5) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
-        """The ``k`` likeliest classes, in eval mode.
+        """Return the ``k`` most likely classes, computed in eval mode.
 
         Args:
-            clip: in :attr:`layout`.
-            k: how many; all K where it is larger.
+            clip: clips in :attr:`layout`.
+            k: number of classes. If it is larger than K, all K classes are returned.
 
         Returns:
-            ``[(label, probability), ...]`` from the likeliest on, for a batch of one; a list of such lists, one per
-            clip, for a larger batch. A class without a label is named by its index, ``"3"``.
+            ``[(label, probability), ...]`` in descending order of probability for a batch of one, and a list of such
+            lists, one per clip, for a larger batch. A class without a label is named by its index, ``"3"``.
 
         Raises:
-            TypeError: ``k`` is no whole number.
-            ValueError: ``k`` is not positive, the clip does not fit, or there are not K labels.
+            TypeError: ``k`` is not an integer.
+            ValueError: ``k`` is not positive, the clip has another shape, or the number of labels is not K.
         """
         check_count("k", k, of="classes")
         with eval_mode(self):
@@ -234,28 +241,30 @@ class VideoClassifier(nn.Module):
         return rows[0] if len(rows) == 1 else rows
 
     def label_names(self, count: int) -> list[str]:
-        """A name per class: the labels, or the class indices where there are none.
+        """Return one name per class: the labels, or the class indices if there are no labels.
 
         Args:
-            count: K, how many logits the model gave.
+            count: K, the number of logits of the model.
 
         Raises:
-            ValueError: there are not K labels.
+            ValueError: the number of labels is not K.
         """
         labels = self.labels or [str(index) for index in range(count)]
         if len(labels) != count:
-            raise ValueError(f"the model gives {count} logits, but has {len(labels)} labels: give one per class")
+            raise ValueError(
+                f"labels must contain one label for each of the {count} logits of the model, got {len(labels)} labels"
+            )
         return labels
 
-    def target(self, label_or_index: str | SupportsIndex) -> int:
-        """The class index of a label, for Captum's ``target``.
+    def class_index(self, label_or_index: str | SupportsIndex) -> int:
+        """Return the class index of a label, for Captum's ``target``.
 
         Args:
-            label_or_index: a label in any case, or an index 0..K-1 (which is checked and given back).
+            label_or_index: a label (upper and lower case are equal), or an index 0..K-1, which is checked and returned.
 
         Raises:
-            ValueError: there is no such label, it names several classes, or the index is out of range.
-            TypeError: neither a string nor an integer came.
+            ValueError: the label does not exist or belongs to several classes, or the index is out of range.
+            TypeError: ``label_or_index`` is neither a string nor an integer.
         """
         count = len(self.labels) if self.labels else getattr(getattr(self.module, "config", None), "num_labels", None)
         return index_of(label_or_index, self.labels or [], count)
@@ -265,7 +274,7 @@ class VideoClassifier(nn.Module):
         return f"layout={self.layout.axes}, num_frames={self.num_frames}, image_size={self.image_size}, {classes}"
 
     def _grid(self) -> TokenGrid | None:
-        """The family's grid, scaled where the owner says that clips have another size."""
+        """Return the family's grid, scaled to :attr:`num_frames` and :attr:`image_size`."""
         grid = self.family.grid(self.module) if self.family else None
         if grid is None:
             return None
@@ -279,51 +288,57 @@ class VideoClassifier(nn.Module):
     def _preprocessing(self) -> Preprocessing:
         if self.preprocessing is None:
             raise ValueError(
-                "this classifier does not know its preprocessing: give it one with "
+                "preprocessing is required to convert frames, got None. Pass "
                 "VideoClassifier(..., preprocessing=Preprocessing(resize=..., crop=..., mean=..., std=...)) from "
-                "captum_staa.models.preprocessing, or Preprocessing.from_folder(folder) of the model's own files"
+                "captum_staa.models.preprocessing, or Preprocessing.from_folder(folder) with the model's files."
             )
         return self.preprocessing
 
     def _check(self, clip: Tensor) -> None:
-        """Raise where the module would fail deep inside, or answer for another clip than is meant."""
+        """Raise ValueError for clips that would fail inside the module, or be read with the wrong axes."""
         self.layout.check(clip, "clip")
         sizes = self.layout.size(clip)
         frames, channels = sizes["T"], sizes["C"]
         config = getattr(self.module, "config", None) if self.family else None
-        wanted = getattr(config, "num_channels", getattr(config, "in_chans", None))
-        came = f"clip of shape {tuple(clip.shape)} in layout {self.layout.axes}"
+        expected = getattr(config, "num_channels", getattr(config, "in_chans", None))
+        received = f"(clip of shape {tuple(clip.shape)} in layout {self.layout.axes})"
         axes = f"{self.layout.time}, {self.layout.channel}"
-        if (wanted not in (None, channels) and frames == wanted) or (
+        if (expected not in (None, channels) and frames == expected) or (
             self.num_frames not in (None, frames) and channels == self.num_frames
         ):
             raise ValueError(
-                f"{came} has {channels} channels and {frames} frames: these two axes are swapped. Pass "
-                f"clip.transpose({axes}), or say at VideoClassifier(..., layout=...) which order your clips have"
+                f"the channel and time axes of the clip are swapped: got {channels} channels and {frames} frames "
+                f"{received}. Pass clip.transpose({axes}), or the layout of the clips to "
+                f"VideoClassifier(..., layout=...)."
             )
-        if wanted not in (None, channels):
-            raise ValueError(f"{came} has {channels} channels, the model takes {wanted}: RGB frames give 3")
+        if expected not in (None, channels):
+            raise ValueError(
+                f"clip must have {expected} channels, got {channels} {received}. RGB frames have 3 channels."
+            )
         if self.num_frames not in (None, frames):
             raise ValueError(
-                f"{came} has {frames} frames, the model takes {self.num_frames}: "
-                f"read_video(..., num_frames={self.num_frames})"
+                f"clip must have {self.num_frames} frames, got {frames} {received}. Use "
+                f"read_video(..., num_frames={self.num_frames})."
             )
         if self.image_size is not None and self.image_size != (sizes["H"], sizes["W"]):
             raise ValueError(
-                f"{came} has frames of {sizes['H']} x {sizes['W']} pixels, the model takes "
-                f"{self.image_size[0]} x {self.image_size[1]}: clf.preprocess(frames), or F.interpolate to that size"
+                f"clip must have frames of {self.image_size[0]} x {self.image_size[1]} pixels, got {sizes['H']} x "
+                f"{sizes['W']} {received}. Use clf.preprocess(frames), or resize the clip with F.interpolate."
             )
         if self.family is not None and not clip.is_floating_point():
-            raise ValueError(f"{came} holds {clip.dtype}, the model takes normalized floats: clf.preprocess(frames)")
+            raise ValueError(
+                f"clip must be a normalized floating-point tensor, got {clip.dtype} {received}. Use "
+                f"clf.preprocess(frames)."
+            )
 
     def _hint_at_swapped_axes(self, clip: Tensor, error: RuntimeError) -> None:
-        """A module of which nothing is known fails on a clip whose time axis looks like color: say so."""
+        """Raise ValueError about swapped axes if an unknown module failed and T looks like a number of channels."""
         sizes = dict(zip(self.layout.axes, clip.shape, strict=True))
         if self.family is None and sizes["T"] in (1, 3) and sizes["C"] not in (1, 3):
             raise ValueError(
                 f"the module failed on a clip of shape {tuple(clip.shape)} in layout {self.layout.axes}, which has "
-                f"{sizes['C']} channels and {sizes['T']} frames: are these two axes swapped? Say the clip's order at "
-                f"VideoClassifier(module, layout=...). The module said: {error}"
+                f"{sizes['C']} channels and {sizes['T']} frames. These two axes are probably swapped. Pass the layout "
+                f"of your clips to VideoClassifier(module, layout=...). The error of the module: {error}"
             ) from error
 
 
@@ -331,15 +346,15 @@ _OPTIONS = {"layout", "labels", "family", "num_frames", "image_size", "preproces
 
 
 def classifier_of(model: object) -> VideoClassifier | None:
-    """The classifier that a model is, compiled or not; None where it is no classifier."""
-    found = uncompiled(model) if isinstance(model, nn.Module) else None
-    return found if isinstance(found, VideoClassifier) else None
+    """Return ``model`` as a VideoClassifier, without a ``torch.compile`` wrapper, or None if it is not one."""
+    module = uncompiled(model) if isinstance(model, nn.Module) else None
+    return module if isinstance(module, VideoClassifier) else None
 
 
 def edges_of(image_size: object) -> tuple[int, int]:
-    """``(height, width)`` in pixels, checked."""
+    """Check an image size and return it as ``(height, width)`` in pixels."""
     if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
-        raise TypeError(f"image_size is (height, width) in pixels, got {image_size!r}")
+        raise TypeError(f"image_size must be (height, width) in pixels, got {image_size!r}")
     for edge in image_size:
         check_count("image_size", edge, of="pixels per edge")
     return int(image_size[0]), int(image_size[1])

@@ -1,6 +1,6 @@
-"""What must be known of a family of video transformers, as data: its grid, its attention, its head.
+"""Descriptions of families of video transformers: token grid, attention layers, classification head.
 
-A family of your own takes a few lines, and then every part of this library knows your model:
+A new family takes a few lines. Then all methods of this library can use the model:
 
     >>> from captum_staa import TokenGrid
     >>> family = Family(
@@ -11,7 +11,7 @@ A family of your own takes a few lines, and then every part of this library know
     ...     layout="BCTHW",
     ... )
 
-Hand it to ``VideoClassifier(model, family=family)``. The facts below were read from transformers 5.23.
+Pass it to ``VideoClassifier(model, family=family)``. The descriptions below are those of transformers 5.23.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Backend = Literal["hf", "sdpa", "softmax"]
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """One place in a model where attention is computed.
+    """A module of a model that computes attention.
 
     Example:
         >>> AttentionLayer("blocks.3.attn", block=3)
@@ -39,14 +39,14 @@ class AttentionLayer:
 
     Args:
         module: dotted name of the module in whose forward the attention is computed.
-        block: index of the residual block it belongs to. Two sites of one block (divided space-time attention)
-            are read as one operator, in the order in which they run.
-        role: what attends to what. ``"joint"``: every token to every token; ``"spatial"``: within a frame,
-            frames in the batch axis; ``"temporal"``: within a patch position, positions in the batch axis;
-            ``"pool"``: one learned query to every token.
-        backend: how it is reached. ``"sdpa"``: the module calls ``F.scaled_dot_product_attention`` or is an
-            ``nn.MultiheadAttention``; ``"hf"``: the module asks transformers' ``AttentionInterface``;
-            ``"softmax"``: ``module`` is the dropout layer that the attention probabilities pass through.
+        block: index of the residual block. Two layers of the same block (divided space-time attention) are treated
+            as one operator, in the order in which they run.
+        role: which tokens attend to which. ``"joint"``: every token to every token. ``"spatial"``: tokens within a
+            frame, with frames in the batch axis. ``"temporal"``: tokens at the same patch position, with positions in
+            the batch axis. ``"pool"``: one learned query to every token.
+        backend: how attention is read. ``"sdpa"``: the module calls ``F.scaled_dot_product_attention`` or is an
+            ``nn.MultiheadAttention``. ``"hf"``: the module uses the ``AttentionInterface`` of transformers.
+            ``"softmax"``: ``module`` is the dropout layer that gets the attention probabilities.
     """
 
     module: str
@@ -64,19 +64,19 @@ def _nothing(model: Any) -> None:
 
 @dataclass(frozen=True)
 class Family:
-    """The facts about one family of video transformers.
+    """Description of one family of video transformers.
 
     Args:
-        name: a short name, such as Hugging Face's ``model_type``.
-        grid: the model's :class:`TokenGrid`.
-        attention: its attention sites, in the order in which they run.
-        pooling: what the classification head reads: ``"cls"`` (the first token), ``"mean"`` (of all tokens) or
-            ``"pool"`` (the last attention site is the head's own query).
-        layout: the order of the clip's axes that the model takes.
-        input_name: the keyword of the clip in ``forward``; None passes it first, without a name.
-        num_frames: frames per clip.
-        image_size: ``(H, W)`` of the clip.
-        classes: names of the classes that belong to the family.
+        name: a short name, such as the ``model_type`` of Hugging Face.
+        grid: function that returns the :class:`TokenGrid` of a model.
+        attention: function that returns the attention layers of a model, in the order in which they run.
+        pooling: function that returns what the classification head reads: ``"cls"`` (the first token), ``"mean"`` (the
+            mean of all tokens) or ``"pool"`` (the last attention layer is the head's own query).
+        layout: the order of the axes of the clips that the model takes.
+        input_name: the keyword of the clip in ``forward``. None passes the clip as the first positional argument.
+        num_frames: function that returns the number of frames per clip.
+        image_size: function that returns ``(H, W)`` of the clips.
+        classes: names of the model classes that belong to the family.
         patch_embedding: dotted name of the module whose output is the patch tokens, before positions are added:
             (B, D, t, h, w), (B * t, D, h, w), (B, N, D) or (B * t, h * w, D). None if unknown.
     """
@@ -94,7 +94,7 @@ class Family:
 
 
 def family_of(model: nn.Module) -> Family | None:
-    """The family a model belongs to by its class (or that of an ancestor), or None.
+    """Return the family of a model by the name of its class or of a base class, or None if there is none.
 
     Example:
         >>> from transformers import VivitConfig, VivitForVideoClassification
@@ -109,11 +109,11 @@ def family_of(model: nn.Module) -> Family | None:
 
 
 def wrapped_family(model: nn.Module) -> str:
-    """What to say of a model that wraps one of a known family, as ``nn.DataParallel`` does; else nothing."""
+    """Return an error hint if ``model`` wraps a recognized transformer, as ``nn.DataParallel`` does, else ``""``."""
     inside = getattr(model, "module", None)
     if not isinstance(inside, nn.Module) or (getattr(inside, "family", None) or family_of(inside)) is None:
         return ""
-    return f". It wraps a {type(inside).__name__}, which is known: explain that one, its .module"
+    return f". It wraps a {type(inside).__name__}, which is a recognized model. Pass its .module instead"
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -134,8 +134,8 @@ def _videomae_grid(model: Any) -> TokenGrid:
 
 def _timesformer_grid(model: Any) -> TokenGrid:
     c = model.config
-    # Patches are the outer axis and frames the inner one: TimesformerEmbeddings permutes (T, P) to (P, T).
-    # With joint attention the class token and the order stay the same; without any time the model never mixes frames.
+    # Patches are the outer axis and frames the inner axis: TimesformerEmbeddings permutes (T, P) to (P, T).
+    # Joint attention has the same class token and order. With attention_type="space_only" the model never mixes frames.
     return _config_grid(c.num_frames, c.image_size, (1, *_pair(c.patch_size)), prefix=1, order="hwt")
 
 
@@ -143,8 +143,8 @@ def _timesformer_attention(model: Any) -> list[AttentionLayer]:
     base, kind = "timesformer.encoder.layer", model.config.attention_type
     if kind == "space_only":
         raise ValueError(
-            "a TimeSformer with attention_type='space_only' mixes no frames, so it has no space-time attention; "
-            "load one with 'divided_space_time' or 'joint_space_time'"
+            "attention_type of a TimeSformer must be 'divided_space_time' or 'joint_space_time', got 'space_only'. "
+            "Such a model does not mix frames, so it has no space-time attention. Load another model."
         )
     sites: list[AttentionLayer] = []
     for i in range(model.config.num_hidden_layers):
@@ -193,7 +193,7 @@ def _videoprism_attention(model: Any) -> list[AttentionLayer]:
 
 
 def _layers(pattern: str) -> Callable[[Any], list[AttentionLayer]]:
-    """One joint site per layer, through transformers' attention interface."""
+    """Return a function that lists one joint attention layer per block, with the backend ``"hf"``."""
     return lambda model: [
         AttentionLayer(pattern.format(i), i, "joint", "hf") for i in range(model.config.num_hidden_layers)
     ]
@@ -206,7 +206,7 @@ FAMILIES: dict[str, Family] = {
             name="videomae",
             grid=_videomae_grid,
             attention=_layers("videomae.encoder.layer.{}.attention.attention"),
-            # without mean pooling the head reads the first patch token: there is no class token
+            # without mean pooling the head reads the first patch token, because there is no class token
             pooling=lambda model: "mean" if model.config.use_mean_pooling else "cls",
             input_name="pixel_values",
             num_frames=lambda model: model.config.num_frames,

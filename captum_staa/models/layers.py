@@ -1,4 +1,4 @@
-"""A layer of a model by name, its output as features over space and time and back, and from its cells to pixels."""
+"""Find a layer of a model by name, and convert its output to features over space and time, and to pixels."""
 
 from __future__ import annotations
 
@@ -13,45 +13,53 @@ from captum_staa._utils.model_state import uncompiled
 from captum_staa.grid import TokenGrid
 from captum_staa.models.classifier import classifier_of
 
-# F.interpolate's "nearest" looks half a cell to the left.
+# The "nearest" mode of F.interpolate is shifted by half a cell, "nearest-exact" is not.
 MODES = {"trilinear": "trilinear", "nearest": "nearest-exact"}
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """The network that runs inside a compiled module, a classifier, or a compiled classifier."""
+    """Return the network inside a compiled module, a classifier, or a compiled classifier."""
     classifier = classifier_of(model)
     return uncompiled(model if classifier is None else classifier.module)
 
 
 def find_layer(forward_func: nn.Module, layer: nn.Module | str) -> tuple[nn.Module, str]:
-    """A layer and its name among the ``named_modules()`` of a model, or of a classifier's ``.module``.
+    """Return a layer and its name in ``named_modules()`` of a model, or of a classifier's ``.module``.
+
+    Args:
+        forward_func: the model or classifier.
+        layer: the layer, or its name.
 
     Raises:
-        ValueError: there is no such layer; close names are listed.
+        ValueError: the layer does not exist. The message lists similar names.
         TypeError: ``layer`` is neither a module nor a name.
     """
     model = network_of(forward_func)
     names = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, str):
         if layer not in names:
-            close = ", ".join(map(repr, get_close_matches(layer, names, cutoff=0.3))) or "see model.named_modules()"
-            raise ValueError(f"{type(model).__name__} has no layer {layer!r}; perhaps {close}")
+            close = ", ".join(map(repr, get_close_matches(layer, names, cutoff=0.3)))
+            hint = f"Similar names: {close}" if close else "See model.named_modules() for all names."
+            raise ValueError(f"{type(model).__name__} has no layer {layer!r}. {hint}")
         return names[layer], layer
     if not isinstance(layer, nn.Module):
-        raise TypeError(f"layer is a module or its name, got {type(layer).__name__}")
+        raise TypeError(f"layer must be a module or its name, got {type(layer).__name__}")
     for name, module in names.items():
         if module is layer:
             return layer, name
-    raise ValueError(f"the layer {type(layer).__name__} is no part of this {type(model).__name__}; is it of a copy?")
+    raise ValueError(
+        f"layer must be a part of this {type(model).__name__}, got a {type(layer).__name__} that is not. Check that it "
+        f"is not a layer of a copy of the model."
+    )
 
 
 def to_features(output: Tensor, grid: TokenGrid | None) -> Tensor | None:
-    """``(B, C, t, h, w)`` of a layer's output; None where its shape does not say how.
+    """Return the output of a layer as ``(B, C, t, h, w)``, or None if its shape cannot be interpreted.
 
     Args:
-        output: ``(B, C, t, h, w)``; or with a grid ``(B, N, C)`` tokens, with or without the prefix, which is dropped,
-            or ``(B*t, C, h, w)``, a 2D convolution's over the frames of all clips, clip after clip.
-        grid: where the tokens stand.
+        output: ``(B, C, t, h, w)``. With a grid also tokens ``(B, N, C)``, with or without the prefix, which is
+            dropped, or ``(B*t, C, h, w)``, the output of a 2D convolution over the frames of all clips, clip by clip.
+        grid: the grid of the tokens, or None.
     """
     if output.ndim == 5:
         return output
@@ -65,7 +73,10 @@ def to_features(output: Tensor, grid: TokenGrid | None) -> Tensor | None:
 
 
 def from_features(features: Tensor, output: Tensor, grid: TokenGrid | None) -> Tensor:
-    """The inverse: a tensor of ``output``'s shape with these features, the prefix of its tokens untouched."""
+    """Return a tensor of the shape of ``output`` with these features, the inverse of :func:`to_features`.
+
+    The prefix of the tokens of ``output``, if there is one, is kept.
+    """
     if output.ndim == 5:
         return features
     if output.ndim == 4:
@@ -82,13 +93,13 @@ def to_pixels(
     grid: TokenGrid | None = None,
     upsampling: Literal["trilinear", "nearest"] = "trilinear",
 ) -> Tensor:
-    """``(B, t, h, w)`` values of cells to ``(B, T, H, W)`` values of the pixels behind them.
+    """Upsample values of cells ``(B, t, h, w)`` to values per pixel ``(B, T, H, W)``.
 
     Args:
         cells: one value per cell of a layer.
         size: ``(T, H, W)`` of the clip.
-        grid: its tokens' places, where the cells are tokens: they may leave pixels over.
-        upsampling: ``"trilinear"`` between the cells' centers, or ``"nearest"``.
+        grid: the grid of the tokens, if the cells are tokens. The tokens may not cover all pixels.
+        upsampling: ``"trilinear"`` interpolates between the centers of the cells. ``"nearest"`` does not interpolate.
     """
     if grid is not None and tuple(cells.shape[1:]) == grid.shape:
         return grid.to_pixels(cells, upsampling, size)
@@ -96,5 +107,5 @@ def to_pixels(
 
 
 def covered(cells: Tensor, size: tuple[int, int, int], grid: TokenGrid | None = None) -> tuple[int, int, int]:
-    """``(T, H, W)`` of the pixels behind cells ``(B, t, h, w)`` as :func:`to_pixels` draws them."""
+    """Return ``(T, H, W)`` of the pixels that the cells ``(B, t, h, w)`` cover in :func:`to_pixels`."""
     return grid.pixels if grid is not None and tuple(cells.shape[1:]) == grid.shape else size

@@ -1,4 +1,4 @@
-"""The layout of whatever a method or a metric is given to explain."""
+"""The layout of the clips that a method or a metric gets."""
 
 from __future__ import annotations
 
@@ -6,23 +6,35 @@ from captum_staa.layout import VideoLayout
 
 
 def layout_of(forward_func: object, layout: VideoLayout | str | None) -> VideoLayout:
-    """The layout that was given, or the classifier's own; the two must agree, and one must be there."""
-    found = layout_if_known(forward_func, layout)
-    if found is None:
-        raise ValueError("the axes of a clip must be named: pass layout='BCTHW' or 'BTCHW', or a VideoClassifier")
-    return found
+    """Return ``layout``, or the layout of ``forward_func`` if it is None.
+
+    Args:
+        forward_func: the function or model to explain. A VideoClassifier, an ST-ABN or any module with a ``layout``
+            attribute of type :class:`VideoLayout` has a layout.
+        layout: the layout that the caller passes, or None.
+
+    Raises:
+        ValueError: neither of them has a layout, or the two layouts differ.
+    """
+    known = layout_if_known(forward_func, layout)
+    if known is None:
+        raise ValueError(
+            f"layout is required for a {type(forward_func).__name__}, got None. Pass layout='BCTHW' or 'BTCHW', or a "
+            f"VideoClassifier, which knows its layout."
+        )
+    return known
 
 
 def layout_if_known(forward_func: object, layout: VideoLayout | str | None) -> VideoLayout | None:
-    """The same for a method that takes inputs of any shape, too."""
-    own = getattr(forward_func, "layout", None)  # a VideoClassifier's, an ST-ABN's, or that of a module of yours
+    """Return the same as :func:`layout_of`, or None without a layout, for methods that accept inputs of any shape."""
+    own = getattr(forward_func, "layout", None)
     own = own if isinstance(own, VideoLayout) else None
     if layout is None:
         return own
-    given = VideoLayout.of(layout)
-    if own is not None and own.axes != given.axes:
+    layout = VideoLayout.of(layout)
+    if own is not None and own.axes != layout.axes:
         raise ValueError(
-            f"layout={given.axes!r} came, but the {type(forward_func).__name__} takes clips in {own.axes!r}; leave the "
-            f"layout out"
+            f"layout must be {own.axes!r}, the layout of the {type(forward_func).__name__}, got {layout.axes!r}. Leave "
+            f"layout out."
         )
-    return given
+    return layout

@@ -1,4 +1,4 @@
-"""Finding a model by name: shipped with this package, in a local folder, or on the Hugging Face hub."""
+"""Load a model by its name: a bundled model, a local folder, or a model on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WEIGHTS = Path(__file__).parent / "weights"
 
 
 def bundled_names() -> list[str]:
-    """Names that ``VideoClassifier.from_pretrained`` finds without a network.
+    """Return the names of the models bundled with this package, which load without a network connection.
 
     Example:
         >>> bundled_names()[0], len(bundled_names())
@@ -29,7 +29,7 @@ def bundled_names() -> list[str]:
 
 
 def bundled_folder(name: str) -> Path | None:
-    """The folder of a shipped model, or None where there is none of that name.
+    """Return the folder of a bundled model, or None if there is no bundled model with this name.
 
     Example:
         >>> bundled_folder("tiny-videomae-pattern").name
@@ -41,7 +41,7 @@ def bundled_folder(name: str) -> Path | None:
 
 
 HUB_OPTIONS = {"attn_implementation", "revision", "token", "cache_dir", "local_files_only"}
-# Named here as well, because older releases of transformers miss some of them in AutoModelForVideoClassification.
+# Listed here because AutoModelForVideoClassification of older transformers releases does not know all of them.
 _CLASSES = {
     "videomae": "VideoMAEForVideoClassification",
     "timesformer": "TimesformerForVideoClassification",
@@ -54,54 +54,60 @@ _CLASSES = {
 def load(
     name_or_path: str | os.PathLike[str], *, read_preprocessing: bool = True, **hub: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The module, and what its folder says about it, as keywords of ``VideoClassifier``.
+    """Load a model. Returns the module, and keyword arguments of ``VideoClassifier`` that its folder specifies.
 
     Example:
         >>> load("no-such-model")
         Traceback (most recent call last):
-        ValueError: there is no model 'no-such-model'; ...
+        ValueError: there is no model 'no-such-model'. ...
 
     Args:
-        name_or_path: a shipped name, a folder, or ``owner/name`` on the hub.
-        read_preprocessing: look for the processor's files too.
+        name_or_path: name of a bundled model, a folder, or ``owner/name`` on the hub.
+        read_preprocessing: whether to read the files of the processor.
         **hub: any of ``HUB_OPTIONS``.
 
     Raises:
-        ValueError: there is no such model, it is no video classifier, or weights are missing from it.
-        ImportError: the model needs transformers, which is not installed.
+        ValueError: the model does not exist, is not a video classifier, or has missing weights.
+        ImportError: the model requires transformers, which is not installed.
     """
     name = os.fspath(name_or_path)
     folder = _folder(name)
     if folder is None:
         return _transformers(name, hub), _hub_preprocessing(name, hub) if read_preprocessing else {}
     if not (folder / "config.json").is_file():
-        held = sorted(path.name for path in folder.iterdir())[:10]
-        raise ValueError(f"the folder {str(folder)!r} has no config.json, only {held}; save_pretrained writes one")
+        files = sorted(path.name for path in folder.iterdir())[:10]
+        raise ValueError(
+            f"the folder {str(folder)!r} must contain config.json, got only {files}. save_pretrained writes it."
+        )
     config = _config(folder / "config.json")
     if reader := READERS.get(str(config.get("model_type"))):
         try:
-            module, found = reader(folder)
+            module, settings = reader(folder)
         except (SafetensorError, OSError, RuntimeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"config.json and model.safetensors in {str(folder)!r} hold no whole {config['model_type']} "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); copy the folder again"
+                f"config.json and model.safetensors in {str(folder)!r} must contain a complete {config['model_type']}, "
+                f"got {type(error).__name__}: {' '.join(str(error).split())[:300]}. Copy the folder again."
             ) from error
     else:
-        module, found = _transformers(str(folder), hub), {}
+        module, settings = _transformers(str(folder), hub), {}
     if not read_preprocessing:
-        found.pop("preprocessing", None)
-    elif "preprocessing" not in found:
-        found["preprocessing"] = preprocessing.find(lambda file: p if (p := folder / file).is_file() else None)
-    return module, found
+        settings.pop("preprocessing", None)
+    elif "preprocessing" not in settings:
+        settings["preprocessing"] = preprocessing.find(lambda file: p if (p := folder / file).is_file() else None)
+    return module, settings
 
 
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is no JSON: {error}; copy the model's folder again") from error
+        raise ValueError(
+            f"{str(path)!r} must be a JSON file, got an error: {error}. Copy the folder of the model again."
+        ) from error
     if not isinstance(config, dict):
-        raise ValueError(f"{str(path)!r} holds {type(config).__name__}, expected the settings of a model by name")
+        raise ValueError(
+            f"{str(path)!r} must contain a JSON object with the settings of a model, got {type(config).__name__}"
+        )
     return config
 
 
@@ -116,15 +122,15 @@ def _read_resnet3d(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     }
 
 
-# By the model_type in config.json: from a folder to the module and keywords of VideoClassifier. What is not here is a
-# Hugging Face model. models/__init__.py adds the kinds that are themselves made of classifiers.
+# For each model_type in config.json, a function that reads a folder and returns the module and keyword arguments of
+# VideoClassifier. Other types are Hugging Face models. models/__init__.py adds the types that need VideoClassifier.
 READERS: dict[str, Callable[[Path], tuple[nn.Module, dict[str, Any]]]] = {"resnet3d": _read_resnet3d}
 
 
 def _folder(name: str) -> Path | None:
-    """The local folder behind a name; None where the name can only be one on the hub."""
-    if (shipped := bundled_folder(name)) is not None:
-        return shipped
+    """Return the local folder of a model, or None if the name can only be a name on the hub."""
+    if (bundled := bundled_folder(name)) is not None:
+        return bundled
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         return path
@@ -135,20 +141,22 @@ def _folder(name: str) -> Path | None:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise ValueError(
-        f"there is no model {name!r}; looked for a folder of this name (in {os.getcwd()!r}) and a model "
-        f"shipped under it. {hint}Shipped are {names}; a model on the hub is named 'owner/name'"
+        f"there is no model {name!r}. {hint}It is neither a folder (in {os.getcwd()!r}) nor a bundled model. "
+        f"The bundled models are {names}. Models on the Hugging Face hub have names such as 'owner/name'."
     )
 
 
 def _transformers(name: str, hub: dict[str, Any]) -> nn.Module:
-    """A Hugging Face video classifier from a folder or the hub: safetensors only, and never code from there."""
+    """Load a Hugging Face video classifier from a folder or the hub. Reads only safetensors, and never runs code."""
     try:
         import transformers
     except ImportError as error:
-        raise ImportError(f"{name!r} is a Hugging Face model: pip install transformers") from error
+        raise ImportError(
+            f"loading {name!r} requires transformers. Install it with: pip install transformers"
+        ) from error
     files = {key: value for key, value in hub.items() if key != "attn_implementation"}
     try:
-        # False, not None: without an answer transformers would ask on the terminal whether to run the code
+        # False, not None: with None, transformers would ask on the terminal whether to run the code
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **files)
         kind = _CLASSES.get(config.model_type, "AutoModelForVideoClassification")
         model_class = getattr(transformers, kind, transformers.AutoModelForVideoClassification)
@@ -156,23 +164,25 @@ def _transformers(name: str, hub: dict[str, Any]) -> nn.Module:
             name, config=config, use_safetensors=True, output_loading_info=True, **hub
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
+        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"no video classifier could be loaded from {name!r}: {said[0]} Looked for config.json and "
-            f"model.safetensors there (a hub name needs the network or a filled cache). Shipped are {bundled_names()}"
+            f"no video classifier could be loaded from {name!r}: {reason[0]} It must contain config.json and "
+            f"model.safetensors. A name on the hub requires a network connection or a filled cache. The bundled models "
+            f"are {bundled_names()}."
         ) from error
-    # transformers fills missing weights with random numbers and only warns; explaining those would be nonsense. That
-    # is a backbone without a head, but also releases 5.5.4 to 5.17, which drop the attention biases of every VideoMAE.
-    # V-JEPA 2's predictor takes no part in classification.
+    # transformers initializes missing weights at random and only warns, so an explanation would be meaningless. Weights
+    # are missing in a backbone without a head, and in every VideoMAE with transformers 5.5.4 to 5.17, which drop its
+    # attention biases. The predictor of V-JEPA 2 is not used for classification.
     missing = set(report["missing_keys"]) & {key for key, _ in model.named_parameters()}
     if missing := {key for key in missing if ".predictor." not in key}:
         headless = any(not key.startswith(f"{model.base_model_prefix}.") for key in missing)
         fix = (
-            "it is no fine-tuned classifier. Take one that is, or VideoClassifier(model) for one you train yourself"
+            "It is not a fine-tuned classifier. Load a fine-tuned one, or train it and use VideoClassifier(model)."
             if headless
-            else f"transformers {transformers.__version__} finds none in this file: pip install -U transformers"
+            else f"transformers {transformers.__version__} does not find them in the file. Update it with: pip install "
+            f"-U transformers"
         )
-        raise ValueError(f"{name!r} has no weights for {sorted(missing)[:3]} ({len(missing)} in all): {fix}")
+        raise ValueError(f"{name!r} has no weights for {sorted(missing)[:3]} ({len(missing)} in total). {fix}")
     return model
 
 
@@ -185,7 +195,7 @@ def _hub_preprocessing(name: str, hub: dict[str, Any]) -> dict[str, Any]:
     def locate(file: str) -> str | None:
         try:
             return hf_hub_download(name, file, **files)
-        except EntryNotFoundError:  # not there, or (offline) not in the cache
+        except EntryNotFoundError:  # the file does not exist, or (offline) is not in the cache
             return None
 
     return {"preprocessing": preprocessing.find(locate)}

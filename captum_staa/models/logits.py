@@ -1,4 +1,4 @@
-"""The logits in whatever a module returns."""
+"""Find the logits in the output of a module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def logits_of(output: Any) -> Tensor:
-    """Logits of what a module returned: a tensor, an output with ``.logits``, a mapping or a tuple.
+    """Return the logits of a module's output: a tensor, an output with ``.logits``, a mapping or a tuple.
 
     Example:
         >>> import torch
@@ -17,14 +17,14 @@ def logits_of(output: Any) -> Tensor:
         tensor([[1., 2.]])
 
     Args:
-        output: of a forward on B clips.
+        output: the output of a forward pass on B clips.
 
     Returns:
         ``(B, K)``.
 
     Raises:
-        TypeError: there are no logits in it.
-        ValueError: they are not ``(B, K)``.
+        TypeError: the output contains no logits.
+        ValueError: the logits are not ``(B, K)``.
     """
     kind = type(output).__name__
     if isinstance(output, Mapping) and "logits" in output:
@@ -35,14 +35,14 @@ def logits_of(output: Any) -> Tensor:
         output = output[0]
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"the module returned {kind}, in which no logits were found; return a tensor (B, K), a tuple that begins "
-            f"with it, or an output with .logits"
+            f"the module must return logits, got {kind}. Return a tensor (B, K), a tuple that begins with it, or an "
+            f"output with .logits."
         )
     if output.ndim > 2 and output[0].numel() == max(output.shape[1:]):
         output = output.flatten(1)  # (B, 1, K) from VideoPrism's pooling query, (B, K, 1, 1, 1) from a 3D CNN's pool
     if output.ndim != 2:
         raise ValueError(
-            f"the module returned logits of shape {tuple(output.shape)}, but (B, K) is needed; "
-            f"flatten or pool the other axes in the module's forward"
+            f"the module must return logits (B, K), got logits of shape {tuple(output.shape)}. "
+            f"Flatten or pool the other axes in the forward of the module."
         )
     return output

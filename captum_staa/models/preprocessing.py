@@ -1,9 +1,9 @@
-"""From uint8 frames to a model's clip, driven by the processor's JSON file, with Pillow and NumPy alone.
+"""Convert uint8 frames to the clip of a model, as its processor's JSON file describes, with Pillow and NumPy.
 
-Hugging Face's video processors refuse to run without torchvision, and its image processors take other inputs in every
-release. The steps are few, so this library always does them itself: the numbers are those of the Pillow processors
-(tested), nothing else has to be installed, and the way back from the clip to the original frame stays known
-(:meth:`Preprocessing.crop_box`). Processors that resize with torchvision may differ by one uint8 step here and there.
+The video processors of Hugging Face require torchvision, and its image processors take different inputs in different
+releases. There are only a few steps, so this library implements them. The results equal those of the Pillow processors
+(tested), no other package is required, and the region of the original frame that the model sees is known
+(:meth:`Preprocessing.crop_box`). Results of processors that resize with torchvision may differ by one uint8 step.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from captum_staa.layout import check_dense
 
 _STANDARD = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 _IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
-# What a processor does where its file is silent, by the beginning of its class name. A file of an unknown processor
-# is taken literally: a step that it does not mention is not done.
+# Default values of a processor for settings that its file does not contain, by the beginning of its class name. For
+# unknown processors there are no defaults: a step that the file does not mention is not done.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "VideoMAE": {"size": 224, "crop_size": 224, **_STANDARD},
     "Vivit": {"size": 256, "crop_size": 224, "rescale_factor": 1 / 127.5, "offset": True, **_STANDARD},
@@ -44,18 +44,20 @@ class Preprocessing:
         >>> clip = preprocessing(frames)
         >>> clip.shape, clip.max().item()
         (torch.Size([1, 4, 3, 8, 8]), 1.0)
-        >>> preprocessing.crop_box(16, 32)  # the model sees the middle half of these frames
+        >>> preprocessing.crop_box(16, 32)  # the model sees the middle of these frames
         (0.0, 8.0, 16.0, 16.0)
 
     Args:
-        resize: pixels of the shorter edge (the aspect ratio stays), or ``(height, width)``; None keeps the size.
-        crop: ``(height, width)`` of the center crop, black where the frame is smaller; None keeps everything.
-        resample: Pillow's filter, 0 to 5 (2 is bilinear, 3 bicubic).
-        factor: what the values 0..255 are multiplied by; None leaves them.
-        offset: subtract one after rescaling, as ViViT does.
-        mean: subtracted per channel after rescaling; None leaves the values.
-        std: divided by per channel.
-        flip_channels: BGR instead of RGB.
+        resize: length of the shorter edge in pixels (keeps the aspect ratio), or ``(height, width)``. None does not
+            resize.
+        crop: ``(height, width)`` of the center crop in pixels, padded with black if the frame is smaller. None does not
+            crop.
+        resample: Pillow's resampling filter, 0 to 5 (2 is bilinear, 3 is bicubic).
+        factor: factor by which the values 0..255 are multiplied. None does not rescale.
+        offset: whether to subtract 1 after rescaling, as ViViT does.
+        mean: value per channel that is subtracted after rescaling. None does not normalize.
+        std: value per channel by which the result is divided.
+        flip_channels: whether to return BGR instead of RGB.
 
     Raises:
         ValueError: a size is not positive, ``resample`` is unknown, or only one of ``mean`` and ``std`` is given.
@@ -74,19 +76,19 @@ class Preprocessing:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
             edges = [] if size is None else list(size) if isinstance(size, tuple) else [size]
             if any(edge < 1 for edge in edges) or (isinstance(size, tuple) and len(edges) != 2):
-                raise ValueError(f"{name} takes sizes of 1 pixel or more, (height, width), got {size!r}")
+                raise ValueError(f"{name} must be (height, width) of 1 pixel or more, got {size!r}")
         if self.resample not in range(6):
-            raise ValueError(f"resample is one of Pillow's filters 0..5 (2 is bilinear), got {self.resample!r}")
+            raise ValueError(f"resample must be one of Pillow's filters 0..5 (2 is bilinear), got {self.resample!r}")
         if (self.mean is None) != (self.std is None):
-            raise ValueError(f"mean and std go together, got mean = {self.mean!r} and std = {self.std!r}")
+            raise ValueError(f"mean and std must be given together, got mean = {self.mean!r} and std = {self.std!r}")
         if self.mean is not None and self.std is not None and {len(self.mean), len(self.std)} != {3}:
-            raise ValueError(f"mean and std are three numbers each, got {self.mean!r} and {self.std!r}")
+            raise ValueError(f"mean and std must be three numbers each, got {self.mean!r} and {self.std!r}")
         if self.std is not None and 0 in self.std:
-            raise ValueError(f"std divides the values and must not hold 0, got {self.std!r}")
+            raise ValueError(f"std must not contain 0, got {self.std!r}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """The steps that a processor's JSON file describes.
+        """Return the steps that the JSON file of a processor describes.
 
         Example:
             >>> Preprocessing.from_config({"size": {"shortest_edge": 256}, "crop_size": 224}).crop
@@ -96,7 +98,7 @@ class Preprocessing:
             config: the content of ``preprocessor_config.json`` or ``video_preprocessor_config.json``.
 
         Raises:
-            ValueError: a value cannot be understood.
+            ValueError: a value is invalid.
         """
         kinds = ("video_processor_type", "image_processor_type", "feature_extractor_type")
         kind = next((str(config[key]) for key in kinds if config.get(key)), "")
@@ -105,7 +107,9 @@ class Preprocessing:
         resize, crop = _size(settings, "size"), _size(settings, "crop_size")
         crop = (crop, crop) if isinstance(crop, int) else crop
         if kind.startswith("VJEPA2") and crop is not None:
-            resize = int(crop[0] * 256 / 224)  # its processor derives the size from the crop, whatever the file says
+            resize = int(
+                crop[0] * 256 / 224
+            )  # its processor derives the size from the crop and ignores the size in the file
         do = {
             "do_resize": resize is not None,
             "do_center_crop": crop is not None,
@@ -113,9 +117,9 @@ class Preprocessing:
             "do_normalize": "image_mean" in settings,
             **{key: bool(value) for key, value in settings.items() if key.startswith("do_")},
         }
-        wanted = (("do_resize", "size", resize), ("do_center_crop", "crop_size", crop))
-        if missing := [f"{name} is true without {key}" for name, key, value in wanted if do[name] and value is None]:
-            raise ValueError(f"a processor config asks for a step but gives no size: {', '.join(missing)}")
+        sizes = (("do_resize", "size", resize), ("do_center_crop", "crop_size", crop))
+        if missing := [f"{name} is true without {key}" for name, key, value in sizes if do[name] and value is None]:
+            raise ValueError(f"a processor config must give the size of each step, got {', '.join(missing)}")
         return cls(
             resize=resize if do["do_resize"] else None,
             crop=crop if do["do_center_crop"] else None,
@@ -128,7 +132,7 @@ class Preprocessing:
         )
 
     def to_config(self) -> dict[str, Any]:
-        """The content of a ``preprocessor_config.json`` with these steps, which :meth:`from_config` reads.
+        """Return the content of a ``preprocessor_config.json`` with these steps, which :meth:`from_config` reads.
 
         Example:
             >>> steps = Preprocessing(resize=256, crop=(224, 224))
@@ -139,7 +143,7 @@ class Preprocessing:
             "do_resize": self.resize is not None,
             "do_center_crop": self.crop is not None,
             "resample": int(self.resample),
-            "do_rescale": self.factor is not None or self.offset,  # the offset is a part of this step
+            "do_rescale": self.factor is not None or self.offset,  # the offset belongs to this step
             "rescale_factor": 1.0 if self.factor is None else float(self.factor),
             "offset": bool(self.offset),
             "do_normalize": self.mean is not None,
@@ -157,7 +161,7 @@ class Preprocessing:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Preprocessing:
-        """The steps that a model's folder describes.
+        """Return the steps that the folder of a model describes.
 
         Example:
             >>> import json, tempfile
@@ -169,22 +173,23 @@ class Preprocessing:
             >>> folder.cleanup()
 
         Args:
-            folder: holds ``processor_config.json`` (with a section for video or images),
-                ``video_preprocessor_config.json`` or ``preprocessor_config.json``; the first that says something wins.
+            folder: a folder with ``processor_config.json`` (with a section for video or images),
+                ``video_preprocessor_config.json`` or ``preprocessor_config.json``. The first of these files with steps
+                is used.
 
         Raises:
-            ValueError: none of them is there, or one cannot be understood.
+            ValueError: none of these files exists, or one is invalid.
         """
         found = find(lambda name: path if (path := Path(folder, name)).is_file() else None)
         if found is None:
             raise ValueError(
-                f"{str(folder)!r} holds no processor config; looked for {', '.join(FILES)}. "
-                f"Write the steps as Preprocessing(resize=..., crop=..., mean=..., std=...) instead"
+                f"the folder {str(folder)!r} must contain one of {', '.join(FILES)}, got none of them. "
+                f"Create the steps with Preprocessing(resize=..., crop=..., mean=..., std=...) instead."
             )
         return found
 
     def __call__(self, frames: np.ndarray | Tensor) -> Tensor:
-        """Frames to the clip that the model takes.
+        """Convert frames to the clip that the model takes.
 
         Args:
             frames: uint8 ``(T, H, W, 3)``, RGB, values 0..255.
@@ -193,8 +198,8 @@ class Preprocessing:
             float32 ``(1, T, 3, H', W')`` on the CPU.
 
         Raises:
-            TypeError: ``frames`` is neither an array nor a tensor, or not of uint8.
-            ValueError: its shape is another.
+            TypeError: ``frames`` is neither an array nor a tensor, or not uint8.
+            ValueError: ``frames`` has another shape.
         """
         pixels = as_frames(frames)
         if self.resize is not None:
@@ -204,7 +209,7 @@ class Preprocessing:
         if self.crop is not None:
             pixels = _center_crop(pixels, self.crop)
         if self.factor is not None:
-            # through float64 and back, as the Pillow processors do: the last bit is then theirs
+            # in float64, as the Pillow processors do, so that results are bitwise equal
             pixels = (pixels.astype(np.float64) * self.factor).astype(np.float32)
         pixels = pixels.astype(np.float32, copy=False)
         if self.offset:
@@ -216,25 +221,25 @@ class Preprocessing:
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))[None]
 
     def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """Where the model looks, in pixels of the original frame.
+        """Return the region of the original frame that the model sees, in pixels.
 
         Example:
             >>> Preprocessing(resize=256, crop=(224, 224)).crop_box(512, 1024)
             (32.0, 288.0, 448.0, 448.0)
 
         Args:
-            height: of the original frames.
-            width: of the original frames.
+            height: height of the original frames.
+            width: width of the original frames.
 
         Returns:
-            ``(top, left, height, width)``. A map over the model's input, stretched to this box, lies where the model
-            saw it. The box reaches beyond the frame where the crop is larger than the resized frame.
+            ``(top, left, height, width)``. A map over the input of the model must be resized to this box to overlay the
+            original frame. The box extends beyond the frame if the crop is larger than the resized frame.
 
         Raises:
             ValueError: a size is not positive.
         """
         if min(height, width) < 1:
-            raise ValueError(f"frames have at least one pixel, got (height, width) = {(height, width)}")
+            raise ValueError(f"height and width must be at least 1, got (height, width) = {(height, width)}")
         rows, columns = self._resized(height, width)
         crop_rows, crop_columns = self.crop or (rows, columns)
         down, right = height / rows, width / columns
@@ -255,13 +260,13 @@ FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocesso
 
 
 def find(locate: Callable[[str], str | Path | None]) -> Preprocessing | None:
-    """The first of a model's processor files that describes video, then images; None where none does.
+    """Return the steps in a model's processor files, for video if possible, else for images. None if there are none.
 
     Args:
-        locate: from a file's name to its path, or None where the model has no such file.
+        locate: function that returns the path of a file by its name, or None if the model does not have the file.
 
     Raises:
-        ValueError: a file is no JSON object, or describes what cannot be understood.
+        ValueError: a file is not a JSON object, or a value is invalid.
     """
     contents: dict[str, dict[str, Any]] = {}
     for name in FILES:
@@ -269,7 +274,7 @@ def find(locate: Callable[[str], str | Path | None]) -> Preprocessing | None:
             try:
                 contents[name] = dict(json.loads(Path(path).read_text(encoding="utf-8")))
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{str(path)!r} should hold a JSON object, but reading it failed: {error}") from error
+                raise ValueError(f"{str(path)!r} must contain a JSON object, got an error: {error}") from error
     nested, video, image = (contents.get(name, {}) for name in FILES)
     candidates = (nested.get("video_processor"), video, nested.get("image_processor"), image)
     config = next((candidate for candidate in candidates if candidate), None)
@@ -277,7 +282,7 @@ def find(locate: Callable[[str], str | Path | None]) -> Preprocessing | None:
 
 
 def _size(settings: Mapping[str, Any], key: str) -> int | tuple[int, int] | None:
-    """An edge, ``(height, width)`` or None, from one of the ways in which processors write a size."""
+    """Return a size as an edge, ``(height, width)`` or None, from one of the formats that processors use."""
     size = settings.get(key)
     if size is None:
         return None
@@ -292,8 +297,8 @@ def _size(settings: Mapping[str, Any], key: str) -> int | tuple[int, int] | None
     elif isinstance(size, int):
         return size
     raise ValueError(
-        f"{key} in a processor config is an int, {{'height': h, 'width': w}} or (for size) {{'shortest_edge': n}}, "
-        f"but {settings[key]!r} came; give the model its steps with preprocessing=Preprocessing(...)"
+        f"{key} in a processor config must be an int, {{'height': h, 'width': w}} or (for size) "
+        f"{{'shortest_edge': n}}, got {settings[key]!r}. Pass the steps with preprocessing=Preprocessing(...)."
     )
 
 
@@ -301,12 +306,22 @@ def _channels(settings: Mapping[str, Any], key: str) -> tuple[float, float, floa
     value = settings.get(key)
     values = [value] * 3 if isinstance(value, (int, float)) else value
     if not isinstance(values, (list, tuple)) or len(values) != 3:
-        raise ValueError(f"{key} in a processor config is a number or three numbers, got {value!r}")
+        raise ValueError(f"{key} in a processor config must be a number or three numbers, got {value!r}")
     return float(values[0]), float(values[1]), float(values[2])
 
 
 def as_frames(frames: object, name: str = "frames", axes: str = "T, H, W, 3") -> np.ndarray:
-    """Frames, or one of them, as a uint8 array with these axes; anything else is refused by this name."""
+    """Check frames and return them as a uint8 array.
+
+    Args:
+        frames: the frames, an array or a tensor.
+        name: name of the argument in error messages.
+        axes: the expected axes. The last one has size 3.
+
+    Raises:
+        TypeError: ``frames`` is neither an array nor a tensor, or not uint8.
+        ValueError: ``frames`` has other axes or is empty.
+    """
     if not isinstance(frames, (np.ndarray, Tensor)):
         raise TypeError(f"{name} must be a uint8 array or tensor ({axes}), got {type(frames).__name__}")
     if isinstance(frames, Tensor):
@@ -314,19 +329,19 @@ def as_frames(frames: object, name: str = "frames", axes: str = "T, H, W, 3") ->
     array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
     if array.dtype != np.uint8:
         raise TypeError(
-            f"{name} must be uint8 with values 0..255, got {array.dtype} of shape {tuple(array.shape)}; "
-            f"values in 0..1 become uint8 by (values * 255).round() and a cast"
+            f"{name} must be uint8 with values 0..255, got {array.dtype} of shape {tuple(array.shape)}. "
+            f"Convert values in 0..1 with (values * 255).round() and a cast to uint8."
         )
     if array.ndim != len(axes.split(",")) or array.shape[-1] != 3 or 0 in array.shape:
         raise ValueError(
-            f"{name} must be ({axes}), but their shape is {tuple(array.shape)}; "
-            f"put channels last, repeat a gray channel three times, drop an alpha channel"
+            f"{name} must be non-empty and ({axes}), got shape {tuple(array.shape)}. "
+            f"Move channels to the last axis, repeat a gray channel three times, and drop an alpha channel."
         )
     return array
 
 
 def _center_crop(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Center crop of ``(T, H, W, 3)``; what lies outside the frame is 0."""
+    """Return the center crop of frames ``(T, H, W, 3)``. Pixels outside the frame are 0."""
     (rows, columns), (height, width) = frames.shape[1:3], size
     top, left = (rows - height) // 2, (columns - width) // 2
     beyond = (max(0, -top), max(0, top + height - rows)), (max(0, -left), max(0, left + width - columns))

@@ -1,4 +1,4 @@
-"""A small residual 3D CNN for clips: the zoo's model without attention."""
+"""A small residual 3D CNN for clips, the bundled model without attention."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from captum_staa._utils.checks import check_choice, check_count, is_whole
-from captum_staa._utils.files import save_tensors, together
+from captum_staa._utils.checks import check_choice, check_count, is_integer
+from captum_staa._utils.files import atomic_files, save_tensors
 
 Padding = Literal["zeros", "replicate"]
 
 
 @dataclass(frozen=True)
 class ResNet3DConfig:
-    """The shape of a :class:`ResNet3D`: all that is needed to build one.
+    """The architecture of a :class:`ResNet3D`.
 
     >>> ResNet3DConfig(num_classes=4).channels
     (12, 24, 48)
 
     Args:
-        num_classes: K, logits per clip.
-        width: channels of the first stage; each later stage doubles them. A multiple of ``groups``.
+        num_classes: K, the number of logits per clip.
+        width: number of channels of the first stage, a multiple of ``groups``. Each later stage doubles it.
         in_channels: C of the clips.
-        stages: number of stages, each of one residual block which halves height and width, and, from
-            ``time_strides_from`` on, time.
-        groups: groups of the GroupNorm. BatchNorm would make a clip's answer depend on running statistics.
-        num_frames: T of the clips. The head keeps time apart, so it has a weight per remaining time step.
-        image_size: H and W the model was trained at, pixels; others run as well.
-        time_strides_from: index of the first stage that halves time; 0 is the first stage.
-        padding_mode: ``"zeros"``, or ``"replicate"``, with which the first and last frame look like all others.
+        stages: number of stages. Each is one residual block that halves height and width. Stages from
+            ``time_strides_from`` on also halve time.
+        groups: number of groups of the GroupNorm. With BatchNorm, logits would depend on running statistics.
+        num_frames: T of the clips. The head has separate weights for each remaining time step.
+        image_size: H and W of the training clips in pixels. Other sizes also run.
+        time_strides_from: index of the first stage that halves time. 0 is the first stage.
+        padding_mode: ``"zeros"``, or ``"replicate"``, which avoids border effects in the first and last frame.
     """
 
     num_classes: int
@@ -53,10 +53,10 @@ class ResNet3DConfig:
             check_count(name, getattr(self, name))
         check_count("time_strides_from", self.time_strides_from, least=0)
         for name, value in vars(self).copy().items():
-            if is_whole(value):
-                object.__setattr__(self, name, int(value))  # numpy's cannot be written to a config.json
+            if is_integer(value):
+                object.__setattr__(self, name, int(value))  # NumPy integers cannot be written to a config.json
         if self.width % self.groups:
-            raise ValueError(f"width = {self.width}, expected a multiple of groups = {self.groups}: change either")
+            raise ValueError(f"width must be a multiple of groups = {self.groups}, got {self.width}")
         check_choice("padding_mode", self.padding_mode, get_args(Padding))
 
     @property
@@ -65,7 +65,7 @@ class ResNet3DConfig:
 
     @property
     def time_steps(self) -> int:
-        """Frames left after the last stage; a stride of 2 rounds up."""
+        """Number of time steps after the last stage. A stride of 2 rounds up."""
         return -(-self.num_frames // 2 ** max(0, self.stages - self.time_strides_from))
 
 
@@ -79,7 +79,7 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv3d(c_out, c_out, 3, padding=1, bias=False, padding_mode=padding_mode)
         self.norm2 = nn.GroupNorm(groups, c_out)
         self.shortcut = nn.Conv3d(c_in, c_out, 1, stride, bias=False)
-        # Two modules, not one used twice: Captum's DeepLift and layer hooks need each ReLU called once.
+        # Two modules instead of one used twice, because Captum's DeepLift and layer hooks need each ReLU called once.
         self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,28 +88,30 @@ class _Block(nn.Module):
 
 
 class ResNet3D(nn.Module):
-    """Residual 3D CNN: stem, stages, mean over space, one linear layer over what is left of time.
+    """Residual 3D CNN: stem, stages, mean over space, and a linear layer over the remaining time steps.
 
         >>> model = ResNet3D(num_classes=4)
         >>> model(torch.zeros(2, 3, 16, 48, 48)).shape
         torch.Size([2, 4])
 
-    Time is not averaged: which of two events came first is otherwise lost in the mean.
+    Time is not averaged, because the order of events would be lost in the mean.
 
     Args:
-        num_classes: K, or a whole :class:`ResNet3DConfig`, with which no other argument is taken.
+        num_classes: K, or a :class:`ResNet3DConfig`. A config cannot be combined with other arguments.
         **options: the other fields of :class:`ResNet3DConfig`.
 
     Raises:
-        TypeError: a size is no whole number.
-        ValueError: an option is out of range, or a clip has not the T or C of the config.
+        TypeError: a size is not an integer.
+        ValueError: an option is out of range, or a clip does not have the T or C of the config.
     """
 
     def __init__(self, num_classes: int | ResNet3DConfig, **options: Any) -> None:
         super().__init__()
         if isinstance(num_classes, ResNet3DConfig):
             if options:
-                raise ValueError(f"{options = } beside a config, expected none: use dataclasses.replace(config, ...)")
+                raise ValueError(
+                    f"options must be empty with a config, got {options}. Use dataclasses.replace(config, ...)."
+                )
             self.config = num_classes
         else:
             self.config = ResNet3DConfig(num_classes, **options)
@@ -128,12 +130,12 @@ class ResNet3D(nn.Module):
         self.head = nn.Linear(c_in * config.time_steps, config.num_classes)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Logits (B, K) of clips (B, C, T, H, W)."""
+        """Return the logits (B, K) of clips (B, C, T, H, W)."""
         expected = (self.config.in_channels, self.config.num_frames)
         if clips.ndim != 5 or clips.shape[1:3] != expected:
             raise ValueError(
-                f"clips of shape {tuple(clips.shape)}, expected (B, C, T, H, W) with (C, T) = {expected}: "
-                "swap axes with clips.transpose(1, 2) if time comes first, or sample as many frames"
+                f"clips must be (B, C, T, H, W) with (C, T) = {expected}, got shape {tuple(clips.shape)}. Swap axes "
+                f"with clips.transpose(1, 2) if time comes before channels, or sample {expected[1]} frames."
             )
         features = self.stages(self.stem(clips))  # (B, C', T', H', W')
         return self.head(features.mean(dim=(3, 4)).flatten(1))
@@ -142,21 +144,21 @@ class ResNet3D(nn.Module):
 def save_pretrained(
     model: ResNet3D, folder: str | Path, labels: list[str], *, half: bool = False, overwrite: bool = False
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors``, in the manner of Hugging Face.
+    """Write ``config.json`` and ``model.safetensors``, in the format of Hugging Face.
 
     Args:
-        model: the model to keep.
-        folder: made if it is not there.
-        labels: a name per class, in the order of the logits.
-        half: store float16, half the size; :func:`from_pretrained` gives float32 again.
+        model: the model to save.
+        folder: the folder to write to. It is created if it does not exist.
+        labels: one name per class, in the order of the logits.
+        half: whether to store float16, which halves the size. :func:`from_pretrained` returns float32.
         overwrite: whether a model in the folder may be replaced.
 
     Raises:
-        ValueError: not one label per class.
-        FileExistsError: the folder holds a model, and ``overwrite`` is False.
+        ValueError: the number of labels is not K.
+        FileExistsError: the folder contains a model, and ``overwrite`` is False.
     """
     if len(labels) != model.config.num_classes:
-        raise ValueError(f"{len(labels)} labels {labels}, expected {model.config.num_classes}: one for each class")
+        raise ValueError(f"labels must be {model.config.num_classes} names, one per class, got {len(labels)}: {labels}")
     config = {
         "model_type": "resnet3d",
         "architectures": ["ResNet3D"],
@@ -166,21 +168,24 @@ def save_pretrained(
     }
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.detach().to(dtype).contiguous() for name, value in model.state_dict().items()}
-    with together(folder, ["model.safetensors", "config.json"], overwrite=overwrite) as part:
+    with atomic_files(folder, ["model.safetensors", "config.json"], overwrite=overwrite) as part:
         save_tensors(save_file, weights, part / "model.safetensors", {"format": "pt"})
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def from_pretrained(folder: str | Path) -> ResNet3D:
-    """Read what :func:`save_pretrained` wrote: a float32 model in eval mode, on the CPU.
+    """Load a model written by :func:`save_pretrained`. It is float32, in eval mode and on the CPU.
 
     Raises:
-        ValueError: the folder holds another kind of model.
+        ValueError: the folder contains another type of model.
     """
     folder = Path(folder)
     stored: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if (kind := stored.get("model_type")) != "resnet3d":
-        raise ValueError(f"model_type = {kind!r} in {folder}, expected 'resnet3d': load it with the library it is from")
+        raise ValueError(
+            f"model_type must be 'resnet3d', got model_type = {kind!r} in {folder}. "
+            "Use VideoClassifier.from_pretrained."
+        )
     fields = {field.name for field in dataclasses.fields(ResNet3DConfig)}
     model = ResNet3D(ResNet3DConfig(**{name: value for name, value in stored.items() if name in fields}))
     model.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})

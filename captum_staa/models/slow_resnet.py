@@ -1,4 +1,4 @@
-"""The 3D ResNet of bottlenecks that keeps every frame, over which ST-ABN was published."""
+"""A 3D ResNet with bottlenecks and without temporal stride, the backbone of the ST-ABN paper."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from captum_staa._utils.checks import check_count
 
-EXPANSION = 4  # of a bottleneck's last convolution
+EXPANSION = 4  # channels of a bottleneck's last convolution, relative to the first
 
 
 class _Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 within a frame; an inflated block's first convolution also sees the frames beside it."""
+    """1x1, 3x3 and 1x1 convolutions within a frame. If inflated, the first convolution also sees adjacent frames."""
 
     def __init__(self, c_in: int, planes: int, stride: int, inflated: bool) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _Bottleneck(nn.Module):
         if stride != 1 or c_in != c_out:
             shortcut = nn.Conv3d(c_in, c_out, 1, (1, stride, stride), bias=False)
             self.shortcut = nn.Sequential(shortcut, nn.BatchNorm3d(c_out))
-        # Three modules, not one used thrice: Captum's DeepLift and layer hooks need each ReLU called once.
+        # Three modules, because Captum's DeepLift and layer hooks need each ReLU called once.
         self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,25 +37,25 @@ class _Bottleneck(nn.Module):
 
 
 class SlowResNet(nn.Module):
-    """Residual 3D CNN without temporal stride; its convolutions see other frames in the last two stages alone.
+    """Residual 3D CNN without temporal stride. By default only the last two stages have temporal convolutions.
 
         >>> import torch
         >>> model = SlowResNet(num_classes=5, layers=(1, 1, 1, 1), width=8)
         >>> model(torch.zeros(2, 3, 4, 32, 32)).shape
         torch.Size([2, 5])
 
-    With the default shape it is the 3D ResNet-50 of the ST-ABN paper: 32 frames of 224 pixels leave its third stage as
+    The defaults are the 3D ResNet-50 of the ST-ABN paper. For 32 frames of 224 pixels, the output of its third stage is
     1024 x 32 x 14 x 14.
 
     Args:
-        num_classes: K, logits per clip.
-        layers: bottlenecks in each stage.
-        width: channels of the stem, and planes of the first stage; each later stage doubles them.
-        inflated: whether the bottlenecks of a stage see the frames beside theirs, one for each stage.
-        dropout: before the linear head.
+        num_classes: K, the number of logits per clip.
+        layers: number of bottlenecks in each stage.
+        width: number of channels of the stem and of the first stage's inner convolutions. Each later stage doubles it.
+        inflated: for each stage, whether its bottlenecks have temporal convolutions.
+        dropout: dropout probability before the linear head.
 
     Raises:
-        TypeError: ``num_classes`` or ``width`` is no whole number.
+        TypeError: ``num_classes`` or ``width`` is not an integer.
         ValueError: an option is out of range.
 
     Reference:
@@ -74,9 +74,15 @@ class SlowResNet(nn.Module):
         super().__init__()
         check_count("num_classes", num_classes)
         check_count("width", width)
-        num_classes, width = int(num_classes), int(width)  # numpy's overflow, and cannot be written to a config.json
+        num_classes, width = (
+            int(num_classes),
+            int(width),
+        )  # NumPy integers overflow, and cannot be written to a config.json
         if len(layers) != len(inflated) or min(layers, default=0) < 1:
-            raise ValueError(f"{layers = } and {inflated = } must have one entry for each stage, layers from 1 on")
+            raise ValueError(
+                f"layers and inflated must have one entry per stage, with layers of at least 1, got {layers = }, "
+                f"{inflated = }"
+            )
         self.config = {
             "num_classes": num_classes,
             "layers": list(layers),
@@ -102,10 +108,10 @@ class SlowResNet(nn.Module):
         self.head = nn.Linear(c_in, num_classes)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Logits (B, K) of clips (B, 3, T, H, W) of any size."""
+        """Return the logits (B, K) of clips (B, 3, T, H, W) of any size."""
         if clips.ndim != 5 or clips.shape[1] != 3:
             raise ValueError(
-                f"clips of shape {tuple(clips.shape)}, expected (B, 3, T, H, W): swap axes with clips.transpose(1, 2) "
-                f"if time comes first"
+                f"clips must be (B, 3, T, H, W), got shape {tuple(clips.shape)}. Swap axes with clips.transpose(1, 2) "
+                f"if time comes before channels."
             )
         return self.head(self.dropout(self.stages(self.stem(clips)).mean((2, 3, 4))))

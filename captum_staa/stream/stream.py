@@ -112,7 +112,7 @@ class STAAStream:
                 f"{target!r}. Leave target out, or pass mode='relevance'."
             )
         self.policy = policy
-        self.target = None if target is None else classifier.target(target)
+        self.target = None if target is None else classifier.class_index(target)
 
     @property
     def latency(self) -> tuple[int, int]:

@@ -80,7 +80,7 @@ def test_traced_classifiers(trial: Trial) -> None:
 
 def test_a_traced_classifier_has_no_family() -> None:
     own = case("own")
-    with pytest.raises(ValueError, match="TracedModule is no transformer that is known"):
+    with pytest.raises(ValueError, match="TracedModule is not a recognized transformer"):
         STAA(torch.jit.trace(own.model, own.inputs))
 
 

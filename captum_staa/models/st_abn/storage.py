@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from captum_staa._utils.files import save_tensors, together
+from captum_staa._utils.files import atomic_files, save_tensors
 from captum_staa.models import preprocessing
 from captum_staa.models.classifier import VideoClassifier, edges_of
 from captum_staa.models.labels import in_order
@@ -134,7 +134,7 @@ def write(folder: Path, network: Branched, base: str | None, half: bool) -> None
         if not network.injected or name.startswith(ADDED)
     }
     # The config last: where it is, the model is whole. Any other processor's file would be read as this model's.
-    with together(folder, ["model.safetensors", *preprocessing.FILES, "config.json"]) as part:
+    with atomic_files(folder, ["model.safetensors", *preprocessing.FILES, "config.json"]) as part:
         save_tensors(save_file, weights, part / "model.safetensors", {"format": "pt"})
         if model.preprocessing is not None:
             _write_json(part / "preprocessor_config.json", model.preprocessing.to_config())
