@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from capture_readings import OF_FULL, READINGS, explicit_sdpa, read, sites_of
+from capture_readings import OF_FULL, READINGS, explicit_sdpa, layers_of, read
 from tiny_models import (
     CallsSdpa,
     classifier,
@@ -166,8 +166,8 @@ def test_fused_kernels_do_not_run_past_the_door(fast):
 def test_flash_attentions_two_dimensional_mask():
     """Flash attention is handed (B, N); on a CPU it cannot run, but its mask can be read."""
     clf = tiny("vivit")
-    site = sites_of(clf)[0]
-    module = clf.module.get_submodule(site.module)
+    layer = layers_of(clf)[0]
+    module = clf.module.get_submodule(layer.module)
     q = torch.randn(2, 2, 25, 12, generator=torch.Generator().manual_seed(0))
     keep = torch.ones(2, 25, dtype=torch.long)
     keep[1, 20:] = 0

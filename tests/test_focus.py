@@ -123,7 +123,7 @@ def test_errors(call, words):
 
 @pytest.mark.parametrize("options", [{"sharpness": "2"}, {"low": None}, {"sharpness": float("nan")}])
 def test_what_is_no_number(options):
-    with pytest.raises(TypeError, match=f"{next(iter(options))} is a number"):
+    with pytest.raises(TypeError, match=f"{next(iter(options))} must be a number, got"):
         Focus(**options)
 
 

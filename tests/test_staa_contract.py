@@ -116,8 +116,8 @@ def test_nothing_is_left(name, fails, kind):
     next(clf.module.children()).eval()
     handle = None
     if fails:
-        site = clf.family.attention(clf.module)[-1]  # type: ignore[union-attr]
-        handle = clf.module.get_submodule(site.module).register_forward_pre_hook(lambda *_: 1 / 0)
+        layer = clf.family.attention(clf.module)[-1]  # type: ignore[union-attr]
+        handle = clf.module.get_submodule(layer.module).register_forward_pre_hook(lambda *_: 1 / 0)
     before = snapshot(clf)
     if fails:
         with pytest.raises(ZeroDivisionError):

@@ -127,14 +127,14 @@ def test_released_follows_the_same_expression_everywhere(name):
     clip = clip_for(clf)
     parts = STAA(clf, "released").attribute_maps(clip)
     assert parts.joint.min() >= 0 and parts.joint.max() == 1 and parts.joint.amax((2, 3)).eq(1).all()
-    sites = [s for s in clf.family.attention(clf.module) if s.role != "temporal"]  # type: ignore[union-attr]
-    with torch.no_grad(), capture(clf.module, sites[-1:], lambda call: call.head_mean()) as read:
+    layers = [s for s in clf.family.attention(clf.module) if s.role != "temporal"]  # type: ignore[union-attr]
+    with torch.no_grad(), capture(clf.module, layers[-1:], lambda call: call.head_mean()) as read:
         clf(clip)
     assert clf.grid is not None
     weights = []
     for i in range(4):
-        matrix = read[sites[-1]]
-        if sites[-1].role == "spatial":
+        matrix = read[layers[-1]]
+        if layers[-1].role == "spatial":
             weights.append(matrix.unflatten(0, (2, 4))[:, 0, i + 1, clf.grid.prefix :].mean(1))
         else:
             row = matrix[:, min(i + 1, matrix.shape[1] - 1)]

@@ -77,8 +77,8 @@ def test_tile_size_changes_no_number(monkeypatch, name):
             monkeypatch.setattr(tiles, "CPU_TILE_PER_THREAD", 11)
             small_logits, small = read(clf, clip, reading)
             torch.testing.assert_close(small_logits, logits, rtol=0, atol=1e-5)
-            for site in readings:
-                torch.testing.assert_close(small[site], readings[site], rtol=0, atol=1e-6)
+            for layer in readings:
+                torch.testing.assert_close(small[layer], readings[layer], rtol=0, atol=1e-6)
 
 
 def test_tiles_are_bounded(monkeypatch):

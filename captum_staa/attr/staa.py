@@ -229,9 +229,9 @@ class STAA(Attribution):
             ValueError: another mode, other layers, a focus, or attention that is not joint.
         """
         clip = one_clip(inputs, self.forward_func.layout, self.get_name())
-        model, sites = self._model(), self._family().attention(self._model())
+        model, attention_layers = self._model(), self._family().attention(self._model())
         fits = (self.mode, self.layers, self.focus) == ("attention", "all", None)
-        if not fits or any(site.role not in ("joint", "pool") for site in sites):
+        if not fits or any(layer.role not in ("joint", "pool") for layer in attention_layers):
             raise ValueError(
                 f"attribute_temporal rolls joint attention out through all layers, but mode={self.mode!r}, "
                 f"layers={self.layers!r}, focus={self.focus!r} on {self._family().name!r} came; use "
@@ -241,7 +241,7 @@ class STAA(Attribution):
         carry = TemporalCarry(grid, len(clip), clip.device)
         extra = _format_additional_forward_args(additional_forward_args)
         with torch.no_grad():
-            with capture(model, sites, carry, stop=True):
+            with capture(model, attention_layers, carry, stop=True):
                 self._forward(clip, extra)
             steps = carry.result(output_weights(self._family().pooling(model), len(clip), grid, clip.device))
         return grid.to_frames(steps / grid.tubelet[0], clip.shape[self.forward_func.layout.time])
@@ -278,11 +278,11 @@ class STAA(Attribution):
     def _attended(
         self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int], logits: bool
     ) -> tuple[Tensor, Tensor | None]:
-        sites = self._sites()
-        read = self._reader(sites)
+        attention_layers = self._attention_layers()
+        read = self._reader(attention_layers)
         answer = None
         with torch.no_grad():
-            with capture(self._model(), sites, read, stop=not logits) as readings:
+            with capture(self._model(), attention_layers, read, stop=not logits) as readings:
                 answer = self._forward(clip, extra)
             return self._to_pixels(self._compose(readings, clip, grid), grid, size), answer
 
@@ -294,12 +294,12 @@ class STAA(Attribution):
             return self._decomposed(clip, target, extra, grid, size)
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
-            with capture(self._model(), self._sites(), _read_probabilities) as readings:
+            with capture(self._model(), self._attention_layers(), _read_probabilities) as readings:
                 answer = self._forward(leaf, extra)
             gradients = torch.autograd.grad(score_of(answer, target), list(readings.values()))
         matrices = {
-            site: gradient_weighted(attention, gradient)
-            for (site, attention), gradient in zip(readings.items(), gradients, strict=True)
+            layer: gradient_weighted(attention, gradient)
+            for (layer, attention), gradient in zip(readings.items(), gradients, strict=True)
         }
         return self._to_pixels(self._compose(matrices, clip, grid, torch.add), grid, size), answer.detach()
 
@@ -324,12 +324,12 @@ class STAA(Attribution):
         return gaussian(joint, spread, keep_sums=True), result.outputs
 
     def _released(self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int]) -> VideoAttribution:
-        site = [site for site in self._family().attention(self._model()) if site.role != "temporal"][-1]
+        layer = [layer for layer in self._family().attention(self._model()) if layer.role != "temporal"][-1]
         generator = generator_or_seeded(self.generator)
         with torch.no_grad():
-            with capture(self._model(), [site], lambda call: call.head_mean()) as readings:
+            with capture(self._model(), [layer], lambda call: call.head_mean()) as readings:
                 answer = self._forward(clip, extra)
-            maps, weights = released_maps(readings[site], site.role, len(clip), grid, generator)
+            maps, weights = released_maps(readings[layer], layer.role, len(clip), grid, generator)
         seen = torch.nn.functional.pad(maps, (0, size[2] - maps.shape[3], 0, size[1] - maps.shape[2]))
         joint = grid.to_frames(seen, size[0])
         return VideoAttribution(joint, joint.sum(1), grid.to_frames(weights, size[0]), answer)
@@ -337,12 +337,12 @@ class STAA(Attribution):
     def _forward(self, clip: Tensor, extra: Any) -> Tensor:
         return _run_forward(self.forward_func, clip.clone(), None, extra)  # a copy: models may write into their input
 
-    def _sites(self) -> list[AttentionLayer]:
-        return [site for block in self._blocks() for site in block]
+    def _attention_layers(self) -> list[AttentionLayer]:
+        return [layer for block in self._blocks() for layer in block]
 
-    def _reader(self, sites: Sequence[AttentionLayer]) -> Callable[[AttentionCall], Tensor]:
+    def _reader(self, attention_layers: Sequence[AttentionLayer]) -> Callable[[AttentionCall], Tensor]:
         pooling = self._family().pooling(self._model())
-        return rollout_reader(pooling, sites[-1]) if self.layers == "all" else light_reader(pooling)
+        return rollout_reader(pooling, attention_layers[-1]) if self.layers == "all" else light_reader(pooling)
 
     # --- from readings to pixels --------------------------------------------------------------------------------
 
