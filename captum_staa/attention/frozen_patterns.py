@@ -41,7 +41,7 @@ class FrozenPatterns(TorchFunctionMode):
       constants.
     - Activations: ``f(x) = f(0) + x * ratio``, where ``ratio = (f(x) - f(0)) / x`` is a constant (``f'(0)`` at 0). This
       holds for GELU, SiLU, tanh, sigmoid and others. ReLU and max pooling are already piecewise linear.
-    - Products: the output of sigmoid, tanh or erf is a gate, which is a constant. So a hand-written GELU equals
+    - Products: the output of sigmoid, tanh or erf is a gate and a constant. So a hand-written GELU equals
       ``F.gelu``, and ``F.glu`` passes a gradient to its first half only. In other products, such as ``silu(gate) * up``, each
       factor gets half of the product.
 

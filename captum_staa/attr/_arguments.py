@@ -49,7 +49,7 @@ def outputs_of(answer: Tensor, target: TargetType) -> Tensor:
     return scores
 
 
-def refuse_inference_mode(what: str) -> None:
+def check_not_inference_mode(what: str) -> None:
     """Raise a ValueError under ``torch.inference_mode()``, because gradients cannot be enabled there."""
     if torch.is_inference_mode_enabled():
         raise ValueError(
@@ -68,8 +68,8 @@ def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) ->
             continue
         if clip.ndim == 0 or clip.numel() == 0:
             raise ValueError(
-                f"{name} must be a non-empty tensor with one row per example, got shape {tuple(clip.shape)}. Add a batch "
-                f"dimension, or pass at least one example."
+                f"{name} must be a non-empty tensor with one row per example, got shape {tuple(clip.shape)}. Add a "
+                f"batch dimension, or pass at least one example."
             )
         check_dense(clip, name)
         if clip.is_floating_point() and not bool(clip.isfinite().all()):
@@ -79,8 +79,8 @@ def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) ->
             )
     if len({len(clip) for clip in clips}) > 1:
         raise ValueError(
-            f"all inputs must have the same batch size, got shapes {[tuple(clip.shape) for clip in clips]}. Pass the same "
-            f"examples in each."
+            f"all inputs must have the same batch size, got shapes {[tuple(clip.shape) for clip in clips]}. Pass the "
+            f"same examples in each."
         )
     return clips
 
