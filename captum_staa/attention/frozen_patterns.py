@@ -42,8 +42,8 @@ class FrozenPatterns(TorchFunctionMode):
     - Activations: ``f(x) = f(0) + x * ratio``, where ``ratio = (f(x) - f(0)) / x`` is a constant (``f'(0)`` at 0). This
       holds for GELU, SiLU, tanh, sigmoid and others. ReLU and max pooling are already piecewise linear.
     - Products: the output of sigmoid, tanh or erf is a gate and a constant. So a hand-written GELU equals
-      ``F.gelu``, and ``F.glu`` passes a gradient to its first half only. In other products, such as ``silu(gate) * up``, each
-      factor gets half of the product.
+      ``F.gelu``, and ``F.glu`` passes a gradient to its first half only. In other products, such as
+      ``silu(gate) * up``, each factor gets half of the product.
 
     With a ``pattern_weight`` above 0, the gradient also passes through attention patterns to queries and keys, each
     multiplied by this weight. The network is then not affine: the share of each token includes, in first order, its

@@ -49,7 +49,7 @@ def outputs_of(answer: Tensor, target: TargetType) -> Tensor:
     return scores
 
 
-def check_not_inference_mode(what: str) -> None:
+def refuse_inference_mode(what: str) -> None:
     """Raise a ValueError under ``torch.inference_mode()``, because gradients cannot be enabled there."""
     if torch.is_inference_mode_enabled():
         raise ValueError(

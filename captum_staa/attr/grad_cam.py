@@ -23,7 +23,7 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, without_compiling
-from captum_staa.attr._arguments import check_not_inference_mode, one_clip, score_of
+from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import classifier_of
@@ -192,7 +192,7 @@ class GradCAM(Attribution):
         clip = one_clip(inputs, self.layout, self.get_name())
         size = self.layout.extent(clip)
         self._check_grid(size)
-        check_not_inference_mode(self.get_name())
+        refuse_inference_mode(self.get_name())
         extra = _format_additional_forward_args(additional_forward_args)
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             with _cut(self.layer) as outputs:
@@ -314,8 +314,8 @@ def _cut(layer: nn.Module) -> Iterator[list[Tensor]]:
         if not isinstance(first, Tensor) or not first.is_floating_point():
             kind = f"a tensor of {first.dtype}" if isinstance(first, Tensor) else type(first).__name__
             raise ValueError(
-                f"the layer {type(module).__name__} must return a tensor of floats, or a tuple that begins with one, got "
-                f"{kind}. Choose a layer inside it."
+                f"the layer {type(module).__name__} must return a tensor of floats, or a tuple that begins with one, "
+                f"got {kind}. Choose a layer inside it."
             )
         leaf = first.detach().requires_grad_()
         leaves.append(leaf)
@@ -331,7 +331,7 @@ def _cut(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _fold_tokens(tokens: Tensor, batch: int, grid: TokenGrid) -> Tensor | None:
-    """Return tokens, also of divided attention, as ``(B, D, t, h, w)``, or None if the shape is unknown or ambiguous."""
+    """Return tokens, also of divided attention, as ``(B, D, t, h, w)``; None for an unknown or ambiguous shape."""
     rows, count, _ = tokens.shape
     positions = grid.h * grid.w
     if rows == batch and count in (grid.num_patches, grid.num_tokens):

@@ -188,7 +188,8 @@ class _Slope:
         mean = self.gained / self.count
         covariance = (self.together - mean[:, None, None, None] * self.shown) / (self.count - 1)
         # A voxel at position k/c between two cells is interpolated linearly. Along each axis, its variance averaged
-        # over the shifts k = 0 .. c-1 is the mean of (1 - k/c)^2 + (k/c)^2 = (2 + 1/c^2) / 3, times the variance of a cell.
+        # over the shifts k = 0 .. c-1 is the mean of (1 - k/c)^2 + (k/c)^2 = (2 + 1/c^2) / 3, times
+        # the variance of a cell.
         variance = self.keep * (1 - self.keep) * prod((2 + side**-2) / 3 for side in self.sides)
         return covariance / variance
 

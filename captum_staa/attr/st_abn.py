@@ -21,7 +21,7 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, without_compiling
-from captum_staa.attr._arguments import check_not_inference_mode, one_clip, score_of
+from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
 from captum_staa.models.layers import MODES, covered, to_pixels
 from captum_staa.models.st_abn.branch import Gates
 from captum_staa.models.st_abn.explanation import resolution
@@ -81,8 +81,8 @@ class AttentionBranch(Attribution):
         ValueError: an option is unknown.
 
     Note:
-        A gate shows where the branch is open. It does not show that the output depends on the gate: a network may ignore
-        its gates, and jointly trained networks often do. ``metrics.attention_usage`` measures this.
+        A gate shows where the branch is open. It does not show that the output depends on the gate: a network may
+        ignore its gates, and jointly trained networks often do. ``metrics.attention_usage`` measures this.
 
     Reference:
         ``"gate"``: Mitsuhara et al., arXiv 2110.15574. ``"grad_gate"`` weights each gate by the target's gradient, as
@@ -199,7 +199,7 @@ class AttentionBranch(Attribution):
                 logits, gates = self.st_abn.forward_with_gates(clip.detach().clone(), *extra)
             temporal = _wide(gates.temporal)[:, 0]
             return logits, gates, (_wide(gates.spatial)[:, 0] * temporal, temporal[..., 0, 0])
-        check_not_inference_mode(self.get_name())
+        refuse_inference_mode(self.get_name())
         with torch.enable_grad(), frozen_parameters(self.st_abn), without_compiling():
             logits, gates = self.st_abn.forward_with_gates(clip.detach().clone(), *extra, leaves=True)
             if weighting == "class_map":

@@ -37,7 +37,7 @@ from captum_staa.attention.rollout import (
     rollout,
     rollout_reader,
 )
-from captum_staa.attr._arguments import check_not_inference_mode, one_clip, outputs_of, score_of
+from captum_staa.attr._arguments import one_clip, outputs_of, refuse_inference_mode, score_of
 from captum_staa.grid import TokenGrid
 from captum_staa.models.classifier import VideoClassifier, classifier_of
 from captum_staa.models.families import AttentionLayer, wrapped_family
@@ -128,8 +128,8 @@ class STAA(Attribution):
     ) -> None:
         if not isinstance(forward_func, nn.Module):
             raise TypeError(
-                f"forward_func must be an nn.Module, got {type(forward_func).__name__}. Pass the model itself: STAA reads "
-                f"the attention of its layers."
+                f"forward_func must be an nn.Module, got {type(forward_func).__name__}. Pass the model itself: STAA "
+                f"reads the attention of its layers."
             )
         classifier = classifier_of(forward_func) or VideoClassifier(forward_func)
         if classifier.family is None:
@@ -167,7 +167,7 @@ class STAA(Attribution):
             )
         if not is_number(pattern_weight) or not 0 <= pattern_weight < inf:
             raise ValueError(
-                f"pattern_weight must be a finite number of at least 0, got {pattern_weight!r}. Use, for example, 0.125."
+                f"pattern_weight must be a finite number of at least 0, got {pattern_weight!r}. Use, e.g., 0.125."
             )
         if not (mode == "relevance" and rule == "decomposition") and pattern_weight != PATTERN_WEIGHT:
             raise ValueError(
@@ -306,7 +306,7 @@ class STAA(Attribution):
     def _relevance(
         self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
     ) -> tuple[Tensor, Tensor]:
-        check_not_inference_mode("mode='relevance'")
+        refuse_inference_mode("mode='relevance'")
         if self.rule == "decomposition":
             return self._decomposed(clip, target, extra, grid, size)
         with torch.enable_grad(), frozen_parameters(self.forward_func):
@@ -394,7 +394,7 @@ class STAA(Attribution):
         indices: Any = self.layers
         if not (isinstance(indices, Sequence) and indices):
             raise ValueError(
-                f"layers must be 'all', 'mean' or a list of block indices, got {self.layers!r}. Pass, for example, [-1]."
+                f"layers must be 'all', 'mean' or a list of block indices, got {self.layers!r}. Pass, e.g., [-1]."
             )
         for index in indices:
             check_count(f"an index of layers={indices!r}", index, -count, count - 1, f"of this model's {count} blocks")
