@@ -52,7 +52,7 @@ def same_when_traced(trial: Trial) -> None:
     if trial.subject.inside:
         with pytest.raises(
             ValueError,
-            match=r"got no attention at.*blocks\.1\.attn|must call layer .*no call|layer .* 0 (times|calls)|got 0 runs of",
+            match=r"no attention at.*blocks\.1\.attn|must call layer .*no call|layer .* 0 (times|calls)|got 0 runs of",
         ):
             traced.attribute()
     else:
