@@ -160,5 +160,5 @@ def test_what_it_refuses():
     with pytest.raises(ValueError, match="nan or infinite"):
         attention_usage(st_abn, clips / 0)
     st_abn.remove()
-    with pytest.raises(ValueError, match="removed from this model"):
+    with pytest.raises(ValueError, match="branch was removed"):
         attention_usage(st_abn, clips)

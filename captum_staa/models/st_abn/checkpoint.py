@@ -84,8 +84,8 @@ class Checkpoint:
         now, current = _under("now.", tensors), learner.state_dict()
         if _shapes(now) != _shapes(current):
             raise ValueError(
-                f"st_abn must be the network of the checkpoint {str(self.path)!r}, got another network: names or shapes "
-                f"of its weights differ. Pass the same network, or another path."
+                f"st_abn must be the network of the checkpoint {str(self.path)!r}, got another network: names or "
+                f"shapes of its weights differ. Pass the same network, or another path."
             )
         learner.load_state_dict(now)
         state: dict[int, dict[str, Tensor]] = {}
