@@ -31,7 +31,7 @@ from captum_staa.models import AttentionLayer
 
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("name", ALL)
-def test_readings_and_logits(name, reading):
+def test_readings_equal_explicit_attention_and_logits_do_not_change(name, reading):
     clf = classifier(name)
     clip = clip_for(clf)
     slow = copy.deepcopy(clf)
@@ -51,7 +51,7 @@ def test_readings_and_logits(name, reading):
 
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "videoprism", *OWN])
-def test_gradients_pass_a_reading_unchanged(name, reading):
+def test_readings_do_not_change_gradients(name, reading):
     clf = classifier(name)
     clip = clip_for(clf).requires_grad_()
     plain = clf(clip)[:, 1].sum()
@@ -66,7 +66,7 @@ def test_gradients_pass_a_reading_unchanged(name, reading):
         assert not any(value.requires_grad for value in readings.values())
 
 
-def test_gradient_of_probabilities_is_a_finite_difference():
+def test_gradient_of_probabilities_equals_a_finite_difference():
     """For nn.MultiheadAttention, whose own weights have no gradient: d logit / d A by moving A."""
     clf = own("mha").double()
     clip = clip_for(clf, batch=1, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_videoprism_keeps_its_softcap(reading):
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "videoprism", "sdpa", "mha"])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-5), (torch.bfloat16, 0.15)])
-def test_other_precisions(name, reading, dtype, close):
+def test_half_and_double_precision(name, reading, dtype, close):
     clf = classifier(name).to(dtype)
     clip = clip_for(clf, dtype=dtype)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_other_precisions(name, reading, dtype, close):
         torch.testing.assert_close(value.float(), single[layer], rtol=0, atol=close)
 
 
-def test_errors():
+def test_wrong_layers_raise():
     clf = own("sdpa")
     clip = clip_for(clf)
     with pytest.raises(ValueError, match="Pass at least one AttentionLayer"), capture(clf.module, [], boom):
@@ -161,7 +161,7 @@ def test_errors():
         clf(clip)
 
 
-def test_a_module_that_attends_twice():
+def test_module_that_computes_attention_twice_raises():
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -183,7 +183,7 @@ def test_a_module_that_attends_twice():
     assert len(readings) == 1
 
 
-def test_an_attention_that_failed_does_not_lend_its_name_to_the_next():
+def test_layer_is_not_assigned_to_later_attention_after_an_error():
     class Fallback(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -54,7 +54,7 @@ def test_nested_captures(name):
 
 
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "sdpa", "mha"])
-def test_threads(name):
+def test_captures_in_two_threads_are_independent(name):
     """Two threads read one model, a third another one of its kind, and a fourth runs plain forwards meanwhile."""
     clf = classifier(name)
     other = copy.deepcopy(clf)
@@ -124,7 +124,7 @@ def test_captures_that_overlap_in_time_restore_the_model_and_the_compiler():
     assert torch._dynamo.eval_frame._stance is stance
 
 
-def test_a_copy_made_after_use_is_independent():
+def test_copy_made_after_a_capture_is_independent():
     clf = tiny("videomae")
     clip = clip_for(clf)
     with torch.no_grad():

@@ -24,7 +24,7 @@ from captum_staa.models import AttentionLayer
 
 @pytest.mark.parametrize("end", ["success", "stop", "model raises", "reader raises", "layer missing", "never run"])
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vivit", "vjepa2", "videoprism", "sdpa", "mha"])
-def test_nothing_is_left(name, end):
+def test_model_is_restored_after_a_capture(name, end):
     clf = classifier(name)
     clip, layers = clip_for(clf), layers_of(clf)
     parameters = list(clf.parameters())
@@ -63,7 +63,7 @@ def test_nothing_is_left(name, end):
     torch.testing.assert_close(again, plain, rtol=0, atol=1e-5)
 
 
-def test_stop_ends_the_forward_after_the_last_site():
+def test_stop_ends_the_forward_after_the_last_layer():
     clf = tiny("videomae")
     ran: list[str] = []
     for i, layer in enumerate(clf.module.videomae.encoder.layer):
@@ -77,7 +77,7 @@ def test_stop_ends_the_forward_after_the_last_site():
     assert ran == ["mlp 0"]
 
 
-def test_a_model_that_catches_everything_cannot_catch_the_stop():
+def test_model_that_catches_exceptions_does_not_catch_the_stop():
     class Careful(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -97,7 +97,7 @@ def test_a_model_that_catches_everything_cannot_catch_the_stop():
     assert list(readings) == [layer]
 
 
-def test_a_forward_that_ends_early_keeps_no_activation_alive():
+def test_stopped_forward_keeps_no_activation_alive():
     """The exception that ends it knows the frames, and the frames the activations: nothing may hold on to it."""
     clf = VideoClassifier.from_pretrained("tiny-vivit-pattern")
     seen = []

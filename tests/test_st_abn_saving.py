@@ -91,7 +91,7 @@ def test_base_model_is_loaded_by_its_name(tmp_path):
     other = STABN.from_pretrained(tmp_path / "branch")
     assert torch.equal(other(clip), st_abn(clip)) and other.model.labels == ["a", "b", "c"]
     st_abn.save_pretrained(tmp_path / "nameless")
-    with pytest.raises(ValueError, match="needs its base model.*Pass model="):
+    with pytest.raises(ValueError, match=r"needs its base model.*Pass model="):
         STABN.from_pretrained(tmp_path / "nameless")
 
 
@@ -102,7 +102,7 @@ def test_injected_mix_branch_saves_only_added_modules(tmp_path):
     assert all(key.startswith(("branch.", "mechanism.")) for key in load_file(tmp_path / "model.safetensors"))
     expected = st_abn(clip)
     st_abn.remove()
-    with pytest.raises(ValueError, match="needs its base model.*Pass model="):
+    with pytest.raises(ValueError, match=r"needs its base model.*Pass model="):
         STABN.from_pretrained(tmp_path)
     assert torch.equal(STABN.from_pretrained(tmp_path, VideoClassifier(model, "BCTHW", num_frames=4))(clip), expected)
 
@@ -177,7 +177,7 @@ def test_folder_with_a_model_is_not_overwritten(tmp_path):
     st_abn = injected("tensor")[0]
     st_abn.save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match="must not contain a model, got .*another folder"):
+    with pytest.raises(ValueError, match=r"must not contain a model, got .*another folder"):
         taught(st_abn, seed=9).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -220,7 +220,7 @@ def test_custom_modules_cannot_be_saved(tmp_path):
 
     st_abn = STABN(2, Trunk())
     assert st_abn(torch.rand(1, 3, 5, 8, 8)).shape == (1, 2)
-    with pytest.raises(ValueError, match="must be a ResNet3D or a SlowResNet .*got Trunk"):
+    with pytest.raises(ValueError, match=r"must be a ResNet3D or a SlowResNet .*got Trunk"):
         st_abn.save_pretrained(tmp_path / "b")
     net, options = trunk("small")
     st_abn = STABN(4, net, **options)
@@ -279,5 +279,5 @@ def test_the_config_is_plain_json(tmp_path):
 def test_model_argument_for_a_whole_network_raises(tmp_path):
     net, options = trunk("small")
     STABN(4, net, **options).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model must be None .*Leave model out"):
+    with pytest.raises(ValueError, match=r"model must be None .*Leave model out"):
         STABN.from_pretrained(tmp_path, model=net)

@@ -30,7 +30,7 @@ BIASES: dict[str, tuple[int, ...] | None] = {
 @pytest.mark.parametrize("budget", [1, 7, 20, 100, 250, 1 << 18])
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("boolean", [False, True])
-def test_tiles_of_any_size(monkeypatch, budget, bias, boolean):
+def test_tiles_of_any_size_equal_the_explicit_matrix(monkeypatch, budget, bias, boolean):
     """The tiles' cuts fall between rows, between heads and between examples; none of it shows."""
     monkeypatch.setattr(tiles, "CPU_TILE_PER_THREAD", budget)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -67,7 +67,7 @@ def test_tiles_of_any_size(monkeypatch, budget, bias, boolean):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tile_size_changes_no_number(monkeypatch, name):
+def test_tile_size_does_not_change_the_result(monkeypatch, name):
     clf = tiny(name)
     clip = clip_for(clf, batch=3)
     with torch.no_grad():

@@ -260,7 +260,7 @@ class GradCAM(Attribution):
     # --- checks against wrong maps -------------------------------------------------------------------------------
 
     def _check_grid(self, size: tuple[int, int, int]) -> None:
-        """Raise a ValueError if the grid does not fit the clip: it is larger, or leaves room for another token."""
+        """Raise a ValueError if the grid does not fit the clip: it is larger, or another token would fit."""
         if self.grid is None:
             return
         left = [pixels - covered for pixels, covered in zip(size, self.grid.pixels, strict=True)]

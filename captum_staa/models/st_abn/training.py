@@ -195,7 +195,7 @@ def _epoch(
 
 @contextmanager
 def _only(st_abn: STABN, learner: nn.Module) -> Iterator[None]:
-    """Train only the learner; all other modules are in eval mode without gradients. Restore this at the end."""
+    """Train only the learner; other modules are in eval mode without gradients. Restore this at the end."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in st_abn.parameters()]
     with eval_mode(st_abn):
         st_abn.requires_grad_(False)
