@@ -253,8 +253,8 @@ def test_model_that_fails_on_zeros_needs_an_example():
 def test_removed_branch_raises():
     st_abn, model, clip = injected("tensor")
     st_abn.remove()
-    assert st_abn.remove() is model, "twice is once"
-    for call in (st_abn.explain, st_abn.observe):
+    assert st_abn.remove() is model, "remove may be called twice"
+    for call in (st_abn.explain, st_abn.forward_with_gates):
         with pytest.raises(ValueError, match=r"branch was removed.*STABN\.inject"):
             call(clip)
     assert torch.equal(st_abn(clip), net()(clip))
