@@ -271,7 +271,7 @@ class STABN(nn.Module):
         if len(seen) != 1:
             raise ValueError(
                 f"the forward must call layer {self.config.layer!r} once, got {len(seen)} calls. If the model was "
-                f"compiled before the branch was added, add the branch first and compile then."
+                f"compiled before the branch was added, add the branch first, then compile."
             )
         return logits, seen[0]
 

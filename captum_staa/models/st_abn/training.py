@@ -176,7 +176,7 @@ def _epoch(
         if not math.isfinite(rows[-1]["loss"]):
             raise ValueError(
                 f"the loss must be finite, got {rows[-1]} at batch {len(rows)} of an epoch. The best weights so far are "
-                f"kept. Lower the learning rate: optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)"
+                f"kept. Lower the learning rate, e.g. optimizer=lambda params: torch.optim.AdamW(params, lr=1e-4)."
             )
         if stepper is not None:
             stepper.zero_grad()
