@@ -1,4 +1,4 @@
-"""What the tests of capture read, and every site's explicit attention to hold it to."""
+"""What the tests of capture read, and every layer's explicit attention to hold it to."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ OF_FULL: dict[str, Callable[[Tensor], Tensor]] = {  # the same, from explicit pr
 }
 
 
-def sites_of(clf: VideoClassifier) -> list[AttentionLayer]:
+def layers_of(clf: VideoClassifier) -> list[AttentionLayer]:
     return list(clf.family.attention(clf.module))
 
 
 def read(clf: VideoClassifier, clip: Tensor, reading: str = "head_mean", **options: Any) -> tuple[Tensor, dict]:
     logits = torch.empty(0)
-    with capture(clf.module, sites_of(clf), READINGS[reading], **options) as readings:
+    with capture(clf.module, layers_of(clf), READINGS[reading], **options) as readings:
         logits = clf(clip)
     return logits, readings
 
 
 @contextmanager
 def probabilities_of(clf: VideoClassifier) -> Iterator[dict[str, Tensor]]:
-    """Every site's explicit attention, by hooks of this file's own and the models' own eager code."""
+    """Every layer's explicit attention, by hooks of this file's own and the models' own eager code."""
     model, found, handles = clf.module, {}, []
     if hasattr(model, "set_attn_implementation") and "Timesformer" not in type(model).__name__:
         model.set_attn_implementation("eager")
@@ -67,8 +67,8 @@ def probabilities_of(clf: VideoClassifier) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
-    for site in sites_of(clf):
-        handles.append(model.get_submodule(site.module).register_forward_hook(keep(site.module)))
+    for layer in layers_of(clf):
+        handles.append(model.get_submodule(layer.module).register_forward_hook(keep(layer.module)))
     try:
         yield found
     finally:

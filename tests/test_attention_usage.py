@@ -160,5 +160,5 @@ def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="nan"):
         attention_usage(st_abn, clips / 0)
     st_abn.remove()
-    with pytest.raises(ValueError, match="removed from this model"):
+    with pytest.raises(ValueError, match="branch was removed"):
         attention_usage(st_abn, clips)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from capture_readings import OF_FULL, READINGS, Boom, boom, probabilities_of, read, sites_of
+from capture_readings import OF_FULL, READINGS, Boom, boom, layers_of, probabilities_of, read
 from tiny_models import (
     ALL,
     OWN,
@@ -31,7 +31,7 @@ from captum_staa.models import AttentionLayer
 
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("name", ALL)
-def test_readings_and_logits(name, reading):
+def test_readings_equal_explicit_attention_and_logits_do_not_change(name, reading):
     clf = classifier(name)
     clip = clip_for(clf)
     slow = copy.deepcopy(clf)
@@ -42,16 +42,16 @@ def test_readings_and_logits(name, reading):
         logits, readings = read(clf, clip, reading)
     torch.testing.assert_close(logits, plain, rtol=0, atol=1e-6 * max(1, plain.abs().max().item()))
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-    assert list(readings) == sites_of(clf)  # all of them, in the order in which they ran
-    for site, value in readings.items():
-        torch.testing.assert_close(value, OF_FULL[reading](full[site.module]), rtol=0, atol=1e-5)
-        far = full[site.module].amax(-1) * full[site.module].shape[-1]
-        assert far.mean() > 1.2, f"attention at {site.module} is nearly uniform: this test would see nothing"
+    assert list(readings) == layers_of(clf)  # all of them, in the order in which they ran
+    for layer, value in readings.items():
+        torch.testing.assert_close(value, OF_FULL[reading](full[layer.module]), rtol=0, atol=1e-5)
+        far = full[layer.module].amax(-1) * full[layer.module].shape[-1]
+        assert far.mean() > 1.2, f"attention at {layer.module} is nearly uniform: this test would see nothing"
 
 
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "videoprism", *OWN])
-def test_gradients_pass_a_reading_unchanged(name, reading):
+def test_readings_do_not_change_gradients(name, reading):
     clf = classifier(name)
     clip = clip_for(clf).requires_grad_()
     plain = clf(clip)[:, 1].sum()
@@ -66,15 +66,15 @@ def test_gradients_pass_a_reading_unchanged(name, reading):
         assert not any(value.requires_grad for value in readings.values())
 
 
-def test_gradient_of_probabilities_is_a_finite_difference():
+def test_gradient_of_probabilities_equals_a_finite_difference():
     """For nn.MultiheadAttention, whose own weights have no gradient: d logit / d A by moving A."""
     clf = own("mha").double()
     clip = clip_for(clf, batch=1, dtype=torch.float64)
-    site = sites_of(clf)[-1]
-    with capture(clf.module, [site], READINGS["probabilities"]) as readings:
+    layer = layers_of(clf)[-1]
+    with capture(clf.module, [layer], READINGS["probabilities"]) as readings:
         logit = clf(clip)[0, 1]
-    (slope,) = torch.autograd.grad(logit, readings[site])
-    module, step = clf.module.get_submodule(site.module), 1e-4
+    (slope,) = torch.autograd.grad(logit, readings[layer])
+    module, step = clf.module.get_submodule(layer.module), 1e-4
     x = torch.empty(0)
     handle = module.register_forward_pre_hook(lambda module, args: globals().__setitem__("_x", args[0]))
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_gradient_of_probabilities_is_a_finite_difference():
     x = globals().pop("_x")
     v = F.linear(x, module.in_proj_weight, module.in_proj_bias).chunk(3, -1)[2].unflatten(-1, (2, -1)).transpose(1, 2)
     for head, token in ((0, 3), (1, 0), (1, 17)):
-        delta = torch.zeros_like(readings[site])
+        delta = torch.zeros_like(readings[layer])
         delta[0, head, 0, token] = step  # what the class token takes from one token in one head
         moved = F.linear((delta @ v).transpose(1, 2).flatten(2), module.out_proj.weight)
         expected = (moved[0, 0] @ clf.module.head.weight[1]) / step
@@ -100,7 +100,7 @@ def test_vivit_keeps_its_attention_mask():
             clf.module.set_attn_implementation(implementation)
             with torch.no_grad():
                 plain = clf.module(clip, attention_mask=mask).logits
-                with capture(clf.module, sites_of(clf), READINGS[reading]) as readings:
+                with capture(clf.module, layers_of(clf), READINGS[reading]) as readings:
                     logits = clf.module(clip, attention_mask=mask).logits
                 assert (plain - clf(clip)).abs().max() > 1e-2  # the mask matters
             torch.testing.assert_close(logits, plain, rtol=0, atol=1e-5)
@@ -121,14 +121,14 @@ def test_videoprism_keeps_its_softcap(reading):
         uncapped_logits, uncapped = read(clf, clip, reading)
         torch.testing.assert_close(uncapped_logits, clf(clip), rtol=0, atol=1e-5)
     assert (logits - uncapped_logits).abs().max() > 1e-3
-    first = sites_of(clf)[0]
+    first = layers_of(clf)[0]
     assert (capped[first] - uncapped[first]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "videoprism", "sdpa", "mha"])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-5), (torch.bfloat16, 0.15)])
-def test_other_precisions(name, reading, dtype, close):
+def test_half_and_double_precision(name, reading, dtype, close):
     clf = classifier(name).to(dtype)
     clip = clip_for(clf, dtype=dtype)
     with torch.no_grad():
@@ -139,29 +139,29 @@ def test_other_precisions(name, reading, dtype, close):
     # transformers' eager code takes the softmax in float32 whatever came; ours keeps float64
     exact = 1e-10 if dtype == torch.float64 and name != "videoprism" else close
     torch.testing.assert_close(logits, plain, rtol=exact, atol=exact)
-    for site, value in readings.items():
+    for layer, value in readings.items():
         assert value.dtype == (dtype if reading == "probabilities" else torch.float32)
-        torch.testing.assert_close(value.float(), single[site], rtol=0, atol=close)
+        torch.testing.assert_close(value.float(), single[layer], rtol=0, atol=close)
 
 
-def test_errors():
+def test_wrong_layers_raise():
     clf = own("sdpa")
     clip = clip_for(clf)
-    with pytest.raises(ValueError, match="pass at least one AttentionLayer"), capture(clf.module, [], boom):
+    with pytest.raises(ValueError, match="Pass at least one AttentionLayer"), capture(clf.module, [], boom):
         pass
     with (
-        pytest.raises(ValueError, match=r"OwnViT has no module 'blocks\.9\.attn'.*named_modules"),
+        pytest.raises(ValueError, match=r"module of OwnViT, got 'blocks\.9\.attn'.*named_modules"),
         capture(clf.module, [AttentionLayer("blocks.9.attn", 0)], READINGS["row"]),
     ):
         clf(clip)
     with (
-        pytest.raises(ValueError, match=r"no attention at \['blocks\.0\.norm'\]; a site with backend='sdpa' must"),
+        pytest.raises(ValueError, match=r"no attention at \['blocks\.0\.norm'\].*backend='sdpa' must"),
         capture(clf.module, [AttentionLayer("blocks.0.norm", 0)], READINGS["row"]),
     ):
         clf(clip)
 
 
-def test_a_module_that_attends_twice():
+def test_module_that_computes_attention_twice_raises():
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -172,7 +172,9 @@ def test_a_module_that_attends_twice():
 
     clf = VideoClassifier(randomize(OwnViT(Twice), 0), family=own_family())
     clip, before = clip_for(clf), snapshot(clf)
-    with pytest.raises(ValueError, match=r"'blocks\.0\.attn' computes attention more than once.*declare the module"):
+    with pytest.raises(
+        ValueError, match=r"once per forward, got a second call of 'blocks\.0\.attn'.*Declare the module"
+    ):
         read(clf, clip)
     assert snapshot(clf) == before
     inside = [AttentionLayer("blocks.0.attn.b", 0)]
@@ -181,7 +183,7 @@ def test_a_module_that_attends_twice():
     assert len(readings) == 1
 
 
-def test_an_attention_that_failed_does_not_lend_its_name_to_the_next():
+def test_layer_is_not_assigned_to_later_attention_after_an_error():
     class Fallback(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -196,6 +198,6 @@ def test_an_attention_that_failed_does_not_lend_its_name_to_the_next():
             raise AssertionError
 
     clf = VideoClassifier(randomize(OwnViT(Fallback), 0), family=own_family())
-    sites = [AttentionLayer("blocks.0.attn.broken", 0)]
-    with pytest.raises(ValueError, match="computed no attention"), capture(clf.module, sites, READINGS["row"]):
+    layers = [AttentionLayer("blocks.0.attn.broken", 0)]
+    with pytest.raises(ValueError, match="got no attention"), capture(clf.module, layers, READINGS["row"]):
         clf(clip_for(clf))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from capture_readings import OF_FULL, READINGS, explicit_sdpa, read, sites_of
+from capture_readings import OF_FULL, READINGS, explicit_sdpa, layers_of, read
 from tiny_models import (
     CallsSdpa,
     classifier,
@@ -106,7 +106,7 @@ def test_multihead_masks_and_options(reading):
 
 
 @pytest.mark.parametrize("name", ["vivit", "sdpa", "mha"])
-def test_a_model_in_training_keeps_its_dropout(name):
+def test_model_in_training_mode_keeps_its_dropout(name):
     """Attention that is dropped out stays so: a reading beside it uses up the same random numbers."""
     clf = classifier(name)
     for module in clf.modules():
@@ -143,7 +143,7 @@ def _dropping(module: CallsSdpa) -> Callable[[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("fast", ["mha", "encoder layer"])
-def test_fused_kernels_do_not_run_past_the_door(fast):
+def test_fused_kernels_are_captured(fast):
     """In eval mode and without gradients torch takes one fused kernel for all of these."""
     layer = nn.MultiheadAttention(8, 2, batch_first=True)
     model = nn.Sequential(layer) if fast == "mha" else nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -163,11 +163,11 @@ def test_fused_kernels_do_not_run_past_the_door(fast):
     torch.testing.assert_close(matrix.sum(-1), torch.ones(2, 5))
 
 
-def test_flash_attentions_two_dimensional_mask():
+def test_two_dimensional_mask_of_flash_attention():
     """Flash attention is handed (B, N); on a CPU it cannot run, but its mask can be read."""
     clf = tiny("vivit")
-    site = sites_of(clf)[0]
-    module = clf.module.get_submodule(site.module)
+    layer = layers_of(clf)[0]
+    module = clf.module.get_submodule(layer.module)
     q = torch.randn(2, 2, 25, 12, generator=torch.Generator().manual_seed(0))
     keep = torch.ones(2, 25, dtype=torch.long)
     keep[1, 20:] = 0

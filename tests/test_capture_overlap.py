@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from capture_readings import READINGS, read, sites_of
+from capture_readings import READINGS, layers_of, read
 from tiny_models import (
     classifier,
     clip_for,
@@ -21,8 +21,8 @@ from captum_staa.attention.capture import AttentionCall, capture
 
 def _same(readings: dict, expected: dict) -> None:
     assert list(readings) == list(expected)
-    for site, value in readings.items():
-        torch.testing.assert_close(value, expected[site], rtol=0, atol=1e-6)
+    for layer, value in readings.items():
+        torch.testing.assert_close(value, expected[layer], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "sdpa", "mha"])
@@ -30,31 +30,31 @@ def test_nested_captures(name):
     """Each reads the forwards of its own block alone, and the inner one may run inside the outer one's reader."""
     clf = classifier(name)
     first, second = clip_for(clf, seed=1), clip_for(clf, seed=2)
-    sites = sites_of(clf)
+    layers = layers_of(clf)
     with torch.no_grad():
         alone = [read(clf, clip)[1] for clip in (first, second)]
-        with capture(clf.module, sites, READINGS["head_mean"]) as outer:
-            with capture(clf.module, sites[-1:], READINGS["head_mean"]) as inner:
+        with capture(clf.module, layers, READINGS["head_mean"]) as outer:
+            with capture(clf.module, layers[-1:], READINGS["head_mean"]) as inner:
                 clf(second)
             assert not outer
             clf(first)
-        _same(inner, {sites[-1]: alone[1][sites[-1]]})
+        _same(inner, {layers[-1]: alone[1][layers[-1]]})
         _same(outer, alone[0])
 
         def reader(call: AttentionCall) -> Tensor:
-            with capture(clf.module, sites, READINGS["head_mean"]) as within:
+            with capture(clf.module, layers, READINGS["head_mean"]) as within:
                 clf(second)
             _same(within, alone[1])
             return call.head_mean()
 
-        with capture(clf.module, sites, reader) as outer:
+        with capture(clf.module, layers, reader) as outer:
             logits = clf(first)
         torch.testing.assert_close(logits, clf(first), rtol=0, atol=1e-5)
         _same(outer, alone[0])
 
 
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "sdpa", "mha"])
-def test_threads(name):
+def test_captures_in_two_threads_are_independent(name):
     """Two threads read one model, a third another one of its kind, and a fourth runs plain forwards meanwhile."""
     clf = classifier(name)
     other = copy.deepcopy(clf)
@@ -79,9 +79,9 @@ def test_threads(name):
                         logits, readings = read(model, clip, stop=turn % 3 == 2)
                     if logits.numel():
                         torch.testing.assert_close(logits, plain[index], rtol=0, atol=1e-5)
-                    assert index == 3 or len(readings) == len(sites_of(clf))
-                    for site, value in readings.items():
-                        torch.testing.assert_close(value, alone[index][site], rtol=0, atol=1e-6)
+                    assert index == 3 or len(readings) == len(layers_of(clf))
+                    for layer, value in readings.items():
+                        torch.testing.assert_close(value, alone[index][layer], rtol=0, atol=1e-6)
         except BaseException as error:
             errors.append(error)
 
@@ -101,7 +101,7 @@ def test_captures_that_overlap_in_time_restore_the_model_and_the_compiler():
     steps = [threading.Event() for _ in range(3)]
 
     def first() -> None:
-        with capture(clf.module, sites_of(clf), READINGS["row"]):
+        with capture(clf.module, layers_of(clf), READINGS["row"]):
             steps[0].set()
             steps[1].wait()
             clf(clip_for(clf))
@@ -109,7 +109,7 @@ def test_captures_that_overlap_in_time_restore_the_model_and_the_compiler():
 
     def second() -> None:
         steps[0].wait()
-        with capture(clf.module, sites_of(clf), READINGS["row"]):
+        with capture(clf.module, layers_of(clf), READINGS["row"]):
             steps[1].set()
             steps[2].wait()
             assert torch._dynamo.eval_frame._stance.stance == "force_eager"
@@ -124,7 +124,7 @@ def test_captures_that_overlap_in_time_restore_the_model_and_the_compiler():
     assert torch._dynamo.eval_frame._stance is stance
 
 
-def test_a_copy_made_after_use_is_independent():
+def test_copy_made_after_a_capture_is_independent():
     clf = tiny("videomae")
     clip = clip_for(clf)
     with torch.no_grad():
@@ -133,4 +133,4 @@ def test_a_copy_made_after_use_is_independent():
         for parameter in clf.parameters():
             parameter.zero_()
         logits, again = read(twin, clip)
-    assert torch.equal(logits, plain) and all(torch.equal(again[site], readings[site]) for site in readings)
+    assert torch.equal(logits, plain) and all(torch.equal(again[layer], readings[layer]) for layer in readings)

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from capture_readings import READINGS, Boom, boom, read, sites_of
+from capture_readings import READINGS, Boom, boom, layers_of, read
 from tiny_models import (
     classifier,
     clip_for,
@@ -22,26 +22,26 @@ from captum_staa.attention.capture import capture
 from captum_staa.models import AttentionLayer
 
 
-@pytest.mark.parametrize("end", ["success", "stop", "model raises", "reader raises", "site missing", "never run"])
+@pytest.mark.parametrize("end", ["success", "stop", "model raises", "reader raises", "layer missing", "never run"])
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vivit", "vjepa2", "videoprism", "sdpa", "mha"])
-def test_nothing_is_left(name, end):
+def test_model_is_restored_after_a_capture(name, end):
     clf = classifier(name)
-    clip, sites = clip_for(clf), sites_of(clf)
+    clip, layers = clip_for(clf), layers_of(clf)
     parameters = list(clf.parameters())
     parameters[0].requires_grad_(False)
     parameters[1].grad = torch.ones_like(parameters[1])
-    clf.module.get_submodule(sites[0].module).training = True
+    clf.module.get_submodule(layers[0].module).training = True
     if name in ("videomae", "vivit"):
         clf.module.config.output_hidden_states = True  # transformers' own collector runs, too
         clf(clip)
     before, global_stance = snapshot(clf), torch._dynamo.eval_frame._stance
     plain = clf(clip)
-    bad = [*sites, AttentionLayer("head.nowhere", 99)] if end == "site missing" else sites
+    bad = [*layers, AttentionLayer("head.nowhere", 99)] if end == "layer missing" else layers
     reader = boom if end == "reader raises" else READINGS["head_mean"]
-    handle = clf.module.get_submodule(sites[-1].module).register_forward_pre_hook(boom)
+    handle = clf.module.get_submodule(layers[-1].module).register_forward_pre_hook(boom)
     if end != "model raises":
         handle.remove()
-    errors = {"model raises": Boom, "reader raises": Boom, "site missing": ValueError, "never run": ValueError}
+    errors = {"model raises": Boom, "reader raises": Boom, "layer missing": ValueError, "never run": ValueError}
     reached = False
     try:
         with capture(clf.module, bad, reader, stop=end == "stop") as readings:
@@ -52,7 +52,7 @@ def test_nothing_is_left(name, end):
         raised: type | None = type(error)
     else:
         raised = None
-        assert list(readings) == sites
+        assert list(readings) == layers
     assert raised is errors.get(end)
     assert reached == (end == "success")
     handle.remove()
@@ -63,21 +63,21 @@ def test_nothing_is_left(name, end):
     torch.testing.assert_close(again, plain, rtol=0, atol=1e-5)
 
 
-def test_stop_ends_the_forward_after_the_last_site():
+def test_stop_ends_the_forward_after_the_last_layer():
     clf = tiny("videomae")
     ran: list[str] = []
     for i, layer in enumerate(clf.module.videomae.encoder.layer):
         layer.output.register_forward_hook(lambda *_, i=i: ran.append(f"mlp {i}"))
     clf.module.classifier.register_forward_hook(lambda *_: ran.append("head"))
-    with torch.no_grad(), capture(clf.module, sites_of(clf)[:1], READINGS["row"], stop=True) as readings:
+    with torch.no_grad(), capture(clf.module, layers_of(clf)[:1], READINGS["row"], stop=True) as readings:
         clf(clip_for(clf))
     assert ran == [] and len(readings) == 1
-    with torch.no_grad(), capture(clf.module, sites_of(clf)[1:], READINGS["row"], stop=True):
+    with torch.no_grad(), capture(clf.module, layers_of(clf)[1:], READINGS["row"], stop=True):
         clf(clip_for(clf))
     assert ran == ["mlp 0"]
 
 
-def test_a_model_that_catches_everything_cannot_catch_the_stop():
+def test_model_that_catches_exceptions_does_not_catch_the_stop():
     class Careful(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -90,14 +90,14 @@ def test_a_model_that_catches_everything_cannot_catch_the_stop():
                 return torch.zeros(1, 3)
 
     clf = own("sdpa")
-    site = AttentionLayer("inner.blocks.1.attn", 1)
-    with torch.no_grad(), capture(Careful(clf.module), [site], READINGS["row"], stop=True) as readings:
+    layer = AttentionLayer("inner.blocks.1.attn", 1)
+    with torch.no_grad(), capture(Careful(clf.module), [layer], READINGS["row"], stop=True) as readings:
         Careful(clf.module)(clip_for(clf))
-    # another module than the captured one wraps it: the site is found all the same, and has been read
-    assert list(readings) == [site]
+    # another module than the captured one wraps it: the layer is found all the same, and has been read
+    assert list(readings) == [layer]
 
 
-def test_a_forward_that_ends_early_keeps_no_activation_alive():
+def test_stopped_forward_keeps_no_activation_alive():
     """The exception that ends it knows the frames, and the frames the activations: nothing may hold on to it."""
     clf = VideoClassifier.from_pretrained("tiny-vivit-pattern")
     seen = []

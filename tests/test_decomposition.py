@@ -21,7 +21,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, tor
 @pytest.mark.parametrize("implementation", ["default", "eager"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NAMES)
-def test_tokens_plus_parameters_equal_the_score(name, dtype, implementation):
+def test_contributions_plus_constants_equal_the_score(name, dtype, implementation):
     """Parameters that are added, times their gradients, are what the tokens leave of the score."""
     clf = tiny(name).to(dtype)
     if implementation == "eager":
@@ -181,7 +181,7 @@ def test_pattern_weight_adds_what_tokens_do_to_attention_as_queries_and_keys(spe
         assert float(shares.contributions.sum(1).flatten()[n]) == pytest.approx(expected, abs=1e-7)
 
 
-def test_clips_of_a_batch_do_not_mix():
+def test_clips_of_a_batch_are_independent():
     clf = tiny("timesformer").double()
     inputs = clip_for(clf, batch=3, dtype=torch.float64)
     together = decompose_classifier(clf, inputs, lambda logits: class_contrast(logits, selected(logits, [0, 2, 1])))
@@ -205,7 +205,7 @@ def test_half_precision(name, dtype, where):
         assert (part - of).abs().max() < TOLERANCE[dtype] * max(1, float(of.abs().max()))
 
 
-def test_class_contrast_takes_targets_as_captum_does():
+def test_class_contrast_accepts_targets_as_in_captum():
     logits = torch.tensor([[1.0, 2.0, 6.0], [0.0, 3.0, 9.0]])
     mean = torch.tensor([[-3.0, -1.5, 4.5], [-6.0, -1.5, 7.5]])  # each output minus the mean of the other two
     for target in (2, torch.tensor(2), [2, 2], torch.tensor([2, 2]), (2,)):
@@ -233,7 +233,7 @@ SHAPES: dict[str, tuple[nn.Module, str]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tokens_of_every_shape_find_their_place(shape):
+def test_tokens_of_every_shape_are_placed_on_the_grid(shape):
     """The score reads each token with its own weight, so that its contribution says which one it was."""
     order = SHAPES[shape][1]
     place = torch.arange(24.0).view(4, 3, 2)  # (t, h, w)
@@ -272,7 +272,7 @@ def test_tokens_of_every_shape_find_their_place(shape):
     torch.testing.assert_close(result.contributions, 5 * torch.stack([place, 100 + place]))
 
 
-def test_unknown_patch_embeddings_are_named():
+def test_unknown_patch_embeddings_raise():
     clf = own("sdpa")
     clf.family = replace(clf.family, patch_embedding=None)
     inputs = clip_for(clf)

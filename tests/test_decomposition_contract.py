@@ -39,7 +39,7 @@ class Wrapped(nn.Module):
         (lambda model, x: model(x) and None, "Boolean value"),
     ],
 )
-def test_models_that_cannot_be_decomposed(run, message):
+def test_models_that_cannot_be_decomposed_raise(run, message):
     model = Wrapped(run)
     before = snapshot(model)
     for weight in (0.0, 0.5):
@@ -65,7 +65,7 @@ def test_log_softmax_gives_the_same_contributions():
     torch.testing.assert_close(result.contributions, plain.contributions)
 
 
-def test_what_no_rule_covers_is_named():
+def test_operations_without_a_rule_give_a_warning():
     model = Wrapped(lambda model, x: model(x).cos())
     with pytest.warns(UserWarning, match="got CosBackward0. Contributions are a first-order approximation"):
         result = decompose(model, clips(), contrast, embedding=model.vit.embed)
@@ -76,7 +76,7 @@ def test_what_no_rule_covers_is_named():
 
 
 @pytest.mark.parametrize("where", ["tokens", "pixels"])
-def test_nothing_is_left_behind(where):
+def test_model_and_inputs_are_unchanged(where):
     clf = tiny("vivit").train()
     for module in clf.modules():
         if isinstance(module, nn.Dropout):
@@ -102,7 +102,7 @@ def test_nothing_is_left_behind(where):
     assert snapshot(clf) == before
 
 
-def test_writing_into_inputs_and_embeddings_is_allowed():
+def test_models_may_modify_inputs_and_embeddings_in_place():
     def run(model: Any, x: Tensor) -> Tensor:
         x.mul_(2)
         return model(x)
@@ -153,7 +153,7 @@ def test_compiled_and_checkpointed_models(kind):
     torch.testing.assert_close(result.contributions, expected.contributions)
 
 
-def test_other_threads_run_the_same_model_undisturbed():
+def test_other_threads_on_the_same_model_are_not_affected():
     model = vit()
     inputs, answers = clips(), []
     expected = model(inputs)

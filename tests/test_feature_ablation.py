@@ -40,7 +40,7 @@ MASKS = {
 
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_equals_captum(name, chunk):
+def test_feature_ablation_equals_captum(name, chunk):
     model, baseline = net(), clip_of(1, 3, 4, 5, 6, seed=3)
     ours = VideoFeatureAblation(model, "BCTHW").attribute(
         CLIP, baseline, [3, 1], feature_mask=MASKS[name], perturbations_per_eval=chunk
@@ -49,7 +49,7 @@ def test_equals_captum(name, chunk):
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_equals_the_definition():
+def test_feature_ablation_equals_the_definition():
     model, mask = net(), MASKS["per clip"]
     ours = VideoFeatureAblation(model).attribute(CLIP, 0.3, 2, feature_mask=mask, perturbations_per_eval=2)
     for i, clip in enumerate(CLIP):
@@ -59,7 +59,7 @@ def test_equals_the_definition():
             assert (ours[i][inside] - fall).abs().max() < 1e-12
 
 
-def test_without_a_mask_every_number_is_a_feature():
+def test_without_a_mask_every_element_is_a_feature():
     model, clip = net(), clip_of(1, 3, 2, 3, 3)
     ours = VideoFeatureAblation(model, "BCTHW").attribute(clip, target=0, perturbations_per_eval=10)
     torch.testing.assert_close(ours, FeatureAblation(model).attribute(clip, target=0), rtol=1e-12, atol=1e-12)
@@ -77,7 +77,7 @@ def test_a_feature_may_span_two_inputs():
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_inputs_of_any_shape_where_no_layout_is_given():
+def test_without_a_layout_inputs_may_have_any_shape():
     table = torch.arange(12).reshape(3, 4)
     ours = VideoFeatureAblation(lambda x: (x * x).sum(1)).attribute(table, perturbations_per_eval=3)
     assert ours.flatten().tolist() == [float(i * i) for i in range(12)]
@@ -90,25 +90,25 @@ def test_inputs_of_any_shape_where_no_layout_is_given():
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        (torch.zeros(1, 1, 4, 5, 5).long(), ValueError, r"\(2, 3, 4, 5, 6\), got shape \(1, 1, 4, 5, 5\)"),
+        (torch.zeros(1, 1, 4, 5, 5).long(), ValueError, r"\(2, 3, 4, 5, 6\).*\(1, 1, 4, 5, 5\)"),
         (torch.zeros(3, 1, 1, 1, 1).long(), ValueError, "broadcastable"),
         (torch.zeros(1, 1, 1, 4, 5, 6).long(), ValueError, "broadcastable"),
-        (torch.tensor([0, 2, 3, 4]).view(1, 1, 4, 1, 1), ValueError, "without gaps, got 4 ids from 0 to 4"),
+        (torch.tensor([0, 2, 3, 4]).view(1, 1, 4, 1, 1), ValueError, "without gaps.* 4 ids from 0 to 4"),
         (random_ids(1, 1, 4, 5, 6, n=3) * 2, ValueError, "3 ids from 0 to 4"),
         (torch.tensor([1, 2, 3, 4]).view(1, 1, 4, 1, 1), ValueError, "4 ids from 1 to 4"),
         (torch.tensor([-1, 0, 1, 2]).view(1, 1, 4, 1, 1), ValueError, "4 ids from -1 to 2"),
-        (torch.zeros(1, 1, 4, 5, 6), TypeError, "got torch.float32"),
+        (torch.zeros(1, 1, 4, 5, 6), TypeError, "torch.float32"),
         ("frames", TypeError, "got str"),
-        ((torch.zeros(1).long(), torch.zeros(1).long()), ValueError, "one per input, 1, got 2"),
+        ((torch.zeros(1).long(), torch.zeros(1).long()), ValueError, "one per input.* got 2"),
     ],
 )
-def test_bad_masks_are_refused_before_anything_is_computed(mask, error, message):
+def test_invalid_masks_raise_before_the_model_is_called(mask, error, message):
     calls = []
     with pytest.raises(error, match=message):
         VideoFeatureAblation(calls.append, "BCTHW").attribute(CLIP, target=0, feature_mask=mask)
     assert not calls
 
 
-def test_a_misspelled_mask_is_an_error():
+def test_unknown_keyword_raises():
     with pytest.raises(TypeError, match="feature_masks"):
         VideoFeatureAblation(net()).attribute(CLIP, target=0, feature_masks=MASKS["frames"])  # type: ignore[call-arg]

@@ -36,13 +36,13 @@ def slow_otsu(values: list[float], low: float, high: float) -> float:
 
 @pytest.mark.parametrize(("low", "high"), [(70, 90), (0, 100), (50, 55), (95, 99), (80, 80)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_threshold_is_otsus(seed, low, high):
+def test_threshold_equals_otsu(seed, low, high):
     maps = clumps(seed)
     expected = [slow_otsu(one.flatten().tolist(), low, high) for one in maps]
     torch.testing.assert_close(Focus(low, high).threshold(maps), torch.tensor(expected))
 
 
-def test_the_other_splits():
+def test_knee_and_middle_splits():
     maps = clumps(0)
     ordered = maps.flatten(1).sort(1).values
     last = ordered.shape[1] - 1
@@ -59,7 +59,7 @@ def test_the_other_splits():
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 0.1, 1e-9, 3e7])
 @pytest.mark.parametrize("split", ["otsu", "knee", "middle"])
-def test_a_constant_map_stays_constant(level, split):
+def test_constant_map_stays_constant(level, split):
     """0.1 has no exact float: its means differ in the last digit, which must not decide."""
     focused = Focus(split=split)(torch.full((2, 6, 10, 12), level), (3, 5, 5))
     assert torch.isfinite(focused).all()
@@ -67,7 +67,7 @@ def test_a_constant_map_stays_constant(level, split):
     assert focused.amin() >= 0.2 * level
 
 
-def test_deterministic_per_clip_and_free_of_scale():
+def test_focus_is_deterministic_per_clip_and_scale_invariant():
     maps, focus, state = clumps(0), Focus(), torch.get_rng_state()
     focused = focus(maps, (3, 3, 3))
     assert torch.equal(focused, focus(maps.clone(), (3, 3, 3)))
@@ -79,14 +79,14 @@ def test_deterministic_per_clip_and_free_of_scale():
     assert (focused <= maps).all() and (focused >= 0).all()
 
 
-def test_order_within_evidence_is_kept():
+def test_order_of_evidence_values_is_kept():
     """The gate rises with a voxel's neighborhood, so of two with the same neighborhood the brighter one stays so."""
     maps = clumps(0, batch=1)
     focused = Focus()(maps, (1, 1, 1))
     assert torch.equal(focused.flatten().argsort(), maps.flatten().argsort())
 
 
-def test_a_lone_voxel_is_noise_and_a_clustered_one_is_not():
+def test_isolated_voxel_is_suppressed_and_a_cluster_is_kept():
     maps = torch.rand(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.2
     maps[0, 1:4, 2:6, 2:6] = 2.0
     maps[0, 6, 12, 12] = 2.0  # as bright, but alone in space and in time
@@ -97,7 +97,7 @@ def test_a_lone_voxel_is_noise_and_a_clustered_one_is_not():
     assert clustered > 0.9 and lone < 0.5 * clustered
 
 
-def test_sharpness():
+def test_sharpness_is_the_slope_of_the_gate():
     maps = clumps(0)
     soft, hard = (Focus(sharpness=s)(maps, (3, 3, 3)) / maps for s in (0.5, 8.0))
     assert ((hard - 0.5).abs() >= (soft - 0.5).abs() - 1e-6).all()
@@ -115,15 +115,15 @@ def test_sharpness():
         (lambda: Focus()(torch.rand(1, 4, 4, 4), (3, 2, 3)), "odd.*(3, 2, 3)"),
     ],
 )
-def test_errors(call, words):
+def test_options_out_of_range_raise(call, words):
     with pytest.raises(ValueError) as caught:
         call()
     assert all(word in str(caught.value) for word in words.split(".*")), str(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"sharpness": "2"}, {"low": None}, {"sharpness": float("nan")}])
-def test_what_is_no_number(options):
-    with pytest.raises(TypeError, match=f"{next(iter(options))} is a number"):
+def test_options_of_a_wrong_type_raise(options):
+    with pytest.raises(TypeError, match=f"{next(iter(options))} must be a number, got"):
         Focus(**options)
 
 

@@ -43,12 +43,12 @@ def check_parameters(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_attention_in_every_spelling_gives_the_same_contributions(spelling):
+def test_all_implementations_of_attention_give_the_same_contributions(spelling):
     torch.testing.assert_close(check_parameters(vit(spelling)), check_parameters(vit("sdpa")))
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_normalization_in_every_spelling(norm):
+def test_all_implementations_of_normalization_give_the_same_contributions(norm):
     contributions = check_parameters(vit(norm=norm))
     same = "layer" if norm.startswith("layer") else "rms" if norm.startswith("rms") else norm
     torch.testing.assert_close(contributions, check_parameters(vit(norm=same)))
@@ -58,7 +58,7 @@ AT_ZERO = {"sigmoid": 0.5, "softplus": float(torch.tensor(2.0).double().log())} 
 
 
 @pytest.mark.parametrize("mlp", [mlp for mlp in MLPS if mlp not in AT_ZERO])
-def test_mlps_in_every_spelling(mlp):
+def test_all_implementations_of_mlps_give_the_same_contributions(mlp):
     contributions = check_parameters(vit(mlp=mlp))
     for same in ("gelu tanh", "gelu", "silu", "mish", "glu"):
         if mlp.startswith(same):
@@ -135,7 +135,7 @@ def test_matrix_products_share_equally(product):
     torch.testing.assert_close(gradient(product, x, weights), weights @ x + weights.mT @ x)
 
 
-def test_three_factors_have_a_third_each():
+def test_three_factors_get_a_third_each():
     x = numbers(5)
     torch.testing.assert_close(gradient(lambda x: torch.einsum("i,i,i->i", x, x, x), x), x**2)
 
@@ -189,7 +189,7 @@ def test_scales_and_denominators_are_constants(function, factor):
         {"dropout_p": 0.0},
     ],
 )
-def test_scaled_dot_product_attention_passes_values_alone(options, by_keyword):
+def test_scaled_dot_product_attention_passes_gradients_to_values_only(options, by_keyword):
     """The gradient to values is the pattern; that to queries, keys and the mask is zero."""
     heads = 2 if options.get("enable_gqa") else 4
     q, k, v = numbers(2, 4, 5, 3), numbers(2, heads, 5, 3, seed=1), numbers(2, heads, 5, 3, seed=2)
@@ -273,7 +273,7 @@ def test_norms_keep_their_values_and_are_complete(norm, dtype):
     assert float(total) == pytest.approx(float(of), abs=1e-3 if exact else 0.5)
 
 
-def test_gradients_and_values_outside_the_rules_are_untouched():
+def test_gradients_and_values_without_a_rule_are_unchanged():
     x = numbers(3, 4).requires_grad_()
     with FrozenPatterns():
         y = F.relu(x) @ numbers(4, 2, seed=1) + F.softmax(numbers(3, 2, seed=2), -1)

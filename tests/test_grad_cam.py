@@ -102,7 +102,7 @@ def assert_close(found: Tensor, expected: Tensor, within: float = 1e-10) -> None
 @pytest.mark.parametrize("upsampling", ["trilinear", "nearest"])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_equals_the_formula_on_a_network_cut_in_two(weighting, relu, upsampling):
+def test_grad_cam_equals_the_formula_on_a_split_network(weighting, relu, upsampling):
     model = net()
     activation = model.first(CLIP).detach().requires_grad_()
     logits = model.rest(activation)
@@ -120,7 +120,7 @@ def test_equals_the_formula_on_a_network_cut_in_two(weighting, relu, upsampling)
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("layer", ["first", "act", "last"])
-def test_equals_captums_layer_grad_cam(layer, relu):
+def test_grad_cam_equals_captums_layer_grad_cam(layer, relu):
     model = net()
     theirs = LayerGradCam(model, getattr(model, layer)).attribute(CLIP, TARGETS, relu_attributions=relu).detach()
     cells = theirs[0, 0].numel() / CLIP[0, 0].numel()
@@ -131,14 +131,14 @@ def test_equals_captums_layer_grad_cam(layer, relu):
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_the_layouts_are_twins(weighting):
+def test_result_does_not_depend_on_the_layout(weighting):
     one = GradCAM(net(), "first", "BCTHW", weighting=weighting).attribute(CLIP, TARGETS)
     twin = GradCAM(net(axes="BTCHW"), "first", VideoLayout("BTCHW"), weighting=weighting)
     found = twin.attribute(CLIP.transpose(1, 2), TARGETS)
     assert found.is_contiguous() and torch.equal(found.transpose(1, 2), one)
 
 
-def test_a_layer_that_is_overwritten_in_place_counts_as_it_was():
+def test_layer_output_modified_in_place_is_read_before_the_change():
     before = GradCAM(net(), "first", "BCTHW", weighting="hirescam").attribute(CLIP, TARGETS)
     after = GradCAM(net(in_place=True), "first", "BCTHW", weighting="hirescam").attribute(CLIP, TARGETS)
     assert torch.equal(after, before)
@@ -146,7 +146,7 @@ def test_a_layer_that_is_overwritten_in_place_counts_as_it_was():
 
 @pytest.mark.parametrize("upsampling", ["trilinear", "nearest"])
 @pytest.mark.parametrize("weighting", ["hirescam", "gradcam"])
-def test_a_linear_head_on_a_mean_is_shared_out_whole(weighting, upsampling):
+def test_hirescam_sums_to_the_output_of_a_linear_head_on_a_mean(weighting, upsampling):
     layers = (nn.Conv3d(3, 6, (2, 3, 3), (2, 3, 3)), nn.Tanh(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 3))
     model, clip = randomize(nn.Sequential(*layers), seed=0).double(), CLIP[..., :9, :6]
     logits = model(clip).detach()
@@ -176,7 +176,7 @@ class CNNLSTM(nn.Module):
 
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_convolutions_of_single_frames(weighting, loop):
+def test_2d_convolutions_over_frames(weighting, loop):
     model, clip = randomize(CNNLSTM(loop), seed=0).double(), clip_of(2, 4, 3, 9, 6)
     maps = torch.stack([model.cnn(frame) for frame in clip.unbind(1)], 1).detach().requires_grad_()
     logits = model.rest(maps)  # of (B, T, C, h, w)
@@ -186,7 +186,7 @@ def test_convolutions_of_single_frames(weighting, loop):
     assert_close(found, pixels_of(expected, (4, 9, 6), "trilinear"))
 
 
-def test_frames_of_a_loop_that_the_model_does_not_read_get_nothing():
+def test_unused_frames_of_a_loop_get_zero():
     class Last(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -229,7 +229,7 @@ TOKENS = [
 
 
 @pytest.mark.parametrize(("name", "layer", "order"), TOKENS)
-def test_tokens_stand_where_the_model_puts_them(name, layer, order):
+def test_tokens_are_placed_as_in_the_model(name, layer, order):
     """Against the whole graph, without a cut, and an index for every token."""
     clf = tiny(name).double()
     clip, kept = clip_for(clf, dtype=torch.float64), []
@@ -258,7 +258,7 @@ def test_tokens_stand_where_the_model_puts_them(name, layer, order):
         torch.testing.assert_close(found.logits, logits.detach())
 
 
-def test_a_grid_stands_in_for_a_family_and_over_it():
+def test_grid_argument_replaces_the_grid_of_the_family():
     clf = tiny("vivit")
     clip, layer = clip_for(clf), "vivit.layers.1.layernorm_before"
     expected = GradCAM(clf, layer, upsampling="nearest").attribute(clip, TARGETS)
@@ -273,13 +273,13 @@ def test_a_grid_stands_in_for_a_family_and_over_it():
 
     bare = GradCAM(Logits(), "model." + layer, "BTCHW", clf.grid, upsampling="nearest")
     torch.testing.assert_close(bare.attribute(clip, TARGETS), expected)
-    with pytest.raises(ValueError, match=r"\(2, 25, 24\), which cannot be folded.*pass grid=TokenGrid"):
+    with pytest.raises(ValueError, match=r"got shape \(2, 25, 24\).*Pass grid=TokenGrid"):
         GradCAM(Logits(), "model." + layer, "BTCHW").attribute(clip, TARGETS)
     turned = TokenGrid(4, 3, 2, prefix=1, order="hwt", tubelet=(2, 8, 8))
     assert not torch.allclose(GradCAM(clf, layer, grid=turned, upsampling="nearest").attribute(clip, TARGETS), expected)
 
 
-def test_pixels_that_no_token_covers_get_nothing():
+def test_pixels_outside_the_tokens_get_zero():
     clf = VideoClassifier(tiny_module("vivit"), image_size=SIZE)
     grid = TokenGrid(4, 3, 2, prefix=1, tubelet=(2, 7, 7))
     method = GradCAM(clf, "vivit.layers.0.layernorm_after", grid=grid)
@@ -287,7 +287,7 @@ def test_pixels_that_no_token_covers_get_nothing():
     assert not found[:, :, 21:].any() and not found[..., 14:].any() and found[:, :, 20, 13].all()
 
 
-def test_each_clip_of_a_batch_is_explained_alone():
+def test_clips_of_a_batch_are_independent():
     clf = tiny("timesformer")
     clip, layer = clip_for(clf, batch=3), "timesformer.encoder.layer.1.layernorm_before"
     together = GradCAM(clf, layer).attribute(clip, [2, 0, 1])
@@ -295,7 +295,7 @@ def test_each_clip_of_a_batch_is_explained_alone():
     assert_close(together, torch.cat(alone).double(), within=1e-5)
 
 
-def test_further_arguments_reach_the_model():
+def test_additional_forward_args_reach_the_model():
     factor = torch.tensor([2.0, -3.0], dtype=torch.float64, requires_grad=True)
     plain = GradCAM(net(), "first", "BCTHW").attribute(CLIP, 1)
     found = GradCAM(net(), "first", "BCTHW").attribute((CLIP,), 1, factor)
@@ -303,7 +303,7 @@ def test_further_arguments_reach_the_model():
     assert_close(found[0], plain * factor.detach().view(-1, 1, 1, 1, 1))
 
 
-def test_gradients_are_switched_on_inside_and_half_precision_is_widened():
+def test_gradients_are_enabled_inside_and_half_precision_gives_float32():
     clf = tiny("vivit")
     clip, method = clip_for(clf), GradCAM(clf, "vivit.layers.0.layernorm_after")
     with torch.no_grad():
@@ -318,7 +318,7 @@ def test_gradients_are_switched_on_inside_and_half_precision_is_widened():
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_layer_that_only_a_norm_reads_has_no_hirescam(half):
+def test_hirescam_raises_for_a_layer_that_only_a_norm_reads(half):
     """Gradient times activation is zero there: what is left is rounding."""
     clf = tiny("vivit").half() if half else tiny("vivit")
     clip = clip_for(clf).to(next(clf.parameters()).dtype)

@@ -63,12 +63,12 @@ def odd() -> Odd:
 
 
 @pytest.mark.parametrize("layer", ["named", "alias"])
-def test_a_named_tuple_and_a_second_name_change_nothing(layer):
+def test_named_tuple_outputs_and_layers_with_two_names(layer):
     found = GradCAM(odd(), layer, "BCTHW", weighting="layercam").attribute(CLIP, TARGETS)
     assert torch.equal(found, GradCAM(odd(), "conv", "BCTHW", weighting="layercam").attribute(CLIP, TARGETS))
 
 
-def test_products_beyond_half_precision():
+def test_products_that_overflow_half_precision():
     model = nn.Sequential(nn.Identity(), Wrap(lambda x: 300 * (x[..., 0] - x[..., 1]).flatten(1)))
     clip = torch.full((1, 1, 1, 1, 2), 400.0, dtype=torch.float16)
     found = GradCAM(model, "0", "BCTHW", weighting="hirescam").attribute(clip)
@@ -78,16 +78,16 @@ def test_products_beyond_half_precision():
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("pool", "reaches no cell of layer 'pool' .* in clips \\[0, 1\\].*name an earlier layer"),
-        ("lost", "reaches no cell of layer 'lost'"),
-        ("head", r"layer 'head' gives \(2, 3\), which cannot be folded"),
-        ("twice", r"called layer 'twice' 2 times, with outputs of shape \(2, 3, 2, 3, 2\)"),
-        ("mask", "a tensor of torch.bool came"),
-        ("list", "never called layer 'list'"),
-        ("list.0", "never called"),
+        ("pool", r"cells of layer 'pool', got no gradient .* in clips \[0, 1\].*earlier layer"),
+        ("lost", "cells of layer 'lost', got no gradient"),
+        ("head", r"output of layer 'head' must be .*got shape \(2, 3\)"),
+        ("twice", r"layer 'twice' once, got 2 calls with outputs of shape \(2, 3, 2, 3, 2\)"),
+        ("mask", "got a tensor of torch.bool"),
+        ("list", "must call layer 'list', got no call"),
+        ("list.0", "got no call"),
     ],
 )
-def test_layers_without_a_map_are_refused(layer, message):
+def test_layers_without_a_map_raise(layer, message):
     model = odd()
     before = snapshot(model)
     with pytest.raises(ValueError, match=message):
@@ -103,9 +103,11 @@ def test_layers_without_a_map_are_refused(layer, message):
         ("videomae-first", "videomae.encoder.layer.1"),
     ],
 )
-def test_a_last_block_of_which_one_token_is_read_is_refused(name, layer):
+def test_last_block_with_a_class_token_head_raises(name, layer):
     clf = tiny(name)
-    with pytest.raises(ValueError, match=f"no cell of layer '{layer}' .or only the first.*the norm in front"):
+    with pytest.raises(
+        ValueError, match=f"cells of layer '{layer}', got no gradient .or only at the first.*the norm before"
+    ):
         GradCAM(clf, layer).attribute(clip_for(clf), 1)
 
 
@@ -114,15 +116,15 @@ def test_a_last_block_of_which_one_token_is_read_is_refused(name, layer):
     [(8, 4, 12), (2, 4, 2, 2, 12), (8, 2, 2, 12), (2, 17, 12), (1, 16, 24), (1, 6, 4, 4, 4), (12, 8, 2, 2), (384,)],
     ids=lambda shape: "x".join(map(str, shape)),
 )
-def test_shapes_that_do_not_tell_are_refused(shape):
+def test_unknown_or_ambiguous_output_shapes_raise(shape):
     folded = Wrap(lambda x: torch.cat([x.flatten(), x.new_zeros(24)])[: math.prod(shape)].reshape(shape))
     model = nn.Sequential(folded, Wrap(lambda x: x.flatten()[:384].reshape(2, 4, -1).mean(2)))
     method = GradCAM(model, "0", "BCTHW", TokenGrid(4, 2, 2, tubelet=(1, 2, 2)))
-    with pytest.raises(ValueError, match=r"layer '0' gives " + re.escape(str(shape)) + ", which cannot be folded"):
+    with pytest.raises(ValueError, match=r"layer '0' must be .*got shape " + re.escape(str(shape))):
         method.attribute(clip_of(2, 3, 4, 4, 4), 1)
 
 
-def test_nothing_is_left_behind():
+def test_model_and_inputs_are_unchanged():
     model = odd()
     model.head.weight.requires_grad_(False)
     model.conv.weight.grad = torch.ones_like(model.conv.weight)
@@ -142,14 +144,14 @@ def test_nothing_is_left_behind():
     assert snapshot(model) == before
 
 
-def test_a_model_that_writes_into_its_input_does_not_write_into_the_clip():
+def test_model_that_modifies_its_input_does_not_change_the_clip():
     before, net = CLIP.clone(), odd()
     rude = GradCAM(nn.Sequential(Wrap(lambda x: x.sub_(0.5)), net), "1.conv", "BCTHW").attribute(CLIP, TARGETS)
     assert torch.equal(CLIP, before)
     assert torch.equal(rude, GradCAM(net, "conv", "BCTHW").attribute(CLIP - 0.5, TARGETS))
 
 
-def test_another_thread_on_the_same_model_is_left_alone():
+def test_other_threads_on_the_same_model_are_not_affected():
     model, seen = odd(), []
     expected = GradCAM(odd(), "conv", "BCTHW").attribute(CLIP, TARGETS)
 
@@ -169,18 +171,22 @@ def test_another_thread_on_the_same_model_is_left_alone():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"forward_func": lambda x: x}, TypeError, "function came"),
-        ({"layer": "convs"}, ValueError, "Odd has no layer 'convs'. Similar names: 'conv'"),
-        ({"layer": nn.ReLU()}, ValueError, "layer must be a part of this Odd, got a ReLU"),
+        ({"forward_func": lambda x: x}, TypeError, "got function"),
+        ({"layer": "convs"}, ValueError, "'convs'.*'conv'"),
+        ({"layer": nn.ReLU()}, ValueError, "ReLU.*Odd"),
         ({"layer": 3}, TypeError, "got int"),
-        ({"layout": None}, ValueError, "Pass layout="),
-        ({"layout": "BTCHW", "forward_func": VideoClassifier(odd(), "BCTHW")}, ValueError, "Leave layout out"),
-        ({"grid": (4, 3, 2)}, TypeError, r"a TokenGrid\(...\) or None, got \(4, 3, 2\)"),
+        ({"layout": None}, ValueError, "layout="),
+        (
+            {"layout": "BTCHW", "forward_func": VideoClassifier(odd(), "BCTHW")},
+            ValueError,
+            "[Ll]eave (the )?layout out",
+        ),
+        ({"grid": (4, 3, 2)}, TypeError, r"a TokenGrid or None, got \(4, 3, 2\)"),
         ({"weighting": "gradcam++"}, ValueError, r"'gradcam', 'hirescam', 'layercam', got 'gradcam\+\+'"),
         ({"upsampling": "linear"}, ValueError, "'trilinear', 'nearest'"),
     ],
 )
-def test_wrong_options_are_named(arguments, error, message):
+def test_invalid_options_raise(arguments, error, message):
     with pytest.raises(error, match=message):
         GradCAM(**{"forward_func": odd(), "layer": "conv", "layout": "BCTHW", **arguments})
 
@@ -189,27 +195,27 @@ def test_wrong_options_are_named(arguments, error, message):
     ("arguments", "error", "message"),
     [
         ({"inputs": CLIP[0]}, ValueError, r"\(3, 6, 9, 8\)"),
-        ({"inputs": CLIP / 0}, ValueError, "nan or infinite"),
+        ({"inputs": CLIP / 0}, ValueError, "nan"),
         ({"inputs": (CLIP, CLIP)}, ValueError, "GradCAM explains one clip"),
         (
             {"inputs": clip_of(1, 3, 6, 9, 5)},
             ValueError,
-            r"cover \(6, 9, 8\) \(T, H, W\), but the clip has \(6, 9, 5\)",
+            r"cover the clip of \(6, 9, 5\) .*which covers \(6, 9, 8\)",
         ),
         ({"inputs": clip_of(1, 3, 6, 18, 8)}, ValueError, "tubelet"),
-        ({"target": None}, ValueError, "needs a target"),
+        ({"target": None}, ValueError, "target must not be None"),
         ({"relu": True}, TypeError, "unexpected keyword"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, error, message):
+def test_invalid_arguments_raise(arguments, error, message):
     method = GradCAM(odd(), "conv", "BCTHW", grid=TokenGrid(2, 3, 2, tubelet=(3, 3, 4)))
     with pytest.raises(error, match=message):
         method.attribute(**{"inputs": CLIP, "target": 0, **arguments})
 
 
-def test_models_and_modes_without_a_gradient_are_refused():
+def test_inference_mode_and_wrong_model_outputs_raise():
     with pytest.raises(ValueError, match="GradCAM needs a gradient"), torch.inference_mode():
         GradCAM(odd(), "conv", "BCTHW").attribute(CLIP, 0)
-    for function, shape in ((torch.sum, r"\(\) came"), (lambda x: (x, x), "tuple came")):
-        with pytest.raises(ValueError, match=f"a row per example, 2 here, got {shape}"):
+    for function, shape in ((torch.sum, r"\(\)"), (lambda x: (x, x), "tuple")):
+        with pytest.raises(ValueError, match=f"one row per example, 2 here, got {shape}"):
             GradCAM(nn.Sequential(odd(), Wrap(function)), "0.conv", "BCTHW").attribute(CLIP, 0)

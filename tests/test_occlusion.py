@@ -62,7 +62,7 @@ PRESETS = [
 
 
 @pytest.mark.parametrize(("window", "stride"), PRESETS)
-def test_equals_captum_and_the_definition(window, stride):
+def test_occlusion_equals_captum_and_the_definition(window, stride):
     model, clip, baseline = net(), clip_of(2, 3, 5, 7, 6), clip_of(2, 3, 5, 7, 6, seed=2)
     ours = VideoOcclusion(model, "BCTHW").attribute(clip, window, stride, baseline, [3, 1], perturbations_per_eval=3)
     theirs = Occlusion(model).attribute(clip, (3, *window), (3, *stride), baseline, [3, 1])
@@ -79,7 +79,7 @@ def test_single_precision_is_within_a_millionth_of_captum():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_stride_is_one_by_default_and_an_int_holds_for_all_axes():
+def test_default_stride_is_one_and_an_int_is_used_for_all_axes():
     model, clip = net(), clip_of(1, 3, 3, 5, 4)
     explain = VideoOcclusion(model, "BCTHW").attribute
     theirs = Occlusion(model).attribute(clip, (3, 2, 3, 3), target=0)
@@ -88,7 +88,7 @@ def test_stride_is_one_by_default_and_an_int_holds_for_all_axes():
     assert_captums(explain(clip, (2, 3, 3), 2, target=0), theirs)
 
 
-def test_captums_own_window_over_all_axes():
+def test_window_over_all_axes_as_in_captum():
     model, clip = net(), clip_of(2, 3, 4, 5, 6)
     ours = VideoOcclusion(model, "BCTHW").attribute(clip, (1, 2, 3, 3), (1, 2, 2, 3), 0.5, 2, perturbations_per_eval=5)
     theirs = Occlusion(model).attribute(clip, (1, 2, 3, 3), (1, 2, 2, 3), 0.5, 2)
@@ -101,7 +101,7 @@ def test_captums_own_window_over_all_axes():
     [None, 0.7, -2, clip_of(1, 3, 5, 7, 6, seed=5), clip_of(2, 3, 5, 7, 6, seed=6)],
     ids=["none", "float", "int", "one for all", "per clip"],
 )
-def test_every_kind_of_baseline(baseline):
+def test_baselines_of_every_kind(baseline):
     model, clip = net(), clip_of(2, 3, 5, 7, 6)
     ours = VideoOcclusion(model, "BCTHW").attribute(clip, (2, 4, 3), (1, 2, 3), baseline, 1)
     theirs = Occlusion(model).attribute(clip, (3, 2, 4, 3), (3, 1, 2, 3), baseline, 1)
@@ -109,7 +109,7 @@ def test_every_kind_of_baseline(baseline):
 
 
 @pytest.mark.parametrize("chunk", [2, 3, 7, 1000])
-def test_chunks_change_no_number(chunk):
+def test_perturbations_per_eval_does_not_change_the_result(chunk):
     model, clip = net(), clip_of(2, 3, 5, 7, 6)
     explain = VideoOcclusion(model, "BCTHW").attribute
     one = explain(clip, (2, 4, 3), (1, 2, 3), target=(1,))
@@ -118,7 +118,7 @@ def test_chunks_change_no_number(chunk):
     )
 
 
-def test_the_layouts_are_twins():
+def test_result_does_not_depend_on_the_layout():
     model, clip = net(), clip_of(2, 3, 5, 7, 6)
     first = VideoOcclusion(model, "BCTHW").attribute(clip, (2, 4, 3), (1, 2, 3), target=0)
     twin = VideoOcclusion(lambda x: model(x.transpose(1, 2)), VideoLayout("BTCHW"))
@@ -132,7 +132,7 @@ def two_streams() -> Callable[..., Tensor]:
     return lambda a, b, scale: scale[:, None] * rgb(a) * flow(b)
 
 
-def test_two_inputs_each_with_its_own_window():
+def test_two_inputs_with_different_windows():
     model, inputs = two_streams(), (clip_of(2, 3, 4, 5, 6), clip_of(2, 2, 5, 4, 6))
     scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
     windows, strides = ((2, 3, 3), (2, 2, 3)), ((2, 1, 3), 2)
@@ -147,7 +147,7 @@ def test_two_inputs_each_with_its_own_window():
         assert_captums(a, b)
 
 
-def test_a_model_that_writes_into_its_input_changes_no_number():
+def test_model_that_modifies_its_input_does_not_change_the_result():
     model, clip = net(), clip_of(2, 3, 5, 7, 6)
     before = clip.clone()
 
@@ -167,7 +167,7 @@ def test_a_model_that_writes_into_its_input_changes_no_number():
     torch.testing.assert_close(again, ours, rtol=1e-12, atol=1e-12)
 
 
-def test_a_model_whose_output_is_a_view_of_its_input():
+def test_model_whose_output_is_a_view_of_its_input():
     clip = clip_of(1, 1, 2, 2, 2)
     ours = VideoOcclusion(lambda x: x.flatten(1), "BCTHW").attribute(clip, (1, 1, 1), (1, 1, 1), target=5)
     expected = torch.zeros(8, dtype=torch.float64)
@@ -190,36 +190,36 @@ CLIP = clip_of(2, 3, 5, 7, 6)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"sliding_window_shapes": (6, 3, 3)}, ValueError, r"\(6, 3, 3\) came for a clip of shape \(2, 3, 5, 7, 6\)"),
+        ({"sliding_window_shapes": (6, 3, 3)}, ValueError, r"got \(6, 3, 3\) for a clip of shape \(2, 3, 5, 7, 6\)"),
         ({"sliding_window_shapes": (4, 2, 3, 3)}, ValueError, "not be larger"),
         ({"sliding_window_shapes": (2, 3)}, ValueError, r"one for each of CTHW, got \(2, 3\)"),
         ({"sliding_window_shapes": (2, 3, 0)}, ValueError, "at least 1"),
-        ({"sliding_window_shapes": (2, 3, 2.0)}, TypeError, "integer"),
-        ({"sliding_window_shapes": 3}, ValueError, "whole numbers"),
-        ({"sliding_window_shapes": None}, ValueError, "whole numbers"),
-        ({"sliding_window_shapes": ((2, 3, 3), (2, 3, 3))}, ValueError, "one for each|one per input"),
-        ({"strides": (1, -1, 1)}, ValueError, r"H of strides \(1, -1, 1\) must be an integer .*, got -1"),
+        ({"sliding_window_shapes": (2, 3, 2.0)}, TypeError, "got 2.0 of type float"),
+        ({"sliding_window_shapes": 3}, ValueError, "must be integers.*got 3"),
+        ({"sliding_window_shapes": None}, ValueError, "got None"),
+        ({"sliding_window_shapes": ((2, 3, 3), (2, 3, 3))}, ValueError, "one for each|one item per input"),
+        ({"strides": (1, -1, 1)}, ValueError, r"H of strides \(1, -1, 1\) .*, got -1"),
         ({"strides": 0}, ValueError, "at least 1"),
         ({"strides": True}, TypeError, "got True of type bool"),
-        ({"strides": [1, 1, 1]}, ValueError, r"strides are whole numbers.*\[1, 1, 1\]"),
-        ({"strides": (1, 4, 1)}, ValueError, r"longer than the window.*make it at most 3"),
+        ({"strides": [1, 1, 1]}, ValueError, r"strides must be integers.*got \[1, 1, 1\]"),
+        ({"strides": (1, 4, 1)}, ValueError, r"longer than the window.*at most 3"),
         ({"strides": (1, 1)}, ValueError, "strides"),
-        ({"baselines": torch.zeros(2, 3, 5, 7, 5)}, ValueError, r"\(2, 3, 5, 7, 6\).*got shape \(2, 3, 5, 7, 5\)"),
+        ({"baselines": torch.zeros(2, 3, 5, 7, 5)}, ValueError, r"\(2, 3, 5, 7, 5\)"),
         ({"baselines": torch.zeros(5, 7, 6)}, ValueError, "input's shape"),
         ({"baselines": float("nan")}, ValueError, "finite"),
-        ({"baselines": (0, 0)}, ValueError, "one per input, 1, got 2"),
-        ({"baselines": "blur"}, TypeError, "a number or a tensor, got str"),
+        ({"baselines": (0, 0)}, ValueError, "one per input.* got 2"),
+        ({"baselines": "blur"}, TypeError, "got str"),
         ({"perturbations_per_eval": 0}, ValueError, "at least 1, got 0"),
-        ({"perturbations_per_eval": 2.0}, TypeError, "integer"),
+        ({"perturbations_per_eval": 2.0}, TypeError, "perturbations_per_eval.*got 2.0"),
         ({"inputs": CLIP[0]}, ValueError, r"\(3, 5, 7, 6\)"),
         ({"inputs": CLIP[:0]}, ValueError, "non-empty"),
-        ({"inputs": CLIP / 0}, ValueError, "nan or infinite"),
+        ({"inputs": CLIP / 0}, ValueError, "nan"),
         ({"inputs": clip_of(1, 16, 3, 8, 8)}, ValueError, "layout='BTCHW'"),
-        ({"inputs": (CLIP, CLIP[:1]), "sliding_window_shapes": ((2, 3, 3),) * 2}, ValueError, "same examples"),
+        ({"inputs": (CLIP, CLIP[:1]), "sliding_window_shapes": ((2, 3, 3),) * 2}, ValueError, "same batch size"),
         ({"feature_mask": None}, TypeError, "unexpected keyword"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_computed(arguments, error, message):
+def test_invalid_arguments_raise_before_the_model_is_called(arguments, error, message):
     calls = []
 
     def model(*inputs: Tensor) -> Tensor:
@@ -232,19 +232,19 @@ def test_bad_input_is_refused_before_anything_is_computed(arguments, error, mess
     assert not calls
 
 
-def test_models_that_give_no_single_number_per_clip_are_refused():
-    with pytest.raises(ValueError, match=r"outputs of shape \(2, 4\), got None.*target="):
+def test_models_without_one_output_per_clip_raise():
+    with pytest.raises(ValueError, match=r"outputs of shape \(2, 4\).*target="):
         VideoOcclusion(net(), "BCTHW").attribute(CLIP, (2, 3, 3))
-    with pytest.raises(ValueError, match=r"one output per example, 2 here, got outputs of shape \(\)"):
+    with pytest.raises(ValueError, match=r"one output per example.*shape \(\)"):
         VideoOcclusion(lambda x: net()(x).mean(), "BCTHW").attribute(CLIP, (2, 3, 3))
     with pytest.raises(TypeError, match="must return a tensor"):
         VideoOcclusion(lambda x: [1], "BCTHW").attribute(CLIP, (2, 3, 3))
 
 
-def test_the_layout_is_needed_and_must_agree():
-    with pytest.raises(ValueError, match="Pass layout="):
+def test_layout_is_required_and_must_match_the_classifier():
+    with pytest.raises(ValueError, match="layout="):
         VideoOcclusion(net())
     clf = VideoClassifier(net(), layout="BCTHW")
-    with pytest.raises(ValueError, match="Leave layout out"):
+    with pytest.raises(ValueError, match=r"[Ll]eave (the )?layout out"):
         VideoOcclusion(clf, "BTCHW")
     assert VideoOcclusion(clf).layout.axes == VideoOcclusion(clf, "BCTHW").layout.axes == "BCTHW"

@@ -93,7 +93,7 @@ def slow(
 
 
 @pytest.mark.parametrize(("n", "cells", "keep"), [(2, (2, 3, 2), 0.5), (9, (2, 3, 2), 0.7), (7, (1, 4, 6), 0.2)])
-def test_equals_the_formula_mask_by_mask(n, cells, keep):
+def test_rise_equals_the_formula_mask_by_mask(n, cells, keep):
     model, hidden = net(), clip_of(2, 3, 5, 7, 6, seed=2)
     ours = RISE(model, "BCTHW").attribute(
         CLIP, hidden, [3, 1], perturbations_per_eval=3, n_samples=n, n_cells=cells, keep=keep
@@ -110,7 +110,7 @@ def two_streams() -> Callable[..., Tensor]:
     return lambda a, b, scale=None: rgb(a) * flow(b) * (1 if scale is None else scale[:, None])
 
 
-def test_two_inputs_each_under_masks_of_its_own():
+def test_two_inputs_have_separate_masks():
     model, inputs = two_streams(), (clip_of(2, 3, 4, 5, 6), clip_of(2, 2, 5, 4, 6))
     scale = torch.tensor([1.0, 3.0], dtype=torch.float64)
     ours = RISE(model, "BCTHW").attribute(inputs, (0.0, 0.3), 1, scale, 4, n_samples=6, n_cells=CELLS)
@@ -122,7 +122,7 @@ def test_two_inputs_each_under_masks_of_its_own():
             torch.testing.assert_close(found[i], wanted * scale[i], rtol=1e-9, atol=1e-12)
 
 
-def test_on_a_linear_model_it_is_the_weights_seen_through_the_masks():
+def test_linear_model_gives_weights_smoothed_by_the_masks():
     """Without bias: over many runs the mean lies within its standard error of the known covariance."""
     size, keep, runs = (4, 6, 5), 0.3, 150
     weight = clip_of(1, *size, seed=3)
@@ -149,7 +149,7 @@ def test_on_a_linear_model_it_is_the_weights_seen_through_the_masks():
     assert expected.abs().max() > 8 * error.mean()  # else it would prove nothing
 
 
-def test_a_constant_answer_owes_nothing_and_a_constant_part_costs_no_digits():
+def test_constant_output_gives_zero_and_a_constant_offset_costs_no_precision():
     assert not RISE(lambda x: x.new_full((len(x),), 7.3), "BCTHW").attribute(CLIP, n_samples=5).any()
     small, clip = net().float(), CLIP.float()
     plain = RISE(small, "BCTHW").attribute(clip, target=1, n_samples=20)
@@ -158,7 +158,7 @@ def test_a_constant_answer_owes_nothing_and_a_constant_part_costs_no_digits():
 
 
 @pytest.mark.parametrize("chunk", [2, 3, 1000])
-def test_chunks_change_memory_and_no_number(chunk):
+def test_perturbations_per_eval_does_not_change_the_result(chunk):
     model, seen = net(), []
 
     def watched(x: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def test_chunks_change_memory_and_no_number(chunk):
     assert max(seen) == 2 * min(chunk, 7) and sum(seen) == 2 * 8
 
 
-def test_the_layouts_are_twins_and_clips_are_explained_alone():
+def test_result_does_not_depend_on_the_layout_or_the_batch():
     model = net()
     first = RISE(model, "BCTHW").attribute(CLIP, 0.4, [3, 1], n_samples=6)
     twin = RISE(lambda x: model(x.transpose(1, 2)), VideoLayout("BTCHW"))
@@ -182,7 +182,7 @@ def test_the_layouts_are_twins_and_clips_are_explained_alone():
     torch.testing.assert_close(torch.cat(alone), first, rtol=1e-10, atol=1e-13)
 
 
-def test_only_the_generator_draws():
+def test_random_numbers_come_from_the_generator_only():
     explain, before = RISE(net(), "BCTHW").attribute, torch.get_rng_state()
     plain = explain(CLIP, target=0, n_samples=6)
     assert torch.equal(torch.get_rng_state(), before)
@@ -194,7 +194,7 @@ def test_only_the_generator_draws():
     assert not torch.allclose(again, plain)
 
 
-def test_a_model_that_writes_into_its_input_changes_no_number():
+def test_model_that_modifies_its_input_does_not_change_the_result():
     model, before = net(), CLIP.clone()
     rude = RISE(lambda x: model(x.sub_(0.5)), "BCTHW")
     ours = rude.attribute(CLIP, target=0, n_samples=5, perturbations_per_eval=2)
@@ -205,7 +205,7 @@ def test_a_model_that_writes_into_its_input_changes_no_number():
         assert torch.equal(rude.attribute(CLIP, target=0, n_samples=5, perturbations_per_eval=2), ours)
 
 
-def test_half_precision_is_widened_and_noise_tunnel_works():
+def test_half_precision_gives_float32_and_noise_tunnel_works():
     model = net().half()
     half = RISE(model, "BCTHW").attribute(CLIP.half(), target=0, n_samples=12)
     wide = RISE(net(), "BCTHW").attribute(CLIP, target=0, n_samples=12)
@@ -216,7 +216,7 @@ def test_half_precision_is_widened_and_noise_tunnel_works():
     torch.testing.assert_close(found, wide, rtol=1e-9, atol=1e-12)
 
 
-def test_the_bar_counts_the_models_calls(capsys):
+def test_progress_bar_counts_calls_of_the_model(capsys):
     RISE(net(), "BCTHW").attribute(CLIP, target=0, n_samples=5, perturbations_per_eval=2, show_progress=True)
     assert "RISE attribution: 100%" in (shown := capsys.readouterr().err) and "4/4" in shown
 
@@ -243,26 +243,26 @@ def test_planted_evidence_is_found(name, n, joint, time):
     ("arguments", "error", "message"),
     [
         ({"n_samples": 1}, ValueError, "at least 2, got 1"),
-        ({"n_samples": 10.0}, TypeError, "integer"),
-        ({"n_cells": 4}, ValueError, r"\(t, h, w\), three .*, got 4"),
+        ({"n_samples": 10.0}, TypeError, "n_samples.*got 10.0"),
+        ({"n_cells": 4}, ValueError, r"n_cells.*\(t, h, w\), .*, got 4"),
         ({"n_cells": (4, 7)}, ValueError, r"got \(4, 7\)"),
         ({"n_cells": (4, 0, 7)}, ValueError, "h of n_cells = .*at least 1"),
         ({"n_cells": (4, 7, True)}, TypeError, "w of n_cells = .*True"),
-        ({"n_cells": "777"}, ValueError, "integers"),
-        ({"keep": 0.0}, ValueError, "between 0 and 1, got 0.0"),
+        ({"n_cells": "777"}, ValueError, "'777'"),
+        ({"keep": 0.0}, ValueError, "between 0 and 1.* got 0.0"),
         ({"keep": 1}, ValueError, "between 0 and 1"),
-        ({"keep": math.nan}, ValueError, "nan came"),
-        ({"generator": 3}, TypeError, "a torch.Generator or None, got 3"),
+        ({"keep": math.nan}, ValueError, "got nan"),
+        ({"generator": 3}, TypeError, "Generator.*got 3"),
         ({"perturbations_per_eval": 0}, ValueError, "at least 1, got 0"),
-        ({"baselines": torch.zeros(2, 3, 5, 7, 5)}, ValueError, r"got shape \(2, 3, 5, 7, 5\)"),
+        ({"baselines": torch.zeros(2, 3, 5, 7, 5)}, ValueError, r"\(2, 3, 5, 7, 5\)"),
         ({"baselines": "blur"}, TypeError, "got str"),
         ({"inputs": CLIP[0]}, ValueError, r"\(3, 5, 7, 6\)"),
-        ({"inputs": CLIP / 0}, ValueError, "nan or infinite"),
-        ({"inputs": (CLIP, CLIP[:1])}, ValueError, "same examples"),
+        ({"inputs": CLIP / 0}, ValueError, "nan"),
+        ({"inputs": (CLIP, CLIP[:1])}, ValueError, "same batch size"),
         ({"cell": (4, 7, 7)}, TypeError, "unexpected keyword"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_computed(arguments: dict[str, Any], error, message):
+def test_invalid_arguments_raise_before_the_model_is_called(arguments: dict[str, Any], error, message):
     calls = []
     method = RISE(lambda *inputs: calls.append(inputs), "BCTHW")
     with pytest.raises(error, match=message):
@@ -270,10 +270,10 @@ def test_bad_input_is_refused_before_anything_is_computed(arguments: dict[str, A
     assert not calls
 
 
-def test_targets_and_layouts_are_asked_for():
-    with pytest.raises(ValueError, match=r"outputs of shape \(2, 4\), got None.*target="):
+def test_missing_target_or_layout_raises():
+    with pytest.raises(ValueError, match=r"outputs of shape \(2, 4\).*target="):
         RISE(net(), "BCTHW").attribute(CLIP)
-    with pytest.raises(ValueError, match="Pass layout="):
+    with pytest.raises(ValueError, match="layout="):
         RISE(net())
-    with pytest.raises(ValueError, match="Leave layout out"):
+    with pytest.raises(ValueError, match=r"[Ll]eave (the )?layout out"):
         RISE(VideoClassifier(net(), layout="BCTHW"), "BTCHW")

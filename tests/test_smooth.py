@@ -39,7 +39,7 @@ def mean_of_neighbors(maps: np.ndarray, space: float, time: float) -> np.ndarray
 
 
 @pytest.mark.parametrize(("space", "time"), [(0.7, 0.5), (1.0, 0), (0, 1.0), (2.0, 0.4), (1.5, 3.0), (0, 0)])
-def test_it_is_the_mean_of_the_neighborhood_up_to_the_borders(space, time):
+def test_smooth_equals_the_mean_of_the_neighborhood_up_to_the_borders(space, time):
     attributions = drawn(2, 4, 2, 5, 6)
     found = smooth(attributions, "BTCHW", space, time)
     for b in range(2):
@@ -49,7 +49,7 @@ def test_it_is_the_mean_of_the_neighborhood_up_to_the_borders(space, time):
 
 
 @pytest.mark.parametrize(("space", "time"), [(4.0, 1.0), (2.0, 0.5), (1.2, 2.5)])
-def test_it_agrees_with_scipy(space, time):
+def test_smooth_equals_scipy(space, time):
     ndimage = pytest.importorskip("scipy.ndimage")
     volume = drawn(20, 32, 40).numpy()
     found = smooth(torch.from_numpy(volume)[None, None], "BCTHW", space, time)[0, 0].numpy()
@@ -67,7 +67,7 @@ def test_the_defaults_are_four_pixels_and_one_frame():
     assert not smooth(attributions, "BTCHW").allclose(smooth(attributions, "BTCHW", space=1.0, time=4.0))
 
 
-def test_space_and_time_are_not_mixed_up():
+def test_space_and_time_are_separate():
     point = torch.zeros(1, 3, 9, 15, 15)
     point[:, :, 4, 7, 7] = 1
     wide = smooth(point, "BCTHW", space=2.0, time=0)[0, 0]
@@ -80,7 +80,7 @@ def test_space_and_time_are_not_mixed_up():
 
 
 @pytest.mark.parametrize("layout", ["BCTHW", "BTHWC", "BWHTC"])
-def test_twins_in_another_layout(layout):
+def test_result_does_not_depend_on_the_layout(layout):
     attributions = drawn(2, 5, 3, 7, 9)
     twin = attributions.permute(["BTCHW".index(axis) for axis in layout])
     found = smooth(twin, layout, space=1.3, time=0.8)
@@ -89,7 +89,7 @@ def test_twins_in_another_layout(layout):
     assert found.permute([layout.index(axis) for axis in "BTCHW"]).equal(expected)
 
 
-def test_clips_and_channels_are_smoothed_alone_and_linearly():
+def test_clips_and_channels_are_smoothed_separately_and_linearly():
     one, other = drawn(2, 5, 3, 7, 9), drawn(2, 5, 3, 7, 9, seed=1)
     first, second = (smooth(part, "BTCHW", space=1.3, time=0.8) for part in (one, other))
     torch.testing.assert_close(smooth(one - 2 * other, "BTCHW", space=1.3, time=0.8), first - 2 * second)
@@ -119,7 +119,7 @@ def test_a_constant_stays_constant_and_a_wide_kernel_gives_the_mean():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtypes_come_back_and_sums_run_wide(dtype):
+def test_dtype_is_kept_and_sums_are_computed_in_float32(dtype):
     """In float16 the kernel's weighted sum of 60000s would overflow."""
     attributions = (60_000 + 100 * drawn(1, 6, 1, 9, 9)).to(dtype)
     found = smooth(attributions, "BTCHW", space=2.0, time=1.0)
@@ -128,7 +128,7 @@ def test_dtypes_come_back_and_sums_run_wide(dtype):
     torch.testing.assert_close(found, wide.to(dtype), rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
-def test_nothing_is_left_behind():
+def test_input_and_graph_are_unchanged():
     attributions = drawn(1, 4, 3, 6, 6).requires_grad_()
     before, state = attributions.detach().clone(), torch.get_rng_state()
     for sigma in (0.0, 2.0):
@@ -145,7 +145,7 @@ def test_signs_cancel_unless_magnitude_is_passed():
     torch.testing.assert_close(smooth(board.abs(), "BTCHW", space=2.0, time=0), board.abs())
 
 
-def test_it_takes_what_captum_gives():
+def test_smooth_of_captum_attributions():
     """Integrated Gradients of a linear model is weight times input, exactly; so smoothing it has a known answer."""
     head = nn.Linear(3 * 6 * 8 * 8, 2)
     with torch.no_grad():
@@ -170,11 +170,11 @@ CLIP = torch.zeros(1, 8, 3, 4, 4)
     [
         ({"attributions": torch.zeros(8, 3, 4, 4)}, ValueError, "(8, 3, 4, 4)"),
         ({"attributions": torch.zeros(1, 0, 3, 4, 4)}, ValueError, "(1, 0, 3, 4, 4)"),
-        ({"attributions": torch.full_like(CLIP, math.nan)}, ValueError, "got 384 nan or infinite values out of 384"),
+        ({"attributions": torch.full_like(CLIP, math.nan)}, ValueError, "nan"),
         ({"attributions": CLIP.long()}, TypeError, "int64"),
         ({"attributions": (CLIP,)}, TypeError, "tuple"),
         ({"layout": "BCTHW"}, ValueError, "layout='BTCHW'"),
-        ({"layout": "THW"}, ValueError, "got 'THW'"),
+        ({"layout": "THW"}, ValueError, "'THW'"),
         ({"space": -1.0}, ValueError, "space = -1.0"),
         ({"time": -0.5}, ValueError, "time = -0.5"),
         ({"space": math.inf}, ValueError, "space = inf"),
@@ -183,7 +183,7 @@ CLIP = torch.zeros(1, 8, 3, 4, 4)
         ({"sigma": 2.0}, TypeError, "sigma"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, error, message):
+def test_invalid_arguments_raise_and_are_named(arguments, error, message):
     with pytest.raises(error) as caught:
         smooth(**{"attributions": CLIP, "layout": "BTCHW", **arguments})
     assert message in str(caught.value)

@@ -47,7 +47,7 @@ def clips_of(frames: int, side: int, batch: int = 2, seed: int = 1) -> Tensor:
 # ---------------------------------------------------------------- the paper's network
 
 
-def test_the_papers_shapes_and_parameters():
+def test_shapes_and_parameters_equal_the_paper():
     """K = 174, T = 32, 224 pixels, without a single number in memory."""
     with torch.device("meta"):
         st_abn = STABN(174, "resnet50", temporal="fixed")
@@ -81,7 +81,7 @@ def test_the_papers_shapes_and_parameters():
     assert round(100 * sum(parts.values()) / count(trunk)) == 74
 
 
-def test_the_trunk_keeps_every_frame_and_sees_others_in_its_last_two_stages_alone():
+def test_trunk_keeps_all_frames_and_mixes_them_in_its_last_two_stages_only():
     trunk = settled(slow_resnet())
     clip = clips_of(5, 32)
     other = clip.clone()
@@ -97,7 +97,7 @@ def test_the_trunk_keeps_every_frame_and_sees_others_in_its_last_two_stages_alon
 
 @pytest.mark.parametrize("body", ["stage", "light"])
 @pytest.mark.parametrize("temporal", ["fixed", "any"])
-def test_the_forward_is_the_papers(body, temporal):
+def test_forward_equals_the_paper(body, temporal):
     """g' = relu(BN(conv[(1 + M) g; alpha g])), and the rest of the trunk on g'."""
     st_abn = settled(STABN(5, slow_resnet(), body=body, temporal=temporal, num_frames=6))
     trunk, clip = st_abn.model.module, clips_of(6, 48)
@@ -120,7 +120,7 @@ def test_the_forward_is_the_papers(body, temporal):
     assert explained.grid == (6, 3, 3) and torch.equal(explained.temporal, found.temporal[:, 0, :, 0, 0])
 
 
-def test_the_body_is_a_copy_of_the_last_stage_at_stride_one():
+def test_body_is_a_copy_of_the_last_stage_with_stride_one():
     trunk = settled(slow_resnet())
     before = {name: value.clone() for name, value in trunk.state_dict().items()}
     st_abn = STABN(5, trunk.train())  # building it must not move the copy's running statistics either
@@ -137,7 +137,7 @@ def test_the_body_is_a_copy_of_the_last_stage_at_stride_one():
     assert torch.equal(trunk.stages[3][0].conv1.weight, before["stages.3.0.conv1.weight"])
 
 
-def test_the_small_network_is_resnet3d_with_replicated_edges():
+def test_small_network_is_resnet3d_with_replicated_padding():
     st_abn = STABN(4)
     trunk = st_abn.model.module
     assert isinstance(trunk, ResNet3D) and (trunk.config.padding_mode, trunk.config.time_strides_from) == (
@@ -156,7 +156,7 @@ def still(frames: int, side: int = 48) -> Tensor:
     return frame.expand(-1, -1, frames, -1, -1).contiguous()
 
 
-def test_a_clip_without_motion_has_no_peaks_at_its_ends():
+def test_static_clip_has_no_temporal_peaks_at_its_ends():
     st_abn = randomize(seeded(STABN, 4), seed=3)
     gates = st_abn.explain(still(16)).gates
     assert gates.spatial.std(dim=(3, 4)).min() > 0.01, "flat in space as well would be no news"
@@ -164,7 +164,7 @@ def test_a_clip_without_motion_has_no_peaks_at_its_ends():
     torch.testing.assert_close(gates.temporal, gates.temporal[:, :, :1].expand_as(gates.temporal), rtol=0, atol=1e-6)
 
 
-def test_zeros_around_a_clip_do_make_peaks():
+def test_zero_padding_causes_temporal_peaks():
     """What the test above would see in the paper's padding."""
     trunk = seeded(ResNet3D, 4, time_strides_from=2)
     gates = randomize(STABN(4, trunk), seed=3).explain(still(16)).gates
@@ -186,15 +186,15 @@ def test_any_number_of_frames(frames):
     assert logits.shape == (2, 5) and st_abn.explain(clip).spatial.shape == (2, frames, 32, 32)
 
 
-def test_a_fixed_head_refuses_another_number_of_frames():
+def test_fixed_head_raises_for_another_number_of_frames():
     st_abn = settled(STABN(5, slow_resnet(), temporal="fixed", num_frames=6))
     with pytest.raises(ValueError, match="must have 6 frames, got 9"):
         st_abn(clips_of(9, 32))
-    with pytest.raises(ValueError, match=r"fixed to 6 steps.*\(2, 5, 9, 2, 2\).*temporal='any'"):
+    with pytest.raises(ValueError, match=r"must have 6 steps.*\(2, 5, 9, 2, 2\).*temporal='any'"):
         st_abn.branch(torch.zeros(2, 64, 9, 2, 2))
 
 
-def test_gates_are_drawn_over_the_clips_frames_and_pixels():
+def test_gates_are_mapped_to_frames_and_pixels():
     """A step's frames have its weight; between cells M is linear, and at a cell's center it is the cell's."""
     st_abn = randomize(STABN(4, ResNet3D(4, width=4), body="light"), seed=0)  # halves time once: 8 steps of 16 frames
     explained = st_abn.explain(torch.rand(2, 3, 16, 36, 36, generator=torch.Generator().manual_seed(0)))
@@ -213,7 +213,7 @@ def test_gates_are_drawn_over_the_clips_frames_and_pixels():
 # ---------------------------------------------------------------- the trunk's two new options, and wrong ones
 
 
-def test_padding_and_strides_of_the_trunk_are_kept_in_its_folder(tmp_path):
+def test_padding_and_strides_of_the_trunk_are_saved(tmp_path):
     model = randomize(seeded(ResNet3D, 3, width=4, padding_mode="replicate", time_strides_from=0), seed=0)
     assert model.config.time_steps == 2
     save_pretrained(model, tmp_path, ["a", "b", "c"])
@@ -226,35 +226,35 @@ def test_padding_and_strides_of_the_trunk_are_kept_in_its_folder(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: STABN(4, "resnet18"), "trunk must be one of 'small', 'resnet50', got 'resnet18'"),
-        (lambda: STABN(4, nn.Conv3d(3, 4, 1)), r"residual 3D CNN whose \.stages.*Conv3d came.*STABN\.inject"),
+        (lambda: STABN(4, "resnet18"), "trunk .*'small', 'resnet50', got 'resnet18'"),
+        (lambda: STABN(4, nn.Conv3d(3, 4, 1)), r"residual 3D CNN whose \.stages.*got Conv3d.*STABN\.inject"),
         (lambda: STABN(4, ResNet3D(4, width=4, stages=1)), "two or more"),
-        (lambda: STABN(4, ResNet3D(4, width=4), body="deep"), "body must be one of"),
-        (lambda: STABN(4, ResNet3D(4, width=4), body="own"), "body must be one of 'stage', 'light', got 'own'"),
-        (lambda: STABN(4, ResNet3D(4, width=4), temporal="some"), "temporal must be one of 'any', 'fixed'"),
-        (lambda: STABN(4, ResNet3D(4, width=4), dropout=1.0), r"dropout is in \[0, 1\), got 1\.0"),
+        (lambda: STABN(4, ResNet3D(4, width=4), body="deep"), "body .*got 'deep'"),
+        (lambda: STABN(4, ResNet3D(4, width=4), body="own"), "body .*'stage', 'light', got 'own'"),
+        (lambda: STABN(4, ResNet3D(4, width=4), temporal="some"), "temporal .*'any', 'fixed'"),
+        (lambda: STABN(4, ResNet3D(4, width=4), dropout=1.0), r"dropout must be .*got 1\.0"),
         (lambda: STABN(0), "num_classes"),
         (lambda: SlowResNet(4, layers=(1, 1)), "one entry for each stage"),
-        (lambda: SlowResNet(4, layers=(1, 0, 1, 1)), "layers of at least 1"),
-        (lambda: SlowResNet(4, layers=(1, 1, 1, 1), width=0), "width must be an integer of at least 1, got 0"),
-        (lambda: ResNet3D(4, width=0), "width must be an integer of at least 1, got 0"),
-        (lambda: ResNet3D(4, padding_mode="reflect"), "padding_mode must be one of 'zeros', 'replicate'"),
-        (lambda: ResNet3D(4, time_strides_from=-1), "time_strides_from must be an integer of at least 0, got -1"),
+        (lambda: SlowResNet(4, layers=(1, 0, 1, 1)), "layers from 1 on"),
+        (lambda: SlowResNet(4, layers=(1, 1, 1, 1), width=0), "width .*at least 1, got 0"),
+        (lambda: ResNet3D(4, width=0), "width .*at least 1, got 0"),
+        (lambda: ResNet3D(4, padding_mode="reflect"), "padding_mode .*'zeros', 'replicate'"),
+        (lambda: ResNet3D(4, time_strides_from=-1), "time_strides_from .*at least 0, got -1"),
     ],
 )
-def test_wrong_options(make, message):
+def test_invalid_options_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_trunk_of_other_classes_is_left_as_it_was():
+def test_trunk_with_other_classes_is_unchanged():
     trunk = ResNet3D(7, width=4)
-    with pytest.raises(ValueError, match="the trunk that came gives 7; pass the same"):
+    with pytest.raises(ValueError, match="outputs of the trunk, 7, got 4"):
         STABN(4, trunk)
     assert not any(module._forward_hooks for module in trunk.modules())
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 3, 16, 16), (3, 4, 16, 16)])
-def test_the_trunk_refuses_clips_of_another_order(shape):
+def test_trunk_raises_for_another_layout(shape):
     with pytest.raises(ValueError, match=r"expected \(B, 3, T, H, W\): swap axes"):
         slow_resnet()(torch.zeros(shape))

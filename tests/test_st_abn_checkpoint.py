@@ -38,8 +38,8 @@ def normed() -> STABN:
 @pytest.mark.parametrize(
     ("preset", "maker"), [("adapter", adam), ("paper", paper_optimizer), ("paper", adam)], ids=lambda v: str(v)[:16]
 )
-@pytest.mark.filterwarnings("ignore:interrupted in epoch")
-def test_going_on_is_as_never_having_stopped(preset, maker, tmp_path):
+@pytest.mark.filterwarnings("ignore:training was interrupted in epoch")
+def test_resumed_training_equals_uninterrupted_training(preset, maker, tmp_path):
     path, more = tmp_path / "training.safetensors", {"epochs": 4, "optimizer": maker, "validation": batches(1, seed=9)}
     whole, parts = network(), network()
     expected = fit_st_abn(whole, stopping(-1), STABNLoss(preset), **more)
@@ -52,8 +52,8 @@ def test_going_on_is_as_never_having_stopped(preset, maker, tmp_path):
     assert same(weights(whole), weights(parts))
 
 
-@pytest.mark.filterwarnings("ignore:interrupted in epoch")
-def test_running_statistics_are_gone_on_with(tmp_path):
+@pytest.mark.filterwarnings("ignore:training was interrupted in epoch")
+def test_running_statistics_are_resumed(tmp_path):
     def data(stop: int) -> Callable[[int], Any]:
         def of_epoch(epoch: int) -> Any:
             yield clips_of(4, 32, seed=epoch), torch.tensor([0, 2])
@@ -70,7 +70,7 @@ def test_running_statistics_are_gone_on_with(tmp_path):
     assert same(weights(whole), weights(parts))
 
 
-def test_a_training_that_ended_ends_at_once_and_gives_its_best(tmp_path):
+def test_resuming_a_complete_training_returns_its_best_weights(tmp_path):
     path, still = tmp_path / "a.safetensors", network()
     history = fit_st_abn(still, batches(), STABNLoss("adapter"), epochs=2, checkpoint=path)
     other = network()
@@ -86,14 +86,14 @@ def test_a_training_that_ended_ends_at_once_and_gives_its_best(tmp_path):
     assert same(weights(other), weights(still))
 
 
-def test_resume_without_a_file_begins(tmp_path):
+def test_resume_without_a_file_starts_a_training(tmp_path):
     path = tmp_path / "none.safetensors"
     fit_st_abn(network(), batches(1), epochs=1, checkpoint=str(path), resume=True)
     assert [file.name for file in tmp_path.iterdir()] == ["none.safetensors"]
 
 
-@pytest.mark.filterwarnings("ignore:interrupted in epoch")
-def test_the_best_weights_of_before_win_over_worse_ones_later(tmp_path):
+@pytest.mark.filterwarnings("ignore:training was interrupted in epoch")
+def test_best_weights_of_the_checkpoint_are_kept_over_worse_later_ones(tmp_path):
     """They are in the file beside the last ones."""
     path, st_abn = tmp_path / "a.safetensors", network()
 
@@ -127,23 +127,23 @@ def refused(path: Path, message: str, st_abn: STABN | None = None, **options: An
     assert same(weights(st_abn), before) and path.read_bytes() == content
 
 
-def test_a_checkpoint_in_the_way(tmp_path):
+def test_existing_checkpoint_raises_without_resume(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"something of somebody's")
-    refused(path, r"a\.safetensors' is there already: pass resume=True to go on from it, or another path", resume=False)
+    refused(path, r"a\.safetensors', which already exists\. Pass resume=True", resume=False)
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_missing_folder_raises_before_the_first_epoch(tmp_path):
     """Said before the first epoch, not after it."""
     st_abn = network()
     before = weights(st_abn)
-    with pytest.raises(ValueError, match=r"there is no folder '.*none' for a checkpoint; make it first"):
+    with pytest.raises(ValueError, match=r"existing folder, got .*Create the folder '.*none' first"):
         fit_st_abn(st_abn, batches(1), epochs=1, checkpoint=tmp_path / "none" / "a.safetensors")
     assert same(weights(st_abn), before)
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut short", "other text", "weights of something"])
-def test_a_file_that_is_no_checkpoint(kind, tmp_path):
+def test_file_that_is_not_a_checkpoint_raises(kind, tmp_path):
     path = tmp_path / "a.safetensors"
     if kind == "weights of something":
         save_file({"weight": torch.zeros(3)}, path)
@@ -152,7 +152,7 @@ def test_a_file_that_is_no_checkpoint(kind, tmp_path):
         path.write_bytes(path.read_bytes()[:-100])
     else:
         path.write_bytes(b"" if kind == "empty" else b"these are no tensors, but a text of some length")
-    refused(path, r"a\.safetensors' is no checkpoint of a training: ")
+    refused(path, r"a\.safetensors' must be a checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -160,20 +160,20 @@ def test_a_file_that_is_no_checkpoint(kind, tmp_path):
     [{"epochs": 3}, {"seed": 1}, {"loss": STABNLoss("paper")}, {"optimizer": paper_optimizer}, {"max_grad_norm": None}],
     ids=lambda options: next(iter(options)),
 )
-def test_a_checkpoint_of_other_settings(options, tmp_path):
+def test_checkpoint_of_other_settings_raises(options, tmp_path):
     path = tmp_path / "a.safetensors"
     fit_st_abn(network(), batches(1), STABNLoss("adapter"), epochs=2, checkpoint=path)
-    refused(path, r"is of a training with \{'epochs': 2, .*, but this one has \{.*pass the same, or another", **options)
+    refused(path, r"\{'epochs': 2, .*\}, got \{.*Pass the same settings, or another path", **options)
 
 
-def test_a_checkpoint_of_another_network(tmp_path):
+def test_checkpoint_of_another_network_raises(tmp_path):
     path = tmp_path / "a.safetensors"
     fit_st_abn(network(), batches(1), STABNLoss("adapter"), epochs=2, checkpoint=path)
     for options in ({"width": 8}, {"mechanism": "observe"}, {"temporal": "fixed"}):
-        refused(path, "is of a training of another network", network(**options))
+        refused(path, "got another network", network(**options))
 
 
-def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     from captum_staa.models.st_abn import checkpoint
 
     path, st_abn = tmp_path / "a.safetensors", network()

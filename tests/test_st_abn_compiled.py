@@ -27,7 +27,7 @@ def _compiling() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def test_a_later_part_that_is_compiled():
+def test_compiled_layer_after_the_branch():
     clip = torch.randn(2, 3, 16, 24, 24, generator=torch.Generator().manual_seed(1))
     trunk = ResNet3D(3, width=4, padding_mode="replicate", time_strides_from=2)
     st_abn, zeros = randomize(STABN(3, trunk), seed=0), torch.zeros(1, 16)
@@ -43,8 +43,8 @@ def test_a_later_part_that_is_compiled():
     assert torch.equal(explained.temporal, expected.temporal)
 
 
-def test_a_model_that_ran_compiled_is_not_left_without_its_branch_in_silence():
-    """Whether the compiler sees a new hook is its own affair: where it does not, there is an error, and a way out."""
+def test_model_compiled_before_the_branch_runs_it_or_raises():
+    """The compiler may or may not see a new hook. If it does not, there is an error that says how to fix it."""
     model, layer, clip, options = case("tensor")
     with torch.no_grad():
         expected, before = injected("tensor")[0](clip), model(clip)
@@ -58,7 +58,7 @@ def test_a_model_that_ran_compiled_is_not_left_without_its_branch_in_silence():
         except ValueError as raised:
             error = str(raised)
         if found is None:
-            assert re.search("layer 'middle' 0 times.*compiled before the branch was added", error)
+            assert re.search("'middle' once, got 0 calls.*compiled before the branch was added", error)
             torch._dynamo.reset()
             found = st_abn(clip)
         torch.testing.assert_close(found, expected)
@@ -67,7 +67,7 @@ def test_a_model_that_ran_compiled_is_not_left_without_its_branch_in_silence():
         assert torch.equal(compiled(clip), before)
 
 
-def test_a_model_compiled_with_its_branch():
+def test_model_compiled_with_its_branch():
     """What is asked of a call reaches the graph, and nothing of it stays there."""
     st_abn, model, clip = injected("tensor")
     shut = torch.zeros(1, 4)
@@ -84,15 +84,17 @@ def test_a_model_compiled_with_its_branch():
                 torch.testing.assert_close(st_abn.model(clip), without)
 
 
-def test_a_traced_model_takes_no_branch():
+def test_traced_model_raises():
     """It runs none of its layers' hooks."""
     model, layer, clip, options = case("tensor")
     traced = torch.jit.trace(model, clip)
-    with pytest.raises(ValueError, match="called layer 'middle' 0 times, got a branch needs"):
+    with pytest.raises(ValueError, match="call layer 'middle' once, got 0 calls"):
         STABN.inject(VideoClassifier(traced, "BCTHW"), layer, example=clip)
     assert not hooks_of(model, layer)
     st_abn = add(model, layer, clip, **options)
     st_abn.model.module = traced
     for call in (st_abn, st_abn.explain):
-        with pytest.raises(ValueError, match=r"'middle' 0 times.*compiled before the branch was added.*add it first"):
+        with pytest.raises(
+            ValueError, match=r"'middle' once, got 0 calls.*compiled before the branch was added.*add the branch first"
+        ):
             call(clip)

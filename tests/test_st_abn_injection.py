@@ -18,7 +18,7 @@ from captum_staa.models import STABN
 
 @pytest.mark.parametrize("mechanism", ["residual", "observe"])
 @pytest.mark.parametrize("name", [*CASES, *TOKENS])
-def test_a_new_branch_changes_no_bit_and_leaves_no_trace(name, mechanism):
+def test_new_branch_does_not_change_the_output_and_can_be_removed(name, mechanism):
     model, layer, clip, options = case(name)
     before, expected = snapshot(model), answer_of(model, clip)
     st_abn = add(model, layer, clip, mechanism=mechanism, **options)
@@ -32,7 +32,7 @@ def test_a_new_branch_changes_no_bit_and_leaves_no_trace(name, mechanism):
 
 
 @pytest.mark.parametrize("name", [*CASES, *TOKENS])
-def test_a_branch_that_learned_is_the_slow_formula(name):
+def test_trained_branch_equals_the_slow_formula(name):
     """Against a hook of one's own, with loops over cells and channels; what is no cell passes bit for bit."""
     st_abn, model, clip = injected(name)
     plain, layer = copy.deepcopy(st_abn).remove(), st_abn.config.layer
@@ -66,7 +66,7 @@ def test_a_branch_that_learned_is_the_slow_formula(name):
         assert torch.equal(passed[0][:, 0], output[:, 0]) and not torch.equal(passed[0][:, 1], output[:, 1])
 
 
-def test_timesformers_tokens_go_to_their_own_places():
+def test_tokens_of_timesformer_are_placed_as_in_the_model():
     """Its order is place after place: only the token behind the changed cell tells."""
     st_abn, _, clip = injected("timesformer")
     assert st_abn.grid.order == "hwt" and st_abn.grid.shape == (4, 3, 2)
@@ -87,7 +87,7 @@ def test_timesformers_tokens_go_to_their_own_places():
         assert moved == [1 + (y * 2 + x) * 4 + t]
 
 
-def test_a_tuple_keeps_its_kind_and_its_other_items():
+def test_tuple_outputs_keep_their_type_and_other_items():
     st_abn, model, clip = injected("named tuple")
     given = []
     model.middle.register_forward_hook(lambda m, args, output: given.append(output))
@@ -95,7 +95,7 @@ def test_a_tuple_keeps_its_kind_and_its_other_items():
     assert type(given[0]) is Pair and given[0].weights is None
 
 
-def test_layouts_are_twins():
+def test_result_does_not_depend_on_the_layout():
     (one, _, clip), (other, _, turned) = injected("tensor"), injected("btchw")
     assert torch.equal(clip.transpose(1, 2), turned)
     torch.testing.assert_close(one(clip), other(turned), rtol=0, atol=1e-6)
@@ -104,7 +104,7 @@ def test_layouts_are_twins():
     torch.testing.assert_close(first.temporal, second.temporal, rtol=0, atol=1e-6)
 
 
-def test_two_branches_on_one_model_come_and_go_alone():
+def test_two_branches_on_one_model_are_independent():
     clf = tiny("videomae")
     clip = clip_for(clf)
     expected = clf(clip)
@@ -122,7 +122,7 @@ def test_two_branches_on_one_model_come_and_go_alone():
     assert second.remove() is clf and torch.equal(clf(clip), expected)
 
 
-def test_two_branches_on_one_layer_follow_each_other():
+def test_two_branches_on_one_layer_are_applied_in_order():
     model, layer, clip, options = case("tensor")
     first = taught(STABN.inject(model, layer, example=clip, **options))
     alone = first(clip)
@@ -132,7 +132,7 @@ def test_two_branches_on_one_layer_follow_each_other():
     assert torch.equal(first(clip), alone)
 
 
-def test_a_copy_has_its_own_branch():
+def test_copy_has_its_own_branch():
     st_abn, model, clip = injected("tensor")
     expected = st_abn(clip)
     twin = copy.deepcopy(st_abn)
@@ -158,7 +158,7 @@ def test_modes_and_precision_follow_the_model():
     assert st_abn.float()(clip).dtype == torch.float32
 
 
-def test_a_body_of_ones_own():
+def test_custom_body():
     model, layer, clip, options = case("tensor")
     body = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm3d(6), nn.Conv3d(6, 8, 1)).train()
     before, random = copy.deepcopy(body.state_dict()), torch.get_rng_state()
@@ -191,16 +191,16 @@ class Odd(nn.Module):
     ("layer", "message"),
     [
         ("stage.1", r"Odd has no layer 'stage\.1'"),
-        ("con", "has no layer 'con'. Similar names: 'conv'"),
-        ("head", r"'head' gives shape \(1, 3\).*no grid over space and time.*pass grid=TokenGrid"),
-        ("mask", r"'mask' gives shape \(1, 3, 2, 4, 4\)"),
-        ("listed", "'listed' gives list"),
-        ("turned", r"'turned' gives shape \(1, 2, 4, 4, 60\) for a clip of \(4, 8, 8\)"),
-        ("twice", "called layer 'twice' 2 times.*called once"),
-        ("never", "called layer 'never' 0 times"),
+        ("con", "has no layer 'con'; perhaps 'conv'"),
+        ("head", r"layer 'head' must be .*got shape \(1, 3\).*Pass grid=TokenGrid"),
+        ("mask", r"layer 'mask' must be .*got shape \(1, 3, 2, 4, 4\)"),
+        ("listed", "layer 'listed' must be .*got list"),
+        ("turned", r"layer 'turned' must be .*got shape \(1, 2, 4, 4, 60\) for a clip of \(4, 8, 8\)"),
+        ("twice", "call layer 'twice' once, got 2 calls"),
+        ("never", "call layer 'never' once, got 0 calls"),
     ],
 )
-def test_layers_that_carry_no_branch(layer, message):
+def test_unsuitable_layers_raise(layer, message):
     model = Odd()
     before = snapshot(model)
     with pytest.raises(ValueError, match=message):
@@ -211,19 +211,23 @@ def test_layers_that_carry_no_branch(layer, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"layout": None}, ValueError, "layout must be given"),
-        ({"mechanism": "gate"}, ValueError, "mechanism must be one of 'mix', 'residual', 'observe', got 'gate'"),
-        ({"temporal": 4}, ValueError, "temporal must be one of"),
-        ({"width": 0}, ValueError, "width must be an integer of at least 1, got 0"),
-        ({"maps": 2.5}, TypeError, "maps must be an integer"),
-        ({"dropout": -0.1}, ValueError, r"dropout is in \[0, 1\)"),
-        ({"layer": 3}, TypeError, "layer must be a module or its name, got int"),
-        ({"layer": nn.Conv3d(3, 3, 1)}, ValueError, "no part of this Net"),
-        ({"body": nn.Conv3d(6, 8, 3, 2)}, ValueError, r"keep t, h and w, got of features \(1, 6, 4, 6, 5\).*strides"),
+        ({"layout": None}, ValueError, "layout"),
+        ({"mechanism": "gate"}, ValueError, "mechanism .*'mix', 'residual', 'observe', got 'gate'"),
+        ({"temporal": 4}, ValueError, "temporal .*got 4"),
+        ({"width": 0}, ValueError, "width .*at least 1, got 0"),
+        ({"maps": 2.5}, TypeError, "maps .*got 2.5"),
+        ({"dropout": -0.1}, ValueError, r"dropout must be .*got -0\.1"),
+        ({"layer": 3}, TypeError, "layer .*got int"),
+        ({"layer": nn.Conv3d(3, 3, 1)}, ValueError, "Net"),
+        (
+            {"body": nn.Conv3d(6, 8, 3, 2)},
+            ValueError,
+            r"keep t, h and w .*features of shape \(1, 6, 4, 6, 5\).*strides",
+        ),
         ({"example": torch.zeros(1, 5, 4, 12, 10)}, RuntimeError, "channels"),
     ],
 )
-def test_wrong_options(options, error, message):
+def test_invalid_options_raise(options, error, message):
     model, layer, clip, more = case("tensor")
     arguments = {"layer": layer, "example": clip, **more, **options}
     before = snapshot(model)
@@ -232,29 +236,31 @@ def test_wrong_options(options, error, message):
     assert snapshot(model) == before
 
 
-def test_a_function_is_no_model():
+def test_function_instead_of_a_model_raises():
     with pytest.raises(TypeError, match=r"module must be an nn\.Module, got function"):
         STABN.inject(lambda clip: clip, "layer", "BCTHW")
 
 
-def test_a_model_that_takes_no_zeros_asks_for_an_example():
+def test_model_that_fails_on_zeros_needs_an_example():
     model, layer, _, options = case("resnet3d")  # of 4 frames, where 16 are tried
-    with pytest.raises(ValueError, match=r"clip of zeros of shape \(1, 3, 16, 64, 64\).*pass example=clip.*It said: "):
+    with pytest.raises(
+        ValueError, match=r"clip of zeros, got an error for shape \(1, 3, 16, 64, 64\).*Pass example=clip"
+    ):
         STABN.inject(model, layer, **options)
     assert not hooks_of(model, layer)
 
 
-def test_a_removed_branch_explains_nothing():
+def test_removed_branch_raises():
     st_abn, model, clip = injected("tensor")
     st_abn.remove()
-    assert st_abn.remove() is model, "twice is once"
-    for call in (st_abn.explain, st_abn.observe):
-        with pytest.raises(ValueError, match=r"removed from this model; add one with STABN\.inject"):
+    assert st_abn.remove() is model, "remove may be called twice"
+    for call in (st_abn.explain, st_abn.forward_with_gates):
+        with pytest.raises(ValueError, match=r"branch was removed.*STABN\.inject"):
             call(clip)
     assert torch.equal(st_abn(clip), net()(clip))
 
 
-def test_tokens_of_another_clip_size_are_refused():
+def test_tokens_of_another_clip_size_raise():
     class Any_(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -266,5 +272,5 @@ def test_tokens_of_another_clip_size_are_refused():
     grid = TokenGrid(4, 3, 2, tubelet=(1, 4, 4))
     st_abn = STABN.inject(Any_(), "tokens", "BCTHW", grid, example=torch.zeros(1, 3, 4, 12, 8))
     assert st_abn.explain(torch.rand(2, 3, 4, 12, 8)).grid == (4, 3, 2)
-    with pytest.raises(ValueError, match=r"layer 'tokens' gives shape \(1, 48, 6\) here.*another clip size"):
+    with pytest.raises(ValueError, match=r"layer 'tokens' must fit .*got shape \(1, 48, 6\)\. Pass clips of the size"):
         st_abn(torch.rand(1, 3, 4, 24, 8))

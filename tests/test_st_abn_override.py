@@ -41,7 +41,7 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("which", ["spatial", "temporal", "both"])
-def test_gates_of_cells_are_taken_instead(which, batch):
+def test_gates_of_cells_replace_those_of_the_branch(which, batch):
     st_abn, _, clip = injected("tensor")
     given: dict[str, Any] = {"spatial": gates(batch, *CELLS), "temporal": gates(batch, 4)}
     given = given if which == "both" else {which: given[which]}
@@ -57,7 +57,7 @@ def test_gates_of_cells_are_taken_instead(which, batch):
     assert_near(st_abn(clip), by_hand(st_abn, clip, None, None))
 
 
-def test_shut_gates_are_the_slow_formulas():
+def test_closed_gates_equal_the_slow_formula():
     st_abn, _, clip = injected("tensor")
     with st_abn.override(temporal=torch.zeros(1, 4)):
         assert_near(st_abn(clip), by_hand(st_abn, clip, None, torch.zeros(1, 4)))
@@ -87,14 +87,14 @@ def test_gates_of_frames_are_averaged_over_steps():
     assert (expected - st_abn(clip)).abs().max() > 1e-4
 
 
-def test_its_own_gates_change_nothing():
+def test_override_with_the_branchs_own_gates_changes_nothing():
     st_abn, _, clip = injected("tensor")
     explained = st_abn.explain(clip)
     with st_abn.override(temporal=explained.temporal, spatial=explained.gates.spatial[:, 0]):
         torch.testing.assert_close(st_abn(clip), explained.logits, rtol=0, atol=1e-6)
 
 
-def test_an_inner_block_adds_to_an_outer_one_and_wins():
+def test_inner_override_adds_to_the_outer_one_and_has_priority():
     st_abn, _, clip = injected("tensor")
     first, second, spatial = gates(1, 4), gates(1, 4, seed=4), gates(1, *CELLS)
     with st_abn.override(temporal=first):
@@ -108,7 +108,7 @@ def test_an_inner_block_adds_to_an_outer_one_and_wins():
     assert_near(st_abn(clip), by_hand(st_abn, clip, None, None))
 
 
-def test_gradients_reach_a_users_gates():
+def test_gradients_reach_overriding_gates():
     st_abn, _, clip = injected("tensor")
     temporal = gates(1, 4).requires_grad_()
     with st_abn.override(temporal=temporal):
@@ -120,7 +120,7 @@ def test_gradients_reach_a_users_gates():
     torch.testing.assert_close(slope[0, 2], (ends[0] - ends[1]) / 0.02, rtol=0.02, atol=1e-4)
 
 
-def test_two_threads_do_not_hear_of_each_other():
+def test_overrides_of_two_threads_are_independent():
     st_abn, _, clip = injected("tensor")
     given = [gates(1, 4, seed=seed) for seed in range(2)]
     expected = []
@@ -151,7 +151,7 @@ def test_two_threads_do_not_hear_of_each_other():
 # ---------------------------------------------------------------- nothing is left
 
 
-def test_nothing_is_kept_on_the_module():
+def test_override_is_not_stored_on_the_module():
     st_abn, _, clip = injected("tensor")
     st_abn.train()
     st_abn.branch.eval()
@@ -166,7 +166,7 @@ def test_nothing_is_kept_on_the_module():
 
 
 @pytest.mark.parametrize("where", ["last", "first", "branch"])
-def test_nothing_is_left_when_the_model_raises(where):
+def test_override_ends_when_the_model_raises(where):
     st_abn, _, clip = injected("tensor")
     expected = st_abn(clip)
     st_abn.model.train()
@@ -188,7 +188,7 @@ def test_nothing_is_left_when_the_model_raises(where):
     assert torch.equal(st_abn.eval()(clip), expected)
 
 
-def test_a_block_holds_no_gates_of_the_forwards_inside():
+def test_override_does_not_keep_gates_alive():
     """A whole data set may pass through the model in one block."""
     st_abn, _, clip = injected("tensor")
     made: list[Any] = []
@@ -216,7 +216,7 @@ def test_explanations_are_in_eval_mode_and_without_a_graph():
     torch.testing.assert_close(found.logits, st_abn(clip))
 
 
-def test_leaves_know_every_cell_of_both_gates():
+def test_leaves_have_a_gradient_for_every_cell_of_both_gates():
     st_abn, _, clip = injected("tensor")
     logits, found = st_abn.forward_with_gates(clip, leaves=True)
     assert found.spatial.shape == found.temporal.shape == (2, 1, *CELLS) and found.temporal.is_leaf
@@ -224,7 +224,7 @@ def test_leaves_know_every_cell_of_both_gates():
     torch.testing.assert_close(logits, st_abn(clip))
 
 
-def test_further_arguments_reach_the_model():
+def test_additional_arguments_reach_the_model():
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -255,12 +255,12 @@ def test_further_arguments_reach_the_model():
         ({"temporal": torch.full((1, 4), float("nan"))}, ValueError, "from nan to nan"),
         ({"temporal": torch.zeros(4)}, ValueError, r"\(B, t\).*shape \(4,\)"),
         ({"spatial": torch.zeros(1, 4)}, ValueError, r"\(B, t, h, w\).*shape \(1, 4\)"),
-        ({"temporal": torch.zeros(1, 0)}, ValueError, r"shape \(1, 0\) with no value"),
+        ({"temporal": torch.zeros(1, 0)}, ValueError, r"shape \(1, 0\) with no values"),
         ({"temporal": [[0.0] * 4]}, TypeError, "temporal must be a tensor of gates or None, got list"),
-        ({"spatial": 0.5}, TypeError, "spatial must be a tensor.*float came"),
+        ({"spatial": 0.5}, TypeError, "spatial must be a tensor.*got float"),
     ],
 )
-def test_gates_that_are_none(given, error, message):
+def test_invalid_gates_raise(given, error, message):
     st_abn, _, _ = injected("tensor")
     with pytest.raises(error, match=message), st_abn.override(**given):
         raise AssertionError("the block was entered")
@@ -269,14 +269,14 @@ def test_gates_that_are_none(given, error, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"temporal": gates(1, 5)}, r"temporal gates of shape \(1, 5\) came, but the layer has \(2, 4\)"),
-        ({"temporal": gates(1, 2)}, r"shape \(1, 2\) came"),
-        ({"temporal": gates(3, 4)}, r"shape \(3, 4\) came"),
-        ({"spatial": gates(1, 4, 5, 6)}, r"shape \(1, 4, 5, 6\) came, but the layer has \(2, 4, 6, 5\).*multiples"),
+        ({"temporal": gates(1, 5)}, r"temporal gates must have .*\(2, 4\).*got shape \(1, 5\)"),
+        ({"temporal": gates(1, 2)}, r"got shape \(1, 2\)"),
+        ({"temporal": gates(3, 4)}, r"got shape \(3, 4\)"),
+        ({"spatial": gates(1, 4, 5, 6)}, r"\(2, 4, 6, 5\), or integer multiples.*got shape \(1, 4, 5, 6\)"),
         ({"spatial": gates(1, 4, 9, 10)}, r"shape \(1, 4, 9, 10\)"),
     ],
 )
-def test_gates_that_do_not_fit(given, message):
+def test_gates_of_a_wrong_shape_raise(given, message):
     st_abn, _, clip = injected("tensor")
     expected = st_abn(clip)
     for call in (st_abn, st_abn.explain, st_abn.model):
@@ -284,7 +284,7 @@ def test_gates_that_do_not_fit(given, message):
             call(clip)
     assert torch.equal(st_abn(clip), expected)
     with (
-        pytest.raises(ValueError, match=r"\(2, 4\) came, got the layer has \(3, 4\)"),
+        pytest.raises(ValueError, match=r"\(3, 4\).*got shape \(2, 4\)"),
         st_abn.override(temporal=gates(2, 4)),
     ):
         st_abn(torch.cat([clip, clip[:1]]))

@@ -19,7 +19,7 @@ OF_LAYERS = [(kind, layers) for kind in ("attention", "chefer") for layers in LA
 
 @pytest.mark.parametrize(("kind", "layers"), [*OF_LAYERS, ("decomposition", "all")], ids=str)
 @pytest.mark.parametrize("name", [*NAMES, "sdpa", "mha, time first"])
-def test_equals_the_slow_formula(name, kind, layers):
+def test_staa_equals_the_slow_formula(name, kind, layers):
     clf = tiny(name) if name in NAMES else own(name)
     clip, options = clip_for(clf), {"rule": "decomposition", **MODES[kind]}
     slow = slow_staa.staa(
@@ -39,7 +39,7 @@ def test_equals_the_slow_formula(name, kind, layers):
 @pytest.mark.parametrize(
     "name", ["videomae", "videomae-first", "timesformer-joint", "vivit", "vjepa2", "sdpa", "mha, time first"]
 )
-def test_time_alone_equals_the_slow_formula(name):
+def test_attribute_temporal_equals_the_slow_formula(name):
     clf, slow_name = (tiny(name), name) if name in NAMES else (own(name), "own")
     clip = clip_for(clf)
     with torch.no_grad():
@@ -61,14 +61,14 @@ def test_time_alone_equals_the_slow_formula(name):
 
 
 @pytest.mark.parametrize("name", ["timesformer", "videoprism"])
-def test_time_alone_needs_joint_attention(name):
+def test_attribute_temporal_needs_joint_attention(name):
     clf = tiny(name)
     with pytest.raises(ValueError, match=r"joint attention.*attribute_maps"):
         STAA(clf, "attention").attribute_temporal(clip_for(clf))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_attention_sums_to_what_special_tokens_leave(name):
+def test_attention_sums_to_one_minus_the_share_of_special_tokens(name):
     clf = tiny(name)
     for layers in LAYERS:
         total = STAA(clf, "attention", layers).attribute(clip_for(clf)).sum((1, 2, 3, 4))
@@ -80,7 +80,7 @@ def test_attention_sums_to_what_special_tokens_leave(name):
 
 @pytest.mark.parametrize("kind", MODES)
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "mha"])
-def test_parts_batches_and_tuples(name, kind):
+def test_attribute_equals_attribute_maps_for_batches_and_tuples(name, kind):
     clf = tiny(name) if name in NAMES else own(name)
     clip, method = clip_for(clf, batch=3), STAA(clf, **MODES[kind])
     target = torch.tensor([2, 0, 1])
@@ -100,7 +100,7 @@ def test_parts_batches_and_tuples(name, kind):
 
 
 @pytest.mark.parametrize("kind", ["decomposition", "chefer"])
-def test_every_form_of_target(kind):
+def test_targets_of_every_form(kind):
     clf = tiny("vivit")
     clip, method = clip_for(clf), STAA(clf, **MODES[kind])
     one = [
@@ -111,11 +111,11 @@ def test_every_form_of_target(kind):
     torch.testing.assert_close(mixed[0], one[0][0])
     torch.testing.assert_close(mixed[1], method.attribute(clip, 0)[1])
     assert spearman(mixed[1], one[0][1]) < 0.999  # and the target matters
-    with pytest.raises(ValueError, match=r"3 classes.*needs a target.*target=class index"):
+    with pytest.raises(ValueError, match=r"3 classes, got None.*Pass target=class index"):
         method.attribute(clip)
 
 
-def test_attention_ignores_the_target_and_one_output_needs_none():
+def test_attention_ignores_the_target_and_a_single_output_needs_no_target():
     clf = tiny("videomae")
     clip = clip_for(clf)
     for mode in ("attention", "released"):
@@ -125,13 +125,13 @@ def test_attention_ignores_the_target_and_one_output_needs_none():
     assert STAA(clf).attribute(clip).abs().sum() > 0
 
 
-def test_time_alone_takes_no_focus():
+def test_attribute_temporal_rejects_a_focus():
     clf = tiny("videomae")
     with pytest.raises(ValueError, match="focus=Focus"):
         STAA(clf, mode="attention", focus=Focus()).attribute_temporal(clip_for(clf))
 
 
-def test_small_gradients_of_half_precision_are_multiplied_in_full():
+def test_half_precision_gradients_are_multiplied_in_float32():
     attention, gradient = torch.full((1, 2, 3, 3), 6e-4).half(), torch.full((1, 2, 3, 3), 1e-5).half()
     found = gradient_weighted(attention, gradient)
     torch.testing.assert_close(found, torch.full((1, 3, 3), 6e-9), rtol=0.05, atol=0)

@@ -18,7 +18,7 @@ from captum_staa import STAA, Focus, VideoClassifier
 @pytest.mark.parametrize("kind", MODES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "videoprism"])
-def test_precisions(name, dtype, kind):
+def test_half_and_double_precision(name, dtype, kind):
     """bfloat16 keeps three digits: a random model's map keeps its order, with a rank correlation above 0.9."""
     clf = tiny(name)
     clip = clip_for(clf)
@@ -37,7 +37,7 @@ def test_precisions(name, dtype, kind):
 
 
 @pytest.mark.parametrize("kind", MODES)
-def test_memory_order_does_not_matter(kind):
+def test_result_does_not_depend_on_memory_format(kind):
     clf = tiny("vivit")
     clip = clip_for(clf)
     method = STAA(clf, **MODES[kind])
@@ -53,7 +53,7 @@ def test_memory_order_does_not_matter(kind):
 
 
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "sdpa"])
-def test_another_layout_than_the_models(name):
+def test_layout_of_the_classifier_differs_from_the_model(name):
     clf = tiny(name) if name in NAMES else own(name)
     word = "BCTHW" if clf.layout.axes == "BTCHW" else "BTCHW"
     swapped = VideoClassifier(clf.module, layout=word, family=clf.family, image_size=SIZE)
@@ -86,7 +86,7 @@ def test_grad_modes():
 
 
 @pytest.mark.parametrize("kind", MODES)
-def test_captum_wraps_and_scores_it(kind):
+def test_captum_noise_tunnel_and_metrics_work(kind):
     clf = tiny("videomae")
     clip, method = clip_for(clf), STAA(clf, **MODES[kind])
     for noise in ("smoothgrad", "smoothgrad_sq", "vargrad"):
@@ -106,7 +106,7 @@ def test_captum_wraps_and_scores_it(kind):
 @pytest.mark.parametrize("kind", MODES)
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "mha"])
-def test_nothing_is_left(name, fails, kind):
+def test_model_and_inputs_are_unchanged(name, fails, kind):
     clf = tiny(name) if name in NAMES else own(name)
     clip, method = clip_for(clf), STAA(clf, **MODES[kind])
     parameters = list(clf.parameters())
@@ -116,8 +116,8 @@ def test_nothing_is_left(name, fails, kind):
     next(clf.module.children()).eval()
     handle = None
     if fails:
-        site = clf.family.attention(clf.module)[-1]  # type: ignore[union-attr]
-        handle = clf.module.get_submodule(site.module).register_forward_pre_hook(lambda *_: 1 / 0)
+        layer = clf.family.attention(clf.module)[-1]  # type: ignore[union-attr]
+        handle = clf.module.get_submodule(layer.module).register_forward_pre_hook(lambda *_: 1 / 0)
     before = snapshot(clf)
     if fails:
         with pytest.raises(ZeroDivisionError):
@@ -129,7 +129,7 @@ def test_nothing_is_left(name, fails, kind):
     assert handle is None or handle.remove() is None
 
 
-def test_a_bad_target_leaves_nothing_either():
+def test_model_is_unchanged_after_a_wrong_target():
     clf = tiny("videomae")
     before = snapshot(clf)
     with pytest.raises(ValueError, match=r"target must be a valid index for outputs of shape \(2, \d\), got 17"):
@@ -137,7 +137,7 @@ def test_a_bad_target_leaves_nothing_either():
     assert snapshot(clf) == before
 
 
-def test_names_and_errors():
+def test_names_and_error_messages():
     clf = tiny("videomae")
     clip, method = clip_for(clf), STAA(clf)
     assert STAA.get_name() == "STAA" and not method.has_convergence_delta()
@@ -155,12 +155,12 @@ def test_names_and_errors():
         (
             {"mode": "attention", "layers": [2]},
             ValueError,
-            r"layers=\[2\] must be an integer from -2 to 1 \(of this model's 2 blocks\), got 2",
+            r"layers=\[2\] .* -2 to 1 of this model's 2 blocks, got 2",
         ),
-        ({"mode": "attention", "layers": []}, ValueError, "list of indices"),
-        ({"mode": "attention", "layers": -1}, ValueError, "list of indices.*but -1"),
-        ({"mode": "attention", "layers": [0.0]}, TypeError, "integer"),
-        ({"mode": "attention", "layers": [True]}, TypeError, "integer"),
+        ({"mode": "attention", "layers": []}, ValueError, r"list of block indices, got \[\]"),
+        ({"mode": "attention", "layers": -1}, ValueError, "list of block indices, got -1"),
+        ({"mode": "attention", "layers": [0.0]}, TypeError, "got 0.0"),
+        ({"mode": "attention", "layers": [True]}, TypeError, "got True"),
         ({"focus": True}, TypeError, "Focus.*True"),
         ({"mode": "released", "layers": [-1]}, ValueError, r"layers=\[-1\].*mode='released'"),
         ({"mode": "released", "upsampling": "nearest"}, ValueError, "'nearest'.*mode='released'"),
@@ -174,7 +174,7 @@ def test_names_and_errors():
             STAA(clf, **options)
     with pytest.raises(TypeError, match="function"):
         STAA(lambda clip: clip)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"Sequential.*no known family.*Family"):
+    with pytest.raises(ValueError, match=r"known family.*got Sequential.*Family"):
         STAA(VideoClassifier(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), layout="BTCHW"))
     with pytest.raises(TypeError, match=r"floating-point.*uint8.*preprocess"):
         method.attribute(torch.zeros(clip.shape, dtype=torch.uint8), 1)
@@ -182,13 +182,13 @@ def test_names_and_errors():
         method.attribute(clip[0], 1)
 
 
-def test_a_bare_model_is_wrapped():
+def test_plain_model_is_wrapped():
     clf = tiny("vivit")
     clip = clip_for(clf)
     assert torch.equal(STAA(clf.module).attribute(clip, 1), STAA(clf).attribute(clip, 1))
 
 
-def test_a_copy_is_independent():
+def test_copy_is_independent():
     clf = tiny("vjepa2")
     clip = clip_for(clf)
     method = STAA(clf)

@@ -44,7 +44,7 @@ def spatial_attention(clf: VideoClassifier, clip: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("frames", [4, 8, 16])
-def test_released_1_reads_frame_0_from_one_of_its_own_patches(frames):
+def test_released_1_reads_frame_0_from_one_of_its_patches(frames):
     clf = divided(frames)
     clip = torch.randn(2, frames, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     other = clip.clone()
@@ -62,7 +62,7 @@ def test_released_1_reads_frame_0_from_one_of_its_own_patches(frames):
 
 
 @pytest.mark.parametrize("frames", [4, 8, 16])
-def test_released_2_its_temporal_attention_is_stretched_noise(frames):
+def test_released_2_temporal_attention_is_amplified_noise(frames):
     clf = divided(frames)
     clip = torch.randn(2, frames, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     rows = [min(i + 1, 9) for i in range(frames)]
@@ -87,7 +87,7 @@ def test_released_2_its_temporal_attention_is_stretched_noise(frames):
 
 
 @pytest.mark.parametrize("frames", [4, 8, 16])
-def test_released_3_its_threshold_is_random(frames):
+def test_released_3_threshold_is_random(frames):
     clf = divided(frames)
     clip = torch.randn(1, frames, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     state = torch.get_rng_state()
@@ -105,7 +105,7 @@ def test_released_3_its_threshold_is_random(frames):
     assert not torch.equal(method.attribute(clip), method.attribute(clip))  # a generator of one's own goes on
 
 
-def test_released_4_its_map_knows_nothing_of_the_crop():
+def test_released_4_map_ignores_the_crop():
     """What the processor cut away cannot matter; the public code stretches the map over it all the same."""
     clf = divided(4)
     crop = Preprocessing(resize=(24, 48), crop=(24, 24), mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -121,20 +121,20 @@ def test_released_4_its_map_knows_nothing_of_the_crop():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_released_follows_the_same_expression_everywhere(name):
+def test_released_uses_the_same_indices_for_all_models(name):
     """Row i + 1 of the first frame's matrix; of the joint matrix where there is no other."""
     clf = tiny(name)
     clip = clip_for(clf)
     parts = STAA(clf, "released").attribute_maps(clip)
     assert parts.joint.min() >= 0 and parts.joint.max() == 1 and parts.joint.amax((2, 3)).eq(1).all()
-    sites = [s for s in clf.family.attention(clf.module) if s.role != "temporal"]  # type: ignore[union-attr]
-    with torch.no_grad(), capture(clf.module, sites[-1:], lambda call: call.head_mean()) as read:
+    layers = [s for s in clf.family.attention(clf.module) if s.role != "temporal"]  # type: ignore[union-attr]
+    with torch.no_grad(), capture(clf.module, layers[-1:], lambda call: call.head_mean()) as read:
         clf(clip)
     assert clf.grid is not None
     weights = []
     for i in range(4):
-        matrix = read[sites[-1]]
-        if sites[-1].role == "spatial":
+        matrix = read[layers[-1]]
+        if layers[-1].role == "spatial":
             weights.append(matrix.unflatten(0, (2, 4))[:, 0, i + 1, clf.grid.prefix :].mean(1))
         else:
             row = matrix[:, min(i + 1, matrix.shape[1] - 1)]

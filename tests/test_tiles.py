@@ -30,7 +30,7 @@ BIASES: dict[str, tuple[int, ...] | None] = {
 @pytest.mark.parametrize("budget", [1, 7, 20, 100, 250, 1 << 18])
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("boolean", [False, True])
-def test_tiles_of_any_size(monkeypatch, budget, bias, boolean):
+def test_tiles_of_any_size_equal_the_explicit_matrix(monkeypatch, budget, bias, boolean):
     """The tiles' cuts fall between rows, between heads and between examples; none of it shows."""
     monkeypatch.setattr(tiles, "CPU_TILE_PER_THREAD", budget)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -67,7 +67,7 @@ def test_tiles_of_any_size(monkeypatch, budget, bias, boolean):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tile_size_changes_no_number(monkeypatch, name):
+def test_tile_size_does_not_change_the_result(monkeypatch, name):
     clf = tiny(name)
     clip = clip_for(clf, batch=3)
     with torch.no_grad():
@@ -77,8 +77,8 @@ def test_tile_size_changes_no_number(monkeypatch, name):
             monkeypatch.setattr(tiles, "CPU_TILE_PER_THREAD", 11)
             small_logits, small = read(clf, clip, reading)
             torch.testing.assert_close(small_logits, logits, rtol=0, atol=1e-5)
-            for site in readings:
-                torch.testing.assert_close(small[site], readings[site], rtol=0, atol=1e-6)
+            for layer in readings:
+                torch.testing.assert_close(small[layer], readings[layer], rtol=0, atol=1e-6)
 
 
 def test_tiles_are_bounded(monkeypatch):

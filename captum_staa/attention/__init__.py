@@ -1,1 +1,1 @@
-"""Reading attention while a forward runs, composing it over layers, and focusing the result."""
+"""Capture of attention during a forward pass, composition over layers, and focusing of the resulting map."""

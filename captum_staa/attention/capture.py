@@ -1,13 +1,13 @@
-"""Read attention while a forward runs, where it is computed, and leave nothing behind.
+"""Read attention where it is computed during a forward pass, and restore the model afterwards.
 
 Example:
     >>> import torch
     >>> from captum_staa import VideoClassifier
     >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-    >>> sites = clf.family.attention(clf.module)
-    >>> with torch.no_grad(), capture(clf.module, sites[-1:], lambda call: call.column_means()) as read:
+    >>> layers = clf.family.attention(clf.module)
+    >>> with torch.no_grad(), capture(clf.module, layers[-1:], lambda call: call.column_means()) as read:
     ...     logits = clf(torch.zeros(1, 16, 3, 48, 48))
-    >>> read[sites[-1]].shape  # one attention weight per token
+    >>> read[layers[-1]].shape  # one attention weight per token
     torch.Size([1, 288])
 """
 
@@ -32,53 +32,55 @@ T = TypeVar("T")
 @contextmanager
 def capture(
     model: nn.Module,
-    sites: Sequence[AttentionLayer],
+    layers: Sequence[AttentionLayer],
     read: Callable[[AttentionCall], T],
     *,
     stop: bool = False,
 ) -> Iterator[dict[AttentionLayer, T]]:
-    """While the block runs, every forward's attention at ``sites`` is handed to ``read``.
+    """Context manager that passes the attention of each layer in ``layers`` to ``read`` during the forward pass.
 
-    Other threads that run the same model meanwhile, and captures inside this one, do not mix with it; afterwards,
-    and after an exception, the model is what it was.
+    It is safe to run the same model in other threads at the same time, and to nest captures. The model is restored when
+    the block ends, also after an exception.
 
     Args:
-        model: the model that the sites are declared for; the block calls its forward once, itself or through a wrapper.
-        sites: where to read, in the order in which the model reaches them.
-        read: called with each :class:`AttentionCall`; what it returns is kept.
-        stop: end the forward as soon as the last site has been read. The block's own code after the call is not
-            run then: nothing in it should be needed.
+        model: the model that contains the layers. The block must call its forward once, directly or through a wrapper.
+        layers: the attention layers to read, in the order in which the model runs them.
+        read: function that is called with the :class:`AttentionCall` of each layer. Its return value is kept.
+        stop: end the forward as soon as the last layer has been read. The code in the block after the call of the
+            model is then skipped.
 
     Yields:
-        What was read, by site; complete when the block ends.
+        A dictionary from each layer to the return value of ``read``. It is complete when the block ends.
 
     Raises:
-        ValueError: a site's module is not there, or the forward ended without computing attention at a site.
+        ValueError: ``layers`` is empty, a layer's module does not exist, or the forward computed no attention at a
+            layer.
     """
-    if not sites:
-        raise ValueError("no attention site to read: pass at least one AttentionLayer")
-    session = CaptureState(read, sites[-1] if stop else None)
+    if not layers:
+        raise ValueError("layers must not be empty, got no AttentionLayer. Pass at least one AttentionLayer.")
+    state = CaptureState(read, layers[-1] if stop else None)
     with ExitStack() as stack:
-        for site in sites:
-            module = _submodule(model, site.module)
-            session.sites[module] = site
-            stack.enter_context(BACKENDS[site.backend](module, site, session))
-        token = ACTIVE.set(session)
+        for layer in layers:
+            module = _submodule(model, layer.module)
+            state.layers[module] = layer
+            stack.enter_context(BACKENDS[layer.backend](module, layer, state))
+        token = ACTIVE.set(state)
         stack.callback(ACTIVE.reset, token)
-        if any(site.backend == "sdpa" for site in sites):
-            stack.enter_context(CallMode(session))
+        if any(layer.backend == "sdpa" for layer in layers):
+            stack.enter_context(CallMode(state))
         stack.enter_context(without_compiling())
         try:
-            yield session.readings
-        except StopForward as enough:
-            if enough.session is not session:
+            yield state.readings
+        except StopForward as stopped:
+            if stopped.state is not state:
                 raise
-            enough.__traceback__ = None  # its frames hold the activations of the forward that it ended
-    missing = [site.module for site in sites if site not in session.readings]
+            stopped.__traceback__ = None  # its frames keep the activations of the interrupted forward alive
+    missing = [layer.module for layer in layers if layer not in state.readings]
     if missing:
         raise ValueError(
-            f"the forward computed no attention at {missing}; a site with backend='sdpa' must call "
-            f"F.scaled_dot_product_attention or be an nn.MultiheadAttention, and the model must run in this thread"
+            f"the forward must compute attention at every layer, got no attention at {missing}. Run the model in this "
+            f"thread. A layer with backend='sdpa' must call F.scaled_dot_product_attention or be an "
+            f"nn.MultiheadAttention."
         )
 
 
@@ -87,5 +89,6 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError:
         raise ValueError(
-            f"{type(model).__name__} has no module {name!r}; name one of model.named_modules() in AttentionLayer"
+            f"AttentionLayer must name a module of {type(model).__name__}, got {name!r}. Use a name from "
+            f"model.named_modules()."
         ) from None

@@ -1,4 +1,4 @@
-"""One capture in progress: which thread reads, and what the reader gets."""
+"""State of a running capture, and the object that is passed to its reader."""
 
 from __future__ import annotations
 
@@ -15,111 +15,112 @@ from captum_staa.models.families import AttentionLayer
 
 
 class AttentionCall:
-    """One attention on its way: ask for what you need of it, and the model's output comes with it.
+    """Class that gives access to one attention computation. Each method computes one quantity of the attention matrix.
 
     Attributes:
-        site: where it happens.
-        output: ``(B, heads, Q, dv)``, set where reading computed the attention's output too.
+        layer: the attention layer.
+        output: ``(B, heads, Q, dv)``, the output of the attention, if the method has computed it as well. Otherwise
+            None.
         final: whether the forward ends after this reading.
     """
 
     def __init__(
         self,
-        site: AttentionLayer,
+        layer: AttentionLayer,
         operands: tiles.Operands | None,
         ready: Tensor | None = None,
         dropout: float = 0.0,
     ) -> None:
-        self.site = site
+        self.layer = layer
         self.output: Tensor | None = None
         self._operands = operands
         self._ready = ready
         self._dropout = dropout
-        self.final = False  # whether the forward ends here, so that nobody asks for the output
+        self.final = False  # if the forward ends here, the output is not needed
 
     def row(self, index: int = 0) -> Tensor:
-        """``(B, N)``: what one query attends to, averaged over heads; no part of a graph."""
+        """Return the attention of one query, averaged over heads, ``(B, N)``, detached."""
         if self._ready is not None:
             return self._ready.detach()[:, :, index].float().mean(1)
         with torch.no_grad():
-            return self._known.row(index)
+            return self._checked_operands.row(index)
 
     def column_means(self) -> Tensor:
-        """``(B, N)``: how much all queries together attend to each token; no part of a graph."""
+        """Return the mean attention that each token receives from all queries and heads, ``(B, N)``, detached."""
         if self._ready is not None:
             return self._ready.detach().float().mean((1, 2))
-        if self._beside:
-            return tiles.average_rows(self._known)
-        self.output, columns = tiles.attend_and_average_rows(self._known)
+        if self._separate:
+            return tiles.average_rows(self._checked_operands)
+        self.output, columns = tiles.attend_and_average_rows(self._checked_operands)
         return columns
 
     def head_mean(self) -> Tensor:
-        """``(B, Q, N)``: the attention matrix averaged over heads; no part of a graph."""
+        """Return the attention matrix averaged over heads, ``(B, Q, N)``, detached."""
         if self._ready is not None:
             return self._ready.detach().float().mean(1)
-        if self._beside:
-            return tiles.average_heads(self._known)
-        self.output, matrix = tiles.attend_and_average_heads(self._known)
+        if self._separate:
+            return tiles.average_heads(self._checked_operands)
+        self.output, matrix = tiles.attend_and_average_heads(self._checked_operands)
         return matrix
 
     def carry(self, columns: Tensor) -> Tensor:
-        """``(B, Q, c)``: the head-mean matrix times columns ``(B, N, c)``, without the matrix; no part of a graph."""
+        """Return the head-mean matrix times ``columns`` ``(B, N, c)``, without forming it: ``(B, Q, c)``, detached."""
         if self._ready is not None:
             return self._ready.detach().float().mean(1) @ columns
         with torch.no_grad():
-            output, carried = tiles.attend_and_carry(self._known, columns)
-        if not self._beside:
+            output, carried = tiles.attend_and_carry(self._checked_operands, columns)
+        if not self._separate:
             self.output = output
         return carried
 
     def probabilities(self) -> Tensor:
-        """``(B, heads, Q, N)``: the whole attention, part of the graph that leads to the model's output."""
+        """Return the attention probabilities ``(B, heads, Q, N)``, as a part of the model's autograd graph."""
         if self._ready is None:
-            self._ready = self._known.probabilities()
-            self.output = F.dropout(self._ready, self._dropout) @ self._known.value
+            self._ready = self._checked_operands.probabilities()
+            self.output = F.dropout(self._ready, self._dropout) @ self._checked_operands.value
         return self._ready
 
     @property
-    def _beside(self) -> bool:
-        """Whether to read without an output: tiles keep no graph and drop nothing out, the model's own code does."""
+    def _separate(self) -> bool:
+        """Whether the model must compute its output itself: tiles do not keep a graph and do not apply dropout."""
         return self.final or torch.is_grad_enabled() or self._dropout > 0
 
     @property
-    def _known(self) -> tiles.Operands:
+    def _checked_operands(self) -> tiles.Operands:
         assert self._operands is not None
         return self._operands
 
 
 class StopForward(BaseException):
-    """Ends a forward from which all has been read. No Exception: a model's own ``except`` must not catch it."""
+    """Raised to end a forward after the last reading. A BaseException, so that ``except Exception`` cannot catch it."""
 
-    def __init__(self, session: CaptureState) -> None:
-        super().__init__("all that a capture asked for has been read")
-        self.session = session
+    def __init__(self, state: CaptureState) -> None:
+        super().__init__("all layers of the capture have been read")
+        self.state = state
 
 
 class CaptureState:
-    """What one ``capture`` reads, and where."""
+    """Class that holds the layers, the reader and the readings of one ``capture``."""
 
     def __init__(self, read: Callable[[AttentionCall], Any], last: AttentionLayer | None) -> None:
         self.readings: dict[AttentionLayer, Any] = {}
-        self.sites: dict[nn.Module, AttentionLayer] = {}
+        self.layers: dict[nn.Module, AttentionLayer] = {}
         self.read, self.last = read, last
 
     @property
     def active(self) -> bool:
-        """Whether this thread is inside this capture, and not inside another one within it."""
+        """Whether this capture is the innermost one of this thread."""
         return ACTIVE.get() is self
 
     def take(self, call: AttentionCall) -> None:
-        """Let the reader read; end the forward after the last site, where that is asked."""
-        if call.site in self.readings:
+        """Pass the call to the reader, and end the forward after the last layer if ``stop`` was set."""
+        if call.layer in self.readings:
             raise ValueError(
-                f"{call.site.module!r} computes attention more than once in a forward; declare the module inside it "
-                f"that computes it once as the AttentionLayer"
+                f"an AttentionLayer must compute attention once per forward, got a second call of "
+                f"{call.layer.module!r}. Declare the module inside it that computes attention once."
             )
-        call.final = call.site == self.last
-        self.readings[call.site] = self.read(call)
+        call.final = call.layer == self.last
+        self.readings[call.layer] = self.read(call)
         if call.final:
             raise StopForward(self)
 

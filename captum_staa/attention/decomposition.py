@@ -13,10 +13,10 @@ Example:
     True
 
 Under :class:`~captum_staa.attention.frozen_patterns.FrozenPatterns`, autograd sees every attention pattern, every
-normalization scale and every activation ratio as a constant. What is left of the network is an affine function of the
-patch embeddings, so gradient times embedding is each token's exact share of the score. Biases, position embeddings and
-class tokens have the rest. The gradient does not pass through queries and keys: fused attention kernels are used, and
-no N x N matrix is kept.
+normalization scale and every activation ratio as a constant. The network is then an affine function of the patch
+embeddings, so gradient times embedding is the exact share of each token in the score. The rest is the share of biases,
+position embeddings and class tokens. The gradient does not pass through queries and keys, so fused attention kernels
+are used and no N x N matrix is kept.
 
 Reference:
     Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021 (frozen attention patterns). Ali et al.,
@@ -52,7 +52,7 @@ Where = Literal["tokens", "pixels"]
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The score of each example as a sum of signed contributions.
+    """Class that holds the score of each example as a sum of signed contributions.
 
     ``contributions`` summed over an example, plus ``constants``, is ``score``. All tensors are detached; all but
     ``outputs`` are float32 or wider.
@@ -63,8 +63,9 @@ class Decomposition:
         constants: ``(B,)``, what biases, position embeddings, class tokens and other parameters contribute.
         score: ``(B,)``.
         outputs: the model's outputs, such as logits ``(B, K)``, in its own dtype.
-        nonlinear: names of autograd operations that no rule of :class:`FrozenPatterns` made affine. Empty: the
-            decomposition is exact. Otherwise it is a first-order approximation, and ``constants`` includes its error.
+        nonlinear: names of autograd operations that no rule of :class:`FrozenPatterns` made affine. If empty,
+            the decomposition is exact. Otherwise it is a first-order approximation, and ``constants`` includes its
+            error.
     """
 
     contributions: Tensor
@@ -83,7 +84,7 @@ def decompose_classifier(
     where: Where = "tokens",
     pattern_weight: float = 0.0,
 ) -> Decomposition:
-    """Decompose a score of a video classifier, in eval mode, into contributions of its patch tokens or pixels.
+    """Return the score of a video classifier, in eval mode, as a sum of contributions of its patch tokens or pixels.
 
     Example:
         >>> import torch
@@ -97,7 +98,7 @@ def decompose_classifier(
     Args:
         classifier: a :class:`VideoClassifier` around a transformer.
         inputs: ``(B, ...)`` clips in the classifier's layout.
-        score: from logits to ``(B,)``, as in :func:`decompose`; for a class, :func:`class_contrast`.
+        score: function from logits to ``(B,)``, as in :func:`decompose`; for a class, :func:`class_contrast`.
         additional_forward_args: further positional arguments of the model.
         where: ``"tokens"`` needs a family that names its patch embedding. ``"pixels"`` works with any network, and
             counts the bias of the patch embedding as a constant.
@@ -123,7 +124,7 @@ def decompose_classifier(
 def class_contrast(outputs: Tensor, chosen: Tensor) -> Tensor:
     """Return the target's output minus the mean of the example's other outputs, ``(B,)``.
 
-    What all classes have in common cancels. Of a single output per example, that output itself.
+    What all classes have in common cancels. If there is a single output per example, it is returned as it is.
 
     Example:
         >>> logits = torch.tensor([[5.0, 1.0, 3.0]])
@@ -132,18 +133,18 @@ def class_contrast(outputs: Tensor, chosen: Tensor) -> Tensor:
 
     Args:
         outputs: ``(B,)``, ``(B, K)`` or ``(B, ...)``, such as logits.
-        chosen: the target's output of each example, B numbers that are part of ``outputs``.
+        chosen: the output of each example's target, B numbers that are part of ``outputs``.
 
     Returns:
-        In float32 or wider.
+        ``(B,)``, in float32 or wider.
 
     Raises:
-        ValueError: ``chosen`` has not one number per example.
+        ValueError: ``chosen`` does not have one number per example.
     """
     if chosen.numel() != len(outputs):
         raise ValueError(
             f"target must select one output per example, got {chosen.numel()} values for {len(outputs)} examples with "
-            f"outputs of shape {tuple(outputs.shape)}. Pass target=class_index, one index per axis after the batch"
+            f"outputs of shape {tuple(outputs.shape)}. Pass target=class_index, one index per axis after the batch."
         )
     wide = torch.promote_types(outputs.dtype, torch.float32)
     outputs, chosen = outputs.to(wide), chosen.to(wide).reshape(len(outputs))
@@ -160,7 +161,7 @@ def decompose(
     embedding: nn.Module | None = None,
     pattern_weight: float = 0.0,
 ) -> Decomposition:
-    """Decompose a score of any model into contributions of an embedding's output, or of the inputs.
+    """Return a score of any model as a sum of contributions of an embedding's output, or of the inputs.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
@@ -171,17 +172,19 @@ def decompose(
         True
 
     Args:
-        forward_func: from inputs to one row of outputs per example. A module's parameters are frozen meanwhile.
+        forward_func: model or function that returns one row of outputs per example. Parameters of a module are frozen
+            during the call.
         inputs: ``(B, ...)`` floats.
-        score: from outputs to ``(B,)``, one number per example. It must be linear, else the result is approximate.
+        score: function from outputs to ``(B,)``, one number per example. It must be linear, otherwise the result is
+            approximate.
         additional_forward_args: further positional arguments of ``forward_func``.
-        embedding: the submodule whose output is decomposed. It must run once in a forward. None decomposes the inputs.
-        pattern_weight: 0 holds attention patterns constant, and the sum is exact. A positive weight adds, in first
-            order and times this weight, what each token does to attention patterns as a query and as a key; then
-            ``constants`` is what is left of the score. See :class:`FrozenPatterns`.
+        embedding: the submodule whose output is decomposed. It must run once per forward. None decomposes the inputs.
+        pattern_weight: weight of the effect of each token on attention patterns, as a query and as a key. With 0,
+            patterns are constants and the sum is exact. With a positive weight, the effect is added in first order,
+            and ``constants`` is the rest of the score. See :class:`FrozenPatterns`.
 
     Returns:
-        :class:`Decomposition` with contributions of the shape of the embedding's output, or of the inputs.
+        :class:`Decomposition`. Its contributions have the shape of the embedding's output, or of the inputs.
 
     Raises:
         ValueError: the outputs do not depend on the embedding, as after a softmax; the embedding does not run exactly
@@ -191,7 +194,7 @@ def decompose(
     if torch.is_inference_mode_enabled():
         raise ValueError(
             "decompose needs gradients, got a call under torch.inference_mode(), which forbids them. Call it under "
-            "torch.no_grad() instead: gradients are switched on inside"
+            "torch.no_grad() instead. Gradients are enabled inside."
         )
     extra = _format_additional_forward_args(additional_forward_args)
     frozen = frozen_parameters(forward_func) if isinstance(forward_func, nn.Module) else nullcontext()
@@ -214,10 +217,10 @@ def decompose(
     nonlinear = tuple(sorted(set(nonlinear_operations(scores.grad_fn, leaf))))
     if nonlinear:
         warnings.warn(
-            f"FrozenPatterns expects operations that it can make affine, got {', '.join(nonlinear)}. Contributions are "
+            f"FrozenPatterns must know every operation of the model, got {', '.join(nonlinear)}. Contributions are "
             f"a first-order approximation, and the constants include its error. Write these operations with functions "
             f"of torch, such as F.scaled_dot_product_attention, and pass the model as an nn.Module, whose parameters "
-            f"are frozen",
+            f"are frozen.",
             stacklevel=2,
         )
     wide = torch.promote_types(leaf.dtype, torch.float32)
@@ -229,7 +232,7 @@ def decompose(
 
 @contextmanager
 def _as_leaf(embedding: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Make the output of a module a leaf of the graph, in forwards of this thread; yields the leaves."""
+    """Make the output of a module a leaf of the graph, in forwards of this thread, and yield the leaves."""
     leaves: list[Tensor] = []
     if embedding is None:
         yield leaves
@@ -242,10 +245,10 @@ def _as_leaf(embedding: nn.Module | None) -> Iterator[list[Tensor]]:
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"embedding must return a tensor, got {type(output).__name__} from {type(module).__name__}. Pass the "
-                f"convolution or linear layer inside it"
+                f"convolution or linear layer inside it."
             )
         leaves.append(output.detach().requires_grad_())
-        return leaves[-1].clone()  # models add position embeddings in place, which a leaf forbids
+        return leaves[-1].clone()  # models add position embeddings in place, which autograd forbids for a leaf
 
     handle = embedding.register_forward_hook(hook)
     try:
@@ -258,27 +261,27 @@ def _check_run(outputs: Any, leaves: list[Tensor], embedding: nn.Module | None) 
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"forward_func must return a tensor, got {type(outputs).__name__}. Wrap the model in VideoClassifier, or "
-            f"return its logits"
+            f"return its logits."
         )
     if len(leaves) != 1:
         raise ValueError(
             f"embedding must run once in a forward, got {len(leaves)} runs of {type(embedding).__name__}. Pass the "
-            f"module that embeds all patches in one call, or where='pixels'"
+            f"module that embeds all patches in one call, or use where='pixels'."
         )
 
 
 def _no_gradient(outputs: Tensor, embedding: nn.Module | None) -> str:
-    """Say why no gradient arrives: in most cases, because of a softmax at the end."""
+    """Return the message for a missing gradient. The usual cause is a softmax at the end of the model."""
     values = outputs.detach().float()
     if values.ndim > 1 and bool((values >= 0).all() and ((values.sum(1) - 1).abs() < 1e-2).all()):
         return (
             f"outputs must be logits, got probabilities of shape {tuple(outputs.shape)}, which sum to 1. A softmax is "
-            f"frozen like an attention pattern, so no gradient passes it. Remove the softmax at the end of the model"
+            f"frozen like an attention pattern, so no gradient passes it. Remove the softmax at the end of the model."
         )
     of = "inputs" if embedding is None else f"output of {type(embedding).__name__}"
     return (
         f"outputs must depend on the {of} through differentiable operations, got outputs without a gradient. Remove "
-        f"torch.no_grad(), detach() and a final softmax from the model"
+        f"torch.no_grad(), detach() and a final softmax from the model."
     )
 
 
@@ -289,19 +292,19 @@ def _patch_embedding(classifier: Any) -> nn.Module:
         known = "no family" if family is None else f"family {family.name!r} without a patch embedding"
         raise ValueError(
             f"where='tokens' needs the module that embeds the patches, got {type(model).__name__} of {known}. Pass "
-            f"VideoClassifier(..., family=Family(..., patch_embedding='name.of.the.module')), or use where='pixels'"
+            f"VideoClassifier(..., family=Family(..., patch_embedding='name.of.the.module')), or use where='pixels'."
         )
     try:
         return model.get_submodule(name)
     except AttributeError:
         raise ValueError(
             f"patch_embedding of family {family.name!r} must name a module of {type(model).__name__}, got {name!r}. "
-            f"Choose one of model.named_modules()"
+            f"Use a name from model.named_modules()."
         ) from None
 
 
 def _on_grid(contributions: Tensor, batch: int, grid: TokenGrid) -> Tensor:
-    """Sum over channels and put the tokens on the grid: ``(B, t, h, w)``."""
+    """Return the contributions summed over channels, on the grid: ``(B, t, h, w)``."""
     shape = tuple(contributions.shape)
     t, h, w = grid.shape
     if shape[:1] + shape[2:] == (batch, t, h, w):  # (B, D, t, h, w)
@@ -314,5 +317,5 @@ def _on_grid(contributions: Tensor, batch: int, grid: TokenGrid) -> Tensor:
         return contributions.sum(-1).reshape(batch, t, h, w)
     raise ValueError(
         f"the patch embedding must return (B, D, t, h, w), (B * t, D, h, w), (B, N, D) or (B * t, h * w, D), got shape "
-        f"{shape} for {batch} clips on {grid}. Name another module in Family(..., patch_embedding=...)"
+        f"{shape} for {batch} clips on {grid}. Name another module in Family(..., patch_embedding=...)."
     )

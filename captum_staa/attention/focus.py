@@ -1,4 +1,4 @@
-"""Attention focusing: raise the evidence out of the noise by a threshold that the map itself chooses."""
+"""Attention focusing: suppress noise below a threshold that is computed from the map."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from captum_staa._utils.checks import check_choice, is_number
 
 @dataclass(frozen=True)
 class Focus:
-    """Sharpens what is above a dynamic threshold and suppresses what is below, consistently in space and time.
+    """Class that keeps values above a dynamic threshold and suppresses values below it, consistently in space and time.
 
-    The published code draws its threshold at random between two percentiles of each frame. Here it is read from the
-    clip: between the same percentiles, at the place where the map's own values split best. A voxel is judged by
-    its neighborhood, so one that stands alone in space-time is taken for noise. The map is multiplied by a smooth
-    gate in (0, 1): order within evidence is kept, nothing is cut off, and no randomness enters.
+    The published code draws its threshold at random between two percentiles of each frame. This class computes the
+    threshold from the clip: between the same percentiles, where the values of the map split best. The mean of its
+    neighborhood is compared with the threshold, so an isolated voxel counts as noise. The map is multiplied by a
+    smooth gate in (0, 1), so no value becomes zero and the result is deterministic.
 
     Example:
         >>> import torch
@@ -32,16 +32,16 @@ class Focus:
         (True, True)
 
     Args:
-        low: percentile of the clip's values below which the threshold never lies.
-        high: percentile above which it never lies.
+        low: lower bound of the threshold, as a percentile of the clip's values, 0 to 100.
+        high: upper bound of the threshold, as a percentile, ``low`` to 100.
         split: ``"otsu"`` maximizes the variance between the two sides (Otsu, 1979); ``"knee"`` takes the point of
-            the sorted values farthest below their chord; ``"middle"`` the mean of the two percentiles.
-        sharpness: slope of the gate, per distance from the threshold to the clip's topmost values (of what is above
-            ``high`` the topmost fifth).
+            the sorted values farthest below their chord; ``"middle"`` takes the mean of the two percentiles.
+        sharpness: slope of the gate, above 0. Its unit is the distance from the threshold to the start of the topmost
+            fifth of the values above ``high``.
 
     Raises:
-        ValueError: percentiles out of order, an unknown split, or a sharpness that is not positive and finite.
-        TypeError: what should be a number is none.
+        ValueError: percentiles are out of order, ``split`` is unknown, or ``sharpness`` is not positive and finite.
+        TypeError: ``low``, ``high`` or ``sharpness`` is not a number.
     """
 
     low: float = 70.0
@@ -52,39 +52,42 @@ class Focus:
     def __post_init__(self) -> None:
         for name in ("low", "high", "sharpness"):
             if not is_number(value := getattr(self, name)):
-                raise TypeError(f"{name} is a number, got {value!r}")
+                raise TypeError(f"{name} must be a number, got {value!r}. Pass an int or a float.")
         if not 0 <= self.low <= self.high <= 100:
-            raise ValueError(f"percentiles must obey 0 <= low <= high <= 100, got low={self.low}, high={self.high}")
+            raise ValueError(
+                f"percentiles must satisfy 0 <= low <= high <= 100, got low={self.low}, high={self.high}. Use, for "
+                f"example, low=70, high=90."
+            )
         check_choice("split", self.split, _SPLITS)
         if not 0 < self.sharpness < inf:
-            raise ValueError(f"sharpness must be positive and finite, got {self.sharpness}")
+            raise ValueError(f"sharpness must be positive and finite, got {self.sharpness}. Use, for example, 2.0.")
 
     def threshold(self, maps: Tensor) -> Tensor:
-        """``(B,)`` threshold of each clip's non-negative map ``(B, T, H, W)``."""
+        """Return the threshold of each clip, ``(B,)``, for non-negative maps ``(B, T, H, W)``."""
         ordered = maps.flatten(1).sort(1).values
         last = ordered.shape[1] - 1
         low, high = (ordered[:, round(last * p / 100)] for p in (self.low, self.high))
         return _SPLITS[self.split](ordered, low, high).clamp(min=low, max=high)
 
     def __call__(self, maps: Tensor, neighborhood: tuple[int, int, int]) -> Tensor:
-        """Focused maps.
+        """Return the focused maps, ``(B, T, H, W)``.
 
         Args:
             maps: non-negative, ``(B, T, H, W)``.
-            neighborhood: odd sizes ``(frames, pixels, pixels)`` of the box whose mean judges a voxel; about one
-                tubelet.
+            neighborhood: odd sizes ``(frames, pixels, pixels)`` of the box around a voxel. Its mean is compared with
+                the threshold. About one tubelet is a good choice.
         """
-        judged = _box_mean(maps, neighborhood)
-        level = self.threshold(judged)
-        ordered = judged.flatten(1).sort(1).values
-        # Evidence fills few percent of a clip, so a gate that is open at `high` already would let its halo pass: it is
-        # half open a quarter of the way from the threshold to the start of the topmost values.
+        smoothed = _box_mean(maps, neighborhood)
+        level = self.threshold(smoothed)
+        ordered = smoothed.flatten(1).sort(1).values
+        # Evidence fills only a few percent of a clip. A gate that is open at `high` would also keep the halo around it.
+        # So the gate is half open at a quarter of the distance from the threshold to the start of the topmost values.
         top = ordered[:, round((ordered.shape[1] - 1) * (400 + self.high) / 500)]
-        # A constant map differs from itself by rounding alone, which must not be stretched to a gate.
+        # The values of a constant map differ by rounding only, and the gate must not amplify these differences.
         rounding = 1e3 * torch.finfo(maps.dtype).eps * ordered[:, -1] + torch.finfo(maps.dtype).tiny
         scale = (top - level).clamp(min=rounding)
         shape = (-1, 1, 1, 1)
-        gate = torch.sigmoid(2 * self.sharpness * ((judged - level.view(shape)) / scale.view(shape) - 0.25))
+        gate = torch.sigmoid(2 * self.sharpness * ((smoothed - level.view(shape)) / scale.view(shape) - 0.25))
         return maps * gate
 
 
@@ -118,6 +121,6 @@ _SPLITS = {"otsu": _otsu, "knee": _knee, "middle": _middle}
 
 def _box_mean(maps: Tensor, sizes: tuple[int, int, int]) -> Tensor:
     if any(size < 1 or size % 2 == 0 for size in sizes):
-        raise ValueError(f"neighborhood sizes must be odd and positive, got {sizes}")
+        raise ValueError(f"neighborhood sizes must be odd and positive, got {sizes}. Use, for example, (3, 9, 9).")
     padding = [size // 2 for size in sizes]
     return F.avg_pool3d(maps[:, None], sizes, stride=1, padding=padding, count_include_pad=False)[:, 0]

@@ -1,4 +1,4 @@
-"""Normalization layers whose scale is a constant for autograd."""
+"""Normalization functions whose scale is a constant for autograd."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def instance_norm(func: Any, args: Any, kwargs: Any) -> Any:
         cudnn_enabled: bool,
     ) -> Any:
         if not use_input_stats:
-            return func(*args, **kwargs)  # affine as it is
+            return func(*args, **kwargs)  # already affine
         return group_norm(func, (input, input.shape[1], weight, bias, eps), {})
 
     return run(*args, **kwargs)
 
 
 def batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
-    """Statistics of the batch mix its examples, so that mean and scale are constants; running ones are so anyway."""
+    """Rule of batch norm. Mean and scale are constants, because batch statistics mix the examples of a batch."""
 
     def run(
         input: Tensor,

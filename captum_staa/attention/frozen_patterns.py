@@ -1,4 +1,4 @@
-"""A mode under which a transformer is an affine function of its embeddings, for autograd."""
+"""Function mode under which autograd sees a transformer as an affine function of its embeddings."""
 
 from __future__ import annotations
 
@@ -29,27 +29,28 @@ Rule = Callable[[Any, Any, Any], Any]
 
 
 class FrozenPatterns(TorchFunctionMode):
-    """Makes a network affine in its embeddings: patterns, scales and gates are constants for autograd.
+    """Function mode that makes patterns, scales and gates constants for autograd: a network becomes affine.
 
-    Values do not change, only gradients. What requires a gradient is taken to depend on the embeddings, so freeze the
-    parameters first. Of operations on such tensors:
+    Only gradients change, values do not. Every tensor that requires a gradient is assumed to depend on the embeddings,
+    so freeze the parameters first. The rules for operations on such tensors are:
 
     - Attention: queries, keys and masks of ``F.scaled_dot_product_attention`` are constants, also inside
-      ``nn.MultiheadAttention``; so is every softmax.
-    - Normalization: the scale of layer, RMS, group and instance norm is a constant, the mean is not. Written by hand:
-      ``rsqrt``, ``exp``, powers below 1, norms, ``std``, ``var`` and every denominator are constants.
+      ``nn.MultiheadAttention``. The result of every softmax is a constant.
+    - Normalization: the scale of layer, RMS, group and instance norm is a constant, the mean is not. For
+      hand-written normalization, ``rsqrt``, ``exp``, powers below 1, norms, ``std``, ``var`` and every denominator are
+      constants.
     - Activations: ``f(x) = f(0) + x * ratio``, where ``ratio = (f(x) - f(0)) / x`` is a constant (``f'(0)`` at 0). This
-      holds for GELU, SiLU, tanh, sigmoid and others. ReLU and max pooling are linear in pieces already.
-    - Products: the output of sigmoid, tanh or erf is a gate, and a constant: GELU written by hand equals ``F.gelu``,
-      and ``F.glu`` passes a gradient to its first half alone. Otherwise, as in ``silu(gate) * up``, each factor gets
-      half of the product.
+      holds for GELU, SiLU, tanh, sigmoid and others. ReLU and max pooling are already piecewise linear.
+    - Products: the output of sigmoid, tanh or erf is a gate and a constant. So a hand-written GELU equals
+      ``F.gelu``, and ``F.glu`` passes a gradient to its first half only. In other products, such as
+      ``silu(gate) * up``, each factor gets half of the product.
 
-    With a ``pattern_weight`` above 0, the gradient also passes through attention patterns to queries and keys, times
-    that weight for each. Then the network is no longer affine: to each token's share is added, in first order, what the
-    token does to the attention of others.
+    With a ``pattern_weight`` above 0, the gradient also passes through attention patterns to queries and keys, each
+    multiplied by this weight. The network is then not affine: the share of each token includes, in first order, its
+    effect on the attention of other tokens.
 
-    Compiled and scripted code runs past a mode.
-    :func:`~captum_staa.attention.linear_graph.nonlinear_operations` finds what no rule has treated.
+    A function mode does not see compiled and scripted code.
+    :func:`~captum_staa.attention.linear_graph.nonlinear_operations` finds the operations without a rule.
 
     Example:
         >>> x = torch.tensor([3.0], requires_grad=True)
@@ -60,7 +61,7 @@ class FrozenPatterns(TorchFunctionMode):
 
     Args:
         pattern_weight: weight of the gradient through the patterns of ``F.scaled_dot_product_attention`` and softmax,
-            once for queries and once for keys. 0: patterns are constants.
+            applied to queries and to keys. With 0, patterns are constants.
     """
 
     def __init__(self, pattern_weight: float = 0.0) -> None:
@@ -81,7 +82,7 @@ class FrozenPatterns(TorchFunctionMode):
         return rule(func, args, kwargs)
 
     def expand(self, func: Any) -> Callable[..., Any]:
-        """Return a Python function of torch that runs its own code under this mode, instead of being seen as one."""
+        """Return a version of a Python function of torch whose code runs under this mode, operation by operation."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with self:
@@ -92,7 +93,7 @@ class FrozenPatterns(TorchFunctionMode):
 
 @cache
 def _without_dispatch(func: FunctionType) -> FunctionType:
-    """A copy of a function of torch that does not hand itself to a mode."""
+    """Return a copy of a function of torch that does not dispatch to function modes."""
     never = dict.fromkeys(
         ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False
     )
@@ -126,13 +127,13 @@ def _detached(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _detach_first(func: Any, args: Any, kwargs: Any) -> Any:
-    """``var_mean``, ``std_mean``: the scale is a constant, the mean is not."""
+    """Rule of ``var_mean`` and ``std_mean``: the scale is a constant, the mean is not."""
     scale, *rest = func(*args, **kwargs)
     return (scale.detach(), *rest)
 
 
 def _with_constants(*operands: tuple[int, str]) -> Rule:
-    """The function itself, some of whose operands are constants, each given by its position and name."""
+    """Return a rule that makes some operands constants. Each is given by its position and name."""
 
     def rule(func: Any, args: Any, kwargs: Any) -> Any:
         places, names = {place for place, _ in operands}, {name for _, name in operands}
@@ -143,7 +144,7 @@ def _with_constants(*operands: tuple[int, str]) -> Rule:
 
 
 def _open_attention(func: Any, args: Any, kwargs: Any, weight: float) -> Tensor:
-    """Fused attention, with a weighted gradient to queries, keys and mask."""
+    """Rule of fused attention with a weighted gradient to queries, keys and mask."""
 
     def run(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any
@@ -156,7 +157,7 @@ def _open_attention(func: Any, args: Any, kwargs: Any, weight: float) -> Tensor:
 
 
 def _open_softmax(func: Any, args: Any, kwargs: Any, weight: float) -> Tensor:
-    """Twice the weight, as queries and keys take half each of their product."""
+    """Rule of softmax. The weight is doubled, because queries and keys each take half of their product."""
 
     def run(input: Tensor, *rest: Any, **options: Any) -> Tensor:
         return Pattern.apply(func(_weighted(input, 2 * weight), *rest, **options))
@@ -169,7 +170,7 @@ def _weighted(value: Any, weight: float) -> Any:
 
 
 def _product(summand: int | None = None) -> Rule:
-    """Every tensor is a factor except the one at the position of ``summand``, and a bias."""
+    """Return the rule of a product. Every tensor is a factor, except a bias and the one at position ``summand``."""
     summands = {"bias", "input"} if summand == 0 else {"bias"}
 
     def rule(func: Any, args: Any, kwargs: Any) -> Any:
@@ -200,7 +201,7 @@ def _product(summand: int | None = None) -> Rule:
 
 
 def _power(func: Any, args: Any, kwargs: Any) -> Any:
-    """``x ** n`` is ``x`` times the constant ``x ** (n - 1)`` for n >= 1; smaller powers are scales."""
+    """Rule of powers: ``x ** n`` is ``x`` times the constant ``x ** (n - 1)`` for n >= 1. Smaller powers are scales."""
     base = args[0] if args else kwargs.get("input")
     exponent = args[1] if len(args) > 1 else kwargs.get("exponent", 2)
     if not _depends(base) or isinstance(exponent, Tensor) or exponent < 1:
@@ -222,7 +223,7 @@ def _activation(kind: Any) -> Rule:
             value = func(x, *rest, **options)
             if at_zero == 0:
                 return value, (value / x).masked_fill_(x == 0, slope_at_zero)
-            # near 0 the difference has lost its digits, and the slope is f'(0) up to rounding
+            # near 0 the difference loses its digits to rounding, and the ratio is f'(0) up to rounding
             near = x.abs() < torch.finfo(x.dtype).eps ** 0.5
             return value, ((value - at_zero) / x).masked_fill_(near, slope_at_zero)
 
@@ -233,7 +234,7 @@ def _activation(kind: Any) -> Rule:
 
 @cache
 def _at_zero(func: Any, rest: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> tuple[float, float]:
-    """``f(0)`` and ``f'(0)``; a root's infinite slope counts as 0."""
+    """Return ``f(0)`` and ``f'(0)``. An infinite slope, as of a square root, counts as 0."""
     with torch.enable_grad():
         zero = torch.zeros((), dtype=torch.float64, device="cpu", requires_grad=True)
         value = func(zero, *rest, **dict(options))
@@ -250,13 +251,13 @@ def _glu(func: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 def _log_softmax(func: Any, args: Any, kwargs: Any) -> Tensor:
-    """``x - log sum exp x``, whose second term is a constant."""
+    """Rule of ``x - log sum exp x``: the second term is a constant."""
     x = args[0] if args else kwargs["input"]
     value = func(*args, **kwargs)
     return x.to(value.dtype) + (value - x).detach()
 
 
-# --- which rule is whose --------------------------------------------------------------------------------------------
+# --- table of rules -------------------------------------------------------------------------------------------------
 
 _BY_NAME: dict[Rule, str] = {
     _with_constants((0, "query"), (1, "key"), (3, "attn_mask")): "scaled_dot_product_attention",
@@ -286,7 +287,7 @@ _BY_NAME: dict[Rule, str] = {
 
 
 def _functions(names: Iterable[str]) -> Iterator[tuple[str, Any, Any]]:
-    """Every function of torch of these names, with the namespace that it is in."""
+    """Yield every function of torch with one of these names, with its namespace."""
     for space in (torch, Tensor, F, torch._C._nn, torch.special, torch.linalg):
         for name in names:
             if hasattr(space, name):
@@ -301,7 +302,7 @@ def _register() -> tuple[dict[Any, Rule], frozenset[Any]]:
             in_place = "__ipow__" if name == "__pow__" else f"{name}_"
             if hasattr(space, in_place):
                 rules[getattr(space, in_place)] = _in_place(rule, function)
-    # torch.nn.functional's own Python only calls what is in the table
+    # Python functions of torch.nn.functional call only functions that are in the table.
     expanded = {function for function in rules if getattr(function, "__module__", "") == F.__name__}
     expanded = {function for function in expanded if isinstance(function, FunctionType)}
     others = ("multi_head_attention_forward", "normalize", "softmin", "gumbel_softmax", "softsign", "tanhshrink")
@@ -310,7 +311,7 @@ def _register() -> tuple[dict[Any, Rule], frozenset[Any]]:
 
 
 _RULES, _EXPANDED = _register()
-# With a weight for patterns, these instead.
+# Rules that replace those above if pattern_weight is above 0.
 _OPEN_RULES: dict[Any, Callable[[Any, Any, Any, float], Any]] = {
     **{function: _open_softmax for *_, function in _functions(("softmax", "_softmax", "_safe_softmax"))},
     F.scaled_dot_product_attention: _open_attention,

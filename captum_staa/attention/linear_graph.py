@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 
 class FrozenRatio(torch.autograd.Function):
-    """A value whose gradient is that of ``x`` times constant factors, which broadcast, plus a constant.
+    """Function whose gradient is that of ``x`` times constant factors plus a constant. The factors broadcast.
 
     ``evaluate`` returns the value and the factors.
     """
@@ -54,7 +54,7 @@ class SharedFactor(torch.autograd.Function):
 
 
 class PatternShare(torch.autograd.Function):
-    """The identity, with a gradient times a weight: the way from an attention pattern back to queries and keys."""
+    """The identity, with a gradient times a weight. It connects an attention pattern to its queries and keys."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
@@ -68,7 +68,7 @@ class PatternShare(torch.autograd.Function):
 
 
 class Pattern(torch.autograd.Function):
-    """The identity, on an attention pattern that keeps a gradient: in a product the other factor is the content."""
+    """The identity. It marks an attention pattern that keeps a gradient, so that a product can recognize it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Pattern(torch.autograd.Function):
 
 
 class Attended(torch.autograd.Function):
-    """The identity, on what fused attention returns, which also names its values."""
+    """The identity. It marks the output of fused attention, and refers to its values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
@@ -115,16 +115,16 @@ class FrozenLayerNorm(torch.autograd.Function):
         return centered * scale, None, None, of_bias, None
 
 
-# --- what autograd recorded -----------------------------------------------------------------------------------
+# --- analysis of the graph -----------------------------------------------------------------------------------
 
 PATTERN = 3  # rank of a pattern among gates
-# Names of autograd nodes without "Backward" and a number.
+# Names of autograd nodes, without "Backward" and the number.
 _SHAPE = re.compile(
     "Alias|AsStrided|Clone|Copy|Expand|Permute|ReshapeAlias|Select|Slice|Split|SplitWithSizes|Squeeze|T|ToCopy|"
     "Transpose|Unbind|UnsafeSplit|UnsafeView|Unsqueeze|View"
 )
 _AFFINE = re.compile(f"{_SHAPE.pattern}|Add|Div|Mul|Neg|Rsub|Sub")  # what may lie between a gate and a product
-_LINEAR = re.compile(  # or linear in pieces, as max pooling is
+_LINEAR = re.compile(  # or piecewise linear, such as max pooling
     f"{_AFFINE.pattern}|Attended|Pattern|FrozenGate|FrozenLayerNorm|FrozenRatio|FrozenSquash|SharedFactor|"
     "(Adaptive)?(Avg|Max)Pool[123]D(WithIndices)?|(Reflection|Replication|Constant)Pad(Nd|[123]D)|Upsample\\w+|Fft\\w+|"
     "Index\\w*|Masked(Fill|Scatter|Select)|(Native|Cudnn|Miopen)BatchNorm|NativeDropout|Gather|Scatter(Add)?|"
@@ -147,7 +147,7 @@ def _kind(node: Any) -> str:
 def gate_rank(value: Tensor) -> int:
     """Return 3 for a :class:`Pattern`, 2 for a :class:`FrozenGate`, 1 for a :class:`FrozenSquash`, else 0.
 
-    Also shifted, scaled or reshaped.
+    The rank does not change if the value is shifted, scaled or reshaped.
     """
     return _gate_rank(value.grad_fn)
 
@@ -155,7 +155,7 @@ def gate_rank(value: Tensor) -> int:
 def _gate_rank(node: Any) -> int:
     while node is not None and _AFFINE.fullmatch(_kind(node)):
         open_edges = [edge for edge, _ in node.next_functions if edge is not None]
-        if _kind(node) == "Copy":  # into a tensor that had a history of its own
+        if _kind(node) == "Copy":  # into a tensor that has its own history
             open_edges = open_edges[-1:]
         node = open_edges[0] if len(open_edges) == 1 else None
     return 0 if node is None else {"Pattern": PATTERN, "FrozenGate": 2, "FrozenSquash": 1}.get(_kind(node), 0)
@@ -165,8 +165,8 @@ def nonlinear_operations(root: Any, leaf: Tensor) -> Iterator[str]:
     """Yield the names of nodes below ``root`` that are not known to be linear in the leaf.
 
     A product of two tensors that both depend on the leaf is linear if :class:`SharedFactor` marks its factors, or if
-    one is a :class:`Pattern`. Other leaves, such as parameters that require a gradient, count as nonlinear: no rule
-    tells them from the leaf.
+    one is a :class:`Pattern`. Other leaves, such as parameters that require a gradient, count as nonlinear,
+    because the rules cannot distinguish them from the leaf.
     """
     for node, output in _nodes(root):
         kind = _kind(node)
@@ -180,12 +180,12 @@ def nonlinear_operations(root: Any, leaf: Tensor) -> Iterator[str]:
 
 
 def reaches(root: Any, leaf: Tensor) -> bool:
-    """Return whether ``root`` depends on the leaf otherwise than through patterns."""
+    """Return whether ``root`` depends on the leaf by a path that does not pass a pattern."""
     return any(getattr(node, "variable", None) is leaf for node, _ in _nodes(root))
 
 
 def _nodes(root: Any) -> Iterator[tuple[Any, int]]:
-    """Yield the nodes below ``root`` and which of their outputs is used; what lies behind a pattern is left out."""
+    """Yield the nodes below ``root`` and the index of the output that is used. Nodes below a pattern are left out."""
     seen, stack = set(), [(root, 0)]
     while stack:
         node, output = stack.pop()
@@ -225,4 +225,4 @@ def _is_shared(node: Any) -> bool:
         *_, node = (edge for edge, _ in node.next_functions if edge is not None)
         kind = _kind(node)
     edges = [edge for edge, _ in node.next_functions]
-    return kind == "SharedFactor" or (kind in _PRODUCTS and all(map(_is_shared, _factors(kind, edges))))  # of an einsum
+    return kind == "SharedFactor" or (kind in _PRODUCTS and all(map(_is_shared, _factors(kind, edges))))  # in an einsum

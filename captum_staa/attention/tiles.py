@@ -1,7 +1,7 @@
-"""What a map needs of softmax(q k^T), without ever holding the N x N matrices of all heads.
+"""Reductions of softmax(q k^T) that do not keep the N x N matrices of all heads in memory.
 
-Every function takes an :class:`Operands` and agrees with the explicit matrix to rounding. The two that pass over
-all rows return the attention's own output too, so their work replaces the model's instead of adding to it.
+Every function takes an :class:`Operands` and agrees with the explicit matrix up to rounding. The functions
+``attend_and_...`` return the attention's output as well, so that the model does not have to compute it again.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Floats in one tile of scores. On a CPU a tile should stay in each core's cache between its three passes (scores,
-# softmax, product with the values); on an accelerator few large launches beat many small ones.
+# Number of floats in one tile of scores. On a CPU, a tile should stay in the cache of each core for its three passes
+# (scores, softmax, product with the values). On an accelerator, few large launches are faster than many small ones.
 CPU_TILE_PER_THREAD = 1 << 18
 DEVICE_TILE = 1 << 26
 
 
 @dataclass(frozen=True)
 class Operands:
-    """The operands of one attention: ``softmax(cap(scale * query @ key^T) + bias) @ value``.
+    """Class that holds the operands of one attention: ``softmax(cap(scale * query @ key^T) + bias) @ value``.
 
     Args:
         query: ``(B, heads, Q, d)``.
         key: ``(B, heads, N, d)``.
         value: ``(B, heads, N, dv)``.
         scale: factor of the scores.
-        bias: additive mask, or boolean mask (True attends), broadcastable to ``(B, heads, Q, N)``.
-        softcap: scores are squeezed into ``(-softcap, softcap)`` by tanh, where given.
+        bias: additive mask, or boolean mask (True: attend), broadcastable to ``(B, heads, Q, N)``.
+        softcap: if not None, tanh limits scores to ``(-softcap, softcap)``.
     """
 
     query: Tensor
@@ -40,7 +40,7 @@ class Operands:
     softcap: float | None = None
 
     def probabilities(self, rows: slice = slice(None)) -> Tensor:
-        """``(B, heads, R, N)`` attention probabilities of some query rows; differentiable."""
+        """Return attention probabilities ``(B, heads, R, N)`` of the given query rows; differentiable."""
         bias = self.bias
         if bias is not None and bias.shape[-2] != 1:
             bias = bias[..., rows, :]
@@ -48,7 +48,7 @@ class Operands:
         return _softmax(scores, bias, self.softcap)
 
     def row(self, index: int) -> Tensor:
-        """``(B, N)``: one query's attention, averaged over heads."""
+        """Return the attention of one query, averaged over heads, ``(B, N)``."""
         return self.probabilities(slice(index, index + 1))[:, :, 0].float().mean(1)
 
 
@@ -64,25 +64,25 @@ def _softmax(scores: Tensor, bias: Tensor | None, softcap: float | None) -> Tens
 
 
 def attend_and_average_rows(x: Operands) -> tuple[Tensor, Tensor]:
-    """The output ``(B, heads, Q, dv)``, and the column means ``(B, N)`` of the head-mean attention matrix."""
+    """Return the output ``(B, heads, Q, dv)`` and the column means ``(B, N)`` of the head-mean attention matrix."""
     output = _empty_output(x)
     return output.unflatten(0, x.query.shape[:2]), _row_mean(x, output)
 
 
 def attend_and_average_heads(x: Operands) -> tuple[Tensor, Tensor]:
-    """The output ``(B, heads, Q, dv)``, and the head-mean matrix ``(B, Q, N)``: 1/heads of the full memory."""
+    """Return the output ``(B, heads, Q, dv)`` and the head-mean matrix ``(B, Q, N)``, in 1/heads of the full memory."""
     output = _empty_output(x)
     return output.unflatten(0, x.query.shape[:2]), _head_mean(x, output)
 
 
 def average_rows(x: Operands) -> Tensor:
-    """The column means ``(B, N)`` alone, outside any graph: where the model computes its own output."""
+    """Return only the column means ``(B, N)``, without a graph. The model computes its output itself."""
     with torch.no_grad():
         return _row_mean(x, None)
 
 
 def average_heads(x: Operands) -> Tensor:
-    """The head-mean matrix ``(B, Q, N)`` alone, outside any graph: where the model computes its own output."""
+    """Return only the head-mean matrix ``(B, Q, N)``, without a graph. The model computes its output itself."""
     with torch.no_grad():
         return _head_mean(x, None)
 
@@ -99,18 +99,18 @@ def _row_mean(x: Operands, output: Tensor | None) -> Tensor:
 def _head_mean(x: Operands, output: Tensor | None) -> Tensor:
     batch, heads, count = x.query.shape[:3]
     matrix = x.query.new_zeros((batch, count, x.key.shape[2]), dtype=torch.float32)
-    for group, rows, tile in _tiles(x, output, head_per_thread=False):  # heads are summed: one after the other
+    for group, rows, tile in _tiles(x, output, head_per_thread=False):  # one head at a time, because heads are summed
         for example in range(group.start // heads, (group.stop - 1) // heads + 1):
             first, last = max(group.start, example * heads), min(group.stop, (example + 1) * heads)
-            own = tile[first - group.start : last - group.start].float()  # this example's heads in the tile
-            matrix[example, rows].add_(own[0] if len(own) == 1 else own.sum(0), alpha=1 / heads)
+            part = tile[first - group.start : last - group.start].float()  # the heads of this example in the tile
+            matrix[example, rows].add_(part[0] if len(part) == 1 else part.sum(0), alpha=1 / heads)
     return matrix
 
 
 def attend_and_carry(x: Operands, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The output, and the head-mean matrix times a few columns, both from one fused attention.
+    """Return the output, and the head-mean matrix times some columns, both from one fused attention.
 
-    Columns ride along as further channels of the values, so that no matrix is ever formed.
+    The columns are appended to the values as additional channels, so that no matrix is formed.
 
     Args:
         x: the operands.
@@ -120,11 +120,11 @@ def attend_and_carry(x: Operands, columns: Tensor) -> tuple[Tensor, Tensor]:
         output ``(B, heads, Q, dv)`` and carried columns ``(B, Q, c)``.
     """
     heads, channels = x.query.shape[1], x.value.shape[-1]
-    riders = columns.to(x.value.dtype)[:, None].expand(-1, heads, -1, -1)
-    value = torch.cat([x.value, riders], -1)
+    appended = columns.to(x.value.dtype)[:, None].expand(-1, heads, -1, -1)
+    value = torch.cat([x.value, appended], -1)
     if x.softcap is not None:
         both = x.probabilities() @ value
-    else:  # fused kernels want query, key and value of one width; zeros change no score
+    else:  # fused kernels need query, key and value of equal width; zeros do not change a score
         width = max(x.query.shape[-1], value.shape[-1])
         query, key, value = (F.pad(part, (0, width - part.shape[-1])) for part in (x.query, x.key, value))
         both = F.scaled_dot_product_attention(query, key, value, x.bias, scale=x.scale)
@@ -137,7 +137,7 @@ def _empty_output(x: Operands) -> Tensor:
 
 
 def _tiles(x: Operands, output: Tensor | None, head_per_thread: bool = True) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Run the attention tile by tile, writing ``output`` and yielding (heads, rows, tile of probabilities)."""
+    """Run the attention tile by tile: write ``output`` and yield (heads, rows, tile of probabilities)."""
     query = (x.query * x.scale).flatten(0, 1)  # (B*heads, Q, d)
     key = x.key.flatten(0, 1).transpose(1, 2).contiguous()  # (B*heads, d, N)
     value = x.value.flatten(0, 1).contiguous()  # (B*heads, N, dv)
@@ -145,11 +145,11 @@ def _tiles(x: Operands, output: Tensor | None, head_per_thread: bool = True) -> 
     if bias is not None:
         bias = bias.expand(*x.query.shape[:2], *bias.shape[-2:]).flatten(0, 1)
     heads, count = query.shape[:2]
-    if query.device.type == "cpu":  # a head per thread: each core then meets the same rows in all three passes
+    if query.device.type == "cpu":  # one head per thread, so that each core processes the same rows in all three passes
         threads = torch.get_num_threads()
         head_step = min(heads, threads) if head_per_thread else 1
         row_step = min(count, max(1, CPU_TILE_PER_THREAD * threads // (head_step * key.shape[2])))
-        if row_step == count:  # small clips: fewer, larger steps
+        if row_step == count:  # small clips need fewer, larger steps
             head_step = max(head_step, CPU_TILE_PER_THREAD * head_step // (count * key.shape[2]))
     else:
         row_step = min(count, max(1, DEVICE_TILE // key.shape[2]))
@@ -158,8 +158,8 @@ def _tiles(x: Operands, output: Tensor | None, head_per_thread: bool = True) -> 
         group = slice(first_head, min(first_head + head_step, heads))
         for first_row in range(0, count, row_step):
             rows = slice(first_row, min(first_row + row_step, count))
-            own = None if bias is None else bias[group, rows if bias.shape[1] != 1 else slice(None)]
-            tile = _softmax(query[group, rows] @ key[group], own, x.softcap)
+            tile_bias = None if bias is None else bias[group, rows if bias.shape[1] != 1 else slice(None)]
+            tile = _softmax(query[group, rows] @ key[group], tile_bias, x.softcap)
             if output is not None:
                 output[group, rows] = tile @ value[group]
             yield group, rows, tile
@@ -174,9 +174,12 @@ def operands_of(
     scale: float | None,
     softcap: float | None = None,
 ) -> Operands:
-    """Any operands that F.scaled_dot_product_attention takes, brought to ``(B, heads, N, d)``."""
+    """Return the operands of F.scaled_dot_product_attention, reshaped to ``(B, heads, N, d)``."""
     if query.ndim < 3:
-        raise ValueError(f"queries must be (B, N, d) or (..., heads, N, d), but their shape is {tuple(query.shape)}")
+        raise ValueError(
+            f"query must be (B, N, d) or (..., heads, N, d), got shape {tuple(query.shape)}. Add a batch dimension "
+            f"with query.unsqueeze(0)."
+        )
     if causal:
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if query.ndim == 3:  # a single head

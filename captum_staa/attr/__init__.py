@@ -1,4 +1,4 @@
-"""Attribution methods, one per file; each is a Captum ``Attribution``."""
+"""Attribution methods, one per module. Each class is a Captum ``Attribution``."""
 
 from captum_staa.attr._perturbation_result import MaskAttribution
 from captum_staa.attr.feature_ablation import VideoFeatureAblation

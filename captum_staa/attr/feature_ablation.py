@@ -1,4 +1,4 @@
-"""Feature ablation for video: the regions of any feature mask, at almost no cost outside the model."""
+"""Feature ablation for video with the regions of any feature mask."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from captum_staa.models.layouts import layout_if_known
 
 
 class VideoFeatureAblation(PerturbationAttribution):
-    """How much the target's output falls when a region of a feature mask is replaced.
+    """Attribution method that measures how much the target's output falls when a region of a feature mask is replaced.
 
-    The numbers are those of Captum's FeatureAblation. Captum compares the whole mask with every id and copies the clip
-    for it; here a region's own voxels are looked up once and written.
+    The values equal those of Captum's FeatureAblation. Captum compares the whole mask with every id and copies the clip
+    each time. This class finds the voxels of each region once and replaces only them.
 
     Example:
         >>> from captum_staa import VideoClassifier, VideoFeatureAblation, feature_masks, VideoAttribution
@@ -37,12 +37,12 @@ class VideoFeatureAblation(PerturbationAttribution):
         True
 
     Args:
-        forward_func: a :class:`VideoClassifier`, or any function that gives one row of outputs per example.
-        layout: the order of the clips' axes, so that a clip of another kind is refused. A classifier knows its own;
-            without one, inputs may have any shape.
+        forward_func: a :class:`VideoClassifier`, or any function that returns one row of outputs per example.
+        layout: the order of the clips' axes, such as ``"BCTHW"``, against which clips are checked. Optional for a
+            classifier, which has a layout. Without a layout, inputs may have any shape.
 
     Raises:
-        ValueError: another layout than the classifier's.
+        ValueError: the layout differs from the classifier's.
 
     Reference:
         Captum's FeatureAblation.
@@ -63,29 +63,30 @@ class VideoFeatureAblation(PerturbationAttribution):
         perturbations_per_eval: int = 1,
         show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Attributions of the input's own shape.
+        """Return attributions of the shape of the input.
 
         Args:
             inputs: clip, or a tuple of clips (RGB and flow).
-            baselines: what replaces a region: a number, a tensor of the input's shape or with a first axis of 1, one of
-                ``captum_staa.baselines``, a tuple of such for several inputs. None is 0.
-            target: as in Captum; needed where the model has several outputs.
+            baselines: values that replace a region: a number, a tensor of the input's shape or with a first axis of
+                1, a function of ``captum_staa.baselines``, or a tuple of these for several inputs. None means 0.
+            target: as in Captum. Required if the model has several outputs.
             additional_forward_args: further positional arguments of the model.
-            feature_mask: ids 0 .. n-1 without gaps, whole numbers, broadcastable to the input, one of
-                ``captum_staa.feature_masks``; a tuple for several inputs, where one id may span several and is then
-                replaced in all at once. None makes every number of the input a feature, as in Captum.
-            perturbations_per_eval: regions per call of the model, each a copy of the whole batch in memory. Changes
-                speed, no number.
-            show_progress: draw a bar of the model's calls.
+            feature_mask: integer ids 0 .. n-1 without gaps, broadcastable to the input, such as a result of
+                ``captum_staa.feature_masks``. For several inputs, a tuple. An id that occurs in several inputs is
+                replaced in all of them at once. With None, every element of the input is a feature, as in Captum.
+            perturbations_per_eval: number of regions per call of the model, at least 1. Each needs a copy of the whole
+                batch in memory. It changes the speed, not the result.
+            show_progress: whether to show a progress bar over the calls of the model.
 
         Returns:
-            Like ``inputs`` (float32 where they are of half precision), in units of the output: at each voxel the fall
-            of the output without its region. Positive is evidence for the target. Contiguous, detached.
+            Like ``inputs`` (float32 if they are of half precision), in units of the output, contiguous and detached. At
+            each voxel it is the decrease of the output without the region of the voxel. Positive values are evidence
+            for the target.
 
         Raises:
-            ValueError: a mask or a baseline of another shape, a mask with gaps, a clip of the wrong rank or with nan,
-                a missing target.
-            TypeError: an argument of the wrong type, or an unknown one.
+            ValueError: a mask or a baseline has the wrong shape, a mask has gaps, a clip has the wrong rank or holds
+                nan, or the target is missing.
+            TypeError: an argument has the wrong type or is unknown.
         """
         clips = clips_of(inputs, self.layout)
         masks = masks_for(clips, feature_mask)
@@ -98,5 +99,5 @@ class VideoFeatureAblation(PerturbationAttribution):
         return _format_output(_is_tuple(inputs), as_attributions(features.spread(falls), clips))
 
     def attribute_future(self) -> NoReturn:
-        """Not offered: Captum's futures are for remote models."""
+        """Raise NotImplementedError: Captum's futures are for remote models."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")

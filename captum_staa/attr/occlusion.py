@@ -1,4 +1,4 @@
-"""Occlusion for video: windows in space and time, at almost no cost outside the model."""
+"""Occlusion for video with sliding windows in space and time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Sides = tuple[int, ...]
 
 
 class VideoOcclusion(PerturbationAttribution):
-    """How much the target's output falls when a window of space and time is covered.
+    """Attribution method that measures how much the target's output falls when a space-time window is occluded.
 
-    The numbers are those of Captum's Occlusion. Captum builds a mask of the whole clip for every window; here only the
-    window's own voxels are written.
+    The values equal those of Captum's Occlusion. Captum builds a mask of the whole clip for every window. This class
+    replaces only the voxels of the window.
 
     Example:
         >>> from captum_staa import VideoClassifier, VideoOcclusion, VideoAttribution
@@ -40,11 +40,11 @@ class VideoOcclusion(PerturbationAttribution):
         True
 
     Args:
-        forward_func: a :class:`VideoClassifier`, or any function of clips that gives one row of outputs per example.
-        layout: the order of the clips' axes; may be left out for a classifier, which knows its own.
+        forward_func: a :class:`VideoClassifier`, or any function of clips that returns one row of outputs per example.
+        layout: the order of the clips' axes, such as ``"BCTHW"``. Optional for a classifier, which has a layout.
 
     Raises:
-        ValueError: there is no layout, or another than the classifier's.
+        ValueError: the layout is missing, or differs from the classifier's.
 
     Reference:
         Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2.
@@ -66,31 +66,31 @@ class VideoOcclusion(PerturbationAttribution):
         perturbations_per_eval: int = 1,
         show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Attributions of the clip's own shape.
+        """Return attributions of the shape of the clip.
 
         Args:
-            inputs: clip, or a tuple of clips of which one at a time is occluded (RGB and flow).
-            sliding_window_shapes: ``(t, h, w)``, frames and pixels, through all channels; or, as in Captum, one side
-                for each axis after the batch, in the layout's order. For several inputs a tuple of such.
-            strides: steps of the window, in the same order; an int holds for all axes. None is 1, as in Captum, which
-                for whole videos means millions of windows. No stride may be longer than its side of the window.
-            baselines: what covers: a number, a tensor of the clip's shape or with a first axis of 1, one of
-                ``captum_staa.baselines``, a tuple of such for several inputs. None is 0.
-            target: as in Captum; needed where the model has several outputs.
+            inputs: clip, or a tuple of clips (RGB and flow), which are occluded one at a time.
+            sliding_window_shapes: ``(t, h, w)`` in frames and pixels, for windows over all channels; or, as in Captum,
+                one side for each axis after the batch, in the layout's order. For several inputs, a tuple of these.
+            strides: step of the window along each axis, in the same order. An int is used for all axes. None means 1,
+                as in Captum, which gives millions of windows for a video. A stride must not be longer than the window.
+            baselines: values that replace a window: a number, a tensor of the clip's shape or with a first axis of 1, a
+                function of ``captum_staa.baselines``, or a tuple of these for several inputs. None means 0.
+            target: as in Captum. Required if the model has several outputs.
             additional_forward_args: further positional arguments of the model.
-            perturbations_per_eval: windows per call of the model, each a copy of the whole batch in memory. Changes
-                speed, no number.
-            show_progress: draw a bar of the model's calls.
+            perturbations_per_eval: number of windows per call of the model, at least 1. Each needs a copy of the whole
+                batch in memory. It changes the speed, not the result.
+            show_progress: whether to show a progress bar over the calls of the model.
 
         Returns:
-            Like ``inputs`` (float32 where they are of half precision), in units of the output: at each voxel the mean
-            fall of the output over all windows that cover it. Positive is evidence for the target. Contiguous and
-            detached.
+            Like ``inputs`` (float32 if they are of half precision), in units of the output, contiguous and detached. At
+            each voxel it is the mean decrease of the output over all windows that cover the voxel. Positive values are
+            evidence for the target.
 
         Raises:
-            ValueError: a window larger than the clip, a stride below 1 or longer than the window, a baseline of
-                another shape, a clip of the wrong rank or with nan, a missing target.
-            TypeError: an argument of the wrong type, or an unknown one.
+            ValueError: a window is larger than the clip, a stride is below 1 or longer than the window, a baseline has
+                the wrong shape, a clip has the wrong rank or holds nan, or the target is missing.
+            TypeError: an argument has the wrong type or is unknown.
         """
         clips = clips_of(inputs, self.layout)
         sides = self._sides(sliding_window_shapes, clips)
@@ -105,45 +105,46 @@ class VideoOcclusion(PerturbationAttribution):
         return _format_output(_is_tuple(inputs), as_attributions(windows.spread(falls), clips))
 
     def attribute_future(self) -> NoReturn:
-        """Not offered: Captum's futures are for remote models."""
+        """Raise NotImplementedError: Captum's futures are for remote models."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def _sides(self, windows: Any, clips: tuple[Tensor, ...]) -> list[Sides]:
-        """One window per clip, over its axes after the batch."""
-        found = []
-        for window, clip in zip(_each("sliding_window_shapes", windows, len(clips)), clips, strict=True):
-            sides = self._whole("sliding_window_shapes", window, clip)
+        """Return one window per clip, over its axes after the batch."""
+        result = []
+        for window, clip in zip(_per_input("sliding_window_shapes", windows, len(clips)), clips, strict=True):
+            sides = self._along_axes("sliding_window_shapes", window, clip)
             if any(side > size for side, size in zip(sides, clip.shape[1:], strict=True)):
                 sizes = self.layout.size(clip)
                 raise ValueError(
-                    f"a window may not be larger than the clip, got sliding_window_shapes {window!r} for a clip "
-                    f"of shape {tuple(clip.shape)} in layout {self.layout.axes}; make (t, h, w) at most "
-                    f"{tuple(sizes[axis] for axis in 'THW')}"
+                    f"sliding_window_shapes must not be larger than the clip, got {window!r} for a clip of shape "
+                    f"{tuple(clip.shape)} in layout {self.layout.axes}. Use (t, h, w) of at most "
+                    f"{tuple(sizes[axis] for axis in 'THW')}."
                 )
-            found.append(sides)
-        return found
+            result.append(sides)
+        return result
 
     def _strides(self, strides: Any, windows: list[Sides], clips: tuple[Tensor, ...]) -> list[Sides]:
-        """One stride per clip, over its axes after the batch."""
-        found = []
-        for stride, window, clip in zip(_each("strides", strides, len(clips)), windows, clips, strict=True):
+        """Return one stride per clip, over its axes after the batch."""
+        result = []
+        for stride, window, clip in zip(_per_input("strides", strides, len(clips)), windows, clips, strict=True):
             same = 1 if stride is None else stride
-            steps = self._whole("strides", stride if isinstance(same, (tuple, list)) else (same,) * 4, clip)
+            steps = self._along_axes("strides", stride if isinstance(same, (tuple, list)) else (same,) * 4, clip)
             for step, side, size in zip(steps, window, clip.shape[1:], strict=True):
                 if step > side < size:
                     raise ValueError(
-                        f"a stride longer than the window leaves voxels without an attribution, but strides {stride!r} "
-                        f"came with a window of {window} (axes {self.layout.axes[1:]}); make it at most {side} there"
+                        f"strides must not be longer than the window, got strides {stride!r} with a window of {window} "
+                        f"(axes {self.layout.axes[1:]}). Voxels between windows would have no attribution. Use at most "
+                        f"{side} there."
                     )
-            found.append(steps)
-        return found
+            result.append(steps)
+        return result
 
-    def _whole(self, name: str, sides: Any, clip: Tensor) -> Sides:
-        """``(t, h, w)``, or four sides as they are, along the axes after the batch."""
+    def _along_axes(self, name: str, sides: Any, clip: Tensor) -> Sides:
+        """Return sides along the axes after the batch, from ``(t, h, w)`` or from four sides."""
         if not (isinstance(sides, tuple) and len(sides) in (3, 4)):
             raise ValueError(
-                f"{name} are whole numbers, (t, h, w) or one for each of {self.layout.axes[1:]}, got {sides!r} "
-                f"for a clip of shape {tuple(clip.shape)}"
+                f"{name} must be integers (t, h, w), or one for each of {self.layout.axes[1:]}, got {sides!r} for a "
+                f"clip of shape {tuple(clip.shape)}. Pass a tuple, such as (4, 16, 16)."
             )
         letters = "THW" if len(sides) == 3 else self.layout.axes[1:]
         for axis, side in zip(letters, sides, strict=True):
@@ -152,12 +153,14 @@ class VideoOcclusion(PerturbationAttribution):
         return tuple(named[axis] for axis in self.layout.axes[1:])
 
 
-def _each(name: str, value: Any, inputs: int) -> tuple[Any, ...]:
-    """One value per input."""
+def _per_input(name: str, value: Any, inputs: int) -> tuple[Any, ...]:
+    """Return one value per input."""
     if not isinstance(value, tuple):
         return (value,) * inputs
     if inputs == 1 and not (len(value) == 1 and isinstance(value[0], tuple)):
         return (value,)
     if len(value) != inputs:
-        raise ValueError(f"{name} must be one per input, {inputs}, got {value!r}")
+        raise ValueError(
+            f"{name} must have one item per input, {inputs} here, got {value!r}. Pass a tuple of {inputs}."
+        )
     return value

@@ -1,4 +1,4 @@
-"""RISE for video: random masks over space and time, and what the model's answer owes to each voxel of them."""
+"""RISE for video: attributions from random masks over space and time."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ Sides = tuple[int, int, int]
 
 
 class RISE(PerturbationAttribution):
-    """How the target's output changes with what random masks show of the clip.
+    """Attribution method that measures how the target's output changes with random masks of the clip.
 
-    Each mask is a coarse grid of cells, shown with probability ``keep`` and hidden otherwise, stretched trilinearly to
-    the clip from a random shift of up to a cell in time, height and width. No gradient and no layer is needed.
+    Each mask is a coarse grid of cells. A cell is shown with probability ``keep`` and hidden otherwise. The grid is
+    interpolated trilinearly to the size of the clip, with a random shift of up to one cell in time, height and width.
+    The method needs no gradient and no access to layers.
 
     Example:
         >>> from captum_staa import VideoClassifier, VideoAttribution
@@ -40,25 +41,25 @@ class RISE(PerturbationAttribution):
         True
 
     Args:
-        forward_func: a :class:`VideoClassifier`, or any function of clips that gives one row of outputs per example.
-        layout: the order of the clips' axes; may be left out for a classifier, which knows its own.
+        forward_func: a :class:`VideoClassifier`, or any function of clips that returns one row of outputs per example.
+        layout: the order of the clips' axes, such as ``"BCTHW"``. Optional for a classifier, which has a layout.
 
     Raises:
-        ValueError: there is no layout, or another than the classifier's.
+        ValueError: the layout is missing, or differs from the classifier's.
 
     Note:
         With scores s_i of masks M_i, i = 1 .. N, a voxel's attribution is ``sum_i (s_i - mean(s)) M_i / ((N - 1)
-        Var M)``: the sample covariance of score and mask, which is unbiased, over the mask's known variance; in other
-        words, the slope of the score along the mask there. The paper's ``sum_i s_i M_i / (N keep)`` ranks voxels alike
-        in the limit, but adds the mean score to all of them, and with it the noise by which the mean of M_i strays
-        from ``keep``. Here both are gone, and a model that always gives the same answer gets zero.
+        Var M)``: the unbiased sample covariance of score and mask, divided by the known variance of the mask. This is
+        the slope of the score with respect to the mask at the voxel. The paper's ``sum_i s_i M_i / (N keep)`` ranks
+        voxels in the same order for large N, but it adds the mean score to all of them, and thus the noise of the mean
+        of M_i. Here both are removed, so the attribution of a constant model is zero.
 
-        Neighboring voxels are shown together, so a slope speaks for a neighborhood of about a cell, and slopes do not
-        add up to the output. Their standard error falls with the square root of ``n_samples``.
+        Neighboring voxels are shown together, so a slope describes a neighborhood of about one cell, and slopes do not
+        sum to the output. Their standard error decreases with the square root of ``n_samples``.
 
     Reference:
         Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018,
-        section 3; time is masked here as height and width are there.
+        section 3. Time is masked in the same way as height and width.
     """
 
     def __init__(self, forward_func: Callable[..., Any], layout: VideoLayout | str | None = None) -> None:
@@ -80,31 +81,31 @@ class RISE(PerturbationAttribution):
         keep: float = 0.5,
         generator: torch.Generator | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Attributions of the clip's own shape, spread evenly over channels.
+        """Return attributions of the shape of the clip, spread evenly over channels.
 
         Args:
-            inputs: clip, or a tuple of clips (RGB and flow), each with masks of its own.
-            baselines: what hides: a number, a tensor of the clip's shape or with a first axis of 1, one of
-                ``captum_staa.baselines``, a tuple of such for several inputs. None is 0.
-            target: as in Captum; needed where the model has several outputs.
+            inputs: clip, or a tuple of clips (RGB and flow), each with its own masks.
+            baselines: values of hidden voxels: a number, a tensor of the clip's shape or with a first axis of 1, a
+                function of ``captum_staa.baselines``, or a tuple of these for several inputs. None means 0.
+            target: as in Captum. Required if the model has several outputs.
             additional_forward_args: further positional arguments of the model.
-            perturbations_per_eval: masks per call of the model, each a copy of the whole batch in memory. Changes
-                speed, no number.
-            show_progress: draw a bar of the model's calls.
-            n_samples: N, how many masks; all clips of a batch get the same ones.
-            n_cells: ``(t, h, w)``, how many cells there are along time, height and width.
-            keep: probability that a cell is shown, between 0 and 1.
-            generator: draws the masks; None is one seeded with 0, for this call alone.
+            perturbations_per_eval: number of masks per call of the model, at least 1. Each needs a copy of the whole
+                batch in memory. It changes the speed, not the result.
+            show_progress: whether to show a progress bar over the calls of the model.
+            n_samples: N, the number of masks, at least 2. All clips of a batch get the same masks.
+            n_cells: ``(t, h, w)``, number of cells along time, height and width.
+            keep: probability that a cell is shown, between 0 and 1 (exclusive).
+            generator: draws the masks. None uses a new generator with seed 0 in each call.
 
         Returns:
-            Like ``inputs`` (float32 where they are of half precision). Summed over channels: how much the output rises
-            on average when the voxel, and with it its neighborhood, goes from hidden to shown. Positive is evidence
-            for the target. Contiguous and detached.
+            Like ``inputs`` (float32 if they are of half precision), contiguous and detached. Summed over channels, it
+            is the mean increase of the output when the voxel, with its neighborhood, changes from hidden to shown.
+            Positive values are evidence for the target.
 
         Raises:
-            ValueError: an option out of range, a baseline of another shape, a clip of the wrong rank or with nan, a
-                missing target.
-            TypeError: an argument of the wrong type, or an unknown one.
+            ValueError: an option is out of range, a baseline has the wrong shape, a clip has the wrong rank or holds
+                nan, or the target is missing.
+            TypeError: an argument has the wrong type or is unknown.
         """
         clips = clips_of(inputs, self.layout)
         hidden = baselines_for(clips, baselines)
@@ -112,41 +113,44 @@ class RISE(PerturbationAttribution):
         _check_options(n_samples, n_cells, keep)
         draw = generator_or_seeded(generator)
         score = TargetScore(self.forward_func, target, additional_forward_args, len(clips[0]))
-        cells, n_samples = tuple(map(int, n_cells)), int(n_samples)  # numpy's overflow, and have no negative powers
+        cells, n_samples = (
+            tuple(map(int, n_cells)),
+            int(n_samples),
+        )  # numpy integers overflow and have no negative powers
         slopes = [_Slope(self.layout, clip, cells, keep) for clip in clips]
         with torch.no_grad(), evaluations(self.get_name(), n_samples, perturbations_per_eval, show_progress) as tick:
-            # Scores count from the whole clip's, so that a large constant in them costs no digits.
+            # Use differences to the score of the whole clip, so that a large constant in the scores costs no precision.
             whole = score(tuple(clip.clone() for clip in clips))
             tick()
             for first in range(0, n_samples, perturbations_per_eval):
                 count = min(perturbations_per_eval, n_samples - first)
                 masks = [[slope.mask(draw) for slope in slopes] for _ in range(count)]
-                each = [torch.stack(column) for column in zip(*masks, strict=True)]  # (count, T, H, W) per input
-                altered = (self._blend(*parts) for parts in zip(clips, hidden, each, strict=True))
+                stacked = [torch.stack(column) for column in zip(*masks, strict=True)]  # (count, T, H, W) per input
+                altered = (self._blend(*parts) for parts in zip(clips, hidden, stacked, strict=True))
                 gains = score(tuple(altered), count) - whole  # (count, B)
-                for slope, column in zip(slopes, each, strict=True):
+                for slope, column in zip(slopes, stacked, strict=True):
                     slope.add(gains, column)
                 tick()
         maps = (self.layout.expand(slope.value(), clip) for slope, clip in zip(slopes, clips, strict=True))
         return _format_output(_is_tuple(inputs), tuple(maps))
 
     def attribute_future(self) -> NoReturn:
-        """Not offered: Captum's futures are for remote models."""
+        """Raise NotImplementedError: Captum's futures are for remote models."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     @classmethod
     def get_name(cls) -> str:
-        """``"RISE"``; Captum would spell it out."""
+        """Return ``"RISE"``."""
         return "RISE"
 
     def _blend(self, clip: Tensor, hidden: Tensor, masks: Tensor) -> Tensor:
-        """``(n * B, ...)``: the clips under masks ``(n, T, H, W)``, batch after batch."""
+        """Return the clips under masks ``(n, T, H, W)``, batch after batch: ``(n * B, ...)``."""
         shares = self.layout.from_working(masks[:, :, None])[:, None]  # (n, 1, *axes), one channel
         return torch.lerp(hidden.to(masks.dtype), clip.to(masks.dtype), shares).flatten(0, 1).to(clip.dtype)
 
 
 class _Slope:
-    """The masks of one input, and the slope of the score along them."""
+    """Class that draws the masks of one input and computes the slope of the score with respect to them."""
 
     def __init__(self, layout: VideoLayout, clip: Tensor, cells: Sequence[int], keep: float) -> None:
         self.size = layout.extent(clip)
@@ -159,8 +163,8 @@ class _Slope:
         self.together = self.like.new_zeros(len(clip), *self.size)
 
     def mask(self, generator: torch.Generator) -> Tensor:
-        """``(T, H, W)``, from 0, hidden, to 1, shown."""
-        # One cell more than fit for the shift, and one for the far corner of the last of them.
+        """Return a random mask ``(T, H, W)``, with values from 0 (hidden) to 1 (shown)."""
+        # One additional cell for the shift, and one for the far corner of the last cell.
         coarse = torch.rand([count + 2 for count in self.cells], generator=generator, device=generator.device)
         mask = (coarse < self.keep).to(self.like)
         for axis, (pixels, side) in enumerate(zip(self.size, self.sides, strict=True)):
@@ -172,7 +176,7 @@ class _Slope:
         return mask
 
     def add(self, gains: Tensor, masks: Tensor) -> None:
-        """Count scores ``(n, B)`` of masks ``(n, T, H, W)``, one after the other: chunks must not change the sums."""
+        """Add scores ``(n, B)`` of masks ``(n, T, H, W)`` one at a time, so that chunks do not change the sums."""
         for gain, mask in zip(gains.to(self.like), masks, strict=True):
             self.count += 1
             self.gained += gain
@@ -180,11 +184,12 @@ class _Slope:
             self.together += gain[:, None, None, None] * mask
 
     def value(self) -> Tensor:
-        """``(B, T, H, W)``: covariance of score and mask, over the mask's variance."""
+        """Return the covariance of score and mask divided by the variance of the mask, ``(B, T, H, W)``."""
         mean = self.gained / self.count
         covariance = (self.together - mean[:, None, None, None] * self.shown) / (self.count - 1)
-        # Of linear interpolation at place k/c between two cells, averaged over the shifts k = 0 .. c-1:
-        # mean of (1 - k/c)^2 + (k/c)^2 = (2 + 1/c^2) / 3 of a cell's own variance, along each axis.
+        # A voxel at position k/c between two cells is interpolated linearly. Along each axis, its variance averaged
+        # over the shifts k = 0 .. c-1 is the mean of (1 - k/c)^2 + (k/c)^2 = (2 + 1/c^2) / 3, times
+        # the variance of a cell.
         variance = self.keep * (1 - self.keep) * prod((2 + side**-2) / 3 for side in self.sides)
         return covariance / variance
 
@@ -193,4 +198,6 @@ def _check_options(n_samples: object, n_cells: object, keep: object) -> None:
     check_count("n_samples", n_samples, least=2)
     check_sides("n_cells", n_cells)
     if not (isinstance(keep, float) and 0 < keep < 1):
-        raise ValueError(f"keep is a probability between 0 and 1, got {keep!r}")
+        raise ValueError(
+            f"keep must be a float between 0 and 1 (exclusive), got {keep!r}. Pass a probability such as 0.5."
+        )

@@ -1,4 +1,4 @@
-"""Smoothing, as a step after any method: what a neighborhood in space and time says together."""
+"""Gaussian smoothing of attributions in space and time, as a step after any method."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from captum_staa.layout import VideoLayout
 
 
 def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 4.0, time: float = 1.0) -> Tensor:
-    """Attributions of any method, Captum's included, averaged over a Gaussian neighborhood.
+    """Return attributions averaged over a Gaussian neighborhood in space and time.
 
-    A single pixel's gradient is mostly noise; what a neighborhood holds together is not. Half the side of a patch in
-    space and half a tubelet in time is a good start. Sharp true borders blur by as much.
+    The gradient of a single pixel is mostly noise, and its mean over a neighborhood is less noisy. Half the side of a
+    patch in space and half a tubelet in time are good starting values. Sharp borders are blurred as well.
 
     Example:
         >>> import torch
@@ -23,31 +23,34 @@ def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 4.0, 
         >>> smoothed = smooth(attributions, "BCTHW", space=2.0, time=1.0)
         >>> smoothed.shape == attributions.shape, bool(smoothed[0, 0, 4, 16, 16] < 0.02)
         (True, True)
-        >>> round(float(smoothed.sum()), 3)  # away from borders, nothing is lost
+        >>> round(float(smoothed.sum()), 3)  # away from borders, the sum is kept
         3.0
 
     Args:
-        attributions: signed, of the clip's shape. Pass ``attributions.abs()`` where magnitude is meant: the signs of
-            neighboring pixels cancel otherwise.
-        layout: the order of its axes, such as ``"BCTHW"``.
-        space: standard deviation along height and width, pixels; 0 leaves them alone.
-        time: standard deviation along time, frames; 0 leaves it alone.
+        attributions: attributions of any method, Captum's methods included, of the clip's shape. Signs of neighboring
+            pixels cancel. Pass ``attributions.abs()`` to smooth the magnitude.
+        layout: the order of the axes, such as ``"BCTHW"``.
+        space: standard deviation along height and width, in pixels, at least 0. With 0, these axes are not smoothed.
+        time: standard deviation along time, in frames, at least 0. With 0, this axis is not smoothed.
 
     Returns:
-        A contiguous tensor of the same shape and dtype, each channel by itself. What lies outside the clip is
-        unknown, not zero: a constant stays constant up to the border.
+        A contiguous tensor of the same shape and dtype. Each channel is smoothed separately. Values outside the clip
+        are ignored instead of counted as zero, so a constant stays constant up to the border.
 
     Raises:
-        ValueError: ``attributions`` is not five-dimensional, holds nan or infinity, or a deviation is negative.
-        TypeError: ``attributions`` is no tensor of floats.
+        ValueError: ``attributions`` is not a 5-D tensor, holds nan or infinity, or a deviation is negative.
+        TypeError: ``attributions`` is not a tensor of floats.
     """
     layout = VideoLayout.of(layout)
     layout.check_values(attributions, "attributions")
     if not all(is_number(width) and 0 <= width < float("inf") for width in (space, time)):
-        raise ValueError(f"standard deviations are finite and at least 0, got {space = }, {time = }")
+        raise ValueError(
+            f"space and time must be finite numbers of at least 0, got {space = }, {time = }. Pass 0 to leave an axis "
+            f"unchanged."
+        )
     wide = torch.promote_types(attributions.dtype, torch.float32)
     frames = layout.to_working(attributions.detach().to(wide)).transpose(1, 2)  # (B, C, T, H, W)
     blurred = gaussian(frames.flatten(0, 1), (time, space, space)).view(frames.shape)
     smoothed = layout.from_working(blurred.transpose(1, 2))
-    # A copy also where neither axis was blurred: writing into the result must not change what was passed.
+    # Copy in any case: writing into the result must not change the argument.
     return smoothed.to(attributions.dtype, copy=True, memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""The gates of an ST-ABN as an attribution: as they are, weighted by a gradient, or the branch's own class map."""
+"""Attributions from the attention branch of an ST-ABN: its gates, gates times gradient, or its class map."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
 @dataclass(frozen=True)
 class BranchAttribution(VideoAttribution):
-    """:class:`VideoAttribution` of an attention branch, with what is needed to read it.
+    """:class:`VideoAttribution` of an attention branch, with the logits of the branch and the resolution of the gates.
 
     Attributes:
-        joint: ``(B, T, H, W)``, what :meth:`AttentionBranch.attribute` spreads over channels.
-        spatial: ``(B, H, W)``, its sum over frames.
-        temporal: ``(B, T)``, of the temporal gates alone: their own signal, one value for all frames of a step.
-        logits: ``(B, K)``, the model's.
-        attention_logits: ``(B, K)``, the branch's own.
-        weighting: which of the three it is.
-        resolution: how coarse the gates are, such as ``"each bar covers 2 frames, each cell 8 x 8 pixels"``.
+        joint: ``(B, T, H, W)``, the map that :meth:`AttentionBranch.attribute` spreads over channels.
+        spatial: ``(B, H, W)``, the sum of ``joint`` over frames.
+        temporal: ``(B, T)``, computed from the temporal gates only. All frames of a step have the same value.
+        logits: ``(B, K)``, the logits of the model.
+        attention_logits: ``(B, K)``, the logits of the branch.
+        weighting: ``"gate"``, ``"grad_gate"`` or ``"class_map"``.
+        resolution: the resolution of the gates, such as ``"each bar covers 2 frames, each cell 8 x 8 pixels"``.
     """
 
     attention_logits: Tensor | None = None
@@ -62,7 +62,7 @@ class BranchAttribution(VideoAttribution):
 
 
 class AttentionBranch(Attribution):
-    """What the attention branch of an ST-ABN says of a clip.
+    """Attribution method that explains an ST-ABN by its attention branch.
 
     Example:
         >>> import torch
@@ -77,12 +77,12 @@ class AttentionBranch(Attribution):
         upsampling: from the layer's cells to pixels, ``"trilinear"`` or ``"nearest"``.
 
     Raises:
-        TypeError: ``st_abn`` is no :class:`STABN`.
-        ValueError: an unknown option.
+        TypeError: ``st_abn`` is not a :class:`STABN`.
+        ValueError: an option is unknown.
 
     Note:
-        A gate says where the branch opened, not that the answer depends on it: a network is free to ignore its gates,
-        and jointly trained ones often do. ``metrics.attention_usage`` measures it.
+        A gate shows where the branch is open. It does not show that the output depends on the gate: a network may
+        ignore its gates, and jointly trained networks often do. ``metrics.attention_usage`` measures this.
 
     Reference:
         ``"gate"``: Mitsuhara et al., arXiv 2110.15574. ``"grad_gate"`` weights each gate by the target's gradient, as
@@ -91,19 +91,19 @@ class AttentionBranch(Attribution):
     """
 
     def __init__(self, st_abn: nn.Module, *, upsampling: Literal["trilinear", "nearest"] = "trilinear") -> None:
-        found = st_abn_of(st_abn)
-        if found is None:
+        network = st_abn_of(st_abn)
+        if network is None:
             raise TypeError(
-                f"AttentionBranch reads a models.STABN, got {type(st_abn).__name__}; STABN.inject(model, layer) "
-                f"adds a branch to any video model, and fit_st_abn trains it"
+                f"st_abn must be a models.STABN, or a VideoClassifier around one, got {type(st_abn).__name__}. Add a "
+                f"branch to any video model with STABN.inject(model, layer), and train it with fit_st_abn."
             )
         check_choice("upsampling", upsampling, MODES)
         super().__init__(st_abn)
-        self.st_abn, self.layout, self.upsampling = found, found.layout, upsampling
+        self.st_abn, self.layout, self.upsampling = network, network.layout, upsampling
 
     @property
     def class_weighting(self) -> Weighting:
-        """The default where a class is asked for: gates that only observe have no gradient."""
+        """The default weighting if a target is given. Gates of an observing branch have no gradient."""
         return "gate" if self.st_abn.config.mechanism == "observe" else "grad_gate"
 
     @log_usage(part_of_slo=True)
@@ -116,29 +116,29 @@ class AttentionBranch(Attribution):
         weighting: Weighting | None = None,
         show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Attributions of the clip's own shape, spread evenly over channels.
+        """Return attributions of the shape of the clip, spread evenly over channels.
 
         Args:
             inputs: clip in the network's layout, or a tuple of one clip.
-            target: as in Captum; ``"gate"`` explains no class in particular and needs none.
+            target: as in Captum. Not needed for ``"gate"``, which does not depend on the class.
             additional_forward_args: further positional arguments of the model.
             weighting: one of
 
-                - ``"gate"``: M alpha as it is, in shares of the clip (a sum of 1): where the branch is open, whatever
-                  the class. The default without a target, and of a branch that only observes.
-                - ``"grad_gate"``: of both gates, gate times the gradient of the target's output: what the answer would
-                  lose, to first order, if the gate were shut. In units of the output, signed. The default with a
-                  target.
-                - ``"class_map"``: what every cell adds to the branch's own logit of the target, signed; a clip sums to
-                  that logit less its bias.
-            show_progress: accepted as everywhere in Captum; one forward has no progress to show.
+                - ``"gate"``: M alpha, normalized to a sum of 1 per clip. It shows where the branch is open and does not
+                  depend on the class. The default without a target, and for a branch that only observes.
+                - ``"grad_gate"``: the sum over both gates of gate times gradient of the target's output. This is the
+                  first-order decrease of the output if the gate were closed, signed, in units of the output. The
+                  default with a target.
+                - ``"class_map"``: the signed contribution of every cell to the branch's logit of the target. A clip
+                  sums to this logit minus its bias.
+            show_progress: accepted for compatibility with Captum and ignored, because there is one forward only.
 
         Returns:
-            Like ``inputs`` (float32 where they are of half precision): contiguous, detached.
+            Like ``inputs`` (float32 if they are of half precision), contiguous and detached.
 
         Raises:
-            ValueError: an unknown weighting, no target where one is needed, a clip of the wrong shape, a weighting by
-                gradients of gates that the answer does not depend on, or under inference_mode.
+            ValueError: the weighting is unknown, the target is missing, the clip has the wrong shape, the output does
+                not depend on the gates (for ``"grad_gate"``), or the call is under ``torch.inference_mode()``.
         """
         parts = self.attribute_maps(inputs, target, additional_forward_args, weighting=weighting)
         clip = _format_tensor_into_tuples(inputs)[0]
@@ -153,7 +153,7 @@ class AttentionBranch(Attribution):
         weighting: Weighting | None = None,
         show_progress: bool = False,
     ) -> BranchAttribution:
-        """The same attribution as :class:`BranchAttribution`, in float32 at least."""
+        """Return the same attribution as :class:`BranchAttribution`, in float32 or wider."""
         clip = one_clip(inputs, self.layout, self.get_name())
         if weighting is None:
             weighting = "gate" if target is None else self.class_weighting
@@ -166,10 +166,10 @@ class AttentionBranch(Attribution):
         frames = to_pixels(steps, size, self.st_abn.grid, "nearest")[:, :, 0, 0]
         if weighting == "gate":
             total = pixels.sum((1, 2, 3), keepdim=True)
-            pixels = pixels / total.clamp(min=torch.finfo(total.dtype).tiny)  # an override may shut all gates
-        else:  # a cell's value is shared by its pixels, a step's by its frames
-            behind = covered(joint, size, self.st_abn.grid)
-            pixels, frames = pixels * (prod(grid) / prod(behind)), frames * (grid[0] / behind[0])
+            pixels = pixels / total.clamp(min=torch.finfo(total.dtype).tiny)  # an override may close all gates
+        else:  # spread the value of a cell over its pixels, and that of a step over its frames
+            sizes = covered(joint, size, self.st_abn.grid)
+            pixels, frames = pixels * (prod(grid) / prod(sizes)), frames * (grid[0] / sizes[0])
         return BranchAttribution(
             joint=pixels,
             spatial=pixels.sum(1),
@@ -181,18 +181,18 @@ class AttentionBranch(Attribution):
         )
 
     def attribute_future(self) -> NoReturn:
-        """Not offered: Captum's futures are for remote models, and gates are read in this process."""
+        """Raise NotImplementedError: Captum's futures are for remote models, and gates are read in this process."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     @classmethod
     def get_name(cls) -> str:
-        """``"AttentionBranch"``; Captum would spell it out."""
+        """Return ``"AttentionBranch"``."""
         return "AttentionBranch"
 
     def _weighted(
         self, clip: Tensor, target: TargetType, additional_forward_args: object, weighting: Weighting
     ) -> tuple[Tensor, Gates, tuple[Tensor, Tensor]]:
-        """The model's logits, the gates, and ``(B, t, h, w)`` of both with ``(B, t)`` of the temporal ones alone."""
+        """Return the logits, the gates, and the weighted maps: joint ``(B, t, h, w)`` and temporal ``(B, t)``."""
         extra = _format_additional_forward_args(additional_forward_args) or ()
         if weighting == "gate":
             with torch.no_grad(), without_compiling():
@@ -213,8 +213,9 @@ class AttentionBranch(Attribution):
             slopes = torch.autograd.grad(score, taken, materialize_grads=True) if score.requires_grad else ()
         if not any(bool(slope.any()) for slope in slopes):
             raise ValueError(
-                f"the answer does not depend on the gates (mechanism={self.st_abn.config.mechanism!r}), so "
-                f"weighting='grad_gate' has nothing to weigh; train the branch with fit_st_abn, or take 'gate'"
+                f"weighting='grad_gate' needs an output that depends on the gates, got gradients of zero with "
+                f"mechanism={self.st_abn.config.mechanism!r}. Train the branch with fit_st_abn, or use "
+                f"weighting='gate'."
             )
         of_space, of_time = ((_wide(gate.detach()) * slope)[:, 0] for gate, slope in zip(taken, slopes, strict=True))
         return logits, gates, (of_space + of_time, of_time.sum((2, 3)))

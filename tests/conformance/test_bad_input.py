@@ -133,13 +133,15 @@ def test_clips_of_another_size(trial: Trial) -> None:
 
 @over("vivit", kinds=("gradient", "attention", "learning"), ours=True)
 def test_more_clips_than_it_explains(trial: Trial) -> None:
-    refuses(trial, Bad(lambda c: c.inputs * 2, "one clip tensor per example, got a tuple of 2 inputs"), "inputs")
+    refuses(trial, Bad(lambda c: c.inputs * 2, "one clip tensor, got a tuple of 2 inputs"), "inputs")
 
 
 @over("two-stream", ours=True)
 def test_clips_of_several_batches(trial: Trial) -> None:
     rgb, flow = trial.case.inputs
-    refuses(trial, Bad(lambda c: (rgb, flow[:1]), r"same examples.*\(2, 3, 4, 12, 10\), \(1, 2, 4, 12, 10\)"), "inputs")
+    refuses(
+        trial, Bad(lambda c: (rgb, flow[:1]), r"same batch size.*\(2, 3, 4, 12, 10\), \(1, 2, 4, 12, 10\)"), "inputs"
+    )
     refuses(trial, Bad(lambda c: (rgb, flow / 0), r"inputs\[1\]"), "inputs")
 
 

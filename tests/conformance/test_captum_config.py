@@ -187,7 +187,7 @@ def spread(values: Tensor) -> Tensor:
 def test_staa_is_spread_gradient_times_input(given: Donated) -> None:
     clips = given.lifted
     if len(given.inputs) > 1:
-        with pytest.raises(ValueError, match="one clip tensor per example, got a tuple of 2 inputs"):
+        with pytest.raises(ValueError, match="one clip tensor, got a tuple of 2 inputs"):
             clips.attribute(explain(clips))
     elif True in clips.extra:  # an output of four axes
         with pytest.raises(ValueError, match=r"logits \(B, K\), got logits of shape \(\d+, 2, 2, 2\)"):
@@ -211,7 +211,7 @@ def test_grad_cam_is_captums_or_says_why_not(given: Donated) -> None:
         return GradCAM(row.net, row.layer_module, "BCTHW")
 
     if given.layer != "conv2":  # rows have neither space nor time
-        with pytest.raises(ValueError, match=r"cannot be folded to \(B, C, t, h, w\)|a tuple of 2 inputs"):
+        with pytest.raises(ValueError, match=r"must be \(B, C, t, h, w\)|a tuple of 2 inputs"):
             clips.attribute(explain_layer(clips))
         return
     (cam,) = given.attribute(LayerGradCam(given.net, given.layer_module))  # (B, 1, 2, 2)

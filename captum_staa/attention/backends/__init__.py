@@ -1,4 +1,4 @@
-"""How models compute attention, and how each way is read: one context manager per backend."""
+"""Backends of ``capture``: one context manager for each way in which models compute attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules that call ``F.scaled_dot_product_attention``, and ``nn.MultiheadAttention``."""
+"""Backend for modules that call ``F.scaled_dot_product_attention``, and for ``nn.MultiheadAttention``."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from captum_staa.models.families import AttentionLayer
 
 
 @contextmanager
-def sdpa_backend(module: nn.Module, site: AttentionLayer, session: CaptureState) -> Iterator[None]:
-    """Remember, while ``module`` runs, that the attention computed now is its own."""
+def sdpa_backend(module: nn.Module, layer: AttentionLayer, state: CaptureState) -> Iterator[None]:
+    """Mark ``layer`` as the current one while ``module`` runs."""
 
     def enter(module: nn.Module, args: Any) -> None:
-        if session.active:
-            _LAYER.set(site)
+        if state.active:
+            _LAYER.set(layer)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if session.active:
+        if state.active:
             _LAYER.set(None)
 
     handles = module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)
@@ -39,29 +39,29 @@ def sdpa_backend(module: nn.Module, site: AttentionLayer, session: CaptureState)
             handle.remove()
 
 
-_LAYER: ContextVar[AttentionLayer | None] = ContextVar("captum_staa_site", default=None)
+_LAYER: ContextVar[AttentionLayer | None] = ContextVar("captum_staa_layer", default=None)
 
 
 class CallMode(TorchFunctionMode):
-    """Sees every torch function of this thread; steps in at the two that compute attention, inside a site."""
+    """Function mode that intercepts the two attention functions of torch while a captured layer runs."""
 
-    def __init__(self, session: CaptureState) -> None:
+    def __init__(self, state: CaptureState) -> None:
         super().__init__()
-        self.session = session
+        self.state = state
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        site = _LAYER.get()
-        if site is not None and self.session.active:
+        layer = _LAYER.get()
+        if layer is not None and self.state.active:
             if func is F.scaled_dot_product_attention:
-                return self._attend(site, *args, **kwargs)[0]
+                return self._attend(layer, *args, **kwargs)[0]
             if func is F.multi_head_attention_forward:
-                return self._multi_head(site, func, args, kwargs)
+                return self._multi_head(layer, func, args, kwargs)
         return func(*args, **kwargs)
 
     def _attend(
         self,
-        site: AttentionLayer,
+        layer: AttentionLayer,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -71,10 +71,10 @@ class CallMode(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> tuple[Tensor, tiles.Operands]:
-        """``F.scaled_dot_product_attention``, read on its way."""
+        """Read one call of ``F.scaled_dot_product_attention``; return its output and its operands."""
         operands = operands_of(query, key, value, attn_mask, is_causal, scale)
-        call = AttentionCall(site, operands, dropout=dropout_p)
-        self.session.take(call)
+        call = AttentionCall(layer, operands, dropout=dropout_p)
+        self.state.take(call)
         if call.output is not None:
             return call.output.view(*query.shape[:-1], value.shape[-1]), operands
         options = {"enable_gqa": True} if enable_gqa else {}
@@ -83,24 +83,25 @@ class CallMode(TorchFunctionMode):
         )
         return output, operands
 
-    def _multi_head(self, site: AttentionLayer, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run torch's own code of nn.MultiheadAttention, with the attention inside it read like any other.
+    def _multi_head(self, layer: AttentionLayer, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run torch's own code of nn.MultiheadAttention and read the attention inside it.
 
-        Asked for its weights, that code would hand out a view of them that is no part of the way to its output, and
-        has no gradient. So it is never asked, and weights that the model wants are computed beside it.
+        With ``need_weights=True``, torch returns a view of the weights from which its output is not computed, so this
+        view has no gradient. The code therefore runs with ``need_weights=False``, and weights that the model needs are
+        computed separately.
         """
         seen: list[tiles.Operands] = []
 
         def attend(*inner: Any, **options: Any) -> Tensor:
-            output, operands = self._attend(site, *inner, **options)
+            output, operands = self._attend(layer, *inner, **options)
             seen.append(operands)
             return output
 
-        # a mode further out, that of a capture around this one, must not catch the call and run the original
-        inside = {"scaled_dot_product_attention": attend, "has_torch_function": lambda operands: False}
-        names = {**func.__globals__, **inside}
-        own = FunctionType(func.__code__, names, func.__name__, func.__defaults__)
-        output, _ = own(*args, **{**kwargs, "need_weights": False})
+        # An outer mode, of a capture around this one, must not intercept the call and run the original function.
+        replaced = {"scaled_dot_product_attention": attend, "has_torch_function": lambda operands: False}
+        names = {**func.__globals__, **replaced}
+        run = FunctionType(func.__code__, names, func.__name__, func.__defaults__)
+        output, _ = run(*args, **{**kwargs, "need_weights": False})
         if not kwargs.get("need_weights", True):
             return output, None
         weights = seen[0].probabilities()  # (B, heads, Q, N)

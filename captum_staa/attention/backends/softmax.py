@@ -1,4 +1,4 @@
-"""Models that compute attention probabilities themselves and send them through a dropout layer."""
+"""Backend for models that compute attention probabilities themselves and apply a dropout layer to them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from captum_staa.models.families import AttentionLayer
 
 
 @contextmanager
-def softmax_backend(module: nn.Module, site: AttentionLayer, session: CaptureState) -> Iterator[None]:
+def softmax_backend(module: nn.Module, layer: AttentionLayer, state: CaptureState) -> Iterator[None]:
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if session.active:
-            session.take(AttentionCall(site, None, ready=args[0]))
+        if state.active:
+            state.take(AttentionCall(layer, None, ready=args[0]))
 
     handle = module.register_forward_pre_hook(hook)
     try:

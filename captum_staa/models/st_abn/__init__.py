@@ -1,4 +1,4 @@
-"""The Spatio-Temporal Attention Branch Network: its parts, its loss and its training."""
+"""The Spatio-Temporal Attention Branch Network (ST-ABN): the network, its loss and its training."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["STABN", "Branch", "BranchExplanation", "FitHistory", "Gates", "STABN
 
 
 def as_classifier(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """An ST-ABN in a folder, and the keywords of the :class:`VideoClassifier` around it."""
+    """Return the ST-ABN of a folder, and the keyword arguments of the :class:`VideoClassifier` around it."""
     st_abn = STABN.from_pretrained(folder)
-    facts = ("layout", "labels", "num_frames", "image_size", "preprocessing")
-    return st_abn, {name: getattr(st_abn.model, name) for name in facts}
+    names = ("layout", "labels", "num_frames", "image_size", "preprocessing")
+    return st_abn, {name: getattr(st_abn.model, name) for name in names}

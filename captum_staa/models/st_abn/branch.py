@@ -1,4 +1,4 @@
-"""The attention branch: from a layer's features to class evidence, a spatial map, temporal weights and own logits."""
+"""The attention branch: from the features of a layer to class evidence, spatial and temporal gates, and logits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Temporal = Literal["any", "fixed"]
 
 @dataclass(frozen=True)
 class Gates:
-    """What a branch says of a clip's features ``(B, C, t, h, w)``.
+    """Class that holds the output of a branch for features ``(B, C, t, h, w)``.
 
     Attributes:
-        spatial: ``(B, 1, t, h, w)`` in (0, 1), the paper's M: where, in every step of time.
-        temporal: ``(B, 1, t, 1, 1)`` in (0, 1), the paper's alpha: when.
-        evidence: ``(B, K', t, h, w)``, from which the branch's own class scores are a mean and a linear layer.
-        logits: ``(B, K)``, those scores.
+        spatial: ``(B, 1, t, h, w)`` in (0, 1), the paper's M: the weight of each position in each step of time.
+        temporal: ``(B, 1, t, 1, 1)`` in (0, 1), the paper's alpha: the weight of each step of time.
+        evidence: ``(B, K', t, h, w)``, maps from which the branch's logits are computed, by a mean and a linear layer.
+        logits: ``(B, K)``, the logits of the branch.
     """
 
     spatial: Tensor
@@ -32,14 +32,14 @@ class Gates:
 
 
 def group_norm(channels: int) -> nn.Module:
-    """Four groups where channels allow: no running statistics, so that a clip's answer is its own."""
+    """Return a group norm. It has no running statistics, so the output for a clip does not depend on other clips."""
     return nn.GroupNorm(4 if channels % 4 == 0 else 1, channels)
 
 
 class FixedTime(nn.Module):
     """The paper's temporal weights: ``sigmoid(W2 relu(W1 GAP(relu(conv_T(relu(BN(conv3x3x3(A))))))))``.
 
-    Its last three layers mix steps by weights for each pair of them, so it knows one number of steps only.
+    Its last three layers have weights for each pair of steps, so the number of steps is fixed.
     """
 
     def __init__(self, channels: int, steps: int, norm: Norm) -> None:
@@ -53,8 +53,8 @@ class FixedTime(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         if maps.shape[2] != self.steps:
             raise ValueError(
-                f"the temporal head is fixed to {self.steps} steps, got maps of shape {tuple(maps.shape)}, which "
-                f"is (B, K', t, h, w): give clips of the length it was built for, or build it with temporal='any'"
+                f"maps (B, K', t, h, w) of a fixed temporal head must have {self.steps} steps, got shape "
+                f"{tuple(maps.shape)}. Pass clips of the original length, or build the branch with temporal='any'."
             )
         squeezed = torch.relu(self.norm(self.squeeze(maps)))[:, 0]  # (B, t, h, w)
         pooled = torch.relu(self.mix(squeezed)).mean((2, 3))  # (B, t)
@@ -62,13 +62,13 @@ class FixedTime(nn.Module):
 
 
 class AnyTime(nn.Module):
-    """Temporal weights for any number of steps: convolutions over time, whose ends see themselves, not zeros."""
+    """Temporal weights for any number of steps: convolutions over time with replicated padding at the ends."""
 
     def __init__(self, channels: int, width: int, norm: Norm) -> None:
         super().__init__()
         self.squeeze = nn.Conv3d(channels, width, 3, padding=1, bias=False, padding_mode="replicate")
         self.norm = norm(width)
-        # The mean says how much of a frame speaks, the maximum how clearly: evidence may be small.
+        # The mean measures how much of a frame is evidence. The maximum also detects small evidence.
         self.mix = nn.Conv1d(2 * width, width, 3, padding=1, padding_mode="replicate")
         self.weigh = nn.Conv1d(width, 1, 3, padding=1, padding_mode="replicate")
 
@@ -79,7 +79,7 @@ class AnyTime(nn.Module):
 
 
 class Branch(nn.Module):
-    """An attention branch over features ``(B, C, t, h, w)``.
+    """Module that computes an attention branch from features ``(B, C, t, h, w)``.
 
     Example:
         >>> branch = Branch(nn.Conv3d(8, 16, 1), width=16, num_classes=5, steps=4)
@@ -88,15 +88,15 @@ class Branch(nn.Module):
         (torch.Size([2, 1, 4, 6, 6]), torch.Size([2, 1, 4, 1, 1]), torch.Size([2, 5]))
 
     Args:
-        body: from C to ``width`` channels, with the features' own t, h and w.
-        width: channels of the body's output.
-        num_classes: K of its class scores.
-        steps: t of the features that it is made for. With ``temporal="any"`` it takes others, too: class scores are
-            then of evidence averaged to ``steps`` bins.
-        temporal: ``"any"`` number of steps, or the paper's ``"fixed"``.
-        maps: K', maps of class evidence; the paper has one for each class.
-        norm: makes a normalization layer for a number of channels.
-        dropout: before the linear layer of the class scores.
+        body: module from C to ``width`` channels that keeps t, h and w of the features.
+        width: number of channels of the body's output.
+        num_classes: K, the number of classes.
+        steps: expected t of the features. With ``temporal="any"``, other values work as well: the evidence is averaged
+            to ``steps`` bins before the logits are computed.
+        temporal: ``"any"`` for any number of steps, or the paper's ``"fixed"``.
+        maps: K', number of maps of class evidence; None for one per class, as in the paper.
+        norm: function from a number of channels to a normalization layer.
+        dropout: dropout probability before the linear layer of the logits, in [0, 1).
 
     Reference:
         Mitsuhara et al., arXiv 2110.15574, section 3: A = relu(BN(conv(BN(body)))), M = sigmoid(BN(conv(A))).
@@ -139,5 +139,5 @@ class Branch(nn.Module):
         )
 
     def pooled(self, evidence: Tensor) -> Tensor:
-        """``(B, K' steps)`` means of the evidence ``(B, K', t, h, w)``, of which the class scores are linear."""
+        """Return means ``(B, K' steps)`` of the evidence ``(B, K', t, h, w)``: the input of the linear layer."""
         return F.adaptive_avg_pool3d(evidence, (self.steps, 1, 1)).flatten(1)

@@ -1,4 +1,4 @@
-"""Building a branch for a layer: which parts, of which sizes."""
+"""Construction of an attention branch for a layer."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ NORMS: dict[NormName, Norm] = {"group": group_norm, "batch": nn.BatchNorm3d}
 
 @dataclass(frozen=True)
 class BranchConfig:
-    """All that is needed to build a branch again, beside the model.
+    """Class that holds all options of a branch, so that it can be built again for the same model.
 
     Attributes:
-        layer: name of the layer whose output passes through the gates.
-        mechanism: how the gates act on it.
-        body: ``"light"``, one convolution; ``"stage"``, a copy at stride 1 of the trunk's last stage; ``"own"``, a
-            module that was passed.
-        width: channels of a light body.
-        maps: maps of class evidence; None for one per class.
-        temporal: ``"any"`` number of steps, or ``"fixed"``.
+        layer: name of the layer whose output is multiplied by the gates.
+        mechanism: how the gates act on this output.
+        body: ``"light"``, one convolution; ``"stage"``, a copy of the trunk's last stage with stride 1; ``"own"``, a
+            module of the user.
+        width: number of channels of a light body.
+        maps: number of maps of class evidence; None for one per class.
+        temporal: ``"any"`` for any number of steps, or ``"fixed"``.
         norm: ``"group"`` or ``"batch"``.
-        dropout: before the linear layer of the branch's class scores.
+        dropout: dropout probability before the linear layer of the branch's logits, in [0, 1).
     """
 
     layer: str
@@ -59,12 +59,12 @@ class BranchConfig:
         check_choice("temporal", self.temporal, get_args(Temporal))
         check_choice("norm", self.norm, NORMS)
         check_count("width", self.width)
-        object.__setattr__(self, "width", int(self.width))  # numpy's cannot be written to a config.json
+        object.__setattr__(self, "width", int(self.width))  # integers of numpy cannot be written to config.json
         if self.maps is not None:
             check_count("maps", self.maps)
             object.__setattr__(self, "maps", int(self.maps))
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is in [0, 1), got {self.dropout!r}")
+            raise ValueError(f"dropout must be at least 0 and less than 1, got {self.dropout!r}. Pass, e.g., 0.5.")
 
 
 def build(
@@ -75,9 +75,9 @@ def build(
     example: Tensor | None,
     body: nn.Module | None,
 ) -> tuple[Branch, nn.Module]:
-    """The branch and the mechanism for a layer, on its device; what the layer gives is learned by one forward."""
-    found = probe(model, layer, config.layer, grid, example)
-    features, norm = found.features, NORMS[config.norm]
+    """Return the branch and the mechanism for a layer, on its device. One forward determines the sizes."""
+    probed = probe(model, layer, config.layer, grid, example)
+    features, norm = probed.features, NORMS[config.norm]
     channels, steps = features.shape[1:3]
     if body is None:
         body = nn.Sequential(
@@ -86,18 +86,18 @@ def build(
             nn.ReLU(),
         )
     body = body.to(features)
-    with torch.no_grad(), eval_mode(body):  # its running statistics are no business of zeros
-        given = body(features)
-    if not isinstance(given, Tensor) or given.ndim != 5 or given.shape[2:] != features.shape[2:]:
-        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    with torch.no_grad(), eval_mode(body):  # eval mode: this input must not change running statistics
+        output = body(features)
+    if not isinstance(output, Tensor) or output.ndim != 5 or output.shape[2:] != features.shape[2:]:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"the branch's body must keep t, h and w, but of features {tuple(features.shape)} it makes {shape}; build "
-            f"it without strides"
+            f"body must keep t, h and w of the features, got {shape} for features of shape {tuple(features.shape)}. "
+            f"Build the body without strides."
         )
     branch = Branch(
         body,
-        given.shape[1],
-        found.num_classes,
+        output.shape[1],
+        probed.num_classes,
         steps,
         temporal=config.temporal,
         maps=config.maps,
@@ -113,7 +113,7 @@ def build(
 
 
 def _trunk(num_classes: int, trunk: Trunk | nn.Module) -> nn.Module:
-    """The residual 3D CNN by its name, or the one that was given, checked."""
+    """Return the residual 3D CNN with this name, or the given one after a check."""
     if isinstance(trunk, str):
         check_choice("trunk", trunk, get_args(Trunk))
         if trunk == "resnet50":
@@ -122,8 +122,8 @@ def _trunk(num_classes: int, trunk: Trunk | nn.Module) -> nn.Module:
     stages = getattr(trunk, "stages", None)
     if not isinstance(stages, nn.Sequential) or len(stages) < 2:
         raise ValueError(
-            f"the trunk must be 'small', 'resnet50', or a residual 3D CNN whose .stages is an nn.Sequential of two or "
-            f"more, got {type(trunk).__name__}; STABN.inject(model, layer) adds a branch to any other model"
+            f"trunk must be 'small', 'resnet50', or a residual 3D CNN whose .stages is an nn.Sequential of two or more "
+            f"stages, got {type(trunk).__name__}. Add a branch to any other model with STABN.inject(model, layer)."
         )
     return trunk
 
@@ -131,7 +131,7 @@ def _trunk(num_classes: int, trunk: Trunk | nn.Module) -> nn.Module:
 def paper(
     num_classes: int, trunk: Trunk | nn.Module, body: TrunkBody, temporal: Temporal, dropout: float
 ) -> tuple[nn.Module, BranchConfig]:
-    """A trunk, and the paper's branch for it: in front of its last stage, with norms of its kind."""
+    """Return a trunk and the config of the paper's branch: before the last stage, with norms of the same kind."""
     check_choice("body", body, get_args(TrunkBody))
     network = _trunk(num_classes, trunk)
     stages: nn.Sequential = network.stages  # type: ignore[assignment]
@@ -149,7 +149,7 @@ def paper(
 def around(
     trunk: nn.Module, config: BranchConfig, labels: list[str] | None, num_frames: int | None
 ) -> tuple[VideoClassifier, BranchConfig, Tensor, nn.Module | None]:
-    """What a branch over a trunk is assembled of: classifier, config, example, a stage as its body."""
+    """Return classifier, config, example clip and body, from which an ST-ABN over a trunk is assembled."""
     stages: nn.Sequential = trunk.stages  # type: ignore[assignment]
     frames = num_frames or (trunk.config.num_frames if isinstance(trunk, ResNet3D) else 32)
     fixed = frames if config.temporal == "fixed" or isinstance(trunk, ResNet3D) else None
@@ -159,7 +159,7 @@ def around(
 
 
 def at_stride_one(stage: nn.Module) -> nn.Module:
-    """A copy of a stage of convolutions that keeps t, h and w."""
+    """Return a copy of a stage with stride 1 in all convolutions, so that it keeps t, h and w."""
     stage = copy.deepcopy(stage)
     for module in stage.modules():
         if isinstance(module, nn.Conv3d):

@@ -1,4 +1,4 @@
-"""What is asked of a branch while one forward runs: gates of a user's, gradients at the gates, or nothing at all."""
+"""Options of a branch for one forward: gates of the user, gradients at the gates, or no gates."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from captum_staa.models.st_abn.branch import Gates
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked of a branch while one forward runs, and the gates that it saw.
+    """Class that holds the options of a branch for one forward, and collects the gates that were used.
 
     Attributes:
-        spatial, temporal: gates to take instead of the branch's own, as :meth:`STABN.override` has them.
-        leaves: the gates become leaves of the graph, every cell of the temporal ones its own.
-        off: the features pass by.
-        seen: the gates that were taken, one for each run of the layer; None where nobody asked.
+        spatial, temporal: gates that replace those of the branch, as in :meth:`STABN.override`.
+        leaves: whether the gates become leaves of the graph, with a separate temporal gate for every cell.
+        off: whether the features are passed on without gates.
+        seen: list to which the gates are appended, once per call of the layer; None to collect nothing.
     """
 
     spatial: Tensor | None = None
@@ -28,7 +28,7 @@ class Call:
     seen: list[Gates] | None = None
 
     def take(self, gates: Gates) -> Gates:
-        """The gates that act: the branch's own, or those of an override; as leaves where that is asked."""
+        """Return the gates to apply: those of the branch or of an override, as leaves if ``leaves`` is set."""
         batch, _, *cells = gates.spatial.shape
         taken = {"spatial": gates.spatial, "temporal": gates.temporal}
         if self.spatial is not None:
@@ -43,25 +43,30 @@ class Call:
 
 
 def check_gates(name: str, value: Tensor | None) -> None:
-    """Raise unless it is None, or a tensor of gates in [0, 1]: ``(B, t, h, w)`` for "spatial", else ``(B, t)``."""
+    """Raise an error unless ``value`` is None or gates in [0, 1]: ``(B, t, h, w)`` for "spatial", else ``(B, t)``."""
     if value is None:
         return
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor of gates or None, got {type(value).__name__}")
+        raise TypeError(
+            f"{name} must be a tensor of gates or None, got {type(value).__name__}. Convert it with torch.as_tensor."
+        )
     axes = "(B, t, h, w)" if name == "spatial" else "(B, t)"
     inside = value.numel() > 0 and bool(((value >= 0) & (value <= 1)).all())
     if value.ndim != axes.count(",") + 1 or not inside:
-        reach = f"values from {value.min():.3g} to {value.max():.3g}" if value.numel() else "no value"
-        raise ValueError(f"{name} must hold gates {axes} in [0, 1], got shape {tuple(value.shape)} with {reach}")
+        values = f"values from {value.min():.3g} to {value.max():.3g}" if value.numel() else "no values"
+        raise ValueError(
+            f"{name} must hold gates {axes} in [0, 1], got shape {tuple(value.shape)} with {values}. Reshape the "
+            f"tensor, or limit its values with clamp(0, 1)."
+        )
 
 
 def _averaged(value: Tensor, batch: int, cells: list[int], name: str) -> Tensor:
-    """Gates of the layer's cells, of a user's for cells or for whole numbers of frames and pixels per cell."""
+    """Return gates of the layer's cells, averaged from gates of cells or of frames and pixels."""
     sizes = list(value.shape[1:])
     if value.shape[0] not in (1, batch) or any(size % count for size, count in zip(sizes, cells, strict=True)):
         raise ValueError(
-            f"{name} gates of shape {tuple(value.shape)} came, but the layer has {(batch, *cells)}; give those, or the "
-            f"same in frames and pixels, multiples of them"
+            f"{name} gates must have the shape of the layer's gates, {(batch, *cells)}, or integer multiples of its "
+            f"sizes (frames and pixels), got shape {tuple(value.shape)}. Resize the gates to one of these."
         )
     wide = value.float()[:, None]
     if len(cells) == 1:

@@ -1,4 +1,4 @@
-"""What an ST-ABN says of a clip: its answer, its branch's own answer, and where and when the gates were open."""
+"""Explanation of a clip by an ST-ABN: the logits of model and branch, and the gates."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from captum_staa.result import VideoAttribution
 
 @dataclass(frozen=True)
 class BranchExplanation:
-    """Gates in the clip's own frames and pixels, beside those of the layer.
+    """Class that holds the gates in frames and pixels of the clip, the gates of the layer, and the logits.
 
     Attributes:
-        logits: ``(B, K)``, the model's.
-        attention_logits: ``(B, K)``, the branch's own.
-        spatial: ``(B, T, H, W)`` in (0, 1), where in each frame; between the layer's cells it is interpolated.
-        temporal: ``(B, T)`` in (0, 1), when; frames of one step have one value.
+        logits: ``(B, K)``, the logits of the model.
+        attention_logits: ``(B, K)``, the logits of the branch.
+        spatial: ``(B, T, H, W)`` in (0, 1), the weight of each pixel, interpolated between the layer's cells.
+        temporal: ``(B, T)`` in (0, 1), the weight of each frame. All frames of a step have the same value.
         grid: ``(t, h, w)`` of the layer.
-        gates: those of the layer, with the branch's evidence.
+        gates: the gates of the layer, with the evidence of the branch.
     """
 
     logits: Tensor
@@ -33,20 +33,20 @@ class BranchExplanation:
 
     @property
     def resolution(self) -> str:
-        """How coarse the gates are, in words."""
+        """The resolution of the gates, as text."""
         return resolution(self.grid, tuple(self.spatial.shape[1:]))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: where and when the gates were open, and what model and branch answer."""
+        """Return HTML for notebooks: the gates, and the classes predicted by model and branch."""
         gates = VideoAttribution(self.spatial, self.spatial.mean(1), self.temporal)
         answers = [logits.argmax(1).tolist() for logits in (self.logits, self.attention_logits)]
         rows = [[at, *pair] for at, pair in enumerate(zip(*answers, strict=True))]
-        said = notebook.block(self.resolution, notebook.table(["clip", "class", "class by the branch"], rows))
-        return f"<div>{gates._repr_html_()}{said}</div>"
+        classes = notebook.block(self.resolution, notebook.table(["clip", "class", "class by the branch"], rows))
+        return f"<div>{gates._repr_html_()}{classes}</div>"
 
 
 def resolution(grid: tuple[int, ...], size: tuple[int, ...]) -> str:
-    """How coarse a layer's grid ``(t, h, w)`` is over a clip of ``size`` ``(T, H, W)``.
+    """Return the resolution of a grid ``(t, h, w)`` over a clip of ``size`` ``(T, H, W)``, as text.
 
     Example:
         >>> resolution((8, 6, 6), (16, 48, 48))

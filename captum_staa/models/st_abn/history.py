@@ -1,4 +1,4 @@
-"""How the training of an ST-ABN went, epoch by epoch."""
+"""History of the training of an ST-ABN, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from captum_staa._utils import notebook
 
 @dataclass
 class FitHistory:
-    """How a training went.
+    """Class that holds the losses of a training.
 
     Attributes:
-        train: for every epoch, the mean of each term of the loss and of their sum, ``"loss"``.
-        validation: the same on the validation data; empty without them.
-        best: index of the epoch whose weights the network has now.
-        interrupted: whether Ctrl-C ended it.
+        train: for each epoch, the mean of each term of the loss and of their sum, ``"loss"``.
+        validation: the same for the validation data; empty if there are none.
+        best: index of the epoch whose weights the network has after the training.
+        interrupted: whether Ctrl-C ended the training.
     """
 
     train: list[dict[str, float]] = field(default_factory=list)
@@ -25,11 +25,11 @@ class FitHistory:
 
     @property
     def judged(self) -> list[float]:
-        """The loss by which epochs are compared: the validation's where there is one."""
+        """The loss by which epochs are compared: the validation loss if there is one, otherwise the training loss."""
         return [terms["loss"] for terms in self.validation or self.train]
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the losses by epoch, and every term at the first, the best and the last one."""
+        """Return HTML for notebooks: the losses by epoch, and every term at the first, the best and the last epoch."""
         sides = {name: side for name, side in (("train", self.train), ("validation", self.validation)) if side}
         losses = {name: [(float(at), of["loss"]) for at, of in enumerate(side)] for name, side in sides.items()}
         epochs = sorted({0, self.best, len(self.train) - 1} & set(range(len(self.train))))

@@ -1,4 +1,4 @@
-"""What an ST-ABN is trained for: answers of both heads, gates as a person edited them, or masks that keep an answer."""
+"""Losses of an ST-ABN: classification by both heads, agreement with edited gates, or masking of the clip."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from captum_staa.models.st_abn.branch import Gates
 from captum_staa.models.st_abn.network import STABN
 
 Preset = Literal["paper", "adapter", "posthoc", "edit"]
-# What each preset trains: all of the network, or what was added to it.
+# Modules that each preset trains: all of the network, or only the added ones.
 TRAINS = {"paper": "all", "adapter": "added", "posthoc": "added", "edit": "all"}
 
 
 @dataclass(frozen=True)
 class STABNLoss:
-    """The loss of an ST-ABN on a batch, as a sum of named terms.
+    """Class that computes the loss of an ST-ABN on a batch, as a sum of named terms.
 
     Example:
         >>> st_abn = STABN(num_classes=4)
@@ -34,19 +34,22 @@ class STABNLoss:
     Args:
         preset: one of
 
-            - ``"paper"``: cross entropy of the branch's own answer and of the model's; all is trained.
-            - ``"adapter"``: the same, but the model is frozen and only what was added learns.
-            - ``"posthoc"``: the model is frozen and its answers are nobody's business but its own. Gates learn to mask
-              the clip: what M alpha shows, and what alpha alone shows (whole frames), must keep the model's decision;
-              what they hide must not (its odds against what nothing shown gives); and they must be small and smooth.
-            - ``"edit"``: the paper's, and gates near those that a person drew: pass ``temporal=`` or ``spatial=``.
-        cover: for ``"posthoc"``: from clips to what is shown where a gate is closed, such as a blur; None shows zeros.
-        area: for ``"posthoc"``: weight of the gates' means.
-        smoothness: for ``"posthoc"``: weight of their total variation.
-        edit: for ``"edit"``: weight of the mean squared distance to the edited gates.
+            - ``"paper"``: cross entropy of the logits of branch and model. All parameters are trained.
+            - ``"adapter"``: the same loss, but the model is frozen and only the added modules are trained.
+            - ``"posthoc"``: the model is frozen and its outputs do not change. The gates learn to mask the clip. The
+              part of the clip shown by M alpha, and the frames shown by alpha, must keep the model's decision. The
+              hidden part must not keep it: the odds of the decision must fall to those of a fully hidden clip. The
+              gates must be small and smooth.
+            - ``"edit"``: the paper's loss plus the distance to gates edited by a person. Pass ``temporal=`` or
+              ``spatial=``.
+        cover: for ``"posthoc"``: function from clips to the content where a gate is closed, such as a blur; None uses
+            zeros.
+        area: for ``"posthoc"``: weight of the mean of the gates, at least 0.
+        smoothness: for ``"posthoc"``: weight of the total variation of the gates, at least 0.
+        edit: for ``"edit"``: weight of the mean squared distance to the edited gates, at least 0.
 
     Raises:
-        ValueError: an unknown preset, a negative weight, or a preset that does not fit the mechanism.
+        ValueError: the preset is unknown or does not fit the mechanism, or a weight is negative.
 
     Reference:
         ``"paper"``: Mitsuhara et al., arXiv 2110.15574. ``"edit"``: Mitsuhara et al., "Embedding Human Knowledge into
@@ -64,7 +67,9 @@ class STABNLoss:
         check_choice("preset", self.preset, TRAINS)
         for name in ("area", "smoothness", "edit"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} weighs a term and is at least 0, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be a number of at least 0, got {getattr(self, name)!r}. Pass 0 to leave the term out."
+                )
 
     def __call__(
         self,
@@ -74,7 +79,7 @@ class STABNLoss:
         temporal: Tensor | None = None,
         spatial: Tensor | None = None,
     ) -> Tensor:
-        """The sum of :meth:`terms`."""
+        """Return the sum of :meth:`terms`."""
         return torch.stack(list(self.terms(st_abn, clips, targets, temporal, spatial).values())).sum()
 
     def terms(
@@ -85,17 +90,20 @@ class STABNLoss:
         temporal: Tensor | None = None,
         spatial: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Weighted terms by name, each a scalar.
+        """Return the weighted terms by name, each a scalar tensor.
 
         Args:
             st_abn: the network.
-            clips: in its layout.
-            targets: ``(B,)`` classes or ``(B, K)`` probabilities; ``"posthoc"`` does not look at them.
-            temporal: ``(B, t)`` edited gates of the layer's steps, for ``"edit"``.
-            spatial: ``(B, t, h, w)`` of its cells, likewise.
+            clips: clips in the network's layout.
+            targets: ``(B,)`` classes or ``(B, K)`` probabilities; not used by ``"posthoc"``.
+            temporal: for ``"edit"``: edited gates of the layer's steps, ``(B, t)``.
+            spatial: for ``"edit"``: edited gates of the layer's cells, ``(B, t, h, w)``.
         """
         if self.preset != "edit" and (temporal is not None or spatial is not None):
-            raise ValueError(f"edited gates came, but preset={self.preset!r} has no use for them; take 'edit'")
+            raise ValueError(
+                f"temporal and spatial must be None with preset={self.preset!r}, got edited gates. Use preset='edit', "
+                f"or leave them out."
+            )
         if self.preset == "posthoc":
             return self._masking(st_abn, clips)
         logits, gates = st_abn.forward_with_gates(clips)
@@ -110,13 +118,14 @@ class STABNLoss:
     def _masking(self, st_abn: STABN, clips: Tensor) -> dict[str, Tensor]:
         if st_abn.config.mechanism != "observe":
             raise ValueError(
-                f"preset='posthoc' leaves the model's answers as they are, but this branch acts on them by "
-                f"mechanism={st_abn.config.mechanism!r}; STABN.inject(..., mechanism='observe')"
+                f"preset='posthoc' needs a branch that does not change the outputs, got "
+                f"mechanism={st_abn.config.mechanism!r}. Use STABN.inject(..., mechanism='observe')."
             )
         whole, gates = st_abn.forward_with_gates(clips)
         if whole.shape[1] < 2:
             raise ValueError(
-                f"preset='posthoc' keeps a decision between classes, but the model gives logits {tuple(whole.shape)}"
+                f"preset='posthoc' needs at least two classes, got logits of shape {tuple(whole.shape)}. Add an output "
+                f"for the other class."
             )
         joint, steps = (gates.spatial * gates.temporal)[:, 0], gates.temporal.expand_as(gates.spatial)[:, 0]
         cover = torch.zeros_like(clips) if self.cover is None else self.cover(clips)
@@ -130,7 +139,8 @@ class STABNLoss:
         decision = whole.detach().argmax(1)
         shown = [F.cross_entropy(answer, decision) for answer in answers[:4:2]]
         nothing = _log_odds(answers[4], decision).detach()
-        # The evidence is gone when the answer is what it is without the clip; further would be another class's case.
+        # The evidence is removed if the odds equal those without the clip. Lower odds would
+        # be evidence for another class.
         hidden = [F.softplus(_log_odds(answer, decision) - nothing).mean() for answer in answers[1:4:2]]
         variation = sum((joint.diff(dim=axis).abs().mean() for axis in (1, 2, 3)), steps.diff(dim=1).abs().mean())
         return {
@@ -142,7 +152,7 @@ class STABNLoss:
 
 
 def _log_odds(logits: Tensor, targets: Tensor) -> Tensor:
-    """``(B,)`` log p / (1 - p) of each clip's target."""
+    """Return log(p / (1 - p)) of the target of each clip, ``(B,)``."""
     wanted = logits.gather(1, targets[:, None])[:, 0]
     others = logits.scatter(1, targets[:, None], -torch.inf)
     return wanted - others.logsumexp(1)
@@ -155,16 +165,19 @@ def _distance(gates: Gates, temporal: Tensor | None, spatial: Tensor | None) -> 
         if edited is not None
     ]
     if not pairs:
-        raise ValueError("preset='edit' needs the gates that a person drew: pass temporal=(B, t) or spatial=")
+        raise ValueError(
+            "temporal or spatial must be given with preset='edit', got neither. Pass edited gates: temporal= of shape "
+            "(B, t), or spatial= of shape (B, t, h, w)."
+        )
     for gate, edited in pairs:
         if gate.shape != edited.flatten(1).shape:
             raise ValueError(
-                f"edited gates of shape {tuple(edited.shape)} came, but the layer has {tuple(gate.shape)} of them, "
-                f"clip by clip; st_abn.explain(clip).gates has their shape"
+                f"edited gates, flattened per clip, must have the shape {tuple(gate.shape)} of the layer's gates, got "
+                f"shape {tuple(edited.shape)}. See st_abn.explain(clip).gates for the shape."
             )
     return torch.stack([(gate - edited.flatten(1).to(gate)).square().mean() for gate, edited in pairs]).sum()
 
 
 def trained(st_abn: STABN, preset: Preset) -> list[nn.Module]:
-    """The modules whose parameters a preset trains."""
+    """Return the modules whose parameters a preset trains."""
     return [st_abn] if TRAINS[preset] == "all" else [st_abn.branch, st_abn.mechanism]

@@ -1,4 +1,4 @@
-"""How gates act on the features that they were made from."""
+"""Mechanisms: how the gates act on the features."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from captum_staa.models.st_abn.branch import Norm
 
 
 class Mix(nn.Module):
-    """The paper's: ``relu(BN(conv1x1x1[(1 + M) g ; alpha g]))``, residual in space only.
+    """The mechanism of the paper: ``relu(BN(conv1x1x1[(1 + M) g ; alpha g]))``, residual in space only.
 
     Args:
         channels: C of the features.
-        norm: makes a normalization layer for a number of channels.
+        norm: function from a number of channels to a normalization layer.
 
     Reference:
         Mitsuhara et al., arXiv 2110.15574, section 3.
@@ -30,7 +30,7 @@ class Mix(nn.Module):
 
 
 class Residual(nn.Module):
-    """``g + conv1x1x1[M g ; alpha g]``, the convolution zero at first: a model keeps its answers until it learns."""
+    """``g + conv1x1x1[M g ; alpha g]``. The convolution starts at zero, so an untrained branch changes no output."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Residual(nn.Module):
 
 
 class Observe(nn.Module):
-    """The features as they are: the gates look on, and mask the clip instead while they are trained."""
+    """Returns the features unchanged. The gates are trained by masking the clip."""
 
     def forward(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
         return features

@@ -1,4 +1,4 @@
-"""ST-ABN: a video model with an attention branch at one of its layers, its explanations and counterfactuals."""
+"""ST-ABN: a video model with an attention branch at one of its layers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from captum_staa.models.st_abn.build import BranchConfig, Mechanism, Trunk, Trun
 from captum_staa.models.st_abn.call import Call, check_gates
 from captum_staa.models.st_abn.explanation import BranchExplanation
 
-# What is asked of each STABN (by id) in this thread or task: nothing is kept on the module, so threads do not mix.
+# The options of each STABN (by id) in this thread or task. They are not stored on the module, for thread safety.
 _CALLS: ContextVar[Mapping[int, Call]] = ContextVar("captum_staa.st_abn", default=MappingProxyType({}))
 
 
 class STABN(nn.Module):
-    """The Spatio-Temporal Attention Branch Network over a residual 3D CNN; :meth:`inject` adds its branch to any model.
+    """Spatio-Temporal Attention Branch Network over a residual 3D CNN. :meth:`inject` adds a branch to any model.
 
     Example:
         >>> st_abn = STABN(num_classes=4)  # over a small 3D CNN, untrained
@@ -42,32 +42,32 @@ class STABN(nn.Module):
         >>> explanation = st_abn.explain(clip)
         >>> explanation.spatial.shape, explanation.temporal.shape, explanation.grid
         (torch.Size([1, 16, 48, 48]), torch.Size([1, 16]), (16, 6, 6))
-        >>> with st_abn.override(temporal=torch.zeros(1, 16)):  # what if no frame had any weight?
+        >>> with st_abn.override(temporal=torch.zeros(1, 16)):  # all frames have weight 0
         ...     bool((st_abn.explain(clip).logits != explanation.logits).any())
         True
 
     Args:
-        num_classes: K.
-        trunk: ``"small"``, a :class:`ResNet3D` whose first and last frames look like all others, for 16 frames of 48
-            pixels; ``"resnet50"``, the paper's :class:`SlowResNet`; or a residual 3D CNN of your own for
-            ``(B, C, T, H, W)``, its last stage at the end of ``.stages``. The branch stands in front of that stage.
-        body: ``"stage"``, a copy of that stage at stride 1, as in the paper; or ``"light"``, one convolution.
-        temporal: the paper's head for a ``"fixed"`` number of frames, or one for ``"any"``.
-        num_frames: T of the clips; None takes the trunk's, or the paper's 32.
-        dropout: in the branch, before the linear layer of its class scores.
-        labels: a name per class.
+        num_classes: K, the number of classes.
+        trunk: ``"small"``, a :class:`ResNet3D` with replicated padding in time, for 16 frames of 48 x 48 pixels;
+            ``"resnet50"``, the paper's :class:`SlowResNet`; or your residual 3D CNN for ``(B, C, T, H, W)``, with its
+            last stage at the end of ``.stages``. The branch is added before this stage.
+        body: ``"stage"``, a copy of the last stage with stride 1, as in the paper; or ``"light"``, one convolution.
+        temporal: the paper's head for a ``"fixed"`` number of frames, or a head for ``"any"`` number.
+        num_frames: T of the clips; None uses the value of the trunk, or 32 as in the paper.
+        dropout: dropout probability in the branch, before the linear layer of its logits, in [0, 1).
+        labels: one name per class.
 
     Attributes:
-        model: the :class:`VideoClassifier` with the branch in it; ``model.module`` is the trunk, or what was given to
-            :meth:`inject`.
-        config: how the branch is built, as ``config.layer``, ``config.mechanism``.
-        branch, mechanism: what was added.
-        injected: whether to a model of yours, by :meth:`inject`.
+        model: the :class:`VideoClassifier` that contains the branch. ``model.module`` is the trunk, or the model that
+            was passed to :meth:`inject`.
+        config: options of the branch, such as ``config.layer`` and ``config.mechanism``.
+        branch, mechanism: the added modules.
+        injected: whether the branch was added to an existing model by :meth:`inject`.
         layout: the order of the clip's axes.
-        grid: where the layer's tokens stand; None for a CNN.
+        grid: the grid of the layer's tokens; None for a CNN.
 
     Raises:
-        ValueError: a trunk of another kind or number of classes, or an unknown option.
+        ValueError: the trunk has an unknown structure or another number of classes, or an option is unknown.
 
     Reference:
         Mitsuhara, Hirakawa, Yamashita and Fujiyoshi, "ST-ABN: Visual Explanation Taking into Account Spatio-temporal
@@ -87,9 +87,12 @@ class STABN(nn.Module):
     ) -> None:
         network, config = paper(num_classes, trunk, body, temporal, dropout)
         self._assemble(*around(network, config, labels, num_frames))
-        if (found := self.branch.classify.out_features) != num_classes:
+        if (outputs := self.branch.classify.out_features) != num_classes:
             self.remove()
-            raise ValueError(f"num_classes is {num_classes}, got the trunk that gives {found}; pass the same")
+            raise ValueError(
+                f"num_classes must equal the number of outputs of the trunk, {outputs}, got {num_classes}. Pass "
+                f"num_classes={outputs}."
+            )
 
     @classmethod
     def inject(
@@ -107,7 +110,7 @@ class STABN(nn.Module):
         dropout: float = 0.0,
         example: Tensor | None = None,
     ) -> STABN:
-        """Add a branch to a model, at a layer; its answers stay what they are until the branch is trained.
+        """Add a branch to a layer of a model. The model's outputs do not change until the branch is trained.
 
         Example:
             >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
@@ -118,27 +121,31 @@ class STABN(nn.Module):
             (True, True)
 
         Args:
-            model: any video model. It is changed in place, by one forward hook, until :meth:`remove`.
-            layer: the layer or its name, called once per forward. Its output, or the first item of the tuple that it
-                returns, is ``(B, C, t, h, w)``; or, of ``grid``, tokens ``(B, N, D)``, whose prefix passes untouched,
-                or frames ``(B*t, C, h, w)``.
-            layout: order of the clips' axes; a :class:`VideoClassifier` and a known transformer bring their own.
-            grid: where the tokens stand; those bring their own, too.
-            mechanism: ``"residual"``, the features plus what is learned of their gated copies; ``"observe"``, the
-                features as they are, for gates trained to mask the clip (``STABNLoss("posthoc")``); ``"mix"``, the
-                paper's, which alters the answers from the start.
+            model: any video model. It is changed in place by one forward hook, until :meth:`remove` is called.
+            layer: the layer or its name. It must be called once per forward. Its output, or the first item if it
+                returns a tuple, must be ``(B, C, t, h, w)``; or, with a ``grid``, tokens ``(B, N, D)``, whose prefix is
+                not changed, or frames ``(B*t, C, h, w)``.
+            layout: the order of the clips' axes, such as ``"BCTHW"``. Optional for a :class:`VideoClassifier` and for a
+                known transformer.
+            grid: the grid of the tokens. Optional for the same models.
+            mechanism: ``"residual"`` adds a learned function of the gated features to the features; ``"observe"`` does
+                not change the features, for gates that are trained to mask the clip (``STABNLoss("posthoc")``);
+                ``"mix"`` is that of the paper, which changes the outputs from the start.
             body: a module from the features to any number of channels with the same t, h and w; None for a
                 convolution to ``width`` channels.
-            width: channels of that convolution.
-            maps: maps of class evidence; None for one per class, as in the paper.
-            temporal: a head for ``"any"`` number of steps, or the paper's for a ``"fixed"`` one.
-            dropout: in the branch, before its class scores.
-            example: a clip that the model takes, for one forward that tells the layer's shape; None takes zeros.
+            width: number of channels of this convolution.
+            maps: number of maps of class evidence; None for one per class, as in the paper.
+            temporal: a head for ``"any"`` number of steps, or the paper's head for a ``"fixed"`` number.
+            dropout: dropout probability in the branch, before its logits, in [0, 1).
+            example: a valid clip, used in one forward that determines the shape of the layer's output; None uses zeros.
+
+        Returns:
+            The ST-ABN around the model.
 
         Raises:
-            ValueError: no such layer (near names are listed), one whose output is no grid or that is not called once,
-                no layout, or an unknown option.
-            TypeError: ``model`` is no module, or ``layer`` neither a module nor a name.
+            ValueError: the layer does not exist (similar names are listed), its output is not a grid, it is not called
+                once, the layout is missing, or an option is unknown.
+            TypeError: ``model`` is not a module, or ``layer`` is neither a module nor a name.
         """
         wrapped = classifier_of(model) or VideoClassifier(model, layout)
         layout_of(wrapped, layout)
@@ -158,7 +165,7 @@ class STABN(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str], model: nn.Module | None = None) -> STABN:
-        """An ST-ABN shipped with this package or written by :meth:`save_pretrained`, in eval mode.
+        """Return an ST-ABN that is bundled with this package or was saved by :meth:`save_pretrained`, in eval mode.
 
         Example:
             >>> st_abn = STABN.from_pretrained("tiny-st-abn-pattern")
@@ -166,15 +173,20 @@ class STABN(nn.Module):
             ['bright-right', 'bright-bottom', 'bright-diagonal']
 
         Args:
-            name_or_folder: of the ST-ABN.
-            model: what a branch was added to, where that has no name of its own. Its sizes and preprocessing hold.
+            name_or_folder: name of a bundled ST-ABN, or a folder.
+            model: the model to which the branch was added, if the folder does not name it. Its clip size and
+                preprocessing are used.
 
         Raises:
-            ValueError: there is no such folder, it holds another model or a whole one, or its weights do not fit.
+            ValueError: the folder does not exist, it holds another kind of model, it already contains a trunk, or its
+                weights do not fit.
         """
         stored = storage.read(name_or_folder)
         if stored.trunk is not None and model is not None:
-            raise ValueError(f"{name_or_folder} holds a whole ST-ABN with a trunk of its own; leave model out")
+            raise ValueError(
+                f"model must be None for an ST-ABN that was saved with its trunk, got {type(model).__name__} for "
+                f"{name_or_folder}. Leave model out."
+            )
         if stored.trunk is not None:
             self = cls.__new__(cls)
             self._assemble(*around(stored.trunk, stored.config, stored.labels, stored.frames))
@@ -190,16 +202,18 @@ class STABN(nn.Module):
         return self.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, base: str | None = None, half: bool = False) -> None:
-        """Write config, weights and any preprocessing to a folder: all of it, or of an injected branch what was added.
+        """Save config, weights and preprocessing to a folder. For an injected branch, only the added weights are saved.
 
         Args:
-            folder: made if it is not there.
-            base: of an injected branch, the shipped name or folder of its model; one of the hub is passed.
-            half: store float16; it is float32 again when read.
+            folder: the folder. It is created if it does not exist.
+            base: for an injected branch, the bundled name or the folder of its model. If it is None or a name on the
+                Hugging Face Hub, pass the model to :meth:`from_pretrained`.
+            half: whether to store float16. The weights are float32 again after loading.
 
         Raises:
-            ValueError: the folder holds a model, ``base`` has no meaning, or no config builds a part of yours.
-            FileExistsError: the folder holds another of these files.
+            ValueError: the folder already holds a model, ``base`` is given for an ST-ABN with a trunk, or a custom
+                module cannot be built from a config.
+            FileExistsError: one of the other files already exists.
         """
         storage.write(Path(folder), self, base, half)
 
@@ -220,7 +234,7 @@ class STABN(nn.Module):
         self.branch.train(self.training)
         self.mechanism.train(self.training)
         self.injected = given is not None
-        self._given = (model if given is None else given,)  # in a tuple, so that it is no submodule twice
+        self._given = (model if given is None else given,)  # in a tuple, so that it is not registered as a submodule
         self._handle: RemovableHandle | None = layer.register_forward_hook(self._gate)
 
     @property
@@ -229,41 +243,48 @@ class STABN(nn.Module):
         return self.model.layout
 
     def forward(self, clip: Tensor, *args: Any) -> Tensor:
-        """Logits ``(B, K)`` of clips in :attr:`layout`; further arguments go to the model."""
-        if self._handle is None:  # the branch is gone
+        """Return the logits ``(B, K)`` of clips in :attr:`layout`. Further arguments are passed to the model."""
+        if self._handle is None:  # the branch was removed
             return self.model(clip, *args)
         return self.forward_with_gates(clip, *args)[0]
 
     def forward_with_gates(self, clip: Tensor, *args: Any, leaves: bool = False) -> tuple[Tensor, Gates]:
-        """Logits and the layer's gates, as parts of the graph: what a loss needs.
+        """Return the logits and the layer's gates, as parts of the graph, for a loss.
 
         Args:
-            clip: in :attr:`layout`.
+            clip: clips in :attr:`layout`.
             *args: further arguments of the model.
-            leaves: the gates are leaves of the graph, of one shape, so that a gradient knows every cell of both.
+            leaves: whether to make the gates leaves of the graph. Both then have the shape of the spatial gates, so
+                that there is a gradient for every cell.
 
         Raises:
-            ValueError: the branch was removed, the layer was not called once, or an override does not fit.
+            ValueError: the branch was removed, the layer was not called exactly once, or an override does not fit.
         """
         if self._handle is None:
-            raise ValueError("the branch was removed from this model; add one with STABN.inject(model, layer)")
+            raise ValueError(
+                "the ST-ABN must have a branch, got one whose branch was removed. Add a branch with "
+                "STABN.inject(model, layer)."
+            )
         seen: list[Gates] = []
-        with self._asked(seen=seen, leaves=leaves):
+        with self._with_options(seen=seen, leaves=leaves):
             logits = self.model(clip, *args)
         if len(seen) != 1:
             raise ValueError(
-                f"the forward called layer {self.config.layer!r} {len(seen)} times where a branch expects once; a "
-                f"model that was compiled before the branch was added does not see it: add it first"
+                f"the forward must call layer {self.config.layer!r} once, got {len(seen)} calls. If the model was "
+                f"compiled before the branch was added, add the branch first, then compile."
             )
         return logits, seen[0]
 
     @torch.no_grad()
     def explain(self, clip: Tensor, *args: Any) -> BranchExplanation:
-        """Logits, the branch's own logits, and the gates in frames and pixels, in eval mode.
+        """Return the logits of model and branch, and the gates in frames and pixels, in eval mode.
 
         Args:
-            clip: in :attr:`layout`.
+            clip: clips in :attr:`layout`.
             *args: further arguments of the model.
+
+        Returns:
+            :class:`BranchExplanation`, without a graph.
 
         Raises:
             ValueError: as in :meth:`forward_with_gates`.
@@ -285,48 +306,48 @@ class STABN(nn.Module):
 
     @contextmanager
     def override(self, *, spatial: Tensor | None = None, temporal: Tensor | None = None) -> Iterator[None]:
-        """Inside the block, gates of yours in place of the branch's: human edits, and "what if frame t had weight 0".
+        """Context manager that replaces the gates of the branch, for edited gates and counterfactuals.
 
         Args:
-            spatial: ``(B, t, h, w)`` of the layer's cells, or ``(B, T, H, W)`` of the clip's pixels, which is averaged
-                over each cell; values in [0, 1]. B may be 1.
-            temporal: ``(B, t)`` or ``(B, T)``, likewise.
+            spatial: gates in [0, 1], ``(B, t, h, w)`` for the layer's cells, or ``(B, T, H, W)`` for the clip's pixels,
+                which are averaged over each cell. B may be 1. None keeps the gates of the branch.
+            temporal: gates in [0, 1], ``(B, t)`` or ``(B, T)``. None keeps the gates of the branch.
 
         Raises:
             ValueError: values outside [0, 1]; in the forward, a shape that fits neither the layer nor the clip.
-            TypeError: what came is no tensor.
+            TypeError: ``spatial`` or ``temporal`` is not a tensor.
         """
         check_gates("spatial", spatial)
         check_gates("temporal", temporal)
-        given = {"spatial": spatial, "temporal": temporal}
-        with self._asked(**{name: value for name, value in given.items() if value is not None}):
+        gates = {"spatial": spatial, "temporal": temporal}
+        with self._with_options(**{name: value for name, value in gates.items() if value is not None}):
             yield
 
     @contextmanager
     def branch_disabled(self) -> Iterator[None]:
-        """Inside the block the model answers as if it had no branch."""
-        with self._asked(off=True):
+        """Context manager under which the model runs without its branch."""
+        with self._with_options(off=True):
             yield
 
     def remove(self) -> nn.Module:
-        """Take the branch out; gives back the model that :meth:`inject` was given, as it was unless it was trained."""
+        """Remove the branch and return the model that was passed to :meth:`inject`. Trained weights are kept."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
         return self._given[0]
 
     @contextmanager
-    def _asked(self, **asked: Any) -> Iterator[None]:
-        """Ask for more than what is asked for already, of all forwards inside the block."""
+    def _with_options(self, **options: Any) -> Iterator[None]:
+        """Add options for all forwards inside the block to those that are already set."""
         calls = _CALLS.get()
-        token = _CALLS.set({**calls, id(self): replace(calls.get(id(self), Call()), **asked)})
+        token = _CALLS.set({**calls, id(self): replace(calls.get(id(self), Call()), **options)})
         try:
             yield
         finally:
             _CALLS.reset(token)
 
     def _gate(self, layer: nn.Module, args: object, output: Any) -> Any:
-        """The layer's forward hook: its output through the gates."""
+        """Forward hook of the layer: apply the gates to its output."""
         call = _CALLS.get().get(id(self), Call())
         if call.off:
             return output
@@ -334,8 +355,8 @@ class STABN(nn.Module):
         features = to_features(first, self.grid)
         if features is None:
             raise ValueError(
-                f"layer {self.config.layer!r} gives shape {tuple(first.shape)} here, which does not fold to "
-                f"(B, C, t, h, w) by {self.grid}; was the model given another clip size?"
+                f"the output of layer {self.config.layer!r} must fit {self.grid}, got shape {tuple(first.shape)}. Pass "
+                f"clips of the size for which the branch was built."
             )
         gates = call.take(self.branch(features))
         if call.seen is not None:
@@ -345,6 +366,6 @@ class STABN(nn.Module):
 
 
 def st_abn_of(model: nn.Module) -> STABN | None:
-    """The ST-ABN that a model is, compiled or not, or that a :class:`VideoClassifier` holds, or None."""
-    found = network_of(model)
-    return found if isinstance(found, STABN) else None
+    """Return the ST-ABN of a model, which may be compiled or inside a :class:`VideoClassifier`, or None."""
+    network = network_of(model)
+    return network if isinstance(network, STABN) else None

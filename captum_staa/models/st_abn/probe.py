@@ -1,4 +1,4 @@
-"""What a layer gives, learned by one forward: the sizes that a branch is built for."""
+"""Shape of a layer's output, determined by one forward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from captum_staa.models.layers import to_features
 
 @dataclass(frozen=True)
 class Probe:
-    """The features ``(1, C, t, h, w)`` of a layer and the number of classes K of the model around it."""
+    """Class that holds the features ``(1, C, t, h, w)`` of a layer and the number of classes K of its model."""
 
     features: Tensor
     num_classes: int
@@ -26,8 +26,8 @@ def probe(model: VideoClassifier, layer: nn.Module, name: str, grid: TokenGrid |
     """Run the model once, in eval mode, on the example or on a clip of zeros.
 
     Raises:
-        ValueError: the model takes no clip of zeros of a common shape, does not call the layer once, or the layer's
-            output is no grid over space and time.
+        ValueError: the model fails on a clip of zeros, does not call the layer exactly once, or the layer's output is
+            not a grid over space and time.
     """
     outputs: list[object] = []
     clip = _zeros(model) if example is None else example[:1]
@@ -39,31 +39,32 @@ def probe(model: VideoClassifier, layer: nn.Module, name: str, grid: TokenGrid |
         if example is not None:
             raise
         raise ValueError(
-            f"the model failed on a clip of zeros of shape {tuple(clip.shape)} in layout {model.layout.axes}; pass "
-            f"example=clip, one that it takes. It said: {error}"
+            f"the model must accept a clip of zeros, got an error for shape {tuple(clip.shape)} in layout "
+            f"{model.layout.axes}: {error}. Pass example=clip with a clip that the model accepts."
         ) from error
     finally:
         handle.remove()
     if len(outputs) != 1:
         raise ValueError(
-            f"the forward called layer {name!r} {len(outputs)} times, but a branch needs a layer that is called once"
+            f"the forward must call layer {name!r} once, got {len(outputs)} calls. Choose a layer that is called once "
+            f"per forward."
         )
     first = outputs[0][0] if isinstance(outputs[0], tuple) and outputs[0] else outputs[0]
     features = to_features(first, grid) if isinstance(first, Tensor) and first.is_floating_point() else None
     size = model.layout.extent(clip)
-    # A layer with channels last shows here: as width they are too many.
+    # This also detects channels-last layers: their channels, taken as the width, exceed the width in pixels.
     if features is None or any(cells > pixels for cells, pixels in zip(features.shape[2:], size, strict=True)):
         shape = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
-        tokens = grid or "a grid: pass grid=TokenGrid(...), or a VideoClassifier around a known transformer"
+        tokens = grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer."
         raise ValueError(
-            f"layer {name!r} gives {shape} for a clip of {size} (T, H, W), which is no grid over space and time. What "
-            f"fits: (B, C, t, h, w), or tokens (B, N, D) or frames (B*t, C, h, w) of {tokens}"
+            f"the output of layer {name!r} must be (B, C, t, h, w), or tokens (B, N, D) or frames (B*t, C, h, w), got "
+            f"{shape} for a clip of {size} (T, H, W). Tokens and frames need {tokens}"
         )
     return Probe(features, logits.shape[1])
 
 
 def _zeros(model: VideoClassifier) -> Tensor:
-    """A clip of the model's own size, where it is known; small where not."""
+    """Return a clip of zeros of the model's size, or of a small default size if it is unknown."""
     weights = [weight for weight in model.parameters() if weight.ndim > 1]
     like = weights[0] if weights else torch.empty(0)
     channels = next((m.in_channels for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), 3)

@@ -1,4 +1,4 @@
-"""An ST-ABN's folder: config.json and model.safetensors, with the trunk or with the name of the model it is for."""
+"""Folder of an ST-ABN: config.json and model.safetensors, with the trunk or with the name of its base model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRUNKS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 
 
 class Branched(Protocol):
-    """What is written of an ST-ABN."""
+    """Protocol of the attributes of an ST-ABN that are saved."""
 
     model: VideoClassifier
     config: BranchConfig
@@ -44,18 +44,18 @@ class Branched(Protocol):
 
 @dataclass(frozen=True)
 class Stored:
-    """What a folder holds.
+    """Class that holds the content of a folder.
 
     Attributes:
-        folder: which.
-        config: how the branch is built.
-        trunk: the 3D CNN around it, untrained; None where it was added to another model.
-        frames: T of the clips, where the trunk does not say it itself.
-        base: shipped name or folder of that other model, where there is one.
-        labels: a name per class, or None.
-        image_size: ``(H, W)`` of the clips, the trunk's own where none was stored, or None.
+        folder: the folder.
+        config: options of the branch.
+        trunk: the 3D CNN, untrained; None if the branch was added to another model.
+        frames: T of the clips, if the trunk does not define it.
+        base: bundled name or folder of the base model to which the branch was added, or None.
+        labels: one name per class, or None.
+        image_size: ``(H, W)`` of the clips; that of the trunk if none was stored; or None.
         preprocessing: from frames to clips, or None.
-        weights: of all, or of what was added.
+        weights: of the whole network, or only of the added modules.
     """
 
     folder: Path
@@ -69,53 +69,67 @@ class Stored:
     weights: dict[str, Tensor]
 
     def base_model(self) -> VideoClassifier:
-        """The model that the branch was added to, by its name, for clips as they were then.
+        """Return the base model, loaded by its name, with the stored clip size and preprocessing.
 
         Raises:
-            ValueError: it has no name.
+            ValueError: the base model has no name.
         """
         if self.base is None:
-            raise ValueError(f"the branch in {str(self.folder)!r} is for a model of yours: pass model=")
+            raise ValueError(
+                f"the branch in {str(self.folder)!r} needs its base model, got no model and no stored name. Pass "
+                f"model=your_model."
+            )
         clips: dict[str, Any] = {"image_size": self.image_size, "preprocessing": self.preprocessing}
         known = {name: value for name, value in clips.items() if value is not None}
         return VideoClassifier.from_pretrained(self.base, **known)
 
     @property
     def options(self) -> dict[str, Any]:
-        """How the branch was added, as keywords of :meth:`STABN.inject`."""
+        """Options of the branch, as keyword arguments of :meth:`STABN.inject`."""
         names = ("mechanism", "width", "maps", "temporal", "dropout")
         return {name: getattr(self.config, name) for name in names}
 
     def fill(self, network: nn.Module) -> None:
-        """Give the network its weights.
+        """Load the weights into the network.
 
         Raises:
-            ValueError: they do not fit it.
+            ValueError: the weights do not fit the network.
         """
-        own = network.state_dict()
-        expected = {name for name in own if self.trunk is not None or name.startswith(ADDED)}
-        shapes = [name for name in sorted(expected & set(self.weights)) if own[name].shape != self.weights[name].shape]
+        current = network.state_dict()
+        expected = {name for name in current if self.trunk is not None or name.startswith(ADDED)}
+        shapes = [
+            name for name in sorted(expected & set(self.weights)) if current[name].shape != self.weights[name].shape
+        ]
         if misfits := sorted(expected ^ set(self.weights)) or shapes:
             raise ValueError(
-                f"the weights in {str(self.folder)!r} do not fit its config or this model: {misfits[:3]} "
-                f"({len(misfits)} in all)"
+                f"the weights in {str(self.folder)!r} must fit its config and this model, got other names or shapes at "
+                f"{misfits[:3]} ({len(misfits)} in all). Pass the model for which the branch was saved."
             )
         network.load_state_dict(self.weights, strict=False)
 
 
 def write(folder: Path, network: Branched, base: str | None, half: bool) -> None:
-    """Write config, weights and preprocessing, all or none; :meth:`STABN.save_pretrained` says the rest."""
+    """Write config, weights and preprocessing, all or none. See :meth:`STABN.save_pretrained`."""
     model, config = network.model, network.config
     if (folder / "config.json").exists():
-        raise ValueError(f"{str(folder)!r} holds a model already; name another folder, or delete it first")
+        raise ValueError(
+            f"folder must not contain a model, got {str(folder)!r} with a config.json. Use another folder, or "
+            f"delete it first."
+        )
     if config.body == "own":
-        raise ValueError("a branch with a body of yours cannot be built from a config: keep st_abn.state_dict()")
+        raise ValueError(
+            "the body of a saved branch must be built from its config, got a custom body. Save st_abn.state_dict() "
+            "with torch.save instead."
+        )
     if base is not None and not network.injected:
-        raise ValueError(f"base={base!r} names what a branch was added to, but this one has a trunk; leave base out")
+        raise ValueError(
+            f"base must be None for an ST-ABN with its own trunk, got {base!r}. Leave base out: only an "
+            f"injected branch has a base model."
+        )
     if not isinstance(model.preprocessing, Preprocessing | None):
         raise ValueError(
-            f"a preprocessing of class {type(model.preprocessing).__name__} cannot be built from a config: set "
-            f"st_abn.model.preprocessing to a Preprocessing(...) or None"
+            f"st_abn.model.preprocessing must be a Preprocessing or None, got {type(model.preprocessing).__name__}, "
+            f"which cannot be saved in a config. Set it to Preprocessing(...) or None."
         )
     stored = {
         "model_type": "st_abn",
@@ -133,7 +147,8 @@ def write(folder: Path, network: Branched, base: str | None, half: bool) -> None
         for name, value in network.state_dict().items()
         if not network.injected or name.startswith(ADDED)
     }
-    # The config last: where it is, the model is whole. Any other processor's file would be read as this model's.
+    # The config is written last, so that it exists only beside a complete model. Existing files of another processor
+    # would be read as files of this model.
     with atomic_files(folder, ["model.safetensors", *preprocessing.FILES, "config.json"]) as part:
         save_tensors(save_file, weights, part / "model.safetensors", {"format": "pt"})
         if model.preprocessing is not None:
@@ -142,20 +157,23 @@ def write(folder: Path, network: Branched, base: str | None, half: bool) -> None
 
 
 def read(name_or_folder: str | os.PathLike[str]) -> Stored:
-    """What :func:`write` wrote, in a folder or shipped with this package.
+    """Return the content of a folder written by :func:`write`, or of an ST-ABN bundled with this package.
 
     Raises:
-        ValueError: there is no such folder, or it holds another kind of model, or a part of one.
+        ValueError: the folder does not exist, or it holds another kind of model or an incomplete one.
     """
     folder = bundled_folder(os.fspath(name_or_folder)) or Path(name_or_folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"no config.json of an ST-ABN in {os.fspath(name_or_folder)!r}; shipped are {bundled_names()}")
+        raise ValueError(
+            f"name_or_folder must be a bundled model or a folder with a config.json of an ST-ABN, got "
+            f"{os.fspath(name_or_folder)!r}. Bundled models are {bundled_names()}."
+        )
     try:
         return _stored(folder)
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"config.json and model.safetensors in {str(folder)!r} hold no whole ST-ABN ({type(error).__name__}: "
-            f"{error}); copy the folder again"
+            f"config.json and model.safetensors in {str(folder)!r} must hold a complete ST-ABN, got "
+            f"{type(error).__name__}: {error}. Copy the folder again."
         ) from error
 
 
@@ -163,15 +181,20 @@ def _stored(folder: Path) -> Stored:
     try:
         stored: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(folder / 'config.json')!r} is no JSON: {error}") from error
+        raise ValueError(
+            f"{str(folder / 'config.json')!r} must be valid JSON, got the error: {error}. Copy the folder again."
+        ) from error
     if (kind := stored.get("model_type")) != "st_abn":
-        raise ValueError(f"model_type = {kind!r} in {str(folder)!r}, expected 'st_abn': VideoClassifier reads others")
+        raise ValueError(
+            f"model_type in {str(folder)!r} must be 'st_abn', got {kind!r}. Load other models with "
+            f"VideoClassifier.from_pretrained."
+        )
     described = stored["trunk"] or {"config": {}}
     edge = described["config"].get("image_size")
     size = stored.get("image_size") or (edge and (edge, edge))
     weights = load_file(folder / "model.safetensors")
     base = stored["base"]
-    # a folder must not have a model fetched from the hub that its reader never asked for
+    # Loading a folder must not download a model from the hub without the user's request.
     near = base is not None and (bundled_folder(base) is not None or Path(os.path.expanduser(base)).is_dir())
     return Stored(
         folder=folder,
@@ -191,7 +214,10 @@ def _described(trunk: nn.Module) -> dict[str, Any]:
         return {"model_type": "resnet3d", "config": asdict(trunk.config)}
     if isinstance(trunk, SlowResNet):
         return {"model_type": "slow_resnet", "config": trunk.config}
-    raise ValueError(f"a trunk of class {type(trunk).__name__} cannot be built from a config: keep st_abn.state_dict()")
+    raise ValueError(
+        f"the trunk must be a ResNet3D or a SlowResNet to be saved with a config, got {type(trunk).__name__}. Save "
+        f"st_abn.state_dict() with torch.save instead."
+    )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Training an ST-ABN: epochs with progress, early stop, checkpoints to go on from; a user may write another loop."""
+"""Training of an ST-ABN with progress bar, early stopping and checkpoints. A custom training loop works as well."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ OptimizerMaker = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 def paper_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The paper's: SGD with Nesterov momentum .9, learning rate .01, weight decay 5e-4."""
+    """Return the optimizer of the paper: SGD with Nesterov momentum 0.9, learning rate 0.01 and weight decay 5e-4."""
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
 
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """For what learns beside a frozen model."""
+    """Return AdamW, for modules that are trained beside a frozen model."""
     return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.01)
 
 
 def cosine(progress: float) -> float:
-    """Half a cosine from 1 nearly to 0."""
+    """Return half a cosine from 1 to 0.02, the factor of the learning rate at ``progress`` from 0 to 1."""
     return 0.02 + 0.49 * (1 + math.cos(math.pi * progress))
 
 
@@ -56,7 +56,7 @@ def fit_st_abn(
     seed: int = 0,
     show_progress: bool = False,
 ) -> FitHistory:
-    """Train an ST-ABN, or what was added to a model; the network keeps the weights of its best epoch.
+    """Train an ST-ABN, or a branch that was added to a model. The network keeps the weights of its best epoch.
 
     Example:
         >>> from captum_staa.models import VideoClassifier
@@ -67,30 +67,32 @@ def fit_st_abn(
         (2, ['attention', 'loss', 'perception'])
 
     Args:
-        st_abn: is changed in place.
-        data: batches ``(clips, targets)``, with ``temporal`` and ``spatial`` gates behind them for ``"edit"``: a list,
-            a DataLoader, anything that can be iterated once per epoch; or a function from the epoch's number to one.
-        loss: what to train for; None takes the paper's.
-        epochs: how many times to go through the data.
-        optimizer: makes an optimizer for parameters; None takes the paper's SGD where all is trained, else AdamW.
-        schedule: factor of the learning rate in an epoch, by the part of all epochs before it, from 0 to 1.
-        validation: batches by which epochs are compared; None compares them by their training loss.
-        patience: stop after so many epochs without a new best; None goes through all.
-        max_grad_norm: a longer gradient, of all that learns together, is shortened to this norm in every step; None
-            leaves it as it is. The limit is ours, not one that is known of the paper.
-        checkpoint: a safetensors file written after every epoch, from which a later call goes on.
-        resume: go on from ``checkpoint`` where it is there; one that is there is refused without it.
-        seed: dropout and shuffling, given by the seed and the epoch's number alone, so that a resumed training gives
-            the same weights; the global random state is left as it was.
-        show_progress: a bar over epochs with the loss.
+        st_abn: the network. It is changed in place.
+        data: batches ``(clips, targets)``, followed by ``temporal`` and ``spatial`` gates for ``"edit"``. A list, a
+            DataLoader or another object that can be iterated once per epoch; or a function from the index of the epoch
+            to such an object.
+        loss: the loss; None uses the paper's.
+        epochs: number of epochs, at least 1.
+        optimizer: function from parameters to an optimizer; None uses the paper's SGD if all parameters are trained,
+            otherwise AdamW.
+        schedule: function from the fraction of completed epochs, 0 to 1, to a factor of the learning rate.
+        validation: batches whose loss selects the best epoch; None uses the training loss.
+        patience: number of epochs without a new best loss after which the training stops; None never stops early.
+        max_grad_norm: limit of the gradient norm over all trained parameters in every step, above 0; None sets no
+            limit. This limit is an addition of this library; it is not described in the paper.
+        checkpoint: path of a safetensors file that is written after every epoch.
+        resume: whether to continue from ``checkpoint`` if it exists. Without it, an existing checkpoint is an error.
+        seed: seed of dropout and shuffling. They depend only on the seed and the index of the epoch, so a resumed
+            training gives the same weights. The global random state does not change.
+        show_progress: whether to show a progress bar over epochs with the loss.
 
     Returns:
         :class:`FitHistory`. Ctrl-C returns it as well, with a warning and the best weights so far.
 
     Raises:
-        ValueError: a loss that is not finite (the best weights so far are kept), no batch, a checkpoint of another
-            training or one in the way, or an option out of range.
-        TypeError: ``epochs`` or ``patience`` is no whole number, ``max_grad_norm`` no number.
+        ValueError: the loss is not finite (the best weights so far are kept), there is no batch, the checkpoint is of
+            another training or exists without ``resume=True``, or an option is out of range.
+        TypeError: ``epochs`` or ``patience`` is not an integer, or ``max_grad_norm`` is not a number.
     """
     loss = loss or STABNLoss()
     check_count("epochs", epochs)
@@ -98,9 +100,11 @@ def fit_st_abn(
         check_count("patience", patience)
     if max_grad_norm is not None:
         if not is_number(max_grad_norm):
-            raise TypeError(f"max_grad_norm is a number above 0 or None, got {max_grad_norm!r}")
+            raise TypeError(f"max_grad_norm must be a number above 0 or None, got {max_grad_norm!r}. Pass, e.g., 1.0.")
         if max_grad_norm <= 0:
-            raise ValueError(f"max_grad_norm is above 0, got {max_grad_norm}; None does not limit the gradient")
+            raise ValueError(
+                f"max_grad_norm must be above 0, got {max_grad_norm}. Pass None to not limit the gradient."
+            )
         max_grad_norm = float(max_grad_norm)
     learner = nn.ModuleList(trained(st_abn, loss.preset))
     make = optimizer or (paper_optimizer if st_abn in learner else adam)
@@ -113,7 +117,7 @@ def fit_st_abn(
     steps = {**rates, "max_grad_norm": max_grad_norm}
     settings = {"epochs": int(epochs), "seed": seed, "preset": loss.preset, **weights, **steps}
     store = None if checkpoint is None else Checkpoint(Path(checkpoint), settings)
-    if store is not None and store.there(resume):
+    if store is not None and store.exists(resume):
         best = store.load(learner, stepper, history)
 
     bar = tqdm(total=epochs, initial=len(history.train), desc="ST-ABN", disable=not show_progress)
@@ -138,7 +142,11 @@ def fit_st_abn(
                 bar.update()
         except KeyboardInterrupt:
             history.interrupted = True
-            warnings.warn(f"interrupted in epoch {len(history.train)}; the best weights so far stay", stacklevel=2)
+            warnings.warn(
+                f"training was interrupted in epoch {len(history.train)} of {epochs}. The best weights so "
+                f"far are kept.",
+                stacklevel=2,
+            )
         finally:
             learner.load_state_dict(best)
     return history
@@ -159,7 +167,7 @@ def _epoch(
     stepper: torch.optim.Optimizer | None,
     max_grad_norm: float | None = None,
 ) -> dict[str, float]:
-    """Means of the loss's terms over the batches, each of which is a step where there is an optimizer."""
+    """Return means of the loss's terms over the batches. With an optimizer, each batch is a training step."""
     rows: list[dict[str, float]] = []
     for batch in batches:
         terms = loss.terms(st_abn, *batch)
@@ -167,8 +175,8 @@ def _epoch(
         rows.append({name: value.item() for name, value in {**terms, "loss": total}.items()})
         if not math.isfinite(rows[-1]["loss"]):
             raise ValueError(
-                f"the loss became {rows[-1]} at batch {len(rows)} of an epoch; the best weights so far are kept. Lower "
-                f"the learning rate: optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)"
+                f"the loss must be finite, got {rows[-1]} at batch {len(rows)} of an epoch. The best weights so far are "
+                f"kept. Lower the learning rate, e.g. optimizer=lambda params: torch.optim.AdamW(params, lr=1e-4)."
             )
         if stepper is not None:
             stepper.zero_grad()
@@ -178,20 +186,23 @@ def _epoch(
                 nn.utils.clip_grad_norm_(learning, max_grad_norm)
             stepper.step()
     if not rows:
-        raise ValueError("there was no batch to go through; data must give batches anew in every epoch, as a list does")
+        raise ValueError(
+            "data must contain at least one batch in every epoch, got none. Pass a list, a DataLoader, or a function "
+            "of the epoch: a generator can be used only once."
+        )
     return {name: fmean(row[name] for row in rows) for name in rows[0]}
 
 
 @contextmanager
 def _only(st_abn: STABN, learner: nn.Module) -> Iterator[None]:
-    """The learner in training mode with gradients, all else in eval mode without; afterwards as it was before."""
-    wanted = [(parameter, parameter.requires_grad, parameter.grad) for parameter in st_abn.parameters()]
+    """Train only the learner; other modules are in eval mode without gradients. Restore this at the end."""
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in st_abn.parameters()]
     with eval_mode(st_abn):
         st_abn.requires_grad_(False)
         learner.requires_grad_(True).train()
         try:
             yield
         finally:
-            for parameter, requires, grad in wanted:
+            for parameter, requires, grad in before:
                 parameter.requires_grad_(requires)
                 parameter.grad = grad
