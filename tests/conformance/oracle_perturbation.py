@@ -1,7 +1,7 @@
-"""Learned masks once more, slowly: dense interpolation, plain bisection, and both optimizers written out.
+"""Slow reference implementation of learned masks: dense interpolation, plain bisection, and both optimizers written out.
 
-In float64, one call of the model after the other. Nothing of ``captum_staa.perturbation`` is called; hidden clips are
-those of ``captum_staa.baselines``.
+It runs in float64, with separate calls of the model. It does not call ``captum_staa.perturbation``. The baselines come
+from ``captum_staa.baselines``.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from captum_staa import baselines as hidings
 from .models import Case, Tensors
 
 Cell = tuple[int, int]
-"""Frames, and how many along each side."""
-SPACE = 20 / 112  # widest blur, as a part of the shorter side
-RATE = 0.05  # of Adam, who divides by gradients: a sixth of the usual, so that little is made of rounding
-DESCENT, WEIGHT = 0.5, 3.0  # step of the papers' way and weight of their areas: with theirs, few steps see no model
+"""Frames per cell, and cells along each side."""
+SPACE = 20 / 112  # widest blur, as a fraction of the shorter side
+RATE = 0.05  # of Adam, which divides by gradients: a sixth of the default, to limit the effect of rounding
+DESCENT, WEIGHT = 0.5, 3.0  # step size and area weight; with the papers' values, few steps do not depend on the model
 ACROSS = 6  # cells along each side
-BLENDS = ("fade", "shuffle")  # half of the usual ones
+BLENDS = ("fade", "shuffle")  # half of the default ones
 
 
 class Scene:
-    """What both ways of learning need of a case: its score, its hidings, and cells ``(B, n)`` as voxels ``(B, V)``."""
+    """Score, baselines and cells ``(B, n)`` as voxels ``(B, V)`` of a case, for both kinds of masks."""
 
     def __init__(self, case: Case, cell: Cell, names: Sequence[str], levels: int, baselines: Any, mask: Any) -> None:
         self.model = copy.deepcopy(case.model).double()
@@ -51,14 +51,14 @@ class Scene:
             given = baselines[0] if isinstance(baselines, tuple) else baselines
             return [torch.as_tensor(0.0 if given is None else given).double().expand_as(self.clip), self.clip]
         if name != "blur":
-            each = [getattr(hidings, name)(clip[None], self.layout) for clip in self.clip]  # every clip by itself
-            return [torch.cat(each), self.clip]
+            hidden = [getattr(hidings, name)(clip[None], self.layout) for clip in self.clip]  # every clip separately
+            return [torch.cat(hidden), self.clip]
         widest = SPACE * min(self.sides[1:])
         steps = [1 - level / (levels - 1) for level in range(levels - 1)]
         return [*(hidings.blur(self.clip, self.layout, space=widest * step) for step in steps), self.clip]
 
     def score(self, cells: Tensor, ladder: list[Tensor]) -> Tensor:
-        """The target's output under a mask of ``(B, n)``, which shows ``l / (L - 1)`` of the way to the ``l``-th."""
+        """Return the output of the target under a mask ``(B, n)``, where ``l / (L - 1)`` shows level ``l`` of L."""
         shown = torch.einsum("bvn,bn->bv", self.dense, cells).view(-1, *self.sides)[:, :, None]
         shown = self.layout.from_working(shown).expand_as(self.clip) * (len(ladder) - 1)
         below = shown.detach().floor().clamp(0, len(ladder) - 2).long()
@@ -73,7 +73,7 @@ class Scene:
         return loss + self.score(1 - cells, ladder) if dual else loss
 
     def hint(self) -> Tensor:
-        """``(B, n)``: Integrated Gradients of four steps over all ways of hiding, smoothed by going there and back."""
+        """Return ``(B, n)``, Integrated Gradients of four steps over all baselines, smoothed by interpolation."""
         slope = torch.zeros_like(self.shares)
         for ladder, level in product(self.ladders, (0.1, 0.37, 0.63, 0.9)):
             even = torch.full_like(slope, level).requires_grad_()
@@ -82,11 +82,11 @@ class Scene:
         return torch.einsum("bvn,bv->bn", self.dense, density) / self.dense.sum(1).clamp(min=1e-9)
 
     def maps(self, cells: Tensor) -> Tensor:
-        """``(B, T, H, W)`` of sum 1, to be shared out over channels by :meth:`spread`."""
+        """Return ``(B, T, H, W)``, which :meth:`spread` normalizes and divides among channels."""
         return torch.einsum("bvn,bn->bv", self.dense, cells).view(-1, *self.sides)
 
     def spread(self, maps: Tensor, dtype: torch.dtype) -> Tensors:
-        """Of sum 1 per clip, and every channel alike."""
+        """Normalize the sum of each clip to 1, and divide it equally among the channels."""
         maps = maps / maps.sum((1, 2, 3), keepdim=True)
         count = self.clip.shape[self.layout.channel]
         return (self.layout.from_working((maps / count)[:, :, None].expand(-1, -1, count, -1, -1)).to(dtype),)
@@ -95,7 +95,7 @@ class Scene:
 def nested(
     case: Case, areas: Sequence[float], iterations: int, baselines: Any = None, feature_mask: Any = None, **_: Any
 ) -> Tensors:
-    """One number per cell: from coarse Integrated Gradients on, by Adam, towards both aims."""
+    """Learn one number per cell with Adam, starting from coarse Integrated Gradients, for the dual objective."""
     scene = Scene(case, (2, ACROSS), BLENDS, 2, baselines, feature_mask)
     cells = scene.hint()
     values = (cells - cells.mean(1, keepdim=True)) / cells.std(1, correction=0, keepdim=True) / 2
@@ -127,7 +127,7 @@ def nested(
 
 
 def opened(values: Tensor, shares: Tensor, area: float, softness: float) -> Tensor:
-    """A sigmoid over the threshold that leaves the area; its slope by one step of Newton, at a distance of nothing."""
+    """Return a sigmoid with the threshold that gives the area. One Newton step at the solution adds its gradient."""
 
     def left(threshold: Tensor) -> Tensor:
         return (shares * ((values - threshold[:, None]) / softness).sigmoid()).sum(1)
@@ -147,7 +147,7 @@ def opened(values: Tensor, shares: Tensor, area: float, softness: float) -> Tens
 def step(
     case: Case, areas: Sequence[float], iterations: int, baselines: Any = None, feature_mask: Any = None, **_: Any
 ) -> Tensors:
-    """A mask per area, by the papers' descent to preserve, from :func:`ramp` on; blurred at last."""
+    """Learn one mask per area with the papers' gradient descent, starting from :func:`ramp`, and blur the result."""
     scene = Scene(case, (1, ACROSS), ["blur"], 8, baselines, feature_mask)
     windows = ellipsoids(scene.sides)  # (W, V)
     (ladder,), count = scene.ladders, len(windows)
@@ -186,12 +186,12 @@ def step(
 
 
 def ramp(count: int) -> Tensor:
-    """Numbers to begin with, of which no two are near each other: of equal ones, rounding would put some first."""
+    """Return initial numbers that all differ, because the order of equal numbers would depend on rounding."""
     return 0.45 + 0.1 * (torch.arange(count, dtype=torch.double) * (5**0.5 - 1) / 2 % 1)
 
 
 def _wanted(values: Tensor, widths: Tensor, area: float) -> Tensor:
-    """``(n,)``: in ascending order and laid side by side, what part of each lies beyond ``1 - area``."""
+    """Return ``(n,)``, the part of each value above ``1 - area`` if all are placed side by side in ascending order."""
     wanted, low = torch.zeros_like(values), 0.0
     for place in values.argsort().tolist():
         width = float(widths[place])
@@ -201,14 +201,14 @@ def _wanted(values: Tensor, widths: Tensor, area: float) -> Tensor:
 
 
 def _full(means: Tensor, room: int) -> Tensor:
-    """``(W,)``: 1 for the strongest windows, 0 for the others; equal ones on both sides share what is left for them."""
+    """Return ``(W,)``, 1 for the strongest windows, 0 for the others. Equal windows at the limit share the rest."""
     above = (means > means[:, None] + 1e-6).sum(1)
     equal = ((means - means[:, None]).abs() <= 1e-6).sum(1)
     return ((room - above) / equal).clamp(0, 1)
 
 
 def ellipsoids(sides: tuple[int, int, int]) -> Tensor:
-    """``(W, V)``, 1 inside: every ellipsoid of 8 frames by 11/112 of a side, half of one apart, over the border too."""
+    """Return ``(W, V)``, 1 inside each ellipsoid of 8 frames by 11/112 of a side, with half overlap, also over the border."""
     pixels = max(1, round(11 / 112 * min(sides[1:])))
     lengths = [min(8, sides[0]), pixels, pixels]
     starts = []
@@ -230,7 +230,7 @@ def ellipsoids(sides: tuple[int, int, int]) -> Tensor:
 
 
 def _hats(pixels: int, cells: int) -> Tensor:
-    """``(pixels, cells)``: linear between the middles of cells, level beyond the outermost."""
+    """Return weights ``(pixels, cells)`` of linear interpolation between cell centers, constant outside."""
     found = torch.zeros(pixels, cells, dtype=torch.double)
     for pixel in range(pixels):
         place = min(max((pixel + 0.5) / pixels * cells - 0.5, 0.0), cells - 1.0)
