@@ -1,10 +1,10 @@
-"""What Captum's methods do on each kind of video model, found by running them: the table in docs/captum_methods.md.
+"""Run Captum's methods on each kind of video model, and write the table in docs/captum_methods.md.
 
     python benchmarks/captum_table.py                   # writes the page
-    python benchmarks/captum_table.py --check           # compares it with the page at hand
-    python benchmarks/captum_table.py --only Saliency   # prints the rows whose names begin so
+    python benchmarks/captum_table.py --check           # compares the results with the existing page
+    python benchmarks/captum_table.py --only Saliency   # prints the rows whose names start with this prefix
 
-The parts are in captum_methods/: subjects.py has the models, checks.py and ours.py call each method and hold it to
+The parts are in captum_methods/: subjects.py has the models, checks.py and ours.py call each method and compare its result with
 formulas.py.
 """
 
@@ -32,13 +32,13 @@ Check = Callable[[Subject, Callable[..., torch.Tensor]], str | None]
 
 @dataclass(frozen=True)
 class Row:
-    """A method, how its result is judged, and what else there is where it fails.
+    """A method, the check of its result, and the alternative if the check fails.
 
     Attributes:
-        method: its name.
-        check: from checks.py or ours.py.
-        instead: what to write where neither the model as it is nor the wrapped one passes, and the check of that.
-        dtype: of model and clips.
+        method: name of the method.
+        check: function of checks.py or ours.py.
+        instead: label of the alternative if neither the raw nor the wrapped model passes, and the check of the alternative.
+        dtype: dtype of model and clips.
     """
 
     method: str
@@ -81,7 +81,7 @@ OURS = [
     Row("RISE", ours.rise),
 ]
 
-# Where gotchas.md says more, by what a note says.
+# Anchor in gotchas.md, by a pattern of the note.
 GOTCHAS = {
     r"must be 2D|target size": "hugging-face-models-return-no-tensor",
     r"strided|view size": "a-strided-gradient-breaks-sensitivity_max",
@@ -93,29 +93,29 @@ GOTCHAS = {
     r"no rule|relevance_input": "lrp-has-no-rule-for-conv3d",
     r"spatial dimensions|not a torch\.Tensor": "layergradcam-takes-tokens-for-channels",
     r"empty tensor": "guidedgradcam-lays-time-over-color",
-    r"scale of its own": "visualize_image_attr-scales-every-frame-by-itself",
+    r"separate scale": "visualize_image_attr-scales-every-frame-by-itself",
 }
 
 INTRO = """# Captum's methods on video models
 
-What you can expect of a Captum method on your kind of model. Every cell is a call that was made on two clips, and a
-result that was held to a formula: gradients to autograd, ablations to ablation by hand, Shapley values to all subsets,
-Integrated Gradients and DeepLift to the change of the output, a metric to its definition.
+This page shows which Captum methods work on which kind of video model. Every cell is a call on two clips. The result was compared with
+an independent formula: gradients with autograd, ablations with ablation by hand, Shapley values with all subsets, Integrated Gradients
+and DeepLift with the change of the output, and a metric with its definition.
 
 | cell | meaning |
 |---|---|
-| works | right numbers, in a tensor that Captum's own tools take on, from the model as its user has it |
-| with VideoClassifier | the same through `VideoClassifier(model)` only |
-| use ... | this library's own does it right |
-| with rules set by hand | right numbers once every layer for which Captum has no rule was given one |
-| runs, ... | no error, and not what the method promises, with or without VideoClassifier |
-| error | fails, with or without VideoClassifier |
+| works | correct numbers, in a tensor that Captum's own tools accept, with the unchanged model |
+| with VideoClassifier | correct numbers with `VideoClassifier(model)` only |
+| use ... | the class or function of this library gives correct numbers |
+| with rules set by hand | correct numbers after a rule was set on every layer for which Captum has no rule |
+| runs, ... | no error, but wrong numbers, with and without VideoClassifier |
+| error | raises an error, with and without VideoClassifier |
 
-A Hugging Face model's user is taken to give Captum `lambda clip: model(clip).logits`.
+Hugging Face models were passed to Captum as `lambda clip: model(clip).logits`.
 """
-MADE = """The models are small: the trained transformers that come with this package, a random VideoPrism, a random 3D
-CNN (convolution, batch norm, ReLU, max pool), a CNN for each frame with an LSTM, and two 3D CNNs whose logits add up.
-What to do instead is among the [gotchas](gotchas.md). Made with captum {captum}, torch {torch} and
+MADE = """The models are small: the bundled trained transformers, a random VideoPrism, a random 3D CNN (convolution, batch norm,
+ReLU, max pool), a CNN for each frame with an LSTM, and two 3D CNNs whose logits are added. The [gotchas](gotchas.md) describe what to
+do instead. Made with captum {captum}, torch {torch} and
 transformers {transformers} by
 
 ```console
@@ -126,7 +126,7 @@ Cell = tuple[str, str | None]
 
 
 def cell(row: Row, column: str) -> Cell:
-    """What stands in a cell, and the note on it: why nothing simpler stands there, or what to mind."""
+    """Return the label of a cell and its note: the reason why a simpler way fails, or a remark."""
     s = subject(column, row.dtype)
     ways = [("works", row.check, s.wrapped)]
     if row in CAPTUM:
@@ -142,12 +142,12 @@ def cell(row: Row, column: str) -> Cell:
             failures.append(error)
         else:
             return label, _reason(failures[-1], s) if failures else remark
-    error = failures[:2][-1]  # of the method itself, not of what might be used instead
+    error = failures[:2][-1]  # of the method itself, not of the alternative
     return f"runs, {error.short}" if isinstance(error, Wrong) else "error", _reason(error, s)
 
 
 def _reason(error: Exception, s: Subject) -> str:
-    """The first clause of an error's message, in which a class goes by its own name and the network by none."""
+    """Return the first clause of an error message, with short class names and "the model" for the class of the network."""
     if isinstance(error, Wrong):
         return str(error)
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(str(error).split()))
@@ -157,13 +157,13 @@ def _reason(error: Exception, s: Subject) -> str:
 
 
 def cells(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[str, str], Cell]:
-    """The cells of some rows and columns."""
+    """Return the cells of some rows and columns."""
     pairs = [(row, column) for row in rows for column in columns]
     return {(row.method, column): cell(row, column) for row, column in tqdm(pairs, disable=None)}
 
 
 def page(found: dict[tuple[str, str], Cell]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     numbers: dict[str, int] = {}
 
     def written(label: str, note: str | None) -> str:
@@ -187,17 +187,17 @@ def page(found: dict[tuple[str, str], Cell]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if the page at hand is another")
-    parser.add_argument("--only", action="append", metavar="PREFIX", help="print these rows only; may be given again")
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--check", action="store_true", help="fail if the existing page differs")
+    parser.add_argument("--only", action="append", metavar="PREFIX", help="print these rows only; may be repeated")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if asked.only:
-        rows = [row for row in (*CAPTUM, *OURS) if row.method.startswith(tuple(asked.only))]
+    if options.only:
+        rows = [row for row in (*CAPTUM, *OURS) if row.method.startswith(tuple(options.only))]
         for (method, column), (label, note) in cells(rows, list(MAKERS)).items():
             print(f"{method} | {column} | {label}" + (f" | {note}" if note else ""))
         return
     text = page(cells([*CAPTUM, *OURS], list(MAKERS)))
-    if asked.check:
+    if options.check:
         before = PAGE.read_text(encoding="utf-8").splitlines()
         sys.exit("\n".join(difflib.unified_diff(before, text.splitlines(), "page", "now", lineterm="", n=0)) or None)
     PAGE.with_suffix(".part").write_text(text, encoding="utf-8")

@@ -1,11 +1,11 @@
-"""What a comparison of twenty thousand clips takes, from what one clip takes: docs/comparison_scale.md.
+"""Estimate the cost of a comparison of twenty thousand clips from the cost of one clip: docs/comparison_scale.md.
 
-    python benchmarks/comparison_scale.py                    # some minutes
-    python benchmarks/comparison_scale.py --entries 20000    # gather so many clips' results in earnest
+    python benchmarks/comparison_scale.py                    # takes some minutes
+    python benchmarks/comparison_scale.py --entries 20000    # really reads the results of so many clips
 
-Forwards and backwards are counted, not timed: on a VideoMAE with the tokens of base (16 x 224 x 224, tubelets of
+Forwards and backwards are counted, not timed, on a VideoMAE with the tokens of base (16 x 224 x 224, tubelets of
 2 x 16 x 16) but few channels. Files, and the time and memory of reading all of them at the end, are measured on
-results that are copies of real ones.
+copies of real results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from captum_staa import VideoClassifier
 from captum_staa._utils.files import atomic
-from captum_staa.benchmark import METRICS, Case, PlantedClips, compare
+from captum_staa.benchmark import METRICS, MetricInput, PlantedClips, compare
 from captum_staa.benchmark.clips import described, source_of
 from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS
@@ -48,17 +48,17 @@ METHODS = (
 )
 COPIES = 8
 AGAIN = (RANDOM_WEIGHTS, OTHER_CLASS)  # controls that run the first method again
-BACKWARD = 2  # forwards that a backward takes as long as
-FORWARD_MS = 10.0  # of one clip on one GPU; an assumption, as no GPU was at hand
-MODEL = "tiny-videomae-pattern"  # whose results are copied
-COPIED = [*METHODS[:-1], "Saliency"]  # in place of the slowest: the form is the same
+BACKWARD = 2  # a backward takes as long as this many forwards
+FORWARD_MS = 10.0  # of one clip on one GPU; an assumption, because no GPU was available
+MODEL = "tiny-videomae-pattern"  # its results are copied
+COPIED = [*METHODS[:-1], "Saliency"]  # replaces the slowest method; the form of the results is the same
 PAGE = Path(__file__).parents[1] / "docs" / "comparison_scale.md"
 
 
-TEXT = """# A comparison of twenty thousand clips, on paper
+TEXT = """# Estimated cost of a comparison of twenty thousand clips
 
-What `compare` needs for {clips} clips, {methods} methods and the default metrics on {gpus} GPUs, from what one clip
-needs. Made by
+The cost of `compare` for {clips} clips, {methods} methods and the default metrics on {gpus} GPUs, estimated from the cost of one clip.
+Made by
 
 ```console
 python benchmarks/comparison_scale.py --entries {sample}
@@ -66,7 +66,7 @@ python benchmarks/comparison_scale.py --entries {sample}
 
 ## Time
 
-Counted for one clip of 16 x 224 x 224 and a VideoMAE with base's tokens. A backward counts as two forwards.
+Counts for one clip of 16 x 224 x 224 and a VideoMAE with the tokens of the base size. A backward counts as two forwards.
 
 | | forwards | backwards | as forwards |
 |---|---|---|---|
@@ -75,48 +75,47 @@ Counted for one clip of 16 x 224 x 224 and a VideoMAE with base's tokens. A back
 | metrics of {methods} methods and {controls} controls | {metrics} | 0 | {metrics} |
 | **one clip** | | | **{total}** |
 
-Let a forward of one clip take {milliseconds:.0f} ms. That is an **assumption**, as no GPU was at hand: run ten clips
-of your own first, and read `seconds` and `forwards`. Then a clip takes {seconds:.0f} s, all of them {hours:.0f} hours
-of a GPU, and {gpus} GPUs **{each:.0f} hours**. Clips are shared evenly, and no process waits before the
-end.
+Assume that a forward of one clip takes {milliseconds:.0f} ms. This is an **assumption**, because no GPU was available. Run ten clips
+of your own first, and read `seconds` and `forwards`. With this assumption, one clip takes {seconds:.0f} s, all clips take {hours:.0f}
+hours on one GPU, and **{each:.0f} hours** on {gpus} GPUs. Clips are divided evenly, and no process waits for another before the end.
 
-Metrics are {metric_share:.0%} of it, the three dearest methods {dear_share:.0%}. Fewer `steps` and fewer of the
-metrics that alter the clip are the first thing to save on.
+Metrics take {metric_share:.0%} of the time, the three most expensive methods {dear_share:.0%}. To save time, first use fewer `steps`
+and fewer of the metrics that change the clip.
 
 ## Disk
 
-{entries:.0f} files per clip (methods, controls, the clip itself) of {size:.0f} bytes on average: {files} files,
-{gib:.1f} GiB, or {blocks:.1f} GiB on a disk with blocks of 4 KiB. Writing one takes {write:.2f} ms here. Maps are
-kept of the first clip alone. At the end, `rows.csv` has {csv:.0f} MiB and `comparison.json` {json:.0f} MiB.
+There are {entries:.0f} files per clip (methods, controls, the clip itself) of {size:.0f} bytes on average: {files} files,
+{gib:.1f} GiB, or {blocks:.1f} GiB on a disk with blocks of 4 KiB. Writing one file took {write:.2f} ms. Maps are
+stored for the first clip only. At the end, `rows.csv` has {csv:.0f} MiB and `comparison.json` has {json:.0f} MiB.
 
 ## Memory
 
-At the end every process reads all files. Measured with {sample} clips: {read:.0f} s to read, {tables:.0f} s for the
-tables, {mib:.0f} MiB. In proportion, {clips} clips take {read_all:.1f} minutes, {tables_all:.1f} minutes for the
-tables, and {gib_each:.1f} GiB **in each process**, {gib_all:.0f} GiB on a machine with {gpus}.
+At the end, every process reads all files. With {sample} clips, reading took {read:.0f} s, the tables took {tables:.0f} s, and the
+memory was {mib:.0f} MiB. In proportion, {clips} clips need {read_all:.1f} minutes for reading, {tables_all:.1f} minutes for the
+tables, and {gib_each:.1f} GiB **in each process**, which is {gib_all:.0f} GiB on a machine with {gpus} processes.
 
-On a GPU: the model, and {copies} altered clips (`perturbations_per_eval`) with their activations. With gradients
-these are about 14 times a plain forward's for VideoMAE-base ([Cost](cost.md)). STAA(attention) holds a matrix of
-tokens by tokens for each layer, 12 x 9.4 MiB.
+A GPU needs memory for the model, and for {copies} changed clips (`perturbations_per_eval`) with their activations. With gradients,
+the activations need about 14 times the memory of a plain forward for VideoMAE-base ([Cost](cost.md)). STAA(attention) stores a matrix
+of tokens by tokens for each layer, 12 x 9.4 MiB.
 
 ## Network
 
-Between processes go a few words at the beginning and at the end. Each clip is read once, by one process. A video of
-Kinetics has some 1 to 3 MB, so {clips} have 20 to 60 GB: over {each:.0f} hours, a few MB a second at the most.
-Results, {gib:.1f} GiB, are written once, and read once by each process at the end.
+Processes exchange a few short messages at the start and at the end. Each clip is read once, by one process. A video of
+Kinetics has about 1 to 3 MB, so {clips} videos have 20 to 60 GB. Over {each:.0f} hours, this is at most a few MB per second.
+The results, {gib:.1f} GiB, are written once, and read once by each process at the end.
 
-## Where the limits are
+## Limits
 
-- The number of files: ask whether the shared disk has {files} inodes to give, and how fast it opens small files.
-- The last step holds everything in each process. For ten times as many clips, run parts of them into folders of their
-  own, and put their `rows.csv` together.
-- Decoding is done between the model's calls, by the same process: beside thousands of forwards it does not count.
-  With STAA alone and no metric that alters the clip, it does.
+- The number of files: check whether the shared disk has {files} free inodes, and how fast it opens small files.
+- In the last step, each process holds all results in memory. For ten times as many clips, run parts of them into separate folders,
+  and join their `rows.csv`.
+- Each process decodes videos between the calls of the model. Compared with thousands of forwards, the time for decoding is
+  negligible. With STAA only, and no metric that changes the clip, it is not negligible.
 """
 
 
 class Counted:
-    """Counts the clips that go through a model, and those whose gradient comes back."""
+    """Class that counts the clips in forwards and backwards of a model."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.forwards = self.backwards = 0
@@ -140,7 +139,7 @@ class Counted:
 
 
 def counted() -> dict[str, tuple[int, int]]:
-    """By method, and for the metrics of one map and the check of the answer: forwards and backwards for one clip."""
+    """Return the forwards and backwards for one clip, for each method and for the metrics of one map."""
     torch.manual_seed(0)
     config = transformers.VideoMAEConfig(
         hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, num_labels=2
@@ -155,7 +154,7 @@ def counted() -> dict[str, tuple[int, int]]:
     truth = torch.zeros(1, 16, 224, 224, dtype=torch.bool)
     truth[:, 4:8, 50:100, 50:100] = True
     maps = torch.rand(1, 16, 224, 224, dtype=torch.float64)
-    case = Case(
+    metric_input = MetricInput(
         classifier=clf,
         clip=clip,
         maps=maps,
@@ -165,15 +164,17 @@ def counted() -> dict[str, tuple[int, int]]:
         objects=torch.stack([truth, ~truth], 1),
         baseline=baseline_of("zero", clip, clf),
         steps=32,
-        copies=COPIES,
+        perturbations_per_eval=COPIES,
     )
     scores = [METRICS[name].score for name in DEFAULT]
-    found["the metrics of one map"] = counter.during(lambda: [score(case) for score in scores if score is not None])
+    found["the metrics of one map"] = counter.during(
+        lambda: [score(metric_input) for score in scores if score is not None]
+    )
     return found
 
 
 def fill(folder: Path, clips: int) -> tuple[float, float]:
-    """Results of so many clips, all copies of those of one; their bytes, and the seconds for a file."""
+    """Write copies of the results of one clip as the results of ``clips`` clips. Return bytes and seconds per file."""
     clf = VideoClassifier.from_pretrained(MODEL)
     real = folder / "real"
     compare(clf, PlantedClips(seed=0, n=1), COPIED, out=real)
@@ -192,9 +193,9 @@ def fill(folder: Path, clips: int) -> tuple[float, float]:
 
 
 def gather(folder: Path, clips: int) -> dict[str, float]:
-    """What the last step of a run takes, in a process of its own: seconds, and MiB at its peak, with the tables."""
+    """Return seconds and peak MiB of the last step of a run, including the tables. Runs in a separate process."""
     clf = VideoClassifier.from_pretrained(MODEL)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
     before = _resident_peak()
     began = time.perf_counter()
     found = compare(
@@ -220,14 +221,14 @@ def gather(folder: Path, clips: int) -> dict[str, float]:
 
 
 def _resident_peak() -> float:
-    """MiB; Linux alone tells."""
+    """Return the peak of resident memory in MiB. Linux only."""
     found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
 def page(counts: dict[str, tuple[int, int]], size: float, write: float, gathered: dict[str, float], clips: int) -> str:
-    """The whole page, with what follows for ``CLIPS``."""
+    """Return the whole page, extrapolated to ``CLIPS``."""
     metrics = counts["the metrics of one map"][0] * (len(METHODS) + len(CONTROLS))
     units = {name: forwards + BACKWARD * backwards for name, (forwards, backwards) in counts.items()}
     again = len(AGAIN) * units[METHODS[0]]
@@ -283,8 +284,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         size, write = fill(Path(folder), arguments.entries)
         command = [sys.executable, "-W", "ignore", __file__, "--gather", folder, "--entries", str(arguments.entries)]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    text = page(counts, size, write, json.loads(told.splitlines()[-1]), arguments.entries)
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = page(counts, size, write, json.loads(output.splitlines()[-1]), arguments.entries)
     with atomic(PAGE, overwrite=True) as partial:
         partial.write_text(text)
     print(text)

@@ -1,9 +1,9 @@
-"""What many calls of each method leave behind: hooks, registered functions, threads, files, objects, memory.
+"""Count what remains after many calls of each method: hooks, registered functions, threads, files, objects, memory.
 
     python benchmarks/soak.py --calls 1000 --out docs/soak.md
 
-Every call builds its explainer anew, on one model and two clips by turns. After a warm-up, and after every twentieth
-part of the calls, all that could pile up is counted, with the garbage collected before.
+Every call creates a new explainer, on one model and two alternating clips. Everything that could accumulate is counted
+after a warm-up, and after every twentieth part of the calls. Garbage is collected before each count.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from captum_staa import (
     VideoOcclusion,
     benchmark,
     feature_masks,
-    lending,
 )
+from captum_staa._utils import model_state
 from captum_staa.attention import backends
 
 Call = Callable[[VideoClassifier, Tensor, int], Tensor]
@@ -67,7 +67,7 @@ def _ablation(clf: VideoClassifier, clip: Tensor, target: int) -> Tensor:
     return VideoFeatureAblation(clf).attribute(clip, target=target, feature_mask=mask, perturbations_per_eval=8)
 
 
-# By name: on which model, and one call with everything in it made anew.
+# By name: the model, and one call that creates a new explainer.
 METHODS: dict[str, tuple[str, Call]] = {
     "STAA, relevance": (PLAIN, _staa()),
     "STAA, relevance by Chefer's rule": (PLAIN, _staa(rule="chefer")),
@@ -88,15 +88,15 @@ METHODS: dict[str, tuple[str, Call]] = {
 
 @dataclass(frozen=True)
 class Held:
-    """What the process holds, besides memory.
+    """Counts of what the process holds, besides memory.
 
     Attributes:
-        hooks: of all modules of the model, of every kind.
-        functions: entries of transformers' tables of attention and mask functions.
-        routes: modules, parameters and captures that are lent or altered for a while.
-        threads: of Python.
+        hooks: hooks of all kinds on all modules of the model.
+        functions: entries in the attention and mask tables of transformers.
+        routes: modules, parameters and captures that are temporarily changed.
+        threads: Python threads.
         handles: open files, sockets and pipes.
-        objects: that the garbage collector knows, those frozen left out.
+        objects: objects that the garbage collector tracks, without the frozen ones.
     """
 
     hooks: int
@@ -109,7 +109,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Soaked:
-    """One method's soak: what was held after the warm-up and at the end, and how memory went."""
+    """Result of one method: counts after the warm-up and at the end, and the slope of memory."""
 
     before: Held
     after: Held
@@ -119,7 +119,7 @@ class Soaked:
 
 
 def held(model: nn.Module) -> Held:
-    """What is held now, after the garbage is gone."""
+    """Return the current counts, after garbage collection."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -127,9 +127,9 @@ def held(model: nn.Module) -> Held:
         gc.collect()
     modules = [vars(module) for module in model.modules()]
     return Held(
-        hooks=sum(len(own[name]) for own in modules for name in own if name.endswith("_hooks") and own[name]),
+        hooks=sum(len(state[name]) for state in modules for name in state if name.endswith("_hooks") and state[name]),
         functions=len(AttentionInterface._global_mapping) + len(AttentionMaskInterface._global_mapping),
-        routes=len(backends._routes) + len(lending._frozen) + len(lending._stance),
+        routes=len(backends._routes) + len(model_state._frozen) + len(model_state._stance),
         threads=threading.active_count(),
         handles=len(os.listdir("/proc/self/fd")),
         objects=len(gc.get_objects()),
@@ -137,20 +137,20 @@ def held(model: nn.Module) -> Held:
 
 
 def planted(classifier: VideoClassifier, count: int) -> tuple[list[Tensor], list[int]]:
-    """Clips ``(1, ...)`` in the classifier's layout, and their labels."""
+    """Return clips ``(1, ...)`` in the layout of the classifier, and their labels."""
     clips, labels, _ = benchmark.PlantedClips(seed=3, n=count)[:count]
     clips = clips.transpose(1, 2).contiguous() if classifier.layout.axes == "BCTHW" else clips
     return list(clips.split(1)), labels.tolist()
 
 
 def resident() -> float:
-    """KiB of memory in use, as the system counts it."""
+    """Return the resident memory of the process in KiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1024
 
 
 def soak(name: str, calls: int, warm_up: int = WARM_UP, samples: int = 20) -> Soaked:
-    """Call one method so many times, after a warm-up that is not counted."""
+    """Call one method ``calls`` times, after a warm-up that is not counted."""
     model, call = METHODS[name]
     classifier = VideoClassifier.from_pretrained(model)
     clips, labels = planted(classifier, 2)
@@ -164,7 +164,7 @@ def soak(name: str, calls: int, warm_up: int = WARM_UP, samples: int = 20) -> So
     several(warm_up)
     gc.collect()
     frozen = gc.get_freeze_count()
-    gc.freeze()  # all that is there by now is not looked through again: collecting after every sample is quick
+    gc.freeze()  # existing objects are not scanned again, so the collection after every sample is fast
     try:
         before, start = held(classifier), time.perf_counter()
         memory, done = [resident()], [0]
@@ -183,7 +183,7 @@ def soak(name: str, calls: int, warm_up: int = WARM_UP, samples: int = 20) -> So
 
 
 def table(found: dict[str, Soaked]) -> str:
-    """The rows of the page."""
+    """Return the table of the page."""
     lines = [
         "| method | hooks | functions | threads | open files | objects | KiB per call | in the second half |",
         "|---|---|---|---|---|---|---|---|",
@@ -199,13 +199,13 @@ def table(found: dict[str, Soaked]) -> str:
 
 PAGE = """# Soak
 
-What {calls} calls of each method leave behind, counted before and after them: hooks of every kind on all modules of the
-model; entries in transformers' tables of attention and mask functions; threads; open files; objects that Python's
-garbage collector has come to know since the warm-up. The last two columns are the slope of the process's resident
-memory, in KiB per call: a line of least squares through 21 samples, and through the second half of them. Each method
-ran in the same process after those above it, on one model (`{plain}`; the attention branch on
-`{branch}`) and two clips by turns, its explainer built anew in every call, after {warm_up} calls of
-warm-up. One thread of a CPU, PyTorch {torch}.
+This page shows what remains after {calls} calls of each method. The counts are from before and after the calls: hooks of
+all kinds on all modules of the model, entries in the attention and mask tables of transformers, threads, open files, and
+objects that Python's garbage collector tracks since the warm-up. The last two columns are the slope of the resident
+memory of the process, in KiB per call: a least-squares line through 21 samples, and through the second half of them. The
+methods ran one after the other in the same process, on one model (`{plain}`; the attention branch on
+`{branch}`) and two alternating clips. Every call created a new explainer. There were {warm_up} calls of
+warm-up. One CPU thread, PyTorch {torch}.
 
 ```console
 python benchmarks/soak.py --calls {calls} --out docs/soak.md
@@ -213,9 +213,9 @@ python benchmarks/soak.py --calls {calls} --out docs/soak.md
 
 {table}
 
-The allocator keeps freed memory for later and gives it back in pieces, so a slope of some KiB in either direction says
-nothing by itself. A leak of one map of a clip would be {map} KiB per call. `tests/test_soak.py` repeats the counts
-with few calls whenever the tests run, and `tests/test_concurrency.py` runs every method in two threads at once.
+The allocator keeps freed memory and returns it in pieces, so a slope of a few KiB in either direction is not significant.
+A leak of one map of a clip would be {map} KiB per call. `tests/test_soak.py` repeats the counts with few calls in every
+test run, and `tests/test_concurrency.py` runs every method in two threads at once.
 """
 
 

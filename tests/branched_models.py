@@ -1,4 +1,4 @@
-"""Models of every kind to which a branch of ST-ABN can be added, and with one that has learned, for several files."""
+"""Models of all kinds to which an ST-ABN branch can be added, and models with a trained branch, for several files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pair = namedtuple("Pair", "features weights")
 
 
 class Net(nn.Module):
-    """A 3D CNN for either order of axes, or a 2D one over frames; its middle layer may return more than features."""
+    """A 3D CNN for both layouts, or a 2D CNN over frames. The middle layer may return more than features."""
 
     def __init__(self, axes: str = "BCTHW", frames: bool = False, more: Callable[[Tensor], Any] = lambda x: x) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def frames_of(*shape: int, seed: int = 1) -> Tensor:
 
 
 def case(name: str) -> tuple[nn.Module, str, Tensor, dict[str, Any]]:
-    """A model, its layer, a clip and the options of inject."""
+    """Return a model, its layer, a clip and the options of inject."""
     clip = frames_of(2, 3, 4, 12, 10)
     grid = TokenGrid(4, 6, 5, tubelet=(1, 2, 2))
     if name in ("videomae", "vivit", "timesformer", "timesformer-joint"):
@@ -80,20 +80,20 @@ TOKENS = ("videomae", "vivit", "timesformer", "timesformer-joint", "plain huggin
 
 
 def injected(name: str, **options: Any) -> tuple[STABN, nn.Module, Tensor]:
-    """With a branch that learned."""
+    """Return a model with a trained branch."""
     model, layer, clip, more = case(name)
     return taught(add(model, layer, clip, **more, **options)), model, clip
 
 
 def add(model: nn.Module, layer: str, clip: Tensor, **options: Any) -> STABN:
-    """A new branch, the same for the same features."""
+    """Add a new branch, which is the same for the same features."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return STABN.inject(model, layer, example=clip, **options)
 
 
 def taught(st_abn: STABN, seed: int = 5) -> STABN:
-    """As if the branch had been trained: its weights are any, and the model's are what they were."""
+    """Simulate training: randomize the weights of the branch, and keep those of the model."""
     for added in (st_abn.branch, st_abn.mechanism):
         randomize(added, seed)
     return st_abn

@@ -1,4 +1,4 @@
-"""What the tests of capture read, and every layer's explicit attention to hold it to."""
+"""Readings for the tests of capture, and the explicit attention of every layer as the reference."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read(clf: VideoClassifier, clip: Tensor, reading: str = "head_mean", **optio
 
 @contextmanager
 def probabilities_of(clf: VideoClassifier) -> Iterator[dict[str, Tensor]]:
-    """Every layer's explicit attention, by hooks of this file's own and the models' own eager code."""
+    """Yield the explicit attention of every layer, read by separate hooks and the eager code of the models."""
     model, found, handles = clf.module, {}, []
     if hasattr(model, "set_attn_implementation") and "Timesformer" not in type(model).__name__:
         model.set_attn_implementation("eager")

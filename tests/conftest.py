@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures of several test files."""
 
 import gc
 import os
@@ -9,28 +9,28 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(1)  # the models are tiny: further threads only wait for each other
+torch.set_num_threads(1)  # the models are tiny, so more threads are slower
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected stays: every search for garbage would look through half a million things."""
+    """Freeze the imported and collected objects, so that garbage collection does not scan half a million objects."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def shared_videos() -> Path:
-    """The folder of real clips, which never travel with the project; without it the test is skipped."""
+    """Return the folder of real clips, which are not part of the project. Without it, the test is skipped."""
     beside = Path(__file__).resolve().parents[1].parent / "shared" / "videos"
     folder = Path(os.environ.get("CAPTUM_STAA_VIDEOS") or beside)
     if not folder.is_dir():
-        pytest.skip(f"needs real clips: {folder} does not exist; set CAPTUM_STAA_VIDEOS to their folder")
+        pytest.skip(f"needs real clips, but {folder} does not exist. Set CAPTUM_STAA_VIDEOS to their folder.")
     return folder
 
 
 @pytest.fixture(scope="session")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A planted clip as a file, with margins that the model's crop cuts off."""
+    """Return the file of a planted clip, with margins that the crop of the model cuts off."""
     from command_line import PLANTED, write_planted
 
     return write_planted(tmp_path_factory.mktemp("videos") / "planted.mp4", PLANTED)
@@ -38,7 +38,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of 44 frames: more than one window."""
+    """Return the file of a planted clip of 44 frames, which is more than one window."""
     from command_line import write_planted
 
     from captum_staa.benchmark import PlantedClips
@@ -48,7 +48,7 @@ def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers alone, where pictures are not what is tested; they take most of the time."""
+    """Turn off pictures, which take most of the time, in tests of numbers."""
     from captum_staa.cli import output
 
     monkeypatch.setattr(output, "draw", lambda *args, **options: None)
@@ -56,7 +56,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ctrl_c_reaches_python() -> Iterator[None]:
-    """A shell starts its background jobs with Ctrl-C ignored, and programs they start inherit that."""
+    """Restore Python's handler of Ctrl-C. Background jobs of a shell ignore Ctrl-C, and child processes inherit this."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Seeded numbers, and equality to the last digits."""
+"""Seeded random numbers, and a comparison with a small tolerance."""
 
 from __future__ import annotations
 

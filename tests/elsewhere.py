@@ -1,4 +1,4 @@
-"""A device that is not the CPU, without one: tensors that say they lie there, and refuse what a GPU refuses."""
+"""A simulated device: tensors that report another device, and raise the errors that CUDA tensors raise."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-DEVICE = torch.device("meta")  # of all that are not there, the one that gradients can pass through
+DEVICE = torch.device("meta")  # the only device without hardware that supports gradients
 INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
 
 
 class There(Tensor):
-    """Numbers on the CPU that claim to lie on :data:`DEVICE`."""
+    """Numbers on the CPU that report :data:`DEVICE` as their device."""
 
     here: Tensor
-    is_meta = False  # there are numbers in it
+    is_meta = False  # the tensor contains numbers
 
     @staticmethod
     def __new__(cls, here: Tensor) -> There:
@@ -51,21 +51,21 @@ class There(Tensor):
 
 
 class FromNumbers(TorchFunctionMode):
-    """Tensors of Python numbers, which are made below where operators are seen."""
+    """Creates tensors of Python numbers on the device. A dispatch mode cannot see this."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.unravel_index and isinstance(args[0], There):  # makes such tensors itself, where this is off
+        if func is torch.unravel_index and isinstance(args[0], There):  # creates such tensors internally
             return tuple(send(place) for place in func(args[0].here, *args[1:], **kwargs))
-        asked = kwargs.get("device")
-        if func in (torch.tensor, torch.as_tensor) and asked is not None and torch.device(asked) == DEVICE:
+        device = kwargs.get("device")
+        if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device) == DEVICE:
             made = func(*args, **{**kwargs, "device": None})
             return made if isinstance(made, There) else send(made)
         return func(*args, **kwargs)
 
 
 class Elsewhere(TorchDispatchMode):
-    """Makes on the device what is asked for there, and remembers how many numbers came from it."""
+    """Creates tensors on the device, and records how many numbers were moved from the device to the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Elsewhere(TorchDispatchMode):
 
 
 def run(func: Any, args: Any, kwargs: dict[str, Any], moved: list[int] | None = None) -> Any:
-    """An operator on the numbers; its result lies where theirs do, or where it is asked to."""
+    """Run an operator on the numbers. The result is on the device of the arguments, or on the requested device."""
     tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
     there = [value for value in tensors if isinstance(value, There)]
     asked = kwargs.get("device")
@@ -95,10 +95,10 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], moved: list[int] | None = 
     result = func(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
     stays = asked.type == DEVICE.type if asked is not None else bool(there)
     if copying and func.name() != "aten::_to_copy":
-        return args[0]  # written in place, wherever it lies
+        return args[0]  # written in place, on any device
     first = func._schema.arguments[0] if func._schema.arguments else None
     if first is not None and first.alias_info is not None and first.alias_info.is_write:
-        return args[0]  # of an operator in place
+        return args[0]  # of an in-place operator
     return tree_map(_wrap, result) if stays else result
 
 
@@ -111,13 +111,13 @@ def _unwrap(value: Any) -> Any:
 
 
 def send(value: Tensor) -> Tensor:
-    """To the device."""
+    """Move a tensor to the device."""
     return There(value.detach())
 
 
 @contextmanager
 def elsewhere(*models: nn.Module) -> Iterator[Elsewhere]:
-    """Models on the device, and operators that know it."""
+    """Move models to the device, and turn on the modes that simulate it."""
     for model in models:
         for module in model.modules():
             for name, parameter in module._parameters.items():

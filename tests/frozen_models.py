@@ -1,4 +1,4 @@
-"""Video transformers written by hand in many ways, and the share of their parameters, for tests of decompositions."""
+"""Video transformers written in many ways, and the contribution of their parameters, for tests of decompositions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH, HEADS = 16, 2
 
 
 class Attention(nn.Module):
-    """Self-attention, spelled in one of several ways with the same parameters."""
+    """Self-attention, implemented in one of several ways with the same parameters."""
 
     def __init__(self, spelling: str) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ MLPS = (*ACTIVATIONS, "swiglu", "glu", "glu in place")
 
 
 class ViT(nn.Module):
-    """Clips (B, 3, 8, 24, 16), tubelets of 2 x 8 x 8, a class token, positions; the head reads the class token."""
+    """ViT for clips (B, 3, 8, 24, 16) with tubelets of 2 x 8 x 8 and positions. The head reads the class token."""
 
     def __init__(self, attention: str = "sdpa", norm: str = "layer", mlp: str = "gelu", layers: int = 2) -> None:
         super().__init__()
@@ -162,31 +162,31 @@ class ViT(nn.Module):
 
 
 def vit(attention: str = "sdpa", norm: str = "layer", mlp: str = "gelu", layers: int = 2) -> nn.Module:
-    """A random one in float64; the same weights for every spelling of the attention."""
+    """Return a random ViT in float64, with the same weights for every implementation of the attention."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return randomize(ViT(attention, norm, mlp, layers), seed=3).double().requires_grad_(False)
 
 
 def clips(batch: int = 2, seed: int = 5) -> Tensor:
-    """For a :class:`ViT`."""
+    """Return clips for a :class:`ViT`."""
     return torch.randn(batch, 3, 8, 24, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def contrast(outputs: Tensor) -> Tensor:
-    """Of class 1."""
+    """Return the contrast of class 1."""
     return class_contrast(outputs, outputs[:, 1])
 
 
 def share_of_parameters(
     model: nn.Module, embedding: nn.Module, clip: Tensor, score: Callable[[Tensor], Tensor], table: Any = None
 ) -> tuple[float, float]:
-    """``(tokens, constants)`` of one clip: gradient times value of the tokens, and of all parameters that are added.
+    """Return ``(tokens, constants)`` of one clip: gradient times value of the tokens, and of all added parameters.
 
-    An affine function is the sum of both, and neither is computed from the other.
+    An affine function is the sum of both. Both are computed independently.
 
     Args:
-        table: a constant tensor that the model adds to the embedding's output, laid out like it.
+        table: a constant tensor that the model adds to the output of the embedding, with the same layout.
     """
     added = ("bias", "cls", "cls_token", "positions", "position_embeddings", "time_embeddings", "query_tokens")
     of_embedding = set(embedding.parameters())

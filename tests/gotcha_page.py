@@ -1,4 +1,4 @@
-"""docs/gotchas.md as data: both sides of every entry, to be run as they stand, and slow formulas to hold them to."""
+"""The entries of docs/gotchas.md as data: the wrong and the right code of every entry, and slow reference formulas."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 PAGE = (Path(__file__).parents[1] / "docs" / "gotchas.md").read_text("utf-8")
 SECTIONS = {text.split("\n", 1)[0]: text for text in PAGE.split("\n### ")[1:]}
-MENDED = "Captum has mended this: remove the gotcha"
+FIXED = "Captum has fixed this. Remove the gotcha."
 
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """PyTorch's global generator from a known state, which is put back."""
+    """Seed PyTorch's global generator, and restore its state afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
 
 
 def run(code: str, names: dict[str, object]) -> SimpleNamespace:
-    """The names that a block leaves."""
+    """Run a code block and return its names."""
     with seeded():
         exec(compile(code, "gotchas.md", "exec"), names)
     return SimpleNamespace(**names)
@@ -37,24 +37,24 @@ def run(code: str, names: dict[str, object]) -> SimpleNamespace:
 
 @functools.cache
 def setup() -> SimpleNamespace:
-    """What all entries begin with."""
+    """Return the names of the setup block of the page."""
     return run(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0], {"__name__": "gotchas"})
 
 
 def fresh() -> dict[str, object]:
-    """The same with tensors of its own: a Captum call that fails leaves its input changed."""
+    """Return the setup with copied tensors, because a failed Captum call changes its input."""
     return {
         name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in vars(setup()).items()
     }
 
 
 def page() -> SimpleNamespace:
-    """The same for formulas: the label as a number."""
+    """Return the setup for formulas, with the label as a number."""
     return SimpleNamespace(**{**fresh(), "label": int(setup().label)})
 
 
 class Gotcha:
-    """One entry of the page; its sides run after the page's setup, some names of which may be replaced."""
+    """One entry of the page. Its code blocks run after the setup, whose names can be replaced."""
 
     def __init__(self, heading: str) -> None:
         self.text = SECTIONS[heading]
@@ -64,7 +64,7 @@ class Gotcha:
         return run(self.sides[0], {**fresh(), **replaced})
 
     def right(self, *edit: str, **replaced: object) -> SimpleNamespace:
-        """The right side, as it stands or with one text in place of another."""
+        """Run the right code, optionally with one text replaced by another."""
         code = self.sides[1]
         if edit:
             assert edit[0] in code
@@ -73,7 +73,7 @@ class Gotcha:
 
     @contextmanager
     def still_fails(self, symptom: int = 0) -> Iterator[None]:
-        """What runs inside raises the error that the entry quotes as ``KindOfError: message``."""
+        """Check that the code in this context raises the error that the entry quotes as ``KindOfError: message``."""
         prose = " ".join(self.text.split("Wrong:")[0].split())
         kind, message = re.findall(r"`(\w+Error|UserWarning): (.+?)`", prose)[symptom]
         try:
@@ -82,11 +82,11 @@ class Gotcha:
             if message not in str(caught):
                 pytest.fail(f"the page quotes {message!r}, but Captum now says {str(caught)!r}")
         else:
-            pytest.fail(MENDED)
+            pytest.fail(FIXED)
 
 
 def entry(heading: str) -> pytest.MarkDecorator:
-    """The test of an entry gets it as ``gotcha``."""
+    """Pass the entry to its test as ``gotcha``."""
     return pytest.mark.parametrize("gotcha", [Gotcha(heading)], ids=[heading.split()[0]])
 
 
@@ -97,7 +97,7 @@ def gradient(f: Callable[[Tensor], Tensor], clip: Tensor, target: int) -> Tensor
 
 @torch.no_grad()
 def falls(f: Callable[..., Tensor], target: int, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """Feature ablation of inputs and their masks: every id's region is zeroed once, in all inputs that have it."""
+    """Feature ablation of inputs and their masks: the region of every id is zeroed once, in all inputs that contain it."""
     inputs, masks = zip(*pairs, strict=True)
     found = [torch.zeros_like(clip) for clip in inputs]
     for number in torch.cat([mask.flatten() for mask in masks]).unique():
@@ -109,14 +109,14 @@ def falls(f: Callable[..., Tensor], target: int, *pairs: tuple[Tensor, Tensor]) 
 
 
 def close(found: Tensor, expected: Tensor, rtol: float = 1e-4, atol: float = 1e-6) -> None:
-    """Equal numbers, in a tensor that Captum's own tools can go on with."""
+    """Check that the numbers are equal, and that Captum's tools accept the tensor."""
     assert found.is_contiguous()
     assert not found.requires_grad
     torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
 
 
 def apart(found: Tensor, expected: Tensor) -> bool:
-    """More than a tenth of the largest number away."""
+    """Return whether two tensors differ by more than a tenth of the largest number."""
     return bool((found - expected).abs().max() > 0.1 * expected.abs().max())
 
 
@@ -132,7 +132,7 @@ class Calls(nn.Module):
 
 
 class Fresh(TorchDispatchMode):
-    """Counts the numbers in all tensors that are made anew, views and changes in place left out."""
+    """Counts the numbers in all new tensors, without views and in-place changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,6 +141,6 @@ class Fresh(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
-            given = {part.untyped_storage().data_ptr() for part in args if isinstance(part, Tensor)}
-            self.numbers += result.numel() * (result.untyped_storage().data_ptr() not in given)
+            known = {part.untyped_storage().data_ptr() for part in args if isinstance(part, Tensor)}
+            self.numbers += result.numel() * (result.untyped_storage().data_ptr() not in known)
         return result

@@ -1,4 +1,4 @@
-"""Video files of every awkward kind, made with PyAV, beside the frames that a player shows of them."""
+"""Unusual and damaged video files, made with PyAV, and the frames that a player shows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FINE = {"crf": "4"}
 
 
 def quartered(count: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """Frames in four colors, so that every turn shows, over a strip whose gray level tells the frame's number."""
+    """Return frames in four colors, which show the orientation, with a strip whose gray level is the frame number."""
     frames = np.zeros((count, height, width, 3), np.uint8)
     for at, color in enumerate(COLORS):
         rows = slice(None, height // 2) if at < 2 else slice(height // 2, None)
@@ -32,13 +32,13 @@ def quartered(count: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarra
 
 
 def numbers(frames: np.ndarray) -> list[int]:
-    """What the strip of each frame says."""
+    """Return the frame numbers, read from the strip of each frame."""
     middle = frames.shape[1] // 2
     return np.rint((frames[:, middle - 2 : middle + 2].mean((1, 2, 3)) - 16) / 8).astype(int).tolist()
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
-    """Frames that no codec makes small."""
+    """Return frames that cannot be compressed."""
     return np.random.default_rng(seed).integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
@@ -59,17 +59,17 @@ def write(
     """Encode frames ``(T, H, W, 3)`` at 10 per second.
 
     Args:
-        path: where to; the suffix chooses the container unless ``container`` does.
+        path: path of the file. The suffix selects the container, unless ``container`` is set.
         frames: uint8 RGB.
         codec: an encoder of FFmpeg.
-        pix_fmt: what is stored.
-        options: of the encoder.
-        alpha: the same for all pixels.
-        times: when each frame is shown, in milliseconds.
-        display: how a player is to turn the picture: arguments of ``set_display_rotation``.
-        colors: FFmpeg's numbers of the matrix and the range.
+        pix_fmt: the stored pixel format.
+        options: options of the encoder.
+        alpha: one alpha value for all pixels.
+        times: display times of the frames, in milliseconds.
+        display: rotation and mirroring in a player: arguments of ``set_display_rotation``.
+        colors: FFmpeg's numbers of the color matrix and the color range.
         title: metadata of the stream.
-        container: its name.
+        container: name of the container.
     """
     options = FINE if options is None and codec in ("libx264", "libvpx-vp9") else options or {}
     matrix, span = colors or (None, None)
@@ -100,7 +100,7 @@ def write(
 
 
 def without_frames(path: Path, codec: str = "libx264") -> Path:
-    """A stream that is announced, and never comes."""
+    """Write a file with a declared stream without frames."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=10)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
@@ -109,7 +109,7 @@ def without_frames(path: Path, codec: str = "libx264") -> Path:
 
 
 def png(width: int, height: int) -> bytes:
-    """A black picture of one bit per pixel: a large one takes few bytes."""
+    """Return a black PNG with one bit per pixel. Large pictures have few bytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -120,7 +120,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def corrupted(whole: bytes, seed: int) -> bytes:
-    """Up to sixteen bytes at random places are others, somewhere, or all within a small part such as a header."""
+    """Change up to sixteen bytes at random positions, anywhere, or within a small part such as a header."""
     draw = np.random.default_rng(seed)
     first = 0 if seed % 2 else int(draw.integers(len(whole)))
     last = min(first + (512 if seed % 3 == 0 else len(whole)), len(whole))

@@ -1,4 +1,4 @@
-"""ST-ABN once more, slowly, from the paper's formulas: tap by tap and cell by cell, on a branch's weights."""
+"""Slow reference implementation of ST-ABN from the paper's formulas, cell by cell, with the weights of a branch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SlowGates:
 
 
 def norm(module: nn.Module, x: Tensor) -> Tensor:
-    """BatchNorm by its running statistics, or GroupNorm by those of each clip's groups."""
+    """Apply BatchNorm with its running statistics, or GroupNorm with the statistics of the groups of each clip."""
     if isinstance(module, nn.BatchNorm3d):
         mean, variance = (each.view(1, -1, 1, 1, 1) for each in (module.running_mean, module.running_var))
     else:
@@ -111,12 +111,12 @@ def mechanism(module: nn.Module, kind: str, g: Tensor, spatial: Tensor, temporal
 
 
 def place(grid: TokenGrid, t: int, y: int, x: int) -> int:
-    """Where the token of a cell stands after the prefix."""
+    """Return the index of the token of a cell after the prefix."""
     return (t * grid.h + y) * grid.w + x if grid.order == "thw" else (y * grid.w + x) * grid.t + t
 
 
 def to_cells(output: Tensor, grid: TokenGrid | None) -> Tensor:
-    """``(B, C, t, h, w)`` of features, of tokens with or without their prefix, or of frames, one cell after another."""
+    """Convert features, tokens with or without a prefix, or frames to ``(B, C, t, h, w)``, cell by cell."""
     if output.ndim == 5:
         return output
     assert grid is not None
@@ -128,7 +128,7 @@ def to_cells(output: Tensor, grid: TokenGrid | None) -> Tensor:
 
 
 def from_cells(cells: Tensor, output: Tensor, grid: TokenGrid | None) -> Tensor:
-    """The inverse: the output again, its cells replaced, its prefix as it was."""
+    """Convert cells back to the form of ``output``, and keep its prefix."""
     if output.ndim == 5:
         return cells
     assert grid is not None

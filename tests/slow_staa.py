@@ -1,6 +1,6 @@
-"""STAA from its formulas alone: dense N x N matrices, explicit loops, the models' own eager attention. Slow on purpose.
+"""Slow reference implementation of STAA: dense N x N matrices, explicit loops, the eager attention of the models.
 
-Nothing of the library's attention code is called here: not its capture, not its composition, not its smoothing.
+It does not call the attention code of the library: no capture, no composition, no smoothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 T, H, W = 4, 3, 2  # of every tiny model
-ROLES = {  # the sites of the tiny models in the order in which they run; "+" joins two of one block
+ROLES = {  # the attention layers of the tiny models in the order of execution; "+" joins two layers of one block
     "videomae": ["joint", "joint"],
     "videomae-first": ["joint", "joint"],
     "timesformer": ["temporal+spatial", "temporal+spatial"],
@@ -30,7 +30,7 @@ READS = {"videomae": "mean", "vjepa2": "pool", "videoprism": "pool"}  # the othe
 
 
 def attentions(name: str, model: nn.Module, clip: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Logits, and every attention ``(B', heads, Q, N)`` as part of the graph, in the order in which they run."""
+    """Return the logits, and every attention ``(B', heads, Q, N)`` as part of the graph, in the order of execution."""
     found: list[Tensor] = []
     kinds = ("SelfAttention", "RopeAttention", "VivitAttention", "VideoPrismAttention", "PoolingHead", "CrossAttention")
     handles = []
@@ -83,7 +83,7 @@ def _own_attention(module: Any, found: list[Tensor]) -> Any:
 
 
 def blocks(name: str, maps: list[Tensor], batch: int) -> list[Tensor]:
-    """One dense ``(B, N, N)`` per block (``(B, 1, N)`` for a pooling query) of head-reduced maps."""
+    """Return one dense matrix ``(B, N, N)`` per block (``(B, 1, N)`` for a pooling query) of head-reduced maps."""
     maps, dense = list(maps), []
     for role in ROLES[name]:
         if role in ("joint", "pool"):
@@ -119,7 +119,7 @@ def _divided(space: Tensor, time: Tensor) -> Tensor:
 
 
 def _factor(matrix: Tensor, role: str) -> Tensor:
-    """Attention within frames, or within patches, as one matrix over tokens that stand frame after frame."""
+    """Return attention within frames, or within patches, as one matrix over tokens that are ordered by frame."""
     count = H * W
     dense = torch.zeros(T * count, T * count, dtype=matrix.dtype)
     for a in range(T * count):
@@ -143,7 +143,7 @@ def head_weights(name: str, batch: int) -> Tensor:
 
 
 def over_layers(name: str, dense: list[Tensor], layers: Any, chefer: bool) -> Tensor:
-    """``(B, N)``: from the head back through the blocks."""
+    """Return ``(B, N)``, computed from the head back through the blocks."""
     batch = len(dense[0])
     weights = head_weights(name, batch)
     chosen = dense if isinstance(layers, str) else [dense[i] for i in sorted(i % len(dense) for i in layers)]
@@ -152,7 +152,7 @@ def over_layers(name: str, dense: list[Tensor], layers: Any, chefer: bool) -> Te
         return torch.stack(maps).mean(0)
     relevance = torch.eye(weights.shape[1]).expand(batch, -1, -1)  # R, from the first block on
     for matrix in chosen:
-        if matrix.shape[1] == 1:  # the pooling query, behind which there is no residual connection to the tokens
+        if matrix.shape[1] == 1:  # the pooling query, which has no residual connection to the tokens
             return torch.bmm(matrix, relevance)[:, 0]
         step = torch.bmm(matrix, relevance)
         relevance = relevance + step if chefer else (relevance + step) / 2
@@ -160,7 +160,7 @@ def over_layers(name: str, dense: list[Tensor], layers: Any, chefer: bool) -> Te
 
 
 def to_pixels(name: str, tokens: Tensor) -> Tensor:
-    """Trilinear; every token's weight spread over its tubelet."""
+    """Interpolate trilinearly. The weight of every token is divided among the pixels of its tubelet."""
     t, h, w = TUBELET.get(name, (2, 8, 8))
     tokens = tokens[:, PREFIX.get(name, 0) :]
     if name.startswith("timesformer"):
@@ -180,13 +180,13 @@ def spread(name: str, tokens: Tensor) -> Tensor:
         place = torch.arange(maps.shape[axis], dtype=torch.float64)
         far = (place[:, None] - place).abs()
         kernel = torch.exp(-(far**2) / (2 * sigma**2)) * (far <= max(1, int(3 * sigma + 0.5)))
-        kernel = (kernel / kernel.sum(1, keepdim=True)).to(maps.dtype)  # row i: where what is at i goes
+        kernel = (kernel / kernel.sum(1, keepdim=True)).to(maps.dtype)  # row i: how the value of pixel i is distributed
         maps = torch.tensordot(maps, kernel, ([axis], [0])).movedim(-1, axis)
     return maps
 
 
 class Playback(TorchFunctionMode):
-    """Records patterns, scales and gates of one forward, and uses the same in all others."""
+    """Records attention patterns, scales and gates of one forward, and uses them in all others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ class Playback(TorchFunctionMode):
     def _known(func: Any) -> str | None:
         if func in (F.softmax, torch.softmax, Tensor.softmax):
             return "constant"
-        if func in (torch.tanh, Tensor.tanh, torch.erf, Tensor.erf):  # a gate of a GELU that is written by hand
+        if func in (torch.tanh, Tensor.tanh, torch.erf, Tensor.erf):  # the gate of a GELU that is written out
             return "constant"
         if func is F.layer_norm:
             return "norm"
@@ -234,7 +234,7 @@ class Playback(TorchFunctionMode):
 
 
 def decomposed(name: str, model: nn.Module, clip: Tensor, target: Tensor) -> Tensor:
-    """Shares ``(B, t, h, w)``: how the score grows when one token's embedding is doubled and all patterns are kept."""
+    """Return ``(B, t, h, w)``: the increase of the score if the embedding of one token is doubled with fixed patterns."""
     embedding = next(module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d)))
     mode, doubled = Playback(), []
 
@@ -270,7 +270,7 @@ def decomposed(name: str, model: nn.Module, clip: Tensor, target: Tensor) -> Ten
 
 
 def staa(name: str, model: nn.Module, clip: Tensor, target: Tensor, mode: str, rule: str, layers: Any) -> Tensor:
-    """``(B, T, H, W)`` for a clip in the model's own layout."""
+    """Return the map ``(B, T, H, W)`` for a clip in the layout of the model."""
     if mode == "relevance" and rule == "decomposition":
         return spread(name, decomposed(name, model.double(), clip.double(), target)).to(clip.dtype)
     logits, found = attentions(name, model, clip.clone().requires_grad_())

@@ -1,4 +1,4 @@
-"""STAA's modes, and rank statistics that the tests of STAA share."""
+"""The modes of STAA, and rank statistics for the tests of STAA."""
 
 from __future__ import annotations
 

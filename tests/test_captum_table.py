@@ -1,4 +1,4 @@
-"""The table of Captum's methods on video models: its cells are what happens, and its page is what its script writes."""
+"""Tests of the table of Captum's methods on video models: cells equal the results, and the page equals the script's output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def table() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def committed(table) -> dict[tuple[str, str], tuple[str, str | None]]:
-    """The cells of the page: label, and note without its link."""
+    """Return the cells of the page: the label, and the note without its link."""
     text = table.PAGE.read_text("utf-8")
     notes = dict(re.findall(r"^\[\^(\d+)\]: (.*?)(?: \(\[more\]\(.*\)\))?\.$", text, re.MULTILINE))
     found = {}
@@ -38,7 +38,7 @@ def committed(table) -> dict[tuple[str, str], tuple[str, str | None]]:
     return found
 
 
-# All labels, all kinds of models, and every way to judge a result.
+# Contains all labels, all kinds of models, and all kinds of checks.
 SAMPLE = [
     ("Saliency", "VideoMAE"),
     ("Saliency", "3D CNN"),
@@ -76,32 +76,32 @@ SAMPLE = [
 
 
 def stated(cell: tuple[str, str | None]) -> tuple[str, str | None]:
-    """Without the size of an error, which differs from machine to machine; a note begins with a capital."""
+    """Return a cell without the size of an error, which depends on the machine, and with a capitalized note."""
     label, note = cell
     return re.sub(r"\d+%", "%", label), note and note[0].upper() + note[1:]
 
 
 @pytest.mark.parametrize(("method", "column"), SAMPLE)
-def test_a_cell_is_what_happens(table, committed, method, column):
+def test_cell_equals_the_result(table, committed, method, column):
     row = next(row for row in (*table.CAPTUM, *table.OURS) if row.method == method)
     assert stated(table.cell(row, column)) == stated(committed[method, column])
 
 
 @pytest.mark.slow
-def test_every_cell_is_what_happens(table, committed):
+def test_every_cell_equals_the_result(table, committed):
     pytest.importorskip("sklearn")
     found = table.cells([*table.CAPTUM, *table.OURS], list(table.MAKERS))
     assert {at: stated(cell) for at, cell in found.items()} == {at: stated(cell) for at, cell in committed.items()}
 
 
-def test_the_page_is_what_the_script_writes(table, committed):
-    """Nothing was changed by hand but perhaps the versions."""
+def test_page_equals_the_output_of_the_script(table, committed):
+    """Only the versions may differ."""
     versions = r"captum [\d.]+, torch [\d.]+ and\ntransformers [\d.]+"
     written, read = (re.sub(versions, "", text) for text in (table.page(committed), table.PAGE.read_text("utf-8")))
     assert written == read
 
 
-def test_a_link_leads_to_a_gotcha(table):
+def test_links_of_the_page_are_gotchas(table):
     gotchas = (ROOT / "docs" / "gotchas.md").read_text("utf-8")
     headings = re.findall(r"^### (.*)$", gotchas, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -111,7 +111,7 @@ def test_a_link_leads_to_a_gotcha(table):
 
 
 @pytest.mark.parametrize(
-    ("method", "broken", "said"),
+    ("method", "broken", "label"),
     [
         (Saliency, lambda good: good * 1.001, "runs, the numbers are not those of the definition"),
         (Saliency, lambda good: good[:, :1], "runs, the result is of shape (2, 1, 8, 24, 24)"),
@@ -123,14 +123,14 @@ def test_a_link_leads_to_a_gotcha(table):
         (ShapleyValueSampling, lambda good: good.flip(2), "runs, a feature's value lies outside of what it adds"),
     ],
 )
-def test_a_wrong_result_is_seen(table, monkeypatch, method, broken, said):
-    whole = method.attribute
-    monkeypatch.setattr(method, "attribute", lambda *args, **options: broken(whole(*args, **options)))
+def test_wrong_result_is_detected(table, monkeypatch, method, broken, label):
+    original = method.attribute
+    monkeypatch.setattr(method, "attribute", lambda *args, **options: broken(original(*args, **options)))
     row = next(row for row in table.CAPTUM if row.method == method.__name__)
-    assert table.cell(row, "3D CNN")[0] == said
+    assert table.cell(row, "3D CNN")[0] == label
 
 
-def test_a_run_leaves_no_trace(table):
+def test_run_has_no_side_effects(table):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     columns = ["VideoPrism", "CNN + LSTM"]
     table.cells([row for row in table.CAPTUM if row.method in ("InputXGradient", "GradientShap", "LRP")], columns)
@@ -141,7 +141,7 @@ def test_a_run_leaves_no_trace(table):
         assert not any(hasattr(module, "rule") for module in s.net.modules())
 
 
-def test_check_compares_and_writing_is_whole(table, committed, monkeypatch, tmp_path, capsys):
+def test_check_compares_and_writing_is_atomic(table, committed, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(table, "cells", lambda rows, columns: dict(committed))
     monkeypatch.setattr(table, "PAGE", tmp_path / "page.md")
     table.main([])

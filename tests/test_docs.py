@@ -1,4 +1,4 @@
-"""The pages hold together: links lead somewhere, every page is reached, nothing is said twice, no name is left out."""
+"""Tests of the documentation: links work, every page is in the table of contents, nothing is repeated, no name is missing."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = {path: path.read_text("utf-8") for path in [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]}
-ROOMS = ("attr", "baselines", "benchmark", "feature_masks", "io", "metrics", "models", "visualization")
-PUBLIC = ["captum_staa", *(f"captum_staa.{room}" for room in ROOMS)]
+PACKAGES = ("attr", "baselines", "benchmark", "feature_masks", "io", "metrics", "models", "visualization")
+PUBLIC = ["captum_staa", *(f"captum_staa.{package}" for package in PACKAGES)]
 
 
 def prose(text: str) -> str:
-    """A page without its code blocks and directives."""
+    """Return a page without its code blocks and directives."""
     return re.sub(r"^(`{3,}|:{3,}).*?^\1\s*$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub and MyST make of headings down to the third level."""
+    """Return the anchors that GitHub and MyST create for headings down to the third level."""
     found: Counter[str] = Counter()
     names = set()
     for heading in re.findall(r"^#{1,3} (.+)$", prose(text), re.MULTILINE):
@@ -38,7 +38,7 @@ def anchors(text: str) -> set[str]:
 
 
 def broken(path: Path, text: str) -> list[str]:
-    """Relative links of a page that lead to no file or to no heading."""
+    """Return the relative links of a page whose file or heading does not exist."""
     missing = []
     for link in re.findall(r"\]\(<?([^)\s>]+)", re.sub(r"`[^`]*`", "", prose(text))):
         if re.match(r"[a-z]+:", link):
@@ -52,7 +52,7 @@ def broken(path: Path, text: str) -> list[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Running text of more than 25 words; tables apart, whose cells repeat for good reasons."""
+    """Yield paragraphs of more than 25 words. Tables are left out, because their cells may repeat."""
     for block in re.split(r"\n\s*\n|\n(?=[-*] |\d+\. )", prose(text)):
         lines = [line for line in block.strip().splitlines() if not line.startswith(("|", "#", "!["))]
         words = " ".join(lines).split()
@@ -61,19 +61,19 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def repeated(pages: dict[Path, str]) -> list[str]:
-    """Paragraphs that stand in the pages more than once."""
+    """Return the paragraphs that occur more than once."""
     found = Counter(paragraph for text in pages.values() for paragraph in paragraphs(text))
     return [paragraph for paragraph, count in found.items() if count > 1]
 
 
 def in_toctrees(pages: dict[Path, str]) -> Counter[str]:
-    """How often each page is an entry of a table of contents."""
+    """Count how often each page is an entry of a table of contents."""
     trees = [tree for text in pages.values() for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", text, re.S | re.M)]
     return Counter(line.strip() for tree in trees for line in tree.splitlines() if line.strip() and line[0] != ":")
 
 
 def documented(text: str) -> list[object]:
-    """The objects that a page of autodoc directives shows."""
+    """Return the objects that a page of autodoc directives documents."""
     found: list[object] = []
     directive = r"^\.\. (?:auto|py:)(\w+):: (\S+)\n((?:   .*\n|\n(?=   ))*)"
     for kind, name, options in re.findall(directive, text, re.MULTILINE):
@@ -86,7 +86,7 @@ def documented(text: str) -> list[object]:
 
 
 def resolved(name: str) -> object:
-    """The object of a dotted name; of a function and a module of one name, what a user gets: the function."""
+    """Return the object of a dotted name. If a function and a module have the same name, return the function."""
     first, *rest = name.split(".")
     thing: object = importlib.import_module(first)
     for depth, part in enumerate(rest, start=1):
@@ -97,13 +97,13 @@ def resolved(name: str) -> object:
 
 
 def undocumented(modules: list[str], text: str) -> list[str]:
-    """Public classes, functions, dictionaries and modules that a page does not show; aliases of types apart."""
+    """Return public classes, functions, dictionaries and modules that a page does not document, without type aliases."""
     shown = documented(text)
     missing = []
     for module in map(importlib.import_module, modules):
         for name in getattr(module, "__all__", ()):
             thing = getattr(module, name)
-            known = any(thing is each for each in shown)
+            known = any(thing is other for other in shown)
             if isinstance(thing, ModuleType):
                 known = known or thing.__name__ in modules
             if not known and isinstance(thing, (type, FunctionType, ModuleType, dict)):
@@ -116,7 +116,7 @@ def flat(text: str) -> str:
 
 
 def cited(source: str) -> list[str]:
-    """Titles between quotation marks in the Reference sections of a module's docstrings."""
+    """Return the quoted titles in the Reference sections of the docstrings of a module."""
     titles = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
@@ -126,7 +126,7 @@ def cited(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_links_lead_somewhere(path):
+def test_links_work(path):
     assert not broken(path, PAGES[path])
 
 
@@ -137,7 +137,7 @@ def test_every_page_is_in_one_table_of_contents():
     assert max(entries.values()) == 1
 
 
-def test_no_paragraph_stands_twice():
+def test_no_paragraph_is_repeated():
     assert not repeated(PAGES)
 
 
@@ -157,20 +157,20 @@ def test_every_paper_is_in_the_bibliography_once():
     assert not {number: page.count(f"[arxiv {number}]") for number in numbers if f"[arxiv {number}]" not in page}
 
 
-def test_every_picture_is_shown_and_the_gallery_is_light():
+def test_every_picture_is_used_and_the_gallery_is_small():
     shown = {link for text in PAGES.values() for link in re.findall(r"\]\((?:docs/)?images/([^)]+)\)", text)}
     assert {path.name for path in (DOCS / "images").iterdir()} == shown
     assert sum(path.stat().st_size for path in (DOCS / "images").glob("gallery*")) < 2_000_000
 
 
 @pytest.mark.parametrize("path", sorted((DOCS / "inventories").glob("*.inv")), ids=lambda path: path.stem)
-def test_what_is_linked_in_other_projects_exists(path):
+def test_names_in_the_inventories_exist(path):
     names = [line.split()[0] for line in path.read_text("utf-8").splitlines() if not line.startswith("#")]
     assert len(names) > 5
     assert all(resolved(name) is not None for name in names)
 
 
-def test_all_formulas_can_be_drawn():
+def test_all_formulas_can_be_rendered():
     pytest.importorskip("sphinx")
     sys.path.insert(0, str(DOCS))
     try:
@@ -188,7 +188,7 @@ def test_all_formulas_can_be_drawn():
     assert inside[0] < inside[1] / 2
 
 
-# Each rule sees what it is there to see.
+# Tests of the helper functions above.
 
 
 @pytest.mark.parametrize(
@@ -204,11 +204,11 @@ def test_all_formulas_can_be_drawn():
         ("```\n[a](nowhere.md)\n```\n`[a](nowhere.md)` <https://x.org> [b](https://x.org#y)", []),
     ],
 )
-def test_the_link_rule_sees_a_broken_link(text, found):
+def test_broken_finds_broken_links(text, found):
     assert broken(DOCS / "page.md", text) == found
 
 
-def test_the_other_rules_see_their_faults():
+def test_other_helpers_find_faults():
     words = "word " * 26
     assert repeated({Path("a"): f"{words}\n\nother", Path("b"): f"- {words[:-5]}\n\n{words}"}) == [words.strip()]
     assert not repeated({Path("a"): f"```\n{words}\n```", Path("b"): f"{words}\n\n| {words} |"})

@@ -1,4 +1,4 @@
-"""Both sides of every gotcha: Captum on video still does the wrong thing, and the right way gives right numbers."""
+"""Tests of every gotcha: the wrong code still fails with this version of Captum, and the right code gives right numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from captum.attr import Deconvolution, DeepLift, GuidedGradCam, LayerGradCam, Saliency
 from gotcha_page import (
-    MENDED,
+    FIXED,
     SECTIONS,
     apart,
     close,
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def test_every_entry_has_two_sides_and_a_test():
+def test_every_entry_has_two_code_blocks_and_a_test():
     assert len(SECTIONS) > 15
     source = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_gotchas*.py"))
     for heading, text in SECTIONS.items():
@@ -67,7 +67,7 @@ def test_attention_under_sdpa(gotcha, name):
     clip = clip_for(clf, batch=1)
     with gotcha.still_fails():
         gotcha.wrong(clf=clf, clip=clip)
-    if name == "videomae":  # its head reads the mean of all tokens; other heads are tested with STAA itself
+    if name == "videomae":  # its head reads the mean of all tokens; the tests of STAA cover the other heads
         eager.set_attn_implementation("eager")
         attended = eager(clip, output_attentions=True).attentions[-1].mean((1, 2))  # (B, N)
         shares = clf.grid.to_grid(attended).detach() / math.prod(clf.grid.tubelet)
@@ -81,14 +81,14 @@ def test_attention_under_sdpa(gotcha, name):
 @pytest.mark.parametrize("name", ["videomae", "vivit", "vjepa2"])
 def test_sensitivity(gotcha, name):
     clf = tiny(name)
-    given = {"clf": clf, "clip": clip_for(clf), "label": 1, "model": lambda clip: clf.module(clip).logits}
+    names = {"clf": clf, "clip": clip_for(clf), "label": 1, "model": lambda clip: clf.module(clip).logits}
     with gotcha.still_fails():
-        gotcha.wrong(**given)
-    clip = given["clip"].repeat_interleave(10, 0)
+        gotcha.wrong(**names)
+    clip = names["clip"].repeat_interleave(10, 0)
     with seeded():
         moved = clip + torch.empty(clip.shape).uniform_(-0.02, 0.02)
-    before, after = (gradient(clf, each, 1).abs().reshape(2, 10, -1) for each in (clip, moved))
-    close(gotcha.right(**given).score, ((after - before).norm(dim=2) / before.norm(dim=2)).amax(1))
+    before, after = (gradient(clf, inputs, 1).abs().reshape(2, 10, -1) for inputs in (clip, moved))
+    close(gotcha.right(**names).score, ((after - before).norm(dim=2) / before.norm(dim=2)).amax(1))
 
 
 @entry("Attributions of a frames-first CNN cannot be viewed")
@@ -105,8 +105,8 @@ def test_kept_graph(gotcha):
     with gotcha.still_fails():
         gotcha.wrong()
     net = names.cnn.module
-    assert DeepLift(net).attribute(names.volume, target=names.label).requires_grad, MENDED
-    assert GuidedGradCam(net, net.stages[-1]).attribute(names.volume, target=names.label).requires_grad, MENDED
+    assert DeepLift(net).attribute(names.volume, target=names.label).requires_grad, FIXED
+    assert GuidedGradCam(net, net.stages[-1]).attribute(names.volume, target=names.label).requires_grad, FIXED
     close(gotcha.right().attributions, names.clip * gradient(names.model, names.clip, names.label))
 
 
@@ -114,14 +114,14 @@ def test_kept_graph(gotcha):
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vivit", "videoprism"])
 def test_noise_tunnel_in_half_precision(gotcha, name):
     clf, half = tiny(name), tiny(name).bfloat16()
-    given = {"clf": clf, "clip": clip_for(clf), "label": 1}
+    names = {"clf": clf, "clip": clip_for(clf), "label": 1}
     with gotcha.still_fails():
-        gotcha.wrong(**given)
-    clip = given["clip"].repeat_interleave(5, 0)
+        gotcha.wrong(**names)
+    clip = names["clip"].repeat_interleave(5, 0)
     with seeded():
         noisy = clip + torch.normal(0, torch.ones_like(clip))
-    in_half, in_full = (gradient(each, noisy, 1).abs().unflatten(0, (2, 5)).mean(1) for each in (half, clf))
-    found = gotcha.right(**given, VideoClassifier=lambda module: half).attributions
+    in_half, in_full = (gradient(model, noisy, 1).abs().unflatten(0, (2, 5)).mean(1) for model in (half, clf))
+    found = gotcha.right(**names, VideoClassifier=lambda module: half).attributions
     close(found, in_half)
     assert found.dtype == torch.float32
     assert torch.corrcoef(torch.stack([found.flatten(), in_full.flatten()]))[0, 1] > 0.99
@@ -131,12 +131,12 @@ def test_noise_tunnel_in_half_precision(gotcha, name):
 def test_guided_backprop(gotcha):
     names = page()
     plain = gradient(names.model, names.clip, names.label)
-    assert torch.equal(gotcha.wrong().guided, plain), MENDED
-    assert torch.equal(Deconvolution(names.clf).attribute(names.clip, target=names.label), plain), MENDED
+    assert torch.equal(gotcha.wrong().guided, plain), FIXED
+    assert torch.equal(Deconvolution(names.clf).attribute(names.clip, target=names.label), plain), FIXED
     maps = {"plain": plain, "right": gotcha.right().attributions}
     found = {
-        name: auroc(VideoAttribution.from_attributions(own, "BTCHW").joint.abs(), names.truth).item()
-        for name, own in maps.items()
+        name: auroc(VideoAttribution.from_attributions(attributions, "BTCHW").joint.abs(), names.truth).item()
+        for name, attributions in maps.items()
     }
     assert found["plain"] < 0.9 < 0.95 < found["right"], found
 
@@ -147,8 +147,8 @@ def test_deep_lift(gotcha):
     change = (names.model(names.clip) - names.model(0 * names.clip))[0, names.label].item()
     wrong, right = gotcha.wrong(), gotcha.right()
     product = names.clip * gradient(names.model, names.clip, names.label)
-    assert torch.allclose(wrong.wrong, product, atol=1e-7), MENDED
-    assert abs(wrong.delta.item()) > 0.1 * abs(change), MENDED
+    assert torch.allclose(wrong.wrong, product, atol=1e-7), FIXED
+    assert abs(wrong.delta.item()) > 0.1 * abs(change), FIXED
     assert right.attributions.sum().item() == pytest.approx(change, rel=0.01)
     assert abs(right.delta.item()) < 0.01 * abs(change)
 
@@ -161,18 +161,18 @@ def test_deep_lift_through_max_pooling(gotcha):
         before, after = (side.net(names.volume)[0, names.label] for side in (wrong, right))
         change = (after - right.net(right.backwards)[0, names.label]).item()
     assert before == after  # the copy changes no output
-    assert abs(wrong.wrong.sum().item() - change) > 0.5 * abs(change), MENDED
+    assert abs(wrong.wrong.sum().item() - change) > 0.5 * abs(change), FIXED
     assert right.attributions.sum().item() == pytest.approx(change, rel=1e-3)
 
 
 @entry("A failed call leaves the clip changed")
 def test_failed_call(gotcha):
-    assert gotcha.wrong().marked, MENDED
+    assert gotcha.wrong().marked, FIXED
     assert not gotcha.right().marked
 
 
 class MeanInForward(nn.Module):
-    """The network of the LRP entry without biases, its mean no module."""
+    """The network of the LRP entry without biases, whose mean is not a module."""
 
     def __init__(self, net: nn.Sequential) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ def test_lrp(gotcha):
         gotcha.wrong()
     right = gotcha.right()
     close(right.attributions, names.volume * gradient(right.net, names.volume, names.label), rtol=1e-3, atol=1e-8)
-    assert not any(hasattr(layer, "rule") for layer in right.net), MENDED  # they are to be given anew
+    assert not any(hasattr(layer, "rule") for layer in right.net), FIXED  # the rules must be set before every call
     with torch.no_grad():
         right.net[0].bias.zero_()
         right.net[4].bias.zero_()
@@ -200,7 +200,7 @@ def test_lrp(gotcha):
         code = () if places_are_right else ("net[0].rule, net[2].rule, net[3].rule =", "net.conv.rule, _, _ =")
         found = gotcha.right(*code, nn=replaced).attributions
         assert found.sum().item() == pytest.approx(score, rel=1e-3)
-        assert apart(found, expected) != places_are_right, MENDED
+        assert apart(found, expected) != places_are_right, FIXED
 
 
 # --- Grad-CAM -----------------------------------------------------------------------------------------------------
@@ -218,11 +218,11 @@ def test_grad_cam_of_tokens(gotcha):
     layer, grid = names.clf.module.videomae.encoder.layer[-1], names.clf.grid
     with layer.register_forward_hook(lambda module, args, output: outputs.append(output)):
         score = names.model(names.clip)[0, names.label]
-    tokens, asked = outputs[0], torch.autograd.grad(score, outputs[0])[0]  # (B, N, D)
+    tokens, slopes = outputs[0], torch.autograd.grad(score, outputs[0])[0]  # (B, N, D)
     wrong = gotcha.wrong().wrong.detach()
-    assert wrong.shape == (1, 1, tokens.shape[2]) != (1, 1, grid.num_tokens), MENDED
-    close(wrong[:, 0], (asked.mean(2, keepdim=True) * tokens).sum(1).detach())  # summed over places
-    map_of_tokens = (asked.mean(1, keepdim=True) * tokens).sum(2).detach()
+    assert wrong.shape == (1, 1, tokens.shape[2]) != (1, 1, grid.num_tokens), FIXED
+    close(wrong[:, 0], (slopes.mean(2, keepdim=True) * tokens).sum(1).detach())  # summed over positions
+    map_of_tokens = (slopes.mean(1, keepdim=True) * tokens).sum(2).detach()
     joint = grid.to_pixels(grid.to_grid(map_of_tokens), mode="trilinear") / math.prod(grid.tubelet)
     close(gotcha.right().attributions, (joint / 3).unsqueeze(2).expand_as(names.clip), rtol=1e-3, atol=1e-9)
 
@@ -231,10 +231,10 @@ def test_grad_cam_of_tokens(gotcha):
 def test_guided_grad_cam(gotcha):
     names = page()
     net = names.cnn.module
-    target = (names.label + 1) % 3  # a class against which some places speak
+    target = (names.label + 1) % 3  # a class with evidence against it
     twin = GuidedGradCam(net, net.stages[-1]).attribute(names.volume, target, interpolate_mode="trilinear")
     expected = twin.detach().transpose(1, 2)
-    assert apart(gotcha.wrong(label=target).wrong, expected), MENDED
+    assert apart(gotcha.wrong(label=target).wrong, expected), FIXED
     cells = math.prod(net.stages(net.stem(names.volume)).shape[2:])
     pixels = names.volume[0].numel()
     close(gotcha.right(label=target).attributions * pixels / cells, expected.contiguous(), rtol=1e-3, atol=1e-8)

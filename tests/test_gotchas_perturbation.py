@@ -12,7 +12,7 @@ import torch
 from captum.attr import FeaturePermutation, Occlusion
 from captum.metrics import infidelity
 from gotcha_page import (
-    MENDED,
+    FIXED,
     Calls,
     Fresh,
     apart,
@@ -49,7 +49,7 @@ def test_occlusion(gotcha):
         Occlusion(reads_one_voxel).attribute(names.volume, (3, 4, 12, 12), (3, 4, 12, 12), target=0)
     with Fresh() as ours:
         gotcha.right(cnn=VideoClassifier(Calls(reads_one_voxel), "BCTHW"), label=0)
-    assert theirs.numbers > 64 * 5 * names.volume.numel(), MENDED
+    assert theirs.numbers > 64 * 5 * names.volume.numel(), FIXED
     assert ours.numbers < 64 * 0.2 * names.volume.numel()
 
 
@@ -64,10 +64,10 @@ def test_misspelled_mask(gotcha):
 
     small = names.volume[..., :2, :2]
     gotcha.wrong(cnn=counted, volume=small)
-    assert len(calls) == 1 + small.numel(), MENDED  # a feature per number
+    assert len(calls) == 1 + small.numel(), FIXED  # a feature per number
     calls.clear()
     FeaturePermutation(counted).attribute(small.repeat(2, 1, 1, 1, 1), target=0, feature_masks=names.mask)
-    assert len(calls) == 1 + small.numel(), MENDED
+    assert len(calls) == 1 + small.numel(), FIXED
     close(gotcha.right().attributions, falls(names.cnn, names.label, (names.volume, names.mask))[0])
     with pytest.raises(TypeError, match="feature_masks"):
         gotcha.right("feature_mask=", "feature_masks=")
@@ -78,10 +78,10 @@ def test_missing_target(gotcha):
     names = page()
     every = [falls(names.cnn, target, (names.volume, names.mask))[0] for target in range(3)]
     wrong = gotcha.wrong().wrong
-    assert wrong.shape == (3, 3, 16, 48, 48), MENDED
+    assert wrong.shape == (3, 3, 16, 48, 48), FIXED
     close(wrong, torch.cat(every))
     half = (3, 8, 48, 48)
-    assert Occlusion(names.cnn).attribute(names.volume, half, half).shape == wrong.shape, MENDED
+    assert Occlusion(names.cnn).attribute(names.volume, half, half).shape == wrong.shape, FIXED
     close(gotcha.right().attributions, every[names.label])
     with pytest.raises(ValueError, match="Pass target=class index"):
         gotcha.right("target=label, ", "")
@@ -95,7 +95,7 @@ def test_joint_ablation(gotcha):
     joint = falls(names.two_stream, names.label, (rgb, names.mask), (flow, names.mask))
     alone = falls(names.two_stream, names.label, (rgb, names.mask), (flow, names.mask + 4))
     for found, together, apiece in zip(wrong.wrong, joint, alone, strict=True):
-        assert apart(found, apiece), MENDED
+        assert apart(found, apiece), FIXED
         close(found, together)
     for found, apiece in zip(right.attributions, alone, strict=True):
         close(found, apiece)
@@ -104,7 +104,7 @@ def test_joint_ablation(gotcha):
 @entry("One mask for two inputs leaves the second out")
 def test_one_mask_for_two(gotcha):
     names = page()
-    assert not gotcha.wrong().wrong[1].any(), MENDED
+    assert not gotcha.wrong().wrong[1].any(), FIXED
     right = gotcha.right()
     rgb, flow = right.inputs
     alone = falls(names.two_stream, names.label, (rgb, names.mask), (flow, names.mask + 4))
@@ -121,7 +121,7 @@ def test_used_instance(gotcha):
     expected = falls(names.cnn, names.label, (names.volume, names.mask))[0]
     wrong = gotcha.wrong()
     close(wrong.first, expected)
-    assert apart(wrong.wrong, expected), MENDED
+    assert apart(wrong.wrong, expected), FIXED
     with gotcha.still_fails():
         type(wrong.ablation)(wrong.ablation.forward_func).attribute(
             names.volume, feature_mask=names.mask, perturbations_per_eval=4
@@ -165,7 +165,7 @@ def test_infidelity(gotcha):
     assert right.score.item() == pytest.approx((explained - change).item() ** 2, rel=1e-3)
     thrice = right.maps[:, None].expand(-1, 3, -1, -1, -1)
     score = infidelity(names.cnn, lambda clip: (0.1 * clip, 0.9 * clip), names.volume, thrice, target=names.label)
-    assert score.item() == pytest.approx((3 * explained - change).item() ** 2, rel=1e-3), MENDED
+    assert score.item() == pytest.approx((3 * explained - change).item() ** 2, rel=1e-3), FIXED
 
 
 def heat(maps: np.ndarray) -> list[np.ndarray]:
@@ -178,7 +178,7 @@ def heat(maps: np.ndarray) -> list[np.ndarray]:
 @entry("visualize_image_attr scales every frame by itself")
 def test_scale_of_pictures(gotcha):
     wrong, right = gotcha.wrong(), gotcha.right()
-    assert [axes.images[0].get_array().max() for _, axes in wrong.pictures] == [1.0] * 16, MENDED
+    assert [axes.images[0].get_array().max() for _, axes in wrong.pictures] == [1.0] * 16, FIXED
     maps = wrong.maps[..., 0].astype(float)
     assert maps.max((1, 2)).min() < 0.2 * maps.max()
     for picture, expected in zip(right.axes.images, heat(maps), strict=True):

@@ -1,4 +1,4 @@
-"""The tutorials: their code runs without a warning, and what is committed with them is its output."""
+"""Tests of the tutorials: their code runs without a warning, and the committed outputs belong to this code."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*|\b[A-Z]:\\\w|file://")
 SWAP = "## Swap in your checkpoint"
 NAMES = ["01_explain_your_first_video", "02_methods_against_planted_truth", "03_is_my_explanation_faithful"]
 NAMES += ["04_bring_your_own_model"]
-# What a reader puts into the swap cell, as an expression; `clip.mp4` lies where the code runs.
+# Expressions that a reader writes into the swap cell; `clip.mp4` is in the working directory of the code.
 VIDEO = {"checkpoint": repr(str(WEIGHTS / "tiny-videomae-pattern")), "video": '"clip.mp4"'}
 SWAPS = {**dict.fromkeys(NAMES[:3], VIDEO), NAMES[3]: {"checkpoint": 'folder / "my_cnn.safetensors"'}}
-# The same code in less time: fewer clips and steps. As it stands it runs in a slow test.
+# Replacements that make the code faster: fewer clips and steps. A slow test runs the unchanged code.
 LESS = {
     NAMES[0]: {"sliding_window_shapes=(4, 12, 12), strides=(2, 6, 6)": "(8, 12, 12), (8, 12, 12)"},
     NAMES[1]: {
@@ -56,7 +56,7 @@ LESS = {
     NAMES[3]: {"n=256": "n=64", "steps=48": "steps=4", "steps=40": "steps=4", "range(0, 64, 8)": "range(0, 16, 8)"},
 }
 
-# Run in a fresh interpreter. What third parties say while they are imported is not the tutorial's.
+# Runs in a new interpreter. Warnings during the import of third-party packages are not counted.
 RUNNER = """
 import json, sys, warnings
 import matplotlib.pyplot as plt
@@ -81,15 +81,15 @@ def code_of(notebook: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def filled(source: str, values: dict[str, str]) -> str:
-    """The swap cell as its reader leaves it."""
+    """Return the swap cell with the values of a reader."""
     for variable, expression in values.items():
         source, count = re.subn(rf"(?m)^{variable} = None\b", lambda _, e=expression, v=variable: f"{v} = {e}", source)
-        assert count == 1, f"the swap cell does not say `{variable} = None`"
+        assert count == 1, f"the swap cell has no line `{variable} = None`"
     return source
 
 
 def lessened(source: str, changes: dict[str, str], made: set[str]) -> str:
-    """A cell with fewer clips and steps; which changes it took is added to ``made``."""
+    """Return a cell with fewer clips and steps. The applied changes are added to ``made``."""
     for old, new in changes.items():
         if old in source:
             made.add(old)
@@ -99,7 +99,7 @@ def lessened(source: str, changes: dict[str, str], made: set[str]) -> str:
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["less", "whole"])
 @pytest.mark.parametrize("name", NAMES)
-def test_code_runs_and_so_does_the_swap_cell(name, whole, tmp_path):
+def test_tutorial_code_and_swap_cell_run(name, whole, tmp_path):
     cells = code_of(read(name))
     if not whole:
         made: set[str] = set()
@@ -126,8 +126,8 @@ def test_code_runs_and_so_does_the_swap_cell(name, whole, tmp_path):
         timeout=600 if not whole else 3600,
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
-    assert run.stdout.split("<swapped>")[1].strip() or name == NAMES[0], "the swap cell says nothing"
-    assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "files"}, "files beside those in its own folder"
+    assert run.stdout.split("<swapped>")[1].strip() or name == NAMES[0], "the swap cell prints nothing"
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "files"}, "files outside the temporary folder"
 
 
 def outputs_of(notebook: dict[str, Any]) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ def outputs_of(notebook: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def private_names(source: str) -> list[str]:
-    """Names of the package, and attributes of anything, that are not for users."""
+    """Return private names of the package and private attributes in a piece of code."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
@@ -154,7 +154,7 @@ def private_names(source: str) -> list[str]:
 
 
 def faults(notebook: dict[str, Any]) -> list[str]:
-    """Whatever is wrong with a notebook as it is committed, a word each."""
+    """Return the faults of a committed notebook, a few words each."""
     found = []
     outputs = outputs_of(notebook)
     written = json.dumps(notebook)
@@ -187,11 +187,11 @@ def faults(notebook: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_committed_is_whole(name):
+def test_committed_notebook_has_no_faults(name):
     assert faults(read(name)) == []
 
 
-def test_there_are_these_tutorials_and_no_others():
+def test_folder_has_exactly_these_tutorials():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == NAMES
 
 
@@ -217,7 +217,7 @@ def _break(notebook: dict[str, Any], how: str) -> None:
 @pytest.mark.parametrize(
     "how", ["stale", "no picture", "error", "not run", "path", "size", "no swap cell", "private", "links"]
 )
-def test_a_broken_notebook_is_noticed(how):
+def test_faults_finds_a_broken_notebook(how):
     notebook = copy.deepcopy(read(NAMES[0]))
     _break(notebook, how)
     assert any(fault.startswith(how) for fault in faults(notebook))
@@ -228,11 +228,11 @@ def test_a_broken_notebook_is_noticed(how):
     [
         ("from captum_staa.attr._hiding import blend_of", True),
         ("import captum_staa._utils.captum", True),
-        ("from captum_staa.metrics import Array", True),  # there, but not in __all__
+        ("from captum_staa.metrics import Array", True),  # exists, but is not in __all__
         ("clf._check(clip)", True),
         ("from captum_staa import STAA, metrics\nfrom captum_staa.models.preprocessing import Preprocessing", False),
         ("class A:\n    def __init__(self):\n        super().__init__()", False),
     ],
 )
-def test_private_names_are_told_from_public_ones(source, private):
+def test_private_names_finds_private_names(source, private):
     assert bool(private_names(source)) == private

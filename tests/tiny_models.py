@@ -1,4 +1,4 @@
-"""Random tiny transformers of every family, and clips for them, that several test files share."""
+"""Random tiny transformers of every family, and clips for them, for several test files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from transformers.models.videoprism.modeling_videoprism import VideoPrismForVide
 from captum_staa import TokenGrid, VideoClassifier
 from captum_staa.models import AttentionLayer, Family
 
-# t = 4, h = 3, w = 2 in every family: no two axes can be swapped unseen.
+# t = 4, h = 3, w = 2 in every family, so that a swap of two axes is detected.
 SIZE = (24, 16)
 CLASSES = 3
 COMMON = {"hidden_size": 24, "num_attention_heads": 2, "num_labels": CLASSES}
@@ -46,7 +46,7 @@ def _videomae(mean: bool) -> nn.Module:
 
 
 def _timesformer(kind: str) -> nn.Module:
-    # its config knows square pictures only; its embeddings take others
+    # The config only has square images. The embeddings accept others.
     config = TimesformerConfig(
         image_size=16,
         patch_size=8,
@@ -114,7 +114,7 @@ _MAKERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def randomize(module: nn.Module, seed: int, spread: float = 0.3) -> nn.Module:
-    """Weights so large that attention is far from uniform, and class tokens and positions are not zero."""
+    """Draw weights so large that attention is far from uniform, and class tokens and positions are not zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -124,14 +124,14 @@ def randomize(module: nn.Module, seed: int, spread: float = 0.3) -> nn.Module:
 
 
 def tiny_module(name: str, seed: int = 0) -> nn.Module:
-    """A random model of a family; eager or not, as the family has it."""
+    """Return a random model of a family, with the default attention implementation."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return randomize(_MAKERS[name](), seed)
 
 
 def tiny(name: str, seed: int = 0) -> VideoClassifier:
-    """The same as a classifier of clips with frames of 24 x 16 pixels."""
+    """Return a random model of a family as a classifier of clips with frames of 24 x 16 pixels."""
     return VideoClassifier(tiny_module(name, seed), image_size=SIZE)
 
 
@@ -142,7 +142,7 @@ def clip_for(clf: VideoClassifier, batch: int = 2, seed: int = 1, dtype: torch.d
 
 
 class CallsSdpa(nn.Module):
-    """Attention as many repositories write it."""
+    """Attention with F.scaled_dot_product_attention, as in many repositories."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -153,22 +153,22 @@ class CallsSdpa(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def explicit(self, x: Tensor) -> Tensor:
-        """``(B, h, N, N)`` from the formula."""
+        """Return the attention weights ``(B, h, N, N)``, computed from the formula."""
         q, k, _ = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
         return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
 
 
 class MultiHead(nn.Module):
-    """The same with nn.MultiheadAttention."""
+    """Attention with nn.MultiheadAttention."""
 
-    def __init__(self, width: int, heads: int, batch_first: bool, **asked: bool) -> None:
+    def __init__(self, width: int, heads: int, batch_first: bool, **options: bool) -> None:
         super().__init__()
         self.inner, self.batch_first = nn.MultiheadAttention(width, heads, batch_first=batch_first), batch_first
-        self.asked = asked
+        self.options = options
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.batch_first else x.transpose(0, 1)
-        y = self.inner(x, x, x, **self.asked)[0]
+        y = self.inner(x, x, x, **self.options)[0]
         return y if self.batch_first else y.transpose(0, 1)
 
     def explicit(self, x: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class MultiHead(nn.Module):
 
 
 class OwnViT(nn.Module):
-    """A video ViT of nobody's family: class token, (B, C, T, H, W), tubelets of 2 x 8 x 8."""
+    """A video ViT of no known family: class token, (B, C, T, H, W), tubelets of 2 x 8 x 8."""
 
     def __init__(self, attention: Callable[[], nn.Module], layers: int = 2, width: int = 16) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ def own(kind: str, seed: int = 0) -> VideoClassifier:
 
 
 def classifier(name: str) -> VideoClassifier:
-    """Of a family, or of a model of nobody's family."""
+    """Return a classifier of a known family, or of a model without a known family."""
     return own(name) if name in OWN else tiny(name)
 
 
@@ -234,7 +234,7 @@ ALL = (*NAMES, *OWN)
 
 
 def snapshot(module: nn.Module) -> dict[str, Any]:
-    """Everything that a reading must leave as it was; compare with ``==``."""
+    """Return the state that a call must not change; compare with ``==``."""
     state: dict[str, Any] = {"rng": torch.get_rng_state().tolist(), "grad mode": torch.is_grad_enabled()}
     for name, part in module.named_modules():
         state[name] = (

@@ -1,4 +1,4 @@
-"""Run the tutorials, each in a fresh kernel, and write them with their outputs: make tutorials [ARGS="01 03"]."""
+"""Run the tutorials, each in a new kernel, and save them with their outputs: make tutorials [ARGS="01 03"]."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SECONDS = 1800  # for one cell, on the busiest of machines
-DPI = 84  # of pictures; with BITS per color, a tutorial stays well below its two megabytes in spite of pixel noise
+SECONDS = 1800  # limit for one cell, also on a busy machine
+DPI = 84  # resolution of pictures; with BITS per color channel, a tutorial stays well below its limit of two megabytes
 BITS = 6
 
 
 def digest(notebook: dict[str, Any]) -> str:
-    """Of the code alone: a test compares it with what was written beside the outputs."""
+    """Return the hash of the code cells. A test compares it with the hash that is stored with the outputs."""
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
 
 def smaller(picture: str) -> str:
-    """A PNG in base64 in fewer colors, and without what its writer says of itself."""
+    """Return a base64 PNG with fewer colors and without metadata."""
     from PIL import Image
 
     levels = [round(round(level / 255 * (2**BITS - 1)) * 255 / (2**BITS - 1)) for level in range(256)]
@@ -36,7 +36,7 @@ def smaller(picture: str) -> str:
 
 
 def tidy(notebook: Any) -> None:
-    """Leave what depends on the code, and nothing that depends on when and where it ran."""
+    """Remove everything from a notebook that depends on the time and place of the run."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -52,7 +52,7 @@ def tidy(notebook: Any) -> None:
 
 
 def run(path: Path) -> None:
-    """Execute a notebook and put it in its place, whole or not at all."""
+    """Execute a notebook and save it atomically."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -74,8 +74,8 @@ def run(path: Path) -> None:
     os.replace(partial, path)
 
 
-def main(wanted: list[str]) -> None:
-    """Every tutorial whose name begins with one of ``wanted``, or all."""
+def main(prefixes: list[str]) -> None:
+    """Run every tutorial whose name starts with one of ``prefixes``, or all tutorials."""
     with tempfile.TemporaryDirectory() as settings:
         (Path(settings) / "matplotlibrc").write_text(f"figure.dpi: {DPI}\n", encoding="utf-8")
         os.environ.update(
@@ -84,12 +84,12 @@ def main(wanted: list[str]) -> None:
             OMP_NUM_THREADS="1",
             HF_HUB_OFFLINE="1",
             HF_HUB_DISABLE_PROGRESS_BARS="1",
-            IPYTHONDIR=settings,  # nobody's startup files
-            PYTHONWARNINGS="ignore:IProgress not found",  # tqdm's, where there is a kernel but no notebook
+            IPYTHONDIR=settings,  # without startup files of the user
+            PYTHONWARNINGS="ignore:IProgress not found",  # of tqdm, in a kernel without a notebook
             PYTHONPATH=os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
         )
         for path in sorted(HERE.glob("*.ipynb")):
-            if not wanted or path.name.startswith(tuple(wanted)):
+            if not prefixes or path.name.startswith(tuple(prefixes)):
                 print(path.name, flush=True)
                 run(path)
                 print(f"  {path.stat().st_size / 1024:.0f} kB", flush=True)

@@ -303,4 +303,4 @@ def image_attr(s: Subject, f: Model) -> None:
     ]
     bright = [float(axes.images[0].get_array().max()) for axes in shown]
     if not np.isclose(bright[1] / bright[0], frames[1].max() / frames[0].max()):
-        raise Wrong("every frame is drawn on a scale of its own")
+        raise Wrong("every frame is drawn on a separate scale")

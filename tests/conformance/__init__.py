@@ -1,1 +1,1 @@
-"""What every Attribution class keeps of Captum's contract; a new class needs one entry in subjects.py."""
+"""Tests that every Attribution class fulfills Captum's contract. A new class needs one entry in subjects.py."""

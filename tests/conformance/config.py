@@ -1,4 +1,4 @@
-"""Captum's own configuration of tests, which ships in its wheel: models, arguments, and the methods they are for."""
+"""Captum's own test configuration, which is part of its wheel: models, arguments, and their methods."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class Lifted(nn.Module):
 
 
 def lifted(value: Any) -> Any:
-    """A row or an image as a clip of one frame, in BCTHW; a number as it is."""
+    """Return a row or an image as a clip of one frame, in BCTHW. Numbers are not changed."""
     if not isinstance(value, Tensor):
         return value
     return value[:, None, None, None] if value.ndim == 2 else value[:, :, None]
 
 
 def lowered(clip: Tensor, rank: int) -> Tensor:
-    """The way back."""
+    """Return a clip of one frame as a row or an image, the inverse of :func:`lifted`."""
     return clip[:, 0, 0, 0] if rank == 2 else clip[:, :, 0]
 
 
 class Constant(nn.Module):
-    """A network as a function of its tensors alone, which is what can be traced; its other arguments are constant."""
+    """A network as a function of its tensors only, so that it can be traced. Its other arguments are constant."""
 
     def __init__(self, net: nn.Module, args: tuple[Any, ...]) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Constant(nn.Module):
 
 
 class Traced(nn.Module):
-    """A traced network that takes the arguments of the network itself."""
+    """A traced network that takes the arguments of the original network."""
 
     def __init__(self, net: nn.Module, args: tuple[Any, ...]) -> None:
         super().__init__()
@@ -69,12 +69,12 @@ class Donated:
     """One case of Captum's configuration.
 
     Attributes:
-        name: Captum's.
+        name: Captum's name of the case.
         net: the model.
         inputs: rows or images, as a tuple.
-        keywords: the other arguments of ``attribute``; with ``noise``, of NoiseTunnel's.
-        noise: whether the method goes through NoiseTunnel.
-        layer: name of the layer, for methods that explain one.
+        keywords: the other arguments of ``attribute``; with ``noise``, those of NoiseTunnel.
+        noise: whether the method is wrapped in NoiseTunnel.
+        layer: name of the layer, for methods that explain a layer.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Donated:
 
     @property
     def layer_module(self) -> nn.Module:
-        """The layer itself, in the network or in the one that was lifted."""
+        """The layer, in the network or in the lifted network."""
         assert self.layer is not None
         return get_target_layer(getattr(self.net, "net", self.net), self.layer)
 
@@ -98,7 +98,7 @@ class Donated:
 
     @property
     def lifted(self) -> Donated:
-        """The same with clips."""
+        """The same case with clips."""
         ranks = tuple(x.ndim for x in self.inputs)
         keywords = dict(self.keywords)
         if "baselines" in keywords:
@@ -109,25 +109,25 @@ class Donated:
 
     @property
     def traced(self) -> Donated:
-        """The same with a traced network."""
+        """The same case with a traced network."""
         return replace(self, net=Traced(self.net, (*self.inputs, *self.extra)))
 
     def part(self, i: int) -> Donated:
-        """One example alone, with its own target, baseline and arguments."""
+        """Return one example alone, with its own target, baseline and arguments."""
         batch = len(self.inputs[0])
 
-        def own(value: Any) -> Any:
-            follows = isinstance(value, (Tensor, list)) and len(value) == batch
-            return value[i : i + 1] if follows else value
+        def example(value: Any) -> Any:
+            batched = isinstance(value, (Tensor, list)) and len(value) == batch
+            return value[i : i + 1] if batched else value
 
         keywords = {
-            name: _each(value, own) if name in ("baselines", "additional_forward_args") else own(value)
+            name: _each(value, example) if name in ("baselines", "additional_forward_args") else example(value)
             for name, value in self.keywords.items()
         }
         return replace(self, inputs=tuple(x[i : i + 1] for x in self.inputs), keywords=keywords)
 
     def attribute(self, method: Attribution, **changed: Any) -> Tensors:
-        """What the method gives, through NoiseTunnel where the case says so, seeded."""
+        """Return the attributions of a method, with NoiseTunnel if the case uses it, seeded."""
         keywords = {**self.keywords, **changed}
         clips = self.inputs[0] if len(self.inputs) == 1 else self.inputs
         with torch.random.fork_rng():
@@ -145,19 +145,19 @@ def _double(value: Any) -> Any:
 
 
 def _own_net(net: nn.Module) -> nn.Module:
-    """A copy in float64. All classes of Captum's networks have equal weights, so no contrast ever moves: not here."""
-    own = copy.deepcopy(net).double()
+    """Return a copy in float64 with different weights for each class. In Captum's networks, all classes are equal."""
+    copied = copy.deepcopy(net).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        if isinstance(own, BasicModel_ConvNet):
-            own.fc2.weight.copy_(1e-3 * torch.randn(own.fc2.weight.shape, generator=generator))
-        elif isinstance(own, BasicModel_MultiLayer):
-            own.linear2.weight.add_(0.5 * torch.randn(own.linear2.weight.shape, generator=generator))
-    return own
+        if isinstance(copied, BasicModel_ConvNet):
+            copied.fc2.weight.copy_(1e-3 * torch.randn(copied.fc2.weight.shape, generator=generator))
+        elif isinstance(copied, BasicModel_MultiLayer):
+            copied.linear2.weight.add_(0.5 * torch.randn(copied.linear2.weight.shape, generator=generator))
+    return copied
 
 
 def donated(algorithm: type[Attribution]) -> list[Donated]:
-    """The cases that Captum has for one of its algorithms, in float64: some differences are tiny beside the outputs."""
+    """Return Captum's cases for one of its algorithms, in float64, because some differences are tiny."""
     found = []
     for entry in config:
         algorithms, net, args, layer, noise, _ = parse_test_config(entry)

@@ -1,4 +1,4 @@
-"""The models that every method is tried on: tiny, random, seeded, with clips of which no two axes are alike."""
+"""The models for the tests of every method: tiny, random, seeded, with clips whose axes all have different sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class ConvNet(nn.Module):
-    """A 3D CNN for clips in either order of time and channels; its head tells places apart."""
+    """A 3D CNN for clips in both orders of time and channels. Its head depends on the position."""
 
     def __init__(self, axes: str, channels: int = 3) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ConvNet(nn.Module):
 
 
 class CNNLSTM(nn.Module):
-    """Frames one by one through a 2D CNN, then through an LSTM; ``(B, T, C, H, W)``."""
+    """A 2D CNN for each frame, then an LSTM; ``(B, T, C, H, W)``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class CNNLSTM(nn.Module):
 
 
 class TwoStream(nn.Module):
-    """RGB and optical flow, ``(B, C, T, H, W)`` each, joined before a non-linear head."""
+    """RGB and optical flow, each ``(B, C, T, H, W)``, added before a non-linear head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,13 +64,13 @@ class TwoStream(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A model whose logits are multiplied by further arguments: one factor per clip, and perhaps a number for all."""
+    """A model whose logits are multiplied by additional arguments: one factor per clip, and optionally one number."""
 
     def __init__(self, inner: nn.Module, clips: int = 1) -> None:
         super().__init__()
         self.inner, self.clips = inner, clips
         if hasattr(inner, "blocks"):
-            self.embed, self.blocks = inner.embed, inner.blocks  # where a family looks
+            self.embed, self.blocks = inner.embed, inner.blocks  # a family needs these names
 
     def forward(self, *args: Tensor | float) -> Tensor:
         clips, factors = args[: self.clips], args[self.clips :]
@@ -78,7 +78,7 @@ class Scaled(nn.Module):
 
 
 class Fixed(Scaled):
-    """The same, with its factors built in."""
+    """A scaled model with fixed factors."""
 
     def __init__(self, inner: nn.Module, *factors: Tensor | float) -> None:
         super().__init__(inner)
@@ -90,7 +90,7 @@ class Fixed(Scaled):
 
 
 class Doubled(Scaled):
-    """A model of the clip times two; it may write that into its input."""
+    """A model of the clip times two, which may write into its input."""
 
     def __init__(self, inner: nn.Module, in_place: bool) -> None:
         super().__init__(inner)
@@ -101,7 +101,7 @@ class Doubled(Scaled):
 
 
 class MeanOverBatch(nn.Module):
-    """A model that answers once for all clips."""
+    """A model that returns one output for all clips."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -116,11 +116,11 @@ class Case:
     """A model, and clips for it.
 
     Attributes:
-        name: says which.
-        model: a VideoClassifier where it takes one clip, a bare module where it takes two.
+        name: name of the case.
+        model: a VideoClassifier if it takes one clip, a plain module if it takes two.
         inputs: the clips, as a tuple.
-        layout: of every clip.
-        layer: the end of the name of the layer that Grad-CAM explains, which runs in the middle of a forward.
+        layout: layout of every clip.
+        layer: end of the name of the layer that Grad-CAM explains, which runs in the middle of a forward.
         target: one class per clip, not the same for all.
     """
 
@@ -144,33 +144,33 @@ class Case:
 
     @property
     def network(self) -> nn.Module:
-        """The model itself, without the classifier around it, whose forward checks the clip."""
+        """The model without the classifier, whose forward checks the clip."""
         return self.model.module if isinstance(self.model, VideoClassifier) else self.model
 
     @property
     def layer_module(self) -> nn.Module:
-        """The layer itself, also where the model was wrapped."""
+        """The layer, also if the model is wrapped."""
         return next(module for name, module in self.model.named_modules() if name.endswith(self.layer))
 
     def around(self, wrap: Callable[[nn.Module], nn.Module]) -> Case:
-        """The same case, the network wrapped in something."""
+        """Return the same case with a wrapped network."""
         if not isinstance(self.model, VideoClassifier):
             return replace(self, model=wrap(self.model))
         known = {"layout": self.layout, "family": self.model.family, "image_size": self.model.image_size}
         return replace(self, model=VideoClassifier(wrap(self.model.module), **known))
 
     def part(self, i: int) -> Case:
-        """One clip alone, with its own target."""
+        """Return one clip alone, with its own target."""
         return replace(self, inputs=tuple(clip[i : i + 1] for clip in self.inputs), target=self.target[i : i + 1])
 
     def to(self, dtype: torch.dtype) -> Case:
-        """The model and its clips in another precision."""
+        """Return the case with model and clips in another precision."""
         return replace(self, model=copy.deepcopy(self.model).to(dtype), inputs=tuple(x.to(dtype) for x in self.inputs))
 
 
 @dataclass(frozen=True)
 class Branched(Case):
-    """A case whose model has an attention branch that acts on its answers: a :class:`STABN`."""
+    """A case whose model has an attention branch that changes its outputs: a :class:`STABN`."""
 
     @property
     def network(self) -> nn.Module:
@@ -178,7 +178,7 @@ class Branched(Case):
         return self.model.model.module
 
     def around(self, wrap: Callable[[nn.Module], nn.Module]) -> Case:
-        """The same, the network wrapped in something, with the branch inside; a trace is one of the network alone."""
+        """Return the same case with a wrapped network that contains the branch. A trace contains the network only."""
         model = copy.deepcopy(self.model)
         with model.branch_disabled():
             model.model.module = wrap(model.model.module)
@@ -186,7 +186,7 @@ class Branched(Case):
 
 
 def _clips(axes: str, frames: int, size: tuple[int, int], channels: tuple[int, ...] = (3,), batch: int = 2) -> Tensors:
-    """Normal random clips, drawn in one order whatever the layout, so that twins get the same ones."""
+    """Return normal random clips. They are drawn in the same order for all layouts, so twins get the same clips."""
     generator = torch.Generator().manual_seed(1)
     clips = (torch.randn(batch, frames, count, *size, generator=generator) for count in channels)
     return tuple(VideoLayout(axes).from_working(clip).contiguous() for clip in clips)
@@ -216,14 +216,14 @@ def _transformer(name: str, kind: str, layer: str, axes: str = "BTCHW") -> Case:
 def _own(name: str) -> Case:
     sites = [
         AttentionLayer(f"blocks.{i}.attn", block=i) for i in range(2)
-    ]  # not counted in the model: it may be traced
+    ]  # not read from the model, because it may be traced
     family = replace(own_family(), attention=lambda model: sites)
     model = VideoClassifier(randomize(OwnViT(lambda: Attention(16, 2)), seed=0), family=family)
     return Case(name, model, _clips("BCTHW", 8, SIZE), model.layout, "blocks.1.norm")
 
 
 def _branched(name: str) -> Case:
-    """Another case with a branch at one of its layers, as if it had learned something."""
+    """Return another case with a random branch at one of its layers."""
     plain = fresh(name.removesuffix(BRANCHED))
     at, before = LAYERS[plain.name]
     model = STABN.inject(plain.model, at, width=6, example=plain.inputs[0])
@@ -246,8 +246,8 @@ _MAKERS: dict[str, Callable[[str], Case]] = {
 }
 
 MODELS = tuple(_MAKERS)
-# The same with a branch, for those who read one: its layer, and one in front of it. Of a transformer's last block one
-# token alone would be read.
+# The same models with a branch: its layer, and a layer before it. Of the last block of a transformer, only one token
+# would be read.
 BRANCHED = "-branched"
 LAYERS = {
     "conv": ("features", "features.0"),
@@ -262,20 +262,20 @@ TWINS |= {name + BRANCHED: twin + BRANCHED for name, twin in TWINS.items() if na
 
 
 def fresh(name: str) -> Case:
-    """A case of one's own, as if nothing had ever been explained."""
+    """Return a new case that the test may change."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return _MAKERS[name](name)
 
 
 case = cache(fresh)
-"""A case that all tests share; none may change its model or its clips."""
+"""Return a case that all tests share. Tests must not change its model or its clips."""
 
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[Tensors]]:
-    """Every call of the model: the clips that it got, copied."""
-    model = model.model if isinstance(model, STABN) else model  # its gates are read below its own forward
+    """Record copies of the clips of every call of the model."""
+    model = model.model if isinstance(model, STABN) else model  # the gates are read without calling its own forward
     calls: list[Tensors] = []
 
     def note(_: nn.Module, args: tuple[object, ...]) -> None:

@@ -1,4 +1,4 @@
-"""AttentionBranch once more: the model without its branch, and the branch's formulas by hand where it stood."""
+"""Slow reference implementation of AttentionBranch: the model without its branch, and the formulas of the branch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .oracles import drawn, spread
 
 @dataclass
 class _Run:
-    """A forward by hand: the gates of every cell ``(B, t, h, w)``, as leaves, and what the model answers to them."""
+    """A forward with the reference branch: the gates of every cell ``(B, t, h, w)``, as leaves, and the logits."""
 
     branch: nn.Module
     logits: Tensor
@@ -26,37 +26,37 @@ class _Run:
 
 
 def _run(case: Case) -> _Run:
-    own = copy.deepcopy(case.model)
-    own.remove()
+    model = copy.deepcopy(case.model)
+    model.remove()
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def by_hand(_: nn.Module, args: Any, output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output
-        g = slow_st_abn.to_cells(first, own.grid)
-        gates = slow_st_abn.gates(own.branch, g)
+        g = slow_st_abn.to_cells(first, model.grid)
+        gates = slow_st_abn.gates(model.branch, g)
         spatial = gates.spatial.detach().requires_grad_()
         temporal = gates.temporal[..., None, None].expand_as(spatial).detach().clone().requires_grad_()
         seen.append((spatial, temporal, gates.evidence.detach()))
-        onward = slow_st_abn.mechanism(own.mechanism, own.config.mechanism, g, spatial, temporal)
-        onward = slow_st_abn.from_cells(onward, first, own.grid)
-        return (onward, *output[1:]) if isinstance(output, tuple) else onward
+        gated = slow_st_abn.mechanism(model.mechanism, model.config.mechanism, g, spatial, temporal)
+        gated = slow_st_abn.from_cells(gated, first, model.grid)
+        return (gated, *output[1:]) if isinstance(output, tuple) else gated
 
-    layer = next(module for name, module in own.model.named_modules() if name.endswith(own.config.layer))
-    layer.register_forward_hook(by_hand, prepend=True)  # hooks of the owner come after the branch
+    layer = next(module for name, module in model.model.named_modules() if name.endswith(model.config.layer))
+    layer.register_forward_hook(by_hand, prepend=True)  # user hooks run after the branch
     with torch.enable_grad():
-        logits = own.model(case.inputs[0].detach().clone())
-    return _Run(own.branch, logits, *seen[0])
+        logits = model.model(case.inputs[0].detach().clone())
+    return _Run(model.branch, logits, *seen[0])
 
 
 def gate(case: Case, **_: Any) -> Tensors:
-    """M alpha, of which a clip has one in all."""
+    """Return M alpha, normalized to a sum of 1 per clip."""
     run = _run(case)
     maps = drawn(case, (run.spatial * run.temporal).detach())
     return spread(case, torch.stack([clip / clip.sum() for clip in maps]))
 
 
 def grad_gate(case: Case, **_: Any) -> Tensors:
-    """Every gate of every cell, times how fast the target's logit grows with it."""
+    """Return every gate of every cell, times the gradient of the target's logit."""
     run = _run(case)
     score = sum(run.logits[i, target] for i, target in enumerate(case.target))
     slopes = torch.autograd.grad(score, (run.spatial, run.temporal))
@@ -65,7 +65,7 @@ def grad_gate(case: Case, **_: Any) -> Tensors:
 
 
 def class_map(case: Case, **_: Any) -> Tensors:
-    """Evidence of every map and cell times its weight in the head, whose rows run over steps first; no gradient."""
+    """Return the evidence of every map and cell times its weight in the head, whose rows run over steps first."""
     run = _run(case)
     weight, maps = run.branch.classify.weight.detach(), torch.zeros_like(run.spatial.detach())
     count, steps, height, width = run.evidence.shape[1:]

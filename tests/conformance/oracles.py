@@ -1,7 +1,7 @@
-"""Every method once more, slowly, from its formula: loops over regions, quadrature by hand, dense attention.
+"""Slow reference implementations of all methods: loops over regions, quadrature by hand, dense attention.
 
-Each takes a :class:`Case` and the keywords of ``attribute``, and calls nothing of the library but the model (and RISE
-itself for the masks that it draws).
+Each function takes a :class:`Case` and the keywords of ``attribute``. It calls only the model, and no other code of the
+library (except for RISE, for the random masks).
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from captum_staa import RISE
 
 from .models import Case, Tensors
 
-SLOW_NAMES = {"videomae-bcthw": "videomae"}  # what slow_staa.py calls them
+SLOW_NAMES = {"videomae-bcthw": "videomae"}  # the names in slow_staa.py
 
 
 def scores(case: Case, inputs: Tensors) -> Tensor:
-    """``(B,)``: the logit of every clip's own target."""
+    """Return ``(B,)``, the logit of the target of every clip."""
     logits = case.model(*inputs)
     return torch.stack([logits[i, target] for i, target in enumerate(case.target)])
 
 
 def _baselines(case: Case, baselines: Any) -> Tensors:
-    each = baselines if isinstance(baselines, tuple) else (baselines,) * len(case.inputs)
-    return tuple(torch.as_tensor(0 if b is None else b, dtype=x.dtype) for x, b in zip(case.inputs, each, strict=True))
+    per_input = baselines if isinstance(baselines, tuple) else (baselines,) * len(case.inputs)
+    pairs = zip(case.inputs, per_input, strict=True)
+    return tuple(torch.as_tensor(0 if b is None else b, dtype=x.dtype) for x, b in pairs)
 
 
 def feature_ablation(case: Case, feature_mask: Tensor | Tensors, baselines: Any = None, **_: Any) -> Tensors:
-    """Every feature replaced in all inputs at once; its voxels get the fall of the score."""
+    """Replace every feature in all inputs at once. Its voxels get the fall of the score."""
     masks = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
     covers = _baselines(case, baselines)
     maps = tuple(torch.zeros_like(x) for x in case.inputs)
@@ -52,7 +53,7 @@ def feature_ablation(case: Case, feature_mask: Tensor | Tensors, baselines: Any 
 
 
 def occlusion(case: Case, sides: Sequence[int], strides: Sequence[int], baselines: Any = None) -> Tensors:
-    """A window ``(t, h, w)`` at every step of every input; a voxel gets the mean fall over those that cover it."""
+    """Slide a window ``(t, h, w)`` over every input. A voxel gets the mean fall over the windows that cover it."""
     covers, maps = _baselines(case, baselines), []
     axes = [case.layout.axes.index(axis) for axis in "THW"]
     with torch.no_grad():
@@ -80,7 +81,7 @@ def occlusion(case: Case, sides: Sequence[int], strides: Sequence[int], baseline
 
 
 class _Mirror(nn.Module):
-    """A model that knows nothing and remembers what it was shown."""
+    """A model that returns zeros and records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,9 +93,9 @@ class _Mirror(nn.Module):
 
 
 def rise(case: Case, n_cells: tuple[int, int, int], keep: float, baselines: Any = None, **options: Any) -> Tensors:
-    """The covariance of score and mask over the mask's variance, for the masks that ones behind them show.
+    """Return the covariance of score and mask divided by the variance of the mask.
 
-    What the masks are like is not asked here.
+    The masks are read by running RISE on a clip of ones. The distribution of the masks is not tested here.
     """
     ones, mirror = tuple(torch.ones_like(clip[:1]) for clip in case.inputs), _Mirror()
     RISE(mirror, case.layout).attribute(ones, n_cells=n_cells, keep=keep, **options)
@@ -102,12 +103,12 @@ def rise(case: Case, n_cells: tuple[int, int, int], keep: float, baselines: Any 
     covers, maps = _baselines(case, baselines), tuple(torch.zeros_like(clip) for clip in case.inputs)
     with torch.no_grad():
         found = []
-        for each in masks:
-            parts = zip(each, case.inputs, covers, strict=True)
+        for drawn_masks in masks:
+            parts = zip(drawn_masks, case.inputs, covers, strict=True)
             found.append(scores(case, tuple(mask * clip + (1 - mask) * cover for mask, clip, cover in parts)))
         mean = torch.stack(found).mean(0)
-        for each, score in zip(masks, found, strict=True):
-            for part, mask in zip(maps, each, strict=True):
+        for drawn_masks, score in zip(masks, found, strict=True):
+            for part, mask in zip(maps, drawn_masks, strict=True):
                 part += (score - mean).view(-1, 1, 1, 1, 1) * (mask - keep)
     variance = keep * (1 - keep)
     for size, count in zip(case.sides, n_cells, strict=True):
@@ -123,12 +124,12 @@ def _gradients(case: Case, inputs: Tensors) -> Tensors:
 
 
 def saliency(case: Case, **_: Any) -> Tensors:
-    """The size of the gradient."""
+    """Return the magnitude of the gradient."""
     return tuple(gradient.abs() for gradient in _gradients(case, case.inputs))
 
 
 def integrated_gradients(case: Case, n_steps: int, baselines: Any = None, **_: Any) -> Tensors:
-    """Gauss-Legendre quadrature of the gradient between baseline and clip, times their difference."""
+    """Return the Gauss-Legendre quadrature of the gradient between baseline and clip, times their difference."""
     covers = _baselines(case, baselines)
     total = [torch.zeros_like(x) for x in case.inputs]
     for place, weight in zip(*np.polynomial.legendre.leggauss(n_steps), strict=True):
@@ -140,7 +141,7 @@ def integrated_gradients(case: Case, n_steps: int, baselines: Any = None, **_: A
 
 
 def grad_cam(case: Case, weighting: str = "gradcam", relu_attributions: bool = False, **_: Any) -> Tensors:
-    """Cell by cell: activation times weighted gradient, summed over channels, drawn linearly between cells' centers."""
+    """Return activation times weighted gradient, summed over channels, interpolated linearly between cell centers."""
     seen: list[Tensor] = []
     handle = case.layer_module.register_forward_hook(lambda module, args, output: seen.append(output))
     leaf = case.inputs[0].clone().requires_grad_()
@@ -157,7 +158,7 @@ def grad_cam(case: Case, weighting: str = "gradcam", relu_attributions: bool = F
 
 
 def drawn(case: Case, maps: Tensor) -> Tensor:
-    """``(B, t, h, w)`` of cells linearly between their centers, ``(B, T, H, W)``, each cell's value shared out."""
+    """Interpolate cells ``(B, t, h, w)`` linearly to ``(B, T, H, W)``. The value of a cell is divided among its pixels."""
     maps = maps.double()
     for axis, size in enumerate(case.sides, start=1):
         count = maps.shape[axis]
@@ -168,20 +169,20 @@ def drawn(case: Case, maps: Tensor) -> Tensor:
 
 
 def _cells(case: Case, output: Tensor) -> Tensor:
-    """``(B, t, h, w, C)`` of what the case's layer gives."""
+    """Return the output of the layer as ``(B, t, h, w, C)``."""
     batch = len(case.inputs[0])
     if output.ndim == 5:
         return output.permute(0, 2, 3, 4, 1)
     if output.ndim == 4:  # frames, clip after clip
         return output.unflatten(0, (batch, -1)).permute(0, 1, 3, 4, 2)
     t, h, w = slow_staa.T, slow_staa.H, slow_staa.W
-    if case.name == "timesformer":  # places, clip after clip, each with its steps in time
+    if case.name == "timesformer":  # positions, clip after clip, each with its time steps
         return output.view(batch, h, w, t, -1).permute(0, 3, 1, 2, 4)
     return output[:, slow_staa.PREFIX.get(case.name, 0) :].view(batch, t, h, w, -1)
 
 
 def spread(case: Case, joint: Tensor) -> Tensors:
-    """``(B, T, H, W)`` shared out evenly over the clip's channels."""
+    """Divide ``(B, T, H, W)`` evenly among the channels of the clip."""
     (clip,) = case.inputs
     channel = case.layout.axes.index("C")
     count = clip.shape[channel]
@@ -189,25 +190,25 @@ def spread(case: Case, joint: Tensor) -> Tensors:
 
 
 def _as_the_model_takes_it(case: Case) -> tuple[str, Any, Tensor]:
-    """The name in slow_staa.py, a copy of the bare model, and the clip in its own layout."""
+    """Return the name in slow_staa.py, a copy of the plain model, and the clip in the layout of the model."""
     name = SLOW_NAMES.get(case.name, case.name)
     clip = case.inputs[0].transpose(1, 2) if case.name in SLOW_NAMES else case.inputs[0]
     return name, copy.deepcopy(case.model.module), clip
 
 
 def staa(case: Case, mode: str, rule: str = "decomposition", **_: Any) -> Tensors:
-    """All layers, by dense matrices or by one forward per token; see slow_staa.py."""
+    """Run STAA over all layers, by dense matrices or by one forward per token; see slow_staa.py."""
     name, model, clip = _as_the_model_takes_it(case)
     target = torch.tensor(case.target)
     return spread(case, slow_staa.staa(name, model, clip, target, mode=mode, rule=rule, layers="all"))
 
 
 def released(case: Case, **_: Any) -> Tensors:
-    """What the authors' public code computes, frame by frame and pixel by pixel."""
+    """Compute the result of the authors' public code, frame by frame and pixel by pixel."""
     name, model, clip = _as_the_model_takes_it(case)
     with torch.no_grad():
         maps = slow_staa.attentions(name, model, clip)[1]
-    matrix = maps[-1].mean(1)  # the last layer; in time and space, space comes second
+    matrix = maps[-1].mean(1)  # the last layer; with divided attention, the spatial attention is the second
     prefix, count = slow_staa.PREFIX.get(name, 0), slow_staa.H * slow_staa.W
     frames, height, width = slow_staa.TUBELET.get(name, (2, 8, 8))
     draws = torch.rand(slow_staa.T, generator=torch.Generator().manual_seed(0))
@@ -215,7 +216,7 @@ def released(case: Case, **_: Any) -> Tensors:
     for example in range(len(clip)):
         rows = []
         for step in range(slow_staa.T):
-            if name == "timesformer":  # frame 0 alone, whatever the step
+            if name == "timesformer":  # only frame 0, for every step
                 first = matrix[example * slow_staa.T]
                 rows.append(first[step + 1, prefix:])
             else:

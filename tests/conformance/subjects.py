@@ -1,6 +1,6 @@
-"""The table: every Attribution class of the library, and four of Captum's own, with all that the tests need of each.
+"""The table of subjects: every Attribution class of the library, and four classes of Captum, with their test data.
 
-A new class needs one entry in :data:`SUBJECTS`, and an oracle in oracles.py; every test then runs on it.
+A new class needs one entry in :data:`SUBJECTS`, and an oracle in oracles.py. Every test then runs on it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from . import oracle_perturbation, oracle_st_abn, oracles
 from .models import LAYERS, MODELS, TRANSFORMERS, Case, Tensors
 from .trials import KINDS, Keywords, Subject
 
-# Learning takes some hundred times as long as a gradient: on other models than these its tests are slow ones.
+# Learning takes about a hundred times as long as a gradient, so its tests on other models are marked as slow.
 QUICK = ("conv", "conv-btchw", "cnn-lstm")
 ONE_CLIP = tuple(name for name in MODELS if name != "two-stream")
 
 
 def window(case: Case) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Eight windows and their strides; in height the steps overlap, and the last one sticks out."""
+    """Return eight windows and their strides. In height the windows overlap, and the last one is cut off."""
     t, h, w = case.sides
     return (t // 2, 2 * h // 3, w // 2), (t // 2, h // 2, w // 2)
 
@@ -46,7 +46,7 @@ def _video_windows(case: Case) -> Keywords:
 
 
 def _captum_windows(case: Case) -> Keywords:
-    """Captum's own form: one side for each axis after the batch."""
+    """Return windows in Captum's form: one size for each axis after the batch."""
 
     def full(sides: tuple[int, int, int], clip: Tensor, whole: bool) -> tuple[int, ...]:
         channels = clip.shape[case.layout.channel] if whole else 1
@@ -67,7 +67,7 @@ def _occluded(case: Case, baselines: Any = None, **_: Any) -> Tensors:
 
 
 def _masks(case: Case) -> Keywords:
-    """Five features strewn over the clip, through all channels; the first of two inputs lacks 3 and 4, the second 0."""
+    """Return five random features, the same in all channels. Of two inputs, the first lacks 3 and 4, the second 0."""
     generator = torch.Generator().manual_seed(2)
     masks = []
     for low, high in ((0, 5),) if len(case.inputs) == 1 else ((0, 3), (1, 5)):
@@ -77,7 +77,7 @@ def _masks(case: Case) -> Keywords:
 
 
 def _axes(case: Case) -> Any:
-    """The layout, where the model does not bring its own."""
+    """Return the layout, if the model has none."""
     return None if isinstance(case.model, VideoClassifier) else case.layout
 
 
@@ -118,13 +118,13 @@ def _attention_branch(weighting: str, exempt: str = "") -> Subject:
         keywords=lambda case: {"weighting": weighting},
         models=tuple(LAYERS),
         branched=True,
-        exempt={"test_a_single_output_needs_no_target": exempt} if exempt else {},
+        exempt={"test_single_output_needs_no_target": exempt} if exempt else {},
         inside=True,
     )
 
 
 class _FromARamp(Separate):
-    """The papers' masks, but not from all ones, which rounding alone would put in order."""
+    """The papers' masks, but not starting from all ones, whose order would depend on rounding."""
 
     def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
         return oracle_perturbation.ramp(grid.shares.shape[1]).to(grid.shares).repeat(batch, len(areas), 1)
@@ -146,14 +146,14 @@ LEARNING = {
 
 
 def _perturbation(
-    name: str, setting: PerturbationConfig, oracle: Callable[..., Tensors], models: tuple[str, ...]
+    name: str, preset: PerturbationConfig, oracle: Callable[..., Tensors], models: tuple[str, ...]
 ) -> Subject:
     return Subject(
         name=f"SpatioTemporalPerturbation {name}",
         method=SpatioTemporalPerturbation,
         kind="learning",
         counterpart=FeatureAblation,
-        make=lambda case: SpatioTemporalPerturbation(case.model, _axes(case), setting=setting),
+        make=lambda case: SpatioTemporalPerturbation(case.model, _axes(case), preset=preset),
         oracle=oracle,
         keywords=lambda case: {"scale": "logit", "areas": (0.2, 0.5), "iterations": 3},
         models=models,
@@ -199,13 +199,13 @@ OURS = (
     _grad_cam("layercam"),
     _attention_branch("gate"),
     _attention_branch("grad_gate"),
-    _attention_branch("class_map", "the classes are the branch's own, and stay"),
+    _attention_branch("class_map", "the branch has its own classes, which do not change"),
 )
 
-LEFT_REQUIRING = "the clip is left requiring a gradient"
-MAP_PER_CLASS = "it gives a map per class, of another shape"
+LEFT_REQUIRING = "requires_grad of the clip stays set"
+MAP_PER_CLASS = "it returns one map per class, of another shape"
 
-CAPTUMS = (  # what fails here fails in Captum 0.9
+CAPTUMS = (  # the failures listed here are failures of Captum 0.9
     Subject(
         name="Saliency",
         method=Saliency,
@@ -214,9 +214,9 @@ CAPTUMS = (  # what fails here fails in Captum 0.9
         make=lambda case: Saliency(case.model),
         oracle=oracles.saliency,
         fails={
-            "test_inference_mode_forbids_gradients": "a RuntimeError of autograd comes through",
-            "test_nothing_is_left_when_the_model_raises": LEFT_REQUIRING,
-            "test_nothing_is_left_by_a_bad_target": LEFT_REQUIRING,
+            "test_gradient_methods_raise_in_inference_mode": "a RuntimeError of autograd comes through",
+            "test_failed_forward_has_no_side_effects": LEFT_REQUIRING,
+            "test_bad_target_has_no_side_effects": LEFT_REQUIRING,
         },
         warns="Input Tensor . did not already require gradients",
     ),
@@ -229,8 +229,8 @@ CAPTUMS = (  # what fails here fails in Captum 0.9
         oracle=oracles.integrated_gradients,
         keywords=lambda case: {"n_steps": 3},
         fails={
-            "test_inference_mode_forbids_gradients": "a RuntimeError of autograd comes through",
-            "test_clips_that_require_a_gradient": "the result stays part of the graph of such a clip",
+            "test_gradient_methods_raise_in_inference_mode": "a RuntimeError of autograd comes through",
+            "test_inputs_that_require_grad": "the result stays part of the graph of such a clip",
         },
     ),
     Subject(
@@ -243,9 +243,9 @@ CAPTUMS = (  # what fails here fails in Captum 0.9
         keywords=_masks,
         exempt={"test_no_futures": "it has them"},
         fails={
-            "test_a_missing_target_is_an_error": MAP_PER_CLASS,
-            "test_an_unknown_keyword_is_a_type_error": "its **kwargs swallow what is misspelled",
-            "test_captums_arguments_come_first_and_ours_by_keyword": "it takes **kwargs",
+            "test_missing_target_raises": MAP_PER_CLASS,
+            "test_unknown_keyword_raises_type_error": "its **kwargs accept misspelled names",
+            "test_arguments_have_captums_order": "it takes **kwargs",
         },
     ),
     Subject(
@@ -257,8 +257,8 @@ CAPTUMS = (  # what fails here fails in Captum 0.9
         oracle=_occluded,
         keywords=_captum_windows,
         fails={
-            "test_a_missing_target_is_an_error": MAP_PER_CLASS,
-            "test_a_progress_bar_counts_the_calls": "its total counts voxels instead of windows",
+            "test_missing_target_raises": MAP_PER_CLASS,
+            "test_progress_bar_counts_the_calls": "its total counts voxels instead of windows",
             "test_double_precision": "its result is float32",
         },
     ),
@@ -270,11 +270,11 @@ SUBJECTS = (*OURS, *CAPTUMS)
 def over(
     *models: str, ours: bool = False, kinds: tuple[str, ...] = KINDS, takes: str = "inputs", has: str = "attribute"
 ) -> Any:
-    """Run a test as ``trial`` over every subject on those of the named models that it explains; on all, if none is.
+    """Run a test with the argument ``trial`` for every subject and every named model, or all models if none is named.
 
     Args:
         *models: names of cases.
-        ours: leave Captum's own classes out.
+        ours: leave out Captum's classes.
         kinds: only subjects of these kinds.
         takes: only subjects whose ``attribute`` has this argument.
         has: only subjects that have this method.

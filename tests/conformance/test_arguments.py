@@ -43,7 +43,7 @@ def test_one_target_per_clip(trial: Trial, form: str) -> None:
 
 
 @over("conv", "vivit", kinds=EXPLAIN_A_CLASS)
-def test_the_target_matters(trial: Trial) -> None:
+def test_map_depends_on_the_target(trial: Trial) -> None:
     found, other = (trial.attribute(target=target) for target in (1, [1, 2]))
     assert_close(found[:1], other[:1])
     assert not torch.allclose(found[1], other[1], rtol=0.1)
@@ -51,14 +51,14 @@ def test_the_target_matters(trial: Trial) -> None:
 
 @pytest.mark.parametrize("form", WRONG)
 @over("conv", "vivit", kinds=EXPLAIN_A_CLASS)
-def test_a_wrong_target_is_an_error(trial: Trial, form: str) -> None:
+def test_wrong_target_raises(trial: Trial, form: str) -> None:
     own = trial.on(fresh(trial.case.name))
     with pytest.raises((TypeError, ValueError) if trial.subject.ours else (AssertionError, IndexError, ValueError)):
         own.attribute(target=WRONG[form])
 
 
 @over("conv", "vivit", kinds=EXPLAIN_A_CLASS)
-def test_a_missing_target_is_an_error(trial: Trial) -> None:
+def test_missing_target_raises(trial: Trial) -> None:
     own = trial.on(fresh(trial.case.name))
     with pytest.raises(ValueError if trial.subject.ours else AssertionError, match=r"(?i)target"):
         own.attribute(target=None)
@@ -70,7 +70,7 @@ def test_attention_needs_no_target(trial: Trial) -> None:
 
 
 @over("conv", "own")
-def test_a_single_output_needs_no_target(trial: Trial) -> None:
+def test_single_output_needs_no_target(trial: Trial) -> None:
     case = fresh(trial.case.name)
     head: nn.Linear = case.network.head
     case.network.head = single = nn.Linear(head.in_features, 1)
@@ -130,7 +130,7 @@ def test_additional_forward_args(trial: Trial, form: str) -> None:
 
 
 @over("conv", "own")
-def test_arguments_are_left_as_they_were(trial: Trial) -> None:
+def test_arguments_are_not_changed(trial: Trial) -> None:
     """Neither the clips nor what else was passed is written into."""
     passed = {"inputs": trial.case.clips, **trial.keywords, "target": torch.tensor(trial.case.target)}
     if "baselines" in trial.method.attribute.__wrapped__.__code__.co_varnames:

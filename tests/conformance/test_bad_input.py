@@ -109,12 +109,12 @@ def refuses(trial: Trial, bad: Bad, argument: str) -> None:
 
 @pytest.mark.parametrize("kind", CLIPS)
 @over("conv", "vivit", ours=True)
-def test_clips(trial: Trial, kind: str) -> None:
+def test_invalid_clips_raise(trial: Trial, kind: str) -> None:
     refuses(trial, CLIPS[kind], "inputs")
 
 
 @over("videomae", "videomae-bcthw", ours=True)
-def test_clips_in_another_layout(trial: Trial) -> None:
+def test_wrong_layout_raises(trial: Trial) -> None:
     (clip,) = trial.case.inputs
     with watched(trial.case.network) as calls, pytest.raises(ValueError, match=r"swapped|Pass layout="):
         trial.attribute(clip.transpose(1, 2))
@@ -122,7 +122,7 @@ def test_clips_in_another_layout(trial: Trial) -> None:
 
 
 @over("vivit", ours=True)
-def test_clips_of_another_size(trial: Trial) -> None:
+def test_wrong_clip_size_raises(trial: Trial) -> None:
     """The classifier knows the size that its network takes."""
     (clip,) = trial.case.inputs
     for other, message in ((clip[:, ::2], "4 frames.* takes 8"), (clip[..., ::2], "24 x 8 .*takes 24 x 16")):
@@ -132,12 +132,12 @@ def test_clips_of_another_size(trial: Trial) -> None:
 
 
 @over("vivit", kinds=("gradient", "attention", "learning"), ours=True)
-def test_more_clips_than_it_explains(trial: Trial) -> None:
-    refuses(trial, Bad(lambda c: c.inputs * 2, "one clip tensor, got a tuple of 2 inputs"), "inputs")
+def test_too_many_inputs_raise(trial: Trial) -> None:
+    refuses(trial, Bad(lambda c: c.inputs * 2, "one clip tensor per example, got a tuple of 2 inputs"), "inputs")
 
 
 @over("two-stream", ours=True)
-def test_clips_of_several_batches(trial: Trial) -> None:
+def test_different_batch_sizes_raise(trial: Trial) -> None:
     rgb, flow = trial.case.inputs
     refuses(
         trial, Bad(lambda c: (rgb, flow[:1]), r"same batch size.*\(2, 3, 4, 12, 10\), \(1, 2, 4, 12, 10\)"), "inputs"
@@ -147,37 +147,37 @@ def test_clips_of_several_batches(trial: Trial) -> None:
 
 @pytest.mark.parametrize("kind", BASELINES)
 @over("conv", ours=True, takes="baselines")
-def test_baselines(trial: Trial, kind: str) -> None:
+def test_invalid_baselines_raise(trial: Trial, kind: str) -> None:
     refuses(trial, BASELINES[kind], "baselines")
 
 
 @pytest.mark.parametrize("kind", MASKS)
 @over("conv", ours=True, takes="feature_mask")
-def test_feature_masks(trial: Trial, kind: str) -> None:
+def test_invalid_feature_masks_raise(trial: Trial, kind: str) -> None:
     refuses(trial, MASKS[kind], "feature_mask")
 
 
 @pytest.mark.parametrize("kind", WINDOWS)
 @over("conv", ours=True, takes="sliding_window_shapes")
-def test_windows(trial: Trial, kind: str) -> None:
+def test_invalid_windows_raise(trial: Trial, kind: str) -> None:
     refuses(trial, WINDOWS[kind], "sliding_window_shapes")
 
 
 @pytest.mark.parametrize("kind", STRIDES)
 @over("conv", ours=True, takes="strides")
-def test_strides(trial: Trial, kind: str) -> None:
+def test_invalid_strides_raise(trial: Trial, kind: str) -> None:
     refuses(trial, STRIDES[kind], "strides")
 
 
 @pytest.mark.parametrize("kind", OPTIONS_OF_RISE)
 @over("conv", ours=True, takes="n_samples")
-def test_options_of_rise(trial: Trial, kind: str) -> None:
+def test_invalid_options_of_rise_raise(trial: Trial, kind: str) -> None:
     name, value, error = OPTIONS_OF_RISE[kind]
     refuses(trial, Bad(lambda c: value, f"{name}.*{re.escape(repr(value))}.* came", error), name)
 
 
 @over("conv", "two-stream", takes="perturbations_per_eval", ours=True)
-def test_a_model_that_answers_once_for_all_clips(trial: Trial) -> None:
+def test_one_output_for_the_batch_raises(trial: Trial) -> None:
     mean = trial.on(trial.case.around(MeanOverBatch))
     with pytest.raises(ValueError, match=r"one output per example, 2 here.*\(1,?\)"):
         mean.attribute(target=1)

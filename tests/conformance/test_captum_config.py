@@ -22,7 +22,7 @@ from .trials import assert_close
 TRACING = pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 
 
-def test_no_case_drops_out() -> None:
+def test_all_cases_of_captum_are_used() -> None:
     """A later Captum with more cases says so here; look at them, then count anew."""
     counts = {algorithm: len(donated(algorithm)) for algorithm in (FeatureAblation, Occlusion, Saliency, LayerGradCam)}
     assert counts == {FeatureAblation: 17, Occlusion: 3, Saliency: 13, LayerGradCam: 7}
@@ -64,7 +64,7 @@ def occlude(given: Donated) -> VideoOcclusion:
 
 
 @named(FeatureAblation)
-def test_video_feature_ablation_gives_captums_numbers(given: Donated) -> None:
+def test_video_feature_ablation_equals_captum(given: Donated) -> None:
     expected = given.attribute(FeatureAblation(given.net), **louder(given))
     assert_close(given.attribute(VideoFeatureAblation(given.net), **louder(given)), expected)
     clips = given.lifted
@@ -86,7 +86,7 @@ def test_video_feature_ablation_of_a_trace(given: Donated) -> None:
 
 
 @named(FeatureAblation)
-def test_video_occlusion_of_every_number_is_feature_ablation(given: Donated) -> None:
+def test_video_occlusion_of_single_voxels_equals_feature_ablation(given: Donated) -> None:
     expected = given.attribute(FeatureAblation(given.net), **louder(given))
     found = given.lifted.attribute(occlude(given.lifted), **voxels(given), **louder(given))
     assert_close(back(given, found), expected)
@@ -104,7 +104,7 @@ def with_clip_windows(given: Donated) -> Donated:
 
 
 @named(Occlusion)
-def test_video_occlusion_gives_captums_numbers(given: Donated) -> None:
+def test_video_occlusion_equals_captum(given: Donated) -> None:
     expected = tuple(part.double() for part in given.attribute(Occlusion(given.net)))  # Captum's come in float32
     found = with_clip_windows(given).attribute(occlude(given.lifted))
     assert_close(back(given, found), expected)
@@ -184,7 +184,7 @@ def spread(values: Tensor) -> Tensor:
 
 @TRACING
 @named(Saliency)
-def test_staa_is_spread_gradient_times_input(given: Donated) -> None:
+def test_staa_equals_smoothed_gradient_times_input(given: Donated) -> None:
     clips = given.lifted
     if len(given.inputs) > 1:
         with pytest.raises(ValueError, match="one clip tensor, got a tuple of 2 inputs"):
@@ -204,7 +204,7 @@ def test_staa_is_spread_gradient_times_input(given: Donated) -> None:
 
 @TRACING
 @named(LayerGradCam)
-def test_grad_cam_is_captums_or_says_why_not(given: Donated) -> None:
+def test_grad_cam_equals_captum_or_raises(given: Donated) -> None:
     clips = given.lifted
 
     def explain_layer(row: Donated) -> GradCAM:

@@ -15,7 +15,7 @@ CHUNKS = "perturbations_per_eval"
 
 
 @over("conv", "two-stream", "timesformer", takes=CHUNKS)
-def test_chunks_change_no_number(trial: Trial) -> None:
+def test_chunk_size_does_not_change_results(trial: Trial) -> None:
     expected = trial.expected()
     for perturbations_per_eval in (1, 3, 1000):
         found = trial.attribute(perturbations_per_eval=perturbations_per_eval)
@@ -24,7 +24,7 @@ def test_chunks_change_no_number(trial: Trial) -> None:
 
 
 @over("conv", "two-stream", takes=CHUNKS)
-def test_no_call_gets_more_clips_than_asked(trial: Trial) -> None:
+def test_chunk_size_limits_clips_per_call(trial: Trial) -> None:
     batch = len(trial.case.target)
     altered = None
     for perturbations_per_eval in (1, 3, 1000):
@@ -47,7 +47,7 @@ def test_one_forward_is_enough(trial: Trial) -> None:
 
 
 @over("conv", "vivit", takes="show_progress")
-def test_a_progress_bar_counts_the_calls(trial: Trial, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_counts_the_calls(trial: Trial, capsys: pytest.CaptureFixture[str]) -> None:
     chunks = {CHUNKS: 3} if CHUNKS in inspect.signature(trial.subject.method.attribute).parameters else {}
     with watched(trial.case.model) as calls:
         expected = trial.attribute(show_progress=False, **chunks)
@@ -66,7 +66,7 @@ def test_a_progress_bar_counts_the_calls(trial: Trial, capsys: pytest.CaptureFix
 
 @over("conv", takes=CHUNKS, ours=True)
 @pytest.mark.parametrize("value", [0, -1, 1.5, "2", None])
-def test_a_chunk_is_a_positive_whole_number(trial: Trial, value: object) -> None:
+def test_invalid_chunk_size_raises(trial: Trial, value: object) -> None:
     error = ValueError if isinstance(value, int) else TypeError
     with watched(trial.case.model) as calls, pytest.raises(error, match="perturbations_per_eval"):
         trial.attribute(perturbations_per_eval=value)

@@ -145,7 +145,7 @@ def test_sensitivity_max(trial: Trial, chunk: int | None) -> None:
 
 
 @over("conv-btchw", "vivit")
-def test_captums_picture_of_a_frame(trial: Trial) -> None:
+def test_visualize_image_attr_of_a_frame(trial: Trial) -> None:
     """The pixels drawn are the frame's map over its largest value."""
     attributions, layout, frame = trial.attribute(), trial.case.layout, 2
     drawn = VideoAttribution.from_attributions(attributions, layout).joint[0, frame]  # (H, W)
@@ -161,7 +161,7 @@ def test_captums_picture_of_a_frame(trial: Trial) -> None:
 
 @pytest.mark.filterwarnings("ignore:Input Tensor . did not already require gradients:UserWarning")
 @pytest.mark.parametrize("name", ["conv", "conv-btchw", "cnn-lstm", "two-stream", "videomae", "timesformer", "own"])
-def test_captums_attacks_take_the_same_model(name: str) -> None:
+def test_captums_attacks_accept_the_model(name: str) -> None:
     subject = case(name)
     target, clips = torch.tensor(subject.target), subject.clips
     per_clip = torch.nn.CrossEntropyLoss(reduction="none")
@@ -184,7 +184,7 @@ def test_captums_attacks_take_the_same_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["conv", "cnn-lstm", "vivit"])
-def test_the_fewest_frozen_frames_that_change_the_answer(name: str) -> None:
+def test_min_param_perturbation_with_frozen_frames(name: str) -> None:
     """MinParamPerturbation, with an attack in time."""
     subject = case(name).part(0)
     (clip,), axis = subject.inputs, subject.layout.time

@@ -50,7 +50,7 @@ def test_no_futures(trial: Trial) -> None:
 
 
 @over("conv", "vivit")
-def test_captums_arguments_come_first_and_ours_by_keyword(trial: Trial) -> None:
+def test_arguments_have_captums_order(trial: Trial) -> None:
     ours = inspect.signature(trial.method.attribute).parameters.values()
     captums = inspect.signature(trial.subject.counterpart.attribute).parameters
     positional = [p for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -65,7 +65,7 @@ def test_captums_arguments_come_first_and_ours_by_keyword(trial: Trial) -> None:
 
 
 @over("conv", "vivit")
-def test_an_unknown_keyword_is_a_type_error(trial: Trial) -> None:
+def test_unknown_keyword_raises_type_error(trial: Trial) -> None:
     """A typing error such as ``feature_masks=`` must not run without the mask."""
     with watched(trial.case.model) as calls, pytest.raises(TypeError, match="feature_masks"):
         trial.attribute(feature_masks=None)
@@ -73,7 +73,7 @@ def test_an_unknown_keyword_is_a_type_error(trial: Trial) -> None:
 
 
 @over("conv", "vivit")
-def test_ours_may_not_be_passed_by_position(trial: Trial) -> None:
+def test_own_arguments_are_keyword_only(trial: Trial) -> None:
     parameters = list(inspect.signature(trial.method.attribute).parameters.values())
     by_position = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     more = [None] * len(by_position)
@@ -83,7 +83,7 @@ def test_ours_may_not_be_passed_by_position(trial: Trial) -> None:
 
 
 @over("conv", "vivit")
-def test_convergence_delta_only_where_it_can_be_had(trial: Trial) -> None:
+def test_convergence_delta(trial: Trial) -> None:
     method = trial.method
     accepted = "return_convergence_delta" in inspect.signature(method.attribute).parameters
     assert method.has_convergence_delta() is accepted
@@ -105,7 +105,7 @@ def test_multiplies_by_inputs(trial: Trial) -> None:
 
 
 @over("conv", "vivit", ours=True)
-def test_its_name_can_be_read(trial: Trial) -> None:
+def test_get_name_is_readable(trial: Trial) -> None:
     """It stands before the progress bar; Captum's default spells acronyms out, letter by letter."""
     name = trial.method.get_name()
     words = re.findall(r"\w+", name)
@@ -114,7 +114,7 @@ def test_its_name_can_be_read(trial: Trial) -> None:
 
 
 @over("conv", "vivit", has="attribute_maps")
-def test_parts_are_the_same_attribution(trial: Trial) -> None:
+def test_attribute_maps_equals_attribute(trial: Trial) -> None:
     """Rich results come from ``attribute_maps``, which takes the same arguments."""
     rich, plain = (inspect.signature(getattr(trial.method, name)) for name in ("attribute_maps", "attribute"))
     assert rich.parameters == plain.parameters

@@ -21,7 +21,7 @@ def test_equals_the_slow_formula(trial: Trial) -> None:
 
 
 @over("conv-btchw", "two-stream", "timesformer", "videomae")
-def test_form_of_the_result(trial: Trial) -> None:
+def test_shape_and_dtype_of_the_result(trial: Trial) -> None:
     found = trial.attribute()
     assert isinstance(found, tuple) == (len(trial.case.inputs) > 1)
     for part, clip in zip(as_tuple(found), trial.case.inputs, strict=True):
@@ -31,21 +31,21 @@ def test_form_of_the_result(trial: Trial) -> None:
 
 
 @over("conv", "videomae")
-def test_a_tuple_comes_back_as_a_tuple(trial: Trial) -> None:
+def test_tuple_input_returns_a_tuple(trial: Trial) -> None:
     found = trial.attribute(trial.case.inputs)
     assert isinstance(found, tuple) and len(found) == 1
     assert torch.equal(found[0], trial.attribute())
 
 
 @over("conv", "videomae")
-def test_twice_the_same(trial: Trial) -> None:
+def test_results_are_reproducible(trial: Trial) -> None:
     method = trial.method
     first, second = (method.attribute(trial.case.clips, **trial.keywords) for _ in range(2))
     assert torch.equal(first, second) and torch.equal(first, trial.attribute())
 
 
 @over("conv", "cnn-lstm", "two-stream", "timesformer", "videomae")
-def test_batch_against_clips_alone(trial: Trial) -> None:
+def test_batch_equals_single_clips(trial: Trial) -> None:
     """As Captum's test_targets does: every clip with its own target."""
     together = as_tuple(trial.attribute())
     alone = [as_tuple(trial.on(trial.case.part(i)).attribute()) for i in range(len(trial.case.target))]
@@ -53,7 +53,7 @@ def test_batch_against_clips_alone(trial: Trial) -> None:
 
 
 @over(*TWINS)
-def test_the_layout_changes_nothing(trial: Trial) -> None:
+def test_layout_does_not_change_results(trial: Trial) -> None:
     """The same weights behind the other order of axes: the same numbers in the other order."""
     twin = trial.on(case(TWINS[trial.case.name]))
     assert twin.case.layout.axes != trial.case.layout.axes
@@ -62,7 +62,7 @@ def test_the_layout_changes_nothing(trial: Trial) -> None:
 
 @pytest.mark.parametrize("order", ["strided", "channels last", "a part of a larger clip"])
 @over("conv", "vivit", "own")
-def test_memory_order_changes_nothing(trial: Trial, order: str) -> None:
+def test_memory_order_does_not_change_results(trial: Trial, order: str) -> None:
     (clip,) = trial.case.inputs
     if order == "strided":
         other = clip.permute(0, 4, 2, 1, 3).contiguous().permute(0, 3, 2, 4, 1)
@@ -98,7 +98,7 @@ def test_half_precision(trial: Trial, dtype: torch.dtype) -> None:
 
 
 @over("conv", "vivit")
-def test_other_weights_give_another_map(trial: Trial) -> None:
+def test_map_depends_on_the_weights(trial: Trial) -> None:
     """The sanity check of Adebayo et al. (NeurIPS 2018): an explanation of the clip alone would not notice."""
     other = trial.on(fresh(trial.case.name))
     randomize(other.case.model, seed=5)
@@ -109,7 +109,7 @@ def test_other_weights_give_another_map(trial: Trial) -> None:
 
 
 @over("conv", "vivit")
-def test_other_clips_give_another_map(trial: Trial) -> None:
+def test_map_depends_on_the_clip(trial: Trial) -> None:
     (clip,) = trial.case.inputs
     flipped = replace(trial.case, inputs=(clip.flip(trial.case.layout.time),))
     found, before = trial.on(flipped).attribute(), trial.attribute()

@@ -44,7 +44,7 @@ def unchanged(case: Case) -> Iterator[None]:
 
 
 @over("conv", "cnn-lstm", "two-stream", "timesformer", "videomae")
-def test_nothing_is_left(trial: Trial) -> None:
+def test_call_has_no_side_effects(trial: Trial) -> None:
     own = trial.on(unusual(trial.case))
     with unchanged(own.case):
         own.attribute()
@@ -59,19 +59,19 @@ def leaves_nothing_when_failing(trial: Trial, call: int) -> None:
 
 
 @over("conv", "two-stream", "timesformer", "vivit")
-def test_nothing_is_left_when_the_model_raises(trial: Trial) -> None:
+def test_failed_forward_has_no_side_effects(trial: Trial) -> None:
     """In the middle of its forward; its error comes through."""
     leaves_nothing_when_failing(trial, call=1)
 
 
 @over("conv", "two-stream", "vivit", takes="perturbations_per_eval")
-def test_nothing_is_left_when_a_later_call_raises(trial: Trial) -> None:
+def test_failed_later_call_has_no_side_effects(trial: Trial) -> None:
     """With a region of the copies replaced."""
     leaves_nothing_when_failing(trial, call=3)
 
 
 @over("conv", "vivit", kinds=("gradient", "perturbation", "learning"))
-def test_nothing_is_left_by_a_bad_target(trial: Trial) -> None:
+def test_bad_target_has_no_side_effects(trial: Trial) -> None:
     own = trial.on(unusual(trial.case))
     for target in (99, [0, 1, 2], *([None] if trial.subject.ours else [])):
         with unchanged(own.case), pytest.raises((AssertionError, IndexError, ValueError)):
@@ -79,7 +79,7 @@ def test_nothing_is_left_by_a_bad_target(trial: Trial) -> None:
 
 
 @over("conv", "two-stream", "own", ours=True)
-def test_a_model_that_writes_into_its_input(trial: Trial) -> None:
+def test_model_that_writes_into_its_input(trial: Trial) -> None:
     """The caller's clips are no place to write."""
     pure, rude = (trial.on(fresh(trial.case.name).around(lambda m, w=w: Doubled(m, w))) for w in (False, True))
     with unchanged(rude.case):
@@ -87,7 +87,7 @@ def test_a_model_that_writes_into_its_input(trial: Trial) -> None:
 
 
 @over("conv", "two-stream", "vivit")
-def test_clips_that_require_a_gradient(trial: Trial) -> None:
+def test_inputs_that_require_grad(trial: Trial) -> None:
     """As leaves with a gradient of their own, and as part of a graph."""
     expected = as_tuple(trial.attribute())
     leaves = tuple(clip.clone().requires_grad_() for clip in trial.case.inputs)
@@ -114,7 +114,7 @@ def test_under_no_grad(trial: Trial) -> None:
 
 
 @over("conv", "two-stream", "vivit", kinds=OTHERS)
-def test_no_graph_is_built_where_none_is_needed(trial: Trial) -> None:
+def test_methods_without_gradients_build_no_graph(trial: Trial) -> None:
     """It would hold every activation of the model."""
     modes = []
     handle = trial.case.layer_module.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
@@ -137,7 +137,7 @@ def test_under_inference_mode(trial: Trial) -> None:
 
 
 @over("conv", "timesformer", "vivit", kinds=DIFFERENTIATES)
-def test_inference_mode_forbids_gradients(trial: Trial) -> None:
+def test_gradient_methods_raise_in_inference_mode(trial: Trial) -> None:
     """A clear error inside; outside, clips that were born inside are no obstacle."""
     with torch.inference_mode():
         born = trial.case.clips.clone()
@@ -148,7 +148,7 @@ def test_inference_mode_forbids_gradients(trial: Trial) -> None:
 
 
 @over("conv", "two-stream", "vivit")
-def test_the_global_random_state_is_neither_used_nor_changed(trial: Trial) -> None:
+def test_global_random_state_is_not_used_or_changed(trial: Trial) -> None:
     found = []
     with torch.random.fork_rng():
         for seed in (0, 1):
@@ -161,7 +161,7 @@ def test_the_global_random_state_is_neither_used_nor_changed(trial: Trial) -> No
 
 
 @over("conv", "vivit")
-def test_hooks_of_the_owner_still_run(trial: Trial) -> None:
+def test_user_hooks_still_run(trial: Trial) -> None:
     """And may change what passes: the explanation is of the model with its hooks."""
     own = trial.on(fresh(trial.case.name))
 

@@ -31,7 +31,7 @@ def test_every_class_has_an_entry() -> None:
     assert captum_staa.STAA in exported()
 
 
-def test_a_class_without_an_entry_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_entry_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     class Forgotten(Attribution):
         pass
 
@@ -39,7 +39,7 @@ def test_a_class_without_an_entry_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
     assert without_an_entry(exported()) == ["Forgotten"]
 
 
-def test_ours_are_ours_and_names_are_different() -> None:
+def test_subjects_have_distinct_names() -> None:
     assert all(subject.ours for subject in OURS) and not any(subject.ours for subject in CAPTUMS)
     names = [subject.name for subject in SUBJECTS]
     assert len(set(names)) == len(names)
@@ -47,7 +47,7 @@ def test_ours_are_ours_and_names_are_different() -> None:
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
-def test_what_is_excused_is_tested(subject: Subject) -> None:
+def test_exemptions_name_existing_tests(subject: Subject) -> None:
     """A misspelled name would excuse nothing, and a test that was renamed would be excused no more."""
     tests = {
         node.name

@@ -78,7 +78,7 @@ def test_traced_classifiers(trial: Trial) -> None:
     assert_close(trial.on(traced).attribute(), trial.attribute())
 
 
-def test_a_traced_classifier_has_no_family() -> None:
+def test_traced_classifier_has_no_family() -> None:
     own = case("own")
     with pytest.raises(ValueError, match="TracedModule is not a recognized transformer"):
         STAA(torch.jit.trace(own.model, own.inputs))
@@ -95,7 +95,7 @@ class Halves(nn.Module):
         return torch.cat([self.module(part) for part in clip.chunk(2)])
 
 
-def test_a_batch_that_is_split_over_replicas() -> None:
+def test_data_parallel_models() -> None:
     """Who only calls a model does not mind; who reads inside says so, and names the model to explain instead."""
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     clips, labels, _ = PlantedClips(seed=3, n=2)[:]

@@ -1,4 +1,4 @@
-"""What a trial is: one method on one model, with the numbers that it should give."""
+"""A trial is one method on one model, with the expected numbers."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class Subject:
     """One method in one of its modes.
 
     Attributes:
-        name: says which, in the ids of the tests.
+        name: name of the method in the ids of the tests.
         method: the class.
-        kind: ``"gradient"`` differentiates, ``"perturbation"`` calls the model on altered clips, ``"learning"`` does
-            both, ``"attention"`` reads one forward and explains no class in particular.
-        counterpart: the class of Captum whose order of arguments it keeps.
-        make: the method for a case.
-        oracle: its slow formula.
-        keywords: of ``attribute``, beside the target; few and quick.
-        models: those it explains.
-        branched: whether it explains them with an attention branch in them.
-        exempt: tests whose line is not meant for it, and why.
-        fails: tests whose line it does not keep, and why; strict, so that the entry goes when it is mended.
-        inside: whether it watches layers inside the network, which a trace hides.
-        warns: the beginning of a warning of Captum's that comes with every call, as a pattern.
+        kind: ``"gradient"`` differentiates, ``"perturbation"`` calls the model on changed clips, ``"learning"`` does
+            both, ``"attention"`` reads one forward and does not depend on a class.
+        counterpart: the class of Captum with the same order of arguments.
+        make: function that creates the method for a case.
+        oracle: slow reference formula.
+        keywords: arguments of ``attribute``, except for the target; small and fast.
+        models: names of the models that it can explain.
+        branched: whether it needs models with an attention branch.
+        exempt: tests that do not apply, and the reason.
+        fails: tests that fail, and the reason. They are strict, so an entry must be removed when the test passes.
+        inside: whether it reads layers inside the network, which is not possible in a trace.
+        warns: pattern of the beginning of a warning that Captum raises in every call.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Subject:
     warns: str = ""
 
     def on(self, model: str) -> Trial:
-        """The trial on a model by its name."""
+        """Return the trial on a model, given by its name."""
         return Trial(self, case(model + BRANCHED if self.branched else model))
 
     @property
     def ours(self) -> bool:
-        """Whether it is a class of this library."""
+        """Whether the method is a class of this library."""
         return self.method.__module__.startswith("captum_staa")
 
 
@@ -73,26 +73,26 @@ class Trial:
         return f"{self.subject.name}-{self.case.name}"
 
     def on(self, case: Case) -> Trial:
-        """The same subject on another case."""
+        """Return the same subject on another case."""
         return replace(self, case=case)
 
     @property
     def method(self) -> Attribution:
-        """A new instance."""
+        """A new instance of the method."""
         return self.subject.make(self.case)
 
     @property
     def keywords(self) -> Keywords:
-        """All that ``attribute`` needs beside the inputs."""
+        """All arguments of ``attribute`` except for the inputs."""
         return {"target": list(self.case.target), **self.subject.keywords(self.case)}
 
     def attribute(self, inputs: Tensor | Tensors | None = None, **changed: Any) -> Tensor | Tensors:
-        """What a new instance gives for the case's clips, or for others."""
+        """Return the attributions of a new instance for the clips of the case, or for other clips."""
         clips = self.case.clips if inputs is None else inputs
         return self.method.attribute(clips, **{**self.keywords, **changed})
 
     def expected(self, **changed: Any) -> Tensors:
-        """What the slow formula gives."""
+        """Return the result of the slow formula."""
         return self.subject.oracle(self.case, **{**self.subject.keywords(self.case), **changed})
 
 
@@ -101,7 +101,7 @@ def as_tuple(attributions: Tensor | Tensors) -> Tensors:
 
 
 def assert_close(found: Tensor | Tensors, expected: Tensor | Tensors, within: float = 1e-5) -> None:
-    """Equal up to a share of the largest value, which must not be zero: two empty maps agree about nothing."""
+    """Check that tensors are equal up to a fraction of the largest value, which must not be zero."""
     found, expected = as_tuple(found), as_tuple(expected)
     assert len(found) == len(expected)
     for part, wanted in zip(found, expected, strict=True):
