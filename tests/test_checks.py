@@ -23,7 +23,7 @@ from captum_staa.models.slow_resnet import SlowResNet
 CLIP = torch.rand(2, 4, 3, 6, 8, generator=torch.Generator().manual_seed(0))
 MAPS = CLIP.sum(2)
 BOXES = torch.tensor([[[1.0, 0.0, 4.0, 2.0]]])
-ASKED = {"inputs": CLIP, "attributions": MAPS, "layout": "BTCHW", "target": 0, "cells": (2, 3, 4)}
+ARGUMENTS = {"inputs": CLIP, "attributions": MAPS, "layout": "BTCHW", "target": 0, "cells": (2, 3, 4)}
 
 
 def model(clip: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ def test_every_module_has_a_docstring():
     assert not missing, f"modules without a docstring: {missing}"
 
 
-# Runs in a new interpreter and records the side effects of `import captum_staa` with Python's audit events. The optional
-# dependencies are hidden, so the test also checks that the core does not need them.
+# Runs in a new interpreter and records the side effects of `import captum_staa` with Python's audit events. The
+# optional dependencies are hidden, so the test also checks that the core does not need them.
 AUDIT = """
 import json, os, sys
 for optional in ("av", "skimage", "sklearn", "pytest"):
