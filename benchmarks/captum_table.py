@@ -35,9 +35,10 @@ class Row:
     """A method, the check of its result, and the alternative if the check fails.
 
     Attributes:
-        method: name of the method. check: function of checks.py or ours.py. instead: label of the alternative if
-            neither the raw nor the wrapped model passes, and the check of the alternative. dtype: dtype of model and
-            clips.
+        method: name of the method.
+        check: function of checks.py or ours.py.
+        instead: label and check of the alternative, used if neither the raw nor the wrapped model passes.
+        dtype: dtype of model and clips.
     """
 
     method: str
@@ -113,8 +114,9 @@ with all subsets, Integrated Gradients and DeepLift with the change of the outpu
 Hugging Face models were passed to Captum as `lambda clip: model(clip).logits`.
 """
 MADE = """The models are small: the bundled trained transformers, a random VideoPrism, a random 3D CNN (convolution,
-batch norm, ReLU, max pool), a CNN for each frame with an LSTM, and two 3D CNNs whose logits are added. The [gotchas](gotchas.md)
-describe what to do instead. Made with captum {captum}, torch {torch} and transformers {transformers} by
+batch norm, ReLU, max pool), a CNN for each frame with an LSTM, and two 3D CNNs whose logits are added. The
+[gotchas](gotchas.md) describe what to do instead. Made with captum {captum}, torch {torch} and
+transformers {transformers} by
 
 ```console
 python benchmarks/captum_table.py
