@@ -279,7 +279,7 @@ def test_a_folder_of_videos_with_a_broken_file(tmp_path):
         (["--videos", ".", "--labels", "l.csv", "--task", "order"], "--task needs --planted"),
         (["--videos", ".", "--labels", "no.csv"], "no table no.csv"),
         (["--planted", "1", "--methods", "star"], "no method 'star'"),
-        (["--planted", "1", "--metrics", "aurok"], "'aurok' came"),
+        (["--planted", "1", "--metrics", "aurok"], "got 'aurok'"),
         (["--planted", "1", "--device", "tpu9"], "got 'tpu9', which cannot be used here"),
     ],
 )
