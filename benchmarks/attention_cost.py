@@ -1,11 +1,11 @@
-"""What STAA costs beside one forward of the model, in time and in activation memory.
+"""Measure the cost of STAA relative to one forward of the model, in time and in activation memory.
 
     python benchmarks/attention_cost.py                       # three base-size models, two threads
     python benchmarks/attention_cost.py --model videomae --rounds 9
 
-Every way is run interleaved with a plain forward in the same process; the figure is the median over rounds of
-its time over the forward beside it. Memory is the peak of what is allocated during the call (PyTorch's profiler counts
-every allocation of every operator), over the plain forward's peak; weights and the clip itself are not counted.
+Every call alternates with a plain forward in the same process. The result is the median over rounds of the ratio of
+both times. Memory is the peak allocation during the call (PyTorch's profiler counts every allocation of every
+operator) divided by the peak of the plain forward. Weights and the clip are not counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Way = Callable[[], object]
 
 
 def build(name: str) -> tuple[torch.nn.Module, Tensor]:
-    """A base-size model with random weights (time does not depend on them), and a clip."""
+    """Return a base-size model with random weights (time does not depend on them), and a clip."""
     torch.manual_seed(0)
     if name == "videomae":
         config = transformers.VideoMAEConfig(num_labels=400)
@@ -41,7 +41,7 @@ def build(name: str) -> tuple[torch.nn.Module, Tensor]:
 
 
 def ways(name: str, model: torch.nn.Module, clip: Tensor) -> dict[str, Way]:
-    """The calls to compare; the first is the unit."""
+    """Return the calls to compare. The first one is the unit."""
     clf = VideoClassifier(model)
 
     def forward() -> Tensor:
@@ -53,7 +53,7 @@ def ways(name: str, model: torch.nn.Module, clip: Tensor) -> dict[str, Way]:
         return torch.autograd.grad(clf(leaf)[:, 0].sum(), leaf)[0]
 
     def reference() -> object:
-        """The usual way: eager attention, and the weights of every head and layer returned."""
+        """Run eager attention, and return the weights of every head and layer, for comparison."""
         own = model.config._attn_implementation
         if name != "timesformer":
             model.set_attn_implementation("eager")
@@ -93,8 +93,8 @@ def seconds(way: Way) -> float:
 
 
 def peak_bytes(way: Way) -> int:
-    """Largest sum of live allocations during a call, operators' own buffers included."""
-    gc.collect()  # what an earlier call left would be counted as freed by this one
+    """Return the largest sum of live allocations during a call, including buffers of operators."""
+    gc.collect()  # memory of an earlier call would be counted as freed by this call
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         way()
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -1,7 +1,7 @@
-"""How often the models shipped are right on baselines of planted clips: what docs/baselines.md shows.
+"""Measure how often the bundled models are right on baselines of planted clips, for docs/baselines.md.
 
     python benchmarks/baseline_table.py             # a quarter of an hour on one core
-    python benchmarks/baseline_table.py --figure    # the picture alone
+    python benchmarks/baseline_table.py --figure    # the picture only
 
 Random baselines draw from a generator seeded with 0, so a second run gives the same numbers.
 """
@@ -30,16 +30,16 @@ BATCH = 50
 EXPLAINED = 4  # clips per model
 PICTURED, FRAMES = 69, range(4, 12)  # a clip whose two patches cross no border, and when both are there
 DOCS = Path(__file__).parents[1] / "docs"
-NEED_TRUTH = ("the clip itself", "freeze, a frame with evidence")  # rows that are not for explaining
+NEED_TRUTH = ("the clip itself", "freeze, a frame with evidence")  # rows that are not baselines for explanations
 Maker = Callable[[Tensor, VideoLayout, Tensor], Tensor]  # (clips, layout, truth (B, T, H, W)) -> like clips
 
 
 def makers() -> dict[str, Maker]:
-    """The rows of the tables. Random ones go on drawing from batch to batch."""
+    """Return the rows of the tables. Random baselines continue to draw from batch to batch."""
     draws = torch.Generator().manual_seed(0)
 
     def freeze_evidence(clips: Tensor, layout: VideoLayout, truth: Tensor) -> Tensor:
-        """Each clip frozen at any frame that shows evidence: which of them must not tell the answer."""
+        """Freeze each clip at a random frame with evidence, which must not reveal the class."""
         showing = [own.flatten(1).any(1).nonzero().flatten() for own in truth]
         frames = [int(own[torch.randint(len(own), (), generator=draws)]) for own in showing]
         return torch.cat([baselines.freeze(clips[i : i + 1], layout, frame=frame) for i, frame in enumerate(frames)])
@@ -60,7 +60,7 @@ def makers() -> dict[str, Maker]:
 
 @torch.no_grad()
 def answers(family: str, task: str, count: int) -> dict[str, tuple[float, ...]]:
-    """Per baseline: the share of right answers, and the mean probability that the model gives its own answer."""
+    """Return, per baseline, the accuracy and the mean probability of the predicted class."""
     clf = VideoClassifier.from_pretrained(f"tiny-{family}-{task}")
     planted = PlantedClips(SEED, count, task)
     rows = makers()
@@ -76,7 +76,7 @@ def answers(family: str, task: str, count: int) -> dict[str, tuple[float, ...]]:
 
 
 def found(family: str, task: str) -> dict[str, dict[str, float]]:
-    """Per baseline: how Integrated Gradients from it, with signs and smoothed, tell evidence from rivals."""
+    """Return, per baseline, how Integrated Gradients, signed and smoothed, separate evidence from rivals."""
     clf = VideoClassifier.from_pretrained(f"tiny-{family}-{task}")
     evidence = Evidence(clf, task, EXPLAINED, SEED)
     rows, integrated = makers(), IntegratedGradients(clf)
@@ -133,7 +133,7 @@ def found_table(results: dict[str, list[dict[str, dict[str, float]]]]) -> list[s
 
 
 def draw(path: Path) -> None:
-    """Every baseline of one clip, a row each, with the number of the frame shown where frames change places."""
+    """Draw every baseline of one clip, one row each, with frame numbers if the order of frames changes."""
     clip, _, truth = PlantedClips(SEED, PICTURED + 1, "motion", noise=0.02, contrast=0.4)[PICTURED:]
     count, layout = clip.shape[1], VideoLayout("BTCHW")
     numbers = torch.arange(count, dtype=torch.float32).reshape(1, count, 1, 1, 1)
@@ -158,7 +158,7 @@ def draw(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--figure", action="store_true", help="draw the picture alone")
+    parser.add_argument("--figure", action="store_true", help="draw the picture only")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     draw(DOCS / "images" / "baselines.png")

@@ -1,12 +1,12 @@
-"""The comparison of all methods by all metrics, on planted clips of eighteen shipped models: docs/comparison.md.
+"""Compare all methods by all metrics on planted clips of eighteen bundled models: docs/comparison.md.
 
     python benchmarks/comparison_table.py                        # some hours on one core
-    python benchmarks/comparison_table.py --only vivit-motion    # one model, and the page from what is at hand
+    python benchmarks/comparison_table.py --only vivit-motion    # one model, and the page from the existing results
     python benchmarks/comparison_table.py --write-only           # the page again
 
-The papers' settings of perturbation take hundreds of steps, so they have fewer clips (``--slow-clips``), and a table of
-their own. Every finished clip and method is kept under ``--work``; a second start goes on there. A model's numbers are
-then in docs/comparison/MODEL.json, and its table is docs/comparison/MODEL.md.
+The perturbation presets of the papers need hundreds of steps, so they run on fewer clips (``--slow-clips``) and have a
+separate table. Every finished clip and method is stored under ``--work``, and a second start continues there. The
+numbers of a model are in docs/comparison/MODEL.json, and its table is docs/comparison/MODEL.md.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ FOLDER = DOCS / "comparison"
 
 
 def measure(model: str, clips: int, slow_clips: int, work: Path, device: str) -> None:
-    """Both comparisons of one model, from where an earlier start has left them."""
+    """Run both comparisons of one model, and continue earlier runs."""
     classifier = VideoClassifier.from_pretrained(f"tiny-{model}").to(device)
     task = model.rpartition("-")[2]
     fast = [name for name in METHODS if name not in SLOW]
-    slow_metrics = [name for name in METRICS if name != "memory"]  # which takes a second call
+    slow_metrics = [name for name in METRICS if name != "memory"]  # memory needs a second call
     for kind, count, methods, metrics in (
         ("", clips, fast, list(METRICS)),
         ("-papers", slow_clips, [*SLOW, "SpatioTemporalPerturbation"], slow_metrics),

@@ -1,6 +1,6 @@
 """Score attribution methods on planted clips: evidence against rivals, one class against another, and the controls.
 
-Every table of docs/ that judges a method by the truth is made with `Evidence`.
+All tables in docs/ that compare a method with the truth are made with `Evidence`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Evidence:
 
     Args:
         clf: the model.
-        task: what it was trained for. ``"order"`` has no clips of two classes, so no score of classes.
-        count: clips. As many of two classes have the seed after `seed`.
-        redraw: what has random weights in that control, if it is more than the model.
+        task: task of the model. ``"order"`` has no clips of two classes, so it has no score of classes.
+        count: number of clips. The same number of clips of two classes uses the seed after `seed`.
+        redraw: module with random weights in this control, if it is larger than the model.
     """
 
     def __init__(self, clf: VideoClassifier, task: str, count: int, seed: int, redraw: nn.Module | None = None) -> None:
@@ -118,7 +118,7 @@ def smoothed(maps: Tensor) -> Tensor:
 
 
 def mean(values: Iterable[float]) -> float:
-    """Of the values that are known; nan if none is."""
+    """Return the mean of the known values, or nan if there are none."""
     known = [value for value in values if value == value]
     return statistics.fmean(known) if known else float("nan")
 
@@ -128,7 +128,7 @@ def means(scores: Scores) -> dict[str, dict[str, float]]:
 
 
 def averaged(results: Iterable[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Means over models, each of those that have the map and the column."""
+    """Return means over the models that have the map and the column."""
     results = list(results)
     names = dict.fromkeys(name for own in results for name in own)
     keys = {name: dict.fromkeys(key for own in results for key in own.get(name, {})) for name in names}
@@ -139,7 +139,7 @@ def averaged(results: Iterable[dict[str, dict[str, float]]]) -> dict[str, dict[s
 
 
 def best_control(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Instead of all maps without a model, the best one for each column."""
+    """Replace all maps without a model by the best one for each column."""
     controls = [values for name, values in found.items() if name.startswith("control: ")]
     rest = {name: values for name, values in found.items() if not name.startswith("control: ")}
     if not controls:
@@ -149,13 +149,13 @@ def best_control(found: dict[str, dict[str, float]]) -> dict[str, dict[str, floa
 
 
 def cell(values: dict[str, float], key: str, digits: int = 3) -> str:
-    """A number for Markdown; nothing where there is none."""
+    """Return a number for Markdown, or an empty string if there is none."""
     value = values.get(key, float("nan"))
     return f"{value:.{digits}f}" if value == value else ""
 
 
 def markdown(found: dict[str, dict[str, float]], columns: dict[str, str], first: str = "method") -> list[str]:
-    """Lines of a table: one row per name, best evidence against rivals first."""
+    """Return the lines of a table: one row per name, sorted by evidence against rivals."""
     lines = [f"| {first} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, values in sorted(found.items(), key=lambda each: -each[1].get("rivals", 0)):
         lines.append(f"| {name} | " + " | ".join(cell(values, key) for key in columns) + " |")
@@ -167,7 +167,7 @@ def _extend(found: Scores, name: str, key: str, values: Tensor) -> None:
 
 
 def write_between(page: Path, script: str, text: str) -> None:
-    """Replace what stands in a page between the two comments that name a script."""
+    """Replace the text of a page between the two comments with the name of a script."""
     begin, end = f"<!-- made by benchmarks/{script}.py: begin -->\n", "<!-- end -->\n"
     before, found, rest = page.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)

@@ -1,4 +1,4 @@
-"""Which layer and weighting of a Grad-CAM finds the evidence of a 3D CNN: the table of docs/grad_cam.md.
+"""Compare layers and weightings of Grad-CAM on 3D CNNs with planted evidence: the table of docs/grad_cam.md.
 
 python benchmarks/grad_cam_table.py                # the three bundled 3D CNNs, some minutes of one core
 """

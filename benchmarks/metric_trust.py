@@ -1,10 +1,10 @@
-"""Which metric can be trusted: how alike it ranks methods from clip to clip, and how well it agrees with the truth.
+"""Measure which metrics can be trusted: the agreement of rankings between clips, and with the truth.
 
     python benchmarks/metric_trust.py                      # 24 clips of four models, some 30 minutes of one core
     python benchmarks/metric_trust.py --only videomae-pattern --clips 16
-    python benchmarks/metric_trust.py --write-only            # the page again, from the results at hand
+    python benchmarks/metric_trust.py --write-only            # the page only, from the existing results
 
-Every batch of clips is written as soon as it is scored; a second start goes on behind it.
+Every batch of clips is stored after it is scored, and a second start continues after it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Found = dict[str, list[list[float]]]  # of each method, clips x METRICS or PAIRE
 
 
 def maps_of(clf: VideoClassifier, clips: Tensor, labels: Tensor, generator: torch.Generator) -> Maps:
-    """``(B, T, H, W)`` of every method and control."""
+    """Return the map ``(B, T, H, W)`` of every method and control."""
     layer = end_layer(clf, "first")
     assert layer is not None
     _, h, w = (2, 8, 8) if clf.grid is None else clf.grid.tubelet
@@ -86,7 +86,7 @@ def maps_of(clf: VideoClassifier, clips: Tensor, labels: Tensor, generator: torc
 
 
 def faithful(clf: VideoClassifier, clips: Tensor, labels: Tensor, maps: Tensor) -> list[Tensor]:
-    """``(B,)`` for each metric of FAITHFUL, as the metric has it."""
+    """Return ``(B,)`` for each metric of FAITHFUL."""
     # two copies of the batch per evaluation: activations of more do not fit a core's cache
     call = {"forward_func": clf, "inputs": clips, "attributions": maps, "perturbations_per_eval": 2}
     curves = []
@@ -142,13 +142,13 @@ def good(metric: str) -> int:
 
 
 def ranks(values: Tensor) -> Tensor:
-    """``(N, M)``: places within each row, equal values sharing theirs."""
+    """Return ``(N, M)``, the ranks within each row. Equal values share their rank."""
     above, equal = values[:, :, None] > values[:, None], values[:, :, None] == values[:, None]
     return above.sum(2) + equal.sum(2) / 2
 
 
 def agreement(scores: Tensor, truth: Tensor) -> Tensor:
-    """``(N,)``: of each clip, Spearman's correlation over methods of two ``(N, M)``; nan where a score is."""
+    """Return ``(N,)``, Spearman's correlation over methods of two ``(N, M)`` for each clip; nan if a score is nan."""
     a, b = (x - x.mean(1, keepdim=True) for x in (ranks(scores), ranks(truth)))
     values = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
     return values.masked_fill(scores.isnan().any(1), torch.nan)

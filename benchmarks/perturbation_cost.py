@@ -1,14 +1,13 @@
-"""What a spatio-temporal perturbation costs, and how much of it is the model: CPU seconds, one thread.
+"""Measure the cost of a spatio-temporal perturbation, and the part of the model: CPU seconds, one thread.
 
     python benchmarks/perturbation_cost.py                  # both networks, about twenty minutes on one core
     python benchmarks/perturbation_cost.py --only tiny      # about five
 
-One clip of 16 x 112 x 112, four areas, random weights. CPU seconds are those of the process. The model's own are taken
-by clocks around its forward, and between the gradient of its output and that of its input; the rest, blending and its
-gradient, masks, areas, regularizer and checks, is "outside", given per area and step. The small network's explanations
-are run to their end; the large one's are a few steps, and what the whole would take. Memory is how far resident memory
-rises at most, in a process of its own, against one forward and backward of the model on the largest batch that it gets;
-it is read from Linux.
+One clip of 16 x 112 x 112, four areas, random weights. CPU seconds are those of the process. The time of the model is
+measured around its forward, and between the gradients of its output and of its input. The rest (blending and its
+gradient, masks, areas, regularizer and checks) is "outside", given per area and step. The small network runs all steps.
+The large network runs a few steps, and the total is extrapolated. Memory is the peak increase of resident memory in a
+separate process, compared with one forward and backward of the model on its largest batch. It is read from Linux.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from captum_staa import SpatioTemporalPerturbation
 from captum_staa.perturbation.presets import PRESETS
 
 AREAS = (0.05, 0.1, 0.15, 0.5)
-STEPS = {"tiny": 20, "r2plus1d": 2}  # that the cost of a step is measured over
+STEPS = {"tiny": 20, "r2plus1d": 2}  # steps for measuring the cost of a step
 
 
 class Tiny(nn.Sequential):
-    """Three 3D convolutions: a network next to which everything else shows."""
+    """Three 3D convolutions: a network so small that the cost outside the model is visible."""
 
     def __init__(self) -> None:
         widths = (3, 8, 16, 32)
@@ -44,7 +43,7 @@ class Tiny(nn.Sequential):
 
 
 class _Residual(nn.Module):
-    """Two factorised convolutions and a shortcut."""
+    """Two factorized convolutions and a shortcut."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -84,7 +83,7 @@ def _factorised(c_in: int, c_out: int, stride: int) -> list[nn.Module]:
 
 
 class Clocked(nn.Module):
-    """A model with clocks around its forward and its backward."""
+    """A model that measures the time of its forward and its backward."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -112,7 +111,7 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def seconds(name: str, preset: str, perturbations_per_eval: int, steps: int | None) -> tuple[float, float, int]:
-    """CPU seconds of a call, those inside the model, and the steps it took."""
+    """Return the CPU seconds of a call, the seconds inside the model, and the number of steps."""
     model, clip = network(name)
     clocked = Clocked(model)
     method = SpatioTemporalPerturbation(clocked, "BCTHW", preset=preset)
@@ -124,7 +123,7 @@ def seconds(name: str, preset: str, perturbations_per_eval: int, steps: int | No
 
 
 def alone(model: nn.Module, clip: Tensor, copies: int) -> None:
-    """One forward and backward on so many clips."""
+    """Run one forward and backward on ``copies`` clips."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     batch = clip.repeat(copies, 1, 1, 1, 1).requires_grad_()
@@ -132,10 +131,10 @@ def alone(model: nn.Module, clip: Tensor, copies: int) -> None:
 
 
 def peak(name: str, preset: str, perturbations_per_eval: int) -> float:
-    """MiB by which resident memory rose."""
+    """Return the increase of resident memory in MiB."""
     model, clip = network(name)
-    alone(model, clip, 1)  # what is made once, by the first call of anything
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    alone(model, clip, 1)  # one-time allocations of the first call
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = _resident("VmRSS")
     if preset == "model":
         for _ in range(3):
@@ -152,7 +151,7 @@ def _resident(field: str) -> float:
 
 
 def apart(*arguments: str) -> float:
-    """The peak of a process of its own."""
+    """Return the peak of a separate process."""
     command = [sys.executable, "-W", "ignore", __file__, "--peak", *arguments]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -183,7 +182,7 @@ def main() -> None:
                 whole, _, steps = seconds(name, preset, copies, None)
                 about = f"{whole:.1f}"
             else:
-                start = seconds(name, preset, copies, 0)[0]  # hint, hidden clips and the first check
+                start = seconds(name, preset, copies, 0)[0]  # initial estimate, baselines and the first check
                 steps = PRESETS[preset].iterations
                 about = f"about {start + (took - start) / STEPS[name] * steps:.0f}"
             memory = apart(name, preset, str(copies)), apart(name, "model", str(copies))

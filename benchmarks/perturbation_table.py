@@ -1,11 +1,11 @@
-"""Where spatio-temporal perturbation stands: planted evidence, insertion and deletion, beside other methods.
+"""Compare spatio-temporal perturbation with other methods: planted evidence, insertion and deletion.
 
     python benchmarks/perturbation_table.py                  # four clips of four models, half an hour of one core
     python benchmarks/perturbation_table.py --only resnet3d-motion --clips 2
-    python benchmarks/perturbation_table.py --papers         # the papers' settings as well: 400 steps each
-    python benchmarks/perturbation_table.py --write-only     # the page again, from the results at hand
+    python benchmarks/perturbation_table.py --papers         # also the presets of the papers: 400 steps each
+    python benchmarks/perturbation_table.py --write-only     # the page only, from the existing results
 
-Each method is written to its model's file as soon as it is done; a second start goes on behind it.
+Each method is stored in the file of its model when it is finished, and a second start continues after it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How well each method tells planted evidence from its rivals, and one class from another: docs/planted.md.
+"""Measure how well each method separates planted evidence from rivals, and one class from another: docs/planted.md.
 
     python benchmarks/planted_table.py                        # all bundled models; about an hour on two cores
     python benchmarks/planted_table.py --only videomae-pattern --clips 8
-    python benchmarks/planted_table.py --write-only           # the page again, from the results at hand
+    python benchmarks/planted_table.py --write-only           # the page only, from the existing results
 
-Each model is written to a JSON file of its own as soon as it is done; a second start continues with the others, and
-``--redo STAA`` runs only the methods whose names begin so.
+Each finished model is stored in a separate JSON file, and a second start continues with the others.
+``--redo STAA`` runs only the methods whose names start with this prefix.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _per_token(truth: Tensor, tubelet: tuple[int, int, int]) -> Tensor:
 
 
 def forwards(clf: VideoClassifier, evidence: Evidence, call: Method) -> float:
-    """Processor time of one map, over that of a forward beside it: median of three."""
+    """Return the processor time of one map divided by that of a forward: median of three."""
     clips, labels, _ = evidence.planted[:1]
     clips, ratios = clf.layout.from_working(clips).contiguous(), []
     with torch.no_grad():
@@ -185,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--slow-clips", type=int, default=4, help="for methods of many forwards")
-    parser.add_argument("--only", action="append", metavar="FAMILY-TASK", help="may be given again")
+    parser.add_argument("--only", action="append", metavar="FAMILY-TASK", help="may be repeated")
     parser.add_argument("--redo", metavar="PREFIX")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     parser.add_argument("--write-only", action="store_true")

@@ -1,4 +1,4 @@
-"""How far maps depend on precision, batches, chunks and threads, and what a long clip takes in memory.
+"""Measure how maps depend on precision, batches, chunks and threads, and the memory for a long clip.
 
     python benchmarks/precision.py                     # all three tables of docs/numbers.md
     python benchmarks/precision.py half --clips 8      # one of them
@@ -7,7 +7,7 @@
 
 ``half``: model and clip cast to bfloat16 and to float16; Spearman's rank correlation of each map ``(T, H, W)`` with
 that of float32, as the mean over clips and the lowest. ``same``: the largest difference over the map's largest
-magnitude. ``long``: peak resident memory of a call on one clip of 64 frames of 224 x 224, in a process of its own.
+magnitude. ``long``: peak resident memory of a call on one clip of 64 frames of 224 x 224, in a separate process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Call = Callable[[Tensor, Any], Tensor]
 
 
 def methods(clf: VideoClassifier, perturbations_per_eval: int = 8) -> dict[str, Call]:
-    """Each method that applies to a model, from a clip and its target to attributions."""
+    """Return all methods that apply to a model, as functions of a clip and its target."""
     found: dict[str, Call] = {}
     if clf.family is not None:
         found["STAA (relevance)"] = lambda x, y: STAA(clf).attribute(x, y)
@@ -73,7 +73,7 @@ def methods(clf: VideoClassifier, perturbations_per_eval: int = 8) -> dict[str, 
     found["RISE (50 masks)"] = lambda x, y: RISE(clf).attribute(
         x, target=y, perturbations_per_eval=perturbations_per_eval, n_samples=50
     )
-    if isinstance(clf.module, ResNet3D):  # elsewhere masks are learned in the same way, and take longer
+    if isinstance(clf.module, ResNet3D):  # the method is the same on other models, but slower
         found["SpatioTemporalPerturbation (10 steps)"] = lambda x, y: SpatioTemporalPerturbation(clf).attribute(
             x, target=y, perturbations_per_eval=perturbations_per_eval, iterations=10
         )
@@ -81,7 +81,7 @@ def methods(clf: VideoClassifier, perturbations_per_eval: int = 8) -> dict[str, 
 
 
 def half(count: int, models: list[str]) -> list[str]:
-    """The table of rank correlations, a column for each model."""
+    """Return the table of rank correlations, with one column per model."""
     cells: dict[str, dict[str, str]] = {}
     for model in models:
         name = f"tiny-{model}-pattern"
@@ -90,17 +90,17 @@ def half(count: int, models: list[str]) -> list[str]:
         clips = clf.layout.from_working(clips)
         for method, call in methods(clf).items():
             wanted = [_map(call(clips[i : i + 1], labels[i : i + 1]), clf) for i in range(count)]
-            told = []
+            entries = []
             for dtype in DTYPES.values():
                 cast = methods(VideoClassifier.from_pretrained(name, dtype=dtype))[method]
                 try:
                     given = [cast(clips[i : i + 1].to(dtype), labels[i : i + 1]) for i in range(count)]
                 except Exception as error:
-                    told.append(type(error).__name__)
+                    entries.append(type(error).__name__)
                     continue
                 each = [float(_spearman(_map(x, clf), y)) for x, y in zip(given, wanted, strict=True)]
-                told.append(f"{sum(each) / count:.3f} ({min(each):.3f})")
-            cells.setdefault(method, {})[model] = " · ".join(told)
+                entries.append(f"{sum(each) / count:.3f} ({min(each):.3f})")
+            cells.setdefault(method, {})[model] = " · ".join(entries)
             print(method, model, cells[method][model], flush=True)
     rows = ["| | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
     return rows + [
@@ -109,7 +109,7 @@ def half(count: int, models: list[str]) -> list[str]:
 
 
 def same() -> list[str]:
-    """The table of differences between calls that ask for the same."""
+    """Return the table of differences between equivalent calls."""
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     clips, labels, _ = PlantedClips(seed=12, n=3)[:3]
     rows = ["| | again | clip alone | chunks of 3 | two threads |", "|---|---|---|---|---|"]
@@ -121,15 +121,15 @@ def same() -> list[str]:
         chunks = methods(clf, 3)[method](clips, labels)
         torch.set_num_threads(2)
         threads = call(clips, labels)
-        told = [_apart(other, first) for other in (again, alone, chunks, threads)]
-        rows.append(f"| {method} | " + " | ".join(told) + " |")
+        entries = [_apart(other, first) for other in (again, alone, chunks, threads)]
+        rows.append(f"| {method} | " + " | ".join(entries) + " |")
         print(rows[-1], flush=True)
     torch.set_num_threads(1)
     return rows
 
 
 def long() -> list[str]:
-    """The table of memory; the model is VideoMAE's, small: 2 layers of width 96, 6272 tokens."""
+    """Return the table of memory. The model is a small VideoMAE: 2 layers of width 96, 6272 tokens."""
     ways = {
         "plain forward": torch.no_grad()(lambda clf, x: clf(x)),
         "forward and backward": lambda clf, x: Saliency(clf).attribute(x.requires_grad_(), target=0),

@@ -1,4 +1,4 @@
-"""What smoothing costs and gains on planted evidence: the tables and the picture of docs/smoothing.md.
+"""Measure the effect of smoothing on planted evidence: the tables and the picture of docs/smoothing.md.
 
 python benchmarks/smoothing_table.py                                       # ten models; some ten minutes of one core
 python benchmarks/smoothing_table.py --only resnet3d-motion --clips 8      # printed, not written
@@ -45,7 +45,7 @@ PICTURE = """One clip, raw and smoothed; the last row is a random map, whose sco
 
 
 def raw_maps(clf: VideoClassifier, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """``(B, T, H, W)`` by name, and controls that do not know the model."""
+    """Return maps ``(B, T, H, W)`` by name, and controls that do not use the model."""
     integrated = IntegratedGradients(clf)
     layer = end_layer(clf, "first")
     assert layer is not None
@@ -69,7 +69,7 @@ def raw_maps(clf: VideoClassifier, clips: Tensor, labels: Tensor) -> dict[str, T
 
 
 def smoothed(maps: Tensor, sigma: tuple[float, float]) -> Tensor:
-    """``(B, T, H, W)``; maps are clips of one channel."""
+    """Return smoothed maps ``(B, T, H, W)``, which are treated as clips with one channel."""
     return smooth(maps[:, :, None], "BTCHW", *sigma)[:, :, 0]
 
 
@@ -92,7 +92,7 @@ def run(model: str, count: int) -> dict[str, dict[str, float]]:
 
 
 def tables(found: dict[str, dict[str, float]]) -> list[str]:
-    """Markdown: for each column of scores a table with a row per method and a column per sigma."""
+    """Return Markdown: one table per score, with a row per method and a column per sigma."""
     by_sigma = [
         best_control({name.split("|")[0]: own for name, own in found.items() if name.endswith(f"|{sigma}")})
         for sigma in SIGMAS
@@ -128,7 +128,7 @@ def text(results: dict[str, dict[str, dict[str, float]]], count: int) -> str:
 
 
 def picture(path: Path) -> None:
-    """One clip's map, raw and smoothed, and a random one, in every second frame; each row on one scale."""
+    """Draw the map of one clip, raw and smoothed, and a random map, in every second frame. Each row has one scale."""
     clf, index, shown = VideoClassifier.from_pretrained("tiny-vjepa2-motion"), 8, range(0, 16, 2)
     planted = PlantedClips(seed=SEED, n=index + 1, task="motion")
     clip, label, truth = planted[index : index + 1]

@@ -1,8 +1,8 @@
-"""What the gates of an ST-ABN know: planted evidence and use, beside Grad-CAM, STAA and controls.
+"""Compare the gates of an ST-ABN with Grad-CAM, STAA and controls: planted evidence and attention usage.
 
     python benchmarks/st_abn_table.py                       # the bundled networks of three tasks, minutes of one core
 
-The networks are those that benchmarks/train_st_abn.py makes: a 3D CNN with a branch, trained with the paper's loss, and
+benchmarks/train_st_abn.py makes the networks: a 3D CNN with a branch, trained with the loss of the paper, and
 a branch that observes the frozen VideoMAE.
 """
 
@@ -39,7 +39,7 @@ VideoMAE. Made by `python benchmarks/st_abn_table.py`.
 
 
 def of_branch(network: STABN) -> dict[str, Explain]:
-    """Maps of a 3D CNN with a branch, by name."""
+    """Return the maps of a 3D CNN with a branch, by name."""
     branch = AttentionBranch(network)
 
     def weighted(weighting: str) -> Explain:
@@ -87,10 +87,10 @@ def scored(network: STABN, methods: dict[str, Explain], task: str, clips: int) -
 
 
 def used(network: STABN, task: str) -> dict[str, str]:
-    """How much the answer changes when gates are replaced, and in how many clips the decision does."""
+    """Return how much the output changes if gates are replaced, and the share of changed predictions."""
     clips, labels, _ = PlantedClips(SEED + 2, 48, task)[:]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it would say stands in the table
+        warnings.simplefilter("ignore")  # the table has the numbers
         usage = metrics.attention_usage(network, clips.transpose(1, 2).contiguous(), labels)
     return {
         name.replace("_", " "): f"{float(getattr(usage, name).mean()):.3f} ({decisions:.2f})"

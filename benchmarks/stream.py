@@ -1,13 +1,13 @@
-"""What explaining a stream costs: its frame rate over the model's own, and memory over a long loop.
+"""Measure the cost of explaining a stream: its frame rate relative to the model, and memory over a long loop.
 
     python benchmarks/stream.py                                  # frame rates, one thread of a CPU
     python benchmarks/stream.py --device cuda --model base
     python benchmarks/stream.py --minutes 60                     # a looped video, resident memory and live tensors
 
-The model's own rate is that of a loop that prepares each frame once, stacks the same windows and runs the model on them
-without explaining; ``forward`` has its windows ready-made, so it is the model alone. Both and ``STAAStream`` take
-turns in one process, and each figure is a median over rounds. Processor time is compared on a CPU, so that other
-programs of a busy machine do not count; wall-clock time on a GPU.
+The rate of the model is that of a loop that preprocesses each frame once, stacks the same windows and runs the model
+without an explanation. ``forward`` has prepared windows, so it measures the model only. Both alternate with
+``STAAStream`` in one process, and each number is a median over rounds. On a CPU, processor time is compared, so that
+other programs do not count. On a GPU, wall-clock time is compared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # hidden size, layers, h
 
 
 def build(name: str, device: str) -> tuple[VideoClassifier, tuple[int, int]]:
-    """A model, and the size of its frames. Weights of the larger ones are random: time does not depend on them."""
+    """Return a model, and the size of its frames. Larger models have random weights, which do not affect the time."""
     if name not in SIZES:
         return VideoClassifier.from_pretrained(name, device=device), (48, 48)
     torch.manual_seed(0)
@@ -52,7 +52,7 @@ def build(name: str, device: str) -> tuple[VideoClassifier, tuple[int, int]]:
 
 
 def planted(count: int, size: tuple[int, int]) -> Frames:
-    """``(T, H, W, 3)``: a planted clip, enlarged."""
+    """Return the frames ``(T, H, W, 3)`` of an enlarged planted clip."""
     frames = PlantedClips(seed=1, n=1, num_frames=count).frames(0)
     rows, columns = (np.arange(side) * 48 // side for side in size)
     return frames[:, rows][:, :, columns]
@@ -60,7 +60,7 @@ def planted(count: int, size: tuple[int, int]) -> Frames:
 
 @torch.no_grad()
 def own_loop(clf: VideoClassifier, frames: Frames, stride: int) -> None:
-    """The live model without explanation: each frame prepared once, the same windows."""
+    """Run the model without an explanation: each frame is preprocessed once, with the same windows."""
     window, held = clf.num_frames, []
     for count, frame in enumerate(frames, start=1):
         held = [*held[-window + 1 :], clf.preprocessing(frame[None])[0, 0].to(device_of(clf))]
@@ -82,7 +82,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def rates(name: str, device: str, strides: list[int], windows: int, rounds: int, layers: str) -> Iterator[str]:
-    """Rows of a table."""
+    """Yield the rows of a table."""
     clf, size = build(name, device)
     explainer = STAA(clf, mode="attention", layers=layers if layers in ("all", "mean") else [int(layers)])
     for stride in [clf.num_frames if stride == 0 else stride for stride in strides]:
@@ -115,7 +115,7 @@ def rates(name: str, device: str, strides: list[int], windows: int, rounds: int,
 
 
 def soak(name: str, device: str, stride: int, minutes: float, video: Path | None) -> str:
-    """Run a loop for so long; resident memory against time, by least squares, after a tenth of it."""
+    """Run a loop for ``minutes``. Return the least-squares slope of resident memory after a tenth of the time."""
     clf, size = build(name, device)
     frames = planted(64, size) if video is None else None
     loop = itertools.cycle(frames) if frames is not None else _looped(video)
@@ -143,21 +143,23 @@ def _looped(video: Path | None) -> Iterator[Frames]:
 
 
 def _resident() -> float:
-    """Bytes, on Linux."""
+    """Return the resident memory in bytes. Linux only."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", help="a shipped name, small or base (default: two of them)")
+    parser.add_argument(
+        "--model", action="append", help="name of a bundled model, small or base (default: two of them)"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", default="all", help="of STAA: all, mean, or one index (default: all)")
     parser.add_argument("--stride", type=int, action="append", help="default: a window, and a quarter of one")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--minutes", type=float, help="a long loop instead of frame rates")
-    parser.add_argument("--video", type=Path, help="what --minutes loops (default: a planted clip)")
+    parser.add_argument("--minutes", type=float, help="run a long loop instead of measuring frame rates")
+    parser.add_argument("--video", type=Path, help="video for --minutes (default: a planted clip)")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     names = asked.model or ["tiny-videomae-pattern", "base"]
@@ -165,7 +167,9 @@ def main() -> None:
         for name in names[:1]:
             print(soak(name, asked.device, (asked.stride or [0])[0], asked.minutes, asked.video), flush=True)
         return
-    print("| model | layers | stride | own, frames/s | explained, frames/s | ratio | spread | over the forward alone |")
+    print(
+        "| model | layers | stride | model only, frames/s | explained, frames/s | ratio | spread | compared with the forward only |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for name in names:
         for row in rates(name, asked.device, asked.stride or [0, 4], asked.windows, asked.rounds, asked.layers):

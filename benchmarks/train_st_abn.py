@@ -1,11 +1,11 @@
-"""Train the ST-ABNs shipped in `captum_staa/models/weights`: over a small 3D CNN, and as an observer of VideoMAE.
+"""Train the bundled ST-ABNs in `captum_staa/models/weights`: with a small 3D CNN, and as an observer of VideoMAE.
 
     python benchmarks/train_st_abn.py --task pattern       # both, some minutes on one core
     python benchmarks/train_st_abn.py --all
 
-The 3D CNN is trained alone, then together with its branch (the paper's loss); the observer learns to mask clips so that
-the frozen, shipped VideoMAE keeps its decision. Clips are drawn anew for each step; those it is measured on come from
-another seed. The weights are stored as float16, and measured as stored.
+The 3D CNN is trained alone, then together with its branch (the loss of the paper). The observer learns to mask clips so
+that the frozen, bundled VideoMAE keeps its prediction. New clips are drawn for each step. The test clips have another
+seed. The weights are stored as float16, and tested in this form.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def small_trunk(classes: int) -> ResNet3D:
 
 
 def lessons(task: str, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch of clips (B, C, T, H, W) and target probabilities, harder from epoch to epoch."""
+    """Yield an epoch of clips (B, C, T, H, W) and target probabilities. The difficulty grows from epoch to epoch."""
     generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
     for i in range(epoch * STEPS, (epoch + 1) * STEPS):
         progress = i / (EPOCHS[task] * STEPS)
@@ -53,7 +53,7 @@ def lessons(task: str, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]
 
 
 def train_trunk(task: str, seed: int) -> VideoClassifier:
-    """The 3D CNN without a branch, by the same steps."""
+    """Train the 3D CNN without a branch, with the same steps."""
     torch.manual_seed(seed)
     trunk = small_trunk(len(LABELS[task])).train()
     optimizer = torch.optim.AdamW(trunk.parameters(), lr=RATE, weight_decay=0.02)
@@ -86,7 +86,7 @@ def train_joint(trunk: VideoClassifier, task: str, seed: int) -> STABN:
 
 
 def train_observer(clf: VideoClassifier, layer: str, task: str, seed: int) -> STABN:
-    """A branch that watches a frozen model and learns what of the clip its decision needs."""
+    """Train a branch that observes a frozen model, and learns which part of the clip the prediction needs."""
     torch.manual_seed(seed)
     st_abn = STABN.inject(clf, layer, mechanism="observe", maps=16)
 
@@ -96,7 +96,7 @@ def train_observer(clf: VideoClassifier, layer: str, task: str, seed: int) -> ST
             yield clf.layout.from_working(clips).contiguous(), labels
 
     def cover(clips: Tensor) -> Tensor:
-        """Zeros or a blur: a mask that suits one of them alone could make evidence of its own edges."""
+        """Return zeros or a blur. With only one of them, a mask could create artificial evidence at its edges."""
         return torch.zeros_like(clips) if torch.rand(()) < 0.5 else baselines.blur(clips, clf.layout)
 
     easy, whole = (STABNLoss("posthoc", cover=cover, area=area) for area in (0.5, 3.0))
@@ -113,7 +113,7 @@ def _held_out(task: str, seed: int, n: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, task: str, n: int = 1000) -> float:
-    """Of logits on clips (B, C, T, H, W) never trained on."""
+    """Return the accuracy on held-out clips (B, C, T, H, W)."""
     planted, right = PlantedClips(HELD_OUT_SEED, n, task), 0
     for start in range(0, n, 50):
         clips, labels, _ = planted[start : start + 50]
@@ -158,7 +158,7 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.all or options.task or options.kind):
         parser.error("name a --task, a --kind, both, or --all")
-    torch.set_num_threads(1)  # more are no faster for models this small, and change the last digits
+    torch.set_num_threads(1)  # more threads are not faster for small models, and change the last digits
     for task in [options.task] if options.task else LABELS:
         for kind in [options.kind] if options.kind else ("joint", "observer"):
             make(task, options.seed, kind, options.out)

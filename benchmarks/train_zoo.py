@@ -1,10 +1,10 @@
-"""Train the small models shipped in `captum_staa/models/weights`, one folder each.
+"""Train the small bundled models in `captum_staa/models/weights`, one folder each.
 
     python benchmarks/train_zoo.py --family videomae --task pattern
     python benchmarks/train_zoo.py --all
 
-Every model takes minutes on one core. Clips are drawn anew for each step, so nothing can be learned by heart;
-the held-out clips come from another seed. Weights are stored as float16, and measured as stored.
+Every model takes minutes on one core. New clips are drawn for each step, so the model cannot memorize clips. The
+held-out clips have another seed. Weights are stored as float16, and tested in this form.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ WEIGHTS = Path(__file__).parents[1] / "captum_staa" / "models" / "weights"
 FAMILIES = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d")
 BATCH = 24
 HELD_OUT_SEED = 1_000_000_007
-SECOND_ROUND = 500  # is added to the seed, so that the second round sees other clips
+SECOND_ROUND = 500  # added to the seed, so that the second round uses other clips
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train, and what for.
+    """Length, learning rate and curriculum of a training.
 
     `easy` is the part of the training in which clips with nothing but evidence fall from all to their usual
     quarter: a gentle start. `waves` starts ViViT's embeddings of position, else zero, as VideoMAE's.
@@ -86,13 +86,13 @@ def wave_rates(channels: int) -> Tensor:
 
 
 def waves(positions: int, channels: int) -> Tensor:
-    """Those sines and cosines, in turns: (positions, channels)."""
+    """Return alternating sines and cosines (positions, channels)."""
     angles = torch.arange(positions)[:, None] * wave_rates(channels)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
 def look_around(model: nn.Module) -> None:
-    """Start the temporal heads of a TimeSformer as looks one and two frames back and ahead.
+    """Initialize the temporal heads of a TimeSformer to attend one and two frames back and ahead.
 
     Its library starts the embeddings of time at zero: frames have no order at first, and a task that is all
     about order gives hardly a gradient to bring one in. Here they start as waves. In the first layer each head
@@ -152,7 +152,7 @@ CONFIGS: dict[str, tuple[str, dict]] = {
 
 
 def build(family: str, labels: tuple[str, ...]) -> nn.Module:
-    """An untrained model of the family for clips of 16 frames of 48 x 48 pixels."""
+    """Return an untrained model of the family for clips of 16 frames of 48 x 48 pixels."""
     if family == "resnet3d":
         return resnet3d.ResNet3D(num_classes=len(labels))
     import transformers
@@ -171,7 +171,7 @@ def build(family: str, labels: tuple[str, ...]) -> nn.Module:
 
 
 def logits(family: str, model: nn.Module, clips: Tensor) -> Tensor:
-    """Logits (B, K) of clips (B, T, C, H, W), whatever the model calls its input and output."""
+    """Return the logits (B, K) of clips (B, T, C, H, W), independent of the names of inputs and outputs."""
     if family == "resnet3d":
         return model(clips.transpose(1, 2))
     return model(clips).logits
@@ -209,7 +209,7 @@ def training_batch(
     alone = max(0.25, 1 - progress / easy) if easy else 0.25
     gray = torch.rand(batch, generator=generator) < alone
     clips = torch.where(truth[:, :, None] | ~gray[:, None, None, None, None], clips, 2 * 128 / 255 - 1)
-    # ... without rivals (likewise) ...
+    # ... without rivals (the answer also stays) ...
     clips[:2] = planted.without_rivals(slice(2))
     # ... and, once the task is learned, without evidence (no answer is better than another).
     if progress > 0.4:
@@ -222,7 +222,7 @@ def training_batch(
 
 
 def train(family: str, task: str, seed: int, recipe: Recipe) -> nn.Module:
-    """The first round, from random weights."""
+    """Run the first round, from random weights."""
     torch.manual_seed(seed)
     model = build(family, LABELS[task])
     if recipe.waves:
@@ -234,7 +234,7 @@ def train(family: str, task: str, seed: int, recipe: Recipe) -> nn.Module:
 
 
 def train_again(family: str, task: str, seed: int, recipe: Recipe, model: nn.Module) -> nn.Module:
-    """The second round, on other clips."""
+    """Run the second round, on other clips."""
     torch.manual_seed(seed)
     second = replace(recipe, steps=recipe.second, peak=0.6 * recipe.peak, hints=False)
     return fit(family, task, seed + SECOND_ROUND, second, model, start=1.0)
@@ -283,7 +283,7 @@ def fit(family: str, task: str, seed: int, recipe: Recipe, model: nn.Module, sta
 
 @torch.no_grad()
 def evaluate(family: str, model: nn.Module, task: str, n: int = 1000) -> dict[str, float]:
-    """Accuracy on clips never trained on, as they are, without the evidence, and with it alone."""
+    """Return the accuracy on held-out clips: unchanged, without the evidence, and with the evidence only."""
     planted = PlantedClips(HELD_OUT_SEED, n, task)
     right = {"accuracy": 0, "accuracy_without_evidence": 0, "accuracy_only_evidence": 0}
     for start in range(0, n, 50):
@@ -296,12 +296,12 @@ def evaluate(family: str, model: nn.Module, task: str, n: int = 1000) -> dict[st
 
 
 def save(family: str, model: nn.Module, task: str, folder: Path) -> None:
-    """Weights in float16, config and preprocessor, in the manner of Hugging Face."""
+    """Save weights in float16, config and preprocessor in the Hugging Face format."""
     if family == "resnet3d":
         resnet3d.save_pretrained(model, folder, list(LABELS[task]), half=True, overwrite=True)
     else:
         model.half().save_pretrained(folder)
-        # float16 is for the size of the package; to run, the weights are wanted as float32.
+        # float16 reduces the size of the package; the model runs with float32 weights.
         config = json.loads((folder / "config.json").read_text())
         write_json(folder / "config.json", config | {"dtype": "float32"})
     preprocessor = {
@@ -316,13 +316,13 @@ def save(family: str, model: nn.Module, task: str, folder: Path) -> None:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone; a package is for all
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes the file readable for the owner only
     kind = "video_preprocessor" if family == "vjepa2" else "preprocessor"
     write_json(folder / f"{kind}_config.json", preprocessor)
 
 
 def load(family: str, folder: Path) -> nn.Module:
-    """A stored model as float32, in eval mode."""
+    """Load a stored model as float32, in eval mode."""
     if family == "resnet3d":
         return resnet3d.from_pretrained(folder)
     import transformers
@@ -387,7 +387,7 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.all or options.family or options.task):
         parser.error("name a --family, a --task, both, or --all")
-    torch.set_num_threads(1)  # more are no faster for models this small, and change the last digits
+    torch.set_num_threads(1)  # more threads are not faster for small models, and change the last digits
     for task in [options.task] if options.task else LABELS:
         for family in [options.family] if options.family else FAMILIES:
             wished = {

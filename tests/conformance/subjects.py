@@ -241,7 +241,7 @@ CAPTUMS = (  # the failures listed here are failures of Captum 0.9
         make=lambda case: FeatureAblation(case.model),
         oracle=oracles.feature_ablation,
         keywords=_masks,
-        exempt={"test_no_futures": "it has them"},
+        exempt={"test_attribute_future_raises": "it has them"},
         fails={
             "test_missing_target_raises": MAP_PER_CLASS,
             "test_unknown_keyword_raises_type_error": "its **kwargs accept misspelled names",

@@ -44,7 +44,7 @@ def test_noise_tunnel_finds_the_undecorated_method(trial: Trial) -> None:
 
 
 @over("conv", "vivit")
-def test_no_futures(trial: Trial) -> None:
+def test_attribute_future_raises(trial: Trial) -> None:
     with pytest.raises(NotImplementedError, match=f"attribute_future.*{trial.subject.method.__name__}"):
         trial.method.attribute_future()
 
