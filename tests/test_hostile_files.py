@@ -174,7 +174,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unusual_file_names_are_read(tmp_path, monkeypatch, name):
-    """A name is not an option, a pattern or an address. The format is detected from the content, not from the suffix."""
+    """A name is not an option, a pattern or an address. The format is detected from the content."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "made.mp4", quartered(3)).rename(tmp_path / name)
     for path in (Path(name), tmp_path / name):

@@ -20,7 +20,7 @@ FRAME = HEIGHT * WIDTH * 3  # bytes, as RGB
 
 
 def in_4k(path: Path, count: int, rate: int = 30) -> Path:
-    """Write a 4K video of a bright bar that moves through ten places. Ten frames are encoded, and their packets repeated."""
+    """Write a 4K video of a bright bar at ten positions. Ten frames are encoded, and their packets are repeated."""
     packets = []
     once = path.with_name("once.mp4")
     with av.open(str(once), "w") as file:
@@ -98,7 +98,7 @@ print(before, peak(), indices)
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "frames"), [("read", 16), ("windows", 4 + 4)])
 def test_memory_of_one_minute_in_4k(tmp_path, how, frames):
-    """1800 frames have 45 GB of pixels. In addition to the selected frames, FFmpeg keeps frames that it decodes ahead."""
+    """1800 frames have 45 GB of pixels. FFmpeg also keeps frames that it decodes ahead."""
     path = in_4k(tmp_path / "minute.mp4", 1800)
     command = [sys.executable, "-c", MEASURE, str(path), how]
     done = subprocess.run(

@@ -60,7 +60,7 @@ def test_every_module_has_a_docstring():
     assert not missing, f"modules without a docstring: {missing}"
 
 
-# Runs in a new interpreter and records the side effects of `import captum_staa` with Python's audit events. The optional
+# Runs in a new interpreter and records side effects of `import captum_staa` with Python's audit events. The optional
 # dependencies are hidden, so the test also checks that the core does not need them.
 AUDIT = """
 import json, os, sys
