@@ -234,7 +234,7 @@ def test_padding_and_strides_of_the_trunk_are_kept_in_its_folder(tmp_path):
         (lambda: STABN(4, ResNet3D(4, width=4), temporal="some"), "temporal must be one of 'any', 'fixed'"),
         (lambda: STABN(4, ResNet3D(4, width=4), dropout=1.0), r"dropout is in \[0, 1\), got 1\.0"),
         (lambda: STABN(0), "num_classes"),
-        (lambda: SlowResNet(4, layers=(1, 1)), "one entry for each stage"),
+        (lambda: SlowResNet(4, layers=(1, 1)), "one entry per stage"),
         (lambda: SlowResNet(4, layers=(1, 0, 1, 1)), "layers of at least 1"),
         (lambda: SlowResNet(4, layers=(1, 1, 1, 1), width=0), "width must be an integer of at least 1, got 0"),
         (lambda: ResNet3D(4, width=0), "width must be an integer of at least 1, got 0"),
@@ -256,5 +256,5 @@ def test_a_trunk_of_other_classes_is_left_as_it_was():
 
 @pytest.mark.parametrize("shape", [(1, 4, 3, 16, 16), (3, 4, 16, 16)])
 def test_the_trunk_refuses_clips_of_another_order(shape):
-    with pytest.raises(ValueError, match=r"expected \(B, 3, T, H, W\): swap axes"):
+    with pytest.raises(ValueError, match=r"must be \(B, 3, T, H, W\), got shape"):
         slow_resnet()(torch.zeros(shape))

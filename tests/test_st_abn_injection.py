@@ -211,14 +211,14 @@ def test_layers_that_carry_no_branch(layer, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"layout": None}, ValueError, "layout must be given"),
+        ({"layout": None}, ValueError, "layout is required"),
         ({"mechanism": "gate"}, ValueError, "mechanism must be one of 'mix', 'residual', 'observe', got 'gate'"),
         ({"temporal": 4}, ValueError, "temporal must be one of"),
         ({"width": 0}, ValueError, "width must be an integer of at least 1, got 0"),
         ({"maps": 2.5}, TypeError, "maps must be an integer"),
         ({"dropout": -0.1}, ValueError, r"dropout is in \[0, 1\)"),
         ({"layer": 3}, TypeError, "layer must be a module or its name, got int"),
-        ({"layer": nn.Conv3d(3, 3, 1)}, ValueError, "no part of this Net"),
+        ({"layer": nn.Conv3d(3, 3, 1)}, ValueError, "must be a part of this Net"),
         ({"body": nn.Conv3d(6, 8, 3, 2)}, ValueError, r"keep t, h and w, got of features \(1, 6, 4, 6, 5\).*strides"),
         ({"example": torch.zeros(1, 5, 4, 12, 10)}, RuntimeError, "channels"),
     ],
