@@ -271,7 +271,7 @@ def test_unsuitable_models_raise_at_once(clf):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda frame: frame[..., 0], ValueError, r"frame 17 of the stream must be \(H, W, 3\).*\(60, 100\).*gray"),
+        (lambda frame: frame[..., 0], ValueError, r"frame 17 of the stream must be .*\(H, W, 3\).*\(60, 100\).*gray"),
         (lambda frame: frame / 255, TypeError, "frame 17 of the stream must be uint8.*float64"),
         (lambda frame: frame[:40], ValueError, "frame 17 of the stream must be 60 x 100 pixels .* got 40 x 100"),
         (lambda frame: "frame.png", TypeError, "frame 17 of the stream must be a uint8 array.*got.*str"),
