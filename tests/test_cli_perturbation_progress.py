@@ -35,12 +35,12 @@ def interrupt_at(monkeypatch, step: int, clip: int = 0) -> None:
     """A real Ctrl-C, once, while this step of learning is under way for this clip."""
     original, seen = learning._slope, []
 
-    def interrupted(task, drawn, number, floors):
-        if task.objective.aim == "dual" and number == step:  # and no hint, which preserves
+    def interrupted(problem, drawn, number, baseline_scores):
+        if problem.objective.aim == "dual" and number == step:  # the warm start has the aim "preserve"
             seen.append(number)
             if len(seen) == clip + 1:
                 signal.raise_signal(signal.SIGINT)
-        return original(task, drawn, number, floors)
+        return original(problem, drawn, number, baseline_scores)
 
     monkeypatch.setattr(learning, "_slope", interrupted)
 
@@ -51,7 +51,7 @@ def test_ctrl_c_keeps_the_best_masks_so_far(video, tmp_path, capsys, monkeypatch
     interrupt_at(monkeypatch, 12)
     assert run(video, tmp_path, "--areas", ".1") == 130
     said = capsys.readouterr().err
-    assert "captum_staa: warning: interrupted at step 12 of 60; the best masks so far are returned" in said
+    assert "captum_staa: warning: interrupted at step 12 of 60. The best masks so far are returned" in said
     assert "interrupted: the masks are the best of 10 steps, and 60 were asked" in said and "Traceback" not in said
     interrupt_at(monkeypatch, 12)
     with pytest.warns(UserWarning, match="interrupted at step 12"):

@@ -153,7 +153,7 @@ def _perturbation(
         method=SpatioTemporalPerturbation,
         kind="learning",
         counterpart=FeatureAblation,
-        make=lambda case: SpatioTemporalPerturbation(case.model, _axes(case), setting=setting),
+        make=lambda case: SpatioTemporalPerturbation(case.model, _axes(case), preset=setting),
         oracle=oracle,
         keywords=lambda case: {"scale": "logit", "areas": (0.2, 0.5), "iterations": 3},
         models=models,
