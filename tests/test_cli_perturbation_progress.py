@@ -78,7 +78,7 @@ def test_ctrl_c_in_a_later_window_keeps_all_until_then(long_video, tmp_path, cap
 
 
 def test_ctrl_c_before_the_first_masks_leaves_nothing(video, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(learning, "_check", lambda *args: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(learning, "_evaluate", lambda *args: signal.raise_signal(signal.SIGINT))
     assert run(video, tmp_path / "out", "--iterations", "2") == 130
     assert "nothing is left half-written" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
