@@ -35,12 +35,12 @@ def interrupt_at(monkeypatch, step: int, clip: int = 0) -> None:
     """Send one real Ctrl-C during this optimization step of this clip."""
     original, seen = learning._slope, []
 
-    def interrupted(task, drawn, number, floors):
-        if task.objective.aim == "dual" and number == step:  # and no hint, which preserves
+    def interrupted(problem, drawn, number, baseline_scores):
+        if problem.objective.aim == "dual" and number == step:  # the warm start has the aim "preserve"
             seen.append(number)
             if len(seen) == clip + 1:
                 signal.raise_signal(signal.SIGINT)
-        return original(task, drawn, number, floors)
+        return original(problem, drawn, number, baseline_scores)
 
     monkeypatch.setattr(learning, "_slope", interrupted)
 
@@ -51,7 +51,7 @@ def test_ctrl_c_keeps_the_best_masks_so_far(video, tmp_path, capsys, monkeypatch
     interrupt_at(monkeypatch, 12)
     assert run(video, tmp_path, "--areas", ".1") == 130
     said = capsys.readouterr().err
-    assert "captum_staa: warning: interrupted at step 12 of 60; the best masks so far are returned" in said
+    assert "captum_staa: warning: interrupted at step 12 of 60. The best masks so far are returned" in said
     assert "interrupted: the masks are the best of 10 steps out of 60" in said and "Traceback" not in said
     interrupt_at(monkeypatch, 12)
     with pytest.warns(UserWarning, match="interrupted at step 12"):
@@ -78,7 +78,7 @@ def test_ctrl_c_in_a_later_window_keeps_the_finished_windows(long_video, tmp_pat
 
 
 def test_ctrl_c_before_the_first_masks_writes_no_files(video, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(learning, "_check", lambda *args: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(learning, "_evaluate", lambda *args: signal.raise_signal(signal.SIGINT))
     assert run(video, tmp_path / "out", "--iterations", "2") == 130
     assert "no partial files are left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

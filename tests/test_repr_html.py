@@ -154,7 +154,7 @@ def test_mask_attribution_shows_scores_and_history():
     (line,) = points(result)
     np.testing.assert_allclose(line, [[0, 4], [180, 60], [360, 116]])  # 3, 2, 1
     text = "".join(tree(result).itertext())
-    assert text.startswith("MaskAttribution: 2 clips") and "whole is 0.85" in text and "interrupted" in text
+    assert text.startswith("MaskAttribution: 2 clips") and "clip is 0.85" in text and "interrupted" in text
     assert len(list(tree(result).iter("svg"))) == 2 * 2 + 1
 
 
