@@ -4,8 +4,8 @@
     python benchmarks/captum_table.py --check           # compares the results with the existing page
     python benchmarks/captum_table.py --only Saliency   # prints the rows whose names start with this prefix
 
-The parts are in captum_methods/: subjects.py has the models, checks.py and ours.py call each method and compare its result with
-formulas.py.
+The parts are in captum_methods/: subjects.py has the models, checks.py and ours.py call each method and compare its
+result with formulas.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Row:
     Attributes:
         method: name of the method.
         check: function of checks.py or ours.py.
-        instead: label of the alternative if neither the raw nor the wrapped model passes, and the check of the alternative.
+        instead: label and check of the alternative, if neither the raw nor the wrapped model passes.
         dtype: dtype of model and clips.
     """
 
@@ -98,9 +98,9 @@ GOTCHAS = {
 
 INTRO = """# Captum's methods on video models
 
-This page shows which Captum methods work on which kind of video model. Every cell is a call on two clips. The result was compared with
-an independent formula: gradients with autograd, ablations with ablation by hand, Shapley values with all subsets, Integrated Gradients
-and DeepLift with the change of the output, and a metric with its definition.
+This page shows which Captum methods work on which kind of video model. Every cell is a call on two clips. The result
+was compared with an independent formula: gradients with autograd, ablations with ablation by hand, Shapley values with
+all subsets, Integrated Gradients and DeepLift with the change of the output, and a metric with its definition.
 
 | cell | meaning |
 |---|---|
@@ -113,9 +113,9 @@ and DeepLift with the change of the output, and a metric with its definition.
 
 Hugging Face models were passed to Captum as `lambda clip: model(clip).logits`.
 """
-MADE = """The models are small: the bundled trained transformers, a random VideoPrism, a random 3D CNN (convolution, batch norm,
-ReLU, max pool), a CNN for each frame with an LSTM, and two 3D CNNs whose logits are added. The [gotchas](gotchas.md) describe what to
-do instead. Made with captum {captum}, torch {torch} and
+MADE = """The models are small: the bundled trained transformers, a random VideoPrism, a random 3D CNN (convolution,
+batch norm, ReLU, max pool), a CNN for each frame with an LSTM, and two 3D CNNs whose logits are added. The
+[gotchas](gotchas.md) describe what to do instead. Made with captum {captum}, torch {torch} and
 transformers {transformers} by
 
 ```console
@@ -147,7 +147,7 @@ def cell(row: Row, column: str) -> Cell:
 
 
 def _reason(error: Exception, s: Subject) -> str:
-    """Return the first clause of an error message, with short class names and "the model" for the class of the network."""
+    """Return the first clause of an error message, with short class names and "the model" for the network."""
     if isinstance(error, Wrong):
         return str(error)
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(str(error).split()))

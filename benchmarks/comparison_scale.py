@@ -57,8 +57,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "comparison_scale.md"
 
 TEXT = """# Estimated cost of a comparison of twenty thousand clips
 
-The cost of `compare` for {clips} clips, {methods} methods and the default metrics on {gpus} GPUs, estimated from the cost of one clip.
-Made by
+The cost of `compare` for {clips} clips, {methods} methods and the default metrics on {gpus} GPUs, estimated from the
+cost of one clip. Made by
 
 ```console
 python benchmarks/comparison_scale.py --entries {sample}
@@ -66,7 +66,8 @@ python benchmarks/comparison_scale.py --entries {sample}
 
 ## Time
 
-Counts for one clip of 16 x 224 x 224 and a VideoMAE with the tokens of the base size. A backward counts as two forwards.
+Counts for one clip of 16 x 224 x 224 and a VideoMAE with the tokens of the base size. A backward counts as two
+forwards.
 
 | | forwards | backwards | as forwards |
 |---|---|---|---|
@@ -75,42 +76,44 @@ Counts for one clip of 16 x 224 x 224 and a VideoMAE with the tokens of the base
 | metrics of {methods} methods and {controls} controls | {metrics} | 0 | {metrics} |
 | **one clip** | | | **{total}** |
 
-Assume that a forward of one clip takes {milliseconds:.0f} ms. This is an **assumption**, because no GPU was available. Run ten clips
-of your own first, and read `seconds` and `forwards`. With this assumption, one clip takes {seconds:.0f} s, all clips take {hours:.0f}
-hours on one GPU, and **{each:.0f} hours** on {gpus} GPUs. Clips are divided evenly, and no process waits for another before the end.
+Assume that a forward of one clip takes {milliseconds:.0f} ms. This is an **assumption**, because no GPU was
+available. Run ten clips of your own first, and read `seconds` and `forwards`. With this assumption, one clip takes
+{seconds:.0f} s, all clips take {hours:.0f} hours on one GPU, and **{each:.0f} hours** on {gpus} GPUs. Clips are
+divided evenly, and no process waits for another before the end.
 
-Metrics take {metric_share:.0%} of the time, the three most expensive methods {dear_share:.0%}. To save time, first use fewer `steps`
-and fewer of the metrics that change the clip.
+Metrics take {metric_share:.0%} of the time, the three most expensive methods {dear_share:.0%}. To save time, first
+use fewer `steps` and fewer of the metrics that change the clip.
 
 ## Disk
 
-There are {entries:.0f} files per clip (methods, controls, the clip itself) of {size:.0f} bytes on average: {files} files,
-{gib:.1f} GiB, or {blocks:.1f} GiB on a disk with blocks of 4 KiB. Writing one file took {write:.2f} ms. Maps are
-stored for the first clip only. At the end, `rows.csv` has {csv:.0f} MiB and `comparison.json` has {json:.0f} MiB.
+There are {entries:.0f} files per clip (methods, controls, the clip itself) of {size:.0f} bytes on average: {files}
+files, {gib:.1f} GiB, or {blocks:.1f} GiB on a disk with blocks of 4 KiB. Writing one file took {write:.2f} ms. Maps
+are stored for the first clip only. At the end, `rows.csv` has {csv:.0f} MiB and `comparison.json` has {json:.0f} MiB.
 
 ## Memory
 
-At the end, every process reads all files. With {sample} clips, reading took {read:.0f} s, the tables took {tables:.0f} s, and the
-memory was {mib:.0f} MiB. In proportion, {clips} clips need {read_all:.1f} minutes for reading, {tables_all:.1f} minutes for the
-tables, and {gib_each:.1f} GiB **in each process**, which is {gib_all:.0f} GiB on a machine with {gpus} processes.
+At the end, every process reads all files. With {sample} clips, reading took {read:.0f} s, the tables took
+{tables:.0f} s, and the memory was {mib:.0f} MiB. In proportion, {clips} clips need {read_all:.1f} minutes for
+reading, {tables_all:.1f} minutes for the tables, and {gib_each:.1f} GiB **in each process**, which is {gib_all:.0f}
+GiB on a machine with {gpus} processes.
 
-A GPU needs memory for the model, and for {copies} changed clips (`perturbations_per_eval`) with their activations. With gradients,
-the activations need about 14 times the memory of a plain forward for VideoMAE-base ([Cost](cost.md)). STAA(attention) stores a matrix
-of tokens by tokens for each layer, 12 x 9.4 MiB.
+A GPU needs memory for the model, and for {copies} changed clips (`perturbations_per_eval`) with their activations.
+With gradients, the activations need about 14 times the memory of a plain forward for VideoMAE-base ([Cost](cost.md)).
+STAA(attention) stores a matrix of tokens by tokens for each layer, 12 x 9.4 MiB.
 
 ## Network
 
-Processes exchange a few short messages at the start and at the end. Each clip is read once, by one process. A video of
-Kinetics has about 1 to 3 MB, so {clips} videos have 20 to 60 GB. Over {each:.0f} hours, this is at most a few MB per second.
-The results, {gib:.1f} GiB, are written once, and read once by each process at the end.
+Processes exchange a few short messages at the start and at the end. Each clip is read once, by one process. A video
+of Kinetics has about 1 to 3 MB, so {clips} videos have 20 to 60 GB. Over {each:.0f} hours, this is at most a few MB
+per second. The results, {gib:.1f} GiB, are written once, and read once by each process at the end.
 
 ## Limits
 
 - The number of files: check whether the shared disk has {files} free inodes, and how fast it opens small files.
-- In the last step, each process holds all results in memory. For ten times as many clips, run parts of them into separate folders,
-  and join their `rows.csv`.
-- Each process decodes videos between the calls of the model. Compared with thousands of forwards, the time for decoding is
-  negligible. With STAA only, and no metric that changes the clip, it is not negligible.
+- In the last step, each process holds all results in memory. For ten times as many clips, run parts of them into
+  separate folders, and join their `rows.csv`.
+- Each process decodes videos between the calls of the model. Compared with thousands of forwards, the time for
+  decoding is negligible. With STAA only, and no metric that changes the clip, it is not negligible.
 """
 
 

@@ -199,13 +199,13 @@ def table(found: dict[str, Soaked]) -> str:
 
 PAGE = """# Soak
 
-This page shows what remains after {calls} calls of each method. The counts are from before and after the calls: hooks of
-all kinds on all modules of the model, entries in the attention and mask tables of transformers, threads, open files, and
-objects that Python's garbage collector tracks since the warm-up. The last two columns are the slope of the resident
-memory of the process, in KiB per call: a least-squares line through 21 samples, and through the second half of them. The
-methods ran one after the other in the same process, on one model (`{plain}`; the attention branch on
-`{branch}`) and two alternating clips. Every call created a new explainer. There were {warm_up} calls of
-warm-up. One CPU thread, PyTorch {torch}.
+This page shows what remains after {calls} calls of each method. The counts are from before and after the calls: hooks
+of all kinds on all modules of the model, entries in the attention and mask tables of transformers, threads, open
+files, and objects that Python's garbage collector tracks since the warm-up. The last two columns are the slope of the
+resident memory of the process, in KiB per call: a least-squares line through 21 samples, and through the second half
+of them. The methods ran one after the other in the same process, on one model (`{plain}`; the attention branch on
+`{branch}`) and two alternating clips. Every call created a new explainer. There were {warm_up} calls of warm-up. One
+CPU thread, PyTorch {torch}.
 
 ```console
 python benchmarks/soak.py --calls {calls} --out docs/soak.md
@@ -213,9 +213,9 @@ python benchmarks/soak.py --calls {calls} --out docs/soak.md
 
 {table}
 
-The allocator keeps freed memory and returns it in pieces, so a slope of a few KiB in either direction is not significant.
-A leak of one map of a clip would be {map} KiB per call. `tests/test_soak.py` repeats the counts with few calls in every
-test run, and `tests/test_concurrency.py` runs every method in two threads at once.
+The allocator keeps freed memory and returns it in pieces, so a slope of a few KiB in either direction is not
+significant. A leak of one map of a clip would be {map} KiB per call. `tests/test_soak.py` repeats the counts with few
+calls in every test run, and `tests/test_concurrency.py` runs every method in two threads at once.
 """
 
 

@@ -168,7 +168,8 @@ def main() -> None:
             print(soak(name, asked.device, (asked.stride or [0])[0], asked.minutes, asked.video), flush=True)
         return
     print(
-        "| model | layers | stride | model only, frames/s | explained, frames/s | ratio | spread | compared with the forward only |"
+        "| model | layers | stride | model only, frames/s | explained, frames/s | ratio | spread "
+        "| compared with the forward only |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for name in names:

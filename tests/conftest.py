@@ -56,7 +56,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ctrl_c_reaches_python() -> Iterator[None]:
-    """Restore Python's handler of Ctrl-C. Background jobs of a shell ignore Ctrl-C, and child processes inherit this."""
+    """Restore Python's handler of Ctrl-C, which background jobs of a shell ignore, and child processes inherit."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

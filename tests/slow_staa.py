@@ -234,7 +234,7 @@ class Playback(TorchFunctionMode):
 
 
 def decomposed(name: str, model: nn.Module, clip: Tensor, target: Tensor) -> Tensor:
-    """Return ``(B, t, h, w)``: the increase of the score if the embedding of one token is doubled with fixed patterns."""
+    """Return ``(B, t, h, w)``: the increase of the score if one token embedding is doubled with fixed patterns."""
     embedding = next(module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d)))
     mode, doubled = Playback(), []
 

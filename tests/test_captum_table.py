@@ -1,4 +1,4 @@
-"""Tests of the table of Captum's methods on video models: cells equal the results, and the page equals the script's output."""
+"""Tests of the table of Captum's methods on video models: cells equal the results, the page equals the output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the documentation: links work, every page is in the table of contents, nothing is repeated, no name is missing."""
+"""Tests of the documentation: links, the table of contents, repeated paragraphs, missing names."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def resolved(name: str) -> object:
 
 
 def undocumented(modules: list[str], text: str) -> list[str]:
-    """Return public classes, functions, dictionaries and modules that a page does not document, without type aliases."""
+    """Return public classes, functions, dictionaries and modules (no type aliases) that a page does not document."""
     shown = documented(text)
     missing = []
     for module in map(importlib.import_module, modules):

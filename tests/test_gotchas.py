@@ -1,4 +1,4 @@
-"""Tests of every gotcha: the wrong code still fails with this version of Captum, and the right code gives right numbers."""
+"""Tests of every gotcha: the wrong code still fails with this version of Captum, and the right code works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slow reference implementation of learned masks: dense interpolation, plain bisection, and both optimizers written out.
+"""Slow reference implementation of learned masks: dense interpolation, bisection, and both optimizers written out.
 
 It runs in float64, with separate calls of the model. It does not call ``captum_staa.perturbation``. The baselines come
 from ``captum_staa.baselines``.
@@ -208,7 +208,7 @@ def _full(means: Tensor, room: int) -> Tensor:
 
 
 def ellipsoids(sides: tuple[int, int, int]) -> Tensor:
-    """Return ``(W, V)``, 1 inside each ellipsoid of 8 frames by 11/112 of a side, with half overlap, also over the border."""
+    """Return ``(W, V)``, 1 inside each ellipsoid of 8 frames by 11/112 of a side, half overlapping, over borders too."""
     pixels = max(1, round(11 / 112 * min(sides[1:])))
     lengths = [min(8, sides[0]), pixels, pixels]
     starts = []

@@ -158,7 +158,7 @@ def grad_cam(case: Case, weighting: str = "gradcam", relu_attributions: bool = F
 
 
 def drawn(case: Case, maps: Tensor) -> Tensor:
-    """Interpolate cells ``(B, t, h, w)`` linearly to ``(B, T, H, W)``. The value of a cell is divided among its pixels."""
+    """Interpolate cells ``(B, t, h, w)`` linearly to ``(B, T, H, W)``, with each value divided among its pixels."""
     maps = maps.double()
     for axis, size in enumerate(case.sides, start=1):
         count = maps.shape[axis]
