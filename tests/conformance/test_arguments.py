@@ -1,4 +1,4 @@
-"""Targets, baselines, masks and further arguments, in every form that Captum takes."""
+"""Tests of targets, baselines, masks and additional arguments, in all forms that Captum accepts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONE_FOR_ALL = {
     "list of tuples": [(1,), (1,)],
 }
 ONE_PER_CLIP = {"1-d tensor": torch.tensor([2, 0]), "list": [2, 0], "list of tuples": [(2,), (0,)]}
-WRONG = {"no such class": 7, "too many": [0, 1, 2], "too many in a tensor": torch.tensor([0, 1, 2]), "a word": "1"}
+WRONG = {"no such class": 7, "too many": [0, 1, 2], "too many in a tensor": torch.tensor([0, 1, 2]), "a string": "1"}
 EXPLAIN_A_CLASS = ("gradient", "perturbation", "learning")
 
 
@@ -83,7 +83,7 @@ def test_single_output_needs_no_target(trial: Trial) -> None:
 
 
 def baselines_for(case: Case) -> dict[str, Any]:
-    """One per form; of several inputs, each gets another one."""
+    """Return one baseline per form. Several inputs get different baselines."""
     generator = torch.Generator().manual_seed(3)
     whole = [torch.randn(clip.shape, generator=generator) for clip in case.inputs]
     if len(case.inputs) > 1:
@@ -102,23 +102,25 @@ def test_baselines(trial: Trial) -> None:
 
 @over("conv", "conv-btchw", "vivit", takes="feature_mask")
 def test_feature_masks(trial: Trial) -> None:
-    """One per clip; one whose ids are narrower integers; one that is broadcast along several axes."""
+    """Masks per clip, with ids of small integer types, and broadcast along several axes."""
     (clip,), layout = trial.case.inputs, trial.case.layout
     shape = list(clip.shape)
-    if trial.subject.kind == "learning":  # whose maps have no channels
+    if trial.subject.kind == "learning":  # its maps have no channels
         shape[layout.channel] = 1
     per_clip = torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(4)).expand_as(clip)
     frames = torch.arange(clip.shape[layout.time])
     frames = layout.from_working(frames.view(1, -1, 1, 1, 1))
     for mask in (per_clip, per_clip.to(torch.uint8), per_clip.to(torch.int32), per_clip[1:], frames):
-        within = 1e-3 if trial.subject.kind == "learning" else 1e-5  # steps of few large regions add up much rounding
+        within = (
+            1e-3 if trial.subject.kind == "learning" else 1e-5
+        )  # with few large regions, rounding errors accumulate
         assert_close(trial.attribute(feature_mask=mask), trial.expected(feature_mask=mask), within)
 
 
 @pytest.mark.parametrize("form", ["a tensor alone", "a tensor and a number"])
 @over("conv", "two-stream", "own")
 def test_additional_forward_args(trial: Trial, form: str) -> None:
-    """Tensors follow their clip into every chunk."""
+    """Tensors are split into chunks together with their clips."""
     per_clip = torch.tensor([1.0, -3.0])
     args: Any = per_clip if form == "a tensor alone" else (per_clip, 0.5)
     factors: tuple[Tensor | float, ...] = args if isinstance(args, tuple) else (args,)
@@ -131,7 +133,7 @@ def test_additional_forward_args(trial: Trial, form: str) -> None:
 
 @over("conv", "own")
 def test_arguments_are_not_changed(trial: Trial) -> None:
-    """Neither the clips nor what else was passed is written into."""
+    """The call does not write into the clips or other arguments."""
     passed = {"inputs": trial.case.clips, **trial.keywords, "target": torch.tensor(trial.case.target)}
     if "baselines" in trial.method.attribute.__wrapped__.__code__.co_varnames:
         passed["baselines"] = torch.full_like(trial.case.clips, 0.3)

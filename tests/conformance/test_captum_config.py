@@ -1,4 +1,4 @@
-"""The methods on Captum's own configuration of tests, as Captum's test_targets and test_jit run it on Captum's."""
+"""Tests of the methods on Captum's own test configuration, like Captum's test_targets and test_jit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRACING = pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning
 
 
 def test_all_cases_of_captum_are_used() -> None:
-    """A later Captum with more cases says so here; look at them, then count anew."""
+    """If a later version of Captum has more cases, check them, and update the counts."""
     counts = {algorithm: len(donated(algorithm)) for algorithm in (FeatureAblation, Occlusion, Saliency, LayerGradCam)}
     assert counts == {FeatureAblation: 17, Occlusion: 3, Saliency: 13, LayerGradCam: 7}
     assert len(config) == 77
@@ -37,24 +37,24 @@ def named(algorithm: type[Attribution]) -> Any:
 
 
 def louder(given: Donated) -> dict[str, Any]:
-    """Captum's cases for NoiseTunnel have no noise at all, which hides whether both get the same."""
+    """Add noise to Captum's cases for NoiseTunnel. They have none, so they cannot show a difference."""
     return {"stdevs": 0.5} if given.noise else {}
 
 
 def one_by_one(given: Donated, make: Callable[[Donated], Attribution], together: tuple[Tensor, ...]) -> None:
-    """test_targets: every example alone, with its own target, gives its row of the batch."""
+    """Check that every example alone, with its own target, equals its row of the batch, as in test_targets."""
     rows = [given.part(i) for i in range(len(given.inputs[0]))]
     alone = [row.attribute(make(row)) for row in rows]
     assert_close(together, tuple(torch.cat(parts) for parts in zip(*alone, strict=True)))
 
 
 def back(given: Donated, found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Maps of clips as maps of the rows or images that were lifted."""
+    """Convert maps of clips to maps of the original rows or images."""
     return tuple(lowered(part, x.ndim) for part, x in zip(found, given.inputs, strict=True))
 
 
 def voxels(given: Donated) -> dict[str, Any]:
-    """Windows of one number each, which makes occlusion an ablation of every feature."""
+    """Return windows of one voxel, so that occlusion equals an ablation of every feature."""
     single = (1, 1, 1, 1)
     return {"sliding_window_shapes": single if len(given.inputs) == 1 else (single,) * len(given.inputs)}
 
@@ -93,7 +93,7 @@ def test_video_occlusion_of_single_voxels_equals_feature_ablation(given: Donated
 
 
 def with_clip_windows(given: Donated) -> Donated:
-    """Occlusion's cases with windows of four sides, of which Captum's leave out those of 1."""
+    """Return the cases of Occlusion with windows of four sides. Captum's windows do not have the sides of 1."""
 
     def four(window: Any, rank: int) -> tuple[int, ...]:
         return (1, 1, 1, *window) if rank == 2 else (window[0], 1, *window[1:])
@@ -105,7 +105,7 @@ def with_clip_windows(given: Donated) -> Donated:
 
 @named(Occlusion)
 def test_video_occlusion_equals_captum(given: Donated) -> None:
-    expected = tuple(part.double() for part in given.attribute(Occlusion(given.net)))  # Captum's come in float32
+    expected = tuple(part.double() for part in given.attribute(Occlusion(given.net)))  # Captum returns float32
     found = with_clip_windows(given).attribute(occlude(given.lifted))
     assert_close(back(given, found), expected)
 
@@ -135,7 +135,7 @@ def sample(given: Donated) -> RISE:
 @TRACING
 @named(FeatureAblation)
 def test_rise_one_by_one_and_of_a_trace(given: Donated) -> None:
-    """Captum has nothing like it, so there are no numbers of Captum's here."""
+    """Captum has no RISE, so there are no numbers to compare with."""
     clips = replace(given.lifted, keywords={**given.lifted.keywords, "n_samples": 5, "n_cells": (1, 2, 3)})
     together = clips.attribute(sample(clips))
     one_by_one(clips, sample, together)
@@ -158,9 +158,9 @@ def explain(given: Donated) -> STAA:
 
 
 def contributions(given: Donated) -> Tensor:
-    """``(B, n)``: input times gradient of the target's output minus the mean of the others.
+    """Return ``(B, n)``, input times gradient of the target's output minus the mean of the others.
 
-    These networks are linear but for ReLUs, so nothing has to be frozen.
+    These networks are linear except for ReLUs, so nothing has to be frozen.
     """
     leaf = given.inputs[0].clone().requires_grad_()
     outputs = given.net(leaf, *given.extra)
@@ -175,7 +175,7 @@ def contributions(given: Donated) -> Tensor:
 
 
 def spread(values: Tensor) -> Tensor:
-    """Each number of rows ``(B, n)`` spread by a Gaussian of 3/4 of a token, over what of it lies inside the row."""
+    """Spread each number of rows ``(B, n)`` by a Gaussian of 3/4 of a token, normalized inside the row."""
     places = torch.arange(values.shape[1])
     far = (places[:, None] - places).to(values)
     weights = torch.exp(-0.5 * (far / 0.75) ** 2) * (far.abs() <= 2)  # three standard deviations, rounded

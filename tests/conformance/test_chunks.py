@@ -1,4 +1,4 @@
-"""How many clips a call of the model gets: the batch and chunk arguments change time and memory, and no number."""
+"""Tests of the number of clips per call of the model. Chunk sizes change time and memory, but not the results."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ def test_chunk_size_limits_clips_per_call(trial: Trial) -> None:
         sizes = [len(inputs[0]) for inputs in calls]
         assert max(sizes) <= perturbations_per_eval * batch
         altered = altered or sum(sizes) - batch
-        assert sum(sizes) - batch == altered, "each region is altered once, and the whole clip is seen once"
-        if trial.subject.kind == "perturbation":  # learning has to wait for each step
-            assert len(sizes) == 1 + -(-altered // batch // perturbations_per_eval), "chunks are full, but the last"
+        assert sum(sizes) - batch == altered, "each region is changed once, and the whole clip is run once"
+        if trial.subject.kind == "perturbation":  # learning runs step by step
+            assert len(sizes) == 1 + -(-altered // batch // perturbations_per_eval), (
+                "all chunks except for the last one are full"
+            )
     assert altered is not None and altered > 3 * batch
 
 

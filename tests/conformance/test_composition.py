@@ -1,4 +1,4 @@
-"""Captum's own tools around every method: NoiseTunnel, the two metrics, the picture, and attacks on the same model."""
+"""Tests of every method with Captum's tools: NoiseTunnel, the two metrics, visualization, and attacks on the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLES = 3
 
 
 def interleaved(case: Case, times: int) -> dict[str, Any]:
-    """Every target as often as its clip is repeated."""
+    """Repeat every target as often as its clip."""
     return {"target": [target for target in case.target for _ in range(times)]}
 
 
@@ -35,7 +35,7 @@ def split(noises: list[Tensor]) -> Tensors | Tensor:
 @pytest.mark.parametrize("chunk", [None, 2])
 @over("conv", "two-stream", "vivit")
 def test_noise_tunnel(trial: Trial, nt_type: str, chunk: int | None) -> None:
-    """Mean, mean square and variance over the same noises, drawn here once more."""
+    """Compare with mean, mean square and variance over the same noise, which is drawn again."""
     deviation, clips = 0.1, trial.case.inputs
     chunks = [SAMPLES] if chunk is None else [2, 1]
     maps: list[list[Tensor]] = [[] for _ in clips]
@@ -63,12 +63,12 @@ def test_noise_tunnel(trial: Trial, nt_type: str, chunk: int | None) -> None:
         mean, square = values.mean(1), values.square().mean(1)
         expected = {"smoothgrad": mean, "smoothgrad_sq": square, "vargrad": square - mean**2}[nt_type]
         assert expected.std() > 0
-        largest = mean.abs().max() if nt_type == "smoothgrad" else square.max()  # a variance is what is left of squares
+        largest = mean.abs().max() if nt_type == "smoothgrad" else square.max()  # a variance is a difference of squares
         torch.testing.assert_close(part.double(), expected, rtol=0, atol=1e-5 * largest.item())
 
 
 class Perturbation:
-    """Noise for infidelity and sensitivity_max that remembers what it gave."""
+    """Noise for infidelity and sensitivity_max that records the perturbed inputs."""
 
     def __init__(self, seed: int = 0) -> None:
         self.generator, self.given = torch.Generator().manual_seed(seed), []
@@ -79,7 +79,7 @@ class Perturbation:
         return split(noisy)
 
     def all(self, batch: int) -> Tensors:
-        """Everything given, ``(B, samples, ...)`` per input."""
+        """Return all perturbed inputs, ``(B, samples, ...)`` per input."""
         chunks = [[part.unflatten(0, (batch, -1)) for part in parts] for parts in self.given]
         return tuple(torch.cat(parts, 1) for parts in zip(*chunks, strict=True))
 
@@ -89,7 +89,7 @@ class Perturbation:
 @pytest.mark.parametrize("chunk", [None, 4])
 @over("conv", "two-stream", "vivit")
 def test_infidelity(trial: Trial, multiplied: bool, normalize: bool, chunk: int | None) -> None:
-    """Yeh et al. (NeurIPS 2019), equation 3: how far attribution times perturbation is from the fall of the output."""
+    """Yeh et al. (NeurIPS 2019), equation 3: attribution times perturbation minus the fall of the output, squared."""
     attributions, batch, perturb = trial.attribute(), len(trial.case.target), Perturbation()
     found = infidelity(
         trial.case.model,
@@ -120,7 +120,7 @@ def test_infidelity(trial: Trial, multiplied: bool, normalize: bool, chunk: int 
 @pytest.mark.parametrize("chunk", [None, 4])
 @over("conv", "two-stream", "vivit")
 def test_sensitivity_max(trial: Trial, chunk: int | None) -> None:
-    """The largest relative change of the map under small noise. It calls with a tuple first, then with a tensor."""
+    """Compare with the largest relative change of the map under small noise."""
     batch, perturb = len(trial.case.target), Perturbation()
     found = sensitivity_max(
         trial.method.attribute,
@@ -146,7 +146,7 @@ def test_sensitivity_max(trial: Trial, chunk: int | None) -> None:
 
 @over("conv-btchw", "vivit")
 def test_visualize_image_attr_of_a_frame(trial: Trial) -> None:
-    """The pixels drawn are the frame's map over its largest value."""
+    """The drawn pixels are the map of the frame divided by its largest value."""
     attributions, layout, frame = trial.attribute(), trial.case.layout, 2
     drawn = VideoAttribution.from_attributions(attributions, layout).joint[0, frame]  # (H, W)
     pixels = layout.to_working(attributions)[0, frame].permute(1, 2, 0).numpy()  # (H, W, C)
@@ -173,7 +173,7 @@ def test_captums_attacks_accept_the_model(name: str) -> None:
     slopes = torch.autograd.grad(loss(leaves), leaves)
     attacked = FGSM(subject.model, per_clip).perturb(clips, epsilon=0.1, target=target)
     for part, clip, slope in zip(as_tuple(attacked), subject.inputs, slopes, strict=True):
-        sure = slope.abs() > 1e-4 * slope.abs().max()  # the sign of a rounding error is nobody's
+        sure = slope.abs() > 1e-4 * slope.abs().max()  # the sign of a rounding error is arbitrary
         assert sure.float().mean() > 0.5
         assert_close(part[sure], (clip + 0.1 * slope.sign())[sure], within=1e-6)
     stepped = PGD(subject.model, per_clip).perturb(clips, 0.1, 0.04, 4, target)

@@ -1,4 +1,4 @@
-"""What a caller sees of a class: its bases, the order of its arguments, its names, and its copies."""
+"""Tests of the public interface of a class: its bases, the order of its arguments, its names, and its copies."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_arguments_have_captums_order(trial: Trial) -> None:
 
 @over("conv", "vivit")
 def test_unknown_keyword_raises_type_error(trial: Trial) -> None:
-    """A typing error such as ``feature_masks=`` must not run without the mask."""
+    """A misspelled keyword such as ``feature_masks=`` must not run without the mask."""
     with watched(trial.case.model) as calls, pytest.raises(TypeError, match="feature_masks"):
         trial.attribute(feature_masks=None)
     assert not calls
@@ -98,7 +98,7 @@ def test_convergence_delta(trial: Trial) -> None:
 
 @over("conv", "vivit")
 def test_multiplies_by_inputs(trial: Trial) -> None:
-    """Tells ``infidelity`` whether an attribution is a share of the output (True) or a slope (False)."""
+    """``infidelity`` needs to know whether an attribution is a share of the output (True) or a slope (False)."""
     shares = (PerturbationAttribution, IntegratedGradients)
     assert trial.method.multiplies_by_inputs is issubclass(trial.subject.counterpart, shares)
     assert isinstance(inspect.getattr_static(trial.subject.method, "multiplies_by_inputs"), property)
@@ -106,7 +106,7 @@ def test_multiplies_by_inputs(trial: Trial) -> None:
 
 @over("conv", "vivit", ours=True)
 def test_get_name_is_readable(trial: Trial) -> None:
-    """It stands before the progress bar; Captum's default spells acronyms out, letter by letter."""
+    """The name is shown before the progress bar. Captum's default separates the letters of acronyms."""
     name = trial.method.get_name()
     words = re.findall(r"\w+", name)
     assert "".join(words).lower() == trial.subject.method.__name__.lower()
@@ -115,7 +115,7 @@ def test_get_name_is_readable(trial: Trial) -> None:
 
 @over("conv", "vivit", has="attribute_maps")
 def test_attribute_maps_equals_attribute(trial: Trial) -> None:
-    """Rich results come from ``attribute_maps``, which takes the same arguments."""
+    """``attribute_maps`` takes the same arguments."""
     rich, plain = (inspect.signature(getattr(trial.method, name)) for name in ("attribute_maps", "attribute"))
     assert rich.parameters == plain.parameters
     parts = trial.method.attribute_maps(trial.case.clips, **trial.keywords)
@@ -131,6 +131,8 @@ def test_copies(trial: Trial) -> None:
     assert shallow.forward_func is method.forward_func and deep.forward_func is not method.forward_func
     for other in (shallow, deep):
         assert torch.equal(other.attribute(own.case.clips, **own.keywords), expected)
-    randomize(own.case.model, seed=5)  # half the weights would do for most, but learning does not mind a model's scale
+    randomize(
+        own.case.model, seed=5
+    )  # scaling the weights is not enough, because learned masks do not depend on the scale
     assert torch.equal(deep.attribute(own.case.clips, **own.keywords), expected)
     assert not torch.allclose(shallow.attribute(own.case.clips, **own.keywords), expected)

@@ -1,4 +1,4 @@
-"""The numbers: equal to a slow formula, in every layout, memory order, batch and precision."""
+"""Tests of the numbers: they equal a slow formula, in every layout, memory order, batch and precision."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_results_are_reproducible(trial: Trial) -> None:
 
 @over("conv", "cnn-lstm", "two-stream", "timesformer", "videomae")
 def test_batch_equals_single_clips(trial: Trial) -> None:
-    """As Captum's test_targets does: every clip with its own target."""
+    """Every clip has its own target, as in Captum's test_targets."""
     together = as_tuple(trial.attribute())
     alone = [as_tuple(trial.on(trial.case.part(i)).attribute()) for i in range(len(trial.case.target))]
     assert_close(together, tuple(torch.cat(parts) for parts in zip(*alone, strict=True)))
@@ -54,7 +54,7 @@ def test_batch_equals_single_clips(trial: Trial) -> None:
 
 @over(*TWINS)
 def test_layout_does_not_change_results(trial: Trial) -> None:
-    """The same weights behind the other order of axes: the same numbers in the other order."""
+    """With the same weights and another order of axes, the numbers are the same."""
     twin = trial.on(case(TWINS[trial.case.name]))
     assert twin.case.layout.axes != trial.case.layout.axes
     assert_close(twin.attribute().transpose(1, 2), trial.attribute(), within=1e-6)
@@ -87,7 +87,7 @@ def test_double_precision(trial: Trial) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @over("conv", "videomae", ours=True)
 def test_half_precision(trial: Trial, dtype: torch.dtype) -> None:
-    """The map comes in float32, near the one of the same weights and clips held in float32."""
+    """The map is float32, and close to the map of the same weights and clips in float32."""
     half = trial.on(trial.case.to(dtype))
     rounded = trial.on(half.case.to(torch.float32))
     found = as_tuple(half.attribute())
@@ -99,7 +99,7 @@ def test_half_precision(trial: Trial, dtype: torch.dtype) -> None:
 
 @over("conv", "vivit")
 def test_map_depends_on_the_weights(trial: Trial) -> None:
-    """The sanity check of Adebayo et al. (NeurIPS 2018): an explanation of the clip alone would not notice."""
+    """The sanity check of Adebayo et al. (NeurIPS 2018): a map of the clip alone would not change."""
     other = trial.on(fresh(trial.case.name))
     randomize(other.case.model, seed=5)
     found, before = other.attribute(), trial.attribute()

@@ -1,4 +1,4 @@
-"""What a call leaves behind: nothing, whether it ends well or not, and whatever the state around it."""
+"""Tests that a call has no side effects, with or without an error, in every state of the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIFFERENTIATES, OTHERS = ("gradient", "learning"), ("perturbation", "attention")
 
 
 def unusual(case: Case) -> Case:
-    """A model in a state that nobody would restore by setting everything to its default."""
+    """Return a model in a state that differs from all defaults."""
     case = fresh(case.name)
     parameters = list(case.model.parameters())
     parameters[0].requires_grad_(False)
@@ -33,7 +33,7 @@ def unusual(case: Case) -> Case:
 
 @contextmanager
 def unchanged(case: Case) -> Iterator[None]:
-    """The model, the clips, the global random state and the grad mode are after it what they were before."""
+    """Check that the model, the clips, the global random state and the grad mode do not change."""
     clips = [(clip, clip.clone(), clip._version, clip.requires_grad, clip.grad) for clip in case.inputs]
     before = snapshot(case.model)
     yield
@@ -50,7 +50,7 @@ def test_call_has_no_side_effects(trial: Trial) -> None:
         own.attribute()
 
 
-def leaves_nothing_when_failing(trial: Trial, call: int) -> None:
+def check_failed_call(trial: Trial, call: int) -> None:
     own = trial.on(unusual(trial.case))
     error = pytest.raises(ZeroDivisionError, match=f"failed on call {call}")
     with failing(own.case.layer_module, call), unchanged(own.case), error:
@@ -60,14 +60,14 @@ def leaves_nothing_when_failing(trial: Trial, call: int) -> None:
 
 @over("conv", "two-stream", "timesformer", "vivit")
 def test_failed_forward_has_no_side_effects(trial: Trial) -> None:
-    """In the middle of its forward; its error comes through."""
-    leaves_nothing_when_failing(trial, call=1)
+    """The error in the middle of the forward reaches the caller."""
+    check_failed_call(trial, call=1)
 
 
 @over("conv", "two-stream", "vivit", takes="perturbations_per_eval")
 def test_failed_later_call_has_no_side_effects(trial: Trial) -> None:
-    """With a region of the copies replaced."""
-    leaves_nothing_when_failing(trial, call=3)
+    """The error occurs while a region of the copies is replaced."""
+    check_failed_call(trial, call=3)
 
 
 @over("conv", "vivit", kinds=("gradient", "perturbation", "learning"))
@@ -80,15 +80,15 @@ def test_bad_target_has_no_side_effects(trial: Trial) -> None:
 
 @over("conv", "two-stream", "own", ours=True)
 def test_model_that_writes_into_its_input(trial: Trial) -> None:
-    """The caller's clips are no place to write."""
-    pure, rude = (trial.on(fresh(trial.case.name).around(lambda m, w=w: Doubled(m, w))) for w in (False, True))
-    with unchanged(rude.case):
-        assert_close(rude.attribute(), pure.expected())
+    """The clips of the caller do not change."""
+    pure, writing = (trial.on(fresh(trial.case.name).around(lambda m, w=w: Doubled(m, w))) for w in (False, True))
+    with unchanged(writing.case):
+        assert_close(writing.attribute(), pure.expected())
 
 
 @over("conv", "two-stream", "vivit")
 def test_inputs_that_require_grad(trial: Trial) -> None:
-    """As leaves with a gradient of their own, and as part of a graph."""
+    """Inputs are leaves with a gradient, or part of a graph."""
     expected = as_tuple(trial.attribute())
     leaves = tuple(clip.clone().requires_grad_() for clip in trial.case.inputs)
     for leaf in leaves:
@@ -105,7 +105,7 @@ def test_inputs_that_require_grad(trial: Trial) -> None:
 
 @over("conv", "two-stream", "timesformer", "vivit")
 def test_under_no_grad(trial: Trial) -> None:
-    """As NoiseTunnel and sensitivity_max call; Captum switches gradients on for some classes only."""
+    """NoiseTunnel and sensitivity_max call in this way. Captum enables gradients for some classes only."""
     expected = trial.attribute()
     with torch.no_grad(), unchanged(trial.case):
         found = trial.attribute()
@@ -115,7 +115,7 @@ def test_under_no_grad(trial: Trial) -> None:
 
 @over("conv", "two-stream", "vivit", kinds=OTHERS)
 def test_methods_without_gradients_build_no_graph(trial: Trial) -> None:
-    """It would hold every activation of the model."""
+    """A graph would store all activations of the model."""
     modes = []
     handle = trial.case.layer_module.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
     try:
@@ -127,24 +127,24 @@ def test_methods_without_gradients_build_no_graph(trial: Trial) -> None:
 
 @over("conv", "timesformer", "vivit", kinds=OTHERS)
 def test_under_inference_mode(trial: Trial) -> None:
-    """No gradient is needed, so the numbers are the same; for clips that were born there, too."""
+    """Without gradients, the results are the same, also for clips created in inference mode."""
     expected = trial.attribute()
     with torch.inference_mode():
         assert_close(trial.attribute(trial.case.clips), expected)
-        born = trial.case.clips.clone()
-        assert_close(trial.attribute(born), expected)
-    assert_close(trial.attribute(born), expected)
+        created = trial.case.clips.clone()
+        assert_close(trial.attribute(created), expected)
+    assert_close(trial.attribute(created), expected)
 
 
 @over("conv", "timesformer", "vivit", kinds=DIFFERENTIATES)
 def test_gradient_methods_raise_in_inference_mode(trial: Trial) -> None:
-    """A clear error inside; outside, clips that were born inside are no obstacle."""
+    """Outside of inference mode, clips that were created in it are accepted."""
     with torch.inference_mode():
-        born = trial.case.clips.clone()
+        created = trial.case.clips.clone()
         with watched(trial.case.model) as calls, pytest.raises(ValueError, match=r"inference_mode.*no_grad"):
-            trial.attribute(born)
+            trial.attribute(created)
         assert not calls
-    assert_close(trial.attribute(born), trial.attribute())
+    assert_close(trial.attribute(created), trial.attribute())
 
 
 @over("conv", "two-stream", "vivit")
@@ -162,11 +162,11 @@ def test_global_random_state_is_not_used_or_changed(trial: Trial) -> None:
 
 @over("conv", "vivit")
 def test_user_hooks_still_run(trial: Trial) -> None:
-    """And may change what passes: the explanation is of the model with its hooks."""
+    """User hooks may change the output. The explanation is for the model with its hooks."""
     own = trial.on(fresh(trial.case.name))
 
     def other_way_round(module: Any, args: Any, output: Tensor) -> Tensor:
-        return output.flip(-1)  # twice the output would not do: learning does not mind the scale
+        return output.flip(-1)  # doubling the output is not enough, because learned masks do not depend on the scale
 
     handle = own.case.layer_module.register_forward_hook(other_way_round)
     changed = own.attribute()

@@ -1,4 +1,4 @@
-"""The table is whole: every class that explains is in it, and what it excuses is something that is tested."""
+"""Tests of the table of subjects: every Attribution class has an entry, and exemptions name existing tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .trials import Subject
 
 
 def exported() -> set[type[Attribution]]:
-    """Every Attribution class among the public names."""
+    """Return every Attribution class among the public names."""
     names = [value for package in (captum_staa, captum_staa.attr) for value in vars(package).values()]
     return {value for value in names if isinstance(value, type) and issubclass(value, Attribution)}
 
@@ -48,7 +48,7 @@ def test_subjects_have_distinct_names() -> None:
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
 def test_exemptions_name_existing_tests(subject: Subject) -> None:
-    """A misspelled name would excuse nothing, and a test that was renamed would be excused no more."""
+    """A misspelled or outdated name would exempt nothing."""
     tests = {
         node.name
         for path in Path(__file__).parent.glob("test_*.py")

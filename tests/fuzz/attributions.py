@@ -46,7 +46,7 @@ def _scale(clip: Tensor, axes: str) -> float:
 def _call(
     draw: Any, method: type, case: tuple[str, Tensor, Any], options: dict[str, Any], kinds: dict[str, str], **more: Any
 ) -> Call:
-    """A valid call, or, as often, one of its arguments made malformed."""
+    """Return a valid call or, with equal probability, a call with one malformed argument."""
     axes, clip, target = case
     options = {"target": target, **options}
 
@@ -138,7 +138,7 @@ def rise(draw: Any) -> Call:
         "generator": None,
     }
     kinds = {"n_samples": "count", "n_cells": "triple", "keep": "fraction", "generator": "generator?"}
-    # A slope is a covariance over the masks' variance, which is small where nearly all is shown.
+    # A slope is a covariance divided by the variance of the masks, which is small if almost everything is shown.
     scale = 50 * _scale(clip, case[0])
     return _call(draw, RISE, case, options, {**kinds, "baselines": "baseline?"}, scale=scale)
 
@@ -151,17 +151,23 @@ def perturbation(draw: Any) -> Call:
         "areas": draw(st.sampled_from([0.3, (0.1, 0.5), (0.05,), [0.2, 0.9]])),
         "objective": draw(st.sampled_from([None, "preserve", "delete", "dual"])),
         "scale": draw(st.sampled_from([None, "odds", "log_probability", "margin", "logit"])),
-        "smoothness": draw(st.sampled_from([None, "tv", "squared", "ellipsoid", "none"])),
+        "regularizer": draw(st.sampled_from([None, "tv", "squared", "ellipsoid", "none"])),
         "iterations": draw(st.integers(0, 2)),
     }
     if draw(st.booleans()):
         options["feature_mask"] = values.mask_of(draw, clip, axes, channels=False)
     if draw(st.booleans()):
         options["init"] = values.normal(draw, *clip.shape)
-    kinds = {"areas": "numbers?", "objective": "word?", "scale": "word?", "smoothness": "word?", "iterations": "count?"}
+    kinds = {
+        "areas": "numbers?",
+        "objective": "word?",
+        "scale": "word?",
+        "regularizer": "word?",
+        "iterations": "count?",
+    }
     kinds |= {"init": "maps?", "tolerance": "number?", "feature_mask": "mask?", "baselines": "baseline?"}
     refusals = ("no region", "hides nothing", "areas", "feature")
-    # Steps of a learning are no continuous function of their start: only what changes no number at all is compared.
+    # The optimization is not a continuous function of its start, so only relations with identical numbers are compared.
     relations = ("memory", "alone", "tuple")
     return _call(draw, SpatioTemporalPerturbation, case, options, kinds, relations=relations, refusals=refusals)
 

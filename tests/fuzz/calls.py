@@ -1,4 +1,4 @@
-"""One drawn call, and the judgment on how it ended: right, a clear error, or wrong."""
+"""One random call, and its outcome: right, a clear error, or wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGE = Path(captum_staa.__file__).parent
 ABSENT = object()  # in place of an argument that is not passed
 RIGHT, CLEAR, WRONG = "right", "clear error", "wrong"
 CLEAR_ERRORS = (TypeError, ValueError, NotImplementedError)
-MEANT = ("ignores its attention", "learning stopped")  # what the library warns of on purpose
+INTENDED = ("ignores its attention", "learning stopped")  # intended warnings of the library
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Call:
     """A call of one entry point.
 
     Attributes:
-        said: what the report calls it.
-        run: the call itself.
-        check: raises AssertionError where a result is wrong; what is no error must pass it.
-        must_fail: a result of any kind would be wrong.
-        changed: the name and the value of the argument that is malformed; None for a valid call, which must not raise.
-        refusals: texts of errors that a valid call may end in, as what it asks for may be impossible.
-        inputs: tensors of the caller, which must stay as they are.
-        models: modules of the caller, likewise.
+        description: name of the call in the report.
+        run: the call.
+        check: raises AssertionError if a result is wrong. Every result must pass it.
+        must_fail: whether every result would be wrong.
+        changed: name and value of the malformed argument; None for a valid call, which must not raise an error.
+        refusals: texts of errors that a valid call may raise, because the requested result may be impossible.
+        inputs: tensors of the caller, which must not change.
+        models: modules of the caller, which must not change.
     """
 
-    said: str
+    description: str
     run: Callable[[], Any]
     check: Callable[[Any], None]
     must_fail: bool = False
@@ -51,7 +51,7 @@ class Call:
 
 
 def judge(call: Call) -> tuple[str, str]:
-    """How a call ended, and, where that is wrong, why."""
+    """Run a call. Return its outcome, and the reason if it is wrong."""
     before = _world(call)
     error: BaseException | None = None
     result = None
@@ -62,22 +62,23 @@ def judge(call: Call) -> tuple[str, str]:
         except Exception as raised:
             error = raised
     if left := _differences(before, _world(call)):
-        return WRONG, f"{call.said}: left behind: {left}"
-    if strange := [str(w.message) for w in seen if not any(text in str(w.message) for text in MEANT)]:
-        return WRONG, f"{call.said}: warned: {strange[0]}"
+        return WRONG, f"{call.description}: left behind: {left}"
+    if strange := [str(w.message) for w in seen if not any(text in str(w.message) for text in INTENDED)]:
+        return WRONG, f"{call.description}: warned: {strange[0]}"
     if error is not None:
         return _of_error(call, error)
     if call.must_fail:
-        return WRONG, f"{call.said}: accepted, and gave {_shown(result)}"
+        return WRONG, f"{call.description}: accepted, and gave {_shown(result)}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             call.check(result)
     except AssertionError as complaint:
-        return WRONG, f"{call.said}: {complaint}"
+        return WRONG, f"{call.description}: {complaint}"
     except Exception as error:  # of a twin of the call
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return WRONG, f"{call.said}: a twin raised {type(error).__name__}: {error} at {where.filename}:{where.lineno}"
+        place = f"{where.filename}:{where.lineno}"
+        return WRONG, f"{call.description}: a twin raised {type(error).__name__}: {error} at {place}"
     return RIGHT, ""
 
 
@@ -87,18 +88,18 @@ def _of_error(call: Call, error: Exception) -> tuple[str, str]:
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
     refused = any(refusal in str(error) for refusal in call.refusals)
     if call.changed is None and not refused:
-        return WRONG, f"{call.said}: a valid call raised {text} at {where}"
+        return WRONG, f"{call.description}: a valid call raised {text} at {where}"
     if not isinstance(error, CLEAR_ERRORS):
-        return WRONG, f"{call.said}: {text} at {where}"
-    if not _meant(error):
-        return WRONG, f"{call.said}: an error by accident: {text} at {where}"
+        return WRONG, f"{call.description}: {text} at {where}"
+    if not _intended(error):
+        return WRONG, f"{call.description}: an unintended error: {text} at {where}"
     if call.changed is not None and not refused and not _names(str(error), *call.changed):
-        return WRONG, f"{call.said}: names neither the value nor the argument: {text} at {where}"
+        return WRONG, f"{call.description}: names neither the value nor the argument: {text} at {where}"
     return CLEAR, ""
 
 
-def _meant(error: BaseException) -> bool:
-    """Whether the library raised it, rather than Python or torch below one of its lines."""
+def _intended(error: BaseException) -> bool:
+    """Return whether the library raised the error itself, and not Python or torch in one of its lines."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1]
     if "unexpected keyword argument" in str(error) or "required positional argument" in str(error):
@@ -121,7 +122,7 @@ def _names(message: str, name: str, value: Any) -> bool:
 
 
 def _world(call: Call) -> dict[str, Any]:
-    """Everything that a call must leave as it was."""
+    """Return the state that a call must not change."""
     state: dict[str, Any] = {
         "torch's random state": torch.get_rng_state().tolist(),
         "numpy's random state": np.random.get_state()[1].tolist(),  # type: ignore[index]

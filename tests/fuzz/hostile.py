@@ -18,28 +18,28 @@ NAN, INF = math.nan, math.inf
 
 
 class Bad(NamedTuple):
-    """A value, and whether a result would be wrong whatever it is."""
+    """A value, and whether every result would be wrong."""
 
     value: Any
     must_fail: bool = True
 
 
 class Opaque:
-    """Of a type that nothing knows."""
+    """An object of an unknown type."""
 
     def __repr__(self) -> str:
         return "Opaque()"
 
 
 def malformed(draw: Any, good: Mapping[str, Any], kinds: Mapping[str, str]) -> tuple[dict[str, Any], str, Bad]:
-    """Good arguments with one of them made bad: the arguments, its name, and what came in its place."""
+    """Replace one of the valid arguments by an invalid value. Return the arguments, its name, and the value."""
     name = draw(st.sampled_from(sorted(kinds)))
     bad = draw(st.sampled_from(_values(kinds[name], good.get(name))))
     return {**good, name: bad.value}, name, bad
 
 
 def _values(kind: str, good: Any) -> list[Bad]:
-    own = {
+    values = {
         "count": _counts,
         "number": _numbers,
         "signed": lambda good: [bad for bad in _numbers(good) if repr(bad.value) != "-1.0"],
@@ -66,8 +66,8 @@ def _values(kind: str, good: Any) -> list[Bad]:
     }[kind.removesuffix("?")](good)
     optional = kind.endswith("?")
     if kind == "size":
-        return own
-    return [*own, Bad(None, not optional), *(Bad(value) for value in _junk())]
+        return values
+    return [*values, Bad(None, not optional), *(Bad(value) for value in _junk())]
 
 
 def _junk() -> list[Any]:
@@ -114,7 +114,7 @@ def _clips(good: Any) -> list[Bad]:
 
 
 def _map_alone(good: Any) -> list[Bad]:
-    """Maps that are compared with nothing, and so of any size."""
+    """Maps without a reference, which may have any size."""
     return [Bad(value, must and not _finite(value)) for value, must in _maps(good)]
 
 
@@ -124,7 +124,7 @@ def _finite(value: Any) -> bool:
 
 
 def _pictured(good: Any) -> list[Bad]:
-    """Maps to be drawn, which need no batch, and of which a curve is one."""
+    """Maps for a picture, which need no batch axis and may be a curve."""
     values = [bad for bad in _map_alone(good) if getattr(bad.value, "ndim", 0) not in (1, 3, 4)]
     return [
         bad for bad in values if not isinstance(bad.value, list) and "int" not in str(getattr(bad.value, "dtype", ""))
@@ -132,7 +132,7 @@ def _pictured(good: Any) -> list[Bad]:
 
 
 def _any_numbers(good: Any) -> list[Bad]:
-    """Where nan may pass, to be seen, and whole numbers count as floats."""
+    """Values for arguments that accept nan and integers."""
     real = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]
     return [
         Bad(value, must and not (shape_of(value) == good.shape and not value.is_meta and value.dtype in real))
@@ -146,9 +146,9 @@ def shape_of(value: Any) -> Any:
 
 
 def _maps(good: Any) -> list[Bad]:
-    """Attributions or scores: of torch or numpy."""
+    """Attributions or scores, of torch or numpy."""
     maps = good if isinstance(good, Tensor) else torch.ones(1, 2, 3, 2)
-    # Without its batch, a clip of one frame may be a batch of maps, and an array is as good as a tensor.
+    # Without its batch axis, a clip of one frame may be a batch of maps. An array is accepted like a tensor.
     soft = [Bad(b.value, b.must_fail and getattr(b.value, "ndim", 0) != 4) for b in _clips(maps)]
     return [bad for bad in soft if not isinstance(bad.value, np.ndarray)] + [
         Bad(maps.detach()[..., :-1]),
@@ -161,7 +161,7 @@ def _maps(good: Any) -> list[Bad]:
 
 
 def _tables(good: Any) -> list[Bad]:
-    """Scores of methods, or boxes, where nan is one that is missing, infinity is a score, and whole numbers will do."""
+    """Scores of methods, or boxes: nan means missing, infinity is a score, and integers are accepted."""
     return [bad for bad in _maps(good) if not re.search("float|int", str(getattr(bad.value, "dtype", "")))]
 
 
@@ -237,8 +237,8 @@ def _models(_: Any) -> list[Bad]:
 
 
 def _sequences(_: Any) -> list[Bad]:
-    """Rising fractions, areas and the like."""
-    soft = [(0.5, 0.1), (0.1, 0.1), torch.tensor([0.5, 0.1])]  # where they must rise, they are refused
+    """Increasing fractions, areas and similar values."""
+    soft = [(0.5, 0.1), (0.1, 0.1), torch.tensor([0.5, 0.1])]  # invalid if they must increase
     bad = [(), [], (NAN, 0.5), (0.0, 0.5), (0.5, 1.5), ("a", "b"), (None,), "ab", 3, -1.0, NAN]
     return [
         *(Bad(value, False) for value in soft),
@@ -247,7 +247,7 @@ def _sequences(_: Any) -> list[Bad]:
 
 
 def _sizes(_: Any) -> list[Bad]:
-    """Whole numbers that are out of range, for what says nothing of other types."""
+    """Integers out of range, for arguments that do not check other types."""
     return [*map(Bad, [0, -1, -(2**70)])]
 
 

@@ -1,4 +1,4 @@
-"""Small models for drawn calls: one that takes clips of any shape, and transformers, which take one."""
+"""Small models for random calls: one for clips of any shape, and transformers, which accept one shape."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CLASSES = 3
 
 
 class Anything(nn.Module):
-    """Logits of clips of any shape: products of waves over time, channel and place, and of their squares.
+    """Model for clips of any shape: logits are products of waves over time, channel and position, and their squares.
 
-    No two voxels weigh the same, so that a map whose axes are swapped is another map.
+    All voxels have different weights, so that a map with swapped axes is different.
     """
 
     def __init__(self, axes: str) -> None:
@@ -56,7 +56,7 @@ class Convolutions(nn.Module):
 
 @cache
 def anything(axes: str) -> Anything:
-    """Shared by all calls, none of which may change it."""
+    """Return a model that all calls share. Calls must not change it."""
     return Anything(axes).eval()
 
 
@@ -68,7 +68,7 @@ def convolutions(axes: str, channels: int) -> nn.Module:
 
 @cache
 def transformer(name: str, axes: str = "", double: bool = False) -> VideoClassifier:
-    """A tiny one of a family; with ``axes``, for clips in another order than its own."""
+    """Return a tiny transformer of a family; with ``axes``, for clips in another layout."""
     clf = tiny(name)
     if axes:
         clf = VideoClassifier(tiny_module(name), layout=axes, image_size=clf.image_size)

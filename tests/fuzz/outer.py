@@ -47,7 +47,7 @@ def preprocess(draw: Any) -> Call:
         twin = model.preprocess(torch.from_numpy(frames.copy()))
         assert torch.equal(twin, clip), "a tensor of frames gives another clip"
 
-    # A side of 9 pixels resized to 4 along the shorter one may leave nothing of the longer one's other axis: never.
+    # The frames are at least 1 pixel along each axis after the resize.
     return _call(draw, "preprocess", model.preprocess, {"frames": frames}, {"frames": "frames"}, check=check)
 
 
@@ -114,8 +114,8 @@ def pictures(draw: Any) -> Call:
     def run(attributions: Any = maps, clip: Any = frames, **rest: Any) -> Any:
         if name == "show_timeline":
             return function(attributions, clip=clip, use_pyplot=False, **rest)
-        given = {"one": attributions} if name == "compare_methods" else attributions
-        return function(clip, given, use_pyplot=False, **rest)
+        maps_of_methods = {"one": attributions} if name == "compare_methods" else attributions
+        return function(clip, maps_of_methods, use_pyplot=False, **rest)
 
     def check(found: Any) -> None:
         figure, main = found

@@ -1,4 +1,4 @@
-"""Many drawn calls: in this process, or in workers that are watched for hangs and crashes."""
+"""Run many random calls, in this process or in workers that are monitored for hangs and crashes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from .tensors import ENTRIES as _TENSORS
 from .transformers import ENTRIES as _TRANSFORMERS
 
 ENTRIES: dict[str, Callable[[Any], Call]] = {**_ATTRIBUTIONS, **_TRANSFORMERS, **_TENSORS, **_SCORES, **_OUTER}
-# Calls that learn, or run a transformer several times, take some ten times as long as the others.
+# Calls that learn, or run a transformer several times, take about ten times as long as the others.
 SHARES = dict.fromkeys(ENTRIES, 4) | {"compare": 1, "AttentionBranch": 2, "STAA": 2, "SpatioTemporalPerturbation": 2}
 SHARES |= {"sanity and usage": 2, "video files": 2, "PlantedClips": 2, "visualization": 2}
-BATCH = 50  # calls of one draw: hypothesis repeats itself the more, the longer a draw is
-HANGS = 120  # seconds after which a call is given up
-# A fork begins with everything imported; elsewhere each worker imports it anew.
+BATCH = 50  # calls per hypothesis run: in longer runs, hypothesis repeats more examples
+HANGS = 120  # seconds after which a call counts as a hang
+# A forked worker has all imports; a spawned worker imports everything again.
 CONTEXT: Any = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
 
 
 def drawn(entry: str, count: int, start: int, each: Callable[[Call], None]) -> None:
-    """Hand ``count`` calls of an entry point to a function, the same ones for the same seed."""
+    """Pass ``count`` random calls of an entry point to a function. The seed determines the calls."""
 
     @seed(start)
     @settings(
@@ -54,13 +54,13 @@ def drawn(entry: str, count: int, start: int, each: Callable[[Call], None]) -> N
 
 
 def work(entry: str, count: int, start: int, parent: Connection) -> None:
-    """A worker: a message before each call and one after it, so that the last call is known where there is none."""
+    """Run calls in a worker. It sends a message before and after each call, so that the parent knows a failed call."""
     torch.set_num_threads(1)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
 
     def each(call: Call) -> None:
-        parent.send(call.said)
+        parent.send(call.description)
         parent.send(judge(call))
 
     for part in range(0, count, BATCH):
@@ -68,7 +68,7 @@ def work(entry: str, count: int, start: int, parent: Connection) -> None:
 
 
 def watched(entry: str, count: int, start: int) -> tuple[Counter[str], list[str]]:
-    """How the calls of an entry point ended in a process of their own; a new one goes on after one that died."""
+    """Run and count the calls of an entry point in a separate process. A new process replaces one that died."""
     found: Counter[str] = Counter()
     complaints: list[str] = []
     while (left := count - sum(found.values())) > 0:
@@ -76,30 +76,30 @@ def watched(entry: str, count: int, start: int) -> tuple[Counter[str], list[str]
         worker = CONTEXT.Process(target=work, args=(entry, left, start, there), daemon=True)
         worker.start()
         there.close()
-        said, ended = "", ""
+        description, ended = "", ""
         while not ended:
             if not here.poll(HANGS):
-                os.kill(worker.pid, signal.SIGUSR1)  # it writes where it hangs
+                os.kill(worker.pid, signal.SIGUSR1)  # prints the stack of the hang
                 time.sleep(1)
                 worker.kill()
                 ended = f"a hang: nothing for {HANGS} s"
             else:
                 try:
-                    told = here.recv()
+                    message = here.recv()
                 except EOFError:
                     worker.join()
                     ended = f"the end of its process, {worker.exitcode}"
                     break
-                if isinstance(told, str):
-                    said = told
+                if isinstance(message, str):
+                    description = message
                     continue
-                found[told[0]] += 1
-                complaints += [told[1]] * (told[0] == WRONG)
+                found[message[0]] += 1
+                complaints += [message[1]] * (message[0] == WRONG)
         worker.join()
         if worker.exitcode != 0:
             found[WRONG] += 1
-            complaints.append(f"{said}: {ended}")
-        start += left  # the rest is drawn anew, also where hypothesis ran out of new calls
+            complaints.append(f"{description}: {ended}")
+        start += left  # new calls for the rest, also if hypothesis found no more new calls
     return found, complaints
 
 
@@ -128,7 +128,7 @@ def main() -> int:
 
 
 def _kinds(complaints: list[str]) -> dict[str, tuple[int, str]]:
-    """Complaints of one kind counted once, with the first of them."""
+    """Group complaints by kind, with their count and the first example."""
     kinds: dict[str, tuple[int, str]] = {}
     for why in complaints:
         kind = why.split("): ", 1)[-1].split(", and gave")[0][:90]

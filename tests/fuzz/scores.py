@@ -1,4 +1,4 @@
-"""Calls of the metrics: those that ask a model, those that know the truth, and those of a map alone."""
+"""Calls of the metrics: with a model, with the truth, and of a map only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WITH_TRUTH = {
 
 
 def _numbers(found: Any) -> Tensor:
-    """Whatever a metric of clips gives, as ``(B,)``."""
+    """Return the result of a metric of clips as ``(B,)``."""
     found = getattr(found, "score", found)
     assert isinstance(found, Tensor) and found.dtype == torch.float64, brief(found)
     return found

@@ -1,4 +1,4 @@
-"""Calls of what needs no model: layouts, grids, space and time, smoothing, baselines and feature masks."""
+"""Calls without a model: layouts, grids, VideoAttribution, smoothing, baselines and feature masks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .twins import brief, close, malformed_call
 def _call(
     draw: Any, name: str, run: Callable[..., Any], good: dict[str, Any], kinds: dict[str, str], **more: Any
 ) -> Call:
-    """A valid call with its check, or one malformed argument of it."""
+    """Return a valid call with its check, or a call with one malformed argument."""
     check, refusals = more.pop("check"), more.pop("refusals", ())
     inputs = tuple(value for value in good.values() if isinstance(value, Tensor))
     if draw(st.booleans()):
-        said = f"{name}({', '.join(f'{key}={brief(value)}' for key, value in good.items())})"
-        return Call(said, lambda: run(**good), check, inputs=inputs, refusals=refusals)
+        description = f"{name}({', '.join(f'{key}={brief(value)}' for key, value in good.items())})"
+        return Call(description, lambda: run(**good), check, inputs=inputs, refusals=refusals)
     args, argument, bad = malformed(draw, good, kinds)
     sane = more.get("sane", lambda result: None)
     return malformed_call(name, lambda: run(**args), argument, bad, sane, inputs=inputs, refusals=refusals)
@@ -50,7 +50,8 @@ def sums(draw: Any) -> Call:
             close(found, torch.from_numpy(wanted), torch.float32, scale=abs(x).sum(), what="sums")
 
     kinds = {"attributions": "any numbers", "layout": "layout"}
-    return _call(draw, "VideoAttribution", VideoAttribution, {"attributions": clip, "layout": axes}, kinds, check=check)
+    good = {"attributions": clip, "layout": axes}
+    return _call(draw, "VideoAttribution", VideoAttribution.from_attributions, good, kinds, check=check)
 
 
 def smoothing(draw: Any) -> Call:
@@ -174,7 +175,7 @@ def baseline(draw: Any) -> Call:
 
 
 def draw_free(axes: str) -> Any:
-    """In place of hypothesis, once a call runs: the layout that follows in the list."""
+    """Return a replacement for hypothesis while a call runs: it chooses another layout of the list."""
     return lambda strategy: values.LAYOUTS[(values.LAYOUTS.index(axes) + 7) % len(values.LAYOUTS)]
 
 

@@ -1,4 +1,4 @@
-"""Calls of the methods that read a model's own attention: STAA and the attention branch."""
+"""Calls of the methods that read the attention of a model: STAA and the attention branch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def staa(draw: Any) -> Call:
     options: dict[str, Any] = {"mode": draw(st.sampled_from(["attention", "relevance"]))}
     if options["mode"] == "relevance":
         options["rule"] = draw(st.sampled_from(["decomposition", "chefer"]))
-    if options.get("rule") != "decomposition":  # which composes no attention, and is signed
+    if options.get("rule") != "decomposition":  # the decomposition uses no attention maps, and is signed
         options["layers"] = draw(st.sampled_from(["all", "mean", [-1], [0, 1], (0,)]))
         options["upsampling"] = draw(st.sampled_from(["nearest", "trilinear"]))
         options["focus"] = draw(st.sampled_from([None, Focus()]))
@@ -42,7 +42,7 @@ def staa(draw: Any) -> Call:
 
     if draw(st.booleans()):
         relations = ("memory", "layout", "alone", "order of the batch", "tuple")
-        scale = 0.05 if options.get("focus") else 0.0  # its thresholds make much of a last digit
+        scale = 0.05 if options.get("focus") else 0.0  # its thresholds amplify rounding errors
         call = valid_call(
             draw,
             f"STAA {name}",
@@ -75,7 +75,7 @@ def inputs_are_not_double(inputs: Any) -> bool:
 
 
 def _with_sum(call: Call, options: dict[str, Any]) -> Call:
-    """Shares of attention: none is negative, and a clip's sum is at most 1. Contributions are signed."""
+    """Check shares of attention: none is negative, and the sum of a clip is at most 1. Contributions are signed."""
     if options.get("rule") == "decomposition":
         return call
 
@@ -86,7 +86,7 @@ def _with_sum(call: Call, options: dict[str, Any]) -> Call:
             total = float(result.double().sum((1, 2, 3, 4)).max())
             assert total <= 1.001, f"{total} of the attention"
 
-    return Call(call.said, call.run, check, inputs=call.inputs, models=call.models)
+    return Call(call.description, call.run, check, inputs=call.inputs, models=call.models)
 
 
 def branch(draw: Any) -> Call:
@@ -112,7 +112,7 @@ def branch(draw: Any) -> Call:
             if weighting == "gate":
                 close(result.sum((1, 2, 3, 4)), torch.ones(len(clip)), torch.float32, what="shares of gates")
 
-        return Call(call.said, call.run, check, inputs=call.inputs, models=call.models)
+        return Call(call.description, call.run, check, inputs=call.inputs, models=call.models)
     kinds = {"inputs": "clip", "weighting": "word?", "upsampling": "word", "st_abn": "model"}
     if weighting in ("grad_gate", "class_map"):
         kinds["target"] = "target"

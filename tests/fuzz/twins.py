@@ -1,4 +1,4 @@
-"""What every attribution must fulfil whatever its formula: its form, and the same numbers for the same question."""
+"""Properties of all attributions: their form, and equal numbers for equivalent calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RELATIONS = ("memory", "layout", "alone", "order of the batch", "double", "chunk
 
 
 def form(result: Any, clip: Tensor) -> Tensor:
-    """The map itself: of the clip's shape, finite, contiguous, detached, in float32 at least."""
+    """Check that a map has the shape of the clip, and is finite, contiguous, detached, and at least float32."""
     assert isinstance(result, Tensor), f"a tensor was expected, got {type(result).__name__}"
     assert result.shape == clip.shape, f"shape {tuple(result.shape)} for a clip of {tuple(clip.shape)}"
     assert result.dtype == torch.promote_types(clip.dtype, torch.float32), f"{result.dtype} for {clip.dtype}"
@@ -28,7 +28,7 @@ def form(result: Any, clip: Tensor) -> Tensor:
 
 
 def close(found: Tensor, wanted: Tensor, dtype: torch.dtype, scale: float = 0.0, what: str = "") -> None:
-    """Equal but for the rounding of a dtype, on the scale of the numbers that went into it."""
+    """Check that tensors are equal up to the rounding of a dtype, on the scale of the inputs."""
     assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(wanted.shape)}"
     found, wanted = values.wide(found), values.wide(wanted)
     size = max(scale, float(wanted.abs().max()) if wanted.numel() else 0.0)
@@ -51,26 +51,27 @@ def valid_call(
     refusals: tuple[str, ...] = (),
     models: tuple[Any, ...] = (),
 ) -> Call:
-    """A call whose result is compared with a slow formula, where there is one, and with that of a twin.
+    """Return a call whose result is compared with a slow formula, if there is one, and with an equivalent call (twin).
 
     Args:
-        draw: of hypothesis.
-        name: of the entry point.
+        draw: the draw function of hypothesis.
+        name: name of the entry point.
         explain: ``explain(clip, axes, **options)``.
-        clip: in the layout ``axes``.
+        clip: clip in the layout ``axes``.
         axes: its layout.
-        options: further arguments, whose five-dimensional tensors are in the same layout.
-        relations: the twins that hold for this method.
-        expected: the attribution by another way.
-        scale: of the scores that attributions are differences of.
-        refusals: texts of errors that a valid call may end in.
-        models: that must stay as they are.
+        options: additional arguments, whose 5-D tensors have the same layout.
+        relations: the twins that are valid for this method.
+        expected: function that computes the attribution in another way.
+        scale: scale of the scores whose differences are the attributions.
+        refusals: texts of errors that a valid call may raise.
+        models: models that must not change.
     """
     relation = draw(st.sampled_from(tuple(relations)))
     other = values.other_axes(draw, axes)
     at = draw(st.integers(0, len(clip) - 1))
     order = torch.tensor(draw(st.permutations(range(len(clip)))))
-    said = f"{name}({clip.dtype} {tuple(clip.shape)} strides {clip.stride()} in {axes}, {_brief(options)}), {relation}"
+    described = f"{clip.dtype} {tuple(clip.shape)} strides {clip.stride()} in {axes}, {_brief(options)}"
+    description = f"{name}({described}), {relation}"
 
     def check(result: Any) -> None:
         result = form(result, clip)
@@ -97,12 +98,12 @@ def valid_call(
             close(result, twin, clip.dtype, scale, relation)
         elif relation == "tuple":
             twin = explain((plain,), axes, **options)
-            assert isinstance(twin, tuple) and len(twin) == 1, "a tuple came back as something else"
+            assert isinstance(twin, tuple) and len(twin) == 1, "a tuple input did not return a tuple"
             close(result, twin[0], clip.dtype, scale, relation)
 
     inputs = (clip, *(value for value in options.values() if isinstance(value, Tensor)))
     run = lambda: explain(clip, axes, **options)  # noqa: E731
-    return Call(said, run, check, refusals=refusals, inputs=inputs, models=models)
+    return Call(description, run, check, refusals=refusals, inputs=inputs, models=models)
 
 
 def _floats(value: Any) -> bool:
@@ -110,10 +111,10 @@ def _floats(value: Any) -> bool:
 
 
 def _part(options: dict[str, Any], at: int) -> dict[str, Any]:
-    """What belongs to one clip of the batch."""
+    """Return the arguments of one clip of the batch."""
     parts = {k: values.baseline_at(v, at) for k, v in options.items()}
     if isinstance(mask := parts.get("feature_mask"), Tensor):
-        parts["feature_mask"] = mask.unique(return_inverse=True)[1]  # what only the others had leaves gaps
+        parts["feature_mask"] = mask.unique(return_inverse=True)[1]  # ids of the other clips leave gaps
     return {**parts, "target": values.target_at(options.get("target"), at)} if "target" in options else parts
 
 
@@ -132,7 +133,7 @@ def _brief(options: dict[str, Any]) -> str:
 
 
 def brief(value: Any) -> str:
-    """A value in a report: of a large one, its kind and shape."""
+    """Return a value for a report. Large values are described by type and shape."""
     if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided or value.numel() > 6):
         return f"{value.dtype} {tuple(value.shape)} on {value.device}"
     if isinstance(value, np.ndarray) and value.size > 6:
@@ -143,6 +144,6 @@ def brief(value: Any) -> str:
 def malformed_call(
     name: str, run: Callable[[], Any], argument: str, bad: Any, check: Callable[[Any], None], **more: Any
 ) -> Call:
-    """A call with one bad argument, of :class:`captum_staa`'s own words about it."""
-    said = f"{name}({argument}={brief(bad.value)})"
-    return Call(said, run, check, must_fail=bad.must_fail, changed=(argument, bad.value), **more)
+    """Return a call with one invalid argument, which must raise an error of the library."""
+    description = f"{name}({argument}={brief(bad.value)})"
+    return Call(description, run, check, must_fail=bad.must_fail, changed=(argument, bad.value), **more)

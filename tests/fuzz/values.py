@@ -1,4 +1,4 @@
-"""What arguments are drawn from: clips of odd shapes, dtypes and memory, their targets, baselines and masks."""
+"""Random arguments: clips of unusual shapes, dtypes and memory layouts, with targets, baselines and masks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ seeds = st.integers(0, 2**31)
 
 
 def shape(draw: Draw, most: int = 7, batch: int = 3, frames: int = 5, least: int = 1) -> dict[str, int]:
-    """Sizes by letter: a single frame and frames that are not square come often."""
+    """Return sizes by letter. Single frames and non-square frames are frequent."""
     return {
         "B": draw(st.integers(1, batch)),
         "T": draw(st.one_of(st.just(1), st.integers(1, frames))),
@@ -45,13 +45,13 @@ def clip_of(
     dtypes: tuple[torch.dtype, ...] = FLOATS,
     memory: tuple[str, ...] = MEMORY,
 ) -> Tensor:
-    """A clip in a layout, its values laid out in memory in some way."""
+    """Return a clip in a layout, with a random memory layout."""
     clip = normal(draw, *(sizes[axis] for axis in axes)).to(draw(st.sampled_from(dtypes)))
     return in_memory(draw, clip, draw(st.sampled_from(memory)))
 
 
 def in_memory(draw: Draw, clip: Tensor, how: str) -> Tensor:
-    """The same values (but for "expanded", which repeats some of them) with other strides."""
+    """Return the same values with other strides ("expanded" repeats some of them)."""
     if how == "permuted":
         order = draw(st.permutations(range(clip.ndim)))
         return clip.permute(order).contiguous().permute([order.index(i) for i in range(clip.ndim)])
@@ -72,21 +72,22 @@ def in_memory(draw: Draw, clip: Tensor, how: str) -> Tensor:
 
 
 def target_of(draw: Draw, batch: int, classes: int = CLASSES) -> Any:
-    """A class in each of the forms that Captum knows."""
-    each = [draw(st.integers(0, classes - 1)) for _ in range(batch)]
-    forms = [each[0], torch.tensor(each[0]), each, torch.tensor(each), (each[0],), [(i,) for i in each]]
+    """Return a target in one of the forms that Captum accepts."""
+    per_clip = [draw(st.integers(0, classes - 1)) for _ in range(batch)]
+    first = per_clip[0]
+    forms = [first, torch.tensor(first), per_clip, torch.tensor(per_clip), (first,), [(i,) for i in per_clip]]
     return draw(st.sampled_from(forms))
 
 
 def target_at(target: Any, i: int) -> Any:
-    """The target of one clip of the batch."""
+    """Return the target of one clip of the batch."""
     if isinstance(target, list):
         return target[i : i + 1]
     return target[i : i + 1] if isinstance(target, Tensor) and target.ndim else target
 
 
 def classes_of(target: Any, batch: int) -> list[int]:
-    """The class of each clip, whatever form it was given in."""
+    """Return the class of each clip, for all forms of a target."""
     if isinstance(target, Tensor):
         return target.reshape(-1).expand(batch).tolist() if target.numel() == 1 else target.tolist()
     if isinstance(target, list):
@@ -95,7 +96,7 @@ def classes_of(target: Any, batch: int) -> list[int]:
 
 
 def baseline_of(draw: Draw, clip: Tensor) -> Any:
-    """A number, or a tensor that is 1 along some of the clip's axes."""
+    """Return a number, or a tensor with size 1 along some axes of the clip."""
     if draw(st.booleans()):
         return draw(st.sampled_from([None, 0, 1, -0.5, True, torch.tensor(0.25)]))
     sides = [draw(st.sampled_from([1, size])) for size in clip.shape]
@@ -108,7 +109,7 @@ def baseline_at(baseline: Any, i: int) -> Any:
 
 
 def mask_of(draw: Draw, clip: Tensor, axes: str, channels: bool = True, batch: bool = True) -> Tensor:
-    """Gapless ids, of size 1 along some axes, in one of the dtypes of whole numbers."""
+    """Return ids without gaps, with size 1 along some axes, in one of the integer dtypes."""
     sides = [draw(st.sampled_from([1, size])) for size in clip.shape]
     if not batch:
         sides[0] = 1
@@ -120,7 +121,7 @@ def mask_of(draw: Draw, clip: Tensor, axes: str, channels: bool = True, batch: b
 
 
 def in_axes(value: Any, axes: str, other: str) -> Any:
-    """A five-dimensional tensor of one layout in another; anything else as it is."""
+    """Convert a 5-D tensor from one layout to another. Other values are not changed."""
     if not isinstance(value, Tensor) or value.ndim != 5:
         return value
     return value.permute([axes.index(letter) for letter in other])
