@@ -37,11 +37,7 @@ class Row:
     Attributes:
         method: name of the method.
         check: function of checks.py or ours.py.
-<<<<<<< HEAD
         instead: label and check of the alternative, used if neither the raw nor the wrapped model passes.
-=======
-        instead: label and check of the alternative, if neither the raw nor the wrapped model passes.
->>>>>>> 373879dc75f6175f17b139899321969957415397
         dtype: dtype of model and clips.
     """
 
@@ -103,13 +99,8 @@ GOTCHAS = {
 INTRO = """# Captum's methods on video models
 
 This page shows which Captum methods work on which kind of video model. Every cell is a call on two clips. The result
-<<<<<<< HEAD
 was compared with an independent formula: gradients with autograd, ablations with ablation by hand, Shapley values
 with all subsets, Integrated Gradients and DeepLift with the change of the output, and a metric with its definition.
-=======
-was compared with an independent formula: gradients with autograd, ablations with ablation by hand, Shapley values with
-all subsets, Integrated Gradients and DeepLift with the change of the output, and a metric with its definition.
->>>>>>> 373879dc75f6175f17b139899321969957415397
 
 | cell | meaning |
 |---|---|
@@ -156,11 +147,7 @@ def cell(row: Row, column: str) -> Cell:
 
 
 def _reason(error: Exception, s: Subject) -> str:
-<<<<<<< HEAD
     """Return the first clause of an error message, with short class names, "the model" for the network."""
-=======
-    """Return the first clause of an error message, with short class names and "the model" for the network."""
->>>>>>> 373879dc75f6175f17b139899321969957415397
     if isinstance(error, Wrong):
         return str(error)
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(str(error).split()))

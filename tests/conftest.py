@@ -56,11 +56,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ctrl_c_reaches_python() -> Iterator[None]:
-<<<<<<< HEAD
     """Restore Python's handler of Ctrl-C, which background jobs of a shell ignore, and their children."""
-=======
-    """Restore Python's handler of Ctrl-C, which background jobs of a shell ignore, and child processes inherit."""
->>>>>>> 373879dc75f6175f17b139899321969957415397
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

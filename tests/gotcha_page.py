@@ -97,11 +97,7 @@ def gradient(f: Callable[[Tensor], Tensor], clip: Tensor, target: int) -> Tensor
 
 @torch.no_grad()
 def falls(f: Callable[..., Tensor], target: int, *pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
-<<<<<<< HEAD
     """Feature ablation of inputs and their masks: each region is zeroed once, in all inputs that contain it."""
-=======
-    """Feature ablation of inputs and their masks: the region of every id is zeroed once, in all inputs with this id."""
->>>>>>> 373879dc75f6175f17b139899321969957415397
     inputs, masks = zip(*pairs, strict=True)
     found = [torch.zeros_like(clip) for clip in inputs]
     for number in torch.cat([mask.flatten() for mask in masks]).unique():

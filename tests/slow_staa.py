@@ -234,11 +234,7 @@ class Playback(TorchFunctionMode):
 
 
 def decomposed(name: str, model: nn.Module, clip: Tensor, target: Tensor) -> Tensor:
-<<<<<<< HEAD
     """Return ``(B, t, h, w)``: the increase of the score if one embedding is doubled with fixed patterns."""
-=======
-    """Return ``(B, t, h, w)``: the increase of the score if one token embedding is doubled with fixed patterns."""
->>>>>>> 373879dc75f6175f17b139899321969957415397
     embedding = next(module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d)))
     mode, doubled = Playback(), []
 

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Tests of the table of Captum's methods on video models: cells equal the results, the page the output."""
-=======
-"""Tests of the table of Captum's methods on video models: cells equal the results, the page equals the output."""
->>>>>>> 373879dc75f6175f17b139899321969957415397
 
 from __future__ import annotations
 

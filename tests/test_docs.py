@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Tests of the documentation: links work, every page is listed, nothing is repeated, no name is missing."""
-=======
-"""Tests of the documentation: links, the table of contents, repeated paragraphs, missing names."""
->>>>>>> 373879dc75f6175f17b139899321969957415397
 
 from __future__ import annotations
 
@@ -101,11 +97,7 @@ def resolved(name: str) -> object:
 
 
 def undocumented(modules: list[str], text: str) -> list[str]:
-<<<<<<< HEAD
     """Return public classes, functions, dictionaries and modules that a page does not document."""
-=======
-    """Return public classes, functions, dictionaries and modules (no type aliases) that a page does not document."""
->>>>>>> 373879dc75f6175f17b139899321969957415397
     shown = documented(text)
     missing = []
     for module in map(importlib.import_module, modules):

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Tests of every gotcha: the wrong code still fails with this Captum, and the right code is right."""
-=======
-"""Tests of every gotcha: the wrong code still fails with this version of Captum, and the right code works."""
->>>>>>> 373879dc75f6175f17b139899321969957415397
 
 from __future__ import annotations
 

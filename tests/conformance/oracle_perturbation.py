@@ -212,11 +212,7 @@ def _full(means: Tensor, full_count: int) -> Tensor:
 
 
 def ellipsoids(sides: tuple[int, int, int]) -> Tensor:
-<<<<<<< HEAD
     """``(W, V)``, 1 inside: ellipsoids of 8 frames by 11/112 of a side, half a window apart, also across the border."""
-=======
-    """Return ``(W, V)``, 1 inside each ellipsoid of 8 frames by 11/112 of a side, half overlapping, past borders too."""
->>>>>>> 373879dc75f6175f17b139899321969957415397
     pixels = max(1, round(11 / 112 * min(sides[1:])))
     lengths = [min(8, sides[0]), pixels, pixels]
     starts = []

@@ -158,11 +158,7 @@ def grad_cam(case: Case, weighting: str = "gradcam", relu_attributions: bool = F
 
 
 def drawn(case: Case, maps: Tensor) -> Tensor:
-<<<<<<< HEAD
     """Interpolate cells ``(B, t, h, w)`` linearly to ``(B, T, H, W)``, each divided among its pixels."""
-=======
-    """Interpolate cells ``(B, t, h, w)`` linearly to ``(B, T, H, W)``, with each value divided among its pixels."""
->>>>>>> 373879dc75f6175f17b139899321969957415397
     maps = maps.double()
     for axis, size in enumerate(case.sides, start=1):
         count = maps.shape[axis]

@@ -80,11 +80,7 @@ def test_traced_classifiers(trial: Trial) -> None:
 
 def test_traced_classifier_has_no_family() -> None:
     own = case("own")
-<<<<<<< HEAD
     with pytest.raises(ValueError, match="TracedModule is not a recognized transformer"):
-=======
-    with pytest.raises(ValueError, match="TracedModule"):
->>>>>>> 373879dc75f6175f17b139899321969957415397
         STAA(torch.jit.trace(own.model, own.inputs))
 
 
