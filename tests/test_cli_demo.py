@@ -77,7 +77,7 @@ def test_demo_with_two_clips(tmp_path, capsys):
     means = check_demo(tmp_path / "demo", clips=2)
     said = capsys.readouterr().out
     assert "as planted: the class, and every key frame" in said and "| STAA " in said
-    assert all(f"{name}: {METHODS[name].about}" in said for name in demo.METHODS)
+    assert all(f"{name}: {METHODS[name].description}" in said for name in demo.METHODS)
     page = (tmp_path / "demo" / "methods.html").read_text(encoding="utf-8")
     assert all(name in page for name in ("planted", *demo.METHODS)) and "inverted" not in page
 

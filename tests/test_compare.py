@@ -123,7 +123,7 @@ def test_layer_grad_cam_equals_grad_cam_per_pixel(cnn):
     ours, theirs = made(["GradCAM(last)", "LayerGradCam"], cnn, perturbations_per_eval=1)
     maps = [method.map_of(method.call(clip, int(label)), clip, cnn).flatten() for method in (ours, theirs)]
     assert torch.corrcoef(torch.stack(maps))[0, 1] > 0.999
-    assert ours.about.startswith("gradcam, last layer")
+    assert ours.description.startswith("gradcam, last layer")
 
 
 def test_end_layer_finds_the_first_and_last_layer():

@@ -128,7 +128,7 @@ def test_an_earlier_run_raises_unless_resumed_with_the_same_settings(single):
         assert (single / "rows.csv").read_text() == before
 
 
-def test_resume_raises_for_a_folder_without_a_comparison(tmp_path):
+def test_a_folder_without_a_comparison_raises(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
