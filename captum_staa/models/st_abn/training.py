@@ -175,8 +175,8 @@ def _epoch(
         rows.append({name: value.item() for name, value in {**terms, "loss": total}.items()})
         if not math.isfinite(rows[-1]["loss"]):
             raise ValueError(
-                f"the loss must be finite, got {rows[-1]} at batch {len(rows)} of an epoch. The best weights so far are "
-                f"kept. Lower the learning rate, e.g. optimizer=lambda params: torch.optim.AdamW(params, lr=1e-4)."
+                f"the loss must be finite, got {rows[-1]} at batch {len(rows)} of an epoch. The best weights so far "
+                f"are kept. Lower the learning rate, e.g. optimizer=lambda params: torch.optim.AdamW(params, lr=1e-4)."
             )
         if stepper is not None:
             stepper.zero_grad()
