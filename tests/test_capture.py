@@ -106,7 +106,7 @@ def test_vivit_keeps_its_attention_mask():
             torch.testing.assert_close(logits, plain, rtol=0, atol=1e-5)
             for value in readings.values():
                 assert value[0, ..., 3:9].abs().max() < 1e-6 < value[1, ..., 3:9].abs().max()
-    # a module that makes its mask from the config lent to it: without a function of that name it would make none
+    # the module makes its mask from the temporary config: without a mask function of that name there is no mask
     assert ALL_MASK_ATTENTION_FUNCTIONS["captum_staa"] is ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
 
@@ -136,7 +136,7 @@ def test_half_and_double_precision(name, reading, dtype, close):
         logits, readings = read(clf, clip, reading)
         _, single = read(copy.deepcopy(clf).float(), clip.float(), reading)
     assert logits.dtype == plain.dtype == dtype
-    # transformers' eager code takes the softmax in float32 whatever came; ours keeps float64
+    # transformers' eager code takes the softmax in float32 for all inputs; ours keeps float64
     exact = 1e-10 if dtype == torch.float64 and name != "videoprism" else close
     torch.testing.assert_close(logits, plain, rtol=exact, atol=exact)
     for layer, value in readings.items():

@@ -75,7 +75,7 @@ def test_every_form_of_scaled_dot_product_attention(lead, options, reading):
 
 @pytest.mark.parametrize("reading", READINGS)
 def test_multihead_masks_and_options(reading):
-    """Masks, unbatched input, weights on request, extra keys: whatever nn.MultiheadAttention takes."""
+    """Masks, unbatched input, weights on request, extra keys: all arguments of nn.MultiheadAttention."""
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(2, n, 8, generator=generator) for n in (5, 6))
     padding = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])

@@ -27,7 +27,7 @@ def _same(readings: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "sdpa", "mha"])
 def test_nested_captures(name):
-    """Each reads the forwards of its own block alone, and the inner one may run inside the outer one's reader."""
+    """Each capture reads only the forwards of its block, and the inner one may run inside the outer one's reader."""
     clf = classifier(name)
     first, second = clip_for(clf, seed=1), clip_for(clf, seed=2)
     layers = layers_of(clf)

@@ -50,7 +50,7 @@ def clip_of(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-CLIP = clip_of(2, 3, 6, 10, 8)  # 3 x 3 x 2 cells; in height they are no whole number of pixels
+CLIP = clip_of(2, 3, 6, 10, 8)  # 3 x 3 x 2 cells; in height a cell is not an integer number of pixels
 
 
 def stretched(cells: int, pixels: int, mode: str) -> Tensor:

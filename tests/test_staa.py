@@ -1,4 +1,4 @@
-"""STAA against a slow formula of its own (slow_staa.py)."""
+"""STAA equals a slow reference implementation (slow_staa.py)."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_attribute_equals_attribute_maps_for_batches_and_tuples(name, kind):
     assert torch.isfinite(attributions).all() and bool((attributions < 0).any()) == (kind == "decomposition")
     joint = clf.layout.reduce(attributions)
     torch.testing.assert_close(joint, method.attribute_maps(clip, target).joint, rtol=1e-4, atol=1e-6)
-    if kind != "released":  # whose "temporal attention" is a signal of its own
+    if kind != "released":  # whose "temporal attention" is computed separately
         torch.testing.assert_close(joint.sum((2, 3)), method.attribute_maps(clip, target).temporal)
     single = torch.cat([method.attribute(clip[i : i + 1], int(target[i])) for i in range(3)])
     torch.testing.assert_close(attributions, single, rtol=1e-3, atol=1e-5 * attributions.max().item())
