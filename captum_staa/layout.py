@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -135,9 +136,21 @@ class VideoLayout:
         self.check(clip)
         return clip.permute([self.axes.index(axis) for axis in WORKING])
 
+    def mask_to_working(self, mask: Tensor) -> Tensor:
+        """Return a ``(B, T, H, W)`` view of a mask in this layout with size 1 along channels."""
+        return mask.permute([self.axes.index(axis) for axis in WORKING])[:, :, 0]
+
     def from_working(self, clip: Tensor) -> Tensor:
         """Return a view in this layout of a ``(B, T, C, H, W)`` clip."""
         return clip.permute([WORKING.index(axis) for axis in self.axes])
+
+    def forward_from_working(self, forward_func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``forward_func`` as a function of clips ``(B, T, C, H, W)`` and further arguments."""
+
+        def forward(inputs: Tensor, *args: Any) -> Any:
+            return forward_func(self.from_working(inputs).contiguous(), *args)
+
+        return forward
 
     def reduce(self, attributions: Tensor) -> Tensor:
         """Return the sum over channels ``(B, T, H, W)`` of attributions with the shape of the clip."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from captum_staa import VideoClassifier, feature_masks
+from captum_staa import VideoClassifier, VideoLayout, feature_masks, metrics
 from captum_staa.benchmark import PlantedClips
 from captum_staa.metrics.correlation import aopc, faithfulness_correlation, saco
 from captum_staa.metrics.faithfulness import faithfulness, monotonicity
@@ -285,3 +286,18 @@ def test_planted_evidence_scores_better_than_its_inverse():
         assert (right > wrong + 0.5).all()
     with pytest.raises(ValueError, match="layout"):
         aopc(clf, clip, truth.double(), layout="BCTHW", target=label)
+
+
+@pytest.mark.parametrize("name", ["insertion", "deletion", "faithfulness", "monotonicity", "aopc", "saco"])
+def test_a_layout_with_a_number_of_channels_gives_the_same_score(name):
+    """The layout checks the inputs, and not the masks of cells, which have one channel."""
+    generator = torch.Generator().manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16 * 3 * 6 * 6, 3))
+    inputs, maps = torch.rand(2, 16, 3, 6, 6, generator=generator), torch.rand(2, 3, 6, 6, generator=generator)
+    options: dict[str, Any] = {"cells": (1, 2, 2)} | ({} if name in ("faithfulness", "monotonicity") else {"target": 1})
+    options |= {"groups": 3} if name == "saco" else {"steps": 3} if name in ("insertion", "deletion", "aopc") else {}
+    twin = lambda x: model(x.transpose(1, 2))  # noqa: E731
+    found = getattr(metrics, name)(model, inputs, maps, layout=VideoLayout("BCTHW", channels=16), **options)
+    expected = getattr(metrics, name)(twin, inputs.transpose(1, 2), maps, layout="BTCHW", **options)
+    found, expected = (getattr(result, "score", result) for result in (found, expected))
+    torch.testing.assert_close(found, expected)

@@ -294,7 +294,7 @@ IDS = torch.zeros(1, 5, 1, 7, 6, dtype=torch.long)
     [
         ({"inputs": CLIP[0]}, ValueError, "(5, 3, 7, 6)"),
         ({"inputs": CLIP.long()}, TypeError, "inputs must"),
-        ({"inputs": CLIP * math.nan}, ValueError, "630 of the 630 values"),
+        ({"inputs": CLIP * math.nan}, ValueError, "got 630 nan or infinite values"),
         ({"layout": None}, ValueError, "'BTCHW'"),
         ({"layout": "BTHW"}, ValueError, "'BTHW'"),
         ({"attributions": MAP[:, :4]}, ValueError, "(1, 4, 7, 6)"),

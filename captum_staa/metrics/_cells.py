@@ -45,7 +45,7 @@ def cell_ids(
         )
     else:
         return units_for(inputs, feature_mask, layout)
-    return layout.to_working(mask)[:, :, 0].cpu()
+    return layout.mask_to_working(mask).cpu()
 
 
 def _cell(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | None, axis: Axis) -> list[int]:
@@ -63,18 +63,18 @@ class Cells:
     """Inputs, their baseline, and the cells that can be replaced.
 
     Attributes:
-        inputs: clips, in ``layout``.
+        forward_func: the model, as a function of clips ``(B, T, C, H, W)``.
+        inputs: clips ``(B, T, C, H, W)``.
         baseline: replaces cells of the inputs; same shape as ``inputs``.
-        layout: order of the axes.
         ids: int64 ``(1 or B, T, H, W)``, 0 to n - 1.
         means: ``(B, n)`` float64 on the CPU, the mean attribution of each cell.
         present: bool ``(1 or B, n)`` on the CPU. The number of regions that follow the image can differ between clips.
         perturbations_per_eval: copies of the batch per call of the model.
     """
 
+    forward_func: Callable[..., Any]
     inputs: Tensor
     baseline: Tensor
-    layout: VideoLayout
     ids: Tensor
     means: Tensor
     present: Tensor
@@ -130,10 +130,9 @@ class Cells:
         return keys <= keys.sort(1).values.take_along_dim(size - 1, 1)
 
     def spread(self, values: Tensor) -> Tensor:
-        """Expand one number per cell ``(P, 1 or B, n)`` to the axes of the inputs after ``P``, with size 1 along C."""
+        """Expand one number per cell ``(P, 1 or B, n)`` to ``(P, 1 or B, T, 1, H, W)``."""
         rows = values.to(self.ids.device).take_along_dim(self.ids.flatten(1)[None], 2)  # (P, 1 or B, T * H * W)
-        voxels = rows.flatten(0, 1).unflatten(1, self.ids.shape[1:])[:, :, None]
-        return self.layout.from_working(voxels).unflatten(0, rows.shape[:2])
+        return rows.unflatten(2, self.ids.shape[1:])[:, :, :, None]
 
     def blended(self, kept: Tensor) -> Tensor:
         """Return copies ``(P * B, ...)``, batch by batch: the inputs where ``kept`` is 1, the baseline where it is 0.
@@ -178,7 +177,15 @@ def cells_of(
     ids = cell_ids(forward_func, inputs, layout, cells, feature_mask, axis)
     means, counts = _means(maps.cpu().flatten(1), ids.flatten(1))
     present = counts[: len(ids)] > 0
-    return Cells(inputs, baseline, layout, ids.to(inputs.device), means, present, int(perturbations_per_eval))
+    return Cells(
+        forward_func=layout.forward_from_working(forward_func),
+        inputs=layout.to_working(inputs),
+        baseline=layout.to_working(baseline),
+        ids=ids.to(inputs.device),
+        means=means,
+        present=present,
+        perturbations_per_eval=int(perturbations_per_eval),
+    )
 
 
 def _means(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,7 @@ def faithfulness_correlation(
     size = all_cells.portion(fraction)
     seeds = torch.randint(2**62, (n_subsets,), generator=draw, device=draw.device).tolist()
     subsets = torch.stack([all_cells.subset(size, seed) for seed in seeds])  # (S, 1 or B, n)
-    falls = _falls(forward_func, all_cells, subsets, target, additional_forward_args)
+    falls = _falls(all_cells, subsets, target, additional_forward_args)
     relative = all_cells.means - all_cells.means[:, :1]  # a constant map must give exactly equal sums
     sums = torch.stack([(subset * relative).sum(1) for subset in subsets])  # (S, B)
     if correlation == "spearman":
@@ -156,7 +156,7 @@ def aopc(
     all_cells.check_portions("steps", steps)
     ranks = all_cells.ranks()
     replaced = torch.stack([ranks < all_cells.portion(step / steps) for step in range(1, steps + 1)])
-    falls = _falls(forward_func, all_cells, replaced, target, additional_forward_args)
+    falls = _falls(all_cells, replaced, target, additional_forward_args)
     return (falls.sum(0) / (steps + 1)).to(inputs.device)
 
 
@@ -223,7 +223,7 @@ def saco(
     all_cells.check_portions("groups", groups)
     group = all_cells.ranks() * groups // all_cells.totals  # absent cells come after the last group
     members = torch.stack([group == number for number in range(groups)])  # (G, B, n)
-    falls = _falls(forward_func, all_cells, members, target, additional_forward_args)
+    falls = _falls(all_cells, members, target, additional_forward_args)
     relative = all_cells.means - all_cells.means[:, :1]  # groups of a constant map must be exactly equal
     salience = (members * relative).sum(2) / members.sum(2)  # (G, B)
     first, second = torch.triu_indices(groups, groups, offset=1)
@@ -233,11 +233,9 @@ def saco(
 
 
 @torch.no_grad()
-def _falls(
-    forward_func: Callable[..., Any], cells: Cells, replaced: Tensor, target: TargetType, extra: object
-) -> Tensor:
+def _falls(cells: Cells, replaced: Tensor, target: TargetType, extra: object) -> Tensor:
     """Return the fall of the output without the cells ``replaced`` ``(P, B, n)``, ``(P, B)`` float64 on the CPU."""
-    score = TargetScore(forward_func, target, extra, len(cells.inputs))
+    score = TargetScore(cells.forward_func, target, extra, len(cells.inputs))
     whole = score((cells.inputs.clone(),))
     without = torch.cat([score((clips,), copies) for copies, clips in cells.altered(replaced)])
     return whole.cpu().double() - without.cpu().double()

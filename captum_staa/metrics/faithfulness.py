@@ -98,7 +98,7 @@ def faithfulness(
         forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval
     )
     all_cells.check_part("kept", kept)
-    return 1 - _differences(forward_func, all_cells, [kept], target, additional_forward_args)[0]
+    return 1 - _differences(all_cells, [kept], target, additional_forward_args)[0]
 
 
 @metric(higher_is_better=False, lowest=-1.0, highest=1.0)
@@ -159,14 +159,12 @@ def monotonicity(
     )
     for outermost in (fractions[0], fractions[-1]):
         all_cells.check_part("each of fractions", outermost)
-    differences = _differences(forward_func, all_cells, fractions, target, additional_forward_args)
+    differences = _differences(all_cells, fractions, target, additional_forward_args)
     return _kendall(torch.tensor(fractions, dtype=torch.float64).to(differences), differences.T)
 
 
 @torch.no_grad()
-def _differences(
-    forward_func: Callable[..., Any], cells: Cells, fractions: Sequence[float], target: TargetType, extra: object
-) -> Tensor:
+def _differences(cells: Cells, fractions: Sequence[float], target: TargetType, extra: object) -> Tensor:
     """Return the difference of scaled outputs, inputs against top cells alone, ``(len(fractions), B)`` float64."""
     batch = len(cells.inputs)
     extra = _format_additional_forward_args(extra)
@@ -174,7 +172,7 @@ def _differences(
     def scaled(clips: Tensor, copies: int) -> Tensor:
         """Return the outputs scaled to 0 .. 1, ``(copies, B, K)``."""
         args = _expand_additional_forward_args(extra, copies, expansion_type=ExpansionTypes.repeat) if extra else None
-        outputs = _run_forward(forward_func, clips, None, args)
+        outputs = _run_forward(cells.forward_func, clips, None, args)
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != copies * batch:
             got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ValueError(

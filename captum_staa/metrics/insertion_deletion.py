@@ -145,7 +145,7 @@ def insertion(
     all_cells = cells_of(
         forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
     )
-    score = score_of(forward_func, target, additional_forward_args, output, len(inputs))
+    score = score_of(all_cells.forward_func, target, additional_forward_args, output, len(inputs))
     return _insertions(all_cells, score, (order,), steps)[0]
 
 
@@ -199,7 +199,7 @@ def deletion(
     all_cells = cells_of(
         forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
     )
-    score = score_of(forward_func, target, additional_forward_args, output, len(inputs))
+    score = score_of(all_cells.forward_func, target, additional_forward_args, output, len(inputs))
     return _reversed(_insertions(all_cells, score, (_REVERSED[order],), steps)[0])
 
 
@@ -249,7 +249,7 @@ def insertion_deletion(
     all_cells = cells_of(
         forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
     )
-    score = score_of(forward_func, target, additional_forward_args, output, len(inputs))
+    score = score_of(all_cells.forward_func, target, additional_forward_args, output, len(inputs))
     morf, lerf = _insertions(all_cells, score, ("morf", "lerf"), steps)
     return InsertionDeletionResult(morf, _reversed(lerf), lerf, _reversed(morf))
 
