@@ -292,8 +292,8 @@ def test_planted_evidence_scores_better_than_its_inverse():
 def test_a_layout_with_a_number_of_channels_gives_the_same_score(name):
     """The layout checks the inputs, and not the masks of cells, which have one channel."""
     generator = torch.Generator().manual_seed(3)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16 * 3 * 6 * 6, 3))
-    inputs, maps = torch.rand(2, 16, 3, 6, 6, generator=generator), torch.rand(2, 3, 6, 6, generator=generator)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16 * 4 * 6 * 6, 3))
+    inputs, maps = torch.rand(2, 16, 4, 6, 6, generator=generator), torch.rand(2, 4, 6, 6, generator=generator)
     options: dict[str, Any] = {"cells": (1, 2, 2)} | ({} if name in ("faithfulness", "monotonicity") else {"target": 1})
     options |= {"groups": 3} if name == "saco" else {"steps": 3} if name in ("insertion", "deletion", "aopc") else {}
     twin = lambda x: model(x.transpose(1, 2))  # noqa: E731
