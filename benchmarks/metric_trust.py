@@ -29,7 +29,7 @@ SEED, BATCH, STEPS = 50_000, 8, 16
 DOCS = Path(__file__).parents[1] / "docs"
 INTRO = """# Which metric can be trusted
 
-On real data nobody knows the evidence, and faithfulness metrics must judge maps without it. Do they agree with the
+On real data the evidence is unknown, and faithfulness metrics must judge maps without it. Do they agree with the
 truth where we know it? {clips} [planted clips](planted.md) of each of several models, with all methods and the controls
 random, center and inverted; {steps} steps, cells of a tubelet, baseline zero unless named. Made by
 `python benchmarks/metric_trust.py`.

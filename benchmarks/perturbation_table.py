@@ -40,10 +40,10 @@ SHOWN = {
 INTRO = """# Spatio-temporal perturbation: the table
 
 Means over {models} bundled models, {clips} clips of each. Columns and controls as in
-[planted evidence](planted.md#how-to-read-the-tables); only the default preset has controls of its own. Insertion (high
+[planted evidence](planted.md#how-to-read-the-tables); only the default preset has controls. Insertion (high
 is good) and deletion (low is good): the area under the target's probability over {steps} steps, cells of 1 x 3 x 3
 pixels, towards zero. `nested` is the default. *From relevance* begins with STAA's map, or HiResCAM's of the first stage
-of a CNN, in place of its own hint. Made by `python benchmarks/perturbation_table.py`.
+of a CNN, in place of its warm start. Made by `python benchmarks/perturbation_table.py`.
 """
 Explain = Callable[[Tensor, Tensor], Tensor]  # clips, targets -> maps (B, T, H, W)
 

@@ -3,7 +3,7 @@
 # Formatted with the number of clips of each model, ``clips``, and that of slow methods, ``slow``.
 INTRO = """# Planted evidence
 
-Which method finds the evidence that a model has used? On real clips nobody knows what the model has used. In planted
+Which method finds the evidence that a model has used? On real clips this is unknown. In planted
 clips (`benchmark.PlantedClips`) we put the evidence in, so we know where and when it can be seen.
 
 A clip has 16 frames of 48 x 48 pixels and four moving objects: patches of 12 x 12 pixels with the same contrast, the

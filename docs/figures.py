@@ -29,7 +29,7 @@ from captum_staa.visualization import (
 )
 
 IMAGES = Path(__file__).parent / "images"
-FOR = "positive"  # draw what speaks for the class; absolute values would show evidence against it as well
+FOR = "positive"  # draw evidence for the class only; absolute values would show evidence against it as well
 
 
 def staa() -> None:

@@ -114,7 +114,7 @@ def shown(truth: NDArray[np.bool_]) -> list[int]:
 
 
 def strength(maps: Tensor) -> NDArray[np.float64]:
-    """What speaks for the class: ``(T, H, W)`` in [0, 1], one scale per clip; the top 2 % of the sum count as 1."""
+    """Evidence for the class: ``(T, H, W)`` in [0, 1], one scale per clip; the top 2 % of the sum count as 1."""
     values = maps[0].clamp(min=0).double().numpy()
     ordered = np.sort(values, None)
     top = ordered[np.searchsorted(ordered.cumsum(), 0.98 * ordered.sum())]

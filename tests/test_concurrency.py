@@ -29,7 +29,7 @@ Work = Callable[[], Tensor]
 
 
 def at_once(works: list[Work]) -> list[list[Tensor]]:
-    """Each work in a thread of its own, several times over, all starting together at every turn."""
+    """Run each function in a separate thread, several times. All threads start each round together."""
     results: list[list[Tensor]] = [[] for _ in works]
     errors: list[BaseException] = []
     barrier = threading.Barrier(len(works), timeout=60)

@@ -200,7 +200,7 @@ def test_copy_is_independent():
     assert torch.equal(twin.attribute(clip, 1), expected)
 
 
-# torch's compiler looks at .grad of whatever it is handed
+# torch's compiler reads .grad of all its inputs
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 @pytest.mark.slow  # the first use of torch.compile takes many seconds
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "sdpa"])

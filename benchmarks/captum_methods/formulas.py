@@ -50,7 +50,7 @@ def change(s: Subject, baselines: Tensors | None = None) -> Tensor:
 
 
 def parts(s: Subject, joint: bool = False) -> Tensors:
-    """A mask per input: halves in time; unless joint, also in width, with ids of its own for each input."""
+    """A mask per input: halves in time; unless joint, also in width, with separate ids for each input."""
     found = []
     for number, clip in enumerate(s.inputs):
         sizes = s.layout.size(clip)

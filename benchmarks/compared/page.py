@@ -56,22 +56,22 @@ python benchmarks/comparison_table.py
 
 Every model is right on its task, so where the evidence is planted is where a faithful map should be; but a model need
 not use all of it, and on `order` it may answer from a part. Times are of one thread of a busy CPU;
-`forwards` are multiples of a plain forward that ran right before; of times the medians are told, of all else the means
+`forwards` are multiples of a plain forward that ran right before; times are medians, all other values are means
 over clips. In tables bold is the best method that is no control, ↑ means high is good, and ↓ low.
 """
 
 
 def write(runs: dict[str, dict[str, Any]], docs: Path) -> None:
     """docs/comparison.md with its pictures, and docs/comparison/MODEL.md."""
-    plain = {name: told for name, told in runs.items() if not name.endswith("-papers")}
+    plain = {name: run for name, run in runs.items() if not name.endswith("-papers")}
     if not plain:
         return
-    clips = min(len(told["clips"]) for told in plain.values())
+    clips = min(len(run["clips"]) for run in plain.values())
     parts = [HEAD.format(models=len(plain), clips=clips)]
     groups = {
         title: found
         for title, families in GROUPS.items()
-        if (found := {name: told for name, told in plain.items() if name.rpartition("-")[0] in families})
+        if (found := {name: run for name, run in plain.items() if name.rpartition("-")[0] in families})
     }
     whole = {title: together(found) for title, found in groups.items()}
     parts += ["## Where this library's methods lose", *losses(whole)]
@@ -90,8 +90,8 @@ def write(runs: dict[str, dict[str, Any]], docs: Path) -> None:
             parts.append(f"![The methods on one clip of {model}](images/{picture.name})")
     parts += ["## The papers' perturbation", *papers(runs)]
     parts += ["## Model by model", "All metrics, with 95 % intervals:", ""]
-    for name, told in plain.items():
-        (docs / "comparison" / f"{name}.md").write_text(f"# {name}\n\n{together({name: told}).to_markdown()}")
+    for name, run in plain.items():
+        (docs / "comparison" / f"{name}.md").write_text(f"# {name}\n\n{together({name: run}).to_markdown()}")
         parts.append(f"- [{name}](comparison/{name}.md)")
     parts.append("```{toctree}\n:hidden:\n:glob:\n\ncomparison/*\n```")
     (docs / "comparison.md").write_text("\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n")
@@ -166,32 +166,32 @@ def claim(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
     )
     heads = [f"{mode} / {slow}" for mode in OURS["STAA"] for slow in SLOW_ONES]
     lines = ["| model | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for model, told in runs.items():
-        if not any(value is not None for value in _column(told, "STAA")):
+    for model, run in runs.items():
+        if not any(value is not None for value in _column(run, "STAA")):
             continue
         cells = []
         for mode in OURS["STAA"]:
             for slow in SLOW_ONES:
                 ratio = statistics.median(
-                    ours / theirs for ours, theirs in zip(_column(told, mode), _column(told, slow), strict=True)
+                    ours / theirs for ours, theirs in zip(_column(run, mode), _column(run, slow), strict=True)
                 )
                 cells.append(f"{ratio:.4f}" if ratio <= CLAIMED else f"**{ratio:.4f}**")
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     yield "\n".join(lines)
 
 
-def _column(told: dict[str, Any], method: str) -> list[float]:
-    at = told["methods"].index(method)
-    return [row[at] for row in told["values"]["seconds"]]
+def _column(run: dict[str, Any], method: str) -> list[float]:
+    at = run["methods"].index(method)
+    return [row[at] for row in run["values"]["seconds"]]
 
 
 def papers(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
     """The settings step and 3d-ep beside this library's own, on the few clips that they were given."""
-    slow = {name.removesuffix("-papers"): told for name, told in runs.items() if name.endswith("-papers")}
+    slow = {name.removesuffix("-papers"): run for name, run in runs.items() if name.endswith("-papers")}
     if not slow:
         yield "Not measured."
         return
-    clips = min(len(told["clips"]) for told in slow.values())
+    clips = min(len(run["clips"]) for run in slow.values())
     many = f"{clips} clip{'s' * (clips > 1)} of each of {len(slow)} models"
     yield f"Rebuilt from their formulas, {many}; `seconds` of one thread."
     yield table("The papers' settings", together(slow), (*TRUTH, "seconds"))

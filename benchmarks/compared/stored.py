@@ -18,7 +18,7 @@ KINDS = ("insertion", "deletion")
 
 def keep(found: Comparison, path: Path) -> None:
     """Numbers by metric, a row for each clip; those of the table, to four figures."""
-    told = {
+    run = {
         "clips": found.clips,
         "methods": found.methods,
         "better": found.better,
@@ -34,13 +34,13 @@ def keep(found: Comparison, path: Path) -> None:
         "settings": found.settings,
     }
     with atomic(path, overwrite=True) as partial:
-        partial.write_text(json.dumps(told, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(run, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
 
 
 def kept(path: Path) -> dict[str, Any]:
     """What :func:`keep` has written."""
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return told
+    run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return run
 
 
 def together(runs: dict[str, dict[str, Any]]) -> Comparison:
@@ -50,14 +50,14 @@ def together(runs: dict[str, dict[str, Any]]) -> Comparison:
     """
     first = next(iter(runs.values()))
     rows: list[Row] = []
-    for model, told in runs.items():
-        for metric, table in told["values"].items():
+    for model, run in runs.items():
+        for metric, table in run["values"].items():
             rows += [
                 Row(f"{model}/{clip}", method, metric, math.nan if value is None else value)
-                for clip, values in zip(told["clips"], table, strict=True)
-                for method, value in zip(told["methods"], values, strict=True)
+                for clip, values in zip(run["clips"], table, strict=True)
+                for method, value in zip(run["methods"], values, strict=True)
             ]
-        for given in told["reasons"]:
+        for given in run["reasons"]:
             clip = given["clip"] if given["clip"] == ALL else f"{model}/{given['clip']}"
             rows.append(Row(clip, given["method"], given["metric"], math.nan, given["reason"]))
     methods = [
@@ -71,15 +71,15 @@ def together(runs: dict[str, dict[str, Any]]) -> Comparison:
         settings={
             name: first["settings"][name] for name in ("inverted", "model_controls") if name in first["settings"]
         },
-        answers={f"{m}/{clip}": tuple(own) for m, told in runs.items() for clip, own in told["answers"].items()},
+        answers={f"{m}/{clip}": tuple(own) for m, run in runs.items() for clip, own in run["answers"].items()},
         curves=_mean_curves(list(runs.values())),
     )
 
 
 def _mean_curves(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for method in {name: None for told in runs for name in told["curves"]}:
-        held = [told["curves"][method] for told in runs if method in told["curves"]]
+    for method in {name: None for run in runs for name in run["curves"]}:
+        held = [run["curves"][method] for run in runs if method in run["curves"]]
         found[method] = {kind: np.mean([curves[kind] for curves in held], axis=0).reshape(GRID.shape) for kind in KINDS}
     return found
 
