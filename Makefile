@@ -1,9 +1,9 @@
-# Each goal makes its own virtual environment and installs only when pyproject.toml or constraints.txt changed.
+# Each target creates a virtual environment, and installs only if pyproject.toml or constraints.txt changed.
 #
 #     make demo | test | lint | docs | tutorials | clean
 #     make test PYTHON=python3.12           another interpreter (3.10 or newer; `make clean` first)
-#     make test ARGS="-k grid -x"           arguments for pytest; ARGS="-n 0" takes one process alone
-#     make test CONSTRAINTS=                the newest versions of everything, instead of the tested ones
+#     make test ARGS="-k grid -x"           arguments for pytest; ARGS="-n 0" uses a single process
+#     make test CONSTRAINTS=                the newest versions of all packages, instead of the tested ones
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -40,7 +40,7 @@ docs: $(VENV)/.installed-docs
 	$(py) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-# Runs every notebook and writes its outputs into it; ARGS="01 03" runs some.
+# Runs every notebook and stores its outputs; ARGS="01 03" runs some of them.
 tutorials: $(VENV)/.installed-docs
 	$(py) tutorials/build.py $(ARGS)
 
@@ -59,7 +59,7 @@ $(VENV)/.installed-%: pyproject.toml $(wildcard $(CONSTRAINTS)) | $(VENV)/.made
 	@$(pip) install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[$(extras)]'
 	@touch $@
 
-# The stamp, not bin/python, says that the environment is whole: a venv that failed half-way leaves a bin/python behind.
+# The stamp, not bin/python, shows that the environment is complete: a failed venv may leave bin/python behind.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 10) and f"captum_staa needs Python 3.10 or newer, and $(PYTHON) is {v}: make PYTHON=python3.11 ...")'
 	@echo "making $(VENV) with $$($(PYTHON) -c 'import sys; print(sys.executable, sys.version.split()[0])')"

@@ -35,12 +35,12 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_numpy_docstring = False
-napoleon_use_rtype = False  # "Like ``inputs``: contiguous" is a description, and no type
+napoleon_use_rtype = False  # "Like ``inputs``: contiguous" is a description, not a type
 
 html_math_renderer = "drawings"  # of formulas.py
 
-# Links into other projects' pages need their inventories. Beside this file lie Captum's, which publishes none, and what
-# is named here of torch's; the whole ones need a network: CAPTUM_STAA_INTERSPHINX=1 make docs
+# Links to pages of other projects need their inventories. The folder inventories/ has one for Captum, which publishes
+# none, and a part of torch's. The complete inventories need a network: CAPTUM_STAA_INTERSPHINX=1 make docs
 intersphinx_mapping = {
     "captum": ("https://captum.ai/api", "inventories/captum.inv"),
     "torch": ("https://docs.pytorch.org/docs/stable", "inventories/torch.inv"),
@@ -54,7 +54,7 @@ if os.environ.get("CAPTUM_STAA_INTERSPHINX"):
 
 
 def _links_of_tutorials(app, docname, source):
-    """Links that work in tutorials/ become links between pages: seen from there, these lie in another folder."""
+    """Convert links that work in tutorials/ to links between pages, which are in another folder."""
     if docname.startswith("tutorials/"):
         pages = re.sub(r"\[([^][\n]+)\]\(\.\./docs/(\w+)\.md\)", r"{doc}`\1 </\2>`", source[0])
         source[0] = re.sub(r"\[([^][\n]+)\]\((\w+)\.ipynb\)", r"{doc}`\1 </tutorials/\2>`", pages)
@@ -62,6 +62,6 @@ def _links_of_tutorials(app, docname, source):
 
 def setup(app):
     tutorials = Path(__file__).parent / "tutorials"
-    if not tutorials.is_dir():  # a source distribution holds no links
+    if not tutorials.is_dir():  # a source distribution has no symbolic links
         tutorials.symlink_to(Path("..") / "tutorials")
     app.connect("source-read", _links_of_tutorials)

@@ -1,4 +1,4 @@
-"""Draws the pictures of README and docs: `python docs/figures.py` (planted clips, so that the truth is known)."""
+"""Draw the pictures of README and docs with planted clips, whose evidence is known: `python docs/figures.py`."""
 
 import colorsys
 import shutil
@@ -29,11 +29,11 @@ from captum_staa.visualization import (
 )
 
 IMAGES = Path(__file__).parent / "images"
-FOR = "positive"  # draw evidence for the class only; absolute values would show evidence against it as well
+FOR = "positive"  # draw evidence for the class only; absolute values would also show evidence against it
 
 
 def staa() -> None:
-    """hero.webp, sheet.png and timeline.png: what STAA says of one clip."""
+    """Draw hero.webp, sheet.png and timeline.png: the STAA map of one clip."""
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     planted = PlantedClips(seed=12, n=20, task="pattern")
     clip, label, truth = planted[16:17]
@@ -50,7 +50,7 @@ def staa() -> None:
 
 
 def masks() -> None:
-    """feature_masks.png: every mask over the same frames of one clip."""
+    """Draw feature_masks.png: every mask over the same frames of one clip."""
     clf = VideoClassifier.from_pretrained("tiny-videomae-motion")
     planted = PlantedClips(seed=5, n=20, task="motion")
     index = 10  # the evidence shows in frames 7 to 11 and stays clear of the borders
@@ -79,7 +79,7 @@ def masks() -> None:
 
 
 def perturbation() -> None:
-    """perturbation.png: the masks of four areas over some frames, and the map, beside what was planted."""
+    """Draw perturbation.png: the masks of four areas over some frames, the map, and the planted evidence."""
     clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
     planted = PlantedClips(seed=12, n=20, task="pattern")
     clip, label, truth = planted[16:17]
@@ -110,7 +110,7 @@ def perturbation() -> None:
 
 
 def panels() -> None:
-    """summary.webp, compare.webp, slices.webp and player.webp: one clip and its explanations on a page each."""
+    """Draw summary.webp, compare.webp, slices.webp and player.webp: one clip and its explanations."""
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     planted = PlantedClips(seed=12, n=20, task="pattern")
     clip, label, truth = planted[16:17]
@@ -137,7 +137,7 @@ def panels() -> None:
         title = f"Why '{answer[0][0]}' ({answer[0][1]:.0%})?"
         to_html(frames, maps, layout=clf.layout, path=page, truth=windows, predictions=answer, title=title, sign=FOR)
         switches = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
-        # Frames are decoded after the page is loaded: a slow machine would take a picture of an empty page.
+        # Frames are decoded after the page is loaded. A slow machine would otherwise take a picture of an empty page.
         switches += [
             "--window-size=900,900",
             "--hide-scrollbars",
@@ -150,14 +150,14 @@ def panels() -> None:
 
 
 def save_smooth(figure: Figure, name: str) -> None:
-    """A picture whose color bar keeps all its colors."""
+    """Save a picture that keeps all colors of its color bar."""
     drawn = BytesIO()
     figure.savefig(drawn, dpi=100)
     Image.open(drawn).convert("RGB").save(IMAGES / name, quality=85, method=6)
 
 
 def save_small(figure: Figure, name: str) -> None:
-    """A picture of 256 colors, which takes a third of the bytes."""
+    """Save a picture with 256 colors, which has a third of the bytes."""
     drawn = BytesIO()
     figure.savefig(drawn, dpi=110)
     few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
@@ -165,7 +165,7 @@ def save_small(figure: Figure, name: str) -> None:
 
 
 def colored(frames: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Frames ``(T, H, W, 3)`` in gray, four times as large, under a color per region and its borders."""
+    """Return frames ``(T, H, W, 3)`` in gray, four times as large, with the color and borders of each region."""
     hues = [colorsys.hls_to_rgb(i * 0.194 % 1, (0.5, 0.65, 0.38)[i % 3], 0.9) for i in range(ids.max() + 1)]
     gray = median(frames.mean(-1), np.ones((1, 3, 3)))[..., None] / 255  # without the noise, which takes most bytes
     picture = (0.55 * gray + 0.45 * np.array(hues)[ids]).repeat(4, 1).repeat(4, 2)

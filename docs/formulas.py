@@ -1,4 +1,4 @@
-"""Formulas as drawings inside the page, so that it shows them without a network and without LaTeX.
+"""Render formulas as SVG inside the page, so that they need no network and no LaTeX.
 
 Sphinx leaves formulas to MathJax, a script that the reader's browser fetches. Here matplotlib, which is installed
 anyway, draws them while the pages are built. It knows the part of TeX that its manual calls mathtext; a formula beyond
@@ -23,7 +23,7 @@ EM = 0.0115  # width of such a unit on the page, where a formula's letters look 
 PAD = 6  # units around the ink, for strokes that lean over their box
 PEN = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
 
-# What LaTeX has and mathtext has not, where something near is there.
+# LaTeX commands that mathtext does not have, and similar replacements.
 REWRITES = [
     (r"\\[td]?frac(\d)(\d)", r"\\frac{\1}{\2}"),
     (r"\\tfrac", r"\\frac"),
@@ -60,7 +60,7 @@ def drawing(tex: str, *, display: bool = False) -> str:
 
 
 def _outline(points: Any, codes: Any, scale: float) -> str:
-    """Vertices and codes of matplotlib as SVG's path data, y downwards."""
+    """Convert vertices and codes of matplotlib to SVG path data, y downwards."""
     parts, last = [], None
     for (x, y), code in zip(points, codes, strict=True):
         letter = PEN[code]
@@ -75,7 +75,7 @@ def _outline(points: Any, codes: Any, scale: float) -> str:
 
 
 def _full(parts: list[str], letter: str) -> bool:
-    """Whether the curve at the end has all of its points."""
+    """Return whether the last curve has all of its points."""
     wanted, have = (2 if letter == "Q" else 3), 0
     for part in reversed(parts):
         have += 1

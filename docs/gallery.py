@@ -35,12 +35,12 @@ def sections() -> dict[str, str]:
 
 
 def file_of(heading: str) -> Path:
-    """Where a section's picture lies."""
+    """Return the path of the picture of a section."""
     return HERE / "images" / f"gallery_{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')}.webp"
 
 
 def main() -> None:
-    """One picture per section, and the grid of all."""
+    """Draw one picture per section, and the overview."""
     found: dict[str, Maps] = {}
     for heading, code in sections().items():
         names: dict[str, object] = {"__name__": "gallery"}
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def strips(maps: Maps) -> Figure:
-    """Models side by side, a row per task, five frames of each."""
+    """Draw the models side by side, with a row per task and five frames each."""
     models = list(dict.fromkeys(model for model, _ in maps))
     figure = Figure(figsize=(7.6, 2.55))
     for column, model in enumerate(models):
@@ -70,7 +70,7 @@ def strips(maps: Maps) -> Figure:
 
 
 def grid(found: dict[str, Maps]) -> Figure:
-    """A row per method, a column per model and task: the middle frame of the first event."""
+    """Draw the overview with a row per method and a column per model and task: the middle frame of the first event."""
     rows = len(found) + 1
     figure = Figure(figsize=(7.6, 0.4 + 0.86 * rows))
     high = 0.86 / (0.4 + 0.86 * rows)
@@ -87,7 +87,7 @@ def grid(found: dict[str, Maps]) -> Figure:
                 if half == column == 0:
                     figure.text(0.225, bottom + 0.47 * high, heading.replace(", ", ",\n"), **RIGHT)
                 ax = figure.add_axes((left, bottom, 0.113, 0.97 * high))
-                matching = [each for (name, own), each in maps.items() if own == task and (name in CNNS) == bool(half)]
+                matching = [m for (name, other), m in maps.items() if other == task and (name in CNNS) == bool(half)]
                 if row and not (matching := [m for m in matching if m is not maps.get(("timesformer", task))]):
                     ax.text(0.5, 0.5, "no attention\nto read", ha="center", va="center", fontsize=6, color="#777777")
                     ax.set_axis_off()
@@ -100,13 +100,13 @@ RIGHT = {"ha": "right", "va": "center", "fontsize": 7}
 
 
 def planted(task: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """The frames ``(T, H, W, 3)`` and the truth ``(T, H, W)`` of the clip that all blocks explain."""
+    """Return the frames ``(T, H, W, 3)`` and the truth ``(T, H, W)`` of the clip of all code blocks."""
     clips = PlantedClips(seed=12, n=20, task=task)
     return clips.frames(16), clips[16:17][2][0].numpy()
 
 
 def shown(truth: NDArray[np.bool_]) -> list[int]:
-    """Two frames before the evidence, its first, middle and last, and two after."""
+    """Return five frames: two before the evidence, its first, middle and last frame, and two after it."""
     times = np.flatnonzero(truth.any((1, 2)))
     first, last = int(times[0]), int(times[-1])
     middle = int(times[len(times) // 2])
@@ -114,7 +114,7 @@ def shown(truth: NDArray[np.bool_]) -> list[int]:
 
 
 def strength(maps: Tensor) -> NDArray[np.float64]:
-    """Evidence for the class: ``(T, H, W)`` in [0, 1], one scale per clip; the top 2 % of the sum count as 1."""
+    """Return positive values ``(T, H, W)`` in [0, 1], on one scale per clip; the top 2 % of the sum count as 1."""
     values = maps[0].clamp(min=0).double().numpy()
     ordered = np.sort(values, None)
     top = ordered[np.searchsorted(ordered.cumsum(), 0.98 * ordered.sum())]
@@ -127,7 +127,7 @@ def draw(
     values: NDArray[np.float64] | None,
     truth: NDArray[np.bool_],
 ) -> None:
-    """A frame, in color or in gray under its map, and the outline of what was planted."""
+    """Draw a frame, in color or in gray under its map, with the outline of the planted evidence."""
     if values is None:
         ax.imshow(frame)
     else:
@@ -142,7 +142,7 @@ def draw(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Twice as fine as it is shown, for sharp screens."""
+    """Save a picture with twice its display resolution."""
     drawn = BytesIO()
     figure.savefig(drawn, dpi=180)
     Image.open(drawn).convert("RGB").save(path, quality=70, method=6)

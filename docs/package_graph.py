@@ -17,7 +17,7 @@ PAGE = 11.0
 
 
 def packages() -> dict[str, set[str]]:
-    """Every package and top-level module, and those that it imports."""
+    """Return every package and top-level module, and its imports."""
     names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     names -= {"__init__"}
     found: dict[str, set[str]] = {name: set() for name in names} | {PUBLIC: set()}
@@ -32,7 +32,7 @@ def packages() -> dict[str, set[str]]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The first name below the package of everything that a file imports from it."""
+    """Yield the first name below the package for every import of a file."""
     folder = path.relative_to(PACKAGE.parent).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -45,7 +45,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def rows(uses: dict[str, set[str]]) -> dict[str, int]:
-    """The length of the longest chain of imports below each package."""
+    """Return the length of the longest chain of imports below each package."""
     found: dict[str, int] = {}
 
     def row_of(package: str) -> int:
@@ -59,7 +59,7 @@ def rows(uses: dict[str, set[str]]) -> dict[str, int]:
 
 
 def needed(uses: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Imports without those that a longer chain implies."""
+    """Remove imports that follow from a longer chain."""
 
     def below(package: str) -> set[str]:
         return uses[package].union(*map(below, uses[package]))
@@ -68,14 +68,14 @@ def needed(uses: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def lines(package: str) -> int:
-    """Of code, in a file or a folder."""
+    """Count the lines of code in a file or a folder."""
     path = PACKAGE / ("__init__.py" if package == PUBLIC else f"{package}.py")
     files = [path] if path.exists() else (PACKAGE / package).rglob("*.py")
     return sum(len(file.read_text("utf-8").splitlines()) for file in files)
 
 
 def draw() -> Figure:
-    """Packages as boxes, the lowest at the bottom, and arrows to what each imports."""
+    """Draw packages as boxes, the lowest at the bottom, with arrows to their imports."""
     uses = packages()
     level, arrows = rows(uses), needed(uses)
     top = max(level.values())

@@ -212,7 +212,7 @@ def _full(means: Tensor, full_count: int) -> Tensor:
 
 
 def ellipsoids(sides: tuple[int, int, int]) -> Tensor:
-    """``(W, V)``, 1 inside: ellipsoids of 8 frames by 11/112 of a side, half a window apart, also across the border."""
+    """Return ``(W, V)``, 1 inside each ellipsoid of 8 frames by 11/112 of a side, half overlapping, past borders."""
     pixels = max(1, round(11 / 112 * min(sides[1:])))
     lengths = [min(8, sides[0]), pixels, pixels]
     starts = []

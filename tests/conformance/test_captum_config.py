@@ -208,7 +208,7 @@ def test_grad_cam_equals_captum_or_raises(given: Donated) -> None:
     clips = given.lifted
 
     def explain_layer(row: Donated) -> GradCAM:
-        return GradCAM(row.net, row.layer_module, "BCTHW")
+        return GradCAM(row.net, row.layer_module, "BCTHW", weighting="gradcam")
 
     if given.layer != "conv2":  # rows have neither space nor time
         with pytest.raises(ValueError, match=r"must be \(B, C, t, h, w\)|a tuple of 2 inputs"):

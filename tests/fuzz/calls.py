@@ -92,7 +92,7 @@ def _of_error(call: Call, error: Exception) -> tuple[str, str]:
     if not isinstance(error, CLEAR_ERRORS):
         return WRONG, f"{call.description}: {text} at {where}"
     if not _intended(error):
-        return WRONG, f"{call.description}: an unintended error: {text} at {where}"
+        return WRONG, f"{call.description}: an error by accident: {text} at {where}"
     if call.changed is not None and not refused and not _names(str(error), *call.changed):
         return WRONG, f"{call.description}: names neither the value nor the argument: {text} at {where}"
     return CLEAR, ""
