@@ -248,7 +248,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add("--baseline", choices=list(BASELINES), default="zero", help="values of hidden cells (default: zero)")
     add("--steps", metavar="N", type=_positive, default=32, help="steps of insertion and deletion (default: 32)")
     add(
-        "--perturbations_per_eval",
+        "--perturbations-per-eval",
         metavar="N",
         type=_positive,
         default=8,
