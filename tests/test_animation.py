@@ -133,7 +133,7 @@ def test_failed_write_leaves_no_file(tmp_path, monkeypatch, suffix):
 def test_existing_animation_is_replaced_only_with_overwrite(tmp_path, suffix):
     path = tmp_path / f"clip{suffix}"
     path.write_text("precious")
-    with pytest.raises(FileExistsError, match=rf"clip{suffix} exists"):
+    with pytest.raises(FileExistsError, match=rf"clip{suffix} already exists"):
         save_animation(path, GRAY, block(), layout="BTCHW")
     assert path.read_text() == "precious"
     save_animation(path, GRAY, block(), layout="BTCHW", overwrite=True)

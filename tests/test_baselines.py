@@ -312,8 +312,8 @@ def test_invalid_clip_raises_error(name, clip, layout, error, message):
         ("noise", {"std": -0.1}, ValueError, "got -0.1"),
         ("noise", {"std": math.inf}, ValueError, "got inf"),
         ("noise", {"std": math.nan}, ValueError, "got nan"),
-        ("noise", {"generator": 3}, TypeError, "generator .*torch.Generator, got 3"),
-        ("shuffle", {"generator": 3}, TypeError, "generator .*torch.Generator, got 3"),
+        ("noise", {"generator": 3}, TypeError, "generator must be a torch.Generator.*got 3"),
+        ("shuffle", {"generator": 3}, TypeError, "generator must be a torch.Generator.*got 3"),
         *((name, {"frames": 3}, TypeError, "unexpected keyword argument 'frames'") for name in NAMES),
     ],
 )

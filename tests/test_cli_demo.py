@@ -61,7 +61,7 @@ def check_demo(folder: Path, clips: int) -> dict[str, dict[str, float]]:
         assert {"forwards", "seconds"} & set(means[method]) == ({"forwards", "seconds"} if timed else set())
         assert all(cell != "–" for cell in cells[3:5]) if timed else cells[3:5] == ["–", "–"]
 
-    assert means["STAA"]["rivals"] > 0.85 and means["STAA"]["auroc"] > 0.85
+    assert means["STAA"]["rivals"] > 0.8 and means["STAA"]["auroc"] > 0.8
     assert abs(means["random"]["auroc"] - 0.5) < 0.03
     assert means["uniform"]["rivals"] == means["uniform"]["rivals_time"] == 0.5
     assert means["inverted"]["rivals"] == pytest.approx(1 - means["STAA"]["rivals"])

@@ -355,7 +355,7 @@ def test_an_unreadable_video_is_one_error_row(clf, folder, tmp_path):
     ("labels", "boxes", "error", "message"),
     [
         ("name,label\nsub/0.mp4,sideways\n", None, ValueError, "line 2: there is no label 'sideways'"),
-        ("name,label\nsub/0.mp4,7\n", None, ValueError, "line 2: class 7 is out of range"),
+        ("name,label\nsub/0.mp4,7\n", None, ValueError, "line 2: class index must be from 0 to 2, got 7"),
         ("name,label\nsub/0.mp4,0\nsub/0.mp4,1\n", None, ValueError, r"more than once: \['sub/0.mp4'\]"),
         ("name,label\nno.mp4,0\nsub/0.mp4,1\n", None, FileNotFoundError, r"1 of 2 names .* \['no.mp4'\]"),
         ("file,label\nsub/0.mp4,0\n", None, ValueError, r"must have the columns name, label, got \['file'"),

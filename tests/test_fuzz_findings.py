@@ -119,7 +119,7 @@ def test_targets_in_other_forms(method: str, target: Any) -> None:
 def test_a_gradient_is_of_one_output_per_example() -> None:
     """The sum over all outputs of a row was once explained without a word."""
     model = nn.Sequential(nn.Conv3d(4, 5, 1), nn.Flatten(2), nn.Linear(90, 2))  # (B, 5, 2)
-    with pytest.raises(ValueError, match=r"leaves 4 outputs of shape \(2, 5, 2\) for 2 examples"):
+    with pytest.raises(ValueError, match=r"selects 4 values from outputs of shape \(2, 5, 2\) for 2 examples"):
         GradCAM(model, "0", "BTCHW").attribute(CLIP, 1)
 
 
@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no inputs": (lambda: occlude(()), TypeError, "inputs must be a tensor"),
     "a tuple with None": (lambda: occlude((CLIP, None)), TypeError, "'NoneType'"),
     "a sparse clip": (lambda: occlude(CLIP.to_sparse()), TypeError, "dense.*torch.sparse_coo"),
-    "a meta clip": (lambda: smooth(CLIP.to("meta"), "BTCHW"), TypeError, "dense.*on meta"),
+    "a meta clip": (lambda: smooth(CLIP.to("meta"), "BTCHW"), TypeError, "dense.*device meta"),
     "complex attributions": (
         lambda: VideoAttribution.from_attributions(CLIP + 0j, "BTCHW"),
         TypeError,
@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a word for noise": (lambda: Sensitive.run("brightness_flicker", std="1"), ValueError, "std .* '1'"),
     "a word for a radius": (lambda: Sensitive.run("brightness_flicker", "1", std=1), ValueError, "perturb_radius"),
     "an array of words": (lambda: metrics.sparsity(np.array([["a"]])), TypeError, "array of <U1"),
-    "maps without values": (lambda: metrics.auroc(MAPS.to("meta"), TRUTH), TypeError, "dense.*on meta"),
+    "maps without values": (lambda: metrics.auroc(MAPS.to("meta"), TRUTH), TypeError, "dense.*device meta"),
     "nothing to explain by": (
         lambda: sanity.randomization("saliency", nn.Linear(1, 1), CLIP),
         TypeError,
@@ -218,11 +218,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "a dict for rows": (lambda: TokenGrid(2, {}, 2), TypeError, "integer"),
     "True for rows": (lambda: TokenGrid(2, True, 2), TypeError, "integer"),
-    "two sides of a tubelet": (lambda: TokenGrid(2, 2, 2, tubelet=(1, 1)), ValueError, "tubelet is .* three"),
+    "two sides of a tubelet": (lambda: TokenGrid(2, 2, 2, tubelet=(1, 1)), ValueError, "tubelet must be .* three"),
     "a size of two": (
         lambda: TokenGrid(1, 1, 1).to_pixels(torch.ones(1, 1, 1, 1), size=(1, 1)),
         ValueError,
-        r"size is \(t, h, w\)",
+        r"size must be \(t, h, w\)",
     ),
     "a word for channels": (lambda: VideoLayout("BTCHW", "3"), TypeError, "channels must be an integer"),
     "a word for outliers": (

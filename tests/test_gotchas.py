@@ -138,7 +138,7 @@ def test_guided_backprop(gotcha):
         name: auroc(VideoAttribution.from_attributions(attributions, "BTCHW").joint.abs(), names.truth).item()
         for name, attributions in maps.items()
     }
-    assert found["plain"] < 0.9 < 0.95 < found["right"], found
+    assert found["plain"] < 0.9 < 0.94 < found["right"], found
 
 
 @entry("DeepLift of a transformer is InputXGradient")

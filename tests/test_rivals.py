@@ -315,7 +315,7 @@ SHAPE = f"(1, {T}, {H}, {W})"
         (
             lambda: evidence_against_rivals(MAPS, MASK, MASK, layout="BTCHW"),
             ValueError,
-            ["attributions must be", "BTCHW", SHAPE],
+            ["attributions must be", "(B, T, C, H, W)", SHAPE],
         ),
         (lambda: object_pointing(MAPS, MASK), ValueError, [f"(B, K, T, H, W) = (1, K, {T}, {H}, {W})", SHAPE]),
         (lambda: object_pointing(MAPS, MASK[:, :0, None]), ValueError, ["objects must", f"(1, 0, 1, {H}, {W})"]),

@@ -234,8 +234,8 @@ def test_padding_and_strides_of_the_trunk_are_saved(tmp_path):
         (lambda: STABN(4, ResNet3D(4, width=4), temporal="some"), "temporal .*'any', 'fixed'"),
         (lambda: STABN(4, ResNet3D(4, width=4), dropout=1.0), r"dropout must be .*got 1\.0"),
         (lambda: STABN(0), "num_classes"),
-        (lambda: SlowResNet(4, layers=(1, 1)), "one entry for each stage"),
-        (lambda: SlowResNet(4, layers=(1, 0, 1, 1)), "layers from 1 on"),
+        (lambda: SlowResNet(4, layers=(1, 1)), "one entry per stage"),
+        (lambda: SlowResNet(4, layers=(1, 0, 1, 1)), "layers of at least 1"),
         (lambda: SlowResNet(4, layers=(1, 1, 1, 1), width=0), "width .*at least 1, got 0"),
         (lambda: ResNet3D(4, width=0), "width .*at least 1, got 0"),
         (lambda: ResNet3D(4, padding_mode="reflect"), "padding_mode .*'zeros', 'replicate'"),
@@ -256,5 +256,5 @@ def test_trunk_with_other_classes_is_unchanged():
 
 @pytest.mark.parametrize("shape", [(1, 4, 3, 16, 16), (3, 4, 16, 16)])
 def test_trunk_raises_for_another_layout(shape):
-    with pytest.raises(ValueError, match=r"expected \(B, 3, T, H, W\): swap axes"):
+    with pytest.raises(ValueError, match=r"must be \(B, 3, T, H, W\), got shape .* Swap axes"):
         slow_resnet()(torch.zeros(shape))

@@ -155,7 +155,7 @@ def test_names_and_error_messages():
         (
             {"mode": "attention", "layers": [2]},
             ValueError,
-            r"layers=\[2\] .* -2 to 1 of this model's 2 blocks, got 2",
+            r"layers=\[2\] .* -2 to 1 .*2 blocks.*, got 2",
         ),
         ({"mode": "attention", "layers": []}, ValueError, r"list of block indices, got \[\]"),
         ({"mode": "attention", "layers": -1}, ValueError, "list of block indices, got -1"),

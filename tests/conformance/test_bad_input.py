@@ -126,14 +126,17 @@ def test_wrong_clip_size_raises(trial: Trial) -> None:
     """The classifier knows the input size of its network."""
     (clip,) = trial.case.inputs
     for other, message in ((clip[:, ::2], "must have 8 frames, got 4"), (clip[..., ::2], "24 x 16 pixels, got 24 x 8")):
-        with watched(trial.case.network) as calls, pytest.raises(ValueError, match=f"{message}|broadcast|tokens"):
+        with (
+            watched(trial.case.network) as calls,
+            pytest.raises(ValueError, match=f"{message}|broadcast|tokens|grid must cover"),
+        ):
             trial.attribute(other)
         assert not calls
 
 
 @over("vivit", kinds=("gradient", "attention", "learning"), ours=True)
 def test_too_many_inputs_raise(trial: Trial) -> None:
-    check_error(trial, Bad(lambda c: c.inputs * 2, "one clip tensor per example, got a tuple of 2 inputs"), "inputs")
+    check_error(trial, Bad(lambda c: c.inputs * 2, "one clip tensor.*got a tuple of 2 inputs"), "inputs")
 
 
 @over("two-stream", ours=True)
