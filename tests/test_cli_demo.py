@@ -21,6 +21,7 @@ from command_line import (
 
 from captum_staa import VideoClassifier
 from captum_staa.__main__ import main
+from captum_staa._utils.gaussian import gaussian
 from captum_staa.benchmark import METHODS
 from captum_staa.cli import demo, output
 from captum_staa.cli import explain as explaining
@@ -88,9 +89,8 @@ def test_demo_with_two_clips(tmp_path, capsys):
     scores = []
     for index in range(2):
         clip, label, truth = PLANTED[index]
-        maps = (
-            InputXGradient(clf).attribute(clip[None].requires_grad_(), target=int(label))[0].sum(1).abs()
-        )  # (T, H, W)
+        attributions = InputXGradient(clf).attribute(clip[None].requires_grad_(), target=int(label)).detach()
+        maps = gaussian(attributions.sum(2), (1.5, 6.0, 6.0))[0]  # (T, H, W)
         objects = truth | PLANTED.rivals(index)
         joint = metrics.roc_auc_score(truth[objects].numpy(), maps[objects].detach().numpy())
         everywhere = metrics.roc_auc_score(truth.flatten().numpy(), maps.detach().flatten().numpy())
