@@ -61,9 +61,9 @@ def test_smooth_equals_scipy(space, time):
     np.testing.assert_allclose(found, blurred / covered, rtol=0, atol=1e-12)  # renormalized over what lies inside
 
 
-def test_the_defaults_are_four_pixels_and_one_frame():
+def test_the_defaults_are_six_pixels_and_one_and_a_half_frames():
     attributions = drawn(1, 6, 1, 20, 20)
-    torch.testing.assert_close(smooth(attributions, "BTCHW"), smooth(attributions, "BTCHW", space=4.0, time=1.0))
+    torch.testing.assert_close(smooth(attributions, "BTCHW"), smooth(attributions, "BTCHW", space=6.0, time=1.5))
     assert not smooth(attributions, "BTCHW").allclose(smooth(attributions, "BTCHW", space=1.0, time=4.0))
 
 

@@ -10,11 +10,12 @@ from captum_staa._utils.gaussian import gaussian
 from captum_staa.layout import VideoLayout
 
 
-def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 4.0, time: float = 1.0) -> Tensor:
+def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 6.0, time: float = 1.5) -> Tensor:
     """Return attributions averaged over a Gaussian neighborhood in space and time.
 
-    The gradient of a single pixel is mostly noise, and its mean over a neighborhood is less noisy. Half the side of a
-    patch in space and half a tubelet in time are good starting values. Sharp borders are blurred as well.
+    The gradient of a single pixel is mostly noise, and its mean over a neighborhood is less noisy. Three quarters of a
+    patch in space and of a tubelet in time are good starting values: the defaults are those of 8 x 8 pixels and 2
+    frames. Sharp borders are blurred as well.
 
     Example:
         >>> import torch
@@ -27,8 +28,9 @@ def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 4.0, 
         3.0
 
     Args:
-        attributions: attributions of any method, Captum's methods included, of the clip's shape. Signs of neighboring
-            pixels cancel. Pass ``attributions.abs()`` to smooth the magnitude.
+        attributions: attributions of any method, Captum's methods included, of the clip's shape. Signs are
+            kept: the mean shows what a neighborhood adds to the class. A magnitude (``attributions.abs()``) does not
+            depend on the class.
         layout: the order of the axes, such as ``"BCTHW"``.
         space: standard deviation along height and width, in pixels, at least 0. With 0, these axes are not smoothed.
         time: standard deviation along time, in frames, at least 0. With 0, this axis is not smoothed.
