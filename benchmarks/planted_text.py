@@ -81,7 +81,7 @@ that these tables did not measure explanations.
 
 What changed:
 
-- The clips were built again, with rivals. `tests/test_planted.py` checks that maps without a model do not tell
+- The clips were built again, with rivals. `tests/benchmark/test_planted.py` checks that maps without a model do not tell
   evidence from rivals. All shipped models were trained again on the new clips.
 - New metrics compare evidence with rivals and one class with another: `evidence_against_rivals`, `object_pointing`
   and `class_discrimination`. `metrics.model_free_controls` has the maps without a model, and `benchmark.compare` runs

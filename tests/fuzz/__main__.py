@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of the shared test helpers
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "_helpers"))  # the folder of the shared test helpers
 
 from .run import main
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fuzz.models import anything, convolutions
 from tiny_models import clip_for, tiny
 from torch import Tensor, nn
 
@@ -32,6 +31,7 @@ from captum_staa import (
 )
 from captum_staa.benchmark import PlantedClips, compare
 from captum_staa.metrics import noise, sanity
+from fuzz.models import anything, convolutions
 
 CLIP = torch.randn(2, 4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
 MAPS = CLIP.sum(2)

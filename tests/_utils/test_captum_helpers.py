@@ -6,7 +6,7 @@ import ast
 
 import pytest
 import torch
-from test_project import MODULES, PACKAGE, imported_names
+from source_files import MODULES, PACKAGE, imported_names
 
 from captum_staa._utils import captum as captum_helpers
 

@@ -10,7 +10,7 @@ import torch
 from branched_models import add, case, injected, net, taught
 from captum.attr import NoiseTunnel
 from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
-from test_st_abn import clips_of, settled, slow_resnet
+from st_abn_networks import clips_of, settled, slow_resnet
 from tiny_models import randomize, snapshot
 from torch import Tensor, nn
 

@@ -14,7 +14,7 @@ import torch
 from captum_staa import VideoClassifier, io
 
 with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    patch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
     import soak
 
 CALLS = 20

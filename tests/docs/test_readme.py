@@ -8,7 +8,7 @@ import pytest
 
 from captum_staa.benchmark import PlantedClips
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SLOW = (
     "SpatioTemporalPerturbation",
     "VideoOcclusion",

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
+from captum_staa import VideoOcclusion, smooth
 from fuzz.calls import CLEAR, RIGHT, WRONG, Call, judge
 from fuzz.models import anything
 from fuzz.run import ENTRIES, SHARES, drawn
 from fuzz.twins import form, valid_call
-from torch import nn
-
-from captum_staa import VideoOcclusion, smooth
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

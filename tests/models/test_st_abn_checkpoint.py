@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_st_abn import clips_of, settled, slow_resnet
+from st_abn_networks import clips_of, settled, slow_resnet
 from test_st_abn_training import Batches, batches, network, same, weights
 
 from captum_staa.models import STABN, FitHistory, STABNLoss, fit_st_abn

@@ -13,7 +13,7 @@ from types import FunctionType, ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = {path: path.read_text("utf-8") for path in [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]}
 PACKAGES = ("attr", "baselines", "benchmark", "feature_masks", "io", "metrics", "models", "visualization")

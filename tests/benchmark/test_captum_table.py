@@ -13,7 +13,7 @@ import pytest
 import torch
 from captum.attr import FeatureAblation, Saliency, ShapleyValueSampling
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

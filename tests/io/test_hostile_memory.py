@@ -102,7 +102,7 @@ def test_memory_of_one_minute_in_4k(tmp_path, how, frames):
     path = in_4k(tmp_path / "minute.mp4", 1800)
     command = [sys.executable, "-c", MEASURE, str(path), how]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=900, check=True, cwd=Path(__file__).parents[1]
+        command, capture_output=True, text=True, timeout=900, check=True, cwd=Path(__file__).parents[2]
     )
     before, peak, indices = done.stdout.split(" ", 2)
     expected = [(2 * i + 1) * 1800 // 32 for i in range(16)] if how == "read" else list(range(0, 1800, 4))

@@ -19,7 +19,7 @@ from captum_staa.models import STABN, ResNet3D
 from captum_staa.models.loading import bundled_folder, bundled_names
 from captum_staa.models.resnet3d import save_pretrained
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("captum_staa", "benchmarks", "docs", "tests") for path in (ROOT / folder).rglob("*.py")]
 CHECKED = ("captum_staa", "benchmarks")  # tests and docs run their examples with exec
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

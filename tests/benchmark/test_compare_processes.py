@@ -22,7 +22,7 @@ from captum_staa.benchmark.processes import _start_id
 from captum_staa.benchmark.runner import _check_whole
 from captum_staa.benchmark.storage import Entry, Storage
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMPARE = ["compare", "--model", "tiny-resnet3d-pattern", "--planted", "3"]
 # of what is drawn at random, too; of the costs none, which no two runs share
 COMPARE += ["--methods", "staa,saliency,SmoothGrad", "--metrics", "auroc,insertion,saco", "--steps", "4"]
@@ -140,7 +140,7 @@ def test_a_folder_without_a_comparison_raises(tmp_path):
 def test_a_killed_rank_is_restarted_and_the_table_equals_that_of_one_process(single, tmp_path):
     """Two ranks on loopback, kill -9 of one in the middle, ``--max-restarts``."""
     folder = tmp_path / "run"
-    script = str(ROOT / "tests" / "compare_rank.py")
+    script = str(ROOT / "tests" / "_helpers" / "compare_rank.py")
     command = torchrun(2, script, *COMPARE, "--out", str(folder), restarts=1)
     done = finished(command, KILL_RANK="1", KILL_AFTER="5")
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from branched_models import injected
-from test_st_abn import clips_of, settled, slow_resnet
+from st_abn_networks import clips_of, settled, slow_resnet
 from tiny_models import randomize
 from torch import Tensor, nn
 

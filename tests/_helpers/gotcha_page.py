@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PAGE = (Path(__file__).parents[1] / "docs" / "gotchas.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "gotchas.md").read_text("utf-8")
 SECTIONS = {text.split("\n", 1)[0]: text for text in PAGE.split("\n### ")[1:]}
 FIXED = "Captum has fixed this. Remove the gotcha."
 

@@ -19,7 +19,7 @@ import pytest
 import captum_staa
 from captum_staa import benchmark, io
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tutorials"
 WEIGHTS = ROOT / "captum_staa" / "models" / "weights"
 DIGEST = runpy.run_path(str(FOLDER / "build.py"))["digest"]

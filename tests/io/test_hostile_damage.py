@@ -173,7 +173,7 @@ print(read)
 @pytest.mark.slow
 def test_random_changes_of_bytes_in_another_process(made, tmp_path):
     """A decoder that corrupts memory can then crash only this process."""
-    code = FUZZ.format(tests=str(Path(__file__).parent))
+    code = FUZZ.format(tests=str(Path(__file__).parents[1] / "_helpers"))
     command = [sys.executable, "-c", code, str(made[0]), str(tmp_path / f"hit{made[0].suffix}"), "300"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -17,7 +17,7 @@ from captum_staa import VideoClassifier
 from captum_staa._utils.model_state import eval_mode
 
 with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    patch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
     import soak
 
 TURNS = 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 from branched_models import add, answer_of, case, hooks_of, injected, taught
 from safetensors.torch import load_file, save_file
-from test_st_abn import clips_of, settled, slow_resnet
+from st_abn_networks import clips_of, settled, slow_resnet
 from tiny_models import randomize
 from torch import nn
 
