@@ -190,7 +190,7 @@ def _product(summand: int | None = None) -> Rule:
                 return value
             if ranks[id(value)] > content:
                 return value if ranks[id(value)] == PATTERN else value.detach()
-            return SharedFactor.apply(value, shares) if shares > 1 else value
+            return SharedFactor.apply(value, 1 / shares) if shares > 1 else value
 
         return func(
             *(value if place == summand else share(value) for place, value in enumerate(args)),

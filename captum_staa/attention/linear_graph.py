@@ -39,22 +39,8 @@ class FrozenGate(FrozenRatio):
     """Output of sigmoid or a similar function: a gate in a product."""
 
 
-class SharedFactor(torch.autograd.Function):
-    """The identity, with a gradient divided by the number of factors that share a product equally."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shares: int) -> Tensor:
-        ctx.shares = shares
-        return x.view_as(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient / ctx.shares, None
-
-
-class PatternShare(torch.autograd.Function):
-    """The identity, with a gradient times a weight. It connects an attention pattern to its queries and keys."""
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, with a gradient times a weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
@@ -65,6 +51,14 @@ class PatternShare(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.weight, None
+
+
+class SharedFactor(_ScaledGradient):
+    """A factor that has an equal share of a product: the weight is one over the number of factors."""
+
+
+class PatternShare(_ScaledGradient):
+    """Queries, keys or scores of an attention pattern that keeps a part of its gradient."""
 
 
 class Pattern(torch.autograd.Function):
