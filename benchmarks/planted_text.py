@@ -41,8 +41,9 @@ Methods with an advantage of less than .1 have no marks: their score alone says 
 ## How to read the tables
 
 Each table is sorted by the first column. Clips were not used in training, and the right class is explained. Values
-are means over {clips} clips of each model, or over {slow} clips for `VideoOcclusion` and `RISE`, which are slow. Small
-differences say nothing. `SpatioTemporalPerturbation` is slower still; `python benchmarks/perturbation_table.py` measures it. Made by `python benchmarks/planted_table.py`.
+are means over {clips} clips of each model, or over {slow} clips for `VideoOcclusion` and `RISE`, which are slow.
+Small differences say nothing. `SpatioTemporalPerturbation` is slower still; `python benchmarks/perturbation_table.py`
+measures it. Made by `python benchmarks/planted_table.py`.
 
 | column | question | chance |
 |---|---|---|
@@ -81,8 +82,8 @@ that these tables did not measure explanations.
 
 What changed:
 
-- The clips were built again, with rivals. `tests/benchmark/test_planted.py` checks that maps without a model do not tell
-  evidence from rivals. All shipped models were trained again on the new clips.
+- The clips were built again, with rivals. `tests/benchmark/test_planted.py` checks that maps without a model do not
+  tell evidence from rivals. All shipped models were trained again on the new clips.
 - New metrics compare evidence with rivals and one class with another: `evidence_against_rivals`, `object_pointing`
   and `class_discrimination`. `metrics.model_free_controls` has the maps without a model, and `benchmark.compare` runs
   methods on random weights and for another class.
