@@ -214,8 +214,8 @@ python benchmarks/soak.py --calls {calls} --out docs/soak.md
 {table}
 
 The allocator keeps freed memory and returns it in pieces, so a slope of a few KiB in either direction is not
-significant. A leak of one map of a clip would be {map} KiB per call. `tests/benchmark/test_soak.py` repeats the counts with few
-calls in every test run, and `tests/conformance/test_concurrency.py` runs every method in two threads at once.
+significant. A leak of one map of a clip would be {map} KiB per call. `tests/benchmark/test_soak.py` repeats the counts
+with few calls in every test run, and `tests/conformance/test_concurrency.py` runs every method in two threads at once.
 """
 
 
