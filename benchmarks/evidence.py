@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, metrics
-from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.gaussian import SPREAD, gaussian
 from captum_staa.benchmark import PlantedClips
 from captum_staa.benchmark.controls import RandomWeights
 
@@ -113,8 +113,8 @@ def against_rivals(maps: Tensor, truth: Tensor, rivals: Tensor, objects: Tensor)
 
 
 def smoothed(maps: Tensor) -> Tensor:
-    """``(B, T, H, W)`` averaged over three quarters of a tubelet of most bundled models."""
-    return gaussian(maps, (1.5, 6.0, 6.0))
+    """``(B, T, H, W)`` averaged over three quarters of a tubelet of most bundled models, 2 x 8 x 8."""
+    return gaussian(maps, (SPREAD * 2, SPREAD * 8, SPREAD * 8))
 
 
 def mean(values: Iterable[float]) -> float:

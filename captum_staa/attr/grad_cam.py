@@ -89,10 +89,11 @@ class GradCAM(Attribution):
 
         Try several layers. Late layers contain more information about the class, but the content of a late cell or
         token may come from other positions of the clip. Early layers keep positions, but contain less information about
-        the class. On planted clips, the first stage of a 3D CNN with ``"hirescam"``, smoothed with its signs
-        (:func:`captum_staa.smooth`), separates evidence from rivals best, and the last layer is at chance or worse
-        (docs/grad_cam.md). Measure this on your own model, for example with
-        :func:`captum_staa.metrics.evidence_against_rivals`.
+        the class. On planted clips, maps of the first stage of a 3D CNN, smoothed with their signs
+        (:func:`captum_staa.smooth`), separate evidence from rivals. ``"hirescam"`` also separates the classes, and
+        ``"layercam"`` hardly does. The last layer is weak, and at chance with ``"gradcam"`` (docs/grad_cam.md). Measure
+        this on your own model, for example with :func:`captum_staa.metrics.evidence_against_rivals` and
+        :func:`captum_staa.metrics.class_discrimination`.
 
         If only a normalization reads the layer, such as the output of the last block of some transformers, the sum over
         channels of activation times gradient is always zero. ``"hirescam"`` raises a ValueError for such a layer. Use
