@@ -5,40 +5,215 @@ All of them can be nested, and can be used by several threads that share a model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial, wraps
 from threading import Lock
-from typing import Any
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-# For each open block, the mode of every module before the block, in the order in which the blocks were entered. If two
-# threads share a model, the first thread that leaves its block must not set the other thread's modules to training.
-_open: list[dict[nn.Module, bool]] = []
+from captum_staa._utils.checks import check_choice
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Saved(NamedTuple):
+    """The state of one module before a block: its mode, and its buffers with their versions and values."""
+
+    training: bool
+    buffers: dict[str, tuple[Tensor, int | None, Tensor]]
+
+
+# One item per open block, in the order in which the blocks were entered. If two threads share a model, the first thread
+# that leaves its block must not set the other thread's modules to training.
+_open: list[dict[nn.Module, _Saved]] = []
 _modes_lock = Lock()
+_as_is: ContextVar[bool] = ContextVar("captum_staa_model_state", default=False)
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Set every module of the model to eval mode inside the block, and restore each module's mode afterwards."""
-    with _modes_lock:
-        before = {module: module.training for module in model.modules()}
-        _open.append(before)
-        model.eval()
+def model_state(state: Literal["eval", "as_is"]) -> Iterator[None]:
+    """Context manager that sets in which mode methods, metrics and streams run the model, in this thread.
+
+    Example:
+        >>> from captum_staa import STAA, VideoClassifier
+        >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+        >>> clip = torch.rand(1, 16, 3, 48, 48)
+        >>> with model_state("as_is"):  # dropout is active if the model is in train mode, for Monte Carlo dropout
+        ...     maps = [STAA(clf.train(), mode="attention").attribute(clip) for sample in range(3)]
+
+    Args:
+        state: ``"eval"``, the default outside the block, runs all modules in eval mode. ``"as_is"`` leaves each module
+            in the mode in which it is. Buffers, such as the running statistics of a BatchNorm, are restored in both.
+    """
+    check_choice("state", state, ("eval", "as_is"))
+    token = _as_is.set(state == "as_is")
     try:
         yield
+    finally:
+        _as_is.reset(token)
+
+
+@contextmanager
+def eval_mode(forward_func: object) -> Iterator[None]:
+    """Set the networks of a forward function to eval mode inside the block, and restore modes and buffers afterwards.
+
+    Only the flag ``training`` is set: ``train()`` and ``eval()`` of some modules also change weights.
+
+    Args:
+        forward_func: a module, or a function that uses modules (see :func:`networks_of`).
+    """
+    modules = [module for network in networks_of(forward_func) for module in network.modules()]
+    with _modes_lock:
+        before = {module: _state_of(module) for module in modules}
+        _open.append(before)
+        if not _as_is.get():
+            for module in modules:
+                if module.training:
+                    module.training = False
+    try:
+        with _differentiable_rnns(modules):
+            yield
     finally:
         with _modes_lock:
             at = next(index for index, block in enumerate(_open) if block is before)
             _, *later = _open[at:]
             del _open[at]
-            for module, training in before.items():
+            for module, state in before.items():
                 still_open = next((block for block in later if module in block), None)
                 if still_open is None:
-                    module.training = training
-                else:  # the last block to leave restores the mode
-                    still_open[module] = training
+                    _restore(module, state)
+                else:  # the last block to leave restores the state
+                    still_open[module] = state
+
+
+def in_eval_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator that runs a method of an ``Attribution``, or a function of ``forward_func``, in :func:`eval_mode`."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        explained = args[0] if args else kwargs.get("forward_func")
+        with eval_mode(getattr(explained, "forward_func", explained)):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _state_of(module: nn.Module) -> _Saved:
+    buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
+    with torch.no_grad():
+        saved = {name: (buffer, _version(buffer), buffer.clone()) for name, buffer in buffers.items()}
+    return _Saved(module.training, saved)
+
+
+def _version(buffer: Tensor) -> int | None:
+    """Return the number of changes of a tensor in place. Tensors made under ``inference_mode`` do not count them."""
+    return None if buffer.is_inference() else buffer._version
+
+
+def _restore(module: nn.Module, state: _Saved) -> None:
+    if module.training != state.training:
+        module.training = state.training
+    for name, (buffer, version, values) in state.buffers.items():
+        if module._buffers.get(name) is not buffer:
+            module._buffers[name] = buffer
+        # no copy without need: autograd refuses a graph whose saved buffer has another version
+        if version is None or version != _version(buffer):
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                buffer.copy_(values)
+
+
+def networks_of(forward_func: object) -> list[nn.Module]:
+    """Return the modules that a forward function uses.
+
+    They are searched in the function itself: a module, a method of a module, a ``functools.partial``, the variables
+    that a function or a lambda uses, and the attributes of a callable object.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> networks_of(lambda x: net(x).softmax(1)) == [net]
+        True
+    """
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(value: Any, depth: int) -> None:
+        if isinstance(value, nn.Module):
+            found[id(value)] = value
+            return
+        if depth == 0 or id(value) in seen or isinstance(value, (type, ModuleType, Tensor, str)):
+            return
+        seen.add(id(value))
+        for part in _parts(value):
+            visit(part, depth - 1)
+
+    visit(forward_func, depth=4)
+    return list(found.values())
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """Return the values that a function, a container or an object refers to."""
+    if isinstance(value, (list, tuple)):
+        return value
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, partial):
+        return value.func, *value.args, *value.keywords.values()
+    if isinstance(value, MethodType):
+        return value.__self__, value.__func__
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        used = [value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__]
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return *cells, *defaults, *(part for part in used if isinstance(part, nn.Module) or callable(part))
+    return vars(value).values() if hasattr(value, "__dict__") else ()
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the global names that a function and the functions defined in it use."""
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a variable that is not assigned yet
+        return False
+
+
+@contextmanager
+def _differentiable_rnns(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run recurrent layers on a GPU without cuDNN where a gradient is wanted: cuDNN refuses it in eval mode."""
+    handles: list[Any] = []
+    before: list[bool] = []
+
+    def disable(module: nn.Module, inputs: Any) -> None:
+        before.append(torch.backends.cudnn.enabled)
+        if torch.is_grad_enabled():
+            torch.backends.cudnn.enabled = False
+
+    def restore(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        torch.backends.cudnn.enabled = before.pop()
+
+    for module in modules:
+        if isinstance(module, nn.RNNBase) and not module.training and _on_gpu(module):
+            handles.append(module.register_forward_pre_hook(disable))
+            handles.append(module.register_forward_hook(restore, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _on_gpu(module: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in module.parameters())
 
 
 # Number of open blocks per parameter, so that two threads with one model do not restore each other's state.

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.model_state import eval_mode, frozen_parameters, uncompiled, without_compiling
+from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_compiling
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations, reaches
 from captum_staa.grid import TokenGrid
@@ -286,7 +286,7 @@ def _no_gradient(outputs: Tensor, embedding: nn.Module | None) -> str:
 
 
 def _patch_embedding(classifier: Any) -> nn.Module:
-    family, model = classifier.family, uncompiled(classifier.module)
+    family, model = classifier.family, classifier.transformer
     name = getattr(family, "patch_embedding", None)
     if name is None:
         known = "no family" if family is None else f"family {family.name!r} without a patch embedding"

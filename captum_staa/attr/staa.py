@@ -22,7 +22,7 @@ from captum_staa._utils.captum import (
 from captum_staa._utils.checks import check_choice, check_count, is_number
 from captum_staa._utils.gaussian import SPREAD, gaussian
 from captum_staa._utils.generators import generator_or_seeded
-from captum_staa._utils.model_state import frozen_parameters, uncompiled
+from captum_staa._utils.model_state import frozen_parameters
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.decomposition import class_contrast, decompose_classifier
 from captum_staa.attention.focus import Focus
@@ -40,7 +40,7 @@ from captum_staa.attention.rollout import (
 from captum_staa.attr._arguments import one_clip, outputs_of, refuse_inference_mode, score_of
 from captum_staa.grid import TokenGrid
 from captum_staa.models.classifier import VideoClassifier, classifier_of
-from captum_staa.models.families import AttentionLayer, wrapped_family
+from captum_staa.models.families import AttentionLayer
 from captum_staa.result import VideoAttribution
 
 Mode = Literal["attention", "relevance", "released"]
@@ -136,8 +136,8 @@ class STAA(Attribution):
             raise ValueError(
                 f"forward_func must belong to a known family of video transformers, got "
                 f"{type(classifier.module).__name__}. Describe the model with captum_staa.models.Family and pass "
-                f"VideoClassifier(model, family=...). Methods of Captum work with any network"
-                f"{wrapped_family(classifier.module)}"
+                f"VideoClassifier(model, family=...). GradCAM, SpatioTemporalPerturbation, RISE, VideoOcclusion and "
+                f"the methods of Captum work with any network."
             )
         check_choice("mode", mode, ("attention", "relevance", "released"))
         check_choice("rule", rule, ("decomposition", "chefer"))
@@ -379,7 +379,7 @@ class STAA(Attribution):
     # --- properties of the model --------------------------------------------------------------------------------
 
     def _model(self) -> nn.Module:
-        return uncompiled(self.forward_func.module)
+        return self.forward_func.transformer
 
     def _family(self) -> Any:
         return self.forward_func.family
