@@ -74,7 +74,7 @@ def methods(clf: VideoClassifier, papers: bool) -> dict[str, Explain]:
     _, h, w = (2, 8, 8) if clf.grid is None else clf.grid.tubelet
     found: dict[str, Explain] = {
         "nested": learned(),
-        "nested, its hint alone": learned(iterations=0),
+        "nested, its warm start alone": learned(iterations=0),
         "nested, from relevance": learned(relevance=True),
         "nested, from relevance, times its positive part": times_relevance,
         "nested, preserve only": learned(objective="preserve"),

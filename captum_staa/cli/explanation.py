@@ -66,17 +66,17 @@ class Masks:
     visible: list[float]  # (A,), the fraction of the volume that each mask shows
     whole: float  # score of the target for the whole clip: its probability, or its output if scale is "logit"
     kept: list[float]  # (A,), the score if only the area of each mask is kept
-    deleted: list[float]  # (A,), the score if the area of each mask is deleted
+    removed: list[float]  # (A,), the score if the area of each mask is removed
     steps: int  # optimization steps of these masks; for windows, the maximum over them
 
     def scores(self) -> dict[str, Any]:
         """Return the numbers without the masks, by area."""
-        rows = zip(self.areas, self.visible, self.kept, self.deleted, strict=True)
+        rows = zip(self.areas, self.visible, self.kept, self.removed, strict=True)
         return {
             "steps": self.steps,
             "scale": self.scale,
             "whole": self.whole,
-            "areas": [dict(zip(("area", "visible", "kept", "deleted"), row, strict=True)) for row in rows],
+            "areas": [dict(zip(("area", "visible", "kept", "removed"), row, strict=True)) for row in rows],
         }
 
 
@@ -226,15 +226,15 @@ def _learned(masks: Masks, subject: str, windows: bool) -> list[str]:
     def score(value: float) -> str:
         return f"{value:.1%}" if probable else f"{value:.4g}"
 
-    rows = [("area", "visible", "kept", "deleted")]
-    for area, visible, kept, deleted in zip(masks.areas, masks.visible, masks.kept, masks.deleted, strict=True):
-        rows.append((f"{area:.3g}", f"{visible:.3g}", score(kept), score(deleted)))
+    rows = [("area", "visible", "kept", "removed")]
+    for area, visible, kept, removed in zip(masks.areas, masks.visible, masks.kept, masks.removed, strict=True):
+        rows.append((f"{area:.3g}", f"{visible:.3g}", score(kept), score(removed)))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     off = any(abs(visible - area) > area / 2 for area, visible in zip(masks.areas, masks.visible, strict=True))
     what = f"the probability of {subject}" if probable else f"the output {subject}"
     return [
         f"masks after {masks.steps} steps; {what}{', on average over windows' if windows else ''}: "
-        f"{score(masks.whole)} for the whole clip; in the table, if only the area of a mask is kept, or deleted",
+        f"{score(masks.whole)} for the whole clip; in the table, if only the area of a mask is kept, or removed",
         *("  " + "  ".join(cell.rjust(n) for cell, n in zip(row, wide, strict=True)) for row in rows),
         *(
             ["  the masks have not reached the requested areas yet, which blurs the maps; increase --iterations N"]

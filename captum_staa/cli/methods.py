@@ -12,8 +12,7 @@ from captum_staa.attr import STAA, AttentionBranch, SpatioTemporalPerturbation
 from captum_staa.cli.explanation import Masks, Options
 from captum_staa.models import VideoClassifier
 from captum_staa.models.st_abn.network import st_abn_of
-from captum_staa.perturbation.presets import PRESETS
-from captum_staa.perturbation.regularizers import REGULARIZERS
+from captum_staa.perturbation.config import PRESETS, REGULARIZERS
 from captum_staa.result import VideoAttribution
 
 COPIES = 8  # maximum number of altered clips per forward pass: one optimization step with four areas needs 8
@@ -160,23 +159,18 @@ class OfMasks(Method):
     def __init__(self, classifier: VideoClassifier, options: Options) -> None:
         super().__init__(classifier, options)
         name = options.preset or "nested"
-        preset = PRESETS[name].changed(
-            areas=options.areas,
-            aim=options.objective,  # type: ignore[arg-type]  # changed() checks all of these
-            scale=None,
-            regularizer=options.regularizer,
-            iterations=options.iterations,
-        )
-        self.explainer = SpatioTemporalPerturbation(classifier, preset=preset)
+        self.explainer = SpatioTemporalPerturbation(classifier, preset=name)
         values = {option: getattr(options, option) for option in self.options[1:]}
-        passed = [f"{option}={value!r}" for option, value in values.items() if value is not None]
+        self.overrides = {option: value for option, value in values.items() if value is not None}
+        self.preset = preset = PRESETS[name].changed(**self.overrides)
+        passed = [f"{option}={value!r}" for option, value in self.overrides.items()]
         call = f".attribute({', '.join(passed)})" if passed else ""
         self.description = f"SpatioTemporalPerturbation(preset={name!r}){call}"
-        self.kind = f"{self.explainer.get_name()} {name}"
+        self.kind = self.explainer.get_name()
         self.frames_per_cell, self.areas = preset.frames, len(preset.areas)
         self.settings = {
             "preset": name,
-            "objective": preset.objective.aim,
+            "objective": preset.objective,
             "regularizer": next(name for name, term in REGULARIZERS.items() if term == preset.regularizer),
             "iterations": preset.iterations,
         }
@@ -186,17 +180,17 @@ class OfMasks(Method):
         probabilities = self.answer(clip)
         target = int(probabilities.argmax()) if target is None else target
         parts = self.explainer.attribute_maps(
-            clip, target=target, perturbations_per_eval=copies_of(clip), show_progress=True
+            clip, target=target, perturbations_per_eval=copies_of(clip), show_progress=True, **self.overrides
         )
-        steps, preset = int(parts.history.steps[-1]), self.explainer.preset
+        steps, preset = int(parts.history.steps[-1]), self.preset
         masks = Masks(
             masks=parts.masks[0].float().cpu(),
             areas=list(preset.areas),
-            scale=preset.objective.scale if len(probabilities) > 1 else "logit",  # as in SpatioTemporalPerturbation
+            scale=preset.scale if len(probabilities) > 1 else "logit",  # as in SpatioTemporalPerturbation
             visible=parts.visible[0].tolist(),
             whole=float(parts.whole[0]),
             kept=parts.kept[0].tolist(),
-            deleted=parts.deleted[0].tolist(),
+            removed=parts.removed[0].tolist(),
             steps=steps,
         )
         interrupted = f"the masks are the best of {steps} steps out of {preset.iterations}" if parts.interrupted else ""

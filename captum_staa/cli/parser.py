@@ -18,9 +18,7 @@ from captum_staa.cli import compare, demo, explain, stream
 from captum_staa.cli.explanation import Options
 from captum_staa.cli.methods import METHODS
 from captum_staa.models.loading import bundled_names
-from captum_staa.perturbation.objective import AIMS
-from captum_staa.perturbation.presets import PRESETS
-from captum_staa.perturbation.regularizers import REGULARIZERS
+from captum_staa.perturbation.config import OBJECTIVES, PRESETS, REGULARIZERS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +104,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
         type=_areas,
         help="mask areas, as fractions of the clip volume (default: .05,.1,.15,.5)",
     )
-    add("--objective", choices=list(AIMS), help="optimization objective (default: set by the preset)")
+    add("--objective", choices=list(OBJECTIVES), help="optimization objective (default: set by the preset)")
     add("--regularizer", choices=list(REGULARIZERS), help="mask regularizer (default: set by the preset)")
     add(
         "--iterations",

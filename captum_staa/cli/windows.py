@@ -136,7 +136,7 @@ def _mean_masks(merged: Tensor, by_window: list[Masks]) -> Masks | None:
         visible=mean("visible"),
         whole=sum(masks.whole for masks in by_window) / len(by_window),
         kept=mean("kept"),
-        deleted=mean("deleted"),
+        removed=mean("removed"),
         steps=max(masks.steps for masks in by_window),
     )
 

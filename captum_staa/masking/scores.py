@@ -130,7 +130,7 @@ def over_classes(
     Args:
         forward_func: model or function that returns logits ``(B, K)``.
         function: applied to the logits.
-        fix: for the error message, what the caller can do if there are no classes, such as ``"pass scale='logit'"``.
+        fix: for the error message, what the caller can do if there are no classes, such as ``"pass output='logit'"``.
 
     Raises:
         ValueError: When called, if the model does not return logits of several classes.

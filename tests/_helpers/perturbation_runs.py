@@ -15,7 +15,7 @@ from captum_staa.benchmark import PlantedClips
 from captum_staa.cli import demo
 
 CNN, TRANSFORMER = "tiny-resnet3d-pattern", "tiny-videomae-pattern"
-PARTS = ("kept", "deleted", "visible")
+PARTS = ("kept", "removed", "visible")
 
 
 def write_video(path: Path, clips: PlantedClips) -> Path:

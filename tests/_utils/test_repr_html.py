@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from captum_staa._utils import notebook
-from captum_staa.attr._perturbation_result import History, MaskAttribution
+from captum_staa.attr.perturbation import History, MaskAttribution
 from captum_staa.attr.st_abn import BranchAttribution
 from captum_staa.metrics.attention_usage import AttentionUsage
 from captum_staa.metrics.insertion_deletion import Curve, InsertionDeletionResult
@@ -146,7 +146,7 @@ def test_mask_attribution_shows_scores_and_history():
         visible=torch.tensor([[0.05, 0.5], [0.07, 0.5]]),
         whole=torch.tensor([0.9, 0.8]),
         kept=torch.tensor([[0.25, 1.0], [0.75, 1.0]]),
-        deleted=torch.zeros(2, 2),
+        removed=torch.zeros(2, 2),
         history=history,
         interrupted=True,
     )

@@ -16,7 +16,7 @@ from captum_staa.benchmark import PlantedClips
 from captum_staa.cli import demo, explain, output, windows
 from captum_staa.cli.explanation import Masks, Options, report
 from captum_staa.cli.methods import copies_of
-from captum_staa.perturbation.presets import PRESETS
+from captum_staa.perturbation import PRESETS
 
 pytest.importorskip("av")
 pytestmark = pytest.mark.usefixtures("ctrl_c_reaches_python")
@@ -54,7 +54,7 @@ def test_explain_writes_the_results_of_perturbation_for_a_3d_cnn(video, tmp_path
         (row,) = [row for row in rows if row[:1] == [area]]
         assert float(row[1]) == pytest.approx(parts.visible[0, at].item(), rel=1e-2)
         shown = [float(cell.removesuffix("%")) / 100 for cell in row[2:]]
-        assert shown == pytest.approx([parts.kept[0, at].item(), parts.deleted[0, at].item()], abs=2e-3)
+        assert shown == pytest.approx([parts.kept[0, at].item(), parts.removed[0, at].item()], abs=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_options_reach_the_method(video, tmp_path, options, preset, given, model
     assert result["target"]["index"] == target and result["target"]["given"] == (asked is not None)
     settings = result["perturbation"]
     assert (settings["preset"], settings["iterations"]) == (preset, 3)
-    assert settings["objective"] == given.get("objective", own.objective.aim)
+    assert settings["objective"] == given.get("objective", own.objective)
     assert settings["regularizer"] == given.get("regularizer", "ellipsoid" if preset == "step" else "none")
-    assert settings["scale"] == own.objective.scale
+    assert settings["scale"] == own.scale
     call = ", ".join(f"{name}={given[name]!r}" for name in ("areas", "objective", "regularizer") if name in given)
     assert result["method"] == (
         f"SpatioTemporalPerturbation(preset={preset!r}).attribute({call}{', ' if call else ''}iterations=3)"
@@ -210,7 +210,7 @@ def test_logit_scores_are_not_printed_as_probabilities(video, tmp_path):
         Options(video=video, model=CNN, out=tmp_path / "out", method="perturbation", iterations=1, areas=[0.2])
     )
     assert isinstance(found.masks, Masks)
-    masks = dataclasses.replace(found.masks, scale="logit", whole=-3.25, kept=[12.5], deleted=[-0.125])
+    masks = dataclasses.replace(found.masks, scale="logit", whole=-3.25, kept=[12.5], removed=[-0.125])
     said = report(dataclasses.replace(found, masks=masks), 1)
     assert f"the output {found.subject()}: -3.25 for the whole clip" in said
     (row,) = [line.split() for line in said.splitlines() if line.startswith(" ") and line.split()[0] == "0.2"]

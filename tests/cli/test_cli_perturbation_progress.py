@@ -36,7 +36,7 @@ def interrupt_at(monkeypatch, step: int, clip: int = 0) -> None:
     original, seen = learning._slope, []
 
     def interrupted(problem, drawn, number, baseline_scores):
-        if problem.objective.aim == "dual" and number == step:  # the warm start has the aim "preserve"
+        if problem.config.objective == "dual" and number == step:  # the warm start has "preserve"
             seen.append(number)
             if len(seen) == clip + 1:
                 signal.raise_signal(signal.SIGINT)
@@ -98,7 +98,7 @@ def test_progress_bar_shows_the_kept_score(video, tmp_path, monkeypatch):
     assert run(video, tmp_path, "--iterations", "2") == 0
     kept = np.mean([row["kept"] for row in read(tmp_path)[2]["perturbation"]["areas"]])
     drawn = terminal.getvalue().split("\r")[-1]
-    assert "Spatio-temporal perturbation" in drawn and f"kept {kept:.3f}" in drawn and "100%" in drawn
+    assert "STEP (nested)" in drawn and f"kept {kept:.3f}" in drawn and "100%" in drawn
     assert drawn.count("\n") == 1 and drawn.endswith("\n")  # the bar ends with a newline
 
 
@@ -108,4 +108,4 @@ def test_progress_bars_of_windows_are_cleared(long_video, tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "stderr", terminal)
     assert run(long_video, tmp_path, "--windows", "--iterations", "2", "--areas", ".2", "--target", "0") == 0
     drawn = terminal.getvalue()
-    assert drawn.count("Spatio-temporal perturbation") >= 3 and not drawn.split("\r")[-2].strip()  # cleared
+    assert drawn.count("STEP (nested)") >= 3 and not drawn.split("\r")[-2].strip()  # cleared

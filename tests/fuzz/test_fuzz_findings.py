@@ -31,6 +31,7 @@ from captum_staa import (
 )
 from captum_staa.benchmark import PlantedClips, compare
 from captum_staa.metrics import noise, sanity
+from captum_staa.perturbation import PRESETS
 from fuzz.models import anything, convolutions
 
 CLIP = torch.randn(2, 4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
@@ -159,7 +160,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "generator must be a torch.Generator or None, got 3",
     ),
     "an endless tolerance": (
-        lambda: SpatioTemporalPerturbation(anything("BTCHW")).attribute(CLIP, target=1, tolerance=INF),
+        lambda: PRESETS["nested"].changed(tolerance=INF),
         ValueError,
         "tolerance must be a finite number",
     ),
@@ -255,7 +256,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "regularizer must be .* a function of masks, got <class 'int'>",
     ),
     "no word for a scale": (
-        lambda: SpatioTemporalPerturbation(anything("BTCHW"), "BTCHW").attribute(CLIP, target=1, scale=""),
+        lambda: PRESETS["nested"].changed(scale=""),
         ValueError,
         "scale must be one of",
     ),
