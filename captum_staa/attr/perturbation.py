@@ -27,8 +27,9 @@ from captum_staa._utils.model_state import frozen_parameters
 from captum_staa.attr._arguments import call_bar, one_clip, refuse_inference_mode
 from captum_staa.layout import VideoLayout
 from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, units_for
-from captum_staa.masking.scores import TargetScore, over_classes
+from captum_staa.masking.scores import TargetScore, with_probabilities
 from captum_staa.models.layouts import layout_of
+from captum_staa.models.outputs import kind_of
 from captum_staa.perturbation.blends import blends_of
 from captum_staa.perturbation.config import PRESETS, Objective, PerturbationConfig, Regularizer, Scale
 from captum_staa.perturbation.learning import Evaluation, OptimizationState, Problem, learn
@@ -275,7 +276,9 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         blends = blends_of(config.blends, inputs, baseline, config.levels)
         frozen = frozen_parameters(self.forward_func) if isinstance(self.forward_func, nn.Module) else nullcontext()
         with frozen, torch.enable_grad():
-            score, whole, scale = _score(forward_func, inputs, target, additional_forward_args, config.scale)
+            score, whole, scale = _score(
+                self.forward_func, forward_func, inputs, target, additional_forward_args, config.scale
+            )
             problem = Problem(
                 config=replace(config, scale=scale),
                 score=score,
@@ -323,19 +326,24 @@ def _grid(inputs: Tensor, config: PerturbationConfig, regions: Tensor | None, li
 
 
 def _score(
-    forward_func: Callable[..., Any], inputs: Tensor, target: TargetType, additional_forward_args: object, scale: Scale
+    model: object,
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    target: TargetType,
+    additional_forward_args: object,
+    scale: Scale,
 ) -> tuple[TargetScore, Tensor, Scale]:
     """Return the score of perturbed clips, the scores ``(B,)`` of the inputs, and the scale for this model."""
     extra = _format_additional_forward_args(additional_forward_args)
     with torch.no_grad():
-        answer = _run_forward(forward_func, inputs.clone(), None, extra)
-        if isinstance(answer, Tensor) and answer.numel() == len(inputs):  # one output: there are no classes
+        outputs = _run_forward(forward_func, inputs.clone(), None, extra)
+        if isinstance(outputs, Tensor) and kind_of(model, outputs) == "score":
             scale = "logit"
         if scale != "logit":
-            fix = "use the target's output directly: preset=PRESETS['nested'].changed(scale='logit')"
-            forward_func = over_classes(forward_func, lambda logits: logits.log_softmax(1), fix)
-            answer = over_classes(lambda known: known, lambda logits: logits.log_softmax(1), fix)(answer)
-        (whole,) = TargetScore(lambda known: known, target, None, len(inputs))((answer,))
+            fix = "Or use the target's output directly: preset=PRESETS['nested'].changed(scale='logit')."
+            forward_func = with_probabilities(forward_func, model, fix, log=True)
+            outputs = with_probabilities(lambda known: known, model, fix, log=True)(outputs)
+        (whole,) = TargetScore(lambda known: known, target, None, len(inputs))((outputs,))
     return TargetScore(forward_func, target, additional_forward_args, len(inputs)), whole, scale
 
 

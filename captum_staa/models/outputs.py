@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from captum_staa._utils.model_state import uncompiled
+
 OutputKind = Literal["logits", "probabilities", "sigmoid", "score"]
 KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
 OutputKey = str | int | tuple[str | int, ...]
@@ -172,6 +174,24 @@ def _rows(outputs: Tensor, batch: int) -> Tensor:
 
 
 # --- what it means ----------------------------------------------------------------------------------------------
+
+
+def kind_of(forward_func: object, outputs: Tensor) -> OutputKind:
+    """Return what the outputs of any forward function are.
+
+    A :class:`captum_staa.VideoClassifier` knows it. The outputs of another function are a ``"score"`` if there is one
+    per example, ``"probabilities"`` if all rows sum to 1, and else ``"logits"``.
+
+    Args:
+        forward_func: the model or function that returned the outputs.
+        outputs: ``(B,)``, ``(B, K)`` or with further axes.
+    """
+    known = getattr(uncompiled(forward_func) if isinstance(forward_func, nn.Module) else forward_func, "output", None)
+    if isinstance(known, str) and known in KINDS:
+        return known
+    if outputs.ndim < 2 or outputs.numel() == len(outputs):
+        return "score"
+    return "probabilities" if outputs.ndim == 2 and sums_to_one(outputs) else "logits"
 
 
 def probabilities(outputs: Tensor, kind: OutputKind, classes: int | None = None) -> Tensor:
