@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from captum.attr import PerturbationAttribution
@@ -22,7 +22,7 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters
-from captum_staa.attr._arguments import call_bar, one_clip, refuse_inference_mode
+from captum_staa.attr._base import VideoMethod, call_bar, one_clip, refuse_inference_mode
 from captum_staa.attr._hiding import OF_SEVERAL_FRAMES, blend_of
 from captum_staa.attr._perturbation_result import MaskAttribution, probability, result_of
 from captum_staa.layout import VideoLayout
@@ -38,7 +38,7 @@ from captum_staa.perturbation.regularizers import Regularizer
 from captum_staa.result import maps_of
 
 
-class SpatioTemporalPerturbation(PerturbationAttribution):
+class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
     """Attribution by learned masks: the parts of a clip, in space and time, that determine the model's score.
 
     Each mask keeps a given fraction of the clip's volume and removes the rest. The masks are learned by gradient
@@ -233,10 +233,6 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
                 bar.update()  # for the unperturbed clip
                 learned = learn(problem, start, preset.iterations, preset.tolerance, _progress(bar, adapted))
         return result_of(problem, learned, whole, preset.blur)
-
-    def attribute_future(self) -> NoReturn:
-        """Raise NotImplementedError. Captum's futures are for remote models."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     @classmethod
     def get_name(cls) -> str:
