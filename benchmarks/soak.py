@@ -36,6 +36,7 @@ from captum_staa import (
 )
 from captum_staa._utils import model_state
 from captum_staa.attention.backends import hf
+from captum_staa.attr import ReleasedSTAA
 
 Call = Callable[[VideoClassifier, Tensor, int], Tensor]
 PLAIN, BRANCH = "tiny-videomae-pattern", "tiny-st-abn-pattern"
@@ -74,7 +75,7 @@ METHODS: dict[str, tuple[str, Call]] = {
     "STAA, attention": (PLAIN, _staa(mode="attention")),
     "STAA, attention of one layer": (PLAIN, _staa(mode="attention", layers=[-1])),
     "STAA, focus": (PLAIN, _staa(mode="attention", focus=Focus())),
-    "STAA, released": (PLAIN, _staa(mode="released")),
+    "STAA, released": (PLAIN, lambda clf, clip, target: ReleasedSTAA(clf).attribute(clip)),
     "GradCAM": (PLAIN, lambda clf, clip, target: GradCAM(clf, LAYER).attribute(clip, target=target)),
     "SpatioTemporalPerturbation": (PLAIN, _perturbation),
     "VideoOcclusion": (PLAIN, _occlusion),

@@ -164,11 +164,12 @@ class VideoLayout:
         """Return a view in this layout of a ``(B, T, C, H, W)`` clip."""
         return clip.permute([WORKING.index(axis) for axis in self.axes])
 
-    def forward_from_working(self, forward_func: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``forward_func`` as a function of clips ``(B, T, C, H, W)`` and further arguments."""
+    def forward_from_working(self, forward_func: Callable[..., Any], count: int = 1) -> Callable[..., Any]:
+        """Return ``forward_func`` as a function of ``count`` clips ``(B, T, C, H, W)`` and further arguments."""
 
-        def forward(inputs: Tensor, *args: Any) -> Any:
-            return forward_func(self.from_working(inputs).contiguous(), *args)
+        def forward(*args: Any) -> Any:
+            clips = (self.from_working(clip).contiguous() for clip in args[:count])
+            return forward_func(*clips, *args[count:])
 
         return forward
 

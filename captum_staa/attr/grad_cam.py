@@ -6,28 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from threading import get_ident
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
-from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_staa._utils.captum import (
     TargetType,
     _format_additional_forward_args,
-    _format_output,
-    _format_tensor_into_tuples,
-    _is_tuple,
     _run_forward,
     log_usage,
 )
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, without_compiling
-from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
+from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_outputs
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import classifier_of
-from captum_staa.models.layers import MODES, covered, find_layer, to_pixels
+from captum_staa.models.layers import MODES, covered, find_layer, to_features, to_pixels
 from captum_staa.models.layouts import layout_of
 from captum_staa.result import VideoAttribution
 
@@ -39,7 +35,7 @@ WEIGHTINGS = {
 }
 
 
-class GradCAM(Attribution):
+class GradCAM(VideoMethod):
     """Attribution method that multiplies a layer's activation by the gradient of the target and sums over channels.
 
     The map is interpolated to the size of the clip.
@@ -142,7 +138,6 @@ class GradCAM(Attribution):
         additional_forward_args: object = None,
         *,
         relu_attributions: bool = False,
-        show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """Return attributions of the shape of the clip, spread evenly over channels.
 
@@ -151,7 +146,6 @@ class GradCAM(Attribution):
             target: as in Captum. Required if the model has several classes.
             additional_forward_args: further positional arguments of the model.
             relu_attributions: whether to set negative cells of the layer's map to 0, as in the paper.
-            show_progress: accepted for compatibility with Captum and ignored, because there is one forward only.
 
         Returns:
             Like ``inputs`` (float32 if they are of half precision), in units of the output: contiguous, detached and
@@ -162,9 +156,8 @@ class GradCAM(Attribution):
                 gradient does not reach it, the target is missing, the clip has the wrong shape, or the call is under
                 ``torch.inference_mode()``.
         """
-        parts = self._parts(inputs, target, additional_forward_args, relu_attributions)
-        clip = _format_tensor_into_tuples(inputs)[0]
-        return _format_output(_is_tuple(inputs), (self.layout.expand(parts.joint, clip),))
+        maps = self._maps(inputs, target, additional_forward_args, relu_attributions)
+        return like_inputs(inputs, self.layout, maps.joint)
 
     def attribute_maps(
         self,
@@ -173,31 +166,27 @@ class GradCAM(Attribution):
         additional_forward_args: object = None,
         *,
         relu_attributions: bool = False,
-        show_progress: bool = False,
     ) -> VideoAttribution:
         """Return the same attribution as :class:`VideoAttribution`, with the model's output as its logits."""
-        return self._parts(inputs, target, additional_forward_args, relu_attributions)
-
-    def attribute_future(self) -> NoReturn:
-        """Raise NotImplementedError: Captum's futures are for remote models, and a layer is read in this process."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+        return self._maps(inputs, target, additional_forward_args, relu_attributions)
 
     @classmethod
     def get_name(cls) -> str:
         """Return ``"GradCAM"``."""
         return "GradCAM"
 
-    def _parts(
+    def _maps(
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, relu: bool
     ) -> VideoAttribution:
-        clip = one_clip(inputs, self.layout, self.get_name())
-        size = self.layout.extent(clip)
+        clip = self.layout.to_working(one_clip(inputs, self.layout, self.get_name()))
+        forward = self.layout.forward_from_working(self.forward_func)
+        size = extent(clip)
         self._check_grid(size)
         refuse_inference_mode(self.get_name())
         extra = _format_additional_forward_args(additional_forward_args)
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             with _cut(self.layer) as outputs:
-                answer = _run_forward(self.forward_func, clip.detach().clone(), None, extra)
+                answer = _run_forward(forward, clip.detach().clone(), None, extra)
             if not isinstance(answer, Tensor) or answer.shape[:1] != clip.shape[:1]:
                 shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
                 raise ValueError(
@@ -205,7 +194,7 @@ class GradCAM(Attribution):
                     f"Hugging Face model in VideoClassifier, which returns the logits."
                 )
             activation = self._fold(outputs, len(clip), size)
-            score = score_of(answer, target)
+            score = target_outputs(answer, target).sum()
             if score.requires_grad:
                 gradients = torch.autograd.grad(score, outputs, materialize_grads=True)
             else:  # the output does not depend on the layer
@@ -237,12 +226,12 @@ class GradCAM(Attribution):
             )
         value = value.to(torch.promote_types(value.dtype, torch.float32))
         folded = None
-        if value.ndim == 5 and len(value) == batch:
-            folded = value
-        elif value.ndim == 4 and len(value) == batch * size[0]:
+        if value.ndim == 4 and len(value) == batch * size[0]:
             folded = value.unflatten(0, (batch, size[0])).transpose(1, 2)
-        elif value.ndim == 3 and self.grid is not None:
-            folded = _fold_tokens(value, batch, self.grid)
+        elif value.ndim != 4 and len(value) == batch:
+            folded = to_features(value, self.grid)
+        if folded is None and value.ndim == 3 and self.grid is not None:
+            folded = _fold_divided(value, batch, self.grid)
         # This also detects channels-last layers: their channels, taken as the width, exceed the width in pixels.
         if folded is None or any(cells > pixels for cells, pixels in zip(folded.shape[2:], size, strict=True)):
             tokens = self.grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer."
@@ -331,12 +320,10 @@ def _cut(layer: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _fold_tokens(tokens: Tensor, batch: int, grid: TokenGrid) -> Tensor | None:
-    """Return tokens, also of divided attention, as ``(B, D, t, h, w)``; None for an unknown or ambiguous shape."""
+def _fold_divided(tokens: Tensor, batch: int, grid: TokenGrid) -> Tensor | None:
+    """Return tokens of divided attention as ``(B, D, t, h, w)``, or None for an unknown or ambiguous shape."""
     rows, count, _ = tokens.shape
     positions = grid.h * grid.w
-    if rows == batch and count in (grid.num_patches, grid.num_tokens):
-        return grid.to_grid(tokens.transpose(1, 2))
     by_frame = rows == batch * grid.t and count in (positions, grid.prefix + positions)
     by_place = rows == batch * positions and count in (grid.t, grid.prefix + grid.t)
     if by_frame and not by_place:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from captum.attr import PerturbationAttribution
@@ -24,7 +24,7 @@ from captum_staa._utils.captum import (
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.gaussian import gaussian
 from captum_staa._utils.model_state import frozen_parameters
-from captum_staa.attr._arguments import call_bar, one_clip, refuse_inference_mode
+from captum_staa.attr._base import VideoMethod, call_bar, one_clip, refuse_inference_mode
 from captum_staa.layout import VideoLayout
 from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, units_for
 from captum_staa.masking.scores import TargetScore, with_probabilities
@@ -99,7 +99,7 @@ class MaskAttribution(VideoAttribution):
         return f"<div>{super()._repr_html_()}{more}</div>"
 
 
-class SpatioTemporalPerturbation(PerturbationAttribution):
+class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
     """Attribution by learned masks: the parts of a clip, in space and time, that determine the model's score.
 
     Each mask keeps a given fraction of the clip's volume and removes the rest. The masks are learned by gradient
@@ -294,10 +294,6 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
                 bar.update()  # for the unperturbed clip
                 learned = learn(problem, start, _progress(bar, scale))
         return _result(problem, learned, whole)
-
-    def attribute_future(self) -> NoReturn:
-        """Raise NotImplementedError. Captum's futures are for remote models."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def get_name(self) -> str:
         """Return the name of the method: ``"STEP"`` only for the preset of the paper.

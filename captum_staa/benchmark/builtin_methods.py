@@ -10,6 +10,7 @@ from captum_staa.attr import (
     STAA,
     AttentionBranch,
     GradCAM,
+    ReleasedSTAA,
     SpatioTemporalPerturbation,
     VideoFeatureAblation,
     VideoOcclusion,
@@ -30,14 +31,14 @@ from captum_staa.models import VideoClassifier
 from captum_staa.models.st_abn.network import st_abn_of
 
 
-def _staa(**options: Any) -> Make:
+def _staa(method: type[STAA] | type[ReleasedSTAA] = STAA, **options: Any) -> Make:
     def make(classifier: VideoClassifier, perturbations_per_eval: int) -> Call:
         if classifier.family is None:
             raise NotApplicableError(
                 f"STAA needs a transformer of a known family, got {type(classifier.module).__name__}, which has no "
                 f"attention that STAA can read"
             )
-        explainer = STAA(classifier, **options)
+        explainer = method(classifier, **options)
         return lambda clip, target: explainer.attribute(clip, target=target)
 
     return make
@@ -100,7 +101,7 @@ OURS: dict[str, MethodSpec] = {
     "STAA(chefer)": MethodSpec(_staa(rule="chefer"), "relevance by the rule of Chefer et al., all layers"),
     "STAA(attention)": MethodSpec(_staa(mode="attention"), "attention rolled out through all layers"),
     "STAA(attention-last)": MethodSpec(_staa(mode="attention", layers=[-1]), "attention of the last layer"),
-    "STAA(released)": MethodSpec(_staa(mode="released"), "as in the public code of the authors"),
+    "STAA(released)": MethodSpec(_staa(ReleasedSTAA), "as in the public code of the authors"),
     "SpatioTemporalPerturbation": MethodSpec(_perturbation("nested"), "preset nested"),
     "SpatioTemporalPerturbation(step)": MethodSpec(_perturbation("step"), "preset step, as in the STEP paper"),
     "SpatioTemporalPerturbation(3d-ep)": MethodSpec(_perturbation("3d-ep"), "preset 3d-ep"),

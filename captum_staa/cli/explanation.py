@@ -88,7 +88,7 @@ class Explanation:
     info: VideoInfo
     model: str
     method: str  # how it was computed, such as "STAA(mode='relevance', rule='decomposition')"
-    kind: str  # short name of the method, such as "STAA relevance"
+    kind: str  # short name of the method, such as "STAA (relevance)"
     settings: dict[str, Any]  # options by name, if ``method`` does not include all of them
     class_specific: bool  # whether the maps explain the target, or the model without a class
     layout: str  # order of the axes of the model input

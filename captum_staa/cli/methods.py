@@ -112,8 +112,8 @@ class OfAttention(Method):
         if mode == "attention" or rule == "chefer":  # the other settings have no layers and no focus
             words.append(f"layers={self.explainer.layers!r}")
             words += ["focus=Focus()"] if self.explainer.focus is not None else []
-        self.description, self.kind = f"STAA({', '.join(words)})", f"{self.explainer.get_name()} {mode}"
-        self.class_specific, self.own_time = mode == "relevance", mode == "released"
+        self.description, self.kind = f"STAA({', '.join(words)})", self.explainer.get_name()
+        self.class_specific = mode == "relevance"
         self.frames_per_cell = 1 if classifier.grid is None else int(classifier.grid.tubelet[0])
 
     def explain(self, clip: Tensor, target: int | None) -> Explained:

@@ -79,7 +79,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     _add_debug(parser)
     add("--method", choices=list(METHODS), default="staa", help="explanation method (default: staa)")
     add = parser.add_argument_group("options of --method staa (attention of a video transformer)").add_argument
-    add("--mode", choices=["relevance", "attention", "released"], help="kind of map (default: relevance)")
+    add("--mode", choices=["relevance", "attention"], help="kind of map (default: relevance)")
     add(
         "--rule",
         choices=["decomposition", "chefer"],
@@ -168,7 +168,7 @@ def _add_stream(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--mode",
-        choices=["attention", "relevance", "released"],
+        choices=["attention", "relevance"],
         default="attention",
         help="kind of map (default: attention)",
     )

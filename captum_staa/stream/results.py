@@ -30,8 +30,7 @@ class FrameResult:
         joint: ``(H', W')`` float32 on the CPU in pixels of the model's input, mean over the windows; None without
             windows. Attention: a frame with an even share of its window sums to 1. Relevance: signed, in units of the
             logit; with Chefer's rule nonnegative and without a unit.
-        temporal: sum of the map; with ``mode="released"``, the separate temporal signal of that mode. nan without
-            windows.
+        temporal: sum of the map; nan without windows.
         crop: ``(top, left, height, width)`` of the map in pixels of the frame, for ``crop=`` of
             :mod:`captum_staa.visualization`.
         latency: seconds from the arrival of the frame to this result; nan if the frame was dropped.

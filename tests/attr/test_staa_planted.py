@@ -9,7 +9,7 @@ import torch
 from staa_modes import MODES, spearman
 from torch import Tensor
 
-from captum_staa import STAA, Focus, VideoClassifier, metrics
+from captum_staa import STAA, VideoClassifier, metrics
 from captum_staa.attention.decomposition import class_contrast, decompose_classifier
 from captum_staa.benchmark import PlantedClips
 from captum_staa.metrics.sanity import redrawn
@@ -95,8 +95,6 @@ def test_map_changes_with_the_target(shipped, planted, kind):
 def test_options_that_would_be_ignored_raise(shipped):
     with pytest.raises(ValueError, match="rule = 'chefer' with mode = 'attention'"):
         STAA(shipped, mode="attention", rule="chefer")
-    with pytest.raises(ValueError, match="focus must be None with mode='released'"):
-        STAA(shipped, mode="released", focus=Focus())
 
 
 def test_half_precision_clips_get_float32_attributions(shipped, planted):

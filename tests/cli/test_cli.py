@@ -101,7 +101,6 @@ def test_overlay_is_drawn_on_the_evidence(video, explained):
         (["--mode", "attention", "--layers", "mean", "--focus"], {"mode": "attention", "layers": "mean"}),
         (["--rule", "chefer", "--layers", "-2,-1"], {"rule": "chefer", "layers": [-2, -1]}),
         (["--rule", "decomposition", "--target", "BRIGHT-BOTTOM"], {"rule": "decomposition"}),
-        (["--mode", "released"], {"mode": "released"}),
     ],
 )
 @pytest.mark.usefixtures("without_pictures")

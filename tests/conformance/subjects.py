@@ -16,7 +16,7 @@ from captum.attr import FeatureAblation, IntegratedGradients, LayerGradCam, Occl
 from torch import Tensor
 
 from captum_staa import RISE, STAA, SpatioTemporalPerturbation, VideoClassifier
-from captum_staa.attr import AttentionBranch, GradCAM, VideoFeatureAblation, VideoOcclusion
+from captum_staa.attr import AttentionBranch, GradCAM, ReleasedSTAA, VideoFeatureAblation, VideoOcclusion
 from captum_staa.perturbation import PRESETS, Nested, PerturbationConfig, Separate
 from captum_staa.perturbation.mask_grid import MaskGrid
 
@@ -165,7 +165,16 @@ OURS = (
     _staa("decomposition", oracles.staa, mode="relevance", rule="decomposition", pattern_weight=0),
     _staa("chefer", oracles.staa, mode="relevance", rule="chefer"),
     _staa("attention", oracles.staa, mode="attention"),
-    _staa("released", oracles.released, mode="released"),
+    Subject(
+        name="ReleasedSTAA",
+        method=ReleasedSTAA,
+        kind="attention",
+        counterpart=LayerGradCam,
+        make=lambda case: ReleasedSTAA(case.model),
+        oracle=oracles.released,
+        models=TRANSFORMERS,
+        inside=True,
+    ),
     Subject(
         name="VideoOcclusion",
         method=VideoOcclusion,

@@ -100,11 +100,6 @@ def test_relevance_with_an_staa_instance(clf, wide, rule, target):
     check(list(stream(wide)), wide, slow(explainer, wide, 8, unit=1, target=index))
 
 
-def test_released_mode_keeps_its_separate_temporal_signal(clf, wide):
-    explainer = STAA(clf, mode="released")
-    check(list(STAAStream(explainer, W, 8)(wide)), wide, slow(explainer, wide, 8, unit=W))
-
-
 def test_other_layouts_and_tensors_give_the_same_numbers(clf, wide):
     """Clips in another layout, and frames as tensors."""
     other = VideoClassifier(clf.module, layout="BCTHW", preprocessing=clf.preprocessing)

@@ -69,7 +69,7 @@ def test_the_overlay_has_every_frame(clip, tmp_path, capsys, monkeypatch):
     assert main(["stream", str(clip), "--model", MODEL]) == 2
     assert "planted_stream.mp4 already exists. Pass --overwrite" in capsys.readouterr().err
     assert (
-        main(["stream", str(clip), "--model", MODEL, "--overwrite", "--loop", "--limit", "40", "--mode", "released"])
+        main(["stream", str(clip), "--model", MODEL, "--overwrite", "--loop", "--limit", "40", "--mode", "attention"])
         == 0
     )
     assert len(io.read_video("planted_stream.mp4").frames) == 40
