@@ -23,8 +23,7 @@ from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, without_compiling
 from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
 from captum_staa.models.layers import MODES, covered, to_pixels
-from captum_staa.models.st_abn.branch import Gates
-from captum_staa.models.st_abn.explanation import resolution
+from captum_staa.models.st_abn.branch import Gates, resolution
 from captum_staa.models.st_abn.network import st_abn_of
 from captum_staa.result import VideoAttribution
 
