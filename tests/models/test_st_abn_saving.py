@@ -109,6 +109,14 @@ def test_injected_mix_branch_saves_only_added_modules(tmp_path):
     assert torch.equal(STABN.from_pretrained(tmp_path, VideoClassifier(model, "BCTHW", num_frames=4))(clip), expected)
 
 
+def test_injected_branch_with_a_stage_as_body_is_saved_and_loaded(tmp_path):
+    st_abn, model, clip = injected("resnet3d", body="stage")
+    expected = st_abn(clip)
+    st_abn.save_pretrained(tmp_path)
+    st_abn.remove()
+    assert torch.equal(STABN.from_pretrained(tmp_path, VideoClassifier(model, "BCTHW", num_frames=4))(clip), expected)
+
+
 STEPS = Preprocessing(resize=31, crop=(24, 20), resample=3, mean=(0.1, 0.2, 1 / 3), std=(0.5, 0.6, 0.7))
 
 
