@@ -38,7 +38,7 @@ from captum_staa import (
 from captum_staa.benchmark import PlantedClips
 from captum_staa.benchmark.method_spec import named_layer
 from captum_staa.metrics._shared import midranks, pearson
-from captum_staa.models import ResNet3D
+from captum_staa.models.resnet3d import ResNet3D
 from captum_staa.models.st_abn.network import st_abn_of
 
 MODELS = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d", "st-abn")

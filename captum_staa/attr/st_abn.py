@@ -16,8 +16,7 @@ from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, without_compiling
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_outputs
 from captum_staa.models.layers import MODES, covered, to_pixels
-from captum_staa.models.st_abn.branch import Gates
-from captum_staa.models.st_abn.explanation import resolution
+from captum_staa.models.st_abn.branch import Gates, resolution
 from captum_staa.models.st_abn.network import st_abn_of
 from captum_staa.result import VideoAttribution
 

@@ -55,7 +55,7 @@ def test_windows_keep_the_temporal_gate(video, tmp_path, without_pictures):
     classifier = VideoClassifier.from_pretrained("tiny-st-abn-pattern")
     frames = io.read_video(video, 32).frames
     windows = [classifier.preprocess(frames[start : start + 16]) for start in (0, 16)]
-    alpha = torch.cat([classifier.module.explain(window).temporal[0] for window in windows])
+    alpha = torch.cat([classifier.module.explain(window).temporal_gates[0] for window in windows])
     torch.testing.assert_close(tensors["temporal"], alpha, rtol=1e-4, atol=1e-6)
 
 
