@@ -176,7 +176,7 @@ def decompose(
             during the call.
         inputs: ``(B, ...)`` floats.
         score: function from outputs to ``(B,)``, one number per example. It must be linear, otherwise the result is
-            approximate.
+            approximate. If the outputs are the result of a softmax or a sigmoid, it gets the logits before that.
         additional_forward_args: further positional arguments of ``forward_func``.
         embedding: the submodule whose output is decomposed. It must run once per forward. None decomposes the inputs.
         pattern_weight: weight of the effect of each token on attention patterns, as a query and as a key. With 0,
@@ -208,7 +208,8 @@ def decompose(
             outputs = _run_forward(forward_func, source, None, extra)
         _check_run(outputs, leaves, embedding)
         (leaf,) = leaves
-        scores = score(outputs)
+        logits = mode.before_squash(outputs)
+        scores = score(outputs if logits is None else logits)
         if not scores.requires_grad or not reaches(scores.grad_fn, leaf):
             raise ValueError(_no_gradient(outputs, embedding))
         # under the mode as well, because gradient checkpointing repeats the forward during the backward
@@ -275,8 +276,10 @@ def _no_gradient(outputs: Tensor, embedding: nn.Module | None) -> str:
     values = outputs.detach().float()
     if values.ndim > 1 and bool((values >= 0).all() and ((values.sum(1) - 1).abs() < 1e-2).all()):
         return (
-            f"outputs must be logits, got probabilities of shape {tuple(outputs.shape)}, which sum to 1. A softmax is "
-            f"frozen like an attention pattern, so no gradient passes it. Remove the softmax at the end of the model."
+            f"outputs must be logits or the direct result of a softmax, got probabilities of shape "
+            f"{tuple(outputs.shape)} that were computed in another way, such as a mean over views. A softmax is frozen "
+            f"like an attention pattern, so no gradient passes it. Remove it from the end of the model, or explain one "
+            f"view."
         )
     of = "inputs" if embedding is None else f"output of {type(embedding).__name__}"
     return (
@@ -291,7 +294,7 @@ def _patch_embedding(classifier: Any) -> nn.Module:
     if name is None:
         known = "no family" if family is None else f"family {family.name!r} without a patch embedding"
         raise ValueError(
-            f"where='tokens' needs the module that embeds the patches, got {type(model).__name__} of {known}. Pass "
+            f"where='tokens' needs the module that embeds the patches, got {type(classifier.module).__name__} of {known}. Pass "
             f"VideoClassifier(..., family=Family(..., patch_embedding='name.of.the.module')), or use where='pixels'."
         )
     try:

@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_staa._utils.captum import NullProgress, TargetType, progress
 from captum_staa.layout import VideoLayout, check_dense
 from captum_staa.masking.scores import selected
+from captum_staa.models.outputs import decision_values, kind_of
 from captum_staa.result import as_tuple
 
 
@@ -101,6 +102,11 @@ def target_outputs(outputs: Tensor, target: TargetType) -> Tensor:
             f"batch."
         )
     return chosen
+
+
+def target_values(forward_func: object, outputs: Tensor, target: TargetType) -> Tensor:
+    """Return :func:`target_outputs` in units of a logit: probabilities are converted back, other outputs are not."""
+    return target_outputs(decision_values(outputs, kind_of(forward_func, outputs)), target)
 
 
 def like_inputs(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, *maps: Tensor) -> Tensor | tuple[Tensor, ...]:

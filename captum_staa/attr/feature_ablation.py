@@ -9,6 +9,7 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
+from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations
 from captum_staa.layout import VideoLayout
 from captum_staa.masking.ablation import Features, ablate
@@ -52,6 +53,7 @@ class VideoFeatureAblation(VideoMethod, PerturbationAttribution):
         self.layout = layout_if_known(forward_func, layout)
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

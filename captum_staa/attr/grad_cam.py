@@ -18,8 +18,8 @@ from captum_staa._utils.captum import (
     log_usage,
 )
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.model_state import frozen_parameters, without_compiling
-from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_outputs
+from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
+from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_values
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import classifier_of
@@ -131,6 +131,7 @@ class GradCAM(VideoMethod):
         self.grid = classifier.grid if grid is None and classifier is not None else grid
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -159,6 +160,7 @@ class GradCAM(VideoMethod):
         maps = self._maps(inputs, target, additional_forward_args, relu_attributions)
         return like_inputs(inputs, self.layout, maps.joint)
 
+    @in_eval_mode
     def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -194,7 +196,7 @@ class GradCAM(VideoMethod):
                     f"Hugging Face model in VideoClassifier, which returns the logits."
                 )
             activation = self._fold(outputs, len(clip), size)
-            score = target_outputs(answer, target).sum()
+            score = target_values(self.forward_func, answer, target).sum()
             if score.requires_grad:
                 gradients = torch.autograd.grad(score, outputs, materialize_grads=True)
             else:  # the output does not depend on the layer

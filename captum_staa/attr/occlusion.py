@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
 from captum_staa._utils.checks import check_count
+from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations
 from captum_staa.layout import WORKING, VideoLayout
 from captum_staa.masking.ablation import Windows, ablate
@@ -54,6 +55,7 @@ class VideoOcclusion(VideoMethod, PerturbationAttribution):
         self.layout = layout_of(forward_func, layout)
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

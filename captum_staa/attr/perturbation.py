@@ -23,7 +23,7 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.gaussian import gaussian
-from captum_staa._utils.model_state import frozen_parameters
+from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
 from captum_staa.attr._base import VideoMethod, call_bar, one_clip, refuse_inference_mode
 from captum_staa.layout import VideoLayout
 from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, units_for
@@ -162,6 +162,7 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
         self.preset = preset if isinstance(preset, PerturbationConfig) else PRESETS[preset]
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -234,6 +235,7 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
         attributions = self.layout.expand(parts.joint, one_clip(inputs, self.layout, self.get_name()))
         return _format_output(_is_tuple(inputs), (attributions,))
 
+    @in_eval_mode
     def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],

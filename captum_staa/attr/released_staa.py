@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from captum_staa._utils.captum import TargetType, _format_additional_forward_args, _run_forward, log_usage
 from captum_staa._utils.gaussian import gaussian
 from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.attention.capture import capture
 from captum_staa.attr._base import VideoMethod, like_inputs, one_clip
 from captum_staa.attr.staa import transformer_of
@@ -62,6 +63,7 @@ class ReleasedSTAA(VideoMethod):
         self.generator = generator
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -85,6 +87,7 @@ class ReleasedSTAA(VideoMethod):
         maps = self.attribute_maps(inputs, target, additional_forward_args)
         return like_inputs(inputs, self.forward_func.layout, maps.joint)
 
+    @in_eval_mode
     def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],

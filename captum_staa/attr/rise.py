@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_staa._utils.captum import BaselineType, TargetType, log_usage
 from captum_staa._utils.checks import check_count, check_sides
 from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations, extent, like_inputs
 from captum_staa.layout import VideoLayout
 from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval
@@ -67,6 +68,7 @@ class RISE(VideoMethod, PerturbationAttribution):
         self.layout = layout_of(forward_func, layout)
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captum_staa._utils import notebook
 from captum_staa._utils.captum import TargetType, _format_additional_forward_args, log_usage
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.model_state import frozen_parameters, without_compiling
+from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_outputs
 from captum_staa.models.layers import MODES, covered, to_pixels
 from captum_staa.models.st_abn.branch import Gates, resolution
@@ -99,6 +99,7 @@ class AttentionBranch(VideoMethod):
         return "gate" if self.st_abn.config.mechanism == "observe" else "grad_gate"
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -133,6 +134,7 @@ class AttentionBranch(VideoMethod):
         maps = self.attribute_maps(inputs, target, additional_forward_args, weighting=weighting)
         return like_inputs(inputs, self.layout, maps.joint)
 
+    @in_eval_mode
     def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],

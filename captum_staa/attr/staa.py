@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice, check_count, is_number
 from captum_staa._utils.gaussian import SPREAD, gaussian
-from captum_staa._utils.model_state import frozen_parameters
+from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.decomposition import class_contrast, decompose_classifier
 from captum_staa.attention.focus import Focus
@@ -31,10 +31,17 @@ from captum_staa.attention.rollout import (
     rollout,
     rollout_reader,
 )
-from captum_staa.attr._base import VideoMethod, like_inputs, one_clip, refuse_inference_mode, target_outputs
+from captum_staa.attr._base import (
+    VideoMethod,
+    like_inputs,
+    one_clip,
+    refuse_inference_mode,
+    target_outputs,
+    target_values,
+)
 from captum_staa.grid import TokenGrid
 from captum_staa.models.classifier import VideoClassifier, classifier_of
-from captum_staa.models.families import AttentionLayer
+from captum_staa.models.families import AttentionLayer, Pooling
 from captum_staa.result import VideoAttribution
 
 Mode = Literal["attention", "relevance"]
@@ -149,6 +156,7 @@ class STAA(VideoMethod):
         self._blocks()  # reject wrong layers now
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -175,6 +183,7 @@ class STAA(VideoMethod):
         maps = self._maps(inputs, target, additional_forward_args, logits=False)
         return like_inputs(inputs, self.forward_func.layout, maps.joint)
 
+    @in_eval_mode
     def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -187,6 +196,7 @@ class STAA(VideoMethod):
         """
         return self._maps(inputs, target, additional_forward_args, logits=True)
 
+    @in_eval_mode
     def attribute_temporal(self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object = None) -> Tensor:
         """Return the temporal part of the attention rollout, computed without N x N matrices.
 
@@ -220,7 +230,8 @@ class STAA(VideoMethod):
         with torch.no_grad():
             with capture(model, attention_layers, carry, stop=True):
                 self._forward(clip, extra)
-            steps = carry.result(output_weights(self._family().pooling(model), len(clip), grid, clip.device))
+            pooling = self.forward_func.read_tokens(clip, *(extra or ()))
+            steps = carry.result(output_weights(pooling, len(clip), grid, clip.device))
         return grid.to_frames(steps / grid.tubelet[0], clip.shape[self.forward_func.layout.time])
 
     def get_name(self) -> str:
@@ -254,12 +265,14 @@ class STAA(VideoMethod):
         self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int], logits: bool
     ) -> tuple[Tensor, Tensor | None]:
         attention_layers = self._attention_layers()
-        read = self._reader(attention_layers)
+        pooling = self.forward_func.read_tokens(clip, *(extra or ()))
+        every = self.layers == "all"
+        read = rollout_reader(pooling, attention_layers[-1]) if every else light_reader(pooling)
         answer = None
         with torch.no_grad():
             with capture(self._model(), attention_layers, read, stop=not logits) as readings:
                 answer = self._forward(clip, extra)
-            return self._to_pixels(self._compose(readings, clip, grid), grid, size), answer
+            return self._to_pixels(self._compose(readings, clip, pooling, grid), grid, size), answer
 
     def _relevance(
         self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
@@ -267,16 +280,19 @@ class STAA(VideoMethod):
         refuse_inference_mode("mode='relevance'")
         if self.rule == "decomposition":
             return self._decomposed(clip, target, extra, grid, size)
+        pooling = self.forward_func.read_tokens(clip, *(extra or ()))
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
             with capture(self._model(), self._attention_layers(), _read_probabilities) as readings:
                 answer = self._forward(leaf, extra)
-            gradients = torch.autograd.grad(target_outputs(answer, target).sum(), list(readings.values()))
+            gradients = torch.autograd.grad(
+                target_values(self.forward_func, answer, target).sum(), list(readings.values())
+            )
         matrices = {
             layer: gradient_weighted(attention, gradient)
             for (layer, attention), gradient in zip(readings.items(), gradients, strict=True)
         }
-        return self._to_pixels(self._compose(matrices, clip, grid, torch.add), grid, size), answer.detach()
+        return self._to_pixels(self._compose(matrices, clip, pooling, grid, torch.add), grid, size), answer.detach()
 
     def _decomposed(
         self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
@@ -285,7 +301,7 @@ class STAA(VideoMethod):
         result = decompose_classifier(
             self.forward_func,
             clip,
-            lambda outputs: class_contrast(outputs, target_outputs(outputs, target)),
+            lambda values: self._contrast(values, target),
             extra,
             where=where,
             pattern_weight=self.pattern_weight,
@@ -298,22 +314,30 @@ class STAA(VideoMethod):
         spread = (SPREAD * t, SPREAD * h, SPREAD * w)
         return gaussian(joint, spread, keep_sums=True), result.outputs
 
+    def _contrast(self, values: Tensor, target: TargetType) -> Tensor:
+        """Return what is explained, ``(B,)``: the target's logit minus the mean of the others, or a label's own."""
+        classifier = self.forward_func
+        if classifier.output == "probabilities" and bool(((values >= 0) & (values <= 1)).all()):
+            raise ValueError(
+                f"outputs of a model with output='probabilities' must be the direct result of a softmax or sigmoid, "
+                f"got values of shape {tuple(values.shape)} that were computed from it, such as a mean over views. "
+                f"Explain one view, or remove the last operations from the module."
+            )
+        chosen = target_outputs(values, target)
+        return class_contrast(values, chosen) if classifier.exclusive else chosen.flatten().float()
+
     def _forward(self, clip: Tensor, extra: Any) -> Tensor:
         return _run_forward(self.forward_func, clip.clone(), None, extra)  # a copy: models may write into their input
 
     def _attention_layers(self) -> list[AttentionLayer]:
         return [layer for block in self._blocks() for layer in block]
 
-    def _reader(self, attention_layers: Sequence[AttentionLayer]) -> Callable[[AttentionCall], Tensor]:
-        pooling = self._family().pooling(self._model())
-        return rollout_reader(pooling, attention_layers[-1]) if self.layers == "all" else light_reader(pooling)
-
     # --- from readings to pixels --------------------------------------------------------------------------------
 
-    def _compose(self, readings: Readings, clip: Tensor, grid: TokenGrid, *residual: Any) -> Tensor:
+    def _compose(self, readings: Readings, clip: Tensor, pooling: Pooling, grid: TokenGrid, *residual: Any) -> Tensor:
         """Return the weights of the tokens, ``(B, N)``, from the readings of the chosen blocks."""
-        model, blocks = self._model(), self._blocks()
-        weights = output_weights(self._family().pooling(model), len(clip), grid, clip.device)
+        blocks = self._blocks()
+        weights = output_weights(pooling, len(clip), grid, clip.device)
         if self.layers == "all":
             return rollout(weights, blocks, readings, grid, *residual)
         return torch.stack([pull(weights, block, readings, grid) for block in blocks]).mean(0)

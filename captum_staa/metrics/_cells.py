@@ -14,7 +14,7 @@ from captum_staa._utils.captum import BaselineType, TargetType
 from captum_staa._utils.checks import check_choice, is_number, is_triple
 from captum_staa.layout import VideoLayout
 from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, units_for
-from captum_staa.masking.scores import TargetScore, over_classes
+from captum_staa.masking.scores import TargetScore, with_probabilities
 from captum_staa.metrics._shared import SPANNED, Axis
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.layouts import layout_of
@@ -223,7 +223,7 @@ def score_of(
         )
     if output == "probability":
         fix = "pass output='logit' to take the target's output as it is"
-        forward_func = over_classes(forward_func, lambda logits: logits.softmax(1), fix)
+        forward_func = with_probabilities(forward_func, forward_func, fix)
     return TargetScore(forward_func, target, additional_forward_args, batch)
 
 

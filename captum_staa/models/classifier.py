@@ -154,6 +154,7 @@ class VideoClassifier(nn.Module):
         declared = output or kind_in_config(inner)
         self._kind: OutputKind = declared or "logits"
         self._declared = declared is not None
+        self._sums_to_one = False
         self._verified = False  # whether the kind of output and the place of a wrapped transformer have been verified
         self._other: int | Literal["rest"] | None = None
 
@@ -168,6 +169,11 @@ class VideoClassifier(nn.Module):
     def output(self) -> OutputKind:
         """What the outputs are. It is ``"logits"`` until the first call if it is neither stated nor in a config."""
         return self._kind if self._other is None else "score"
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether exactly one class is right: logits, or probabilities that sum to 1."""
+        return self.output == "logits" or (self.output == "probabilities" and self._sums_to_one)
 
     @property
     def num_classes(self) -> int | None:
@@ -474,12 +480,12 @@ class VideoClassifier(nn.Module):
             outputs: outputs in eval mode.
             last: the function that computed them, if it is known.
         """
-        values = outputs.detach()
+        several = outputs.ndim > 2 or outputs.shape[1] > 1
+        self._sums_to_one = outputs.ndim == 2 and several and sums_to_one(outputs)
         if self._declared:
             check_kind(outputs, self._kind, last)
         else:
-            several = outputs.ndim > 2 or outputs.shape[1] > 1
-            if last is not None or (outputs.ndim == 2 and several and sums_to_one(values)):
+            if last is not None or self._sums_to_one:
                 self._kind = "probabilities"
             elif not several:
                 self._kind = "score"
