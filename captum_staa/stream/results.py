@@ -32,8 +32,8 @@ class FrameResult:
             logit; with Chefer's rule nonnegative and without a unit.
         temporal: sum of the map; with ``mode="released"``, the separate temporal signal of that mode. nan without
             windows.
-        crop: ``(top, left, height, width)`` of the map in pixels of the frame, for ``crop=`` of
-            :mod:`captum_staa.visualization`.
+        crop: ``(top, left, height, width)`` of the map in pixels of the frame, for
+            ``Frames(crop=)`` of :mod:`captum_staa.visualization`.
         latency: seconds from the arrival of the frame to this result; nan if the frame was dropped.
         latency_frames: number of frames that arrived after the frame and before this result.
     """
