@@ -140,17 +140,15 @@ class Frames:
         """
         if (mean is None) != (std is None):
             raise ValueError(f"mean and std must be given together, got {mean = }, {std = }")
-        clip, flipped = tensor_of(inputs, "inputs"), False
+        clip, steps = tensor_of(inputs, "inputs"), None
         if classifier is not None:
             model = _checked(classifier)
-            layout = model.layout if layout is None else layout
-            if model.preprocessing is not None and mean is None:
-                steps = model.preprocessing
-                # (pixels * factor - offset - mean) / std, as a mean and a standard deviation of pixels in [0, 1]
-                scale = 255 * (1.0 if steps.factor is None else steps.factor)
-                mean = [(value + steps.offset) / scale for value in steps.mean or (0, 0, 0)]
-                std = [value / scale for value in steps.std or (1, 1, 1)]
-                flipped = steps.flip_channels
+            layout, steps = model.layout if layout is None else layout, model.preprocessing
+        if steps is not None and mean is None:
+            # (pixels * factor - offset - mean) / std, as a mean and a standard deviation of pixels in [0, 1]
+            scale = 255 * (1.0 if steps.factor is None else steps.factor)
+            mean = [(value + steps.offset) / scale for value in steps.mean or (0, 0, 0)]
+            std = [value / scale for value in steps.std or (1, 1, 1)]
         if layout is None:
             raise ValueError(
                 f"layout must be given for inputs of shape {tuple(clip.shape)}, got None. Pass the classifier, or "
@@ -162,9 +160,10 @@ class Frames:
             raise ValueError(
                 f"inputs must have 1 or 3 channels to be drawn, got shape {tuple(clip.shape)} in layout {layout.axes}"
             )
+        if steps is not None and steps.flip_channels:
+            frames = frames.flip(-1)  # the last step of the preprocessing, so the first to be undone
         if frames.dtype != torch.uint8:
             frames = _as_bytes(frames.double(), mean, std)
-        frames = frames.flip(-1) if flipped else frames
         pixels = frames.expand(*frames.shape[:3], 3).numpy()
         return cls(pixels, indices=indices, fps=fps, layout=layout, index=index)
 
@@ -253,7 +252,7 @@ def pick(batch: Tensor, index: int | None, name: str) -> Tensor:
     if index is None and len(batch) > 1:
         raise ValueError(
             f"index must be given for a batch of several clips, got None for {name} of {len(batch)} clips (shape "
-            f"{tuple(batch.shape)}). Pass Frames(..., index=) to select one."
+            f"{tuple(batch.shape)}). Pass index= to Frames to select one."
         )
     if not -len(batch) <= (index or 0) < len(batch):
         raise ValueError(
