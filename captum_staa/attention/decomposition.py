@@ -294,8 +294,9 @@ def _patch_embedding(classifier: Any) -> nn.Module:
     if name is None:
         known = "no family" if family is None else f"family {family.name!r} without a patch embedding"
         raise ValueError(
-            f"where='tokens' needs the module that embeds the patches, got {type(classifier.module).__name__} of {known}. Pass "
-            f"VideoClassifier(..., family=Family(..., patch_embedding='name.of.the.module')), or use where='pixels'."
+            f"where='tokens' needs the module that embeds the patches, got {type(classifier.module).__name__} of "
+            f"{known}. Pass VideoClassifier(..., family=Family(..., patch_embedding='name.of.the.module')), or use "
+            f"where='pixels'."
         )
     try:
         return model.get_submodule(name)

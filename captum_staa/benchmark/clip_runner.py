@@ -22,7 +22,7 @@ from captum_staa.benchmark.scoring import COSTS, Metric, MetricInput, baseline_o
 from captum_staa.benchmark.storage import WHOLE, Entry, Storage
 from captum_staa.metrics import controls
 from captum_staa.models import VideoClassifier
-from captum_staa.visualization.saliency import as_pictures
+from captum_staa.visualization import Frames
 
 SHEETS = 1  # number of clips, from the first, whose maps are stored for a contact sheet
 
@@ -253,11 +253,7 @@ def _pictured(plan: Plan, sample: Sample) -> dict[str, np.ndarray[Any, Any]] | N
     """Return the clip as frames, and its truth; None for clips without colors, such as optical flow."""
     if plan.classifier.layout.size(sample.clip)["C"] not in (1, 3):
         return None
-    preprocessing = plan.classifier.preprocessing
-    mean, std = (preprocessing.mean, preprocessing.std) if preprocessing is not None else (None, None)
-    pictures: dict[str, np.ndarray[Any, Any]] = {
-        "frames": as_pictures(sample.clip.cpu(), plan.classifier.layout, mean=mean, std=std)
-    }
+    pictures: dict[str, np.ndarray[Any, Any]] = {"frames": Frames.from_inputs(sample.clip, plan.classifier).pixels}
     return pictures if sample.truth is None else {**pictures, "truth": sample.truth[0].cpu().numpy()}
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from captum_staa.benchmark.records import CONTROLS, GRID, INVERTED, control_of
-from captum_staa.visualization import compare_methods
+from captum_staa.visualization import Style, compare_methods
 from captum_staa.visualization.figure import evenly
 
 if TYPE_CHECKING:
@@ -138,9 +138,9 @@ def sheet(results: Results) -> Figure | None:
     if shown is None or not maps:
         return None
     figure, axes = compare_methods(
-        shown.frames,
         maps,
-        sign="positive",
+        shown.frames,
+        style=Style(sign="positive"),
         num_frames=FRAMES,
         title=shown.clip + (", the evidence outlined" if shown.truth is not None else ""),
         use_pyplot=False,

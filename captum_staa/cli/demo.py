@@ -19,7 +19,7 @@ from captum_staa.cli.explain import explain
 from captum_staa.cli.explanation import Explanation, Options, moment, report
 from captum_staa.cli.output import FILES, refuse_to_overwrite, write
 from captum_staa.cli.prepare import load
-from captum_staa.visualization import show_frames, to_html
+from captum_staa.visualization import Frames, Style, show_frames, to_html
 
 MODEL = "tiny-videomae-pattern"
 CLIPS = 12  # methods are scored on these; the first one is shown
@@ -98,12 +98,11 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     maps = {} if comparison.sheet is None else comparison.sheet.maps
     shown = {name: torch.from_numpy(mask).float()[None] for name, mask in masks.items()}
     to_html(
-        planted.frames(0),
         {**shown, **{method: maps[method] for method in METHODS if method in maps}},
-        sign="positive",  # as in the scores: negative values are not evidence for the class
-        path=out / PAGE,
+        Frames(planted.frames(0), fps=FPS),
+        out / PAGE,
+        style=Style(sign="positive"),  # as in the scores: negative values are not evidence for the class
         overwrite=overwrite,
-        fps=FPS,
         play_fps=FPS,
         truth=when.numpy(),
         predictions=[(predicted, probability) for _, predicted, probability in explanation.top(4)],
@@ -130,11 +129,10 @@ def save_sheet(path: Path, frames: NDArray[np.uint8], name: str, overwrite: bool
     """Write every other frame as a contact sheet."""
     title = f"{name}: evidence (green) and rivals that look alike (orange)"
     figure, _ = show_frames(
-        frames[::2],
-        method="original_image",
-        indices=range(0, len(frames), 2),
+        None,
+        Frames(frames[::2], indices=range(0, len(frames), 2)),
+        style=Style(method="original_image"),
         title=title,
-        show_colorbar=False,
         use_pyplot=False,
     )
     with atomic(path, overwrite) as part:

@@ -31,7 +31,7 @@ class FrameResult:
             windows. Attention: a frame with an even share of its window sums to 1. Relevance: signed, in units of the
             logit; with Chefer's rule nonnegative and without a unit.
         temporal: sum of the map; nan without windows.
-        crop: ``(top, left, height, width)`` of the map in pixels of the frame, for ``crop=`` of
+        crop: ``(top, left, height, width)`` of the map in pixels of the frame, for ``Frames(crop=)`` of
             :mod:`captum_staa.visualization`.
         latency: seconds from the arrival of the frame to this result; nan if the frame was dropped.
         latency_frames: number of frames that arrived after the frame and before this result.

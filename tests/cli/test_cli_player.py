@@ -18,6 +18,7 @@ from captum_staa.cli import pictures
 from captum_staa.cli.explanation import Explanation, Masks, report
 from captum_staa.io import VideoInfo
 from captum_staa.result import VideoAttribution
+from captum_staa.visualization import Frames
 
 T, H, W = 30, 40, 60
 CROP = (0.0, 10.0, 40.0, 40.0)
@@ -56,7 +57,8 @@ def explanation(**changes) -> Explanation:
 
 def held(shown: Explanation, truth: torch.Tensor | None = None, frames: np.ndarray = FRAMES) -> dict:
     """Return the data of the page, and its length."""
-    text = pictures.page(shown, range(T), frames, CROP, truth)
+    clip = Frames(frames, CROP, shown.indices, shown.constant_fps)
+    text = pictures.page(shown, range(T), clip, truth)
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
     assert found is not None
     return {**json.loads(found[1]), "length": len(text)}

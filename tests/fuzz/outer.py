@@ -101,21 +101,24 @@ def pictures(draw: Any) -> Call:
     spread = [maps, maps[0], maps * 0, maps.half(), maps.double() * 1e300, maps * 1e-30, maps.numpy(), maps.abs()]
     maps = draw(st.sampled_from([*spread, maps[:, :, None].expand(1, t, 3, h, w)]))
     axes = "BTCHW" if maps.ndim == 5 else None
-    good: dict[str, Any] = {"clip": frames, "attributions": maps, "layout": axes}
-    kinds = {"clip": "frames", "attributions": "pictured", "sign": "word"}
-    kinds |= {"outlier_perc": "percent"} if name != "show_timeline" else {"num_frames": "count?"}
-    if name in ("show_frames", "compare_methods"):
+    good: dict[str, Any] = {"pixels": frames, "attributions": maps, "layout": axes}
+    kinds = {"pixels": "frames", "attributions": "pictured", "sign": "word"}
+    if name != "show_timeline":
         good["method"] = draw(st.sampled_from(["blended_heat_map", "heat_map", "masked_image"]))
-        kinds |= {"method": "word", "num_frames": "count?"}
+        kinds |= {"method": "word", "outlier_perc": "percent"}
+    if name in ("show_frames", "compare_methods"):
+        kinds |= {"num_frames": "count?"}
     if maps.ndim == 5:
         kinds["layout"] = "layout"
     function = getattr(visualization, name)
 
-    def run(attributions: Any = maps, clip: Any = frames, **rest: Any) -> Any:
-        if name == "show_timeline":
-            return function(attributions, clip=clip, use_pyplot=False, **rest)
-        maps_of_methods = {"one": attributions} if name == "compare_methods" else attributions
-        return function(clip, maps_of_methods, use_pyplot=False, **rest)
+    def run(attributions: Any = maps, pixels: Any = frames, layout: Any = axes, **rest: Any) -> Any:
+        clip = visualization.Frames(pixels, layout=layout)
+        if name != "show_timeline":
+            fields = {key: rest.pop(key) for key in ("method", "sign", "outlier_perc") if key in rest}
+            rest["style"] = visualization.Style(**fields)
+        given = {"one": attributions} if name == "compare_methods" else attributions
+        return function(given, clip, use_pyplot=False, **rest)
 
     def check(found: Any) -> None:
         figure, main = found

@@ -227,12 +227,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "a word for channels": (lambda: VideoLayout("BTCHW", "3"), TypeError, "channels must be an integer"),
     "a word for outliers": (
-        lambda: visualization.show_frames(np.zeros((4, 5, 6, 3), np.uint8), MAPS[0], outlier_perc="2"),
+        lambda: visualization.Style(outlier_perc="2"),
         ValueError,
         "outlier_perc .* '2'",
     ),
     "a crop of three": (
-        lambda: visualization.show_frames(np.zeros((4, 5, 6, 3), np.uint8), MAPS[0], crop=(0, 0, 5)),
+        lambda: visualization.Frames(np.zeros((4, 5, 6, 3), np.uint8), crop=(0, 0, 5)),
         TypeError,
         "crop must be four numbers",
     ),
@@ -309,7 +309,7 @@ def test_arrays_that_are_flipped_along_an_axis_of_one_are_drawn() -> None:
     frames = np.random.default_rng(0).integers(0, 255, (1, 4, 5, 3), dtype=np.uint8)
     maps = np.random.default_rng(1).random((1, 1, 4, 5))
     drawn = [
-        visualization.show_frames(f, m, use_pyplot=False)[0] for f, m in ((frames, maps), (frames[::-1], maps[:, ::-1]))
+        visualization.show_frames(m, f, use_pyplot=False)[0] for f, m in ((frames, maps), (frames[::-1], maps[:, ::-1]))
     ]
     pictures = [np.asarray(figure.axes[0].images[0].get_array()) for figure in drawn]
     np.testing.assert_array_equal(*pictures)
