@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from threading import get_ident
@@ -23,7 +23,8 @@ from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, r
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import classifier_of
-from captum_staa.models.layers import MODES, covered, find_layer, to_features, to_pixels
+from captum_staa.models.layer_axes import ChannelWitness, LayerAxes, first_tensor, read_axes, stated_axes
+from captum_staa.models.layers import MODES, covered, find_layer, network_of, to_pixels
 from captum_staa.models.layouts import layout_of
 from captum_staa.result import VideoAttribution
 
@@ -54,11 +55,13 @@ class GradCAM(VideoMethod):
     Args:
         forward_func: a :class:`VideoClassifier`, or any module that returns one row of outputs per example.
         layer: the layer, or its name in ``named_modules()`` of the model (of the classifier's ``.module``). Its
-            output, or the first item if it returns a tuple, must be one of
+            output, or the first item of a tuple or of a Hugging Face output, must be one of
 
-            - ``(B, C, t, h, w)``, the output of a 3D convolution;
-            - ``(B*T, C, h, w)``, the output of a 2D convolution over the frames of all clips, clip after clip; or
+            - ``(B, C, t, h, w)``, the output of a 3D convolution; or ``(B, t, h, w, C)``, as in Swin transformers;
+            - ``(B*T, C, h, w)`` or ``(B*T, h, w, C)``, for the frames of all clips, clip after clip; or
               ``(B, C, h, w)`` in each of T calls, if the model loops over frames;
+            - ``(B, T, C)``, the output of a recurrent layer, which gives a map in time alone;
+            - ``(B, N, D)`` followed by ``(t, h, w)``, as in MViT;
             - ``(B, N, D)``, the tokens of ``grid``, with or without its prefix, which is dropped; inside divided
               attention also ``(B*t, h*w, D)`` with frames in the batch axis, or ``(B*h*w, t, D)`` with positions in the
               batch axis.
@@ -67,6 +70,10 @@ class GradCAM(VideoMethod):
         weighting: ``"hirescam"``: the gradient at each position; ``"layercam"``: its positive part; ``"gradcam"``: the
             mean gradient of each channel over space and time, as in the Grad-CAM paper.
         upsampling: from the layer's cells to pixels, ``"trilinear"`` or ``"nearest"``.
+        layer_axes: the order of the axes of the layer's output, such as ``"BTHWC"`` or ``"(BT)HWC"`` (see
+            :class:`captum_staa.models.layer_axes.LayerAxes`). None reads it from the modules that compute and read the
+            output, and raises an error where it stays ambiguous.
+        reshape: function that rearranges the layer's output to ``(B, C, t, h, w)``, for any other order.
 
     Raises:
         TypeError: ``forward_func`` is not a module, or an argument has the wrong type.
@@ -112,6 +119,8 @@ class GradCAM(VideoMethod):
         *,
         weighting: Literal["gradcam", "hirescam", "layercam"] = "hirescam",
         upsampling: Literal["trilinear", "nearest"] = "trilinear",
+        layer_axes: str | None = None,
+        reshape: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if not isinstance(forward_func, nn.Module):
             raise TypeError(
@@ -124,7 +133,12 @@ class GradCAM(VideoMethod):
             raise TypeError(f"grid must be a TokenGrid or None, got {grid!r}. Pass grid=TokenGrid(...).")
         check_choice("weighting", weighting, WEIGHTINGS)
         check_choice("upsampling", upsampling, MODES)
+        if layer_axes is not None:
+            LayerAxes(layer_axes, (1, 1, 1))  # reject a wrong pattern now
+        if layer_axes is not None and reshape is not None:
+            raise ValueError("layer_axes and reshape state the same thing, got both. Leave one of them out.")
         self.layout, self.weighting, self.upsampling = layout, weighting, upsampling
+        self.layer_axes, self.reshape = layer_axes, reshape
         self.layer, name = find_layer(forward_func, layer)
         self._name = f"layer {name!r}"
         classifier = classifier_of(forward_func)
@@ -187,7 +201,9 @@ class GradCAM(VideoMethod):
         refuse_inference_mode(self.get_name())
         extra = _format_additional_forward_args(additional_forward_args)
         with torch.enable_grad(), frozen_parameters(self.forward_func):
-            with _cut(self.layer) as outputs:
+            witness = ChannelWitness()
+            watching = witness.watching(network_of(self.forward_func), self.layer)
+            with watching, _cut(self.layer, witness) as outputs:
                 answer = _run_forward(forward, clip.detach().clone(), None, extra)
             if not isinstance(answer, Tensor) or answer.shape[:1] != clip.shape[:1]:
                 shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
@@ -195,23 +211,24 @@ class GradCAM(VideoMethod):
                     f"the model must return a tensor with one row per example, {len(clip)} here, got {shape}. Wrap a "
                     f"Hugging Face model in VideoClassifier, which returns the logits."
                 )
-            activation = self._fold(outputs, len(clip), size)
+            activation = self._stacked(outputs, len(clip), size[0])
+            fold = self._folding(activation, len(clip), size, witness)
             score = target_values(self.forward_func, answer, target).sum()
             if score.requires_grad:
                 gradients = torch.autograd.grad(score, outputs, materialize_grads=True)
             else:  # the output does not depend on the layer
                 gradients = tuple(torch.zeros_like(output) for output in outputs)
-        gradient = self._fold(gradients, len(clip), size)
+        gradient = fold(self._stacked(gradients, len(clip), size[0]))
         self._check_reach(gradient)
-        products = WEIGHTINGS[self.weighting](gradient) * activation
+        products = WEIGHTINGS[self.weighting](gradient) * fold(activation)
         joint = products.sum(1)  # (B, t, h, w)
         self._check_cancelling(joint, products, outputs[0].dtype)
         return VideoAttribution.from_joint(self._to_pixels(joint.relu() if relu else joint, size), answer.detach())
 
     # --- from a layer's output to pixels ------------------------------------------------------------------------
 
-    def _fold(self, outputs: Any, batch: int, size: tuple[int, int, int]) -> Tensor:
-        """Return the outputs of all calls of the layer as ``(B, C, t, h, w)``, in float32 or wider."""
+    def _stacked(self, outputs: Sequence[Tensor], batch: int, frames: int) -> Tensor:
+        """Return the output of the layer in float32 or wider; for a layer that is called once per frame, of all."""
         shapes = [tuple(output.shape) for output in outputs]
         if not shapes:
             raise ValueError(
@@ -219,30 +236,49 @@ class GradCAM(VideoMethod):
                 f"not a ModuleList or a part of a scripted model."
             )
         value = outputs[0].detach()
-        if len(shapes) == size[0] and set(shapes) == {(batch, *shapes[0][1:])} and value.ndim == 4:
+        if len(shapes) == frames and set(shapes) == {(batch, *shapes[0][1:])} and value.ndim in (2, 4):
             value = torch.stack([output.detach() for output in outputs], 1).flatten(0, 1)  # a loop over frames
         elif len(shapes) > 1:
             raise ValueError(
                 f"the forward must call {self._name} once, got {len(shapes)} calls with outputs of shape {shapes[0]}. "
                 f"Choose a layer that is called once, or once per frame with (B, C, h, w)."
             )
-        value = value.to(torch.promote_types(value.dtype, torch.float32))
-        folded = None
-        if value.ndim == 4 and len(value) == batch * size[0]:
-            folded = value.unflatten(0, (batch, size[0])).transpose(1, 2)
-        elif value.ndim != 4 and len(value) == batch:
-            folded = to_features(value, self.grid)
-        if folded is None and value.ndim == 3 and self.grid is not None:
-            folded = _fold_divided(value, batch, self.grid)
-        # This also detects channels-last layers: their channels, taken as the width, exceed the width in pixels.
-        if folded is None or any(cells > pixels for cells, pixels in zip(folded.shape[2:], size, strict=True)):
-            tokens = self.grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer."
+        return value.to(torch.promote_types(value.dtype, torch.float32))
+
+    def _folding(
+        self, value: Tensor, batch: int, size: tuple[int, int, int], witness: ChannelWitness
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the function that converts what the layer returned to ``(B, C, t, h, w)``."""
+        if self.reshape is not None:
+            folded: Any = self.reshape(value)
+            if not isinstance(folded, Tensor) or folded.ndim != 5 or len(folded) != batch:
+                shape = tuple(folded.shape) if isinstance(folded, Tensor) else type(folded).__name__
+                raise ValueError(
+                    f"reshape must return (B, C, t, h, w) with B = {batch}, got {shape} for an output of shape "
+                    f"{tuple(value.shape)}."
+                )
+            return self.reshape
+        if self.layer_axes is not None:
+            return stated_axes(self.layer_axes, value, size, self.grid).fold
+        recurrent = self.layer if isinstance(self.layer, nn.RNNBase) else None
+        channel = witness.channel(value)
+        fits = read_axes(value, batch, size, self.grid, channel=channel, cells=witness.cells, recurrent=recurrent)
+        if len(fits) == 1:
+            return fits[0].fold
+        received = f"got shape {tuple(value.shape)} for {batch} clips of {size} (T, H, W)"
+        if fits:
             raise ValueError(
-                f"the output of {self._name} must be (B, C, t, h, w) or (B*T, C, h, w), or tokens (B, N, D), "
-                f"(B*t, h*w, D) or (B*h*w, t, D), got shape {shapes[0]} for {batch} clips of {size} (T, H, W). Tokens "
-                f"need {tokens}"
+                f"the order of the axes of {self._name} must be known, {received}, which can be "
+                f"{' or '.join(axes.pattern for axes in fits)}. Pass GradCAM(..., layer_axes={fits[0].pattern!r}) or "
+                f"layer_axes={fits[1].pattern!r}."
             )
-        return folded
+        tokens = self.grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer"
+        seen = f" with channels in axis {channel}" if channel is not None and value.ndim > 3 else ""
+        raise ValueError(
+            f"the output of {self._name} must be (B, C, t, h, w), (B, t, h, w, C), (B*T, C, h, w) or (B*T, h, w, C), "
+            f"or tokens (B, N, D), (B*t, h*w, D) or (B*h*w, t, D), {received}{seen}. Tokens need {tokens}. For another "
+            f"order, pass GradCAM(..., layer_axes='BTHWC') or reshape=function to (B, C, t, h, w)."
+        )
 
     def _to_pixels(self, maps: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Return the value of each cell spread over its pixels, so that the sum is kept."""
@@ -290,7 +326,7 @@ class GradCAM(VideoMethod):
 
 
 @contextmanager
-def _cut(layer: nn.Module) -> Iterator[list[Tensor]]:
+def _cut(layer: nn.Module, witness: ChannelWitness) -> Iterator[list[Tensor]]:
     """Make every output of the layer in this thread a leaf of the graph, and yield these leaves.
 
     So no graph of the computation before the layer is kept. A compiled model runs uncompiled inside the block, because
@@ -302,17 +338,18 @@ def _cut(layer: nn.Module) -> Iterator[list[Tensor]]:
     def cut(module: nn.Module, args: object, output: Any) -> Any:
         if get_ident() != thread:
             return output
-        first = output[0] if isinstance(output, tuple) and output else output
+        first, replace_first = first_tensor(output)
         if not isinstance(first, Tensor) or not first.is_floating_point():
             kind = f"a tensor of {first.dtype}" if isinstance(first, Tensor) else type(first).__name__
             raise ValueError(
-                f"the layer {type(module).__name__} must return a tensor of floats, or a tuple that begins with one, "
-                f"got {kind}. Choose a layer inside it."
+                f"the layer {type(module).__name__} must return a tensor of floats, or a container that begins with "
+                f"one, got {kind}. Choose a layer inside it."
             )
         leaf = first.detach().requires_grad_()
         leaves.append(leaf)
         onward = leaf.clone()  # the model may modify it in place, as nn.ReLU(inplace=True) does
-        return getattr(output, "_make", tuple)((onward, *output[1:])) if isinstance(output, tuple) else onward
+        witness.watch(onward, output)
+        return replace_first(onward)
 
     handle = layer.register_forward_hook(cut)
     try:
@@ -320,16 +357,3 @@ def _cut(layer: nn.Module) -> Iterator[list[Tensor]]:
             yield leaves
     finally:
         handle.remove()
-
-
-def _fold_divided(tokens: Tensor, batch: int, grid: TokenGrid) -> Tensor | None:
-    """Return tokens of divided attention as ``(B, D, t, h, w)``, or None for an unknown or ambiguous shape."""
-    rows, count, _ = tokens.shape
-    positions = grid.h * grid.w
-    by_frame = rows == batch * grid.t and count in (positions, grid.prefix + positions)
-    by_place = rows == batch * positions and count in (grid.t, grid.prefix + grid.t)
-    if by_frame and not by_place:
-        return tokens[:, -positions:].unflatten(1, (grid.h, grid.w)).unflatten(0, (batch, grid.t)).movedim(-1, 1)
-    if by_place and not by_frame:
-        return tokens[:, -grid.t :].unflatten(0, (batch, grid.h, grid.w)).permute(0, 4, 3, 1, 2)
-    return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -67,8 +69,14 @@ class LayerAxes:
         return self.groups.index("C")
 
     def fold(self, output: Tensor) -> Tensor:
-        """Return the output of the layer as ``(B, C, t, h, w)``, without the prefix."""
+        """Return the output of the layer as ``(B, C, t, h, w)``, without the prefix.
+
+        Raises:
+            ValueError: the output does not have these axes, or not these cells.
+        """
         letters = self._letters
+        if not self._fits(output):
+            raise ValueError(f"the output must have the axes of {self}, got shape {tuple(output.shape)}.")
         if self.prefix:
             axis = self._tokens
             output = output.narrow(axis, self.prefix, output.shape[axis] - self.prefix)
@@ -97,6 +105,19 @@ class LayerAxes:
             return value.reshape(shape)
         shape[axis] -= self.prefix
         return torch.cat([output.narrow(axis, 0, self.prefix), value.reshape(shape)], axis)
+
+    def _fits(self, output: Tensor) -> bool:
+        if output.ndim != len(self.groups):
+            return False
+        t, h, w = self.cells
+        places = h * w if "T" in "".join(self.groups) else t * h * w
+        sizes = {"T": t, "H": h, "W": w, "N": places}
+        for group, size in zip(self.groups, output.shape, strict=True):
+            if len(group) > 1 and size % prod(sizes.get(letter, 1) for letter in group):
+                return False
+            if group == "N" and size != places + self.prefix:
+                return False
+        return True
 
     @property
     def _letters(self) -> str:
@@ -151,6 +172,35 @@ def read_axes(
         proportioned = [axes for axes in found if _proportioned(_cells_of(axes, output), size)]
         found = proportioned or found
     return found
+
+
+def stated_axes(pattern: str, output: Tensor, size: Cells, grid: TokenGrid | None) -> LayerAxes:
+    """Return the arrangement that a caller states.
+
+    Args:
+        pattern: as for :class:`LayerAxes`.
+        output: the output of the layer.
+        size: ``(T, H, W)`` of the clips.
+        grid: the grid of the tokens, which splits folded axes and flattened positions, or None.
+
+    Raises:
+        ValueError: the pattern does not fit the output, or needs a grid.
+    """
+    t, h, w = grid.shape if grid else (size[0], 1, 1)
+    axes = LayerAxes(pattern, (t, h, w), 0, grid.order if grid else "thw")
+    if "N" in "".join(axes.groups) and grid is None:
+        raise ValueError(
+            f"layer_axes={pattern!r} needs the grid of the positions N, got grid=None. Pass grid=TokenGrid(...)."
+        )
+    expected = h * w if "T" in "".join(axes.groups) else t * h * w
+    counts = dict(zip(axes.groups, output.shape, strict=False))
+    prefix = counts["N"] - expected if "N" in counts else 0
+    if len(axes.groups) != output.ndim or prefix < 0:
+        raise ValueError(
+            f"layer_axes must have one entry per axis of the layer's output and fit the grid, got {pattern!r} for "
+            f"shape {tuple(output.shape)} and {grid}."
+        )
+    return LayerAxes(pattern, (t, h, w), prefix, axes.order)
 
 
 def _candidates(
@@ -228,20 +278,22 @@ class ChannelWitness:
     """
 
     def __init__(self) -> None:
+        self.cells: Cells | None = None
         self._watched: list[Tensor] = []
         self._readers: set[int] = set()
         self._produced: list[tuple[int, tuple[int, ...]]] = []
 
-    def watch(self, output: Tensor) -> None:
-        """State the tensor that the layer passes on."""
-        self._watched.append(output)
+    def watch(self, tensor: Tensor, output: Any) -> None:
+        """State the tensor that the layer passes on, and all that it returned."""
+        self._watched.append(tensor)
+        self.cells = _cells_in(output)
 
     def channel(self, output: Tensor) -> int | None:
         """Return the channel axis of the layer's output, or None if no module shows it."""
         if len(self._readers) == 1:
             return next(iter(self._readers)) % output.ndim
-        shape = tuple(output.shape)
-        made = [axis for axis, produced in self._produced if produced == shape]
+        shape = tuple(output.shape[1:])  # a layer that is called once per frame has another number of rows
+        made = [axis for axis, produced in self._produced if produced[1:] == shape]
         return made[-1] % output.ndim if made and not self._readers else None
 
     @contextmanager
@@ -301,7 +353,24 @@ def _same(value: Tensor, watched: Tensor) -> bool:
     return value is watched or (value.shape == watched.shape and value.data_ptr() == watched.data_ptr())
 
 
-def cells_in(output: Any) -> Cells | None:
+def first_tensor(output: Any) -> tuple[Any, Callable[[Tensor], Any]]:
+    """Return the first item of what a layer returns, and a function that returns the same with this item replaced."""
+    if isinstance(output, Mapping) and output:
+        name = next(iter(output))
+
+        def replaced(value: Tensor) -> Any:
+            changed = copy.copy(output)
+            changed[name] = value  # type: ignore[index]
+            return changed
+
+        return output[name], replaced
+    if isinstance(output, (tuple, list)) and output:
+        make = getattr(output, "_make", type(output))
+        return output[0], lambda value: make((value, *output[1:]))
+    return output, lambda value: value
+
+
+def _cells_in(output: Any) -> Cells | None:
     """Return ``(t, h, w)`` if a layer returns it after its tokens, as the blocks of MViT do."""
     if isinstance(output, (tuple, list)):
         for item in output[1:]:

@@ -53,6 +53,8 @@ class BranchConfig:
         temporal: a temporal head for ``"any"`` number of steps, or the paper's head for a ``"fixed"`` number.
         norm: normalization layers of the branch, ``"group"`` or ``"batch"``.
         dropout: dropout probability before the linear layer of the branch's logits, in [0, 1).
+        layer_axes: the order of the axes of the layer's output, such as ``"BTHWC"``
+            (:class:`captum_staa.models.layer_axes.LayerAxes`). None reads it from the modules around the layer.
 
     Raises:
         TypeError: ``width`` or ``maps`` is not an integer.
@@ -66,6 +68,7 @@ class BranchConfig:
     temporal: Temporal = "any"
     norm: NormName = "group"
     dropout: float = 0.0
+    layer_axes: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("mechanism", self.mechanism, get_args(Mechanism))

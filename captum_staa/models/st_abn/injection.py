@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import eval_mode
 from captum_staa.grid import TokenGrid
 from captum_staa.models.classifier import DEFAULT_FRAMES, VideoClassifier
-from captum_staa.models.layers import find_layer, network_of, to_features
+from captum_staa.models.layer_axes import ChannelWitness, LayerAxes, first_tensor, read_axes, stated_axes
+from captum_staa.models.layers import find_layer, network_of
 from captum_staa.models.resnet3d import ResNet3D, SlowResNet
 from captum_staa.models.st_abn.branch import NORMS, Branch, BranchConfig, Gates, mechanism_of
 
@@ -28,6 +29,7 @@ class Parts:
     Attributes:
         model: the model, without a branch.
         layer: name of the layer whose output the branch reads and the mechanism changes.
+        axes: how the output of the layer is arranged.
         branch: from the features of the layer to gates.
         mechanism: from features and gates to features.
         config: the options from which branch and mechanism were built.
@@ -37,6 +39,7 @@ class Parts:
 
     model: VideoClassifier
     layer: str
+    axes: LayerAxes
     branch: Branch
     mechanism: nn.Module
     config: BranchConfig
@@ -59,7 +62,7 @@ def at_layer(
             the body changes t, h or w.
     """
     module, name = find_layer(model, layer)
-    features, num_classes = _probe(model, module, name, grid, example)
+    features, axes, num_classes = _probe(model, module, name, grid, example, config.layer_axes)
     body, width = _body(model, config, features)
     channels, steps = features.shape[1:3]
     branch = Branch(
@@ -75,7 +78,7 @@ def at_layer(
     mechanism = mechanism_of(config, channels)
     for added in (branch, mechanism):
         added.to(features).train(model.training)
-    return Parts(model, name, branch, mechanism, config, grid, base)
+    return Parts(model, name, axes, branch, mechanism, config, grid, base)
 
 
 def over_trunk(
@@ -158,19 +161,33 @@ def _body(model: VideoClassifier, config: BranchConfig, features: Tensor) -> tup
 
 @torch.no_grad()
 def _probe(
-    model: VideoClassifier, layer: nn.Module, name: str, grid: TokenGrid | None, example: Tensor | None
-) -> tuple[Tensor, int]:
-    """Run the model once, in eval mode, and return the layer's features ``(1, C, t, h, w)`` and the number of classes.
+    model: VideoClassifier,
+    layer: nn.Module,
+    name: str,
+    grid: TokenGrid | None,
+    example: Tensor | None,
+    layer_axes: str | None,
+) -> tuple[Tensor, LayerAxes, int]:
+    """Run the model once, in eval mode, and return the layer's features ``(1, C, t, h, w)``, how its output is
+    arranged, and the number of classes.
 
     Raises:
         ValueError: the model fails on a clip of zeros, does not call the layer exactly once, or the layer's output is
             not a grid over space and time.
     """
-    outputs: list[object] = []
+    outputs: list[Any] = []
+    witness = ChannelWitness()
     clip = _zeros(model) if example is None else example[:1]
-    handle = layer.register_forward_hook(lambda module, args, output: outputs.append(output))
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(output)
+        first, _ = first_tensor(output)
+        if isinstance(first, Tensor):
+            witness.watch(first, output)
+
+    handle = layer.register_forward_hook(keep)
     try:
-        with eval_mode(model):
+        with eval_mode(model), witness.watching(network_of(model), layer):
             logits = model(clip)
     except Exception as error:
         if example is not None:
@@ -186,18 +203,27 @@ def _probe(
             f"the forward must call layer {name!r} once, got {len(outputs)} calls. Choose a layer that is called once "
             f"per forward."
         )
-    first = outputs[0][0] if isinstance(outputs[0], tuple) and outputs[0] else outputs[0]
-    features = to_features(first, grid) if isinstance(first, Tensor) and first.is_floating_point() else None
+    first, _ = first_tensor(outputs[0])
     size = model.layout.extent(clip)
-    # This also detects channels-last layers: their channels, taken as the width, exceed the width in pixels.
-    if features is None or any(cells > pixels for cells, pixels in zip(features.shape[2:], size, strict=True)):
-        shape = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
-        tokens = grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer."
+    if not isinstance(first, Tensor) or not first.is_floating_point():
         raise ValueError(
-            f"the output of layer {name!r} must be (B, C, t, h, w), or tokens (B, N, D) or frames (B*t, C, h, w), got "
-            f"{shape} for a clip of {size} (T, H, W). Tokens and frames need {tokens}"
+            f"layer {name!r} must return a tensor of floats, or a container that begins with one, got "
+            f"{first.dtype if isinstance(first, Tensor) else type(first).__name__}. Choose a layer inside it."
         )
-    return features, logits.shape[1]
+    if layer_axes is not None:
+        fits = [stated_axes(layer_axes, first, size, grid)]
+    else:
+        fits = read_axes(first, 1, size, grid, channel=witness.channel(first), cells=witness.cells)
+    if len(fits) != 1:
+        can = f", which can be {' or '.join(axes.pattern for axes in fits)}" if fits else ""
+        tokens = grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer"
+        raise ValueError(
+            f"the output of layer {name!r} must be (B, C, t, h, w) or (B, t, h, w, C), or tokens (B, N, D) or frames "
+            f"(B*t, C, h, w), got shape {tuple(first.shape)} for a clip of {size} (T, H, W){can}. Tokens need "
+            f"{tokens}. Or state the order with layer_axes=, such as layer_axes='BTHWC'."
+        )
+    (axes,) = fits
+    return axes.fold(first), axes, logits.shape[1]
 
 
 def _zeros(model: VideoClassifier) -> Tensor:

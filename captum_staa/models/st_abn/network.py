@@ -19,7 +19,8 @@ from captum_staa._utils.model_state import eval_mode
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import VideoClassifier, classifier_of
-from captum_staa.models.layers import find_layer, from_features, network_of, to_features, to_pixels
+from captum_staa.models.layer_axes import first_tensor
+from captum_staa.models.layers import find_layer, network_of, to_pixels
 from captum_staa.models.layouts import layout_of
 from captum_staa.models.st_abn import saving
 from captum_staa.models.st_abn.branch import Body, BranchConfig, BranchExplanation, Gates, Temporal
@@ -71,6 +72,7 @@ class STABN(nn.Module):
         model: the :class:`VideoClassifier` that contains the branch. ``model.module`` is the trunk, or the model that
             was passed to :meth:`inject`.
         layer: name of the layer whose output the branch reads and the mechanism changes.
+        axes: how the output of the layer is arranged.
         branch, mechanism: the added modules.
         config: :class:`BranchConfig` from which they were built.
         injected: whether the branch was added to an existing model by :meth:`inject`.
@@ -103,6 +105,7 @@ class STABN(nn.Module):
             _parts = as_in_the_paper(num_classes, trunk, config, labels, num_frames)
         self.branch, self.mechanism, self.model = _parts.branch, _parts.mechanism, _parts.model
         self.layer, self.config, self.grid = _parts.layer, _parts.config, _parts.grid
+        self.axes = _parts.axes
         self.training = self.model.training
         self._base = (_parts.base,)  # in a tuple, so that it is not registered as a submodule
         layer, _ = find_layer(self.model, self.layer)
@@ -329,16 +332,16 @@ class STABN(nn.Module):
         options = _OPTIONS.get().get(id(self), ForwardOptions())
         if options.disabled:
             return output
-        first = output[0] if isinstance(output, tuple) else output
-        features = to_features(first, self.grid)
-        if features is None:
+        first, replace_first = first_tensor(output)
+        try:
+            features = self.axes.fold(first)
+        except ValueError as error:
             raise ValueError(
-                f"the output of layer {self.layer!r} must fit {self.grid}, got shape {tuple(first.shape)}. Pass "
+                f"the output of layer {self.layer!r} must fit {self.axes}, got shape {tuple(first.shape)}. Pass "
                 f"clips of the size for which the branch was built."
-            )
+            ) from error
         gates = options.apply(self.branch(features))
-        changed = from_features(self.mechanism(features, gates.spatial, gates.temporal), first, self.grid)
-        return getattr(output, "_make", tuple)((changed, *output[1:])) if isinstance(output, tuple) else changed
+        return replace_first(self.axes.unfold(self.mechanism(features, gates.spatial, gates.temporal), first))
 
 
 def st_abn_of(model: nn.Module) -> STABN | None:

@@ -186,7 +186,9 @@ def _stored(folder: Path) -> Stored:
     return Stored(
         folder=folder,
         layer=stored["branch"]["layer"],
-        config=BranchConfig(**{f.name: stored["branch"][f.name] for f in fields(BranchConfig)}),
+        config=BranchConfig(
+            **{f.name: stored["branch"][f.name] for f in fields(BranchConfig) if f.name in stored["branch"]}
+        ),
         trunk=TRUNKS[described["model_type"]](described["config"]) if stored["trunk"] else None,
         frames=None if "num_frames" in described["config"] else stored["steps"],  # steps may be fewer than frames
         base=base if near else None,
