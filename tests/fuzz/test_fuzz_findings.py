@@ -29,6 +29,7 @@ from captum_staa import (
     smooth,
     visualization,
 )
+from captum_staa.attr import ReleasedSTAA
 from captum_staa.benchmark import PlantedClips, compare
 from captum_staa.metrics import noise, sanity
 from captum_staa.perturbation import PRESETS
@@ -155,7 +156,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an array for a word": (lambda: grad_cam(1, weighting=np.array(["a"])), ValueError, "weighting must be one of"),
     "a dict for a word": (lambda: grad_cam(1, upsampling={}), ValueError, "upsampling must be one of"),
     "a number for a generator": (
-        lambda: staa(generator=3),
+        lambda: ReleasedSTAA(tiny("videomae"), generator=3),
         TypeError,
         "generator must be a torch.Generator or None, got 3",
     ),
