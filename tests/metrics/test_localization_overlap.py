@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_localization import along
 
-from captum_staa.metrics.boxes import boxes_to_truth
+from captum_staa.metrics.localization import boxes_to_truth
 from captum_staa.metrics.overlap import energy_pointing_game, iou, relevance_rank_accuracy
 
 OVERLAPS = [iou, relevance_rank_accuracy, energy_pointing_game]
