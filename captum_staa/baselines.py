@@ -15,9 +15,8 @@ import operator
 import torch
 from torch import Tensor
 
-from captum_staa._utils.checks import is_number
+from captum_staa._utils.checks import generator_or_seeded, is_number
 from captum_staa._utils.gaussian import gaussian
-from captum_staa._utils.generators import generator_or_seeded
 from captum_staa.layout import VideoLayout
 
 

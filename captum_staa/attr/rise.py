@@ -11,8 +11,7 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
-from captum_staa._utils.checks import check_count, check_sides
-from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.checks import check_count, check_sides, generator_or_seeded
 from captum_staa.attr._arguments import clips_of, evaluations
 from captum_staa.layout import VideoLayout
 from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval

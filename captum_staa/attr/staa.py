@@ -19,9 +19,8 @@ from captum_staa._utils.captum import (
     _run_forward,
     log_usage,
 )
-from captum_staa._utils.checks import check_choice, check_count, is_number
+from captum_staa._utils.checks import check_choice, check_count, generator_or_seeded, is_number
 from captum_staa._utils.gaussian import SPREAD, gaussian
-from captum_staa._utils.generators import generator_or_seeded
 from captum_staa._utils.model_state import frozen_parameters, uncompiled
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.decomposition import class_contrast, decompose_classifier

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_staa.feature_masks.slic import as_mask, check_clip, gapless, lab, slic, stretched
-from captum_staa.feature_masks.ward import merge
 from captum_staa.layout import VideoLayout
 
 Floats = NDArray[np.floating[Any]]
@@ -95,7 +95,7 @@ def _tubes(volume: NDArray[np.float32], n: int, compactness: float) -> NDArray[n
     voxels = np.concatenate([colors / compactness, np.moveaxis(ends, 1, -1) / (side * 2**0.5)], axis=-1)
     pieces = _superpixels(colors, min(PIECES * n, height * width), compactness)
     means, sizes = _means(voxels, pieces)
-    tubes = gapless(merge(means, sizes, _neighbors(pieces), n)[pieces])
+    tubes = gapless(ward(means, sizes, _neighbors(pieces), n)[pieces])
     # Superpixels differ between frames, so the borders of tubes would flicker. Assign each voxel again.
     centers = torch.from_numpy(_means(voxels, tubes)[0]).float()
     nearest = [torch.cdist(torch.from_numpy(frame).float(), centers, compute_mode=EXACT).argmin(-1) for frame in voxels]
@@ -158,3 +158,67 @@ def _neighbors(pieces: NDArray[np.int64]) -> NDArray[np.int64]:
     keys = [np.unique(np.minimum(a, b) * count + np.maximum(a, b)) for a, b in sides]
     low, high = np.divmod(np.unique(np.concatenate(keys)), count)
     return np.stack([low, high], axis=1)[low != high]
+
+
+def ward(
+    features: NDArray[np.float64], sizes: NDArray[np.float64], edges: NDArray[np.int64], n: int
+) -> NDArray[np.int64]:
+    """Return groups of a graph's nodes by Ward's rule: always merge the two neighbors with the smallest merge cost.
+
+    Example:
+        >>> features = np.array([[0.0], [1.0], [5.0], [0.0]])  # the last equals the first, but they are not neighbors
+        >>> groups = ward(features, np.ones(4), np.array([[0, 1], [1, 2], [2, 3]]), 3)
+        >>> bool(groups[0] == groups[1]), len(set(groups.tolist()))
+        (True, 3)
+
+    Args:
+        features: ``(N, D)``, the mean features of each node.
+        sizes: ``(N,)``, the number of points of each node.
+        edges: ``(E, 2)``, pairs of neighbors. Only neighbors are merged.
+        n: number of groups to leave. More are left if the graph has more connected components.
+
+    Returns:
+        ``(N,)`` labels, equal within a group.
+
+    Reference:
+        Ward, "Hierarchical Grouping to Optimize an Objective Function", JASA 1963: merging a and b adds
+        ``|a| |b| / (|a| + |b|) * |mean(a) - mean(b)|^2`` to the sum of squares within groups.
+    """
+    count = len(features)
+    means = np.concatenate([features, np.empty_like(features)])  # a merged group is a new node, after the others
+    weights = np.concatenate([sizes, np.zeros_like(sizes)])
+    parents = np.arange(2 * count)
+    near: list[set[int]] = [set() for _ in range(count)]
+
+    def costs(a: NDArray[np.int64], b: NDArray[np.int64] | int) -> list[float]:
+        factor = weights[a] * weights[b] / (weights[a] + weights[b])
+        return (factor * ((means[a] - means[b]) ** 2).sum(-1)).tolist()
+
+    for a, b in edges.tolist():
+        near[a].add(b)
+        near[b].add(a)
+    queue = [(cost, a, b) for cost, (a, b) in zip(costs(*edges.T), edges.tolist(), strict=True)]
+    heapq.heapify(queue)
+    alive = [True] * count
+    left = count
+    while left > n and queue:
+        _, a, b = heapq.heappop(queue)
+        if not (alive[a] and alive[b]):
+            continue
+        new = len(near)
+        weights[new] = weights[a] + weights[b]
+        means[new] = (weights[a] * means[a] + weights[b] * means[b]) / weights[new]
+        parents[a] = parents[b] = new
+        alive[a] = alive[b] = False
+        alive.append(True)
+        around = [node for node in sorted(near[a] | near[b]) if alive[node]]
+        near[a], near[b] = set(), set()
+        near.append(set(around))
+        for node, cost in zip(around, costs(np.array(around, dtype=np.int64), new), strict=True):
+            near[node].add(new)
+            heapq.heappush(queue, (cost, node, new))
+        left -= 1
+    roots = parents.copy()
+    for node in reversed(range(len(near))):  # a parent has a larger index than its children, so its root is known
+        roots[node] = roots[parents[node]]
+    return roots[:count]

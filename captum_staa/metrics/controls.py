@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_staa._utils.checks import generator_or_seeded
 from captum_staa._utils.gaussian import gaussian
-from captum_staa._utils.generators import generator_or_seeded
 from captum_staa.layout import VideoLayout
 from captum_staa.result import Array, maps_of
 

@@ -22,8 +22,7 @@ from captum_staa._utils.captum import (
     _format_additional_forward_args,
     _run_forward,
 )
-from captum_staa._utils.checks import check_choice, check_count, is_number
-from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.checks import check_choice, check_count, generator_or_seeded, is_number
 from captum_staa.layout import VideoLayout
 from captum_staa.masking.scores import selected
 from captum_staa.metrics._shared import metric, midranks, pearson

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_staa._utils import notebook
-from captum_staa._utils.checks import check_choice, check_count
-from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.checks import check_choice, check_count, generator_or_seeded
 from captum_staa.metrics._shared import draws, interval, metric
 from captum_staa.result import Array, as_tensor
 

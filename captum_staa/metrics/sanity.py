@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa._utils import notebook
-from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.checks import generator_or_seeded
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._shared import metric, midranks, pearson
 from captum_staa.result import Array, as_maps
