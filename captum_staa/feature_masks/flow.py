@@ -22,16 +22,16 @@ EXACT = "donot_use_mm_for_euclid_dist"  # otherwise near ties could depend on th
 ENOUGH = 128  # pixels along the shorter side at which flow is computed; it is averaged over superpixels anyway
 
 
-def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
+def flow_tubes(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
     """Return a mask with one feature per tube, a region that follows a moving object.
 
     Example:
         >>> rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
-        >>> clip = (torch.sin(rows / 2) + torch.cos(columns / 3)).expand(1, 1, 5, 32, 32) / 4
-        >>> clip = clip.contiguous()
+        >>> inputs = (torch.sin(rows / 2) + torch.cos(columns / 3)).expand(1, 1, 5, 32, 32) / 4
+        >>> inputs = inputs.contiguous()
         >>> for t in range(5):
-        ...     clip[..., t, 8:20, 4 + 3 * t : 16 + 3 * t] = 2.0  # a bright patch moves right
-        >>> mask = flow_tubes(clip, "BCTHW", 6)[0, 0]
+        ...     inputs[..., t, 8:20, 4 + 3 * t : 16 + 3 * t] = 2.0  # a bright patch moves right
+        >>> mask = flow_tubes(inputs, "BCTHW", 6)[0, 0]
         >>> patch = mask[0, 14, 10]
         >>> [(mask[t] == patch).nonzero().float().mean(0).round().tolist() for t in (0, 2, 4)]  # rows, columns
         [[14.0, 10.0], [14.0, 16.0], [14.0, 22.0]]
@@ -43,7 +43,7 @@ def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: 
     that the borders of tubes are stable over time.
 
     Args:
-        clip: float tensor of five axes, with frames of at least 2 x 2 pixels.
+        inputs: clips, a float tensor of five axes, with frames of at least 2 x 2 pixels.
         layout: order of the axes, such as ``"BTCHW"``.
         n: maximum number of tubes. There are fewer if SLIC finds fewer superpixels, for example with one per voxel, or
             if all voxels of a small tube are nearer to other tubes.
@@ -73,15 +73,15 @@ def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: 
         scikit-image. Merging superpixels over space and time: Grundmann et al., "Efficient Hierarchical Graph-Based
         Video Segmentation", CVPR 2010, with another criterion.
     """
-    layout = check_clip(clip, layout, n, compactness)
-    sizes = layout.size(clip)
+    layout = check_clip(inputs, layout, n, compactness)
+    sizes = layout.size(inputs)
     if min(sizes["H"], sizes["W"]) < 2:
         raise ValueError(
-            f"clip must have frames of at least 2 x 2 pixels for optical flow, got shape {tuple(clip.shape)} in layout "
-            f"{layout.axes}. Use feature_masks.frames or feature_masks.segments."
+            f"inputs must have frames of at least 2 x 2 pixels for optical flow, got shape {tuple(inputs.shape)} in "
+            f"layout {layout.axes}. Use feature_masks.frames or feature_masks.segments."
         )
-    masks = [_tubes(stretched(frames), n, compactness) for frames in layout.to_working(clip)]
-    return as_mask(masks, clip, layout)
+    masks = [_tubes(stretched(frames), n, compactness) for frames in layout.to_working(inputs)]
+    return as_mask(masks, inputs, layout)
 
 
 def _tubes(volume: NDArray[np.float32], n: int, compactness: float) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from captum_staa.result import Array, as_maps
 
 
 class Smoothness(NamedTuple):
-    """Class that holds the autocorrelation of neighbors, one value per clip.
+    """Autocorrelation of neighbors, one value per clip.
 
     Attributes:
         space: ``(B,)`` float64, of horizontal and vertical neighbors within a frame.

@@ -29,7 +29,7 @@ Baseline = float | Callable[[Tensor, VideoLayout], Tensor]
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Class that perturbs clips, in the two forms that Captum's metrics need.
+    """A perturbation of clips, in the two forms that Captum's metrics need.
 
     Example:
         >>> import torch

@@ -20,7 +20,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Reliability:
-    """Class that holds the agreement of one metric's rankings on different inputs: 1 if equal, 0 without agreement.
+    """Agreement of one metric's rankings on different inputs: 1 if equal, 0 without agreement.
 
     Attributes:
         weighted: weighted mean of Spearman's correlation over pairs of inputs. An input has a low weight if the metric

@@ -183,7 +183,7 @@ def test_invalid_arguments_raise(metric):
     for wrong, error, message in (
         ((scores, truth.mT), ValueError, r"\(3, 4, 2, 3\)"),
         ((scores, truth.float()), TypeError, "truth > 0"),
-        ((scores * math.nan, truth), ValueError, "scores must not contain nan.* 72 of the 72"),
+        ((scores * math.nan, truth), ValueError, "attributions must not contain nan.* 72 of the 72"),
         ((scores, truth, "frames"), ValueError, "'frames'"),
     ):
         with pytest.raises(error, match=message):
@@ -197,7 +197,7 @@ def test_invalid_options_raise():
             iou(scores, truth, area=area)
     scores[1, 0, 0, 0] = math.inf
     assert iou(scores, truth).isfinite().all()  # infinity has a rank
-    with pytest.raises(ValueError, match=r"scores must be finite.* 1 of the 72"):
+    with pytest.raises(ValueError, match=r"attributions must be finite.* 1 of the 72"):
         energy_pointing_game(scores, truth)
 
 
