@@ -10,12 +10,11 @@ if it does not have five axes or contains nan or infinity.
 from __future__ import annotations
 
 import math
-import operator
 
 import torch
 from torch import Tensor
 
-from captum_staa._utils.checks import generator_or_seeded, is_number
+from captum_staa._utils.checks import generator_or_seeded, is_integer, is_number
 from captum_staa._utils.gaussian import gaussian
 from captum_staa.layout import VideoLayout
 
@@ -129,9 +128,9 @@ def freeze(inputs: Tensor, layout: VideoLayout | str, frame: int | None = None) 
     """
     layout = _check(inputs, layout)
     count = layout.size(inputs)["T"]
-    if not (frame is None or hasattr(type(frame), "__index__")):
+    if not (frame is None or is_integer(frame)):
         raise TypeError(f"frame must be an integer index, got {frame!r} of type {type(frame).__name__}")
-    chosen = count // 2 if frame is None else operator.index(frame)
+    chosen = count // 2 if frame is None else int(frame)
     if not -count <= chosen < count:
         raise ValueError(
             f"frame must be in {-count} .. {count - 1}, got {frame} for a clip of shape {tuple(inputs.shape)} in "

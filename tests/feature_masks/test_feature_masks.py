@@ -204,7 +204,7 @@ def test_tubelets_of_an_invalid_classifier_or_clip_raise_error():
     clf = tiny("videomae")
     cnn = VideoClassifier(nn.Conv3d(3, 2, 3), "BTCHW")
     for call, error, message in (
-        (lambda: feature_masks.tubelets(clip_of(), cnn), ValueError, "feature_masks.grid(clip, layout, (t, h, w))"),
+        (lambda: feature_masks.tubelets(clip_of(), cnn), ValueError, "feature_masks.grid(inputs, layout, (t, h, w))"),
         (lambda: feature_masks.tubelets(clip_of(), nn.Linear(2, 2)), TypeError, "Linear"),
         (
             lambda: feature_masks.tubelets(clip_of(T=8, H=24, W=24), clf),
