@@ -197,6 +197,7 @@ def faithfulness_correlation(
             example: logits, or probabilities if it ends in a softmax.
         inputs: clips, a 5-D tensor of finite floats. This and all arguments that are not listed here are as for
             :func:`insertion`.
+        attributions: as for :func:`insertion`, but their values matter, and not only their order.
         target: class index, or one per example. Required if the model has several outputs.
         fraction: fraction of the cells in a subset, between 0 and 1, rounded to a number of cells, which must be at
             least one and not all.
@@ -286,7 +287,7 @@ def aopc(
     ablation = Ablation.of(
         forward_func, inputs, attributions, baselines, feature_mask, perturbations_per_eval, layout, cells
     )
-    _check_groups(ablation, "steps", steps)
+    _check_at_most_cells(ablation, "steps", steps)
     ranks = ablation.ranks()
     replaced = torch.stack([ranks < _portion(ablation, step / steps) for step in range(1, steps + 1)])
     falls = _falls(ablation, replaced, target, additional_forward_args)
@@ -353,7 +354,7 @@ def saco(
     ablation = Ablation.of(
         forward_func, inputs, attributions, baselines, feature_mask, perturbations_per_eval, layout, cells
     )
-    _check_groups(ablation, "groups", groups)
+    _check_at_most_cells(ablation, "groups", groups)
     group = ablation.ranks() * groups // ablation.totals  # absent cells come after the last group
     members = torch.stack([group == number for number in range(groups)])  # (G, B, n)
     falls = _falls(ablation, members, target, additional_forward_args)
@@ -451,7 +452,7 @@ def _check_fraction(ablation: Ablation, name: str, fraction: float) -> None:
         )
 
 
-def _check_groups(ablation: Ablation, name: str, count: int) -> None:
+def _check_at_most_cells(ablation: Ablation, name: str, count: int) -> None:
     """Raise if a clip has fewer than ``count`` cells."""
     if count > (fewest := int(ablation.totals.min())):
         raise ValueError(f"{name} must be at most the number of cells, {fewest}, got {count}. Use smaller cells.")
