@@ -52,7 +52,7 @@ Where = Literal["tokens", "pixels"]
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Class that holds the score of each example as a sum of signed contributions.
+    """The score of each example as a sum of signed contributions.
 
     ``contributions`` summed over an example, plus ``constants``, is ``score``. All tensors are detached; all but
     ``outputs`` are float32 or wider.

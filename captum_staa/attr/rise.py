@@ -11,8 +11,7 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_staa._utils.captum import BaselineType, TargetType, log_usage
-from captum_staa._utils.checks import check_count, check_sides
-from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.checks import check_count, check_sides, generator_or_seeded
 from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations, extent, like_inputs
 from captum_staa.layout import VideoLayout

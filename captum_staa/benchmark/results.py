@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.checks import generator_or_seeded
 from captum_staa.benchmark.records import ALL, ERROR, LEFT_OUT, NOT_APPLICABLE, Mean, Row, Sheet, control_of
 from captum_staa.benchmark.scoring import COSTS
 from captum_staa.metrics import Reliability, reliability

@@ -128,6 +128,8 @@ def with_probabilities(
 ) -> Callable[..., Tensor]:
     """Return a function that returns the probabilities of the classes, or their logarithms, in float32 or wider.
 
+    Scores, which have no probabilities, are returned unchanged.
+
     Args:
         forward_func: function that returns the model's outputs.
         model: the model or function that the user passed, which may know what its outputs are.
@@ -146,8 +148,11 @@ def with_probabilities(
                 f"the model must return a tensor, got {type(outputs).__name__}. Wrap it in VideoClassifier, which "
                 f"returns a tensor."
             )
+        kind = kind_of(model, outputs)
+        if kind == "score":  # has no probability
+            return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         try:
-            return convert(outputs, kind_of(model, outputs), getattr(model, "num_classes", None))
+            return convert(outputs, kind, getattr(model, "num_classes", None))
         except ValueError as error:
             raise ValueError(f"{error} {fix}") from None
 

@@ -52,7 +52,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"window": 2},
     ),
     "segments": (lambda **n: masks.segments(CLIP, "BTCHW", **n), {"n": 3}),
-    "grid": (lambda **n: masks.grid(CLIP, "BTCHW", **n), {"cell": (3, 2, 4)}),
+    "grid": (lambda **n: masks.grid(CLIP, "BTCHW", **n), {"cells": (3, 2, 4)}),
     "RISE": (explained(RISE(model, "BTCHW")), {"n_samples": 5, "n_cells": (2, 2, 2), "perturbations_per_eval": 2}),
     "occlusion": (
         explained(VideoOcclusion(model, "BTCHW")),

@@ -14,9 +14,9 @@ from captum_staa.attr.perturbation import History, MaskAttribution
 from captum_staa.attr.st_abn import BranchAttribution
 from captum_staa.metrics.attention_usage import AttentionUsage
 from captum_staa.metrics.insertion_deletion import Curve, InsertionDeletionResult
+from captum_staa.metrics.map_properties import Smoothness
 from captum_staa.metrics.reliability import Reliability
 from captum_staa.metrics.sanity import Randomization, Similarity
-from captum_staa.metrics.smoothness import Smoothness
 from captum_staa.models.st_abn import BranchExplanation, FitHistory, Gates
 from captum_staa.result import VideoAttribution
 

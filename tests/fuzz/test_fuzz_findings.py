@@ -176,7 +176,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "compactness .* '4'",
     ),
     "a ragged cell": (lambda: feature_masks.grid(CLIP, "BTCHW", ([1], 1, 1)), TypeError, r"\[1\]"),
-    "a word for three sides": (lambda: feature_masks.grid(CLIP, "BTCHW", "111"), ValueError, "cell must be .* '111'"),
+    "a word for three sides": (lambda: feature_masks.grid(CLIP, "BTCHW", "111"), ValueError, "cells must be .* '111'"),
     "a word for a fraction": (lambda: faithful(kept="0.5"), TypeError, "kept .* '0.5'"),
     "words for fractions": (
         lambda: metrics.monotonicity(anything("BTCHW"), CLIP, MAPS, fractions=("a", "b")),
