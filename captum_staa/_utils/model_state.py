@@ -123,7 +123,10 @@ def _restore(module: nn.Module, state: _Saved) -> None:
         if module._buffers.get(name) is not buffer:
             module._buffers[name] = buffer
         # no copy without need: autograd refuses a graph whose saved buffer has another version
-        if version is None or version != _version(buffer):
+        unchanged = version is not None and version == _version(buffer)
+        if unchanged and state.training:  # a batch norm in train mode does not count its updates
+            unchanged = bool(((buffer == values) | ((buffer != buffer) & (values != values))).all())
+        if not unchanged:
             with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                 buffer.copy_(values)
 

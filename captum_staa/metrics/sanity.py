@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_staa._utils import notebook
 from captum_staa._utils.checks import generator_or_seeded
+from captum_staa._utils.model_state import eval_mode
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._shared import metric, midranks, pearson
 from captum_staa.result import Array, as_maps
@@ -350,7 +351,9 @@ def _map(
 ) -> Tensor:
     """Return maps ``(B, T, H, W)``. ``explain`` gets copies of model and inputs, so it cannot change the originals."""
     copied = inputs.detach().clone().requires_grad_(inputs.requires_grad)
-    maps = as_maps(explain(deepcopy(model), copied), layout)
+    explained = deepcopy(model)
+    with eval_mode(explained):
+        maps = as_maps(explain(explained, copied), layout)
     if len(maps) != len(inputs):
         raise ValueError(f"explain must return one map per clip, got {len(maps)} for a batch of {len(inputs)}.")
     return maps

@@ -1,5 +1,6 @@
 """Video models: ``VideoClassifier``, families of video transformers, ST-ABN, and small bundled models."""
 
+from captum_staa._utils.model_state import model_state
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import FAMILIES, AttentionLayer, Family, family_of
 from captum_staa.models.loading import READERS
@@ -29,4 +30,5 @@ __all__ = [
     "VideoClassifier",
     "family_of",
     "fit_st_abn",
+    "model_state",
 ]
