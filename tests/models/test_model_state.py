@@ -88,7 +88,7 @@ CALLS: dict[str, Callable[[Any], Tensor]] = {
         metrics.insertion_deletion(f, CLIP, MAP, target=1, layout="BCTHW", cells=WINDOW, steps=4).deletion_lerf.curve
     ),
     "faithfulness": lambda f: metrics.faithfulness(f, CLIP, MAP, target=1, layout="BCTHW", cells=(1, 2, 2)),
-    "monotonicity": lambda f: metrics.monotonicity(f, CLIP, MAP, target=1, layout="BCTHW", cells=(1, 2, 2)),
+    "monotonicity": lambda f: metrics.monotonicity(f, CLIP, MAP, layout="BCTHW", cells=(1, 2, 2)),
     "correlation": lambda f: metrics.faithfulness_correlation(f, CLIP, MAP, target=1, layout="BCTHW", cells=(1, 2, 2)),
     "AOPC": lambda f: metrics.aopc(f, CLIP, MAP, target=1, layout="BCTHW", cells=WINDOW, steps=4),
     "SaCo": lambda f: metrics.saco(f, CLIP, MAP, target=1, layout="BCTHW", cells=WINDOW, groups=4),
