@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, baselines, metrics
 from captum_staa.benchmark import PlantedClips
-from captum_staa.benchmark.method_spec import end_layer
+from captum_staa.benchmark.registry import end_layer
 
 MODELS = ("videomae-pattern", "timesformer-motion", "vivit-order", "resnet3d-motion")
 SEED, BATCH, STEPS = 50_000, 8, 16

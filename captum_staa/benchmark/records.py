@@ -1,7 +1,8 @@
-"""Records of a comparison: rows with one number or one reason each, means, and the data of a contact sheet."""
+"""Records of a comparison: stored entries, tidy rows, means and the contact sheet; and the names that they share."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ CONTROLS = ("random", "uniform", "center", MODEL_FREE, INVERTED, RANDOM_WEIGHTS,
 # Values of Row.metric for rows that hold a reason instead of a number.
 ERROR, LEFT_OUT, NOT_APPLICABLE = "error", "left out", "does not apply"
 GRID = np.linspace(0, 1, 101)  # fractions of a clip to which all curves are interpolated
-ALL = "*"  # Row.clip or Row.method of rows that hold for all
+ALL = "*"  # the clip or the method of a record that holds for all, such as the entry of the clip itself
 
 
 def control_of(name: str) -> str | None:
@@ -27,6 +28,31 @@ def control_of(name: str) -> str | None:
         return name
     kind = name.rpartition(", ")[2]
     return kind if kind != name and kind in (RANDOM_WEIGHTS, OTHER_CLASS) else None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Results of one method on one clip.
+
+    Attributes:
+        index: index of the clip, which is also the name of its folder.
+        clip: name of the clip.
+        method: name of the method or control; ``"*"`` for the entry of the clip itself.
+        values: numbers by metric, which may be nan or infinite.
+        curves: data for figures, such as the points of the insertion curve.
+        reasons: by metric, why it has no value.
+        error: why the whole entry failed; empty if it did not.
+        left_out: why the method does not apply to this clip, which is not a failure; empty if it applies.
+    """
+
+    index: int
+    clip: str
+    method: str
+    values: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+    left_out: str = ""
 
 
 class Row(NamedTuple):

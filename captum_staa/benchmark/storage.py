@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +14,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from captum_staa._utils.files import atomic, save_tensors
+from captum_staa.benchmark.records import Entry
 
 SETTINGS, ROWS = "settings.json", "rows"
-WHOLE = "*"  # Entry.method of the entry of the clip itself
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Results of one method on one clip.
-
-    Attributes:
-        index: index of the clip, which is also the name of its folder.
-        clip: name of the clip.
-        method: name of the method or control; ``"*"`` for the entry of the clip itself.
-        values: numbers by metric, which may be nan or infinite.
-        curves: data for figures, such as the points of the insertion curve.
-        reasons: by metric, why it has no value.
-        error: why the whole entry failed; empty if it did not.
-        left_out: why the method does not apply to this clip, which is not a failure; empty if it applies.
-    """
-
-    index: int
-    clip: str
-    method: str
-    values: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, list[float]] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    error: str = ""
-    left_out: str = ""
 
 
 class Storage:
