@@ -49,18 +49,18 @@ def draw(
         truth: bool ``(T,)``, True for frames that contain the evidence; shaded in the timeline and in the player.
     """
     # With a variable frame rate, labels in seconds would be wrong, so fps is None.
-    total, fps = len(explanation.indices), explanation.constant_fps
+    total, fps = len(explanation.video.indices), explanation.video.constant_fps
     shown = thinned(total, MOVING)
     frames = frames_of(explanation, shown)
-    joint = explanation.parts.joint[0][shown]
-    indices = [explanation.indices[at] for at in shown]
-    scale = frames.shape[1] / explanation.info.height, frames.shape[2] / explanation.info.width
-    top, left, height, width = explanation.crop
+    joint = explanation.maps.joint[0][shown]
+    indices = [explanation.video.indices[at] for at in shown]
+    scale = frames.shape[1] / explanation.video.info.height, frames.shape[2] / explanation.video.info.width
+    top, left, height, width = explanation.video.crop
     crop = (top * scale[0], left * scale[1], height * scale[0], width * scale[1])
 
-    save_animation(overlay, frames, joint, sign=SIGN, crop=crop, fps=play_rate(indices, explanation.fps))
+    save_animation(overlay, frames, joint, sign=SIGN, crop=crop, fps=play_rate(indices, explanation.video.fps))
     title = title_of(explanation)
-    few = key_frames(explanation.parts.temporal[0][shown].numpy(), SHEET)
+    few = key_frames(explanation.maps.temporal[0][shown].numpy(), SHEET)
     figure, _ = show_frames(
         frames[few],
         joint[few],
@@ -73,9 +73,9 @@ def draw(
     )
     with atomic(sheet) as partial:
         figure.savefig(partial, dpi=DPI)
-    temporal = explanation.parts.temporal[:, shown]
+    temporal = explanation.maps.temporal[:, shown]
     figure, _ = show_timeline(
-        VideoAttribution(explanation.parts.joint, explanation.parts.spatial, temporal),
+        VideoAttribution(explanation.maps.joint, explanation.maps.spatial, temporal),
         clip=frames,
         fps=fps,
         indices=indices,
@@ -105,31 +105,31 @@ def page(
         crop: region of the frames that the maps cover.
         truth: bool ``(T,)``, True for frames that contain the evidence.
     """
-    parts, masks = explanation.parts, explanation.masks
-    label, probability = explanation.labels[explanation.target], explanation.probabilities[explanation.target]
-    predictions = [(name, share) for _, name, share in explanation.top(PAGE_CLASSES)]
-    if explanation.class_specific and (label, probability) not in predictions:
+    parts, masks = explanation.maps, explanation.masks
+    label, probability = explanation.label, explanation.probability
+    predictions = [(name, share) for _, name, share in explanation.prediction.top(PAGE_CLASSES)]
+    if explanation.method.class_specific and (label, probability) not in predictions:
         predictions.append((label, probability))
 
     def render(few: Sequence[int], edge: int) -> str:
         at = [shown[position] for position in few]
         maps: dict[str, Attributions] = {
-            explanation.kind: VideoAttribution(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
+            explanation.method.name: VideoAttribution(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
         }
         if masks is not None:
             maps |= {f"mask, area {area:g}": mask[at] for area, mask in zip(masks.areas, masks.masks, strict=True)}
-        indices = [explanation.indices[position] for position in at]
+        indices = [explanation.video.indices[position] for position in at]
         return to_html(
             frames[few],
             maps,
             sign=SIGN,
             crop=crop,
             indices=indices,
-            fps=explanation.constant_fps,
-            play_fps=play_rate(indices, explanation.fps),
+            fps=explanation.video.constant_fps,
+            play_fps=play_rate(indices, explanation.video.fps),
             truth=None if truth is None else truth[at].numpy(),
             predictions=predictions,
-            target=label if explanation.class_specific else "",  # no label is empty, so no bar is colored
+            target=label if explanation.method.class_specific else "",  # no label is empty, so no bar is colored
             title=title_of(explanation),
             max_size=edge,
         )
@@ -156,12 +156,12 @@ def thinned(total: int, most: int) -> list[int]:
 
 def frames_of(explanation: Explanation, shown: Sequence[int]) -> NDArray[np.uint8]:
     """Return the frames at these positions, reduced to ``EDGE``. Only one full-size frame is in memory at a time."""
-    if explanation.frames is not None:
-        return np.stack([reduced(explanation.frames[at], EDGE) for at in shown])
-    wanted = {explanation.indices[at] for at in shown}
+    if explanation.video.frames is not None:
+        return np.stack([reduced(explanation.video.frames[at], EDGE) for at in shown])
+    wanted = {explanation.video.indices[at] for at in shown}
     last = max(wanted)
     frames = []
-    for index, frame in io.iter_windows(explanation.video, 1):
+    for index, frame in io.iter_windows(explanation.video.path, 1):
         if index in wanted:
             frames.append(reduced(frame[0], EDGE))
         if index == last:
@@ -186,7 +186,9 @@ def play_rate(indices: Sequence[int], fps: float | None) -> float:
 
 def title_of(explanation: Explanation) -> str:
     """Return the title of the pictures."""
-    name = explanation.labels[explanation.target]
-    probability = explanation.probabilities[explanation.target]
-    about = f"{name} ({probability:.0%})" if explanation.class_specific else "no class in particular"
-    return f"{about}, {explanation.kind}, {explanation.video.name}"
+    about = (
+        f"{explanation.label} ({explanation.probability:.0%})"
+        if explanation.method.class_specific
+        else "no class in particular"
+    )
+    return f"{about}, {explanation.method.name}, {explanation.video.path.name}"
