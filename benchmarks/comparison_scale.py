@@ -31,9 +31,8 @@ from captum_staa._utils.files import atomic
 from captum_staa.benchmark import METRICS, MetricInput, PlantedClips, compare
 from captum_staa.benchmark.clips import described, source_of
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS
+from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS, SETTINGS, Storage
 from captum_staa.benchmark.scoring import DEFAULT, baseline_of
-from captum_staa.benchmark.storage import SETTINGS, Storage
 
 CLIPS, GPUS = 20_000, 8
 METHODS = (

@@ -24,11 +24,11 @@ from captum_staa.benchmark.records import (
     OTHER_CLASS,
     RANDOM_WEIGHTS,
     Entry,
+    Storage,
     control_of,
 )
 from captum_staa.benchmark.registry import NotApplicableError
 from captum_staa.benchmark.scoring import COSTS, Metric, MetricInput, MetricOptions, baseline_of
-from captum_staa.benchmark.storage import Storage
 from captum_staa.metrics import controls
 from captum_staa.models import VideoClassifier
 from captum_staa.visualization.saliency import as_pictures

@@ -1,15 +1,17 @@
-"""What the controls of a comparison need: a map without the model, the other class, and random weights."""
+"""Controls of a comparison: maps that show how much of a score comes from the clip, the model and the class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from captum_staa._utils.model_state import uncompiled
-from captum_staa.benchmark.registry import NotApplicableError
+from captum_staa.benchmark.methods import Method
+from captum_staa.benchmark.records import OTHER_CLASS, RANDOM_WEIGHTS
+from captum_staa.benchmark.registry import NotApplicableError, simplified
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics import model_free_controls
 from captum_staa.metrics.sanity import redrawn
@@ -109,6 +111,46 @@ class RandomWeights:
         finally:
             for tensor, values in zip(tensors, original, strict=True):
                 tensor.data = values
+
+
+def model_controls(wanted: bool | Sequence[str], methods: Sequence[Method]) -> dict[str, str]:
+    """Return the controls that run a method again, each with the name of that method.
+
+    Example:
+        >>> from captum_staa.benchmark.methods import made
+        >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+        >>> methods = made(["STAA (relevance)", "Saliency"], clf, perturbations_per_eval=8)
+        >>> model_controls(True, methods)
+        {'random weights': 'STAA (relevance)', 'other class': 'STAA (relevance)'}
+        >>> model_controls(["saliency"], methods)
+        {'Saliency, random weights': 'Saliency', 'Saliency, other class': 'Saliency'}
+
+    Args:
+        wanted: True for the first method that applies, False for none, or names of methods.
+        methods: all methods of the comparison. Methods that do not apply have no controls.
+
+    Raises:
+        ValueError: a name is not the name of a method, or occurs twice.
+        TypeError: ``wanted`` is neither a bool nor a list of names.
+    """
+    names = [method.name for method in methods]
+    applied = [method.name for method in methods if method.call is not None]
+    kinds = (RANDOM_WEIGHTS, OTHER_CLASS)
+    if isinstance(wanted, bool):
+        return dict.fromkeys(kinds, applied[0]) if wanted and applied else {}
+    if not isinstance(wanted, (list, tuple)) or not all(isinstance(name, str) for name in wanted):
+        raise TypeError(
+            f"model_controls must be True, False or a list of method names, got {wanted!r}. Pass ['STAA'], for example."
+        )
+    simple = {simplified(name): name for name in names}
+    found = [name if name in names else simple.get(simplified(name)) for name in wanted]
+    if unknown := [name for name, method in zip(wanted, found, strict=True) if method is None]:
+        raise ValueError(
+            f"model_controls must name methods of the comparison, got {unknown}. They are {', '.join(names)}."
+        )
+    if len(set(found)) < len(found):
+        raise ValueError(f"model_controls must name each method once, got {list(wanted)}. Leave one out.")
+    return {f"{name}, {kind}": name for name in found if name in applied for kind in kinds}
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

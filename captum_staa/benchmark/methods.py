@@ -15,7 +15,6 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_staa._utils.gaussian import SPREAD, gaussian
-from captum_staa.benchmark.records import OTHER_CLASS, RANDOM_WEIGHTS
 from captum_staa.benchmark.registry import (
     METHODS,
     Call,
@@ -24,7 +23,6 @@ from captum_staa.benchmark.registry import (
     NotApplicableError,
     cell,
     find_method,
-    simplified,
 )
 from captum_staa.models import VideoClassifier
 from captum_staa.result import VideoAttribution, maps_of
@@ -108,45 +106,6 @@ def made(
             f"names of methods must be unique, got {duplicates} more than once. Pass a mapping from names."
         )
     return result
-
-
-def model_controls(wanted: bool | Sequence[str], methods: Sequence[Method]) -> dict[str, str]:
-    """Return the controls that run a method again, each with the name of that method.
-
-    Example:
-        >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> methods = made(["STAA (relevance)", "Saliency"], clf, perturbations_per_eval=8)
-        >>> model_controls(True, methods)
-        {'random weights': 'STAA (relevance)', 'other class': 'STAA (relevance)'}
-        >>> model_controls(["saliency"], methods)
-        {'Saliency, random weights': 'Saliency', 'Saliency, other class': 'Saliency'}
-
-    Args:
-        wanted: True for the first method that applies, False for none, or names of methods.
-        methods: all methods of the comparison. Methods that do not apply have no controls.
-
-    Raises:
-        ValueError: a name is not the name of a method, or occurs twice.
-        TypeError: ``wanted`` is neither a bool nor a list of names.
-    """
-    names = [method.name for method in methods]
-    applied = [method.name for method in methods if method.call is not None]
-    kinds = (RANDOM_WEIGHTS, OTHER_CLASS)
-    if isinstance(wanted, bool):
-        return dict.fromkeys(kinds, applied[0]) if wanted and applied else {}
-    if not isinstance(wanted, (list, tuple)) or not all(isinstance(name, str) for name in wanted):
-        raise TypeError(
-            f"model_controls must be True, False or a list of method names, got {wanted!r}. Pass ['STAA'], for example."
-        )
-    simple = {simplified(name): name for name in names}
-    found = [name if name in names else simple.get(simplified(name)) for name in wanted]
-    if unknown := [name for name, method in zip(wanted, found, strict=True) if method is None]:
-        raise ValueError(
-            f"model_controls must name methods of the comparison, got {unknown}. They are {', '.join(names)}."
-        )
-    if len(set(found)) < len(found):
-        raise ValueError(f"model_controls must name each method once, got {list(wanted)}. Leave one out.")
-    return {f"{name}, {kind}": name for name in found if name in applied for kind in kinds}
 
 
 @contextmanager

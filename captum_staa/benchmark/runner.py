@@ -21,12 +21,22 @@ from captum_staa._utils.versions import versions
 from captum_staa.benchmark.clip_runner import Plan, progress, run_clip
 from captum_staa.benchmark.clips import described, each, share, source_of
 from captum_staa.benchmark.comparison import Comparison
+from captum_staa.benchmark.controls import model_controls as controls_of
 from captum_staa.benchmark.methods import Given, made
-from captum_staa.benchmark.methods import model_controls as controls_of
 from captum_staa.benchmark.processes import Processes, processes, restarted
-from captum_staa.benchmark.records import ALL, ERROR, GRID, LEFT_OUT, NOT_APPLICABLE, Entry, Row, Sheet, control_of
+from captum_staa.benchmark.records import (
+    ALL,
+    ERROR,
+    GRID,
+    LEFT_OUT,
+    NOT_APPLICABLE,
+    Entry,
+    Row,
+    Sheet,
+    Storage,
+    control_of,
+)
 from captum_staa.benchmark.scoring import Metric, MetricOptions, chosen
-from captum_staa.benchmark.storage import Storage
 from captum_staa.models import VideoClassifier
 
 _SIGNS = {True: 1, False: -1, None: 0}

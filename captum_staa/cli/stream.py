@@ -158,7 +158,7 @@ def report(stream: STAAStream, feed: Feed, stats: StreamStats, latency: Latency,
     lines = [
         f"{feed.name}: {stats.frames} frames in {seconds:.1f} s, {stats.frames / seconds:.1f} frames per second "
         f"including drawing and writing (source: {feed.fps:.4g} frames per second)",
-        f"windows of {stream.window} frames, one every {stream.stride}, by STAA {stream.explainer.mode}: "
+        f"windows of {stream.window} frames, one every {stream.stride}, by {stream.explainer.get_name()}: "
         f"{stats.windows} explained, {stats.skipped} skipped; policy {stream.policy}",
         f"latency: {latency}; each frame waits for {fewest} to {most} later frames",
     ]

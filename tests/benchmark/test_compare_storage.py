@@ -18,9 +18,8 @@ from captum_staa._utils.versions import versions
 from captum_staa.benchmark import MetricOptions, PlantedClips, compare
 from captum_staa.benchmark.clip_runner import Plan
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.records import ALL, Entry
+from captum_staa.benchmark.records import ALL, Entry, Storage
 from captum_staa.benchmark.runner import _settings
-from captum_staa.benchmark.storage import Storage
 from captum_staa.models.preprocessing import Preprocessing
 
 ENTRY = Entry(

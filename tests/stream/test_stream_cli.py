@@ -13,7 +13,7 @@ from captum_staa import STAA, STAAStream, VideoClassifier, io
 from captum_staa.__main__ import main
 from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.io import video_writer
-from captum_staa.stream import FrameResult
+from captum_staa.stream import FrameResult, sources
 from captum_staa.stream.picture import LEAST, STRIP, Painter
 from captum_staa.stream.window import WindowExplainer
 
