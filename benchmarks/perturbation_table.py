@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import RISE, STAA, GradCAM, SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, metrics
-from captum_staa.benchmark.method_spec import end_layer
+from captum_staa.benchmark.registry import end_layer
 
 MODELS = ("videomae-pattern", "resnet3d-motion", "timesformer-order", "vivit-motion")
 SEED = 70_000

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from captum_staa import RISE, STAA, GradCAM, VideoClassifier, VideoOcclusion
 from captum_staa.attr import ReleasedSTAA
-from captum_staa.benchmark.method_spec import End, end_layer
+from captum_staa.benchmark.registry import End, end_layer
 
 FAMILIES, TASKS = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d"), ("pattern", "motion", "order")
 SEED = 20_000

@@ -16,9 +16,9 @@ from captum_staa import io
 from captum_staa._utils.files import atomic
 from captum_staa.benchmark import PlantedClips, compare
 from captum_staa.cli.explain import explain
-from captum_staa.cli.explanation import Explanation, Options, moment, report
+from captum_staa.cli.explanation import Explanation, Options, report
+from captum_staa.cli.loading import load
 from captum_staa.cli.output import FILES, refuse_to_overwrite, write
-from captum_staa.cli.prepare import load
 from captum_staa.visualization import Frames, Style, show_frames, to_html
 
 MODEL = "tiny-videomae-pattern"
@@ -30,10 +30,10 @@ FPS = 8.0
 TABLES = ("table.md", "table.csv")
 PAGE = "methods.html"  # maps of the first clip by all methods
 METHODS = (
+    "STAA (relevance)",
     "STAA",
-    "STAA(attention)",
-    "STAA(attention-last)",
-    "STAA(released)",
+    "STAA (last layer)",
+    "ReleasedSTAA",
     "InputXGradient",
     "IntegratedGradients",
     "Occlusion",
@@ -78,7 +78,7 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     write(explanation, out, overwrite=overwrite, truth=when)
 
     first, last = (int(index) for index in when.nonzero()[[0, -1], 0])
-    print(f"planted: {name}, from {moment(explanation, first)} to {moment(explanation, last)}")
+    print(f"planted: {name}, from {explanation.video.moment(first)} to {explanation.video.moment(last)}")
     print(report(explanation, 4, sys.stdout.encoding))
     difference = verdict(explanation, name, when)
     print(difference or "as planted: the class, and every key frame", flush=True)
@@ -105,7 +105,7 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
         overwrite=overwrite,
         play_fps=FPS,
         truth=when.numpy(),
-        predictions=[(predicted, probability) for _, predicted, probability in explanation.top(4)],
+        predictions=[(predicted, probability) for _, predicted, probability in explanation.prediction.top(4)],
         title=f"planted clip of class {name}, explained by several methods",
     )
     print(f"\nwritten to {out}: {', '.join(WRITTEN)} ({time.perf_counter() - started:.0f} s)")
@@ -146,11 +146,11 @@ def enlarged(frames: NDArray[np.uint8], factor: int = FACTOR) -> NDArray[np.uint
 
 def verdict(explanation: Explanation, label: str, when: torch.Tensor) -> str:
     """Return a message about the difference from the planted evidence; empty if there is no difference."""
-    predicted = explanation.top(1)[0][1]
+    predicted = explanation.prediction.top(1)[0][1]
     if predicted != label:
         return f"NOT as planted: the model predicts {predicted!r}, but {label!r} was planted"
     key_frames = explanation.key_frames()
-    outside = [moment(explanation, frame.index) for frame in key_frames if not when[frame.position]]
+    outside = [explanation.video.moment(frame.index) for frame in key_frames if not when[frame.position]]
     if not key_frames:
         return "NOT as planted: there are no key frames"
     if outside:

@@ -48,17 +48,17 @@ def draw(
         timeline: path of the timeline with key frames.
         truth: bool ``(T,)``, True for frames that contain the evidence; shaded in the timeline and in the player.
     """
-    shown = thinned(len(explanation.indices), MOVING)
+    shown = thinned(len(explanation.video.indices), MOVING)
     pixels = frames_of(explanation, shown)
-    joint, temporal = explanation.parts.joint[0][shown], explanation.parts.temporal[0][shown]
-    indices = [explanation.indices[at] for at in shown]
-    scale = pixels.shape[1] / explanation.info.height, pixels.shape[2] / explanation.info.width
-    top, left, height, width = explanation.crop
+    joint, temporal = explanation.maps.joint[0][shown], explanation.maps.temporal[0][shown]
+    indices = [explanation.video.indices[at] for at in shown]
+    scale = pixels.shape[1] / explanation.video.info.height, pixels.shape[2] / explanation.video.info.width
+    top, left, height, width = explanation.video.crop
     crop = (top * scale[0], left * scale[1], height * scale[0], width * scale[1])
     # With a variable frame rate, labels in seconds would be wrong, so fps is None.
-    frames = Frames(pixels, crop, indices, explanation.constant_fps)
+    frames = Frames(pixels, crop, indices, explanation.video.constant_fps)
 
-    save_animation(joint, frames, overlay, style=STYLE, play_fps=play_rate(indices, explanation.fps))
+    save_animation(joint, frames, overlay, style=STYLE, play_fps=play_rate(indices, explanation.video.fps))
     title = title_of(explanation)
     few = key_frames(temporal.numpy(), SHEET)
     figure, _ = show_frames(joint[few], frames[few], style=STYLE, title=title, use_pyplot=False)
@@ -85,16 +85,16 @@ def page(explanation: Explanation, shown: Sequence[int], frames: Frames, truth: 
         frames: the frames at these positions.
         truth: bool ``(T,)``, True for frames that contain the evidence.
     """
-    parts, masks = explanation.parts, explanation.masks
-    label, probability = explanation.labels[explanation.target], explanation.probabilities[explanation.target]
-    predictions = [(name, share) for _, name, share in explanation.top(PAGE_CLASSES)]
-    if explanation.class_specific and (label, probability) not in predictions:
+    parts, masks = explanation.maps, explanation.masks
+    label, probability = explanation.label, explanation.probability
+    predictions = [(name, share) for _, name, share in explanation.prediction.top(PAGE_CLASSES)]
+    if explanation.method.class_specific and (label, probability) not in predictions:
         predictions.append((label, probability))
 
     def render(few: Sequence[int], edge: int) -> str:
         at = [shown[position] for position in few]
         maps: dict[str, Attributions] = {
-            explanation.kind: VideoAttribution(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
+            explanation.method.name: VideoAttribution(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
         }
         if masks is not None:
             maps |= {f"mask, area {area:g}": mask[at] for area, mask in zip(masks.areas, masks.masks, strict=True)}
@@ -103,10 +103,10 @@ def page(explanation: Explanation, shown: Sequence[int], frames: Frames, truth: 
             frames[few],
             style=STYLE,
             predictions=predictions,
-            target=label if explanation.class_specific else "",  # no label is empty, so no bar is colored
+            target=label if explanation.method.class_specific else "",  # no label is empty, so no bar is colored
             truth=None if truth is None else truth[at].numpy(),
             title=title_of(explanation),
-            play_fps=play_rate([explanation.indices[position] for position in at], explanation.fps),
+            play_fps=play_rate([explanation.video.indices[position] for position in at], explanation.video.fps),
             max_size=edge,
         )
 
@@ -132,12 +132,12 @@ def thinned(total: int, most: int) -> list[int]:
 
 def frames_of(explanation: Explanation, shown: Sequence[int]) -> NDArray[np.uint8]:
     """Return the frames at these positions, reduced to ``EDGE``. Only one full-size frame is in memory at a time."""
-    if explanation.frames is not None:
-        return np.stack([reduced(explanation.frames[at], EDGE) for at in shown])
-    wanted = {explanation.indices[at] for at in shown}
+    if explanation.video.frames is not None:
+        return np.stack([reduced(explanation.video.frames[at], EDGE) for at in shown])
+    wanted = {explanation.video.indices[at] for at in shown}
     last = max(wanted)
     frames = []
-    for index, frame in io.iter_windows(explanation.video, 1):
+    for index, frame in io.iter_windows(explanation.video.path, 1):
         if index in wanted:
             frames.append(reduced(frame[0], EDGE))
         if index == last:
@@ -162,7 +162,9 @@ def play_rate(indices: Sequence[int], fps: float | None) -> float:
 
 def title_of(explanation: Explanation) -> str:
     """Return the title of the pictures."""
-    name = explanation.labels[explanation.target]
-    probability = explanation.probabilities[explanation.target]
-    about = f"{name} ({probability:.0%})" if explanation.class_specific else "no class in particular"
-    return f"{about}, {explanation.kind}, {explanation.video.name}"
+    about = (
+        f"{explanation.label} ({explanation.probability:.0%})"
+        if explanation.method.class_specific
+        else "no class in particular"
+    )
+    return f"{about}, {explanation.method.name}, {explanation.video.path.name}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa._utils.checks import generator_or_seeded
+from captum_staa._utils.checks import check_choice, generator_or_seeded
 from captum_staa._utils.gaussian import gaussian
 from captum_staa.layout import VideoLayout
 from captum_staa.result import Array, maps_of
@@ -78,7 +79,9 @@ def controls(
     return maps if inverted is None else {**maps, "inverted": inverted}
 
 
-def model_free_controls(inputs: Tensor, layout: VideoLayout | str) -> dict[str, Tensor]:
+def model_free_controls(
+    inputs: Tensor, layout: VideoLayout | str, names: Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """Return maps that depend on the clip but not on the model: detectors of contrast, edges and motion.
 
     Example:
@@ -116,6 +119,7 @@ def model_free_controls(inputs: Tensor, layout: VideoLayout | str) -> dict[str, 
     Args:
         inputs: floats, 5-D; frames of at least 2 x 2 pixels.
         layout: order of the axes of ``inputs``, such as ``"BTCHW"``.
+        names: the maps to compute. None computes all of them.
 
     Returns:
         Maps ``(B, T, H, W)`` by name, float64 on the device of ``inputs``. ``frame difference`` and ``optical flow``
@@ -140,16 +144,22 @@ def model_free_controls(inputs: Tensor, layout: VideoLayout | str) -> dict[str, 
     frames = layout.to_working(inputs.detach()).double().contiguous()  # (B, T, C, H, W)
     change = frames - frames[:, :1]  # exactly 0 in a static clip, whose mean can have a rounding error
     steps = frames.diff(dim=1).abs().sum(2)  # (B, T - 1, H, W)
-    maps = {
-        "absolute input": frames.abs().sum(2),
-        "difference from mean frame": (change - change.mean(1, keepdim=True)).abs().sum(2),
-        "image gradient": torch.stack(torch.gradient(frames, dim=(3, 4))).norm(dim=0).sum(2),
-        "frame difference": _both_sides(steps, steps),
-        "optical flow": _flow_speed(frames.mean(2)),
-        "spectral residual": _spectral_residual(frames.mean(2)),
+
+    def smoothed(values: Tensor) -> Tensor:
+        return gaussian(values, SMOOTHING).contiguous()
+
+    maps: dict[str, Callable[[], Tensor]] = {
+        "absolute input": lambda: smoothed(frames.abs().sum(2)),
+        "difference from mean frame": lambda: smoothed((change - change.mean(1, keepdim=True)).abs().sum(2)),
+        "image gradient": lambda: smoothed(torch.stack(torch.gradient(frames, dim=(3, 4))).norm(dim=0).sum(2)),
+        "frame difference": lambda: smoothed(_both_sides(steps, steps)),
+        "optical flow": lambda: smoothed(_flow_speed(frames.mean(2))),
+        "spectral residual": lambda: smoothed(_spectral_residual(frames.mean(2))),
+        "center": lambda: _center(*extent).to(inputs.device).repeat(len(inputs), 1, 1, 1),
     }
-    smoothed = {name: gaussian(values, SMOOTHING).contiguous() for name, values in maps.items()}
-    return {**smoothed, "center": _center(*extent).to(inputs.device).repeat(len(inputs), 1, 1, 1)}
+    for name in maps if names is None else names:
+        check_choice("names", name, maps)
+    return {name: maps[name]() for name in (maps if names is None else names)}
 
 
 def _both_sides(before: Tensor, after: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from captum_staa.stream.results import FrameResult
+from captum_staa.stream.run import FrameResult
 from captum_staa.visualization import Frames, Overlay, Style
 from captum_staa.visualization.placement import reduced
 from captum_staa.visualization.saliency import Maps, Saliency, saliency

@@ -12,7 +12,7 @@ import pytest
 from command_line import read
 from perturbation_runs import CNN, by_hand, check_same, run, write_video
 
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.cli import demo
 from captum_staa.perturbation import learning
 
@@ -27,7 +27,7 @@ def video(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory) -> Path:
-    clips = PlantedClips(seed=1, n=1, num_frames=44)
+    clips = PlantedClips(seed=1, n=1, scene=SceneOptions(num_frames=44))
     return write_video(tmp_path_factory.mktemp("videos") / "long.mp4", clips)
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 
 from captum_staa import VideoClassifier, benchmark, io, visualization
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.models.preprocessing import Preprocessing
 
 from . import values
@@ -54,11 +54,13 @@ def preprocess(draw: Any) -> Call:
 def planted(draw: Any) -> Call:
     task = draw(st.sampled_from(["pattern", "motion", "order"]))
     good: dict[str, Any] = {"seed": draw(st.integers(-5, 2**40)), "n": draw(st.integers(1, 4)), "task": task}
-    good |= {"num_frames": draw(st.sampled_from([12, 16])), "image_size": draw(st.sampled_from([28, 31])), "noise": 0.0}
+    scene = {"num_frames": draw(st.sampled_from([12, 16])), "image_size": draw(st.sampled_from([28, 31])), "noise": 0.0}
+    good |= scene
     index = draw(st.integers(0, good["n"] - 1))
 
     def run(**made: Any) -> Any:
-        clips = PlantedClips(**made)
+        options = {name: made.pop(name) for name in scene if name in made}
+        clips = PlantedClips(**made, scene=SceneOptions(**options))
         return clips, clips[index], clips[: index + 1]
 
     def check(found: Any) -> None:
@@ -80,8 +82,8 @@ def _clips() -> list[tuple[torch.Tensor, int]]:
 def compared(draw: Any) -> Call:
     model = VideoClassifier(anything("BTCHW"), layout="BTCHW")
     good: dict[str, Any] = {"classifier": model, "clips": _clips(), "methods": ["Saliency"], "metrics": ["deletion"]}
-    good |= {"steps": 2, "show_progress": False}
-    kinds = {"baseline": "word", "steps": "count", "perturbations_per_eval": "count"}
+    good |= {"metric_options": benchmark.MetricOptions(steps=2), "show_progress": False}
+    kinds = {"perturbations_per_eval": "count"}
 
     def check(found: Any) -> None:
         assert found.methods[0] == "Saliency" and not found.failures, found.reasons()

@@ -30,7 +30,7 @@ from captum_staa import (
     visualization,
 )
 from captum_staa.attr import ReleasedSTAA
-from captum_staa.benchmark import PlantedClips, compare
+from captum_staa.benchmark import PlantedClips, SceneOptions, compare
 from captum_staa.metrics import noise, sanity
 from captum_staa.perturbation import PRESETS
 from fuzz.models import anything, convolutions
@@ -237,9 +237,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "crop must be four numbers",
     ),
-    "a window of one number": (lambda: PlantedClips(0, 1, window=(3,)), TypeError, "window must be two ints"),
+    "a window of one number": (
+        lambda: PlantedClips(0, 1, scene=SceneOptions(window=(3,))),
+        TypeError,
+        "window must be two ints",
+    ),
     "a word for a seed": (lambda: PlantedClips("0", 1), TypeError, "seed must be an integer"),
-    "a word for planted noise": (lambda: PlantedClips(0, 1, noise="0.1"), TypeError, "noise must be a number"),
+    "a word for planted noise": (
+        lambda: PlantedClips(0, 1, scene=SceneOptions(noise="0.1")),
+        TypeError,
+        "noise must be a number",
+    ),
     "nan for methods": (lambda: compare(tiny("videomae"), [], NAN), TypeError, "methods must be a list"),
     "a number for metrics": (
         lambda: compare(tiny("videomae"), [], ["STAA"], 1j),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from captum_staa import STAA, STAAStream, VideoClassifier
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.stream.sources import Arrived
 from captum_staa.stream.window import WindowExplainer
@@ -29,7 +29,7 @@ def planted(total: int, index: int = 0, evidence_alone: bool = False):
 
     It shows evidence for a while, and twins before or after it; then it is hidden if ``evidence_alone``.
     """
-    clips = PlantedClips(99, index + 1, num_frames=total, rivals=0)
+    clips = PlantedClips(99, index + 1, scene=SceneOptions(num_frames=total, rivals=0))
     truth, twins = clips[index][2], clips.rivals(index)
     if not evidence_alone:
         return clips.frames(index), truth | twins
