@@ -5,18 +5,19 @@ All of them can be nested, and can be used by several threads that share a model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial, wraps
+from functools import wraps
 from threading import Lock
-from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from captum_staa._utils.checks import check_choice
+from captum_staa._utils.gradients import inplace_explained
+from captum_staa._utils.networks import networks_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,12 +94,24 @@ def eval_mode(forward_func: object) -> Iterator[None]:
 
 
 def in_eval_mode(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator that runs a method of an ``Attribution``, or a function of ``forward_func``, in :func:`eval_mode`."""
+    """Decorator that runs a method of an ``Attribution``, or a function of ``forward_func``, in :func:`eval_mode`.
+
+    It also explains torch's error about models that cannot be differentiated because they work in place.
+    """
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         explained = args[0] if args else kwargs.get("forward_func")
-        with eval_mode(getattr(explained, "forward_func", explained)):
+        forward_func: Any = getattr(explained, "forward_func", explained)
+
+        def again() -> Any:
+            inputs: Any = args[1] if len(args) > 1 else kwargs["inputs"]
+            inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+            extra: Any = kwargs.get("additional_forward_args")
+            extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+            return forward_func(*(part.detach().clone().requires_grad_() for part in inputs), *extra)
+
+        with eval_mode(forward_func), inplace_explained(forward_func, again):
             return function(*args, **kwargs)
 
     return run
@@ -129,65 +142,6 @@ def _restore(module: nn.Module, state: _Saved) -> None:
         if not unchanged:
             with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                 buffer.copy_(values)
-
-
-def networks_of(forward_func: object) -> list[nn.Module]:
-    """Return the modules that a forward function uses.
-
-    They are searched in the function itself: a module, a method of a module, a ``functools.partial``, the variables
-    that a function or a lambda uses, and the attributes of a callable object.
-
-    Example:
-        >>> net = nn.Linear(2, 2)
-        >>> networks_of(lambda x: net(x).softmax(1)) == [net]
-        True
-    """
-    found: dict[int, nn.Module] = {}
-    seen: set[int] = set()
-
-    def visit(value: Any, depth: int) -> None:
-        if isinstance(value, nn.Module):
-            found[id(value)] = value
-            return
-        if depth == 0 or id(value) in seen or isinstance(value, (type, ModuleType, Tensor, str)):
-            return
-        seen.add(id(value))
-        for part in _parts(value):
-            visit(part, depth - 1)
-
-    visit(forward_func, depth=4)
-    return list(found.values())
-
-
-def _parts(value: Any) -> Iterable[Any]:
-    """Return the values that a function, a container or an object refers to."""
-    if isinstance(value, (list, tuple)):
-        return value
-    if isinstance(value, Mapping):
-        return value.values()
-    if isinstance(value, partial):
-        return value.func, *value.args, *value.keywords.values()
-    if isinstance(value, MethodType):
-        return value.__self__, value.__func__
-    if isinstance(value, FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        used = [value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__]
-        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        return *cells, *defaults, *(part for part in used if isinstance(part, nn.Module) or callable(part))
-    return vars(value).values() if hasattr(value, "__dict__") else ()
-
-
-def _names(code: CodeType) -> set[str]:
-    """Return the global names that a function and the functions defined in it use."""
-    inner = (const for const in code.co_consts if isinstance(const, CodeType))
-    return set(code.co_names).union(*map(_names, inner))
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # a variable that is not assigned yet
-        return False
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
 from captum_staa._utils.checks import check_choice
+from captum_staa._utils.gradients import lost_gradient
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_compiling
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations, reaches
@@ -211,10 +212,12 @@ def decompose(
         logits = mode.before_squash(outputs)
         scores = score(outputs if logits is None else logits)
         if not scores.requires_grad or not reaches(scores.grad_fn, leaf):
-            raise ValueError(_no_gradient(outputs, embedding))
+            raise ValueError(f"{_no_gradient(outputs, embedding)}{_lost(forward_func, inputs, extra)}")
         # under the mode as well, because gradient checkpointing repeats the forward during the backward
         backward = mode.expand(torch.autograd.grad)
         (gradient,) = backward(scores.sum(), leaf)
+        if not bool((gradient != 0).any()):  # as of quantized layers
+            raise ValueError(f"{_no_gradient(outputs, embedding)}{_lost(forward_func, inputs, extra)}")
     nonlinear = tuple(sorted(set(nonlinear_operations(scores.grad_fn, leaf))))
     if nonlinear:
         warnings.warn(
@@ -269,6 +272,12 @@ def _check_run(outputs: Any, leaves: list[Tensor], embedding: nn.Module | None) 
             f"embedding must run once in a forward, got {len(leaves)} runs of {type(embedding).__name__}. Pass the "
             f"module that embeds all patches in one call, or use where='pixels'."
         )
+
+
+def _lost(forward_func: Callable[..., Any], inputs: Tensor, extra: Any) -> str:
+    leaf = inputs.detach().clone().requires_grad_()
+    where = lost_gradient(forward_func, lambda: _run_forward(forward_func, leaf.clone(), None, extra))
+    return f" {where}" if where else ""
 
 
 def _no_gradient(outputs: Tensor, embedding: nn.Module | None) -> str:

@@ -18,6 +18,7 @@ from captum_staa._utils.captum import (
     log_usage,
 )
 from captum_staa._utils.checks import check_choice
+from captum_staa._utils.gradients import lost_gradient
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_values
 from captum_staa.grid import TokenGrid
@@ -219,7 +220,7 @@ class GradCAM(VideoMethod):
             else:  # the output does not depend on the layer
                 gradients = tuple(torch.zeros_like(output) for output in outputs)
         gradient = fold(self._stacked(gradients, len(clip), size[0]))
-        self._check_reach(gradient)
+        self._check_reach(gradient, lambda: _run_forward(forward, clip.detach().clone().requires_grad_(), None, extra))
         products = WEIGHTINGS[self.weighting](gradient) * fold(activation)
         joint = products.sum(1)  # (B, t, h, w)
         self._check_cancelling(joint, products, outputs[0].dtype)
@@ -298,7 +299,7 @@ class GradCAM(VideoMethod):
                 f"Set t, h, w of the grid to those of the layer, and tubelet to the pixels of one token."
             )
 
-    def _check_reach(self, gradient: Tensor) -> None:
+    def _check_reach(self, gradient: Tensor, run: Callable[[], Any]) -> None:
         """Raise a ValueError if the gradient reaches no cell, or only the first one: the map would be empty."""
         reached = gradient.flatten(2).any(1)[:, 1:].any(1)  # (B,)
         if not bool(reached.all()):
@@ -306,6 +307,7 @@ class GradCAM(VideoMethod):
                 f"the target's gradient must reach the cells of {self._name}, got no gradient (or only at the first "
                 f"cell) in clips {(~reached).nonzero().flatten().tolist()}. The head reads only a class token, or a "
                 f"value that was pooled earlier. Choose an earlier layer, such as the norm before the last attention."
+                f"{' ' + where if (where := lost_gradient(self.forward_func, run)).startswith('The gradient') else ''}"
             )
 
     def _check_cancelling(self, joint: Tensor, products: Tensor, dtype: torch.dtype) -> None:

@@ -23,6 +23,7 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.gradients import lost_gradient
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
 from captum_staa.attr._base import VideoMethod, call_bar, one_clip, refuse_inference_mode
 from captum_staa.layout import VideoLayout
@@ -32,7 +33,7 @@ from captum_staa.models.layouts import layout_of
 from captum_staa.models.outputs import kind_of
 from captum_staa.perturbation.blends import blends_of
 from captum_staa.perturbation.config import PRESETS, Objective, PerturbationConfig, Regularizer, Scale
-from captum_staa.perturbation.learning import Evaluation, OptimizationState, Problem, learn
+from captum_staa.perturbation.learning import Evaluation, NoGradientError, OptimizationState, Problem, learn
 from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid, RegionGrid
 from captum_staa.result import VideoAttribution, maps_of
 
@@ -294,7 +295,13 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
             count = 1 + problem.calls(init is not None)
             with call_bar(self.get_name(), count, show_progress) as bar:
                 bar.update()  # for the unperturbed clip
-                learned = learn(problem, start, _progress(bar, scale))
+                try:
+                    learned = learn(problem, start, _progress(bar, scale))
+                except NoGradientError as error:
+                    leaf = inputs.clone().requires_grad_()
+                    extra = _format_additional_forward_args(additional_forward_args)
+                    where = lost_gradient(self.forward_func, lambda: _run_forward(forward_func, leaf, target, extra))
+                    raise ValueError(f"{error} {where}".rstrip()) from None
         return _result(problem, learned, whole)
 
     def get_name(self) -> str:

@@ -17,6 +17,7 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice, check_count, is_number
 from captum_staa._utils.gaussian import SPREAD, gaussian
+from captum_staa._utils.gradients import lost_gradient
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.decomposition import class_contrast, decompose_classifier
@@ -285,14 +286,24 @@ class STAA(VideoMethod):
             leaf = clip.detach().clone().requires_grad_()
             with capture(self._model(), self._attention_layers(), _read_probabilities) as readings:
                 answer = self._forward(leaf, extra)
-            gradients = torch.autograd.grad(
-                target_values(self.forward_func, answer, target).sum(), list(readings.values())
-            )
+            gradients = self._gradients(target_values(self.forward_func, answer, target).sum(), readings, leaf, extra)
         matrices = {
             layer: gradient_weighted(attention, gradient)
             for (layer, attention), gradient in zip(readings.items(), gradients, strict=True)
         }
         return self._to_pixels(self._compose(matrices, clip, pooling, grid, torch.add), grid, size), answer.detach()
+
+    def _gradients(self, score: Tensor, readings: Readings, leaf: Tensor, extra: Any) -> tuple[Tensor, ...]:
+        """Return the gradients of the score with respect to attention probabilities."""
+        attention = list(readings.values())
+        gradients = torch.autograd.grad(score, attention, allow_unused=True) if score.requires_grad else ()
+        if len(gradients) < len(attention) or any(gradient is None for gradient in gradients):
+            where = lost_gradient(self.forward_func, lambda: self._forward(leaf, extra))
+            raise ValueError(
+                f"rule='chefer' needs the gradient of the output with respect to the attention of every layer, got "
+                f"none at some. {where} Use mode='attention', or RISE or VideoOcclusion, which need no gradient."
+            )
+        return gradients
 
     def _decomposed(
         self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]

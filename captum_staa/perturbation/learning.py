@@ -237,11 +237,14 @@ def _slope(problem: Problem, drawn: MaskBatch, step: int, baseline_scores: Tenso
         loss = losses(problem.config.scale, scores, removed, baseline_scores[number])
         bad |= ~loss.isfinite().all(0)
         if not loss.requires_grad:
-            raise ValueError(_NO_GRADIENT)
+            raise NoGradientError(_NO_GRADIENT)
         (slope,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
         if slope is None:
-            raise ValueError(_NO_GRADIENT)
+            raise NoGradientError(_NO_GRADIENT)
         total += slope
+    # A gradient of exactly zero everywhere is a lost one, as of quantized layers.
+    if step == 0 and not bool((total != 0).any()):
+        raise NoGradientError(_NO_GRADIENT)
     terms = _terms(problem, MaskBatch(leaf, drawn.areas), step)
     if terms.requires_grad:
         total += torch.autograd.grad(terms.sum(), leaf)[0]
@@ -301,8 +304,12 @@ def _finite(evaluation: Evaluation) -> Evaluation:
     return evaluation
 
 
+class NoGradientError(ValueError):
+    """Raised when the model's output has no gradient with respect to the clip."""
+
+
 _NO_GRADIENT = (
     "the model's output must have a gradient with respect to the clip, got none, so no mask can be learned. Typical "
-    "causes are torch.no_grad(), .detach() of a recurrent state, .item(), numpy or argmax. Fix the model, or use a "
-    "method without gradients: VideoOcclusion or RISE."
+    "causes are torch.no_grad(), .detach() of a recurrent state, .item(), numpy, argmax or quantized layers. Fix the "
+    "model, or use a method without gradients: VideoOcclusion or RISE."
 )

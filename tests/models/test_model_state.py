@@ -24,7 +24,8 @@ from captum_staa import (
     metrics,
 )
 from captum_staa._utils import model_state
-from captum_staa._utils.model_state import eval_mode, networks_of
+from captum_staa._utils.model_state import eval_mode
+from captum_staa._utils.networks import networks_of
 from captum_staa.attr import ReleasedSTAA
 from captum_staa.models import STABN
 from captum_staa.models import model_state as running_state
