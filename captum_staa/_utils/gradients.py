@@ -36,7 +36,7 @@ def lost_gradient(forward_func: object, run: Callable[[], Any]) -> str:
     if getattr(outputs, "requires_grad", False):
         taking = [tensor for *_, inside, outside in calls for tensor in (inside, outside) if tensor.requires_grad]
         try:
-            slopes = torch.autograd.grad(outputs.sum(), taking, allow_unused=True) if taking else ()
+            slopes: Any = torch.autograd.grad(outputs.sum(), taking, allow_unused=True) if taking else ()
         except RuntimeError:
             return ""
         reached = {
@@ -45,10 +45,31 @@ def lost_gradient(forward_func: object, run: Callable[[], Any]) -> str:
             if slope is not None and bool((slope != 0).any())
         }
     for name, module, inside, outside in reversed(calls):
-        if id(inside) not in reached and inside.requires_grad and (id(outside) in reached or not outside.requires_grad):
+        lost = id(outside) in reached or not outside.requires_grad
+        if lost and inside.requires_grad and id(inside) not in reached:
             return f"The gradient is lost in module {name!r} ({type(module).__name__})."
     last = next((call for call in reversed(calls) if call[3].requires_grad), None)
     return "" if last is None else f"The last module with a gradient is {last[0]!r} ({type(last[1]).__name__})."
+
+
+def lacks_backward(node: Any) -> bool:
+    """Return whether a graph contains an operation without a backward, such as a quantized layer.
+
+    Torch gives such an operation a gradient of zero, with a warning.
+
+    Args:
+        node: ``grad_fn`` of the outputs.
+    """
+    seen, open_nodes = set(), [node]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if "NotImplemented" in node.name() or "basicAutogradNotImplementedFallback" in node.name():
+            return True
+        open_nodes += [following for following, _ in node.next_functions]
+    return False
 
 
 @contextmanager

@@ -61,17 +61,18 @@ def model_state(state: Literal["eval", "as_is"]) -> Iterator[None]:
 
 
 @contextmanager
-def eval_mode(forward_func: object) -> Iterator[None]:
+def eval_mode(forward_func: object, *, restore_buffers: bool = True) -> Iterator[None]:
     """Set the networks of a forward function to eval mode inside the block, and restore modes and buffers afterwards.
 
     Only the flag ``training`` is set: ``train()`` and ``eval()`` of some modules also change weights.
 
     Args:
         forward_func: a module, or a function that uses modules (see :func:`networks_of`).
+        restore_buffers: if False, buffers keep the values that they get inside the block, as for training.
     """
     modules = [module for network in networks_of(forward_func) for module in network.modules()]
     with _modes_lock:
-        before = {module: _state_of(module) for module in modules}
+        before = {module: _state_of(module, restore_buffers) for module in modules}
         _open.append(before)
         if not _as_is.get():
             for module in modules:
@@ -117,8 +118,8 @@ def in_eval_mode(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _state_of(module: nn.Module) -> _Saved:
-    buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
+def _state_of(module: nn.Module, with_buffers: bool) -> _Saved:
+    buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and with_buffers}
     with torch.no_grad():
         saved = {name: (buffer, _version(buffer), buffer.clone()) for name, buffer in buffers.items()}
     return _Saved(module.training, saved)
@@ -137,7 +138,7 @@ def _restore(module: nn.Module, state: _Saved) -> None:
             module._buffers[name] = buffer
         # no copy without need: autograd refuses a graph whose saved buffer has another version
         unchanged = version is not None and version == _version(buffer)
-        if unchanged and state.training:  # a batch norm in train mode does not count its updates
+        if unchanged and state.training and not buffer.is_meta:  # a batch norm in train mode does not count its updates
             unchanged = bool(((buffer == values) | ((buffer != buffer) & (values != values))).all())
         if not unchanged:
             with torch.inference_mode(buffer.is_inference()), torch.no_grad():

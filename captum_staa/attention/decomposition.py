@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.gradients import lost_gradient
+from captum_staa._utils.gradients import lacks_backward, lost_gradient
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_compiling
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations, reaches
@@ -216,7 +216,7 @@ def decompose(
         # under the mode as well, because gradient checkpointing repeats the forward during the backward
         backward = mode.expand(torch.autograd.grad)
         (gradient,) = backward(scores.sum(), leaf)
-        if not bool((gradient != 0).any()):  # as of quantized layers
+        if lacks_backward(scores.grad_fn) and not bool((gradient != 0).any()):
             raise ValueError(f"{_no_gradient(outputs, embedding)}{_lost(forward_func, inputs, extra)}")
     nonlinear = tuple(sorted(set(nonlinear_operations(scores.grad_fn, leaf))))
     if nonlinear:

@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 
 import torch
 from captum.attr import Attribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_staa._utils.captum import NullProgress, TargetType, progress
+from captum_staa._utils.model_state import uncompiled
 from captum_staa.layout import VideoLayout, check_dense
 from captum_staa.masking.scores import selected
 from captum_staa.models.outputs import decision_values, kind_of
@@ -104,9 +105,11 @@ def target_outputs(outputs: Tensor, target: TargetType) -> Tensor:
     return chosen
 
 
-def target_values(forward_func: object, outputs: Tensor, target: TargetType) -> Tensor:
-    """Return :func:`target_outputs` in units of a logit: probabilities are converted back, other outputs are not."""
-    return target_outputs(decision_values(outputs, kind_of(forward_func, outputs)), target)
+def target_values(forward_func: nn.Module, outputs: Tensor, target: TargetType) -> Tensor:
+    """Return :func:`target_outputs` for a classifier of probabilities in units of a logit."""
+    if isinstance(getattr(uncompiled(forward_func), "exclusive", None), bool):  # a classifier
+        outputs = decision_values(outputs, kind_of(forward_func, outputs))
+    return target_outputs(outputs, target)
 
 
 def like_inputs(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, *maps: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -335,7 +335,8 @@ class STAA(VideoMethod):
                 f"Explain one view, or remove the last operations from the module."
             )
         chosen = target_outputs(values, target)
-        return class_contrast(values, chosen) if classifier.exclusive else chosen.flatten().float()
+        contrasted = classifier.exclusive and values.ndim == 2  # outputs per frame are explained as they are
+        return class_contrast(values, chosen) if contrasted else chosen.flatten().float()
 
     def _forward(self, clip: Tensor, extra: Any) -> Tensor:
         return _run_forward(self.forward_func, clip.clone(), None, extra)  # a copy: models may write into their input

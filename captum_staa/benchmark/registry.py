@@ -254,16 +254,15 @@ def _perturbation(preset: str) -> Make:
         classifier: VideoClassifier,
         perturbations_per_eval: int,
         *,
-        objective: Any = None,
-        regularizer: str | None = None,
         show_progress: bool = False,
-        **changes: Any,
+        **overrides: Any,
     ) -> Call:
-        config = PRESETS[preset].changed(aim=objective, scale=None, regularizer=regularizer, **changes)
+        PRESETS[preset].changed(**overrides)  # rejects wrong values now
         return Explainer(
-            SpatioTemporalPerturbation(classifier, preset=config),
+            SpatioTemporalPerturbation(classifier, preset=preset),
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
+            **overrides,
         )
 
     return make

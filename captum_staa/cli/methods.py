@@ -63,7 +63,8 @@ class ClipMethod:
         self.classifier, self.shows_progress = classifier, bool(shown)
         self._method = Method(name, spec.description, call, spec.smoothed)
         explainer = call.explainer if isinstance(call, Explainer) else None
-        self._config = explainer.preset if isinstance(explainer, SpatioTemporalPerturbation) else None
+        learned = explainer if isinstance(explainer, SpatioTemporalPerturbation) else None
+        self._config = None if learned is None else learned.preset.changed(**options)
         cell = 1 if classifier.grid is None else int(classifier.grid.tubelet[0])
         apart = cell if self._config is None else self._config.frames
         self.used = MethodUsed(name, dict(options), spec.class_specific, apart)

@@ -251,7 +251,7 @@ class VideoClassifier(nn.Module):
         else:
             with _same_clip(self, clip), LastFunction() as last:
                 outputs = self._outputs(clip, args)
-            if not (self.training or self.module.training):
+            if not (self.training or self.module.training or outputs.is_meta):
                 self._verify(outputs, last.function(outputs))
         if self._other is not None:
             outputs = minus_other(outputs, self._kind, self._other)

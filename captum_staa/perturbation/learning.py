@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_staa._utils.gradients import lacks_backward
 from captum_staa.perturbation.blends import Blend
 from captum_staa.perturbation.config import OBJECTIVES, PerturbationConfig, Scale, losses
 from captum_staa.perturbation.mask_grid import MaskGrid
@@ -242,8 +243,7 @@ def _slope(problem: Problem, drawn: MaskBatch, step: int, baseline_scores: Tenso
         if slope is None:
             raise NoGradientError(_NO_GRADIENT)
         total += slope
-    # A gradient of exactly zero everywhere is a lost one, as of quantized layers.
-    if step == 0 and not bool((total != 0).any()):
+    if step == 0 and lacks_backward(loss.grad_fn) and not bool((total != 0).any()):
         raise NoGradientError(_NO_GRADIENT)
     terms = _terms(problem, MaskBatch(leaf, drawn.areas), step)
     if terms.requires_grad:

@@ -117,7 +117,7 @@ def test_last_block_with_a_class_token_head_raises(name, layer):
     ids=lambda shape: "x".join(map(str, shape)),
 )
 def test_unknown_or_ambiguous_output_shapes_raise(shape):
-    folded = Wrap(lambda x: torch.cat([x.flatten(), x.new_zeros(24)])[: math.prod(shape)].reshape(shape))
+    folded = Wrap(lambda x: torch.cat([x.flatten(), x.new_zeros(4000)])[: math.prod(shape)].reshape(shape))
     model = nn.Sequential(folded, Wrap(lambda x: x.flatten()[:384].reshape(2, 4, -1).mean(2)))
     method = GradCAM(model, "0", "BCTHW", TokenGrid(4, 2, 2, tubelet=(1, 2, 2)))
     with pytest.raises(ValueError, match=r"layer '0' must be .*got shape " + re.escape(str(shape))):

@@ -96,7 +96,7 @@ def test_every_method_returns_a_map_or_a_reason(clf, cnn):
         of_cnn = silent(cnn, volume, FAST, none)
     for found, silent_ones in (
         (of_clf, {"GuidedBackprop", "DeepLift", "LayerGradCam"}),
-        (of_cnn, {name for name in FAST if name.startswith("STAA")}),
+        (of_cnn, {name for name in FAST if "STAA" in name}),
     ):
         assert not found.failures
         assert {row.method for row in found.rows if row.metric == "does not apply"} == silent_ones

@@ -54,7 +54,7 @@ def explanation(**changes) -> Explanation:
 
 def held(shown: Explanation, truth: torch.Tensor | None = None, frames: np.ndarray = FRAMES) -> dict:
     """Return the data of the page, and its length."""
-    clip = Frames(frames, CROP, shown.indices, shown.constant_fps)
+    clip = Frames(frames, CROP, shown.video.indices, shown.video.constant_fps)
     text = pictures.page(shown, range(T), clip, truth)
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
     assert found is not None

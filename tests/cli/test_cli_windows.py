@@ -81,10 +81,9 @@ def interrupt_at(monkeypatch, function: str, call: int) -> None:
     monkeypatch.setattr(ClipMethod, function, interrupted)
 
 
-@pytest.mark.parametrize("method", ["staa-relevance", "staa-released"])
-def test_ctrl_c_keeps_the_finished_windows(long_video, tmp_path, capsys, monkeypatch, method):
+def test_ctrl_c_keeps_the_finished_windows(long_video, tmp_path, capsys, monkeypatch):
     interrupt_at(monkeypatch, "explain", 3)
-    arguments = ["explain", str(long_video), "--model", MODEL, "--windows", "--stride", "8", "--method", method]
+    arguments = ["explain", str(long_video), "--model", MODEL, "--windows", "--stride", "8"]
     assert main([*arguments, "--out", str(tmp_path)]) == 130
     _, _, result = check_numbers(tmp_path)
     check_pictures(tmp_path)

@@ -112,9 +112,7 @@ def test_get_name_is_readable(trial: Trial) -> None:
     name = trial.method.get_name().split(" (")[0]  # without the rule
     words = re.findall(r"\w+", name)
     class_name = trial.subject.method.__name__
-    expected = {"SpatioTemporalPerturbation": "stepcustom"}.get(
-        class_name, class_name.lower()
-    )  # its presets have names
+    expected = {"SpatioTemporalPerturbation": "step"}.get(class_name, class_name.lower())
     assert "".join(words).lower() == expected
     assert all(len(word) > 1 for word in words)
 

@@ -261,7 +261,7 @@ def _epoch(
 def _only(st_abn: STABN, trained: nn.Module) -> Iterator[None]:
     """Train only some modules; others are in eval mode without gradients. Restore this at the end."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in st_abn.parameters()]
-    with eval_mode(st_abn):
+    with eval_mode(st_abn, restore_buffers=False):
         st_abn.requires_grad_(False)
         trained.requires_grad_(True).train()
         try:
