@@ -50,7 +50,10 @@ class LayerAxes:
         positions = set(letters) & set("THWN")
         wrong = "N" in letters and (set("HW") & positions)
         if "".join(f"({g})" if len(g) > 1 else g for g in self.groups) != self.pattern or (
-            len(set(letters)) != len(letters) or not {"B", "C"} <= set(letters) or wrong or not positions
+            len(set(letters)) != len(letters)
+            or not {"B", "C"} <= set(letters) <= set("BCTHWN")
+            or wrong
+            or not positions
         ):
             raise ValueError(
                 f"layer_axes must name each axis of the layer's output once, with B, C and some of T, H, W (or N for "

@@ -126,6 +126,7 @@ class STABN(nn.Module):
         *,
         config: BranchConfig | None = None,
         example: Tensor | None = None,
+        layer_axes: str | None = None,
     ) -> STABN:
         """Add a branch to a layer of a model. The model's outputs do not change until the branch is trained.
 
@@ -148,6 +149,8 @@ class STABN(nn.Module):
             config: options of the branch, such as ``BranchConfig(mechanism="observe")``; None uses
                 ``BranchConfig()``. With ``mechanism="mix"``, the outputs change from the start.
             example: a valid clip, used in one forward that determines the shape of the layer's output; None uses zeros.
+            layer_axes: the order of the axes of the layer's output, such as ``"BTHWC"``. None reads it from the modules
+                around the layer.
 
         Returns:
             The ST-ABN around the model.
@@ -160,6 +163,8 @@ class STABN(nn.Module):
         classifier = classifier_of(model) or VideoClassifier(model, layout)
         layout_of(classifier, layout)  # raises for another layout than the classifier's
         config = BranchConfig() if config is None else config
+        if layer_axes is not None:
+            config = replace(config, layer_axes=layer_axes)
         return cls._of(at_layer(classifier, layer, config, grid or classifier.grid, example, base=model))
 
     @classmethod
