@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from branched_models import injected
+from covering import in_one_case
 from tiny_models import tiny
 from torch import Tensor
 
@@ -96,6 +97,7 @@ def same(found: Any, expected: Any) -> bool:
     return found == expected
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", CALLS)
 def test_numpy_integers_are_accepted(name):
     call, numbers = CALLS[name]
@@ -114,6 +116,7 @@ def test_small_numpy_integers_do_not_overflow():
     assert same(few(n_samples=np.int8(127)), few(n_samples=127))
 
 
+@in_one_case()
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name in CALLS for key in CALLS[name][1]])
 def test_booleans_and_floats_are_rejected(name, key):
     call, numbers = CALLS[name]
@@ -122,6 +125,7 @@ def test_booleans_and_floats_are_rejected(name, key):
             call(**numbers | {key: converted(numbers[key], kind)})
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case, over_values
 
 from captum_staa import metrics
 from captum_staa.benchmark import PlantedClips
@@ -75,6 +76,7 @@ def test_iteration_ends_and_invalid_indices_raise() -> None:
         PlantedClips(0, 3)[3:]
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -248,6 +250,7 @@ def test_motion_classes_cannot_be_distinguished_from_unordered_frames() -> None:
     assert ((left.mean(0) - right.mean(0)).abs() < 4 * error).all()
 
 
+@over_values
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("footage", [False, True])
 def test_model_free_maps_do_not_distinguish_evidence_from_rivals(task: str, footage: bool) -> None:

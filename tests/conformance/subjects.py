@@ -318,12 +318,12 @@ def over(
             known = [model for model in subject.models if not models or model in models]
             slow = [model for model in known if subject.kind == "learning" and model not in QUICK]
             for names, mark in (([name for name in known if name not in slow], []), (slow, [pytest.mark.slow])):
-                rows = all_pairs(model=names, **values) if names else []
+                rows = all_pairs([names, *map(list, values.values())]) if names else []
                 for i, row in enumerate(rows):
                     default = every_model or i == at // len(group) % len(rows)
                     if default or values:
                         more = [] if default else [pytest.mark.captum]
-                        name, *others = row.values()
+                        name, *others = row
                         trial = subject.on(name)
                         label = "-".join([str(trial), *map(str, others)])
                         found.append(pytest.param(trial, *others, id=label, marks=[*marks, *mark, *more]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from captum.attr import Attribution
-from covering import all_pairs, each_value
+from covering import all_pairs, each_value, in_one_case
 
 import captum_staa
 import captum_staa.attr
@@ -63,9 +63,20 @@ def test_exemptions_name_existing_tests() -> None:
 
 
 def test_covering_sets_are_complete_and_small() -> None:
-    factors = {"model": "abcd", "dtype": "xyz", "chunk": (1, 2), "order": "pqr"}
-    rows, values = all_pairs(**factors), each_value(**factors)
-    for a, b in itertools.combinations(factors, 2):
-        assert {(row[a], row[b]) for row in rows} == set(itertools.product(factors[a], factors[b]))
+    columns = ["abcd", "xyz", (1, 2), "pqr"]
+    rows, values = all_pairs(columns), each_value(columns)
+    for a, b in itertools.combinations(range(4), 2):
+        assert {(row[a], row[b]) for row in rows} == set(itertools.product(columns[a], columns[b]))
     assert len(rows) < 20 and len(values) == 4
-    assert all({row[name] for row in values} == set(column) for name, column in factors.items())
+    assert all({row[i] for row in values} == set(column) for i, column in enumerate(columns))
+
+
+def test_a_failure_in_one_case_names_its_row() -> None:
+    @in_one_case()
+    @pytest.mark.parametrize(("limit", "name"), [(3, "a"), (5, "b")])
+    @pytest.mark.parametrize("number", [2, 4])
+    def small(number: int, limit: int, name: str) -> None:
+        assert number < limit
+
+    with pytest.raises(AssertionError, match="'number': 4, 'limit': 3, 'name': 'a'"):
+        small()

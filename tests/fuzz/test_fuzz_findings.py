@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from tiny_models import clip_for, tiny
 from torch import Tensor, nn
 
@@ -93,6 +94,7 @@ NO_INDICES = {
 }
 
 
+@in_one_case("kind")
 @pytest.mark.parametrize("method", EXPLAIN)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_targets_that_do_not_fit(method: str, kind: str) -> None:
@@ -100,6 +102,7 @@ def test_targets_that_do_not_fit(method: str, kind: str) -> None:
         EXPLAIN[method](TARGETS[kind])
 
 
+@in_one_case("kind")
 @pytest.mark.parametrize("method", EXPLAIN)
 @pytest.mark.parametrize("kind", NO_INDICES)
 def test_targets_that_are_no_indices(method: str, kind: str) -> None:
@@ -107,6 +110,7 @@ def test_targets_that_are_no_indices(method: str, kind: str) -> None:
         EXPLAIN[method](NO_INDICES[kind])
 
 
+@in_one_case("target")
 @pytest.mark.parametrize("method", EXPLAIN)
 @pytest.mark.parametrize(
     "target",
@@ -288,6 +292,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
+@in_one_case()
 @pytest.mark.parametrize("found", REFUSED)
 def test_malformed_arguments(found: str) -> None:
     run, error, message = REFUSED[found]
