@@ -1,6 +1,6 @@
 """Break the library on purpose, in one place at a time, and see which test notices.
 
-    python tests/_helpers/breakages.py                          # all breakages, each against all tests; takes hours
+    python tests/_helpers/breakages.py                          # all breakages; takes hours
     python tests/_helpers/breakages.py --mirror --jobs 2        # only the tests of the same package
     python tests/_helpers/breakages.py --only attention/ io/    # breakages of some files
     python tests/_helpers/breakages.py --root ../old            # code and tests of another checkout
@@ -14,11 +14,12 @@ reported and must be written again.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import multiprocessing
 import os
-import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,10 +27,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "build")
+CONTEXT = multiprocessing.get_context("fork")
+LARGE = ("torch", "captum.attr", "transformers", "matplotlib.pyplot")  # imported once, for all runs
+TOO_LONG = 124  # exit code
 LIMIT = 1800  # seconds; a test that never ends has noticed the breakage
 # The tests of a package, if they are not in the folder of the same name.
 MIRRORS = {
@@ -104,18 +110,55 @@ def broken(copy: Path, breakage: Breakage) -> Iterator[str]:
         path.write_text(text, encoding="utf-8")
 
 
+class _FirstFailure:
+    """A pytest plugin that remembers the first test, or file, that failed."""
+
+    name = ""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self._note(report)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        self._note(report)
+
+    def _note(self, report: Any) -> None:
+        if report.failed:
+            self.name = self.name or report.nodeid
+
+
 def first_failure(copy: Path, tests: list[str]) -> str:
-    """Run tests until one fails. Returns the name of this test, or an empty string."""
-    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    """Run tests in this process until one fails. Returns the name of this test, or an empty string."""
+    os.chdir(copy)
+    sys.path[0] = str(copy)  # instead of the folder of this file
+    os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    sys.dont_write_bytecode = True
+    with open(os.devnull, "w") as nowhere:
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
+    failure = _FirstFailure()
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(TOO_LONG))
+    signal.alarm(LIMIT)
+    imported = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins that LARGE imports
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *imported, *tests], plugins=[failure])
+    signal.alarm(0)
+    return failure.name or (f"pytest ended with {code}" if code else "")
+
+
+def in_a_process(copy: Path, tests: list[str]) -> str:
+    """Run :func:`first_failure` in a fork of this process, which has imported the large packages already."""
+    here, there = CONTEXT.Pipe(duplex=False)
+    worker = CONTEXT.Process(target=lambda: there.send(first_failure(copy, tests)))
+    worker.start()
+    there.close()
     try:
-        done = subprocess.run(pytest, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
+        return here.recv()
+    except EOFError:
+        worker.join()
+        if worker.exitcode != TOO_LONG:
+            raise RuntimeError(f"the process of the tests ended with {worker.exitcode}") from None
         return f"no end after {LIMIT} s"
-    if done.returncode == 0:
-        return ""
-    found = re.search(r"^(?:FAILED|ERROR) (\S+?\.py(?:::[^\n]*?)?)(?: - .*)?$", done.stdout, re.M)
-    return found[1] if found else (done.stdout + done.stderr).strip()[-200:]
+    finally:
+        worker.join()
 
 
 def judge(copy: Path, breakage: Breakage, *, whole_suite: bool) -> dict[str, str]:
@@ -123,13 +166,12 @@ def judge(copy: Path, breakage: Breakage, *, whole_suite: bool) -> dict[str, str
     with broken(copy, breakage) as missing:
         if missing:
             return {"verdict": "not applied", "by": missing}
-        if by := first_failure(copy, [name for name in mirror(breakage.file) if (copy / name).exists()]):
+        if by := in_a_process(copy, [name for name in mirror(breakage.file) if (copy / name).exists()]):
             return {"verdict": "caught", "by": by}
         if not whole_suite:
             return {"verdict": "survived the mirror", "by": ""}
-        if by := first_failure(copy, []):
-            return {"verdict": "caught", "by": by, "beyond": "yes"}
-    return {"verdict": "survived", "by": ""}
+        by = in_a_process(copy, [])
+        return {"verdict": "caught" if by else "survived", "by": by}
 
 
 def main() -> int:
@@ -144,6 +186,8 @@ def main() -> int:
     open_ends = {"not applied"} | (set() if options.mirror else {"survived the mirror"})
     wanted = [item for item in BREAKAGES if any(part in item.name for part in options.only)]
     todo = [item for item in wanted if results.get(item.name, {"verdict": "not applied"})["verdict"] in open_ends]
+    for name in LARGE:
+        importlib.import_module(name)
     copies: Queue[Path] = Queue()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         for number in range(options.jobs):
@@ -153,8 +197,10 @@ def main() -> int:
 
         def run(breakage: Breakage) -> None:
             copy = copies.get()
-            results[breakage.name] = judge(copy, breakage, whole_suite=not options.mirror)
-            copies.put(copy)
+            try:
+                results[breakage.name] = judge(copy, breakage, whole_suite=not options.mirror)
+            finally:
+                copies.put(copy)
             options.out.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
             print(f"{breakage.name}: {' by '.join(filter(None, results[breakage.name].values()))}", flush=True)
 
