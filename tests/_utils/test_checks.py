@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from tiny_models import tiny
 from torch import Tensor
 
@@ -92,6 +93,7 @@ def same(found: Any, expected: Any) -> bool:
     return found == expected
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", CALLS)
 def test_numpy_integers_are_accepted(name):
     call, numbers = CALLS[name]
@@ -110,6 +112,7 @@ def test_small_numpy_integers_do_not_overflow():
     assert same(few(n_samples=np.int8(127)), few(n_samples=127))
 
 
+@in_one_case()
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name in CALLS for key in CALLS[name][1]])
 def test_booleans_and_floats_are_rejected(name, key):
     call, numbers = CALLS[name]
@@ -118,6 +121,7 @@ def test_booleans_and_floats_are_rejected(name, key):
             call(**numbers | {key: converted(numbers[key], kind)})
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

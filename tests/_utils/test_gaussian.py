@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from covering import in_one_case
 from torch import Tensor
 
 from captum_staa._utils.gaussian import gaussian
@@ -18,6 +19,7 @@ def matrix(sigma: tuple[float, float, float], **options: object) -> Tensor:
     return gaussian(units, sigma, **options).flatten(1)
 
 
+@in_one_case()
 @pytest.mark.parametrize("radius", [None, (1, 2, 1)])
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_keep_sums_is_the_transpose_of_the_mean(sigma, radius):
@@ -26,6 +28,7 @@ def test_keep_sums_is_the_transpose_of_the_mean(sigma, radius):
     assert not torch.equal(spread, mean), "equal only without blur, or far from borders"
 
 
+@in_one_case()
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_keep_sums_preserves_the_sum_of_every_voxel(sigma):
     """This includes voxels at borders and in corners. The mean preserves constants instead."""

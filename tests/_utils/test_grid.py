@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from covering import in_one_case
 from tiny_models import ALL, NAMES, OWN, SIZE, classifier, clip_for
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from captum_staa.attention.capture import capture
 ORDERS = ("thw", "hwt")
 
 
+@in_one_case()
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 def test_to_grid_and_to_tokens_are_inverse(order, prefix):
@@ -56,6 +58,7 @@ def test_to_pixels_is_zero_outside_the_tokens():
     assert pixels.sum() == 2 * 4 * 8 and pixels[:, :2, :4, :8].min() == 1
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("call", "words"),
     [

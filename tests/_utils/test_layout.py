@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa import VideoAttribution, VideoLayout
 
@@ -19,6 +20,7 @@ def numbered() -> torch.Tensor:
     return torch.arange(float(torch.Size(shape).numel())).view(shape)
 
 
+@in_one_case()
 @pytest.mark.parametrize("axes", LAYOUTS)
 def test_to_working_and_from_working_are_inverse(axes):
     layout, clip = VideoLayout(axes), numbered()
@@ -30,6 +32,7 @@ def test_to_working_and_from_working_are_inverse(axes):
     assert clip_in_layout.shape[layout.channel] == SIZES["C"]
 
 
+@in_one_case()
 @pytest.mark.parametrize("axes", LAYOUTS)
 def test_from_attributions_sums_over_channels_space_and_time(axes):
     clip = numbered()
@@ -73,6 +76,7 @@ def test_from_joint_sums_over_space_and_time():
     torch.testing.assert_close(parts.temporal.sum(1), joint.sum((1, 2, 3)))
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from capture_readings import OF_FULL, READINGS, Boom, boom, layers_of, probabilities_of, read
+from covering import in_one_case, over_pairs, over_values
 from tiny_models import (
     ALL,
     OWN,
@@ -29,6 +30,7 @@ from captum_staa.attention.capture import capture
 from captum_staa.models import AttentionLayer
 
 
+@in_one_case("reading")
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("name", ALL)
 def test_readings_equal_explicit_attention_and_logits_do_not_change(name, reading):
@@ -49,6 +51,7 @@ def test_readings_equal_explicit_attention_and_logits_do_not_change(name, readin
         assert far.mean() > 1.2, f"attention at {layer.module} is nearly uniform: this test would see nothing"
 
 
+@over_values
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "videoprism", *OWN])
 def test_readings_do_not_change_gradients(name, reading):
@@ -110,6 +113,7 @@ def test_vivit_keeps_its_attention_mask():
     assert ALL_MASK_ATTENTION_FUNCTIONS["captum_staa"] is ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
 
+@in_one_case("reading")
 @pytest.mark.parametrize("reading", READINGS)
 def test_videoprism_keeps_its_softcap(reading):
     clf = tiny("videoprism")
@@ -125,6 +129,7 @@ def test_videoprism_keeps_its_softcap(reading):
     assert (capped[first] - uncapped[first]).abs().max() > 1e-3
 
 
+@over_pairs
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "videoprism", "sdpa", "mha"])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-5), (torch.bfloat16, 0.15)])

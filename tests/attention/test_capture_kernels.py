@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from capture_readings import OF_FULL, READINGS, explicit_sdpa, layers_of, read
+from covering import in_one_case
 from tiny_models import (
     CallsSdpa,
     classifier,
@@ -35,6 +36,7 @@ class _Shapes(nn.Module):
         return self.inner()
 
 
+@in_one_case("reading")
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize(
     ("lead", "options"),
@@ -73,6 +75,7 @@ def test_every_form_of_scaled_dot_product_attention(lead, options, reading):
     torch.testing.assert_close(value, OF_FULL[reading](full), rtol=0, atol=1e-5)
 
 
+@in_one_case("reading")
 @pytest.mark.parametrize("reading", READINGS)
 def test_multihead_masks_and_options(reading):
     """Masks, unbatched input, weights on request, extra keys: all arguments of nn.MultiheadAttention."""

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from capture_readings import READINGS, Boom, boom, layers_of, read
+from covering import over_values
 from tiny_models import (
     classifier,
     clip_for,
@@ -22,6 +23,7 @@ from captum_staa.attention.capture import capture
 from captum_staa.models import AttentionLayer
 
 
+@over_values
 @pytest.mark.parametrize("end", ["success", "stop", "model raises", "reader raises", "layer missing", "never run"])
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vivit", "vjepa2", "videoprism", "sdpa", "mha"])
 def test_model_is_restored_after_a_capture(name, end):

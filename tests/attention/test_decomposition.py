@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import over_values
 from frozen_models import HEADS, SPELLINGS, WIDTH, clips, contrast, share_of_parameters, vit
 from tiny_models import NAMES, clip_for, own, own_family, tiny
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from captum_staa.masking.scores import selected
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
+@over_values
 @pytest.mark.parametrize("implementation", ["default", "eager"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NAMES)
@@ -193,6 +195,7 @@ def test_clips_of_a_batch_are_independent():
         torch.testing.assert_close(together.constants[i], alone.constants[0])
 
 
+@over_values
 @pytest.mark.parametrize("where", ["tokens", "pixels"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import in_one_case
 from frozen_models import ViT, clips, contrast, vit
 from tiny_models import clip_for, randomize, snapshot, tiny
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class Wrapped(nn.Module):
         return self.run(self.vit, x)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("run", "message"),
     [

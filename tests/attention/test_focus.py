@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from covering import in_one_case
 from staa_modes import MODES
 from torch import Tensor
 
@@ -34,6 +35,7 @@ def slow_otsu(values: list[float], low: float, high: float) -> float:
     return found
 
 
+@in_one_case()
 @pytest.mark.parametrize(("low", "high"), [(70, 90), (0, 100), (50, 55), (95, 99), (80, 80)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_threshold_equals_otsu(seed, low, high):
@@ -57,6 +59,7 @@ def test_knee_and_middle_splits():
     torch.testing.assert_close(clamped, torch.tensor(knees).clamp(low, high))
 
 
+@in_one_case()
 @pytest.mark.parametrize("level", [0.0, 1.0, 0.1, 1e-9, 3e7])
 @pytest.mark.parametrize("split", ["otsu", "knee", "middle"])
 def test_constant_map_stays_constant(level, split):
@@ -103,6 +106,7 @@ def test_sharpness_is_the_slope_of_the_gate():
     assert ((hard - 0.5).abs() >= (soft - 0.5).abs() - 1e-6).all()
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from covering import in_one_case
 from frozen_models import ACTIVATIONS, MLPS, NORMS, SPELLINGS, clips, contrast, share_of_parameters, vit
 from tiny_models import randomize
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ def test_all_implementations_of_mlps_give_the_same_contributions(mlp):
             return torch.testing.assert_close(contributions, check_parameters(vit(mlp=same)))
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_are_their_ratio_times_the_input(name):
     function, offset = ACTIVATIONS[name], AT_ZERO.get(name, 0.0)
@@ -78,6 +80,7 @@ def test_activations_are_their_ratio_times_the_input(name):
     assert slope.abs().max() <= 9
 
 
+@in_one_case()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_near_zero_have_the_slope_at_zero(name, dtype):
@@ -117,6 +120,7 @@ def test_products_share_equally_unless_one_factor_is_a_gate():
     torch.testing.assert_close(gated, (x.mean(-1) @ w).sigmoid()[..., None].expand_as(x))
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     "product",
     [
@@ -140,6 +144,7 @@ def test_three_factors_get_a_third_each():
     torch.testing.assert_close(gradient(lambda x: torch.einsum("i,i,i->i", x, x, x), x), x**2)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("function", "factor"),
     [
@@ -176,6 +181,7 @@ def test_scales_and_denominators_are_constants(function, factor):
     torch.testing.assert_close(result, expected.expand(6))
 
 
+@in_one_case("by_keyword")
 @pytest.mark.parametrize("by_keyword", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -234,6 +240,7 @@ def test_the_fast_path_of_transformer_encoders_is_not_taken(norm_first):
         torch.testing.assert_close(decompose(model, clips(1), contrast, embedding=model.embed).outputs, model(clips(1)))
 
 
+@in_one_case("dtype")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "norm",
@@ -284,6 +291,7 @@ def test_gradients_and_values_without_a_rule_are_unchanged():
     torch.testing.assert_close(result, expected)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("function", "name"),
     [

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from capture_readings import explicit_sdpa, read
+from covering import in_one_case
 from tiny_models import (
     NAMES,
     clip_for,
@@ -27,6 +28,7 @@ BIASES: dict[str, tuple[int, ...] | None] = {
 }
 
 
+@in_one_case("budget")
 @pytest.mark.parametrize("budget", [1, 7, 20, 100, 250, 1 << 18])
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("boolean", [False, True])

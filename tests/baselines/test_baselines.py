@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa import VideoLayout, baselines
 
@@ -90,6 +91,7 @@ def test_blur_removes_stripes_and_keeps_brightness_over_time():
     torch.testing.assert_close(found, expected, rtol=0, atol=0.01)  # the stripes have amplitude 1
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("frames", "frame", "shown"), [(6, None, 3), (5, None, 2), (6, 0, 0), (6, -1, 5), (1, None, 0)]
 )
@@ -180,6 +182,7 @@ def test_noise_std_scales_the_same_draws():
 # --- all baselines --------------------------------------------------------------------------------------------------
 
 
+@in_one_case()
 @every_baseline
 @pytest.mark.parametrize("axes", ["BCTHW", "BWTCH"])
 def test_baseline_does_not_depend_on_the_layout(name, axes):
@@ -190,6 +193,7 @@ def test_baseline_does_not_depend_on_the_layout(name, axes):
         torch.testing.assert_close(make(turned, layout), expected, rtol=1e-6, atol=1e-6)
 
 
+@in_one_case()
 @every_baseline
 def test_baseline_of_a_clip_does_not_depend_on_other_clips(name):
     make, clip = getattr(baselines, name), drawn(9)
@@ -204,6 +208,7 @@ def test_baseline_of_a_clip_does_not_depend_on_other_clips(name):
         assert not torch.allclose(make(changed, "BTCHW")[1], whole[1])
 
 
+@in_one_case()
 @every_baseline
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_half_precision_is_computed_in_float32(name, dtype):
@@ -222,6 +227,7 @@ def test_float64_is_not_rounded():
     )
 
 
+@in_one_case()
 @every_baseline
 def test_memory_format_does_not_matter_and_no_memory_is_shared(name):
     make, base = getattr(baselines, name), drawn(14)
@@ -236,6 +242,7 @@ def test_memory_format_does_not_matter_and_no_memory_is_shared(name):
         assert torch.equal(clip, before)
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "shuffle"])
 def test_single_frame_and_single_pixel_clips(name):
     make = getattr(baselines, name)
@@ -250,6 +257,7 @@ def test_single_frame_and_single_pixel_clips(name):
         assert torch.equal(make(one, "BTCHW"), one)
 
 
+@in_one_case()
 @every_baseline
 def test_baselines_are_detached(name):
     clip = drawn(17).requires_grad_()
@@ -277,6 +285,7 @@ def test_draws_are_reproducible_and_do_not_change_the_global_generator(name):
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
+@in_one_case()
 @every_baseline
 @pytest.mark.parametrize(
     ("clip", "layout", "error", "message"),
@@ -297,6 +306,7 @@ def test_invalid_clip_raises_error(name, clip, layout, error, message):
         getattr(baselines, name)(clip, layout)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [

@@ -15,6 +15,7 @@ from captum.attr import (
     Occlusion,
     ShapleyValueSampling,
 )
+from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, VideoFeatureAblation, VideoOcclusion, baselines
@@ -54,6 +55,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:  # 
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.captum
 @every_baseline
 def test_integrated_gradients_are_complete(name):
     clip, baseline, difference = compared(name, model := cnn(nn.Softplus()))
@@ -61,6 +63,7 @@ def test_integrated_gradients_are_complete(name):
     close(attributions.flatten(1).sum(1), difference, 1e-8)
 
 
+@in_one_case()
 @every_baseline
 def test_ablating_everything_leaves_the_baseline(name):
     clip, baseline, difference = compared(name, model := cnn(nn.ReLU()))
@@ -72,6 +75,7 @@ def test_ablating_everything_leaves_the_baseline(name):
         close(method.attribute(clip, window, baselines=baseline, target=1), expected)
 
 
+@pytest.mark.captum
 @every_baseline
 def test_ablating_one_frame_inserts_the_frame_of_the_baseline(name):
     clip, baseline, _ = compared(name, model := cnn(nn.ReLU()))
@@ -84,6 +88,7 @@ def test_ablating_one_frame_inserts_the_frame_of_the_baseline(name):
         close(found[:, :, t], expected.reshape(2, 1, 1, 1).expand(2, 2, 5, 6))
 
 
+@pytest.mark.captum
 @every_baseline
 def test_shapley_values_sum_to_the_difference(name):
     clip, baseline, difference = compared(name, model := cnn(nn.ReLU()))
@@ -91,6 +96,7 @@ def test_shapley_values_sum_to_the_difference(name):
     close(shares[:, 0, :, 0, 0].sum(1), difference)
 
 
+@pytest.mark.captum
 @every_baseline
 def test_lime_and_kernel_shap_sum_to_the_difference_for_linear_models(name):
     """Exact for linear models: each frame's coefficient is its contribution."""
@@ -105,6 +111,7 @@ def test_lime_and_kernel_shap_sum_to_the_difference_for_linear_models(name):
             close(found[0, 0, :, 0, 0].sum(), difference[i], 1e-3)  # Captum solves in float32
 
 
+@pytest.mark.captum
 @every_baseline
 def test_gradient_shap_takes_several_baselines(name):
     """Exact for linear models: the mean over the drawn baselines of this clip."""

@@ -81,6 +81,7 @@ def stated(cell: tuple[str, str | None]) -> tuple[str, str | None]:
     return re.sub(r"\d+%", "%", label), note and note[0].upper() + note[1:]
 
 
+@pytest.mark.captum
 @pytest.mark.parametrize(("method", "column"), SAMPLE)
 def test_cell_equals_the_result(table, committed, method, column):
     row = next(row for row in (*table.CAPTUM, *table.OURS) if row.method == method)
@@ -110,6 +111,7 @@ def test_links_of_the_page_are_gotchas(table):
     assert set(linked) | set(table.GOTCHAS.values()) <= anchors
 
 
+@pytest.mark.captum
 @pytest.mark.parametrize(
     ("method", "broken", "label"),
     [

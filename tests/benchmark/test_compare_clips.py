@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa import VideoClassifier, io
 from captum_staa.benchmark import JoinedClips, PlantedClips, Videos, compare
@@ -38,6 +39,7 @@ def test_planted_clips_have_the_layout_of_the_classifier(cnn):
     assert all(sample.clip.is_contiguous() for sample in samples)
 
 
+@in_one_case()
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_each_clip_is_in_the_share_of_exactly_one_process(clf, world):
     for make in (lambda: source_of(PLANTED, clf), lambda: iter([PLANTED[i] for i in range(6)])):
@@ -76,6 +78,7 @@ def test_iterables_may_hold_labels_or_indices_and_omit_the_batch_axis(clf):
 CLIP, LABEL, TRUTH = PLANTED[0]
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [
@@ -99,6 +102,7 @@ def test_invalid_items_raise(clf, item, error, message):
         checked(item, clf)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("clips", "error"), [([], ValueError), ("folder", TypeError), (CLIP, TypeError), (3, TypeError)]
 )
@@ -351,6 +355,7 @@ def test_an_unreadable_video_is_one_error_row(clf, folder, tmp_path):
     assert {row.clip for row in found.rows if not row.reason} == {"good.mp4"}
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("labels", "boxes", "error", "message"),
     [

@@ -10,6 +10,7 @@ import pytest
 import torch
 from captum.attr import InputXGradient
 from comparison_cases import CONTROLS, FAST, PLANTED, absolute, classifier, mixture, scene, silent, table
+from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, metrics
@@ -65,6 +66,7 @@ def test_model_controls_of_chosen_methods():
         assert values["clip-00000", f"ABS (all), {kind}", "total"] == pytest.approx(clip.sum().item())
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("model_controls", "error", "message"),
     [

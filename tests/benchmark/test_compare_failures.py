@@ -8,6 +8,7 @@ import pytest
 import torch
 from captum.attr import Saliency
 from comparison_cases import PLANTED, silent, table
+from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier
@@ -19,6 +20,7 @@ def clf() -> VideoClassifier:
     return VideoClassifier.from_pretrained("tiny-videomae-pattern")
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from covering import in_one_case
 
 from captum_staa.__main__ import main
 from captum_staa.benchmark.processes import _start_id
@@ -269,6 +270,7 @@ def test_a_folder_of_videos_with_a_broken_file(tmp_path):
     assert {row["clip"] for row in rows if row["metric"] == "auroc_time"} <= {"joined-00000", "joined-00001"}
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("more", "message"),
     [

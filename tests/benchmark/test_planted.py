@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case, over_values
 
 from captum_staa import metrics
 from captum_staa.benchmark import PlantedClips, SceneOptions
@@ -79,6 +80,7 @@ def made(n: int, task: str = "pattern", background: object = None, **scene: obje
     return PlantedClips(0, n, task, scene=SceneOptions(**scene), background=background)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -252,6 +254,7 @@ def test_motion_classes_cannot_be_distinguished_from_unordered_frames() -> None:
     assert ((left.mean(0) - right.mean(0)).abs() < 4 * error).all()
 
 
+@over_values
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("footage", [False, True])
 def test_model_free_maps_do_not_distinguish_evidence_from_rivals(task: str, footage: bool) -> None:

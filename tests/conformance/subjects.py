@@ -1,18 +1,21 @@
 """The table of subjects: every Attribution class of the library, and four classes of Captum, with their test data.
 
-A new class needs one entry in :data:`SUBJECTS`, and an oracle in oracles.py. Every test then runs on it.
+A new class needs one entry in :data:`SUBJECTS`, and an oracle in oracles.py. Every test then runs on it. The tests of
+Captum's classes have the marker ``captum``: they show that the tests are right, and what a version of Captum does.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
 import torch
 from captum.attr import FeatureAblation, IntegratedGradients, LayerGradCam, Occlusion, Saliency
+from covering import all_pairs
 from torch import Tensor
 
 from captum_staa import RISE, STAA, SpatioTemporalPerturbation, VideoClassifier
@@ -278,34 +281,62 @@ SUBJECTS = (*OURS, *CAPTUMS)
 
 
 def over(
-    *models: str, ours: bool = False, kinds: tuple[str, ...] = KINDS, takes: str = "inputs", has: str = "attribute"
+    *models: str,
+    ours: bool = False,
+    kinds: tuple[str, ...] = KINDS,
+    takes: str = "inputs",
+    has: str = "attribute",
+    per: Literal["mode", "kind", "class"] = "mode",
+    every_model: bool = False,
+    **values: Iterable[Any],
 ) -> Any:
-    """Run a test with the argument ``trial`` for every subject and every named model, or all models if none is named.
+    """Run a test with the argument ``trial`` for every subject, on one of the models in turn.
+
+    The turn depends on the test and the subject. So a test sees all its models, a subject is tested on all models that
+    it can explain, and every test runs on every subject. Tests of Captum's classes have the marker ``captum``.
 
     Args:
-        *models: names of cases.
+        *models: names of cases; all models if there is none.
         ours: leave out Captum's classes.
         kinds: only subjects of these kinds.
         takes: only subjects whose ``attribute`` has this argument.
         has: only subjects that have this method.
+        per: which subjects run: every mode of every class, or one mode in turn of each kind of a class, or of each
+            class. The latter are for tests of what all modes share.
+        every_model: all models instead of one of them.
+        **values: values of other arguments of the test, which Captum's code depends on. One combination runs by
+            default. All pairs of models and values run with the marker ``captum``.
     """
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         line, found = test.__name__, []
+        turn = zlib.crc32(line.encode())
+        groups: dict[Any, list[Subject]] = {}
         for subject in SUBJECTS:
             can = hasattr(subject.method, has) and takes in inspect.signature(subject.method.attribute).parameters
-            if subject.kind not in kinds or not can or (ours and not subject.ours) or line in subject.exempt:
-                continue
-            marks = []
+            known = not models or set(models) & set(subject.models)
+            if subject.kind in kinds and can and known and (subject.ours or not ours) and line not in subject.exempt:
+                key = {"mode": subject.name, "kind": (subject.method, subject.kind), "class": subject.method}[per]
+                groups.setdefault(key, []).append(subject)
+        for at, group in enumerate(groups.values(), start=turn):
+            subject = group[at % len(group)]
+            marks = [] if subject.ours else [pytest.mark.captum]
             if line in subject.fails:
                 marks.append(pytest.mark.xfail(reason=subject.fails[line], strict=True))
             if subject.warns:
                 marks.append(pytest.mark.filterwarnings(f"ignore:{subject.warns}:UserWarning"))
-            for model in subject.models:
-                if not models or model in models:
-                    trial = subject.on(model)
-                    slow = [pytest.mark.slow] if subject.kind == "learning" and model not in QUICK else []
-                    found.append(pytest.param(trial, id=str(trial), marks=[*marks, *slow]))
-        return pytest.mark.parametrize("trial", found)(test)
+            known = [model for model in subject.models if not models or model in models]
+            slow = [model for model in known if subject.kind == "learning" and model not in QUICK]
+            for names, mark in (([name for name in known if name not in slow], []), (slow, [pytest.mark.slow])):
+                rows = all_pairs([names, *map(list, values.values())]) if names else []
+                for i, row in enumerate(rows):
+                    default = every_model or i == at // len(group) % len(rows)
+                    if default or values:
+                        more = [] if default else [pytest.mark.captum]
+                        name, *others = row
+                        trial = subject.on(name)
+                        label = "-".join([str(trial), *map(str, others)])
+                        found.append(pytest.param(trial, *others, id=label, marks=[*marks, *mark, *more]))
+        return pytest.mark.parametrize(("trial", *values), found)(test)
 
     return decorate

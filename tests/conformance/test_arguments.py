@@ -8,56 +8,42 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .models import Case, Fixed, Scaled, fresh, watched
 from .subjects import over
 from .trials import Trial, assert_close
 
-ONE_FOR_ALL = {
-    "int": 1,
-    "0-d tensor": torch.tensor(1),
-    "1-element tensor": torch.tensor([1]),
-    "1-d tensor": torch.tensor([1, 1]),
-    "list": [1, 1],
-    "tuple": (1,),
-    "list of tuples": [(1,), (1,)],
-}
-ONE_PER_CLIP = {"1-d tensor": torch.tensor([2, 0]), "list": [2, 0], "list of tuples": [(2,), (0,)]}
-WRONG = {"no such class": 7, "too many": [0, 1, 2], "too many in a tensor": torch.tensor([0, 1, 2]), "a string": "1"}
+ONE_FOR_ALL = (1, torch.tensor(1), torch.tensor([1]), torch.tensor([1, 1]), [1, 1], (1,), [(1,), (1,)])
+ONE_PER_CLIP = ([2, 0], torch.tensor([2, 0]), [(2,), (0,)])
+NO_SUCH_CLASS, TOO_MANY, A_STRING = 7, ([0, 1, 2], torch.tensor([0, 1, 2])), "1"
 EXPLAIN_A_CLASS = ("gradient", "perturbation", "learning")
 
 
-@pytest.mark.parametrize("form", ONE_FOR_ALL)
-@over("conv", "two-stream", "vivit")
-def test_one_target_for_all(trial: Trial, form: str) -> None:
-    expected = trial.on(replace(trial.case, target=(1, 1))).expected()
-    assert_close(trial.attribute(target=ONE_FOR_ALL[form]), expected)
+@over("conv", "two-stream", "vivit", per="kind")
+def test_all_forms_of_a_target(trial: Trial) -> None:
+    for classes, forms in (((1, 1), ONE_FOR_ALL), ((2, 0), ONE_PER_CLIP)):
+        expected = trial.on(replace(trial.case, target=classes)).expected()
+        for form in forms:
+            assert_close(trial.attribute(target=form), expected)
 
 
-@pytest.mark.parametrize("form", ONE_PER_CLIP)
-@over("conv", "two-stream", "vivit")
-def test_one_target_per_clip(trial: Trial, form: str) -> None:
-    expected = trial.on(replace(trial.case, target=(2, 0))).expected()
-    assert_close(trial.attribute(target=ONE_PER_CLIP[form]), expected)
-
-
-@over("conv", "vivit", kinds=EXPLAIN_A_CLASS)
+@over("conv", "vivit", kinds=EXPLAIN_A_CLASS, per="kind")
 def test_map_depends_on_the_target(trial: Trial) -> None:
     found, other = (trial.attribute(target=target) for target in (1, [1, 2]))
     assert_close(found[:1], other[:1])
     assert not torch.allclose(found[1], other[1], rtol=0.1)
 
 
-@pytest.mark.parametrize("form", WRONG)
-@over("conv", "vivit", kinds=EXPLAIN_A_CLASS)
-def test_wrong_target_raises(trial: Trial, form: str) -> None:
+@over("conv", "vivit", kinds=EXPLAIN_A_CLASS, per="kind")
+def test_wrong_target_raises(trial: Trial) -> None:
     own = trial.on(fresh(trial.case.name))
-    with pytest.raises((TypeError, ValueError) if trial.subject.ours else (AssertionError, IndexError, ValueError)):
-        own.attribute(target=WRONG[form])
+    for target in (NO_SUCH_CLASS, *TOO_MANY, A_STRING):
+        with pytest.raises((TypeError, ValueError) if trial.subject.ours else (AssertionError, IndexError, ValueError)):
+            own.attribute(target=target)
 
 
-@over("conv", "vivit", kinds=EXPLAIN_A_CLASS)
+@over("conv", "vivit", kinds=EXPLAIN_A_CLASS, per="kind")
 def test_missing_target_raises(trial: Trial) -> None:
     own = trial.on(fresh(trial.case.name))
     with pytest.raises(ValueError if trial.subject.ours else AssertionError, match=r"(?i)target"):
@@ -91,7 +77,7 @@ def baselines_for(case: Case) -> dict[str, Any]:
     return {"a number": 0.5, "one for all": whole[0][:1], "one per clip": whole[0], "a tuple": (whole[0],)}
 
 
-@over("conv", "two-stream", "vivit", takes="baselines")
+@over("conv", "two-stream", "vivit", takes="baselines", every_model=True)
 def test_baselines(trial: Trial) -> None:
     before = trial.attribute()
     for form, baselines in baselines_for(trial.case).items():
@@ -100,7 +86,7 @@ def test_baselines(trial: Trial) -> None:
         assert not torch.allclose(found[0], before[0]), form
 
 
-@over("conv", "conv-btchw", "vivit", takes="feature_mask")
+@over("conv", "conv-btchw", "vivit", takes="feature_mask", every_model=True)
 def test_feature_masks(trial: Trial) -> None:
     """Masks per clip, with ids of small integer types, and broadcast along several axes."""
     (clip,), layout = trial.case.inputs, trial.case.layout
@@ -117,21 +103,19 @@ def test_feature_masks(trial: Trial) -> None:
         assert_close(trial.attribute(feature_mask=mask), trial.expected(feature_mask=mask), within)
 
 
-@pytest.mark.parametrize("form", ["a tensor alone", "a tensor and a number"])
-@over("conv", "two-stream", "own")
-def test_additional_forward_args(trial: Trial, form: str) -> None:
-    """Tensors are split into chunks together with their clips."""
+@over("conv", "two-stream", "own", per="kind")
+def test_additional_forward_args(trial: Trial) -> None:
+    """A tensor alone, or a tensor and a number. Tensors are split into chunks together with their clips."""
     per_clip = torch.tensor([1.0, -3.0])
-    args: Any = per_clip if form == "a tensor alone" else (per_clip, 0.5)
-    factors: tuple[Tensor | float, ...] = args if isinstance(args, tuple) else (args,)
-    expected = trial.on(trial.case.around(lambda inner: Fixed(inner, *factors))).expected()
     scaled = trial.on(trial.case.around(lambda inner: Scaled(inner, len(trial.case.inputs))))
-    assert_close(scaled.attribute(additional_forward_args=args), expected)
+    for args, factors in ((per_clip, (per_clip,)), ((per_clip, 0.5), (per_clip, 0.5))):
+        expected = trial.on(trial.case.around(lambda inner, own=factors: Fixed(inner, *own))).expected()
+        assert_close(scaled.attribute(additional_forward_args=args), expected)
     if "perturbations_per_eval" in inspect.signature(trial.subject.method.attribute).parameters:
         assert_close(scaled.attribute(additional_forward_args=args, perturbations_per_eval=3), expected)
 
 
-@over("conv", "own")
+@over("conv", "own", per="kind")
 def test_arguments_are_not_changed(trial: Trial) -> None:
     """The call does not write into the clips or other arguments."""
     passed = {"inputs": trial.case.clips, **trial.keywords, "target": torch.tensor(trial.case.target)}

@@ -107,13 +107,13 @@ def check_error(trial: Trial, bad: Bad, argument: str) -> None:
     assert not calls, "the model computed something before the error"
 
 
-@pytest.mark.parametrize("kind", CLIPS)
-@over("conv", "vivit", ours=True)
-def test_invalid_clips_raise(trial: Trial, kind: str) -> None:
-    check_error(trial, CLIPS[kind], "inputs")
+@over("conv", "vivit", ours=True, per="kind")
+def test_invalid_clips_raise(trial: Trial) -> None:
+    for bad in CLIPS.values():
+        check_error(trial, bad, "inputs")
 
 
-@over("videomae", "videomae-bcthw", ours=True)
+@over("videomae", "videomae-bcthw", ours=True, per="kind")
 def test_wrong_layout_raises(trial: Trial) -> None:
     (clip,) = trial.case.inputs
     with watched(trial.case.network) as calls, pytest.raises(ValueError, match=r"swapped|Pass layout="):
@@ -121,7 +121,7 @@ def test_wrong_layout_raises(trial: Trial) -> None:
     assert not calls
 
 
-@over("vivit", ours=True)
+@over("vivit", ours=True, per="kind")
 def test_wrong_clip_size_raises(trial: Trial) -> None:
     """The classifier knows the input size of its network."""
     (clip,) = trial.case.inputs
@@ -134,12 +134,12 @@ def test_wrong_clip_size_raises(trial: Trial) -> None:
         assert not calls
 
 
-@over("vivit", kinds=("gradient", "attention", "learning"), ours=True)
+@over("vivit", kinds=("gradient", "attention", "learning"), ours=True, per="kind")
 def test_too_many_inputs_raise(trial: Trial) -> None:
     check_error(trial, Bad(lambda c: c.inputs * 2, "one clip tensor.*got a tuple of 2 inputs"), "inputs")
 
 
-@over("two-stream", ours=True)
+@over("two-stream", ours=True, per="kind")
 def test_different_batch_sizes_raise(trial: Trial) -> None:
     rgb, flow = trial.case.inputs
     check_error(
@@ -148,35 +148,34 @@ def test_different_batch_sizes_raise(trial: Trial) -> None:
     check_error(trial, Bad(lambda c: (rgb, flow / 0), r"inputs\[1\]"), "inputs")
 
 
-@pytest.mark.parametrize("kind", BASELINES)
 @over("conv", ours=True, takes="baselines")
-def test_invalid_baselines_raise(trial: Trial, kind: str) -> None:
-    check_error(trial, BASELINES[kind], "baselines")
+def test_invalid_baselines_raise(trial: Trial) -> None:
+    for bad in BASELINES.values():
+        check_error(trial, bad, "baselines")
 
 
-@pytest.mark.parametrize("kind", MASKS)
 @over("conv", ours=True, takes="feature_mask")
-def test_invalid_feature_masks_raise(trial: Trial, kind: str) -> None:
-    check_error(trial, MASKS[kind], "feature_mask")
+def test_invalid_feature_masks_raise(trial: Trial) -> None:
+    for bad in MASKS.values():
+        check_error(trial, bad, "feature_mask")
 
 
-@pytest.mark.parametrize("kind", WINDOWS)
 @over("conv", ours=True, takes="sliding_window_shapes")
-def test_invalid_windows_raise(trial: Trial, kind: str) -> None:
-    check_error(trial, WINDOWS[kind], "sliding_window_shapes")
+def test_invalid_windows_raise(trial: Trial) -> None:
+    for bad in WINDOWS.values():
+        check_error(trial, bad, "sliding_window_shapes")
 
 
-@pytest.mark.parametrize("kind", STRIDES)
 @over("conv", ours=True, takes="strides")
-def test_invalid_strides_raise(trial: Trial, kind: str) -> None:
-    check_error(trial, STRIDES[kind], "strides")
+def test_invalid_strides_raise(trial: Trial) -> None:
+    for bad in STRIDES.values():
+        check_error(trial, bad, "strides")
 
 
-@pytest.mark.parametrize("kind", OPTIONS_OF_RISE)
 @over("conv", ours=True, takes="n_samples")
-def test_invalid_options_of_rise_raise(trial: Trial, kind: str) -> None:
-    name, value, error = OPTIONS_OF_RISE[kind]
-    check_error(trial, Bad(lambda c: value, f"{name}.*{re.escape(repr(value))}", error), name)
+def test_invalid_options_of_rise_raise(trial: Trial) -> None:
+    for name, value, error in OPTIONS_OF_RISE.values():
+        check_error(trial, Bad(lambda c, own=value: own, f"{name}.*{re.escape(repr(value))}", error), name)
 
 
 @over("conv", "two-stream", takes="perturbations_per_eval", ours=True)

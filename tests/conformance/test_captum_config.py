@@ -72,19 +72,16 @@ def test_video_feature_ablation_equals_captum(given: Donated) -> None:
     assert_close(back(given, found), expected)
 
 
+@TRACING
+@pytest.mark.captum
 @named(FeatureAblation)
-def test_video_feature_ablation_one_by_one(given: Donated) -> None:
+def test_video_feature_ablation_one_by_one_and_of_a_trace(given: Donated) -> None:
     together = given.attribute(VideoFeatureAblation(given.net))
     one_by_one(given, lambda row: VideoFeatureAblation(row.net), together)
+    assert_close(given.traced.attribute(VideoFeatureAblation(given.traced.net)), together)
 
 
-@TRACING
-@named(FeatureAblation)
-def test_video_feature_ablation_of_a_trace(given: Donated) -> None:
-    found = given.traced.attribute(VideoFeatureAblation(given.traced.net))
-    assert_close(found, given.attribute(VideoFeatureAblation(given.net)))
-
-
+@pytest.mark.captum
 @named(FeatureAblation)
 def test_video_occlusion_of_single_voxels_equals_feature_ablation(given: Donated) -> None:
     expected = given.attribute(FeatureAblation(given.net), **louder(given))
@@ -111,6 +108,7 @@ def test_video_occlusion_equals_captum(given: Donated) -> None:
 
 
 @TRACING
+@pytest.mark.captum
 @named(Occlusion)
 def test_video_occlusion_one_by_one_and_of_a_trace(given: Donated) -> None:
     clips = with_clip_windows(given)
@@ -120,6 +118,7 @@ def test_video_occlusion_one_by_one_and_of_a_trace(given: Donated) -> None:
 
 
 @TRACING
+@pytest.mark.captum
 @named(FeatureAblation)
 def test_video_occlusion_one_by_one_and_of_a_trace_on_more_cases(given: Donated) -> None:
     clips = replace(given.lifted, keywords={**given.lifted.keywords, **voxels(given)})
@@ -133,6 +132,7 @@ def sample(given: Donated) -> RISE:
 
 
 @TRACING
+@pytest.mark.captum
 @named(FeatureAblation)
 def test_rise_one_by_one_and_of_a_trace(given: Donated) -> None:
     """Captum has no RISE, so there are no numbers to compare with."""

@@ -31,9 +31,7 @@ def split(noises: list[Tensor]) -> Tensors | Tensor:
     return tuple(noises) if len(noises) > 1 else noises[0]
 
 
-@pytest.mark.parametrize("nt_type", ["smoothgrad", "smoothgrad_sq", "vargrad"])
-@pytest.mark.parametrize("chunk", [None, 2])
-@over("conv", "two-stream", "vivit")
+@over("conv", "two-stream", "vivit", nt_type=["smoothgrad", "smoothgrad_sq", "vargrad"], chunk=[None, 2], per="kind")
 def test_noise_tunnel(trial: Trial, nt_type: str, chunk: int | None) -> None:
     """Compare with mean, mean square and variance over the same noise, which is drawn again."""
     deviation, clips = 0.1, trial.case.inputs
@@ -84,10 +82,7 @@ class Perturbation:
         return tuple(torch.cat(parts, 1) for parts in zip(*chunks, strict=True))
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("multiplied", [False, True])
-@pytest.mark.parametrize("chunk", [None, 4])
-@over("conv", "two-stream", "vivit")
+@over("conv", "two-stream", "vivit", multiplied=[False, True], normalize=[False, True], chunk=[None, 4], per="kind")
 def test_infidelity(trial: Trial, multiplied: bool, normalize: bool, chunk: int | None) -> None:
     """Yeh et al. (NeurIPS 2019), equation 3: attribution times perturbation minus the fall of the output, squared."""
     attributions, batch, perturb = trial.attribute(), len(trial.case.target), Perturbation()
@@ -117,8 +112,7 @@ def test_infidelity(trial: Trial, multiplied: bool, normalize: bool, chunk: int 
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * fell.square().max().item())
 
 
-@pytest.mark.parametrize("chunk", [None, 4])
-@over("conv", "two-stream", "vivit")
+@over("conv", "two-stream", "vivit", chunk=[None, 4], per="kind")
 def test_sensitivity_max(trial: Trial, chunk: int | None) -> None:
     """Compare with the largest relative change of the map under small noise."""
     batch, perturb = len(trial.case.target), Perturbation()
@@ -144,7 +138,7 @@ def test_sensitivity_max(trial: Trial, chunk: int | None) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
-@over("conv-btchw", "vivit")
+@over("conv-btchw", "vivit", per="class")
 def test_visualize_image_attr_of_a_frame(trial: Trial) -> None:
     """The drawn pixels are the map of the frame divided by its largest value."""
     attributions, layout, frame = trial.attribute(), trial.case.layout, 2
@@ -160,6 +154,7 @@ def test_visualize_image_attr_of_a_frame(trial: Trial) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Input Tensor . did not already require gradients:UserWarning")
+@pytest.mark.captum
 @pytest.mark.parametrize("name", ["conv", "conv-btchw", "cnn-lstm", "two-stream", "videomae", "timesformer", "own"])
 def test_captums_attacks_accept_the_model(name: str) -> None:
     subject = case(name)
@@ -183,6 +178,7 @@ def test_captums_attacks_accept_the_model(name: str) -> None:
         assert loss(as_tuple(stepped)) > loss(subject.inputs)
 
 
+@pytest.mark.captum
 @pytest.mark.parametrize("name", ["conv", "cnn-lstm", "vivit"])
 def test_min_param_perturbation_with_frozen_frames(name: str) -> None:
     """MinParamPerturbation, with an attack in time."""

@@ -23,7 +23,7 @@ from .subjects import over
 from .trials import Trial, assert_close
 
 
-@over("conv", "vivit")
+@over("conv", "vivit", per="class")
 def test_bases_and_forward_func(trial: Trial) -> None:
     method = trial.method
     assert isinstance(method, Attribution)
@@ -35,7 +35,7 @@ def test_bases_and_forward_func(trial: Trial) -> None:
     )
 
 
-@over("conv", "vivit")
+@over("conv", "vivit", per="class")
 def test_noise_tunnel_finds_the_undecorated_method(trial: Trial) -> None:
     """NoiseTunnel calls ``attribute.__wrapped__``."""
     undecorated = trial.method.attribute.__wrapped__
@@ -43,13 +43,13 @@ def test_noise_tunnel_finds_the_undecorated_method(trial: Trial) -> None:
     assert torch.equal(found, trial.attribute())
 
 
-@over("conv", "vivit")
+@over("conv", "vivit", per="class")
 def test_attribute_future_raises(trial: Trial) -> None:
     with pytest.raises(NotImplementedError, match=f"attribute_future.*{trial.subject.method.__name__}"):
         trial.method.attribute_future()
 
 
-@over("conv", "vivit")
+@over("conv", "vivit", per="class")
 def test_arguments_have_captums_order(trial: Trial) -> None:
     ours = inspect.signature(trial.method.attribute).parameters.values()
     captums = inspect.signature(trial.subject.counterpart.attribute).parameters
@@ -66,7 +66,7 @@ def test_arguments_have_captums_order(trial: Trial) -> None:
         assert any(p.name == "show_progress" for p in ours) is shown, "only where there is progress to show"
 
 
-@over("conv", "vivit")
+@over("conv", "vivit", per="class")
 def test_unknown_keyword_raises_type_error(trial: Trial) -> None:
     """A misspelled keyword such as ``feature_masks=`` must not run without the mask."""
     with watched(trial.case.model) as calls, pytest.raises(TypeError, match="feature_masks"):
@@ -74,7 +74,7 @@ def test_unknown_keyword_raises_type_error(trial: Trial) -> None:
     assert not calls
 
 
-@over("conv", "vivit")
+@over("conv", "vivit", per="class")
 def test_own_arguments_are_keyword_only(trial: Trial) -> None:
     parameters = list(inspect.signature(trial.method.attribute).parameters.values())
     by_position = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -84,7 +84,7 @@ def test_own_arguments_are_keyword_only(trial: Trial) -> None:
             trial.method.attribute(trial.case.clips, *more)
 
 
-@over("conv", "vivit")
+@over("conv", "vivit", per="class")
 def test_convergence_delta(trial: Trial) -> None:
     method = trial.method
     accepted = "return_convergence_delta" in inspect.signature(method.attribute).parameters
@@ -98,7 +98,7 @@ def test_convergence_delta(trial: Trial) -> None:
         torch.testing.assert_close(delta, found.flatten(1).sum(1) - gain, rtol=0, atol=1e-5)
 
 
-@over("conv", "vivit")
+@over("conv", "vivit", per="class")
 def test_multiplies_by_inputs(trial: Trial) -> None:
     """``infidelity`` needs to know whether an attribution is a share of the output (True) or a slope (False)."""
     shares = (PerturbationAttribution, IntegratedGradients)
@@ -106,7 +106,7 @@ def test_multiplies_by_inputs(trial: Trial) -> None:
     assert isinstance(inspect.getattr_static(trial.subject.method, "multiplies_by_inputs"), property)
 
 
-@over("conv", "vivit", ours=True)
+@over("conv", "vivit", ours=True, per="class")
 def test_get_name_is_readable(trial: Trial) -> None:
     """The name is shown before the progress bar. Captum's default separates the letters of acronyms."""
     name = trial.method.get_name().split(" (")[0]  # without the rule
@@ -117,7 +117,7 @@ def test_get_name_is_readable(trial: Trial) -> None:
     assert all(len(word) > 1 for word in words)
 
 
-@over("conv", "vivit", has="attribute_maps")
+@over("conv", "vivit", has="attribute_maps", per="kind")
 def test_attribute_maps_equals_attribute(trial: Trial) -> None:
     """``attribute_maps`` takes the same arguments."""
     rich, plain = (inspect.signature(getattr(trial.method, name)) for name in ("attribute_maps", "attribute"))
@@ -126,7 +126,7 @@ def test_attribute_maps_equals_attribute(trial: Trial) -> None:
     assert_close(parts.joint, trial.case.layout.reduce(trial.attribute()))
 
 
-@over("conv", "vivit")
+@over("conv", "vivit", per="kind")
 def test_copies(trial: Trial) -> None:
     own = trial.on(fresh(trial.case.name))
     method = own.method

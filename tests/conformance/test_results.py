@@ -13,14 +13,14 @@ from .subjects import over
 from .trials import Trial, as_tuple, assert_close
 
 
-@over()
+@over(every_model=True)
 def test_equals_the_slow_formula(trial: Trial) -> None:
     expected = trial.expected()
     assert_close(trial.attribute(), expected)
     assert all(part[0].std() > 0 for part in expected), "a flat map would agree with many"
 
 
-@over("conv-btchw", "two-stream", "timesformer", "videomae")
+@over("conv-btchw", "two-stream", "timesformer", "videomae", per="kind")
 def test_shape_and_dtype_of_the_result(trial: Trial) -> None:
     found = trial.attribute()
     assert isinstance(found, tuple) == (len(trial.case.inputs) > 1)
@@ -30,14 +30,14 @@ def test_shape_and_dtype_of_the_result(trial: Trial) -> None:
         assert part.untyped_storage().nbytes() == part.nbytes, "a view of something larger"
 
 
-@over("conv", "videomae")
+@over("conv", "videomae", per="class")
 def test_tuple_input_returns_a_tuple(trial: Trial) -> None:
     found = trial.attribute(trial.case.inputs)
     assert isinstance(found, tuple) and len(found) == 1
     assert torch.equal(found[0], trial.attribute())
 
 
-@over("conv", "videomae")
+@over("conv", "videomae", per="kind")
 def test_results_are_reproducible(trial: Trial) -> None:
     method = trial.method
     first, second = (method.attribute(trial.case.clips, **trial.keywords) for _ in range(2))
@@ -52,7 +52,7 @@ def test_batch_equals_single_clips(trial: Trial) -> None:
     assert_close(together, tuple(torch.cat(parts) for parts in zip(*alone, strict=True)))
 
 
-@over(*TWINS)
+@over(*TWINS, every_model=True)
 def test_layout_does_not_change_results(trial: Trial) -> None:
     """With the same weights and another order of axes, the numbers are the same."""
     twin = trial.on(case(TWINS[trial.case.name]))
@@ -60,23 +60,23 @@ def test_layout_does_not_change_results(trial: Trial) -> None:
     assert_close(twin.attribute().transpose(1, 2), trial.attribute(), within=1e-6)
 
 
-@pytest.mark.parametrize("order", ["strided", "channels last", "a part of a larger clip"])
-@over("conv", "vivit", "own")
-def test_memory_order_does_not_change_results(trial: Trial, order: str) -> None:
+@over("conv", "vivit", "own", per="kind")
+def test_memory_order_does_not_change_results(trial: Trial) -> None:
     (clip,) = trial.case.inputs
-    if order == "strided":
-        other = clip.permute(0, 4, 2, 1, 3).contiguous().permute(0, 3, 2, 4, 1)
-    elif order == "channels last":
-        other = clip.to(memory_format=torch.channels_last_3d)
-    else:
-        other = torch.cat([clip, clip], 4)[..., : clip.shape[4]]
-    assert torch.equal(other, clip) and not other.is_contiguous()
-    found = trial.attribute(other)
-    assert found.is_contiguous()
-    assert_close(found, trial.attribute())
+    orders = {
+        "strided": clip.permute(0, 4, 2, 1, 3).contiguous().permute(0, 3, 2, 4, 1),
+        "channels last": clip.to(memory_format=torch.channels_last_3d),
+        "a part of a larger clip": torch.cat([clip, clip], 4)[..., : clip.shape[4]],
+    }
+    expected = trial.attribute()
+    for order, other in orders.items():
+        assert torch.equal(other, clip) and not other.is_contiguous(), order
+        found = trial.attribute(other)
+        assert found.is_contiguous(), order
+        assert_close(found, expected)
 
 
-@over("conv", "two-stream", "timesformer", "videomae")
+@over("conv", "two-stream", "timesformer", "videomae", per="kind")
 def test_double_precision(trial: Trial) -> None:
     wide = trial.on(trial.case.to(torch.float64))
     found = as_tuple(wide.attribute())
@@ -84,17 +84,17 @@ def test_double_precision(trial: Trial) -> None:
     assert_close(tuple(part.float() for part in found), trial.attribute())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @over("conv", "videomae", ours=True)
-def test_half_precision(trial: Trial, dtype: torch.dtype) -> None:
+def test_half_precision(trial: Trial) -> None:
     """The map is float32, and close to the map of the same weights and clips in float32."""
-    half = trial.on(trial.case.to(dtype))
-    rounded = trial.on(half.case.to(torch.float32))
-    found = as_tuple(half.attribute())
-    assert all(part.dtype == torch.float32 and part.isfinite().all() for part in found)
-    for part, wanted in zip(found, as_tuple(rounded.attribute()), strict=True):
-        similar = torch.nn.functional.cosine_similarity(part.flatten(1), wanted.flatten(1))
-        assert (similar > 0.97).all(), similar
+    for dtype in (torch.bfloat16, torch.float16):
+        half = trial.on(trial.case.to(dtype))
+        rounded = trial.on(half.case.to(torch.float32))
+        found = as_tuple(half.attribute())
+        assert all(part.dtype == torch.float32 and part.isfinite().all() for part in found)
+        for part, wanted in zip(found, as_tuple(rounded.attribute()), strict=True):
+            similar = torch.nn.functional.cosine_similarity(part.flatten(1), wanted.flatten(1))
+            assert (similar > 0.97).all(), (dtype, similar)
 
 
 @over("conv", "vivit")
@@ -117,7 +117,7 @@ def test_map_depends_on_the_clip(trial: Trial) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@over("conv", "two-stream", "vivit")
+@over("conv", "two-stream", "vivit", per="kind")
 def test_on_a_gpu(trial: Trial) -> None:
     there = fresh(trial.case.name)
     there = replace(there, model=there.model.cuda(), inputs=tuple(clip.cuda() for clip in there.inputs))

@@ -43,7 +43,7 @@ def unchanged(case: Case) -> Iterator[None]:
         assert clip.requires_grad is requires_grad and clip.grad is grad
 
 
-@over("conv", "cnn-lstm", "two-stream", "timesformer", "videomae")
+@over("conv", "cnn-lstm", "two-stream", "timesformer", "videomae", per="kind")
 def test_call_has_no_side_effects(trial: Trial) -> None:
     own = trial.on(unusual(trial.case))
     with unchanged(own.case):
@@ -58,19 +58,19 @@ def check_failed_call(trial: Trial, call: int) -> None:
     assert_close(own.attribute(), own.expected())  # and it still works
 
 
-@over("conv", "two-stream", "timesformer", "vivit")
+@over("conv", "two-stream", "timesformer", "vivit", per="kind")
 def test_failed_forward_has_no_side_effects(trial: Trial) -> None:
     """The error in the middle of the forward reaches the caller."""
     check_failed_call(trial, call=1)
 
 
-@over("conv", "two-stream", "vivit", takes="perturbations_per_eval")
+@over("conv", "two-stream", "vivit", takes="perturbations_per_eval", every_model=True)
 def test_failed_later_call_has_no_side_effects(trial: Trial) -> None:
     """The error occurs while a region of the copies is replaced."""
     check_failed_call(trial, call=3)
 
 
-@over("conv", "vivit", kinds=("gradient", "perturbation", "learning"))
+@over("conv", "vivit", kinds=("gradient", "perturbation", "learning"), per="kind")
 def test_bad_target_has_no_side_effects(trial: Trial) -> None:
     own = trial.on(unusual(trial.case))
     for target in (99, [0, 1, 2], *([None] if trial.subject.ours else [])):
@@ -78,7 +78,7 @@ def test_bad_target_has_no_side_effects(trial: Trial) -> None:
             own.attribute(target=target)
 
 
-@over("conv", "two-stream", "own", ours=True)
+@over("conv", "two-stream", "own", ours=True, per="kind")
 def test_model_that_writes_into_its_input(trial: Trial) -> None:
     """The clips of the caller do not change."""
     pure, writing = (trial.on(fresh(trial.case.name).around(lambda m, w=w: Doubled(m, w))) for w in (False, True))
@@ -86,7 +86,7 @@ def test_model_that_writes_into_its_input(trial: Trial) -> None:
         assert_close(writing.attribute(), pure.expected())
 
 
-@over("conv", "two-stream", "vivit")
+@over("conv", "two-stream", "vivit", per="kind")
 def test_inputs_that_require_grad(trial: Trial) -> None:
     """Inputs are leaves with a gradient, or part of a graph."""
     expected = as_tuple(trial.attribute())
@@ -103,7 +103,7 @@ def test_inputs_that_require_grad(trial: Trial) -> None:
     assert_close(found, expected)
 
 
-@over("conv", "two-stream", "timesformer", "vivit")
+@over("conv", "two-stream", "timesformer", "vivit", per="kind")
 def test_under_no_grad(trial: Trial) -> None:
     """NoiseTunnel and sensitivity_max call in this way. Captum enables gradients for some classes only."""
     expected = trial.attribute()
@@ -113,7 +113,7 @@ def test_under_no_grad(trial: Trial) -> None:
     assert_close(found, expected)
 
 
-@over("conv", "two-stream", "vivit", kinds=OTHERS)
+@over("conv", "two-stream", "vivit", kinds=OTHERS, per="kind")
 def test_methods_without_gradients_build_no_graph(trial: Trial) -> None:
     """A graph would store all activations of the model."""
     modes = []
@@ -125,7 +125,7 @@ def test_methods_without_gradients_build_no_graph(trial: Trial) -> None:
     assert modes and not any(modes)
 
 
-@over("conv", "timesformer", "vivit", kinds=OTHERS)
+@over("conv", "timesformer", "vivit", kinds=OTHERS, per="kind")
 def test_under_inference_mode(trial: Trial) -> None:
     """Without gradients, the results are the same, also for clips created in inference mode."""
     expected = trial.attribute()
@@ -136,7 +136,7 @@ def test_under_inference_mode(trial: Trial) -> None:
     assert_close(trial.attribute(created), expected)
 
 
-@over("conv", "timesformer", "vivit", kinds=DIFFERENTIATES)
+@over("conv", "timesformer", "vivit", kinds=DIFFERENTIATES, per="kind")
 def test_gradient_methods_raise_in_inference_mode(trial: Trial) -> None:
     """Outside of inference mode, clips that were created in it are accepted."""
     with torch.inference_mode():
@@ -147,7 +147,7 @@ def test_gradient_methods_raise_in_inference_mode(trial: Trial) -> None:
     assert_close(trial.attribute(created), trial.attribute())
 
 
-@over("conv", "two-stream", "vivit")
+@over("conv", "two-stream", "vivit", per="kind")
 def test_global_random_state_is_not_used_or_changed(trial: Trial) -> None:
     found = []
     with torch.random.fork_rng():
@@ -160,7 +160,7 @@ def test_global_random_state_is_not_used_or_changed(trial: Trial) -> None:
         assert torch.equal(first, second)
 
 
-@over("conv", "vivit")
+@over("conv", "vivit", per="kind")
 def test_user_hooks_still_run(trial: Trial) -> None:
     """User hooks may change the output. The explanation is for the model with its hooks."""
     own = trial.on(fresh(trial.case.name))

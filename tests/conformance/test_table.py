@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from pathlib import Path
 
 import pytest
 from captum.attr import Attribution
+from covering import all_pairs, each_value, in_one_case
 
 import captum_staa
 import captum_staa.attr
 
 from .models import MODELS
 from .subjects import CAPTUMS, OURS, SUBJECTS
-from .trials import Subject
 
 
 def exported() -> set[type[Attribution]]:
@@ -46,8 +47,7 @@ def test_subjects_have_distinct_names() -> None:
     assert all(subject.models and set(subject.models) <= set(MODELS) for subject in SUBJECTS)
 
 
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
-def test_exemptions_name_existing_tests(subject: Subject) -> None:
+def test_exemptions_name_existing_tests() -> None:
     """A misspelled or outdated name would exempt nothing."""
     tests = {
         node.name
@@ -56,6 +56,27 @@ def test_exemptions_name_existing_tests(subject: Subject) -> None:
         if isinstance(node, ast.FunctionDef) and any("over(" in ast.unparse(mark) for mark in node.decorator_list)
     }
     assert len(tests) > 40
-    assert set(subject.exempt) | set(subject.fails) <= tests
-    assert not set(subject.exempt) & set(subject.fails)
-    assert all(len(reason) > 5 for reason in (*subject.exempt.values(), *subject.fails.values()))
+    for subject in SUBJECTS:
+        assert set(subject.exempt) | set(subject.fails) <= tests, subject.name
+        assert not set(subject.exempt) & set(subject.fails), subject.name
+        assert all(len(reason) > 5 for reason in (*subject.exempt.values(), *subject.fails.values())), subject.name
+
+
+def test_covering_sets_are_complete_and_small() -> None:
+    columns = ["abcd", "xyz", (1, 2), "pqr"]
+    rows, values = all_pairs(columns), each_value(columns)
+    for a, b in itertools.combinations(range(4), 2):
+        assert {(row[a], row[b]) for row in rows} == set(itertools.product(columns[a], columns[b]))
+    assert len(rows) < 20 and len(values) == 4
+    assert all({row[i] for row in values} == set(column) for i, column in enumerate(columns))
+
+
+def test_a_failure_in_one_case_names_its_row() -> None:
+    @in_one_case()
+    @pytest.mark.parametrize(("limit", "name"), [(3, "a"), (5, "b")])
+    @pytest.mark.parametrize("number", [2, 4])
+    def small(number: int, limit: int, name: str) -> None:
+        assert number < limit
+
+    with pytest.raises(AssertionError, match="'number': 4, 'limit': 3, 'name': 'a'"):
+        small()

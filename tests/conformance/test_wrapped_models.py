@@ -59,13 +59,13 @@ def same_when_traced(trial: Trial) -> None:
         assert_close(traced.attribute(), trial.attribute())
 
 
-@over("conv", "conv-btchw", "two-stream")
+@over("conv", "conv-btchw", "two-stream", per="kind")
 def test_traced_models(trial: Trial) -> None:
     """Captum's test_jit does the same."""
     same_when_traced(trial)
 
 
-@over("own", ours=True)
+@over("own", ours=True, per="kind")
 def test_traced_transformers(trial: Trial) -> None:
     """The trace has a fixed batch size."""
     same_when_traced(trial)
@@ -115,7 +115,7 @@ def test_data_parallel_models() -> None:
 
 
 @pytest.mark.usefixtures("compiling")
-@over("conv", "own")
+@over("conv", "own", per="kind")
 def test_compiled_models(trial: Trial) -> None:
     other = trial.case.around(lambda network: torch.compile(network, backend=eager))
     assert_close(other.model(*other.inputs), trial.case.model(*trial.case.inputs))

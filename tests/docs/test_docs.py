@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 
 import pytest
+from covering import in_one_case
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -125,6 +126,7 @@ def cited(source: str) -> list[str]:
     return titles
 
 
+@in_one_case()
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_work(path):
     assert not broken(path, PAGES[path])
@@ -191,6 +193,7 @@ def test_all_formulas_can_be_rendered():
 # Tests of the helper functions above.
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from covering import in_one_case
 
 import captum_staa
 from captum_staa import benchmark, io
@@ -223,6 +224,7 @@ def test_faults_finds_a_broken_notebook(how):
     assert any(fault.startswith(how) for fault in faults(notebook))
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("source", "private"),
     [

@@ -8,6 +8,7 @@ from itertools import product
 
 import pytest
 import torch
+from covering import in_one_case
 from tiny_models import NAMES, clip_for, tiny
 from torch import Tensor, nn
 
@@ -41,6 +42,7 @@ def test_frames_ids_are_frame_indices():
     assert feature_masks.frames(clip_of("BCTHW"), "BCTHW").tolist() == torch.arange(5).view(1, 1, 5, 1, 1).tolist()
 
 
+@in_one_case()
 @pytest.mark.parametrize("count", range(1, 13))
 def test_segments_have_almost_equal_lengths(count):
     clip = clip_of(B=1, T=count, C=1, H=2, W=2)
@@ -51,6 +53,7 @@ def test_segments_have_almost_equal_lengths(count):
         assert max(lengths) - min(lengths) <= 1, (count, n, lengths)
 
 
+@in_one_case()
 @pytest.mark.parametrize("cell", [(1, 1, 1), (2, 5, 4), (5, 12, 14), (3, 7, 1), (1, 12, 5)])
 def test_grid_counts_cells_along_time_then_height_then_width(cell):
     mask = feature_masks.grid(clip_of(), "BTCHW", cell)
@@ -113,6 +116,7 @@ def test_mask_is_broadcastable_to_its_clip(name):
         assert ids.unique().tolist() == list(range(int(ids.max()) + 1))
 
 
+@in_one_case("layout")
 @each_mask
 @pytest.mark.parametrize("layout", ["BCTHW", "BCHWT", "BWHCT"])
 def test_mask_does_not_depend_on_the_layout(name, layout):
@@ -129,6 +133,7 @@ def test_mask_of_a_clip_does_not_depend_on_other_clips(name):
         assert MASKS[name](clips[i : i + 1], "BTCHW").equal(whole[i if name in PER_CLIP else 0][None])
 
 
+@in_one_case("channels")
 @each_mask
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_any_number_of_channels(name, channels):
@@ -154,6 +159,7 @@ def test_mask_does_not_use_global_randomness_and_ignores_gradients_and_dtype(nam
         assert MASKS[name](exact.to(dtype), "BTCHW").equal(MASKS[name](exact, "BTCHW"))
 
 
+@in_one_case()
 @each_mask
 @pytest.mark.parametrize(
     ("clip", "layout", "error", "message"),
@@ -173,6 +179,7 @@ def test_invalid_clip_raises_error(name, clip, layout, error, message):
     assert message in str(caught.value)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

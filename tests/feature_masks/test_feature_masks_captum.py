@@ -73,6 +73,7 @@ def per_region(attributions: Tensor, mask: Tensor) -> list[list[float]]:
     return found
 
 
+@pytest.mark.captum
 @torch.no_grad()
 def test_feature_ablation_equals_the_decrease_without_the_region(case):
     clips, mask = case
@@ -87,6 +88,7 @@ def test_feature_ablation_equals_the_decrease_without_the_region(case):
         assert max(map(abs, falls)) > 1e-4
 
 
+@pytest.mark.captum
 def test_shapley_values_sum_to_the_difference(case):
     clips, mask = case
     net = cnn()
@@ -99,6 +101,7 @@ def test_shapley_values_sum_to_the_difference(case):
     assert [sum(values) for values in found] == pytest.approx(whole, abs=1e-5)
 
 
+@pytest.mark.captum
 @pytest.mark.filterwarnings("ignore:You are providing multiple inputs for Lime / Kernel SHAP:UserWarning")
 def test_kernel_shap_and_lime_find_the_coefficients_of_a_linear_model(case):
     """The model is a weighted sum of region means. A region's contribution is its weight times its mean."""

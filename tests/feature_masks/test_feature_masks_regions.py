@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from covering import in_one_case, over_pairs
 from scipy.cluster import hierarchy
 from skimage.measure import label
 from skimage.morphology import erosion
@@ -65,6 +66,7 @@ def still(clip: Tensor, n: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- supervoxels
 
 
+@over_pairs
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("n", [9, 30, 100])
 @pytest.mark.parametrize("axis", ["height", "width", "slanted", "time"])
@@ -150,6 +152,7 @@ def every_pair(count: int) -> np.ndarray:
     return np.stack(np.triu_indices(count, 1), axis=1)
 
 
+@in_one_case()
 @pytest.mark.parametrize("seed", range(4))
 def test_merge_of_a_complete_graph_equals_scipy_ward(seed):
     points = np.random.default_rng(seed).normal(size=(30, 3))
@@ -169,6 +172,7 @@ def test_merge_treats_a_node_size_as_repeated_points():
         assert partition(found[which]) == partition(expected)
 
 
+@in_one_case()
 @pytest.mark.parametrize("seed", range(4))
 def test_merge_equals_greedy_search_over_all_neighbors(seed):
     """Compare with a search that recomputes all costs after each merge."""

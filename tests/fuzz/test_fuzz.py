@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import in_one_case
 from torch import nn
 
 from captum_staa import VideoOcclusion, smooth
@@ -42,6 +43,7 @@ def _raise(error: Exception) -> None:
     raise error
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("run", "more", "why"),
     [
@@ -65,6 +67,7 @@ def test_a_hook_that_stays_is_seen() -> None:
     assert verdict == WRONG and "left behind: model 0" in said
 
 
+@in_one_case()
 @pytest.mark.parametrize("relation", ["memory", "layout", "alone", "order of the batch", "chunks", "tuple"])
 def test_a_wrong_map_is_seen(relation: str) -> None:
     """Maps that depend on what they must not depend on, one for each kind of twin."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from tiny_models import clip_for, tiny
 from torch import Tensor, nn
 
@@ -95,6 +96,7 @@ NO_INDICES = {
 }
 
 
+@in_one_case("kind")
 @pytest.mark.parametrize("method", EXPLAIN)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_targets_that_do_not_fit(method: str, kind: str) -> None:
@@ -102,6 +104,7 @@ def test_targets_that_do_not_fit(method: str, kind: str) -> None:
         EXPLAIN[method](TARGETS[kind])
 
 
+@in_one_case("kind")
 @pytest.mark.parametrize("method", EXPLAIN)
 @pytest.mark.parametrize("kind", NO_INDICES)
 def test_targets_that_are_no_indices(method: str, kind: str) -> None:
@@ -109,6 +112,7 @@ def test_targets_that_are_no_indices(method: str, kind: str) -> None:
         EXPLAIN[method](NO_INDICES[kind])
 
 
+@in_one_case("target")
 @pytest.mark.parametrize("method", EXPLAIN)
 @pytest.mark.parametrize(
     "target",
@@ -298,6 +302,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
+@in_one_case()
 @pytest.mark.parametrize("found", REFUSED)
 def test_malformed_arguments(found: str) -> None:
     run, error, message = REFUSED[found]

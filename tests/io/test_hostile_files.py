@@ -13,6 +13,7 @@ from typing import Any
 import hostile_files as hostile
 import numpy as np
 import pytest
+from covering import over_pairs, over_values
 from hostile_files import HEIGHT, WIDTH, av, noise, numbers, quartered, write
 
 from captum_staa import VideoClassifier, io
@@ -72,6 +73,7 @@ def test_gray_has_three_equal_channels(tmp_path, codec, pix_fmt):
         assert np.abs(frames[:, row, column, 0] - luma[:, row, column]).max() < 7
 
 
+@over_values
 @pytest.mark.parametrize("size", [(1, 1), (33, 47), (2, 300)])
 @pytest.mark.parametrize(("name", "codec", "pix_fmt"), [("a.mkv", "ffv1", "yuv420p"), ("a.mov", "qtrle", "rgb24")])
 def test_odd_sizes_keep_every_pixel(tmp_path, size, name, codec, pix_fmt):
@@ -81,6 +83,7 @@ def test_odd_sizes_keep_every_pixel(tmp_path, size, name, codec, pix_fmt):
     assert io.probe(tmp_path / name)[2:] == size
 
 
+@over_pairs
 @pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV cannot write a rotation")
 @pytest.mark.parametrize("mirrors", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from covering import in_one_case
 
 from captum_staa import io
 from captum_staa.io import decoding, reading
@@ -36,6 +37,7 @@ def forty(tmp_path_factory):
     return {suffix: io.write_video(folder / f"clip{suffix}", numbered(40), fps=25) for suffix in FORMATS}
 
 
+@in_one_case("arguments")
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize(
     ("arguments", "expected"),
@@ -82,6 +84,7 @@ def test_only_selected_frames_are_converted_to_rgb(forty, monkeypatch):
     assert len(converted) == 5
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("arguments", "starts"),
     [
@@ -115,6 +118,7 @@ def test_iter_windows_rejects_videos_shorter_than_a_window(forty):
         list(io.iter_windows(forty[".mp4"], 41))
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     "arguments", [{"num_frames": 41}, {"num_frames": 41, "sampling": "dense"}, {"start": 40}, {"num_frames": 0}]
 )
@@ -125,6 +129,7 @@ def test_read_video_rejects_videos_with_too_few_frames(forty, arguments):
         io.read_video(forty[".mp4"], **arguments)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     "arguments",
     [{"sampling": "random"}, {"stride": 2}, {"sampling": "stride", "stride": 0}, {"start": -1}, {"num_frames": 2.5}],

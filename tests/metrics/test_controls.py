@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa import VideoAttribution
 from captum_staa._utils.gaussian import gaussian
@@ -23,6 +24,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@in_one_case()
 @pytest.mark.parametrize("layout", ["BTCHW", "BCTHW", "BTHWC", "BWHTC"])
 def test_all_layouts_give_the_same_maps(layout):
     clip, attributions = drawn(2, 5, 3, 6, 7), drawn(2, 5, 3, 6, 7, seed=1)  # (B, T, C, H, W)
@@ -78,6 +80,7 @@ def test_uniform_scores_as_a_constant_map():
     assert sparsity(uniform).tolist() == [0, 0] and complexity(uniform).tolist() == [1, 1]
 
 
+@in_one_case()
 @pytest.mark.parametrize(("frames", "height", "width"), [(4, 5, 6), (1, 3, 8), (7, 1, 1), (1, 1, 1)])
 def test_center_equals_its_formula(frames, height, width):
     center = controls(torch.zeros(2, frames, 3, height, width), "BTCHW")["center"]
@@ -118,6 +121,7 @@ def test_maps_do_not_share_memory():
     assert attributions.equal(before) and not clip.any()
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("clip", "layout", "options", "error", "message"),
     [
@@ -351,6 +355,7 @@ def test_a_shift_of_the_clip_shifts_the_maps(shift):
     assert here > 0.97 and here > elsewhere + 0.005
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("clip", "layout", "error", "parts"),
     [

@@ -8,6 +8,7 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 import torch
+from covering import over_values
 
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics.faithfulness import (
@@ -187,6 +188,7 @@ def test_midranks_equal_scipy_with_ties():
         assert found[b].item() == pytest.approx(stats.spearmanr(sums, falls).statistic, rel=1e-12)
 
 
+@over_values
 @pytest.mark.parametrize("steps", [1, 5, 7])
 def test_aopc_equals_the_mean_fall_over_steps(units, steps):
     options, ids = units
@@ -203,6 +205,7 @@ def test_aopc_equals_the_mean_fall_over_steps(units, steps):
     assert found.tolist() == pytest.approx(expected, rel=1e-12)
 
 
+@over_values
 @pytest.mark.parametrize("groups", [2, 5, 7])
 def test_saco_equals_a_loop_over_pairs_of_groups(units, groups):
     options, ids = units

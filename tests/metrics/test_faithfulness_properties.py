@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa import VideoClassifier, VideoLayout, feature_masks, metrics
 from captum_staa.benchmark import PlantedClips
@@ -64,6 +65,7 @@ def test_scale_and_offset_cancel_and_the_negative_map_negates(metric):
     same(score(metric, clip, -maps, **options), -score(metric, clip, maps, **options))
 
 
+@in_one_case("masked")
 @pytest.mark.parametrize("masked", [False, True])
 def test_each_clip_is_scored_alone(metric, masked):
     """Also with different regions per clip, a different number of them, and ties."""
@@ -188,6 +190,7 @@ def test_a_model_may_write_to_its_input(metric):
     assert leaf.grad is None and weight.grad is None and not found.requires_grad
 
 
+@in_one_case("options")
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -223,6 +226,7 @@ def test_invalid_arguments_raise_before_the_model_is_called(metric, options, err
     assert not calls
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("metric", "options", "error"),
     [
@@ -287,6 +291,7 @@ def test_planted_evidence_scores_better_than_its_inverse():
         aopc(clf, clip, truth.double(), layout="BCTHW", target=label)
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", ["insertion", "deletion", "faithfulness", "monotonicity", "aopc", "saco"])
 def test_a_layout_with_a_number_of_channels_gives_the_same_score(name):
     """The layout checks the inputs, and not the masks of cells, which have one channel."""

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from torch import nn
 
 from captum_staa import VideoClassifier, feature_masks
@@ -79,6 +80,7 @@ def same(found, expected, row):
     assert found.score[row].item() == pytest.approx(area, rel=1e-9)
 
 
+@in_one_case("steps")
 @pytest.mark.parametrize(("axis", "cells"), [("joint", CELLS), ("space", (5, 3, 4)), ("time", (2, 7, 6))])
 @pytest.mark.parametrize("steps", [1, 5, 8, 1000])
 @pytest.mark.parametrize("order", ["morf", "lerf"])
@@ -289,6 +291,7 @@ MAP = torch.zeros(1, 5, 7, 6)
 IDS = torch.zeros(1, 5, 1, 7, 6, dtype=torch.long)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa.metrics.localization import auroc, average_precision, pointing_game, temporal_pointing
 
@@ -55,6 +56,7 @@ def drawn(seed: int, levels: int | None, batch: int = 3) -> tuple[torch.Tensor, 
     return scores, torch.rand(batch, 5, 4, 3, generator=generator) < 0.15
 
 
+@in_one_case("seed")
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("levels", [None, 1, 3])
 @pytest.mark.parametrize(("metric", "oracle"), [(auroc, counted), (average_precision, stepped)])
@@ -158,6 +160,7 @@ def test_maps_as_tensors_arrays_and_attributions(metric):
         metric(scores.detach(), truth, layout="BTCHW")
 
 
+@in_one_case()
 @pytest.mark.parametrize("at", [(0, 0, 0), (5, 0, 8), (2, 6, 1), (5, 6, 8), (3, 2, 7)])
 @pytest.mark.parametrize("tolerance", [(0, 0, 0), (1, 0, 0), (0, 2, 0), (0, 0, 3), (1, 2, 3), (9, 9, 9)])
 def test_pointing_game_equals_a_check_of_the_maximum(at, tolerance):
@@ -184,6 +187,7 @@ def test_pointing_game_does_not_swap_height_and_width():
     assert pointing_game(scores, truth, (2, 1, 11)).item() == 0
 
 
+@in_one_case("seed")
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("tolerance", [(0, 0, 0), (1, 0, 0), (0, 2, 0), (0, 0, 3), (1, 1, 2)])
 def test_pointing_game_per_frame_equals_a_check_of_each_maximum(seed, tolerance):
@@ -223,6 +227,7 @@ def test_frames_without_truth_are_ignored():
     assert pointing_game(scores, truth, (0, 1, 0), per="frame").item() == 0.5  # rows and columns differ
 
 
+@in_one_case("seed")
 @pytest.mark.parametrize("seed", range(5))
 def test_temporal_pointing_equals_a_check_of_the_sums(seed):
     scores, truth = drawn(seed, levels=1)
@@ -253,6 +258,7 @@ def test_equal_maxima_give_the_fraction_of_hits():
     assert pointing_game(scores, truth).tolist() == pytest.approx([0.5, 1 / 3])  # the first is a constant map
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("scores", "truth", "options", "error", "message"),
     [

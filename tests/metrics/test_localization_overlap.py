@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from test_localization import along
 
 from captum_staa.metrics.localization import boxes_to_truth
@@ -72,6 +73,7 @@ ORACLES = [
 ]
 
 
+@in_one_case("seed")
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("levels", [None, 1, 4])
 @pytest.mark.parametrize(("metric", "oracle"), ORACLES)
@@ -84,6 +86,7 @@ def test_overlap_metrics_equal_counts_of_voxels(metric, oracle, seed, levels):
         assert found.tolist() == pytest.approx(expected, rel=1e-12, nan_ok=True), axis
 
 
+@in_one_case()
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("levels", [None, 1])
 def test_iou_for_several_areas(seed, levels):
@@ -100,6 +103,7 @@ def test_iou_for_several_areas(seed, levels):
         torch.testing.assert_close(iou(scores, truth, axis, area=np.array([0.5])), curve[:, 3:4], equal_nan=True)
 
 
+@in_one_case("seed")
 @pytest.mark.parametrize("seed", range(4))
 def test_without_ties_iou_equals_that_of_sets(seed):
     scores, truth = drawn(seed, None)
@@ -228,6 +232,7 @@ def test_integer_boxes_and_frames_without_a_box():
     assert not boxes_to_truth(torch.tensor([[NAN, NAN]]), (4, 9)).any()
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("box", "message"),
     [
@@ -245,6 +250,7 @@ def test_a_box_without_pixels_raises(box, message):
         boxes_to_truth(torch.tensor([[(0.0, 0.0, 5.0, 5.0), box, NAN]]), (5, 9))
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("boxes", "size", "error", "message"),
     [

@@ -9,6 +9,7 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients, Occlusion
 from captum.metrics import infidelity, sensitivity_max
+from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import baselines
@@ -79,6 +80,7 @@ def test_flicker_adds_one_number_per_frame():
     assert len({round(value, 5) for value in frames[..., 0].flatten().tolist()}) == 10
 
 
+@in_one_case()
 @pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.2, 1), (0.4, 2), (0.75, 4), (1, 5)])
 def test_frame_drop_replaces_only_whole_frames(share, count):
     clip = drawn()
@@ -135,6 +137,7 @@ def test_layouts_give_the_same_perturbation(name):
 # --- the two forms ------------------------------------------------------------------------------------------------
 
 
+@in_one_case("multiply")
 @every_one
 @pytest.mark.parametrize("multiply", [False, True])
 def test_infidelity_equals_its_formula(name, multiply):
@@ -241,6 +244,7 @@ def test_tuples_and_dtypes_without_gradients(name):
 # --- invalid arguments --------------------------------------------------------------------------------------------
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa.metrics import auroc, complexity, signal_to_noise, sparsity
 
@@ -36,6 +37,7 @@ def noise_ratio(values: np.ndarray, inside: np.ndarray) -> float:
     return (values[inside].mean() - values[~inside].mean()) / math.sqrt(values[~inside].var())
 
 
+@in_one_case()
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("step", [0, 1.0])
 def test_statistics_equal_their_formulas(seed, step):
@@ -51,6 +53,7 @@ def test_statistics_equal_their_formulas(seed, step):
         assert found.dtype == torch.float64 and found.shape == (3,)
 
 
+@in_one_case()
 @pytest.mark.parametrize("count", [2, 7, 64])
 @pytest.mark.parametrize("value", [0.1, -3.0, 1e-200, 1e200])
 def test_one_voxel_and_equal_voxels_give_the_extremes(count, value):
@@ -148,6 +151,7 @@ def test_snr_supports_layouts_and_axes(axis, summed):
         )
 
 
+@in_one_case()
 @pytest.mark.parametrize("layout", ["BTCHW", "BCTHW", "BTHWC", "BWHTC"])
 def test_all_layouts_give_the_same_value(layout):
     attributions = drawn(2, 5, 3, 6, 7)  # (B, T, C, H, W)
@@ -188,6 +192,7 @@ def test_range_and_direction():
         assert (metric.higher_is_better, metric.lowest, metric.highest) == (None, 0, 1)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("attributions", "layout", "error", "message"),
     [
@@ -213,6 +218,7 @@ def test_invalid_attributions_raise(attributions, layout, error, message):
             metric(torch.ones(1, 2, 2, 2), normalize=True)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("scores", "truth", "error", "message"),
     [

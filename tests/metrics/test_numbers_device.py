@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from covering import in_one_case
 from elsewhere import DEVICE, There, elsewhere, send
 from test_numbers import ATTENTION, EVERY, case
 from torch import Tensor
@@ -43,6 +44,7 @@ SCORES: dict[str, Call] = {
 }
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", [*EVERY, *TENSORS, *SCORES])
 def test_another_device_gives_the_same_results(name: str) -> None:
     call = {**EVERY, **TENSORS, **SCORES}[name]

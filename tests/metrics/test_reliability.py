@@ -10,6 +10,7 @@ from dataclasses import FrozenInstanceError, astuple
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa.metrics._shared import draws, interval
 from captum_staa.metrics.reliability import Reliability, krippendorff_alpha, reliability
@@ -87,6 +88,7 @@ def test_alpha_of_the_published_example(level, published):
     assert krippendorff_alpha(PUBLISHED.flip(0, 1), level) == pytest.approx(krippendorff_alpha(PUBLISHED, level))
 
 
+@in_one_case("seed")
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
 @pytest.mark.parametrize("seed", range(5))
 def test_alpha_equals_a_loop_over_pairs(level, seed):
@@ -137,6 +139,7 @@ def test_reliability_by_hand():
     assert found.krippendorff == pytest.approx(1 - (1 + 0.25) * (11 / 12))
 
 
+@in_one_case("seed")
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("levels", [None, 1])
 def test_reliability_equals_a_sum_over_pairs(seed, levels):
@@ -193,6 +196,7 @@ def test_perfect_agreement_and_disagreement():
     assert (found.weighted, found.spearman) == pytest.approx((-1, -1))
 
 
+@in_one_case()
 @pytest.mark.parametrize(("methods", "chance"), [(2, 1), (3, 1 / 3), (6, 7 / 75), (10, 11 / 243)])
 def test_noise_is_zero_except_for_the_weighted_mean(methods, chance):
     noise = reliability(drawn(4000, methods, agreement=0), random=1, n_bootstrap=1)
@@ -255,6 +259,7 @@ def test_results_are_repeatable_and_arguments_unchanged():
     assert (reliability.higher_is_better, krippendorff_alpha.higher_is_better) == (True, True)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

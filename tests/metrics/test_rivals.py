@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa.metrics import auroc, class_discrimination, evidence_against_rivals, object_pointing
 
@@ -75,6 +76,7 @@ def drawn_objects(seed: int, batch: int = 6, count: int = 4) -> torch.Tensor:
     return (owner == torch.arange(count).view(1, count, 1, 1, 1)) & shown[:, :, None, None, None]
 
 
+@in_one_case("seed")
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("levels", [None, 1, 3])
 @pytest.mark.parametrize("axis", ["joint", "space", "time"])
@@ -89,6 +91,7 @@ def test_evidence_against_rivals_counts_pairs(axis, levels, seed):
     assert found.tolist() == pytest.approx(expected, rel=1e-14, nan_ok=True)
 
 
+@in_one_case("seed")
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("levels", [None, 1])
 def test_object_pointing_compares_means(levels, seed):
@@ -100,6 +103,7 @@ def test_object_pointing_compares_means(levels, seed):
     assert found.tolist() == pytest.approx(expected, rel=1e-14, nan_ok=True)
 
 
+@in_one_case("seed")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("levels", [None, 1])
 def test_class_discrimination_counts_pairs(levels, seed):
@@ -143,6 +147,7 @@ def test_values_computed_by_hand():
     assert class_discrimination(-maps, -for_b, truth, truth_b).item() == 0
 
 
+@in_one_case()
 @pytest.mark.parametrize(("axis", "start"), [("joint", 1), ("joint", 4), ("space", 1), ("time", 4)])
 def test_a_map_of_the_evidence_scores_1_and_a_map_of_the_rivals_0(axis, start):
     truth, rivals = torch.zeros(2, 1, 6, 4, 4, dtype=torch.bool)
@@ -281,6 +286,7 @@ MAPS, MASK = torch.zeros(1, T, H, W), torch.zeros(1, T, H, W, dtype=torch.bool)
 SHAPE = f"(1, {T}, {H}, {W})"
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("call", "error", "parts"),
     [

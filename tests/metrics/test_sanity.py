@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients
+from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import STAA, VideoClassifier
@@ -291,6 +292,7 @@ def never(*_: object) -> Tensor:
     raise AssertionError("explained before the arguments were checked")
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("run", "error", "message"),
     [

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa import smooth
 from captum_staa.metrics import Smoothness, auroc, smoothness
@@ -34,6 +35,7 @@ def geary(values: np.ndarray, weights: np.ndarray) -> float:
     return (n - 1) * pairs / (2 * weights.sum() * sum((value - values.mean()) ** 2 for value in values))
 
 
+@in_one_case()
 @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 2, 2), (4, 1, 6), (4, 6, 1), (7, 1, 2), (2, 5, 3)])
 def test_smoothness_equals_1_minus_gearys_c(shape):
     maps = drawn(2, *shape, seed=sum(shape)) + torch.arange(float(shape[2]))  # a trend, so that the result is not 0
@@ -95,6 +97,7 @@ def test_value_of_a_ramp(frames):
     assert (across.space.item(), across.time.item()) == pytest.approx((time.item(), 1), rel=1e-12)
 
 
+@in_one_case()
 @pytest.mark.parametrize("turns", [1, 7, 50, 113])
 def test_a_wave_has_the_cosine_of_its_step(turns):
     steps = 2 * math.pi * turns / 240
@@ -145,6 +148,7 @@ def test_flips_and_transposes_within_frames_do_not_count():
     same(smoothness(line.transpose(1, 3)), Smoothness(time, space))
 
 
+@in_one_case()
 @pytest.mark.parametrize("layout", ["BTCHW", "BCTHW", "BTHWC", "BWHTC"])
 def test_all_layouts_give_the_same_value(layout):
     attributions = drawn(2, 5, 3, 6, 7).cumsum(1).double()  # (B, T, C, H, W)
@@ -212,6 +216,7 @@ def test_a_smoothed_random_map_is_smooth_but_not_better():
     assert sorted(spaces) == list(spaces) and sorted(times) == list(times) and spaces[-1] > 0.9 and times[-1] > 0.9
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("attributions", "layout", "error", "message"),
     [

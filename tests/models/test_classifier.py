@@ -12,6 +12,7 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients, Saliency
 from captum.metrics import sensitivity_max
+from covering import in_one_case
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
@@ -104,6 +105,7 @@ def test_both_layouts_give_equal_logits(make: Callable[[], nn.Module]) -> None:
         assert torch.isfinite(sensitivity_max(Saliency(clf).attribute, inputs, target=1)).all()
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -171,6 +173,7 @@ def test_invalid_modules_and_labels_are_rejected() -> None:
         VideoClassifier(conv_net(), "BCTHW", labels="abc")
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [

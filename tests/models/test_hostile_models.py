@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from covering import in_one_case, over_values
 from safetensors.torch import load_file, save_file
 
 from captum_staa import VideoClassifier
@@ -72,6 +73,7 @@ RISKY = [
 ]
 
 
+@in_one_case()
 @pytest.mark.parametrize("source", RISKY)
 def test_risks_finds_each_risk(source):
     assert len(risks(source)) == 1
@@ -117,6 +119,7 @@ WEIGHTS = {
 }
 
 
+@over_values
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_invalid_weights_are_rejected(tmp_path, kind, weights):
@@ -171,6 +174,7 @@ def test_incomplete_configs_are_rejected(tmp_path, kind):
                 VideoClassifier.from_pretrained(tmp_path)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     "name",
     ["../../etc", "..", "/etc", "tiny/../../etc", "./../weights", "~nobody/x", "~noone/x", "x/..", "a/../b", "\0"],

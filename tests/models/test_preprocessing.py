@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from PIL import Image
 
 from captum_staa.models.preprocessing import Preprocessing
@@ -51,6 +52,7 @@ def theirs(config: dict, frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.asarray(out))
 
 
+@in_one_case("size")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     "config",
@@ -169,6 +171,7 @@ def test_from_folder_errors_name_the_files(tmp_path) -> None:
         Preprocessing.from_folder(tmp_path)
 
 
+@in_one_case("size")
 @pytest.mark.parametrize("size", [(120, 160), (160, 120), (90, 90), (61, 203)])
 @pytest.mark.parametrize(
     "preprocessing",
@@ -203,6 +206,7 @@ def test_crop_box_of_a_padded_crop_extends_beyond_the_frame() -> None:
     assert Preprocessing(crop=(20, 10)).crop_box(10, 20) == (-5.0, 5.0, 20.0, 10.0)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("frames", "error", "text"),
     [
@@ -218,6 +222,7 @@ def test_invalid_frames_are_rejected(frames, error: type[Exception], text: str) 
         Preprocessing()(frames)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("config", "text"),
     [
