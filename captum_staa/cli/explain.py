@@ -69,7 +69,7 @@ def explain(options: Options) -> Explanation:
     with tqdm(total=3, initial=1, delay=1, leave=False, bar_format=form, desc="loading the model") as steps:
         classifier = load(options.model, options.device)
         copies = copies_of(3 * (classifier.num_frames or DEFAULT_FRAMES) * math.prod(_size(classifier, info)))
-        method = ClipMethod(classifier, options.method, options.method_options, copies)
+        method = ClipMethod(classifier, options.method, options.method_options, copies, options.versus)
         target = None if options.target is None else classifier.class_index(options.target)
         if options.sampling.windows:
             steps.close()

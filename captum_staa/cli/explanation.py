@@ -38,6 +38,7 @@ class Options:
     method: str = "STAA (relevance)"
     method_options: dict[str, Any] = field(default_factory=dict)  # by name, only those that were passed
     target: str | None = None
+    versus: str | None = None  # class whose output is subtracted, or "rest"
     sampling: Sampling = Sampling()
     device: str | None = None
     overwrite: bool = False

@@ -44,30 +44,43 @@ class ClipMethod:
         name: name of the method, as for :func:`find_method`.
         options: options of the method that the user passed, by name.
         perturbations_per_eval: altered copies of a clip per call of the model.
+        versus: label or index of a class whose output is subtracted, or ``"rest"``, as in ``VideoClassifier.versus``.
 
     Raises:
         ValueError: there is no such method, it does not apply to the model, or an option is invalid.
     """
 
     def __init__(
-        self, classifier: VideoClassifier, name: str, options: Mapping[str, Any], perturbations_per_eval: int
+        self,
+        classifier: VideoClassifier,
+        name: str,
+        options: Mapping[str, Any],
+        perturbations_per_eval: int,
+        versus: str | None = None,
     ) -> None:
         name, spec = find_method(name)
         shown = {"show_progress": True} if "show_progress" in spec.options else {}
         try:
-            call = spec.make(classifier, perturbations_per_eval, **options, **shown)
+            explained = classifier if versus is None else classifier.versus(versus)
+            call = spec.make(explained, perturbations_per_eval, **options, **shown)
         except NotApplicableError as error:
             raise ValueError(
                 f"--method {name} does not apply to this model: {error}. Choose another method."
             ) from error
-        self.classifier, self.shows_progress = classifier, bool(shown)
+        if versus is not None and not spec.class_specific:
+            raise ValueError(
+                f"--versus needs a method whose maps explain a class, got --method {name}, whose maps are the same for "
+                f"every class. Drop --versus, or choose another method."
+            )
+        self.classifier, self._explained, self.shows_progress = classifier, explained, bool(shown)
         self._method = Method(name, spec.description, call, spec.smoothed)
         explainer = call.explainer if isinstance(call, Explainer) else None
         learned = explainer if isinstance(explainer, SpatioTemporalPerturbation) else None
         self._config = None if learned is None else learned.preset.changed(**options)
         cell = 1 if classifier.grid is None else int(classifier.grid.tubelet[0])
         apart = cell if self._config is None else self._config.frames
-        self.used = MethodUsed(name, dict(options), spec.class_specific, apart)
+        against = {} if versus is None else {"versus": versus}
+        self.used = MethodUsed(name, {**options, **against}, spec.class_specific, apart)
 
     @property
     def masks(self) -> int:
@@ -92,12 +105,13 @@ class ClipMethod:
             at: position of the clip in the video, from which random draws depend.
         """
         with seeded(0, at, self.used.name, clip.device):
-            maps = self._method.maps(clip, target, self.classifier)
-        probabilities = self.answer(clip) if maps.logits is None else self._shown(maps.logits)
+            maps = self._method.maps(clip, target, self._explained)
+        own = maps.logits if self._explained is self.classifier else None
+        probabilities = self.answer(clip) if own is None else self._shown(own)
         on_cpu = VideoAttribution(maps.joint.float().cpu(), maps.spatial.float().cpu(), maps.temporal.float().cpu())
         if self._config is None or not isinstance(maps, MaskAttribution):
             return Explained(on_cpu, probabilities)
-        masks = _masks(maps, self._config, self.classifier.output)
+        masks = _masks(maps, self._config, self._explained.output)
         interrupted = f"the masks are the best of {masks.steps} steps out of {self._config.iterations}"
         return Explained(on_cpu, probabilities, masks, interrupted if maps.interrupted else "")
 

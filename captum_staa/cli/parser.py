@@ -74,6 +74,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", type=Path, help="output folder (default: VIDEO_explained)")
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
     add("--target", metavar="CLASS", help="label or index of the class to explain (default: the predicted class)")
+    add("--versus", metavar="CLASS", help="explain why not this class: a label, an index or 'rest'")
     add("--top", metavar="K", type=_positive, default=5, help="number of classes to print (default: 5)")
     add("--device", help="device of the model, for example cuda (default: cpu)")
     _add_debug(parser)
@@ -298,6 +299,7 @@ def _explain(options: argparse.Namespace) -> int:
             method=options.method,
             method_options={name: value for name, value in given.items() if value is not None},
             target=options.target,
+            versus=options.versus,
             sampling=Sampling(options.sampling, options.windows, options.stride, options.frame_stride),
             device=options.device,
             overwrite=options.overwrite,

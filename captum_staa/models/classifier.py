@@ -157,6 +157,7 @@ class VideoClassifier(nn.Module):
         self._sums_to_one = False
         self._verified = False  # whether the kind of output and the place of a wrapped transformer have been verified
         self._other: int | Literal["rest"] | None = None
+        self._lower = False
 
     @property
     def transformer(self) -> nn.Module | None:
@@ -255,6 +256,13 @@ class VideoClassifier(nn.Module):
                 self._verify(outputs, last.function(outputs))
         if self._other is not None:
             outputs = minus_other(outputs, self._kind, self._other)
+        if self._lower:
+            if outputs.shape[1:] != (1,):
+                raise ValueError(
+                    f"toward needs a model with one output, got outputs of shape {tuple(outputs.shape)}. To explain a "
+                    f"class against another, use versus."
+                )
+            outputs = 1 - outputs if self._kind == "probabilities" else -outputs
         return outputs if dtype is None else outputs.to(dtype)
 
     def preprocess(self, frames: np.ndarray | Tensor) -> Tensor:
@@ -372,6 +380,31 @@ class VideoClassifier(nn.Module):
                 f"one output already say what raises it (positive) and what lowers it (negative)."
             )
         return contrasted
+
+    def toward(self, direction: Literal["higher", "lower"]) -> VideoClassifier:
+        """Return the same model of one output, for explanations of what makes the output higher or lower.
+
+        Example:
+            >>> import torch
+            >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 8 * 8, 1))
+            >>> clf = VideoClassifier(net, layout="BCTHW", output="score")
+            >>> clip = torch.rand(1, 3, 4, 8, 8)
+            >>> bool(clf.toward("lower")(clip) == -clf(clip))
+            True
+
+        Args:
+            direction: ``"higher"`` returns this classifier. ``"lower"`` returns one that shares the module, with the
+                output negated, or one minus a probability.
+
+        Raises:
+            ValueError: the direction is unknown. When called, if the model has several outputs.
+        """
+        check_choice("direction", direction, ("higher", "lower"))
+        if direction == "higher":
+            return self
+        opposite = copy.copy(self)
+        opposite._lower = not self._lower
+        return opposite
 
     def label_names(self, count: int) -> list[str]:
         """Return one name per class: the labels, or the class indices if there are no labels.
