@@ -134,8 +134,8 @@ def as_tuple(inputs: object) -> tuple[Tensor, ...]:
         types = [type(clip).__name__ for clip in clips]
         received = f"a tuple of {types}" if isinstance(inputs, tuple) else types[0]
         raise TypeError(
-            f"inputs must be a tensor or a non-empty tuple of tensors, got {received}. Pass one tensor per input of the "
-            f"model."
+            f"inputs must be a tensor or a non-empty tuple of tensors, got {received}. Pass one tensor per input of "
+            f"the model."
         )
     return clips
 
