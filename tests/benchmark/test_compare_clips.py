@@ -379,6 +379,7 @@ def test_an_unreadable_video_is_one_error_row(clf, folder, tmp_path):
 )
 def test_invalid_tables_raise(clf, folder, tmp_path, labels, boxes, error, message):
     for name, text in (("labels.csv", labels), ("boxes.csv", boxes)):
+        (tmp_path / name).unlink(missing_ok=True)
         if text is not None:
             (tmp_path / name).write_text(text)
     with pytest.raises(error, match=message):
