@@ -73,7 +73,7 @@ ORACLES = [
 ]
 
 
-@in_one_case("seed")
+@in_one_case("levels", "seed")
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("levels", [None, 1, 4])
 @pytest.mark.parametrize(("metric", "oracle"), ORACLES)

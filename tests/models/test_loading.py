@@ -11,6 +11,7 @@ import pytest
 import torch
 from captum.attr import Saliency
 from captum.metrics import sensitivity_max
+from covering import in_one_case
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -311,6 +312,7 @@ def test_attn_implementation_reaches_the_model(tmp_path: Path) -> None:
     assert clf.module.config._attn_implementation == "eager"
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", bundled_names())
 def test_bundled_models_load(name: str) -> None:
     clf = VideoClassifier.from_pretrained(name)
