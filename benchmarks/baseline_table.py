@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import VideoClassifier, VideoLayout, baselines
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 
 FAMILIES, TASKS = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d"), ("pattern", "motion", "order")
 SEED = 30_000
@@ -134,7 +134,7 @@ def found_table(results: dict[str, list[dict[str, dict[str, float]]]]) -> list[s
 
 def draw(path: Path) -> None:
     """Draw every baseline of one clip, one row each, with frame numbers if the order of frames changes."""
-    clip, _, truth = PlantedClips(SEED, PICTURED + 1, "motion", noise=0.02, contrast=0.4)[PICTURED:]
+    clip, _, truth = PlantedClips(SEED, PICTURED + 1, "motion", scene=SceneOptions(noise=0.02, contrast=0.4))[PICTURED:]
     count, layout = clip.shape[1], VideoLayout("BTCHW")
     numbers = torch.arange(count, dtype=torch.float32).reshape(1, count, 1, 1, 1)
     names = [name for name in makers() if "evidence" not in name]

@@ -31,20 +31,19 @@ from captum_staa._utils.files import atomic
 from captum_staa.benchmark import METRICS, MetricInput, PlantedClips, compare
 from captum_staa.benchmark.clips import described, source_of
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS
+from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS, SETTINGS, Storage
 from captum_staa.benchmark.scoring import DEFAULT, baseline_of
-from captum_staa.benchmark.storage import SETTINGS, Storage
 
 CLIPS, GPUS = 20_000, 8
 METHODS = (
+    "STAA (relevance)",
     "STAA",
-    "STAA(attention)",
     "GradCAM",
     "SmoothGrad",
     "IntegratedGradients",
     "VideoOcclusion",
     "KernelShap",
-    "SpatioTemporalPerturbation",
+    "STEP (nested)",
 )
 COPIES = 8
 AGAIN = (RANDOM_WEIGHTS, OTHER_CLASS)  # controls that run the first method again
@@ -99,7 +98,7 @@ GiB on a machine with {gpus} processes.
 
 A GPU needs memory for the model, and for {copies} changed clips (`perturbations_per_eval`) with their activations.
 With gradients, the activations need about 14 times the memory of a plain forward for VideoMAE-base ([Cost](cost.md)).
-STAA(attention) stores a matrix of tokens by tokens for each layer, 12 x 9.4 MiB.
+STAA stores a matrix of tokens by tokens for each layer, 12 x 9.4 MiB.
 
 ## Network
 

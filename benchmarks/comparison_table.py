@@ -23,7 +23,7 @@ from captum_staa.benchmark import METHODS, METRICS, PlantedClips, compare
 
 FAMILIES = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d", "st-abn")
 TASKS = ("pattern", "motion", "order")
-SLOW = ("SpatioTemporalPerturbation(step)", "SpatioTemporalPerturbation(3d-ep)")
+SLOW = ("STEP", "Extremal perturbation (3D)", "Extremal perturbation (2D)")
 SHEETS = ("videomae-motion", "resnet3d-pattern")  # models whose contact sheets are on the page
 SEED = 80_000
 DOCS = Path(__file__).parents[1] / "docs"
@@ -38,7 +38,7 @@ def measure(model: str, clips: int, slow_clips: int, work: Path, device: str) ->
     slow_metrics = [name for name in METRICS if name != "memory"]  # memory needs a second call
     for kind, count, methods, metrics in (
         ("", clips, fast, list(METRICS)),
-        ("-papers", slow_clips, [*SLOW, "SpatioTemporalPerturbation"], slow_metrics),
+        ("-papers", slow_clips, [*SLOW, "STEP (nested)"], slow_metrics),
     ):
         out = work / f"{model}{kind}"
         planted = PlantedClips(seed=SEED, n=count, task=task)

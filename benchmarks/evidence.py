@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, metrics
 from captum_staa._utils.gaussian import SPREAD, gaussian
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.benchmark.controls import RandomWeights
 
 BATCH = 8
@@ -45,7 +45,9 @@ class Evidence:
     def __init__(self, clf: VideoClassifier, task: str, count: int, seed: int, redraw: nn.Module | None = None) -> None:
         self.clf, self.count = clf, count
         self.planted = PlantedClips(seed, count, task)
-        self.pairs = None if task == "order" else PlantedClips(seed + 1, count, task, two_classes=True)
+        self.pairs = (
+            None if task == "order" else PlantedClips(seed + 1, count, task, scene=SceneOptions(two_classes=True))
+        )
         for parameter in clf.parameters():
             parameter.requires_grad_(False)
         self._weights = RandomWeights(clf if redraw is None else VideoClassifier(redraw, clf.layout), seed=0)

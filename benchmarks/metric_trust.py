@@ -21,8 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, baselines, metrics
-from captum_staa.benchmark import PlantedClips
-from captum_staa.benchmark.method_spec import end_layer
+from captum_staa.benchmark import PlantedClips, SceneOptions
+from captum_staa.benchmark.registry import end_layer
 
 MODELS = ("videomae-pattern", "timesformer-motion", "vivit-order", "resnet3d-motion")
 SEED, BATCH, STEPS = 50_000, 8, 16
@@ -106,7 +106,11 @@ def faithful(clf: VideoClassifier, clips: Tensor, labels: Tensor, maps: Tensor) 
 def measure(model: str, count: int, path: Path) -> None:
     clf, task = VideoClassifier.from_pretrained(f"tiny-{model}"), model.split("-")[1]
     planted = PlantedClips(seed=SEED, n=count, task=task)
-    pairs = None if task == "order" else PlantedClips(seed=SEED + 1, n=count, task=task, two_classes=True)
+    pairs = (
+        None
+        if task == "order"
+        else PlantedClips(seed=SEED + 1, n=count, task=task, scene=SceneOptions(two_classes=True))
+    )
     found: dict[str, Found] = json.loads(path.read_text()) if path.exists() else {"evidence": {}, "classes": {}}
 
     def add(kind: str, name: str, columns: list[Tensor]) -> None:

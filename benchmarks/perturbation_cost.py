@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa import SpatioTemporalPerturbation
-from captum_staa.perturbation.presets import PRESETS
+from captum_staa.perturbation import PRESETS
 
 AREAS = (0.05, 0.1, 0.15, 0.5)
 STEPS = {"tiny": 20, "r2plus1d": 2}  # steps for measuring the cost of a step

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import RISE, STAA, GradCAM, SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, metrics
-from captum_staa.benchmark.method_spec import end_layer
+from captum_staa.benchmark.registry import end_layer
 
 MODELS = ("videomae-pattern", "resnet3d-motion", "timesformer-order", "vivit-motion")
 SEED = 70_000
@@ -74,7 +74,7 @@ def methods(clf: VideoClassifier, papers: bool) -> dict[str, Explain]:
     _, h, w = (2, 8, 8) if clf.grid is None else clf.grid.tubelet
     found: dict[str, Explain] = {
         "nested": learned(),
-        "nested, its hint alone": learned(iterations=0),
+        "nested, its warm start alone": learned(iterations=0),
         "nested, from relevance": learned(relevance=True),
         "nested, from relevance, times its positive part": times_relevance,
         "nested, preserve only": learned(objective="preserve"),

@@ -28,7 +28,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import RISE, STAA, GradCAM, VideoClassifier, VideoOcclusion
-from captum_staa.benchmark.method_spec import End, end_layer
+from captum_staa.attr import ReleasedSTAA
+from captum_staa.benchmark.registry import End, end_layer
 
 FAMILIES, TASKS = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d"), ("pattern", "motion", "order")
 SEED = 20_000
@@ -80,7 +81,7 @@ def methods(clf: VideoClassifier) -> dict[str, Row]:
             "STAA (relevance)": row(STAA(clf).attribute),
             "STAA (relevance, Chefer)": row(STAA(clf, rule="chefer").attribute),
             "STAA (attention, of no class)": row(STAA(clf, mode="attention").attribute),
-            "STAA (released code)": row(STAA(clf, mode="released").attribute),
+            "STAA (released code)": row(ReleasedSTAA(clf).attribute),
         }
     windows = {"sliding_window_shapes": (4, 16, 16), "strides": (2, 8, 8)}
     return found | {

@@ -36,9 +36,9 @@ from captum_staa import (
     feature_masks,
 )
 from captum_staa.benchmark import PlantedClips
-from captum_staa.benchmark.method_spec import named_layer
+from captum_staa.benchmark.registry import named_layer
 from captum_staa.metrics._shared import midranks, pearson
-from captum_staa.models import ResNet3D
+from captum_staa.models.resnet3d import ResNet3D
 from captum_staa.models.st_abn.network import st_abn_of
 
 MODELS = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d", "st-abn")

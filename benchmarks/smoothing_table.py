@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, smooth
 from captum_staa.benchmark import PlantedClips
-from captum_staa.benchmark.method_spec import end_layer
+from captum_staa.benchmark.registry import end_layer
 from captum_staa.metrics import evidence_against_rivals, model_free_controls, smoothness
 
 TRANSFORMERS, TASKS = ("videomae", "timesformer", "vivit", "vjepa2"), ("pattern", "motion")

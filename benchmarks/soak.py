@@ -35,7 +35,8 @@ from captum_staa import (
     feature_masks,
 )
 from captum_staa._utils import model_state
-from captum_staa.attention.backends import hf
+from captum_staa.attention import backends
+from captum_staa.attr import ReleasedSTAA
 
 Call = Callable[[VideoClassifier, Tensor, int], Tensor]
 PLAIN, BRANCH = "tiny-videomae-pattern", "tiny-st-abn-pattern"
@@ -74,7 +75,7 @@ METHODS: dict[str, tuple[str, Call]] = {
     "STAA, attention": (PLAIN, _staa(mode="attention")),
     "STAA, attention of one layer": (PLAIN, _staa(mode="attention", layers=[-1])),
     "STAA, focus": (PLAIN, _staa(mode="attention", focus=Focus())),
-    "STAA, released": (PLAIN, _staa(mode="released")),
+    "STAA, released": (PLAIN, lambda clf, clip, target: ReleasedSTAA(clf).attribute(clip)),
     "GradCAM": (PLAIN, lambda clf, clip, target: GradCAM(clf, LAYER).attribute(clip, target=target)),
     "SpatioTemporalPerturbation": (PLAIN, _perturbation),
     "VideoOcclusion": (PLAIN, _occlusion),
@@ -129,7 +130,7 @@ def held(model: nn.Module) -> Held:
     return Held(
         hooks=sum(len(state[name]) for state in modules for name in state if name.endswith("_hooks") and state[name]),
         functions=len(AttentionInterface._global_mapping) + len(AttentionMaskInterface._global_mapping),
-        routes=len(hf._routes) + len(model_state._frozen) + len(model_state._stance),
+        routes=len(backends._routes) + len(model_state._frozen) + len(model_state._stance),
         threads=threading.active_count(),
         handles=len(os.listdir("/proc/self/fd")),
         objects=len(gc.get_objects()),

@@ -52,8 +52,8 @@ def of_branch(network: STABN) -> dict[str, Explain]:
         "ST-ABN, gate (of no class)": weighted("gate"),
         "ST-ABN, grad_gate": weighted("grad_gate"),
         "ST-ABN, class_map": weighted("class_map"),
-        "GradCAM (gradcam), the branch's layer": cam(network.config.layer, "gradcam"),
-        "GradCAM (hirescam), the branch's layer": cam(network.config.layer, "hirescam"),
+        "GradCAM (gradcam), the branch's layer": cam(network.layer, "gradcam"),
+        "GradCAM (hirescam), the branch's layer": cam(network.layer, "hirescam"),
         "GradCAM (hirescam), the first stage": cam("stages.0", "hirescam"),
     }
 

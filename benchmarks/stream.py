@@ -25,7 +25,7 @@ import transformers
 from numpy.typing import NDArray
 
 from captum_staa import STAA, STAAStream, VideoClassifier, io
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.models.preprocessing import Preprocessing
 
 Frames = NDArray[np.uint8]
@@ -53,7 +53,7 @@ def build(name: str, device: str) -> tuple[VideoClassifier, tuple[int, int]]:
 
 def planted(count: int, size: tuple[int, int]) -> Frames:
     """Return the frames ``(T, H, W, 3)`` of an enlarged planted clip."""
-    frames = PlantedClips(seed=1, n=1, num_frames=count).frames(0)
+    frames = PlantedClips(seed=1, n=1, scene=SceneOptions(num_frames=count)).frames(0)
     rows, columns = (np.arange(side) * 48 // side for side in size)
     return frames[:, rows][:, :, columns]
 

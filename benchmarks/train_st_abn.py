@@ -26,7 +26,8 @@ from train_zoo import HELD_OUT_SEED, WEIGHTS, training_batch, write_json
 from captum_staa import VideoClassifier, baselines
 from captum_staa.benchmark.planted import PlantedClips
 from captum_staa.benchmark.scenes import LABELS
-from captum_staa.models import STABN, ResNet3D, STABNLoss, fit_st_abn
+from captum_staa.models import STABN, BranchConfig, FitConfig, STABNLoss, fit_st_abn
+from captum_staa.models.resnet3d import ResNet3D
 
 STEPS, BATCH = 20, 16  # of an epoch; clips of a step
 EPOCHS = {"pattern": 48, "motion": 40, "order": 18}  # of the 3D CNN alone
@@ -39,7 +40,7 @@ EASY_START = 0.4  # part of the training in which clips of evidence alone become
 
 
 def small_trunk(classes: int) -> ResNet3D:
-    """What :class:`STABN` makes for itself: no stride in time before the branch, no zeros at the clip's ends."""
+    """Return the trunk that :class:`STABN` builds: no stride in time before the branch, no zeros at the clip's ends."""
     return ResNet3D(classes, padding_mode="replicate", time_strides_from=2)
 
 
@@ -76,8 +77,8 @@ def train_joint(trunk: VideoClassifier, task: str, seed: int) -> STABN:
         st_abn,
         lambda epoch: lessons(task, seed, EPOCHS[task] + epoch),
         STABNLoss("paper"),
+        FitConfig(lambda parameters: torch.optim.AdamW(parameters, lr=RATE / 2, weight_decay=0.02)),
         epochs=JOINT[task],
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=RATE / 2, weight_decay=0.02),
         validation=[_held_out(task, HELD_OUT_SEED + 1, 48)],
         seed=seed,
         show_progress=True,
@@ -88,19 +89,20 @@ def train_joint(trunk: VideoClassifier, task: str, seed: int) -> STABN:
 def train_observer(clf: VideoClassifier, layer: str, task: str, seed: int) -> STABN:
     """Train a branch that observes a frozen model, and learns which part of the clip the prediction needs."""
     torch.manual_seed(seed)
-    st_abn = STABN.inject(clf, layer, mechanism="observe", maps=16)
+    st_abn = STABN.inject(clf, layer, config=BranchConfig("observe", maps=16))
 
     def watched(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for i in range(epoch * STEPS, (epoch + 1) * STEPS):
             clips, labels, _ = PlantedClips(seed=seed * 2_000_000 + i, n=LOOKING, task=task)[:]
             yield clf.layout.from_working(clips).contiguous(), labels
 
-    def cover(clips: Tensor) -> Tensor:
+    def baseline(clips: Tensor) -> Tensor:
         """Return zeros or a blur. With only one of them, a mask could create artificial evidence at its edges."""
         return torch.zeros_like(clips) if torch.rand(()) < 0.5 else baselines.blur(clips, clf.layout)
 
-    easy, whole = (STABNLoss("posthoc", cover=cover, area=area) for area in (0.5, 3.0))
-    fit_st_abn(st_abn, watched, easy, epochs=EASY, schedule=lambda progress: 1.0, seed=seed, show_progress=True)
+    easy, whole = (STABNLoss("posthoc", baseline=baseline, area=area) for area in (0.5, 3.0))
+    constant = FitConfig(schedule=lambda progress: 1.0)
+    fit_st_abn(st_abn, watched, easy, constant, epochs=EASY, seed=seed, show_progress=True)
     rest = LOOKS - EASY
     fit_st_abn(st_abn, lambda epoch: watched(EASY + epoch), whole, epochs=rest, seed=seed, show_progress=True)
     return st_abn.eval()

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.benchmark.scenes import LABELS
 from captum_staa.models import resnet3d
 
@@ -201,7 +201,7 @@ def training_batch(
     spread = min(1.0, progress / 0.5)
     draw = torch.rand(2, generator=generator).tolist()
     noise, contrast = 0.02 + 0.06 * spread * draw[0], 0.4 - spread * (0.04 + 0.12 * draw[1])
-    planted = PlantedClips(seed, batch, task, noise=noise, contrast=contrast)
+    planted = PlantedClips(seed, batch, task, scene=SceneOptions(noise=noise, contrast=contrast))
     clips, labels, truth = planted[:]
     targets = F.one_hot(labels, len(planted.labels)).float()
 

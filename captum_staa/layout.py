@@ -97,9 +97,9 @@ class VideoLayout:
         if not isinstance(clip, torch.Tensor):
             raise TypeError(f"{name} must be a tensor in layout {self.axes}, got {type(clip).__name__}")
         if clip.ndim != 5 or 0 in clip.shape:
-            hint = f". Add a batch dimension with {name}.unsqueeze(0)." if clip.ndim == 4 else ""
             raise ValueError(
-                f"{name} must be a non-empty 5-D tensor ({', '.join(self.axes)}), got shape {tuple(clip.shape)}{hint}"
+                f"{name} must be a non-empty 5-D tensor ({', '.join(self.axes)}), got shape {tuple(clip.shape)}."
+                f"{self._advice(clip, name)}"
             )
         channels, frames = clip.shape[self.channel], clip.shape[self.time]
         if self.channels is None and frames == 3 and channels > 4:
@@ -114,6 +114,26 @@ class VideoLayout:
                 f"{name} must have {self.channels} channels, got {channels} channels in layout {self.axes} "
                 f"(shape {tuple(clip.shape)})"
             )
+
+    def _advice(self, clip: Tensor, name: str) -> str:
+        """Return what to do with a clip that does not have five axes."""
+        if clip.ndim == 6:
+            return (
+                f" If the axis after the batch counts views or crops, explain one view, {name}[:, 0]. For a model that "
+                f"takes views, pass VideoClassifier(module, layout={self.axes!r}, pack=lambda clip: clip[:, None])."
+            )
+        if clip.ndim != 4:
+            return ""
+        channels = clip.shape[self.channel - 1]  # of the clip with a batch axis in front
+        unbatched = f" Add a batch dimension with {name}.unsqueeze(0)" if channels in (1, 3, 4, self.channels) else ""
+        folded = (
+            f"pass a 5-D clip and VideoClassifier(module, layout={self.axes!r}, pack=...) with a function that "
+            f"folds it, such as pack=lambda clip: clip.flatten(0, 1)"
+        )
+        if channels in (3, 4, self.channels):
+            return f"{unbatched}."
+        other = " if it is one clip with 1 channel. If" if unbatched else " If"
+        return f"{unbatched}{other} the model takes frames folded into the batch or channel axis, {folded}."
 
     def check_values(self, clip: Tensor, name: str = "inputs") -> None:
         """Raise unless ``clip`` passes :meth:`check` and is a dense floating-point tensor of finite values."""
@@ -144,11 +164,12 @@ class VideoLayout:
         """Return a view in this layout of a ``(B, T, C, H, W)`` clip."""
         return clip.permute([WORKING.index(axis) for axis in self.axes])
 
-    def forward_from_working(self, forward_func: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``forward_func`` as a function of clips ``(B, T, C, H, W)`` and further arguments."""
+    def forward_from_working(self, forward_func: Callable[..., Any], count: int = 1) -> Callable[..., Any]:
+        """Return ``forward_func`` as a function of ``count`` clips ``(B, T, C, H, W)`` and further arguments."""
 
-        def forward(inputs: Tensor, *args: Any) -> Any:
-            return forward_func(self.from_working(inputs).contiguous(), *args)
+        def forward(*args: Any) -> Any:
+            clips = (self.from_working(clip).contiguous() for clip in args[:count])
+            return forward_func(*clips, *args[count:])
 
         return forward
 

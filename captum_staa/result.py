@@ -114,10 +114,15 @@ def as_tensor(value: object, name: str, axes: str) -> Tensor:
     """
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiubc":
-            raise TypeError(f"{name} must be a tensor or array of numbers ({axes}), got an array of {value.dtype}")
+            raise TypeError(
+                f"{name} must be a tensor or array of numbers ({axes}), got an array of {value.dtype}. Convert it with "
+                f".astype(float)."
+            )
         return torch.from_numpy(np.array(value, order="C"))
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor ({axes}), got {type(value).__name__}")
+        raise TypeError(
+            f"{name} must be a tensor ({axes}), got {type(value).__name__}. Convert it with torch.as_tensor."
+        )
     check_dense(value, name)
     return value
 
@@ -128,7 +133,10 @@ def as_tuple(inputs: object) -> tuple[Tensor, ...]:
     if not clips or not all(isinstance(clip, Tensor) for clip in clips):
         types = [type(clip).__name__ for clip in clips]
         received = f"a tuple of {types}" if isinstance(inputs, tuple) else types[0]
-        raise TypeError(f"inputs must be a tensor or a non-empty tuple of tensors, got {received}")
+        raise TypeError(
+            f"inputs must be a tensor or a non-empty tuple of tensors, got {received}. Pass one tensor per input "
+            f"of the model."
+        )
     return clips
 
 
@@ -172,6 +180,6 @@ def maps_of(attributions: Array, clip: Tensor, layout: VideoLayout) -> Tensor:
     if len(shape) in (4, 5) and shape not in (expected, tuple(clip.shape)):
         raise ValueError(
             f"attributions must have the shape of the clip, {tuple(clip.shape)} in layout {layout.axes}, or be maps "
-            f"(B, T, H, W) = {expected}, got shape {shape}"
+            f"(B, T, H, W) = {expected}, got shape {shape}. Pass the attributions of this clip."
         )
     return as_maps(attributions, layout if len(shape) == 5 else None)

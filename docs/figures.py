@@ -19,6 +19,8 @@ from skimage.filters import median
 from captum_staa import STAA, SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, feature_masks
 from captum_staa.benchmark import PlantedClips
 from captum_staa.visualization import (
+    Frames,
+    Style,
     compare_methods,
     save_animation,
     show_frames,
@@ -29,7 +31,7 @@ from captum_staa.visualization import (
 )
 
 IMAGES = Path(__file__).parent / "images"
-FOR = "positive"  # draw evidence for the class only; absolute values would also show evidence against it
+FOR = Style(sign="positive")  # draw evidence for the class only; absolute values would also show evidence against it
 
 
 def staa() -> None:
@@ -41,11 +43,11 @@ def staa() -> None:
     parts = STAA(clf).attribute_maps(clip, target=label)
     answer, probability = clf.predict(clip, k=1)[0]
     title = f"STAA: why '{answer}' ({probability:.0%})?"
-    save_animation(IMAGES / "hero.webp", frames, parts, fps=6, sign=FOR, overwrite=True)
-    figure, _ = show_frames(frames, parts, title=title, sign=FOR, use_pyplot=False)
+    save_animation(parts, frames, IMAGES / "hero.webp", style=FOR, play_fps=6, overwrite=True)
+    figure, _ = show_frames(parts, frames, style=FOR, title=title, use_pyplot=False)
     figure.savefig(IMAGES / "sheet.png", dpi=110)
     windows = np.asarray(truth[0].flatten(1).any(1))
-    figure, _ = show_timeline(parts, clip=frames, truth=windows, title=title, use_pyplot=False)
+    figure, _ = show_timeline(parts, frames, truth=windows, title=title, use_pyplot=False)
     figure.savefig(IMAGES / "timeline.png", dpi=110)
 
 
@@ -90,8 +92,8 @@ def perturbation() -> None:
     shown = range(7, 16, 2)
     gray = frames.mean(-1)
     rows = [("the clip", None), ("planted", truth[0].float())]
-    for area, kept, deleted, mask in zip(parts.areas, parts.kept[0], parts.deleted[0], parts.masks[0], strict=True):
-        rows.append((f"{area:.0%} shown\nkept {kept:.2f}, left {deleted:.2f}", mask))
+    for area, kept, removed, mask in zip(parts.areas, parts.kept[0], parts.removed[0], parts.masks[0], strict=True):
+        rows.append((f"mask of {area:.0%}\nkept {kept:.2f}, removed {removed:.2f}", mask))
     rows.append(("the map", parts.joint[0] / parts.joint[0].max()))
     figure = Figure(figsize=(1.2 * len(shown) + 0.7, 1.24 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(shown))
@@ -114,18 +116,18 @@ def panels() -> None:
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     planted = PlantedClips(seed=12, n=20, task="pattern")
     clip, label, truth = planted[16:17]
-    frames, windows = planted.frames(16), truth[0].flatten(1).any(1)
+    frames, windows = Frames(planted.frames(16), layout=clf.layout), truth[0].flatten(1).any(1)
     answer = clf.predict(clip, k=3)
     parts = STAA(clf).attribute_maps(clip, target=label)
     gradients = InputXGradient(clf).attribute(clip.clone().requires_grad_(), target=label).detach()
     hidden = VideoOcclusion(clf).attribute(clip, sliding_window_shapes=(4, 12, 12), strides=(2, 6, 6), target=label)
 
-    figure, _ = show_summary(frames, parts, predictions=answer, truth=windows, sign=FOR, use_pyplot=False)
+    figure, _ = show_summary(parts, frames, style=FOR, predictions=answer, truth=windows, use_pyplot=False)
     save_smooth(figure, "summary.webp")
     maps = {"STAA": parts, "InputXGradient": gradients, "VideoOcclusion": hidden}
-    figure, _ = compare_methods(frames, {"planted": truth, **maps}, layout=clf.layout, sign=FOR, use_pyplot=False)
+    figure, _ = compare_methods({"planted": truth, **maps}, frames, style=FOR, use_pyplot=False)
     save_smooth(figure, "compare.webp")
-    figure, _ = show_slices(frames, parts, sign=FOR, use_pyplot=False)
+    figure, _ = show_slices(parts, frames, style=FOR, use_pyplot=False)
     save_smooth(figure, "slices.webp")
 
     chromium = shutil.which("chromium")
@@ -135,7 +137,7 @@ def panels() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page, shot = Path(folder) / "player.html", Path(folder) / "player.png"
         title = f"Why '{answer[0][0]}' ({answer[0][1]:.0%})?"
-        to_html(frames, maps, layout=clf.layout, path=page, truth=windows, predictions=answer, title=title, sign=FOR)
+        to_html(maps, frames, page, style=FOR, predictions=answer, truth=windows, title=title)
         switches = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
         # Frames are decoded after the page is loaded. A slow machine would otherwise take a picture of an empty page.
         switches += [

@@ -41,9 +41,11 @@ def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the file of a planted clip of 44 frames, which is more than one window."""
     from command_line import write_planted
 
-    from captum_staa.benchmark import PlantedClips
+    from captum_staa.benchmark import PlantedClips, SceneOptions
 
-    return write_planted(tmp_path_factory.mktemp("videos") / "long.mp4", PlantedClips(seed=1, n=1, num_frames=44))
+    return write_planted(
+        tmp_path_factory.mktemp("videos") / "long.mp4", PlantedClips(seed=1, n=1, scene=SceneOptions(num_frames=44))
+    )
 
 
 @pytest.fixture

@@ -25,13 +25,13 @@ from captum_methods.formulas import (
 )
 from captum_methods.subjects import TARGET, Subject
 from captum_staa import RISE, STAA, GradCAM, VideoFeatureAblation, VideoOcclusion
-from captum_staa.visualization import show_frames
+from captum_staa.visualization import Style, show_frames
 
 
 def frames_on_one_scale(s: Subject, f: Model) -> None:
     frames = two_frames(s)
     pictures = torch.zeros(*frames.shape, 3, dtype=torch.uint8)
-    _, axes = show_frames(pictures, frames, method="heat_map", outlier_perc=0, use_pyplot=False)
+    _, axes = show_frames(frames, pictures, style=Style(method="heat_map", outlier_perc=0), use_pyplot=False)
     colors = matplotlib.colormaps["inferno"](frames / frames.max())[..., :3] * 255
     if not np.allclose([image.get_array() for image in axes.images], colors, atol=1):
         raise Wrong("the colors are not those of one scale")

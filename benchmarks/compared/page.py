@@ -24,9 +24,9 @@ GROUPS = {
     "ST-ABN": ("st-abn",),
 }
 OURS = {
-    "STAA": ("STAA", "STAA(attention)"),
-    "STEP": ("SpatioTemporalPerturbation",),
-    "ST-ABN": ("AttentionBranch(gate)", "AttentionBranch(grad_gate)", "AttentionBranch(class_map)"),
+    "STAA": ("STAA (relevance)", "STAA"),
+    "STEP": ("STEP (nested)",),
+    "ST-ABN": ("AttentionBranch (gate)", "AttentionBranch (grad_gate)", "AttentionBranch (class_map)"),
 }
 SLOW_ONES = ("Occlusion", "VideoOcclusion", "KernelShap", "IntegratedGradients")
 CLAIMED = 0.03  # of the time of "traditional methods"; Wang and Liu
@@ -137,7 +137,7 @@ def losses(groups: dict[str, Comparison]) -> Iterator[str]:
 
 def _place(results: Comparison, metric: str, own: str, order: list[str]) -> str:
     mean, place = results.means()[own][metric].value, order.index(own) + 1
-    name = "" if own in ("STAA", "SpatioTemporalPerturbation") else f" {own[own.index('(') :]}"
+    name = f" {own[own.index('(') :]}" if "(" in own else ""
     columns = results.values(metric)
     behind = results.better[metric] * (
         columns[:, results.methods.index(order[0])] - columns[:, results.methods.index(own)]

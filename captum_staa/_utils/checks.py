@@ -6,6 +6,7 @@ from collections.abc import Collection, Sized
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def is_number(value: Any) -> bool:
@@ -63,3 +64,23 @@ def check_sides(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be (t, h, w), three integers of at least {least}, got {value!r}")
     for axis, side in zip("thw", value, strict=True):
         check_count(f"{axis} of {name} = {value!r}", side, least)
+
+
+def generator_or_seeded(generator: torch.Generator | None) -> torch.Generator:
+    """Return ``generator``, or a new CPU generator seeded with 0 if it is None. PyTorch's global generator is not used.
+
+    Example:
+        >>> first, again = (torch.rand(1, generator=generator_or_seeded(None)) for _ in range(2))
+        >>> bool(first == again)
+        True
+
+    Raises:
+        TypeError: ``generator`` is neither a ``torch.Generator`` nor None.
+    """
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator or None, got {generator!r}. Pass torch.Generator().manual_seed(1)."
+        )
+    return generator

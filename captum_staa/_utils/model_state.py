@@ -5,40 +5,173 @@ All of them can be nested, and can be used by several threads that share a model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
 from threading import Lock
-from typing import Any
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-# For each open block, the mode of every module before the block, in the order in which the blocks were entered. If two
-# threads share a model, the first thread that leaves its block must not set the other thread's modules to training.
-_open: list[dict[nn.Module, bool]] = []
+from captum_staa._utils.checks import check_choice
+from captum_staa._utils.gradients import inplace_explained
+from captum_staa._utils.networks import networks_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Saved(NamedTuple):
+    """The state of one module before a block: its mode, and its buffers with their versions and values."""
+
+    training: bool
+    buffers: dict[str, tuple[Tensor, int | None, Tensor]]
+
+
+# One item per open block, in the order in which the blocks were entered. If two threads share a model, the first thread
+# that leaves its block must not set the other thread's modules to training.
+_open: list[dict[nn.Module, _Saved]] = []
 _modes_lock = Lock()
+_as_is: ContextVar[bool] = ContextVar("captum_staa_model_state", default=False)
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Set every module of the model to eval mode inside the block, and restore each module's mode afterwards."""
-    with _modes_lock:
-        before = {module: module.training for module in model.modules()}
-        _open.append(before)
-        model.eval()
+def model_state(state: Literal["eval", "as_is"]) -> Iterator[None]:
+    """Context manager that sets in which mode methods, metrics and streams run the model, in this thread.
+
+    Example:
+        >>> from captum_staa import STAA, VideoClassifier
+        >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+        >>> clip = torch.rand(1, 16, 3, 48, 48)
+        >>> with model_state("as_is"):  # dropout is active if the model is in train mode, for Monte Carlo dropout
+        ...     maps = [STAA(clf.train(), mode="attention").attribute(clip) for sample in range(3)]
+
+    Args:
+        state: ``"eval"``, the default outside the block, runs all modules in eval mode. ``"as_is"`` leaves each module
+            in the mode in which it is. Buffers, such as the running statistics of a BatchNorm, are restored in both.
+    """
+    check_choice("state", state, ("eval", "as_is"))
+    token = _as_is.set(state == "as_is")
     try:
         yield
+    finally:
+        _as_is.reset(token)
+
+
+@contextmanager
+def eval_mode(forward_func: object, *, restore_buffers: bool = True) -> Iterator[None]:
+    """Set the networks of a forward function to eval mode inside the block, and restore modes and buffers afterwards.
+
+    Only the flag ``training`` is set: ``train()`` and ``eval()`` of some modules also change weights.
+
+    Args:
+        forward_func: a module, or a function that uses modules (see :func:`networks_of`).
+        restore_buffers: if False, buffers keep the values that they get inside the block, as for training.
+    """
+    modules = [module for network in networks_of(forward_func) for module in network.modules()]
+    with _modes_lock:
+        before = {module: _state_of(module, restore_buffers) for module in modules}
+        _open.append(before)
+        if not _as_is.get():
+            for module in modules:
+                if module.training:
+                    module.training = False
+    try:
+        with _differentiable_rnns(modules):
+            yield
     finally:
         with _modes_lock:
             at = next(index for index, block in enumerate(_open) if block is before)
             _, *later = _open[at:]
             del _open[at]
-            for module, training in before.items():
+            for module, state in before.items():
                 still_open = next((block for block in later if module in block), None)
                 if still_open is None:
-                    module.training = training
-                else:  # the last block to leave restores the mode
-                    still_open[module] = training
+                    _restore(module, state)
+                else:  # the last block to leave restores the state
+                    still_open[module] = state
+
+
+def in_eval_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator that runs a method of an ``Attribution``, or a function of ``forward_func``, in :func:`eval_mode`.
+
+    It also explains torch's error about models that cannot be differentiated because they work in place.
+    """
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        explained = args[0] if args else kwargs.get("forward_func")
+        forward_func: Any = getattr(explained, "forward_func", explained)
+
+        def again() -> Any:
+            inputs: Any = args[1] if len(args) > 1 else kwargs["inputs"]
+            inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+            extra: Any = kwargs.get("additional_forward_args")
+            extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+            return forward_func(*(part.detach().clone().requires_grad_() for part in inputs), *extra)
+
+        with eval_mode(forward_func), inplace_explained(forward_func, again):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _state_of(module: nn.Module, with_buffers: bool) -> _Saved:
+    buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and with_buffers}
+    with torch.no_grad():
+        saved = {name: (buffer, _version(buffer), buffer.clone()) for name, buffer in buffers.items()}
+    return _Saved(module.training, saved)
+
+
+def _version(buffer: Tensor) -> int | None:
+    """Return the number of changes of a tensor in place. Tensors made under ``inference_mode`` do not count them."""
+    return None if buffer.is_inference() else buffer._version
+
+
+def _restore(module: nn.Module, state: _Saved) -> None:
+    if module.training != state.training:
+        module.training = state.training
+    for name, (buffer, version, values) in state.buffers.items():
+        if module._buffers.get(name) is not buffer:
+            module._buffers[name] = buffer
+        # no copy without need: autograd refuses a graph whose saved buffer has another version
+        unchanged = version is not None and version == _version(buffer)
+        if unchanged and state.training and not buffer.is_meta:  # a batch norm in train mode does not count its updates
+            unchanged = bool(((buffer == values) | ((buffer != buffer) & (values != values))).all())
+        if not unchanged:
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                buffer.copy_(values)
+
+
+@contextmanager
+def _differentiable_rnns(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run recurrent layers on a GPU without cuDNN where a gradient is wanted: cuDNN refuses it in eval mode."""
+    handles: list[Any] = []
+    before: list[bool] = []
+
+    def disable(module: nn.Module, inputs: Any) -> None:
+        before.append(torch.backends.cudnn.enabled)
+        if torch.is_grad_enabled():
+            torch.backends.cudnn.enabled = False
+
+    def restore(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        torch.backends.cudnn.enabled = before.pop()
+
+    for module in modules:
+        if isinstance(module, nn.RNNBase) and not module.training and _on_gpu(module):
+            handles.append(module.register_forward_pre_hook(disable))
+            handles.append(module.register_forward_hook(restore, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _on_gpu(module: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in module.parameters())
 
 
 # Number of open blocks per parameter, so that two threads with one model do not restore each other's state.

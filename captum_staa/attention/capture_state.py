@@ -15,7 +15,7 @@ from captum_staa.models.families import AttentionLayer
 
 
 class AttentionCall:
-    """Class that gives access to one attention computation. Each method computes one quantity of the attention matrix.
+    """One attention computation of a forward. Each method computes one quantity of the attention matrix.
 
     Attributes:
         layer: the attention layer.
@@ -100,7 +100,7 @@ class StopForward(BaseException):
 
 
 class CaptureState:
-    """Class that holds the layers, the reader and the readings of one ``capture``."""
+    """The layers, the reader and the readings of one ``capture``."""
 
     def __init__(self, read: Callable[[AttentionCall], Any], last: AttentionLayer | None) -> None:
         self.readings: dict[AttentionLayer, Any] = {}

@@ -39,7 +39,8 @@ from torch import Tensor, nn
 
 from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.model_state import eval_mode, frozen_parameters, uncompiled, without_compiling
+from captum_staa._utils.gradients import lacks_backward, lost_gradient
+from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_compiling
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations, reaches
 from captum_staa.grid import TokenGrid
@@ -52,7 +53,7 @@ Where = Literal["tokens", "pixels"]
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Class that holds the score of each example as a sum of signed contributions.
+    """The score of each example as a sum of signed contributions.
 
     ``contributions`` summed over an example, plus ``constants``, is ``score``. All tensors are detached; all but
     ``outputs`` are float32 or wider.
@@ -176,7 +177,7 @@ def decompose(
             during the call.
         inputs: ``(B, ...)`` floats.
         score: function from outputs to ``(B,)``, one number per example. It must be linear, otherwise the result is
-            approximate.
+            approximate. If the outputs are the result of a softmax or a sigmoid, it gets the logits before that.
         additional_forward_args: further positional arguments of ``forward_func``.
         embedding: the submodule whose output is decomposed. It must run once per forward. None decomposes the inputs.
         pattern_weight: weight of the effect of each token on attention patterns, as a query and as a key. With 0,
@@ -208,12 +209,15 @@ def decompose(
             outputs = _run_forward(forward_func, source, None, extra)
         _check_run(outputs, leaves, embedding)
         (leaf,) = leaves
-        scores = score(outputs)
+        logits = mode.before_squash(outputs)
+        scores = score(outputs if logits is None else logits)
         if not scores.requires_grad or not reaches(scores.grad_fn, leaf):
-            raise ValueError(_no_gradient(outputs, embedding))
+            raise ValueError(f"{_no_gradient(outputs, embedding)}{_lost(forward_func, inputs, extra)}")
         # under the mode as well, because gradient checkpointing repeats the forward during the backward
         backward = mode.expand(torch.autograd.grad)
         (gradient,) = backward(scores.sum(), leaf)
+        if lacks_backward(scores.grad_fn) and not bool((gradient != 0).any()):
+            raise ValueError(f"{_no_gradient(outputs, embedding)}{_lost(forward_func, inputs, extra)}")
     nonlinear = tuple(sorted(set(nonlinear_operations(scores.grad_fn, leaf))))
     if nonlinear:
         warnings.warn(
@@ -270,13 +274,21 @@ def _check_run(outputs: Any, leaves: list[Tensor], embedding: nn.Module | None) 
         )
 
 
+def _lost(forward_func: Callable[..., Any], inputs: Tensor, extra: Any) -> str:
+    leaf = inputs.detach().clone().requires_grad_()
+    where = lost_gradient(forward_func, lambda: _run_forward(forward_func, leaf.clone(), None, extra))
+    return f" {where}" if where else ""
+
+
 def _no_gradient(outputs: Tensor, embedding: nn.Module | None) -> str:
     """Return the message for a missing gradient. The usual cause is a softmax at the end of the model."""
     values = outputs.detach().float()
     if values.ndim > 1 and bool((values >= 0).all() and ((values.sum(1) - 1).abs() < 1e-2).all()):
         return (
-            f"outputs must be logits, got probabilities of shape {tuple(outputs.shape)}, which sum to 1. A softmax is "
-            f"frozen like an attention pattern, so no gradient passes it. Remove the softmax at the end of the model."
+            f"outputs must be logits or the direct result of a softmax, got probabilities of shape "
+            f"{tuple(outputs.shape)} that were computed in another way, such as a mean over views. A softmax is frozen "
+            f"like an attention pattern, so no gradient passes it. Remove it from the end of the model, or explain one "
+            f"view."
         )
     of = "inputs" if embedding is None else f"output of {type(embedding).__name__}"
     return (
@@ -286,13 +298,14 @@ def _no_gradient(outputs: Tensor, embedding: nn.Module | None) -> str:
 
 
 def _patch_embedding(classifier: Any) -> nn.Module:
-    family, model = classifier.family, uncompiled(classifier.module)
+    family, model = classifier.family, classifier.transformer
     name = getattr(family, "patch_embedding", None)
     if name is None:
         known = "no family" if family is None else f"family {family.name!r} without a patch embedding"
         raise ValueError(
-            f"where='tokens' needs the module that embeds the patches, got {type(model).__name__} of {known}. Pass "
-            f"VideoClassifier(..., family=Family(..., patch_embedding='name.of.the.module')), or use where='pixels'."
+            f"where='tokens' needs the module that embeds the patches, got {type(classifier.module).__name__} of "
+            f"{known}. Pass VideoClassifier(..., family=Family(..., patch_embedding='name.of.the.module')), or use "
+            f"where='pixels'."
         )
     try:
         return model.get_submodule(name)

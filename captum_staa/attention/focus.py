@@ -15,7 +15,7 @@ from captum_staa._utils.checks import check_choice, is_number
 
 @dataclass(frozen=True)
 class Focus:
-    """Class that keeps values above a dynamic threshold and suppresses values below it, consistently in space and time.
+    """Suppress values below a dynamic threshold, consistently in space and time.
 
     The published code draws its threshold at random between two percentiles of each frame. This class computes the
     threshold from the clip: between the same percentiles, where the values of the map split best. The mean of its

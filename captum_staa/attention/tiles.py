@@ -21,7 +21,7 @@ DEVICE_TILE = 1 << 26
 
 @dataclass(frozen=True)
 class Operands:
-    """Class that holds the operands of one attention: ``softmax(cap(scale * query @ key^T) + bias) @ value``.
+    """Operands of one attention: ``softmax(cap(scale * query @ key^T) + bias) @ value``.
 
     Args:
         query: ``(B, heads, Q, d)``.

@@ -1,10 +1,10 @@
 """Attribution methods, one per module. Each class is a Captum ``Attribution``."""
 
-from captum_staa.attr._perturbation_result import MaskAttribution
 from captum_staa.attr.feature_ablation import VideoFeatureAblation
 from captum_staa.attr.grad_cam import GradCAM
 from captum_staa.attr.occlusion import VideoOcclusion
-from captum_staa.attr.perturbation import SpatioTemporalPerturbation
+from captum_staa.attr.perturbation import History, MaskAttribution, SpatioTemporalPerturbation
+from captum_staa.attr.released_staa import ReleasedSTAA
 from captum_staa.attr.rise import RISE
 from captum_staa.attr.smooth import smooth
 from captum_staa.attr.st_abn import AttentionBranch, BranchAttribution
@@ -16,7 +16,9 @@ __all__ = [
     "AttentionBranch",
     "BranchAttribution",
     "GradCAM",
+    "History",
     "MaskAttribution",
+    "ReleasedSTAA",
     "SpatioTemporalPerturbation",
     "VideoFeatureAblation",
     "VideoOcclusion",

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
-from captum_staa.attr._arguments import as_attributions, clips_of, evaluations
+from captum_staa._utils.model_state import in_eval_mode
+from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations
 from captum_staa.layout import VideoLayout
-from captum_staa.masking.ablation import ablate
+from captum_staa.masking.ablation import Features, ablate
 from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, masks_for
-from captum_staa.masking.regions import Features
 from captum_staa.masking.scores import TargetScore
 from captum_staa.models.layouts import layout_if_known
 
 
-class VideoFeatureAblation(PerturbationAttribution):
+class VideoFeatureAblation(VideoMethod, PerturbationAttribution):
     """Attribution method that measures how much the target's output falls when a region of a feature mask is replaced.
 
     The values equal those of Captum's FeatureAblation. Captum compares the whole mask with every id and copies the clip
@@ -53,6 +53,7 @@ class VideoFeatureAblation(PerturbationAttribution):
         self.layout = layout_if_known(forward_func, layout)
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -96,8 +97,7 @@ class VideoFeatureAblation(PerturbationAttribution):
         score = TargetScore(self.forward_func, target, additional_forward_args, len(clips[0]))
         with evaluations(self.get_name(), len(features), perturbations_per_eval, show_progress) as tick:
             falls = ablate(score, clips, covers, features, perturbations_per_eval, tick)
-        return _format_output(_is_tuple(inputs), as_attributions(features.spread(falls), clips))
-
-    def attribute_future(self) -> NoReturn:
-        """Raise NotImplementedError: Captum's futures are for remote models."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+        attributions = (
+            values.to(attribution_dtype(clip)) for values, clip in zip(features.spread(falls), clips, strict=True)
+        )
+        return _format_output(_is_tuple(inputs), tuple(attributions))

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from threading import get_ident
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
-from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_staa._utils.captum import (
     TargetType,
     _format_additional_forward_args,
-    _format_output,
-    _format_tensor_into_tuples,
-    _is_tuple,
     _run_forward,
     log_usage,
 )
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.model_state import frozen_parameters, without_compiling
-from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
+from captum_staa._utils.gradients import lost_gradient
+from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
+from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_values
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import classifier_of
-from captum_staa.models.layers import MODES, covered, find_layer, to_pixels
+from captum_staa.models.layer_axes import ChannelWitness, LayerAxes, first_tensor, read_axes, stated_axes
+from captum_staa.models.layers import MODES, covered, find_layer, network_of, to_pixels
 from captum_staa.models.layouts import layout_of
 from captum_staa.result import VideoAttribution
 
@@ -39,7 +37,7 @@ WEIGHTINGS = {
 }
 
 
-class GradCAM(Attribution):
+class GradCAM(VideoMethod):
     """Attribution method that multiplies a layer's activation by the gradient of the target and sums over channels.
 
     The map is interpolated to the size of the clip.
@@ -58,11 +56,13 @@ class GradCAM(Attribution):
     Args:
         forward_func: a :class:`VideoClassifier`, or any module that returns one row of outputs per example.
         layer: the layer, or its name in ``named_modules()`` of the model (of the classifier's ``.module``). Its
-            output, or the first item if it returns a tuple, must be one of
+            output, or the first item of a tuple or of a Hugging Face output, must be one of
 
-            - ``(B, C, t, h, w)``, the output of a 3D convolution;
-            - ``(B*T, C, h, w)``, the output of a 2D convolution over the frames of all clips, clip after clip; or
+            - ``(B, C, t, h, w)``, the output of a 3D convolution; or ``(B, t, h, w, C)``, as in Swin transformers;
+            - ``(B*T, C, h, w)`` or ``(B*T, h, w, C)``, for the frames of all clips, clip after clip; or
               ``(B, C, h, w)`` in each of T calls, if the model loops over frames;
+            - ``(B, T, C)``, the output of a recurrent layer, which gives a map in time alone;
+            - ``(B, N, D)`` followed by ``(t, h, w)``, as in MViT;
             - ``(B, N, D)``, the tokens of ``grid``, with or without its prefix, which is dropped; inside divided
               attention also ``(B*t, h*w, D)`` with frames in the batch axis, or ``(B*h*w, t, D)`` with positions in the
               batch axis.
@@ -71,6 +71,10 @@ class GradCAM(Attribution):
         weighting: ``"hirescam"``: the gradient at each position; ``"layercam"``: its positive part; ``"gradcam"``: the
             mean gradient of each channel over space and time, as in the Grad-CAM paper.
         upsampling: from the layer's cells to pixels, ``"trilinear"`` or ``"nearest"``.
+        layer_axes: the order of the axes of the layer's output, such as ``"BTHWC"`` or ``"(BT)HWC"`` (see
+            :class:`captum_staa.models.layer_axes.LayerAxes`). None reads it from the modules that compute and read the
+            output, and raises an error where it stays ambiguous.
+        reshape: function that rearranges the layer's output to ``(B, C, t, h, w)``, for any other order.
 
     Raises:
         TypeError: ``forward_func`` is not a module, or an argument has the wrong type.
@@ -116,6 +120,8 @@ class GradCAM(Attribution):
         *,
         weighting: Literal["gradcam", "hirescam", "layercam"] = "hirescam",
         upsampling: Literal["trilinear", "nearest"] = "trilinear",
+        layer_axes: str | None = None,
+        reshape: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if not isinstance(forward_func, nn.Module):
             raise TypeError(
@@ -128,13 +134,19 @@ class GradCAM(Attribution):
             raise TypeError(f"grid must be a TokenGrid or None, got {grid!r}. Pass grid=TokenGrid(...).")
         check_choice("weighting", weighting, WEIGHTINGS)
         check_choice("upsampling", upsampling, MODES)
+        if layer_axes is not None:
+            LayerAxes(layer_axes, (1, 1, 1))  # reject a wrong pattern now
+        if layer_axes is not None and reshape is not None:
+            raise ValueError("layer_axes and reshape state the same thing, got both. Leave one of them out.")
         self.layout, self.weighting, self.upsampling = layout, weighting, upsampling
+        self.layer_axes, self.reshape = layer_axes, reshape
         self.layer, name = find_layer(forward_func, layer)
         self._name = f"layer {name!r}"
         classifier = classifier_of(forward_func)
         self.grid = classifier.grid if grid is None and classifier is not None else grid
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -142,7 +154,6 @@ class GradCAM(Attribution):
         additional_forward_args: object = None,
         *,
         relu_attributions: bool = False,
-        show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """Return attributions of the shape of the clip, spread evenly over channels.
 
@@ -151,7 +162,6 @@ class GradCAM(Attribution):
             target: as in Captum. Required if the model has several classes.
             additional_forward_args: further positional arguments of the model.
             relu_attributions: whether to set negative cells of the layer's map to 0, as in the paper.
-            show_progress: accepted for compatibility with Captum and ignored, because there is one forward only.
 
         Returns:
             Like ``inputs`` (float32 if they are of half precision), in units of the output: contiguous, detached and
@@ -162,10 +172,10 @@ class GradCAM(Attribution):
                 gradient does not reach it, the target is missing, the clip has the wrong shape, or the call is under
                 ``torch.inference_mode()``.
         """
-        parts = self._parts(inputs, target, additional_forward_args, relu_attributions)
-        clip = _format_tensor_into_tuples(inputs)[0]
-        return _format_output(_is_tuple(inputs), (self.layout.expand(parts.joint, clip),))
+        maps = self._maps(inputs, target, additional_forward_args, relu_attributions)
+        return like_inputs(inputs, self.layout, maps.joint)
 
+    @in_eval_mode
     def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -173,54 +183,53 @@ class GradCAM(Attribution):
         additional_forward_args: object = None,
         *,
         relu_attributions: bool = False,
-        show_progress: bool = False,
     ) -> VideoAttribution:
         """Return the same attribution as :class:`VideoAttribution`, with the model's output as its logits."""
-        return self._parts(inputs, target, additional_forward_args, relu_attributions)
-
-    def attribute_future(self) -> NoReturn:
-        """Raise NotImplementedError: Captum's futures are for remote models, and a layer is read in this process."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+        return self._maps(inputs, target, additional_forward_args, relu_attributions)
 
     @classmethod
     def get_name(cls) -> str:
         """Return ``"GradCAM"``."""
         return "GradCAM"
 
-    def _parts(
+    def _maps(
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, relu: bool
     ) -> VideoAttribution:
-        clip = one_clip(inputs, self.layout, self.get_name())
-        size = self.layout.extent(clip)
+        clip = self.layout.to_working(one_clip(inputs, self.layout, self.get_name()))
+        forward = self.layout.forward_from_working(self.forward_func)
+        size = extent(clip)
         self._check_grid(size)
         refuse_inference_mode(self.get_name())
         extra = _format_additional_forward_args(additional_forward_args)
         with torch.enable_grad(), frozen_parameters(self.forward_func):
-            with _cut(self.layer) as outputs:
-                answer = _run_forward(self.forward_func, clip.detach().clone(), None, extra)
+            witness = ChannelWitness()
+            watching = witness.watching(network_of(self.forward_func), self.layer)
+            with watching, _cut(self.layer, witness) as outputs:
+                answer = _run_forward(forward, clip.detach().clone(), None, extra)
             if not isinstance(answer, Tensor) or answer.shape[:1] != clip.shape[:1]:
                 shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
                 raise ValueError(
                     f"the model must return a tensor with one row per example, {len(clip)} here, got {shape}. Wrap a "
                     f"Hugging Face model in VideoClassifier, which returns the logits."
                 )
-            activation = self._fold(outputs, len(clip), size)
-            score = score_of(answer, target)
+            activation = self._stacked(outputs, len(clip), size[0])
+            fold = self._folding(activation, len(clip), size, witness)
+            score = target_values(self.forward_func, answer, target).sum()
             if score.requires_grad:
                 gradients = torch.autograd.grad(score, outputs, materialize_grads=True)
             else:  # the output does not depend on the layer
                 gradients = tuple(torch.zeros_like(output) for output in outputs)
-        gradient = self._fold(gradients, len(clip), size)
-        self._check_reach(gradient)
-        products = WEIGHTINGS[self.weighting](gradient) * activation
+        gradient = fold(self._stacked(gradients, len(clip), size[0]))
+        self._check_reach(gradient, lambda: _run_forward(forward, clip.detach().clone().requires_grad_(), None, extra))
+        products = WEIGHTINGS[self.weighting](gradient) * fold(activation)
         joint = products.sum(1)  # (B, t, h, w)
         self._check_cancelling(joint, products, outputs[0].dtype)
         return VideoAttribution.from_joint(self._to_pixels(joint.relu() if relu else joint, size), answer.detach())
 
     # --- from a layer's output to pixels ------------------------------------------------------------------------
 
-    def _fold(self, outputs: Any, batch: int, size: tuple[int, int, int]) -> Tensor:
-        """Return the outputs of all calls of the layer as ``(B, C, t, h, w)``, in float32 or wider."""
+    def _stacked(self, outputs: Sequence[Tensor], batch: int, frames: int) -> Tensor:
+        """Return the output of the layer in float32 or wider; for a layer that is called once per frame, of all."""
         shapes = [tuple(output.shape) for output in outputs]
         if not shapes:
             raise ValueError(
@@ -228,30 +237,49 @@ class GradCAM(Attribution):
                 f"not a ModuleList or a part of a scripted model."
             )
         value = outputs[0].detach()
-        if len(shapes) == size[0] and set(shapes) == {(batch, *shapes[0][1:])} and value.ndim == 4:
+        if len(shapes) == frames and set(shapes) == {(batch, *shapes[0][1:])} and value.ndim in (2, 4):
             value = torch.stack([output.detach() for output in outputs], 1).flatten(0, 1)  # a loop over frames
         elif len(shapes) > 1:
             raise ValueError(
                 f"the forward must call {self._name} once, got {len(shapes)} calls with outputs of shape {shapes[0]}. "
                 f"Choose a layer that is called once, or once per frame with (B, C, h, w)."
             )
-        value = value.to(torch.promote_types(value.dtype, torch.float32))
-        folded = None
-        if value.ndim == 5 and len(value) == batch:
-            folded = value
-        elif value.ndim == 4 and len(value) == batch * size[0]:
-            folded = value.unflatten(0, (batch, size[0])).transpose(1, 2)
-        elif value.ndim == 3 and self.grid is not None:
-            folded = _fold_tokens(value, batch, self.grid)
-        # This also detects channels-last layers: their channels, taken as the width, exceed the width in pixels.
-        if folded is None or any(cells > pixels for cells, pixels in zip(folded.shape[2:], size, strict=True)):
-            tokens = self.grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer."
+        return value.to(torch.promote_types(value.dtype, torch.float32))
+
+    def _folding(
+        self, value: Tensor, batch: int, size: tuple[int, int, int], witness: ChannelWitness
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the function that converts what the layer returned to ``(B, C, t, h, w)``."""
+        if self.reshape is not None:
+            folded: Any = self.reshape(value)
+            if not isinstance(folded, Tensor) or folded.ndim != 5 or len(folded) != batch:
+                shape = tuple(folded.shape) if isinstance(folded, Tensor) else type(folded).__name__
+                raise ValueError(
+                    f"reshape must return (B, C, t, h, w) with B = {batch}, got {shape} for an output of shape "
+                    f"{tuple(value.shape)}."
+                )
+            return self.reshape
+        if self.layer_axes is not None:
+            return stated_axes(self.layer_axes, value, size, self.grid).fold
+        recurrent = self.layer if isinstance(self.layer, nn.RNNBase) else None
+        channel = witness.channel(value)
+        fits = read_axes(value, batch, size, self.grid, channel=channel, cells=witness.cells, recurrent=recurrent)
+        if len(fits) == 1:
+            return fits[0].fold
+        received = f"got shape {tuple(value.shape)} for {batch} clips of {size} (T, H, W)"
+        if fits:
             raise ValueError(
-                f"the output of {self._name} must be (B, C, t, h, w) or (B*T, C, h, w), or tokens (B, N, D), "
-                f"(B*t, h*w, D) or (B*h*w, t, D), got shape {shapes[0]} for {batch} clips of {size} (T, H, W). Tokens "
-                f"need {tokens}"
+                f"the order of the axes of {self._name} must be known, {received}, which can be "
+                f"{' or '.join(axes.pattern for axes in fits)}. Pass GradCAM(..., layer_axes={fits[0].pattern!r}) or "
+                f"layer_axes={fits[1].pattern!r}."
             )
-        return folded
+        tokens = self.grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer"
+        seen = f" with channels in axis {channel}" if channel is not None and value.ndim > 3 else ""
+        raise ValueError(
+            f"the output of {self._name} must be (B, C, t, h, w), (B, t, h, w, C), (B*T, C, h, w) or (B*T, h, w, C), "
+            f"or tokens (B, N, D), (B*t, h*w, D) or (B*h*w, t, D), {received}{seen}. Tokens need {tokens}. For another "
+            f"order, pass GradCAM(..., layer_axes='BTHWC') or reshape=function to (B, C, t, h, w)."
+        )
 
     def _to_pixels(self, maps: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Return the value of each cell spread over its pixels, so that the sum is kept."""
@@ -271,7 +299,7 @@ class GradCAM(Attribution):
                 f"Set t, h, w of the grid to those of the layer, and tubelet to the pixels of one token."
             )
 
-    def _check_reach(self, gradient: Tensor) -> None:
+    def _check_reach(self, gradient: Tensor, run: Callable[[], Any]) -> None:
         """Raise a ValueError if the gradient reaches no cell, or only the first one: the map would be empty."""
         reached = gradient.flatten(2).any(1)[:, 1:].any(1)  # (B,)
         if not bool(reached.all()):
@@ -279,6 +307,7 @@ class GradCAM(Attribution):
                 f"the target's gradient must reach the cells of {self._name}, got no gradient (or only at the first "
                 f"cell) in clips {(~reached).nonzero().flatten().tolist()}. The head reads only a class token, or a "
                 f"value that was pooled earlier. Choose an earlier layer, such as the norm before the last attention."
+                f"{' ' + where if (where := lost_gradient(self.forward_func, run)).startswith('The gradient') else ''}"
             )
 
     def _check_cancelling(self, joint: Tensor, products: Tensor, dtype: torch.dtype) -> None:
@@ -299,7 +328,7 @@ class GradCAM(Attribution):
 
 
 @contextmanager
-def _cut(layer: nn.Module) -> Iterator[list[Tensor]]:
+def _cut(layer: nn.Module, witness: ChannelWitness) -> Iterator[list[Tensor]]:
     """Make every output of the layer in this thread a leaf of the graph, and yield these leaves.
 
     So no graph of the computation before the layer is kept. A compiled model runs uncompiled inside the block, because
@@ -311,17 +340,18 @@ def _cut(layer: nn.Module) -> Iterator[list[Tensor]]:
     def cut(module: nn.Module, args: object, output: Any) -> Any:
         if get_ident() != thread:
             return output
-        first = output[0] if isinstance(output, tuple) and output else output
+        first, replace_first = first_tensor(output)
         if not isinstance(first, Tensor) or not first.is_floating_point():
             kind = f"a tensor of {first.dtype}" if isinstance(first, Tensor) else type(first).__name__
             raise ValueError(
-                f"the layer {type(module).__name__} must return a tensor of floats, or a tuple that begins with one, "
-                f"got {kind}. Choose a layer inside it."
+                f"the layer {type(module).__name__} must return a tensor of floats, or a container that begins with "
+                f"one, got {kind}. Choose a layer inside it."
             )
         leaf = first.detach().requires_grad_()
         leaves.append(leaf)
         onward = leaf.clone()  # the model may modify it in place, as nn.ReLU(inplace=True) does
-        return getattr(output, "_make", tuple)((onward, *output[1:])) if isinstance(output, tuple) else onward
+        witness.watch(onward, output)
+        return replace_first(onward)
 
     handle = layer.register_forward_hook(cut)
     try:
@@ -329,18 +359,3 @@ def _cut(layer: nn.Module) -> Iterator[list[Tensor]]:
             yield leaves
     finally:
         handle.remove()
-
-
-def _fold_tokens(tokens: Tensor, batch: int, grid: TokenGrid) -> Tensor | None:
-    """Return tokens, also of divided attention, as ``(B, D, t, h, w)``; None for an unknown or ambiguous shape."""
-    rows, count, _ = tokens.shape
-    positions = grid.h * grid.w
-    if rows == batch and count in (grid.num_patches, grid.num_tokens):
-        return grid.to_grid(tokens.transpose(1, 2))
-    by_frame = rows == batch * grid.t and count in (positions, grid.prefix + positions)
-    by_place = rows == batch * positions and count in (grid.t, grid.prefix + grid.t)
-    if by_frame and not by_place:
-        return tokens[:, -positions:].unflatten(1, (grid.h, grid.w)).unflatten(0, (batch, grid.t)).movedim(-1, 1)
-    if by_place and not by_frame:
-        return tokens[:, -grid.t :].unflatten(0, (batch, grid.h, grid.w)).permute(0, 4, 3, 1, 2)
-    return None

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
 from captum_staa._utils.checks import check_count
-from captum_staa.attr._arguments import as_attributions, clips_of, evaluations
-from captum_staa.layout import VideoLayout
-from captum_staa.masking.ablation import ablate
+from captum_staa._utils.model_state import in_eval_mode
+from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations
+from captum_staa.layout import WORKING, VideoLayout
+from captum_staa.masking.ablation import Windows, ablate
 from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval
-from captum_staa.masking.regions import Windows
 from captum_staa.masking.scores import TargetScore
 from captum_staa.models.layouts import layout_of
 
 Sides = tuple[int, ...]
 
 
-class VideoOcclusion(PerturbationAttribution):
+class VideoOcclusion(VideoMethod, PerturbationAttribution):
     """Attribution method that measures how much the target's output falls when a space-time window is occluded.
 
     The values equal those of Captum's Occlusion. Captum builds a mask of the whole clip for every window. This class
@@ -55,6 +55,7 @@ class VideoOcclusion(PerturbationAttribution):
         self.layout = layout_of(forward_func, layout)
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -97,24 +98,25 @@ class VideoOcclusion(PerturbationAttribution):
         steps = self._strides(strides, sides, clips)
         covers = baselines_for(clips, baselines)
         check_perturbations_per_eval(perturbations_per_eval)
-        sizes = [tuple(clip.shape[1:]) for clip in clips]
-        windows = Windows(sizes, sides, steps)
-        score = TargetScore(self.forward_func, target, additional_forward_args, len(clips[0]))
+        forward = self.layout.forward_from_working(self.forward_func, len(clips))
+        score = TargetScore(forward, target, additional_forward_args, len(clips[0]))
+        clips, covers = (tuple(map(self.layout.to_working, tensors)) for tensors in (clips, covers))
+        windows = Windows([clip.shape[1:] for clip in clips], sides, steps)
         with evaluations(self.get_name(), len(windows), perturbations_per_eval, show_progress) as tick:
             falls = ablate(score, clips, covers, windows, perturbations_per_eval, tick)
-        return _format_output(_is_tuple(inputs), as_attributions(windows.spread(falls), clips))
-
-    def attribute_future(self) -> NoReturn:
-        """Raise NotImplementedError: Captum's futures are for remote models."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+        attributions = (
+            self.layout.from_working(values).to(attribution_dtype(clip)).contiguous()
+            for values, clip in zip(windows.spread(falls), clips, strict=True)
+        )
+        return _format_output(_is_tuple(inputs), tuple(attributions))
 
     def _sides(self, windows: Any, clips: tuple[Tensor, ...]) -> list[Sides]:
-        """Return one window per clip, over its axes after the batch."""
+        """Return the sides ``(T, C, H, W)`` of one window per clip."""
         result = []
         for window, clip in zip(_per_input("sliding_window_shapes", windows, len(clips)), clips, strict=True):
             sides = self._along_axes("sliding_window_shapes", window, clip)
-            if any(side > size for side, size in zip(sides, clip.shape[1:], strict=True)):
-                sizes = self.layout.size(clip)
+            sizes = self.layout.size(clip)
+            if any(side > sizes[axis] for side, axis in zip(sides, WORKING[1:], strict=True)):
                 raise ValueError(
                     f"sliding_window_shapes must not be larger than the clip, got {window!r} for a clip of shape "
                     f"{tuple(clip.shape)} in layout {self.layout.axes}. Use (t, h, w) of at most "
@@ -124,23 +126,24 @@ class VideoOcclusion(PerturbationAttribution):
         return result
 
     def _strides(self, strides: Any, windows: list[Sides], clips: tuple[Tensor, ...]) -> list[Sides]:
-        """Return one stride per clip, over its axes after the batch."""
+        """Return one stride ``(T, C, H, W)`` per clip."""
         result = []
         for stride, window, clip in zip(_per_input("strides", strides, len(clips)), windows, clips, strict=True):
             same = 1 if stride is None else stride
             steps = self._along_axes("strides", stride if isinstance(same, (tuple, list)) else (same,) * 4, clip)
-            for step, side, size in zip(steps, window, clip.shape[1:], strict=True):
-                if step > side < size:
+            sizes = self.layout.size(clip)
+            for axis, step, side in zip(WORKING[1:], steps, window, strict=True):
+                if step > side < sizes[axis]:
                     raise ValueError(
-                        f"strides must not be longer than the window, got strides {stride!r} with a window of {window} "
-                        f"(axes {self.layout.axes[1:]}). Voxels between windows would have no attribution. Use at most "
-                        f"{side} there."
+                        f"strides must not be longer than the window, got strides {stride!r} with a window of "
+                        f"{side} along {axis}. Voxels between windows would have no attribution. Use at most {side} "
+                        f"there."
                     )
             result.append(steps)
         return result
 
     def _along_axes(self, name: str, sides: Any, clip: Tensor) -> Sides:
-        """Return sides along the axes after the batch, from ``(t, h, w)`` or from four sides."""
+        """Return sides along ``(T, C, H, W)``, from ``(t, h, w)`` or from four sides in the layout's order."""
         if not (isinstance(sides, tuple) and len(sides) in (3, 4)):
             raise ValueError(
                 f"{name} must be integers (t, h, w), or one for each of {self.layout.axes[1:]}, got {sides!r} for a "
@@ -150,7 +153,7 @@ class VideoOcclusion(PerturbationAttribution):
         for axis, side in zip(letters, sides, strict=True):
             check_count(f"{axis} of {name} {sides!r}", side)
         named = {"C": clip.shape[self.layout.channel]} | dict(zip(letters, map(int, sides), strict=True))
-        return tuple(named[axis] for axis in self.layout.axes[1:])
+        return tuple(named[axis] for axis in WORKING[1:])
 
 
 def _per_input(name: str, value: Any, inputs: int) -> tuple[Any, ...]:

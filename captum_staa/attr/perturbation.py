@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor, nn
 
+from captum_staa._utils import notebook
 from captum_staa._utils.captum import (
     BaselineType,
     TargetType,
@@ -21,24 +22,85 @@ from captum_staa._utils.captum import (
     log_usage,
 )
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.model_state import frozen_parameters
-from captum_staa.attr._arguments import call_bar, one_clip, refuse_inference_mode
-from captum_staa.attr._hiding import OF_SEVERAL_FRAMES, blend_of
-from captum_staa.attr._perturbation_result import MaskAttribution, probability, result_of
+from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.gradients import lost_gradient
+from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
+from captum_staa.attr._base import VideoMethod, call_bar, one_clip, refuse_inference_mode
 from captum_staa.layout import VideoLayout
 from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, units_for
-from captum_staa.masking.scores import TargetScore, over_classes
+from captum_staa.masking.scores import TargetScore, with_probabilities
 from captum_staa.models.layouts import layout_of
-from captum_staa.perturbation.blends import BlurPyramid
-from captum_staa.perturbation.learning import Evaluation, Problem, learn
+from captum_staa.models.outputs import kind_of
+from captum_staa.perturbation.blends import blends_of
+from captum_staa.perturbation.config import PRESETS, Objective, PerturbationConfig, Regularizer, Scale
+from captum_staa.perturbation.learning import Evaluation, NoGradientError, OptimizationState, Problem, learn
 from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid, RegionGrid
-from captum_staa.perturbation.objective import Aim, Objective, Scale
-from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
-from captum_staa.perturbation.regularizers import Regularizer
-from captum_staa.result import maps_of
+from captum_staa.result import VideoAttribution, maps_of
 
 
-class SpatioTemporalPerturbation(PerturbationAttribution):
+class History(NamedTuple):
+    """Energies and scores of the masks at the requested areas, at each evaluation during the optimization.
+
+    Attributes:
+        steps: ``(S,)`` int64, number of steps before each evaluation.
+        energy: ``(S, B)``, the minimized quantity: the mean over areas of loss, regularizer and area penalty, with the
+            penalty's weight at the first step.
+        kept: ``(S, B, A)``, as in :class:`MaskAttribution`.
+        removed: ``(S, B, A)``, as in :class:`MaskAttribution`.
+    """
+
+    steps: Tensor
+    energy: Tensor
+    kept: Tensor
+    removed: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskAttribution(VideoAttribution):
+    """Attribution by learned masks: the map, the mask of each area, its scores, and the history of the optimization.
+
+    A score is the target's probability, in [0, 1]; or its output, if the scale of the options is ``"logit"`` or the
+    model has a single output. Scores of masks are means over the blends with all baselines: geometric means of
+    probabilities.
+
+    Attributes:
+        joint: ``(B, T, H, W)``, not negative. The sum over a clip is 1, or 0 if no mask keeps anything.
+        spatial: ``(B, H, W)``, the sum of ``joint`` over frames.
+        temporal: ``(B, T)``, the sum of ``joint`` over the pixels of each frame.
+        logits: None.
+        masks: ``(B, A, T, H, W)`` in [0, 1], one per area; 1 keeps a voxel, 0 removes it.
+        areas: ``(A,)``, the requested areas: fractions of the clip's volume, in (0, 1).
+        visible: ``(B, A)`` in [0, 1], the fraction of the clip's volume that each mask keeps: its mean.
+        whole: ``(B,)``, the score of the unperturbed clip.
+        kept: ``(B, A)``, the score if only what the mask selects is kept.
+        removed: ``(B, A)``, the score if what the mask selects is removed.
+        history: energies and scores during the optimization, every ten steps.
+        interrupted: whether a KeyboardInterrupt (Ctrl-C) ended the optimization early.
+    """
+
+    masks: Tensor
+    areas: Tensor
+    visible: Tensor
+    whole: Tensor
+    kept: Tensor
+    removed: Tensor
+    history: History
+    interrupted: bool
+
+    def _repr_html_(self) -> str:
+        means = [values.nanmean(0).tolist() for values in (self.visible, self.kept, self.removed)]
+        learned = notebook.table(
+            ("area", "visible", "kept", "removed"), list(zip(self.areas.tolist(), *means, strict=True))
+        )
+        energies = list(zip(self.history.steps.tolist(), self.history.energy.nanmean(1).tolist(), strict=True))
+        whole = notebook.number(float(self.whole.nanmean()))
+        title = f"masks, means over clips; the score of the unperturbed clip is {whole}"
+        title += "; interrupted early" if self.interrupted else ""
+        more = notebook.block(title, learned, notebook.curves({"energy": energies}, "step", "minimized energy"))
+        return f"<div>{super()._repr_html_()}{more}</div>"
+
+
+class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
     """Attribution by learned masks: the parts of a clip, in space and time, that determine the model's score.
 
     Each mask keeps a given fraction of the clip's volume and removes the rest. The masks are learned by gradient
@@ -54,7 +116,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         >>> parts = SpatioTemporalPerturbation(clf).attribute_maps(clip, target=label, perturbations_per_eval=8)
         >>> parts.masks.shape, bool((parts.visible[0] - parts.areas).abs().max() < 1e-3)
         (torch.Size([1, 4, 16, 48, 48]), True)
-        >>> kept, deleted = parts.kept[0, 0], parts.deleted[0, 0]  # scores of the smallest area
+        >>> kept, removed = parts.kept[0, 0], parts.removed[0, 0]  # scores of the smallest area
         >>> parts.joint.shape
         torch.Size([1, 16, 48, 48])
 
@@ -63,11 +125,13 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
             of outputs per example.
         layout: order of the clip's axes, such as ``"BCTHW"``. Optional for a :class:`VideoClassifier`, which has its
             own layout.
-        preset: name of a preset, or a :class:`captum_staa.perturbation.presets.PerturbationConfig`.
+        preset: name of a preset, or a :class:`captum_staa.perturbation.PerturbationConfig`, such as
+            ``PRESETS["nested"].changed(scale="logit")``.
 
-            - ``"nested"``: one score per cell, whose thresholds give the masks of all areas. Objective ``"dual"``.
-            - ``"step"``: the method of the STEP paper. One mask per area, objective ``"preserve"``, with the ellipsoid
-              regularizer.
+            - ``"nested"``: this library's own. One score per cell, whose thresholds give the masks of all areas. What
+              the masks select is both sufficient and necessary.
+            - ``"step"``: the method of the STEP paper. One mask per area, which preserves the prediction, with the
+              ellipsoid regularizer.
             - ``"3d-ep"``: the same without the regularizer: Extremal Perturbation with areas over the volume.
             - ``"2d-ep"``: Extremal Perturbation with areas in each frame.
 
@@ -99,6 +163,7 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         self.preset = preset if isinstance(preset, PerturbationConfig) else PRESETS[preset]
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -110,36 +175,34 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         show_progress: bool = False,
         *,
         areas: Sequence[float] | float | None = None,
-        objective: Aim | None = None,
-        scale: Scale | None = None,
+        objective: Objective | None = None,
         regularizer: str | Regularizer | None = None,
         iterations: int | None = None,
-        tolerance: float | None = None,
         init: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Return attributions of the clip's shape, equal in all channels. An option that is None is the preset's.
+        """Return attributions of the clip's shape, equal in all channels.
+
+        ``areas``, ``objective``, ``regularizer`` and ``iterations`` replace the field of this name in the preset for
+        this call. None means as the preset says. Other fields are set by ``preset=`` of the class.
 
         Args:
             inputs: clip, or a tuple of one clip.
-            baselines: replaces removed voxels, in place of the preset's baselines: a number, or a tensor of the clip's
-                shape or with a first axis of size 1, such as those of ``captum_staa.baselines``. None takes the
-                preset's: zero, blur, mean frame and shuffled frames in turn for ``"nested"``; blur for the others.
+            baselines: replaces removed voxels, in place of the preset's blends: a number, or a tensor of the clip's
+                shape or with a first axis of size 1, such as those of ``captum_staa.baselines``.
             target: as in Captum. Required if the model has several outputs.
             additional_forward_args: further positional arguments of the model.
             feature_mask: regions that a mask keeps or removes as a whole: ids 0 .. n-1, broadcastable to the clip, the
                 same for all channels, such as ``frames``, ``tubelets`` or ``supervoxels`` of
                 ``captum_staa.feature_masks``. None learns a grid of cells.
-            perturbations_per_eval: perturbed copies of the batch per call of the model. A step needs one copy per area
-                for ``"preserve"`` or ``"delete"``, and two for ``"dual"``. It changes memory and speed, not the result.
-            show_progress: if True, show a progress bar of the model's calls, with the kept and deleted scores.
+            perturbations_per_eval: perturbations of the batch per call of the model. A step needs one per area if the
+                objective is ``"preserve"`` or ``"delete"``, and two if it is ``"dual"``. It changes memory and speed,
+                not the result.
+            show_progress: if True, show a progress bar of the model's calls, with the scores of the best masks.
             areas: fractions of the clip's volume that the masks keep, in (0, 1).
             objective: ``"preserve"``, ``"delete"`` or ``"dual"``.
-            scale: scale of the objective: ``"odds"``, ``"log_probability"``, ``"margin"`` or ``"logit"``. A model with
-                one output always uses ``"logit"``.
             regularizer: ``"tv"``, ``"squared"``, ``"ellipsoid"`` or ``"none"``; or an instance with other weights, such
-                as ``captum_staa.perturbation.regularizers.TotalVariation(space=1, time=3)``.
+                as ``captum_staa.perturbation.TotalVariation(space=1, time=3)``.
             iterations: maximum number of steps. 0 returns the initial masks.
-            tolerance: a clip is done if its energy has not decreased by more than this within 30 steps.
             init: attributions of another method to start from, of the clip's shape or as maps ``(B, T, H, W)``.
 
         Returns:
@@ -166,15 +229,14 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
             show_progress,
             areas=areas,
             objective=objective,
-            scale=scale,
             regularizer=regularizer,
             iterations=iterations,
-            tolerance=tolerance,
             init=init,
         )
-        clip = one_clip(inputs, self.layout, self.get_name())
-        return _format_output(_is_tuple(inputs), (self.layout.expand(parts.joint, clip),))
+        attributions = self.layout.expand(parts.joint, one_clip(inputs, self.layout, self.get_name()))
+        return _format_output(_is_tuple(inputs), (attributions,))
 
+    @in_eval_mode
     def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -186,11 +248,9 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
         show_progress: bool = False,
         *,
         areas: Sequence[float] | float | None = None,
-        objective: Aim | None = None,
-        scale: Scale | None = None,
+        objective: Objective | None = None,
         regularizer: str | Regularizer | None = None,
         iterations: int | None = None,
-        tolerance: float | None = None,
         init: Tensor | None = None,
     ) -> MaskAttribution:
         """Return the map, its spatial and temporal parts, the masks of each area, and the history of the optimization.
@@ -204,91 +264,133 @@ class SpatioTemporalPerturbation(PerturbationAttribution):
             ValueError, TypeError: As for :meth:`attribute`.
         """
         refuse_inference_mode(self.get_name())
-        clip = one_clip(inputs, self.layout, self.get_name()).detach()
-        preset = self.preset.changed(
-            areas=areas, aim=objective, scale=scale, regularizer=regularizer, iterations=iterations, tolerance=tolerance
-        )
+        inputs = one_clip(inputs, self.layout, self.get_name()).detach()
+        config = self.preset.changed(areas=areas, objective=objective, regularizer=regularizer, iterations=iterations)
         check_perturbations_per_eval(perturbations_per_eval)
-        wide = clip.new_empty(0, dtype=torch.promote_types(clip.dtype, torch.float32))
-        grid = self._grid(clip, preset, feature_mask, wide)
-        start = None if init is None else grid.gather(maps_of(init, clip, self.layout).to(wide))
-        blends = self._blends(clip, preset, baselines)
+        wide = inputs.new_empty(0, dtype=torch.promote_types(inputs.dtype, torch.float32))
+        # the axes are converted here; from now on they are (B, T, C, H, W), and (B, T, H, W) for regions and maps
+        regions = None if feature_mask is None else units_for(inputs, feature_mask, self.layout)
+        start = None if init is None else maps_of(init, inputs, self.layout).to(wide)
+        baseline = None if baselines is None else self.layout.to_working(baselines_for((inputs,), baselines)[0])
+        forward_func = self.layout.forward_from_working(self.forward_func)
+        inputs = self.layout.to_working(inputs)
+        grid = _grid(inputs, config, regions, wide)
+        start = None if start is None else grid.gather(start)
+        blends = blends_of(config.blends, inputs, baseline, config.levels)
         frozen = frozen_parameters(self.forward_func) if isinstance(self.forward_func, nn.Module) else nullcontext()
         with frozen, torch.enable_grad():
-            score, whole, adapted = self._score(clip, target, additional_forward_args, preset.objective)
+            score, whole, scale = _score(
+                self.forward_func, forward_func, inputs, target, additional_forward_args, config.scale
+            )
             problem = Problem(
+                config=replace(config, scale=scale),
                 score=score,
                 blends=blends,
                 grid=grid,
-                parametrization=preset.parametrization,
-                objective=adapted,
-                regularizer=preset.regularizer,
-                areas=torch.tensor(preset.areas).to(wide),
-                batch=len(clip),
+                areas=torch.tensor(config.areas).to(wide),
+                batch=len(inputs),
                 perturbations_per_eval=int(perturbations_per_eval),
                 tick=lambda: bar.update(),
             )
-            count = 1 + problem.calls(preset.iterations, init is not None)
+            count = 1 + problem.calls(init is not None)
             with call_bar(self.get_name(), count, show_progress) as bar:
                 bar.update()  # for the unperturbed clip
-                learned = learn(problem, start, preset.iterations, preset.tolerance, _progress(bar, adapted))
-        return result_of(problem, learned, whole, preset.blur)
+                try:
+                    learned = learn(problem, start, _progress(bar, scale))
+                except NoGradientError as error:
+                    leaf = inputs.clone().requires_grad_()
+                    extra = _format_additional_forward_args(additional_forward_args)
+                    where = lost_gradient(self.forward_func, lambda: _run_forward(forward_func, leaf, target, extra))
+                    raise ValueError(f"{error} {where}".rstrip()) from None
+        return _result(problem, learned, whole)
 
-    def attribute_future(self) -> NoReturn:
-        """Raise NotImplementedError. Captum's futures are for remote models."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+    def get_name(self) -> str:
+        """Return the name of the method: ``"STEP"`` only for the preset of the paper.
 
-    @classmethod
-    def get_name(cls) -> str:
-        """Return ``"Spatio-temporal perturbation"``. Captum's default would omit the hyphen."""
-        return "Spatio-temporal perturbation"
-
-    # --- parts of the optimization problem ----------------------------------------------------------------------
-
-    def _grid(self, clip: Tensor, preset: PerturbationConfig, feature_mask: Tensor | None, like: Tensor) -> MaskGrid:
-        size = self.layout.extent(clip)
-        if feature_mask is not None:
-            if preset.parametrization.per_frame:
-                raise ValueError(
-                    f"feature_mask must be None for a preset that requires the same area in every frame, because "
-                    f"regions may span frames, got a mask of shape {tuple(feature_mask.shape)}. Omit the mask, or use "
-                    f"preset='3d-ep'."
-                )
-            return RegionGrid(units_for(clip, feature_mask, self.layout), like)
-        cells = (-(-size[0] // preset.frames), min(size[1], preset.across), min(size[2], preset.across))
-        return CellGrid(size, cells, like)
-
-    def _blends(self, clip: Tensor, preset: PerturbationConfig, baselines: BaselineType) -> list[BlurPyramid]:
-        (baseline,) = baselines_for((clip,), baselines)
-        names = preset.blends if baselines is None else ("fade",)
-        if self.layout.size(clip)["T"] == 1:  # there are no other frames to use as a baseline
-            names = tuple(name for name in names if name not in OF_SEVERAL_FRAMES) or ("fade",)
-        return [blend_of(name, clip, self.layout, baseline, preset.levels) for name in names]
-
-    def _score(
-        self, clip: Tensor, target: TargetType, additional_forward_args: object, objective: Objective
-    ) -> tuple[TargetScore, Tensor, Objective]:
-        """Return the score of perturbed clips, the scores ``(B,)`` of the clips, and the objective for this model."""
-        function, batch = self.forward_func, len(clip)
-        extra = _format_additional_forward_args(additional_forward_args)
-        with torch.no_grad():
-            answer = _run_forward(function, clip.clone(), None, extra)
-            if isinstance(answer, Tensor) and answer.numel() == batch:  # one output: there are no classes
-                objective = replace(objective, scale="logit")
-            if objective.scale != "logit":
-                fix = "pass scale='logit' to use the target's output directly"
-                function = over_classes(function, lambda logits: logits.log_softmax(1), fix)
-                answer = over_classes(lambda known: known, lambda logits: logits.log_softmax(1), fix)(answer)
-            (whole,) = TargetScore(lambda known: known, target, None, batch)((answer,))
-        return TargetScore(function, target, additional_forward_args, batch), whole, objective
+        The names are ``"STEP"``, ``"STEP (nested)"``, ``"Extremal perturbation (3D)"`` and ``"Extremal perturbation
+        (2D)"`` for the presets, and ``"STEP (custom)"`` for other options. Captum's default is the class name.
+        """
+        return self.preset.name
 
 
-def _progress(bar: Any, objective: Objective) -> Callable[[Evaluation], None]:
+# --- parts of the optimization problem, and its result: all clips are (B, T, C, H, W) ---------------------------------
+
+
+def _grid(inputs: Tensor, config: PerturbationConfig, regions: Tensor | None, like: Tensor) -> MaskGrid:
+    """Return the grid of the regions ``(1 or B, T, H, W)`` int64, or a grid of equal cells if there are none."""
+    frames, _, height, width = inputs.shape[1:]
+    if regions is None:
+        cells = (-(-frames // config.frames), min(height, config.across), min(width, config.across))
+        return CellGrid((frames, height, width), cells, like)
+    if config.parametrization.per_frame:
+        raise ValueError(
+            f"feature_mask must be None for a preset that requires the same area in every frame, because regions may "
+            f"span frames, got a mask of {int(regions.max()) + 1} regions. Omit the mask, or use preset='3d-ep'."
+        )
+    return RegionGrid(regions, like)
+
+
+def _score(
+    model: object,
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    target: TargetType,
+    additional_forward_args: object,
+    scale: Scale,
+) -> tuple[TargetScore, Tensor, Scale]:
+    """Return the score of perturbed clips, the scores ``(B,)`` of the inputs, and the scale for this model."""
+    extra = _format_additional_forward_args(additional_forward_args)
+    with torch.no_grad():
+        outputs = _run_forward(forward_func, inputs.clone(), None, extra)
+        if isinstance(outputs, Tensor) and kind_of(model, outputs) == "score":
+            scale = "logit"
+        if scale != "logit":
+            fix = "Or use the target's output directly: preset=PRESETS['nested'].changed(scale='logit')."
+            forward_func = with_probabilities(forward_func, model, fix, log=True)
+            outputs = with_probabilities(lambda known: known, model, fix, log=True)(outputs)
+        (whole,) = TargetScore(lambda known: known, target, None, len(inputs))((outputs,))
+    return TargetScore(forward_func, target, additional_forward_args, len(inputs)), whole, scale
+
+
+def _progress(bar: Any, scale: Scale) -> Callable[[Evaluation], None]:
     """Return a function that shows the best scores on a progress bar, as means over clips and areas."""
 
     def show(best: Evaluation) -> None:
         if hasattr(bar, "set_postfix_str"):  # Captum's fallback bar, without tqdm, does not have it
-            kept, deleted = (probability(objective)(part).mean() for part in (best.kept, best.deleted))
-            bar.set_postfix_str(f"kept {kept:.3f}, left {deleted:.3f}")
+            kept, removed = (_reported(part, scale).mean() for part in (best.kept, best.removed))
+            bar.set_postfix_str(f"kept {kept:.3f}, removed {removed:.3f}")
 
     return show
+
+
+@torch.no_grad()
+def _result(problem: Problem, learned: OptimizationState, whole: Tensor) -> MaskAttribution:
+    """Return the result for the best state of the optimization; ``whole`` are the scores ``(B,)`` of the inputs."""
+    config, grid = problem.config, problem.grid
+    masks = grid.spread(config.parametrization.final(learned.values, grid, problem.areas))
+    joint = grid.spread(config.parametrization.weights(learned.values, grid, problem.areas)[:, None])[:, 0]
+    if config.blur:
+        sigma = config.blur * min(joint.shape[2:])
+        joint = gaussian(joint, (0.0, sigma, sigma))
+    total = joint.sum((1, 2, 3), keepdim=True)
+    parts = VideoAttribution.from_joint(joint / total.clamp_min(torch.finfo(joint.dtype).tiny))
+    steps, energy, *scores = zip(*learned.evaluations, strict=True)
+    kept, removed = (_reported(torch.stack(part), config.scale) for part in scores)
+    return MaskAttribution(
+        joint=parts.joint,
+        spatial=parts.spatial,
+        temporal=parts.temporal,
+        masks=masks,
+        areas=problem.areas,
+        visible=masks.mean((2, 3, 4)),
+        whole=_reported(whole, config.scale),
+        kept=_reported(learned.best.kept, config.scale),
+        removed=_reported(learned.best.removed, config.scale),
+        history=History(torch.tensor(steps), torch.stack(energy), kept, removed),
+        interrupted=learned.interrupted,
+    )
+
+
+def _reported(scores: Tensor, scale: Scale) -> Tensor:
+    """Return log-probabilities as probabilities, and outputs of the scale ``"logit"`` unchanged."""
+    return scores if scale == "logit" else scores.exp()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 
-from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
-from captum_staa._utils.checks import check_count, check_sides
-from captum_staa._utils.generators import generator_or_seeded
-from captum_staa.attr._arguments import clips_of, evaluations
+from captum_staa._utils.captum import BaselineType, TargetType, log_usage
+from captum_staa._utils.checks import check_count, check_sides, generator_or_seeded
+from captum_staa._utils.model_state import in_eval_mode
+from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations, extent, like_inputs
 from captum_staa.layout import VideoLayout
 from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval
 from captum_staa.masking.scores import TargetScore
@@ -22,7 +22,7 @@ from captum_staa.models.layouts import layout_of
 Sides = tuple[int, int, int]
 
 
-class RISE(PerturbationAttribution):
+class RISE(VideoMethod, PerturbationAttribution):
     """Attribution method that measures how the target's output changes with random masks of the clip.
 
     Each mask is a coarse grid of cells. A cell is shown with probability ``keep`` and hidden otherwise. The grid is
@@ -67,6 +67,7 @@ class RISE(PerturbationAttribution):
         self.layout = layout_of(forward_func, layout)
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -112,12 +113,12 @@ class RISE(PerturbationAttribution):
         check_perturbations_per_eval(perturbations_per_eval)
         _check_options(n_samples, n_cells, keep)
         draw = generator_or_seeded(generator)
-        score = TargetScore(self.forward_func, target, additional_forward_args, len(clips[0]))
-        cells, n_samples = (
-            tuple(map(int, n_cells)),
-            int(n_samples),
-        )  # numpy integers overflow and have no negative powers
-        slopes = [_Slope(self.layout, clip, cells, keep) for clip in clips]
+        # NumPy integers overflow and have no negative powers
+        cells, n_samples = tuple(map(int, n_cells)), int(n_samples)
+        forward = self.layout.forward_from_working(self.forward_func, len(clips))
+        score = TargetScore(forward, target, additional_forward_args, len(clips[0]))
+        clips, hidden = (tuple(map(self.layout.to_working, tensors)) for tensors in (clips, hidden))
+        slopes = [_Slope(clip, cells, keep) for clip in clips]
         with torch.no_grad(), evaluations(self.get_name(), n_samples, perturbations_per_eval, show_progress) as tick:
             # Use differences to the score of the whole clip, so that a large constant in the scores costs no precision.
             whole = score(tuple(clip.clone() for clip in clips))
@@ -126,37 +127,27 @@ class RISE(PerturbationAttribution):
                 count = min(perturbations_per_eval, n_samples - first)
                 masks = [[slope.mask(draw) for slope in slopes] for _ in range(count)]
                 stacked = [torch.stack(column) for column in zip(*masks, strict=True)]  # (count, T, H, W) per input
-                altered = (self._blend(*parts) for parts in zip(clips, hidden, stacked, strict=True))
+                altered = (_blend(*parts) for parts in zip(clips, hidden, stacked, strict=True))
                 gains = score(tuple(altered), count) - whole  # (count, B)
                 for slope, column in zip(slopes, stacked, strict=True):
                     slope.add(gains, column)
                 tick()
-        maps = (self.layout.expand(slope.value(), clip) for slope, clip in zip(slopes, clips, strict=True))
-        return _format_output(_is_tuple(inputs), tuple(maps))
-
-    def attribute_future(self) -> NoReturn:
-        """Raise NotImplementedError: Captum's futures are for remote models."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+        return like_inputs(inputs, self.layout, *(slope.value() for slope in slopes))
 
     @classmethod
     def get_name(cls) -> str:
         """Return ``"RISE"``."""
         return "RISE"
 
-    def _blend(self, clip: Tensor, hidden: Tensor, masks: Tensor) -> Tensor:
-        """Return the clips under masks ``(n, T, H, W)``, batch after batch: ``(n * B, ...)``."""
-        shares = self.layout.from_working(masks[:, :, None])[:, None]  # (n, 1, *axes), one channel
-        return torch.lerp(hidden.to(masks.dtype), clip.to(masks.dtype), shares).flatten(0, 1).to(clip.dtype)
-
 
 class _Slope:
-    """Class that draws the masks of one input and computes the slope of the score with respect to them."""
+    """Class that draws the masks of one clip ``(B, T, C, H, W)`` and computes the slope of the score in them."""
 
-    def __init__(self, layout: VideoLayout, clip: Tensor, cells: Sequence[int], keep: float) -> None:
-        self.size = layout.extent(clip)
+    def __init__(self, clip: Tensor, cells: Sequence[int], keep: float) -> None:
+        self.size = extent(clip)
         self.cells, self.keep = cells, keep
         self.sides = [-(-pixels // count) for pixels, count in zip(self.size, cells, strict=True)]
-        self.like = torch.empty(0, dtype=torch.promote_types(clip.dtype, torch.float32), device=clip.device)
+        self.like = torch.empty(0, dtype=attribution_dtype(clip), device=clip.device)
         self.count = 0
         self.gained = self.like.new_zeros(len(clip))
         self.shown = self.like.new_zeros(self.size)
@@ -192,6 +183,12 @@ class _Slope:
         # the variance of a cell.
         variance = self.keep * (1 - self.keep) * prod((2 + side**-2) / 3 for side in self.sides)
         return covariance / variance
+
+
+def _blend(clip: Tensor, hidden: Tensor, masks: Tensor) -> Tensor:
+    """Return clips ``(B, T, C, H, W)`` under masks ``(n, T, H, W)``, batch after batch: ``(n * B, T, C, H, W)``."""
+    shares = masks[:, None, :, None]  # (n, 1, T, 1, H, W)
+    return torch.lerp(hidden.to(masks.dtype), clip.to(masks.dtype), shares).flatten(0, 1).to(clip.dtype)
 
 
 def _check_options(n_samples: object, n_cells: object, keep: object) -> None:

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Literal, NoReturn, get_args
+from typing import Literal, get_args
 
 import torch
-from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_staa._utils import notebook
-from captum_staa._utils.captum import (
-    TargetType,
-    _format_additional_forward_args,
-    _format_output,
-    _format_tensor_into_tuples,
-    _is_tuple,
-    log_usage,
-)
+from captum_staa._utils.captum import TargetType, _format_additional_forward_args, log_usage
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.model_state import frozen_parameters, without_compiling
-from captum_staa.attr._arguments import one_clip, refuse_inference_mode, score_of
+from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
+from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_outputs
 from captum_staa.models.layers import MODES, covered, to_pixels
-from captum_staa.models.st_abn.branch import Gates
-from captum_staa.models.st_abn.explanation import resolution
+from captum_staa.models.st_abn.branch import Gates, resolution
 from captum_staa.models.st_abn.network import st_abn_of
 from captum_staa.result import VideoAttribution
 
@@ -61,7 +53,7 @@ class BranchAttribution(VideoAttribution):
         return f"<div>{super()._repr_html_()}{notebook.block(title, notebook.table(head, rows) if rows else '')}</div>"
 
 
-class AttentionBranch(Attribution):
+class AttentionBranch(VideoMethod):
     """Attribution method that explains an ST-ABN by its attention branch.
 
     Example:
@@ -107,6 +99,7 @@ class AttentionBranch(Attribution):
         return "gate" if self.st_abn.config.mechanism == "observe" else "grad_gate"
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -114,7 +107,6 @@ class AttentionBranch(Attribution):
         additional_forward_args: object = None,
         *,
         weighting: Weighting | None = None,
-        show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """Return attributions of the shape of the clip, spread evenly over channels.
 
@@ -131,7 +123,6 @@ class AttentionBranch(Attribution):
                   default with a target.
                 - ``"class_map"``: the signed contribution of every cell to the branch's logit of the target. A clip
                   sums to this logit minus its bias.
-            show_progress: accepted for compatibility with Captum and ignored, because there is one forward only.
 
         Returns:
             Like ``inputs`` (float32 if they are of half precision), contiguous and detached.
@@ -140,10 +131,10 @@ class AttentionBranch(Attribution):
             ValueError: the weighting is unknown, the target is missing, the clip has the wrong shape, the output does
                 not depend on the gates (for ``"grad_gate"``), or the call is under ``torch.inference_mode()``.
         """
-        parts = self.attribute_maps(inputs, target, additional_forward_args, weighting=weighting)
-        clip = _format_tensor_into_tuples(inputs)[0]
-        return _format_output(_is_tuple(inputs), (self.layout.expand(parts.joint, clip),))
+        maps = self.attribute_maps(inputs, target, additional_forward_args, weighting=weighting)
+        return like_inputs(inputs, self.layout, maps.joint)
 
+    @in_eval_mode
     def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -151,15 +142,14 @@ class AttentionBranch(Attribution):
         additional_forward_args: object = None,
         *,
         weighting: Weighting | None = None,
-        show_progress: bool = False,
     ) -> BranchAttribution:
         """Return the same attribution as :class:`BranchAttribution`, in float32 or wider."""
-        clip = one_clip(inputs, self.layout, self.get_name())
+        clip = self.layout.to_working(one_clip(inputs, self.layout, self.get_name()))
         if weighting is None:
             weighting = "gate" if target is None else self.class_weighting
         check_choice("weighting", weighting, WEIGHTINGS)
         logits, gates, (joint, temporal) = self._weighted(clip, target, additional_forward_args, weighting)
-        size = self.layout.extent(clip)
+        size = extent(clip)
         grid = tuple(joint.shape[1:])
         pixels = to_pixels(joint, size, self.st_abn.grid, self.upsampling)
         steps = temporal[:, :, None, None].expand(-1, -1, *grid[1:])
@@ -180,10 +170,6 @@ class AttentionBranch(Attribution):
             resolution=resolution(grid, size),
         )
 
-    def attribute_future(self) -> NoReturn:
-        """Raise NotImplementedError: Captum's futures are for remote models, and gates are read in this process."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
-
     @classmethod
     def get_name(cls) -> str:
         """Return ``"AttentionBranch"``."""
@@ -194,21 +180,23 @@ class AttentionBranch(Attribution):
     ) -> tuple[Tensor, Gates, tuple[Tensor, Tensor]]:
         """Return the logits, the gates, and the weighted maps: joint ``(B, t, h, w)`` and temporal ``(B, t)``."""
         extra = _format_additional_forward_args(additional_forward_args) or ()
+        forward = self.layout.forward_from_working(partial(self.st_abn.forward_with_gates, leaves=weighting != "gate"))
+        clip = clip.detach().clone()  # the model may write into it
         if weighting == "gate":
             with torch.no_grad(), without_compiling():
-                logits, gates = self.st_abn.forward_with_gates(clip.detach().clone(), *extra)
+                logits, gates = forward(clip, *extra)
             temporal = _wide(gates.temporal)[:, 0]
             return logits, gates, (_wide(gates.spatial)[:, 0] * temporal, temporal[..., 0, 0])
         refuse_inference_mode(self.get_name())
         with torch.enable_grad(), frozen_parameters(self.st_abn), without_compiling():
-            logits, gates = self.st_abn.forward_with_gates(clip.detach().clone(), *extra, leaves=True)
+            logits, gates = forward(clip, *extra)
             if weighting == "class_map":
                 evidence = gates.evidence.detach().requires_grad_()
                 head = self.st_abn.branch.classify(self.st_abn.branch.pooled(evidence))
-                (slope,) = torch.autograd.grad(score_of(head, target), evidence)
+                (slope,) = torch.autograd.grad(target_outputs(head, target).sum(), evidence)
                 joint = (_wide(evidence.detach()) * slope).sum(1)
                 return logits, gates, (joint, joint.sum((2, 3)))
-            score = score_of(logits, target)
+            score = target_outputs(logits, target).sum()
             taken = (gates.spatial, gates.temporal)
             slopes = torch.autograd.grad(score, taken, materialize_grads=True) if score.requires_grad else ()
         if not any(bool(slope.any()) for slope in slopes):

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, get_args
 
 import torch
-from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_staa._utils.captum import (
     TargetType,
     _format_additional_forward_args,
-    _format_output,
-    _format_tensor_into_tuples,
-    _is_tuple,
     _run_forward,
     log_usage,
 )
 from captum_staa._utils.checks import check_choice, check_count, is_number
 from captum_staa._utils.gaussian import SPREAD, gaussian
-from captum_staa._utils.generators import generator_or_seeded
-from captum_staa._utils.model_state import frozen_parameters, uncompiled
+from captum_staa._utils.gradients import lost_gradient
+from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.decomposition import class_contrast, decompose_classifier
 from captum_staa.attention.focus import Focus
-from captum_staa.attention.released import released_maps
 from captum_staa.attention.rollout import (
     TemporalCarry,
     blocks_of,
@@ -37,19 +32,26 @@ from captum_staa.attention.rollout import (
     rollout,
     rollout_reader,
 )
-from captum_staa.attr._arguments import one_clip, outputs_of, refuse_inference_mode, score_of
+from captum_staa.attr._base import (
+    VideoMethod,
+    like_inputs,
+    one_clip,
+    refuse_inference_mode,
+    target_outputs,
+    target_values,
+)
 from captum_staa.grid import TokenGrid
 from captum_staa.models.classifier import VideoClassifier, classifier_of
-from captum_staa.models.families import AttentionLayer, wrapped_family
+from captum_staa.models.families import AttentionLayer, Pooling
 from captum_staa.result import VideoAttribution
 
-Mode = Literal["attention", "relevance", "released"]
+Mode = Literal["attention", "relevance"]
 Rule = Literal["decomposition", "chefer"]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns
 Readings = Mapping[AttentionLayer, Any]
 
 
-class STAA(Attribution):
+class STAA(VideoMethod):
     """Attribution method that explains a video transformer by its attention in space and time.
 
     Example:
@@ -69,8 +71,7 @@ class STAA(Attribution):
         forward_func: a :class:`VideoClassifier` around a transformer of a known family, or such a model itself.
         mode: ``"relevance"``: class-specific, with one forward and one backward. It gives the signed contribution of
             each token to the target's output. ``"attention"``: class-agnostic, with one forward. It gives the tokens
-            that the output attends to. ``"released"``: the maps of the authors' public code, with its defects, for
-            comparison (see Note).
+            that the output attends to.
         layers: the residual blocks that are used. ``"all"`` computes attention rollout through all blocks; ``"mean"``
             averages the maps of all blocks; a list of indices such as ``[-1]`` averages the maps of these blocks. Only
             for ``mode="attention"`` and ``rule="chefer"``, which combine several layers.
@@ -81,7 +82,6 @@ class STAA(Attribution):
             least 0. With 0, the shares are exact: with the constants, they sum to the score.
         upsampling: from tokens to pixels, ``"trilinear"`` or ``"nearest"``. Only for ``mode="attention"`` and
             ``rule="chefer"``.
-        generator: for ``"released"``: draws the random thresholds. None uses a new generator with seed 0 in each call.
 
     Raises:
         TypeError: ``forward_func`` is not a module, or an option has the wrong type.
@@ -98,13 +98,8 @@ class STAA(Attribution):
         gives the exact sum. Each share is smoothed by a Gaussian of three quarters of a tubelet, which keeps the sum.
         A model whose :class:`captum_staa.models.Family` has no ``patch_embedding`` is decomposed into pixels instead.
 
-        Maps of ``mode="attention"`` do not depend on the class.
-
-        ``"released"`` keeps four defects of the public code. (1) It reads ``S[0, i+1, p]``, the attention of a patch of
-        frame 0, instead of ``S[i, 0, 1:]``, the attention of the class token of frame i. (2) Its temporal attention is
-        the mean of a softmax row, which is constant except for the class token's share, so the min-max normalization
-        amplifies noise. (3) Its threshold is random. (4) Its map is stretched over the whole frame although the
-        processor cropped the frame. Figures of this library undo the crop, but ``attribute`` does not know the crop.
+        Maps of ``mode="attention"`` do not depend on the class. :class:`captum_staa.attr.ReleasedSTAA` computes the
+        maps of the authors' public code.
 
     Reference:
         Frozen patterns: Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021; Ali et al., "XAI for
@@ -119,27 +114,14 @@ class STAA(Attribution):
         forward_func: nn.Module,
         mode: Mode = "relevance",
         layers: Sequence[int] | Literal["mean", "all"] = "all",
-        focus: Focus | None = None,
         *,
+        focus: Focus | None = None,
         rule: Rule = "decomposition",
         pattern_weight: float = PATTERN_WEIGHT,
         upsampling: Literal["trilinear", "nearest"] = "trilinear",
-        generator: torch.Generator | None = None,
     ) -> None:
-        if not isinstance(forward_func, nn.Module):
-            raise TypeError(
-                f"forward_func must be an nn.Module, got {type(forward_func).__name__}. Pass the model itself: STAA "
-                f"reads the attention of its layers."
-            )
-        classifier = classifier_of(forward_func) or VideoClassifier(forward_func)
-        if classifier.family is None:
-            raise ValueError(
-                f"forward_func must belong to a known family of video transformers, got "
-                f"{type(classifier.module).__name__}. Describe the model with captum_staa.models.Family and pass "
-                f"VideoClassifier(model, family=...). Methods of Captum work with any network"
-                f"{wrapped_family(classifier.module)}"
-            )
-        check_choice("mode", mode, ("attention", "relevance", "released"))
+        classifier = transformer_of(forward_func)
+        check_choice("mode", mode, get_args(Mode))
         check_choice("rule", rule, ("decomposition", "chefer"))
         check_choice("upsampling", upsampling, ("trilinear", "nearest"))
         if focus is not None and not isinstance(focus, Focus):
@@ -149,18 +131,13 @@ class STAA(Attribution):
                 f"rule must be left out unless mode='relevance', got {rule = } with {mode = }. Leave rule out, or use "
                 f"mode='relevance'."
             )
-        if mode == "released" and focus is not None:
-            raise ValueError(
-                f"focus must be None with mode='released', which has its own threshold, got {focus!r}. Leave focus out."
-            )
-        composed = mode == "attention" or (mode == "relevance" and rule == "chefer")
-        if not composed and (layers != "all" or upsampling != "trilinear"):
-            which = f"mode={mode!r}" if mode == "released" else f"rule={rule!r}"
+        decomposed = mode == "relevance" and rule == "decomposition"
+        if decomposed and (layers != "all" or upsampling != "trilinear"):
             raise ValueError(
                 f"layers and upsampling must be left out unless mode='attention' or rule='chefer', which combine "
-                f"several layers, got layers={layers!r}, upsampling={upsampling!r} with {which}. Leave them out."
+                f"several layers, got layers={layers!r}, upsampling={upsampling!r} with rule={rule!r}. Leave them out."
             )
-        if mode == "relevance" and rule == "decomposition" and focus is not None:
+        if decomposed and focus is not None:
             raise ValueError(
                 f"focus must be None with rule='decomposition', whose maps are signed, got {focus!r}. Leave focus out, "
                 f"or use mode='attention'."
@@ -169,26 +146,23 @@ class STAA(Attribution):
             raise ValueError(
                 f"pattern_weight must be a finite number of at least 0, got {pattern_weight!r}. Use, e.g., 0.125."
             )
-        if not (mode == "relevance" and rule == "decomposition") and pattern_weight != PATTERN_WEIGHT:
+        if not decomposed and pattern_weight != PATTERN_WEIGHT:
             raise ValueError(
                 f"pattern_weight must be left out unless mode='relevance' and rule='decomposition', got "
                 f"{pattern_weight!r} with mode={mode!r}, rule={rule!r}. Leave it out."
             )
         super().__init__(classifier)
         self.mode, self.layers, self.focus, self.rule = mode, layers, focus, rule
-        self.pattern_weight = pattern_weight
-        self.upsampling, self.generator = upsampling, generator
-        generator_or_seeded(generator)  # reject a wrong generator now
+        self.pattern_weight, self.upsampling = pattern_weight, upsampling
         self._blocks()  # reject wrong layers now
 
     @log_usage(part_of_slo=True)
+    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         target: TargetType = None,
         additional_forward_args: object = None,
-        *,
-        show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """Return attributions of the shape of the clip, spread evenly over channels.
 
@@ -196,7 +170,6 @@ class STAA(Attribution):
             inputs: clip in the classifier's layout, or a tuple of one clip.
             target: as in Captum. Required for ``mode="relevance"`` if the model has several classes; otherwise unused.
             additional_forward_args: further positional arguments of the model.
-            show_progress: accepted for compatibility with Captum and ignored, because there is one forward only.
 
         Returns:
             Like ``inputs`` (float32 if they are of half precision), contiguous and detached. For attention modes: the
@@ -208,25 +181,23 @@ class STAA(Attribution):
             ValueError: the target is missing, the clip has the wrong shape, or the call is under
                 ``torch.inference_mode()``.
         """
-        parts = self._parts(inputs, target, additional_forward_args, logits=False)
-        clip = _format_tensor_into_tuples(inputs)[0]
-        return _format_output(_is_tuple(inputs), (self.forward_func.layout.expand(parts.joint, clip),))
+        maps = self._maps(inputs, target, additional_forward_args, logits=False)
+        return like_inputs(inputs, self.forward_func.layout, maps.joint)
 
+    @in_eval_mode
     def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         target: TargetType = None,
         additional_forward_args: object = None,
-        *,
-        show_progress: bool = False,
     ) -> VideoAttribution:
         """Return the same attribution as :class:`VideoAttribution`, in float32, with the logits of the forward.
 
-        ``temporal`` is the sum of the attribution over each frame and ``spatial`` its sum over time. ``"released"``
-        computes its temporal signal separately.
+        ``temporal`` is the sum of the attribution over each frame and ``spatial`` its sum over time.
         """
-        return self._parts(inputs, target, additional_forward_args, logits=True)
+        return self._maps(inputs, target, additional_forward_args, logits=True)
 
+    @in_eval_mode
     def attribute_temporal(self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object = None) -> Tensor:
         """Return the temporal part of the attention rollout, computed without N x N matrices.
 
@@ -260,21 +231,22 @@ class STAA(Attribution):
         with torch.no_grad():
             with capture(model, attention_layers, carry, stop=True):
                 self._forward(clip, extra)
-            steps = carry.result(output_weights(self._family().pooling(model), len(clip), grid, clip.device))
+            pooling = self.forward_func.read_tokens(clip, *(extra or ()))
+            steps = carry.result(output_weights(pooling, len(clip), grid, clip.device))
         return grid.to_frames(steps / grid.tubelet[0], clip.shape[self.forward_func.layout.time])
 
-    def attribute_future(self) -> NoReturn:
-        """Raise NotImplementedError: Captum's futures are for remote models, and attention is read in this process."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+    def get_name(self) -> str:
+        """Return the name with the rule: ``"STAA"`` for attention, ``"STAA (relevance)"`` or ``"STAA (Chefer)"``.
 
-    @classmethod
-    def get_name(cls) -> str:
-        """Return ``"STAA"``."""
-        return "STAA"
+        In Captum this is a class method. Here the rule belongs to the instance.
+        """
+        if self.mode == "attention":
+            return "STAA"
+        return "STAA (Chefer)" if self.rule == "chefer" else "STAA (relevance)"
 
     # --- one call -----------------------------------------------------------------------------------------------
 
-    def _parts(
+    def _maps(
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, logits: bool
     ) -> VideoAttribution:
         clip = one_clip(inputs, self.forward_func.layout, self.get_name())
@@ -282,8 +254,6 @@ class STAA(Attribution):
         grid = self.forward_func.grid
         assert grid is not None  # a known family defines a grid
         extra = _format_additional_forward_args(additional_forward_args)
-        if self.mode == "released":
-            return self._released(clip, extra, grid, size)
         if self.mode == "attention":
             joint, answer = self._attention(clip, extra, grid, size, logits)
         else:
@@ -296,12 +266,14 @@ class STAA(Attribution):
         self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int], logits: bool
     ) -> tuple[Tensor, Tensor | None]:
         attention_layers = self._attention_layers()
-        read = self._reader(attention_layers)
+        pooling = self.forward_func.read_tokens(clip, *(extra or ()))
+        every = self.layers == "all"
+        read = rollout_reader(pooling, attention_layers[-1]) if every else light_reader(pooling)
         answer = None
         with torch.no_grad():
             with capture(self._model(), attention_layers, read, stop=not logits) as readings:
                 answer = self._forward(clip, extra)
-            return self._to_pixels(self._compose(readings, clip, grid), grid, size), answer
+            return self._to_pixels(self._compose(readings, clip, pooling, grid), grid, size), answer
 
     def _relevance(
         self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
@@ -309,16 +281,29 @@ class STAA(Attribution):
         refuse_inference_mode("mode='relevance'")
         if self.rule == "decomposition":
             return self._decomposed(clip, target, extra, grid, size)
+        pooling = self.forward_func.read_tokens(clip, *(extra or ()))
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
             with capture(self._model(), self._attention_layers(), _read_probabilities) as readings:
                 answer = self._forward(leaf, extra)
-            gradients = torch.autograd.grad(score_of(answer, target), list(readings.values()))
+            gradients = self._gradients(target_values(self.forward_func, answer, target).sum(), readings, leaf, extra)
         matrices = {
             layer: gradient_weighted(attention, gradient)
             for (layer, attention), gradient in zip(readings.items(), gradients, strict=True)
         }
-        return self._to_pixels(self._compose(matrices, clip, grid, torch.add), grid, size), answer.detach()
+        return self._to_pixels(self._compose(matrices, clip, pooling, grid, torch.add), grid, size), answer.detach()
+
+    def _gradients(self, score: Tensor, readings: Readings, leaf: Tensor, extra: Any) -> tuple[Tensor, ...]:
+        """Return the gradients of the score with respect to attention probabilities."""
+        attention = list(readings.values())
+        gradients = torch.autograd.grad(score, attention, allow_unused=True) if score.requires_grad else ()
+        if len(gradients) < len(attention) or any(gradient is None for gradient in gradients):
+            where = lost_gradient(self.forward_func, lambda: self._forward(leaf, extra))
+            raise ValueError(
+                f"rule='chefer' needs the gradient of the output with respect to the attention of every layer, got "
+                f"none at some. {where} Use mode='attention', or RISE or VideoOcclusion, which need no gradient."
+            )
+        return gradients
 
     def _decomposed(
         self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
@@ -327,7 +312,7 @@ class STAA(Attribution):
         result = decompose_classifier(
             self.forward_func,
             clip,
-            lambda outputs: class_contrast(outputs, outputs_of(outputs, target)),
+            lambda values: self._contrast(values, target),
             extra,
             where=where,
             pattern_weight=self.pattern_weight,
@@ -340,16 +325,18 @@ class STAA(Attribution):
         spread = (SPREAD * t, SPREAD * h, SPREAD * w)
         return gaussian(joint, spread, keep_sums=True), result.outputs
 
-    def _released(self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int]) -> VideoAttribution:
-        layer = [layer for layer in self._family().attention(self._model()) if layer.role != "temporal"][-1]
-        generator = generator_or_seeded(self.generator)
-        with torch.no_grad():
-            with capture(self._model(), [layer], lambda call: call.head_mean()) as readings:
-                answer = self._forward(clip, extra)
-            maps, weights = released_maps(readings[layer], layer.role, len(clip), grid, generator)
-        seen = torch.nn.functional.pad(maps, (0, size[2] - maps.shape[3], 0, size[1] - maps.shape[2]))
-        joint = grid.to_frames(seen, size[0])
-        return VideoAttribution(joint, joint.sum(1), grid.to_frames(weights, size[0]), answer)
+    def _contrast(self, values: Tensor, target: TargetType) -> Tensor:
+        """Return what is explained, ``(B,)``: the target's logit minus the mean of the others, or a label's own."""
+        classifier = self.forward_func
+        if classifier.output == "probabilities" and bool(((values >= 0) & (values <= 1)).all()):
+            raise ValueError(
+                f"outputs of a model with output='probabilities' must be the direct result of a softmax or sigmoid, "
+                f"got values of shape {tuple(values.shape)} that were computed from it, such as a mean over views. "
+                f"Explain one view, or remove the last operations from the module."
+            )
+        chosen = target_outputs(values, target)
+        contrasted = classifier.exclusive and values.ndim == 2  # outputs per frame are explained as they are
+        return class_contrast(values, chosen) if contrasted else chosen.flatten().float()
 
     def _forward(self, clip: Tensor, extra: Any) -> Tensor:
         return _run_forward(self.forward_func, clip.clone(), None, extra)  # a copy: models may write into their input
@@ -357,16 +344,12 @@ class STAA(Attribution):
     def _attention_layers(self) -> list[AttentionLayer]:
         return [layer for block in self._blocks() for layer in block]
 
-    def _reader(self, attention_layers: Sequence[AttentionLayer]) -> Callable[[AttentionCall], Tensor]:
-        pooling = self._family().pooling(self._model())
-        return rollout_reader(pooling, attention_layers[-1]) if self.layers == "all" else light_reader(pooling)
-
     # --- from readings to pixels --------------------------------------------------------------------------------
 
-    def _compose(self, readings: Readings, clip: Tensor, grid: TokenGrid, *residual: Any) -> Tensor:
+    def _compose(self, readings: Readings, clip: Tensor, pooling: Pooling, grid: TokenGrid, *residual: Any) -> Tensor:
         """Return the weights of the tokens, ``(B, N)``, from the readings of the chosen blocks."""
-        model, blocks = self._model(), self._blocks()
-        weights = output_weights(self._family().pooling(model), len(clip), grid, clip.device)
+        blocks = self._blocks()
+        weights = output_weights(pooling, len(clip), grid, clip.device)
         if self.layers == "all":
             return rollout(weights, blocks, readings, grid, *residual)
         return torch.stack([pull(weights, block, readings, grid) for block in blocks]).mean(0)
@@ -379,7 +362,7 @@ class STAA(Attribution):
     # --- properties of the model --------------------------------------------------------------------------------
 
     def _model(self) -> nn.Module:
-        return uncompiled(self.forward_func.module)
+        return self.forward_func.transformer
 
     def _family(self) -> Any:
         return self.forward_func.family
@@ -399,6 +382,29 @@ class STAA(Attribution):
         for index in indices:
             check_count(f"an index of layers={indices!r}", index, -count, count - 1, f"of this model's {count} blocks")
         return [blocks[i] for i in sorted({i % count for i in self.layers})]
+
+
+def transformer_of(forward_func: nn.Module) -> VideoClassifier:
+    """Return the model as a classifier of a known family, whose attention can be read.
+
+    Raises:
+        TypeError: ``forward_func`` is not a module.
+        ValueError: the model does not belong to a known family.
+    """
+    if not isinstance(forward_func, nn.Module):
+        raise TypeError(
+            f"forward_func must be an nn.Module, got {type(forward_func).__name__}. Pass the model itself: STAA reads "
+            f"the attention of its layers."
+        )
+    classifier = classifier_of(forward_func) or VideoClassifier(forward_func)
+    if classifier.family is None:
+        raise ValueError(
+            f"forward_func must belong to a known family of video transformers, got "
+            f"{type(classifier.module).__name__}. Describe the model with captum_staa.models.Family and pass "
+            f"VideoClassifier(model, family=...). GradCAM, SpatioTemporalPerturbation, RISE, VideoOcclusion and the "
+            f"methods of Captum work with any network."
+        )
+    return classifier
 
 
 def _read_probabilities(call: AttentionCall) -> Tensor:

@@ -2,26 +2,28 @@
 
 from captum_staa.benchmark.comparison import Comparison
 from captum_staa.benchmark.joined_clips import JoinedClips
-from captum_staa.benchmark.method_spec import MethodSpec, NotApplicableError
-from captum_staa.benchmark.methods import METHODS
 from captum_staa.benchmark.planted import PlantedClips
 from captum_staa.benchmark.records import Mean, Row
+from captum_staa.benchmark.registry import METHODS, MethodSpec, NotApplicableError
 from captum_staa.benchmark.runner import compare
-from captum_staa.benchmark.scoring import METRICS, Metric, MetricInput
+from captum_staa.benchmark.scenes import SceneOptions
+from captum_staa.benchmark.scoring import METRICS, Metric, MetricInput, MetricOptions
 from captum_staa.benchmark.videos import Videos
 
 __all__ = [
     "METHODS",
     "METRICS",
-    "MetricInput",
     "Comparison",
-    "NotApplicableError",
     "JoinedClips",
     "Mean",
-    "Metric",
-    "PlantedClips",
     "MethodSpec",
+    "Metric",
+    "MetricInput",
+    "MetricOptions",
+    "NotApplicableError",
+    "PlantedClips",
     "Row",
+    "SceneOptions",
     "Videos",
     "compare",
 ]

@@ -15,14 +15,23 @@ from tqdm import tqdm
 from captum_staa.benchmark.clips import MASKS, Load, Sample
 from captum_staa.benchmark.controls import RandomWeights, model_free, other_class
 from captum_staa.benchmark.cost import Cost, warm_up, with_cost
-from captum_staa.benchmark.method_spec import NotApplicableError
 from captum_staa.benchmark.methods import Method, seeded
-from captum_staa.benchmark.records import CONTROLS, INVERTED, MODEL_FREE, OTHER_CLASS, RANDOM_WEIGHTS, control_of
-from captum_staa.benchmark.scoring import COSTS, Metric, MetricInput, baseline_of
-from captum_staa.benchmark.storage import WHOLE, Entry, Storage
+from captum_staa.benchmark.records import (
+    ALL,
+    CONTROLS,
+    INVERTED,
+    MODEL_FREE,
+    OTHER_CLASS,
+    RANDOM_WEIGHTS,
+    Entry,
+    Storage,
+    control_of,
+)
+from captum_staa.benchmark.registry import NotApplicableError
+from captum_staa.benchmark.scoring import COSTS, Metric, MetricInput, MetricOptions, baseline_of
 from captum_staa.metrics import controls
 from captum_staa.models import VideoClassifier
-from captum_staa.visualization.saliency import as_pictures
+from captum_staa.visualization import Frames
 
 SHEETS = 1  # number of clips, from the first, whose maps are stored for a contact sheet
 
@@ -35,8 +44,7 @@ class Plan:
         classifier: the model that the methods explain.
         methods: methods made for the classifier, including those that do not apply.
         metrics: metrics by name.
-        baseline: name of the baseline that hides cells.
-        steps: number of points of the insertion and deletion curves after the first.
+        options: how metrics alter clips.
         perturbations_per_eval: altered copies of a clip per call of the model.
         seed: seed of all random draws, together with the index of the clip.
         model_controls: for each control that runs a method again, the name of that method.
@@ -45,8 +53,7 @@ class Plan:
     classifier: VideoClassifier
     methods: list[Method]
     metrics: dict[str, Metric]
-    baseline: str
-    steps: int
+    options: MetricOptions
     perturbations_per_eval: int
     seed: int
     model_controls: dict[str, str] = field(default_factory=dict)
@@ -91,8 +98,8 @@ def run_clip(
         bar: progress bar; advances by one for each map.
         measured: methods whose memory this process has already measured on the CPU; this function adds to it.
     """
-    todo = [method for method in (WHOLE, *plan.names) if not _done(storage.read(index, name, method))]
-    bar.update(len(plan.names) - sum(method != WHOLE for method in todo))
+    todo = [method for method in (ALL, *plan.names) if not _done(storage.read(index, name, method))]
+    bar.update(len(plan.names) - sum(method != ALL for method in todo))
     if not todo:
         return
     try:
@@ -100,12 +107,12 @@ def run_clip(
         whole = _whole(plan, index, name, sample)
         runner = _Clip(plan, index, name, sample, whole.values["other"], measured)
     except Exception as error:
-        storage.write(Entry(index, name, WHOLE, error=_reason(error)))
-        bar.update(sum(method != WHOLE for method in todo))
+        storage.write(Entry(index, name, ALL, error=_reason(error)))
+        bar.update(sum(method != ALL for method in todo))
         return
     storage.write(whole, _pictured(plan, sample) if index < SHEETS else None)
     for method in todo:
-        if method != WHOLE:
+        if method != ALL:
             entry, maps = runner.entry(method)
             kept = None if maps is None or index >= SHEETS else {"maps": maps[0].float().cpu().numpy()}
             storage.write(entry, kept)
@@ -119,7 +126,7 @@ class _Clip:
         self.plan, self.index, self.name, self.sample, self.measured = plan, index, name, sample, measured
         self.other = other  # index of the other class, nan if there is none
         self.methods = {method.name: method for method in plan.applied}
-        self.baseline = baseline_of(plan.baseline, sample.clip, plan.classifier)
+        self.baseline = baseline_of(plan.options.baseline, sample.clip, plan.classifier)
         self.metrics = {
             metric: known
             for metric, known in plan.metrics.items()
@@ -148,7 +155,7 @@ class _Clip:
             rivals=self.sample.rivals,
             objects=self.sample.objects,
             baseline=self.baseline,
-            steps=self.plan.steps,
+            steps=self.plan.options.steps,
             perturbations_per_eval=self.plan.perturbations_per_eval,
         )
         values: dict[str, float] = {}
@@ -246,18 +253,14 @@ def _whole(plan: Plan, index: int, name: str, sample: Sample) -> Entry:
         "other": math.nan if other is None else other,
         **{name: getattr(sample, name) is not None for name in MASKS},
     }
-    return Entry(index, name, WHOLE, {key: float(value) for key, value in values.items()})
+    return Entry(index, name, ALL, {key: float(value) for key, value in values.items()})
 
 
 def _pictured(plan: Plan, sample: Sample) -> dict[str, np.ndarray[Any, Any]] | None:
     """Return the clip as frames, and its truth; None for clips without colors, such as optical flow."""
     if plan.classifier.layout.size(sample.clip)["C"] not in (1, 3):
         return None
-    preprocessing = plan.classifier.preprocessing
-    mean, std = (preprocessing.mean, preprocessing.std) if preprocessing is not None else (None, None)
-    pictures: dict[str, np.ndarray[Any, Any]] = {
-        "frames": as_pictures(sample.clip.cpu(), plan.classifier.layout, mean=mean, std=std)
-    }
+    pictures: dict[str, np.ndarray[Any, Any]] = {"frames": Frames.from_inputs(sample.clip, plan.classifier).pixels}
     return pictures if sample.truth is None else {**pictures, "truth": sample.truth[0].cpu().numpy()}
 
 

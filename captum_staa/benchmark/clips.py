@@ -39,13 +39,13 @@ MASKS = ("truth", "rivals", "objects")  # fields of Sample
 Load = Callable[[], Sample]
 
 
-class Planted(Sequence[tuple[Tensor, Tensor, Tensor]]):
+class Planted(Sequence[tuple[Tensor, ...]]):
     """Planted clips in the layout of a classifier, with a name for each clip.
 
     Example:
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         >>> clips = Planted(PlantedClips(seed=0, n=8), clf.layout)
-        >>> clips.names[3], clips[3][0].shape, clips.objects(3).shape
+        >>> clips.names[3], clips[3][0].shape, clips[3][4].shape
         ('pattern-00003', torch.Size([1, 3, 16, 48, 48]), torch.Size([1, 4, 16, 48, 48]))
 
     In clips with evidence of two classes, the first class is the target, and the evidence of the second is a rival.
@@ -62,23 +62,14 @@ class Planted(Sequence[tuple[Tensor, Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self._planted)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        clip, label, truth = self._planted[index]
-        if self._planted.options.two_classes:
-            label, truth = label[0], truth[0]
-        return self._layout.from_working(clip[None]).contiguous(), label, truth[None]
-
-    def rivals(self, index: int) -> Tensor:
-        """Return the rivals of a clip: bool ``(1, T, H, W)``."""
-        rivals = self._planted.rivals(index)
-        if self._planted.options.two_classes:
-            first, second = self._planted[index][2]
-            rivals = (rivals | second) & ~first
-        return rivals[None]
-
-    def objects(self, index: int) -> Tensor:
-        """Return the objects of a clip: bool ``(1, K, T, H, W)``, the evidence first."""
-        return self._planted.objects(index)[None]
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Return clip, label, truth, rivals and objects with a batch axis of 1, as :func:`checked` takes them."""
+        clip, label, truth, rivals, objects = self._planted.with_masks(index)
+        if self._planted.scene.two_classes:
+            first, second = truth
+            label, truth, rivals = label[0], first, (rivals | second) & ~first
+        clip = self._layout.from_working(clip[None]).contiguous()
+        return clip, label, truth[None], rivals[None], objects[None]
 
     def described(self) -> dict[str, Any]:
         """Return the settings that determine the clips, for the record of a run."""

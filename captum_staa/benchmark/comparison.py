@@ -1,28 +1,159 @@
-"""The result of a comparison for users: numbers, tables, figures and a report."""
+"""The result of a comparison: tidy rows; means, intervals and ranks of them; tables, figures and a report."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from captum_staa.benchmark import figures, report, tables
-from captum_staa.benchmark.records import Row
-from captum_staa.benchmark.results import Results
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from captum_staa._utils.checks import generator_or_seeded
+from captum_staa.benchmark import figures, report
+from captum_staa.benchmark.records import ALL, ERROR, LEFT_OUT, NOT_APPLICABLE, Mean, Row, Sheet, control_of
+from captum_staa.benchmark.scoring import COSTS
+from captum_staa.metrics import Reliability, reliability
+from captum_staa.metrics._shared import draws, interval, midranks
+
+DRAWS = 1000  # bootstrap draws of clips for intervals
+CLEAR = 0.1  # a method must be better than the random map by this margin, or its controls say nothing about it
 
 
 @dataclass(frozen=True)
-class Comparison(Results):
-    """Result of :func:`compare`: scores of methods and controls, with tables, figures and a report.
+class Comparison:
+    """Result of :func:`compare`: scores of methods and controls on all clips, with tables, figures and a report.
 
-    It also has all attributes and methods of :class:`Results`, such as ``rows``, ``means()``, ``ranks()``, ``trust()``,
-    ``reasons()`` and ``retained()``.
+    Attributes:
+        rows: tidy rows, each with one number or with one reason why a number is missing.
+        methods: names in the order of the arguments, the controls last. Methods that do not apply are included.
+        metrics: names in the order of the arguments.
+        better: by metric: 1 if higher is better, -1 if lower is better, 0 if the metric only describes.
+        settings: all settings that determine the numbers.
+        answers: by clip, the class that is explained, and the class that the model predicts.
+        curves: by method, then ``"insertion"`` or ``"deletion"``: ``(101,)``, the mean over clips of the probability of
+            the target, at every hundredth of the clip.
+        sheet: data of the first clip, for the contact sheet.
+        interrupted: whether the comparison was stopped with Ctrl-C.
     """
+
+    rows: list[Row]
+    methods: list[str]
+    metrics: list[str]
+    better: dict[str, int]
+    settings: dict[str, Any]
+    answers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    curves: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+    sheet: Sheet | None = None
+    interrupted: bool = False
+
+    @cached_property
+    def clips(self) -> list[str]:
+        """Names of all clips, in order."""
+        return list(dict.fromkeys(row.clip for row in self.rows if row.clip != ALL))
+
+    @cached_property
+    def failures(self) -> list[Row]:
+        """Rows of failures: clips that could not be read, and methods or metrics that raised."""
+        return [row for row in self.rows if row.metric == ERROR]
+
+    def values(self, metric: str) -> Tensor:
+        """Return a table of numbers, clips by methods.
+
+        Args:
+            metric: name of a metric of this comparison.
+
+        Returns:
+            ``(N, M)`` float64; nan if a number is missing.
+
+        Raises:
+            ValueError: the comparison does not have this metric.
+        """
+        if metric not in self._tables:
+            raise ValueError(
+                f"metric must be one of the metrics of this comparison, {', '.join(self.metrics)}, got {metric!r}"
+            )
+        return self._tables[metric]
+
+    def means(self) -> dict[str, dict[str, Mean]]:
+        """Return the mean over clips by method and metric, or the median for costs, each with its 95 % interval.
+
+        The bootstrap uses the same draws of clips for all methods and metrics.
+        """
+        return self._means
+
+    def ranks(self) -> dict[str, dict[str, float]]:
+        """Return the mean rank over clips by method and metric. 1 is best; equal values share a rank.
+
+        Methods without any number are ignored. The mean is over the clips on which all other methods have a number.
+        Metrics that only describe (0 in ``better``) have no ranks.
+        """
+        result: dict[str, dict[str, float]] = {method: {} for method in self.methods}
+        for metric in (metric for metric in self.metrics if self.better[metric]):
+            table = self.values(metric)
+            there = ~table.isnan().all(0)
+            complete = table[:, there]
+            complete = complete[~complete.isnan().any(1)]
+            ranks = midranks(-self.better[metric] * complete) + 0.5  # (n, m), from 1
+            mean = torch.full((table.shape[1],), torch.nan, dtype=torch.float64)
+            mean[there] = ranks.mean(0)
+            for method, rank in zip(self.methods, mean.tolist(), strict=True):
+                result[method][metric] = rank
+        return result
+
+    def trust(self) -> dict[str, Reliability]:
+        """Return by metric how similar its rankings of the methods are on different clips.
+
+        See :func:`captum_staa.metrics.reliability`. It covers metrics that have a better direction, without costs, and
+        methods that have a number on more than half of the clips. A metric with fewer than two such methods, or a
+        comparison with fewer than two clips, has no entry.
+        """
+        result = {}
+        for metric in (metric for metric in self.metrics if self.better[metric] and metric not in COSTS):
+            table = self.better[metric] * self.values(metric)
+            there = table.isnan().double().mean(0) < 0.5
+            names = [name for name, keep in zip(self.methods, there.tolist(), strict=True) if keep]
+            if len(table) > 1 and len(names) > 1:
+                random = names.index("random") if "random" in names else None
+                result[metric] = reliability(table[:, there], random=random, n_bootstrap=200)
+        return result
+
+    def reasons(self) -> dict[str, str]:
+        """Return by method why it has no numbers, or fewer than others."""
+        reasons = {row.method: f"does not apply: {row.reason}" for row in self.rows if row.metric == NOT_APPLICABLE}
+        left_out = [row for row in self.rows if row.metric == LEFT_OUT]
+        for method in self.methods:
+            for rows, kind in ((left_out, "left out"), (self.failures, "failed")):
+                if matching := [row for row in rows if row.method == method]:
+                    clips = len({row.clip for row in matching})
+                    reasons[method] = f"{kind} on {clips} of {len(self.clips)} clips: {matching[0].reason}"
+        return reasons
+
+    def retained(self) -> dict[str, dict[str, float]]:
+        """Return how much of a method's advantage over the random map remains in its controls.
+
+        By method, then by ``"random weights"`` and ``"other class"``: ``(c - r) / (m - r)``, where ``m``, ``c`` and
+        ``r`` are the means of the method, of its control and of the random map, over the clips on which all three have
+        a number. The metric is ``rivals``, or ``auroc`` if ``rivals`` has no numbers. At 1, the control is as good as
+        the method: the method shows the clip rather than the model, or does not explain this class. At 0, the control
+        is not better than the random map. Only methods with such controls (``model_controls`` of :func:`compare`) that
+        are better than the random map by more than 0.1 have an entry.
+        """
+        shares: dict[str, dict[str, float]] = {}
+        for control, method in self.settings.get("model_controls", {}).items():
+            kind = control_of(control)
+            means = self._paired(method, control, "random")
+            if kind is not None and means is not None:
+                score, control_score, random = means
+                if score - random > CLEAR:
+                    shares.setdefault(method, {})[kind] = (control_score - random) / (score - random)
+        return shares
 
     def to_pandas(self) -> Any:
         """Return a ``pandas.DataFrame`` with the columns clip, method, metric, value and reason.
@@ -43,14 +174,14 @@ class Comparison(Results):
             path: a file to write the text to as well; None writes no file.
             overwrite: whether an existing file may be replaced.
         """
-        return tables.written(tables.csv_of(self), path, overwrite)
+        return report.written(report.csv_of(self), path, overwrite)
 
     def to_json(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
         """Return settings, rows, means and ranks as JSON; numbers that are not finite are null.
 
         Arguments as in :meth:`to_csv`.
         """
-        return tables.written(tables.json_of(self), path, overwrite)
+        return report.written(report.json_of(self), path, overwrite)
 
     def to_markdown(self, path: str | Path | None = None, *, overwrite: bool = False, intervals: bool = True) -> str:
         """Return a Markdown table of methods by metrics.
@@ -65,14 +196,14 @@ class Comparison(Results):
             overwrite: as in :meth:`to_csv`.
             intervals: whether to show 95 % intervals next to the means.
         """
-        return tables.written(tables.markdown_of(self, intervals), path, overwrite)
+        return report.written(report.markdown_of(self, intervals), path, overwrite)
 
     def to_latex(self, path: str | Path | None = None, *, overwrite: bool = False, intervals: bool = False) -> str:
         """Return the same table as a LaTeX ``tabular`` that needs no packages. Arguments as in :meth:`to_markdown`."""
-        return tables.written(tables.latex_of(self, intervals), path, overwrite)
+        return report.written(report.latex_of(self, intervals), path, overwrite)
 
     def _repr_html_(self) -> str:
-        return tables.html_of(self)
+        return report.html_of(self)
 
     def plot(self) -> dict[str, Figure]:
         """Return all figures that the results have data for, by name; a notebook displays them.
@@ -88,8 +219,71 @@ class Comparison(Results):
 
         Arguments as in :meth:`to_csv`.
         """
-        return tables.written(report.page(self, self._figures), path, overwrite)
+        return report.written(report.page(self, self._figures), path, overwrite)
 
     @cached_property
     def _figures(self) -> report.Pictures:
         return report.Pictures(figures.drawn(self))
+
+    def _paired(self, *names: str) -> list[float] | None:
+        """Return the means over the clips on which all names have a number, for the metric of :meth:`retained`."""
+        if set(names) <= set(self.methods):
+            columns = [self.methods.index(name) for name in names]
+            for metric in ("rivals", "auroc"):
+                if self.better.get(metric) == 1:
+                    values = self.values(metric)[:, columns]
+                    values = values[~values.isnan().any(1)]
+                    if len(values):
+                        means: list[float] = values.mean(0).tolist()
+                        return means
+        return None
+
+    @cached_property
+    def _tables(self) -> dict[str, Tensor]:
+        """By metric: ``(N, M)`` float64, clips by methods."""
+        columns = {name: at for at, name in enumerate(self.methods)}
+        lines = {name: at for at, name in enumerate(self.clips)}
+        empty = torch.full((len(lines), len(columns)), torch.nan, dtype=torch.float64)
+        tables = {metric: empty.clone() for metric in self.metrics}
+        for row in self.rows:
+            if not row.reason:
+                tables[row.metric][lines[row.clip], columns[row.method]] = row.value
+        return tables
+
+    @cached_property
+    def _means(self) -> dict[str, dict[str, Mean]]:
+        copies = draws(DRAWS, len(self.clips), generator_or_seeded(None))  # the same in every call
+        means: dict[str, dict[str, Mean]] = {method: {} for method in self.methods}
+        for metric in self.metrics:
+            column_means = _medians(self.values(metric)) if metric in COSTS else _means(self.values(metric), copies)
+            for method, mean in zip(self.methods, column_means, strict=True):
+                means[method][metric] = mean
+        return means
+
+
+def _means(table: Tensor, copies: Tensor) -> list[Mean]:
+    """Return the mean of each column of ``(N, M)``, with intervals from bootstrap draws ``(R, N)``."""
+    there = ~table.isnan()
+    filled = table.where(there, 0.0)
+    means = filled.sum(0) / there.sum(0)
+    drawn = (copies @ filled) / (copies @ there.double())  # (R, M); nan if a draw has no number
+    low, high = interval(drawn)
+    return [
+        Mean(*numbers)
+        for numbers in zip(means.tolist(), low.tolist(), high.tolist(), there.sum(0).tolist(), strict=True)
+    ]
+
+
+def _medians(table: Tensor) -> list[Mean]:
+    """Return the median of each column of ``(N, M)``, with an interval from order statistics."""
+    medians = []
+    for column in table.unbind(1):
+        values = column[~column.isnan()].sort().values
+        count = len(values)
+        if not count:
+            medians.append(Mean(math.nan, math.nan, math.nan, 0))
+            continue
+        # the number of values below the true median is binomial: n / 2 plus or minus 1.96 sqrt(n) / 2
+        at = max(math.floor(count / 2 - 0.98 * math.sqrt(count)), 0)
+        medians.append(Mean(values.quantile(0.5).item(), values[at].item(), values[count - 1 - at].item(), count))
+    return medians

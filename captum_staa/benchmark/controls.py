@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa._utils.model_state import uncompiled
-from captum_staa.benchmark.method_spec import NotApplicableError
-from captum_staa.benchmark.methods import Method, simplified
+from captum_staa.benchmark.methods import Method
 from captum_staa.benchmark.records import OTHER_CLASS, RANDOM_WEIGHTS
+from captum_staa.benchmark.registry import NotApplicableError, simplified
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics import model_free_controls
 from captum_staa.metrics.sanity import redrawn
@@ -40,8 +40,8 @@ def model_free(inputs: Tensor, layout: VideoLayout) -> Tensor:
     Raises:
         ValueError: frames are smaller than 2 x 2 pixels.
     """
-    maps = model_free_controls(inputs, layout)
-    return maps["absolute input" if layout.extent(inputs)[0] == 1 else "difference from mean frame"]
+    name = "absolute input" if layout.extent(inputs)[0] == 1 else "difference from mean frame"
+    return model_free_controls(inputs, layout, [name])[name]
 
 
 def other_class(logits: Tensor, target: int) -> int | None:
@@ -119,9 +119,9 @@ def model_controls(wanted: bool | Sequence[str], methods: Sequence[Method]) -> d
     Example:
         >>> from captum_staa.benchmark.methods import made
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> methods = made(["STAA", "Saliency"], clf, perturbations_per_eval=8)
+        >>> methods = made(["STAA (relevance)", "Saliency"], clf, perturbations_per_eval=8)
         >>> model_controls(True, methods)
-        {'random weights': 'STAA', 'other class': 'STAA'}
+        {'random weights': 'STAA (relevance)', 'other class': 'STAA (relevance)'}
         >>> model_controls(["saliency"], methods)
         {'Saliency, random weights': 'Saliency', 'Saliency, other class': 'Saliency'}
 

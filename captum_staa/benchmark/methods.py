@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,14 +15,20 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_staa._utils.gaussian import SPREAD, gaussian
-from captum_staa.benchmark.builtin_methods import OURS
-from captum_staa.benchmark.captum_methods import CAPTUM
-from captum_staa.benchmark.method_spec import Call, MethodSpec, NotApplicableError, cell
+from captum_staa._utils.model_state import eval_mode
+from captum_staa.benchmark.registry import (
+    METHODS,
+    Call,
+    Explainer,
+    MethodSpec,
+    NotApplicableError,
+    cell,
+    find_method,
+)
 from captum_staa.models import VideoClassifier
-from captum_staa.result import maps_of
+from captum_staa.result import VideoAttribution, maps_of
 
-METHODS: dict[str, MethodSpec] = {**OURS, **CAPTUM}
-Given: TypeAlias = Any  # a name, a Captum Attribution, or a function of a clip and its target
+Given: TypeAlias = Any  # a name, a MethodSpec, a Captum Attribution, or a function of a clip and its target
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,16 @@ class Method:
         t, h, w = (SPREAD * side for side in cell(classifier, clip))
         return gaussian(maps, (t, h, w))
 
+    def maps(self, clip: Tensor, target: int, classifier: VideoClassifier) -> VideoAttribution:
+        """Return the map of a clip in float32, with all else that ``attribute_maps`` of the method returns."""
+        assert self.call is not None
+        with eval_mode(classifier):
+            own = None if self.smoothed or not isinstance(self.call, Explainer) else self.call.maps(clip, target)
+            if own is not None:
+                return own
+            attributions = self.call(clip.clone(), target)
+        return VideoAttribution.from_joint(self.map_of(attributions, clip, classifier).float())
+
 
 def made(
     methods: Sequence[Given] | Mapping[str, Given] | None, classifier: VideoClassifier, perturbations_per_eval: int
@@ -62,15 +76,15 @@ def made(
 
     Example:
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> for method in made(["staa", "guided-backprop"], clf, perturbations_per_eval=8):
+        >>> for method in made(["staa-relevance", "guided-backprop"], clf, perturbations_per_eval=8):
         ...     print(method.name, method.reason or "applies")
-        STAA applies
+        STAA (relevance) applies
         GuidedBackprop VideoMAEForVideoClassification is a transformer: GuidedBackprop changes nn.ReLU modules ...
 
     Args:
         methods: names among ``METHODS`` (case, spaces and punctuation do not matter), Captum ``Attribution`` instances,
             or functions of a clip and its target that return attributions of its shape or maps ``(1, T, H, W)``. A
-            mapping assigns a name to each. None takes all of ``METHODS``.
+            mapping assigns a name to each, and may also hold a :class:`MethodSpec`. None takes all of ``METHODS``.
         classifier: the model to explain.
         perturbations_per_eval: altered copies of a clip per call of the model.
 
@@ -123,12 +137,16 @@ def seeded(seed: int, index: int, name: str, device: torch.device) -> Iterator[N
 def _made(name: str | None, method: Given, classifier: VideoClassifier, perturbations_per_eval: int) -> Method:
     """Return a method given by name, instance or function for one classifier."""
     if isinstance(method, str):
-        known, spec = _known(method)
+        known, method = find_method(method)
+        name = name or known
+    if isinstance(method, MethodSpec):
+        if name is None:
+            raise TypeError(f"a MethodSpec must have a name, got {method!r} in a list. Pass a mapping from names.")
         try:
-            call = spec.make(classifier, perturbations_per_eval)
+            call = method.make(classifier, perturbations_per_eval)
         except NotApplicableError as error:
-            return Method(name or known, spec.description, None, reason=str(error))
-        return Method(name or known, spec.description, partial(_without_warnings, call), spec.smoothed)
+            return Method(name, method.description, None, reason=str(error))
+        return Method(name, method.description, call, method.smoothed)
     if isinstance(method, Attribution):
         kind = type(method).__name__
         attribute: Any = method.attribute
@@ -139,7 +157,8 @@ def _made(name: str | None, method: Given, classifier: VideoClassifier, perturba
         function_name = getattr(method, "__name__", type(method).__name__)
         return Method(name or function_name, f"a function, {function_name}", method)
     raise TypeError(
-        f"a method must be a name, a Captum Attribution, or a function of a clip and its target, got {method!r}"
+        f"a method must be a name, a Captum Attribution, a MethodSpec, or a function of a clip and its target, got "
+        f"{method!r}"
     )
 
 
@@ -156,28 +175,3 @@ def _describe(value: Any, layers: Mapping[nn.Module, str]) -> str | None:
         settings = ", ".join(f"{name}={text}" for name, text in public.items() if text is not None)
         return f"{type(value).__name__}({settings})"
     return None
-
-
-def _known(name: str) -> tuple[str, MethodSpec]:
-    """Return the exact name of a known method, and its specification."""
-    simple = {simplified(known): known for known in METHODS}
-    if simplified(name) not in simple:
-        raise ValueError(f"a method name must be one of {', '.join(METHODS)}, got {name!r}")
-    known = simple[simplified(name)]
-    return known, METHODS[known]
-
-
-def simplified(name: str) -> str:
-    """Return the letters and digits of a name in lower case, so that ``guided-backprop`` is ``GuidedBackprop``."""
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
-
-
-def _without_warnings(call: Call, clip: Tensor, target: int) -> Tensor:
-    """Call a method without Captum's warnings that it changes its copy of the clip and nn.ReLU, which is intended."""
-    with warnings.catch_warnings():
-        for message in (
-            "Input Tensor .* did not already require gradients",
-            "Setting (forward, )?backward hooks",
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        return call(clip, target)

@@ -7,6 +7,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from captum_staa._utils.checks import check_choice, check_count
+from captum_staa._utils.checks import check_count
 from captum_staa._utils.files import FilePath
+from captum_staa._utils.model_state import eval_mode
 from captum_staa._utils.versions import versions
 from captum_staa.benchmark.clip_runner import Plan, progress, run_clip
 from captum_staa.benchmark.clips import described, each, share, source_of
@@ -23,9 +25,19 @@ from captum_staa.benchmark.comparison import Comparison
 from captum_staa.benchmark.controls import model_controls as controls_of
 from captum_staa.benchmark.methods import Given, made
 from captum_staa.benchmark.processes import Processes, processes, restarted
-from captum_staa.benchmark.records import ALL, ERROR, GRID, LEFT_OUT, NOT_APPLICABLE, Row, Sheet, control_of
-from captum_staa.benchmark.scoring import BASELINES, Metric, chosen
-from captum_staa.benchmark.storage import WHOLE, Entry, Storage
+from captum_staa.benchmark.records import (
+    ALL,
+    ERROR,
+    GRID,
+    LEFT_OUT,
+    NOT_APPLICABLE,
+    Entry,
+    Row,
+    Sheet,
+    Storage,
+    control_of,
+)
+from captum_staa.benchmark.scoring import Metric, MetricOptions, chosen
 from captum_staa.models import VideoClassifier
 
 _SIGNS = {True: 1, False: -1, None: 0}
@@ -39,8 +51,7 @@ def compare(
     *,
     out: FilePath | None = None,
     resume: bool = False,
-    baseline: str = "zero",
-    steps: int = 32,
+    metric_options: MetricOptions | None = None,
     perturbations_per_eval: int = 8,
     model_controls: bool | Sequence[str] = True,
     seed: int = 0,
@@ -85,17 +96,18 @@ def compare(
             that cannot be read becomes one error row. Every process iterates over the whole of any other iterable, and
             an exception of that iterable ends the run.
         methods: names among ``METHODS``, Captum ``Attribution`` instances, or functions of a clip and its target that
-            return attributions of the clip's shape or maps ``(1, T, H, W)``. A mapping assigns a name to each. Maps of
-            instances and functions keep their signs; return ``.abs()`` if you want the magnitude. None takes all of
-            ``METHODS``; methods that do not apply to the model get a row with the reason.
+            return attributions of the clip's shape or maps ``(1, T, H, W)``. A mapping assigns a name to each, and may
+            also hold a :class:`MethodSpec`. Maps of instances and functions keep their signs; return ``.abs()`` if you
+            want the magnitude. None takes all of ``METHODS``; methods that do not apply to the model get a row with the
+            reason.
         metrics: names among ``METRICS``, or a mapping from names to functions of a :class:`MetricInput`. None takes a
             selection of ``METRICS``.
         out: a folder that stores the entry of every finished clip and method, so that the comparison can be resumed.
             Required for several processes. None uses a temporary folder.
         resume: whether to continue the run in ``out``, which must have the same settings. Failed entries are tried
             again.
-        baseline: name of the function of ``captum_staa.baselines`` that hides cells in metrics that alter the clip.
-        steps: points on the insertion and deletion curves after the first.
+        metric_options: options of the metrics that alter clips, such as ``MetricOptions(baseline="blur", steps=16)``.
+            None takes :class:`MetricOptions` with its defaults.
         perturbations_per_eval: altered copies of a clip per call of the model. Changes speed and memory.
         model_controls: True adds ``random weights`` and ``other class`` for the first method that applies; it runs two
             more times per clip. A list of names adds both controls for each of these methods, in rows such as
@@ -120,19 +132,21 @@ def compare(
         raise TypeError(
             f"classifier must be a VideoClassifier, got {type(classifier).__name__}. Pass VideoClassifier(model, ...)."
         )
-    check_choice("baseline", baseline, BASELINES)
+    if metric_options is not None and not isinstance(metric_options, MetricOptions):
+        raise TypeError(
+            f"metric_options must be a MetricOptions or None, got {metric_options!r}. Pass MetricOptions(steps=16), "
+            f"for example."
+        )
     if resume and out is None:
         raise ValueError("resume=True must come with out, the folder of the earlier run, got out=None. Pass out=.")
-    for name, value in (("steps", steps), ("perturbations_per_eval", perturbations_per_eval)):
-        check_count(name, value)
+    check_count("perturbations_per_eval", perturbations_per_eval)
     check_count("seed", seed, least=0)
     all_methods = made(methods, classifier, int(perturbations_per_eval))
     plan = Plan(
         classifier=classifier,
         methods=all_methods,
         metrics=chosen(metrics),
-        baseline=baseline,
-        steps=int(steps),
+        options=metric_options or MetricOptions(),
         perturbations_per_eval=int(perturbations_per_eval),
         seed=int(seed),
         model_controls=controls_of(model_controls, all_methods),
@@ -143,7 +157,7 @@ def compare(
         )
     source = source_of(clips, classifier)
     settings = _settings(plan, source)
-    with processes() as group, _folder(out, group) as folder:
+    with eval_mode(classifier), processes() as group, _folder(out, group) as folder:
         storage = Storage(folder)
         group.first(lambda: storage.open(settings, resume=resume or restarted()))
         interrupted = _run(plan, storage, source, group, show_progress)
@@ -210,8 +224,7 @@ def _settings(plan: Plan, source: Iterable[Any]) -> dict[str, Any]:
         "metrics": list(plan.metrics),
         "inverted": plan.inverted,
         "model_controls": plan.model_controls,
-        "baseline": plan.baseline,
-        "steps": plan.steps,
+        **asdict(plan.options),
         "perturbations_per_eval": plan.perturbations_per_eval,
         "seed": plan.seed,
     }
@@ -240,19 +253,17 @@ def _gathered(plan: Plan, storage: Storage, settings: dict[str, Any], interrupte
     reported: set[str] = set()
     for index in storage.clips():
         entries = {entry.method: entry for entry in storage.of(index)}
-        whole = entries.get(WHOLE)
+        whole = entries.get(ALL)
         if whole is not None and not whole.error:
             answers[whole.clip] = (int(whole.values["target"]), int(whole.values["answer"]))
             if missing := _missing_parts(plan.metrics, whole.values):
                 rows.append(Row(whole.clip, ALL, LEFT_OUT, np.nan, missing))
-        for name in (WHOLE, *plan.names):
+        for name in (ALL, *plan.names):
             entry = entries.get(name)
             if entry is not None:
                 again = once and name in reported
                 metrics = [metric for metric in plan.metrics if not (again and metric == "memory")]
-                rows += _rows(
-                    entry, [] if name == WHOLE else metrics
-                )  # in the entry of a clip, "rivals" is not a score
+                rows += _rows(entry, [] if name == ALL else metrics)  # in the entry of a clip, "rivals" is not a score
                 if "memory" in entry.values:
                     reported.add(name)
                 if entry.curves:
@@ -313,8 +324,8 @@ def _rows(entry: Entry, metrics: list[str]) -> Iterator[Row]:
 
 def _sheet(plan: Plan, storage: Storage) -> Sheet | None:
     """Return the data of the contact sheet of the first clip; None if it could not be read."""
-    whole = next((entry for entry in storage.of(0) if entry.method == WHOLE), None)
-    pictured = storage.maps(0, WHOLE)
+    whole = next((entry for entry in storage.of(0) if entry.method == ALL), None)
+    pictured = storage.maps(0, ALL)
     if whole is None or whole.error or not pictured:
         return None
     maps = {name: stored["maps"] for name in plan.names if (stored := storage.maps(0, name))}

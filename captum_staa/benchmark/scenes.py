@@ -11,14 +11,17 @@ rotating a picture has the same distribution for evidence and rivals.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from captum_staa._utils.checks import check_choice, check_count, is_integer, is_number
 
 GRAY = 128  # mid gray; all colors are drawn around this level
 
@@ -27,6 +30,7 @@ LABELS = {
     "motion": ("left", "right"),
     "order": ("right-first", "bottom-first"),
 }
+RIVALS = {"pattern": 3, "motion": 3, "order": 2}  # four objects in all
 PHASES = 3  # phases of each object; in ``order``, an object has two events instead
 # The quarters of a patch, bright (1) or dark (-1). The twin of a texture is its mirror image, which is also its
 # negative. Different textures are uncorrelated. So if an object shows each of them once, some as twins, evidence
@@ -42,18 +46,57 @@ TEXTURES = torch.tensor(
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """Options that all clips of one sequence share; see :class:`captum_staa.benchmark.PlantedClips`."""
+    """Options of planted clips, the same for all tasks.
+
+    Attributes:
+        num_frames: T, frames per clip.
+        image_size: H and W, in pixels.
+        noise: standard deviation of the pixel noise, as a fraction of the range 0..255.
+        contrast: distance of bright and dark from an object's mean color (``motion``: of an object from mid gray), as
+            a fraction of the range 0..255.
+        patch_size: side of an object, in pixels, an even number.
+        window: fewest and most frames that show evidence (``order``: each of the two), both included. None chooses it
+            from ``num_frames``; for 16 frames, it is (4, 7), or (3, 4) for ``order``.
+        speed: slowest and fastest movement in ``motion``, in pixels per frame. None takes the highest speed that
+            keeps the object in its part of the frame, and three quarters of it: (1.5, 2.0) by default.
+        rivals: number of objects that show twins only. None takes 3, or 2 for ``order``: four objects in all.
+        two_classes: whether each clip contains evidence of two classes, in two objects. Then labels are ``(B, 2)`` and
+            truth is ``(B, 2, T, H, W)``. Not for ``order``, whose classes share their evidence.
+    """
+
+    num_frames: int = 16
+    image_size: int = 48
+    noise: float = 0.06
+    contrast: float = 0.3
+    patch_size: int = 12
+    window: tuple[int, int] | None = None
+    speed: tuple[float, float] | None = None
+    rivals: int | None = None
+    two_classes: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A task and its options, with values in place of None.
+
+    Attributes:
+        task: ``"pattern"``, ``"motion"`` or ``"order"``.
+        options: as passed.
+        window: fewest and most frames that show evidence.
+        speed: slowest and fastest movement; zeros except in ``motion``.
+        rivals: number of objects that show twins only.
+    """
 
     task: str
-    num_frames: int
-    image_size: int
-    patch_size: int
+    options: SceneOptions
     window: tuple[int, int]
     speed: tuple[float, float]
-    noise: float
-    contrast: float
     rivals: int
-    two_classes: bool
+
+    @property
+    def evidence_objects(self) -> int:
+        """Number of objects that show evidence."""
+        return 2 if self.task == "order" or self.options.two_classes else 1
 
 
 class Draw:
@@ -156,21 +199,133 @@ def cuts(num_frames: int, count: int, bounds: tuple[int, int]) -> list[tuple[int
     return [way for way in product(lengths, repeat=count) if sum(way) == num_frames]
 
 
-def draw_scene(options: SceneOptions, classes: tuple[int, ...], draw: Draw, footage: Tensor | None) -> Scene:
+def recipe_of(task: str, options: SceneOptions) -> Recipe:
+    """Return a task with its options, with values in place of None.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: the task is unknown, an option is out of range, or the evidence does not fit into the clip.
+    """
+    check_choice("task", task, tuple(LABELS))
+    if not isinstance(options, SceneOptions):
+        raise TypeError(
+            f"scene must be a SceneOptions or None, got {options!r}. Pass SceneOptions(num_frames=32), for example."
+        )
+    for name in ("num_frames", "image_size", "patch_size"):
+        check_count(name, getattr(options, name))
+    rivals = RIVALS[task] if options.rivals is None else options.rivals
+    check_count("rivals", rivals, least=0)
+    counts: dict[str, Any] = {name: int(getattr(options, name)) for name in ("num_frames", "image_size", "patch_size")}
+    options = replace(options, **counts, two_classes=bool(options.two_classes))
+    window = _pair("window", _window(task, options.num_frames) if options.window is None else options.window)
+    recipe = Recipe(task, options, window, (0.0, 0.0), int(rivals))
+    _check(recipe)
+    return replace(recipe, speed=_speed(recipe)) if task == "motion" else recipe
+
+
+def _pair(name: str, pair: Any) -> tuple[int, int]:
+    """Return a checked pair of integers, the smaller one first."""
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_integer, pair))):
+        raise TypeError(f"{name} must be two ints (fewest, most), got {pair!r}. Pass {name}=(5, 7), for example.")
+    if not 1 <= pair[0] <= pair[1]:
+        raise ValueError(f"{name} must be (fewest, most) with 1 <= fewest <= most, got {pair}. Swap or raise them.")
+    return int(pair[0]), int(pair[1])
+
+
+def _window(task: str, num_frames: int) -> tuple[int, int]:
+    """Return the default fewest and most frames of a phase or event for clips of any length."""
+    if task == "order":
+        return max(num_frames * 3 // 16, 1), max(num_frames // 4, 1)
+    return max(num_frames // 4, 1), max(-(-num_frames // 3), num_frames // 2 - 1)
+
+
+def _speed(recipe: Recipe) -> tuple[float, float]:
+    """Return the checked speed: a path must fit into the part of the frame that belongs to the object."""
+    speed: Any = recipe.options.speed
+    free = free_pixels(recipe, recipe.rivals + recipe.evidence_objects)
+    fastest = free / (recipe.window[1] - 1)
+    if speed is None:
+        speed = (0.75 * fastest, fastest)
+    if not (isinstance(speed, (tuple, list)) and len(speed) == 2 and all(map(is_number, speed))):
+        raise TypeError(
+            f"speed must be two numbers (slowest, fastest), got {speed!r}. Pass speed=(1.5, 2.0), for example."
+        )
+    if not 0 < speed[0] <= speed[1] <= fastest:
+        raise ValueError(
+            f"speed must be (slowest, fastest) with 0 < slowest <= fastest <= {fastest:g} pixels per frame, so that "
+            f"{recipe.window[1]} frames fit into the {free} pixels that an object can move, got {speed}. Lower it, or "
+            f"raise image_size."
+        )
+    return float(speed[0]), float(speed[1])
+
+
+def _check(recipe: Recipe) -> None:
+    """Raise unless the evidence fits into the clip."""
+    options = recipe.options
+    for name in ("noise", "contrast"):
+        if not is_number(value := getattr(options, name)):
+            raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    task, frames, window = recipe.task, options.num_frames, recipe.window
+    objects = recipe.rivals + recipe.evidence_objects
+    rows = cells_per_side(objects)
+    if task == "order":
+        fits, needed = frames > 2 * window[1], f"at least {2 * window[1] + 1} frames"
+    else:
+        fits = bool(cuts(frames, PHASES, window))
+        needed = f"{PHASES * window[0]} to {PHASES * window[1]} frames"
+    checks = [
+        (
+            0 <= options.noise <= 1,
+            f"noise must be a fraction of the range 0..255, got {options.noise}. Divide gray levels by 255.",
+        ),
+        (
+            0 < options.contrast <= 0.5,
+            f"contrast must be above 0 and at most 0.5, got {options.contrast}. Divide gray levels by 255.",
+        ),
+        (
+            options.patch_size % 2 == 0,
+            f"patch_size must be even, as an object has four quarters, got {options.patch_size}. Add 1.",
+        ),
+        (
+            options.image_size >= rows * options.patch_size,
+            f"image_size must be at least {rows} times patch_size={options.patch_size} for {objects} objects, got "
+            f"{options.image_size}. Raise it, or lower patch_size or rivals.",
+        ),
+        (
+            fits,
+            f"num_frames must fit window={window}, which takes {needed} for task={task!r}, got {frames}. "
+            f"Leave window out, or change either.",
+        ),
+        (
+            task != "motion" or window[0] >= 2,
+            f"window must begin at 2 frames or more for task='motion', or nothing moves, got {window}. Raise it.",
+        ),
+        (
+            task != "order" or not options.two_classes,
+            "two_classes must be False for task='order', whose classes share their evidence, got True. "
+            "Use 'pattern' or 'motion'.",
+        ),
+    ]
+    for valid, message in checks:
+        if not valid:
+            raise ValueError(message)
+
+
+def draw_scene(recipe: Recipe, classes: tuple[int, ...], draw: Draw, footage: Tensor | None) -> Scene:
     """Draw a clip of one class, or of two.
 
     Args:
-        options: options that all clips share.
+        recipe: the task and the options that all clips share.
         classes: class of the evidence; two for a clip that contains evidence of both.
         draw: random numbers of this clip.
         footage: ``(F, H', W', 3)`` uint8, frames from which the background is cut; None for a still texture.
     """
-    size, side = options.image_size, options.patch_size
-    background = _texture(options, draw) if footage is None else _cut(footage, options, draw)
-    objects = {"pattern": _pattern, "motion": _motion, "order": _order}[options.task](options, classes, draw)
+    size, side = recipe.options.image_size, recipe.options.patch_size
+    background = _texture(recipe, draw) if footage is None else _cut(footage, recipe, draw)
+    objects = {"pattern": _pattern, "motion": _motion, "order": _order}[recipe.task](recipe, classes, draw)
     count = len(objects.evidence)
     # A patch without texture must differ from the background in its color.
-    tones = draw.signs(count, 1) * options.contrast * 255 if options.task == "motion" else 0
+    tones = draw.signs(count, 1) * recipe.options.contrast * 255 if recipe.task == "motion" else 0
     colors = GRAY + tones + draw.uniform(-25, 25, count, 3)  # (K, 3)
 
     rows = cells_per_side(count)
@@ -182,12 +337,14 @@ def draw_scene(options: SceneOptions, classes: tuple[int, ...], draw: Draw, foot
     places = (corners[:, :, None] + offsets) % size  # (K, T, P, 2)
 
     frames = background.clone()
-    shown = torch.full((options.num_frames, size, size), -1)
-    times = torch.arange(options.num_frames)[:, None]
-    levels = colors[:, None, None] + objects.textures.flatten(2)[..., None] * options.contrast * 255  # (K, T, P, 3)
+    shown = torch.full((recipe.options.num_frames, size, size), -1)
+    times = torch.arange(recipe.options.num_frames)[:, None]
+    levels = (
+        colors[:, None, None] + objects.textures.flatten(2)[..., None] * recipe.options.contrast * 255
+    )  # (K, T, P, 3)
     frames[times, places[..., 0], places[..., 1]] = levels
     shown[times, places[..., 0], places[..., 1]] = torch.arange(count)[:, None, None]
-    noise = draw.normal(*frames.shape).mul_(options.noise * 255)
+    noise = draw.normal(*frames.shape).mul_(recipe.options.noise * 255)
     return Scene(background, frames, noise, shown, objects, classes)
 
 
@@ -196,9 +353,9 @@ def cells_per_side(objects: int) -> int:
     return math.isqrt(objects - 1) + 1
 
 
-def free_pixels(options: SceneOptions, count: int) -> int:
+def free_pixels(recipe: Recipe, count: int) -> int:
     """Return the number of pixels that each of ``count`` objects can move within its cell."""
-    return options.image_size // cells_per_side(count) - options.patch_size
+    return recipe.options.image_size // cells_per_side(count) - recipe.options.patch_size
 
 
 def _placed(paths: Tensor, parts: Tensor, free: int, draw: Draw) -> Tensor:
@@ -213,90 +370,90 @@ def _placed(paths: Tensor, parts: Tensor, free: int, draw: Draw) -> Tensor:
     return placed.round().long()
 
 
-def _texture(options: SceneOptions, draw: Draw) -> Tensor:
+def _texture(recipe: Recipe, draw: Draw) -> Tensor:
     """Return a smooth, still color texture, ``(T, H, W, 3)``."""
-    size = options.image_size
+    size = recipe.options.image_size
     coarse = draw.normal(1, 3, 5, 5) * 15 + draw.uniform(-15, 15, 3)[:, None, None] + GRAY
     texture = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)[0]  # (3, H, W)
-    return texture.permute(1, 2, 0).expand(options.num_frames, size, size, 3)
+    return texture.permute(1, 2, 0).expand(recipe.options.num_frames, size, size, 3)
 
 
-def _cut(footage: Tensor, options: SceneOptions, draw: Draw) -> Tensor:
+def _cut(footage: Tensor, recipe: Recipe, draw: Draw) -> Tensor:
     """Return a random run of frames and a random square of real footage, resized to ``(T, H, W, 3)``."""
     frames, height, width = footage.shape[:3]
-    side = draw.integer(min(options.image_size, height, width), min(height, width))
-    start = draw.integer(0, frames - options.num_frames)
+    side = draw.integer(min(recipe.options.image_size, height, width), min(height, width))
+    start = draw.integer(0, frames - recipe.options.num_frames)
     top, left = draw.integer(0, height - side), draw.integer(0, width - side)
-    part = footage[start : start + options.num_frames, top : top + side, left : left + side].permute(0, 3, 1, 2)
-    size = (options.image_size, options.image_size)
+    part = footage[start : start + recipe.options.num_frames, top : top + side, left : left + side].permute(0, 3, 1, 2)
+    size = (recipe.options.image_size, recipe.options.image_size)
     return F.interpolate(part.float(), size=size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
 
 
-def _pattern(options: SceneOptions, classes: tuple[int, ...], draw: Draw) -> Objects:
+def _pattern(recipe: Recipe, classes: tuple[int, ...], draw: Draw) -> Objects:
     """Draw objects that show all three textures in turn; the texture of the class is evidence, others are twins."""
-    count = len(classes) + options.rivals
-    phases = torch.stack([draw.phases(options.num_frames, PHASES, options.window) for _ in range(count)])
+    count = len(classes) + recipe.rivals
+    phases = torch.stack([draw.phases(recipe.options.num_frames, PHASES, recipe.window) for _ in range(count)])
     numbers = torch.stack([draw.permutation(len(TEXTURES)) for _ in range(count)]).gather(1, phases)  # (K, T)
-    texture = torch.tensor([*classes, *[-1] * options.rivals])[:, None]  # -1 matches no texture
+    texture = torch.tensor([*classes, *[-1] * recipe.rivals])[:, None]  # -1 matches no texture
     evidence = numbers == texture
-    return _drifting(options, draw, _textures(options, numbers, evidence), evidence, ~evidence)
+    return _drifting(recipe, draw, _textures(recipe, numbers, evidence), evidence, ~evidence)
 
 
-def _order(options: SceneOptions, classes: tuple[int, ...], draw: Draw) -> Objects:
+def _order(recipe: Recipe, classes: tuple[int, ...], draw: Draw) -> Objects:
     """Draw objects that show two textures for a while; for each of the first two objects, one of the two is evidence.
 
     The evidence of object 0 is bright on the right, that of object 1 at the bottom; the class is their order.
     """
-    count, first = 2 + options.rivals, classes[0]
+    count, first = 2 + recipe.rivals, classes[0]
     while True:  # one pair in four has separate events in the required order
-        starts, ends, textures = map(torch.stack, zip(*(_events(options, draw) for _ in range(count)), strict=True))
+        starts, ends, textures = map(torch.stack, zip(*(_events(recipe, draw) for _ in range(count)), strict=True))
         at = [int((textures[k] == k).nonzero()) for k in (0, 1)]  # which of its two events is evidence
         if ends[first, at[first]] < starts[1 - first, at[1 - first]]:  # at least one frame lies between them
             break
-    frames = torch.arange(options.num_frames)
+    frames = torch.arange(recipe.options.num_frames)
     during = (frames >= starts[..., None]) & (frames < ends[..., None])  # (K, 2, T)
     numbers = torch.where(during[:, 0], textures[:, :1], textures[:, 1:])
-    evidence = torch.zeros(count, options.num_frames, dtype=torch.bool)
+    evidence = torch.zeros(count, recipe.options.num_frames, dtype=torch.bool)
     for k in (0, 1):
         evidence[k] = during[k, at[k]]
     visible = during.any(1)
-    shown = _textures(options, numbers, evidence) * visible[..., None, None]
-    return _drifting(options, draw, shown, evidence, visible & ~evidence)
+    shown = _textures(recipe, numbers, evidence) * visible[..., None, None]
+    return _drifting(recipe, draw, shown, evidence, visible & ~evidence)
 
 
-def _events(options: SceneOptions, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+def _events(recipe: Recipe, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
     """Return starts, ends and textures of the two events of an object, ``(2,)`` each."""
-    lengths = draw.integers(*options.window, 2)
-    spare = options.num_frames - int(lengths.sum()) - 1  # at least one frame lies between them
+    lengths = draw.integers(*recipe.window, 2)
+    spare = recipe.options.num_frames - int(lengths.sum()) - 1  # at least one frame lies between them
     before, after = draw.integers(0, spare, 2).sort().values
     starts = torch.stack([before, after + lengths[0] + 1])
     return starts, starts + lengths, draw.permutation(2)
 
 
-def _motion(options: SceneOptions, classes: tuple[int, ...], draw: Draw) -> Objects:
+def _motion(recipe: Recipe, classes: tuple[int, ...], draw: Draw) -> Objects:
     """Draw plain patches that move up or down and jump twice; evidence moves left or right between two jumps."""
-    count, frames = len(classes) + options.rivals, options.num_frames
-    phases = torch.stack([draw.phases(frames, PHASES, options.window) for _ in range(count)])  # (K, T)
+    count, frames = len(classes) + recipe.rivals, recipe.options.num_frames
+    phases = torch.stack([draw.phases(frames, PHASES, recipe.window) for _ in range(count)])  # (K, T)
     evidence = (phases == draw.integers(0, PHASES - 1, count, 1)) & (torch.arange(count) < len(classes))[:, None]
-    travel = draw.uniform(*options.speed, count, 1) * torch.arange(frames)  # (K, T)
+    travel = draw.uniform(*recipe.speed, count, 1) * torch.arange(frames)  # (K, T)
     vertical = travel * draw.signs(count, PHASES).gather(1, phases)
     signs = torch.tensor([1 if LABELS["motion"][label] == "right" else -1 for label in classes])
-    horizontal = travel * torch.cat([signs, torch.zeros(options.rivals, dtype=torch.int64)])[:, None]
+    horizontal = travel * torch.cat([signs, torch.zeros(recipe.rivals, dtype=torch.int64)])[:, None]
     paths = torch.stack([vertical.where(~evidence, 0), horizontal.where(evidence, 0)], -1)  # (K, T, 2)
-    plain = torch.zeros(count, frames, options.patch_size, options.patch_size)
+    plain = torch.zeros(count, frames, recipe.options.patch_size, recipe.options.patch_size)
     return Objects(paths, phases, plain, evidence, ~evidence)
 
 
-def _drifting(options: SceneOptions, draw: Draw, textures: Tensor, evidence: Tensor, twins: Tensor) -> Objects:
+def _drifting(recipe: Recipe, draw: Draw, textures: Tensor, evidence: Tensor, twins: Tensor) -> Objects:
     """Return objects that move slowly along a straight line through the whole clip."""
     count, frames = evidence.shape
-    reach = free_pixels(options, count) / frames
+    reach = free_pixels(recipe, count) / frames
     paths = draw.uniform(-reach, reach, count, 1, 2) * torch.arange(frames)[:, None]
     return Objects(paths, torch.zeros(count, frames, dtype=torch.int64), textures, evidence, twins)
 
 
-def _textures(options: SceneOptions, numbers: Tensor, evidence: Tensor) -> Tensor:
+def _textures(recipe: Recipe, numbers: Tensor, evidence: Tensor) -> Tensor:
     """Return textures ``(K, T, side, side)`` by number ``(K, T)``; textures that are not evidence become twins."""
-    half = options.patch_size // 2
+    half = recipe.options.patch_size // 2
     pixels = TEXTURES.float().repeat_interleave(half, 1).repeat_interleave(half, 2)
     return pixels[numbers] * torch.where(evidence, 1, -1)[..., None, None]

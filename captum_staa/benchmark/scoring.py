@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from captum_staa import baselines, metrics
-from captum_staa._utils.checks import check_choice
+from captum_staa._utils.checks import check_choice, check_count
 from captum_staa.benchmark.records import ERROR, LEFT_OUT, NOT_APPLICABLE
 from captum_staa.models import VideoClassifier
 
@@ -68,6 +68,28 @@ class MetricInput:
     @property
     def _options(self) -> dict[str, Any]:
         return {"baselines": self.baseline, "perturbations_per_eval": self.perturbations_per_eval}
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """Options of the metrics that alter clips.
+
+    Attributes:
+        baseline: name of the function of ``captum_staa.baselines`` that hides cells.
+        steps: points on the insertion and deletion curves after the first.
+
+    Raises:
+        ValueError: there is no such baseline, or ``steps`` is less than 1.
+        TypeError: ``steps`` is not an integer.
+    """
+
+    baseline: str = "zero"
+    steps: int = 32
+
+    def __post_init__(self) -> None:
+        check_choice("baseline", self.baseline, BASELINES)
+        check_count("steps", self.steps)
+        object.__setattr__(self, "steps", int(self.steps))  # a NumPy integer has no JSON
 
 
 class Metric(NamedTuple):
@@ -215,7 +237,6 @@ def chosen(wanted: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Metric
 
 def baseline_of(name: str, clip: Tensor, classifier: VideoClassifier) -> Tensor:
     """Return the baseline of a clip that replaces hidden cells, by its name in ``captum_staa.baselines``."""
-    check_choice("baseline", name, BASELINES)
     return BASELINES[name](clip, classifier.layout)
 
 

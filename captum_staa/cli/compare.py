@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from captum_staa._utils.files import atomic
-from captum_staa.benchmark import Comparison, JoinedClips, PlantedClips, Videos, compare
+from captum_staa.benchmark import Comparison, JoinedClips, PlantedClips, SceneOptions, Videos, compare
 from captum_staa.benchmark.processes import local_device, processes
 from captum_staa.cli.explain import INTERRUPTED
-from captum_staa.cli.prepare import load
+from captum_staa.cli.loading import load
 from captum_staa.models import VideoClassifier
 from captum_staa.models.classifier import DEFAULT_FRAMES
 
@@ -28,27 +28,27 @@ SOME_FAILED = 1
 
 
 @dataclass(frozen=True)
-class CompareOptions:
-    """Options of ``python -m captum_staa compare``, as described by ``--help``."""
+class ClipOptions:
+    """Where the clips of a comparison come from: either planted clips or videos."""
 
-    model: str
-    out: Path
     planted: int | None = None
     task: str | None = None
     videos: Path | None = None
     labels: Path | None = None
     boxes: Path | None = None
     joined: bool = False
-    methods: Sequence[str] | None = None
-    metrics: Sequence[str] | None = None
-    resume: bool = False
-    device: str | None = None
-    dtype: str = "float32"
-    baseline: str = "zero"
-    steps: int = 32
-    perturbations_per_eval: int = 8
-    seed: int = 0
-    model_controls: bool = True
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of ``python -m captum_staa compare``, as described by ``--help``."""
+
+    model: str
+    out: Path
+    clips: ClipOptions
+    device: str | None
+    dtype: str
+    arguments: Mapping[str, Any]  # the keyword arguments of captum_staa.benchmark.compare
 
 
 def run(options: CompareOptions) -> int:
@@ -59,22 +59,15 @@ def run(options: CompareOptions) -> int:
         after Ctrl-C (finished results stay in the folder).
     """
     started = time.perf_counter()
-    _check(options)
+    _check(options.clips)
     classifier = load(options.model, local_device(options.device)).to(DTYPES[options.dtype])
     with processes() as group:
         try:
             comparison = compare(
                 classifier,
                 _clips(options, classifier),
-                options.methods,
-                options.metrics,
                 out=options.out,
-                resume=options.resume,
-                baseline=options.baseline,
-                steps=options.steps,
-                perturbations_per_eval=options.perturbations_per_eval,
-                seed=options.seed,
-                model_controls=options.model_controls,
+                **options.arguments,
             )
         except KeyboardInterrupt:
             _print_interrupted(options.out)
@@ -118,40 +111,42 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _check(options: CompareOptions) -> None:
+def _check(clips: ClipOptions) -> None:
     """Raise ValueError if options contradict each other, before the model is loaded."""
-    if (options.planted is None) == (options.videos is None):
-        got = "neither" if options.planted is None else "both"
+    if (clips.planted is None) == (clips.videos is None):
+        got = "neither" if clips.planted is None else "both"
         raise ValueError(f"clips must come from either --planted N or --videos DIR, got {got}. Pass one of the two.")
-    if (options.videos is None) != (options.labels is None):
-        got = "--videos" if options.labels is None else "--labels"
+    if (clips.videos is None) != (clips.labels is None):
+        got = "--videos" if clips.labels is None else "--labels"
         raise ValueError(
             f"--videos DIR and --labels CSV must be passed together, got only {got}. The table lists the files and "
             f"their classes."
         )
-    if options.boxes is not None and options.videos is None:
+    if clips.boxes is not None and clips.videos is None:
         raise ValueError("--boxes needs --videos, got --planted. Planted clips include their evidence: drop --boxes.")
-    if options.boxes is not None and options.joined:
+    if clips.boxes is not None and clips.joined:
         raise ValueError("--joined defines the evidence in time, so it cannot be combined with --boxes. Drop --boxes.")
-    if options.task is not None and options.planted is None:
-        raise ValueError(f"--task needs --planted, got --task {options.task} with --videos. Drop --task.")
+    if clips.task is not None and clips.planted is None:
+        raise ValueError(f"--task needs --planted, got --task {clips.task} with --videos. Drop --task.")
 
 
 def _clips(options: CompareOptions, classifier: VideoClassifier) -> Any:
+    chosen = options.clips
     clips: Any
-    if options.videos is not None and options.labels is not None:
-        clips = Videos(options.videos, options.labels, classifier, options.boxes)
+    if chosen.videos is not None and chosen.labels is not None:
+        clips = Videos(chosen.videos, chosen.labels, classifier, chosen.boxes)
     else:
-        assert options.planted is not None
+        assert chosen.planted is not None
         size = classifier.image_size[0] if classifier.image_size else 48
-        clips = PlantedClips(SEED, options.planted, _task(options), classifier.num_frames or DEFAULT_FRAMES, size)
-    return JoinedClips(clips, classifier, seed=options.seed) if options.joined else clips
+        scene = SceneOptions(num_frames=classifier.num_frames or DEFAULT_FRAMES, image_size=size)
+        clips = PlantedClips(SEED, chosen.planted, _task(options), scene=scene)
+    return JoinedClips(clips, classifier, seed=options.arguments["seed"]) if chosen.joined else clips
 
 
 def _task(options: CompareOptions) -> str:
     """Return ``--task``, or the task at the end of the name of a bundled model."""
-    if options.task is not None:
-        return options.task
+    if options.clips.task is not None:
+        return options.clips.task
     task = options.model.rsplit("-", 1)[-1]
     if task not in ("pattern", "motion", "order"):
         raise ValueError(

@@ -16,10 +16,10 @@ from captum_staa import io
 from captum_staa._utils.files import atomic
 from captum_staa.benchmark import PlantedClips, compare
 from captum_staa.cli.explain import explain
-from captum_staa.cli.explanation import Explanation, Options, moment, report
+from captum_staa.cli.explanation import Explanation, Options, report
+from captum_staa.cli.loading import load
 from captum_staa.cli.output import FILES, refuse_to_overwrite, write
-from captum_staa.cli.prepare import load
-from captum_staa.visualization import show_frames, to_html
+from captum_staa.visualization import Frames, Style, show_frames, to_html
 
 MODEL = "tiny-videomae-pattern"
 CLIPS = 12  # methods are scored on these; the first one is shown
@@ -30,10 +30,10 @@ FPS = 8.0
 TABLES = ("table.md", "table.csv")
 PAGE = "methods.html"  # maps of the first clip by all methods
 METHODS = (
+    "STAA (relevance)",
     "STAA",
-    "STAA(attention)",
-    "STAA(attention-last)",
-    "STAA(released)",
+    "STAA (last layer)",
+    "ReleasedSTAA",
     "InputXGradient",
     "IntegratedGradients",
     "Occlusion",
@@ -78,7 +78,7 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     write(explanation, out, overwrite=overwrite, truth=when)
 
     first, last = (int(index) for index in when.nonzero()[[0, -1], 0])
-    print(f"planted: {name}, from {moment(explanation, first)} to {moment(explanation, last)}")
+    print(f"planted: {name}, from {explanation.video.moment(first)} to {explanation.video.moment(last)}")
     print(report(explanation, 4, sys.stdout.encoding))
     difference = verdict(explanation, name, when)
     print(difference or "as planted: the class, and every key frame", flush=True)
@@ -98,15 +98,14 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     maps = {} if comparison.sheet is None else comparison.sheet.maps
     shown = {name: torch.from_numpy(mask).float()[None] for name, mask in masks.items()}
     to_html(
-        planted.frames(0),
         {**shown, **{method: maps[method] for method in METHODS if method in maps}},
-        sign="positive",  # as in the scores: negative values are not evidence for the class
-        path=out / PAGE,
+        Frames(planted.frames(0), fps=FPS),
+        out / PAGE,
+        style=Style(sign="positive"),  # as in the scores: negative values are not evidence for the class
         overwrite=overwrite,
-        fps=FPS,
         play_fps=FPS,
         truth=when.numpy(),
-        predictions=[(predicted, probability) for _, predicted, probability in explanation.top(4)],
+        predictions=[(predicted, probability) for _, predicted, probability in explanation.prediction.top(4)],
         title=f"planted clip of class {name}, explained by several methods",
     )
     print(f"\nwritten to {out}: {', '.join(WRITTEN)} ({time.perf_counter() - started:.0f} s)")
@@ -130,11 +129,10 @@ def save_sheet(path: Path, frames: NDArray[np.uint8], name: str, overwrite: bool
     """Write every other frame as a contact sheet."""
     title = f"{name}: evidence (green) and rivals that look alike (orange)"
     figure, _ = show_frames(
-        frames[::2],
-        method="original_image",
-        indices=range(0, len(frames), 2),
+        None,
+        Frames(frames[::2], indices=range(0, len(frames), 2)),
+        style=Style(method="original_image"),
         title=title,
-        show_colorbar=False,
         use_pyplot=False,
     )
     with atomic(path, overwrite) as part:
@@ -148,11 +146,11 @@ def enlarged(frames: NDArray[np.uint8], factor: int = FACTOR) -> NDArray[np.uint
 
 def verdict(explanation: Explanation, label: str, when: torch.Tensor) -> str:
     """Return a message about the difference from the planted evidence; empty if there is no difference."""
-    predicted = explanation.top(1)[0][1]
+    predicted = explanation.prediction.top(1)[0][1]
     if predicted != label:
         return f"NOT as planted: the model predicts {predicted!r}, but {label!r} was planted"
     key_frames = explanation.key_frames()
-    outside = [moment(explanation, frame.index) for frame in key_frames if not when[frame.position]]
+    outside = [explanation.video.moment(frame.index) for frame in key_frames if not when[frame.position]]
     if not key_frames:
         return "NOT as planted: there are no key frames"
     if outside:

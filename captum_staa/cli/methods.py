@@ -1,19 +1,21 @@
-"""The methods of ``explain``: for each method, its options, its description and how it explains one clip."""
+"""The method of ``explain``: one of the registry of ``compare``, with its options, applied to clips of one model."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_staa.attention.focus import Focus
-from captum_staa.attr import STAA, AttentionBranch, SpatioTemporalPerturbation
-from captum_staa.cli.explanation import Masks, Options
+from captum_staa._utils.model_state import eval_mode
+from captum_staa.attr import MaskAttribution, SpatioTemporalPerturbation
+from captum_staa.benchmark.methods import Method, seeded
+from captum_staa.benchmark.registry import METHODS, Explainer, NotApplicableError, find_method
+from captum_staa.cli.explanation import Masks, MethodUsed
 from captum_staa.models import VideoClassifier
-from captum_staa.models.st_abn.network import st_abn_of
-from captum_staa.perturbation.presets import PRESETS
-from captum_staa.perturbation.regularizers import REGULARIZERS
+from captum_staa.models.outputs import OutputKind
+from captum_staa.perturbation.config import REGULARIZERS, PerturbationConfig
 from captum_staa.result import VideoAttribution
 
 COPIES = 8  # maximum number of altered clips per forward pass: one optimization step with four areas needs 8
@@ -23,190 +25,96 @@ COPIED = 2**21  # maximum number of elements of the altered clips per forward pa
 class Explained(NamedTuple):
     """The result for one clip."""
 
-    parts: VideoAttribution  # float32 on the CPU
+    maps: VideoAttribution  # float32 on the CPU
     probabilities: Tensor  # (K,)
-    target: int
-    masks: Masks | None = None  # of the perturbation method
+    masks: Masks | None = None  # of learned masks
     interrupted: str = ""  # progress of the optimization if Ctrl-C stopped it; otherwise empty
 
 
-class Method:
-    """Base class of the explanation methods of the command line: a method with its options, applied to one model.
+class ClipMethod:
+    """A method with its options, made for one model.
 
-    Attributes:
-        options: names of the options that only this method has.
+    Example:
+        >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+        >>> str(ClipMethod(clf, "staa", {"layers": [-1]}, perturbations_per_eval=8).used)
+        'STAA, layers=[-1]'
+
+    Args:
         classifier: the model.
-        description: the method as Python code.
-        kind: short name of the method.
-        settings: options by name, if the description does not include all of them.
-        class_specific: whether the maps explain one class.
-        frames_per_cell: number of consecutive frames that share one value of the map.
-        own_time: whether the temporal part is computed separately, and is not the sum of the map over space.
-        areas: number of masks per map.
-        shows_progress: whether the method shows a progress bar.
+        name: name of the method, as for :func:`find_method`.
+        options: options of the method that the user passed, by name.
+        perturbations_per_eval: altered copies of a clip per call of the model.
+
+    Raises:
+        ValueError: there is no such method, it does not apply to the model, or an option is invalid.
     """
 
-    options: ClassVar[tuple[str, ...]] = ()
-    description: str
-    kind: str
-    class_specific = True
-    frames_per_cell = 1
-    own_time = False
-    areas = 0
-    shows_progress = False
+    def __init__(
+        self, classifier: VideoClassifier, name: str, options: Mapping[str, Any], perturbations_per_eval: int
+    ) -> None:
+        name, spec = find_method(name)
+        shown = {"show_progress": True} if "show_progress" in spec.options else {}
+        try:
+            call = spec.make(classifier, perturbations_per_eval, **options, **shown)
+        except NotApplicableError as error:
+            raise ValueError(
+                f"--method {name} does not apply to this model: {error}. Choose another method."
+            ) from error
+        self.classifier, self.shows_progress = classifier, bool(shown)
+        self._method = Method(name, spec.description, call, spec.smoothed)
+        explainer = call.explainer if isinstance(call, Explainer) else None
+        learned = explainer if isinstance(explainer, SpatioTemporalPerturbation) else None
+        self._config = None if learned is None else learned.preset.changed(**options)
+        cell = 1 if classifier.grid is None else int(classifier.grid.tubelet[0])
+        apart = cell if self._config is None else self._config.frames
+        self.used = MethodUsed(name, dict(options), spec.class_specific, apart)
 
-    def __init__(self, classifier: VideoClassifier, options: Options) -> None:
-        self.classifier = classifier
-        self.settings: dict[str, Any] = {}
-
-    def explain(self, clip: Tensor, target: int | None) -> Explained:
-        """Return the explanation of one clip for the class ``target``; None takes the most probable class."""
-        raise NotImplementedError
+    @property
+    def masks(self) -> int:
+        """Number of masks per map; 0 for methods that do not learn masks."""
+        return 0 if self._config is None else len(self._config.areas)
 
     @torch.no_grad()
     def answer(self, clip: Tensor) -> Tensor:
-        """Return the class probabilities ``(K,)`` of one clip, on the CPU."""
-        logits: Tensor = self.classifier(clip)
-        return logits[0].float().softmax(0).cpu()
+        """Return the probabilities ``(K,)`` of one clip, or its scores if the model has none, on the CPU."""
+        with eval_mode(self.classifier):
+            return self._shown(self.classifier(clip))
 
-    def _from_parts(self, attribute_maps: Any, clip: Tensor, target: int | None, **options: Any) -> Explained:
-        """Return the explanation by a method that returns the logits together with its map."""
-        if self.class_specific and target is None:
-            target = int(self.answer(clip).argmax())
-        parts = attribute_maps(clip, target=target, **options)
-        probabilities = parts.logits[0].float().softmax(0).cpu()
-        target = int(probabilities.argmax()) if target is None else target
-        return Explained(_on_cpu(parts), probabilities, target)
+    def _shown(self, outputs: Tensor) -> Tensor:
+        return self.classifier.values(outputs)[0].float().cpu()
+
+    def explain(self, clip: Tensor, target: int, at: int = 0) -> Explained:
+        """Return the explanation of one clip. Ctrl-C during the optimization of masks returns the best so far.
+
+        Args:
+            clip: ``(1, ...)`` in the layout of the classifier.
+            target: index of the class; not used by a method that is not specific to a class.
+            at: position of the clip in the video, from which random draws depend.
+        """
+        with seeded(0, at, self.used.name, clip.device):
+            maps = self._method.maps(clip, target, self.classifier)
+        probabilities = self.answer(clip) if maps.logits is None else self._shown(maps.logits)
+        on_cpu = VideoAttribution(maps.joint.float().cpu(), maps.spatial.float().cpu(), maps.temporal.float().cpu())
+        if self._config is None or not isinstance(maps, MaskAttribution):
+            return Explained(on_cpu, probabilities)
+        masks = _masks(maps, self._config, self.classifier.output)
+        interrupted = f"the masks are the best of {masks.steps} steps out of {self._config.iterations}"
+        return Explained(on_cpu, probabilities, masks, interrupted if maps.interrupted else "")
 
 
-class OfAttention(Method):
-    """STAA: attribution from the attention of a video transformer.
-
-    Example:
-        >>> from pathlib import Path
-        >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> OfAttention(clf, Options(Path("a.mp4"), "a-model", Path("out"), mode="attention", layers=[-1])).description
-        "STAA(mode='attention', layers=[-1])"
-    """
-
-    options = ("mode", "rule", "layers", "focus")
-
-    def __init__(self, classifier: VideoClassifier, options: Options) -> None:
-        super().__init__(classifier, options)
-        if classifier.family is None:
-            raise ValueError(
-                f"--method staa needs the attention of a video transformer (VideoMAE, TimeSformer, ViViT, V-JEPA 2, "
-                f"...), got {options.model!r}, a {type(classifier.module).__name__} without supported attention. Use "
-                f"--method perturbation, which works for any model."
-            )
-        self.explainer = STAA(
-            classifier,
-            mode=options.mode or "relevance",  # type: ignore[arg-type]  # STAA itself checks these three
-            layers="all" if options.layers is None else options.layers,  # type: ignore[arg-type]
-            focus=Focus() if options.focus else None,
-            rule=options.rule or "decomposition",  # type: ignore[arg-type]
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the method has all of these options."""
+    name, spec = find_method(name)
+    if wrong := [option for option in options if option not in spec.options]:
+        having = [known for known, other in METHODS.items() if set(wrong) <= set(other.options)]
+        raise ValueError(
+            f"{', '.join(f'--{option}' for option in wrong)} can only be used with --method "
+            f"{' or '.join(map(repr, having)) or 'of different kinds'}, got --method {name!r}. Drop "
+            f"{'it' if len(wrong) == 1 else 'them'}, or choose another method."
         )
-        mode, rule = self.explainer.mode, self.explainer.rule
-        words = [f"mode={mode!r}"]
-        if mode == "relevance":
-            words.append(f"rule={rule!r}")
-        if mode == "attention" or rule == "chefer":  # the other settings have no layers and no focus
-            words.append(f"layers={self.explainer.layers!r}")
-            words += ["focus=Focus()"] if self.explainer.focus is not None else []
-        self.description, self.kind = f"STAA({', '.join(words)})", f"{self.explainer.get_name()} {mode}"
-        self.class_specific, self.own_time = mode == "relevance", mode == "released"
-        self.frames_per_cell = 1 if classifier.grid is None else int(classifier.grid.tubelet[0])
-
-    def explain(self, clip: Tensor, target: int | None) -> Explained:
-        return self._from_parts(self.explainer.attribute_maps, clip, target)
 
 
-class OfBranch(Method):
-    """The attention branch of an ST-ABN."""
-
-    options = ("weighting",)
-
-    def __init__(self, classifier: VideoClassifier, options: Options) -> None:
-        super().__init__(classifier, options)
-        if st_abn_of(classifier) is None:
-            raise ValueError(
-                f"--method attention-branch needs an ST-ABN, got {options.model!r}, a "
-                f"{type(classifier.module).__name__} without an attention branch. Pass for example --model "
-                f"tiny-st-abn-pattern, or a folder written by STABN.save_pretrained."
-            )
-        self.explainer = AttentionBranch(classifier)
-        self.weighting = options.weighting or self.explainer.class_weighting
-        self.description = f"AttentionBranch(st_abn).attribute(weighting={self.weighting!r})"
-        self.kind = f"AttentionBranch {self.weighting}"
-        self.class_specific, self.own_time = self.weighting != "gate", True
-
-    def explain(self, clip: Tensor, target: int | None) -> Explained:
-        return self._from_parts(self.explainer.attribute_maps, clip, target, weighting=self.weighting)
-
-
-class OfMasks(Method):
-    """Spatio-temporal perturbation: learned masks, for any model.
-
-    Example:
-        >>> from pathlib import Path
-        >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> OfMasks(clf, Options(Path("a.mp4"), "a-model", Path("out"), areas=[0.1])).description
-        "SpatioTemporalPerturbation(preset='nested').attribute(areas=[0.1])"
-    """
-
-    options = ("preset", "areas", "objective", "regularizer", "iterations")
-    shows_progress = True
-
-    def __init__(self, classifier: VideoClassifier, options: Options) -> None:
-        super().__init__(classifier, options)
-        name = options.preset or "nested"
-        preset = PRESETS[name].changed(
-            areas=options.areas,
-            aim=options.objective,  # type: ignore[arg-type]  # changed() checks all of these
-            scale=None,
-            regularizer=options.regularizer,
-            iterations=options.iterations,
-        )
-        self.explainer = SpatioTemporalPerturbation(classifier, preset=preset)
-        values = {option: getattr(options, option) for option in self.options[1:]}
-        passed = [f"{option}={value!r}" for option, value in values.items() if value is not None]
-        call = f".attribute({', '.join(passed)})" if passed else ""
-        self.description = f"SpatioTemporalPerturbation(preset={name!r}){call}"
-        self.kind = f"{self.explainer.get_name()} {name}"
-        self.frames_per_cell, self.areas = preset.frames, len(preset.areas)
-        self.settings = {
-            "preset": name,
-            "objective": preset.objective.aim,
-            "regularizer": next(name for name, term in REGULARIZERS.items() if term == preset.regularizer),
-            "iterations": preset.iterations,
-        }
-
-    def explain(self, clip: Tensor, target: int | None) -> Explained:
-        """Return the explanation of one clip, with Captum's progress bar. Ctrl-C returns the best masks so far."""
-        probabilities = self.answer(clip)
-        target = int(probabilities.argmax()) if target is None else target
-        parts = self.explainer.attribute_maps(
-            clip, target=target, perturbations_per_eval=copies_of(clip), show_progress=True
-        )
-        steps, preset = int(parts.history.steps[-1]), self.explainer.preset
-        masks = Masks(
-            masks=parts.masks[0].float().cpu(),
-            areas=list(preset.areas),
-            scale=preset.objective.scale if len(probabilities) > 1 else "logit",  # as in SpatioTemporalPerturbation
-            visible=parts.visible[0].tolist(),
-            whole=float(parts.whole[0]),
-            kept=parts.kept[0].tolist(),
-            deleted=parts.deleted[0].tolist(),
-            steps=steps,
-        )
-        interrupted = f"the masks are the best of {steps} steps out of {preset.iterations}" if parts.interrupted else ""
-        return Explained(_on_cpu(parts), probabilities, target, masks, interrupted)
-
-
-METHODS: dict[str, type[Method]] = {"staa": OfAttention, "perturbation": OfMasks, "attention-branch": OfBranch}
-
-
-def copies_of(clip: Tensor) -> int:
+def copies_of(elements: int) -> int:
     """Return the number of altered clips per forward pass. It changes memory and speed, but not the results.
 
     For the backward pass, a model stores about 100 times the size of each clip: about 1 GB for a base-size transformer
@@ -214,13 +122,29 @@ def copies_of(clip: Tensor) -> int:
     small clips are several times faster in a batch.
 
     Example:
-        >>> copies_of(torch.empty(1, 16, 3, 48, 48)), copies_of(torch.empty(1, 16, 3, 112, 112))
-        (8, 3)
-        >>> copies_of(torch.empty(1, 16, 3, 224, 224))
-        1
+        >>> copies_of(16 * 3 * 48 * 48), copies_of(16 * 3 * 112 * 112), copies_of(16 * 3 * 224 * 224)
+        (8, 3, 1)
+
+    Args:
+        elements: number of elements of one clip.
     """
-    return max(1, min(COPIES, COPIED // clip.numel()))
+    return max(1, min(COPIES, COPIED // elements))
 
 
-def _on_cpu(parts: VideoAttribution) -> VideoAttribution:
-    return VideoAttribution(parts.joint.float().cpu(), parts.spatial.float().cpu(), parts.temporal.float().cpu())
+def _masks(maps: MaskAttribution, config: PerturbationConfig, output: OutputKind) -> Masks:
+    """Return the masks of one clip, with the settings with which they were learned."""
+    return Masks(
+        masks=maps.masks[0].float().cpu(),
+        areas=list(config.areas),
+        scale="logit" if output == "score" else config.scale,  # as in SpatioTemporalPerturbation
+        visible=maps.visible[0].tolist(),
+        whole=float(maps.whole[0]),
+        kept=maps.kept[0].tolist(),
+        removed=maps.removed[0].tolist(),
+        steps=int(maps.history.steps[-1]),
+        settings={
+            "objective": config.objective,
+            "regularizer": next(name for name, term in REGULARIZERS.items() if term == config.regularizer),
+            "iterations": config.iterations,
+        },
+    )

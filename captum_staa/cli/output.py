@@ -48,7 +48,7 @@ def write(
         OSError: the folder is not writable, or the disk is full. No partial files are left.
     """
     refuse_to_overwrite(folder, overwrite)
-    parts, masks = explanation.parts, explanation.masks
+    parts, masks = explanation.maps, explanation.masks
     tensors = {"attributions": parts.joint[0], "temporal": parts.temporal[0], "spatial": parts.spatial[0]}
     if masks is not None:
         tensors["masks"] = masks.masks
@@ -71,52 +71,52 @@ def described(explanation: Explanation) -> dict[str, str]:
     masks = explanation.masks
     return {
         "format": "pt",
-        "model": explanation.model,
-        "method": explanation.method,
-        "target": explanation.labels[explanation.target],
+        "model": explanation.prediction.model,
+        "method": str(explanation.method),
+        "target": explanation.label,
         "target_index": str(explanation.target),
-        "layout": explanation.layout,
+        "layout": explanation.prediction.layout,
         "axes": axes + ("" if masks is None else ", masks ATHW with A areas"),
-        "frame_indices": json.dumps(explanation.indices),
-        "crop_box": json.dumps(explanation.crop),
+        "frame_indices": json.dumps(explanation.video.indices),
+        "crop_box": json.dumps(explanation.video.crop),
         **({} if masks is None else {"areas": json.dumps(masks.areas)}),
     }
 
 
 def as_json(explanation: Explanation) -> dict[str, Any]:
     """Return the content of ``result.json``. Numbers that the video file does not provide are None."""
-    info, indices = explanation.info, explanation.indices
-    height, width = explanation.parts.joint.shape[-2:]
-    masks = explanation.masks
+    video, prediction, masks = explanation.video, explanation.prediction, explanation.masks
+    info, indices = video.info, video.indices
+    height, width = explanation.maps.joint.shape[-2:]
     return {
         "versions": versions(),
-        "model": {"name": explanation.model, "layout": explanation.layout, "input_size": [height, width]},
-        "method": explanation.method,
-        "perturbation": None if masks is None else {**explanation.settings, **masks.scores()},
+        "model": {"name": prediction.model, "layout": prediction.layout, "input_size": [height, width]},
+        "method": str(explanation.method),
+        "perturbation": None if masks is None else {**masks.settings, **masks.scores()},
         "video": {
-            "path": str(explanation.video),
+            "path": str(video.path),
             "num_frames": info.num_frames,
             "height": info.height,
             "width": info.width,
         },
-        "fps": explanation.fps,
+        "fps": video.fps,
         "frame_indices": indices,
-        "frame_times": explanation.times or [None] * len(indices),
+        "frame_times": video.times or [None] * len(indices),
         "predictions": [
             {"index": index, "label": label, "probability": probability}
-            for index, label, probability in explanation.top(PREDICTIONS)
+            for index, label, probability in prediction.top(PREDICTIONS)
         ],
         "target": {
             "index": explanation.target,
-            "label": explanation.labels[explanation.target],
-            "probability": explanation.probabilities[explanation.target],
+            "label": explanation.label,
+            "probability": explanation.probability,
             "given": explanation.target_given,
-            "class_specific": explanation.class_specific,
+            "class_specific": explanation.method.class_specific,
         },
-        "temporal": explanation.parts.temporal[0].tolist(),
+        "temporal": explanation.maps.temporal[0].tolist(),
         "key_frames": [_key_frame(frame) for frame in explanation.key_frames()],
-        "crop_box": dict(zip(("top", "left", "height", "width"), explanation.crop, strict=True)),
-        "windows": list(explanation.windows),
+        "crop_box": dict(zip(("top", "left", "height", "width"), video.crop, strict=True)),
+        "windows": list(prediction.windows),
         "interrupted": explanation.interrupted or None,
         "files": list(FILES),
     }

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from captum_staa import __version__, benchmark
-from captum_staa.attr.st_abn import WEIGHTINGS
 from captum_staa.benchmark.scenes import LABELS
 from captum_staa.benchmark.scoring import BASELINES
 from captum_staa.cli import compare, demo, explain, stream
-from captum_staa.cli.explanation import Options
-from captum_staa.cli.methods import METHODS
+from captum_staa.cli.explanation import Options, Sampling
 from captum_staa.models.loading import bundled_names
-from captum_staa.perturbation.objective import AIMS
-from captum_staa.perturbation.presets import PRESETS
-from captum_staa.perturbation.regularizers import REGULARIZERS
+from captum_staa.perturbation.config import OBJECTIVES, REGULARIZERS
+
+METHOD_OPTIONS = ("layers", "focus", "areas", "objective", "regularizer", "iterations")  # of some methods of explain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Explain the prediction of a model for a video file. Write numbers and pictures to a folder."
-    parser.epilog = _bundled_models()
+    parser.epilog = f"{_methods()}\n\n{_bundled_models()}"
     add = parser.add_argument
     add("video", metavar="VIDEO", type=Path, help="video file in any format that FFmpeg reads")
     _add_model(parser)
@@ -79,46 +77,38 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     add("--top", metavar="K", type=_positive, default=5, help="number of classes to print (default: 5)")
     add("--device", help="device of the model, for example cuda (default: cpu)")
     _add_debug(parser)
-    add("--method", choices=list(METHODS), default="staa", help="explanation method (default: staa)")
-    add = parser.add_argument_group("options of --method staa (attention of a video transformer)").add_argument
-    add("--mode", choices=["relevance", "attention", "released"], help="kind of map (default: relevance)")
     add(
-        "--rule",
-        choices=["decomposition", "chefer"],
-        help="relevance rule, only with --mode relevance (default: decomposition)",
+        "--method",
+        metavar="NAME",
+        default=Options.method,
+        help=f"explanation method, one of those below; case and punctuation do not matter (default: {Options.method})",
     )
+    add = parser.add_argument_group("options of some methods").add_argument
     add(
         "--layers",
         metavar="all|mean|-1,..",
         type=_layers,
-        help="transformer blocks to use, with --mode attention or --rule chefer (default: all)",
+        help="STAA and STAA (Chefer): transformer blocks to use (default: all)",
     )
     add(
         "--focus",
-        action="store_true",
-        help="sharpen the map by suppressing noise, with --mode attention or --rule chefer",
+        action="store_const",
+        const=True,
+        help="STAA and STAA (Chefer): sharpen the map by suppressing noise",
     )
-    add = parser.add_argument_group("options of --method perturbation (learned masks, any model)").add_argument
-    add("--preset", choices=list(PRESETS), help="mask optimization preset; step follows the paper (default: nested)")
     add(
         "--areas",
         metavar="A,B,..",
         type=_areas,
-        help="mask areas, as fractions of the clip volume (default: .05,.1,.15,.5)",
+        help="STEP: mask areas, as fractions of the clip volume (default: .05,.1,.15,.5)",
     )
-    add("--objective", choices=list(AIMS), help="optimization objective (default: set by the preset)")
-    add("--regularizer", choices=list(REGULARIZERS), help="mask regularizer (default: set by the preset)")
+    add("--objective", choices=list(OBJECTIVES), help="STEP: optimization objective (default: set by the method)")
+    add("--regularizer", choices=list(REGULARIZERS), help="STEP: mask regularizer (default: set by the method)")
     add(
         "--iterations",
         metavar="N",
         type=_positive,
-        help="maximum number of optimization steps (default: set by the preset)",
-    )
-    add = parser.add_argument_group("options of --method attention-branch (attention gates of an ST-ABN)").add_argument
-    add(
-        "--weighting",
-        choices=list(WEIGHTINGS),
-        help="class weighting of the gates (default: grad_gate; gate if the branch only observes the model)",
+        help="STEP: maximum number of optimization steps (default: set by the method)",
     )
     add = parser.add_argument_group("frames").add_argument
     add(
@@ -170,7 +160,7 @@ def _add_stream(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--mode",
-        choices=["attention", "relevance", "released"],
+        choices=["attention", "relevance"],
         default="attention",
         help="kind of map (default: attention)",
     )
@@ -202,7 +192,7 @@ def _add_stream(parser: argparse.ArgumentParser) -> None:
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Compare explanation methods on clips: accuracy, cost, and scores of control maps."
-    parser.epilog = "\n  ".join(["methods (case and punctuation are ignored):", *benchmark.METHODS])
+    parser.epilog = _methods()
     add = parser.add_argument
     add(
         "--model",
@@ -287,30 +277,63 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
+def _methods() -> str:
+    wide = max(map(len, benchmark.METHODS))
+    return "\n  ".join(
+        ["methods:", *(f"{name:<{wide}}  {spec.description}" for name, spec in benchmark.METHODS.items())]
+    )
+
+
 def _bundled_models() -> str:
     return "bundled models:\n  " + "\n  ".join(bundled_names())
 
 
 def _explain(options: argparse.Namespace) -> int:
-    values = _values(options)
-    values["out"] = options.out or Path(f"{options.video.stem}_explained")
-    return explain.run(Options(**values))
+    given = _values(options, *METHOD_OPTIONS)
+    return explain.run(
+        Options(
+            video=options.video,
+            model=options.model,
+            out=options.out or Path(f"{options.video.stem}_explained"),
+            method=options.method,
+            method_options={name: value for name, value in given.items() if value is not None},
+            target=options.target,
+            sampling=Sampling(options.sampling, options.windows, options.stride, options.frame_stride),
+            device=options.device,
+            overwrite=options.overwrite,
+        ),
+        options.top,
+    )
 
 
 def _stream(options: argparse.Namespace) -> int:
-    values = _values(options)
     name = f"camera{options.source}" if options.source.isdecimal() else Path(options.source).stem
-    values["out"] = options.out or Path(f"{name}_stream.mp4")
-    return stream.run(stream.StreamOptions(**values))
+    return stream.run(
+        stream.StreamOptions(
+            source=stream.SourceOptions(options.source, options.loop, options.limit),
+            maps=stream.MapOptions(options.mode, options.layers, options.target),
+            out=options.out or Path(f"{name}_stream.mp4"),
+            **_values(options, "model", "overwrite", "window", "stride", "policy", "device"),
+        )
+    )
 
 
 def _compare(options: argparse.Namespace) -> int:
-    return compare.run(compare.CompareOptions(**_values(options)))
+    passed = ("methods", "metrics", "resume", "perturbations_per_eval", "model_controls", "seed")
+    return compare.run(
+        compare.CompareOptions(
+            clips=compare.ClipOptions(**_values(options, "planted", "task", "videos", "labels", "boxes", "joined")),
+            arguments={
+                **_values(options, *passed),
+                "metric_options": benchmark.MetricOptions(options.baseline, options.steps),
+            },
+            **_values(options, "model", "out", "device", "dtype"),
+        )
+    )
 
 
-def _values(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a command by name, without those that ``main`` uses itself."""
-    return {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
+def _values(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
 
 
 def _join_layers(arguments: Sequence[str]) -> list[str]:

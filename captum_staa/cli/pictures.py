@@ -14,9 +14,9 @@ from captum_staa import io
 from captum_staa._utils.files import atomic
 from captum_staa.cli.explanation import Explanation
 from captum_staa.result import VideoAttribution
-from captum_staa.visualization import save_animation, show_frames, show_timeline, to_html
-from captum_staa.visualization.placement import Crop, reduced
-from captum_staa.visualization.saliency import Attributions, Sign, key_frames
+from captum_staa.visualization import Frames, Style, save_animation, show_frames, show_timeline, to_html
+from captum_staa.visualization.placement import reduced
+from captum_staa.visualization.saliency import Attributions, key_frames
 
 EDGE = 360  # maximum length of the shorter edge of frames in pictures, in pixels
 MOVING = 360  # maximum number of frames of an animation
@@ -26,7 +26,7 @@ PAGE_EDGE = 240  # shorter edge of the player's frames in pixels, if the page wo
 PAGE_CLASSES = 5  # number of classes on the player's page, in addition to the explained one
 SLOWEST, FASTEST = 4.0, 30.0  # frames per second
 DPI = 150
-SIGN: Sign = "positive"  # evidence for the class; magnitudes would also show evidence for other classes
+STYLE = Style(sign="positive")  # evidence for the class; magnitudes would also show evidence for other classes
 
 
 def draw(
@@ -48,51 +48,32 @@ def draw(
         timeline: path of the timeline with key frames.
         truth: bool ``(T,)``, True for frames that contain the evidence; shaded in the timeline and in the player.
     """
-    # With a variable frame rate, labels in seconds would be wrong, so fps is None.
-    total, fps = len(explanation.indices), explanation.constant_fps
-    shown = thinned(total, MOVING)
-    frames = frames_of(explanation, shown)
-    joint = explanation.parts.joint[0][shown]
-    indices = [explanation.indices[at] for at in shown]
-    scale = frames.shape[1] / explanation.info.height, frames.shape[2] / explanation.info.width
-    top, left, height, width = explanation.crop
+    shown = thinned(len(explanation.video.indices), MOVING)
+    pixels = frames_of(explanation, shown)
+    joint, temporal = explanation.maps.joint[0][shown], explanation.maps.temporal[0][shown]
+    indices = [explanation.video.indices[at] for at in shown]
+    scale = pixels.shape[1] / explanation.video.info.height, pixels.shape[2] / explanation.video.info.width
+    top, left, height, width = explanation.video.crop
     crop = (top * scale[0], left * scale[1], height * scale[0], width * scale[1])
+    # With a variable frame rate, labels in seconds would be wrong, so fps is None.
+    frames = Frames(pixels, crop, indices, explanation.video.constant_fps)
 
-    save_animation(overlay, frames, joint, sign=SIGN, crop=crop, fps=play_rate(indices, explanation.fps))
+    save_animation(joint, frames, overlay, style=STYLE, play_fps=play_rate(indices, explanation.video.fps))
     title = title_of(explanation)
-    few = key_frames(explanation.parts.temporal[0][shown].numpy(), SHEET)
-    figure, _ = show_frames(
-        frames[few],
-        joint[few],
-        sign=SIGN,
-        crop=crop,
-        indices=[indices[at] for at in few],
-        fps=fps,
-        title=title,
-        use_pyplot=False,
-    )
+    few = key_frames(temporal.numpy(), SHEET)
+    figure, _ = show_frames(joint[few], frames[few], style=STYLE, title=title, use_pyplot=False)
     with atomic(sheet) as partial:
         figure.savefig(partial, dpi=DPI)
-    temporal = explanation.parts.temporal[:, shown]
-    figure, _ = show_timeline(
-        VideoAttribution(explanation.parts.joint, explanation.parts.spatial, temporal),
-        clip=frames,
-        fps=fps,
-        indices=indices,
-        truth=None if truth is None else truth[shown].numpy(),
-        title=title,
-        use_pyplot=False,
-    )
+    windows = None if truth is None else truth[shown].numpy()
+    figure, _ = show_timeline(temporal, frames, truth=windows, title=title, use_pyplot=False)
     with atomic(timeline) as partial:
         figure.savefig(partial, dpi=DPI)
-    text = page(explanation, shown, frames, crop, truth)
+    text = page(explanation, shown, frames, truth)
     with atomic(player) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def page(
-    explanation: Explanation, shown: Sequence[int], frames: NDArray[np.uint8], crop: Crop, truth: Tensor | None
-) -> str:
+def page(explanation: Explanation, shown: Sequence[int], frames: Frames, truth: Tensor | None) -> str:
     """Return the HTML player: the strongest frame of each of at most ``PAGE_FRAMES`` equal parts of the clip.
 
     If the page is larger than ``PAGE_BYTES``, the shorter edge of its frames is reduced to ``PAGE_EDGE`` pixels. If
@@ -101,36 +82,31 @@ def page(
     Args:
         explanation: the explanation to show.
         shown: positions of the available frames in the explanation.
-        frames: the frames at these positions, ``(len(shown), H, W, 3)``.
-        crop: region of the frames that the maps cover.
+        frames: the frames at these positions.
         truth: bool ``(T,)``, True for frames that contain the evidence.
     """
-    parts, masks = explanation.parts, explanation.masks
-    label, probability = explanation.labels[explanation.target], explanation.probabilities[explanation.target]
-    predictions = [(name, share) for _, name, share in explanation.top(PAGE_CLASSES)]
-    if explanation.class_specific and (label, probability) not in predictions:
+    parts, masks = explanation.maps, explanation.masks
+    label, probability = explanation.label, explanation.probability
+    predictions = [(name, share) for _, name, share in explanation.prediction.top(PAGE_CLASSES)]
+    if explanation.method.class_specific and (label, probability) not in predictions:
         predictions.append((label, probability))
 
     def render(few: Sequence[int], edge: int) -> str:
         at = [shown[position] for position in few]
         maps: dict[str, Attributions] = {
-            explanation.kind: VideoAttribution(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
+            explanation.method.name: VideoAttribution(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
         }
         if masks is not None:
             maps |= {f"mask, area {area:g}": mask[at] for area, mask in zip(masks.areas, masks.masks, strict=True)}
-        indices = [explanation.indices[position] for position in at]
         return to_html(
-            frames[few],
             maps,
-            sign=SIGN,
-            crop=crop,
-            indices=indices,
-            fps=explanation.constant_fps,
-            play_fps=play_rate(indices, explanation.fps),
-            truth=None if truth is None else truth[at].numpy(),
+            frames[few],
+            style=STYLE,
             predictions=predictions,
-            target=label if explanation.class_specific else "",  # no label is empty, so no bar is colored
+            target=label if explanation.method.class_specific else "",  # no label is empty, so no bar is colored
+            truth=None if truth is None else truth[at].numpy(),
             title=title_of(explanation),
+            play_fps=play_rate([explanation.video.indices[position] for position in at], explanation.video.fps),
             max_size=edge,
         )
 
@@ -156,12 +132,12 @@ def thinned(total: int, most: int) -> list[int]:
 
 def frames_of(explanation: Explanation, shown: Sequence[int]) -> NDArray[np.uint8]:
     """Return the frames at these positions, reduced to ``EDGE``. Only one full-size frame is in memory at a time."""
-    if explanation.frames is not None:
-        return np.stack([reduced(explanation.frames[at], EDGE) for at in shown])
-    wanted = {explanation.indices[at] for at in shown}
+    if explanation.video.frames is not None:
+        return np.stack([reduced(explanation.video.frames[at], EDGE) for at in shown])
+    wanted = {explanation.video.indices[at] for at in shown}
     last = max(wanted)
     frames = []
-    for index, frame in io.iter_windows(explanation.video, 1):
+    for index, frame in io.iter_windows(explanation.video.path, 1):
         if index in wanted:
             frames.append(reduced(frame[0], EDGE))
         if index == last:
@@ -186,7 +162,9 @@ def play_rate(indices: Sequence[int], fps: float | None) -> float:
 
 def title_of(explanation: Explanation) -> str:
     """Return the title of the pictures."""
-    name = explanation.labels[explanation.target]
-    probability = explanation.probabilities[explanation.target]
-    about = f"{name} ({probability:.0%})" if explanation.class_specific else "no class in particular"
-    return f"{about}, {explanation.kind}, {explanation.video.name}"
+    about = (
+        f"{explanation.label} ({explanation.probability:.0%})"
+        if explanation.method.class_specific
+        else "no class in particular"
+    )
+    return f"{about}, {explanation.method.name}, {explanation.video.path.name}"

@@ -16,31 +16,45 @@ from tqdm import tqdm
 
 from captum_staa.attr import STAA
 from captum_staa.cli.explain import INTERRUPTED
-from captum_staa.cli.prepare import load
+from captum_staa.cli.loading import load
 from captum_staa.io import video_writer
 from captum_staa.stream import FrameResult, STAAStream, StreamStats
 from captum_staa.stream.picture import Painter
-from captum_staa.stream.video import Feed, is_camera, opened
+from captum_staa.stream.sources import Feed, is_camera, opened
 
 EVERY = 8  # number of frames between updates of the text of the progress bar
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The frames to read."""
+
+    name: str  # a file, or a camera
+    loop: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """The arguments of STAA, and the class to explain."""
+
+    mode: str = "attention"
+    layers: str | Sequence[int] | None = None
+    target: str | None = None
 
 
 @dataclass(frozen=True)
 class StreamOptions:
     """Options of ``python -m captum_staa stream``, as described by ``--help``."""
 
-    source: str
+    source: SourceOptions
+    maps: MapOptions
     model: str
     out: Path
     overwrite: bool = False
     window: int | None = None
     stride: int | None = None
-    mode: str = "attention"
-    layers: str | Sequence[int] | None = None
-    target: str | None = None
     policy: str | None = None
-    loop: bool = False
-    limit: int | None = None
     device: str | None = None
 
 
@@ -69,22 +83,22 @@ def run(options: StreamOptions) -> int:
             are kept.
         KeyboardInterrupt: Ctrl-C before there is a result to keep.
     """
-    camera = is_camera(options.source)
+    camera = is_camera(options.source.name)
     policy = options.policy or ("drop" if camera else "wait")
-    if options.target is not None and options.mode != "relevance":
+    if options.maps.target is not None and options.maps.mode != "relevance":
         raise ValueError(
-            f"--target needs --mode relevance, got --target {options.target} with --mode {options.mode}, whose maps do "
-            f"not depend on a class. Drop --target, or pass --mode relevance."
+            f"--target needs --mode relevance, got --target {options.maps.target} with --mode {options.maps.mode}, "
+            f"whose maps do not depend on a class. Drop --target, or pass --mode relevance."
         )
     if options.out.exists() and not options.overwrite:
         raise FileExistsError(
             f"{options.out} already exists. Pass --overwrite to replace it, or choose another name with --out."
         )
-    with opened(options.source, loop=options.loop, live=policy == "drop" and not camera) as feed:
+    with opened(options.source.name, loop=options.source.loop, live=policy == "drop" and not camera) as feed:
         classifier = load(options.model, options.device)
-        layers: Any = {} if options.layers is None else {"layers": options.layers}
-        explainer = STAA(classifier, mode=options.mode, **layers)  # type: ignore[arg-type]  # STAA checks the mode
-        target = None if options.target is None else classifier.class_index(options.target)
+        layers: Any = {} if options.maps.layers is None else {"layers": options.maps.layers}
+        explainer = STAA(classifier, mode=options.maps.mode, **layers)  # type: ignore[arg-type]  # STAA checks the mode
+        target = None if options.maps.target is None else classifier.class_index(options.maps.target)
         stream = STAAStream(
             explainer,
             options.window,
@@ -96,15 +110,15 @@ def run(options: StreamOptions) -> int:
 
 
 def _follow(stream: STAAStream, feed: Feed, options: StreamOptions) -> int:
-    totals = [count for count in (feed.total, options.limit) if count is not None]
-    painter, latency = Painter(shares=options.mode != "relevance"), Latency()
+    totals = [count for count in (feed.total, options.source.limit) if count is not None]
+    painter, latency = Painter(shares=options.maps.mode != "relevance"), Latency()
     interrupted = False
     failed: Exception | None = None
     seen: NDArray[np.uint8] | None = None  # the newest frame that was not dropped
     started = time.perf_counter()
     with (
         video_writer(options.out, feed.fps, overwrite=options.overwrite) as write,
-        stream(itertools.islice(feed.frames, options.limit)) as results,
+        stream(itertools.islice(feed.frames, options.source.limit)) as results,
         tqdm(desc="starting", total=min(totals, default=None), unit="frame", delay=0.5, leave=False) as bar,
     ):
 
@@ -144,7 +158,7 @@ def report(stream: STAAStream, feed: Feed, stats: StreamStats, latency: Latency,
     lines = [
         f"{feed.name}: {stats.frames} frames in {seconds:.1f} s, {stats.frames / seconds:.1f} frames per second "
         f"including drawing and writing (source: {feed.fps:.4g} frames per second)",
-        f"windows of {stream.window} frames, one every {stream.stride}, by STAA {stream.explainer.mode}: "
+        f"windows of {stream.window} frames, one every {stream.stride}, by {stream.explainer.get_name()}: "
         f"{stats.windows} explained, {stats.skipped} skipped; policy {stream.policy}",
         f"latency: {latency}; each frame waits for {fewest} to {most} later frames",
     ]

@@ -1,7 +1,7 @@
 """Feature masks for video: they group voxels into features, for every method with Captum's ``feature_mask`` argument.
 
-Each function takes a clip, a float tensor of five axes, and returns int64 ids ``0 .. n-1`` without gaps on the clip's
-device. The mask has five axes in the clip's layout and is broadcastable to the clip: an axis has size 1 if the ids do
+Each function takes clips, a float tensor of five axes, and returns int64 ids ``0 .. n-1`` without gaps on the same
+device. The mask has five axes in the layout of the clips and is broadcastable to them: an axis has size 1 if the ids do
 not depend on it. The channel axis always has size 1. The batch axis has size 1 if the regions are the same for every
 clip.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_staa.feature_masks.slic import as_mask, check_clip, gapless, lab, slic, stretched
-from captum_staa.feature_masks.ward import merge
 from captum_staa.layout import VideoLayout
 
 Floats = NDArray[np.floating[Any]]
@@ -22,16 +22,16 @@ EXACT = "donot_use_mm_for_euclid_dist"  # otherwise near ties could depend on th
 ENOUGH = 128  # pixels along the shorter side at which flow is computed; it is averaged over superpixels anyway
 
 
-def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
+def flow_tubes(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
     """Return a mask with one feature per tube, a region that follows a moving object.
 
     Example:
         >>> rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
-        >>> clip = (torch.sin(rows / 2) + torch.cos(columns / 3)).expand(1, 1, 5, 32, 32) / 4
-        >>> clip = clip.contiguous()
+        >>> inputs = (torch.sin(rows / 2) + torch.cos(columns / 3)).expand(1, 1, 5, 32, 32) / 4
+        >>> inputs = inputs.contiguous()
         >>> for t in range(5):
-        ...     clip[..., t, 8:20, 4 + 3 * t : 16 + 3 * t] = 2.0  # a bright patch moves right
-        >>> mask = flow_tubes(clip, "BCTHW", 6)[0, 0]
+        ...     inputs[..., t, 8:20, 4 + 3 * t : 16 + 3 * t] = 2.0  # a bright patch moves right
+        >>> mask = flow_tubes(inputs, "BCTHW", 6)[0, 0]
         >>> patch = mask[0, 14, 10]
         >>> [(mask[t] == patch).nonzero().float().mean(0).round().tolist() for t in (0, 2, 4)]  # rows, columns
         [[14.0, 10.0], [14.0, 16.0], [14.0, 22.0]]
@@ -43,7 +43,7 @@ def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: 
     that the borders of tubes are stable over time.
 
     Args:
-        clip: float tensor of five axes, with frames of at least 2 x 2 pixels.
+        inputs: clips, a float tensor of five axes, with frames of at least 2 x 2 pixels.
         layout: order of the axes, such as ``"BTCHW"``.
         n: maximum number of tubes. There are fewer if SLIC finds fewer superpixels, for example with one per voxel, or
             if all voxels of a small tube are nearer to other tubes.
@@ -73,15 +73,15 @@ def flow_tubes(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: 
         scikit-image. Merging superpixels over space and time: Grundmann et al., "Efficient Hierarchical Graph-Based
         Video Segmentation", CVPR 2010, with another criterion.
     """
-    layout = check_clip(clip, layout, n, compactness)
-    sizes = layout.size(clip)
+    layout = check_clip(inputs, layout, n, compactness)
+    sizes = layout.size(inputs)
     if min(sizes["H"], sizes["W"]) < 2:
         raise ValueError(
-            f"clip must have frames of at least 2 x 2 pixels for optical flow, got shape {tuple(clip.shape)} in layout "
-            f"{layout.axes}. Use feature_masks.frames or feature_masks.segments."
+            f"inputs must have frames of at least 2 x 2 pixels for optical flow, got shape {tuple(inputs.shape)} in "
+            f"layout {layout.axes}. Use feature_masks.frames or feature_masks.segments."
         )
-    masks = [_tubes(stretched(frames), n, compactness) for frames in layout.to_working(clip)]
-    return as_mask(masks, clip, layout)
+    masks = [_tubes(stretched(frames), n, compactness) for frames in layout.to_working(inputs)]
+    return as_mask(masks, inputs, layout)
 
 
 def _tubes(volume: NDArray[np.float32], n: int, compactness: float) -> NDArray[np.int64]:
@@ -95,7 +95,7 @@ def _tubes(volume: NDArray[np.float32], n: int, compactness: float) -> NDArray[n
     voxels = np.concatenate([colors / compactness, np.moveaxis(ends, 1, -1) / (side * 2**0.5)], axis=-1)
     pieces = _superpixels(colors, min(PIECES * n, height * width), compactness)
     means, sizes = _means(voxels, pieces)
-    tubes = gapless(merge(means, sizes, _neighbors(pieces), n)[pieces])
+    tubes = gapless(ward(means, sizes, _neighbors(pieces), n)[pieces])
     # Superpixels differ between frames, so the borders of tubes would flicker. Assign each voxel again.
     centers = torch.from_numpy(_means(voxels, tubes)[0]).float()
     nearest = [torch.cdist(torch.from_numpy(frame).float(), centers, compute_mode=EXACT).argmin(-1) for frame in voxels]
@@ -158,3 +158,67 @@ def _neighbors(pieces: NDArray[np.int64]) -> NDArray[np.int64]:
     keys = [np.unique(np.minimum(a, b) * count + np.maximum(a, b)) for a, b in sides]
     low, high = np.divmod(np.unique(np.concatenate(keys)), count)
     return np.stack([low, high], axis=1)[low != high]
+
+
+def ward(
+    features: NDArray[np.float64], sizes: NDArray[np.float64], edges: NDArray[np.int64], n: int
+) -> NDArray[np.int64]:
+    """Return groups of a graph's nodes by Ward's rule: always merge the two neighbors with the smallest merge cost.
+
+    Example:
+        >>> features = np.array([[0.0], [1.0], [5.0], [0.0]])  # the last equals the first, but they are not neighbors
+        >>> groups = ward(features, np.ones(4), np.array([[0, 1], [1, 2], [2, 3]]), 3)
+        >>> bool(groups[0] == groups[1]), len(set(groups.tolist()))
+        (True, 3)
+
+    Args:
+        features: ``(N, D)``, the mean features of each node.
+        sizes: ``(N,)``, the number of points of each node.
+        edges: ``(E, 2)``, pairs of neighbors. Only neighbors are merged.
+        n: number of groups to leave. More are left if the graph has more connected components.
+
+    Returns:
+        ``(N,)`` labels, equal within a group.
+
+    Reference:
+        Ward, "Hierarchical Grouping to Optimize an Objective Function", JASA 1963: merging a and b adds
+        ``|a| |b| / (|a| + |b|) * |mean(a) - mean(b)|^2`` to the sum of squares within groups.
+    """
+    count = len(features)
+    means = np.concatenate([features, np.empty_like(features)])  # a merged group is a new node, after the others
+    weights = np.concatenate([sizes, np.zeros_like(sizes)])
+    parents = np.arange(2 * count)
+    near: list[set[int]] = [set() for _ in range(count)]
+
+    def costs(a: NDArray[np.int64], b: NDArray[np.int64] | int) -> list[float]:
+        factor = weights[a] * weights[b] / (weights[a] + weights[b])
+        return (factor * ((means[a] - means[b]) ** 2).sum(-1)).tolist()
+
+    for a, b in edges.tolist():
+        near[a].add(b)
+        near[b].add(a)
+    queue = [(cost, a, b) for cost, (a, b) in zip(costs(*edges.T), edges.tolist(), strict=True)]
+    heapq.heapify(queue)
+    alive = [True] * count
+    left = count
+    while left > n and queue:
+        _, a, b = heapq.heappop(queue)
+        if not (alive[a] and alive[b]):
+            continue
+        new = len(near)
+        weights[new] = weights[a] + weights[b]
+        means[new] = (weights[a] * means[a] + weights[b] * means[b]) / weights[new]
+        parents[a] = parents[b] = new
+        alive[a] = alive[b] = False
+        alive.append(True)
+        around = [node for node in sorted(near[a] | near[b]) if alive[node]]
+        near[a], near[b] = set(), set()
+        near.append(set(around))
+        for node, cost in zip(around, costs(np.array(around, dtype=np.int64), new), strict=True):
+            near[node].add(new)
+            heapq.heappush(queue, (cost, node, new))
+        left -= 1
+    roots = parents.copy()
+    for node in reversed(range(len(near))):  # a parent has a larger index than its children, so its root is known
+        roots[node] = roots[parents[node]]
+    return roots[:count]

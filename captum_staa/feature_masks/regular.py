@@ -22,40 +22,40 @@ class Tokenized(Protocol):
     image_size: tuple[int, int] | None
 
 
-def frames(clip: Tensor, layout: VideoLayout | str) -> Tensor:
+def frames(inputs: Tensor, layout: VideoLayout | str) -> Tensor:
     """Return a mask with one feature per frame.
 
     Example:
-        >>> clip = torch.rand(2, 3, 4, 8, 8)
-        >>> mask = frames(clip, "BCTHW")
+        >>> inputs = torch.rand(2, 3, 4, 8, 8)
+        >>> mask = frames(inputs, "BCTHW")
         >>> mask.shape, mask.flatten().tolist()
         (torch.Size([1, 1, 4, 1, 1]), [0, 1, 2, 3])
 
     Args:
-        clip: float tensor of five axes.
+        inputs: clips, a float tensor of five axes.
         layout: order of the axes, such as ``"BTCHW"``.
 
     Returns:
         int64 ids ``0 .. T-1`` in the order of time, of size 1 along all axes except time.
 
     Raises:
-        TypeError, ValueError: ``clip`` is not a clip of finite floats in this layout.
+        TypeError, ValueError: ``inputs`` are not clips of finite floats in this layout.
     """
     layout = VideoLayout.of(layout)
-    layout.check_values(clip, "clip")
-    return _shaped(torch.arange(layout.size(clip)["T"]).view(-1, 1, 1), clip, layout)
+    layout.check_values(inputs, "inputs")
+    return _shaped(torch.arange(layout.size(inputs)["T"]).view(-1, 1, 1), inputs, layout)
 
 
-def segments(clip: Tensor, layout: VideoLayout | str, n: int) -> Tensor:
+def segments(inputs: Tensor, layout: VideoLayout | str, n: int) -> Tensor:
     """Return a mask with one feature per segment of consecutive frames.
 
     Example:
-        >>> clip = torch.rand(1, 8, 3, 16, 16)
-        >>> segments(clip, "BTCHW", 3).flatten().tolist()
+        >>> inputs = torch.rand(1, 8, 3, 16, 16)
+        >>> segments(inputs, "BTCHW", 3).flatten().tolist()
         [0, 0, 0, 1, 1, 1, 2, 2]
 
     Args:
-        clip: float tensor of five axes.
+        inputs: clips, a float tensor of five axes.
         layout: order of the axes, such as ``"BTCHW"``.
         n: number of segments, 1 to T. Their lengths differ by at most one frame.
 
@@ -63,53 +63,53 @@ def segments(clip: Tensor, layout: VideoLayout | str, n: int) -> Tensor:
         int64 ids ``0 .. n-1`` in the order of time, of size 1 along all axes except time.
 
     Raises:
-        TypeError, ValueError: ``clip`` is not a clip of finite floats in this layout, or ``n`` is not an integer of 1
+        TypeError, ValueError: ``inputs`` are not clips of finite floats in this layout, or ``n`` is not an integer of 1
             to T.
     """
     layout = VideoLayout.of(layout)
-    layout.check_values(clip, "clip")
-    count = layout.size(clip)["T"]
-    check_count("n", n, most=count, of=f"frames of a clip of shape {tuple(clip.shape)} in layout {layout.axes}")
-    return _shaped((torch.arange(count) * int(n) // count).view(-1, 1, 1), clip, layout)
+    layout.check_values(inputs, "inputs")
+    count = layout.size(inputs)["T"]
+    check_count("n", n, most=count, of=f"frames of a clip of shape {tuple(inputs.shape)} in layout {layout.axes}")
+    return _shaped((torch.arange(count) * int(n) // count).view(-1, 1, 1), inputs, layout)
 
 
-def grid(clip: Tensor, layout: VideoLayout | str, cell: Sequence[int]) -> Tensor:
+def grid(inputs: Tensor, layout: VideoLayout | str, cells: Sequence[int]) -> Tensor:
     """Return a mask with one feature per cell of a regular grid over space and time.
 
     Example:
-        >>> clip = torch.rand(1, 3, 8, 32, 48)
-        >>> mask = grid(clip, "BCTHW", (4, 16, 16))  # 2 x 2 x 3 cells
+        >>> inputs = torch.rand(1, 3, 8, 32, 48)
+        >>> mask = grid(inputs, "BCTHW", (4, 16, 16))  # 2 x 2 x 3 cells
         >>> mask.shape, int(mask.max()) + 1, mask[0, 0, 7, 31].unique().tolist()
         (torch.Size([1, 1, 8, 32, 48]), 12, [9, 10, 11])
 
     Args:
-        clip: float tensor of five axes.
+        inputs: clips, a float tensor of five axes.
         layout: order of the axes, such as ``"BTCHW"``.
-        cell: ``(t, h, w)``, the sides of a cell in frames and pixels, like the window of
+        cells: ``(t, h, w)``, the sides of a cell in frames and pixels, like the window of
             :class:`captum_staa.VideoOcclusion`. The last cell of an axis is smaller if the side does not divide it.
 
     Returns:
         int64 ids ``0 .. n-1``, counted along time, then height, then width; of size 1 along batch and channel.
 
     Raises:
-        TypeError, ValueError: ``clip`` is not a clip of finite floats in this layout, or ``cell`` is not three integers
-            of 1 to the clip's sides.
+        TypeError, ValueError: ``inputs`` are not clips of finite floats in this layout, or ``cells`` is not three
+            integers of 1 to the sides of a clip.
     """
     layout = VideoLayout.of(layout)
-    layout.check_values(clip, "clip")
-    if not is_triple(cell):
-        raise ValueError(f"cell must be (t, h, w), its sides in frames and pixels, got {cell!r}")
+    layout.check_values(inputs, "inputs")
+    if not is_triple(cells):
+        raise ValueError(f"cells must be (t, h, w), the sides of a cell in frames and pixels, got {cells!r}")
     ids = torch.zeros(1, dtype=torch.long)
-    for axis, side in zip("THW", cell, strict=True):
-        size = layout.size(clip)[axis]
-        unit = f"frames or pixels of a clip of shape {tuple(clip.shape)} in layout {layout.axes}"
-        check_count(f"side {axis.lower()} of {cell = }", side, most=size, of=unit)
+    for axis, side in zip("THW", cells, strict=True):
+        size = layout.size(inputs)[axis]
+        unit = f"frames or pixels of a clip of shape {tuple(inputs.shape)} in layout {layout.axes}"
+        check_count(f"side {axis.lower()} of {cells = }", side, most=size, of=unit)
         steps = torch.arange(size) // int(side)
         ids = ids[..., None] * (int(steps[-1]) + 1) + steps
-    return _shaped(ids[0], clip, layout)
+    return _shaped(ids[0], inputs, layout)
 
 
-def tubelets(clip: Tensor, clf: Tokenized) -> Tensor:
+def tubelets(inputs: Tensor, clf: Tokenized) -> Tensor:
     """Return a mask with one feature per token of a video transformer.
 
     Example:
@@ -120,7 +120,7 @@ def tubelets(clip: Tensor, clf: Tokenized) -> Tensor:
         ((8, 6, 6), torch.Size([1, 16, 1, 48, 48]), 288)
 
     Args:
-        clip: float tensor of five axes in the classifier's layout, of the size that the classifier requires.
+        inputs: clips, a float tensor of five axes in the classifier's layout, of the size that the classifier requires.
         clf: a :class:`captum_staa.VideoClassifier` of a transformer. Its ``grid`` gives the positions of the tokens.
 
     Returns:
@@ -130,32 +130,32 @@ def tubelets(clip: Tensor, clf: Tokenized) -> Tensor:
 
     Raises:
         TypeError: ``clf`` is not a classifier.
-        ValueError: ``clip`` is not a clip of finite floats in the classifier's layout, its size is not the one that the
+        ValueError: ``inputs`` are not clips of finite floats in the classifier's layout, do not have the size that the
             classifier requires, or the classifier has no tokens.
     """
     if not hasattr(clf, "grid") or not hasattr(clf, "layout"):
         raise TypeError(
             f"clf must be a VideoClassifier, got {type(clf).__name__}. Wrap the model: VideoClassifier(model)."
         )
-    clf.layout.check_values(clip, "clip")
+    clf.layout.check_values(inputs, "inputs")
     if clf.grid is None:
         raise ValueError(
             "clf must have a token grid, got None, because it is not a transformer of a supported family. Use "
-            "feature_masks.grid(clip, layout, (t, h, w)), which works for any model."
+            "feature_masks.grid(inputs, layout, (t, h, w)), which works for any model."
         )
-    size = clf.layout.extent(clip)
+    size = clf.layout.extent(inputs)
     required = (clf.num_frames or size[0], *(clf.image_size or size[1:]))
     if size != required or any(have < need for have, need in zip(size, clf.grid.pixels, strict=True)):
         expected = required if size != required else clf.grid.pixels
         raise ValueError(
-            f"clip must have (T, H, W) = {expected} for this classifier, got (T, H, W) = {size}, shape "
-            f"{tuple(clip.shape)} in layout {clf.layout.axes}. Use clf.preprocess(frames) to make such a clip."
+            f"inputs must have (T, H, W) = {expected} for this classifier, got (T, H, W) = {size}, shape "
+            f"{tuple(inputs.shape)} in layout {clf.layout.axes}. Use clf.preprocess(frames) to make such a clip."
         )
     count = clf.grid.num_patches
     ids = clf.grid.to_pixels(torch.arange(1, count + 1).view(1, *clf.grid.shape), size=size)[0]
-    return _shaped(ids.where(ids > 0, count + 1) - 1, clip, clf.layout)  # 0 marks pixels without a token
+    return _shaped(ids.where(ids > 0, count + 1) - 1, inputs, clf.layout)  # 0 marks pixels without a token
 
 
-def _shaped(ids: Tensor, clip: Tensor, layout: VideoLayout) -> Tensor:
+def _shaped(ids: Tensor, inputs: Tensor, layout: VideoLayout) -> Tensor:
     """Return ids ``(T or 1, H or 1, W or 1)`` as a mask of five axes, on the clip's device and in its layout."""
-    return layout.from_working(ids[None, :, None]).contiguous().to(clip.device)
+    return layout.from_working(ids[None, :, None]).contiguous().to(inputs.device)

@@ -14,18 +14,18 @@ from captum_staa._utils.checks import check_count, is_number
 from captum_staa.layout import VideoLayout
 
 
-def supervoxels(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
+def supervoxels(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
     """Return a mask with one feature per supervoxel, a small region of similar color in space and time.
 
     Example:
-        >>> clip = torch.zeros(1, 3, 8, 32, 32)
-        >>> clip[..., 20:] = 1.0  # bright on the right
-        >>> mask = supervoxels(clip, "BCTHW", 12)
+        >>> inputs = torch.zeros(1, 3, 8, 32, 32)
+        >>> inputs[..., 20:] = 1.0  # bright on the right
+        >>> mask = supervoxels(inputs, "BCTHW", 12)
         >>> mask.shape, set(mask[..., :20].unique().tolist()) & set(mask[..., 20:].unique().tolist())
         (torch.Size([1, 1, 8, 32, 32]), set())
 
     Args:
-        clip: float tensor of five axes.
+        inputs: clips, a float tensor of five axes.
         layout: order of the axes, such as ``"BTCHW"``.
         n: approximate number of regions. SLIC rounds it to a grid of seeds and merges regions that are too small. The
             distance of seeds is ``(T H W / n) ** (1/3)``, in frames and in pixels. If it is more than two thirds of the
@@ -40,7 +40,7 @@ def supervoxels(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness:
 
     Raises:
         ImportError: scikit-image is not installed.
-        TypeError, ValueError: ``clip`` is not a clip of finite floats in this layout, ``n`` is not an integer of 1 to
+        TypeError, ValueError: ``inputs`` are not clips of finite floats in this layout, ``n`` is not an integer of 1 to
             the number of voxels of a clip, or ``compactness`` is not positive and finite.
 
     Note:
@@ -53,17 +53,17 @@ def supervoxels(clip: Tensor, layout: VideoLayout | str, n: int, *, compactness:
         Achanta et al., "SLIC Superpixels Compared to State-of-the-Art Superpixel Methods", TPAMI 2012, as in
         scikit-image.
     """
-    layout = check_clip(clip, layout, n, compactness)
-    masks = [slic(lab(stretched(frames)), n, compactness) for frames in layout.to_working(clip)]
-    return as_mask(masks, clip, layout)
+    layout = check_clip(inputs, layout, n, compactness)
+    masks = [slic(lab(stretched(frames)), n, compactness) for frames in layout.to_working(inputs)]
+    return as_mask(masks, inputs, layout)
 
 
-def check_clip(clip: Tensor, layout: VideoLayout | str, n: int, compactness: float) -> VideoLayout:
+def check_clip(inputs: Tensor, layout: VideoLayout | str, n: int, compactness: float) -> VideoLayout:
     """Return the layout. Raise if an argument of a content-dependent mask is wrong or scikit-image is not installed."""
     layout = VideoLayout.of(layout)
-    layout.check_values(clip, "clip")
-    sizes = layout.size(clip)
-    described = f"clip of shape {tuple(clip.shape)} in layout {layout.axes}"
+    layout.check_values(inputs, "inputs")
+    sizes = layout.size(inputs)
+    described = f"clip of shape {tuple(inputs.shape)} in layout {layout.axes}"
     check_count("n", n, most=sizes["T"] * sizes["H"] * sizes["W"], of=f"voxels of a {described}")
     if not (is_number(compactness) and 0 < compactness < math.inf):
         raise ValueError(f"compactness must be positive and finite, typically 5 to 50, got {compactness!r}")
@@ -72,7 +72,7 @@ def check_clip(clip: Tensor, layout: VideoLayout | str, n: int, compactness: flo
     except ImportError:
         raise ImportError(
             'supervoxels and flow_tubes require scikit-image. Install it with pip install "captum_staa[supervoxels]", '
-            "or use feature_masks.grid(clip, layout, (t, h, w)), which does not need it."
+            "or use feature_masks.grid(inputs, layout, (t, h, w)), which does not need it."
         ) from None
     return layout
 
@@ -110,7 +110,7 @@ def gapless(labels: NDArray[Any]) -> NDArray[np.int64]:
     return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
 
 
-def as_mask(labels: list[NDArray[np.int64]], clip: Tensor, layout: VideoLayout) -> Tensor:
+def as_mask(labels: list[NDArray[np.int64]], inputs: Tensor, layout: VideoLayout) -> Tensor:
     """Return ids, one ``(T, H, W)`` array per clip, as a mask in the clip's layout and on its device."""
     ids = torch.from_numpy(np.stack(labels))[:, :, None]  # (B, T, 1, H, W)
-    return layout.from_working(ids).contiguous().to(clip.device)
+    return layout.from_working(ids).contiguous().to(inputs.device)

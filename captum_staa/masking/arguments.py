@@ -111,12 +111,7 @@ def units_for(clip: Tensor, feature_mask: Tensor, layout: VideoLayout) -> Tensor
             f"{tuple(mask.shape)} in layout {layout.axes} that differs between channels. Use a function of "
             f"captum_staa.feature_masks."
         )
-    return layout.mask_to_working(one.cpu().expand(-1, *_with_one_channel(clip, layout)))
-
-
-def _with_one_channel(clip: Tensor, layout: VideoLayout) -> list[int]:
-    sizes = {**layout.size(clip), "C": 1}
-    return [sizes[axis] for axis in layout.axes[1:]]
+    return layout.mask_to_working(one.cpu()).expand(-1, *layout.extent(clip))
 
 
 def _check_no_gaps(masks: list[Tensor]) -> None:

@@ -18,6 +18,7 @@ from captum_staa._utils.captum import (
     _run_forward,
     _select_targets,
 )
+from captum_staa.models.outputs import kind_of, log_probabilities, probabilities
 
 
 class TargetScore:
@@ -122,28 +123,37 @@ def _rows(target: Any) -> list[tuple[Any, ...]]:
     return [target if isinstance(target, tuple) else (target,)]
 
 
-def over_classes(
-    forward_func: Callable[..., Any], function: Callable[[Tensor], Tensor], fix: str
+def with_probabilities(
+    forward_func: Callable[..., Any], model: object, fix: str, *, log: bool = False
 ) -> Callable[..., Tensor]:
-    """Return the model followed by a function of its logits ``(B, K)``, such as a softmax, in float32 or wider.
+    """Return a function that returns the probabilities of the classes, or their logarithms, in float32 or wider.
+
+    Scores, which have no probabilities, are returned unchanged.
 
     Args:
-        forward_func: model or function that returns logits ``(B, K)``.
-        function: applied to the logits.
-        fix: for the error message, what the caller can do if there are no classes, such as ``"pass scale='logit'"``.
+        forward_func: function that returns the model's outputs.
+        model: the model or function that the user passed, which may know what its outputs are.
+        fix: last sentence of the error message: what the caller can do if there are no probabilities.
+        log: if True, return log-probabilities.
 
     Raises:
-        ValueError: When called, if the model does not return logits of several classes.
+        ValueError: When called, if the outputs have no probabilities.
     """
+    convert = log_probabilities if log else probabilities
 
     def composed(*inputs: Any) -> Tensor:
-        logits = forward_func(*inputs)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-            received = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"the model must return logits (B, K) of several classes, to compute probabilities by a softmax, got "
-                f"{received}. Use a model with several classes, or {fix}."
+        outputs = forward_func(*inputs)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"the model must return a tensor, got {type(outputs).__name__}. Wrap it in VideoClassifier, which "
+                f"returns a tensor."
             )
-        return function(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        kind = kind_of(model, outputs)
+        if kind == "score":  # has no probability
+            return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        try:
+            return convert(outputs, kind, getattr(model, "num_classes", None))
+        except ValueError as error:
+            raise ValueError(f"{error} {fix}") from None
 
     return composed

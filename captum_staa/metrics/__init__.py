@@ -2,10 +2,8 @@
 
 from captum_staa.metrics import noise, sanity
 from captum_staa.metrics.attention_usage import AttentionUsage, attention_usage
-from captum_staa.metrics.boxes import boxes_to_truth
 from captum_staa.metrics.controls import controls, model_free_controls
-from captum_staa.metrics.correlation import aopc, faithfulness_correlation, saco
-from captum_staa.metrics.faithfulness import faithfulness, monotonicity
+from captum_staa.metrics.faithfulness import aopc, faithfulness, faithfulness_correlation, monotonicity, saco
 from captum_staa.metrics.insertion_deletion import (
     Curve,
     InsertionDeletionResult,
@@ -13,17 +11,22 @@ from captum_staa.metrics.insertion_deletion import (
     insertion,
     insertion_deletion,
 )
-from captum_staa.metrics.localization import auroc, average_precision, pointing_game, temporal_pointing
+from captum_staa.metrics.localization import (
+    auroc,
+    average_precision,
+    boxes_to_truth,
+    pointing_game,
+    temporal_pointing,
+)
+from captum_staa.metrics.map_properties import Smoothness, complexity, smoothness, sparsity
 from captum_staa.metrics.overlap import energy_pointing_game, iou, relevance_rank_accuracy, signal_to_noise
 from captum_staa.metrics.reliability import Reliability, krippendorff_alpha, reliability
 from captum_staa.metrics.rivals import class_discrimination, evidence_against_rivals, object_pointing
-from captum_staa.metrics.smoothness import Smoothness, smoothness
-from captum_staa.metrics.statistics import complexity, sparsity
 
 __all__ = [
     "AttentionUsage",
-    "InsertionDeletionResult",
     "Curve",
+    "InsertionDeletionResult",
     "Reliability",
     "Smoothness",
     "aopc",
@@ -31,7 +34,6 @@ __all__ = [
     "auroc",
     "average_precision",
     "boxes_to_truth",
-    "insertion_deletion",
     "class_discrimination",
     "complexity",
     "controls",
@@ -41,19 +43,20 @@ __all__ = [
     "faithfulness",
     "faithfulness_correlation",
     "insertion",
+    "insertion_deletion",
     "iou",
     "krippendorff_alpha",
     "model_free_controls",
     "monotonicity",
-    "object_pointing",
     "noise",
+    "object_pointing",
     "pointing_game",
     "relevance_rank_accuracy",
     "reliability",
     "saco",
     "sanity",
-    "smoothness",
     "signal_to_noise",
+    "smoothness",
     "sparsity",
     "temporal_pointing",
 ]

@@ -18,7 +18,7 @@ UNUSED = 0.01  # smaller changes of the target's probability do not count as use
 
 @dataclass(frozen=True)
 class AttentionUsage:
-    """Class that holds the absolute change of the target's probability when gates are replaced, one value per clip.
+    """Absolute change of the target's probability when gates are replaced, one value per clip.
 
     Attributes:
         temporal_flat: ``(B,)``, with the temporal gates of each clip replaced by their mean.
@@ -49,7 +49,7 @@ class AttentionUsage:
 
 
 def attention_usage(
-    st_abn: nn.Module, clips: Tensor, targets: int | Tensor | list[int] | None = None
+    st_abn: nn.Module, inputs: Tensor, target: int | Tensor | list[int] | None = None
 ) -> AttentionUsage:
     """Return how much the outputs of an ST-ABN depend on its gates. If it ignores them, their map means little.
 
@@ -59,14 +59,14 @@ def attention_usage(
         >>> import warnings
         >>> with warnings.catch_warnings():
         ...     warnings.simplefilter("ignore")  # the network is untrained and may not use its gates
-        ...     usage = attention_usage(st_abn, torch.rand(3, 3, 16, 48, 48), targets=[0, 1, 2])
+        ...     usage = attention_usage(st_abn, torch.rand(3, 3, 16, 48, 48), target=[0, 1, 2])
         >>> usage.temporal_flat.shape, sorted(usage.decisions)[0]
         (torch.Size([3]), 'spatial_flat')
 
     Args:
         st_abn: a :class:`STABN`, or a :class:`VideoClassifier` around one.
-        clips: clips in the layout of the network. Shuffling needs about a dozen clips or more, of several classes.
-        targets: class whose probability is compared, one for all clips or one per clip. None takes the predicted class
+        inputs: clips in the layout of the network. Shuffling needs about a dozen clips or more, of several classes.
+        target: class whose probability is compared, one for all clips or one per clip. None takes the predicted class
             of each clip.
 
     Returns:
@@ -77,16 +77,16 @@ def attention_usage(
 
     Raises:
         TypeError: ``st_abn`` is not an :class:`STABN`.
-        ValueError: clips of the wrong shape, a target out of range, or a branch that was removed.
+        ValueError: inputs of the wrong shape, a target out of range, or a branch that was removed.
     """
     network = st_abn_of(st_abn)
     if network is None:
         raise TypeError(f"st_abn must be a models.STABN, got {type(st_abn).__name__}.")
-    network.layout.check_values(clips, "clips")
+    network.layout.check_values(inputs, "inputs")
     with torch.no_grad(), eval_mode(network):
-        logits, gates = network.forward_with_gates(clips)
+        logits, gates = network.forward_with_gates(inputs)
         predicted = logits.argmax(1)
-        classes = predicted if targets is None else targets
+        classes = predicted if target is None else target
         unchanged = _probability(logits, classes)
         temporal, spatial = gates.temporal.flatten(1), gates.spatial[:, 0]
         replacements = {
@@ -98,10 +98,10 @@ def attention_usage(
         changes, decisions = {}, {}
         for name, gate in replacements.items():
             with network.override(**gate):
-                outputs = network(clips)
+                outputs = network(inputs)
             changes[name] = (_probability(outputs, classes) - unchanged).abs()
             decisions[name] = float((outputs.argmax(1) != predicted).float().mean())
-            if name.endswith("shuffled") and len(clips) == 1:
+            if name.endswith("shuffled") and len(inputs) == 1:
                 changes[name], decisions[name] = torch.full_like(changes[name], torch.nan), float("nan")
     usage = AttentionUsage(**changes, decisions=decisions)
     if not usage.used:
@@ -115,5 +115,5 @@ def attention_usage(
     return usage
 
 
-def _probability(logits: Tensor, targets: int | Tensor | list[int]) -> Tensor:
-    return selected(logits.float().softmax(1), targets)
+def _probability(logits: Tensor, target: int | Tensor | list[int]) -> Tensor:
+    return selected(logits.float().softmax(1), target)

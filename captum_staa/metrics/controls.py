@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_staa._utils.checks import check_choice, generator_or_seeded
 from captum_staa._utils.gaussian import gaussian
-from captum_staa._utils.generators import generator_or_seeded
 from captum_staa.layout import VideoLayout
 from captum_staa.result import Array, maps_of
 
@@ -19,7 +20,7 @@ SPECTRUM_SIDE = 64  # pixels along the shorter side of a frame at which the spec
 
 
 def controls(
-    clip: Tensor,
+    inputs: Tensor,
     layout: VideoLayout | str,
     attributions: Array | None = None,
     generator: torch.Generator | None = None,
@@ -27,8 +28,8 @@ def controls(
     """Return control maps for a clip: random, uniform, center and, if attributions are passed, their inverse.
 
     Example:
-        >>> clip = torch.rand(2, 3, 8, 16, 16)
-        >>> maps = controls(clip, "BCTHW", attributions=torch.randn(2, 3, 8, 16, 16))
+        >>> inputs = torch.rand(2, 3, 8, 16, 16)
+        >>> maps = controls(inputs, "BCTHW", attributions=torch.randn(2, 3, 8, 16, 16))
         >>> {name: tuple(control.shape) for name, control in maps.items()}
         {'random': (2, 8, 16, 16), 'uniform': (2, 8, 16, 16), 'center': (2, 8, 16, 16), 'inverted': (2, 8, 16, 16)}
         >>> from captum_staa import metrics
@@ -45,17 +46,17 @@ def controls(
     - ``inverted``: the negative of the map. A metric that gives it the same score as the map ignores the order.
 
     Args:
-        clip: 5-D tensor of floats. Only its shape and its device are used.
-        layout: order of the axes of ``clip``, such as ``"BTCHW"``.
-        attributions: attributions to invert, in the shape of ``clip`` (channels are summed), or maps ``(B, T, H, W)``.
+        inputs: clips, a 5-D tensor of floats. Only its shape and its device are used.
+        layout: order of the axes of ``inputs``, such as ``"BTCHW"``.
+        attributions: what to invert, in the shape of ``inputs`` (channels are summed), or maps ``(B, T, H, W)``.
         generator: draws the random maps. None uses a new generator with seed 0 in each call. Clips are drawn one after
             the other: with one generator for several calls, the map of a clip does not depend on the batch size.
 
     Returns:
-        Maps ``(B, T, H, W)`` by name, float64 on the device of ``clip``. In float32, voxels would often tie.
+        Maps ``(B, T, H, W)`` by name, float64 on the device of ``inputs``. In float32, voxels would often tie.
 
     Raises:
-        TypeError: ``clip`` or ``attributions`` is not a tensor of floats, or ``generator`` is not a torch.Generator.
+        TypeError: ``inputs`` or ``attributions`` is not a tensor of floats, or ``generator`` is not a torch.Generator.
         ValueError: shapes do not fit the layout or each other, or values are nan or infinite.
 
     Reference:
@@ -63,31 +64,33 @@ def controls(
         (2009).
     """
     layout = VideoLayout.of(layout)
-    layout.check_values(clip, "clip")
+    layout.check_values(inputs, "inputs")
     draw = generator_or_seeded(generator)
-    sizes = layout.size(clip)
+    sizes = layout.size(inputs)
     shape = tuple(sizes[axis] for axis in "BTHW")
-    inverted = None if attributions is None else -maps_of(attributions, clip, layout).to(clip.device)
+    inverted = None if attributions is None else -maps_of(attributions, inputs, layout).to(inputs.device)
 
     noise = [torch.rand(shape[1:], generator=draw, dtype=torch.float64, device=draw.device) for _ in range(shape[0])]
     maps = {
-        "random": torch.stack(noise).to(clip.device),
-        "uniform": torch.ones(shape, dtype=torch.float64, device=clip.device),
-        "center": _center(*shape[1:]).to(clip.device).repeat(shape[0], 1, 1, 1),
+        "random": torch.stack(noise).to(inputs.device),
+        "uniform": torch.ones(shape, dtype=torch.float64, device=inputs.device),
+        "center": _center(*shape[1:]).to(inputs.device).repeat(shape[0], 1, 1, 1),
     }
     return maps if inverted is None else {**maps, "inverted": inverted}
 
 
-def model_free_controls(inputs: Tensor, layout: VideoLayout | str) -> dict[str, Tensor]:
+def model_free_controls(
+    inputs: Tensor, layout: VideoLayout | str, names: Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """Return maps that depend on the clip but not on the model: detectors of contrast, edges and motion.
 
     Example:
-        >>> clip, truth = torch.zeros(1, 6, 3, 24, 24), torch.zeros(1, 6, 24, 24, dtype=torch.bool)
+        >>> inputs, truth = torch.zeros(1, 6, 3, 24, 24), torch.zeros(1, 6, 24, 24, dtype=torch.bool)
         >>> for t in range(6):
         ...     truth[:, t, 12:20, 2 * t : 2 * t + 8] = True  # a gray square that moves to the right
-        >>> clip += 0.4 * truth[:, :, None]
-        >>> clip[..., 2:8, 2:8] = 1.0  # a brighter square that does not move
-        >>> maps = model_free_controls(clip, "BTCHW")
+        >>> inputs += 0.4 * truth[:, :, None]
+        >>> inputs[..., 2:8, 2:8] = 1.0  # a brighter square that does not move
+        >>> maps = model_free_controls(inputs, "BTCHW")
         >>> list(maps)
         ['absolute input', 'difference from mean frame', 'image gradient', 'frame difference', 'optical flow',
          'spectral residual', 'center']
@@ -116,6 +119,7 @@ def model_free_controls(inputs: Tensor, layout: VideoLayout | str) -> dict[str, 
     Args:
         inputs: floats, 5-D; frames of at least 2 x 2 pixels.
         layout: order of the axes of ``inputs``, such as ``"BTCHW"``.
+        names: the maps to compute. None computes all of them.
 
     Returns:
         Maps ``(B, T, H, W)`` by name, float64 on the device of ``inputs``. ``frame difference`` and ``optical flow``
@@ -140,16 +144,22 @@ def model_free_controls(inputs: Tensor, layout: VideoLayout | str) -> dict[str, 
     frames = layout.to_working(inputs.detach()).double().contiguous()  # (B, T, C, H, W)
     change = frames - frames[:, :1]  # exactly 0 in a static clip, whose mean can have a rounding error
     steps = frames.diff(dim=1).abs().sum(2)  # (B, T - 1, H, W)
-    maps = {
-        "absolute input": frames.abs().sum(2),
-        "difference from mean frame": (change - change.mean(1, keepdim=True)).abs().sum(2),
-        "image gradient": torch.stack(torch.gradient(frames, dim=(3, 4))).norm(dim=0).sum(2),
-        "frame difference": _both_sides(steps, steps),
-        "optical flow": _flow_speed(frames.mean(2)),
-        "spectral residual": _spectral_residual(frames.mean(2)),
+
+    def smoothed(values: Tensor) -> Tensor:
+        return gaussian(values, SMOOTHING).contiguous()
+
+    maps: dict[str, Callable[[], Tensor]] = {
+        "absolute input": lambda: smoothed(frames.abs().sum(2)),
+        "difference from mean frame": lambda: smoothed((change - change.mean(1, keepdim=True)).abs().sum(2)),
+        "image gradient": lambda: smoothed(torch.stack(torch.gradient(frames, dim=(3, 4))).norm(dim=0).sum(2)),
+        "frame difference": lambda: smoothed(_both_sides(steps, steps)),
+        "optical flow": lambda: smoothed(_flow_speed(frames.mean(2))),
+        "spectral residual": lambda: smoothed(_spectral_residual(frames.mean(2))),
+        "center": lambda: _center(*extent).to(inputs.device).repeat(len(inputs), 1, 1, 1),
     }
-    smoothed = {name: gaussian(values, SMOOTHING).contiguous() for name, values in maps.items()}
-    return {**smoothed, "center": _center(*extent).to(inputs.device).repeat(len(inputs), 1, 1, 1)}
+    for name in maps if names is None else names:
+        check_choice("names", name, maps)
+    return {name: maps[name]() for name in (maps if names is None else names)}
 
 
 def _both_sides(before: Tensor, after: Tensor) -> Tensor:

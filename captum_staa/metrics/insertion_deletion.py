@@ -1,27 +1,40 @@
-"""Insertion and deletion: does the target's output rise and fall with the cells of highest attribution?"""
+"""Insertion and deletion: does the target's output rise and fall with the cells of highest attribution?
+
+:class:`Ablation` is the part that all metrics that replace cells have in common, also those of
+:mod:`captum_staa.metrics.faithfulness`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from captum_staa import feature_masks
 from captum_staa._utils import notebook
-from captum_staa._utils.captum import TargetType
-from captum_staa._utils.checks import check_choice, check_count
+from captum_staa._utils.captum import BaselineType, TargetType
+from captum_staa._utils.checks import check_choice, check_count, is_triple
+from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.layout import VideoLayout
-from captum_staa.masking.scores import TargetScore
-from captum_staa.metrics._cells import Cells, Order, Output, cells_of, counts_of, score_of, walk
-from captum_staa.metrics._shared import Axis, metric
-from captum_staa.result import Array
+from captum_staa.masking.arguments import baselines_for, units_for
+from captum_staa.masking.scores import TargetScore, with_probabilities
+from captum_staa.metrics._shared import SPANNED, Axis, metric
+from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.layouts import layout_of
+from captum_staa.result import Array, maps_of
+
+Order = Literal["morf", "lerf"]
+Output = Literal["probability", "logit"]
 
 _REVERSED: dict[Order, Order] = {"morf": "lerf", "lerf": "morf"}
+_PER_FRAME = 16  # default number of cells along each side of a frame
 
 
 class Curve(NamedTuple):
-    """Class that holds the target's output while cells are inserted or deleted one after the other.
+    """The target's output while cells are inserted or deleted one after the other.
 
     Attributes:
         score: ``(B,)`` float64, the area under each curve over the fraction, by the trapezoidal rule.
@@ -40,7 +53,7 @@ class Curve(NamedTuple):
 
 
 class InsertionDeletionResult(NamedTuple):
-    """Class that holds the curves of insertion and deletion in both orders.
+    """The curves of insertion and deletion in both orders.
 
     Attributes:
         insertion: most relevant first; higher is better.
@@ -67,22 +80,23 @@ def _mean_curve(curve: Curve) -> list[tuple[float, float]]:
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
+@in_eval_mode
 def insertion(
     forward_func: Callable[..., Any],
     inputs: Tensor,
     attributions: Array,
     *,
+    baselines: float | Tensor | None = None,
     target: TargetType = None,
-    layout: VideoLayout | str | None = None,
     additional_forward_args: object = None,
-    cells: Sequence[int] | None = None,
     feature_mask: Tensor | None = None,
-    baselines: float | Tensor | None = 0,
+    perturbations_per_eval: int = 16,
+    layout: VideoLayout | str | None = None,
+    cells: Sequence[int] | None = None,
     steps: int = 128,
     order: Order = "morf",
     axis: Axis = "joint",
     output: Output = "probability",
-    perturbations_per_eval: int = 16,
 ) -> Curve:
     """Return the area under the curve of the target's probability while cells are inserted into a baseline.
 
@@ -96,36 +110,37 @@ def insertion(
         >>> bool(good.score > 0.9), bool(bad.score < 0.5), good.curve.shape
         (True, True, torch.Size([1, 17]))
 
-    After step ``k`` of ``K``, ``round(k n / K)`` of a clip's ``n`` cells are inserted (halves are rounded up), in the
-    order of their mean attribution. The mean is used because a sum would favor large cells. Cells with equal means come
-    in a fixed random order. With the target's output ``p_k`` and the inserted fraction ``f_k``,
-    ``score = sum over k of (f_k - f_(k-1)) (p_k + p_(k-1)) / 2``.
+    The ``n`` cells of a clip are ranked by their mean attribution. The mean is used because a sum would favor large
+    cells. Cells with equal means come in a fixed random order. After step ``k`` of ``K``, the first ``k n / K`` cells
+    are inserted, rounded to an integer with halves up. If ``p_k`` is the target's output after step ``k`` and ``f_k``
+    the inserted fraction of the cells, ``score = sum over k of (f_k - f_(k-1)) (p_k + p_(k-1)) / 2``.
 
     Args:
-        forward_func: a :class:`captum_staa.VideoClassifier`, or any function that maps inputs to logits ``(B, K)``.
+        forward_func: a :class:`captum_staa.VideoClassifier`, or any function that returns ``(B, K)``: logits, or
+            probabilities, whose rows sum to 1.
         inputs: clips, a 5-D tensor of finite floats.
         attributions: signed and finite, torch or numpy: in the shape of ``inputs`` (channels are summed), or maps
-            ``(B, T, H, W)``. Only their order matters; pass ``attributions.abs()`` if magnitude is meant.
-        target: class whose output is followed, as in Captum.
-        layout: order of the axes of ``inputs``, such as ``"BTCHW"``. Not needed for a classifier, which has its own.
-        additional_forward_args: further positional arguments of the model, as in Captum.
-        cells: ``(t, h, w)``, the sides of a cell in frames and pixels. Cells at the end of an axis are cut off. None
-            takes the tubelet of a classifier that has one, and otherwise 16 x 16 cells in each frame.
-        feature_mask: cells of any other shape: an integer tensor, broadcastable to ``inputs`` and equal for all
-            channels, such as those of :mod:`captum_staa.feature_masks`. ``cells`` and ``axis`` must then be left out.
+            ``(B, T, H, W)``. Only their order matters. Pass ``attributions.abs()`` if magnitude is meant.
         baselines: value of cells that are not inserted: a number, or a tensor broadcastable to ``inputs``, such as
             those of :mod:`captum_staa.baselines`. None is 0.
-        steps: number of points on the curve after the first, limited to the number of cells.
+        target: class whose output is followed: a class index, or one per clip, as in Captum.
+        additional_forward_args: further positional arguments of the model, as in Captum.
+        feature_mask: cells of any shape: an integer tensor, broadcastable to ``inputs`` and equal for all channels,
+            such as those of :mod:`captum_staa.feature_masks`. ``cells`` and ``axis`` must then have their defaults.
+        perturbations_per_eval: altered copies of the batch per call of the model. Affects speed and memory only.
+        layout: order of the axes of ``inputs``, such as ``"BTCHW"``. Not needed for a classifier, which has its own.
+        cells: ``(t, h, w)``, the sides of a cell in frames and pixels. Cells at the end of an axis are cut off. None
+            takes the tubelet of a classifier that has one, and otherwise 16 x 16 cells in each frame.
+        steps: K, number of points on the curve after the first. At most one point per cell is computed.
         order: ``"morf"``, most relevant first, or ``"lerf"``, least relevant first, which is exactly the reverse order.
         axis: the extent of a cell.
 
             - ``"joint"``: the sides of ``cells``.
             - ``"space"``: all frames, so the map is rated by its sum over time.
             - ``"time"``: whole frames, so the map is rated by its sum over each frame.
-        output: ``"probability"``, a softmax of the logits, or ``"logit"``, the target's output without change. Scores
-            of logits have no bounds.
-        perturbations_per_eval: points of the curve per call of the model, each a copy of the whole batch in memory.
-            Affects speed and memory only.
+        output: ``"probability"``: the target's probability, according to the classifier's ``output``; for a
+            ``"score"``, which has none, the score itself. ``"logit"``: the target's output without change. Areas under
+            curves of scores and logits have no bounds.
 
     Returns:
         :class:`Curve`. Higher is better with ``"morf"``, lower is better with ``"lerf"``. nan only where the model's
@@ -142,30 +157,31 @@ def insertion(
         (2017).
     """
     check_choice("order", order, _REVERSED)
-    all_cells = cells_of(
-        forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
+    ablation = Ablation.of(
+        forward_func, inputs, attributions, baselines, feature_mask, perturbations_per_eval, layout, cells, axis
     )
-    score = score_of(all_cells.forward_func, target, additional_forward_args, output, len(inputs))
-    return _insertions(all_cells, score, (order,), steps)[0]
+    score = ablation.score(target, additional_forward_args, output)
+    return _insertions(ablation, score, (order,), steps)[0]
 
 
 @metric(higher_is_better=False, lowest=0.0, highest=1.0)
+@in_eval_mode
 def deletion(
     forward_func: Callable[..., Any],
     inputs: Tensor,
     attributions: Array,
     *,
+    baselines: float | Tensor | None = None,
     target: TargetType = None,
-    layout: VideoLayout | str | None = None,
     additional_forward_args: object = None,
-    cells: Sequence[int] | None = None,
     feature_mask: Tensor | None = None,
-    baselines: float | Tensor | None = 0,
+    perturbations_per_eval: int = 16,
+    layout: VideoLayout | str | None = None,
+    cells: Sequence[int] | None = None,
     steps: int = 128,
     order: Order = "morf",
     axis: Axis = "joint",
     output: Output = "probability",
-    perturbations_per_eval: int = 16,
 ) -> Curve:
     """Return the area under the curve of the target's probability while cells are replaced by a baseline.
 
@@ -196,29 +212,30 @@ def deletion(
         As for :func:`insertion`.
     """
     check_choice("order", order, _REVERSED)
-    all_cells = cells_of(
-        forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
+    ablation = Ablation.of(
+        forward_func, inputs, attributions, baselines, feature_mask, perturbations_per_eval, layout, cells, axis
     )
-    score = score_of(all_cells.forward_func, target, additional_forward_args, output, len(inputs))
-    return _reversed(_insertions(all_cells, score, (_REVERSED[order],), steps)[0])
+    score = ablation.score(target, additional_forward_args, output)
+    return _reversed(_insertions(ablation, score, (_REVERSED[order],), steps)[0])
 
 
 @metric(higher_is_better=None, lowest=0.0, highest=1.0)
+@in_eval_mode
 def insertion_deletion(
     forward_func: Callable[..., Any],
     inputs: Tensor,
     attributions: Array,
     *,
+    baselines: float | Tensor | None = None,
     target: TargetType = None,
-    layout: VideoLayout | str | None = None,
     additional_forward_args: object = None,
-    cells: Sequence[int] | None = None,
     feature_mask: Tensor | None = None,
-    baselines: float | Tensor | None = 0,
+    perturbations_per_eval: int = 16,
+    layout: VideoLayout | str | None = None,
+    cells: Sequence[int] | None = None,
     steps: int = 128,
     axis: Axis = "joint",
     output: Output = "probability",
-    perturbations_per_eval: int = 16,
 ) -> InsertionDeletionResult:
     """Return insertion and deletion in both orders. The model is called on ``2 steps`` copies of each clip in all.
 
@@ -246,27 +263,178 @@ def insertion_deletion(
     Reference:
         As for :func:`insertion`.
     """
-    all_cells = cells_of(
-        forward_func, inputs, attributions, layout, cells, feature_mask, baselines, perturbations_per_eval, axis
+    ablation = Ablation.of(
+        forward_func, inputs, attributions, baselines, feature_mask, perturbations_per_eval, layout, cells, axis
     )
-    score = score_of(all_cells.forward_func, target, additional_forward_args, output, len(inputs))
-    morf, lerf = _insertions(all_cells, score, ("morf", "lerf"), steps)
+    score = ablation.score(target, additional_forward_args, output)
+    morf, lerf = _insertions(ablation, score, ("morf", "lerf"), steps)
     return InsertionDeletionResult(morf, _reversed(lerf), lerf, _reversed(morf))
 
 
-def _insertions(cells: Cells, score: TargetScore, orders: tuple[Order, ...], steps: int) -> list[Curve]:
+def _insertions(ablation: Ablation, score: TargetScore, orders: Sequence[Order], steps: int) -> list[Curve]:
     """Return the insertion curve of each order. All start at the baseline and end at the inputs, computed once."""
     check_count("steps", steps)
-    counts = counts_of(cells, min(int(steps), int(cells.totals.max())))  # (steps + 1, B)
-    fractions = (counts / counts[-1].double()).T.to(cells.inputs.device)  # (B, steps + 1)
+    cells = ablation.totals.T.expand(1, len(ablation.inputs))  # (1, B)
+    steps = min(int(steps), int(cells.max()))
+    counts = (2 * torch.arange(steps + 1)[:, None] * cells + steps) // (2 * steps)  # (steps + 1, B): rounded, halves up
+    fractions = (counts / cells.double()).T.to(ablation.inputs.device)  # (B, steps + 1)
     first, *rest = orders
-    curves = [walk(cells, score, first, counts).T]
+    curves = [_insert(ablation, score, first, counts)]
     for order in rest:
-        between = walk(cells, score, order, counts[1:-1]).T
+        between = _insert(ablation, score, order, counts[1:-1])
         curves.append(torch.cat([curves[0][:, :1], between, curves[0][:, -1:]], dim=1))
     return [Curve(torch.trapezoid(curve, fractions), curve, fractions) for curve in curves]
+
+
+@torch.no_grad()
+def _insert(ablation: Ablation, score: TargetScore, order: Order, counts: Tensor) -> Tensor:
+    """Return the scores ``(B, S)`` float64 with the first ``counts`` ``(S, B)`` cells of the order inserted."""
+    ranks = ablation.ranks()
+    positions = ablation.spread((ranks if order == "morf" else ablation.totals - 1 - ranks)[None].float())
+    shape = (-1, counts.shape[1], *[1] * (ablation.inputs.ndim - 1))
+    scores = []
+    for chunk in counts.split(ablation.perturbations_per_eval):
+        kept = (chunk.to(positions).view(shape) - positions).clamp_(0, 1)  # integers: 1 if position < count, else 0
+        scores.append(score((ablation.blended(kept),), len(chunk)))  # a new tensor: the model may write to it
+    return torch.cat(scores).double().T
 
 
 def _reversed(curve: Curve) -> Curve:
     """Return the deletion curve that is the reverse of an insertion curve; the area is the same."""
     return Curve(curve.score, curve.curve.flip(1), 1 - curve.fractions.flip(1))
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A model, its inputs, and the cells of the inputs that can be replaced by a baseline.
+
+    Attributes:
+        forward_func: the model, as a function of clips ``(B, T, C, H, W)``.
+        inputs: clips ``(B, T, C, H, W)``.
+        baseline: replaces cells of the inputs; same shape as ``inputs``.
+        ids: int64 ``(1 or B, T, H, W)``, the cell of each voxel, 0 to n - 1.
+        means: ``(B, n)`` float64 on the CPU, the mean attribution of each cell.
+        present: bool ``(1 or B, n)`` on the CPU. Not every clip has all cells of a mask that follows the image.
+        perturbations_per_eval: altered copies of the batch per call of the model.
+    """
+
+    model: object
+    forward_func: Callable[..., Any]
+    inputs: Tensor
+    baseline: Tensor
+    ids: Tensor
+    means: Tensor
+    present: Tensor
+    perturbations_per_eval: int
+
+    @classmethod
+    def of(
+        cls,
+        forward_func: Callable[..., Any],
+        inputs: Tensor,
+        attributions: Array,
+        baselines: BaselineType,
+        feature_mask: Tensor | None,
+        perturbations_per_eval: int,
+        layout: VideoLayout | str | None,
+        cells: Sequence[int] | None,
+        axis: Axis = "joint",
+    ) -> Ablation:
+        """Check the arguments of a metric, which are those of :func:`insertion`, and convert them."""
+        if not callable(forward_func):
+            raise TypeError(f"forward_func must be a function or a module, got {type(forward_func).__name__}.")
+        layout = layout_of(forward_func, layout)
+        layout.check_values(inputs, "inputs")
+        inputs = inputs.detach()
+        maps = maps_of(attributions, inputs, layout)
+        check_count("perturbations_per_eval", perturbations_per_eval)
+        (baseline,) = baselines_for((inputs,), baselines)
+        check_choice("axis", axis, SPANNED)
+        if feature_mask is None:
+            feature_mask = feature_masks.grid(inputs, layout, _sides(forward_func, layout.size(inputs), cells, axis))
+        elif cells is not None or axis != "joint":
+            raise ValueError(
+                f"cells and axis must have their defaults if feature_mask is passed, because the mask defines the "
+                f"cells, got {cells = }, {axis = }. Leave both out, or leave out feature_mask."
+            )
+        ids = units_for(inputs, feature_mask, layout)
+        means, counts = _means(maps.cpu().flatten(1), ids.flatten(1))
+        return cls(
+            forward_func,
+            layout.forward_from_working(forward_func),
+            layout.to_working(inputs),
+            layout.to_working(baseline),
+            ids.to(inputs.device),
+            means,
+            present=counts[: len(ids)] > 0,
+            perturbations_per_eval=int(perturbations_per_eval),
+        )
+
+    @property
+    def totals(self) -> Tensor:
+        """``(1 or B, 1)`` int64 on the CPU, the number of cells of each clip."""
+        return self.present.sum(1, keepdim=True)
+
+    def score(self, target: TargetType, additional_forward_args: object, output: Output = "logit") -> TargetScore:
+        """Return the target's output, or its probability, as a function of clips ``(B, T, C, H, W)``."""
+        check_choice("output", output, ("probability", "logit"))
+        forward_func = self.forward_func
+        if output == "probability":
+            fix = "Or pass output='logit' to take the target's output as it is."
+            forward_func = with_probabilities(forward_func, self.model, fix)
+        return TargetScore(forward_func, target, additional_forward_args, len(self.inputs))
+
+    def ranks(self) -> Tensor:
+        """Return the rank of each cell by its mean attribution, ``(B, n)``, 0 for the highest. Absent cells come last.
+
+        Cells with equal means are ranked in a random order that is the same in every call and for every clip. If they
+        were ranked by their ids, a constant map would go from the first frame to the last and could not serve as a
+        control.
+        """
+        means = self.means.masked_fill(~self.present, -torch.inf)
+        # Random keys, not a permutation: the first n keys do not depend on how many follow, so the ranks of a clip do
+        # not depend on the other clips of its batch.
+        shuffle = random_keys(means.shape[1], seed=0).argsort()
+        order = shuffle[means[:, shuffle].argsort(dim=1, descending=True, stable=True)]
+        return order.argsort(1)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Expand one number per cell ``(P, 1 or B, n)`` to ``(P, 1 or B, T, 1, H, W)``."""
+        rows = values.to(self.ids.device).take_along_dim(self.ids.flatten(1)[None], 2)  # (P, 1 or B, T * H * W)
+        return rows.unflatten(2, self.ids.shape[1:])[:, :, :, None]
+
+    def blended(self, kept: Tensor) -> Tensor:
+        """Return copies ``(P * B, ...)``, batch by batch: the inputs where ``kept`` is 1, the baseline where it is 0.
+
+        At 0 and 1, ``lerp`` returns exactly one of the two, in a fourth of the time that ``where`` takes.
+        """
+        return torch.lerp(self.baseline, self.inputs, kept.to(self.inputs)).flatten(0, 1)
+
+
+def _sides(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | None, axis: Axis) -> list[int]:
+    """Return the sides of a cell ``(t, h, w)``: the full size along the axes that ``axis`` spans."""
+    if cells is None:
+        grid = forward_func.grid if isinstance(forward_func, VideoClassifier) else None
+        cells = grid.tubelet if grid else (1, -(-sizes["H"] // _PER_FRAME), -(-sizes["W"] // _PER_FRAME))
+    if not is_triple(cells):
+        raise ValueError(f"cells must be (t, h, w), the sides of one cell in frames and pixels, got {cells!r}.")
+    return [sizes[letter] if letter in SPANNED[axis] else side for letter, side in zip("THW", cells, strict=True)]
+
+
+def _means(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the number of voxels of each cell, ``(B, n)``, from values ``(B, V)``.
+
+    On the CPU, because the order of summation is fixed there. The rounding error of a sum depends on the number of its
+    terms. The mean is clamped to the extremes of its voxels: the mean of equal values is then exactly this value, and
+    cells of different size can tie.
+    """
+    rows = ids.expand_as(values)
+    zeros = values.new_zeros(len(values), int(ids.max()) + 1)
+    counts = zeros.scatter_add(1, rows, torch.ones_like(values))
+    lowest, highest = (zeros.scatter_reduce(1, rows, values, how, include_self=False) for how in ("amin", "amax"))
+    return (zeros.scatter_add(1, rows, values) / counts.clamp_min(1)).clamp(lowest, highest), counts
+
+
+def random_keys(count: int, seed: int) -> Tensor:
+    """Return random numbers in [0, 1), ``(count,)`` float64 on the CPU."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

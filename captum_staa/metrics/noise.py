@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_staa._utils.captum import BaselineType, _format_output, _is_tuple
-from captum_staa._utils.checks import check_count, check_sides, is_number
-from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.checks import check_count, check_sides, generator_or_seeded, is_number
 from captum_staa.feature_masks import frames as frame_ids
 from captum_staa.feature_masks import grid
 from captum_staa.layout import WORKING, VideoLayout
@@ -30,7 +29,7 @@ Baseline = float | Callable[[Tensor, VideoLayout], Tensor]
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Class that perturbs clips, in the two forms that Captum's metrics need.
+    """A perturbation of clips, in the two forms that Captum's metrics need.
 
     Example:
         >>> import torch

@@ -19,44 +19,36 @@ from captum_staa.result import Array
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
 def iou(
-    scores: Array,
+    attributions: Array,
     truth: Array,
     axis: Axis = "joint",
     *,
     area: float | Sequence[float] | None = None,
     layout: VideoLayout | str | None = None,
 ) -> Tensor:
-    """Return the intersection over union (IoU) of the truth and of the highest scores within a given area.
+    """Return the intersection over union (IoU) of the truth and of the highest attributions within a given area.
 
     Example:
         >>> import torch
         >>> truth = torch.tensor([True, True, False, False]).reshape(1, 4, 1, 1)
-        >>> scores = torch.tensor([4.0, 2.0, 3.0, 1.0]).reshape(1, 4, 1, 1)
-        >>> iou(scores, truth).item()  # one of the two highest lies inside: 1 of 3
+        >>> attributions = torch.tensor([4.0, 2.0, 3.0, 1.0]).reshape(1, 4, 1, 1)
+        >>> iou(attributions, truth).item()  # one of the two highest lies inside: 1 of 3
         0.333
-        >>> iou(scores, truth, area=[0.25, 0.5, 0.75, 1.0])  # the whole curve
+        >>> iou(attributions, truth, area=[0.25, 0.5, 0.75, 1.0])  # the whole curve
         tensor([[0.5000, 0.3333, 0.6667, 0.5000]], dtype=torch.float64)
 
     With ``k`` voxels selected, ``P`` voxels in the truth and ``I`` in both, ``IoU = I / (k + P - I)``. Areas are used
-    instead of thresholds, because a threshold on the scores selects a different area on each map, and methods differ
+    instead of thresholds, because a threshold on the values selects a different area on each map, and methods differ
     in their units.
 
-    If several scores are equal at the limit, each of them is selected in part, with the weight
+    If several values are equal at the limit, each of them is selected in part, with the weight
     ``(k - number above) / number equal``, because they have no order. An area that is not an integer number of voxels
     is handled in the same way.
 
     Args:
-        scores: signed maps ``(B, T, H, W)``, or attributions in the clip's shape with ``layout``.
-        truth: bool ``(B, T, H, W)``, True where the evidence is. :func:`boxes_to_truth` converts boxes.
-        axis: what is compared.
-
-            - ``"joint"``: voxels.
-            - ``"time"``: frames, by the sum of their scores. A frame belongs to the truth if any of its pixels does.
-            - ``"space"``: pixels, by the sum of their scores over time. A pixel belongs to the truth if it does in any
-              frame.
+        attributions: this, ``truth``, ``axis`` and ``layout`` are as for :func:`auroc`.
         area: fraction of the voxels (frames, pixels) to select, above 0 and at most 1, or several fractions. None
             selects as many as the truth of each clip has. Only then does a perfect map score 1.
-        layout: order of the axes of 5-D ``scores``, such as ``"BTCHW"``.
 
     Returns:
         float64 ``(B,)``, or ``(B, n)`` for ``n`` areas, 0 to 1, 1 is best. nan where all or none of a clip's voxels
@@ -64,7 +56,7 @@ def iou(
 
     Raises:
         TypeError: ``truth`` is not bool.
-        ValueError: the shapes differ, scores contain nan, ``axis`` is unknown, or ``area`` is out of range.
+        ValueError: the shapes differ, attributions contain nan, ``axis`` is unknown, or ``area`` is out of range.
 
     Reference:
         Jaccard, "The Distribution of the Flora in the Alpine Zone", New Phytologist 11 (1912).
@@ -76,7 +68,7 @@ def iou(
             f"selects the highest tenth."
         )
     areas = None if area is None else np.asarray(area, dtype=float)
-    values, inside = compared(scores, truth, axis, layout)
+    values, inside = compared(attributions, truth, axis, layout)
     size = inside.sum(1, keepdim=True).double()
     selected = size if areas is None else values.shape[1] * size.new_tensor(np.atleast_1d(areas)).expand(len(size), -1)
     both = _inside_top(values, inside, selected)
@@ -86,27 +78,24 @@ def iou(
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
 def relevance_rank_accuracy(
-    scores: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None
+    attributions: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None
 ) -> Tensor:
-    """Return the share of the P highest scores that lie inside the truth, where P is the size of the truth.
+    """Return the share of the P highest attributions that lie inside the truth, where P is the size of the truth.
 
     Example:
         >>> import torch
         >>> truth = torch.tensor([True, True, False, False]).reshape(1, 4, 1, 1)
-        >>> scores = torch.tensor([4.0, 2.0, 3.0, 1.0]).reshape(1, 4, 1, 1)
-        >>> relevance_rank_accuracy(scores, truth).item()  # one of the two highest lies inside
+        >>> attributions = torch.tensor([4.0, 2.0, 3.0, 1.0]).reshape(1, 4, 1, 1)
+        >>> relevance_rank_accuracy(attributions, truth).item()  # one of the two highest lies inside
         0.5
 
     ``r = |top-P and truth| / P``, where ``P`` is the number of voxels of the truth. It ranks maps in the same order as
-    :func:`iou` at the area of the truth, ``iou = r / (2 - r)``, but it is a simple share. If several scores are equal
+    :func:`iou` at the area of the truth, ``iou = r / (2 - r)``, but it is a simple share. If several values are equal
     at the limit, the mean over all their orders is used. A constant map then scores as chance does: the share of the
     truth.
 
     Args:
-        scores: signed maps ``(B, T, H, W)``, or attributions in the clip's shape with ``layout``.
-        truth: bool ``(B, T, H, W)``, True where the evidence is.
-        axis: what is compared, as for :func:`iou`.
-        layout: order of the axes of 5-D ``scores``, such as ``"BTCHW"``.
+        attributions: this and all other arguments are as for :func:`auroc`.
 
     Returns:
         ``(B,)`` float64, 0 to 1, 1 is best. nan where all or none of a clip's voxels (frames, pixels) belong to the
@@ -114,28 +103,28 @@ def relevance_rank_accuracy(
 
     Raises:
         TypeError: ``truth`` is not bool.
-        ValueError: the shapes differ, scores contain nan, or ``axis`` is unknown.
+        ValueError: the shapes differ, attributions contain nan, or ``axis`` is unknown.
 
     Reference:
         Arras, Osman, Samek, "CLEVR-XAI: A benchmark dataset for the ground truth evaluation of neural network
         explanations", Information Fusion 81 (2022).
     """
-    values, inside = compared(scores, truth, axis, layout)
+    values, inside = compared(attributions, truth, axis, layout)
     size = inside.sum(1, keepdim=True).double()
     return _nan_where_trivial(_inside_top(values, inside, size) / size, inside)[:, 0]
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
 def energy_pointing_game(
-    scores: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None
+    attributions: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None
 ) -> Tensor:
     """Return the share of the positive attribution inside the truth: the energy-based pointing game.
 
     Example:
         >>> import torch
         >>> truth = torch.tensor([True, True, False, False]).reshape(1, 4, 1, 1)
-        >>> scores = torch.tensor([4.0, -9.0, 1.0, 0.0]).reshape(1, 4, 1, 1)
-        >>> energy_pointing_game(scores, truth).item()  # 4 / (4 + 1); negative values count 0
+        >>> attributions = torch.tensor([4.0, -9.0, 1.0, 0.0]).reshape(1, 4, 1, 1)
+        >>> energy_pointing_game(attributions, truth).item()  # 4 / (4 + 1); negative values count 0
         0.8
 
     ``sum of max(s, 0) inside / sum of max(s, 0)``. For a map without negative values, this is the relevance mass
@@ -143,24 +132,22 @@ def energy_pointing_game(
     positive factor does not.
 
     Args:
-        scores: signed, finite maps ``(B, T, H, W)``, or attributions in the clip's shape with ``layout``.
-        truth: bool ``(B, T, H, W)``, True where the evidence is.
-        axis: what is compared, as for :func:`iou`. Scores are summed first, and negative sums count 0.
-        layout: order of the axes of 5-D ``scores``, such as ``"BTCHW"``.
+        attributions: signed and finite. This and all other arguments are as for :func:`auroc`. With another ``axis``
+            than ``"joint"``, values are summed first, and negative sums count 0.
 
     Returns:
-        ``(B,)`` float64, 0 to 1, 1 is best. nan where no score of a clip is positive, and where all or none of its
+        ``(B,)`` float64, 0 to 1, 1 is best. nan where no value of a clip is positive, and where all or none of its
         voxels (frames, pixels) belong to the truth.
 
     Raises:
         TypeError: ``truth`` is not bool.
-        ValueError: the shapes differ, scores contain nan or infinity, or ``axis`` is unknown.
+        ValueError: the shapes differ, attributions contain nan or infinity, or ``axis`` is unknown.
 
     Reference:
         Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", CVPR Workshops
         (2020).
     """
-    values, inside = _finite(*compared(scores, truth, axis, layout))
+    values, inside = _finite(*compared(attributions, truth, axis, layout))
     energy = values.clamp(min=0)
     energy = energy / energy.amax(1, keepdim=True)  # keeps sums in range; a map without energy becomes nan
     return _nan_where_trivial((energy * inside).sum(1, keepdim=True) / energy.sum(1, keepdim=True), inside)[:, 0]
@@ -168,29 +155,25 @@ def energy_pointing_game(
 
 @metric(higher_is_better=True, lowest=float("-inf"), highest=float("inf"))
 def signal_to_noise(
-    scores: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None
+    attributions: Array, truth: Array, axis: Axis = "joint", *, layout: VideoLayout | str | None = None
 ) -> Tensor:
-    """Return the signal-to-noise ratio: how far scores inside the truth exceed the rest, in standard deviations.
+    """Return the signal-to-noise ratio: how far attributions inside the truth exceed the rest, in standard deviations.
 
     Example:
         >>> import torch
         >>> truth = torch.zeros(1, 4, 2, 2, dtype=torch.bool)
         >>> truth[:, 1] = True  # all of frame 1
-        >>> scores = torch.tensor([0.0, 9.0, 2.0, 4.0]).reshape(1, 4, 1, 1).expand(1, 4, 2, 2)
-        >>> signal_to_noise(scores, truth).item()  # (9 - 2) / sqrt(8 / 3)
+        >>> attributions = torch.tensor([0.0, 9.0, 2.0, 4.0]).reshape(1, 4, 1, 1).expand(1, 4, 2, 2)
+        >>> signal_to_noise(attributions, truth).item()  # (9 - 2) / sqrt(8 / 3)
         4.287
 
-    With the scores ``s`` of a clip, it is ``(mean(s inside) - mean(s outside)) / std(s outside)``. The standard
+    With the values ``s`` of a clip, it is ``(mean(s inside) - mean(s outside)) / std(s outside)``. The standard
     deviation is that of a population, which divides by N. The result does not depend on a positive scale or an offset.
-    Unlike :func:`~captum_staa.metrics.auroc`, it depends on the size of differences: one strong voxel can outweigh many
+    Unlike :func:`auroc`, it depends on the size of differences: one strong voxel can outweigh many
     weak ones.
 
     Args:
-        scores: signed, finite maps ``(B, T, H, W)``, or attributions in the clip's shape with ``layout``. Pass
-            ``scores.abs()`` if magnitude is meant.
-        truth: bool ``(B, T, H, W)``, True where the evidence is.
-        axis: what is compared, as for :func:`iou`.
-        layout: order of the axes of 5-D ``scores``, such as ``"BTCHW"``.
+        attributions: signed and finite. This and all other arguments are as for :func:`auroc`.
 
     Returns:
         ``(B,)`` float64, higher is better. 0 is chance, and negative values are worse than chance. Infinite where the
@@ -199,10 +182,10 @@ def signal_to_noise(
         inside is equal to that constant.
 
     Raises:
-        TypeError: ``scores`` is not a tensor or an array, or ``truth`` is not bool.
-        ValueError: the shapes differ, scores contain nan or infinity, or ``axis`` is unknown.
+        TypeError: ``attributions`` is not a tensor or an array, or ``truth`` is not bool.
+        ValueError: the shapes differ, attributions contain nan or infinity, or ``axis`` is unknown.
     """
-    values, inside = _finite(*compared(scores, truth, axis, layout))
+    values, inside = _finite(*compared(attributions, truth, axis, layout))
     return torch.stack([_one_snr(row[where], row[~where]) for row, where in zip(values, inside, strict=True)])
 
 
@@ -210,14 +193,14 @@ def _finite(values: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """Return the arguments, or raise if a value is infinite."""
     if bad := int(values.isinf().sum()):
         raise ValueError(
-            f"scores must be finite, because this metric computes sums and means, got infinity in {bad} of "
+            f"attributions must be finite, because this metric computes sums and means, got infinity in {bad} of "
             f"the {values.numel()} values. Replace them, for example with torch.nan_to_num."
         )
     return values, inside
 
 
 def _one_snr(inside: Tensor, outside: Tensor) -> Tensor:
-    """Return the ratio of one clip, of scores ``(N_in,)`` and ``(N_out,)``."""
+    """Return the ratio of one clip, of values ``(N_in,)`` and ``(N_out,)``."""
     if not len(inside) or not len(outside):
         return inside.new_tensor(torch.nan)
     largest = torch.cat([inside, outside]).abs().amax()  # squares of 1e-200 and 1e200 would be out of range

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_staa._utils import notebook
-from captum_staa._utils.checks import check_choice, check_count
-from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.checks import check_choice, check_count, generator_or_seeded
 from captum_staa.metrics._shared import draws, interval, metric
 from captum_staa.result import Array, as_tensor
 
@@ -21,7 +20,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Reliability:
-    """Class that holds the agreement of one metric's rankings on different inputs: 1 if equal, 0 without agreement.
+    """Agreement of one metric's rankings on different inputs: 1 if equal, 0 without agreement.
 
     Attributes:
         weighted: weighted mean of Spearman's correlation over pairs of inputs. An input has a low weight if the metric

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa._utils import notebook
-from captum_staa._utils.generators import generator_or_seeded
+from captum_staa._utils.checks import generator_or_seeded
+from captum_staa._utils.model_state import eval_mode
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._shared import metric, midranks, pearson
 from captum_staa.result import Array, as_maps
@@ -18,7 +19,7 @@ from captum_staa.result import Array, as_maps
 
 @dataclass(frozen=True)
 class Similarity:
-    """Class that holds Spearman's rank correlation of two maps, float64, -1 to 1; nan where one of them is constant.
+    """Spearman's rank correlation of two maps, float64, -1 to 1; nan where one of them is constant.
 
     Attributes:
         signed: ``(..., B)``, the correlation of the signed maps.
@@ -43,7 +44,7 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Randomization(Similarity):
-    """Class that holds the similarity after each randomized layer: ``signed`` and ``magnitude`` are ``(L, B)``.
+    """Similarity after each randomized layer: ``signed`` and ``magnitude`` are ``(L, B)``.
 
     Attributes:
         layers: L names of modules in the order of randomization; ``""`` is the model itself.
@@ -350,7 +351,9 @@ def _map(
 ) -> Tensor:
     """Return maps ``(B, T, H, W)``. ``explain`` gets copies of model and inputs, so it cannot change the originals."""
     copied = inputs.detach().clone().requires_grad_(inputs.requires_grad)
-    maps = as_maps(explain(deepcopy(model), copied), layout)
+    explained = deepcopy(model)
+    with eval_mode(explained):
+        maps = as_maps(explain(explained, copied), layout)
     if len(maps) != len(inputs):
         raise ValueError(f"explain must return one map per clip, got {len(maps)} for a batch of {len(inputs)}.")
     return maps

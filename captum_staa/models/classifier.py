@@ -1,21 +1,35 @@
-"""``VideoClassifier``: wraps any video model as a module that returns logits and knows its layout, labels and grid."""
+"""``VideoClassifier``: wraps any video model as a module that returns ``(B, K)`` and knows what its axes mean."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
-from captum_staa._utils.checks import check_count
-from captum_staa._utils.model_state import eval_mode, uncompiled
+from captum_staa._utils.checks import check_choice, check_count
+from captum_staa._utils.model_state import eval_mode, frozen_parameters, uncompiled, without_compiling
 from captum_staa.layout import VideoLayout
-from captum_staa.models.families import Family, family_of, wrapped_family
+from captum_staa.models.families import Family, Pooling, find_transformer
 from captum_staa.models.labels import index_of, labels_of
 from captum_staa.models.loading import HUB_OPTIONS, load
-from captum_staa.models.logits import logits_of
+from captum_staa.models.outputs import (
+    KINDS,
+    LastFunction,
+    OutputKey,
+    OutputKind,
+    check_kind,
+    find_outputs,
+    kind_in_config,
+    minus_other,
+    probabilities,
+    sums_to_one,
+)
 from captum_staa.models.preprocessing import as_frames
 
 if TYPE_CHECKING:
@@ -26,11 +40,12 @@ if TYPE_CHECKING:
     from captum_staa.grid import TokenGrid
     from captum_staa.models.preprocessing import Preprocessing
 
+logger = logging.getLogger(__name__)
 DEFAULT_FRAMES = 16  # frames per clip for models that accept any number
 
 
 class VideoClassifier(nn.Module):
-    """A video model that Captum can explain. It takes clips and returns logits ``(B, K)``, with contiguous gradients.
+    """A video model that Captum can explain. It takes clips and returns ``(B, K)``, with contiguous gradients.
 
     Example:
         >>> import torch
@@ -43,23 +58,45 @@ class VideoClassifier(nn.Module):
         >>> sorted(label for label, probability in clf.predict(clip))
         ['jumping', 'waving']
 
+        A network that takes two pathways, as SlowFast does, and answers a yes-no question with one logit:
+
+        >>> class TwoPathways(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.slow, self.fast = nn.LazyLinear(1), nn.LazyLinear(1)
+        ...     def forward(self, pathways):
+        ...         return self.slow(pathways[0].flatten(1)) + self.fast(pathways[1].flatten(1))
+        >>> pack = lambda clip: [clip[:, :, ::4], clip]
+        >>> clf = VideoClassifier(TwoPathways(), layout="BCTHW", labels=["fall"], output="sigmoid", pack=pack)
+        >>> clf(clip).shape, clf.predict(clip)[0][0]
+        (torch.Size([1, 1]), 'fall')
+
     Args:
-        module: a module that takes a clip and returns logits, a tuple that begins with logits, or an output with
-            ``.logits``. Its mode, ``requires_grad`` flags and dtype are not changed.
-        layout: the order of the clip's axes. It is optional for a recognized transformer. If it differs from the
-            transformer's own layout, clips are converted.
-        labels: the K class names in the order of the logits. None uses the labels of a Hugging Face model's config.
+        module: a module that takes a clip and returns one row of outputs per clip, as a tensor or in a container. Its
+            mode, ``requires_grad`` flags and dtype are not changed.
+        layout: the order of the clip's axes. It is optional for a recognized transformer, also inside a wrapper (PEFT,
+            Lightning, ``nn.DataParallel``, ``torch.compile``, your own module). If it differs from the own layout of a
+            transformer that is not wrapped, clips are converted.
+        labels: the K class names in the order of the outputs. None uses the labels of a Hugging Face model's config.
         family: description of a transformer. None uses the family of a recognized Hugging Face model.
         num_frames: number of frames per clip. None uses the family's value, or accepts any number.
         image_size: ``(H, W)`` of the clip in pixels. None uses the family's value, or accepts any size.
         preprocessing: conversion of frames to clips. If it is None, :meth:`preprocess` raises an error.
+        output: what the outputs are. ``"logits"``: one class is right, softmax follows. ``"probabilities"``: the module
+            ends in a softmax or sigmoid. ``"sigmoid"``: one logit per label, each of which may be right. ``"score"``:
+            numbers that are no classes (regression, similarity). None reads it from a Hugging Face config; otherwise it
+            is found in the first call, and logged unless it is ``"logits"``.
+        output_key: name, index or path of the output in the container that the module returns. None finds it.
+        pack: differentiable function from clips ``(B, ...)`` in :attr:`layout` to what the module takes: a tuple of
+            positional arguments, a dict of keyword arguments, or the single argument (a tensor or a list).
 
     Attributes:
-        module, layout, labels, family, num_frames, image_size, preprocessing: as above.
+        module, layout, labels, family, num_frames, image_size, preprocessing, output_key, pack: as above.
         grid: the :class:`TokenGrid` of a transformer, None for other models.
+        transformer: the recognized transformer, which is ``module`` or a part of it, or None.
 
     Raises:
-        TypeError: ``module`` is not an ``nn.Module``, ``labels`` is a single string, or a size is not an integer.
+        TypeError: ``module`` is not an ``nn.Module``, ``labels`` is a single string, or an argument has a wrong type.
         ValueError: ``layout`` is None and the model is not a recognized transformer, or a size is below 1.
     """
 
@@ -72,6 +109,10 @@ class VideoClassifier(nn.Module):
         num_frames: int | None = None,
         image_size: tuple[int, int] | None = None,
         preprocessing: Preprocessing | None = None,
+        *,
+        output: OutputKind | None = None,
+        output_key: OutputKey | None = None,
+        pack: Callable[[Tensor], Any] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
@@ -81,28 +122,65 @@ class VideoClassifier(nn.Module):
             )
         if isinstance(labels, str):
             raise TypeError(f"labels must be a list with one name per class, got the string {labels!r}")
-        family = family or family_of(module)
+        if output is not None:
+            check_choice("output", output, KINDS)
+        if pack is not None and not callable(pack):
+            raise TypeError(f"pack must be a function of a clip, got {pack!r}. Pass, e.g., lambda clip: [clip, clip].")
+        found = find_transformer(module, family)
         if layout is None:
-            if family is None:
+            if found is None:
                 raise ValueError(
-                    f"layout is required because {type(module).__name__} is not a recognized transformer, got None. "
-                    f"Pass layout='BCTHW' for a 3D CNN, or 'BTCHW' if frames come before channels"
-                    f"{wrapped_family(module)}"
+                    f"layout is required because {type(module).__name__} is not a recognized transformer, and does not "
+                    f"contain exactly one, got None. Pass layout='BCTHW' for a 3D CNN, or 'BTCHW' if frames come "
+                    f"before channels."
                 )
-            layout = family.layout
+            layout = found.family.layout
         self.module = module
         self.training = module.training
-        self.family = family
+        self.family = found.family if found else None
+        self._transformer_name = found.name if found else None
         self.layout = VideoLayout.of(layout)
-        self.labels = labels_of(module) if labels is None else [str(label) for label in labels]
+        inner = self.transformer or module
+        self.labels = labels_of(inner) if labels is None else [str(label) for label in labels]
         if num_frames is not None:
             check_count("num_frames", num_frames)
             num_frames = int(num_frames)
-        self.num_frames = num_frames or (family.num_frames(module) if family else None)
-        own_size = family.image_size(module) if family else None
+        self.num_frames = num_frames or (self.family.num_frames(inner) if self.family else None)
+        own_size = self.family.image_size(inner) if self.family else None
         self.image_size = own_size if image_size is None else edges_of(image_size)
         self.grid = self._grid()
         self.preprocessing = preprocessing
+        self.output_key, self.pack = output_key, pack
+        declared = output or kind_in_config(inner)
+        self._kind: OutputKind = declared or "logits"
+        self._declared = declared is not None
+        self._sums_to_one = False
+        self._verified = False  # whether the kind of output and the place of a wrapped transformer have been verified
+        self._other: int | Literal["rest"] | None = None
+
+    @property
+    def transformer(self) -> nn.Module | None:
+        """The recognized transformer: :attr:`module`, or a part of it; None for other models."""
+        if self._transformer_name is None:
+            return None
+        return uncompiled(uncompiled(self.module).get_submodule(self._transformer_name))
+
+    @property
+    def output(self) -> OutputKind:
+        """What the outputs are. It is ``"logits"`` until the first call if it is neither stated nor in a config."""
+        return self._kind if self._other is None else "score"
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether exactly one class is right: logits, or probabilities that sum to 1."""
+        return self.output == "logits" or (self.output == "probabilities" and self._sums_to_one)
+
+    @property
+    def num_classes(self) -> int | None:
+        """K, if the labels or the model's config tell it."""
+        config = getattr(self.transformer or self.module, "config", None)
+        count = getattr(config, "num_labels", None) if self.labels is None else len(self.labels)
+        return count if isinstance(count, int) else None
 
     @classmethod
     def from_pretrained(
@@ -125,9 +203,10 @@ class VideoClassifier(nn.Module):
                 a name on the Hugging Face hub such as ``"MCG-NJU/videomae-base-finetuned-kinetics"``.
             dtype: dtype of the weights.
             device: device of the weights.
-            **options: ``layout``, ``labels``, ``family``, ``num_frames``, ``image_size``, ``preprocessing`` as for
-                the class; ``attn_implementation``, ``revision``, ``token``, ``cache_dir``, ``local_files_only`` as in
-                transformers. Code from model repositories is never run, and pickled weights are never read.
+            **options: ``layout``, ``labels``, ``family``, ``num_frames``, ``image_size``, ``preprocessing``,
+                ``output``, ``output_key``, ``pack`` as for the class; ``attn_implementation``, ``revision``, ``token``,
+                ``cache_dir``, ``local_files_only`` as in transformers. Code from model repositories is never run, and
+                pickled weights are never read.
 
         Returns:
             The classifier in eval mode.
@@ -143,20 +222,23 @@ class VideoClassifier(nn.Module):
         return cls(module.to(device=device, dtype=dtype).eval(), **{**settings, **options})
 
     def forward(self, clip: Tensor, *args: Any) -> Tensor:
-        """Return the logits of clips.
+        """Return the outputs for clips.
 
         Args:
             clip: floating-point tensor with five axes in :attr:`layout`, of any dtype and memory format.
             *args: passed to the module after the clip (Captum's ``additional_forward_args``).
 
         Returns:
-            ``(B, K)`` in the module's dtype. The gradient with respect to ``clip`` is contiguous.
+            ``(B, K)`` in the module's dtype; ``(B, 1)`` for a single output; with further axes for an output per frame
+            ``(B, T, K)`` or per pixel. The gradient with respect to ``clip`` is contiguous.
 
         Raises:
-            TypeError: ``clip`` is not a tensor, or the module returned no logits.
-            ValueError: ``clip`` does not have the shape that the model takes, or the logits are not ``(B, K)``.
+            TypeError: ``clip`` is not a tensor, or the module returned none.
+            ValueError: ``clip`` does not have the shape that the model takes, there is not one row of outputs per clip,
+                several tensors could be the output, or the outputs do not fit :attr:`output`.
         """
-        if not torch.jit.is_tracing():  # during tracing, sizes are tensors, and comparing them causes warnings
+        eager = not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+        if eager:  # during tracing, sizes are tensors, and comparing them causes warnings
             self._check(clip)
         dtype = self._dtype()
         # Models permute and slice their input, so its gradient is not contiguous, but Captum (sensitivity_max) calls
@@ -164,18 +246,16 @@ class VideoClassifier(nn.Module):
         clip = clip.reshape(-1).view(clip.shape)
         if dtype is not None and clip.is_floating_point():
             clip = clip.to(dtype)
-        name = None
-        if self.family is not None:
-            name = self.family.input_name
-            if self.family.layout != self.layout.axes:
-                clip = VideoLayout.of(self.family.layout).from_working(self.layout.to_working(clip))
-        try:
-            output = self.module(clip, *args) if name is None or args else self.module(**{name: clip})
-        except RuntimeError as error:
-            self._hint_at_swapped_axes(clip, error)
-            raise
-        logits = logits_of(output)
-        return logits if dtype is None else logits.to(dtype)
+        if not eager or self._verified:
+            outputs = self._outputs(clip, args)
+        else:
+            with _same_clip(self, clip), LastFunction() as last:
+                outputs = self._outputs(clip, args)
+            if not (self.training or self.module.training or outputs.is_meta):
+                self._verify(outputs, last.function(outputs))
+        if self._other is not None:
+            outputs = minus_other(outputs, self._kind, self._other)
+        return outputs if dtype is None else outputs.to(dtype)
 
     def preprocess(self, frames: np.ndarray | Tensor) -> Tensor:
         """Convert frames, for example from :func:`captum_staa.io.read_video`, to the clip that the model takes.
@@ -215,30 +295,83 @@ class VideoClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, clip: Tensor, k: int = 5) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
-        """Return the ``k`` most likely classes, computed in eval mode.
+        """Return the ``k`` most likely classes or highest scores, computed in eval mode.
 
         Args:
             clip: clips in :attr:`layout`.
             k: number of classes. If it is larger than K, all K classes are returned.
 
         Returns:
-            ``[(label, probability), ...]`` in descending order of probability for a batch of one, and a list of such
-            lists, one per clip, for a larger batch. A class without a label is named by its index, ``"3"``.
+            ``[(label, probability), ...]`` in descending order for a batch of one, and a list of such lists, one per
+            clip, for a larger batch. Probabilities follow :attr:`output`: a softmax of logits, a sigmoid of a label's
+            logit, or the model's own. For ``"score"``, the scores themselves. A class without a label is named by its
+            index, ``"3"``.
 
         Raises:
             TypeError: ``k`` is not an integer.
-            ValueError: ``k`` is not positive, the clip has another shape, or the number of labels is not K.
+            ValueError: ``k`` is not positive, the clip has another shape, the outputs have further axes, or the number
+                of labels is not K.
         """
         check_count("k", k, of="classes")
         with eval_mode(self):
-            logits = self(clip)
-        labels = self.label_names(logits.shape[1])
-        top = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).topk(min(k, len(labels)))
+            outputs = self(clip)
+        if outputs.ndim != 2:
+            raise ValueError(
+                f"the model must return outputs (B, K) to predict, got shape {tuple(outputs.shape)}. Average the other "
+                f"axes in the module, or read clf(clip) yourself. Methods explain one output with a tuple as target."
+            )
+        labels = self.label_names(outputs.shape[1])
+        top = self.values(outputs).topk(min(k, len(labels)))
         rows = [
             [(labels[index], value) for value, index in zip(values, indices, strict=True)]
             for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
         return rows[0] if len(rows) == 1 else rows
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Return what a reader is shown for outputs of this model: probabilities, or scores for ``"score"``.
+
+        Args:
+            outputs: ``(B, K)`` as the model returned them.
+
+        Returns:
+            ``(B, K)`` in float32 or wider.
+        """
+        if self.output == "score":
+            return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return probabilities(outputs, self.output, self.num_classes)
+
+    def versus(self, other: str | SupportsIndex) -> VideoClassifier:
+        """Return the same model with the output of another class subtracted: explanations then say why A and not B.
+
+        Example:
+            >>> import torch
+            >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+            >>> clip = torch.rand(1, 16, 3, 48, 48)
+            >>> logits = clf(clip)
+            >>> torch.allclose(clf.versus(1)(clip)[:, 0], logits[:, 0] - logits[:, 1])
+            True
+
+        Args:
+            other: label or index of the other class, or ``"rest"`` for all other classes together, which gives the log
+                odds of each class. A label that is ``"rest"`` itself is meant by its index.
+
+        Returns:
+            A classifier that shares the module. Its output is a score per class, in units of a logit.
+
+        Raises:
+            ValueError: the class does not exist, or the model has a single output.
+        """
+        if self._other is not None:
+            raise ValueError("versus must be called once, got a classifier that is a difference already.")
+        contrasted = copy.copy(self)
+        contrasted._other = "rest" if other == "rest" else self.class_index(other)
+        if self.num_classes == 1:
+            raise ValueError(
+                f"versus needs a model with several classes, got one output, {self.label_names(1)}. Attributions of "
+                f"one output already say what raises it (positive) and what lowers it (negative)."
+            )
+        return contrasted
 
     def label_names(self, count: int) -> list[str]:
         """Return one name per class: the labels, or the class indices if there are no labels.
@@ -266,16 +399,109 @@ class VideoClassifier(nn.Module):
             ValueError: the label does not exist or belongs to several classes, or the index is out of range.
             TypeError: ``label_or_index`` is neither a string nor an integer.
         """
-        count = len(self.labels) if self.labels else getattr(getattr(self.module, "config", None), "num_labels", None)
-        return index_of(label_or_index, self.labels or [], count)
+        return index_of(label_or_index, self.labels or [], self.num_classes)
+
+    def read_tokens(self, clip: Tensor, *args: Any) -> Pooling:
+        """Return what the head reads of the transformer's last tokens, measured if the family does not know it.
+
+        Args:
+            clip: clips in :attr:`layout`.
+            *args: further positional arguments of the module.
+
+        Raises:
+            ValueError: the head reads the tokens neither by their mean nor by the first one alone.
+        """
+        assert self.family is not None and self.transformer is not None
+        if (known := self.family.pooling(self.transformer)) is not None:
+            return known
+        read: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            read.append(next(tensor for tensor in _tensors(output) if tensor.ndim == 3))
+
+        handle = self.transformer.register_forward_hook(keep)
+        try:
+            with torch.enable_grad(), frozen_parameters(self), without_compiling():
+                outputs = self(clip.detach().clone().requires_grad_(), *args)
+            weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+            gradient = torch.autograd.grad((outputs * weights).sum(), read[-1])[0].float()  # (B, N, D)
+        finally:
+            handle.remove()
+        size = gradient.abs().max()
+        if bool(gradient[:, 1:].abs().max() <= 1e-6 * size):
+            return "cls"
+        if bool((gradient - gradient.mean(1, keepdim=True)).abs().max() <= 1e-3 * size):
+            return "mean"
+        raise ValueError(
+            f"the head must read the mean of the tokens of {self._transformer_name!r} or the first token alone, got a "
+            f"head that reads them in another way, so that attention rollout does not know where to begin. Use "
+            f"STAA(mode='relevance'), or state it with family=dataclasses.replace(family, pooling=...)."
+        )
 
     def extra_repr(self) -> str:
         classes = "unnamed classes" if self.labels is None else f"{len(self.labels)} classes"
-        return f"layout={self.layout.axes}, num_frames={self.num_frames}, image_size={self.image_size}, {classes}"
+        inside = f", transformer={self._transformer_name!r}" if self._transformer_name else ""
+        versus = "" if self._other is None else f", versus={self._other!r}"
+        return (
+            f"layout={self.layout.axes}, num_frames={self.num_frames}, image_size={self.image_size}, {classes}, "
+            f"output={self.output!r}{inside}{versus}"
+        )
+
+    def _call(self, clip: Tensor, args: tuple[Any, ...]) -> Any:
+        """Return what the module returns for clips of its dtype."""
+        if self.pack is not None:
+            packed = self.pack(clip)
+            if clip.requires_grad and not any(tensor.requires_grad for tensor in _tensors(packed)):
+                raise ValueError(
+                    "pack must return tensors that depend differentiably on the clip, got none that requires a "
+                    "gradient. Leave out detach(), numpy() and torch.no_grad() in pack."
+                )
+            if isinstance(packed, Mapping):
+                return self.module(*args, **packed)
+            return self.module(*(packed if isinstance(packed, tuple) else (packed,)), *args)
+        name = None
+        if self.family is not None and self._transformer_name == "":
+            name = self.family.input_name
+            if self.family.layout != self.layout.axes:
+                clip = VideoLayout.of(self.family.layout).from_working(self.layout.to_working(clip))
+        try:
+            return self.module(clip, *args) if name is None or args else self.module(**{name: clip})
+        except RuntimeError as error:
+            self._hint_at_swapped_axes(clip, error)
+            raise
+
+    def _outputs(self, clip: Tensor, args: tuple[Any, ...]) -> Tensor:
+        return find_outputs(self._call(clip, args), len(clip), self.num_classes, self.output_key)
+
+    def _verify(self, outputs: Tensor, last: Literal["softmax", "sigmoid"] | None) -> None:
+        """Check :attr:`output` against the outputs of the first call, or find it.
+
+        Args:
+            outputs: outputs in eval mode.
+            last: the function that computed them, if it is known.
+        """
+        several = outputs.ndim > 2 or outputs.shape[1] > 1
+        self._sums_to_one = outputs.ndim == 2 and several and sums_to_one(outputs)
+        if self._declared:
+            check_kind(outputs, self._kind, last)
+        else:
+            if last is not None or self._sums_to_one:
+                self._kind = "probabilities"
+            elif not several:
+                self._kind = "score"
+            if self._kind != "logits":
+                logger.warning(
+                    "The outputs of %s were taken as output=%r. Pass VideoClassifier(..., output=...) with one of %s "
+                    "to state what they are.",
+                    type(uncompiled(self.module)).__name__,
+                    self._kind,
+                    ", ".join(KINDS),
+                )
+        self._verified = True
 
     def _grid(self) -> TokenGrid | None:
         """Return the family's grid, scaled to :attr:`num_frames` and :attr:`image_size`."""
-        grid = self.family.grid(self.module) if self.family else None
+        grid = self.family.grid(self.transformer) if self.family else None
         if grid is None:
             return None
         height, width = self.image_size or grid.pixels[1:]
@@ -299,7 +525,7 @@ class VideoClassifier(nn.Module):
         self.layout.check(clip, "clip")
         sizes = self.layout.size(clip)
         frames, channels = sizes["T"], sizes["C"]
-        config = getattr(self.module, "config", None) if self.family else None
+        config = getattr(self.transformer, "config", None)
         expected = getattr(config, "num_channels", getattr(config, "in_chans", None))
         received = f"(clip of shape {tuple(clip.shape)} in layout {self.layout.axes})"
         axes = f"{self.layout.time}, {self.layout.channel}"
@@ -342,7 +568,46 @@ class VideoClassifier(nn.Module):
             ) from error
 
 
-_OPTIONS = {"layout", "labels", "family", "num_frames", "image_size", "preprocessing"}
+_OPTIONS = {
+    *("layout", "labels", "family", "num_frames", "image_size", "preprocessing", "output", "output_key", "pack"),
+}
+
+
+def _tensors(packed: Any) -> Iterator[Tensor]:
+    """Yield the tensors in what ``pack`` returned."""
+    if isinstance(packed, Tensor):
+        yield packed
+    elif isinstance(packed, (Mapping, list, tuple)):
+        for part in packed.values() if isinstance(packed, Mapping) else packed:
+            yield from _tensors(part)
+
+
+@contextmanager
+def _same_clip(classifier: VideoClassifier, clip: Tensor) -> Iterator[None]:
+    """Check that a transformer inside a wrapper gets the clip that the wrapper gets, in the transformer's layout."""
+    if not classifier._transformer_name:  # no transformer, or no wrapper
+        yield
+        return
+    assert classifier.family is not None and classifier.transformer is not None
+    inner, own = classifier.transformer, VideoLayout.of(classifier.family.layout)
+    sizes = dict(zip(classifier.layout.axes, clip.shape, strict=True))
+    expected = tuple(sizes[axis] for axis in own.axes)
+
+    def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        got = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if got is not None and tuple(got.shape) != expected:
+            raise ValueError(
+                f"layout must be the order of the axes of the clips that {type(classifier.module).__name__} takes, got "
+                f"{classifier.layout.axes!r}: its {type(module).__name__} ({classifier._transformer_name!r}) then gets "
+                f"shape {tuple(got.shape)} for a clip of shape {tuple(clip.shape)}, and not {expected}. Pass another "
+                f"layout; if the module crops, resizes or splits clips, pass the clips that the transformer takes."
+            )
+
+    handle = inner.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def classifier_of(model: object) -> VideoClassifier | None:

@@ -17,8 +17,8 @@ Pass it to ``VideoClassifier(model, family=family)``. The descriptions below are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -71,7 +71,8 @@ class Family:
         grid: function that returns the :class:`TokenGrid` of a model.
         attention: function that returns the attention layers of a model, in the order in which they run.
         pooling: function that returns what the classification head reads: ``"cls"`` (the first token), ``"mean"`` (the
-            mean of all tokens) or ``"pool"`` (the last attention layer is the head's own query).
+            mean of all tokens), ``"pool"`` (the last attention layer is the head's own query), or None if unknown; it
+            is then measured.
         layout: the order of the axes of the clips that the model takes.
         input_name: the keyword of the clip in ``forward``. None passes the clip as the first positional argument.
         num_frames: function that returns the number of frames per clip.
@@ -79,22 +80,25 @@ class Family:
         classes: names of the model classes that belong to the family.
         patch_embedding: dotted name of the module whose output is the patch tokens, before positions are added:
             (B, D, t, h, w), (B * t, D, h, w), (B, N, D) or (B * t, h * w, D). None if unknown.
+        backbone: the class of these models without a head, and its name inside them, such as
+            ``("VideoMAEModel", "videomae")``. It is then recognized inside a module that puts its own head on it.
     """
 
     name: str
     grid: Callable[[Any], TokenGrid]
     attention: Callable[[Any], Sequence[AttentionLayer]]
-    pooling: Callable[[Any], Pooling]
+    pooling: Callable[[Any], Pooling | None]
     layout: str = "BTCHW"
     input_name: str | None = None
     num_frames: Callable[[Any], int | None] = _nothing
     image_size: Callable[[Any], tuple[int, int] | None] = _nothing
     classes: tuple[str, ...] = ()
     patch_embedding: str | None = None
+    backbone: tuple[str, str] | None = None
 
 
 def family_of(model: nn.Module) -> Family | None:
-    """Return the family of a model by the name of its class or of a base class, or None if there is none.
+    """Return the family of a model by the name of its class or of a parent class, or None if there is none.
 
     Example:
         >>> from transformers import VivitConfig, VivitForVideoClassification
@@ -104,16 +108,78 @@ def family_of(model: nn.Module) -> Family | None:
         >>> family.name
         'vivit'
     """
+    return next(filter(None, (_matching(model, family) for family in FAMILIES.values())), None)
+
+
+class FoundTransformer(NamedTuple):
+    """A transformer inside a module, its dotted name there (``""`` for the module itself), and its family."""
+
+    name: str
+    transformer: nn.Module
+    family: Family
+
+
+def find_transformer(module: nn.Module, family: Family | None = None) -> FoundTransformer | None:
+    """Return the transformer of a known family that ``module`` is or contains, or None unless there is exactly one.
+
+    Example:
+        >>> from transformers import VivitConfig, VivitForVideoClassification
+        >>> config = VivitConfig(image_size=16, num_frames=4, tubelet_size=[2, 8, 8], hidden_size=8,
+        ...                      num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> wrapped = nn.Sequential(VivitForVideoClassification(config))
+        >>> find_transformer(wrapped).name, find_transformer(nn.Linear(2, 2)) is None
+        ('0', True)
+
+    Args:
+        module: any module, such as a model inside a wrapper of PEFT, Lightning or ``torch.compile``.
+        family: the family to look for. A family of your own describes ``module`` itself.
+
+    Raises:
+        ValueError: ``family`` is one of :data:`FAMILIES`, and ``module`` neither is nor contains such a model.
+    """
+    model = uncompiled(module)
+    if family is not None and not family.classes:
+        return FoundTransformer("", model, family)
+    known = FAMILIES.values() if family is None else (family,)
+    found: list[FoundTransformer] = []
+    for name, part in model.named_modules():
+        inside = any(not outer.name or name.startswith(f"{outer.name}.") for outer in found)
+        match = None if inside else next(filter(None, (_matching(part, each) for each in known)), None)
+        if match is not None:
+            found.append(FoundTransformer(name, part, match))
+    if len(found) == 1:
+        return found[0]
+    if family is not None:
+        if getattr(model, "config", None) is not None:
+            return FoundTransformer("", model, family)  # of the user's own class, but built like the family
+        raise ValueError(
+            f"family {family.name!r} describes {' and '.join(family.classes)}, got {type(model).__name__}, which has "
+            f"no .config and contains {len(found)} such models. Pass a module that is or contains exactly one, or "
+            f"describe yours with captum_staa.models.Family(...)."
+        )
+    return None
+
+
+def _matching(model: nn.Module, family: Family) -> Family | None:
+    """Return the family of a model by its class, for a backbone without its head one with the names inside it."""
     names = {cls.__name__ for cls in type(uncompiled(model)).__mro__}
-    return next((family for family in FAMILIES.values() if names.intersection(family.classes)), None)
+    if names.intersection(family.classes):
+        return family
+    if family.backbone is None or family.backbone[0] not in names:
+        return None
+    prefix = f"{family.backbone[1]}."
 
+    def attention(model: Any) -> list[AttentionLayer]:
+        layers = [layer for layer in family.attention(model) if layer.module.startswith(prefix)]
+        return [replace(layer, module=layer.module.removeprefix(prefix)) for layer in layers]
 
-def wrapped_family(model: nn.Module) -> str:
-    """Return an error hint if ``model`` wraps a recognized transformer, as ``nn.DataParallel`` does, else ``""``."""
-    inside = getattr(model, "module", None)
-    if not isinstance(inside, nn.Module) or (getattr(inside, "family", None) or family_of(inside)) is None:
-        return ""
-    return f". It wraps a {type(inside).__name__}, which is a recognized model. Pass its .module instead"
+    embedding = family.patch_embedding
+    return replace(
+        family,
+        attention=attention,
+        pooling=_nothing,
+        patch_embedding=None if embedding is None else embedding.removeprefix(prefix),
+    )
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -213,6 +279,7 @@ FAMILIES: dict[str, Family] = {
             image_size=lambda model: _pair(model.config.image_size),
             classes=("VideoMAEForVideoClassification",),
             patch_embedding="videomae.embeddings.patch_embeddings.projection",
+            backbone=("VideoMAEModel", "videomae"),
         ),
         Family(
             name="timesformer",
@@ -224,6 +291,7 @@ FAMILIES: dict[str, Family] = {
             image_size=lambda model: _pair(model.config.image_size),
             classes=("TimesformerForVideoClassification",),
             patch_embedding="timesformer.embeddings.patch_embeddings.projection",
+            backbone=("TimesformerModel", "timesformer"),
         ),
         Family(
             name="vivit",
@@ -235,6 +303,7 @@ FAMILIES: dict[str, Family] = {
             image_size=lambda model: _pair(model.config.image_size),
             classes=("VivitForVideoClassification",),
             patch_embedding="vivit.embeddings.patch_embeddings.projection",
+            backbone=("VivitModel", "vivit"),
         ),
         Family(
             name="vjepa2",
@@ -246,6 +315,7 @@ FAMILIES: dict[str, Family] = {
             image_size=lambda model: _pair(model.config.crop_size),
             classes=("VJEPA2ForVideoClassification",),
             patch_embedding="vjepa2.encoder.embeddings.patch_embeddings.proj",
+            backbone=("VJEPA2Model", "vjepa2"),
         ),
         Family(
             name="videoprism",
@@ -257,6 +327,7 @@ FAMILIES: dict[str, Family] = {
             image_size=lambda model: _pair(model.config.image_size),
             classes=("VideoPrismForVideoClassification",),
             patch_embedding="vision_model.spatial_embeddings.patch_embeddings.projection",
+            backbone=("VideoPrismVisionModel", "vision_model"),
         ),
     )
 }

@@ -1,11 +1,10 @@
-"""Find a layer of a model by name, and convert its output to features over space and time, and to pixels."""
+"""Find a layer of a model by name, and upsample values of its cells to pixels."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,40 +50,6 @@ def find_layer(forward_func: nn.Module, layer: nn.Module | str) -> tuple[nn.Modu
         f"layer must be a part of this {type(model).__name__}, got a {type(layer).__name__} that is not. Check that it "
         f"is not a layer of a copy of the model."
     )
-
-
-def to_features(output: Tensor, grid: TokenGrid | None) -> Tensor | None:
-    """Return the output of a layer as ``(B, C, t, h, w)``, or None if its shape cannot be interpreted.
-
-    Args:
-        output: ``(B, C, t, h, w)``. With a grid also tokens ``(B, N, C)``, with or without the prefix, which is
-            dropped, or ``(B*t, C, h, w)``, the output of a 2D convolution over the frames of all clips, clip by clip.
-        grid: the grid of the tokens, or None.
-    """
-    if output.ndim == 5:
-        return output
-    if grid is None:
-        return None
-    if output.ndim == 3 and output.shape[1] in (grid.num_patches, grid.num_tokens):
-        return grid.to_grid(output.transpose(1, 2))
-    if output.ndim == 4 and len(output) % grid.t == 0:
-        return output.unflatten(0, (-1, grid.t)).transpose(1, 2)
-    return None
-
-
-def from_features(features: Tensor, output: Tensor, grid: TokenGrid | None) -> Tensor:
-    """Return a tensor of the shape of ``output`` with these features, the inverse of :func:`to_features`.
-
-    The prefix of the tokens of ``output``, if there is one, is kept.
-    """
-    if output.ndim == 5:
-        return features
-    if output.ndim == 4:
-        return features.transpose(1, 2).flatten(0, 1)
-    assert grid is not None
-    tokens = grid.to_tokens(features).transpose(1, 2)  # (B, N, C)
-    prefix = output[:, : output.shape[1] - grid.num_patches]
-    return torch.cat([prefix, tokens], 1) if prefix.shape[1] else tokens
 
 
 def to_pixels(

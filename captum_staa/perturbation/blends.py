@@ -9,13 +9,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_staa.layout import VideoLayout
+from captum_staa import baselines
+from captum_staa.layout import WORKING, VideoLayout
 
 Blend = Callable[[Tensor], Tensor]
-"""Function from masks ``(P, B, T, H, W)`` to clips ``(P * B, ...)``, all clips of the first mask first."""
+"""Function from masks ``(P, B, T, H, W)`` to clips ``(P * B, T, C, H, W)``, all clips of the first mask first."""
 
 BlendName = Literal["fade", "mean_frame", "shuffle", "freeze", "noise", "blur", "blur_time", "blur_both"]
 BLENDS: tuple[BlendName, ...] = get_args(BlendName)
+
+_OF_SEVERAL_FRAMES = ("mean_frame", "shuffle", "freeze", "blur_time")
+_BLURRED = {"blur": (1, 0), "blur_time": (0, 1), "blur_both": (1, 1)}  # whether to blur space, time
+_SPACE = 20 / 112  # largest standard deviation, as a fraction of the shorter side; 20 of 112 pixels in the paper
+_TIME = 1 / 4  # largest standard deviation, as a fraction of the clip's length
 
 
 class BlurPyramid:
@@ -23,37 +29,38 @@ class BlurPyramid:
 
     Example:
         >>> levels = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
-        >>> blend = BlurPyramid(levels, VideoLayout("BTCHW"))
-        >>> blend(torch.tensor([0.0, 0.25, 0.5, 1.0]).view(4, 1, 1, 1, 1)).flatten()
+        >>> BlurPyramid(levels)(torch.tensor([0.0, 0.25, 0.5, 1.0]).view(4, 1, 1, 1, 1)).flatten()
         tensor([0., 2., 4., 5.])
 
     Args:
-        levels: at least two clips of the same shape. The first is the baseline, the last is the clip itself.
-        layout: the order of the axes of the clips.
+        levels: at least two clips ``(B, T, C, H, W)``. The first is the baseline, the last is the clip itself.
     """
 
-    def __init__(self, levels: Sequence[Tensor], layout: VideoLayout) -> None:
-        self.layout, self.dtype = layout, levels[-1].dtype
+    def __init__(self, levels: Sequence[Tensor]) -> None:
+        self.dtype = levels[-1].dtype
         wide = torch.promote_types(self.dtype, torch.float32)
         self.levels = [level.detach().to(wide) for level in levels]
         self.stacked = torch.stack(self.levels) if len(levels) > 2 else None  # (L, B, ...), to select a level per voxel
 
     def __call__(self, masks: Tensor) -> Tensor:
-        """Return clips ``(P * B, ...)`` of the clip's dtype for masks ``(P, B, T, H, W)`` in [0, 1]. Differentiable."""
+        """Return clips ``(P * B, T, C, H, W)`` of the clip's dtype for masks ``(P, B, T, H, W)`` in [0, 1].
+
+        Differentiable.
+        """
         blended: Tensor = _Blended.apply(masks, self)
         return blended.flatten(0, 1).to(self.dtype)
 
     def between(self, masks: Tensor) -> Tensor:
-        """Return blended clips ``(P, B, ...)`` in float32 or wider."""
+        """Return blended clips ``(P, B, T, C, H, W)`` in float32 or wider."""
         steps = len(self.levels) - 1
-        kept = self.layout.from_working(masks.flatten(0, 1)[:, :, None]).unflatten(0, masks.shape[:2])
+        kept = masks.unsqueeze(3)  # (P, B, T, 1, H, W)
         if steps == 1:
             return torch.lerp(self.levels[0], self.levels[1], kept)
-        copies = [
+        blended = [
             torch.lerp(*self._around(mask), part * steps - (part * steps).floor().clamp(0, steps - 1))
             for mask, part in zip(masks, kept, strict=True)
         ]
-        return torch.stack(copies)
+        return torch.stack(blended)
 
     def slope(self, mask: Tensor) -> Tensor:
         """Return the derivative of the clip with respect to a mask ``(B, T, H, W)``; at a level, that from above."""
@@ -66,12 +73,12 @@ class BlurPyramid:
             return self.levels[0], self.levels[1]
         steps = len(self.levels) - 1
         number = (mask * steps).long().clamp_(0, steps - 1)
-        which = self.layout.from_working(number[:, :, None]).expand(self.levels[0].shape)[None]
+        which = number.unsqueeze(2).expand(self.levels[0].shape)[None]  # (1, B, T, C, H, W)
         return self.stacked.gather(0, which)[0], self.stacked.gather(0, which + 1)[0]
 
 
 class _Blended(torch.autograd.Function):
-    """The blend of a pyramid. Its backward pass handles one copy at a time and needs half the memory of autograd."""
+    """The blend of a pyramid. Its backward pass handles one mask at a time and needs half the memory of autograd."""
 
     @staticmethod
     def forward(ctx: Any, masks: Tensor, pyramid: BlurPyramid) -> Tensor:
@@ -85,5 +92,69 @@ class _Blended(torch.autograd.Function):
         (masks,), pyramid = ctx.saved_tensors, ctx.pyramid
         slopes = torch.empty_like(masks)
         for slope, mask, part in zip(slopes, masks, grad, strict=True):
-            slope.copy_(pyramid.layout.reduce(pyramid.slope(mask) * part))
+            slope.copy_((pyramid.slope(mask) * part).sum(2))
         return slopes, None
+
+
+def blends_of(names: Sequence[BlendName], inputs: Tensor, baseline: Tensor | None, levels: int) -> list[BlurPyramid]:
+    """Return the blends of one call.
+
+    Args:
+        names: names of the blends.
+        inputs: ``(B, T, C, H, W)`` floats.
+        baseline: tensor of the same shape that replaces removed voxels, in place of all named blends. None means the
+            named blends, and zero for ``"fade"``.
+        levels: number of clips in a blur pyramid.
+    """
+    if baseline is not None:
+        return [blend_of("fade", inputs, baseline, levels)]
+    if inputs.shape[1] == 1:  # there are no other frames to use as a baseline
+        names = [name for name in names if name not in _OF_SEVERAL_FRAMES] or ["fade"]
+    return [blend_of(name, inputs, torch.zeros_like(inputs), levels) for name in names]
+
+
+def blend_of(name: BlendName, inputs: Tensor, baseline: Tensor, levels: int) -> BlurPyramid:
+    """Return the blend of this name, with its baseline clips computed once.
+
+    Example:
+        >>> inputs = torch.rand(1, 4, 3, 8, 8)
+        >>> blend = blend_of("blur", inputs, torch.zeros_like(inputs), levels=8)
+        >>> bool((blend(torch.ones(1, 1, 4, 8, 8)) == inputs).all())
+        True
+
+    Args:
+        name: name of the blend.
+
+            - ``"fade"``: blends with ``baseline``.
+            - ``"mean_frame"``, ``"shuffle"``, ``"freeze"`` or ``"noise"``: blends with the baseline of this name in
+              ``captum_staa.baselines``.
+            - ``"blur"``: a pyramid of frames with decreasing blur. The largest standard deviation is 18 % of the
+              shorter side (20 of 112 pixels).
+            - ``"blur_time"``: a pyramid of blur along time. The largest standard deviation is a quarter of the clip's
+              length.
+            - ``"blur_both"``: blur in space and time.
+
+        inputs: ``(B, T, C, H, W)`` floats.
+        baseline: tensor of the same shape, used by ``"fade"`` only.
+        levels: number of clips in a blur pyramid, including the clip itself. The paper uses 8. With 2, the clip blends
+            with the most blurred one, which takes an eighth of the time.
+
+    Returns:
+        A :class:`BlurPyramid`.
+
+    Reference:
+        Fong, Patrick and Vedaldi, ICCV 2019, section 3.3, in space; Li et al., IEEE TCSVT 2021, for clips.
+    """
+    if name == "fade":
+        return BlurPyramid((baseline, inputs))
+    layout = VideoLayout(WORKING, channels=inputs.shape[2])
+    if name not in _BLURRED:
+        # one clip at a time: random draws must not depend on the position of a clip in its batch
+        per_clip = [getattr(baselines, name)(clip, layout) for clip in inputs.split(1)]
+        return BlurPyramid((torch.cat(per_clip), inputs))
+    space, time = _BLURRED[name]
+    frames, _, height, width = inputs.shape[1:]
+    widest = (_SPACE * min(height, width) * space, _TIME * frames * time)
+    factors = [1 - level / (levels - 1) for level in range(levels - 1)]
+    blurred = [baselines.blur(inputs, layout, space=factor * widest[0], time=factor * widest[1]) for factor in factors]
+    return BlurPyramid((*blurred, inputs))

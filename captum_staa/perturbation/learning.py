@@ -14,18 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_staa._utils.gradients import lacks_backward
 from captum_staa.perturbation.blends import Blend
+from captum_staa.perturbation.config import OBJECTIVES, PerturbationConfig, Scale, losses
 from captum_staa.perturbation.mask_grid import MaskGrid
-from captum_staa.perturbation.masks import MaskBatch, Nested, Parametrization
-from captum_staa.perturbation.objective import Objective, Scale
-from captum_staa.perturbation.regularizers import Regularizer
+from captum_staa.perturbation.masks import MaskBatch, Nested
 
 EVALUATE_EVERY = 10  # steps; an evaluation costs about a tenth of these steps
 PATIENCE = 3  # evaluations without improvement after which a clip is done
 WARM_LEVELS = (0.1, 0.37, 0.63, 0.9)  # values of the uniform masks whose gradients give the initial map
 
 Score = Callable[[tuple[Tensor, ...], int], Tensor]
-"""Differentiable function from clips ``(copies * B, ...)`` and ``copies`` to scores ``(copies, B)``."""
+"""Differentiable function from clips ``(P * B, T, C, H, W)`` and ``P`` to scores ``(P, B)``."""
 
 
 @dataclass(frozen=True)
@@ -33,38 +33,37 @@ class Problem:
     """The optimization problem of one call.
 
     Attributes:
+        config: the options. Its scale is that of ``score``.
         score: score of perturbed clips.
         blends: how a mask blends the clip with a baseline. Steps cycle through the blends. Evaluations average over
             them.
         grid: expands the values of a mask to voxels.
-        parametrization: computes masks from the learned values.
-        objective: loss of perturbed clips.
-        regularizer: term that is added to the loss, or None.
-        areas: ``(A,)``, target areas of the masks, in (0, 1).
+        areas: ``(A,)``, target areas of the masks, in (0, 1): those of ``config`` as a tensor.
         batch: B, number of clips.
-        perturbations_per_eval: perturbed copies of the batch per call of the model.
+        perturbations_per_eval: perturbations of the batch per call of the model.
         tick: called after every call of the model.
     """
 
+    config: PerturbationConfig
     score: Score
     blends: Sequence[Blend]
     grid: MaskGrid
-    parametrization: Parametrization
-    objective: Objective
-    regularizer: Regularizer | None
     areas: Tensor
     batch: int
     perturbations_per_eval: int
     tick: Callable[[], object]
 
-    def calls(self, iterations: int, init: bool) -> int:
+    def calls(self, init: bool) -> int:
         """Return the number of calls of the model if no clip is done before the last step."""
-        count = len(self.areas)
-        evaluation = len(self.blends) * -(-2 * count // self.perturbations_per_eval)
-        step = -(-len(self.objective.removed) * count // self.perturbations_per_eval)
-        warm = 0 if init or not self.parametrization.warm else -(-len(WARM_LEVELS) // self.perturbations_per_eval)
-        first = len(self.blends) * (1 + warm)
-        return first + (1 + -(-iterations // EVALUATE_EVERY)) * evaluation + iterations * step
+
+        def evals(perturbations: int) -> int:
+            return -(-perturbations // self.perturbations_per_eval)
+
+        count, steps = len(self.areas), self.config.iterations
+        first = 1 + (0 if init or not self.config.parametrization.warm else evals(len(WARM_LEVELS)))
+        evaluations = 1 + -(-steps // EVALUATE_EVERY)
+        step = evals(len(OBJECTIVES[self.config.objective]) * count)
+        return len(self.blends) * (first + evaluations * evals(2 * count)) + steps * step
 
 
 class Evaluation(NamedTuple):
@@ -75,13 +74,13 @@ class Evaluation(NamedTuple):
         energy: ``(B,)``, the minimized quantity: the mean over areas of loss, regularizer and area penalty, with the
             penalty's weight at the first step.
         kept: ``(B, A)``, the score of clips that keep what the masks select.
-        deleted: ``(B, A)``, the score of clips from which it is removed.
+        removed: ``(B, A)``, the score of clips from which it is removed.
     """
 
     step: int
     energy: Tensor
     kept: Tensor
-    deleted: Tensor
+    removed: Tensor
 
 
 class OptimizationState:
@@ -127,20 +126,12 @@ class _NotFinite(Exception):
     """The model returned nan or infinity."""
 
 
-def learn(
-    problem: Problem,
-    init: Tensor | None,
-    iterations: int,
-    tolerance: float,
-    report: Callable[[Evaluation], object],
-) -> OptimizationState:
+def learn(problem: Problem, init: Tensor | None, report: Callable[[Evaluation], object]) -> OptimizationState:
     """Learn masks. Gradients must be enabled.
 
     Args:
         problem: the optimization problem.
         init: a map ``(B, n)`` to start from, or None.
-        iterations: maximum number of steps.
-        tolerance: a clip is done if its energy has not decreased by more than this in three consecutive evaluations.
         report: called with the best evaluation so far, after every evaluation.
 
     Returns:
@@ -150,11 +141,12 @@ def learn(
     Raises:
         ValueError: The model returns nan before the first step, or its output has no gradient with respect to the clip.
     """
+    parametrization, iterations = problem.config.parametrization, problem.config.iterations
     try:
         baseline_scores = _baseline_scores(problem)
-        if init is None and problem.parametrization.warm:
+        if init is None and parametrization.warm:
             init = _warm_start(problem, baseline_scores)
-        values = problem.parametrization.start(problem.grid, problem.areas, problem.batch, init)
+        values = parametrization.start(problem.grid, problem.areas, problem.batch, init)
         learned = OptimizationState(values, _finite(_evaluate(problem, values, 0, baseline_scores)))
     except _NotFinite as error:
         raise ValueError(
@@ -163,15 +155,13 @@ def learn(
         ) from None
     report(learned.best)
     values.requires_grad_()
-    optimizer = problem.parametrization.optimizer(values)
+    optimizer = parametrization.optimizer(values)
     step = 0
     try:
         for step in range(iterations):
             if bool(learned.done.all()):
                 break
-            drawn = problem.parametrization.draw(
-                values, problem.grid, problem.areas, step, step / max(1, iterations - 1)
-            )
+            drawn = parametrization.draw(values, problem.grid, problem.areas, step, step / max(1, iterations - 1))
             slope, bad = _slope(problem, drawn, step, baseline_scores)
             learned.give_up(bad, step)
             (values.grad,) = torch.autograd.grad(drawn.masks, values, slope)
@@ -179,7 +169,7 @@ def learn(
             if ((step + 1) % EVALUATE_EVERY == 0 or step + 1 == iterations) and not bool(learned.done.all()):
                 evaluation = _evaluate(problem, values.detach(), step + 1, baseline_scores)
                 learned.give_up(_nonfinite(evaluation), step + 1)
-                learned.update(values.detach(), evaluation, tolerance)
+                learned.update(values.detach(), evaluation, problem.config.tolerance)
                 report(learned.best)
     except KeyboardInterrupt:
         learned.interrupted = True
@@ -187,8 +177,7 @@ def learn(
     if learned.failed:
         where = ", ".join(f"clip {clip} at step {first}" for clip, first in learned.failed.items())
         warnings.warn(
-            f"the model returns nan or infinity for perturbed copies of {where}. The best masks until then are "
-            f"returned.",
+            f"the model returns nan or infinity for perturbations of {where}. The best masks until then are returned.",
             stacklevel=4,
         )
     return learned
@@ -213,9 +202,10 @@ def _warm_start(problem: Problem, baseline_scores: Tensor) -> Tensor:
 
     It costs about as much as two steps, and already contains most of the evidence.
     """
-    shares = problem.grid.shares
-    scale: Scale = "logit" if problem.objective.scale == "logit" else "margin"
-    uniform = replace(problem, objective=Objective("preserve", scale), regularizer=None, parametrization=Nested())
+    shares, config = problem.grid.shares, problem.config
+    scale: Scale = "logit" if config.scale == "logit" else "margin"
+    own = replace(config, parametrization=Nested(), objective="preserve", scale=scale, regularizer=None)
+    uniform = replace(problem, config=own)
     levels = shares.new_tensor(WARM_LEVELS)
     masks = levels[:, None].repeat(problem.batch, 1, shares.shape[1])
     masks = masks.view(problem.batch, len(levels), -1)
@@ -226,9 +216,8 @@ def _warm_start(problem: Problem, baseline_scores: Tensor) -> Tensor:
             raise _NotFinite(_nonfinite_message(bad))
         slope += part
     density = -slope.sum(1) / shares.clamp_min(torch.finfo(shares.dtype).tiny)
-    return problem.grid.gather(
-        problem.grid.spread(density[:, None])[:, 0]
-    )  # smooths a cell grid; does not change regions
+    # this smooths a grid of cells, and does not change regions
+    return problem.grid.gather(problem.grid.spread(density[:, None])[:, 0])
 
 
 def _slope(problem: Problem, drawn: MaskBatch, step: int, baseline_scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,24 +229,23 @@ def _slope(problem: Problem, drawn: MaskBatch, step: int, baseline_scores: Tenso
     leaf = drawn.masks.detach().requires_grad_()
     bad = torch.zeros(len(leaf), dtype=torch.bool, device=leaf.device)
     total, count = torch.zeros_like(leaf), leaf.shape[1]
-    blend = problem.blends[step % len(problem.blends)]
-    removed = torch.tensor(problem.objective.removed, device=leaf.device).repeat_interleave(count)
-    areas = torch.arange(count, device=leaf.device).repeat(len(problem.objective.removed))
-    for which, number in zip(
-        removed.split(problem.perturbations_per_eval), areas.split(problem.perturbations_per_eval), strict=True
-    ):
-        scores = _scores(problem, blend, leaf, which, number)
-        losses = problem.objective.losses(scores, which, baseline_scores[step % len(problem.blends)])
-        bad |= ~losses.isfinite().all(0)
-        if not losses.requires_grad:
-            raise ValueError(_NO_GRADIENT)
-        (slope,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+    number = step % len(problem.blends)
+    kinds = torch.tensor(OBJECTIVES[problem.config.objective], device=leaf.device)
+    every = torch.arange(len(kinds) * count, device=leaf.device)  # all areas of the first kind, then of the second
+    for chunk in every.split(problem.perturbations_per_eval):
+        removed = kinds[chunk // count]
+        scores = _scores(problem, problem.blends[number], leaf, removed, chunk % count)
+        loss = losses(problem.config.scale, scores, removed, baseline_scores[number])
+        bad |= ~loss.isfinite().all(0)
+        if not loss.requires_grad:
+            raise NoGradientError(_NO_GRADIENT)
+        (slope,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
         if slope is None:
-            raise ValueError(_NO_GRADIENT)
+            raise NoGradientError(_NO_GRADIENT)
         total += slope
-    terms = problem.parametrization.penalty(MaskBatch(leaf, drawn.areas), problem.grid, step)
-    if problem.regularizer is not None:
-        terms = terms + problem.regularizer(problem.grid.spread(leaf), drawn.areas)
+    if step == 0 and lacks_backward(loss.grad_fn) and not bool((total != 0).any()):
+        raise NoGradientError(_NO_GRADIENT)
+    terms = _terms(problem, MaskBatch(leaf, drawn.areas), step)
     if terms.requires_grad:
         total += torch.autograd.grad(terms.sum(), leaf)[0]
     bad |= ~total.isfinite().flatten(1).all(1)
@@ -267,27 +255,32 @@ def _slope(problem: Problem, drawn: MaskBatch, step: int, baseline_scores: Tenso
 @torch.no_grad()
 def _evaluate(problem: Problem, values: Tensor, step: int, baseline_scores: Tensor) -> Evaluation:
     """Return the evaluation of the masks at the requested areas, averaged over all blends."""
-    masks = problem.parametrization.final(values, problem.grid, problem.areas)
+    masks = problem.config.parametrization.final(values, problem.grid, problem.areas)
     count = masks.shape[1]
-    every = torch.arange(2 * count, device=masks.device)  # first the kept copies, then the removed copies
+    every = torch.arange(2 * count, device=masks.device)  # first the selection of each mask is kept, then removed
     scores = masks.new_zeros(2 * count, len(masks))
     for blend in problem.blends:
         for chunk in every.split(problem.perturbations_per_eval):
             scores[chunk] += _scores(problem, blend, masks, chunk >= count, chunk % count) / len(problem.blends)
-    energy = problem.parametrization.penalty(MaskBatch(masks, problem.areas), problem.grid, 0)  # (B, A)
-    if problem.regularizer is not None:
-        energy = energy + problem.regularizer(problem.grid.spread(masks), problem.areas)
-    baseline_score = baseline_scores.mean(0)
-    for removed, part in zip((False, True), scores.split(count), strict=True):
-        if removed in problem.objective.removed:
-            flags = torch.full_like(every[:count], removed, dtype=torch.bool)
-            energy = energy + problem.objective.losses(part, flags, baseline_score).T
-    kept, deleted = scores.T.split(count, dim=1)
-    return Evaluation(step, energy.mean(1), kept, deleted)
+    energy = _terms(problem, MaskBatch(masks, problem.areas), 0)  # (B, A)
+    kept, removed = scores.split(count)  # (A, B) each
+    for is_removed in OBJECTIVES[problem.config.objective]:
+        flags = torch.full((count,), is_removed, device=masks.device)
+        part = removed if is_removed else kept
+        energy = energy + losses(problem.config.scale, part, flags, baseline_scores.mean(0)).T
+    return Evaluation(step, energy.mean(1), kept.T, removed.T)
+
+
+def _terms(problem: Problem, drawn: MaskBatch, step: int) -> Tensor:
+    """Return the area penalty, with the weight of this step, plus the regularizer, ``(B, A)``."""
+    terms = problem.config.parametrization.penalty(drawn, problem.grid, step)
+    if problem.config.regularizer is not None:
+        terms = terms + problem.config.regularizer(problem.grid.spread(drawn.masks), drawn.areas)
+    return terms
 
 
 def _scores(problem: Problem, blend: Blend, masks: Tensor, removed: Tensor, areas: Tensor) -> Tensor:
-    """Return the scores ``(P, B)`` of copies blended by the masks of these areas, inverted where ``removed``."""
+    """Return the scores ``(P, B)`` of clips blended by the masks of these areas, inverted where ``removed``."""
     values = masks[:, areas]  # (B, P, n)
     # invert before spreading, on fewer numbers: spread(1 - v) == 1 - spread(v)
     kept = problem.grid.spread(torch.where(removed[:, None], 1 - values, values))
@@ -298,11 +291,11 @@ def _scores(problem: Problem, blend: Blend, masks: Tensor, removed: Tensor, area
 
 def _nonfinite(evaluation: Evaluation) -> Tensor:
     """Return ``(B,)`` bool, True for clips with scores that are not finite."""
-    return ~(evaluation.kept.isfinite().all(1) & evaluation.deleted.isfinite().all(1))
+    return ~(evaluation.kept.isfinite().all(1) & evaluation.removed.isfinite().all(1))
 
 
 def _nonfinite_message(bad: Tensor) -> str:
-    return f"the model returns nan or infinity for perturbed copies of clips {bad.nonzero()[:, 0].tolist()}"
+    return f"the model returns nan or infinity for perturbations of clips {bad.nonzero()[:, 0].tolist()}"
 
 
 def _finite(evaluation: Evaluation) -> Evaluation:
@@ -311,8 +304,12 @@ def _finite(evaluation: Evaluation) -> Evaluation:
     return evaluation
 
 
+class NoGradientError(ValueError):
+    """Raised when the model's output has no gradient with respect to the clip."""
+
+
 _NO_GRADIENT = (
     "the model's output must have a gradient with respect to the clip, got none, so no mask can be learned. Typical "
-    "causes are torch.no_grad(), .detach() of a recurrent state, .item(), numpy or argmax. Fix the model, or use a "
-    "method without gradients: VideoOcclusion or RISE."
+    "causes are torch.no_grad(), .detach() of a recurrent state, .item(), numpy, argmax or quantized layers. Fix the "
+    "model, or use a method without gradients: VideoOcclusion or RISE."
 )

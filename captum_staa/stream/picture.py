@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from captum_staa.stream.results import FrameResult
-from captum_staa.visualization.overlay import Overlay, default_cmap
+from captum_staa.stream.run import FrameResult
+from captum_staa.visualization import Frames, Overlay, Style
 from captum_staa.visualization.placement import reduced
-from captum_staa.visualization.saliency import Saliency, saliency
+from captum_staa.visualization.saliency import Maps, Saliency, saliency
 
 EDGE = 360  # maximum pixels of the shorter edge of a picture; larger pictures would take longer than the model
 STRIP = 44  # height in pixels of the strip below the picture
 PAST = 96  # frames of the timeline
 BAR, LATEST, TEXT, GROUND = (150, 110, 60), (255, 190, 80), (235, 235, 235), (24, 24, 24)
+STYLE = Style(sign="positive")  # evidence for the class
 LEAST = 4.0  # the strongest color is at least this many even shares of attention
 
 
@@ -58,7 +59,7 @@ class Painter:
         gray = (frame @ np.array([0.299, 0.587, 0.114]) / 2).round().astype(np.uint8)
         picture = gray[..., None].repeat(3, axis=-1)  # dark gray outside the explained part
         if result.joint is not None:
-            scaled = saliency(result.joint[None], sign="positive")
+            scaled = saliency(Maps.of(result.joint[None]).joint, STYLE.sign)
             even = LEAST / result.joint.numel() if self._shares else 0.0
             self.scale = max(self.scale, scaled.scale, even)
             values = (result.joint.numpy() / (self.scale or 1)).clip(0, 1)[None]
@@ -66,8 +67,7 @@ class Painter:
             top, left, height, width = result.crop
             crop = (top * down, left * right, height * down, width * right)
             shown = Saliency(values.astype(np.float32), self.scale)
-            colors = default_cmap("positive")
-            picture = Overlay(frame[None], shown, "blended_heat_map", "positive", 0.7, colors, crop).frame(0)
+            picture = Overlay(Frames(frame[None], crop), shown, STYLE).picture(0)
         return np.concatenate([picture, self._strip(result, frame.shape[1])])
 
     def _strip(self, result: FrameResult, width: int) -> NDArray[np.uint8]:

@@ -24,9 +24,10 @@ class STAAStream:
 
     Example:
         >>> from captum_staa import VideoClassifier
-        >>> from captum_staa.benchmark import PlantedClips
+        >>> from captum_staa.benchmark import PlantedClips, SceneOptions
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-        >>> frames = PlantedClips(seed=1, n=1, num_frames=40).frames(0)  # or frames of a camera, one by one
+        >>> planted = PlantedClips(seed=1, n=1, scene=SceneOptions(num_frames=40))
+        >>> frames = planted.frames(0)  # or frames of a camera, one by one
         >>> stream = STAAStream(clf, window=16, stride=4)
         >>> stream.latency  # fewest and most frames that a result waits for
         (12, 15)

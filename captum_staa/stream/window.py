@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -37,8 +36,7 @@ class WindowExplainer:
         classifier = self.explainer.forward_func
         clip = self.clip(frames)
         relevance = self.explainer.mode == "relevance"
-        training = any(module.training for module in classifier.modules())  # checking is faster than setting the mode
-        with eval_mode(classifier) if training else nullcontext():
+        with eval_mode(classifier):
             target = self.target
             if relevance and target is None:
                 with torch.no_grad():
@@ -47,7 +45,7 @@ class WindowExplainer:
         unit = 1 if relevance else len(frames)
         joint, temporal = ((part[0].float() * unit).cpu() for part in (parts.joint, parts.temporal))
         assert parts.logits is not None  # attribute_maps sets them
-        return joint, temporal, parts.logits[0].float().softmax(0).cpu()
+        return joint, temporal, classifier.values(parts.logits)[0].float().cpu()
 
     def clip(self, frames: Sequence[Arrived]) -> Tensor:
         """Return ``classifier.preprocess`` of the whole window, from frames that were preprocessed one by one."""

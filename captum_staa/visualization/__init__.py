@@ -1,22 +1,30 @@
 """Visualization of attributions: contact sheets, timelines, slices, animations and an HTML player.
 
-All frames of a clip share one color scale.
+Every function takes the attributions first, and then the frames of the clip: :class:`Frames`, or a uint8 array ``(T, H,
+W, 3)``. :class:`Style` says how maps are drawn. All frames of a clip share one color scale.
 """
 
 from .animation import save_animation
 from .comparison import compare_methods
-from .frames import show_frames
+from .frames import Frames
 from .html import to_html
+from .overlay import Overlay, overlay
+from .sheet import show_frames
 from .slices import show_slices
+from .style import Style
 from .summary import show_summary
 from .timeline import show_timeline
 
 __all__ = [
-    "compare_methods",
-    "save_animation",
+    "Frames",
+    "Style",
     "show_frames",
-    "show_slices",
-    "show_summary",
     "show_timeline",
+    "show_summary",
+    "compare_methods",
+    "show_slices",
+    "save_animation",
     "to_html",
+    "overlay",
+    "Overlay",
 ]

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 from PIL import Image
 
 from captum_staa._utils.files import atomic
 from captum_staa.io import video_writer
-from captum_staa.layout import VideoLayout
 
 from .figure import evenly
-from .overlay import Method, overlay
-from .placement import Crop, enlarged
-from .saliency import Attributions, Clip, Sign
+from .frames import Frames, Pixels
+from .overlay import overlay
+from .placement import enlarged
+from .saliency import Attributions
+from .style import DEFAULT_STYLE, Style
 
 PICTURES = (".webp", ".gif")
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi")
@@ -29,22 +29,13 @@ PALETTE = 24  # number of frames from which the color palette of a GIF is comput
 
 
 def save_animation(
-    path: str | os.PathLike[str],
-    clip: Clip,
     attributions: Attributions | None,
+    frames: Frames | Pixels,
+    path: str | os.PathLike[str],
     *,
-    layout: VideoLayout | str | None = None,
-    fps: float = 8,
+    style: Style = DEFAULT_STYLE,
+    play_fps: float = 8,
     side_by_side: bool = True,
-    method: Method = "blended_heat_map",
-    sign: Sign = "absolute_value",
-    outlier_perc: float = 2,
-    alpha_overlay: float = 0.7,
-    cmap: str | Colormap | None = None,
-    crop: Crop | None = None,
-    index: int | None = None,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
     min_size: int = 256,
     quality: int | None = None,
     overwrite: bool = False,
@@ -54,32 +45,21 @@ def save_animation(
     Example:
         >>> import tempfile, numpy as np, torch
         >>> from PIL import Image
-        >>> frames = np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), dtype=np.uint8)
-        >>> path = save_animation(tempfile.mkdtemp() + "/clip.webp", frames, torch.rand(1, 8, 48, 64))
+        >>> pixels = np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), dtype=np.uint8)
+        >>> path = save_animation(torch.rand(1, 8, 48, 64), pixels, tempfile.mkdtemp() + "/clip.webp")
         >>> with Image.open(path) as picture:
         ...     picture.n_frames, picture.size  # original frames on the left, attributions on the right
         (8, (776, 288))
 
     Args:
+        attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`;
+            None with ``Style(method="original_image")``.
+        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
         path: output file. The suffix selects the format: ``.webp`` (small, for browsers and READMEs), ``.gif`` (256
             colors), or ``.mp4``, ``.webm``, ``.mkv``, ``.avi``, which need PyAV.
-        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
-        attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`;
-            None with ``method="original_image"``.
-        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
-        fps: frames per second of the animation. For example, 16 frames at 8 fps play for two seconds.
+        style: how to draw the attributions.
+        play_fps: frames per second of the animation. For example, 16 frames at 8 fps play for two seconds.
         side_by_side: whether to show the original frames on the left.
-        method: how to draw the attributions: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"``,
-            ``"alpha_scaling"`` or ``"original_image"``; see :func:`~captum_staa.visualization.show_frames`.
-        sign: attributions to draw: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"``.
-        outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total are
-            clipped to 1.
-        alpha_overlay: maximum opacity of the heat map, in [0, 1].
-        cmap: color map, or its name; None uses the default of ``sign``.
-        crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw.
-        index: index of the clip in a batch; required if the batch has more than one clip.
-        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
-        std: standard deviation of the clip's normalization; requires ``mean``.
         min_size: minimum length of the shorter side in pixels; smaller frames are enlarged.
         quality: ``crf`` of a video, or 0 (worst) to 100 of a ``.webp``; None uses a high quality. Ignored for ``.gif``.
         overwrite: whether to replace an existing file.
@@ -97,40 +77,28 @@ def save_animation(
     suffix = target.suffix.lower()
     if suffix not in PICTURES + VIDEOS:
         raise ValueError(f"path must end in one of {', '.join(PICTURES + VIDEOS)}, got {str(target)!r}")
-    if not 0 < fps < math.inf:
-        raise ValueError(f"fps must be positive and finite, got {fps!r}")
+    if not 0 < play_fps < math.inf:
+        raise ValueError(f"play_fps must be positive and finite, got {play_fps!r}")
     if min_size < 0:
         raise ValueError(f"min_size must be a number of pixels of at least 0, got {min_size!r}")
-    drawn = overlay(
-        clip,
-        attributions,
-        layout=layout,
-        method=method,
-        sign=sign,
-        outlier_perc=outlier_perc,
-        alpha_overlay=alpha_overlay,
-        cmap=cmap,
-        crop=crop,
-        index=index,
-        mean=mean,
-        std=std,
-    )
+    drawn = overlay(attributions, frames, style=style)
+    original = drawn.frames.pixels
 
     def picture(at: int) -> NDArray[np.uint8]:
-        frame = enlarged(drawn.frame(at), min_size)
+        frame = enlarged(drawn.picture(at), min_size)
         if not side_by_side:
             return frame
         gap = np.full((len(frame), GAP, 3), 255, dtype=np.uint8)
-        return np.concatenate([enlarged(drawn.original[at], min_size), gap, frame], axis=1)
+        return np.concatenate([enlarged(original[at], min_size), gap, frame], axis=1)
 
-    total = len(drawn.original)
+    total = len(original)
     if suffix in VIDEOS:
-        with video_writer(target, fps, crf=quality, overwrite=overwrite) as write:
+        with video_writer(target, play_fps, crf=quality, overwrite=overwrite) as write:
             for at in range(total):
                 write(picture(at))
         return target
     with atomic(target, overwrite) as partial:
-        _write_pictures(partial, picture, total, fps, quality)
+        _write_pictures(partial, picture, total, play_fps, quality)
     return target
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
-from matplotlib.colors import Colormap
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-from captum_staa.layout import VideoLayout
 
 from .figure import (
     LABEL_SIZE,
@@ -17,48 +16,31 @@ from .figure import (
     draw_frame,
     evenly,
     finish_sheet,
-    frame_labels,
-    head_and_key,
     new_figure,
     page_size,
     text_width,
+    title_and_bar,
     wrapped,
 )
-from .overlay import Method, Overlay, overlay
-from .placement import Crop
-from .saliency import SIGNS, Attributions, Clip, Sign
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from .frames import Frames, Pixels
+from .overlay import overlay
+from .saliency import Attributions
+from .style import DEFAULT_STYLE, SIGNS, Style
 
 GAP = 0.05  # inches between frames
 NAMES = (1.3, 2.0, 2.7)  # candidate widths of the row names in inches; the first that fits is used
 
+Result = TypeVar("Result")
 Row = tuple[str, list[NDArray[np.uint8]]]  # name and frames (H, W, 3)
 
 
 def compare_methods(
-    clip: Clip,
     attributions: Mapping[str, Attributions],
+    frames: Frames | Pixels,
     *,
-    layout: VideoLayout | str | None = None,
-    method: Method = "blended_heat_map",
-    sign: Sign = "absolute_value",
-    outlier_perc: float = 2,
-    alpha_overlay: float = 0.7,
-    cmap: str | Colormap | None = None,
-    show_colorbar: bool = True,
-    crop: Crop | None = None,
-    index: int | None = None,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
+    style: Style = DEFAULT_STYLE,
     num_frames: int | None = 8,
-    indices: Sequence[int] | None = None,
-    fps: float | None = None,
-    labels: Sequence[str] | None = None,
     title: str | None = None,
-    fig_size: tuple[float, float] | None = None,
     plt_fig_axis: tuple[Figure, Axes] | None = None,
     use_pyplot: bool = True,
 ) -> tuple[Figure, Axes]:
@@ -66,9 +48,9 @@ def compare_methods(
 
     Example:
         >>> import numpy as np, torch
-        >>> frames = np.full((8, 48, 64, 3), 128, dtype=np.uint8)
+        >>> frames = Frames(np.full((8, 48, 64, 3), 128, dtype=np.uint8), fps=25)
         >>> maps = {"STAA": torch.rand(1, 8, 48, 64), "Occlusion": 1000 * torch.rand(1, 8, 48, 64)}
-        >>> figure, axes = compare_methods(frames, maps, num_frames=4, fps=25, use_pyplot=False)
+        >>> figure, axes = compare_methods(maps, frames, num_frames=4, use_pyplot=False)
         >>> len(axes.images), axes.texts[0].get_text()  # three rows of four frames
         (12, 'frame 1\\n0.04 s')
 
@@ -76,28 +58,12 @@ def compare_methods(
     this scale, which is shown below the name of the method.
 
     Args:
-        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
         attributions: dict from names to attributions, each in one of the forms of
             :func:`~captum_staa.visualization.show_frames`. Ground-truth evidence can be one of them.
-        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
-        method: how to draw the attributions: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"``,
-            ``"alpha_scaling"`` or ``"original_image"``; see :func:`~captum_staa.visualization.show_frames`.
-        sign: attributions to draw: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"``.
-        outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total of a
-            method are clipped to 1.
-        alpha_overlay: maximum opacity of the heat map, in [0, 1].
-        cmap: color map, or its name; None uses the default of ``sign``.
-        show_colorbar: whether to draw a color bar.
-        crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw, for all methods.
-        index: index of the clip in a batch; required if the batch has more than one clip.
-        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
-        std: standard deviation of the clip's normalization; requires ``mean``.
+        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
+        style: how to draw the attributions. Each method has a separate scale.
         num_frames: maximum number of frames, which are sampled evenly; None draws all.
-        indices: ``(T,)``, frame numbers in the video file, for the labels.
-        fps: frame rate of ``indices`` (of the clip if ``indices`` is None); adds times in seconds to the labels.
-        labels: ``(T,)`` strings that replace the labels of the frames.
         title: title of the figure.
-        fig_size: width and height of the figure in inches; None fits the frames.
         plt_fig_axis: figure and axes to draw on; None creates new ones.
         use_pyplot: whether to create the figure with pyplot. The figure is not shown.
 
@@ -109,56 +75,38 @@ def compare_methods(
         TypeError, ValueError: an argument is invalid, or the attributions of a method do not have the number of frames
             of the clip; the message begins with the name of the method.
     """
-    drawn = by_name(
-        attributions,
-        lambda values: overlay(
-            clip,
-            values,
-            layout=layout,
-            method=method,
-            sign=sign,
-            outlier_perc=outlier_perc,
-            alpha_overlay=alpha_overlay,
-            cmap=cmap,
-            crop=crop,
-            index=index,
-            mean=mean,
-            std=std,
-        ),
-    )
-    first = next(iter(drawn.values()))
-    total, height, width = first.original.shape[:3]
-    names = frame_labels(total, indices, fps, labels, join="\n")
-    chosen = evenly(total, num_frames)
+    clip = Frames.of(frames)
+    drawn = by_name(attributions, lambda values: overlay(values, clip, style=style))
+    (height, width), names = clip.size, clip.captions(join="\n")
+    chosen = evenly(len(names), num_frames)
     wide = max(min(8.5 / len(chosen), 1.6, 6 / (len(drawn) + 1) * width / height), 0.6)  # inches
     frame = wide * height / width, wide
     row_labels = row_names({name: one.scale for name, one in drawn.items()}, frame[0])
-    rows: list[Row] = [("clip", [first.original[at] for at in chosen])]
-    rows += [(label, [one.frame(at) for at in chosen]) for label, one in zip(row_labels, drawn.values(), strict=True)]
-    key = first.cmap if show_colorbar else None
+    rows: list[Row] = [("clip", [clip.pixels[at] for at in chosen])]
+    rows += [(label, [one.picture(at) for at in chosen]) for label, one in zip(row_labels, drawn.values(), strict=True)]
 
     sheet = rows_size(rows, frame)
-    figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size or page_size(sheet, title, key))
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, style.fig_size or page_size(sheet, title, style))
     draw_rows(axes, rows, [names[at] for at in chosen], frame)
-    head_and_key(figure, axes, title, key, first.limits, f"{SIGNS[sign]} (one scale for all frames of a row)")
+    title_and_bar(figure, axes, title, style, f"{SIGNS[style.sign]} (one scale for all frames of a row)")
     return figure, axes
 
 
-def by_name(attributions: Mapping[str, Attributions], drawn: Callable[[Attributions], Overlay]) -> dict[str, Overlay]:
-    """Return the overlay of each method. An error message begins with the name of its method."""
+def by_name(attributions: Mapping[str, Attributions], convert: Callable[[Attributions], Result]) -> dict[str, Result]:
+    """Convert the attributions of each method. An error message begins with the name of its method."""
     if not hasattr(attributions, "items") or not attributions:
         got = "an empty dict" if hasattr(attributions, "items") else type(attributions).__name__
         raise TypeError(
             f"attributions must be a dict from at least one name to its attributions, got {got}. To draw a single "
             f"explanation, use show_frames."
         )
-    overlays = {}
+    converted = {}
     for name, values in attributions.items():
         try:
-            overlays[name] = drawn(values)
+            converted[name] = convert(values)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
-    return overlays
+    return converted
 
 
 def row_names(scales: Mapping[str, str], height: float) -> list[str]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
 from captum_staa._utils.checks import check_count
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .style import Style
 
 LABEL_SIZE = 9  # points
 LINE = 0.16  # height of a line of a label in inches
@@ -35,34 +34,6 @@ def new_figure(
         return pyplot.subplots(figsize=fig_size, layout="constrained")
     figure = Figure(figsize=fig_size, layout="constrained")
     return figure, figure.subplots()
-
-
-def frame_labels(
-    total: int,
-    indices: Sequence[int] | None,
-    fps: float | None,
-    labels: Sequence[str] | None = None,
-    join: str | None = None,
-) -> list[str]:
-    """Return a label such as ``"frame 12"`` or ``"0.48 s"`` for each frame; with ``join``, both separated by ``join``.
-
-    Example:
-        >>> frame_labels(2, [10, 12], 25), frame_labels(2, [10, 12], 25, join=", ")
-        (['0.40 s', '0.48 s'], ['frame 10, 0.40 s', 'frame 12, 0.48 s'])
-    """
-    for name, value in (("indices", indices), ("labels", labels)):
-        if value is not None and len(value) != total:
-            raise ValueError(
-                f"{name} must have one entry for each of the {total} frames, got {len(value)}: {list(value)!r}"
-            )
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps must be positive and finite, got {fps!r}")
-    if labels is not None:
-        return [str(label) for label in labels]
-    numbers = list(range(total)) if indices is None else [int(number) for number in indices]
-    if fps is None:
-        return [f"frame {number}" for number in numbers]
-    return [("" if join is None else f"frame {number}{join}") + f"{number / fps:.2f} s" for number in numbers]
 
 
 def evenly(total: int, num_frames: int | None) -> list[int]:
@@ -124,20 +95,17 @@ def finish_sheet(axes: Axes, size: tuple[float, float]) -> None:
     axes.set_axis_off()
 
 
-def page_size(sheet: tuple[float, float], title: str | None, key: Colormap | None) -> tuple[float, float]:
+def page_size(sheet: tuple[float, float], title: str | None, style: Style) -> tuple[float, float]:
     """Return the width and height in inches of a figure: a sheet with space for its title and its color bar."""
     # The figure is only slightly wider than the sheet. Otherwise the sheet would grow into the title.
-    return sheet[0] + 0.09, sheet[1] + 0.2 + 0.35 * bool(title) + 0.6 * (key is not None)
+    return sheet[0] + 0.09, sheet[1] + 0.2 + 0.35 * bool(title) + 0.6 * (style.bar_colors is not None)
 
 
-def head_and_key(
-    figure: Figure, axes: Axes, title: str | None, key: Colormap | None, limits: tuple[float, float], label: str
-) -> None:
-    """Draw the title, if any, and the color bar, unless ``key`` is None."""
+def title_and_bar(figure: Figure, axes: Axes, title: str | None, style: Style, label: str) -> None:
+    """Draw the title, if any, and the color bar, if the style has one."""
     if title:
         axes.set_title(title)
-    if key is not None:
-        color_bar(figure, axes, key, limits, label)
+    color_bar(figure, axes, style, label)
 
 
 def inset(axes: Axes, page: tuple[float, float], left: float, top: float, across: float, down: float) -> Axes:
@@ -145,15 +113,18 @@ def inset(axes: Axes, page: tuple[float, float], left: float, top: float, across
     return axes.inset_axes((left / page[0], 1 - (top + down) / page[1], across / page[0], down / page[1]))
 
 
-def color_bar(
-    figure: Figure, axes: Axes, colors: Colormap, limits: tuple[float, float], label: str, *, inside: bool = False
-) -> None:
-    """Draw a color bar below the axes, or inside of them."""
+def color_bar(figure: Figure, axes: Axes, style: Style, label: str, *, inside: bool = False) -> None:
+    """Draw the color bar of the style, if it has one, below the axes or inside of them."""
+    colors = style.bar_colors
+    if colors is None:
+        if inside:
+            axes.set_axis_off()
+        return
     # The gap is 0.16 inches, as in page_size. A fixed share of the height would be too large on a high page.
     gap = 0.16 / figure.get_size_inches()[1]
     place: dict[str, Any] = {"cax": axes} if inside else {"ax": axes, "shrink": 0.6, "aspect": 45, "pad": gap}
-    bar = figure.colorbar(ScalarMappable(Normalize(*limits), colors), orientation="horizontal", **place)
+    bar = figure.colorbar(ScalarMappable(Normalize(*style.limits), colors), orientation="horizontal", **place)
     bar.set_label(label, fontsize=LABEL_SIZE)
-    bar.set_ticks(np.linspace(*limits, 5).tolist())
+    bar.set_ticks(np.linspace(*style.limits, 5).tolist())
     bar.ax.tick_params(labelsize=LABEL_SIZE)
     bar.outline.set_visible(False)

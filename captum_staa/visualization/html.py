@@ -14,22 +14,19 @@ from io import BytesIO
 from string import Template
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import Colormap
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.files import atomic
-from captum_staa.layout import VideoLayout
 
 from .comparison import by_name
-from .figure import explained_bar, frame_labels
-from .overlay import Method, Overlay, default_cmap, overlay
-from .placement import Crop, reduced, shrunk, size_within
-from .saliency import SIGNS, Attributions, Clip, Sign, as_map, evidence_windows, saliency, when
+from .figure import explained_bar
+from .frames import Frames, Pixels
+from .placement import reduced, shrunk, size_within
+from .saliency import Attributions, Maps, Truth, evidence_windows, saliency
+from .style import DEFAULT_STYLE, SIGNS, Style
 
 TINY = 128  # frames with a shorter edge below this many pixels are stored losslessly, larger ones are compressed
 ONLY = "attributions"  # the name of a single explanation
@@ -46,37 +43,26 @@ class Player(str):
 
 
 def to_html(
-    clip: Clip,
     attributions: Attributions | Mapping[str, Attributions],
-    *,
-    layout: VideoLayout | str | None = None,
+    frames: Frames | Pixels,
     path: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    method: Method = "blended_heat_map",
-    sign: Sign = "absolute_value",
-    outlier_perc: float = 2,
-    alpha_overlay: float = 0.7,
-    cmap: str | Colormap | None = None,
-    crop: Crop | None = None,
-    index: int | None = None,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-    indices: Sequence[int] | None = None,
-    fps: float | None = None,
-    play_fps: float = 8,
-    truth: Tensor | NDArray[np.bool_] | Sequence[tuple[int, int]] | None = None,
+    *,
+    style: Style = DEFAULT_STYLE,
     predictions: Sequence[tuple[str, float]] = (),
     target: str | None = None,
+    truth: Truth | None = None,
     title: str = "What the model looked at",
+    play_fps: float = 8,
     max_size: int = 360,
+    overwrite: bool = False,
 ) -> str:
     """Return an HTML page that plays a clip with its explanations on top.
 
     Example:
-        >>> import tempfile, numpy as np, torch
-        >>> frames = np.full((8, 48, 64, 3), 128, dtype=np.uint8)
+        >>> import tempfile, torch
+        >>> frames = Frames(np.full((8, 48, 64, 3), 128, dtype=np.uint8), fps=25)
         >>> maps = {"STAA": torch.rand(1, 8, 48, 64), "Occlusion": torch.rand(1, 8, 48, 64)}
-        >>> page = to_html(frames, maps, path=tempfile.mkdtemp() + "/clip.html", fps=25)
+        >>> page = to_html(maps, frames, tempfile.mkdtemp() + "/clip.html")
         >>> "http://" in page or "https://" in page  # there are no external resources
         False
 
@@ -86,31 +72,19 @@ def to_html(
     string as a player.
 
     Args:
-        clip: the original frames ``(T, H, W, 3)`` uint8, or a clip in ``layout``.
         attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`;
             or a dict from names to attributions, which the page offers in a menu.
-        layout: order of the axes of 5-D tensors, such as ``"BTCHW"``.
+        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
         path: output file; None only returns the page.
-        overwrite: whether to replace an existing file.
-        method: initial way to draw the attributions: ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"``,
-            ``"alpha_scaling"`` or ``"original_image"``; see :func:`~captum_staa.visualization.show_frames`.
-        sign: attributions to draw initially: ``"absolute_value"``, ``"positive"``, ``"negative"`` or ``"all"``.
-        outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total are
-            clipped to 1. Each explanation and each sign has a separate scale.
-        alpha_overlay: initial maximum opacity of the heat map, in [0, 1].
-        cmap: color map, or its name; None uses the default of each sign.
-        crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw.
-        index: index of the clip in a batch; required if the batch has more than one clip.
-        mean: mean of the clip's normalization, one number or one per channel; requires ``std``.
-        std: standard deviation of the clip's normalization; requires ``mean``.
-        indices: ``(T,)``, frame numbers in the video file, for the labels.
-        fps: frame rate of ``indices`` (of the clip if ``indices`` is None); adds times in seconds to the labels.
-        play_fps: frames per second at which the page plays.
-        truth: frames that contain the evidence, as in :func:`~captum_staa.visualization.show_timeline`.
+        style: how to draw the attributions initially. Each explanation and each sign has a separate scale, and without
+            ``cmap``, a separate color map.
         predictions: pairs (label, probability), as returned by :meth:`VideoClassifier.predict`.
         target: label of the explained class, whose bar is colored; None uses the first prediction.
+        truth: frames that contain the evidence, as in :func:`~captum_staa.visualization.show_timeline`.
         title: title of the page.
+        play_fps: frames per second at which the page plays.
         max_size: maximum length of the shorter side of the frames in pixels; larger frames are reduced.
+        overwrite: whether to replace an existing file.
 
     Returns:
         The page. 16 frames of 240 x 426 pixels with a smooth map of 224 x 224 take 0.7 MB, and 310 such frames 13 MB.
@@ -123,62 +97,38 @@ def to_html(
     check_count("max_size", max_size)
     if not 0 < play_fps < math.inf:
         raise ValueError(f"play_fps must be positive and finite, got {play_fps!r}")
-
-    def overlay_of(values: Attributions) -> Overlay:
-        return overlay(
-            clip,
-            values,
-            layout=layout,
-            # "original_image" ignores attributions, but the page needs them for the other methods.
-            method="heat_map" if method == "original_image" else method,
-            sign=sign,
-            outlier_perc=outlier_perc,
-            alpha_overlay=alpha_overlay,
-            cmap=cmap,
-            crop=crop,
-            index=index,
-            mean=mean,
-            std=std,
-        )
-
-    if isinstance(attributions, Mapping):
-        named, original = attributions, next(iter(by_name(attributions, overlay_of).values())).original
-    else:
-        named, original = {ONLY: attributions}, overlay_of(attributions).original
-    total, tall, wide = original.shape[:3]
-    height, width = size_within((tall, wide), max_size)
+    clip = Frames.of(frames)
+    (tall, wide), (height, width) = clip.size, size_within(clip.size, max_size)
     across, down = width / wide, height / tall
-    top, left, extent_y, extent_x = (0, 0, tall, wide) if crop is None else crop
+    top, left, extent_y, extent_x = (0, 0, tall, wide) if clip.crop is None else clip.crop
     placed = top * down, left * across, extent_y * down, extent_x * across
 
-    explanations = []
-    for name, values in named.items():
-        scales = {sign_name: saliency(values, layout, sign_name, outlier_perc, index).scale for sign_name in SIGNS}
-        maps = as_map(values, layout, index)
-        curves = {sign_name: rounded(when(values, layout, sign_name, index)) for sign_name in SIGNS}
-        explanations.append(
-            {"name": name, "scales": scales, "curves": curves, **packed(maps, max(scales.values()), placed[2:])}
-        )
-    colors = {
-        sign_name: matplotlib.colormaps.get_cmap(cmap) if cmap else default_cmap(sign_name) for sign_name in SIGNS
-    }
+    def explanation(values: Attributions) -> dict[str, Any]:
+        maps = Maps.of(values, clip)
+        scales = {sign: saliency(maps.joint, sign, style.outlier_perc).scale for sign in SIGNS}
+        curves = {sign: rounded(maps.per_frame(sign)) for sign in SIGNS}
+        return {"scales": scales, "curves": curves, **packed(maps.joint, max(scales.values()), placed[2:])}
+
+    if isinstance(attributions, Mapping):
+        named = by_name(attributions, explanation)
+    else:
+        named = {ONLY: explanation(attributions)}
+    explanations = [{"name": name, **entries} for name, entries in named.items()]
     data = {
         "width": width,
         "height": height,
         "crop": placed,
-        "frames": [encoded(reduced(frame, max_size)) for frame in original],
-        "labels": frame_labels(total, indices, fps, join=", "),
+        "frames": [encoded(reduced(frame, max_size)) for frame in clip.pixels],
+        "labels": clip.captions(join=", "),
         "fps": play_fps,
-        "start": int(np.abs(explanations[0]["curves"][sign]).argmax()),
-        "method": method,
-        "sign": sign,
+        "start": int(np.abs(explanations[0]["curves"][style.sign]).argmax()),
+        "method": style.method,
+        "sign": style.sign,
         "signs": SIGNS,
-        "alpha": alpha_overlay,
-        "colors": {
-            sign_name: colors[sign_name](np.arange(256), bytes=True)[:, :3].ravel().tolist() for sign_name in SIGNS
-        },
+        "alpha": style.alpha_overlay,
+        "colors": {sign: style.colors_of(sign)(np.arange(256), bytes=True)[:, :3].ravel().tolist() for sign in SIGNS},
         "explanations": explanations,
-        "truth": evidence_windows(truth, total),
+        "truth": evidence_windows(truth, len(clip)),
         "predictions": [(str(label), float(probability)) for label, probability in predictions],
         "explained": explained_bar(predictions, target),
     }

@@ -50,7 +50,32 @@ def enlarged(frame: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
 
 
-Crop = tuple[float, float, float, float]
+Crop = tuple[float, float, float, float]  # (top, left, height, width) in pixels; fractions are allowed
+
+
+def check_crop(crop: Any, size: tuple[int, int]) -> None:
+    """Raise TypeError unless ``crop`` is None or four numbers, and ValueError if it contains no pixel of the frames."""
+    if crop is None:
+        return
+    if not (isinstance(crop, Sequence) and len(crop) == 4 and all(map(is_number, crop))):
+        raise TypeError(
+            f"crop must be four numbers (top, left, height, width), got {crop!r}. Use the result of clf.crop_box."
+        )
+    if not all(_within(centers).any() for centers in _centers((crop[0], crop[1], crop[2], crop[3]), size)):
+        raise ValueError(
+            f"crop must be (top, left, height, width) of a region inside the {size[0]} x {size[1]} frames, got "
+            f"{crop!r}, which contains no pixel. Pass the crop in pixels of the frames."
+        )
+
+
+def _centers(crop: Crop, size: tuple[int, int]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Return the centers of the rows ``(H,)`` and columns ``(W,)`` of pixels; they are in [0, 1] inside the crop."""
+    top, left, tall, wide = crop
+    return (np.arange(size[0]) + 0.5 - top) / max(tall, 1e-9), (np.arange(size[1]) + 0.5 - left) / max(wide, 1e-9)
+
+
+def _within(centers: NDArray[np.floating]) -> NDArray[np.bool_]:
+    return (centers >= 0) & (centers <= 1)
 
 
 def place(
@@ -75,29 +100,14 @@ def place(
     Returns:
         The maps ``(T, H, W)``, interpolated bilinearly and 0 outside of the crop, and a mask ``(H, W)`` of the pixels
         that the model saw: those whose center is inside the crop.
-
-    Raises:
-        TypeError: ``crop`` is not a sequence of four numbers.
-        ValueError: ``crop`` is empty or outside of the frame.
     """
     height, width = size
     if crop is None and values.shape[1:] == size:
         return values, np.ones(size, dtype=bool)
-    value: Any = crop
-    if value is not None and not (isinstance(value, Sequence) and len(value) == 4 and all(map(is_number, value))):
-        raise TypeError(
-            f"crop must be four numbers (top, left, height, width), got {crop!r}. Use the result of clf.crop_box."
-        )
-    top, left, tall, wide = (0, 0, height, width) if crop is None else crop
-    rows = (np.arange(height) + 0.5 - top) / max(tall, 1e-9)  # of the center of each pixel; in [0, 1] inside the crop
-    columns = (np.arange(width) + 0.5 - left) / max(wide, 1e-9)
-    seen = ((rows >= 0) & (rows <= 1))[:, None] & ((columns >= 0) & (columns <= 1))
-    if not seen.any():
-        raise ValueError(
-            f"crop must be (top, left, height, width) of a region inside the {height} x {width} frames, got {crop!r}, "
-            f"which contains no pixel. Pass the crop in pixels of the frames."
-        )
-    maps = torch.from_numpy(shrunk(values, (tall, wide)))[:, None]
+    crop = (0, 0, height, width) if crop is None else crop
+    rows, columns = _centers(crop, size)
+    seen = _within(rows)[:, None] & _within(columns)
+    maps = torch.from_numpy(shrunk(values, crop[2:]))[:, None]
     y, x = torch.from_numpy(rows).float() * 2 - 1, torch.from_numpy(columns).float() * 2 - 1
     points = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # (H, W, 2), as (x, y)
     points = points[None].expand(len(maps), -1, -1, -1)

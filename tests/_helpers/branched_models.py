@@ -11,7 +11,8 @@ from tiny_models import clip_for, randomize, tiny, tiny_module
 from torch import Tensor, nn
 
 from captum_staa import TokenGrid
-from captum_staa.models import STABN, ResNet3D
+from captum_staa.models import STABN, BranchConfig
+from captum_staa.models.resnet3d import ResNet3D
 
 Pair = namedtuple("Pair", "features weights")
 
@@ -54,7 +55,7 @@ def frames_of(*shape: int, seed: int = 1) -> Tensor:
 
 
 def case(name: str) -> tuple[nn.Module, str, Tensor, dict[str, Any]]:
-    """Return a model, its layer, a clip and the options of inject."""
+    """Return a model, its layer, a clip, and layout and grid where they are needed."""
     clip = frames_of(2, 3, 4, 12, 10)
     grid = TokenGrid(4, 6, 5, tubelet=(1, 2, 2))
     if name in ("videomae", "vivit", "timesformer", "timesformer-joint"):
@@ -79,17 +80,17 @@ CASES = ("tensor", "tuple", "named tuple", "btchw", "frames", "resnet3d")
 TOKENS = ("videomae", "vivit", "timesformer", "timesformer-joint", "plain hugging face")
 
 
-def injected(name: str, **options: Any) -> tuple[STABN, nn.Module, Tensor]:
+def injected(name: str, **branch: Any) -> tuple[STABN, nn.Module, Tensor]:
     """Return a model with a trained branch."""
-    model, layer, clip, more = case(name)
-    return taught(add(model, layer, clip, **more, **options)), model, clip
+    model, layer, clip, options = case(name)
+    return taught(add(model, layer, clip, **options, **branch)), model, clip
 
 
-def add(model: nn.Module, layer: str, clip: Tensor, **options: Any) -> STABN:
+def add(model: nn.Module, layer: str, clip: Tensor, layout: Any = None, grid: Any = None, **branch: Any) -> STABN:
     """Add a new branch, which is the same for the same features."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return STABN.inject(model, layer, example=clip, **options)
+        return STABN.inject(model, layer, layout, grid, config=BranchConfig(**branch), example=clip)
 
 
 def taught(st_abn: STABN, seed: int = 5) -> STABN:

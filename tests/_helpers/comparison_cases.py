@@ -12,21 +12,21 @@ PLANTED = PlantedClips(seed=12, n=20)
 CONTROLS = ("random", "uniform", "center", "model-free", "inverted", "random weights", "other class")
 
 FAST = [  # all but those that take many forwards
+    "STAA (relevance)",
+    "STAA (Chefer)",
     "STAA",
-    "STAA(chefer)",
-    "STAA(attention)",
-    "STAA(attention-last)",
-    "STAA(released)",
-    "VideoFeatureAblation(frames)",
+    "STAA (last layer)",
+    "ReleasedSTAA",
+    "VideoFeatureAblation (frames)",
     "GradCAM",
-    "GradCAM(layercam)",
-    "GradCAM(last)",
+    "GradCAM (layercam)",
+    "GradCAM (last)",
     "Saliency",
     "InputXGradient",
     "GuidedBackprop",
     "DeepLift",
     "LayerGradCam",
-    "FeatureAblation(frames)",
+    "FeatureAblation (frames)",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Run the command line with --method perturbation, and check the files that it writes."""
+"""Run the command line with the methods of learned masks, and check the files that it writes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from captum_staa.benchmark import PlantedClips
 from captum_staa.cli import demo
 
 CNN, TRANSFORMER = "tiny-resnet3d-pattern", "tiny-videomae-pattern"
-PARTS = ("kept", "deleted", "visible")
+PARTS = ("kept", "removed", "visible")
 
 
 def write_video(path: Path, clips: PlantedClips) -> Path:
     return io.write_video(path, demo.enlarged(clips.frames(0), 3), 8.0, crf=6)
 
 
-def run(path: Path, out: Path, *options: str, model: str = CNN) -> int:
-    return main(["explain", str(path), "--model", model, "--method", "perturbation", "--out", str(out), *options])
+def run(path: Path, out: Path, *options: str, model: str = CNN, method: str = "STEP (nested)") -> int:
+    return main(["explain", str(path), "--model", model, "--method", method, "--out", str(out), *options])
 
 
 def by_hand(path: Path, model: str, preset: str = "nested", target: int | None = None, **options):

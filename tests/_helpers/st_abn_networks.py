@@ -8,7 +8,7 @@ import torch
 from tiny_models import randomize
 from torch import Tensor, nn
 
-from captum_staa.models.slow_resnet import SlowResNet
+from captum_staa.models.resnet3d import SlowResNet
 
 
 def seeded(make: Any, *args: Any, **options: Any) -> Any:

@@ -15,7 +15,6 @@ MODES: dict[str, dict[str, str]] = {
     "attention": {"mode": "attention"},
     "decomposition": {"mode": "relevance", "rule": "decomposition"},
     "chefer": {"mode": "relevance", "rule": "chefer"},
-    "released": {"mode": "released"},
 }
 
 

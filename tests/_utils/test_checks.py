@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from branched_models import injected
 from covering import in_one_case
 from tiny_models import tiny
 from torch import Tensor
@@ -18,8 +17,8 @@ from captum_staa import feature_masks as masks
 from captum_staa import metrics as m
 from captum_staa._utils.checks import check_count, check_sides
 from captum_staa.attr import VideoFeatureAblation
-from captum_staa.models.resnet3d import ResNet3DConfig
-from captum_staa.models.slow_resnet import SlowResNet
+from captum_staa.models.resnet3d import ResNet3DConfig, SlowResNet
+from captum_staa.models.st_abn import BranchConfig
 
 CLIP = torch.rand(2, 4, 3, 6, 8, generator=torch.Generator().manual_seed(0))
 MAPS = CLIP.sum(2)
@@ -54,7 +53,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"window": 2},
     ),
     "segments": (lambda **n: masks.segments(CLIP, "BTCHW", **n), {"n": 3}),
-    "grid": (lambda **n: masks.grid(CLIP, "BTCHW", **n), {"cell": (3, 2, 4)}),
+    "grid": (lambda **n: masks.grid(CLIP, "BTCHW", **n), {"cells": (3, 2, 4)}),
     "RISE": (explained(RISE(model, "BTCHW")), {"n_samples": 5, "n_cells": (2, 2, 2), "perturbations_per_eval": 2}),
     "occlusion": (
         explained(VideoOcclusion(model, "BTCHW")),
@@ -77,10 +76,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         lambda **n: json.dumps(SlowResNet(layers=(1, 1, 1, 1), **n).config),
         {"num_classes": 2, "width": 4},
     ),
-    "STABN": (
-        lambda **n: json.dumps(vars(injected("tensor", **n)[0].config)),
-        {"width": 3, "maps": 2},
-    ),
+    "BranchConfig": (lambda **n: json.dumps(vars(BranchConfig(**n))), {"width": 3, "maps": 2}),
 }
 
 

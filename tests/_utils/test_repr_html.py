@@ -10,16 +10,14 @@ import pytest
 import torch
 
 from captum_staa._utils import notebook
-from captum_staa.attr._perturbation_result import History, MaskAttribution
+from captum_staa.attr.perturbation import History, MaskAttribution
 from captum_staa.attr.st_abn import BranchAttribution
 from captum_staa.metrics.attention_usage import AttentionUsage
 from captum_staa.metrics.insertion_deletion import Curve, InsertionDeletionResult
+from captum_staa.metrics.map_properties import Smoothness
 from captum_staa.metrics.reliability import Reliability
 from captum_staa.metrics.sanity import Randomization, Similarity
-from captum_staa.metrics.smoothness import Smoothness
-from captum_staa.models.st_abn.branch import Gates
-from captum_staa.models.st_abn.explanation import BranchExplanation
-from captum_staa.models.st_abn.history import FitHistory
+from captum_staa.models.st_abn import BranchExplanation, FitHistory, Gates
 from captum_staa.result import VideoAttribution
 
 
@@ -146,7 +144,7 @@ def test_mask_attribution_shows_scores_and_history():
         visible=torch.tensor([[0.05, 0.5], [0.07, 0.5]]),
         whole=torch.tensor([0.9, 0.8]),
         kept=torch.tensor([[0.25, 1.0], [0.75, 1.0]]),
-        deleted=torch.zeros(2, 2),
+        removed=torch.zeros(2, 2),
         history=history,
         interrupted=True,
     )
@@ -200,11 +198,9 @@ def test_branch_explanation_shows_gates_and_both_predictions():
     spatial[:, :, 2, 5], temporal[:, 3] = 0.9, 0.5
     explanation = BranchExplanation(
         logits=torch.tensor([[0.0, 3.0], [1.0, 0.0]]),
-        attention_logits=torch.tensor([[2.0, 0.0], [3.0, 0.0]]),
-        spatial=spatial,
-        temporal=temporal,
-        grid=(2, 4, 4),
-        gates=Gates(spatial, temporal, spatial, temporal),
+        spatial_gates=spatial,
+        temporal_gates=temporal,
+        gates=Gates(spatial[:, None], temporal, spatial, torch.tensor([[2.0, 0.0], [3.0, 0.0]])),
     )
     assert cells(explanation) == [["clip", "class", "class by the branch"], ["0", "1", "0"], ["1", "0", "0"]]
     assert explanation.resolution in explanation._repr_html_()

@@ -32,8 +32,10 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda model, x: torch.stack([model(x).softmax(-1)]).mean(0), "must be logits, got probabilities"),
-        (lambda model, x: model(x).softmax(-1), r"must be logits, got probabilities of shape \(2, 3\)"),
+        (
+            lambda model, x: model(torch.stack([x, x.flip(1)]).flatten(0, 1)).softmax(-1).unflatten(0, (2, -1)).mean(0),
+            r"got probabilities of shape \(2, 3\)",
+        ),
         (lambda model, x: model(x).detach(), "through differentiable operations"),
         (lambda model, x: torch.no_grad()(model)(x), "through differentiable operations"),
         (lambda model, x: model(x) + model(x), "embedding must run once in a forward, got 2 runs of Conv3d"),

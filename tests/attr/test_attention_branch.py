@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from captum_staa import TokenGrid, VideoClassifier
 from captum_staa.attr import AttentionBranch
-from captum_staa.models import STABN
+from captum_staa.models import STABN, BranchConfig
 
 WEIGHTINGS = ("gate", "grad_gate", "class_map")
 TARGETS = [2, 0]
@@ -38,7 +38,8 @@ def linear() -> tuple[STABN, Tensor]:
     clip = torch.randn(2, 3, 4, 12, 10, generator=torch.Generator().manual_seed(1)).double()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return taught(STABN.inject(randomize(Linear(), 0).double(), "first", "BCTHW", width=6, example=clip)), clip
+        model, config = randomize(Linear(), 0).double(), BranchConfig(width=6)
+        return taught(STABN.inject(model, "first", "BCTHW", config=config, example=clip)), clip
 
 
 def assert_close(found: Tensor, expected: Tensor, within: float = 1e-5) -> None:

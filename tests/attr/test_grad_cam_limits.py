@@ -71,7 +71,7 @@ def test_named_tuple_outputs_and_layers_with_two_names(layer):
 def test_products_that_overflow_half_precision():
     model = nn.Sequential(nn.Identity(), Wrap(lambda x: 300 * (x[..., 0] - x[..., 1]).flatten(1)))
     clip = torch.full((1, 1, 1, 1, 2), 400.0, dtype=torch.float16)
-    found = GradCAM(model, "0", "BCTHW", weighting="hirescam").attribute(clip)
+    found = GradCAM(model, "0", "BCTHW", layer_axes="BCTHW", weighting="hirescam").attribute(clip)
     assert found.flatten().tolist() == [120000.0, -120000.0] and found.dtype == torch.float32
 
 
@@ -113,11 +113,11 @@ def test_last_block_with_a_class_token_head_raises(name, layer):
 
 @pytest.mark.parametrize(
     "shape",
-    [(8, 4, 12), (2, 4, 2, 2, 12), (8, 2, 2, 12), (2, 17, 12), (1, 16, 24), (1, 6, 4, 4, 4), (12, 8, 2, 2), (384,)],
+    [(8, 4, 12), (2, 4, 6, 6, 12), (8, 6, 6, 12), (2, 17, 12), (1, 16, 24), (1, 6, 4, 4, 4), (12, 8, 2, 2), (384,)],
     ids=lambda shape: "x".join(map(str, shape)),
 )
 def test_unknown_or_ambiguous_output_shapes_raise(shape):
-    folded = Wrap(lambda x: torch.cat([x.flatten(), x.new_zeros(24)])[: math.prod(shape)].reshape(shape))
+    folded = Wrap(lambda x: torch.cat([x.flatten(), x.new_zeros(4000)])[: math.prod(shape)].reshape(shape))
     model = nn.Sequential(folded, Wrap(lambda x: x.flatten()[:384].reshape(2, 4, -1).mean(2)))
     method = GradCAM(model, "0", "BCTHW", TokenGrid(4, 2, 2, tubelet=(1, 2, 2)))
     with pytest.raises(ValueError, match=r"layer '0' must be .*got shape " + re.escape(str(shape))):

@@ -89,8 +89,7 @@ def test_attribute_equals_attribute_maps_for_batches_and_tuples(name, kind):
     assert torch.isfinite(attributions).all() and bool((attributions < 0).any()) == (kind == "decomposition")
     joint = clf.layout.reduce(attributions)
     torch.testing.assert_close(joint, method.attribute_maps(clip, target).joint, rtol=1e-4, atol=1e-6)
-    if kind != "released":  # whose "temporal attention" is computed separately
-        torch.testing.assert_close(joint.sum((2, 3)), method.attribute_maps(clip, target).temporal)
+    torch.testing.assert_close(joint.sum((2, 3)), method.attribute_maps(clip, target).temporal)
     single = torch.cat([method.attribute(clip[i : i + 1], int(target[i])) for i in range(3)])
     torch.testing.assert_close(attributions, single, rtol=1e-3, atol=1e-5 * attributions.max().item())
     (in_tuple,) = method.attribute((clip,), target)
@@ -118,9 +117,8 @@ def test_targets_of_every_form(kind):
 def test_attention_ignores_the_target_and_a_single_output_needs_no_target():
     clf = tiny("videomae")
     clip = clip_for(clf)
-    for mode in ("attention", "released"):
-        method = STAA(clf, mode)
-        assert torch.equal(method.attribute(clip), method.attribute(clip, 2))
+    method = STAA(clf, "attention")
+    assert torch.equal(method.attribute(clip), method.attribute(clip, 2))
     clf.module.classifier = nn.Linear(24, 1)
     assert STAA(clf).attribute(clip).abs().sum() > 0
 

@@ -9,9 +9,9 @@ import torch
 from staa_modes import MODES, spearman
 from torch import Tensor
 
-from captum_staa import STAA, Focus, VideoClassifier, metrics
+from captum_staa import STAA, VideoClassifier, metrics
 from captum_staa.attention.decomposition import class_contrast, decompose_classifier
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.metrics.sanity import redrawn
 
 PLANTED = PlantedClips(seed=4321, n=12)
@@ -51,7 +51,7 @@ def test_relevance_is_at_chance_with_random_weights_and_below_it_for_another_cla
 
 
 def test_relevance_for_a_class_is_at_the_evidence_of_that_class(shipped):
-    clips, labels, truth = PlantedClips(seed=4322, n=12, two_classes=True)[:]
+    clips, labels, truth = PlantedClips(seed=4322, n=12, scene=SceneOptions(two_classes=True))[:]
     for_a, for_b = (STAA(shipped).attribute_maps(clips, labels[:, k]).joint for k in (0, 1))
     assert metrics.class_discrimination(for_a, for_b, truth[:, 0], truth[:, 1]).mean() > 0.8
     attended = STAA(shipped, mode="attention").attribute_maps(clips).joint
@@ -95,8 +95,6 @@ def test_map_changes_with_the_target(shipped, planted, kind):
 def test_options_that_would_be_ignored_raise(shipped):
     with pytest.raises(ValueError, match="rule = 'chefer' with mode = 'attention'"):
         STAA(shipped, mode="attention", rule="chefer")
-    with pytest.raises(ValueError, match="focus must be None with mode='released'"):
-        STAA(shipped, mode="released", focus=Focus())
 
 
 def test_half_precision_clips_get_float32_attributions(shipped, planted):

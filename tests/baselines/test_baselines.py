@@ -290,7 +290,7 @@ def test_draws_are_reproducible_and_do_not_change_the_global_generator(name):
 @pytest.mark.parametrize(
     ("clip", "layout", "error", "message"),
     [
-        (torch.zeros(6, 2, 7, 5), "BTCHW", ValueError, r"clip must be .*\(6, 2, 7, 5\)"),
+        (torch.zeros(6, 2, 7, 5), "BTCHW", ValueError, r"inputs must be .*\(6, 2, 7, 5\)"),
         (torch.zeros(2, 0, 2, 7, 5), "BTCHW", ValueError, "non-empty"),
         (torch.zeros(2, 3, 16, 7, 5), "BTCHW", ValueError, "Pass layout='BCTHW'"),
         (torch.zeros(2, 6, 2, 7, 5), "BTCHWX", ValueError, "got 'BTCHWX'"),

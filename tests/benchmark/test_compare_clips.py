@@ -247,8 +247,8 @@ def test_occlusion_finds_the_target_in_clips_joined_in_time(cnn):
     """The pattern of the other class is not evidence: covering it lowers another output than the target's."""
     wanted = ["auroc_time", "temporal_pointing"]
     pairs = JoinedClips(PLANTED, cnn)
-    means = compare(cnn, pairs, ["VideoFeatureAblation(frames)"], wanted, show_progress=False).means()
-    found = means["VideoFeatureAblation(frames)"]
+    means = compare(cnn, pairs, ["VideoFeatureAblation (frames)"], wanted, show_progress=False).means()
+    found = means["VideoFeatureAblation (frames)"]
     assert found["temporal_pointing"].value > 0.7 and found["auroc_time"].value > 0.7
     assert means["uniform"]["auroc_time"].value == 0.5
 

@@ -14,7 +14,7 @@ from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, metrics
-from captum_staa.benchmark import NotApplicableError
+from captum_staa.benchmark import MetricOptions, NotApplicableError
 from captum_staa.benchmark.controls import RandomWeights, model_free
 from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.records import control_of
@@ -266,7 +266,13 @@ def test_chosen_methods_are_marked_by_their_own_controls():
 
 def test_figures_have_lines_for_the_controls():
     model = classifier()
-    found = compared(mixture(model), ["auroc", "insertion", "forwards"], model, steps=4, model_controls=["M"])
+    found = compared(
+        mixture(model),
+        ["auroc", "insertion", "forwards"],
+        model,
+        metric_options=MetricOptions(steps=4),
+        model_controls=["M"],
+    )
     figures = found.plot()
     labels = {line.get_label() for line in figures["curves"].axes[0].lines}
     assert labels == set(found.methods) and {"M, random weights", "model-free"} <= labels

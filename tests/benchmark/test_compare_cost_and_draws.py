@@ -12,13 +12,13 @@ from comparison_cases import PLANTED, silent, table
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import MetricOptions, PlantedClips
 from captum_staa.benchmark.clip_runner import Plan
 from captum_staa.benchmark.cost import PeakMemory, with_cost
 from captum_staa.benchmark.methods import made, seeded
+from captum_staa.benchmark.records import Storage
 from captum_staa.benchmark.runner import _gathered, _run, _settings
 from captum_staa.benchmark.scoring import chosen
-from captum_staa.benchmark.storage import Storage
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_memory_is_reported_for_the_first_readable_clip(tmp_path):
             path.unlink()
         assert numbers(run(resume=True)) == alone
 
-    plan = Plan(classifier, made(given, classifier, 8), chosen(["memory"]), "zero", 4, 8, 0)
+    plan = Plan(classifier, made(given, classifier, 8), chosen(["memory"]), MetricOptions(steps=4), 8, 0)
     storage, settings = Storage(tmp_path / "ranks"), _settings(plan, Growing())
     storage.open(settings, resume=False)
     for rank in (1, 0):

@@ -12,7 +12,7 @@ from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier
-from captum_staa.benchmark import METRICS, Metric, MetricInput, PlantedClips
+from captum_staa.benchmark import METRICS, Metric, MetricInput, MetricOptions, PlantedClips
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +44,20 @@ def clf() -> VideoClassifier:
             ValueError,
             "got None. Only seconds, forwards",
         ),
-        ({"steps": 0}, ValueError, "steps"),
+        ({"metric_options": {"steps": 4}}, TypeError, "must be a MetricOptions"),
         ({"perturbations_per_eval": 0}, ValueError, "perturbations_per_eval"),
-        ({"baseline": "gray"}, ValueError, "got 'gray'"),
         ({"resume": True}, ValueError, "Pass out="),
     ],
 )
 def test_invalid_arguments_raise(clf, options, error, message):
     with pytest.raises(error, match=message):
         silent(clf, [PLANTED[0]], **{"methods": ["STAA"], "metrics": ["auroc"], **options})
+
+
+@pytest.mark.parametrize(("options", "message"), [({"steps": 0}, "steps"), ({"baseline": "gray"}, "got 'gray'")])
+def test_invalid_metric_options_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        MetricOptions(**options)
 
 
 class Broken:
@@ -144,7 +149,14 @@ def test_nan_outputs_affect_the_curves_of_their_clip_only(tmp_path):
     clips[1][0][:, 2] = 1.0  # answered with nan where these pixels are there, and others are hidden
     classifier = VideoClassifier(NanWhereWhite(), "BCTHW")
     wanted = ["insertion", "deletion", "sparsity"]
-    found = silent(classifier, clips, ["Saliency", "VideoOcclusion"], wanted, steps=4, out=tmp_path / "run")
+    found = silent(
+        classifier,
+        clips,
+        ["Saliency", "VideoOcclusion"],
+        wanted,
+        metric_options=MetricOptions(steps=4),
+        out=tmp_path / "run",
+    )
     lost = {(row.clip, row.method, row.reason.partition(":")[0]) for row in found.failures}
     assert lost >= {("clip-00001", "random", "insertion"), ("clip-00001", "random", "deletion")}
     assert {clip for clip, *_ in lost} == {"clip-00001"}
@@ -152,13 +164,21 @@ def test_nan_outputs_affect_the_curves_of_their_clip_only(tmp_path):
     assert "ValueError" in reason and "got nan or infinity at" in reason and "of the 5 points" in reason
     values = table(found)
     assert ("clip-00001", "random", "sparsity") in values
-    alone = silent(classifier, [clips[0], clips[2]], ["Saliency", "VideoOcclusion"], wanted, steps=4)
+    alone = silent(
+        classifier, [clips[0], clips[2]], ["Saliency", "VideoOcclusion"], wanted, metric_options=MetricOptions(steps=4)
+    )
     for name, kinds in alone.curves.items():
         if name != "random":  # it is drawn by the clip's number
             for kind, curve in kinds.items():
                 torch.testing.assert_close(torch.from_numpy(found.curves[name][kind]), torch.from_numpy(curve))
     again = silent(
-        classifier, clips, ["Saliency", "VideoOcclusion"], wanted, steps=4, out=tmp_path / "run", resume=True
+        classifier,
+        clips,
+        ["Saliency", "VideoOcclusion"],
+        wanted,
+        metric_options=MetricOptions(steps=4),
+        out=tmp_path / "run",
+        resume=True,
     )
     assert {row[:3] for row in again.rows} == {row[:3] for row in found.rows}
 
@@ -196,7 +216,7 @@ def test_models_and_methods_that_write_into_a_clip_change_a_copy(wanted):
     for writes, before in ((True, blackens), (False, blackens), (False, reads)):
         classifier, clips = VideoClassifier(Linear(writes=writes), "BCTHW"), drawn(3)
         given = {"first": before, "instance": Blackens(classifier), "last": reads}
-        found = silent(classifier, clips, given, wanted, steps=4)
+        found = silent(classifier, clips, given, wanted, metric_options=MetricOptions(steps=4))
         assert not found.failures and torch.equal(clips[0][0], drawn(3)[0][0])
         values.append({key: value for key, value in table(found).items() if key[2] != "memory"})
     writing, spoiling, reading = values
@@ -214,7 +234,11 @@ def test_a_model_without_gradients_is_compared_with_gradient_free_methods():
 
     clips = [(torch.rand(3, 8, 16, 16, generator=torch.Generator().manual_seed(0)), 1)]
     found = silent(
-        VideoClassifier(Frozen(), "BCTHW"), clips, ["VideoOcclusion", "Saliency"], ["deletion", "forwards"], steps=4
+        VideoClassifier(Frozen(), "BCTHW"),
+        clips,
+        ["VideoOcclusion", "Saliency"],
+        ["deletion", "forwards"],
+        metric_options=MetricOptions(steps=4),
     )
     assert [row.method for row in found.failures] == ["Saliency"]
     means = found.means()

@@ -20,8 +20,8 @@ from covering import in_one_case
 
 from captum_staa.__main__ import main
 from captum_staa.benchmark.processes import _start_id
+from captum_staa.benchmark.records import Entry, Storage
 from captum_staa.benchmark.runner import _check_whole
-from captum_staa.benchmark.storage import Entry, Storage
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPARE = ["compare", "--model", "tiny-resnet3d-pattern", "--planted", "3"]

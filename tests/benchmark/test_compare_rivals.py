@@ -8,7 +8,7 @@ from comparison_cases import PLANTED, absolute, classifier, scene, silent, table
 from torch import Tensor
 
 from captum_staa import VideoClassifier, metrics
-from captum_staa.benchmark import JoinedClips, PlantedClips
+from captum_staa.benchmark import JoinedClips, PlantedClips, SceneOptions
 from captum_staa.benchmark.clips import checked, each, source_of
 from captum_staa.benchmark.methods import made
 
@@ -85,7 +85,7 @@ def test_rivals_and_objects_are_read_from_sequences():
 
 def test_in_clips_of_two_classes_the_first_is_the_target_and_the_second_a_rival():
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
-    planted = PlantedClips(seed=12, n=3, two_classes=True)
+    planted = PlantedClips(seed=12, n=3, scene=SceneOptions(two_classes=True))
     for at, sample in enumerate(loaded(planted, clf)):
         _, labels, truth = planted[at]
         assert sample.target == labels[0] and torch.equal(sample.truth[0], truth[0])

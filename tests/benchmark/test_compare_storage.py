@@ -15,11 +15,11 @@ from captum.attr import InputXGradient, NoiseTunnel, Saliency
 import captum_staa
 from captum_staa import GradCAM, SpatioTemporalPerturbation, VideoClassifier
 from captum_staa._utils.versions import versions
-from captum_staa.benchmark import PlantedClips, compare
+from captum_staa.benchmark import MetricOptions, PlantedClips, compare
 from captum_staa.benchmark.clip_runner import Plan
 from captum_staa.benchmark.methods import made
+from captum_staa.benchmark.records import ALL, Entry, Storage
 from captum_staa.benchmark.runner import _settings
-from captum_staa.benchmark.storage import WHOLE, Entry, Storage
 from captum_staa.models.preprocessing import Preprocessing
 
 ENTRY = Entry(
@@ -42,8 +42,8 @@ def test_an_entry_is_read_as_written(storage):
     assert (storage.maps(3, "STAA")["maps"] == maps).all()
     storage.write(Entry(3, "a.mp4", "STAA", error="RuntimeError: ü"))
     assert [entry.error for entry in storage.of(3)] == ["RuntimeError: ü"]
-    storage.write(Entry(11, "b.mp4", WHOLE))
-    assert storage.clips() == [3, 11] and storage.maps(11, WHOLE) == {}
+    storage.write(Entry(11, "b.mp4", ALL))
+    assert storage.clips() == [3, 11] and storage.maps(11, ALL) == {}
     hidden = [path.name for path in storage.folder.rglob(".*")]
     assert hidden == []
 
@@ -123,7 +123,7 @@ def test_settings_contain_only_what_changes_numbers():
         resnet = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         classifier = VideoClassifier(resnet.module, "BCTHW", **options)
         given = [make(classifier) for make in methods or [Saliency]]
-        return _settings(Plan(classifier, made(given, classifier, 8), {}, "zero", 4, 8, 0), [])
+        return _settings(Plan(classifier, made(given, classifier, 8), {}, MetricOptions(steps=4), 8, 0), [])
 
     def differing(first, second):
         return {key for key in {*first, *second} if first.get(key) != second.get(key)}

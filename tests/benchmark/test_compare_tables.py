@@ -18,7 +18,7 @@ from scipy import stats
 
 from captum_staa.benchmark import Comparison, Row
 from captum_staa.benchmark.records import Sheet
-from captum_staa.benchmark.tables import _latex
+from captum_staa.benchmark.report import _latex
 
 nan = math.nan
 METHODS = ["A", "B", "C", "random"]

@@ -12,7 +12,7 @@ import torch
 from covering import in_one_case, over_values
 
 from captum_staa import metrics
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.benchmark.scenes import TEXTURES
 from captum_staa.models import resnet3d
 
@@ -48,7 +48,7 @@ def test_global_generators_are_not_used(task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_clips_are_the_rounded_frames(task: str) -> None:
-    planted = PlantedClips(1, 3, task, num_frames=18, image_size=40)
+    planted = PlantedClips(1, 3, task, scene=SceneOptions(num_frames=18, image_size=40))
     clips, labels, truth = planted[:]
     assert clips.shape == (3, 18, 3, 40, 40) and clips.dtype == torch.float32 and clips.is_contiguous()
     assert labels.shape == (3,) and labels.dtype == torch.int64
@@ -74,6 +74,10 @@ def test_iteration_ends_and_invalid_indices_raise() -> None:
         PlantedClips(0, 3)[3]
     with pytest.raises(ValueError, match="at least one of 3 clips"):
         PlantedClips(0, 3)[3:]
+
+
+def made(n: int, task: str = "pattern", background: object = None, **scene: object) -> PlantedClips:
+    return PlantedClips(0, n, task, scene=SceneOptions(**scene), background=background)
 
 
 @in_one_case()
@@ -106,10 +110,10 @@ def test_errors_name_the_received_value_and_the_fix(options: dict, error: type[E
     if "rivals" in options:
         options = {"image_size": 36, **options}
     if message is None:
-        PlantedClips(**{"seed": 0, "n": 1, **options})[0]
+        made(**{"n": 1, **options})[0]
         return
     with pytest.raises(error, match=message):
-        PlantedClips(**{"seed": 0, "n": 4, **options})
+        made(**{"n": 4, **options})
 
 
 # ------------------------------------------------------------------------------------- evidence and rivals
@@ -140,7 +144,7 @@ def test_only_evidence_is_gray_outside_the_truth(task: str) -> None:
 
 @pytest.mark.parametrize(("task", "rivals"), [("pattern", 3), ("motion", 2), ("order", 1), ("pattern", 0)])
 def test_objects_are_the_truth_and_then_each_rival(task: str, rivals: int) -> None:
-    planted = PlantedClips(3, 6, task, rivals=rivals)
+    planted = PlantedClips(3, 6, task, scene=SceneOptions(rivals=rivals))
     truth, objects = planted[:][2], planted.objects(slice(None))
     assert objects.shape == (6, 1 + rivals, 16, 48, 48)
     assert torch.equal(objects[:, 0], truth)
@@ -151,7 +155,7 @@ def test_objects_are_the_truth_and_then_each_rival(task: str, rivals: int) -> No
 
 @pytest.mark.parametrize("task", ["pattern", "motion"])
 def test_clips_of_two_classes_have_a_truth_for_each(task: str) -> None:
-    planted = PlantedClips(3, 12, task, two_classes=True)
+    planted = PlantedClips(3, 12, task, scene=SceneOptions(two_classes=True))
     _, labels, truth = planted[:]
     assert labels.shape == (12, 2) and (labels[:, 0] != labels[:, 1]).all()
     assert truth.shape == (12, 2, 16, 48, 48)
@@ -178,7 +182,7 @@ def _texture(clip: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def test_pattern_is_the_class_in_evidence_and_a_mirror_image_in_rivals() -> None:
-    planted = PlantedClips(4, 30, "pattern", noise=0.0)
+    planted = PlantedClips(4, 30, "pattern", scene=SceneOptions(noise=0.0))
     for i, (clip, label, truth) in enumerate(planted):
         frame = int(truth.flatten(1).any(1).nonzero()[0])
         assert torch.equal(_texture(clip[frame], truth[frame]), TEXTURES[label].float())
@@ -191,7 +195,7 @@ def test_pattern_is_the_class_in_evidence_and_a_mirror_image_in_rivals() -> None
 
 
 def test_order_is_the_order_of_the_two_textures() -> None:
-    planted = PlantedClips(3, 30, "order", noise=0.0)
+    planted = PlantedClips(3, 30, "order", scene=SceneOptions(noise=0.0))
     for clip, label, truth in planted:
         first: dict[int, list[int]] = {0: [], 1: []}
         for t in range(16):
@@ -236,7 +240,7 @@ def test_motion_is_sideways_in_evidence_and_vertical_in_rivals() -> None:
 
 def test_motion_classes_cannot_be_distinguished_from_unordered_frames() -> None:
     """The unordered frames have the same distribution in both classes."""
-    planted = PlantedClips(9, 600, "motion", num_frames=12, image_size=24, patch_size=4)
+    planted = PlantedClips(9, 600, "motion", scene=SceneOptions(num_frames=12, image_size=24, patch_size=4))
     summary: dict[int, list[torch.Tensor]] = {0: [], 1: []}
     turn = (torch.arange(24) * (2j * torch.pi / 24)).exp()
     for clip, label, truth in planted:
@@ -279,7 +283,7 @@ def test_backgrounds_are_runs_of_real_frames() -> None:
     footage = (
         torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 60, 80, 3) * 10
     )  # brighter and brighter
-    planted = PlantedClips(0, 8, background=[footage.contiguous()], noise=0.0)
+    planted = PlantedClips(0, 8, scene=SceneOptions(noise=0.0), background=[footage.contiguous()])
     clips, _, truth = planted[:]
     behind = ~(truth | planted.rivals(slice(None)))
     for clip, mask in zip(clips, behind, strict=True):

@@ -23,6 +23,8 @@ from command_line import (
 
 from captum_staa import STAA, VideoClassifier, io
 from captum_staa.__main__ import main
+from captum_staa.benchmark import METHODS
+from captum_staa.benchmark.methods import made, seeded
 from captum_staa.cli import demo, output
 from captum_staa.cli import explain as explaining
 from captum_staa.cli.explanation import strongest
@@ -97,15 +99,14 @@ def test_overlay_is_drawn_on_the_evidence(video, explained):
 @pytest.mark.parametrize(
     ("options", "method"),
     [
-        (["--mode", "attention", "--layers", "-1"], {"mode": "attention", "layers": [-1]}),
-        (["--mode", "attention", "--layers", "mean", "--focus"], {"mode": "attention", "layers": "mean"}),
-        (["--rule", "chefer", "--layers", "-2,-1"], {"rule": "chefer", "layers": [-2, -1]}),
-        (["--rule", "decomposition", "--target", "BRIGHT-BOTTOM"], {"rule": "decomposition"}),
-        (["--mode", "released"], {"mode": "released"}),
+        (["--method", "staa", "--layers", "-1"], {"mode": "attention", "layers": [-1]}),
+        (["--method", "STAA", "--layers", "mean", "--focus"], {"mode": "attention", "layers": "mean"}),
+        (["--method", "staa-chefer", "--layers", "-2,-1"], {"rule": "chefer", "layers": [-2, -1]}),
+        (["--method", "STAA (relevance)", "--target", "BRIGHT-BOTTOM"], {"rule": "decomposition"}),
     ],
 )
 @pytest.mark.usefixtures("without_pictures")
-def test_options_reach_the_method(video, tmp_path, capsys, options, method):
+def test_methods_and_options_reach_staa(video, tmp_path, capsys, options, method):
     assert main(["explain", str(video), "--model", MODEL, "--out", str(tmp_path), *options]) == 0
     tensors, _, result = check_numbers(tmp_path)
     if "--focus" in options:
@@ -122,6 +123,20 @@ def test_options_reach_the_method(video, tmp_path, capsys, options, method):
     assert result["target"]["given"] == ("--target" in options)
     said = capsys.readouterr().out
     assert ("no class in particular" in said) == (result["target"]["class_specific"] is False)
+
+
+@pytest.mark.parametrize("method", ["InputXGradient", "GradCAM (last)", "SmoothGrad", "VideoFeatureAblation (frames)"])
+@pytest.mark.usefixtures("without_pictures")
+def test_explain_takes_the_methods_of_compare(video, tmp_path, method):
+    assert main(["explain", str(video), "--model", MODEL, "--method", method, "--out", str(tmp_path)]) == 0
+    tensors, _, result = check_numbers(tmp_path)
+    assert result["method"] == method
+    clf = VideoClassifier.from_pretrained(MODEL)
+    clip = clf.preprocess(io.read_video(video, 16).frames)
+    (known,) = made([method], clf, perturbations_per_eval=8)
+    with seeded(0, 0, method, clip.device):
+        expected = known.map_of(known.call(clip, result["target"]["index"]), clip, clf)
+    torch.testing.assert_close(tensors["attributions"], expected[0].float())
 
 
 def test_earlier_results_are_replaced_only_with_overwrite(video, tmp_path, capsys, monkeypatch):
@@ -155,17 +170,17 @@ def test_earlier_results_are_replaced_only_with_overwrite(video, tmp_path, capsy
             "at least 16 frames for a window of this model (16 frames with --frame-stride 1), got 5",
         ),
         (["--model", "tiny-videomae-patern"], "Did you mean 'tiny-videomae-pattern'?"),
-        (["--model", "tiny-resnet3d-pattern"], "--method staa needs the attention of a video transformer"),
+        (
+            ["--model", "tiny-resnet3d-pattern"],
+            "--method STAA (relevance) does not apply to this model: STAA needs a transformer",
+        ),
         (["--model", "empty"], "must contain config.json"),
         (["--target", "bright-diagnal"], "there is no label 'bright-diagnal'. Similar labels: ['bright-diagonal'"),
         (["--target", "3"], "from 0 to 2, got 3"),
-        (["--rule", "chefer", "--layers", "7"], "integer from -4 to 3 (of this model's 4 blocks)"),
-        (["--layers", "-1"], "layers=[-1], upsampling='trilinear' with rule='decomposition'. Leave them out"),
-        (["--focus"], "focus must be None with rule='decomposition'"),
-        (
-            ["--mode", "attention", "--rule", "chefer"],
-            "--rule chefer can only be used with --mode relevance, got --mode attention",
-        ),
+        (["--method", "staa-chefer", "--layers", "7"], "integer from -4 to 3 (of this model's 4 blocks)"),
+        (["--layers", "-1"], "--layers can only be used with --method 'STAA (Chefer)' or 'STAA', got --method"),
+        (["--focus"], "--focus can only be used with --method 'STAA (Chefer)' or 'STAA', got --method"),
+        (["--method", "occlusoin"], "got 'occlusoin'. Did you mean Occlusion, VideoOcclusion?"),
         (["--stride", "2"], "got --stride 2"),
         (["--frame-stride", "2"], "--frame-stride needs --windows"),
         (["--windows", "--sampling", "dense"], "Drop --sampling dense"),
@@ -199,7 +214,7 @@ def test_errors_are_one_line_and_exit_code_2(video, tmp_path, capsys, monkeypatc
         (["explain", "a.mp4", "--model", "m", "--layers", "some"], "must be all, mean, or block indices"),
         (["explain", "a.mp4", "--model", "m", "--stride", "0"], "at least 1, got '0'"),
         (["explain", "a.mp4", "--model", "m", "--top", "-3"], "at least 1, got '-3'"),
-        (["explain", "a.mp4", "--model", "m", "--mode", "magic"], "invalid choice"),
+        (["explain", "a.mp4", "--model", "m", "--sampling", "magic"], "invalid choice"),
     ],
 )
 def test_invalid_arguments_exit_with_code_2(arguments, message, capsys):
@@ -209,12 +224,13 @@ def test_invalid_arguments_exit_with_code_2(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_help_lists_the_bundled_models(capsys):
+def test_help_lists_methods_and_bundled_models(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["explain", "--help"])
     assert caught.value.code == 0
     said = capsys.readouterr().out
     assert MODEL in said and "tiny-vivit-pattern" in said
+    assert all(f"  {name}" in said and spec.description in said for name, spec in METHODS.items())
 
 
 def test_debug_raises_the_error(tmp_path):

@@ -62,12 +62,12 @@ def check_demo(folder: Path, clips: int) -> dict[str, dict[str, float]]:
         assert {"forwards", "seconds"} & set(means[method]) == ({"forwards", "seconds"} if timed else set())
         assert all(cell != "–" for cell in cells[3:5]) if timed else cells[3:5] == ["–", "–"]
 
-    assert means["STAA"]["rivals"] > 0.8 and means["STAA"]["auroc"] > 0.8
+    assert means["STAA (relevance)"]["rivals"] > 0.8 and means["STAA (relevance)"]["auroc"] > 0.8
     assert abs(means["random"]["auroc"] - 0.5) < 0.03
     assert means["uniform"]["rivals"] == means["uniform"]["rivals_time"] == 0.5
-    assert means["inverted"]["rivals"] == pytest.approx(1 - means["STAA"]["rivals"])
+    assert means["inverted"]["rivals"] == pytest.approx(1 - means["STAA (relevance)"]["rivals"])
     for control in ("center", "model-free", "random weights", "other class"):
-        assert means[control]["rivals"] < means["STAA"]["rivals"], control
+        assert means[control]["rivals"] < means["STAA (relevance)"]["rivals"], control
     return means
 
 
@@ -77,7 +77,7 @@ def test_demo_with_two_clips(tmp_path, capsys):
     assert torch.get_num_threads() == threads
     means = check_demo(tmp_path / "demo", clips=2)
     said = capsys.readouterr().out
-    assert "as planted: the class, and every key frame" in said and "| STAA " in said
+    assert "as planted: the class, and every key frame" in said and "| STAA (relevance)" in said
     assert all(f"{name}: {METHODS[name].description}" in said for name in demo.METHODS)
     page = (tmp_path / "demo" / "methods.html").read_text(encoding="utf-8")
     assert all(name in page for name in ("planted", *demo.METHODS)) and "inverted" not in page
@@ -104,7 +104,7 @@ def test_demo_reports_failed_methods_and_writes_no_partial_table(error, code, tm
     def broken(clip: torch.Tensor, target: int) -> torch.Tensor:
         raise error
 
-    monkeypatch.setattr(demo, "METHODS", {"STAA": "STAA", "broken": broken})
+    monkeypatch.setattr(demo, "METHODS", {"STAA (relevance)": "STAA (relevance)", "broken": broken})
     monkeypatch.setattr(demo, "write", lambda *args, **options: [])  # the explanation's files are tested above
     threads = torch.get_num_threads()
     assert main(["demo", "--out", str(tmp_path), "--clips", "2"]) == code
@@ -115,7 +115,7 @@ def test_demo_reports_failed_methods_and_writes_no_partial_table(error, code, tm
         return
     table = table_of(tmp_path / "table.md")
     assert table["broken"] == [*"–––––", "failed on 2 of 2 clips: RuntimeError: out of luck"]
-    assert "RuntimeError: out of luck" in said.out and "0.9" in table["STAA"][0]
+    assert "RuntimeError: out of luck" in said.out and "0.9" in table["STAA (relevance)"][0]
     page = (tmp_path / "methods.html").read_text(encoding="utf-8")
     assert "STAA" in page and "broken" not in page
 
@@ -136,5 +136,5 @@ def test_demo_as_a_subprocess_with_default_clips(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     means = check_demo(tmp_path / "demo", clips=demo.CLIPS)
-    assert means["STAA"]["rivals"] > means["IntegratedGradients"]["rivals"]
+    assert means["STAA (relevance)"]["rivals"] > means["IntegratedGradients"]["rivals"]
     assert means["model-free"]["rivals"] < 0.65 and means["random weights"]["rivals"] < 0.65

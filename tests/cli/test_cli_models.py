@@ -104,7 +104,9 @@ def test_damaged_file_is_explained_with_a_one_line_warning(video, tmp_path, caps
 
 def test_file_without_frame_rate_and_timestamps(video, tmp_path):
     explanation = explaining.explain(Options(video=video, model=MODEL, out=tmp_path / "out"))
-    explanation = dataclasses.replace(explanation, info=explanation.info._replace(fps=math.nan), times=None)
+    video = explanation.video
+    video = dataclasses.replace(video, info=video.info._replace(fps=math.nan), times=None)
+    explanation = dataclasses.replace(explanation, video=video)
     output.write(explanation, tmp_path / "out")
     result = read(tmp_path / "out")[2]
     assert result["fps"] is None and result["frame_times"] == [None] * 16

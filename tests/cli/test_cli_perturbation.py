@@ -1,4 +1,4 @@
-"""``--method perturbation`` on the command line: its files contain the results of SpatioTemporalPerturbation."""
+"""Learned masks on the command line: the files contain the results of SpatioTemporalPerturbation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from perturbation_runs import CNN, PARTS, TRANSFORMER, by_hand, check_same, run,
 
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, io
 from captum_staa.__main__ import main
-from captum_staa.benchmark import PlantedClips
-from captum_staa.cli import demo, explain, output, windows
+from captum_staa.benchmark import PlantedClips, SceneOptions
+from captum_staa.cli import demo, explain, output
 from captum_staa.cli.explanation import Masks, Options, report
 from captum_staa.cli.methods import copies_of
-from captum_staa.perturbation.presets import PRESETS
+from captum_staa.perturbation import PRESETS
+
+METHOD = {
+    "nested": "STEP (nested)",
+    "step": "STEP",
+    "3d-ep": "Extremal perturbation (3D)",
+    "2d-ep": "Extremal perturbation (2D)",
+}
 
 pytest.importorskip("av")
 pytestmark = pytest.mark.usefixtures("ctrl_c_reaches_python")
@@ -29,7 +36,7 @@ def video(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory) -> Path:
-    clips = PlantedClips(seed=1, n=1, num_frames=44)
+    clips = PlantedClips(seed=1, n=1, scene=SceneOptions(num_frames=44))
     return write_video(tmp_path_factory.mktemp("videos") / "long.mp4", clips)
 
 
@@ -40,9 +47,9 @@ def test_explain_writes_the_results_of_perturbation_for_a_3d_cnn(video, tmp_path
     result = check_same(tmp_path, parts, [0.05, 0.1, 0.15, 0.5])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(output.FILES)
     assert (result["target"]["index"], result["target"]["class_specific"]) == (target, True)
-    assert result["method"] == "SpatioTemporalPerturbation(preset='nested').attribute(iterations=4)"
-    settings = {name: result["perturbation"][name] for name in ("preset", "objective", "regularizer", "scale")}
-    assert settings == {"preset": "nested", "objective": "dual", "regularizer": "none", "scale": "odds"}
+    assert result["method"] == "STEP (nested), iterations=4"
+    settings = {name: result["perturbation"][name] for name in ("objective", "regularizer", "scale")}
+    assert settings == {"objective": "dual", "regularizer": "none", "scale": "odds"}
     frames = [row["frame"] for row in result["key_frames"]]
     assert min(abs(a - b) for a in frames for b in frames if a != b) >= 2  # a cell of the mask
 
@@ -54,35 +61,33 @@ def test_explain_writes_the_results_of_perturbation_for_a_3d_cnn(video, tmp_path
         (row,) = [row for row in rows if row[:1] == [area]]
         assert float(row[1]) == pytest.approx(parts.visible[0, at].item(), rel=1e-2)
         shown = [float(cell.removesuffix("%")) / 100 for cell in row[2:]]
-        assert shown == pytest.approx([parts.kept[0, at].item(), parts.deleted[0, at].item()], abs=2e-3)
+        assert shown == pytest.approx([parts.kept[0, at].item(), parts.removed[0, at].item()], abs=2e-3)
 
 
 @pytest.mark.parametrize(
     ("options", "preset", "given", "model"),
     [
-        (["--preset", "step", "--areas", ".1,.4"], "step", {"areas": [0.1, 0.4]}, CNN),
-        (["--preset", "3d-ep", "--regularizer", "tv"], "3d-ep", {"regularizer": "tv"}, CNN),
-        (["--preset", "2d-ep", "--target", "BRIGHT-BOTTOM"], "2d-ep", {}, CNN),
+        (["--areas", ".1,.4"], "step", {"areas": [0.1, 0.4]}, CNN),
+        (["--regularizer", "tv"], "3d-ep", {"regularizer": "tv"}, CNN),
+        (["--target", "BRIGHT-BOTTOM"], "2d-ep", {}, CNN),
         (["--objective", "delete", "--areas", ".2"], "nested", {"areas": [0.2], "objective": "delete"}, TRANSFORMER),
     ],
 )
 @pytest.mark.usefixtures("without_pictures")
 def test_options_reach_the_method(video, tmp_path, options, preset, given, model):
-    assert run(video, tmp_path, "--iterations", "3", *options, model=model) == 0
+    assert run(video, tmp_path, "--iterations", "3", *options, model=model, method=METHOD[preset]) == 0
     asked = VideoClassifier.from_pretrained(model).class_index("bright-bottom") if "--target" in options else None
     parts, target = by_hand(video, model, preset, asked, iterations=3, **given)
     own = PRESETS[preset]
     result = check_same(tmp_path, parts, given.get("areas", list(own.areas)))
     assert result["target"]["index"] == target and result["target"]["given"] == (asked is not None)
     settings = result["perturbation"]
-    assert (settings["preset"], settings["iterations"]) == (preset, 3)
-    assert settings["objective"] == given.get("objective", own.objective.aim)
+    assert settings["iterations"] == 3
+    assert settings["objective"] == given.get("objective", own.objective)
     assert settings["regularizer"] == given.get("regularizer", "ellipsoid" if preset == "step" else "none")
-    assert settings["scale"] == own.objective.scale
-    call = ", ".join(f"{name}={given[name]!r}" for name in ("areas", "objective", "regularizer") if name in given)
-    assert result["method"] == (
-        f"SpatioTemporalPerturbation(preset={preset!r}).attribute({call}{', ' if call else ''}iterations=3)"
-    )
+    assert settings["scale"] == own.scale
+    passed = [f"{name}={given[name]!r}" for name in ("areas", "objective", "regularizer") if name in given]
+    assert result["method"] == ", ".join([METHOD[preset], *passed, "iterations=3"])
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -95,16 +100,13 @@ def test_preset_without_options_is_unchanged(video, tmp_path, monkeypatch):
 
     monkeypatch.setattr(SpatioTemporalPerturbation, "attribute_maps", attribute_maps)
     assert run(video, tmp_path / "a") == 2
-    assert run(video, tmp_path / "b", "--preset", "step") == 2
+    assert run(video, tmp_path / "b", method="STEP") == 2
     assert [preset for preset, _ in seen] == [PRESETS["nested"], PRESETS["step"]]
     assert {options["perturbations_per_eval"] for _, options in seen} == {8}
 
 
 def test_larger_clips_use_fewer_copies_per_forward_pass():
-    perturbations_per_eval = [
-        copies_of(torch.empty(1, 16, 3, side, side, device="meta")) for side in (48, 64, 112, 224, 1024)
-    ]
-    assert perturbations_per_eval == [8, 8, 3, 1, 1]
+    assert [copies_of(16 * 3 * side**2) for side in (48, 64, 112, 224, 1024)] == [8, 8, 3, 1, 1]
 
 
 def test_staa_writes_no_masks(video, tmp_path, monkeypatch):
@@ -117,17 +119,14 @@ def test_staa_writes_no_masks(video, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("staa", ["--preset", "step"], "--preset can only be used with --method perturbation"),
-        ("staa", ["--areas", ".1"], "--areas can only"),
-        ("staa", ["--objective", "dual"], "--objective can only"),
-        ("staa", ["--regularizer", "none"], "--regularizer can only"),
-        ("staa", ["--iterations", "1"], "--iterations can only"),
-        ("staa", ["--iterations", "1", "--areas", ".1"], "--areas, --iterations can only"),
-        ("perturbation", ["--mode", "relevance"], "--mode can only be used with --method staa"),
-        ("perturbation", ["--rule", "chefer"], "--rule can only"),
-        ("perturbation", ["--layers", "-1"], "--layers can only"),
-        ("perturbation", ["--layers", "all"], "--layers can only"),
-        ("perturbation", ["--focus"], "--focus can only"),
+        ("STAA", ["--areas", ".1"], "--areas can only"),
+        ("STAA", ["--objective", "dual"], "--objective can only"),
+        ("STAA", ["--regularizer", "none"], "--regularizer can only"),
+        ("STAA", ["--iterations", "1"], "--iterations can only"),
+        ("RISE", ["--iterations", "1", "--areas", ".1"], "--areas, --iterations can only"),
+        ("STEP", ["--layers", "-1"], "--layers can only"),
+        ("STEP", ["--layers", "all"], "--layers can only"),
+        ("STEP", ["--focus"], "--focus can only"),
     ],
 )
 def test_options_of_another_method_are_an_error(video, tmp_path, capsys, monkeypatch, method, options, message):
@@ -135,8 +134,8 @@ def test_options_of_another_method_are_an_error(video, tmp_path, capsys, monkeyp
     arguments = ["explain", str(video), "--model", TRANSFORMER, "--method", method, "--out", str(tmp_path / "out")]
     assert main([*arguments, *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert message in line and f"got --method {method}" in line
-    assert f"pass --method {'staa' if method == 'perturbation' else 'perturbation'}" in line
+    assert message in line and f"got --method {method!r}" in line
+    assert f"be used with --method {chr(39)}{'STAA (Chefer)' if method == 'STEP' else 'STEP (nested)'}" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -149,14 +148,13 @@ def test_options_of_another_method_are_an_error(video, tmp_path, capsys, monkeyp
         (["--areas", ""], "got ''"),
         (["--areas", "nan"], "got 'nan'"),
         (["--iterations", "0"], "at least 1, got '0'"),
-        (["--preset", "4d"], "invalid choice"),
         (["--objective", "keep"], "invalid choice"),
         (["--regularizer", "silk"], "invalid choice"),
     ],
 )
 def test_invalid_arguments_exit_with_code_2(options, message, capsys):
     with pytest.raises(SystemExit) as caught:
-        main(["explain", "a.mp4", "--model", CNN, "--method", "perturbation", *options])
+        main(["explain", "a.mp4", "--model", CNN, "--method", "STEP", *options])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -199,7 +197,7 @@ def test_windows_are_weighted_by_the_probability_of_the_class(long_video, tmp_pa
 def test_report_warns_about_masks_that_have_not_reached_their_area(video, tmp_path, capsys):
     """The masks of the papers show the whole clip at first, and need hundreds of steps to shrink."""
     for preset, too_large in (("step", True), ("nested", False)):
-        assert run(video, tmp_path, "--preset", preset, "--areas", ".1", "--iterations", "2", "--overwrite") == 0
+        assert run(video, tmp_path, "--areas", ".1", "--iterations", "2", "--overwrite", method=METHOD[preset]) == 0
         assert ("have not reached the requested areas" in capsys.readouterr().out) == too_large
         (row,) = read(tmp_path)[2]["perturbation"]["areas"]
         assert (row["visible"] > 0.15) == too_large
@@ -207,18 +205,18 @@ def test_report_warns_about_masks_that_have_not_reached_their_area(video, tmp_pa
 
 def test_logit_scores_are_not_printed_as_probabilities(video, tmp_path):
     found = explain.explain(
-        Options(video=video, model=CNN, out=tmp_path / "out", method="perturbation", iterations=1, areas=[0.2])
+        Options(video, CNN, tmp_path / "out", "STEP (nested)", method_options={"iterations": 1, "areas": [0.2]})
     )
     assert isinstance(found.masks, Masks)
-    masks = dataclasses.replace(found.masks, scale="logit", whole=-3.25, kept=[12.5], deleted=[-0.125])
+    masks = dataclasses.replace(found.masks, scale="logit", whole=-3.25, kept=[12.5], removed=[-0.125])
     said = report(dataclasses.replace(found, masks=masks), 1)
-    assert f"the output {found.subject()}: -3.25 for the whole clip" in said
+    assert f"the output {found.subject}: -3.25 for the whole clip" in said
     (row,) = [line.split() for line in said.splitlines() if line.startswith(" ") and line.split()[0] == "0.2"]
     assert row[2:] == ["12.5", "-0.125"]
 
 
 def test_memory_of_masks_is_checked_before_the_first_window(long_video, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(windows, "MOST", 2 * 4 * 44 * 48 * 48 * 3)  # a map and two masks
+    monkeypatch.setattr(explain, "MOST", 2 * 4 * 44 * 48 * 48 * 3)  # a map and two masks
     monkeypatch.setattr(output, "draw", lambda *args, **options: None)
     options = ["--windows", "--iterations", "1", "--target", "0"]
     assert run(long_video, tmp_path / "three", *options, "--areas", ".1,.2,.3") == 2

@@ -12,7 +12,7 @@ import pytest
 from command_line import read
 from perturbation_runs import CNN, by_hand, check_same, run, write_video
 
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.cli import demo
 from captum_staa.perturbation import learning
 
@@ -27,7 +27,7 @@ def video(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory) -> Path:
-    clips = PlantedClips(seed=1, n=1, num_frames=44)
+    clips = PlantedClips(seed=1, n=1, scene=SceneOptions(num_frames=44))
     return write_video(tmp_path_factory.mktemp("videos") / "long.mp4", clips)
 
 
@@ -36,7 +36,7 @@ def interrupt_at(monkeypatch, step: int, clip: int = 0) -> None:
     original, seen = learning._slope, []
 
     def interrupted(problem, drawn, number, baseline_scores):
-        if problem.objective.aim == "dual" and number == step:  # the warm start has the aim "preserve"
+        if problem.config.objective == "dual" and number == step:  # the warm start has "preserve"
             seen.append(number)
             if len(seen) == clip + 1:
                 signal.raise_signal(signal.SIGINT)
@@ -98,7 +98,7 @@ def test_progress_bar_shows_the_kept_score(video, tmp_path, monkeypatch):
     assert run(video, tmp_path, "--iterations", "2") == 0
     kept = np.mean([row["kept"] for row in read(tmp_path)[2]["perturbation"]["areas"]])
     drawn = terminal.getvalue().split("\r")[-1]
-    assert "Spatio-temporal perturbation" in drawn and f"kept {kept:.3f}" in drawn and "100%" in drawn
+    assert "STEP (nested)" in drawn and f"kept {kept:.3f}" in drawn and "100%" in drawn
     assert drawn.count("\n") == 1 and drawn.endswith("\n")  # the bar ends with a newline
 
 
@@ -108,4 +108,4 @@ def test_progress_bars_of_windows_are_cleared(long_video, tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "stderr", terminal)
     assert run(long_video, tmp_path, "--windows", "--iterations", "2", "--areas", ".2", "--target", "0") == 0
     drawn = terminal.getvalue()
-    assert drawn.count("Spatio-temporal perturbation") >= 3 and not drawn.split("\r")[-2].strip()  # cleared
+    assert drawn.count("STEP (nested)") >= 3 and not drawn.split("\r")[-2].strip()  # cleared

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from captum_staa.cli import pictures
-from captum_staa.cli.explanation import Explanation, Masks, report
+from captum_staa.cli.explanation import Explanation, Masks, MethodUsed, Prediction, SampledVideo, report
 from captum_staa.io import VideoInfo
 from captum_staa.result import VideoAttribution
+from captum_staa.visualization import Frames
 
 T, H, W = 30, 40, 60
 CROP = (0.0, 10.0, 40.0, 40.0)
@@ -30,33 +31,31 @@ def explanation(**changes) -> Explanation:
     joint = torch.rand(1, T, 8, 8, generator=torch.Generator().manual_seed(0))
     for at in (4, 13, 22):
         joint[0, at] += 10
+    indices = list(range(0, 3 * T, 3))
+    probabilities = [0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.04, 0.01]
     given = {
-        "video": Path("a clip.mp4"),
-        "info": VideoInfo(90, 25.0, H, W),
-        "model": "some-model",
-        "method": "Some(method)",
-        "kind": "some method",
-        "settings": {},
-        "class_specific": True,
-        "layout": "BTCHW",
-        "labels": LABELS,
-        "probabilities": [0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.04, 0.01],
+        "video": SampledVideo(
+            path=Path("a clip.mp4"),
+            info=VideoInfo(90, 25.0, H, W),
+            indices=indices,
+            times=[index / 25 for index in indices],
+            description="",
+            crop=CROP,
+            frames=FRAMES,
+        ),
+        "prediction": Prediction("some-model", "BCTHW", LABELS, probabilities),
+        "method": MethodUsed("some method", {}, class_specific=True, apart=1),
         "target": 1,
         "target_given": True,
-        "indices": list(range(0, 3 * T, 3)),
-        "times": [index / 25 for index in range(0, 3 * T, 3)],
-        "parts": VideoAttribution.from_joint(joint),
-        "crop": CROP,
-        "apart": 1,
-        "sampling": "",
-        "frames": FRAMES,
+        "maps": VideoAttribution.from_joint(joint),
     }
     return Explanation(**{**given, **changes})
 
 
 def held(shown: Explanation, truth: torch.Tensor | None = None, frames: np.ndarray = FRAMES) -> dict:
     """Return the data of the page, and its length."""
-    text = pictures.page(shown, range(T), frames, CROP, truth)
+    clip = Frames(frames, CROP, shown.video.indices, shown.video.constant_fps)
+    text = pictures.page(shown, range(T), clip, truth)
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
     assert found is not None
     return {**json.loads(found[1]), "length": len(text)}
@@ -97,7 +96,7 @@ def test_each_mask_is_a_separate_explanation():
 def test_predictions_include_the_target_of_class_specific_maps():
     unlikely = held(explanation(target=7))
     assert unlikely["predictions"][5] == ["class 7", 0.01] and unlikely["explained"] == 5
-    assert held(explanation(class_specific=False))["explained"] == -1
+    assert held(explanation(method=MethodUsed("some method", {}, class_specific=False, apart=1)))["explained"] == -1
 
 
 def test_long_clip_is_reduced_to_the_strongest_frames(monkeypatch):
@@ -110,7 +109,9 @@ def test_long_clip_is_reduced_to_the_strongest_frames(monkeypatch):
 def test_large_page_gets_smaller_frames_and_then_fewer_frames(monkeypatch):
     whole = held(explanation())["length"]
     monkeypatch.setattr(pictures, "PAGE_EDGE", 20)
-    bare = held(dataclasses.replace(explanation(), frames=FRAMES[:1]), frames=np.zeros_like(FRAMES))["length"]
+    bare = held(
+        explanation(video=dataclasses.replace(explanation().video, frames=FRAMES[:1])), frames=np.zeros_like(FRAMES)
+    )["length"]
     monkeypatch.setattr(pictures, "PAGE_BYTES", whole - 1)
     smaller = held(explanation())
     assert (len(smaller["frames"]), smaller["height"], smaller["width"]) == (T, 20, 30)
@@ -137,5 +138,6 @@ def test_large_page_gets_smaller_frames_and_then_fewer_frames(monkeypatch):
 def test_report_distinguishes_signed_maps_from_zero_maps(temporal, said):
     joint = torch.tensor(temporal)[None, :, None, None].expand(1, 4, 2, 2) / 4
     parts = VideoAttribution(joint, joint.sum(1), torch.tensor([temporal]))
-    changed = explanation(parts=parts, indices=[0, 3, 6, 9], times=[0.0, 0.12, 0.24, 0.36])
+    video = dataclasses.replace(explanation().video, indices=[0, 3, 6, 9], times=[0.0, 0.12, 0.24, 0.36])
+    changed = explanation(maps=parts, video=video)
     assert report(changed, 3).splitlines()[-1] == said

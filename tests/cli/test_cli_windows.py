@@ -17,8 +17,8 @@ from command_line import (
 
 from captum_staa import STAA, VideoClassifier, io
 from captum_staa.__main__ import main
-from captum_staa.cli import windows
-from captum_staa.cli.methods import OfAttention
+from captum_staa.cli import explain as explaining
+from captum_staa.cli.methods import ClipMethod
 
 pytest.importorskip("av")
 pytestmark = pytest.mark.usefixtures("ctrl_c_reaches_python")
@@ -65,12 +65,12 @@ def test_windows_are_merged_by_their_mean(long_video, tmp_path, options, stride,
         probabilities[:, target].tolist(), rel=1e-3, abs=1e-6
     )
     assert result["target"]["probability"] == pytest.approx(probabilities.mean(0)[target].item(), rel=1e-3)
-    assert windows.count_windows(44, 15 * frame_stride + 1, stride or 15 * frame_stride + 1) == len(pieces)
+    assert explaining.count_windows(44, 15 * frame_stride + 1, stride or 15 * frame_stride + 1) == len(pieces)
 
 
 def interrupt_at(monkeypatch, function: str, call: int) -> None:
     """Send a real Ctrl-C just before this call of a function of the method."""
-    original, calls = getattr(OfAttention, function), []
+    original, calls = getattr(ClipMethod, function), []
 
     def interrupted(*args):
         calls.append(args)
@@ -78,13 +78,12 @@ def interrupt_at(monkeypatch, function: str, call: int) -> None:
             signal.raise_signal(signal.SIGINT)
         return original(*args)
 
-    monkeypatch.setattr(OfAttention, function, interrupted)
+    monkeypatch.setattr(ClipMethod, function, interrupted)
 
 
-@pytest.mark.parametrize("mode", ["relevance", "released"])
-def test_ctrl_c_keeps_the_finished_windows(long_video, tmp_path, capsys, monkeypatch, mode):
+def test_ctrl_c_keeps_the_finished_windows(long_video, tmp_path, capsys, monkeypatch):
     interrupt_at(monkeypatch, "explain", 3)
-    arguments = ["explain", str(long_video), "--model", MODEL, "--windows", "--stride", "8", "--mode", mode]
+    arguments = ["explain", str(long_video), "--model", MODEL, "--windows", "--stride", "8"]
     assert main([*arguments, "--out", str(tmp_path)]) == 130
     _, _, result = check_numbers(tmp_path)
     check_pictures(tmp_path)
@@ -107,7 +106,7 @@ def test_ctrl_c_before_the_first_window_writes_no_files(long_video, tmp_path, ca
 @pytest.mark.slow  # the other tests use planted clips
 def test_windows_of_a_real_clip(shared_videos, tmp_path):
     path = shared_videos / "v_ApplyEyeMakeup_g01_c01.avi"
-    arguments = ["explain", str(path), "--model", "tiny-timesformer-pattern", "--windows", "--mode", "attention"]
+    arguments = ["explain", str(path), "--model", "tiny-timesformer-pattern", "--windows", "--method", "staa"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     _, _, result = check_numbers(tmp_path)
     check_pictures(tmp_path)

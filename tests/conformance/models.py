@@ -15,7 +15,7 @@ from tiny_models import CallsSdpa as Attention
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, VideoLayout
-from captum_staa.models import STABN, AttentionLayer
+from captum_staa.models import STABN, AttentionLayer, BranchConfig
 
 Tensors = tuple[Tensor, ...]
 
@@ -226,7 +226,7 @@ def _branched(name: str) -> Case:
     """Return another case with a random branch at one of its layers."""
     plain = fresh(name.removesuffix(BRANCHED))
     at, before = LAYERS[plain.name]
-    model = STABN.inject(plain.model, at, width=6, example=plain.inputs[0])
+    model = STABN.inject(plain.model, at, config=BranchConfig(width=6), example=plain.inputs[0])
     for seed, added in enumerate((model.branch, model.mechanism), start=2):
         randomize(added, seed)
     return Branched(name, model, plain.inputs, plain.layout, before)

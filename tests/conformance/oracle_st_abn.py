@@ -41,7 +41,7 @@ def _run(case: Case) -> _Run:
         gated = slow_st_abn.from_cells(gated, first, model.grid)
         return (gated, *output[1:]) if isinstance(output, tuple) else gated
 
-    layer = next(module for name, module in model.model.named_modules() if name.endswith(model.config.layer))
+    layer = next(module for name, module in model.model.named_modules() if name.endswith(model.layer))
     layer.register_forward_hook(by_hand, prepend=True)  # user hooks run after the branch
     with torch.enable_grad():
         logits = model.model(case.inputs[0].detach().clone())

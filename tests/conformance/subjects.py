@@ -19,10 +19,9 @@ from covering import all_pairs
 from torch import Tensor
 
 from captum_staa import RISE, STAA, SpatioTemporalPerturbation, VideoClassifier
-from captum_staa.attr import AttentionBranch, GradCAM, VideoFeatureAblation, VideoOcclusion
+from captum_staa.attr import AttentionBranch, GradCAM, ReleasedSTAA, VideoFeatureAblation, VideoOcclusion
+from captum_staa.perturbation import PRESETS, Nested, PerturbationConfig, Separate
 from captum_staa.perturbation.mask_grid import MaskGrid
-from captum_staa.perturbation.masks import Nested, Separate
-from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
 
 from . import oracle_perturbation, oracle_st_abn, oracles
 from .models import LAYERS, MODELS, TRANSFORMERS, Case, Tensors
@@ -137,12 +136,14 @@ LEARNING = {
     "nested": replace(
         PRESETS["nested"],
         parametrization=Nested(rate=oracle_perturbation.RATE),
+        scale="logit",
         blends=oracle_perturbation.BLENDS,
         across=oracle_perturbation.ACROSS,
     ),
     "step": replace(
         PRESETS["step"],
         parametrization=_FromARamp(oracle_perturbation.DESCENT, oracle_perturbation.WEIGHT),
+        scale="logit",
         across=oracle_perturbation.ACROSS,
     ),
 }
@@ -158,7 +159,7 @@ def _perturbation(
         counterpart=FeatureAblation,
         make=lambda case: SpatioTemporalPerturbation(case.model, _axes(case), preset=preset),
         oracle=oracle,
-        keywords=lambda case: {"scale": "logit", "areas": (0.2, 0.5), "iterations": 3},
+        keywords=lambda case: {"areas": (0.2, 0.5), "iterations": 3},
         models=models,
     )
 
@@ -167,7 +168,16 @@ OURS = (
     _staa("decomposition", oracles.staa, mode="relevance", rule="decomposition", pattern_weight=0),
     _staa("chefer", oracles.staa, mode="relevance", rule="chefer"),
     _staa("attention", oracles.staa, mode="attention"),
-    _staa("released", oracles.released, mode="released"),
+    Subject(
+        name="ReleasedSTAA",
+        method=ReleasedSTAA,
+        kind="attention",
+        counterpart=LayerGradCam,
+        make=lambda case: ReleasedSTAA(case.model),
+        oracle=oracles.released,
+        models=TRANSFORMERS,
+        inside=True,
+    ),
     Subject(
         name="VideoOcclusion",
         method=VideoOcclusion,

@@ -209,7 +209,7 @@ def _break(notebook: dict[str, Any], how: str) -> None:
         ),
         "size": lambda: text["source"].append("x" * LIMIT),
         "no swap cell": lambda: text.update(source=["## Something else"]),
-        "private": lambda: code["source"].append("\nfrom captum_staa.attr import _hiding"),
+        "private": lambda: code["source"].append("\nfrom captum_staa.attr import _base"),
         "links": lambda: text["source"].append("[gone](../docs/gone.md)"),
     }
     breakages[how]()
@@ -228,7 +228,7 @@ def test_faults_finds_a_broken_notebook(how):
 @pytest.mark.parametrize(
     ("source", "private"),
     [
-        ("from captum_staa.attr._hiding import blend_of", True),
+        ("from captum_staa.attr._base import one_clip", True),
         ("import captum_staa._utils.captum", True),
         ("from captum_staa.metrics import Array", True),  # exists, but is not in __all__
         ("clf._check(clip)", True),

@@ -187,11 +187,11 @@ def test_invalid_clip_raises_error(name, clip, layout, error, message):
         (lambda clip: feature_masks.segments(clip, "BTCHW", 6), ValueError, "1 to 5 (frames"),
         (lambda clip: feature_masks.segments(clip, "BTCHW", 2.0), TypeError, "2.0 of type float"),
         (lambda clip: feature_masks.segments(clip, "BTCHW", True), TypeError, "True of type bool"),
-        (lambda clip: feature_masks.grid(clip, "BTCHW", (2, 0, 4)), ValueError, "side h of cell = (2, 0, 4)"),
-        (lambda clip: feature_masks.grid(clip, "BTCHW", (6, 1, 1)), ValueError, "side t of cell = (6, 1, 1)"),
+        (lambda clip: feature_masks.grid(clip, "BTCHW", (2, 0, 4)), ValueError, "side h of cells = (2, 0, 4)"),
+        (lambda clip: feature_masks.grid(clip, "BTCHW", (6, 1, 1)), ValueError, "side t of cells = (6, 1, 1)"),
         (lambda clip: feature_masks.grid(clip, "BTCHW", (1, 1, 15)), ValueError, "1 to 14 (frames or pixels"),
         (lambda clip: feature_masks.grid(clip, "BTCHW", (1, 1.5, 1)), TypeError, "1.5 of type float"),
-        (lambda clip: feature_masks.grid(clip, "BTCHW", (4, 4)), ValueError, "cell must be (t, h, w)"),
+        (lambda clip: feature_masks.grid(clip, "BTCHW", (4, 4)), ValueError, "cells must be (t, h, w)"),
         (lambda clip: feature_masks.grid(clip, "BTCHW", 4), ValueError, "got 4"),
         (lambda clip: feature_masks.supervoxels(clip, "BTCHW", 0), ValueError, "from 1 to 840 (voxels"),
         (lambda clip: feature_masks.flow_tubes(clip, "BTCHW", 841), ValueError, "from 1 to 840 (voxels"),
@@ -211,7 +211,7 @@ def test_tubelets_of_an_invalid_classifier_or_clip_raise_error():
     clf = tiny("videomae")
     cnn = VideoClassifier(nn.Conv3d(3, 2, 3), "BTCHW")
     for call, error, message in (
-        (lambda: feature_masks.tubelets(clip_of(), cnn), ValueError, "feature_masks.grid(clip, layout, (t, h, w))"),
+        (lambda: feature_masks.tubelets(clip_of(), cnn), ValueError, "feature_masks.grid(inputs, layout, (t, h, w))"),
         (lambda: feature_masks.tubelets(clip_of(), nn.Linear(2, 2)), TypeError, "Linear"),
         (
             lambda: feature_masks.tubelets(clip_of(T=8, H=24, W=24), clf),

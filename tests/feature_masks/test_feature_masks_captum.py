@@ -13,7 +13,7 @@ from captum.attr import FeatureAblation, KernelShap, Lime, ShapleyValueSampling
 from torch import Tensor, nn
 
 from captum_staa import feature_masks
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.io import read_video
 
 LAYOUT = "BCTHW"
@@ -28,7 +28,11 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def planted() -> Tensor:
-    return PlantedClips(seed=5, n=4, task="motion", num_frames=12)[:2][0][:, ::2].transpose(1, 2).contiguous()
+    return (
+        PlantedClips(seed=5, n=4, task="motion", scene=SceneOptions(num_frames=12))[:2][0][:, ::2]
+        .transpose(1, 2)
+        .contiguous()
+    )
 
 
 def real(folder: Path) -> Tensor:

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from captum_staa.benchmark import PlantedClips
 from captum_staa.feature_masks import flow_tubes, grid, supervoxels
-from captum_staa.feature_masks.flow import ENOUGH, _flow, _neighbors, _superpixels, _traced
+from captum_staa.feature_masks.flow import ENOUGH, _flow, _neighbors, _superpixels, _traced, ward
 from captum_staa.feature_masks.slic import lab
-from captum_staa.feature_masks.ward import merge
 
 
 def shared(a: Tensor, b: Tensor) -> set[int]:
@@ -160,7 +159,7 @@ def test_merge_of_a_complete_graph_equals_scipy_ward(seed):
     tree = hierarchy.linkage(points, "ward")
     for n in (1, 2, 7, 29, 30):
         expected = hierarchy.fcluster(tree, n, "maxclust")
-        assert partition(merge(points, np.ones(30), every_pair(30), n)) == partition(expected)
+        assert partition(ward(points, np.ones(30), every_pair(30), n)) == partition(expected)
 
 
 def test_merge_treats_a_node_size_as_repeated_points():
@@ -169,7 +168,7 @@ def test_merge_treats_a_node_size_as_repeated_points():
     which = np.repeat(np.arange(14), sizes)
     for n in (2, 5, 9):
         expected = hierarchy.fcluster(hierarchy.linkage(points[which], "ward"), n, "maxclust")
-        found = merge(points, sizes.astype(float), every_pair(14), n)
+        found = ward(points, sizes.astype(float), every_pair(14), n)
         assert partition(found[which]) == partition(expected)
 
 
@@ -190,11 +189,11 @@ def test_merge_equals_greedy_search_over_all_neighbors(seed):
                     total = [sizes[list(g)].sum() for g in (one, other)]
                     cost = total[0] * total[1] / sum(total) * ((means[0] - means[1]) ** 2).sum()
                     best = min(best or (np.inf,), (cost, i, j))
-        assert partition(merge(points, sizes, edges, len(groups))) == {frozenset(g) for g in groups}
+        assert partition(ward(points, sizes, edges, len(groups))) == {frozenset(g) for g in groups}
         if best is None:
             break
         groups[best[2]] |= groups.pop(best[1])
-    assert partition(merge(points, sizes, edges, 1)) == {
+    assert partition(ward(points, sizes, edges, 1)) == {
         frozenset(g) for g in groups
     }  # the connected components are left
 

@@ -150,7 +150,6 @@ def perturbation(draw: Any) -> Call:
         "perturbations_per_eval": draw(st.sampled_from([1, 3, 99])),
         "areas": draw(st.sampled_from([0.3, (0.1, 0.5), (0.05,), [0.2, 0.9]])),
         "objective": draw(st.sampled_from([None, "preserve", "delete", "dual"])),
-        "scale": draw(st.sampled_from([None, "odds", "log_probability", "margin", "logit"])),
         "regularizer": draw(st.sampled_from([None, "tv", "squared", "ellipsoid", "none"])),
         "iterations": draw(st.integers(0, 2)),
     }
@@ -161,11 +160,10 @@ def perturbation(draw: Any) -> Call:
     kinds = {
         "areas": "numbers?",
         "objective": "word?",
-        "scale": "word?",
         "regularizer": "word?",
         "iterations": "count?",
     }
-    kinds |= {"init": "maps?", "tolerance": "number?", "feature_mask": "mask?", "baselines": "baseline?"}
+    kinds |= {"init": "maps?", "feature_mask": "mask?", "baselines": "baseline?"}
     refusals = ("no region", "hides nothing", "areas", "feature")
     # The optimization is not a continuous function of its start, so only relations with identical numbers are compared.
     relations = ("memory", "alone", "tuple")

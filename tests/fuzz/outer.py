@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 
 from captum_staa import VideoClassifier, benchmark, io, visualization
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.models.preprocessing import Preprocessing
 
 from . import values
@@ -54,11 +54,13 @@ def preprocess(draw: Any) -> Call:
 def planted(draw: Any) -> Call:
     task = draw(st.sampled_from(["pattern", "motion", "order"]))
     good: dict[str, Any] = {"seed": draw(st.integers(-5, 2**40)), "n": draw(st.integers(1, 4)), "task": task}
-    good |= {"num_frames": draw(st.sampled_from([12, 16])), "image_size": draw(st.sampled_from([28, 31])), "noise": 0.0}
+    scene = {"num_frames": draw(st.sampled_from([12, 16])), "image_size": draw(st.sampled_from([28, 31])), "noise": 0.0}
+    good |= scene
     index = draw(st.integers(0, good["n"] - 1))
 
     def run(**made: Any) -> Any:
-        clips = PlantedClips(**made)
+        options = {name: made.pop(name) for name in scene if name in made}
+        clips = PlantedClips(**made, scene=SceneOptions(**options))
         return clips, clips[index], clips[: index + 1]
 
     def check(found: Any) -> None:
@@ -80,8 +82,8 @@ def _clips() -> list[tuple[torch.Tensor, int]]:
 def compared(draw: Any) -> Call:
     model = VideoClassifier(anything("BTCHW"), layout="BTCHW")
     good: dict[str, Any] = {"classifier": model, "clips": _clips(), "methods": ["Saliency"], "metrics": ["deletion"]}
-    good |= {"steps": 2, "show_progress": False}
-    kinds = {"baseline": "word", "steps": "count", "perturbations_per_eval": "count"}
+    good |= {"metric_options": benchmark.MetricOptions(steps=2), "show_progress": False}
+    kinds = {"perturbations_per_eval": "count"}
 
     def check(found: Any) -> None:
         assert found.methods[0] == "Saliency" and not found.failures, found.reasons()
@@ -101,21 +103,24 @@ def pictures(draw: Any) -> Call:
     spread = [maps, maps[0], maps * 0, maps.half(), maps.double() * 1e300, maps * 1e-30, maps.numpy(), maps.abs()]
     maps = draw(st.sampled_from([*spread, maps[:, :, None].expand(1, t, 3, h, w)]))
     axes = "BTCHW" if maps.ndim == 5 else None
-    good: dict[str, Any] = {"clip": frames, "attributions": maps, "layout": axes}
-    kinds = {"clip": "frames", "attributions": "pictured", "sign": "word"}
-    kinds |= {"outlier_perc": "percent"} if name != "show_timeline" else {"num_frames": "count?"}
-    if name in ("show_frames", "compare_methods"):
+    good: dict[str, Any] = {"pixels": frames, "attributions": maps, "layout": axes}
+    kinds = {"pixels": "frames", "attributions": "pictured", "sign": "word"}
+    if name != "show_timeline":
         good["method"] = draw(st.sampled_from(["blended_heat_map", "heat_map", "masked_image"]))
-        kinds |= {"method": "word", "num_frames": "count?"}
+        kinds |= {"method": "word", "outlier_perc": "percent"}
+    if name in ("show_frames", "compare_methods"):
+        kinds |= {"num_frames": "count?"}
     if maps.ndim == 5:
         kinds["layout"] = "layout"
     function = getattr(visualization, name)
 
-    def run(attributions: Any = maps, clip: Any = frames, **rest: Any) -> Any:
-        if name == "show_timeline":
-            return function(attributions, clip=clip, use_pyplot=False, **rest)
-        maps_of_methods = {"one": attributions} if name == "compare_methods" else attributions
-        return function(clip, maps_of_methods, use_pyplot=False, **rest)
+    def run(attributions: Any = maps, pixels: Any = frames, layout: Any = axes, **rest: Any) -> Any:
+        clip = visualization.Frames(pixels, layout=layout)
+        if name != "show_timeline":
+            fields = {key: rest.pop(key) for key in ("method", "sign", "outlier_perc") if key in rest}
+            rest["style"] = visualization.Style(**fields)
+        given = {"one": attributions} if name == "compare_methods" else attributions
+        return function(given, clip, use_pyplot=False, **rest)
 
     def check(found: Any) -> None:
         figure, main = found

@@ -129,8 +129,8 @@ def with_truth(draw: Any) -> Call:
         st.sampled_from([scores, scores.round(), scores.half(), scores.numpy(), scores.double() * 1e200, scores * 0])
     )
     truth = values.normal(draw, *sizes) > draw(st.sampled_from([-9.0, 0.0, 1.0, 9.0]))
-    good: dict[str, Any] = {"scores": scores, "truth": draw(st.sampled_from([truth, truth.numpy()]))}
-    kinds = {"scores": "maps", "truth": "truth"}
+    good: dict[str, Any] = {"attributions": scores, "truth": draw(st.sampled_from([truth, truth.numpy()]))}
+    kinds = {"attributions": "maps", "truth": "truth"}
     if name not in ("pointing_game", "temporal_pointing"):
         good["axis"] = draw(st.sampled_from(["joint", "time", "space"]))
         kinds["axis"] = "word"
@@ -140,7 +140,7 @@ def with_truth(draw: Any) -> Call:
         assert found.shape == (sizes[0],) and found.dtype == torch.float64
         bounded(function, found)
         for i in range(sizes[0]):
-            part = {key: value[i : i + 1] if key in ("scores", "truth") else value for key, value in good.items()}
+            part = {key: value[i : i + 1] if key in ("attributions", "truth") else value for key, value in good.items()}
             _same(function(**part), found[i : i + 1], f"clip {i} alone", 1e-12)
         if name == "auroc" and good["axis"] == "joint":
             x, inside = np.asarray(scores, dtype=np.float64), truth.numpy()
@@ -167,8 +167,8 @@ def of_a_map(draw: Any) -> Call:
         return torch.stack(found, 1) if isinstance(found, tuple) else found[:, None]
 
     if name == "controls":
-        good: dict[str, Any] = {"clip": clip, "layout": axes, "attributions": clip}
-        kinds = {"clip": "clip", "layout": "layout", "attributions": "maps?", "generator": "generator?"}
+        good: dict[str, Any] = {"inputs": clip, "layout": axes, "attributions": clip}
+        kinds = {"inputs": "clip", "layout": "layout", "attributions": "maps?", "generator": "generator?"}
     else:
         good = {"attributions": clip, "layout": axes}
         kinds = {"attributions": "map alone", "layout": "layout?"}
@@ -178,7 +178,7 @@ def of_a_map(draw: Any) -> Call:
         if name != "controls":
             bounded(function, score)
         plain = values.working(clip, axes).contiguous()
-        turned = {key: plain if key in ("clip", "attributions") else "BTCHW" for key in good}
+        turned = {key: plain if key in ("inputs", "attributions") else "BTCHW" for key in good}
         if plain.shape[1] != 3 or plain.shape[2] <= 4:
             _same(stacked(function(**turned)), score, "layout BTCHW", 1e-9)
         alone = {key: value[:1] if isinstance(value, Tensor) else value for key, value in good.items()}
@@ -257,13 +257,13 @@ def sanity_checks(draw: Any) -> Call:
     name = draw(st.sampled_from(["randomization", "class_sensitivity", "attention_usage"]))
     if name == "attention_usage":
         clip = values.normal(draw, draw(st.integers(1, 3)), 3, 4, 12, 10)
-        good: dict[str, Any] = {"st_abn": branched(), "clips": clip, "targets": values.target_of(draw, len(clip))}
+        good: dict[str, Any] = {"st_abn": branched(), "inputs": clip, "target": values.target_of(draw, len(clip))}
 
         def inside(found: Any) -> None:
             moved = torch.cat([found.temporal_flat, found.spatial_flat])
             assert bool(((moved >= 0) & (moved <= 1)).all()), moved
 
-        kinds = {"st_abn": "model", "clips": "clip", "targets": "target?"}
+        kinds = {"st_abn": "model", "inputs": "clip", "target": "target?"}
         return _call(draw, name, metrics.attention_usage, good, kinds, check=inside)
     model = nn.Sequential(nn.Flatten(), nn.Linear(24, CLASSES))
     clip = values.normal(draw, draw(st.integers(1, 3)), 2, 1, 3, 4)

@@ -164,13 +164,13 @@ def baseline(draw: Any) -> Call:
             alone = function(clip[:1], axes, **more)
             close(alone, found[:1], clip.dtype, what="alone", scale=1.0)
 
-    kinds = {"clip": "clip", "layout": "layout"}
+    kinds = {"inputs": "clip", "layout": "layout"}
     kinds |= {"blur": {"space": "number?", "time": "number"}, "freeze": {"frame": "word?"}}.get(name, {})
     kinds |= {"noise": {"std": "number?", "generator": "generator?"}, "shuffle": {"generator": "generator?"}}.get(
         name, {}
     )
     refusals = ("at least two frames",)
-    good = {"clip": clip, "layout": axes, **more}
+    good = {"inputs": clip, "layout": axes, **more}
     return _call(draw, f"baselines.{name}", function, good, kinds, check=check, refusals=refusals)
 
 
@@ -188,7 +188,7 @@ def mask(draw: Any) -> Call:
     if name == "segments":
         more = {"n": draw(st.integers(1, t))}
     elif name == "grid":
-        more = {"cell": tuple(draw(st.integers(1, side)) for side in (t, h, w))}
+        more = {"cells": tuple(draw(st.integers(1, side)) for side in (t, h, w))}
     elif name in ("supervoxels", "flow_tubes"):
         more = {"n": draw(st.integers(1, t * h * w)), "compactness": draw(st.sampled_from([20.0, 0.1, 500.0]))}
 
@@ -201,17 +201,17 @@ def mask(draw: Any) -> Call:
         twin = function(values.in_axes(clip, axes, other), other, **more)
         assert torch.equal(values.in_axes(twin, other, axes), ids), f"other regions in {other}"
         if name == "grid":
-            a, b, c = more["cell"]
+            a, b, c = more["cells"]
             found = values.working(ids, axes)[0, :, 0]
             rows, columns = -(-h // b), -(-w // c)
             place = torch.meshgrid(*(torch.arange(side) for side in (t, h, w)), indexing="ij")
             assert torch.equal(found, (place[0] // a * rows + place[1] // b) * columns + place[2] // c), "other cells"
 
-    kinds = {"clip": "clip", "layout": "layout"}
-    kinds |= {"segments": {"n": "count"}, "grid": {"cell": "triple"}}.get(name, {})
+    kinds = {"inputs": "clip", "layout": "layout"}
+    kinds |= {"segments": {"n": "count"}, "grid": {"cells": "triple"}}.get(name, {})
     kinds |= {"n": "count", "compactness": "number"} if "compactness" in more else {}
     refusals = ("2 x 2 pixels",)
-    good = {"clip": clip, "layout": axes, **more}
+    good = {"inputs": clip, "layout": axes, **more}
     return _call(draw, f"feature_masks.{name}", function, good, kinds, check=check, refusals=refusals)
 
 

@@ -30,8 +30,10 @@ from captum_staa import (
     smooth,
     visualization,
 )
-from captum_staa.benchmark import PlantedClips, compare
+from captum_staa.attr import ReleasedSTAA
+from captum_staa.benchmark import PlantedClips, SceneOptions, compare
 from captum_staa.metrics import noise, sanity
+from captum_staa.perturbation import PRESETS
 from fuzz.models import anything, convolutions
 
 CLIP = torch.randn(2, 4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
@@ -158,12 +160,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an array for a word": (lambda: grad_cam(1, weighting=np.array(["a"])), ValueError, "weighting must be one of"),
     "a dict for a word": (lambda: grad_cam(1, upsampling={}), ValueError, "upsampling must be one of"),
     "a number for a generator": (
-        lambda: staa(generator=3),
+        lambda: ReleasedSTAA(tiny("videomae"), generator=3),
         TypeError,
         "generator must be a torch.Generator or None, got 3",
     ),
     "an endless tolerance": (
-        lambda: SpatioTemporalPerturbation(anything("BTCHW")).attribute(CLIP, target=1, tolerance=INF),
+        lambda: PRESETS["nested"].changed(tolerance=INF),
         ValueError,
         "tolerance must be a finite number",
     ),
@@ -178,7 +180,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "compactness .* '4'",
     ),
     "a ragged cell": (lambda: feature_masks.grid(CLIP, "BTCHW", ([1], 1, 1)), TypeError, r"\[1\]"),
-    "a word for three sides": (lambda: feature_masks.grid(CLIP, "BTCHW", "111"), ValueError, "cell must be .* '111'"),
+    "a word for three sides": (lambda: feature_masks.grid(CLIP, "BTCHW", "111"), ValueError, "cells must be .* '111'"),
     "a word for a fraction": (lambda: faithful(kept="0.5"), TypeError, "kept .* '0.5'"),
     "words for fractions": (
         lambda: metrics.monotonicity(anything("BTCHW"), CLIP, MAPS, fractions=("a", "b")),
@@ -230,18 +232,26 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "a word for channels": (lambda: VideoLayout("BTCHW", "3"), TypeError, "channels must be an integer"),
     "a word for outliers": (
-        lambda: visualization.show_frames(np.zeros((4, 5, 6, 3), np.uint8), MAPS[0], outlier_perc="2"),
+        lambda: visualization.Style(outlier_perc="2"),
         ValueError,
         "outlier_perc .* '2'",
     ),
     "a crop of three": (
-        lambda: visualization.show_frames(np.zeros((4, 5, 6, 3), np.uint8), MAPS[0], crop=(0, 0, 5)),
+        lambda: visualization.Frames(np.zeros((4, 5, 6, 3), np.uint8), crop=(0, 0, 5)),
         TypeError,
         "crop must be four numbers",
     ),
-    "a window of one number": (lambda: PlantedClips(0, 1, window=(3,)), TypeError, "window must be two ints"),
+    "a window of one number": (
+        lambda: PlantedClips(0, 1, scene=SceneOptions(window=(3,))),
+        TypeError,
+        "window must be two ints",
+    ),
     "a word for a seed": (lambda: PlantedClips("0", 1), TypeError, "seed must be an integer"),
-    "a word for planted noise": (lambda: PlantedClips(0, 1, noise="0.1"), TypeError, "noise must be a number"),
+    "a word for planted noise": (
+        lambda: PlantedClips(0, 1, scene=SceneOptions(noise="0.1")),
+        TypeError,
+        "noise must be a number",
+    ),
     "nan for methods": (lambda: compare(tiny("videomae"), [], NAN), TypeError, "methods must be a list"),
     "a number for metrics": (
         lambda: compare(tiny("videomae"), [], ["STAA"], 1j),
@@ -259,7 +269,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "regularizer must be .* a function of masks, got <class 'int'>",
     ),
     "no word for a scale": (
-        lambda: SpatioTemporalPerturbation(anything("BTCHW"), "BTCHW").attribute(CLIP, target=1, scale=""),
+        lambda: PRESETS["nested"].changed(scale=""),
         ValueError,
         "scale must be one of",
     ),
@@ -313,7 +323,7 @@ def test_arrays_that_are_flipped_along_an_axis_of_one_are_drawn() -> None:
     frames = np.random.default_rng(0).integers(0, 255, (1, 4, 5, 3), dtype=np.uint8)
     maps = np.random.default_rng(1).random((1, 1, 4, 5))
     drawn = [
-        visualization.show_frames(f, m, use_pyplot=False)[0] for f, m in ((frames, maps), (frames[::-1], maps[:, ::-1]))
+        visualization.show_frames(m, f, use_pyplot=False)[0] for f, m in ((frames, maps), (frames[::-1], maps[:, ::-1]))
     ]
     pictures = [np.asarray(figure.axes[0].images[0].get_array()) for figure in drawn]
     np.testing.assert_array_equal(*pictures)

@@ -56,7 +56,7 @@ def staa(draw: Any) -> Call:
         )
         return _with_sum(call, options)
     kinds = {"inputs": "clip", "mode": "word", "layers": "word", "rule": "word", "upsampling": "word", "model": "model"}
-    kinds |= {"generator": "generator?", "focus": "model?"}
+    kinds["focus"] = "model?"
     if options["mode"] == "relevance":
         kinds["target"] = "target"
     good = {"inputs": clip, "target": target, **options}

@@ -20,9 +20,10 @@ from safetensors.numpy import save_file
 from captum_staa import io
 from captum_staa.__main__ import main
 from captum_staa._utils import files
-from captum_staa.benchmark.storage import Entry, Storage
+from captum_staa.benchmark.records import Entry, Storage
 from captum_staa.cli import output
-from captum_staa.models import STABN, ResNet3D
+from captum_staa.models import STABN
+from captum_staa.models.resnet3d import ResNet3D
 
 MODEL = "tiny-videomae-pattern"
 Write = Callable[[Path], Any]

@@ -13,7 +13,7 @@ from captum_staa import VideoAttribution
 from captum_staa._utils.gaussian import gaussian
 from captum_staa.metrics import auroc, pointing_game, smoothness
 from captum_staa.metrics.controls import SMOOTHING, controls, model_free_controls
-from captum_staa.metrics.statistics import complexity, sparsity
+from captum_staa.metrics.map_properties import complexity, sparsity
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,8 +11,15 @@ import torch
 from covering import over_values
 
 from captum_staa.layout import VideoLayout
-from captum_staa.metrics.correlation import aopc, faithfulness_correlation, saco
-from captum_staa.metrics.faithfulness import TENTHS, _kendall, faithfulness, monotonicity
+from captum_staa.metrics.faithfulness import (
+    TENTHS,
+    _kendall,
+    aopc,
+    faithfulness,
+    faithfulness_correlation,
+    monotonicity,
+    saco,
+)
 
 B, T, C, H, W, K = 3, 4, 2, 3, 5, 4
 

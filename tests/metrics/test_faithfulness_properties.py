@@ -11,8 +11,7 @@ from covering import in_one_case
 
 from captum_staa import VideoClassifier, VideoLayout, feature_masks, metrics
 from captum_staa.benchmark import PlantedClips
-from captum_staa.metrics.correlation import aopc, faithfulness_correlation, saco
-from captum_staa.metrics.faithfulness import faithfulness, monotonicity
+from captum_staa.metrics.faithfulness import aopc, faithfulness, faithfulness_correlation, monotonicity, saco
 
 ALL = (faithfulness, monotonicity, faithfulness_correlation, aopc, saco)
 BY_RANK = (faithfulness, monotonicity, aopc)

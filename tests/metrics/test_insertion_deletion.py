@@ -306,7 +306,6 @@ IDS = torch.zeros(1, 5, 1, 7, 6, dtype=torch.long)
         ({"attributions": MAP / 0}, ValueError, "nan or infinite"),
         ({"attributions": MAP.bool()}, TypeError, "torch.bool"),
         ({"attributions": [1.0]}, TypeError, "list"),
-        ({"target": None}, ValueError, "target=class index"),
         ({"cells": (1, 2)}, ValueError, "(1, 2)"),
         ({"cells": (0, 1, 1)}, ValueError, "got 0"),
         ({"cells": (1, 1, 7)}, ValueError, "got 7"),
@@ -340,10 +339,17 @@ def test_invalid_arguments_raise_before_the_model_is_called(change, error, messa
         assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("answer", [lambda x: x.sum((1, 2, 3, 4)), lambda x: x.sum((2, 3, 4))[:, :1], lambda x: x])
-def test_output_probability_needs_several_classes(answer):
-    with pytest.raises(ValueError, match="output='logit'"):
-        insertion(answer, CLIP, MAP, target=0, layout="BTCHW")
+@pytest.mark.parametrize("answer", [lambda x: x.sum((1, 2, 3, 4)), lambda x: x.sum((2, 3, 4))[:, :1]])
+def test_a_single_output_is_a_score_without_a_target(answer):
+    found = insertion(answer, CLIP, MAP, layout="BTCHW").curve
+    assert torch.equal(found, insertion(answer, CLIP, MAP, layout="BTCHW", output="logit").curve)
+
+
+def test_probabilities_of_several_classes_need_a_target_and_a_class_axis():
+    with pytest.raises(ValueError, match="target=class index"):
+        insertion(lambda x: x.flatten(1)[:, :3], CLIP, MAP, layout="BTCHW")
+    with pytest.raises(ValueError, match=r"class axis.*output='logit'"):
+        insertion(lambda x: x, CLIP, MAP, target=(0, 0, 0, 0), layout="BTCHW")
 
 
 def test_a_layout_different_from_the_classifiers_raises():

@@ -270,9 +270,9 @@ def test_equal_maxima_give_the_fraction_of_hits():
             torch.zeros(1, 2, 3, 4).bool(),
             {},
             ValueError,
-            "scores must not contain nan",
+            "attributions must not contain nan",
         ),
-        ([1.0], torch.zeros(1, 2, 3, 4).bool(), {}, TypeError, "scores must be"),
+        ([1.0], torch.zeros(1, 2, 3, 4).bool(), {}, TypeError, "attributions must be"),
         (torch.zeros(1, 2, 3, 4), [True], {}, TypeError, "truth must be"),
         (torch.zeros(0, 2, 3, 4), torch.zeros(0, 2, 3, 4).bool(), {}, ValueError, "not empty"),
         (

@@ -11,7 +11,7 @@ import torch
 from covering import in_one_case
 from test_localization import along
 
-from captum_staa.metrics.boxes import boxes_to_truth
+from captum_staa.metrics.localization import boxes_to_truth
 from captum_staa.metrics.overlap import energy_pointing_game, iou, relevance_rank_accuracy
 
 OVERLAPS = [iou, relevance_rank_accuracy, energy_pointing_game]
@@ -187,7 +187,7 @@ def test_invalid_arguments_raise(metric):
     for wrong, error, message in (
         ((scores, truth.mT), ValueError, r"\(3, 4, 2, 3\)"),
         ((scores, truth.float()), TypeError, "truth > 0"),
-        ((scores * math.nan, truth), ValueError, "scores must not contain nan.* 72 of the 72"),
+        ((scores * math.nan, truth), ValueError, "attributions must not contain nan.* 72 of the 72"),
         ((scores, truth, "frames"), ValueError, "'frames'"),
     ):
         with pytest.raises(error, match=message):
@@ -201,7 +201,7 @@ def test_invalid_options_raise():
             iou(scores, truth, area=area)
     scores[1, 0, 0, 0] = math.inf
     assert iou(scores, truth).isfinite().all()  # infinity has a rank
-    with pytest.raises(ValueError, match=r"scores must be finite.* 1 of the 72"):
+    with pytest.raises(ValueError, match=r"attributions must be finite.* 1 of the 72"):
         energy_pointing_game(scores, truth)
 
 

@@ -146,7 +146,7 @@ def test_snr_supports_layouts_and_axes(axis, summed):
     expected = [noise_ratio(values, where) for values, where in zip(maps, inside, strict=True)]
     for layout in ("BTCHW", "BCTHW", "BWHTC"):
         twin = attributions.permute(["BTCHW".index(letter) for letter in layout])
-        assert signal_to_noise(scores=twin, truth=truth, axis=axis, layout=layout).tolist() == pytest.approx(
+        assert signal_to_noise(attributions=twin, truth=truth, axis=axis, layout=layout).tolist() == pytest.approx(
             expected, rel=1e-12
         )
 
@@ -226,8 +226,13 @@ def test_invalid_attributions_raise(attributions, layout, error, message):
         (torch.zeros(1, 2, 3, 4), [True], TypeError, "list"),
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3).bool(), ValueError, "(1, 2, 4, 3)"),
         (torch.zeros(2, 2, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "(1, 2, 3, 4)"),
-        (torch.full((1, 2, 3, 4), math.nan), torch.zeros(1, 2, 3, 4).bool(), ValueError, "scores must not contain nan"),
-        (torch.full((1, 2, 3, 4), math.inf), torch.zeros(1, 2, 3, 4).bool(), ValueError, "scores must be finite"),
+        (
+            torch.full((1, 2, 3, 4), math.nan),
+            torch.zeros(1, 2, 3, 4).bool(),
+            ValueError,
+            "attributions must not contain nan",
+        ),
+        (torch.full((1, 2, 3, 4), math.inf), torch.zeros(1, 2, 3, 4).bool(), ValueError, "attributions must be finite"),
         (torch.zeros(1, 2, 3, 3, 4), torch.zeros(1, 2, 3, 4).bool(), ValueError, "layout='BTCHW'"),
     ],
 )

@@ -124,25 +124,6 @@ def test_logits_are_found_in_all_supported_outputs(wrap: Callable[[Tensor], Any]
     assert torch.equal(VideoClassifier(module, "BCTHW")(clip), module.net(clip))
 
 
-@in_one_case()
-@pytest.mark.parametrize(
-    ("wrap", "error", "text"),
-    [
-        (lambda logits: None, TypeError, "got NoneType"),
-        (lambda logits: {"scores": logits}, TypeError, "got dict"),
-        (lambda logits: logits[:, 0], ValueError, r"\(B, K\), got logits of shape \(2,\)"),
-        (
-            lambda logits: logits.repeat(1, 2).unflatten(1, (2, 3)),
-            ValueError,
-            r"\(B, K\), got logits of shape \(2, 2, 3\)",
-        ),
-    ],
-)
-def test_outputs_without_logits_are_rejected(wrap: Callable[[Tensor], Any], error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=text):
-        VideoClassifier(Returns(wrap), "BCTHW")(clip_of().transpose(1, 2))
-
-
 def test_swapped_axes_raise_an_error_with_a_hint() -> None:
     clip = clip_of()
     with pytest.raises(ValueError, match=r"\(2, 4, 3, 16, 16\) in layout BCTHW.*4 channels and 3 frames.*swapped"):

@@ -11,9 +11,10 @@ from tiny_models import SIZE, clip_for, own, randomize, tiny
 from torch import Tensor, nn
 
 from captum_staa import STAA, GradCAM, VideoClassifier
-from captum_staa.models import STABN, ResNet3D
+from captum_staa.models import STABN
 from captum_staa.models.classifier import classifier_of
 from captum_staa.models.layers import find_layer
+from captum_staa.models.resnet3d import ResNet3D
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 

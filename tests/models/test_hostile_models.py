@@ -16,9 +16,9 @@ from covering import in_one_case, over_values
 from safetensors.torch import load_file, save_file
 
 from captum_staa import VideoClassifier
-from captum_staa.models import STABN, ResNet3D
+from captum_staa.models import STABN
 from captum_staa.models.loading import bundled_folder, bundled_names
-from captum_staa.models.resnet3d import save_pretrained
+from captum_staa.models.resnet3d import ResNet3D, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("captum_staa", "benchmarks", "docs", "tests") for path in (ROOT / folder).rglob("*.py")]

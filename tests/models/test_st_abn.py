@@ -10,8 +10,8 @@ from st_abn_networks import clips_of, seeded, settled, slow_resnet
 from tiny_models import randomize
 from torch import Tensor, nn
 
-from captum_staa.models import STABN, ResNet3D, SlowResNet
-from captum_staa.models.resnet3d import from_pretrained, save_pretrained
+from captum_staa.models import STABN
+from captum_staa.models.resnet3d import ResNet3D, SlowResNet, from_pretrained, save_pretrained
 
 
 def count(module: nn.Module) -> int:
@@ -91,7 +91,7 @@ def test_forward_equals_the_paper(body, temporal):
     assert torch.equal(st_abn(clip), logits)
     explained = st_abn.explain(clip)
     assert torch.equal(explained.logits, logits) and torch.equal(explained.attention_logits, found.logits)
-    assert explained.grid == (6, 3, 3) and torch.equal(explained.temporal, found.temporal[:, 0, :, 0, 0])
+    assert explained.grid == (6, 3, 3) and torch.equal(explained.temporal_gates, found.temporal[:, 0, :, 0, 0])
 
 
 def test_body_is_a_copy_of_the_last_stage_with_stride_one():
@@ -118,7 +118,7 @@ def test_small_network_is_resnet3d_with_replicated_padding():
         "replicate",
         2,
     )
-    assert st_abn.config.layer == "stages.1" and st_abn.explain(torch.rand(1, 3, 16, 48, 48)).grid == (16, 6, 6)
+    assert st_abn.layer == "stages.1" and st_abn.explain(torch.rand(1, 3, 16, 48, 48)).grid == (16, 6, 6)
     assert st_abn.layout.axes == "BCTHW" and st_abn.grid is None and st_abn.model.num_frames == 16
 
 
@@ -157,7 +157,7 @@ def test_any_number_of_frames(frames):
         expected = slow_st_abn.gates(st_abn.branch, g)
     torch.testing.assert_close(found.temporal[:, 0, :, 0, 0], expected.temporal, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
-    assert logits.shape == (2, 5) and st_abn.explain(clip).spatial.shape == (2, frames, 32, 32)
+    assert logits.shape == (2, 5) and st_abn.explain(clip).spatial_gates.shape == (2, frames, 32, 32)
 
 
 def test_fixed_head_raises_for_another_number_of_frames():
@@ -172,16 +172,16 @@ def test_gates_are_mapped_to_frames_and_pixels():
     """A step's frames have its weight; between cells M is linear, and at a cell's center it is the cell's."""
     st_abn = randomize(STABN(4, ResNet3D(4, width=4), body="light"), seed=0)  # halves time once: 8 steps of 16 frames
     explained = st_abn.explain(torch.rand(2, 3, 16, 36, 36, generator=torch.Generator().manual_seed(0)))
-    assert explained.grid == (8, 5, 5) and explained.spatial.shape == (2, 16, 36, 36)
+    assert explained.grid == (8, 5, 5) and explained.spatial_gates.shape == (2, 16, 36, 36)
     steps = explained.gates.temporal[:, 0, :, 0, 0]
-    assert torch.equal(explained.temporal, steps.repeat_interleave(2, 1)) and steps.std() > 0
+    assert torch.equal(explained.temporal_gates, steps.repeat_interleave(2, 1)) and steps.std() > 0
     assert explained.resolution == "each bar covers 2 frames, each cell 7.2 x 7.2 pixels"
     cells = explained.gates.spatial[:, 0]
     for axis, (count, size) in enumerate(((8, 16), (5, 36), (5, 36)), start=1):
         centers, pixels = (np.arange(count) + 0.5) / count, (np.arange(size) + 0.5) / size
         weights = torch.from_numpy(np.stack([np.interp(pixels, centers, cell) for cell in np.eye(count)])).float()
         cells = torch.tensordot(cells, weights, ([axis], [0])).movedim(-1, axis)
-    torch.testing.assert_close(explained.spatial, cells, rtol=0, atol=1e-5)
+    torch.testing.assert_close(explained.spatial_gates, cells, rtol=0, atol=1e-5)
 
 
 # ---------------------------------------------------------------- the trunk's two new options, and wrong ones

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from st_abn_networks import clips_of, settled, slow_resnet
 from test_st_abn_training import Batches, batches, network, same, weights
 
-from captum_staa.models import STABN, FitHistory, STABNLoss, fit_st_abn
+from captum_staa.models import STABN, FitConfig, FitHistory, STABNLoss, fit_st_abn
 from captum_staa.models.st_abn.training import adam, paper_optimizer
 
 
@@ -40,13 +40,14 @@ def normed() -> STABN:
 )
 @pytest.mark.filterwarnings("ignore:training was interrupted in epoch")
 def test_resumed_training_equals_uninterrupted_training(preset, maker, tmp_path):
-    path, more = tmp_path / "training.safetensors", {"epochs": 4, "optimizer": maker, "validation": batches(1, seed=9)}
+    more: Any = {"epochs": 4, "validation": batches(1, seed=9)}
+    resuming = FitConfig(maker, checkpoint=tmp_path / "training.safetensors", resume=True)
     whole, parts = network(), network()
-    expected = fit_st_abn(whole, stopping(-1), STABNLoss(preset), **more)
+    expected = fit_st_abn(whole, stopping(-1), STABNLoss(preset), FitConfig(maker), **more)
     for stop in (1, 3, -1):
         if stop == -1:
             parts = network(width=6)  # another process has a new network
-        history = fit_st_abn(parts, stopping(stop), STABNLoss(preset), checkpoint=path, resume=True, **more)
+        history = fit_st_abn(parts, stopping(stop), STABNLoss(preset), resuming, **more)
         assert history.interrupted == (stop != -1)
     assert history == expected
     assert same(weights(whole), weights(parts))
@@ -64,15 +65,15 @@ def test_running_statistics_are_resumed(tmp_path):
 
     whole, parts, path = normed(), normed(), tmp_path / "training.safetensors"
     expected = fit_st_abn(whole, data(-1), epochs=3)
-    fit_st_abn(parts, data(1), epochs=3, checkpoint=path)
+    fit_st_abn(parts, data(1), config=FitConfig(checkpoint=path), epochs=3)
     parts = normed()
-    assert fit_st_abn(parts, data(-1), epochs=3, checkpoint=path, resume=True) == expected
+    assert fit_st_abn(parts, data(-1), config=FitConfig(checkpoint=path, resume=True), epochs=3) == expected
     assert same(weights(whole), weights(parts))
 
 
 def test_resuming_a_complete_training_returns_its_best_weights(tmp_path):
     path, still = tmp_path / "a.safetensors", network()
-    history = fit_st_abn(still, batches(), STABNLoss("adapter"), epochs=2, checkpoint=path)
+    history = fit_st_abn(still, batches(), STABNLoss("adapter"), FitConfig(checkpoint=path), epochs=2)
     other = network()
     with torch.no_grad():
         for parameter in other.branch.parameters():
@@ -81,14 +82,14 @@ def test_resuming_a_complete_training_returns_its_best_weights(tmp_path):
     def untouched(epoch: int) -> Batches:
         raise AssertionError("there was nothing to do")
 
-    found = fit_st_abn(other, untouched, STABNLoss("adapter"), epochs=2, checkpoint=path, resume=True)
+    found = fit_st_abn(other, untouched, STABNLoss("adapter"), FitConfig(checkpoint=path, resume=True), epochs=2)
     assert found == history and isinstance(found, FitHistory)
     assert same(weights(other), weights(still))
 
 
 def test_resume_without_a_file_starts_a_training(tmp_path):
     path = tmp_path / "none.safetensors"
-    fit_st_abn(network(), batches(1), epochs=1, checkpoint=str(path), resume=True)
+    fit_st_abn(network(), batches(1), config=FitConfig(checkpoint=str(path), resume=True), epochs=1)
     assert [file.name for file in tmp_path.iterdir()] == ["none.safetensors"]
 
 
@@ -106,10 +107,11 @@ def test_best_weights_of_the_checkpoint_are_kept_over_worse_later_ones(tmp_path)
     def judges(epoch: int) -> Any:
         return [(torch.zeros(1, 3, 4, 12, 10), torch.tensor([epoch]))]
 
-    fit_st_abn(st_abn, stopping(2), Judged(), epochs=4, validation=judges, checkpoint=path)
+    fit_st_abn(st_abn, stopping(2), Judged(), FitConfig(checkpoint=path), epochs=4, validation=judges)
     best = weights(st_abn)
     other = network()
-    history = fit_st_abn(other, stopping(-1), Judged(), epochs=4, validation=judges, checkpoint=path, resume=True)
+    resuming = FitConfig(checkpoint=path, resume=True)
+    history = fit_st_abn(other, stopping(-1), Judged(), resuming, epochs=4, validation=judges)
     assert history.best == 0 and len(history.train) == 4 and same(weights(other), best)
     stored = load_file(path)
     assert any(not torch.equal(stored[key], stored["best." + key[4:]]) for key in stored if key.startswith("now."))
@@ -118,12 +120,12 @@ def test_best_weights_of_the_checkpoint_are_kept_over_worse_later_ones(tmp_path)
 # ---------------------------------------------------------------- files that do not belong to it
 
 
-def refused(path: Path, message: str, st_abn: STABN | None = None, **options: Any) -> None:
+def refused(path: Path, message: str, st_abn: STABN | None = None, options: Any = None, **config: Any) -> None:
     st_abn = network() if st_abn is None else st_abn
     before, content = weights(st_abn), path.read_bytes()
-    options = {"loss": STABNLoss("adapter"), "epochs": 2, "resume": True, "checkpoint": path, **options}
+    arguments = {"loss": STABNLoss("adapter"), "epochs": 2, **(options or {})}
     with pytest.raises(ValueError, match=message):
-        fit_st_abn(st_abn, batches(), **options)
+        fit_st_abn(st_abn, batches(), config=FitConfig(**{"checkpoint": path, "resume": True, **config}), **arguments)
     assert same(weights(st_abn), before) and path.read_bytes() == content
 
 
@@ -138,7 +140,7 @@ def test_missing_folder_raises_before_the_first_epoch(tmp_path):
     st_abn = network()
     before = weights(st_abn)
     with pytest.raises(ValueError, match=r"existing folder, got .*Create the folder '.*none' first"):
-        fit_st_abn(st_abn, batches(1), epochs=1, checkpoint=tmp_path / "none" / "a.safetensors")
+        fit_st_abn(st_abn, batches(1), config=FitConfig(checkpoint=tmp_path / "none" / "a.safetensors"), epochs=1)
     assert same(weights(st_abn), before)
 
 
@@ -148,7 +150,7 @@ def test_file_that_is_not_a_checkpoint_raises(kind, tmp_path):
     if kind == "weights of something":
         save_file({"weight": torch.zeros(3)}, path)
     elif kind == "cut short":
-        fit_st_abn(network(), batches(1), STABNLoss("adapter"), epochs=2, checkpoint=path)
+        fit_st_abn(network(), batches(1), STABNLoss("adapter"), FitConfig(checkpoint=path), epochs=2)
         path.write_bytes(path.read_bytes()[:-100])
     else:
         path.write_bytes(b"" if kind == "empty" else b"these are no tensors, but a text of some length")
@@ -156,25 +158,31 @@ def test_file_that_is_not_a_checkpoint_raises(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"epochs": 3}, {"seed": 1}, {"loss": STABNLoss("paper")}, {"optimizer": paper_optimizer}, {"max_grad_norm": None}],
-    ids=lambda options: next(iter(options)),
+    ("options", "config"),
+    [
+        ({"epochs": 3}, {}),
+        ({"seed": 1}, {}),
+        ({"loss": STABNLoss("paper")}, {}),
+        ({}, {"optimizer": paper_optimizer}),
+        ({}, {"max_grad_norm": None}),
+    ],
+    ids=lambda changed: next(iter(changed), ""),
 )
-def test_checkpoint_of_other_settings_raises(options, tmp_path):
+def test_checkpoint_of_other_settings_raises(options, config, tmp_path):
     path = tmp_path / "a.safetensors"
-    fit_st_abn(network(), batches(1), STABNLoss("adapter"), epochs=2, checkpoint=path)
-    refused(path, r"\{'epochs': 2, .*\}, got \{.*Pass the same settings, or another path", **options)
+    fit_st_abn(network(), batches(1), STABNLoss("adapter"), FitConfig(checkpoint=path), epochs=2)
+    refused(path, r"\{'epochs': 2, .*\}, got \{.*Pass the same settings, or another path", None, options, **config)
 
 
 def test_checkpoint_of_another_network_raises(tmp_path):
     path = tmp_path / "a.safetensors"
-    fit_st_abn(network(), batches(1), STABNLoss("adapter"), epochs=2, checkpoint=path)
+    fit_st_abn(network(), batches(1), STABNLoss("adapter"), FitConfig(checkpoint=path), epochs=2)
     for options in ({"width": 8}, {"mechanism": "observe"}, {"temporal": "fixed"}):
         refused(path, "got another network", network(**options))
 
 
 def test_failed_write_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    from captum_staa.models.st_abn import checkpoint
+    from captum_staa.models.st_abn import training
 
     path, st_abn = tmp_path / "a.safetensors", network()
     written = []
@@ -186,12 +194,13 @@ def test_failed_write_keeps_the_last_checkpoint(tmp_path, monkeypatch):
             raise OSError("no space left")
         save_file(tensors, part, **options)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(training, "save_file", full)
     with pytest.raises(OSError, match="no space left"):
-        fit_st_abn(st_abn, batches(1), STABNLoss("adapter"), epochs=3, checkpoint=path)
+        fit_st_abn(st_abn, batches(1), STABNLoss("adapter"), FitConfig(checkpoint=path), epochs=3)
     monkeypatch.undo()
     assert all(part != path for part in written)
     whole, other = network(), network()
     expected = fit_st_abn(whole, batches(1), STABNLoss("adapter"), epochs=3)
-    found = fit_st_abn(other, batches(1), STABNLoss("adapter"), epochs=3, checkpoint=path, resume=True)
+    resuming = FitConfig(checkpoint=path, resume=True)
+    found = fit_st_abn(other, batches(1), STABNLoss("adapter"), resuming, epochs=3)
     assert found == expected and same(weights(whole), weights(other))

@@ -11,7 +11,8 @@ from branched_models import add, case, hooks_of, injected, taught
 from tiny_models import randomize
 
 from captum_staa import VideoClassifier
-from captum_staa.models import STABN, ResNet3D
+from captum_staa.models import STABN
+from captum_staa.models.resnet3d import ResNet3D
 
 pytestmark = [
     pytest.mark.usefixtures("_compiling"),
@@ -40,7 +41,7 @@ def test_compiled_layer_after_the_branch():
         torch.testing.assert_close(st_abn(clip), without)
     explained = st_abn.explain(clip)
     torch.testing.assert_close(explained.logits, expected.logits)
-    assert torch.equal(explained.temporal, expected.temporal)
+    assert torch.equal(explained.temporal_gates, expected.temporal_gates)
 
 
 def test_model_compiled_before_the_branch_runs_it_or_raises():

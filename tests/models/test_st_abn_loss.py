@@ -13,8 +13,8 @@ from tiny_models import randomize
 from torch import Tensor, nn
 
 from captum_staa import baselines
-from captum_staa.models import STABN, STABNLoss, fit_st_abn
-from captum_staa.models.st_abn.loss import trained
+from captum_staa.models import STABN, BranchConfig, FitConfig, STABNLoss, fit_st_abn
+from captum_staa.models.st_abn.loss import trained_modules
 
 TARGETS = torch.tensor([2, 0])
 
@@ -93,40 +93,40 @@ def masks(cells: Tensor, size: tuple[int, int, int]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["tensor", "btchw"])
-@pytest.mark.parametrize("covered", [False, True])
-def test_posthoc_terms_equal_a_slow_loop(name, covered):
+@pytest.mark.parametrize("blurred", [False, True])
+def test_posthoc_terms_equal_a_slow_loop(name, blurred):
     st_abn, clips = observer(name)
     layout = st_abn.layout
-    cover = (lambda clip: baselines.blur(clip, layout)) if covered else None
+    baseline = (lambda clip: baselines.blur(clip, layout)) if blurred else None
     with torch.no_grad():
         head = st_abn.model.module.head
         head.weight.mul_(8)
         head.bias.sub_(st_abn(clips).mean(0))  # close calls: what a mask shows is decided otherwise
-        terms = STABNLoss("posthoc", cover=cover, area=0.7, smoothness=0.3).terms(st_abn, clips, TARGETS)
+        terms = STABNLoss("posthoc", baseline=baseline, area=0.7, smoothness=0.3).terms(st_abn, clips, TARGETS)
     gates = st_abn.explain(clips).gates
     spatial, alpha = gates.spatial[:, 0], gates.temporal[:, 0, :, 0, 0]
     joint, steps = spatial * alpha[:, :, None, None], alpha[:, :, None, None].expand_as(spatial)
-    behind = torch.zeros_like(clips) if cover is None else cover(clips)
+    behind = torch.zeros_like(clips) if baseline is None else baseline(clips)
     model = st_abn.remove()
-    shown, hidden, turned = [], [], 0
+    kept, removed, turned = [], [], 0
     with torch.no_grad():
         for cells in (joint, steps):
             mask = masks(cells, (4, 12, 10)).unsqueeze(layout.channel)
             for i in range(2):
                 part, clip, back = mask[i : i + 1], clips[i : i + 1], behind[i : i + 1]
                 decision = int(model(clip).argmax())
-                shown.append(cross_entropy(model(part * clip + (1 - part) * back), [decision]))
+                kept.append(cross_entropy(model(part * clip + (1 - part) * back), [decision]))
                 turned += int(model(part * clip + (1 - part) * back).argmax()) != decision
                 gone = log_odds(model((1 - part) * clip + part * back)[0], decision)
-                hidden.append(math.log1p(math.exp(gone - log_odds(model(back)[0], decision))))
+                removed.append(math.log1p(math.exp(gone - log_odds(model(back)[0], decision))))
     variation = sum(
         float(joint.narrow(a, 1, n - 1).sub(joint.narrow(a, 0, n - 1)).abs().mean())
         for a, n in ((1, 4), (2, 6), (3, 5))
     )
     variation += float((alpha[:, 1:] - alpha[:, :-1]).abs().mean())
     expected = {
-        "shown": sum(shown) / 4,
-        "hidden": sum(hidden) / 4,
+        "kept": sum(kept) / 4,
+        "removed": sum(removed) / 4,
         "area": 0.7 * float(joint.mean() + alpha.mean()),
         "smoothness": 0.3 * variation,
     }
@@ -140,11 +140,11 @@ def test_posthoc_gradient_passes_through_the_masks_only():
     st_abn, clips = observer()
     st_abn.model.requires_grad_(False)
     terms = STABNLoss("posthoc").terms(st_abn, clips, TARGETS)
-    for term in ("shown", "hidden", "area", "smoothness"):
+    for term in ("kept", "removed", "area", "smoothness"):
         slopes = torch.autograd.grad(terms[term], list(st_abn.branch.to_spatial.parameters()), retain_graph=True)
         assert all(slope.abs().max() > 0 for slope in slopes), term
     with pytest.raises(RuntimeError, match=r"does not require grad|not have been used"):
-        torch.autograd.grad(terms["shown"], list(st_abn.branch.classify.parameters()))
+        torch.autograd.grad(terms["kept"], list(st_abn.branch.classify.parameters()))
 
 
 # ---------------------------------------------------------------- what learns, and what stays
@@ -156,7 +156,8 @@ def batchnormed(mechanism: str) -> tuple[STABN, list[tuple[Tensor, Tensor]]]:
     model.stages[0].requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        st_abn = STABN.inject(model, "stages.2", "BCTHW", mechanism=mechanism, width=4, example=clips_of(4, 32))
+        config = BranchConfig(mechanism, width=4)
+        st_abn = STABN.inject(model, "stages.2", "BCTHW", config=config, example=clips_of(4, 32))
     return st_abn, [(clips_of(4, 32, seed=seed), torch.tensor([0, 2])) for seed in range(2)]
 
 
@@ -191,8 +192,8 @@ def test_paper_trains_all_parameters():
     fit_st_abn(st_abn, batches, STABNLoss("paper"), epochs=1)
     still = [name for name, value in st_abn.state_dict().items() if torch.equal(value, before[name])]
     assert still == []
-    assert trained(st_abn, "paper") == [st_abn] and trained(st_abn, "edit") == [st_abn]
-    assert trained(st_abn, "adapter") == trained(st_abn, "posthoc") == [st_abn.branch, st_abn.mechanism]
+    assert trained_modules(st_abn, "paper") == [st_abn] and trained_modules(st_abn, "edit") == [st_abn]
+    assert trained_modules(st_abn, "adapter") == trained_modules(st_abn, "posthoc") == [st_abn.branch, st_abn.mechanism]
 
 
 def test_edited_weights_are_learned_in_a_few_steps():
@@ -200,11 +201,11 @@ def test_edited_weights_are_learned_in_a_few_steps():
     edited = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
 
     def far() -> float:
-        return float((st_abn.explain(clip).temporal - edited).square().mean())
+        return float((st_abn.explain(clip).temporal_gates - edited).square().mean())
 
     before, answers = far(), cross_entropy(st_abn(clip), [2, 0])
     maker: Any = lambda parameters: torch.optim.AdamW(parameters, lr=0.01)  # noqa: E731
-    fit_st_abn(st_abn, [(clip, TARGETS, edited)], STABNLoss("edit"), epochs=40, optimizer=maker)
+    fit_st_abn(st_abn, [(clip, TARGETS, edited)], STABNLoss("edit"), FitConfig(maker), epochs=40)
     assert before > 0.2 and far() < 0.02
     assert cross_entropy(st_abn(clip), [2, 0]) < answers
 
@@ -228,14 +229,15 @@ def test_observing_branch_learns_the_position_of_the_evidence():
     clips[:, :, 2, :, :4] += signs.expand(-1, 3, 8, 4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        st_abn = STABN.inject(Reads(), "conv", "BCTHW", mechanism="observe", width=8, example=clips)
+        st_abn = STABN.inject(Reads(), "conv", "BCTHW", config=BranchConfig("observe", width=8), example=clips)
     maker: Any = lambda parameters: torch.optim.AdamW(parameters, lr=0.01)  # noqa: E731
-    fit_st_abn(st_abn, [(clips, torch.zeros(8).long())], STABNLoss("posthoc", area=4.0), epochs=80, optimizer=maker)
+    data = [(clips, torch.zeros(8).long())]
+    fit_st_abn(st_abn, data, STABNLoss("posthoc", area=4.0), FitConfig(maker), epochs=80)
     found = st_abn.explain(clips)
-    joint = found.spatial * found.temporal[:, :, None, None]
+    joint = found.spatial_gates * found.temporal_gates[:, :, None, None]
     inside = torch.zeros(4, 8, 8).bool()
     inside[2, :, :4] = True
-    assert (found.temporal[:, 2] > 0.9).all() and (found.temporal[:, [0, 1, 3]] < 0.1).all()
+    assert (found.temporal_gates[:, 2] > 0.9).all() and (found.temporal_gates[:, [0, 1, 3]] < 0.1).all()
     assert joint[:, inside].mean() > 8 * joint[:, ~inside].mean()
 
 
@@ -259,7 +261,7 @@ def test_invalid_options_raise(options, message):
 def test_arguments_that_do_not_fit_the_preset_raise():
     st_abn, _, clip = injected("tensor")
     when = torch.zeros(2, 4)
-    with pytest.raises(ValueError, match=r"'posthoc' needs .*mechanism='residual'.*STABN\.inject\(\.\.\., mechanism="):
+    with pytest.raises(ValueError, match=r"'posthoc' needs .*mechanism='residual'.*config=BranchConfig\(mechanism="):
         STABNLoss("posthoc")(st_abn, clip, TARGETS)
     with pytest.raises(ValueError, match=r"temporal or spatial must be given with preset='edit'"):
         STABNLoss("edit")(st_abn, clip, TARGETS)

@@ -52,7 +52,7 @@ def test_gates_of_cells_replace_those_of_the_branch(which, batch):
     for answer in (found, of_model, explained.logits):
         assert_near(answer, expected)
     for name, gate in given.items():  # what acted is what is explained
-        shown = {"spatial": explained.gates.spatial[:, 0], "temporal": explained.temporal}[name]
+        shown = {"spatial": explained.gates.spatial[:, 0], "temporal": explained.temporal_gates}[name]
         assert torch.equal(shown, gate.expand(2, *gate.shape[1:]))
     assert_near(st_abn(clip), by_hand(st_abn, clip, None, None))
 
@@ -83,14 +83,14 @@ def test_gates_of_frames_are_averaged_over_steps():
     with st_abn.override(temporal=steps):
         expected = st_abn(clip)
     assert_near(found.logits, expected)
-    torch.testing.assert_close(found.temporal, steps.repeat_interleave(2, 1))
+    torch.testing.assert_close(found.temporal_gates, steps.repeat_interleave(2, 1))
     assert (expected - st_abn(clip)).abs().max() > 1e-4
 
 
 def test_override_with_the_branchs_own_gates_changes_nothing():
     st_abn, _, clip = injected("tensor")
     explained = st_abn.explain(clip)
-    with st_abn.override(temporal=explained.temporal, spatial=explained.gates.spatial[:, 0]):
+    with st_abn.override(temporal=explained.temporal_gates, spatial=explained.gates.spatial[:, 0]):
         torch.testing.assert_close(st_abn(clip), explained.logits, rtol=0, atol=1e-6)
 
 
@@ -207,7 +207,13 @@ def test_explanations_are_in_eval_mode_and_without_a_graph():
     st_abn.train()
     found = st_abn.explain(clip.requires_grad_())
     assert torch.equal(found.attention_logits, expected.attention_logits)
-    for value in (found.logits, found.attention_logits, found.spatial, found.temporal, found.gates.evidence):
+    for value in (
+        found.logits,
+        found.attention_logits,
+        found.spatial_gates,
+        found.temporal_gates,
+        found.gates.evidence,
+    ):
         assert not value.requires_grad
     with torch.random.fork_rng():
         assert not torch.equal(st_abn.forward_with_gates(clip)[1].logits, expected.attention_logits), (

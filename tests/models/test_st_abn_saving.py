@@ -14,8 +14,9 @@ from tiny_models import randomize
 from torch import nn
 
 from captum_staa import VideoClassifier
-from captum_staa.models import STABN, ResNet3D
+from captum_staa.models import STABN
 from captum_staa.models.preprocessing import Preprocessing
+from captum_staa.models.resnet3d import ResNet3D
 from captum_staa.models.resnet3d import save_pretrained as save_resnet3d
 
 
@@ -36,11 +37,11 @@ def test_whole_network_is_saved_and_loaded(name, tmp_path):
     st_abn.save_pretrained(folder)
     other = STABN.from_pretrained(folder)
     assert not any(module.training for module in other.modules())
-    assert other.config == st_abn.config and other.model.labels == ["a", "b", "c", "d"]
+    assert (other.layer, other.config) == (st_abn.layer, st_abn.config) and other.model.labels == ["a", "b", "c", "d"]
     one, two = st_abn.explain(clip), other.explain(clip)
     for mine, theirs in ((one.logits, two.logits), (one.attention_logits, two.attention_logits)):
         assert torch.equal(mine, theirs)
-    assert torch.equal(one.spatial, two.spatial) and torch.equal(one.temporal, two.temporal)
+    assert torch.equal(one.spatial_gates, two.spatial_gates) and torch.equal(one.temporal_gates, two.temporal_gates)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert other.branch.dropout.p == options.get("dropout", 0.5)
 
@@ -77,9 +78,10 @@ def test_added_modules_are_saved_and_loaded(name, mechanism, tmp_path):
     else:
         other = STABN.from_pretrained(tmp_path, model)
     found = other.explain(clip)
-    assert other.config == st_abn.config and other.injected
+    assert (other.layer, other.config, other.injected) == (st_abn.layer, st_abn.config, True)
     assert torch.equal(found.logits, expected.logits) and torch.equal(found.attention_logits, expected.attention_logits)
-    assert torch.equal(found.spatial, expected.spatial) and torch.equal(found.temporal, expected.temporal)
+    assert torch.equal(found.spatial_gates, expected.spatial_gates)
+    assert torch.equal(found.temporal_gates, expected.temporal_gates)
 
 
 def test_base_model_is_loaded_by_its_name(tmp_path):
@@ -104,6 +106,14 @@ def test_injected_mix_branch_saves_only_added_modules(tmp_path):
     st_abn.remove()
     with pytest.raises(ValueError, match=r"needs its base model.*Pass model="):
         STABN.from_pretrained(tmp_path)
+    assert torch.equal(STABN.from_pretrained(tmp_path, VideoClassifier(model, "BCTHW", num_frames=4))(clip), expected)
+
+
+def test_injected_branch_with_a_stage_as_body_is_saved_and_loaded(tmp_path):
+    st_abn, model, clip = injected("resnet3d", body="stage")
+    expected = st_abn(clip)
+    st_abn.save_pretrained(tmp_path)
+    st_abn.remove()
     assert torch.equal(STABN.from_pretrained(tmp_path, VideoClassifier(model, "BCTHW", num_frames=4))(clip), expected)
 
 
@@ -160,7 +170,7 @@ def test_a_state_dict_through_safetensors(name, tmp_path):
     assert not torch.equal(other(clip), expected.logits)
     other.load_state_dict(load_file(tmp_path / "all.safetensors"))
     found = other.explain(clip)
-    assert torch.equal(found.logits, expected.logits) and torch.equal(found.spatial, expected.spatial)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.spatial_gates, expected.spatial_gates)
     randomize(other.branch, seed=11)
     other.branch.load_state_dict(load_file(tmp_path / "branch.safetensors"))
     assert torch.equal(other(clip), expected.logits)
@@ -201,7 +211,7 @@ def test_failed_loading_leaves_no_hook(tmp_path):
     before = answer_of(model, clip)
     with pytest.raises(ValueError, match="must fit its config and this model"):
         STABN.from_pretrained(tmp_path, model)
-    assert not hooks_of(model, st_abn.config.layer) and torch.equal(answer_of(model, clip), before)
+    assert not hooks_of(model, st_abn.layer) and torch.equal(answer_of(model, clip), before)
 
 
 def test_custom_modules_cannot_be_saved(tmp_path):

@@ -13,7 +13,7 @@ from tiny_models import snapshot
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from captum_staa.models import STABN, STABNLoss, fit_st_abn
+from captum_staa.models import STABN, FitConfig, STABNLoss, fit_st_abn
 from captum_staa.models.st_abn.training import adam, cosine, paper_optimizer
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -57,7 +57,7 @@ def test_same_seed_gives_the_same_weights(preset):
 def test_every_epoch_has_new_random_numbers():
     """The same dropout in each would train the same half of the head."""
     still: Any = lambda parameters: torch.optim.SGD(parameters, lr=0.0)  # noqa: E731
-    first, second = fit_st_abn(network(), batches(1), epochs=2, optimizer=still).train
+    first, second = fit_st_abn(network(), batches(1), config=FitConfig(still), epochs=2).train
     assert first["perception"] == second["perception"] and first["attention"] != second["attention"]
 
 
@@ -66,7 +66,7 @@ def test_training_step_equals_the_paper(limit):
     """SGD with Nesterov momentum on the sum of both cross entropies, its gradient clipped to norm 1 or as asked."""
     most = limit.get("max_grad_norm", 1.0) or math.inf
     st_abn, other, (batch,) = network(dropout=0.0), network(dropout=0.0), batches(1)
-    fit_st_abn(st_abn, [batch], epochs=3, schedule=lambda progress: 1 - progress / 2, **limit)
+    fit_st_abn(st_abn, [batch], config=FitConfig(schedule=lambda progress: 1 - progress / 2, **limit), epochs=3)
     speeds = [torch.zeros_like(parameter) for parameter in other.parameters()]
     losses = []
     for epoch in range(3):
@@ -98,8 +98,8 @@ def test_default_optimizer_depends_on_the_preset():
 
     st_abn = network()
     added = len([*st_abn.branch.parameters(), *st_abn.mechanism.parameters()])
-    fit_st_abn(st_abn, batches(1), STABNLoss("adapter"), epochs=1, optimizer=noting(adam))
-    fit_st_abn(st_abn, batches(1), epochs=1, optimizer=noting(paper_optimizer))
+    fit_st_abn(st_abn, batches(1), STABNLoss("adapter"), FitConfig(noting(adam)), epochs=1)
+    fit_st_abn(st_abn, batches(1), config=FitConfig(noting(paper_optimizer)), epochs=1)
     assert kinds == [f"adam of {added}", f"paper_optimizer of {len(list(st_abn.parameters()))}"]
     (group,) = paper_optimizer(list(st_abn.parameters())).param_groups
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.01, 0.9, 5e-4, True)
@@ -109,7 +109,7 @@ def test_default_optimizer_depends_on_the_preset():
 def test_history_holds_means_over_batches():
     st_abn, data = network(dropout=0.0), batches(3)
     still: Any = lambda parameters: torch.optim.SGD(parameters, lr=0.0)  # noqa: E731
-    history = fit_st_abn(st_abn, data, epochs=2, optimizer=still, validation=batches(1, seed=3))
+    history = fit_st_abn(st_abn, data, config=FitConfig(still), epochs=2, validation=batches(1, seed=3))
     with torch.no_grad():
         rows = [STABNLoss().terms(st_abn, *batch) for batch in data]
         other = STABNLoss().terms(st_abn, *batches(1, seed=3)[0])
@@ -145,8 +145,8 @@ def judged(values: list[float], st_abn: STABN, seen: list[dict[str, Tensor]]) ->
 def test_best_epoch_is_kept_and_patience_stops_the_training(patience, epochs, best):
     values = [3.0, 2.0, 2.5, 2.4, 2.3, 2.1 if patience is None else 1.0]
     st_abn, seen = network(), []
-    loss = judged(values, st_abn, seen)
-    history = fit_st_abn(st_abn, batches(), loss, epochs=6, validation=batches(1, clips=1), patience=patience)
+    loss, config = judged(values, st_abn, seen), FitConfig(patience=patience)
+    history = fit_st_abn(st_abn, batches(), loss, config, epochs=6, validation=batches(1, clips=1))
     assert [row["loss"] for row in history.validation] == pytest.approx(values[:epochs]) and history.best == best
     assert same(weights(st_abn), seen[best]) and not same(seen[best], seen[best - 1])
 
@@ -289,16 +289,20 @@ def test_progress_bar_is_shown_if_enabled(capsys):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"epochs": 0}, ValueError, "epochs .*at least 1, got 0"),
-        ({"epochs": 1.5}, TypeError, r"epochs .*got 1\.5"),
         ({"patience": 0}, ValueError, "patience .*at least 1, got 0"),
         ({"max_grad_norm": "a"}, TypeError, "max_grad_norm must be a number above 0 or None, got 'a'"),
         ({"max_grad_norm": 0.0}, ValueError, r"max_grad_norm must be above 0, got 0\.0\. Pass None"),
     ],
 )
 def test_invalid_options_raise(options, error, message):
+    with pytest.raises(error, match=message):
+        FitConfig(**options)
+
+
+@pytest.mark.parametrize(("epochs", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_invalid_number_of_epochs_raises(epochs, error):
     st_abn = network()
     before = weights(st_abn)
-    with pytest.raises(error, match=message):
-        fit_st_abn(st_abn, batches(1), **options)
+    with pytest.raises(error, match=f"epochs .*at least 1, got {epochs}"):
+        fit_st_abn(st_abn, batches(1), epochs=epochs)
     assert same(weights(st_abn), before)

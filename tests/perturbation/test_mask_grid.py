@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from mask_grids import AREAS, MASK_GRIDS, WIDE, by_root, drawn, regions, same, still, uniform
 from torch import Tensor
 
-from captum_staa.perturbation.areas import masks_with_area, rank_penalty
 from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid, RegionGrid
+from captum_staa.perturbation.masks import masks_with_area, rank_penalty
 
 SIZES = [  # cells that divide the size, cells that do not, one per pixel, one for the clip
     ((4, 6, 8), (2, 3, 2)),

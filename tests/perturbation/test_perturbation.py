@@ -15,9 +15,8 @@ from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoLayout
 from captum_staa.attr.perturbation import MaskAttribution
 from captum_staa.benchmark import PlantedClips
 from captum_staa.metrics import auroc, deletion, insertion
-from captum_staa.perturbation.masks import Nested
-from captum_staa.perturbation.presets import PRESETS
-from captum_staa.perturbation.regularizers import Ellipsoid, SquaredDifferences, TotalVariation
+from captum_staa.perturbation import PRESETS, Ellipsoid, Nested, SquaredDifferences, TotalVariation
+from captum_staa.perturbation.config import OBJECTIVES
 
 SIZE = (4, 8, 6)
 
@@ -66,8 +65,16 @@ def strongest_class(model: Callable[[Tensor], Tensor], clip: Tensor) -> Tensor:
 
 
 def result_of(
-    model: nn.Module | None = None, clip: Tensor | None = None, preset: Any = "nested", **options: Any
+    model: nn.Module | None = None,
+    clip: Tensor | None = None,
+    preset: Any = "nested",
+    scale: str | None = None,
+    tolerance: float | None = None,
+    **options: Any,
 ) -> MaskAttribution:
+    """The result of a few steps. ``scale`` and ``tolerance`` are options of the preset only."""
+    if (scale, tolerance) != (None, None):
+        preset = (PRESETS[preset] if isinstance(preset, str) else preset).changed(scale=scale, tolerance=tolerance)
     options = {"target": 1, "areas": (0.1, 0.3), "iterations": 5, "perturbations_per_eval": 4, **options}
     method = SpatioTemporalPerturbation(Net() if model is None else model, "BCTHW", preset=preset)
     return method.attribute_maps(clip_of() if clip is None else clip, **options)
@@ -81,7 +88,7 @@ def test_planted_evidence_is_found_and_map_beats_random_and_inverted_maps(kind: 
     options: Any = {"target": label, "areas": (0.05, 0.15), "iterations": 16, "perturbations_per_eval": 4}
     parts = SpatioTemporalPerturbation(clf).attribute_maps(clip, **options)
     assert auroc(parts.joint, truth) > 0.9 and auroc(parts.joint, truth, axis="time") > 0.9
-    assert (parts.kept > parts.deleted + 0.3).all(), "the selection is sufficient and necessary"
+    assert (parts.kept > parts.removed + 0.3).all(), "the selection is sufficient and necessary"
     noise = torch.rand(parts.joint.shape, generator=torch.Generator().manual_seed(0))
     options = {"target": label, "layout": clf.layout, "cells": (8, 8, 8), "steps": 12}
     for metric, sign in ((insertion, 1), (deletion, -1)):
@@ -187,14 +194,14 @@ def test_best_state_is_returned(rate: float) -> None:
     """Also for steps so large that later states are worse. Each clip has its own best state."""
     own = replace(PRESETS["nested"], parametrization=Nested(rate=rate))
     parts = result_of(preset=own, iterations=45, scale="logit", regularizer="tv")
-    steps, energy, kept, deleted = parts.history
+    steps, energy, kept, removed = parts.history
     assert steps.tolist() == [0, 10, 20, 30, 40, 45] and energy.shape == (6, 2) and kept.shape == (6, 2, 2)
     best = energy.argmin(0)
     assert rate < 1 or (best < 5).any(), "no state got worse, so nothing was tested"
     for clip, at in enumerate(best):
-        assert torch.equal(parts.kept[clip], kept[at, clip]) and torch.equal(parts.deleted[clip], deleted[at, clip])
+        assert torch.equal(parts.kept[clip], kept[at, clip]) and torch.equal(parts.removed[clip], removed[at, clip])
         rough = TotalVariation()(parts.masks[clip : clip + 1], parts.areas)[0]
-        torch.testing.assert_close((rough - parts.kept[clip] + parts.deleted[clip]).mean(), energy[at, clip])
+        torch.testing.assert_close((rough - parts.kept[clip] + parts.removed[clip]).mean(), energy[at, clip])
 
 
 def test_clip_without_improvement_stops_independently_of_the_others() -> None:
@@ -221,7 +228,7 @@ def calls_until(step: int) -> int:
 
 BROKEN = {
     "Ctrl-C": (interrupt, r"^interrupted at step 12 of 40. The best masks so far"),
-    "nan": (lambda logits: logits * float("nan"), r"for perturbed copies of clip 0 at step 12.*The best"),
+    "nan": (lambda logits: logits * float("nan"), r"for perturbations of clip 0 at step 12.*The best"),
     "infinity": (lambda logits: logits / 0, r"nan or infinity.*at step 12"),
 }
 
@@ -273,7 +280,7 @@ def test_missing_gradient_raises_value_error_with_causes(cut: str, preset: str) 
 WRONG = {
     "areas of nothing": ({"areas": (0.0, 0.5)}, r"areas.*\(0, 1\).*got \(0\.0, 0\.5\)"),
     "no areas": ({"areas": ()}, r"areas.*at least one, got \(\)"),
-    "an aim": ({"objective": "keep"}, "objective.*'preserve', 'delete', 'dual'.*got 'keep'"),
+    "an objective": ({"objective": "keep"}, "objective.*'preserve', 'delete', 'dual'.*got 'keep'"),
     "a scale": ({"scale": "probability"}, "scale.*'logit'.*got 'probability'"),
     "a regularizer": ({"regularizer": "soft"}, "regularizer.*'ellipsoid'.*got 'soft'"),
     "fewer steps than none": ({"iterations": -1}, "iterations.*at least 0, got -1"),
@@ -309,8 +316,8 @@ def test_attributions_equal_the_map_divided_among_channels(dtype: torch.dtype) -
 def test_scores_equal_those_of_manually_blended_clips(scale: Any) -> None:
     """Means over the blends, of log-probabilities or of outputs."""
     clip, layout, parts = clip_of(), "BCTHW", result_of(scale=scale, target=[2, 0])
-    removed = [baselines.blur(clip, layout, space=20 / 112 * 6), baselines.mean_frame(clip, layout)]
-    removed += [torch.zeros_like(clip), baselines.shuffle(clip, layout)]
+    others = [baselines.blur(clip, layout, space=20 / 112 * 6), baselines.mean_frame(clip, layout)]
+    others += [torch.zeros_like(clip), baselines.shuffle(clip, layout)]
 
     def score(clips: Tensor) -> Tensor:
         logits = Net()(clips)
@@ -321,8 +328,8 @@ def test_scores_equal_those_of_manually_blended_clips(scale: Any) -> None:
         torch.testing.assert_close(parts.whole, converted(score(clip)))
         for area in range(2):
             mask = parts.masks[:, area, None]
-            for found, share in ((parts.kept, mask), (parts.deleted, 1 - mask)):
-                mean = torch.stack([score(share * clip + (1 - share) * other) for other in removed]).mean(0)
+            for found, share in ((parts.kept, mask), (parts.removed, 1 - mask)):
+                mean = torch.stack([score(share * clip + (1 - share) * other) for other in others]).mean(0)
                 torch.testing.assert_close(found[:, area], converted(mean), rtol=1e-4, atol=1e-5)
 
 
@@ -335,15 +342,15 @@ def test_regularizers_make_masks_smoother_with_the_same_area(term: Any) -> None:
 
 
 def test_each_objective_improves_its_own_score_most() -> None:
-    """ "preserve" has the highest kept score, "delete" the lowest deleted score, "dual" the largest difference."""
-    runs = [result_of(iterations=20, objective=aim, scale="logit") for aim in ("preserve", "delete", "dual")]
-    kept, deleted = (torch.stack([getattr(run, name).mean(1) for run in runs]) for name in ("kept", "deleted"))
-    for row, wanted in enumerate((kept, -deleted, kept - deleted)):  # (aims, B)
+    """ "preserve" has the highest kept score, "delete" the lowest removed score, "dual" the largest difference."""
+    runs = [result_of(iterations=20, objective=name, scale="logit") for name in OBJECTIVES]
+    kept, removed = (torch.stack([getattr(run, name).mean(1) for run in runs]) for name in ("kept", "removed"))
+    for row, wanted in enumerate((kept, -removed, kept - removed)):  # (objectives, B)
         assert (wanted[row] >= wanted.amax(0) - 0.05).all()
-    assert kept[0].sum() > kept[1].sum() + 0.1 and deleted[0].sum() > deleted[1].sum() + 0.1
+    assert kept[0].sum() > kept[1].sum() + 0.1 and removed[0].sum() > removed[1].sum() + 0.1
 
 
-def test_progress_bar_shows_kept_and_deleted_scores(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_shows_kept_and_removed_scores(capsys: pytest.CaptureFixture[str]) -> None:
     parts = result_of(iterations=10, show_progress=True)
-    shown = re.findall(r"kept (\d\.\d{3}), left (\d\.\d{3})", capsys.readouterr().err)
-    assert shown[-1] == (f"{parts.kept.mean():.3f}", f"{parts.deleted.mean():.3f}")
+    shown = re.findall(r"kept (\d\.\d{3}), removed (\d\.\d{3})", capsys.readouterr().err)
+    assert shown[-1] == (f"{parts.kept.mean():.3f}", f"{parts.removed.mean():.3f}")

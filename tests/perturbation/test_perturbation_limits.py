@@ -6,14 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_staa import SpatioTemporalPerturbation, VideoFeatureAblation, VideoLayout
+from captum_staa import SpatioTemporalPerturbation, VideoFeatureAblation
 from captum_staa.feature_masks import grid
+from captum_staa.perturbation import PRESETS, Ellipsoid, PerturbationConfig, Separate
 from captum_staa.perturbation.blends import BlurPyramid
-from captum_staa.perturbation.masks import Separate
-from captum_staa.perturbation.presets import PerturbationConfig
-from captum_staa.perturbation.regularizers import Ellipsoid
 
-OPTIONS = {"areas": (0.1, 0.3), "iterations": 30, "perturbations_per_eval": 4, "scale": "logit"}
+OPTIONS = {"areas": (0.1, 0.3), "iterations": 30, "perturbations_per_eval": 4}
 
 
 class Net(nn.Module):
@@ -42,17 +40,17 @@ def test_nan_for_one_clip_stops_only_this_clip() -> None:
     clip, marked = clips(), torch.tensor([0.0, 1.0])
 
     def learned(which: slice, nan_from: int | None):
-        method = SpatioTemporalPerturbation(Net(nan_from), "BCTHW")
+        method = SpatioTemporalPerturbation(Net(nan_from), "BCTHW", preset=PRESETS["nested"].changed(scale="logit"))
         return method.attribute_maps(clip[which], target=1, additional_forward_args=marked[which], **OPTIONS)
 
     whole, alone = learned(slice(None), None), learned(slice(0, 1), None)
-    with pytest.warns(UserWarning, match=r"nan or infinity for perturbed copies of clip 1 at step \d+. The best masks"):
+    with pytest.warns(UserWarning, match=r"nan or infinity for perturbations of clip 1 at step \d+. The best masks"):
         beside = learned(slice(None), 40)
     torch.testing.assert_close(beside.joint[0], alone.joint[0], rtol=1e-4, atol=1e-6)
     assert beside.history.steps.tolist() == alone.history.steps.tolist() == [0, 10, 20, 30]
     assert beside.joint[1].isfinite().all() and beside.kept.isfinite().all()
     assert not torch.allclose(beside.joint[1], whole.joint[1])  # without nan, the optimization continued
-    with pytest.raises(ValueError, match=r"copies of clips \[1\], before the first step"):
+    with pytest.raises(ValueError, match=r"perturbations of clips \[1\], before the first step"):
         learned(slice(None), 1)
 
 
@@ -67,13 +65,13 @@ def test_empty_masks_give_zeros_without_nan() -> None:
 def test_per_frame_preset_with_feature_mask_raises_value_error() -> None:
     clip = clips(1)
     method = SpatioTemporalPerturbation(lambda clip: clip.mean((2, 3, 4)), "BCTHW", preset="2d-ep")
-    with pytest.raises(ValueError, match=r"same area in every frame.*\(1, 1, 4, 8, 6\).*'3d-ep'"):
+    with pytest.raises(ValueError, match=r"same area in every frame.*8 regions.*'3d-ep'"):
         method.attribute(clip, target=0, feature_mask=grid(clip, "BCTHW", (2, 4, 3)), iterations=1)
 
 
 def test_mask_slightly_above_one_returns_the_clip() -> None:
     levels = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
-    kept = BlurPyramid(levels, VideoLayout("BTCHW"))(torch.tensor([1.0, 1 + 1e-6, 1 - 1e-6]).view(3, 1, 1, 1, 1))
+    kept = BlurPyramid(levels)(torch.tensor([1.0, 1 + 1e-6, 1 - 1e-6]).view(3, 1, 1, 1, 1))
     torch.testing.assert_close(kept.flatten(), torch.full((3,), 5.0), rtol=0, atol=1e-4)
 
 
@@ -97,8 +95,9 @@ def test_clip_with_fewer_regions_starts_as_it_does_alone(preset: str) -> None:
     clip, init = clips(), torch.rand(2, 4, 8, 6, generator=torch.Generator().manual_seed(2))
     regions = grid(clip, "BCTHW", (2, 4, 3)).expand(2, 1, -1, -1, -1).clone()
     regions[0] = regions[0] % 3  # the other clip has eight regions
-    method = SpatioTemporalPerturbation(lambda clip: clip.mean((2, 3, 4)), "BCTHW", preset=preset)
-    options = {"target": 0, "iterations": 0, "scale": "logit", "areas": (0.3,)}
+    logit = PRESETS[preset].changed(scale="logit")
+    method = SpatioTemporalPerturbation(lambda clip: clip.mean((2, 3, 4)), "BCTHW", preset=logit)
+    options = {"target": 0, "iterations": 0, "areas": (0.3,)}
     both = method.attribute_maps(clip, feature_mask=regions, init=init, **options).joint
     for at in range(2):
         alone = method.attribute_maps(

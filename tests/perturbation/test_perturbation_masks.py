@@ -14,10 +14,9 @@ from scipy.special import logit
 from torch import Tensor
 
 from captum_staa import SpatioTemporalPerturbation
-from captum_staa.perturbation.areas import rank_penalty
+from captum_staa.perturbation import PRESETS, PerturbationConfig
 from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid
-from captum_staa.perturbation.masks import MaskBatch, Nested, Separate
-from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
+from captum_staa.perturbation.masks import MaskBatch, Nested, Separate, rank_penalty
 
 
 @pytest.fixture(params=MASK_GRIDS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from drawn import same, uniform
 
-from captum_staa.perturbation.regularizers import REGULARIZERS, Ellipsoid, SquaredDifferences, TotalVariation
+from captum_staa.perturbation.config import REGULARIZERS, Ellipsoid, SquaredDifferences, TotalVariation
 
 
 def by_neighbors(mask: np.ndarray, space: float, time: float, power: int) -> float:

@@ -12,16 +12,18 @@ import torch
 from drawn import drawn, same, uniform
 from torch import Tensor
 
-from captum_staa import baselines
-from captum_staa.attr._hiding import blend_of
-from captum_staa.layout import VideoLayout
-from captum_staa.perturbation.blends import BLENDS, BlurPyramid
-from captum_staa.perturbation.masks import Nested, Separate
-from captum_staa.perturbation.objective import Objective, log_odds
-from captum_staa.perturbation.presets import PRESETS, PerturbationConfig
-from captum_staa.perturbation.regularizers import REGULARIZERS, Ellipsoid, SquaredDifferences, TotalVariation
-
-BTCHW, BCTHW = VideoLayout("BTCHW"), VideoLayout("BCTHW")
+from captum_staa import SpatioTemporalPerturbation, baselines
+from captum_staa.perturbation import (
+    PRESETS,
+    Ellipsoid,
+    Nested,
+    PerturbationConfig,
+    Separate,
+    SquaredDifferences,
+    TotalVariation,
+)
+from captum_staa.perturbation.blends import BLENDS, BlurPyramid, blend_of
+from captum_staa.perturbation.config import OBJECTIVES, REGULARIZERS, log_odds, losses
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -30,30 +32,26 @@ def test_blur_pyramid_is_exact_at_every_level_and_keeps_the_dtype(levels, dtype)
     clips = [(100 * drawn(2, 3, 1, 2, 2, seed=level)).to(dtype) for level in range(levels)]
     wide = torch.promote_types(dtype, torch.float32)
     for level, clip in enumerate(clips):
-        blended = BlurPyramid(clips, BTCHW)(torch.full((1, 2, 3, 2, 2), level / (levels - 1), dtype=wide))
+        blended = BlurPyramid(clips)(torch.full((1, 2, 3, 2, 2), level / (levels - 1), dtype=wide))
         assert blended.dtype == dtype and torch.equal(blended, clip)
 
 
 @pytest.mark.parametrize("levels", [2, 3, 8])
-def test_blur_pyramid_is_linear_between_levels_and_orders_copies_batch_after_batch(levels):
+def test_blur_pyramid_is_linear_between_levels_and_returns_batch_after_batch(levels):
     clips, masks = [drawn(2, 3, 2, 4, 2, seed=level) for level in range(levels)], uniform(3, 2, 3, 4, 2)
-    blended, expected = BlurPyramid(clips, BTCHW)(masks), np.zeros((6, 3, 2, 4, 2))
-    for copy, clip, t, y, x in np.ndindex(*masks.shape):
-        place = float(masks[copy, clip, t, y, x]) * (levels - 1)
+    blended, expected = BlurPyramid(clips)(masks), np.zeros((6, 3, 2, 4, 2))
+    for number, clip, t, y, x in np.ndindex(*masks.shape):
+        place = float(masks[number, clip, t, y, x]) * (levels - 1)
         below = min(math.floor(place), levels - 2)
         for c in range(2):
             low, high = (float(clips[level][clip, t, c, y, x]) for level in (below, below + 1))
-            expected[2 * copy + clip, t, c, y, x] = low + (place - below) * (high - low)
+            expected[2 * number + clip, t, c, y, x] = low + (place - below) * (high - low)
     same(blended, expected)
-    transposed = BlurPyramid([clip.transpose(1, 2) for clip in clips], BCTHW)(masks)
-    assert torch.equal(transposed.transpose(1, 2), blended)
 
 
-@pytest.mark.parametrize("layout", [BTCHW, BCTHW])
 @pytest.mark.parametrize("levels", [2, 8])
-def test_blend_gradients_equal_finite_differences(levels, layout):
-    sides = (2, 2, 3, 1, 3) if layout is BTCHW else (2, 3, 2, 1, 3)
-    pyramid = BlurPyramid([drawn(*sides, seed=level) for level in range(levels)], layout)
+def test_blend_gradients_equal_finite_differences(levels):
+    pyramid = BlurPyramid([drawn(2, 2, 3, 1, 3, seed=level) for level in range(levels)])
     assert torch.autograd.gradcheck(pyramid, (0.05 + 0.9 * uniform(3, 2, 2, 1, 3)).requires_grad_())
 
 
@@ -61,24 +59,24 @@ def test_gradient_at_a_level_is_the_one_above_and_at_the_last_level_the_one_belo
     """Optimization starts at the ends: everything is kept, or everything is removed."""
     levels = [torch.full((1, 1, 1, 1, 1), value) for value in (0.0, 4.0, 5.0)]
     masks = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1, 1).requires_grad_()
-    BlurPyramid(levels, BTCHW)(masks).sum().backward()
+    BlurPyramid(levels)(masks).sum().backward()
     assert masks.grad.flatten().tolist() == [8.0, 2.0, 2.0]
 
 
-def ends(name: str, clip: Tensor, layout: VideoLayout, levels: int) -> tuple[BlurPyramid, Tensor, Tensor]:
+def ends(name: str, clip: Tensor, levels: int) -> tuple[BlurPyramid, Tensor, Tensor]:
     """The blend, the clip with everything removed, and the clip with everything kept."""
-    blend = blend_of(name, clip, layout, torch.full_like(clip, -3.0), levels)
-    masks = torch.zeros_like(layout.to_working(clip)[None, :, :, 0])
+    blend = blend_of(name, clip, torch.full_like(clip, -3.0), levels)
+    masks = torch.zeros_like(clip[None, :, :, 0])
     return blend, blend(masks), blend(masks + 1)
 
 
-@pytest.mark.parametrize("layout", [BTCHW, BCTHW])
 @pytest.mark.parametrize("name", [name for name in BLENDS if not name.startswith("blur")])
-def test_blend_goes_from_the_baseline_of_its_name_to_the_clip(name, layout):
+def test_blend_goes_from_the_baseline_of_its_name_to_the_clip(name):
     clip = drawn(2, 5, 4, 6, 7).float()
-    blend, removed, kept = ends(name, clip, layout, 8)
+    blend, removed, kept = ends(name, clip, 8)
     per_clip = [
-        torch.full_like(one, -3.0) if name == "fade" else getattr(baselines, name)(one, layout) for one in clip[:, None]
+        torch.full_like(one, -3.0) if name == "fade" else getattr(baselines, name)(one, "BTCHW")
+        for one in clip[:, None]
     ]
     expected = torch.cat(per_clip)  # random draws do not depend on the position of a clip in the batch
     assert torch.equal(removed, expected) and torch.equal(kept, clip) and len(blend.levels) == 2
@@ -89,12 +87,12 @@ def test_blend_goes_from_the_baseline_of_its_name_to_the_clip(name, layout):
 @pytest.mark.parametrize(("name", "space", "time"), [("blur", 1, 0), ("blur_time", 0, 1), ("blur_both", 1, 1)])
 def test_blur_decreases_linearly_from_level_to_level(name, space, time, levels):
     """The largest deviations are 20 of 112 pixels, as in the paper, and a quarter of the clip's length."""
-    for layout, clip in ((BTCHW, drawn(1, 6, 2, 14, 9).float()), (BCTHW, drawn(1, 2, 6, 9, 14).float())):
-        blend, removed, kept = ends(name, clip, layout, levels)
+    for clip in (drawn(1, 6, 2, 14, 9).float(), drawn(1, 6, 2, 9, 14).float()):
+        blend, removed, kept = ends(name, clip, levels)
         assert len(blend.levels) == levels and torch.equal(kept, clip)
         for level, blurred in enumerate(blend.levels[:-1]):
             part = (levels - 1 - level) / (levels - 1)
-            expected = baselines.blur(clip, layout, space=space * part * 9 * 20 / 112, time=time * part * 6 / 4)
+            expected = baselines.blur(clip, "BTCHW", space=space * part * 9 * 20 / 112, time=time * part * 6 / 4)
             same(blurred, expected, 1e-6)
         assert torch.equal(removed, blend.levels[0])
         apart = [float((blurred - clip).square().mean()) for blurred in blend.levels]
@@ -115,17 +113,16 @@ def test_losses_equal_the_formulas(scale):
     logs, baseline_scores = (torch.tensor(values, dtype=torch.float64).log() for values in (p, p0))
     logs.requires_grad_()
     removed = torch.tensor([False, True, True])
-    losses = Objective("dual", scale).losses(logs, removed, baseline_scores)
-    for (row, column), loss in np.ndenumerate(losses.detach().numpy()):
+    found = losses(scale, logs, removed, baseline_scores)
+    for (row, column), loss in np.ndenumerate(found.detach().numpy()):
         assert loss == pytest.approx(BY_HAND[scale][int(removed[row])](p[row][column], p0[column]), rel=1e-8)
-    (slope,) = torch.autograd.grad(losses.sum(), logs)  # kept scores should rise, removed scores should fall
+    (slope,) = torch.autograd.grad(found.sum(), logs)  # kept scores should rise, removed scores should fall
     assert bool((torch.where(removed[:, None], slope, -slope) > 0).all())
-    assert torch.autograd.gradcheck(lambda s: Objective("dual", scale).losses(s, removed, baseline_scores), logs)
+    assert torch.autograd.gradcheck(lambda s: losses(scale, s, removed, baseline_scores), logs)
 
 
-def test_aims_define_the_kinds_of_perturbed_clips():
-    needed = {"preserve": (False,), "delete": (True,), "dual": (False, True)}
-    assert {aim: Objective(aim).removed for aim in needed} == needed
+def test_objectives_define_the_kinds_of_perturbed_clips():
+    assert OBJECTIVES == {"preserve": (False,), "delete": (True,), "dual": (False, True)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -147,9 +144,9 @@ def test_log_odds_are_precise_for_probabilities_near_one(dtype):
 @pytest.mark.parametrize("score", [0.0, -1e-30, -1e4])
 def test_losses_and_gradients_are_finite_for_certain_models(scale, score):
     logs = torch.full((2, 1), score, requires_grad=True)
-    losses = Objective("dual", scale).losses(logs, torch.tensor([False, True]), torch.tensor([score]))
-    (slope,) = torch.autograd.grad(losses.sum(), logs)
-    assert bool(losses.isfinite().all()) and bool(slope.isfinite().all())
+    found = losses(scale, logs, torch.tensor([False, True]), torch.tensor([score]))
+    (slope,) = torch.autograd.grad(found.sum(), logs)
+    assert bool(found.isfinite().all()) and bool(slope.isfinite().all())
     if score > -1:
         assert float(slope[1]) > 0  # the score without the selection should fall, even if the model is certain
 
@@ -190,7 +187,7 @@ def test_option_of_wrong_type_raises_type_error_with_its_name(fields):
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
-        ({"aim": "save"}, ValueError, ["objective", "'save'", "'dual'"]),
+        ({"objective": "save"}, ValueError, ["objective", "'save'", "'dual'"]),
         ({"scale": "db"}, ValueError, ["scale", "'db'", "'margin'"]),
         ({"regularizer": "rough"}, ValueError, ["regularizer", "'rough'", "'ellipsoid'"]),
         ({"regularizer": 3}, TypeError, ["regularizer", "int"]),
@@ -199,23 +196,21 @@ def test_option_of_wrong_type_raises_type_error_with_its_name(fields):
 )
 def test_invalid_change_raises_error_with_its_name(fields, error, words):
     with pytest.raises(error) as caught:
-        PRESETS["nested"].changed(**{**dict.fromkeys(("aim", "scale", "regularizer")), **fields})
+        PRESETS["nested"].changed(**fields)
     assert not [word for word in words if word not in str(caught.value)], str(caught.value)
 
 
 def test_changed_replaces_only_arguments_that_are_not_none():
     step = PRESETS["step"]
-    nothing = dict.fromkeys(("aim", "scale", "regularizer"))
-    assert step.changed(**nothing, areas=None, iterations=None) == step
-    assert step.changed(**{**nothing, "aim": "dual"}) == replace(step, objective=Objective("dual", "log_probability"))
-    assert step.changed(**{**nothing, "scale": "logit"}) == replace(step, objective=Objective("preserve", "logit"))
+    assert step.changed(areas=None, objective=None, scale=None, regularizer=None, iterations=None) == step
+    assert step.changed(objective="dual", scale=None) == replace(step, objective="dual")
     words = {"none": None, "tv": TotalVariation(), "squared": SquaredDifferences(), "ellipsoid": Ellipsoid(8, 11 / 112)}
     assert words == REGULARIZERS
     for name, term in words.items():
-        assert step.changed(**{**nothing, "regularizer": name}) == replace(step, regularizer=term)
+        assert step.changed(regularizer=name) == replace(step, regularizer=term)
     own = TotalVariation(1.0, 3.0)
-    assert step.changed(**{**nothing, "regularizer": own}).regularizer is own
-    changed = step.changed(**nothing, areas=[0.3], iterations=0, tolerance=0.0)  # 0 is a value, None is not
+    assert step.changed(regularizer=own).regularizer is own
+    changed = step.changed(areas=[0.3], iterations=0, tolerance=0.0)  # 0 is a value, None is not
     assert changed == replace(step, areas=(0.3,), iterations=0, tolerance=0.0) and changed.areas == (0.3,)
     assert PerturbationConfig(Nested(), areas=0.25).areas == (0.25,)
 
@@ -225,12 +220,22 @@ def test_presets_of_the_papers_have_their_values():
     assert step == replace(three, regularizer=Ellipsoid(frames=8, side=11 / 112))
     assert two == replace(three, parametrization=Separate(per_frame=True))
     assert three.parametrization == Separate(rate=0.05, weight=300.0, growth=1.0008668, per_frame=False, warm=False)
-    assert three.areas == (0.05, 0.1, 0.15, 0.5) and three.objective == Objective("preserve", "log_probability")
+    assert three.areas == (0.05, 0.1, 0.15, 0.5) and (three.objective, three.scale) == ("preserve", "log_probability")
     assert (three.regularizer, three.blends, three.levels) == (None, ("blur",), 8)
     assert (three.frames, three.across, three.blur) == (1, 16, 10 / 112)  # 16 cells are 112 / 7
-    assert PRESETS["nested"].parametrization == Nested() and PRESETS["nested"].objective.aim == "dual"
+    assert PRESETS["nested"].parametrization == Nested() and PRESETS["nested"].objective == "dual"
     assert set(PRESETS) == {"nested", "step", "3d-ep", "2d-ep"}
 
 
 def test_presets_of_the_papers_take_at_most_400_steps():
     assert [PRESETS[name].iterations for name in ("step", "3d-ep", "2d-ep")] == [400] * 3
+
+
+def test_only_the_preset_of_the_paper_is_named_step():
+    def name(preset):
+        return SpatioTemporalPerturbation(lambda clip: clip, "BTCHW", preset=preset).get_name()
+
+    assert [name(key) for key in ("step", "nested")] == ["STEP", "STEP (nested)"]
+    assert [name(key) for key in ("3d-ep", "2d-ep")] == ["Extremal perturbation (3D)", "Extremal perturbation (2D)"]
+    assert name(PRESETS["step"]) == name(replace(PRESETS["step"], regularizer=Ellipsoid())) == "STEP"
+    assert name(PRESETS["step"].changed(iterations=10)) == "STEP (custom)"

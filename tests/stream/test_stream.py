@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from captum_staa import STAA, STAAStream, VideoClassifier
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.stream.sources import Arrived
 from captum_staa.stream.window import WindowExplainer
@@ -29,7 +29,7 @@ def planted(total: int, index: int = 0, evidence_alone: bool = False):
 
     It shows evidence for a while, and twins before or after it; then it is hidden if ``evidence_alone``.
     """
-    clips = PlantedClips(99, index + 1, num_frames=total, rivals=0)
+    clips = PlantedClips(99, index + 1, scene=SceneOptions(num_frames=total, rivals=0))
     truth, twins = clips[index][2], clips.rivals(index)
     if not evidence_alone:
         return clips.frames(index), truth | twins
@@ -98,11 +98,6 @@ def test_relevance_with_an_staa_instance(clf, wide, rule, target):
     stream = STAAStream(explainer, stride=8, target=target)
     index = None if target is None else clf.class_index(target)
     check(list(stream(wide)), wide, slow(explainer, wide, 8, unit=1, target=index))
-
-
-def test_released_mode_keeps_its_separate_temporal_signal(clf, wide):
-    explainer = STAA(clf, mode="released")
-    check(list(STAAStream(explainer, W, 8)(wide)), wide, slow(explainer, wide, 8, unit=W))
 
 
 def test_other_layouts_and_tensors_give_the_same_numbers(clf, wide):

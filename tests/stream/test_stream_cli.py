@@ -11,9 +11,9 @@ import torch
 
 from captum_staa import STAA, STAAStream, VideoClassifier, io
 from captum_staa.__main__ import main
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.io import video_writer
-from captum_staa.stream import FrameResult, video
+from captum_staa.stream import FrameResult, sources
 from captum_staa.stream.picture import LEAST, STRIP, Painter
 from captum_staa.stream.window import WindowExplainer
 
@@ -21,7 +21,7 @@ pytest.importorskip("av")
 
 MODEL = "tiny-videomae-pattern"
 FPS, FACTOR, MARGIN, TOTAL = 12.0, 4, 40, 26
-PLANTED = PlantedClips(seed=99, n=1, num_frames=TOTAL, rivals=0)
+PLANTED = PlantedClips(seed=99, n=1, scene=SceneOptions(num_frames=TOTAL, rivals=0))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_overlay_has_every_frame(clip, tmp_path, capsys, monkeypatch):
     assert main(["stream", str(clip), "--model", MODEL]) == 2
     assert "planted_stream.mp4 already exists. Pass --overwrite" in capsys.readouterr().err
     assert (
-        main(["stream", str(clip), "--model", MODEL, "--overwrite", "--loop", "--limit", "40", "--mode", "released"])
+        main(["stream", str(clip), "--model", MODEL, "--overwrite", "--loop", "--limit", "40", "--mode", "attention"])
         == 0
     )
     assert len(io.read_video("planted_stream.mp4").frames) == 40
@@ -114,7 +114,7 @@ def test_frames_before_a_failure_of_the_source_are_written(frames, clip, tmp_pat
         yield from frames[:20]
         raise OSError("unplugged")
 
-    monkeypatch.setattr(video, "_file", failing)
+    monkeypatch.setattr(sources, "_file", failing)
     out = tmp_path / "out.mkv"
     assert main(["stream", str(clip), "--model", MODEL, "--out", str(out)]) == 2
     assert "unplugged" in capsys.readouterr().err
@@ -145,20 +145,20 @@ def test_invalid_commands_exit_with_status_2(clip, tmp_path, capsys, monkeypatch
 
 def test_a_camera_device_is_read_frame_by_frame(clip, frames, tmp_path):
     """A file with its format name replaces the camera, because test machines have no camera."""
-    with video._camera(str(clip), "mp4") as feed:
+    with sources._camera(str(clip), "mp4") as feed:
         assert (feed.fps, feed.total) == (FPS, None)
         read = list(feed.frames)
     assert len(read) == TOTAL and np.abs(np.stack(read).astype(int) - frames).mean() < 3
     (tmp_path / "note").write_text("no video")
     with (
         pytest.raises(ValueError, match="must be a camera that FFmpeg can read"),
-        video._camera(str(tmp_path / "note"), "mp4"),
+        sources._camera(str(tmp_path / "note"), "mp4"),
     ):
         pass
 
 
 def test_live_files_are_read_at_their_frame_rate(clip):
-    with video.opened(str(clip), live=True) as feed:
+    with sources.opened(str(clip), live=True) as feed:
         assert feed.frames.gi_code.co_name == "paced" and feed.total == TOTAL
 
 
@@ -169,7 +169,7 @@ def test_late_frames_are_yielded_at_once():
         slept.append(seconds)
         now[0] += seconds
 
-    for at, _ in enumerate(video.paced(range(5), fps=10, clock=lambda: now[0], sleep=sleep)):
+    for at, _ in enumerate(sources.paced(range(5), fps=10, clock=lambda: now[0], sleep=sleep)):
         now[0] += 0.25 if at == 1 else 0.01
     assert slept == pytest.approx([0.09, 0.03])  # of frames 1 and 4; 2 and 3 were due while 1 was looked at
 

@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 from captum_staa import io
-from captum_staa.visualization import save_animation
-from captum_staa.visualization.overlay import overlay
+from captum_staa.visualization import Frames, Style, overlay, save_animation
 
 T, H, W = 8, 24, 32
-GRAY = np.full((T, H, W, 3), 128, dtype=np.uint8)
+GRAY = Frames(np.full((T, H, W, 3), 128, dtype=np.uint8), layout="BTCHW")
 
 
 def block() -> torch.Tensor:
@@ -42,15 +41,16 @@ def test_decoded_animation_equals_overlay(tmp_path, suffix):
     if suffix not in (".webp", ".gif"):
         pytest.importorskip("av")
     levels = np.linspace(60, 120, T).astype(np.uint8)
-    clip = np.broadcast_to(levels[:, None, None, None], (T, H, W, 3))  # no two frames are equal
-    path = save_animation(tmp_path / f"clip{suffix}", clip, block(), layout="BTCHW", outlier_perc=0, min_size=96)
+    pixels = np.broadcast_to(levels[:, None, None, None], (T, H, W, 3))  # no two frames are equal
+    clip, style = Frames(pixels, layout="BTCHW"), Style(outlier_perc=0)
+    path = save_animation(block(), clip, tmp_path / f"clip{suffix}", style=style, min_size=96)
     frames = decoded(path)
     assert frames.shape == (T, 4 * H, 2 * 4 * W + 8, 3)
     left, right = frames[:, :, : 4 * W], frames[:, :, -4 * W :]
     np.testing.assert_allclose(left.mean((1, 2, 3)), levels, atol=4)  # in order
     bright = right[..., 0].astype(int) > levels[:, None, None] + 40
     assert bright.any((1, 2)).tolist() == [i in (2, 5) for i in range(T)]
-    expected = overlay(clip, block(), layout="BTCHW", outlier_perc=0).frames[[2, 5], 5, 23]
+    expected = overlay(block(), clip, style=style).pictures[[2, 5], 5, 23]
     np.testing.assert_allclose(right[[2, 5], 20:26, 92:98].mean((1, 2)), expected, atol=12)
     rows, columns = np.nonzero(bright[2])
     assert abs(rows.mean() - 4 * 5.5) < 2.5
@@ -61,7 +61,7 @@ def test_decoded_animation_equals_overlay(tmp_path, suffix):
 def test_duration_equals_frames_over_fps(tmp_path):
     clip = np.random.default_rng(0).integers(0, 255, (30, H, W, 3), dtype=np.uint8)
     for suffix in (".gif", ".webp"):
-        path = save_animation(tmp_path / f"clip{suffix}", clip, np.ones((30, H, W)), fps=30, min_size=0)
+        path = save_animation(np.ones((30, H, W)), clip, tmp_path / f"clip{suffix}", play_fps=30, min_size=0)
         with Image.open(path) as picture:
             total = 0
             for frame in range(picture.n_frames):
@@ -83,7 +83,7 @@ def test_duration_equals_frames_over_fps(tmp_path):
 )
 def test_small_clips_are_enlarged(tmp_path, size, min_size, expected):
     clip = np.zeros((2, *size, 3), dtype=np.uint8)
-    path = save_animation(tmp_path / "clip.gif", clip, np.ones((2, 3, 4)), min_size=min_size, side_by_side=False)
+    path = save_animation(np.ones((2, 3, 4)), clip, tmp_path / "clip.gif", min_size=min_size, side_by_side=False)
     with Image.open(path) as picture:
         assert picture.size == expected[::-1]
 
@@ -100,7 +100,7 @@ def test_frames_are_drawn_one_at_a_time(tmp_path, suffix):
         maps = np.zeros((total, 2, 2), dtype=np.float32)
         tracemalloc.start()
         try:
-            save_animation(tmp_path / f"{total}{suffix}", clip, maps, min_size=0)
+            save_animation(maps, clip, tmp_path / f"{total}{suffix}", min_size=0)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -111,9 +111,9 @@ def test_frames_are_drawn_one_at_a_time(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 def test_single_frame_is_written_as_a_picture(tmp_path, suffix):
-    path = save_animation(tmp_path / f"one{suffix}", GRAY[:1], np.ones((1, 3, 4)), min_size=0, side_by_side=False)
+    path = save_animation(np.ones((1, 3, 4)), GRAY[:1], tmp_path / f"one{suffix}", min_size=0, side_by_side=False)
     (frame,) = decoded(path)
-    expected = overlay(GRAY[:1], np.ones((1, 3, 4))).frame(0)
+    expected = overlay(np.ones((1, 3, 4)), GRAY[:1]).picture(0)
     np.testing.assert_allclose(frame, expected, atol=6)
 
 
@@ -125,7 +125,7 @@ def test_failed_write_leaves_no_file(tmp_path, monkeypatch, suffix):
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_animation(tmp_path / f"clip{suffix}", GRAY, block(), layout="BTCHW")
+        save_animation(block(), GRAY, tmp_path / f"clip{suffix}")
     assert os.listdir(tmp_path) == []
 
 
@@ -134,9 +134,9 @@ def test_existing_animation_is_replaced_only_with_overwrite(tmp_path, suffix):
     path = tmp_path / f"clip{suffix}"
     path.write_text("precious")
     with pytest.raises(FileExistsError, match=rf"clip{suffix} already exists"):
-        save_animation(path, GRAY, block(), layout="BTCHW")
+        save_animation(block(), GRAY, path)
     assert path.read_text() == "precious"
-    save_animation(path, GRAY, block(), layout="BTCHW", overwrite=True)
+    save_animation(block(), GRAY, path, overwrite=True)
     assert path.stat().st_size > 500
 
 
@@ -144,11 +144,11 @@ def test_existing_animation_is_replaced_only_with_overwrite(tmp_path, suffix):
     ("name", "options", "says"),
     [
         ("clip.mov", {}, r"path must end in one of .*clip\.mov"),
-        ("c.gif", {"fps": 0}, "fps .* 0"),
+        ("c.gif", {"play_fps": 0}, "play_fps .* 0"),
         ("c.gif", {"min_size": -1}, "-1"),
     ],
 )
 def test_invalid_arguments_raise_value_error(tmp_path, name, options, says):
     with pytest.raises(ValueError, match=says):
-        save_animation(tmp_path / name, GRAY, block(), layout="BTCHW", **options)
+        save_animation(block(), GRAY, tmp_path / name, **options)
     assert os.listdir(tmp_path) == []

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from headless import Browser, driven
 
-from captum_staa.visualization import to_html
-from captum_staa.visualization.overlay import METHODS, overlay
+from captum_staa.visualization import Frames, Style, overlay, to_html
+from captum_staa.visualization.style import METHODS
 
 T, H, W = 6, 24, 32
 TOLERANCE = 7  # of 255: the page stores one byte per cell, and color maps are steep
@@ -46,12 +46,9 @@ CROP = (2.5, 4, 18, 20.5)
 def page(tmp_path_factory, clip, maps) -> Path:
     path = tmp_path_factory.mktemp("page") / "player.html"
     to_html(
-        clip,
         maps,
-        path=path,
-        crop=CROP,
-        indices=range(10, 10 + 5 * T, 5),
-        fps=25,
+        Frames(clip, CROP, indices=range(10, 10 + 5 * T, 5), fps=25),
+        path,
         play_fps=20,
         truth=[(1, 2)],
         predictions=[("waving", 0.75), ("<i>clapping</i>", 0.25)],
@@ -62,7 +59,7 @@ def page(tmp_path_factory, clip, maps) -> Path:
 
 
 def drawn(clip, maps, frame: int, **options) -> np.ndarray:
-    return overlay(clip, maps, crop=CROP, **options).frame(frame).astype(int)
+    return overlay(maps, Frames(clip, CROP), style=Style(**options)).picture(frame).astype(int)
 
 
 SIGNS = ["absolute_value", "positive", "negative", "all"]
@@ -90,12 +87,13 @@ def test_page_draws_the_same_pixels_as_python(browser, page, clip, maps, method)
 def test_map_larger_than_the_picture_keeps_both_signs(browser, clip, tmp_path):
     """Noise around zero, whose mean over 4 x 4 cells is almost zero."""
     maps = np.random.default_rng(2).choice([-1.0, 1.0], size=(T, 4 * H, 4 * W))
-    to_html(clip, maps, path=tmp_path / "fine.html", outlier_perc=0, method="heat_map")
+    to_html(maps, clip, tmp_path / "fine.html", style=Style(outlier_perc=0, method="heat_map"))
     browser.open(tmp_path / "fine.html")
     for sign in SIGNS:
         browser.choose("sign", sign)
         frame = int(browser.text("#now").split()[1])
-        expected = overlay(clip, maps, outlier_perc=0, method="heat_map", sign=sign).frame(frame).astype(int)
+        style = Style(outlier_perc=0, method="heat_map", sign=sign)
+        expected = overlay(maps, clip, style=style).picture(frame).astype(int)
         assert np.abs(browser.pixels() - expected).max() <= TOLERANCE, sign
 
 
@@ -257,7 +255,7 @@ def test_page_loads_no_external_resources_and_logs_no_errors(browser, page):
 
 def test_notebook_shows_the_player(browser, clip, maps, tmp_path):
     """Two iframes in one document, as in a notebook with two cells."""
-    shown = to_html(clip, maps["first"])._repr_html_()
+    shown = to_html(maps["first"], clip)._repr_html_()
     (tmp_path / "notebook.html").write_text(f"<!doctype html>{shown}{shown}", encoding="utf-8")
     browser("POST", "/url", {"url": (tmp_path / "notebook.html").as_uri()})
     for frame in (0, 1):

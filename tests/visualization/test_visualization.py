@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
@@ -12,12 +14,14 @@ from matplotlib.figure import Figure
 
 from captum_staa import io
 from captum_staa.result import VideoAttribution
-from captum_staa.visualization import show_frames, show_timeline
-from captum_staa.visualization.overlay import DIVERGING, UNSEEN, overlay
+from captum_staa.visualization import Frames, Style, overlay, show_frames, show_timeline
+from captum_staa.visualization.overlay import UNSEEN
 from captum_staa.visualization.saliency import saliency
+from captum_staa.visualization.style import DIVERGING
 
 T, H, W = 8, 24, 32
-GRAY = np.full((T, H, W, 3), 128, dtype=np.uint8)
+PIXELS = np.full((T, H, W, 3), 128, dtype=np.uint8)
+GRAY = Frames(PIXELS, layout="BTCHW")
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +40,9 @@ def block() -> torch.Tensor:
     return attributions
 
 
-def drawn(clip, attributions, **options) -> np.ndarray:
+def drawn(attributions, frames=GRAY, **style) -> np.ndarray:
     """Return the images (T, H, W, 3) that show_frames draws."""
-    _, axes = show_frames(clip, attributions, use_pyplot=False, **options)
+    _, axes = show_frames(attributions, frames, style=Style(**style), use_pyplot=False)
     return np.stack([np.asarray(image.get_array()) for image in axes.images])
 
 
@@ -48,20 +52,20 @@ def drawn(clip, attributions, **options) -> np.ndarray:
 @pytest.mark.parametrize("sign", ["absolute_value", "positive", "negative", "all"])
 @pytest.mark.parametrize("method", ["blended_heat_map", "heat_map"])
 def test_zero_map_is_drawn_in_one_color(sign, method):
-    assert saliency(np.zeros((T, H, W)), sign=sign).scale == 0
-    pictures = drawn(GRAY, torch.zeros(1, T, 3, H, W), layout="BTCHW", sign=sign, method=method)
+    assert saliency(np.zeros((T, H, W)), sign).scale == 0
+    pictures = drawn(torch.zeros(1, T, 3, H, W), sign=sign, method=method)
     assert len(np.unique(pictures.reshape(-1, 3), axis=0)) == 1
 
 
 def test_different_number_of_frames_raises():
     with pytest.raises(ValueError, match=r"as many frames as the clip, 8, got 4 \(shape \(4, 24, 32\)\)"):
-        show_frames(GRAY, torch.zeros(4, H, W), use_pyplot=False)
+        show_frames(torch.zeros(4, H, W), GRAY, use_pyplot=False)
     with pytest.raises(ValueError, match="as many frames as the clip, 8, got 4"):
-        show_timeline(torch.zeros(4), clip=GRAY, use_pyplot=False)
+        show_timeline(torch.zeros(4), GRAY, use_pyplot=False)
 
 
 def test_colors_at_known_pixels():
-    pictures = drawn(GRAY, block(), layout="BTCHW", outlier_perc=0, alpha_overlay=0.6)
+    pictures = drawn(block(), outlier_perc=0, alpha_overlay=0.6)
     inferno = matplotlib.colormaps["inferno"]
     for frame, value in ((2, 1.0), (5, 0.5)):
         expected = 0.4 * 128 + 0.6 * 255 * np.array(inferno(value)[:3])
@@ -74,10 +78,10 @@ def test_colors_at_known_pixels():
 def test_signs_use_the_two_sides_of_the_diverging_map():
     attributions = block()
     attributions[:, 5] *= -2
-    pictures = drawn(GRAY, attributions, layout="BTCHW", sign="all", method="heat_map", outlier_perc=0)
+    pictures = drawn(attributions, sign="all", method="heat_map", outlier_perc=0)
     for frame, value in ((2, 1.0), (5, 0.0), (0, 0.5)):
         np.testing.assert_allclose(pictures[frame, 5, 22], 255 * np.array(DIVERGING(value)[:3]), atol=2)
-    pictures = drawn(GRAY, attributions, layout="BTCHW", sign="all", outlier_perc=0, alpha_overlay=0.6)
+    pictures = drawn(attributions, sign="all", outlier_perc=0, alpha_overlay=0.6)
     np.testing.assert_allclose(pictures[5, 5, 22], 0.4 * 128 + 0.6 * 255 * np.array(DIVERGING(0.0)[:3]), atol=2)
 
 
@@ -91,14 +95,14 @@ def test_diverging_map_is_perceptually_uniform_with_neutral_zero():
 
 
 def test_masked_image_is_the_frame_times_the_map():
-    pictures = drawn(GRAY, block(), layout="BTCHW", method="masked_image", outlier_perc=0)
+    pictures = drawn(block(), method="masked_image", outlier_perc=0)
     assert pictures[2, 5, 22].tolist() == [128] * 3
     assert pictures[5, 5, 22].tolist() == [64] * 3
     assert pictures[0].max() == 0
 
 
 def test_alpha_scaling_fades_to_white():
-    pictures = drawn(GRAY, block(), layout="BTCHW", method="alpha_scaling", outlier_perc=0)
+    pictures = drawn(block(), method="alpha_scaling", outlier_perc=0)
     assert pictures[2, 5, 22].tolist() == [128] * 3
     assert pictures[5, 5, 22].tolist() == [192] * 3
     assert pictures[0].min() == 255
@@ -107,7 +111,7 @@ def test_alpha_scaling_fades_to_white():
 @pytest.mark.parametrize("method", ["blended_heat_map", "heat_map", "masked_image", "alpha_scaling"])
 def test_pixels_outside_of_the_crop_are_gray(method):
     small = torch.ones(T, 4, 4)
-    pictures = drawn(GRAY, small, crop=(2, 8, 16, 16), method=method)
+    pictures = drawn(small, Frames(PIXELS, crop=(2, 8, 16, 16)), method=method)
     inside = np.zeros((H, W), dtype=bool)
     inside[2:18, 8:24] = True
     outside = 0.35 * 128 + 0.65 * 255 * UNSEEN if method == "blended_heat_map" else 255 * UNSEEN
@@ -116,8 +120,9 @@ def test_pixels_outside_of_the_crop_are_gray(method):
 
 
 def test_color_bar_matches_the_blended_frames():
-    result = overlay(GRAY, block(), layout="BTCHW", outlier_perc=0)
-    assert np.abs(np.array(result.cmap(0.5)[:3]) * 255 - result.frames[5, 5, 22]).max() <= 3
+    style = Style(outlier_perc=0)
+    result = overlay(block(), GRAY, style=style)
+    assert np.abs(np.array(style.bar_colors(0.5)[:3]) * 255 - result.picture(5)[5, 22]).max() <= 3
     assert result.caption == "|attribution|, 1 = 1 (one scale for all frames)"
 
 
@@ -125,25 +130,32 @@ def test_color_bar_matches_the_blended_frames():
     ("options", "says"),
     [
         ({"method": "alpha"}, "'alpha'"),
+        ({"sign": "both"}, "'both'"),
         ({"alpha_overlay": 1.5}, "1.5"),
+        ({"outlier_perc": 101}, "101"),
+        ({"cmap": "none of these"}, "none of these"),
         ({"method": "masked_image", "sign": "all"}, "sign must be .*masked_image.*got 'all'"),
         ({"method": "alpha_scaling", "sign": "all"}, "sign must be .*alpha_scaling.*got 'all'"),
-        ({"columns": 0}, "columns .* 0"),
-        ({"num_frames": -1}, "num_frames .* -1"),
-        ({"labels": ["a"]}, "labels must .* 8 frames, got 1"),
-        ({"indices": range(9)}, "indices must .* 8 frames, got 9"),
-        ({"fps": 0}, "fps .* 0"),
     ],
 )
-def test_invalid_options_raise_value_error(options, says):
+def test_invalid_styles_raise_value_error(options, says):
     with pytest.raises(ValueError, match=says):
-        show_frames(GRAY, block(), layout="BTCHW", use_pyplot=False, **options)
+        Style(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"columns": 0}, "columns .* 0"), ({"num_frames": -1}, "num_frames .* -1")]
+)
+def test_invalid_counts_raise_before_a_figure_is_created(options, says):
+    with pytest.raises(ValueError, match=says):
+        show_frames(block(), GRAY, **options)
+    assert pyplot.get_fignums() == []
 
 
 def test_only_original_image_works_without_attributions():
     with pytest.raises(ValueError, match=r"attributions must be given .* got None"):
-        show_frames(GRAY, use_pyplot=False)
-    _, axes = show_frames(GRAY, method="original_image", use_pyplot=False)
+        show_frames(None, GRAY, use_pyplot=False)
+    _, axes = show_frames(None, GRAY, style=Style(method="original_image"), use_pyplot=False)
     assert (np.asarray(axes.images[3].get_array()) == 128).all()
 
 
@@ -160,7 +172,7 @@ def test_frames_are_in_reading_order_with_labels_above():
     levels = np.linspace(20, 230, T).astype(np.uint8)
     clip = np.broadcast_to(levels[:, None, None, None], (T, H, W, 3)).copy()
     clip[:, H // 2 :] = 0  # the lower half is black
-    figure, axes = show_frames(clip, method="original_image", columns=3, use_pyplot=False)
+    figure, axes = show_frames(None, clip, style=Style(method="original_image"), columns=3, use_pyplot=False)
     assert [text.get_text() for text in axes.texts] == [f"frame {i}" for i in range(T)]
     picture = rendered(figure)
     positions = []
@@ -178,8 +190,8 @@ def test_frames_are_in_reading_order_with_labels_above():
 
 
 def test_labels_use_frame_numbers_and_times_of_the_file():
-    def labels(**options):
-        _, axes = show_frames(GRAY, block(), layout="BTCHW", use_pyplot=False, **options)
+    def labels(num_frames=None, **known):
+        _, axes = show_frames(block(), replace(GRAY, **known), num_frames=num_frames, use_pyplot=False)
         return [text.get_text() for text in axes.texts]
 
     indices = range(5, 85, 10)
@@ -192,17 +204,17 @@ def test_labels_use_frame_numbers_and_times_of_the_file():
 def test_use_pyplot_false_creates_no_pyplot_figure():
     from matplotlib import pyplot
 
-    show_frames(GRAY, block(), layout="BTCHW", use_pyplot=False)
+    show_frames(block(), GRAY, use_pyplot=False)
     show_timeline(torch.ones(T), use_pyplot=False)
     assert pyplot.get_fignums() == []
-    figure, _ = show_frames(GRAY, block(), layout="BTCHW")
+    figure, _ = show_frames(block(), GRAY)
     assert pyplot.get_fignums() == [figure.number]
 
 
 def test_plt_fig_axis_is_used():
     figure = Figure()
     upper, lower = figure.subplots(2)
-    assert show_frames(GRAY, block(), layout="BTCHW", plt_fig_axis=(figure, upper)) == (figure, upper)
+    assert show_frames(block(), GRAY, plt_fig_axis=(figure, upper)) == (figure, upper)
     assert show_timeline(torch.ones(T), plt_fig_axis=(figure, lower)) == (figure, lower)
     assert len(upper.images) == T
     assert lower.lines
@@ -211,15 +223,15 @@ def test_plt_fig_axis_is_used():
 def test_timeline_sums_over_the_pixels_of_each_frame():
     attributions = block()
     attributions[:, 6, :, 0, 0] = -1
-    _, axes = show_timeline(attributions, "BTCHW", fps=4, use_pyplot=False)
+    _, axes = show_timeline(attributions, replace(GRAY, fps=4), use_pyplot=False)
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0, 0, 32, 0, 0, 16, -3, 0], atol=1e-4)
     np.testing.assert_allclose(axes.lines[0].get_xdata(), np.arange(T) / 4)
-    _, axes = show_timeline(attributions, "BTCHW", sign="negative", use_pyplot=False)
+    _, axes = show_timeline(attributions, GRAY, sign="negative", use_pyplot=False)
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0, 0, 0, 0, 0, 0, 3, 0], atol=1e-4)
     parts = VideoAttribution.from_attributions(attributions, "BTCHW")
     with pytest.raises(ValueError, match=r"indices must be strictly increasing.*\[3, 3"):
-        show_timeline(parts, indices=np.full(8, 3), use_pyplot=False)
-    _, axes = show_timeline(parts, indices=range(0, 80, 10), use_pyplot=False)
+        show_timeline(parts, Frames(PIXELS, indices=np.full(8, 3)), use_pyplot=False)
+    _, axes = show_timeline(parts, Frames(PIXELS, indices=range(0, 80, 10)), use_pyplot=False)
     np.testing.assert_allclose(axes.lines[0].get_ydata(), parts.temporal[0])
     np.testing.assert_allclose(axes.lines[0].get_xdata(), np.arange(0, 80, 10))
 
@@ -239,7 +251,7 @@ def test_invalid_truth_raises_value_error(truth):
 
 def test_key_frames_are_the_strongest_of_equal_parts():
     values = torch.tensor([0.0, 3, 1, 2, -5, 1, 0, 1])
-    figure, axes = show_timeline(values, clip=GRAY, num_key_frames=4, title="a clip", use_pyplot=False)
+    figure, axes = show_timeline(values, GRAY, num_key_frames=4, title="a clip", use_pyplot=False)
     ties = [artist for artist in axes.artists if hasattr(artist, "xyann")]
     assert [tuple(float(value) for value in tie.xy) for tie in ties] == [(1, 3), (3, 2), (4, -5), (7, 1)]
     rendered(figure)
@@ -254,16 +266,17 @@ def test_key_frames_are_the_strongest_of_equal_parts():
 
 def test_real_clip_with_center_crop(shared_videos):
     """A clip of 426 x 240 with a center crop of 240 x 240: one token of a 14 x 14 grid is drawn at its place."""
-    frames, fps, indices = io.read_video(shared_videos / "flipping_a_pancake.mkv", num_frames=8)
+    video = io.read_video(shared_videos / "flipping_a_pancake.mkv", num_frames=8)
+    frames = replace(Frames.from_video(video), crop=(0, 93, 240, 240))
     maps = torch.zeros(8, 14, 14)
     maps[3, 4, 9] = 1
-    found = overlay(frames, maps, crop=(0, 93, 240, 240), method="masked_image", outlier_perc=0)
-    rows, columns = np.nonzero(found.frames[3, :, 93:333].max(-1))
+    found = overlay(maps, frames, style=Style(method="masked_image", outlier_perc=0))
+    rows, columns = np.nonzero(found.picture(3)[:, 93:333].max(-1))
     cell = 240 / 14
     assert rows.min() >= 3.4 * cell - 1
     assert rows.max() <= 5.6 * cell + 1
     assert columns.min() >= 8.4 * cell - 1
     assert columns.max() <= 10.6 * cell + 1
-    figure, axes = show_frames(frames, maps, crop=(0, 93, 240, 240), indices=indices, fps=fps, use_pyplot=False)
+    figure, axes = show_frames(maps, frames, use_pyplot=False)
     assert axes.texts[0].get_text() == "0.63 s"
     assert rendered(figure).std() > 10

@@ -7,9 +7,13 @@ import pytest
 import torch
 from captum.attr import visualization as captum_visualization
 
+from captum_staa.io import Video
+from captum_staa.models import VideoClassifier
+from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.result import VideoAttribution
+from captum_staa.visualization import Frames
 from captum_staa.visualization.placement import place
-from captum_staa.visualization.saliency import as_pictures, saliency
+from captum_staa.visualization.saliency import Maps, saliency
 
 T, H, W = 8, 24, 32
 GRAY = np.full((T, H, W, 3), 128, dtype=np.uint8)
@@ -32,14 +36,14 @@ def test_normalization_equals_captum_on_a_sheet_of_frames(sign, outlier_perc):
         sheet, method="heat_map", sign=sign, outlier_perc=outlier_perc, use_pyplot=False
     )
     expected = np.asarray(axes.images[0].get_array()).reshape(T, H, W)
-    found = saliency(maps, sign=sign, outlier_perc=outlier_perc)
+    found = saliency(Maps.of(maps).joint, sign, outlier_perc)
     np.testing.assert_allclose(found.values, expected, atol=1e-6)
     inner = (np.abs(expected) > 0) & (np.abs(expected) < 1)  # what was scaled but not cut off
     np.testing.assert_allclose(np.abs(maps[0].numpy()[inner]), found.scale * np.abs(expected[inner]), rtol=1e-5)
 
 
 def test_all_frames_share_one_scale():
-    values, scale = saliency(block(), "BTCHW", outlier_perc=0)
+    values, scale = saliency(Maps.of(block(), Frames(GRAY, layout="BTCHW")).joint, outlier_perc=0)
     assert scale == pytest.approx(1)
     assert values[2, 5, 22] == pytest.approx(1)
     assert values[5, 5, 22] == pytest.approx(0.5)
@@ -47,7 +51,7 @@ def test_all_frames_share_one_scale():
 
 
 def test_outliers_are_clipped_over_the_whole_clip():
-    maps = np.ones((2, 1, 50), np.float32)
+    maps = np.ones((2, 1, 50))
     maps[1, 0, 0] = 100  # half of all there is
     assert saliency(maps, outlier_perc=0).scale == 100
     values, scale = saliency(maps, outlier_perc=51)
@@ -58,20 +62,23 @@ def test_outliers_are_clipped_over_the_whole_clip():
 def test_all_forms_of_attributions_give_the_same_map():
     attributions = block()
     maps = attributions.sum(2)
+    one, second, last = Frames(GRAY), Frames(GRAY, index=1), Frames(GRAY, index=-1)
     ways = [
-        saliency(attributions, "BTCHW"),
-        saliency(attributions.movedim(1, 2), "BCTHW"),
-        saliency(maps),
-        saliency(maps[0]),
-        saliency(maps.numpy()),
-        saliency(maps[0].flip(1).numpy()[:, ::-1]),
-        saliency(VideoAttribution.from_attributions(attributions, "BTCHW")),
-        saliency(torch.cat([maps * 0, maps]), index=1),
-        saliency(torch.cat([maps * 0, maps]), index=-1),
-        saliency(maps.requires_grad_()),
+        Maps.of(attributions, Frames(GRAY, layout="BTCHW")),
+        Maps.of(attributions.movedim(1, 2), Frames(GRAY, layout="BCTHW")),
+        Maps.of(maps),
+        Maps.of(maps[0], one),
+        Maps.of(maps.numpy(), one),
+        Maps.of(maps[0].flip(1).numpy()[:, ::-1], one),
+        Maps.of(VideoAttribution.from_attributions(attributions, "BTCHW"), one),
+        Maps.of(torch.cat([maps * 0, maps]), second),
+        Maps.of(torch.cat([maps * 0, maps]), last),
+        Maps.of(maps.requires_grad_(), one),
     ]
     for way in ways:
-        np.testing.assert_allclose(way.values, ways[0].values, atol=1e-6)
+        np.testing.assert_allclose(way.joint, ways[0].joint, atol=1e-6)
+        np.testing.assert_allclose(way.spatial, ways[0].joint.sum(0), atol=1e-6)
+        np.testing.assert_allclose(way.per_frame(), ways[0].joint.sum((1, 2)), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -83,41 +90,92 @@ def test_all_forms_of_attributions_give_the_same_map():
         (torch.zeros(H, W), {}, r"got shape \(24, 32\)"),
         (torch.zeros(0, H, W), {}, r"must not be empty.*\(0, 24, 32\)"),
         (torch.full((T, H, W), torch.nan), {}, "attributions .* nan or inf at 6144 of 6144 pixels"),
-        (torch.zeros(T, H, W), {"sign": "both"}, "'both'"),
-        (torch.zeros(T, H, W), {"outlier_perc": 101}, "101"),
+        (torch.zeros(T - 1, H, W), {}, "as many frames as the clip, 8, got 7"),
+        (
+            VideoAttribution(torch.zeros(1, T, H, W), torch.zeros(1, H, W), torch.zeros(1, 3)),
+            {},
+            "as many frames as the clip, 8, got 3 and 8",
+        ),
     ],
 )
 def test_invalid_attributions_raise_value_error(attributions, options, says):
     with pytest.raises(ValueError, match=says):
-        saliency(attributions, **options)
+        Maps.of(attributions, Frames(GRAY, **options))
 
 
 # Frames.
 
 
-def test_float_clip_is_rescaled_or_denormalized_with_mean_and_std():
+def test_inputs_are_rescaled_or_denormalized_with_mean_and_std():
     clip = torch.zeros(1, 3, 2, 4, 4)
     clip[:, 0], clip[:, 1], clip[:, 2, 1] = -1, 1, 3
-    assert as_pictures(clip, "BCTHW")[:, 0, 0].tolist() == [[0, 128, 64], [0, 128, 255]]
-    undone = as_pictures(clip, "BCTHW", mean=[0.5, 0.25, 0], std=[0.5, 0.25, 0.2])
+    pixels = Frames.from_inputs(clip, layout="BCTHW").pixels
+    assert pixels[:, 0, 0].tolist() == [[0, 128, 64], [0, 128, 255]]
+    undone = Frames.from_inputs(clip, layout="BCTHW", mean=[0.5, 0.25, 0], std=[0.5, 0.25, 0.2]).pixels
     assert undone[:, 0, 0].tolist() == [[0, 128, 0], [0, 128, 153]]
-    assert as_pictures(torch.full((1, 1, 1, 2, 2), 7, dtype=torch.uint8), "BTCHW").tolist() == [[[[7] * 3] * 2] * 2]
+    gray = Frames.from_inputs(torch.full((1, 1, 1, 2, 2), 7, dtype=torch.uint8), layout="BTCHW").pixels
+    assert gray.tolist() == [[[[7] * 3] * 2] * 2]
 
 
 @pytest.mark.parametrize(
-    ("clip", "options", "error", "says"),
+    "preprocessing",
     [
-        (GRAY / 255, {}, TypeError, r"uint8.*float64 of shape \(8, 24, 32, 3\)"),
-        (torch.zeros(1, T, 3, H, W), {}, ValueError, "layout must be given for a clip"),
-        (GRAY[0], {}, ValueError, r"\(24, 32, 3\)"),
+        Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.5)),
+        Preprocessing(factor=1 / 127.5, offset=True),
+        Preprocessing(factor=None, flip_channels=True, mean=(100, 110, 120), std=(50, 60, 70)),
+        Preprocessing(),
+    ],
+)
+def test_frames_of_inputs_undo_the_preprocessing_of_the_classifier(preprocessing):
+    clf = VideoClassifier(torch.nn.Flatten(), layout="BCTHW", preprocessing=preprocessing)
+    pixels = np.random.default_rng(0).integers(50, 200, (T, H, W, 3), dtype=np.uint8)
+    inputs = clf.preprocess(pixels)
+    found = Frames.from_inputs(torch.cat([inputs * 0, inputs]), clf, index=1)
+    np.testing.assert_array_equal(found.pixels, pixels)
+    assert (found.layout, found.index) == (clf.layout, 1)
+
+
+def test_frames_of_a_video_have_its_times_and_the_crop_of_the_classifier():
+    clf = VideoClassifier(torch.nn.Flatten(), layout="BCTHW", preprocessing=Preprocessing(resize=24, crop=(24, 24)))
+    found = Frames.from_video(Video(GRAY, 25.0, np.arange(T) * 10), clf)
+    assert (found.crop, found.layout) == (clf.crop_box(H, W), clf.layout)
+    assert found.captions(join=", ")[2] == "frame 20, 0.80 s"
+    assert found[[5, 2]].captions() == ["2.00 s", "0.80 s"]
+    assert Frames.from_video(Video(GRAY, float("nan"), np.arange(T))).captions()[2] == "frame 2"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "error", "says"),
+    [
+        (torch.zeros(1, T, 3, H, W), {}, ValueError, "layout must be given for inputs"),
         (torch.zeros(1, T, 2, H, W), {"layout": "BTCHW"}, ValueError, r"1 or 3 channels.*\(1, 8, 2, 24, 32\)"),
         (torch.zeros(1, T, 3, H, W), {"layout": "BTCHW", "mean": 0.5}, ValueError, "mean = 0.5, std = None"),
         (torch.full((1, T, 3, H, W), torch.inf), {"layout": "BTCHW"}, ValueError, "nan or inf"),
+        (torch.zeros(1, T, 3, H, W), {"classifier": torch.nn.Flatten()}, TypeError, "VideoClassifier, got Flatten"),
     ],
 )
-def test_invalid_clips_raise(clip, options, error, says):
+def test_inputs_that_cannot_be_drawn_raise(inputs, options, error, says):
     with pytest.raises(error, match=says):
-        as_pictures(clip, **options)
+        Frames.from_inputs(inputs, **options)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "error", "says"),
+    [
+        (GRAY / 255, {}, TypeError, r"uint8.*float64 of shape \(8, 24, 32, 3\).*attributions first"),
+        (GRAY[0], {}, ValueError, r"\(24, 32, 3\)"),
+        (GRAY, {"labels": ["a"]}, ValueError, "labels must .* 8 frames, got 1"),
+        (GRAY, {"indices": range(9)}, ValueError, "indices must .* 8 frames, got 9"),
+        (GRAY, {"fps": 0}, ValueError, "fps .* 0"),
+        (GRAY, {"crop": (0, 0, 5)}, TypeError, "crop must be four numbers"),
+        (GRAY, {"crop": (0, 40, 5, 5)}, ValueError, "crop must be .* contains no pixel"),
+        (GRAY, {"crop": (3, 3, 0, 5)}, ValueError, "crop must be .* contains no pixel"),
+        (GRAY, {"crop": (-9, 0, 5, 5)}, ValueError, "crop must be .* contains no pixel"),
+    ],
+)
+def test_invalid_frames_raise(pixels, options, error, says):
+    with pytest.raises(error, match=says):
+        Frames(pixels, **options)
 
 
 # Placing a map.
@@ -153,9 +211,3 @@ def test_reducing_a_map_keeps_a_single_pixel():
     values[0, 21, 21] = 1
     laid, _ = place(values, (16, 16))
     assert laid.sum() * 16 == pytest.approx(1, abs=0.05)
-
-
-@pytest.mark.parametrize("crop", [(0, 40, 5, 5), (3, 3, 0, 5), (-9, 0, 5, 5)])
-def test_crop_outside_of_the_frame_raises(crop):
-    with pytest.raises(ValueError, match=r"crop must be .* contains no pixel"):
-        place(np.ones((1, 2, 2), np.float32), (H, W), crop)

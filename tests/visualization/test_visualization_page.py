@@ -7,6 +7,7 @@ import json
 import os
 import re
 import zlib
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -16,9 +17,9 @@ from PIL import Image
 
 from captum_staa import io
 from captum_staa.result import VideoAttribution
-from captum_staa.visualization import to_html
-from captum_staa.visualization.overlay import DIVERGING
+from captum_staa.visualization import Frames, Style, to_html
 from captum_staa.visualization.saliency import saliency
+from captum_staa.visualization.style import DIVERGING
 
 T, H, W = 5, 24, 32
 CLIP = np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)
@@ -44,11 +45,11 @@ def unpacked(explanation: dict) -> np.ndarray:
 
 
 def test_small_frames_are_lossless_and_large_frames_are_reduced():
-    assert np.array_equal(frames(held(to_html(CLIP, SIGNED))), CLIP)
+    assert np.array_equal(frames(held(to_html(SIGNED, CLIP))), CLIP)
     levels = np.linspace(30, 220, T).astype(np.uint8)
     large = np.broadcast_to(levels[:, None, None, None], (T, 300, 400, 3)).copy()
     large[:, :, 200:] = 0
-    data = held(to_html(large, SIGNED, max_size=150, crop=(0, 100, 300, 200)))
+    data = held(to_html(SIGNED, Frames(large, crop=(0, 100, 300, 200)), max_size=150))
     shown = frames(data)
     assert shown.shape == (T, 150, 200, 3)
     assert (data["height"], data["width"]) == (150, 200)
@@ -58,13 +59,13 @@ def test_small_frames_are_lossless_and_large_frames_are_reduced():
 
 
 def test_packed_map_has_small_rounding_error():
-    (explanation,) = held(to_html(CLIP, SIGNED, outlier_perc=0))["explanations"]
+    (explanation,) = held(to_html(SIGNED, CLIP, style=Style(outlier_perc=0)))["explanations"]
     np.testing.assert_allclose(unpacked(explanation), SIGNED, atol=0.004 * np.abs(SIGNED).max())
 
 
 @pytest.mark.parametrize("unit", [1e-50, 1e50])
 def test_values_beyond_float32_are_kept(unit):
-    (explanation,) = held(to_html(CLIP, unit * SIGNED.astype(np.float64), outlier_perc=0))["explanations"]
+    (explanation,) = held(to_html(unit * SIGNED.astype(np.float64), CLIP, style=Style(outlier_perc=0)))["explanations"]
     np.testing.assert_allclose(unpacked(explanation) / unit, SIGNED, atol=0.004 * np.abs(SIGNED).max())
     assert explanation["scales"]["all"] / unit == pytest.approx(float(np.abs(SIGNED).max()))
 
@@ -73,7 +74,7 @@ def test_small_values_stay_distinguishable_next_to_large_ones():
     """The positive scale is 1/100 of the negative one; half of the positive scale is still stored as half."""
     maps = np.zeros((T, H, W), np.float32)
     maps[:, 0], maps[:, 1], maps[0, 5, 5] = 1.0, 0.5, -100.0
-    (explanation,) = held(to_html(CLIP, maps))["explanations"]
+    (explanation,) = held(to_html(maps, CLIP))["explanations"]
     assert explanation["scales"]["positive"] == 1
     assert explanation["scales"]["negative"] == 100
     np.testing.assert_allclose(unpacked(explanation)[:, 1], 0.5, atol=0.01)
@@ -81,37 +82,38 @@ def test_small_values_stay_distinguishable_next_to_large_ones():
 
 @pytest.mark.parametrize("sign", ["absolute_value", "positive", "negative", "all"])
 def test_scales_and_curves_equal_saliency(sign):
-    data = held(to_html(CLIP, {"a": SIGNED, "b": SIGNED[::-1] * 1000}, outlier_perc=10))
-    for (name, values), entry in zip((("a", SIGNED), ("b", SIGNED[::-1] * 1000)), data["explanations"], strict=True):
+    maps = {"a": SIGNED, "b": SIGNED[::-1] * 1000}
+    data = held(to_html(maps, CLIP, style=Style(outlier_perc=10)))
+    for (name, values), entry in zip(maps.items(), data["explanations"], strict=True):
         assert entry["name"] == name
-        assert entry["scales"][sign] == saliency(values, sign=sign, outlier_perc=10).scale
+        assert entry["scales"][sign] == saliency(values.astype(np.float64), sign, 10).scale
         kept = {"absolute_value": abs(values), "positive": values.clip(0), "negative": (-values).clip(0), "all": values}
         np.testing.assert_allclose(entry["curves"][sign], kept[sign].sum((1, 2)), rtol=1e-4)
 
 
 def test_colors_are_the_default_of_the_sign_or_cmap():
-    colors = held(to_html(CLIP, SIGNED))["colors"]
+    colors = held(to_html(SIGNED, CLIP))["colors"]
     assert np.array_equal(np.reshape(colors["all"], (256, 3)), (DIVERGING(np.arange(256), bytes=True)[:, :3]))
-    asked = held(to_html(CLIP, SIGNED, cmap="cividis"))["colors"]
+    asked = held(to_html(SIGNED, CLIP, style=Style(cmap="cividis")))["colors"]
     assert len({tuple(asked[sign]) for sign in asked}) == 1
     assert asked["all"] != colors["all"]
 
 
 def test_curve_is_the_temporal_part_and_page_begins_at_its_maximum():
     parts = VideoAttribution(torch.ones(1, T, 6, 8), torch.ones(1, 6, 8), torch.tensor([[0.0, 1, 2, 9, 3]]))
-    data = held(to_html(CLIP, parts))
+    data = held(to_html(parts, CLIP))
     assert data["explanations"][0]["curves"]["all"] == [0, 1, 2, 9, 3]
     assert data["start"] == 3
 
 
 def test_zero_map_makes_a_page():
-    data = held(to_html(CLIP, np.zeros((T, H, W))))
+    data = held(to_html(np.zeros((T, H, W)), CLIP))
     assert set(data["explanations"][0]["scales"].values()) == {0}
     assert not unpacked(data["explanations"][0]).any()
 
 
 def test_page_is_complete_and_escaped():
-    page = to_html(CLIP, {"</script><script>alert(1)": SIGNED}, title="<b>&$title", predictions=[("</SCRIPT>", 1)])
+    page = to_html({"</script><script>alert(1)": SIGNED}, CLIP, title="<b>&$title", predictions=[("</SCRIPT>", 1)])
     assert page.startswith("<!doctype html>")
     assert page.rstrip().endswith("</html>")
     assert len(re.findall(r"<script", page)) == len(re.findall(r"</script", page)) == 2
@@ -124,15 +126,15 @@ def test_page_is_complete_and_escaped():
 
 def test_page_is_written_atomically(tmp_path):
     path = tmp_path / "page.html"
-    page = to_html(CLIP, SIGNED, path=path, title="Größe")
+    page = to_html(SIGNED, CLIP, path, title="Größe")
     assert path.read_text("utf-8") == page
     assert os.listdir(tmp_path) == ["page.html"]
     with pytest.raises(FileExistsError, match=r"page\.html already exists.*overwrite=True"):
-        to_html(CLIP, SIGNED, path=path)
+        to_html(SIGNED, CLIP, path)
     assert path.read_text("utf-8") == page
-    assert to_html(CLIP, SIGNED, path=path, overwrite=True) == path.read_text("utf-8")
+    assert to_html(SIGNED, CLIP, path, overwrite=True) == path.read_text("utf-8")
     with pytest.raises(FileNotFoundError, match="folder"):
-        to_html(CLIP, SIGNED, path=tmp_path / "nowhere" / "page.html")
+        to_html(SIGNED, CLIP, tmp_path / "nowhere" / "page.html")
 
 
 @pytest.mark.parametrize(
@@ -149,35 +151,33 @@ def test_page_is_written_atomically(tmp_path):
             "^b: attributions must be finite, got nan or inf at 240 of 240 pixels",
         ),
         ({"attributions": {}}, TypeError, "at least one name"),
-        ({"method": "original_image", "attributions": torch.zeros(4, H, W)}, ValueError, "got 4"),
-        ({"method": "masked_image", "sign": "all"}, ValueError, "sign must be .* got 'all'"),
-        ({"method": "alpha"}, ValueError, "method .* got 'alpha'"),
-        ({"sign": "both"}, ValueError, "sign .* got 'both'"),
+        (
+            {"style": Style(method="original_image"), "attributions": torch.zeros(4, H, W)},
+            ValueError,
+            "got 4",
+        ),
         ({"play_fps": 0}, ValueError, "play_fps .* 0"),
-        ({"fps": -1}, ValueError, "fps .* -1"),
-        ({"attributions": None}, ValueError, "^attributions must be given with method = .*, got None"),
+        ({"attributions": None}, TypeError, "^attributions must be a tensor or an array, got None"),
         (
             {"attributions": (torch.zeros(1, T, H, W),)},
             TypeError,
-            "attributions must .*, got tuple. If Captum returned a tuple",
+            "attributions must .*, got a tuple of tensors. If Captum returned a tuple",
         ),
         ({"max_size": 0}, ValueError, "max_size .* 0"),
-        ({"crop": (99, 0, 5, 5)}, ValueError, "contains no pixel"),
         ({"truth": [(3, 9)]}, ValueError, r"truth windows .* \(3, 9\)"),
         ({"predictions": [("a", 2.0)]}, ValueError, "probability"),
-        ({"indices": [1, 2]}, ValueError, "indices must .* 5 frames, got 2"),
     ],
 )
 def test_invalid_arguments_raise(options, error, says):
     with pytest.raises(error, match=says):
-        to_html(CLIP, **{"attributions": SIGNED, **options})
+        to_html(**{"attributions": SIGNED, "frames": CLIP, **options})
 
 
 def test_page_of_a_real_clip_is_small(shared_videos, tmp_path):
-    clip, fps, indices = io.read_video(shared_videos / "flipping_a_pancake.mkv", num_frames=16)
+    video = io.read_video(shared_videos / "flipping_a_pancake.mkv", num_frames=16)
     maps = torch.nn.functional.interpolate(torch.rand(1, 16, 14, 14), size=(224, 224), mode="bilinear")
     path = tmp_path / "real.html"
-    to_html(clip, maps, crop=(0, 93, 240, 240), fps=fps, indices=indices, path=path)
+    to_html(maps, replace(Frames.from_video(video), crop=(0, 93, 240, 240)), path)
     assert 100_000 < path.stat().st_size < 1_500_000
     decoded = frames(held(path.read_text("utf-8"))).astype(int)
-    assert np.abs(decoded - clip).mean() < 6
+    assert np.abs(decoded - video.frames).mean() < 6

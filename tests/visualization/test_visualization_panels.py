@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import matplotlib
@@ -13,11 +14,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from captum_staa.result import VideoAttribution
-from captum_staa.visualization import compare_methods, show_slices, show_summary, show_timeline
-from captum_staa.visualization.overlay import overlay
+from captum_staa.visualization import (
+    Frames,
+    Style,
+    compare_methods,
+    overlay,
+    show_slices,
+    show_summary,
+    show_timeline,
+)
 
 T, H, W = 8, 24, 32
-CLIP = np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)
+CLIP = Frames(PIXELS, layout="BTCHW")
 
 
 @pytest.fixture(autouse=True)
@@ -63,15 +72,14 @@ def overlaps(figure, texts) -> list[tuple[str, str]]:
 
 def test_comparison_has_a_row_and_a_scale_per_method():
     maps = {"small": block() / 1000, "large": 1000 * block().flip(1), "none": torch.zeros(1, T, H, W)}
-    figure, axes = compare_methods(
-        CLIP, maps, layout="BTCHW", num_frames=4, fps=10, indices=range(0, 80, 10), use_pyplot=False
-    )
+    clip = Frames(PIXELS, indices=range(0, 80, 10), fps=10, layout="BTCHW")
+    figure, axes = compare_methods(maps, clip, num_frames=4, use_pyplot=False)
     found = pictures(axes)
     chosen = [1, 3, 5, 7]
     for column, frame in enumerate(chosen):
-        assert np.array_equal(found[column], CLIP[frame])
+        assert np.array_equal(found[column], PIXELS[frame])
         for row, values in enumerate(maps.values(), start=1):
-            expected = overlay(CLIP, values, layout="BTCHW").frame(frame)
+            expected = overlay(values, CLIP).picture(frame)
             assert np.array_equal(found[4 * row + column], expected)
     assert words(axes)[:4] == ["frame 10\n1.00 s", "frame 30\n3.00 s", "frame 50\n5.00 s", "frame 70\n7.00 s"]
     assert words(axes)[4:] == ["clip", "small\n1 = 0.001", "large\n1 = 1e+03", "none\nzero everywhere"]
@@ -79,7 +87,7 @@ def test_comparison_has_a_row_and_a_scale_per_method():
 
 
 def test_frames_of_a_comparison_are_aligned_in_rows_and_columns():
-    _, axes = compare_methods(CLIP, {"a": block(), "b": block()}, layout="BTCHW", num_frames=None, use_pyplot=False)
+    _, axes = compare_methods({"a": block(), "b": block()}, CLIP, num_frames=None, use_pyplot=False)
     corners = np.array([image.get_extent() for image in axes.images]).reshape(3, T, 4)
     assert (np.diff(corners[:, :, 0], axis=1) > 0).all()  # to the right
     assert (np.ptp(corners[:, :, 0], axis=0) < 1e-9).all()  # in columns
@@ -91,7 +99,7 @@ def test_frames_of_a_comparison_are_aligned_in_rows_and_columns():
 
 def test_long_names_and_many_frames_do_not_overlap():
     maps = {f"a rather long name, the {n}th of its kind": block() for n in range(4)}
-    figure, axes = compare_methods(CLIP, maps, layout="BTCHW", title="A title", use_pyplot=False)
+    figure, axes = compare_methods(maps, CLIP, title="A title", use_pyplot=False)
     assert overlaps(figure, [axes.title, *axes.texts]) == []
 
 
@@ -109,7 +117,7 @@ LONG = [
 def test_names_break_between_words_and_fit_their_rows(count):
     names = [f"{LONG[at % len(LONG)]}{at or ''}" for at in range(count)]
     maps = {name: block() for name in names}
-    figure, axes = compare_methods(CLIP, maps, layout="BTCHW", num_frames=2, use_pyplot=False)
+    figure, axes = compare_methods(maps, CLIP, num_frames=2, use_pyplot=False)
     assert overlaps(figure, axes.texts) == []
     labels = [text.get_text().split("\n") for text in axes.texts[-count:]]
     for name, (*lines, scale) in zip(names, labels, strict=True):
@@ -123,42 +131,42 @@ def test_names_break_between_words_and_fit_their_rows(count):
 
 def test_error_begins_with_the_name_of_the_method():
     with pytest.raises(ValueError, match=r"^second: attributions must have as many frames as the clip, 8, got 4"):
-        compare_methods(CLIP, {"first": torch.zeros(T, H, W), "second": torch.zeros(4, H, W)}, use_pyplot=False)
+        compare_methods({"first": torch.zeros(T, H, W), "second": torch.zeros(4, H, W)}, CLIP, use_pyplot=False)
     with pytest.raises(TypeError, match=r"must be a dict .*, got Tensor. .*show_frames"):
-        compare_methods(CLIP, torch.zeros(T, H, W), use_pyplot=False)
+        compare_methods(torch.zeros(T, H, W), CLIP, use_pyplot=False)
     with pytest.raises(TypeError, match="at least one"):
-        compare_methods(CLIP, {}, use_pyplot=False)
+        compare_methods({}, CLIP, use_pyplot=False)
 
 
 # One page per explanation.
 
 
-def summary(attributions, **options):
-    figure, axes = show_summary(CLIP, attributions, use_pyplot=False, **options)
+def summary(attributions, clip=CLIP, **options):
+    figure, axes = show_summary(attributions, clip, use_pyplot=False, **options)
     return figure, axes, dict(zip(("rows", "key", "where", "when", "answer"), axes.child_axes, strict=False))
 
 
 def test_summary_draws_the_strongest_frames_of_equal_parts():
-    _, _, panels = summary(block(), layout="BTCHW", num_frames=2)
+    _, _, panels = summary(block(), num_frames=2)
     assert words(panels["rows"])[:2] == ["frame 2", "frame 5"]
     clip_2, clip_5, map_2, map_5 = pictures(panels["rows"])
-    assert np.array_equal(clip_2, CLIP[2])
-    assert np.array_equal(clip_5, CLIP[5])
-    expected = overlay(CLIP, block(), layout="BTCHW")
-    assert np.array_equal(map_2, expected.frame(2))
-    assert np.array_equal(map_5, expected.frame(5))
+    assert np.array_equal(clip_2, PIXELS[2])
+    assert np.array_equal(clip_5, PIXELS[5])
+    expected = overlay(block(), CLIP)
+    assert np.array_equal(map_2, expected.picture(2))
+    assert np.array_equal(map_5, expected.picture(5))
 
 
 def test_summary_draws_sums_over_time_and_space():
     """The spatial map is the sum over frames; the timeline draws evidence against the class below the axis."""
-    _, _, panels = summary(block(), layout="BTCHW", method="heat_map", outlier_perc=0)
+    _, _, panels = summary(block(), style=Style(method="heat_map", outlier_perc=0))
     (where,) = pictures(panels["where"])
     lit = (where != where[0, 0]).any(-1)
     assert np.argwhere(lit).min(0).tolist() == [4, 20]
     assert np.argwhere(lit).max(0).tolist() == [7, 27]
     assert panels["where"].get_xlabel() == "sum over frames\n1 = 0.5"
     np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), [0, 0, 32, 0, 0, -16, 0, 0], atol=1e-4)
-    _, _, panels = summary(block(), layout="BTCHW", sign="negative")
+    _, _, panels = summary(block(), style=Style(sign="negative"))
     np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), [0, 0, 0, 0, 0, 16, 0, 0], atol=1e-4)
 
 
@@ -168,7 +176,7 @@ def test_summary_uses_spatial_and_temporal_parts_of_video_attribution():
     spatial, temporal = torch.zeros(2, H, W), torch.arange(2.0 * T).view(2, T)
     spatial[1, 20, 3] = 5
     parts = VideoAttribution(torch.cat([0 * joint, joint]), spatial, temporal)
-    _, _, panels = summary(parts, index=1, method="heat_map", outlier_perc=0)
+    _, _, panels = summary(parts, Frames(PIXELS, index=1), style=Style(method="heat_map", outlier_perc=0))
     (where,) = pictures(panels["where"])
     assert np.argwhere((where != where[0, 0]).any(-1)).tolist() == [[20, 3]]
     np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), np.arange(T, 2 * T))
@@ -176,7 +184,7 @@ def test_summary_uses_spatial_and_temporal_parts_of_video_attribution():
 
 def test_prediction_bars_have_the_length_of_the_probability():
     answer = [("a label that is by far too long for this panel", 0.5), ("b", 0.3), *[(f"c{n}", 0.02) for n in range(8)]]
-    figure, axes, panels = summary(block(), layout="BTCHW", predictions=answer, target="b", title="t", fps=5)
+    figure, axes, panels = summary(block(), replace(CLIP, fps=5), predictions=answer, target="b", title="t")
     bars = panels["answer"].patches
     assert [bar.get_width() for bar in bars] == [0.5, 0.3, 0.02, 0.02, 0.02]
     colors = [bar.get_facecolor() for bar in bars]
@@ -185,16 +193,16 @@ def test_prediction_bars_have_the_length_of_the_probability():
         text for panel in axes.child_axes for text in (*panel.texts, panel.title, panel.xaxis.label, panel.yaxis.label)
     ]
     assert overlaps(figure, [axes.title, *texts]) == []
-    assert len(summary(block(), layout="BTCHW")[2]) == 4
+    assert len(summary(block())[2]) == 4
     with pytest.raises(ValueError, match=r"probability in \[0, 1\].*\('b', 30\)"):
-        summary(block(), layout="BTCHW", predictions=[("b", 30)])
+        summary(block(), predictions=[("b", 30)])
 
 
 @pytest.mark.parametrize("size", [(40, 24), (24, 90)])
 def test_summary_of_tall_or_wide_frames_has_no_overlapping_text(size):
-    clip = np.zeros((T, *size, 3), dtype=np.uint8)
+    clip = Frames(np.zeros((T, *size, 3), dtype=np.uint8), fps=30)
     maps = torch.rand(T, *size)
-    figure, axes = show_summary(clip, maps, predictions=[("b", 0.3)], fps=30, truth=[(2, 4)], use_pyplot=False)
+    figure, axes = show_summary(maps, clip, predictions=[("b", 0.3)], truth=[(2, 4)], use_pyplot=False)
     texts = [
         text for panel in axes.child_axes for text in (*panel.texts, panel.title, panel.xaxis.label, panel.yaxis.label)
     ]
@@ -204,9 +212,9 @@ def test_summary_of_tall_or_wide_frames_has_no_overlapping_text(size):
 def test_plt_fig_axis_is_used():
     figure = Figure(figsize=(10, 20))
     upper, middle, lower = figure.subplots(3)
-    assert show_summary(CLIP, block(), layout="BTCHW", plt_fig_axis=(figure, upper)) == (figure, upper)
-    assert compare_methods(CLIP, {"a": block()}, layout="BTCHW", plt_fig_axis=(figure, middle)) == (figure, middle)
-    assert show_slices(CLIP, block(), layout="BTCHW", plt_fig_axis=(figure, lower)) == (figure, lower)
+    assert show_summary(block(), CLIP, plt_fig_axis=(figure, upper)) == (figure, upper)
+    assert compare_methods({"a": block()}, CLIP, plt_fig_axis=(figure, middle)) == (figure, middle)
+    assert show_slices(block(), CLIP, plt_fig_axis=(figure, lower)) == (figure, lower)
     assert len(matplotlib.pyplot.get_fignums()) == 0
     assert upper.child_axes
     assert middle.images
@@ -217,9 +225,9 @@ def test_plt_fig_axis_is_used():
 
 
 def test_slices_are_a_row_and_a_column_over_time():
-    _, axes = show_slices(CLIP, block(), layout="BTCHW", at=(2, 5, 22), use_pyplot=False)
-    over = overlay(CLIP, block(), layout="BTCHW").frames
-    for group, frames in ((0, CLIP), (3, over)):
+    _, axes = show_slices(block(), CLIP, at=(2, 5, 22), use_pyplot=False)
+    over = overlay(block(), CLIP).pictures
+    for group, frames in ((0, PIXELS), (3, over)):
         (frame,), (x_t,), (y_t,) = (pictures(panel) for panel in axes.child_axes[group : group + 3])
         assert np.array_equal(frame, frames[2])
         assert np.array_equal(x_t, frames[:, 5])
@@ -236,7 +244,7 @@ def test_slices_are_a_row_and_a_column_over_time():
 def test_default_slices_pass_through_the_strongest_pixel():
     maps = torch.zeros(T, 4, 4)
     maps[6, 1, 2] = -1.0
-    _, axes = show_slices(CLIP, maps, crop=(4, 8, 16, 16), fps=2, sign="all", use_pyplot=False)
+    _, axes = show_slices(maps, Frames(PIXELS, (4, 8, 16, 16), fps=2), style=Style(sign="all"), use_pyplot=False)
     frame = axes.child_axes[0]
     column, row = frame.lines[0].get_xdata()[0], frame.lines[1].get_ydata()[0]
     assert 4 + 4 <= row <= 4 + 8
@@ -249,7 +257,7 @@ def test_motion_is_a_slanted_line_in_a_slice():
     clip = np.zeros((T, H, W, 3), dtype=np.uint8)
     for t in range(T):
         clip[t, 10, 3 * t] = 255
-    _, axes = show_slices(clip, torch.ones(T, H, W), at=(0, 10, 0), use_pyplot=False)
+    _, axes = show_slices(torch.ones(T, H, W), clip, at=(0, 10, 0), use_pyplot=False)
     (x_t,) = pictures(axes.child_axes[1])
     assert np.argwhere(x_t[..., 0]).tolist() == [[t, 3 * t] for t in range(T)]
 
@@ -257,7 +265,7 @@ def test_motion_is_a_slanted_line_in_a_slice():
 @pytest.mark.parametrize("at", [(T, 0, 0), (0, H, 0), (0, 0, W), (-1, 0, 0)])
 def test_slices_outside_of_the_clip_raise(at):
     with pytest.raises(ValueError, match=r"at must be \(frame, row, column\) within \(8, 24, 32\), got"):
-        show_slices(CLIP, block(), layout="BTCHW", at=at, use_pyplot=False)
+        show_slices(block(), CLIP, at=at, use_pyplot=False)
 
 
 # Timelines of many frames.
@@ -266,7 +274,7 @@ def test_slices_outside_of_the_clip_raise(at):
 @pytest.mark.parametrize(("total", "dots"), [(40, 40), (300, 6)])
 def test_dots_do_not_overlap(total, dots):
     values = torch.sin(torch.arange(float(total)))
-    figure, axes = show_timeline(values, clip=np.zeros((total, 4, 4, 3), dtype=np.uint8), use_pyplot=False)
+    figure, axes = show_timeline(values, np.zeros((total, 4, 4, 3), dtype=np.uint8), use_pyplot=False)
     rendered(figure)
     (marks,) = axes.collections[-1:]
     spots = axes.transData.transform(marks.get_offsets())[:, 0]

@@ -1,22 +1,92 @@
-"""The attention branch: from the features of a layer to class evidence, spatial and temporal gates, and logits."""
+"""The attention branch: from the features of a layer to gates and logits, and how the gates act on the features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_staa._utils import notebook
+from captum_staa._utils.checks import check_choice, check_count
+from captum_staa.result import VideoAttribution
+
 Norm = Callable[[int], nn.Module]
+NormName = Literal["group", "batch"]
+Mechanism = Literal["mix", "residual", "observe"]
+Body = Literal["stage", "light"]
 Temporal = Literal["any", "fixed"]
+
+
+def group_norm(channels: int) -> nn.Module:
+    """Return a group norm. It has no running statistics, so the output for a clip does not depend on other clips."""
+    return nn.GroupNorm(4 if channels % 4 == 0 else 1, channels)
+
+
+NORMS: dict[NormName, Norm] = {"group": group_norm, "batch": nn.BatchNorm3d}
+
+
+@dataclass(frozen=True)
+class BranchConfig:
+    """Options of the attention branch that :meth:`STABN.inject` adds to a model.
+
+    Example:
+        >>> BranchConfig("observe", maps=16).mechanism
+        'observe'
+
+    Args:
+        mechanism: how the gates act on the features.
+
+            - ``"residual"`` adds a learned function of the gated features to the features. It starts at zero, so the
+              outputs of the model do not change until the branch is trained.
+            - ``"observe"`` does not change the features, for gates that are trained to mask the clip
+              (``STABNLoss("posthoc")``).
+            - ``"mix"`` is that of the paper. It changes the outputs from the start.
+        body: the first part of the branch: ``"light"``, one convolution; ``"stage"``, a copy of the last of the model's
+            ``.stages`` with stride 1, as in the paper; or your module from the features to any number of channels, with
+            the same t, h and w. A branch with your own module cannot be saved by :meth:`STABN.save_pretrained`.
+        width: number of channels of a light body, at least 1.
+        maps: number of maps of class evidence, at least 1; None for one per class, as in the paper.
+        temporal: a temporal head for ``"any"`` number of steps, or the paper's head for a ``"fixed"`` number.
+        norm: normalization layers of the branch, ``"group"`` or ``"batch"``.
+        dropout: dropout probability before the linear layer of the branch's logits, in [0, 1).
+        layer_axes: the order of the axes of the layer's output, such as ``"BTHWC"``
+            (:class:`captum_staa.models.layer_axes.LayerAxes`). None reads it from the modules around the layer.
+
+    Raises:
+        TypeError: ``width`` or ``maps`` is not an integer.
+        ValueError: an option is unknown or out of range.
+    """
+
+    mechanism: Mechanism = "residual"
+    body: Body | nn.Module = "light"
+    width: int = 32
+    maps: int | None = None
+    temporal: Temporal = "any"
+    norm: NormName = "group"
+    dropout: float = 0.0
+    layer_axes: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("mechanism", self.mechanism, get_args(Mechanism))
+        if not isinstance(self.body, nn.Module):
+            check_choice("body", self.body, get_args(Body))
+        check_choice("temporal", self.temporal, get_args(Temporal))
+        check_choice("norm", self.norm, NORMS)
+        for name in ("width", "maps"):
+            if (count := getattr(self, name)) is not None or name == "width":
+                check_count(name, count)
+                object.__setattr__(self, name, int(count))  # NumPy integers cannot be written to config.json
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and less than 1, got {self.dropout!r}. Pass, e.g., 0.5.")
 
 
 @dataclass(frozen=True)
 class Gates:
-    """Class that holds the output of a branch for features ``(B, C, t, h, w)``.
+    """The output of a branch for features ``(B, C, t, h, w)``.
 
     Attributes:
         spatial: ``(B, 1, t, h, w)`` in (0, 1), the paper's M: the weight of each position in each step of time.
@@ -31,9 +101,58 @@ class Gates:
     logits: Tensor
 
 
-def group_norm(channels: int) -> nn.Module:
-    """Return a group norm. It has no running statistics, so the output for a clip does not depend on other clips."""
-    return nn.GroupNorm(4 if channels % 4 == 0 else 1, channels)
+@dataclass(frozen=True)
+class BranchExplanation:
+    """The gates of a branch in frames and pixels of the clip and in cells of the layer, and the logits of the model.
+
+    The gates say where the branch is open. They are not an attribution: see :class:`captum_staa.AttentionBranch`.
+
+    Attributes:
+        logits: ``(B, K)``, the logits of the model.
+        spatial_gates: ``(B, T, H, W)`` in (0, 1), the weight of each pixel, interpolated between the layer's cells.
+        temporal_gates: ``(B, T)`` in (0, 1), the weight of each frame. All frames of a step have the same value.
+        gates: the gates of the layer's cells, with the evidence and the logits of the branch.
+    """
+
+    logits: Tensor
+    spatial_gates: Tensor
+    temporal_gates: Tensor
+    gates: Gates
+
+    @property
+    def attention_logits(self) -> Tensor:
+        """The logits of the branch, ``(B, K)``."""
+        return self.gates.logits
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """The number of cells of the layer, ``(t, h, w)``."""
+        steps, height, width = self.gates.spatial.shape[2:]
+        return steps, height, width
+
+    @property
+    def resolution(self) -> str:
+        """The resolution of the gates, as text."""
+        return resolution(self.grid, tuple(self.spatial_gates.shape[1:]))
+
+    def _repr_html_(self) -> str:
+        """Return HTML for notebooks: the gates, and the classes predicted by model and branch."""
+        gates = VideoAttribution(self.spatial_gates, self.spatial_gates.mean(1), self.temporal_gates)
+        answers = [logits.argmax(1).tolist() for logits in (self.logits, self.attention_logits)]
+        rows = [[at, *pair] for at, pair in enumerate(zip(*answers, strict=True))]
+        classes = notebook.block(self.resolution, notebook.table(["clip", "class", "class by the branch"], rows))
+        return f"<div>{gates._repr_html_()}{classes}</div>"
+
+
+def resolution(grid: tuple[int, ...], size: tuple[int, ...]) -> str:
+    """Return the resolution of a grid ``(t, h, w)`` over a clip of ``size`` ``(T, H, W)``, as text.
+
+    Example:
+        >>> resolution((8, 6, 6), (16, 48, 48))
+        'each bar covers 2 frames, each cell 8 x 8 pixels'
+    """
+    t, h, w = (f"{pixels / cells:.3g}" for cells, pixels in zip(grid, size, strict=True))
+    return f"each bar covers {t} frame{'' if t == '1' else 's'}, each cell {h} x {w} pixels"
 
 
 class FixedTime(nn.Module):
@@ -79,7 +198,7 @@ class AnyTime(nn.Module):
 
 
 class Branch(nn.Module):
-    """Module that computes an attention branch from features ``(B, C, t, h, w)``.
+    """The attention branch: computes :class:`Gates` from features ``(B, C, t, h, w)``.
 
     Example:
         >>> branch = Branch(nn.Conv3d(8, 16, 1), width=16, num_classes=5, steps=4)
@@ -141,3 +260,50 @@ class Branch(nn.Module):
     def pooled(self, evidence: Tensor) -> Tensor:
         """Return means ``(B, K' steps)`` of the evidence ``(B, K', t, h, w)``: the input of the linear layer."""
         return F.adaptive_avg_pool3d(evidence, (self.steps, 1, 1)).flatten(1)
+
+
+class Mix(nn.Module):
+    """The mechanism of the paper: ``relu(BN(conv1x1x1[(1 + M) g ; alpha g]))``, residual in space only.
+
+    Args:
+        channels: C of the features.
+        norm: function from a number of channels to a normalization layer.
+
+    Reference:
+        Mitsuhara et al., arXiv 2110.15574, section 3.
+    """
+
+    def __init__(self, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(2 * channels, channels, 1, bias=False)
+        self.norm = norm(channels)
+
+    def forward(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
+        gated = torch.cat([(1 + spatial) * features, temporal * features], 1)  # (B, 2 C, t, h, w)
+        return torch.relu(self.norm(self.mix(gated)))
+
+
+class Residual(nn.Module):
+    """``g + conv1x1x1[M g ; alpha g]``. The convolution starts at zero, so an untrained branch changes no output."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(2 * channels, channels, 1, bias=False)
+        nn.init.zeros_(self.mix.weight)
+
+    def forward(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
+        return features + self.mix(torch.cat([spatial * features, temporal * features], 1))
+
+
+class Observe(nn.Module):
+    """Returns the features unchanged. The gates are trained by masking the clip."""
+
+    def forward(self, features: Tensor, spatial: Tensor, temporal: Tensor) -> Tensor:
+        return features
+
+
+def mechanism_of(config: BranchConfig, channels: int) -> nn.Module:
+    """Return the mechanism of a config for features of C = ``channels``."""
+    if config.mechanism == "mix":
+        return Mix(channels, NORMS[config.norm])
+    return Residual(channels) if config.mechanism == "residual" else Observe()

@@ -22,7 +22,7 @@ TRAINS = {"paper": "all", "adapter": "added", "posthoc": "added", "edit": "all"}
 
 @dataclass(frozen=True)
 class STABNLoss:
-    """Class that computes the loss of an ST-ABN on a batch, as a sum of named terms.
+    """Loss of an ST-ABN on a batch, as a sum of named terms.
 
     Example:
         >>> st_abn = STABN(num_classes=4)
@@ -37,19 +37,19 @@ class STABNLoss:
             - ``"paper"``: cross entropy of the logits of branch and model. All parameters are trained.
             - ``"adapter"``: the same loss, but the model is frozen and only the added modules are trained.
             - ``"posthoc"``: the model is frozen and its outputs do not change. The gates learn to mask the clip. The
-              part of the clip shown by M alpha, and the frames shown by alpha, must keep the model's decision. The
-              hidden part must not keep it: the odds of the decision must fall to those of a fully hidden clip. The
-              gates must be small and smooth.
+              part of the clip kept by M alpha, and the frames kept by alpha, must preserve the model's decision. The
+              removed part must not preserve it: the odds of the decision must fall to those of the baseline. The gates
+              must be small and smooth.
             - ``"edit"``: the paper's loss plus the distance to gates edited by a person. Pass ``temporal=`` or
               ``spatial=``.
-        cover: for ``"posthoc"``: function from clips to the content where a gate is closed, such as a blur; None uses
-            zeros.
+        baseline: for ``"posthoc"``: function from clips to what replaces the pixels whose gates are closed, of the
+            same shape, such as a blur; None uses zeros.
         area: for ``"posthoc"``: weight of the mean of the gates, at least 0.
         smoothness: for ``"posthoc"``: weight of the total variation of the gates, at least 0.
         edit: for ``"edit"``: weight of the mean squared distance to the edited gates, at least 0.
 
     Raises:
-        ValueError: the preset is unknown or does not fit the mechanism, or a weight is negative.
+        ValueError: the preset is unknown, or a weight is negative.
 
     Reference:
         ``"paper"``: Mitsuhara et al., arXiv 2110.15574. ``"edit"``: Mitsuhara et al., "Embedding Human Knowledge into
@@ -58,7 +58,7 @@ class STABNLoss:
     """
 
     preset: Preset = "paper"
-    cover: Callable[[Tensor], Tensor] | None = None
+    baseline: Callable[[Tensor], Tensor] | None = None
     area: float = 1.0
     smoothness: float = 0.1
     edit: float = 10.0
@@ -98,6 +98,14 @@ class STABNLoss:
             targets: ``(B,)`` classes or ``(B, K)`` probabilities; not used by ``"posthoc"``.
             temporal: for ``"edit"``: edited gates of the layer's steps, ``(B, t)``.
             spatial: for ``"edit"``: edited gates of the layer's cells, ``(B, t, h, w)``.
+
+        Returns:
+            ``"perception"`` and ``"attention"``, the cross entropy of model and branch, and ``"edit"`` with edited
+            gates; for ``"posthoc"``, ``"kept"``, ``"removed"``, ``"area"`` and ``"smoothness"``.
+
+        Raises:
+            ValueError: edited gates are missing, have another shape, or do not fit the preset; or the preset does not
+                fit the mechanism or the number of classes.
         """
         if self.preset != "edit" and (temporal is not None or spatial is not None):
             raise ValueError(
@@ -119,7 +127,8 @@ class STABNLoss:
         if st_abn.config.mechanism != "observe":
             raise ValueError(
                 f"preset='posthoc' needs a branch that does not change the outputs, got "
-                f"mechanism={st_abn.config.mechanism!r}. Use STABN.inject(..., mechanism='observe')."
+                f"mechanism={st_abn.config.mechanism!r}. Use STABN.inject(model, layer, "
+                f"config=BranchConfig(mechanism='observe'))."
             )
         whole, gates = st_abn.forward_with_gates(clips)
         if whole.shape[1] < 2:
@@ -128,27 +137,32 @@ class STABNLoss:
                 f"for the other class."
             )
         joint, steps = (gates.spatial * gates.temporal)[:, 0], gates.temporal.expand_as(gates.spatial)[:, 0]
-        cover = torch.zeros_like(clips) if self.cover is None else self.cover(clips)
+        baseline = torch.zeros_like(clips) if self.baseline is None else self.baseline(clips)
         size = st_abn.layout.extent(clips)
         inputs = []
         for cells in (joint, steps):
             mask = st_abn.layout.from_working(to_pixels(cells.float(), size, st_abn.grid)[:, :, None]).to(clips)
-            inputs += [cover.lerp(clips, mask), clips.lerp(cover, mask)]
+            inputs += [baseline.lerp(clips, mask), clips.lerp(baseline, mask)]
         with st_abn.branch_disabled():
-            answers = st_abn.model(torch.cat([*inputs, cover])).float().chunk(5)
+            logits = st_abn.model(torch.cat([*inputs, baseline])).float().chunk(5)
         decision = whole.detach().argmax(1)
-        shown = [F.cross_entropy(answer, decision) for answer in answers[:4:2]]
-        nothing = _log_odds(answers[4], decision).detach()
+        kept = [F.cross_entropy(part, decision) for part in logits[:4:2]]
+        nothing = _log_odds(logits[4], decision).detach()
         # The evidence is removed if the odds equal those without the clip. Lower odds would
         # be evidence for another class.
-        hidden = [F.softplus(_log_odds(answer, decision) - nothing).mean() for answer in answers[1:4:2]]
+        removed = [F.softplus(_log_odds(part, decision) - nothing).mean() for part in logits[1:4:2]]
         variation = sum((joint.diff(dim=axis).abs().mean() for axis in (1, 2, 3)), steps.diff(dim=1).abs().mean())
         return {
-            "shown": torch.stack(shown).mean(),
-            "hidden": torch.stack(hidden).mean(),
+            "kept": torch.stack(kept).mean(),
+            "removed": torch.stack(removed).mean(),
             "area": self.area * (joint.mean() + steps.mean()),
             "smoothness": self.smoothness * variation,
         }
+
+
+def trained_modules(st_abn: STABN, preset: Preset) -> list[nn.Module]:
+    """Return the modules whose parameters a preset trains."""
+    return [st_abn] if TRAINS[preset] == "all" else [st_abn.branch, st_abn.mechanism]
 
 
 def _log_odds(logits: Tensor, targets: Tensor) -> Tensor:
@@ -176,8 +190,3 @@ def _distance(gates: Gates, temporal: Tensor | None, spatial: Tensor | None) -> 
                 f"shape {tuple(edited.shape)}. See st_abn.explain(clip).gates for the shape."
             )
     return torch.stack([(gate - edited.flatten(1).to(gate)).square().mean() for gate, edited in pairs]).sum()
-
-
-def trained(st_abn: STABN, preset: Preset) -> list[nn.Module]:
-    """Return the modules whose parameters a preset trains."""
-    return [st_abn] if TRAINS[preset] == "all" else [st_abn.branch, st_abn.mechanism]

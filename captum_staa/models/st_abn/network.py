@@ -19,20 +19,30 @@ from captum_staa._utils.model_state import eval_mode
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import VideoClassifier, classifier_of
-from captum_staa.models.layers import find_layer, from_features, network_of, to_features, to_pixels
+from captum_staa.models.layer_axes import first_tensor
+from captum_staa.models.layers import find_layer, network_of, to_pixels
 from captum_staa.models.layouts import layout_of
-from captum_staa.models.st_abn import storage
-from captum_staa.models.st_abn.branch import Gates, Temporal
-from captum_staa.models.st_abn.build import BranchConfig, Mechanism, Trunk, TrunkBody, around, build, paper
-from captum_staa.models.st_abn.call import Call, check_gates
-from captum_staa.models.st_abn.explanation import BranchExplanation
+from captum_staa.models.st_abn import saving
+from captum_staa.models.st_abn.branch import Body, BranchConfig, BranchExplanation, Gates, Temporal
+from captum_staa.models.st_abn.injection import (
+    ForwardOptions,
+    Parts,
+    Trunk,
+    as_in_the_paper,
+    at_layer,
+    check_gates,
+    over_trunk,
+)
 
 # The options of each STABN (by id) in this thread or task. They are not stored on the module, for thread safety.
-_CALLS: ContextVar[Mapping[int, Call]] = ContextVar("captum_staa.st_abn", default=MappingProxyType({}))
+_OPTIONS: ContextVar[Mapping[int, ForwardOptions]] = ContextVar("captum_staa.st_abn", default=MappingProxyType({}))
 
 
 class STABN(nn.Module):
     """Spatio-Temporal Attention Branch Network over a residual 3D CNN. :meth:`inject` adds a branch to any model.
+
+    The layers of the model up to :attr:`layer` are the backbone, those after it are the head. Between them, the branch
+    computes gates from the features of the layer, and the mechanism applies the gates to the features.
 
     Example:
         >>> st_abn = STABN(num_classes=4)  # over a small 3D CNN, untrained
@@ -40,7 +50,7 @@ class STABN(nn.Module):
         >>> st_abn(clip).shape
         torch.Size([1, 4])
         >>> explanation = st_abn.explain(clip)
-        >>> explanation.spatial.shape, explanation.temporal.shape, explanation.grid
+        >>> explanation.spatial_gates.shape, explanation.temporal_gates.shape, explanation.grid
         (torch.Size([1, 16, 48, 48]), torch.Size([1, 16]), (16, 6, 6))
         >>> with st_abn.override(temporal=torch.zeros(1, 16)):  # all frames have weight 0
         ...     bool((st_abn.explain(clip).logits != explanation.logits).any())
@@ -48,10 +58,11 @@ class STABN(nn.Module):
 
     Args:
         num_classes: K, the number of classes.
-        trunk: ``"small"``, a :class:`ResNet3D` with replicated padding in time, for 16 frames of 48 x 48 pixels;
-            ``"resnet50"``, the paper's :class:`SlowResNet`; or your residual 3D CNN for ``(B, C, T, H, W)``, with its
-            last stage at the end of ``.stages``. The branch is added before this stage.
-        body: ``"stage"``, a copy of the last stage with stride 1, as in the paper; or ``"light"``, one convolution.
+        trunk: the network without its branch: ``"small"``, a residual 3D CNN with replicated padding in time, for 16
+            frames of 48 x 48 pixels; ``"resnet50"``, the 3D ResNet-50 of the paper; or your residual 3D CNN for
+            ``(B, C, T, H, W)``, with its last stage at the end of ``.stages``. The branch is added before this stage.
+        body: ``"stage"``, a copy of the last stage with stride 1, as in the paper; ``"light"``, one convolution; or
+            your module, as in :class:`BranchConfig`.
         temporal: the paper's head for a ``"fixed"`` number of frames, or a head for ``"any"`` number.
         num_frames: T of the clips; None uses the value of the trunk, or 32 as in the paper.
         dropout: dropout probability in the branch, before the linear layer of its logits, in [0, 1).
@@ -60,8 +71,10 @@ class STABN(nn.Module):
     Attributes:
         model: the :class:`VideoClassifier` that contains the branch. ``model.module`` is the trunk, or the model that
             was passed to :meth:`inject`.
-        config: options of the branch, such as ``config.layer`` and ``config.mechanism``.
+        layer: name of the layer whose output the branch reads and the mechanism changes.
+        axes: how the output of the layer is arranged.
         branch, mechanism: the added modules.
+        config: :class:`BranchConfig` from which they were built.
         injected: whether the branch was added to an existing model by :meth:`inject`.
         layout: the order of the clip's axes.
         grid: the grid of the layer's tokens; None for a CNN.
@@ -79,20 +92,29 @@ class STABN(nn.Module):
         num_classes: int,
         trunk: Trunk | nn.Module = "small",
         *,
-        body: TrunkBody = "stage",
+        body: Body | nn.Module = "stage",
         temporal: Temporal = "any",
         num_frames: int | None = None,
         dropout: float = 0.5,
         labels: list[str] | None = None,
+        _parts: Parts | None = None,  # of inject and from_pretrained, in place of the paper's network
     ) -> None:
-        network, config = paper(num_classes, trunk, body, temporal, dropout)
-        self._assemble(*around(network, config, labels, num_frames))
-        if (outputs := self.branch.classify.out_features) != num_classes:
-            self.remove()
-            raise ValueError(
-                f"num_classes must equal the number of outputs of the trunk, {outputs}, got {num_classes}. Pass "
-                f"num_classes={outputs}."
-            )
+        super().__init__()
+        if _parts is None:
+            config = BranchConfig("mix", body, temporal=temporal, dropout=dropout)
+            _parts = as_in_the_paper(num_classes, trunk, config, labels, num_frames)
+        self.branch, self.mechanism, self.model = _parts.branch, _parts.mechanism, _parts.model
+        self.layer, self.config, self.grid = _parts.layer, _parts.config, _parts.grid
+        self.axes = _parts.axes
+        self.training = self.model.training
+        self._base = (_parts.base,)  # in a tuple, so that it is not registered as a submodule
+        layer, _ = find_layer(self.model, self.layer)
+        self._handle: RemovableHandle | None = layer.register_forward_hook(self._apply_branch)
+
+    @classmethod
+    def _of(cls, parts: Parts) -> STABN:
+        """Return the ST-ABN of these parts."""
+        return cls(parts.branch.classify.out_features, _parts=parts)
 
     @classmethod
     def inject(
@@ -102,13 +124,9 @@ class STABN(nn.Module):
         layout: VideoLayout | str | None = None,
         grid: TokenGrid | None = None,
         *,
-        mechanism: Mechanism = "residual",
-        body: nn.Module | None = None,
-        width: int = 32,
-        maps: int | None = None,
-        temporal: Temporal = "any",
-        dropout: float = 0.0,
+        config: BranchConfig | None = None,
         example: Tensor | None = None,
+        layer_axes: str | None = None,
     ) -> STABN:
         """Add a branch to a layer of a model. The model's outputs do not change until the branch is trained.
 
@@ -116,7 +134,7 @@ class STABN(nn.Module):
             >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
             >>> clip = torch.rand(1, 16, 3, 48, 48)
             >>> before = clf(clip)
-            >>> st_abn = STABN.inject(clf, "videomae.encoder.layer.1")
+            >>> st_abn = STABN.inject(clf, layer="videomae.encoder.layer.1")
             >>> bool((st_abn(clip) == before).all()), st_abn.remove() is clf
             (True, True)
 
@@ -128,40 +146,26 @@ class STABN(nn.Module):
             layout: the order of the clips' axes, such as ``"BCTHW"``. Optional for a :class:`VideoClassifier` and for a
                 known transformer.
             grid: the grid of the tokens. Optional for the same models.
-            mechanism: ``"residual"`` adds a learned function of the gated features to the features; ``"observe"`` does
-                not change the features, for gates that are trained to mask the clip (``STABNLoss("posthoc")``);
-                ``"mix"`` is that of the paper, which changes the outputs from the start.
-            body: a module from the features to any number of channels with the same t, h and w; None for a
-                convolution to ``width`` channels.
-            width: number of channels of this convolution.
-            maps: number of maps of class evidence; None for one per class, as in the paper.
-            temporal: a head for ``"any"`` number of steps, or the paper's head for a ``"fixed"`` number.
-            dropout: dropout probability in the branch, before its logits, in [0, 1).
+            config: options of the branch, such as ``BranchConfig(mechanism="observe")``; None uses
+                ``BranchConfig()``. With ``mechanism="mix"``, the outputs change from the start.
             example: a valid clip, used in one forward that determines the shape of the layer's output; None uses zeros.
+            layer_axes: the order of the axes of the layer's output, such as ``"BTHWC"``. None reads it from the modules
+                around the layer.
 
         Returns:
             The ST-ABN around the model.
 
         Raises:
             ValueError: the layer does not exist (similar names are listed), its output is not a grid, it is not called
-                once, the layout is missing, or an option is unknown.
+                once, the layout is missing, or the body of the branch changes t, h or w.
             TypeError: ``model`` is not a module, or ``layer`` is neither a module nor a name.
         """
-        wrapped = classifier_of(model) or VideoClassifier(model, layout)
-        layout_of(wrapped, layout)
-        _, name = find_layer(wrapped, layer)
-        config = BranchConfig(
-            layer=name,
-            mechanism=mechanism,
-            body="light" if body is None else "own",
-            width=width,
-            maps=maps,
-            temporal=temporal,
-            dropout=dropout,
-        )
-        self = cls.__new__(cls)
-        self._assemble(wrapped, config, example, body, grid or wrapped.grid, given=model)
-        return self
+        classifier = classifier_of(model) or VideoClassifier(model, layout)
+        layout_of(classifier, layout)  # raises for another layout than the classifier's
+        config = BranchConfig() if config is None else config
+        if layer_axes is not None:
+            config = replace(config, layer_axes=layer_axes)
+        return cls._of(at_layer(classifier, layer, config, grid or classifier.grid, example, base=model))
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str], model: nn.Module | None = None) -> STABN:
@@ -181,25 +185,24 @@ class STABN(nn.Module):
             ValueError: the folder does not exist, it holds another kind of model, it already contains a trunk, or its
                 weights do not fit.
         """
-        stored = storage.read(name_or_folder)
-        if stored.trunk is not None and model is not None:
+        stored = saving.read(name_or_folder)
+        if stored.trunk is None:
+            base = stored.base_model() if model is None else model
+            st_abn = cls.inject(base, stored.layer, config=stored.config)
+        elif model is None:
+            st_abn = cls._of(over_trunk(stored.trunk, stored.layer, stored.config, stored.labels, stored.frames))
+            st_abn.model.image_size, st_abn.model.preprocessing = stored.image_size, stored.preprocessing
+        else:
             raise ValueError(
                 f"model must be None for an ST-ABN that was saved with its trunk, got {type(model).__name__} for "
                 f"{name_or_folder}. Leave model out."
             )
-        if stored.trunk is not None:
-            self = cls.__new__(cls)
-            self._assemble(*around(stored.trunk, stored.config, stored.labels, stored.frames))
-            self.model.image_size, self.model.preprocessing = stored.image_size, stored.preprocessing
-        else:
-            model = stored.base_model() if model is None else model
-            self = cls.inject(model, stored.config.layer, **stored.options)
         try:
-            stored.fill(self)
+            stored.fill(st_abn)
         except BaseException:
-            self.remove()
+            st_abn.remove()
             raise
-        return self.eval()
+        return st_abn.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, base: str | None = None, half: bool = False) -> None:
         """Save config, weights and preprocessing to a folder. For an injected branch, only the added weights are saved.
@@ -215,27 +218,12 @@ class STABN(nn.Module):
                 module cannot be built from a config.
             FileExistsError: one of the other files already exists.
         """
-        storage.write(Path(folder), self, base, half)
+        saving.write(Path(folder), self, base, half)
 
-    def _assemble(
-        self,
-        model: VideoClassifier,
-        config: BranchConfig,
-        example: Tensor | None,
-        body: nn.Module | None,
-        grid: TokenGrid | None = None,
-        given: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        layer, _ = find_layer(model, config.layer)
-        self.branch, self.mechanism = build(model, layer, config, grid, example, body)
-        self.model, self.config, self.grid = model, config, grid
-        self.training = model.training
-        self.branch.train(self.training)
-        self.mechanism.train(self.training)
-        self.injected = given is not None
-        self._given = (model if given is None else given,)  # in a tuple, so that it is not registered as a submodule
-        self._handle: RemovableHandle | None = layer.register_forward_hook(self._gate)
+    @property
+    def injected(self) -> bool:
+        """Whether the branch was added to an existing model by :meth:`inject`."""
+        return self._base[0] is not None
 
     @property
     def layout(self) -> VideoLayout:
@@ -265,15 +253,15 @@ class STABN(nn.Module):
                 "the ST-ABN must have a branch, got one whose branch was removed. Add a branch with "
                 "STABN.inject(model, layer)."
             )
-        seen: list[Gates] = []
-        with self._with_options(seen=seen, leaves=leaves):
+        collected: list[Gates] = []
+        with self._with_options(collected=collected, leaves=leaves):
             logits = self.model(clip, *args)
-        if len(seen) != 1:
+        if len(collected) != 1:
             raise ValueError(
-                f"the forward must call layer {self.config.layer!r} once, got {len(seen)} calls. If the model was "
+                f"the forward must call layer {self.layer!r} once, got {len(collected)} calls. If the model was "
                 f"compiled before the branch was added, add the branch first, then compile."
             )
-        return logits, seen[0]
+        return logits, collected[0]
 
     @torch.no_grad()
     def explain(self, clip: Tensor, *args: Any) -> BranchExplanation:
@@ -293,14 +281,11 @@ class STABN(nn.Module):
             logits, gates = self.forward_with_gates(clip, *args)
         size = self.layout.extent(clip)
         spatial, temporal = gates.spatial[:, 0].float(), gates.temporal[:, 0].float()
-        steps, height, width = spatial.shape[1:]
         frames = to_pixels(temporal.mean((2, 3), keepdim=True).expand_as(spatial), size, self.grid, "nearest")
         return BranchExplanation(
             logits=logits,
-            attention_logits=gates.logits,
-            spatial=to_pixels(spatial, size, self.grid),
-            temporal=frames[:, :, 0, 0],
-            grid=(steps, height, width),
+            spatial_gates=to_pixels(spatial, size, self.grid),
+            temporal_gates=frames[:, :, 0, 0],
             gates=gates,
         )
 
@@ -326,7 +311,7 @@ class STABN(nn.Module):
     @contextmanager
     def branch_disabled(self) -> Iterator[None]:
         """Context manager under which the model runs without its branch."""
-        with self._with_options(off=True):
+        with self._with_options(disabled=True):
             yield
 
     def remove(self) -> nn.Module:
@@ -334,38 +319,44 @@ class STABN(nn.Module):
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-        return self._given[0]
+        (base,) = self._base
+        return self.model if base is None else base
 
     @contextmanager
     def _with_options(self, **options: Any) -> Iterator[None]:
         """Add options for all forwards inside the block to those that are already set."""
-        calls = _CALLS.get()
-        token = _CALLS.set({**calls, id(self): replace(calls.get(id(self), Call()), **options)})
+        before = _OPTIONS.get()
+        token = _OPTIONS.set({**before, id(self): replace(before.get(id(self), ForwardOptions()), **options)})
         try:
             yield
         finally:
-            _CALLS.reset(token)
+            _OPTIONS.reset(token)
 
-    def _gate(self, layer: nn.Module, args: object, output: Any) -> Any:
+    def _apply_branch(self, layer: nn.Module, args: object, output: Any) -> Any:
         """Forward hook of the layer: apply the gates to its output."""
-        call = _CALLS.get().get(id(self), Call())
-        if call.off:
+        options = _OPTIONS.get().get(id(self), ForwardOptions())
+        if options.disabled:
             return output
-        first = output[0] if isinstance(output, tuple) else output
-        features = to_features(first, self.grid)
-        if features is None:
+        first, replace_first = first_tensor(output)
+        try:
+            features = self.axes.fold(first)
+        except ValueError as error:
             raise ValueError(
-                f"the output of layer {self.config.layer!r} must fit {self.grid}, got shape {tuple(first.shape)}. Pass "
+                f"the output of layer {self.layer!r} must fit {self.axes}, got shape {tuple(first.shape)}. Pass "
                 f"clips of the size for which the branch was built."
-            )
-        gates = call.take(self.branch(features))
-        if call.seen is not None:
-            call.seen.append(gates)
-        onward = from_features(self.mechanism(features, gates.spatial, gates.temporal), first, self.grid)
-        return getattr(output, "_make", tuple)((onward, *output[1:])) if isinstance(output, tuple) else onward
+            ) from error
+        gates = options.apply(self.branch(features))
+        return replace_first(self.axes.unfold(self.mechanism(features, gates.spatial, gates.temporal), first))
 
 
 def st_abn_of(model: nn.Module) -> STABN | None:
     """Return the ST-ABN of a model, which may be compiled or inside a :class:`VideoClassifier`, or None."""
     network = network_of(model)
     return network if isinstance(network, STABN) else None
+
+
+def as_classifier(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the ST-ABN of a folder, and the keyword arguments of the :class:`VideoClassifier` around it."""
+    st_abn = STABN.from_pretrained(folder)
+    names = ("layout", "labels", "num_frames", "image_size", "preprocessing")
+    return st_abn, {name: getattr(st_abn.model, name) for name in names}

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,9 +20,11 @@ from captum_staa.models.classifier import VideoClassifier, edges_of
 from captum_staa.models.labels import in_order
 from captum_staa.models.loading import bundled_folder, bundled_names
 from captum_staa.models.preprocessing import Preprocessing
-from captum_staa.models.resnet3d import ResNet3D, ResNet3DConfig
-from captum_staa.models.slow_resnet import SlowResNet
-from captum_staa.models.st_abn.build import BranchConfig
+from captum_staa.models.resnet3d import ResNet3D, ResNet3DConfig, SlowResNet
+from captum_staa.models.st_abn.branch import BranchConfig
+
+if TYPE_CHECKING:
+    from captum_staa.models.st_abn.network import STABN
 
 ADDED = ("branch.", "mechanism.")
 TRUNKS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
@@ -31,23 +33,13 @@ TRUNKS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 }
 
 
-class Branched(Protocol):
-    """Protocol of the attributes of an ST-ABN that are saved."""
-
-    model: VideoClassifier
-    config: BranchConfig
-    branch: Any
-    injected: bool
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class Stored:
-    """Class that holds the content of a folder.
+    """The content of a folder.
 
     Attributes:
         folder: the folder.
+        layer: name of the branch's layer.
         config: options of the branch.
         trunk: the 3D CNN, untrained; None if the branch was added to another model.
         frames: T of the clips, if the trunk does not define it.
@@ -59,6 +51,7 @@ class Stored:
     """
 
     folder: Path
+    layer: str
     config: BranchConfig
     trunk: nn.Module | None
     frames: int | None
@@ -83,19 +76,13 @@ class Stored:
         known = {name: value for name, value in clips.items() if value is not None}
         return VideoClassifier.from_pretrained(self.base, **known)
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of the branch, as keyword arguments of :meth:`STABN.inject`."""
-        names = ("mechanism", "width", "maps", "temporal", "dropout")
-        return {name: getattr(self.config, name) for name in names}
-
-    def fill(self, network: nn.Module) -> None:
-        """Load the weights into the network.
+    def fill(self, st_abn: STABN) -> None:
+        """Load the weights into an ST-ABN that was built from :attr:`config`.
 
         Raises:
             ValueError: the weights do not fit the network.
         """
-        current = network.state_dict()
+        current = st_abn.state_dict()
         expected = {name for name in current if self.trunk is not None or name.startswith(ADDED)}
         shapes = [
             name for name in sorted(expected & set(self.weights)) if current[name].shape != self.weights[name].shape
@@ -105,23 +92,23 @@ class Stored:
                 f"the weights in {str(self.folder)!r} must fit its config and this model, got other names or shapes at "
                 f"{misfits[:3]} ({len(misfits)} in all). Pass the model for which the branch was saved."
             )
-        network.load_state_dict(self.weights, strict=False)
+        st_abn.load_state_dict(self.weights, strict=False)
 
 
-def write(folder: Path, network: Branched, base: str | None, half: bool) -> None:
+def write(folder: Path, st_abn: STABN, base: str | None, half: bool) -> None:
     """Write config, weights and preprocessing, all or none. See :meth:`STABN.save_pretrained`."""
-    model, config = network.model, network.config
+    model, config = st_abn.model, st_abn.config
     if (folder / "config.json").exists():
         raise ValueError(
             f"folder must not contain a model, got {str(folder)!r} with a config.json. Use another folder, or "
             f"delete it first."
         )
-    if config.body == "own":
+    if isinstance(config.body, nn.Module):
         raise ValueError(
             "the body of a saved branch must be built from its config, got a custom body. Save st_abn.state_dict() "
             "with torch.save instead."
         )
-    if base is not None and not network.injected:
+    if base is not None and not st_abn.injected:
         raise ValueError(
             f"base must be None for an ST-ABN with its own trunk, got {base!r}. Leave base out: only an "
             f"injected branch has a base model."
@@ -134,18 +121,18 @@ def write(folder: Path, network: Branched, base: str | None, half: bool) -> None
     stored = {
         "model_type": "st_abn",
         "architectures": ["STABN"],
-        "trunk": None if network.injected else _described(model.module),
+        "trunk": None if st_abn.injected else _described(model.module),
         "base": base,
-        "branch": asdict(config),
-        "steps": network.branch.steps,
+        "branch": {"layer": st_abn.layer, **asdict(config)},
+        "steps": st_abn.branch.steps,
         "image_size": model.image_size,
         "id2label": {str(i): label for i, label in enumerate(model.labels or [])},
     }
     dtype = torch.float16 if half else torch.float32
     weights = {
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
-        for name, value in network.state_dict().items()
-        if not network.injected or name.startswith(ADDED)
+        for name, value in st_abn.state_dict().items()
+        if not st_abn.injected or name.startswith(ADDED)
     }
     # The config is written last, so that it exists only beside a complete model. Existing files of another processor
     # would be read as files of this model.
@@ -198,7 +185,10 @@ def _stored(folder: Path) -> Stored:
     near = base is not None and (bundled_folder(base) is not None or Path(os.path.expanduser(base)).is_dir())
     return Stored(
         folder=folder,
-        config=BranchConfig(**{f.name: stored["branch"][f.name] for f in fields(BranchConfig)}),
+        layer=stored["branch"]["layer"],
+        config=BranchConfig(
+            **{f.name: stored["branch"][f.name] for f in fields(BranchConfig) if f.name in stored["branch"]}
+        ),
         trunk=TRUNKS[described["model_type"]](described["config"]) if stored["trunk"] else None,
         frames=None if "num_frames" in described["config"] else stored["steps"],  # steps may be fewer than frames
         base=base if near else None,

@@ -10,6 +10,7 @@ from transformers import TimesformerConfig, TimesformerForVideoClassification
 
 from captum_staa import STAA, VideoClassifier
 from captum_staa.attention.capture import capture
+from captum_staa.attr import ReleasedSTAA
 from captum_staa.models.preprocessing import Preprocessing
 
 
@@ -52,13 +53,13 @@ def test_released_1_reads_frame_0_from_one_of_its_patches(frames):
     before, after = spatial_attention(clf, clip), spatial_attention(clf, other)
     torch.testing.assert_close(before[:, 0], after[:, 0])  # only the attention of later frames changes
     assert (before[:, 1:] - after[:, 1:]).abs().mean() > 0.01
-    released = [STAA(clf, "released").attribute(c) for c in (clip, other)]
+    released = [ReleasedSTAA(clf).attribute(c) for c in (clip, other)]
     torch.testing.assert_close(released[0], released[1])  # and none of the released maps notices, of no frame
     ours = [STAA(clf, "attention", [-1]).attribute(c) for c in (clip, other)]
     assert (ours[0] - ours[1])[:, 1:].abs().max() > 0.1 * ours[0].max()
     first = clip.clone()
     first[:, 0] = other[:, 1]
-    assert (STAA(clf, "released").attribute(first) - released[0])[:, 1:].abs().max() > 0.1  # they all show frame 0
+    assert (ReleasedSTAA(clf).attribute(first) - released[0])[:, 1:].abs().max() > 0.1  # they all show frame 0
 
 
 @pytest.mark.parametrize("frames", [4, 8, 16])
@@ -74,7 +75,7 @@ def test_released_2_temporal_attention_is_amplified_noise(frames):
         moving.append(0.3 * weights[:, i] + 0.7 * moving[-1])
     slow = torch.stack(moving, 1)
     low, high = slow.amin(1, keepdim=True), slow.amax(1, keepdim=True)
-    temporal = STAA(clf, "released").attribute_maps(clip).temporal
+    temporal = ReleasedSTAA(clf).attribute_maps(clip).temporal
     torch.testing.assert_close(temporal, (slow - low) / (high - low), rtol=1e-3, atol=1e-4)
     assert temporal.amin(1).eq(0).all() and temporal.amax(1).eq(1).all()  # stretched to all of [0, 1] ...
     # ... however little there is to stretch: of a model that looks everywhere alike, the fourth digit
@@ -83,7 +84,7 @@ def test_released_2_temporal_attention_is_amplified_noise(frames):
     first = spatial_attention(clf, clip)[:, 0]
     weights = torch.stack([first[:, row, 1:].mean(1) for row in rows], 1)
     assert ((weights.amax(1) - weights.amin(1)) / weights.mean(1)).max() < 1e-3
-    assert STAA(clf, "released").attribute_maps(clip).temporal.amax(1).eq(1).all()
+    assert ReleasedSTAA(clf).attribute_maps(clip).temporal.amax(1).eq(1).all()
 
 
 @pytest.mark.parametrize("frames", [4, 8, 16])
@@ -94,14 +95,14 @@ def test_released_3_threshold_is_random(frames):
 
     def kept(seed: int | None) -> Tensor:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return STAA(clf, "released", generator=generator).attribute_maps(clip).joint.gt(0).float().mean((2, 3))
+        return ReleasedSTAA(clf, generator).attribute_maps(clip).joint.gt(0).float().mean((2, 3))
 
     assert torch.equal(kept(7), kept(7)) and torch.equal(kept(None), kept(None))
     assert not torch.equal(kept(7), kept(8))
     assert kept(7).amin() > 0.09 and kept(7).amax() < 0.31  # between the 70th and the 90th percentile of each frame
     assert torch.equal(torch.get_rng_state(), state)
     generator = torch.Generator().manual_seed(7)
-    method = STAA(clf, "released", generator=generator)
+    method = ReleasedSTAA(clf, generator)
     assert not torch.equal(method.attribute(clip), method.attribute(clip))  # a generator of one's own goes on
 
 
@@ -114,10 +115,10 @@ def test_released_4_map_ignores_the_crop():
     frames = torch.randint(0, 255, (4, 24, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     other = frames.clone()
     other[:, :, :10], other[:, :, 38:] = 0, 255
-    maps = [STAA(clf, "released").attribute_maps(clf.preprocess(x)).joint for x in (frames, other)]
+    maps = [ReleasedSTAA(clf).attribute_maps(clf.preprocess(x)).joint for x in (frames, other)]
     assert torch.equal(*maps)
     assert maps[0].shape == (1, 4, 24, 24)  # of the clip, not of the frame: pictures put it back where it belongs
-    assert "cropped" in (STAA.__doc__ or "") and "random" in (STAA.__doc__ or "")
+    assert "cropped" in (ReleasedSTAA.__doc__ or "") and "random" in (ReleasedSTAA.__doc__ or "")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,7 +126,7 @@ def test_released_uses_the_same_indices_for_all_models(name):
     """Row i + 1 of the first frame's matrix; of the joint matrix where there is no other."""
     clf = tiny(name)
     clip = clip_for(clf)
-    parts = STAA(clf, "released").attribute_maps(clip)
+    parts = ReleasedSTAA(clf).attribute_maps(clip)
     assert parts.joint.min() >= 0 and parts.joint.max() == 1 and parts.joint.amax((2, 3)).eq(1).all()
     layers = [s for s in clf.family.attention(clf.module) if s.role != "temporal"]  # type: ignore[union-attr]
     with torch.no_grad(), capture(clf.module, layers[-1:], lambda call: call.head_mean()) as read:

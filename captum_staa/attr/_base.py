@@ -1,0 +1,138 @@
+"""The base class of all attribution methods, and the parts of ``attribute`` that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from captum_staa._utils.captum import NullProgress, TargetType, progress
+from captum_staa._utils.model_state import uncompiled
+from captum_staa.layout import VideoLayout, check_dense
+from captum_staa.masking.scores import selected
+from captum_staa.models.outputs import decision_values, kind_of
+from captum_staa.result import as_tuple
+
+
+class VideoMethod(Attribution):
+    """Base class of the attribution methods of this library.
+
+    A class that is also a Captum ``PerturbationAttribution`` names this class first among its bases.
+    """
+
+    def attribute_future(self) -> NoReturn:
+        """Raise NotImplementedError: Captum's futures are for remote models, and this method runs in this process."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+
+# --- checks of arguments ----------------------------------------------------------------------------------------------
+
+
+def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: str) -> Tensor:
+    """Return the clip of a method that explains one tensor of floats per example."""
+    clips = as_tuple(inputs)
+    if len(clips) != 1:
+        raise ValueError(
+            f"{method} explains one clip tensor, got a tuple of {len(clips)} inputs. Pass a single tensor."
+        )
+    layout.check_values(clips[0])
+    return clips[0]
+
+
+def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) -> tuple[Tensor, ...]:
+    """Return the tensors of a method that takes one or several per example, checked as clips if a layout is given."""
+    clips = as_tuple(inputs)
+    for i, clip in enumerate(clips):
+        name = "inputs" if len(clips) == 1 else f"inputs[{i}]"
+        if layout is not None:
+            layout.check_values(clip, name)
+            continue
+        if clip.ndim == 0 or clip.numel() == 0:
+            raise ValueError(
+                f"{name} must be a non-empty tensor with one row per example, got shape {tuple(clip.shape)}. Add a "
+                f"batch dimension, or pass at least one example."
+            )
+        check_dense(clip, name)
+        if clip.is_floating_point() and not bool(clip.isfinite().all()):
+            raise ValueError(
+                f"{name} must be finite, got nan or infinity in a tensor of shape {tuple(clip.shape)}. Replace these "
+                f"values with torch.nan_to_num."
+            )
+    if len({len(clip) for clip in clips}) > 1:
+        raise ValueError(
+            f"all inputs must have the same batch size, got shapes {[tuple(clip.shape) for clip in clips]}. Pass the "
+            f"same examples in each."
+        )
+    return clips
+
+
+def refuse_inference_mode(what: str) -> None:
+    """Raise a ValueError under ``torch.inference_mode()``, because gradients cannot be enabled there."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{what} needs a gradient, which torch.inference_mode() forbids. Call it under torch.no_grad() instead: "
+            f"gradients are enabled inside. VideoOcclusion and RISE do not need gradients."
+        )
+
+
+def extent(clip: Tensor) -> tuple[int, int, int]:
+    """Return ``(T, H, W)`` of a clip ``(B, T, C, H, W)``."""
+    return clip.shape[1], clip.shape[3], clip.shape[4]
+
+
+# --- from the model's outputs to attributions -------------------------------------------------------------------------
+
+
+def target_outputs(outputs: Tensor, target: TargetType) -> Tensor:
+    """Return the output of each example for the target, as Captum selects it: B numbers, usually ``(B,)``."""
+    if target is None and outputs.ndim > 1 and outputs.shape[1] > 1:
+        raise ValueError(
+            f"target must not be None for a model with {outputs.shape[1]} classes, got None: a gradient needs a "
+            f"target. Pass target=class index, or one index per example. For a transformer, STAA(mode='attention') "
+            f"needs no target."
+        )
+    chosen = selected(outputs, target)
+    if chosen.numel() != len(outputs):
+        raise ValueError(
+            f"target must select one output per example, got {target = }, which selects {chosen.numel()} values from "
+            f"outputs of shape {tuple(outputs.shape)} for {len(outputs)} examples. Pass one index per axis after the "
+            f"batch."
+        )
+    return chosen
+
+
+def target_values(forward_func: nn.Module, outputs: Tensor, target: TargetType) -> Tensor:
+    """Return :func:`target_outputs` for a classifier of probabilities in units of a logit."""
+    if isinstance(getattr(uncompiled(forward_func), "exclusive", None), bool):  # a classifier
+        outputs = decision_values(outputs, kind_of(forward_func, outputs))
+    return target_outputs(outputs, target)
+
+
+def like_inputs(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, *maps: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """Return one map ``(B, T, H, W)`` per clip, spread evenly over channels, as a tensor or a tuple like ``inputs``."""
+    attributions = tuple(layout.expand(values, clip) for values, clip in zip(maps, as_tuple(inputs), strict=True))
+    return attributions if isinstance(inputs, tuple) else attributions[0]
+
+
+def attribution_dtype(clip: Tensor) -> torch.dtype:
+    """Return the dtype of attributions of a clip: its own, or float32 for half precision and integers."""
+    return torch.promote_types(clip.dtype, torch.float32)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def call_bar(name: str, calls: int, show: bool) -> Any:
+    """Return Captum's progress bar over ``calls`` calls of the model, or a bar that shows nothing."""
+    return progress(desc=f"{name} attribution", total=calls, leave=None) if show else NullProgress()
+
+
+@contextmanager
+def evaluations(name: str, perturbations: int, perturbations_per_eval: int, show: bool) -> Iterator[Callable[[], None]]:
+    """Show a progress bar over the calls of the model, one unperturbed call included, and yield its update function."""
+    with call_bar(name, 1 + -(-perturbations // perturbations_per_eval), show) as bar:
+        yield bar.update

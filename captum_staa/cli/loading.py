@@ -1,0 +1,52 @@
+"""Load the model of a command, with errors that name its flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from captum_staa.models import VideoClassifier
+
+
+def load(name: str, device: str | None) -> VideoClassifier:
+    """Return the classifier. It must have a preprocessing; the progress bars of transformers are hidden."""
+    if device is not None:
+        _check_device(device)
+    with _quiet_transformers():
+        classifier = VideoClassifier.from_pretrained(name, device=device)
+    if classifier.preprocessing is None:
+        raise ValueError(
+            f"--model must be a model with a preprocessing of frames, got {name!r} without one. Copy the "
+            f"preprocessor_config.json of its processor next to its config.json."
+        )
+    return classifier
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(1, device=torch.device(name))
+    except (RuntimeError, AssertionError) as error:  # a torch build without CUDA raises AssertionError
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"--device must be an available device, got {name!r}, which cannot be used here ({reason}). Drop --device "
+            f"to run on the CPU."
+        ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hide the progress bars of transformers, such as "Loading weights", and restore the setting afterwards."""
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        yield
+        return
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
