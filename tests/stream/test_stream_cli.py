@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa import STAA, STAAStream, VideoClassifier, io
 from captum_staa.__main__ import main
@@ -121,6 +122,7 @@ def test_frames_before_a_failure_of_the_source_are_written(frames, clip, tmp_pat
     assert len(io.read_video(out).frames) == 20
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
