@@ -138,6 +138,11 @@ def test_variable_frame_rates_are_sampled_by_index(tmp_path, name, codec):
     np.testing.assert_allclose(io.frame_times(path), np.array(TIMES) / 1000, atol=1e-6)
 
 
+def test_frame_times_begin_at_zero(tmp_path):
+    path = write(tmp_path / "late.mkv", quartered(3), times=[500, 600, 900])
+    np.testing.assert_allclose(io.frame_times(path), [0, 0.1, 0.4], atol=1e-6)
+
+
 def test_frame_times_without_timestamps_are_evenly_spaced(tmp_path):
     """AVI stores no timestamps, only the mean frame rate."""
     path = write(tmp_path / "a.avi", quartered(5), "mpeg4")

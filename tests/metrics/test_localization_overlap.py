@@ -226,6 +226,11 @@ def test_boxes_contain_pixels_whose_center_is_inside(whole):
     assert boxes_to_truth(boxes.numpy(), np.array([5, 9])).equal(truth)
 
 
+def test_a_center_on_the_edge_of_a_box_is_inside_at_the_lower_edge_only():
+    truth = boxes_to_truth(torch.tensor([[[1.5, 0.5, 3.5, 2.5]]]), (4, 6))
+    assert truth[0, 0].nonzero().tolist() == [[y, x] for y in (0, 1) for x in (1, 2)]
+
+
 def test_integer_boxes_and_frames_without_a_box():
     assert boxes_to_truth(torch.tensor([[[8, 0, 9, 4]]]), (4, 9))[0, 0].nonzero().tolist() == [[y, 8] for y in range(4)]
     assert boxes_to_truth(torch.tensor([[[0, 0, 1, 1]]]), (4, 9)).sum() == 1

@@ -317,6 +317,7 @@ def test_attn_implementation_reaches_the_model(tmp_path: Path) -> None:
 def test_bundled_models_load(name: str) -> None:
     clf = VideoClassifier.from_pretrained(name)
     assert clf.num_frames and clf.image_size and clf.labels
+    assert not any(module.training for module in clf.modules())
     frames = np.zeros((clf.num_frames, *clf.image_size, 3), np.uint8)
     assert len(clf.predict(clf.preprocess(frames))) == min(5, len(clf.labels))
 

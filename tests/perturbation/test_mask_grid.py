@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from covering import in_one_case
 from mask_grids import AREAS, MASK_GRIDS, WIDE, by_root, drawn, regions, same, still, uniform
 from torch import Tensor
 
+from captum_staa.attr.perturbation import _grid
+from captum_staa.perturbation import PRESETS
 from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid, RegionGrid
 from captum_staa.perturbation.masks import masks_with_area, rank_penalty
 
@@ -293,3 +296,9 @@ def test_gradients_of_the_area_term_are_finite_differences(grid):
     values = (values / values.numel()).view(2, 3, -1).requires_grad_()  # all different, so the order does not change
     for per_frame in (False, True):
         assert torch.autograd.gradcheck(lambda v, p=per_frame: rank_penalty(v, AREAS[:3], grid, per_frame=p), values)
+
+
+def test_there_is_at_most_one_cell_per_pixel():
+    config = replace(PRESETS["nested"], frames=2, across=11)
+    grid = _grid(torch.zeros(1, 5, 3, 12, 9), config, None, torch.zeros(()))
+    assert grid.cells == (3, 11, 9)
