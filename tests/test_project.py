@@ -17,6 +17,7 @@ import pytest
 from source_files import MODULES, PACKAGE, ROOT, imported_names
 
 import captum_staa
+from captum_staa._utils.versions import versions
 
 
 def test_packages_import_only_from_lower_layers():
@@ -157,3 +158,7 @@ def test_the_wheel_contains_exactly_the_package(tmp_path):
     assert names == expected
     assert "captum_staa/py.typed" in names
     assert any(name.startswith("captum_staa/models/weights/") and name.endswith(".safetensors") for name in names)
+
+
+def test_versions_name_what_the_numbers_depend_on():
+    assert {"python", "captum_staa", "captum", "torch", "numpy", "transformers", "pillow", "av"} <= set(versions())

@@ -161,12 +161,12 @@ def in_a_process(copy: Path, tests: list[str]) -> str:
         worker.join()
 
 
-def judge(copy: Path, breakage: Breakage, *, whole_suite: bool) -> dict[str, str]:
-    """Return the verdict about one breakage, as an entry of the results."""
+def judge(copy: Path, breakage: Breakage, tests: list[str], *, whole_suite: bool) -> dict[str, str]:
+    """Return the verdict of tests about one breakage, as an entry of the results."""
     with broken(copy, breakage) as missing:
         if missing:
             return {"verdict": "not applied", "by": missing}
-        if by := in_a_process(copy, [name for name in mirror(breakage.file) if (copy / name).exists()]):
+        if by := in_a_process(copy, [name for name in tests if (copy / name).exists()]):
             return {"verdict": "caught", "by": by}
         if not whole_suite:
             return {"verdict": "survived the mirror", "by": ""}
@@ -179,6 +179,7 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="checkout whose code and tests are used")
     parser.add_argument("--out", type=Path, default=Path("breakages.json"), help="file of the results")
     parser.add_argument("--only", nargs="*", default=[""], help="parts of names of breakages")
+    parser.add_argument("--tests", nargs="*", help="tests that run first, instead of those of the same package")
     parser.add_argument("--mirror", action="store_true", help="do not run the whole suite")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
@@ -198,7 +199,9 @@ def main() -> int:
         def run(breakage: Breakage) -> None:
             copy = copies.get()
             try:
-                results[breakage.name] = judge(copy, breakage, whole_suite=not options.mirror)
+                results[breakage.name] = judge(
+                    copy, breakage, options.tests or mirror(breakage.file), whole_suite=not options.mirror
+                )
             finally:
                 copies.put(copy)
             options.out.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")

@@ -107,6 +107,7 @@ def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     return outputs[0]
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", ALL)
 def test_one_block_of_pixels_changes_one_token(name):
     """Change one block of pixels. Exactly one token must change, and the grid must map it to this block."""
@@ -151,6 +152,7 @@ def test_last_tokens_of_videoprism_are_frame_by_frame():
         assert torch.equal(grid.to_grid(token), expected)
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "timesformer-joint"])
 def test_attention_sizes_match_the_grid(name):
     """The declared roles are correct: spatial layers have frames in the batch axis, temporal layers have patches."""

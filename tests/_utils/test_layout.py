@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from covering import in_one_case
 
 from captum_staa import VideoAttribution, VideoLayout
+from captum_staa.models.layouts import layout_of
 
 SIZES = {"B": 2, "T": 3, "C": 4, "H": 5, "W": 6}
 LAYOUTS = ["B" + "".join(rest) for rest in itertools.permutations("TCHW")]
@@ -128,3 +130,10 @@ def test_nonfinite_values_are_counted_and_rejected(value):
         VideoLayout("BCTHW").check_values(clip)
     with pytest.raises(TypeError, match="int64"):
         VideoLayout("BCTHW").check_values(torch.zeros(1, 3, 4, 5, 6).long())
+
+
+def test_a_layout_that_is_not_that_of_the_model_raises():
+    model = SimpleNamespace(layout=VideoLayout("BCTHW"))
+    assert layout_of(model, None) is layout_of(model, model.layout) is model.layout
+    with pytest.raises(ValueError, match="layout must be 'BCTHW', the layout of the SimpleNamespace, got 'BTCHW'"):
+        layout_of(model, "BTCHW")

@@ -193,6 +193,16 @@ def test_fit_history_shows_losses_and_the_best_epoch():
     assert cells(FitHistory()) == [["epoch", "data"]]
 
 
+def test_tiles_are_drawn_for_positive_and_negative_values():
+    picture = ElementTree.fromstring(notebook.signed_map([[0.5, -0.25], [0.01, 1.0]], 10, 10, "map"))
+    tiles = [tuple(tile.get(name) for name in ("x", "y", "fill", "fill-opacity")) for tile in picture.iter("rect")]
+    assert tiles == [
+        ("0", "0", notebook.FOR, "0.5"),
+        ("1", "0", notebook.AGAINST, "0.25"),
+        ("1", "1", notebook.FOR, "1"),
+    ]
+
+
 def test_branch_explanation_shows_gates_and_both_predictions():
     spatial, temporal = torch.full((2, 4, 8, 8), 0.1), torch.full((2, 4), 0.25)
     spatial[:, :, 2, 5], temporal[:, 3] = 0.9, 0.5

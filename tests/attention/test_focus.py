@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from covering import in_one_case
@@ -42,6 +44,17 @@ def test_threshold_equals_otsu(seed, low, high):
     maps = clumps(seed)
     expected = [slow_otsu(one.flatten().tolist(), low, high) for one in maps]
     torch.testing.assert_close(Focus(low, high).threshold(maps), torch.tensor(expected))
+
+
+def test_focused_maps_equal_the_formula_of_the_gate():
+    maps, focus = clumps(0), Focus(60, 80, sharpness=3.0, split="middle")
+    for one, found in zip(maps.double(), focus(maps.double(), (1, 1, 1)), strict=True):
+        ordered = sorted(one.flatten().tolist())
+        last = len(ordered) - 1
+        level = (ordered[round(0.6 * last)] + ordered[round(0.8 * last)]) / 2
+        top = ordered[round(last * (0.8 + 0.2 * 80 / 100))]  # the start of the topmost values: 96 %
+        gate = [[[1 / (1 + math.exp(-6 * ((v - level) / (top - level) - 0.25))) for v in r] for r in f] for f in one]
+        torch.testing.assert_close(found, one * torch.tensor(gate, dtype=torch.float64))
 
 
 def test_knee_and_middle_splits():

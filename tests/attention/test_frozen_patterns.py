@@ -48,6 +48,7 @@ def test_all_implementations_of_attention_give_the_same_contributions(spelling):
     torch.testing.assert_close(check_parameters(vit(spelling)), check_parameters(vit("sdpa")))
 
 
+@in_one_case()
 @pytest.mark.parametrize("norm", NORMS)
 def test_all_implementations_of_normalization_give_the_same_contributions(norm):
     contributions = check_parameters(vit(norm=norm))
@@ -58,6 +59,7 @@ def test_all_implementations_of_normalization_give_the_same_contributions(norm):
 AT_ZERO = {"sigmoid": 0.5, "softplus": float(torch.tensor(2.0).double().log())}  # f(0) belongs to the constants
 
 
+@in_one_case()
 @pytest.mark.parametrize("mlp", [mlp for mlp in MLPS if mlp not in AT_ZERO])
 def test_all_implementations_of_mlps_give_the_same_contributions(mlp):
     contributions = check_parameters(vit(mlp=mlp))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from captum.attr import FeatureAblation
+from covering import in_one_case, over_values
 from test_occlusion import clip_of, net, two_streams
 from torch import Tensor
 
@@ -38,6 +39,7 @@ MASKS = {
 }
 
 
+@over_values
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_feature_ablation_equals_captum(name, chunk):
@@ -87,6 +89,7 @@ def test_without_a_layout_inputs_may_have_any_shape():
         VideoFeatureAblation(lambda x: x.sum(1)).attribute(torch.full((1, 4), torch.nan))
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import in_one_case
 from tiny_models import clip_for, snapshot, tiny
 from torch import Tensor, nn
 
@@ -75,6 +76,7 @@ def test_products_that_overflow_half_precision():
     assert found.flatten().tolist() == [120000.0, -120000.0] and found.dtype == torch.float32
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -111,6 +113,7 @@ def test_last_block_with_a_class_token_head_raises(name, layer):
         GradCAM(clf, layer).attribute(clip_for(clf), 1)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     "shape",
     [(8, 4, 12), (2, 4, 6, 6, 12), (8, 6, 6, 12), (2, 17, 12), (1, 16, 24), (1, 6, 4, 4, 4), (12, 8, 2, 2), (384,)],
@@ -168,6 +171,7 @@ def test_other_threads_on_the_same_model_are_not_affected():
     assert torch.equal(found, expected) and torch.equal(seen[1], model(CLIP))
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -191,6 +195,7 @@ def test_invalid_options_raise(arguments, error, message):
         GradCAM(**{"forward_func": odd(), "layer": "conv", "layout": "BCTHW", **arguments})
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from covering import in_one_case
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -185,6 +186,7 @@ def test_a_recurrent_layer_gives_a_map_in_time() -> None:
     assert bool((maps[0].temporal[:, 0].abs() < 1e-7).all())  # the weight of the first frame is 0
 
 
+@in_one_case()
 @pytest.mark.parametrize("pattern", ["BCTHW", "BTHWC", "BTCHW", "(BT)CHW", "(BT)HWC", "BNC", "(BT)NC", "(BN)TC", "BTC"])
 @pytest.mark.parametrize("prefix", [0, 2])
 def test_unfold_inverts_fold_and_keeps_the_prefix(pattern: str, prefix: int) -> None:

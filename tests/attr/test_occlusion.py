@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import Occlusion
+from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, VideoLayout, VideoOcclusion
@@ -187,6 +188,7 @@ def test_planted_evidence_is_found():
 CLIP = clip_of(2, 3, 5, 7, 6)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

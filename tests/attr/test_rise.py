@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import NoiseTunnel
+from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, VideoLayout
@@ -239,6 +240,7 @@ def test_planted_evidence_is_found(name, n, joint, time):
     assert auroc(maps, truth, axis="time").mean() > time
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

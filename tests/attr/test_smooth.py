@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients
+from covering import in_one_case
 from torch import nn
 
 from captum_staa import VideoAttribution, VideoClassifier, smooth
@@ -38,6 +39,7 @@ def mean_of_neighbors(maps: np.ndarray, space: float, time: float) -> np.ndarray
     return found
 
 
+@in_one_case()
 @pytest.mark.parametrize(("space", "time"), [(0.7, 0.5), (1.0, 0), (0, 1.0), (2.0, 0.4), (1.5, 3.0), (0, 0)])
 def test_smooth_equals_the_mean_of_the_neighborhood_up_to_the_borders(space, time):
     attributions = drawn(2, 4, 2, 5, 6)
@@ -165,6 +167,7 @@ def test_smooth_of_captum_attributions():
 CLIP = torch.zeros(1, 8, 3, 4, 4)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -7,6 +7,7 @@ import copy
 import pytest
 import slow_staa
 import torch
+from covering import in_one_case
 from staa_modes import LAYERS, MODES, TARGET, spearman
 from tiny_models import NAMES, clip_for, own, snapshot, tiny
 from torch import nn
@@ -17,6 +18,7 @@ from captum_staa.attention.rollout import gradient_weighted
 OF_LAYERS = [(kind, layers) for kind in ("attention", "chefer") for layers in LAYERS]
 
 
+@in_one_case("kind")
 @pytest.mark.parametrize(("kind", "layers"), [*OF_LAYERS, ("decomposition", "all")], ids=str)
 @pytest.mark.parametrize("name", [*NAMES, "sdpa", "mha, time first"])
 def test_staa_equals_the_slow_formula(name, kind, layers):
@@ -78,6 +80,7 @@ def test_attention_sums_to_one_minus_the_share_of_special_tokens(name):
             torch.testing.assert_close(total, torch.ones(2), rtol=1e-5, atol=0)
 
 
+@in_one_case()
 @pytest.mark.parametrize("kind", MODES)
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "mha"])
 def test_attribute_equals_attribute_maps_for_batches_and_tuples(name, kind):

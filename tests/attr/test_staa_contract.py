@@ -8,6 +8,7 @@ import pytest
 import torch
 from captum.attr import NoiseTunnel
 from captum.metrics import infidelity, sensitivity_max
+from covering import over_values
 from staa_modes import MODES, TARGET, spearman
 from tiny_models import NAMES, SIZE, clip_for, own, snapshot, tiny
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from captum_staa import STAA, Focus, VideoClassifier
 
 
+@over_values
 @pytest.mark.parametrize("kind", MODES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "videoprism"])
@@ -103,6 +105,7 @@ def test_captum_noise_tunnel_and_metrics_work(kind):
     assert moved.shape == (2,) and torch.isfinite(moved).all() and (moved > 0).all()
 
 
+@over_values
 @pytest.mark.parametrize("kind", MODES)
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("name", ["videomae", "timesformer", "vjepa2", "mha"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa import VideoClassifier, io
 
@@ -36,6 +37,7 @@ def test_calls_leave_no_objects(name):
     assert found.after.objects - found.before.objects < CALLS
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", soak.METHODS)
 def test_failed_calls_leave_no_objects(name):
     model, call = soak.METHODS[name]

@@ -20,6 +20,7 @@ from command_line import (
     check_pictures,
     read,
 )
+from covering import in_one_case
 
 from captum_staa import STAA, VideoClassifier, io
 from captum_staa.__main__ import main
@@ -206,6 +207,7 @@ def test_errors_are_one_line_and_exit_code_2(video, tmp_path, capsys, monkeypatc
     assert sorted(os.listdir(".")) == before
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

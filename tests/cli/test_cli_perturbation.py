@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import read
+from covering import in_one_case
 from perturbation_runs import CNN, PARTS, TRANSFORMER, by_hand, check_same, run, write_video
 
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, io
@@ -116,6 +117,7 @@ def test_staa_writes_no_masks(video, tmp_path, monkeypatch):
     assert "masks" not in tensors and "areas" not in described and result["perturbation"] is None
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
@@ -139,6 +141,7 @@ def test_options_of_another_method_are_an_error(video, tmp_path, capsys, monkeyp
     assert not (tmp_path / "out").exists()
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -16,6 +16,7 @@ from fuzz.run import ENTRIES, SHARES, drawn
 from fuzz.twins import form, valid_call
 
 
+@in_one_case()
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_drawn_call_ends_well(entry: str) -> None:
     ended = []

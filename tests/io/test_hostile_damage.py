@@ -178,3 +178,8 @@ def test_random_changes_of_bytes_in_another_process(made, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 30
+
+
+def test_the_length_in_a_tag_of_matroska_is_read_in_hours_minutes_and_seconds():
+    stream = SimpleNamespace(metadata={"DURATION": "01:02:03.500000000"}, frames=0)
+    assert decoding.claimed(stream).seconds == 3723.5

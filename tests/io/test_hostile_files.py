@@ -13,7 +13,7 @@ from typing import Any
 import hostile_files as hostile
 import numpy as np
 import pytest
-from covering import over_pairs, over_values
+from covering import in_one_case, over_values
 from hostile_files import HEIGHT, WIDTH, av, noise, numbers, quartered, write
 
 from captum_staa import VideoClassifier, io
@@ -83,7 +83,7 @@ def test_odd_sizes_keep_every_pixel(tmp_path, size, name, codec, pix_fmt):
     assert io.probe(tmp_path / name)[2:] == size
 
 
-@over_pairs
+@in_one_case("degrees")
 @pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV cannot write a rotation")
 @pytest.mark.parametrize("mirrors", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])
@@ -138,6 +138,11 @@ def test_variable_frame_rates_are_sampled_by_index(tmp_path, name, codec):
     np.testing.assert_allclose(io.frame_times(path), np.array(TIMES) / 1000, atol=1e-6)
 
 
+def test_frame_times_begin_at_zero(tmp_path):
+    path = write(tmp_path / "late.mkv", quartered(3), times=[500, 600, 900])
+    np.testing.assert_allclose(io.frame_times(path), [0, 0.1, 0.4], atol=1e-6)
+
+
 def test_frame_times_without_timestamps_are_evenly_spaced(tmp_path):
     """AVI stores no timestamps, only the mean frame rate."""
     path = write(tmp_path / "a.avi", quartered(5), "mpeg4")
@@ -156,6 +161,7 @@ def test_explain_reports_the_times_of_variable_frame_rates(tmp_path, capsys):
     assert f'"frame {result["frame_indices"][3]}"' in page  # without seconds, which would be index / fps
 
 
+@in_one_case("reader")
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(("name", "codec"), [("none.mp4", "libx264"), ("none.mkv", "ffv1"), ("none.avi", "mpeg4")])
 def test_a_stream_without_frames_is_rejected(tmp_path, name, codec, reader):
@@ -175,6 +181,7 @@ NAMES = [
 ]  # fmt: skip
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", NAMES)
 def test_unusual_file_names_are_read(tmp_path, monkeypatch, name):
     """A name is not an option, a pattern or an address. The content decides the format, not the suffix."""

@@ -22,6 +22,7 @@ from captum_staa.__main__ import main
 from captum_staa._utils import files
 from captum_staa.benchmark.records import Entry, Storage
 from captum_staa.cli import output
+from captum_staa.io import writing
 from captum_staa.models import STABN
 from captum_staa.models.resnet3d import ResNet3D
 
@@ -212,3 +213,10 @@ def test_a_folder_with_the_name_of_a_file_is_rejected(tmp_path):
     ):
         pytest.fail("the block must not run")
     assert (tmp_path / "a.txt").read_text() == "old" and sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"]
+
+
+def test_a_file_with_fewer_frames_than_were_written_is_an_error(tmp_path):
+    path = io.write_video(tmp_path / "clip.mp4", quartered(5), fps=10)
+    writing._check_whole(path, 5)
+    with pytest.raises(OSError, match="only 5 of 6 frames were written"):
+        writing._check_whole(path, 6)

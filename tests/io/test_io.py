@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from covering import in_one_case
+from covering import in_one_case, over_values
 
 from captum_staa import io
 from captum_staa.io import decoding, reading
@@ -148,6 +148,7 @@ def write_sound(path):
         container.mux(stream.encode())
 
 
+@over_values
 @pytest.mark.parametrize("reader", [io.probe, io.read_video, lambda path: list(io.iter_windows(path, 2))])
 @pytest.mark.parametrize(
     ("name", "write", "error", "message"),
@@ -267,6 +268,7 @@ def test_write_video_does_not_overwrite_by_default(tmp_path):
     assert os.listdir(tmp_path) == ["clip.mp4"]
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -56,7 +56,7 @@ def drawn(seed: int, levels: int | None, batch: int = 3) -> tuple[torch.Tensor, 
     return scores, torch.rand(batch, 5, 4, 3, generator=generator) < 0.15
 
 
-@in_one_case("seed")
+@in_one_case("levels", "seed")
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("levels", [None, 1, 3])
 @pytest.mark.parametrize(("metric", "oracle"), [(auroc, counted), (average_precision, stepped)])
@@ -187,7 +187,7 @@ def test_pointing_game_does_not_swap_height_and_width():
     assert pointing_game(scores, truth, (2, 1, 11)).item() == 0
 
 
-@in_one_case("seed")
+@in_one_case()
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("tolerance", [(0, 0, 0), (1, 0, 0), (0, 2, 0), (0, 0, 3), (1, 1, 2)])
 def test_pointing_game_per_frame_equals_a_check_of_each_maximum(seed, tolerance):

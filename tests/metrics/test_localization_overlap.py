@@ -73,7 +73,7 @@ ORACLES = [
 ]
 
 
-@in_one_case("seed")
+@in_one_case("levels", "seed")
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("levels", [None, 1, 4])
 @pytest.mark.parametrize(("metric", "oracle"), ORACLES)
@@ -224,6 +224,11 @@ def test_boxes_contain_pixels_whose_center_is_inside(whole):
         if whole and x0 == x0:
             assert center == (x in range(int(x0), int(x1)) and y in range(int(y0), int(y1)))
     assert boxes_to_truth(boxes.numpy(), np.array([5, 9])).equal(truth)
+
+
+def test_a_center_on_the_edge_of_a_box_is_inside_at_the_lower_edge_only():
+    truth = boxes_to_truth(torch.tensor([[[1.5, 0.5, 3.5, 2.5]]]), (4, 6))
+    assert truth[0, 0].nonzero().tolist() == [[y, x] for y in (0, 1) for x in (1, 2)]
 
 
 def test_integer_boxes_and_frames_without_a_box():

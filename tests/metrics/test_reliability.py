@@ -139,7 +139,7 @@ def test_reliability_by_hand():
     assert found.krippendorff == pytest.approx(1 - (1 + 0.25) * (11 / 12))
 
 
-@in_one_case("seed")
+@in_one_case("levels", "seed")
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("levels", [None, 1])
 def test_reliability_equals_a_sum_over_pairs(seed, levels):

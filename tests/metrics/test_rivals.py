@@ -76,7 +76,7 @@ def drawn_objects(seed: int, batch: int = 6, count: int = 4) -> torch.Tensor:
     return (owner == torch.arange(count).view(1, count, 1, 1, 1)) & shown[:, :, None, None, None]
 
 
-@in_one_case("seed")
+@in_one_case()
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("levels", [None, 1, 3])
 @pytest.mark.parametrize("axis", ["joint", "space", "time"])
@@ -91,7 +91,7 @@ def test_evidence_against_rivals_counts_pairs(axis, levels, seed):
     assert found.tolist() == pytest.approx(expected, rel=1e-14, nan_ok=True)
 
 
-@in_one_case("seed")
+@in_one_case()
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("levels", [None, 1])
 def test_object_pointing_compares_means(levels, seed):
@@ -103,7 +103,7 @@ def test_object_pointing_compares_means(levels, seed):
     assert found.tolist() == pytest.approx(expected, rel=1e-14, nan_ok=True)
 
 
-@in_one_case("seed")
+@in_one_case()
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("levels", [None, 1])
 def test_class_discrimination_counts_pairs(levels, seed):

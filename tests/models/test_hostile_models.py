@@ -155,6 +155,7 @@ def test_pickled_weights_are_not_loaded(tmp_path, kind):
         VideoClassifier.from_pretrained(tmp_path)
 
 
+@in_one_case()
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '"resnet3d"', "[" * 100_000, "\udcff"])
 def test_invalid_configs_are_rejected(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))

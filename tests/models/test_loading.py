@@ -11,6 +11,7 @@ import pytest
 import torch
 from captum.attr import Saliency
 from captum.metrics import sensitivity_max
+from covering import in_one_case
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -311,10 +312,12 @@ def test_attn_implementation_reaches_the_model(tmp_path: Path) -> None:
     assert clf.module.config._attn_implementation == "eager"
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", bundled_names())
 def test_bundled_models_load(name: str) -> None:
     clf = VideoClassifier.from_pretrained(name)
     assert clf.num_frames and clf.image_size and clf.labels
+    assert not any(module.training for module in clf.modules())
     frames = np.zeros((clf.num_frames, *clf.image_size, 3), np.uint8)
     assert len(clf.predict(clf.preprocess(frames))) == min(5, len(clf.labels))
 

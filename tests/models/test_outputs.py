@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from covering import in_one_case
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -63,6 +64,7 @@ CONTAINERS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_the_tensor_with_one_column_per_label_is_the_output(name: str) -> None:
     clf = classifier(CONTAINERS[name], labels=["a", "b", "c"])
@@ -90,6 +92,7 @@ def test_an_output_without_floats_is_a_type_error_or_names_no_tensor(make: Calla
         classifier(lambda z: (make(z),))(CLIPS)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     "make", [lambda z: z[:, 0], lambda z: z[:, :1], lambda z: z[:, :1, None, None], lambda z: z[:, 0].squeeze()]
 )
@@ -167,6 +170,7 @@ def test_a_model_with_a_softmax_in_eval_mode_only_is_judged_in_eval_mode() -> No
     assert clf.module.training
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("problem_type", "num_labels", "kind"),
     [

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import IntegratedGradients
+from covering import in_one_case, over_values
 from torch import Tensor, nn
 
 from captum_staa import RISE, SpatioTemporalPerturbation, VideoClassifier, VideoFeatureAblation, VideoOcclusion, metrics
@@ -120,6 +121,7 @@ METHODS: dict[str, Callable[[Any], Tensor]] = {
 }
 
 
+@over_values
 @pytest.mark.parametrize("name", PACKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_packed_model_is_explained_as_the_wrapper_written_by_hand(name: str, method: str) -> None:
@@ -149,6 +151,7 @@ def test_a_pack_that_cuts_the_gradient_is_an_error() -> None:
         VideoClassifier(SlowFast(), layout="BCTHW", pack=[1])  # type: ignore[arg-type]
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("shape", "layout", "advice", "wrong"),
     [

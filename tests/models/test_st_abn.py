@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import slow_st_abn
 import torch
+from covering import in_one_case
 from st_abn_networks import clips_of, seeded, settled, slow_resnet
 from tiny_models import randomize
 from torch import Tensor, nn
@@ -197,6 +198,7 @@ def test_padding_and_strides_of_the_trunk_are_saved(tmp_path):
     assert stays.config.time_steps == 16 and stays.stages(stays.stem(clip)).shape[2] == 16
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -9,6 +9,7 @@ import pytest
 import slow_st_abn
 import torch
 from branched_models import CASES, TOKENS, Pair, add, answer_of, case, hooks_of, injected, net, taught
+from covering import in_one_case, over_values
 from tiny_models import clip_for, randomize, snapshot, tiny
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from captum_staa import TokenGrid
 from captum_staa.models import STABN, BranchConfig
 
 
+@over_values
 @pytest.mark.parametrize("mechanism", ["residual", "observe"])
 @pytest.mark.parametrize("name", [*CASES, *TOKENS])
 def test_new_branch_does_not_change_the_output_and_can_be_removed(name, mechanism):
@@ -185,6 +187,7 @@ class Odd(nn.Module):
         return self.head(self.pool(maps).flatten(1))
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -204,6 +207,7 @@ def test_unsuitable_layers_raise(layer, message):
     assert snapshot(model) == before
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -11,6 +11,7 @@ import pytest
 import slow_st_abn
 import torch
 from branched_models import answer_of, injected
+from covering import in_one_case
 from tiny_models import snapshot
 from torch import Tensor, nn
 
@@ -249,6 +250,7 @@ def test_additional_arguments_reach_the_model():
 # ---------------------------------------------------------------- bad input
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
@@ -272,6 +274,7 @@ def test_invalid_gates_raise(given, error, message):
         raise AssertionError("the block was entered")
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("given", "message"),
     [

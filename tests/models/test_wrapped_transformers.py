@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import in_one_case
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VivitConfig, VivitModel
 
@@ -62,6 +63,7 @@ WRAPPERS: dict[str, Any] = {
 OPTIONS: dict[str, dict[str, Any]] = {"attention": {"mode": "attention"}, "relevance": {}, "Chefer": {"rule": "chefer"}}
 
 
+@in_one_case("options")
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_wrapped_transformer_has_the_map_and_the_logits_of_the_transformer(wrapper: str, options: str) -> None:

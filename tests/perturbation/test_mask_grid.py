@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from covering import in_one_case
 from mask_grids import AREAS, MASK_GRIDS, WIDE, by_root, drawn, regions, same, still, uniform
 from torch import Tensor
 
+from captum_staa.attr.perturbation import _grid
+from captum_staa.perturbation import PRESETS
 from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid, RegionGrid
 from captum_staa.perturbation.masks import masks_with_area, rank_penalty
 
@@ -50,6 +54,7 @@ def parts(size, cells):
             yield (t, y, x), (i * cells[1] + j) * cells[2] + k, a * b * c
 
 
+@in_one_case()
 @pytest.mark.parametrize(("size", "cells"), SIZES)
 def test_cell_grid_spread_equals_voxel_loop_and_torch_interpolate(size, cells):
     values = drawn(2, 3, math.prod(cells))
@@ -61,6 +66,7 @@ def test_cell_grid_spread_equals_voxel_loop_and_torch_interpolate(size, cells):
     same(found, F.interpolate(values.unflatten(2, cells), size, mode="trilinear", align_corners=False))
 
 
+@in_one_case()
 @pytest.mark.parametrize(("size", "cells"), SIZES)
 def test_cell_grid_gather_equals_weighted_mean_by_loop(size, cells):
     maps = drawn(2, *size)
@@ -127,6 +133,7 @@ def test_grids_have_the_requested_dtype():
 # --- areas --------------------------------------------------------------------------------------------------------
 
 
+@in_one_case()
 @pytest.mark.parametrize("softness", [0.02, 0.3, 5.0])
 def test_masks_with_area_have_exact_areas_and_equal_a_root_finder(grid, softness):
     scores = 3 * drawn(2, grid.shares.shape[1])
@@ -200,6 +207,7 @@ def test_equal_scores_share_the_area():
     same(found, [[[0.5, 0.5, 0, 0], [1, 1, 0.5, 0.5]], [[0.25] * 4, [0.75] * 4]], 1e-6)
 
 
+@in_one_case()
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_mask_gradients_equal_finite_differences_and_keep_the_area(grid, per_frame):
     scores, areas = drawn(2, grid.shares.shape[1]).requires_grad_(), AREAS[None, 1:4]
@@ -288,3 +296,9 @@ def test_gradients_of_the_area_term_are_finite_differences(grid):
     values = (values / values.numel()).view(2, 3, -1).requires_grad_()  # all different, so the order does not change
     for per_frame in (False, True):
         assert torch.autograd.gradcheck(lambda v, p=per_frame: rank_penalty(v, AREAS[:3], grid, per_frame=p), values)
+
+
+def test_there_is_at_most_one_cell_per_pixel():
+    config = replace(PRESETS["nested"], frames=2, across=11)
+    grid = _grid(torch.zeros(1, 5, 3, 12, 9), config, None, torch.zeros(()))
+    assert grid.cells == (3, 11, 9)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoLayout, baselines, feature_masks
@@ -270,6 +271,7 @@ CUTS = {
 }
 
 
+@in_one_case()
 @pytest.mark.parametrize("preset", ["nested", "step"])
 @pytest.mark.parametrize("cut", CUTS)
 def test_missing_gradient_raises_value_error_with_causes(cut: str, preset: str) -> None:
@@ -292,6 +294,7 @@ WRONG = {
 }
 
 
+@in_one_case()
 @pytest.mark.parametrize("kind", WRONG)
 def test_invalid_argument_raises_value_error_with_the_value(kind: str) -> None:
     options, message = WRONG[kind]

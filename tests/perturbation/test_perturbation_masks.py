@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from mask_grids import MASK_GRIDS, WIDE, by_root, drawn, same
 from scipy.special import logit
 from torch import Tensor
@@ -100,6 +101,7 @@ def test_separate_starts_from_ones_or_the_highest_cells_of_each_area():
         same(found[clip, number], by_root(scores, grid.shares[0], float(REQUESTED[number]), 0.5), 1e-6)
 
 
+@in_one_case()
 @pytest.mark.parametrize("parametrization", [Nested(), Separate()])
 @pytest.mark.parametrize("level", [0.0, 0.1, 5.0])
 @pytest.mark.parametrize("cells", [1, 2])

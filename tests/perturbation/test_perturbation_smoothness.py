@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from drawn import same, uniform
 
 from captum_staa.perturbation.config import REGULARIZERS, Ellipsoid, SquaredDifferences, TotalVariation
@@ -26,6 +27,7 @@ def by_neighbors(mask: np.ndarray, space: float, time: float, power: int) -> flo
     return total
 
 
+@in_one_case()
 @pytest.mark.parametrize("size", [(4, 3, 5), (1, 3, 2), (3, 1, 4), (1, 1, 1)])
 @pytest.mark.parametrize(("term", "power"), [(TotalVariation, 1), (SquaredDifferences, 2)])
 def test_difference_regularizers_equal_loops_over_neighbors(term, power, size):
@@ -63,6 +65,7 @@ def by_order(means: list[float], area: float) -> float:
     return high + sum(mean**2 for mean in ordered[full_count:]) / (len(means) - full_count)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("size", "frames", "pixels"),
     [((5, 6, 7), 3, 3), ((5, 6, 7), 4, 2), ((6, 5, 9), 2, 5), ((3, 4, 4), 8, 4), ((2, 7, 3), 1, 1), ((1, 6, 6), 8, 3)],

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from drawn import drawn, same, uniform
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from captum_staa.perturbation.blends import BLENDS, BlurPyramid, blend_of
 from captum_staa.perturbation.config import OBJECTIVES, REGULARIZERS, log_odds, losses
 
 
+@in_one_case()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("levels", [2, 3, 5, 8])
 def test_blur_pyramid_is_exact_at_every_level_and_keeps_the_dtype(levels, dtype):
@@ -140,6 +142,7 @@ def test_log_odds_are_precise_for_probabilities_near_one(dtype):
     torch.testing.assert_close(slope, torch.tensor(slopes, dtype=dtype), rtol=4 * eps, atol=0)
 
 
+@in_one_case()
 @pytest.mark.parametrize("scale", BY_HAND)
 @pytest.mark.parametrize("score", [0.0, -1e-30, -1e4])
 def test_losses_and_gradients_are_finite_for_certain_models(scale, score):
@@ -151,6 +154,7 @@ def test_losses_and_gradients_are_finite_for_certain_models(scale, score):
         assert float(slope[1]) > 0  # the score without the selection should fall, even if the model is certain
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -184,6 +188,7 @@ def test_option_of_wrong_type_raises_type_error_with_its_name(fields):
         PerturbationConfig(Nested(), **fields)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [

@@ -7,6 +7,7 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from torch import nn
 
 from captum_staa import STAA, STAAStream, VideoClassifier
@@ -230,6 +231,7 @@ def test_the_temporal_signal_rises_where_the_object_is(clf):
     assert np.mean(scores[4]) > np.mean(scores[16])  # which cannot compare frames of different windows as well
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -262,6 +264,7 @@ def test_unsuitable_models_raise_at_once(clf):
         STAAStream(STAA(clf), mode="attention")
 
 
+@in_one_case()
 @pytest.mark.parametrize("policy", ["wait", "drop"])
 @pytest.mark.parametrize(
     ("change", "error", "message"),
@@ -283,6 +286,7 @@ def test_invalid_frames_raise_with_their_index(clf, wide, policy, change, error,
     assert next(results, None) is None
 
 
+@in_one_case()
 @pytest.mark.parametrize("total", [0, 5, 15])
 @pytest.mark.parametrize("policy", ["wait", "drop"])
 def test_a_stream_shorter_than_a_window_raises(clf, wide, total, policy):

@@ -8,10 +8,12 @@ import signal
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 
 from captum_staa import STAA, STAAStream, VideoClassifier, io
 from captum_staa.__main__ import main
 from captum_staa.benchmark import PlantedClips, SceneOptions
+from captum_staa.cli import stream as streaming
 from captum_staa.io import video_writer
 from captum_staa.stream import FrameResult, sources
 from captum_staa.stream.picture import LEAST, STRIP, Painter
@@ -121,6 +123,7 @@ def test_frames_before_a_failure_of_the_source_are_written(frames, clip, tmp_pat
     assert len(io.read_video(out).frames) == 20
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -223,3 +226,17 @@ def test_stream_on_a_real_clip(shared_videos, tmp_path):
     crop = VideoClassifier.from_pretrained(MODEL).crop_box(original.height, original.width)
     beside = colorful(io.read_video(out).frames[:, : original.height, : int(crop[1]) - 4])
     assert beside.max() < 25
+
+
+def test_frames_without_an_explanation_are_dark_gray():
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[:, :32], frame[:, 32:] = (200, 0, 0), (0, 0, 200)
+    unexplained = FrameResult(0, frame, 0, ["a"], None, None, float("nan"), (0, 0, 48, 64), 0.0, 0)
+    picture = Painter()(unexplained, frame)[:-STRIP]
+    assert (picture[:, :32] == round(0.299 * 200 / 2)).all() and (picture[:, 32:] == round(0.114 * 200 / 2)).all()
+
+
+def test_frames_of_a_camera_are_dropped_by_default(clip, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(streaming, "is_camera", lambda name: True)
+    assert main(["stream", str(clip), "--model", MODEL, "--out", str(tmp_path / "out.mp4")]) == 0
+    assert "policy drop" in capsys.readouterr().out

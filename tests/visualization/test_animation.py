@@ -72,6 +72,18 @@ def test_duration_equals_frames_over_fps(tmp_path):
         assert total == pytest.approx(1000, abs=1)
 
 
+def test_times_of_frames_are_rounded_to_the_nearest_unit(tmp_path):
+    clip = np.random.default_rng(0).integers(0, 255, (3, H, W, 3), dtype=np.uint8)
+    path = save_animation(np.ones((3, H, W)), clip, tmp_path / "clip.webp", play_fps=24, min_size=0)
+    durations = []
+    with Image.open(path) as picture:
+        for frame in range(picture.n_frames):
+            picture.seek(frame)
+            picture.load()
+            durations.append(picture.info["duration"])
+    assert durations == [42, 41, 42]  # the frames end at 41.7, 83.3 and 125 ms
+
+
 @pytest.mark.parametrize(
     ("size", "min_size", "expected"),
     [

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -49,6 +50,7 @@ def drawn(attributions, frames=GRAY, **style) -> np.ndarray:
 # Colors.
 
 
+@in_one_case()
 @pytest.mark.parametrize("sign", ["absolute_value", "positive", "negative", "all"])
 @pytest.mark.parametrize("method", ["blended_heat_map", "heat_map"])
 def test_zero_map_is_drawn_in_one_color(sign, method):
@@ -126,6 +128,7 @@ def test_color_bar_matches_the_blended_frames():
     assert result.caption == "|attribution|, 1 = 1 (one scale for all frames)"
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import visualization as captum_visualization
+from covering import in_one_case
 
 from captum_staa.io import Video
 from captum_staa.models import VideoClassifier
@@ -27,6 +28,7 @@ def block() -> torch.Tensor:
     return attributions
 
 
+@in_one_case()
 @pytest.mark.parametrize("sign", ["absolute_value", "positive", "negative", "all"])
 @pytest.mark.parametrize("outlier_perc", [0, 2, 30])
 def test_normalization_equals_captum_on_a_sheet_of_frames(sign, outlier_perc):
@@ -81,6 +83,7 @@ def test_all_forms_of_attributions_give_the_same_map():
         np.testing.assert_allclose(way.per_frame(), ways[0].joint.sum((1, 2)), atol=1e-4)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("attributions", "options", "says"),
     [
@@ -144,6 +147,7 @@ def test_frames_of_a_video_have_its_times_and_the_crop_of_the_classifier():
     assert Frames.from_video(Video(GRAY, float("nan"), np.arange(T))).captions()[2] == "frame 2"
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("inputs", "options", "error", "says"),
     [
@@ -159,6 +163,7 @@ def test_inputs_that_cannot_be_drawn_raise(inputs, options, error, says):
         Frames.from_inputs(inputs, **options)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("pixels", "options", "error", "says"),
     [

@@ -13,6 +13,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from PIL import Image
 
 from captum_staa import io
@@ -137,6 +138,7 @@ def test_page_is_written_atomically(tmp_path):
         to_html(SIGNED, CLIP, tmp_path / "nowhere" / "page.html")
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [

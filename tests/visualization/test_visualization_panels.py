@@ -157,6 +157,14 @@ def test_summary_draws_the_strongest_frames_of_equal_parts():
     assert np.array_equal(map_5, expected.picture(5))
 
 
+def test_summary_draws_the_spatial_map_on_the_average_frame():
+    style = Style(alpha_overlay=0.0)  # the frame alone
+    _, _, panels = summary(block(), style=style)
+    (shown,) = pictures(panels["where"])
+    average = Frames(PIXELS.mean(0).round().astype(np.uint8)[None])
+    assert np.array_equal(shown, overlay(np.ones((1, H, W)), average, style=style).picture(0))
+
+
 def test_summary_draws_sums_over_time_and_space():
     """The spatial map is the sum over frames; the timeline draws evidence against the class below the axis."""
     _, _, panels = summary(block(), style=Style(method="heat_map", outlier_perc=0))
