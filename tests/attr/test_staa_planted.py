@@ -9,7 +9,7 @@ import torch
 from staa_modes import MODES, spearman
 from torch import Tensor
 
-from captum_staa import STAA, VideoClassifier, metrics
+from captum_staa import STAA, VideoClassifier, VideoOcclusion, metrics
 from captum_staa.attention.decomposition import class_contrast, decompose_classifier
 from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.metrics.sanity import redrawn
@@ -104,3 +104,19 @@ def test_half_precision_clips_get_float32_attributions(shipped, planted):
     halved = STAA(shipped, mode="attention").attribute(clip.half())
     assert exact.dtype == halved.dtype == torch.float32
     torch.testing.assert_close(halved, exact, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("name", ["relevance", "occlusion"])
+def test_versus_finds_the_class_that_decides_between_two_that_are_present(shipped, name):
+    """Each clip has evidence of two classes. Why A and not B: A's place speaks for it, B's against it."""
+    clips, labels, truth = PlantedClips(31, 8, "pattern", scene=SceneOptions(two_classes=True))[:8]
+    apart = []
+    for clip, (this, other), (here, there) in zip(clips.split(1), labels.tolist(), truth, strict=True):
+        contrasted = shipped.versus(other)
+        if name == "relevance":
+            values = STAA(contrasted).attribute_maps(clip, target=this).joint[0]
+        else:
+            windows = {"sliding_window_shapes": (4, 12, 12), "strides": (4, 6, 6), "perturbations_per_eval": 16}
+            values = shipped.layout.reduce(VideoOcclusion(contrasted).attribute(clip, target=this, **windows))[0]
+        apart.append(bool(values[here].mean() > values[there].mean()))
+    assert sum(apart) >= 7

@@ -126,6 +126,21 @@ def test_methods_and_options_reach_staa(video, tmp_path, capsys, options, method
     assert ("no class in particular" in said) == (result["target"]["class_specific"] is False)
 
 
+@pytest.mark.usefixtures("without_pictures")
+def test_versus_explains_one_class_against_another(video, tmp_path, capsys):
+    arguments = ["explain", str(video), "--model", MODEL, "--versus", "bright-diagonal", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    tensors, _, result = check_numbers(tmp_path)
+    clf = VideoClassifier.from_pretrained(MODEL)
+    clip = clf.preprocess(io.read_video(video, 16).frames)
+    expected = STAA(clf.versus("bright-diagonal")).attribute_maps(clip, target=result["target"]["index"])
+    torch.testing.assert_close(tensors["attributions"], expected.joint[0])
+    assert result["method"] == "STAA (relevance), versus='bright-diagonal'"
+    assert result["target"]["index"] == int(clf(clip).argmax())  # the prediction is that of the model itself
+    assert main([*arguments, "--overwrite", "--method", "staa"]) == 2
+    assert "--versus needs a method whose maps explain a class" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["InputXGradient", "GradCAM (last)", "SmoothGrad", "VideoFeatureAblation (frames)"])
 @pytest.mark.usefixtures("without_pictures")
 def test_explain_takes_the_methods_of_compare(video, tmp_path, method):
