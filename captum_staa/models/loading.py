@@ -89,12 +89,25 @@ def load(
                 f"got {type(error).__name__}: {' '.join(str(error).split())[:300]}. Copy the folder again."
             ) from error
     else:
+        _check_weights(folder)
         module, settings = _transformers(str(folder), hub), {}
     if not read_preprocessing:
         settings.pop("preprocessing", None)
     elif "preprocessing" not in settings:
         settings["preprocessing"] = preprocessing.find(lambda file: p if (p := folder / file).is_file() else None)
     return module, settings
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise ValueError for a folder whose only weights are pickled, with the way to convert them."""
+    if any(folder.glob("*.safetensors")) or not (pickled := sorted(folder.glob("pytorch_model*.bin"))):
+        return
+    raise ValueError(
+        f"the folder {str(folder)!r} must contain model.safetensors, got {pickled[0].name}, which is a pickle and can "
+        f"run code when it is read. If you trust the file, convert it once: model = "
+        f"transformers.AutoModelForVideoClassification.from_pretrained({str(folder)!r}, use_safetensors=False); "
+        f"model.save_pretrained(other_folder)."
+    )
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -349,3 +349,12 @@ def test_labels_with_gaps_keep_their_indices():
     assert in_order({"2": "c", 0: "a"}) == ["a", "1", "c"]
     with pytest.raises(ValueError, match=r"class indices to names, got the keys \['LABEL_0'\]"):
         in_order({"LABEL_0": "a"})
+
+
+def test_a_folder_with_pickled_weights_alone_names_the_way_out(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "videomae", "architectures": ["VideoMAEForVideoClassification"]}'
+    )
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle that is never read")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin.*pickle.*use_safetensors=False.*save_pretrained"):
+        VideoClassifier.from_pretrained(tmp_path)
