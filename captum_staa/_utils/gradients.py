@@ -66,7 +66,7 @@ def lacks_backward(node: Any) -> bool:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if "NotImplemented" in node.name() or "basicAutogradNotImplementedFallback" in node.name():
+        if "NotImplemented" in node.name():
             return True
         open_nodes += [following for following, _ in node.next_functions]
     return False

@@ -44,6 +44,7 @@ from captum_staa._utils.model_state import eval_mode, frozen_parameters, without
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations, reaches
 from captum_staa.grid import TokenGrid
+from captum_staa.models.outputs import LastFunction
 
 __all__ = ["Decomposition", "FrozenPatterns", "class_contrast", "decompose", "decompose_classifier"]
 
@@ -205,18 +206,18 @@ def decompose(
         if embedding is None:
             leaves.append(source.requires_grad_())
             source = source.clone()
-        with mode:
+        with mode, LastFunction() as last:
             outputs = _run_forward(forward_func, source, None, extra)
         _check_run(outputs, leaves, embedding)
         (leaf,) = leaves
-        logits = mode.before_squash(outputs)
+        logits = last.argument(outputs)  # a final softmax is not an attention pattern: what precedes it is decomposed
         scores = score(outputs if logits is None else logits)
         if not scores.requires_grad or not reaches(scores.grad_fn, leaf):
             raise ValueError(f"{_no_gradient(outputs, embedding)}{_lost(forward_func, inputs, extra)}")
         # under the mode as well, because gradient checkpointing repeats the forward during the backward
         backward = mode.expand(torch.autograd.grad)
         (gradient,) = backward(scores.sum(), leaf)
-        if lacks_backward(scores.grad_fn) and not bool((gradient != 0).any()):
+        if not bool((gradient != 0).any()) and lacks_backward(scores.grad_fn):
             raise ValueError(f"{_no_gradient(outputs, embedding)}{_lost(forward_func, inputs, extra)}")
     nonlinear = tuple(sorted(set(nonlinear_operations(scores.grad_fn, leaf))))
     if nonlinear:

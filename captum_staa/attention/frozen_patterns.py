@@ -67,28 +67,9 @@ class FrozenPatterns(TorchFunctionMode):
     def __init__(self, pattern_weight: float = 0.0) -> None:
         super().__init__()
         self.pattern_weight = pattern_weight
-        self._squashed: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def before_squash(self, outputs: Tensor) -> Tensor | None:
-        """Return the logits if the outputs are the result of a softmax or sigmoid under this mode, or None.
-
-        The final softmax of a classifier is no attention pattern, so its input is decomposed in place of its result.
-        """
-        for result, logits in self._squashed.values():
-            if result.numel() == outputs.numel() and torch.equal(result.flatten(), outputs.detach().flatten()):
-                return logits.reshape(outputs.shape)
-        return None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = self._run(func, args, kwargs or {})
-        name = getattr(func, "__name__", "")
-        if name in ("softmax", "sigmoid") and isinstance(result, Tensor) and torch.is_grad_enabled():
-            logits = args[0] if args else (kwargs or {}).get("input")
-            if isinstance(logits, Tensor) and logits.requires_grad:
-                self._squashed[name] = (result.detach(), logits)
-        return result
-
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        kwargs = kwargs or {}
         rule = _RULES.get(func)
         if (rule is None and func not in _EXPANDED) or not torch.is_grad_enabled():
             return func(*args, **kwargs)

@@ -11,9 +11,9 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_staa._utils.captum import NullProgress, TargetType, progress
-from captum_staa._utils.model_state import uncompiled
 from captum_staa.layout import VideoLayout, check_dense
 from captum_staa.masking.scores import selected
+from captum_staa.models.classifier import classifier_of
 from captum_staa.models.outputs import decision_values, kind_of
 from captum_staa.result import as_tuple
 
@@ -106,8 +106,8 @@ def target_outputs(outputs: Tensor, target: TargetType) -> Tensor:
 
 
 def target_values(forward_func: nn.Module, outputs: Tensor, target: TargetType) -> Tensor:
-    """Return :func:`target_outputs` for a classifier of probabilities in units of a logit."""
-    if isinstance(getattr(uncompiled(forward_func), "exclusive", None), bool):  # a classifier
+    """Return :func:`target_outputs`, in units of a logit if ``forward_func`` is a classifier of probabilities."""
+    if classifier_of(forward_func) is not None:
         outputs = decision_values(outputs, kind_of(forward_func, outputs))
     return target_outputs(outputs, target)
 

@@ -24,7 +24,7 @@ from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, r
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import classifier_of
-from captum_staa.models.layer_axes import ChannelWitness, LayerAxes, first_tensor, read_axes, stated_axes
+from captum_staa.models.layer_axes import ChannelWitness, LayerAxes, axes_of, first_tensor
 from captum_staa.models.layers import MODES, covered, find_layer, network_of, to_pixels
 from captum_staa.models.layouts import layout_of
 from captum_staa.result import VideoAttribution
@@ -146,7 +146,6 @@ class GradCAM(VideoMethod):
         self.grid = classifier.grid if grid is None and classifier is not None else grid
 
     @log_usage(part_of_slo=True)
-    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -175,7 +174,6 @@ class GradCAM(VideoMethod):
         maps = self._maps(inputs, target, additional_forward_args, relu_attributions)
         return like_inputs(inputs, self.layout, maps.joint)
 
-    @in_eval_mode
     def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -192,6 +190,7 @@ class GradCAM(VideoMethod):
         """Return ``"GradCAM"``."""
         return "GradCAM"
 
+    @in_eval_mode
     def _maps(
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, relu: bool
     ) -> VideoAttribution:
@@ -259,27 +258,17 @@ class GradCAM(VideoMethod):
                     f"{tuple(value.shape)}."
                 )
             return self.reshape
-        if self.layer_axes is not None:
-            return stated_axes(self.layer_axes, value, size, self.grid).fold
-        recurrent = self.layer if isinstance(self.layer, nn.RNNBase) else None
-        channel = witness.channel(value)
-        fits = read_axes(value, batch, size, self.grid, channel=channel, cells=witness.cells, recurrent=recurrent)
-        if len(fits) == 1:
-            return fits[0].fold
-        received = f"got shape {tuple(value.shape)} for {batch} clips of {size} (T, H, W)"
-        if fits:
-            raise ValueError(
-                f"the order of the axes of {self._name} must be known, {received}, which can be "
-                f"{' or '.join(axes.pattern for axes in fits)}. Pass GradCAM(..., layer_axes={fits[0].pattern!r}) or "
-                f"layer_axes={fits[1].pattern!r}."
-            )
-        tokens = self.grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer"
-        seen = f" with channels in axis {channel}" if channel is not None and value.ndim > 3 else ""
-        raise ValueError(
-            f"the output of {self._name} must be (B, C, t, h, w), (B, t, h, w, C), (B*T, C, h, w) or (B*T, h, w, C), "
-            f"or tokens (B, N, D), (B*t, h*w, D) or (B*h*w, t, D), {received}{seen}. Tokens need {tokens}. For another "
-            f"order, pass GradCAM(..., layer_axes='BTHWC') or reshape=function to (B, C, t, h, w)."
-        )
+        return axes_of(
+            value,
+            batch,
+            size,
+            self.grid,
+            witness,
+            name=self._name,
+            stated=self.layer_axes,
+            recurrent=self.layer if isinstance(self.layer, nn.RNNBase) else None,
+            other_way=" or reshape=function to (B, C, t, h, w)",
+        ).fold
 
     def _to_pixels(self, maps: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Return the value of each cell spread over its pixels, so that the sum is kept."""
@@ -303,11 +292,12 @@ class GradCAM(VideoMethod):
         """Raise a ValueError if the gradient reaches no cell, or only the first one: the map would be empty."""
         reached = gradient.flatten(2).any(1)[:, 1:].any(1)  # (B,)
         if not bool(reached.all()):
+            lost = lost_gradient(self.forward_func, run)
             raise ValueError(
                 f"the target's gradient must reach the cells of {self._name}, got no gradient (or only at the first "
                 f"cell) in clips {(~reached).nonzero().flatten().tolist()}. The head reads only a class token, or a "
                 f"value that was pooled earlier. Choose an earlier layer, such as the norm before the last attention."
-                f"{' ' + where if (where := lost_gradient(self.forward_func, run)).startswith('The gradient') else ''}"
+                f"{' ' + lost if 'is lost' in lost else ''}"
             )
 
     def _check_cancelling(self, joint: Tensor, products: Tensor, dtype: torch.dtype) -> None:

@@ -163,7 +163,6 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
         self.preset = preset if isinstance(preset, PerturbationConfig) else PRESETS[preset]
 
     @log_usage(part_of_slo=True)
-    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

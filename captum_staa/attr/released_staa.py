@@ -63,7 +63,6 @@ class ReleasedSTAA(VideoMethod):
         self.generator = generator
 
     @log_usage(part_of_slo=True)
-    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

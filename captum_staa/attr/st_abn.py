@@ -99,7 +99,6 @@ class AttentionBranch(VideoMethod):
         return "gate" if self.st_abn.config.mechanism == "observe" else "grad_gate"
 
     @log_usage(part_of_slo=True)
-    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

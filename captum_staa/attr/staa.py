@@ -157,7 +157,6 @@ class STAA(VideoMethod):
         self._blocks()  # reject wrong layers now
 
     @log_usage(part_of_slo=True)
-    @in_eval_mode
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -184,7 +183,6 @@ class STAA(VideoMethod):
         maps = self._maps(inputs, target, additional_forward_args, logits=False)
         return like_inputs(inputs, self.forward_func.layout, maps.joint)
 
-    @in_eval_mode
     def attribute_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -246,6 +244,7 @@ class STAA(VideoMethod):
 
     # --- one call -----------------------------------------------------------------------------------------------
 
+    @in_eval_mode
     def _maps(
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, logits: bool
     ) -> VideoAttribution:

@@ -205,7 +205,7 @@ def _weighted(result: Explained, target: int) -> tuple[Tensor, Tensor]:
     joint, temporal = result.maps.joint[0], result.maps.temporal[0]
     if result.masks is None:
         return joint[:, None], temporal
-    # a score is no probability, so all windows count equally
+    # a score is not a probability, so all windows count equally
     weight = result.probabilities[target] if result.masks.scale != "logit" else 1.0
     return torch.cat([weight * joint[:, None], result.masks.masks.transpose(0, 1)], dim=1), weight * temporal
 

@@ -20,6 +20,7 @@ from captum_staa.models.labels import index_of, labels_of
 from captum_staa.models.loading import HUB_OPTIONS, load
 from captum_staa.models.outputs import (
     KINDS,
+    FunctionName,
     LastFunction,
     OutputKey,
     OutputKind,
@@ -29,6 +30,7 @@ from captum_staa.models.outputs import (
     minus_other,
     probabilities,
     sums_to_one,
+    tensors_in,
 )
 from captum_staa.models.preprocessing import as_frames
 
@@ -84,8 +86,8 @@ class VideoClassifier(nn.Module):
         preprocessing: conversion of frames to clips. If it is None, :meth:`preprocess` raises an error.
         output: what the outputs are. ``"logits"``: one class is right, softmax follows. ``"probabilities"``: the module
             ends in a softmax or sigmoid. ``"sigmoid"``: one logit per label, each of which may be right. ``"score"``:
-            numbers that are no classes (regression, similarity). None reads it from a Hugging Face config; otherwise it
-            is found in the first call, and logged unless it is ``"logits"``.
+            numbers that are not classes (regression, similarity). None reads it from a Hugging Face config; otherwise
+            it is found in the first call, and logged unless it is ``"logits"``.
         output_key: name, index or path of the output in the container that the module returns. None finds it.
         pack: differentiable function from clips ``(B, ...)`` in :attr:`layout` to what the module takes: a tuple of
             positional arguments, a dict of keyword arguments, or the single argument (a tensor or a list).
@@ -253,7 +255,7 @@ class VideoClassifier(nn.Module):
             with _same_clip(self, clip), LastFunction() as last:
                 outputs = self._outputs(clip, args)
             if not (self.training or self.module.training or outputs.is_meta):
-                self._verify(outputs, last.function(outputs))
+                self._verify(outputs, last.name(outputs))
         if self._other is not None:
             outputs = minus_other(outputs, self._kind, self._other)
         if self._lower:
@@ -450,7 +452,7 @@ class VideoClassifier(nn.Module):
         read: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            read.append(next(tensor for tensor in _tensors(output) if tensor.ndim == 3))
+            read.append(next(tensor for _, tensor in tensors_in(output) if tensor.ndim == 3))
 
         handle = self.transformer.register_forward_hook(keep)
         try:
@@ -484,7 +486,7 @@ class VideoClassifier(nn.Module):
         """Return what the module returns for clips of its dtype."""
         if self.pack is not None:
             packed = self.pack(clip)
-            if clip.requires_grad and not any(tensor.requires_grad for tensor in _tensors(packed)):
+            if clip.requires_grad and not any(tensor.requires_grad for _, tensor in tensors_in(packed)):
                 raise ValueError(
                     "pack must return tensors that depend differentiably on the clip, got none that requires a "
                     "gradient. Leave out detach(), numpy() and torch.no_grad() in pack."
@@ -506,21 +508,20 @@ class VideoClassifier(nn.Module):
     def _outputs(self, clip: Tensor, args: tuple[Any, ...]) -> Tensor:
         return find_outputs(self._call(clip, args), len(clip), self.num_classes, self.output_key)
 
-    def _verify(self, outputs: Tensor, last: Literal["softmax", "sigmoid"] | None) -> None:
+    def _verify(self, outputs: Tensor, last: FunctionName | None) -> None:
         """Check :attr:`output` against the outputs of the first call, or find it.
 
         Args:
             outputs: outputs in eval mode.
             last: the function that computed them, if it is known.
         """
-        several = outputs.ndim > 2 or outputs.shape[1] > 1
-        self._sums_to_one = outputs.ndim == 2 and several and sums_to_one(outputs)
+        self._sums_to_one = sums_to_one(outputs)
         if self._declared:
             check_kind(outputs, self._kind, last)
         else:
             if last is not None or self._sums_to_one:
                 self._kind = "probabilities"
-            elif not several:
+            elif outputs.shape[1:] == (1,):
                 self._kind = "score"
             if self._kind != "logits":
                 logger.warning(
@@ -604,15 +605,6 @@ class VideoClassifier(nn.Module):
 _OPTIONS = {
     *("layout", "labels", "family", "num_frames", "image_size", "preprocessing", "output", "output_key", "pack"),
 }
-
-
-def _tensors(packed: Any) -> Iterator[Tensor]:
-    """Yield the tensors in what ``pack`` returned."""
-    if isinstance(packed, Tensor):
-        yield packed
-    elif isinstance(packed, (Mapping, list, tuple)):
-        for part in packed.values() if isinstance(packed, Mapping) else packed:
-            yield from _tensors(part)
 
 
 @contextmanager

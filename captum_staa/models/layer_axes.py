@@ -144,40 +144,64 @@ class LayerAxes:
 # --- which arrangement it is ------------------------------------------------------------------------------------
 
 
-def read_axes(
+def axes_of(
     output: Tensor,
     batch: int,
     size: Cells,
     grid: TokenGrid | None,
+    witness: ChannelWitness,
     *,
-    channel: int | None = None,
-    cells: Cells | None = None,
+    name: str,
+    stated: str | None = None,
     recurrent: nn.RNNBase | None = None,
-) -> list[LayerAxes]:
-    """Return the arrangements that the output of a layer can have. Exactly one means that it is known.
+    other_way: str = "",
+) -> LayerAxes:
+    """Return the arrangement of a layer's output.
 
     Args:
         output: the output of the layer.
         batch: B, number of clips.
         size: ``(T, H, W)`` of the clips.
         grid: the grid of the tokens, or None.
-        channel: the channel axis, if a module that computed or reads the output shows it (:class:`ChannelWitness`).
-        cells: ``(t, h, w)``, if the layer returns it together with its tokens.
+        witness: it has watched the forward.
+        name: what the layer is called in error messages, such as ``"layer 'stem'"``.
+        stated: the pattern that the caller states, or None.
         recurrent: the layer, if it is a recurrent one.
+        other_way: how to state another order besides ``layer_axes=``, for the error message.
+
+    Raises:
+        ValueError: the order of the axes is unknown or ambiguous, or the stated pattern does not fit.
     """
-    found = [
+    if stated is not None:
+        return _stated(stated, output, size, grid)
+    channel = witness.channel(output)
+    fits = [
         axes
-        for axes in _candidates(tuple(output.shape), batch, size, grid, cells, recurrent)
-        if channel is None or output.ndim < 4 or axes.channel == channel
+        for axes in _candidates(tuple(output.shape), batch, size, grid, witness.cells, recurrent)
+        if (channel is None or output.ndim < 4 or axes.channel == channel)
+        and all(map(int.__le__, _cells_of(axes, output), size))
     ]
-    found = [axes for axes in found if all(map(int.__le__, _cells_of(axes, output), size))]
-    if len(found) > 1 and channel is None:  # cells of one layer have the proportions of the frame
-        proportioned = [axes for axes in found if _proportioned(_cells_of(axes, output), size)]
-        found = proportioned or found
-    return found
+    if len(fits) > 1 and channel is None:  # cells of one layer have the proportions of the frame
+        fits = [axes for axes in fits if _proportioned(_cells_of(axes, output), size)] or fits
+    if len(fits) == 1:
+        return fits[0]
+    received = f"got shape {tuple(output.shape)} for {batch} clips of {size} (T, H, W)"
+    if fits:
+        raise ValueError(
+            f"the order of the axes of {name} must be known, {received}, which can be "
+            f"{' or '.join(axes.pattern for axes in fits)}. Pass layer_axes={fits[0].pattern!r} or "
+            f"layer_axes={fits[1].pattern!r}."
+        )
+    tokens = grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer"
+    seen = f" with channels in axis {channel}" if channel is not None and output.ndim > 3 else ""
+    raise ValueError(
+        f"the output of {name} must be (B, C, t, h, w), (B, t, h, w, C), (B*T, C, h, w) or (B*T, h, w, C), or tokens "
+        f"(B, N, D), (B*t, h*w, D) or (B*h*w, t, D), {received}{seen}. Tokens need {tokens}. For another order, pass "
+        f"layer_axes, such as layer_axes='BTHWC'{other_way}."
+    )
 
 
-def stated_axes(pattern: str, output: Tensor, size: Cells, grid: TokenGrid | None) -> LayerAxes:
+def _stated(pattern: str, output: Tensor, size: Cells, grid: TokenGrid | None) -> LayerAxes:
     """Return the arrangement that a caller states.
 
     Args:

@@ -7,7 +7,7 @@ A model's output is one of four kinds (:data:`OutputKind`):
 - ``"probabilities"``: the same after a softmax or a sigmoid, which is undone to explain a class.
 - ``"sigmoid"``: one logit per label, each of which may be right. A sigmoid gives probabilities. A label is explained by
   its own logit.
-- ``"score"``: numbers that are no classes, such as a regression or a similarity. They have no probabilities, and are
+- ``"score"``: numbers that are not classes, such as a regression or a similarity. They have no probabilities, and are
   explained as they are.
 """
 
@@ -25,6 +25,8 @@ from captum_staa._utils.model_state import uncompiled
 
 OutputKind = Literal["logits", "probabilities", "sigmoid", "score"]
 KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
+FunctionName = Literal["softmax", "sigmoid"]
+FUNCTIONS: tuple[FunctionName, ...] = get_args(FunctionName)
 OutputKey = str | int | tuple[str | int, ...]
 
 _CONFIG_KINDS: dict[str, OutputKind] = {
@@ -106,7 +108,7 @@ def _at(returned: Any, key: OutputKey) -> Tensor:
 
 def _chosen(returned: Any, batch: int, classes: int | None) -> Tensor:
     """Return the one tensor that can be the output: ``logits``, the only one, or the only one with K columns."""
-    tensors = dict(_tensors(returned))
+    tensors = dict(tensors_in(returned))
     if not tensors:
         raise TypeError(
             f"the module must return a floating-point tensor (B, K), or a container of tensors, got "
@@ -130,7 +132,7 @@ def _chosen(returned: Any, batch: int, classes: int | None) -> Tensor:
     return next(iter(candidates.values()))
 
 
-def _tensors(returned: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Tensor]]:
+def tensors_in(returned: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Tensor]]:
     """Yield the floating-point tensors of a container with their paths."""
     if isinstance(returned, Tensor):
         if returned.is_floating_point():
@@ -148,11 +150,11 @@ def _tensors(returned: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[
     elif hasattr(returned, "__dict__"):
         items = vars(returned).items()
     for name, value in items:
-        yield from _tensors(value, (*path, name))
+        yield from tensors_in(value, (*path, name))
 
 
 def _listed(returned: Any) -> str:
-    names = {path[0] if len(path) == 1 else path: tuple(tensor.shape) for path, tensor in _tensors(returned)}
+    names = {path[0] if len(path) == 1 else path: tuple(tensor.shape) for path, tensor in tensors_in(returned)}
     listed = ", ".join(f"{name!r} of shape {shape}" for name, shape in names.items()) or "none"
     return f"It returns these tensors: {listed}."
 
@@ -191,7 +193,7 @@ def kind_of(forward_func: object, outputs: Tensor) -> OutputKind:
         return known
     if outputs.ndim < 2 or outputs.numel() == len(outputs):
         return "score"
-    return "probabilities" if outputs.ndim == 2 and sums_to_one(outputs) else "logits"
+    return "probabilities" if sums_to_one(outputs) else "logits"
 
 
 def probabilities(outputs: Tensor, kind: OutputKind, classes: int | None = None) -> Tensor:
@@ -253,9 +255,7 @@ def class_axis(outputs: Tensor, classes: int | None) -> int:
 
 def exclusive(outputs: Tensor, kind: OutputKind) -> bool:
     """Return whether exactly one class is right: logits, or probabilities whose rows sum to 1."""
-    if kind == "probabilities":
-        return outputs.ndim == 2 and outputs.shape[1] > 1 and sums_to_one(outputs)
-    return kind == "logits"
+    return kind == "logits" or (kind == "probabilities" and sums_to_one(outputs))
 
 
 def decision_values(outputs: Tensor, kind: OutputKind) -> Tensor:
@@ -302,13 +302,15 @@ def minus_other(outputs: Tensor, kind: OutputKind, other: int | Literal["rest"])
 
 
 def sums_to_one(outputs: Tensor) -> bool:
-    """Return whether all rows are non-negative and sum to 1, as after a softmax."""
+    """Return whether outputs are ``(B, K)`` of several classes, non-negative, and sum to 1 per row: a softmax."""
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        return False
     rows = _wide(outputs.detach())
     tolerance = max(1e-4, 4 * torch.finfo(outputs.dtype).eps)
-    return bool((rows >= 0).all() & ((rows.sum(1) - 1).abs() <= tolerance * max(1, rows.shape[1] ** 0.5)).all())
+    return bool((rows >= 0).all() & ((rows.sum(1) - 1).abs() <= tolerance * rows.shape[1] ** 0.5).all())
 
 
-def check_kind(outputs: Tensor, kind: OutputKind, last: Literal["softmax", "sigmoid"] | None) -> None:
+def check_kind(outputs: Tensor, kind: OutputKind, last: FunctionName | None) -> None:
     """Raise ValueError if outputs cannot be of this kind.
 
     Args:
@@ -316,10 +318,9 @@ def check_kind(outputs: Tensor, kind: OutputKind, last: Literal["softmax", "sigm
         kind: what they should be.
         last: the function that computed them, if :class:`LastFunction` found one.
     """
-    shape, several = tuple(outputs.shape), outputs.ndim == 2 and outputs.shape[1] > 1
-    values = outputs.detach()
+    shape, values = tuple(outputs.shape), outputs.detach()
     if kind in ("logits", "sigmoid"):
-        what = "probabilities, which sum to 1 in every row" if several and sums_to_one(values) else None
+        what = "probabilities, which sum to 1 in every row" if sums_to_one(values) else None
         if what is None and last is not None:
             what = f"probabilities, computed by a {last}"
         if what is not None:
@@ -328,7 +329,7 @@ def check_kind(outputs: Tensor, kind: OutputKind, last: Literal["softmax", "sigm
                 f"output={kind!r}, got {what} (shape {shape}). Pass VideoClassifier(..., output='probabilities'), or "
                 f"remove the last {last or 'softmax'} of the module."
             )
-    if kind == "logits" and outputs.ndim == 2 and not several:
+    if kind == "logits" and outputs.ndim == 2 and outputs.shape[1] < 2:
         raise ValueError(
             f"logits must have at least two classes, got outputs of shape {shape}. Pass output='sigmoid' for one logit "
             f"of a yes-no question, 'probabilities' if the module applies the sigmoid, or 'score' for a regression."
@@ -347,45 +348,47 @@ class LastFunction(TorchFunctionMode):
     Example:
         >>> with LastFunction() as last:
         ...     outputs = torch.zeros(1, 2).sigmoid()
-        >>> last.function(outputs)
-        'sigmoid'
+        >>> last.name(outputs), last.argument(outputs)
+        ('sigmoid', tensor([[0., 0.]]))
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: dict[Literal["softmax", "sigmoid"], Tensor] = {}
+        self._last: dict[FunctionName, tuple[Tensor, Tensor]] = {}  # result and argument of the last call of each
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = _FUNCTIONS.get(getattr(func, "__name__", ""))
-        if name is not None and isinstance(result, Tensor):
-            self._last[name] = result.detach()
+        name = getattr(func, "__name__", "")
+        if name in FUNCTIONS and isinstance(result, Tensor):
+            self._last[name] = result.detach(), args[0] if args else (kwargs or {})["input"]
         return result
 
-    def function(self, outputs: Tensor) -> Literal["softmax", "sigmoid"] | None:
-        """Return the function whose result the outputs are, possibly reshaped, or averaged over views if there is a
-        graph; or None."""
+    def name(self, outputs: Tensor) -> FunctionName | None:
+        """Return the function whose result the outputs are, perhaps reshaped, or (from their graph) averaged."""
+        return self._matching(outputs) or _function_in_graph(outputs)
+
+    def argument(self, outputs: Tensor) -> Tensor | None:
+        """Return the argument of the function whose result the outputs are, perhaps reshaped: the logits; or None."""
+        name = self._matching(outputs)
+        return None if name is None else self._last[name][1].reshape(outputs.shape)
+
+    def _matching(self, outputs: Tensor) -> FunctionName | None:
         values = outputs.detach()
-        for name, result in self._last.items():
+        for name, (result, _) in self._last.items():
             if result.numel() == values.numel() and torch.equal(result.flatten().to(values), values.flatten()):
                 return name
-        return _function_in_graph(outputs)
+        return None
 
 
-_FUNCTIONS: dict[str, Literal["softmax", "sigmoid"]] = {
-    "softmax": "softmax",
-    "sigmoid": "sigmoid",
-    "sigmoid_": "sigmoid",
-}
 _PASSED = ("View", "Reshape", "Squeeze", "Unsqueeze", "Mean", "Select", "Slice", "ToCopy", "Alias", "Clone", "Permute")
 
 
-def _function_in_graph(outputs: Tensor) -> Literal["softmax", "sigmoid"] | None:
+def _function_in_graph(outputs: Tensor) -> FunctionName | None:
     node = outputs.grad_fn
     while node is not None and node.name().startswith(_PASSED):
         node = node.next_functions[0][0] if node.next_functions else None
     kind = "" if node is None else node.name().lower()
-    return next((function for function in ("softmax", "sigmoid") if kind.startswith(function)), None)
+    return next((function for function in FUNCTIONS if kind.startswith(function)), None)
 
 
 def _wide(outputs: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def test_half_precision_clips_get_float32_attributions(shipped, planted):
 
 @pytest.mark.parametrize("name", ["relevance", "occlusion"])
 def test_versus_finds_the_class_that_decides_between_two_that_are_present(shipped, name):
-    """Each clip has evidence of two classes. Why A and not B: A's place speaks for it, B's against it."""
+    """Each clip has evidence of two classes. The map of A against B has higher values at A's place than at B's."""
     clips, labels, truth = PlantedClips(31, 8, "pattern", scene=SceneOptions(two_classes=True))[:8]
     apart = []
     for clip, (this, other), (here, there) in zip(clips.split(1), labels.tolist(), truth, strict=True):

@@ -14,7 +14,7 @@ from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import eval_mode
 from captum_staa.grid import TokenGrid
 from captum_staa.models.classifier import DEFAULT_FRAMES, VideoClassifier
-from captum_staa.models.layer_axes import ChannelWitness, LayerAxes, first_tensor, read_axes, stated_axes
+from captum_staa.models.layer_axes import ChannelWitness, LayerAxes, axes_of, first_tensor
 from captum_staa.models.layers import find_layer, network_of
 from captum_staa.models.resnet3d import ResNet3D, SlowResNet
 from captum_staa.models.st_abn.branch import NORMS, Branch, BranchConfig, Gates, mechanism_of
@@ -210,19 +210,7 @@ def _probe(
             f"layer {name!r} must return a tensor of floats, or a container that begins with one, got "
             f"{first.dtype if isinstance(first, Tensor) else type(first).__name__}. Choose a layer inside it."
         )
-    if layer_axes is not None:
-        fits = [stated_axes(layer_axes, first, size, grid)]
-    else:
-        fits = read_axes(first, 1, size, grid, channel=witness.channel(first), cells=witness.cells)
-    if len(fits) != 1:
-        can = f", which can be {' or '.join(axes.pattern for axes in fits)}" if fits else ""
-        tokens = grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer"
-        raise ValueError(
-            f"the output of layer {name!r} must be (B, C, t, h, w) or (B, t, h, w, C), or tokens (B, N, D) or frames "
-            f"(B*t, C, h, w), got shape {tuple(first.shape)} for a clip of {size} (T, H, W){can}. Tokens need "
-            f"{tokens}. Or state the order with layer_axes=, such as layer_axes='BTHWC'."
-        )
-    (axes,) = fits
+    axes = axes_of(first, 1, size, grid, witness, name=f"layer {name!r}", stated=layer_axes)
     return axes.fold(first), axes, logits.shape[1]
 
 
