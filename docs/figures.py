@@ -93,7 +93,7 @@ def perturbation() -> None:
     gray = frames.mean(-1)
     rows = [("the clip", None), ("planted", truth[0].float())]
     for area, kept, removed, mask in zip(parts.areas, parts.kept[0], parts.removed[0], parts.masks[0], strict=True):
-        rows.append((f"mask of {area:.0%}\nkept {kept:.2f}, removed {removed:.2f}", mask))
+        rows.append((f"mask of {area:.0%}\nkept {kept:.2f}\nremoved {removed:.2f}", mask))
     rows.append(("the map", parts.joint[0] / parts.joint[0].max()))
     figure = Figure(figsize=(1.2 * len(shown) + 0.7, 1.24 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(shown))
