@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_staa._utils.captum import NullProgress, TargetType, progress
 from captum_staa.layout import VideoLayout, check_dense
-from captum_staa.masking.scores import selected
+from captum_staa.masking.arguments import selected
 from captum_staa.models.classifier import classifier_of
 from captum_staa.models.outputs import decision_values, kind_of
 from captum_staa.result import as_tuple

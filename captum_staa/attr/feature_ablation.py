@@ -11,11 +11,9 @@ from torch import Tensor
 from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
 from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations
-from captum_staa.layout import VideoLayout
+from captum_staa.layout import VideoLayout, layout_if_known
 from captum_staa.masking.ablation import Features, ablate
-from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, masks_for
-from captum_staa.masking.scores import TargetScore
-from captum_staa.models.layouts import layout_if_known
+from captum_staa.masking.arguments import TargetScore, baselines_for, check_perturbations_per_eval, masks_for
 
 
 class VideoFeatureAblation(VideoMethod, PerturbationAttribution):

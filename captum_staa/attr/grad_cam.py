@@ -18,15 +18,14 @@ from captum_staa._utils.captum import (
     log_usage,
 )
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.gradients import lost_gradient
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
+from captum_staa._utils.networks import lost_gradient
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_values
 from captum_staa.grid import TokenGrid
-from captum_staa.layout import VideoLayout
+from captum_staa.layout import VideoLayout, layout_of
 from captum_staa.models.classifier import classifier_of
 from captum_staa.models.layer_axes import ChannelWitness, LayerAxes, axes_of, first_tensor
 from captum_staa.models.layers import MODES, covered, find_layer, network_of, to_pixels
-from captum_staa.models.layouts import layout_of
 from captum_staa.result import VideoAttribution
 
 # Functions from the gradient (B, C, t, h, w) to the factor of the activation.

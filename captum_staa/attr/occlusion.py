@@ -12,11 +12,9 @@ from captum_staa._utils.captum import BaselineType, TargetType, _format_output, 
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations
-from captum_staa.layout import WORKING, VideoLayout
+from captum_staa.layout import WORKING, VideoLayout, layout_of
 from captum_staa.masking.ablation import Windows, ablate
-from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval
-from captum_staa.masking.scores import TargetScore
-from captum_staa.models.layouts import layout_of
+from captum_staa.masking.arguments import TargetScore, baselines_for, check_perturbations_per_eval
 
 Sides = tuple[int, ...]
 

@@ -14,10 +14,8 @@ from captum_staa._utils.captum import BaselineType, TargetType, log_usage
 from captum_staa._utils.checks import check_count, check_sides, generator_or_seeded
 from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations, extent, like_inputs
-from captum_staa.layout import VideoLayout
-from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval
-from captum_staa.masking.scores import TargetScore
-from captum_staa.models.layouts import layout_of
+from captum_staa.layout import VideoLayout, layout_of
+from captum_staa.masking.arguments import TargetScore, baselines_for, check_perturbations_per_eval
 
 Sides = tuple[int, int, int]
 
