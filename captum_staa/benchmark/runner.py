@@ -19,9 +19,9 @@ from captum_staa._utils.checks import check_count
 from captum_staa._utils.files import FilePath
 from captum_staa._utils.model_state import eval_mode
 from captum_staa.benchmark.clip_runner import Plan, progress, run_clip
+from captum_staa.benchmark.clip_runner import model_controls as controls_of
 from captum_staa.benchmark.clips import described, each, share, source_of
 from captum_staa.benchmark.comparison import Comparison
-from captum_staa.benchmark.controls import model_controls as controls_of
 from captum_staa.benchmark.methods import Given, made
 from captum_staa.benchmark.processes import Processes, processes, restarted
 from captum_staa.benchmark.records import (

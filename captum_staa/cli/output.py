@@ -20,7 +20,7 @@ from captum_staa.benchmark.records import versions
 from captum_staa.cli.explanation import Explanation, KeyFrame
 from captum_staa.result import VideoAttribution
 from captum_staa.visualization import Frames, Style, save_animation, show_frames, show_timeline, to_html
-from captum_staa.visualization.placement import reduced
+from captum_staa.visualization.frames import reduced
 from captum_staa.visualization.saliency import Attributions, key_frames
 
 PICTURES = ("overlay.mp4", "player.html", "sheet.png", "timeline.png")

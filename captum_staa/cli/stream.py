@@ -24,7 +24,7 @@ from captum_staa.io import video_writer
 from captum_staa.stream import FrameResult, STAAStream, StreamStats
 from captum_staa.stream.sources import Feed, is_camera, opened
 from captum_staa.visualization import Frames, Overlay, Style
-from captum_staa.visualization.placement import reduced
+from captum_staa.visualization.frames import reduced
 from captum_staa.visualization.saliency import Maps, Saliency, saliency
 
 EVERY = 8  # number of frames between updates of the text of the progress bar
