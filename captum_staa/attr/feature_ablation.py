@@ -23,15 +23,14 @@ class VideoFeatureAblation(VideoMethod, PerturbationAttribution):
     each time. This class finds the voxels of each region once and replaces only them.
 
     Example:
-        >>> from captum_staa import VideoClassifier, VideoFeatureAblation, feature_masks, VideoAttribution
+        >>> from captum_staa import VideoClassifier, VideoFeatureAblation, feature_masks
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
         >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
         >>> mask = feature_masks.tubelets(clip, clf)
-        >>> attributions = VideoFeatureAblation(clf).attribute(
+        >>> maps = VideoFeatureAblation(clf).attribute_maps(
         ...     clip, target=label, feature_mask=mask, perturbations_per_eval=8)
-        >>> when = VideoAttribution.from_attributions(attributions, clf.layout).temporal[0].argmax()
-        >>> bool(truth[0, when].any())
+        >>> bool(truth[0, maps.temporal[0].argmax()].any())
         True
 
     Args:

@@ -26,15 +26,14 @@ class VideoOcclusion(VideoMethod, PerturbationAttribution):
     replaces only the voxels of the window.
 
     Example:
-        >>> from captum_staa import VideoClassifier, VideoOcclusion, VideoAttribution
+        >>> from captum_staa import VideoClassifier, VideoOcclusion
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
         >>> clip = clf.layout.from_working(clip)  # the 3D network takes (B, C, T, H, W)
-        >>> attributions = VideoOcclusion(clf).attribute(
+        >>> maps = VideoOcclusion(clf).attribute_maps(
         ...     clip, (4, 12, 12), strides=(2, 6, 6), target=label, perturbations_per_eval=8)
-        >>> when = VideoAttribution.from_attributions(attributions, clf.layout).temporal[0].argmax()
-        >>> bool(truth[0, when].any())
+        >>> bool(truth[0, maps.temporal[0].argmax()].any())
         True
 
     Args:

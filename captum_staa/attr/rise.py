@@ -28,14 +28,13 @@ class RISE(VideoMethod, PerturbationAttribution):
     The method needs no gradient and no access to layers.
 
     Example:
-        >>> from captum_staa import VideoClassifier, VideoAttribution
+        >>> from captum_staa import VideoClassifier
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
         >>> clip = clf.layout.from_working(clip)  # the 3D network takes (B, C, T, H, W)
-        >>> attributions = RISE(clf).attribute(clip, target=label, perturbations_per_eval=16, n_samples=320)
-        >>> when = VideoAttribution.from_attributions(attributions, clf.layout).temporal[0].argmax()
-        >>> bool(truth[0, when].any())
+        >>> maps = RISE(clf).attribute_maps(clip, target=label, perturbations_per_eval=16, n_samples=320)
+        >>> bool(truth[0, maps.temporal[0].argmax()].any())
         True
 
     Args:
