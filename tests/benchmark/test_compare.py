@@ -27,16 +27,6 @@ from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.registry import end_layer, windows
 
 
-@pytest.fixture(scope="module")
-def clf() -> VideoClassifier:
-    return VideoClassifier.from_pretrained("tiny-videomae-pattern")
-
-
-@pytest.fixture(scope="module")
-def cnn() -> VideoClassifier:
-    return VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
-
-
 def test_numbers_equal_direct_calls_of_the_metrics(clf):
     wanted = [
         "insertion",
