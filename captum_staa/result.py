@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_staa._utils.tensors import wide
 from captum_staa.layout import VideoLayout, check_dense
 
 NOTEBOOK_CLIPS = 4  # number of clips of a batch that a notebook shows
@@ -68,8 +69,7 @@ class VideoAttribution:
         layout = VideoLayout.of(layout)
         layout.check(attributions, "attributions")
         check_dense(attributions, "attributions")
-        wide = torch.promote_types(attributions.dtype, torch.float32)
-        return cls.from_joint(layout.reduce(attributions.detach().to(wide)))
+        return cls.from_joint(layout.reduce(wide(attributions.detach())))
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the spatial and temporal parts of the first clips of the batch."""
@@ -91,8 +91,8 @@ def _picture(spatial: Tensor, temporal: Tensor) -> str:
     size = min(24, where.shape[0]), min(24, where.shape[1])
     cells = torch.nn.functional.adaptive_avg_pool2d(where[None], size)[0]
     tiles, bars = ((values / values.abs().max().clamp(min=1e-30)).tolist() for values in (cells, when))
-    wide = 120 * where.shape[1] / where.shape[0]
-    pictures = signed_map(tiles, wide, 120, "where") + signed_bars(bars, 360, 120, "when")
+    width = 120 * where.shape[1] / where.shape[0]
+    pictures = signed_map(tiles, width, 120, "where") + signed_bars(bars, 360, 120, "when")
     return f"<div style='display: flex; gap: 1em; margin: 0.4em 0'>{pictures}</div>"
 
 

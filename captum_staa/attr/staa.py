@@ -16,9 +16,9 @@ from captum_staa._utils.captum import (
     log_usage,
 )
 from captum_staa._utils.checks import check_choice, check_count, is_number
-from captum_staa._utils.gaussian import SPREAD, gaussian
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
 from captum_staa._utils.networks import lost_gradient
+from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.decomposition import class_contrast, decompose_classifier
 from captum_staa.attention.focus import Focus

@@ -12,7 +12,7 @@ from comparison_cases import CONTROLS, FAST, PLANTED, silent, table
 from torch import Tensor, nn
 
 from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, metrics
-from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.tensors import gaussian
 from captum_staa.benchmark import (
     METHODS,
     METRICS,
