@@ -24,6 +24,13 @@ class VideoMethod(Attribution):
     A class that is also a Captum ``PerturbationAttribution`` names this class first among its bases.
     """
 
+    def get_name(self) -> str:
+        """Return the name of the method in tables and messages: that of its class, with its rule if it has several.
+
+        In Captum this is a class method. Here the rule belongs to the instance.
+        """
+        return type(self).__name__
+
     def attribute_future(self) -> NoReturn:
         """Raise NotImplementedError: Captum's futures are for remote models, and this method runs in this process."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
