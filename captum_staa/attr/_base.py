@@ -27,6 +27,13 @@ class VideoMethod(Attribution):
     A class that is also a Captum ``PerturbationAttribution`` names this class first among its bases.
     """
 
+    def get_name(self) -> str:
+        """Return the name of the method in tables and messages: that of its class, with its rule if it has several.
+
+        In Captum this is a class method. Here the rule belongs to the instance.
+        """
+        return type(self).__name__
+
     @in_eval_mode
     def attribute_maps(self, inputs: Tensor | tuple[Tensor, ...], *args: Any, **kwargs: Any) -> VideoAttribution:
         """Return the same attribution as :class:`VideoAttribution`, in float32 or wider, with the model's output.
@@ -54,9 +61,8 @@ class VideoMethod(Attribution):
         given = signature(self.attribute).bind(clips, *args, **kwargs).arguments
         extra = _format_additional_forward_args(given.get("additional_forward_args"))
         with torch.no_grad():
-            outputs = _run_forward(
-                self.forward_func, clips.detach().clone(), None, extra
-            )  # it may write into its input
+            own = clips.detach().clone()  # a model may write into its input
+            outputs = _run_forward(self.forward_func, own, None, extra)
         return replace(VideoAttribution.from_attributions(attributions, layout), logits=outputs)
 
     def attribute_future(self) -> NoReturn:

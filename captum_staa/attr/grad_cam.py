@@ -193,10 +193,9 @@ class GradCAM(VideoMethod):
         """Return the same attribution as :class:`VideoAttribution`, with the model's output as its logits."""
         return self._maps(inputs, target, additional_forward_args, relu_attributions)
 
-    @classmethod
-    def get_name(cls) -> str:
-        """Return ``"GradCAM"``."""
-        return "GradCAM"
+    def get_name(self) -> str:
+        """Return the name with the weighting, unless it is the default: ``"GradCAM"``, ``"GradCAM (layercam)"``."""
+        return "GradCAM" if self.weighting == "hirescam" else f"GradCAM ({self.weighting})"
 
     @in_eval_mode
     def _maps(

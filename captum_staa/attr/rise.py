@@ -131,11 +131,6 @@ class RISE(VideoMethod, PerturbationAttribution):
                 tick()
         return like_inputs(inputs, self.layout, *(slope.value() for slope in slopes))
 
-    @classmethod
-    def get_name(cls) -> str:
-        """Return ``"RISE"``."""
-        return "RISE"
-
 
 class _Slope:
     """Class that draws the masks of one clip ``(B, T, C, H, W)`` and computes the slope of the score in them."""

@@ -234,10 +234,7 @@ class STAA(VideoMethod):
         return grid.to_frames(steps / grid.tubelet[0], clip.shape[self.forward_func.layout.time])
 
     def get_name(self) -> str:
-        """Return the name with the rule: ``"STAA"`` for attention, ``"STAA (relevance)"`` or ``"STAA (Chefer)"``.
-
-        In Captum this is a class method. Here the rule belongs to the instance.
-        """
+        """Return the name with the rule: ``"STAA"`` for attention, ``"STAA (relevance)"`` or ``"STAA (Chefer)"``."""
         if self.mode == "attention":
             return "STAA"
         return "STAA (Chefer)" if self.rule == "chefer" else "STAA (relevance)"

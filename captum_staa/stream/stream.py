@@ -84,7 +84,7 @@ class STAAStream:
         if classifier.preprocessing is None:
             raise ValueError(
                 "the classifier must have its preprocessing, which converts frames to clips, got preprocessing=None. "
-                "Pass VideoClassifier(..., preprocessing=Preprocessing(...))."
+                + classifier.how_to_preprocess()
             )
         wanted = classifier.num_frames
         if window is None and wanted is None:
