@@ -20,7 +20,7 @@ from torch import Tensor
 
 from captum_staa import RISE, STAA, SpatioTemporalPerturbation, VideoClassifier
 from captum_staa.attr import AttentionBranch, GradCAM, ReleasedSTAA, VideoFeatureAblation, VideoOcclusion
-from captum_staa.perturbation import PRESETS, Nested, PerturbationConfig, Separate
+from captum_staa.perturbation import PRESETS, Ellipsoid, Nested, PerturbationConfig, Separate
 from captum_staa.perturbation.mask_grid import MaskGrid
 
 from . import oracle_perturbation, oracle_st_abn, oracles
@@ -135,16 +135,17 @@ class _FromARamp(Separate):
 LEARNING = {
     "nested": replace(
         PRESETS["nested"],
-        parametrization=Nested(rate=oracle_perturbation.RATE),
+        parametrization=Nested(gradients=oracle_perturbation.GRADIENTS),
         scale="logit",
         blends=oracle_perturbation.BLENDS,
-        across=oracle_perturbation.ACROSS,
+        cells=(2, oracle_perturbation.ACROSS),
     ),
     "step": replace(
         PRESETS["step"],
         parametrization=_FromARamp(oracle_perturbation.DESCENT, oracle_perturbation.WEIGHT),
         scale="logit",
-        across=oracle_perturbation.ACROSS,
+        regularizer=Ellipsoid(start=1),
+        cells=(1, oracle_perturbation.ACROSS),
     ),
 }
 
