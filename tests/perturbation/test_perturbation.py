@@ -301,7 +301,7 @@ def test_attributions_equal_the_map_divided_among_channels(dtype: torch.dtype) -
 def test_scores_equal_those_of_manually_blended_clips(scale: Any) -> None:
     """Means over the blends, of log odds or of outputs."""
     clip, layout, parts = clip_of(), "BCTHW", result_of(scale=scale, target=[2, 0])
-    others = [torch.zeros_like(clip), baselines.blur(clip, layout, space=20 / 112 * 6)]
+    others = [torch.zeros_like(clip), torch.cat([baselines.noise(one, layout) for one in clip[:, None]])]
 
     def score(clips: Tensor) -> Tensor:
         logits = Net()(clips)
@@ -317,7 +317,7 @@ def test_scores_equal_those_of_manually_blended_clips(scale: Any) -> None:
                 torch.testing.assert_close(found[:, area], converted(mean), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("term", [TotalVariation(5, 5), SquaredDifferences(20, 20), Ellipsoid(3, 0.5)], ids=repr)
+@pytest.mark.parametrize("term", [TotalVariation(5, 5), SquaredDifferences(20, 20), Ellipsoid(3, 0.5, 10)], ids=repr)
 def test_regularizers_make_masks_smoother_with_the_same_area(term: Any) -> None:
     rough, smooth = (result_of(iterations=30, regularizer=name) for name in ("none", term))
     torch.testing.assert_close(smooth.visible, rough.visible, rtol=0, atol=1e-3)
