@@ -192,7 +192,7 @@ def test_zero_iterations_return_a_map_like_init(preset: str) -> None:
 @pytest.mark.parametrize("rate", [0.1, 3.0])
 def test_best_state_is_returned(rate: float) -> None:
     """Also for steps so large that later states are worse. Each clip has its own best state."""
-    own = replace(PRESETS["nested"], parametrization=Nested(rate=rate))
+    own = replace(PRESETS["nested"], parametrization=Nested(path=45 * rate))
     parts = result_of(preset=own, iterations=45, scale="logit", regularizer="tv")
     steps, energy, kept, removed = parts.history
     assert steps.tolist() == [0, 10, 20, 30, 40, 45] and energy.shape == (6, 2) and kept.shape == (6, 2, 2)
@@ -327,7 +327,7 @@ def test_regularizers_make_masks_smoother_with_the_same_area(term: Any) -> None:
 
 def test_each_objective_improves_its_own_score_most() -> None:
     """ "preserve" has the highest kept score, "delete" the lowest removed score, "dual" the largest difference."""
-    preset = replace(PRESETS["nested"], parametrization=Nested(rate=0.08))
+    preset = replace(PRESETS["nested"], parametrization=Nested(path=2.4))
     runs = [result_of(preset=preset, iterations=30, objective=name, scale="logit") for name in OBJECTIVES]
     kept, removed = (torch.stack([getattr(run, name).mean(1) for run in runs]) for name in ("kept", "removed"))
     for row, wanted in enumerate((kept, -removed, kept - removed)):  # (objectives, B)
