@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from captum_staa import VideoClassifier, metrics
 from captum_staa._utils.gaussian import SPREAD, gaussian
 from captum_staa.benchmark import PlantedClips, SceneOptions
-from captum_staa.benchmark.controls import RandomWeights
+from captum_staa.benchmark.clip_runner import RandomWeights
 
 BATCH = 8
 COLUMNS = {

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.gradients import inplace_explained
-from captum_staa._utils.networks import networks_of
+from captum_staa._utils.networks import inplace_explained, networks_of
 from captum_staa._utils.random_draws import random_draws_reported
 
 P = ParamSpec("P")

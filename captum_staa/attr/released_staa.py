@@ -115,11 +115,6 @@ class ReleasedSTAA(VideoMethod):
         joint = grid.to_frames(seen, frames)
         return VideoAttribution(joint, joint.sum(1), grid.to_frames(weights, frames), logits)
 
-    @classmethod
-    def get_name(cls) -> str:
-        """Return ``"ReleasedSTAA"``."""
-        return "ReleasedSTAA"
-
 
 def _released_maps(
     matrix: Tensor, role: str, batch: int, grid: TokenGrid, generator: torch.Generator

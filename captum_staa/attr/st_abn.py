@@ -169,11 +169,6 @@ class AttentionBranch(VideoMethod):
             resolution=resolution(grid, size),
         )
 
-    @classmethod
-    def get_name(cls) -> str:
-        """Return ``"AttentionBranch"``."""
-        return "AttentionBranch"
-
     def _weighted(
         self, clip: Tensor, target: TargetType, additional_forward_args: object, weighting: Weighting
     ) -> tuple[Tensor, Gates, tuple[Tensor, Tensor]]:

@@ -18,12 +18,10 @@ from captum_staa._utils import notebook
 from captum_staa._utils.captum import BaselineType, TargetType
 from captum_staa._utils.checks import check_choice, check_count, is_triple
 from captum_staa._utils.model_state import in_eval_mode
-from captum_staa.layout import VideoLayout
-from captum_staa.masking.arguments import baselines_for, units_for
-from captum_staa.masking.scores import TargetScore, with_probabilities
+from captum_staa.layout import VideoLayout, layout_of
+from captum_staa.masking.arguments import TargetScore, baselines_for, units_for, with_probabilities
 from captum_staa.metrics._shared import SPANNED, Axis, metric
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.layouts import layout_of
 from captum_staa.result import Array, maps_of
 
 Order = Literal["morf", "lerf"]
