@@ -87,12 +87,12 @@ def error_of(error: Exception) -> tuple[str, str]:
 
 def one(kind: str, subject: Any, column: str) -> tuple[Cell, list[str]]:
     """Return a cell, and what the call changed in the model."""
-    from model_kinds.checks import CAPTUMS, COLUMNS, FORMULAS
+    from model_kinds.checks import CAPTUMS, COLUMNS, ROUNDED
     from model_snapshot import same, snapshot
 
     call, by_hand = COLUMNS[column]
     captums = column in CAPTUMS
-    tolerance = HALF if subject.half and column in FORMULAS else ROUNDING
+    tolerance = HALF if subject.half and column in ROUNDED else ROUNDING
     start, note = time.perf_counter(), None
     before = snapshot(subject.clf)
     try:
@@ -175,7 +175,9 @@ def table(cells: Sequence[Cell], columns: Sequence[str], left_out: dict[str, lis
     versions |= {name: found for name in ("torchvision", "timm", "peft") if (found := _version(name))}
     lines += ["Made with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + " by", ""]
     lines += ["```console", "python benchmarks/model_kinds_table.py --peers peers", "```", ""]
-    lines += [f"[^{number}]: {note[0].upper()}{note[1:]}.".replace("..", ".") + "\n" for note, number in numbers.items()]
+    lines += [
+        f"[^{number}]: {note[0].upper()}{note[1:]}.".replace("..", ".") + "\n" for note, number in numbers.items()
+    ]
     return "\n".join(lines)
 
 

@@ -27,7 +27,6 @@ from captum_staa import (
 from captum_staa.metrics import noise
 from model_kinds.kinds import Subject
 
-
 # --- outputs by hand --------------------------------------------------------------------------------------------
 
 
@@ -187,7 +186,9 @@ def perturbation_by_hand(s: Subject) -> Tensor:
 
 
 def _integrated_gradients(s: Subject, model: nn.Module) -> Tensor:
-    return attr.IntegratedGradients(model).attribute(s.clip, target=s.target, n_steps=2 * s.steps, internal_batch_size=4)
+    return attr.IntegratedGradients(model).attribute(
+        s.clip, target=s.target, n_steps=2 * s.steps, internal_batch_size=4
+    )
 
 
 def integrated_gradients(s: Subject) -> Tensor:
@@ -206,7 +207,7 @@ def _map(s: Subject) -> Tensor:
 
 
 def insertion_deletion(s: Subject) -> Tensor:
-    options = {"target": s.target, "cells": s.cell, "steps": 2 * s.steps, "perturbations_per_eval": s.per_eval}
+    options = {"target": s.target, "cells": s.cell, "steps": _curve_steps(s), "perturbations_per_eval": s.per_eval}
     found = metrics.insertion_deletion(s.clf, s.clip, _map(s), **options)
     return torch.cat([found.insertion.curve, found.deletion.curve], 1)
 
@@ -222,8 +223,8 @@ def insertion_deletion_by_hand(s: Subject) -> Tensor:
     curves = []
     for deletes in (False, True):
         curve = []
-        for step in range(min(2 * s.steps, count) + 1):
-            done = int(step * count / min(2 * s.steps, count) + 0.5)
+        for step in range(_curve_steps(s) + 1):
+            done = step * count // _curve_steps(s)
             altered = frames.clone() if deletes else torch.zeros_like(frames)
             for row, ranked in enumerate(order.tolist()):
                 for cell in ranked[:done]:
@@ -233,6 +234,12 @@ def insertion_deletion_by_hand(s: Subject) -> Tensor:
             curve.append(chosen(s, probability(s, outputs)))
         curves.append(torch.stack(curve, 1))
     return torch.cat(curves, 1)
+
+
+def _curve_steps(s: Subject) -> int:
+    """Return a number of steps that divides the number of cells: parts of cells are rounded in two ways."""
+    count = int(_features(s).max()) + 1
+    return max(steps for steps in range(1, 2 * s.steps + 1) if count % steps == 0)
 
 
 def _features_working(s: Subject) -> Tensor:
@@ -280,4 +287,6 @@ COLUMNS: dict[str, tuple[Callable[[Subject], Tensor], Callable[[Subject], Tensor
     "infidelity": (infidelity_score, infidelity_by_hand),
 }
 CAPTUMS = ("IntegratedGradients", "infidelity")  # these run the model in the mode in which it is
-FORMULAS = ("STAA (attention)", "STAA (relevance)")  # computed in float32 or wider for any dtype of the model
+# In half precision these differ from the reference: the formulas of STAA are in float32 or wider, and Captum subtracts
+# outputs in the dtype of the model.
+ROUNDED = ("STAA (attention)", "STAA (relevance)", "infidelity")

@@ -54,7 +54,7 @@ class ByHand(nn.Module):
         self.run, self.output, self.num_classes, self.dtype = run, output, CLASSES, dtype
 
     def forward(self, clip: Tensor) -> Tensor:
-        return self.run(self.net, clip.to(self.dtype))
+        return self.run(self.net, clip.to(self.dtype)).float()
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,11 @@ def clips(axes: str, frames: int, size: tuple[int, int], count: int = 2) -> Tens
 
 
 def trained(net: nn.Module) -> nn.Module:
-    """Give normalizations statistics and scales, and make attention far from uniform, as in a trained model."""
+    """Give normalizations statistics and scales, make attention far from uniform, and outputs differ, as if trained."""
+    head = [module for module in net.modules() if isinstance(module, nn.Linear)][-1:]
     with torch.no_grad():
+        for linear in head:
+            linear.weight.mul_(10)
         for name, module in net.named_modules():
             if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
                 module.running_mean.normal_(0, 0.2)
@@ -341,7 +344,7 @@ def x_clip() -> Subject:
 
     reference = ByHand(net, lambda net, clip: net(**asked(clip)).logits_per_video)
     clf = VideoClassifier(net, layout="BTCHW", labels=["run", "walk", "jump", "fall"], pack=asked)
-    layer = "vision_model.encoder.layers.1.layer_norm1"
+    layer = "vision_model.encoder.layers.1.layer_norm2"
 
     def fold(value: Tensor) -> Tensor:  # (B * t, 1 + h * w, D) with a class token
         return value[:, 1:].unflatten(1, (4, 4)).unflatten(0, (-1, 4)).permute(0, 4, 1, 2, 3)
@@ -577,8 +580,20 @@ def quantized() -> Subject:
 
     def quantize(net: nn.Module) -> nn.Module:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch moves it to torchao
+            warnings.simplefilter("ignore")  # torch moves it to torchao
             return torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
+
+    return family("videomae", quantize, per_eval=1)
+
+
+def quantized_but_its_head() -> Subject:
+    """The head and residual connections have a gradient, which would be a part of the true one."""
+
+    def quantize(net: nn.Module) -> nn.Module:
+        names = {name for name, module in net.named_modules() if isinstance(module, nn.Linear)} - {"classifier"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.ao.quantization.quantize_dynamic(net, names, dtype=torch.qint8)
 
     return family("videomae", quantize, per_eval=1)
 
@@ -587,7 +602,9 @@ def checkpointed() -> Subject:
     """Gradient checkpointing, which is active in train mode only, with dropout."""
 
     def enable(net: Any) -> nn.Module:
-        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the method gets another name in transformers 6
+            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         for module in net.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.3
@@ -637,6 +654,7 @@ def probabilities() -> Subject:
         inner=lambda net: net.net,
         prefix="net.",
         output="probabilities",
+        options={"output": "probabilities"},
     )
 
 
@@ -666,6 +684,7 @@ KINDS: list[Kind] = [
     Kind("3D CNN in bfloat16", partial(cnn, as_bfloat16, half=True)),
     Kind("VideoMAE in bfloat16", partial(family, "videomae", as_bfloat16, half=True)),
     Kind("VideoMAE, dynamically quantized", quantized),
+    Kind("VideoMAE, dynamically quantized but its head", quantized_but_its_head),
     Kind("VideoMAE, checkpointed, train mode with dropout", checkpointed),
     Kind("VideoMAE, regression", partial(
         family, "videomae", with_config(num_labels=1, problem_type="regression"), output="score", target=None
