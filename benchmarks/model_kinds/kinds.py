@@ -147,22 +147,31 @@ def clips(axes: str, frames: int, size: tuple[int, int], count: int = 2) -> Tens
     return VideoLayout(axes).from_working(clip).contiguous()
 
 
-def trained(net: nn.Module) -> nn.Module:
-    """Give normalizations statistics and scales, make attention far from uniform, and outputs differ, as if trained."""
+def trained(net: nn.Module, *example: Any) -> nn.Module:
+    """Make a random network like a trained one, so that maps are neither flat nor rounding errors.
+
+    Its attention is far from uniform, its batch norms know the statistics of an example, and its outputs differ.
+
+    Args:
+        net: the network, in train mode.
+        *example: inputs of the network, if it has batch norms.
+    """
     head = [module for module in net.modules() if isinstance(module, nn.Linear)][-1:]
+    norms = [module for module in net.modules() if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d))]
     with torch.no_grad():
         for linear in head:
             linear.weight.mul_(10)
         for name, module in net.named_modules():
-            if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
-                module.running_mean.normal_(0, 0.2)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.7, 1.3)
-                module.bias.normal_(0, 0.2)
-            elif isinstance(module, nn.Linear) and name.rpartition(".")[2] in ("q_proj", "k_proj", "query", "key"):
+            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in ("q_proj", "k_proj", "query", "key"):
                 module.weight.mul_(10)
             elif isinstance(module, nn.Linear) and name.endswith("qkv"):
                 module.weight[: 2 * len(module.weight) // 3].mul_(10)
+        for norm in norms:
+            norm.weight.uniform_(0.7, 1.3)
+            norm.bias.normal_(0, 0.2)
+            norm.momentum = None  # the mean over all batches so far
+        if norms:
+            net.train()(*example)
     return net.eval()
 
 
@@ -208,17 +217,16 @@ def tokens(grid: Cells, prefix: int = 0, order: str = "thw") -> Fold:
 
 def torchvision_cnn(name: str) -> Subject:
     video = importlib.import_module("torchvision.models.video")
-    net = trained(getattr(video, name)(weights=None, num_classes=CLASSES))
-    reference = ByHand(net, plain)
-    clf = VideoClassifier(net, layout="BCTHW")
-    return Subject(clf, reference, clips("BCTHW", 4, (32, 24)), "layer2", same)
+    clip = clips("BCTHW", 4, (32, 24))
+    net = trained(getattr(video, name)(weights=None, num_classes=CLASSES), clip)
+    return Subject(VideoClassifier(net, layout="BCTHW"), ByHand(net, plain), clip, "layer2", same)
 
 
 def torchvision_s3d() -> Subject:
     """Its last pooling is over 2 x 7 x 7 cells, so the clip is large, and there is one."""
     video = importlib.import_module("torchvision.models.video")
-    net = trained(video.s3d(weights=None, num_classes=CLASSES))
     clip = clips("BCTHW", 13, (210, 210), 1)
+    net = trained(video.s3d(weights=None, num_classes=CLASSES), clip)
     clf, cell = VideoClassifier(net, layout="BCTHW"), (13, 105, 105)
     return Subject(clf, ByHand(net, plain), clip, "features.6", same, target=1, cell=cell, per_eval=1, steps=1)
 
@@ -234,7 +242,7 @@ def torchvision_mvit() -> Subject:
         net = trained(mvit.mvit_v2_s(weights=None, num_classes=CLASSES))
     clf = VideoClassifier(net, layout="BCTHW")
     fold = tokens((4, 8, 8), prefix=1)
-    return Subject(clf, ByHand(net, plain), clips("BCTHW", 8, (64, 64)), "blocks.2", fold, cell=(4, 32, 32))
+    return Subject(clf, ByHand(net, plain), clips("BCTHW", 8, (64, 64)), "blocks.1", fold, cell=(4, 32, 32))
 
 
 def torchvision_swin() -> Subject:
@@ -409,16 +417,16 @@ class CNNLSTM(nn.Module):
 
 def cnn_lstm() -> Subject:
     torch.manual_seed(0)
-    net = trained(CNNLSTM())
-    clf, clip = VideoClassifier(net, layout="BTCHW"), clips("BTCHW", 4, (16, 24))
-    return Subject(clf, ByHand(net, plain), clip, "features", per_frame(4))
+    clip = clips("BTCHW", 4, (16, 24))
+    net = trained(CNNLSTM(), clip)
+    return Subject(VideoClassifier(net, layout="BTCHW"), ByHand(net, plain), clip, "features", per_frame(4))
 
 
 def outputs_per_frame() -> Subject:
     torch.manual_seed(0)
-    net = trained(CNNLSTM(every_frame=True))
-    clf = VideoClassifier(net, layout="BTCHW", labels=["run", "walk", "jump"])
     clip, target = clips("BTCHW", 4, (16, 24)), [(1, 0), (3, 2)]  # (frame, class)
+    net = trained(CNNLSTM(every_frame=True), clip)
+    clf = VideoClassifier(net, layout="BTCHW", labels=["run", "walk", "jump"])
     return Subject(clf, ByHand(net, plain), clip, "features", per_frame(4), target=target)
 
 
@@ -450,10 +458,11 @@ class Segments(nn.Module):
 
 def folded_frames(shift: bool) -> Subject:
     torch.manual_seed(0)
-    net = trained(Segments(4, shift))
+    clip = clips("BTCHW", 4, (16, 24))
+    net = trained(Segments(4, shift), clip.flatten(0, 1))
     clf = VideoClassifier(net, layout="BTCHW", pack=lambda clip: clip.flatten(0, 1))
     reference = ByHand(net, lambda net, clip: net(torch.cat(list(clip))))
-    return Subject(clf, reference, clips("BTCHW", 4, (16, 24)), "stem", per_frame(4))
+    return Subject(clf, reference, clip, "stem", per_frame(4))
 
 
 # --- 3D CNNs ------------------------------------------------------------------------------------------------------
@@ -484,10 +493,11 @@ def cnn(
     **known: Any,
 ) -> Subject:
     torch.manual_seed(0)
-    net = change(trained(CNN3D(classes, head)))
+    clip = clips("BCTHW", 4, (16, 24))
+    net = change(trained(CNN3D(classes, head), clip))
     reference = ByHand(net, plain, output, torch.bfloat16 if half else torch.float32)
     clf = VideoClassifier(net, layout="BCTHW", **(options or {}))
-    return Subject(clf, reference, clips("BCTHW", 4, (16, 24)), "stem", same, half=half, **known)
+    return Subject(clf, reference, clip, "stem", same, half=half, **known)
 
 
 class SlowFast(nn.Module):
@@ -508,10 +518,11 @@ class SlowFast(nn.Module):
 
 def slow_fast() -> Subject:
     torch.manual_seed(0)
-    net = trained(SlowFast())
+    clip = clips("BCTHW", 8, (16, 24))
+    net = trained(SlowFast(), [clip[:, :, ::4], clip])
     reference = ByHand(net, lambda net, clip: net([clip[:, :, [0, 4]], clip]))
     clf = VideoClassifier(net, layout="BCTHW", pack=lambda clip: [clip[:, :, ::4], clip])
-    return Subject(clf, reference, clips("BCTHW", 8, (16, 24)), "fast", same)
+    return Subject(clf, reference, clip, "fast", same)
 
 
 class Views(nn.Module):
@@ -527,10 +538,11 @@ class Views(nn.Module):
 
 def six_axes() -> Subject:
     torch.manual_seed(0)
-    net = trained(Views(CNN3D()))
+    clip = clips("BCTHW", 4, (16, 24))
+    net = trained(Views(CNN3D()), clip[:, None])
     reference = ByHand(net, lambda net, clip: net.net(clip))  # of a single view
     clf = VideoClassifier(net, layout="BCTHW", pack=lambda clip: clip[:, None])
-    return Subject(clf, reference, clips("BCTHW", 4, (16, 24)), "net.stem", same)
+    return Subject(clf, reference, clip, "net.stem", same)
 
 
 # --- wrappers and states ------------------------------------------------------------------------------------------
