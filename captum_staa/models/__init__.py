@@ -2,7 +2,9 @@
 
 from captum_staa._utils.model_state import model_state
 from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.discovery import inspect
 from captum_staa.models.families import FAMILIES, AttentionLayer, Family, family_of
+from captum_staa.models.inspection import FoundAttention, Inspection
 from captum_staa.models.loading import READERS
 from captum_staa.models.st_abn import (
     STABN,
@@ -26,9 +28,12 @@ __all__ = [
     "Family",
     "FitConfig",
     "FitHistory",
+    "FoundAttention",
+    "Inspection",
     "STABNLoss",
     "VideoClassifier",
     "family_of",
     "fit_st_abn",
+    "inspect",
     "model_state",
 ]
