@@ -17,9 +17,9 @@ from captum_staa._utils.captum import (
     log_usage,
 )
 from captum_staa._utils.checks import check_choice, check_count, is_number
-from captum_staa._utils.gaussian import SPREAD, gaussian
-from captum_staa._utils.gradients import lost_gradient
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
+from captum_staa._utils.networks import lost_gradient
+from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.decomposition import class_contrast, decompose_classifier
 from captum_staa.attention.focus import Focus
@@ -235,10 +235,7 @@ class STAA(VideoMethod):
         return model.grid.spread_frames(steps, clip.shape[model.layout.time])
 
     def get_name(self) -> str:
-        """Return the name with the rule: ``"STAA"`` for attention, ``"STAA (relevance)"`` or ``"STAA (Chefer)"``.
-
-        In Captum this is a class method. Here the rule belongs to the instance.
-        """
+        """Return the name with the rule: ``"STAA"`` for attention, ``"STAA (relevance)"`` or ``"STAA (Chefer)"``."""
         if self.mode == "attention":
             return "STAA"
         return "STAA (Chefer)" if self.rule == "chefer" else "STAA (relevance)"

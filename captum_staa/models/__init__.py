@@ -16,12 +16,22 @@ from captum_staa.models.st_abn import (
     as_classifier,
     fit_st_abn,
 )
+from captum_staa.models.video_language import (
+    LANGUAGE_FAMILIES,
+    AnswerClassifier,
+    VideoLanguageFamily,
+    VideoLanguageModel,
+    VideoPrompt,
+    VideoTokens,
+)
 
 READERS["st_abn"] = as_classifier
 
 __all__ = [
     "FAMILIES",
+    "LANGUAGE_FAMILIES",
     "STABN",
+    "AnswerClassifier",
     "AttentionLayer",
     "BranchConfig",
     "BranchExplanation",
@@ -32,6 +42,10 @@ __all__ = [
     "Inspection",
     "STABNLoss",
     "VideoClassifier",
+    "VideoLanguageFamily",
+    "VideoLanguageModel",
+    "VideoPrompt",
+    "VideoTokens",
     "family_of",
     "fit_st_abn",
     "inspect",
