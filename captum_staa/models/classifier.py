@@ -164,6 +164,7 @@ class VideoClassifier(nn.Module):
         self._path: tuple[str | int, ...] | None = None  # where the output was in what the module returned
         self._other: int | Literal["rest"] | None = None
         self._lower = False
+        self.inspections: dict[Any, Any] = {}  # of captum_staa.models.inspect, by the size of clips
 
     @property
     def transformer(self) -> nn.Module | None:
