@@ -197,7 +197,7 @@ def test_heads_and_positions_are_not_taken_for_the_height_and_width_of_cells() -
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.conv, self.stage, self.head = nn.Conv2d(3, 6, 2, 2), nn.LayerNorm(3), nn.Linear(6, 3)
+            self.conv, self.stage, self.head = nn.Conv2d(3, 6, 8, 8), nn.LayerNorm(3), nn.Linear(6, 3)
 
         def forward(self, clip: Tensor) -> Tensor:
             tokens = self.conv(clip.transpose(1, 2).flatten(0, 1)).flatten(2).transpose(1, 2)  # (B*T, 16, 6)
@@ -206,7 +206,7 @@ def test_heads_and_positions_are_not_taken_for_the_height_and_width_of_cells() -
             return self.head(pooled).unflatten(0, (-1, T)).mean(1)
 
     with pytest.raises(ValueError, match=r"\(8, 2, 16, 3\).*do not have the proportions of the frame.*reshape"):
-        GradCAM(Heads(), "stage", "BCTHW").attribute(CLIP, target=1)
+        GradCAM(Heads(), "stage", "BCTHW").attribute(torch.rand(2, 3, T, 32, 32), target=1)
 
 
 def test_a_recurrent_layer_gives_a_map_in_time() -> None:
