@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_compiling
-from captum_staa._utils.networks import lacks_backward, lost_gradient
+from captum_staa._utils.networks import lost_gradient, refuse_missing_backward
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations, reaches
 from captum_staa.grid import TokenGrid
@@ -212,13 +212,12 @@ def decompose(
         (leaf,) = leaves
         logits = last.argument(outputs)  # a final softmax is not an attention pattern: what precedes it is decomposed
         scores = score(outputs if logits is None else logits)
+        refuse_missing_backward(scores, forward_func, _rerun(forward_func, inputs, extra))
         if not scores.requires_grad or not reaches(scores.grad_fn, leaf):
             raise ValueError(f"{_no_gradient(outputs, embedding)}{_lost(forward_func, inputs, extra)}")
         # under the mode as well, because gradient checkpointing repeats the forward during the backward
         backward = mode.expand(torch.autograd.grad)
         (gradient,) = backward(scores.sum(), leaf)
-        if not bool((gradient != 0).any()) and lacks_backward(scores.grad_fn):
-            raise ValueError(f"{_no_gradient(outputs, embedding)}{_lost(forward_func, inputs, extra)}")
     nonlinear = tuple(sorted(set(nonlinear_operations(scores.grad_fn, leaf))))
     if nonlinear:
         warnings.warn(
@@ -275,9 +274,13 @@ def _check_run(outputs: Any, leaves: list[Tensor], embedding: nn.Module | None) 
         )
 
 
+def _rerun(forward_func: Callable[..., Any], inputs: Tensor, extra: Any) -> Callable[[], Any]:
+    """Return a function that runs the model again, on inputs that require a gradient."""
+    return lambda: _run_forward(forward_func, inputs.detach().clone().requires_grad_().clone(), None, extra)
+
+
 def _lost(forward_func: Callable[..., Any], inputs: Tensor, extra: Any) -> str:
-    leaf = inputs.detach().clone().requires_grad_()
-    where = lost_gradient(forward_func, lambda: _run_forward(forward_func, leaf.clone(), None, extra))
+    where = lost_gradient(forward_func, _rerun(forward_func, inputs, extra))
     return f" {where}" if where else ""
 
 

@@ -18,7 +18,7 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice, check_count, is_number
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
-from captum_staa._utils.networks import lost_gradient
+from captum_staa._utils.networks import lost_gradient, refuse_missing_backward
 from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.decomposition import class_contrast, decompose_classifier
@@ -294,6 +294,7 @@ class STAA(VideoMethod):
     def _gradients(self, score: Tensor, readings: Readings, leaf: Tensor, extra: Any) -> tuple[Tensor, ...]:
         """Return the gradients of the score with respect to attention probabilities."""
         attention = list(readings.values())
+        refuse_missing_backward(score, self.forward_func, lambda: self._forward(leaf, extra))
         gradients = torch.autograd.grad(score, attention, allow_unused=True) if score.requires_grad else ()
         if len(gradients) < len(attention) or any(gradient is None for gradient in gradients):
             where = lost_gradient(self.forward_func, lambda: self._forward(leaf, extra))
