@@ -141,7 +141,8 @@ class Watch(TorchFunctionMode):
             while self._running.pop() is not module:
                 pass
             if not self.attention and isinstance(output, Tensor):
-                self._keep(self.before, names[module], output)
+                with torch._C.DisableTorchFunction():  # a hook runs under this mode, unlike its own functions
+                    self._keep(self.before, names[module], output)
 
         for module in names:
             handles.append(module.register_forward_pre_hook(enter))

@@ -589,22 +589,24 @@ def _first_of(group: Tensor) -> Tensor:
 
 
 def _blocks(names: Sequence[str], roles: Sequence[Role]) -> list[int]:
-    """Return the residual block of each layer. Attention in time and in space inside one module is one block."""
+    """Return the residual block of each layer. Two attentions over rows that are parts of one module are one block."""
     blocks: list[int] = []
-    for place, (name, role) in enumerate(zip(names, roles, strict=True)):
-        if not place:
-            blocks.append(0)
-            continue
-        before, parts = names[place - 1].split("."), name.split(".")
-        common = next(
-            (n for n, (a, b) in enumerate(zip(before, parts, strict=False)) if a != b), min(len(before), len(parts))
+    for place, name in enumerate(names):
+        before = names[place - 1].split(".") if place else []
+        parts = name.split(".")
+        common = next((n for n, (a, b) in enumerate(zip(before, parts, strict=False)) if a != b), len(before))
+        of_one_module = 0 < common < min(len(before), len(parts)) and not (
+            before[common].isdecimal() or parts[common].isdecimal()  # of a list of modules
         )
-        divided = {role, roles[place - 1]} == {"spatial", "temporal"} and any(
-            part.isdecimal() for part in parts[:common]
-        )
-        first_of_block = place < 2 or blocks[-1] != blocks[-2]
-        blocks.append(blocks[-1] if divided and first_of_block else blocks[-1] + 1)
+        numbered = any(part.isdecimal() for part in parts[:common])
+        divided = place > 0 and _are_divided(roles[place - 1], roles[place]) and of_one_module and numbered
+        second = divided and (place < 2 or blocks[-1] != blocks[-2])
+        blocks.append(blocks[-1] if second else len(set(blocks)))
     return blocks
+
+
+def _are_divided(one: Role, other: Role) -> bool:
+    return {one, other} == {"spatial", "temporal"} or one == other == "window"
 
 
 def _same_rows(one: TokenRows, other: TokenRows) -> bool:
