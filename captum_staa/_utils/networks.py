@@ -1,4 +1,4 @@
-"""The networks that a forward function uses, and what in them spoils explanations: lost gradients, writes, random draws."""
+"""The networks that a forward function uses, and what in them spoils maps: lost gradients, writes, random numbers."""
 
 from __future__ import annotations
 
