@@ -1,5 +1,6 @@
 """Attribution methods, one per module. Each class is a Captum ``Attribution``."""
 
+from captum_staa.attr.answer import AnswerAttribution, AnswerMaps
 from captum_staa.attr.feature_ablation import VideoFeatureAblation
 from captum_staa.attr.grad_cam import GradCAM
 from captum_staa.attr.occlusion import VideoOcclusion
@@ -9,10 +10,13 @@ from captum_staa.attr.rise import RISE
 from captum_staa.attr.smooth import smooth
 from captum_staa.attr.st_abn import AttentionBranch, BranchAttribution
 from captum_staa.attr.staa import STAA
+from captum_staa.attr.step_ablation import StepAblation
 
 __all__ = [
     "RISE",
     "STAA",
+    "AnswerAttribution",
+    "AnswerMaps",
     "AttentionBranch",
     "BranchAttribution",
     "GradCAM",
@@ -20,6 +24,7 @@ __all__ = [
     "MaskAttribution",
     "ReleasedSTAA",
     "SpatioTemporalPerturbation",
+    "StepAblation",
     "VideoFeatureAblation",
     "VideoOcclusion",
     "smooth",
