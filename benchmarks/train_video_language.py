@@ -175,8 +175,10 @@ def two_questions(seed: int, n: int, first: str = "pattern", second: str = "moti
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def batches(seed: int, steps: int, easy: float, turns: str, start: float) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield a task, clips and target probabilities of its words, harder towards the end.
+def batches(
+    seed: int, steps: int, easy: float, turns: str, start: float
+) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """Yield a task, clips, target probabilities of its words, and truth, harder towards the end.
 
     Args:
         seed: seed of the clips.
@@ -193,15 +195,15 @@ def batches(seed: int, steps: int, easy: float, turns: str, start: float) -> Ite
         if letter == "b" and progress < 0.15:
             letter = "m"
         if letter != "b":
-            clips, targets, _ = training_batch(names[letter], seed * 1_000_000 + i, progress, easy, generator, BATCH)
-            yield names[letter], clips, targets
+            yield names[letter], *training_batch(names[letter], seed * 1_000_000 + i, progress, easy, generator, BATCH)
             continue
         if pool is None or used == 10:
             noise = 0.02 + 0.06 * min(1, progress / 0.5)
             pool, used = two_questions(seed * 1_000_000 + i, 10 * BATCH, noise=noise), 0
         rows, asked = slice(used * BATCH, (used + 1) * BATCH), 1 - asked
         name = ("pattern", "motion")[asked]
-        yield name, pool.clips[rows], F.one_hot(pool.labels[rows, asked], len(ANSWERS[name])).float()
+        targets = F.one_hot(pool.labels[rows, asked], len(ANSWERS[name])).float()
+        yield name, pool.clips[rows], targets, pool.truth[rows, asked]
         used += 1
 
 
@@ -210,7 +212,8 @@ def fit(
 ) -> None:
     """Train a model in place, and save it from time to time."""
     model = vlm.model.train()
-    decayed = [p for p in model.parameters() if p.ndim > 1]
+    hints = {task: nn.Linear(TEXT["hidden_size"], len(ANSWERS[task])) for task in ("pattern", "motion")}
+    decayed = [p for p in model.parameters() if p.ndim > 1] + [head.weight for head in hints.values()]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0}]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
@@ -223,14 +226,19 @@ def fit(
     answers = {task: [answer(vlm, task, label) for label in range(len(ANSWERS[task]))] for task in ANSWERS}
     recent: dict[str, float] = {}
     bar = tqdm(batches(seed, steps, easy, turns, start), total=steps, desc=vlm.family.name, mininterval=20)
-    for i, (task, clips, targets) in enumerate(bar):
-        ids = answers[task][int(torch.randint(len(answers[task]), ()))]
-        logits = vlm.answer_logits(clips, prompts[task], ids)  # the word is the same for the whole batch: only the
-        logs = logits.log_softmax(-1)  # tokens after it see it, and they are the same for all words
+    for i, (task, clips, targets, truth) in enumerate(bar):
+        prompt, ids = prompts[task], answers[task][int(torch.randint(len(answers[task]), ()))]
+        # the word is the same for the whole batch: only the tokens after it see it, and they are the same for all words
+        arguments = vlm.inputs(clips, prompt, ids[:-1])
+        output = model(**arguments, output_hidden_states=True, use_cache=False)
+        logs = output.logits[:, -len(ids) :].log_softmax(-1)
         words = torch.tensor([int(other[PLACE]) for other in answers[task]])
         loss = -(logs[:, PLACE, words] * targets).sum(1).mean()
         constant = [at for at in range(len(ids)) if at != PLACE]
         loss = loss - logs[:, constant, ids[constant]].sum(1).mean()
+        if task in hints:
+            states = output.hidden_states[-1][:, prompt.at]  # (B, N, D)
+            loss = loss + hint_loss(hints[task](states), prompt.tokens.from_pixels(truth.float()), targets)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -244,6 +252,21 @@ def fit(
             save(vlm, folder)
         bar.set_postfix({name: f"{value:.2f}" for name, value in recent.items()}, refresh=False)
     model.eval()
+
+
+def hint_loss(answers: Tensor, truth: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of what the states of video tokens say about their own place, where the evidence is.
+
+    One word per clip is a faint signal to learn from. The heads of these hints are not in the model.
+
+    Args:
+        answers: ``(B, N, K)``.
+        truth: ``(B, t, h, w)``, amount of evidence in each token.
+        targets: ``(B, K)``; clips without a certain answer count nothing.
+    """
+    weight = truth.flatten(1) * (targets.amax(1) == 1)[:, None]
+    losses = -(answers.log_softmax(-1) * targets[:, None]).sum(-1)
+    return (losses * weight).sum() / weight.sum()
 
 
 def answer(vlm: VideoLanguageModel, task: str, label: int) -> Tensor:

@@ -3,6 +3,7 @@
 from captum_staa.attr.answer import AnswerAttribution, AnswerMaps
 from captum_staa.attr.feature_ablation import VideoFeatureAblation
 from captum_staa.attr.grad_cam import GradCAM
+from captum_staa.attr.llm import VideoLLMAttribution, VideoMaskInput
 from captum_staa.attr.occlusion import VideoOcclusion
 from captum_staa.attr.perturbation import History, MaskAttribution, SpatioTemporalPerturbation
 from captum_staa.attr.released_staa import ReleasedSTAA
@@ -26,6 +27,8 @@ __all__ = [
     "SpatioTemporalPerturbation",
     "StepAblation",
     "VideoFeatureAblation",
+    "VideoLLMAttribution",
+    "VideoMaskInput",
     "VideoOcclusion",
     "smooth",
 ]
