@@ -16,11 +16,10 @@ from captum_staa._utils.captum import (
     log_usage,
 )
 from captum_staa._utils.checks import check_choice, check_count, is_number
-from captum_staa._utils.gaussian import SPREAD, gaussian
 from captum_staa._utils.gradients import lost_gradient
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
 from captum_staa.attention.capture import AttentionCall, capture
-from captum_staa.attention.decomposition import class_contrast, decompose_classifier
+from captum_staa.attention.decomposition import class_contrast, relevance_maps
 from captum_staa.attention.focus import Focus
 from captum_staa.attention.rollout import (
     TemporalCarry,
@@ -279,7 +278,7 @@ class STAA(VideoMethod):
     ) -> tuple[Tensor, Tensor]:
         refuse_inference_mode("mode='relevance'")
         if self.rule == "decomposition":
-            return self._decomposed(clip, target, extra, grid, size)
+            return self._decomposed(clip, target, extra)
         pooling = self.forward_func.read_tokens(clip, *(extra or ()))
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
@@ -304,25 +303,15 @@ class STAA(VideoMethod):
             )
         return gradients
 
-    def _decomposed(
-        self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
-    ) -> tuple[Tensor, Tensor]:
-        where: Literal["tokens", "pixels"] = "pixels" if self._family().patch_embedding is None else "tokens"
-        result = decompose_classifier(
+    def _decomposed(self, clip: Tensor, target: TargetType, extra: Any) -> tuple[Tensor, Tensor]:
+        maps, result = relevance_maps(
             self.forward_func,
-            clip,
+            self.forward_func.layout.to_working(clip),
             lambda values: self._contrast(values, target),
             extra,
-            where=where,
             pattern_weight=self.pattern_weight,
         )
-        t, h, w = grid.tubelet
-        joint = result.contributions
-        if where == "tokens":
-            joint = grid.to_pixels(joint, "nearest", size) / (t * h * w)
-        # Neighboring tokens of one object often have opposite signs. Their mean is the contribution of the object.
-        spread = (SPREAD * t, SPREAD * h, SPREAD * w)
-        return gaussian(joint, spread, keep_sums=True), result.outputs
+        return maps, result.outputs
 
     def _contrast(self, values: Tensor, target: TargetType) -> Tensor:
         """Return what is explained, ``(B,)``: the target's logit minus the mean of the others, or a label's own."""
