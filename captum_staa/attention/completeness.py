@@ -137,7 +137,9 @@ class ConstantShares:
     def _hook(self, result: Tensor, share: Share, shares: list[Tensor], sign: int) -> None:
         call = self.trace.current if self.trace else None
 
-        def hook(gradient: Tensor) -> None:
+        def hook(gradient: Tensor | None) -> None:
+            if gradient is None:  # below an operation without a backward
+                return
             with torch.no_grad(), torch._C.DisableTorchFunction():
                 shares.append(share(gradient))
                 if call is not None:
@@ -445,7 +447,7 @@ class ModuleTrace:
                 return value
             with torch._C.DisableTorchFunction():
                 copy, kept = value.clone(), value.detach()
-                copy.register_hook(lambda gradient: shares.append(dot(gradient, kept)))
+                copy.register_hook(lambda slope: None if slope is None else shares.append(dot(slope, kept)))
                 assert copy.grad_fn is not None
                 numbers.append(copy.grad_fn._sequence_nr())
             return copy

@@ -40,10 +40,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.gaussian import SPREAD, gaussian
-from captum_staa._utils.gradients import lacks_backward, lost_gradient
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_compiling
-from captum_staa._utils.networks import networks_of
+from captum_staa._utils.networks import lacks_backward, lost_gradient, networks_of
+from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.attention.completeness import ConstantShares, ModuleTrace, Sums, report_missing, rounding
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations, operation_name, reaches
@@ -117,7 +116,7 @@ def relevance_maps(
     cell = (frames / 8, height / 14, width / 14) if classifier.grid is None else classifier.grid.tubelet
     maps = result.contributions
     if known:
-        maps = classifier.grid.to_pixels(maps, "nearest", (frames, height, width)) / prod(cell)
+        maps = classifier.grid.spread(maps, "nearest", (frames, height, width))
     t, h, w = (SPREAD * side for side in cell)
     return gaussian(maps, (t, h, w), keep_sums=True), result
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from inspect import signature
 from typing import Any, NoReturn
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_staa._utils.captum import NullProgress, TargetType, progress
-from captum_staa.layout import VideoLayout, check_dense
-from captum_staa.masking.scores import selected
+from captum_staa._utils.captum import NullProgress, TargetType, _format_additional_forward_args, _run_forward, progress
+from captum_staa._utils.model_state import in_eval_mode
+from captum_staa.layout import VideoLayout, check_dense, layout_of
+from captum_staa.masking.arguments import selected
 from captum_staa.models.classifier import classifier_of
 from captum_staa.models.outputs import decision_values, kind_of
-from captum_staa.result import as_tuple
+from captum_staa.result import VideoAttribution, as_tuple
 
 
 class VideoMethod(Attribution):
@@ -23,6 +26,44 @@ class VideoMethod(Attribution):
 
     A class that is also a Captum ``PerturbationAttribution`` names this class first among its bases.
     """
+
+    def get_name(self) -> str:
+        """Return the name of the method in tables and messages: that of its class, with its rule if it has several.
+
+        In Captum this is a class method. Here the rule belongs to the instance.
+        """
+        return type(self).__name__
+
+    @in_eval_mode
+    def attribute_maps(self, inputs: Tensor | tuple[Tensor, ...], *args: Any, **kwargs: Any) -> VideoAttribution:
+        """Return the same attribution as :class:`VideoAttribution`, in float32 or wider, with the model's output.
+
+        Args:
+            inputs: clips, or a tuple of one tensor of clips.
+            *args: this and all other arguments are those of :meth:`attribute`.
+
+        Returns:
+            :class:`VideoAttribution`. ``joint`` is the sum over channels, ``spatial`` its sum over frames, and
+            ``temporal`` its sum over the pixels of each frame. ``logits`` is the model's output for the clips; the
+            model is called once more for it.
+
+        Raises:
+            ValueError: ``inputs`` are several tensors, or the method has no layout. Otherwise as :meth:`attribute`.
+        """
+        tensors = as_tuple(inputs)
+        if len(tensors) != 1:
+            raise ValueError(
+                f"inputs of attribute_maps must be one tensor, got a tuple of {len(tensors)}. Call attribute, and "
+                f"VideoAttribution.from_attributions with each of its results."
+            )
+        (clips,), layout = tensors, layout_of(self.forward_func, getattr(self, "layout", None))
+        attributions = self.attribute(clips, *args, **kwargs)
+        given = signature(self.attribute).bind(clips, *args, **kwargs).arguments
+        extra = _format_additional_forward_args(given.get("additional_forward_args"))
+        with torch.no_grad():
+            own = clips.detach().clone()  # a model may write into its input
+            outputs = _run_forward(self.forward_func, own, None, extra)
+        return replace(VideoAttribution.from_attributions(attributions, layout), logits=outputs)
 
     def attribute_future(self) -> NoReturn:
         """Raise NotImplementedError: Captum's futures are for remote models, and this method runs in this process."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_staa._utils.checks import is_number
-from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.tensors import gaussian, wide
 from captum_staa.layout import VideoLayout
 
 
@@ -50,8 +50,7 @@ def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 6.0, 
             f"space and time must be finite numbers of at least 0, got {space = }, {time = }. Pass 0 to leave an axis "
             f"unchanged."
         )
-    wide = torch.promote_types(attributions.dtype, torch.float32)
-    frames = layout.to_working(attributions.detach().to(wide)).transpose(1, 2)  # (B, C, T, H, W)
+    frames = layout.to_working(wide(attributions.detach())).transpose(1, 2)  # (B, C, T, H, W)
     blurred = gaussian(frames.flatten(0, 1), (time, space, space)).view(frames.shape)
     smoothed = layout.from_working(blurred.transpose(1, 2))
     # Copy in any case: writing into the result must not change the argument.

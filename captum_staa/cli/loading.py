@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from captum_staa.models import VideoClassifier
+from captum_staa.models.preprocessing import published
 
 
 def load(name: str, device: str | None) -> VideoClassifier:
@@ -17,9 +19,16 @@ def load(name: str, device: str | None) -> VideoClassifier:
     with _quiet_transformers():
         classifier = VideoClassifier.from_pretrained(name, device=device)
     if classifier.preprocessing is None:
+        family = classifier.family.name if classifier.family else None
+        steps = published(family, classifier.image_size)
+        own = (
+            "captum_staa.models.preprocessing.Preprocessing(...).to_config() returns its content."
+            if steps is None
+            else f"That of the published {family} models would be {json.dumps(steps.to_config())}"
+        )
         raise ValueError(
             f"--model must be a model with a preprocessing of frames, got {name!r} without one. Copy the "
-            f"preprocessor_config.json of its processor next to its config.json."
+            f"preprocessor_config.json of its processor next to its config.json, or write this file. {own}"
         )
     return classifier
 

@@ -32,7 +32,7 @@ from captum_staa.models.outputs import (
     sums_to_one,
     tensors_in,
 )
-from captum_staa.models.preprocessing import as_frames
+from captum_staa.models.preprocessing import as_frames, how_to_state
 
 if TYPE_CHECKING:
     import os
@@ -160,6 +160,7 @@ class VideoClassifier(nn.Module):
         self._verified = False  # whether the kind of output and the place of a wrapped transformer have been verified
         self._other: int | Literal["rest"] | None = None
         self._lower = False
+        self.inspections: dict[Any, Any] = {}  # of captum_staa.models.inspect, by the size of clips
 
     @property
     def transformer(self) -> nn.Module | None:
@@ -302,6 +303,10 @@ class VideoClassifier(nn.Module):
             ValueError: the classifier has no preprocessing.
         """
         return self._preprocessing().crop_box(height, width)
+
+    def how_to_preprocess(self) -> str:
+        """Return sentences for error messages: how to pass the preprocessing, with the usual one of the family."""
+        return how_to_state(self.family.name if self.family else None, self.image_size)
 
     @torch.no_grad()
     def predict(self, clip: Tensor, k: int = 5) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
@@ -473,13 +478,18 @@ class VideoClassifier(nn.Module):
             f"STAA(mode='relevance'), or state it with family=dataclasses.replace(family, pooling=...)."
         )
 
-    def extra_repr(self) -> str:
+    def __repr__(self) -> str:
+        """Return one line. ``print(clf.module)`` shows the modules inside."""
         classes = "unnamed classes" if self.labels is None else f"{len(self.labels)} classes"
-        inside = f", transformer={self._transformer_name!r}" if self._transformer_name else ""
+        own = "" if self.transformer is None else f", transformer={type(self.transformer).__name__}"
+        inside = f" in {self._transformer_name!r}" if self._transformer_name else ""
+        packed = "" if self.pack is None else ", packed"
         versus = "" if self._other is None else f", versus={self._other!r}"
+        toward = ", toward='lower'" if self._lower else ""
         return (
-            f"layout={self.layout.axes}, num_frames={self.num_frames}, image_size={self.image_size}, {classes}, "
-            f"output={self.output!r}{inside}{versus}"
+            f"{type(self).__name__}({type(uncompiled(self.module)).__name__}, layout={self.layout.axes!r}, "
+            f"num_frames={self.num_frames}, image_size={self.image_size}, {classes}, output={self.output!r}"
+            f"{own}{inside}{packed}{versus}{toward})"
         )
 
     def _call(self, clip: Tensor, args: tuple[Any, ...]) -> Any:
@@ -547,11 +557,7 @@ class VideoClassifier(nn.Module):
 
     def _preprocessing(self) -> Preprocessing:
         if self.preprocessing is None:
-            raise ValueError(
-                "preprocessing is required to convert frames, got None. Pass "
-                "VideoClassifier(..., preprocessing=Preprocessing(resize=..., crop=..., mean=..., std=...)) from "
-                "captum_staa.models.preprocessing, or Preprocessing.from_folder(folder) with the model's files."
-            )
+            raise ValueError(f"preprocessing is required to convert frames, got None. {self.how_to_preprocess()}")
         return self.preprocessing
 
     def _check(self, clip: Tensor) -> None:

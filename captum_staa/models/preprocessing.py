@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,18 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Timesformer": {"size": 224, "crop_size": 224, **_IMAGENET},
     "VJEPA2": {"crop_size": 256, **_IMAGENET},
 }
+# The settings of the published models on the Hugging Face hub, by the beginning of their model_type. A suggestion for
+# models without a processor file, not a default: the files of the published models state numbers of their own.
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "videomae": _IMAGENET,
+    "timesformer": {"image_mean": (0.45, 0.45, 0.45), "image_std": (0.225, 0.225, 0.225)},
+    "vivit": {"edge": 256 / 224, "rescale_factor": 1 / 127.5, "offset": True, **_STANDARD},
+    "vjepa2": {"edge": 256 / 224, **_IMAGENET},
+    "videoprism": {"edge": None, "resample": 3},  # resized to the size of the model, without a crop
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preprocessing:
     """Resize, crop, rescale and normalize, in this order.
 
@@ -85,6 +94,11 @@ class Preprocessing:
             raise ValueError(f"mean and std must be three numbers each, got {self.mean!r} and {self.std!r}")
         if self.std is not None and 0 in self.std:
             raise ValueError(f"std must not contain 0, got {self.std!r}")
+
+    def __repr__(self) -> str:
+        """Return the call that makes these steps, without arguments that have their default."""
+        stated = [f"{f.name}={value!r}" for f in fields(self) if (value := getattr(self, f.name)) != f.default]
+        return f"Preprocessing({', '.join(stated)})"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
@@ -184,7 +198,7 @@ class Preprocessing:
         if found is None:
             raise ValueError(
                 f"the folder {str(folder)!r} must contain one of {', '.join(FILES)}, got none of them. "
-                f"Create the steps with Preprocessing(resize=..., crop=..., mean=..., std=...) instead."
+                f"{how_to_state(*_model_in(Path(folder)))}"
             )
         return found
 
@@ -279,6 +293,54 @@ def find(locate: Callable[[str], str | Path | None]) -> Preprocessing | None:
     candidates = (nested.get("video_processor"), video, nested.get("image_processor"), image)
     config = next((candidate for candidate in candidates if candidate), None)
     return None if config is None else Preprocessing.from_config(config)
+
+
+def published(model_type: str | None, size: tuple[int, int] | None) -> Preprocessing | None:
+    """Return the steps of the published models of a family, scaled to the input size of a model; None if unknown.
+
+    Example:
+        >>> published("timesformer", (224, 224))
+        Preprocessing(resize=224, crop=(224, 224), mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
+
+    Args:
+        model_type: the ``model_type`` in ``config.json``, such as ``"videomae"``.
+        size: ``(height, width)`` of the model's input in pixels.
+    """
+    known = next((values for name, values in _PUBLISHED.items() if (model_type or "").startswith(name)), None)
+    if known is None or size is None:
+        return None
+    edge = known.get("edge", 1)
+    config = {name: value for name, value in known.items() if name != "edge"}
+    crop = {"height": size[0], "width": size[1]}
+    sizes = {"size": crop} if edge is None else {"size": int(min(size) * edge), "crop_size": crop}
+    return Preprocessing.from_config({**config, **sizes})
+
+
+def how_to_state(model_type: str | None, size: tuple[int, int] | None) -> str:
+    """Return sentences that say how to pass the steps of a model, with those of :func:`published` as a suggestion."""
+    steps = published(model_type, size)
+    call = "Preprocessing(resize=..., crop=..., mean=..., std=...)" if steps is None else repr(steps)
+    origin = (
+        "The numbers are those with which the model was trained"
+        if steps is None
+        else f"These are the numbers of the published {model_type} models; use those with which yours was trained"
+    )
+    return (
+        f"Pass preprocessing={call} to VideoClassifier or to VideoClassifier.from_pretrained, with Preprocessing from "
+        f"captum_staa.models.preprocessing. {origin}."
+    )
+
+
+def _model_in(folder: Path) -> tuple[str | None, tuple[int, int] | None]:
+    """Return ``model_type`` and ``(height, width)`` in the ``config.json`` of a folder, as far as it has them."""
+    try:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        return None, None
+    edges: Any = config.get("image_size", config.get("crop_size"))
+    edges = [edges, edges] if isinstance(edges, int) else edges
+    fits = isinstance(edges, list) and len(edges) == 2 and all(isinstance(edge, int) and edge > 0 for edge in edges)
+    return str(config.get("model_type")), (edges[0], edges[1]) if fits else None
 
 
 def _size(settings: Mapping[str, Any], key: str) -> int | tuple[int, int] | None:

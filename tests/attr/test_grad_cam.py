@@ -339,3 +339,8 @@ def test_planted_evidence_is_found(name, layer, joint, time):
     maps = GradCAM(clf, layer, weighting="layercam").attribute_maps(clips, labels).joint
     assert auroc(maps, truth).mean() > joint
     assert auroc(maps, truth, axis="time").mean() > time
+
+
+def test_the_weighting_is_in_the_name_unless_it_is_the_default() -> None:
+    names = [GradCAM(net(), "first", "BCTHW", weighting=w).get_name() for w in ("hirescam", "layercam", "gradcam")]
+    assert names == ["GradCAM", "GradCAM (layercam)", "GradCAM (gradcam)"]

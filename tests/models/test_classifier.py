@@ -319,5 +319,16 @@ def test_class_index_of_labels_and_indices() -> None:
         unnamed.class_index("waving")
 
 
-def test_repr_shows_layout_and_sizes() -> None:
-    assert "layout=BTCHW, num_frames=4, image_size=(16, 16), 3 classes" in repr(VideoClassifier(videomae()))
+def test_repr_is_one_line_without_the_modules_inside() -> None:
+    assert repr(VideoClassifier(videomae())) == (
+        "VideoClassifier(VideoMAEForVideoClassification, layout='BTCHW', num_frames=4, image_size=(16, 16), 3 classes, "
+        "output='logits', transformer=VideoMAEForVideoClassification)"
+    )
+    wrapped = VideoClassifier(nn.Sequential(videomae()), labels=["a", "b", "c"]).versus("b")
+    assert repr(wrapped).startswith("VideoClassifier(Sequential, layout='BTCHW', num_frames=4")
+    assert repr(wrapped).endswith("output='score', transformer=VideoMAEForVideoClassification in '0', versus=1)")
+    packed = VideoClassifier(conv_net(), "BCTHW", output="score", pack=lambda clip: clip).toward("lower")
+    assert repr(packed) == (
+        "VideoClassifier(Sequential, layout='BCTHW', num_frames=None, image_size=None, unnamed classes, "
+        "output='score', packed, toward='lower')"
+    )

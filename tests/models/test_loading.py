@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from captum_staa.models import resnet3d
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.labels import in_order
 from captum_staa.models.loading import bundled_names
-from captum_staa.models.preprocessing import Preprocessing
+from captum_staa.models.preprocessing import Preprocessing, published
 
 transformers = pytest.importorskip("transformers")
 
@@ -223,6 +224,55 @@ def test_preprocess_and_crop_box_equal_the_processor(tmp_path: Path) -> None:
 def test_preprocessing_is_none_without_processor_files(tmp_path: Path) -> None:
     build("vivit").save_pretrained(tmp_path)
     assert VideoClassifier.from_pretrained(str(tmp_path)).preprocessing is None
+
+
+PUBLISHED = {  # of MCG-NJU, facebook and google on the hub: mean, std, and the shorter edge for an input of 224 pixels
+    "videomae": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224),
+    "timesformer": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225), 224),
+    "vivit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 256),
+    "vjepa2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 256),
+    "videoprism": (None, None, None),
+}
+
+
+@families
+def test_a_folder_without_processor_files_names_the_numbers_of_its_family(name: str, tmp_path: Path) -> None:
+    build(name).save_pretrained(tmp_path)
+    clf = VideoClassifier.from_pretrained(tmp_path)
+    frames = np.full((FRAMES, 20, 24, 3), 255, np.uint8)
+    calls = (lambda: clf.preprocess(frames), lambda: clf.crop_box(20, 24), lambda: Preprocessing.from_folder(tmp_path))
+    found = []
+    for call in calls:
+        with pytest.raises(ValueError, match="the numbers of the published") as raised:
+            call()
+        found.append(re.search(r"preprocessing=(Preprocessing\(.*?\)) to", str(raised.value))[1])
+    assert len(set(found)) == 1
+    clf.preprocessing = eval(found[0], {"Preprocessing": Preprocessing})
+    mean, std, edge = PUBLISHED[name]
+    assert (clf.preprocessing.mean, clf.preprocessing.std) == (mean, std)
+    white = 1.0 if mean is None else (1 - np.array(mean)) / np.array(std)
+    clip = clf.preprocess(frames)
+    torch.testing.assert_close(clip[0, 0, :, 0, 0], torch.as_tensor(white).float().expand(3))
+    assert clf(clip).shape == (1, 3)  # of the size that the model takes
+    published_size = published(name, (224, 224))
+    assert published_size.resize == (edge or (224, 224)) and published_size.crop == (edge and (224, 224))
+
+
+def test_the_suggested_steps_of_a_model_of_no_family_are_open(tmp_path: Path) -> None:
+    for content in ("", "[]", '{"model_type": "videomae"}', '{"model_type": "resnet3d", "image_size": 16}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"Preprocessing\(resize=\.\.\..*with which the model was trained"):
+            Preprocessing.from_folder(tmp_path)
+
+
+def test_the_commands_print_the_processor_file_of_the_family(tmp_path: Path) -> None:
+    from captum_staa.cli.loading import load
+
+    build("vivit").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="That of the published vivit models would be") as raised:
+        load(str(tmp_path), None)
+    (tmp_path / "preprocessor_config.json").write_text(str(raised.value).split("would be ")[1])
+    assert load(str(tmp_path), None).preprocessing == published("vivit", (SIZE, SIZE))
 
 
 def test_options_override_the_folder(tmp_path: Path) -> None:
