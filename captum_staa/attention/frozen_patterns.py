@@ -14,7 +14,15 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from captum_staa.attention.completeness import ConstantShares, dot, tensors_of
-from captum_staa.attention.frozen_norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from captum_staa.attention.frozen_norms import (
+    batch_norm,
+    cosine_similarity,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
+from captum_staa.attention.frozen_recurrent import RECURRENT, unrolled
 from captum_staa.attention.linear_graph import (
     PATTERN,
     Attended,
@@ -46,6 +54,7 @@ class FrozenPatterns(TorchFunctionMode):
     - Products: the output of sigmoid, tanh or erf is a gate and a constant. So a hand-written GELU equals
       ``F.gelu``, and ``F.glu`` passes a gradient to its first half only. In other products, such as
       ``silu(gate) * up``, each factor gets half of the product.
+    - Recurrent layers run step by step, with the rules for gates and activations.
 
     With a ``pattern_weight`` above 0, the gradient also passes through attention patterns to queries and keys, each
     multiplied by this weight. The network is then not affine: the share of each token includes, in first order, its
@@ -74,7 +83,7 @@ class FrozenPatterns(TorchFunctionMode):
         kwargs = kwargs or {}
         values = list(tensors_of(args, kwargs))
         depends = torch.is_grad_enabled() and any(value.requires_grad for value in values)
-        if depends and func in _EXPANDED:
+        if depends and (func in _EXPANDED or func in _WRITTEN_OUT):
             return self.expand(func)(*args, **kwargs)
         if self.shares is None:
             return self._apply(func, args, kwargs) if depends else func(*args, **kwargs)
@@ -110,7 +119,7 @@ class FrozenPatterns(TorchFunctionMode):
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with self:
-                return _without_dispatch(func)(*args, **kwargs)
+                return (_WRITTEN_OUT.get(func) or _without_dispatch(func))(*args, **kwargs)
 
         return run
 
@@ -325,7 +334,13 @@ _BY_NAME: dict[Rule, str] = {
     _activation(FrozenGate): "sigmoid expit hardsigmoid softplus log_sigmoid logsigmoid",
     _product(): "mul multiply matmul mm bmm mv dot inner outer einsum tensordot kron",
     _product(0): "addmm baddbmm addbmm addmv addr addcmul",
+    _product(3): "bilinear",
     _product(2): "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+}
+# Functions that are replaced by Python code of functions in the table.
+_WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
+    **{function: unrolled(function) for function in RECURRENT},
+    torch.cosine_similarity: cosine_similarity,
 }
 # Rules that replace those above if pattern_weight is above 0.
 _OPEN_RULES: dict[Rule, Callable[[Any, Any, Any, float, ConstantShares | None], Any]] = {

@@ -138,21 +138,25 @@ def test_models_may_modify_inputs_and_embeddings_in_place():
     torch.testing.assert_close(result.contributions, decompose(linear, x, contrast, tokens=linear.embed).contributions)
 
 
-@pytest.mark.parametrize("kind", ["compiled", "compiled inside", "checkpointed"])
-def test_compiled_and_checkpointed_models(kind):
+@pytest.mark.parametrize("kind", ["compiled", "compiled inside", "exported", "checkpointed"])
+def test_compiled_exported_and_checkpointed_models(kind):
     model = vit()
-    expected = decompose(model, clips(), contrast, tokens=model.embed)
+    tokens = None if kind == "exported" else model.embed  # its operators are in no module
+    expected = decompose(model, clips(), contrast, tokens=tokens)
     run: Any = model
     if kind == "compiled":
         run = torch.compile(model, backend="eager")
+    elif kind == "exported":
+        run = torch.export.export(model, (clips(),)).module()
     for block in model.blocks:
         if kind == "compiled inside":
             block["mlp"] = torch.compile(block["mlp"], backend="eager")
+            block["attn"].forward = torch.compile(block["attn"].forward, backend="eager")
         elif kind == "checkpointed":
             block["attn"].forward = partial(checkpoint, block["attn"].forward, use_reentrant=False)
             block["mlp"].forward = partial(checkpoint, block["mlp"].forward, use_reentrant=False)
-    result = decompose(run, clips(), contrast, tokens=model.embed)
-    assert result.nonlinear == ()
+    result = decompose(run, clips(), contrast, tokens=tokens)
+    assert result.nonlinear == () and abs(float(result.remainder)) < 1e-10
     torch.testing.assert_close(result.contributions, expected.contributions)
 
 

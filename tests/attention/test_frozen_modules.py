@@ -300,6 +300,66 @@ class Trunk(nn.Module):
         return x * tape(1 / (1 + (-linear(x.mean(1, keepdim=True), self.squeeze)).exp()))
 
 
+class Recurrent(nn.Module):
+    """Recurrent layers over tokens, as frame encoders pool over time."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(WIDTH, 6, 2, batch_first=True, bidirectional=True, dropout=0.5, proj_size=4)
+        self.gru, self.rnn = nn.GRU(WIDTH, WIDTH), nn.RNN(WIDTH, WIDTH, nonlinearity=kind, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :6]
+        y = self.rnn(self.gru(self.lstm(x)[0].transpose(0, 1))[0])[0].transpose(0, 1)
+        return torch.cat([y, self.lstm(x)[1][1].flatten(0, 1)[:1, None, :1].expand(-1, 1, WIDTH)], 1)
+
+    def explicit(self, x: Tensor, tape: Tape) -> Tensor:
+        x = x[0, :6]
+        y, cell = self._lstm(x, tape)
+        y = self._rnn(self._gru(y, tape), tape)
+        return torch.cat([y, cell.expand(1, WIDTH)])[None]
+
+    def _lstm(self, x: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
+        cells = []
+        for layer in (0, 1):
+            ways = []
+            for way in ("", "_reverse"):
+                kind = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+                u, w, a, b, r = (getattr(self.lstm, f"{name}_l{layer}{way}") for name in kind)
+                h, c, steps = torch.zeros(4).double(), torch.zeros(6).double(), []
+                for step in x.flip(0) if way else x:
+                    i, f, g, o = (u @ step + a + w @ h + b).chunk(4)
+                    c = c * tape(torch.special.expit(f)) + g * tape(torch.special.expit(i) * g.tanh() / g)
+                    h = r @ (c * tape(torch.special.expit(o) * c.tanh() / c))
+                    steps.append(h)
+                ways.append(torch.stack(steps).flip(0) if way else torch.stack(steps))
+                cells.append(c)
+            x = torch.cat(ways, 1)
+        return x, cells[0][0]
+
+    def _gru(self, x: Tensor, tape: Tape) -> Tensor:
+        layer, h, steps = self.gru, torch.zeros(WIDTH).double(), []
+        for step in x:
+            a, b = layer.weight_ih_l0 @ step + layer.bias_ih_l0, layer.weight_hh_l0 @ h + layer.bias_hh_l0
+            (r, z, n), (of_r, of_z, of_n) = a.chunk(3), b.chunk(3)
+            kept = tape(torch.special.expit(z + of_z))
+            reset = tape(torch.special.expit(r + of_r))
+            if not steps:  # it multiplies a constant here, and is no gate
+                reset = 0.5 + (r + of_r) * tape((torch.special.expit(r + of_r) - 0.5) / (r + of_r))
+            n = n + reset * of_n
+            h = (1 - kept) * n * tape(n.tanh() / n) + kept * h
+            steps.append(h)
+        return torch.stack(steps)
+
+    def _rnn(self, x: Tensor, tape: Tape) -> Tensor:
+        layer, h, steps = self.rnn, torch.zeros(WIDTH).double(), []
+        for step in x:
+            h = layer.weight_ih_l0 @ step + layer.weight_hh_l0 @ h
+            h = h * tape(h.tanh() / h if layer.nonlinearity == "tanh" else (h > 0).double())
+            steps.append(h)
+        return torch.stack(steps)
+
+
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "nn.MultiheadAttention with weights": lambda: Multihead(True, True),
     "nn.MultiheadAttention, sequence first": lambda: Multihead(False, False),
@@ -310,6 +370,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "Swin, version 2": lambda: Windows(True),
     "MViT": Pooled,
     "trunk": Trunk,
+    "recurrent, tanh": lambda: Recurrent("tanh"),
+    "recurrent, relu": lambda: Recurrent("relu"),
 }
 
 
