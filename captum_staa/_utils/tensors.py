@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SPREAD = (
-    0.75  # standard deviation, in tubelets or cells, that merges neighboring tokens of opposite signs into one object
-)
+BLOCK = 64  # positions that one product of matrices blurs
+# Standard deviation, in tubelets or cells, that merges neighboring tokens of opposite signs into one object.
+SPREAD = 0.75
 
 
 def wide(value: Tensor) -> Tensor:
@@ -46,13 +46,23 @@ def gaussian(
             continue
         reach = max(1, int(3 * width + 0.5)) if radius is None else radius[axis - 1]
         steps = torch.arange(-reach, reach + 1, dtype=torch.float64)
-        kernel = torch.exp(-0.5 * (steps / width) ** 2)[None, None].to(maps)
+        kernel = torch.exp(-0.5 * (steps / width) ** 2).to(maps)
         lines = maps.movedim(axis, -1)
-        flat = lines.reshape(-1, 1, lines.shape[-1])
-        covered = F.conv1d(torch.ones_like(flat[:1]), kernel, padding=reach)
-        if keep_sums:
-            blurred = F.conv1d(flat / covered, kernel, padding=reach)
-        else:
-            blurred = F.conv1d(flat, kernel, padding=reach) / covered
-        maps = blurred.view(lines.shape).movedim(-1, axis)
+        covered = _convolved(torch.ones_like(lines[:1, :1, :1]), kernel)
+        lines = _convolved(lines / covered, kernel) if keep_sums else _convolved(lines, kernel) / covered
+        maps = lines.movedim(-1, axis)
     return maps
+
+
+def _convolved(lines: Tensor, kernel: Tensor) -> Tensor:
+    """Return ``(..., N)`` convolved with a kernel ``(2 r + 1,)`` along the last axis, with zeros outside.
+
+    Blocks of the lines are multiplied with a band matrix. This is several times faster than ``F.conv1d`` with a single
+    channel, in particular in float64.
+    """
+    reach, count = len(kernel) // 2, lines.shape[-1]
+    block = min(count, BLOCK)
+    side = block + 2 * reach  # positions that a block depends on
+    band = F.pad(kernel, (0, block)).repeat(block)[: block * side].view(block, side)  # row i is shifted by i
+    padded = F.pad(lines, (reach, reach + -count % block))
+    return (padded.unfold(-1, side, block) @ band.T).flatten(-2)[..., :count]
