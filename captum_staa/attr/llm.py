@@ -22,7 +22,7 @@ class VideoMaskInput(InterpretableInput):
         >>> from captum_staa import VideoLanguageModel, feature_masks  # doctest: +SKIP
         >>> vlm = VideoLanguageModel.from_pretrained("tiny-qwen2_5_vl")  # doctest: +SKIP
         >>> clip = torch.rand(1, 16, 3, 48, 48)  # doctest: +SKIP
-        >>> mask = feature_masks.segments(clip, "BTCHW", length=4)  # doctest: +SKIP
+        >>> mask = feature_masks.segments(clip, "BTCHW", 4)  # doctest: +SKIP
         >>> inp = VideoMaskInput(vlm, clip, "which pattern ?", mask)  # doctest: +SKIP
         >>> inp.n_itp_features, inp.values[0]  # doctest: +SKIP
         (4, 'region 0')
