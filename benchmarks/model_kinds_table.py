@@ -132,6 +132,7 @@ def _eval(module: torch.nn.Module) -> Any:
 
 def row(kind: Any, columns: Sequence[str]) -> list[Cell]:
     """Return the cells of a row. Subjects are made once, so that a call that changes the model affects the next."""
+    torch.manual_seed(0)
     subject = kind.make()
     with torch.no_grad():
         shown, hidden = (subject.reference(clip) for clip in (subject.clip, torch.zeros_like(subject.clip)))

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import slow_staa
 import torch
@@ -104,11 +105,92 @@ def _slow_staa(s: Subject, mode: str) -> Tensor:
 
 
 def staa_attention_by_hand(s: Subject) -> Tensor:
-    return _slow_staa(s, "attention")
+    return _slow_staa(s, "attention") if s.attention is None else _rollout_of_frames(s)
 
 
 def staa_relevance_by_hand(s: Subject) -> Tensor:
-    return _slow_staa(s, "relevance")
+    return _slow_staa(s, "relevance") if s.embedding is None else _frozen_gradient(s)
+
+
+def _eager(s: Subject) -> Any:
+    """Return a copy of the network of the reference that computes attention by a softmax."""
+    net: Any = copy.deepcopy(s.reference.net)
+    for module in net.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # of timm
+        if hasattr(module, "config"):
+            module.config._attn_implementation = "eager"
+    return net
+
+
+def _rollout_of_frames(s: Subject) -> Tensor:
+    """Multiply the attention of all blocks, with residual connections, for each frame; read by its class token."""
+    assert s.attention is not None and s.embedding is not None
+    net, found = _eager(s), []
+    for name, module in net.named_modules():
+        if name.endswith(s.attention):
+            module.register_forward_pre_hook(lambda module, args: found.append(args[0].mean(1)))
+    frames = s.layout.to_working(s.clip)
+    with torch.no_grad():
+        s.reference.run(net, s.clip)
+    product = torch.eye(found[0].shape[1])
+    for matrix in found:  # (B * t, N, N)
+        product = (matrix + torch.eye(len(matrix[0]))) @ product / 2
+    count, (t, h, w) = frames.shape[1], s.embedding[1]
+    cells = product[:, 0, 1:].unflatten(0, (-1, count)) / count  # the head averages over frames
+    cells = cells.unflatten(2, (frames.shape[3] // h, frames.shape[4] // w))
+    maps = F.interpolate(cells[:, None], scale_factor=(t, h, w), mode="trilinear")[:, 0] / (t * h * w)
+    return s.layout.from_working(maps[:, :, None].expand_as(frames) / 3)
+
+
+class FrozenPlayback(slow_staa.Playback):
+    """Also keeps the gate of a sigmoid and norms, and gives each factor of a product of two features one half."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.einsum:
+            return super().__torch_function__(func, types, args, kwargs)
+        equation, *factors = args
+        if self.next < 0:
+            self.recorded += factors
+            return func(*args)
+        first, second = self.recorded[self.next : self.next + 2]
+        self.next += 2
+        return (func(equation, factors[0], second) + func(equation, first, factors[1])) / 2
+
+    @staticmethod
+    def _known(func: Any) -> str | None:
+        if func in (torch.sigmoid, Tensor.sigmoid, Tensor.norm):
+            return "constant"
+        return slow_staa.Playback._known(func)
+
+
+def _frozen_gradient(s: Subject) -> Tensor:
+    """Gradient times embedding, in float64 and with the patterns, scales and gates of a first forward."""
+    assert s.embedding is not None
+    name, sides = s.embedding
+    net, mode, leaves = _eager(s).double(), FrozenPlayback(), []
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1] * 1
+
+    net.get_submodule(name).register_forward_hook(hook)
+    for first in (True, False):
+        mode.next = -1 if first else 0
+        with mode, torch.set_grad_enabled(not first):
+            outputs = s.reference.run(net, s.clip.double())
+    own = chosen(s, outputs)
+    score = own - (outputs.sum(1) - own) / (outputs.shape[1] - 1)
+    (gradient,) = torch.autograd.grad(score.sum(), leaves[-1])
+    shares = (gradient * leaves[-1].detach()).sum(1)  # (B, t, h, w), or (B * t, h, w) of an embedding per frame
+    frames = s.layout.to_working(s.clip)
+    if shares.ndim == 3:
+        shares = shares.unflatten(0, (len(frames), -1))
+    with mock.patch.dict(slow_staa.TUBELET, {name: sides}):
+        maps = slow_staa.spread(name, shares.float())
+    return s.layout.from_working(maps[:, :, None].expand_as(frames) / 3)
 
 
 def grad_cam(s: Subject) -> Tensor:

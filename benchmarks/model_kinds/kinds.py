@@ -70,6 +70,10 @@ class Subject:
         fold: from its output to ``(B, C, t, h, w)``.
         transformer: name of the family in ``slow_staa``, and function from the network of the reference to the
             transformer in it. None if there is no transformer of a known family.
+        embedding: name of the convolution that makes tokens of another transformer, and the pixels ``(t, h, w)`` of a
+            token. None if there is none.
+        attention: name of the modules of another transformer that get the attention of each frame, ``(B*t, heads, N,
+            N)`` with a class token, which the head reads and averages over frames. None if there are none.
         target: as in Captum.
         cell: sides ``(t, h, w)`` of windows and cells, which divide the clip.
         half: whether the model is in bfloat16, as is the reference. STAA is compared with its formula in float32.
@@ -83,6 +87,8 @@ class Subject:
     layer: str
     fold: Fold
     transformer: tuple[str, Callable[[nn.Module], nn.Module]] | None = None
+    embedding: tuple[str, Cells] | None = None
+    attention: str | None = None
     target: Any = field(default_factory=lambda: [1, 0])
     cell: Cells = (2, 8, 8)
     half: bool = False
@@ -250,7 +256,8 @@ def torchvision_swin() -> Subject:
     net = trained(video.swin3d_t(weights=None, num_classes=CLASSES))
     clf = VideoClassifier(net, layout="BCTHW")
     clip = clips("BCTHW", 4, (64, 32))
-    return Subject(clf, ByHand(net, plain), clip, "features.2", channels_last, cell=(2, 32, 16))
+    known = {"embedding": ("patch_embed.proj", (2, 4, 4)), "cell": (2, 32, 16)}
+    return Subject(clf, ByHand(net, plain), clip, "features.2", channels_last, **known)
 
 
 # --- transformers -----------------------------------------------------------------------------------------------
@@ -343,7 +350,6 @@ def x_clip() -> Subject:
     mit = {"mit_hidden_size": 12, "mit_intermediate_size": 24, "mit_num_hidden_layers": 1, "mit_num_attention_heads": 2}
     heads = {"projection_dim": 12, "prompt_layers": 1, "prompt_num_attention_heads": 2}
     config = transformers.XCLIPConfig(text_config=text, vision_config={**vision, **mit}, **heads)
-    torch.manual_seed(0)
     net = randomize(transformers.XCLIPModel(config), 0)
     words = torch.tensor([[0, 5, 6, 2], [0, 7, 8, 2], [0, 9, 3, 2], [0, 4, 11, 2]])
 
@@ -358,7 +364,9 @@ def x_clip() -> Subject:
         return value[:, 1:].unflatten(1, (4, 4)).unflatten(0, (-1, 4)).permute(0, 4, 1, 2, 3)
 
     # two perturbations of two clips are as many rows as there are classes
-    return Subject(clf, reference, clips("BTCHW", 4, (32, 32)), layer, fold, cell=(2, 16, 16), per_eval=2)
+    embedding = "vision_model.embeddings.patch_embedding", (1, 8, 8)
+    clip = clips("BTCHW", 4, (32, 32))
+    return Subject(clf, reference, clip, layer, fold, embedding=embedding, cell=(2, 16, 16), per_eval=2)
 
 
 # --- frame by frame -----------------------------------------------------------------------------------------------
@@ -377,7 +385,6 @@ class MeanOverFrames(nn.Module):
 
 def timm_vit() -> Subject:
     timm = importlib.import_module("timm")
-    torch.manual_seed(0)
     name = "vit_tiny_patch16_224"
     net = trained(MeanOverFrames(timm.create_model(name, img_size=(64, 48), num_classes=CLASSES, depth=4)))
 
@@ -386,17 +393,19 @@ def timm_vit() -> Subject:
 
     clf = VideoClassifier(net, layout="BTCHW")
     clip = clips("BTCHW", 4, (64, 48))
-    return Subject(clf, ByHand(net, plain), clip, "net.blocks.2.norm1", fold, cell=(2, 32, 16))
+    embedding = "net.patch_embed.proj", (1, 16, 16)
+    known = {"embedding": embedding, "attention": "attn_drop", "cell": (2, 32, 16)}
+    return Subject(clf, ByHand(net, plain), clip, "net.blocks.2.norm1", fold, **known)
 
 
 def timm_swin() -> Subject:
     timm = importlib.import_module("timm")
-    torch.manual_seed(0)
     name = "swin_tiny_patch4_window7_224"
     net = trained(MeanOverFrames(timm.create_model(name, img_size=(64, 64), num_classes=CLASSES, depths=(1, 1, 1, 1))))
     clf = VideoClassifier(net, layout="BTCHW")
     clip = clips("BTCHW", 4, (64, 64))
-    return Subject(clf, ByHand(net, plain), clip, "net.layers.1", frames_of_channels_last(4), cell=(2, 32, 32))
+    known = {"embedding": ("net.patch_embed.proj", (1, 4, 4)), "cell": (2, 32, 32)}
+    return Subject(clf, ByHand(net, plain), clip, "net.layers.1", frames_of_channels_last(4), **known)
 
 
 class CNNLSTM(nn.Module):
@@ -416,14 +425,12 @@ class CNNLSTM(nn.Module):
 
 
 def cnn_lstm() -> Subject:
-    torch.manual_seed(0)
     clip = clips("BTCHW", 4, (16, 24))
     net = trained(CNNLSTM(), clip)
     return Subject(VideoClassifier(net, layout="BTCHW"), ByHand(net, plain), clip, "features", per_frame(4))
 
 
 def outputs_per_frame() -> Subject:
-    torch.manual_seed(0)
     clip, target = clips("BTCHW", 4, (16, 24)), [(1, 0), (3, 2)]  # (frame, class)
     net = trained(CNNLSTM(every_frame=True), clip)
     clf = VideoClassifier(net, layout="BTCHW", labels=["run", "walk", "jump"])
@@ -457,7 +464,6 @@ class Segments(nn.Module):
 
 
 def folded_frames(shift: bool) -> Subject:
-    torch.manual_seed(0)
     clip = clips("BTCHW", 4, (16, 24))
     net = trained(Segments(4, shift), clip.flatten(0, 1))
     clf = VideoClassifier(net, layout="BTCHW", pack=lambda clip: clip.flatten(0, 1))
@@ -492,7 +498,6 @@ def cnn(
     half: bool = False,
     **known: Any,
 ) -> Subject:
-    torch.manual_seed(0)
     clip = clips("BCTHW", 4, (16, 24))
     net = change(trained(CNN3D(classes, head), clip))
     reference = ByHand(net, plain, output, torch.bfloat16 if half else torch.float32)
@@ -517,7 +522,6 @@ class SlowFast(nn.Module):
 
 
 def slow_fast() -> Subject:
-    torch.manual_seed(0)
     clip = clips("BCTHW", 8, (16, 24))
     net = trained(SlowFast(), [clip[:, :, ::4], clip])
     reference = ByHand(net, lambda net, clip: net([clip[:, :, [0, 4]], clip]))
@@ -537,7 +541,6 @@ class Views(nn.Module):
 
 
 def six_axes() -> Subject:
-    torch.manual_seed(0)
     clip = clips("BCTHW", 4, (16, 24))
     net = trained(Views(CNN3D()), clip[:, None])
     reference = ByHand(net, lambda net, clip: net.net(clip))  # of a single view

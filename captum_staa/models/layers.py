@@ -250,8 +250,12 @@ def axes_of(
         if (channel is None or output.ndim < 4 or axes.channel == channel)
         and all(map(int.__le__, _cells_of(axes, output), size))
     ]
+    proportioned = [axes for axes in fits if _proportioned(_cells_of(axes, output), size)]
     if len(fits) > 1 and channel is None:  # cells of one layer have the proportions of the frame
-        fits = [axes for axes in fits if _proportioned(_cells_of(axes, output), size)] or fits
+        fits = proportioned or fits
+    stretched = bool(fits) and not proportioned and channel is not None and channel == output.ndim - 1 > 2
+    if stretched:  # a linear layer or layer norm shows the channels, but also those of (B*T, heads, N, C)
+        fits = []
     received = f"got shape {tuple(output.shape)} for {batch} clips of {size} (T, H, W)"
     if len(fits) == 1 and grid is None and fits[0].prefix > 1:
         t, h, w = fits[0].cells
@@ -272,6 +276,8 @@ def axes_of(
         )
     tokens = grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer"
     seen = f" with channels in axis {channel}" if channel is not None and output.ndim > 3 else ""
+    if stretched:
+        seen += " and other axes that do not have the proportions of the frame"
     raise ValueError(
         f"the output of {name} must be (B, C, t, h, w), (B, t, h, w, C), (B*T, C, h, w) or (B*T, h, w, C), or tokens "
         f"(B, N, D), (B*t, h*w, D) or (B*h*w, t, D), {received}{seen}. Tokens need {tokens}. For another order, pass "

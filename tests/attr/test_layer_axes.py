@@ -192,6 +192,23 @@ def test_the_places_of_patches_among_several_other_tokens_per_frame_are_asked_fo
         torch.testing.assert_close(found, true_map(net, 1).repeat_interleave(2, 2).repeat_interleave(2, 3) / 4)
 
 
+def test_heads_and_positions_are_not_taken_for_the_height_and_width_of_cells() -> None:
+    class Heads(nn.Module):  # the norm of queries in MViT returns (B*T, heads, N, C)
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.stage, self.head = nn.Conv2d(3, 6, 8, 8), nn.LayerNorm(3), nn.Linear(6, 3)
+
+        def forward(self, clip: Tensor) -> Tensor:
+            tokens = self.conv(clip.transpose(1, 2).flatten(0, 1)).flatten(2).transpose(1, 2)  # (B*T, 16, 6)
+            heads = self.stage(tokens.unflatten(2, (2, 3)).transpose(1, 2))  # (B*T, 2, 16, 3)
+            pooled = heads.square().mean(2).flatten(1)
+            return self.head(pooled).unflatten(0, (-1, T)).mean(1)
+
+    with pytest.raises(ValueError, match=r"\(8, 2, 16, 3\).*do not have the proportions of the frame.*reshape"):
+        GradCAM(Heads(), "stage", "BCTHW").attribute(torch.rand(2, 3, T, 32, 32), target=1)
+
+
 def test_a_recurrent_layer_gives_a_map_in_time() -> None:
     class Recurrent(nn.Module):
         def __init__(self, batch_first: bool) -> None:
