@@ -15,7 +15,7 @@ from captum_staa.layout import VideoLayout, check_dense
 from captum_staa.masking.scores import selected
 from captum_staa.models.classifier import classifier_of
 from captum_staa.models.outputs import decision_values, kind_of
-from captum_staa.result import as_tuple
+from captum_staa.result import as_tuple, check_same_batch, clips_in
 
 
 class VideoMethod(Attribution):
@@ -43,8 +43,12 @@ def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: s
     """Return the clip of a method that explains one tensor of floats per example."""
     clips = as_tuple(inputs)
     if len(clips) != 1:
+        channels = tuple(clip.shape[layout.channel] for clip in clips if clip.ndim == 5)
         raise ValueError(
-            f"{method} explains one clip tensor, got a tuple of {len(clips)} inputs. Pass a single tensor."
+            f"{method} explains one clip tensor, got a tuple of {len(clips)} inputs. Pass one of them, and the others "
+            f"as additional_forward_args; or explain them together, as one clip torch.cat(inputs, {layout.channel}) of "
+            f"VideoClassifier(model, layout={layout.axes!r}, pack=lambda clip: clip.split({channels}, "
+            f"{layout.channel}))."
         )
     layout.check_values(clips[0])
     return clips[0]
@@ -52,12 +56,11 @@ def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: s
 
 def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) -> tuple[Tensor, ...]:
     """Return the tensors of a method that takes one or several per example, checked as clips if a layout is given."""
+    if layout is not None:
+        return clips_in(inputs, layout)
     clips = as_tuple(inputs)
     for i, clip in enumerate(clips):
         name = "inputs" if len(clips) == 1 else f"inputs[{i}]"
-        if layout is not None:
-            layout.check_values(clip, name)
-            continue
         if clip.ndim == 0 or clip.numel() == 0:
             raise ValueError(
                 f"{name} must be a non-empty tensor with one row per example, got shape {tuple(clip.shape)}. Add a "
@@ -69,11 +72,7 @@ def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) ->
                 f"{name} must be finite, got nan or infinity in a tensor of shape {tuple(clip.shape)}. Replace these "
                 f"values with torch.nan_to_num."
             )
-    if len({len(clip) for clip in clips}) > 1:
-        raise ValueError(
-            f"all inputs must have the same batch size, got shapes {[tuple(clip.shape) for clip in clips]}. Pass the "
-            f"same examples in each."
-        )
+    check_same_batch(clips)
     return clips
 
 

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captum_staa.feature_masks.regular import for_inputs
 from captum_staa.feature_masks.slic import as_mask, check_clip, gapless, lab, slic, stretched
 from captum_staa.layout import VideoLayout
+from captum_staa.result import Inputs
 
 Floats = NDArray[np.floating[Any]]
 
@@ -22,7 +24,7 @@ EXACT = "donot_use_mm_for_euclid_dist"  # otherwise near ties could depend on th
 ENOUGH = 128  # pixels along the shorter side at which flow is computed; it is averaged over superpixels anyway
 
 
-def flow_tubes(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
+def flow_tubes(inputs: Inputs, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Inputs:
     """Return a mask with one feature per tube, a region that follows a moving object.
 
     Example:
@@ -43,7 +45,8 @@ def flow_tubes(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactness
     that the borders of tubes are stable over time.
 
     Args:
-        inputs: clips, a float tensor of five axes, with frames of at least 2 x 2 pixels.
+        inputs: clips, a float tensor of five axes, with frames of at least 2 x 2 pixels; or a tuple of them, each with
+            its own tubes. For RGB and flow, pass the mask of the RGB for both: ``feature_mask=(mask, mask)``.
         layout: order of the axes, such as ``"BTCHW"``.
         n: maximum number of tubes. There are fewer if SLIC finds fewer superpixels, for example with one per voxel, or
             if all voxels of a small tube are nearer to other tubes.
@@ -73,15 +76,19 @@ def flow_tubes(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactness
         scikit-image. Merging superpixels over space and time: Grundmann et al., "Efficient Hierarchical Graph-Based
         Video Segmentation", CVPR 2010, with another criterion.
     """
-    layout = check_clip(inputs, layout, n, compactness)
-    sizes = layout.size(inputs)
-    if min(sizes["H"], sizes["W"]) < 2:
-        raise ValueError(
-            f"inputs must have frames of at least 2 x 2 pixels for optical flow, got shape {tuple(inputs.shape)} in "
-            f"layout {layout.axes}. Use feature_masks.frames or feature_masks.segments."
-        )
-    masks = [_tubes(stretched(frames), n, compactness) for frames in layout.to_working(inputs)]
-    return as_mask(masks, inputs, layout)
+
+    def followed(clip: Tensor, layout: VideoLayout) -> Tensor:
+        check_clip(clip, layout, n, compactness)
+        sizes = layout.size(clip)
+        if min(sizes["H"], sizes["W"]) < 2:
+            raise ValueError(
+                f"inputs must have frames of at least 2 x 2 pixels for optical flow, got shape {tuple(clip.shape)} in "
+                f"layout {layout.axes}. Use feature_masks.frames or feature_masks.segments."
+            )
+        masks = [_tubes(stretched(frames), n, compactness) for frames in layout.to_working(clip)]
+        return as_mask(masks, clip, layout)
+
+    return for_inputs(inputs, layout, followed)
 
 
 def _tubes(volume: NDArray[np.float32], n: int, compactness: float) -> NDArray[np.int64]:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_staa._utils.checks import check_count, is_number
+from captum_staa.feature_masks.regular import for_inputs
 from captum_staa.layout import VideoLayout
+from captum_staa.result import Inputs
 
 
-def supervoxels(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
+def supervoxels(inputs: Inputs, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Inputs:
     """Return a mask with one feature per supervoxel, a small region of similar color in space and time.
 
     Example:
@@ -25,7 +27,7 @@ def supervoxels(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactnes
         (torch.Size([1, 1, 8, 32, 32]), set())
 
     Args:
-        inputs: clips, a float tensor of five axes.
+        inputs: clips, a float tensor of five axes, or a tuple of them (RGB and flow), each with its own regions.
         layout: order of the axes, such as ``"BTCHW"``.
         n: approximate number of regions. SLIC rounds it to a grid of seeds and merges regions that are too small. The
             distance of seeds is ``(T H W / n) ** (1/3)``, in frames and in pixels. If it is more than two thirds of the
@@ -53,17 +55,19 @@ def supervoxels(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactnes
         Achanta et al., "SLIC Superpixels Compared to State-of-the-Art Superpixel Methods", TPAMI 2012, as in
         scikit-image.
     """
-    layout = check_clip(inputs, layout, n, compactness)
-    masks = [slic(lab(stretched(frames)), n, compactness) for frames in layout.to_working(inputs)]
-    return as_mask(masks, inputs, layout)
+
+    def segmented(clip: Tensor, layout: VideoLayout) -> Tensor:
+        check_clip(clip, layout, n, compactness)
+        masks = [slic(lab(stretched(frames)), n, compactness) for frames in layout.to_working(clip)]
+        return as_mask(masks, clip, layout)
+
+    return for_inputs(inputs, layout, segmented)
 
 
-def check_clip(inputs: Tensor, layout: VideoLayout | str, n: int, compactness: float) -> VideoLayout:
-    """Return the layout. Raise if an argument of a content-dependent mask is wrong or scikit-image is not installed."""
-    layout = VideoLayout.of(layout)
-    layout.check_values(inputs, "inputs")
-    sizes = layout.size(inputs)
-    described = f"clip of shape {tuple(inputs.shape)} in layout {layout.axes}"
+def check_clip(clip: Tensor, layout: VideoLayout, n: int, compactness: float) -> None:
+    """Raise if an argument of a content-dependent mask is wrong, or scikit-image is not installed."""
+    sizes = layout.size(clip)
+    described = f"clip of shape {tuple(clip.shape)} in layout {layout.axes}"
     check_count("n", n, most=sizes["T"] * sizes["H"] * sizes["W"], of=f"voxels of a {described}")
     if not (is_number(compactness) and 0 < compactness < math.inf):
         raise ValueError(f"compactness must be positive and finite, typically 5 to 50, got {compactness!r}")
@@ -74,7 +78,6 @@ def check_clip(inputs: Tensor, layout: VideoLayout | str, n: int, compactness: f
             'supervoxels and flow_tubes require scikit-image. Install it with pip install "captum_staa[supervoxels]", '
             "or use feature_masks.grid(inputs, layout, (t, h, w)), which does not need it."
         ) from None
-    return layout
 
 
 def stretched(frames: Tensor) -> NDArray[np.float32]:
