@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from captum_staa import VideoClassifier, metrics
 from captum_staa._utils.gaussian import SPREAD, gaussian
 from captum_staa.benchmark import PlantedClips, SceneOptions
-from captum_staa.benchmark.controls import RandomWeights
+from captum_staa.benchmark.clip_runner import RandomWeights
 
 BATCH = 8
 COLUMNS = {
@@ -97,6 +97,28 @@ class Evidence:
                 values = against_rivals(own, truth, self.planted.rivals(part), self.planted.objects(part))
                 for key, each in values.items():
                     _extend(found, name, key, each)
+        return found
+
+    @torch.no_grad()
+    def known_objects(self) -> Scores:
+        """Score maps that know the objects: how far the target's logit falls, compared with the mean of the others,
+        when the background replaces an object, in two frames at a time or in all frames where it shows the same.
+        """
+        found: Scores = {}
+        for index in range(self.count):
+            _, label, truth, rivals, objects = self.planted.with_masks(index)
+            parts = torch.cat([objects, (rivals & ~objects.any(0))[None]])  # the last: evidence outside its window
+            frames = torch.arange(truth.shape[0])[:, None, None]
+            pairs = torch.stack([part & (frames // 2 == pair) for part in parts for pair in range(len(frames) // 2)])
+            for name, masks in (("two frames", pairs), ("all frames", parts)):
+                masks = masks[masks.flatten(1).any(1)]
+                clips = self._own(torch.cat([self.planted.without(index, masks), self.planted[index][0][None]]))
+                outputs = torch.cat([self.clf(batch) for batch in clips.split(4 * BATCH)])
+                contrast = outputs[:, label] - outputs.mean(1)
+                fallen = torch.einsum("m,mthw->thw", contrast[-1] - contrast[:-1], masks.float())
+                one = against_rivals(fallen[None], truth[None], rivals[None], objects[None])
+                for key, values in one.items():
+                    _extend(found, f"known objects removed, {name}", key, values)
         return found
 
     def _own(self, clips: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, baselines, metrics
 from captum_staa.benchmark import PlantedClips, SceneOptions
+from captum_staa.benchmark.clip_runner import RandomWeights
 from captum_staa.benchmark.registry import end_layer
 
 MODELS = ("videomae-pattern", "timesformer-motion", "vivit-order", "resnet3d-motion")
@@ -31,8 +32,8 @@ INTRO = """# Which metric can be trusted
 
 On real data the evidence is unknown, and faithfulness metrics must judge maps without it. Do they agree with the
 truth where we know it? {clips} [planted clips](planted.md) of each of several models, with all methods and the controls
-random, center and inverted; {steps} steps, cells of a tubelet, baseline zero unless named. Made by
-`python benchmarks/metric_trust.py`.
+random, center and inverted, and the first method on random weights and for another class; {steps} steps, cells of a
+tubelet, baseline zero unless named. Made by `python benchmarks/metric_trust.py`.
 
 **Agreement.** For each clip: Spearman's correlation, over the methods, of the metric with `evidence_against_rivals`;
 and in clips with evidence of two classes, with `class_discrimination`. 1: the metric ranks methods as the truth does;
@@ -50,38 +51,44 @@ PAIRED = (*FAITHFUL, CLASSES)  # on clips with evidence of two, of which the mod
 Found = dict[str, list[list[float]]]  # of each method, clips x METRICS or PAIRED
 
 
-def maps_of(clf: VideoClassifier, clips: Tensor, labels: Tensor, generator: torch.Generator) -> Maps:
+def maps_of(clf: VideoClassifier, clips: Tensor, labels: Tensor, weights: RandomWeights, seed: int) -> Maps:
     """Return the map ``(B, T, H, W)`` of every method and control."""
     layer = end_layer(clf, "first")
     assert layer is not None
     _, h, w = (2, 8, 8) if clf.grid is None else clf.grid.tubelet
     integrated = IntegratedGradients(clf)
-    calls: dict[str, Callable[[], Tensor]] = {
-        "Saliency": lambda: Saliency(clf).attribute(clips, target=labels),
-        "InputXGradient": lambda: InputXGradient(clf).attribute(clips, target=labels).detach(),
-        "IntegratedGradients (20)": lambda: integrated.attribute(
-            clips, target=labels, n_steps=20, internal_batch_size=4 * BATCH
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        "Saliency": lambda target: Saliency(clf).attribute(clips, target=target),
+        "InputXGradient": lambda target: InputXGradient(clf).attribute(clips, target=target).detach(),
+        "IntegratedGradients (20)": lambda target: integrated.attribute(
+            clips, target=target, n_steps=20, internal_batch_size=4 * BATCH
         ),
-        "GradCAM (hirescam, first layer)": lambda: GradCAM(clf, layer).attribute(clips, target=labels),
-        "GradCAM (layercam, first layer)": lambda: GradCAM(clf, layer, weighting="layercam").attribute(
-            clips, target=labels
+        "GradCAM (hirescam, first layer)": lambda target: GradCAM(clf, layer).attribute(clips, target=target),
+        "GradCAM (layercam, first layer)": lambda target: GradCAM(clf, layer, weighting="layercam").attribute(
+            clips, target=target
         ),
-        "VideoOcclusion": lambda: VideoOcclusion(clf).attribute(
-            clips, (4, 2 * h, 2 * w), (4, h, w), target=labels, perturbations_per_eval=4
+        "VideoOcclusion": lambda target: VideoOcclusion(clf).attribute(
+            clips, (4, 2 * h, 2 * w), (4, h, w), target=target, perturbations_per_eval=4
         ),
     }
     if clf.grid is not None:
         calls |= {
-            "STAA": lambda: STAA(clf).attribute(clips, target=labels),
-            "STAA (chefer)": lambda: STAA(clf, rule="chefer").attribute(clips, target=labels),
-            "STAA (attention)": lambda: STAA(clf, mode="attention").attribute(clips),
+            "STAA": lambda target: STAA(clf).attribute(clips, target=target),
+            "STAA (chefer)": lambda target: STAA(clf, rule="chefer").attribute(clips, target=target),
+            "STAA (attention)": lambda target: STAA(clf, mode="attention").attribute(clips),
         }
-    maps = {name: clf.layout.reduce(call()) for name, call in calls.items()}
+    maps = {name: clf.layout.reduce(call(labels)) for name, call in calls.items()}
     for name in ("InputXGradient", "IntegratedGradients (20)", "GradCAM (hirescam, first layer)"):
         own = maps.pop(name)
         maps[f"{name}, signed, smoothed"] = smoothed(own)
         maps[f"{name}, magnitude, smoothed"] = smoothed(own.abs())
     first = "STAA" if "STAA" in maps else "VideoOcclusion"
+    with torch.no_grad():
+        other = clf(clips).scatter(1, labels[:, None], -torch.inf).argmax(1)
+    maps[f"{first}, other class"] = clf.layout.reduce(calls[first](other))
+    with weights.in_place():
+        maps[f"{first}, random weights"] = clf.layout.reduce(calls[first](labels))
+    generator = torch.Generator().manual_seed(seed)
     return maps | metrics.controls(clips, clf.layout, maps[first], generator=generator)
 
 
@@ -105,7 +112,7 @@ def faithful(clf: VideoClassifier, clips: Tensor, labels: Tensor, maps: Tensor) 
 
 def measure(model: str, count: int, path: Path) -> None:
     clf, task = VideoClassifier.from_pretrained(f"tiny-{model}"), model.split("-")[1]
-    planted = PlantedClips(seed=SEED, n=count, task=task)
+    planted, weights = PlantedClips(seed=SEED, n=count, task=task), RandomWeights(clf, seed=0)
     pairs = (
         None
         if task == "order"
@@ -121,7 +128,7 @@ def measure(model: str, count: int, path: Path) -> None:
         part = slice(start, min(start + BATCH, count))
         clips, labels, truth = planted[part]
         rivals, clips = planted.rivals(part), clf.layout.from_working(clips).contiguous()
-        for name, maps in maps_of(clf, clips, labels, torch.Generator().manual_seed(start)).items():
+        for name, maps in maps_of(clf, clips, labels, weights, start).items():
             others = [getattr(metrics, metric)(maps, truth) for metric in OTHERS]
             against = metrics.evidence_against_rivals(maps, truth, rivals)
             add("evidence", name, [*faithful(clf, clips, labels, maps), *others, against])
@@ -132,7 +139,7 @@ def measure(model: str, count: int, path: Path) -> None:
                 first = clf(clips).gather(1, both).argmax(1, keepdim=True)  # of the two, the model's answer
             order = torch.cat([first, 1 - first], dim=1)
             both, truths = both.gather(1, order), truths[torch.arange(len(clips))[:, None], order]
-            a, b = (maps_of(clf, clips, both[:, k], torch.Generator().manual_seed(start)) for k in (0, 1))
+            a, b = (maps_of(clf, clips, both[:, k], weights, start) for k in (0, 1))
             for name, maps in a.items():
                 preferred = metrics.class_discrimination(maps, b[name], truths[:, 0], truths[:, 1])
                 add("classes", name, [*faithful(clf, clips, both[:, 0], maps), preferred])

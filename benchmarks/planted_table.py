@@ -115,6 +115,8 @@ def run(family: str, task: str, clips: int, slow_clips: int, redo: str) -> dict[
 
         cost = forwards(clf, evidence, row.call)
         found |= {each: {**own, "forwards": cost} for each, own in means(evidence.scores(maps, controls=True)).items()}
+    if "known objects".startswith(redo):
+        found |= means(many.known_objects())
     if not redo:
         grid = clf.grid
         perfect = (

@@ -35,6 +35,11 @@ A method can score well for the wrong reason. Read these rows and columns before
 - **random** and **uniform**: maps without any information. They show chance in each column.
 - **perfect tokens**: the planted truth itself, averaged over each token. No map that is made of tokens can be
   expected to be better. Only transformers have this row.
+- **known objects removed**: how far the output falls when the background replaces one object, by a program that knows
+  where the objects are. It shows how much evidence the model itself needs. In *all frames* in which an object shows
+  the same thing, the answer is nearly always right. In *two frames* at a time it is not: the model has seen enough in
+  the other frames of the window, so that no single frame is needed. A method that measures small parts of a clip, as
+  most do, meets the same limit.
 
 Methods with an advantage of less than .1 have no marks: their score alone says that they find little.
 

@@ -17,7 +17,7 @@ import pytest
 from source_files import MODULES, PACKAGE, ROOT, imported_names
 
 import captum_staa
-from captum_staa._utils.versions import versions
+from captum_staa.benchmark.records import versions
 
 
 def test_packages_import_only_from_lower_layers():

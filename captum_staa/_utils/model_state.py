@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.gradients import inplace_explained
-from captum_staa._utils.networks import networks_of
+from captum_staa._utils.networks import inplace_explained, networks_of
+from captum_staa._utils.random_draws import random_draws_reported
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,7 +97,8 @@ def eval_mode(forward_func: object, *, restore_buffers: bool = True) -> Iterator
 def in_eval_mode(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator that runs a method of an ``Attribution``, or a function of ``forward_func``, in :func:`eval_mode`.
 
-    It also explains torch's error about models that cannot be differentiated because they work in place.
+    It also explains torch's error about models that cannot be differentiated because they work in place, and warns
+    about models that draw random numbers in eval mode.
     """
 
     @wraps(function)
@@ -113,7 +114,10 @@ def in_eval_mode(function: Callable[P, R]) -> Callable[P, R]:
             return forward_func(*(part.detach().clone().requires_grad_() for part in inputs), *extra)
 
         with eval_mode(forward_func), inplace_explained(forward_func, again):
-            return function(*args, **kwargs)
+            if _as_is.get():
+                return function(*args, **kwargs)
+            with random_draws_reported(forward_func, again):
+                return function(*args, **kwargs)
 
     return run
 

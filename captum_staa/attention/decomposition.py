@@ -39,8 +39,8 @@ from torch import Tensor, nn
 
 from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.gradients import lacks_backward, lost_gradient
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_compiling
+from captum_staa._utils.networks import lacks_backward, lost_gradient
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations, reaches
 from captum_staa.grid import TokenGrid

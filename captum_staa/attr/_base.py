@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from inspect import signature
 from typing import Any, NoReturn
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_staa._utils.captum import NullProgress, TargetType, progress
-from captum_staa.layout import VideoLayout, check_dense
-from captum_staa.masking.scores import selected
+from captum_staa._utils.captum import NullProgress, TargetType, _format_additional_forward_args, _run_forward, progress
+from captum_staa._utils.model_state import in_eval_mode
+from captum_staa.layout import VideoLayout, check_dense, layout_of
+from captum_staa.masking.arguments import selected
 from captum_staa.models.classifier import classifier_of
 from captum_staa.models.outputs import decision_values, kind_of
-from captum_staa.result import as_tuple, check_same_batch, clips_in
+from captum_staa.result import VideoAttribution, as_tuple, check_same_batch, clips_in
 
 
 class VideoMethod(Attribution):
@@ -30,6 +33,33 @@ class VideoMethod(Attribution):
         In Captum this is a class method. Here the rule belongs to the instance.
         """
         return type(self).__name__
+
+    @in_eval_mode
+    def attribute_maps(self, inputs: Tensor | tuple[Tensor, ...], *args: Any, **kwargs: Any) -> Any:
+        """Return the same attribution as :class:`VideoAttribution`, in float32 or wider, with the model's output.
+
+        Args:
+            inputs: clips, or a tuple of inputs (RGB and flow).
+            *args: this and all other arguments are those of :meth:`attribute`.
+
+        Returns:
+            :class:`VideoAttribution`. ``joint`` is the sum over channels, ``spatial`` its sum over frames, and
+            ``temporal`` its sum over the pixels of each frame. ``logits`` is the model's output for the clips; the
+            model is called once more for it. A tuple of several inputs gives a tuple, one per input.
+
+        Raises:
+            ValueError: the method has no layout. Otherwise as :meth:`attribute`.
+        """
+        layout = layout_of(self.forward_func, getattr(self, "layout", None))
+        attributions = as_tuple(self.attribute(inputs, *args, **kwargs))
+        given = signature(self.attribute).bind(inputs, *args, **kwargs).arguments
+        extra = _format_additional_forward_args(given.get("additional_forward_args"))
+        with torch.no_grad():
+            own = tuple(clip.detach().clone() for clip in as_tuple(inputs))  # a model may write into its input
+            outputs = _run_forward(self.forward_func, own, None, extra)
+        maps = (VideoAttribution.from_attributions(part, layout) for part in attributions)
+        parts = tuple(replace(part, logits=outputs) for part in maps)
+        return parts if len(parts) > 1 else parts[0]
 
     def attribute_future(self) -> NoReturn:
         """Raise NotImplementedError: Captum's futures are for remote models, and this method runs in this process."""

@@ -11,11 +11,9 @@ from torch import Tensor
 from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
 from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations
-from captum_staa.layout import VideoLayout
+from captum_staa.layout import VideoLayout, layout_if_known
 from captum_staa.masking.ablation import Features, ablate
-from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, masks_for
-from captum_staa.masking.scores import TargetScore
-from captum_staa.models.layouts import layout_if_known
+from captum_staa.masking.arguments import TargetScore, baselines_for, check_perturbations_per_eval, masks_for
 
 
 class VideoFeatureAblation(VideoMethod, PerturbationAttribution):
@@ -25,15 +23,14 @@ class VideoFeatureAblation(VideoMethod, PerturbationAttribution):
     each time. This class finds the voxels of each region once and replaces only them.
 
     Example:
-        >>> from captum_staa import VideoClassifier, VideoFeatureAblation, feature_masks, VideoAttribution
+        >>> from captum_staa import VideoClassifier, VideoFeatureAblation, feature_masks
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
         >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
         >>> mask = feature_masks.tubelets(clip, clf)
-        >>> attributions = VideoFeatureAblation(clf).attribute(
+        >>> maps = VideoFeatureAblation(clf).attribute_maps(
         ...     clip, target=label, feature_mask=mask, perturbations_per_eval=8)
-        >>> when = VideoAttribution.from_attributions(attributions, clf.layout).temporal[0].argmax()
-        >>> bool(truth[0, when].any())
+        >>> bool(truth[0, maps.temporal[0].argmax()].any())
         True
 
     Args:

@@ -18,15 +18,23 @@ from captum_staa._utils.captum import (
     log_usage,
 )
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.gradients import leaves_before, lost_gradient
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
+from captum_staa._utils.networks import leaves_before, lost_gradient
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, refuse_inference_mode, target_values
 from captum_staa.grid import TokenGrid
-from captum_staa.layout import VideoLayout
+from captum_staa.layout import VideoLayout, layout_of
 from captum_staa.models.classifier import classifier_of
-from captum_staa.models.layer_axes import ChannelWitness, LayerAxes, axes_of, first_tensor
-from captum_staa.models.layers import MODES, covered, find_layer, network_of, to_pixels
-from captum_staa.models.layouts import layout_of
+from captum_staa.models.layers import (
+    MODES,
+    ChannelWitness,
+    LayerAxes,
+    axes_of,
+    covered,
+    find_layer,
+    first_tensor,
+    network_of,
+    to_pixels,
+)
 from captum_staa.result import VideoAttribution, clips_in
 
 # Functions from the gradient (B, C, t, h, w) to the factor of the activation.
@@ -72,7 +80,7 @@ class GradCAM(VideoMethod):
             mean gradient of each channel over space and time, as in the Grad-CAM paper.
         upsampling: from the layer's cells to pixels, ``"trilinear"`` or ``"nearest"``.
         layer_axes: the order of the axes of the layer's output, such as ``"BTHWC"`` or ``"(BT)HWC"`` (see
-            :class:`captum_staa.models.layer_axes.LayerAxes`). None reads it from the modules that compute and read the
+            :class:`captum_staa.models.layers.LayerAxes`). None reads it from the modules that compute and read the
             output, and raises an error where it stays ambiguous.
         reshape: function that rearranges the layer's output to ``(B, C, t, h, w)``, for any other order.
 

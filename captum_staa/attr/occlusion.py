@@ -12,11 +12,9 @@ from captum_staa._utils.captum import BaselineType, TargetType, _format_output, 
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations
-from captum_staa.layout import WORKING, VideoLayout
+from captum_staa.layout import WORKING, VideoLayout, layout_of
 from captum_staa.masking.ablation import Windows, ablate
-from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval
-from captum_staa.masking.scores import TargetScore
-from captum_staa.models.layouts import layout_of
+from captum_staa.masking.arguments import TargetScore, baselines_for, check_perturbations_per_eval
 
 Sides = tuple[int, ...]
 
@@ -28,15 +26,14 @@ class VideoOcclusion(VideoMethod, PerturbationAttribution):
     replaces only the voxels of the window.
 
     Example:
-        >>> from captum_staa import VideoClassifier, VideoOcclusion, VideoAttribution
+        >>> from captum_staa import VideoClassifier, VideoOcclusion
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
         >>> clip = clf.layout.from_working(clip)  # the 3D network takes (B, C, T, H, W)
-        >>> attributions = VideoOcclusion(clf).attribute(
+        >>> maps = VideoOcclusion(clf).attribute_maps(
         ...     clip, (4, 12, 12), strides=(2, 6, 6), target=label, perturbations_per_eval=8)
-        >>> when = VideoAttribution.from_attributions(attributions, clf.layout).temporal[0].argmax()
-        >>> bool(truth[0, when].any())
+        >>> bool(truth[0, maps.temporal[0].argmax()].any())
         True
 
     Args:

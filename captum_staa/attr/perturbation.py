@@ -23,13 +23,17 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.gaussian import gaussian
-from captum_staa._utils.gradients import lost_gradient
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
+from captum_staa._utils.networks import lost_gradient
 from captum_staa.attr._base import VideoMethod, call_bar, one_clip, refuse_inference_mode
-from captum_staa.layout import VideoLayout
-from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval, units_for
-from captum_staa.masking.scores import TargetScore, with_probabilities
-from captum_staa.models.layouts import layout_of
+from captum_staa.layout import VideoLayout, layout_of
+from captum_staa.masking.arguments import (
+    TargetScore,
+    baselines_for,
+    check_perturbations_per_eval,
+    units_for,
+    with_probabilities,
+)
 from captum_staa.models.outputs import kind_of
 from captum_staa.perturbation.blends import blends_of
 from captum_staa.perturbation.config import PRESETS, Objective, PerturbationConfig, Regularizer, Scale

@@ -14,10 +14,8 @@ from captum_staa._utils.captum import BaselineType, TargetType, log_usage
 from captum_staa._utils.checks import check_count, check_sides, generator_or_seeded
 from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations, extent, like_inputs
-from captum_staa.layout import VideoLayout
-from captum_staa.masking.arguments import baselines_for, check_perturbations_per_eval
-from captum_staa.masking.scores import TargetScore
-from captum_staa.models.layouts import layout_of
+from captum_staa.layout import VideoLayout, layout_of
+from captum_staa.masking.arguments import TargetScore, baselines_for, check_perturbations_per_eval
 
 Sides = tuple[int, int, int]
 
@@ -30,14 +28,13 @@ class RISE(VideoMethod, PerturbationAttribution):
     The method needs no gradient and no access to layers.
 
     Example:
-        >>> from captum_staa import VideoClassifier, VideoAttribution
+        >>> from captum_staa import VideoClassifier
         >>> from captum_staa.benchmark import PlantedClips
         >>> clf = VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
         >>> clip, label, truth = PlantedClips(seed=12, n=20)[16:17]
         >>> clip = clf.layout.from_working(clip)  # the 3D network takes (B, C, T, H, W)
-        >>> attributions = RISE(clf).attribute(clip, target=label, perturbations_per_eval=16, n_samples=320)
-        >>> when = VideoAttribution.from_attributions(attributions, clf.layout).temporal[0].argmax()
-        >>> bool(truth[0, when].any())
+        >>> maps = RISE(clf).attribute_maps(clip, target=label, perturbations_per_eval=16, n_samples=320)
+        >>> bool(truth[0, maps.temporal[0].argmax()].any())
         True
 
     Args:

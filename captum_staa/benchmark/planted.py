@@ -128,20 +128,25 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         return _round(scene.frames + scene.noise).numpy()
 
     def without_evidence(self, index: int | slice) -> Tensor:
-        """Return the same clips with the background in place of the evidence.
-
-        Returns:
-            ``(B, T, C, H, W)`` float32, equal to the clips outside the truth; no batch axis for an int index.
-        """
+        """Return the same clips with the background in place of the evidence: :meth:`without` of the truth."""
         return self._replaced(index, lambda scene: scene.truth)
 
     def without_rivals(self, index: int | slice) -> Tensor:
-        """Return the same clips with the background in place of all rivals.
+        """Return the same clips with the background in place of all rivals: :meth:`without` of the rivals."""
+        return self._replaced(index, lambda scene: scene.rivals)
+
+    def without(self, index: int, masks: Tensor) -> Tensor:
+        """Return a clip several times, each time with the background in place of other pixels.
+
+        Args:
+            index: of the clip.
+            masks: bool ``(M, T, H, W)``, True where the background is shown.
 
         Returns:
-            ``(B, T, C, H, W)`` float32, equal to the clips outside the rivals; no batch axis for an int index.
+            ``(M, T, C, H, W)`` float32, equal to the clip outside the masks.
         """
-        return self._replaced(index, lambda scene: scene.rivals)
+        (scene,) = self._scenes(operator.index(index))
+        return _to_clip(torch.stack([_without(scene, mask) for mask in masks]))
 
     def only_evidence(self, index: int | slice) -> Tensor:
         """Return the same clips with mid gray (128) everywhere outside the truth.
@@ -170,10 +175,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         return torch.cat([truths, scene.where(scene.objects.twins)[self._recipe.evidence_objects :]])
 
     def _replaced(self, index: int | slice, mask_of: Callable[[Scene], Tensor]) -> Tensor:
-        levels = [
-            _round(scene.frames.where(~mask_of(scene)[..., None], scene.background) + scene.noise)
-            for scene in self._scenes(index)
-        ]
+        levels = [_without(scene, mask_of(scene)) for scene in self._scenes(index)]
         return self._stack(index, list(_to_clip(torch.stack(levels))))
 
     @staticmethod
@@ -204,6 +206,11 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
 
 def _round(levels: Tensor) -> Tensor:
     return levels.round().clamp_(0, 255).to(torch.uint8)
+
+
+def _without(scene: Scene, mask: Tensor) -> Tensor:
+    """Return the uint8 frames of a scene with the background where the mask ``(T, H, W)`` is True."""
+    return _round(scene.frames.where(~mask[..., None], scene.background) + scene.noise)
 
 
 def _to_clip(frames: Tensor) -> Tensor:

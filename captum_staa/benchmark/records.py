@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +19,15 @@ from safetensors.numpy import load_file, save_file
 
 from captum_staa._utils.files import atomic, save_tensors
 
+DEPENDENCIES = (
+    "captum",
+    "torch",
+    "numpy",
+    "transformers",
+    "scikit-learn",
+    "pillow",
+    "av",
+)  # of the numbers, for the record of a run
 SETTINGS, ROWS = "settings.json", "rows"  # in the folder of a comparison
 MODEL_FREE, INVERTED = "model-free", "inverted"
 RANDOM_WEIGHTS, OTHER_CLASS = "random weights", "other class"  # these two run a method again
@@ -235,3 +247,20 @@ def _entry(path: Path) -> Entry | None:
 
 def _checksum(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python, of this library and of its installed dependencies, by name.
+
+    Example:
+        >>> import captum_staa
+        >>> versions()["captum_staa"] == captum_staa.__version__
+        True
+    """
+    installed = {"python": platform.python_version(), "captum_staa": sys.modules["captum_staa"].__version__}
+    for name in DEPENDENCIES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed

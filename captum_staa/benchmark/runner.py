@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.files import FilePath
 from captum_staa._utils.model_state import eval_mode
-from captum_staa._utils.versions import versions
 from captum_staa.benchmark.clip_runner import Plan, progress, run_clip
+from captum_staa.benchmark.clip_runner import model_controls as controls_of
 from captum_staa.benchmark.clips import described, each, share, source_of
 from captum_staa.benchmark.comparison import Comparison
-from captum_staa.benchmark.controls import model_controls as controls_of
 from captum_staa.benchmark.methods import Given, made
 from captum_staa.benchmark.processes import Processes, processes, restarted
 from captum_staa.benchmark.records import (
@@ -36,6 +35,7 @@ from captum_staa.benchmark.records import (
     Sheet,
     Storage,
     control_of,
+    versions,
 )
 from captum_staa.benchmark.scoring import Metric, MetricOptions, chosen
 from captum_staa.models import VideoClassifier

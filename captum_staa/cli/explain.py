@@ -24,7 +24,7 @@ from captum_staa.cli.output import refuse_to_overwrite, write
 from captum_staa.models import VideoClassifier
 from captum_staa.models.classifier import DEFAULT_FRAMES
 from captum_staa.result import VideoAttribution
-from captum_staa.stream.window import Merged
+from captum_staa.stream.run import Merged
 
 SAMPLING = {
     "uniform": "spread evenly over the video",

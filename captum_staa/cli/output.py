@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
+from torch import Tensor
 
-from captum_staa._utils.files import atomic_files, save_tensors
-from captum_staa._utils.versions import versions
+from captum_staa import io
+from captum_staa._utils.files import atomic, atomic_files, save_tensors
+from captum_staa.benchmark.records import versions
 from captum_staa.cli.explanation import Explanation, KeyFrame
-from captum_staa.cli.pictures import draw
+from captum_staa.result import VideoAttribution
+from captum_staa.visualization import Frames, Style, save_animation, show_frames, show_timeline, to_html
+from captum_staa.visualization.frames import reduced
+from captum_staa.visualization.saliency import Attributions, key_frames
 
 PICTURES = ("overlay.mp4", "player.html", "sheet.png", "timeline.png")
 FILES = ("attributions.safetensors", "result.json", *PICTURES)
 PREDICTIONS = 20  # maximum number of classes in result.json
+EDGE = 360  # maximum length of the shorter edge of frames in pictures, in pixels
+MOVING = 360  # maximum number of frames of an animation
+SHEET = 24  # maximum number of frames of a contact sheet
+PAGE_FRAMES, PAGE_BYTES = 120, 8_000_000  # maximum number of frames and size of the player
+PAGE_EDGE = 240  # shorter edge of the player's frames in pixels, if the page would be too large otherwise
+PAGE_CLASSES = 5  # number of classes on the player's page, in addition to the explained one
+SLOWEST, FASTEST = 4.0, 30.0  # frames per second
+DPI = 150
+STYLE = Style(sign="positive")  # evidence for the class; magnitudes would also show evidence for other classes
 
 
 def refuse_to_overwrite(folder: Path, overwrite: bool, files: tuple[str, ...] = FILES) -> None:
@@ -124,3 +142,144 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
 
 def _key_frame(frame: KeyFrame) -> dict[str, Any]:
     return {"frame": frame.index, "time": frame.time, "temporal": frame.temporal}
+
+
+def draw(
+    explanation: Explanation,
+    overlay: Path,
+    player: Path,
+    sheet: Path,
+    timeline: Path,
+    *,
+    truth: Tensor | None,
+) -> None:
+    """Write the pictures to files that do not exist yet.
+
+    Args:
+        explanation: the explanation to draw.
+        overlay: path of the animation.
+        player: path of the HTML player.
+        sheet: path of the contact sheet.
+        timeline: path of the timeline with key frames.
+        truth: bool ``(T,)``, True for frames that contain the evidence; shaded in the timeline and in the player.
+    """
+    shown = thinned(len(explanation.video.indices), MOVING)
+    pixels = frames_of(explanation, shown)
+    joint, temporal = explanation.maps.joint[0][shown], explanation.maps.temporal[0][shown]
+    indices = [explanation.video.indices[at] for at in shown]
+    scale = pixels.shape[1] / explanation.video.info.height, pixels.shape[2] / explanation.video.info.width
+    top, left, height, width = explanation.video.crop
+    crop = (top * scale[0], left * scale[1], height * scale[0], width * scale[1])
+    # With a variable frame rate, labels in seconds would be wrong, so fps is None.
+    frames = Frames(pixels, crop, indices, explanation.video.constant_fps)
+
+    save_animation(joint, frames, overlay, style=STYLE, play_fps=play_rate(indices, explanation.video.fps))
+    title = title_of(explanation)
+    few = key_frames(temporal.numpy(), SHEET)
+    figure, _ = show_frames(joint[few], frames[few], style=STYLE, title=title, use_pyplot=False)
+    with atomic(sheet) as partial:
+        figure.savefig(partial, dpi=DPI)
+    windows = None if truth is None else truth[shown].numpy()
+    figure, _ = show_timeline(temporal, frames, truth=windows, title=title, use_pyplot=False)
+    with atomic(timeline) as partial:
+        figure.savefig(partial, dpi=DPI)
+    text = page(explanation, shown, frames, truth)
+    with atomic(player) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def page(explanation: Explanation, shown: Sequence[int], frames: Frames, truth: Tensor | None) -> str:
+    """Return the HTML player: the strongest frame of each of at most ``PAGE_FRAMES`` equal parts of the clip.
+
+    If the page is larger than ``PAGE_BYTES``, the shorter edge of its frames is reduced to ``PAGE_EDGE`` pixels. If
+    this is not enough, it shows fewer frames. Each mask of the perturbation method is a separate explanation.
+
+    Args:
+        explanation: the explanation to show.
+        shown: positions of the available frames in the explanation.
+        frames: the frames at these positions.
+        truth: bool ``(T,)``, True for frames that contain the evidence.
+    """
+    parts, masks = explanation.maps, explanation.masks
+    label, probability = explanation.label, explanation.probability
+    predictions = [(name, share) for _, name, share in explanation.prediction.top(PAGE_CLASSES)]
+    if explanation.method.class_specific and (label, probability) not in predictions:
+        predictions.append((label, probability))
+
+    def render(few: Sequence[int], edge: int) -> str:
+        at = [shown[position] for position in few]
+        maps: dict[str, Attributions] = {
+            explanation.method.name: VideoAttribution(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
+        }
+        if masks is not None:
+            maps |= {f"mask, area {area:g}": mask[at] for area, mask in zip(masks.areas, masks.masks, strict=True)}
+        return to_html(
+            maps,
+            frames[few],
+            style=STYLE,
+            predictions=predictions,
+            target=label if explanation.method.class_specific else "",  # no label is empty, so no bar is colored
+            truth=None if truth is None else truth[at].numpy(),
+            title=title_of(explanation),
+            play_fps=play_rate([explanation.video.indices[position] for position in at], explanation.video.fps),
+            max_size=edge,
+        )
+
+    values, edge = parts.temporal[0][shown].numpy(), EDGE
+    few = key_frames(values, PAGE_FRAMES)
+    while len(text := render(few, edge)) > PAGE_BYTES and len(few) > 1:
+        if edge > PAGE_EDGE:
+            edge = PAGE_EDGE
+        else:
+            few = key_frames(values, max(int(0.9 * len(few) * PAGE_BYTES / len(text)), 1))
+    return text
+
+
+def thinned(total: int, most: int) -> list[int]:
+    """Return the positions of at most ``most`` of ``total`` frames, at equal steps.
+
+    Example:
+        >>> thinned(5, most=8), thinned(10, most=4)
+        ([0, 1, 2, 3, 4], [0, 3, 6, 9])
+    """
+    return list(range(0, total, math.ceil(total / most)))
+
+
+def frames_of(explanation: Explanation, shown: Sequence[int]) -> NDArray[np.uint8]:
+    """Return the frames at these positions, reduced to ``EDGE``. Only one full-size frame is in memory at a time."""
+    if explanation.video.frames is not None:
+        return np.stack([reduced(explanation.video.frames[at], EDGE) for at in shown])
+    wanted = {explanation.video.indices[at] for at in shown}
+    last = max(wanted)
+    frames = []
+    for index, frame in io.iter_windows(explanation.video.path, 1):
+        if index in wanted:
+            frames.append(reduced(frame[0], EDGE))
+        if index == last:
+            break
+    return np.stack(frames)
+
+
+def play_rate(indices: Sequence[int], fps: float | None) -> float:
+    """Return the playback rate in frames per second: real time, clipped to ``SLOWEST``..``FASTEST``.
+
+    A few frames that are sampled from a long file are therefore shown faster than real time.
+
+    Example:
+        >>> play_rate(range(50), fps=25.0), play_rate([0, 50, 100], fps=25.0), play_rate([3, 4], fps=None)
+        (25.0, 4.0, 4.0)
+    """
+    if fps is None or len(indices) < 2:
+        return SLOWEST
+    real = fps * (len(indices) - 1) / (indices[-1] - indices[0])
+    return min(max(real, SLOWEST), FASTEST)
+
+
+def title_of(explanation: Explanation) -> str:
+    """Return the title of the pictures."""
+    about = (
+        f"{explanation.label} ({explanation.probability:.0%})"
+        if explanation.method.class_specific
+        else "no class in particular"
+    )
+    return f"{about}, {explanation.method.name}, {explanation.video.path.name}"

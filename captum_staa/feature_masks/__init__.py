@@ -6,8 +6,7 @@ not depend on it. The channel axis always has size 1. The batch axis has size 1 
 clip.
 """
 
-from captum_staa.feature_masks.flow import flow_tubes
+from captum_staa.feature_masks.regions import flow_tubes, supervoxels
 from captum_staa.feature_masks.regular import frames, grid, segments, tubelets
-from captum_staa.feature_masks.slic import supervoxels
 
 __all__ = ["flow_tubes", "frames", "grid", "segments", "supervoxels", "tubelets"]

@@ -26,7 +26,7 @@ from captum_staa._utils.captum import (
 from captum_staa._utils.checks import check_choice, check_count, generator_or_seeded, is_number
 from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.layout import VideoLayout
-from captum_staa.masking.scores import selected
+from captum_staa.masking.arguments import selected
 from captum_staa.metrics._shared import metric, midranks, pearson
 from captum_staa.metrics.insertion_deletion import Ablation, random_keys
 from captum_staa.result import Array

@@ -19,12 +19,10 @@ from captum_staa._utils.captum import BaselineType, TargetType
 from captum_staa._utils.checks import check_choice, check_count, is_triple
 from captum_staa._utils.model_state import in_eval_mode
 from captum_staa.feature_masks.regular import for_inputs
-from captum_staa.layout import VideoLayout
-from captum_staa.masking.arguments import baselines_for, masks_for, without_channels
-from captum_staa.masking.scores import TargetScore, with_probabilities
+from captum_staa.layout import VideoLayout, layout_of
+from captum_staa.masking.arguments import TargetScore, baselines_for, masks_for, with_probabilities, without_channels
 from captum_staa.metrics._shared import SPANNED, Axis, metric
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.layouts import layout_of
 from captum_staa.result import Array, clips_in, maps_for
 
 Order = Literal["morf", "lerf"]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_staa._utils.gradients import lacks_backward
+from captum_staa._utils.networks import lacks_backward
 from captum_staa.perturbation.blends import Blend
 from captum_staa.perturbation.config import OBJECTIVES, PerturbationConfig, Scale, losses
 from captum_staa.perturbation.mask_grid import MaskGrid

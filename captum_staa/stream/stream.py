@@ -10,9 +10,8 @@ from torch import nn
 
 from captum_staa._utils.checks import check_choice, check_count
 from captum_staa.attr.staa import STAA, Mode
-from captum_staa.stream.run import StreamRun
+from captum_staa.stream.run import StreamRun, WindowExplainer
 from captum_staa.stream.sources import Dropping, Source, Waiting
-from captum_staa.stream.window import WindowExplainer
 
 Policy = Literal["wait", "drop"]
 

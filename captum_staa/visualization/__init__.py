@@ -5,11 +5,10 @@ W, 3)``. :class:`Style` says how maps are drawn. All frames of a clip share one 
 """
 
 from .animation import save_animation
-from .comparison import compare_methods
 from .frames import Frames
 from .html import to_html
 from .overlay import Overlay, overlay
-from .sheet import show_frames
+from .sheet import compare_methods, show_frames
 from .slices import show_slices
 from .style import Style
 from .summary import show_summary

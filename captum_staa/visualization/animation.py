@@ -16,9 +16,8 @@ from captum_staa._utils.files import atomic
 from captum_staa.io import video_writer
 
 from .figure import evenly
-from .frames import Frames, Pixels
+from .frames import Frames, Pixels, enlarged
 from .overlay import overlay
-from .placement import enlarged
 from .saliency import Attributions
 from .style import DEFAULT_STYLE, Style
 

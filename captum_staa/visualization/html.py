@@ -21,11 +21,10 @@ from PIL import Image
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.files import atomic
 
-from .comparison import by_name
 from .figure import explained_bar
-from .frames import Frames, Pixels
-from .placement import reduced, shrunk, size_within
+from .frames import Frames, Pixels, reduced, shrunk, size_within
 from .saliency import Attributions, Maps, Truth, evidence_windows, saliency
+from .sheet import by_name
 from .style import DEFAULT_STYLE, SIGNS, Style
 
 TINY = 128  # frames with a shorter edge below this many pixels are stored losslessly, larger ones are compressed

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .frames import Frames, Pixels
-from .placement import place
+from .frames import Frames, Pixels, place
 from .saliency import Attributions, Maps, Saliency, saliency
 from .style import DEFAULT_STYLE, SIGNS, Style
 

@@ -1,22 +1,41 @@
-"""Contact sheets: the frames of a clip in reading order, with the attributions on top."""
+"""Contact sheets: the frames of a clip with attributions on top, in reading order or one row per method."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from captum_staa._utils.checks import check_count
 
-from .figure import LABEL_SIZE, draw_frame, evenly, finish_sheet, new_figure, page_size, title_and_bar
+from .figure import (
+    LABEL_SIZE,
+    LINE,
+    draw_frame,
+    evenly,
+    finish_sheet,
+    new_figure,
+    page_size,
+    text_width,
+    title_and_bar,
+    wrapped,
+)
 from .frames import Frames, Pixels
 from .overlay import overlay
 from .saliency import Attributions
-from .style import DEFAULT_STYLE, Style
+from .style import DEFAULT_STYLE, SIGNS, Style
 
 LABEL_SPACE = 0.19  # inches for the label above a frame
-GAP = 0.06  # inches between frames
+GAP = 0.05  # inches between frames
+NAMES = (1.3, 2.0, 2.7)  # candidate widths of the row names in inches; the first that fits is used
+
+Result = TypeVar("Result")
+Row = tuple[str, list[NDArray[np.uint8]]]  # name and frames (H, W, 3)
 
 
 def show_frames(
@@ -95,3 +114,114 @@ def _columns(shown: int, aspect: float) -> int:
 def _frame_width(columns: int, rows: int, aspect: float) -> float:
     """Return the width of a frame in inches: the sheet fits 11 x 7.5 inches if each label still fits its frame."""
     return max(min(11 / columns, 7.5 / rows * aspect, 2.6 * max(aspect, 1) ** 0.5), 0.75)
+
+
+def compare_methods(
+    attributions: Mapping[str, Attributions],
+    frames: Frames | Pixels,
+    *,
+    style: Style = DEFAULT_STYLE,
+    num_frames: int | None = 8,
+    title: str | None = None,
+    plt_fig_axis: tuple[Figure, Axes] | None = None,
+    use_pyplot: bool = True,
+) -> tuple[Figure, Axes]:
+    """Draw several explanations of one clip, one row per explanation below the original frames.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> frames = Frames(np.full((8, 48, 64, 3), 128, dtype=np.uint8), fps=25)
+        >>> maps = {"STAA": torch.rand(1, 8, 48, 64), "Occlusion": 1000 * torch.rand(1, 8, 48, 64)}
+        >>> figure, axes = compare_methods(maps, frames, num_frames=4, use_pyplot=False)
+        >>> len(axes.images), axes.texts[0].get_text()  # three rows of four frames
+        (12, 'frame 1\\n0.04 s')
+
+    Each method has its own scale, because the units of two methods are not comparable. All frames of a method share
+    this scale, which is shown below the name of the method.
+
+    Args:
+        attributions: dict from names to attributions, each in one of the forms of
+            :func:`~captum_staa.visualization.show_frames`. Ground-truth evidence can be one of them.
+        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
+        style: how to draw the attributions. Each method has a separate scale.
+        num_frames: maximum number of frames, which are sampled evenly; None draws all.
+        title: title of the figure.
+        plt_fig_axis: figure and axes to draw on; None creates new ones.
+        use_pyplot: whether to create the figure with pyplot. The figure is not shown.
+
+    Returns:
+        The figure and its axes: ``axes.images`` are the frames row by row, the original frames first; ``axes.texts``
+        are the labels of the columns, followed by the names of the rows.
+
+    Raises:
+        TypeError, ValueError: an argument is invalid, or the attributions of a method do not have the number of frames
+            of the clip; the message begins with the name of the method.
+    """
+    clip = Frames.of(frames)
+    drawn = by_name(attributions, lambda values: overlay(values, clip, style=style))
+    (height, width), names = clip.size, clip.captions(join="\n")
+    chosen = evenly(len(names), num_frames)
+    wide = max(min(8.5 / len(chosen), 1.6, 6 / (len(drawn) + 1) * width / height), 0.6)  # inches
+    frame = wide * height / width, wide
+    row_labels = row_names({name: one.scale for name, one in drawn.items()}, frame[0])
+    rows: list[Row] = [("clip", [clip.pixels[at] for at in chosen])]
+    rows += [(label, [one.picture(at) for at in chosen]) for label, one in zip(row_labels, drawn.values(), strict=True)]
+
+    sheet = rows_size(rows, frame)
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, style.fig_size or page_size(sheet, title, style))
+    draw_rows(axes, rows, [names[at] for at in chosen], frame)
+    title_and_bar(figure, axes, title, style, f"{SIGNS[style.sign]} (one scale for all frames of a row)")
+    return figure, axes
+
+
+def by_name(attributions: Mapping[str, Attributions], convert: Callable[[Attributions], Result]) -> dict[str, Result]:
+    """Convert the attributions of each method. An error message begins with the name of its method."""
+    if not hasattr(attributions, "items") or not attributions:
+        got = "an empty dict" if hasattr(attributions, "items") else type(attributions).__name__
+        raise TypeError(
+            f"attributions must be a dict from at least one name to its attributions, got {got}. To draw a single "
+            f"explanation, use show_frames."
+        )
+    converted = {}
+    for name, values in attributions.items():
+        try:
+            converted[name] = convert(values)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
+    return converted
+
+
+def row_names(scales: Mapping[str, str], height: float) -> list[str]:
+    """Return a label per row: the name above the scale. Names wrap to fit a row of ``height`` inches, if possible."""
+    lines = max(int(height / LINE), 2)
+    for width in NAMES:
+        labels = [f"{wrapped(name, width)}\n{scale}".rstrip() for name, scale in scales.items()]
+        if all(label.count("\n") < lines for label in labels):
+            return labels
+    return [f"{name}\n{scale}".rstrip() for name, scale in scales.items()]
+
+
+def rows_size(rows: Sequence[Row], frame: tuple[float, float]) -> tuple[float, float]:
+    """Return the width and height in inches of the sheet that :func:`draw_rows` draws."""
+    return _gutter(rows) + len(rows[0][1]) * (frame[1] + GAP), 2 * LINE + len(rows) * (frame[0] + GAP)
+
+
+def draw_rows(axes: Axes, rows: Sequence[Row], labels: Sequence[str], frame: tuple[float, float]) -> None:
+    """Draw rows of frames, with names on the left and a label above each column; ``frame`` is (height, width)."""
+    tall, wide = frame
+    begin = _gutter(rows)
+    for column, label in enumerate(labels):
+        middle = begin + column * (wide + GAP) + wide / 2
+        axes.text(middle, 2 * LINE - 0.03, label, fontsize=LABEL_SIZE, ha="center", va="bottom")
+    for at, (name, frames) in enumerate(rows):
+        top = 2 * LINE + at * (tall + GAP)
+        axes.text(begin - 0.08, top + tall / 2, name, fontsize=LABEL_SIZE, ha="right", va="center")
+        for column, picture in enumerate(frames):
+            draw_frame(axes, picture, begin + column * (wide + GAP), top, frame)
+    finish_sheet(axes, rows_size(rows, frame))
+
+
+def _gutter(rows: Sequence[Row]) -> float:
+    """Return the width in inches of the row names, to the left of the frames."""
+    widest = max(text_width(line) for name, _ in rows for line in name.splitlines() or [""])
+    return 0.15 + 1.1 * widest  # the layout engine may reduce the sheet, while text keeps its size

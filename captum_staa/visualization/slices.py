@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from .figure import LABEL_SIZE, inset, new_figure, page_size, title_and_bar
-from .frames import Frames, Pixels
+from .frames import Frames, Pixels, place
 from .overlay import overlay
-from .placement import place
 from .saliency import Attributions
 from .style import DEFAULT_STYLE, Style
 

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.notebook import FOR
 
-from .comparison import draw_rows, rows_size
 from .figure import LABEL_SIZE, color_bar, explained_bar, inset, new_figure
 from .frames import Frames, Pixels
 from .overlay import Overlay, overlay
 from .saliency import Attributions, Maps, Truth, key_frames
+from .sheet import draw_rows, rows_size
 from .style import DEFAULT_STYLE, Style
 from .timeline import Curve
 

@@ -10,7 +10,7 @@ import torch
 from covering import in_one_case
 
 from captum_staa import VideoAttribution, VideoLayout
-from captum_staa.models.layouts import layout_of
+from captum_staa.layout import layout_of
 
 SIZES = {"B": 2, "T": 3, "C": 4, "H": 5, "W": 6}
 LAYOUTS = ["B" + "".join(rest) for rest in itertools.permutations("TCHW")]

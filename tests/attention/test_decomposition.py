@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from captum_staa import TokenGrid, VideoClassifier
 from captum_staa.attention.decomposition import class_contrast, decompose, decompose_classifier
-from captum_staa.masking.scores import selected
+from captum_staa.masking.arguments import selected
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 

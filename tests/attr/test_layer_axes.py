@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from captum_staa import GradCAM
 from captum_staa.models import STABN
-from captum_staa.models.layer_axes import LayerAxes
+from captum_staa.models.layers import LayerAxes
 
 T, H, W = 4, 8, 8
 CLIP = torch.rand(2, 3, T, H, W, generator=torch.Generator().manual_seed(0))

@@ -114,6 +114,18 @@ def test_grad_cam_of_a_layer_that_is_cut_off_from_all_inputs_says_what_to_do() -
     assert method.attribute(RGB, 0, FLOW).std() > 0  # the way out
 
 
+def test_maps_of_any_method_are_one_per_input() -> None:
+    model = TwoStream()
+    masks = feature_masks.frames((RGB, SMALL), "BCTHW")
+    method = VideoFeatureAblation(model, "BCTHW")
+    maps = method.attribute_maps((RGB, SMALL), target=TARGET, feature_mask=masks)
+    attributions = method.attribute((RGB, SMALL), target=TARGET, feature_mask=masks)
+    for part, values in zip(maps, attributions, strict=True):
+        torch.testing.assert_close(part.joint, values.sum(1))
+        torch.testing.assert_close(part.temporal, values.sum((1, 3, 4)))
+        torch.testing.assert_close(part.logits, model(RGB, SMALL).detach())
+
+
 # --- baselines, masks and smoothing -----------------------------------------------------------------------------------
 
 OPTIONS: dict[str, dict[str, Any]] = {"blur": {"time": 0.5}, "freeze": {"frame": 1}}

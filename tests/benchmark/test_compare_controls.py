@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, metrics
 from captum_staa.benchmark import MetricOptions, NotApplicableError
-from captum_staa.benchmark.controls import RandomWeights, model_free
+from captum_staa.benchmark.clip_runner import RandomWeights, model_free
 from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.records import control_of
 from captum_staa.layout import VideoLayout

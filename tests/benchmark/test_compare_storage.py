@@ -14,11 +14,10 @@ from captum.attr import InputXGradient, NoiseTunnel, Saliency
 
 import captum_staa
 from captum_staa import GradCAM, SpatioTemporalPerturbation, VideoClassifier
-from captum_staa._utils.versions import versions
 from captum_staa.benchmark import MetricOptions, PlantedClips, compare
 from captum_staa.benchmark.clip_runner import Plan
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.records import ALL, Entry, Storage
+from captum_staa.benchmark.records import ALL, Entry, Storage, versions
 from captum_staa.benchmark.runner import _settings
 from captum_staa.models.preprocessing import Preprocessing
 

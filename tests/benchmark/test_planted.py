@@ -130,6 +130,8 @@ def test_masks_are_where_objects_change_pixels(task: str) -> None:
         assert not (differs & ~mask).any()
         assert differs[mask].float().mean() > 0.95  # the rest is equal by chance
     assert torch.equal(planted.without_rivals(2), planted.without_rivals(everything)[2])
+    both = planted.without(2, torch.stack([truth[2], rivals[2]]))
+    assert torch.equal(both, torch.stack([planted.without_evidence(2), planted.without_rivals(2)]))
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_staa.cli import pictures
+from captum_staa.cli import output
 from captum_staa.cli.explanation import Explanation, Masks, MethodUsed, Prediction, SampledVideo, report
 from captum_staa.io import VideoInfo
 from captum_staa.result import VideoAttribution
@@ -55,7 +55,7 @@ def explanation(**changes) -> Explanation:
 def held(shown: Explanation, truth: torch.Tensor | None = None, frames: np.ndarray = FRAMES) -> dict:
     """Return the data of the page, and its length."""
     clip = Frames(frames, CROP, shown.video.indices, shown.video.constant_fps)
-    text = pictures.page(shown, range(T), clip, truth)
+    text = output.page(shown, range(T), clip, truth)
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
     assert found is not None
     return {**json.loads(found[1]), "length": len(text)}
@@ -100,7 +100,7 @@ def test_predictions_include_the_target_of_class_specific_maps():
 
 
 def test_long_clip_is_reduced_to_the_strongest_frames(monkeypatch):
-    monkeypatch.setattr(pictures, "PAGE_FRAMES", 3)
+    monkeypatch.setattr(output, "PAGE_FRAMES", 3)
     data = held(explanation())
     assert shown(data) == [4, 13, 22]
     assert data["labels"][1] == "frame 39, 1.56 s"
@@ -108,21 +108,21 @@ def test_long_clip_is_reduced_to_the_strongest_frames(monkeypatch):
 
 def test_large_page_gets_smaller_frames_and_then_fewer_frames(monkeypatch):
     whole = held(explanation())["length"]
-    monkeypatch.setattr(pictures, "PAGE_EDGE", 20)
+    monkeypatch.setattr(output, "PAGE_EDGE", 20)
     bare = held(
         explanation(video=dataclasses.replace(explanation().video, frames=FRAMES[:1])), frames=np.zeros_like(FRAMES)
     )["length"]
-    monkeypatch.setattr(pictures, "PAGE_BYTES", whole - 1)
+    monkeypatch.setattr(output, "PAGE_BYTES", whole - 1)
     smaller = held(explanation())
     assert (len(smaller["frames"]), smaller["height"], smaller["width"]) == (T, 20, 30)
     assert smaller["crop"] == [0, 5, 20, 20] and smaller["length"] < whole
 
-    monkeypatch.setattr(pictures, "PAGE_BYTES", (bare + smaller["length"]) // 2)
+    monkeypatch.setattr(output, "PAGE_BYTES", (bare + smaller["length"]) // 2)
     fewer = held(explanation())
     assert fewer["length"] <= (bare + smaller["length"]) // 2
     assert 1 < len(fewer["frames"]) < T and fewer["height"] == 20
 
-    monkeypatch.setattr(pictures, "PAGE_BYTES", 1)
+    monkeypatch.setattr(output, "PAGE_BYTES", 1)
     assert len(held(explanation())["frames"]) == 1  # the loop ends
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from captum_staa.benchmark import PlantedClips
 from captum_staa.feature_masks import flow_tubes, grid, supervoxels
-from captum_staa.feature_masks.flow import ENOUGH, _flow, _neighbors, _superpixels, _traced, ward
-from captum_staa.feature_masks.slic import lab
+from captum_staa.feature_masks.regions import ENOUGH, _flow, _neighbors, _superpixels, _traced, lab, ward
 
 
 def shared(a: Tensor, b: Tensor) -> set[int]:

@@ -13,8 +13,8 @@ from torch import nn
 from captum_staa import STAA, STAAStream, VideoClassifier
 from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.models.preprocessing import Preprocessing
+from captum_staa.stream.run import WindowExplainer
 from captum_staa.stream.sources import Arrived
-from captum_staa.stream.window import WindowExplainer
 
 MODEL = "tiny-videomae-pattern"
 W = 16

@@ -13,7 +13,7 @@ from captum_staa.models import VideoClassifier
 from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.result import VideoAttribution
 from captum_staa.visualization import Frames
-from captum_staa.visualization.placement import place
+from captum_staa.visualization.frames import place
 from captum_staa.visualization.saliency import Maps, saliency
 
 T, H, W = 8, 24, 32

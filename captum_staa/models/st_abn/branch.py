@@ -54,7 +54,7 @@ class BranchConfig:
         norm: normalization layers of the branch, ``"group"`` or ``"batch"``.
         dropout: dropout probability before the linear layer of the branch's logits, in [0, 1).
         layer_axes: the order of the axes of the layer's output, such as ``"BTHWC"``
-            (:class:`captum_staa.models.layer_axes.LayerAxes`). None reads it from the modules around the layer.
+            (:class:`captum_staa.models.layers.LayerAxes`). None reads it from the modules around the layer.
 
     Raises:
         TypeError: ``width`` or ``maps`` is not an integer.

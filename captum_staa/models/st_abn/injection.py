@@ -14,8 +14,7 @@ from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import eval_mode
 from captum_staa.grid import TokenGrid
 from captum_staa.models.classifier import DEFAULT_FRAMES, VideoClassifier
-from captum_staa.models.layer_axes import ChannelWitness, LayerAxes, axes_of, first_tensor
-from captum_staa.models.layers import find_layer, network_of
+from captum_staa.models.layers import ChannelWitness, LayerAxes, axes_of, find_layer, first_tensor, network_of
 from captum_staa.models.resnet3d import ResNet3D, SlowResNet
 from captum_staa.models.st_abn.branch import NORMS, Branch, BranchConfig, Gates, mechanism_of
 

@@ -17,11 +17,9 @@ from torch.utils.hooks import RemovableHandle
 
 from captum_staa._utils.model_state import eval_mode
 from captum_staa.grid import TokenGrid
-from captum_staa.layout import VideoLayout
+from captum_staa.layout import VideoLayout, layout_of
 from captum_staa.models.classifier import VideoClassifier, classifier_of
-from captum_staa.models.layer_axes import first_tensor
-from captum_staa.models.layers import find_layer, network_of, to_pixels
-from captum_staa.models.layouts import layout_of
+from captum_staa.models.layers import find_layer, first_tensor, network_of, to_pixels
 from captum_staa.models.st_abn import saving
 from captum_staa.models.st_abn.branch import Body, BranchConfig, BranchExplanation, Gates, Temporal
 from captum_staa.models.st_abn.injection import (

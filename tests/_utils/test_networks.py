@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa import STAA, GradCAM, SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion
-from captum_staa._utils.gradients import lost_gradient
+from captum_staa._utils.networks import lost_gradient
 from captum_staa.benchmark import PlantedClips
 
 CLIP = torch.rand(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -14,10 +14,10 @@ from captum_staa import STAA, STAAStream, VideoClassifier, io
 from captum_staa.__main__ import main
 from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.cli import stream as streaming
+from captum_staa.cli.stream import LEAST, STRIP, Painter
 from captum_staa.io import video_writer
 from captum_staa.stream import FrameResult, sources
-from captum_staa.stream.picture import LEAST, STRIP, Painter
-from captum_staa.stream.window import WindowExplainer
+from captum_staa.stream.run import WindowExplainer
 
 pytest.importorskip("av")
 
