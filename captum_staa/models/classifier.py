@@ -463,8 +463,8 @@ class VideoClassifier(nn.Module):
         try:
             with torch.enable_grad(), frozen_parameters(self), without_compiling():
                 outputs = self(clip.detach().clone().requires_grad_(), *args)
-            weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-            gradient = torch.autograd.grad((outputs * weights).sum(), read[-1])[0].float()  # (B, N, D)
+                weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+                gradient = torch.autograd.grad((outputs * weights).sum(), read[-1])[0].float()  # (B, N, D)
         finally:
             handle.remove()
         size = gradient.abs().max()
