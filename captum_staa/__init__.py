@@ -13,6 +13,7 @@ from captum_staa.attr.staa import STAA
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.video_language import VideoLanguageModel
 from captum_staa.result import VideoAttribution
 from captum_staa.stream.stream import STAAStream
 
@@ -30,6 +31,7 @@ __all__ = [
     "TokenGrid",
     "VideoClassifier",
     "VideoFeatureAblation",
+    "VideoLanguageModel",
     "VideoLayout",
     "VideoOcclusion",
     "baselines",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_staa._utils.checks import generator_or_seeded, is_integer, is_number
-from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.tensors import gaussian, wide
 from captum_staa.layout import VideoLayout
 from captum_staa.result import Inputs, clips_in, for_each
 
@@ -268,7 +268,7 @@ def noise(
 
 def _wide(inputs: Tensor, layout: VideoLayout) -> Tensor:
     """Return the clip as ``(B, T, C, H, W)`` in float32 or wider."""
-    return layout.to_working(inputs.detach().to(torch.promote_types(inputs.dtype, torch.float32)))
+    return layout.to_working(wide(inputs.detach()))
 
 
 def _like(inputs: Tensor, layout: VideoLayout, frames: Tensor) -> Tensor:

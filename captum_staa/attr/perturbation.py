@@ -22,9 +22,9 @@ from captum_staa._utils.captum import (
     log_usage,
 )
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.gaussian import gaussian
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
 from captum_staa._utils.networks import lost_gradient
+from captum_staa._utils.tensors import gaussian
 from captum_staa.attr._base import VideoMethod, call_bar, one_clip, refuse_inference_mode
 from captum_staa.layout import VideoLayout, layout_of
 from captum_staa.masking.arguments import (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_staa._utils.checks import is_number
-from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.tensors import gaussian, wide
 from captum_staa.layout import VideoLayout
 from captum_staa.result import Inputs, for_each
 
@@ -51,8 +51,7 @@ def smooth(attributions: Inputs, layout: VideoLayout | str, space: float = 6.0, 
         )
 
     def smoothed(values: Tensor, layout: VideoLayout) -> Tensor:
-        wide = torch.promote_types(values.dtype, torch.float32)
-        frames = layout.to_working(values.detach().to(wide)).transpose(1, 2)  # (B, C, T, H, W)
+        frames = layout.to_working(wide(values.detach())).transpose(1, 2)  # (B, C, T, H, W)
         blurred = gaussian(frames.flatten(0, 1), (time, space, space)).view(frames.shape)
         # Copy in any case: writing into the result must not change the argument.
         return layout.from_working(blurred.transpose(1, 2)).to(

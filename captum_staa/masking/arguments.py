@@ -22,6 +22,7 @@ from captum_staa._utils.captum import (
     _select_targets,
 )
 from captum_staa._utils.checks import check_count
+from captum_staa._utils.tensors import wide
 from captum_staa.layout import VideoLayout, check_dense
 from captum_staa.models.outputs import kind_of, log_probabilities, probabilities
 
@@ -216,7 +217,7 @@ class TargetScore:
                 f"the model must return one output per example, {examples} here, got outputs of shape "
                 f"{tuple(answer.shape)}. Return a row per example, not a mean over the batch."
             )
-        return answer.reshape(copies, self.batch).to(torch.promote_types(answer.dtype, torch.float32))
+        return wide(answer.reshape(copies, self.batch))
 
 
 def selected(answer: Tensor, target: TargetType) -> Tensor:
@@ -286,7 +287,7 @@ def with_probabilities(
             )
         kind = kind_of(model, outputs)
         if kind == "score":  # has no probability
-            return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            return wide(outputs)
         try:
             return convert(outputs, kind, getattr(model, "num_classes", None))
         except ValueError as error:

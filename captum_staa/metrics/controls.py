@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_staa._utils.checks import check_choice, generator_or_seeded
-from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.tensors import gaussian
 from captum_staa.layout import VideoLayout
 from captum_staa.result import Array, Inputs, clips_in, for_each, maps_for
 

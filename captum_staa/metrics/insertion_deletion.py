@@ -163,8 +163,7 @@ def insertion(
     ablation = Ablation.of(
         forward_func, inputs, attributions, baselines, feature_mask, perturbations_per_eval, layout, cells, axis
     )
-    score = ablation.score(target, additional_forward_args, output)
-    return _insertions(ablation, score, (order,), steps)[0]
+    return _insertions(ablation, (order,), steps, target, additional_forward_args, output)[0]
 
 
 @metric(higher_is_better=False, lowest=0.0, highest=1.0)
@@ -218,8 +217,8 @@ def deletion(
     ablation = Ablation.of(
         forward_func, inputs, attributions, baselines, feature_mask, perturbations_per_eval, layout, cells, axis
     )
-    score = ablation.score(target, additional_forward_args, output)
-    return _reversed(_insertions(ablation, score, (_REVERSED[order],), steps)[0])
+    (curve,) = _insertions(ablation, (_REVERSED[order],), steps, target, additional_forward_args, output)
+    return _reversed(curve)
 
 
 @metric(higher_is_better=None, lowest=0.0, highest=1.0)
@@ -269,13 +268,20 @@ def insertion_deletion(
     ablation = Ablation.of(
         forward_func, inputs, attributions, baselines, feature_mask, perturbations_per_eval, layout, cells, axis
     )
-    score = ablation.score(target, additional_forward_args, output)
-    morf, lerf = _insertions(ablation, score, ("morf", "lerf"), steps)
+    morf, lerf = _insertions(ablation, ("morf", "lerf"), steps, target, additional_forward_args, output)
     return InsertionDeletionResult(morf, _reversed(lerf), lerf, _reversed(morf))
 
 
-def _insertions(ablation: Ablation, score: TargetScore, orders: Sequence[Order], steps: int) -> list[Curve]:
+def _insertions(
+    ablation: Ablation,
+    orders: Sequence[Order],
+    steps: int,
+    target: TargetType,
+    additional_forward_args: object,
+    output: Output,
+) -> list[Curve]:
     """Return the insertion curve of each order. All start at the baseline and end at the inputs, computed once."""
+    score = ablation.score(target, additional_forward_args, output)
     check_count("steps", steps)
     cells = ablation.totals.T.expand(1, ablation.batch)  # (1, B)
     steps = min(int(steps), int(cells.max()))

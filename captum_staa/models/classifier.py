@@ -161,6 +161,7 @@ class VideoClassifier(nn.Module):
         self._verified = False  # whether the kind of output and the place of a wrapped transformer have been verified
         self._other: int | Literal["rest"] | None = None
         self._lower = False
+        self.inspections: dict[Any, Any] = {}  # of captum_staa.models.inspect, by the size of clips
 
     @property
     def transformer(self) -> nn.Module | None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_staa._utils.model_state import uncompiled
+from captum_staa._utils.tensors import wide
 
 OutputKind = Literal["logits", "probabilities", "sigmoid", "score"]
 KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
@@ -211,12 +212,12 @@ def probabilities(outputs: Tensor, kind: OutputKind, classes: int | None = None)
     Raises:
         ValueError: outputs of this kind have no probabilities, or the class axis is unknown.
     """
-    return log_probabilities(outputs, kind, classes).exp() if kind != "probabilities" else _wide(outputs)
+    return log_probabilities(outputs, kind, classes).exp() if kind != "probabilities" else wide(outputs)
 
 
 def log_probabilities(outputs: Tensor, kind: OutputKind, classes: int | None = None) -> Tensor:
     """Return the logarithm of :func:`probabilities`, computed without rounding small probabilities to 0."""
-    values = _wide(outputs)
+    values = wide(outputs)
     if kind == "probabilities":
         return values.clamp(min=torch.finfo(values.dtype).tiny).log()
     if kind == "sigmoid":
@@ -264,7 +265,7 @@ def decision_values(outputs: Tensor, kind: OutputKind) -> Tensor:
     Probabilities become their logarithms if their rows sum to 1, which are the logits up to a constant per row, and
     log odds otherwise. Other outputs are returned unchanged.
     """
-    values = _wide(outputs)
+    values = wide(outputs)
     if kind != "probabilities":
         return values
     tiny = torch.finfo(values.dtype).tiny
@@ -305,7 +306,7 @@ def sums_to_one(outputs: Tensor) -> bool:
     """Return whether outputs are ``(B, K)`` of several classes, non-negative, and sum to 1 per row: a softmax."""
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         return False
-    rows = _wide(outputs.detach())
+    rows = wide(outputs.detach())
     tolerance = max(1e-4, 4 * torch.finfo(outputs.dtype).eps)
     return bool((rows >= 0).all() & ((rows.sum(1) - 1).abs() <= tolerance * rows.shape[1] ** 0.5).all())
 
@@ -389,7 +390,3 @@ def _function_in_graph(outputs: Tensor) -> FunctionName | None:
         node = node.next_functions[0][0] if node.next_functions else None
     kind = "" if node is None else node.name().lower()
     return next((function for function in FUNCTIONS if kind.startswith(function)), None)
-
-
-def _wide(outputs: Tensor) -> Tensor:
-    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

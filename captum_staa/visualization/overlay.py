@@ -12,6 +12,7 @@ from .frames import Frames, Pixels, place
 from .saliency import Attributions, Maps, Saliency, saliency
 from .style import DEFAULT_STYLE, SIGNS, Style
 
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in gray
 UNSEEN = np.array([0.82, 0.82, 0.82])  # outside of the crop; a gray that is in none of the default color maps
 
 
@@ -45,7 +46,7 @@ class Overlay:
             low = style.limits[0]
             mixed = style.colors((values - low) / (1 - low))[..., :3]  # (H, W, 3)
             if style.method == "blended_heat_map":
-                gray = (picture @ [0.299, 0.587, 0.114])[..., None]
+                gray = (picture @ LUMINANCE)[..., None]
                 opacity = style.opacity_of(values)[..., None]
                 mixed = (1 - opacity) * gray + opacity * mixed
                 unseen = 0.35 * gray + 0.65 * UNSEEN

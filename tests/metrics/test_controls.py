@@ -10,7 +10,7 @@ import torch
 from covering import in_one_case
 
 from captum_staa import VideoAttribution
-from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.tensors import gaussian
 from captum_staa.metrics import auroc, pointing_game, smoothness
 from captum_staa.metrics.controls import SMOOTHING, controls, model_free_controls
 from captum_staa.metrics.map_properties import complexity, sparsity

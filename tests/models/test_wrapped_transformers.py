@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -146,8 +147,15 @@ def test_two_transformers_in_one_module_are_not_guessed() -> None:
 
     clf = VideoClassifier(TwoStreams().eval(), layout="BTCHW")
     assert clf.family is None
-    with pytest.raises(ValueError, match="known family"):
-        STAA(clf)
+    with pytest.raises(ValueError, match="run side by side"):
+        STAA(clf, mode="attention").attribute(CLIP)
+    # both streams read the clip, so relevance is that of the pixels, and not of one of the two patch embeddings
+    pixels = replace(FAMILIES["videomae"], patch_embedding=None)
+    one, other = (
+        STAA(VideoClassifier(stream, family=pixels), pattern_weight=0).attribute(CLIP, target=1)
+        for stream in (clf.module.rgb, clf.module.flow)
+    )
+    torch.testing.assert_close(STAA(clf, pattern_weight=0).attribute(CLIP, target=1), one + other)
 
 
 def test_a_family_of_ours_on_a_module_without_such_a_model_says_what_it_needs() -> None:

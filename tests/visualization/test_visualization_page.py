@@ -159,7 +159,7 @@ def test_page_is_written_atomically(tmp_path):
             "got 4",
         ),
         ({"play_fps": 0}, ValueError, "play_fps .* 0"),
-        ({"attributions": None}, TypeError, "^attributions must be a tensor or an array, got None"),
+        ({"attributions": None}, TypeError, "^attributions must be a tensor or array, got None"),
         (
             {"attributions": (torch.zeros(1, T, H, W),)},
             TypeError,

@@ -29,13 +29,6 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)
 CLIP = Frames(PIXELS, layout="BTCHW")
 
 
-@pytest.fixture(autouse=True)
-def headless():
-    matplotlib.use("Agg")
-    yield
-    matplotlib.pyplot.close("all")
-
-
 def block() -> torch.Tensor:
     """(1, T, 3, H, W): in rows 4..7, columns 20..27, 1 per pixel in frame 2 and half of that against in frame 5."""
     attributions = torch.zeros(1, T, 3, H, W)

@@ -7,7 +7,7 @@ import torch
 from covering import in_one_case
 from torch import Tensor
 
-from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.tensors import gaussian
 
 SIZES = (4, 5, 6)  # T, H, W
 SIGMAS = [(1.5, 0.75, 2.0), (0.75, 6.0, 6.0), (0.0, 1.0, 0.0), (0.1, 20.0, 0.1)]

@@ -1,4 +1,4 @@
-"""Gaussian blur over space and time, shared by methods, baselines and smoothing."""
+"""Tensors: conversion to float32 or wider, the number of changes in place, and Gaussian blur over space and time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from torch import Tensor
 SPREAD = (
     0.75  # standard deviation, in tubelets or cells, that merges neighboring tokens of opposite signs into one object
 )
+
+
+def wide(value: Tensor) -> Tensor:
+    """Return a tensor in float32, or unchanged if its dtype is wider."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def version_of(value: Tensor) -> int | None:
+    """Return how often a tensor was changed in place; None for tensors of ``inference_mode``, which do not count it."""
+    return None if value.is_inference() else value._version
 
 
 def gaussian(
