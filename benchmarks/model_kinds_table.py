@@ -88,7 +88,7 @@ def error_of(error: Exception) -> tuple[str, str]:
 def one(kind: str, subject: Any, column: str) -> tuple[Cell, list[str]]:
     """Return a cell, and what the call changed in the model."""
     from model_kinds.checks import CAPTUMS, COLUMNS, ROUNDED
-    from model_snapshot import same, snapshot
+    from tiny_models import changes, snapshot
 
     call, by_hand = COLUMNS[column]
     captums = column in CAPTUMS
@@ -102,7 +102,7 @@ def one(kind: str, subject: Any, column: str) -> tuple[Cell, list[str]]:
                 with torch.random.fork_rng() if captums else nullcontext():
                     found = call(subject)
             finally:
-                changed = same(before, snapshot(subject.clf))
+                changed = changes(before, snapshot(subject.clf))
             expected = by_hand(subject)
             difference = compare(found, expected)
             if captums and difference > tolerance and subject.clf.training:

@@ -95,7 +95,10 @@ class VideoLayout:
             ValueError: it does not have five axes, is empty, or does not have :attr:`channels` channels.
         """
         if not isinstance(clip, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor in layout {self.axes}, got {type(clip).__name__}")
+            raise TypeError(
+                f"{name} must be a tensor in layout {self.axes}, got {type(clip).__name__}."
+                f"{' Pass its items one at a time.' if isinstance(clip, (tuple, list)) else ''}"
+            )
         if clip.ndim != 5 or 0 in clip.shape:
             raise ValueError(
                 f"{name} must be a non-empty 5-D tensor ({', '.join(self.axes)}), got shape {tuple(clip.shape)}."

@@ -126,16 +126,32 @@ def lacks_backward(node: Any, until: Any = None) -> bool:
         node: ``grad_fn`` of the outputs.
         until: ``grad_fn`` of the inputs, beyond which the graph is not searched.
     """
+    return any("NotImplemented" in each.name() for each in _graph(node, until))
+
+
+def leaves_before(value: Tensor) -> list[Tensor]:
+    """Return the leaves with a gradient on which a value depends.
+
+    Example:
+        >>> first, second = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+        >>> [leaf is first for leaf in leaves_before(first.exp() + second.detach())]
+        [True]
+    """
+    if value.grad_fn is None:
+        return [value] if value.requires_grad else []
+    return [node.variable for node in _graph(value.grad_fn) if hasattr(node, "variable")]
+
+
+def _graph(node: Any, until: Any = None) -> Iterator[Any]:
+    """Yield the nodes of a graph that begins with ``grad_fn`` of the outputs, except ``until`` and those before it."""
     seen, open_nodes = {until}, [node]
     while open_nodes:
         node = open_nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if "NotImplemented" in node.name():
-            return True
+        yield node
         open_nodes += [following for following, _ in node.next_functions]
-    return False
 
 
 def refuse_missing_backward(outputs: Tensor, forward_func: object, run: Callable[[], Any]) -> None:

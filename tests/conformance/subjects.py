@@ -110,9 +110,8 @@ def _grad_cam(weighting: Literal["gradcam", "hirescam", "layercam"]) -> Subject:
         method=GradCAM,
         kind="gradient",
         counterpart=LayerGradCam,
-        make=lambda case: GradCAM(case.model, case.layer_module, weighting=weighting),
+        make=lambda case: GradCAM(case.model, case.layer_module, _axes(case), weighting=weighting),
         oracle=lambda case, **more: oracles.grad_cam(case, weighting, **more),
-        models=ONE_CLIP,
         inside=True,
     )
 
