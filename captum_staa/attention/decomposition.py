@@ -95,7 +95,8 @@ def relevance_maps(
 
     The contribution of a token is spread evenly over its pixels. If the patch embedding of the model is not known,
     pixels are decomposed directly. Then the map is smoothed, because neighboring tokens of one object often have
-    opposite signs, and their mean is the contribution of the object.
+    opposite signs, and their mean is the contribution of the object. The Gaussian is as wide as for the tokens of the
+    grid, or of 8 x 14 x 14 tokens if there is none.
 
     Args:
         classifier, clips, score, additional_forward_args, pattern_weight: as for :func:`decompose_classifier`.
@@ -113,10 +114,10 @@ def relevance_maps(
         pattern_weight=pattern_weight,
     )
     frames, _, height, width = clips.shape[1:]
-    cell = (frames / 8, height / 14, width / 14) if classifier.grid is None else classifier.grid.tubelet
-    maps = result.contributions
+    grid, maps = classifier.grid, result.contributions
+    cell = (frames / 8, height / 14, width / 14) if grid is None or grid.num_patches == 1 else grid.tubelet
     if known:
-        maps = classifier.grid.spread(maps, "nearest", (frames, height, width))
+        maps = grid.spread(maps, "nearest", (frames, height, width))
     t, h, w = (SPREAD * side for side in cell)
     return gaussian(maps, (t, h, w), keep_sums=True), result
 

@@ -146,6 +146,13 @@ def no_grad(x: Tensor) -> Tensor:
     return x + y
 
 
+def drawn(make: Callable[[], nn.Module]) -> nn.Module:
+    """Return a random module in float64, the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return randomize(make(), 0).double()
+
+
 CODES = numbers(4, 16, seed=1)
 LOST: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "an operation of its own": (lambda x: x + Cubed.apply(x), "uses CubedBackward, which has no rule"),
@@ -167,6 +174,7 @@ def test_what_is_lost_is_reported_with_its_module(name, pattern_weight):
     """A module inside a block loses a part. The others do not, and their biases are not blamed."""
     model = vit()
     with torch.random.fork_rng():
+        torch.manual_seed(0)
         model.blocks[1]["mlp"].up = nn.Sequential(model.blocks[1]["mlp"].up, nn.Linear(32, 16), Part(LOST[name][0]))
         model.blocks[1]["mlp"].down = nn.Linear(16, 16)
         model = randomize(model, 3).double()
@@ -199,7 +207,7 @@ class Tail(nn.Module):
 def test_a_small_part_that_is_missing_gives_a_warning_and_a_large_one_an_error():
     x = numbers(2, 4).abs() + 1
     for part, size in ((1e-12, None), (0.1, 0.1), (3.0, 3.0)):
-        model = randomize(Tail(lambda y: y.abs().detach(), part), 0).double()
+        model = drawn(lambda part=part: Tail(lambda y: y.abs().detach(), part))
         missing = float((part * model.tokens(x).abs()).sum().detach())
         arguments = (model, x, lambda outputs: outputs[:, 0])
         if size is None:
@@ -225,7 +233,7 @@ def test_pixels_that_go_around_the_tokens_are_reported():
         def forward(self, x: Tensor) -> Tensor:
             return self.vit(x) + 0.1 * self.stem(x).flatten(2).mean(2)
 
-    model = randomize(Around(), 1).double()
+    model = drawn(Around)
     around = float(contrast(0.1 * model.stem(clips()).flatten(2).mean(2)).sum().detach())
     with pytest.warns(UserWarning, match=r"module '' \(Around\).* no gradient after the cut at the tokens"):
         result = decompose(model, clips(), contrast, tokens=model.vit.embed)
@@ -253,7 +261,7 @@ def test_scripts_are_reported_unless_they_are_linear():
 
 
 def test_linear_operations_that_no_mode_sees_are_complete():
-    model = randomize(Tail(Doubled.apply, 1.0), 0).double()
+    model = drawn(lambda: Tail(Doubled.apply, 1.0))
     result = decompose(model, numbers(2, 4), lambda outputs: outputs[:, 0], tokens=model.tokens)
     assert result.nonlinear == ("DoubledBackward",) and abs(float(result.remainder)) < 1e-12
 
@@ -267,3 +275,25 @@ def test_checkpointed_parts_are_complete():
     result = decompose(model, clips(), contrast, tokens=model.embed, pattern_weight=0.125)
     assert abs(float(result.remainder)) < 1e-10
     torch.testing.assert_close(result.contributions, plain.contributions)
+
+
+def test_the_input_of_a_module_can_be_the_tokens():
+    model = drawn(lambda: nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)))
+    expected = decompose(model, numbers(2, 4), contrast, tokens=model[0])
+    result = decompose(model, numbers(2, 4), contrast, tokens=model[1], side="input")
+    torch.testing.assert_close(result.contributions, expected.contributions)
+    with pytest.raises(ValueError, match="side must be one of 'output', 'input', got 'middle'"):
+        decompose(model, numbers(2, 4), contrast, tokens=model[1], side="middle")
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.norm, self.head = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            return self.head(x + self.norm(x))
+
+    model = drawn(Residual)
+    with pytest.warns(UserWarning, match=r"module '' \(Residual\).* no gradient after the cut at the tokens"):
+        decompose(model, numbers(2, 4), contrast, tokens=model.norm, side="input")

@@ -9,10 +9,11 @@ import pytest
 import torch
 from covering import over_values
 from frozen_models import HEADS, SPELLINGS, WIDTH, clips, contrast, share_of_parameters, vit
-from tiny_models import NAMES, clip_for, own, own_family, tiny
+from tiny_models import NAMES, CallsSdpa, clip_for, own, own_family, randomize, tiny
 from torch import Tensor, nn
 
-from captum_staa import TokenGrid, VideoClassifier
+from captum_staa import STAA, TokenGrid, VideoClassifier
+from captum_staa._utils.tensors import gaussian
 from captum_staa.attention.decomposition import class_contrast, decompose, decompose_classifier
 from captum_staa.masking.arguments import selected
 
@@ -311,3 +312,31 @@ def test_unknown_patch_embeddings_raise():
         decompose_classifier(cnn, inputs, contrast)
     with pytest.raises(ValueError, match="where"):
         decompose_classifier(clf, inputs, contrast, where="patches")
+
+
+class Mixed(nn.Module):
+    """A transformer whose tokens all see the whole clip, so that there is no token grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.layer, self.head = nn.Linear(3 * 4 * 8 * 8, 64), CallsSdpa(16, 2), nn.Linear(16, 3)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.mix(clip.flatten(1)).unflatten(1, (4, 16))
+        return self.head((x + self.layer(x)).mean(1))
+
+
+def test_pixels_are_decomposed_and_smoothed_if_there_is_no_token_grid():
+    with torch.random.fork_rng():
+        clf = VideoClassifier(randomize(Mixed(), 2), layout="BCTHW")
+    clip = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    maps = STAA(clf, pattern_weight=0).attribute_maps(clip, 1)
+    pixels = decompose_classifier(clf, clip.transpose(1, 2), contrast, where="pixels")
+    sides = (0.75 * 4 / 8, 0.75 * 8 / 14, 0.75 * 8 / 14)  # of about 8 x 14 x 14 tokens
+    torch.testing.assert_close(maps.joint, gaussian(pixels.contributions, sides, keep_sums=True))
+    torch.testing.assert_close(maps.joint.sum((1, 2, 3)) + pixels.constants, pixels.score)
+    with pytest.raises(ValueError, match="the attention of Mixed must be verified"):
+        STAA(clf, mode="attention").attribute(clip)
+    cnn = VideoClassifier(nn.Sequential(nn.Conv3d(3, 3, (4, 8, 8)), nn.Flatten()), layout="BCTHW")
+    with pytest.raises(ValueError, match="no attention"):
+        STAA(cnn).attribute(clip, 1)
