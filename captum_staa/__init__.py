@@ -2,6 +2,7 @@
 
 from captum_staa import baselines, benchmark, feature_masks, io, metrics, models, visualization
 from captum_staa.attention.focus import Focus
+from captum_staa.attr.answer import AnswerAttribution
 from captum_staa.attr.feature_ablation import VideoFeatureAblation
 from captum_staa.attr.grad_cam import GradCAM
 from captum_staa.attr.occlusion import VideoOcclusion
@@ -13,6 +14,7 @@ from captum_staa.attr.staa import STAA
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.video_language import VideoLanguageModel
 from captum_staa.result import VideoAttribution
 from captum_staa.stream.stream import STAAStream
 
@@ -22,6 +24,7 @@ __all__ = [
     "RISE",
     "STAA",
     "STAAStream",
+    "AnswerAttribution",
     "AttentionBranch",
     "Focus",
     "GradCAM",
@@ -30,6 +33,7 @@ __all__ = [
     "TokenGrid",
     "VideoClassifier",
     "VideoFeatureAblation",
+    "VideoLanguageModel",
     "VideoLayout",
     "VideoOcclusion",
     "baselines",

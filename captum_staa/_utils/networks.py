@@ -94,6 +94,9 @@ def lost_gradient(forward_func: object, run: Callable[[], Any]) -> str:
     calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
     with torch.enable_grad(), _hooked(forward_func, lambda *call: calls.append(call)):
         outputs: Any = run()
+    for name, module, inside, outside in calls:
+        if lacks_backward(outside.grad_fn, inside.grad_fn):
+            return f"The gradient is lost in module {name!r} ({type(module).__name__}), which has no backward pass."
     reached: set[int] = set()
     if getattr(outputs, "requires_grad", False):
         taking = [tensor for *_, inside, outside in calls for tensor in (inside, outside) if tensor.requires_grad]
@@ -114,15 +117,16 @@ def lost_gradient(forward_func: object, run: Callable[[], Any]) -> str:
     return "" if last is None else f"The last module with a gradient is {last[0]!r} ({type(last[1]).__name__})."
 
 
-def lacks_backward(node: Any) -> bool:
+def lacks_backward(node: Any, until: Any = None) -> bool:
     """Return whether a graph contains an operation without a backward, such as a quantized layer.
 
-    Torch gives such an operation a gradient of zero, with a warning.
+    Torch takes the gradient of such an operation as zero, with a warning.
 
     Args:
         node: ``grad_fn`` of the outputs.
+        until: ``grad_fn`` of the inputs, beyond which the graph is not searched.
     """
-    seen, open_nodes = set(), [node]
+    seen, open_nodes = {until}, [node]
     while open_nodes:
         node = open_nodes.pop()
         if node is None or node in seen:
@@ -132,6 +136,30 @@ def lacks_backward(node: Any) -> bool:
             return True
         open_nodes += [following for following, _ in node.next_functions]
     return False
+
+
+def refuse_missing_backward(outputs: Tensor, forward_func: object, run: Callable[[], Any]) -> None:
+    """Raise a ValueError if the graph of outputs contains an operation without a backward.
+
+    Its gradient would be zero, and a map would be wrong in silence where a residual connection passes it by.
+
+    Args:
+        outputs: what is differentiated.
+        forward_func: the model, or a function that uses it.
+        run: function that runs the model on inputs that require a gradient, and returns its outputs.
+    """
+    if lacks_backward(outputs.grad_fn):
+        raise ValueError(missing_backward(forward_func, run))
+
+
+def missing_backward(forward_func: object, run: Callable[[], Any]) -> str:
+    """Return the error message for a model that contains an operation without a backward."""
+    where = lost_gradient(forward_func, run)
+    return (
+        f"the model must be differentiable, got an operation without a backward pass, such as a quantized layer, whose "
+        f"gradient would be zero.{f' {where}' if where else ''} Explain the model before its quantization, or use "
+        f"VideoOcclusion, VideoFeatureAblation, RISE or the metrics, which need no gradient."
+    )
 
 
 @contextmanager
@@ -167,19 +195,30 @@ def _changed_in_place(forward_func: object, run: Callable[[], Any]) -> str:
 
 @contextmanager
 def _hooked(forward_func: object, keep: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
-    """Pass the name, the first input and the first output of every innermost module to ``keep`` as it runs."""
-    handles = []
+    """Pass the name, the first input and the first output of every innermost module to ``keep`` as it runs.
+
+    A module is innermost if it calls no other module. It may contain some, as quantized layers contain their weights.
+    """
+    handles: list[Any] = []
+    calls_others: list[bool] = []  # one item per module that is running
+
+    def begin(module: nn.Module, args: Any) -> None:
+        if calls_others:
+            calls_others[-1] = True
+        calls_others.append(False)
+
     for network in networks_of(forward_func):
         for name, module in network.named_modules():
-            if next(module.children(), None) is None:
 
-                def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                    inside = next((value for value in args if isinstance(value, Tensor)), None)
-                    outside = next((value for value in _flat(output) if isinstance(value, Tensor)), None)
-                    if inside is not None and outside is not None:
-                        keep(name, module, inside, outside)
+            def end(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                if not calls_others or calls_others.pop():
+                    return
+                inside = next((value for value in args if isinstance(value, Tensor)), None)
+                outside = next((value for value in _flat(output) if isinstance(value, Tensor)), None)
+                if inside is not None and outside is not None:
+                    keep(name, module, inside, outside)
 
-                handles.append(module.register_forward_hook(hook))
+            handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
     try:
         yield
     finally:

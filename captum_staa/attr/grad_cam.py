@@ -19,7 +19,7 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
-from captum_staa._utils.networks import lost_gradient
+from captum_staa._utils.networks import lost_gradient, refuse_missing_backward
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_values
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout, layout_of
@@ -207,6 +207,10 @@ class GradCAM(VideoMethod):
         self._check_grid(size)
         refuse_inference_mode(self.get_name())
         extra = _format_additional_forward_args(additional_forward_args)
+
+        def run() -> Any:
+            return _run_forward(forward, clip.detach().clone().requires_grad_(), None, extra)
+
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             witness = ChannelWitness()
             watching = witness.watching(network_of(self.forward_func), self.layer)
@@ -221,12 +225,13 @@ class GradCAM(VideoMethod):
             activation = self._stacked(outputs, len(clip), size[0])
             fold = self._folding(activation, len(clip), size, witness)
             score = target_values(self.forward_func, answer, target).sum()
+            refuse_missing_backward(score, self.forward_func, run)
             if score.requires_grad:
                 gradients = torch.autograd.grad(score, outputs, materialize_grads=True)
             else:  # the output does not depend on the layer
                 gradients = tuple(torch.zeros_like(output) for output in outputs)
         gradient = fold(self._stacked(gradients, len(clip), size[0]))
-        self._check_reach(gradient, lambda: _run_forward(forward, clip.detach().clone().requires_grad_(), None, extra))
+        self._check_reach(gradient, run)
         products = WEIGHTINGS[self.weighting](gradient) * fold(activation)
         joint = products.sum(1)  # (B, t, h, w)
         self._check_cancelling(joint, products, outputs[0].dtype)
@@ -274,7 +279,7 @@ class GradCAM(VideoMethod):
             name=self._name,
             stated=self.layer_axes,
             recurrent=self.layer if isinstance(self.layer, nn.RNNBase) else None,
-            other_way=" or reshape=function to (B, C, t, h, w)",
+            other_way="reshape=function to (B, C, t, h, w)",
         ).fold
 
     def _to_pixels(self, maps: Tensor, size: tuple[int, int, int]) -> Tensor:

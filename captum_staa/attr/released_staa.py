@@ -58,7 +58,14 @@ class ReleasedSTAA(VideoMethod):
     """
 
     def __init__(self, forward_func: nn.Module, generator: torch.Generator | None = None) -> None:
-        super().__init__(transformer_of(forward_func))
+        classifier = transformer_of(forward_func)
+        if classifier.family is None:
+            raise ValueError(
+                f"forward_func must belong to a known family of video transformers, got "
+                f"{type(classifier.module).__name__}. Pass VideoClassifier(model, family=...), with the family that "
+                f"captum_staa.models.inspect(model, inputs).family finds."
+            )
+        super().__init__(classifier)
         generator_or_seeded(generator)  # reject a wrong generator now
         self.generator = generator
 

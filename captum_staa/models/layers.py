@@ -252,9 +252,18 @@ def axes_of(
     ]
     if len(fits) > 1 and channel is None:  # cells of one layer have the proportions of the frame
         fits = [axes for axes in fits if _proportioned(_cells_of(axes, output), size)] or fits
+    received = f"got shape {tuple(output.shape)} for {batch} clips of {size} (T, H, W)"
+    if len(fits) == 1 and grid is None and fits[0].prefix > 1:
+        t, h, w = fits[0].cells
+        count = fits[0].prefix
+        raise ValueError(
+            f"the places of the patches among the tokens of {name} must be known, {received}: {h} x {w} patches per "
+            f"frame and {count} other tokens, which may be before or after them. If they are before them, pass "
+            f"grid=TokenGrid(t={t}, h={h}, w={w}, prefix={count}, tubelet=(1, {size[1] // h}, {size[2] // w}))."
+            f"{f' Otherwise, pass {other_way}.' if other_way else ''}"
+        )
     if len(fits) == 1:
         return fits[0]
-    received = f"got shape {tuple(output.shape)} for {batch} clips of {size} (T, H, W)"
     if fits:
         raise ValueError(
             f"the order of the axes of {name} must be known, {received}, which can be "
@@ -266,7 +275,7 @@ def axes_of(
     raise ValueError(
         f"the output of {name} must be (B, C, t, h, w), (B, t, h, w, C), (B*T, C, h, w) or (B*T, h, w, C), or tokens "
         f"(B, N, D), (B*t, h*w, D) or (B*h*w, t, D), {received}{seen}. Tokens need {tokens}. For another order, pass "
-        f"layer_axes, such as layer_axes='BTHWC'{other_way}."
+        f"layer_axes, such as layer_axes='BTHWC'{f' or {other_way}' if other_way else ''}."
     )
 
 
@@ -345,12 +354,17 @@ def _with_prefix(pattern: str, cells: Cells, prefix: int, fits: bool) -> Iterato
 
 
 def _patches_of_frames(count: int, size: Cells) -> Iterator[LayerAxes]:
-    """Yield the grids of square patches, with at most 8 tokens before them, that have ``count`` tokens per frame."""
+    """Yield the grids of square patches, with at most 8 other tokens, that have ``count`` tokens per frame.
+
+    A single other token is a class token, the first one. Grids with more are yielded only if there is no such grid.
+    """
     frames, height, width = size
+    found = []
     for side in range(1, min(height, width) + 1):
         h, w = height // side, width // side
         if height % side == 0 and width % side == 0 and 0 <= count - h * w <= 8 and h * w > 1:
-            yield LayerAxes("(BT)NC", (frames, h, w), count - h * w)
+            found.append(LayerAxes("(BT)NC", (frames, h, w), count - h * w))
+    yield from [axes for axes in found if axes.prefix <= 1] or found
 
 
 def _cells_of(axes: LayerAxes, output: Tensor) -> Cells:

@@ -201,7 +201,10 @@ def own_family(suffix: str = "") -> Family:
     return Family(
         name="own",
         grid=lambda model: TokenGrid(t=4, h=3, w=2, prefix=1, tubelet=(2, 8, 8)),
-        attention=lambda model: [AttentionLayer(f"blocks.{i}.attn{suffix}", block=i) for i in range(len(model.blocks))],
+        attention=lambda model: [
+            AttentionLayer(f"blocks.{i}.attn{suffix}", block=i, backend="mha" if suffix else "sdpa")
+            for i in range(len(model.blocks))
+        ],
         pooling=lambda model: "cls",
         layout="BCTHW",
         num_frames=lambda model: 8,

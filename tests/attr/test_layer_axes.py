@@ -12,7 +12,7 @@ from covering import in_one_case
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from captum_staa import GradCAM
+from captum_staa import GradCAM, TokenGrid
 from captum_staa.models import STABN
 from captum_staa.models.layers import LayerAxes
 
@@ -163,6 +163,33 @@ def test_an_order_that_no_module_shows_is_asked_for() -> None:
         STABN.inject(net, "stage", "BCTHW", example=CLIP)
     with pytest.raises(ValueError, match="layer_axes must name each axis"):
         GradCAM(net, "stage", layout="BCTHW", layer_axes="BXHWC")
+
+
+@in_one_case()
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_the_places_of_patches_among_several_other_tokens_per_frame_are_asked_for(before: int) -> None:
+    # DeiT has two tokens before the patches, X-CLIP one before and one after them
+    case = Case(
+        lambda x: F.pad(x.transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2), (0, 0, before, 2 - before)),
+        lambda x, read: (
+            read(x)[:, before : before + 16].transpose(1, 2).unflatten(2, (4, 4)).unflatten(0, (-1, T)).transpose(1, 2)
+        ),
+        linear,
+    )
+    net = through(case, 6).eval()
+    message = r"4 x 4 patches per frame and 2 other.*TokenGrid\(t=4, h=4, w=4, prefix=2, tubelet=\(1, 2, 2\)\).*reshape"
+    with pytest.raises(ValueError, match=message):
+        GradCAM(net, "stage", "BCTHW").attribute(CLIP, target=1)
+
+    def reshape(tokens: Tensor) -> Tensor:
+        return tokens[:, before : before + 16].unflatten(1, (4, 4)).unflatten(0, (-1, T)).permute(0, 4, 1, 2, 3)
+
+    ways: list[dict[str, Any]] = [{"reshape": reshape}]
+    if before == 2:
+        ways.append({"grid": TokenGrid(t=4, h=4, w=4, prefix=2, tubelet=(1, 2, 2))})
+    for way in ways:
+        found = GradCAM(net, "stage", "BCTHW", upsampling="nearest", **way).attribute_maps(CLIP, target=1).joint
+        torch.testing.assert_close(found, true_map(net, 1).repeat_interleave(2, 2).repeat_interleave(2, 3) / 4)
 
 
 def test_a_recurrent_layer_gives_a_map_in_time() -> None:

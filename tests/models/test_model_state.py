@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_snapshot import same, snapshot
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -58,25 +59,6 @@ class Trained(nn.Module):
         again = self.training and torch.is_grad_enabled()
         x = checkpoint(self.block, x, use_reentrant=True) if again else self.block(x)
         return self.head(x.relu().mean((2, 3, 4)) * (1 + (torch.rand(1) if self.training else 0)))
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    state = {f"value of {name}": value.clone() for name, value in model.state_dict().items()}
-    state |= {f"identity of {name}": id(value) for name, value in (*model.named_parameters(), *model.named_buffers())}
-    state |= {f"mode of {name}": module.training for name, module in model.named_modules()}
-    state |= {f"gradient of {name}": (p.requires_grad, p.grad) for name, p in model.named_parameters()}
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
-    state |= {f"{h} of {name}": dict(getattr(m, h)) for name, m in model.named_modules() for h in hooks}
-    state |= {f"attributes of {name}": sorted(vars(module)) for name, module in model.named_modules()}
-    return state | {"random state": torch.random.get_rng_state()}
-
-
-def same(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    return [
-        name
-        for name, value in before.items()
-        if not (torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name])
-    ]
 
 
 CALLS: dict[str, Callable[[Any], Tensor]] = {

@@ -1,0 +1,370 @@
+"""Train the small bundled video language models in `captum_staa/models/video_language/weights`, one folder each.
+
+    python benchmarks/train_video_language.py --family qwen2_5_vl
+    python benchmarks/train_video_language.py --family llava_onevision
+
+A model answers three questions about planted clips, each with a sentence of which one word depends on the video: "which
+pattern ?" ("it is right ."), "which direction ?" ("it is left .") and "which came first ?" ("it is bottom ."). Some
+clips show the evidence for two questions at once, so that the place of the truth depends on the question. New clips are
+drawn for each step. The held-out clips have another seed. Weights are stored as float16, and tested in this form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from tqdm import tqdm
+from train_zoo import HELD_OUT_SEED, training_batch
+
+from captum_staa.benchmark import PlantedClips, SceneOptions
+from captum_staa.models.preprocessing import Preprocessing
+from captum_staa.models.video_language import VideoLanguageModel
+
+WEIGHTS = Path(__file__).parents[1] / "captum_staa" / "models" / "video_language" / "weights"
+FAMILIES = ("qwen2_5_vl", "llava_onevision")
+BATCH = 24
+SPECIAL = (
+    *("<|pad|>", "<|unk|>", "<|end|>", "<|user|>", "<|assistant|>", "<|vision_start|>", "<|video_pad|>"),
+    *("<|vision_end|>", "<video>"),
+)
+WORDS = (
+    *("it", "is", ".", "?", "which", "pattern", "direction", "came", "first"),
+    *("right", "bottom", "diagonal", "left"),
+)
+VIDEO = {"qwen2_5_vl": "<|vision_start|><|video_pad|><|vision_end|>", "llava_onevision": "<video>"}
+QUESTIONS = {"pattern": "which pattern ?", "motion": "which direction ?", "order": "which came first ?"}
+ANSWERS = {"pattern": ("right", "bottom", "diagonal"), "motion": ("left", "right"), "order": ("right", "bottom")}
+BEFORE, AFTER = "it is ", " .<|end|>"
+PLACE = 2  # of the word in the answer
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.1,
+}
+TOWER = {"hidden_size": 64, "intermediate_size": 128}
+
+
+def tokenizer(family: str) -> transformers.PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per word, and a chat template that puts the video before the question."""
+    words = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
+    made = Tokenizer(models.WordLevel(words, unk_token="<|unk|>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    template = (
+        "{% for message in messages %}<|user|>{% for part in message['content'] %}{% if part['type'] == 'video' %}"
+        + VIDEO[family]
+        + "{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        unk_token="<|unk|>",
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=[word for word in SPECIAL if word not in ("<|unk|>", "<|pad|>", "<|end|>")],
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build(family: str) -> nn.Module:
+    """Return an untrained model for clips of 48 x 48 pixels."""
+    ids = {word: i for i, word in enumerate(SPECIAL)}
+    text = TEXT | {
+        "vocab_size": len(SPECIAL) + len(WORDS),
+        "pad_token_id": ids["<|pad|>"],
+        "eos_token_id": ids["<|end|>"],
+        "bos_token_id": None,
+    }
+    if family == "qwen2_5_vl":
+        half = TEXT["hidden_size"] // TEXT["num_attention_heads"] // 2
+        sections = [half - 2 * (half // 3), half // 3, half // 3]
+        rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections}
+        tower = TOWER | {"depth": 2, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        tower |= {"tokens_per_second": 2, "window_size": 48, "out_hidden_size": 64, "fullatt_block_indexes": [1]}
+        config = transformers.Qwen2_5_VLConfig(
+            vision_config=tower | {"initializer_range": 0.1},
+            text_config=text | {"rope_parameters": rope},
+            image_token_id=ids["<|vision_start|>"] + 100,  # no images
+            video_token_id=ids["<|video_pad|>"],
+            vision_start_token_id=ids["<|vision_start|>"],
+            vision_end_token_id=ids["<|vision_end|>"],
+        )
+        return transformers.Qwen2_5_VLForConditionalGeneration(config)
+    tower = TOWER | {"model_type": "siglip_vision_model", "num_hidden_layers": 2, "num_attention_heads": 4}
+    tower |= {"image_size": 48, "patch_size": 8, "vision_use_head": False}
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=tower,
+        text_config=text | {"model_type": "qwen2"},
+        image_token_index=ids["<|vision_start|>"],
+        video_token_index=ids["<video>"],
+    )
+    return transformers.LlavaOnevisionForConditionalGeneration(config)
+
+
+# --- clips with the evidence for two questions ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TwoQuestions:
+    """Clips that show the evidence of two tasks in different objects, with the truth of either question.
+
+    Attributes:
+        clips: ``(B, T, C, H, W)``.
+        labels: ``(B, 2)``, class of the first and of the second task.
+        truth: ``(B, 2, T, H, W)`` bool, evidence of the first and of the second task.
+        rivals: ``(B, T, H, W)`` bool, all other objects.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    truth: Tensor
+    rivals: Tensor
+
+
+def two_questions(seed: int, n: int, first: str = "pattern", second: str = "motion", **options: float) -> TwoQuestions:
+    """Draw clips of two tasks with two objects each, of which no two touch in any frame.
+
+    Objects of the second clip are pasted into the first clip. Of a pool of clips of both tasks, only pairs are used
+    whose objects do not overlap.
+
+    Args:
+        seed: seed of the clips.
+        n: number of clips.
+        first: task of the first question.
+        second: task of the second question.
+        **options: options of the scenes, such as ``noise``.
+    """
+    pool, parts = max(n, 24), []
+    rivals = {"pattern": 1, "motion": 1, "order": 0}
+    for offset, task in enumerate((first, second)):
+        planted = PlantedClips(2 * seed + offset, pool, task, scene=SceneOptions(rivals=rivals[task], **options))
+        parts.append((*planted[:], planted.rivals(slice(0, pool))))
+    shown = [(truth | others).flatten(1).half().float() for _, _, truth, others in parts]
+    free = (shown[0] @ shown[1].T == 0).nonzero()  # pairs without a common pixel
+    free = free[torch.randperm(len(free), generator=torch.Generator().manual_seed(seed))]
+    used, chosen = [set(), set()], []
+    for pair in free.tolist():  # each clip at most twice, as long as pairs last
+        if len(chosen) < n and all(pair[i] not in used[i] for i in (0, 1)):
+            chosen.append(pair)
+            used[0].add(pair[0]), used[1].add(pair[1])
+    chosen += free.tolist()[: n - len(chosen)]
+    a, b = (torch.tensor(index) for index in zip(*chosen[:n], strict=True))
+    paste = (parts[1][2] | parts[1][3])[b]
+    clips = torch.where(paste[:, :, None], parts[1][0][b], parts[0][0][a])
+    labels = torch.stack([parts[0][1][a], parts[1][1][b]], 1)
+    truth = torch.stack([parts[0][2][a], parts[1][2][b]], 1)
+    return TwoQuestions(clips, labels, truth, parts[0][3][a] | parts[1][3][b])
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def batches(
+    seed: int, steps: int, easy: float, turns: str, start: float
+) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """Yield a task, clips, target probabilities of its words, and truth, harder towards the end.
+
+    Args:
+        seed: seed of the clips.
+        steps: number of batches.
+        easy: as in `train_zoo.Recipe`.
+        turns: the tasks in turn, by their first letters; ``b`` is for clips with both a pattern and a motion.
+        start: difficulty of the first batch, 0 to 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    names = {"p": "pattern", "m": "motion", "o": "order"}
+    pool, used, asked = None, 0, 0
+    for i in range(steps):
+        progress, letter = start + (1 - start) * i / steps, turns[i % len(turns)]
+        if letter == "b" and progress < 0.15:
+            letter = "m"
+        if letter != "b":
+            yield names[letter], *training_batch(names[letter], seed * 1_000_000 + i, progress, easy, generator, BATCH)
+            continue
+        if pool is None or used == 10:
+            noise = 0.02 + 0.06 * min(1, progress / 0.5)
+            pool, used = two_questions(seed * 1_000_000 + i, 10 * BATCH, noise=noise), 0
+        rows, asked = slice(used * BATCH, (used + 1) * BATCH), 1 - asked
+        name = ("pattern", "motion")[asked]
+        targets = F.one_hot(pool.labels[rows, asked], len(ANSWERS[name])).float()
+        yield name, pool.clips[rows], targets, pool.truth[rows, asked]
+        used += 1
+
+
+def fit(
+    vlm: VideoLanguageModel, seed: int, steps: int, peak: float, easy: float, turns: str, start: float, folder: Path
+) -> None:
+    """Train a model in place, and save it from time to time."""
+    model = vlm.model.train()
+    hints = {task: nn.Linear(TEXT["hidden_size"], len(ANSWERS[task])) for task in ("pattern", "motion")}
+    decayed = [p for p in model.parameters() if p.ndim > 1] + [head.weight for head in hints.values()]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+    warm = 50
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda i: min((i + 1) / warm, 0.02 + 0.49 * (1 + math.cos(math.pi * max(0, i - warm) / (steps - warm)))),
+    )
+    prompts = {task: vlm.prompt(question, (16, 48, 48)) for task, question in QUESTIONS.items()}
+    answers = {task: [answer(vlm, task, label) for label in range(len(ANSWERS[task]))] for task in ANSWERS}
+    recent: dict[str, float] = {}
+    bar = tqdm(batches(seed, steps, easy, turns, start), total=steps, desc=vlm.family.name, mininterval=20)
+    for i, (task, clips, targets, truth) in enumerate(bar):
+        prompt, ids = prompts[task], answers[task][int(torch.randint(len(answers[task]), ()))]
+        # the word is the same for the whole batch: only the tokens after it see it, and they are the same for all words
+        arguments = vlm.inputs(clips, prompt, ids[:-1])
+        output = model(**arguments, output_hidden_states=True, use_cache=False)
+        logs = output.logits[:, -len(ids) :].log_softmax(-1)
+        words = torch.tensor([int(other[PLACE]) for other in answers[task]])
+        loss = -(logs[:, PLACE, words] * targets).sum(1).mean()
+        constant = [at for at in range(len(ids)) if at != PLACE]
+        loss = loss - logs[:, constant, ids[constant]].sum(1).mean()
+        if task in hints:
+            states = output.hidden_states[-1][:, prompt.at]  # (B, N, D)
+            loss = loss + hint_loss(hints[task](states), prompt.tokens.from_pixels(truth.float()), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        sure = targets.amax(1) == 1
+        right = (logs[:, PLACE, words].argmax(1) == targets.argmax(1))[sure].float().mean().item()
+        key = task if turns[i % len(turns)] != "b" else f"{task}*"
+        recent[key] = right if key not in recent else 0.95 * recent[key] + 0.05 * right
+        if i % 500 == 499:
+            save(vlm, folder)
+        bar.set_postfix({name: f"{value:.2f}" for name, value in recent.items()}, refresh=False)
+    model.eval()
+
+
+def hint_loss(answers: Tensor, truth: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of what the states of video tokens say about their own place, where the evidence is.
+
+    One word per clip is a faint signal to learn from. The heads of these hints are not in the model.
+
+    Args:
+        answers: ``(B, N, K)``.
+        truth: ``(B, t, h, w)``, amount of evidence in each token.
+        targets: ``(B, K)``; clips without a certain answer count nothing.
+    """
+    weight = truth.flatten(1) * (targets.amax(1) == 1)[:, None]
+    losses = -(answers.log_softmax(-1) * targets[:, None]).sum(-1)
+    return (losses * weight).sum() / weight.sum()
+
+
+def answer(vlm: VideoLanguageModel, task: str, label: int) -> Tensor:
+    """Return the token ids of the answer for a class."""
+    return vlm.answer_ids(f"{BEFORE}{ANSWERS[task][label]}{AFTER}")
+
+
+@torch.no_grad()
+def evaluate(vlm: VideoLanguageModel, n: int = 400) -> dict[str, float]:
+    """Return the accuracy of each question on held-out clips: unchanged, without evidence, and of two questions."""
+    result = {}
+    for task in QUESTIONS:
+        planted = PlantedClips(HELD_OUT_SEED, n, task)
+        result[task] = _accuracy(vlm, task, planted[:][0], planted[:][1])
+        result[f"{task} without evidence"] = _accuracy(vlm, task, planted.without_evidence(slice(0, n)), planted[:][1])
+    both = two_questions(HELD_OUT_SEED, n // 2)
+    for i, task in enumerate(("pattern", "motion")):
+        result[f"{task} of two questions"] = _accuracy(vlm, task, both.clips, both.labels[:, i])
+    return result
+
+
+def _accuracy(vlm: VideoLanguageModel, task: str, clips: Tensor, labels: Tensor) -> float:
+    words = torch.tensor([int(answer(vlm, task, label)[PLACE]) for label in range(len(ANSWERS[task]))])
+    prompt, ids = vlm.prompt(QUESTIONS[task], (16, 48, 48)), answer(vlm, task, 0)
+    right = 0
+    for start in range(0, len(clips), 50):
+        logits = vlm.answer_logits(clips[start : start + 50], prompt, ids)[:, PLACE, words]
+        right += int((logits.argmax(1) == labels[start : start + 50]).sum())
+    return right / len(clips)
+
+
+def save(vlm: VideoLanguageModel, folder: Path) -> None:
+    """Save weights in float16, config, tokenizer and preprocessing in the Hugging Face format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copy.deepcopy(vlm.model).half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"dtype": "float32"})
+    vlm.processor.save_pretrained(folder)
+    half = (0.5, 0.5, 0.5)
+    write_json(folder / "preprocessor_config.json", Preprocessing(48, (48, 48), mean=half, std=half).to_config())
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--easy", type=float, default=0.3)
+    parser.add_argument("--turns", default="pmob", help="tasks in turn: p, m, o, or b for two questions")
+    parser.add_argument("--start", type=Path, help="folder of weights from which to go on")
+    parser.add_argument("--difficulty", type=float, default=0.0, help="of the first clips, 0 to 1")
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    start = time.process_time()
+    model = build(options.family)
+    if options.start:
+        model = type(model).from_pretrained(options.start, dtype=torch.float32)
+    vlm = VideoLanguageModel(model, tokenizer(options.family))
+    folder = options.out / f"tiny-{options.family}"
+    fit(
+        vlm,
+        options.seed,
+        options.steps,
+        options.learning_rate,
+        options.easy,
+        options.turns,
+        options.difficulty,
+        folder,
+    )
+    minutes = (time.process_time() - start) / 60
+    save(vlm, folder)
+    stored = VideoLanguageModel.from_pretrained(str(folder))
+    record = {
+        "seed": options.seed,
+        "steps": options.steps,
+        "batch": BATCH,
+        "learning_rate": options.learning_rate,
+        "easy": options.easy,
+        "turns": options.turns,
+        "difficulty": options.difficulty,
+        "start": None if options.start is None else options.start.name,
+        "cpu_minutes": round(minutes, 1),
+        "parameters": sum(p.numel() for p in stored.model.parameters()),
+        "held_out_seed": HELD_OUT_SEED,
+        "held_out_accuracy": {name: round(value, 3) for name, value in evaluate(stored).items()},
+    }
+    write_json(folder / "training.json", record)
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()
