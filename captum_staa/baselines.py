@@ -243,9 +243,8 @@ def noise(
     frames = _wide(inputs, layout)
     over = (1, 3, 4)  # time, height and width
     deviation = frames.std(over, correction=0, keepdim=True) if std is None else std
-    draws = torch.stack(
-        [torch.randn(frames.shape[1:], generator=generator, device=generator.device) for _ in frames]
-    )  # (B, T, C, H, W)
+    one = frames.shape[1:]  # (T, C, H, W)
+    draws = torch.stack([torch.randn(one, generator=generator, device=generator.device) for _ in frames])
     return _like(inputs, layout, frames.mean(over, keepdim=True) + deviation * draws.to(frames))
 
 

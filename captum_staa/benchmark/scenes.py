@@ -339,9 +339,8 @@ def draw_scene(recipe: Recipe, classes: tuple[int, ...], draw: Draw, footage: Te
     frames = background.clone()
     shown = torch.full((recipe.options.num_frames, size, size), -1)
     times = torch.arange(recipe.options.num_frames)[:, None]
-    levels = (
-        colors[:, None, None] + objects.textures.flatten(2)[..., None] * recipe.options.contrast * 255
-    )  # (K, T, P, 3)
+    textures = objects.textures.flatten(2)[..., None]  # (K, T, P, 1)
+    levels = colors[:, None, None] + textures * recipe.options.contrast * 255  # (K, T, P, 3)
     frames[times, places[..., 0], places[..., 1]] = levels
     shown[times, places[..., 0], places[..., 1]] = torch.arange(count)[:, None, None]
     noise = draw.normal(*frames.shape).mul_(recipe.options.noise * 255)
