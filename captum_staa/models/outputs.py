@@ -246,7 +246,8 @@ def class_axis(outputs: Tensor, classes: int | None) -> int:
     """Return the axis of the classes of logits.
 
     Raises:
-        ValueError: there are several axes after the batch, and not exactly one of them has K entries; or one output.
+        ValueError: there are several axes after the batch, and not exactly one of them has K entries; or there is only
+            one output.
     """
     if outputs.ndim == 2:
         if outputs.shape[1] == 1:
