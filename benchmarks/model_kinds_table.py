@@ -10,7 +10,7 @@ The peers need not be installed. MODEL_KINDS_PEERS can name their folder as well
 out, and the page says so. The program fails if a cell is a fault: a wrong number, or an error that is not this
 library's.
 
-The parts are in model_kinds/: kinds.py has the models, each with the same model written by hand; checks.py has the
+The parts are in kinds/: subjects.py has the models, each with the same model written by hand; checks.py has the
 calls of methods and what they should give.
 """
 
@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "model_kinds.md"
-sys.path.insert(0, str(ROOT / "tests" / "_helpers"))  # tiny models, slow formulas, the state of a model
+sys.path.append(str(ROOT / "tests" / "_helpers"))  # tiny models, slow formulas, the state of a model
 
 STATE = "state unchanged"
 ROUNDING, HALF = 1e-3, 0.05  # largest differences that count as rounding, as shares of the largest magnitude
@@ -87,8 +87,8 @@ def error_of(error: Exception) -> tuple[str, str]:
 
 def one(kind: str, subject: Any, column: str) -> tuple[Cell, list[str]]:
     """Return a cell, and what the call changed in the model."""
-    from model_kinds.checks import CAPTUMS, COLUMNS, ROUNDED
-    from model_snapshot import same, snapshot
+    from kinds.checks import CAPTUMS, COLUMNS, ROUNDED
+    from tiny_models import changes, snapshot
 
     call, by_hand = COLUMNS[column]
     captums = column in CAPTUMS
@@ -102,7 +102,7 @@ def one(kind: str, subject: Any, column: str) -> tuple[Cell, list[str]]:
                 with torch.random.fork_rng() if captums else nullcontext():
                     found = call(subject)
             finally:
-                changed = same(before, snapshot(subject.clf))
+                changed = changes(before, snapshot(subject.clf))
             expected = by_hand(subject)
             difference = compare(found, expected)
             if captums and difference > tolerance and subject.clf.training:
@@ -201,10 +201,10 @@ def main() -> None:
     parser.add_argument("--columns", action="append", metavar="TEXT", help="print these columns only; may be repeated")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    from model_kinds.kinds import KINDS, missing, use_peers
+    from kinds.subjects import KINDS, missing, use_peers
 
     use_peers(options.peers and Path(options.peers))
-    from model_kinds.checks import COLUMNS
+    from kinds.checks import COLUMNS
 
     columns = [name for name in COLUMNS if not options.columns or any(text in name for text in options.columns)]
     kinds = [kind for kind in KINDS if not options.only or any(text in kind.name for text in options.only)]

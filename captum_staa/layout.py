@@ -122,8 +122,8 @@ class VideoLayout:
         """Return what to pass in place of something that is not a tensor."""
         if isinstance(received, (tuple, list)):
             return (
-                f"Pass one tensor. For a module that takes several, pass one clip and VideoClassifier(module, "
-                f"layout={self.axes!r}, pack=function from the clip to these)."
+                f"Pass its items one at a time. For a module that takes several tensors made of one clip, pass this "
+                f"clip and VideoClassifier(module, layout={self.axes!r}, pack=function from the clip to these)."
             )
         return f"Convert an array with torch.from_numpy({name}).float()."
 

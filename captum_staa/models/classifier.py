@@ -35,6 +35,7 @@ from captum_staa.models.outputs import (
     tensors_in,
 )
 from captum_staa.models.preprocessing import as_frames, how_to_state
+from captum_staa.result import as_tuple
 
 if TYPE_CHECKING:
     import os
@@ -234,7 +235,8 @@ class VideoClassifier(nn.Module):
 
         Args:
             clip: floating-point tensor with five axes in :attr:`layout`, of any dtype and memory format.
-            *args: passed to the module after the clip (Captum's ``additional_forward_args``).
+            *args: passed to the module after the clip: further clips of a model of several inputs (RGB and flow), which
+                are 5-D floating-point tensors, and Captum's ``additional_forward_args``.
 
         Returns:
             ``(B, K)`` in the module's dtype; ``(B, 1)`` for a single output; with further axes for an output per frame
@@ -249,11 +251,8 @@ class VideoClassifier(nn.Module):
         if eager:  # during tracing, sizes are tensors, and comparing them causes warnings
             self._check(clip)
         dtype = self._dtype()
-        # Models permute and slice their input, so its gradient is not contiguous, but Captum (sensitivity_max) calls
-        # .view on it. Flattening costs nothing in the forward pass, and makes the gradient contiguous.
-        clip = clip.reshape(-1).view(clip.shape)
-        if dtype is not None and clip.is_floating_point():
-            clip = clip.to(dtype)
+        clip = _prepared(clip, dtype)
+        args = tuple(_prepared(value, dtype) if _is_clip(value) else value for value in args)
         if not eager or self._verified:
             outputs = self._outputs(clip, args)
         else:
@@ -315,11 +314,13 @@ class VideoClassifier(nn.Module):
         return how_to_state(self.family.name if self.family else None, self.image_size)
 
     @torch.no_grad()
-    def predict(self, clip: Tensor, k: int = 5) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+    def predict(
+        self, clip: Tensor | tuple[Tensor, ...], k: int = 5
+    ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
         """Return the ``k`` most likely classes or highest scores, computed in eval mode.
 
         Args:
-            clip: clips in :attr:`layout`.
+            clip: clips in :attr:`layout`, or a tuple of the inputs of a model of several (RGB and flow).
             k: number of classes. If it is larger than K, all K classes are returned.
 
         Returns:
@@ -335,7 +336,7 @@ class VideoClassifier(nn.Module):
         """
         check_count("k", k, of="classes")
         with eval_mode(self):
-            outputs = self(clip)
+            outputs = self(*as_tuple(clip, "clip"))
         if outputs.ndim != 2:
             raise ValueError(
                 f"the model must return outputs (B, K) to predict, got shape {tuple(outputs.shape)}. Average the other "
@@ -470,10 +471,10 @@ class VideoClassifier(nn.Module):
         try:
             with torch.enable_grad(), frozen_parameters(self), without_compiling():
                 outputs = self._outputs(source, args)
-            weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-            known = outputs.requires_grad and not lacks_backward(outputs.grad_fn, read[-1].grad_fn)
-            score = (outputs * weights).sum()
-            slope = torch.autograd.grad(score, read[-1], allow_unused=True)[0] if known else None
+                weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+                known = outputs.requires_grad and not lacks_backward(outputs.grad_fn, read[-1].grad_fn)
+                score = (outputs * weights).sum()
+                slope = torch.autograd.grad(score, read[-1], allow_unused=True)[0] if known else None
         finally:
             handle.remove()
         if slope is None:
@@ -523,6 +524,11 @@ class VideoClassifier(nn.Module):
         name = None
         if self.family is not None and self._transformer_name == "":
             name = self.family.input_name
+            if name is not None and any(map(_is_clip, args)):
+                raise ValueError(
+                    f"{type(self.module).__name__} takes one clip tensor, got {1 + sum(map(_is_clip, args))} clips. "
+                    f"Pass one clip."
+                )
             if self.family.layout != self.layout.axes:
                 clip = VideoLayout.of(self.family.layout).from_working(self.layout.to_working(clip))
         try:
@@ -670,6 +676,20 @@ def _same_clip(classifier: VideoClassifier, clip: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _is_clip(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 5 and value.is_floating_point()
+
+
+def _prepared(clip: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a clip in the dtype of a module, whose gradient is contiguous.
+
+    Models permute and slice their input, so its gradient is not contiguous, but Captum (sensitivity_max) calls .view on
+    it. Flattening costs nothing in the forward pass, and makes the gradient contiguous.
+    """
+    clip = clip.reshape(-1).view(clip.shape)
+    return clip.to(dtype) if dtype is not None and clip.is_floating_point() else clip
 
 
 def classifier_of(model: object) -> VideoClassifier | None:

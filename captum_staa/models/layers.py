@@ -99,8 +99,9 @@ class LayerAxes:
         (torch.Size([2, 96, 8, 7, 7]), torch.Size([16, 7, 7, 96]))
 
     Args:
-        pattern: one letter per axis: B, C, T, H, W, or N for flattened positions; axes that are folded into one are in
-            parentheses, outer axis first. Positions are t*h*w, or h*w if there is a T. Missing axes have size 1.
+        pattern: one letter per axis: B, C, T, H, W, or N for flattened positions. Axes that are folded into one are in
+            parentheses, outer axis first. N counts h * w positions if there is a T, and t * h * w if there is not. Axes
+            without a letter have size 1.
         cells: ``(t, h, w)``, which split folded axes and positions.
         prefix: number of tokens before the positions (or before the frames, if there are no positions).
         order: order of the positions, ``"thw"`` or ``"hwt"``.
@@ -388,9 +389,9 @@ def _proportioned(cells: Cells, size: Cells) -> bool:
 class ChannelWitness:
     """Finds the channel axis of a layer's output from the modules that compute it and that read it.
 
-    A convolution, pooling or batch norm has its channels in axis 1, a linear layer or layer norm in the last one. The
-    module that reads the output decides. If none does, the last such module in the layer decides whose result has the
-    shape of the layer's output.
+    A convolution, pooling or batch norm has its channels in axis 1, a linear layer or layer norm in the last one. A
+    module of these kinds that reads the output decides. If there is none, the last module of these kinds inside the
+    layer decides, among those whose result has the shape of the layer's output.
     """
 
     def __init__(self) -> None:

@@ -246,7 +246,8 @@ def class_axis(outputs: Tensor, classes: int | None) -> int:
     """Return the axis of the classes of logits.
 
     Raises:
-        ValueError: there are several axes after the batch, and not exactly one of them has K entries; or one output.
+        ValueError: there are several axes after the batch, and not exactly one of them has K entries; or there is only
+            one output.
     """
     if outputs.ndim == 2:
         if outputs.shape[1] == 1:
@@ -284,7 +285,7 @@ def decision_values(outputs: Tensor, kind: OutputKind) -> Tensor:
     return logs if exclusive(outputs, kind) else logs - (1 - values).clamp(min=torch.finfo(values.dtype).eps).log()
 
 
-def minus_other(outputs: Tensor, kind: OutputKind, other: int | Literal["rest"]) -> Tensor:
+def minus_other(outputs: Tensor, kind: OutputKind, other: int | Literal["rest"], classes: int | None = None) -> Tensor:
     """Return each class's value minus that of another class, or minus that of all other classes together.
 
     Example:
@@ -292,22 +293,26 @@ def minus_other(outputs: Tensor, kind: OutputKind, other: int | Literal["rest"])
         tensor([[2., 0.]])
 
     Args:
-        outputs: ``(B, K)``.
+        outputs: ``(B, K)``; or with further axes, for ``"rest"``.
         kind: what they are.
         other: index of the other class; or ``"rest"``, which gives the log odds of each class.
+        classes: K, which names the class axis of logits with several axes.
 
     Returns:
-        ``(B, K)`` in units of a logit.
+        Like ``outputs``, in units of a logit.
     """
     values = decision_values(outputs, kind)
     if other != "rest":
         return values - values[:, other, None]
     if not exclusive(outputs, kind):
         return values  # a sigmoid logit is the log odds already
-    count = values.shape[1]
-    others = values[:, None].expand(-1, count, -1)
-    own = torch.eye(count, dtype=torch.bool, device=values.device)
-    return values - others.masked_fill(own, -torch.inf).logsumexp(2)
+    axis = class_axis(values, classes)
+    total = values.logsumexp(axis, keepdim=True)
+    highest = values.argmax(axis, keepdim=True)
+    is_highest = torch.zeros_like(values, dtype=torch.bool).scatter(axis, highest, True)
+    # log(total - own) is log(total) + log(1 - p). The p of the highest class may round to 1, so its rest is summed.
+    rest = total + torch.log1p(-(values - total).exp().masked_fill(is_highest, 0))
+    return values - rest.where(~is_highest, values.masked_fill(is_highest, -torch.inf).logsumexp(axis, keepdim=True))
 
 
 # --- whether the kind is right ----------------------------------------------------------------------------------

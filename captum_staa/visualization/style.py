@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from captum_staa._utils.checks import check_choice, is_number
 
+# Colors of the curves of classes beside each other; not orange and blue, which are evidence for and against a class.
+CLASS_COLORS = ("#9a5bc4", "#6f9a00", "#c2457f", "#8a7340")
 Method = Literal["blended_heat_map", "heat_map", "original_image", "masked_image", "alpha_scaling"]
 Sign = Literal["absolute_value", "positive", "negative", "all"]
 

@@ -119,6 +119,8 @@ def test_a_backbone_with_an_own_mean_head_has_the_map_of_the_same_model_with_its
         torch.testing.assert_close(found.logits, expected.logits)
     named = STAA(VideoClassifier(own, family=FAMILIES["videomae"]), mode="attention").attribute(CLIP)
     torch.testing.assert_close(named, STAA(VideoClassifier(own), mode="attention").attribute(CLIP))
+    frames = STAA(VideoClassifier(own), mode="attention").attribute_temporal(CLIP)
+    torch.testing.assert_close(frames, STAA(model, mode="attention").attribute_temporal(CLIP))
 
 
 def test_what_the_head_reads_is_measured_and_an_unusual_head_is_an_error_of_the_rollout_alone() -> None:

@@ -26,7 +26,7 @@ from captum_staa import (
     metrics,
 )
 from captum_staa.metrics import noise
-from model_kinds.kinds import Subject
+from kinds.subjects import Subject
 
 # --- outputs by hand --------------------------------------------------------------------------------------------
 
