@@ -19,7 +19,7 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
-from captum_staa._utils.networks import leaves_before, lost_gradient
+from captum_staa._utils.networks import leaves_before, lost_gradient, refuse_missing_backward
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, refuse_inference_mode, target_values
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout, layout_of
@@ -242,6 +242,7 @@ class GradCAM(VideoMethod):
             size = sizes[read.index(True)]
             fold = self._folding(activation, batch, size, witness)
             score = target_values(self.forward_func, answer, target).sum()
+            refuse_missing_backward(score, self.forward_func, lambda: run(True)[0])
             if score.requires_grad:
                 gradients = torch.autograd.grad(score, outputs, materialize_grads=True)
             else:  # the output does not depend on the layer
@@ -300,7 +301,7 @@ class GradCAM(VideoMethod):
             name=self._name,
             stated=self.layer_axes,
             recurrent=self.layer if isinstance(self.layer, nn.RNNBase) else None,
-            other_way=" or reshape=function to (B, C, t, h, w)",
+            other_way="reshape=function to (B, C, t, h, w)",
         ).fold
 
     def _to_pixels(self, maps: Tensor, size: tuple[int, int, int]) -> Tensor:

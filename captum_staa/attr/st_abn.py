@@ -14,6 +14,7 @@ from captum_staa._utils import notebook
 from captum_staa._utils.captum import TargetType, _format_additional_forward_args, log_usage
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
+from captum_staa._utils.networks import refuse_missing_backward
 from captum_staa._utils.tensors import wide
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_outputs
 from captum_staa.models.layers import MODES, covered, to_pixels
@@ -192,6 +193,8 @@ class AttentionBranch(VideoMethod):
                 joint = (wide(evidence.detach()) * slope).sum(1)
                 return logits, gates, (joint, joint.sum((2, 3)))
             score = target_outputs(logits, target).sum()
+            leaf = clip.detach().clone().requires_grad_()
+            refuse_missing_backward(score, self.st_abn, lambda: forward(leaf.clone(), *extra)[0])
             taken = (gates.spatial, gates.temporal)
             slopes = torch.autograd.grad(score, taken, materialize_grads=True) if score.requires_grad else ()
         if not any(bool(slope.any()) for slope in slopes):

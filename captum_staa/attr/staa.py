@@ -18,10 +18,9 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice, check_count, is_number
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
-from captum_staa._utils.networks import lost_gradient
-from captum_staa._utils.tensors import SPREAD, gaussian
+from captum_staa._utils.networks import lost_gradient, refuse_missing_backward
 from captum_staa.attention.capture import AttentionCall, capture
-from captum_staa.attention.decomposition import class_contrast, decompose_classifier
+from captum_staa.attention.decomposition import class_contrast, relevance_maps
 from captum_staa.attention.focus import Focus
 from captum_staa.attention.rollout import (
     TemporalCarry,
@@ -278,7 +277,7 @@ class STAA(VideoMethod):
     ) -> tuple[Tensor, Tensor]:
         refuse_inference_mode("mode='relevance'")
         if self.rule == "decomposition":
-            return self._decomposed(model, clip, target, extra, size)
+            return self._decomposed(model, clip, target, extra)
         plan = _Plan.of(model, self._blocks(model), self.layers == "all", clip, extra)
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
@@ -294,6 +293,7 @@ class STAA(VideoMethod):
     def _gradients(self, score: Tensor, readings: Readings, leaf: Tensor, extra: Any) -> tuple[Tensor, ...]:
         """Return the gradients of the score with respect to attention probabilities."""
         attention = list(readings.values())
+        refuse_missing_backward(score, self.forward_func, lambda: self._forward(leaf, extra))
         gradients = torch.autograd.grad(score, attention, allow_unused=True) if score.requires_grad else ()
         if len(gradients) < len(attention) or any(gradient is None for gradient in gradients):
             where = lost_gradient(self.forward_func, lambda: self._forward(leaf, extra))
@@ -303,24 +303,15 @@ class STAA(VideoMethod):
             )
         return gradients
 
-    def _decomposed(
-        self, model: Any, clip: Tensor, target: TargetType, extra: Any, size: tuple[int, int, int]
-    ) -> tuple[Tensor, Tensor]:
-        where: Literal["tokens", "pixels"] = "pixels" if model.family.patch_embedding is None else "tokens"
-        result = decompose_classifier(
+    def _decomposed(self, model: Any, clip: Tensor, target: TargetType, extra: Any) -> tuple[Tensor, Tensor]:
+        maps, result = relevance_maps(
             model,
-            clip,
+            model.layout.to_working(clip),
             lambda values: self._contrast(values, target),
             extra,
-            where=where,
             pattern_weight=self.pattern_weight,
         )
-        joint = result.contributions
-        if where == "tokens":
-            joint = model.grid.spread(joint, "nearest", size)
-        # Neighboring tokens of one object often have opposite signs. Their mean is the contribution of the object.
-        t, h, w = model.grid.tubelet
-        return gaussian(joint, (SPREAD * t, SPREAD * h, SPREAD * w), keep_sums=True), result.outputs
+        return maps, result.outputs
 
     def _contrast(self, values: Tensor, target: TargetType) -> Tensor:
         """Return what is explained, ``(B,)``: the target's logit minus the mean of the others, or a label's own."""

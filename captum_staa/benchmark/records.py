@@ -19,15 +19,8 @@ from safetensors.numpy import load_file, save_file
 
 from captum_staa._utils.files import atomic, save_tensors
 
-DEPENDENCIES = (
-    "captum",
-    "torch",
-    "numpy",
-    "transformers",
-    "scikit-learn",
-    "pillow",
-    "av",
-)  # of the numbers, for the record of a run
+# Their versions are in the record of a run, because its numbers depend on them.
+DEPENDENCIES = ("captum", "torch", "numpy", "transformers", "scikit-learn", "pillow", "av")
 SETTINGS, ROWS = "settings.json", "rows"  # in the folder of a comparison
 MODEL_FREE, INVERTED = "model-free", "inverted"
 RANDOM_WEIGHTS, OTHER_CLASS = "random weights", "other class"  # these two run a method again

@@ -86,7 +86,7 @@ class ClipMethod:
         learned = explainer if isinstance(explainer, SpatioTemporalPerturbation) else None
         self._config = None if learned is None else learned.preset.changed(**options)
         cell = 1 if classifier.grid is None else int(classifier.grid.tubelet[0])
-        apart = cell if self._config is None else self._config.frames
+        apart = cell if self._config is None else self._config.cells[0]
         against = {} if versus is None else {"versus": versus}
         self.used = MethodUsed(name, {**options, **against}, spec.class_specific, apart)
 
@@ -181,7 +181,7 @@ def _masks(maps: MaskAttribution, config: PerturbationConfig, output: OutputKind
         steps=int(maps.history.steps[-1]),
         settings={
             "objective": config.objective,
-            "regularizer": next(name for name, term in REGULARIZERS.items() if term == config.regularizer),
+            "regularizer": next(name for name, term in REGULARIZERS.items() if type(term) is type(config.regularizer)),
             "iterations": config.iterations,
         },
     )

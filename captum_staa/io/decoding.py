@@ -15,17 +15,9 @@ from numpy.typing import NDArray
 
 from captum_staa._utils.files import FilePath
 
-PLAYLISTS = {
-    "hls",
-    "dash",
-    "concat",
-    "imf",
-    "sdp",
-    "rtsp",
-}  # formats that contain names of other files instead of frames
-MOST_PIXELS = (
-    1 << 26
-)  # maximum size of a frame, twice 8K. The header of a tiny file may claim a picture that fills all memory
+PLAYLISTS = {"hls", "dash", "concat", "imf", "sdp", "rtsp"}  # they contain names of other files instead of frames
+# Maximum size of a frame, twice 8K: the header of a tiny file may claim a picture that fills all memory.
+MOST_PIXELS = 1 << 26
 
 
 class Claim(NamedTuple):

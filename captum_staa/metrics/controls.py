@@ -192,12 +192,12 @@ def _flow_speed(gray: Tensor) -> Tensor:
     squares.
     """
     down, right = torch.gradient(gray, dim=(2, 3))
+    squares = [gaussian(part, FLOW_WINDOW) for part in (down * down, right * right, down * right)]
+    change = gray.diff(dim=1)
     speeds = []
-    for change, at in ((gray.diff(dim=1), slice(1, None)), (gray.diff(dim=1), slice(None, -1))):
-        dy, dx = down[:, at], right[:, at]
-        yy, xx, yx, yt, xt = (
-            gaussian(part, FLOW_WINDOW) for part in (dy * dy, dx * dx, dy * dx, dy * change, dx * change)
-        )
+    for at in (slice(1, None), slice(None, -1)):  # with the frame before, and with the frame after
+        yy, xx, yx = (part[:, at] for part in squares)
+        yt, xt = (gaussian(part[:, at] * change, FLOW_WINDOW) for part in (down, right))
         # A small value relative to the clip's contrast is added to the diagonal, so a blank neighborhood has motion 0.
         ridge = 1e-3 * (yy + xx).mean((1, 2, 3), keepdim=True) + torch.finfo(gray.dtype).tiny
         yy, xx = yy + ridge, xx + ridge

@@ -82,7 +82,8 @@ def described(
         classifier: a classifier of any transformer.
         inputs: clips.
         extra: further positional arguments of the model.
-        attention: whether its attention will be read; otherwise the token grid is enough.
+        attention: whether its attention will be read; otherwise the token grid is enough. If there is none although
+            there is attention, the classifier itself is returned, whose pixels can be decomposed.
 
     Raises:
         ValueError: what is needed was not found or not verified, or the forward depends on chance.
@@ -90,6 +91,8 @@ def described(
     if classifier.family is not None:
         return classifier
     report = inspect(classifier, inputs, additional_forward_args=extra)
+    if report.grid is None and report.attention and not attention:
+        return classifier
     if report.grid is None or (attention and not report.ok):
         raise ValueError(report.refusal())
     found = copy.copy(classifier)

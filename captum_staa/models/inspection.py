@@ -140,7 +140,8 @@ class Inspection:
             agrees = "agrees" if not self.differences else "differs: " + "; ".join(self.differences)
             lines.append(f"declared family {self.declared!r}: {agrees}")
         lines += [f"not verified: {problem}" for problem in self.problems]
-        lines.append("STAA: " + ("attention and relevance" if self.ok else "see above; other methods work"))
+        relevance = "relevance, but not attention; see above" if self.attention else "see above; other methods work"
+        lines.append("STAA: " + ("attention and relevance" if self.ok else relevance))
         return "\n".join(lines)
 
 

@@ -467,6 +467,21 @@ class VideoLanguageModel(nn.Module):
             arguments["position_ids"] = positions.expand(-1, len(clip), -1)
         return arguments
 
+    def generation_inputs(self, clip: Tensor, prompt: VideoPrompt) -> dict[str, Any]:
+        """Return the keyword arguments of the model's ``generate``, as its processor makes them.
+
+        Args:
+            clip: ``(B, T, C, H, W)``.
+            prompt: a prompt for clips of this size.
+        """
+        arguments = self.inputs(clip, prompt)
+        if self.family.mrope:  # generate() computes positions itself, from the kinds of tokens
+            del arguments["position_ids"]
+            arguments["mm_token_type_ids"] = (arguments["input_ids"] == self.video_token).int() * 2
+            if "second_per_grid_ts" in inspect.signature(type(self.model).forward).parameters:
+                arguments["second_per_grid_ts"] = [prompt.seconds] * len(clip)
+        return arguments
+
     def answer_logits(self, clip: Tensor, prompt: VideoPrompt, answer: Tensor) -> Tensor:
         """Return the logits at each token of an answer, given the tokens before it, from one forward.
 
@@ -517,13 +532,7 @@ class VideoLanguageModel(nn.Module):
         if len(clip) != 1:
             raise ValueError(f"clip must be one clip to answer, got a batch of {len(clip)}. Call it once per clip.")
         placed = self.prompt(prompt, self.layout.extent(clip))
-        arguments = self.inputs(clip, placed)
-        arguments.pop("position_ids", None)  # generate() computes positions itself, from the kinds of tokens
-        if self.family.mrope:
-            arguments["mm_token_type_ids"] = (arguments["input_ids"] == self.video_token).int() * 2
-            arguments["second_per_grid_ts"] = [placed.seconds]
-            if "second_per_grid_ts" not in inspect.signature(type(self.model).forward).parameters:
-                del arguments["second_per_grid_ts"]
+        arguments = self.generation_inputs(clip, placed)
         with eval_mode(self.model), _positions_kept(self.model):
             made = self.model.generate(**arguments, max_new_tokens=max_new_tokens, do_sample=False)[0]
         new = made[len(placed.ids) :].cpu()
