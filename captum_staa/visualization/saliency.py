@@ -30,7 +30,7 @@ class Maps:
         joint: ``(T, h, w)``.
         spatial: ``(h, w)``, the spatial part of a :class:`~captum_staa.VideoAttribution`, or the sum over frames.
         temporal: ``(T,)``, the temporal part of a :class:`~captum_staa.VideoAttribution`, which is not always the sum
-            of the joint part; None for other attributions.
+            of the joint part; None if it is, and for other attributions.
     """
 
     joint: NDArray[np.float64]
@@ -77,7 +77,11 @@ class Maps:
                 _finite(pick(tensor_of(part, "attributions"), index, "attributions"), part.shape)
                 for part in (parts.spatial, parts.temporal)
             )
-            maps = cls(joint, spatial, temporal)
+            # a sum over pixels is computed again for each sign: positive and negative pixels of a frame cancel in it
+            sums = joint.sum((1, 2))
+            size = 1e-5 * np.abs(joint).sum()
+            summed = temporal.shape == sums.shape and np.allclose(temporal, sums, rtol=1e-3, atol=size)
+            maps = cls(joint, spatial, None if summed else temporal)
         counts = {len(maps.joint), len(maps.joint if maps.temporal is None else maps.temporal)}
         if frames is not None and counts != {len(frames)}:
             got = " and ".join(map(str, sorted(counts)))

@@ -183,6 +183,14 @@ def test_summary_uses_spatial_and_temporal_parts_of_video_attribution():
     np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), np.arange(T, 2 * T))
 
 
+def test_the_curve_of_a_sign_sums_the_pixels_that_are_drawn():
+    """The net value of a frame, the temporal part of most methods, is drawn for both signs only."""
+    maps = VideoAttribution.from_attributions(block() + block().flip(-1).roll(3, 1), "BTCHW")
+    for sign, expected in (("positive", [32, 32]), ("negative", [0, 16]), ("all", [32, 16])):
+        when = summary(maps, style=Style(sign=sign))[2]["when"]
+        np.testing.assert_allclose(when.lines[0].get_ydata()[[2, 5]], expected, atol=1e-4)
+
+
 def test_prediction_bars_have_the_length_of_the_probability():
     answer = [("a label that is by far too long for this panel", 0.5), ("b", 0.3), *[(f"c{n}", 0.02) for n in range(8)]]
     figure, axes, panels = summary(block(), replace(CLIP, fps=5), predictions=answer, target="b", title="t")
