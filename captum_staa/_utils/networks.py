@@ -250,7 +250,7 @@ def _flat(output: Any) -> tuple[Any, ...]:
 def random_draws_reported(forward_func: object, run: Callable[[], Any]) -> Iterator[None]:
     """Warn after the block if the model draws random numbers from torch's global generators in it.
 
-    Methods and metrics use generators of their own, so that only the model, or a function of the caller, changes the
+    Methods and metrics use separate generators, so that only the model, or a function of the caller, changes the
     global ones. The model is run once more to find the module, only if they changed.
 
     Args:

@@ -97,7 +97,7 @@ class AttentionBranch(VideoMethod):
 
     @property
     def class_weighting(self) -> Weighting:
-        """The default weighting if a target is given. Gates of an observing branch have no gradient."""
+        """The default weighting if a target is given. Gates of an observing branch get no gradient."""
         return "gate" if self.st_abn.config.mechanism == "observe" else "grad_gate"
 
     @log_usage(part_of_slo=True)

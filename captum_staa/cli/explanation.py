@@ -93,7 +93,7 @@ class SampledVideo:
 
     @property
     def fps(self) -> float | None:
-        """Frames per second from the header of the file; None if it has no frame rate."""
+        """Frames per second from the header of the file; None if it is missing there."""
         return self.info.fps if math.isfinite(self.info.fps) and self.info.fps > 0 else None
 
     @property

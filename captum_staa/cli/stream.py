@@ -175,7 +175,7 @@ def report(stream: STAAStream, feed: Feed, stats: StreamStats, latency: Latency,
         f"latency: {latency}; each frame waits for {fewest} to {most} later frames",
     ]
     if stats.unexplained:
-        lines.append(f"{stats.unexplained} of {stats.frames} frames have no explanation")
+        lines.append(f"{stats.unexplained} of {stats.frames} frames were not explained")
     return "\n".join(lines)
 
 

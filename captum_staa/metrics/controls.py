@@ -167,7 +167,7 @@ def _model_free(clip: Tensor, layout: VideoLayout, names: Sequence[str] | None) 
     maps: dict[str, Callable[[], Tensor]] = {
         "absolute input": lambda: smoothed(frames.abs().sum(2)),
         "difference from mean frame": lambda: smoothed((change - change.mean(1, keepdim=True)).abs().sum(2)),
-        "image gradient": lambda: smoothed(torch.stack(torch.gradient(frames, dim=(3, 4))).norm(dim=0).sum(2)),
+        "image gradient": lambda: smoothed(torch.hypot(*torch.gradient(frames, dim=(3, 4))).sum(2)),
         "frame difference": lambda: smoothed(_both_sides(steps, steps)),
         "optical flow": lambda: smoothed(_flow_speed(frames.mean(2))),
         "spectral residual": lambda: smoothed(_spectral_residual(frames.mean(2))),
@@ -202,7 +202,7 @@ def _flow_speed(gray: Tensor) -> Tensor:
         ridge = 1e-3 * (yy + xx).mean((1, 2, 3), keepdim=True) + torch.finfo(gray.dtype).tiny
         yy, xx = yy + ridge, xx + ridge
         determinant = (yy * xx - yx * yx).clamp_min(torch.finfo(gray.dtype).tiny)  # 0 for a blank clip
-        speeds.append(torch.stack([(xx * yt - yx * xt) / determinant, (yy * xt - yx * yt) / determinant]).norm(dim=0))
+        speeds.append(torch.hypot(xx * yt - yx * xt, yy * xt - yx * yt) / determinant)
     return _both_sides(*speeds)
 
 

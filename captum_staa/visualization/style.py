@@ -102,7 +102,7 @@ class Style:
 
     @property
     def bar_colors(self) -> Colormap | None:
-        """The colors of the color bar, as they appear over a mid-gray frame; None if there is no color bar."""
+        """The colors of the color bar, as they appear over a mid-gray frame; None without a color bar."""
         if not self.show_colorbar or self.method not in ("heat_map", "blended_heat_map"):
             return None
         if self.method == "heat_map":
