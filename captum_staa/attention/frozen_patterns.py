@@ -268,7 +268,7 @@ def _activation(kind: Any) -> Rule:
         def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
             value = func(x, *rest, **options)
             if at_zero == 0:
-                return value, (value / x).masked_fill_(x == 0, slope_at_zero)
+                return value, (value / x).nan_to_num_(slope_at_zero)  # at 0
             # near 0 the difference loses its digits to rounding, and the ratio is f'(0) up to rounding
             near = x.abs() < torch.finfo(x.dtype).eps ** 0.5
             return value, ((value - at_zero) / x).masked_fill_(near, slope_at_zero)

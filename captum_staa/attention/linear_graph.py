@@ -105,9 +105,9 @@ class FrozenLayerNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         scale, weight = ctx.saved_tensors
         of_bias = gradient.flatten(0, -len(ctx.dims) - 1).sum(0) if ctx.needs_input_grad[3] else None
-        gradient = gradient if weight is None else gradient * weight
-        centered = gradient - gradient.mean(ctx.dims, keepdim=True)
-        return centered * scale, None, None, of_bias, None
+        weighted = gradient.clone() if weight is None else gradient * weight
+        centered = weighted.sub_(weighted.mean(ctx.dims, keepdim=True))  # in place: no new memory
+        return centered.mul_(scale), None, None, of_bias, None
 
 
 # --- analysis of the graph -----------------------------------------------------------------------------------
