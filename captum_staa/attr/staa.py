@@ -319,7 +319,7 @@ class STAA(VideoMethod):
         if where == "tokens":
             joint = model.grid.spread(joint, "nearest", size)
         # Neighboring tokens of one object often have opposite signs. Their mean is the contribution of the object.
-        t, h, w = model.grid.tubelet
+        t, h, w = (side / 8 for side in size) if model.grid is None else model.grid.tubelet
         return gaussian(joint, (SPREAD * t, SPREAD * h, SPREAD * w), keep_sums=True), result.outputs
 
     def _contrast(self, values: Tensor, target: TargetType) -> Tensor:
