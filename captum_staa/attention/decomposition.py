@@ -104,7 +104,8 @@ def relevance_maps(
     Returns:
         Maps ``(B, T, H, W)``, and the :class:`Decomposition` before the smoothing. Both have the same sums.
     """
-    known = getattr(classifier.family, "patch_embedding", None) is not None
+    grid = classifier.grid
+    known = grid is not None and getattr(classifier.family, "patch_embedding", None) is not None
     result = decompose_classifier(
         classifier,
         clips,
@@ -114,7 +115,7 @@ def relevance_maps(
         pattern_weight=pattern_weight,
     )
     frames, _, height, width = clips.shape[1:]
-    grid, maps = classifier.grid, result.contributions
+    maps = result.contributions
     cell = (frames / 8, height / 14, width / 14) if grid is None or grid.num_patches == 1 else grid.tubelet
     if known:
         maps = grid.spread(maps, "nearest", (frames, height, width))

@@ -17,7 +17,7 @@ from captum_staa.models.attention_watch import SeenAttention, Tokens, Watch
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import AttentionLayer, Backend, Pooling, Role
 from captum_staa.models.inspection import FoundAttention, Inspection
-from captum_staa.models.probing import BUDGET, CHUNK, Field, Key, Probe
+from captum_staa.models.probing import BUDGET, CHUNK, Field, Key, Probe, nothing
 from captum_staa.models.token_positions import Cells
 
 
@@ -191,7 +191,7 @@ class _Findings:
             all
             that the outputs depend on; tensors of tokens behind the last attention, and the gradients of the outputs.
         """
-        watch = Watch(replace=lambda number, shape: None, tail=self.probe.tail)
+        watch = Watch(replace=nothing, tail=self.probe.tail)
         with torch.enable_grad():
             outputs = self.probe.forward(self.probe.clip.clone().requires_grad_(), watch)
             place = {id(each.result): number for number, each in enumerate(watch.attention)}
@@ -202,6 +202,7 @@ class _Findings:
             tails = {n: tokens for n, tokens in enumerate(watch.after) if tokens.tensor is not None}
             if not outputs.requires_grad:
                 self.problems.append("the outputs have no gradient, so what the head reads cannot be measured.")
+                self._sources, self._embeddings = [], []
                 return set(), ancestors, list(range(len(self.seen))), {}, {}
             generator = torch.Generator().manual_seed(0)
             weights = torch.randn(outputs.shape, generator=generator).to(outputs.device)
@@ -376,7 +377,7 @@ class _Findings:
                 )
         for name in self.probe.unread:
             self.problems.append(f"the softmax of {name!r} is written by hand, and is not seen when attention is read.")
-        for earlier, later in pairwise(used):
+        for earlier, later in pairwise(used if self.reached else ()):
             if earlier not in self.ancestors[later]:
                 self.problems.append(
                     f"{self.probe.name_of(self.seen[earlier])!r} and {self.probe.name_of(self.seen[later])!r} run side "
@@ -402,7 +403,7 @@ class _Findings:
 
     def _reads(self, used: list[int]) -> tuple[Tensor | None, Pooling | None]:
         """Return the tokens of the last tensor of tokens, and the weight of each token in the head."""
-        if not used or not self.gradients:
+        if not used or (not self.gradients and not self.reached):
             return None, None
         last = self.tables[used[-1]]
         if self._pools(used[-1], last):
