@@ -6,6 +6,7 @@ Areas are exact, by a threshold on scores, or approximate, by a penalty on sorte
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -34,6 +35,11 @@ class MaskBatch(NamedTuple):
     areas: Tensor
 
 
+Descent = Callable[[Tensor], None]
+"""Function that changes the learned values in place by one step, from their gradient. torch.optim would import torch's
+compiler at the first step."""
+
+
 class Parametrization(Protocol):
     """Protocol of the computation of masks from learned values. The ``n`` values of a mask are those of a grid.
 
@@ -52,8 +58,8 @@ class Parametrization(Protocol):
         """Return the initial values; ``init`` is a map ``(B, n)`` to start from, or None."""
         ...
 
-    def optimizer(self, values: Tensor, grid: MaskGrid) -> torch.optim.Optimizer:
-        """Return the optimizer of the values."""
+    def descent(self, values: Tensor, grid: MaskGrid) -> Descent:
+        """Return the function that takes the steps of the optimization."""
         ...
 
     def masks_per_step(self, areas: int) -> int:
@@ -107,7 +113,7 @@ class Nested:
             return grid.shares.new_zeros(batch, grid.shares.shape[1])
         return standardized(init, grid.shares)
 
-    def optimizer(self, values: Tensor, grid: MaskGrid) -> torch.optim.Optimizer:
+    def descent(self, values: Tensor, grid: MaskGrid) -> Descent:
         """Return gradient descent with steps of equal length: gradients of small areas are many times larger."""
         return EqualSteps(values, self.rate, (grid.shares > 0).sum(1, keepdim=True))
 
@@ -148,14 +154,13 @@ class Nested:
         return self.reach * float(areas.min()), float(areas.max())
 
 
-class EqualSteps(torch.optim.Optimizer):
+class EqualSteps:
     """Gradient descent in which all steps of a clip have the same root mean square over its cells.
 
     Example:
-        >>> values = torch.zeros(1, 2, requires_grad=True)
-        >>> values.grad = torch.tensor([[3.0, -4.0]])  # of root mean square 5 / sqrt(2)
-        >>> EqualSteps(values, 0.5, torch.tensor([[2]])).step()
-        >>> values.detach() / 2**0.5
+        >>> values = torch.zeros(1, 2)
+        >>> EqualSteps(values, 0.5, torch.tensor([[2]]))(torch.tensor([[3.0, -4.0]]))  # of size 5 / sqrt(2)
+        >>> values / 2**0.5
         tensor([[-0.3000,  0.4000]])
 
     Args:
@@ -165,16 +170,36 @@ class EqualSteps(torch.optim.Optimizer):
     """
 
     def __init__(self, values: Tensor, rate: float, counts: Tensor) -> None:
-        super().__init__([values], {"lr": rate})
-        self.counts = counts
+        self.values, self.rate, self.counts = values, rate, counts
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def __call__(self, slope: Tensor) -> None:
         """Take a step. Clips whose gradient is 0 do not change."""
-        for group in self.param_groups:
-            for values in group["params"]:
-                size = (values.grad.square().sum(1, keepdim=True) / self.counts).sqrt()
-                values -= group["lr"] * values.grad / size.where(size > 0, 1)
+        size = (slope.square().sum(1, keepdim=True) / self.counts).sqrt()
+        self.values -= self.rate * slope / size.where(size > 0, 1)
+
+
+class Momentum:
+    """Gradient descent with momentum 0.9 and dampening 0.9: a moving average of the gradients.
+
+    Example:
+        >>> values = torch.zeros(1)
+        >>> descent = Momentum(values, 1.0)
+        >>> descent(torch.tensor([1.0]))
+        >>> descent(torch.tensor([0.0]))
+        >>> values  # steps of 1 and 0.9
+        tensor([-1.9000])
+    """
+
+    def __init__(self, values: Tensor, rate: float) -> None:
+        self.values, self.rate = values, rate
+        self.speed: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, slope: Tensor) -> None:
+        """Take a step."""
+        self.speed = slope if self.speed is None else torch.lerp(slope, self.speed, 0.9)
+        self.values -= self.rate * self.speed
 
 
 @dataclass(frozen=True)
@@ -182,7 +207,7 @@ class Separate:
     """Separate masks: one mask per area, with values clamped to [0, 1] and an area penalty whose weight grows.
 
     Args:
-        rate: step size of SGD with momentum 0.9 and dampening 0.9.
+        rate: step size of gradient descent with momentum 0.9 and dampening 0.9.
         weight: weight of the penalty at the first step.
         growth: factor of the weight from one step to the next.
         per_frame: if True, each time slice has the area. If False, the whole volume has it.
@@ -210,9 +235,9 @@ class Separate:
             return grid.shares.new_ones(shape)
         return masks_with_area(standardized(init, grid.shares), areas[None], grid, 0.5, per_frame=self.per_frame)
 
-    def optimizer(self, values: Tensor, grid: MaskGrid) -> torch.optim.Optimizer:
-        """Return SGD with momentum, as in the papers."""
-        return torch.optim.SGD([values], lr=self.rate, momentum=0.9, dampening=0.9)
+    def descent(self, values: Tensor, grid: MaskGrid) -> Descent:
+        """Return gradient descent with momentum, as in the papers."""
+        return Momentum(values, self.rate)
 
     def masks_per_step(self, areas: int) -> int:
         """Return the number of areas: all masks are learned at the same time."""

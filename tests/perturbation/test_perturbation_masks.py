@@ -137,21 +137,19 @@ def test_separate_masks_are_clamped_and_their_penalty_weight_grows():
 def test_nested_takes_steps_of_equal_length_and_separate_uses_sgd_with_momentum():
     grid = RegionGrid(torch.tensor([0, 1, 2, 0, 1, 1]).view(2, 3, 1, 1), WIDE)  # the second clip has two regions
     values = [torch.zeros(2, 3, requires_grad=True), torch.zeros(1, 1, 2, requires_grad=True)]
-    optimizers = [Nested(rate=0.2).optimizer(values[0], grid), Separate(rate=0.2).optimizer(values[1], grid)]
+    descents = [Nested(rate=0.2).descent(values[0], grid), Separate(rate=0.2).descent(values[1], grid)]
     slopes = torch.tensor([[3.0, -4.0, 0.0], [6.0, -8.0, 0.0]])
     expected, descent, speed = torch.zeros(2, 3), 0.0, 4.0
     for slope in (4.0, -1.0, 3.0):
-        values[0].grad, values[1].grad = slope * slopes, torch.full_like(values[1], slope)
-        for optimizer in optimizers:
-            optimizer.step()
+        descents[0](slope * slopes)
+        descents[1](torch.full((1, 1, 2), slope))
         sign = math.copysign(0.2, slope)
         expected -= sign * torch.stack([slopes[0] / math.sqrt(25 / 3), slopes[1] / math.sqrt(100 / 2)])
         speed = 0.9 * speed + 0.1 * slope  # its initial value is the first slope
         descent -= 0.2 * speed
         same(values[0].detach(), expected, 1e-6)
         same(values[1].detach(), [[[descent] * 2]], 1e-6)
-    values[0].grad = torch.zeros(2, 3)  # a clip that does not change the output
-    optimizers[0].step()
+    descents[0](torch.zeros(2, 3))  # clips that do not change the output
     same(values[0].detach(), expected, 1e-6)
 
 
