@@ -311,16 +311,7 @@ class STAA(VideoMethod):
             extra,
             pattern_weight=self.pattern_weight,
         )
-<<<<<<< HEAD
         return maps, result.outputs
-=======
-        joint = result.contributions
-        if where == "tokens":
-            joint = model.grid.spread(joint, "nearest", size)
-        # Neighboring tokens of one object often have opposite signs. Their mean is the contribution of the object.
-        t, h, w = (side / 8 for side in size) if model.grid is None else model.grid.tubelet
-        return gaussian(joint, (SPREAD * t, SPREAD * h, SPREAD * w), keep_sums=True), result.outputs
->>>>>>> 7de5494c6167129d463fe7982625b34da37c9b56
 
     def _contrast(self, values: Tensor, target: TargetType) -> Tensor:
         """Return what is explained, ``(B,)``: the target's logit minus the mean of the others, or a label's own."""

@@ -91,13 +91,7 @@ def described(
     if classifier.family is not None:
         return classifier
     report = inspect(classifier, inputs, additional_forward_args=extra)
-<<<<<<< HEAD
-    if report.grid is None and report.attention and not attention:
-        return classifier
-    if report.grid is None or (attention and not report.ok):
-=======
     if (attention and not report.ok) or not report.attention:
->>>>>>> 7de5494c6167129d463fe7982625b34da37c9b56
         raise ValueError(report.refusal())
     found = copy.copy(classifier)
     found.family, found.grid, found._transformer_name = report.unverified_family(), report.grid, ""
