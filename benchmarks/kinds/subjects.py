@@ -225,7 +225,7 @@ def torchvision_cnn(name: str) -> Subject:
     video = importlib.import_module("torchvision.models.video")
     clip = clips("BCTHW", 4, (32, 24))
     net = trained(getattr(video, name)(weights=None, num_classes=CLASSES), clip)
-    return Subject(VideoClassifier(net, layout="BCTHW"), ByHand(net, plain), clip, "layer2", same)
+    return Subject(VideoClassifier(net, layout="BCTHW"), ByHand(net, plain), clip, "layer2", same, steps=2)
 
 
 def torchvision_s3d() -> Subject:
@@ -248,7 +248,7 @@ def torchvision_mvit() -> Subject:
         net = trained(mvit.mvit_v2_s(weights=None, num_classes=CLASSES))
     clf = VideoClassifier(net, layout="BCTHW")
     fold = tokens((4, 8, 8), prefix=1)
-    return Subject(clf, ByHand(net, plain), clips("BCTHW", 8, (64, 64)), "blocks.1", fold, cell=(4, 32, 32))
+    return Subject(clf, ByHand(net, plain), clips("BCTHW", 8, (64, 64)), "blocks.1", fold, cell=(4, 32, 32), steps=2)
 
 
 def torchvision_swin() -> Subject:
@@ -256,7 +256,7 @@ def torchvision_swin() -> Subject:
     net = trained(video.swin3d_t(weights=None, num_classes=CLASSES))
     clf = VideoClassifier(net, layout="BCTHW")
     clip = clips("BCTHW", 4, (64, 32))
-    known = {"embedding": ("patch_embed.proj", (2, 4, 4)), "cell": (2, 32, 16)}
+    known = {"embedding": ("patch_embed.proj", (2, 4, 4)), "cell": (2, 32, 16), "steps": 2}
     return Subject(clf, ByHand(net, plain), clip, "features.2", channels_last, **known)
 
 
@@ -404,7 +404,7 @@ def timm_swin() -> Subject:
     net = trained(MeanOverFrames(timm.create_model(name, img_size=(64, 64), num_classes=CLASSES, depths=(1, 1, 1, 1))))
     clf = VideoClassifier(net, layout="BTCHW")
     clip = clips("BTCHW", 4, (64, 64))
-    known = {"embedding": ("net.patch_embed.proj", (1, 4, 4)), "cell": (2, 32, 32)}
+    known = {"embedding": ("net.patch_embed.proj", (1, 4, 4)), "cell": (2, 32, 32), "steps": 2}
     return Subject(clf, ByHand(net, plain), clip, "net.layers.1", frames_of_channels_last(4), **known)
 
 
