@@ -10,8 +10,8 @@ The peers need not be installed. MODEL_KINDS_PEERS can name their folder as well
 out, and the page says so. The program fails if a cell is a fault: a wrong number, or an error that is not this
 library's.
 
-The parts are in kinds/: subjects.py has the models, each with the same model written by hand; checks.py has the
-calls of methods and what they should give.
+The parts are in kinds/: networks.py and subjects.py have the models, each with the same model written by hand;
+checks.py has the calls of methods and what they should give.
 """
 
 from __future__ import annotations
@@ -210,6 +210,8 @@ def main() -> None:
     kinds = [kind for kind in KINDS if not options.only or any(text in kind.name for text in options.only)]
     left_out = {kind.name: names for kind in kinds if (names := missing(kind))}
     kinds = [kind for kind in kinds if kind.name not in left_out]
+    for name, needs in left_out.items():
+        print(f"{name} | left out, needs {', '.join(needs)}", flush=True)
     whole = not (options.only or options.columns)
     cells: list[Cell] = []
     if options.records and options.records.exists():

@@ -255,7 +255,10 @@ def rise_by_hand(s: Subject) -> Tensor:
 
 
 def _perturbation(s: Subject, model: nn.Module) -> Tensor:
-    options = {"target": s.target, "areas": (0.2, 0.5), "iterations": s.steps, "perturbations_per_eval": s.per_eval}
+    options: dict[str, Any] = {"areas": (0.2, 0.5), "iterations": s.steps, "perturbations_per_eval": s.per_eval}
+    if s.steps == 1:  # one blend in place of several
+        options |= {"areas": 0.3, "baselines": 0.0}
+    options["target"] = s.target
     return SpatioTemporalPerturbation(model, s.layout).attribute(s.clip, **options)
 
 

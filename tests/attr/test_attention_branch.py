@@ -222,6 +222,28 @@ def test_target_forms(weighting):
             method.attribute(clip, target, weighting=weighting)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch deprecates quantize_dynamic, and warns about missing backward passes
+def test_grad_gate_raises_if_a_quantized_layer_hides_a_part_of_the_gradient():
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.blend, self.head = nn.Conv3d(3, 4, 1), nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, clip: Tensor) -> Tensor:
+            features = self.first(clip).mean((2, 3, 4))
+            return self.head(features + self.blend(features))
+
+    clip = torch.rand(2, 3, 4, 12, 10, generator=torch.Generator().manual_seed(1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        st_abn = taught(STABN.inject(Residual().eval(), "first", "BCTHW", config=BranchConfig(width=6), example=clip))
+    name = next(name for name, _ in st_abn.named_modules() if name.endswith(".blend"))
+    torch.ao.quantization.quantize_dynamic(st_abn, {name}, dtype=torch.qint8, inplace=True)
+    with pytest.raises(ValueError, match=r"without a backward pass.*blend' \(Linear\)"):
+        AttentionBranch(st_abn).attribute(clip, target=1, weighting="grad_gate")
+    assert AttentionBranch(st_abn).attribute(clip, target=1, weighting="gate").shape == clip.shape
+
+
 def test_grad_gate_raises_if_the_output_does_not_depend_on_the_gates():
     model, layer, clip, options = case("tensor")
     for st_abn in (injected("tensor", mechanism="observe")[0], add(model, layer, clip, **options)):
