@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import io
+from captum_staa.cli import INTERRUPTED
 from captum_staa.cli.explanation import Explanation, Masks, Options, Prediction, SampledVideo, report
 from captum_staa.cli.loading import load
 from captum_staa.cli.methods import ClipMethod, Explained, check_options, copies_of
@@ -31,7 +32,6 @@ SAMPLING = {
     "dense": "consecutive frames from its middle",
     "stride": "every {stride} frames from its start",
 }
-INTERRUPTED = 130  # exit code that a shell reports for a program that was ended by Ctrl-C
 MOST = 8e9  # maximum size of the maps of all windows in memory, in bytes
 
 

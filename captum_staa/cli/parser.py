@@ -13,7 +13,7 @@ from typing import Any
 from captum_staa import __version__, benchmark
 from captum_staa.benchmark.scenes import LABELS
 from captum_staa.benchmark.scoring import BASELINES
-from captum_staa.cli import compare, demo, explain, stream
+from captum_staa.cli import INTERRUPTED, compare, demo, explain, stream
 from captum_staa.cli.explanation import Options, Sampling
 from captum_staa.models.loading import bundled_names
 from captum_staa.perturbation.config import OBJECTIVES, REGULARIZERS
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(options.run(options))
         except KeyboardInterrupt:
             print("captum_staa: interrupted; no partial files are left", file=sys.stderr)
-            return explain.INTERRUPTED
+            return INTERRUPTED
         except (ValueError, OSError, ImportError) as error:
             if options.debug:
                 raise

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from captum_staa.attr import STAA
-from captum_staa.cli.explain import INTERRUPTED
+from captum_staa.cli import INTERRUPTED
 from captum_staa.cli.loading import load
 from captum_staa.io import video_writer
 from captum_staa.stream import FrameResult, STAAStream, StreamStats
