@@ -24,10 +24,9 @@ from captum_staa.perturbation.config import (
     losses,
 )
 from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid
-from captum_staa.perturbation.masks import MaskBatch, Nested, standardized
+from captum_staa.perturbation.masks import MaskBatch, Nested
 
 COARSE = 2  # random values along each axis of the random masks whose gradients give the initial map
-DETAIL = 0.3  # weight of these gradients as they are, beside their smoothed form
 
 Score = Callable[[tuple[Tensor, ...], int], Tensor]
 """Differentiable function from clips ``(P * B, T, C, H, W)`` and ``P`` to scores ``(P, B)``."""
@@ -206,8 +205,7 @@ def _warm_start(problem: Problem, baseline_scores: Tensor) -> Tensor:
 
     A single gradient depends on the point where it is taken. Random masks, from which different parts of the clip are
     removed, give a mean slope as Integrated Gradients and RISE do. It is signed, so it tells evidence for the target
-    from evidence for other classes. The map is the mean over neighbors, which finds objects, plus a part of the
-    gradient as it is, which ranks the cells within them.
+    from evidence for other classes.
     """
     grid, config = problem.grid, problem.config
     scale: Scale = "logit" if config.scale == "logit" else "margin"
@@ -220,9 +218,7 @@ def _warm_start(problem: Problem, baseline_scores: Tensor) -> Tensor:
         if bool(bad.any()):
             raise _NotFinite(_nonfinite_message(bad))
         slope -= part.sum(1)
-    density = slope / grid.shares.clamp_min(torch.finfo(slope.dtype).tiny)
-    smooth, detail = (standardized(values, grid.shares) for values in (grid.smooth(density), density))
-    return smooth + DETAIL * detail
+    return config.parametrization.initial(slope, grid)
 
 
 def _random_masks(grid: MaskGrid, count: int, batch: int) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 from captum_staa._utils.tensors import gaussian
 
 Size = tuple[int, int, int]
-_SMOOTH = (1.0, 1.5, 1.5)  # standard deviation in cells along time, height and width
 
 
 class MaskGrid(Protocol):
@@ -39,8 +38,11 @@ class MaskGrid(Protocol):
         """Return values ``(B, n)`` for maps ``(B, T, H, W)``: each is the mean over the voxels that it covers."""
         ...
 
-    def smooth(self, values: Tensor) -> Tensor:
-        """Return values ``(B, n)`` averaged over neighbors, if the grid knows them."""
+    def smooth(self, values: Tensor, time: float, space: float) -> Tensor:
+        """Return values ``(B, n)`` averaged over neighbors, if the grid knows them.
+
+        The standard deviations along time, and along height and width, are in cells.
+        """
         ...
 
 
@@ -79,12 +81,9 @@ class CellGrid:
         """Return the mean of maps ``(B, T, H, W)`` over each cell, ``(B, n)``, with the weights of :meth:`spread`."""
         return _along_axes(maps, self.means).flatten(1)
 
-    def smooth(self, values: Tensor) -> Tensor:
-        """Return values ``(B, n)`` blurred with a standard deviation of 1 cell along time, 1.5 along height and width.
-
-        A gradient changes its sign within an object. Its mean over the object tells whether the object is evidence.
-        """
-        return gaussian(values.unflatten(1, self.cells), _SMOOTH).flatten(1)
+    def smooth(self, values: Tensor, time: float, space: float) -> Tensor:
+        """Return values ``(B, n)`` blurred with these standard deviations along time, and along height and width."""
+        return gaussian(values.unflatten(1, self.cells), (time, space, space)).flatten(1)
 
 
 class RegionGrid:
@@ -121,7 +120,7 @@ class RegionGrid:
         sums = values.new_zeros(len(values), self.counts.shape[1])
         return sums.scatter_add(1, self.rows.expand_as(values), values) / self.counts.clamp_min(1)
 
-    def smooth(self, values: Tensor) -> Tensor:
+    def smooth(self, values: Tensor, time: float, space: float) -> Tensor:
         """Return the values: a region is one object already."""
         return values
 

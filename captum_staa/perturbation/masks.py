@@ -20,6 +20,7 @@ from captum_staa.perturbation.mask_grid import MaskGrid
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _LEVELS = 24  # number of areas that the map of nested masks averages over
 _HALVINGS = 30  # steps of the bisection for the threshold of an area
+_DETAIL = 0.3  # weight of the gradients as they are in the initial map, beside their smoothed form
 _SOFT = 0.5  # softness of the masks that the map of nested masks averages over: softer, so that no two voxels tie
 
 
@@ -53,6 +54,10 @@ class Parametrization(Protocol):
 
     @property
     def per_frame(self) -> bool: ...
+
+    def initial(self, slopes: Tensor, grid: MaskGrid) -> Tensor:
+        """Return the initial map ``(B, n)`` for mean gradients ``(B, n)`` of the score with respect to the cells."""
+        ...
 
     def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
         """Return the initial values; ``init`` is a map ``(B, n)`` to start from, or None."""
@@ -99,6 +104,8 @@ class Nested:
         per_frame: if True, each time slice has the area. If False, the whole volume has it.
         gradients: number of random masks whose gradients give the initial map, if none is passed. 0 starts from equal
             scores.
+        smooth: standard deviations, in cells along time and in space, of the blur of these gradients. A gradient
+            changes its sign within an object. Its mean over the object tells whether the object is evidence.
     """
 
     rate: float = 0.02
@@ -106,12 +113,19 @@ class Nested:
     reach: float = 0.1
     per_frame: bool = False
     gradients: int = 20
+    smooth: tuple[float, float] = (1.0, 1.5)
+
+    def initial(self, slopes: Tensor, grid: MaskGrid) -> Tensor:
+        """Return the smoothed gradients, which find objects, plus 0.3 of them as they are, which rank their cells."""
+        density = slopes / grid.shares.clamp_min(torch.finfo(slopes.dtype).tiny)
+        smoothed = _standardized(grid.smooth(density, *self.smooth), grid.shares)
+        return smoothed + _DETAIL * _standardized(density, grid.shares)
 
     def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
         """Return zeros, or the standardized map."""
         if init is None:
             return grid.shares.new_zeros(batch, grid.shares.shape[1])
-        return standardized(init, grid.shares)
+        return _standardized(init, grid.shares)
 
     def descent(self, values: Tensor, grid: MaskGrid) -> Descent:
         """Return gradient descent with steps of equal length: gradients of small areas are many times larger."""
@@ -228,12 +242,16 @@ class Separate:
         """0: the papers start from masks that keep the whole clip."""
         return 0
 
+    def initial(self, slopes: Tensor, grid: MaskGrid) -> Tensor:
+        """Return the gradients."""
+        return slopes
+
     def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
         """Return ones, which keep the whole clip; or, for an initial map, the highest cells of each area."""
         shape = (batch, len(areas), grid.shares.shape[1])
         if init is None:
             return grid.shares.new_ones(shape)
-        return masks_with_area(standardized(init, grid.shares), areas[None], grid, 0.5, per_frame=self.per_frame)
+        return masks_with_area(_standardized(init, grid.shares), areas[None], grid, 0.5, per_frame=self.per_frame)
 
     def descent(self, values: Tensor, grid: MaskGrid) -> Descent:
         """Return gradient descent with momentum, as in the papers."""
@@ -264,7 +282,7 @@ class Separate:
         return gaussian(grid.spread(values.clamp(0, 1).sum(1, keepdim=True))[:, 0], (0.0, sigma, sigma))
 
 
-def standardized(maps: Tensor, shares: Tensor) -> Tensor:
+def _standardized(maps: Tensor, shares: Tensor) -> Tensor:
     """Return rows ``(B, n)`` of mean 0 and deviation 1, or 0 for a constant row. Regions of share 0 are ignored."""
     present = shares > 0
     count = present.sum(1, keepdim=True)
