@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, metrics
-from captum_staa._utils.gaussian import SPREAD, gaussian
+from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.benchmark.clip_runner import RandomWeights
 

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import breakages
 import matplotlib
 import matplotlib.font_manager  # builds the font cache of matplotlib, which must exist before the audited import below
 import pytest
@@ -43,6 +44,16 @@ def test_every_module_has_a_docstring():
         str(path.relative_to(ROOT)) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))
     ]
     assert not missing, f"modules without a docstring: {missing}"
+
+
+def test_breakages_still_fit_the_code():
+    """Each replaces a text that is in its file once (tests/_helpers/breakages.py)."""
+    listed = breakages.read((ROOT / "tests" / "_helpers" / "breakages.txt").read_text("utf-8"))
+    assert len(listed) > 200
+    counts = {each.name: (PACKAGE / each.file).read_text("utf-8").count(each.old) for each in listed}
+    wrong = [f"{name} ({count} times)" for name, count in counts.items() if count != 1]
+    assert not wrong, "\n".join(["", *wrong])
+    assert len(counts) == len(listed), "two breakages have the same name"
 
 
 # Runs in a new interpreter and records the side effects of `import captum_staa` with Python's audit events. The

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.networks import inplace_explained, networks_of
-from captum_staa._utils.random_draws import random_draws_reported
+from captum_staa._utils.networks import inplace_explained, networks_of, random_draws_reported
+from captum_staa._utils.tensors import version_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -125,13 +125,8 @@ def in_eval_mode(function: Callable[P, R]) -> Callable[P, R]:
 def _state_of(module: nn.Module, with_buffers: bool) -> _Saved:
     buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and with_buffers}
     with torch.no_grad():
-        saved = {name: (buffer, _version(buffer), buffer.clone()) for name, buffer in buffers.items()}
+        saved = {name: (buffer, version_of(buffer), buffer.clone()) for name, buffer in buffers.items()}
     return _Saved(module.training, saved)
-
-
-def _version(buffer: Tensor) -> int | None:
-    """Return the number of changes of a tensor in place. Tensors made under ``inference_mode`` do not count them."""
-    return None if buffer.is_inference() else buffer._version
 
 
 def _restore(module: nn.Module, state: _Saved) -> None:
@@ -141,7 +136,7 @@ def _restore(module: nn.Module, state: _Saved) -> None:
         if module._buffers.get(name) is not buffer:
             module._buffers[name] = buffer
         # no copy without need: autograd refuses a graph whose saved buffer has another version
-        unchanged = version is not None and version == _version(buffer)
+        unchanged = version is not None and version == version_of(buffer)
         if unchanged and state.training and not buffer.is_meta:  # a batch norm in train mode does not count its updates
             unchanged = bool(((buffer == values) | ((buffer != buffer) & (values != values))).all())
         if not unchanged:

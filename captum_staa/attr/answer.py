@@ -14,8 +14,8 @@ from torch import Tensor
 from captum_staa import baselines
 from captum_staa._utils.captum import TargetType, log_usage
 from captum_staa._utils.checks import check_choice, is_number
-from captum_staa._utils.gaussian import SPREAD, gaussian
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, in_eval_mode, uncompiled, without_compiling
+from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations

@@ -14,6 +14,8 @@ from captum_staa._utils import notebook
 from captum_staa._utils.captum import TargetType, _format_additional_forward_args, log_usage
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
+from captum_staa._utils.networks import refuse_missing_backward
+from captum_staa._utils.tensors import wide
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_outputs
 from captum_staa.models.layers import MODES, covered, to_pixels
 from captum_staa.models.st_abn.branch import Gates, resolution
@@ -95,7 +97,7 @@ class AttentionBranch(VideoMethod):
 
     @property
     def class_weighting(self) -> Weighting:
-        """The default weighting if a target is given. Gates of an observing branch have no gradient."""
+        """The default weighting if a target is given. Gates of an observing branch get no gradient."""
         return "gate" if self.st_abn.config.mechanism == "observe" else "grad_gate"
 
     @log_usage(part_of_slo=True)
@@ -179,8 +181,8 @@ class AttentionBranch(VideoMethod):
         if weighting == "gate":
             with torch.no_grad(), without_compiling():
                 logits, gates = forward(clip, *extra)
-            temporal = _wide(gates.temporal)[:, 0]
-            return logits, gates, (_wide(gates.spatial)[:, 0] * temporal, temporal[..., 0, 0])
+            temporal = wide(gates.temporal)[:, 0]
+            return logits, gates, (wide(gates.spatial)[:, 0] * temporal, temporal[..., 0, 0])
         refuse_inference_mode(self.get_name())
         with torch.enable_grad(), frozen_parameters(self.st_abn), without_compiling():
             logits, gates = forward(clip, *extra)
@@ -188,9 +190,11 @@ class AttentionBranch(VideoMethod):
                 evidence = gates.evidence.detach().requires_grad_()
                 head = self.st_abn.branch.classify(self.st_abn.branch.pooled(evidence))
                 (slope,) = torch.autograd.grad(target_outputs(head, target).sum(), evidence)
-                joint = (_wide(evidence.detach()) * slope).sum(1)
+                joint = (wide(evidence.detach()) * slope).sum(1)
                 return logits, gates, (joint, joint.sum((2, 3)))
             score = target_outputs(logits, target).sum()
+            leaf = clip.detach().clone().requires_grad_()
+            refuse_missing_backward(score, self.st_abn, lambda: forward(leaf.clone(), *extra)[0])
             taken = (gates.spatial, gates.temporal)
             slopes = torch.autograd.grad(score, taken, materialize_grads=True) if score.requires_grad else ()
         if not any(bool(slope.any()) for slope in slopes):
@@ -199,9 +203,5 @@ class AttentionBranch(VideoMethod):
                 f"mechanism={self.st_abn.config.mechanism!r}. Train the branch with fit_st_abn, or use "
                 f"weighting='gate'."
             )
-        of_space, of_time = ((_wide(gate.detach()) * slope)[:, 0] for gate, slope in zip(taken, slopes, strict=True))
+        of_space, of_time = ((wide(gate.detach()) * slope)[:, 0] for gate, slope in zip(taken, slopes, strict=True))
         return logits, gates, (of_space + of_time, of_time.sum((2, 3)))
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.to(torch.promote_types(value.dtype, torch.float32))

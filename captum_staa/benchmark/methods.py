@@ -14,8 +14,8 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from captum_staa._utils.gaussian import SPREAD, gaussian
 from captum_staa._utils.model_state import eval_mode
+from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.benchmark.registry import (
     METHODS,
     Call,

@@ -75,7 +75,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", type=Path, help="output folder (default: VIDEO_explained)")
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
     add("--target", metavar="CLASS", help="label or index of the class to explain (default: the predicted class)")
-    add("--versus", metavar="CLASS", help="explain why not this class: a label, an index or 'rest'")
+    add("--versus", metavar="CLASS", help="also explain why not this class: a label, an index or 'rest'")
     add("--top", metavar="K", type=_positive, default=5, help="number of classes to print (default: 5)")
     add("--device", help="device of the model, for example cuda (default: cpu)")
     _add_debug(parser)

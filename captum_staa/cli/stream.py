@@ -25,6 +25,7 @@ from captum_staa.stream import FrameResult, STAAStream, StreamStats
 from captum_staa.stream.sources import Feed, is_camera, opened
 from captum_staa.visualization import Frames, Overlay, Style
 from captum_staa.visualization.frames import reduced
+from captum_staa.visualization.overlay import LUMINANCE
 from captum_staa.visualization.saliency import Maps, Saliency, saliency
 
 EVERY = 8  # number of frames between updates of the text of the progress bar
@@ -174,7 +175,7 @@ def report(stream: STAAStream, feed: Feed, stats: StreamStats, latency: Latency,
         f"latency: {latency}; each frame waits for {fewest} to {most} later frames",
     ]
     if stats.unexplained:
-        lines.append(f"{stats.unexplained} of {stats.frames} frames have no explanation")
+        lines.append(f"{stats.unexplained} of {stats.frames} frames were not explained")
     return "\n".join(lines)
 
 
@@ -212,7 +213,7 @@ class Painter:
         """
         self._past.append(result.temporal)
         size, frame = frame.shape, reduced(frame, EDGE)
-        gray = (frame @ np.array([0.299, 0.587, 0.114]) / 2).round().astype(np.uint8)
+        gray = (frame @ LUMINANCE / 2).round().astype(np.uint8)
         picture = gray[..., None].repeat(3, axis=-1)  # dark gray outside the explained part
         if result.joint is not None:
             scaled = saliency(Maps.of(result.joint[None]).joint, STYLE.sign)

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from captum_staa._utils.tensors import version_of
+
 Score = Callable[[tuple[Tensor, ...], int], Tensor]
 Place = tuple[int, Any]
 """The number of an input tensor, and an index into this tensor ``(B, ...)``."""
@@ -179,12 +181,11 @@ def ablate(
 
     def call(rows: int) -> Tensor:
         """Return the scores ``(rows, B)`` of the first copies. Restore the copies if the model wrote into them."""
-        before = [_version(copy) for copy in batch]
-        value = score(
-            tuple(copy[:rows].flatten(0, 1) for copy in batch), rows
-        ).clone()  # the model's output may be a view of its input
+        before = [version_of(copy) for copy in batch]
+        some = tuple(copy[:rows].flatten(0, 1) for copy in batch)
+        value = score(some, rows).clone()  # the model's output may be a view of its input
         for copy, original, version in zip(batch, inputs, before, strict=True):
-            if version is None or _version(copy) != version:
+            if version is None or version_of(copy) != version:
                 copy.copy_(original)
         tick()
         return value
@@ -209,11 +210,6 @@ def _copies(value: Tensor, count: int) -> Tensor:
         (count, *value.shape), (value.numel(), *strides), dtype=value.dtype, device=value.device
     )
     return batch.copy_(value)
-
-
-def _version(value: Tensor) -> int | None:
-    """Return the tensor's version, which increases with every in-place write. None under inference_mode."""
-    return None if value.is_inference() else value._version
 
 
 def _steps(size: int, window: int, stride: int) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ from captum_staa._utils.captum import (
     _select_targets,
 )
 from captum_staa._utils.checks import check_count
+from captum_staa._utils.tensors import wide
 from captum_staa.layout import VideoLayout, check_dense
 from captum_staa.models.outputs import kind_of, log_probabilities, probabilities
 
@@ -118,6 +119,11 @@ def masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ..
 def units_for(clip: Tensor, feature_mask: Tensor, layout: VideoLayout) -> Tensor:
     """Return the feature id of each voxel, ``(1 or B, T, H, W)`` int64 on the CPU. Raise if ids differ by channel."""
     (mask,) = masks_for((clip,), feature_mask)
+    return without_channels(mask, clip, layout)
+
+
+def without_channels(mask: Tensor, clip: Tensor, layout: VideoLayout) -> Tensor:
+    """Return a mask of :func:`masks_for` as ``(1 or B, T, H, W)`` on the CPU. Raise if ids differ by channel."""
     one = mask.narrow(layout.channel, 0, 1)
     if not bool((mask == one).all()):
         raise ValueError(
@@ -211,7 +217,7 @@ class TargetScore:
                 f"the model must return one output per example, {examples} here, got outputs of shape "
                 f"{tuple(answer.shape)}. Return a row per example, not a mean over the batch."
             )
-        return answer.reshape(copies, self.batch).to(torch.promote_types(answer.dtype, torch.float32))
+        return wide(answer.reshape(copies, self.batch))
 
 
 def selected(answer: Tensor, target: TargetType) -> Tensor:
@@ -281,7 +287,7 @@ def with_probabilities(
             )
         kind = kind_of(model, outputs)
         if kind == "score":  # has no probability
-            return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            return wide(outputs)
         try:
             return convert(outputs, kind, getattr(model, "num_classes", None))
         except ValueError as error:

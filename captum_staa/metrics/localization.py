@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_staa._utils.checks import check_choice, check_count, check_sides
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._shared import SPANNED, Axis, metric
-from captum_staa.result import Array, as_tensor
+from captum_staa.result import Array, as_maps, as_tensor
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
@@ -294,28 +294,8 @@ def _one_average_precision(values: Tensor, inside: Tensor) -> float:
 
 def _checked(attributions: Array, truth: Array, layout: VideoLayout | str | None) -> tuple[Tensor, Tensor]:
     """Check and return maps float64 and truth bool, both ``(B, T, H, W)`` and on one device."""
-    maps = checked_maps(attributions, "attributions", layout)
+    maps = as_maps(attributions, layout, ranked=True)
     return maps, checked_mask(truth, "truth", maps)
-
-
-def checked_maps(attributions: Array, name: str, layout: VideoLayout | str | None) -> Tensor:
-    """Return maps ``(B, T, H, W)`` float64 without nan. Maps can have infinite values, because these have a rank."""
-    values = as_tensor(attributions, name, "B, T, H, W")
-    if layout is not None:
-        layout = VideoLayout.of(layout)
-        layout.check_values(values, name)
-        return layout.reduce(values.detach().double())
-    if values.ndim != 4 or 0 in values.shape:
-        raise ValueError(
-            f"{name} must be maps (B, T, H, W) and not empty, got shape {tuple(values.shape)}. For attributions of "
-            f"the clip's shape, pass layout='BTCHW' or 'BCTHW'."
-        )
-    if bad := int(values.isnan().sum()):
-        raise ValueError(
-            f"{name} must not contain nan, which has no rank, got nan in {bad} of the {values.numel()} values. "
-            f"Replace them, for example with torch.nan_to_num."
-        )
-    return values.detach().double()
 
 
 def checked_mask(mask: Array, name: str, maps: Tensor, axes: str = "BTHW") -> Tensor:
@@ -324,7 +304,7 @@ def checked_mask(mask: Array, name: str, maps: Tensor, axes: str = "BTHW") -> Te
     Args:
         mask: the mask to check.
         name: name of the argument.
-        maps: result of :func:`checked_maps`.
+        maps: maps ``(B, T, H, W)`` of the same clips.
         axes: axes of the mask. An axis that maps do not have can have any size of at least 1.
     """
     named = ", ".join(axes)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from captum_staa._utils.captum import BaselineType, _format_output, _is_tuple
 from captum_staa._utils.checks import check_count, check_sides, generator_or_seeded, is_number
+from captum_staa._utils.tensors import wide
 from captum_staa.feature_masks import frames as frame_ids
 from captum_staa.feature_masks import grid
 from captum_staa.layout import WORKING, VideoLayout
@@ -132,10 +133,10 @@ class Perturbation:
                 raise ValueError(f"perturb_radius must be positive and finite, got {perturb_radius!r}.")
             near = []
             for clip in self._clips(inputs):
-                wide = _wide(clip)
-                change = _wide(self._altered(clip, generator)[0]) - wide
+                exact = wide(clip)
+                change = wide(self._altered(clip, generator)[0]) - exact
                 largest = change.abs().amax((1, 2, 3, 4), keepdim=True).clamp(min=perturb_radius)
-                near.append((wide + change * (perturb_radius / largest)).to(clip.dtype))
+                near.append((exact + change * (perturb_radius / largest)).to(clip.dtype))
             return _format_output(_is_tuple(inputs), tuple(near))
 
         return perturb
@@ -148,7 +149,7 @@ class Perturbation:
 
     def _altered(self, clip: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Return the perturbed clips and the replaced share, both in the shape and dtype of ``clip``."""
-        frames = self.layout.to_working(_wide(clip))
+        frames = self.layout.to_working(wide(clip))
         altered, replaced = zip(*(self.alter(one, generator) for one in frames), strict=True)
         shares = None if replaced[0] is None else torch.stack([r.expand_as(frames[0]) for r in replaced])
         return self._like(clip, torch.stack(altered)), None if shares is None else self._like(clip, shares)
@@ -314,7 +315,3 @@ def _replacement(baseline: Baseline, frames: Tensor) -> Tensor:
             f"{tuple(value.shape)} with {int(value.isfinite().sum())} finite values."
         )
     return value[0].to(frames)
-
-
-def _wide(clip: Tensor) -> Tensor:
-    return clip.to(torch.promote_types(clip.dtype, torch.float32))

@@ -8,8 +8,8 @@ from torch import Tensor
 from captum_staa._utils.checks import check_choice
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._shared import SPANNED, Axis, metric
-from captum_staa.metrics.localization import auroc_of, check_sums, checked_maps, checked_mask
-from captum_staa.result import Array
+from captum_staa.metrics.localization import auroc_of, check_sums, checked_mask
+from captum_staa.result import Array, as_maps
 
 
 @metric(higher_is_better=True, lowest=0.0, highest=1.0)
@@ -57,7 +57,7 @@ def evidence_against_rivals(
         ValueError: the shapes differ, the masks overlap, ``attributions`` contain nan, or ``axis`` is unknown.
     """
     check_choice("axis", axis, SPANNED)
-    maps = checked_maps(attributions, "attributions", layout)
+    maps = as_maps(attributions, layout, ranked=True)
     truth, rivals = checked_mask(truth, "truth", maps), checked_mask(rivals, "rivals", maps)
     if both := int((truth & rivals).sum()):
         raise ValueError(
@@ -99,7 +99,7 @@ def object_pointing(attributions: Array, objects: Array, *, layout: VideoLayout 
         TypeError: ``objects`` is not bool.
         ValueError: the shapes differ, or ``attributions`` contain nan.
     """
-    maps = checked_maps(attributions, "attributions", layout)
+    maps = as_maps(attributions, layout, ranked=True)
     objects = checked_mask(objects, "objects", maps, "BKTHW")
     return torch.stack([_one_pointing(values, masks) for values, masks in zip(maps, objects, strict=True)])
 
@@ -144,8 +144,8 @@ def class_discrimination(
         TypeError: ``truth_a`` or ``truth_b`` is not bool.
         ValueError: the shapes differ, or attributions contain nan.
     """
-    maps_a = checked_maps(attributions_a, "attributions_a", layout)
-    maps_b = checked_maps(attributions_b, "attributions_b", layout).to(maps_a.device)
+    maps_a = as_maps(attributions_a, layout, name="attributions_a", ranked=True)
+    maps_b = as_maps(attributions_b, layout, name="attributions_b", ranked=True).to(maps_a.device)
     if maps_a.shape != maps_b.shape:
         raise ValueError(
             f"attributions_a and attributions_b must have the same shape, got maps {tuple(maps_a.shape)} and "

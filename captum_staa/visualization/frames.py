@@ -16,9 +16,10 @@ from torch import Tensor
 
 from captum_staa._utils.checks import is_number
 from captum_staa.io import Video
-from captum_staa.layout import VideoLayout, check_dense
+from captum_staa.layout import VideoLayout
 from captum_staa.models import VideoClassifier
 from captum_staa.models.classifier import classifier_of
+from captum_staa.result import as_tensor
 
 Crop = tuple[float, float, float, float]  # (top, left, height, width) in pixels; fractions are allowed
 Pixels = Tensor | NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
@@ -230,23 +231,14 @@ def _as_bytes(frames: Tensor, mean: float | Sequence[float] | None, std: float |
 
 
 def tensor_of(values: object, name: str) -> Tensor:
-    """Return an array-like as a tensor on the CPU. Flipped and transposed views of NumPy are allowed."""
-    if isinstance(values, Tensor):
-        check_dense(values, name)
-        return values.detach().cpu()
+    """Return a tensor, an array or nested numbers as a tensor on the CPU."""
     if isinstance(values, tuple | list) and any(isinstance(value, Tensor) for value in values):
         raise TypeError(
             f"{name} must be a tensor or an array, got a {type(values).__name__} of tensors. If Captum returned a "
             f"tuple for a tuple of inputs, pass the entry of the clip."
         )
-    if values is None:
-        raise TypeError(f"{name} must be a tensor or an array, got None")
-    array = np.ascontiguousarray(values)
-    if any(stride < 0 for stride in array.strides):  # NumPy counts an array that is flipped along an axis of size 1
-        array = array.copy()  # as contiguous, but PyTorch does not accept negative strides
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must contain real numbers, got {type(values).__name__} of {array.dtype}")
-    return torch.from_numpy(array)
+    array = values if isinstance(values, Tensor) or values is None else np.asarray(values)
+    return as_tensor(array, name).detach().cpu()
 
 
 def pick(batch: Tensor, index: int | None, name: str) -> Tensor:

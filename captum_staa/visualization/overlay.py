@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from .frames import Frames, Pixels, place
 from .saliency import Attributions, Maps, Saliency, saliency
 from .style import DEFAULT_STYLE, SIGNS, Style
 
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in gray
 UNSEEN = np.array([0.82, 0.82, 0.82])  # outside of the crop; a gray that is in none of the default color maps
 
 
@@ -44,7 +46,7 @@ class Overlay:
             low = style.limits[0]
             mixed = style.colors((values - low) / (1 - low))[..., :3]  # (H, W, 3)
             if style.method == "blended_heat_map":
-                gray = (picture @ [0.299, 0.587, 0.114])[..., None]
+                gray = (picture @ LUMINANCE)[..., None]
                 opacity = style.opacity_of(values)[..., None]
                 mixed = (1 - opacity) * gray + opacity * mixed
                 unseen = 0.35 * gray + 0.65 * UNSEEN
@@ -93,5 +95,13 @@ def overlay(attributions: Attributions | None, frames: Frames | Pixels, *, style
             f"attributions must be given with method={style.method!r}, got None. Pass attributions, or use "
             f"Style(method='original_image')."
         )
-    maps = Maps.of(attributions, frames)
-    return Overlay(frames, saliency(maps.joint, style.sign, style.outlier_perc), style)
+    (drawn,) = on_one_scale([Maps.of(attributions, frames).joint], frames, style)
+    return drawn
+
+
+def on_one_scale(maps: Sequence[NDArray[np.float64]], frames: Frames, style: Style) -> list[Overlay]:
+    """Return a clip with each of several maps ``(T, h, w)``. The strongest of all maps has the strongest color."""
+    if style.method == "original_image":
+        return [Overlay(frames, None, style) for _ in maps]
+    scale = max(saliency(values, style.sign, style.outlier_perc).scale for values in maps)
+    return [Overlay(frames, saliency(values, style.sign, style.outlier_perc, scale), style) for values in maps]

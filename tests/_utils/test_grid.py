@@ -68,7 +68,7 @@ def test_to_pixels_is_zero_outside_the_tokens():
         (lambda: TokenGrid(1, 3, 2, order="wht"), ["'wht'", "'thw', 'hwt'"]),  # type: ignore[arg-type]
         (
             lambda: TokenGrid(4, 3, 2, prefix=1).to_grid(torch.zeros(2, 26)),
-            ["25 values", "24 without the prefix", "(2, 26)", "(4, 3, 2)"],
+            ["25 values", "24 without the other tokens", "(2, 26)", "(4, 3, 2)"],
         ),
         (lambda: TokenGrid(4, 3, 2).to_tokens(torch.zeros(2, 3, 4, 2)), ["(4, 3, 2)", "(2, 3, 4, 2)"]),
         (lambda: TokenGrid(4, 3, 2).to_pixels(torch.zeros(4, 3, 2)), ["(B, t, h, w)", "(4, 3, 2)"]),

@@ -12,7 +12,7 @@ from comparison_cases import CONTROLS, FAST, PLANTED, silent, table
 from torch import Tensor, nn
 
 from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, metrics
-from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.tensors import gaussian
 from captum_staa.benchmark import (
     METHODS,
     METRICS,
@@ -25,16 +25,6 @@ from captum_staa.benchmark import (
 )
 from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.registry import end_layer, windows
-
-
-@pytest.fixture(scope="module")
-def clf() -> VideoClassifier:
-    return VideoClassifier.from_pretrained("tiny-videomae-pattern")
-
-
-@pytest.fixture(scope="module")
-def cnn() -> VideoClassifier:
-    return VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
 
 
 def test_numbers_equal_direct_calls_of_the_metrics(clf):

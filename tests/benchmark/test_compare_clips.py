@@ -16,16 +16,6 @@ PLANTED = PlantedClips(seed=12, n=6)
 FACTOR, MARGIN = 4, 24  # by which planted frames grow in a file; columns beside them, which the center crop cuts off
 
 
-@pytest.fixture(scope="module")
-def clf() -> VideoClassifier:
-    return VideoClassifier.from_pretrained("tiny-videomae-pattern")
-
-
-@pytest.fixture(scope="module")
-def cnn() -> VideoClassifier:
-    return VideoClassifier.from_pretrained("tiny-resnet3d-pattern")
-
-
 def loaded(source, classifier) -> list:
     return [load() for _, _, load in each(source_of(source, classifier), classifier, 0, 1)]
 

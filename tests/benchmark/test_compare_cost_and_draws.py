@@ -21,11 +21,6 @@ from captum_staa.benchmark.runner import _gathered, _run, _settings
 from captum_staa.benchmark.scoring import chosen
 
 
-@pytest.fixture(scope="module")
-def clf() -> VideoClassifier:
-    return VideoClassifier.from_pretrained("tiny-videomae-pattern")
-
-
 def test_random_draws_depend_on_clip_and_method_only(clf):
     """They do not depend on other clips, methods or earlier draws, and global generators stay unchanged."""
     names = ["auroc", "sparsity"]

@@ -15,11 +15,6 @@ from captum_staa import VideoClassifier
 from captum_staa.benchmark import METRICS, Metric, MetricInput, MetricOptions, PlantedClips
 
 
-@pytest.fixture(scope="module")
-def clf() -> VideoClassifier:
-    return VideoClassifier.from_pretrained("tiny-videomae-pattern")
-
-
 @in_one_case()
 @pytest.mark.parametrize(
     ("options", "error", "message"),

@@ -21,7 +21,7 @@ from command_line import (
 
 from captum_staa import VideoClassifier
 from captum_staa.__main__ import main
-from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.tensors import gaussian
 from captum_staa.benchmark import METHODS
 from captum_staa.cli import demo, output
 from captum_staa.cli import explain as explaining

@@ -1,10 +1,14 @@
-"""Learned masks on the command line: the files contain the results of SpatioTemporalPerturbation."""
+"""Learned masks on the command line: files with the results of SpatioTemporalPerturbation, progress, and Ctrl-C."""
 
 from __future__ import annotations
 
 import dataclasses
+import io as io_module
+import signal
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command_line import read
@@ -17,7 +21,7 @@ from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.cli import demo, explain, output
 from captum_staa.cli.explanation import Masks, Options, report
 from captum_staa.cli.methods import copies_of
-from captum_staa.perturbation import PRESETS
+from captum_staa.perturbation import PRESETS, learning
 
 METHOD = {
     "nested": "STEP (nested)",
@@ -42,7 +46,7 @@ def long_video(tmp_path_factory) -> Path:
 
 
 def test_explain_writes_the_results_of_perturbation_for_a_3d_cnn(video, tmp_path, capsys):
-    """The model has no attention. The pictures are drawn as well."""
+    """The model lacks attention. The pictures are drawn as well."""
     assert run(video, tmp_path, "--iterations", "4") == 0
     parts, target = by_hand(video, CNN, iterations=4)
     result = check_same(tmp_path, parts, [0.05, 0.1, 0.15, 0.5])
@@ -225,3 +229,83 @@ def test_memory_of_masks_is_checked_before_the_first_window(long_video, tmp_path
     assert run(long_video, tmp_path / "three", *options, "--areas", ".1,.2,.3") == 2
     assert "got 44 frames of 48 x 48 pixels" in capsys.readouterr().err
     assert run(long_video, tmp_path / "two", *options, "--areas", ".1,.2") == 0
+
+
+def interrupt_at(monkeypatch, step: int, clip: int = 0) -> None:
+    """Send one real Ctrl-C during this optimization step of this clip."""
+    original, seen = learning._slope, []
+
+    def interrupted(problem, drawn, number, baseline_scores):
+        if problem.config.objective == "dual" and number == step:  # the warm start has "preserve"
+            seen.append(number)
+            if len(seen) == clip + 1:
+                signal.raise_signal(signal.SIGINT)
+        return original(problem, drawn, number, baseline_scores)
+
+    monkeypatch.setattr(learning, "_slope", interrupted)
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.filterwarnings("always:interrupted at step")
+def test_ctrl_c_keeps_the_best_masks_so_far(video, tmp_path, capsys, monkeypatch):
+    interrupt_at(monkeypatch, 12)
+    assert run(video, tmp_path, "--areas", ".1") == 130
+    said = capsys.readouterr().err
+    assert "captum_staa: warning: interrupted at step 12 of 20. The best masks so far are returned" in said
+    assert "interrupted: the masks are the best of 10 steps out of 20" in said and "Traceback" not in said
+    interrupt_at(monkeypatch, 12)
+    with pytest.warns(UserWarning, match="interrupted at step 12"):
+        parts, _ = by_hand(video, CNN, areas=[0.1])
+    result = check_same(tmp_path, parts, [0.1])
+    assert result["interrupted"] == "the masks are the best of 10 steps out of 20"
+    assert result["perturbation"]["steps"] == 10
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.filterwarnings("always:interrupted at step")
+def test_ctrl_c_in_a_later_window_keeps_the_finished_windows(long_video, tmp_path, capsys, monkeypatch):
+    interrupt_at(monkeypatch, 1, clip=1)  # in the second window
+    options = ["--windows", "--stride", "14", "--iterations", "3", "--areas", ".2", "--target", "0"]
+    assert run(long_video, tmp_path, *options) == 130
+    tensors, _, result = read(tmp_path)
+    expected = "2 of 3 windows are done and kept, the others are missing; in the last of them, the masks are the best"
+    assert result["interrupted"] == f"{expected} of 0 steps out of 3"
+    assert [row["start"] for row in result["windows"]] == [0, 14]
+    assert [row["perturbation"]["steps"] for row in result["windows"]] == [3, 0]
+    assert result["perturbation"]["steps"] == 3
+    assert len(tensors["masks"][0]) == len(result["frame_indices"]) == 30
+    assert "2 of 3 windows" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_first_masks_writes_no_files(video, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(learning, "_evaluate", lambda *args: signal.raise_signal(signal.SIGINT))
+    assert run(video, tmp_path / "out", "--iterations", "2") == 130
+    assert "no partial files are left" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+class Terminal(io_module.StringIO):
+    """Records the text, and claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_progress_bar_shows_the_kept_score(video, tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run(video, tmp_path, "--iterations", "2") == 0
+    kept = np.mean([row["kept"] for row in read(tmp_path)[2]["perturbation"]["areas"]])
+    drawn = terminal.getvalue().split("\r")[-1]
+    assert "STEP (nested)" in drawn and f"kept {kept:.3f}" in drawn and "100%" in drawn
+    assert drawn.count("\n") == 1 and drawn.endswith("\n")  # the bar ends with a newline
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_progress_bars_of_windows_are_cleared(long_video, tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run(long_video, tmp_path, "--windows", "--iterations", "2", "--areas", ".2", "--target", "0") == 0
+    drawn = terminal.getvalue()
+    assert drawn.count("STEP (nested)") >= 3 and not drawn.split("\r")[-2].strip()  # cleared

@@ -57,11 +57,14 @@ class TwoStream(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rgb, self.flow = ConvNet("BCTHW"), ConvNet("BCTHW", channels=2)
-        self.head = nn.Sequential(nn.Tanh(), nn.Linear(CLASSES, CLASSES))
+        self.rgb, self.flow = (ConvNet("BCTHW", channels).features for channels in (3, 2))
+        self.mixed = nn.Sequential(nn.Conv3d(5, 4, 1), nn.Tanh())
+        self.pool = nn.AdaptiveAvgPool3d((2, 3, 2))
+        self.head = nn.Linear(4 * 2 * 3 * 2, CLASSES)
 
     def forward(self, rgb: Tensor, flow: Tensor) -> Tensor:
-        return self.head(self.rgb(rgb) + self.flow(flow))
+        maps = self.mixed(self.rgb(rgb) + self.flow(flow))  # (B, 4, T, H / 2, W / 2)
+        return self.head(self.pool(maps).flatten(1))
 
 
 class Scaled(nn.Module):
@@ -216,7 +219,7 @@ def _cnn_lstm(name: str) -> Case:
 
 def _two_stream(name: str) -> Case:
     clips = _clips("BCTHW", 4, (12, 10), channels=(3, 2))
-    return Case(name, randomize(TwoStream(), seed=0), clips, VideoLayout("BCTHW"), "rgb.features")
+    return Case(name, randomize(TwoStream(), seed=0), clips, VideoLayout("BCTHW"), "mixed")
 
 
 def _transformer(name: str, kind: str, layer: str, axes: str = "BTCHW") -> Case:

@@ -28,7 +28,7 @@ from captum_staa.attr import (
     VideoFeatureAblation,
     VideoOcclusion,
 )
-from captum_staa.perturbation import PRESETS, Nested, PerturbationConfig, Separate
+from captum_staa.perturbation import PRESETS, Ellipsoid, Nested, PerturbationConfig, Separate
 from captum_staa.perturbation.mask_grid import MaskGrid
 
 from . import oracle_answer, oracle_perturbation, oracle_st_abn, oracles
@@ -110,9 +110,8 @@ def _grad_cam(weighting: Literal["gradcam", "hirescam", "layercam"]) -> Subject:
         method=GradCAM,
         kind="gradient",
         counterpart=LayerGradCam,
-        make=lambda case: GradCAM(case.model, case.layer_module, weighting=weighting),
+        make=lambda case: GradCAM(case.model, case.layer_module, _axes(case), weighting=weighting),
         oracle=lambda case, **more: oracles.grad_cam(case, weighting, **more),
-        models=ONE_CLIP,
         inside=True,
     )
 
@@ -143,16 +142,17 @@ class _FromARamp(Separate):
 LEARNING = {
     "nested": replace(
         PRESETS["nested"],
-        parametrization=Nested(rate=oracle_perturbation.RATE),
+        parametrization=Nested(gradients=oracle_perturbation.GRADIENTS),
         scale="logit",
         blends=oracle_perturbation.BLENDS,
-        across=oracle_perturbation.ACROSS,
+        cells=(2, oracle_perturbation.ACROSS),
     ),
     "step": replace(
         PRESETS["step"],
         parametrization=_FromARamp(oracle_perturbation.DESCENT, oracle_perturbation.WEIGHT),
         scale="logit",
-        across=oracle_perturbation.ACROSS,
+        regularizer=Ellipsoid(start=1),
+        cells=(1, oracle_perturbation.ACROSS),
     ),
 }
 

@@ -274,7 +274,7 @@ def test_equal_maxima_give_the_fraction_of_hits():
         ),
         ([1.0], torch.zeros(1, 2, 3, 4).bool(), {}, TypeError, "attributions must be"),
         (torch.zeros(1, 2, 3, 4), [True], {}, TypeError, "truth must be"),
-        (torch.zeros(0, 2, 3, 4), torch.zeros(0, 2, 3, 4).bool(), {}, ValueError, "not empty"),
+        (torch.zeros(0, 2, 3, 4), torch.zeros(0, 2, 3, 4).bool(), {}, ValueError, "non-empty"),
         (
             torch.full((1, 2, 3, 3, 4), math.inf),
             torch.zeros(1, 2, 3, 4).bool(),

@@ -194,32 +194,6 @@ def test_range_and_direction():
 
 @in_one_case()
 @pytest.mark.parametrize(
-    ("attributions", "layout", "error", "message"),
-    [
-        (torch.zeros(1, 3, 8, 4, 4), None, ValueError, "layout='BTCHW'"),
-        (torch.zeros(1, 0, 4, 4), None, ValueError, "(1, 0, 4, 4)"),
-        (
-            torch.tensor([1.0, math.nan, math.inf, 0.0]).reshape(1, 1, 2, 2),
-            None,
-            ValueError,
-            "got 2 nan or infinite values out of 4",
-        ),
-        (torch.zeros(1, 2, 4, 4, dtype=torch.bool), None, TypeError, ".float()"),
-        ([1.0], None, TypeError, "list"),
-        (torch.zeros(1, 8, 3, 4, 4), "BCTHW", ValueError, "layout='BTCHW'"),
-    ],
-)
-def test_invalid_attributions_raise(attributions, layout, error, message):
-    for metric in (sparsity, complexity):
-        with pytest.raises(error) as caught:
-            metric(attributions, layout)
-        assert message in str(caught.value)
-        with pytest.raises(TypeError, match="normalize"):
-            metric(torch.ones(1, 2, 2, 2), normalize=True)
-
-
-@in_one_case()
-@pytest.mark.parametrize(
     ("scores", "truth", "error", "message"),
     [
         (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), TypeError, "truth > 0"),

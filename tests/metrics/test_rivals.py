@@ -295,7 +295,7 @@ SHAPE = f"(1, {T}, {H}, {W})"
         (
             lambda: evidence_against_rivals(MAPS[0], MASK, MASK),
             ValueError,
-            ["attributions must be maps (B, T, H, W)", f"({T}, {H}, {W})", "layout='BTCHW'"],
+            ["must be non-empty maps (B, T, H, W)", f"({T}, {H}, {W})", "layout='BTCHW'"],
         ),
         (
             lambda: evidence_against_rivals(MAPS, MASK.float(), MASK),
@@ -316,7 +316,7 @@ SHAPE = f"(1, {T}, {H}, {W})"
         (
             lambda: evidence_against_rivals(MAPS * math.nan, MASK, MASK),
             ValueError,
-            ["attributions must not contain nan", f"{T * H * W} of the {T * H * W}", "torch.nan_to_num"],
+            ["attributions must not contain nan", f"got {T * H * W} nan values", "torch.nan_to_num"],
         ),
         (
             lambda: evidence_against_rivals(MAPS, MASK, MASK, layout="BTCHW"),
@@ -331,7 +331,11 @@ SHAPE = f"(1, {T}, {H}, {W})"
             ValueError,
             ["same shape", SHAPE, f"(1, {T - 1}, {H}, {W})", "Explain the same clips"],
         ),
-        (lambda: class_discrimination(MAPS, MAPS[0], MASK, MASK), ValueError, ["attributions_b must be maps"]),
+        (
+            lambda: class_discrimination(MAPS, MAPS[0], MASK, MASK),
+            ValueError,
+            ["attributions_b without a layout must be non-empty maps"],
+        ),
         (lambda: class_discrimination(MAPS, MAPS, MASK, MASK[..., :1]), ValueError, ["truth_b must", f"{H}, 1)"]),
         (lambda: class_discrimination(MAPS, MAPS, MASK.float(), MASK), TypeError, ["truth_a must be bool", "float32"]),
     ],

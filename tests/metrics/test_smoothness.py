@@ -11,7 +11,7 @@ import torch
 from covering import in_one_case
 
 from captum_staa import smooth
-from captum_staa.metrics import Smoothness, auroc, smoothness
+from captum_staa.metrics import Smoothness, auroc, complexity, smoothness, sparsity
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -240,9 +240,10 @@ def test_a_smoothed_random_map_is_smooth_but_not_better():
     ],
 )
 def test_invalid_arguments_raise(attributions, layout, error, message):
-    with pytest.raises(error) as caught:
-        smoothness(attributions, layout)
-    assert message in str(caught.value)
+    for metric in (smoothness, sparsity, complexity):
+        with pytest.raises(error) as caught:
+            metric(attributions, layout)
+        assert message in str(caught.value)
 
 
 def test_an_unknown_keyword_raises():

@@ -25,14 +25,6 @@ PIXELS = np.full((T, H, W, 3), 128, dtype=np.uint8)
 GRAY = Frames(PIXELS, layout="BTCHW")
 
 
-@pytest.fixture(autouse=True)
-def headless():
-    pyplot.close("all")  # figures of another backend
-    matplotlib.use("Agg")
-    yield
-    matplotlib.pyplot.close("all")
-
-
 def block() -> torch.Tensor:
     """(1, T, 3, H, W): evidence in rows 4..7, columns 20..27; 1 per pixel in frame 2, half of that in frame 5."""
     attributions = torch.zeros(1, T, 3, H, W)

@@ -22,7 +22,7 @@ Temporal = Literal["any", "fixed"]
 
 
 def group_norm(channels: int) -> nn.Module:
-    """Return a group norm. It has no running statistics, so the output for a clip does not depend on other clips."""
+    """Return a group norm. It keeps no running statistics, so the output for a clip does not depend on other clips."""
     return nn.GroupNorm(4 if channels % 4 == 0 else 1, channels)
 
 

@@ -65,7 +65,7 @@ class Stored:
         """Return the base model, loaded by its name, with the stored clip size and preprocessing.
 
         Raises:
-            ValueError: the base model has no name.
+            ValueError: the base model is not named.
         """
         if self.base is None:
             raise ValueError(

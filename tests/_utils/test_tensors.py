@@ -7,7 +7,7 @@ import torch
 from covering import in_one_case
 from torch import Tensor
 
-from captum_staa._utils.gaussian import gaussian
+from captum_staa._utils.tensors import gaussian
 
 SIZES = (4, 5, 6)  # T, H, W
 SIGMAS = [(1.5, 0.75, 2.0), (0.75, 6.0, 6.0), (0.0, 1.0, 0.0), (0.1, 20.0, 0.1)]
@@ -17,6 +17,16 @@ def matrix(sigma: tuple[float, float, float], **options: object) -> Tensor:
     """Return the blur as a matrix ``(N, N)``. Row i is the blur of a map that is 1 at voxel i and 0 elsewhere."""
     units = torch.eye(torch.Size(SIZES).numel(), dtype=torch.float64).view(-1, *SIZES)
     return gaussian(units, sigma, **options).flatten(1)
+
+
+@in_one_case()
+@pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 130, 200])
+def test_blur_is_the_weighted_mean_of_neighbors_on_axes_of_any_length(length):
+    maps = torch.randn(2, length, 1, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    at = torch.arange(length, dtype=torch.float64)
+    weights = torch.exp(-0.5 * ((at[:, None] - at) / 1.5) ** 2).where((at[:, None] - at).abs() <= 5, 0)
+    expected = torch.einsum("ij,bjhw->bihw", weights / weights.sum(1, keepdim=True), maps)
+    torch.testing.assert_close(gaussian(maps, (1.5, 0.0, 0.0)), expected, rtol=0, atol=1e-14)
 
 
 @in_one_case()
