@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -118,7 +119,8 @@ class ClipMethod:
                 f"--versus must be a class other than the explained one, got {label!r} for both. Pass another class, "
                 f"or explain another one with --target."
             )
-        with seeded(0, at, self.used.name, clip.device):
+        same_draws = partial(seeded, 0, at, self.used.name, clip.device)
+        with same_draws():
             maps = self._method.maps(clip, target, self._explained)
         own = maps.logits if self._explained is self.classifier else None
         probabilities = self.answer(clip) if own is None else self._shown(own)
@@ -130,7 +132,7 @@ class ClipMethod:
         if self.other is None or explained.interrupted:
             return explained
         opposite = self.classifier.versus(target)
-        with seeded(0, at, self.used.name, clip.device):
+        with same_draws():
             maps = self._made(opposite).maps(clip, self.other, opposite)
         return explained._replace(other=_on_cpu(maps))
 
