@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import slow_staa
 import torch
@@ -165,32 +164,47 @@ class FrozenPlayback(slow_staa.Playback):
 
 
 def _frozen_gradient(s: Subject) -> Tensor:
-    """Gradient times embedding, in float64 and with the patterns, scales and gates of a first forward."""
+    """Gradient times embedding or pixel, in float64, with the patterns, scales and gates of a first forward."""
     assert s.embedding is not None
     name, sides = s.embedding
     net, mode, leaves = _eager(s).double(), FrozenPlayback(), []
     for parameter in net.parameters():
         parameter.requires_grad_(False)
 
-    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        leaves.append(output.detach().requires_grad_())
+    def leaf(value: Tensor) -> Tensor:
+        leaves.append(value.detach().requires_grad_())
         return leaves[-1] * 1
 
-    net.get_submodule(name).register_forward_hook(hook)
+    if name is not None:
+        net.get_submodule(name).register_forward_hook(lambda module, args, output: leaf(output))
     for first in (True, False):
         mode.next = -1 if first else 0
         with mode, torch.set_grad_enabled(not first):
-            outputs = s.reference.run(net, s.clip.double())
+            outputs = s.reference.run(net, s.clip.double() if name is not None else leaf(s.clip.double()))
     own = chosen(s, outputs)
     score = own - (outputs.sum(1) - own) / (outputs.shape[1] - 1)
     (gradient,) = torch.autograd.grad(score.sum(), leaves[-1])
-    shares = (gradient * leaves[-1].detach()).sum(1)  # (B, t, h, w), or (B * t, h, w) of an embedding per frame
+    products = gradient * leaves[-1].detach()
     frames = s.layout.to_working(s.clip)
-    if shares.ndim == 3:
-        shares = shares.unflatten(0, (len(frames), -1))
-    with mock.patch.dict(slow_staa.TUBELET, {name: sides}):
-        maps = slow_staa.spread(name, shares.float())
-    return s.layout.from_working(maps[:, :, None].expand_as(frames) / 3)
+    if name is None:
+        maps = s.layout.to_working(products).sum(2)
+    else:
+        shares = products.sum(1)  # (B, t, h, w), or (B * t, h, w) of an embedding per frame
+        maps = (shares if shares.ndim == 4 else shares.unflatten(0, (len(frames), -1))) / math.prod(sides)
+        for axis, side in enumerate(sides, start=1):
+            maps = maps.repeat_interleave(int(side), axis)
+    for axis, side in enumerate(sides, start=1):
+        maps = _spread(maps, axis, 0.75 * side)
+    return s.layout.from_working(maps.float()[:, :, None].expand_as(frames) / 3)
+
+
+def _spread(maps: Tensor, axis: int, sigma: float) -> Tensor:
+    """Distribute each value along an axis by a Gaussian whose sum inside the clip is 1."""
+    place = torch.arange(maps.shape[axis], dtype=torch.float64)
+    far = (place[:, None] - place).abs()
+    kernel = torch.exp(-(far**2) / (2 * sigma**2)) * (far <= max(1, int(3 * sigma + 0.5)))
+    kernel = kernel / kernel.sum(1, keepdim=True)  # row i: how the value of pixel i is distributed
+    return torch.tensordot(maps, kernel, ([axis], [0])).movedim(-1, axis)
 
 
 def grad_cam(s: Subject) -> Tensor:

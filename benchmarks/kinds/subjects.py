@@ -79,8 +79,8 @@ class Subject:
         fold: from its output to ``(B, C, t, h, w)``.
         transformer: name of the family in ``slow_staa``, and function from the network of the reference to the
             transformer in it. None if there is no transformer of a known family.
-        embedding: name of the convolution that makes tokens of another transformer, and the pixels ``(t, h, w)`` of a
-            token. None if there is none.
+        embedding: name of the convolution that makes tokens of another transformer (None if its pixels are explained),
+            and the pixels ``(t, h, w)`` of a token. None if there is no transformer.
         attention: name of the modules of another transformer that get the attention of each frame, ``(B*t, heads, N,
             N)`` with a class token, which the head reads and averages over frames. None if there are none.
         target: as in Captum.
@@ -96,7 +96,7 @@ class Subject:
     layer: str
     fold: Fold
     transformer: tuple[str, Callable[[nn.Module], nn.Module]] | None = None
-    embedding: tuple[str, Cells] | None = None
+    embedding: tuple[str | None, tuple[float, float, float]] | None = None
     attention: str | None = None
     target: Any = field(default_factory=lambda: [1, 0])
     cell: Cells = (2, 8, 8)
@@ -257,7 +257,9 @@ def torchvision_mvit() -> Subject:
         net = trained(mvit.mvit_v2_s(weights=None, num_classes=CLASSES))
     clf = VideoClassifier(net, layout="BCTHW")
     fold = tokens((4, 8, 8), prefix=1)
-    return Subject(clf, ByHand(net, plain), clips("BCTHW", 8, (64, 64)), "blocks.1", fold, cell=(4, 32, 32), steps=2)
+    # without a verified grid of tokens, the map of pixels is smoothed as if there were 8 x 14 x 14
+    known = {"embedding": (None, (8 / 8, 64 / 14, 64 / 14)), "cell": (4, 32, 32), "steps": 2}
+    return Subject(clf, ByHand(net, plain), clips("BCTHW", 8, (64, 64)), "blocks.1", fold, **known)
 
 
 def torchvision_swin() -> Subject:
