@@ -80,8 +80,9 @@ def main() -> None:
     found: dict[tuple[str, str], str] = {}
     for column, row in tqdm(runs):
         rows, noise = COLUMNS[column]
-        of_models = (scores(m, count, rows[row], noise) for m in MODELS)
-        rivals, everything = (torch.cat(part) for part in zip(*of_models, strict=True))
+        rivals, everything = (
+            torch.cat(part) for part in zip(*(scores(m, count, rows[row], noise) for m in MODELS), strict=True)
+        )
         found[column, row] = f"{rivals.mean():.3f} / {everything.mean():.3f}"
         print(column, row, found[column, row], flush=True)
     lines = ["| smoothed along | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]

@@ -1,7 +1,12 @@
 """Train the small bundled video language models in `captum_staa/models/video_language/weights`, one folder each.
 
-    python benchmarks/train_video_language.py --family qwen2_5_vl
-    python benchmarks/train_video_language.py --family llava_onevision
+    python benchmarks/train_video_language.py --family llava_onevision --steps 2600 --turns pmobm
+
+The Qwen model was trained in two rounds:
+
+    python benchmarks/train_video_language.py --family qwen2_5_vl --steps 4000 --stop 1000 --no-hints --out round1
+    python benchmarks/train_video_language.py --family qwen2_5_vl --seed 2 --steps 1800 --turns mpmbmomb \
+        --learning-rate 1e-3 --difficulty 0.2 --start round1/tiny-qwen2_5_vl
 
 A model answers three questions about planted clips, each with a sentence of which one word depends on the video: "which
 pattern ?" ("it is right ."), "which direction ?" ("it is left .") and "which came first ?" ("it is bottom ."). Some
@@ -17,7 +22,8 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -207,16 +213,30 @@ def batches(
         used += 1
 
 
-def fit(
-    vlm: VideoLanguageModel, seed: int, steps: int, peak: float, easy: float, turns: str, start: float, folder: Path
-) -> None:
+@dataclass(frozen=True)
+class Round:
+    """The options of one round of training; see ``--help``."""
+
+    seed: int
+    steps: int
+    learning_rate: float
+    easy: float
+    turns: str
+    difficulty: float
+    hints: bool
+    stop: int | None = None
+
+
+def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path) -> None:
     """Train a model in place, and save it from time to time."""
     model = vlm.model.train()
-    hints = {task: nn.Linear(TEXT["hidden_size"], len(ANSWERS[task])) for task in ("pattern", "motion")}
+    steps, turns = recipe.steps, recipe.turns
+    tasks = ("pattern", "motion") if recipe.hints else ()
+    hints = {task: nn.Linear(TEXT["hidden_size"], len(ANSWERS[task])) for task in tasks}
     decayed = [p for p in model.parameters() if p.ndim > 1] + [head.weight for head in hints.values()]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
     warm = 50
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -225,7 +245,9 @@ def fit(
     prompts = {task: vlm.prompt(question, (16, 48, 48)) for task, question in QUESTIONS.items()}
     answers = {task: [answer(vlm, task, label) for label in range(len(ANSWERS[task]))] for task in ANSWERS}
     recent: dict[str, float] = {}
-    bar = tqdm(batches(seed, steps, easy, turns, start), total=steps, desc=vlm.family.name, mininterval=20)
+    clips_of = batches(recipe.seed, steps, recipe.easy, turns, recipe.difficulty)
+    last = recipe.stop or steps
+    bar = tqdm(islice(clips_of, last), total=last, desc=vlm.family.name, mininterval=20)
     for i, (task, clips, targets, truth) in enumerate(bar):
         prompt, ids = prompts[task], answers[task][int(torch.randint(len(answers[task]), ()))]
         # the word is the same for the whole batch: only the tokens after it see it, and they are the same for all words
@@ -323,6 +345,8 @@ def main() -> None:
     parser.add_argument("--easy", type=float, default=0.3)
     parser.add_argument("--turns", default="pmob", help="tasks in turn: p, m, o, or b for two questions")
     parser.add_argument("--start", type=Path, help="folder of weights from which to go on")
+    parser.add_argument("--stop", type=int, help="end before all steps, in the middle of the schedule")
+    parser.add_argument("--no-hints", dest="hints", action="store_false", help="without the loss of `hint_loss`")
     parser.add_argument("--difficulty", type=float, default=0.0, help="of the first clips, 0 to 1")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
@@ -335,29 +359,19 @@ def main() -> None:
         model = type(model).from_pretrained(options.start, dtype=torch.float32)
     vlm = VideoLanguageModel(model, tokenizer(options.family))
     folder = options.out / f"tiny-{options.family}"
-    fit(
-        vlm,
-        options.seed,
-        options.steps,
-        options.learning_rate,
-        options.easy,
-        options.turns,
-        options.difficulty,
-        folder,
-    )
+    names = ("seed", "steps", "learning_rate", "easy", "turns", "difficulty", "hints", "stop")
+    recipe = Round(**{name: getattr(options, name) for name in names})
+    fit(vlm, recipe, folder)
     minutes = (time.process_time() - start) / 60
     save(vlm, folder)
     stored = VideoLanguageModel.from_pretrained(str(folder))
+    earlier = options.start and options.start / "training.json"
     record = {
-        "seed": options.seed,
-        "steps": options.steps,
+        "rounds": [
+            *(json.loads(earlier.read_text("utf-8"))["rounds"] if earlier else []),
+            asdict(recipe) | {"cpu_minutes": round(minutes, 1)},
+        ],
         "batch": BATCH,
-        "learning_rate": options.learning_rate,
-        "easy": options.easy,
-        "turns": options.turns,
-        "difficulty": options.difficulty,
-        "start": None if options.start is None else options.start.name,
-        "cpu_minutes": round(minutes, 1),
         "parameters": sum(p.numel() for p in stored.model.parameters()),
         "held_out_seed": HELD_OUT_SEED,
         "held_out_accuracy": {name: round(value, 3) for name, value in evaluate(stored).items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -118,7 +119,9 @@ class ClipMethod:
                 f"--versus must be a class other than the explained one, got {label!r} for both. Pass another class, "
                 f"or explain another one with --target."
             )
-        maps = self._maps(self._method, self._explained, clip, target, at)
+        same_draws = partial(seeded, 0, at, self.used.name, clip.device)
+        with same_draws():
+            maps = self._method.maps(clip, target, self._explained)
         own = maps.logits if self._explained is self.classifier else None
         probabilities = self.answer(clip) if own is None else self._shown(own)
         explained = Explained(_on_cpu(maps), probabilities)
@@ -129,11 +132,9 @@ class ClipMethod:
         if self.other is None or explained.interrupted:
             return explained
         opposite = self.classifier.versus(target)
-        return explained._replace(other=_on_cpu(self._maps(self._made(opposite), opposite, clip, self.other, at)))
-
-    def _maps(self, method: Method, explained: VideoClassifier, clip: Tensor, target: int, at: int) -> VideoAttribution:
-        with seeded(0, at, self.used.name, clip.device):  # the same draws for both classes
-            return method.maps(clip, target, explained)
+        with same_draws():
+            maps = self._made(opposite).maps(clip, self.other, opposite)
+        return explained._replace(other=_on_cpu(maps))
 
 
 def _on_cpu(maps: VideoAttribution) -> VideoAttribution:

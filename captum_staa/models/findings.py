@@ -179,7 +179,7 @@ class _Findings:
         )
         if report.declared is None:
             return report
-        return replace(report, differences=tuple(_differences(report, self.probe.classifier)))
+        return replace(report, differences=tuple(differences(report, self.probe.classifier)))
 
     # --- how the computations depend on each other ------------------------------------------------------------------
 
@@ -333,13 +333,17 @@ class _Findings:
                     return None
                 return torch.randn(shape, generator=torch.Generator().manual_seed(1)) * scale * on[..., None]
 
-            for key, moved in self.probe.run(torch.zeros(len(marks), *self.probe.size), bump).items():
-                base = self.probe.fields[key].base
-                size = (moved - base).norm(dim=-1).cpu()
-                floor = 1e-2 * float(size.max()) + 1e-5 * float(base.norm(dim=-1).mean())
+            unchanged = torch.zeros(len(marks), *self.probe.size)
+            for key, size in self.probe.run(unchanged, self._distance, bump).items():
+                floor = 2 * self.probe.rounding * float(size.max()) + 1e-5 * float(
+                    self.probe.fields[key].base.norm(dim=-1).mean()
+                )
                 found.setdefault(key, []).append(size > floor)
         worth = torch.tensor([1 << clip for clip in range(len(others.bits))])
         return {key: torch.tensordot(worth, torch.cat(parts).long(), 1) for key, parts in found.items()}
+
+    def _distance(self, key: Key, values: Tensor) -> Tensor:
+        return (values - self.probe.fields[key].base).norm(dim=-1).cpu()
 
     def _link(self, others: _Others, seen: dict[Key, Tensor]) -> None:
         """Give the tokens of later layers, and behind them, their numbers by the codes that were seen."""
@@ -628,7 +632,7 @@ def _pooling(weights: Tensor) -> Pooling:
     return "cls" if weights[0] > 0.999 else weights
 
 
-def _differences(report: Inspection, classifier: VideoClassifier) -> Iterator[str]:
+def differences(report: Inspection, classifier: VideoClassifier) -> Iterator[str]:
     """Yield what the declared family of a classifier states differently."""
     family, model, grid = classifier.family, classifier.transformer, classifier.grid
     assert family is not None and grid is not None and report.grid is not None

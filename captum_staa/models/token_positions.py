@@ -43,10 +43,11 @@ class Change:
     alive: Tensor
 
     @classmethod
-    def of(cls, base: Tensor, changed: Tensor) -> Change:
+    def of(cls, base: Tensor, changed: Tensor, rounding: float) -> Change:
+        """Return the change between two forwards, in which differences up to a share ``rounding`` mean nothing."""
         whole = changed - base
         size = whole.norm(dim=-1)
-        floor = max(1e-3 * float(size.max()), 1e-5 * float(base.norm(dim=-1).mean()))
+        floor = max(rounding * float(size.max()), 1e-5 * float(base.norm(dim=-1).mean()))
         return cls(whole, size > floor)
 
     def along(self, change: Tensor) -> Tensor:
@@ -94,19 +95,28 @@ def lattice(centers: Tensor, length: float) -> Axis | None:
 
 
 def cells_in_pixels(found: Axis, length: int) -> list[Axis]:
-    """Return the cells that a measured axis may stand for, the likeliest first, and at last those that fill the axis.
+    """Return the cells that a measured axis may stand for, the likeliest first.
 
     Measured sides are off by a part of a pixel. True ones are whole, or the length divided by the number of cells.
     """
-    full = length / found.count
-    sides = [
-        side for side in (full, int(found.side), int(found.side) + 1) if side >= 1 and side * found.count <= length
-    ]
-    sides.sort(key=lambda side: (round(abs(side - found.side), 2), side != full))
+    full, whole = length / found.count, int(found.side)
     if found.count == 1 or abs(found.start) > 0.5 * found.side:
-        sides = [full]
-    likely = [sides[0], *([full] if sides[0] != full else [])]
-    return [Axis(found.count, int(side) if float(side).is_integer() else side) for side in likely]
+        return [_axis(found.count, full)]
+    sides = {full, *(side for side in (whole, whole + 1) if side >= 1 and side * found.count <= length)}
+    ordered = sorted(sides, key=lambda side: (round(abs(side - found.side), 2), side != full))
+    near = [side for side in ordered if abs(side - found.side) < 0.75]
+    return [_axis(found.count, side) for side in near or ordered[:1]]
+
+
+def _axis(count: int, side: float) -> Axis:
+    return Axis(count, int(side) if float(side).is_integer() else side)
+
+
+def every_second(axis: Axis, place: int, size: tuple[int, int, int]) -> Tensor:
+    """Return a mask ``(T, H, W)`` of every second cell along the axis ``place`` of time, height and width."""
+    lines = axis.lines(size[place])
+    shape = [size[place] if place == other else 1 for other in range(3)]
+    return ((lines >= 0) & (lines % 2 == 1)).float().view(shape).expand(size)
 
 
 def digits(cells: Cells, size: tuple[int, int, int], base: int) -> tuple[Tensor, list[tuple[int, int]]]:

@@ -11,6 +11,7 @@ from tiny_language import FAMILIES, clips_of, question, size_of, tiny_vlm
 from torch import nn
 
 from captum_staa import AnswerAttribution, VideoLanguageModel, baselines
+from captum_staa.attention.decomposition import decompose
 from captum_staa.attr.answer import contrast, contributions
 from captum_staa.models import AnswerClassifier
 
@@ -34,6 +35,28 @@ def test_relevance_is_that_of_a_model_frozen_module_by_module(name):
     for found, token in zip(maps, (0, 2, 3), strict=True):
         expected = slow_answer.relevance(clf, clip, token)
         assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pixels_and_constants_sum_to_the_score(name):
+    """``decompose`` counts the share of constants independently, and warns if a part of the score is missing."""
+    clip, clf = clips_of(name), classifier(name, "left")
+    prompt = clf.prompt_for(clip)
+    result = decompose(
+        _Logits(clf, prompt), clip, lambda logits: contrast(logits.unflatten(1, (3, -1)), clf)[:, 2], pattern_weight=0
+    )
+    (found,), _ = contributions(clip, clf, [2])
+    assert torch.allclose(found, result.contributions.sum(2), atol=1e-5)
+    assert result.remainder.abs() < 1e-3 * result.score.abs() + 1e-3
+
+
+class _Logits(nn.Module):
+    def __init__(self, clf, prompt):
+        super().__init__()
+        self.vlm, self.answer, self.prompt = clf.vlm, clf.answer, prompt
+
+    def forward(self, clip):
+        return self.vlm.answer_logits(clip, self.prompt, self.answer).flatten(1)
 
 
 def test_without_other_words_a_token_is_explained_against_the_mean_of_the_vocabulary():

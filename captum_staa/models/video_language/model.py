@@ -168,6 +168,13 @@ class VideoLanguageModel(nn.Module):
         """Id of the token that stands for one video token in a prompt."""
         return int(getattr(self.config, self.family.token))
 
+    def forward(self, *args: Any) -> Tensor:
+        """Raise TypeError: a language model needs a prompt. Use :meth:`as_classifier`."""
+        raise TypeError(
+            "a VideoLanguageModel cannot be called with a clip alone, because it needs a prompt and an answer. Use "
+            "vlm.as_classifier(prompt, answer), or vlm.generate(clip, prompt)."
+        )
+
     # --- clips ------------------------------------------------------------------------------------------------------
 
     def preprocess(self, frames: np.ndarray | Tensor) -> Tensor:
@@ -457,7 +464,7 @@ class VideoLanguageModel(nn.Module):
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **video}
         if self.family.mrope:
             kinds = torch.zeros_like(ids[:1], dtype=torch.int)
-            kinds[0, prompt.at.to(device)] = 2
+            kinds[0, prompt.at[prompt.at >= 0].to(device)] = 2
             positions, _ = self.model.model.get_rope_index(
                 ids[:1],
                 mm_token_type_ids=kinds,
