@@ -2,7 +2,7 @@
 
     python benchmarks/video_language_cost.py
 
-Each row runs in a process of its own: a random Qwen2.5-VL of 4 + 6 layers (24 frames, 12 x 14 tokens per step), one
+Each row runs in a separate process: a random Qwen2.5-VL of 4 + 6 layers (24 frames, 12 x 14 tokens per step), one
 thread. The reference is one prefill and one plain backward to the pixels.
 """
 

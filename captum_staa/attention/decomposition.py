@@ -145,7 +145,7 @@ def decompose_classifier(
 
     Args:
         classifier: a :class:`VideoClassifier` around a transformer.
-        clips: ``(B, T, C, H, W)``, whatever the layout of the classifier is.
+        clips: ``(B, T, C, H, W)``, also if the classifier has another layout.
         score: function from logits to ``(B,)``, as in :func:`decompose`; for a class, :func:`class_contrast`.
         additional_forward_args: further positional arguments of the model.
         where: ``"tokens"`` needs a family that names its patch embedding. ``"pixels"`` works with any network, and

@@ -41,7 +41,7 @@ class AnswerMaps(VideoAttribution):
         ids: ``(n,)`` int64, their ids.
         log_probabilities: ``(n,)``, log-probability of each token after the prompt and the tokens before it.
         reliance: ``(n,)``, by how many nats the log-probability falls if the clip is replaced by a counterfactual one.
-            It is near 0 for words that the model says in any case, whatever their map shows.
+            It is near 0 for words that the model says with any video. Their map does not count then.
     """
 
     tokens: tuple[str, ...] = ()

@@ -159,7 +159,7 @@ def _words(reads: Pooling) -> str:
     if isinstance(reads, Tensor):
         used = reads.nonzero()[:, 0].tolist()
         return f"a weighted mean of {len(used)} of {reads.numel()} tokens ({_shown(used)})"
-    return {"cls": "the first token", "mean": "the mean of all tokens", "pool": "a query of its own"}[reads]
+    return {"cls": "the first token", "mean": "the mean of all tokens", "pool": "a separate query"}[reads]
 
 
 def _shown(numbers: Sequence[int]) -> str:

@@ -97,7 +97,7 @@ def videomae_config() -> VideoMAEConfig:
 
 
 def checkpointed(model: nn.Module) -> nn.Module:
-    """Turn on gradient checkpointing as transformers does, whatever the attribute is called in this version."""
+    """Turn on gradient checkpointing as transformers does, under the name that the attribute has in this version."""
     for module in model.modules():
         if hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = True
@@ -142,7 +142,7 @@ class Kind:
         parameters = list(network.parameters())
         parameters[0].requires_grad_(False)
         parameters[1].grad = torch.ones_like(parameters[1])
-        list(network.modules())[-1].eval()  # a module with a mode of its own
+        list(network.modules())[-1].eval()  # a module with another mode
         network.get_submodule(self.layer).register_forward_hook(lambda module, args, output: None)
         return self.wrap(network)
 

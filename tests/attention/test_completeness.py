@@ -155,7 +155,7 @@ def drawn(make: Callable[[], nn.Module]) -> nn.Module:
 
 CODES = numbers(4, 16, seed=1)
 LOST: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "an operation of its own": (lambda x: x + Cubed.apply(x), "uses CubedBackward, which has no rule"),
+    "a custom operation": (lambda x: x + Cubed.apply(x), "uses CubedBackward, which has no rule"),
     "logsumexp": (lambda x: x + x.logsumexp(-1, keepdim=True), "uses LogsumexpBackward0, which has no rule"),
     "detached": (lambda x: x + x.cos().detach(), "no gradient after 'detach'"),
     "data": (lambda x: x + x.square().data, "no gradient after '__get__'"),

@@ -39,7 +39,7 @@ TARGET = [2, 0]
 
 
 class TwoStream(nn.Module):
-    """Streams of their own, a layer that reads both, and a head without symmetries."""
+    """Separate streams, a layer that reads both, and a head without symmetries."""
 
     def __init__(self) -> None:
         super().__init__()

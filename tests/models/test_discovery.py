@@ -1,4 +1,4 @@
-"""Transformers that nobody declared: what is found in them, maps against a slow formula, and what is refused."""
+"""Undeclared transformers: what is found in them, maps against a slow formula, and what is refused."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_blocks_without_pixels_have_no_map_of_their_own() -> None:
 
 
 def test_timesformer_of_another_length_equals_the_slow_formula() -> None:
-    """Its layers reshape tokens with the number of frames of the config, whatever the clip has."""
+    """Its layers reshape tokens with the number of frames of the config, also for clips of other lengths."""
     clf = VideoClassifier(tiny_module("timesformer"), num_frames=8, image_size=SIZE)  # config: 4 frames
     clip, maps = torch.randn(2, 8, 3, *SIZE, generator=torch.Generator().manual_seed(2)), []
 
