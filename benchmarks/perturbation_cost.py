@@ -5,7 +5,7 @@
 
 One clip of 16 x 112 x 112, four areas, random weights. CPU seconds are those of the process. The time of the model is
 measured around its forward, and between the gradients of its output and of its input. The rest (blending and its
-gradient, masks, areas, regularizer and checks) is "outside", given per area and step. The small network runs all steps.
+gradient, masks, areas, regularizer and checks) is "outside", given per step. The small network runs all steps.
 The large network runs a few steps, and the total is extrapolated. Memory is the peak increase of resident memory in a
 separate process, compared with one forward and backward of the model on its largest batch. It is read from Linux.
 """
@@ -168,16 +168,16 @@ def main() -> None:
         print(peak(arguments.peak[0], arguments.peak[1], int(arguments.peak[2])))
         return
     print(
-        "| network | preset | copies per call | steps | CPU s per clip | ms outside per area and step | share outside "
+        "| network | preset | copies per call | steps | CPU s per clip | ms outside per step | share outside "
         "| memory, MiB | model alone, MiB |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for name in arguments.only or NETWORKS:
         for preset in arguments.preset or PRESETS:
-            copies = 8 if preset == "nested" else 4
+            copies = 2 if preset == "nested" else 4
             rounds = [seconds(name, preset, copies, STEPS[name]) for _ in range(arguments.rounds)]
             took, inside, steps = (median(column) for column in zip(*rounds, strict=True))
-            outside = 1e3 * (took - inside) / steps / len(AREAS)
+            outside = 1e3 * (took - inside) / steps
             if name == "tiny":
                 whole, _, steps = seconds(name, preset, copies, None)
                 about = f"{whole:.1f}"

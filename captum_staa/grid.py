@@ -32,7 +32,7 @@ class TokenGrid:
         >>> pixels[0, 5, 48:64, 32:48].min().item()
         1.0
 
-        Frames of 2 x 2 patches, each behind a class token of its own (an image transformer on folded frames):
+        Frames of 2 x 2 patches, each behind a separate class token (an image transformer on folded frames):
 
         >>> grid = TokenGrid(t=2, h=2, w=2, prefix=2, positions=(1, 2, 3, 4, 6, 7, 8, 9), tubelet=(1, 16, 16))
         >>> grid.to_grid(torch.arange(10))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SPREAD = (
-    0.75  # standard deviation, in tubelets or cells, that merges neighboring tokens of opposite signs into one object
-)
+# Standard deviation, in tubelets or cells, that merges neighboring tokens of opposite signs into one object.
+SPREAD = 0.75
 
 
 def wide(value: Tensor) -> Tensor:

@@ -46,6 +46,13 @@ class AttentionCall:
         with torch.no_grad():
             return self._checked_operands.row(index)
 
+    def rows(self, rows: slice) -> Tensor:
+        """Return the attention of some queries, averaged over heads, ``(B, R, N)``, detached."""
+        if self._ready is not None:
+            return self._ready.detach()[:, :, rows].float().mean(1)
+        with torch.no_grad():
+            return self._checked_operands.probabilities(rows).float().mean(1)
+
     def column_means(self) -> Tensor:
         """Return the mean attention that each token receives from all queries and heads, ``(B, N)``, detached."""
         if self._ready is not None:

@@ -41,7 +41,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_compiling
-from captum_staa._utils.networks import lacks_backward, lost_gradient, networks_of
+from captum_staa._utils.networks import lost_gradient, networks_of, refuse_missing_backward
 from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.attention.completeness import ConstantShares, ModuleTrace, Sums, report_missing, rounding
 from captum_staa.attention.frozen_patterns import FrozenPatterns
@@ -104,7 +104,8 @@ def relevance_maps(
     Returns:
         Maps ``(B, T, H, W)``, and the :class:`Decomposition` before the smoothing. Both have the same sums.
     """
-    known = getattr(classifier.family, "patch_embedding", None) is not None
+    grid = classifier.grid
+    known = grid is not None and getattr(classifier.family, "patch_embedding", None) is not None
     result = decompose_classifier(
         classifier,
         clips,
@@ -114,7 +115,7 @@ def relevance_maps(
         pattern_weight=pattern_weight,
     )
     frames, _, height, width = clips.shape[1:]
-    grid, maps = classifier.grid, result.contributions
+    maps = result.contributions
     cell = (frames / 8, height / 14, width / 14) if grid is None or grid.num_patches == 1 else grid.tubelet
     if known:
         maps = grid.spread(maps, "nearest", (frames, height, width))
@@ -289,13 +290,12 @@ def _pass(
         _check_run(outputs, leaves, cut)
         logits = last.argument(outputs)  # a final softmax is not an attention pattern: what precedes it is decomposed
         scores = score(outputs if logits is None else logits)
+        refuse_missing_backward(scores, forward_func, _rerun(forward_func, inputs, extra))
         if not scores.requires_grad or not reaches(scores.grad_fn, *leaves):
             raise ValueError(f"{_no_gradient(outputs, cut)}{_lost(forward_func, inputs, extra)}")
         # under the mode as well, because gradient checkpointing repeats the forward during the backward
         backward = mode.expand(torch.autograd.grad)
         gradients = backward(scores.sum(), leaves, allow_unused=True, materialize_grads=True)
-        if not any(bool((slope != 0).any()) for slope in gradients) and lacks_backward(scores.grad_fn):
-            raise ValueError(f"{_no_gradient(outputs, cut)}{_lost(forward_func, inputs, extra)}")
     wide = torch.promote_types(leaves[0].dtype, torch.float32)
     parts = [slope.to(wide) * leaf.detach().to(wide) for slope, leaf in zip(gradients, leaves, strict=True)]
     contributions = parts[0] if len(parts) == 1 else torch.stack(parts, 1)
@@ -374,9 +374,13 @@ def _check_run(outputs: Any, leaves: list[Tensor], cut: _Cut) -> None:
         )
 
 
+def _rerun(forward_func: Callable[..., Any], inputs: Tensor, extra: Any) -> Callable[[], Any]:
+    """Return a function that runs the model again, on inputs that require a gradient."""
+    return lambda: _run_forward(forward_func, inputs.detach().clone().requires_grad_().clone(), None, extra)
+
+
 def _lost(forward_func: Callable[..., Any], inputs: Tensor, extra: Any) -> str:
-    leaf = inputs.detach().clone().requires_grad_()
-    where = lost_gradient(forward_func, lambda: _run_forward(forward_func, leaf.clone(), None, extra))
+    where = lost_gradient(forward_func, _rerun(forward_func, inputs, extra))
     return f" {where}" if where else ""
 
 

@@ -133,7 +133,7 @@ class VideoOcclusion(VideoMethod, PerturbationAttribution):
                 if step > side < sizes[axis]:
                     raise ValueError(
                         f"strides must not be longer than the window, got strides {stride!r} with a window of "
-                        f"{side} along {axis}. Voxels between windows would have no attribution. Use at most {side} "
+                        f"{side} along {axis}. Voxels between windows would get none. Use at most {side} "
                         f"there."
                     )
             result.append(steps)

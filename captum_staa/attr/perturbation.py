@@ -24,7 +24,6 @@ from captum_staa._utils.captum import (
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
 from captum_staa._utils.networks import lost_gradient
-from captum_staa._utils.tensors import gaussian
 from captum_staa.attr._base import VideoMethod, call_bar, one_clip, refuse_inference_mode
 from captum_staa.layout import VideoLayout, layout_of
 from captum_staa.masking.arguments import (
@@ -32,14 +31,15 @@ from captum_staa.masking.arguments import (
     baselines_for,
     check_perturbations_per_eval,
     units_for,
-    with_probabilities,
 )
-from captum_staa.models.outputs import kind_of
+from captum_staa.models.outputs import kind_of, minus_other
 from captum_staa.perturbation.blends import blends_of
 from captum_staa.perturbation.config import PRESETS, Objective, PerturbationConfig, Regularizer, Scale
 from captum_staa.perturbation.learning import Evaluation, NoGradientError, OptimizationState, Problem, learn
 from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid, RegionGrid
 from captum_staa.result import VideoAttribution, maps_of
+
+FEWEST_SLICES = 8  # cells along time of a short clip, if it has as many frames
 
 
 class History(NamedTuple):
@@ -64,8 +64,8 @@ class MaskAttribution(VideoAttribution):
     """Attribution by learned masks: the map, the mask of each area, its scores, and the history of the optimization.
 
     A score is the target's probability, in [0, 1]; or its output, if the scale of the options is ``"logit"`` or the
-    model has a single output. Scores of masks are means over the blends with all baselines: geometric means of
-    probabilities.
+    model has no probabilities. Scores of masks are means over the blends with all baselines: means of the log odds, if
+    they are probabilities.
 
     Attributes:
         joint: ``(B, T, H, W)``, not negative. The sum over a clip is 1, or 0 if no mask keeps anything.
@@ -111,6 +111,10 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
     descent on the model's score, so that what they select is sufficient for the score, necessary for it, or both. The
     model must be differentiable.
 
+    The mask of ``"nested"`` is a grid of square cells: 16 along the shorter side of a frame, and 2 frames long. Clips
+    of fewer than 16 frames have 8 cells along time, or one per frame. So the resolution in time does not depend on the
+    length of the clip, and long clips can name a frame.
+
     Example:
         >>> from captum_staa import VideoClassifier
         >>> from captum_staa.benchmark import PlantedClips
@@ -133,19 +137,22 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
             ``PRESETS["nested"].changed(scale="logit")``.
 
             - ``"nested"``: this library's own. One score per cell, whose thresholds give the masks of all areas. What
-              the masks select is both sufficient and necessary.
+              the masks select is both sufficient and necessary. It costs as much as 231 forward passes per clip, where
+              a backward pass counts as two.
             - ``"step"``: the method of the STEP paper. One mask per area, which preserves the prediction, with the
-              ellipsoid regularizer.
+              ellipsoid regularizer: 15370 forward passes.
             - ``"3d-ep"``: the same without the regularizer: Extremal Perturbation with areas over the volume.
             - ``"2d-ep"``: Extremal Perturbation with areas in each frame.
+
+            ``PRESETS[name].changed(...).forwards()`` returns the cost of other options.
 
     Raises:
         ValueError: The layout is missing or differs from the classifier's layout, or the preset is unknown.
 
     Note:
         The papers expand the values of cells by a smooth maximum over neighbors, and also learn cells outside the
-        frame. Here the values are interpolated linearly, so the areas refer to the visible volume. The papers'
-        regularizer has weight 0 for 100 steps and 300 afterwards. Here its weight is always 1 (docs/perturbation.md).
+        frame. Here the values are interpolated linearly, so the areas refer to the visible volume
+        (docs/perturbation.md).
 
     Reference:
         Li, Wang, Li, Huang and Sato, "Spatio-Temporal Perturbations for Video Attribution", IEEE TCSVT (2021), arXiv
@@ -197,16 +204,19 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
             feature_mask: regions that a mask keeps or removes as a whole: ids 0 .. n-1, broadcastable to the clip, the
                 same for all channels, such as ``frames``, ``tubelets`` or ``supervoxels`` of
                 ``captum_staa.feature_masks``. None learns a grid of cells.
-            perturbations_per_eval: perturbations of the batch per call of the model. A step needs one per area if the
-                objective is ``"preserve"`` or ``"delete"``, and two if it is ``"dual"``. It changes memory and speed,
-                not the result.
-            show_progress: if True, show a progress bar of the model's calls, with the scores of the best masks.
+            perturbations_per_eval: perturbations of the batch per call of the model. A step of ``"nested"`` needs one
+                if the objective is ``"preserve"`` or ``"delete"``, and two if it is ``"dual"``; those of the papers
+                need as many per area. It changes memory and speed, not the result.
+            show_progress: if True, show a progress bar of the model's calls, with the cost in forward passes and the
+                scores of the best masks.
             areas: fractions of the clip's volume that the masks keep, in (0, 1).
             objective: ``"preserve"``, ``"delete"`` or ``"dual"``.
             regularizer: ``"tv"``, ``"squared"``, ``"ellipsoid"`` or ``"none"``; or an instance with other weights, such
                 as ``captum_staa.perturbation.TotalVariation(space=1, time=3)``.
-            iterations: maximum number of steps. 0 returns the initial masks.
-            init: attributions of another method to start from, of the clip's shape or as maps ``(B, T, H, W)``.
+            iterations: number of steps. 0 returns the initial masks.
+            init: attributions of another method to start from, of the clip's shape or as maps ``(B, T, H, W)``. They
+                should be signed: magnitudes mark evidence for any class. Without it, ``"nested"`` starts from the mean
+                gradient at 20 random masks, which costs 60 forward passes.
 
         Returns:
             Attributions like ``inputs`` (float32 for half precision), not negative, contiguous and detached. The sum
@@ -279,7 +289,7 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
         inputs = self.layout.to_working(inputs)
         grid = _grid(inputs, config, regions, wide)
         start = None if start is None else grid.gather(start)
-        blends = blends_of(config.blends, inputs, baseline, config.levels)
+        blends = blends_of(config.blends, inputs, baseline)
         frozen = frozen_parameters(self.forward_func) if isinstance(self.forward_func, nn.Module) else nullcontext()
         with frozen, torch.enable_grad():
             score, whole, scale = _score(
@@ -299,7 +309,8 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
             with call_bar(self.get_name(), count, show_progress) as bar:
                 bar.update()  # for the unperturbed clip
                 try:
-                    learned = learn(problem, start, _progress(bar, scale))
+                    cost = config.forwards(len(blends), init is not None)
+                    learned = learn(problem, start, _progress(bar, scale, cost))
                 except NoGradientError as error:
                     leaf = inputs.clone().requires_grad_()
                     extra = _format_additional_forward_args(additional_forward_args)
@@ -323,8 +334,10 @@ def _grid(inputs: Tensor, config: PerturbationConfig, regions: Tensor | None, li
     """Return the grid of the regions ``(1 or B, T, H, W)`` int64, or a grid of equal cells if there are none."""
     frames, _, height, width = inputs.shape[1:]
     if regions is None:
-        cells = (-(-frames // config.frames), min(height, config.across), min(width, config.across))
-        return CellGrid((frames, height, width), cells, like)
+        length, across = config.cells
+        slices = min(frames, max(FEWEST_SLICES, -(-frames // length)))
+        side = max(1.0, min(height, width) / across)
+        return CellGrid((frames, height, width), (slices, round(height / side), round(width / side)), like)
     if config.parametrization.per_frame:
         raise ValueError(
             f"feature_mask must be None for a preset that requires the same area in every frame, because regions may "
@@ -347,21 +360,37 @@ def _score(
         outputs = _run_forward(forward_func, inputs.clone(), None, extra)
         if isinstance(outputs, Tensor) and kind_of(model, outputs) == "score":
             scale = "logit"
-        if scale != "logit":
+        convert = (lambda outputs: outputs) if scale == "logit" else _log_odds(model)
+        (whole,) = TargetScore(convert, target, None, len(inputs))((outputs,))
+    score = TargetScore(lambda *args: convert(forward_func(*args)), target, additional_forward_args, len(inputs))
+    return score, whole, scale
+
+
+def _log_odds(model: object) -> Callable[[Any], Any]:
+    """Return the function that returns the log odds of each class or label from outputs of the model.
+
+    Their gradient does not vanish where the model is certain, as that of a probability does.
+    """
+
+    def convert(outputs: Any) -> Any:
+        if not isinstance(outputs, Tensor):  # TargetScore raises an error for it
+            return outputs
+        try:
+            return minus_other(outputs, kind_of(model, outputs), "rest", getattr(model, "num_classes", None))
+        except ValueError as error:
             fix = "Or use the target's output directly: preset=PRESETS['nested'].changed(scale='logit')."
-            forward_func = with_probabilities(forward_func, model, fix, log=True)
-            outputs = with_probabilities(lambda known: known, model, fix, log=True)(outputs)
-        (whole,) = TargetScore(lambda known: known, target, None, len(inputs))((outputs,))
-    return TargetScore(forward_func, target, additional_forward_args, len(inputs)), whole, scale
+            raise ValueError(f"{error} {fix}") from None
+
+    return convert
 
 
-def _progress(bar: Any, scale: Scale) -> Callable[[Evaluation], None]:
-    """Return a function that shows the best scores on a progress bar, as means over clips and areas."""
+def _progress(bar: Any, scale: Scale, cost: int) -> Callable[[Evaluation], None]:
+    """Return a function that shows the cost and the best scores on a progress bar, as means over clips and areas."""
 
     def show(best: Evaluation) -> None:
         if hasattr(bar, "set_postfix_str"):  # Captum's fallback bar, without tqdm, does not have it
             kept, removed = (_reported(part, scale).mean() for part in (best.kept, best.removed))
-            bar.set_postfix_str(f"kept {kept:.3f}, removed {removed:.3f}")
+            bar.set_postfix_str(f"{cost} forwards per clip, kept {kept:.3f}, removed {removed:.3f}")
 
     return show
 
@@ -371,10 +400,7 @@ def _result(problem: Problem, learned: OptimizationState, whole: Tensor) -> Mask
     """Return the result for the best state of the optimization; ``whole`` are the scores ``(B,)`` of the inputs."""
     config, grid = problem.config, problem.grid
     masks = grid.spread(config.parametrization.final(learned.values, grid, problem.areas))
-    joint = grid.spread(config.parametrization.weights(learned.values, grid, problem.areas)[:, None])[:, 0]
-    if config.blur:
-        sigma = config.blur * min(joint.shape[2:])
-        joint = gaussian(joint, (0.0, sigma, sigma))
+    joint = config.parametrization.combined(learned.values, grid, problem.areas)
     total = joint.sum((1, 2, 3), keepdim=True)
     parts = VideoAttribution.from_joint(joint / total.clamp_min(torch.finfo(joint.dtype).tiny))
     steps, energy, *scores = zip(*learned.evaluations, strict=True)
@@ -395,5 +421,5 @@ def _result(problem: Problem, learned: OptimizationState, whole: Tensor) -> Mask
 
 
 def _reported(scores: Tensor, scale: Scale) -> Tensor:
-    """Return log-probabilities as probabilities, and outputs of the scale ``"logit"`` unchanged."""
-    return scores if scale == "logit" else scores.exp()
+    """Return log odds as probabilities, and outputs of the scale ``"logit"`` unchanged."""
+    return scores if scale == "logit" else scores.sigmoid()

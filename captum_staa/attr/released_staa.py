@@ -113,9 +113,7 @@ class ReleasedSTAA(VideoMethod):
         extra = _format_additional_forward_args(additional_forward_args)
         with torch.no_grad():
             with capture(model, [layer], lambda call: call.head_mean()) as readings:
-                logits = _run_forward(
-                    classifier, clip.clone(), None, extra
-                )  # a copy: models may write into their input
+                logits = _run_forward(classifier, clip.clone(), None, extra)  # a copy: models may write into it
             maps, weights = _released_maps(readings[layer], layer.role, len(clip), grid, generator)
         frames, height, width = classifier.layout.extent(clip)
         seen = torch.nn.functional.pad(maps, (0, width - maps.shape[3], 0, height - maps.shape[2]))

@@ -18,7 +18,7 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice, check_count, is_number
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
-from captum_staa._utils.networks import lost_gradient
+from captum_staa._utils.networks import lost_gradient, refuse_missing_backward
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.decomposition import class_contrast, relevance_maps
 from captum_staa.attention.focus import Focus
@@ -267,7 +267,7 @@ class STAA(VideoMethod):
     def _attention(
         self, model: Any, clip: Tensor, extra: Any, size: tuple[int, int, int], logits: bool
     ) -> tuple[Tensor, Tensor | None]:
-        plan = _Plan.of(model, self._blocks(model), self.layers == "all", clip, extra)
+        plan = _Plan.of(model, self._blocks(model), self.layers, clip, extra)
         answer = None
         with torch.no_grad():
             with capture(model.transformer, plan.layers, plan.reader(), stop=not logits) as readings:
@@ -280,7 +280,7 @@ class STAA(VideoMethod):
         refuse_inference_mode("mode='relevance'")
         if self.rule == "decomposition":
             return self._decomposed(model, clip, target, extra)
-        plan = _Plan.of(model, self._blocks(model), self.layers == "all", clip, extra)
+        plan = _Plan.of(model, self._blocks(model), self.layers, clip, extra)
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
             with capture(model.transformer, plan.layers, _read_probabilities) as readings:
@@ -295,6 +295,7 @@ class STAA(VideoMethod):
     def _gradients(self, score: Tensor, readings: Readings, leaf: Tensor, extra: Any) -> tuple[Tensor, ...]:
         """Return the gradients of the score with respect to attention probabilities."""
         attention = list(readings.values())
+        refuse_missing_backward(score, self.forward_func, lambda: self._forward(leaf, extra))
         gradients = torch.autograd.grad(score, attention, allow_unused=True) if score.requires_grad else ()
         if len(gradients) < len(attention) or any(gradient is None for gradient in gradients):
             where = lost_gradient(self.forward_func, lambda: self._forward(leaf, extra))
@@ -368,7 +369,7 @@ class _Plan:
     rows: dict[AttentionLayer, TokenRows]
 
     @classmethod
-    def of(cls, model: Any, blocks: list[list[AttentionLayer]], every: bool, clip: Tensor, extra: Any) -> _Plan:
+    def of(cls, model: Any, blocks: list[list[AttentionLayer]], layers: Any, clip: Tensor, extra: Any) -> _Plan:
         pooling = model.read_tokens(clip, *(extra or ()))
         weights = output_weights(pooling, len(clip), model.grid, clip.device)
         rows = {
@@ -376,7 +377,16 @@ class _Plan:
             for block in blocks
             for layer in block
         }
-        return cls(blocks, every, weights, rows)
+        if layers == "all":
+            return cls(blocks, True, weights, rows)
+        patches = model.grid.indices()
+        seeing = [block for block in blocks if bool(torch.isin(rows[block[0]].keys, patches).any())]
+        if not seeing or (layers != "mean" and len(seeing) < len(blocks)):
+            raise ValueError(
+                f"layers must select blocks that attend to tokens of pixels, got layers={layers!r}, with attention "
+                f"among tokens such as one per frame. Use layers='all', which follows them back to pixels."
+            )
+        return cls(seeing, False, weights, rows)
 
     @property
     def layers(self) -> list[AttentionLayer]:

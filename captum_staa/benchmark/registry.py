@@ -249,7 +249,9 @@ def _staa(method: type[STAA] | type[ReleasedSTAA] = STAA, **settings: Any) -> Ma
     return make
 
 
-def _perturbation(preset: str) -> Make:
+def _masks(preset: str, description: str) -> MethodSpec:
+    """Return the specification of a preset of SpatioTemporalPerturbation, with its cost."""
+
     def make(
         classifier: VideoClassifier,
         perturbations_per_eval: int,
@@ -265,7 +267,8 @@ def _perturbation(preset: str) -> Make:
             **overrides,
         )
 
-    return make
+    options = ("areas", "objective", "regularizer", "iterations", "show_progress")
+    return MethodSpec(make, f"{description}, {PRESETS[preset].forwards()} forward passes", options=options)
 
 
 def _branch(weighting: str) -> Make:
@@ -278,7 +281,7 @@ def _branch(weighting: str) -> Make:
         if weighting == "grad_gate" and st_abn.config.mechanism == "observe":
             raise NotApplicableError(
                 "grad_gate needs a branch whose gates change the output of the model, got a branch with "
-                "mechanism='observe', whose gates have no gradient"
+                "mechanism='observe', whose gates get no gradient"
             )
         return Explainer(AttentionBranch(classifier), weighting=weighting)
 
@@ -431,7 +434,6 @@ def _layer_grad_cam(classifier: VideoClassifier, perturbations_per_eval: int) ->
 # --- the methods ------------------------------------------------------------------------------------------------------
 
 _LAYERS = ("layers", "focus")
-_MASKS = ("areas", "objective", "regularizer", "iterations", "show_progress")
 _SLOW = ("show_progress",)
 # A name without parentheses is the method of its paper, or the class with its default arguments. The first method that
 # applies is the one that comparisons run again as a control, so a method that explains a class comes first.
@@ -459,14 +461,10 @@ METHODS: Mapping[str, MethodSpec] = MappingProxyType(
             "as in the public code of the authors of STAA; not specific to a class",
             class_specific=False,
         ),
-        "STEP (nested)": MethodSpec(_perturbation("nested"), "learned nested masks", options=_MASKS),
-        "STEP": MethodSpec(_perturbation("step"), "learned masks, as in the STEP paper", options=_MASKS),
-        "Extremal perturbation (3D)": MethodSpec(
-            _perturbation("3d-ep"), "the same without its regularizer: extremal perturbation", options=_MASKS
-        ),
-        "Extremal perturbation (2D)": MethodSpec(
-            _perturbation("2d-ep"), "extremal perturbation with the same area in each frame", options=_MASKS
-        ),
+        "STEP (nested)": _masks("nested", "learned nested masks"),
+        "STEP": _masks("step", "learned masks, as in the STEP paper"),
+        "Extremal perturbation (3D)": _masks("3d-ep", "the same without its regularizer: extremal perturbation"),
+        "Extremal perturbation (2D)": _masks("2d-ep", "extremal perturbation with the same area in each frame"),
         "AttentionBranch (gate)": MethodSpec(
             _branch("gate"), "both gates of an ST-ABN; not specific to a class", class_specific=False
         ),

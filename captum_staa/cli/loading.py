@@ -15,8 +15,8 @@ from captum_staa.models.preprocessing import published
 def load(name: str, device: str | None) -> VideoClassifier:
     """Return the classifier. It must have a preprocessing; the progress bars of transformers are hidden."""
     if device is not None:
-        _check_device(device)
-    with _quiet_transformers():
+        check_device(device)
+    with quiet_transformers():
         classifier = VideoClassifier.from_pretrained(name, device=device)
     if classifier.preprocessing is None:
         family = classifier.family.name if classifier.family else None
@@ -33,7 +33,8 @@ def load(name: str, device: str | None) -> VideoClassifier:
     return classifier
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise ValueError if this machine does not have the device."""
     try:
         torch.empty(1, device=torch.device(name))
     except (RuntimeError, AssertionError) as error:  # a torch build without CUDA raises AssertionError
@@ -45,7 +46,7 @@ def _check_device(name: str) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hide the progress bars of transformers, such as "Loading weights", and restore the setting afterwards."""
     try:
         from transformers.utils import logging

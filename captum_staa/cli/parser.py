@@ -13,8 +13,9 @@ from typing import Any
 from captum_staa import __version__, benchmark
 from captum_staa.benchmark.scenes import LABELS
 from captum_staa.benchmark.scoring import BASELINES
-from captum_staa.cli import compare, demo, explain, stream
+from captum_staa.cli import INTERRUPTED, answer, compare, demo, explain, stream
 from captum_staa.cli.explanation import Options, Sampling
+from captum_staa.models.classifier import DEFAULT_FRAMES
 from captum_staa.models.loading import bundled_names
 from captum_staa.perturbation.config import OBJECTIVES, REGULARIZERS
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(options.run(options))
         except KeyboardInterrupt:
             print("captum_staa: interrupted; no partial files are left", file=sys.stderr)
-            return explain.INTERRUPTED
+            return INTERRUPTED
         except (ValueError, OSError, ImportError) as error:
             if options.debug:
                 raise
@@ -74,7 +75,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", type=Path, help="output folder (default: VIDEO_explained)")
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
     add("--target", metavar="CLASS", help="label or index of the class to explain (default: the predicted class)")
-    add("--versus", metavar="CLASS", help="explain why not this class: a label, an index or 'rest'")
+    add("--versus", metavar="CLASS", help="also explain why not this class: a label, an index or 'rest'")
     add("--top", metavar="K", type=_positive, default=5, help="number of classes to print (default: 5)")
     add("--device", help="device of the model, for example cuda (default: cpu)")
     _add_debug(parser)
@@ -84,6 +85,10 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
         default=Options.method,
         help=f"explanation method, one of those below; case and punctuation do not matter (default: {Options.method})",
     )
+    add = parser.add_argument_group("video language models").add_argument
+    add("--prompt", metavar="TEXT", help="explain the model's answer to this question, word by word")
+    add("--answer", metavar="TEXT", help="the answer to explain (default: the model's own); --versus is another word")
+    add("--frames", metavar="N", type=_positive, help="number of frames that the model sees (default: 16)")
     add = parser.add_argument_group("options of some methods").add_argument
     add(
         "--layers",
@@ -291,6 +296,13 @@ def _bundled_models() -> str:
 
 def _explain(options: argparse.Namespace) -> int:
     given = _values(options, *METHOD_OPTIONS)
+    if options.prompt is not None:
+        return _explain_answer(options)
+    if passed := [f"--{name}" for name in ("answer", "frames") if getattr(options, name) is not None]:
+        raise ValueError(
+            f"{', '.join(passed)} can only be used with --prompt, which is for video language models. Pass --prompt, "
+            f"or drop {'it' if len(passed) == 1 else 'them'}."
+        )
     return explain.run(
         Options(
             video=options.video,
@@ -305,6 +317,24 @@ def _explain(options: argparse.Namespace) -> int:
             overwrite=options.overwrite,
         ),
         options.top,
+    )
+
+
+def _explain_answer(options: argparse.Namespace) -> int:
+    others = ("target", "sampling", "windows", "stride", *METHOD_OPTIONS)
+    passed = [f"--{name}" for name in others if getattr(options, name)]
+    passed += ["--method"] * (options.method != Options.method)
+    if passed:
+        raise ValueError(
+            f"{', '.join(passed)} cannot be combined with --prompt, which explains each word of the answer. Drop "
+            f"{'it' if len(passed) == 1 else 'them'}; --versus names another word."
+        )
+    return answer.run(
+        answer.AnswerOptions(
+            out=options.out or Path(f"{options.video.stem}_explained"),
+            frames=options.frames or DEFAULT_FRAMES,
+            **_values(options, "video", "model", "prompt", "answer", "versus", "device", "overwrite"),
+        )
     )
 
 

@@ -141,7 +141,8 @@ class Watch(TorchFunctionMode):
             while self._running.pop() is not module:
                 pass
             if not self.attention and isinstance(output, Tensor):
-                self._keep(self.before, names[module], output)
+                with torch._C.DisableTorchFunction():  # a hook runs under this mode, unlike its own functions
+                    self._keep(self.before, names[module], output)
 
         for module in names:
             handles.append(module.register_forward_pre_hook(enter))
@@ -168,7 +169,7 @@ class Watch(TorchFunctionMode):
         if name in _PRODUCTS:
             return self._product(func, name, args, kwargs)
         output = func(*args, **kwargs)
-        if name != "__get__" and isinstance(output, Tensor) and output.is_floating_point():
+        if isinstance(output, Tensor) and output.is_floating_point():  # of attributes too, such as x.mT
             self._pass_on(args, kwargs, output)
             if self.tail is not None and len(self.attention) >= self.tail:
                 self._keep(self.after, name, output)
@@ -279,7 +280,7 @@ class Watch(TorchFunctionMode):
         standard = _standard(*values, lead, (keys[0], features[0]), sizes)
         place = of_pattern.index(queries[0])
         same = len(found.shape) == len(of_pattern) and found.axis == of_pattern.index(keys[0])
-        query_axis = place if same else (found.axis - 1 if found.axis else 1)
+        query_axis = place if same else (found.axis - 1 if found.axis == len(found.shape) - 1 else found.axis + 1)
         axes = (query_axis - len(found.shape), found.axis - len(found.shape))
         kind = "softmax" if found.heads is None else "mha"
         taken = found.queries

@@ -91,12 +91,10 @@ def described(
     if classifier.family is not None:
         return classifier
     report = inspect(classifier, inputs, additional_forward_args=extra)
-    if report.grid is None and report.attention and not attention:
-        return classifier
-    if report.grid is None or (attention and not report.ok):
+    if (attention and not report.ok) or not report.attention:
         raise ValueError(report.refusal())
     found = copy.copy(classifier)
-    found.family, found.grid, found._transformer_name = report.family, report.grid, ""
+    found.family, found.grid, found._transformer_name = report.unverified_family(), report.grid, ""
     return found
 
 

@@ -189,12 +189,15 @@ def _matching(model: nn.Module, family: Family) -> Family | None:
         layers = [layer for layer in family.attention(model) if layer.module.startswith(prefix)]
         return [replace(layer, module=layer.module.removeprefix(prefix)) for layer in layers]
 
-    embedding = family.patch_embedding
+    embedding, known = family.patch_embedding, FAMILIES.get(family.name)
     return replace(
         family,
         attention=attention,
-        pooling=_nothing,
+        # the head is the user's, who may have stated what it reads
+        pooling=family.pooling if known is None or family.pooling is not known.pooling else _nothing,
         patch_embedding=None if embedding is None else embedding.removeprefix(prefix),
+        classes=(family.backbone[0],),
+        backbone=None,
     )
 
 

@@ -17,7 +17,7 @@ from captum_staa.models.attention_watch import SeenAttention, Tokens, Watch
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import AttentionLayer, Backend, Pooling, Role
 from captum_staa.models.inspection import FoundAttention, Inspection
-from captum_staa.models.probing import BUDGET, CHUNK, Field, Key, Probe
+from captum_staa.models.probing import BUDGET, CHUNK, Field, Key, Probe, nothing
 from captum_staa.models.token_positions import Cells
 
 
@@ -78,6 +78,73 @@ def _unplaced(probe: Probe, seen: SeenAttention, problem: str = "tokens not plac
     return FoundAttention(layer, type(seen.module).__name__, rows, *seen.shape, heads, problem=problem)
 
 
+MIXED = -2
+
+
+class _Others:
+    """Tokens without pixels, such as class tokens, that first occur in one attention, and their codes.
+
+    Args:
+        number: of the attention.
+        base: number of the first token.
+        rows: of the attention.
+        columns: the places of these tokens in the rows.
+    """
+
+    def __init__(self, number: int, base: int, rows: int, columns: list[int]) -> None:
+        self.number, self.base, self.rows, self.columns = number, base, rows, columns
+        # No row has all bits. Only all rows together have them, if they share a token.
+        length = (rows + 1).bit_length() if rows > 1 else 0
+        self.every = (1 << length) - 1
+        self._of_row = [1, self.every - 1, *range(2, self.every - 1)][:rows] if rows > 1 else [0]
+        self.bits = range(length + len(columns).bit_length())
+        self._shift, self._shared = length, set[int]()
+        self._known = {0: -1} | {
+            self._code(row, place): self.token(row, column)
+            for row in range(rows)
+            for place, column in enumerate(columns)
+        }
+
+    def token(self, row: int, column: int) -> int:
+        """Return the number of the token at a place of a row."""
+        return self.base + self.columns.index(column) * self.rows + row
+
+    def _code(self, row: int, place: int) -> int:
+        return self._of_row[row] | (place + 1) << self._shift
+
+    def marks(self, table: _Table) -> Tensor:
+        """Return for each bit which queries have it, ``(bits, L1, Q)``."""
+        marks = torch.zeros(len(self.bits), len(table.group), table.queries.shape[1])
+        for row in range(self.rows):
+            for place, column in enumerate(self.columns):
+                for bit in self.bits:
+                    marks[bit, table.group == row, column] = float(self._code(row, place) >> bit & 1)
+        return marks
+
+    def tokens(self, codes: Tensor, may_share: bool = True) -> Tensor:
+        """Return the tokens that have been seen with some codes, -1 for none of these, MIXED for several.
+
+        Args:
+            codes: that have been seen.
+            may_share: whether a token with the codes of all rows is one that is in every row.
+        """
+        found = torch.full(codes.shape, -1)
+        for code in codes.unique().tolist():
+            token = self._known.get(code)
+            place = (code >> self._shift) - 1
+            every = may_share and self.rows > 1 and code & self.every == self.every
+            if token is None and every and 0 <= place < len(self.columns):
+                token = self.base + place * self.rows
+                self._shared.add(token)
+            found[codes == code] = MIXED if token is None else token
+        return found
+
+    def merge(self, tokens: Tensor) -> None:
+        """Replace the numbers of a token that is in every row by one."""
+        for first in self._shared:
+            tokens[(tokens >= first) & (tokens < first + self.rows)] = first
+
+
 class _Findings:
     """Puts together what the probes show."""
 
@@ -87,7 +154,8 @@ class _Findings:
         self.problems = list(probe.problems)
         self.reached, self.ancestors, self.used, self.tails, self.gradients = self._trace()
         self.tables = [self._table(number) for number in range(len(seen))]
-        self.tail_tokens = {place: self._tail(place) for place in self.tails}
+        axes = ("last", "second")
+        self.tail_tokens = {(place, axis): self._tail(place, axis) for place in self.tails for axis in axes}
 
     def report(self, report: Inspection) -> Inspection:
         for number, table in enumerate(self.tables):
@@ -111,7 +179,7 @@ class _Findings:
         )
         if report.declared is None:
             return report
-        return replace(report, differences=tuple(_differences(report, self.probe.classifier)))
+        return replace(report, differences=tuple(differences(report, self.probe.classifier)))
 
     # --- how the computations depend on each other ------------------------------------------------------------------
 
@@ -123,7 +191,7 @@ class _Findings:
             all
             that the outputs depend on; tensors of tokens behind the last attention, and the gradients of the outputs.
         """
-        watch = Watch(replace=lambda number, shape: None, tail=self.probe.tail)
+        watch = Watch(replace=nothing, tail=self.probe.tail)
         with torch.enable_grad():
             outputs = self.probe.forward(self.probe.clip.clone().requires_grad_(), watch)
             place = {id(each.result): number for number, each in enumerate(watch.attention)}
@@ -134,6 +202,7 @@ class _Findings:
             tails = {n: tokens for n, tokens in enumerate(watch.after) if tokens.tensor is not None}
             if not outputs.requires_grad:
                 self.problems.append("the outputs have no gradient, so what the head reads cannot be measured.")
+                self._sources, self._embeddings = [], []
                 return set(), ancestors, list(range(len(self.seen))), {}, {}
             generator = torch.Generator().manual_seed(0)
             weights = torch.randn(outputs.shape, generator=generator).to(outputs.device)
@@ -212,15 +281,14 @@ class _Findings:
             return nowhere, f"tokens are on another grid, {tokens.found.counts}"
         return tokens.found.cells, ""
 
-    def _tail(self, place: int) -> Tensor:
-        """Return the cells of a tensor behind the last attention, ``(L1,)``, with features on the axis that fits."""
-        options = [self.probe.fields.get(("after", place, axis)) for axis in ("last", "second")]
-        for tokens in options:
-            if tokens is not None and tokens.found is not None and tokens.found.certain:
-                cells, problem = self._cells_of(tokens)
-                if not problem:
-                    return cells
-        return torch.full((len(options[0].base),), -1) if options[0] is not None else torch.zeros(0, dtype=torch.long)
+    def _tail(self, place: int, axis: str) -> Tensor:
+        """Return the cells of a tensor behind the last attention, ``(L1,)``, if its features are on ``axis``."""
+        tokens = self.probe.fields.get(("after", place, axis))
+        if tokens is None:
+            return torch.zeros(0, dtype=torch.long)
+        if tokens.found is not None and tokens.found.certain:
+            return self._cells_of(tokens)[0]
+        return torch.full((len(tokens.base),), -1)
 
     # --- tokens without pixels --------------------------------------------------------------------------------------
 
@@ -237,110 +305,68 @@ class _Findings:
         same = table.queries.shape == table.keys.shape and bool(
             ((table.queries == table.keys) | (table.queries < 0)).all()
         )
-        names = sorted({int(query) for _, query in new})
-        rows, columns = _codes(len(table.queries)), _codes(len(names), used=True)
-        bits = [(0, bit) for bit in range(int(rows.max()).bit_length())] if len(table.queries) > 1 else []
-        bits += [(1, bit) for bit in range(int(columns.max()).bit_length())]
-        if self.probe.forwards + len(bits) > BUDGET:
+        others = _Others(number, self.total, len(table.queries), sorted({int(query) for _, query in new}))
+        if self.probe.forwards + len(others.bits) > BUDGET:
             self.problems.append("there are too many tokens without pixels, such as text, to follow each of them.")
             return
         for row, query in new.tolist():
-            table.queries[row, query] = self.total + names.index(query) * len(table.queries) + row
+            table.queries[row, query] = others.token(row, query)
             if same:
                 table.keys[row, query] = table.queries[row, query]
-        base, count = self.total, len(table.queries)
-        self.total += count * len(names)
-        seen_codes = self._followed(number, table, names, rows, columns, bits)
-        shared = self._link(seen_codes, number, base, count, len(names), rows, columns, len(bits))
-        for name in shared:  # one token that is in every row
-            for tokens in (table.queries, table.keys):
-                of_name = (tokens >= base + name * count) & (tokens < base + (name + 1) * count)
-                tokens[of_name] = base + name * count
+        self.total += others.rows * len(others.columns)
+        self._link(others, self._followed(others, table))
 
     def _pools(self, number: int, table: _Table) -> bool:
         """Whether an attention is the head's own: its queries are no tokens, and the outputs depend on it alone."""
         return self.reached == {number} and bool((table.queries < 0).all())
 
-    def _followed(
-        self, number: int, table: _Table, names: list[int], rows: Tensor, columns: Tensor, bits: list[tuple[int, int]]
-    ) -> dict[Key, Tensor]:
+    def _followed(self, others: _Others, table: _Table) -> dict[Key, Tensor]:
         """Add noise to the results of queries without pixels, one bit of their code per clip; return the codes seen."""
-        fold = self.probe.fields["values", number, ""].fold
-        marked = torch.zeros(len(bits), len(table.group), table.queries.shape[1])
-        for clip, (which, bit) in enumerate(bits):
-            for place, query in enumerate(names):
-                on = (rows >> bit & 1) if which == 0 else (columns[place] >> bit & 1).expand(len(rows))
-                marked[clip, :, query] = on[table.group].float()
-        scale = float(self.probe.fields["values", number, ""].base.std())
+        values = self.probe.fields["values", others.number, ""]
+        scale = float(values.base.std())
         found: dict[Key, list[Tensor]] = {}
-        for part in marked.split(CHUNK):
-            on = part.unflatten(1, (fold.outer, fold.inner)).transpose(0, 1).flatten(0, 2)  # (L, Q)
+        for marks in others.marks(table).split(CHUNK):  # (clips, L1, Q)
+            on = marks.unflatten(1, (values.fold.outer, values.fold.inner)).transpose(0, 1).flatten(0, 2)  # (L, Q)
 
             def bump(at: int, shape: tuple[int, int, int], on: Tensor = on) -> Tensor | None:
-                if at != number:
+                if at != others.number:
                     return None
-                noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-                return noise * scale * on[..., None]
+                return torch.randn(shape, generator=torch.Generator().manual_seed(1)) * scale * on[..., None]
 
-            for key, values in self.probe.run(torch.zeros(len(part), *self.probe.size), bump).items():
-                size = (values - self.probe.fields[key].base).norm(dim=-1).cpu()
-                floor = 1e-2 * float(size.max()) + 1e-5 * float(self.probe.fields[key].base.norm(dim=-1).mean())
+            unchanged = torch.zeros(len(marks), *self.probe.size)
+            for key, size in self.probe.run(unchanged, self._distance, bump).items():
+                floor = 2 * self.probe.rounding * float(size.max()) + 1e-5 * float(
+                    self.probe.fields[key].base.norm(dim=-1).mean()
+                )
                 found.setdefault(key, []).append(size > floor)
-        worth = torch.tensor([1 << clip for clip in range(len(bits))])
+        worth = torch.tensor([1 << clip for clip in range(len(others.bits))])
         return {key: torch.tensordot(worth, torch.cat(parts).long(), 1) for key, parts in found.items()}
 
-    def _link(
-        self,
-        seen: dict[Key, Tensor],
-        number: int,
-        base: int,
-        count: int,
-        names: int,
-        rows: Tensor,
-        columns: Tensor,
-        length: int,
-    ) -> set[int]:
-        """Give the tokens of later layers their numbers by the codes that were seen; return the tokens in every row."""
-        shift = int(rows.max()).bit_length() if count > 1 else 0
-        every, number_of, shared = (1 << shift) - 1, {0: -1}, set()
-        for name in range(names):
-            for row in range(count):
-                own = int(rows[row]) if count > 1 else 0
-                number_of[own | int(columns[name]) << shift] = base + name * count + row
-        mixed = False
+    def _distance(self, key: Key, values: Tensor) -> Tensor:
+        return (values - self.probe.fields[key].base).norm(dim=-1).cpu()
 
-        def numbers(codes: Tensor) -> Tensor:
-            nonlocal mixed
-            result = torch.full(codes.shape, -1)
-            for code in codes.unique().tolist():
-                token = number_of.get(code)
-                if token is None and count > 1 and code & every == every:
-                    token = number_of.get(int(rows[0]) | (code >> shift) << shift)
-                    if token is not None:
-                        shared.add((token - base) // count)
-                if token is None:
-                    mixed = True
-                else:
-                    result[codes == code] = token
-            return result
-
-        for later in range(number + 1, len(self.seen)):
+    def _link(self, others: _Others, seen: dict[Key, Tensor]) -> None:
+        """Give the tokens of later layers, and behind them, their numbers by the codes that were seen."""
+        for later in range(others.number + 1, len(self.seen)):
             table = self.tables[later]
             for tokens, kind in ((table.keys, "values"), (table.queries, "queries")):
                 if (kind, later, "") in seen and not table.problem:
-                    by_row = seen[kind, later, ""][_first_of(table.group)]
-                    tokens.copy_(torch.where(tokens < 0, numbers(by_row), tokens))
-        for place, cells in self.tail_tokens.items():
-            if len(cells) and ("after", place, "last") in seen:
-                codes = seen["after", place, "last"]
-                self.tail_tokens[place] = torch.where(cells < 0, numbers(codes), cells)
-        if mixed:
-            self.problems.append("tokens without pixels, such as class tokens, are mixed outside attention.")
-        for name in shared:
-            first = base + name * count
-            for tokens in (*(table.keys for table in self.tables), *(table.queries for table in self.tables)):
-                tokens[(tokens >= first) & (tokens < first + count)] = first
-        return shared
+                    by_row = others.tokens(seen[kind, later, ""][_first_of(table.group)])
+                    tokens.copy_(torch.where(tokens < 0, by_row, tokens))
+                    if bool((tokens == MIXED).any()):
+                        tokens[tokens == MIXED] = -1
+                        table.problem = "tokens without pixels, such as class tokens, are mixed outside attention"
+        for (place, axis), cells in self.tail_tokens.items():
+            if ("after", place, axis) in seen:
+                # with features on another axis, every place has all codes
+                codes = others.tokens(seen["after", place, axis], may_share=bool((cells >= 0).any()))
+                self.tail_tokens[place, axis] = torch.where(cells < 0, codes, cells)
+        for tokens in (
+            *(table.keys for table in self.tables),
+            *(table.queries for table in self.tables),
+            *self.tail_tokens.values(),
+        ):
+            others.merge(tokens)
 
     # --- checks -----------------------------------------------------------------------------------------------------
 
@@ -355,7 +381,7 @@ class _Findings:
                 )
         for name in self.probe.unread:
             self.problems.append(f"the softmax of {name!r} is written by hand, and is not seen when attention is read.")
-        for earlier, later in pairwise(used):
+        for earlier, later in pairwise(used if self.reached else ()):
             if earlier not in self.ancestors[later]:
                 self.problems.append(
                     f"{self.probe.name_of(self.seen[earlier])!r} and {self.probe.name_of(self.seen[later])!r} run side "
@@ -365,6 +391,8 @@ class _Findings:
             table, name = self.tables[number], self.probe.name_of(self.seen[number])
             if self._pools(number, table):
                 continue
+            if any(len(row[row >= 0].unique()) < int((row >= 0).sum()) for row in table.queries):
+                self.problems.append(f"two queries of {name!r} come from one token, which rollout does not know.")
             known = table.queries[table.queries >= 0]
             if len(known) < table.queries.numel():
                 self.problems.append(f"some queries of {name!r} could not be identified.")
@@ -379,34 +407,29 @@ class _Findings:
 
     def _reads(self, used: list[int]) -> tuple[Tensor | None, Pooling | None]:
         """Return the tokens of the last tensor of tokens, and the weight of each token in the head."""
-        if not used or not self.gradients:
+        if not used or (not self.gradients and not self.reached):
             return None, None
         last = self.tables[used[-1]]
         if self._pools(used[-1], last):
             return None, "pool"
         wanted = set(last.queries.flatten().tolist())
-        for place in sorted(self.gradients, reverse=True):
-            tokens = self.tail_tokens[place]
-            if wanted - set(tokens.tolist()) or len(set(tokens.tolist())) != len(tokens) or bool((tokens < 0).any()):
+        for (place, axis), tokens in sorted(self.tail_tokens.items(), reverse=True):
+            found = set(tokens.tolist())
+            if wanted - found or len(found) != len(tokens) or bool((tokens < 0).any()):
                 continue
             behind = _leaves([self._outputs], self._place, self.tails[place].tensor.grad_fn)  # type: ignore[union-attr]
             if behind:
                 self.problems.append("the head also reads tokens of earlier layers.")
                 return tokens, None
-            gradient = self.gradients[place].float()
-            axis = self._features(place)
-            matrix = gradient.movedim(axis, -1).flatten(0, -2).cpu()  # (n, D)
-            left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+            gradient = self.gradients[place].float().movedim(-1 if axis == "last" else 1, -1)
+            left, values, _ = torch.linalg.svd(gradient.flatten(0, -2).cpu(), full_matrices=False)  # of (n, D)
             if float(values[1:].norm()) > 1e-2 * float(values[0]):
                 break
-            weights = left[:, 0] * values[0]
-            weights = weights / weights.sum()
+            weights = left[:, 0] / left[:, 0].sum()
             if not bool(weights.isfinite().all()) or float(weights.min()) < -1e-3:
                 break
-            result = torch.zeros(self.total)
-            return tokens, result.index_add(
-                0, tokens, weights.clamp(min=0).where(weights > 1e-4 * weights.max(), weights * 0)
-            )
+            weights = weights.clamp(min=0) * (weights > 1e-4 * weights.max())
+            return tokens, torch.zeros(self.total).index_add(0, tokens, weights)
         else:
             self.problems.append("the last tokens, which the head reads, were not found.")
             return None, None
@@ -415,11 +438,6 @@ class _Findings:
             "where to begin. Use STAA(mode='relevance')."
         )
         return tokens, None
-
-    def _features(self, place: int) -> int:
-        tokens = self.probe.fields.get(("after", place, "last"))
-        fits = tokens is not None and tokens.found is not None and tokens.found.certain
-        return -1 if fits or ("after", place, "second") not in self.probe.fields else 1
 
     # --- the sequence -----------------------------------------------------------------------------------------------
 
@@ -570,37 +588,30 @@ def _leaves(nodes: Sequence[Any], place: dict[int, int], stop: Any = None, other
     return found
 
 
-def _codes(count: int, used: bool = False) -> Tensor:
-    """Return different codes, all positive. Those of rows never have all bits, which only all of them have together."""
-    if used:
-        return torch.arange(1, count + 1)
-    length = max(2, (count + 1).bit_length())
-    every = (1 << length) - 1
-    return torch.tensor([1, every - 1, *(code for code in range(2, every - 1))][:count])
-
-
 def _first_of(group: Tensor) -> Tensor:
     """Return the first place of each number 0, 1, ..."""
     return torch.stack([(group == number).nonzero()[0, 0] for number in range(int(group.max()) + 1)])
 
 
 def _blocks(names: Sequence[str], roles: Sequence[Role]) -> list[int]:
-    """Return the residual block of each layer. Attention in time and in space inside one module is one block."""
+    """Return the residual block of each layer. Two attentions over rows that are parts of one module are one block."""
     blocks: list[int] = []
-    for place, (name, role) in enumerate(zip(names, roles, strict=True)):
-        if not place:
-            blocks.append(0)
-            continue
-        before, parts = names[place - 1].split("."), name.split(".")
-        common = next(
-            (n for n, (a, b) in enumerate(zip(before, parts, strict=False)) if a != b), min(len(before), len(parts))
+    for place, name in enumerate(names):
+        before = names[place - 1].split(".") if place else []
+        parts = name.split(".")
+        common = next((n for n, (a, b) in enumerate(zip(before, parts, strict=False)) if a != b), len(before))
+        of_one_module = 0 < common < min(len(before), len(parts)) and not (
+            before[common].isdecimal() or parts[common].isdecimal()  # of a list of modules
         )
-        divided = {role, roles[place - 1]} == {"spatial", "temporal"} and any(
-            part.isdecimal() for part in parts[:common]
-        )
-        first_of_block = place < 2 or blocks[-1] != blocks[-2]
-        blocks.append(blocks[-1] if divided and first_of_block else blocks[-1] + 1)
+        numbered = any(part.isdecimal() for part in parts[:common])
+        divided = place > 0 and _are_divided(roles[place - 1], roles[place]) and of_one_module and numbered
+        second = divided and (place < 2 or blocks[-1] != blocks[-2])
+        blocks.append(blocks[-1] if second else len(set(blocks)))
     return blocks
+
+
+def _are_divided(one: Role, other: Role) -> bool:
+    return {one, other} == {"spatial", "temporal"} or one == other == "window"
 
 
 def _same_rows(one: TokenRows, other: TokenRows) -> bool:
@@ -621,7 +632,7 @@ def _pooling(weights: Tensor) -> Pooling:
     return "cls" if weights[0] > 0.999 else weights
 
 
-def _differences(report: Inspection, classifier: VideoClassifier) -> Iterator[str]:
+def differences(report: Inspection, classifier: VideoClassifier) -> Iterator[str]:
     """Yield what the declared family of a classifier states differently."""
     family, model, grid = classifier.family, classifier.transformer, classifier.grid
     assert family is not None and grid is not None and report.grid is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -84,11 +86,16 @@ class Inspection:
         """The findings as a :class:`Family`, for ``VideoClassifier(model, family=report.family)``.
 
         Raises:
-            ValueError: no token grid was found.
+            ValueError: not everything was verified.
         """
-        if self.grid is None:
+        if not self.ok:
             raise ValueError(self.refusal())
-        grid, layers, reads, (frames, *edges) = self.grid, self.layers, self.reads, self.size
+        return self.unverified_family()
+
+    def unverified_family(self) -> Family:
+        """Return the same, also if the attention was not verified or no token grid was found."""
+        grid: Any = self.grid
+        layers, reads, (frames, *edges) = self.layers, self.reads, self.size
         return Family(
             name=self.model,
             grid=lambda model: grid,
@@ -101,12 +108,14 @@ class Inspection:
         )
 
     def refusal(self) -> str:
-        """Return the message for a model whose attention STAA cannot read."""
+        """Return the message for a model that STAA cannot explain."""
+        way = (
+            "STAA(mode='relevance') needs no attention layers. " if self.attention else ""
+        ) + "GradCAM, RISE, VideoOcclusion and SpatioTemporalPerturbation work with any network."
         return (
-            f"the attention of {self.model} must be verified before it is read, but {self.problems[0]} "
-            f"captum_staa.models.inspect(model, inputs) shows all that was found; a captum_staa.models.Family states "
-            f"it by hand. GradCAM, SpatioTemporalPerturbation, RISE, VideoOcclusion and the methods of Captum work "
-            f"with any network."
+            f"STAA needs a video transformer whose attention and tokens can be verified, got {self.model}: "
+            f"{self.problems[0]} {way} print(captum_staa.models.inspect(model, inputs)) shows what was found; what you "
+            f"know better can be stated with a captum_staa.models.Family."
         )
 
     def __str__(self) -> str:
@@ -115,7 +124,7 @@ class Inspection:
         rows = [
             (
                 str(place),
-                found.layer.module + ("" if found.layer.call is None else f" (call {found.layer.call})"),
+                _name(found.layer),
                 found.layer.backend,
                 found.problem or f"{found.layer.role}, block {found.layer.block}",
                 str(found.rows),
@@ -131,7 +140,8 @@ class Inspection:
                 "  ".join(f"{cell:<{w}}" for cell, w in zip(row, wide, strict=True)).rstrip() for row in (head, *rows)
             ]
         if self.grid is not None:
-            lines.append(f"tokens: {self.grid}")
+            at = "" if self.grid.positions is None else f", at places {_shown(self.grid.positions)} of the sequence"
+            lines.append(f"tokens: {self.grid}{at}")
             lines.append(f"blocks of pixels: {self.own:.1%} of a change is in the block's own token")
             lines.append(f"patch embedding: {self.patch_embedding or 'not found, relevance is computed for pixels'}")
         if self.reads is not None:
@@ -148,6 +158,13 @@ class Inspection:
 def _words(reads: Pooling) -> str:
     if isinstance(reads, Tensor):
         used = reads.nonzero()[:, 0].tolist()
-        shown = ", ".join(map(str, used[:8])) + (", ..." if len(used) > 8 else "")
-        return f"a weighted mean of {len(used)} of {reads.numel()} tokens ({shown})"
+        return f"a weighted mean of {len(used)} of {reads.numel()} tokens ({_shown(used)})"
     return {"cls": "the first token", "mean": "the mean of all tokens", "pool": "a query of its own"}[reads]
+
+
+def _shown(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+
+
+def _name(layer: AttentionLayer) -> str:
+    return (layer.module or "(the model)") + ("" if layer.call is None else f" (call {layer.call})")

@@ -16,23 +16,34 @@ from captum_staa._utils.model_state import eval_mode, frozen_parameters, uncompi
 from captum_staa.models.attention_watch import SeenAttention, Watch
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.token_positions import (
+    Axis,
     Cells,
     Change,
     Positions,
     cells_in_pixels,
     codes,
     digits,
+    every_second,
     lattice,
     positions,
     ramps,
     read_digits,
+    same_positions,
 )
 
 BUDGET = 40  # clips that pass through the model
 CHUNK = 4  # clips per forward
-_SETS = (0.5, 0.5, 0.1, 0.1, 0.0)  # densities of the random sets of cells
+_SETS = (0.5, 0.5, 0.1, 0.0, 0.0)  # densities of the random sets of cells; 0 is a single one
+_AGAIN = [0, 2, 3]  # of the sets that are also changed in a second clip
 
 Replace = Callable[[int, tuple[int, int, int]], Tensor | None]
+
+
+def nothing(number: int, shape: tuple[int, int, int]) -> None:
+    """Replace the results of attention by zeros."""
+
+
+Measure = Callable[[Any, Tensor], Tensor]
 Key = tuple[str, int, str]  # ("queries" | "values" | "before" | "after", number, axis of features)
 
 
@@ -63,7 +74,7 @@ class Probe:
 
     def __init__(self, classifier: VideoClassifier, inputs: Tensor, extra: tuple[Any, ...], show: bool) -> None:
         self.classifier, self.model = classifier, uncompiled(classifier.module)
-        self.clip = classifier.layout.to_working(inputs[:1].detach())
+        self.own_clip = classifier.layout.to_working(inputs[:1].detach())
         self.size = classifier.layout.extent(inputs)
         self.extra = tuple(
             value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == len(inputs) else value
@@ -80,9 +91,10 @@ class Probe:
         )
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         self.exact = dtype in (torch.float32, torch.float64)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(self.clip.shape, generator=generator).to(self.clip)
-        self.noise = noise * float(self.clip.float().std() or 1.0) * (0.005 if self.exact else 0.25)
+        self.rounding = 1e-3 if self.exact else 5e-2  # results may depend on the size of the batch
+        generator, scale = torch.Generator().manual_seed(0), float(self.own_clip.float().std() or 1.0)
+        base, noise = torch.randn(2, *self.own_clip.shape, generator=generator).to(self.own_clip) * scale
+        self.clip, self.unit = base + self.own_clip.mean(), noise  # no two frames or patches are alike
 
     @contextmanager
     def running(self) -> Iterator[Probe]:
@@ -116,11 +128,10 @@ class Probe:
     def attention(self) -> list[SeenAttention]:
         """Return the attention computations, after two forwards that must agree."""
         watch = Watch()
-        outputs = self.forward(self.clip, watch)
-        again = self.forward(self.clip)
-        same = outputs.shape == again.shape and torch.allclose(
-            outputs.float(), again.float(), 1e-3, 1e-4, equal_nan=True
-        )
+        outputs = self.forward(self.own_clip, watch)
+        again = self.forward(self.own_clip, Watch())  # the same kernels run
+        close = self.rounding * float(outputs.detach().float().abs().max())
+        same = outputs.shape == again.shape and torch.allclose(outputs.float(), again.float(), 0, close, equal_nan=True)
         if not same:
             raise ValueError(self._by_chance())
         self.unread = list(dict.fromkeys(watch.unread))
@@ -129,7 +140,7 @@ class Probe:
 
     def _by_chance(self) -> str:
         """Return the message for a model that draws random numbers, with the first module that does."""
-        where = _first_different(self.model, lambda: self.forward(self.clip))
+        where = _first_different(self.model, lambda: self.forward(self.own_clip))
         return (
             f"the forward of {type(self.model).__name__} must give the same outputs for the same clip, got different "
             f"ones in two calls in eval mode{where}. It draws random numbers, as F.dropout without "
@@ -146,110 +157,167 @@ class Probe:
 
     # --- which cells ------------------------------------------------------------------------------------------------
 
-    def run(self, masks: Tensor, replace: Replace = lambda number, shape: None) -> dict[Key, Tensor]:
-        """Return the tensors of tokens for clips changed where masks ``(m, T, H, W)`` say, ``(m, L, ..., P)``."""
+    def run(
+        self, masks: Tensor, measure: Measure, replace: Replace = nothing, clip: Tensor | None = None
+    ) -> dict[Key, Tensor]:
+        """Return a measure of the tokens ``(m, L1, ..., P)`` of a clip changed where masks ``(m, T, H, W)`` say."""
         rows: dict[Key, list[Tensor]] = {}
         for part in masks.to(self.clip).split(CHUNK):
             watch = Watch(replace=replace, tail=self.tail)
-            self.forward(self.clip + self.noise * part[:, :, None], watch)
+            self.forward((self.clip if clip is None else clip) + self.noise * part[:, :, None], watch)
             raw = _tensors_of(watch)
-            for key in self.fields:
+            for key, each in self.fields.items():
                 values = raw.get(key)
-                fits = values is not None and values.shape[0] == len(part) * len(self.fields[key].base)
-                if fits:
-                    rows.setdefault(key, []).append(self.fields[key].fold.split(values))  # type: ignore[arg-type]
+                if values is not None and len(values) == len(part) * len(each.base):
+                    rows.setdefault(key, []).append(measure(key, each.fold.split(values)))
         return {key: torch.cat(parts) for key, parts in rows.items() if sum(map(len, parts)) == len(masks)}
 
     def cells(self) -> Cells | None:
         """Find the cells of pixels that tokens stand for, and the position of each token."""
-        both = Watch(replace=lambda number, shape: None, tail=self.tail)
-        single = Watch(replace=lambda number, shape: None, tail=self.tail)
+        single = Watch(replace=nothing, tail=self.tail)
         self.forward(self.clip, single)
-        self.forward(torch.cat([self.clip, self.clip + self.noise]), both)
-        if len(single.attention) != self.tail:
-            self.problems.append(
-                "the number of attention computations depends on their results, so the model routes tokens by content."
-            )
-            return None
         self.before = single.before
-        self._make_fields(_tensors_of(single), _tensors_of(both))
+        if len(single.attention) != self.tail:
+            self.problems = ["the number of attention computations depends on their results: tokens are routed."]
+            return None
+        # Small changes keep the model linear. Larger ones are not lost where a model rounds pixels.
+        for strength, base in ((0.005, 8), (0.25, 2)) if self.exact else ((0.25, 2),):
+            self.noise, self.problems = self.unit * strength, []
+            cells = self._cells(_tensors_of(single), base)
+            if cells is not None:
+                return cells
+        return None
+
+    def _cells(self, single: dict[Key, Tensor], base: int) -> Cells | None:
+        both = Watch(replace=nothing, tail=self.tail)
+        self.forward(torch.cat([self.clip, self.clip + self.noise]), both)
+        self._make_fields(single, _tensors_of(both))
         if not any(each.change.alive.any() for key, each in self.fields.items() if key[0] in ("queries", "values")):
             self.problems.append(
-                "no query, key or value depends on the pixels before any attention, so the tokens are not pixels but "
-                "text or learned ones, or pixels are lost by rounding."
+                "no query, key or value depends on the pixels before attention, so tokens are text or learned ones."
             )
             return None
-        shares = self.run(ramps(self.size))
-        found = self._lattice(shares)
-        if found is None:
+        cells = self._lattice(self.run(ramps(self.size), self._along))
+        if cells is None:
             return None
-        for cells in found:
-            masks, meaning = digits(cells, self.size, 8 if self.exact else 2)
-            random_masks, chosen = codes(cells, self.size, _SETS)
-            values = self.run(torch.cat([masks, random_masks]))
-            for key, each in self.fields.items():
-                each.found = None
-                if key in values:
-                    moved = values[key] - each.base
-                    centers = read_digits(each.change.along(moved[: len(masks)]), meaning)
-                    sizes = each.change.size(moved[len(masks) :])
-                    each.found = positions(each.change, centers, cells, sizes, chosen)
-            placed = [each.found for each in self.first() if each.found is not None]
-            if any(each.certain for each in placed):
-                return cells
-        best = max((each.certainty for each in placed), default=0.0)
-        self.problems.append(
-            f"blocks of pixels could not be assigned to tokens: a changed block changes its own token more than others "
-            f"in {best:.0%} of all cases. The model mixes pixels before its first attention, as deep convolutions do, "
-            f"or moves tokens by their content."
-        )
+        masks, meaning = digits(cells, self.size, base)
+        shares = self.run(masks, self._along)
+        masks, chosen = codes(cells, self.size, _SETS)
+        sizes = self.run(masks, self._size)
+        for key, each in self.fields.items():
+            fits = key in sizes and (key in shares or not len(meaning))
+            each.found = None
+            if fits:
+                no_digits = torch.zeros(0, *each.change.alive.shape)
+                centers = read_digits(shares.get(key, no_digits), meaning)
+                each.found = positions(each.change, centers, cells, sizes[key], chosen)
+        self._fill(sizes)
+        if self._certain():
+            self._check(masks)
+            return cells if self._certain() else None
         return None
+
+    def _fill(self, sizes: dict[Key, Tensor]) -> None:
+        """Place tokens whose centers are too uncertain as the tokens of another layer of the same shape."""
+        placed = [each.found for each in self.fields.values() if each.found is not None and each.found.certain]
+        for key, size in sizes.items():
+            each = self.fields[key]
+            if bool(each.change.alive.any()) and not (each.found is not None and each.found.certain):
+                same = (same_positions(other, each.change, size) for other in placed)
+                each.found = next(filter(None, same), each.found)
+
+    def _certain(self) -> bool:
+        """Whether the tokens of the first attention have been placed; otherwise note why not."""
+        placed = [each.found for each in self.first() if each.found is not None]
+        best = max(placed, key=lambda found: found.certainty, default=None)
+        if best is not None and best.certain:
+            self.problems = []
+            return True
+        self._unplaced("on no even grid" if best is None else f"with {best.own:.1%} of a change in the expected token")
+        return False
+
+    def _unplaced(self, how: str) -> None:
+        self.problems = [
+            f"changed blocks of pixels do not change one token each ({how}). The model mixes pixels before its first "
+            f"attention, as deep convolutions do, crops its clips, or places tokens by their content."
+        ]
+
+    def _check(self, masks: Tensor) -> None:
+        """Compare with another clip, the user's: tokens that are placed by their content are then elsewhere."""
+        both = torch.stack([torch.zeros_like(masks[0]), torch.ones_like(masks[0])])
+        seen = self.run(both, lambda key, values: values, clip=self.own_clip)
+        changes = {key: Change.of(values[0], values[1], self.rounding) for key, values in seen.items()}
+        bases = {key: values[0] for key, values in seen.items()}
+        sizes = self.run(masks[_AGAIN], lambda key, values: changes[key].size(values - bases[key]), clip=self.own_clip)
+        for key, size in sizes.items():
+            found = self.fields[key].found
+            if found is not None:
+                found.check(changes[key], size, _AGAIN)
+
+    def _along(self, key: Key, values: Tensor) -> Tensor:
+        return self.fields[key].change.along(values - self.fields[key].base)
+
+    def _size(self, key: Key, values: Tensor) -> Tensor:
+        return self.fields[key].change.size(values - self.fields[key].base)
 
     def _make_fields(self, single: dict[Key, Tensor], both: dict[Key, Tensor]) -> None:
         for key, base in single.items():
             if key not in both or both[key].shape[1:] != base.shape[1:] or len(both[key]) != 2 * len(base):
                 continue
-            fold = _fold_of(base, both[key], 1e-3 if self.exact else 5e-2)
+            fold = _fold_of(base, both[key], self.rounding)
             if fold is None:
                 if key[0] in ("queries", "values"):
-                    self.problems.append(
-                        "the examples of a batch are not independent: a clip has other tokens beside another clip."
-                    )
+                    self.problems = [
+                        "the examples of a batch are not independent: a clip changes with the other clips."
+                    ]
                 continue
             own = _Fold(1, len(base)).split(base)[0]
-            self.fields[key] = Field(own, Change.of(own, fold.split(both[key])[1]), fold)
+            before, after = fold.split(both[key])
+            change = Change.of(before, after, self.rounding)
+            self.fields[key] = Field(own, change, fold)
 
     def first(self) -> list[Field]:
         """Return the queries and values of the first attention that depends on pixels."""
-        asked = {key: each for key, each in self.fields.items() if key[0] in ("queries", "values")}
-        alive = {key: each for key, each in asked.items() if bool(each.change.alive.any())}
-        first = min(number for _, number, _ in alive)
-        return [each for (_, number, _), each in alive.items() if number == first]
+        return [each for _, each in self._first_fields()]
 
-    def _lattice(self, shares: dict[Key, Tensor]) -> list[Cells] | None:
-        """Return the finest cells that ramps show, with sides that may have to be tried."""
-        fits: list[Any] = []
-        first = self.first()
-        for key, each in self.fields.items():
-            if key not in shares or not any(each is one for one in first):
-                continue
-            along = each.change.along(shares[key] - each.base)[:, each.change.alive].cpu()  # (3, M)
-            axes = tuple(lattice(share * length, length) for share, length in zip(along, self.size, strict=True))
-            if None not in axes:
-                fits.append(axes)
+    def _first_fields(self) -> list[tuple[Key, Field]]:
+        alive = [
+            (key, each)
+            for key, each in self.fields.items()
+            if key[0] in ("queries", "values") and bool(each.change.alive.any())
+        ]
+        first = min(number for (_, number, _), _ in alive)
+        return [(key, each) for key, each in alive if key[1] == first]
+
+    def _lattice(self, shares: dict[Key, Tensor]) -> Cells | None:
+        """Return the finest cells that ramps show."""
+        fits: list[Cells] = []
+        for key, each in self._first_fields():
+            if key in shares:
+                along = shares[key][:, each.change.alive].cpu()  # (3, M)
+                t, h, w = (lattice(share * length, length) for share, length in zip(along, self.size, strict=True))
+                if t is not None and h is not None and w is not None:
+                    fits.append((t, h, w))
         if not fits:
-            self.problems.append(
-                "the tokens of the first attention do not stand for a regular grid of blocks of pixels."
-            )
+            self._unplaced("on no even grid")
             return None
-        best: Cells = max(fits, key=lambda axes: prod(axis.count for axis in axes))
-        if any(abs(axis.start) > 0.4 * axis.side for axis in best):
-            self.problems.append(
-                "the grid of tokens does not begin at the first pixel, so the model crops its clips. Crop them before."
-            )
+        # Tokens may begin before the frame, as behind a padded convolution, but not behind its first pixels.
+        fits = [axes for axes in fits if all(axis.start < 0.3 * axis.side for axis in axes)]
+        if not fits:
+            self._unplaced("not from the first pixel on")
             return None
-        t, h, w = (cells_in_pixels(axis, length) for axis, length in zip(best, self.size, strict=True))
-        return [(t[0], h[0], w[0]), (t[0], h[-1], w[-1])][: 2 if len(h) > 1 or len(w) > 1 else 1]
+        best = max(fits, key=lambda axes: prod(axis.count for axis in axes))
+        t, h, w = (self._sharpest(place, cells_in_pixels(axis, self.size[place])) for place, axis in enumerate(best))
+        return t, h, w
+
+    def _sharpest(self, place: int, axes: list[Axis]) -> Axis:
+        """Return the cells along an axis that change tokens either as a whole or not at all."""
+        if len(axes) == 1:
+            return axes[0]
+        masks = torch.stack([every_second(axis, place, self.size) for axis in axes])
+        sizes = self.run(masks, self._size)
+        seen = torch.cat([sizes[key][:, each.change.alive] for key, each in self._first_fields() if key in sizes], 1)
+        return axes[int((seen - seen.round()).abs().mean(1).argmin())]
 
     def name_of(self, seen: SeenAttention) -> str:
         return next(name for name, each in self.model.named_modules() if each is seen.module)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_staa._utils.checks import check_choice, check_count, is_number
+from captum_staa._utils.checks import check_choice, check_count
 from captum_staa.perturbation.blends import BLENDS, BlendName
 from captum_staa.perturbation.masks import Nested, Parametrization, Separate, shared_among_equals
+
+EVALUATE_EVERY = 10  # steps; an evaluation costs less than these steps
 
 # --- objective ----------------------------------------------------------------------------------------------------
 
@@ -29,14 +30,14 @@ def losses(scale: Scale, scores: Tensor, removed: Tensor, baseline_scores: Tenso
     """Return the loss of each perturbed clip, computed from the target's score for it.
 
     Example:
-        >>> scores = torch.tensor([[0.9], [0.2]]).log()  # the mask's selection is kept, then removed
-        >>> baseline_scores = torch.tensor([0.2]).log()  # everything is removed
+        >>> scores = torch.tensor([[0.9], [0.2]]).logit()  # the mask's selection is kept, then removed
+        >>> baseline_scores = torch.tensor([0.2]).logit()  # everything is removed
         >>> losses("odds", scores, torch.tensor([False, True]), baseline_scores).exp().flatten()  # 1 / .9, and 1 + 1
         tensor([1.1111, 2.0000])
 
     Args:
         scale: as for :class:`PerturbationConfig`.
-        scores: ``(P, B)``, the target's log-probability, or its output for ``"logit"``.
+        scores: ``(P, B)``, the target's log odds, or its output for ``"logit"``.
         removed: ``(P,)`` bool, whether the mask's selection is removed (True) or kept (False).
         baseline_scores: ``(B,)``, the scores of the clips from which everything is removed.
 
@@ -44,19 +45,10 @@ def losses(scale: Scale, scores: Tensor, removed: Tensor, baseline_scores: Tenso
         Losses ``(P, B)``.
     """
     removed = removed[:, None]
-    if scale == "logit":
+    if scale in ("logit", "margin"):
         return torch.where(removed, scores, -scores)
-    if scale == "margin":
-        return torch.where(removed, log_odds(scores), -log_odds(scores))
-    reference = log_odds(baseline_scores) if scale == "odds" else torch.zeros_like(baseline_scores)
-    return torch.where(removed, F.softplus(log_odds(scores) - reference), -scores)
-
-
-def log_odds(scores: Tensor) -> Tensor:
-    """Return ``log p - log(1 - p)`` for ``log p``. A ``log p`` above ``-eps`` of its dtype counts as ``-eps``."""
-    most = -torch.finfo(scores.dtype).eps
-    # not clamp: since torch 2.15 its gradient at the bound is 0, and models that are certain return exactly the bound
-    return scores - (-torch.expm1(scores.masked_fill(scores > most, most))).log()
+    reference = baseline_scores if scale == "odds" else 0
+    return torch.where(removed, F.softplus(scores - reference), F.softplus(-scores))
 
 
 # --- regularizers -------------------------------------------------------------------------------------------------
@@ -131,7 +123,8 @@ class Ellipsoid:
     Args:
         frames: length of a window along time, in frames.
         side: height and width of a window, as a fraction of the frame's shorter side. The paper uses 11 of 112 pixels.
-        weight: weight of the term. The paper uses 300, after 100 steps without the term.
+        weight: weight of the term.
+        start: number of steps without the term. The paper uses a weight of 300 after 100 steps.
 
     Note:
         This differs from the paper's code, which is not consistent. Here a window's mean is over the voxels inside the
@@ -146,6 +139,7 @@ class Ellipsoid:
     frames: int = 8
     side: float = 11 / 112
     weight: float = 1.0
+    start: int = 0
 
     def __call__(self, masks: Tensor, areas: Tensor) -> Tensor:
         """Return penalties ``(B, A)``."""
@@ -220,17 +214,14 @@ class PerturbationConfig:
               with one output always uses this scale.
 
         regularizer: function from masks ``(B, A, T, H, W)`` and their areas ``(A,)`` to penalties ``(B, A)``, which are
-            added to the loss, such as :class:`Ellipsoid`; or None.
+            added to the loss, such as :class:`Ellipsoid`; or None. If it has an attribute ``start``, steps before this
+            one do not use it.
         blends: names of the blends, which define what replaces removed voxels: ``"fade"`` (zero), ``"blur"``,
-            ``"blur_time"``, ``"blur_both"``, ``"mean_frame"``, ``"shuffle"``, ``"freeze"`` or ``"noise"``. Steps cycle
-            through them.
-        levels: number of clips in a blur pyramid, at least 2.
-        frames: length of a mask cell in frames.
-        across: number of mask cells along height and along width, at most one per pixel.
-        iterations: maximum number of steps. 0 returns the initial masks.
-        tolerance: a clip is done if its energy has not decreased by more than this within 30 steps, at least 0.
-        blur: standard deviation of the spatial blur of the final map, as a fraction of the shorter side; 0 means no
-            blur.
+            ``"blur_time"``, ``"blur_both"``, ``"pyramid"`` (eight levels of blur), ``"mean_frame"``, ``"shuffle"``,
+            ``"freeze"`` or ``"noise"``. Steps cycle through them.
+        cells: frames per cell of the mask, and number of cells along the shorter side of a frame. Cells are squares.
+            Clips have at least 8 cells along time, and no cell is smaller than one frame or one pixel.
+        iterations: number of steps. 0 returns the initial masks.
 
     Raises:
         ValueError: A value is out of range or unknown.
@@ -242,13 +233,9 @@ class PerturbationConfig:
     objective: Objective = "dual"
     scale: Scale = "odds"
     regularizer: Regularizer | None = None
-    blends: tuple[BlendName, ...] = ("fade", "blur", "mean_frame", "shuffle")
-    levels: int = 2
-    frames: int = 2
-    across: int = 16
-    iterations: int = 60
-    tolerance: float = 0.0
-    blur: float = 0.0
+    blends: tuple[BlendName, ...] = ("fade", "blur")
+    cells: tuple[int, int] = (2, 16)
+    iterations: int = 20
 
     def __post_init__(self) -> None:
         areas: Any = (self.areas,) if isinstance(self.areas, float) else self.areas
@@ -267,11 +254,9 @@ class PerturbationConfig:
                 f"regularizer must be None or a function of masks, got {term!r} of type {type(term).__name__}. Pass an "
                 f"instance, such as TotalVariation(). PerturbationConfig.changed also accepts the names {names}."
             )
-        for name, least in (("levels", 2), ("frames", 1), ("across", 1), ("iterations", 0)):
-            check_count(name, getattr(self, name), least)
-        for name in ("tolerance", "blur"):
-            if not (is_number(getattr(self, name)) and 0 <= getattr(self, name) < inf):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")
+        frames, across = self.cells
+        for name, value, least in (("cells", frames, 1), ("cells", across, 1), ("iterations", self.iterations, 0)):
+            check_count(name, value, least)
         if not self.blends:
             raise ValueError(f"blends must name at least one of {', '.join(BLENDS)}, got {self.blends!r}")
         for blend in self.blends:
@@ -290,10 +275,32 @@ class PerturbationConfig:
             changes["regularizer"] = REGULARIZERS[term]
         return replace(self, **changes)
 
+    def forwards(self, blends: int | None = None, init: bool = False) -> int:
+        """Return the cost of one clip in forward passes. A backward pass counts as two.
+
+        Example:
+            >>> PRESETS["nested"].forwards(), PRESETS["nested"].changed(iterations=0).forwards()
+            (231, 79)
+
+        Args:
+            blends: number of blends. None means those of the options.
+            init: whether an initial map is passed.
+        """
+        blends, areas = len(self.blends) if blends is None else blends, len(self.areas)
+        gradients = 0 if init else self.parametrization.gradients
+        gradients += self.iterations * len(OBJECTIVES[self.objective]) * self.parametrization.masks_per_step(areas)
+        # the clip itself, the baselines, and two scores per area and blend at each evaluation
+        return 1 + blends + 3 * gradients + evaluations(self.iterations) * blends * 2 * areas
+
     @property
     def name(self) -> str:
         """The name of the method with these options: ``"STEP"`` only for the paper's."""
         return next((_NAMES[key] for key, preset in PRESETS.items() if preset == self), "STEP (custom)")
+
+
+def evaluations(iterations: int) -> int:
+    """Return the number of evaluations: before the first step, every ten steps, and after the last step."""
+    return 1 + -(-iterations // EVALUATE_EVERY)
 
 
 def _is_fraction(area: object) -> bool:
@@ -304,17 +311,14 @@ _PAPER = PerturbationConfig(
     Separate(),
     objective="preserve",
     scale="log_probability",
-    blends=("blur",),
-    levels=8,
-    frames=1,
-    iterations=400,  # the papers use 1200 to 2000; the kept score peaks before 200, then edges only get sharper
-    tolerance=0.01,
-    blur=10 / 112,
+    blends=("pyramid",),
+    cells=(1, 16),
+    iterations=1200,
 )
 
 PRESETS: dict[str, PerturbationConfig] = {
     "nested": PerturbationConfig(Nested()),
-    "step": replace(_PAPER, regularizer=Ellipsoid()),
+    "step": replace(_PAPER, regularizer=Ellipsoid(weight=300.0, start=100)),
     "3d-ep": _PAPER,
     "2d-ep": replace(_PAPER, parametrization=Separate(per_frame=True)),
 }

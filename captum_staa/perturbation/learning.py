@@ -1,7 +1,6 @@
 """The optimization loop that learns masks.
 
-It learns the masks of all areas and all clips at once, keeps the best state of each clip, and stops a clip when it no
-longer improves.
+It learns the masks of all areas and all clips at once, and keeps the best state of each clip.
 """
 
 from __future__ import annotations
@@ -16,13 +15,18 @@ from torch import Tensor
 
 from captum_staa._utils.networks import lacks_backward
 from captum_staa.perturbation.blends import Blend
-from captum_staa.perturbation.config import OBJECTIVES, PerturbationConfig, Scale, losses
-from captum_staa.perturbation.mask_grid import MaskGrid
+from captum_staa.perturbation.config import (
+    EVALUATE_EVERY,
+    OBJECTIVES,
+    PerturbationConfig,
+    Scale,
+    evaluations,
+    losses,
+)
+from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid
 from captum_staa.perturbation.masks import MaskBatch, Nested
 
-EVALUATE_EVERY = 10  # steps; an evaluation costs about a tenth of these steps
-PATIENCE = 3  # evaluations without improvement after which a clip is done
-WARM_LEVELS = (0.1, 0.37, 0.63, 0.9)  # values of the uniform masks whose gradients give the initial map
+COARSE = 2  # random values along each axis of the random masks whose gradients give the initial map
 
 Score = Callable[[tuple[Tensor, ...], int], Tensor]
 """Differentiable function from clips ``(P * B, T, C, H, W)`` and ``P`` to scores ``(P, B)``."""
@@ -54,16 +58,16 @@ class Problem:
     tick: Callable[[], object]
 
     def calls(self, init: bool) -> int:
-        """Return the number of calls of the model if no clip is done before the last step."""
+        """Return the number of calls of the model."""
 
-        def evals(perturbations: int) -> int:
+        def calls(perturbations: int) -> int:
             return -(-perturbations // self.perturbations_per_eval)
 
-        count, steps = len(self.areas), self.config.iterations
-        first = 1 + (0 if init or not self.config.parametrization.warm else evals(len(WARM_LEVELS)))
-        evaluations = 1 + -(-steps // EVALUATE_EVERY)
-        step = evals(len(OBJECTIVES[self.config.objective]) * count)
-        return len(self.blends) * (first + evaluations * evals(2 * count)) + steps * step
+        config, parametrization, blends = self.config, self.config.parametrization, len(self.blends)
+        random = 0 if init else parametrization.gradients
+        first = blends + sum(calls(len(range(blend, random, blends))) for blend in range(blends))
+        step = calls(len(OBJECTIVES[config.objective]) * parametrization.masks_per_step(len(self.areas)))
+        return first + config.iterations * step + evaluations(config.iterations) * blends * calls(2 * len(self.areas))
 
 
 class Evaluation(NamedTuple):
@@ -90,7 +94,6 @@ class OptimizationState:
         values: the best learned values, in the shape that the parametrization defines.
         best: the evaluation of these values. Its ``step`` is that of the last evaluation.
         evaluations: all evaluations, in order.
-        done: ``(B,)`` bool, clips whose values are final: they no longer improve, or the model failed on them.
         failed: maps the index of a clip to the step at which the model returned nan or infinity for it.
         interrupted: whether a KeyboardInterrupt (Ctrl-C) ended the optimization.
     """
@@ -99,27 +102,27 @@ class OptimizationState:
         self.values, self.best, self.evaluations = values.clone(), first, [first]
         self.interrupted = False
         self.failed: dict[int, int] = {}
-        self.done = torch.zeros_like(first.energy, dtype=torch.bool)
-        self._stalled = torch.zeros_like(first.energy, dtype=torch.int64)  # evaluations since the last gain
 
-    def update(self, values: Tensor, evaluation: Evaluation, tolerance: float) -> None:
-        """Store the values of the clips that improved, and mark clips without recent improvement as done."""
+    @property
+    def done(self) -> bool:
+        """Whether the model failed on all clips."""
+        return len(self.failed) == len(self.values)
+
+    def update(self, values: Tensor, evaluation: Evaluation) -> None:
+        """Store the values of the clips that improved. Those of failed clips are final."""
         self.evaluations.append(evaluation)
-        before = self.best.energy
-        better = (evaluation.energy < before) & ~self.done
+        better = evaluation.energy < self.best.energy
+        better[list(self.failed)] = False
         self.values[better] = values[better]
         parts = (
             torch.where(better.view(-1, *[1] * (a.ndim - 1)), a, b)
             for a, b in zip(evaluation[1:], self.best[1:], strict=True)
         )
         self.best = Evaluation(evaluation.step, *parts)
-        self._stalled = torch.where(better & (evaluation.energy < before - tolerance), 0, self._stalled + 1)
-        self.done |= self._stalled >= PATIENCE
 
     def give_up(self, clips: Tensor, step: int) -> None:
-        """Mark ``clips``, ``(B,)`` bool, as failed and done. Clips that were done before do not count as failed."""
-        self.failed |= dict.fromkeys((clips & ~self.done).nonzero()[:, 0].tolist(), step)
-        self.done |= clips
+        """Mark ``clips``, ``(B,)`` bool, as failed."""
+        self.failed = dict.fromkeys(clips.nonzero()[:, 0].tolist(), step) | self.failed
 
 
 class _NotFinite(Exception):
@@ -144,7 +147,7 @@ def learn(problem: Problem, init: Tensor | None, report: Callable[[Evaluation], 
     parametrization, iterations = problem.config.parametrization, problem.config.iterations
     try:
         baseline_scores = _baseline_scores(problem)
-        if init is None and parametrization.warm:
+        if init is None and parametrization.gradients:
             init = _warm_start(problem, baseline_scores)
         values = parametrization.start(problem.grid, problem.areas, problem.batch, init)
         learned = OptimizationState(values, _finite(_evaluate(problem, values, 0, baseline_scores)))
@@ -155,21 +158,21 @@ def learn(problem: Problem, init: Tensor | None, report: Callable[[Evaluation], 
         ) from None
     report(learned.best)
     values.requires_grad_()
-    optimizer = parametrization.optimizer(values)
+    descend = parametrization.descent(values, problem.grid)
     step = 0
     try:
         for step in range(iterations):
-            if bool(learned.done.all()):
+            if learned.done:
                 break
             drawn = parametrization.draw(values, problem.grid, problem.areas, step, step / max(1, iterations - 1))
             slope, bad = _slope(problem, drawn, step, baseline_scores)
             learned.give_up(bad, step)
-            (values.grad,) = torch.autograd.grad(drawn.masks, values, slope)
-            optimizer.step()
-            if ((step + 1) % EVALUATE_EVERY == 0 or step + 1 == iterations) and not bool(learned.done.all()):
+            # a sum: with grad_outputs, torch would import its symbolic shapes, which takes a second and 50 MB
+            descend(torch.autograd.grad((drawn.masks * slope).sum(), values)[0])
+            if ((step + 1) % EVALUATE_EVERY == 0 or step + 1 == iterations) and not learned.done:
                 evaluation = _evaluate(problem, values.detach(), step + 1, baseline_scores)
                 learned.give_up(_nonfinite(evaluation), step + 1)
-                learned.update(values.detach(), evaluation, problem.config.tolerance)
+                learned.update(values.detach(), evaluation)
                 report(learned.best)
     except KeyboardInterrupt:
         learned.interrupted = True
@@ -198,26 +201,33 @@ def _baseline_scores(problem: Problem) -> Tensor:
 
 
 def _warm_start(problem: Problem, baseline_scores: Tensor) -> Tensor:
-    """Return an initial map ``(B, n)``: coarse Integrated Gradients along uniform masks, summed over all blends.
+    """Return an initial map ``(B, n)``: the mean gradient of the score with respect to the cells, at random masks.
 
-    It costs about as much as two steps, and already contains most of the evidence.
+    A single gradient depends on the point where it is taken. Random masks, from which different parts of the clip are
+    removed, give a mean slope as Integrated Gradients and RISE do. It is signed, so it tells evidence for the target
+    from evidence for other classes.
     """
-    shares, config = problem.grid.shares, problem.config
+    grid, config = problem.grid, problem.config
     scale: Scale = "logit" if config.scale == "logit" else "margin"
     own = replace(config, parametrization=Nested(), objective="preserve", scale=scale, regularizer=None)
-    uniform = replace(problem, config=own)
-    levels = shares.new_tensor(WARM_LEVELS)
-    masks = levels[:, None].repeat(problem.batch, 1, shares.shape[1])
-    masks = masks.view(problem.batch, len(levels), -1)
-    slope = torch.zeros_like(masks)
-    for step in range(len(problem.blends)):
-        part, bad = _slope(uniform, MaskBatch(masks, levels), step, baseline_scores)
+    masks = _random_masks(grid, config.parametrization.gradients, problem.batch)
+    slope = torch.zeros_like(masks[:, 0])
+    for blend in range(min(len(problem.blends), masks.shape[1])):
+        drawn = MaskBatch(masks[:, blend :: len(problem.blends)], problem.areas)
+        part, bad = _slope(replace(problem, config=own), drawn, blend, baseline_scores)
         if bool(bad.any()):
             raise _NotFinite(_nonfinite_message(bad))
-        slope += part
-    density = -slope.sum(1) / shares.clamp_min(torch.finfo(shares.dtype).tiny)
-    # this smooths a grid of cells, and does not change regions
-    return problem.grid.gather(problem.grid.spread(density[:, None])[:, 0])
+        slope -= part.sum(1)
+    return config.parametrization.initial(slope, grid)
+
+
+def _random_masks(grid: MaskGrid, count: int, batch: int) -> Tensor:
+    """Return random masks ``(B, count, n)``, the same for all clips: values in [0, 1] of a few large, blended cells."""
+    t, h, w = (min(COARSE, side) for side in grid.size)
+    coarse = CellGrid(grid.size, (t, h, w), grid.shares)
+    draws = torch.rand(1, count, t * h * w, generator=torch.Generator().manual_seed(0)).to(grid.shares)
+    fields = (coarse.spread(draw[:, None])[:, 0].expand(batch, -1, -1, -1) for draw in draws.unbind(1))
+    return torch.stack([grid.gather(field) for field in fields], dim=1)
 
 
 def _slope(problem: Problem, drawn: MaskBatch, step: int, baseline_scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,7 +253,7 @@ def _slope(problem: Problem, drawn: MaskBatch, step: int, baseline_scores: Tenso
         if slope is None:
             raise NoGradientError(_NO_GRADIENT)
         total += slope
-    if step == 0 and not bool((total != 0).any()) and lacks_backward(loss.grad_fn):
+    if step == 0 and lacks_backward(loss.grad_fn):  # its gradient is zero: a residual connection may pass it by
         raise NoGradientError(_NO_GRADIENT)
     terms = _terms(problem, MaskBatch(leaf, drawn.areas), step)
     if terms.requires_grad:
@@ -262,7 +272,7 @@ def _evaluate(problem: Problem, values: Tensor, step: int, baseline_scores: Tens
     for blend in problem.blends:
         for chunk in every.split(problem.perturbations_per_eval):
             scores[chunk] += _scores(problem, blend, masks, chunk >= count, chunk % count) / len(problem.blends)
-    energy = _terms(problem, MaskBatch(masks, problem.areas), 0)  # (B, A)
+    energy = _terms(problem, MaskBatch(masks, problem.areas), None)  # (B, A)
     kept, removed = scores.split(count)  # (A, B) each
     for is_removed in OBJECTIVES[problem.config.objective]:
         flags = torch.full((count,), is_removed, device=masks.device)
@@ -271,11 +281,15 @@ def _evaluate(problem: Problem, values: Tensor, step: int, baseline_scores: Tens
     return Evaluation(step, energy.mean(1), kept.T, removed.T)
 
 
-def _terms(problem: Problem, drawn: MaskBatch, step: int) -> Tensor:
-    """Return the area penalty, with the weight of this step, plus the regularizer, ``(B, A)``."""
-    terms = problem.config.parametrization.penalty(drawn, problem.grid, step)
-    if problem.config.regularizer is not None:
-        terms = terms + problem.config.regularizer(problem.grid.spread(drawn.masks), drawn.areas)
+def _terms(problem: Problem, drawn: MaskBatch, step: int | None) -> Tensor:
+    """Return the area penalty plus the regularizer, ``(B, A)``, with the weights of this step.
+
+    None means the weight of the area penalty at the first step, and the regularizer also if it starts later.
+    """
+    terms = problem.config.parametrization.penalty(drawn, problem.grid, step or 0)
+    regularizer = problem.config.regularizer
+    if regularizer is not None and (step is None or step >= getattr(regularizer, "start", 0)):
+        terms = terms + regularizer(problem.grid.spread(drawn.masks), drawn.areas)
     return terms
 
 

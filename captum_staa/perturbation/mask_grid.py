@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from captum_staa._utils.tensors import gaussian
+
 Size = tuple[int, int, int]
 
 
@@ -16,6 +18,7 @@ class MaskGrid(Protocol):
     """Protocol of a mask grid: ``n`` values per clip, and the voxels that each value covers.
 
     Attributes:
+        size: frames, height and width of the clip.
         shares: ``(1 or B, n)``, the fraction of the clip's volume that each value covers; rows sum to 1. The mean of a
             mask over voxels is the mean of its values weighted by the shares, so the area of a mask can be computed
             from the ``n`` values.
@@ -23,6 +26,7 @@ class MaskGrid(Protocol):
             values are not ordered by time.
     """
 
+    size: Size
     shares: Tensor
     slices: int
 
@@ -32,6 +36,13 @@ class MaskGrid(Protocol):
 
     def gather(self, maps: Tensor) -> Tensor:
         """Return values ``(B, n)`` for maps ``(B, T, H, W)``: each is the mean over the voxels that it covers."""
+        ...
+
+    def smooth(self, values: Tensor, time: float, space: float) -> Tensor:
+        """Return values ``(B, n)`` averaged over neighbors, if the grid knows them.
+
+        The standard deviations along time, and along height and width, are in cells.
+        """
         ...
 
 
@@ -55,7 +66,7 @@ class CellGrid:
 
     def __init__(self, size: Size, cells: Size, like: Tensor | None = None) -> None:
         like = torch.empty(0) if like is None else like
-        self.cells = cells
+        self.size, self.cells = size, cells
         self.weights = [_linear(*pair).to(like) for pair in zip(size, cells, strict=True)]  # (pixels, cells) per axis
         self.means = [(axis / axis.sum(0)).T.contiguous() for axis in self.weights]
         t, h, w = (axis.mean(0) for axis in self.weights)
@@ -69,6 +80,10 @@ class CellGrid:
     def gather(self, maps: Tensor) -> Tensor:
         """Return the mean of maps ``(B, T, H, W)`` over each cell, ``(B, n)``, with the weights of :meth:`spread`."""
         return _along_axes(maps, self.means).flatten(1)
+
+    def smooth(self, values: Tensor, time: float, space: float) -> Tensor:
+        """Return values ``(B, n)`` blurred with these standard deviations along time, and along height and width."""
+        return gaussian(values.unflatten(1, self.cells), (time, space, space)).flatten(1)
 
 
 class RegionGrid:
@@ -91,6 +106,7 @@ class RegionGrid:
         self.counts = torch.zeros(len(ids), int(ids.max()) + 1, dtype=like.dtype, device=like.device)
         self.counts.scatter_add_(1, self.rows, torch.ones_like(self.rows, dtype=like.dtype))
         self.shares = self.counts / prod(ids.shape[1:])
+        self.size: Size = (ids.shape[1], ids.shape[2], ids.shape[3])
         self.slices = 1
 
     def spread(self, values: Tensor) -> Tensor:
@@ -103,6 +119,10 @@ class RegionGrid:
         values = maps.flatten(1)
         sums = values.new_zeros(len(values), self.counts.shape[1])
         return sums.scatter_add(1, self.rows.expand_as(values), values) / self.counts.clamp_min(1)
+
+    def smooth(self, values: Tensor, time: float, space: float) -> Tensor:
+        """Return the values: a region is one object already."""
+        return values
 
 
 def _linear(pixels: int, cells: int) -> Tensor:

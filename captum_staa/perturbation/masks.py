@@ -6,6 +6,7 @@ Areas are exact, by a threshold on scores, or approximate, by a penalty on sorte
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,11 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_staa._utils.tensors import gaussian
 from captum_staa.perturbation.mask_grid import MaskGrid
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _LEVELS = 24  # number of areas that the map of nested masks averages over
 _HALVINGS = 30  # steps of the bisection for the threshold of an area
+_DETAIL = 0.3  # weight of the gradients as they are in the initial map, beside their smoothed form
+_SOFT = 0.5  # softness of the masks that the map of nested masks averages over: softer, so that no two voxels tie
 
 
 class MaskBatch(NamedTuple):
@@ -32,26 +36,39 @@ class MaskBatch(NamedTuple):
     areas: Tensor
 
 
+Descent = Callable[[Tensor], None]
+"""Function that changes the learned values in place by one step, from their gradient. torch.optim would import torch's
+compiler at the first step."""
+
+
 class Parametrization(Protocol):
     """Protocol of the computation of masks from learned values. The ``n`` values of a mask are those of a grid.
 
     Attributes:
-        warm: if True and no initial map is passed, the initial values come from a coarse gradient estimate.
+        gradients: number of random masks whose gradients give the initial map, if none is passed. 0 means no such map.
         per_frame: if True, each time slice has the area. If False, the whole volume has it.
     """
 
     @property
-    def warm(self) -> bool: ...
+    def gradients(self) -> int: ...
 
     @property
     def per_frame(self) -> bool: ...
+
+    def initial(self, slopes: Tensor, grid: MaskGrid) -> Tensor:
+        """Return the initial map ``(B, n)`` for mean gradients ``(B, n)`` of the score with respect to the cells."""
+        ...
 
     def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
         """Return the initial values; ``init`` is a map ``(B, n)`` to start from, or None."""
         ...
 
-    def optimizer(self, values: Tensor) -> torch.optim.Optimizer:
-        """Return the optimizer of the values."""
+    def descent(self, values: Tensor, grid: MaskGrid) -> Descent:
+        """Return the function that takes the steps of the optimization."""
+        ...
+
+    def masks_per_step(self, areas: int) -> int:
+        """Return how many masks a step learns, for a number of requested areas."""
         ...
 
     def draw(self, values: Tensor, grid: MaskGrid, areas: Tensor, step: int, progress: float) -> MaskBatch:
@@ -66,8 +83,8 @@ class Parametrization(Protocol):
         """Return the masks of the result, ``(B, A, n)``."""
         ...
 
-    def weights(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
-        """Return one map ``(B, n)`` that combines the masks of all areas."""
+    def combined(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
+        """Return one map ``(B, T, H, W)``, not negative, that combines the masks of all areas."""
         ...
 
 
@@ -75,41 +92,53 @@ class Parametrization(Protocol):
 class Nested:
     """Nested masks: one score per cell, and one threshold per area. Smaller masks lie within larger ones.
 
-    The areas are exact from the first step, so no penalty has to be balanced against the objective. Each step can use
-    other areas, so cells are also ranked between the requested areas. A step takes one area from each of A equal parts
-    of the range of areas, on a logarithmic scale. The position within the part advances by the golden ratio, which
-    covers the range evenly and without randomness.
+    The areas are exact from the first step, so no penalty has to be balanced against the objective. A step learns one
+    area between the smallest and the largest. On a logarithmic scale, the areas advance by the golden ratio, which
+    covers the range evenly and without randomness. So cells are also ranked between the requested areas.
 
     Args:
-        rate: step size of Adam.
+        rate: length of a step: the root mean square of the change, in units of the standard deviation of the initial
+            scores. Small steps refine the initial map and keep what it says about cells that hardly change the output.
         softness: width of the sigmoid in units of the scores, at the first step and at the last step.
         reach: smallest area that is learned, as a fraction of the smallest requested area.
         per_frame: if True, each time slice has the area. If False, the whole volume has it.
-        warm: if True and no initial map is passed, start from a coarse gradient estimate.
+        gradients: number of random masks whose gradients give the initial map, if none is passed. 0 starts from equal
+            scores.
+        smooth: standard deviations, in cells along time and in space, of the blur of these gradients. A gradient
+            changes its sign within an object. Its mean over the object tells whether the object is evidence.
     """
 
-    rate: float = 0.3
+    rate: float = 0.02
     softness: tuple[float, float] = (1.0, 0.1)
     reach: float = 0.1
     per_frame: bool = False
-    warm: bool = True
+    gradients: int = 20
+    smooth: tuple[float, float] = (1.0, 1.5)
+
+    def initial(self, slopes: Tensor, grid: MaskGrid) -> Tensor:
+        """Return the smoothed gradients, which find objects, plus 0.3 of them as they are, which rank their cells."""
+        density = slopes / grid.shares.clamp_min(torch.finfo(slopes.dtype).tiny)
+        smoothed = _standardized(grid.smooth(density, *self.smooth), grid.shares)
+        return smoothed + _DETAIL * _standardized(density, grid.shares)
 
     def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
-        """Return zeros, or half the standardized map. The factor 1/2 lets the first steps still correct the map."""
+        """Return zeros, or the standardized map."""
         if init is None:
             return grid.shares.new_zeros(batch, grid.shares.shape[1])
-        return _standardized(init, grid.shares) / 2
+        return _standardized(init, grid.shares)
 
-    def optimizer(self, values: Tensor) -> torch.optim.Optimizer:
-        """Return Adam, because the gradients of small areas are many times larger than those of large areas."""
-        return torch.optim.Adam([values], lr=self.rate, betas=(0.9, 0.99))
+    def descent(self, values: Tensor, grid: MaskGrid) -> Descent:
+        """Return gradient descent with steps of equal length: gradients of small areas are many times larger."""
+        return EqualSteps(values, self.rate, (grid.shares > 0).sum(1, keepdim=True))
+
+    def masks_per_step(self, areas: int) -> int:
+        """Return 1."""
+        return 1
 
     def draw(self, values: Tensor, grid: MaskGrid, areas: Tensor, step: int, progress: float) -> MaskBatch:
-        """Return the masks of one step. Their edges become sharper as ``progress`` goes from 0 to 1."""
+        """Return the mask of one step. Its edges become sharper as ``progress`` goes from 0 to 1."""
         low, high = self._range(areas)
-        count = len(areas)
-        places = (torch.arange(count, dtype=torch.float64) + step * _GOLDEN % 1) / count
-        drawn = (low * (high / low) ** places).to(areas)
+        drawn = areas.new_tensor([low * (high / low) ** (step * _GOLDEN % 1)])
         softness = self.softness[0] * (self.softness[1] / self.softness[0]) ** progress
         return MaskBatch(masks_with_area(values, drawn[None], grid, softness, per_frame=self.per_frame), drawn)
 
@@ -121,15 +150,70 @@ class Nested:
         """Return the masks with the final softness."""
         return masks_with_area(values, areas[None], grid, self.softness[1], per_frame=self.per_frame)
 
-    def weights(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
-        """Return the mean of masks over 24 areas, each divided by its area: voxels of the smallest masks count most."""
+    def combined(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
+        """Return the mean of masks over 24 areas, each divided by its area: voxels of the smallest masks count most.
+
+        Thresholds are applied after scores are spread, so voxels keep the order of their interpolated scores.
+        """
         low, high = self._range(areas)
         places = torch.linspace(0, 1, _LEVELS, dtype=areas.dtype, device=areas.device)
         levels = low * (high / low) ** places
-        return (self.final(values, grid, levels) / levels[:, None]).mean(1)
+        thresholds = _thresholds(values, levels[None], grid, _SOFT, per_frame=self.per_frame)  # (B, 24, n)
+        total = torch.zeros(len(values), *grid.size, dtype=values.dtype, device=values.device)
+        for level, threshold in zip(levels, thresholds.unbind(1), strict=True):
+            total += (grid.spread((values - threshold)[:, None])[:, 0] / _SOFT).sigmoid() / level
+        return total / _LEVELS
 
     def _range(self, areas: Tensor) -> tuple[float, float]:
         return self.reach * float(areas.min()), float(areas.max())
+
+
+class EqualSteps:
+    """Gradient descent in which all steps of a clip have the same root mean square over its cells.
+
+    Example:
+        >>> values = torch.zeros(1, 2)
+        >>> EqualSteps(values, 0.5, torch.tensor([[2]]))(torch.tensor([[3.0, -4.0]]))  # of size 5 / sqrt(2)
+        >>> values / 2**0.5
+        tensor([[-0.3000,  0.4000]])
+
+    Args:
+        values: ``(B, n)``.
+        rate: root mean square of a step.
+        counts: ``(1 or B, 1)``, number of cells of each clip. Other cells have a gradient of 0.
+    """
+
+    def __init__(self, values: Tensor, rate: float, counts: Tensor) -> None:
+        self.values, self.rate, self.counts = values, rate, counts
+
+    @torch.no_grad()
+    def __call__(self, slope: Tensor) -> None:
+        """Take a step. Clips whose gradient is 0 do not change."""
+        size = (slope.square().sum(1, keepdim=True) / self.counts).sqrt()
+        self.values -= self.rate * slope / size.where(size > 0, 1)
+
+
+class Momentum:
+    """Gradient descent with momentum 0.9 and dampening 0.9: a moving average of the gradients.
+
+    Example:
+        >>> values = torch.zeros(1)
+        >>> descent = Momentum(values, 1.0)
+        >>> descent(torch.tensor([1.0]))
+        >>> descent(torch.tensor([0.0]))
+        >>> values  # steps of 1 and 0.9
+        tensor([-1.9000])
+    """
+
+    def __init__(self, values: Tensor, rate: float) -> None:
+        self.values, self.rate = values, rate
+        self.speed: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, slope: Tensor) -> None:
+        """Take a step."""
+        self.speed = slope if self.speed is None else torch.lerp(slope, self.speed, 0.9)
+        self.values -= self.rate * self.speed
 
 
 @dataclass(frozen=True)
@@ -137,12 +221,11 @@ class Separate:
     """Separate masks: one mask per area, with values clamped to [0, 1] and an area penalty whose weight grows.
 
     Args:
-        rate: step size of SGD with momentum 0.9 and dampening 0.9.
+        rate: step size of gradient descent with momentum 0.9 and dampening 0.9.
         weight: weight of the penalty at the first step.
         growth: factor of the weight from one step to the next.
         per_frame: if True, each time slice has the area. If False, the whole volume has it.
-        warm: if True and no initial map is passed, start from a coarse gradient estimate. The papers start from masks
-            that keep the whole clip.
+        blur: standard deviation of the spatial blur of the map, as a fraction of the shorter side; 0 means no blur.
 
     Reference:
         Fong, Patrick and Vedaldi, ICCV 2019; Li et al., IEEE TCSVT 2021.
@@ -152,7 +235,16 @@ class Separate:
     weight: float = 300.0
     growth: float = 1.0008668
     per_frame: bool = False
-    warm: bool = False
+    blur: float = 10 / 112
+
+    @property
+    def gradients(self) -> int:
+        """0: the papers start from masks that keep the whole clip."""
+        return 0
+
+    def initial(self, slopes: Tensor, grid: MaskGrid) -> Tensor:
+        """Return the gradients."""
+        return slopes
 
     def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
         """Return ones, which keep the whole clip; or, for an initial map, the highest cells of each area."""
@@ -161,9 +253,13 @@ class Separate:
             return grid.shares.new_ones(shape)
         return masks_with_area(_standardized(init, grid.shares), areas[None], grid, 0.5, per_frame=self.per_frame)
 
-    def optimizer(self, values: Tensor) -> torch.optim.Optimizer:
-        """Return SGD with momentum, as in the papers."""
-        return torch.optim.SGD([values], lr=self.rate, momentum=0.9, dampening=0.9)
+    def descent(self, values: Tensor, grid: MaskGrid) -> Descent:
+        """Return gradient descent with momentum, as in the papers."""
+        return Momentum(values, self.rate)
+
+    def masks_per_step(self, areas: int) -> int:
+        """Return the number of areas: all masks are learned at the same time."""
+        return areas
 
     def draw(self, values: Tensor, grid: MaskGrid, areas: Tensor, step: int, progress: float) -> MaskBatch:
         """Clamp the values to [0, 1] in place and return them as masks."""
@@ -180,9 +276,10 @@ class Separate:
         """Return the values clamped to [0, 1]."""
         return values.clamp(0, 1)
 
-    def weights(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
-        """Return the sum of the masks over areas."""
-        return values.clamp(0, 1).sum(1)
+    def combined(self, values: Tensor, grid: MaskGrid, areas: Tensor) -> Tensor:
+        """Return the sum of the masks over areas, blurred within frames."""
+        sigma = self.blur * min(grid.size[1:])
+        return gaussian(grid.spread(values.clamp(0, 1).sum(1, keepdim=True))[:, 0], (0.0, sigma, sigma))
 
 
 def _standardized(maps: Tensor, shares: Tensor) -> Tensor:
@@ -224,6 +321,12 @@ def masks_with_area(
     Returns:
         Masks ``(B, A, n)`` in [0, 1].
     """
+    thresholds = _thresholds(scores, areas, grid, softness, per_frame=per_frame)
+    return ((scores[:, None] - thresholds) / softness).sigmoid()
+
+
+def _thresholds(scores: Tensor, areas: Tensor, grid: MaskGrid, softness: float, *, per_frame: bool) -> Tensor:
+    """Return the thresholds ``(B, A, n)`` of :func:`masks_with_area`, equal in all cells of a volume or slice."""
     slices = grid.slices if per_frame else 1
     values = scores.unflatten(1, (slices, -1))[:, None]  # (B, 1, slices, n / slices)
     shares = _shares(grid, slices)[:, None]
@@ -243,7 +346,7 @@ def masks_with_area(
         slope = mask * (1 - mask) * shares
         slope = slope / slope.sum(3, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
     moving = threshold + (slope * (values - values.detach())).sum(3, keepdim=True)
-    return ((values - moving) / softness).sigmoid().flatten(2)
+    return moving.expand(-1, -1, -1, values.shape[3]).flatten(2)
 
 
 def rank_penalty(values: Tensor, areas: Tensor, grid: MaskGrid, *, per_frame: bool = False) -> Tensor:

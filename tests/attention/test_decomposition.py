@@ -335,7 +335,7 @@ def test_pixels_are_decomposed_and_smoothed_if_there_is_no_token_grid():
     sides = (0.75 * 4 / 8, 0.75 * 8 / 14, 0.75 * 8 / 14)  # of about 8 x 14 x 14 tokens
     torch.testing.assert_close(maps.joint, gaussian(pixels.contributions, sides, keep_sums=True))
     torch.testing.assert_close(maps.joint.sum((1, 2, 3)) + pixels.constants, pixels.score)
-    with pytest.raises(ValueError, match="the attention of Mixed must be verified"):
+    with pytest.raises(ValueError, match=r"attention and tokens can be verified, got Mixed.*one token each"):
         STAA(clf, mode="attention").attribute(clip)
     cnn = VideoClassifier(nn.Sequential(nn.Conv3d(3, 3, (4, 8, 8)), nn.Flatten()), layout="BCTHW")
     with pytest.raises(ValueError, match="no attention"):

@@ -46,7 +46,7 @@ def long_video(tmp_path_factory) -> Path:
 
 
 def test_explain_writes_the_results_of_perturbation_for_a_3d_cnn(video, tmp_path, capsys):
-    """The model has no attention. The pictures are drawn as well."""
+    """The model lacks attention. The pictures are drawn as well."""
     assert run(video, tmp_path, "--iterations", "4") == 0
     parts, target = by_hand(video, CNN, iterations=4)
     result = check_same(tmp_path, parts, [0.05, 0.1, 0.15, 0.5])
@@ -251,13 +251,13 @@ def test_ctrl_c_keeps_the_best_masks_so_far(video, tmp_path, capsys, monkeypatch
     interrupt_at(monkeypatch, 12)
     assert run(video, tmp_path, "--areas", ".1") == 130
     said = capsys.readouterr().err
-    assert "captum_staa: warning: interrupted at step 12 of 60. The best masks so far are returned" in said
-    assert "interrupted: the masks are the best of 10 steps out of 60" in said and "Traceback" not in said
+    assert "captum_staa: warning: interrupted at step 12 of 20. The best masks so far are returned" in said
+    assert "interrupted: the masks are the best of 10 steps out of 20" in said and "Traceback" not in said
     interrupt_at(monkeypatch, 12)
     with pytest.warns(UserWarning, match="interrupted at step 12"):
         parts, _ = by_hand(video, CNN, areas=[0.1])
     result = check_same(tmp_path, parts, [0.1])
-    assert result["interrupted"] == "the masks are the best of 10 steps out of 60"
+    assert result["interrupted"] == "the masks are the best of 10 steps out of 20"
     assert result["perturbation"]["steps"] == 10
 
 

@@ -22,10 +22,11 @@ from .models import Case, Tensors
 Cell = tuple[int, int]
 """Frames per cell, and number of cells along each side."""
 SPACE = 20 / 112  # largest blur, as a fraction of the shorter side
-RATE = 0.05  # of Adam, which divides by gradients: a sixth of the default, to limit the effect of rounding
+RATE = 0.02
+GRADIENTS = 5  # random masks of the warm start
 DESCENT, WEIGHT = 0.5, 3.0  # SGD rate and area weight: with the papers' values, few steps barely depend on the model
 ACROSS = 6  # cells along each side
-BLENDS = ("fade", "shuffle")  # half of the default blends
+BLENDS = ("fade", "shuffle")
 
 
 class Scene:
@@ -36,10 +37,11 @@ class Scene:
         self.clip, self.layout, self.target = case.inputs[0].double(), case.layout, case.target
         self.sides = t, h, w = case.sides
         if mask is None:
-            counts = (math.ceil(t / cell[0]), min(h, cell[1]), min(w, cell[1]))
-            weights = [_hats(size, count) for size, count in zip(self.sides, counts, strict=True)]
-            dense = torch.kron(torch.kron(weights[0], weights[1]), weights[2])[None]  # (1, V, n)
+            side = max(1.0, min(h, w) / cell[1])
+            self.counts = (min(t, max(8, math.ceil(t / cell[0]))), round(h / side), round(w / side))
+            dense = interpolation(self.sides, self.counts)[None]  # (1, V, n)
         else:
+            self.counts = None
             ids = self.layout.to_working(mask.expand(self.clip.shape[0], *self.clip.shape[1:]))[:, :, 0].flatten(1)
             dense = (ids[..., None] == torch.arange(int(ids.max()) + 1)).double()  # (B, V, n)
         self.dense = dense.expand(len(self.clip), -1, -1)
@@ -75,13 +77,28 @@ class Scene:
         return loss + self.score(1 - cells, pyramid) if dual else loss
 
     def warm_start(self) -> Tensor:
-        """``(B, n)``: Integrated Gradients of four steps over all blends, smoothed by spread and gather."""
+        """``(B, n)``: the sum of gradients at random masks, smoothed over cells, plus 0.3 of it as it is."""
         slope = torch.zeros_like(self.shares)
-        for pyramid, level in product(self.pyramids, (0.1, 0.37, 0.63, 0.9)):
-            uniform = torch.full_like(slope, level).requires_grad_()
-            slope += torch.autograd.grad(self.score(uniform, pyramid).sum(), uniform)[0]
-        density = self.maps(torch.where(self.shares > 0, slope / self.shares, 0)).flatten(1)
-        return torch.einsum("bvn,bv->bn", self.dense, density) / self.dense.sum(1).clamp(min=1e-9)
+        coarse = tuple(min(2, side) for side in self.sides)
+        draws = torch.rand(1, GRADIENTS, math.prod(coarse), generator=torch.Generator().manual_seed(0))[0].double()
+        for number, draw in enumerate(draws):
+            field = interpolation(self.sides, coarse) @ draw
+            cells = (torch.einsum("bvn,v->bn", self.dense, field) / self.dense.sum(1).clamp(min=1e-9)).requires_grad_()
+            slope += torch.autograd.grad(self.score(cells, self.pyramids[number % len(self.pyramids)]).sum(), cells)[0]
+        present = self.shares > 0
+        density = torch.where(present, slope / self.shares, 0)
+        return standardized(self.smooth(density), present) + 0.3 * standardized(density, present)
+
+    def smooth(self, cells: Tensor) -> Tensor:
+        """A Gaussian of 1 cell along time and 1.5 along height and width; regions are not smoothed."""
+        if self.counts is None:
+            return cells
+        lines = []
+        for count, sigma in zip(self.counts, (1, 1.5, 1.5), strict=True):
+            far = torch.arange(count)[:, None] - torch.arange(count)
+            kernel = torch.exp(-((far / sigma) ** 2) / 2) * (far.abs() <= max(1, int(3 * sigma + 0.5)))
+            lines.append((kernel / kernel.sum(1, keepdim=True)).double())
+        return cells @ torch.kron(torch.kron(lines[0], lines[1]), lines[2]).T
 
     def maps(self, cells: Tensor) -> Tensor:
         """Maps ``(B, T, H, W)`` of cells ``(B, n)``."""
@@ -97,10 +114,10 @@ class Scene:
 def nested(
     case: Case, areas: Sequence[float], iterations: int, baselines: Any = None, feature_mask: Any = None, **_: Any
 ) -> Tensors:
-    """One score per cell, initialized by coarse Integrated Gradients, learned by Adam for both aims."""
+    """One score per cell, initialized by gradients at random masks, learned for both aims by steps of equal length."""
     scene = Scene(case, (2, ACROSS), BLENDS, 2, baselines, feature_mask)
-    cells = scene.warm_start()
-    values = (cells - cells.mean(1, keepdim=True)) / cells.std(1, correction=0, keepdim=True) / 2
+    present = scene.shares > 0
+    values = standardized(scene.warm_start(), present)
     low, high = 0.1 * min(areas), max(areas)
 
     def energy(values: Tensor) -> Tensor:
@@ -109,25 +126,39 @@ def nested(
             found += scene.loss(masks_with_area(values, scene.shares, area, 0.1), pyramid, dual=True)
         return found / len(areas) / len(scene.pyramids)
 
-    first, second = torch.zeros_like(values), torch.zeros_like(values)
     start, before = values, energy(values)
     for step in range(iterations):
         leaf = values.clone().requires_grad_()
-        total = torch.zeros(())
-        for k in range(len(areas)):
-            part = (k + (step * (5**0.5 - 1) / 2) % 1) / len(areas)
-            cells = masks_with_area(
-                leaf, scene.shares, low * (high / low) ** part, 0.1 ** (step / max(1, iterations - 1))
-            )
-            total = total + scene.loss(cells, scene.pyramids[step % len(scene.pyramids)], dual=True).sum()
-        (slope,) = torch.autograd.grad(total, leaf)
-        first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
-        mean, square = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.99 ** (step + 1))
-        values = values - RATE * mean / (square.sqrt() + 1e-8)
+        area, softness = low * (high / low) ** (step * (5**0.5 - 1) / 2 % 1), 0.1 ** (step / max(1, iterations - 1))
+        cells = masks_with_area(leaf, scene.shares, area, softness)
+        (slope,) = torch.autograd.grad(scene.loss(cells, scene.pyramids[step % len(scene.pyramids)], True).sum(), leaf)
+        values = values - RATE * slope / (slope.square().sum(1, keepdim=True) / present.sum(1, keepdim=True)).sqrt()
     best = torch.where((energy(values) < before)[:, None], values, start)
     levels = [low * (high / low) ** (k / 23) for k in range(24)]
-    cells = torch.stack([masks_with_area(best, scene.shares, level, 0.1) / level for level in levels]).sum(0)
-    return scene.spread(scene.maps(cells), case.inputs[0].dtype)
+    maps = torch.zeros_like(scene.maps(best))
+    for level in levels:
+        threshold = thresholds(best, scene.shares, level, 0.5)
+        maps += ((scene.maps(best) - threshold[:, None, None, None]) / 0.5).sigmoid() / level
+    return scene.spread(maps, case.inputs[0].dtype)
+
+
+def standardized(values: Tensor, present: Tensor) -> Tensor:
+    """Rows ``(B, n)`` of mean 0 and deviation 1 over the regions that are present in a clip, and 0 elsewhere."""
+    rows = []
+    for row, here in zip(values, present, strict=True):
+        own = row[here]
+        rows.append(torch.zeros_like(row).masked_scatter(here, (own - own.mean()) / own.std(correction=0)))
+    return torch.stack(rows)
+
+
+def thresholds(values: Tensor, shares: Tensor, area: float, softness: float) -> Tensor:
+    """``(B,)``: what must be subtracted from the scores so that the mean of the sigmoid is the area."""
+    low, high = values.amin(1) - 40 * softness, values.amax(1) + 40 * softness
+    for _ in range(80):
+        middle = (low + high) / 2
+        large = (shares * ((values - middle[:, None]) / softness).sigmoid()).sum(1) > area
+        low, high = torch.where(large, middle, low), torch.where(large, high, middle)
+    return low
 
 
 def masks_with_area(values: Tensor, shares: Tensor, area: float, softness: float) -> Tensor:
@@ -137,10 +168,7 @@ def masks_with_area(values: Tensor, shares: Tensor, area: float, softness: float
         return (shares * ((values - threshold[:, None]) / softness).sigmoid()).sum(1)
 
     with torch.no_grad():
-        low, high = values.amin(1) - 40 * softness, values.amax(1) + 40 * softness
-        for _ in range(80):
-            middle = (low + high) / 2
-            low, high = torch.where(left(middle) > area, middle, low), torch.where(left(middle) > area, high, middle)
+        low = thresholds(values, shares, area, softness)
     at = low.clone().requires_grad_()
     with torch.enable_grad():
         (fall,) = torch.autograd.grad(left(at).sum(), at)
@@ -156,7 +184,7 @@ def step(
     windows = ellipsoids(scene.sides)  # (W, V)
     (pyramid,), count = scene.pyramids, len(windows)
 
-    def energy(values: Tensor, weight: float) -> Tensor:
+    def energy(values: Tensor, weight: float, with_windows: bool = True) -> Tensor:
         """``(B,)``, the mean over areas."""
         found = []
         for area, cells in zip(areas, values, strict=True):
@@ -168,14 +196,15 @@ def step(
             rough = rough + ((1 - full) * means.square()).sum(1) / (count - full_count)
             targets = torch.stack([_targets(*row, area) for row in zip(cells, scene.shares, strict=True)])
             far = (scene.shares * (cells - targets).square()).sum(1)
-            found.append(scene.loss(cells, pyramid, dual=False) + rough + weight * far)
+            found.append(scene.loss(cells, pyramid, dual=False) + rough * with_windows + weight * far)
         return torch.stack(found).mean(0)
 
     values = ramp(scene.shares.shape[1]).expand(len(areas), *scene.shares.shape)
     start, before, speed = values, energy(values, WEIGHT), None
     for number in range(iterations):
         leaf = values.clamp(0, 1).requires_grad_()
-        (slope,) = torch.autograd.grad(len(areas) * energy(leaf, WEIGHT * 1.0008668**number).sum(), leaf)
+        total = energy(leaf, WEIGHT * 1.0008668**number, number >= 1).sum()  # the windows count from the second step
+        (slope,) = torch.autograd.grad(len(areas) * total, leaf)
         speed = slope if speed is None else 0.9 * speed + 0.1 * slope
         values = leaf.detach() - DESCENT * speed
     after = energy(values.clamp(0, 1), WEIGHT)
@@ -231,6 +260,12 @@ def ellipsoids(sides: tuple[int, int, int]) -> Tensor:
             if all(0 <= at < size for at, size in zip(place, sides, strict=True)):
                 row[tuple(place)] = 1
     return rows.flatten(1)
+
+
+def interpolation(sides: tuple[int, ...], counts: tuple[int, ...]) -> Tensor:
+    """``(V, n)``: from cells to voxels."""
+    time, height, width = (_hats(size, count) for size, count in zip(sides, counts, strict=True))
+    return torch.kron(torch.kron(time, height), width)
 
 
 def _hats(pixels: int, cells: int) -> Tensor:

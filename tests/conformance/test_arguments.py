@@ -98,7 +98,7 @@ def test_feature_masks(trial: Trial) -> None:
     frames = layout.from_working(frames.view(1, -1, 1, 1, 1))
     for mask in (per_clip, per_clip.to(torch.uint8), per_clip.to(torch.int32), per_clip[1:], frames):
         within = (
-            1e-3 if trial.subject.kind == "learning" else 1e-5
+            4e-3 if trial.subject.kind == "learning" else 1e-5
         )  # with few large regions, rounding errors accumulate
         assert_close(trial.attribute(feature_mask=mask), trial.expected(feature_mask=mask), within)
 

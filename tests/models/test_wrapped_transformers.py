@@ -119,6 +119,8 @@ def test_a_backbone_with_an_own_mean_head_has_the_map_of_the_same_model_with_its
         torch.testing.assert_close(found.logits, expected.logits)
     named = STAA(VideoClassifier(own, family=FAMILIES["videomae"]), mode="attention").attribute(CLIP)
     torch.testing.assert_close(named, STAA(VideoClassifier(own), mode="attention").attribute(CLIP))
+    frames = STAA(VideoClassifier(own), mode="attention").attribute_temporal(CLIP)
+    torch.testing.assert_close(frames, STAA(model, mode="attention").attribute_temporal(CLIP))
 
 
 def test_what_the_head_reads_is_measured_and_an_unusual_head_is_an_error_of_the_rollout_alone() -> None:
@@ -132,6 +134,25 @@ def test_what_the_head_reads_is_measured_and_an_unusual_head_is_an_error_of_the_
     with pytest.raises(ValueError, match="mode='relevance'"):
         STAA(weighted, mode="attention").attribute(CLIP)
     assert STAA(weighted).attribute(CLIP, target=1).shape == CLIP.shape
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates quantize_dynamic, and warns about missing backward passes
+def test_what_a_quantized_head_reads_is_asked_for() -> None:
+    model = OwnHead(whole().videomae, "mean").eval()
+    quantized = torch.ao.quantization.quantize_dynamic(model, {"head"}, dtype=torch.qint8)
+    with pytest.raises(ValueError, match=r"head without a gradient.*pooling=lambda model: 'mean'"):
+        STAA(VideoClassifier(quantized), mode="attention").attribute(CLIP)
+    expected = VideoClassifier(model)
+    families = [FAMILIES["videomae"], expected.family]
+    stated = [replace(family, pooling=lambda model: "mean") for family in families if family]
+    backbone = torch.ao.quantization.quantize_dynamic(
+        model, {"backbone.encoder.layer.1.intermediate.dense"}, dtype=torch.qint8
+    )
+    ways = [*(VideoClassifier(quantized, family=family) for family in stated), VideoClassifier(backbone)]
+    maps = STAA(expected, mode="attention").attribute(CLIP)
+    assert len(ways) == 3
+    for clf in ways:  # the quantized layers are after the attention of all blocks
+        torch.testing.assert_close(STAA(clf, mode="attention").attribute(CLIP), maps)
 
 
 def test_two_transformers_in_one_module_are_not_guessed() -> None:

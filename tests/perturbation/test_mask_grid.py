@@ -299,6 +299,21 @@ def test_gradients_of_the_area_term_are_finite_differences(grid):
 
 
 def test_there_is_at_most_one_cell_per_pixel():
-    config = replace(PRESETS["nested"], frames=2, across=11)
+    config = replace(PRESETS["nested"], cells=(2, 11))
     grid = _grid(torch.zeros(1, 5, 3, 12, 9), config, None, torch.zeros(()))
-    assert grid.cells == (3, 11, 9)
+    assert grid.cells == (5, 12, 9)
+
+
+@pytest.mark.parametrize(
+    ("size", "cells"),
+    [
+        ((16, 48, 48), (8, 16, 16)),
+        ((100, 27, 48), (50, 16, 28)),  # squares of 1.7 pixels
+        ((10, 224, 398), (8, 16, 28)),  # at least 8 along time
+        ((4, 112, 56), (4, 32, 16)),
+        ((64, 8, 6), (32, 8, 6)),
+    ],
+)
+def test_cells_are_squares_of_two_frames_and_short_clips_have_eight_along_time(size, cells):
+    frames, height, width = size
+    assert _grid(torch.zeros(1, frames, 1, height, width), PRESETS["nested"], None, torch.zeros(())).cells == cells

@@ -70,12 +70,11 @@ def result_of(
     clip: Tensor | None = None,
     preset: Any = "nested",
     scale: str | None = None,
-    tolerance: float | None = None,
     **options: Any,
 ) -> MaskAttribution:
-    """The result of a few steps. ``scale`` and ``tolerance`` are options of the preset only."""
-    if (scale, tolerance) != (None, None):
-        preset = (PRESETS[preset] if isinstance(preset, str) else preset).changed(scale=scale, tolerance=tolerance)
+    """The result of a few steps. ``scale`` is an option of the preset only."""
+    if scale is not None:
+        preset = (PRESETS[preset] if isinstance(preset, str) else preset).changed(scale=scale)
     options = {"target": 1, "areas": (0.1, 0.3), "iterations": 5, "perturbations_per_eval": 4, **options}
     method = SpatioTemporalPerturbation(Net() if model is None else model, "BCTHW", preset=preset)
     return method.attribute_maps(clip_of() if clip is None else clip, **options)
@@ -112,7 +111,7 @@ def test_voxels_equal_to_the_baseline_get_almost_no_attribution() -> None:
     options: Any = {"baselines": 0, "target": strongest_class(model, clip), "areas": (0.03, 0.06), "iterations": 15}
     parts = SpatioTemporalPerturbation(model, "BTCHW").attribute_maps(clip, **options)
     assert parts.spatial[:, 4:8, :6].sum() > 0.95, "cells are one pixel wide"
-    assert parts.temporal[:, 2:4].sum() > 0.7, "and two frames long, a quarter of which lies in those beside"
+    assert parts.temporal[:, 2:4].sum() > 0.95, "and one frame long"
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 5])
@@ -153,7 +152,7 @@ def test_separate_masks_converge_to_their_areas() -> None:
 
 @pytest.mark.parametrize("name", ["nested", "2d-ep"])
 def test_per_frame_every_frame_has_the_area(name: str) -> None:
-    own = replace(PRESETS["nested"], parametrization=Nested(per_frame=True), frames=1)
+    own = replace(PRESETS["nested"], parametrization=Nested(per_frame=True), cells=(1, 16))
     parts = result_of(preset=own if name == "nested" else name, iterations=5 if name == "nested" else 60)
     shown = parts.masks.mean((3, 4)) - parts.areas[:, None]
     assert shown.abs().max() < (1e-4 if name == "nested" else 0.1)
@@ -190,7 +189,7 @@ def test_zero_iterations_return_a_map_like_init(preset: str) -> None:
     assert parts.history.steps.tolist() == [0]
 
 
-@pytest.mark.parametrize("rate", [0.3, 8.0])
+@pytest.mark.parametrize("rate", [0.1, 3.0])
 def test_best_state_is_returned(rate: float) -> None:
     """Also for steps so large that later states are worse. Each clip has its own best state."""
     own = replace(PRESETS["nested"], parametrization=Nested(rate=rate))
@@ -205,26 +204,9 @@ def test_best_state_is_returned(rate: float) -> None:
         torch.testing.assert_close((rough - parts.kept[clip] + parts.removed[clip]).mean(), energy[at, clip])
 
 
-def test_clip_without_improvement_stops_independently_of_the_others() -> None:
-    clip = clip_of() * torch.tensor([0.3, 1.0]).view(2, 1, 1, 1, 1)
-    options: Any = {"scale": "logit", "iterations": 60, "baselines": 0, "tolerance": 0.0, "areas": (0.3,)}
-    gains = -result_of(clip=clip, **options).history.energy.diff(dim=0)
-    tolerance = float((gains[:3, 0].max() + gains[:3, 1].max()) / 2)
-    assert gains[:3, 0].max() < tolerance < gains[:3, 1].max()
-    options["tolerance"] = tolerance
-    together = result_of(clip=clip, **options)
-    alone = [result_of(clip=part, **options) for part in clip.split(1)]
-    assert alone[0].history.steps.tolist() == [0, 10, 20, 30], "three evaluations without improvement"
-    assert len(together.history.steps) == len(alone[1].history.steps) > 4
-    assert together.history.energy[4:, 0].min() < alone[0].history.energy.min(), "it would have improved further"
-    for i, part in enumerate(alone):
-        torch.testing.assert_close(together.joint[i], part.joint[0], rtol=0, atol=1e-5 * float(part.joint.max()))
-        torch.testing.assert_close(together.kept[i], part.kept[0])
-
-
 def calls_until(step: int) -> int:
     """Calls of the model up to this step (at least 10): clip, baselines, warm start, two evaluations, steps."""
-    return 1 + 4 + 4 + 2 * 4 + step
+    return 1 + 2 + 2 * 3 + 2 * 2 + step
 
 
 BROKEN = {
@@ -251,7 +233,7 @@ def test_interruption_or_nan_returns_the_best_masks_so_far(how: str) -> None:
     assert parts.interrupted is (how == "Ctrl-C")
 
 
-@pytest.mark.parametrize("call", [1, 4, 8, 12])
+@pytest.mark.parametrize("call", [1, 3, 8, 11])
 def test_nan_before_the_first_step_raises_value_error(call: int) -> None:
     with pytest.raises(ValueError, match=r"nan or infinity.*before the first step"):
         result_of(Net(on_call(call, lambda logits: logits * float("nan"))))
@@ -317,16 +299,15 @@ def test_attributions_equal_the_map_divided_among_channels(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("scale", ["odds", "logit"])
 def test_scores_equal_those_of_manually_blended_clips(scale: Any) -> None:
-    """Means over the blends, of log-probabilities or of outputs."""
+    """Means over the blends, of log odds or of outputs."""
     clip, layout, parts = clip_of(), "BCTHW", result_of(scale=scale, target=[2, 0])
-    others = [baselines.blur(clip, layout, space=20 / 112 * 6), baselines.mean_frame(clip, layout)]
-    others += [torch.zeros_like(clip), baselines.shuffle(clip, layout)]
+    others = [torch.zeros_like(clip), baselines.blur(clip, layout, space=20 / 112 * 6)]
 
     def score(clips: Tensor) -> Tensor:
         logits = Net()(clips)
-        return (logits if scale == "logit" else logits.log_softmax(1))[[0, 1], [2, 0]]
+        return (logits if scale == "logit" else logits.softmax(1).logit())[[0, 1], [2, 0]]
 
-    converted = (lambda scores: scores) if scale == "logit" else torch.exp
+    converted = (lambda scores: scores) if scale == "logit" else torch.sigmoid
     with torch.no_grad():
         torch.testing.assert_close(parts.whole, converted(score(clip)))
         for area in range(2):
@@ -346,7 +327,8 @@ def test_regularizers_make_masks_smoother_with_the_same_area(term: Any) -> None:
 
 def test_each_objective_improves_its_own_score_most() -> None:
     """ "preserve" has the highest kept score, "delete" the lowest removed score, "dual" the largest difference."""
-    runs = [result_of(iterations=20, objective=name, scale="logit") for name in OBJECTIVES]
+    preset = replace(PRESETS["nested"], parametrization=Nested(rate=0.08))
+    runs = [result_of(preset=preset, iterations=30, objective=name, scale="logit") for name in OBJECTIVES]
     kept, removed = (torch.stack([getattr(run, name).mean(1) for run in runs]) for name in ("kept", "removed"))
     for row, wanted in enumerate((kept, -removed, kept - removed)):  # (objectives, B)
         assert (wanted[row] >= wanted.amax(0) - 0.05).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -15,8 +14,10 @@ from scipy.special import logit
 from torch import Tensor
 
 from captum_staa import SpatioTemporalPerturbation
+from captum_staa._utils.tensors import gaussian
 from captum_staa.perturbation import PRESETS, PerturbationConfig
-from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid
+from captum_staa.perturbation.learning import _random_masks
+from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid, RegionGrid
 from captum_staa.perturbation.masks import MaskBatch, Nested, Separate, rank_penalty
 
 
@@ -34,18 +35,17 @@ def small() -> CellGrid:
     return CellGrid((5, 2, 4), (3, 2, 2), WIDE)
 
 
-def test_nested_steps_draw_one_area_per_log_interval_and_cover_it_evenly():
+def test_nested_steps_draw_areas_that_cover_the_log_range_evenly():
     grid, nested, values = small(), Nested(reach=0.1), drawn(1, 12)
     low, high, places = 0.01, 0.5, []
     for step in range(100):
         masks, areas = nested.draw(values, grid, REQUESTED, step, 0.0)
-        place = 3 * np.log(areas.numpy() / low) / math.log(high / low)  # position on the log scale, in 0 .. 3
-        assert np.floor(place + 1e-9).tolist() == [0, 1, 2]
-        places.append(place - np.arange(3))
+        assert masks.shape[1] == nested.masks_per_step(3) == len(areas) == 1
+        places.append(math.log(areas.item() / low) / math.log(high / low))  # position on the log scale, in 0 .. 1
         same(grid.spread(masks).mean((2, 3, 4))[0], areas, 1e-6)
-    same(torch.tensor(places[0]), [0.0] * 3, 1e-9)
-    for part, count in itertools.product(np.array(places).T, range(2, 101)):  # after any number of steps
-        taken = sorted(part[:count] % 1)
+    assert places[0] == pytest.approx(0, abs=1e-9) and max(places) < 1
+    for count in range(2, 101):  # after any number of steps
+        taken = sorted(places[:count])
         gaps = count * np.diff([*taken, 1 + taken[0]])
         assert gaps.min() > 0.45 and gaps.max() < 1.9  # holds for the golden ratio only
     again = nested.draw(values, grid, REQUESTED, 7, 0.3)
@@ -62,31 +62,34 @@ def test_nested_softness_decreases_geometrically():
     grid, nested, values = small(), Nested(softness=(2.0, 0.5)), drawn(1, 12)
     for progress, softness in ((0.0, 2.0), (0.25, 2 * 0.25**0.25), (0.5, 1.0), (1.0, 0.5)):
         masks = nested.draw(values, grid, REQUESTED, 3, progress).masks
-        assert softness_of(values, masks) == pytest.approx([softness] * 3, rel=1e-6)
+        assert softness_of(values, masks) == pytest.approx([softness], rel=1e-6)
     final = nested.final(values, grid, REQUESTED)
     assert softness_of(values, final) == pytest.approx([0.5] * 3, rel=1e-6)
     same(grid.spread(final).mean((2, 3, 4))[0], REQUESTED, 1e-6)
     assert torch.equal(nested.penalty(MaskBatch(final, REQUESTED), grid, 5), torch.zeros(1, 3, dtype=torch.float64))
 
 
-def test_nested_starts_from_zeros_or_half_the_standardized_map():
+def test_nested_starts_from_zeros_or_the_standardized_map():
     grid, nested, init = small(), Nested(), torch.stack([drawn(12), 1000 + 50 * drawn(12, seed=1)])
     assert torch.equal(nested.start(grid, REQUESTED, 2, None), torch.zeros(2, 12, dtype=torch.float64))
     found = nested.start(grid, REQUESTED, 2, init).numpy()
     values = init.numpy()
-    same(torch.tensor(found), (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True) / 2)
+    same(torch.tensor(found), (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True))
 
 
-def test_nested_map_is_the_mean_over_24_masks_divided_by_their_areas(grid):
+def test_nested_map_is_the_mean_over_24_soft_masks_divided_by_their_areas(grid):
+    """Thresholds are those of the cells. They are applied to the scores of voxels, whose order does not change."""
     nested, scores = Nested(softness=(1.0, 0.3), reach=0.2), drawn(2, grid.shares.shape[1])
-    found = nested.weights(scores, grid, REQUESTED)
-    levels = np.geomspace(0.02, 0.5, 24)
+    found = nested.combined(scores, grid, REQUESTED)
+    voxels, levels = grid.spread(scores[:, None])[:, 0], np.geomspace(0.02, 0.5, 24)
     for clip in range(2):
-        shares = grid.shares[min(clip, len(grid.shares) - 1)]
-        masks = [by_root(scores[clip], shares, level, 0.3) / level for level in levels]
-        same(found[clip], np.mean(masks, axis=0), 1e-5)
-        assert bool((found[clip, scores[clip].argsort()].diff() > 0).all())
-    same((found * grid.shares).sum(1), torch.ones(2), 1e-5)
+        shares, expected = grid.shares[min(clip, len(grid.shares) - 1)], torch.zeros_like(voxels[clip])
+        for level in levels:
+            mask = torch.as_tensor(by_root(scores[clip], shares, level, 0.5))
+            threshold = scores[clip, 0] - 0.5 * torch.logit(mask[0])
+            expected += torch.sigmoid((voxels[clip] - threshold) / 0.5) / level / 24
+        same(found[clip], expected, 1e-5)
+        assert bool((found[clip].flatten()[voxels[clip].flatten().argsort()].diff() >= 0).all())
 
 
 # --- separate masks -------------------------------------------------------------------------------------------------
@@ -118,7 +121,10 @@ def test_separate_masks_are_clamped_and_their_penalty_weight_grows():
     clamped = values.detach().clamp(0, 1)
     assert float((values.detach() - clamped).abs().max()) > 1
     same(separate.final(values.detach(), grid, REQUESTED), clamped)
-    same(separate.weights(values.detach(), grid, REQUESTED), clamped[:, 0] + clamped[:, 1] + clamped[:, 2])
+    summed = grid.spread(clamped.sum(1, keepdim=True))[:, 0]
+    same(Separate(blur=0).combined(values.detach(), grid, REQUESTED), summed)
+    sigma = 2 * 10 / 112  # of the shorter side, in pixels
+    same(separate.combined(values.detach(), grid, REQUESTED), gaussian(summed, (0, sigma, sigma)))
     masks, areas = separate.draw(values, grid, REQUESTED, 4, 0.5)
     assert torch.equal(masks, clamped) and torch.equal(values, clamped) and torch.equal(areas, REQUESTED)
     (slope,) = torch.autograd.grad(masks.sum(), values)  # also at 0 and 1, or a full mask would never change
@@ -128,20 +134,23 @@ def test_separate_masks_are_clamped_and_their_penalty_weight_grows():
         same(separate.penalty(MaskBatch(clamped, REQUESTED), grid, step), expected)
 
 
-def test_nested_uses_adam_and_separate_uses_sgd_with_momentum():
-    values = [torch.zeros(1, 2, requires_grad=True), torch.zeros(1, 1, 2, requires_grad=True)]
-    optimizers = [Nested(rate=0.2).optimizer(values[0]), Separate(rate=0.2).optimizer(values[1])]
-    adam, descent, first, second, speed = 0.0, 0.0, 0.0, 0.0, 4.0
-    for step, slope in enumerate((4.0, -1.0, 3.0), start=1):
-        for each, optimizer in zip(values, optimizers, strict=True):
-            each.grad = torch.full_like(each, slope)
-            optimizer.step()
-        first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
-        adam -= 0.2 * (first / (1 - 0.9**step)) / math.sqrt(second / (1 - 0.99**step))
+def test_nested_takes_steps_of_equal_length_and_separate_uses_sgd_with_momentum():
+    grid = RegionGrid(torch.tensor([0, 1, 2, 0, 1, 1]).view(2, 3, 1, 1), WIDE)  # the second clip has two regions
+    values = [torch.zeros(2, 3, requires_grad=True), torch.zeros(1, 1, 2, requires_grad=True)]
+    descents = [Nested(rate=0.2).descent(values[0], grid), Separate(rate=0.2).descent(values[1], grid)]
+    slopes = torch.tensor([[3.0, -4.0, 0.0], [6.0, -8.0, 0.0]])
+    expected, descent, speed = torch.zeros(2, 3), 0.0, 4.0
+    for slope in (4.0, -1.0, 3.0):
+        descents[0](slope * slopes)
+        descents[1](torch.full((1, 1, 2), slope))
+        sign = math.copysign(0.2, slope)
+        expected -= sign * torch.stack([slopes[0] / math.sqrt(25 / 3), slopes[1] / math.sqrt(100 / 2)])
         speed = 0.9 * speed + 0.1 * slope  # its initial value is the first slope
         descent -= 0.2 * speed
-        same(values[0].detach(), [[adam] * 2], 1e-6)
+        same(values[0].detach(), expected, 1e-6)
         same(values[1].detach(), [[[descent] * 2]], 1e-6)
+    descents[0](torch.zeros(2, 3))  # clips that do not change the output
+    same(values[0].detach(), expected, 1e-6)
 
 
 def test_per_frame_applies_to_masks_starts_maps_and_penalty():
@@ -155,8 +164,9 @@ def test_per_frame_applies_to_masks_starts_maps_and_penalty():
         nested.draw(scores, grid, areas, 0, 1.0),
         (starts, areas),
     ):
-        same(masks.view(1, 2, 2, 4).mean(3), wanted[None, :, None].expand(1, -1, 2), 1e-6)
-    same(nested.weights(scores, grid, areas).view(1, 2, 4).mean(2), torch.ones(1, 2), 1e-5)
+        same(masks.view(1, -1, 2, 4).mean(3), wanted[None, :, None].expand(1, -1, 2), 1e-6)
+    frames = nested.combined(scores, grid, areas).view(1, 2, 4)
+    same(frames[:, 0], frames[:, 1], 1e-5)  # the scores of the second frame are 4 higher
     step = torch.tensor([1.0, 0, 0, 0] * 2 + [1, 1, 0, 0] * 2, dtype=torch.float64).view(1, 2, 8)
     lopsided = torch.tensor([0.0, 0, 0, 0, 1, 1, 0, 0] + [0] * 4 + [1] * 4, dtype=torch.float64).view(1, 2, 8)
     same(separate.penalty(MaskBatch(step, areas), grid, 0), torch.zeros(1, 2))
@@ -174,15 +184,33 @@ def initial_masks(preset: PerturbationConfig, frames: int = 4) -> Tensor:
     return method.attribute_maps(clip, areas=(0.2, 0.5), iterations=0).masks
 
 
-def test_warm_start_depends_on_the_model_and_not_on_the_area_penalty():
-    heavy, light = (Separate(warm=True, weight=weight) for weight in (300.0, 0.0))
-    found = initial_masks(PerturbationConfig(heavy, frames=1))
-    same(found, initial_masks(PerturbationConfig(light, frames=1)), 0)
-    assert found.std() > 0.1 and not torch.equal(found, initial_masks(PerturbationConfig(Separate(), frames=1)))
+def test_initial_map_is_the_mean_gradient_at_random_masks():
+    """For a linear model: the contribution of each voxel, smoothed over cells, plus 0.3 of it as it is."""
+    clip, weights = drawn(1, 8, 1, 6, 6), drawn(8, 1, 6, 6, seed=1)
+    method = SpatioTemporalPerturbation(lambda x: 1e-3 * (weights * x).sum((1, 2, 3, 4)), "BTCHW")
+    found = method.attribute_maps(clip, baselines=0, areas=(0.2,), iterations=0).joint
+    contributions = (weights * clip)[:, :, 0]  # cells are voxels
+
+    def standardized(maps):
+        return (maps - maps.mean()) / maps.std(correction=0)
+
+    expected = standardized(gaussian(contributions, (1, 1.5, 1.5))) + 0.3 * standardized(contributions)
+    assert torch.equal(found.flatten().argsort(), expected.flatten().argsort())
+
+
+def test_random_masks_are_reproducible_and_cover_the_range():
+    grid = CellGrid((16, 48, 48), (8, 16, 16))
+    masks, state = _random_masks(grid, 20, 2), torch.get_rng_state()
+    assert torch.equal(masks, _random_masks(grid, 20, 2)) and torch.equal(state, torch.get_rng_state())
+    assert masks.shape == (2, 20, 2048) and torch.equal(masks[0], masks[1])
+    assert masks.min() < 0.1 and masks.max() > 0.9 and abs(masks.mean() - 0.5) < 0.05
+    corners = masks[0, :, [0, 15, -1]].T  # of cells, where a mask has the value that was drawn
+    assert corners.std(1).min() > 0.2 and corners.corrcoef().fill_diagonal_(0).abs().max() < 0.6
 
 
 def test_single_frame_clip_skips_blends_with_other_frames():
-    same(initial_masks(PRESETS["nested"], 1), initial_masks(replace(PRESETS["nested"], blends=("fade", "blur")), 1), 0)
+    several = replace(PRESETS["nested"], blends=("fade", "shuffle", "blur", "mean_frame"))
+    same(initial_masks(several, 1), initial_masks(replace(several, blends=("fade", "blur")), 1), 0)
     same(
         initial_masks(PerturbationConfig(Nested(), blends=("shuffle",)), 1),
         initial_masks(PerturbationConfig(Nested(), blends=("fade",)), 1),
