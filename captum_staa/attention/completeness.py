@@ -43,6 +43,7 @@ class ConstantShares:
         self._constants: list[Tensor] = []
         self._patterns: list[Tensor] = []
         self.dtypes: set[torch.dtype] = set()  # of results, because a model may use a lower precision inside
+        self.convolved = False  # whether there are convolutions of values of the input
 
     def total(self) -> float:
         """Return the share of constants in the score, summed over the batch."""
@@ -85,6 +86,7 @@ class ConstantShares:
             return None
         if name in _BIAS:
             place, axis = _BIAS[name]
+            self.convolved |= name.startswith("conv")
             bias = args[place] if len(args) > place else kwargs.get("bias")
             return (lambda gradient: dot(gradient, bias.detach(), axis)) if self._counts(bias) else None
         if name in _SUMMAND:
@@ -271,6 +273,8 @@ _ELEMENTWISE = (
 
 _TOO_MUCH = 0.5  # of the sum of the absolute score, relevance and share of constants
 _PLACES = 3  # number of modules that a message names
+_TF32 = 2.0**-10
+_PRECISION = {"highest": 0.0, "high": _TF32, "medium": 2.0**-7}  # of factors of matrix products in float32
 _SCRIPT = "is compiled by torch.jit, which hides its operations"
 
 
@@ -284,13 +288,16 @@ class Sums(NamedTuple):
     rounding: float
 
 
-def rounding(precision: float) -> float:
+def rounding(dtypes: Iterable[torch.dtype], convolved_on_gpu: bool = False) -> float:
     """Return the largest remainder that is rounding, relative to the sum of all absolute shares.
 
     Args:
-        precision: ``torch.finfo(dtype).eps`` of the lowest precision in the model.
+        dtypes: of the results of all operations.
+        convolved_on_gpu: whether there are convolutions on a GPU, whose factors cuDNN may round to TF32.
     """
-    return max(0.1 * precision**0.5, 4 * precision)
+    precision = max(torch.finfo(dtype).eps for dtype in dtypes)
+    precision = max(precision, _PRECISION[torch.get_float32_matmul_precision()], _TF32 if convolved_on_gpu else 0.0)
+    return min(64 * precision, max(0.1 * precision**0.5, 4 * precision))
 
 
 def report_missing(sums: Sums, places: list[Missing]) -> float:

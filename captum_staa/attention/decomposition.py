@@ -306,9 +306,9 @@ def _pass(
     names = tuple(sorted({operation_name(node) for node in nonlinear}))
     rest = scores - contributions.reshape(len(scores), -1).sum(1)
     result = Decomposition(contributions, rest, scores, outputs.detach(), scores.new_tensor(remainder), names)
-    precision = max(torch.finfo(dtype).eps for dtype in {outputs.dtype, *shares.dtypes})
     size = float(contributions.abs().sum()) + shares.size()
-    sums = Sums(total, relevance, constants, remainder, size * rounding(precision))
+    relative = rounding({outputs.dtype, *shares.dtypes}, shares.convolved and outputs.is_cuda)
+    sums = Sums(total, relevance, constants, remainder, size * relative)
     return result, sums, nonlinear
 
 

@@ -96,7 +96,9 @@ class STAA(VideoMethod):
         its effect on the attention of other tokens, so it explains models badly whose decision depends on where they
         attend. Therefore an eighth (``pattern_weight``) of this effect, in first order, is added. ``pattern_weight=0``
         gives the exact sum. Each share is smoothed by a Gaussian of three quarters of a tubelet, which keeps the sum.
-        A model whose :class:`captum_staa.models.Family` has no ``patch_embedding`` is decomposed into pixels instead.
+        A model whose patch embedding is not known is decomposed into pixels instead. Each call checks that shares and
+        constants sum to the difference. If a part is missing, a warning names the module in which it is lost; if it is
+        too much, a ValueError.
 
         Maps of ``mode="attention"`` do not depend on the class. :class:`captum_staa.attr.ReleasedSTAA` computes the
         maps of the authors' public code.

@@ -206,7 +206,7 @@ class Tail(nn.Module):
 
 def test_a_small_part_that_is_missing_gives_a_warning_and_a_large_one_an_error():
     x = numbers(2, 4).abs() + 1
-    for part, size in ((1e-12, None), (0.1, 0.1), (3.0, 3.0)):
+    for part, size in ((1e-15, None), (0.1, 0.1), (3.0, 3.0)):
         model = drawn(lambda part=part: Tail(lambda y: y.abs().detach(), part))
         missing = float((part * model.tokens(x).abs()).sum().detach())
         arguments = (model, x, lambda outputs: outputs[:, 0])
