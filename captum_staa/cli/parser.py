@@ -1,4 +1,4 @@
-"""Argument parsing of ``python -m captum_staa``: the commands explain, stream, compare and demo."""
+"""Argument parsing of ``python -m captum_staa``: the commands explain, stream, compare, inspect and demo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from captum_staa import __version__, benchmark
 from captum_staa.benchmark.scenes import LABELS
 from captum_staa.benchmark.scoring import BASELINES
-from captum_staa.cli import INTERRUPTED, answer, compare, demo, explain, stream
+from captum_staa.cli import INTERRUPTED, answer, compare, demo, explain, inspect, stream
 from captum_staa.cli.explanation import Options, Sampling
 from captum_staa.models.classifier import DEFAULT_FRAMES
 from captum_staa.models.loading import bundled_names
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: command-line arguments without the program name; None takes ``sys.argv[1:]``.
 
     Returns:
-        The exit code: 0 on success; 1 if the demo does not find the planted evidence, or if a clip or a method of a
-        comparison failed; 2 after an error; 130 after Ctrl-C.
+        The exit code: 0 on success; 1 if the demo does not find the planted evidence, if a clip or a method of a
+        comparison failed, or if STAA cannot explain an inspected model; 2 after an error; 130 after Ctrl-C.
     """
     for stream_out in (sys.stdout, sys.stderr):
         if isinstance(stream_out, io.TextIOWrapper):
@@ -57,10 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m captum_staa", description="Explain where and when a video model finds evidence for a class."
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="explain | stream | compare | demo")
+    commands = parser.add_subparsers(required=True, metavar="explain | stream | compare | inspect | demo")
     _add_explain(commands.add_parser("explain", help="explain a prediction for a video file", allow_abbrev=False))
     _add_stream(commands.add_parser("stream", help="explain a video file or a camera live", allow_abbrev=False))
     _add_compare(commands.add_parser("compare", help="compare explanation methods and their cost", allow_abbrev=False))
+    _add_inspect(
+        commands.add_parser("inspect", help="show the attention and the tokens of a model", allow_abbrev=False)
+    )
     _add_demo(commands.add_parser("demo", help="explain a synthetic clip whose evidence is known"))
     return parser
 
@@ -252,6 +255,25 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", metavar="N", type=int, default=0, help="random seed (default: 0)")
     parser.set_defaults(run=_compare)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Run a model, and show its attention layers, which token stands for which pixels, and what STAA can do with it."
+    )
+    parser.epilog = _bundled_models()
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="bundled model (listed below), folder, or owner/name on the Hugging Face Hub")
+    add("--frames", metavar="N", type=_positive, help="number of frames of a clip (default: that of the model)")
+    add(
+        "--size", metavar="N", type=_positive, help="height and width of a clip in pixels (default: those of the model)"
+    )
+    add("--device", help="device of the model, for example cuda (default: cpu)")
+    _add_debug(parser)
+    parser.set_defaults(
+        run=lambda options: inspect.run(options.model, options.frames, options.size, options.device),
+    )
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

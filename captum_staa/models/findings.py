@@ -372,6 +372,8 @@ class _Findings:
 
     def _check(self, used: list[int]) -> None:
         """Note what rollout assumes and what was not verified."""
+        for name in self.probe.unread:
+            self.problems.append(f"the softmax of {name!r} is written by hand, and is not seen when attention is read.")
         for number in self.used:
             table = self.tables[number]
             if table.problem and table.problem != "tokens are not pixels":
@@ -379,8 +381,6 @@ class _Findings:
                     f"at {self.probe.name_of(self.seen[number])!r} {table.problem.rstrip('.')}, so a map cannot be "
                     f"carried through it."
                 )
-        for name in self.probe.unread:
-            self.problems.append(f"the softmax of {name!r} is written by hand, and is not seen when attention is read.")
         for earlier, later in pairwise(used if self.reached else ()):
             if earlier not in self.ancestors[later]:
                 self.problems.append(

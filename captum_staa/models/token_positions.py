@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CERTAIN = 0.95  # how often a changed block must change its own token most if blocks overlap
+CERTAIN = 0.9  # how often a changed block must change its own token most if blocks overlap
 OWN = 0.03  # the least share of a change in the token of the changed block
 
 

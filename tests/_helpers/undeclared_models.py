@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_staa import TokenGrid
 
-WIDTH, HEADS, CLASSES = 32, 2, 3
+WIDTH, HEADS, CLASSES = 64, 2, 3
 SIZE = (8, 24, 16)  # (T, H, W): t = 4, h = 3, w = 2 with tubelets of 2 x 8 x 8
 
 
@@ -137,15 +137,23 @@ class PlainViT(nn.Module):
         self.reads, self.time_fastest = reads, time_fastest
 
     def forward(self, clip: Tensor) -> Tensor:  # (B, C, T, H, W)
-        x = self.embed(clip)
-        x = (x.movedim(2, -1) if self.time_fastest else x).flatten(2).mT
+        x = self.stem(clip)
         x = torch.cat([self.prefix.expand(len(x), -1, -1), x, self.suffix.expand(len(x), -1, -1)], 1) + self.positions
+        return self.head(self.pool(self.norm(self.run(x))))
+
+    def stem(self, clip: Tensor) -> Tensor:
+        """Return the patch tokens."""
+        x = self.embed(clip)
+        return (x.movedim(2, -1) if self.time_fastest else x).flatten(2).mT
+
+    def run(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x)
+        return x
+
+    def pool(self, x: Tensor) -> Tensor:
         first, last = self.prefix.shape[1], x.shape[1] - self.suffix.shape[1]
-        pooled = {"cls": x[:, 0], "mean": x.mean(1), "patches": x[:, first:last].mean(1), "last": x[:, -1]}[self.reads]
-        return self.head(pooled)
+        return {"cls": x[:, 0], "mean": x.mean(1), "patches": x[:, first:last].mean(1), "last": x[:, -1]}[self.reads]
 
     def weights(self) -> Tensor:
         """Return the weight of each token in the head."""

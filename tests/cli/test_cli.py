@@ -248,7 +248,8 @@ def test_errors_are_one_line_and_exit_code_2(video, tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "explain | stream | compare | demo"),
+        ([], "explain | stream | compare | inspect | demo"),
+        (["inspect"], "MODEL"),
         (["explain", "a.mp4"], "--model"),
         (["explain", "a.mp4", "--model", "m", "--layers", "some"], "must be all, mean, or block indices"),
         (["explain", "a.mp4", "--model", "m", "--stride", "0"], "at least 1, got '0'"),
@@ -261,6 +262,16 @@ def test_invalid_arguments_exit_with_code_2(arguments, message, capsys):
         main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_inspect_prints_what_is_found(capsys):
+    assert main(["inspect", "tiny-vivit-pattern"]) == 0
+    said = capsys.readouterr().out
+    for words in ("ViViT", "layers.3.attention", "joint, block 3", "prefix=1", "family 'vivit': agrees", "first token"):
+        assert words.lower() in said.lower(), said
+    assert main(["inspect", "tiny-resnet3d-pattern"]) == 1
+    said = capsys.readouterr().out
+    assert "(16, 48, 48)" in said and "no attention was found" in said
 
 
 def test_help_lists_methods_and_bundled_models(capsys):
