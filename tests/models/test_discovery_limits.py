@@ -184,7 +184,7 @@ def test_relevance_needs_no_verified_attention() -> None:
         assert not report.ok and report.patch_embedding == ("embed" if where == "tokens" else None)
         joint = STAA(clf, pattern_weight=0).attribute_maps(clip, 1).joint
         embedding = clf.module.embed if where == "tokens" else None
-        exact = decompose(clf, clip, lambda logits: class_contrast(logits, logits[:, 1]), embedding=embedding)
+        exact = decompose(clf, clip, lambda logits: class_contrast(logits, logits[:, 1]), tokens=embedding)
         torch.testing.assert_close(joint.sum((1, 2, 3)), exact.contributions.flatten(1).sum(1), rtol=1e-4, atol=1e-6)
         assert joint.std() > 0.01 * joint.abs().max()
 
