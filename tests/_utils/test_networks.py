@@ -132,3 +132,17 @@ def test_a_quantized_layer_before_the_layer_of_grad_cam_does_not_matter() -> Non
     with torch.no_grad():
         values = quantized[:3](CLIP)[:, 1]  # the gradient is the same everywhere
     torch.testing.assert_close(found.sum((1, 2, 3)), values.mean((1, 2, 3)))
+
+
+def test_the_last_module_is_named_if_the_gradient_is_lost_between_modules():
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x)).round()
+
+    model = Rounded()
+    found = lost_gradient(model, lambda: model(torch.rand(1, 2).requires_grad_()))
+    assert found == "The last module with a gradient is 'second' (Linear)."
