@@ -1,11 +1,11 @@
 """Train the small bundled video language models in `captum_staa/models/video_language/weights`, one folder each.
 
-    python benchmarks/train_video_language.py --family llava_onevision --steps 2600 --turns pmobm
+    python benchmarks/train_video_language.py --family llava_onevision --steps 2600 --turns pmobm   # not bundled yet
 
-The Qwen model was trained in two rounds:
+The bundled Qwen model was trained in two rounds:
 
     python benchmarks/train_video_language.py --family qwen2_5_vl --steps 4000 --stop 1000 --no-hints --out round1
-    python benchmarks/train_video_language.py --family qwen2_5_vl --seed 2 --steps 1800 --turns mpmbmomb \
+    python benchmarks/train_video_language.py --family qwen2_5_vl --seed 2 --steps 1800 --stop 1000 --turns mpmbmomb \
         --learning-rate 1e-3 --difficulty 0.2 --start round1/tiny-qwen2_5_vl
 
 A model answers three questions about planted clips, each with a sentence of which one word depends on the video: "which
