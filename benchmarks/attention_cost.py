@@ -1,7 +1,8 @@
 """Measure the cost of STAA relative to one forward of the model, in time and in activation memory.
 
-    python benchmarks/attention_cost.py                       # three base-size models, two threads
+    python benchmarks/attention_cost.py                       # base-size models, two threads
     python benchmarks/attention_cost.py --model videomae --rounds 9
+    python benchmarks/attention_cost.py --model explicit --only attention --threads 1
 
 Every call alternates with a plain forward in the same process. The result is the median over rounds of the ratio of
 both times. Memory is the peak allocation during the call (PyTorch's profiler counts every allocation of every
@@ -22,9 +23,43 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from captum_staa import STAA, VideoClassifier
+from captum_staa import STAA, VideoClassifier, models
 
 Way = Callable[[], object]
+NAMES = ["videomae", "timesformer", "vivit", "explicit"]
+
+
+class ExplicitViT(torch.nn.Module):
+    """A base-size video ViT that no family declares, and that computes softmax(q k^T) itself, as research code does."""
+
+    def __init__(self, width: int = 768, depth: int = 12, classes: int = 400) -> None:
+        super().__init__()
+        self.embed = torch.nn.Conv3d(3, width, (2, 16, 16), (2, 16, 16))
+        self.positions = torch.nn.Parameter(torch.zeros(1, 8 * 14 * 14, width))
+        self.blocks = torch.nn.ModuleList(ExplicitBlock(width) for _ in range(depth))
+        self.norm, self.head = torch.nn.LayerNorm(width), torch.nn.Linear(width, classes)
+
+    def forward(self, clip: Tensor) -> Tensor:  # (B, C, T, H, W)
+        x = self.embed(clip).flatten(2).mT + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+class ExplicitBlock(torch.nn.Module):
+    def __init__(self, width: int, heads: int = 12) -> None:
+        super().__init__()
+        self.heads, self.norm1, self.norm2 = heads, torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
+        self.qkv, self.proj = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width)
+        self.mlp = torch.nn.Sequential(
+            torch.nn.Linear(width, 4 * width), torch.nn.GELU(), torch.nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d)
+        pattern = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        x = x + self.proj((pattern @ v).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
 
 
 def build(name: str) -> tuple[torch.nn.Module, Tensor]:
@@ -33,6 +68,8 @@ def build(name: str) -> tuple[torch.nn.Module, Tensor]:
     if name == "videomae":
         config = transformers.VideoMAEConfig(num_labels=400)
         return transformers.VideoMAEForVideoClassification(config), torch.randn(1, 16, 3, 224, 224)
+    if name == "explicit":
+        return ExplicitViT(), torch.randn(1, 3, 16, 224, 224)
     if name == "timesformer":
         config = transformers.TimesformerConfig(num_labels=400)
         return transformers.TimesformerForVideoClassification(config), torch.randn(1, 8, 3, 224, 224)
@@ -42,7 +79,9 @@ def build(name: str) -> tuple[torch.nn.Module, Tensor]:
 
 def ways(name: str, model: torch.nn.Module, clip: Tensor) -> dict[str, Way]:
     """Return the calls to compare. The first one is the unit."""
-    clf = VideoClassifier(model)
+    clf = VideoClassifier(model, layout="BCTHW" if name == "explicit" else None)
+    if name == "explicit":
+        print(models.inspect(clf, clip, show_progress=True), flush=True)  # once per model, not part of the cost
 
     def forward() -> Tensor:
         with torch.no_grad():
@@ -54,6 +93,8 @@ def ways(name: str, model: torch.nn.Module, clip: Tensor) -> dict[str, Way]:
 
     def reference() -> object:
         """Run eager attention, and return the weights of every head and layer, for comparison."""
+        if name == "explicit":
+            return forward()
         own = model.config._attn_implementation
         if name != "timesformer":
             model.set_attn_implementation("eager")
@@ -105,11 +146,12 @@ def peak_bytes(way: Way) -> int:
     return peak
 
 
-def measure(name: str, rounds: int) -> list[str]:
+def measure(name: str, rounds: int, only: str) -> list[str]:
     model, clip = build(name)
-    calls = ways(name, model.eval(), clip)
+    calls = {way: call for way, call in ways(name, model.eval(), clip).items() if only in way or way == "plain forward"}
     plain = calls["plain forward"]
     units = dict.fromkeys(("relevance (decomposition)", "relevance (chefer)"), "forward and backward")
+    units = {way: unit for way, unit in units.items() if way in calls and unit in calls}
     ratios: dict[str, list[float]] = {way: [] for way in calls}
     own_unit: dict[str, list[float]] = {way: [] for way in units}
     plain()
@@ -135,13 +177,14 @@ def measure(name: str, rounds: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["videomae", "timesformer", "vivit"], action="append")
+    parser.add_argument("--model", choices=NAMES, action="append")
+    parser.add_argument("--only", default="", help="measure only ways with this word in their name")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    for name in arguments.model or ["videomae", "timesformer", "vivit"]:
-        print("\n".join(measure(name, arguments.rounds)), flush=True)
+    for name in arguments.model or NAMES:
+        print("\n".join(measure(name, arguments.rounds, arguments.only)), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
-from captum_staa.benchmark.controls import RandomWeights
 from evidence import mean, smoothed
 from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import STAA, GradCAM, VideoClassifier, VideoOcclusion, baselines, metrics
 from captum_staa.benchmark import PlantedClips, SceneOptions
+from captum_staa.benchmark.clip_runner import RandomWeights
 from captum_staa.benchmark.registry import end_layer
 
 MODELS = ("videomae-pattern", "timesformer-motion", "vivit-order", "resnet3d-motion")

@@ -2,6 +2,7 @@
 
 from captum_staa import baselines, benchmark, feature_masks, io, metrics, models, visualization
 from captum_staa.attention.focus import Focus
+from captum_staa.attr.answer import AnswerAttribution
 from captum_staa.attr.feature_ablation import VideoFeatureAblation
 from captum_staa.attr.grad_cam import GradCAM
 from captum_staa.attr.occlusion import VideoOcclusion
@@ -23,6 +24,7 @@ __all__ = [
     "RISE",
     "STAA",
     "STAAStream",
+    "AnswerAttribution",
     "AttentionBranch",
     "Focus",
     "GradCAM",

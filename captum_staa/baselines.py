@@ -1,10 +1,11 @@
 """Baselines for video: reference clips without the evidence, for the ``baselines`` argument of every method.
 
 Each function takes clips, a float tensor of five axes, and their layout, such as ``"BTCHW"``. It returns a new tensor
-of the same shape, dtype and device, contiguous and detached. The baseline of a clip depends on this clip only. Random
-numbers are drawn clip by clip, so the baseline of a clip does not depend on the clips after it in the batch. Half
-precision is computed in float32. Each function raises a TypeError if ``inputs`` is not a float tensor, and a ValueError
-if it does not have five axes or contains nan or infinity.
+of the same shape, dtype and device, contiguous and detached. For a tuple of inputs (RGB and optical flow), it returns a
+tuple. The baseline of a clip depends on this clip only. Random numbers are drawn clip by clip, so the baseline of a
+clip does not depend on the clips after it in the batch. Half precision is computed in float32. Each function raises a
+TypeError if ``inputs`` is not a float tensor or a tuple of them, and a ValueError if one does not have five axes or
+contains nan or infinity.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from torch import Tensor
 from captum_staa._utils.checks import generator_or_seeded, is_integer, is_number
 from captum_staa._utils.tensors import gaussian, wide
 from captum_staa.layout import VideoLayout
+from captum_staa.result import Inputs, clips_in, for_each
 
 
-def zero(inputs: Tensor, layout: VideoLayout | str) -> Tensor:
+def zero(inputs: Inputs, layout: VideoLayout | str) -> Inputs:
     """Return zeros.
 
     After the usual preprocessing, which subtracts a mean color, zero is that mean color. If pixels are only divided by
@@ -32,17 +34,16 @@ def zero(inputs: Tensor, layout: VideoLayout | str) -> Tensor:
         (True, 0)
 
     Args:
-        inputs: clips, a float tensor of five axes.
+        inputs: clips, a float tensor of five axes, or a tuple of them (RGB and flow).
         layout: order of the axes, such as ``"BTCHW"``.
 
     Returns:
         Zeros like ``inputs``, as Captum uses if ``baselines`` is None.
     """
-    _check(inputs, layout)
-    return torch.zeros_like(inputs, memory_format=torch.contiguous_format)
+    return for_each(inputs, layout, lambda clip, _: torch.zeros_like(clip, memory_format=torch.contiguous_format))
 
 
-def mean_frame(inputs: Tensor, layout: VideoLayout | str) -> Tensor:
+def mean_frame(inputs: Inputs, layout: VideoLayout | str) -> Inputs:
     """Return each clip's mean over time, repeated for all frames. It keeps static content and averages out motion.
 
     Example:
@@ -51,18 +52,21 @@ def mean_frame(inputs: Tensor, layout: VideoLayout | str) -> Tensor:
         tensor([2., 2., 2.])
 
     Args:
-        inputs: clips, a float tensor of five axes.
+        inputs: clips, a float tensor of five axes, or a tuple of them (RGB and flow).
         layout: order of the axes, such as ``"BTCHW"``.
 
     Returns:
         Like ``inputs``.
     """
-    layout = _check(inputs, layout)
-    frames = _wide(inputs, layout)
-    return _like(inputs, layout, frames.mean(1, keepdim=True).expand_as(frames))
+
+    def mean(clip: Tensor, layout: VideoLayout) -> Tensor:
+        frames = _wide(clip, layout)
+        return _like(clip, layout, frames.mean(1, keepdim=True).expand_as(frames))
+
+    return for_each(inputs, layout, mean)
 
 
-def blur(inputs: Tensor, layout: VideoLayout | str, space: float | None = None, time: float = 0.0) -> Tensor:
+def blur(inputs: Inputs, layout: VideoLayout | str, space: float | None = None, time: float = 0.0) -> Inputs:
     """Return the clip after a Gaussian blur in space, in time, or both. It removes detail and keeps large shapes.
 
     Example:
@@ -75,7 +79,7 @@ def blur(inputs: Tensor, layout: VideoLayout | str, space: float | None = None, 
         [1, 2, 3, 4, 5, 6, 7]
 
     Args:
-        inputs: clips, a float tensor of five axes.
+        inputs: clips, a float tensor of five axes, or a tuple of them (RGB and flow).
         layout: order of the axes, such as ``"BTCHW"``.
         space: standard deviation along height and width, in pixels; 0 means no blur in space. None means a tenth of
             the shorter side, which removes patterns with a period of up to a quarter of that side.
@@ -91,20 +95,23 @@ def blur(inputs: Tensor, layout: VideoLayout | str, space: float | None = None, 
         Fong and Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful Perturbation", ICCV 2017, use a
         blurred image as the baseline.
     """
-    layout = _check(inputs, layout)
-    sizes = layout.size(inputs)
-    space = min(sizes["H"], sizes["W"]) / 10 if space is None else space
-    if not (all(is_number(width) and 0 <= width < math.inf for width in (space, time)) and space + time > 0):
-        raise ValueError(
-            f"standard deviations must be finite, at least 0 and not both 0, got {space = } pixels, {time = } frames "
-            f"for a clip of shape {tuple(inputs.shape)}. Omit them to use a tenth of the shorter side in space."
-        )
-    channels = _wide(inputs, layout).transpose(1, 2)  # (B, C, T, H, W)
-    blurred = gaussian(channels.flatten(0, 1), (time, space, space)).view(channels.shape)
-    return _like(inputs, layout, blurred.transpose(1, 2))
+
+    def blurred(clip: Tensor, layout: VideoLayout) -> Tensor:
+        sizes = layout.size(clip)
+        across = min(sizes["H"], sizes["W"]) / 10 if space is None else space
+        if not (all(is_number(width) and 0 <= width < math.inf for width in (across, time)) and across + time > 0):
+            raise ValueError(
+                f"standard deviations must be finite, at least 0 and not both 0, got {space = } pixels, {time = } "
+                f"frames for a clip of shape {tuple(clip.shape)}. Omit them: a tenth of the shorter side in space."
+            )
+        channels = _wide(clip, layout).transpose(1, 2)  # (B, C, T, H, W)
+        smooth = gaussian(channels.flatten(0, 1), (time, across, across)).view(channels.shape)
+        return _like(clip, layout, smooth.transpose(1, 2))
+
+    return for_each(inputs, layout, blurred)
 
 
-def freeze(inputs: Tensor, layout: VideoLayout | str, frame: int | None = None) -> Tensor:
+def freeze(inputs: Inputs, layout: VideoLayout | str, frame: int | None = None) -> Inputs:
     """Return one frame of each clip, repeated for all frames. It removes motion, order and all other frames.
 
     Example:
@@ -115,7 +122,7 @@ def freeze(inputs: Tensor, layout: VideoLayout | str, frame: int | None = None) 
         tensor([4., 4., 4., 4., 4.])
 
     Args:
-        inputs: clips, a float tensor of five axes.
+        inputs: clips, a float tensor of five axes, or a tuple of them (RGB and flow).
         layout: order of the axes, such as ``"BTCHW"``.
         frame: index of the frame; a negative index counts from the end. None means the middle frame, ``T // 2``.
 
@@ -126,20 +133,23 @@ def freeze(inputs: Tensor, layout: VideoLayout | str, frame: int | None = None) 
         ValueError: ``frame`` is out of range.
         TypeError: ``frame`` is not an integer.
     """
-    layout = _check(inputs, layout)
-    count = layout.size(inputs)["T"]
     if not (frame is None or is_integer(frame)):
         raise TypeError(f"frame must be an integer index, got {frame!r} of type {type(frame).__name__}")
-    chosen = count // 2 if frame is None else int(frame)
-    if not -count <= chosen < count:
-        raise ValueError(
-            f"frame must be in {-count} .. {count - 1}, got {frame} for a clip of shape {tuple(inputs.shape)} in "
-            f"layout {layout.axes}. Omit it to use the middle frame."
-        )
-    return _in_order(inputs, layout, torch.full((count,), chosen))
+
+    def frozen(clip: Tensor, layout: VideoLayout) -> Tensor:
+        count = layout.size(clip)["T"]
+        chosen = count // 2 if frame is None else int(frame)
+        if not -count <= chosen < count:
+            raise ValueError(
+                f"frame must be in {-count} .. {count - 1}, got {frame} for a clip of shape {tuple(clip.shape)} in "
+                f"layout {layout.axes}. Omit it to use the middle frame."
+            )
+        return _in_order(clip, layout, torch.full((count,), chosen))
+
+    return for_each(inputs, layout, frozen)
 
 
-def shuffle(inputs: Tensor, layout: VideoLayout | str, generator: torch.Generator | None = None) -> Tensor:
+def shuffle(inputs: Inputs, layout: VideoLayout | str, generator: torch.Generator | None = None) -> Inputs:
     """Return each clip's frames in a random order, drawn per clip. It removes motion and order, and keeps all frames.
 
     The order is drawn uniformly from all orders in which no two neighboring frames stay neighbors, in either direction.
@@ -152,38 +162,41 @@ def shuffle(inputs: Tensor, layout: VideoLayout | str, generator: torch.Generato
         (True, True)
 
     Args:
-        inputs: clips, a float tensor of five axes.
+        inputs: clips, a float tensor of five axes, or a tuple of them (RGB and flow).
         layout: order of the axes, such as ``"BTCHW"``.
         generator: draws the orders. None means a new generator with seed 0 for each call. Pass a generator to get
             different orders in repeated calls.
 
     Returns:
-        Like ``inputs``.
+        Like ``inputs``. All inputs of a tuple are shuffled in the same order.
 
     Raises:
-        ValueError: The clip has only one frame.
+        ValueError: The clip has only one frame, or inputs have different numbers of frames.
         TypeError: ``generator`` is not a torch.Generator.
 
     Note:
         Each order is as likely as its reverse, so no direction of time is favored. If only the pairs in forward
         direction were excluded, reversed pairs would be more likely.
     """
-    layout = _check(inputs, layout)
-    generator = generator_or_seeded(generator)
-    count = layout.size(inputs)["T"]
-    if count == 1:
+    layout, draw = VideoLayout.of(layout), generator_or_seeded(generator)
+    clips = clips_in(inputs, layout)
+    counts = [layout.size(clip)["T"] for clip in clips]
+    if len(set(counts)) > 1 or counts[0] == 1:
         raise ValueError(
-            f"a clip must have at least two frames to be shuffled, got shape {tuple(inputs.shape)} in layout "
-            f"{layout.axes}. Check the layout, or use a spatial baseline such as blur."
+            f"clips must have at least two frames to be shuffled, and all inputs the same number, got shapes "
+            f"{[tuple(clip.shape) for clip in clips]} in layout {layout.axes}. Check the layout, or use a spatial "
+            f"baseline such as blur."
         )
-    return _in_order(inputs, layout, torch.stack([_order_without_neighbors(count, generator) for _ in inputs]))
+    orders = torch.stack([_order_without_neighbors(counts[0], draw) for _ in clips[0]])  # (B, T)
+    return for_each(inputs, layout, lambda clip, layout: _in_order(clip, layout, orders))
 
 
-def reverse(inputs: Tensor, layout: VideoLayout | str) -> Tensor:
+def reverse(inputs: Inputs, layout: VideoLayout | str) -> Inputs:
     """Return each clip reversed in time. It keeps all frames and inverts their order and the direction of motion.
 
     The reversed clip is a counter-example and not the absence of evidence: a motion to the left becomes a motion to the
-    right. Attributions against this baseline explain the difference between two predictions.
+    right. Attributions against this baseline explain the difference between two predictions. Frames of optical flow
+    come in reversed order like others, but their vectors keep their sign.
 
     Example:
         >>> inputs = torch.arange(4.0).reshape(1, 4, 1, 1, 1)  # four frames of one pixel
@@ -191,22 +204,23 @@ def reverse(inputs: Tensor, layout: VideoLayout | str) -> Tensor:
         tensor([3., 2., 1., 0.])
 
     Args:
-        inputs: clips, a float tensor of five axes.
+        inputs: clips, a float tensor of five axes, or a tuple of them (RGB and flow).
         layout: order of the axes, such as ``"BTCHW"``.
 
     Returns:
         Like ``inputs``.
     """
-    layout = _check(inputs, layout)
-    return _in_order(inputs, layout, torch.arange(layout.size(inputs)["T"]).flip(0))
+    return for_each(
+        inputs, layout, lambda clip, layout: _in_order(clip, layout, torch.arange(layout.size(clip)["T"]).flip(0))
+    )
 
 
 def noise(
-    inputs: Tensor,
+    inputs: Inputs,
     layout: VideoLayout | str,
     std: float | None = None,
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Inputs:
     """Return Gaussian noise with each clip's mean and standard deviation in every channel.
 
     All values are independent, so only the mean and the deviation of the clip remain. NoiseTunnel adds noise to a clip,
@@ -223,7 +237,7 @@ def noise(
         torch.Size([4, 3, 8, 32, 32])
 
     Args:
-        inputs: clips, a float tensor of five axes.
+        inputs: clips, a float tensor of five axes, or a tuple of them (RGB and flow).
         layout: order of the axes, such as ``"BTCHW"``.
         std: standard deviation in the clip's units, for all channels. None means the deviation of each channel, which
             is 0 for a constant channel.
@@ -236,23 +250,20 @@ def noise(
         ValueError: ``std`` is not positive and finite.
         TypeError: ``generator`` is not a torch.Generator.
     """
-    layout = _check(inputs, layout)
-    generator = generator_or_seeded(generator)
+    drawing = generator_or_seeded(generator)
     if std is not None and not (is_number(std) and 0 < std < math.inf):
         raise ValueError(f"std must be positive and finite, got {std!r}. Omit it to use the deviation of each channel.")
-    frames = _wide(inputs, layout)
     over = (1, 3, 4)  # time, height and width
-    deviation = frames.std(over, correction=0, keepdim=True) if std is None else std
-    draws = torch.stack(
-        [torch.randn(frames.shape[1:], generator=generator, device=generator.device) for _ in frames]
-    )  # (B, T, C, H, W)
-    return _like(inputs, layout, frames.mean(over, keepdim=True) + deviation * draws.to(frames))
 
+    def drawn(clip: Tensor, layout: VideoLayout) -> Tensor:
+        frames = _wide(clip, layout)
+        deviation = frames.std(over, correction=0, keepdim=True) if std is None else std
+        draws = torch.stack(
+            [torch.randn(frames.shape[1:], generator=drawing, device=drawing.device) for _ in frames]
+        )  # (B, T, C, H, W)
+        return _like(clip, layout, frames.mean(over, keepdim=True) + deviation * draws.to(frames))
 
-def _check(inputs: Tensor, layout: VideoLayout | str) -> VideoLayout:
-    layout = VideoLayout.of(layout)
-    layout.check_values(inputs, "inputs")
-    return layout
+    return for_each(inputs, layout, drawn)
 
 
 def _wide(inputs: Tensor, layout: VideoLayout) -> Tensor:

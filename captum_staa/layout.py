@@ -95,7 +95,10 @@ class VideoLayout:
             ValueError: it does not have five axes, is empty, or does not have :attr:`channels` channels.
         """
         if not isinstance(clip, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor in layout {self.axes}, got {type(clip).__name__}")
+            raise TypeError(
+                f"{name} must be a tensor in layout {self.axes}, got {type(clip).__name__}. "
+                f"{self._instead_of(clip, name)}"
+            )
         if clip.ndim != 5 or 0 in clip.shape:
             raise ValueError(
                 f"{name} must be a non-empty 5-D tensor ({', '.join(self.axes)}), got shape {tuple(clip.shape)}."
@@ -114,6 +117,15 @@ class VideoLayout:
                 f"{name} must have {self.channels} channels, got {channels} channels in layout {self.axes} "
                 f"(shape {tuple(clip.shape)})"
             )
+
+    def _instead_of(self, received: object, name: str) -> str:
+        """Return what to pass in place of something that is not a tensor."""
+        if isinstance(received, (tuple, list)):
+            return (
+                f"Pass its items one at a time. For a module that takes several tensors made of one clip, pass this "
+                f"clip and VideoClassifier(module, layout={self.axes!r}, pack=function from the clip to these)."
+            )
+        return f"Convert an array with torch.from_numpy({name}).float()."
 
     def _advice(self, clip: Tensor, name: str) -> str:
         """Return what to do with a clip that does not have five axes."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from captum_staa._utils.tensors import wide
 from captum_staa.layout import VideoLayout, check_dense
 
 NOTEBOOK_CLIPS = 4  # number of clips of a batch that a notebook shows
+Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])  # the input of a model, or several, such as RGB and flow
 
 
 @dataclass(frozen=True)
@@ -125,24 +127,59 @@ def as_tensor(value: object, name: str, axes: str = "") -> Tensor:
         shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
         return torch.from_numpy(array if shared else array.copy())
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name} must be a tensor or array{shape}, got {type(value).__name__}. Convert it with torch.as_tensor."
-        )
+        several = isinstance(value, (tuple, list)) and any(isinstance(item, Tensor) for item in value)
+        fix = "Pass its items one at a time." if several else "Convert it with torch.as_tensor."
+        raise TypeError(f"{name} must be a tensor or array{shape}, got {type(value).__name__}. {fix}")
     check_dense(value, name)
     return value
 
 
-def as_tuple(inputs: object) -> tuple[Tensor, ...]:
+def as_tuple(inputs: object, name: str = "inputs") -> tuple[Tensor, ...]:
     """Return the inputs of a method, a tensor or a tuple of tensors, as a tuple."""
     clips = inputs if isinstance(inputs, tuple) else (inputs,)
     if not clips or not all(isinstance(clip, Tensor) for clip in clips):
         types = [type(clip).__name__ for clip in clips]
         received = f"a tuple of {types}" if isinstance(inputs, tuple) else types[0]
         raise TypeError(
-            f"inputs must be a tensor or a non-empty tuple of tensors, got {received}. Pass one tensor per input "
+            f"{name} must be a tensor or a non-empty tuple of tensors, got {received}. Pass one tensor per input "
             f"of the model."
         )
     return clips
+
+
+def clips_in(inputs: object, layout: VideoLayout, name: str = "inputs") -> tuple[Tensor, ...]:
+    """Return the inputs of a method as a tuple of clips. ``name`` is that of the argument in error messages.
+
+    Raises:
+        TypeError: ``inputs`` is neither a tensor of floats nor a tuple of them.
+        ValueError: an input does not fit the layout or has nan, or the batch sizes differ.
+    """
+    clips = as_tuple(inputs, name)
+    for i, clip in enumerate(clips):
+        layout.check_values(clip, name if len(clips) == 1 else f"{name}[{i}]")
+    check_same_batch(clips)
+    return clips
+
+
+def check_same_batch(clips: tuple[Tensor, ...]) -> None:
+    """Raise a ValueError unless all inputs have the same number of examples."""
+    if len({len(clip) for clip in clips}) > 1:
+        raise ValueError(
+            f"all inputs must have the same batch size, got shapes {[tuple(clip.shape) for clip in clips]}. Pass the "
+            f"same examples in each."
+        )
+
+
+def for_each(
+    inputs: object,
+    layout: VideoLayout | str,
+    make: Callable[[Tensor, VideoLayout], Tensor],
+    name: str = "inputs",
+) -> Any:
+    """Return what a function makes of a clip and its layout, for a tuple of clips (RGB and flow) as a tuple."""
+    layout = VideoLayout.of(layout)
+    made = tuple(make(clip, layout) for clip in clips_in(inputs, layout, name))
+    return made if isinstance(inputs, tuple) else made[0]
 
 
 def as_maps(
@@ -191,3 +228,16 @@ def maps_of(attributions: Array, clip: Tensor, layout: VideoLayout) -> Tensor:
             f"(B, T, H, W) = {expected}, got shape {shape}. Pass the attributions of this clip."
         )
     return as_maps(attributions, layout if len(shape) == 5 else None)
+
+
+def maps_for(
+    attributions: Array | tuple[Array, ...], clips: tuple[Tensor, ...], layout: VideoLayout
+) -> tuple[Tensor, ...]:
+    """Return :func:`maps_of` for each input of a model. Raise ValueError unless there is one attribution per input."""
+    parts = attributions if isinstance(attributions, tuple) else (attributions,)
+    if len(parts) != len(clips):
+        raise ValueError(
+            f"attributions must be one per input, {len(clips)}, got {len(parts)}. Pass a tuple, as methods return it "
+            f"for a tuple of inputs."
+        )
+    return tuple(maps_of(part, clip, layout) for part, clip in zip(parts, clips, strict=True))

@@ -17,7 +17,7 @@ from PIL import Image
 from skimage.filters import median
 
 from captum_staa import STAA, SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, feature_masks
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.visualization import (
     Frames,
     Style,
@@ -129,6 +129,7 @@ def panels() -> None:
     save_smooth(figure, "compare.webp")
     figure, _ = show_slices(parts, frames, style=FOR, use_pyplot=False)
     save_smooth(figure, "slices.webp")
+    classes()
 
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -149,6 +150,27 @@ def panels() -> None:
         subprocess.run([chromium, *switches, page.as_uri()], check=True, capture_output=True)
         with Image.open(shot) as picture:
             picture.save(IMAGES / "player.webp", quality=85, method=6)
+
+
+def classes() -> None:
+    """Draw classes.webp: a clip with evidence of two classes, and what speaks for each against the other."""
+    clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+    planted = PlantedClips(31, 8, "pattern", scene=SceneOptions(two_classes=True))
+    clip, labels, truth = planted[5:6]
+    maps, windows = {}, {"sliding_window_shapes": (4, 12, 12), "strides": (4, 6, 6)}
+    for other, this in (labels[0].tolist(), labels[0].tolist()[::-1]):
+        method = VideoOcclusion(clf.versus(other))
+        maps[planted.labels[this]] = method.attribute_maps(clip, target=this, **windows)
+    figure, _ = show_summary(
+        maps,
+        Frames(planted.frames(5), layout=clf.layout),
+        style=FOR,
+        predictions=clf.predict(clip, k=3),
+        truth=truth[0].any(0).flatten(1).any(1),
+        title=" or ".join(maps),
+        use_pyplot=False,
+    )
+    save_smooth(figure, "classes.webp")
 
 
 def save_smooth(figure: Figure, name: str) -> None:

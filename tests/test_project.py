@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.font_manager  # builds the font cache of matplotlib, which must exist before the audited import below
 import pytest
+from breakages import BREAKAGES
 from source_files import MODULES, PACKAGE, ROOT, imported_names
 
 import captum_staa
@@ -43,6 +44,13 @@ def test_every_module_has_a_docstring():
         str(path.relative_to(ROOT)) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))
     ]
     assert not missing, f"modules without a docstring: {missing}"
+
+
+def test_breakages_still_fit_the_code():
+    """Each replaces a text that is in its file once (tests/_helpers/breakages.py)."""
+    counts = {each.name: (PACKAGE / each.file).read_text("utf-8").count(each.old) for each in BREAKAGES}
+    assert not (wrong := {name: count for name, count in counts.items() if count != 1}), wrong
+    assert len(counts) == len(BREAKAGES) > 200, "two breakages have the same name"
 
 
 # Runs in a new interpreter and records the side effects of `import captum_staa` with Python's audit events. The

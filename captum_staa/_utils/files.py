@@ -122,9 +122,8 @@ def save_tensors(
         OSError: the file cannot be written.
     """
     path.touch()
-    mode = (
-        path.stat().st_mode
-    )  # from the user's umask. safetensors alone would make the file readable for its owner only
+    # The mode comes from the user's umask. safetensors alone would make the file readable for its owner only.
+    mode = path.stat().st_mode
     try:
         save(tensors, path, metadata=metadata)
     except SafetensorError as error:

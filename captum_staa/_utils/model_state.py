@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.networks import inplace_explained, networks_of
-from captum_staa._utils.random_draws import random_draws_reported
+from captum_staa._utils.networks import inplace_explained, networks_of, random_draws_reported
 from captum_staa._utils.tensors import version_of
 
 P = ParamSpec("P")

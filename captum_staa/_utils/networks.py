@@ -1,7 +1,8 @@
-"""The networks that a forward function uses, where they lose a gradient, and which operation in place breaks them."""
+"""The networks that a forward function uses, and what in them spoils maps: lost gradients, writes, random numbers."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def networks_of(forward_func: object) -> list[nn.Module]:
@@ -92,6 +94,9 @@ def lost_gradient(forward_func: object, run: Callable[[], Any]) -> str:
     calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
     with torch.enable_grad(), _hooked(forward_func, lambda *call: calls.append(call)):
         outputs: Any = run()
+    for name, module, inside, outside in calls:
+        if lacks_backward(outside.grad_fn, inside.grad_fn):
+            return f"The gradient is lost in module {name!r} ({type(module).__name__}), which has no backward pass."
     reached: set[int] = set()
     if getattr(outputs, "requires_grad", False):
         taking = [tensor for *_, inside, outside in calls for tensor in (inside, outside) if tensor.requires_grad]
@@ -112,24 +117,65 @@ def lost_gradient(forward_func: object, run: Callable[[], Any]) -> str:
     return "" if last is None else f"The last module with a gradient is {last[0]!r} ({type(last[1]).__name__})."
 
 
-def lacks_backward(node: Any) -> bool:
+def lacks_backward(node: Any, until: Any = None) -> bool:
     """Return whether a graph contains an operation without a backward, such as a quantized layer.
 
-    Torch gives such an operation a gradient of zero, with a warning.
+    Torch takes the gradient of such an operation as zero, with a warning.
 
     Args:
         node: ``grad_fn`` of the outputs.
+        until: ``grad_fn`` of the inputs, beyond which the graph is not searched.
     """
-    seen, open_nodes = set(), [node]
+    return any("NotImplemented" in each.name() for each in _graph(node, until))
+
+
+def leaves_before(value: Tensor) -> list[Tensor]:
+    """Return the leaves with a gradient on which a value depends.
+
+    Example:
+        >>> first, second = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+        >>> [leaf is first for leaf in leaves_before(first.exp() + second.detach())]
+        [True]
+    """
+    if value.grad_fn is None:
+        return [value] if value.requires_grad else []
+    return [node.variable for node in _graph(value.grad_fn) if hasattr(node, "variable")]
+
+
+def _graph(node: Any, until: Any = None) -> Iterator[Any]:
+    """Yield the nodes of a graph that begins with ``grad_fn`` of the outputs, except ``until`` and those before it."""
+    seen, open_nodes = {until}, [node]
     while open_nodes:
         node = open_nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if "NotImplemented" in node.name():
-            return True
+        yield node
         open_nodes += [following for following, _ in node.next_functions]
-    return False
+
+
+def refuse_missing_backward(outputs: Tensor, forward_func: object, run: Callable[[], Any]) -> None:
+    """Raise a ValueError if the graph of outputs contains an operation without a backward.
+
+    Its gradient would be zero, and a map would be wrong in silence where a residual connection passes it by.
+
+    Args:
+        outputs: what is differentiated.
+        forward_func: the model, or a function that uses it.
+        run: function that runs the model on inputs that require a gradient, and returns its outputs.
+    """
+    if lacks_backward(outputs.grad_fn):
+        raise ValueError(missing_backward(forward_func, run))
+
+
+def missing_backward(forward_func: object, run: Callable[[], Any]) -> str:
+    """Return the error message for a model that contains an operation without a backward."""
+    where = lost_gradient(forward_func, run)
+    return (
+        f"the model must be differentiable, got an operation without a backward pass, such as a quantized layer, whose "
+        f"gradient would be zero.{f' {where}' if where else ''} Explain the model before its quantization, or use "
+        f"VideoOcclusion, VideoFeatureAblation, RISE or the metrics, which need no gradient."
+    )
 
 
 @contextmanager
@@ -165,19 +211,30 @@ def _changed_in_place(forward_func: object, run: Callable[[], Any]) -> str:
 
 @contextmanager
 def _hooked(forward_func: object, keep: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
-    """Pass the name, the first input and the first output of every innermost module to ``keep`` as it runs."""
-    handles = []
+    """Pass the name, the first input and the first output of every innermost module to ``keep`` as it runs.
+
+    A module is innermost if it calls no other module. It may contain some, as quantized layers contain their weights.
+    """
+    handles: list[Any] = []
+    calls_others: list[bool] = []  # one item per module that is running
+
+    def begin(module: nn.Module, args: Any) -> None:
+        if calls_others:
+            calls_others[-1] = True
+        calls_others.append(False)
+
     for network in networks_of(forward_func):
         for name, module in network.named_modules():
-            if next(module.children(), None) is None:
 
-                def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                    inside = next((value for value in args if isinstance(value, Tensor)), None)
-                    outside = next((value for value in _flat(output) if isinstance(value, Tensor)), None)
-                    if inside is not None and outside is not None:
-                        keep(name, module, inside, outside)
+            def end(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                if not calls_others or calls_others.pop():
+                    return
+                inside = next((value for value in args if isinstance(value, Tensor)), None)
+                outside = next((value for value in _flat(output) if isinstance(value, Tensor)), None)
+                if inside is not None and outside is not None:
+                    keep(name, module, inside, outside)
 
-                handles.append(module.register_forward_hook(hook))
+            handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
     try:
         yield
     finally:
@@ -187,3 +244,79 @@ def _hooked(forward_func: object, keep: Callable[[str, nn.Module, Tensor, Tensor
 
 def _flat(output: Any) -> tuple[Any, ...]:
     return tuple(output) if isinstance(output, (tuple, list)) else (output,)
+
+
+@contextmanager
+def random_draws_reported(forward_func: object, run: Callable[[], Any]) -> Iterator[None]:
+    """Warn after the block if the model draws random numbers from torch's global generators in it.
+
+    Methods and metrics use separate generators, so that only the model, or a function of the caller, changes the
+    global ones. The model is run once more to find the module, only if they changed.
+
+    Args:
+        forward_func: the model, or a function that uses it.
+        run: function that runs the model on the inputs of the block.
+    """
+    before = _random_states()
+    yield
+    if all(map(torch.equal, before, _random_states())):
+        return
+    if where := _drawing_module(forward_func, run):
+        warnings.warn(
+            f"the model must give the same outputs for the same clip. It draws random numbers in eval mode {where}. "
+            f"Attributions and scores then differ from call to call. Draw them in train mode only, as F.dropout(x, p, "
+            f"training=self.training) does, or average over several calls inside models.model_state('as_is').",
+            stacklevel=5,
+        )
+
+
+def _random_states() -> list[Tensor]:
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
+def _drawing_module(forward_func: object, run: Callable[[], Any]) -> str:
+    """Return which module draws random numbers, as a phrase, or an empty string if none does."""
+    names: list[str] = []
+    handles: list[Any] = []
+    draws = _Draws(names)
+    for network in networks_of(forward_func):
+        for name, module in network.named_modules():
+            described = f"in module {name!r} ({type(module).__name__})" if name else f"in {type(module).__name__}"
+
+            def enter(module: nn.Module, args: Any, described: str = described) -> None:
+                names.append(described)
+
+            def leave(module: nn.Module, args: Any, output: Any) -> None:
+                names.pop()
+
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        with draws:
+            run()
+    except Exception:  # the model is only run to name a module in a warning
+        return ""
+    finally:
+        for handle in handles:
+            handle.remove()
+    return draws.found or ""
+
+
+class _Draws(TorchDispatchMode):
+    """Context manager that finds the first operation of this thread that draws from a global generator."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.found: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.found is not None or torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        before = _random_states()
+        result = func(*args, **(kwargs or {}))
+        if not all(map(torch.equal, before, _random_states())):
+            where = self.names[-1] if self.names else "in the forward function"
+            self.found = f"{where}, by torch.{func.overloadpacket.__name__}"
+        return result

@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-FOR, AGAINST = (
-    "#d47801",
-    "#0298db",
-)  # color-blind readers can distinguish them, and both are visible on light and dark pages
+# Color-blind readers can distinguish these two, and both are visible on light and dark pages.
+FOR, AGAINST = "#d47801", "#0298db"
 LINE = "#888"  # also visible on light and dark pages
 ROWS = 20  # maximum number of rows of a table
 POINTS = 400  # about the maximum number of points of a curve, which is 360 pixels wide

@@ -1,8 +1,10 @@
 """Backends of ``capture``: one context manager for each way in which models compute attention.
 
-- ``"softmax"``: models that compute attention probabilities themselves and apply a dropout layer to them.
 - ``"hf"``: models of transformers, whose attention is dispatched by ``AttentionInterface``.
-- ``"sdpa"``: modules that call ``F.scaled_dot_product_attention``, and ``nn.MultiheadAttention``.
+- ``"sdpa"``: modules that call ``F.scaled_dot_product_attention``.
+- ``"mha"``: ``nn.MultiheadAttention``, and modules that call ``F.multi_head_attention_forward``.
+- ``"softmax"``: modules that compute attention probabilities themselves, with any function for softmax; or the dropout
+  layer that gets the probabilities.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from threading import Lock
 from types import FunctionType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from captum_staa._utils.attention_functions import KIND_OF, softmax_axis
 from captum_staa.attention.capture_state import ACTIVE, AttentionCall, CaptureState
 from captum_staa.attention.tiles import Operands, operands_of
 from captum_staa.models.families import AttentionLayer
@@ -27,25 +31,7 @@ from captum_staa.models.families import AttentionLayer
 _INTERFACE = "captum_staa"
 _routes: dict[nn.Module, tuple[Any, int]] = {}  # module -> (its original config, number of active captures)
 _routes_lock = Lock()
-_LAYER: ContextVar[AttentionLayer | None] = ContextVar("captum_staa_layer", default=None)
-
-
-# --- softmax --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _softmax_backend(module: nn.Module, layer: AttentionLayer, state: CaptureState) -> Iterator[None]:
-    """Read the probabilities that arrive at the dropout layer ``module``."""
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if state.active:
-            state.take(AttentionCall(layer, None, ready=args[0]))
-
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+_RUNNING: ContextVar[tuple[nn.Module, ...]] = ContextVar("captum_staa_running", default=())
 
 
 # --- hf -------------------------------------------------------------------------------------------------------------
@@ -89,7 +75,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention function for transformers: read captured layers of this thread, and run the original attention."""
     state = ACTIVE.get()
-    layer = None if state is None else state.layers.get(module)
+    layer = None if state is None else state.layer_of([module], "hf")
     if state is not None and layer is not None:
         mask = attention_mask
         if mask is not None and mask.ndim == 2:  # (B, N), the form of flash attention
@@ -121,32 +107,88 @@ def _config(module: nn.Module) -> Any:
     return _routes.get(module, (module.config, 0))[0]
 
 
-# --- sdpa -----------------------------------------------------------------------------------------------------------
+# --- sdpa, mha, softmax ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _sdpa_backend(module: nn.Module, layer: AttentionLayer, state: CaptureState) -> Iterator[None]:
-    """Mark ``layer`` as the current one while ``module`` runs."""
+def _call_backend(module: nn.Module, layer: AttentionLayer, state: CaptureState) -> Iterator[None]:
+    """Note that ``module`` runs, for :class:`CallMode`."""
 
     def enter(module: nn.Module, args: Any) -> None:
         if state.active:
-            _LAYER.set(layer)
+            _RUNNING.set((*_RUNNING.get(), module))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if state.active:
-            _LAYER.set(None)
+        running = _RUNNING.get()
+        if state.active and module in running:  # modules inside that raised have not left
+            _RUNNING.set(running[: len(running) - 1 - running[::-1].index(module)])
 
+    before = _RUNNING.get()
     handles = module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)
     try:
         yield
     finally:
-        _LAYER.set(None)
+        _RUNNING.set(before)
         for handle in handles:
             handle.remove()
 
 
+@contextmanager
+def _softmax_backend(module: nn.Module, layer: AttentionLayer, state: CaptureState) -> Iterator[None]:
+    """Read the softmax inside ``module``; or the probabilities that arrive at it, if it is a dropout layer."""
+    if not isinstance(module, (nn.Dropout, nn.Identity)):
+        with _call_backend(module, layer, state):
+            yield
+        return
+
+    def arrive(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        found = state.layer_of([module], "softmax") if state.active else None
+        if found is None:
+            return None
+        _check_probabilities(args[0], found)
+        return (_read_ready(state, found, args[0]), *args[1:])
+
+    handle = module.register_forward_pre_hook(arrive)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_probabilities(matrix: Tensor, layer: AttentionLayer) -> None:
+    """Raise ValueError unless every row is a probability over keys. A row without any key to attend to is zero."""
+    with torch.no_grad():
+        sums = matrix.float().sum(-1)
+        close = 1e-3 if matrix.dtype in (torch.float32, torch.float64) else 3e-2
+        if bool((matrix >= 0).all() & (((sums - 1).abs() < close) | (sums == 0)).all()):
+            return
+    raise ValueError(
+        f"attention at {layer.module!r} must be probabilities over keys, got values from {float(matrix.min()):.3g} to "
+        f"{float(matrix.max()):.3g} in rows that sum to {float(sums.min()):.3g} up to {float(sums.max()):.3g}. Declare "
+        f"the module that computes the softmax, or the dropout layer behind it. captum_staa.models.inspect(model, "
+        f"inputs) finds the layers."
+    )
+
+
+def _read_ready(state: CaptureState, layer: AttentionLayer, matrix: Tensor) -> Tensor:
+    """Read explicit probabilities, and return those with which the model goes on."""
+    query, key = (axis % matrix.ndim for axis in (layer.rows.axes if layer.rows is not None else (-2, -1)))
+    usual = (query, key) == (matrix.ndim - 2, matrix.ndim - 1)
+    standard = matrix if usual else matrix.movedim((query, key), (-2, -1))
+    shape = standard.shape
+    if layer.rows is not None and not layer.rows.heads:
+        standard = standard.flatten(0, -3)
+    if standard.ndim == 3:
+        standard = standard.unsqueeze(1)
+    if standard.ndim > 4:
+        standard = standard.flatten(0, -4)
+    state.take(AttentionCall(layer, None, ready=standard))
+    # The gradient with respect to what was read exists only if the model goes on with it.
+    return matrix if standard is matrix else standard.view(shape).movedim((-2, -1), (query, key))
+
+
 class CallMode(TorchFunctionMode):
-    """Function mode that intercepts the two attention functions of torch while a captured layer runs."""
+    """Function mode that intercepts the attention functions of torch while a captured layer runs."""
 
     def __init__(self, state: CaptureState) -> None:
         super().__init__()
@@ -154,13 +196,33 @@ class CallMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        layer = _LAYER.get()
-        if layer is not None and self.state.active:
-            if func is F.scaled_dot_product_attention:
-                return self._attend(layer, *args, **kwargs)[0]
-            if func is F.multi_head_attention_forward:
-                return self._multi_head(layer, func, args, kwargs)
-        return func(*args, **kwargs)
+        kind = KIND_OF.get(func)
+        if kind is None or not self.state.active or not (running := _RUNNING.get()):
+            return func(*args, **kwargs)
+        if kind == "softmax":
+            return self._softmax(func, args, kwargs, running)
+        layer = self.state.layer_of(running, kind)
+        if layer is None:
+            return func(*args, **kwargs)
+        if kind == "mha":
+            return self._multi_head(layer, func, args, kwargs)
+        return self._attend(layer, *args, **kwargs)[0]
+
+    def _softmax(self, func: Any, args: Any, kwargs: Any, running: tuple[nn.Module, ...]) -> Any:
+        output = func(*args, **kwargs)
+        if output.ndim < 3:  # of classes or experts
+            return output
+        layer = self.state.layer_of(running, "softmax")
+        if layer is None:
+            return output
+        axis, key = softmax_axis(args, kwargs, output.ndim), -1 if layer.rows is None else layer.rows.axes[1]
+        if axis != key % output.ndim:
+            raise ValueError(
+                f"attention at {layer.module!r} must be probabilities over keys on axis {key}, got a softmax over axis "
+                f"{axis} of shape {tuple(output.shape)}. Leave out family=, so that the axes are found, or declare the "
+                f"module whose softmax is the attention."
+            )
+        return _read_ready(self.state, layer, output)
 
     def _attend(
         self,
@@ -176,7 +238,8 @@ class CallMode(TorchFunctionMode):
     ) -> tuple[Tensor, Operands]:
         """Read one call of ``F.scaled_dot_product_attention``; return its output and its operands."""
         operands = operands_of(query, key, value, attn_mask, is_causal, scale)
-        call = AttentionCall(layer, operands, dropout=dropout_p)
+        rows = operands if layer.rows is None or layer.rows.heads else operands.without_heads()
+        call = AttentionCall(layer, rows, dropout=dropout_p)
         self.state.take(call)
         if call.output is not None:
             return call.output.view(*query.shape[:-1], value.shape[-1]), operands
@@ -213,7 +276,8 @@ class CallMode(TorchFunctionMode):
 
 
 BACKENDS: dict[str, Callable[[nn.Module, AttentionLayer, CaptureState], AbstractContextManager[None]]] = {
-    "softmax": _softmax_backend,
     "hf": _hf_backend,
-    "sdpa": _sdpa_backend,
+    "sdpa": _call_backend,
+    "mha": _call_backend,
+    "softmax": _softmax_backend,
 }

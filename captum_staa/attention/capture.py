@@ -62,11 +62,12 @@ def capture(
     with ExitStack() as stack:
         for layer in layers:
             module = _submodule(model, layer.module)
-            state.layers[module] = layer
-            stack.enter_context(BACKENDS[layer.backend](module, layer, state))
+            if module not in state.layers or layer.backend not in [other.backend for other in state.layers[module]]:
+                stack.enter_context(BACKENDS[layer.backend](module, layer, state))
+            state.layers.setdefault(module, []).append(layer)
         token = ACTIVE.set(state)
         stack.callback(ACTIVE.reset, token)
-        if any(layer.backend == "sdpa" for layer in layers):
+        if any(layer.backend != "hf" for layer in layers):
             stack.enter_context(CallMode(state))
         stack.enter_context(without_compiling())
         try:
@@ -75,13 +76,29 @@ def capture(
             if stopped.state is not state:
                 raise
             stopped.__traceback__ = None  # its frames keep the activations of the interrupted forward alive
-    missing = [layer.module for layer in layers if layer not in state.readings]
+    missing = [layer for layer in layers if layer not in state.readings]
     if missing:
         raise ValueError(
-            f"the forward must compute attention at every layer, got no attention at {missing}. Run the model in this "
-            f"thread. A layer with backend='sdpa' must call F.scaled_dot_product_attention or be an "
-            f"nn.MultiheadAttention."
+            _not_read(missing, [state.seen.get(_submodule(model, each.module), set()) for each in missing])
         )
+
+
+def _not_read(missing: Sequence[AttentionLayer], seen: Sequence[set[str]]) -> str:
+    """Return the message about layers whose attention was not read. ``seen`` are the backends that would have."""
+    for layer, others in zip(missing, seen, strict=True):
+        if others - {layer.backend}:
+            other = min(others - {layer.backend})
+            return (
+                f"the forward must compute attention at every layer, got no attention of backend={layer.backend!r} at "
+                f"{layer.module!r}, which computes it in another way. Use AttentionLayer(..., backend={other!r})."
+            )
+    return (
+        f"the forward must compute attention at every layer, got no attention at "
+        f"{[layer.module for layer in missing]}. Run the model in this thread. A layer with backend='sdpa' must call "
+        f"F.scaled_dot_product_attention, with 'mha' be an nn.MultiheadAttention, with 'softmax' call softmax or be "
+        f"the dropout layer behind it, with 'hf' use the AttentionInterface of transformers. "
+        f"captum_staa.models.inspect(model, inputs) finds the layers."
+    )
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
 
@@ -45,13 +46,40 @@ class AttentionCall:
         with torch.no_grad():
             return self._checked_operands.row(index)
 
+    def rows(self, rows: slice) -> Tensor:
+        """Return the attention of some queries, averaged over heads, ``(B, R, N)``, detached."""
+        if self._ready is not None:
+            return self._ready.detach()[:, :, rows].float().mean(1)
+        with torch.no_grad():
+            return self._checked_operands.probabilities(rows).float().mean(1)
+
     def column_means(self) -> Tensor:
         """Return the mean attention that each token receives from all queries and heads, ``(B, N)``, detached."""
         if self._ready is not None:
             return self._ready.detach().float().mean((1, 2))
+        return self._weighted_rows(None)
+
+    def pulled(self, weights: Tensor) -> Tensor:
+        """Return ``weights`` ``(B, Q)`` times the head-mean matrix, ``(B, N)``, detached.
+
+        If few queries have a weight, only their rows are computed.
+        """
+        used = weights.any(0).nonzero()[:, 0]
+        few = 4 * len(used) <= weights.shape[1]
+        if not few and self._ready is None:
+            return self._weighted_rows(weights)
+        with torch.no_grad():
+            if self._ready is not None:
+                rows = self._ready.detach()[:, :, used] if few else self._ready.detach()
+            else:
+                rows = self._checked_operands.probabilities(used)
+            weights = (weights[:, used] if few else weights)[:, None, None].float()  # (B, 1, 1, used)
+            return (weights @ rows.float())[:, :, 0].mean(1)
+
+    def _weighted_rows(self, weights: Tensor | None) -> Tensor:
         if self._separate:
-            return tiles.average_rows(self._checked_operands)
-        self.output, columns = tiles.attend_and_average_rows(self._checked_operands)
+            return tiles.average_rows(self._checked_operands, weights)
+        self.output, columns = tiles.attend_and_average_rows(self._checked_operands, weights)
         return columns
 
     def head_mean(self) -> Tensor:
@@ -104,20 +132,35 @@ class CaptureState:
 
     def __init__(self, read: Callable[[AttentionCall], Any], last: AttentionLayer | None) -> None:
         self.readings: dict[AttentionLayer, Any] = {}
-        self.layers: dict[nn.Module, AttentionLayer] = {}
+        self.layers: dict[nn.Module, list[AttentionLayer]] = {}
+        self.seen: dict[nn.Module, set[str]] = {}  # backends of the attention that a captured module computed
         self.read, self.last = read, last
+        self._calls: Counter[AttentionLayer] = Counter()
 
     @property
     def active(self) -> bool:
         """Whether this capture is the innermost one of this thread."""
         return ACTIVE.get() is self
 
+    def layer_of(self, modules: Iterable[nn.Module], backend: str) -> AttentionLayer | None:
+        """Return the layer that an attention computation inside some modules belongs to, or None, and count it."""
+        found = None
+        for module in modules:
+            self.seen.setdefault(module, set()).add(backend)
+            for layer in self.layers.get(module, ()):
+                if layer.backend == backend:
+                    if layer.call in (None, self._calls[layer]):
+                        found = layer
+                    self._calls[layer] += 1
+        return found
+
     def take(self, call: AttentionCall) -> None:
         """Pass the call to the reader, and end the forward after the last layer if ``stop`` was set."""
         if call.layer in self.readings:
             raise ValueError(
                 f"an AttentionLayer must compute attention once per forward, got a second call of "
-                f"{call.layer.module!r}. Declare the module inside it that computes attention once."
+                f"{call.layer.module!r}. Declare the module inside it that computes attention once, or state which "
+                f"call is meant with AttentionLayer(..., call=0)."
             )
         call.final = call.layer == self.last
         self.readings[call.layer] = self.read(call)

@@ -27,29 +27,33 @@ Reference:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from threading import get_ident
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_compiling
-from captum_staa._utils.networks import lacks_backward, lost_gradient
+from captum_staa._utils.networks import lost_gradient, networks_of, refuse_missing_backward
+from captum_staa._utils.tensors import SPREAD, gaussian
+from captum_staa.attention.completeness import ConstantShares, ModuleTrace, Sums, report_missing, rounding
 from captum_staa.attention.frozen_patterns import FrozenPatterns
-from captum_staa.attention.linear_graph import nonlinear_operations, reaches
+from captum_staa.attention.linear_graph import nonlinear_operations, operation_name, reaches
 from captum_staa.grid import TokenGrid
 from captum_staa.models.outputs import LastFunction
 
-__all__ = ["Decomposition", "FrozenPatterns", "class_contrast", "decompose", "decompose_classifier"]
+__all__ = ["Decomposition", "FrozenPatterns", "class_contrast", "decompose", "decompose_classifier", "relevance_maps"]
 
 Score = Callable[[Tensor], Tensor]
 Where = Literal["tokens", "pixels"]
+Side = Literal["output", "input"]
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,63 @@ class Decomposition:
         constants: ``(B,)``, what biases, position embeddings, class tokens and other parameters contribute.
         score: ``(B,)``.
         outputs: the model's outputs, such as logits ``(B, K)``, in its own dtype.
-        nonlinear: names of autograd operations that no rule of :class:`FrozenPatterns` made affine. If empty,
-            the decomposition is exact. Otherwise it is a first-order approximation, and ``constants`` includes its
-            error.
+        remainder: 0-d, the part of ``constants``, summed over the batch, that is not the share of constants: rounding,
+            unless a warning named the module in which it is lost. The share of constants is computed independently,
+            from what each operation adds.
+        nonlinear: names of autograd operations that no rule of :class:`FrozenPatterns` made affine.
     """
 
     contributions: Tensor
     constants: Tensor
     score: Tensor
     outputs: Tensor
+    remainder: Tensor
     nonlinear: tuple[str, ...] = ()
+
+
+def relevance_maps(
+    classifier: Any,
+    clips: Tensor,
+    score: Score,
+    additional_forward_args: object = None,
+    *,
+    pattern_weight: float = 0.0,
+) -> tuple[Tensor, Decomposition]:
+    """Return the score of a video classifier as a sum of contributions of pixels, for pictures.
+
+    The contribution of a token is spread evenly over its pixels. If the patch embedding of the model is not known,
+    pixels are decomposed directly. Then the map is smoothed, because neighboring tokens of one object often have
+    opposite signs, and their mean is the contribution of the object. The Gaussian is as wide as for the tokens of the
+    grid, or of 8 x 14 x 14 tokens if there is none.
+
+    Args:
+        classifier, clips, score, additional_forward_args, pattern_weight: as for :func:`decompose_classifier`.
+
+    Returns:
+        Maps ``(B, T, H, W)``, and the :class:`Decomposition` before the smoothing. Both have the same sums.
+    """
+    grid = classifier.grid
+    known = grid is not None and getattr(classifier.family, "patch_embedding", None) is not None
+    result = decompose_classifier(
+        classifier,
+        clips,
+        score,
+        additional_forward_args,
+        where="tokens" if known else "pixels",
+        pattern_weight=pattern_weight,
+    )
+    frames, _, height, width = clips.shape[1:]
+    maps = result.contributions
+    cell = (frames / 8, height / 14, width / 14) if grid is None or grid.num_patches == 1 else grid.tubelet
+    if known:
+        maps = grid.spread(maps, "nearest", (frames, height, width))
+    t, h, w = (SPREAD * side for side in cell)
+    return gaussian(maps, (t, h, w), keep_sums=True), result
 
 
 def decompose_classifier(
     classifier: Any,
-    inputs: Tensor,
+    clips: Tensor,
     score: Score,
     additional_forward_args: object = None,
     *,
@@ -99,7 +145,7 @@ def decompose_classifier(
 
     Args:
         classifier: a :class:`VideoClassifier` around a transformer.
-        inputs: ``(B, ...)`` clips in the classifier's layout.
+        clips: ``(B, T, C, H, W)``, also if the classifier has another layout.
         score: function from logits to ``(B,)``, as in :func:`decompose`; for a class, :func:`class_contrast`.
         additional_forward_args: further positional arguments of the model.
         where: ``"tokens"`` needs a family that names its patch embedding. ``"pixels"`` works with any network, and
@@ -114,13 +160,14 @@ def decompose_classifier(
     """
     check_choice("where", where, ("tokens", "pixels"))
     embedding = _patch_embedding(classifier) if where == "tokens" else None
+    forward = classifier.layout.forward_from_working(classifier)
     with eval_mode(classifier):
         result = decompose(
-            classifier, inputs, score, additional_forward_args, embedding=embedding, pattern_weight=pattern_weight
+            forward, clips, score, additional_forward_args, tokens=embedding, pattern_weight=pattern_weight
         )
     if embedding is None:
-        return replace(result, contributions=classifier.layout.reduce(result.contributions))
-    return replace(result, contributions=_on_grid(result.contributions, len(inputs), classifier.grid))
+        return replace(result, contributions=result.contributions.sum(2))
+    return replace(result, contributions=_on_grid(result.contributions, len(clips), classifier.grid))
 
 
 def class_contrast(outputs: Tensor, chosen: Tensor) -> Tensor:
@@ -160,128 +207,184 @@ def decompose(
     score: Score,
     additional_forward_args: object = None,
     *,
-    embedding: nn.Module | None = None,
+    tokens: nn.Module | None = None,
+    side: Side = "output",
     pattern_weight: float = 0.0,
 ) -> Decomposition:
-    """Return a score of any model as a sum of contributions of an embedding's output, or of the inputs.
+    """Return a score of any model as a sum of contributions of its tokens, or of the inputs.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
-        >>> result = decompose(model, torch.randn(2, 4), lambda outputs: outputs[:, 0], embedding=model[0])
+        >>> result = decompose(model, torch.randn(2, 4), lambda outputs: outputs[:, 0], tokens=model[0])
         >>> result.contributions.shape
         torch.Size([2, 8])
         >>> torch.allclose(result.contributions.sum(1) + result.constants, result.score, atol=1e-6)
         True
 
     Args:
-        forward_func: model or function that returns one row of outputs per example. Parameters of a module are frozen
-            during the call.
+        forward_func: model or function that returns one row of outputs per example. The parameters of the modules that
+            it uses are frozen during the call.
         inputs: ``(B, ...)`` floats.
         score: function from outputs to ``(B,)``, one number per example. It must be linear, otherwise the result is
             approximate. If the outputs are the result of a softmax or a sigmoid, it gets the logits before that.
         additional_forward_args: further positional arguments of ``forward_func``.
-        embedding: the submodule whose output is decomposed. It must run once per forward. None decomposes the inputs.
+        tokens: the submodule whose output, or the first floating-point tensor in it, is decomposed, such as a patch
+            embedding. None decomposes the inputs.
+        side: ``"input"`` decomposes the first floating-point argument of ``tokens`` instead of its output, for a model
+            whose tokens are no output of a module, such as ``tokens=model.blocks[0]``.
         pattern_weight: weight of the effect of each token on attention patterns, as a query and as a key. With 0,
             patterns are constants and the sum is exact. With a positive weight, the effect is added in first order,
             and ``constants`` is the rest of the score. See :class:`FrozenPatterns`.
 
     Returns:
-        :class:`Decomposition`. Its contributions have the shape of the embedding's output, or of the inputs.
+        :class:`Decomposition`. Its contributions have the shape of the tokens or of the inputs. If ``tokens`` runs
+        several times in a forward, as for one frame after the other, they are stacked: ``(B, runs, ...)``.
 
     Raises:
-        ValueError: the outputs do not depend on the embedding, as after a softmax; the embedding does not run exactly
-            once; or the call is under ``torch.inference_mode()``.
-        TypeError: the model or the embedding does not return a tensor.
+        ValueError: more than half of the score is neither a contribution nor a share of constants; the outputs do not
+            depend on the tokens, as after a softmax; ``tokens`` does not run; or the call is under
+            ``torch.inference_mode()``.
+        TypeError: the model does not return a tensor, or there is none at ``tokens``.
+
+    Warns:
+        UserWarning: a smaller part of the score is missing. The message names the module and the operation.
     """
     if torch.is_inference_mode_enabled():
         raise ValueError(
             "decompose needs gradients, got a call under torch.inference_mode(), which forbids them. Call it under "
             "torch.no_grad() instead. Gradients are enabled inside."
         )
+    check_choice("side", side, ("output", "input"))
     extra = _format_additional_forward_args(additional_forward_args)
-    frozen = frozen_parameters(forward_func) if isinstance(forward_func, nn.Module) else nullcontext()
-    mode = FrozenPatterns(pattern_weight)
+    cut = _Cut(tokens, side)
+    mode = FrozenPatterns(pattern_weight, ConstantShares())
+    result, sums, _ = _pass(forward_func, inputs, score, extra, cut, mode)
+    if abs(sums.remainder) > sums.rounding:
+        with ModuleTrace(forward_func) as trace:
+            mode = FrozenPatterns(pattern_weight, ConstantShares(trace))
+            _, sums, nonlinear = _pass(forward_func, inputs, score, extra, cut, mode)
+        remainder = report_missing(sums, trace.missing(nonlinear, sums.score))
+        result = replace(result, remainder=result.score.new_tensor(remainder))
+    return result
+
+
+def _pass(
+    forward_func: Callable[..., Any], inputs: Tensor, score: Score, extra: Any, cut: _Cut, mode: FrozenPatterns
+) -> tuple[Decomposition, Sums, tuple[Any, ...]]:
+    """Run one forward and one backward. Also return the nodes of operations without a rule."""
+    shares = mode.shares
+    assert shares is not None
     source = inputs.detach().clone()  # models may write into their input
-    with torch.enable_grad(), frozen, without_compiling(), _as_leaf(embedding) as leaves:
-        if embedding is None:
-            leaves.append(source.requires_grad_())
-            source = source.clone()
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        for network in networks_of(forward_func):
+            stack.enter_context(frozen_parameters(network))
+        stack.enter_context(without_compiling())
+        leaves = stack.enter_context(cut.leaves(shares.trace))
+        if cut.module is None:
+            source = cut.leaf(source, leaves, shares.trace)
+        else:
+            shares.freeze(source, "the cut at the tokens")
         with mode, LastFunction() as last:
             outputs = _run_forward(forward_func, source, None, extra)
-        _check_run(outputs, leaves, embedding)
-        (leaf,) = leaves
+        _check_run(outputs, leaves, cut)
         logits = last.argument(outputs)  # a final softmax is not an attention pattern: what precedes it is decomposed
         scores = score(outputs if logits is None else logits)
-        if not scores.requires_grad or not reaches(scores.grad_fn, leaf):
-            raise ValueError(f"{_no_gradient(outputs, embedding)}{_lost(forward_func, inputs, extra)}")
+        refuse_missing_backward(scores, forward_func, _rerun(forward_func, inputs, extra))
+        if not scores.requires_grad or not reaches(scores.grad_fn, *leaves):
+            raise ValueError(f"{_no_gradient(outputs, cut)}{_lost(forward_func, inputs, extra)}")
         # under the mode as well, because gradient checkpointing repeats the forward during the backward
         backward = mode.expand(torch.autograd.grad)
-        (gradient,) = backward(scores.sum(), leaf)
-        if not bool((gradient != 0).any()) and lacks_backward(scores.grad_fn):
-            raise ValueError(f"{_no_gradient(outputs, embedding)}{_lost(forward_func, inputs, extra)}")
-    nonlinear = tuple(sorted(set(nonlinear_operations(scores.grad_fn, leaf))))
-    if nonlinear:
-        warnings.warn(
-            f"FrozenPatterns must know every operation of the model, got {', '.join(nonlinear)}. Contributions are "
-            f"a first-order approximation, and the constants include its error. Write these operations with functions "
-            f"of torch, such as F.scaled_dot_product_attention, and pass the model as an nn.Module, whose parameters "
-            f"are frozen.",
-            stacklevel=2,
-        )
-    wide = torch.promote_types(leaf.dtype, torch.float32)
-    contributions = gradient.to(wide) * leaf.detach().to(wide)
+        gradients = backward(scores.sum(), leaves, allow_unused=True, materialize_grads=True)
+    wide = torch.promote_types(leaves[0].dtype, torch.float32)
+    parts = [slope.to(wide) * leaf.detach().to(wide) for slope, leaf in zip(gradients, leaves, strict=True)]
+    contributions = parts[0] if len(parts) == 1 else torch.stack(parts, 1)
+    nonlinear = tuple(nonlinear_operations(scores.grad_fn, *leaves))
     scores = scores.detach()
-    constants = scores - contributions.reshape(len(scores), -1).sum(1)
-    return Decomposition(contributions, constants, scores, outputs.detach(), nonlinear)
+    total, relevance, constants = float(scores.sum()), float(contributions.sum()), shares.total()
+    remainder = total - relevance - constants + shares.through_patterns()
+    names = tuple(sorted({operation_name(node) for node in nonlinear}))
+    rest = scores - contributions.reshape(len(scores), -1).sum(1)
+    result = Decomposition(contributions, rest, scores, outputs.detach(), scores.new_tensor(remainder), names)
+    size = float(contributions.abs().sum()) + shares.size()
+    relative = rounding({outputs.dtype, *shares.dtypes}, shares.convolved and outputs.is_cuda)
+    sums = Sums(total, relevance, constants, remainder, size * relative)
+    return result, sums, nonlinear
 
 
-@contextmanager
-def _as_leaf(embedding: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Make the output of a module a leaf of the graph, in forwards of this thread, and yield the leaves."""
-    leaves: list[Tensor] = []
-    if embedding is None:
-        yield leaves
-        return
-    thread = get_ident()
+class _Cut(NamedTuple):
+    """Where a forward is cut: the tokens are the output or the input of a module, or the inputs of the model."""
 
-    def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        if get_ident() != thread:
-            return None
-        if not isinstance(output, Tensor):
+    module: nn.Module | None
+    side: Side
+
+    def leaf(self, value: Tensor, leaves: list[Tensor], trace: ModuleTrace | None) -> Tensor:
+        leaves.append(value.detach().requires_grad_())
+        # models add position embeddings in place, which autograd forbids for a leaf
+        return leaves[-1].clone() if trace is None else trace.take(leaves[-1])
+
+    @contextmanager
+    def leaves(self, trace: ModuleTrace | None) -> Iterator[list[Tensor]]:
+        """Make the tokens leaves of the graph, in forwards of this thread, and yield the leaves."""
+        leaves: list[Tensor] = []
+        if self.module is None:
+            yield leaves
+            return
+        thread = get_ident()
+
+        def replaced(module: nn.Module, values: Any) -> Any:
+            flat, structure = tree_flatten(values)
+            for place, value in enumerate(flat):
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    flat[place] = self.leaf(value, leaves, trace)
+                    return tree_unflatten(flat, structure)
             raise TypeError(
-                f"embedding must return a tensor, got {type(output).__name__} from {type(module).__name__}. Pass the "
-                f"convolution or linear layer inside it."
+                f"tokens must {'return' if self.side == 'output' else 'take'} a floating-point tensor, got "
+                f"{type(values).__name__} without one at {type(module).__name__}. Pass the convolution or linear "
+                f"layer inside it."
             )
-        leaves.append(output.detach().requires_grad_())
-        return leaves[-1].clone()  # models add position embeddings in place, which autograd forbids for a leaf
 
-    handle = embedding.register_forward_hook(hook)
-    try:
-        yield leaves
-    finally:
-        handle.remove()
+        def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            return replaced(module, (args, kwargs)) if get_ident() == thread else None
+
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
+            return replaced(module, output) if get_ident() == thread else None
+
+        if self.side == "output":
+            handle = self.module.register_forward_hook(after)
+        else:
+            handle = self.module.register_forward_pre_hook(before, with_kwargs=True)
+        try:
+            yield leaves
+        finally:
+            handle.remove()
 
 
-def _check_run(outputs: Any, leaves: list[Tensor], embedding: nn.Module | None) -> None:
+def _check_run(outputs: Any, leaves: list[Tensor], cut: _Cut) -> None:
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"forward_func must return a tensor, got {type(outputs).__name__}. Wrap the model in VideoClassifier, or "
             f"return its logits."
         )
-    if len(leaves) != 1:
+    if not leaves or len({leaf.shape for leaf in leaves}) > 1:
         raise ValueError(
-            f"embedding must run once in a forward, got {len(leaves)} runs of {type(embedding).__name__}. Pass the "
-            f"module that embeds all patches in one call, or use where='pixels'."
+            f"tokens must run in a forward, and give tensors of one shape, got {len(leaves)} runs of "
+            f"{type(cut.module).__name__} with shapes {[tuple(leaf.shape) for leaf in leaves]}. Pass the module that "
+            f"embeds all patches, or decompose the inputs with tokens=None (where='pixels')."
         )
 
 
+def _rerun(forward_func: Callable[..., Any], inputs: Tensor, extra: Any) -> Callable[[], Any]:
+    """Return a function that runs the model again, on inputs that require a gradient."""
+    return lambda: _run_forward(forward_func, inputs.detach().clone().requires_grad_().clone(), None, extra)
+
+
 def _lost(forward_func: Callable[..., Any], inputs: Tensor, extra: Any) -> str:
-    leaf = inputs.detach().clone().requires_grad_()
-    where = lost_gradient(forward_func, lambda: _run_forward(forward_func, leaf.clone(), None, extra))
+    where = lost_gradient(forward_func, _rerun(forward_func, inputs, extra))
     return f" {where}" if where else ""
 
 
-def _no_gradient(outputs: Tensor, embedding: nn.Module | None) -> str:
+def _no_gradient(outputs: Tensor, cut: _Cut) -> str:
     """Return the message for a missing gradient. The usual cause is a softmax at the end of the model."""
     values = outputs.detach().float()
     if values.ndim > 1 and bool((values >= 0).all() and ((values.sum(1) - 1).abs() < 1e-2).all()):
@@ -291,7 +394,7 @@ def _no_gradient(outputs: Tensor, embedding: nn.Module | None) -> str:
             f"like an attention pattern, so no gradient passes it. Remove it from the end of the model, or explain one "
             f"view."
         )
-    of = "inputs" if embedding is None else f"output of {type(embedding).__name__}"
+    of = "inputs" if cut.module is None else f"{cut.side} of {type(cut.module).__name__}"
     return (
         f"outputs must depend on the {of} through differentiable operations, got outputs without a gradient. Remove "
         f"torch.no_grad(), detach() and a final softmax from the model."
@@ -325,10 +428,12 @@ def _on_grid(contributions: Tensor, batch: int, grid: TokenGrid) -> Tensor:
         return contributions.sum(1)
     if shape[:1] + shape[2:] == (batch * t, h, w):  # (B * t, D, h, w)
         return contributions.sum(1).unflatten(0, (batch, t))
+    if shape[:2] + shape[3:] == (batch, t, h, w):  # (B, t, D, h, w), of one run per step
+        return contributions.sum(2)
     if len(shape) == 3 and shape[0] == batch and shape[1] in (grid.num_patches, grid.num_tokens):  # (B, N, D)
         return grid.to_grid(contributions.sum(-1))
-    if len(shape) == 3 and shape[:2] == (batch * t, h * w):  # (B * t, h * w, D)
-        return contributions.sum(-1).reshape(batch, t, h, w)
+    if len(shape) in (3, 4) and prod(shape[:-1]) == batch * t * h * w and shape[-2] == h * w:
+        return contributions.sum(-1).reshape(batch, t, h, w)  # (B * t, h * w, D) or (B, t, h * w, D)
     raise ValueError(
         f"the patch embedding must return (B, D, t, h, w), (B * t, D, h, w), (B, N, D) or (B * t, h * w, D), got shape "
         f"{shape} for {batch} clips on {grid}. Name another module in Family(..., patch_embedding=...)."

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_staa.attention.linear_graph import FrozenLayerNorm, FrozenRatio
@@ -102,6 +103,11 @@ def batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
         return FrozenRatio.apply(input, evaluate)
 
     return run(*args, **kwargs)
+
+
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """Return the cosine similarity as a product of two normalized tensors, written with functions that have rules."""
+    return (F.normalize(x1, dim=dim, eps=eps) * F.normalize(x2, dim=dim, eps=eps)).sum(dim)
 
 
 def _wide(x: Tensor) -> Tensor:

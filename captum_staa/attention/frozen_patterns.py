@@ -10,9 +10,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
-from captum_staa.attention.frozen_norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from captum_staa.attention.completeness import ConstantShares, dot, tensors_of
+from captum_staa.attention.frozen_norms import (
+    batch_norm,
+    cosine_similarity,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
+from captum_staa.attention.frozen_recurrent import RECURRENT, unrolled
 from captum_staa.attention.linear_graph import (
     PATTERN,
     Attended,
@@ -44,6 +54,7 @@ class FrozenPatterns(TorchFunctionMode):
     - Products: the output of sigmoid, tanh or erf is a gate and a constant. So a hand-written GELU equals
       ``F.gelu``, and ``F.glu`` passes a gradient to its first half only. In other products, such as
       ``silu(gate) * up``, each factor gets half of the product.
+    - Recurrent layers run step by step, with the rules for gates and activations.
 
     With a ``pattern_weight`` above 0, the gradient also passes through attention patterns to queries and keys, each
     multiplied by this weight. The network is then not affine: the share of each token includes, in first order, its
@@ -64,21 +75,43 @@ class FrozenPatterns(TorchFunctionMode):
             applied to queries and to keys. With 0, patterns are constants.
     """
 
-    def __init__(self, pattern_weight: float = 0.0) -> None:
+    def __init__(self, pattern_weight: float = 0.0, shares: ConstantShares | None = None) -> None:
         super().__init__()
-        self.pattern_weight = pattern_weight
+        self.pattern_weight, self.shares = pattern_weight, shares
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        rule = _RULES.get(func)
-        if (rule is None and func not in _EXPANDED) or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        if not any(value.requires_grad for value in _tensors(args, kwargs)):
-            return func(*args, **kwargs)
-        if rule is None:
+        values = list(tensors_of(args, kwargs))
+        depends = torch.is_grad_enabled() and any(value.requires_grad for value in values)
+        if depends and (func in _EXPANDED or func in _WRITTEN_OUT):
             return self.expand(func)(*args, **kwargs)
-        if self.pattern_weight and func in _OPEN_RULES:
-            return _OPEN_RULES[func](func, args, kwargs, self.pattern_weight)
+        if self.shares is None:
+            return self._apply(func, args, kwargs) if depends else func(*args, **kwargs)
+        name = _name(func)
+        if not depends:
+            result = func(*args, **kwargs)
+        else:
+            share = self.shares.of(func, name, args, kwargs)
+            if share is not None and name in _IN_PLACE and args[0]._is_view():
+                # autograd gives no gradient to a view that is changed in place, only to its base
+                result = self._apply(_IN_PLACE[name], args, kwargs)
+                self.shares.add(result, share)
+                return args[0].copy_(result)
+            result = self._apply(func, args, kwargs)
+            if isinstance(result, Tensor) and result.is_floating_point():
+                self.shares.dtypes.add(result.dtype)
+            if share is not None:
+                self.shares.add(args[0] if result is None else result, share)
+                return result
+        self.shares.freeze_results(name, values, args[0] if name == "__setitem__" else result)
+        return result
+
+    def _apply(self, func: Any, args: Any, kwargs: Any) -> Any:
+        rule = _rule_of(func)
+        if rule is None:
+            return func(*args, **kwargs)
+        if self.pattern_weight and rule in _OPEN_RULES:
+            return _OPEN_RULES[rule](func, args, kwargs, self.pattern_weight, self.shares)
         return rule(func, args, kwargs)
 
     def expand(self, func: Any) -> Callable[..., Any]:
@@ -86,7 +119,7 @@ class FrozenPatterns(TorchFunctionMode):
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with self:
-                return _without_dispatch(func)(*args, **kwargs)
+                return (_WRITTEN_OUT.get(func) or _without_dispatch(func))(*args, **kwargs)
 
         return run
 
@@ -107,14 +140,6 @@ def _depends(value: object) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _tensors(args: Iterable[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value, {})
-
-
 def _constant(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
@@ -124,6 +149,10 @@ def _constant(value: Any) -> Any:
 
 def _detached(func: Any, args: Any, kwargs: Any) -> Any:
     return func(*map(_constant, args), **{name: _constant(value) for name, value in kwargs.items()})
+
+
+def _softmax(func: Any, args: Any, kwargs: Any) -> Any:
+    return _detached(func, args, kwargs)
 
 
 def _detach_first(func: Any, args: Any, kwargs: Any) -> Any:
@@ -143,30 +172,45 @@ def _with_constants(*operands: tuple[int, str]) -> Rule:
     return rule
 
 
-def _open_attention(func: Any, args: Any, kwargs: Any, weight: float) -> Tensor:
+def _open_attention(func: Any, args: Any, kwargs: Any, weight: float, shares: ConstantShares | None) -> Tensor:
     """Rule of fused attention with a weighted gradient to queries, keys and mask."""
 
     def run(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any
     ) -> Any:
-        query, key = _weighted(query, weight), _weighted(key, weight)
-        result = func(query, key, value, _weighted(attn_mask, 2 * weight), *rest, **options)
+        query, key = _weighted(query, weight, shares), _weighted(key, weight, shares)
+        result = func(query, key, value, _weighted(attn_mask, 2 * weight, shares), *rest, **options)
         return Attended.apply(result, value) if _depends(value) else Pattern.apply(result)
 
     return run(*args, **kwargs)
 
 
-def _open_softmax(func: Any, args: Any, kwargs: Any, weight: float) -> Tensor:
+def _open_softmax(func: Any, args: Any, kwargs: Any, weight: float, shares: ConstantShares | None) -> Tensor:
     """Rule of softmax. The weight is doubled, because queries and keys each take half of their product."""
 
     def run(input: Tensor, *rest: Any, **options: Any) -> Tensor:
-        return Pattern.apply(func(_weighted(input, 2 * weight), *rest, **options))
+        if not _depends(input):
+            return func(input, *rest, **options)
+        scores = PatternShare.apply(input, 2 * weight)
+        pattern = func(scores, *rest, **options)
+        if shares is not None:
+            # Scores are the logarithm of the pattern up to a constant per row, and their gradient sums to 0 in a row.
+            kept = pattern.detach()
+            smallest = torch.finfo(kept.dtype).tiny
+            shares.add_pattern(scores, lambda gradient: 2 * weight * dot(gradient, kept.clamp_min(smallest).log()))
+        return Pattern.apply(pattern)
 
     return run(*args, **kwargs)
 
 
-def _weighted(value: Any, weight: float) -> Any:
-    return PatternShare.apply(value, weight) if _depends(value) else value
+def _weighted(value: Any, weight: float, shares: ConstantShares | None) -> Any:
+    if not _depends(value):
+        return value
+    shared = PatternShare.apply(value, weight)
+    if shares is not None:
+        kept = shared.detach()
+        shares.add_pattern(shared, lambda gradient: weight * dot(gradient, kept))
+    return shared
 
 
 def _product(summand: int | None = None) -> Rule:
@@ -176,7 +220,7 @@ def _product(summand: int | None = None) -> Rule:
     def rule(func: Any, args: Any, kwargs: Any) -> Any:
         candidates = [value for place, value in enumerate(args) if place != summand]
         candidates += [value for name, value in kwargs.items() if name not in summands]
-        factors = [value for value in _tensors(candidates, {}) if value.requires_grad]
+        factors = [value for value in tensors_of(candidates, {}) if value.requires_grad]
         if len(factors) < 2:
             return func(*args, **kwargs)
         ranks = {id(factor): gate_rank(factor) for factor in factors}
@@ -217,12 +261,14 @@ def _activation(kind: Any) -> Rule:
     def rule(func: Any, args: Any, kwargs: Any) -> Any:
         x, rest = (args[0], args[1:]) if args else (kwargs["input"], ())
         options = {name: value for name, value in kwargs.items() if name != "input"}
+        if any(isinstance(value, Tensor) for value in (*rest, *options.values())):
+            return func(*args, **kwargs)  # a clamp to tensors
         at_zero, slope_at_zero = _at_zero(func, rest, tuple(options.items()))
 
         def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
             value = func(x, *rest, **options)
             if at_zero == 0:
-                return value, (value / x).masked_fill_(x == 0, slope_at_zero)
+                return value, (value / x).nan_to_num_(slope_at_zero)  # at 0
             # near 0 the difference loses its digits to rounding, and the ratio is f'(0) up to rounding
             near = x.abs() < torch.finfo(x.dtype).eps ** 0.5
             return value, ((value - at_zero) / x).masked_fill_(near, slope_at_zero)
@@ -259,11 +305,14 @@ def _log_softmax(func: Any, args: Any, kwargs: Any) -> Tensor:
 
 # --- table of rules -------------------------------------------------------------------------------------------------
 
+_ATTENTION = _with_constants((0, "query"), (1, "key"), (3, "attn_mask"))
+
 _BY_NAME: dict[Rule, str] = {
-    _with_constants((0, "query"), (1, "key"), (3, "attn_mask")): "scaled_dot_product_attention",
+    _ATTENTION: "scaled_dot_product_attention",
+    _softmax: "softmax _softmax _safe_softmax",
     _detached: (
-        "softmax _softmax _safe_softmax exp exp2 rsqrt reciprocal __rdiv__ __rtruediv__ __rpow__ norm vector_norm "
-        "matrix_norm var std"
+        "exp exp2 rsqrt reciprocal __rdiv__ __rtruediv__ __rpow__ norm vector_norm matrix_norm var std sign sgn round "
+        "floor ceil trunc heaviside"
     ),
     _detach_first: "var_mean std_mean",
     _with_constants((1, "other")): "div divide true_divide",
@@ -277,12 +326,26 @@ _BY_NAME: dict[Rule, str] = {
     _glu: "glu",
     _log_softmax: "log_softmax",
     _power: "pow __pow__ square",
-    _activation(FrozenRatio): "gelu silu mish elu selu celu hardswish hardtanh relu6 sqrt",
+    _activation(FrozenRatio): (
+        "gelu silu mish elu selu celu hardswish hardtanh relu6 sqrt clamp clip clamp_min clamp_max hardshrink "
+        "softshrink threshold log1p expm1 atan arctan asinh arcsinh sin cos"
+    ),
     _activation(FrozenSquash): "tanh erf",
     _activation(FrozenGate): "sigmoid expit hardsigmoid softplus log_sigmoid logsigmoid",
-    _product(): "mul multiply matmul mm bmm mv dot inner outer einsum",
-    _product(0): "addmm baddbmm addbmm addmv addcmul",
-    _product(2): "linear conv1d conv2d conv3d",
+    _product(): "mul multiply matmul mm bmm mv dot inner outer einsum tensordot kron",
+    _product(0): "addmm baddbmm addbmm addmv addr addcmul",
+    _product(3): "bilinear",
+    _product(2): "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+}
+# Functions that are replaced by Python code of functions in the table.
+_WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
+    **{function: unrolled(function) for function in RECURRENT},
+    torch.cosine_similarity: cosine_similarity,
+}
+# Rules that replace those above if pattern_weight is above 0.
+_OPEN_RULES: dict[Rule, Callable[[Any, Any, Any, float, ConstantShares | None], Any]] = {
+    _softmax: _open_softmax,
+    _ATTENTION: _open_attention,
 }
 
 
@@ -294,25 +357,43 @@ def _functions(names: Iterable[str]) -> Iterator[tuple[str, Any, Any]]:
                 yield name, space, getattr(space, name)
 
 
-def _register() -> tuple[dict[Any, Rule], frozenset[Any]]:
+def _register() -> tuple[dict[Any, Rule], dict[str, Rule], frozenset[Any], dict[str, Any]]:
     rules: dict[Any, Rule] = {}
+    by_name: dict[str, Rule] = {}
+    # Python functions of torch.nn.functional only call functions that are in the table.
+    python = (function for name, function in vars(F).items() if name[0] != "_" and isinstance(function, FunctionType))
+    expanded = frozenset(function for function in python if function.__globals__ is vars(F))
     for rule, names in _BY_NAME.items():
+        by_name.update(dict.fromkeys(names.split(), rule))
         for name, space, function in _functions(names.split()):
             rules[function] = rule
             in_place = "__ipow__" if name == "__pow__" else f"{name}_"
             if hasattr(space, in_place):
                 rules[getattr(space, in_place)] = _in_place(rule, function)
-    # Python functions of torch.nn.functional call only functions that are in the table.
-    expanded = {function for function in rules if getattr(function, "__module__", "") == F.__name__}
-    expanded = {function for function in expanded if isinstance(function, FunctionType)}
-    others = ("multi_head_attention_forward", "normalize", "softmin", "gumbel_softmax", "softsign", "tanhshrink")
-    expanded.update(getattr(F, name) for name in others)
-    return {function: rule for function, rule in rules.items() if function not in expanded}, frozenset(expanded)
+    out_of_place = {
+        f"{name}_": getattr(Tensor, name)
+        for name in ("add", "sub", "masked_fill", "lerp", "addcdiv", "addcmul", "clamp", "clip", "sigmoid", "cos")
+    }
+    rules = {function: rule for function, rule in rules.items() if function not in expanded}
+    return rules, by_name, expanded, out_of_place
 
 
-_RULES, _EXPANDED = _register()
-# Rules that replace those above if pattern_weight is above 0.
-_OPEN_RULES: dict[Any, Callable[[Any, Any, Any, float], Any]] = {
-    **{function: _open_softmax for *_, function in _functions(("softmax", "_softmax", "_safe_softmax"))},
-    F.scaled_dot_product_attention: _open_attention,
-}
+_RULES, _RULES_BY_NAME, _EXPANDED, _IN_PLACE = _register()
+
+
+@cache
+def _name(func: Any) -> str:
+    """Return the name of a function of torch, for an operator such as ``aten::add.Tensor`` without the overload."""
+    name = str(getattr(func, "__name__", ""))
+    return name.split(".")[0] if isinstance(func, OpOverload) else name
+
+
+@cache
+def _rule_of(func: Any) -> Rule | None:
+    if not isinstance(func, (OpOverload, OpOverloadPacket)):
+        return _RULES.get(func)
+    name = _name(func)
+    rule = _RULES_BY_NAME.get(name)
+    if rule is None and name.removesuffix("_") in _RULES_BY_NAME:
+        return _in_place(_RULES_BY_NAME[name[:-1]], getattr(torch.ops.aten, name[:-1]))
+    return rule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -104,9 +105,9 @@ class FrozenLayerNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         scale, weight = ctx.saved_tensors
         of_bias = gradient.flatten(0, -len(ctx.dims) - 1).sum(0) if ctx.needs_input_grad[3] else None
-        gradient = gradient if weight is None else gradient * weight
-        centered = gradient - gradient.mean(ctx.dims, keepdim=True)
-        return centered * scale, None, None, of_bias, None
+        weighted = gradient.clone() if weight is None else gradient * weight
+        centered = weighted.sub_(weighted.mean(ctx.dims, keepdim=True))  # in place: no new memory
+        return centered.mul_(scale), None, None, of_bias, None
 
 
 # --- analysis of the graph -----------------------------------------------------------------------------------
@@ -133,9 +134,24 @@ _PRODUCTS = {  # which inputs of a node are factors
 }
 
 
+def operation_name(node: Any) -> str:
+    """Return the name of a node as :func:`nonlinear_operations` yields it, for a message."""
+    return "a parameter that requires a gradient" if hasattr(node, "variable") else str(node.name())
+
+
 def _kind(node: Any) -> str:
+    return _short(node.name())
+
+
+@cache
+def _short(name: str) -> str:
     """Shorten ``MulBackward0`` and ``torch::autograd::CopyBackwards`` to ``Mul`` and ``Copy``."""
-    return re.sub(r"Backwards?\d*$", "", node.name().rsplit("::", 1)[-1])
+    return re.sub(r"Backwards?\d*$", "", name.rsplit("::", 1)[-1])
+
+
+@cache
+def _is_listed(kind: str) -> bool:
+    return _LINEAR.fullmatch(kind) is not None
 
 
 def gate_rank(value: Tensor) -> int:
@@ -155,27 +171,27 @@ def _gate_rank(node: Any) -> int:
     return 0 if node is None else {"Pattern": PATTERN, "FrozenGate": 2, "FrozenSquash": 1}.get(_kind(node), 0)
 
 
-def nonlinear_operations(root: Any, leaf: Tensor) -> Iterator[str]:
-    """Yield the names of nodes below ``root`` that are not known to be linear in the leaf.
+def nonlinear_operations(root: Any, *leaves: Tensor) -> Iterator[Any]:
+    """Yield the nodes below ``root`` that are not known to be linear in the leaves.
 
-    A product of two tensors that both depend on the leaf is linear if :class:`SharedFactor` marks its factors, or if
+    A product of two tensors that both depend on them is linear if :class:`SharedFactor` marks its factors, or if
     one is a :class:`Pattern`. Other leaves, such as parameters that require a gradient, count as nonlinear,
-    because the rules cannot distinguish them from the leaf.
+    because the rules cannot distinguish them from the leaves.
     """
     for node, output in _nodes(root):
         kind = _kind(node)
         if hasattr(node, "variable"):
-            if node.variable is not leaf:
-                yield "a parameter that requires a gradient"
+            if not any(node.variable is leaf for leaf in leaves):
+                yield node
         elif kind in ("VarMean", "StdMean") and output == 1:  # the mean
             continue
         elif not _is_linear(kind, [edge for edge, _ in node.next_functions]):
-            yield node.name()
+            yield node
 
 
-def reaches(root: Any, leaf: Tensor) -> bool:
-    """Return whether ``root`` depends on the leaf by a path that does not pass a pattern."""
-    return any(getattr(node, "variable", None) is leaf for node, _ in _nodes(root))
+def reaches(root: Any, *leaves: Tensor) -> bool:
+    """Return whether ``root`` depends on one of the leaves by a path that does not pass a pattern."""
+    return any(getattr(node, "variable", None) is leaf for node, _ in _nodes(root) for leaf in leaves)
 
 
 def _nodes(root: Any) -> Iterator[tuple[Any, int]]:
@@ -206,7 +222,7 @@ def _is_linear(kind: str, edges: list[Any]) -> bool:
         return len(edges) < 2 or edges[1] is None
     if kind.startswith("ScaledDotProduct"):
         return edges[0] is None and edges[1] is None
-    return _LINEAR.fullmatch(kind) is not None
+    return _is_listed(kind)
 
 
 def _factors(kind: str, edges: list[Any]) -> list[Any]:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from captum_staa.attention.capture import AttentionCall
-from captum_staa.grid import TokenGrid
-from captum_staa.models.families import AttentionLayer
+from captum_staa.grid import TokenGrid, TokenRows
+from captum_staa.models.families import AttentionLayer, Pooling
 
 Blocks = Sequence[Sequence[AttentionLayer]]
+Rows = Mapping[AttentionLayer, TokenRows]
 
 
 def blocks_of(layers: Sequence[AttentionLayer]) -> list[list[AttentionLayer]]:
@@ -25,8 +26,10 @@ def blocks_of(layers: Sequence[AttentionLayer]) -> list[list[AttentionLayer]]:
     return [list(group) for _, group in groupby(layers, key=lambda layer: layer.block)]
 
 
-def output_weights(pooling: str, batch: int, grid: TokenGrid, device: torch.device) -> Tensor:
+def output_weights(pooling: Pooling, batch: int, grid: TokenGrid, device: torch.device) -> Tensor:
     """Return the weight of each token in the head, ``(B, N)``. The weights of a pooling query are read later."""
+    if isinstance(pooling, Tensor):
+        return pooling.to(device).expand(batch, -1)
     if pooling == "cls":
         weights = torch.zeros(batch, grid.num_tokens, device=device)
         weights[:, 0] = 1
@@ -35,64 +38,31 @@ def output_weights(pooling: str, batch: int, grid: TokenGrid, device: torch.devi
 
 
 def pull(
-    weights: Tensor, block: Sequence[AttentionLayer], matrices: Mapping[AttentionLayer, Tensor], grid: TokenGrid
+    weights: Tensor, block: Sequence[AttentionLayer], matrices: Mapping[AttentionLayer, Tensor], rows: Rows
 ) -> Tensor:
     """Return the weights of the tokens before a block's attention, from the weights after it.
 
     Args:
         weights: ``(B, N)``.
         block: the block's layers in the order in which they run.
-        matrices: head-mean matrix of each layer: joint ``(B, N, N)``, pool ``(B, 1, N)``, spatial
-            ``(B*t, h*w, h*w)`` or with the class token, temporal ``(B*h*w, t, t)``. For a joint or pool layer it may
-            also be ``(B, N)``, the head's weights already pulled through the layer. For a spatial layer it may hold the
-            first rows only, if the weights of the other tokens are zero.
-        grid: the model's grid.
+        matrices: head-mean matrix of each layer, ``(L, Q, N)``, or ``(L, N)`` if the weights are already pulled through
+            the layer, as :meth:`TokenRows.pull` takes it.
+        rows: the tokens of each layer's rows.
 
     Returns:
         ``(B, N)``. For divided attention, whose block attends in time and then in space, the path from a query at
         patch i of frame j to an input at patch p of frame q is unique: ``S_j[i, p] * T_p[j, q]``.
     """
     for layer in reversed(block):
-        matrix = matrices[layer]
-        if layer.role in ("joint", "pool") and matrix.ndim == 2:
-            weights = matrix
-        elif layer.role == "pool":
-            weights = matrix[:, 0]
-        elif layer.role == "joint":
-            weights = (weights[:, None] @ matrix)[:, 0]
-        elif layer.role == "spatial":
-            weights = _pull_in_space(weights, matrix, grid)
-        else:
-            weights = _pull_in_time(weights, matrix, grid)
+        weights = rows[layer].pull(weights, matrices[layer])
     return weights
-
-
-def _pull_in_space(weights: Tensor, matrix: Tensor, grid: TokenGrid) -> Tensor:
-    """Pull through spatial attention. A class token is part of every frame: its results are averaged over frames."""
-    batch = len(weights)
-    prefix, patches = weights[:, : grid.prefix], grid.to_grid(weights).flatten(2)  # (B, prefix), (B, t, h*w)
-    repeated = (prefix / grid.t)[:, None].expand(batch, grid.t, grid.prefix)
-    frames = torch.cat([repeated, patches], 2).unsqueeze(2)  # (B, t, 1, prefix + h*w)
-    frames = frames[..., : matrix.shape[1]]  # if only the rows of the class token were read, it holds all weight
-    pulled = (frames @ matrix.unflatten(0, (batch, grid.t)))[:, :, 0]
-    patches = pulled[:, :, grid.prefix :].unflatten(2, (grid.h, grid.w))
-    return torch.cat([pulled[:, :, : grid.prefix].sum(1), grid.to_tokens(patches)], 1)
-
-
-def _pull_in_time(weights: Tensor, matrix: Tensor, grid: TokenGrid) -> Tensor:
-    """Pull through temporal attention, in which a class token has no part."""
-    batch = len(weights)
-    tracks = grid.to_grid(weights).flatten(2).transpose(1, 2).unsqueeze(2)  # (B, h*w, 1, t)
-    pulled = (tracks @ matrix.unflatten(0, (batch, grid.h * grid.w)))[:, :, 0]
-    patches = pulled.transpose(1, 2).unflatten(2, (grid.h, grid.w))
-    return torch.cat([weights[:, : grid.prefix], grid.to_tokens(patches)], 1)
 
 
 def rollout(
     weights: Tensor,
     blocks: Blocks,
     matrices: Mapping[AttentionLayer, Tensor],
-    grid: TokenGrid,
+    rows: Rows,
     residual: Callable[[Tensor, Tensor], Tensor] = lambda kept, pulled: (kept + pulled) / 2,
 ) -> Tensor:
     """Return the head's weights pulled back through all blocks, ``(B, N)``.
@@ -100,36 +70,33 @@ def rollout(
     Args:
         weights: ``(B, N)`` of the head.
         blocks: in the order in which they run.
-        matrices: as in :func:`pull`.
-        grid: the model's grid.
+        matrices, rows: as in :func:`pull`.
         residual: function of the weights before and after the pull, which models the residual connection. The default
             is their mean: attention rollout (Abnar and Zuidema, ACL 2020).
     """
     for block in reversed(blocks):
-        pulled = pull(weights, block, matrices, grid)
-        weights = pulled if block[-1].role == "pool" else residual(weights, pulled)
+        pulled = pull(weights, block, matrices, rows)
+        weights = pulled if rows[block[-1]].pools else residual(weights, pulled)
     return weights
 
 
-def light_reader(pooling: str) -> Callable[[AttentionCall], Tensor]:
-    """Return a reader for the map of a single block: it reads a row, column means, or the small divided matrices."""
+def reader(weights: Tensor, pulled: Sequence[AttentionLayer], rows: Rows) -> Callable[[AttentionCall], Tensor]:
+    """Return a reader for :func:`pull` that reads full head-mean matrices, except at some layers.
+
+    Args:
+        weights: ``(B, N)``, the head's weights of the tokens.
+        pulled: the layers at which these weights are pulled while the attention is computed. They must be the last ones
+            that the pull of these weights meets first.
+        rows: the tokens of each layer's rows.
+    """
 
     def read(call: AttentionCall) -> Tensor:
-        if call.layer.role == "pool":
-            return call.row()
-        if call.layer.role == "joint":
-            return call.row() if pooling == "cls" else call.column_means()
-        if call.layer.role == "spatial" and pooling == "cls":
-            return call.row()[:, None]  # of every frame
-        return call.head_mean()
+        if call.layer not in pulled:
+            return call.head_mean()
+        of_layer = rows[call.layer]
+        return call.pulled(of_layer.fold(of_layer.gather(weights)))
 
     return read
-
-
-def rollout_reader(pooling: str, last: AttentionLayer) -> Callable[[AttentionCall], Tensor]:
-    """Return a reader for a rollout: it reads full matrices, and of the last layer only what the head uses."""
-    light = light_reader(pooling)
-    return lambda call: light(call) if call.layer == last else call.head_mean()
 
 
 class TemporalCarry:

@@ -7,7 +7,7 @@ Every function takes an :class:`Operands` and agrees with the explicit matrix up
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ class Operands:
     bias: Tensor | None = None
     softcap: float | None = None
 
-    def probabilities(self, rows: slice = slice(None)) -> Tensor:
+    def probabilities(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Return attention probabilities ``(B, heads, R, N)`` of the given query rows; differentiable."""
         bias = self.bias
         if bias is not None and bias.shape[-2] != 1:
@@ -50,6 +50,14 @@ class Operands:
     def row(self, index: int) -> Tensor:
         """Return the attention of one query, averaged over heads, ``(B, N)``."""
         return self.probabilities(slice(index, index + 1))[:, :, 0].float().mean(1)
+
+    def without_heads(self) -> Operands:
+        """Return operands whose axis of heads, which counts rows, is moved to the batch: ``(B * rows, 1, N, d)``."""
+        bias = self.bias
+        if bias is not None:
+            bias = bias.expand(*self.query.shape[:2], *bias.shape[-2:]).flatten(0, 1).unsqueeze(1)
+        query, key, value = (part.flatten(0, 1).unsqueeze(1) for part in (self.query, self.key, self.value))
+        return replace(self, query=query, key=key, value=value, bias=bias)
 
 
 def _softmax(scores: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
@@ -63,10 +71,15 @@ def _softmax(scores: Tensor, bias: Tensor | None, softcap: float | None) -> Tens
     return probabilities.masked_fill(~bias.any(-1, keepdim=True), 0)  # a query that may attend to nothing
 
 
-def attend_and_average_rows(x: Operands) -> tuple[Tensor, Tensor]:
-    """Return the output ``(B, heads, Q, dv)`` and the column means ``(B, N)`` of the head-mean attention matrix."""
+def attend_and_average_rows(x: Operands, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the output ``(B, heads, Q, dv)``, and the rows of the head-mean matrix times ``weights``, ``(B, N)``.
+
+    Args:
+        x: the operands.
+        weights: ``(B, Q)``, the weight of each row. None is their mean.
+    """
     output = _empty_output(x)
-    return output.unflatten(0, x.query.shape[:2]), _row_mean(x, output)
+    return output.unflatten(0, x.query.shape[:2]), _row_mean(x, output, weights)
 
 
 def attend_and_average_heads(x: Operands) -> tuple[Tensor, Tensor]:
@@ -75,10 +88,10 @@ def attend_and_average_heads(x: Operands) -> tuple[Tensor, Tensor]:
     return output.unflatten(0, x.query.shape[:2]), _head_mean(x, output)
 
 
-def average_rows(x: Operands) -> Tensor:
-    """Return only the column means ``(B, N)``, without a graph. The model computes its output itself."""
+def average_rows(x: Operands, weights: Tensor | None = None) -> Tensor:
+    """Return only the weighted rows ``(B, N)``, without a graph. The model computes its output itself."""
     with torch.no_grad():
-        return _row_mean(x, None)
+        return _row_mean(x, None, weights)
 
 
 def average_heads(x: Operands) -> Tensor:
@@ -87,12 +100,14 @@ def average_heads(x: Operands) -> Tensor:
         return _head_mean(x, None)
 
 
-def _row_mean(x: Operands, output: Tensor | None) -> Tensor:
+def _row_mean(x: Operands, output: Tensor | None, weights: Tensor | None) -> Tensor:
     batch, heads, count = x.query.shape[:3]
     columns = x.query.new_zeros((batch * heads, 1, x.key.shape[2]), dtype=torch.float32)
-    mean = columns.new_full((1, 1, count), 1 / count)
+    if weights is None:
+        weights = columns.new_full((1, count), 1 / count).expand(batch, -1)
+    weights = weights.float().repeat_interleave(heads, 0)[:, None]  # (B * heads, 1, Q)
     for group, rows, tile in _tiles(x, output):
-        columns[group] += mean[:, :, : rows.stop - rows.start] @ tile.float()
+        columns[group] += weights[group, :, rows] @ tile.float()
     return columns.view(batch, heads, -1).mean(1)
 
 

@@ -18,7 +18,7 @@ from captum_staa.layout import VideoLayout, check_dense, layout_of
 from captum_staa.masking.arguments import selected
 from captum_staa.models.classifier import classifier_of
 from captum_staa.models.outputs import decision_values, kind_of
-from captum_staa.result import VideoAttribution, as_tuple
+from captum_staa.result import VideoAttribution, as_tuple, check_same_batch, clips_in
 
 
 class VideoMethod(Attribution):
@@ -35,35 +35,31 @@ class VideoMethod(Attribution):
         return type(self).__name__
 
     @in_eval_mode
-    def attribute_maps(self, inputs: Tensor | tuple[Tensor, ...], *args: Any, **kwargs: Any) -> VideoAttribution:
+    def attribute_maps(self, inputs: Tensor | tuple[Tensor, ...], *args: Any, **kwargs: Any) -> Any:
         """Return the same attribution as :class:`VideoAttribution`, in float32 or wider, with the model's output.
 
         Args:
-            inputs: clips, or a tuple of one tensor of clips.
+            inputs: clips, or a tuple of inputs (RGB and flow).
             *args: this and all other arguments are those of :meth:`attribute`.
 
         Returns:
             :class:`VideoAttribution`. ``joint`` is the sum over channels, ``spatial`` its sum over frames, and
             ``temporal`` its sum over the pixels of each frame. ``logits`` is the model's output for the clips; the
-            model is called once more for it.
+            model is called once more for it. A tuple of several inputs gives a tuple, one per input.
 
         Raises:
-            ValueError: ``inputs`` are several tensors, or the method has no layout. Otherwise as :meth:`attribute`.
+            ValueError: the method has no layout. Otherwise as :meth:`attribute`.
         """
-        tensors = as_tuple(inputs)
-        if len(tensors) != 1:
-            raise ValueError(
-                f"inputs of attribute_maps must be one tensor, got a tuple of {len(tensors)}. Call attribute, and "
-                f"VideoAttribution.from_attributions with each of its results."
-            )
-        (clips,), layout = tensors, layout_of(self.forward_func, getattr(self, "layout", None))
-        attributions = self.attribute(clips, *args, **kwargs)
-        given = signature(self.attribute).bind(clips, *args, **kwargs).arguments
+        layout = layout_of(self.forward_func, getattr(self, "layout", None))
+        attributions = as_tuple(self.attribute(inputs, *args, **kwargs))
+        given = signature(self.attribute).bind(inputs, *args, **kwargs).arguments
         extra = _format_additional_forward_args(given.get("additional_forward_args"))
         with torch.no_grad():
-            own = clips.detach().clone()  # a model may write into its input
+            own = tuple(clip.detach().clone() for clip in as_tuple(inputs))  # a model may write into its input
             outputs = _run_forward(self.forward_func, own, None, extra)
-        return replace(VideoAttribution.from_attributions(attributions, layout), logits=outputs)
+        maps = (VideoAttribution.from_attributions(part, layout) for part in attributions)
+        parts = tuple(replace(part, logits=outputs) for part in maps)
+        return parts if len(parts) > 1 else parts[0]
 
     def attribute_future(self) -> NoReturn:
         """Raise NotImplementedError: Captum's futures are for remote models, and this method runs in this process."""
@@ -77,8 +73,12 @@ def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: s
     """Return the clip of a method that explains one tensor of floats per example."""
     clips = as_tuple(inputs)
     if len(clips) != 1:
+        channels = tuple(clip.shape[layout.channel] for clip in clips if clip.ndim == 5)
         raise ValueError(
-            f"{method} explains one clip tensor, got a tuple of {len(clips)} inputs. Pass a single tensor."
+            f"{method} explains one clip tensor, got a tuple of {len(clips)} inputs. Pass one of them, and the others "
+            f"as additional_forward_args; or explain them together, as one clip torch.cat(inputs, {layout.channel}) of "
+            f"VideoClassifier(model, layout={layout.axes!r}, pack=lambda clip: clip.split({channels}, "
+            f"{layout.channel}))."
         )
     layout.check_values(clips[0])
     return clips[0]
@@ -86,12 +86,11 @@ def one_clip(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout, method: s
 
 def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) -> tuple[Tensor, ...]:
     """Return the tensors of a method that takes one or several per example, checked as clips if a layout is given."""
+    if layout is not None:
+        return clips_in(inputs, layout)
     clips = as_tuple(inputs)
     for i, clip in enumerate(clips):
         name = "inputs" if len(clips) == 1 else f"inputs[{i}]"
-        if layout is not None:
-            layout.check_values(clip, name)
-            continue
         if clip.ndim == 0 or clip.numel() == 0:
             raise ValueError(
                 f"{name} must be a non-empty tensor with one row per example, got shape {tuple(clip.shape)}. Add a "
@@ -103,11 +102,7 @@ def clips_of(inputs: Tensor | tuple[Tensor, ...], layout: VideoLayout | None) ->
                 f"{name} must be finite, got nan or infinity in a tensor of shape {tuple(clip.shape)}. Replace these "
                 f"values with torch.nan_to_num."
             )
-    if len({len(clip) for clip in clips}) > 1:
-        raise ValueError(
-            f"all inputs must have the same batch size, got shapes {[tuple(clip.shape) for clip in clips]}. Pass the "
-            f"same examples in each."
-        )
+    check_same_batch(clips)
     return clips
 
 

@@ -66,7 +66,7 @@ class VideoFeatureAblation(VideoMethod, PerturbationAttribution):
         Args:
             inputs: clip, or a tuple of clips (RGB and flow).
             baselines: values that replace a region: a number, a tensor of the input's shape or with a first axis of
-                1, a function of ``captum_staa.baselines``, or a tuple of these for several inputs. None means 0.
+                1 (as functions of ``captum_staa.baselines`` return), or a tuple of these for several inputs. None is 0.
             target: as in Captum. Required if the model has several outputs.
             additional_forward_args: further positional arguments of the model.
             feature_mask: integer ids 0 .. n-1 without gaps, broadcastable to the input, such as a result of

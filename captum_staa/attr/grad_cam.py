@@ -19,8 +19,8 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
-from captum_staa._utils.networks import lost_gradient
-from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_values
+from captum_staa._utils.networks import leaves_before, lost_gradient, refuse_missing_backward
+from captum_staa.attr._base import VideoMethod, extent, like_inputs, refuse_inference_mode, target_values
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout, layout_of
 from captum_staa.models.classifier import classifier_of
@@ -35,7 +35,7 @@ from captum_staa.models.layers import (
     network_of,
     to_pixels,
 )
-from captum_staa.result import VideoAttribution
+from captum_staa.result import VideoAttribution, clips_in
 
 # Functions from the gradient (B, C, t, h, w) to the factor of the activation.
 WEIGHTINGS = {
@@ -165,22 +165,23 @@ class GradCAM(VideoMethod):
         """Return attributions of the shape of the clip, spread evenly over channels.
 
         Args:
-            inputs: clip in the layout, or a tuple of one clip.
+            inputs: clip in the layout, or a tuple of clips of the same number of frames (RGB and flow).
             target: as in Captum. Required if the model has several classes.
             additional_forward_args: further positional arguments of the model.
             relu_attributions: whether to set negative cells of the layer's map to 0, as in the paper.
 
         Returns:
             Like ``inputs`` (float32 if they are of half precision), in units of the output: contiguous, detached and
-            signed. Positive values are evidence for the target.
+            signed. Positive values are evidence for the target. Of several inputs, each on which the layer depends gets
+            the layer's map, and the others get 0: a layer of the RGB stream does not explain the flow.
 
         Raises:
             ValueError: the layer's output has an unknown shape, the forward does not call the layer, the target's
-                gradient does not reach it, the target is missing, the clip has the wrong shape, or the call is under
-                ``torch.inference_mode()``.
+                gradient does not reach it, the target is missing, a clip has the wrong shape, the call is under
+                ``torch.inference_mode()``, or the layer of a model of several inputs is cut off from all of them.
         """
         maps = self._maps(inputs, target, additional_forward_args, relu_attributions)
-        return like_inputs(inputs, self.layout, maps.joint)
+        return like_inputs(inputs, self.layout, *(part.joint for part in maps))
 
     def attribute_maps(
         self,
@@ -189,9 +190,13 @@ class GradCAM(VideoMethod):
         additional_forward_args: object = None,
         *,
         relu_attributions: bool = False,
-    ) -> VideoAttribution:
-        """Return the same attribution as :class:`VideoAttribution`, with the model's output as its logits."""
-        return self._maps(inputs, target, additional_forward_args, relu_attributions)
+    ) -> VideoAttribution | tuple[VideoAttribution, ...]:
+        """Return the same attribution as :class:`VideoAttribution`, with the model's output as its logits.
+
+        For several inputs, it returns a tuple with one per input.
+        """
+        maps = self._maps(inputs, target, additional_forward_args, relu_attributions)
+        return maps if len(maps) > 1 else maps[0]
 
     def get_name(self) -> str:
         """Return the name with the weighting, unless it is the default: ``"GradCAM"``, ``"GradCAM (layercam)"``."""
@@ -200,37 +205,59 @@ class GradCAM(VideoMethod):
     @in_eval_mode
     def _maps(
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, relu: bool
-    ) -> VideoAttribution:
-        clip = self.layout.to_working(one_clip(inputs, self.layout, self.get_name()))
-        forward = self.layout.forward_from_working(self.forward_func)
-        size = extent(clip)
-        self._check_grid(size)
+    ) -> tuple[VideoAttribution, ...]:
+        clips = tuple(self.layout.to_working(clip) for clip in clips_in(inputs, self.layout))
+        sizes, batch = [extent(clip) for clip in clips], len(clips[0])
+        if len({frames for frames, *_ in sizes}) > 1:
+            raise ValueError(
+                f"all inputs must have the same number of frames, got (T, H, W) = {' and '.join(map(str, sizes))}. "
+                f"Pass one of them, and the others as additional_forward_args."
+            )
+        forward = self.layout.forward_from_working(self.forward_func, len(clips))
+        if len(clips) == 1:
+            self._check_grid(sizes[0])
         refuse_inference_mode(self.get_name())
         extra = _format_additional_forward_args(additional_forward_args)
+
+        def run(several: bool) -> tuple[Any, tuple[Tensor, ...]]:
+            """Run the model on copies, which it may change; they are part of a graph if there are several."""
+            leaves = tuple(clip.detach().clone().requires_grad_(several) for clip in clips)
+            copies = tuple(leaf.clone() for leaf in leaves) if several else leaves
+            return _run_forward(forward, copies, None, extra), leaves
+
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             witness = ChannelWitness()
             watching = witness.watching(network_of(self.forward_func), self.layer)
-            with watching, _cut(self.layer, witness) as outputs:
-                answer = _run_forward(forward, clip.detach().clone(), None, extra)
-            if not isinstance(answer, Tensor) or answer.shape[:1] != clip.shape[:1]:
+            with watching, _cut(self.layer, witness) as (outputs, sources):
+                answer, leaves = run(len(clips) > 1)
+            if not isinstance(answer, Tensor) or answer.shape[:1] != (batch,):
                 shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
                 raise ValueError(
-                    f"the model must return a tensor with one row per example, {len(clip)} here, got {shape}. Wrap a "
+                    f"the model must return a tensor with one row per example, {batch} here, got {shape}. Wrap a "
                     f"Hugging Face model in VideoClassifier, which returns the logits."
                 )
-            activation = self._stacked(outputs, len(clip), size[0])
-            fold = self._folding(activation, len(clip), size, witness)
+            activation = self._stacked(outputs, batch, sizes[0][0])
+            read = [len(clips) == 1 or id(leaf) in sources for leaf in leaves]
+            self._check_sources(read, sizes)
+            size = sizes[read.index(True)]
+            fold = self._folding(activation, batch, size, witness)
             score = target_values(self.forward_func, answer, target).sum()
+            refuse_missing_backward(score, self.forward_func, lambda: run(True)[0])
             if score.requires_grad:
                 gradients = torch.autograd.grad(score, outputs, materialize_grads=True)
             else:  # the output does not depend on the layer
                 gradients = tuple(torch.zeros_like(output) for output in outputs)
-        gradient = fold(self._stacked(gradients, len(clip), size[0]))
-        self._check_reach(gradient, lambda: _run_forward(forward, clip.detach().clone().requires_grad_(), None, extra))
+        gradient = fold(self._stacked(gradients, batch, size[0]))
+        self._check_reach(gradient, lambda: run(True)[0])
         products = WEIGHTINGS[self.weighting](gradient) * fold(activation)
         joint = products.sum(1)  # (B, t, h, w)
         self._check_cancelling(joint, products, outputs[0].dtype)
-        return VideoAttribution.from_joint(self._to_pixels(joint.relu() if relu else joint, size), answer.detach())
+        joint = joint.relu() if relu else joint
+        pixels = (
+            self._to_pixels(joint, own) if reads else joint.new_zeros(batch, *own)
+            for reads, own in zip(read, sizes, strict=True)
+        )
+        return tuple(VideoAttribution.from_joint(values, answer.detach()) for values in pixels)
 
     # --- from a layer's output to pixels ------------------------------------------------------------------------
 
@@ -274,7 +301,7 @@ class GradCAM(VideoMethod):
             name=self._name,
             stated=self.layer_axes,
             recurrent=self.layer if isinstance(self.layer, nn.RNNBase) else None,
-            other_way=" or reshape=function to (B, C, t, h, w)",
+            other_way="reshape=function to (B, C, t, h, w)",
         ).fold
 
     def _to_pixels(self, maps: Tensor, size: tuple[int, int, int]) -> Tensor:
@@ -294,6 +321,18 @@ class GradCAM(VideoMethod):
                 f"the grid must cover the clip of {size} (T, H, W), got {self.grid}, which covers {self.grid.pixels}. "
                 f"Set t, h, w of the grid to those of the layer, and tubelet to the pixels of one token."
             )
+
+    def _check_sources(self, read: list[bool], sizes: list[tuple[int, int, int]]) -> None:
+        """Raise a ValueError if no input reaches the layer in the graph, or the grid does not fit one that does."""
+        if not any(read):
+            raise ValueError(
+                f"the output of {self._name} must depend on one of the {len(read)} inputs by a gradient, got none, so "
+                f"that it is unknown which of them its map explains. Leave out torch.no_grad() and detach() before the "
+                f"layer; or pass the input of the layer alone, and the others as additional_forward_args."
+            )
+        for size, reads in zip(sizes, read, strict=True):
+            if reads:
+                self._check_grid(size)
 
     def _check_reach(self, gradient: Tensor, run: Callable[[], Any]) -> None:
         """Raise a ValueError if the gradient reaches no cell, or only the first one: the map would be empty."""
@@ -325,13 +364,17 @@ class GradCAM(VideoMethod):
 
 
 @contextmanager
-def _cut(layer: nn.Module, witness: ChannelWitness) -> Iterator[list[Tensor]]:
-    """Make every output of the layer in this thread a leaf of the graph, and yield these leaves.
+def _cut(layer: nn.Module, witness: ChannelWitness) -> Iterator[tuple[list[Tensor], set[int]]]:
+    """Make every output of the layer in this thread a leaf of the graph.
 
     So no graph of the computation before the layer is kept. A compiled model runs uncompiled inside the block, because
     every new hook would cause a recompilation.
+
+    Yields:
+        These leaves, and the ids of the leaves before the layer on which its outputs depend.
     """
     leaves: list[Tensor] = []
+    sources: set[int] = set()
     thread = get_ident()
 
     def cut(module: nn.Module, args: object, output: Any) -> Any:
@@ -346,6 +389,7 @@ def _cut(layer: nn.Module, witness: ChannelWitness) -> Iterator[list[Tensor]]:
             )
         leaf = first.detach().requires_grad_()
         leaves.append(leaf)
+        sources.update(id(source) for source in leaves_before(first))
         onward = leaf.clone()  # the model may modify it in place, as nn.ReLU(inplace=True) does
         witness.watch(onward, output)
         return replace_first(onward)
@@ -353,6 +397,6 @@ def _cut(layer: nn.Module, witness: ChannelWitness) -> Iterator[list[Tensor]]:
     handle = layer.register_forward_hook(cut)
     try:
         with without_compiling():
-            yield leaves
+            yield leaves, sources
     finally:
         handle.remove()

@@ -72,8 +72,8 @@ class VideoOcclusion(VideoMethod, PerturbationAttribution):
                 one side for each axis after the batch, in the layout's order. For several inputs, a tuple of these.
             strides: step of the window along each axis, in the same order. An int is used for all axes. None means 1,
                 as in Captum, which gives millions of windows for a video. A stride must not be longer than the window.
-            baselines: values that replace a window: a number, a tensor of the clip's shape or with a first axis of 1, a
-                function of ``captum_staa.baselines``, or a tuple of these for several inputs. None means 0.
+            baselines: values that replace a window: a number, a tensor of the clip's shape or with a first axis of 1
+                (as functions of ``captum_staa.baselines`` return), or a tuple of these for several inputs. None is 0.
             target: as in Captum. Required if the model has several outputs.
             additional_forward_args: further positional arguments of the model.
             perturbations_per_eval: number of windows per call of the model, at least 1. Each needs a copy of the whole
@@ -133,7 +133,7 @@ class VideoOcclusion(VideoMethod, PerturbationAttribution):
                 if step > side < sizes[axis]:
                     raise ValueError(
                         f"strides must not be longer than the window, got strides {stride!r} with a window of "
-                        f"{side} along {axis}. Voxels between windows would have no attribution. Use at most {side} "
+                        f"{side} along {axis}. Voxels between windows would get none. Use at most {side} "
                         f"there."
                     )
             result.append(steps)

@@ -58,7 +58,14 @@ class ReleasedSTAA(VideoMethod):
     """
 
     def __init__(self, forward_func: nn.Module, generator: torch.Generator | None = None) -> None:
-        super().__init__(transformer_of(forward_func))
+        classifier = transformer_of(forward_func)
+        if classifier.family is None:
+            raise ValueError(
+                f"forward_func must belong to a known family of video transformers, got "
+                f"{type(classifier.module).__name__}. Pass VideoClassifier(model, family=...), with the family that "
+                f"captum_staa.models.inspect(model, inputs).family finds."
+            )
+        super().__init__(classifier)
         generator_or_seeded(generator)  # reject a wrong generator now
         self.generator = generator
 
@@ -106,9 +113,7 @@ class ReleasedSTAA(VideoMethod):
         extra = _format_additional_forward_args(additional_forward_args)
         with torch.no_grad():
             with capture(model, [layer], lambda call: call.head_mean()) as readings:
-                logits = _run_forward(
-                    classifier, clip.clone(), None, extra
-                )  # a copy: models may write into their input
+                logits = _run_forward(classifier, clip.clone(), None, extra)  # a copy: models may write into it
             maps, weights = _released_maps(readings[layer], layer.role, len(clip), grid, generator)
         frames, height, width = classifier.layout.extent(clip)
         seen = torch.nn.functional.pad(maps, (0, width - maps.shape[3], 0, height - maps.shape[2]))

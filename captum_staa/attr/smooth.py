@@ -8,9 +8,10 @@ from torch import Tensor
 from captum_staa._utils.checks import is_number
 from captum_staa._utils.tensors import gaussian, wide
 from captum_staa.layout import VideoLayout
+from captum_staa.result import Inputs, for_each
 
 
-def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 6.0, time: float = 1.5) -> Tensor:
+def smooth(attributions: Inputs, layout: VideoLayout | str, space: float = 6.0, time: float = 1.5) -> Inputs:
     """Return attributions averaged over a Gaussian neighborhood in space and time.
 
     The gradient of a single pixel is mostly noise, and its mean over a neighborhood is less noisy. Three quarters of a
@@ -28,30 +29,33 @@ def smooth(attributions: Tensor, layout: VideoLayout | str, space: float = 6.0, 
         3.0
 
     Args:
-        attributions: attributions of any method, Captum's methods included, of the clip's shape. Signs are
-            kept: the mean shows what a neighborhood adds to the class. A magnitude (``attributions.abs()``) does not
-            depend on the class.
+        attributions: attributions of any method, Captum's methods included, of the clip's shape, or a tuple of them
+            (RGB and flow). Signs are kept: the mean shows what a neighborhood adds to the class. A magnitude
+            (``attributions.abs()``) does not depend on the class.
         layout: the order of the axes, such as ``"BCTHW"``.
         space: standard deviation along height and width, in pixels, at least 0. With 0, these axes are not smoothed.
         time: standard deviation along time, in frames, at least 0. With 0, this axis is not smoothed.
 
     Returns:
-        A contiguous tensor of the same shape and dtype. Each channel is smoothed separately. Values outside the clip
-        are ignored instead of counted as zero, so a constant stays constant up to the border.
+        Contiguous, of the same shape and dtype, a tuple for a tuple. Each channel is smoothed separately. Values
+        outside the clip are ignored instead of counted as zero, so a constant stays constant up to the border.
 
     Raises:
         ValueError: ``attributions`` is not a 5-D tensor, holds nan or infinity, or a deviation is negative.
         TypeError: ``attributions`` is not a tensor of floats.
     """
-    layout = VideoLayout.of(layout)
-    layout.check_values(attributions, "attributions")
     if not all(is_number(width) and 0 <= width < float("inf") for width in (space, time)):
         raise ValueError(
             f"space and time must be finite numbers of at least 0, got {space = }, {time = }. Pass 0 to leave an axis "
             f"unchanged."
         )
-    frames = layout.to_working(wide(attributions.detach())).transpose(1, 2)  # (B, C, T, H, W)
-    blurred = gaussian(frames.flatten(0, 1), (time, space, space)).view(frames.shape)
-    smoothed = layout.from_working(blurred.transpose(1, 2))
-    # Copy in any case: writing into the result must not change the argument.
-    return smoothed.to(attributions.dtype, copy=True, memory_format=torch.contiguous_format)
+
+    def smoothed(values: Tensor, layout: VideoLayout) -> Tensor:
+        frames = layout.to_working(wide(values.detach())).transpose(1, 2)  # (B, C, T, H, W)
+        blurred = gaussian(frames.flatten(0, 1), (time, space, space)).view(frames.shape)
+        # Copy in any case: writing into the result must not change the argument.
+        return layout.from_working(blurred.transpose(1, 2)).to(
+            values.dtype, copy=True, memory_format=torch.contiguous_format
+        )
+
+    return for_each(attributions, layout, smoothed, "attributions")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Literal, get_args
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +16,17 @@ from captum_staa._utils import notebook
 from captum_staa._utils.captum import TargetType, _format_additional_forward_args, log_usage
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
+from captum_staa._utils.networks import refuse_missing_backward
 from captum_staa._utils.tensors import wide
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_outputs
 from captum_staa.models.layers import MODES, covered, to_pixels
-from captum_staa.models.st_abn.branch import Gates, resolution
-from captum_staa.models.st_abn.network import st_abn_of
+from captum_staa.models.st_abn.branch import UNUSED, Gates, resolution
+from captum_staa.models.st_abn.network import STABN, st_abn_of
 from captum_staa.result import VideoAttribution
 
 Weighting = Literal["gate", "grad_gate", "class_map"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+_CHECKED: WeakSet[STABN] = WeakSet()  # networks whose use of the gates was tested, so that a warning comes once
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,15 @@ class AttentionBranch(VideoMethod):
         TypeError: ``st_abn`` is not a :class:`STABN`.
         ValueError: an option is unknown.
 
+    Warns:
+        UserWarning: the network does not use its gates: its probabilities change by less than 1 % on average if both
+            gates of the first clips are replaced by their means. This is tested once per network, with one more
+            forward, but not for a branch that only observes or for a single output.
+
     Note:
         A gate shows where the branch is open. It does not show that the output depends on the gate: a network may
-        ignore its gates, and jointly trained networks often do. ``metrics.attention_usage`` measures this.
+        ignore its gates, and jointly trained networks often do. With ``mechanism="bottleneck"`` it cannot.
+        ``metrics.attention_usage`` measures this.
 
     Reference:
         ``"gate"``: Mitsuhara et al., arXiv 2110.15574. ``"grad_gate"`` weights each gate by the target's gradient, as
@@ -96,8 +106,11 @@ class AttentionBranch(VideoMethod):
 
     @property
     def class_weighting(self) -> Weighting:
-        """The default weighting if a target is given. Gates of an observing branch have no gradient."""
-        return "gate" if self.st_abn.config.mechanism == "observe" else "grad_gate"
+        """The default weighting if a target is given.
+
+        Gates of an observing branch have no gradient, and the gates of a bottleneck are what the network can use.
+        """
+        return "gate" if self.st_abn.config.mechanism in ("observe", "bottleneck") else "grad_gate"
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -117,10 +130,11 @@ class AttentionBranch(VideoMethod):
             weighting: one of
 
                 - ``"gate"``: M alpha, normalized to a sum of 1 per clip. It shows where the branch is open and does not
-                  depend on the class. The default without a target, and for a branch that only observes.
+                  depend on the class. The default without a target, for a bottleneck, and for a branch that only
+                  observes.
                 - ``"grad_gate"``: the sum over both gates of gate times gradient of the target's output. This is the
                   first-order decrease of the output if the gate were closed, signed, in units of the output. The
-                  default with a target.
+                  default with a target. For a bottleneck, whose only gate is M alpha, it is M alpha times gradient.
                 - ``"class_map"``: the signed contribution of every cell to the branch's logit of the target. A clip
                   sums to this logit minus its bias.
 
@@ -149,6 +163,7 @@ class AttentionBranch(VideoMethod):
             weighting = "gate" if target is None else self.class_weighting
         check_choice("weighting", weighting, WEIGHTINGS)
         logits, gates, (joint, temporal) = self._weighted(clip, target, additional_forward_args, weighting)
+        self._warn_if_unused(clip, additional_forward_args, logits, gates)
         size = extent(clip)
         grid = tuple(joint.shape[1:])
         pixels = to_pixels(joint, size, self.st_abn.grid, self.upsampling)
@@ -192,6 +207,8 @@ class AttentionBranch(VideoMethod):
                 joint = (wide(evidence.detach()) * slope).sum(1)
                 return logits, gates, (joint, joint.sum((2, 3)))
             score = target_outputs(logits, target).sum()
+            leaf = clip.detach().clone().requires_grad_()
+            refuse_missing_backward(score, self.st_abn, lambda: forward(leaf.clone(), *extra)[0])
             taken = (gates.spatial, gates.temporal)
             slopes = torch.autograd.grad(score, taken, materialize_grads=True) if score.requires_grad else ()
         if not any(bool(slope.any()) for slope in slopes):
@@ -201,4 +218,29 @@ class AttentionBranch(VideoMethod):
                 f"weighting='gate'."
             )
         of_space, of_time = ((wide(gate.detach()) * slope)[:, 0] for gate, slope in zip(taken, slopes, strict=True))
-        return logits, gates, (of_space + of_time, of_time.sum((2, 3)))
+        joint = of_time if self.st_abn.config.mechanism == "bottleneck" else of_space + of_time
+        return logits, gates, (joint, of_time.sum((2, 3)))
+
+    @torch.no_grad()
+    def _warn_if_unused(self, clip: Tensor, additional_forward_args: object, logits: Tensor, gates: Gates) -> None:
+        """Warn if the network ignores its gates, once per network."""
+        if self.st_abn.config.mechanism == "observe" or self.st_abn in _CHECKED or logits.shape[1] == 1:
+            return
+        _CHECKED.add(self.st_abn)
+        flat = replace(
+            gates,
+            spatial=gates.spatial.mean((1, 2, 3, 4), keepdim=True).expand_as(gates.spatial),
+            temporal=gates.temporal.mean((1, 2, 3, 4), keepdim=True).expand_as(gates.temporal),
+        )
+        without = self.layout.forward_from_working(partial(self.st_abn.forward_with_gates, given=flat))
+        extra = _format_additional_forward_args(additional_forward_args) or ()
+        with without_compiling():
+            other, _ = without(clip.clone(), *extra)
+        change = (logits.float().softmax(1) - other.float().softmax(1)).abs().amax(1)
+        if float(change.mean()) < UNUSED:
+            warnings.warn(
+                f"the network does not use its gates: its probabilities change by less than {UNUSED:.0%} if they are "
+                f"flattened, so the map does not explain its output. See metrics.attention_usage, and "
+                f"mechanism='bottleneck', whose gates cannot be ignored.",
+                stacklevel=2,
+            )

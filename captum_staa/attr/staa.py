@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal, get_args
 
@@ -17,20 +18,18 @@ from captum_staa._utils.captum import (
 )
 from captum_staa._utils.checks import check_choice, check_count, is_number
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
-from captum_staa._utils.networks import lost_gradient
-from captum_staa._utils.tensors import SPREAD, gaussian
+from captum_staa._utils.networks import lost_gradient, refuse_missing_backward
 from captum_staa.attention.capture import AttentionCall, capture
-from captum_staa.attention.decomposition import class_contrast, decompose_classifier
+from captum_staa.attention.decomposition import class_contrast, relevance_maps
 from captum_staa.attention.focus import Focus
 from captum_staa.attention.rollout import (
     TemporalCarry,
     blocks_of,
     gradient_weighted,
-    light_reader,
     output_weights,
     pull,
+    reader,
     rollout,
-    rollout_reader,
 )
 from captum_staa.attr._base import (
     VideoMethod,
@@ -40,9 +39,10 @@ from captum_staa.attr._base import (
     target_outputs,
     target_values,
 )
-from captum_staa.grid import TokenGrid
+from captum_staa.grid import TokenGrid, TokenRows
 from captum_staa.models.classifier import VideoClassifier, classifier_of
-from captum_staa.models.families import AttentionLayer, Pooling
+from captum_staa.models.discovery import described
+from captum_staa.models.families import AttentionLayer
 from captum_staa.result import VideoAttribution
 
 Mode = Literal["attention", "relevance"]
@@ -96,7 +96,9 @@ class STAA(VideoMethod):
         its effect on the attention of other tokens, so it explains models badly whose decision depends on where they
         attend. Therefore an eighth (``pattern_weight``) of this effect, in first order, is added. ``pattern_weight=0``
         gives the exact sum. Each share is smoothed by a Gaussian of three quarters of a tubelet, which keeps the sum.
-        A model whose :class:`captum_staa.models.Family` has no ``patch_embedding`` is decomposed into pixels instead.
+        A model whose patch embedding is not known is decomposed into pixels instead. Each call checks that shares and
+        constants sum to the difference. If a part is missing, a warning names the module in which it is lost; if it is
+        too much, a ValueError.
 
         Maps of ``mode="attention"`` do not depend on the class. :class:`captum_staa.attr.ReleasedSTAA` computes the
         maps of the authors' public code.
@@ -154,7 +156,8 @@ class STAA(VideoMethod):
         super().__init__(classifier)
         self.mode, self.layers, self.focus, self.rule = mode, layers, focus, rule
         self.pattern_weight, self.upsampling = pattern_weight, upsampling
-        self._blocks()  # reject wrong layers now
+        if classifier.family is not None:
+            self._blocks(classifier)  # reject wrong layers now
 
     @log_usage(part_of_slo=True)
     def attribute(
@@ -214,24 +217,23 @@ class STAA(VideoMethod):
         Raises:
             ValueError: the mode, ``layers`` or ``focus`` has another value, or the attention is not joint.
         """
-        clip = one_clip(inputs, self.forward_func.layout, self.get_name())
-        model, attention_layers = self._model(), self._family().attention(self._model())
+        extra = _format_additional_forward_args(additional_forward_args)
+        clip, model = self._described(inputs, extra)
+        layers = model.family.attention(model.transformer)
         fits = (self.mode, self.layers, self.focus) == ("attention", "all", None)
-        if not fits or any(layer.role not in ("joint", "pool") for layer in attention_layers):
+        if not fits or any(layer.role not in ("joint", "pool") or layer.rows is not None for layer in layers):
             raise ValueError(
                 f"attribute_temporal needs mode='attention', layers='all', focus=None and joint attention, got "
-                f"mode={self.mode!r}, layers={self.layers!r}, focus={self.focus!r} on {self._family().name!r}. Use "
+                f"mode={self.mode!r}, layers={self.layers!r}, focus={self.focus!r} on {model.family.name!r}. Use "
                 f"attribute_maps(...).temporal instead."
             )
-        grid = self.forward_func.grid
-        carry = TemporalCarry(grid, len(clip), clip.device)
-        extra = _format_additional_forward_args(additional_forward_args)
+        carry = TemporalCarry(model.grid, len(clip), clip.device)
         with torch.no_grad():
-            with capture(model, attention_layers, carry, stop=True):
+            with capture(model.transformer, layers, carry, stop=True):
                 self._forward(clip, extra)
-            pooling = self.forward_func.read_tokens(clip, *(extra or ()))
-            steps = carry.result(output_weights(pooling, len(clip), grid, clip.device))
-        return grid.to_frames(steps / grid.tubelet[0], clip.shape[self.forward_func.layout.time])
+            pooling = model.read_tokens(clip, *(extra or ()))
+            steps = carry.result(output_weights(pooling, len(clip), model.grid, clip.device))
+        return model.grid.spread_frames(steps, clip.shape[model.layout.time])
 
     def get_name(self) -> str:
         """Return the name with the rule: ``"STAA"`` for attention, ``"STAA (relevance)"`` or ``"STAA (Chefer)"``."""
@@ -245,53 +247,55 @@ class STAA(VideoMethod):
     def _maps(
         self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, logits: bool
     ) -> VideoAttribution:
-        clip = one_clip(inputs, self.forward_func.layout, self.get_name())
-        size = self.forward_func.layout.extent(clip)
-        grid = self.forward_func.grid
-        assert grid is not None  # a known family defines a grid
         extra = _format_additional_forward_args(additional_forward_args)
+        clip, model = self._described(inputs, extra)
+        size = model.layout.extent(clip)
         if self.mode == "attention":
-            joint, answer = self._attention(clip, extra, grid, size, logits)
+            joint, answer = self._attention(model, clip, extra, size, logits)
         else:
-            joint, answer = self._relevance(clip, target, extra, grid, size)
+            joint, answer = self._relevance(model, clip, target, extra, size)
         if self.focus is not None:
-            joint = self.focus(joint, tuple(side // 2 * 2 + 1 for side in grid.tubelet))
+            joint = self.focus(joint, tuple(side // 2 * 2 + 1 for side in model.grid.cell))
         return VideoAttribution.from_joint(joint, answer)
 
+    def _described(self, inputs: Tensor | tuple[Tensor, ...], extra: Any) -> tuple[Tensor, Any]:
+        """Return the clip, and the classifier with its family: declared, or found by running the model."""
+        clip = one_clip(inputs, self.forward_func.layout, self.get_name())
+        decomposed = self.mode == "relevance" and self.rule == "decomposition"  # needs the grid alone
+        return clip, described(self.forward_func, clip, extra, attention=not decomposed)
+
     def _attention(
-        self, clip: Tensor, extra: Any, grid: TokenGrid, size: tuple[int, int, int], logits: bool
+        self, model: Any, clip: Tensor, extra: Any, size: tuple[int, int, int], logits: bool
     ) -> tuple[Tensor, Tensor | None]:
-        attention_layers = self._attention_layers()
-        pooling = self.forward_func.read_tokens(clip, *(extra or ()))
-        every = self.layers == "all"
-        read = rollout_reader(pooling, attention_layers[-1]) if every else light_reader(pooling)
+        plan = _Plan.of(model, self._blocks(model), self.layers, clip, extra)
         answer = None
         with torch.no_grad():
-            with capture(self._model(), attention_layers, read, stop=not logits) as readings:
+            with capture(model.transformer, plan.layers, plan.reader(), stop=not logits) as readings:
                 answer = self._forward(clip, extra)
-            return self._to_pixels(self._compose(readings, clip, pooling, grid), grid, size), answer
+            return self._to_pixels(plan.compose(readings), model.grid, size), answer
 
     def _relevance(
-        self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
+        self, model: Any, clip: Tensor, target: TargetType, extra: Any, size: tuple[int, int, int]
     ) -> tuple[Tensor, Tensor]:
         refuse_inference_mode("mode='relevance'")
         if self.rule == "decomposition":
-            return self._decomposed(clip, target, extra, grid, size)
-        pooling = self.forward_func.read_tokens(clip, *(extra or ()))
+            return self._decomposed(model, clip, target, extra)
+        plan = _Plan.of(model, self._blocks(model), self.layers, clip, extra)
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
-            with capture(self._model(), self._attention_layers(), _read_probabilities) as readings:
+            with capture(model.transformer, plan.layers, _read_probabilities) as readings:
                 answer = self._forward(leaf, extra)
             gradients = self._gradients(target_values(self.forward_func, answer, target).sum(), readings, leaf, extra)
         matrices = {
             layer: gradient_weighted(attention, gradient)
             for (layer, attention), gradient in zip(readings.items(), gradients, strict=True)
         }
-        return self._to_pixels(self._compose(matrices, clip, pooling, grid, torch.add), grid, size), answer.detach()
+        return self._to_pixels(plan.compose(matrices, torch.add), model.grid, size), answer.detach()
 
     def _gradients(self, score: Tensor, readings: Readings, leaf: Tensor, extra: Any) -> tuple[Tensor, ...]:
         """Return the gradients of the score with respect to attention probabilities."""
         attention = list(readings.values())
+        refuse_missing_backward(score, self.forward_func, lambda: self._forward(leaf, extra))
         gradients = torch.autograd.grad(score, attention, allow_unused=True) if score.requires_grad else ()
         if len(gradients) < len(attention) or any(gradient is None for gradient in gradients):
             where = lost_gradient(self.forward_func, lambda: self._forward(leaf, extra))
@@ -301,25 +305,15 @@ class STAA(VideoMethod):
             )
         return gradients
 
-    def _decomposed(
-        self, clip: Tensor, target: TargetType, extra: Any, grid: TokenGrid, size: tuple[int, int, int]
-    ) -> tuple[Tensor, Tensor]:
-        where: Literal["tokens", "pixels"] = "pixels" if self._family().patch_embedding is None else "tokens"
-        result = decompose_classifier(
-            self.forward_func,
-            clip,
+    def _decomposed(self, model: Any, clip: Tensor, target: TargetType, extra: Any) -> tuple[Tensor, Tensor]:
+        maps, result = relevance_maps(
+            model,
+            model.layout.to_working(clip),
             lambda values: self._contrast(values, target),
             extra,
-            where=where,
             pattern_weight=self.pattern_weight,
         )
-        t, h, w = grid.tubelet
-        joint = result.contributions
-        if where == "tokens":
-            joint = grid.to_pixels(joint, "nearest", size) / (t * h * w)
-        # Neighboring tokens of one object often have opposite signs. Their mean is the contribution of the object.
-        spread = (SPREAD * t, SPREAD * h, SPREAD * w)
-        return gaussian(joint, spread, keep_sums=True), result.outputs
+        return maps, result.outputs
 
     def _contrast(self, values: Tensor, target: TargetType) -> Tensor:
         """Return what is explained, ``(B,)``: the target's logit minus the mean of the others, or a label's own."""
@@ -337,35 +331,13 @@ class STAA(VideoMethod):
     def _forward(self, clip: Tensor, extra: Any) -> Tensor:
         return _run_forward(self.forward_func, clip.clone(), None, extra)  # a copy: models may write into their input
 
-    def _attention_layers(self) -> list[AttentionLayer]:
-        return [layer for block in self._blocks() for layer in block]
-
-    # --- from readings to pixels --------------------------------------------------------------------------------
-
-    def _compose(self, readings: Readings, clip: Tensor, pooling: Pooling, grid: TokenGrid, *residual: Any) -> Tensor:
-        """Return the weights of the tokens, ``(B, N)``, from the readings of the chosen blocks."""
-        blocks = self._blocks()
-        weights = output_weights(pooling, len(clip), grid, clip.device)
-        if self.layers == "all":
-            return rollout(weights, blocks, readings, grid, *residual)
-        return torch.stack([pull(weights, block, readings, grid) for block in blocks]).mean(0)
-
     def _to_pixels(self, tokens: Tensor, grid: TokenGrid, size: tuple[int, int, int]) -> Tensor:
         """Return the weight of each token spread over the pixels of its tubelet, so that the sum is kept."""
-        t, h, w = grid.tubelet
-        return grid.to_pixels(grid.to_grid(tokens), self.upsampling, size) / (t * h * w)
+        return grid.spread(grid.to_grid(tokens), self.upsampling, size)
 
-    # --- properties of the model --------------------------------------------------------------------------------
-
-    def _model(self) -> nn.Module:
-        return self.forward_func.transformer
-
-    def _family(self) -> Any:
-        return self.forward_func.family
-
-    def _blocks(self) -> list[list[AttentionLayer]]:
+    def _blocks(self, model: Any) -> list[list[AttentionLayer]]:
         """Return the residual blocks that ``layers`` selects."""
-        blocks = blocks_of(self._family().attention(self._model()))
+        blocks = blocks_of(model.family.attention(model.transformer))
         if isinstance(self.layers, str):
             check_choice("layers", self.layers, ("mean", "all"))
             return blocks
@@ -380,27 +352,71 @@ class STAA(VideoMethod):
         return [blocks[i] for i in sorted({i % count for i in self.layers})]
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Which attention is read, and how it is composed into weights of the tokens.
+
+    Attributes:
+        blocks: the chosen residual blocks.
+        every: whether attention is rolled out through all blocks; otherwise the maps of single blocks are averaged.
+        weights: ``(B, N)``, what the head takes from each token.
+        rows: the tokens of the rows of each layer.
+    """
+
+    blocks: list[list[AttentionLayer]]
+    every: bool
+    weights: Tensor
+    rows: dict[AttentionLayer, TokenRows]
+
+    @classmethod
+    def of(cls, model: Any, blocks: list[list[AttentionLayer]], layers: Any, clip: Tensor, extra: Any) -> _Plan:
+        pooling = model.read_tokens(clip, *(extra or ()))
+        weights = output_weights(pooling, len(clip), model.grid, clip.device)
+        rows = {
+            layer: model.family.rows(model.transformer, layer, model.grid) or layer.rows_on(model.grid)
+            for block in blocks
+            for layer in block
+        }
+        if layers == "all":
+            return cls(blocks, True, weights, rows)
+        patches = model.grid.indices()
+        seeing = [block for block in blocks if bool(torch.isin(rows[block[0]].keys, patches).any())]
+        if not seeing or (layers != "mean" and len(seeing) < len(blocks)):
+            raise ValueError(
+                f"layers must select blocks that attend to tokens of pixels, got layers={layers!r}, with attention "
+                f"among tokens such as one per frame. Use layers='all', which follows them back to pixels."
+            )
+        return cls(seeing, False, weights, rows)
+
+    @property
+    def layers(self) -> list[AttentionLayer]:
+        return [layer for block in self.blocks for layer in block]
+
+    def reader(self) -> Callable[[AttentionCall], Tensor]:
+        """Return a reader of full matrices. Where only the head's weights times a matrix are needed, it reads that."""
+        last = [block[-1] for block in self.blocks]
+        return reader(self.weights, last[-1:] if self.every else last, self.rows)
+
+    def compose(self, readings: Readings, *residual: Any) -> Tensor:
+        """Return the weights of the tokens, ``(B, N)``, from the readings of the layers."""
+        if self.every:
+            return rollout(self.weights, self.blocks, readings, self.rows, *residual)
+        return torch.stack([pull(self.weights, block, readings, self.rows) for block in self.blocks]).mean(0)
+
+
 def transformer_of(forward_func: nn.Module) -> VideoClassifier:
-    """Return the model as a classifier of a known family, whose attention can be read.
+    """Return the model as a classifier.
 
     Raises:
         TypeError: ``forward_func`` is not a module.
-        ValueError: the model does not belong to a known family.
+        ValueError: the model is not a recognized transformer, so that the layout of its clips is unknown.
     """
     if not isinstance(forward_func, nn.Module):
         raise TypeError(
             f"forward_func must be an nn.Module, got {type(forward_func).__name__}. Pass the model itself: STAA reads "
             f"the attention of its layers."
         )
-    classifier = classifier_of(forward_func) or VideoClassifier(forward_func)
-    if classifier.family is None:
-        raise ValueError(
-            f"forward_func must belong to a known family of video transformers, got "
-            f"{type(classifier.module).__name__}. Describe the model with captum_staa.models.Family and pass "
-            f"VideoClassifier(model, family=...). GradCAM, SpatioTemporalPerturbation, RISE, VideoOcclusion and the "
-            f"methods of Captum work with any network."
-        )
-    return classifier
+    return classifier_of(forward_func) or VideoClassifier(forward_func)
 
 
 def _read_probabilities(call: AttentionCall) -> Tensor:

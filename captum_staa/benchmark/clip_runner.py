@@ -167,10 +167,9 @@ class _Clip:
         for metric, known in self.metrics.items():
             try:
                 value = known.score(case) if known.score else getattr(cost, metric, None)
-                if value is not None and not (
-                    metric == "memory" and math.isnan(value)
-                ):  # costs of controls are not measured
-                    values[metric] = float(value)
+                if value is None or (metric == "memory" and math.isnan(value)):
+                    continue  # not measured: the cost of a control, or the memory on a later clip
+                values[metric] = float(value)
             except Exception as error:
                 reasons[metric] = _reason(error)
         return Entry(self.index, self.name, name, values, _points(case), reasons), maps

@@ -266,7 +266,7 @@ def _means(table: Tensor, copies: Tensor) -> list[Mean]:
     there = ~table.isnan()
     filled = table.where(there, 0.0)
     means = filled.sum(0) / there.sum(0)
-    drawn = (copies @ filled) / (copies @ there.double())  # (R, M); nan if a draw has no number
+    drawn = (copies @ filled) / (copies @ there.double())  # (R, M); nan if none is drawn
     low, high = interval(drawn)
     return [
         Mean(*numbers)

@@ -77,9 +77,8 @@ def warm_up(classifier: VideoClassifier, clip: Tensor, target: int) -> None:
     """Run one forward and, if possible, one backward pass, because the first pass is slow and must not be measured."""
     with torch.enable_grad():
         leaf = clip.clone().requires_grad_()
-        score = classifier(leaf.clone())[
-            :, target
-        ].sum()  # a clone, because a model may write into its clip but not into a leaf
+        outputs = classifier(leaf.clone())  # a clone, because a model may write into its clip but not into a leaf
+        score = outputs[:, target].sum()
         if score.requires_grad:
             torch.autograd.grad(score, leaf)
 

@@ -25,14 +25,8 @@ GRAYS = dict(zip(CONTROLS, ("0.25", "0.45", "0.6", "0.35", "0.75", "0.25", "0.5"
 DASHES = dict(
     zip(CONTROLS, ("--", ":", "-.", (0, (8, 2)), (0, (1, 4)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3))), strict=True)
 )
-TRUTHS = (
-    "rivals",
-    "auroc",
-    "auroc_time",
-    "iou",
-    "energy_pointing_game",
-    "temporal_pointing",
-)  # the cost figure shows the first of these that has numbers
+# The cost figure shows the first of these that has numbers.
+TRUTHS = ("rivals", "auroc", "auroc_time", "iou", "energy_pointing_game", "temporal_pointing")
 
 
 def drawn(results: Comparison) -> dict[str, Figure]:

@@ -32,10 +32,10 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         >>> rivals.shape, bool((rivals & truth).any())
         (torch.Size([4, 16, 48, 48]), False)
 
-    Each clip has four moving objects of the same size, contrast and lifetime. One of them shows the evidence for some
-    frames (its window). The other objects are rivals, and so is that object outside its window: they show twins of the
-    evidence, which differ from it only in what the model was trained to recognize. So only the model can distinguish
-    evidence from rivals: contrast, color, gradients, frame differences, optical flow and the spectrum are alike.
+    Each clip has four moving objects of the same size, contrast and lifetime. One of them shows the evidence in some
+    frames (its window). All other objects are rivals, and outside its window this object is a rival too. Rivals show
+    twins of the evidence, which differ from it only in what the model was trained to recognize. Contrast, color,
+    gradients, frame differences, optical flow and the spectrum are alike, so only the model can distinguish them.
 
     - ``pattern``: a patch whose bright half is on the right or at the bottom, or whose bright quarters lie on the main
       diagonal. Twins are the mirror images: bright on the left, at the top, on the other diagonal. Every object changes
@@ -110,7 +110,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
 
         Returns:
             ``(B, 1 + rivals, T, H, W)`` bool, the truth first; with ``two_classes`` ``(B, 2 + rivals, T, H, W)``, the
-            truth of either class first. No batch axis for an int index. An object that shows evidence in its window
+            truths of the two classes first. No batch axis for an int index. An object that shows evidence in its window
             is left out in all other frames.
         """
         return self._stack(index, [self._objects(scene) for scene in self._scenes(index)])

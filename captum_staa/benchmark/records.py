@@ -19,15 +19,8 @@ from safetensors.numpy import load_file, save_file
 
 from captum_staa._utils.files import atomic, save_tensors
 
-DEPENDENCIES = (
-    "captum",
-    "torch",
-    "numpy",
-    "transformers",
-    "scikit-learn",
-    "pillow",
-    "av",
-)  # of the numbers, for the record of a run
+# Their versions are in the record of a run, because its numbers depend on them.
+DEPENDENCIES = ("captum", "torch", "numpy", "transformers", "scikit-learn", "pillow", "av")
 SETTINGS, ROWS = "settings.json", "rows"  # in the folder of a comparison
 MODEL_FREE, INVERTED = "model-free", "inverted"
 RANDOM_WEIGHTS, OTHER_CLASS = "random weights", "other class"  # these two run a method again
@@ -61,7 +54,7 @@ class Entry:
         method: name of the method or control; ``"*"`` for the entry of the clip itself.
         values: numbers by metric, which may be nan or infinite.
         curves: data for figures, such as the points of the insertion curve.
-        reasons: by metric, why it has no value.
+        reasons: by metric, why its value is missing.
         error: why the whole entry failed; empty if it did not.
         left_out: why the method does not apply to this clip, which is not a failure; empty if it applies.
     """
@@ -84,7 +77,7 @@ class Row(NamedTuple):
         method: name of the method or control; ``"*"`` for all.
         metric: name of the metric; or ``"error"``, ``"left out"``, ``"does not apply"``.
         value: the number; nan if the metric is undefined, and in rows that hold a reason.
-        reason: why there is no number; empty in rows that hold a number.
+        reason: why the number is missing; empty in rows that hold one.
     """
 
     clip: str

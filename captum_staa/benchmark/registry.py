@@ -281,7 +281,7 @@ def _branch(weighting: str) -> Make:
         if weighting == "grad_gate" and st_abn.config.mechanism == "observe":
             raise NotApplicableError(
                 "grad_gate needs a branch whose gates change the output of the model, got a branch with "
-                "mechanism='observe', whose gates have no gradient"
+                "mechanism='observe', whose gates get no gradient"
             )
         return Explainer(AttentionBranch(classifier), weighting=weighting)
 

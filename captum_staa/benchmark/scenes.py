@@ -55,8 +55,8 @@ class SceneOptions:
         contrast: distance of bright and dark from an object's mean color (``motion``: of an object from mid gray), as
             a fraction of the range 0..255.
         patch_size: side of an object, in pixels, an even number.
-        window: fewest and most frames that show evidence (``order``: each of the two), both included. None chooses it
-            from ``num_frames``; for 16 frames, it is (4, 7), or (3, 4) for ``order``.
+        window: fewest and most frames that show evidence, both included; for ``order``, those of each of its two
+            textures. None chooses it from ``num_frames``: (4, 7) for 16 frames, or (3, 4) for ``order``.
         speed: slowest and fastest movement in ``motion``, in pixels per frame. None takes the highest speed that
             keeps the object in its part of the frame, and three quarters of it: (1.5, 2.0) by default.
         rivals: number of objects that show twins only. None takes 3, or 2 for ``order``: four objects in all.
@@ -339,9 +339,8 @@ def draw_scene(recipe: Recipe, classes: tuple[int, ...], draw: Draw, footage: Te
     frames = background.clone()
     shown = torch.full((recipe.options.num_frames, size, size), -1)
     times = torch.arange(recipe.options.num_frames)[:, None]
-    levels = (
-        colors[:, None, None] + objects.textures.flatten(2)[..., None] * recipe.options.contrast * 255
-    )  # (K, T, P, 3)
+    textures = objects.textures.flatten(2)[..., None]  # (K, T, P, 1)
+    levels = colors[:, None, None] + textures * recipe.options.contrast * 255  # (K, T, P, 3)
     frames[times, places[..., 0], places[..., 1]] = levels
     shown[times, places[..., 0], places[..., 1]] = torch.arange(count)[:, None, None]
     noise = draw.normal(*frames.shape).mul_(recipe.options.noise * 255)

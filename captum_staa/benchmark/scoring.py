@@ -144,6 +144,7 @@ def _area(case: MetricInput, kind: str) -> Tensor:
 
 
 def _pointing(case: MetricInput) -> Tensor:
+    """Return the pointing game with a tolerance of one tubelet, if the model has tubelets."""
     grid = case.classifier.grid
     return case.placed(metrics.pointing_game, tolerance=(0, 0, 0) if grid is None else grid.tubelet)
 
@@ -164,9 +165,7 @@ METRICS: dict[str, Metric] = {
     "rivals_time": _against_rivals("time"),
     "rivals_space": _against_rivals("space"),
     "object_pointing": Metric(_object_pointing, True, needs=("objects",)),
-    "pointing_game": Metric(
-        _pointing, True, needs=("truth",)
-    ),  # with a tolerance of one tubelet, if the model has tubelets
+    "pointing_game": Metric(_pointing, True, needs=("truth",)),
     "temporal_pointing": _placed("temporal_pointing"),
     "iou": _placed("iou"),
     "energy_pointing_game": _placed("energy_pointing_game"),

@@ -14,7 +14,7 @@ import torch
 from captum_staa._utils.files import atomic
 from captum_staa.benchmark import Comparison, JoinedClips, PlantedClips, SceneOptions, Videos, compare
 from captum_staa.benchmark.processes import local_device, processes
-from captum_staa.cli.explain import INTERRUPTED
+from captum_staa.cli import INTERRUPTED
 from captum_staa.cli.loading import load
 from captum_staa.models import VideoClassifier
 from captum_staa.models.classifier import DEFAULT_FRAMES

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import io
+from captum_staa.cli import INTERRUPTED
 from captum_staa.cli.explanation import Explanation, Masks, Options, Prediction, SampledVideo, report
 from captum_staa.cli.loading import load
 from captum_staa.cli.methods import ClipMethod, Explained, check_options, copies_of
@@ -31,7 +32,6 @@ SAMPLING = {
     "dense": "consecutive frames from its middle",
     "stride": "every {stride} frames from its start",
 }
-INTERRUPTED = 130  # exit code that a shell reports for a program that was ended by Ctrl-C
 MOST = 8e9  # maximum size of the maps of all windows in memory, in bytes
 
 
@@ -109,6 +109,8 @@ def explain(options: Options) -> Explanation:
         maps=result.maps,
         masks=result.masks,
         interrupted=result.interrupted,
+        other=method.other,
+        other_maps=result.other,
     )
 
 
@@ -131,7 +133,8 @@ def _explain_windows(method: ClipMethod, options: Options, info: io.VideoInfo, t
         )
     step = options.sampling.stride or span
     total = count_windows(info.num_frames, span, step)
-    _check_memory(min(info.num_frames, total * frames), _size(classifier, info), 1 + method.masks)
+    maps = 1 + method.masks + (method.other is not None)
+    _check_memory(min(info.num_frames, total * frames), _size(classifier, info), maps)
 
     def windows(what: str) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
         pieces = io.iter_windows(options.video, frames, stride=step, frame_stride=frame_stride)
@@ -145,7 +148,7 @@ def _explain_windows(method: ClipMethod, options: Options, info: io.VideoInfo, t
                 answers[start] = method.answer(classifier.preprocess(window))
         target = int(_mean(answers).argmax())
 
-    merged, interrupted = Merged(), ""
+    merged, opposed, interrupted = Merged(), Merged(), ""
     done: dict[int, Masks | None] = {}  # by window
     with closing(windows("explaining")) as pieces:
         try:
@@ -153,6 +156,10 @@ def _explain_windows(method: ClipMethod, options: Options, info: io.VideoInfo, t
                 result = method.explain(classifier.preprocess(window), target or 0, start)
                 answers[start] = result.probabilities
                 merged.add(range(start, start + span, frame_stride), *_weighted(result, target or 0))
+                if result.other is not None:
+                    opposed.add(
+                        range(start, start + span, frame_stride), result.other.joint[0], result.other.temporal[0]
+                    )
                 done[start] = result.masks
                 if result.interrupted:
                     interrupted = f"; in the last of them, {result.interrupted}"
@@ -166,6 +173,10 @@ def _explain_windows(method: ClipMethod, options: Options, info: io.VideoInfo, t
     probabilities = _mean(answers)
     target = int(probabilities.argmax()) if target is None else target
     prediction = _prediction(options, classifier, probabilities)
+    other = None
+    if len(opposed) == len(indices):  # not after Ctrl-C, between the two classes of a window
+        _, (against, when) = opposed.result()
+        other = VideoAttribution(against[None], against[None].sum(1), when[None])
     rows = [_row(start, answers[start], prediction.labels, target, masks) for start, masks in done.items()]
     return Explanation(
         video=SampledVideo(
@@ -183,6 +194,8 @@ def _explain_windows(method: ClipMethod, options: Options, info: io.VideoInfo, t
         maps=VideoAttribution(joint, joint.sum(1), temporal[None]),
         masks=_mean_masks(stacked[:, 1:], [masks for masks in done.values() if masks is not None]),
         interrupted=interrupted,
+        other=method.other,
+        other_maps=other,
     )
 
 

@@ -93,7 +93,7 @@ class SampledVideo:
 
     @property
     def fps(self) -> float | None:
-        """Frames per second from the header of the file; None if it has no frame rate."""
+        """Frames per second from the header of the file; None if it is missing there."""
         return self.info.fps if math.isfinite(self.info.fps) and self.info.fps > 0 else None
 
     @property
@@ -151,6 +151,15 @@ class Explanation:
     maps: VideoAttribution  # joint (1, T, H, W), spatial (1, H, W), temporal (1, T), float32 on the CPU
     masks: Masks | None = None  # of learned masks
     interrupted: str = ""  # what is missing after Ctrl-C; empty if complete
+    other: int | None = None  # index of the class of --versus; None without it, and for "rest"
+    other_maps: VideoAttribution | None = None  # why that class and not the target, as ``maps``; None after Ctrl-C
+
+    @property
+    def classes(self) -> dict[str, VideoAttribution]:
+        """The maps of the two classes of ``--versus`` by their labels; empty without it."""
+        if self.other is None or self.other_maps is None:
+            return {}
+        return {self.label: self.maps, self.prediction.labels[self.other]: self.other_maps}
 
     @property
     def label(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -12,13 +13,20 @@ from captum_staa.models import VideoClassifier
 from captum_staa.models.preprocessing import published
 
 
-def load(name: str, device: str | None) -> VideoClassifier:
-    """Return the classifier. It must have a preprocessing; the progress bars of transformers are hidden."""
+def load(name: str, device: str | None, *, for_files: bool = True, **options: Any) -> VideoClassifier:
+    """Return the classifier; the progress bars of transformers are hidden.
+
+    Args:
+        name: bundled model, folder, or name on the hub.
+        device: of the model.
+        for_files: whether it must have a preprocessing, because it gets the frames of files.
+        **options: of :meth:`VideoClassifier.from_pretrained`.
+    """
     if device is not None:
-        _check_device(device)
-    with _quiet_transformers():
-        classifier = VideoClassifier.from_pretrained(name, device=device)
-    if classifier.preprocessing is None:
+        check_device(device)
+    with quiet_transformers():
+        classifier = VideoClassifier.from_pretrained(name, device=device, **options)
+    if for_files and classifier.preprocessing is None:
         family = classifier.family.name if classifier.family else None
         steps = published(family, classifier.image_size)
         own = (
@@ -33,7 +41,8 @@ def load(name: str, device: str | None) -> VideoClassifier:
     return classifier
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise ValueError if this machine does not have the device."""
     try:
         torch.empty(1, device=torch.device(name))
     except (RuntimeError, AssertionError) as error:  # a torch build without CUDA raises AssertionError
@@ -45,7 +54,7 @@ def _check_device(name: str) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hide the progress bars of transformers, such as "Loading weights", and restore the setting afterwards."""
     try:
         from transformers.utils import logging

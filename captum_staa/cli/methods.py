@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ class Explained(NamedTuple):
     probabilities: Tensor  # (K,)
     masks: Masks | None = None  # of learned masks
     interrupted: str = ""  # progress of the optimization if Ctrl-C stopped it; otherwise empty
+    other: VideoAttribution | None = None  # with --versus LABEL, why the other class and not this one
 
 
 class ClipMethod:
@@ -60,9 +62,14 @@ class ClipMethod:
     ) -> None:
         name, spec = find_method(name)
         shown = {"show_progress": True} if "show_progress" in spec.options else {}
-        try:
-            explained = classifier if versus is None else classifier.versus(versus)
+
+        def made(explained: VideoClassifier) -> Method:
             call = spec.make(explained, perturbations_per_eval, **options, **shown)
+            return Method(name, spec.description, call, spec.smoothed)
+
+        explained = classifier if versus is None else classifier.versus(versus)
+        try:
+            self._method = made(explained)
         except NotApplicableError as error:
             raise ValueError(
                 f"--method {name} does not apply to this model: {error}. Choose another method."
@@ -73,7 +80,9 @@ class ClipMethod:
                 f"every class. Drop --versus, or choose another method."
             )
         self.classifier, self._explained, self.shows_progress = classifier, explained, bool(shown)
-        self._method = Method(name, spec.description, call, spec.smoothed)
+        self._made = made
+        self.other = None if versus in (None, "rest") else classifier.class_index(versus)
+        call = self._method.call
         explainer = call.explainer if isinstance(call, Explainer) else None
         learned = explainer if isinstance(explainer, SpatioTemporalPerturbation) else None
         self._config = None if learned is None else learned.preset.changed(**options)
@@ -104,16 +113,32 @@ class ClipMethod:
             target: index of the class; not used by a method that is not specific to a class.
             at: position of the clip in the video, from which random draws depend.
         """
-        with seeded(0, at, self.used.name, clip.device):
+        if target == self.other:
+            label = self.classifier.label_names(self.classifier.num_classes or target + 1)[target]
+            raise ValueError(
+                f"--versus must be a class other than the explained one, got {label!r} for both. Pass another class, "
+                f"or explain another one with --target."
+            )
+        same_draws = partial(seeded, 0, at, self.used.name, clip.device)
+        with same_draws():
             maps = self._method.maps(clip, target, self._explained)
         own = maps.logits if self._explained is self.classifier else None
         probabilities = self.answer(clip) if own is None else self._shown(own)
-        on_cpu = VideoAttribution(maps.joint.float().cpu(), maps.spatial.float().cpu(), maps.temporal.float().cpu())
-        if self._config is None or not isinstance(maps, MaskAttribution):
-            return Explained(on_cpu, probabilities)
-        masks = _masks(maps, self._config, self._explained.output)
-        interrupted = f"the masks are the best of {masks.steps} steps out of {self._config.iterations}"
-        return Explained(on_cpu, probabilities, masks, interrupted if maps.interrupted else "")
+        explained = Explained(_on_cpu(maps), probabilities)
+        if self._config is not None and isinstance(maps, MaskAttribution):
+            masks = _masks(maps, self._config, self._explained.output)
+            interrupted = f"the masks are the best of {masks.steps} steps out of {self._config.iterations}"
+            explained = explained._replace(masks=masks, interrupted=interrupted if maps.interrupted else "")
+        if self.other is None or explained.interrupted:
+            return explained
+        opposite = self.classifier.versus(target)
+        with same_draws():
+            maps = self._made(opposite).maps(clip, self.other, opposite)
+        return explained._replace(other=_on_cpu(maps))
+
+
+def _on_cpu(maps: VideoAttribution) -> VideoAttribution:
+    return VideoAttribution(maps.joint.float().cpu(), maps.spatial.float().cpu(), maps.temporal.float().cpu())
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:

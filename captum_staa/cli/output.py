@@ -19,9 +19,9 @@ from captum_staa._utils.files import atomic, atomic_files, save_tensors
 from captum_staa.benchmark.records import versions
 from captum_staa.cli.explanation import Explanation, KeyFrame
 from captum_staa.result import VideoAttribution
-from captum_staa.visualization import Frames, Style, save_animation, show_frames, show_timeline, to_html
+from captum_staa.visualization import Frames, Style, save_animation, show_frames, show_summary, show_timeline, to_html
 from captum_staa.visualization.frames import reduced
-from captum_staa.visualization.saliency import Attributions, key_frames
+from captum_staa.visualization.saliency import Attributions, Classes, key_frames
 
 PICTURES = ("overlay.mp4", "player.html", "sheet.png", "timeline.png")
 FILES = ("attributions.safetensors", "result.json", *PICTURES)
@@ -70,6 +70,9 @@ def write(
     tensors = {"attributions": parts.joint[0], "temporal": parts.temporal[0], "spatial": parts.spatial[0]}
     if masks is not None:
         tensors["masks"] = masks.masks
+    if (other := explanation.other_maps) is not None:
+        named = {"attributions": other.joint[0], "temporal": other.temporal[0], "spatial": other.spatial[0]}
+        tensors |= {f"versus_{name}": values for name, values in named.items()}
     with atomic_files(folder, FILES, overwrite) as partial:
         paths = [partial / name for name in FILES]
         contiguous = {name: part.float().contiguous() for name, part in tensors.items()}
@@ -131,6 +134,14 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
             "given": explanation.target_given,
             "class_specific": explanation.method.class_specific,
         },
+        "versus": None
+        if explanation.other is None
+        else {
+            "index": explanation.other,
+            "label": prediction.labels[explanation.other],
+            "probability": prediction.probabilities[explanation.other],
+            "temporal": None if explanation.other_maps is None else explanation.other_maps.temporal[0].tolist(),
+        },
         "temporal": explanation.maps.temporal[0].tolist(),
         "key_frames": [_key_frame(frame) for frame in explanation.key_frames()],
         "crop_box": dict(zip(("top", "left", "height", "width"), video.crop, strict=True)),
@@ -175,11 +186,18 @@ def draw(
 
     save_animation(joint, frames, overlay, style=STYLE, play_fps=play_rate(indices, explanation.video.fps))
     title = title_of(explanation)
-    few = key_frames(temporal.numpy(), SHEET)
-    figure, _ = show_frames(joint[few], frames[few], style=STYLE, title=title, use_pyplot=False)
+    windows = None if truth is None else truth[shown].numpy()
+    if explanation.classes:
+        classes = {label: _at(maps, shown) for label, maps in explanation.classes.items()}
+        bars = _bars(explanation)
+        figure, _ = show_summary(
+            classes, frames, style=STYLE, predictions=bars, truth=windows, title=title, use_pyplot=False
+        )
+    else:
+        few = key_frames(temporal.numpy(), SHEET)
+        figure, _ = show_frames(joint[few], frames[few], style=STYLE, title=title, use_pyplot=False)
     with atomic(sheet) as partial:
         figure.savefig(partial, dpi=DPI)
-    windows = None if truth is None else truth[shown].numpy()
     figure, _ = show_timeline(temporal, frames, truth=windows, title=title, use_pyplot=False)
     with atomic(timeline) as partial:
         figure.savefig(partial, dpi=DPI)
@@ -201,24 +219,19 @@ def page(explanation: Explanation, shown: Sequence[int], frames: Frames, truth: 
         truth: bool ``(T,)``, True for frames that contain the evidence.
     """
     parts, masks = explanation.maps, explanation.masks
-    label, probability = explanation.label, explanation.probability
-    predictions = [(name, share) for _, name, share in explanation.prediction.top(PAGE_CLASSES)]
-    if explanation.method.class_specific and (label, probability) not in predictions:
-        predictions.append((label, probability))
 
     def render(few: Sequence[int], edge: int) -> str:
         at = [shown[position] for position in few]
-        maps: dict[str, Attributions] = {
-            explanation.method.name: VideoAttribution(parts.joint[:, at], parts.spatial, parts.temporal[:, at])
-        }
+        classes = {label: _at(maps, at) for label, maps in explanation.classes.items()}
+        maps: dict[str, Attributions | Classes] = {explanation.method.name: classes or _at(parts, at)}
         if masks is not None:
             maps |= {f"mask, area {area:g}": mask[at] for area, mask in zip(masks.areas, masks.masks, strict=True)}
         return to_html(
             maps,
             frames[few],
             style=STYLE,
-            predictions=predictions,
-            target=label if explanation.method.class_specific else "",  # no label is empty, so no bar is colored
+            predictions=_bars(explanation),
+            target=explanation.label if explanation.method.class_specific else "",  # no label is empty: no colored bar
             truth=None if truth is None else truth[at].numpy(),
             title=title_of(explanation),
             play_fps=play_rate([explanation.video.indices[position] for position in at], explanation.video.fps),
@@ -233,6 +246,21 @@ def page(explanation: Explanation, shown: Sequence[int], frames: Frames, truth: 
         else:
             few = key_frames(values, max(int(0.9 * len(few) * PAGE_BYTES / len(text)), 1))
     return text
+
+
+def _at(maps: VideoAttribution, frames: Sequence[int]) -> VideoAttribution:
+    """Return the maps of some frames, with the spatial part of the whole clip."""
+    return VideoAttribution(maps.joint[:, frames], maps.spatial, maps.temporal[:, frames])
+
+
+def _bars(explanation: Explanation) -> list[tuple[str, float]]:
+    """Return the most probable classes and those that are explained, with their probabilities."""
+    prediction = explanation.prediction
+    bars = [(name, share) for _, name, share in prediction.top(PAGE_CLASSES)]
+    explained = [explanation.target] if explanation.method.class_specific else []
+    explained += [] if explanation.other is None else [explanation.other]
+    more = [(prediction.labels[index], prediction.probabilities[index]) for index in explained]
+    return bars + [bar for bar in more if bar not in bars]
 
 
 def thinned(total: int, most: int) -> list[int]:
@@ -282,4 +310,7 @@ def title_of(explanation: Explanation) -> str:
         if explanation.method.class_specific
         else "no class in particular"
     )
+    if "versus" in explanation.method.options:
+        other = "the rest" if explanation.other is None else explanation.prediction.labels[explanation.other]
+        about += f" rather than {other}"
     return f"{about}, {explanation.method.name}, {explanation.video.path.name}"

@@ -1,4 +1,4 @@
-"""Argument parsing of ``python -m captum_staa``: the commands explain, stream, compare and demo."""
+"""Argument parsing of ``python -m captum_staa``: the commands explain, stream, compare, inspect and demo."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 from captum_staa import __version__, benchmark
 from captum_staa.benchmark.scenes import LABELS
 from captum_staa.benchmark.scoring import BASELINES
-from captum_staa.cli import compare, demo, explain, stream
+from captum_staa.cli import INTERRUPTED, answer, compare, demo, explain, inspect, stream
 from captum_staa.cli.explanation import Options, Sampling
+from captum_staa.models.classifier import DEFAULT_FRAMES
 from captum_staa.models.loading import bundled_names
 from captum_staa.perturbation.config import OBJECTIVES, REGULARIZERS
 
@@ -28,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: command-line arguments without the program name; None takes ``sys.argv[1:]``.
 
     Returns:
-        The exit code: 0 on success; 1 if the demo does not find the planted evidence, or if a clip or a method of a
-        comparison failed; 2 after an error; 130 after Ctrl-C.
+        The exit code: 0 on success; 1 if the demo does not find the planted evidence, if a clip or a method of a
+        comparison failed, or if STAA cannot explain an inspected model; 2 after an error; 130 after Ctrl-C.
     """
     for stream_out in (sys.stdout, sys.stderr):
         if isinstance(stream_out, io.TextIOWrapper):
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(options.run(options))
         except KeyboardInterrupt:
             print("captum_staa: interrupted; no partial files are left", file=sys.stderr)
-            return explain.INTERRUPTED
+            return INTERRUPTED
         except (ValueError, OSError, ImportError) as error:
             if options.debug:
                 raise
@@ -56,10 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m captum_staa", description="Explain where and when a video model finds evidence for a class."
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="explain | stream | compare | demo")
+    commands = parser.add_subparsers(required=True, metavar="explain | stream | compare | inspect | demo")
     _add_explain(commands.add_parser("explain", help="explain a prediction for a video file", allow_abbrev=False))
     _add_stream(commands.add_parser("stream", help="explain a video file or a camera live", allow_abbrev=False))
     _add_compare(commands.add_parser("compare", help="compare explanation methods and their cost", allow_abbrev=False))
+    _add_inspect(
+        commands.add_parser("inspect", help="show the attention and the tokens of a model", allow_abbrev=False)
+    )
     _add_demo(commands.add_parser("demo", help="explain a synthetic clip whose evidence is known"))
     return parser
 
@@ -74,7 +78,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", type=Path, help="output folder (default: VIDEO_explained)")
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
     add("--target", metavar="CLASS", help="label or index of the class to explain (default: the predicted class)")
-    add("--versus", metavar="CLASS", help="explain why not this class: a label, an index or 'rest'")
+    add("--versus", metavar="CLASS", help="also explain why not this class: a label, an index or 'rest'")
     add("--top", metavar="K", type=_positive, default=5, help="number of classes to print (default: 5)")
     add("--device", help="device of the model, for example cuda (default: cpu)")
     _add_debug(parser)
@@ -84,6 +88,10 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
         default=Options.method,
         help=f"explanation method, one of those below; case and punctuation do not matter (default: {Options.method})",
     )
+    add = parser.add_argument_group("video language models").add_argument
+    add("--prompt", metavar="TEXT", help="explain the model's answer to this question, word by word")
+    add("--answer", metavar="TEXT", help="the answer to explain (default: the model's own); --versus is another word")
+    add("--frames", metavar="N", type=_positive, help="number of frames that the model sees (default: 16)")
     add = parser.add_argument_group("options of some methods").add_argument
     add(
         "--layers",
@@ -249,6 +257,25 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_compare)
 
 
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Run a model, and show its attention layers, which token stands for which pixels, and what STAA can do with it."
+    )
+    parser.epilog = _bundled_models()
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="bundled model (listed below), folder, or owner/name on the Hugging Face Hub")
+    add("--frames", metavar="N", type=_positive, help="number of frames of a clip (default: that of the model)")
+    add(
+        "--size", metavar="N", type=_positive, help="height and width of a clip in pixels (default: those of the model)"
+    )
+    add("--device", help="device of the model, for example cuda (default: cpu)")
+    _add_debug(parser)
+    parser.set_defaults(
+        run=lambda options: inspect.run(options.model, options.frames, options.size, options.device),
+    )
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.description = "Explain a synthetic clip whose evidence is known, and score methods on such clips."
     add = parser.add_argument
@@ -291,6 +318,13 @@ def _bundled_models() -> str:
 
 def _explain(options: argparse.Namespace) -> int:
     given = _values(options, *METHOD_OPTIONS)
+    if options.prompt is not None:
+        return _explain_answer(options)
+    if passed := [f"--{name}" for name in ("answer", "frames") if getattr(options, name) is not None]:
+        raise ValueError(
+            f"{', '.join(passed)} can only be used with --prompt, which is for video language models. Pass --prompt, "
+            f"or drop {'it' if len(passed) == 1 else 'them'}."
+        )
     return explain.run(
         Options(
             video=options.video,
@@ -305,6 +339,24 @@ def _explain(options: argparse.Namespace) -> int:
             overwrite=options.overwrite,
         ),
         options.top,
+    )
+
+
+def _explain_answer(options: argparse.Namespace) -> int:
+    others = ("target", "sampling", "windows", "stride", *METHOD_OPTIONS)
+    passed = [f"--{name}" for name in others if getattr(options, name)]
+    passed += ["--method"] * (options.method != Options.method)
+    if passed:
+        raise ValueError(
+            f"{', '.join(passed)} cannot be combined with --prompt, which explains each word of the answer. Drop "
+            f"{'it' if len(passed) == 1 else 'them'}; --versus names another word."
+        )
+    return answer.run(
+        answer.AnswerOptions(
+            out=options.out or Path(f"{options.video.stem}_explained"),
+            frames=options.frames or DEFAULT_FRAMES,
+            **_values(options, "video", "model", "prompt", "answer", "versus", "device", "overwrite"),
+        )
     )
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from captum_staa.attr import STAA
-from captum_staa.cli.explain import INTERRUPTED
+from captum_staa.cli import INTERRUPTED
 from captum_staa.cli.loading import load
 from captum_staa.io import video_writer
 from captum_staa.stream import FrameResult, STAAStream, StreamStats
@@ -175,7 +175,7 @@ def report(stream: STAAStream, feed: Feed, stats: StreamStats, latency: Latency,
         f"latency: {latency}; each frame waits for {fewest} to {most} later frames",
     ]
     if stats.unexplained:
-        lines.append(f"{stats.unexplained} of {stats.frames} frames have no explanation")
+        lines.append(f"{stats.unexplained} of {stats.frames} frames were not explained")
     return "\n".join(lines)
 
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_staa._utils.checks import check_count, is_number
+from captum_staa.feature_masks.regular import for_inputs
 from captum_staa.layout import VideoLayout
+from captum_staa.result import Inputs
 
 PIECES = 4  # superpixels per tube and frame: small enough to follow edges, large enough to average out noise
 SHARP = 50.0  # weight of the image relative to smoothness in optical flow: lets a small patch keep its own motion
@@ -21,7 +23,7 @@ EXACT = "donot_use_mm_for_euclid_dist"  # otherwise near ties could depend on th
 ENOUGH = 128  # pixels along the shorter side at which flow is computed; it is averaged over superpixels anyway
 
 
-def supervoxels(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
+def supervoxels(inputs: Inputs, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Inputs:
     """Return a mask with one feature per supervoxel, a small region of similar color in space and time.
 
     Example:
@@ -32,7 +34,7 @@ def supervoxels(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactnes
         (torch.Size([1, 1, 8, 32, 32]), set())
 
     Args:
-        inputs: clips, a float tensor of five axes.
+        inputs: clips, a float tensor of five axes, or a tuple of them (RGB and flow), each with its own regions.
         layout: order of the axes, such as ``"BTCHW"``.
         n: approximate number of regions. SLIC rounds it to a grid of seeds and merges regions that are too small. The
             distance of seeds is ``(T H W / n) ** (1/3)``, in frames and in pixels. If it is more than two thirds of the
@@ -60,12 +62,16 @@ def supervoxels(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactnes
         Achanta et al., "SLIC Superpixels Compared to State-of-the-Art Superpixel Methods", TPAMI 2012, as in
         scikit-image.
     """
-    layout = check_clip(inputs, layout, n, compactness)
-    masks = [slic(lab(stretched(frames)), n, compactness) for frames in layout.to_working(inputs)]
-    return as_mask(masks, inputs, layout)
+
+    def segmented(clip: Tensor, layout: VideoLayout) -> Tensor:
+        check_clip(clip, layout, n, compactness)
+        masks = [slic(lab(stretched(frames)), n, compactness) for frames in layout.to_working(clip)]
+        return as_mask(masks, clip, layout)
+
+    return for_inputs(inputs, layout, segmented)
 
 
-def flow_tubes(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Tensor:
+def flow_tubes(inputs: Inputs, layout: VideoLayout | str, n: int, *, compactness: float = 20.0) -> Inputs:
     """Return a mask with one feature per tube, a region that follows a moving object.
 
     Example:
@@ -86,7 +92,8 @@ def flow_tubes(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactness
     that the borders of tubes are stable over time.
 
     Args:
-        inputs: clips, a float tensor of five axes, with frames of at least 2 x 2 pixels.
+        inputs: clips, a float tensor of five axes, with frames of at least 2 x 2 pixels; or a tuple of them, each with
+            its own tubes. For RGB and flow, pass the mask of the RGB for both: ``feature_mask=(mask, mask)``.
         layout: order of the axes, such as ``"BTCHW"``.
         n: maximum number of tubes. There are fewer if SLIC finds fewer superpixels, for example with one per voxel, or
             if all voxels of a small tube are nearer to other tubes.
@@ -116,26 +123,28 @@ def flow_tubes(inputs: Tensor, layout: VideoLayout | str, n: int, *, compactness
         scikit-image. Merging superpixels over space and time: Grundmann et al., "Efficient Hierarchical Graph-Based
         Video Segmentation", CVPR 2010, with another criterion.
     """
-    layout = check_clip(inputs, layout, n, compactness)
-    sizes = layout.size(inputs)
-    if min(sizes["H"], sizes["W"]) < 2:
-        raise ValueError(
-            f"inputs must have frames of at least 2 x 2 pixels for optical flow, got shape {tuple(inputs.shape)} in "
-            f"layout {layout.axes}. Use feature_masks.frames or feature_masks.segments."
-        )
-    masks = [_tubes(stretched(frames), n, compactness) for frames in layout.to_working(inputs)]
-    return as_mask(masks, inputs, layout)
+
+    def followed(clip: Tensor, layout: VideoLayout) -> Tensor:
+        check_clip(clip, layout, n, compactness)
+        sizes = layout.size(clip)
+        if min(sizes["H"], sizes["W"]) < 2:
+            raise ValueError(
+                f"inputs must have frames of at least 2 x 2 pixels for optical flow, got shape {tuple(clip.shape)} in "
+                f"layout {layout.axes}. Use feature_masks.frames or feature_masks.segments."
+            )
+        masks = [_tubes(stretched(frames), n, compactness) for frames in layout.to_working(clip)]
+        return as_mask(masks, clip, layout)
+
+    return for_inputs(inputs, layout, followed)
 
 
 # --- supervoxels ------------------------------------------------------------------------------------------------------
 
 
-def check_clip(inputs: Tensor, layout: VideoLayout | str, n: int, compactness: float) -> VideoLayout:
-    """Return the layout. Raise if an argument of a content-dependent mask is wrong or scikit-image is not installed."""
-    layout = VideoLayout.of(layout)
-    layout.check_values(inputs, "inputs")
-    sizes = layout.size(inputs)
-    described = f"clip of shape {tuple(inputs.shape)} in layout {layout.axes}"
+def check_clip(clip: Tensor, layout: VideoLayout, n: int, compactness: float) -> None:
+    """Raise if an argument of a content-dependent mask is wrong, or scikit-image is not installed."""
+    sizes = layout.size(clip)
+    described = f"clip of shape {tuple(clip.shape)} in layout {layout.axes}"
     check_count("n", n, most=sizes["T"] * sizes["H"] * sizes["W"], of=f"voxels of a {described}")
     if not (is_number(compactness) and 0 < compactness < math.inf):
         raise ValueError(f"compactness must be positive and finite, typically 5 to 50, got {compactness!r}")
@@ -146,7 +155,6 @@ def check_clip(inputs: Tensor, layout: VideoLayout | str, n: int, compactness: f
             'supervoxels and flow_tubes require scikit-image. Install it with pip install "captum_staa[supervoxels]", '
             "or use feature_masks.grid(inputs, layout, (t, h, w)), which does not need it."
         ) from None
-    return layout
 
 
 def stretched(frames: Tensor) -> NDArray[np.float32]:

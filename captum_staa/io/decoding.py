@@ -15,17 +15,9 @@ from numpy.typing import NDArray
 
 from captum_staa._utils.files import FilePath
 
-PLAYLISTS = {
-    "hls",
-    "dash",
-    "concat",
-    "imf",
-    "sdp",
-    "rtsp",
-}  # formats that contain names of other files instead of frames
-MOST_PIXELS = (
-    1 << 26
-)  # maximum size of a frame, twice 8K. The header of a tiny file may claim a picture that fills all memory
+PLAYLISTS = {"hls", "dash", "concat", "imf", "sdp", "rtsp"}  # they contain names of other files instead of frames
+# Maximum size of a frame, twice 8K: the header of a tiny file may claim a picture that fills all memory.
+MOST_PIXELS = 1 << 26
 
 
 class Claim(NamedTuple):
@@ -147,7 +139,7 @@ def end(shown: Any) -> float:
     """Return when a packet or frame stops being shown, in seconds, or 0 if the file does not say."""
     if shown.pts is None or shown.time_base is None:
         return 0.0
-    duration = getattr(shown, "duration", None) or 0  # frames of older PyAV versions have no duration
+    duration = getattr(shown, "duration", None) or 0  # frames of older PyAV versions lack it
     return float((shown.pts + duration) * shown.time_base)
 
 
@@ -222,7 +214,7 @@ def opened(path: FilePath) -> Iterator[tuple[Any, Any]]:
         kind = "a folder" if file.is_dir() else "a pipe or a device"
         raise ValueError(f"path must be a video file on the disk, got {kind}: {file}")
     size = file.stat().st_size
-    # PyAV 19 and later always replace text that cannot be decoded, and have no option for it.
+    # PyAV 19 and later always replace text that cannot be decoded, and lack the option.
     lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
         # absolute, because FFmpeg interprets a name such as "http:clip.mp4" or "pipe:0" as an address

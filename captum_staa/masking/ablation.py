@@ -182,9 +182,8 @@ def ablate(
     def call(rows: int) -> Tensor:
         """Return the scores ``(rows, B)`` of the first copies. Restore the copies if the model wrote into them."""
         before = [version_of(copy) for copy in batch]
-        value = score(
-            tuple(copy[:rows].flatten(0, 1) for copy in batch), rows
-        ).clone()  # the model's output may be a view of its input
+        some = tuple(copy[:rows].flatten(0, 1) for copy in batch)
+        value = score(some, rows).clone()  # the model's output may be a view of its input
         for copy, original, version in zip(batch, inputs, before, strict=True):
             if version is None or version_of(copy) != version:
                 copy.copy_(original)

@@ -119,6 +119,11 @@ def masks_for(clips: tuple[Tensor, ...], feature_mask: Tensor | tuple[Tensor, ..
 def units_for(clip: Tensor, feature_mask: Tensor, layout: VideoLayout) -> Tensor:
     """Return the feature id of each voxel, ``(1 or B, T, H, W)`` int64 on the CPU. Raise if ids differ by channel."""
     (mask,) = masks_for((clip,), feature_mask)
+    return without_channels(mask, clip, layout)
+
+
+def without_channels(mask: Tensor, clip: Tensor, layout: VideoLayout) -> Tensor:
+    """Return a mask of :func:`masks_for` as ``(1 or B, T, H, W)`` on the CPU. Raise if ids differ by channel."""
     one = mask.narrow(layout.channel, 0, 1)
     if not bool((mask == one).all()):
         raise ValueError(

@@ -1,4 +1,8 @@
-"""Metrics of attributions. ``metric.higher_is_better`` of each says how to read it."""
+"""Metrics of attributions.
+
+Each function has the attributes ``higher_is_better``, ``lowest`` and ``highest``. ``higher_is_better`` is None if the
+value describes a map and does not rate it.
+"""
 
 from captum_staa.metrics import noise, sanity
 from captum_staa.metrics.attention_usage import AttentionUsage, attention_usage

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from captum_staa._utils import notebook
 from captum_staa._utils.model_state import eval_mode
 from captum_staa.masking.arguments import selected
+from captum_staa.models.st_abn.branch import UNUSED
 from captum_staa.models.st_abn.network import st_abn_of
-
-UNUSED = 0.01  # smaller changes of the target's probability do not count as use
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 from captum_staa._utils.checks import check_choice, generator_or_seeded
 from captum_staa._utils.tensors import gaussian
 from captum_staa.layout import VideoLayout
-from captum_staa.result import Array, maps_of
+from captum_staa.result import Array, Inputs, clips_in, for_each, maps_for
 
 SMOOTHING = (1.0, 2.0, 2.0)  # standard deviations of model-free controls: frames, pixels down, pixels right
 FLOW_WINDOW = (0.0, 2.0, 2.0)  # standard deviations of the neighborhood in which motion is assumed equal
@@ -20,11 +21,11 @@ SPECTRUM_SIDE = 64  # pixels along the shorter side of a frame at which the spec
 
 
 def controls(
-    inputs: Tensor,
+    inputs: Inputs,
     layout: VideoLayout | str,
-    attributions: Array | None = None,
+    attributions: Array | tuple[Array, ...] | None = None,
     generator: torch.Generator | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Inputs]:
     """Return control maps for a clip: random, uniform, center and, if attributions are passed, their inverse.
 
     Example:
@@ -46,14 +47,15 @@ def controls(
     - ``inverted``: the negative of the map. A metric that gives it the same score as the map ignores the order.
 
     Args:
-        inputs: clips, a 5-D tensor of floats. Only its shape and its device are used.
+        inputs: clips, a 5-D tensor of floats, or a tuple of them (RGB and flow). Only shape and device are used.
         layout: order of the axes of ``inputs``, such as ``"BTCHW"``.
         attributions: what to invert, in the shape of ``inputs`` (channels are summed), or maps ``(B, T, H, W)``.
         generator: draws the random maps. None uses a new generator with seed 0 in each call. Clips are drawn one after
             the other: with one generator for several calls, the map of a clip does not depend on the batch size.
 
     Returns:
-        Maps ``(B, T, H, W)`` by name, float64 on the device of ``inputs``. In float32, voxels would often tie.
+        Maps ``(B, T, H, W)`` by name, float64 on the device of ``inputs``. In float32, voxels would often tie. For a
+        tuple, each name has a tuple of maps.
 
     Raises:
         TypeError: ``inputs`` or ``attributions`` is not a tensor of floats, or ``generator`` is not a torch.Generator.
@@ -64,24 +66,31 @@ def controls(
         (2009).
     """
     layout = VideoLayout.of(layout)
-    layout.check_values(inputs, "inputs")
+    clips = clips_in(inputs, layout)
     draw = generator_or_seeded(generator)
-    sizes = layout.size(inputs)
-    shape = tuple(sizes[axis] for axis in "BTHW")
-    inverted = None if attributions is None else -maps_of(attributions, inputs, layout).to(inputs.device)
+    maps = () if attributions is None else maps_for(attributions, clips, layout)
 
-    noise = [torch.rand(shape[1:], generator=draw, dtype=torch.float64, device=draw.device) for _ in range(shape[0])]
-    maps = {
-        "random": torch.stack(noise).to(inputs.device),
-        "uniform": torch.ones(shape, dtype=torch.float64, device=inputs.device),
-        "center": _center(*shape[1:]).to(inputs.device).repeat(shape[0], 1, 1, 1),
-    }
-    return maps if inverted is None else {**maps, "inverted": inverted}
+    def random(clip: Tensor, layout: VideoLayout) -> Tensor:
+        size = layout.extent(clip)
+        drawn = [torch.rand(size, generator=draw, dtype=torch.float64, device=draw.device) for _ in clip]
+        return torch.stack(drawn).to(clip.device)
+
+    def uniform(clip: Tensor, layout: VideoLayout) -> Tensor:
+        return clip.new_ones(len(clip), *layout.extent(clip), dtype=torch.float64)
+
+    def center(clip: Tensor, layout: VideoLayout) -> Tensor:
+        return _center(*layout.extent(clip)).to(clip.device).repeat(len(clip), 1, 1, 1)
+
+    made = {make.__name__: for_each(inputs, layout, make) for make in (random, uniform, center)}
+    if maps:
+        left = iter(maps)
+        made["inverted"] = for_each(inputs, layout, lambda clip, _: -next(left).to(clip.device))
+    return made
 
 
 def model_free_controls(
-    inputs: Tensor, layout: VideoLayout | str, names: Sequence[str] | None = None
-) -> dict[str, Tensor]:
+    inputs: Inputs, layout: VideoLayout | str, names: Sequence[str] | None = None
+) -> dict[str, Inputs]:
     """Return maps that depend on the clip but not on the model: detectors of contrast, edges and motion.
 
     Example:
@@ -117,13 +126,13 @@ def model_free_controls(
     All but ``center`` are smoothed with a Gaussian, sigma = 1 frame and 2 pixels.
 
     Args:
-        inputs: floats, 5-D; frames of at least 2 x 2 pixels.
+        inputs: floats, 5-D; frames of at least 2 x 2 pixels. Or a tuple of such clips, each with its own maps.
         layout: order of the axes of ``inputs``, such as ``"BTCHW"``.
         names: the maps to compute. None computes all of them.
 
     Returns:
         Maps ``(B, T, H, W)`` by name, float64 on the device of ``inputs``. ``frame difference`` and ``optical flow``
-        of a single frame are 0.
+        of a single frame are 0. For a tuple, each name has a tuple of maps.
 
     Raises:
         TypeError: ``inputs`` is not a tensor of floats.
@@ -134,14 +143,21 @@ def model_free_controls(
         Image Registration Technique with an Application to Stereo Vision", IJCAI (1981).
     """
     layout = VideoLayout.of(layout)
-    layout.check_values(inputs, "inputs")
-    extent = layout.extent(inputs)
+    several = isinstance(inputs, tuple)
+    each: list[Any] = [_model_free(clip, layout, names) for clip in clips_in(inputs, layout)]
+    made: Any = {name: tuple(maps[name] for maps in each) for name in each[0]} if several else each[0]
+    return made
+
+
+def _model_free(clip: Tensor, layout: VideoLayout, names: Sequence[str] | None) -> dict[str, Tensor]:
+    """Return the maps of :func:`model_free_controls` for one input."""
+    extent = layout.extent(clip)
     if min(extent[1:]) < 2:
         raise ValueError(
             f"frames must have at least 2 x 2 pixels, because gradient and optical flow compare neighbors, got inputs "
-            f"of shape {tuple(inputs.shape)} in layout {layout.axes}. Use controls for such clips."
+            f"of shape {tuple(clip.shape)} in layout {layout.axes}. Use controls for such clips."
         )
-    frames = layout.to_working(inputs.detach()).double().contiguous()  # (B, T, C, H, W)
+    frames = layout.to_working(clip.detach()).double().contiguous()  # (B, T, C, H, W)
     change = frames - frames[:, :1]  # exactly 0 in a static clip, whose mean can have a rounding error
     steps = frames.diff(dim=1).abs().sum(2)  # (B, T - 1, H, W)
 
@@ -151,11 +167,11 @@ def model_free_controls(
     maps: dict[str, Callable[[], Tensor]] = {
         "absolute input": lambda: smoothed(frames.abs().sum(2)),
         "difference from mean frame": lambda: smoothed((change - change.mean(1, keepdim=True)).abs().sum(2)),
-        "image gradient": lambda: smoothed(torch.stack(torch.gradient(frames, dim=(3, 4))).norm(dim=0).sum(2)),
+        "image gradient": lambda: smoothed(torch.hypot(*torch.gradient(frames, dim=(3, 4))).sum(2)),
         "frame difference": lambda: smoothed(_both_sides(steps, steps)),
         "optical flow": lambda: smoothed(_flow_speed(frames.mean(2))),
         "spectral residual": lambda: smoothed(_spectral_residual(frames.mean(2))),
-        "center": lambda: _center(*extent).to(inputs.device).repeat(len(inputs), 1, 1, 1),
+        "center": lambda: _center(*extent).to(clip.device).repeat(len(clip), 1, 1, 1),
     }
     for name in maps if names is None else names:
         check_choice("names", name, maps)
@@ -176,17 +192,17 @@ def _flow_speed(gray: Tensor) -> Tensor:
     squares.
     """
     down, right = torch.gradient(gray, dim=(2, 3))
+    squares = [gaussian(part, FLOW_WINDOW) for part in (down * down, right * right, down * right)]
+    change = gray.diff(dim=1)
     speeds = []
-    for change, at in ((gray.diff(dim=1), slice(1, None)), (gray.diff(dim=1), slice(None, -1))):
-        dy, dx = down[:, at], right[:, at]
-        yy, xx, yx, yt, xt = (
-            gaussian(part, FLOW_WINDOW) for part in (dy * dy, dx * dx, dy * dx, dy * change, dx * change)
-        )
+    for at in (slice(1, None), slice(None, -1)):  # with the frame before, and with the frame after
+        yy, xx, yx = (part[:, at] for part in squares)
+        yt, xt = (gaussian(part[:, at] * change, FLOW_WINDOW) for part in (down, right))
         # A small value relative to the clip's contrast is added to the diagonal, so a blank neighborhood has motion 0.
         ridge = 1e-3 * (yy + xx).mean((1, 2, 3), keepdim=True) + torch.finfo(gray.dtype).tiny
         yy, xx = yy + ridge, xx + ridge
         determinant = (yy * xx - yx * yx).clamp_min(torch.finfo(gray.dtype).tiny)  # 0 for a blank clip
-        speeds.append(torch.stack([(xx * yt - yx * xt) / determinant, (yy * xt - yx * yt) / determinant]).norm(dim=0))
+        speeds.append(torch.hypot(xx * yt - yx * xt, yy * xt - yx * yt) / determinant)
     return _both_sides(*speeds)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_staa._utils.captum import (
+    BaselineType,
     ExpansionTypes,
     TargetType,
     _expand_additional_forward_args,
@@ -37,13 +38,13 @@ TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 @in_eval_mode
 def faithfulness(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Array,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Array | tuple[Array, ...],
     *,
-    baselines: float | Tensor | None = None,
+    baselines: BaselineType = None,
     target: TargetType = None,
     additional_forward_args: object = None,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | tuple[Tensor, ...] | None = None,
     perturbations_per_eval: int = 16,
     layout: VideoLayout | str | None = None,
     cells: Sequence[int] | None = None,
@@ -73,8 +74,8 @@ def faithfulness(
     Args:
         forward_func: a :class:`captum_staa.VideoClassifier`, or any function that maps inputs to outputs ``(B, K)``;
             the paper uses logits.
-        inputs: clips, a 5-D tensor of finite floats. This and all arguments that are not listed here are as for
-            :func:`insertion`.
+        inputs: clips, a 5-D tensor of finite floats, or a tuple of them. This and all arguments that are not listed
+            here are as for :func:`insertion`.
         target: None takes the mean over all classes, as in the paper. A class index, or one per example, takes the
             difference of this class alone; the scaled output of the predicted class is 1 as long as it is the highest.
         kept: fraction of the cells to keep, between 0 and 1, the highest mean attribution first. It is rounded to a
@@ -103,13 +104,13 @@ def faithfulness(
 @in_eval_mode
 def monotonicity(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Array,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Array | tuple[Array, ...],
     *,
-    baselines: float | Tensor | None = None,
+    baselines: BaselineType = None,
     target: TargetType = None,
     additional_forward_args: object = None,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | tuple[Tensor, ...] | None = None,
     perturbations_per_eval: int = 16,
     layout: VideoLayout | str | None = None,
     cells: Sequence[int] | None = None,
@@ -166,13 +167,13 @@ def monotonicity(
 @in_eval_mode
 def faithfulness_correlation(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Array,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Array | tuple[Array, ...],
     *,
-    baselines: float | Tensor | None = None,
+    baselines: BaselineType = None,
     target: TargetType = None,
     additional_forward_args: object = None,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | tuple[Tensor, ...] | None = None,
     perturbations_per_eval: int = 16,
     layout: VideoLayout | str | None = None,
     cells: Sequence[int] | None = None,
@@ -199,8 +200,8 @@ def faithfulness_correlation(
     Args:
         forward_func: a :class:`captum_staa.VideoClassifier`, or any function that returns one row of outputs per
             example: logits, or probabilities if it ends in a softmax.
-        inputs: clips, a 5-D tensor of finite floats. This and all arguments that are not listed here are as for
-            :func:`insertion`.
+        inputs: clips, a 5-D tensor of finite floats, or a tuple of them. This and all arguments that are not listed
+            here are as for :func:`insertion`.
         attributions: as for :func:`insertion`, but their values matter, and not only their order.
         target: class index, or one per example. Required if the model has several outputs.
         fraction: fraction of the cells in a subset, between 0 and 1, rounded to a number of cells, which must be at
@@ -238,20 +239,20 @@ def faithfulness_correlation(
         values = pearson(midranks(sums.T), midranks(falls.T))
     else:
         values = pearson(sums.T, falls.T)
-    return values.masked_fill(falls.isnan().any(0), torch.nan).to(inputs.device)
+    return values.masked_fill(falls.isnan().any(0), torch.nan).to(ablation.inputs[0].device)
 
 
 @metric(higher_is_better=True, lowest=float("-inf"), highest=float("inf"))
 @in_eval_mode
 def aopc(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Array,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Array | tuple[Array, ...],
     *,
-    baselines: float | Tensor | None = None,
+    baselines: BaselineType = None,
     target: TargetType = None,
     additional_forward_args: object = None,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | tuple[Tensor, ...] | None = None,
     perturbations_per_eval: int = 16,
     layout: VideoLayout | str | None = None,
     cells: Sequence[int] | None = None,
@@ -296,20 +297,20 @@ def aopc(
     ranks = ablation.ranks()
     replaced = torch.stack([ranks < _portion(ablation, step / steps) for step in range(1, steps + 1)])
     falls = _falls(ablation, replaced, target, additional_forward_args)
-    return (falls.sum(0) / (steps + 1)).to(inputs.device)
+    return (falls.sum(0) / (steps + 1)).to(ablation.inputs[0].device)
 
 
 @metric(higher_is_better=True, lowest=-1.0, highest=1.0)
 @in_eval_mode
 def saco(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Array,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Array | tuple[Array, ...],
     *,
-    baselines: float | Tensor | None = None,
+    baselines: BaselineType = None,
     target: TargetType = None,
     additional_forward_args: object = None,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | tuple[Tensor, ...] | None = None,
     perturbations_per_eval: int = 16,
     layout: VideoLayout | str | None = None,
     cells: Sequence[int] | None = None,
@@ -369,15 +370,15 @@ def saco(
     first, second = torch.triu_indices(groups, groups, offset=1)
     weights = salience[first] - salience[second]  # (pairs, B), never negative
     values = (weights * (falls[first] - falls[second]).sign()).sum(0) / weights.sum(0)
-    return values.masked_fill(falls.isnan().any(0), torch.nan).to(inputs.device)  # the sign of nan is 0
+    return values.masked_fill(falls.isnan().any(0), torch.nan).to(ablation.inputs[0].device)  # the sign of nan is 0
 
 
 def _differences(ablation: Ablation, fractions: Sequence[float], target: TargetType, extra: object) -> Tensor:
     """Return the difference of scaled outputs, inputs against top cells alone, ``(len(fractions), B)`` float64."""
-    batch = len(ablation.inputs)
+    batch = ablation.batch
     extra = _format_additional_forward_args(extra)
 
-    def scaled(clips: Tensor, copies: int) -> Tensor:
+    def scaled(clips: tuple[Tensor, ...], copies: int) -> Tensor:
         """Return the outputs scaled to 0 .. 1, ``(copies, B, K)``."""
         args = _expand_additional_forward_args(extra, copies, expansion_type=ExpansionTypes.repeat) if extra else None
         outputs = _run_forward(ablation.forward_func, clips, None, args)
@@ -408,13 +409,13 @@ def _differences(ablation: Ablation, fractions: Sequence[float], target: TargetT
 def _falls(ablation: Ablation, replaced: Tensor, target: TargetType, extra: object) -> Tensor:
     """Return the fall of the output without the cells ``replaced`` ``(P, B, n)``, ``(P, B)`` float64 on the CPU."""
     score = ablation.score(target, extra)
-    whole, without = _evaluated(ablation, lambda clips, copies: score((clips,), copies), replaced)
+    whole, without = _evaluated(ablation, score, replaced)
     return whole.cpu().double() - without.cpu().double()
 
 
 @torch.no_grad()
 def _evaluated(
-    ablation: Ablation, evaluate: Callable[[Tensor, int], Tensor], replaced: Tensor
+    ablation: Ablation, evaluate: Callable[[tuple[Tensor, ...], int], Tensor], replaced: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the values of the inputs, and of copies of the inputs with some cells replaced.
 
@@ -426,7 +427,7 @@ def _evaluated(
     Returns:
         ``(1, B, ...)`` and ``(P, B, ...)``.
     """
-    whole = evaluate(ablation.inputs.clone(), 1)  # the model may write to its input
+    whole = evaluate(tuple(clip.clone() for clip in ablation.inputs), 1)  # the model may write to its input
     chunks = replaced.split(ablation.perturbations_per_eval)
     altered = [evaluate(ablation.blended(ablation.spread((~chunk).float())), len(chunk)) for chunk in chunks]
     return whole, torch.cat(altered)

@@ -18,11 +18,12 @@ from captum_staa._utils import notebook
 from captum_staa._utils.captum import BaselineType, TargetType
 from captum_staa._utils.checks import check_choice, check_count, is_triple
 from captum_staa._utils.model_state import in_eval_mode
+from captum_staa.feature_masks.regular import for_inputs
 from captum_staa.layout import VideoLayout, layout_of
-from captum_staa.masking.arguments import TargetScore, baselines_for, units_for, with_probabilities
+from captum_staa.masking.arguments import TargetScore, baselines_for, masks_for, with_probabilities, without_channels
 from captum_staa.metrics._shared import SPANNED, Axis, metric
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.result import Array, maps_of
+from captum_staa.result import Array, clips_in, maps_for
 
 Order = Literal["morf", "lerf"]
 Output = Literal["probability", "logit"]
@@ -81,13 +82,13 @@ def _mean_curve(curve: Curve) -> list[tuple[float, float]]:
 @in_eval_mode
 def insertion(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Array,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Array | tuple[Array, ...],
     *,
-    baselines: float | Tensor | None = None,
+    baselines: BaselineType = None,
     target: TargetType = None,
     additional_forward_args: object = None,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | tuple[Tensor, ...] | None = None,
     perturbations_per_eval: int = 16,
     layout: VideoLayout | str | None = None,
     cells: Sequence[int] | None = None,
@@ -116,15 +117,19 @@ def insertion(
     Args:
         forward_func: a :class:`captum_staa.VideoClassifier`, or any function that returns ``(B, K)``: logits, or
             probabilities, whose rows sum to 1.
-        inputs: clips, a 5-D tensor of finite floats.
+        inputs: clips, a 5-D tensor of finite floats, or a tuple of them (RGB and flow). The cells of all inputs are
+            then ranked together.
         attributions: signed and finite, torch or numpy: in the shape of ``inputs`` (channels are summed), or maps
-            ``(B, T, H, W)``. Only their order matters. Pass ``attributions.abs()`` if magnitude is meant.
+            ``(B, T, H, W)``. Only their order matters. Pass ``attributions.abs()`` if magnitude is meant. A tuple for a
+            tuple of inputs.
         baselines: value of cells that are not inserted: a number, or a tensor broadcastable to ``inputs``, such as
-            those of :mod:`captum_staa.baselines`. None is 0.
+            those of :mod:`captum_staa.baselines`, or a tuple of these. None is 0.
         target: class whose output is followed: a class index, or one per clip, as in Captum.
         additional_forward_args: further positional arguments of the model, as in Captum.
         feature_mask: cells of any shape: an integer tensor, broadcastable to ``inputs`` and equal for all channels,
-            such as those of :mod:`captum_staa.feature_masks`. ``cells`` and ``axis`` must then have their defaults.
+            such as those of :mod:`captum_staa.feature_masks`. ``cells`` and ``axis`` must then have their defaults. A
+            tuple for several inputs: cells with the same id are one cell, so ``(mask, mask)`` ranks places and moments
+            of all inputs together.
         perturbations_per_eval: altered copies of the batch per call of the model. Affects speed and memory only.
         layout: order of the axes of ``inputs``, such as ``"BTCHW"``. Not needed for a classifier, which has its own.
         cells: ``(t, h, w)``, the sides of a cell in frames and pixels. Cells at the end of an axis are cut off. None
@@ -165,13 +170,13 @@ def insertion(
 @in_eval_mode
 def deletion(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Array,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Array | tuple[Array, ...],
     *,
-    baselines: float | Tensor | None = None,
+    baselines: BaselineType = None,
     target: TargetType = None,
     additional_forward_args: object = None,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | tuple[Tensor, ...] | None = None,
     perturbations_per_eval: int = 16,
     layout: VideoLayout | str | None = None,
     cells: Sequence[int] | None = None,
@@ -220,13 +225,13 @@ def deletion(
 @in_eval_mode
 def insertion_deletion(
     forward_func: Callable[..., Any],
-    inputs: Tensor,
-    attributions: Array,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Array | tuple[Array, ...],
     *,
-    baselines: float | Tensor | None = None,
+    baselines: BaselineType = None,
     target: TargetType = None,
     additional_forward_args: object = None,
-    feature_mask: Tensor | None = None,
+    feature_mask: Tensor | tuple[Tensor, ...] | None = None,
     perturbations_per_eval: int = 16,
     layout: VideoLayout | str | None = None,
     cells: Sequence[int] | None = None,
@@ -278,10 +283,10 @@ def _insertions(
     """Return the insertion curve of each order. All start at the baseline and end at the inputs, computed once."""
     score = ablation.score(target, additional_forward_args, output)
     check_count("steps", steps)
-    cells = ablation.totals.T.expand(1, len(ablation.inputs))  # (1, B)
+    cells = ablation.totals.T.expand(1, ablation.batch)  # (1, B)
     steps = min(int(steps), int(cells.max()))
     counts = (2 * torch.arange(steps + 1)[:, None] * cells + steps) // (2 * steps)  # (steps + 1, B): rounded, halves up
-    fractions = (counts / cells.double()).T.to(ablation.inputs.device)  # (B, steps + 1)
+    fractions = (counts / cells.double()).T.to(ablation.inputs[0].device)  # (B, steps + 1)
     first, *rest = orders
     curves = [_insert(ablation, score, first, counts)]
     for order in rest:
@@ -295,11 +300,11 @@ def _insert(ablation: Ablation, score: TargetScore, order: Order, counts: Tensor
     """Return the scores ``(B, S)`` float64 with the first ``counts`` ``(S, B)`` cells of the order inserted."""
     ranks = ablation.ranks()
     positions = ablation.spread((ranks if order == "morf" else ablation.totals - 1 - ranks)[None].float())
-    shape = (-1, counts.shape[1], *[1] * (ablation.inputs.ndim - 1))
     scores = []
     for chunk in counts.split(ablation.perturbations_per_eval):
-        kept = (chunk.to(positions).view(shape) - positions).clamp_(0, 1)  # integers: 1 if position < count, else 0
-        scores.append(score((ablation.blended(kept),), len(chunk)))  # a new tensor: the model may write to it
+        first = chunk.view(*chunk.shape, 1, 1, 1, 1)  # (P, B, 1, 1, 1, 1)
+        kept = tuple((first.to(at) - at).clamp_(0, 1) for at in positions)  # integers: 1 if position < count, else 0
+        scores.append(score(ablation.blended(kept), len(chunk)))  # new tensors: the model may write to them
     return torch.cat(scores).double().T
 
 
@@ -314,9 +319,9 @@ class Ablation:
 
     Attributes:
         forward_func: the model, as a function of clips ``(B, T, C, H, W)``.
-        inputs: clips ``(B, T, C, H, W)``.
-        baseline: replaces cells of the inputs; same shape as ``inputs``.
-        ids: int64 ``(1 or B, T, H, W)``, the cell of each voxel, 0 to n - 1.
+        inputs: clips ``(B, T, C, H, W)``, one tensor per input of the model.
+        baselines: replace cells of the inputs; same shapes as ``inputs``.
+        ids: int64 ``(1 or B, T, H, W)`` per input, the cell of each voxel, 0 to n - 1. A cell may span several inputs.
         means: ``(B, n)`` float64 on the CPU, the mean attribution of each cell.
         present: bool ``(1 or B, n)`` on the CPU. Not every clip has all cells of a mask that follows the image.
         perturbations_per_eval: altered copies of the batch per call of the model.
@@ -324,9 +329,9 @@ class Ablation:
 
     model: object
     forward_func: Callable[..., Any]
-    inputs: Tensor
-    baseline: Tensor
-    ids: Tensor
+    inputs: tuple[Tensor, ...]
+    baselines: tuple[Tensor, ...]
+    ids: tuple[Tensor, ...]
     means: Tensor
     present: Tensor
     perturbations_per_eval: int
@@ -335,10 +340,10 @@ class Ablation:
     def of(
         cls,
         forward_func: Callable[..., Any],
-        inputs: Tensor,
-        attributions: Array,
+        inputs: Tensor | tuple[Tensor, ...],
+        attributions: Array | tuple[Array, ...],
         baselines: BaselineType,
-        feature_mask: Tensor | None,
+        feature_mask: Tensor | tuple[Tensor, ...] | None,
         perturbations_per_eval: int,
         layout: VideoLayout | str | None,
         cells: Sequence[int] | None,
@@ -348,31 +353,42 @@ class Ablation:
         if not callable(forward_func):
             raise TypeError(f"forward_func must be a function or a module, got {type(forward_func).__name__}.")
         layout = layout_of(forward_func, layout)
-        layout.check_values(inputs, "inputs")
-        inputs = inputs.detach()
-        maps = maps_of(attributions, inputs, layout)
+        clips = tuple(clip.detach() for clip in clips_in(inputs, layout))
+        maps = maps_for(attributions, clips, layout)
         check_count("perturbations_per_eval", perturbations_per_eval)
-        (baseline,) = baselines_for((inputs,), baselines)
+        covers = baselines_for(clips, baselines)
         check_choice("axis", axis, SPANNED)
         if feature_mask is None:
-            feature_mask = feature_masks.grid(inputs, layout, _sides(forward_func, layout.size(inputs), cells, axis))
+
+            def divided(clip: Tensor, layout: VideoLayout) -> Tensor:
+                return feature_masks.grid(clip, layout, _sides(forward_func, clip, layout, cells, axis))
+
+            feature_mask = for_inputs(clips, layout, divided)
         elif cells is not None or axis != "joint":
             raise ValueError(
                 f"cells and axis must have their defaults if feature_mask is passed, because the mask defines the "
                 f"cells, got {cells = }, {axis = }. Leave both out, or leave out feature_mask."
             )
-        ids = units_for(inputs, feature_mask, layout)
-        means, counts = _means(maps.cpu().flatten(1), ids.flatten(1))
+        masks = masks_for(clips, feature_mask)
+        ids = tuple(without_channels(mask, clip, layout) for mask, clip in zip(masks, clips, strict=True))
+        rows = max(map(len, ids))  # 1 if all clips have the same cells, or B
+        voxels = torch.cat([units.flatten(1).expand(rows, -1) for units in ids], dim=1)
+        means, counts = _means(torch.cat([values.cpu().flatten(1) for values in maps], dim=1), voxels)
         return cls(
             forward_func,
-            layout.forward_from_working(forward_func),
-            layout.to_working(inputs),
-            layout.to_working(baseline),
-            ids.to(inputs.device),
+            layout.forward_from_working(forward_func, len(clips)),
+            tuple(map(layout.to_working, clips)),
+            tuple(map(layout.to_working, covers)),
+            tuple(units.to(clip.device) for units, clip in zip(ids, clips, strict=True)),
             means,
-            present=counts[: len(ids)] > 0,
+            present=counts[:rows] > 0,
             perturbations_per_eval=int(perturbations_per_eval),
         )
+
+    @property
+    def batch(self) -> int:
+        """B, the number of clips."""
+        return len(self.inputs[0])
 
     @property
     def totals(self) -> Tensor:
@@ -386,7 +402,7 @@ class Ablation:
         if output == "probability":
             fix = "Or pass output='logit' to take the target's output as it is."
             forward_func = with_probabilities(forward_func, self.model, fix)
-        return TargetScore(forward_func, target, additional_forward_args, len(self.inputs))
+        return TargetScore(forward_func, target, additional_forward_args, self.batch)
 
     def ranks(self) -> Tensor:
         """Return the rank of each cell by its mean attribution, ``(B, n)``, 0 for the highest. Absent cells come last.
@@ -402,21 +418,28 @@ class Ablation:
         order = shuffle[means[:, shuffle].argsort(dim=1, descending=True, stable=True)]
         return order.argsort(1)
 
-    def spread(self, values: Tensor) -> Tensor:
-        """Expand one number per cell ``(P, 1 or B, n)`` to ``(P, 1 or B, T, 1, H, W)``."""
-        rows = values.to(self.ids.device).take_along_dim(self.ids.flatten(1)[None], 2)  # (P, 1 or B, T * H * W)
-        return rows.unflatten(2, self.ids.shape[1:])[:, :, :, None]
+    def spread(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Expand one number per cell ``(P, 1 or B, n)`` to ``(P, 1 or B, T, 1, H, W)`` for each input."""
+        spread = []
+        for ids in self.ids:
+            rows = values.to(ids.device).take_along_dim(ids.flatten(1)[None], 2)  # (P, 1 or B, T * H * W)
+            spread.append(rows.unflatten(2, ids.shape[1:])[:, :, :, None])
+        return tuple(spread)
 
-    def blended(self, kept: Tensor) -> Tensor:
-        """Return copies ``(P * B, ...)``, batch by batch: the inputs where ``kept`` is 1, the baseline where it is 0.
+    def blended(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return copies ``(P * B, ...)``, batch by batch: the inputs where ``kept`` is 1, the baselines where it is 0.
 
         At 0 and 1, ``lerp`` returns exactly one of the two, in a fourth of the time that ``where`` takes.
         """
-        return torch.lerp(self.baseline, self.inputs, kept.to(self.inputs)).flatten(0, 1)
+        parts = zip(self.baselines, self.inputs, kept, strict=True)
+        return tuple(torch.lerp(cover, clip, keep.to(clip)).flatten(0, 1) for cover, clip, keep in parts)
 
 
-def _sides(forward_func: object, sizes: dict[str, int], cells: Sequence[int] | None, axis: Axis) -> list[int]:
+def _sides(
+    forward_func: object, clip: Tensor, layout: VideoLayout, cells: Sequence[int] | None, axis: Axis
+) -> list[int]:
     """Return the sides of a cell ``(t, h, w)``: the full size along the axes that ``axis`` spans."""
+    sizes = layout.size(clip)
     if cells is None:
         grid = forward_func.grid if isinstance(forward_func, VideoClassifier) else None
         cells = grid.tubelet if grid else (1, -(-sizes["H"] // _PER_FRAME), -(-sizes["W"] // _PER_FRAME))

@@ -42,8 +42,8 @@ def iou(
     in their units.
 
     If several values are equal at the limit, each of them is selected in part, with the weight
-    ``(k - number above) / number equal``, because they have no order. An area that is not an integer number of voxels
-    is handled in the same way.
+    ``(k - number above) / number equal``, because none of them comes first. An area that is not an integer number of
+    voxels is handled in the same way.
 
     Args:
         attributions: this, ``truth``, ``axis`` and ``layout`` are as for :func:`auroc`.

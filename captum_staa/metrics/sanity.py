@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from captum_staa._utils.checks import generator_or_seeded
 from captum_staa._utils.model_state import eval_mode
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._shared import metric, midranks, pearson
-from captum_staa.result import Array, as_maps
+from captum_staa.result import Array, as_maps, as_tuple
+
+Maps = Array | tuple[Array, ...]
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,9 @@ class Randomization(Similarity):
 
 @metric(higher_is_better=None, lowest=-1.0, highest=1.0)
 def randomization(
-    explain: Callable[[nn.Module, Tensor], Array],
+    explain: Callable[[nn.Module, Any], Maps],
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Tensor | tuple[Tensor, ...],
     *,
     layout: VideoLayout | str | None = None,
     layers: Sequence[str] | None = None,
@@ -90,7 +93,8 @@ def randomization(
         explain: ``explain(model, inputs)`` returns attributions of the model that it is called with. A function that
             ignores this argument and explains another model always scores 1.
         model: model to explain. It is copied, and it is not changed.
-        inputs: batch that ``explain`` accepts.
+        inputs: batch that ``explain`` accepts, a tensor or a tuple of tensors. For a tuple, ``explain`` may return a
+            tuple of attributions, whose values are ranked together.
         layout: order of the axes of the attributions, such as ``"BTCHW"``; channels are summed. None if ``explain``
             returns maps ``(B, T, H, W)``.
         layers: names as in ``model.named_modules()``, in the order of randomization. All parameters below a name are
@@ -162,10 +166,10 @@ def redrawn(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 @metric(higher_is_better=None, lowest=-1.0, highest=1.0)
 def label_randomization(
-    explain: Callable[[nn.Module, Tensor], Array],
+    explain: Callable[[nn.Module, Any], Maps],
     model: nn.Module,
     other_model: nn.Module,
-    inputs: Tensor,
+    inputs: Tensor | tuple[Tensor, ...],
     *,
     layout: VideoLayout | str | None = None,
 ) -> Similarity:
@@ -215,9 +219,9 @@ def label_randomization(
 
 @metric(higher_is_better=None, lowest=-1.0, highest=1.0)
 def class_sensitivity(
-    explain: Callable[[nn.Module, Tensor, Tensor], Array],
+    explain: Callable[[nn.Module, Any, Tensor], Maps],
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Tensor | tuple[Tensor, ...],
     target: int | Sequence[int] | Tensor,
     others: Sequence[int | Sequence[int] | Tensor],
     *,
@@ -267,7 +271,7 @@ def class_sensitivity(
                 f"{targets.tolist()}. Leave the target out of others."
             )
 
-    def map_for(classes: Tensor) -> Tensor:
+    def map_for(classes: Tensor) -> list[Tensor]:
         return _map(lambda copy, x: explain(copy, x, classes.clone()), model, inputs, layout)
 
     return _similarity(map_for(targets), [map_for(other) for other in compared])
@@ -276,32 +280,32 @@ def class_sensitivity(
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _check(explain: object, model: nn.Module, inputs: Tensor) -> None:
+def _check(explain: object, model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> None:
     if not callable(explain) or isinstance(explain, type):
         raise TypeError(f"explain must be a function of a model and inputs, got {explain!r}.")
     if not isinstance(model, nn.Module):
         raise TypeError(f"a model must be an nn.Module, because its parameters are copied, got {type(model).__name__}.")
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs must be a tensor with one row per example, got {type(inputs).__name__}.")
-    if inputs.ndim == 0 or inputs.numel() == 0:
-        raise ValueError(f"inputs must be a batch that is not empty, got shape {tuple(inputs.shape)}.")
+    for values in as_tuple(inputs):
+        if values.ndim == 0 or values.numel() == 0:
+            raise ValueError(f"inputs must be a batch that is not empty, got shape {tuple(values.shape)}.")
 
 
-def _classes(name: str, value: int | Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
+def _classes(name: str, value: int | Sequence[int] | Tensor, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Check and return class indices, ``(B,)`` int64."""
+    first, *_ = as_tuple(inputs)
     try:
         classes = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a class index or one per clip, got {value!r}: {error}") from error
     if classes.is_meta or classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise TypeError(f"{name} must be a class index or one per clip, got {value!r}.")
-    if classes.ndim > 1 or (classes.ndim == 1 and len(classes) != len(inputs)):
+    if classes.ndim > 1 or (classes.ndim == 1 and len(classes) != len(first)):
         raise ValueError(
-            f"{name} must be one class index, or one for each of {len(inputs)} clips, got shape {tuple(classes.shape)}."
+            f"{name} must be one class index, or one for each of {len(first)} clips, got shape {tuple(classes.shape)}."
         )
     if bool((classes < 0).any()):
         raise ValueError(f"{name} must be a class index of at least 0, or one per clip, got {value!r}.")
-    return classes.long().to(inputs.device).expand(len(inputs))
+    return classes.long().to(first.device).expand(len(first))
 
 
 def _plan(model: nn.Module, layers: Sequence[str] | None) -> list[tuple[str, list[str]]]:
@@ -347,31 +351,38 @@ def _reset(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def _map(
-    explain: Callable[[nn.Module, Tensor], Array], model: nn.Module, inputs: Tensor, layout: VideoLayout | str | None
-) -> Tensor:
-    """Return maps ``(B, T, H, W)``. ``explain`` gets copies of model and inputs, so it cannot change the originals."""
-    copied = inputs.detach().clone().requires_grad_(inputs.requires_grad)
+    explain: Callable[[nn.Module, Any], Maps],
+    model: nn.Module,
+    inputs: Tensor | tuple[Tensor, ...],
+    layout: VideoLayout | str | None,
+) -> list[Tensor]:
+    """Return the maps ``(B, T, H, W)``. ``explain`` gets copies of model and inputs, so it cannot change them."""
+    copies = tuple(values.detach().clone().requires_grad_(values.requires_grad) for values in as_tuple(inputs))
     explained = deepcopy(model)
     with eval_mode(explained):
-        maps = as_maps(explain(explained, copied), layout)
-    if len(maps) != len(inputs):
-        raise ValueError(f"explain must return one map per clip, got {len(maps)} for a batch of {len(inputs)}.")
+        made = explain(explained, copies if isinstance(inputs, tuple) else copies[0])
+    maps = [as_maps(part, layout) for part in (made if isinstance(made, tuple) else (made,))]
+    for part in maps:
+        if len(part) != len(copies[0]):
+            raise ValueError(f"explain must return one map per clip, got {len(part)} for a batch of {len(copies[0])}.")
     return maps
 
 
-def _similarity(original: Tensor, maps: list[Tensor]) -> Similarity:
-    """Return the similarity ``(len(maps), B)`` of a map ``(B, T, H, W)`` to each of several maps."""
-    if wrong := [tuple(other.shape) for other in maps if other.shape != original.shape]:
+def _similarity(original: list[Tensor], maps: list[list[Tensor]]) -> Similarity:
+    """Return the similarity ``(len(maps), B)`` of maps ``(B, T, H, W)``, one per input, to those of other calls."""
+    first, *shapes = ([tuple(part.shape) for part in parts] for parts in (original, *maps))
+    if wrong := [other for other in shapes if other != first]:
         raise ValueError(
-            f"explain must return maps of the same shape in each call, got {tuple(original.shape)} first, then "
-            f"{wrong[0]}."
+            f"explain must return maps of the same shape in each call, got {', '.join(map(str, first))} first, then "
+            f"{', '.join(map(str, wrong[0]))}."
         )
+    values, *others = (torch.cat([part.flatten(1) for part in parts], dim=1) for parts in (original, *maps))  # (B, V)
     return Similarity(
-        torch.stack([_spearman(original, other) for other in maps]),
-        torch.stack([_spearman(original.abs(), other.abs()) for other in maps]),
+        torch.stack([_spearman(values, other) for other in others]),
+        torch.stack([_spearman(values.abs(), other.abs()) for other in others]),
     )
 
 
 def _spearman(first: Tensor, second: Tensor) -> Tensor:
     """Return the correlation of ranks, ``(B,)``; equal values share the mean of their ranks."""
-    return pearson(midranks(first.flatten(1)), midranks(second.flatten(1)))
+    return pearson(midranks(first), midranks(second))

@@ -2,7 +2,9 @@
 
 from captum_staa._utils.model_state import model_state
 from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.discovery import inspect
 from captum_staa.models.families import FAMILIES, AttentionLayer, Family, family_of
+from captum_staa.models.inspection import FoundAttention, Inspection
 from captum_staa.models.loading import READERS
 from captum_staa.models.st_abn import (
     STABN,
@@ -36,6 +38,8 @@ __all__ = [
     "Family",
     "FitConfig",
     "FitHistory",
+    "FoundAttention",
+    "Inspection",
     "STABNLoss",
     "VideoClassifier",
     "VideoLanguageFamily",
@@ -44,5 +48,6 @@ __all__ = [
     "VideoTokens",
     "family_of",
     "fit_st_abn",
+    "inspect",
     "model_state",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from captum_staa._utils.checks import check_choice, check_count
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, uncompiled, without_compiling
+from captum_staa._utils.networks import lacks_backward, missing_backward
 from captum_staa.layout import VideoLayout
 from captum_staa.models.families import Family, Pooling, find_transformer
 from captum_staa.models.labels import index_of, labels_of
@@ -28,11 +29,13 @@ from captum_staa.models.outputs import (
     find_outputs,
     kind_in_config,
     minus_other,
+    path_of_outputs,
     probabilities,
     sums_to_one,
     tensors_in,
 )
 from captum_staa.models.preprocessing import as_frames, how_to_state
+from captum_staa.result import as_tuple
 
 if TYPE_CHECKING:
     import os
@@ -158,8 +161,11 @@ class VideoClassifier(nn.Module):
         self._declared = declared is not None
         self._sums_to_one = False
         self._verified = False  # whether the kind of output and the place of a wrapped transformer have been verified
+        self._differentiable = False  # whether a graph without missing backward passes has been seen
+        self._path: tuple[str | int, ...] | None = None  # where the output was in what the module returned
         self._other: int | Literal["rest"] | None = None
         self._lower = False
+        self.inspections: dict[Any, Any] = {}  # of captum_staa.models.inspect, by the size of clips
 
     @property
     def transformer(self) -> nn.Module | None:
@@ -229,7 +235,8 @@ class VideoClassifier(nn.Module):
 
         Args:
             clip: floating-point tensor with five axes in :attr:`layout`, of any dtype and memory format.
-            *args: passed to the module after the clip (Captum's ``additional_forward_args``).
+            *args: passed to the module after the clip: further clips of a model of several inputs (RGB and flow), which
+                are 5-D floating-point tensors, and Captum's ``additional_forward_args``.
 
         Returns:
             ``(B, K)`` in the module's dtype; ``(B, 1)`` for a single output; with further axes for an output per frame
@@ -244,11 +251,8 @@ class VideoClassifier(nn.Module):
         if eager:  # during tracing, sizes are tensors, and comparing them causes warnings
             self._check(clip)
         dtype = self._dtype()
-        # Models permute and slice their input, so its gradient is not contiguous, but Captum (sensitivity_max) calls
-        # .view on it. Flattening costs nothing in the forward pass, and makes the gradient contiguous.
-        clip = clip.reshape(-1).view(clip.shape)
-        if dtype is not None and clip.is_floating_point():
-            clip = clip.to(dtype)
+        clip = _prepared(clip, dtype)
+        args = tuple(_prepared(value, dtype) if _is_clip(value) else value for value in args)
         if not eager or self._verified:
             outputs = self._outputs(clip, args)
         else:
@@ -256,6 +260,8 @@ class VideoClassifier(nn.Module):
                 outputs = self._outputs(clip, args)
             if not (self.training or self.module.training or outputs.is_meta):
                 self._verify(outputs, last.name(outputs))
+        if eager and not self._differentiable and clip.requires_grad and outputs.requires_grad:
+            self._watch_gradient(outputs, clip.detach(), args)
         if self._other is not None:
             outputs = minus_other(outputs, self._kind, self._other)
         if self._lower:
@@ -308,11 +314,13 @@ class VideoClassifier(nn.Module):
         return how_to_state(self.family.name if self.family else None, self.image_size)
 
     @torch.no_grad()
-    def predict(self, clip: Tensor, k: int = 5) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+    def predict(
+        self, clip: Tensor | tuple[Tensor, ...], k: int = 5
+    ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
         """Return the ``k`` most likely classes or highest scores, computed in eval mode.
 
         Args:
-            clip: clips in :attr:`layout`.
+            clip: clips in :attr:`layout`, or a tuple of the inputs of a model of several (RGB and flow).
             k: number of classes. If it is larger than K, all K classes are returned.
 
         Returns:
@@ -328,7 +336,7 @@ class VideoClassifier(nn.Module):
         """
         check_count("k", k, of="classes")
         with eval_mode(self):
-            outputs = self(clip)
+            outputs = self(*as_tuple(clip, "clip"))
         if outputs.ndim != 2:
             raise ValueError(
                 f"the model must return outputs (B, K) to predict, got shape {tuple(outputs.shape)}. Average the other "
@@ -448,24 +456,34 @@ class VideoClassifier(nn.Module):
             *args: further positional arguments of the module.
 
         Raises:
-            ValueError: the head reads the tokens neither by their mean nor by the first one alone.
+            ValueError: the head reads the tokens neither by their mean nor by the first one alone, or has no gradient.
         """
         assert self.family is not None and self.transformer is not None
-        if (known := self.family.pooling(self.transformer)) is not None:
-            return known
+        if (stated := self.family.pooling(self.transformer)) is not None:
+            return stated
         read: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             read.append(next(tensor for _, tensor in tensors_in(output) if tensor.ndim == 3))
 
         handle = self.transformer.register_forward_hook(keep)
+        source = clip.detach().to(self._dtype() or clip.dtype, copy=True).requires_grad_()
         try:
             with torch.enable_grad(), frozen_parameters(self), without_compiling():
-                outputs = self(clip.detach().clone().requires_grad_(), *args)
-            weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-            gradient = torch.autograd.grad((outputs * weights).sum(), read[-1])[0].float()  # (B, N, D)
+                outputs = self._outputs(source, args)
+                weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+                known = outputs.requires_grad and not lacks_backward(outputs.grad_fn, read[-1].grad_fn)
+                score = (outputs * weights).sum()
+                slope = torch.autograd.grad(score, read[-1], allow_unused=True)[0] if known else None
         finally:
             handle.remove()
+        if slope is None:
+            raise ValueError(
+                f"the head must be differentiable to measure which tokens of {self._transformer_name!r} it reads, got "
+                f"a head without a gradient, such as a quantized one. State what it reads: VideoClassifier(..., "
+                f"family=dataclasses.replace(family, pooling=lambda model: 'mean')), or 'cls' for the first token."
+            )
+        gradient = slope.float()  # (B, N, D)
         size = gradient.abs().max()
         if bool(gradient[:, 1:].abs().max() <= 1e-6 * size):
             return "cls"
@@ -506,6 +524,11 @@ class VideoClassifier(nn.Module):
         name = None
         if self.family is not None and self._transformer_name == "":
             name = self.family.input_name
+            if name is not None and any(map(_is_clip, args)):
+                raise ValueError(
+                    f"{type(self.module).__name__} takes one clip tensor, got {1 + sum(map(_is_clip, args))} clips. "
+                    f"Pass one clip."
+                )
             if self.family.layout != self.layout.axes:
                 clip = VideoLayout.of(self.family.layout).from_working(self.layout.to_working(clip))
         try:
@@ -515,7 +538,22 @@ class VideoClassifier(nn.Module):
             raise
 
     def _outputs(self, clip: Tensor, args: tuple[Any, ...]) -> Tensor:
-        return find_outputs(self._call(clip, args), len(clip), self.num_classes, self.output_key)
+        returned, key = self._call(clip, args), self.output_key
+        if key is None and not isinstance(returned, Tensor):
+            # in a batch of K clips, K scores per clip can look like the clips per score
+            key = self._path = path_of_outputs(returned, len(clip), self.num_classes, self._path)
+        return find_outputs(returned, len(clip), key=key)
+
+    def _watch_gradient(self, outputs: Tensor, clip: Tensor, args: tuple[Any, ...]) -> None:
+        """Make the backward of outputs an error if it would miss a part of the gradient: Captum does not check it."""
+        if not lacks_backward(outputs.grad_fn):
+            self._differentiable = True
+            return
+
+        def refuse(gradient: Tensor) -> None:
+            raise ValueError(missing_backward(self.module, lambda: self._outputs(clip.clone().requires_grad_(), args)))
+
+        outputs.register_hook(refuse)
 
     def _verify(self, outputs: Tensor, last: FunctionName | None) -> None:
         """Check :attr:`output` against the outputs of the first call, or find it.
@@ -638,6 +676,20 @@ def _same_clip(classifier: VideoClassifier, clip: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _is_clip(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 5 and value.is_floating_point()
+
+
+def _prepared(clip: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a clip in the dtype of a module, whose gradient is contiguous.
+
+    Models permute and slice their input, so its gradient is not contiguous, but Captum (sensitivity_max) calls .view on
+    it. Flattening costs nothing in the forward pass, and makes the gradient contiguous.
+    """
+    clip = clip.reshape(-1).view(clip.shape)
+    return clip.to(dtype) if dtype is not None and clip.is_floating_point() else clip
 
 
 def classifier_of(model: object) -> VideoClassifier | None:

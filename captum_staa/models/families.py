@@ -17,16 +17,17 @@ Pass it to ``VideoClassifier(model, family=family)``. The descriptions below are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from captum_staa._utils.model_state import uncompiled
-from captum_staa.grid import TokenGrid
+from captum_staa.grid import TokenGrid, TokenRows
 
-Role = Literal["joint", "spatial", "temporal", "pool"]
-Backend = Literal["hf", "sdpa", "softmax"]
+Role = Literal["joint", "spatial", "temporal", "pool", "window"]
+Backend = Literal["hf", "sdpa", "mha", "softmax"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class AttentionLayer:
 
     Example:
         >>> AttentionLayer("blocks.3.attn", block=3)
-        AttentionLayer(module='blocks.3.attn', block=3, role='joint', backend='sdpa')
+        AttentionLayer(module='blocks.3.attn', block=3, role='joint', backend='sdpa', call=None)
 
     Args:
         module: dotted name of the module in whose forward the attention is computed.
@@ -43,22 +44,34 @@ class AttentionLayer:
             as one operator, in the order in which they run.
         role: which tokens attend to which. ``"joint"``: every token to every token. ``"spatial"``: tokens within a
             frame, with frames in the batch axis. ``"temporal"``: tokens at the same patch position, with positions in
-            the batch axis. ``"pool"``: one learned query to every token.
-        backend: how attention is read. ``"sdpa"``: the module calls ``F.scaled_dot_product_attention`` or is an
-            ``nn.MultiheadAttention``. ``"hf"``: the module uses the ``AttentionInterface`` of transformers.
-            ``"softmax"``: ``module`` is the dropout layer that gets the attention probabilities.
+            the batch axis. ``"pool"``: one learned query to every token. ``"window"``: other groups of tokens, which
+            ``rows`` lists.
+        backend: how attention is read. ``"sdpa"``: the module calls ``F.scaled_dot_product_attention``. ``"mha"``: it
+            is
+            an ``nn.MultiheadAttention``. ``"hf"``: it uses the ``AttentionInterface`` of transformers. ``"softmax"``:
+            it computes the softmax itself, with any function or module for it; or it is the dropout layer that gets the
+            attention probabilities.
+        call: which attention computation of the module is meant, counted from 0 in one forward, if it computes several.
+            None if it computes one.
+        rows: the tokens of each row of the attention. None are those of the role.
     """
 
     module: str
     block: int
     role: Role = "joint"
     backend: Backend = "sdpa"
+    call: int | None = None
+    rows: TokenRows | None = field(default=None, repr=False)
+
+    def rows_on(self, grid: TokenGrid) -> TokenRows:
+        """Return :attr:`rows`, or those of the role on a grid."""
+        return TokenRows.of(self.role, grid) if self.rows is None else self.rows
 
 
-Pooling = Literal["cls", "mean", "pool"]
+Pooling = Literal["cls", "mean", "pool"] | Tensor
 
 
-def _nothing(model: Any) -> None:
+def _nothing(*args: Any) -> None:
     return None
 
 
@@ -71,8 +84,8 @@ class Family:
         grid: function that returns the :class:`TokenGrid` of a model.
         attention: function that returns the attention layers of a model, in the order in which they run.
         pooling: function that returns what the classification head reads: ``"cls"`` (the first token), ``"mean"`` (the
-            mean of all tokens), ``"pool"`` (the last attention layer is the head's own query), or None if unknown; it
-            is then measured.
+            mean of all tokens), ``"pool"`` (the last attention layer is the head's own query), a tensor with the weight
+            of each token of the sequence, or None if unknown; it is then measured.
         layout: the order of the axes of the clips that the model takes.
         input_name: the keyword of the clip in ``forward``. None passes the clip as the first positional argument.
         num_frames: function that returns the number of frames per clip.
@@ -82,6 +95,8 @@ class Family:
             (B, D, t, h, w), (B * t, D, h, w), (B, N, D) or (B * t, h * w, D). None if unknown.
         backbone: the class of these models without a head, and its name inside them, such as
             ``("VideoMAEModel", "videomae")``. It is then recognized inside a module that puts its own head on it.
+        rows: function of a model, one of its attention layers and the grid of the clips that returns the tokens of each
+            row, or None for those of the layer's role.
     """
 
     name: str
@@ -95,6 +110,7 @@ class Family:
     classes: tuple[str, ...] = ()
     patch_embedding: str | None = None
     backbone: tuple[str, str] | None = None
+    rows: Callable[[Any, AttentionLayer, TokenGrid], TokenRows | None] = _nothing
 
 
 def family_of(model: nn.Module) -> Family | None:
@@ -173,12 +189,15 @@ def _matching(model: nn.Module, family: Family) -> Family | None:
         layers = [layer for layer in family.attention(model) if layer.module.startswith(prefix)]
         return [replace(layer, module=layer.module.removeprefix(prefix)) for layer in layers]
 
-    embedding = family.patch_embedding
+    embedding, known = family.patch_embedding, FAMILIES.get(family.name)
     return replace(
         family,
         attention=attention,
-        pooling=_nothing,
+        # the head is the user's, who may have stated what it reads
+        pooling=family.pooling if known is None or family.pooling is not known.pooling else _nothing,
         patch_embedding=None if embedding is None else embedding.removeprefix(prefix),
+        classes=(family.backbone[0],),
+        backbone=None,
     )
 
 
@@ -215,11 +234,24 @@ def _timesformer_attention(model: Any) -> list[AttentionLayer]:
     sites: list[AttentionLayer] = []
     for i in range(model.config.num_hidden_layers):
         if kind == "divided_space_time":
-            temporal = f"{base}.{i}.temporal_attention.attention.attn_drop"
-            sites.append(AttentionLayer(temporal, i, "temporal", "softmax"))
+            sites.append(AttentionLayer(f"{base}.{i}.temporal_attention.attention", i, "temporal", "softmax"))
         role: Literal["spatial", "joint"] = "spatial" if kind == "divided_space_time" else "joint"
-        sites.append(AttentionLayer(f"{base}.{i}.attention.attention.attn_drop", i, role, "softmax"))
+        sites.append(AttentionLayer(f"{base}.{i}.attention.attention", i, role, "softmax"))
     return sites
+
+
+def _timesformer_rows(model: Any, layer: AttentionLayer, grid: TokenGrid) -> TokenRows | None:
+    """Return the rows for clips of another number of frames than that of the config.
+
+    The layers reshape the sequence with the number of the config, so tokens of several frames count as one frame.
+    """
+    frames = model.config.num_frames
+    if layer.role == "joint" or grid.t == frames:
+        return None
+    tracks = torch.arange(1, grid.num_tokens).view(-1, frames)
+    if layer.role == "spatial":
+        tracks = torch.cat([torch.zeros(frames, 1, dtype=torch.long), tracks.T], 1)
+    return TokenRows(tracks, tracks, grid.num_tokens)
 
 
 def _vivit_grid(model: Any) -> TokenGrid:
@@ -292,6 +324,7 @@ FAMILIES: dict[str, Family] = {
             classes=("TimesformerForVideoClassification",),
             patch_embedding="timesformer.embeddings.patch_embeddings.projection",
             backbone=("TimesformerModel", "timesformer"),
+            rows=_timesformer_rows,
         ),
         Family(
             name="vivit",

@@ -99,8 +99,9 @@ class LayerAxes:
         (torch.Size([2, 96, 8, 7, 7]), torch.Size([16, 7, 7, 96]))
 
     Args:
-        pattern: one letter per axis: B, C, T, H, W, or N for flattened positions; axes that are folded into one are in
-            parentheses, outer axis first. Positions are t*h*w, or h*w if there is a T. Missing axes have size 1.
+        pattern: one letter per axis: B, C, T, H, W, or N for flattened positions. Axes that are folded into one are in
+            parentheses, outer axis first. N counts h * w positions if there is a T, and t * h * w if there is not. Axes
+            without a letter have size 1.
         cells: ``(t, h, w)``, which split folded axes and positions.
         prefix: number of tokens before the positions (or before the frames, if there are no positions).
         order: order of the positions, ``"thw"`` or ``"hwt"``.
@@ -250,11 +251,24 @@ def axes_of(
         if (channel is None or output.ndim < 4 or axes.channel == channel)
         and all(map(int.__le__, _cells_of(axes, output), size))
     ]
+    proportioned = [axes for axes in fits if _proportioned(_cells_of(axes, output), size)]
     if len(fits) > 1 and channel is None:  # cells of one layer have the proportions of the frame
-        fits = [axes for axes in fits if _proportioned(_cells_of(axes, output), size)] or fits
+        fits = proportioned or fits
+    stretched = bool(fits) and not proportioned and channel is not None and channel == output.ndim - 1 > 2
+    if stretched:  # a linear layer or layer norm shows the channels, but also those of (B*T, heads, N, C)
+        fits = []
+    received = f"got shape {tuple(output.shape)} for {batch} clips of {size} (T, H, W)"
+    if len(fits) == 1 and grid is None and fits[0].prefix > 1:
+        t, h, w = fits[0].cells
+        count = fits[0].prefix
+        raise ValueError(
+            f"the places of the patches among the tokens of {name} must be known, {received}: {h} x {w} patches per "
+            f"frame and {count} other tokens, which may be before or after them. If they are before them, pass "
+            f"grid=TokenGrid(t={t}, h={h}, w={w}, prefix={count}, tubelet=(1, {size[1] // h}, {size[2] // w}))."
+            f"{f' Otherwise, pass {other_way}.' if other_way else ''}"
+        )
     if len(fits) == 1:
         return fits[0]
-    received = f"got shape {tuple(output.shape)} for {batch} clips of {size} (T, H, W)"
     if fits:
         raise ValueError(
             f"the order of the axes of {name} must be known, {received}, which can be "
@@ -263,10 +277,12 @@ def axes_of(
         )
     tokens = grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer"
     seen = f" with channels in axis {channel}" if channel is not None and output.ndim > 3 else ""
+    if stretched:
+        seen += " and other axes that do not have the proportions of the frame"
     raise ValueError(
         f"the output of {name} must be (B, C, t, h, w), (B, t, h, w, C), (B*T, C, h, w) or (B*T, h, w, C), or tokens "
         f"(B, N, D), (B*t, h*w, D) or (B*h*w, t, D), {received}{seen}. Tokens need {tokens}. For another order, pass "
-        f"layer_axes, such as layer_axes='BTHWC'{other_way}."
+        f"layer_axes, such as layer_axes='BTHWC'{f' or {other_way}' if other_way else ''}."
     )
 
 
@@ -345,12 +361,17 @@ def _with_prefix(pattern: str, cells: Cells, prefix: int, fits: bool) -> Iterato
 
 
 def _patches_of_frames(count: int, size: Cells) -> Iterator[LayerAxes]:
-    """Yield the grids of square patches, with at most 8 tokens before them, that have ``count`` tokens per frame."""
+    """Yield the grids of square patches, with at most 8 other tokens, that have ``count`` tokens per frame.
+
+    A single other token is a class token, the first one. Grids with more are yielded only if there is no such grid.
+    """
     frames, height, width = size
+    found = []
     for side in range(1, min(height, width) + 1):
         h, w = height // side, width // side
         if height % side == 0 and width % side == 0 and 0 <= count - h * w <= 8 and h * w > 1:
-            yield LayerAxes("(BT)NC", (frames, h, w), count - h * w)
+            found.append(LayerAxes("(BT)NC", (frames, h, w), count - h * w))
+    yield from [axes for axes in found if axes.prefix <= 1] or found
 
 
 def _cells_of(axes: LayerAxes, output: Tensor) -> Cells:
@@ -368,9 +389,9 @@ def _proportioned(cells: Cells, size: Cells) -> bool:
 class ChannelWitness:
     """Finds the channel axis of a layer's output from the modules that compute it and that read it.
 
-    A convolution, pooling or batch norm has its channels in axis 1, a linear layer or layer norm in the last one. The
-    module that reads the output decides. If none does, the last such module in the layer decides whose result has the
-    shape of the layer's output.
+    A convolution, pooling or batch norm has its channels in axis 1, a linear layer or layer norm in the last one. A
+    module of these kinds that reads the output decides. If there is none, the last module of these kinds inside the
+    layer decides, among those whose result has the shape of the layer's output.
     """
 
     def __init__(self) -> None:

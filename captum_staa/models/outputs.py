@@ -82,13 +82,9 @@ def find_outputs(returned: Any, batch: int, classes: int | None = None, key: Out
         TypeError: there is no floating-point tensor.
         ValueError: several tensors could be the output, ``key`` does not exist, or there is not one row per clip.
     """
-    if key is not None:
-        found = _at(returned, key)
-    elif isinstance(returned, Tensor):
-        found = returned
-    else:
-        found = _chosen(returned, batch, classes)
-    return _rows(found, batch)
+    if key is None and not isinstance(returned, Tensor):
+        key = path_of_outputs(returned, batch, classes)
+    return _rows(returned if key is None else _at(returned, key), batch)
 
 
 def _at(returned: Any, key: OutputKey) -> Tensor:
@@ -107,8 +103,21 @@ def _at(returned: Any, key: OutputKey) -> Tensor:
     return found
 
 
-def _chosen(returned: Any, batch: int, classes: int | None) -> Tensor:
-    """Return the one tensor that can be the output: ``logits``, the only one, or the only one with K columns."""
+def path_of_outputs(
+    returned: Any, batch: int, classes: int | None = None, known: tuple[str | int, ...] | None = None
+) -> tuple[str | int, ...]:
+    """Return the path of the one tensor that can be the output: ``logits``, the only one, or that with K columns.
+
+    Args:
+        returned: a container of tensors.
+        batch: B, number of clips.
+        classes: K, if it is known.
+        known: the path in an earlier call, which decides if several tensors could be the output. None if there is none.
+
+    Raises:
+        TypeError: there is no floating-point tensor.
+        ValueError: several tensors could be the output.
+    """
     tensors = dict(tensors_in(returned))
     if not tensors:
         raise TypeError(
@@ -116,21 +125,23 @@ def _chosen(returned: Any, batch: int, classes: int | None) -> Tensor:
             f"{type(returned).__name__}. Wrap it in a module that returns the class scores."
         )
     if ("logits",) in tensors:
-        return tensors[("logits",)]
+        return ("logits",)
     rows = {path: tensor for path, tensor in tensors.items() if tensor.ndim and len(tensor) == batch}
     candidates = rows or tensors
     if len(candidates) > 1 and classes is not None:
         candidates = {path: tensor for path, tensor in candidates.items() if classes in tensor.shape[1:]} or candidates
         flat = {path: tensor for path, tensor in candidates.items() if tensor[0].numel() == classes}
         candidates = flat or candidates
+    if known in candidates:
+        return known
     if len(candidates) > 1:
-        known = "the number of classes is unknown" if classes is None else f"several could hold {classes} classes"
+        what = "the number of classes is unknown" if classes is None else f"several could hold {classes} classes"
         raise ValueError(
-            f"the module must return one output per clip, got {len(candidates)} tensors, and {known}. "
+            f"the module must return one output per clip, got {len(candidates)} tensors, and {what}. "
             f"{_listed(returned)} Pass VideoClassifier(..., output_key=...) with one of these names"
             f"{', or labels=[...]' if classes is None else ''}."
         )
-    return next(iter(candidates.values()))
+    return next(iter(candidates))
 
 
 def tensors_in(returned: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Tensor]]:
@@ -235,7 +246,8 @@ def class_axis(outputs: Tensor, classes: int | None) -> int:
     """Return the axis of the classes of logits.
 
     Raises:
-        ValueError: there are several axes after the batch, and not exactly one of them has K entries; or one output.
+        ValueError: there are several axes after the batch, and not exactly one of them has K entries; or there is only
+            one output.
     """
     if outputs.ndim == 2:
         if outputs.shape[1] == 1:

@@ -32,7 +32,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "VJEPA2": {"crop_size": 256, **_IMAGENET},
 }
 # The settings of the published models on the Hugging Face hub, by the beginning of their model_type. A suggestion for
-# models without a processor file, not a default: the files of the published models state numbers of their own.
+# models without a processor file, not a default: the files of the published models state other numbers.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "videomae": _IMAGENET,
     "timesformer": {"image_mean": (0.45, 0.45, 0.45), "image_std": (0.225, 0.225, 0.225)},

@@ -49,17 +49,19 @@ def evenly(total: int, num_frames: int | None) -> list[int]:
     return [(2 * i + 1) * total // (2 * shown) for i in range(shown)]
 
 
-def explained_bar(predictions: Sequence[tuple[str, float]], target: str | None) -> int:
-    """Return the position of ``target`` in ``predictions``; 0 if ``target`` is None, -1 if it is not a prediction."""
+def explained_bars(predictions: Sequence[tuple[str, float]], targets: Sequence[str | None]) -> dict[int, int]:
+    """Return the position in ``targets`` of each prediction that is one of them, by its position in ``predictions``.
+
+    A target of None is the first prediction.
+    """
     for label, probability in predictions:
         if not 0 <= probability <= 1:
             raise ValueError(
                 f"predictions must be pairs (label, probability in [0, 1]), got ({label!r}, {probability!r})"
             )
     labels = [label for label, _ in predictions]
-    if target is None:
-        return 0
-    return labels.index(target) if target in labels else -1
+    names = [labels[0] if name is None and labels else name for name in targets]
+    return {labels.index(name): i for i, name in enumerate(names) if name in labels}
 
 
 def text_width(text: str) -> float:

@@ -21,11 +21,11 @@ from PIL import Image
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.files import atomic
 
-from .figure import explained_bar
+from .figure import explained_bars
 from .frames import Frames, Pixels, reduced, shrunk, size_within
-from .saliency import Attributions, Maps, Truth, evidence_windows, saliency
+from .saliency import Attributions, Classes, Maps, Truth, evidence_windows, saliency
 from .sheet import by_name
-from .style import DEFAULT_STYLE, SIGNS, Style
+from .style import CLASS_COLORS, DEFAULT_STYLE, SIGNS, Style
 
 TINY = 128  # frames with a shorter edge below this many pixels are stored losslessly, larger ones are compressed
 ONLY = "attributions"  # the name of a single explanation
@@ -42,7 +42,7 @@ class Player(str):
 
 
 def to_html(
-    attributions: Attributions | Mapping[str, Attributions],
+    attributions: Attributions | Mapping[str, Attributions | Classes],
     frames: Frames | Pixels,
     path: str | os.PathLike[str] | None = None,
     *,
@@ -65,6 +65,11 @@ def to_html(
         >>> "http://" in page or "https://" in page  # there are no external resources
         False
 
+    Two classes beside each other, with one scale, as a second dict inside the first:
+
+        >>> classes = {"waving": torch.rand(1, 8, 48, 64), "clapping": torch.rand(1, 8, 48, 64)}
+        >>> page = to_html({"STAA": classes}, frames, predictions=[("waving", 0.7), ("clapping", 0.2)])
+
     The page has menus for the explanation, the drawing method and the sign, and a slider for the opacity. The timeline
     (click or drag), the buttons and the keys (arrows, Home, End, space) select the frame or play the clip. The page
     begins with the strongest frame. It supports light and dark mode and small screens. A notebook shows the returned
@@ -72,13 +77,16 @@ def to_html(
 
     Args:
         attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`;
-            or a dict from names to attributions, which the page offers in a menu.
+            or a dict from names to attributions, which the page offers in a menu. Instead of the attributions of a
+            name, a dict from class labels to what the method returned for these classes shows them beside each other,
+            with one scale.
         frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
         path: output file; None only returns the page.
         style: how to draw the attributions initially. Each explanation and each sign has a separate scale, and without
             ``cmap``, a separate color map.
         predictions: pairs (label, probability), as returned by :meth:`VideoClassifier.predict`.
-        target: label of the explained class, whose bar is colored; None uses the first prediction.
+        target: label of the explained class, whose bar is colored; None uses the first prediction. For several classes
+            beside each other, their bars have the colors of their curves.
         truth: frames that contain the evidence, as in :func:`~captum_staa.visualization.show_timeline`.
         title: title of the page.
         play_fps: frames per second at which the page plays.
@@ -102,17 +110,32 @@ def to_html(
     top, left, extent_y, extent_x = (0, 0, tall, wide) if clip.crop is None else clip.crop
     placed = top * down, left * across, extent_y * down, extent_x * across
 
-    def explanation(values: Attributions) -> dict[str, Any]:
-        maps = Maps.of(values, clip)
-        scales = {sign: saliency(maps.joint, sign, style.outlier_perc).scale for sign in SIGNS}
-        curves = {sign: rounded(maps.per_frame(sign)) for sign in SIGNS}
-        return {"scales": scales, "curves": curves, **packed(maps.joint, max(scales.values()), placed[2:])}
+    def explanation(values: Attributions | Classes) -> dict[str, Any]:
+        several = isinstance(values, Mapping)
+        maps = (
+            by_name(values, lambda part: Maps.of(part, clip))
+            if isinstance(values, Mapping)
+            else {"": Maps.of(values, clip)}
+        )
+        scales = {
+            sign: max(saliency(part.joint, sign, style.outlier_perc).scale for part in maps.values()) for sign in SIGNS
+        }
+        bars = explained_bars(predictions, list(maps) if several else [target])
+        panels = [
+            {
+                "name": label,
+                "curves": {sign: rounded(part.per_frame(sign)) for sign in SIGNS},
+                **packed(part.joint, max(scales.values()), placed[2:]),
+            }
+            for label, part in maps.items()
+        ]
+        return {"scales": scales, "bars": bars, "panels": panels}
 
     if isinstance(attributions, Mapping):
-        named = by_name(attributions, explanation)
+        made = by_name(attributions, explanation)
+        explanations = [{"name": name, **entries} for name, entries in made.items()]
     else:
-        named = {ONLY: explanation(attributions)}
-    explanations = [{"name": name, **entries} for name, entries in named.items()]
+        explanations = [{"name": ONLY, **explanation(attributions)}]
     data = {
         "width": width,
         "height": height,
@@ -120,16 +143,16 @@ def to_html(
         "frames": [encoded(reduced(frame, max_size)) for frame in clip.pixels],
         "labels": clip.captions(join=", "),
         "fps": play_fps,
-        "start": int(np.abs(explanations[0]["curves"][style.sign]).argmax()),
+        "start": int(np.abs([part["curves"][style.sign] for part in explanations[0]["panels"]]).max(0).argmax()),
         "method": style.method,
         "sign": style.sign,
         "signs": SIGNS,
         "alpha": style.alpha_overlay,
+        "classes": CLASS_COLORS,
         "colors": {sign: style.colors_of(sign)(np.arange(256), bytes=True)[:, :3].ravel().tolist() for sign in SIGNS},
         "explanations": explanations,
         "truth": evidence_windows(truth, len(clip)),
         "predictions": [(str(label), float(probability)) for label, probability in predictions],
-        "explained": explained_bar(predictions, target),
     }
     page = Player(assembled(title, data))
     if path is not None:

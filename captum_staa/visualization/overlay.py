@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,5 +95,13 @@ def overlay(attributions: Attributions | None, frames: Frames | Pixels, *, style
             f"attributions must be given with method={style.method!r}, got None. Pass attributions, or use "
             f"Style(method='original_image')."
         )
-    maps = Maps.of(attributions, frames)
-    return Overlay(frames, saliency(maps.joint, style.sign, style.outlier_perc), style)
+    (drawn,) = on_one_scale([Maps.of(attributions, frames).joint], frames, style)
+    return drawn
+
+
+def on_one_scale(maps: Sequence[NDArray[np.float64]], frames: Frames, style: Style) -> list[Overlay]:
+    """Return a clip with each of several maps ``(T, h, w)``. The strongest of all maps has the strongest color."""
+    if style.method == "original_image":
+        return [Overlay(frames, None, style) for _ in maps]
+    scale = max(saliency(values, style.sign, style.outlier_perc).scale for values in maps)
+    return [Overlay(frames, saliency(values, style.sign, style.outlier_perc, scale), style) for values in maps]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from .frames import Frames, pick, tensor_of
 from .style import SIGNS, Sign
 
 Attributions = Tensor | NDArray[np.floating] | VideoAttribution
+Classes = Mapping[str, Attributions]  # what one method returned for several classes, by label
 Truth = Tensor | NDArray[np.bool_] | Sequence[tuple[int, int]]
 
 
@@ -29,7 +30,7 @@ class Maps:
         joint: ``(T, h, w)``.
         spatial: ``(h, w)``, the spatial part of a :class:`~captum_staa.VideoAttribution`, or the sum over frames.
         temporal: ``(T,)``, the temporal part of a :class:`~captum_staa.VideoAttribution`, which is not always the sum
-            of the joint part; None for other attributions.
+            of the joint part; None if it is, and for other attributions.
     """
 
     joint: NDArray[np.float64]
@@ -76,7 +77,11 @@ class Maps:
                 _finite(pick(tensor_of(part, "attributions"), index, "attributions"), part.shape)
                 for part in (parts.spatial, parts.temporal)
             )
-            maps = cls(joint, spatial, temporal)
+            # a sum over pixels is computed again for each sign: positive and negative pixels of a frame cancel in it
+            sums = joint.sum((1, 2))
+            size = 1e-5 * np.abs(joint).sum()
+            summed = temporal.shape == sums.shape and np.allclose(temporal, sums, rtol=1e-3, atol=size)
+            maps = cls(joint, spatial, None if summed else temporal)
         counts = {len(maps.joint), len(maps.joint if maps.temporal is None else maps.temporal)}
         if frames is not None and counts != {len(frames)}:
             got = " and ".join(map(str, sorted(counts)))
@@ -100,7 +105,9 @@ class Saliency(NamedTuple):
     scale: float  # the attribution that becomes 1; 0 if all attributions are zero
 
 
-def saliency(values: NDArray[np.float64], sign: Sign = "absolute_value", outlier_perc: float = 2) -> Saliency:
+def saliency(
+    values: NDArray[np.float64], sign: Sign = "absolute_value", outlier_perc: float = 2, scale: float | None = None
+) -> Saliency:
     """Return maps normalized as in Captum's visualization, with one scale for the whole clip.
 
     Example:
@@ -113,12 +120,13 @@ def saliency(values: NDArray[np.float64], sign: Sign = "absolute_value", outlier
         sign: values to keep, as in :class:`~captum_staa.visualization.Style`.
         outlier_perc: percentage in [0, 100]: the largest values that together make up this share of the total are
             clipped to 1.
+        scale: the attribution that becomes 1, for maps that are compared; None takes it from ``values``.
 
     Returns:
         :class:`Saliency`. A map that is zero everywhere stays zero.
     """
     values = signed(values, sign)
-    scale = _threshold(np.abs(values), 100 - outlier_perc)
+    scale = _threshold(np.abs(values), 100 - outlier_perc) if scale is None else scale
     if scale > 0:
         values = np.clip(values / scale, -1, 1)
     return Saliency(values.astype(np.float32), scale)

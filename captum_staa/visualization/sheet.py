@@ -34,6 +34,7 @@ LABEL_SPACE = 0.19  # inches for the label above a frame
 GAP = 0.05  # inches between frames
 NAMES = (1.3, 2.0, 2.7)  # candidate widths of the row names in inches; the first that fits is used
 
+Value = TypeVar("Value")
 Result = TypeVar("Result")
 Row = tuple[str, list[NDArray[np.uint8]]]  # name and frames (H, W, 3)
 
@@ -174,7 +175,7 @@ def compare_methods(
     return figure, axes
 
 
-def by_name(attributions: Mapping[str, Attributions], convert: Callable[[Attributions], Result]) -> dict[str, Result]:
+def by_name(attributions: Mapping[str, Value], convert: Callable[[Value], Result]) -> dict[str, Result]:
     """Convert the attributions of each method. An error message begins with the name of its method."""
     if not hasattr(attributions, "items") or not attributions:
         got = "an empty dict" if hasattr(attributions, "items") else type(attributions).__name__

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from captum_staa._utils.checks import check_choice, is_number
 
+# Colors of the curves of classes beside each other; not orange and blue, which are evidence for and against a class.
+CLASS_COLORS = ("#9a5bc4", "#6f9a00", "#c2457f", "#8a7340")
 Method = Literal["blended_heat_map", "heat_map", "original_image", "masked_image", "alpha_scaling"]
 Sign = Literal["absolute_value", "positive", "negative", "all"]
 
@@ -100,7 +102,7 @@ class Style:
 
     @property
     def bar_colors(self) -> Colormap | None:
-        """The colors of the color bar, as they appear over a mid-gray frame; None if there is no color bar."""
+        """The colors of the color bar, as they appear over a mid-gray frame; None without a color bar."""
         if not self.show_colorbar or self.method not in ("heat_map", "blended_heat_map"):
             return None
         if self.method == "heat_map":

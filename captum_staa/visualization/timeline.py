@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage, TextArea, VPacker
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
@@ -119,13 +120,18 @@ class Curve:
             times = times / frames.fps
         return cls(values, times, seconds, sign, evidence_windows(truth, len(values)))
 
-    def draw(self, figure: Figure, axes: Axes, chosen: Sequence[int] = ()) -> None:
-        """Draw the curve. If there is no space for a dot per frame, only the ``chosen`` frames have a dot."""
+    def draw(
+        self, figure: Figure, axes: Axes, chosen: Sequence[int] = (), name: str | None = None, color: str = "0.25"
+    ) -> None:
+        """Draw the curve. If there is no space for a dot per frame, only the ``chosen`` frames have a dot.
+
+        Several curves with a name, such as those of two classes, can be drawn on the same axes, each in its color.
+        """
         values, times = self.values, self.times
         steps = np.diff(times)
         half = (float(np.median(steps)) if len(steps) else 1.0) / 2
-        axes.plot(times, values, color="0.25", linewidth=1.4, zorder=3)
-        for first, last in self.windows:
+        axes.plot(times, values, color=color, linewidth=1.4, zorder=3, label=name)
+        for first, last in self.windows if name is None or not axes.patches else ():
             axes.axvspan(
                 times[first] - half,
                 times[last] + half,
@@ -135,18 +141,19 @@ class Curve:
                 label=None if axes.patches else "frames with evidence",
             )
         axes.axhline(0, color="0.6", linewidth=0.8, zorder=1.5)
-        for part, color in ((values >= 0, FOR), (values <= 0, AGAINST)):
+        shades = ((values >= 0, FOR), (values <= 0, AGAINST)) if name is None else ((values == values, color),)
+        for part, shade in shades:
             axes.fill_between(
-                times, values, where=part.tolist(), interpolate=True, color=color, alpha=0.25, linewidth=0
+                times, values, where=part.tolist(), interpolate=True, color=shade, alpha=0.25, linewidth=0
             )
         points = 72 * axes.bbox.width / figure.dpi
         crowded = len(steps) and points * steps.min() < 6 * (times[-1] - times[0])  # whether dots would overlap
         marked = list(chosen) if crowded else list(range(len(values)))
-        colors = [FOR if value >= 0 else AGAINST for value in values[marked]]
+        colors = [color if name is not None else FOR if value >= 0 else AGAINST for value in values[marked]]
         axes.scatter(times[marked], values[marked], c=colors, s=16, zorder=4)
         axes.set_xlim(times[0] - half, times[-1] + half)
         axes.margins(y=0.12)
-        if not values.any():
+        if not any(np.any(line.get_ydata()) for line in axes.lines):
             axes.set_ylim(-1, 1)  # otherwise matplotlib selects a scale of 1e-17
         axes.set_xlabel("time in s" if self.seconds else "frame")
         axes.set_ylabel(f"{SIGNS[self.sign]}\nper frame")
@@ -156,9 +163,20 @@ class Curve:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.patches:
-            # below the axes, so that it does not cover the curve
-            axes.legend(loc="upper right", bbox_to_anchor=(1, -0.1), fontsize=LABEL_SIZE, frameon=False)
+        if axes.patches or name is not None:
+            # below the axes, so that it does not cover the curve; several entries go below the label of the axis
+            handles, labels = axes.get_legend_handles_labels()
+            order = sorted(range(len(labels)), key=lambda i: isinstance(handles[i], Patch))
+            below = -0.1 if name is None else -33 / (72 * axes.bbox.height / figure.dpi)
+            axes.legend(
+                [handles[i] for i in order],
+                [labels[i] for i in order],
+                loc="upper right",
+                bbox_to_anchor=(1, below),
+                fontsize=LABEL_SIZE,
+                frameon=False,
+                ncols=len(labels),
+            )
 
 
 def _tie_key_frames(figure: Figure, axes: Axes, frames: Frames, curve: Curve, chosen: Sequence[int]) -> float:

@@ -7,7 +7,7 @@
 
 Each breakage is one small edit, listed in breakages.txt, in a copy of the repository. The tests of the same package run
 first, and the whole suite only if these pass. The results are stored after each run, in the file of ``--out``, and
-finished breakages are not run again. A breakage whose text is no longer in the file, or is there more than once, is
+finished breakages are not run again. A breakage whose text is missing from the file, or is there more than once, is
 reported and must be written again.
 """
 

@@ -12,6 +12,7 @@ from tiny_models import (
     CallsSdpa,
 )
 from torch import Tensor, nn
+from transformers.models.timesformer.modeling_timesformer import TimesformerSelfAttention
 
 from captum_staa import VideoClassifier
 from captum_staa.attention.capture import AttentionCall, capture
@@ -53,8 +54,9 @@ def probabilities_of(clf: VideoClassifier) -> Iterator[dict[str, Tensor]]:
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(module, nn.Dropout):
-                found[name] = output
+            if isinstance(module, TimesformerSelfAttention):
+                q, k, _ = module.qkv(args[0]).unflatten(-1, (3, module.num_heads, -1)).movedim(-3, 0).transpose(-2, -3)
+                found[name] = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
             elif isinstance(module, CallsSdpa):
                 found[name] = module.explicit(args[0])
             elif isinstance(module, nn.MultiheadAttention):

@@ -75,7 +75,8 @@ def gates(branch: nn.Module, features: Tensor) -> SlowGates:
     """What a branch in eval mode says of features ``(B, C, t, h, w)``; its body is taken as it is."""
     body = branch.body(features)
     maps = norm(branch.maps_norm, conv(branch.to_maps, norm(branch.body_norm, body))).clamp(min=0)  # A
-    spatial = norm(branch.spatial_norm, conv(branch.to_spatial, maps))[:, 0]
+    spatial = conv(branch.to_spatial, maps)
+    spatial = (spatial if isinstance(branch.spatial_norm, nn.Identity) else norm(branch.spatial_norm, spatial))[:, 0]
     head = branch.to_temporal
     evidence = conv(branch.to_evidence, maps)
     return SlowGates(
@@ -101,6 +102,9 @@ def mechanism(module: nn.Module, kind: str, g: Tensor, spatial: Tensor, temporal
     if kind == "observe":
         return g
     alpha = temporal[..., None, None].expand_as(spatial) if temporal.ndim == 2 else temporal
+    if kind == "bottleneck":
+        gate = spatial * alpha
+        return torch.stack([gate * g[:, c] + (1 - gate) * mean for c, mean in enumerate(module.mean)], 1)
     count, weight = g.shape[1], module.mix.weight[..., 0, 0, 0]
     channels = []
     for out in range(count):

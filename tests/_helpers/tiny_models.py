@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -201,7 +203,10 @@ def own_family(suffix: str = "") -> Family:
     return Family(
         name="own",
         grid=lambda model: TokenGrid(t=4, h=3, w=2, prefix=1, tubelet=(2, 8, 8)),
-        attention=lambda model: [AttentionLayer(f"blocks.{i}.attn{suffix}", block=i) for i in range(len(model.blocks))],
+        attention=lambda model: [
+            AttentionLayer(f"blocks.{i}.attn{suffix}", block=i, backend="mha" if suffix else "sdpa")
+            for i in range(len(model.blocks))
+        ],
         pooling=lambda model: "cls",
         layout="BCTHW",
         num_frames=lambda model: 8,
@@ -234,17 +239,39 @@ ALL = (*NAMES, *OWN)
 
 
 def snapshot(module: nn.Module) -> dict[str, Any]:
-    """Return the state that a call must not change; compare with ``==``."""
-    state: dict[str, Any] = {"rng": torch.get_rng_state().tolist(), "grad mode": torch.is_grad_enabled()}
+    """Return the state that a call must not change; compare with ``==``, or with :func:`changes`."""
+    state: dict[str, Any] = {
+        "random state of torch": torch.get_rng_state().tolist(),
+        "random state of NumPy": repr(np.random.get_state()),
+        "random state of Python": random.getstate(),
+        "grad mode": torch.is_grad_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "autocast": torch.is_autocast_enabled(),
+        "threads": torch.get_num_threads(),
+        "backends": (torch.backends.cudnn.enabled, torch.backends.cuda.math_sdp_enabled()),
+    }
     for name, part in module.named_modules():
-        state[name] = (
+        config = getattr(part, "config", None)
+        state[f"module {name}"] = (
             part.training,
-            id(getattr(part, "config", None)),
-            getattr(getattr(part, "config", None), "_attn_implementation", None),
+            id(config),
+            getattr(config, "_attn_implementation", None),
             [list(part.__dict__[hooks]) for hooks in sorted(part.__dict__) if hooks.endswith("_hooks")],
             sorted(key for key in part.__dict__),
         )
     for name, parameter in module.named_parameters():
-        grad = None if parameter.grad is None else (id(parameter.grad), parameter.grad.double().sum().item())
+        grad = None if parameter.grad is None else (id(parameter.grad), _bytes(parameter.grad))
         state[f"parameter {name}"] = (id(parameter), parameter.requires_grad, grad, parameter._version)
+        state[f"value of {name}"] = _bytes(parameter)
+    for name, buffer in module.named_buffers():
+        state[f"buffer {name}"] = (id(buffer), _bytes(buffer))
     return state
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return the names of the parts of two snapshots that differ."""
+    return [name for name in {**before, **after} if before.get(name, ()) != after.get(name, ())]
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().double().numpy().tobytes()  # in which nan equals nan

@@ -70,7 +70,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "layers": (lambda **n: STAA(tiny("videomae"), "attention", **n).layers, {"layers": [0, -1]}),
     "layout": (lambda **n: VideoLayout("BTCHW", **n).size(CLIP), {"channels": 3}),
-    "TokenGrid": (lambda **n: TokenGrid(**n), {"t": 2, "h": 3, "w": 4, "prefix": 1, "tubelet": (2, 1, 1)}),
+    "TokenGrid": (lambda **n: TokenGrid(**n), {"t": 2, "h": 3, "w": 4, "prefix": 1}),
     "ResNet3D": (lambda **n: json.dumps(vars(ResNet3DConfig(**n))), {"num_classes": 2, "width": 4, "stages": 2}),
     "SlowResNet": (
         lambda **n: json.dumps(SlowResNet(layers=(1, 1, 1, 1), **n).config),

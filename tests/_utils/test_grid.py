@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from captum_staa import TokenGrid
 from captum_staa.attention.capture import capture
+from captum_staa.grid import TokenRows
 
 ORDERS = ("thw", "hwt")
 
@@ -65,10 +66,19 @@ def test_to_pixels_is_zero_outside_the_tokens():
         (lambda: TokenGrid(0, 3, 2), ["t of a token grid", "at least 1, got 0"]),
         (lambda: TokenGrid(1, 3, 2, prefix=-1), ["prefix", "at least 0, got -1"]),
         (lambda: TokenGrid(1, 3, 2, tubelet=(2, 8)), ["tubelet must be (t, h, w)", "got (2, 8)"]),  # type: ignore[arg-type]
+        (lambda: TokenGrid(1, 3, 2, tubelet=(1, 0.5, 8)), ["a side of tubelet", "at least 1 pixel or frame, got 0.5"]),
+        (lambda: TokenGrid(1, 1, 2, positions=(0, 0)), ["2 different indices", "1 of them different"]),
+        (lambda: TokenGrid(1, 1, 2, prefix=1, positions=(1, 3)), ["0..2", "got 1 to 3", "Count the other tokens"]),
+        (lambda: TokenGrid(1, 1, 2, order="hwt", positions=(1, 0)), ["'thw' with positions", "got 'hwt'"]),
+        (lambda: TokenRows.of("diagonal", TokenGrid(1, 1, 2)), ["role", "'diagonal'"]),
+        (
+            lambda: TokenRows.of("spatial", TokenGrid(2, 1, 2)).pull(torch.ones(3, 4), torch.ones(6, 3, 2)),
+            ["2 rows of 2 queries and 2 keys for each of 3 clips", "(6, 3, 2), and not (6, 2, 2)", "leave out family="],
+        ),
         (lambda: TokenGrid(1, 3, 2, order="wht"), ["'wht'", "'thw', 'hwt'"]),  # type: ignore[arg-type]
         (
             lambda: TokenGrid(4, 3, 2, prefix=1).to_grid(torch.zeros(2, 26)),
-            ["25 values", "24 without the prefix", "(2, 26)", "(4, 3, 2)"],
+            ["25 values", "24 without the other tokens", "(2, 26)", "(4, 3, 2)"],
         ),
         (lambda: TokenGrid(4, 3, 2).to_tokens(torch.zeros(2, 3, 4, 2)), ["(4, 3, 2)", "(2, 3, 4, 2)"]),
         (lambda: TokenGrid(4, 3, 2).to_pixels(torch.zeros(4, 3, 2)), ["(B, t, h, w)", "(4, 3, 2)"]),
@@ -167,6 +177,80 @@ def test_attention_sizes_match_the_grid(name):
         assert matrix.shape[-1] == counts[site.role]
         assert len(matrix) == {"spatial": 2 * 4, "temporal": 2 * 6}.get(site.role, 2)
         torch.testing.assert_close(matrix.sum(-1), torch.ones(matrix.shape[:-1]))
+
+
+def test_other_tokens_may_be_anywhere():
+    """Suffix, and places of the grid in a sequence of a language model: a text, two frames, a text between them."""
+    tokens = torch.arange(2.0 * 17).view(2, 17)
+    grid = TokenGrid(2, 3, 2, prefix=2, suffix=3, tubelet=(1, 4, 4))
+    assert torch.equal(grid.to_grid(tokens), tokens[:, 2:14].view(2, 2, 3, 2))
+    assert torch.equal(grid.indices(), torch.arange(2, 14).view(2, 3, 2))
+    places = (*range(3, 9), *range(10, 16))
+    grid = TokenGrid(2, 3, 2, prefix=3, suffix=2, positions=places, tubelet=(1, 4, 4))
+    assert grid.num_tokens == 17
+    reshaped = grid.to_grid(tokens)
+    for t in range(2):
+        for h in range(3):
+            for w in range(2):
+                assert torch.equal(reshaped[:, t, h, w], tokens[:, places[(t * 3 + h) * 2 + w]])
+    shuffled = TokenGrid(1, 2, 2, positions=(2, 0, 3, 1))
+    assert shuffled.to_grid(torch.tensor([10, 11, 12, 13])).tolist() == [[[12, 10], [13, 11]]]
+    assert shuffled.to_tokens(torch.tensor([[[12, 10], [13, 11]]])).tolist() == [10, 11, 12, 13]
+    for each in (grid, shuffled):
+        values = torch.rand(2, *each.shape)
+        assert torch.equal(each.to_grid(each.to_tokens(values)), values)
+        assert torch.equal(each.indices().flatten(), torch.tensor(each.positions))
+
+
+@in_one_case()
+@pytest.mark.parametrize("mode", ["nearest", "trilinear"])
+@pytest.mark.parametrize("tubelet", [(2, 8, 8), (1.5, 384 / 14, 2.75), (1, 7 / 3, 5)])
+def test_spread_keeps_the_sum_of_every_token(tubelet, mode):
+    grid = TokenGrid(4, 3, 5, tubelet=tubelet)
+    size = tuple(side + 3 for side in grid.pixels)
+    for token in ((0, 0, 0), (3, 2, 4), (1, 1, 2)):
+        values = torch.zeros(1, 4, 3, 5)
+        values[(0, *token)] = 2.5
+        pixels = grid.spread(values, mode, size)
+        assert pixels.shape == (1, *size) and pixels[:, grid.pixels[0] :].sum() == 0
+        torch.testing.assert_close(pixels.sum(), torch.tensor(2.5))
+    steps = torch.rand(2, 4)
+    torch.testing.assert_close(grid.spread_frames(steps, size[0]).sum(1), steps.sum(1))
+
+
+def test_pixels_of_fractional_cells_belong_to_the_token_that_contains_their_center():
+    grid = TokenGrid(1, 1, 14, tubelet=(1, 1, 384 / 14))
+    pixels = grid.to_pixels(torch.arange(14.0).view(1, 1, 1, 14))[0, 0, 0]
+    assert pixels.shape == (384,)
+    for x in range(384):
+        assert pixels[x] == (x + 0.5) // (384 / 14)
+
+
+@in_one_case()
+@pytest.mark.parametrize("batch_at", ["outside", "inside"])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_rows_of_tokens_are_pulled_as_dense_matrices(batch_at, copies):
+    """Rows that share a token, lack one, and have keys that are no tokens; heads and the batch folded in any order."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.tensor([[0, 1, 2], [0, 4, 3]]), torch.tensor([[1, 2, 5, -1], [3, 0, 4, -1]])
+    order = None if copies == 1 else torch.randperm(2 * copies, generator=generator)
+    rows = TokenRows(queries, keys, 7, outer=2 * copies if batch_at == "inside" else 1, order=order)
+    matrix = torch.rand(2, 2, copies, 3, 4, generator=generator)  # (B, R, copies, Q, N)
+    entries = torch.empty(2, 2 * copies, 3, 4)
+    entries[:, torch.arange(2 * copies) if order is None else order] = matrix.flatten(1, 2)
+    entries = (entries.transpose(0, 1) if batch_at == "inside" else entries).flatten(0, 1)
+    dense = torch.zeros(2, 7, 7)
+    dense[:, [5, 6], [5, 6]] = 1  # no queries
+    for row in range(2):
+        for q, query in enumerate(queries[row].tolist()):
+            for k, key in enumerate(keys[row].tolist()):
+                if key >= 0:
+                    dense[:, query, key] += matrix.mean(2)[:, row, q, k] / (2 if query == 0 else 1)
+    weights = torch.rand(2, 7, generator=generator)
+    expected = (weights[:, None] @ dense)[:, 0]
+    torch.testing.assert_close(rows.pull(weights, entries), expected)
+    folded = rows.fold(rows.gather(weights))
+    torch.testing.assert_close(rows.pull(weights, (folded[:, None] @ entries)[:, 0]), expected)
 
 
 def test_trilinear_equals_interpolate():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from covering import in_one_case
@@ -137,3 +139,13 @@ def test_a_layout_that_is_not_that_of_the_model_raises():
     assert layout_of(model, None) is layout_of(model, model.layout) is model.layout
     with pytest.raises(ValueError, match="layout must be 'BCTHW', the layout of the SimpleNamespace, got 'BTCHW'"):
         layout_of(model, "BTCHW")
+
+
+@in_one_case()
+@pytest.mark.parametrize(
+    ("inputs", "advice"),
+    [((torch.rand(1, 3, 4, 8, 8),) * 2, "got tuple.*pack=function"), (np.zeros((1, 3, 4, 8, 8)), "torch.from_numpy")],
+)
+def test_several_tensors_or_an_array_in_place_of_a_clip_get_advice(inputs: Any, advice: str) -> None:
+    with pytest.raises(TypeError, match=f"inputs must be a tensor in layout BCTHW.*{advice}"):
+        VideoLayout("BCTHW").check(inputs)

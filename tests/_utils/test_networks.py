@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from captum.attr import Saliency
+from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import STAA, GradCAM, SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion
@@ -86,20 +88,61 @@ def test_the_module_in_which_the_gradient_is_lost_is_named(broken: type[nn.Modul
             GradCAM(net, "0", layout="BCTHW").attribute(CLIP, target=1)
 
 
+QUANTIZED = {  # layers whose gradient is zero, and the first module that is named
+    "all": ({nn.Linear}, "videomae.encoder.layer.0.attention.attention.key"),
+    # the head has a gradient, and residual connections pass the quantized layer by
+    "one in a residual branch": (
+        {"videomae.encoder.layer.0.intermediate.dense"},
+        "videomae.encoder.layer.0.intermediate.dense",
+    ),
+}
+
+
+@in_one_case()
 @pytest.mark.filterwarnings("ignore")  # torch deprecates quantize_dynamic, and warns about missing backward passes
-def test_a_quantized_model_is_an_error_of_gradients_and_works_without_them() -> None:
+@pytest.mark.parametrize("layers", QUANTIZED)
+def test_a_quantized_model_is_an_error_of_gradients_and_works_without_them(layers: str) -> None:
     plain = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     clip, label, _ = PlantedClips(seed=12, n=4)[:1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantized = torch.ao.quantization.quantize_dynamic(plain.module, {nn.Linear}, dtype=torch.qint8)
+    which, name = QUANTIZED[layers]
+    quantized = torch.ao.quantization.quantize_dynamic(plain.module, which, dtype=torch.qint8)
     clf = VideoClassifier(quantized)
-    for call in (
+    gradient_methods: list[Callable[[], Any]] = [
         lambda: STAA(clf).attribute(clip, target=label),
         lambda: STAA(clf, rule="chefer").attribute(clip, target=label),
         lambda: SpatioTemporalPerturbation(clf).attribute(clip, target=label, iterations=2),
-    ):
-        with pytest.raises(ValueError, match=r"gradient.*(RISE|no_grad)"):
+        lambda: GradCAM(clf, "videomae.embeddings.patch_embeddings").attribute(clip, target=label),
+        lambda: Saliency(clf).attribute(clip, target=label),
+    ]
+    for call in gradient_methods:
+        with pytest.raises(ValueError, match=rf"without a backward pass.*{re.escape(name)}' \(Linear\).*RISE"):
             call()
     ours, full = (STAA(each, mode="attention").attribute(clip).flatten() for each in (clf, plain))
     assert float(torch.corrcoef(torch.stack([ours, full]))[0, 1]) > 0.95
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantized_layer_before_the_layer_of_grad_cam_does_not_matter() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(8, 8), nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()
+    )
+    quantized = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
+    found = GradCAM(quantized, "1", "BCTHW", upsampling="nearest").attribute_maps(CLIP, target=1).joint
+    with torch.no_grad():
+        values = quantized[:3](CLIP)[:, 1]  # the gradient is the same everywhere
+    torch.testing.assert_close(found.sum((1, 2, 3)), values.mean((1, 2, 3)))
+
+
+def test_the_last_module_is_named_if_the_gradient_is_lost_between_modules():
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x)).round()
+
+    model = Rounded()
+    found = lost_gradient(model, lambda: model(torch.rand(1, 2).requires_grad_()))
+    assert found == "The last module with a gradient is 'second' (Linear)."

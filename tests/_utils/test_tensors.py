@@ -20,6 +20,16 @@ def matrix(sigma: tuple[float, float, float], **options: object) -> Tensor:
 
 
 @in_one_case()
+@pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 130, 200])
+def test_blur_is_the_weighted_mean_of_neighbors_on_axes_of_any_length(length):
+    maps = torch.randn(2, length, 1, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    at = torch.arange(length, dtype=torch.float64)
+    weights = torch.exp(-0.5 * ((at[:, None] - at) / 1.5) ** 2).where((at[:, None] - at).abs() <= 5, 0)
+    expected = torch.einsum("ij,bjhw->bihw", weights / weights.sum(1, keepdim=True), maps)
+    torch.testing.assert_close(gaussian(maps, (1.5, 0.0, 0.0)), expected, rtol=0, atol=1e-14)
+
+
+@in_one_case()
 @pytest.mark.parametrize("radius", [None, (1, 2, 1)])
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_keep_sums_is_the_transpose_of_the_mean(sigma, radius):

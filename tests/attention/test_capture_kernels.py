@@ -99,7 +99,7 @@ def test_multihead_masks_and_options(reading):
         with torch.no_grad():
             plain, weights = model.inner(*operands, **options)
             _, full = model.inner(*operands, **{**options, "average_attn_weights": False})
-            with capture(model, [AttentionLayer("inner", 0)], READINGS[reading]) as readings:
+            with capture(model, [AttentionLayer("inner", 0, backend="mha")], READINGS[reading]) as readings:
                 output, same = model.inner(*operands, **options)
         torch.testing.assert_close(output, plain, rtol=0, atol=1e-6)
         torch.testing.assert_close(same, weights, rtol=0, atol=1e-6)
@@ -159,7 +159,7 @@ def test_fused_kernels_are_captured(fast):
 
     with torch.no_grad():
         plain = run()
-        with capture(model, [AttentionLayer(name, 0)], READINGS["head_mean"]) as readings:
+        with capture(model, [AttentionLayer(name, 0, backend="mha")], READINGS["head_mean"]) as readings:
             output = run()
     torch.testing.assert_close(output, plain, rtol=0, atol=1e-5)
     (matrix,) = readings.values()

@@ -9,10 +9,11 @@ import pytest
 import torch
 from covering import over_values
 from frozen_models import HEADS, SPELLINGS, WIDTH, clips, contrast, share_of_parameters, vit
-from tiny_models import NAMES, clip_for, own, own_family, tiny
+from tiny_models import NAMES, CallsSdpa, clip_for, own, own_family, randomize, tiny
 from torch import Tensor, nn
 
-from captum_staa import TokenGrid, VideoClassifier
+from captum_staa import STAA, TokenGrid, VideoClassifier
+from captum_staa._utils.tensors import gaussian
 from captum_staa.attention.decomposition import class_contrast, decompose, decompose_classifier
 from captum_staa.masking.arguments import selected
 
@@ -115,7 +116,7 @@ def test_one_block_equals_explicit_matrix_products():
 
     added = torch.cat([model.cls[0], zero_cls.expand(24, -1)]) + model.positions[0]
     score, known = run(torch.cat([zero_cls, tokens]) + added, True, None)
-    result = decompose(model, inputs, contrast, embedding=model.embed)
+    result = decompose(model, inputs, contrast, tokens=model.embed)
     assert float(result.score) == pytest.approx(score, abs=1e-10)
     constants, _ = run(added, True, known)
     assert float(result.constants) == pytest.approx(constants, abs=1e-10)
@@ -166,9 +167,9 @@ def test_pattern_weight_adds_what_tokens_do_to_attention_as_queries_and_keys(spe
         _, base = run(same, same, same, None)
         return float(run(stream(queries), stream(keys), stream(values), base)[0])
 
-    shares = decompose(model, inputs, contrast, embedding=model.embed, pattern_weight=weight)
+    shares = decompose(model, inputs, contrast, tokens=model.embed, pattern_weight=weight)
     assert shares.nonlinear == ()
-    exact = decompose(model, inputs, contrast, embedding=model.embed)
+    exact = decompose(model, inputs, contrast, tokens=model.embed)
     assert (shares.contributions - exact.contributions).abs().max() > 1e-3  # a check of nothing otherwise
     for n in range(24):
         slopes = []
@@ -232,6 +233,9 @@ SHAPES: dict[str, tuple[nn.Module, str]] = {
     "(B * t, h * w, D)": (nn.Flatten(2), "thw"),
     "(B, N, D), time fastest": (nn.Identity(), "hwt"),
     "(B, 1 + N, D)": (nn.Identity(), "thw"),
+    "one run per frame": (nn.Identity(), "thw"),
+    "one run per frame, as rows": (nn.Flatten(2), "thw"),
+    "a tuple": (nn.Identity(), "thw"),
 }
 
 
@@ -242,8 +246,13 @@ def test_tokens_of_every_shape_are_placed_on_the_grid(shape):
     place = torch.arange(24.0).view(4, 3, 2)  # (t, h, w)
 
     class Embedding(nn.Module):
-        def forward(self, clip: Tensor) -> Tensor:
+        def forward(self, clip: Tensor) -> Any:
+            if shape.startswith("one run"):
+                frame = clip[:, :1, ::8, ::8].expand(-1, 5, -1, -1)  # (B, 5, h, w)
+                return frame if "rows" not in shape else frame.flatten(2).mT
             x = clip[:, :1, ::2, ::8, ::8].expand(-1, 5, -1, -1, -1)  # (B, 5, t, h, w)
+            if shape == "a tuple":
+                return torch.tensor(3), x, 2
             if shape == "(B, D, t, h, w)":
                 return x
             if shape == "(B, N, D)":
@@ -262,7 +271,12 @@ def test_tokens_of_every_shape_are_placed_on_the_grid(shape):
             self.embed = Embedding()
 
         def forward(self, clip: Tensor) -> Tensor:
-            return self.embed(clip).reshape(len(clip), -1).sum(1, keepdim=True)
+            if shape.startswith("one run"):
+                x = sum(self.embed(frame) for frame in clip[:, :, ::2].unbind(2))
+            else:
+                x = self.embed(clip)
+            x = x[1] if shape == "a tuple" else x
+            return x.reshape(len(clip), -1).sum(1, keepdim=True)
 
     family = replace(
         own_family(),
@@ -271,14 +285,15 @@ def test_tokens_of_every_shape_are_placed_on_the_grid(shape):
     )
     clip = torch.zeros(2, 3, 8, 24, 16)
     clip[:, 0, ::2, ::8, ::8] = torch.stack([place, 100 + place])
-    result = decompose_classifier(VideoClassifier(Model(), family=family), clip, lambda logits: logits[:, 0])
+    clf = VideoClassifier(Model(), family=family)
+    result = decompose_classifier(clf, clip.transpose(1, 2), lambda logits: logits[:, 0])
     torch.testing.assert_close(result.contributions, 5 * torch.stack([place, 100 + place]))
 
 
 def test_unknown_patch_embeddings_raise():
     clf = own("sdpa")
     clf.family = replace(clf.family, patch_embedding=None)
-    inputs = clip_for(clf)
+    inputs = clip_for(clf).transpose(1, 2)
     with pytest.raises(
         ValueError, match=r"got OwnViT of family 'own' without a patch embedding\. Pass .*patch_embedding="
     ):
@@ -297,3 +312,31 @@ def test_unknown_patch_embeddings_raise():
         decompose_classifier(cnn, inputs, contrast)
     with pytest.raises(ValueError, match="where"):
         decompose_classifier(clf, inputs, contrast, where="patches")
+
+
+class Mixed(nn.Module):
+    """A transformer whose tokens all see the whole clip, so that there is no token grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.layer, self.head = nn.Linear(3 * 4 * 8 * 8, 64), CallsSdpa(16, 2), nn.Linear(16, 3)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.mix(clip.flatten(1)).unflatten(1, (4, 16))
+        return self.head((x + self.layer(x)).mean(1))
+
+
+def test_pixels_are_decomposed_and_smoothed_if_there_is_no_token_grid():
+    with torch.random.fork_rng():
+        clf = VideoClassifier(randomize(Mixed(), 2), layout="BCTHW")
+    clip = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    maps = STAA(clf, pattern_weight=0).attribute_maps(clip, 1)
+    pixels = decompose_classifier(clf, clip.transpose(1, 2), contrast, where="pixels")
+    sides = (0.75 * 4 / 8, 0.75 * 8 / 14, 0.75 * 8 / 14)  # of about 8 x 14 x 14 tokens
+    torch.testing.assert_close(maps.joint, gaussian(pixels.contributions, sides, keep_sums=True))
+    torch.testing.assert_close(maps.joint.sum((1, 2, 3)) + pixels.constants, pixels.score)
+    with pytest.raises(ValueError, match=r"attention and tokens can be verified, got Mixed.*one token each"):
+        STAA(clf, mode="attention").attribute(clip)
+    cnn = VideoClassifier(nn.Sequential(nn.Conv3d(3, 3, (4, 8, 8)), nn.Flatten()), layout="BCTHW")
+    with pytest.raises(ValueError, match="no attention"):
+        STAA(cnn).attribute(clip, 1)

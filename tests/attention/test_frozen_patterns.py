@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from captum_staa.attention.decomposition import decompose
 from captum_staa.attention.frozen_patterns import FrozenPatterns
-from captum_staa.attention.linear_graph import nonlinear_operations
+from captum_staa.attention.linear_graph import nonlinear_operations, operation_name
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -34,9 +34,9 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor, weights: Tensor | 
 
 
 def check_parameters(model: nn.Module) -> Tensor:
-    result = decompose(model, clips(1), contrast, embedding=model.embed)
+    result = decompose(model, clips(1), contrast, tokens=model.embed)
     tokens, constants = share_of_parameters(model, model.embed, clips(1), contrast)
-    assert result.nonlinear == ()
+    assert result.nonlinear == () and abs(float(result.remainder)) < 1e-10
     assert float(result.contributions.sum()) == pytest.approx(tokens, abs=1e-10)
     assert float(result.constants) == pytest.approx(constants, abs=1e-10)
     torch.testing.assert_close(result.outputs, model(clips(1)))
@@ -168,6 +168,14 @@ def test_three_factors_get_a_third_each():
         (lambda x: x * F.gumbel_softmax(x, dim=0), None),
         (lambda x: x.mul_(x.sigmoid()), lambda x: x.sigmoid()),
         (lambda x: F.tanhshrink(x), lambda x: 1 - x.tanh() / x),
+        (lambda x: x.clamp(-0.5, 0.5), lambda x: x.clamp(-0.5, 0.5) / x),
+        (lambda x: x.clamp_(max=0.5), lambda x: x.clamp(max=0.5) / x),
+        (lambda x: F.threshold(x, 0.2, 0), lambda x: (x > 0.2).double()),
+        (lambda x: torch.sin(x), lambda x: x.sin() / x),
+        (lambda x: x.log1p() if x.min() > -1 else x.abs().log1p(), lambda x: x.abs().log1p() / x),
+        (lambda x: F.cosine_similarity(x, x.detach().flip(0), 0).expand(6), lambda x: 6 * x.flip(0) / x.norm() ** 2),
+        (lambda x: torch.ops.aten.gelu(x), lambda x: F.gelu(x) / x),
+        (lambda x: torch.ops.aten.mul_.Tensor(x, torch.ops.aten.sigmoid.default(x)), lambda x: x.sigmoid()),
         (
             lambda x: F.batch_norm(x[:, None], None, None, training=True)[:, 0],
             lambda x: 1 / (x.var(correction=0) + 1e-5) ** 0.5,
@@ -239,7 +247,7 @@ def test_the_fast_path_of_transformer_encoders_is_not_taken(norm_first):
     model = randomize(Encoder(), 1).double().requires_grad_(False).eval()
     check_parameters(model)
     with torch.no_grad():
-        torch.testing.assert_close(decompose(model, clips(1), contrast, embedding=model.embed).outputs, model(clips(1)))
+        torch.testing.assert_close(decompose(model, clips(1), contrast, tokens=model.embed).outputs, model(clips(1)))
 
 
 @in_one_case("dtype")
@@ -315,5 +323,5 @@ def test_gradients_and_values_without_a_rule_are_unchanged():
 def test_nonlinear_operations_are_found(function, name):
     """In graphs that were recorded without the mode."""
     x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    found = list(nonlinear_operations(function(x).sum().grad_fn, x))
+    found = list(map(operation_name, nonlinear_operations(function(x).sum().grad_fn, x)))
     assert [item.startswith(name) for item in found] == [True] if name else found == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -222,6 +223,28 @@ def test_target_forms(weighting):
             method.attribute(clip, target, weighting=weighting)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch deprecates quantize_dynamic, and warns about missing backward passes
+def test_grad_gate_raises_if_a_quantized_layer_hides_a_part_of_the_gradient():
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.blend, self.head = nn.Conv3d(3, 4, 1), nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, clip: Tensor) -> Tensor:
+            features = self.first(clip).mean((2, 3, 4))
+            return self.head(features + self.blend(features))
+
+    clip = torch.rand(2, 3, 4, 12, 10, generator=torch.Generator().manual_seed(1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        st_abn = taught(STABN.inject(Residual().eval(), "first", "BCTHW", config=BranchConfig(width=6), example=clip))
+    name = next(name for name, _ in st_abn.named_modules() if name.endswith(".blend"))
+    torch.ao.quantization.quantize_dynamic(st_abn, {name}, dtype=torch.qint8, inplace=True)
+    with pytest.raises(ValueError, match=r"without a backward pass.*blend' \(Linear\)"):
+        AttentionBranch(st_abn).attribute(clip, target=1, weighting="grad_gate")
+    assert AttentionBranch(st_abn).attribute(clip, target=1, weighting="gate").shape == clip.shape
+
+
 def test_grad_gate_raises_if_the_output_does_not_depend_on_the_gates():
     model, layer, clip, options = case("tensor")
     for st_abn in (injected("tensor", mechanism="observe")[0], add(model, layer, clip, **options)):
@@ -295,3 +318,41 @@ def test_captum_noise_tunnel_and_metrics_work(weighting):
     with torch.no_grad():
         fell = (st_abn(clip) - st_abn(clip * 0))[torch.arange(2), TARGETS]
     torch.testing.assert_close(found, ((expected * clip).sum((1, 2, 3, 4)) - fell).square(), rtol=1e-3, atol=1e-5)
+
+
+# ---------------------------------------------------------------- a bottleneck, and gates that are not used
+
+
+def test_bottleneck_is_explained_by_its_gates():
+    """With a target, too; gate times gradient of its only gate, M alpha, is the slope along scaled gates."""
+    st_abn, _, clip = injected("tensor", mechanism="bottleneck", body="light")
+    st_abn, clip = st_abn.double(), clip.double()
+    method = AttentionBranch(st_abn)
+    assert method.attribute_maps(clip, 1).weighting == "gate"
+    assert torch.equal(method.attribute(clip, 1), method.attribute(clip))
+    found = method.attribute_maps(clip, TARGETS, weighting="grad_gate").joint.sum((1, 2, 3))
+    gates, sides = st_abn.explain(clip).gates, []
+    for scale in (1 - 1e-3, 1 + 1e-3):
+        with st_abn.override(spatial=scale * gates.spatial[:, 0]), torch.no_grad():
+            sides.append(st_abn(clip)[torch.arange(2), TARGETS])
+    assert_close(found, (sides[1] - sides[0]) / 2e-3, within=1e-4)
+
+
+def test_unused_gates_warn_once_per_network():
+    model, layer, clip, options = case("tensor")
+    st_abn = add(model, layer, clip, **options)  # untrained, so its gates do nothing
+    method = AttentionBranch(st_abn)
+    with pytest.warns(UserWarning, match=r"does not use its gates: .*less than 1% .*attention_usage.*'bottleneck'"):
+        method.attribute(clip)
+    other = add(net(), layer, clip, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.attribute(clip)
+        AttentionBranch(st_abn).attribute(clip)
+        AttentionBranch(injected("tensor", mechanism="observe")[0]).attribute(clip)
+        used = injected("tensor", mechanism="bottleneck", body="light")[0]
+        with torch.no_grad():
+            used.branch.to_spatial.weight.mul_(50)
+        AttentionBranch(used).attribute(clip)
+    with pytest.warns(UserWarning, match="does not use its gates"):
+        AttentionBranch(other).attribute(clip)

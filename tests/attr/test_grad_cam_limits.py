@@ -201,7 +201,8 @@ def test_invalid_options_raise(arguments, error, message):
     [
         ({"inputs": CLIP[0]}, ValueError, r"\(3, 6, 9, 8\)"),
         ({"inputs": CLIP / 0}, ValueError, "nan"),
-        ({"inputs": (CLIP, CLIP)}, ValueError, "GradCAM explains one clip"),
+        ({"inputs": (CLIP, CLIP[:1])}, ValueError, "same batch size"),
+        ({"inputs": (CLIP, CLIP[:, :, 1:])}, ValueError, r"same number of frames.*\(6, 9, 8\) and \(5, 9, 8\)"),
         (
             {"inputs": clip_of(1, 3, 6, 9, 5)},
             ValueError,

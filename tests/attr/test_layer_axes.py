@@ -12,7 +12,7 @@ from covering import in_one_case
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from captum_staa import GradCAM
+from captum_staa import GradCAM, TokenGrid
 from captum_staa.models import STABN
 from captum_staa.models.layers import LayerAxes
 
@@ -163,6 +163,50 @@ def test_an_order_that_no_module_shows_is_asked_for() -> None:
         STABN.inject(net, "stage", "BCTHW", example=CLIP)
     with pytest.raises(ValueError, match="layer_axes must name each axis"):
         GradCAM(net, "stage", layout="BCTHW", layer_axes="BXHWC")
+
+
+@in_one_case()
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_the_places_of_patches_among_several_other_tokens_per_frame_are_asked_for(before: int) -> None:
+    # DeiT has two tokens before the patches, X-CLIP one before and one after them
+    case = Case(
+        lambda x: F.pad(x.transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2), (0, 0, before, 2 - before)),
+        lambda x, read: (
+            read(x)[:, before : before + 16].transpose(1, 2).unflatten(2, (4, 4)).unflatten(0, (-1, T)).transpose(1, 2)
+        ),
+        linear,
+    )
+    net = through(case, 6).eval()
+    message = r"4 x 4 patches per frame and 2 other.*TokenGrid\(t=4, h=4, w=4, prefix=2, tubelet=\(1, 2, 2\)\).*reshape"
+    with pytest.raises(ValueError, match=message):
+        GradCAM(net, "stage", "BCTHW").attribute(CLIP, target=1)
+
+    def reshape(tokens: Tensor) -> Tensor:
+        return tokens[:, before : before + 16].unflatten(1, (4, 4)).unflatten(0, (-1, T)).permute(0, 4, 1, 2, 3)
+
+    ways: list[dict[str, Any]] = [{"reshape": reshape}]
+    if before == 2:
+        ways.append({"grid": TokenGrid(t=4, h=4, w=4, prefix=2, tubelet=(1, 2, 2))})
+    for way in ways:
+        found = GradCAM(net, "stage", "BCTHW", upsampling="nearest", **way).attribute_maps(CLIP, target=1).joint
+        torch.testing.assert_close(found, true_map(net, 1).repeat_interleave(2, 2).repeat_interleave(2, 3) / 4)
+
+
+def test_heads_and_positions_are_not_taken_for_the_height_and_width_of_cells() -> None:
+    class Heads(nn.Module):  # the norm of queries in MViT returns (B*T, heads, N, C)
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.stage, self.head = nn.Conv2d(3, 6, 8, 8), nn.LayerNorm(3), nn.Linear(6, 3)
+
+        def forward(self, clip: Tensor) -> Tensor:
+            tokens = self.conv(clip.transpose(1, 2).flatten(0, 1)).flatten(2).transpose(1, 2)  # (B*T, 16, 6)
+            heads = self.stage(tokens.unflatten(2, (2, 3)).transpose(1, 2))  # (B*T, 2, 16, 3)
+            pooled = heads.square().mean(2).flatten(1)
+            return self.head(pooled).unflatten(0, (-1, T)).mean(1)
+
+    with pytest.raises(ValueError, match=r"\(8, 2, 16, 3\).*do not have the proportions of the frame.*reshape"):
+        GradCAM(Heads(), "stage", "BCTHW").attribute(torch.rand(2, 3, T, 32, 32), target=1)
 
 
 def test_a_recurrent_layer_gives_a_map_in_time() -> None:

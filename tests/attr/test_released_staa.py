@@ -123,7 +123,7 @@ def test_released_4_map_ignores_the_crop():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_released_uses_the_same_indices_for_all_models(name):
-    """Row i + 1 of the first frame's matrix; of the joint matrix where there is no other."""
+    """Row i + 1 of the first frame's matrix; of the joint matrix if there are no frames."""
     clf = tiny(name)
     clip = clip_for(clf)
     parts = ReleasedSTAA(clf).attribute_maps(clip)

@@ -175,7 +175,7 @@ CLIP = torch.zeros(1, 8, 3, 4, 4)
         ({"attributions": torch.zeros(1, 0, 3, 4, 4)}, ValueError, "(1, 0, 3, 4, 4)"),
         ({"attributions": torch.full_like(CLIP, math.nan)}, ValueError, "nan"),
         ({"attributions": CLIP.long()}, TypeError, "int64"),
-        ({"attributions": (CLIP,)}, TypeError, "tuple"),
+        ({"attributions": [CLIP]}, TypeError, "list"),
         ({"layout": "BCTHW"}, ValueError, "layout='BTCHW'"),
         ({"layout": "THW"}, ValueError, "'THW'"),
         ({"space": -1.0}, ValueError, "space = -1.0"),

@@ -177,8 +177,9 @@ def test_names_and_error_messages():
             STAA(clf, **options)
     with pytest.raises(TypeError, match="function"):
         STAA(lambda clip: clip)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"known family.*got Sequential.*Family"):
-        STAA(VideoClassifier(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), layout="BTCHW"))
+    linear = VideoClassifier(nn.Sequential(nn.Flatten(), nn.Linear(clip[0].numel(), 2)), layout="BTCHW")
+    with pytest.raises(ValueError, match=r"no attention was found in Sequential.*GradCAM.*any network"):
+        STAA(linear, mode="attention").attribute(clip)
     with pytest.raises(TypeError, match=r"floating-point.*uint8.*preprocess"):
         method.attribute(torch.zeros(clip.shape, dtype=torch.uint8), 1)
     with pytest.raises(ValueError, match=r"\(8, 3, 24, 16\).*unsqueeze\(0\)"):

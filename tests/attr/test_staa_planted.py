@@ -116,7 +116,7 @@ def test_versus_finds_the_class_that_decides_between_two_that_are_present(shippe
         if name == "relevance":
             values = STAA(contrasted).attribute_maps(clip, target=this).joint[0]
         else:
-            windows = {"sliding_window_shapes": (4, 12, 12), "strides": (4, 6, 6), "perturbations_per_eval": 16}
+            windows = {"sliding_window_shapes": (4, 12, 12), "strides": (4, 12, 12), "perturbations_per_eval": 16}
             values = shipped.layout.reduce(VideoOcclusion(contrasted).attribute(clip, target=this, **windows))[0]
         apart.append(bool(values[here].mean() > values[there].mean()))
     assert sum(apart) >= 7

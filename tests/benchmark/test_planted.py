@@ -266,10 +266,10 @@ def test_model_free_maps_do_not_distinguish_evidence_from_rivals(task: str, foot
     found: dict[str, list[torch.Tensor]] = {}
     for start in range(0, 120, 40):
         part = slice(start, start + 40)
-        clips, _, truth = planted[part]
+        (clips, _, truth), rivals = planted[part], planted.rivals(part)
         for name, maps in metrics.model_free_controls(clips, "BTCHW").items():
             for axis in ("joint", "space", "time"):
-                score = metrics.evidence_against_rivals(maps, truth, planted.rivals(part), axis=axis)
+                score = metrics.evidence_against_rivals(maps, truth, rivals, axis=axis)
                 found.setdefault(f"{name}, {axis}", []).append(score)
     for name, scores in found.items():
         values = torch.cat(scores)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io as io_module
+import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from command_line import (
     read,
 )
 from covering import in_one_case
+from PIL import Image
 
 from captum_staa import STAA, VideoClassifier, io
 from captum_staa.__main__ import main
@@ -135,10 +138,29 @@ def test_versus_explains_one_class_against_another(video, tmp_path, capsys):
     clip = clf.preprocess(io.read_video(video, 16).frames)
     expected = STAA(clf.versus("bright-diagonal")).attribute_maps(clip, target=result["target"]["index"])
     torch.testing.assert_close(tensors["attributions"], expected.joint[0])
+    other = clf.class_index("bright-diagonal")
+    opposite = STAA(clf.versus(result["target"]["index"])).attribute_maps(clip, target=other)
+    torch.testing.assert_close(tensors["versus_attributions"], opposite.joint[0])
+    torch.testing.assert_close(torch.tensor(result["versus"]["temporal"]), opposite.temporal[0])
+    assert (result["versus"]["index"], result["versus"]["label"]) == (other, "bright-diagonal")
     assert result["method"] == "STAA (relevance), versus='bright-diagonal'"
     assert result["target"]["index"] == int(clf(clip).argmax())  # the prediction is that of the model itself
     assert main([*arguments, "--overwrite", "--method", "staa"]) == 2
     assert "--versus needs a method whose maps explain a class" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--target", "bright-diagonal"]) == 2
+    assert "--versus must be a class other than the explained one, got 'bright-diagonal'" in capsys.readouterr().err
+    assert main([*arguments[:5], "rest", "--out", str(tmp_path), "--overwrite", "--method", "GradCAM"]) == 0
+    assert "versus_attributions" not in check_numbers(tmp_path)[0]
+
+
+def test_versus_draws_both_classes_beside_each_other(video, tmp_path):
+    method = ["--method", "GradCAM (layercam)", "--versus", "bright-bottom", "--target", "bright-right"]
+    assert main(["explain", str(video), "--model", MODEL, "--out", str(tmp_path), *method]) == 0
+    page = (tmp_path / "player.html").read_text()
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)[1])
+    assert [panel["name"] for panel in data["explanations"][0]["panels"]] == ["bright-right", "bright-bottom"]
+    with Image.open(tmp_path / "sheet.png") as summary:
+        assert summary.height > summary.width  # frames above maps above the timeline, not a sheet of frames
 
 
 @pytest.mark.parametrize("method", ["InputXGradient", "GradCAM (last)", "SmoothGrad", "VideoFeatureAblation (frames)"])
@@ -226,7 +248,8 @@ def test_errors_are_one_line_and_exit_code_2(video, tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "explain | stream | compare | demo"),
+        ([], "explain | stream | compare | inspect | demo"),
+        (["inspect"], "MODEL"),
         (["explain", "a.mp4"], "--model"),
         (["explain", "a.mp4", "--model", "m", "--layers", "some"], "must be all, mean, or block indices"),
         (["explain", "a.mp4", "--model", "m", "--stride", "0"], "at least 1, got '0'"),
@@ -239,6 +262,16 @@ def test_invalid_arguments_exit_with_code_2(arguments, message, capsys):
         main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_inspect_prints_what_is_found(capsys):
+    assert main(["inspect", "tiny-vivit-pattern"]) == 0
+    said = capsys.readouterr().out
+    for words in ("ViViT", "layers.3.attention", "joint, block 3", "prefix=1", "family 'vivit': agrees", "first token"):
+        assert words.lower() in said.lower(), said
+    assert main(["inspect", "tiny-resnet3d-pattern"]) == 1
+    said = capsys.readouterr().out
+    assert "(16, 48, 48)" in said and "no attention was found" in said
 
 
 def test_help_lists_methods_and_bundled_models(capsys):

@@ -46,7 +46,7 @@ def long_video(tmp_path_factory) -> Path:
 
 
 def test_explain_writes_the_results_of_perturbation_for_a_3d_cnn(video, tmp_path, capsys):
-    """The model has no attention. The pictures are drawn as well."""
+    """The model lacks attention. The pictures are drawn as well."""
     assert run(video, tmp_path, "--iterations", "4") == 0
     parts, target = by_hand(video, CNN, iterations=4)
     result = check_same(tmp_path, parts, [0.05, 0.1, 0.15, 0.5])

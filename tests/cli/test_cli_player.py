@@ -19,6 +19,7 @@ from captum_staa.cli.explanation import Explanation, Masks, MethodUsed, Predicti
 from captum_staa.io import VideoInfo
 from captum_staa.result import VideoAttribution
 from captum_staa.visualization import Frames
+from captum_staa.visualization.saliency import saliency
 
 T, H, W = 30, 40, 60
 CROP = (0.0, 10.0, 40.0, 40.0)
@@ -79,7 +80,8 @@ def test_page_contains_all_frames_of_a_short_clip():
     assert data["labels"][:2] == ["frame 0, 0.00 s", "frame 3, 0.12 s"]
     assert [entry["name"] for entry in data["explanations"]] == ["some method"]
     assert data["truth"] == [[5, 8]]
-    assert [label for label, _ in data["predictions"]] == LABELS[:5] and data["explained"] == 1
+    assert [label for label, _ in data["predictions"]] == LABELS[:5]
+    assert data["explanations"][0]["bars"] == {"1": 0}
     assert data["fps"] == pytest.approx(25 / 3)
 
 
@@ -89,14 +91,37 @@ def test_each_mask_is_a_separate_explanation():
     learned = Masks(masks, [0.05, 0.5], "probability", [0.05, 0.5], 0.9, [0.8, 0.9], [0.2, 0.1], 30)
     found = held(explanation(masks=learned))["explanations"]
     assert [entry["name"] for entry in found] == ["some method", "mask, area 0.05", "mask, area 0.5"]
-    assert np.flatnonzero(found[1]["curves"]["all"]).tolist() == [7]
-    assert np.flatnonzero(found[2]["curves"]["all"]).tolist() == [7, 8]
+    curves = [entry["panels"][0]["curves"]["all"] for entry in found]
+    assert [np.flatnonzero(curve).tolist() for curve in curves[1:]] == [[7], [7, 8]]
+
+
+def test_two_classes_stand_beside_each_other_with_one_scale():
+    for_one = explanation().maps
+    against = VideoAttribution.from_joint(3 * for_one.joint.flip(1) - 1)
+    used = MethodUsed("some method", {"versus": "class 6"}, class_specific=True, apart=1)
+    data = held(explanation(method=used, other=6, other_maps=against))
+    assert data["predictions"][5:] == [["class 6", 0.04]]  # not among the five most probable
+    (entry,) = data["explanations"]
+    assert entry["name"] == "some method" and [panel["name"] for panel in entry["panels"]] == ["class 1", "class 6"]
+    assert entry["bars"] == {"1": 0, "5": 1}
+    for panel, maps in zip(entry["panels"], (for_one, against), strict=True):
+        positive = maps.joint[0].clamp(min=0).sum((1, 2))  # what the colors show, not what is left of it
+        np.testing.assert_allclose(panel["curves"]["positive"], positive, rtol=1e-5)
+    each = [saliency(maps.joint[0].double().numpy(), "positive").scale for maps in (for_one, against)]
+    assert entry["scales"]["positive"] == pytest.approx(max(each)) and min(each) < max(each)
+    assert (
+        output.title_of(explanation(method=used, other=6))
+        == "class 1 (20%) rather than class 6, some method, a clip.mp4"
+    )
+    rest = explanation(method=MethodUsed("some method", {"versus": "rest"}, class_specific=True, apart=1))
+    assert "class 1 (20%) rather than the rest" in output.title_of(rest) and rest.classes == {}
 
 
 def test_predictions_include_the_target_of_class_specific_maps():
     unlikely = held(explanation(target=7))
-    assert unlikely["predictions"][5] == ["class 7", 0.01] and unlikely["explained"] == 5
-    assert held(explanation(method=MethodUsed("some method", {}, class_specific=False, apart=1)))["explained"] == -1
+    assert unlikely["predictions"][5] == ["class 7", 0.01] and unlikely["explanations"][0]["bars"] == {"5": 0}
+    without_class = held(explanation(method=MethodUsed("some method", {}, class_specific=False, apart=1)))
+    assert without_class["explanations"][0]["bars"] == {}
 
 
 def test_long_clip_is_reduced_to_the_strongest_frames(monkeypatch):

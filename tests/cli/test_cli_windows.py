@@ -38,6 +38,25 @@ def test_sampling_selects_the_frames(long_video, tmp_path, options, indices):
     assert check_numbers(tmp_path)[2]["frame_indices"] == indices
 
 
+@pytest.mark.usefixtures("without_pictures")
+def test_the_maps_of_the_class_of_versus_are_merged_too(long_video, tmp_path):
+    options = ["--windows", "--stride", "14", "--target", "bright-right", "--versus", "bright-bottom"]
+    assert main(["explain", str(long_video), "--model", MODEL, "--out", str(tmp_path), *options]) == 0
+    tensors = check_numbers(tmp_path)[0]
+    clf = VideoClassifier.from_pretrained(MODEL)
+    this, other = clf.class_index("bright-right"), clf.class_index("bright-bottom")
+    pieces = list(io.iter_windows(long_video, 16, stride=14))
+    for name, one, against in (("", this, other), ("versus_", other, this)):
+        total, count = torch.zeros(44, 48, 48), torch.zeros(44)
+        for start, frames in pieces:
+            maps = STAA(clf.versus(against)).attribute_maps(clf.preprocess(frames), target=one)
+            total[start : start + 16] += maps.joint[0]
+            count[start : start + 16] += 1
+        expected = total / count[:, None, None]
+        torch.testing.assert_close(tensors[f"{name}attributions"], expected)
+        torch.testing.assert_close(tensors[f"{name}spatial"], expected.sum(0), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "stride", "frame_stride"),
     [([], None, 1), (["--stride", "8"], 8, 1), (["--stride", "5", "--frame-stride", "2"], 5, 2)],

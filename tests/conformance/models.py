@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
+import tiny_language
 import torch
 from tiny_models import CLASSES, SIZE, OwnViT, own_family, randomize, tiny_module
 from tiny_models import CallsSdpa as Attention
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, VideoLayout
-from captum_staa.models import STABN, AttentionLayer, BranchConfig
+from captum_staa.models import STABN, AttentionLayer, BranchConfig, VideoLanguageModel
 
 Tensors = tuple[Tensor, ...]
 
@@ -56,11 +57,14 @@ class TwoStream(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rgb, self.flow = ConvNet("BCTHW"), ConvNet("BCTHW", channels=2)
-        self.head = nn.Sequential(nn.Tanh(), nn.Linear(CLASSES, CLASSES))
+        self.rgb, self.flow = (ConvNet("BCTHW", channels).features for channels in (3, 2))
+        self.mixed = nn.Sequential(nn.Conv3d(5, 4, 1), nn.Tanh())
+        self.pool = nn.AdaptiveAvgPool3d((2, 3, 2))
+        self.head = nn.Linear(4 * 2 * 3 * 2, CLASSES)
 
     def forward(self, rgb: Tensor, flow: Tensor) -> Tensor:
-        return self.head(self.rgb(rgb) + self.flow(flow))
+        maps = self.mixed(self.rgb(rgb) + self.flow(flow))  # (B, 4, T, H / 2, W / 2)
+        return self.head(self.pool(maps).flatten(1))
 
 
 class Scaled(nn.Module):
@@ -185,6 +189,17 @@ class Branched(Case):
         return replace(self, model=model)
 
 
+@dataclass(frozen=True)
+class Answering(Case):
+    """A case whose model answers a prompt: an :class:`AnswerClassifier`."""
+
+    def around(self, wrap: Callable[[nn.Module], nn.Module]) -> Case:
+        """Return the same case with a wrapped language model."""
+        vlm = copy.copy(self.model.vlm)
+        vlm._modules = {**vlm._modules, "model": wrap(vlm.model)}
+        return replace(self, model=vlm.as_classifier(self.model.prompt, self.model.answer))
+
+
 def _clips(axes: str, frames: int, size: tuple[int, int], channels: tuple[int, ...] = (3,), batch: int = 2) -> Tensors:
     """Return normal random clips. They are drawn in the same order for all layouts, so twins get the same clips."""
     generator = torch.Generator().manual_seed(1)
@@ -204,7 +219,7 @@ def _cnn_lstm(name: str) -> Case:
 
 def _two_stream(name: str) -> Case:
     clips = _clips("BCTHW", 4, (12, 10), channels=(3, 2))
-    return Case(name, randomize(TwoStream(), seed=0), clips, VideoLayout("BCTHW"), "rgb.features")
+    return Case(name, randomize(TwoStream(), seed=0), clips, VideoLayout("BCTHW"), "mixed")
 
 
 def _transformer(name: str, kind: str, layer: str, axes: str = "BTCHW") -> Case:
@@ -232,6 +247,17 @@ def _branched(name: str) -> Case:
     return Branched(name, model, plain.inputs, plain.layout, before)
 
 
+def _answering(name: str) -> Case:
+    """Return a random language model in place of another model, with an answer of two tokens."""
+    kind = LANGUAGE[name.removesuffix(ANSWERING)]
+    vlm = VideoLanguageModel(tiny_language.build(kind).eval(), tiny_language.tokenizer())
+    model = vlm.as_classifier(tiny_language.question(kind), "it is")
+    clips = (tiny_language.clips_of(kind, 2, seed=1),)
+    with torch.no_grad():
+        model(*clips)  # transformers adds hooks in the first call, which stay
+    return Answering(name, model, clips, model.layout, "language_model.layers.1.input_layernorm")
+
+
 _MAKERS: dict[str, Callable[[str], Case]] = {
     "conv": lambda name: _conv(name, "BCTHW"),
     "conv-btchw": lambda name: _conv(name, "BTCHW"),
@@ -255,6 +281,10 @@ LAYERS = {
     "vivit": ("vivit.layers.0", "layers.0.layernorm_before"),
     "own": ("blocks.0.attn", "blocks.0.norm"),
 }
+# Language models in place of models.
+ANSWERING = "-answering"
+LANGUAGE = {"conv": "llava_onevision", "conv-btchw": "qwen2_5_vl", "vivit": "qwen3_vl", "own": "internvl"}
+_MAKERS |= {name + ANSWERING: _answering for name in LANGUAGE}
 _MAKERS |= {name + BRANCHED: _branched for name in LAYERS}
 TRANSFORMERS = ("videomae", "videomae-bcthw", "timesformer", "vivit", "vjepa2", "own")
 TWINS = {"conv": "conv-btchw", "videomae": "videomae-bcthw"}
@@ -276,6 +306,7 @@ case = cache(fresh)
 def watched(model: nn.Module) -> Iterator[list[Tensors]]:
     """Record copies of the clips of every call of the model."""
     model = model.model if isinstance(model, STABN) else model  # the gates are read without calling its own forward
+    model = model.vlm.model if hasattr(model, "vlm") else model  # and tokens without calling the classifier
     calls: list[Tensors] = []
 
     def note(_: nn.Module, args: tuple[object, ...]) -> None:

@@ -144,8 +144,7 @@ def grad_cam(case: Case, weighting: str = "gradcam", relu_attributions: bool = F
     """Return activation times weighted gradient, summed over channels, interpolated linearly between cell centers."""
     seen: list[Tensor] = []
     handle = case.layer_module.register_forward_hook(lambda module, args, output: seen.append(output))
-    leaf = case.inputs[0].clone().requires_grad_()
-    score = scores(case, (leaf,)).sum()
+    score = scores(case, tuple(clip.clone().requires_grad_() for clip in case.inputs)).sum()
     handle.remove()
     (gradient,) = torch.autograd.grad(score, seen)
     cells, slopes = (_cells(case, part.detach().double()) for part in (seen[0], gradient))
@@ -182,11 +181,10 @@ def _cells(case: Case, output: Tensor) -> Tensor:
 
 
 def spread(case: Case, joint: Tensor) -> Tensors:
-    """Divide ``(B, T, H, W)`` evenly among the channels of the clip."""
-    (clip,) = case.inputs
+    """Divide ``(B, T, H, W)`` evenly among the channels of each input."""
     channel = case.layout.axes.index("C")
-    count = clip.shape[channel]
-    return ((joint / count).unsqueeze(1).expand(-1, count, -1, -1, -1).movedim(1, channel),)
+    counts = [clip.shape[channel] for clip in case.inputs]
+    return tuple((joint / n).unsqueeze(1).expand(-1, n, -1, -1, -1).movedim(1, channel) for n in counts)
 
 
 def _as_the_model_takes_it(case: Case) -> tuple[str, Any, Tensor]:

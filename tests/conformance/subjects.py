@@ -19,12 +19,20 @@ from covering import all_pairs
 from torch import Tensor
 
 from captum_staa import RISE, STAA, SpatioTemporalPerturbation, VideoClassifier
-from captum_staa.attr import AttentionBranch, GradCAM, ReleasedSTAA, VideoFeatureAblation, VideoOcclusion
+from captum_staa.attr import (
+    AnswerAttribution,
+    AttentionBranch,
+    GradCAM,
+    ReleasedSTAA,
+    StepAblation,
+    VideoFeatureAblation,
+    VideoOcclusion,
+)
 from captum_staa.perturbation import PRESETS, Ellipsoid, Nested, PerturbationConfig, Separate
 from captum_staa.perturbation.mask_grid import MaskGrid
 
-from . import oracle_perturbation, oracle_st_abn, oracles
-from .models import LAYERS, MODELS, TRANSFORMERS, Case, Tensors
+from . import oracle_answer, oracle_perturbation, oracle_st_abn, oracles
+from .models import ANSWERING, BRANCHED, LANGUAGE, LAYERS, MODELS, TRANSFORMERS, Case, Tensors
 from .trials import KINDS, Keywords, Subject
 
 # Learning takes about a hundred times as long as a gradient, so its tests on other models are marked as slow.
@@ -102,9 +110,8 @@ def _grad_cam(weighting: Literal["gradcam", "hirescam", "layercam"]) -> Subject:
         method=GradCAM,
         kind="gradient",
         counterpart=LayerGradCam,
-        make=lambda case: GradCAM(case.model, case.layer_module, weighting=weighting),
+        make=lambda case: GradCAM(case.model, case.layer_module, _axes(case), weighting=weighting),
         oracle=lambda case, **more: oracles.grad_cam(case, weighting, **more),
-        models=ONE_CLIP,
         inside=True,
     )
 
@@ -119,7 +126,7 @@ def _attention_branch(weighting: str, exempt: str = "") -> Subject:
         oracle=getattr(oracle_st_abn, weighting),
         keywords=lambda case: {"weighting": weighting},
         models=tuple(LAYERS),
-        branched=True,
+        needs=BRANCHED,
         exempt={"test_single_output_needs_no_target": exempt} if exempt else {},
         inside=True,
     )
@@ -162,6 +169,41 @@ def _perturbation(
         oracle=oracle,
         keywords=lambda case: {"areas": (0.2, 0.5), "iterations": 3},
         models=models,
+    )
+
+
+PROMPT_INSIDE = "the prompt is part of the classifier"
+OF_AN_ANSWER = {
+    "test_additional_forward_args": PROMPT_INSIDE,
+    "test_single_output_needs_no_target": "an answer has a token and a whole",
+    "test_layout_does_not_change_results": "language models have one layout",
+    "test_wrong_clip_size_raises": "language models take any number of frames",
+    "test_model_that_writes_into_its_input": "the clip is packed before the model gets it",
+    "test_one_output_for_the_batch_raises": PROMPT_INSIDE,
+    "test_plain_functions": PROMPT_INSIDE,
+    "test_traced_models": PROMPT_INSIDE,
+    "test_traced_transformers": PROMPT_INSIDE,
+    "test_traced_classifiers": PROMPT_INSIDE,
+    "test_compiled_classifiers": PROMPT_INSIDE,
+    "test_chunk_size_limits_clips_per_call": "steps are removed from features, not from clips",
+    "test_progress_bar_counts_the_calls": "the tower runs without the classifier, see test_step_ablation.py",
+    "test_one_forward_is_enough": "the language model is called, see test_answer.py",
+}
+
+
+def _answer(mode: Literal["relevance", "attention"]) -> Subject:
+    options: dict[str, Any] = {"pattern_weight": 0} if mode == "relevance" else {}
+    return Subject(
+        name=f"AnswerAttribution {mode}",
+        method=AnswerAttribution,
+        kind="gradient" if mode == "relevance" else "attention",
+        counterpart=LayerGradCam,
+        make=lambda case: AnswerAttribution(case.model, mode=mode, **options),
+        oracle=getattr(oracle_answer, mode),
+        models=tuple(LANGUAGE),
+        needs=ANSWERING,
+        exempt=OF_AN_ANSWER | ({} if mode == "relevance" else {"test_attention_needs_no_target": "it is of a token"}),
+        inside=True,
     )
 
 
@@ -211,6 +253,20 @@ OURS = (
     _grad_cam("gradcam"),
     _grad_cam("hirescam"),
     _grad_cam("layercam"),
+    _answer("relevance"),
+    _answer("attention"),
+    Subject(
+        name="StepAblation",
+        method=StepAblation,
+        kind="perturbation",
+        counterpart=FeatureAblation,
+        make=lambda case: StepAblation(case.model),
+        oracle=oracle_answer.steps,
+        models=tuple(LANGUAGE),
+        needs=ANSWERING,
+        exempt=OF_AN_ANSWER,
+        inside=True,
+    ),
     _attention_branch("gate"),
     _attention_branch("grad_gate"),
     _attention_branch("class_map", "the branch has its own classes, which do not change"),

@@ -136,7 +136,7 @@ def test_wrong_clip_size_raises(trial: Trial) -> None:
 
 @over("vivit", kinds=("gradient", "attention", "learning"), ours=True, per="kind")
 def test_too_many_inputs_raise(trial: Trial) -> None:
-    check_error(trial, Bad(lambda c: c.inputs * 2, "one clip tensor.*got a tuple of 2 inputs"), "inputs")
+    check_error(trial, Bad(lambda c: c.inputs * 2, r"one clip tensor, got (a tuple of )?2"), "inputs")
 
 
 @over("two-stream", ours=True, per="kind")

@@ -7,7 +7,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from captum.attr import Attribution
+from captum.attr import Attribution, LLMAttribution
 from covering import all_pairs, each_value, in_one_case
 
 import captum_staa
@@ -18,9 +18,10 @@ from .subjects import CAPTUMS, OURS, SUBJECTS
 
 
 def exported() -> set[type[Attribution]]:
-    """Return every Attribution class among the public names."""
+    """Return every Attribution class among the public names, except those that do not explain tensors."""
     names = [value for package in (captum_staa, captum_staa.attr) for value in vars(package).values()]
-    return {value for value in names if isinstance(value, type) and issubclass(value, Attribution)}
+    classes = {value for value in names if isinstance(value, type) and issubclass(value, Attribution)}
+    return {value for value in classes if not issubclass(value, LLMAttribution)}
 
 
 def without_an_entry(classes: set[type[Attribution]]) -> list[str]:

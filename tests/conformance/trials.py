@@ -10,7 +10,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from .models import BRANCHED, MODELS, Case, Tensors, case
+from .models import MODELS, Case, Tensors, case
 
 Keywords = dict[str, Any]
 Kind = Literal["gradient", "perturbation", "attention", "learning"]
@@ -31,7 +31,8 @@ class Subject:
         oracle: slow reference formula.
         keywords: arguments of ``attribute``, except for the target; small and fast.
         models: names of the models that it can explain.
-        branched: whether it needs models with an attention branch.
+        needs: what it needs of a model: ``BRANCHED``, an attention branch, or ``ANSWERING``, a language model in place
+            of the model. It is the end of the names of such cases.
         exempt: tests that do not apply, and the reason.
         fails: tests that fail, and the reason. They are strict, so an entry must be removed when the test passes.
         inside: whether it reads layers inside the network, which is not possible in a trace.
@@ -46,7 +47,7 @@ class Subject:
     oracle: Callable[..., Tensors]
     keywords: Callable[[Case], Keywords] = lambda case: {}
     models: tuple[str, ...] = MODELS
-    branched: bool = False
+    needs: str = ""
     exempt: Mapping[str, str] = field(default_factory=dict)
     fails: Mapping[str, str] = field(default_factory=dict)
     inside: bool = False
@@ -54,7 +55,7 @@ class Subject:
 
     def on(self, model: str) -> Trial:
         """Return the trial on a model, given by its name."""
-        return Trial(self, case(model + BRANCHED if self.branched else model))
+        return Trial(self, case(model + self.needs))
 
     @property
     def ours(self) -> bool:

@@ -16,6 +16,7 @@ from gotcha_page import (
     apart,
     close,
     entry,
+    falls,
     gradient,
     page,
     seeded,
@@ -23,7 +24,7 @@ from gotcha_page import (
 from tiny_models import clip_for, tiny, tiny_module
 from torch import Tensor, nn
 
-from captum_staa import VideoAttribution, VideoClassifier
+from captum_staa import VideoAttribution, VideoClassifier, VideoFeatureAblation
 from captum_staa.metrics import auroc
 
 pytestmark = pytest.mark.filterwarnings(
@@ -72,6 +73,30 @@ def test_attention_under_sdpa(gotcha, name):
         attended = eager(clip, output_attentions=True).attentions[-1].mean((1, 2))  # (B, N)
         shares = clf.grid.to_grid(attended).detach() / math.prod(clf.grid.tubelet)
         close(gotcha.right(clf=clf, clip=clip).parts.joint, clf.grid.to_pixels(shares, mode="trilinear"))
+
+
+@entry("A model in train mode is explained in train mode")
+def test_train_mode(gotcha):
+    names = page()
+    wrong, again = gotcha.wrong(), gotcha.right()
+    expected = gradient(again.net, names.volume, names.label).abs()
+    close(again.attributions, expected)
+    assert int(again.net[1].num_batches_tracked) == 0
+    assert apart(wrong.attributions, expected), FIXED
+    assert int(wrong.net[1].num_batches_tracked) > 0, FIXED
+    with seeded():
+        torch.rand(1)
+        other = Saliency(wrong.net).attribute(names.volume, target=names.label)
+    assert apart(other, wrong.attributions), FIXED
+    before = {name: value.clone() for name, value in wrong.net.state_dict().items()}
+    found = VideoFeatureAblation(wrong.net, "BCTHW").attribute(
+        names.volume, target=names.label, feature_mask=names.mask
+    )
+    expected = gotcha.wrong().net.eval()
+    expected.load_state_dict(before)
+    (right,) = falls(expected, names.label, (names.volume, names.mask.expand_as(names.volume)))
+    close(found, right, rtol=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in wrong.net.state_dict().items())
 
 
 # --- gradients ----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ PACKAGE = Path(captum_staa.__file__).parent
 ABSENT = object()  # in place of an argument that is not passed
 RIGHT, CLEAR, WRONG = "right", "clear error", "wrong"
 CLEAR_ERRORS = (TypeError, ValueError, NotImplementedError)
-INTENDED = ("ignores its attention", "learning stopped")  # intended warnings of the library
+INTENDED = ("ignores its attention", "does not use its gates", "learning stopped")  # intended warnings of the library
 
 
 @dataclass(frozen=True)

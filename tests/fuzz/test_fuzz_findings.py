@@ -164,11 +164,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "generator must be a torch.Generator or None, got 3",
     ),
-    "an endless tolerance": (
-        lambda: PRESETS["nested"].changed(tolerance=INF),
-        ValueError,
-        "tolerance must be a finite number",
-    ),
     "a word for a width": (lambda: smooth(CLIP, "BTCHW", space="4"), ValueError, "space = '4'"),
     "a complex width": (lambda: smooth(CLIP, "BTCHW", time=1j), ValueError, "time = 1j"),
     "a word for a blur": (lambda: baselines.blur(CLIP, "BTCHW", space="4"), ValueError, "space = '4'"),

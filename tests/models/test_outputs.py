@@ -86,6 +86,20 @@ def test_an_ambiguous_output_lists_the_candidates_and_output_key_chooses(labels:
         classifier(both, output_key="audio")(CLIPS)
 
 
+def test_the_output_of_an_earlier_call_is_the_output_of_a_batch_with_as_many_clips_as_classes() -> None:
+    class Texts(nn.Module):  # X-CLIP has the score of each text for each clip, too
+        def forward(self, clip: Tensor) -> dict[str, Tensor]:
+            scores = clip.flatten(1)[:, :3]
+            return {"per_text": scores.T, "per_clip": scores}
+
+    clips = torch.rand(3, 3, 2, 4, 4)
+    with pytest.raises(ValueError, match=r"'per_text' of shape \(3, 3\), 'per_clip' of shape \(3, 3\).*output_key"):
+        VideoClassifier(Texts(), "BCTHW", labels=["a", "b", "c"])(clips)
+    clf = VideoClassifier(Texts(), "BCTHW", labels=["a", "b", "c"])
+    assert torch.equal(clf(clips[:2]), clips[:2].flatten(1)[:, :3])
+    assert torch.equal(clf(clips), clips.flatten(1)[:, :3])
+
+
 @pytest.mark.parametrize("make", [lambda z: None, lambda z: "text", lambda z: {"a": 1}, lambda z: z.argmax(1)])
 def test_an_output_without_floats_is_a_type_error_or_names_no_tensor(make: Callable[[Tensor], Any]) -> None:
     with pytest.raises((TypeError, ValueError), match="must return"):

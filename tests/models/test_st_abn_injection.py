@@ -212,13 +212,16 @@ def test_unsuitable_layers_raise(layer, message):
     ("options", "error", "message"),
     [
         ({"layout": None}, ValueError, "layout"),
-        ({"mechanism": "gate"}, ValueError, "mechanism .*'mix', 'residual', 'observe', got 'gate'"),
+        ({"mechanism": "gate"}, ValueError, "mechanism .*'mix', 'residual', 'observe', 'bottleneck', got 'gate'"),
         ({"temporal": 4}, ValueError, "temporal .*got 4"),
         ({"body": "stage"}, ValueError, r"body='stage' needs .*\.stages.*got Net\. Use body='light'"),
-        ({"body": "deep"}, ValueError, "body .*'stage', 'light', got 'deep'"),
+        ({"body": "deep"}, ValueError, "body .*'stage', 'light', 'stages', 'pyramid', got 'deep'"),
         ({"width": 0}, ValueError, "width .*at least 1, got 0"),
         ({"maps": 2.5}, TypeError, "maps .*got 2.5"),
         ({"dropout": -0.1}, ValueError, r"dropout must be .*got -0\.1"),
+        ({"drop": 1.0}, ValueError, r"drop must be .*less than 1, got 1\.0"),
+        ({"noise": float("inf")}, ValueError, "noise must be a finite number.*got inf"),
+        ({"body": "stages"}, ValueError, r"body='stages' needs .*\.stages.*got Net"),
         ({"layer": 3}, TypeError, "layer .*got int"),
         ({"layer": nn.Conv3d(3, 3, 1)}, ValueError, "Net"),
         (

@@ -247,10 +247,11 @@ def test_observing_branch_learns_the_position_of_the_evidence():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "joint"}, "preset .*'paper', 'adapter', 'posthoc', 'edit', got 'joint'"),
+        ({"preset": "joint"}, "preset .*'paper', 'adapter', 'posthoc', 'edit', 'faithful', got 'joint'"),
         ({"area": -1.0}, r"area must be .*at least 0, got -1\.0"),
         ({"smoothness": float("nan")}, "smoothness must be .*got nan"),
         ({"edit": -0.1}, "edit must be .*got -0.1"),
+        ({"removed": -2.0}, "removed must be .*got -2.0"),
     ],
 )
 def test_invalid_options_raise(options, message):

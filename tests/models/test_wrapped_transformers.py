@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -118,6 +119,8 @@ def test_a_backbone_with_an_own_mean_head_has_the_map_of_the_same_model_with_its
         torch.testing.assert_close(found.logits, expected.logits)
     named = STAA(VideoClassifier(own, family=FAMILIES["videomae"]), mode="attention").attribute(CLIP)
     torch.testing.assert_close(named, STAA(VideoClassifier(own), mode="attention").attribute(CLIP))
+    frames = STAA(VideoClassifier(own), mode="attention").attribute_temporal(CLIP)
+    torch.testing.assert_close(frames, STAA(model, mode="attention").attribute_temporal(CLIP))
 
 
 def test_what_the_head_reads_is_measured_and_an_unusual_head_is_an_error_of_the_rollout_alone() -> None:
@@ -133,6 +136,25 @@ def test_what_the_head_reads_is_measured_and_an_unusual_head_is_an_error_of_the_
     assert STAA(weighted).attribute(CLIP, target=1).shape == CLIP.shape
 
 
+@pytest.mark.filterwarnings("ignore")  # torch deprecates quantize_dynamic, and warns about missing backward passes
+def test_what_a_quantized_head_reads_is_asked_for() -> None:
+    model = OwnHead(whole().videomae, "mean").eval()
+    quantized = torch.ao.quantization.quantize_dynamic(model, {"head"}, dtype=torch.qint8)
+    with pytest.raises(ValueError, match=r"head without a gradient.*pooling=lambda model: 'mean'"):
+        STAA(VideoClassifier(quantized), mode="attention").attribute(CLIP)
+    expected = VideoClassifier(model)
+    families = [FAMILIES["videomae"], expected.family]
+    stated = [replace(family, pooling=lambda model: "mean") for family in families if family]
+    backbone = torch.ao.quantization.quantize_dynamic(
+        model, {"backbone.encoder.layer.1.intermediate.dense"}, dtype=torch.qint8
+    )
+    ways = [*(VideoClassifier(quantized, family=family) for family in stated), VideoClassifier(backbone)]
+    maps = STAA(expected, mode="attention").attribute(CLIP)
+    assert len(ways) == 3
+    for clf in ways:  # the quantized layers are after the attention of all blocks
+        torch.testing.assert_close(STAA(clf, mode="attention").attribute(CLIP), maps)
+
+
 def test_two_transformers_in_one_module_are_not_guessed() -> None:
     class TwoStreams(nn.Module):
         def __init__(self) -> None:
@@ -144,8 +166,15 @@ def test_two_transformers_in_one_module_are_not_guessed() -> None:
 
     clf = VideoClassifier(TwoStreams().eval(), layout="BTCHW")
     assert clf.family is None
-    with pytest.raises(ValueError, match="known family"):
-        STAA(clf)
+    with pytest.raises(ValueError, match="run side by side"):
+        STAA(clf, mode="attention").attribute(CLIP)
+    # both streams read the clip, so relevance is that of the pixels, and not of one of the two patch embeddings
+    pixels = replace(FAMILIES["videomae"], patch_embedding=None)
+    one, other = (
+        STAA(VideoClassifier(stream, family=pixels), pattern_weight=0).attribute(CLIP, target=1)
+        for stream in (clf.module.rgb, clf.module.flow)
+    )
+    torch.testing.assert_close(STAA(clf, pattern_weight=0).attribute(CLIP, target=1), one + other)
 
 
 def test_a_family_of_ours_on_a_module_without_such_a_model_says_what_it_needs() -> None:

@@ -258,7 +258,7 @@ def test_invalid_options_raise_at_once(clf, options, error, message):
 def test_unsuitable_models_raise_at_once(clf):
     with pytest.raises(ValueError, match="must have its preprocessing"):
         STAAStream(VideoClassifier(clf.module))
-    with pytest.raises(ValueError, match="known family"):
+    with pytest.raises(ValueError, match="must have its preprocessing"):
         STAAStream(VideoClassifier(nn.Conv3d(3, 2, 3), layout="BCTHW"), 16, 4)
     with pytest.raises(ValueError, match="'relevance' of the STAA, got 'attention'"):
         STAAStream(STAA(clf), mode="attention")

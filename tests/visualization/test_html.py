@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from headless import Browser, driven
 
 from captum_staa.visualization import Frames, Style, overlay, to_html
+from captum_staa.visualization.overlay import on_one_scale
 from captum_staa.visualization.style import METHODS
 
 T, H, W = 6, 24, 32
@@ -82,6 +84,38 @@ def test_page_draws_the_same_pixels_as_python(browser, page, clip, maps, method)
             assert off.max() <= TOLERANCE, f"{sign}, explanation {number}"
             assert off.mean() < 0.5
     assert np.array_equal(browser.pixels("clip"), clip[2])
+
+
+def test_two_classes_beside_each_other_share_a_scale(browser, clip, maps, tmp_path):
+    classes = {"waving": maps["first"], "<i>clapping</i>": -3 * maps["first"]}
+    predictions = [("jumping", 0.5), ("<i>clapping</i>", 0.3), ("waving", 0.2)]
+    page = tmp_path / "two.html"
+    frames, style = Frames(clip, CROP), Style(outlier_perc=0, sign="positive")
+    to_html({"a method": classes, "another": maps["first"]}, frames, page, style=style, predictions=predictions)
+    browser.open(page)
+    shown = "return [...document.querySelectorAll('#stage figure')].filter(f => !f.hidden).map(f => f.innerText.trim())"
+    assert browser.js(shown) == ["clip", "waving", "<i>clapping</i>"]
+    frame = int(browser.text("#now").split()[1])
+    assert frame == int(np.abs([np.maximum(part, 0).sum((1, 2)) for part in classes.values()]).max(0).argmax())
+    for sign in SIGNS:
+        browser.choose("sign", sign)
+        drawn = on_one_scale(list(classes.values()), frames, replace(style, sign=sign))
+        for canvas, expected in zip(("explained", "explained1"), drawn, strict=True):
+            assert np.abs(browser.pixels(canvas) - expected.picture(frame).astype(int)).max() <= TOLERANCE, sign
+    assert "one scale for all frames and classes" in browser.text("#scale")
+    browser.choose("sign", "positive")
+    script = "return document.getElementById(arguments[0]).getAttribute('d').match(/-?[\\d.]+/g).map(Number)"
+    sums = np.array([np.maximum(part, 0).sum((1, 2)) for part in classes.values()])
+    for curve, values in zip(("curve", "curve1"), sums, strict=True):
+        heights = np.array(browser.js(script, curve)).reshape(-1, 2)[:, 1]
+        np.testing.assert_allclose(heights, 95 - 90 * values / sums.max(), atol=0.01)  # one axis for both
+    strokes = browser.js("return ['curve', 'curve1'].map(id => document.getElementById(id).style.stroke)")
+    bars = browser.js("return [...document.querySelectorAll('#bars .length')].map(b => b.style.background)")
+    assert bars == ["", *reversed(strokes)] and strokes[0] != strokes[1]
+    browser.choose("explanation", "2")
+    assert browser.js(shown) == ["clip", "another"]
+    assert browser.js("return document.getElementById('curve1').getAttribute('d')") == ""
+    assert np.abs(browser.pixels() - overlay(maps["first"], frames, style=style).picture(frame)).max() <= TOLERANCE
 
 
 def test_map_larger_than_the_picture_keeps_both_signs(browser, clip, tmp_path):

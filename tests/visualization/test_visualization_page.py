@@ -40,9 +40,10 @@ def frames(data: dict) -> np.ndarray:
 
 def unpacked(explanation: dict) -> np.ndarray:
     """(T, h, w), signed."""
-    planes = np.frombuffer(zlib.decompress(base64.b64decode(explanation["packed"])), np.uint8)
-    planes = planes.reshape(2, -1, *explanation["size"]) / 255.0
-    return explanation["peaks"][0] * planes[0] ** 2 - explanation["peaks"][1] * planes[1] ** 2
+    (panel,) = explanation["panels"]
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(panel["packed"])), np.uint8)
+    planes = planes.reshape(2, -1, *panel["size"]) / 255.0
+    return panel["peaks"][0] * planes[0] ** 2 - panel["peaks"][1] * planes[1] ** 2
 
 
 def test_small_frames_are_lossless_and_large_frames_are_reduced():
@@ -89,7 +90,7 @@ def test_scales_and_curves_equal_saliency(sign):
         assert entry["name"] == name
         assert entry["scales"][sign] == saliency(values.astype(np.float64), sign, 10).scale
         kept = {"absolute_value": abs(values), "positive": values.clip(0), "negative": (-values).clip(0), "all": values}
-        np.testing.assert_allclose(entry["curves"][sign], kept[sign].sum((1, 2)), rtol=1e-4)
+        np.testing.assert_allclose(entry["panels"][0]["curves"][sign], kept[sign].sum((1, 2)), rtol=1e-4)
 
 
 def test_colors_are_the_default_of_the_sign_or_cmap():
@@ -103,7 +104,7 @@ def test_colors_are_the_default_of_the_sign_or_cmap():
 def test_curve_is_the_temporal_part_and_page_begins_at_its_maximum():
     parts = VideoAttribution(torch.ones(1, T, 6, 8), torch.ones(1, 6, 8), torch.tensor([[0.0, 1, 2, 9, 3]]))
     data = held(to_html(parts, CLIP))
-    assert data["explanations"][0]["curves"]["all"] == [0, 1, 2, 9, 3]
+    assert data["explanations"][0]["panels"][0]["curves"]["all"] == [0, 1, 2, 9, 3]
     assert data["start"] == 3
 
 

@@ -183,6 +183,14 @@ def test_summary_uses_spatial_and_temporal_parts_of_video_attribution():
     np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), np.arange(T, 2 * T))
 
 
+def test_the_curve_of_a_sign_sums_the_pixels_that_are_drawn():
+    """The net value of a frame, the temporal part of most methods, is drawn for both signs only."""
+    maps = VideoAttribution.from_attributions(block() + block().flip(-1).roll(3, 1), "BTCHW")
+    for sign, expected in (("positive", [32, 32]), ("negative", [0, 16]), ("all", [32, 16])):
+        when = summary(maps, style=Style(sign=sign))[2]["when"]
+        np.testing.assert_allclose(when.lines[0].get_ydata()[[2, 5]], expected, atol=1e-4)
+
+
 def test_prediction_bars_have_the_length_of_the_probability():
     answer = [("a label that is by far too long for this panel", 0.5), ("b", 0.3), *[(f"c{n}", 0.02) for n in range(8)]]
     figure, axes, panels = summary(block(), replace(CLIP, fps=5), predictions=answer, target="b", title="t")
@@ -197,6 +205,47 @@ def test_prediction_bars_have_the_length_of_the_probability():
     assert len(summary(block())[2]) == 4
     with pytest.raises(ValueError, match=r"probability in \[0, 1\].*\('b', 30\)"):
         summary(block(), predictions=[("b", 30)])
+
+
+def test_summary_of_two_classes_has_one_scale_and_a_panel_for_each():
+    maps = {"waving": block(), "clapping": 4 * block().roll(3, 1)}
+    style = Style(method="heat_map", outlier_perc=0, sign="positive")
+    answer = [("jumping", 0.5), ("clapping", 0.3), ("waving", 0.2)]
+    _, axes = show_summary(maps, CLIP, style=style, num_frames=2, predictions=answer, use_pyplot=False)
+    rows, key, *where, predictions, when = axes.child_axes
+    assert words(rows) == ["frame 2", "frame 5", "clip", "waving", "clapping"]
+    strongest = 4 * block()  # has the color 1 in the map of its class
+    for at, (name, factor) in enumerate((("waving", 1), ("clapping", 4)), start=1):
+        joint = np.clip(maps[name][0].sum(1).numpy() / float(strongest.sum(2).max()), 0, 1)
+        expected = [(style.colors(joint[frame])[..., :3] * 255).round() for frame in (2, 5)]
+        shown = pictures(rows)[2 * at : 2 * at + 2]
+        assert all(np.abs(a - b).max() <= 1 for a, b in zip(shown, expected, strict=True)), (name, factor)
+    assert "1 = 4 (one scale for all frames and classes)" in key.get_xlabel()
+    assert [panel.get_title() for panel in where] == ["where: waving", "where: clapping"]
+    assert len({panel.get_xlabel() for panel in where}) == 1
+    np.testing.assert_allclose(when.lines[0].get_ydata(), [0, 0, 32, 0, 0, 0, 0, 0], atol=1e-4)
+    curves = {line.get_label(): line for line in when.lines if not line.get_label().startswith("_")}
+    np.testing.assert_allclose(curves["clapping"].get_ydata(), [0, 0, 0, 0, 0, 128, 0, 0], atol=1e-4)
+    colors = [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in predictions.patches]
+    assert colors[1:] == [curves["clapping"].get_color(), curves["waving"].get_color()] and colors[0] not in colors[1:]
+    with pytest.raises(ValueError, match=r"^clapping: attributions must have as many frames"):
+        show_summary(maps | {"clapping": torch.zeros(4, H, W)}, CLIP, use_pyplot=False)
+
+
+@pytest.mark.parametrize(
+    "names", [("a", "b"), ("a class with a label that is far too long", "another of its kind", "c")]
+)
+def test_summary_of_several_classes_has_no_overlapping_text(names):
+    maps = {name: torch.rand(T, H, W) for name in names}
+    answer = [(name, 0.3) for name in names]
+    options = {"predictions": answer, "truth": [(2, 4)], "title": "t", "use_pyplot": False}
+    figure, axes = show_summary(maps, Frames(PIXELS, fps=5), **options)
+    texts = [
+        text for panel in axes.child_axes for text in (*panel.texts, panel.title, panel.xaxis.label, panel.yaxis.label)
+    ]
+    legend = axes.child_axes[-1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [*names, "frames with evidence"]
+    assert overlaps(figure, [axes.title, *texts, *legend.get_texts()]) == []
 
 
 @pytest.mark.parametrize("size", [(40, 24), (24, 90)])

@@ -16,7 +16,7 @@ from captum_staa.grid import TokenGrid
 from captum_staa.models.classifier import DEFAULT_FRAMES, VideoClassifier
 from captum_staa.models.layers import ChannelWitness, LayerAxes, axes_of, find_layer, first_tensor, network_of
 from captum_staa.models.resnet3d import ResNet3D, SlowResNet
-from captum_staa.models.st_abn.branch import NORMS, Branch, BranchConfig, Gates, mechanism_of
+from captum_staa.models.st_abn.branch import NORMS, Bottleneck, Branch, BranchConfig, Gates, Pyramid, mechanism_of
 
 Trunk = Literal["small", "resnet50"]
 
@@ -64,17 +64,21 @@ def at_layer(
     features, axes, num_classes = _probe(model, module, name, grid, example, config.layer_axes)
     body, width = _body(model, config, features)
     channels, steps = features.shape[1:3]
+    bottleneck = config.mechanism == "bottleneck"
     branch = Branch(
         body,
         width,
         num_classes,
         steps,
         temporal=config.temporal,
-        maps=config.maps,
+        maps=config.maps or (width if bottleneck else None),
         norm=NORMS[config.norm],
         dropout=config.dropout,
+        noise=config.noise if bottleneck else None,
     )
     mechanism = mechanism_of(config, channels)
+    if isinstance(mechanism, Bottleneck):  # until it is trained
+        mechanism.mean.copy_(features.mean((0, 2, 3, 4)))
     for added in (branch, mechanism):
         added.to(features).train(model.training)
     return Parts(model, name, axes, branch, mechanism, config, grid, base)
@@ -96,6 +100,8 @@ def as_in_the_paper(
 ) -> Parts:
     """Return the parts of the paper's network: a branch before the last stage, with norms of the trunk's kind.
 
+    The branch of a bottleneck is in front of the first stage, where features depend on few pixels.
+
     Raises:
         ValueError: the trunk has an unknown structure, or another number of classes.
     """
@@ -113,7 +119,15 @@ def as_in_the_paper(
         )
     batch = any(isinstance(module, nn.BatchNorm3d) for module in trunk.modules())
     config = replace(config, norm="batch" if batch else "group")
-    parts = over_trunk(trunk, f"stages.{len(stages) - 2}", config, labels, num_frames)
+    layer = f"stages.{len(stages) - 2}"
+    if config.mechanism == "bottleneck":
+        layer = "stem"
+        if not isinstance(getattr(trunk, layer, None), nn.Module):
+            raise ValueError(
+                f"trunk must have a module .stem in front of its .stages for mechanism='bottleneck', got "
+                f"{type(trunk).__name__} without one. Use STABN.inject(model, layer, mechanism='bottleneck')."
+            )
+    parts = over_trunk(trunk, layer, config, labels, num_frames)
     if (outputs := parts.branch.classify.out_features) != num_classes:
         raise ValueError(
             f"num_classes must equal the number of outputs of the trunk, {outputs}, got {num_classes}. Pass "
@@ -130,18 +144,24 @@ def _stages(network: nn.Module) -> nn.Sequential | None:
 
 def _body(model: VideoClassifier, config: BranchConfig, features: Tensor) -> tuple[nn.Module, int]:
     """Return the body of a branch for these features, on their device, and the number of channels of its output."""
+    norm = NORMS[config.norm]
     if isinstance(config.body, nn.Module):
         body = config.body
     elif config.body == "light":
         conv = nn.Conv3d(features.shape[1], config.width, 3, padding=1, bias=False, padding_mode="replicate")
-        body = nn.Sequential(conv, NORMS[config.norm](config.width), nn.ReLU())
+        body = nn.Sequential(conv, norm(config.width), nn.ReLU())
+    elif config.body == "pyramid":
+        return Pyramid.new(features.shape[1], config.width, norm).to(features), config.width
     else:
         stages = _stages(network_of(model))
         if stages is None:
             raise ValueError(
-                f"body='stage' needs a residual 3D CNN whose .stages is an nn.Sequential of two or more stages, got "
-                f"{type(network_of(model)).__name__}. Use body='light', or pass your own module."
+                f"body={config.body!r} needs a residual 3D CNN whose .stages is an nn.Sequential of two or more "
+                f"stages, got {type(network_of(model)).__name__}. Use body='light' or 'pyramid', or pass your own "
+                f"module."
             )
+        if config.body == "stages":
+            return _pyramid_of(stages, config, features)
         body = copy.deepcopy(stages[-1])
         for module in body.modules():
             if isinstance(module, nn.Conv3d):
@@ -156,6 +176,27 @@ def _body(model: VideoClassifier, config: BranchConfig, features: Tensor) -> tup
             f"Build the body without strides."
         )
     return body, output.shape[1]
+
+
+@torch.no_grad()
+def _pyramid_of(stages: nn.Sequential, config: BranchConfig, features: Tensor) -> tuple[Pyramid, int]:
+    """Return a pyramid whose levels are copies of all stages but the last, and the number of its channels."""
+    levels, channels, x = [], [], features
+    for stage in list(stages)[:-1]:
+        level = copy.deepcopy(stage)
+        try:
+            with eval_mode(level):
+                x = level(x)
+        except RuntimeError as error:
+            raise ValueError(
+                f"body='stages' needs a layer in front of the model's .stages, got features of shape "
+                f"{tuple(features.shape)} that they do not accept: {error}. Use layer='stem', or body='pyramid'."
+            ) from error
+        levels.append(level)
+        channels.append(x.shape[1])
+    pyramid = Pyramid(levels, channels, config.width, NORMS[config.norm])
+    pyramid.join.to(features)  # the levels are where the model is
+    return pyramid, config.width
 
 
 @torch.no_grad()
@@ -232,6 +273,8 @@ class ForwardOptions:
 
     Attributes:
         spatial, temporal: gates that replace those of the branch, as in :meth:`STABN.override`.
+        given: gates of an earlier forward of the same clips. The branch is not run.
+        front_detached: whether the layer and those before it get no gradient.
         leaves: whether the gates become leaves of the graph, with a separate temporal gate for every cell.
         disabled: whether the features are passed on without gates.
         collected: list to which the gates are appended, once per call of the layer; None to collect nothing.
@@ -239,6 +282,8 @@ class ForwardOptions:
 
     spatial: Tensor | None = None
     temporal: Tensor | None = None
+    given: Gates | None = None
+    front_detached: bool = False
     leaves: bool = False
     disabled: bool = False
     collected: list[Gates] | None = None

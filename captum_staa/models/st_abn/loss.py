@@ -1,9 +1,10 @@
-"""Losses of an ST-ABN: classification by both heads, agreement with edited gates, or masking of the clip."""
+"""Losses of an ST-ABN: classification by both heads, gates that are small and hide nothing, or masking of the clip."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,13 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_staa._utils.checks import check_choice
+from captum_staa._utils.model_state import eval_mode, frozen_parameters
 from captum_staa.models.layers import to_pixels
 from captum_staa.models.st_abn.branch import Gates
 from captum_staa.models.st_abn.network import STABN
 
-Preset = Literal["paper", "adapter", "posthoc", "edit"]
+Preset = Literal["paper", "adapter", "posthoc", "edit", "faithful"]
 # Modules that each preset trains: all of the network, or only the added ones.
-TRAINS = {"paper": "all", "adapter": "added", "posthoc": "added", "edit": "all"}
+TRAINS = {"paper": "all", "adapter": "added", "posthoc": "added", "edit": "all", "faithful": "all"}
+AREA = {"faithful": 2.0}  # default weight of the area; 1 for other presets
+FRAMES = 0.1  # weight of the temporal gates' own mean in the area of "faithful", beside that of M alpha
+# Parts of a training at which the terms of "faithful" begin to count, and count fully. Gates that close at once learn
+# nothing. Open gates must not hide anything yet: what is left of almost open gates is the whole clip, only fainter.
+RAMPS = {"area": (0.05, 0.3), "removed": (0.3, 0.6)}
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,17 @@ class STABNLoss:
               part of the clip kept by M alpha, and the frames kept by alpha, must preserve the model's decision. The
               removed part must not preserve it: the odds of the decision must fall to those of the baseline. The gates
               must be small and smooth.
-            - ``"edit"``: the paper's loss plus the distance to gates edited by a person. Pass ``temporal=`` or
-              ``spatial=``.
+            - ``"edit"``: the paper's loss, or ``"faithful"`` for a bottleneck, plus the distance to gates edited by a
+              person. Pass ``temporal=`` or ``spatial=``. Cells where they are nan are left as they are, so a batch may
+              mix clips with and without edited gates.
+            - ``"faithful"``: for ``mechanism="bottleneck"``. The network must classify what the gates let through, and
+              the gates must be small. What they close must say nothing about the class; only the gates learn from this
+              term. All parameters are trained, or, in an injected model, all behind the layer.
         baseline: for ``"posthoc"``: function from clips to what replaces the pixels whose gates are closed, of the
             same shape, such as a blur; None uses zeros.
-        area: for ``"posthoc"``: weight of the mean of the gates, at least 0.
+        area: for ``"posthoc"`` and ``"faithful"``: weight of the mean of the gates, at least 0. None is 1 for
+            ``"posthoc"`` and 2 for ``"faithful"``.
+        removed: for ``"faithful"``: weight of the class information in what the gates close, at least 0.
         smoothness: for ``"posthoc"``: weight of the total variation of the gates, at least 0.
         edit: for ``"edit"``: weight of the mean squared distance to the edited gates, at least 0.
 
@@ -59,17 +72,24 @@ class STABNLoss:
 
     preset: Preset = "paper"
     baseline: Callable[[Tensor], Tensor] | None = None
-    area: float = 1.0
+    area: float | None = None
     smoothness: float = 0.1
     edit: float = 10.0
+    removed: float = 3.0
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, TRAINS)
-        for name in ("area", "smoothness", "edit"):
+        for name in ("area", "smoothness", "edit", "removed"):
+            if name == "area" and self.area is None:
+                continue
             if not getattr(self, name) >= 0:
                 raise ValueError(
                     f"{name} must be a number of at least 0, got {getattr(self, name)!r}. Pass 0 to leave the term out."
                 )
+
+    @property
+    def _area(self) -> float:
+        return AREA.get(self.preset, 1.0) if self.area is None else self.area
 
     def __call__(
         self,
@@ -100,8 +120,9 @@ class STABNLoss:
             spatial: for ``"edit"``: edited gates of the layer's cells, ``(B, t, h, w)``.
 
         Returns:
-            ``"perception"`` and ``"attention"``, the cross entropy of model and branch, and ``"edit"`` with edited
-            gates; for ``"posthoc"``, ``"kept"``, ``"removed"``, ``"area"`` and ``"smoothness"``.
+            ``"perception"`` and ``"attention"``, the cross entropy of model and branch; for ``"faithful"`` also
+            ``"removed"`` and ``"area"``; with edited gates also ``"edit"``. For ``"posthoc"``, ``"kept"``,
+            ``"removed"``, ``"area"`` and ``"smoothness"``.
 
         Raises:
             ValueError: edited gates are missing, have another shape, or do not fit the preset; or the preset does not
@@ -114,14 +135,44 @@ class STABNLoss:
             )
         if self.preset == "posthoc":
             return self._masking(st_abn, clips)
-        logits, gates = st_abn.forward_with_gates(clips)
+        bottleneck = st_abn.config.mechanism == "bottleneck"
+        if self.preset == "faithful" and not bottleneck:
+            raise ValueError(
+                f"preset='faithful' needs mechanism='bottleneck', got mechanism={st_abn.config.mechanism!r}, with "
+                f"which the network also receives what the gates close. Use STABN.inject(model, layer, "
+                f"mechanism='bottleneck')."
+            )
+        faithful = bottleneck and self.preset in ("faithful", "edit")
+        logits, gates = st_abn.forward_with_gates(clips, front_detached=faithful and st_abn.injected)
+        if faithful:
+            _check_classes(logits, self.preset)
         terms = {
             "perception": F.cross_entropy(logits, targets),
             "attention": F.cross_entropy(gates.logits, targets),
         }
+        if faithful:
+            terms |= self._closing(st_abn, clips, gates)
         if self.preset == "edit":
             terms["edit"] = self.edit * _distance(gates, temporal, spatial)
         return terms
+
+    def weights_at(self, progress: float) -> dict[str, float]:
+        """Return factors of the terms at ``progress`` from 0 to 1 of a training; terms that are not named have 1."""
+        ramps = RAMPS if self.preset == "faithful" else {}
+        return {name: min(1.0, max(0.0, (progress - begin) / (end - begin))) for name, (begin, end) in ramps.items()}
+
+    def _closing(self, st_abn: STABN, clips: Tensor, gates: Gates) -> dict[str, Tensor]:
+        """Return the terms that close the gates of a bottleneck, and let them hide nothing."""
+        joint = gates.spatial * gates.temporal
+        # The rest of the network must not learn to ignore what is closed, so only the gates learn from this forward.
+        with eval_mode(st_abn), frozen_parameters(st_abn):
+            closed = replace(gates, spatial=1 - joint, temporal=torch.ones_like(gates.temporal))
+            logits, _ = st_abn.forward_with_gates(clips, given=closed)
+        known = -logits.float().log_softmax(1).mean(1) - math.log(logits.shape[1])  # divergence from no answer
+        return {
+            "removed": self.removed * known.mean(),
+            "area": self._area * (joint.mean() + FRAMES * gates.temporal.mean()),
+        }
 
     def _masking(self, st_abn: STABN, clips: Tensor) -> dict[str, Tensor]:
         if st_abn.config.mechanism != "observe":
@@ -131,11 +182,7 @@ class STABNLoss:
                 f"config=BranchConfig(mechanism='observe'))."
             )
         whole, gates = st_abn.forward_with_gates(clips)
-        if whole.shape[1] < 2:
-            raise ValueError(
-                f"preset='posthoc' needs at least two classes, got logits of shape {tuple(whole.shape)}. Add an output "
-                f"for the other class."
-            )
+        _check_classes(whole, self.preset)
         joint, steps = (gates.spatial * gates.temporal)[:, 0], gates.temporal.expand_as(gates.spatial)[:, 0]
         baseline = torch.zeros_like(clips) if self.baseline is None else self.baseline(clips)
         size = st_abn.layout.extent(clips)
@@ -155,9 +202,17 @@ class STABNLoss:
         return {
             "kept": torch.stack(kept).mean(),
             "removed": torch.stack(removed).mean(),
-            "area": self.area * (joint.mean() + steps.mean()),
+            "area": self._area * (joint.mean() + steps.mean()),
             "smoothness": self.smoothness * variation,
         }
+
+
+def _check_classes(logits: Tensor, preset: Preset) -> None:
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"preset={preset!r} needs at least two classes, got logits of shape {tuple(logits.shape)}. Add an output "
+            f"for the other class."
+        )
 
 
 def trained_modules(st_abn: STABN, preset: Preset) -> list[nn.Module]:
@@ -189,4 +244,11 @@ def _distance(gates: Gates, temporal: Tensor | None, spatial: Tensor | None) -> 
                 f"edited gates, flattened per clip, must have the shape {tuple(gate.shape)} of the layer's gates, got "
                 f"shape {tuple(edited.shape)}. See st_abn.explain(clip).gates for the shape."
             )
-    return torch.stack([(gate - edited.flatten(1).to(gate)).square().mean() for gate, edited in pairs]).sum()
+    return torch.stack([_squared(gate, edited.flatten(1).to(gate)) for gate, edited in pairs]).sum()
+
+
+def _squared(gate: Tensor, edited: Tensor) -> Tensor:
+    """Return the mean squared difference where ``edited`` is not nan, 0 if it is nan everywhere."""
+    known = ~edited.isnan()
+    difference = torch.where(known, gate - edited.nan_to_num(), 0)
+    return difference.square().sum() / known.sum().clamp(min=1)

@@ -9,19 +9,20 @@ from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import eval_mode
 from captum_staa.grid import TokenGrid
 from captum_staa.layout import VideoLayout, layout_of
 from captum_staa.models.classifier import VideoClassifier, classifier_of
 from captum_staa.models.layers import find_layer, first_tensor, network_of, to_pixels
 from captum_staa.models.st_abn import saving
-from captum_staa.models.st_abn.branch import Body, BranchConfig, BranchExplanation, Gates, Temporal
+from captum_staa.models.st_abn.branch import Body, BranchConfig, BranchExplanation, Gates, Mechanism, Temporal
 from captum_staa.models.st_abn.injection import (
     ForwardOptions,
     Parts,
@@ -58,9 +59,12 @@ class STABN(nn.Module):
         num_classes: K, the number of classes.
         trunk: the network without its branch: ``"small"``, a residual 3D CNN with replicated padding in time, for 16
             frames of 48 x 48 pixels; ``"resnet50"``, the 3D ResNet-50 of the paper; or your residual 3D CNN for
-            ``(B, C, T, H, W)``, with its last stage at the end of ``.stages``. The branch is added before this stage.
-        body: ``"stage"``, a copy of the last stage with stride 1, as in the paper; ``"light"``, one convolution; or
-            your module, as in :class:`BranchConfig`.
+            ``(B, C, T, H, W)``, with its last stage at the end of ``.stages``. The branch is added before this stage;
+            that of a bottleneck is added after ``.stem``.
+        mechanism: ``"mix"``, that of the paper, which the network may ignore; or ``"bottleneck"``, with which the
+            network receives only what the gates let through, as in :class:`BranchConfig`.
+        body: as in :class:`BranchConfig`, such as ``"light"``; None is ``"stage"``, as in the paper, or ``"stages"``
+            for a bottleneck.
         temporal: the paper's head for a ``"fixed"`` number of frames, or a head for ``"any"`` number.
         num_frames: T of the clips; None uses the value of the trunk, or 32 as in the paper.
         dropout: dropout probability in the branch, before the linear layer of its logits, in [0, 1).
@@ -90,7 +94,8 @@ class STABN(nn.Module):
         num_classes: int,
         trunk: Trunk | nn.Module = "small",
         *,
-        body: Body | nn.Module = "stage",
+        mechanism: Literal["mix", "bottleneck"] = "mix",
+        body: Body | nn.Module | None = None,
         temporal: Temporal = "any",
         num_frames: int | None = None,
         dropout: float = 0.5,
@@ -99,7 +104,10 @@ class STABN(nn.Module):
     ) -> None:
         super().__init__()
         if _parts is None:
-            config = BranchConfig("mix", body, temporal=temporal, dropout=dropout)
+            check_choice("mechanism", mechanism, ("mix", "bottleneck"))
+            if body is None:
+                body = "stages" if mechanism == "bottleneck" else "stage"
+            config = BranchConfig(mechanism, body, temporal=temporal, dropout=dropout)
             _parts = as_in_the_paper(num_classes, trunk, config, labels, num_frames)
         self.branch, self.mechanism, self.model = _parts.branch, _parts.mechanism, _parts.model
         self.layer, self.config, self.grid = _parts.layer, _parts.config, _parts.grid
@@ -122,11 +130,14 @@ class STABN(nn.Module):
         layout: VideoLayout | str | None = None,
         grid: TokenGrid | None = None,
         *,
+        mechanism: Mechanism | None = None,
         config: BranchConfig | None = None,
         example: Tensor | None = None,
         layer_axes: str | None = None,
     ) -> STABN:
         """Add a branch to a layer of a model. The model's outputs do not change until the branch is trained.
+
+        Exceptions are the mechanisms ``"mix"`` and ``"bottleneck"``, which change the outputs from the start.
 
         Example:
             >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
@@ -144,8 +155,9 @@ class STABN(nn.Module):
             layout: the order of the clips' axes, such as ``"BCTHW"``. Optional for a :class:`VideoClassifier` and for a
                 known transformer.
             grid: the grid of the tokens. Optional for the same models.
-            config: options of the branch, such as ``BranchConfig(mechanism="observe")``; None uses
-                ``BranchConfig()``. With ``mechanism="mix"``, the outputs change from the start.
+            mechanism: how the gates act on the features, short for ``config=BranchConfig(mechanism)``. For
+                ``"bottleneck"``, choose an early layer, such as the stem of a CNN or the embeddings of a transformer.
+            config: options of the branch, such as ``BranchConfig("observe", maps=16)``; None uses ``BranchConfig()``.
             example: a valid clip, used in one forward that determines the shape of the layer's output; None uses zeros.
             layer_axes: the order of the axes of the layer's output, such as ``"BTHWC"``. None reads it from the modules
                 around the layer.
@@ -155,12 +167,18 @@ class STABN(nn.Module):
 
         Raises:
             ValueError: the layer does not exist (similar names are listed), its output is not a grid, it is not called
-                once, the layout is missing, or the body of the branch changes t, h or w.
+                once, the layout is missing, both ``mechanism`` and ``config`` are given, or the body of the branch
+                changes t, h or w.
             TypeError: ``model`` is not a module, or ``layer`` is neither a module nor a name.
         """
         classifier = classifier_of(model) or VideoClassifier(model, layout)
         layout_of(classifier, layout)  # raises for another layout than the classifier's
-        config = BranchConfig() if config is None else config
+        if mechanism is not None and config is not None:
+            raise ValueError(
+                f"mechanism must be None if config is given, got {mechanism!r} and {config}. Set the mechanism in the "
+                f"config."
+            )
+        config = config or BranchConfig(mechanism or "residual")
         if layer_axes is not None:
             config = replace(config, layer_axes=layer_axes)
         return cls._of(at_layer(classifier, layer, config, grid or classifier.grid, example, base=model))
@@ -234,7 +252,14 @@ class STABN(nn.Module):
             return self.model(clip, *args)
         return self.forward_with_gates(clip, *args)[0]
 
-    def forward_with_gates(self, clip: Tensor, *args: Any, leaves: bool = False) -> tuple[Tensor, Gates]:
+    def forward_with_gates(
+        self,
+        clip: Tensor,
+        *args: Any,
+        leaves: bool = False,
+        given: Gates | None = None,
+        front_detached: bool = False,
+    ) -> tuple[Tensor, Gates]:
         """Return the logits and the layer's gates, as parts of the graph, for a loss.
 
         Args:
@@ -242,6 +267,9 @@ class STABN(nn.Module):
             *args: further arguments of the model.
             leaves: whether to make the gates leaves of the graph. Both then have the shape of the spatial gates, so
                 that there is a gradient for every cell.
+            given: gates of an earlier forward of the same clips, or changed ones, as parts of their graph. The branch
+                is not run. None computes them.
+            front_detached: whether the layer and those in front of it get no gradient.
 
         Raises:
             ValueError: the branch was removed, the layer was not called exactly once, or an override does not fit.
@@ -252,7 +280,7 @@ class STABN(nn.Module):
                 "STABN.inject(model, layer)."
             )
         collected: list[Gates] = []
-        with self._with_options(collected=collected, leaves=leaves):
+        with self._with_options(collected=collected, leaves=leaves, given=given, front_detached=front_detached):
             logits = self.model(clip, *args)
         if len(collected) != 1:
             raise ValueError(
@@ -343,7 +371,9 @@ class STABN(nn.Module):
                 f"the output of layer {self.layer!r} must fit {self.axes}, got shape {tuple(first.shape)}. Pass "
                 f"clips of the size for which the branch was built."
             ) from error
-        gates = options.apply(self.branch(features))
+        if options.front_detached:
+            features = features.detach()
+        gates = options.apply(self.branch(features) if options.given is None else options.given)
         return replace_first(self.axes.unfold(self.mechanism(features, gates.spatial, gates.temporal), first))
 
 

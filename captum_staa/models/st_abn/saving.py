@@ -65,7 +65,7 @@ class Stored:
         """Return the base model, loaded by its name, with the stored clip size and preprocessing.
 
         Raises:
-            ValueError: the base model has no name.
+            ValueError: the base model is not named.
         """
         if self.base is None:
             raise ValueError(
@@ -83,7 +83,8 @@ class Stored:
             ValueError: the weights do not fit the network.
         """
         current = st_abn.state_dict()
-        expected = {name for name in current if self.trunk is not None or name.startswith(ADDED)}
+        whole = self.trunk is not None or self.config.mechanism == "bottleneck"
+        expected = {name for name in current if whole or name.startswith(ADDED)}
         shapes = [
             name for name in sorted(expected & set(self.weights)) if current[name].shape != self.weights[name].shape
         ]
@@ -130,9 +131,10 @@ def write(folder: Path, st_abn: STABN, base: str | None, half: bool) -> None:
     }
     dtype = torch.float16 if half else torch.float32
     weights = {
-        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous().clone()
         for name, value in st_abn.state_dict().items()
-        if not st_abn.injected or name.startswith(ADDED)
+        # the model behind a bottleneck is trained with it
+        if not st_abn.injected or config.mechanism == "bottleneck" or name.startswith(ADDED)
     }
     # The config is written last, so that it exists only beside a complete model. Existing files of another processor
     # would be read as files of this model.

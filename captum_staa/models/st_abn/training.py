@@ -23,7 +23,7 @@ from captum_staa._utils import notebook
 from captum_staa._utils.checks import check_count, is_number
 from captum_staa._utils.files import atomic, save_tensors
 from captum_staa._utils.model_state import eval_mode
-from captum_staa.models.st_abn.loss import STABNLoss, trained_modules
+from captum_staa.models.st_abn.loss import Preset, STABNLoss, trained_modules
 from captum_staa.models.st_abn.network import STABN
 
 Batch = tuple[Tensor, ...]  # clips, targets and, for "edit", temporal gates and spatial gates
@@ -39,6 +39,13 @@ def paper_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
 def adam(parameters: list[nn.Parameter]) -> Optimizer:
     """Return AdamW, for modules that are trained beside a frozen model."""
     return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.01)
+
+
+def faithful_optimizer(st_abn: STABN) -> Optimizer:
+    """Return AdamW with a lower rate for the model than for the branch, for a trained model behind a bottleneck."""
+    added = [*st_abn.branch.parameters(), *st_abn.mechanism.parameters()]
+    groups = [{"params": added, "lr": 3e-3}, {"params": list(st_abn.model.parameters()), "lr": 5e-4}]
+    return torch.optim.AdamW(groups, weight_decay=0.01)
 
 
 def cosine(progress: float) -> float:
@@ -57,7 +64,7 @@ class FitConfig:
 
     Args:
         optimizer: function from parameters to an optimizer; None uses the paper's SGD if all parameters are trained,
-            otherwise AdamW.
+            otherwise AdamW; for a bottleneck, AdamW with a rate of 3e-3 for the branch and 5e-4 for the model.
         schedule: function from the fraction of completed epochs, 0 to 1, to a factor of the learning rate.
         max_grad_norm: limit of the gradient norm over all trained parameters in every step, above 0; None sets no
             limit. This limit is an addition of this library; it is not described in the paper.
@@ -132,6 +139,7 @@ def fit_st_abn(
     loss: STABNLoss | None = None,
     config: FitConfig | None = None,
     *,
+    preset: Preset | None = None,
     epochs: int = 10,
     validation: Data | None = None,
     seed: int = 0,
@@ -152,7 +160,9 @@ def fit_st_abn(
         data: batches ``(clips, targets)``, followed by ``temporal`` and ``spatial`` gates for ``"edit"``. A list, a
             DataLoader or another object that can be iterated once per epoch; or a function from the index of the epoch
             to such an object.
-        loss: the loss; None uses the paper's.
+        loss: the loss; None uses ``STABNLoss(preset)``.
+        preset: a preset of :class:`STABNLoss`, in place of a ``loss``; None uses ``"faithful"`` for a bottleneck, and
+            the paper's for other mechanisms.
         config: optimizer, schedule, early stopping and checkpoint; None uses ``FitConfig()``.
         epochs: number of epochs, at least 1.
         validation: batches whose loss selects the best epoch; None uses the training loss.
@@ -165,14 +175,22 @@ def fit_st_abn(
 
     Raises:
         ValueError: the loss is not finite (the best weights so far are kept), there is no batch, the checkpoint is of
-            another training or exists without ``resume=True``, or ``epochs`` is out of range.
+            another training or exists without ``resume=True``, ``epochs`` is out of range, or both ``loss`` and
+            ``preset`` are given.
         TypeError: ``epochs`` is not an integer.
     """
-    loss, config = loss or STABNLoss(), config or FitConfig()
+    if loss is not None and preset is not None:
+        raise ValueError(f"preset must be None if loss is given, got {preset!r} and {loss}. Pass one of them.")
+    if loss is None:
+        loss = STABNLoss(preset or ("faithful" if st_abn.config.mechanism == "bottleneck" else "paper"))
+    config = config or FitConfig()
     check_count("epochs", epochs)
     trained = nn.ModuleList(trained_modules(st_abn, loss.preset))
-    make = config.optimizer or (paper_optimizer if st_abn in trained else adam)
-    optimizer = make(list(trained.parameters()))
+    if config.optimizer is None and st_abn.config.mechanism == "bottleneck":
+        optimizer = faithful_optimizer(st_abn)
+    else:
+        make = config.optimizer or (paper_optimizer if st_abn in trained else adam)
+        optimizer = make(list(trained.parameters()))
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     history, best = FitHistory(), _copied(trained)
@@ -192,7 +210,7 @@ def fit_st_abn(
                 torch.manual_seed(seed * 1_000_003 + epoch)
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * config.schedule(epoch / epochs)
-                means = _epoch(st_abn, loss, _batches(data, epoch), optimizer, config.max_grad_norm)
+                means = _epoch(st_abn, loss, _batches(data, epoch), optimizer, config.max_grad_norm, epoch / epochs)
                 if validation is not None:
                     with torch.no_grad(), eval_mode(st_abn):
                         history.validation.append(_epoch(st_abn, loss, _batches(validation, epoch)))
@@ -229,8 +247,14 @@ def _epoch(
     batches: Iterable[Batch],
     optimizer: Optimizer | None = None,
     max_grad_norm: float | None = None,
+    progress: float = 1.0,
 ) -> dict[str, float]:
-    """Return means of the loss's terms over the batches. With an optimizer, each batch is a training step."""
+    """Return means of the loss's terms over the batches. With an optimizer, each batch is a training step.
+
+    In the training step, terms may weigh less at the begin of a training. The returned terms and their sum have full
+    weight, so that epochs can be compared.
+    """
+    factors = loss.weights_at(progress)
     rows: list[dict[str, float]] = []
     for batch in batches:
         terms = loss.terms(st_abn, *batch)
@@ -244,7 +268,7 @@ def _epoch(
             )
         if optimizer is not None:
             optimizer.zero_grad()
-            total.backward()
+            torch.stack([factors.get(name, 1) * value for name, value in terms.items()]).sum().backward()
             if max_grad_norm is not None:
                 parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, max_grad_norm)
@@ -281,6 +305,7 @@ def _settings(loss: STABNLoss, config: FitConfig, optimizer: Optimizer, epochs: 
         "area": loss.area,
         "smoothness": loss.smoothness,
         "edit": loss.edit,
+        "removed": loss.removed,
         "optimizer": type(optimizer).__name__,
         "rates": [group["lr"] for group in optimizer.param_groups],
         "max_grad_norm": config.max_grad_norm,

@@ -69,6 +69,10 @@ class AnswerClassifier(VideoClassifier):
         """Return the prompt with video tokens for clips of this size."""
         return self.module.prompt_for(clip)  # type: ignore[operator]
 
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return the outputs ``(B, n + 1)`` from the logits at the tokens of the answer, ``(B, n, V)``."""
+        return self.module.scores(logits)  # type: ignore[operator]
+
     def preprocess(self, frames: Any) -> Tensor:
         """Convert frames to a clip. See :meth:`VideoLanguageModel.preprocess`."""
         return self.vlm.preprocess(frames)

@@ -152,7 +152,7 @@ class _Rows:
                 f"clip must have frames whose height and width are multiples of {side} pixels ({merge} patches of "
                 f"{patch} pixels per video token), got {size[1]} x {size[2]}. Resize them to {near[0]} x {near[1]}."
             )
-        return VideoTokens(size, step, size[1] // side, size[2] // side)
+        return VideoTokens(size, step, size[1] // side, size[2] // side, merge=merge)
 
 
 def _llama3_extra(grid: Tensor, merge: int) -> dict[str, Tensor]:
@@ -181,14 +181,15 @@ def _llava_tokens(size: Size, config: Any) -> VideoTokens:
     edge, patch = _square(size, config)
     patches = edge // patch
     side = -(-patches // 2)  # frames are pooled to half the patches per side, rounded up
-    return VideoTokens(size, 1, side, side, (patches * patch, patches * patch), tail=1)
+    return VideoTokens(size, 1, side, side, (patches * patch,) * 2, tail=1, merge=patches / side)
 
 
 def _merged_tokens(merge_of: Callable[[Any], int]) -> Callable[[Size, Any], VideoTokens]:
     def tokens(size: Size, config: Any) -> VideoTokens:
         edge, patch = _square(size, config)
-        side = edge // patch // merge_of(config)
-        return VideoTokens(size, 1, side, side, (edge // patch * patch,) * 2)
+        merge = merge_of(config)
+        side = edge // patch // merge
+        return VideoTokens(size, 1, side, side, (edge // patch * patch,) * 2, merge=merge)
 
     return tokens
 

@@ -44,7 +44,8 @@ def load_language_model(
     hub = {name: options[name] for name in HUB_OPTIONS & set(options)}
     settings = {name: options[name] for name in _OPTIONS & set(options)}
     name = os.fspath(name_or_path)
-    folder = _WEIGHTS / name if name in bundled_language_models() else Path(os.path.expanduser(name))
+    bundled = name in bundled_language_models()
+    folder = _WEIGHTS / name if bundled else Path(os.path.expanduser(name))
     source = str(folder) if folder.is_dir() else name
     files = {key: value for key, value in hub.items() if key != "attn_implementation"}
     try:
@@ -65,7 +66,7 @@ def load_language_model(
             f"random. Load a trained model with a language head."
         )
     if "processor" not in settings:
-        settings["processor"] = _processor(source, files)
+        settings["processor"] = _processor(source, files, tokenizer_only=bundled)
     if "preprocessing" not in settings and folder.is_dir() and not hasattr(settings["processor"], "video_processor"):
         try:
             settings["preprocessing"] = preprocessing.find(lambda file: p if (p := folder / file).is_file() else None)
@@ -74,11 +75,14 @@ def load_language_model(
     return model, settings
 
 
-def _processor(source: str, files: dict[str, Any]) -> Any:
+def _processor(source: str, files: dict[str, Any], tokenizer_only: bool) -> Any:
     """Return the processor, or the tokenizer if the processor needs packages that are not installed."""
     import transformers
+    from transformers.utils import is_torchvision_available
 
-    try:
-        return transformers.AutoProcessor.from_pretrained(source, trust_remote_code=False, **files)
-    except (ImportError, OSError, ValueError, KeyError, TypeError):
-        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **files)
+    if is_torchvision_available() and not tokenizer_only:
+        try:
+            return transformers.AutoProcessor.from_pretrained(source, trust_remote_code=False, **files)
+        except (ImportError, OSError, ValueError, KeyError, TypeError):
+            pass
+    return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **files)

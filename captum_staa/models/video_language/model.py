@@ -127,7 +127,7 @@ class VideoLanguageModel(nn.Module):
         """Load a model by its name, in eval mode.
 
         Args:
-            name_or_path: name of a bundled model (``"tiny-qwen2_5_vl"``, ``"tiny-llava_onevision"``), a folder, or a
+            name_or_path: name of a bundled model (``"tiny-qwen2_5_vl"``), a folder, or a
                 name on the Hugging Face hub such as ``"Qwen/Qwen2.5-VL-3B-Instruct"``.
             dtype: dtype of the weights.
             device: device of the weights.
@@ -167,6 +167,13 @@ class VideoLanguageModel(nn.Module):
     def video_token(self) -> int:
         """Id of the token that stands for one video token in a prompt."""
         return int(getattr(self.config, self.family.token))
+
+    def forward(self, *args: Any) -> Tensor:
+        """Raise TypeError: a language model needs a prompt. Use :meth:`as_classifier`."""
+        raise TypeError(
+            "a VideoLanguageModel cannot be called with a clip alone, because it needs a prompt and an answer. Use "
+            "vlm.as_classifier(prompt, answer), or vlm.generate(clip, prompt)."
+        )
 
     # --- clips ------------------------------------------------------------------------------------------------------
 
@@ -457,7 +464,7 @@ class VideoLanguageModel(nn.Module):
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **video}
         if self.family.mrope:
             kinds = torch.zeros_like(ids[:1], dtype=torch.int)
-            kinds[0, prompt.at.to(device)] = 2
+            kinds[0, prompt.at[prompt.at >= 0].to(device)] = 2
             positions, _ = self.model.model.get_rope_index(
                 ids[:1],
                 mm_token_type_ids=kinds,
@@ -465,6 +472,21 @@ class VideoLanguageModel(nn.Module):
                 second_per_grid_ts=[prompt.seconds],
             )
             arguments["position_ids"] = positions.expand(-1, len(clip), -1)
+        return arguments
+
+    def generation_inputs(self, clip: Tensor, prompt: VideoPrompt) -> dict[str, Any]:
+        """Return the keyword arguments of the model's ``generate``, as its processor makes them.
+
+        Args:
+            clip: ``(B, T, C, H, W)``.
+            prompt: a prompt for clips of this size.
+        """
+        arguments = self.inputs(clip, prompt)
+        if self.family.mrope:  # generate() computes positions itself, from the kinds of tokens
+            del arguments["position_ids"]
+            arguments["mm_token_type_ids"] = (arguments["input_ids"] == self.video_token).int() * 2
+            if "second_per_grid_ts" in inspect.signature(type(self.model).forward).parameters:
+                arguments["second_per_grid_ts"] = [prompt.seconds] * len(clip)
         return arguments
 
     def answer_logits(self, clip: Tensor, prompt: VideoPrompt, answer: Tensor) -> Tensor:
@@ -517,13 +539,7 @@ class VideoLanguageModel(nn.Module):
         if len(clip) != 1:
             raise ValueError(f"clip must be one clip to answer, got a batch of {len(clip)}. Call it once per clip.")
         placed = self.prompt(prompt, self.layout.extent(clip))
-        arguments = self.inputs(clip, placed)
-        arguments.pop("position_ids", None)  # generate() computes positions itself, from the kinds of tokens
-        if self.family.mrope:
-            arguments["mm_token_type_ids"] = (arguments["input_ids"] == self.video_token).int() * 2
-            arguments["second_per_grid_ts"] = [placed.seconds]
-            if "second_per_grid_ts" not in inspect.signature(type(self.model).forward).parameters:
-                del arguments["second_per_grid_ts"]
+        arguments = self.generation_inputs(clip, placed)
         with eval_mode(self.model), _positions_kept(self.model):
             made = self.model.generate(**arguments, max_new_tokens=max_new_tokens, do_sample=False)[0]
         new = made[len(placed.ids) :].cpu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class VideoTokens:
         covered: ``(height, width)`` of the part of the frame that tokens represent, from the top left corner. None is
             the whole frame.
         tail: number of tokens after those of the grid, which represent no pixels (LLaVA-OneVision: one).
+        merge: number of patches of the vision tower per side of a token, perhaps a fraction.
     """
 
     size: tuple[int, int, int]
@@ -44,6 +45,7 @@ class VideoTokens:
     w: int
     covered: tuple[float, float] | None = None
     tail: int = 0
+    merge: float = 1
 
     @property
     def t(self) -> int:
@@ -59,6 +61,18 @@ class VideoTokens:
     def count(self) -> int:
         """Number of tokens that represent pixels."""
         return self.t * self.h * self.w
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """``(height, width)`` of a token in pixels."""
+        height, width = self.covered or self.size[1:]
+        return height / self.h, width / self.w
+
+    @property
+    def patches(self) -> VideoTokens:
+        """The grid of the patches that the vision tower reads, of which each token merges several."""
+        h, w = round(self.h * self.merge), round(self.w * self.merge)
+        return replace(self, h=h, w=w, tail=0, merge=1)
 
     @property
     def frames(self) -> Tensor:

@@ -9,6 +9,9 @@ let at = data.start;
 let timer = null;
 let pictures = []; // decoded frames
 let explanation = data.explanations[0];
+const most = Math.max(...data.explanations.map(({ panels }) => panels.length)); // classes beside each other
+const several = () => explanation.panels.length > 1;
+const all = (selector) => [...document.querySelectorAll(selector)];
 
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -40,9 +43,8 @@ function between(length, begin, extent, cells) {
 const WEIGHTS = { absolute_value: [1, 1], positive: [1, 0], negative: [0, 1], all: [1, -1] };
 
 // Returns a function from the index of a cell to its value for a sign, in [-1, 1].
-function reader(sign) {
-  const { bytes, peaks, scales } = explanation;
-  const scale = scales[sign] || Infinity;
+function reader({ bytes, peaks }, sign) {
+  const scale = explanation.scales[sign] || Infinity;
   const [above, below] = [0, 1].map((plane) =>
     Float32Array.from({ length: 256 }, (_, byte) => (WEIGHTS[sign][plane] * (byte / 255) ** 2 * peaks[plane]) / scale),
   );
@@ -82,29 +84,35 @@ function draw() {
   const how = shown();
   const plain = byId("clip").getContext("2d", { willReadFrequently: true });
   plain.drawImage(pictures[at], 0, 0, width, height);
-  const image = plain.getImageData(0, 0, width, height);
-  if (how.method !== "original_image") {
-    const [rows, columns] = explanation.size;
-    const down = between(height, data.crop[0], data.crop[2], rows);
-    const across = between(width, data.crop[1], data.crop[3], columns);
-    const first = at * rows * columns;
-    const read = reader(how.sign);
-    const value = (y, x) => read(first + y * columns + x);
-    const out = image.data;
-    for (let y = 0, o = 0; y < height; y++) {
-      for (let x = 0; x < width; x++, o += 4) {
-        const [row, column] = [down[y], across[x]];
-        let v = 0;
-        if (row && column) {
-          const upper = value(row[0], column[0]) * (1 - column[2]) + value(row[0], column[1]) * column[2];
-          const lower = value(row[1], column[0]) * (1 - column[2]) + value(row[1], column[1]) * column[2];
-          v = upper * (1 - row[2]) + lower * row[2];
-        }
-        mix(how, v, row && column, out[o], out[o + 1], out[o + 2], out, o);
+  const canvases = all(".panel canvas");
+  explanation.panels.forEach((panel, i) => {
+    const image = plain.getImageData(0, 0, width, height);
+    if (how.method !== "original_image") blend(image.data, panel, how);
+    canvases[i].getContext("2d").putImageData(image, 0, 0);
+  });
+}
+
+// Blends the map of a panel with the pixels of the frame, in place.
+function blend(out, panel, how) {
+  const { width, height } = data;
+  const [rows, columns] = panel.size;
+  const down = between(height, data.crop[0], data.crop[2], rows);
+  const across = between(width, data.crop[1], data.crop[3], columns);
+  const first = at * rows * columns;
+  const read = reader(panel, how.sign);
+  const value = (y, x) => read(first + y * columns + x);
+  for (let y = 0, o = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, o += 4) {
+      const [row, column] = [down[y], across[x]];
+      let v = 0;
+      if (row && column) {
+        const upper = value(row[0], column[0]) * (1 - column[2]) + value(row[0], column[1]) * column[2];
+        const lower = value(row[1], column[0]) * (1 - column[2]) + value(row[1], column[1]) * column[2];
+        v = upper * (1 - row[2]) + lower * row[2];
       }
+      mix(how, v, row && column, out[o], out[o + 1], out[o + 2], out, o);
     }
   }
-  byId("explained").getContext("2d").putImageData(image, 0, 0);
 }
 
 function drawKey() {
@@ -112,7 +120,10 @@ function drawKey() {
   const hasKey = ["heat_map", "blended_heat_map"].includes(how.method);
   byId("key").hidden = !hasKey;
   byId("fading").hidden = how.method !== "blended_heat_map";
-  byId("what").textContent = how.method === "original_image" ? "clip" : explanation.name;
+  all(".panel figcaption").forEach((caption, i) => {
+    caption.textContent = how.method === "original_image" ? "clip" : nameOf(explanation.panels[i]);
+    caption.classList.toggle("class", several());
+  });
   const context = byId("bar").getContext("2d");
   const image = context.createImageData(256, 1);
   const low = how.sign === "all" ? -1 : 0;
@@ -125,20 +136,31 @@ function drawKey() {
   byId("ends").children[0].textContent = low;
   byId("ends").children[2].textContent = 1;
   byId("scale").textContent =
-    `${data.signs[how.sign]}, ${scale ? `1 = ${scale.toPrecision(3)}` : "zero everywhere"} (one scale for all frames)`;
+    `${data.signs[how.sign]}, ${scale ? `1 = ${scale.toPrecision(3)}` : "zero everywhere"} ` +
+    `(one scale for all frames${several() ? " and classes" : ""})`;
 }
+
+// The class that a panel explains, or the explanation.
+const nameOf = (panel) => (panel && several() ? panel.name : explanation.name);
+const colorOf = (i) => data.classes[i % data.classes.length];
 
 const abscissa = (frame) => ((frame + 0.5) / total) * 1000;
 
 function drawTimeline() {
-  const values = explanation.curves[byId("sign").value];
-  const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
+  const curves = explanation.panels.map((panel) => panel.curves[byId("sign").value]);
+  const [low, high] = [Math.min(0, ...curves.flat()), Math.max(0, ...curves.flat())];
   const y = (value) => (high > low ? 95 - (90 * (value - low)) / (high - low) : 95);
-  const line = (height) => values.map((value, i) => `${abscissa(i)} ${y(height(value))}`).join(" L");
-  const filled = (keep) => `M${abscissa(0)} ${y(0)} L${line(keep)} L${abscissa(total - 1)} ${y(0)} Z`;
-  byId("curve").setAttribute("d", total > 1 ? `M${line((value) => value)}` : `M0 ${y(values[0])} H1000`);
-  byId("for").setAttribute("d", filled((value) => Math.max(value, 0)));
-  byId("against").setAttribute("d", filled((value) => Math.min(value, 0)));
+  const line = (values, height) => values.map((value, i) => `${abscissa(i)} ${y(height(value))}`).join(" L");
+  const filled = (keep) => `M${abscissa(0)} ${y(0)} L${line(curves[0], keep)} L${abscissa(total - 1)} ${y(0)} Z`;
+  all(".curve").forEach((path, i) => {
+    const values = curves[i];
+    const drawn = values && (total > 1 ? `M${line(values, (value) => value)}` : `M0 ${y(values[0])} H1000`);
+    path.setAttribute("d", drawn || "");
+    path.style.stroke = several() ? colorOf(i) : "";
+  });
+  // The area below the curve shows evidence for and against one class. Those of several classes would cover each other.
+  byId("for").setAttribute("d", several() ? "" : filled((value) => Math.max(value, 0)));
+  byId("against").setAttribute("d", several() ? "" : filled((value) => Math.min(value, 0)));
   byId("zero").setAttribute("d", `M0 ${y(0)} H1000`);
   const [least, most] = [low, high].map((value) => Number(value.toPrecision(3)));
   const shaded = data.truth.length ? "; shaded: frames with evidence" : "";
@@ -152,7 +174,9 @@ function go(frame) {
   byId("timeline").setAttribute("aria-valuenow", at);
   byId("timeline").setAttribute("aria-valuetext", data.labels[at]);
   byId("clip").setAttribute("aria-label", `the clip, ${data.labels[at]}`);
-  byId("explained").setAttribute("aria-label", `${explanation.name}, ${data.labels[at]}`);
+  all(".panel canvas").forEach((canvas, i) => {
+    canvas.setAttribute("aria-label", `${nameOf(explanation.panels[i])}, ${data.labels[at]}`);
+  });
   draw();
 }
 
@@ -175,7 +199,12 @@ function step(frame) {
 
 async function refresh() {
   explanation = data.explanations[byId("explanation").selectedIndex];
-  explanation.bytes ??= await unpack(explanation.packed);
+  for (const panel of explanation.panels) panel.bytes ??= await unpack(panel.packed);
+  all(".panel").forEach((figure, i) => (figure.hidden = i >= explanation.panels.length));
+  all("#bars .length").forEach((bar, i) => {
+    bar.classList.toggle("explained", i in explanation.bars);
+    bar.style.background = several() && i in explanation.bars ? colorOf(explanation.bars[i]) : "";
+  });
   const onlyOneSign = ["masked_image", "alpha_scaling"].includes(byId("method").value);
   byId("sign").querySelector("[value=all]").disabled = onlyOneSign;
   if (onlyOneSign && byId("sign").value === "all") byId("sign").value = "absolute_value";
@@ -219,7 +248,14 @@ function listen() {
 }
 
 function initialize() {
-  for (const canvas of [byId("clip"), byId("explained")]) [canvas.width, canvas.height] = [data.width, data.height];
+  for (let i = 1; i < most; i++) {
+    const figure = byId("stage").appendChild(document.querySelector(".panel").cloneNode(true));
+    figure.firstElementChild.id = `explained${i}`;
+    byId("cursor").before(byId("curve").cloneNode());
+  }
+  all(".curve").forEach((path, i) => (path.id = i ? `curve${i}` : "curve"));
+  all(".panel figcaption").forEach((caption, i) => caption.style.setProperty("--class", colorOf(i)));
+  for (const canvas of all("#stage canvas")) [canvas.width, canvas.height] = [data.width, data.height];
   document.body.classList.toggle("tiny", Math.min(data.width, data.height) < 128);
   byId("stage").style.setProperty("--widest", `${Math.max(data.width, (384 * data.width) / data.height)}px`);
   for (const { name } of data.explanations) byId("explanation").add(new Option(name));
@@ -238,7 +274,7 @@ function initialize() {
     const [term, bar, share] = ["dt", "dd", "dd"].map((tag) => byId("bars").appendChild(document.createElement(tag)));
     term.textContent = label;
     const length = bar.appendChild(document.createElement("div"));
-    length.className = i === data.explained ? "length explained" : "length";
+    length.className = "length";
     length.style.width = `${100 * probability}%`;
     share.textContent = `${(100 * probability).toFixed(1)}%`;
   });

@@ -1,0 +1,270 @@
+"""Do maps of an answer's word show its evidence? Tables for the bundled video language models, on planted clips.
+
+    python benchmarks/video_language_table.py --model tiny-qwen2_5_vl --clips 48
+
+Evidence against rivals (AUROC over voxels, frames and positions; .5 is chance), pointing at the right object, word
+discrimination (two words in one clip, two questions about one clip), insertion and deletion, and how much each token
+relies on the video. Only clips that the model answers correctly count. Controls: random numbers, the center, the
+map inverted, and the same method on random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from captum_staa._utils.gaussian import gaussian
+from torch import Tensor
+from train_video_language import AFTER, ANSWERS, BEFORE, PLACE, QUESTIONS, build, tokenizer, two_questions
+
+from captum_staa import AnswerAttribution, VideoLanguageModel, VideoOcclusion, baselines
+from captum_staa.attr import StepAblation
+from captum_staa.attr.answer import contrast
+from captum_staa.benchmark import PlantedClips, SceneOptions
+from captum_staa.metrics import class_discrimination, deletion, evidence_against_rivals, insertion, object_pointing
+from captum_staa.models import AnswerClassifier
+from captum_staa.models.video_language.features import answer_logits, encode
+
+SEED = 2_000_000_011  # not used in training, nor to choose the rule
+CHUNK = 8
+Method = Callable[[AnswerClassifier, Tensor], Tensor]
+
+
+def answered(vlm: VideoLanguageModel, task: str, label: int, against: list[int] | None = None) -> AnswerClassifier:
+    """Return the sentence for a class as a classifier, against the words of the other classes."""
+    others = [other for other in range(len(ANSWERS[task])) if other != label] if against is None else against
+    words = [ANSWERS[task][other] for other in others]
+    return vlm.as_classifier(QUESTIONS[task], f"{BEFORE}{ANSWERS[task][label]}{AFTER}", words or None)
+
+
+# --- methods: maps (B, T, H, W) of the word ---------------------------------------------------------------------------
+
+
+def ours(clf: AnswerClassifier, clip: Tensor, **options: Any) -> Tensor:
+    return AnswerAttribution(clf, **options).attribute_maps(clip, target=PLACE).joint
+
+
+def gradient_times_input(clf: AnswerClassifier, clip: Tensor, magnitude: bool = False) -> Tensor:
+    leaf = clip.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(clf(leaf)[:, PLACE].sum(), leaf)
+    product = (gradient * clip).sum(2)
+    patches = clf.prompt_for(clip).tokens.patches
+    width = tuple(0.75 * side for side in (patches.step, *patches.sides))
+    return gaussian(product.abs() if magnitude else product, width)
+
+
+def embedding(clf: AnswerClassifier, clip: Tensor) -> Tensor:
+    """Gradient times embedding at the level of the language model: a map of video tokens."""
+    prompt = clf.prompt_for(clip)
+    maps = []
+    for one in clip.split(1):
+        with torch.no_grad():
+            features = encode(clf.vlm, one, prompt)
+        leaf = features.values.clone().requires_grad_()
+        logits = answer_logits(clf.vlm, features.map(lambda values, leaf=leaf: leaf), prompt, clf.answer)
+        (gradient,) = torch.autograd.grad(contrast(logits, clf)[:, PLACE].sum(), leaf)
+        values = (gradient * leaf).sum(2)[:, : prompt.tokens.count].unflatten(1, prompt.tokens.shape)
+        maps.append(prompt.tokens.to_pixels(values.detach()))
+    return torch.cat(maps)
+
+
+@torch.no_grad()
+def logit_lens(clf: AnswerClassifier, clip: Tensor) -> Tensor:
+    """What the last states of the video tokens would say: the word's logit minus those of the others."""
+    prompt = clf.prompt_for(clip)
+    logits = clf.vlm.run(clf.vlm.inputs(clip, prompt), len(prompt.ids))[:, prompt.at]  # (B, N, V)
+    own = logits[..., clf.answer[PLACE]] - logits[..., clf.versus_ids[PLACE]].mean(-1)
+    return prompt.tokens.to_pixels(own.unflatten(1, prompt.tokens.shape))
+
+
+def steps(clf: AnswerClassifier, clip: Tensor) -> Tensor:
+    return StepAblation(clf).attribute_maps(clip, target=PLACE, perturbations_per_eval=8).joint
+
+
+def occlusion(clf: AnswerClassifier, clip: Tensor) -> Tensor:
+    return (
+        VideoOcclusion(clf).attribute_maps(clip, (4, 12, 12), (2, 6, 6), target=PLACE, perturbations_per_eval=16).joint
+    )
+
+
+def center(clf: AnswerClassifier, clip: Tensor) -> Tensor:
+    axes = [-((torch.arange(size) - (size - 1) / 2) ** 2) / size for size in (clip.shape[1], *clip.shape[3:])]
+    return (axes[0][:, None, None] + axes[1][:, None] + axes[2]).expand(len(clip), -1, -1, -1)
+
+
+def noise(clf: AnswerClassifier, clip: Tensor) -> Tensor:
+    return torch.rand(clip[:, :, 0].shape, generator=torch.Generator().manual_seed(0))
+
+
+METHODS: dict[str, Method] = {
+    "relevance": ours,
+    "relevance, pattern_weight=0": partial(ours, pattern_weight=0),
+    "attention": partial(ours, mode="attention"),
+    "StepAblation": steps,
+    "logit lens on video tokens": logit_lens,
+    "gradient x embedding": embedding,
+    "gradient x input": gradient_times_input,
+    "gradient x input, magnitude": partial(gradient_times_input, magnitude=True),
+    "VideoOcclusion": occlusion,
+    "(random numbers)": noise,
+    "(center)": center,
+    "(relevance, inverted)": lambda clf, clip: -ours(clf, clip),
+}
+
+
+def shuffled(vlm: VideoLanguageModel) -> VideoLanguageModel:
+    """Return the same architecture with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return VideoLanguageModel(build(vlm.family.name).eval(), tokenizer(vlm.family.name))
+
+
+def mapped(method: Method, vlm: VideoLanguageModel, task: str, clips: Tensor, labels: Tensor) -> Tensor:
+    """Return the map of each clip for the word of its class."""
+    maps = torch.zeros_like(clips[:, :, 0])
+    for label in range(len(ANSWERS[task])):
+        classifier = answered(vlm, task, label)
+        for rows in (labels == label).nonzero()[:, 0].split(CHUNK):
+            maps[rows] = method(classifier, clips[rows]).detach()
+    return maps
+
+
+@torch.no_grad()
+def right(vlm: VideoLanguageModel, task: str, clips: Tensor, labels: Tensor) -> Tensor:
+    """Return which clips the model answers correctly, ``(B,)`` bool."""
+    words = torch.tensor([int(answered(vlm, task, label, []).answer[PLACE]) for label in range(len(ANSWERS[task]))])
+    classifier = answered(vlm, task, 0, [])
+    prompt = classifier.prompt_for(clips)
+    chosen = [vlm.answer_logits(part, prompt, classifier.answer)[:, PLACE, words].argmax(1) for part in clips.split(32)]
+    return torch.cat(chosen) == labels
+
+
+def mean(values: Tensor) -> float:
+    return round(float(values.nanmean()), 3)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def evidence(vlm: VideoLanguageModel, task: str, count: int, methods: dict[str, Method]) -> dict[str, Any]:
+    planted = PlantedClips(SEED, count, task)
+    clips, labels, truth = planted[:]
+    good = right(vlm, task, clips, labels)
+    at = good.nonzero()[:, 0]
+    rivals, objects = planted.rivals(slice(0, count))[at], planted.objects(slice(0, count))[at]
+    clips, labels, truth = clips[at], labels[at], truth[at]
+    table = {"accuracy": mean(good.float()), "clips": len(at)}
+    runs = {name: mapped(method, vlm, task, clips, labels) for name, method in methods.items()}
+    runs["(relevance, random weights)"] = mapped(ours, shuffled(vlm), task, clips, labels)
+    for name, maps in runs.items():
+        table[name] = {
+            **{axis: mean(evidence_against_rivals(maps, truth, rivals, axis)) for axis in ("joint", "time", "space")},
+            "pointing": mean(object_pointing(maps, objects)),
+        }
+        if name != "VideoOcclusion" and not name.startswith("(c"):
+            table[name] |= faithful(vlm, task, clips, labels, maps)
+    return table
+
+
+def faithful(vlm: VideoLanguageModel, task: str, clips: Tensor, labels: Tensor, maps: Tensor) -> dict[str, float]:
+    """Return the areas under insertion and deletion of the word's log-probability, of up to 12 clips."""
+    areas: dict[str, list[Tensor]] = {"insertion": [], "deletion": []}
+    for i in range(min(12, len(clips))):
+        classifier, clip = answered(vlm, task, int(labels[i]), []), clips[i : i + 1]
+        options = {"target": PLACE, "cells": (2, 12, 12), "steps": 16, "output": "logit", "perturbations_per_eval": 16}
+        baseline = baselines.blur(clip, "BTCHW")
+        for name, metric in (("insertion", insertion), ("deletion", deletion)):
+            areas[name].append(metric(classifier, clip, maps[i : i + 1], baselines=baseline, **options).score)
+    return {name: mean(torch.cat(values)) for name, values in areas.items()}
+
+
+def two_words(vlm: VideoLanguageModel, task: str, count: int, methods: dict[str, Method]) -> dict[str, float]:
+    """Clips with the evidence of two words: A's map at A's place, B's at B's."""
+    clips, labels, truth = PlantedClips(SEED + 1, count, task, scene=SceneOptions(two_classes=True))[:]
+    table = {}
+    for name, method in methods.items():
+        scores = []
+        for i in range(count):
+            a, b = labels[i].tolist()
+            pair = [method(answered(vlm, task, x, [y]), clips[i : i + 1]).detach() for x, y in ((a, b), (b, a))]
+            scores.append(class_discrimination(*pair, truth[i : i + 1, 0], truth[i : i + 1, 1]))
+        table[name] = mean(torch.cat(scores))
+    return table
+
+
+def questions(vlm: VideoLanguageModel, count: int, methods: dict[str, Method]) -> dict[str, Any]:
+    """Clips with the evidence of two questions: the map of each answer at its own place."""
+    both = two_questions(SEED + 2, count)
+    good = [right(vlm, task, both.clips, both.labels[:, i]) for i, task in enumerate(("pattern", "motion"))]
+    at = (good[0] & good[1]).nonzero()[:, 0]
+    clips, truth, rivals = both.clips[at], both.truth[at], both.rivals[at]
+    table: dict[str, Any] = {"accuracy": [mean(part.float()) for part in good], "clips": len(at)}
+    for name, method in methods.items():
+        a, b = (mapped(method, vlm, task, clips, both.labels[at, i]) for i, task in enumerate(("pattern", "motion")))
+        table[name] = {
+            "discrimination": mean(class_discrimination(a, b, truth[:, 0], truth[:, 1])),
+            "pattern": mean(evidence_against_rivals(a, truth[:, 0], rivals | truth[:, 1])),
+            "motion": mean(evidence_against_rivals(b, truth[:, 1], rivals | truth[:, 0])),
+        }
+    return table
+
+
+@torch.no_grad()
+def reliance(vlm: VideoLanguageModel, task: str, count: int) -> dict[str, list[float]]:
+    """Mean fall of each token's log-probability for several counterfactual clips."""
+    planted = PlantedClips(SEED, count, task)
+    clips, labels, _ = planted[:]
+    at = right(vlm, task, clips, labels).nonzero()[:, 0]
+    other = labels[:, None] != labels  # another clip of another class
+    others = {
+        "blur": baselines.blur(clips, "BTCHW"),
+        "mean frame": baselines.mean_frame(clips, "BTCHW"),
+        "gray": torch.zeros_like(clips),
+        "without evidence": planted.without_evidence(slice(0, count)),
+        "a clip with another answer": clips[other.float().argmax(1)],
+    }
+    table = {}
+    for name, counterfactual in others.items():
+        falls = []
+        for i in at.tolist():
+            classifier = answered(vlm, task, int(labels[i]), [])
+            falls.append((classifier(clips[i : i + 1]) - classifier(counterfactual[i : i + 1]))[0, :-1])
+        table[name] = [round(value, 3) for value in torch.stack(falls).mean(0).tolist()]
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    vlm = VideoLanguageModel.from_pretrained(options.model)
+    quick = {name: method for name, method in METHODS.items() if name not in ("VideoOcclusion", "(center)")}
+    result: dict[str, Any] = {"model": Path(options.model).name, "clips": options.clips, "seed": SEED}
+    for task in QUESTIONS:
+        result[task] = evidence(vlm, task, options.clips, METHODS if task == "pattern" else quick)
+        print(task, json.dumps(result[task], indent=1), file=sys.stderr)
+    for task in ("pattern", "motion"):
+        result[f"two words, {task}"] = two_words(vlm, task, options.clips // 2, quick)
+        print(task, json.dumps(result[f"two words, {task}"], indent=1), file=sys.stderr)
+    result["two questions"] = questions(vlm, options.clips, quick)
+    print(json.dumps(result["two questions"], indent=1), file=sys.stderr)
+    result["reliance"] = {task: reliance(vlm, task, options.clips) for task in QUESTIONS}
+    text = json.dumps(result, indent=2)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

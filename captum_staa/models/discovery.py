@@ -1,0 +1,112 @@
+"""Find the attention layers and the token grid of any video transformer by running it.
+
+Every attention computation is seen by a function mode. To find which token stands for which pixels, the results of all
+attention are replaced by zeros, so that no token sees another one, and pixels are changed: what changes is the token of
+these pixels, in every layer. What the head reads follows from the gradient with respect to the last tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_staa.layout import VideoLayout
+from captum_staa.models.classifier import VideoClassifier, classifier_of
+from captum_staa.models.families import find_transformer
+from captum_staa.models.findings import report_of
+from captum_staa.models.inspection import Inspection
+from captum_staa.models.probing import Probe
+
+
+def inspect(
+    model: nn.Module,
+    inputs: Tensor,
+    layout: VideoLayout | str | None = None,
+    additional_forward_args: object = None,
+    *,
+    show_progress: bool = False,
+) -> Inspection:
+    """Run a video model, and return where it computes attention and which token stands for which pixels.
+
+    Example:
+        >>> import torch
+        >>> from captum_staa import VideoClassifier
+        >>> clf = VideoClassifier.from_pretrained("tiny-timesformer-motion")
+        >>> report = inspect(clf, torch.rand(1, 16, 3, 48, 48))
+        >>> report.grid
+        TokenGrid(t=16, h=6, w=6, prefix=1, order='hwt', tubelet=(1, 8, 8), suffix=0)
+        >>> [(found.layer.role, found.layer.backend) for found in report.attention[:2]]
+        [('temporal', 'softmax'), ('spatial', 'softmax')]
+        >>> report.reads, report.problems, report.differences
+        ('cls', (), ())
+
+    Args:
+        model: a :class:`VideoClassifier`, or any module that takes clips.
+        inputs: clips; the first one is used. Random values do as well.
+        layout: order of the axes of ``inputs`` for a module. None takes that of a recognized transformer, or the place
+            of the three color channels.
+        additional_forward_args: further positional arguments of the model. Tensors with one row per clip are repeated.
+        show_progress: whether to show a progress bar from the start. Otherwise it appears after two seconds.
+
+    Returns:
+        :class:`Inspection`. It is cached on a classifier, once per size of the clips.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: the inputs are not clips in this layout, the layout is unknown, or the forward depends on chance.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module or a VideoClassifier, got {type(model).__name__}")
+    classifier = classifier_of(model)
+    if classifier is None:
+        classifier = VideoClassifier(model, layout if layout is not None else _layout_of(model, inputs))
+    classifier.layout.check_values(inputs, "inputs")
+    size = classifier.layout.extent(inputs)
+    cache: dict[Any, Inspection] = classifier.inspections
+    if size not in cache:
+        extra = additional_forward_args
+        extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+        with Probe(classifier, inputs, extra, show_progress).running() as probe:
+            cache[size] = report_of(probe)
+    return cache[size]
+
+
+def described(
+    classifier: VideoClassifier, inputs: Tensor, extra: Any = None, *, attention: bool = True
+) -> VideoClassifier:
+    """Return the classifier itself if its family is known, otherwise one that shares its module, with what was found.
+
+    Args:
+        classifier: a classifier of any transformer.
+        inputs: clips.
+        extra: further positional arguments of the model.
+        attention: whether its attention will be read; otherwise the token grid is enough. If there is none although
+            there is attention, the classifier itself is returned, whose pixels can be decomposed.
+
+    Raises:
+        ValueError: what is needed was not found or not verified, or the forward depends on chance.
+    """
+    if classifier.family is not None:
+        return classifier
+    report = inspect(classifier, inputs, additional_forward_args=extra)
+    if (attention and not report.ok) or not report.attention:
+        raise ValueError(report.refusal())
+    found = copy.copy(classifier)
+    found.family, found.grid, found._transformer_name = report.unverified_family(), report.grid, ""
+    return found
+
+
+def _layout_of(model: nn.Module, inputs: Tensor) -> str:
+    """Return the layout of a recognized transformer, or the one with three channels."""
+    found = find_transformer(model)
+    if found is not None:
+        return found.family.layout
+    colors = [axis for axis in (1, 2) if inputs.ndim == 5 and inputs.shape[axis] == 3]
+    if len(colors) != 1:
+        raise ValueError(
+            f"layout is required unless exactly one of the axes 1 and 2 of inputs has three channels, got inputs of "
+            f"shape {tuple(getattr(inputs, 'shape', ()))}. Pass layout='BCTHW' or 'BTCHW'."
+        )
+    return "BCTHW" if colors == [1] else "BTCHW"

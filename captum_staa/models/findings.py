@@ -1,0 +1,667 @@
+"""Put together what the probes of a model show: layers, rows, the sequence of tokens, and what the head reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from inspect import unwrap
+from itertools import pairwise
+from math import prod
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from captum_staa.grid import Order, TokenGrid, TokenRows
+from captum_staa.models.attention_watch import SeenAttention, Tokens, Watch
+from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.families import AttentionLayer, Backend, Pooling, Role
+from captum_staa.models.inspection import FoundAttention, Inspection
+from captum_staa.models.probing import BUDGET, CHUNK, Field, Key, Probe, nothing
+from captum_staa.models.token_positions import Cells
+
+
+@dataclass
+class _Table:
+    """The tokens of one attention while they are being identified.
+
+    Attributes:
+        keys, queries: ``(R, N)`` and ``(R, Q)``, number of each token: first those of the cells, then others; -1 if
+            unknown.
+        group: ``(L1,)``, the row of each leading entry of one example, heads included.
+        heads, outer, order: as in :class:`TokenRows`.
+        copies: number of heads.
+        certainty: of the positions.
+        problem: why the attention is not read.
+    """
+
+    keys: Tensor
+    queries: Tensor
+    group: Tensor
+    heads: bool
+    copies: int
+    outer: int
+    order: Tensor | None
+    certainty: float = float("nan")
+    problem: str = ""
+
+    @property
+    def own(self) -> bool:
+        """Whether queries and keys are the same tokens."""
+        return torch.equal(self.queries, self.keys)
+
+
+def report_of(probe: Probe) -> Inspection:
+    """Run the probes of a model and return what they show."""
+    family, seen = probe.classifier.family, probe.attention()
+    report = Inspection(
+        type(probe.model).__name__,
+        probe.classifier.layout.axes,
+        probe.size,
+        declared=None if family is None else family.name,
+    )
+    cells = probe.cells() if seen else None
+    if cells is not None:
+        return _Findings(probe, seen, cells).report(report)
+    return replace(
+        report,
+        attention=tuple(_unplaced(probe, each) for each in seen),
+        problems=tuple(probe.problems) if seen else (probe.no_attention(),),
+        forwards=probe.forwards,
+    )
+
+
+def _unplaced(probe: Probe, seen: SeenAttention, problem: str = "tokens not placed") -> FoundAttention:
+    heads = seen.lead[-1] if len(seen.lead) > 1 else 1
+    layer = AttentionLayer(probe.name_of(seen), 0, "window", _backend(seen))
+    rows = prod(seen.lead) // heads
+    return FoundAttention(layer, type(seen.module).__name__, rows, *seen.shape, heads, problem=problem)
+
+
+MIXED = -2
+
+
+class _Others:
+    """Tokens without pixels, such as class tokens, that first occur in one attention, and their codes.
+
+    Args:
+        number: of the attention.
+        base: number of the first token.
+        rows: of the attention.
+        columns: the places of these tokens in the rows.
+    """
+
+    def __init__(self, number: int, base: int, rows: int, columns: list[int]) -> None:
+        self.number, self.base, self.rows, self.columns = number, base, rows, columns
+        # No row has all bits. Only all rows together have them, if they share a token.
+        length = (rows + 1).bit_length() if rows > 1 else 0
+        self.every = (1 << length) - 1
+        self._of_row = [1, self.every - 1, *range(2, self.every - 1)][:rows] if rows > 1 else [0]
+        self.bits = range(length + len(columns).bit_length())
+        self._shift, self._shared = length, set[int]()
+        self._known = {0: -1} | {
+            self._code(row, place): self.token(row, column)
+            for row in range(rows)
+            for place, column in enumerate(columns)
+        }
+
+    def token(self, row: int, column: int) -> int:
+        """Return the number of the token at a place of a row."""
+        return self.base + self.columns.index(column) * self.rows + row
+
+    def _code(self, row: int, place: int) -> int:
+        return self._of_row[row] | (place + 1) << self._shift
+
+    def marks(self, table: _Table) -> Tensor:
+        """Return for each bit which queries have it, ``(bits, L1, Q)``."""
+        marks = torch.zeros(len(self.bits), len(table.group), table.queries.shape[1])
+        for row in range(self.rows):
+            for place, column in enumerate(self.columns):
+                for bit in self.bits:
+                    marks[bit, table.group == row, column] = float(self._code(row, place) >> bit & 1)
+        return marks
+
+    def tokens(self, codes: Tensor, may_share: bool = True) -> Tensor:
+        """Return the tokens that have been seen with some codes, -1 for none of these, MIXED for several.
+
+        Args:
+            codes: that have been seen.
+            may_share: whether a token with the codes of all rows is one that is in every row.
+        """
+        found = torch.full(codes.shape, -1)
+        for code in codes.unique().tolist():
+            token = self._known.get(code)
+            place = (code >> self._shift) - 1
+            every = may_share and self.rows > 1 and code & self.every == self.every
+            if token is None and every and 0 <= place < len(self.columns):
+                token = self.base + place * self.rows
+                self._shared.add(token)
+            found[codes == code] = MIXED if token is None else token
+        return found
+
+    def merge(self, tokens: Tensor) -> None:
+        """Replace the numbers of a token that is in every row by one."""
+        for first in self._shared:
+            tokens[(tokens >= first) & (tokens < first + self.rows)] = first
+
+
+class _Findings:
+    """Puts together what the probes show."""
+
+    def __init__(self, probe: Probe, seen: Sequence[SeenAttention], cells: Cells) -> None:
+        self.probe, self.seen, self.cells = probe, seen, cells
+        self.patches = self.total = prod(axis.count for axis in cells)  # of the tokens that have a number
+        self.problems = list(probe.problems)
+        self.reached, self.ancestors, self.used, self.tails, self.gradients = self._trace()
+        self.tables = [self._table(number) for number in range(len(seen))]
+        axes = ("last", "second")
+        self.tail_tokens = {(place, axis): self._tail(place, axis) for place in self.tails for axis in axes}
+
+    def report(self, report: Inspection) -> Inspection:
+        for number, table in enumerate(self.tables):
+            self._number_others(number, table)
+        used = [number for number in self.used if not self.tables[number].problem]
+        self._check(used)
+        tail, reads = self._reads(used)
+        grid, sequence = self._sequence(used, tail)
+        layers = self._layers(used, grid, sequence)
+        first = [each.found for each in self.probe.first() if each.found is not None]
+        report = replace(
+            report,
+            attention=tuple(self._found(number, layers.get(number)) for number in range(len(self.seen))),
+            grid=grid,
+            reads=_pooling(reads[sequence]) if isinstance(reads, Tensor) else reads,
+            patch_embedding=self._patch_embedding(grid),
+            certainty=min(each.certainty for each in first),
+            own=min(each.own for each in first),
+            problems=tuple(dict.fromkeys(self.problems)),
+            forwards=self.probe.forwards,
+        )
+        if report.declared is None:
+            return report
+        return replace(report, differences=tuple(differences(report, self.probe.classifier)))
+
+    # --- how the computations depend on each other ------------------------------------------------------------------
+
+    def _trace(self) -> tuple[set[int], list[set[int]], list[int], dict[int, Tokens], dict[int, Tensor]]:
+        """Follow the autograd graph of a forward in which the results of attention are leaves.
+
+        Returns:
+            The attention results that the outputs depend on directly; those that each attention depends on directly;
+            all
+            that the outputs depend on; tensors of tokens behind the last attention, and the gradients of the outputs.
+        """
+        watch = Watch(replace=nothing, tail=self.probe.tail)
+        with torch.enable_grad():
+            outputs = self.probe.forward(self.probe.clip.clone().requires_grad_(), watch)
+            place = {id(each.result): number for number, each in enumerate(watch.attention)}
+            ancestors = [
+                _leaves([each.values.made_by, each.queries.made_by if each.queries else None], place)
+                for each in watch.attention
+            ]
+            tails = {n: tokens for n, tokens in enumerate(watch.after) if tokens.tensor is not None}
+            if not outputs.requires_grad:
+                self.problems.append("the outputs have no gradient, so what the head reads cannot be measured.")
+                self._sources, self._embeddings = [], []
+                return set(), ancestors, list(range(len(self.seen))), {}, {}
+            generator = torch.Generator().manual_seed(0)
+            weights = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+            tensors: Any = [tokens.tensor for tokens in tails.values()]
+            found: Any = torch.autograd.grad((outputs.float() * weights).sum(), tensors, allow_unused=True)
+        gradients = {n: gradient for n, gradient in zip(tails, found, strict=True) if gradient is not None}
+        self._outputs, self._place = outputs.grad_fn, place
+        sources = [each.values.made_by for each in watch.attention]
+        sources += [each.queries.made_by for each in watch.attention if each.queries is not None]
+        self._sources = [outputs.grad_fn, *sources]
+        self._embeddings = [None if tokens.tensor is None else tokens.tensor.grad_fn for tokens in watch.before]
+        reached = _leaves([outputs.grad_fn], place)
+        used, new = set(), set(reached)
+        while new:
+            used |= new
+            new = set().union(*(ancestors[number] for number in new)) - used
+        return reached, ancestors, sorted(used), {n: tails[n] for n in gradients}, gradients
+
+    # --- which token is where ---------------------------------------------------------------------------------------
+
+    def _table(self, number: int) -> _Table:
+        seen, fields = self.seen[number], self.probe.fields
+        values, queries = fields.get(("values", number, "")), fields.get(("queries", number, ""))
+        count = prod(seen.lead)
+        if values is None:
+            nothing = torch.zeros(0, 0, dtype=torch.long)
+            return _Table(nothing, nothing, nothing, True, 1, 1, None, problem="tokens not placed")
+        keys, problem = self._cells_of(values)
+        asked = torch.full((count, seen.shape[0]), -1)
+        if queries is not None:
+            asked, of_queries = self._cells_of(queries)
+            problem = problem or of_queries
+        elif seen.shape[0] == seen.shape[1] and seen.queries is None:
+            problem = problem or "the queries were not seen"
+        fold, heads, order = values.fold, True, None
+        both = torch.cat([keys, asked], 1)
+        copies = seen.lead[-1] if len(seen.lead) > 1 else 1
+        if (
+            copies > 1
+            and fold.inner % copies == 0
+            and bool((both.view(-1, copies, both.shape[1]) == both[::copies, None]).all())
+        ):
+            group = torch.arange(count // copies).repeat_interleave(copies)
+        else:
+            heads, copies = len(seen.lead) == 1, 1
+            group = torch.arange(count)
+        rows: dict[bytes, list[int]] = {}
+        standing = both[:: count // (int(group[-1]) + 1)]
+        for place, row in enumerate(standing):
+            rows.setdefault(row.numpy().tobytes() if bool((row >= 0).any()) else bytes(str(place), "ascii"), []).append(
+                place
+            )
+        sizes = {len(places) for places in rows.values()}
+        if sizes != {1} and len(sizes) == 1:  # heads that are folded into the batch
+            copies *= sizes.pop()
+            order = torch.tensor([place for places in rows.values() for place in places])
+            row_of = torch.empty(len(standing), dtype=torch.long)
+            for row, places in enumerate(rows.values()):
+                row_of[places] = row
+            group, standing = row_of[group], standing[[places[0] for places in rows.values()]]
+        keys, asked = standing[:, : keys.shape[1]].clone(), standing[:, keys.shape[1] :].clone()
+        found = [each.found for each in (values, queries) if each is not None and each.found is not None]
+        certainty = min((each.certainty for each in found), default=float("nan"))
+        if not problem and not all(each.certain for each in found):
+            problem = f"blocks of pixels are mixed (certainty {certainty:.1%})"
+        return _Table(keys, asked, group, heads, copies, fold.outer, order, certainty, problem)
+
+    def _cells_of(self, tokens: Field) -> tuple[Tensor, str]:
+        """Return the finest cell of each token, -1 for those without pixels, and why it is unknown."""
+        nowhere = torch.full(tokens.change.alive.shape, -1)
+        if not tokens.change.alive.any():
+            return nowhere, ""
+        if tokens.found is None:
+            return nowhere, "tokens are not on a regular grid"
+        if tokens.found.counts != tuple(axis.count for axis in self.cells):
+            return nowhere, f"tokens are on another grid, {tokens.found.counts}"
+        return tokens.found.cells, ""
+
+    def _tail(self, place: int, axis: str) -> Tensor:
+        """Return the cells of a tensor behind the last attention, ``(L1,)``, if its features are on ``axis``."""
+        tokens = self.probe.fields.get(("after", place, axis))
+        if tokens is None:
+            return torch.zeros(0, dtype=torch.long)
+        if tokens.found is not None and tokens.found.certain:
+            return self._cells_of(tokens)[0]
+        return torch.full((len(tokens.base),), -1)
+
+    # --- tokens without pixels --------------------------------------------------------------------------------------
+
+    def _number_others(self, number: int, table: _Table) -> None:
+        """Number the queries that are no pixels, and find them again in later layers by changing them here."""
+        if table.problem or number not in self.used:
+            return
+        if bool((table.keys < 0).all()):
+            table.problem = "tokens are not pixels"
+            return
+        new = (table.queries < 0).nonzero()
+        if not len(new) or self._pools(number, table):
+            return
+        same = table.queries.shape == table.keys.shape and bool(
+            ((table.queries == table.keys) | (table.queries < 0)).all()
+        )
+        others = _Others(number, self.total, len(table.queries), sorted({int(query) for _, query in new}))
+        if self.probe.forwards + len(others.bits) > BUDGET:
+            self.problems.append("there are too many tokens without pixels, such as text, to follow each of them.")
+            return
+        for row, query in new.tolist():
+            table.queries[row, query] = others.token(row, query)
+            if same:
+                table.keys[row, query] = table.queries[row, query]
+        self.total += others.rows * len(others.columns)
+        self._link(others, self._followed(others, table))
+
+    def _pools(self, number: int, table: _Table) -> bool:
+        """Whether an attention is the head's own: its queries are no tokens, and the outputs depend on it alone."""
+        return self.reached == {number} and bool((table.queries < 0).all())
+
+    def _followed(self, others: _Others, table: _Table) -> dict[Key, Tensor]:
+        """Add noise to the results of queries without pixels, one bit of their code per clip; return the codes seen."""
+        values = self.probe.fields["values", others.number, ""]
+        scale = float(values.base.std())
+        found: dict[Key, list[Tensor]] = {}
+        for marks in others.marks(table).split(CHUNK):  # (clips, L1, Q)
+            on = marks.unflatten(1, (values.fold.outer, values.fold.inner)).transpose(0, 1).flatten(0, 2)  # (L, Q)
+
+            def bump(at: int, shape: tuple[int, int, int], on: Tensor = on) -> Tensor | None:
+                if at != others.number:
+                    return None
+                return torch.randn(shape, generator=torch.Generator().manual_seed(1)) * scale * on[..., None]
+
+            unchanged = torch.zeros(len(marks), *self.probe.size)
+            for key, size in self.probe.run(unchanged, self._distance, bump).items():
+                floor = 2 * self.probe.rounding * float(size.max()) + 1e-5 * float(
+                    self.probe.fields[key].base.norm(dim=-1).mean()
+                )
+                found.setdefault(key, []).append(size > floor)
+        worth = torch.tensor([1 << clip for clip in range(len(others.bits))])
+        return {key: torch.tensordot(worth, torch.cat(parts).long(), 1) for key, parts in found.items()}
+
+    def _distance(self, key: Key, values: Tensor) -> Tensor:
+        return (values - self.probe.fields[key].base).norm(dim=-1).cpu()
+
+    def _link(self, others: _Others, seen: dict[Key, Tensor]) -> None:
+        """Give the tokens of later layers, and behind them, their numbers by the codes that were seen."""
+        for later in range(others.number + 1, len(self.seen)):
+            table = self.tables[later]
+            for tokens, kind in ((table.keys, "values"), (table.queries, "queries")):
+                if (kind, later, "") in seen and not table.problem:
+                    by_row = others.tokens(seen[kind, later, ""][_first_of(table.group)])
+                    tokens.copy_(torch.where(tokens < 0, by_row, tokens))
+                    if bool((tokens == MIXED).any()):
+                        tokens[tokens == MIXED] = -1
+                        table.problem = "tokens without pixels, such as class tokens, are mixed outside attention"
+        for (place, axis), cells in self.tail_tokens.items():
+            if ("after", place, axis) in seen:
+                # with features on another axis, every place has all codes
+                codes = others.tokens(seen["after", place, axis], may_share=bool((cells >= 0).any()))
+                self.tail_tokens[place, axis] = torch.where(cells < 0, codes, cells)
+        for tokens in (
+            *(table.keys for table in self.tables),
+            *(table.queries for table in self.tables),
+            *self.tail_tokens.values(),
+        ):
+            others.merge(tokens)
+
+    # --- checks -----------------------------------------------------------------------------------------------------
+
+    def _check(self, used: list[int]) -> None:
+        """Note what rollout assumes and what was not verified."""
+        for name in self.probe.unread:
+            self.problems.append(f"the softmax of {name!r} is written by hand, and is not seen when attention is read.")
+        for number in self.used:
+            table = self.tables[number]
+            if table.problem and table.problem != "tokens are not pixels":
+                self.problems.append(
+                    f"at {self.probe.name_of(self.seen[number])!r} {table.problem.rstrip('.')}, so a map cannot be "
+                    f"carried through it."
+                )
+        for earlier, later in pairwise(used if self.reached else ()):
+            if earlier not in self.ancestors[later]:
+                self.problems.append(
+                    f"{self.probe.name_of(self.seen[earlier])!r} and {self.probe.name_of(self.seen[later])!r} run side "
+                    f"by side, and rollout knows sequences of layers only."
+                )
+        for number in used:
+            table, name = self.tables[number], self.probe.name_of(self.seen[number])
+            if self._pools(number, table):
+                continue
+            if any(len(row[row >= 0].unique()) < int((row >= 0).sum()) for row in table.queries):
+                self.problems.append(f"two queries of {name!r} come from one token, which rollout does not know.")
+            known = table.queries[table.queries >= 0]
+            if len(known) < table.queries.numel():
+                self.problems.append(f"some queries of {name!r} could not be identified.")
+            elif (
+                len(known)
+                and len(known.bincount()[known].unique()) > 1
+                and int(known.bincount()[: self.patches].max()) > 1
+            ):
+                self.problems.append(f"some tokens are a query of {name!r} more often than others.")
+
+    # --- the head ---------------------------------------------------------------------------------------------------
+
+    def _reads(self, used: list[int]) -> tuple[Tensor | None, Pooling | None]:
+        """Return the tokens of the last tensor of tokens, and the weight of each token in the head."""
+        if not used or (not self.gradients and not self.reached):
+            return None, None
+        last = self.tables[used[-1]]
+        if self._pools(used[-1], last):
+            return None, "pool"
+        wanted = set(last.queries.flatten().tolist())
+        for (place, axis), tokens in sorted(self.tail_tokens.items(), reverse=True):
+            found = set(tokens.tolist())
+            if wanted - found or len(found) != len(tokens) or bool((tokens < 0).any()):
+                continue
+            behind = _leaves([self._outputs], self._place, self.tails[place].tensor.grad_fn)  # type: ignore[union-attr]
+            if behind:
+                self.problems.append("the head also reads tokens of earlier layers.")
+                return tokens, None
+            gradient = self.gradients[place].float().movedim(-1 if axis == "last" else 1, -1)
+            left, values, _ = torch.linalg.svd(gradient.flatten(0, -2).cpu(), full_matrices=False)  # of (n, D)
+            if float(values[1:].norm()) > 1e-2 * float(values[0]):
+                break
+            weights = left[:, 0] / left[:, 0].sum()
+            if not bool(weights.isfinite().all()) or float(weights.min()) < -1e-3:
+                break
+            weights = weights.clamp(min=0) * (weights > 1e-4 * weights.max())
+            return tokens, torch.zeros(self.total).index_add(0, tokens, weights)
+        else:
+            self.problems.append("the last tokens, which the head reads, were not found.")
+            return None, None
+        self.problems.append(
+            "the head reads the last tokens in another way than by a fixed weighted mean, so rollout does not know "
+            "where to begin. Use STAA(mode='relevance')."
+        )
+        return tokens, None
+
+    # --- the sequence -----------------------------------------------------------------------------------------------
+
+    def _sequence(self, used: list[int], tail: Tensor | None) -> tuple[TokenGrid, Tensor]:
+        """Return the grid, and the token at each place of the sequence."""
+        orders = [self.tables[n].keys[0] for n in used if len(self.tables[n].keys) == 1 and self.tables[n].own]
+        if tail is not None:
+            orders.append(tail)
+        every = torch.arange(self.patches)
+        complete = [order for order in orders if bool(torch.isin(every, order).all()) and bool((order >= 0).all())]
+        if complete:
+            sequence = complete[0]
+        else:
+            others = [self.tables[n].queries.flatten() for n in used]
+            known = torch.cat([*others, every]).unique()
+            sequence = torch.cat([known[known >= self.patches], every])
+        known = torch.cat([*(self.tables[n].queries.flatten() for n in used), sequence]).unique()
+        left = known[(known >= 0) & ~torch.isin(known, sequence)]
+        sequence = torch.cat([sequence, left])
+        place = torch.empty(self.patches, dtype=torch.long)
+        of_patch = sequence < self.patches
+        place[sequence[of_patch]] = of_patch.nonzero()[:, 0]
+        t, h, w = (axis.count for axis in self.cells)
+        sides: Any = tuple(axis.side for axis in self.cells)
+        first, others_count = int(place.min()), len(sequence) - self.patches
+        if int(place.max()) - first + 1 == self.patches:
+            for order in get_args(Order):
+                grid = TokenGrid(t, h, w, first, order, sides, others_count - first)
+                if torch.equal(grid.indices().flatten(), place):
+                    return grid, sequence
+        grid = TokenGrid(t, h, w, first, tubelet=sides, suffix=others_count - first, positions=tuple(place.tolist()))
+        return grid, sequence
+
+    def _layers(self, used: list[int], grid: TokenGrid, sequence: Tensor) -> dict[int, AttentionLayer]:
+        where = torch.full((self.total + 1,), -1)
+        where[sequence] = torch.arange(len(sequence))
+        layers: dict[int, AttentionLayer] = {}
+        blocks = _blocks([self.probe.name_of(self.seen[n]) for n in used], [self._role(n, grid) for n in used])
+        for number, block in zip(used, blocks, strict=True):
+            seen, table = self.seen[number], self.tables[number]
+            queries = (
+                torch.full((1, 1), -1) if self._pools(number, table) and seen.shape[0] == 1 else where[table.queries]
+            )
+            rows = TokenRows(
+                queries, where[table.keys], len(sequence), table.heads, table.outer, table.order, seen.axes
+            )
+            role = self._role(number, grid)
+            usual = role != "window" and _same_rows(rows, TokenRows.of(role, grid))
+            layers[number] = AttentionLayer(
+                self.probe.name_of(seen), block, role, _backend(seen), self._call(number), None if usual else rows
+            )
+        return layers
+
+    def _role(self, number: int, grid: TokenGrid) -> Role:
+        table = self.tables[number]
+        if self._pools(number, table):
+            return "pool"
+        if len(table.keys) == 1:
+            return "joint"
+        _, h, w = grid.shape
+        role: Role
+        for role in ("spatial", "temporal"):
+            of_row = table.keys // (h * w) if role == "spatial" else table.keys % (h * w)
+            patches = (table.keys >= 0) & (table.keys < self.patches)
+            alike = all(len(row[mask].unique()) <= 1 for row, mask in zip(of_row, patches, strict=True))
+            if alike and len(table.keys) == (grid.t if role == "spatial" else h * w) and bool(patches.any(1).all()):
+                return role
+        return "window"
+
+    def _call(self, number: int) -> int | None:
+        """Return which computation of its module an attention is, or None if there is one."""
+        seen = self.seen[number]
+        if _backend(seen) == "hf":
+            same = [n for n, other in enumerate(self.seen) if other.module is seen.module]
+            return same.index(number) if len(same) > 1 else None
+        return seen.call if self.probe.watch.count(seen) > 1 else None
+
+    def _found(self, number: int, layer: AttentionLayer | None) -> FoundAttention:
+        seen, table = self.seen[number], self.tables[number]
+        if layer is None:
+            problem = table.problem or ("" if number in self.used else "the output does not depend on it")
+            return _unplaced(self.probe, seen, problem)
+        return FoundAttention(
+            layer, type(seen.module).__name__, len(table.keys), *seen.shape, table.copies, table.certainty
+        )
+
+    def _is_gate(self, number: int) -> bool:
+        """Whether the outputs depend on the pixels through a tensor before the first attention alone."""
+        gate = self._embeddings[number] if number < len(self._embeddings) else None
+        return gate is not None and not _leaves(self._sources, self._place, gate, other=True)
+
+    def _patch_embedding(self, grid: TokenGrid) -> str | None:
+        """Return the first convolution or linear layer whose output is the tokens of the grid, or else any module."""
+        modules, names = dict(self.probe.model.named_modules()), []
+        for number, tokens in enumerate(self.probe.before):
+            shape, count = tokens.shape, self.patches
+            t, h, w = grid.shape
+            for axis, forms in (
+                ("second", ((1, None, t, h, w), (t, None, h, w))),
+                ("last", ((1, count, None), (1, grid.num_tokens, None), (t, h * w, None))),
+            ):
+                field_ = self.probe.fields.get(("before", number, axis))
+                fits = any(
+                    len(shape) == len(form)
+                    and all(side in (None, size) for side, size in zip(form, shape, strict=True))
+                    for form in forms
+                )
+                if (
+                    not fits
+                    or field_ is None
+                    or field_.found is None
+                    or field_.found.certainty < 1
+                    or field_.fold.outer > 1
+                ):
+                    continue
+                cells = field_.found.cells
+                order = cells[cells >= 0]
+                expected = torch.arange(count)
+                if axis == "last" and shape[0] == 1:
+                    expected = grid.to_tokens(expected.view(grid.shape))
+                others = len(cells) - len(order)
+                if torch.equal(order, expected) and others in (0, grid.num_tokens - count) and self._is_gate(number):
+                    names.append(tokens.name)
+        kinds = [name for name in names if isinstance(modules[name], (nn.Conv2d, nn.Conv3d, nn.Linear))]
+        return next(iter((*kinds, *names)), None)
+
+
+def _leaves(nodes: Sequence[Any], place: dict[int, int], stop: Any = None, other: bool = False) -> set[int]:
+    """Return the numbers of the leaves below nodes of the autograd graph, on paths that do not pass ``stop``.
+
+    Args:
+        nodes: where to begin.
+        place: number of each leaf by its id.
+        stop: a node that ends a path.
+        other: whether to return -1 for other leaves, such as the clip, instead.
+    """
+    found, seen, stack = set(), set(), [node for node in nodes if node is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen or node == stop:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            number = place.get(id(node.variable), -1)
+            if (number < 0) == other:
+                found.add(number)
+        stack += [following for following, _ in node.next_functions if following is not None]
+    return found
+
+
+def _first_of(group: Tensor) -> Tensor:
+    """Return the first place of each number 0, 1, ..."""
+    return torch.stack([(group == number).nonzero()[0, 0] for number in range(int(group.max()) + 1)])
+
+
+def _blocks(names: Sequence[str], roles: Sequence[Role]) -> list[int]:
+    """Return the residual block of each layer. Two attentions over rows that are parts of one module are one block."""
+    blocks: list[int] = []
+    for place, name in enumerate(names):
+        before = names[place - 1].split(".") if place else []
+        parts = name.split(".")
+        common = next((n for n, (a, b) in enumerate(zip(before, parts, strict=False)) if a != b), len(before))
+        of_one_module = 0 < common < min(len(before), len(parts)) and not (
+            before[common].isdecimal() or parts[common].isdecimal()  # of a list of modules
+        )
+        numbered = any(part.isdecimal() for part in parts[:common])
+        divided = place > 0 and _are_divided(roles[place - 1], roles[place]) and of_one_module and numbered
+        second = divided and (place < 2 or blocks[-1] != blocks[-2])
+        blocks.append(blocks[-1] if second else len(set(blocks)))
+    return blocks
+
+
+def _are_divided(one: Role, other: Role) -> bool:
+    return {one, other} == {"spatial", "temporal"} or one == other == "window"
+
+
+def _same_rows(one: TokenRows, other: TokenRows) -> bool:
+    return (
+        one.queries.shape == other.queries.shape
+        and torch.equal(one.queries, other.queries)
+        and torch.equal(one.keys, other.keys)
+        and one.count == other.count
+        and (one.heads, one.outer, one.order is None, one.axes)
+        == (other.heads, other.outer, other.order is None, other.axes)
+    )
+
+
+def _pooling(weights: Tensor) -> Pooling:
+    """Return weights of tokens by their name, if they have one."""
+    if float((weights - weights.mean()).abs().max()) < 1e-3 * float(weights.mean()):
+        return "mean"
+    return "cls" if weights[0] > 0.999 else weights
+
+
+def differences(report: Inspection, classifier: VideoClassifier) -> Iterator[str]:
+    """Yield what the declared family of a classifier states differently."""
+    family, model, grid = classifier.family, classifier.transformer, classifier.grid
+    assert family is not None and grid is not None and report.grid is not None
+    prefix = f"{classifier._transformer_name}." if classifier._transformer_name else ""
+    if grid != report.grid:
+        yield f"its grid is {grid}"
+        return
+    declared, found = family.attention(model), report.layers
+    if [prefix + layer.module for layer in declared] != [layer.module for layer in found]:
+        yield f"its attention layers are {[layer.module for layer in declared]}"
+        return
+    for one, other in zip(declared, found, strict=True):
+        rows = family.rows(model, one, grid) or one.rows_on(grid)
+        if not _same_rows(rows, other.rows_on(grid)):
+            yield f"{one.module} has other rows"
+        for name in ("backend", "block", "call"):
+            if getattr(one, name) != getattr(other, name):
+                yield f"{one.module} has {name} {getattr(one, name)!r}"
+    reads = family.pooling(model)
+    if reads is not None and not isinstance(reads, Tensor) and reads != report.reads:
+        yield f"its head reads {reads!r}"
+    if family.patch_embedding is not None and prefix + family.patch_embedding != report.patch_embedding:
+        yield f"its patch embedding is {family.patch_embedding!r}"
+
+
+def _backend(seen: SeenAttention) -> Backend:
+    """Return how an attention is read. Modules of transformers compute it in several ways."""
+    forward = unwrap(type(seen.module).forward)
+    config = getattr(seen.module, "config", None)
+    if hasattr(config, "_attn_implementation") and "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names:
+        return "hf"
+    return seen.kind  # type: ignore[return-value]

@@ -1,0 +1,373 @@
+"""Forward passes with changed pixels, in which attention is replaced, and the cells of pixels that tokens stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captum_staa._utils.model_state import eval_mode, frozen_parameters, uncompiled, without_compiling
+from captum_staa.models.attention_watch import SeenAttention, Watch
+from captum_staa.models.classifier import VideoClassifier
+from captum_staa.models.token_positions import (
+    Axis,
+    Cells,
+    Change,
+    Positions,
+    cells_in_pixels,
+    codes,
+    digits,
+    every_second,
+    lattice,
+    positions,
+    ramps,
+    read_digits,
+    same_positions,
+)
+
+BUDGET = 40  # clips that pass through the model
+CHUNK = 4  # clips per forward
+_SETS = (0.5, 0.5, 0.1, 0.0, 0.0)  # densities of the random sets of cells; 0 is a single one
+_AGAIN = [0, 2, 3]  # of the sets that are also changed in a second clip
+
+Replace = Callable[[int, tuple[int, int, int]], Tensor | None]
+
+
+def nothing(number: int, shape: tuple[int, int, int]) -> None:
+    """Replace the results of attention by zeros."""
+
+
+Measure = Callable[[Any, Tensor], Tensor]
+Key = tuple[str, int, str]  # ("queries" | "values" | "before" | "after", number, axis of features)
+
+
+@dataclass
+class _Fold:
+    """Where the examples are among the ``outer * B * inner`` leading entries of a tensor."""
+
+    outer: int
+    inner: int
+
+    def split(self, values: Tensor) -> Tensor:
+        """Return ``(B, outer * inner, ...)``."""
+        return values.unflatten(0, (self.outer, -1, self.inner)).transpose(0, 1).flatten(1, 2)
+
+
+@dataclass
+class Field:
+    """A tensor of tokens in all forwards: its value for the clip, and its change if all pixels change."""
+
+    base: Tensor
+    change: Change
+    fold: _Fold
+    found: Positions | None = None
+
+
+class Probe:
+    """The forward passes of one inspection."""
+
+    def __init__(self, classifier: VideoClassifier, inputs: Tensor, extra: tuple[Any, ...], show: bool) -> None:
+        self.classifier, self.model = classifier, uncompiled(classifier.module)
+        self.own_clip = classifier.layout.to_working(inputs[:1].detach())
+        self.size = classifier.layout.extent(inputs)
+        self.extra = tuple(
+            value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == len(inputs) else value
+            for value in extra
+        )
+        self.batched = tuple(
+            isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(inputs) for value in extra
+        )
+        self.forwards = 0
+        self.fields: dict[Key, Field] = {}
+        self.problems: list[str] = []
+        self.bar = tqdm(
+            total=BUDGET, desc=f"inspecting {type(self.model).__name__}", delay=0 if show else 2, leave=False
+        )
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        self.exact = dtype in (torch.float32, torch.float64)
+        self.rounding = 1e-3 if self.exact else 5e-2  # results may depend on the size of the batch
+        generator, scale = torch.Generator().manual_seed(0), float(self.own_clip.float().std() or 1.0)
+        base, noise = torch.randn(2, *self.own_clip.shape, generator=generator).to(self.own_clip) * scale
+        self.clip, self.unit = base + self.own_clip.mean(), noise  # no two frames or patches are alike
+
+    @contextmanager
+    def running(self) -> Iterator[Probe]:
+        """Run the model in eval mode, uncompiled, and restore the random state afterwards."""
+        devices = [self.clip.device] if self.clip.is_cuda else []
+        with (
+            torch.random.fork_rng(devices),
+            eval_mode(self.classifier),
+            frozen_parameters(self.classifier),
+            without_compiling(),
+            torch.no_grad(),
+            self.bar,
+        ):
+            yield self
+
+    def forward(self, clips: Tensor, watch: Watch | None = None) -> Tensor:
+        self.forwards += len(clips)
+        self.bar.update(len(clips))
+        inputs = self.classifier.layout.from_working(clips).contiguous()
+        extra = (
+            value.expand(len(clips), *value.shape[1:]) if batched else value
+            for value, batched in zip(self.extra, self.batched, strict=True)
+        )
+        if watch is None:
+            return self.classifier(inputs, *extra)
+        with watch.watching(self.model):
+            return self.classifier(inputs, *extra)
+
+    # --- which attention --------------------------------------------------------------------------------------------
+
+    def attention(self) -> list[SeenAttention]:
+        """Return the attention computations, after two forwards that must agree."""
+        watch = Watch()
+        outputs = self.forward(self.own_clip, watch)
+        again = self.forward(self.own_clip, Watch())  # the same kernels run
+        close = self.rounding * float(outputs.detach().float().abs().max())
+        same = outputs.shape == again.shape and torch.allclose(outputs.float(), again.float(), 0, close, equal_nan=True)
+        if not same:
+            raise ValueError(self._by_chance())
+        self.unread = list(dict.fromkeys(watch.unread))
+        self.tail, self.watch = len(watch.attention), watch
+        return watch.attention
+
+    def _by_chance(self) -> str:
+        """Return the message for a model that draws random numbers, with the first module that does."""
+        where = _first_different(self.model, lambda: self.forward(self.own_clip))
+        return (
+            f"the forward of {type(self.model).__name__} must give the same outputs for the same clip, got different "
+            f"ones in two calls in eval mode{where}. It draws random numbers, as F.dropout without "
+            f"training=self.training, random masks or random routing do. Switch this off, or seed it in the forward."
+        )
+
+    def no_attention(self) -> str:
+        by_hand = f" A softmax written by hand was seen in {', '.join(map(repr, self.unread))}." if self.unread else ""
+        return (
+            f"no attention was found in {type(self.model).__name__}: it calls no scaled_dot_product_attention, "
+            f"nn.MultiheadAttention or softmax of queries times keys.{by_hand} Attention in scripted code or in "
+            f"kernels of other libraries (flash_attn, xformers) is not seen; switch them off."
+        )
+
+    # --- which cells ------------------------------------------------------------------------------------------------
+
+    def run(
+        self, masks: Tensor, measure: Measure, replace: Replace = nothing, clip: Tensor | None = None
+    ) -> dict[Key, Tensor]:
+        """Return a measure of the tokens ``(m, L1, ..., P)`` of a clip changed where masks ``(m, T, H, W)`` say."""
+        rows: dict[Key, list[Tensor]] = {}
+        for part in masks.to(self.clip).split(CHUNK):
+            watch = Watch(replace=replace, tail=self.tail)
+            self.forward((self.clip if clip is None else clip) + self.noise * part[:, :, None], watch)
+            raw = _tensors_of(watch)
+            for key, each in self.fields.items():
+                values = raw.get(key)
+                if values is not None and len(values) == len(part) * len(each.base):
+                    rows.setdefault(key, []).append(measure(key, each.fold.split(values)))
+        return {key: torch.cat(parts) for key, parts in rows.items() if sum(map(len, parts)) == len(masks)}
+
+    def cells(self) -> Cells | None:
+        """Find the cells of pixels that tokens stand for, and the position of each token."""
+        single = Watch(replace=nothing, tail=self.tail)
+        self.forward(self.clip, single)
+        self.before = single.before
+        if len(single.attention) != self.tail:
+            self.problems = ["the number of attention computations depends on their results: tokens are routed."]
+            return None
+        # Small changes keep the model linear. Larger ones are not lost where a model rounds pixels.
+        for strength, base in ((0.005, 8), (0.25, 2)) if self.exact else ((0.25, 2),):
+            self.noise, self.problems = self.unit * strength, []
+            cells = self._cells(_tensors_of(single), base)
+            if cells is not None:
+                return cells
+        return None
+
+    def _cells(self, single: dict[Key, Tensor], base: int) -> Cells | None:
+        both = Watch(replace=nothing, tail=self.tail)
+        self.forward(torch.cat([self.clip, self.clip + self.noise]), both)
+        self._make_fields(single, _tensors_of(both))
+        if not any(each.change.alive.any() for key, each in self.fields.items() if key[0] in ("queries", "values")):
+            self.problems.append(
+                "no query, key or value depends on the pixels before attention, so tokens are text or learned ones."
+            )
+            return None
+        cells = self._lattice(self.run(ramps(self.size), self._along))
+        if cells is None:
+            return None
+        masks, meaning = digits(cells, self.size, base)
+        shares = self.run(masks, self._along)
+        masks, chosen = codes(cells, self.size, _SETS)
+        sizes = self.run(masks, self._size)
+        for key, each in self.fields.items():
+            fits = key in sizes and (key in shares or not len(meaning))
+            each.found = None
+            if fits:
+                no_digits = torch.zeros(0, *each.change.alive.shape)
+                centers = read_digits(shares.get(key, no_digits), meaning)
+                each.found = positions(each.change, centers, cells, sizes[key], chosen)
+        self._fill(sizes)
+        if self._certain():
+            self._check(masks)
+            return cells if self._certain() else None
+        return None
+
+    def _fill(self, sizes: dict[Key, Tensor]) -> None:
+        """Place tokens whose centers are too uncertain as the tokens of another layer of the same shape."""
+        placed = [each.found for each in self.fields.values() if each.found is not None and each.found.certain]
+        for key, size in sizes.items():
+            each = self.fields[key]
+            if bool(each.change.alive.any()) and not (each.found is not None and each.found.certain):
+                same = (same_positions(other, each.change, size) for other in placed)
+                each.found = next(filter(None, same), each.found)
+
+    def _certain(self) -> bool:
+        """Whether the tokens of the first attention have been placed; otherwise note why not."""
+        placed = [each.found for each in self.first() if each.found is not None]
+        best = max(placed, key=lambda found: found.certainty, default=None)
+        if best is not None and best.certain:
+            self.problems = []
+            return True
+        self._unplaced("on no even grid" if best is None else f"with {best.own:.1%} of a change in the expected token")
+        return False
+
+    def _unplaced(self, how: str) -> None:
+        self.problems = [
+            f"changed blocks of pixels do not change one token each ({how}). The model mixes pixels before its first "
+            f"attention, as deep convolutions do, crops its clips, or places tokens by their content."
+        ]
+
+    def _check(self, masks: Tensor) -> None:
+        """Compare with another clip, the user's: tokens that are placed by their content are then elsewhere."""
+        both = torch.stack([torch.zeros_like(masks[0]), torch.ones_like(masks[0])])
+        seen = self.run(both, lambda key, values: values, clip=self.own_clip)
+        changes = {key: Change.of(values[0], values[1], self.rounding) for key, values in seen.items()}
+        bases = {key: values[0] for key, values in seen.items()}
+        sizes = self.run(masks[_AGAIN], lambda key, values: changes[key].size(values - bases[key]), clip=self.own_clip)
+        for key, size in sizes.items():
+            found = self.fields[key].found
+            if found is not None:
+                found.check(changes[key], size, _AGAIN)
+
+    def _along(self, key: Key, values: Tensor) -> Tensor:
+        return self.fields[key].change.along(values - self.fields[key].base)
+
+    def _size(self, key: Key, values: Tensor) -> Tensor:
+        return self.fields[key].change.size(values - self.fields[key].base)
+
+    def _make_fields(self, single: dict[Key, Tensor], both: dict[Key, Tensor]) -> None:
+        for key, base in single.items():
+            if key not in both or both[key].shape[1:] != base.shape[1:] or len(both[key]) != 2 * len(base):
+                continue
+            fold = _fold_of(base, both[key], self.rounding)
+            if fold is None:
+                if key[0] in ("queries", "values"):
+                    self.problems = [
+                        "the examples of a batch are not independent: a clip changes with the other clips."
+                    ]
+                continue
+            own = _Fold(1, len(base)).split(base)[0]
+            before, after = fold.split(both[key])
+            change = Change.of(before, after, self.rounding)
+            self.fields[key] = Field(own, change, fold)
+
+    def first(self) -> list[Field]:
+        """Return the queries and values of the first attention that depends on pixels."""
+        return [each for _, each in self._first_fields()]
+
+    def _first_fields(self) -> list[tuple[Key, Field]]:
+        alive = [
+            (key, each)
+            for key, each in self.fields.items()
+            if key[0] in ("queries", "values") and bool(each.change.alive.any())
+        ]
+        first = min(number for (_, number, _), _ in alive)
+        return [(key, each) for key, each in alive if key[1] == first]
+
+    def _lattice(self, shares: dict[Key, Tensor]) -> Cells | None:
+        """Return the finest cells that ramps show."""
+        fits: list[Cells] = []
+        for key, each in self._first_fields():
+            if key in shares:
+                along = shares[key][:, each.change.alive].cpu()  # (3, M)
+                t, h, w = (lattice(share * length, length) for share, length in zip(along, self.size, strict=True))
+                if t is not None and h is not None and w is not None:
+                    fits.append((t, h, w))
+        if not fits:
+            self._unplaced("on no even grid")
+            return None
+        # Tokens may begin before the frame, as behind a padded convolution, but not behind its first pixels.
+        fits = [axes for axes in fits if all(axis.start < 0.3 * axis.side for axis in axes)]
+        if not fits:
+            self._unplaced("not from the first pixel on")
+            return None
+        best = max(fits, key=lambda axes: prod(axis.count for axis in axes))
+        t, h, w = (self._sharpest(place, cells_in_pixels(axis, self.size[place])) for place, axis in enumerate(best))
+        return t, h, w
+
+    def _sharpest(self, place: int, axes: list[Axis]) -> Axis:
+        """Return the cells along an axis that change tokens either as a whole or not at all."""
+        if len(axes) == 1:
+            return axes[0]
+        masks = torch.stack([every_second(axis, place, self.size) for axis in axes])
+        sizes = self.run(masks, self._size)
+        seen = torch.cat([sizes[key][:, each.change.alive] for key, each in self._first_fields() if key in sizes], 1)
+        return axes[int((seen - seen.round()).abs().mean(1).argmin())]
+
+    def name_of(self, seen: SeenAttention) -> str:
+        return next(name for name, each in self.model.named_modules() if each is seen.module)
+
+
+def _tensors_of(watch: Watch) -> dict[Key, Tensor]:
+    found: dict[Key, Tensor] = {}
+    for number, seen in enumerate(watch.attention):
+        found["values", number, ""] = seen.values.values
+        if seen.queries is not None:
+            found["queries", number, ""] = seen.queries.values
+    for place, tensors in (("before", watch.before), ("after", watch.after)):
+        for number, tokens in enumerate(tensors):
+            found[place, number, "last"] = tokens.last
+            found[place, number, "second"] = tokens.second
+    return found
+
+
+def _fold_of(base: Tensor, both: Tensor, close: float) -> _Fold | None:
+    """Return where the first of two examples is, from its value alone."""
+    length = len(base)
+    scale = float(base.abs().max()) or 1.0
+    for inner in (size for size in range(length, 0, -1) if length % size == 0):
+        fold = _Fold(length // inner, inner)
+        if float((fold.split(both)[0] - base).abs().max()) <= close * scale:
+            return fold
+    return None
+
+
+def _first_different(model: nn.Module, run: Callable[[], Any]) -> str:
+    """Return `` (first in module ...)`` for the first module whose output differs in two runs."""
+    outputs: list[list[tuple[str, Tensor]]] = []
+    for _ in range(2):
+        outputs.append([])
+        handles = [
+            module.register_forward_hook(
+                lambda m, args, output, name=name: (
+                    outputs[-1].append((name, output.detach().float().mean()))
+                    if isinstance(output, Tensor) and output.is_floating_point()
+                    else None
+                )
+            )
+            for name, module in model.named_modules()
+        ]
+        try:
+            run()
+        finally:
+            for handle in handles:
+                handle.remove()
+    for (name, first), (_, second) in zip(*outputs, strict=False):
+        if not torch.allclose(first, second, 1e-4, 1e-6, equal_nan=True):
+            return f" (first in module {name!r})" if name else ""
+    return ""

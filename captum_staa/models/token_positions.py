@@ -1,0 +1,295 @@
+"""Which block of pixels each token stands for, from how much tokens change when pixels are changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CERTAIN = 0.9  # how often a changed block must change its own token most if blocks overlap
+OWN = 0.03  # the least share of a change in the token of the changed block
+
+
+@dataclass(frozen=True)
+class Axis:
+    """``count`` cells of ``side`` units that begin at ``start``, along time, height or width."""
+
+    count: int
+    side: float
+    start: float = 0.0
+
+    def lines(self, length: int) -> Tensor:
+        """Return the cell of each of ``length`` pixels or frames, and -1 behind the last cell."""
+        cells = ((torch.arange(length) + 0.5 - self.start) / self.side).floor().long()
+        return torch.where((cells >= 0) & (cells < self.count), cells, -1)
+
+
+Cells = tuple[Axis, Axis, Axis]  # of time, height and width
+
+
+@dataclass
+class Change:
+    """How tokens change with the pixels.
+
+    Attributes:
+        whole: ``(..., P)``, the change if all pixels are changed.
+        alive: ``(...)``, whether a token changes at all. Class tokens and text do not.
+    """
+
+    whole: Tensor
+    alive: Tensor
+
+    @classmethod
+    def of(cls, base: Tensor, changed: Tensor, rounding: float) -> Change:
+        """Return the change between two forwards, in which differences up to a share ``rounding`` mean nothing."""
+        whole = changed - base
+        size = whole.norm(dim=-1)
+        floor = max(rounding * float(size.max()), 1e-5 * float(base.norm(dim=-1).mean()))
+        return cls(whole, size > floor)
+
+    def along(self, change: Tensor) -> Tensor:
+        """Return the share of the whole change that a change is, signed: 1 for the same one."""
+        return (change * self.whole).sum(-1) / self.whole.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+
+    def size(self, change: Tensor) -> Tensor:
+        """Return the size of a change over that of the whole one."""
+        return change.norm(dim=-1) / self.whole.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def ramps(size: tuple[int, int, int]) -> Tensor:
+    """Return three masks ``(3, T, H, W)`` that rise along time, height and width, from 0 to 1."""
+    masks = torch.ones(3, *size)
+    for axis, length in enumerate(size):
+        shape = [length if place == axis else 1 for place in range(3)]
+        masks[axis] *= ((torch.arange(length) + 0.5) / length).view(shape)
+    return masks
+
+
+def lattice(centers: Tensor, length: float) -> Axis | None:
+    """Return the cells whose centers are given, several times each, or None if they are not evenly spaced.
+
+    Args:
+        centers: ``(M,)`` in units of a pixel, frame or cell.
+        length: of the axis.
+    """
+    ordered, total = centers.sort().values.double(), len(centers)
+    for count in range(min(total, int(length)), 1, -1):
+        if total % count:
+            continue
+        groups = ordered.view(count, -1)
+        means = groups.mean(1)
+        side = float(means.diff().median())
+        even = side * torch.arange(count)
+        even = even + (means - even).median()
+        off = (means - even).abs()  # tokens at the edges may stand for fewer pixels, behind padded convolutions
+        inside = count == 2 or float(off[1:-1].max()) < 0.2 * side
+        close = float((groups - means[:, None]).std()) < 0.2 * side
+        if side > 0 and inside and close and float(off.max()) < 0.45 * side:
+            return Axis(count, side, float(even[0]) - side / 2)
+    if total and float(ordered.std(unbiased=False)) < 0.15 * length:
+        return Axis(1, length, 0.0)
+    return None
+
+
+def cells_in_pixels(found: Axis, length: int) -> list[Axis]:
+    """Return the cells that a measured axis may stand for, the likeliest first.
+
+    Measured sides are off by a part of a pixel. True ones are whole, or the length divided by the number of cells.
+    """
+    full, whole = length / found.count, int(found.side)
+    if found.count == 1 or abs(found.start) > 0.5 * found.side:
+        return [_axis(found.count, full)]
+    sides = {full, *(side for side in (whole, whole + 1) if side >= 1 and side * found.count <= length)}
+    ordered = sorted(sides, key=lambda side: (round(abs(side - found.side), 2), side != full))
+    near = [side for side in ordered if abs(side - found.side) < 0.75]
+    return [_axis(found.count, side) for side in near or ordered[:1]]
+
+
+def _axis(count: int, side: float) -> Axis:
+    return Axis(count, int(side) if float(side).is_integer() else side)
+
+
+def every_second(axis: Axis, place: int, size: tuple[int, int, int]) -> Tensor:
+    """Return a mask ``(T, H, W)`` of every second cell along the axis ``place`` of time, height and width."""
+    lines = axis.lines(size[place])
+    shape = [size[place] if place == other else 1 for other in range(3)]
+    return ((lines >= 0) & (lines % 2 == 1)).float().view(shape).expand(size)
+
+
+def digits(cells: Cells, size: tuple[int, int, int], base: int) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Return masks ``(m, T, H, W)`` that number the cells of each axis.
+
+    Returns:
+        The masks, each a digit of base ``base`` as a value from 0 to 1, and for each mask its axis and what 1 is worth.
+    """
+    masks, meaning = [], []
+    for place, (axis, length) in enumerate(zip(cells, size, strict=True)):
+        lines, shape = axis.lines(length).clamp(min=0), [length if place == other else 1 for other in range(3)]
+        worth = 1
+        while worth < axis.count:
+            masks.append((lines // worth % base / (base - 1)).view(shape).expand(size))
+            meaning.append((place, worth * (base - 1)))
+            worth *= base
+    return (torch.stack(masks) if masks else torch.zeros(0, *size)), meaning
+
+
+def read_digits(shares: Tensor, meaning: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the center ``(..., 3)`` of each token in units of a cell, from shares ``(m, ...)`` of the whole change."""
+    centers = torch.full((*shares.shape[1:], 3), 0.5)
+    for share, (place, worth) in zip(shares, meaning, strict=True):
+        centers[..., place] += share.cpu() * worth
+    return centers
+
+
+def codes(cells: Cells, size: tuple[int, int, int], densities: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return random sets of cells, as masks ``(m, T, H, W)`` and as ``(m, t, h, w)`` booleans, each with some cell.
+
+    A density of 0 is a single cell.
+    """
+    generator, shape = torch.Generator().manual_seed(0), [axis.count for axis in cells]
+    chosen = torch.stack([torch.rand(shape, generator=generator) < density for density in densities])
+    for one in chosen:
+        if not one.any():
+            one.view(-1)[int(torch.randint(one.numel(), (1,), generator=generator))] = True
+    t, h, w = (axis.lines(length) for axis, length in zip(cells, size, strict=True))
+    masks = chosen[:, t.clamp(min=0)][:, :, h.clamp(min=0)][:, :, :, w.clamp(min=0)]
+    read = (t >= 0)[:, None, None] & (h >= 0)[:, None] & (w >= 0)
+    return (masks & read).float(), chosen
+
+
+@dataclass
+class Positions:
+    """The cell of each token of a tensor, verified by changing random sets of cells.
+
+    Attributes:
+        cells: ``(...)`` int64, index of the token's cell in ``grid``, along t, then h, then w; -1 without pixels.
+        grid: the cells of the tokens, in units of the finest cells.
+        certainty: how often a token with a changed cell changes more than one without, 0 to 1. Tokens next to a changed
+            cell do not count, because blocks may overlap.
+        own: share of the changes that is in the tokens of the changed cells. Less than 1 if blocks overlap.
+        exact: ``certainty`` if tokens next to a changed cell count.
+        expected, near: ``(m, ...)``, whether the cell of each token is, or is next to, one of each random set.
+    """
+
+    cells: Tensor
+    grid: Cells
+    certainty: float
+    own: float
+    exact: float
+    expected: Tensor
+    near: Tensor
+
+    def check(self, change: Change, sizes: Tensor, sets: list[int]) -> None:
+        """Compare with some of the random sets in another clip."""
+        alive = change.alive.cpu() & (self.cells >= 0)
+        sizes, expected, near = sizes.cpu()[:, alive], self.expected[sets][:, alive], self.near[sets][:, alive]
+        self.certainty = min(self.certainty, _wins(sizes, expected, near))
+        self.exact = min(self.exact, _wins(sizes, expected, expected))
+
+    @property
+    def certain(self) -> bool:
+        """Whether the positions are verified. Without overlap, every token must answer to its own cell alone."""
+        return self.exact > 0.9999 if self.own > 0.99 else self.certainty >= CERTAIN and self.own >= OWN
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        t, h, w = (axis.count for axis in self.grid)
+        return t, h, w
+
+
+def positions(change: Change, centers: Tensor, cells: Cells, sizes: Tensor, chosen: Tensor) -> Positions | None:
+    """Return the position of each token, or None if no regular grid fits.
+
+    Args:
+        change: of the tokens.
+        centers: ``(..., 3)`` of the tokens, in units of the finest cells.
+        cells: the finest cells.
+        sizes: ``(m, ...)``, the size of the change of each token in each random set.
+        chosen: ``(m, t, h, w)``, the finest cells in each random set.
+    """
+    alive = change.alive.cpu()
+    if not alive.any():
+        return None
+    grid = _finest(centers[alive], cells) or _coarser(centers[alive], cells)
+    if grid is None:
+        return None
+    index, covered = torch.zeros(alive.shape, dtype=torch.long), chosen
+    for place, axis in enumerate(grid):
+        line = ((centers[..., place] - axis.start) / axis.side - 0.5).round().long().clamp(0, axis.count - 1)
+        index = index * axis.count + line
+        of_fine = axis.lines(cells[place].count).clamp(min=0)
+        covered = _any_of(covered, of_fine, axis.count, place + 1)
+    if alive.ndim > 1 and any(len(row.unique()) < len(row) for row in map(_picked, index, alive)):
+        return None  # two tokens of a row cannot stand for the same pixels
+    around = F.max_pool3d(covered.float()[:, None], 3, 1, 1)[:, 0] > 0
+    placed = torch.where(alive, index, -1), grid, covered.flatten(1)[:, index], around.flatten(1)[:, index]
+    return _verified(sizes, *placed)
+
+
+def same_positions(other: Positions, change: Change, sizes: Tensor) -> Positions | None:
+    """Return the positions of another tensor, verified for a tensor of the same shape; None if they do not fit.
+
+    Args:
+        other: the positions.
+        change: of the tokens of the tensor.
+        sizes: as for :func:`positions`.
+    """
+    alive = change.alive.cpu()
+    if alive.ndim == 1 and other.cells.ndim > 1:  # a row of tokens
+        other = replace(other, cells=other.cells[0], expected=other.expected[:, 0], near=other.near[:, 0])
+    if not torch.equal(other.cells >= 0, alive):
+        return None
+    found = _verified(sizes, other.cells, other.grid, other.expected, other.near)
+    return found if found.certain else None
+
+
+def _verified(sizes: Tensor, index: Tensor, grid: Cells, expected: Tensor, near: Tensor) -> Positions:
+    alive = index >= 0
+    seen = sizes.cpu()[:, alive], expected[:, alive]
+    certainty, exact = _wins(*seen, near[:, alive]), _wins(*seen, expected[:, alive])
+    return Positions(index, grid, certainty, _own(*seen), exact, expected, near)
+
+
+def _picked(values: Tensor, which: Tensor) -> Tensor:
+    return values[which]
+
+
+def _finest(centers: Tensor, cells: Cells) -> Cells | None:
+    """Return the finest cells, if the tokens stand for each of them equally often."""
+    t, h, w = ((centers[:, place] - 0.5).round().long().clamp(0, axis.count - 1) for place, axis in enumerate(cells))
+    times = ((t * cells[1].count + h) * cells[2].count + w).bincount()
+    fits = len(times) == cells[0].count * cells[1].count * cells[2].count and bool((times == times[0]).all())
+    return (Axis(cells[0].count, 1), Axis(cells[1].count, 1), Axis(cells[2].count, 1)) if fits else None
+
+
+def _coarser(centers: Tensor, cells: Cells) -> Cells | None:
+    t, h, w = (lattice(centers[:, place], axis.count) for place, axis in enumerate(cells))
+    return None if t is None or h is None or w is None else (t, h, w)
+
+
+def _any_of(chosen: Tensor, group: Tensor, count: int, dim: int) -> Tensor:
+    """Return for groups of cells along an axis whether any of them is chosen."""
+    shape = list(chosen.shape)
+    shape[dim] = count
+    return torch.zeros(shape, dtype=torch.long).index_add(dim, group, chosen.long()) > 0
+
+
+def _own(sizes: Tensor, expected: Tensor) -> float:
+    """Return the share of the changes in the expected tokens, the lowest of all sets."""
+    total = sizes.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+    return float(((sizes.square() * expected).sum(1) / total)[expected.any(1)].min())
+
+
+def _wins(sizes: Tensor, expected: Tensor, left_out: Tensor) -> float:
+    """Return how often changes of expected tokens exceed those of the tokens not left out, the lowest of all sets."""
+    lowest = 1.0
+    for size, hit, out in zip(sizes, expected, left_out, strict=True):
+        positive, negative = size[hit], size[~out]
+        if len(positive) and len(negative):
+            ranks = torch.cat([positive, negative]).argsort(stable=True).argsort().double()
+            wins = float(ranks[: len(positive)].sum()) - len(positive) * (len(positive) - 1) / 2
+            lowest = min(lowest, wins / (len(positive) * len(negative)))
+    return lowest

@@ -1,0 +1,371 @@
+"""What an inspection cannot verify is refused with the way out; unusual transformers that it can verify."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from covering import in_one_case
+from tiny_models import randomize
+from torch import Tensor, nn
+from undeclared_models import WIDTH, Block, Explicit, FrameEncoder, Fused, PlainViT, clip_of
+
+from captum_staa import STAA, TokenGrid, VideoClassifier, models
+from captum_staa.attention.decomposition import class_contrast, decompose
+
+GRID = TokenGrid(4, 3, 2, 1, tubelet=(2, 8, 8))
+WAY_OUT = "GradCAM, RISE, VideoOcclusion and SpatioTemporalPerturbation work with any network"
+
+
+def classifier(model: nn.Module, layout: str = "BCTHW") -> VideoClassifier:
+    return VideoClassifier(randomize(model, 0, 0.2), layout=layout)
+
+
+class Cnn(nn.Module):
+    """Convolutions, and a softmax over channels that is no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv3d(3, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.conv(clip).relu()
+        return self.head((x * x.mean((2, 3, 4), keepdim=True).softmax(1)).mean((2, 3, 4)))
+
+
+class DeepStem(PlainViT):
+    """Convolutions that mix many blocks before the first attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*(nn.Conv3d(3, 3, 5, padding=2) for _ in range(6)))
+
+    def stem(self, clip: Tensor) -> Tensor:
+        return super().stem(self.convs(clip))
+
+
+class Crops(PlainViT):
+    def stem(self, clip: Tensor) -> Tensor:
+        return super().stem(clip[..., 8:-8, 8:-8])
+
+
+class Text(nn.Module):
+    """Attention among words, beside a convolution of the clip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.block = nn.Parameter(torch.zeros(1, 6, WIDTH)), Block("fused")
+        self.conv, self.head = nn.Conv3d(3, WIDTH, 3), nn.Linear(WIDTH, 3)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.head(self.conv(clip).mean((2, 3, 4)) + self.block(self.words).mean(1))
+
+
+class SortsTokens(PlainViT):
+    """The place of a token depends on its content."""
+
+    def stem(self, clip: Tensor) -> Tensor:
+        x = super().stem(clip)
+        return x.gather(1, x.norm(dim=-1).argsort(1)[..., None].expand_as(x))
+
+
+class DropsTokens(PlainViT):
+    """Tokens are pruned by their content between the blocks."""
+
+    def run(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+            best = x[:, 1:].norm(dim=-1).topk(x.shape[1] - 3, 1).indices
+            x = torch.cat([x[:, :1], x[:, 1:].gather(1, best[..., None].expand(-1, -1, WIDTH))], 1)
+        return x
+
+
+class MaxPools(PlainViT):
+    def pool(self, x: Tensor) -> Tensor:
+        return x.amax(1)
+
+
+class ReadsTwoLayers(PlainViT):
+    def run(self, x: Tensor) -> Tensor:
+        states = []
+        for block in self.blocks:
+            x = block(x)
+            states.append(x)
+        return x + states[-2].flip(1)
+
+
+class Parallel(PlainViT):
+    """Two attentions side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = Fused()
+
+    def run(self, x: Tensor) -> Tensor:
+        return self.blocks[2](x + self.blocks[0].attn(x) + self.other(x))
+
+
+class WithoutGradient(PlainViT):
+    def forward(self, clip: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(clip)
+
+
+class ByHand(PlainViT):
+    class Attention(Explicit):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.parts(x)
+            scores = (q @ k.mT / 4).exp()
+            return self.proj(((scores / scores.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[1].attn = self.Attention()
+
+
+class MixesExamples(PlainViT):
+    def stem(self, clip: Tensor) -> Tensor:
+        x = super().stem(clip)
+        return x - x.mean(0, keepdim=True) / 2
+
+
+@in_one_case()
+@pytest.mark.parametrize(
+    ("kind", "size", "words"),
+    [
+        (Cnn, (8, 24, 16), "no attention was found in Cnn"),
+        (DeepStem, (8, 24, 16), "mixes pixels before its first attention"),
+        (Crops, (8, 40, 32), r"not from the first pixel on\).*crops its clips"),
+        (Text, (8, 24, 16), "no query, key or value depends on the pixels.*text"),
+        (SortsTokens, (8, 24, 16), "places tokens by their content"),
+        (DropsTokens, (8, 24, 16), r"at 'blocks\.1\.attn' tokens are not on a regular grid"),
+        (MaxPools, (8, 24, 16), "another way than by a fixed weighted mean"),
+        (ReadsTwoLayers, (8, 24, 16), "also reads tokens of earlier layers"),
+        (Parallel, (8, 24, 16), r"'blocks\.0\.attn' and 'other' run side by side"),
+        (WithoutGradient, (8, 24, 16), "outputs have no gradient"),
+        (ByHand, (8, 24, 16), r"softmax of 'blocks\.1\.attn' is written by hand"),
+        (MixesExamples, (8, 24, 16), "examples of a batch are not independent"),
+    ],
+)
+def test_what_is_not_verified_is_refused_with_the_way_out(
+    kind: type[nn.Module], size: tuple[int, int, int], words: str
+) -> None:
+    clf, clip = classifier(kind()), clip_of("BCTHW", size=size)
+    report = models.inspect(clf, clip)
+    assert not report.ok and "not verified" in str(report) and report.forwards <= 40
+    with pytest.raises(ValueError, match=f"(?s)got {kind.__name__}: .*{words}.*{WAY_OUT}"):
+        STAA(clf, mode="attention").attribute(clip)
+    with pytest.raises(ValueError, match=kind.__name__):
+        _ = report.family
+
+
+@in_one_case()
+@pytest.mark.parametrize(("how", "where"), [("dropout", r" \(first in module 'blocks\.0\.norm1'\)"), ("routing", "")])
+def test_a_forward_that_depends_on_chance_is_an_error(how: str, where: str) -> None:
+    class Chance(PlainViT):
+        def stem(self, clip: Tensor) -> Tensor:
+            x = super().stem(clip)
+            return F.dropout(x, 0.1) if how == "dropout" else x[:, torch.randperm(24)]
+
+    clf, clip = classifier(Chance()), clip_of("BCTHW")
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=f"same outputs for the same clip.*eval mode{where}.*Switch this off"):
+        STAA(clf, mode="attention").attribute(clip)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_relevance_needs_no_verified_attention() -> None:
+    """The shares of tokens, or of pixels where no grid is found, are those of the decomposition."""
+    for kind, where in ((MaxPools, "tokens"), (Parallel, "tokens"), (DeepStem, "pixels")):
+        clf, clip = classifier(kind().double()), clip_of("BCTHW").double()
+        report = models.inspect(clf, clip)
+        assert not report.ok and report.patch_embedding == ("embed" if where == "tokens" else None)
+        joint = STAA(clf, pattern_weight=0).attribute_maps(clip, 1).joint
+        embedding = clf.module.embed if where == "tokens" else None
+        exact = decompose(clf, clip, lambda logits: class_contrast(logits, logits[:, 1]), tokens=embedding)
+        torch.testing.assert_close(joint.sum((1, 2, 3)), exact.contributions.flatten(1).sum(1), rtol=1e-4, atol=1e-6)
+        assert joint.std() > 0.01 * joint.abs().max()
+
+
+# --- models that are verified -----------------------------------------------------------------------------------------
+
+
+class Overlaps(PlainViT):
+    """Overlapping blocks of 3 x 12 x 12 at steps of 2 x 8 x 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv3d(3, WIDTH, (3, 12, 12), (2, 8, 8), (1, 5, 5))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + 4 * 8 * 8, WIDTH))
+
+
+class Resizes(PlainViT):
+    def stem(self, clip: Tensor) -> Tensor:
+        return super().stem(F.interpolate(clip, size=(8, 24, 16), mode="nearest-exact"))
+
+
+class Permutes(PlainViT):
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
+
+    def stem(self, clip: Tensor) -> Tensor:
+        return super().stem(clip)[:, self.order]
+
+
+class Rounds(PlainViT):
+    def stem(self, clip: Tensor) -> Tensor:
+        return super().stem((clip * 16).round() / 16)
+
+
+class Windows(PlainViT):
+    """Two windows of two time steps; every second block shifts them by one step."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix=0, reads="mean")
+
+    def run(self, x: Tensor) -> Tensor:
+        for number, block in enumerate(self.blocks):
+            y = x.unflatten(1, (4, 6)).roll(-(number % 2), 1).unflatten(1, (2, 2)).flatten(2, 3).flatten(0, 1)
+            y = block(y).unflatten(0, (-1, 2)).unflatten(2, (2, 6)).flatten(1, 2)
+            x = y.roll(number % 2, 1).flatten(1, 2)
+        return x
+
+
+class LateClass(PlainViT):
+    """CaiT: the class token joins behind the first block, and alone is a query."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix=0)
+        self.cls = nn.Parameter(torch.zeros(1, 1, WIDTH))
+
+    def run(self, x: Tensor) -> Tensor:
+        x, cls = self.blocks[0](x), self.cls.expand(len(x), -1, -1)
+        for block in self.blocks[1:]:
+            q, k, v = block.attn.parts(block.norm1(torch.cat([cls, x], 1)))
+            cls = cls + block.attn.proj(F.scaled_dot_product_attention(q[:, :, :1], k, v).transpose(1, 2).flatten(2))
+        return cls
+
+
+class Latents(PlainViT):
+    """Perceiver: five latents read the patches, and then attend to each other."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix=0, reads="mean")
+        self.latents = nn.Parameter(torch.zeros(1, 5, WIDTH))
+
+    def run(self, x: Tensor) -> Tensor:
+        latents, attn = self.latents.expand(len(x), -1, -1), self.blocks[0].attn
+        q, (_, k, v) = attn.parts(latents)[0], attn.parts(x)
+        latents = latents + attn.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.blocks[2](self.blocks[1](latents))
+
+
+def explicit(block: Any, x: Tensor) -> Tensor:
+    return block.attn.explicit(block.norm1(x)).mean(1).detach()
+
+
+def of_windows(model: Windows, x: Tensor) -> Tensor:
+    weights = torch.full((len(x), 1, 24), 1 / 24)
+    inputs, dense = [x], []
+    for number, block in enumerate(model.blocks):
+        order = torch.arange(24).view(4, 6).roll(-(number % 2), 0).view(2, 12)
+        matrix, after = torch.zeros(len(x), 24, 24), x.clone()
+        for window in order:
+            matrix[:, window[:, None], window] = explicit(block, inputs[-1][:, window])
+            after[:, window] = block(inputs[-1][:, window])
+        dense.append(matrix)
+        inputs.append(after)
+    for matrix in reversed(dense):
+        weights = (weights + weights @ matrix) / 2
+    return weights[:, 0]
+
+
+def of_late_class(model: LateClass, x: Tensor) -> Tensor:
+    first = explicit(model.blocks[0], x)
+    x, cls, matrices = model.blocks[0](x), model.cls.expand(len(x), -1, -1), []
+    for block in model.blocks[1:]:
+        tokens = block.norm1(torch.cat([cls, x], 1))
+        matrix = block.attn.explicit(tokens)[:, :, :1]  # (B, h, 1, 25)
+        matrices.append(matrix.mean(1)[:, 0].detach())
+        cls = cls + block.attn.proj((matrix @ block.attn.parts(tokens)[2]).transpose(1, 2).flatten(2))
+    weights = torch.zeros(len(x), 25)  # class token, patches
+    weights[:, 0] = 1
+    for matrix in reversed(matrices):  # only the class token is a query; patches keep what they have
+        moved = weights.clone()
+        moved[:, 0] = 0
+        weights = (weights + moved + weights[:, :1] * matrix) / 2
+    patches = weights[:, 1:]
+    return (patches + (patches[:, None] @ first)[:, 0]) / 2
+
+
+def of_latents(model: Latents, x: Tensor) -> Tensor:
+    latents, attn = model.latents.expand(len(x), -1, -1), model.blocks[0].attn
+    q, (_, k, v) = attn.parts(latents)[0], attn.parts(x)
+    cross = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+    latents = latents + attn.proj((cross @ v).transpose(1, 2).flatten(2))
+    one = explicit(model.blocks[1], latents)
+    two = explicit(model.blocks[2], model.blocks[1](latents))
+    weights = torch.full((len(x), 1, 5), 0.2)
+    for matrix in (two, one):
+        weights = (weights + weights @ matrix) / 2
+    return (weights @ cross.mean(1).detach())[:, 0] / 2  # half stays with the latents
+
+
+@in_one_case()
+@pytest.mark.parametrize(("kind", "slow"), [(Windows, of_windows), (LateClass, of_late_class), (Latents, of_latents)])
+def test_unusual_sequences_of_tokens_equal_the_slow_formula(kind: type[PlainViT], slow: Any) -> None:
+    clf, clip = classifier(kind()), clip_of("BCTHW")
+    found = STAA(clf, mode="attention", upsampling="nearest").attribute_maps(clip).joint
+    model = clf.module
+    with torch.no_grad():
+        tokens = slow(model, model.stem(clip) + model.positions)
+    expected = torch.kron(tokens.view(-1, 4, 3, 2), torch.ones(1, 2, 8, 8)) / 128
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert expected.std() > 0.02 * expected.max()
+
+
+def test_permuted_tokens_have_the_map_of_tokens_in_order() -> None:
+    model, other = randomize(PlainViT(), 0, 0.2), Permutes().eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():  # the same position for the same patch
+        other.positions[:, 1:] = model.positions[:, 1:][:, Permutes.order]
+    clip = clip_of("BCTHW")
+    report = models.inspect(VideoClassifier(other, layout="BCTHW"), clip)
+    assert report.grid is not None and report.grid.positions == tuple(1 + Permutes.order.argsort()) and report.ok
+    for options in ({"mode": "attention"}, {}):
+        expected = STAA(VideoClassifier(model, layout="BCTHW"), **options).attribute(clip, 1)
+        torch.testing.assert_close(STAA(VideoClassifier(other, layout="BCTHW"), **options).attribute(clip, 1), expected)
+
+
+def test_overlapping_blocks_are_placed_and_reported_with_how_sure() -> None:
+    clf = classifier(Overlaps())
+    report = models.inspect(clf, clip_of("BCTHW", size=(8, 64, 64)))
+    assert report.ok and report.grid == TokenGrid(4, 8, 8, 1, tubelet=(2, 8, 8))
+    assert report.certainty > 0.9 and 0.1 < report.own < 0.5
+    assert f"{report.own:.1%} of a change is in the block's own token" in str(report)
+
+
+def test_resized_and_rounded_clips_are_placed() -> None:
+    report = models.inspect(classifier(Resizes()), clip_of("BCTHW", size=(8, 32, 22)))
+    assert report.ok and report.grid == TokenGrid(4, 3, 2, 1, tubelet=(2, 32 / 3, 11))
+    report = models.inspect(classifier(Rounds()), clip_of("BCTHW"))
+    assert report.ok and report.grid == GRID and report.forwards <= 40
+
+
+def test_frames_pooled_by_a_recurrent_layer_have_no_fixed_weights() -> None:
+    class Recurrent(FrameEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(WIDTH, WIDTH, batch_first=True)
+
+        def forward(self, clip: Tensor) -> Tensor:
+            x = self.embed(clip.flatten(0, 1)).flatten(2).mT
+            x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
+            for block in self.blocks:
+                x = block(x)
+            return self.head(self.rnn(x[:, 0].unflatten(0, (len(clip), -1)))[0][:, -1])
+
+    clf = classifier(Recurrent(), "BTCHW")
+    with pytest.raises(ValueError, match=r"fixed weighted mean.*STAA\(mode='relevance'\)"):
+        STAA(clf, mode="attention").attribute(clip_of("BTCHW"))
