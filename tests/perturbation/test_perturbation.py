@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoLayout, baselines, feature_masks
 from captum_staa.attr.perturbation import MaskAttribution
 from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark.registry import METHODS
 from captum_staa.metrics import auroc, deletion, insertion
 from captum_staa.perturbation import PRESETS, Ellipsoid, Nested, SquaredDifferences, TotalVariation
 from captum_staa.perturbation.config import OBJECTIVES
@@ -335,7 +336,16 @@ def test_each_objective_improves_its_own_score_most() -> None:
     assert kept[0].sum() > kept[1].sum() + 0.1 and removed[0].sum() > removed[1].sum() + 0.1
 
 
-def test_progress_bar_shows_kept_and_removed_scores(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_shows_cost_and_scores(capsys: pytest.CaptureFixture[str]) -> None:
     parts = result_of(iterations=10, show_progress=True)
-    shown = re.findall(r"kept (\d\.\d{3}), removed (\d\.\d{3})", capsys.readouterr().err)
-    assert shown[-1] == (f"{parts.kept.mean():.3f}", f"{parts.removed.mean():.3f}")
+    shown = re.findall(r"(\d+) forwards per clip, kept (\d\.\d{3}), removed (\d\.\d{3})", capsys.readouterr().err)
+    cost = PRESETS["nested"].changed(iterations=10, areas=(0.1, 0.3)).forwards()
+    assert shown[-1] == (str(cost), f"{parts.kept.mean():.3f}", f"{parts.removed.mean():.3f}")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_docstring_and_comparison_name_the_cost_of_every_preset(preset: str) -> None:
+    """Nobody should have to start an optimization to learn that it takes 15000 forward passes."""
+    cost = f"{PRESETS[preset].forwards()} forward passes"
+    assert f'``"{preset}"``, {cost}' in (SpatioTemporalPerturbation.__doc__ or "")
+    assert METHODS[PRESETS[preset].name].description.endswith(cost)
