@@ -1,6 +1,6 @@
 """Compare learned masks of cells with masks of supervoxels and of flow tubes, on planted and on real clips.
 
-    python benchmarks/perturbation_regions.py                     # the table, three minutes of one core
+    python benchmarks/perturbation_regions.py                     # the table, one minute of one core
     python benchmarks/perturbation_regions.py --picture nasa.mp4  # the picture as well, from this video file
 
 It writes the table between two comments of docs/perturbation.md. The real clips are the video files in the folder that
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, feature_masks, io
 from captum_staa.attr.perturbation import MaskAttribution
 
-MODELS = ("resnet3d-motion", "vivit-pattern", "timesformer-motion")
+MODELS = ("resnet3d-motion", "vivit-pattern")
 REAL = "resnet3d-motion"  # model that is run on real clips; it knows none of their classes
 SEED = 24_000
 COUNT = 200  # regions of a clip
@@ -104,7 +104,7 @@ def picture(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=2)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

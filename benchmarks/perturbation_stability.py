@@ -1,6 +1,6 @@
 """Measure how much maps change under small noise of the clip: learned masks beside other methods.
 
-    python benchmarks/perturbation_stability.py             # two clips of two models, three minutes of one core
+    python benchmarks/perturbation_stability.py             # one clip of two models, one minute of one core
 
 It writes the table between two comments of docs/perturbation.md.
 """
@@ -28,7 +28,7 @@ from captum_staa.perturbation import PRESETS
 MODELS = ("resnet3d-motion", "vivit-pattern")
 SEED = 25_000
 RADIUS = 0.05  # largest change of a value, for clips in [-1, 1]
-DRAWS = 4
+DRAWS = 3
 COST = PRESETS["nested"].forwards()
 PAGE = Path(__file__).parents[1] / "docs" / "perturbation.md"
 Explain = Callable[[Tensor, Tensor], Tensor]  # a clip and its target -> a map (1, T, H, W)
@@ -85,7 +85,7 @@ def measure(clf: VideoClassifier, clips: Tensor, labels: Tensor, explain: Explai
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=2)
+    parser.add_argument("--clips", type=int, default=1)
     count = parser.parse_args().clips
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Input Tensor . did not already require gradients")
