@@ -23,7 +23,7 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, KernelShap, Lime, NoiseTunnel
 from evidence import Evidence, averaged, cell, smoothed, write_between
 from matplotlib.figure import Figure
-from perturbation_table import Scores, measured, store
+from perturbation_table import MIDDLE, Scores, measured, store
 from torch import Tensor
 from tqdm import tqdm
 
@@ -82,7 +82,7 @@ def methods(clf: VideoClassifier, budget: int) -> dict[str, Explain]:
         return per_clip(attribute)
 
     def integrated(x: Tensor, y: Tensor) -> Tensor:
-        found = IntegratedGradients(clf).attribute(x, target=y, n_steps=max(1, budget // 3), internal_batch_size=4)
+        found = IntegratedGradients(clf).attribute(x, target=y, n_steps=max(1, budget // 3), **MIDDLE)
         return smoothed(layout.reduce(found))
 
     def smooth_grad(x: Tensor, y: Tensor) -> Tensor:
@@ -161,6 +161,8 @@ def first(found: Scores) -> str:
     """Say for each column which method is first at each price, and how far ours is behind it."""
     lines = ["| first at | " + " | ".join(SHOWN.values()) + " |", "|---" * (len(SHOWN) + 1) + "|"]
     for budget in BUDGETS:
+        if f"{OURS}: {budget}" not in found:
+            continue
         row = []
         for key in SHOWN:
             sign = -1 if "deletion" in key else 1
