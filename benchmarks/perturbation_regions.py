@@ -26,7 +26,7 @@ from tqdm import tqdm
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, feature_masks, io
 from captum_staa.attr.perturbation import MaskAttribution
 
-MODELS = ("resnet3d-motion", "vivit-pattern")
+MODELS = ("resnet3d-motion",)
 REAL = "resnet3d-motion"  # model that is run on real clips; it knows none of their classes
 SEED = 24_000
 COUNT = 200  # regions of a clip
