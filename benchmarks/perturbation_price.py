@@ -159,7 +159,7 @@ def draw(found: Scores) -> None:
 
 def first(found: Scores) -> str:
     """Say for each column which method is first at each price, and how far ours is behind it."""
-    lines = ["| first at | " + " | ".join(SHOWN.values()) + " |", "|---" * (len(SHOWN) + 1) + "|"]
+    lines = ["| forwards, first place | " + " | ".join(SHOWN.values()) + " |", "|---" * (len(SHOWN) + 1) + "|"]
     for budget in BUDGETS:
         if f"{OURS}: {budget}" not in found:
             continue
@@ -169,7 +169,8 @@ def first(found: Scores) -> str:
             own = {name.rpartition(": ")[0]: sign * v[key] for name, v in found.items() if name.endswith(f": {budget}")}
             best = max(own, key=own.__getitem__)
             behind = own[best] - own[OURS]
-            row.append(f"**{OURS}**" if best == OURS else f"{best}; ours {behind:.3f} behind")
+            equal = best == OURS or behind < 0.0005  # as the table shows it
+            row.append(f"**{OURS}**" if equal else f"{best}; ours {behind:.3f} behind")
         lines.append(f"| {budget} | " + " | ".join(row) + " |")
     return "\n".join(lines)
 
