@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ Mode = Literal["attention", "relevance"]
 Rule = Literal["decomposition", "chefer"]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns
 Readings = Mapping[AttentionLayer, Any]
-Target = TargetType | Callable[[Tensor], TargetType]  # as in Captum, or a function of the outputs of the one forward
+Target: TypeAlias = TargetType | Callable[[Tensor], TargetType]  # as in Captum, or a function of the outputs of the one forward
 
 
 class STAA(VideoMethod):
