@@ -49,7 +49,9 @@ Mode = Literal["attention", "relevance"]
 Rule = Literal["decomposition", "chefer"]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns
 Readings = Mapping[AttentionLayer, Any]
-Target: TypeAlias = TargetType | Callable[[Tensor], TargetType]  # as in Captum, or a function of the outputs of the one forward
+Target: TypeAlias = (
+    TargetType | Callable[[Tensor], TargetType]
+)  # as in Captum, or a function of the outputs of the one forward
 
 
 class STAA(VideoMethod):
