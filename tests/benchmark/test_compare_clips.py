@@ -345,6 +345,7 @@ def test_an_unreadable_video_is_one_error_row(clf, folder, tmp_path):
     assert {row.clip for row in found.rows if not row.reason} == {"good.mp4"}
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("labels", "boxes", "error", "message"),
     [

@@ -144,6 +144,7 @@ def test_only_evidence_is_gray_outside_the_truth(task: str) -> None:
     assert torch.equal(planted.only_evidence(2), alone[2])
 
 
+@in_one_case()
 @pytest.mark.parametrize(("task", "rivals"), [("pattern", 3), ("motion", 2), ("order", 1), ("pattern", 0)])
 def test_objects_are_the_truth_and_then_each_rival(task: str, rivals: int) -> None:
     planted = PlantedClips(3, 6, task, scene=SceneOptions(rivals=rivals))

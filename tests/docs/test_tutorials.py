@@ -187,6 +187,7 @@ def faults(notebook: dict[str, Any]) -> list[str]:
     return found
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_notebook_has_no_faults(name):
     assert faults(read(name)) == []
@@ -215,6 +216,7 @@ def _break(notebook: dict[str, Any], how: str) -> None:
     breakages[how]()
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     "how", ["stale", "no picture", "error", "not run", "path", "size", "no swap cell", "private", "links"]
 )

@@ -104,6 +104,7 @@ def test_pixels_without_a_token_are_the_last_feature(layout):
     assert mask[:8, :24].equal(feature_masks.tubelets(clip_of(T=8, H=24, W=16), tiny("videomae"))[0, :, 0])
 
 
+@in_one_case()
 @each_mask
 def test_mask_is_broadcastable_to_its_clip(name):
     clip = clip_of()
@@ -116,7 +117,7 @@ def test_mask_is_broadcastable_to_its_clip(name):
         assert ids.unique().tolist() == list(range(int(ids.max()) + 1))
 
 
-@in_one_case("layout")
+@in_one_case()
 @each_mask
 @pytest.mark.parametrize("layout", ["BCTHW", "BCHWT", "BWHCT"])
 def test_mask_does_not_depend_on_the_layout(name, layout):
@@ -125,6 +126,7 @@ def test_mask_does_not_depend_on_the_layout(name, layout):
     assert VideoLayout(layout).to_working(found).equal(expected) and found.is_contiguous()
 
 
+@in_one_case()
 @each_mask
 def test_mask_of_a_clip_does_not_depend_on_other_clips(name):
     clips = clip_of(seed=1)
@@ -133,7 +135,7 @@ def test_mask_of_a_clip_does_not_depend_on_other_clips(name):
         assert MASKS[name](clips[i : i + 1], "BTCHW").equal(whole[i if name in PER_CLIP else 0][None])
 
 
-@in_one_case("channels")
+@in_one_case()
 @each_mask
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_any_number_of_channels(name, channels):
@@ -146,6 +148,7 @@ def test_any_number_of_channels(name, channels):
         assert mask.equal(MASKS[name](clip_of(B=1), "BTCHW"))
 
 
+@in_one_case()
 @each_mask
 def test_mask_does_not_use_global_randomness_and_ignores_gradients_and_dtype(name):
     clip = clip_of()
