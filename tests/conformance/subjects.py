@@ -346,6 +346,7 @@ def over(
     per: Literal["mode", "kind", "class"] = "mode",
     every_model: bool = False,
     together: bool = False,
+    slow: tuple[str, ...] = (),
     **values: Iterable[Any],
 ) -> Any:
     """Run a test with the argument ``trial`` for every subject, on one of the models in turn.
@@ -364,6 +365,7 @@ def over(
         every_model: all models instead of one of them.
         together: all subjects of the library in one case, for fast tests that ask one question. A failure names the
             subject and the model.
+        slow: subjects whose cases have the marker ``slow``.
         **values: values of other arguments of the test, which Captum's code depends on. One combination runs by
             default. All pairs of models and values run with the marker ``captum``.
     """
@@ -381,13 +383,15 @@ def over(
         for at, group in enumerate(groups.values(), start=turn):
             subject = group[at % len(group)]
             marks = [] if subject.ours else [pytest.mark.captum]
+            if subject.name in slow:
+                marks.append(pytest.mark.slow)
             if line in subject.fails:
                 marks.append(pytest.mark.xfail(reason=subject.fails[line], strict=True))
             if subject.warns:
                 marks.append(pytest.mark.filterwarnings(f"ignore:{subject.warns}:UserWarning"))
             known = [model for model in subject.models if not models or model in models]
-            slow = [model for model in known if subject.kind == "learning" and model not in QUICK]
-            for names, mark in (([name for name in known if name not in slow], []), (slow, [pytest.mark.slow])):
+            long = [model for model in known if subject.kind == "learning" and model not in QUICK]
+            for names, mark in (([name for name in known if name not in long], []), (long, [pytest.mark.slow])):
                 rows = all_pairs([names, *map(list, values.values())]) if names else []
                 for i, row in enumerate(rows):
                     default = every_model or i == at // len(group) % len(rows)
