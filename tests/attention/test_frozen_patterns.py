@@ -191,7 +191,7 @@ def test_scales_and_denominators_are_constants(function, factor):
     torch.testing.assert_close(result, expected.expand(6))
 
 
-@in_one_case("by_keyword")
+@in_one_case()
 @pytest.mark.parametrize("by_keyword", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -250,7 +250,7 @@ def test_the_fast_path_of_transformer_encoders_is_not_taken(norm_first):
         torch.testing.assert_close(decompose(model, clips(1), contrast, tokens=model.embed).outputs, model(clips(1)))
 
 
-@in_one_case("dtype")
+@in_one_case()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "norm",
