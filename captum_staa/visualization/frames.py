@@ -159,11 +159,10 @@ class Frames:
         if classifier is not None:
             model = _checked(classifier)
             layout, steps = model.layout if layout is None else layout, model.preprocessing
-        if steps is not None and mean is None:
-            # (pixels * factor - offset - mean) / std, as a mean and a standard deviation of pixels in [0, 1]
-            scale = 255 * (1.0 if steps.factor is None else steps.factor)
-            mean = [(value + steps.offset) / scale for value in steps.mean or (0, 0, 0)]
-            std = [value / scale for value in steps.std or (1, 1, 1)]
+        flipped = False
+        if steps is not None:
+            *own, flipped = steps.normalization()
+            mean, std = own if mean is None else (mean, std)
         if layout is None:
             raise ValueError(
                 f"layout must be given for inputs of shape {tuple(clip.shape)}, got None. Pass the classifier, or "
@@ -175,7 +174,7 @@ class Frames:
             raise ValueError(
                 f"inputs must have 1 or 3 channels to be drawn, got shape {tuple(clip.shape)} in layout {layout.axes}"
             )
-        if steps is not None and steps.flip_channels:
+        if flipped:
             frames = frames.flip(-1)  # the last step of the preprocessing, so the first to be undone
         if frames.dtype != torch.uint8:
             frames = _as_bytes(frames.double(), mean, std)
