@@ -173,7 +173,8 @@ class STAA(VideoMethod):
 
         Args:
             inputs: clip in the classifier's layout, or a tuple of one clip.
-            target: as in Captum. Required for ``mode="relevance"`` if the model has several classes; otherwise unused.
+            target: as in Captum, or a label that the classifier knows. Required for ``mode="relevance"`` if
+                the model has several classes; otherwise unused.
             additional_forward_args: further positional arguments of the model.
 
         Returns:
