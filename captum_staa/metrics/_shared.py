@@ -53,13 +53,10 @@ def midranks(values: Tensor) -> Tensor:
     return (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)).double() / 2
 
 
-def draws(n_bootstrap: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return the copies of each input in each bootstrap draw, ``(R, N)`` float64 on the CPU; rows sum to ``count``."""
-    return torch.cat(list(draws_in_blocks(n_bootstrap, count, generator)))
-
-
 def draws_in_blocks(n_bootstrap: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the rows of :func:`draws` in blocks of at most ``BLOCK`` numbers, because there may be many inputs."""
+    """Yield the copies of each input in each bootstrap draw: blocks of ``(R, N)`` float64 on the CPU, at most ``BLOCK``
+    numbers each, because there may be many inputs. Rows sum to ``count``. All blocks together have ``n_bootstrap`` rows.
+    """
     size = max(1, min(n_bootstrap, BLOCK // max(count, 1)))
     for start in range(0, n_bootstrap, size):
         copies = torch.zeros(min(size, n_bootstrap - start), count, dtype=torch.float64)

@@ -37,6 +37,7 @@ COMPARE = ["compare", "--model", "tiny-resnet3d-pattern", "--planted", "3"]
 # of what is drawn at random, too; of the costs none, which no two runs share
 COMPARE += ["--methods", "staa,saliency,SmoothGrad", "--metrics", "auroc,insertion,saco", "--steps", "4"]
 FILES = {
+    ".lock",
     "entries",
     "sheet.safetensors",
     "settings.json",
