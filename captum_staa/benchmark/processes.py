@@ -73,7 +73,10 @@ class Processes:
             dist.barrier(group=self._group)
 
     def _broadcast(self, outcome: Any) -> Any:
-        """Return the object of the first process in all processes; large arrays are sent without further copies."""
+        """Return the object of the first process in all processes; large arrays are sent without further copies.
+
+        Like ``broadcast_object_list``, it pickles in memory, for processes of the same run. Nothing is stored this way.
+        """
         buffers: list[pickle.PickleBuffer] = []
         head = pickle.dumps(outcome, protocol=5, buffer_callback=buffers.append) if self.rank == 0 else b""
         arrays = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
