@@ -151,11 +151,13 @@ class _Findings:
     def __init__(self, probe: Probe, seen: Sequence[SeenAttention], cells: Cells) -> None:
         self.probe, self.seen, self.cells = probe, seen, cells
         self.patches = self.total = prod(axis.count for axis in cells)  # of the tokens that have a number
+        self.merged: dict[Cells, int] = {}  # the number of the first token of each coarser grid
         self.problems = list(probe.problems)
         self.reached, self.ancestors, self.used, self.tails, self.gradients = self._trace()
         self.tables = [self._table(number) for number in range(len(seen))]
         axes = ("last", "second")
         self.tail_tokens = {(place, axis): self._tail(place, axis) for place in self.tails for axis in axes}
+        self.pixels = self.total  # tokens with a smaller number have pixels
 
     def report(self, report: Inspection) -> Inspection:
         for number, table in enumerate(self.tables):
@@ -170,7 +172,16 @@ class _Findings:
             report,
             attention=tuple(self._found(number, layers.get(number)) for number in range(len(self.seen))),
             grid=grid,
-            reads=_pooling(reads[sequence]) if isinstance(reads, Tensor) else reads,
+            reads=_pooling(self._of_sequence(reads, sequence)) if isinstance(reads, Tensor) else reads,
+            coarser=tuple(
+                self._token_grid(cells)
+                for cells in self.merged
+                if any(
+                    self._grid_of(tokens) == cells
+                    for n in used
+                    for tokens in (self.tables[n].queries, self.tables[n].keys)
+                )
+            ),
             patch_embedding=self._patch_embedding(grid),
             certainty=min(each.certainty for each in first),
             own=min(each.own for each in first),
@@ -271,15 +282,21 @@ class _Findings:
         return _Table(keys, asked, group, heads, copies, fold.outer, order, certainty, problem)
 
     def _cells_of(self, tokens: Field) -> tuple[Tensor, str]:
-        """Return the finest cell of each token, -1 for those without pixels, and why it is unknown."""
+        """Return the number of the cell of each token, -1 for those without pixels, and why it is unknown."""
         nowhere = torch.full(tokens.change.alive.shape, -1)
         if not tokens.change.alive.any():
             return nowhere, ""
         if tokens.found is None:
             return nowhere, "tokens are not on a regular grid"
-        if tokens.found.counts != tuple(axis.count for axis in self.cells):
-            return nowhere, f"tokens are on another grid, {tokens.found.counts}"
-        return tokens.found.cells, ""
+        if tokens.found.counts == tuple(axis.count for axis in self.cells):
+            return tokens.found.cells, ""
+        grid = tokens.found.whole
+        if grid is None:
+            return nowhere, f"tokens are on a grid that does not divide the first one, {tokens.found.counts}"
+        if grid not in self.merged:
+            self.merged[grid] = self.total
+            self.total += prod(axis.count for axis in grid)
+        return torch.where(tokens.found.cells >= 0, tokens.found.cells + self.merged[grid], -1), ""
 
     def _tail(self, place: int, axis: str) -> Tensor:
         """Return the cells of a tensor behind the last attention, ``(L1,)``, if its features are on ``axis``."""
@@ -399,7 +416,7 @@ class _Findings:
             elif (
                 len(known)
                 and len(known.bincount()[known].unique()) > 1
-                and int(known.bincount()[: self.patches].max()) > 1
+                and int(known.bincount()[: self.pixels].max()) > 1
             ):
                 self.problems.append(f"some tokens are a query of {name!r} more often than others.")
 
@@ -452,10 +469,10 @@ class _Findings:
             sequence = complete[0]
         else:
             others = [self.tables[n].queries.flatten() for n in used]
-            known = torch.cat([*others, every]).unique()
-            sequence = torch.cat([known[known >= self.patches], every])
+            known = torch.cat(others).unique()
+            sequence = torch.cat([known[known >= self.pixels], every])
         known = torch.cat([*(self.tables[n].queries.flatten() for n in used), sequence]).unique()
-        left = known[(known >= 0) & ~torch.isin(known, sequence)]
+        left = known[(known >= self.pixels) & ~torch.isin(known, sequence)]
         sequence = torch.cat([sequence, left])
         place = torch.empty(self.patches, dtype=torch.long)
         of_patch = sequence < self.patches
@@ -472,38 +489,83 @@ class _Findings:
         return grid, sequence
 
     def _layers(self, used: list[int], grid: TokenGrid, sequence: Tensor) -> dict[int, AttentionLayer]:
-        where = torch.full((self.total + 1,), -1)
-        where[sequence] = torch.arange(len(sequence))
         layers: dict[int, AttentionLayer] = {}
-        blocks = _blocks([self.probe.name_of(self.seen[n]) for n in used], [self._role(n, grid) for n in used])
+        blocks = _blocks([self.probe.name_of(self.seen[n]) for n in used], [self._role(n) for n in used])
         for number, block in zip(used, blocks, strict=True):
             seen, table = self.seen[number], self.tables[number]
-            queries = (
-                torch.full((1, 1), -1) if self._pools(number, table) and seen.shape[0] == 1 else where[table.queries]
-            )
+            queries, query_groups = self._in_sequence(table.queries, sequence)
+            keys, key_groups = self._in_sequence(table.keys, sequence)
+            if self._pools(number, table) and seen.shape[0] == 1:
+                queries = torch.full((1, 1), -1)
             rows = TokenRows(
-                queries, where[table.keys], len(sequence), table.heads, table.outer, table.order, seen.axes
+                queries, keys, len(sequence), table.heads, table.outer, table.order, seen.axes, query_groups, key_groups
             )
-            role = self._role(number, grid)
+            role = self._role(number)
             usual = role != "window" and _same_rows(rows, TokenRows.of(role, grid))
             layers[number] = AttentionLayer(
                 self.probe.name_of(seen), block, role, _backend(seen), self._call(number), None if usual else rows
             )
         return layers
 
-    def _role(self, number: int, grid: TokenGrid) -> Role:
+    def _of_sequence(self, weights: Tensor, sequence: Tensor) -> Tensor:
+        """Return the weight of each token of the sequence, from those of all numbered tokens."""
+        result = weights[sequence]
+        for grid, first in self.merged.items():
+            tokens = torch.arange(first, first + prod(axis.count for axis in grid))
+            groups = self._in_sequence(tokens, sequence)[1]
+            if groups is not None:
+                shares = weights[tokens] / groups.bincount(minlength=len(tokens))[: len(tokens)]
+                merged = groups < len(tokens)
+                result[merged] += shares[groups[merged]]
+        return result
+
+    def _token_grid(self, cells: Cells) -> TokenGrid:
+        """Return a coarser grid, with its tubelets in pixels."""
+        t, h, w = (axis.count for axis in cells)
+        sides: Any = tuple(axis.side * fine.side for axis, fine in zip(cells, self.cells, strict=True))
+        return TokenGrid(t, h, w, tubelet=sides)
+
+    def _in_sequence(self, tokens: Tensor, sequence: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the places of tokens in the sequence; or their groups, and the group of each token of the sequence."""
+        where = torch.full((self.total + 1,), -1)
+        grid = self._grid_of(tokens)
+        if grid is None:
+            where[sequence] = torch.arange(len(sequence))
+            return where[tokens], None
+        first, count = self.merged[grid], prod(axis.count for axis in grid)
+        lines = [axis.lines(fine.count).clamp(min=0) for axis, fine in zip(grid, self.cells, strict=True)]
+        _, h, w = (axis.count for axis in grid)
+        of_cell = ((lines[0][:, None, None] * h + lines[1][:, None]) * w + lines[2]).flatten()
+        of_patch = sequence < self.patches
+        groups = torch.empty(len(sequence), dtype=torch.long)
+        groups[of_patch] = of_cell[sequence[of_patch]]
+        groups[~of_patch] = count + torch.arange(int((~of_patch).sum()))
+        where[first : first + count] = torch.arange(count)
+        where[sequence[~of_patch]] = groups[~of_patch]
+        return where[tokens], groups
+
+    def _grid_of(self, tokens: Tensor) -> Cells | None:
+        """Return the coarser grid that some tokens belong to, or None for the first one."""
+        for grid, first in self.merged.items():
+            if bool(((tokens >= first) & (tokens < first + prod(axis.count for axis in grid))).any()):
+                return grid
+        return None
+
+    def _role(self, number: int) -> Role:
         table = self.tables[number]
         if self._pools(number, table):
             return "pool"
         if len(table.keys) == 1:
             return "joint"
-        _, h, w = grid.shape
+        grid = self._grid_of(table.keys)
+        first = 0 if grid is None else self.merged[grid]
+        t, h, w = (axis.count for axis in grid or self.cells)
+        patches = (table.keys >= 0) & (table.keys < self.pixels)
         role: Role
         for role in ("spatial", "temporal"):
-            of_row = table.keys // (h * w) if role == "spatial" else table.keys % (h * w)
-            patches = (table.keys >= 0) & (table.keys < self.patches)
+            of_row = (table.keys - first) // (h * w) if role == "spatial" else (table.keys - first) % (h * w)
             alike = all(len(row[mask].unique()) <= 1 for row, mask in zip(of_row, patches, strict=True))
-            if alike and len(table.keys) == (grid.t if role == "spatial" else h * w) and bool(patches.any(1).all()):
+            if alike and len(table.keys) == (t if role == "spatial" else h * w) and bool(patches.any(1).all()):
                 return role
         return "window"
 
@@ -620,6 +682,7 @@ def _same_rows(one: TokenRows, other: TokenRows) -> bool:
         and torch.equal(one.queries, other.queries)
         and torch.equal(one.keys, other.keys)
         and one.count == other.count
+        and one.query_groups is one.key_groups is None
         and (one.heads, one.outer, one.order is None, one.axes)
         == (other.heads, other.outer, other.order is None, other.axes)
     )

@@ -32,7 +32,7 @@ from captum_staa.models.token_positions import (
 )
 
 BUDGET = 40  # clips that pass through the model
-CHUNK = 4  # clips per forward
+CHUNK = 2  # clips per forward
 _SETS = (0.5, 0.5, 0.1, 0.0, 0.0)  # densities of the random sets of cells; 0 is a single one
 _AGAIN = [0, 2, 3]  # of the sets that are also changed in a second clip
 
