@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import unwrap
 from itertools import pairwise
 from math import prod
@@ -79,6 +80,7 @@ def _unplaced(probe: Probe, seen: SeenAttention, problem: str = "tokens not plac
 
 
 MIXED = -2
+FEW = 64  # tokens without pixels that are followed one by one; more are padding, perhaps
 
 
 class _Others:
@@ -213,14 +215,15 @@ class _Findings:
             tails = {n: tokens for n, tokens in enumerate(watch.after) if tokens.tensor is not None}
             if not outputs.requires_grad:
                 self.problems.append("the outputs have no gradient, so what the head reads cannot be measured.")
-                self._sources, self._embeddings = [], []
+                self._sources, self._embeddings, self._scores, self._of_results = [], [], outputs.float(), ()
                 return set(), ancestors, list(range(len(self.seen))), {}, {}
             generator = torch.Generator().manual_seed(0)
             weights = torch.randn(outputs.shape, generator=generator).to(outputs.device)
-            tensors: Any = [tokens.tensor for tokens in tails.values()]
+            tensors: Any = [tokens.tensor for tokens in tails.values()] + [each.result for each in watch.attention]
             found: Any = torch.autograd.grad((outputs.float() * weights).sum(), tensors, allow_unused=True)
-        gradients = {n: gradient for n, gradient in zip(tails, found, strict=True) if gradient is not None}
-        self._outputs, self._place = outputs.grad_fn, place
+        gradients = {n: gradient for n, gradient in zip(tails, found, strict=False) if gradient is not None}
+        self._of_results = found[len(tails) :]
+        self._outputs, self._place, self._scores = outputs.grad_fn, place, outputs.detach().float()
         sources = [each.values.made_by for each in watch.attention]
         sources += [each.queries.made_by for each in watch.attention if each.queries is not None]
         self._sources = [outputs.grad_fn, *sources]
@@ -322,6 +325,8 @@ class _Findings:
         same = table.queries.shape == table.keys.shape and bool(
             ((table.queries == table.keys) | (table.queries < 0)).all()
         )
+        if len(new) > FEW and self._all_discarded:
+            return
         others = _Others(number, self.total, len(table.queries), sorted({int(query) for _, query in new}))
         if self.probe.forwards + len(others.bits) > BUDGET:
             self.problems.append("there are too many tokens without pixels, such as text, to follow each of them.")
@@ -333,6 +338,27 @@ class _Findings:
         self.total += others.rows * len(others.columns)
         self._link(others, self._followed(others, table))
 
+    @cached_property
+    def _all_discarded(self) -> bool:
+        """Whether the results of all queries without pixels are discarded, as those of padding are."""
+        fields = self.probe.fields
+
+        def bump(at: int, shape: tuple[int, int, int]) -> Tensor | None:
+            table, values = self.tables[at], fields["values", at, ""]
+            if table.problem:
+                return None
+            on = (table.queries < 0)[table.group].float()  # (L1, Q)
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+            return noise * float(values.base.std()) * values.fold.join(on[None])[..., None]
+
+        watch = Watch(replace=bump)
+        moved = self.probe.forward(self.probe.clip, watch).detach().float() - self._scores
+        base = {
+            number: each.fold.join(each.base[None]) for (kind, number, _), each in fields.items() if kind == "values"
+        }
+        changed = max(float((watch.attention[number].values.values - each).norm()) for number, each in base.items())
+        return changed < 1e-3 and float(moved.norm()) <= self.probe.rounding * float(self._scores.norm())
+
     def _pools(self, number: int, table: _Table) -> bool:
         """Whether an attention is the head's own: its queries are no tokens, and the outputs depend on it alone."""
         return self.reached == {number} and bool((table.queries < 0).all())
@@ -343,7 +369,7 @@ class _Findings:
         scale = float(values.base.std())
         found: dict[Key, list[Tensor]] = {}
         for marks in others.marks(table).split(CHUNK):  # (clips, L1, Q)
-            on = marks.unflatten(1, (values.fold.outer, values.fold.inner)).transpose(0, 1).flatten(0, 2)  # (L, Q)
+            on = values.fold.join(marks)  # (L, Q)
 
             def bump(at: int, shape: tuple[int, int, int], on: Tensor = on) -> Tensor | None:
                 if at != others.number:
@@ -411,7 +437,7 @@ class _Findings:
             if any(len(row[row >= 0].unique()) < int((row >= 0).sum()) for row in table.queries):
                 self.problems.append(f"two queries of {name!r} come from one token, which rollout does not know.")
             known = table.queries[table.queries >= 0]
-            if len(known) < table.queries.numel():
+            if len(known) < table.queries.numel() and not self._all_discarded:
                 self.problems.append(f"some queries of {name!r} could not be identified.")
             elif (
                 len(known)
@@ -428,16 +454,20 @@ class _Findings:
             return None, None
         last = self.tables[used[-1]]
         if self._pools(used[-1], last):
+            if not self._pools_evenly(used[-1], last):
+                self.problems.append("the head reads what it pools, such as frames, in another way than by their mean.")
             return None, "pool"
-        wanted = set(last.queries.flatten().tolist())
+        asked = last.queries[last.queries >= 0]
+        with_pixels = asked[asked < self.pixels]
+        wanted, around = set((with_pixels if len(with_pixels) else asked).tolist()), False
         for (place, axis), tokens in sorted(self.tail_tokens.items(), reverse=True):
             found = set(tokens.tolist())
             if wanted - found or len(found) != len(tokens) or bool((tokens < 0).any()):
                 continue
             behind = _leaves([self._outputs], self._place, self.tails[place].tensor.grad_fn)  # type: ignore[union-attr]
             if behind:
-                self.problems.append("the head also reads tokens of earlier layers.")
-                return tokens, None
+                around = True
+                continue
             gradient = self.gradients[place].float().movedim(-1 if axis == "last" else 1, -1)
             left, values, _ = torch.linalg.svd(gradient.flatten(0, -2).cpu(), full_matrices=False)  # of (n, D)
             if float(values[1:].norm()) > 1e-2 * float(values[0]):
@@ -448,13 +478,24 @@ class _Findings:
             weights = weights.clamp(min=0) * (weights > 1e-4 * weights.max())
             return tokens, torch.zeros(self.total).index_add(0, tokens, weights)
         else:
-            self.problems.append("the last tokens, which the head reads, were not found.")
+            self.problems.append(
+                "the head also reads tokens of earlier layers."
+                if around
+                else "the last tokens, which the head reads, were not found."
+            )
             return None, None
         self.problems.append(
             "the head reads the last tokens in another way than by a fixed weighted mean, so rollout does not know "
             "where to begin. Use STAA(mode='relevance')."
         )
         return tokens, None
+
+    def _pools_evenly(self, number: int, table: _Table) -> bool:
+        """Whether the outputs depend equally on all results of the head's own attention, such as one per frame."""
+        gradient = self.probe.fields["values", number, ""].fold.split(self._of_results[number])[0].float().cpu()
+        rows = torch.stack([gradient[table.group == row].movedim(0, 1).flatten(1) for row in range(len(table.keys))])
+        matrix = rows.flatten(0, 1)  # (R * Q, copies * d)
+        return float((matrix - matrix.mean(0)).norm()) <= 1e-2 * float(matrix.norm())
 
     # --- the sequence -----------------------------------------------------------------------------------------------
 

@@ -58,6 +58,10 @@ class _Fold:
         """Return ``(B, outer * inner, ...)``."""
         return values.unflatten(0, (self.outer, -1, self.inner)).transpose(0, 1).flatten(1, 2)
 
+    def join(self, values: Tensor) -> Tensor:
+        """Return ``(B, outer * inner, ...)`` as it was before :meth:`split`."""
+        return values.unflatten(1, (self.outer, self.inner)).transpose(0, 1).flatten(0, 2)
+
 
 @dataclass
 class Field:
