@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_staa._utils.attention_functions import KIND_OF, softmax_axis
 
-_FEATURES = 64  # of the projections that are kept of queries, values and other tokens
+_FEATURES = 32  # of the projections that are kept of queries, values and other tokens
 _PRODUCTS = ("matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum")
 
 
@@ -360,7 +360,7 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def _projected(values: Tensor) -> Tensor:
-    """Return a random projection of the last axis to at most 64 features, in float32."""
+    """Return a random projection of the last axis to at most 32 features, in float32."""
     count = values.shape[-1]
     values = values.float()
     if count <= _FEATURES:

@@ -45,6 +45,7 @@ class Inspection:
         size: ``(T, H, W)`` of the clip that was used.
         attention: the attention computations in the order of execution.
         grid: the tokens that stand for pixels, or None if none was found.
+        coarser: the grids of merged tokens in later layers, if there are several.
         reads: what the head reads of the last tokens: ``"cls"``, ``"mean"``, ``"pool"``, a tensor with a weight per
             token, or None if unknown.
         patch_embedding: name of the module whose output is the patch tokens, or None.
@@ -62,6 +63,7 @@ class Inspection:
     size: tuple[int, int, int]
     attention: tuple[FoundAttention, ...] = ()
     grid: TokenGrid | None = None
+    coarser: tuple[TokenGrid, ...] = ()
     reads: Pooling | None = field(default=None, repr=False)
     patch_embedding: str | None = None
     certainty: float = float("nan")
@@ -142,6 +144,7 @@ class Inspection:
         if self.grid is not None:
             at = "" if self.grid.positions is None else f", at places {_shown(self.grid.positions)} of the sequence"
             lines.append(f"tokens: {self.grid}{at}")
+            lines += [f"merged later into: {merged}" for merged in self.coarser]
             lines.append(f"blocks of pixels: {self.own:.1%} of a change is in the block's own token")
             lines.append(f"patch embedding: {self.patch_embedding or 'not found, relevance is computed for pixels'}")
         if self.reads is not None:

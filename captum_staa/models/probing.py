@@ -32,7 +32,7 @@ from captum_staa.models.token_positions import (
 )
 
 BUDGET = 40  # clips that pass through the model
-CHUNK = 4  # clips per forward
+CHUNK = 2  # clips per forward
 _SETS = (0.5, 0.5, 0.1, 0.0, 0.0)  # densities of the random sets of cells; 0 is a single one
 _AGAIN = [0, 2, 3]  # of the sets that are also changed in a second clip
 
@@ -57,6 +57,10 @@ class _Fold:
     def split(self, values: Tensor) -> Tensor:
         """Return ``(B, outer * inner, ...)``."""
         return values.unflatten(0, (self.outer, -1, self.inner)).transpose(0, 1).flatten(1, 2)
+
+    def join(self, values: Tensor) -> Tensor:
+        """Return ``(B, outer * inner, ...)`` as it was before :meth:`split`."""
+        return values.unflatten(1, (self.outer, self.inner)).transpose(0, 1).flatten(0, 2)
 
 
 @dataclass

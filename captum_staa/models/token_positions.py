@@ -195,6 +195,14 @@ class Positions:
         return self.exact > 0.9999 if self.own > 0.99 else self.certainty >= CERTAIN and self.own >= OWN
 
     @property
+    def whole(self) -> Cells | None:
+        """:attr:`grid` if each of its cells consists of whole finest cells, else None."""
+        if any(abs(axis.side - round(axis.side)) > 0.2 or abs(axis.start) > axis.side / 2 for axis in self.grid):
+            return None
+        t, h, w = (Axis(axis.count, round(axis.side)) for axis in self.grid)
+        return t, h, w
+
+    @property
     def counts(self) -> tuple[int, int, int]:
         t, h, w = (axis.count for axis in self.grid)
         return t, h, w
