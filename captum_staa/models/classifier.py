@@ -460,7 +460,7 @@ class VideoClassifier(nn.Module):
         """
         assert self.family is not None and self.transformer is not None
         if (stated := self.family.pooling(self.transformer)) is not None:
-            return stated
+            return stated(self, clip, *args) if callable(stated) and not isinstance(stated, Tensor) else stated
         read: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:

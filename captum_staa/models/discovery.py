@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from captum_staa.layout import VideoLayout
@@ -68,7 +69,7 @@ def inspect(
     if size not in cache:
         extra = additional_forward_args
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
-        with Probe(classifier, inputs, extra, show_progress).running() as probe:
+        with torch.inference_mode(False), Probe(classifier, inputs, extra, show_progress).running() as probe:
             cache[size] = report_of(probe)
     return cache[size]
 

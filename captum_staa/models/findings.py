@@ -13,12 +13,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from captum_staa._utils.model_state import frozen_parameters, uncompiled, without_compiling
 from captum_staa.grid import Order, TokenGrid, TokenRows
 from captum_staa.models.attention_watch import SeenAttention, Tokens, Watch
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import AttentionLayer, Backend, Pooling, Role
 from captum_staa.models.inspection import FoundAttention, Inspection
-from captum_staa.models.probing import BUDGET, CHUNK, Field, Key, Probe, nothing
+from captum_staa.models.probing import BUDGET, CHUNK, Field, Fold, Key, Probe, nothing
 from captum_staa.models.token_positions import Cells
 
 
@@ -174,7 +175,7 @@ class _Findings:
             report,
             attention=tuple(self._found(number, layers.get(number)) for number in range(len(self.seen))),
             grid=grid,
-            reads=_pooling(self._of_sequence(reads, sequence)) if isinstance(reads, Tensor) else reads,
+            reads=self._pooling(reads, sequence),
             coarser=tuple(
                 self._token_grid(cells)
                 for cells in self.merged
@@ -449,7 +450,10 @@ class _Findings:
     # --- the head ---------------------------------------------------------------------------------------------------
 
     def _reads(self, used: list[int]) -> tuple[Tensor | None, Pooling | None]:
-        """Return the tokens of the last tensor of tokens, and the weight of each token in the head."""
+        """Return the tokens of the last tensor of tokens, and what the head reads of each token.
+
+        That is a weight per token, if the gradient with respect to the tokens has rank one.
+        """
         if not used or (not self.gradients and not self.reached):
             return None, None
         last = self.tables[used[-1]]
@@ -470,25 +474,19 @@ class _Findings:
                 continue
             gradient = self.gradients[place].float().movedim(-1 if axis == "last" else 1, -1)
             left, values, _ = torch.linalg.svd(gradient.flatten(0, -2).cpu(), full_matrices=False)  # of (n, D)
-            if float(values[1:].norm()) > 1e-2 * float(values[0]):
-                break
             weights = left[:, 0] / left[:, 0].sum()
-            if not bool(weights.isfinite().all()) or float(weights.min()) < -1e-3:
-                break
+            linear = float(values[1:].norm()) <= 1e-2 * float(values[0]) and bool(weights.isfinite().all())
+            if not linear or float(weights.min()) < -1e-3:
+                fold = self.probe.fields["after", place, axis].fold
+                return tokens, TokenGradients(self.probe.tail, place, axis, fold, tokens)
             weights = weights.clamp(min=0) * (weights > 1e-4 * weights.max())
             return tokens, torch.zeros(self.total).index_add(0, tokens, weights)
-        else:
-            self.problems.append(
-                "the head also reads tokens of earlier layers."
-                if around
-                else "the last tokens, which the head reads, were not found."
-            )
-            return None, None
         self.problems.append(
-            "the head reads the last tokens in another way than by a fixed weighted mean, so rollout does not know "
-            "where to begin. Use STAA(mode='relevance')."
+            "the head also reads tokens of earlier layers."
+            if around
+            else "the last tokens, which the head reads, were not found."
         )
-        return tokens, None
+        return None, None
 
     def _pools_evenly(self, number: int, table: _Table) -> bool:
         """Whether the outputs depend equally on all results of the head's own attention, such as one per frame."""
@@ -536,8 +534,8 @@ class _Findings:
             seen, table = self.seen[number], self.tables[number]
             queries, query_groups = self._in_sequence(table.queries, sequence)
             keys, key_groups = self._in_sequence(table.keys, sequence)
-            if self._pools(number, table) and seen.shape[0] == 1:
-                queries = torch.full((1, 1), -1)
+            if self._pools(number, table):
+                queries = torch.full_like(queries, -1)
             rows = TokenRows(
                 queries, keys, len(sequence), table.heads, table.outer, table.order, seen.axes, query_groups, key_groups
             )
@@ -547,6 +545,12 @@ class _Findings:
                 self.probe.name_of(seen), block, role, _backend(seen), self._call(number), None if usual else rows
             )
         return layers
+
+    def _pooling(self, reads: Pooling | None, sequence: Tensor) -> Pooling | None:
+        if isinstance(reads, TokenGradients):
+            shares = torch.eye(self.total)[reads.tokens]  # (n, total)
+            return replace(reads, shares=torch.stack([self._of_sequence(row, sequence) for row in shares]))
+        return _pooling(self._of_sequence(reads, sequence)) if isinstance(reads, Tensor) else reads
 
     def _of_sequence(self, weights: Tensor, sequence: Tensor) -> Tensor:
         """Return the weight of each token of the sequence, from those of all numbered tokens."""
@@ -666,6 +670,53 @@ class _Findings:
                     names.append(tokens.name)
         kinds = [name for name in names if isinstance(modules[name], (nn.Conv2d, nn.Conv3d, nn.Linear))]
         return next(iter((*kinds, *names)), None)
+
+
+@dataclass(frozen=True)
+class TokenGradients:
+    """What a head reads of the last tokens, if that depends on the clip: the size of the gradient of the outputs.
+
+    Args:
+        attention: number of attention computations in a forward.
+        place: number of the tensor of tokens behind the last of them.
+        axis: ``"last"`` or ``"second"``, the axis of its features.
+        fold: where the examples are in it.
+        tokens: the number of each of its tokens.
+        shares: ``(n, N)``, the share of each of its tokens in those of the sequence.
+    """
+
+    attention: int
+    place: int
+    axis: str
+    fold: Fold
+    tokens: Tensor
+    shares: Tensor | None = None
+
+    def __call__(self, classifier: VideoClassifier, clip: Tensor, *args: Any) -> Tensor:
+        """Return the weight of each token of the sequence, ``(B, N)``: a forward, with gradients in the head alone."""
+        assert self.shares is not None
+        watch = Watch(tail=self.attention, open_tail=True)
+        squares: Any = 0
+        with torch.inference_mode(False), torch.no_grad(), frozen_parameters(classifier), without_compiling():
+            with watch.watching(uncompiled(classifier.module)):
+                outputs: Any = classifier(clip.clone(), *args)
+            tokens: Any = watch.after[self.place].tensor
+            count = outputs[0].numel()
+            for direction in torch.eye(count) if count <= _DIRECTIONS else _signs(count):
+                with torch.enable_grad():
+                    score = (outputs.flatten(1).float() * direction.to(outputs.device)).sum()
+                (gradient,) = torch.autograd.grad(score, tokens, retain_graph=True)
+                gradient = gradient.float().movedim(-1 if self.axis == "last" else 1, -1)
+                squares = squares + gradient.square().sum(-1).flatten()
+        sizes = self.fold.split(squares).sqrt()  # (B, n)
+        return sizes / sizes.sum(1, keepdim=True) @ self.shares.to(sizes)
+
+
+_DIRECTIONS = 8  # in the space of outputs in which gradients are taken; the mean of random ones is that of all
+
+
+def _signs(count: int) -> Tensor:
+    return torch.randint(0, 2, (_DIRECTIONS, count), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
 
 
 def _leaves(nodes: Sequence[Any], place: dict[int, int], stop: Any = None, other: bool = False) -> set[int]:

@@ -162,6 +162,8 @@ def _words(reads: Pooling) -> str:
     if isinstance(reads, Tensor):
         used = reads.nonzero()[:, 0].tolist()
         return f"a weighted mean of {len(used)} of {reads.numel()} tokens ({_shown(used)})"
+    if callable(reads):
+        return "not by a fixed weighted mean; its gradient with respect to each token is measured for each clip"
     return {"cls": "the first token", "mean": "the mean of all tokens", "pool": "a separate query"}[reads]
 
 

@@ -48,7 +48,7 @@ Key = tuple[str, int, str]  # ("queries" | "values" | "before" | "after", number
 
 
 @dataclass
-class _Fold:
+class Fold:
     """Where the examples are among the ``outer * B * inner`` leading entries of a tensor."""
 
     outer: int
@@ -69,7 +69,7 @@ class Field:
 
     base: Tensor
     change: Change
-    fold: _Fold
+    fold: Fold
     found: Positions | None = None
 
 
@@ -275,7 +275,7 @@ class Probe:
                         "the examples of a batch are not independent: a clip changes with the other clips."
                     ]
                 continue
-            own = _Fold(1, len(base)).split(base)[0]
+            own = Fold(1, len(base)).split(base)[0]
             before, after = fold.split(both[key])
             change = Change.of(before, after, self.rounding)
             self.fields[key] = Field(own, change, fold)
@@ -340,12 +340,12 @@ def _tensors_of(watch: Watch) -> dict[Key, Tensor]:
     return found
 
 
-def _fold_of(base: Tensor, both: Tensor, close: float) -> _Fold | None:
+def _fold_of(base: Tensor, both: Tensor, close: float) -> Fold | None:
     """Return where the first of two examples is, from its value alone."""
     length = len(base)
     scale = float(base.abs().max()) or 1.0
     for inner in (size for size in range(length, 0, -1) if length % size == 0):
-        fold = _Fold(length // inner, inner)
+        fold = Fold(length // inner, inner)
         if float((fold.split(both)[0] - base).abs().max()) <= close * scale:
             return fold
     return None

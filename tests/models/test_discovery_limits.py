@@ -141,7 +141,6 @@ class MixesExamples(PlainViT):
         (Text, (8, 24, 16), "no query, key or value depends on the pixels.*text"),
         (SortsTokens, (8, 24, 16), "places tokens by their content"),
         (DropsTokens, (8, 24, 16), r"at 'blocks\.1\.attn' tokens are not on a regular grid"),
-        (MaxPools, (8, 24, 16), "another way than by a fixed weighted mean"),
         (ReadsTwoLayers, (8, 24, 16), "also reads tokens of earlier layers"),
         (Parallel, (8, 24, 16), r"'blocks\.0\.attn' and 'other' run side by side"),
         (WithoutGradient, (8, 24, 16), "outputs have no gradient"),
@@ -178,7 +177,7 @@ def test_a_forward_that_depends_on_chance_is_an_error(how: str, where: str) -> N
 
 def test_relevance_needs_no_verified_attention() -> None:
     """The shares of tokens, or of pixels where no grid is found, are those of the decomposition."""
-    for kind, where in ((MaxPools, "tokens"), (Parallel, "tokens"), (DeepStem, "pixels")):
+    for kind, where in ((ReadsTwoLayers, "tokens"), (Parallel, "tokens"), (DeepStem, "pixels")):
         clf, clip = classifier(kind().double()), clip_of("BCTHW").double()
         report = models.inspect(clf, clip)
         assert not report.ok and report.patch_embedding == ("embed" if where == "tokens" else None)
@@ -475,19 +474,57 @@ def test_resized_and_rounded_clips_are_placed() -> None:
     assert report.ok and report.grid == GRID and report.forwards <= 40
 
 
-def test_frames_pooled_by_a_recurrent_layer_have_no_fixed_weights() -> None:
-    class Recurrent(FrameEncoder):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = nn.LSTM(WIDTH, WIDTH, batch_first=True)
+class Recurrent(FrameEncoder):
+    """A recurrent layer over the class tokens of the frames."""
 
-        def forward(self, clip: Tensor) -> Tensor:
-            x = self.embed(clip.flatten(0, 1)).flatten(2).mT
-            x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
-            for block in self.blocks:
-                x = block(x)
-            return self.head(self.rnn(x[:, 0].unflatten(0, (len(clip), -1)))[0][:, -1])
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(WIDTH, WIDTH, batch_first=True)
 
-    clf = classifier(Recurrent(), "BTCHW")
-    with pytest.raises(ValueError, match=r"fixed weighted mean.*STAA\(mode='relevance'\)"):
-        STAA(clf, mode="attention").attribute(clip_of("BTCHW"))
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.embed(clip.flatten(0, 1)).flatten(2).mT
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.over_time(x[:, 0].unflatten(0, (len(clip), -1)))
+
+    def over_time(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def test_a_head_that_is_not_linear_is_read_by_its_gradient_in_each_clip() -> None:
+    """Attention within a frame, times what the recurrent layer takes from the frame."""
+    clf, clip = classifier(Recurrent(), "BTCHW"), clip_of("BTCHW")
+    with torch.inference_mode():  # no gradient is needed from the caller
+        found = STAA(clf, mode="attention", upsampling="nearest").attribute_maps(clip).joint
+    model = clf.module
+    x = model.embed(clip.flatten(0, 1)).flatten(2).mT
+    x, maps = torch.cat([model.cls.expand(len(x), -1, -1), x], 1) + model.positions, []
+    for block in model.blocks:
+        maps.append(explicit(block, x).unflatten(0, (2, 8)))
+        x = block(x)
+    frames = x[:, 0].detach().unflatten(0, (2, 8))
+    sizes = torch.stack(
+        [
+            torch.autograd.functional.jacobian(model.over_time, frames[n : n + 1])[0, :, 0].norm(dim=(0, 2))
+            for n in (0, 1)
+        ]
+    )
+    weights = torch.zeros(2, 8, 7)
+    weights[:, :, 0] = sizes / sizes.sum(1, keepdim=True)
+    for matrix in reversed(maps):
+        weights = (weights + (weights[:, :, None] @ matrix)[:, :, 0]) / 2
+    expected = torch.kron(weights[:, :, 1:].unflatten(2, (3, 2)).contiguous(), torch.ones(1, 1, 8, 8)) / 64
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+    assert sizes.std() > 0.1 * sizes.mean()
+    assert "measured for each clip" in str(models.inspect(clf, clip))
+
+
+def test_a_maximum_takes_the_tokens_that_hold_it() -> None:
+    clf, clip = classifier(MaxPools()), clip_of("BCTHW")
+    weights = models.inspect(clf, clip).family.pooling(None)(clf, clip)
+    model = clf.module
+    x = torch.cat([model.prefix.expand(2, -1, -1), model.stem(clip)], 1) + model.positions
+    winners = model.norm(model.run(x)).argmax(1)  # (B, D)
+    sizes = torch.zeros(2, 25).scatter_add(1, winners, model.head.weight.square().sum(0).expand(2, -1)).sqrt()
+    torch.testing.assert_close(weights, (sizes / sizes.sum(1, keepdim=True)).detach())
