@@ -797,7 +797,7 @@ def differences(report: Inspection, classifier: VideoClassifier) -> Iterator[str
         return
     declared, found = family.attention(model), report.layers
     if [prefix + layer.module for layer in declared] != [layer.module for layer in found]:
-        yield f"its attention layers are {[layer.module for layer in declared]}"
+        yield f"its attention layers are {[prefix + layer.module for layer in declared]}"
         return
     for one, other in zip(declared, found, strict=True):
         rows = family.rows(model, one, grid) or one.rows_on(grid)

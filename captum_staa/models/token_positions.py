@@ -104,8 +104,9 @@ def cells_in_pixels(found: Axis, length: int) -> list[Axis]:
         return [_axis(found.count, full)]
     sides = {full, *(side for side in (whole, whole + 1) if side >= 1 and side * found.count <= length)}
     ordered = sorted(sides, key=lambda side: (round(abs(side - found.side), 2), side != full))
-    near = [side for side in ordered if abs(side - found.side) < 0.75]
-    return [_axis(found.count, side) for side in near or ordered[:1]]
+    # Between few cells, the measured side is off by more; cells that fill the axis are always tried.
+    near = [side for side in ordered if abs(side - found.side) < 0.75 or side == full]
+    return [_axis(found.count, side) for side in near]
 
 
 def _axis(count: int, side: float) -> Axis:
@@ -286,7 +287,9 @@ def _any_of(chosen: Tensor, group: Tensor, count: int, dim: int) -> Tensor:
 
 
 def _own(sizes: Tensor, expected: Tensor) -> float:
-    """Return the share of the changes in the expected tokens, the lowest of all sets."""
+    """Return the share of the changes in the expected tokens, the lowest of all sets; 0 if none expects a token."""
+    if not expected.any():
+        return 0.0
     total = sizes.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
     return float(((sizes.square() * expected).sum(1) / total)[expected.any(1)].min())
 
