@@ -656,7 +656,7 @@ class _Findings:
                     not fits
                     or field_ is None
                     or field_.found is None
-                    or field_.found.certainty < 1
+                    or not (field_.found.certainty >= 1 or field_.found.ordered)
                     or field_.fold.outer > 1
                 ):
                     continue

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_staa.grid import TokenGrid
 from captum_staa.models.families import AttentionLayer, Family, Pooling
+from captum_staa.models.token_positions import OWN
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class Inspection:
             at = "" if self.grid.positions is None else f", at places {_shown(self.grid.positions)} of the sequence"
             lines.append(f"tokens: {self.grid}{at}")
             lines += [f"merged later into: {merged}" for merged in self.coarser]
-            lines.append(f"blocks of pixels: {self.own:.1%} of a change is in the block's own token")
+            overlap = "" if self.own >= OWN else "; blocks overlap, and tokens are placed by the order of their centers"
+            lines.append(f"blocks of pixels: {self.own:.1%} of a change is in the block's own token{overlap}")
             lines.append(f"patch embedding: {self.patch_embedding or 'not found, relevance is computed for pixels'}")
         if self.reads is not None:
             lines.append(f"the head reads: {_words(self.reads)}")

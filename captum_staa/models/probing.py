@@ -24,6 +24,7 @@ from captum_staa.models.token_positions import (
     codes,
     digits,
     every_second,
+    in_order,
     lattice,
     positions,
     ramps,
@@ -303,8 +304,7 @@ class Probe:
                 if t is not None and h is not None and w is not None:
                     fits.append((t, h, w))
         if not fits:
-            self._unplaced("on no even grid")
-            return None
+            return self._ordered(shares)
         # Tokens may begin before the frame, as behind a padded convolution, but not behind its first pixels.
         fits = [axes for axes in fits if all(axis.start < 0.3 * axis.side for axis in axes)]
         if not fits:
@@ -313,6 +313,19 @@ class Probe:
         best = max(fits, key=lambda axes: prod(axis.count for axis in axes))
         t, h, w = (self._sharpest(place, cells_in_pixels(axis, self.size[place])) for place, axis in enumerate(best))
         return t, h, w
+
+    def _ordered(self, shares: dict[Key, Tensor]) -> Cells | None:
+        """Return the finest cells that tokens follow in order, if their centers are on no even grid."""
+        found = [
+            in_order(shares[key].cpu().movedim(0, -1), each.change.alive.cpu(), self.size)
+            for key, each in self._first_fields()
+            if key in shares
+        ]
+        grids = [each[1] for each in found if each is not None]
+        if not grids:
+            self._unplaced("on no even grid")
+            return None
+        return max(grids, key=lambda axes: prod(axis.count for axis in axes))
 
     def _sharpest(self, place: int, axes: list[Axis]) -> Axis:
         """Return the cells along an axis that change tokens either as a whole or not at all."""
