@@ -361,8 +361,12 @@ class _Findings:
         return changed < 1e-3 and float(moved.norm()) <= self.probe.rounding * float(self._scores.norm())
 
     def _pools(self, number: int, table: _Table) -> bool:
-        """Whether an attention is the head's own: its queries are no tokens, and the outputs depend on it alone."""
-        return self.reached == {number} and bool((table.queries < 0).all())
+        """Whether an attention is the head's own: its queries are no tokens, and the outputs are of their mean alone.
+
+        Pooled frames that the head reads in another way count as tokens.
+        """
+        last = self.reached == {number} and bool((table.queries < 0).all())
+        return last and self._pools_evenly(number, table)
 
     def _followed(self, others: _Others, table: _Table) -> dict[Key, Tensor]:
         """Add noise to the results of queries without pixels, one bit of their code per clip; return the codes seen."""
@@ -402,8 +406,9 @@ class _Findings:
                         table.problem = "tokens without pixels, such as class tokens, are mixed outside attention"
         for (place, axis), cells in self.tail_tokens.items():
             if ("after", place, axis) in seen:
-                # with features on another axis, every place has all codes
-                codes = others.tokens(seen["after", place, axis], may_share=bool((cells >= 0).any()))
+                # with features on another axis, every place has all codes, and perhaps all pixels
+                apart = len(cells[cells >= 0].unique()) > 1
+                codes = others.tokens(seen["after", place, axis], may_share=apart)
                 self.tail_tokens[place, axis] = torch.where(cells < 0, codes, cells)
         for tokens in (
             *(table.keys for table in self.tables),
@@ -458,8 +463,6 @@ class _Findings:
             return None, None
         last = self.tables[used[-1]]
         if self._pools(used[-1], last):
-            if not self._pools_evenly(used[-1], last):
-                self.problems.append("the head reads what it pools, such as frames, in another way than by their mean.")
             return None, "pool"
         asked = last.queries[last.queries >= 0]
         with_pixels = asked[asked < self.pixels]
