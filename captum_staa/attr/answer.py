@@ -15,7 +15,7 @@ from captum_staa import baselines
 from captum_staa._utils.captum import TargetType, log_usage
 from captum_staa._utils.checks import check_choice, is_number
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, in_eval_mode, uncompiled, without_compiling
-from captum_staa._utils.tensors import SPREAD, gaussian
+from captum_staa._utils.tensors import gaussian
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations
@@ -26,6 +26,9 @@ from captum_staa.models.video_language import AnswerClassifier, VideoLanguageMod
 from captum_staa.result import VideoAttribution
 
 Mode = Literal["relevance", "attention"]
+# Standard deviation of the Gaussian over maps, in patches of the tower. Chosen on other clips than those of the tables.
+# The language model reads movement from several steps, so that .75, the spread of STAA, leaves more to other objects.
+SPREAD = 1.0
 Counterfactual = Callable[..., Tensor]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns, as in STAA
 # A blur has no details, the mean frame no movement, and the reversed clip another order. One of them is not enough: a
