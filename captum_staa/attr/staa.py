@@ -49,7 +49,9 @@ Mode = Literal["attention", "relevance"]
 Rule = Literal["decomposition", "chefer"]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns
 Readings = Mapping[AttentionLayer, Any]
-Target: TypeAlias = TargetType | Callable[[Tensor], TargetType]  # as in Captum, or a function of the outputs of the one forward
+Target: TypeAlias = (
+    TargetType | Callable[[Tensor], TargetType]
+)  # as in Captum, or a function of the outputs of the one forward
 
 
 class STAA(VideoMethod):
@@ -171,7 +173,8 @@ class STAA(VideoMethod):
 
         Args:
             inputs: clip in the classifier's layout, or a tuple of one clip.
-            target: as in Captum. Required for ``mode="relevance"`` if the model has several classes; otherwise unused.
+            target: as in Captum, or a label that the classifier knows. Required for ``mode="relevance"`` if
+                the model has several classes; otherwise unused.
             additional_forward_args: further positional arguments of the model.
 
         Returns:

@@ -124,7 +124,7 @@ def insertion(
             tuple of inputs.
         baselines: value of cells that are not inserted: a number, or a tensor broadcastable to ``inputs``, such as
             those of :mod:`captum_staa.baselines`, or a tuple of these. None is 0.
-        target: class whose output is followed: a class index, or one per clip, as in Captum.
+        target: class whose output is followed: a class index or label, or one per clip.
         additional_forward_args: further positional arguments of the model, as in Captum.
         feature_mask: cells of any shape: an integer tensor, broadcastable to ``inputs`` and equal for all channels,
             such as those of :mod:`captum_staa.feature_masks`. ``cells`` and ``axis`` must then have their defaults. A

@@ -13,6 +13,7 @@ from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, VideoLayout, VideoOcclusion
+from captum_staa.attr import occlusion
 from captum_staa.benchmark import PlantedClips
 from captum_staa.metrics import auroc
 
@@ -81,13 +82,28 @@ def test_single_precision_is_within_a_millionth_of_captum():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_default_stride_is_one_and_an_int_is_used_for_all_axes():
+def test_default_stride_is_half_a_window_and_an_int_is_used_for_all_axes():
     model, clip = net(), clip_of(1, 3, 3, 5, 4)
     explain = VideoOcclusion(model, "BCTHW").attribute
     theirs = Occlusion(model).attribute(clip, (3, 2, 3, 3), target=0)
+    assert_captums(explain(clip, (2, 3, 3), 1, target=0), theirs)
+    theirs = Occlusion(model).attribute(clip, (3, 2, 3, 3), (3, 1, 2, 2), target=0)
     assert_captums(explain(clip, (2, 3, 3), target=0), theirs)
     theirs = Occlusion(model).attribute(clip, (3, 2, 3, 3), (3, 2, 2, 2), target=0)
     assert_captums(explain(clip, (2, 3, 3), 2, target=0), theirs)
+
+
+def test_many_calls_are_announced_unless_progress_is_shown(monkeypatch, caplog, capsys):
+    monkeypatch.setattr(occlusion, "MANY", 9)
+    model, clip = net(), clip_of(1, 3, 3, 5, 4)  # 3 x 3 x 3 windows of (1, 2, 2) with strides (1, 2, 1)
+    explain = VideoOcclusion(model, "BCTHW").attribute
+    explain(clip, (1, 2, 2), (1, 2, 1), target=0, perturbations_per_eval=4)
+    explain(clip, (1, 2, 2), (1, 2, 1), target=0, show_progress=True)
+    assert not caplog.records
+    assert "/28" in capsys.readouterr().err  # the total is known from the start
+    explain(clip, (1, 2, 2), (1, 2, 1), target=0)
+    (record,) = caplog.records
+    assert record.message.startswith("VideoOcclusion calls the model 28 times, for 27 windows.")
 
 
 def test_window_over_all_axes_as_in_captum():
