@@ -102,6 +102,7 @@ class VideoClassifier(nn.Module):
         module, layout, labels, family, num_frames, image_size, preprocessing, output_key, pack: as above.
         grid: the :class:`TokenGrid` of a transformer, None for other models.
         transformer: the recognized transformer, which is ``module`` or a part of it, or None.
+        notice: what must be said with the answers of this model, such as that it is a toy model; empty for most models.
 
     Raises:
         TypeError: ``module`` is not an ``nn.Module``, ``labels`` is a single string, or an argument has a wrong type.
@@ -157,6 +158,7 @@ class VideoClassifier(nn.Module):
         own_size = self.family.image_size(inner) if self.family else None
         self.image_size = own_size if image_size is None else edges_of(image_size)
         self.grid = self._grid()
+        self.notice = ""
         self.preprocessing: Preprocessing | Transform | None = self._steps(preprocessing)
         self.output_key, self.pack = output_key, pack
         declared = output or kind_in_config(inner)
@@ -231,7 +233,10 @@ class VideoClassifier(nn.Module):
             raise TypeError(f"options must be among {sorted(_OPTIONS | HUB_OPTIONS)}, got {sorted(unknown)}")
         hub = {name: options.pop(name) for name in HUB_OPTIONS & set(options)}
         module, settings = load(name_or_path, read_preprocessing="preprocessing" not in options, **hub)
-        return cls(module.to(device=device, dtype=dtype).eval(), **{**settings, **options})
+        notice = settings.pop("notice", "")
+        classifier = cls(module.to(device=device, dtype=dtype).eval(), **{**settings, **options})
+        classifier.notice = notice
+        return classifier
 
     @classmethod
     def similarity(

@@ -100,7 +100,7 @@ def to_html(
         target: label of the explained class, whose bar is colored; None uses the first prediction. For several classes
             beside each other, their bars have the colors of their curves.
         truth: frames that contain the evidence, as in :func:`~captum_staa.visualization.show_timeline`.
-        title: title of the page.
+        title: title of the page; further lines are a note below it.
         play_fps: frames per second at which the page plays.
         max_size: maximum length of the shorter side of the frames in pixels; larger frames are reduced.
         overwrite: whether to replace an existing file.
@@ -158,6 +158,7 @@ def to_html(
         "width": width,
         "height": height,
         "crop": placed,
+        "cropped": clip.cropped,
         "frames": [encoded(reduced(frame, max_size)) for frame in clip.pixels],
         "labels": clip.captions(join=", "),
         "fps": play_fps,
@@ -189,8 +190,16 @@ def assembled(title: str, data: dict[str, Any]) -> str:
     )
     # A "</script>" in a label would end the script element of the data.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    first, _, note = title.partition("
+")
     return Template(page).substitute(
-        title=escape(title), style=style + more_style, script=script + more_script, data=text, needed=NEEDED
+        title=escape(first),
+        note=escape(note),
+        hidden="" if note else " hidden",
+        style=style + more_style,
+        script=script + more_script,
+        data=text,
+        needed=NEEDED,
     )
 
 
