@@ -190,8 +190,7 @@ def assembled(title: str, data: dict[str, Any]) -> str:
     )
     # A "</script>" in a label would end the script element of the data.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    first, _, note = title.partition("
-")
+    first, _, note = title.partition("\n")
     return Template(page).substitute(
         title=escape(first),
         note=escape(note),
