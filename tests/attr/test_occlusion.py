@@ -63,6 +63,7 @@ PRESETS = [
 ]
 
 
+@in_one_case()
 @pytest.mark.parametrize(("window", "stride"), PRESETS)
 def test_occlusion_equals_captum_and_the_definition(window, stride):
     model, clip, baseline = net(), clip_of(2, 3, 5, 7, 6), clip_of(2, 3, 5, 7, 6, seed=2)
@@ -113,6 +114,7 @@ def test_window_over_all_axes_as_in_captum():
     assert not torch.equal(ours[:, 0], ours[:, 1])  # channel by channel
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     "baseline",
     [None, 0.7, -2, clip_of(1, 3, 5, 7, 6, seed=5), clip_of(2, 3, 5, 7, 6, seed=6)],
@@ -125,6 +127,7 @@ def test_baselines_of_every_kind(baseline):
     assert_captums(ours, theirs)
 
 
+@in_one_case()
 @pytest.mark.parametrize("chunk", [2, 3, 7, 1000])
 def test_perturbations_per_eval_does_not_change_the_result(chunk):
     model, clip = net(), clip_of(2, 3, 5, 7, 6)

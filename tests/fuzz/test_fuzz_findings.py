@@ -96,7 +96,7 @@ NO_INDICES = {
 }
 
 
-@in_one_case("kind")
+@in_one_case()
 @pytest.mark.parametrize("method", EXPLAIN)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_targets_that_do_not_fit(method: str, kind: str) -> None:
@@ -104,7 +104,7 @@ def test_targets_that_do_not_fit(method: str, kind: str) -> None:
         EXPLAIN[method](TARGETS[kind])
 
 
-@in_one_case("kind")
+@in_one_case()
 @pytest.mark.parametrize("method", EXPLAIN)
 @pytest.mark.parametrize("kind", NO_INDICES)
 def test_targets_that_are_no_indices(method: str, kind: str) -> None:
@@ -114,7 +114,7 @@ def test_targets_that_are_no_indices(method: str, kind: str) -> None:
         EXPLAIN[method](NO_INDICES[kind])
 
 
-@in_one_case("target")
+@in_one_case()
 @pytest.mark.parametrize("method", EXPLAIN)
 @pytest.mark.parametrize(
     "target",

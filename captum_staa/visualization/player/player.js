@@ -178,6 +178,7 @@ function go(frame) {
   all(".panel canvas").forEach((canvas, i) => {
     canvas.setAttribute("aria-label", `${nameOf(explanation.panels[i])}, ${data.labels[at]}`);
   });
+  markFrame();
   draw();
 }
 
@@ -212,6 +213,7 @@ async function refresh() {
   byId("beside").hidden = !byId("aside").checked;
   drawKey();
   drawTimeline();
+  drawWords();
   go(at);
 }
 
@@ -239,6 +241,10 @@ function listen() {
     End: () => step(total - 1),
     " ": toggle,
   };
+  if (data.words.length) {
+    keys.ArrowUp = () => say(byId("explanation").selectedIndex - 1);
+    keys.ArrowDown = () => say(byId("explanation").selectedIndex + 1);
+  }
   document.onkeydown = (event) => {
     // A focused control handles these keys itself, and space presses a focused button.
     const handled = event.target.closest("select, input") || (event.key === " " && event.target.closest("button"));
@@ -261,6 +267,7 @@ function initialize() {
   byId("stage").style.setProperty("--widest", `${Math.max(data.width, (384 * data.width) / data.height)}px`);
   for (const { name } of data.explanations) byId("explanation").add(new Option(name));
   byId("choose").hidden = data.explanations.length < 2;
+  initializeWords();
   byId("method").value = data.method;
   byId("sign").value = data.sign;
   byId("opacity").value = data.alpha;
