@@ -453,6 +453,7 @@ def main() -> None:
     stored = VideoLanguageModel.from_pretrained(str(folder))
     earlier = options.start and options.start / "training.json"
     record = {
+        "notice": "toy model, knows a few words about synthetic clips; its answers mean nothing on real video",
         "rounds": [
             *(json.loads(earlier.read_text("utf-8"))["rounds"] if earlier else []),
             asdict(recipe) | {"cpu_minutes": round(minutes, 1)},

@@ -23,7 +23,7 @@ from captum_staa._utils.files import atomic
 from captum_staa.attr import AnswerMaps
 
 from .figure import explained_bars
-from .frames import Frames, Pixels, reduced, shrunk, size_within
+from .frames import Frames, Pixels, check_aspect, reduced, shrunk, size_within
 from .saliency import Attributions, Classes, Maps, Truth, evidence_windows, saliency
 from .sheet import by_name
 from .style import CLASS_COLORS, DEFAULT_STYLE, SIGNS, Style
@@ -92,7 +92,7 @@ def to_html(
             name, a dict from class labels to what the method returned for these classes shows them beside each other,
             with one scale. Or :class:`~captum_staa.attr.AnswerMaps`, whose words the page offers as buttons; it begins
             with the word that relies most on the video. The up and down keys change the word.
-        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
+        frames: the clip, in one of the forms of :class:`~captum_staa.visualization.Frames`.
         path: output file; None only returns the page.
         style: how to draw the attributions initially. Each explanation and each sign has a separate scale, and without
             ``cmap``, a separate color map.
@@ -100,7 +100,7 @@ def to_html(
         target: label of the explained class, whose bar is colored; None uses the first prediction. For several classes
             beside each other, their bars have the colors of their curves.
         truth: frames that contain the evidence, as in :func:`~captum_staa.visualization.show_timeline`.
-        title: title of the page.
+        title: title of the page; further lines are a note below it.
         play_fps: frames per second at which the page plays.
         max_size: maximum length of the shorter side of the frames in pixels; larger frames are reduced.
         overwrite: whether to replace an existing file.
@@ -129,6 +129,8 @@ def to_html(
             if isinstance(values, Mapping)
             else {"": Maps.of(values, clip)}
         )
+        for part in maps.values():
+            check_aspect((part.joint.shape[1], part.joint.shape[2]), clip)
         scales = {
             sign: max(saliency(part.joint, sign, style.outlier_perc).scale for part in maps.values()) for sign in SIGNS
         }
@@ -156,6 +158,7 @@ def to_html(
         "width": width,
         "height": height,
         "crop": placed,
+        "cropped": clip.cropped,
         "frames": [encoded(reduced(frame, max_size)) for frame in clip.pixels],
         "labels": clip.captions(join=", "),
         "fps": play_fps,
@@ -187,8 +190,15 @@ def assembled(title: str, data: dict[str, Any]) -> str:
     )
     # A "</script>" in a label would end the script element of the data.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    first, _, note = title.partition("\n")
     return Template(page).substitute(
-        title=escape(title), style=style + more_style, script=script + more_script, data=text, needed=NEEDED
+        title=escape(first),
+        note=escape(note),
+        hidden="" if note else " hidden",
+        style=style + more_style,
+        script=script + more_script,
+        data=text,
+        needed=NEEDED,
     )
 
 

@@ -118,6 +118,7 @@ class VideoLanguageModel(nn.Module):
         self.processor, self.fps, self.preprocessing = processor, float(fps), preprocessing
         self.layout = VideoLayout("BTCHW")
         forward = inspect.signature(type(self.model).forward).parameters
+        self.notice = ""
         self._keeps_logits = "logits_to_keep" in forward
 
     @classmethod
@@ -142,7 +143,10 @@ class VideoLanguageModel(nn.Module):
         from captum_staa.models.video_language.loading import load_language_model
 
         model, settings = load_language_model(name_or_path, options)
-        return cls(model.to(device=device, dtype=dtype).eval(), **settings)
+        notice = settings.pop("notice", "")
+        vlm = cls(model.to(device=device, dtype=dtype).eval(), **settings)
+        vlm.notice = notice
+        return vlm
 
     @property
     def config(self) -> Any:

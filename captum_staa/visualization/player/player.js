@@ -133,11 +133,12 @@ function drawKey() {
   }
   context.putImageData(image, 0, 0);
   const scale = explanation.scales[how.sign];
-  byId("ends").children[0].textContent = low;
-  byId("ends").children[2].textContent = 1;
+  byId("ends").children[0].textContent = low ? "−full" : "0";
+  byId("ends").children[2].textContent = "full";
   byId("scale").textContent =
-    `${data.signs[how.sign]}, ${scale ? `1 = ${scale.toPrecision(3)}` : "zero everywhere"} ` +
-    `(one scale for all frames${several() ? " and classes" : ""})`;
+    `${data.signs[how.sign]}; ${scale ? `full color = ${how.sign === "all" ? "±" : ""}${scale.toPrecision(3)}, ` : "zero everywhere, "}` +
+    `in all frames${several() ? " and classes" : ""}` +
+    (data.cropped ? "; pale border: outside of the crop that the model sees" : "");
 }
 
 // The class that a panel explains, or the explanation.
