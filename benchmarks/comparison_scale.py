@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from captum_staa import VideoClassifier
 from captum_staa._utils.files import atomic
-from captum_staa.benchmark import METRICS, Comparison, Metric, MetricInput, MetricOptions, compare
+from captum_staa.benchmark import METRICS, Comparison, Metric, MetricInput, MetricOptions, Sample, compare
 from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS, Entry
 from captum_staa.benchmark.scoring import COSTS, DEFAULT, baseline_of
@@ -231,12 +231,8 @@ def counted() -> dict[str, tuple[int, int]]:
     maps = torch.rand(1, 16, 224, 224, dtype=torch.float64)
     metric_input = MetricInput(
         classifier=clf,
-        clip=clip,
+        sample=Sample(clip, 0, truth, ~truth, torch.stack([truth, ~truth], 1)),
         maps=maps,
-        target=0,
-        truth=truth,
-        rivals=~truth,
-        objects=torch.stack([truth, ~truth], 1),
         baseline=baseline_of("zero", clip, clf),
         steps=32,
         perturbations_per_eval=COPIES,

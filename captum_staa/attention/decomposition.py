@@ -45,11 +45,19 @@ from captum_staa._utils.networks import lost_gradient, networks_of, refuse_missi
 from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.attention.completeness import ConstantShares, ModuleTrace, Sums, report_missing, rounding
 from captum_staa.attention.frozen_patterns import FrozenPatterns
-from captum_staa.attention.linear_graph import nonlinear_operations, operation_name, reaches
+from captum_staa.attention.linear_graph import Operation, nonlinear_operations, reaches
 from captum_staa.grid import TokenGrid
 from captum_staa.models.outputs import LastFunction
 
-__all__ = ["Decomposition", "FrozenPatterns", "class_contrast", "decompose", "decompose_classifier", "relevance_maps"]
+__all__ = [
+    "Decomposition",
+    "FrozenPatterns",
+    "class_contrast",
+    "decompose",
+    "decompose_classifier",
+    "relevance_maps",
+    "rest_contrast",
+]
 
 Score = Callable[[Tensor], Tensor]
 Where = Literal["tokens", "pixels"]
@@ -201,6 +209,26 @@ def class_contrast(outputs: Tensor, chosen: Tensor) -> Tensor:
     return chosen if count == 1 else chosen - (outputs.flatten(1).sum(1) - chosen) / (count - 1)
 
 
+def rest_contrast(outputs: Tensor, chosen: Tensor) -> Tensor:
+    """Return the target's logit minus the mean of the other logits, weighted by their softmax, ``(B,)``.
+
+    The weights are constants. The gradient is that of the log odds of the target, ``x - log sum exp`` of the others,
+    which differ from it by the entropy of the weights, and contributions sum to it exactly.
+
+    Example:
+        >>> rest_contrast(torch.tensor([[5.0, 1.0, 1.0]]), torch.tensor([0]))
+        tensor([4.])
+
+    Args:
+        outputs: logits ``(B, K)`` of several classes.
+        chosen: index of the target of each example, ``(B,)``.
+    """
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    own = torch.zeros_like(outputs, dtype=torch.bool).scatter(1, chosen.reshape(-1, 1), True)
+    weights = outputs.detach().masked_fill(own, -torch.inf).softmax(1)
+    return outputs[own] - (weights * outputs).sum(1)
+
+
 def decompose(
     forward_func: Callable[..., Any],
     inputs: Tensor,
@@ -270,8 +298,8 @@ def decompose(
 
 def _pass(
     forward_func: Callable[..., Any], inputs: Tensor, score: Score, extra: Any, cut: _Cut, mode: FrozenPatterns
-) -> tuple[Decomposition, Sums, tuple[Any, ...]]:
-    """Run one forward and one backward. Also return the nodes of operations without a rule."""
+) -> tuple[Decomposition, Sums, tuple[Operation, ...]]:
+    """Run one forward and one backward. Also return the operations without a rule."""
     shares = mode.shares
     assert shares is not None
     source = inputs.detach().clone()  # models may write into their input
@@ -303,7 +331,7 @@ def _pass(
     scores = scores.detach()
     total, relevance, constants = float(scores.sum()), float(contributions.sum()), shares.total()
     remainder = total - relevance - constants + shares.through_patterns()
-    names = tuple(sorted({operation_name(node) for node in nonlinear}))
+    names = tuple(sorted({operation.name for operation in nonlinear}))
     rest = scores - contributions.reshape(len(scores), -1).sum(1)
     result = Decomposition(contributions, rest, scores, outputs.detach(), scores.new_tensor(remainder), names)
     size = float(contributions.abs().sum()) + shares.size()

@@ -98,7 +98,7 @@ def explain(options: Options) -> Explanation:
             info=info,
             indices=video.indices.tolist(),
             times=_times_at(times, info, video.indices.tolist()),
-            description=f"{len(video.indices)} frames seen, {SAMPLING[sampling].format(stride=step)}",
+            description=SAMPLING[sampling].format(stride=step),
             crop=classifier.crop_box(info.height, info.width),
             frames=video.frames,
         ),
@@ -184,7 +184,7 @@ def _explain_windows(method: ClipMethod, options: Options, info: io.VideoInfo, t
             info=info,
             indices=indices,
             times=_times_at(times, info, indices),
-            description=f"{len(indices)} frames seen, in {len(done)} windows of {frames}, one every {step} frames",
+            description=f"in {len(done)} windows of {frames}, one every {step} frames",
             crop=classifier.crop_box(info.height, info.width),
         ),
         prediction=replace(prediction, windows=tuple(rows)),
@@ -288,7 +288,7 @@ def _check(options: Options) -> None:
 
 def _prediction(options: Options, classifier: VideoClassifier, probabilities: Tensor) -> Prediction:
     labels = classifier.label_names(len(probabilities))
-    return Prediction(options.model, classifier.layout.axes, labels, probabilities.tolist())
+    return Prediction(options.model, classifier.layout.axes, labels, probabilities.tolist(), notice=classifier.notice)
 
 
 def _size(classifier: VideoClassifier, info: io.VideoInfo) -> tuple[int, int]:

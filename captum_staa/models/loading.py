@@ -16,6 +16,8 @@ from captum_staa.models import preprocessing, resnet3d
 from captum_staa.models.labels import in_order
 
 _WEIGHTS = Path(__file__).parent / "weights"
+WEIGHT_FILES = {".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pkl", ".onnx", ".pyth"}
+TIMEOUT = 5  # seconds until the hub must answer
 
 
 def bundled_names() -> list[str]:
@@ -38,6 +40,23 @@ def bundled_folder(name: str) -> Path | None:
         True
     """
     return _WEIGHTS / name if name in bundled_names() else None
+
+
+def notice_in(folder: Path | None) -> str:
+    """Return what the training record of a model says must be shown with its answers; an empty text without one.
+
+    Example:
+        >>> notice_in(bundled_folder("tiny-videomae-pattern"))
+        'toy model, knows 3 synthetic patterns; its labels mean nothing on real video'
+
+    Args:
+        folder: the folder of a model; its record is the entry ``notice`` of ``training.json``.
+    """
+    try:
+        record = json.loads((folder / "training.json").read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):  # a record of another program
+        return ""
+    return str(record.get("notice") or "") if isinstance(record, dict) else ""
 
 
 HUB_OPTIONS = {"attn_implementation", "revision", "token", "cache_dir", "local_files_only"}
@@ -73,7 +92,8 @@ def load(
     name = os.fspath(name_or_path)
     folder = _folder(name)
     if folder is None:
-        return _transformers(name, hub), _hub_preprocessing(name, hub) if read_preprocessing else {}
+        hub, unreachable = on_hub(hub)
+        return _transformers(name, hub, unreachable), _hub_preprocessing(name, hub) if read_preprocessing else {}
     if not (folder / "config.json").is_file():
         files = sorted(path.name for path in folder.iterdir())[:10]
         raise ValueError(
@@ -91,6 +111,7 @@ def load(
     else:
         _check_weights(folder)
         module, settings = _transformers(str(folder), hub), {}
+    settings["notice"] = notice_in(folder)
     if not read_preprocessing:
         settings.pop("preprocessing", None)
     elif "preprocessing" not in settings:
@@ -145,8 +166,16 @@ def _folder(name: str) -> Path | None:
     if (bundled := bundled_folder(name)) is not None:
         return bundled
     path = Path(os.path.expanduser(name))
-    if path.is_dir():
+    if name and path.is_dir():
         return path
+    if path.is_file() or path.suffix in WEIGHT_FILES:
+        raise ValueError(
+            f"a model must be a folder with config.json and model.safetensors, a bundled model or a name on the hub, "
+            f"got the file {name!r}: weights alone do not say which network they belong to. Build the network in "
+            f"Python, and explain it there: net.load_state_dict(torch.load({path.name!r}, weights_only=True)), then "
+            f"VideoClassifier(net, layout='BCTHW', labels=[...]). A model of transformers is saved as a folder by "
+            f"save_pretrained(folder)."
+        )
     parts = name.split("/")
     if len(parts) == 2 and all(parts) and ".." not in parts and parts[0] != "." and parts[0][0] != "~":
         return None
@@ -159,7 +188,33 @@ def _folder(name: str) -> Path | None:
     )
 
 
-def _transformers(name: str, hub: dict[str, Any]) -> nn.Module:
+def on_hub(hub: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the options of a model on the hub, and why the hub cannot be reached; an empty text if it answers.
+
+    Only the cache is read then. Otherwise transformers would ask the hub for each file again and again, for half a
+    minute, before it takes a file from the cache or gives up.
+    """
+    if hub.get("local_files_only"):
+        return hub, ""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception as error:  # of httpx or requests, depending on the release of huggingface_hub
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return {**hub, "local_files_only": True}, f"{constants.ENDPOINT} cannot be reached ({reason})"
+    return hub, ""
+
+
+def not_cached(name: str, unreachable: str) -> str:
+    """Return the message about a model that is neither in the cache nor on a hub that can be reached."""
+    return (
+        f"{name!r} must be a folder, or a model on the hub that can be downloaded, but {unreachable}, and the cache "
+        f"has no complete copy of it. Connect to the network, or pass a folder with config.json and model.safetensors."
+    )
+
+
+def _transformers(name: str, hub: dict[str, Any], unreachable: str = "") -> nn.Module:
     """Load a Hugging Face video classifier from a folder or the hub. Reads only safetensors, and never runs code."""
     try:
         import transformers
@@ -176,10 +231,18 @@ def _transformers(name: str, hub: dict[str, Any]) -> nn.Module:
         model, report = model_class.from_pretrained(
             name, config=config, use_safetensors=True, output_loading_info=True, **hub
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as error:  # transformers raises errors of many kinds for damaged files
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
+        if unreachable:
+            raise ValueError(not_cached(name, unreachable)) from error
+        if Path(name).is_dir():
+            raise ValueError(
+                f"no video classifier could be loaded from the folder {name!r}: {reason}. Its config.json and "
+                f"model.safetensors must be those of a video classifier of transformers, and complete. Copy the folder "
+                f"again, or load the model in Python and use VideoClassifier(model)."
+            ) from error
         raise ValueError(
-            f"no video classifier could be loaded from {name!r}: {reason[0]} It must contain config.json and "
+            f"no video classifier could be loaded from {name!r}: {reason}. It must contain config.json and "
             f"model.safetensors. A name on the hub requires a network connection or a filled cache. The bundled models "
             f"are {bundled_names()}."
         ) from error

@@ -47,7 +47,7 @@ def show_slices(
 
     Args:
         attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`.
-        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``. They are drawn at
+        frames: the clip, in one of the forms of :class:`~captum_staa.visualization.Frames`. They are drawn at
             equal distances also if their ``indices`` are not.
         at: position of the cuts: (frame, row, column) of the clip, in pixels of the frames; None uses the pixel with
             the strongest attribution of the selected sign.
@@ -76,7 +76,7 @@ def show_slices(
     tall, wide = height * pixel, width * pixel
     group = LABELS + wide + GAP + TIME
     page = 2 * group + 0.1, TITLE + tall + GAP + TIME + LABELS
-    figure, axes = new_figure(plt_fig_axis, use_pyplot, style.fig_size or page_size(page, title, style))
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, style.fig_size or page_size(page, title, style, drawn.caption))
     axes.set_axis_off()
 
     marked = sorted({0, total // 2, total - 1})

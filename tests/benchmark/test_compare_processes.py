@@ -162,6 +162,7 @@ def test_a_folder_without_a_comparison_raises(tmp_path):
         assert code == 2 and message in err and "resume" not in err, err
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_restarted_and_the_table_equals_that_of_one_process(single, tmp_path):
     """Two ranks on loopback, kill -9 of one in the middle, ``--max-restarts``."""
     folder = tmp_path / "run"

@@ -18,6 +18,7 @@ from command_line import (
     check_pictures,
     read,
     save_model,
+    without_text,
 )
 
 from captum_staa import VideoClassifier, io
@@ -29,6 +30,7 @@ from captum_staa.cli.explanation import Options, report
 pytest.importorskip("av")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_model_from_a_folder(video, tmp_path, capsys):
     from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
@@ -49,7 +51,6 @@ def test_model_from_a_folder(video, tmp_path, capsys):
     arguments = ["explain", str(video), "--model", str(folder), "--target", "knitting", "--top", "2"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     tensors, _, result = check_numbers(tmp_path / "out")
-    check_pictures(tmp_path / "out")
     assert tensors["attributions"].shape == (8, 32, 32)
     assert result["target"]["label"] == "knitting" and result["target"]["given"]
     box = VideoClassifier.from_pretrained(folder).crop_box(288, 288 + 2 * MARGIN)
@@ -72,7 +73,7 @@ REAL = {
 
 
 @pytest.mark.parametrize(
-    "name", [*list(REAL)[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in list(REAL)[2:])]
+    "name", [*list(REAL)[:1], *(pytest.param(name, marks=pytest.mark.slow) for name in list(REAL)[1:])]
 )
 def test_real_clips(shared_videos, tmp_path, name):
     path = shared_videos / name
@@ -84,7 +85,7 @@ def test_real_clips(shared_videos, tmp_path, name):
     edge = min(info.height, info.width)  # a square in the middle
     assert result["crop_box"]["height"] == pytest.approx(edge, rel=0.03)
     assert result["crop_box"]["left"] == pytest.approx((info.width - edge) / 2, abs=edge / 48)
-    shown = io.read_video(tmp_path / "overlay.mp4").frames
+    shown = without_text(io.read_video(tmp_path / "overlay.mp4").frames)
     assert len(shown) == 16
     original = io.read_video(path, 16).frames.mean((1, 2))  # (T, 3)
     np.testing.assert_allclose(shown[:, :, : shown.shape[2] // 2 - 8].mean((1, 2)), original, atol=6)
@@ -112,7 +113,7 @@ def test_file_without_frame_rate_and_timestamps(video, tmp_path):
     assert result["fps"] is None and result["frame_times"] == [None] * 16
     key = result["key_frames"][0]
     assert key["time"] is None
-    assert f"when: frame {key['frame']} (" in report(explanation, 3)
+    assert f"strongest: frame {key['frame']} (" in report(explanation, 3)
     assert "####" in report(explanation, 3, encoding="ascii") and report(explanation, 3, "ascii").isascii()
 
 

@@ -20,7 +20,7 @@ def test_equals_the_slow_formula(trial: Trial) -> None:
     assert all(part[0].std() > 0 for part in expected), "a flat map would agree with many"
 
 
-@over("conv-btchw", "two-stream", "timesformer", "videomae", per="kind")
+@over("conv-btchw", "two-stream", "timesformer", "videomae", per="kind", together=True)
 def test_shape_and_dtype_of_the_result(trial: Trial) -> None:
     found = trial.attribute()
     assert isinstance(found, tuple) == (len(trial.case.inputs) > 1)
@@ -30,14 +30,14 @@ def test_shape_and_dtype_of_the_result(trial: Trial) -> None:
         assert part.untyped_storage().nbytes() == part.nbytes, "a view of something larger"
 
 
-@over("conv", "videomae", per="class")
+@over("conv", "videomae", per="class", together=True)
 def test_tuple_input_returns_a_tuple(trial: Trial) -> None:
     found = trial.attribute(trial.case.inputs)
     assert isinstance(found, tuple) and len(found) == 1
     assert torch.equal(found[0], trial.attribute())
 
 
-@over("conv", "videomae", per="kind")
+@over("conv", "videomae", per="kind", together=True)
 def test_results_are_reproducible(trial: Trial) -> None:
     method = trial.method
     first, second = (method.attribute(trial.case.clips, **trial.keywords) for _ in range(2))
@@ -117,7 +117,7 @@ def test_map_depends_on_the_clip(trial: Trial) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@over("conv", "two-stream", "vivit", per="kind")
+@over("conv", "two-stream", "vivit", per="kind", together=True)
 def test_on_a_gpu(trial: Trial) -> None:
     there = fresh(trial.case.name)
     there = replace(there, model=there.model.cuda(), inputs=tuple(clip.cuda() for clip in there.inputs))

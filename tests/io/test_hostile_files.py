@@ -47,6 +47,7 @@ FORMATS: dict[str, tuple[str, str, str, dict[str, Any], int]] = {
 }
 
 
+@in_one_case()
 @pytest.mark.parametrize("kind", FORMATS)
 def test_pixel_formats_are_converted_to_rgb(tmp_path, kind):
     """An alpha channel is dropped. The colors are the stored ones, also of transparent pixels."""
@@ -199,6 +200,7 @@ def test_pipes_and_devices_are_rejected(tmp_path, reader):
             reader(path)
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", ["list.m3u8", "list.mp4", "list.ffconcat", "list.sdp", "list.mpd"])
 def test_playlists_are_rejected_without_opening_connections(tmp_path, name):
     write(tmp_path / "part.ts", quartered(3), "mpeg2video")
