@@ -288,7 +288,7 @@ def _gathered(
 
 
 def _in_all(group: Processes, gather: Callable[[], Comparison]) -> Comparison:
-    """Return the comparison that the first process gathers in all processes; its large arrays are sent by themselves."""
+    """Return the comparison that the first process gathers in all processes; large arrays are sent separately."""
     whole: list[Table] = []
 
     def small() -> Comparison:
