@@ -1,4 +1,4 @@
-"""Estimate the cost of a comparison of twenty thousand clips from the cost of one clip: docs/comparison_scale.md.
+"""Estimate the cost of a comparison of twenty thousand clips from the cost of one clip: docs/cost.md.
 
     python benchmarks/comparison_scale.py                    # takes some minutes
     python benchmarks/comparison_scale.py --entries 20000    # really reads the results of so many clips
@@ -23,11 +23,11 @@ from pathlib import Path
 
 import torch
 import transformers
+from evidence import write_between  # beside this file
 from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import VideoClassifier
-from captum_staa._utils.files import atomic
 from captum_staa.benchmark import METRICS, MetricInput, PlantedClips, compare
 from captum_staa.benchmark.clips import described, source_of
 from captum_staa.benchmark.methods import made
@@ -51,19 +51,17 @@ BACKWARD = 2  # a backward takes as long as this many forwards
 FORWARD_MS = 10.0  # of one clip on one GPU; an assumption, because no GPU was available
 MODEL = "tiny-videomae-pattern"  # its results are copied
 COPIED = [*METHODS[:-1], "Saliency"]  # replaces the slowest method; the form of the results is the same
-PAGE = Path(__file__).parents[1] / "docs" / "comparison_scale.md"
+PAGE = Path(__file__).parents[1] / "docs" / "cost.md"
 
 
-TEXT = """# Estimated cost of a comparison of twenty thousand clips
-
-The cost of `compare` for {clips} clips, {methods} methods and the default metrics on {gpus} GPUs, estimated from the
-cost of one clip. Made by
+TEXT = """The cost of `compare` for {clips} clips, {methods} methods and the default metrics on {gpus} GPUs, estimated
+from the cost of one clip. Made by
 
 ```console
 python benchmarks/comparison_scale.py --entries {sample}
 ```
 
-## Time
+### Time
 
 Counts for one clip of 16 x 224 x 224 and a VideoMAE with the tokens of the base size. A backward counts as two
 forwards.
@@ -83,13 +81,13 @@ divided evenly, and no process waits for another before the end.
 Metrics take {metric_share:.0%} of the time, the three most expensive methods {dear_share:.0%}. To save time, first
 use fewer `steps` and fewer of the metrics that change the clip.
 
-## Disk
+### Disk
 
 There are {entries:.0f} files per clip (methods, controls, the clip itself) of {size:.0f} bytes on average: {files}
 files, {gib:.1f} GiB, or {blocks:.1f} GiB on a disk with blocks of 4 KiB. Writing one file took {write:.2f} ms. Maps
 are stored for the first clip only. At the end, `rows.csv` has {csv:.0f} MiB and `comparison.json` has {json:.0f} MiB.
 
-## Memory
+### Memory
 
 At the end, every process reads all files. With {sample} clips, reading took {read:.0f} s, the tables took
 {tables:.0f} s, and the memory was {mib:.0f} MiB. In proportion, {clips} clips need {read_all:.1f} minutes for
@@ -97,16 +95,16 @@ reading, {tables_all:.1f} minutes for the tables, and {gib_each:.1f} GiB **in ea
 GiB on a machine with {gpus} processes.
 
 A GPU needs memory for the model, and for {copies} changed clips (`perturbations_per_eval`) with their activations.
-With gradients, the activations need about 14 times the memory of a plain forward for VideoMAE-base ([Cost](cost.md)).
+With gradients, the activations need about 14 times the memory of a plain forward for VideoMAE-base.
 STAA stores a matrix of tokens by tokens for each layer, 12 x 9.4 MiB.
 
-## Network
+### Network
 
 Processes exchange a few short messages at the start and at the end. Each clip is read once, by one process. A video
 of Kinetics has about 1 to 3 MB, so {clips} videos have 20 to 60 GB. Over {each:.0f} hours, this is at most a few MB
 per second. The results, {gib:.1f} GiB, are written once, and read once by each process at the end.
 
-## Limits
+### Limits
 
 - The number of files: check whether the shared disk has {files} free inodes, and how fast it opens small files.
 - In the last step, each process holds all results in memory. For ten times as many clips, run parts of them into
@@ -288,9 +286,7 @@ def main() -> None:
         command = [sys.executable, "-W", "ignore", __file__, "--gather", folder, "--entries", str(arguments.entries)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     text = page(counts, size, write, json.loads(output.splitlines()[-1]), arguments.entries)
-    with atomic(PAGE, overwrite=True) as partial:
-        partial.write_text(text)
-    print(text)
+    write_between(PAGE, "comparison_scale", text)
 
 
 if __name__ == "__main__":

@@ -74,8 +74,9 @@ def in_toctrees(pages: dict[Path, str]) -> Counter[str]:
 
 
 def documented(text: str) -> list[object]:
-    """Return the objects that a page of autodoc directives documents."""
-    found: list[object] = []
+    """Return the objects that a page of autodoc and autosummary directives documents."""
+    lists = re.findall(r"^\.\. autosummary::\n((?:   .*\n|\n(?=   ))*)", text, re.MULTILINE)
+    found = [resolved(name) for names in lists for name in re.findall(r"^   (\w[\w.]+)$", names, re.MULTILINE)]
     directive = r"^\.\. (?:auto|py:)(\w+):: (\S+)\n((?:   .*\n|\n(?=   ))*)"
     for kind, name, options in re.findall(directive, text, re.MULTILINE):
         thing = resolved(name)
