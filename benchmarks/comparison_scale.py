@@ -1,38 +1,47 @@
-"""Estimate the cost of a comparison of twenty thousand clips from the cost of one clip: docs/cost.md.
+"""Comparisons of twenty thousand clips: simulated runs, and an estimate of the time: docs/comparison_scale.md.
 
-    python benchmarks/comparison_scale.py                    # takes some minutes
-    python benchmarks/comparison_scale.py --entries 20000    # really reads the results of so many clips
+    python benchmarks/comparison_scale.py --out runs                        # all stages; continues an interrupted run
+    python benchmarks/comparison_scale.py --out runs --stages "ranks 1"     # some of them
+    python benchmarks/comparison_scale.py --clips 500 --troubled-clips 500 --kills 3 --no-page   # a minute
 
-Forwards and backwards are counted, not timed, on a VideoMAE with the tokens of base (16 x 224 x 224, tubelets of
-2 x 16 x 16) but few channels. Files, and the time and memory of reading all of them at the end, are measured on
-copies of real results.
+The simulated runs store, read and report real records, but a model, methods and metrics that cost nothing replace the
+real ones. For the estimate, forwards and backwards are counted, not timed, on a VideoMAE with the tokens of base
+(16 x 224 x 224, tubelets of 2 x 16 x 16) but few channels.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
+import random
 import re
+import resource
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
-import transformers
-from evidence import write_between  # beside this file
 from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import VideoClassifier
-from captum_staa.benchmark import METRICS, MetricInput, PlantedClips, compare
-from captum_staa.benchmark.clips import described, source_of
+from captum_staa._utils.files import atomic
+from captum_staa.benchmark import METRICS, Comparison, Metric, MetricInput, MetricOptions, compare
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS, SETTINGS, Storage
-from captum_staa.benchmark.scoring import DEFAULT, baseline_of
+from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS
+from captum_staa.benchmark.scoring import COSTS, DEFAULT, baseline_of
+from captum_staa.cli.compare import write
 
 CLIPS, GPUS = 20_000, 8
 METHODS = (
@@ -49,19 +58,21 @@ COPIES = 8
 AGAIN = (RANDOM_WEIGHTS, OTHER_CLASS)  # controls that run the first method again
 BACKWARD = 2  # a backward takes as long as this many forwards
 FORWARD_MS = 10.0  # of one clip on one GPU; an assumption, because no GPU was available
-MODEL = "tiny-videomae-pattern"  # its results are copied
-COPIED = [*METHODS[:-1], "Saliency"]  # replaces the slowest method; the form of the results is the same
-PAGE = Path(__file__).parents[1] / "docs" / "cost.md"
+STEPS = 32  # points of a curve
+STAGES = ("ranks 1", "ranks 2", "ranks 4", "reference", "troubled")
+PAGE = Path(__file__).parents[1] / "docs" / "comparison_scale.md"
 
 
-TEXT = """The cost of `compare` for {clips} clips, {methods} methods and the default metrics on {gpus} GPUs, estimated
-from the cost of one clip. Made by
+TEXT = """# Estimated cost of a comparison of twenty thousand clips
+
+The cost of `compare` for {clips} clips, {methods} methods and the default metrics on {gpus} GPUs, estimated from the
+cost of one clip. Made by
 
 ```console
 python benchmarks/comparison_scale.py --entries {sample}
 ```
 
-### Time
+## Time
 
 Counts for one clip of 16 x 224 x 224 and a VideoMAE with the tokens of the base size. A backward counts as two
 forwards.
@@ -81,13 +92,13 @@ divided evenly, and no process waits for another before the end.
 Metrics take {metric_share:.0%} of the time, the three most expensive methods {dear_share:.0%}. To save time, first
 use fewer `steps` and fewer of the metrics that change the clip.
 
-### Disk
+## Disk
 
 There are {entries:.0f} files per clip (methods, controls, the clip itself) of {size:.0f} bytes on average: {files}
 files, {gib:.1f} GiB, or {blocks:.1f} GiB on a disk with blocks of 4 KiB. Writing one file took {write:.2f} ms. Maps
 are stored for the first clip only. At the end, `rows.csv` has {csv:.0f} MiB and `comparison.json` has {json:.0f} MiB.
 
-### Memory
+## Memory
 
 At the end, every process reads all files. With {sample} clips, reading took {read:.0f} s, the tables took
 {tables:.0f} s, and the memory was {mib:.0f} MiB. In proportion, {clips} clips need {read_all:.1f} minutes for
@@ -95,16 +106,16 @@ reading, {tables_all:.1f} minutes for the tables, and {gib_each:.1f} GiB **in ea
 GiB on a machine with {gpus} processes.
 
 A GPU needs memory for the model, and for {copies} changed clips (`perturbations_per_eval`) with their activations.
-With gradients, the activations need about 14 times the memory of a plain forward for VideoMAE-base.
+With gradients, the activations need about 14 times the memory of a plain forward for VideoMAE-base ([Cost](cost.md)).
 STAA stores a matrix of tokens by tokens for each layer, 12 x 9.4 MiB.
 
-### Network
+## Network
 
 Processes exchange a few short messages at the start and at the end. Each clip is read once, by one process. A video
 of Kinetics has about 1 to 3 MB, so {clips} videos have 20 to 60 GB. Over {each:.0f} hours, this is at most a few MB
 per second. The results, {gib:.1f} GiB, are written once, and read once by each process at the end.
 
-### Limits
+## Limits
 
 - The number of files: check whether the shared disk has {files} free inodes, and how fast it opens small files.
 - In the last step, each process holds all results in memory. For ten times as many clips, run parts of them into
@@ -140,6 +151,8 @@ class Counted:
 
 def counted() -> dict[str, tuple[int, int]]:
     """Return the forwards and backwards for one clip, for each method and for the metrics of one map."""
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.VideoMAEConfig(
         hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, num_labels=2
@@ -173,78 +186,309 @@ def counted() -> dict[str, tuple[int, int]]:
     return found
 
 
-def fill(folder: Path, clips: int) -> tuple[float, float]:
-    """Write copies of the results of one clip as the results of ``clips`` clips. Return bytes and seconds per file."""
-    clf = VideoClassifier.from_pretrained(MODEL)
-    real = folder / "real"
-    compare(clf, PlantedClips(seed=0, n=1), COPIED, out=real)
-    entries = list(Storage(real).of(0))
-    settings = json.loads((real / SETTINGS).read_text())
-    settings["clips"] = described(source_of(PlantedClips(seed=0, n=clips), clf))
-    many = Storage(folder / "many")
-    many.open(settings, resume=False)
-    began = time.perf_counter()
-    for index in tqdm(range(clips), desc="results"):
-        for entry in entries:
-            many.write(replace(entry, index=index, clip=f"pattern-{index:05d}"))
-    seconds = (time.perf_counter() - began) / (clips * len(entries))
-    one = many.folder / "rows" / "0000000"
-    return sum(path.stat().st_size for path in one.glob("*.json")) / len(entries), seconds
+# --- a simulated run -------------------------------------------------------------------------------------------------
 
 
-def gather(folder: Path, clips: int) -> dict[str, float]:
-    """Return seconds and peak MiB of the last step of a run, including the tables. Runs in a separate process."""
-    clf = VideoClassifier.from_pretrained(MODEL)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
-    before = _resident_peak()
-    began = time.perf_counter()
-    found = compare(
-        clf,
-        PlantedClips(seed=0, n=clips),
-        COPIED,
-        out=folder / "many",
-        resume=True,
-        show_progress=False,
-    )
-    read = time.perf_counter() - began
-    found.to_csv(folder / "rows.csv")
-    found.to_json(folder / "comparison.json")
-    found.to_markdown()
+class NullModel(torch.nn.Module):
+    """Model that costs nothing; with a parameter, because one control draws the parameters at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3, 2)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.head(clip[:, 0, :, 0, 0])
+
+
+class NullClips:
+    """Clips of 2 x 4 x 4 pixels; each is different. It notes when the first is loaded."""
+
+    first: float | None = None
+
+    def __init__(self, count: int) -> None:
+        self.names = [f"video-{index:05d}.mp4" for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self.first is None:
+            self.first = time.perf_counter()
+        return torch.linspace(index % 97 / 97, 1, 96).view(1, 2, 3, 4, 4), index % 2
+
+
+def null_method(number: int) -> Callable[[Tensor, int], Tensor]:
+    return lambda clip, target: clip.sum(2) + number
+
+
+def null_metrics() -> dict[str, Metric]:
+    """Return all metrics under their names; costs are measured, other scores are drawn from the map.
+
+    The first score also leaves insertion and deletion curves, because they are the largest part of a record.
+    """
+
+    def score(case: MetricInput, column: int) -> float:
+        found = vars(case)
+        if "drawn" not in found:
+            state = np.frombuffer(case.maps.numpy().tobytes(), np.uint32)
+            draw = np.random.default_rng([case.target, *state[::16]])
+            fractions = torch.linspace(0, 1, STEPS + 1)[None]
+            rise, fall = (SimpleNamespace(fractions=fractions, curve=torch.rand(1, STEPS + 1)) for _ in range(2))
+            found["drawn"], found["curves"] = draw.random(len(METRICS)), SimpleNamespace(insertion=rise, deletion=fall)
+        return float(found["drawn"][column])
+
     return {
-        "read": read,
-        "tables": time.perf_counter() - began - read,
-        "MiB": _resident_peak() - before,
-        "csv": (folder / "rows.csv").stat().st_size / 2**20,
-        "json": (folder / "comparison.json").stat().st_size / 2**20,
-        "entries": float(len(COPIED) + len(CONTROLS) + 1),
+        name: Metric(known.score and partial(score, column=column), known.higher_is_better)
+        for column, (name, known) in enumerate(METRICS.items())
     }
 
 
-def _resident_peak() -> float:
+def rank_main(arguments: argparse.Namespace) -> None:
+    """One process of the simulated run: compare, measure, and write what was measured to the folder ``measured``."""
+    if arguments.full_after:  # the disk is full when a file has so many bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.full_after, resource.RLIM_INFINITY))
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    classifier = VideoClassifier(NullModel().eval(), "BTCHW")
+    clips = NullClips(arguments.clips)
+    rank = int(os.environ.get("RANK", "0"))
+    found: dict[str, Any] = {"base": peak()}
+    began = time.perf_counter()
+    comparison = compare(
+        classifier,
+        clips,
+        {name: null_method(number) for number, name in enumerate(METHODS)},
+        null_metrics(),
+        out=arguments.rank / "run",
+        resume=not arguments.fresh,
+        metric_options=MetricOptions(steps=STEPS),
+        show_progress=False,
+    )
+    found |= {"compare": time.perf_counter() - began, "peak": peak()}
+    if clips.first is not None:
+        found["until first clip"] = clips.first - began
+    found["table"] = digest(comparison)
+    if rank == 0 and arguments.report:
+        began = time.perf_counter()
+        write(comparison, arguments.rank / "run")
+        found |= {"report": time.perf_counter() - began, "peak with report": peak()}
+    with atomic(arguments.rank / f"rank-{rank}.json", overwrite=True) as partial_path:
+        partial_path.write_text(json.dumps(found))
+
+
+def digest(comparison: Comparison) -> str:
+    """Return a hash of all rows but those of costs, which no two runs share."""
+    found = hashlib.sha256()
+    for metric in (name for name in comparison.metrics if name not in COSTS):
+        found.update(comparison.values(metric).numpy().tobytes())
+    found.update(repr((comparison.clips, comparison.reason_rows, comparison.methods)).encode())
+    for curves in comparison.curves.values():
+        found.update(curves["insertion"].tobytes())
+    return found.hexdigest()[:16]
+
+
+def peak() -> float:
     """Return the peak of resident memory in MiB. Linux only."""
     found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
-def page(counts: dict[str, tuple[int, int]], size: float, write: float, gathered: dict[str, float], clips: int) -> str:
-    """Return the whole page, extrapolated to ``CLIPS``."""
+class Ranks:
+    """The processes of one start, without torchrun, so that each can be killed by itself."""
+
+    def __init__(self, folder: Path, clips: int, world: int, *more: str) -> None:
+        command = [sys.executable, "-W", "ignore", __file__, "--rank", str(folder), "--clips", str(clips), *more]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.began = time.perf_counter()
+        self.processes = [
+            subprocess.Popen(
+                command,
+                env={
+                    **os.environ,
+                    **({"RANK": str(rank), "WORLD_SIZE": str(world)} if world > 1 else {}),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                },
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return whether all processes have ended within the time."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for process in self.processes:
+            try:
+                process.wait(None if end is None else max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                return False
+        return True
+
+    def kill(self, first: int) -> None:
+        """Kill one process with SIGKILL, then the others."""
+        order = [self.processes[first], *self.processes]
+        for process in order:
+            process.kill()
+        self.wait()
+
+    def errors(self) -> str:
+        return "\n".join((process.stderr.read() if process.stderr else "") for process in self.processes)
+
+    def finished(self) -> dict[str, Any]:
+        """Wait, and return what was measured: the highest peak of all processes, and the rest of the first."""
+        self.wait()
+        if any(process.returncode for process in self.processes):
+            raise RuntimeError(self.errors())
+        folder = Path(self.processes[0].args[self.processes[0].args.index("--rank") + 1])  # type: ignore
+        found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(len(self.processes))]
+        assert len({each["table"] for each in found}) == 1, "the processes returned different tables"
+        return {
+            **found[0],
+            "total": time.perf_counter() - self.began,
+            "peak": max(each["peak"] for each in found),
+            "base": max(each["base"] for each in found),
+        }
+
+
+def plain_run(folder: Path, clips: int, world: int) -> dict[str, Any]:
+    """One run without events, then a resumed one, which finds that all is done."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    found = Ranks(folder, clips, world, "--fresh").finished()
+    files = [path for path in (folder / "run").rglob("*") if path.is_file()]
+    found |= {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}
+    again = Ranks(folder, clips, world, *(["--report"] if world == 1 else [])).finished()
+    assert again["table"] == found["table"], "the resumed run has another table"
+    found["resume"] = again["compare"]
+    found["resume peak"] = again["peak"]
+    for name in ("report", "peak with report"):
+        if name in again:
+            found[name] = again[name]
+    for path in (folder / "run").rglob("*"):
+        if path.name in ("rows.csv", "comparison.json"):
+            found[path.name] = path.stat().st_size
+    shutil.rmtree(folder)
+    return found
+
+
+def troubled_run(folder: Path, clips: int, kills: int, seed: int) -> dict[str, Any]:
+    """A run with two processes: killed at random moments, half-written records, a full disk, and a second start.
+
+    After each kill, one file loses a random number of its last bytes. Before the last start, the other file gets a
+    byte changed in its middle.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    draw = random.Random(seed)
+    found: dict[str, Any] = {"kills": 0, "full disk": 0, "refused": 0, "cut": 0, "until first clip": []}
+    mean = None  # seconds between a start and its kill
+    with tqdm(total=kills, desc="kills") as bar:
+        while found["kills"] < kills:
+            full = found["kills"] == kills // 2 and not found["full disk"]
+            size = max((path.stat().st_size for path in (folder / "run" / "entries").glob("*")), default=0)
+            ranks = Ranks(folder, clips, 2, *(["--full-after", str(size + draw.randrange(10_000))] if full else []))
+            if full:
+                ranks.wait()
+                assert "File too large" in (errors := ranks.errors()), errors
+                found["full disk"] += 1
+                continue
+            while not ranks.wait(0.2) and _size(folder) <= size:  # until this start has written something
+                pass
+            mean = mean or 8.0
+            if not found["refused"]:
+                second = Ranks(folder, clips, 1)
+                second.wait()
+                assert "no other run uses" in (errors := second.errors()), errors
+                found["refused"] += 1
+            if ranks.wait(draw.uniform(0, mean)):
+                break  # finished before so many kills
+            ranks.kill(draw.randrange(2))
+            found["kills"] += 1
+            bar.update()
+            files = sorted((folder / "run" / "entries").glob("*"))
+            if files:
+                path = draw.choice(files)
+                lost = draw.randrange(1, 4000)
+                os.truncate(path, max(path.stat().st_size - lost, 0))
+                found["cut"] += 1
+    path = sorted((folder / "run" / "entries").glob("*"))[0]
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    last = Ranks(folder, clips, 2).finished()
+    found |= {"table": last["table"], "peak": last["peak"], "until first clip": last.get("until first clip")}
+    found["files"] = sum(path.is_file() for path in (folder / "run").rglob("*"))
+    shutil.rmtree(folder)
+    return found
+
+
+def _size(folder: Path) -> int:
+    return max((path.stat().st_size for path in (folder / "run" / "entries").glob("*")), default=0)
+
+
+def measure(folder: Path, clips: int, troubled: int, kills: int, stages: Sequence[str]) -> dict[str, Any]:
+    """Run all stages that are not measured yet, and return what was measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "measured.json"
+    measured: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    calls: dict[str, Callable[[], dict[str, Any]]] = {
+        **{f"ranks {world}": partial(plain_run, folder / "plain", clips, world) for world in (1, 2, 4)},
+        "reference": partial(plain_run, folder / "plain", troubled, 1),
+        "troubled": partial(troubled_run, folder / "troubled", troubled, kills, seed=0),
+    }
+    for stage in stages:
+        if stage not in measured:
+            print(f"stage: {stage}", flush=True)
+            measured[stage] = calls[stage]()
+            measured["clips"], measured["troubled clips"] = clips, troubled
+            with atomic(path, overwrite=True) as partial_path:
+                partial_path.write_text(json.dumps(measured, indent=1))
+    return measured
+
+
+def page(counts: dict[str, tuple[int, int]], found: dict[str, Any]) -> str:
+    """Return the whole page."""
     metrics = counts["the metrics of one map"][0] * (len(METHODS) + len(CONTROLS))
     units = {name: forwards + BACKWARD * backwards for name, (forwards, backwards) in counts.items()}
     again = len(AGAIN) * units[METHODS[0]]
     total = sum(units[name] for name in METHODS) + again + metrics + 1
     hours = total * CLIPS * FORWARD_MS / 1000 / 3600
-    files = CLIPS * int(gathered["entries"])
-    times = CLIPS / clips
+    runs = {world: found[f"ranks {world}"] for world in (1, 2, 4)}
+    tables = {run["table"] for run in runs.values()}
+    assert len(tables) == 1 and found["troubled"]["table"] == found["reference"]["table"], "the tables differ"
+    one, trouble = runs[1], found["troubled"]
+    simulated = "\n".join(
+        f"| {world} | {run['files']} | {run['bytes'] / 2**20:.0f} MiB | {run['compare'] / 60:.1f} min "
+        f"| {run['peak']:.0f} MiB | {run['resume']:.0f} s |"
+        for world, run in runs.items()
+    )
     return TEXT.format(
         clips=CLIPS,
         gpus=GPUS,
         copies=COPIES,
         methods=len(METHODS),
         controls=len(CONTROLS),
+        all_metrics=len(METRICS),
+        simulated_clips=found["clips"],
+        simulated=simulated,
+        base=max(run["base"] for run in runs.values()),
+        report=one["report"],
+        report_peak=one["peak with report"],
+        csv=one["rows.csv"] / 2**20,
+        json=one["comparison.json"] / 2**20,
+        records=found["clips"] * (len(METHODS) + len(CONTROLS) + 1),
+        kills=trouble["kills"],
+        cut=trouble["cut"],
+        troubled=found["troubled clips"],
+        trouble_files=trouble["files"],
         again=f"{' and '.join(AGAIN)}, of {METHODS[0]}",
         again_units=again,
-        sample=clips,
         rows="\n".join(f"| {name} | {f} | {b} | {units[name]} |" for name, (f, b) in counts.items()),
         metrics=metrics,
         total=total,
@@ -254,39 +498,32 @@ def page(counts: dict[str, tuple[int, int]], size: float, write: float, gathered
         each=hours / GPUS,
         metric_share=metrics / total,
         dear_share=sum(sorted(units[name] for name in METHODS)[-3:]) / total,
-        entries=gathered["entries"],
-        size=size,
-        files=files,
-        gib=files * size / 2**30,
-        blocks=files * 4096 / 2**30,
-        write=write * 1000,
-        csv=gathered["csv"] * times,
-        json=gathered["json"] * times,
-        read=gathered["read"],
-        tables=gathered["tables"],
-        mib=gathered["MiB"],
-        read_all=gathered["read"] * times / 60,
-        tables_all=gathered["tables"] * times / 60,
-        gib_each=gathered["MiB"] * times / 1024,
-        gib_all=GPUS * gathered["MiB"] * times / 1024,
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entries", type=int, default=2000, help="clips whose results are written and read")
-    parser.add_argument("--gather", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="folder of the simulated runs and of what was measured")
+    parser.add_argument("--clips", type=int, default=CLIPS, help="clips of the simulated runs")
+    parser.add_argument("--troubled-clips", type=int, default=4000, help="clips of the run with kills")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--no-page", action="store_true", help="measure only")
+    parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)  # one process of a simulated run
+    parser.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--report", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--full-after", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.gather is not None:
-        print(json.dumps(gather(arguments.gather, arguments.entries)))
+    if arguments.rank is not None:
+        rank_main(arguments)
         return
-    counts = counted()
-    with tempfile.TemporaryDirectory() as folder:
-        size, write = fill(Path(folder), arguments.entries)
-        command = [sys.executable, "-W", "ignore", __file__, "--gather", folder, "--entries", str(arguments.entries)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    text = page(counts, size, write, json.loads(output.splitlines()[-1]), arguments.entries)
-    write_between(PAGE, "comparison_scale", text)
+    out = arguments.out or Path(tempfile.mkdtemp())
+    found = measure(out, arguments.clips, arguments.troubled_clips, arguments.kills, arguments.stages)
+    print(json.dumps(found, indent=1))
+    if not arguments.no_page:
+        text = page(counted(), found)
+        with atomic(PAGE, overwrite=True) as partial_path:
+            partial_path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -52,11 +52,13 @@ class Row:
         call: the method.
         variants: what is appended to its name, and what is done to its maps. Higher values mean more evidence.
         slow: whether it takes hundreds of forwards: then it explains fewer clips.
+        controls: whether the maps of random weights and of another class are scored, too.
     """
 
     call: Method
     variants: dict[str, Variant]
     slow: bool = False
+    controls: bool = True
 
 
 def methods(clf: VideoClassifier) -> dict[str, Row]:
@@ -97,6 +99,9 @@ def methods(clf: VideoClassifier) -> dict[str, Row]:
             VideoOcclusion(clf).attribute, slow=True, perturbations_per_eval=BATCH, **windows
         ),
         "RISE (400)": row(RISE(clf).attribute, slow=True, n_samples=400, perturbations_per_eval=BATCH),
+        "RISE (1000)": replace(
+            row(RISE(clf).attribute, slow=True, n_samples=1000, perturbations_per_eval=BATCH), controls=False
+        ),
     }
 
 
@@ -114,7 +119,7 @@ def run(family: str, task: str, clips: int, slow_clips: int, redo: str) -> dict[
             return {name + end: variant(own) for end, variant in row.variants.items()}
 
         cost = forwards(clf, evidence, row.call)
-        found |= {each: {**own, "forwards": cost} for each, own in means(evidence.scores(maps, controls=True)).items()}
+        found |= {each: {**own, "forwards": cost} for each, own in means(evidence.scores(maps, row.controls)).items()}
     if "known objects".startswith(redo):
         found |= means(many.known_objects())
     if not redo:

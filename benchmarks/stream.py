@@ -2,6 +2,7 @@
 
     python benchmarks/stream.py                                  # frame rates, one thread of a CPU
     python benchmarks/stream.py --device cuda --model base
+    python benchmarks/stream.py --truth 16                       # which mode finds planted evidence
     python benchmarks/stream.py --minutes 60                     # a looped video, resident memory and live tensors
 
 The rate of the model is that of a loop that preprocesses each frame once, stacks the same windows and runs the model
@@ -24,7 +25,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from captum_staa import STAA, STAAStream, VideoClassifier, io
+from captum_staa import STAA, STAAStream, VideoClassifier, io, metrics
 from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.models.preprocessing import Preprocessing
 
@@ -81,10 +82,17 @@ def seconds(work: Callable[[], object], device: str) -> float:
     return clock() - start
 
 
-def rates(name: str, device: str, strides: list[int], windows: int, rounds: int, layers: str) -> Iterator[str]:
+def explainer_of(clf: VideoClassifier, mode: str) -> STAA:
+    """``mode`` is relevance, or the layers whose attention is read: all, mean, or one index."""
+    if mode == "relevance":
+        return STAA(clf)
+    return STAA(clf, mode="attention", layers=mode if mode in ("all", "mean") else [int(mode)])
+
+
+def rates(name: str, device: str, strides: list[int], windows: int, rounds: int, mode: str) -> Iterator[str]:
     """Yield the rows of a table."""
     clf, size = build(name, device)
-    explainer = STAA(clf, mode="attention", layers=layers if layers in ("all", "mean") else [int(layers)])
+    explainer = explainer_of(clf, mode)
     for stride in [clf.num_frames if stride == 0 else stride for stride in strides]:
         frames = planted(clf.num_frames + (windows - 1) * stride, size)
         clip = clf.preprocess(frames[: clf.num_frames])
@@ -111,7 +119,37 @@ def rates(name: str, device: str, strides: list[int], windows: int, rounds: int,
         own, explained = (f"{len(frames) / statistics.median(took[way]):.1f}" for way in ("own", "stream"))
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         ratio, beside = statistics.median(ratios), statistics.median(strict)
-        yield f"| {name} | {layers} | {stride} | {own} | {explained} | {ratio:.3f} | {spread} | {beside:.3f} |"
+        yield f"| {name} | {mode} | {stride} | {own} | {explained} | {ratio:.3f} | {spread} | {beside:.3f} |"
+
+
+def truth(videos: int) -> Iterator[str]:
+    """Yield the rows of a table: how well each mode and stride finds the evidence in videos of three windows."""
+    found: dict[tuple[str, int], list[list[float]]] = {}
+    for family in ("videomae", "timesformer", "vivit", "vjepa2"):
+        clf = VideoClassifier.from_pretrained(f"tiny-{family}-pattern")
+        scene = SceneOptions(num_frames=3 * clf.num_frames)
+        planted = PlantedClips(seed=21_000, n=videos, scene=scene)
+        for index in range(videos):
+            label, truth_masks, rivals = planted[index][1], *(each[None] for each in planted.with_masks(index)[2:4])
+            for stride in (clf.num_frames, clf.num_frames // 2, clf.num_frames // 4):
+                for name, mode, target in (
+                    ("relevance, of the label", "relevance", int(label)),
+                    ("relevance, of each window's own class", "relevance", None),
+                    ("attention, all layers", "all", None),
+                    ("attention, the last layer", "-1", None),
+                ):
+                    stream = STAAStream(explainer_of(clf, mode), stride=stride, target=target)
+                    results = list(stream(planted.frames(index)))
+                    maps = torch.stack([result.joint for result in results])[None]
+                    scores = [
+                        float(metrics.evidence_against_rivals(maps, truth_masks, rivals)),
+                        float(metrics.evidence_against_rivals(maps, truth_masks, rivals, axis="time")),
+                        float(metrics.auroc(maps, truth_masks)),
+                    ]
+                    found.setdefault((name, stride), []).append(scores)
+    for (name, stride), scores in found.items():
+        mean = torch.tensor(scores).nanmean(0)
+        yield f"| {name} | {stride} | " + " | ".join(f"{value:.3f}" for value in mean.tolist()) + " |"
 
 
 def soak(name: str, device: str, stride: int, minutes: float, video: Path | None) -> str:
@@ -153,27 +191,39 @@ def main() -> None:
         "--model", action="append", help="name of a bundled model, small or base (default: two of them)"
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--layers", default="all", help="of STAA: all, mean, or one index (default: all)")
+    parser.add_argument(
+        "--mode",
+        default="relevance",
+        help="of STAA: relevance, or the layers whose attention is read: all, mean, or one index (default: relevance)",
+    )
     parser.add_argument("--stride", type=int, action="append", help="default: a window, and a quarter of one")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--truth", type=int, metavar="VIDEOS", help="find planted evidence instead of measuring frame rates"
+    )
     parser.add_argument("--minutes", type=float, help="run a long loop instead of measuring frame rates")
     parser.add_argument("--video", type=Path, help="video for --minutes (default: a planted clip)")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     names = asked.model or ["tiny-videomae-pattern", "base"]
+    if asked.truth is not None:
+        print("| mode | stride | evidence against rivals | in time | against all voxels |\n|---|---|---|---|---|")
+        for row in truth(asked.truth):
+            print(row, flush=True)
+        return
     if asked.minutes is not None:
         for name in names[:1]:
             print(soak(name, asked.device, (asked.stride or [0])[0], asked.minutes, asked.video), flush=True)
         return
     print(
-        "| model | layers | stride | model only, frames/s | explained, frames/s | ratio | spread "
+        "| model | mode | stride | model only, frames/s | explained, frames/s | ratio | spread "
         "| compared with the forward only |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for name in names:
-        for row in rates(name, asked.device, asked.stride or [0, 4], asked.windows, asked.rounds, asked.layers):
+        for row in rates(name, asked.device, asked.stride or [0, 4], asked.windows, asked.rounds, asked.mode):
             print(row, flush=True)
 
 

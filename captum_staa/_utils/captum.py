@@ -11,8 +11,11 @@ from captum._utils.common import (
     _select_targets,
 )
 from captum._utils.progress import NullProgress, progress
-from captum._utils.typing import BaselineType, TargetType
+from captum._utils.typing import BaselineType
+from captum._utils.typing import TargetType as IndexTarget
 from captum.log import log_usage
+
+TargetType = IndexTarget | str | list[str]  # labels, if the model knows them
 
 __all__ = [
     "BaselineType",

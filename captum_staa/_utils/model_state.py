@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from inspect import signature
 from threading import Lock
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
@@ -98,13 +99,22 @@ def in_eval_mode(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator that runs a method of an ``Attribution``, or a function of ``forward_func``, in :func:`eval_mode`.
 
     It also explains torch's error about models that cannot be differentiated because they work in place, and warns
-    about models that draw random numbers in eval mode.
+    about models that draw random numbers in eval mode. A ``target`` of labels becomes one of class indices, if
+    ``forward_func`` knows them.
     """
+    names = list(signature(function).parameters)
+    place = names.index("target") if "target" in names else None
 
     @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        explained = args[0] if args else kwargs.get("forward_func")
+    def run(*given: P.args, **options: P.kwargs) -> R:
+        explained = given[0] if given else options.get("forward_func")
         forward_func: Any = getattr(explained, "forward_func", explained)
+        args: Any = given
+        kwargs: Any = options
+        if place is not None and len(given) > place:
+            args = (*given[:place], class_indices(given[place], forward_func), *given[place + 1 :])
+        elif "target" in options:
+            kwargs = {**options, "target": class_indices(options["target"], forward_func)}
 
         def again() -> Any:
             inputs: Any = args[1] if len(args) > 1 else kwargs["inputs"]
@@ -120,6 +130,37 @@ def in_eval_mode(function: Callable[P, R]) -> Callable[P, R]:
                 return function(*args, **kwargs)
 
     return run
+
+
+def class_indices(target: Any, model: object) -> Any:
+    """Return ``target`` with each label replaced by its class index. Other targets are returned as they are.
+
+    Example:
+        >>> from captum_staa import VideoClassifier
+        >>> clf = VideoClassifier(nn.Linear(1, 2), layout="BCTHW", labels=["waving", "jumping"])
+        >>> class_indices("jumping", clf), class_indices(["jumping", "waving"], clf), class_indices(1, clf)
+        (1, [1, 0], 1)
+
+    Args:
+        target: as in Captum, with labels in the place of class indices.
+        model: a model with a method ``class_index``, such as a ``VideoClassifier``.
+
+    Raises:
+        ValueError: the label does not exist, or the classifier has no labels.
+        TypeError: the model is not a classifier, so it does not know labels.
+    """
+    if isinstance(target, (list, tuple)):
+        known = [class_indices(part, model) for part in target]
+        return target if all(a is b for a, b in zip(known, target, strict=True)) else type(target)(known)
+    if not isinstance(target, str):
+        return target
+    class_index = getattr(uncompiled(model) if isinstance(model, nn.Module) else model, "class_index", None)
+    if class_index is None:
+        raise TypeError(
+            f"target must be a class index for a model that does not know labels, got {target!r} for "
+            f"{type(model).__name__}. Pass an index, or explain VideoClassifier(model, ..., labels=[...])."
+        )
+    return class_index(target)
 
 
 def _state_of(module: nn.Module, with_buffers: bool) -> _Saved:

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_staa._utils.networks import networks_of
-from captum_staa.attention.linear_graph import PATTERN, gate_rank, operation_name
+from captum_staa.attention.linear_graph import PATTERN, Operation, gate_rank
 
 Share = Callable[[Tensor], Tensor]
 
@@ -397,17 +397,16 @@ class ModuleTrace:
         """Return a copy of a tensor that is decomposed, which counts as a constant of the module that runs."""
         return self._copied(leaf, self.current.constants)[0]
 
-    def missing(self, operations: Iterable[Any], score: float) -> list[Missing]:
+    def missing(self, operations: Iterable[Operation], score: float) -> list[Missing]:
         """Return what is missing in each module, the largest first.
 
         Args:
-            operations: nodes of autograd without a rule.
+            operations: operations without a rule.
             score: the sum of the scores over the batch.
         """
-        for node in operations:
-            number = -1 if hasattr(node, "variable") else node._sequence_nr()
-            inside = [call for call in self.calls if call.nodes[0] <= number < call.nodes[1]]
-            (inside[-1] if inside else self.root).reasons.append(f"uses {operation_name(node)}, which has no rule")
+        for operation in operations:
+            inside = [call for call in self.calls if call.nodes[0] <= operation.number < call.nodes[1]]
+            (inside[-1] if inside else self.root).reasons.append(f"uses {operation.name}, which has no rule")
         own = {call: call.added() - _sum(call.constants) for call in self.calls}
         own[self.root] += score
         for call in self.calls:

@@ -45,7 +45,7 @@ from captum_staa._utils.networks import lost_gradient, networks_of, refuse_missi
 from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.attention.completeness import ConstantShares, ModuleTrace, Sums, report_missing, rounding
 from captum_staa.attention.frozen_patterns import FrozenPatterns
-from captum_staa.attention.linear_graph import nonlinear_operations, operation_name, reaches
+from captum_staa.attention.linear_graph import Operation, nonlinear_operations, reaches
 from captum_staa.grid import TokenGrid
 from captum_staa.models.outputs import LastFunction
 
@@ -270,8 +270,8 @@ def decompose(
 
 def _pass(
     forward_func: Callable[..., Any], inputs: Tensor, score: Score, extra: Any, cut: _Cut, mode: FrozenPatterns
-) -> tuple[Decomposition, Sums, tuple[Any, ...]]:
-    """Run one forward and one backward. Also return the nodes of operations without a rule."""
+) -> tuple[Decomposition, Sums, tuple[Operation, ...]]:
+    """Run one forward and one backward. Also return the operations without a rule."""
     shares = mode.shares
     assert shares is not None
     source = inputs.detach().clone()  # models may write into their input
@@ -303,7 +303,7 @@ def _pass(
     scores = scores.detach()
     total, relevance, constants = float(scores.sum()), float(contributions.sum()), shares.total()
     remainder = total - relevance - constants + shares.through_patterns()
-    names = tuple(sorted({operation_name(node) for node in nonlinear}))
+    names = tuple(sorted({operation.name for operation in nonlinear}))
     rest = scores - contributions.reshape(len(scores), -1).sum(1)
     result = Decomposition(contributions, rest, scores, outputs.detach(), scores.new_tensor(remainder), names)
     size = float(contributions.abs().sum()) + shares.size()

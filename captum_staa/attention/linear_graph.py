@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -134,9 +134,21 @@ _PRODUCTS = {  # which inputs of a node are factors
 }
 
 
-def operation_name(node: Any) -> str:
-    """Return the name of a node as :func:`nonlinear_operations` yields it, for a message."""
-    return "a parameter that requires a gradient" if hasattr(node, "variable") else str(node.name())
+class Operation(NamedTuple):
+    """An operation that autograd has recorded: its name, and its place in the order of recording, -1 for a leaf.
+
+    It is read while the graph lives. The node of a custom function must not be used after that: in PyTorch 2.6, asking
+    it for its number ends the process.
+    """
+
+    name: str
+    number: int
+
+    @classmethod
+    def of(cls, node: Any) -> Operation:
+        if hasattr(node, "variable"):
+            return cls("a parameter that requires a gradient", -1)
+        return cls(str(node.name()), node._sequence_nr())
 
 
 def _kind(node: Any) -> str:
@@ -171,8 +183,8 @@ def _gate_rank(node: Any) -> int:
     return 0 if node is None else {"Pattern": PATTERN, "FrozenGate": 2, "FrozenSquash": 1}.get(_kind(node), 0)
 
 
-def nonlinear_operations(root: Any, *leaves: Tensor) -> Iterator[Any]:
-    """Yield the nodes below ``root`` that are not known to be linear in the leaves.
+def nonlinear_operations(root: Any, *leaves: Tensor) -> Iterator[Operation]:
+    """Yield the operations below ``root`` that are not known to be linear in the leaves.
 
     A product of two tensors that both depend on them is linear if :class:`SharedFactor` marks its factors, or if
     one is a :class:`Pattern`. Other leaves, such as parameters that require a gradient, count as nonlinear,
@@ -182,11 +194,11 @@ def nonlinear_operations(root: Any, *leaves: Tensor) -> Iterator[Any]:
         kind = _kind(node)
         if hasattr(node, "variable"):
             if not any(node.variable is leaf for leaf in leaves):
-                yield node
+                yield Operation.of(node)
         elif kind in ("VarMean", "StdMean") and output == 1:  # the mean
             continue
         elif not _is_linear(kind, [edge for edge, _ in node.next_functions]):
-            yield node
+            yield Operation.of(node)
 
 
 def reaches(root: Any, *leaves: Tensor) -> bool:

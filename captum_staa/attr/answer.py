@@ -296,7 +296,7 @@ def contributions(
         with mode:
             logits = vlm.answer_logits(leaf.clone(), classifier.prompt_for(clip), classifier.answer)
         scores = contrast(logits, classifier)
-        if nonlinear := sorted(set(nonlinear_operations(scores.grad_fn, leaf))):
+        if nonlinear := sorted({operation.name for operation in nonlinear_operations(scores.grad_fn, leaf)}):
             warnings.warn(
                 f"FrozenPatterns must know every operation of the model, got {', '.join(nonlinear)}. Contributions are "
                 f"a first-order approximation. Load the model with attn_implementation='sdpa'.",

@@ -67,7 +67,7 @@ class VideoFeatureAblation(VideoMethod, PerturbationAttribution):
             inputs: clip, or a tuple of clips (RGB and flow).
             baselines: values that replace a region: a number, a tensor of the input's shape or with a first axis of
                 1 (as functions of ``captum_staa.baselines`` return), or a tuple of these for several inputs. None is 0.
-            target: as in Captum. Required if the model has several outputs.
+            target: as in Captum, or a label that the classifier knows. Required if the model has several outputs.
             additional_forward_args: further positional arguments of the model.
             feature_mask: integer ids 0 .. n-1 without gaps, broadcastable to the input, such as a result of
                 ``captum_staa.feature_masks``. For several inputs, a tuple. An id that occurs in several inputs is

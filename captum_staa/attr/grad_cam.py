@@ -166,7 +166,7 @@ class GradCAM(VideoMethod):
 
         Args:
             inputs: clip in the layout, or a tuple of clips of the same number of frames (RGB and flow).
-            target: as in Captum. Required if the model has several classes.
+            target: as in Captum, or a label that the classifier knows. Required if the model has several classes.
             additional_forward_args: further positional arguments of the model.
             relu_attributions: whether to set negative cells of the layer's map to 0, as in the paper.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from captum_staa.layout import WORKING, VideoLayout, layout_of
 from captum_staa.masking.ablation import Windows, ablate
 from captum_staa.masking.arguments import TargetScore, baselines_for, check_perturbations_per_eval
 
+logger = logging.getLogger(__name__)
 Sides = tuple[int, ...]
+MANY = 1000  # calls of the model that are announced
 
 
 class VideoOcclusion(VideoMethod, PerturbationAttribution):
@@ -70,15 +73,17 @@ class VideoOcclusion(VideoMethod, PerturbationAttribution):
             inputs: clip, or a tuple of clips (RGB and flow), which are occluded one at a time.
             sliding_window_shapes: ``(t, h, w)`` in frames and pixels, for windows over all channels; or, as in Captum,
                 one side for each axis after the batch, in the layout's order. For several inputs, a tuple of these.
-            strides: step of the window along each axis, in the same order. An int is used for all axes. None means 1,
-                as in Captum, which gives millions of windows for a video. A stride must not be longer than the window.
+            strides: step of the window along each axis, in the same order. An int is used for all axes. None means half
+                a window. (In Captum it means 1, which gives tens of thousands of windows for a video.) A stride must
+                not be longer than the window.
             baselines: values that replace a window: a number, a tensor of the clip's shape or with a first axis of 1
                 (as functions of ``captum_staa.baselines`` return), or a tuple of these for several inputs. None is 0.
-            target: as in Captum. Required if the model has several outputs.
+            target: as in Captum, or a label that the classifier knows. Required if the model has several outputs.
             additional_forward_args: further positional arguments of the model.
             perturbations_per_eval: number of windows per call of the model, at least 1. Each needs a copy of the whole
                 batch in memory. It changes the speed, not the result.
-            show_progress: whether to show a progress bar over the calls of the model.
+            show_progress: whether to show a progress bar over the calls of the model. Without it, the number of calls
+                is logged as a warning if there are more than 1000.
 
         Returns:
             Like ``inputs`` (float32 if they are of half precision), in units of the output, contiguous and detached. At
@@ -99,6 +104,14 @@ class VideoOcclusion(VideoMethod, PerturbationAttribution):
         score = TargetScore(forward, target, additional_forward_args, len(clips[0]))
         clips, covers = (tuple(map(self.layout.to_working, tensors)) for tensors in (clips, covers))
         windows = Windows([clip.shape[1:] for clip in clips], sides, steps)
+        calls = 1 + -(-len(windows) // perturbations_per_eval)
+        if calls > MANY and not show_progress:
+            logger.warning(
+                "VideoOcclusion calls the model %d times, for %d windows. Pass larger strides or a larger "
+                "perturbations_per_eval to call it less often, and show_progress=True to see its progress.",
+                calls,
+                len(windows),
+            )
         with evaluations(self.get_name(), len(windows), perturbations_per_eval, show_progress) as tick:
             falls = ablate(score, clips, covers, windows, perturbations_per_eval, tick)
         attributions = (
@@ -126,8 +139,10 @@ class VideoOcclusion(VideoMethod, PerturbationAttribution):
         """Return one stride ``(T, C, H, W)`` per clip."""
         result = []
         for stride, window, clip in zip(_per_input("strides", strides, len(clips)), windows, clips, strict=True):
-            same = 1 if stride is None else stride
-            steps = self._along_axes("strides", stride if isinstance(same, (tuple, list)) else (same,) * 4, clip)
+            if stride is None:
+                result.append(tuple(-(-side // 2) for side in window))
+                continue
+            steps = self._along_axes("strides", stride if isinstance(stride, (tuple, list)) else (stride,) * 4, clip)
             sizes = self.layout.size(clip)
             for axis, step, side in zip(WORKING[1:], steps, window, strict=True):
                 if step > side < sizes[axis]:

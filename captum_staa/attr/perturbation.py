@@ -199,7 +199,7 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
             inputs: clip, or a tuple of one clip.
             baselines: replaces removed voxels, in place of the preset's blends: a number, or a tensor of the clip's
                 shape or with a first axis of size 1, such as those of ``captum_staa.baselines``.
-            target: as in Captum. Required if the model has several outputs.
+            target: as in Captum, or a label that the classifier knows. Required if the model has several outputs.
             additional_forward_args: further positional arguments of the model.
             feature_mask: regions that a mask keeps or removes as a whole: ids 0 .. n-1, broadcastable to the clip, the
                 same for all channels, such as ``frames``, ``tubelets`` or ``supervoxels`` of

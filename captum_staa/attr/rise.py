@@ -85,7 +85,7 @@ class RISE(VideoMethod, PerturbationAttribution):
             inputs: clip, or a tuple of clips (RGB and flow), each with its own masks.
             baselines: values of hidden voxels: a number, a tensor of the clip's shape or with a first axis of 1
                 (as functions of ``captum_staa.baselines`` return), or a tuple of these for several inputs. None is 0.
-            target: as in Captum. Required if the model has several outputs.
+            target: as in Captum, or a label that the classifier knows. Required if the model has several outputs.
             additional_forward_args: further positional arguments of the model.
             perturbations_per_eval: number of masks per call of the model, at least 1. Each needs a copy of the whole
                 batch in memory. It changes the speed, not the result.

@@ -125,7 +125,8 @@ class AttentionBranch(VideoMethod):
 
         Args:
             inputs: clip in the network's layout, or a tuple of one clip.
-            target: as in Captum. Not needed for ``"gate"``, which does not depend on the class.
+            target: as in Captum, or a label that the classifier knows. Not needed for ``"gate"``, which does
+                not depend on the class.
             additional_forward_args: further positional arguments of the model.
             weighting: one of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,9 @@ Mode = Literal["attention", "relevance"]
 Rule = Literal["decomposition", "chefer"]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns
 Readings = Mapping[AttentionLayer, Any]
+Target: TypeAlias = (
+    TargetType | Callable[[Tensor], TargetType]
+)  # as in Captum, or a function of the outputs of the one forward
 
 
 class STAA(VideoMethod):
@@ -170,7 +173,8 @@ class STAA(VideoMethod):
 
         Args:
             inputs: clip in the classifier's layout, or a tuple of one clip.
-            target: as in Captum. Required for ``mode="relevance"`` if the model has several classes; otherwise unused.
+            target: as in Captum, or a label that the classifier knows. Required for ``mode="relevance"`` if
+                the model has several classes; otherwise unused.
             additional_forward_args: further positional arguments of the model.
 
         Returns:
@@ -197,6 +201,15 @@ class STAA(VideoMethod):
         ``temporal`` is the sum of the attribution over each frame and ``spatial`` its sum over time.
         """
         return self._maps(inputs, target, additional_forward_args, logits=True)
+
+    def attribute_predicted(
+        self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object = None
+    ) -> VideoAttribution:
+        """Return :meth:`attribute_maps` for the most likely class of each clip, found in the same forward pass.
+
+        For ``mode="attention"`` it is the same as ``attribute_maps``.
+        """
+        return self._maps(inputs, _most_likely, additional_forward_args, logits=True)
 
     @in_eval_mode
     def attribute_temporal(self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object = None) -> Tensor:
@@ -245,7 +258,7 @@ class STAA(VideoMethod):
 
     @in_eval_mode
     def _maps(
-        self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object, logits: bool
+        self, inputs: Tensor | tuple[Tensor, ...], target: Target, additional_forward_args: object, logits: bool
     ) -> VideoAttribution:
         extra = _format_additional_forward_args(additional_forward_args)
         clip, model = self._described(inputs, extra)
@@ -275,7 +288,7 @@ class STAA(VideoMethod):
             return self._to_pixels(plan.compose(readings), model.grid, size), answer
 
     def _relevance(
-        self, model: Any, clip: Tensor, target: TargetType, extra: Any, size: tuple[int, int, int]
+        self, model: Any, clip: Tensor, target: Target, extra: Any, size: tuple[int, int, int]
     ) -> tuple[Tensor, Tensor]:
         refuse_inference_mode("mode='relevance'")
         if self.rule == "decomposition":
@@ -285,7 +298,8 @@ class STAA(VideoMethod):
             leaf = clip.detach().clone().requires_grad_()
             with capture(model.transformer, plan.layers, _read_probabilities) as readings:
                 answer = self._forward(leaf, extra)
-            gradients = self._gradients(target_values(self.forward_func, answer, target).sum(), readings, leaf, extra)
+            explained = target_values(self.forward_func, answer, _resolved(target, answer))
+            gradients = self._gradients(explained.sum(), readings, leaf, extra)
         matrices = {
             layer: gradient_weighted(attention, gradient)
             for (layer, attention), gradient in zip(readings.items(), gradients, strict=True)
@@ -305,7 +319,7 @@ class STAA(VideoMethod):
             )
         return gradients
 
-    def _decomposed(self, model: Any, clip: Tensor, target: TargetType, extra: Any) -> tuple[Tensor, Tensor]:
+    def _decomposed(self, model: Any, clip: Tensor, target: Target, extra: Any) -> tuple[Tensor, Tensor]:
         maps, result = relevance_maps(
             model,
             model.layout.to_working(clip),
@@ -315,7 +329,7 @@ class STAA(VideoMethod):
         )
         return maps, result.outputs
 
-    def _contrast(self, values: Tensor, target: TargetType) -> Tensor:
+    def _contrast(self, values: Tensor, target: Target) -> Tensor:
         """Return what is explained, ``(B,)``: the target's logit minus the mean of the others, or a label's own."""
         classifier = self.forward_func
         if classifier.output == "probabilities" and bool(((values >= 0) & (values <= 1)).all()):
@@ -324,7 +338,7 @@ class STAA(VideoMethod):
                 f"got values of shape {tuple(values.shape)} that were computed from it, such as a mean over views. "
                 f"Explain one view, or remove the last operations from the module."
             )
-        chosen = target_outputs(values, target)
+        chosen = target_outputs(values, _resolved(target, values))
         contrasted = classifier.exclusive and values.ndim == 2  # outputs per frame are explained as they are
         return class_contrast(values, chosen) if contrasted else chosen.flatten().float()
 
@@ -417,6 +431,15 @@ def transformer_of(forward_func: nn.Module) -> VideoClassifier:
             f"the attention of its layers."
         )
     return classifier_of(forward_func) or VideoClassifier(forward_func)
+
+
+def _most_likely(outputs: Tensor) -> TargetType:
+    """Return the class with the highest output of each example, ``(B,)``; None if there is one output."""
+    return outputs.argmax(1) if outputs.numel() > len(outputs) else None
+
+
+def _resolved(target: Target, outputs: Tensor) -> TargetType:
+    return target(outputs) if callable(target) else target
 
 
 def _read_probabilities(call: AttentionCall) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_staa._utils.captum import TargetType, log_usage
 from captum_staa._utils.checks import check_choice, check_count
-from captum_staa._utils.model_state import in_eval_mode
+from captum_staa._utils.model_state import class_indices, in_eval_mode
 from captum_staa.attr._base import VideoMethod, call_bar, like_inputs, one_clip, target_outputs
 from captum_staa.models.video_language import AnswerClassifier
 from captum_staa.models.video_language.features import VideoFeatures, answer_logits, encode
@@ -88,7 +88,7 @@ class StepAblation(VideoMethod, PerturbationAttribution):
         classifier = self.forward_func
         clip = one_clip(inputs, classifier.layout, self.get_name())
         indices = torch.arange(len(classifier.answer) + 1).expand(len(clip), -1)
-        chosen = target_outputs(indices, target).flatten().tolist()
+        chosen = target_outputs(indices, class_indices(target, classifier)).flatten().tolist()
         steps = self.attribute_steps(clip, perturbations_per_eval, show_progress)
         asked = torch.stack([values[token] for values, token in zip(steps, chosen, strict=True)])  # (B, t)
         tokens = classifier.prompt_for(clip).tokens

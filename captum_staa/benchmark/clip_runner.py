@@ -26,11 +26,11 @@ from captum_staa.benchmark.records import (
     OTHER_CLASS,
     RANDOM_WEIGHTS,
     Entry,
-    Storage,
     control_of,
 )
 from captum_staa.benchmark.registry import NotApplicableError, simplified
 from captum_staa.benchmark.scoring import COSTS, Metric, MetricInput, MetricOptions, baseline_of
+from captum_staa.benchmark.storage import Storage
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics import controls, model_free_controls
 from captum_staa.metrics.sanity import redrawn
@@ -102,7 +102,7 @@ def run_clip(
         bar: progress bar; advances by one for each map.
         measured: methods whose memory this process has already measured on the CPU; this function adds to it.
     """
-    todo = [method for method in (ALL, *plan.names) if not _done(storage.read(index, name, method))]
+    todo = [method for method in (ALL, *plan.names) if (index, method) not in storage.done]
     bar.update(len(plan.names) - sum(method != ALL for method in todo))
     if not todo:
         return
@@ -114,7 +114,8 @@ def run_clip(
         storage.write(Entry(index, name, ALL, error=_reason(error)))
         bar.update(sum(method != ALL for method in todo))
         return
-    storage.write(whole, _pictured(plan, sample) if index < SHEETS else None)
+    if ALL in todo:
+        storage.write(whole, _pictured(plan, sample) if index < SHEETS else None)
     for method in todo:
         if method != ALL:
             entry, maps = runner.entry(method)
@@ -228,11 +229,6 @@ class _Clip:
 def progress(total: int | None, shown: bool) -> tqdm[Any]:
     """Return a progress bar over maps that shows the rate and the remaining time."""
     return tqdm(total=total, desc="comparing", unit="map", disable=not shown, smoothing=0.05, delay=0.5)
-
-
-def _done(entry: Entry | None) -> bool:
-    """Whether an entry is complete. The next run tries failed entries again, because the cause may be fixed by then."""
-    return entry is not None and not entry.error and not entry.reasons
 
 
 def _whole(plan: Plan, index: int, name: str, sample: Sample) -> Entry:

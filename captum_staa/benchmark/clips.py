@@ -123,6 +123,14 @@ def names_of(clips: Any) -> list[str]:
     return [_number(index) for index in range(len(clips))] if names is None else [str(name) for name in names]
 
 
+def name_of(clips: Any) -> Callable[[int], str]:
+    """Return a function that returns the name of the clip of an index, as :func:`each` yields it."""
+    if not _indexed(clips):
+        return _number
+    names = names_of(clips)
+    return lambda index: names[index] if index < len(names) else ""  # no clip has an empty name
+
+
 def described(clips: Any) -> dict[str, Any]:
     """Return the settings that determine the clips, for the record of a run; for a plain iterable only its type."""
     if hasattr(clips, "described"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from captum_staa._utils.checks import generator_or_seeded
 from captum_staa.benchmark import figures, report
-from captum_staa.benchmark.records import ALL, ERROR, LEFT_OUT, NOT_APPLICABLE, Mean, Row, Sheet, control_of
+from captum_staa.benchmark.records import ERROR, LEFT_OUT, NOT_APPLICABLE, Mean, Row, Sheet, control_of
 from captum_staa.benchmark.scoring import COSTS
+from captum_staa.benchmark.table import Table
 from captum_staa.metrics import Reliability, reliability
-from captum_staa.metrics._shared import draws, interval, midranks
+from captum_staa.metrics._shared import draws_in_blocks, interval, midranks
 
 DRAWS = 1000  # bootstrap draws of clips for intervals
 CLEAR = 0.1  # a method must be better than the random map by this margin, or its controls say nothing about it
@@ -31,7 +33,8 @@ class Comparison:
     """Result of :func:`compare`: scores of methods and controls on all clips, with tables, figures and a report.
 
     Attributes:
-        rows: tidy rows, each with one number or with one reason why a number is missing.
+        rows: tidy rows, each with one number or with one reason why a number is missing. :func:`compare` returns a
+            sequence that makes them when they are read, because a list of millions of rows needs gigabytes.
         methods: names in the order of the arguments, the controls last. Methods that do not apply are included.
         metrics: names in the order of the arguments.
         better: by metric: 1 if higher is better, -1 if lower is better, 0 if the metric only describes.
@@ -43,7 +46,7 @@ class Comparison:
         interrupted: whether the comparison was stopped with Ctrl-C.
     """
 
-    rows: list[Row]
+    rows: Sequence[Row]
     methods: list[str]
     metrics: list[str]
     better: dict[str, int]
@@ -56,12 +59,17 @@ class Comparison:
     @cached_property
     def clips(self) -> list[str]:
         """Names of all clips, in order."""
-        return list(dict.fromkeys(row.clip for row in self.rows if row.clip != ALL))
+        return self._table.clips
 
     @cached_property
     def failures(self) -> list[Row]:
         """Rows of failures: clips that could not be read, and methods or metrics that raised."""
-        return [row for row in self.rows if row.metric == ERROR]
+        return [row for row in self.reason_rows if row.metric == ERROR]
+
+    @property
+    def reason_rows(self) -> list[Row]:
+        """Rows that hold a reason instead of a number."""
+        return self._table.reasons
 
     def values(self, metric: str) -> Tensor:
         """Return a table of numbers, clips by methods.
@@ -75,11 +83,11 @@ class Comparison:
         Raises:
             ValueError: the comparison does not have this metric.
         """
-        if metric not in self._tables:
+        if metric not in self.metrics:
             raise ValueError(
                 f"metric must be one of the metrics of this comparison, {', '.join(self.metrics)}, got {metric!r}"
             )
-        return self._tables[metric]
+        return torch.from_numpy(self._table.numbers[:, self.metrics.index(metric)].copy())
 
     def means(self) -> dict[str, dict[str, Mean]]:
         """Return the mean over clips by method and metric, or the median for costs, each with its 95 % interval.
@@ -126,8 +134,9 @@ class Comparison:
 
     def reasons(self) -> dict[str, str]:
         """Return by method why it has no numbers, or fewer than others."""
-        reasons = {row.method: f"does not apply: {row.reason}" for row in self.rows if row.metric == NOT_APPLICABLE}
-        left_out = [row for row in self.rows if row.metric == LEFT_OUT]
+        rows = self.reason_rows
+        reasons = {row.method: f"does not apply: {row.reason}" for row in rows if row.metric == NOT_APPLICABLE}
+        left_out = [row for row in rows if row.metric == LEFT_OUT]
         for method in self.methods:
             for rows, kind in ((left_out, "left out"), (self.failures, "failed")):
                 if matching := [row for row in rows if row.method == method]:
@@ -167,21 +176,32 @@ class Comparison:
             raise ImportError("pandas must be installed for a data frame. Run: pip install pandas") from error
         return pandas.DataFrame(self.rows, columns=list(Row._fields))
 
-    def to_csv(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
-        """Return tidy rows as CSV: clip, method, metric, value. Rows without a number hold the reason instead.
+    @overload
+    def to_csv(self, path: None = None, *, overwrite: bool = False) -> str: ...
+    @overload
+    def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None: ...
+    def to_csv(self, path: str | Path | None = None, *, overwrite: bool = False) -> str | None:
+        """Return or write tidy rows as CSV: clip, method, metric, value. Rows without a number hold the reason instead.
 
         Args:
-            path: a file to write the text to as well; None writes no file.
+            path: a file to write the text to, row by row; None returns it.
             overwrite: whether an existing file may be replaced.
-        """
-        return report.written(report.csv_of(self), path, overwrite)
 
-    def to_json(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
-        """Return settings, rows, means and ranks as JSON; numbers that are not finite are null.
-
-        Arguments as in :meth:`to_csv`.
+        Returns:
+            The text; None if it is written to a file, because the text of many clips needs gigabytes.
         """
-        return report.written(report.json_of(self), path, overwrite)
+        return report.streamed(report.csv_of(self), path, overwrite)
+
+    @overload
+    def to_json(self, path: None = None, *, overwrite: bool = False) -> str: ...
+    @overload
+    def to_json(self, path: str | Path, *, overwrite: bool = False) -> None: ...
+    def to_json(self, path: str | Path | None = None, *, overwrite: bool = False) -> str | None:
+        """Return or write settings, rows, means and ranks as JSON; numbers that are not finite are null.
+
+        Arguments and result as in :meth:`to_csv`.
+        """
+        return report.streamed(report.json_of(self), path, overwrite)
 
     def to_markdown(self, path: str | Path | None = None, *, overwrite: bool = False, intervals: bool = True) -> str:
         """Return a Markdown table of methods by metrics.
@@ -192,8 +212,8 @@ class Comparison:
         that keeps more than 80 % of it for another class. See :meth:`retained`.
 
         Args:
-            path: as in :meth:`to_csv`.
-            overwrite: as in :meth:`to_csv`.
+            path: a file to write the text to as well; None writes no file.
+            overwrite: whether an existing file may be replaced.
             intervals: whether to show 95 % intervals next to the means.
         """
         return report.written(report.markdown_of(self, intervals), path, overwrite)
@@ -217,7 +237,7 @@ class Comparison:
     def to_report(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
         """Return one self-contained HTML page with tables, figures, reasons and settings.
 
-        Arguments as in :meth:`to_csv`.
+        Arguments as in :meth:`to_markdown`.
         """
         return report.written(report.page(self, self._figures), path, overwrite)
 
@@ -239,34 +259,35 @@ class Comparison:
         return None
 
     @cached_property
-    def _tables(self) -> dict[str, Tensor]:
-        """By metric: ``(N, M)`` float64, clips by methods."""
-        columns = {name: at for at, name in enumerate(self.methods)}
-        lines = {name: at for at, name in enumerate(self.clips)}
-        empty = torch.full((len(lines), len(columns)), torch.nan, dtype=torch.float64)
-        tables = {metric: empty.clone() for metric in self.metrics}
-        for row in self.rows:
-            if not row.reason:
-                tables[row.metric][lines[row.clip], columns[row.method]] = row.value
-        return tables
+    def _table(self) -> Table:
+        return self.rows if isinstance(self.rows, Table) else Table.of(self.rows, self.methods, self.metrics)
 
     @cached_property
     def _means(self) -> dict[str, dict[str, Mean]]:
-        copies = draws(DRAWS, len(self.clips), generator_or_seeded(None))  # the same in every call
         means: dict[str, dict[str, Mean]] = {method: {} for method in self.methods}
+        averaged = [metric for metric in self.metrics if metric not in COSTS]
+        drawn: dict[str, list[Tensor]] = {metric: [] for metric in averaged}  # (R, M) in blocks
+        for copies in draws_in_blocks(DRAWS, len(self.clips), generator_or_seeded(None)):  # the same in every call
+            for metric in averaged:
+                drawn[metric].append(_drawn_means(self.values(metric), copies))
         for metric in self.metrics:
-            column_means = _medians(self.values(metric)) if metric in COSTS else _means(self.values(metric), copies)
+            table = self.values(metric)
+            column_means = _medians(table) if metric in COSTS else _means(table, torch.cat(drawn[metric]))
             for method, mean in zip(self.methods, column_means, strict=True):
                 means[method][metric] = mean
         return means
 
 
-def _means(table: Tensor, copies: Tensor) -> list[Mean]:
-    """Return the mean of each column of ``(N, M)``, with intervals from bootstrap draws ``(R, N)``."""
+def _drawn_means(table: Tensor, copies: Tensor) -> Tensor:
+    """Return the means ``(R, M)`` of the columns of ``(N, M)`` in bootstrap draws ``(R, N)``; nan if none is drawn."""
     there = ~table.isnan()
-    filled = table.where(there, 0.0)
-    means = filled.sum(0) / there.sum(0)
-    drawn = (copies @ filled) / (copies @ there.double())  # (R, M); nan if none is drawn
+    return (copies @ table.where(there, 0.0)) / (copies @ there.double())
+
+
+def _means(table: Tensor, drawn: Tensor) -> list[Mean]:
+    """Return the mean of each column of ``(N, M)``, with intervals from its means in bootstrap draws ``(R, M)``."""
+    there = ~table.isnan()
+    means = table.where(there, 0.0).sum(0) / there.sum(0)
     low, high = interval(drawn)
     return [
         Mean(*numbers)

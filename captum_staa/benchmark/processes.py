@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
@@ -27,8 +30,8 @@ class Processes:
         (0, 1, 'computed by rank 0, returned by all')
     """
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int = 0, world: int = 1, group: dist.ProcessGroup | None = None) -> None:
+        self.rank, self.world, self._group = rank, world, group
 
     def first(self, function: Callable[[], Result]) -> Result:
         """Run a function in the first process and return its result in all processes.
@@ -42,39 +45,75 @@ class Processes:
             except (ValueError, OSError) as error:
                 outcome = [(False, error)]
         if self.world > 1:
-            dist.broadcast_object_list(outcome)
+            outcome = [self._broadcast(outcome[0])]
         succeeded, result = outcome[0]
         if not succeeded:
             assert isinstance(result, Exception)
             raise result
         return result  # type: ignore[return-value]
 
+    def every(self, function: Callable[[], object]) -> None:
+        """Run a function in every process. If it raises OSError in one of them, all processes raise OSError."""
+        error: OSError | None = None
+        try:
+            function()
+        except OSError as caught:
+            error = caught
+        errors: list[OSError | None] = [error]
+        if self.world > 1:
+            errors = [None] * self.world
+            dist.all_gather_object(errors, error, group=self._group)
+        for error in errors:
+            if error is not None:
+                raise error
+
     def wait(self) -> None:
         """Wait until all processes have called this."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(group=self._group)
+
+    def _broadcast(self, outcome: Any) -> Any:
+        """Return the object of the first process in all processes; large arrays are sent without further copies.
+
+        Like ``broadcast_object_list``, it pickles in memory, for processes of the same run. Nothing is stored this way.
+        """
+        buffers: list[pickle.PickleBuffer] = []
+        head = pickle.dumps(outcome, protocol=5, buffer_callback=buffers.append) if self.rank == 0 else b""
+        arrays = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
+        message: list[Any] = [head, [len(array) for array in arrays]]
+        dist.broadcast_object_list(message, group=self._group)
+        head, sizes = message
+        if self.rank != 0:
+            arrays = [np.empty(size, np.uint8) for size in sizes]
+        for array in arrays:
+            if len(array):
+                tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+                dist.broadcast(tensor, 0, group=self._group)
+        return outcome if self.rank == 0 else pickle.loads(head, buffers=arrays)
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
     """Yield the processes of torchrun, of an existing process group, or this single process.
 
-    Processes exchange only a few short strings, so the backend is gloo on every device. An existing process group of
-    the caller is used unchanged.
+    Processes exchange a few short strings and, at the end, one table. So the backend is gloo on every device. An
+    existing process group of the caller stays as it is: another group of the same processes is made, because finished
+    processes wait here for hours, and its timeout is in minutes.
     """
     if not dist.is_available() or not (dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         yield Processes()
         return
-    initialize = not dist.is_initialized()
+    initialize, group = not dist.is_initialized(), None
     if initialize:
         store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
         fresh = dist.PrefixStore(_start_id(store, rank, world), store)
         dist.init_process_group("gloo", store=fresh, rank=rank, world_size=world, timeout=TIMEOUT)
+    else:
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        yield Processes(dist.get_rank(), dist.get_world_size(), group)
     finally:
-        if initialize:
-            dist.destroy_process_group()
+        dist.destroy_process_group(group)
 
 
 def _start_id(store: dist.Store, rank: int, world: int) -> str:

@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from captum_staa.benchmark.records import (
     OTHER_CLASS,
     RANDOM_WEIGHTS,
     Mean,
+    Row,
     control_of,
 )
 from captum_staa.benchmark.scoring import COSTS
@@ -72,39 +74,54 @@ def written(text: str, path: str | Path | None, overwrite: bool) -> str:
     return text
 
 
-def csv_of(results: Comparison) -> str:
-    """Return CSV with the columns clip, method, metric and value."""
+def streamed(lines: Iterator[str], path: str | Path | None, overwrite: bool) -> str | None:
+    """Return the text of all lines; if a path is given, write them to that file instead, atomically."""
+    if path is None:
+        return "".join(lines)
+    with atomic(path, overwrite) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
+    return None
+
+
+def csv_of(results: Comparison) -> Iterator[str]:
+    """Yield the lines of CSV with the columns clip, method, metric and value."""
     file = io_module.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("clip", "method", "metric", "value"))
-    writer.writerows((*row[:3], row.reason or repr(row.value)) for row in results.rows)
-    return file.getvalue()
+    for row in chain([("clip", "method", "metric", "value")], results.rows):
+        writer.writerow((*row[:3], row.reason or repr(row.value)) if isinstance(row, Row) else row)
+        yield file.getvalue()
+        file.seek(0)
+        file.truncate()
 
 
-def json_of(results: Comparison) -> str:
-    """Return JSON, with one line per entry of long lists, so that two files can be compared with diff."""
+def json_of(results: Comparison) -> Iterator[str]:
+    """Yield the lines of JSON, with one line per entry of long lists, so that two files can be compared with diff."""
     ranks = results.ranks()
+    means = (
+        {"method": method, "metric": metric, **_finite(mean._asdict()), "rank": _number(ranks[method].get(metric))}
+        for method, means in results.means().items()
+        for metric, mean in means.items()
+    )
     document = {
         "settings": results.settings,
         "interrupted": results.interrupted,
         "better": results.better,
         "reasons": results.reasons(),
         "retained": results.retained(),
-        "means": [
-            {"method": method, "metric": metric, **_finite(mean._asdict()), "rank": _number(ranks[method].get(metric))}
-            for method, means in results.means().items()
-            for metric, mean in means.items()
-        ],
-        "rows": [_finite(row._asdict()) for row in results.rows],
+        "means": means,
+        "rows": (_finite(row._asdict()) for row in results.rows),
     }
-    lines = []
-    for key, value in document.items():
-        if isinstance(value, list):
-            entries = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False, allow_nan=False)}" for entry in value)
-            lines.append(f" {json.dumps(key)}: [\n{entries}\n ]")
+    yield "{"
+    for at, (key, value) in enumerate(document.items()):
+        yield f"{',' * (at > 0)}\n {json.dumps(key)}: "
+        if isinstance(value, Iterator):
+            yield "["
+            for line, entry in enumerate(value):
+                yield f"{',' * (line > 0)}\n  {json.dumps(entry, ensure_ascii=False, allow_nan=False)}"
+            yield "\n ]"
         else:
-            lines.append(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+            yield json.dumps(value, ensure_ascii=False, allow_nan=False)
+    yield "\n}\n"
 
 
 def markdown_of(results: Comparison, intervals: bool) -> str:
@@ -184,7 +201,7 @@ def remarks(results: Comparison) -> list[str]:
     lines += _control_remarks(results)
     used = {kind for kinds in marked(results).values() for kind in kinds}
     lines += [f"{sign} {meaning}" for kind, (sign, meaning) in MARKS.items() if kind in used]
-    missing = Counter(row.reason for row in results.rows if row.metric == LEFT_OUT and row.method == ALL)
+    missing = Counter(row.reason for row in results.reason_rows if row.metric == LEFT_OUT and row.method == ALL)
     lines += [f"{clips} of {count} clips have {reason}" for reason, clips in missing.items()]
     if lost := [row for row in results.failures if row.method == ALL]:
         lines.append(f"{len(lost)} of {count} clips could not be read, the first: {lost[0].clip}: {lost[0].reason}")

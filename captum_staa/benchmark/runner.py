@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,27 +19,26 @@ from captum_staa._utils.files import FilePath
 from captum_staa._utils.model_state import eval_mode
 from captum_staa.benchmark.clip_runner import Plan, progress, run_clip
 from captum_staa.benchmark.clip_runner import model_controls as controls_of
-from captum_staa.benchmark.clips import described, each, share, source_of
+from captum_staa.benchmark.clips import described, each, name_of, share, source_of
 from captum_staa.benchmark.comparison import Comparison
 from captum_staa.benchmark.methods import Given, made
 from captum_staa.benchmark.processes import Processes, processes, restarted
 from captum_staa.benchmark.records import (
     ALL,
-    ERROR,
     GRID,
-    LEFT_OUT,
     NOT_APPLICABLE,
-    Entry,
     Row,
     Sheet,
-    Storage,
     control_of,
     versions,
 )
 from captum_staa.benchmark.scoring import Metric, MetricOptions, chosen
+from captum_staa.benchmark.storage import Storage
+from captum_staa.benchmark.table import TableBuilder
 from captum_staa.models import VideoClassifier
 
 _SIGNS = {True: 1, False: -1, None: 0}
+_STEP = 2.0**-30  # sums of multiples of it are exact, so no mean curve depends on the order of the clips
 
 
 def compare(
@@ -102,8 +100,9 @@ def compare(
             reason.
         metrics: names among ``METRICS``, or a mapping from names to functions of a :class:`MetricInput`. None takes a
             selection of ``METRICS``.
-        out: a folder that stores the entry of every finished clip and method, so that the comparison can be resumed.
-            Required for several processes. None uses a temporary folder.
+        out: a folder that stores the entry of every finished clip and method, one file per process, so that the
+            comparison can be resumed after any end of a process. Only one run at a time may use it. Required for
+            several processes, for which it must be on a disk that all machines share. None uses a temporary folder.
         resume: whether to continue the run in ``out``, which must have the same settings. Failed entries are tried
             again.
         metric_options: options of the metrics that alter clips, such as ``MetricOptions(baseline="blur", steps=16)``.
@@ -116,13 +115,16 @@ def compare(
         show_progress: whether the first process shows a progress bar.
 
     Returns:
-        :class:`Comparison`. After Ctrl-C, it contains what was finished before.
+        :class:`Comparison`, the same in all processes. The first process reads the files. After Ctrl-C, it contains
+        what was finished before.
 
     Raises:
         ValueError: an argument is out of range or unknown, or ``out`` holds a run with other settings.
-        FileExistsError: ``out`` holds an earlier run and ``resume`` is False, or ``out`` holds other files.
+        FileExistsError: ``out`` holds an earlier run and ``resume`` is False, or ``out`` holds other files, or another
+            process runs a comparison in ``out``.
         TypeError: an argument has the wrong type.
-        OSError: the results of other processes are not visible in ``out``.
+        OSError: the disk is full, or the results of other processes are not visible in ``out``. Finished entries stay
+            in ``out``.
         KeyboardInterrupt: Ctrl-C with several processes; finished entries stay in ``out``.
 
     Reference:
@@ -157,14 +159,19 @@ def compare(
         )
     source = source_of(clips, classifier)
     settings = _settings(plan, source)
-    with eval_mode(classifier), processes() as group, _folder(out, group) as folder:
-        storage = Storage(folder)
+    with (
+        eval_mode(classifier),
+        processes() as group,
+        _folder(out, group) as folder,
+        Storage(folder, group.rank) as storage,
+    ):
         group.first(lambda: storage.open(settings, resume=resume or restarted()))
+        group.every(storage.claim)
+        storage.done = group.first(lambda: storage.read_done((ALL, *plan.names), name_of(source)))
         interrupted = _run(plan, storage, source, group, show_progress)
+        storage.release()
         group.wait()
-        if not interrupted:
-            _check_whole(storage, share(source, 0, 1))
-        return _gathered(plan, storage, settings, interrupted)
+        return group.first(lambda: _gathered(plan, storage, source, settings, interrupted))
 
 
 def _run(plan: Plan, storage: Storage, source: Iterable[Any], group: Processes, show_progress: bool) -> bool:
@@ -181,15 +188,6 @@ def _run(plan: Plan, storage: Storage, source: Iterable[Any], group: Processes, 
             raise
         return True
     return False
-
-
-def _check_whole(storage: Storage, count: int | None) -> None:
-    """Raise if the results of other processes are missing; a table without them would look complete."""
-    if count is not None and (missing := count - len(storage.clips())):
-        raise OSError(
-            f"{storage.folder} must hold the results of all {count} clips, got {count - missing} after all processes "
-            f"have finished. Use a folder that all machines share, such as one on a shared disk."
-        )
 
 
 @contextmanager
@@ -239,44 +237,52 @@ def _fingerprint(classifier: VideoClassifier) -> str:
     return digest.hexdigest()[:16]
 
 
-def _gathered(plan: Plan, storage: Storage, settings: dict[str, Any], interrupted: bool) -> Comparison:
-    """Return all stored results, in the order of clips, then methods, then metrics."""
+def _gathered(
+    plan: Plan, storage: Storage, source: Iterable[Any], settings: dict[str, Any], interrupted: bool
+) -> Comparison:
+    """Return all stored results, in the order of clips, then methods, then metrics; in one pass over the files.
+
+    Raises:
+        OSError: results of other processes are missing; a table without them would look complete.
+    """
     names = [method.name for method in plan.methods]
-    rows = [
+    methods, metrics = [*names, *(name for name in plan.names if control_of(name))], list(plan.metrics)
+    count, names_by_index = share(source, 0, 1), name_of(source)
+    builder = TableBuilder(methods, metrics, names_by_index, count)
+    answers: dict[int, tuple[int, int]] = {}
+    missing: dict[int, str] = {}
+    curves: dict[str, _Curves] = {}
+    for entry in storage.entries():
+        if not builder.add(entry):
+            continue
+        if entry.method == ALL and not entry.error:
+            answers[entry.index] = (int(entry.values["target"]), int(entry.values["answer"]))
+            missing[entry.index] = _missing_parts(plan.metrics, entry.values)
+        elif entry.curves:
+            curves.setdefault(entry.method, _Curves()).add(entry.curves)
+    for index in filter(missing.get, missing):
+        builder.leave_out(index, missing[index])
+    if settings["device"] != "cuda" and "memory" in plan.metrics and plan.metrics["memory"].score is None:
+        # On the CPU, every process and every run measures the memory of a method once. Only the first of these values
+        # is reported, as with one process.
+        builder.keep_first("memory")
+    rows = builder.table(
         Row(ALL, method.name, NOT_APPLICABLE, np.nan, method.reason) for method in plan.methods if method.call is None
-    ]
-    answers: dict[str, tuple[int, int]] = {}
-    curves: dict[str, _Curves] = defaultdict(_Curves)
-    # On the CPU, every process and every run measures the memory of a method once. Only the first of these values is
-    # reported, as with one process.
-    once = settings["device"] != "cuda" and "memory" in plan.metrics and plan.metrics["memory"].score is None
-    reported: set[str] = set()
-    for index in storage.clips():
-        entries = {entry.method: entry for entry in storage.of(index)}
-        whole = entries.get(ALL)
-        if whole is not None and not whole.error:
-            answers[whole.clip] = (int(whole.values["target"]), int(whole.values["answer"]))
-            if missing := _missing_parts(plan.metrics, whole.values):
-                rows.append(Row(whole.clip, ALL, LEFT_OUT, np.nan, missing))
-        for name in (ALL, *plan.names):
-            entry = entries.get(name)
-            if entry is not None:
-                again = once and name in reported
-                metrics = [metric for metric in plan.metrics if not (again and metric == "memory")]
-                rows += _rows(entry, [] if name == ALL else metrics)  # in the entry of a clip, "rivals" is not a score
-                if "memory" in entry.values:
-                    reported.add(name)
-                if entry.curves:
-                    curves[name].add(entry.curves)
+    )
+    if not interrupted and count is not None and (lost := count - len(rows.clips)):
+        raise OSError(
+            f"{storage.folder} must hold the results of all {count} clips, got {count - lost} after all processes "
+            f"have finished. Use a folder that all machines share, such as one on a shared disk."
+        )
     return Comparison(
-        rows=sorted(rows, key=lambda row: row.metric == NOT_APPLICABLE),
-        methods=[*names, *(name for name in plan.names if control_of(name))],
-        metrics=list(plan.metrics),
+        rows=rows,
+        methods=methods,
+        metrics=metrics,
         better={name: _SIGNS[metric.higher_is_better] for name, metric in plan.metrics.items()},
         settings=settings,
-        answers=answers,
-        curves={name: sums.means() for name, sums in curves.items()},
-        sheet=_sheet(plan, storage),
+        answers={names_by_index(index): answers[index] for index in sorted(answers)},
+        curves={name: curves[name].means() for name in methods if name in curves},
+        sheet=_sheet(plan, storage, rows.clips[0]) if 0 in answers else None,
         interrupted=interrupted,
     )
 
@@ -292,11 +298,12 @@ class _Curves:
         """Add the points of one clip; the number of points may differ between clips."""
         self._count += 1
         for kind in ("insertion", "deletion"):
-            self._sums[kind] = self._sums.get(kind, 0) + np.interp(GRID, points["fractions"], points[kind])
+            steps = np.round(np.interp(GRID, points["fractions"], points[kind]) / _STEP)
+            self._sums[kind] = self._sums.get(kind, 0) + steps
 
     def means(self) -> dict[str, NDArray[np.float64]]:
         """Return the mean curves ``(101,)`` by kind."""
-        return {kind: total / self._count for kind, total in self._sums.items()}
+        return {kind: total * _STEP / self._count for kind, total in self._sums.items()}
 
 
 def _missing_parts(metrics: Mapping[str, Metric], known: Mapping[str, float]) -> str:
@@ -309,24 +316,10 @@ def _missing_parts(metrics: Mapping[str, Metric], known: Mapping[str, float]) ->
     return "; ".join(f"no {part} (needed by {', '.join(names)})" for part, names in metrics_by_part.items())
 
 
-def _rows(entry: Entry, metrics: list[str]) -> Iterator[Row]:
-    """Yield the rows of an entry."""
-    if entry.error:
-        yield Row(entry.clip, entry.method, ERROR, np.nan, entry.error)
-    if entry.left_out:
-        yield Row(entry.clip, entry.method, LEFT_OUT, np.nan, entry.left_out)
-    for metric in metrics:
-        if metric in entry.reasons:
-            yield Row(entry.clip, entry.method, ERROR, np.nan, f"{metric}: {entry.reasons[metric]}")
-        elif metric in entry.values:
-            yield Row(entry.clip, entry.method, metric, entry.values[metric])
-
-
-def _sheet(plan: Plan, storage: Storage) -> Sheet | None:
-    """Return the data of the contact sheet of the first clip; None if it could not be read."""
-    whole = next((entry for entry in storage.of(0) if entry.method == ALL), None)
+def _sheet(plan: Plan, storage: Storage, clip: str) -> Sheet | None:
+    """Return the data of the contact sheet of the first clip; None if it has no pictures."""
     pictured = storage.maps(0, ALL)
-    if whole is None or whole.error or not pictured:
+    if not pictured:
         return None
     maps = {name: stored["maps"] for name in plan.names if (stored := storage.maps(0, name))}
-    return Sheet(whole.clip, pictured["frames"], pictured.get("truth"), maps)
+    return Sheet(clip, pictured["frames"], pictured.get("truth"), maps)

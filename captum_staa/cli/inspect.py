@@ -27,7 +27,7 @@ def run(model: str, frames: int | None = None, edge: int | None = None, device: 
     classifier = load(
         model, device, for_files=False, **{name: size for name, size in given.items() if size is not None}
     )
-    crop = None if classifier.preprocessing is None else classifier.preprocessing.crop
+    crop = getattr(classifier.preprocessing, "crop", None)
     height, width = classifier.image_size or crop or (DEFAULT_EDGE, DEFAULT_EDGE)
     sizes = {"B": 1, "T": classifier.num_frames or DEFAULT_FRAMES, "C": 3, "H": height, "W": width}
     clip = torch.randn([sizes[axis] for axis in classifier.layout.axes], generator=torch.Generator().manual_seed(0))

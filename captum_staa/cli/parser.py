@@ -170,19 +170,19 @@ def _add_stream(parser: argparse.ArgumentParser) -> None:
     add(
         "--mode",
         choices=["attention", "relevance"],
-        default="attention",
-        help="kind of map (default: attention)",
+        help="relevance: what adds to the class; attention: faster, of no class (default: relevance, or attention with "
+        "--layers)",
     )
     add(
         "--layers",
         metavar="all|mean|-1,..",
         type=_layers,
-        help="transformer blocks to use; -1 is the fastest (default: all)",
+        help="transformer blocks whose attention to use; -1 is the fastest (default: all)",
     )
     add(
         "--target",
         metavar="CLASS",
-        help="label or index of the class to explain, only with --mode relevance "
+        help="label or index of the class to explain, not with --mode attention "
         "(default: the predicted class of each window)",
     )
     add(
@@ -362,10 +362,11 @@ def _explain_answer(options: argparse.Namespace) -> int:
 
 def _stream(options: argparse.Namespace) -> int:
     name = f"camera{options.source}" if options.source.isdecimal() else Path(options.source).stem
+    mode = options.mode or ("relevance" if options.layers is None else "attention")
     return stream.run(
         stream.StreamOptions(
             source=stream.SourceOptions(options.source, options.loop, options.limit),
-            maps=stream.MapOptions(options.mode, options.layers, options.target),
+            maps=stream.MapOptions(mode, options.layers, options.target),
             out=options.out or Path(f"{name}_stream.mp4"),
             **_values(options, "model", "overwrite", "window", "stride", "policy", "device"),
         )

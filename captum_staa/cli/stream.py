@@ -50,9 +50,9 @@ class SourceOptions:
 class MapOptions:
     """The arguments of STAA, and the class to explain."""
 
-    mode: str = "attention"
-    layers: str | Sequence[int] | None = None
-    target: str | None = None
+    mode: str = "relevance"
+    layers: str | Sequence[int] | None = None  # only of attention
+    target: str | None = None  # only of relevance
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def run(options: StreamOptions) -> int:
     policy = options.policy or ("drop" if camera else "wait")
     if options.maps.target is not None and options.maps.mode != "relevance":
         raise ValueError(
-            f"--target needs --mode relevance, got --target {options.maps.target} with --mode {options.maps.mode}, "
-            f"whose maps do not depend on a class. Drop --target, or pass --mode relevance."
+            f"--target needs --mode relevance, got --target {options.maps.target} with attention, whose maps do not "
+            f"depend on a class. Drop --target, or drop --mode and --layers."
         )
     if options.out.exists() and not options.overwrite:
         raise FileExistsError(

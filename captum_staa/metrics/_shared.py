@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 Axis = Literal["joint", "space", "time"]
+BLOCK = 2**21  # numbers, 16 MiB
 SPANNED: dict[Axis, str] = {"joint": "", "space": "T", "time": "HW"}  # axes of the inputs that one cell spans
 
 
@@ -52,13 +53,19 @@ def midranks(values: Tensor) -> Tensor:
     return (torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)).double() / 2
 
 
-def draws(n_bootstrap: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return the copies of each input in each bootstrap draw, ``(R, N)`` float64 on the CPU; rows sum to ``count``."""
-    copies = torch.zeros(n_bootstrap, count, dtype=torch.float64)
-    if count:
-        drawn = torch.randint(count, (n_bootstrap, count), generator=generator, device=generator.device).cpu()
-        copies.scatter_add_(1, drawn, torch.ones_like(copies))
-    return copies
+def draws_in_blocks(n_bootstrap: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the copies of each input in each bootstrap draw, in blocks ``(R, N)`` of float64 on the CPU.
+
+    A block has at most ``BLOCK`` numbers, because there may be many inputs. Rows sum to ``count``. All blocks together
+    have ``n_bootstrap`` rows.
+    """
+    size = max(1, min(n_bootstrap, BLOCK // max(count, 1)))
+    for start in range(0, n_bootstrap, size):
+        copies = torch.zeros(min(size, n_bootstrap - start), count, dtype=torch.float64)
+        if count:
+            drawn = torch.randint(count, tuple(copies.shape), generator=generator, device=generator.device).cpu()
+            copies.scatter_add_(1, drawn, torch.ones_like(copies))
+        yield copies
 
 
 def interval(drawn: Tensor) -> tuple[Tensor, Tensor]:

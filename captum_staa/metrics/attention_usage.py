@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_staa._utils import notebook
-from captum_staa._utils.model_state import eval_mode
+from captum_staa._utils.model_state import class_indices, eval_mode
 from captum_staa.masking.arguments import selected
 from captum_staa.models.st_abn.branch import UNUSED
 from captum_staa.models.st_abn.network import st_abn_of
@@ -48,7 +48,7 @@ class AttentionUsage:
 
 
 def attention_usage(
-    st_abn: nn.Module, inputs: Tensor, target: int | Tensor | list[int] | None = None
+    st_abn: nn.Module, inputs: Tensor, target: int | str | Tensor | list[int] | list[str] | None = None
 ) -> AttentionUsage:
     """Return how much the outputs of an ST-ABN depend on its gates. If it ignores them, their map means little.
 
@@ -85,7 +85,7 @@ def attention_usage(
     with torch.no_grad(), eval_mode(network):
         logits, gates = network.forward_with_gates(inputs)
         predicted = logits.argmax(1)
-        classes = predicted if target is None else target
+        classes = predicted if target is None else class_indices(target, st_abn)
         unchanged = _probability(logits, classes)
         temporal, spatial = gates.temporal.flatten(1), gates.spatial[:, 0]
         replacements = {

@@ -124,7 +124,7 @@ def insertion(
             tuple of inputs.
         baselines: value of cells that are not inserted: a number, or a tensor broadcastable to ``inputs``, such as
             those of :mod:`captum_staa.baselines`, or a tuple of these. None is 0.
-        target: class whose output is followed: a class index, or one per clip, as in Captum.
+        target: class whose output is followed: a class index or label, or one per clip.
         additional_forward_args: further positional arguments of the model, as in Captum.
         feature_mask: cells of any shape: an integer tensor, broadcastable to ``inputs`` and equal for all channels,
             such as those of :mod:`captum_staa.feature_masks`. ``cells`` and ``axis`` must then have their defaults. A
@@ -356,7 +356,7 @@ class Ablation:
         clips = tuple(clip.detach() for clip in clips_in(inputs, layout))
         maps = maps_for(attributions, clips, layout)
         check_count("perturbations_per_eval", perturbations_per_eval)
-        covers = baselines_for(clips, baselines)
+        replacements = baselines_for(clips, baselines)
         check_choice("axis", axis, SPANNED)
         if feature_mask is None:
 
@@ -378,7 +378,7 @@ class Ablation:
             forward_func,
             layout.forward_from_working(forward_func, len(clips)),
             tuple(map(layout.to_working, clips)),
-            tuple(map(layout.to_working, covers)),
+            tuple(map(layout.to_working, replacements)),
             tuple(units.to(clip.device) for units, clip in zip(ids, clips, strict=True)),
             means,
             present=counts[:rows] > 0,
@@ -432,7 +432,7 @@ class Ablation:
         At 0 and 1, ``lerp`` returns exactly one of the two, in a fourth of the time that ``where`` takes.
         """
         parts = zip(self.baselines, self.inputs, kept, strict=True)
-        return tuple(torch.lerp(cover, clip, keep.to(clip)).flatten(0, 1) for cover, clip, keep in parts)
+        return tuple(torch.lerp(baseline, clip, keep.to(clip)).flatten(0, 1) for baseline, clip, keep in parts)
 
 
 def _sides(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_staa._utils import notebook
 from captum_staa._utils.checks import check_choice, check_count, generator_or_seeded
-from captum_staa.metrics._shared import draws, interval, metric
+from captum_staa.metrics._shared import draws_in_blocks, interval, metric
 from captum_staa.result import Array, as_tensor
 
 Level = Literal["nominal", "ordinal", "interval"]
@@ -101,7 +101,7 @@ def reliability(
     if random is not None:
         check_count("random (the column of the random map)", random, least=0, most=methods - 1)
     check_count("n_bootstrap", n_bootstrap)
-    copies = draws(int(n_bootstrap), count, generator_or_seeded(generator))
+    copies = list(draws_in_blocks(int(n_bootstrap), count, generator_or_seeded(generator)))
 
     ranks = _ranks(table)
     centered = ranks - (methods + 1) / 2
@@ -216,10 +216,10 @@ def _mean_rho(directions: Tensor, weights: Tensor) -> Tensor:
     return (agreement / mass).clamp(-1, 1).where(mass > 0, torch.nan)  # only rounding errors leave this range
 
 
-def _with_interval(estimate: Callable[[Tensor], Tensor], copies: Tensor) -> tuple[float, Interval]:
-    """Return the estimate for the inputs, and the 95 % percentile interval over their draws ``(R, N)``."""
-    low, high = interval(estimate(copies))
-    return estimate(torch.ones_like(copies[:1])).item(), (low.item(), high.item())
+def _with_interval(estimate: Callable[[Tensor], Tensor], copies: list[Tensor]) -> tuple[float, Interval]:
+    """Return the estimate for the inputs, and the 95 % percentile interval over blocks ``(R, N)`` of their draws."""
+    low, high = interval(torch.cat([estimate(block) for block in copies]))
+    return estimate(torch.ones_like(copies[0][:1])).item(), (low.item(), high.item())
 
 
 def _ranks(table: Tensor) -> Tensor:

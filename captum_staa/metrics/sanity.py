@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_staa._utils import notebook
 from captum_staa._utils.checks import generator_or_seeded
-from captum_staa._utils.model_state import eval_mode
+from captum_staa._utils.model_state import class_indices, eval_mode
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics._shared import metric, midranks, pearson
 from captum_staa.result import Array, as_maps, as_tuple
@@ -222,8 +222,8 @@ def class_sensitivity(
     explain: Callable[[nn.Module, Any, Tensor], Maps],
     model: nn.Module,
     inputs: Tensor | tuple[Tensor, ...],
-    target: int | Sequence[int] | Tensor,
-    others: Sequence[int | Sequence[int] | Tensor],
+    target: int | str | Sequence[int | str] | Tensor,
+    others: Sequence[int | str | Sequence[int | str] | Tensor],
     *,
     layout: VideoLayout | str | None = None,
 ) -> Similarity:
@@ -243,7 +243,7 @@ def class_sensitivity(
         explain: ``explain(model, inputs, target)`` returns attributions. ``target`` is int64 ``(B,)``, as for Captum.
         model: model to explain. It is copied, and it is not changed.
         inputs: batch that ``explain`` accepts.
-        target: class index, one for all clips or one per clip.
+        target: class index, or label that the model knows, one for all clips or one per clip.
         others: classes to compare with, each one for all clips or one per clip. They must differ from the target.
         layout: order of the axes of the attributions. None if ``explain`` returns maps ``(B, T, H, W)``.
 
@@ -258,10 +258,10 @@ def class_sensitivity(
             maps of one shape.
     """
     _check(explain, model, inputs)
-    targets = _classes("target", target, inputs)
+    targets = _classes("target", class_indices(target, model), inputs)
     if not isinstance(others, (list, tuple, Tensor)):
         raise TypeError(f"others must be a list of classes, got {others!r}. Pass for example others=[1, 2].")
-    compared = [_classes(f"others[{i}]", other, inputs) for i, other in enumerate(others)]
+    compared = [_classes(f"others[{i}]", class_indices(other, model), inputs) for i, other in enumerate(others)]
     if not compared:
         raise ValueError("others must have at least one class, got an empty list. Pass for example others=[1, 2].")
     for i, other in enumerate(compared):

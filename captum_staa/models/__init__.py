@@ -6,6 +6,7 @@ from captum_staa.models.discovery import inspect
 from captum_staa.models.families import FAMILIES, AttentionLayer, Family, family_of
 from captum_staa.models.inspection import FoundAttention, Inspection
 from captum_staa.models.loading import READERS
+from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.models.st_abn import (
     STABN,
     BranchConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "FitHistory",
     "FoundAttention",
     "Inspection",
+    "Preprocessing",
     "STABNLoss",
     "VideoClassifier",
     "VideoLanguageFamily",

@@ -34,7 +34,8 @@ from captum_staa.models.outputs import (
     sums_to_one,
     tensors_in,
 )
-from captum_staa.models.preprocessing import as_frames, how_to_state
+from captum_staa.models.preprocessing import Preprocessing, as_frames, how_to_state
+from captum_staa.models.transforms import Transform
 from captum_staa.result import as_tuple
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from captum_staa.grid import TokenGrid
-    from captum_staa.models.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 DEFAULT_FRAMES = 16  # frames per clip for models that accept any number
@@ -86,7 +86,9 @@ class VideoClassifier(nn.Module):
         family: description of a transformer. None uses the family of a recognized Hugging Face model.
         num_frames: number of frames per clip. None uses the family's value, or accepts any number.
         image_size: ``(H, W)`` of the clip in pixels. None uses the family's value, or accepts any size.
-        preprocessing: conversion of frames to clips. If it is None, :meth:`preprocess` raises an error.
+        preprocessing: conversion of frames to clips: a ``Preprocessing`` of :mod:`captum_staa.models`, or any function
+            of frames, a uint8 tensor ``(T, 3, H, W)``, that returns the clip in ``layout``, such as
+            ``weights.transforms()`` of torchvision. If it is None, :meth:`preprocess` raises an error.
         output: what the outputs are. ``"logits"``: one class is right, softmax follows. ``"probabilities"``: the module
             ends in a softmax or sigmoid. ``"sigmoid"``: one logit per label, each of which may be right. ``"score"``:
             numbers that are not classes (regression, similarity). None reads it from a Hugging Face config; otherwise
@@ -113,7 +115,7 @@ class VideoClassifier(nn.Module):
         family: Family | None = None,
         num_frames: int | None = None,
         image_size: tuple[int, int] | None = None,
-        preprocessing: Preprocessing | None = None,
+        preprocessing: Preprocessing | Callable[[Tensor], Any] | None = None,
         *,
         output: OutputKind | None = None,
         output_key: OutputKey | None = None,
@@ -154,7 +156,7 @@ class VideoClassifier(nn.Module):
         own_size = self.family.image_size(inner) if self.family else None
         self.image_size = own_size if image_size is None else edges_of(image_size)
         self.grid = self._grid()
-        self.preprocessing = preprocessing
+        self.preprocessing: Preprocessing | Transform | None = self._steps(preprocessing)
         self.output_key, self.pack = output_key, pack
         declared = output or kind_in_config(inner)
         self._kind: OutputKind = declared or "logits"
@@ -592,7 +594,17 @@ class VideoClassifier(nn.Module):
     def _dtype(self) -> torch.dtype | None:
         return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), None)
 
-    def _preprocessing(self) -> Preprocessing:
+    def _steps(self, preprocessing: Any) -> Preprocessing | Transform | None:
+        if preprocessing is None or isinstance(preprocessing, (Preprocessing, Transform)):
+            return preprocessing
+        if not callable(preprocessing):
+            raise TypeError(
+                f"preprocessing must be a Preprocessing or a function of frames, a uint8 tensor (T, 3, H, W), got "
+                f"{preprocessing!r}. Pass for example weights.transforms() of torchvision."
+            )
+        return Transform(preprocessing, self.layout, self.num_frames)
+
+    def _preprocessing(self) -> Preprocessing | Transform:
         if self.preprocessing is None:
             raise ValueError(f"preprocessing is required to convert frames, got None. {self.how_to_preprocess()}")
         return self.preprocessing

@@ -16,6 +16,7 @@ from captum_staa.models import preprocessing, resnet3d
 from captum_staa.models.labels import in_order
 
 _WEIGHTS = Path(__file__).parent / "weights"
+TIMEOUT = 5  # seconds until the hub must answer
 
 
 def bundled_names() -> list[str]:
@@ -73,7 +74,8 @@ def load(
     name = os.fspath(name_or_path)
     folder = _folder(name)
     if folder is None:
-        return _transformers(name, hub), _hub_preprocessing(name, hub) if read_preprocessing else {}
+        hub, unreachable = on_hub(hub)
+        return _transformers(name, hub, unreachable), _hub_preprocessing(name, hub) if read_preprocessing else {}
     if not (folder / "config.json").is_file():
         files = sorted(path.name for path in folder.iterdir())[:10]
         raise ValueError(
@@ -159,7 +161,33 @@ def _folder(name: str) -> Path | None:
     )
 
 
-def _transformers(name: str, hub: dict[str, Any]) -> nn.Module:
+def on_hub(hub: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the options of a model on the hub, and why the hub cannot be reached; an empty text if it answers.
+
+    Only the cache is read then. Otherwise transformers would ask the hub for each file again and again, for half a
+    minute, before it takes a file from the cache or gives up.
+    """
+    if hub.get("local_files_only"):
+        return hub, ""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception as error:  # of httpx or requests, depending on the release of huggingface_hub
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return {**hub, "local_files_only": True}, f"{constants.ENDPOINT} cannot be reached ({reason})"
+    return hub, ""
+
+
+def not_cached(name: str, unreachable: str) -> str:
+    """Return the message about a model that is neither in the cache nor on a hub that can be reached."""
+    return (
+        f"{name!r} must be a folder, or a model on the hub that can be downloaded, but {unreachable}, and the cache "
+        f"has no complete copy of it. Connect to the network, or pass a folder with config.json and model.safetensors."
+    )
+
+
+def _transformers(name: str, hub: dict[str, Any], unreachable: str = "") -> nn.Module:
     """Load a Hugging Face video classifier from a folder or the hub. Reads only safetensors, and never runs code."""
     try:
         import transformers
@@ -178,6 +206,8 @@ def _transformers(name: str, hub: dict[str, Any]) -> nn.Module:
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
+        if unreachable:
+            raise ValueError(not_cached(name, unreachable)) from error
         raise ValueError(
             f"no video classifier could be loaded from {name!r}: {reason[0]} It must contain config.json and "
             f"model.safetensors. A name on the hub requires a network connection or a filled cache. The bundled models "

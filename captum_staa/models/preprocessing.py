@@ -260,6 +260,13 @@ class Preprocessing:
         top, left = (rows - crop_rows) // 2, (columns - crop_columns) // 2
         return top * down, left * right, crop_rows * down, crop_columns * right
 
+    def normalization(self) -> tuple[list[float], list[float], bool]:
+        """Return mean and standard deviation of R, G and B, for pixels in [0, 1], and whether channels are BGR."""
+        # (pixels * factor - offset - mean) / std, with pixels in 0..255
+        scale = 255 * (1.0 if self.factor is None else self.factor)
+        mean = [(value + self.offset) / scale for value in self.mean or (0, 0, 0)]
+        return mean, [value / scale for value in self.std or (1, 1, 1)], self.flip_channels
+
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if self.resize is None:
             return height, width
@@ -327,7 +334,7 @@ def how_to_state(model_type: str | None, size: tuple[int, int] | None) -> str:
     )
     return (
         f"Pass preprocessing={call} to VideoClassifier or to VideoClassifier.from_pretrained, with Preprocessing from "
-        f"captum_staa.models.preprocessing. {origin}."
+        f"captum_staa.models; or your function of frames, such as weights.transforms() of torchvision. {origin}."
     )
 
 

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa._utils.model_state import eval_mode
 from captum_staa.attr.staa import STAA
 from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.stream.sources import Arrived, Source
@@ -43,14 +42,11 @@ class WindowExplainer:
         """
         classifier = self.explainer.forward_func
         clip = self.clip(frames)
-        relevance = self.explainer.mode == "relevance"
-        with eval_mode(classifier):
-            target = self.target
-            if relevance and target is None:
-                with torch.no_grad():
-                    target = int(classifier(clip)[0].argmax())
-            parts = self.explainer.attribute_maps(clip, target=target)
-        unit = 1 if relevance else len(frames)
+        if self.target is None:
+            parts = self.explainer.attribute_predicted(clip)
+        else:
+            parts = self.explainer.attribute_maps(clip, target=self.target)
+        unit = 1 if self.explainer.mode == "relevance" else len(frames)
         joint, temporal = ((part[0].float() * unit).cpu() for part in (parts.joint, parts.temporal))
         assert parts.logits is not None  # attribute_maps sets them
         return joint, temporal, classifier.values(parts.logits)[0].float().cpu()

@@ -19,7 +19,8 @@ Policy = Literal["wait", "drop"]
 class STAAStream:
     """Explain a stream of frames: prediction, map and temporal signal of every frame.
 
-    With ``mode="attention"``, one forward pass per window gives both the prediction and the map.
+    With ``mode="relevance"``, the default, a forward and a backward pass per window give the prediction and the map of
+    what adds to it. With ``mode="attention"``, the forward pass gives both, and the map is of no class.
 
     Example:
         >>> from captum_staa import VideoClassifier
@@ -46,9 +47,8 @@ class STAAStream:
             number.
         stride: frames from the start of a window to the start of the next, 1 to ``window``. None takes half of the
             window.
-        mode: as in :class:`STAA`. None is ``"attention"``, or the mode of the STAA instance. ``"attention"`` needs one
-            forward pass per window. ``"relevance"`` needs a backward pass as well, and another forward pass without
-            ``target``; its maps are signed.
+        mode: as in :class:`STAA`. None is ``"relevance"``, whose maps are signed, or the mode of the STAA instance.
+            ``"attention"`` needs no backward pass, but its maps do not tell evidence from similar objects.
         target: class to explain, label or index, for ``mode="relevance"``. None is the most likely class per window.
         policy: what happens if frames arrive faster than they are explained. ``"wait"``: each frame is read when it is
             needed, and the source waits. ``"drop"``: a thread reads all frames, and only the newest complete window is
@@ -79,7 +79,7 @@ class STAAStream:
                 raise ValueError(f"mode must equal the mode {clf.mode!r} of the STAA, got {mode!r}. Leave mode out.")
             self.explainer = clf
         else:
-            self.explainer = STAA(clf, mode=mode or "attention")
+            self.explainer = STAA(clf, mode=mode or "relevance")
         classifier = self.explainer.forward_func
         if classifier.preprocessing is None:
             raise ValueError(

@@ -53,7 +53,7 @@ def save_animation(
     Args:
         attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`;
             None with ``Style(method="original_image")``.
-        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
+        frames: the clip, in one of the forms of :class:`~captum_staa.visualization.Frames`.
         path: output file. The suffix selects the format: ``.webp`` (small, for browsers and READMEs), ``.gif`` (256
             colors), or ``.mp4``, ``.webm``, ``.mkv``, ``.avi``, which need PyAV.
         style: how to draw the attributions.

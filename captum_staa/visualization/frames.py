@@ -22,14 +22,16 @@ from captum_staa.models.classifier import classifier_of
 from captum_staa.result import as_tensor
 
 Crop = tuple[float, float, float, float]  # (top, left, height, width) in pixels; fractions are allowed
-Pixels = Tensor | NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+Pixels = Tensor | NDArray[np.uint8] | Sequence[NDArray[np.uint8]] | Video
 
 
 @dataclass(frozen=True, eq=False)
 class Frames:
     """The frames of one clip, and what is known about them.
 
-    Every function of this package takes :class:`Frames`, or uint8 frames ``(T, H, W, 3)`` without further information.
+    Every function of this package takes :class:`Frames`, the result of :func:`captum_staa.io.read_video`, or uint8
+    frames ``(T, H, W, 3)`` without further information. Where a model resizes and crops the frames, pass
+    ``Frames.from_video(video, classifier)``, so that maps are drawn where the model saw the frames.
 
     Example:
         >>> import numpy as np
@@ -40,7 +42,8 @@ class Frames:
     Attributes:
         pixels: ``(T, H, W, 3)`` uint8, the original frames. A tensor or a list of frames is converted to an array.
         crop: ``(top, left, height, width)`` in pixels of the frames: the region that the model saw after its resizing
-            and cropping. Maps are drawn there, and the rest of the frame is gray. None is the whole frame.
+            and cropping. Maps are drawn there, and the rest of the frame is pale. None is the whole frame; maps of
+            another aspect ratio are then an error.
         indices: ``(T,)``, frame numbers in the video file, for the labels.
         fps: frame rate of ``indices`` (of the clip if ``indices`` is None); labels and time axes are then in seconds.
         labels: ``(T,)`` strings that replace the labels of the frames.
@@ -84,24 +87,33 @@ class Frames:
     @classmethod
     def of(cls, frames: Frames | Pixels) -> Frames:
         """Return ``frames`` as :class:`Frames`."""
-        return frames if isinstance(frames, Frames) else cls(frames)  # type: ignore[arg-type]
+        return frames if isinstance(frames, Frames) else cls.from_video(frames)
 
     @classmethod
-    def from_video(cls, video: Video, classifier: VideoClassifier | None = None) -> Frames:
-        """Return the frames that :func:`captum_staa.io.read_video` read, with their times in the file.
+    def from_video(cls, video: Pixels, classifier: VideoClassifier | None = None) -> Frames:
+        """Return original frames with their times in the file, and with the region that a model saw.
+
+        Example:
+            >>> import numpy as np
+            >>> clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
+            >>> Frames.from_video(np.zeros((16, 96, 160, 3), dtype=np.uint8), clf).crop  # the middle of wide frames
+            (0.0, 32.0, 96.0, 96.0)
 
         Args:
-            video: the result of ``read_video``.
+            video: the result of :func:`captum_staa.io.read_video`, or uint8 frames ``(T, H, W, 3)``, whose times are
+                not known.
             classifier: the model that is explained: its ``layout``, and the ``crop`` that its preprocessing takes.
         """
-        frames, fps, indices = video
-        crop = layout = None
-        if classifier is not None:
-            model = _checked(classifier)
-            layout = model.layout
-            if model.preprocessing is not None:
-                crop = model.crop_box(*frames.shape[1:3])
-        return cls(frames, crop, [int(i) for i in indices], None if math.isnan(fps) else fps, layout=layout)
+        known: dict[str, Any] = {}
+        if isinstance(video, Video):
+            video, fps, indices = video
+            known = {"indices": [int(i) for i in indices], "fps": None if math.isnan(fps) else fps}
+        frames = cls(video, **known)  # type: ignore[arg-type]  # converted to an array
+        if classifier is None:
+            return frames
+        model = _checked(classifier)
+        crop = None if model.preprocessing is None else model.crop_box(*frames.size)
+        return replace(frames, crop=crop, layout=model.layout)
 
     @classmethod
     def from_inputs(
@@ -147,11 +159,10 @@ class Frames:
         if classifier is not None:
             model = _checked(classifier)
             layout, steps = model.layout if layout is None else layout, model.preprocessing
-        if steps is not None and mean is None:
-            # (pixels * factor - offset - mean) / std, as a mean and a standard deviation of pixels in [0, 1]
-            scale = 255 * (1.0 if steps.factor is None else steps.factor)
-            mean = [(value + steps.offset) / scale for value in steps.mean or (0, 0, 0)]
-            std = [value / scale for value in steps.std or (1, 1, 1)]
+        flipped = False
+        if steps is not None:
+            *own, flipped = steps.normalization()
+            mean, std = own if mean is None else (mean, std)
         if layout is None:
             raise ValueError(
                 f"layout must be given for inputs of shape {tuple(clip.shape)}, got None. Pass the classifier, or "
@@ -163,7 +174,7 @@ class Frames:
             raise ValueError(
                 f"inputs must have 1 or 3 channels to be drawn, got shape {tuple(clip.shape)} in layout {layout.axes}"
             )
-        if steps is not None and steps.flip_channels:
+        if flipped:
             frames = frames.flip(-1)  # the last step of the preprocessing, so the first to be undone
         if frames.dtype != torch.uint8:
             frames = _as_bytes(frames.double(), mean, std)
@@ -316,6 +327,27 @@ def _centers(crop: Crop, size: tuple[int, int]) -> tuple[NDArray[np.floating], N
 
 def _within(centers: NDArray[np.floating]) -> NDArray[np.bool_]:
     return (centers >= 0) & (centers <= 1)
+
+
+def check_aspect(cells: tuple[int, int], frames: Frames) -> None:
+    """Raise ValueError if maps of ``cells`` (h, w) cannot cover whole frames, and the frames have no crop.
+
+    A grid of a few cells has about the aspect ratio of the frames, so half a cell may be missing along each axis. One
+    number per frame ``(1, 1)`` fits any frame.
+    """
+    (h, w), (height, width) = cells, frames.size
+    if frames.crop is not None or (h, w) == (1, 1):
+        return
+    shortest = max(height / (h + 0.5), width / (w + 0.5))  # possible side of a square cell in pixels
+    longest = min(height / (h - 0.5), width / (w - 0.5))
+    if shortest <= longest:
+        return
+    raise ValueError(
+        f"attributions must have the aspect ratio of the frames if the frames have no crop, got attributions of {h} x "
+        f"{w} and frames of {height} x {width}: the model saw a crop of these frames, or resized them. Pass "
+        f"Frames.from_video(video, classifier), or Frames(pixels, crop=classifier.crop_box({height}, {width})); for a "
+        f"model that resizes whole frames to {h} x {w}, crop=(0, 0, {height}, {width})."
+    )
 
 
 def place(

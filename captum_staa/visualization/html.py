@@ -22,7 +22,7 @@ from captum_staa._utils.checks import check_count
 from captum_staa._utils.files import atomic
 
 from .figure import explained_bars
-from .frames import Frames, Pixels, reduced, shrunk, size_within
+from .frames import Frames, Pixels, check_aspect, reduced, shrunk, size_within
 from .saliency import Attributions, Classes, Maps, Truth, evidence_windows, saliency
 from .sheet import by_name
 from .style import CLASS_COLORS, DEFAULT_STYLE, SIGNS, Style
@@ -80,7 +80,7 @@ def to_html(
             or a dict from names to attributions, which the page offers in a menu. Instead of the attributions of a
             name, a dict from class labels to what the method returned for these classes shows them beside each other,
             with one scale.
-        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
+        frames: the clip, in one of the forms of :class:`~captum_staa.visualization.Frames`.
         path: output file; None only returns the page.
         style: how to draw the attributions initially. Each explanation and each sign has a separate scale, and without
             ``cmap``, a separate color map.
@@ -117,6 +117,8 @@ def to_html(
             if isinstance(values, Mapping)
             else {"": Maps.of(values, clip)}
         )
+        for part in maps.values():
+            check_aspect((part.joint.shape[1], part.joint.shape[2]), clip)
         scales = {
             sign: max(saliency(part.joint, sign, style.outlier_perc).scale for part in maps.values()) for sign in SIGNS
         }

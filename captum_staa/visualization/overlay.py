@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .frames import Frames, Pixels, place
+from .frames import Frames, Pixels, check_aspect, place
 from .saliency import Attributions, Maps, Saliency, saliency
 from .style import DEFAULT_STYLE, SIGNS, Style
 
@@ -81,7 +81,7 @@ def overlay(attributions: Attributions | None, frames: Frames | Pixels, *, style
 
     Args:
         attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`.
-        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
+        frames: the clip, in one of the forms of :class:`~captum_staa.visualization.Frames`.
         style: how to draw the attributions.
 
     Raises:
@@ -103,5 +103,7 @@ def on_one_scale(maps: Sequence[NDArray[np.float64]], frames: Frames, style: Sty
     """Return a clip with each of several maps ``(T, h, w)``. The strongest of all maps has the strongest color."""
     if style.method == "original_image":
         return [Overlay(frames, None, style) for _ in maps]
+    for values in maps:
+        check_aspect((values.shape[1], values.shape[2]), frames)
     scale = max(saliency(values, style.sign, style.outlier_perc).scale for values in maps)
     return [Overlay(frames, saliency(values, style.sign, style.outlier_perc, scale), style) for values in maps]

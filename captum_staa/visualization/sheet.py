@@ -65,7 +65,7 @@ def show_frames(
         attributions: of the shape of the model's inputs (with the layout of ``frames``), ``(T, h, w)``, ``(B, T, h,
             w)``, or :class:`~captum_staa.VideoAttribution`. Maps of another size than the frames are interpolated. None
             with ``Style(method="original_image")``.
-        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
+        frames: the clip, in one of the forms of :class:`~captum_staa.visualization.Frames`.
         style: how to draw the attributions.
         num_frames: maximum number of frames, which are sampled evenly; None draws all.
         columns: number of frames per row; None selects a number that fits a page.
@@ -143,7 +143,7 @@ def compare_methods(
     Args:
         attributions: dict from names to attributions, each in one of the forms of
             :func:`~captum_staa.visualization.show_frames`. Ground-truth evidence can be one of them.
-        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
+        frames: the clip, in one of the forms of :class:`~captum_staa.visualization.Frames`.
         style: how to draw the attributions. Each method has a separate scale.
         num_frames: maximum number of frames, which are sampled evenly; None draws all.
         title: title of the figure.

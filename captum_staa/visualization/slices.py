@@ -47,7 +47,7 @@ def show_slices(
 
     Args:
         attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`.
-        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``. They are drawn at
+        frames: the clip, in one of the forms of :class:`~captum_staa.visualization.Frames`. They are drawn at
             equal distances also if their ``indices`` are not.
         at: position of the cuts: (frame, row, column) of the clip, in pixels of the frames; None uses the pixel with
             the strongest attribution of the selected sign.

@@ -64,7 +64,7 @@ def show_summary(
             All parts of a :class:`~captum_staa.VideoAttribution` are drawn; other attributions are summed over frames
             and over pixels. A dict from class labels to what one method returned for these classes draws them beside
             each other, with one scale.
-        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``.
+        frames: the clip, in one of the forms of :class:`~captum_staa.visualization.Frames`.
         style: how to draw the attributions. With ``sign="absolute_value"``, the timeline shows both signs, to
             distinguish evidence for and against the class.
         predictions: pairs (label, probability), most probable first; the first five are drawn. If empty, the panel is

@@ -49,10 +49,10 @@ def show_timeline(
         ([0.0, 0.5, 1.0, 1.5], 'time in s')
 
     Args:
-        attributions: one number per frame ``(T,)``; or :class:`~captum_staa.VideoAttribution`, whose temporal part is
-            drawn; or maps in one of the other forms of :func:`~captum_staa.visualization.show_frames`, which are summed
-            over pixels.
-        frames: the clip, as :class:`~captum_staa.visualization.Frames` or uint8 ``(T, H, W, 3)``, for the key frames
+        attributions: one number per frame, ``(T,)`` or ``(B, T)``; or :class:`~captum_staa.VideoAttribution`, whose
+            temporal part is drawn; or maps in one of the other forms of
+            :func:`~captum_staa.visualization.show_frames`, which are summed over pixels.
+        frames: the clip, in one of the forms of :class:`~captum_staa.visualization.Frames`, for the key frames
             and the time axis; None draws the curve over the positions of the frames.
         sign: attributions to sum: ``"all"`` (negative values reduce the sum), ``"absolute_value"``, ``"positive"`` or
             ``"negative"``.
@@ -75,7 +75,7 @@ def show_timeline(
     clip = None if frames is None else Frames.of(frames)
     if not isinstance(attributions, VideoAttribution):
         numbers = tensor_of(attributions, "attributions")
-        attributions = numbers[:, None, None] if numbers.ndim == 1 else numbers
+        attributions = numbers[..., None, None] if numbers.ndim in (1, 2) else numbers
     curve = Curve.of(Maps.of(attributions, clip), clip, sign, truth)
     chosen = key_frames(curve.values, num_key_frames) if clip is not None and num_key_frames else []
 

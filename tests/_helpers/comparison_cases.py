@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +41,26 @@ def table(found) -> dict[tuple[str, str, str], float]:
 
 def silent(*args, **options):
     return compare(*args, show_progress=False, **options)
+
+
+def entry_files(folder: Path) -> list[Path]:
+    return sorted((folder / "entries").glob("*.jsonl"))
+
+
+def stored(folder: Path) -> list[dict[str, Any]]:
+    """Return the entries in the files of a run, without any check."""
+    return [json.loads(line)["entry"] for path in entry_files(folder) for line in path.read_bytes().splitlines()]
+
+
+def remove_entries(folder: Path, removed: Callable[[dict[str, Any]], bool]) -> int:
+    """Remove the lines of some entries from the files of a run; return their number."""
+    count = 0
+    for path in entry_files(folder):
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if not removed(json.loads(line)["entry"])]
+        path.write_bytes(b"".join(kept))
+        count += len(lines) - len(kept)
+    return count
 
 
 class Colors(nn.Module):

@@ -36,7 +36,7 @@ class _Shapes(nn.Module):
         return self.inner()
 
 
-@in_one_case("reading")
+@in_one_case()
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize(
     ("lead", "options"),

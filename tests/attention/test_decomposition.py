@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from covering import over_values
+from covering import in_one_case, over_values
 from frozen_models import HEADS, SPELLINGS, WIDTH, clips, contrast, share_of_parameters, vit
 from tiny_models import NAMES, CallsSdpa, clip_for, own, own_family, randomize, tiny
 from torch import Tensor, nn
@@ -239,6 +239,7 @@ SHAPES: dict[str, tuple[nn.Module, str]] = {
 }
 
 
+@in_one_case()
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tokens_of_every_shape_are_placed_on_the_grid(shape):
     """The score reads each token with its own weight, so that its contribution says which one it was."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from captum_staa.attention.decomposition import decompose
 from captum_staa.attention.frozen_patterns import FrozenPatterns
-from captum_staa.attention.linear_graph import nonlinear_operations, operation_name
+from captum_staa.attention.linear_graph import nonlinear_operations
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -191,7 +191,7 @@ def test_scales_and_denominators_are_constants(function, factor):
     torch.testing.assert_close(result, expected.expand(6))
 
 
-@in_one_case("by_keyword")
+@in_one_case()
 @pytest.mark.parametrize("by_keyword", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -250,7 +250,7 @@ def test_the_fast_path_of_transformer_encoders_is_not_taken(norm_first):
         torch.testing.assert_close(decompose(model, clips(1), contrast, tokens=model.embed).outputs, model(clips(1)))
 
 
-@in_one_case("dtype")
+@in_one_case()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "norm",
@@ -323,5 +323,5 @@ def test_gradients_and_values_without_a_rule_are_unchanged():
 def test_nonlinear_operations_are_found(function, name):
     """In graphs that were recorded without the mode."""
     x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    found = list(map(operation_name, nonlinear_operations(function(x).sum().grad_fn, x)))
+    found = [operation.name for operation in nonlinear_operations(function(x).sum().grad_fn, x)]
     assert [item.startswith(name) for item in found] == [True] if name else found == []

@@ -28,7 +28,7 @@ BIASES: dict[str, tuple[int, ...] | None] = {
 }
 
 
-@in_one_case("budget")
+@in_one_case("budget", "boolean")
 @pytest.mark.parametrize("budget", [1, 7, 20, 100, 250, 1 << 18])
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("boolean", [False, True])

@@ -50,6 +50,15 @@ def test_pixels_and_constants_sum_to_the_score(name):
     assert result.remainder.abs() < 1e-3 * result.score.abs() + 1e-3
 
 
+def test_an_operation_without_a_rule_is_named():
+    clip, clf = clips_of(NAME), classifier()
+    norm = next(module for name, module in clf.named_modules() if name.endswith("layers.0.post_attention_layernorm"))
+    handle = norm.register_forward_hook(lambda module, inputs, output: output + output.logsumexp(-1, keepdim=True))
+    with pytest.warns(UserWarning, match="got LogsumexpBackward0. Contributions are a first-order approximation"):
+        contributions(clip, clf, [0])
+    handle.remove()
+
+
 class _Logits(nn.Module):
     def __init__(self, clf, prompt):
         super().__init__()

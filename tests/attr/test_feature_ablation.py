@@ -39,6 +39,7 @@ MASKS = {
 }
 
 
+@in_one_case()
 @over_values
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("chunk", [1, 3, 100])

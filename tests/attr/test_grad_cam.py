@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import LayerAttribution, LayerGradCam, NoiseTunnel
+from covering import in_one_case
 from tiny_models import SIZE, clip_for, randomize, tiny, tiny_module
 from torch import Tensor, nn
 
@@ -99,6 +100,7 @@ def assert_close(found: Tensor, expected: Tensor, within: float = 1e-10) -> None
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=within * expected.abs().max().item())
 
 
+@in_one_case("relu", "upsampling")
 @pytest.mark.parametrize("upsampling", ["trilinear", "nearest"])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -118,6 +120,7 @@ def test_grad_cam_equals_the_formula_on_a_split_network(weighting, relu, upsampl
     assert_close(found, (expected / 3)[:, None].expand(-1, 3, -1, -1, -1))
 
 
+@in_one_case()
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("layer", ["first", "act", "last"])
 def test_grad_cam_equals_captums_layer_grad_cam(layer, relu):
@@ -144,6 +147,7 @@ def test_layer_output_modified_in_place_is_read_before_the_change():
     assert torch.equal(after, before)
 
 
+@in_one_case()
 @pytest.mark.parametrize("upsampling", ["trilinear", "nearest"])
 @pytest.mark.parametrize("weighting", ["hirescam", "gradcam"])
 def test_hirescam_sums_to_the_output_of_a_linear_head_on_a_mean(weighting, upsampling):
@@ -174,6 +178,7 @@ class CNNLSTM(nn.Module):
         return self.rest(self.cnn(clip.flatten(0, 1)).unflatten(0, clip.shape[:2]))
 
 
+@in_one_case()
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_2d_convolutions_over_frames(weighting, loop):

@@ -125,6 +125,7 @@ CASES: dict[str, Case] = {
 }
 
 
+@in_one_case("channels")
 @pytest.mark.parametrize("channels", [4, 6])  # with 4, no size tells the axes apart
 @pytest.mark.parametrize("name", CASES)
 def test_the_map_is_gradient_times_activation_in_the_order_of_the_layer(name: str, channels: int) -> None:

@@ -13,6 +13,7 @@ from covering import in_one_case
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier, VideoLayout, VideoOcclusion
+from captum_staa.attr import occlusion
 from captum_staa.benchmark import PlantedClips
 from captum_staa.metrics import auroc
 
@@ -62,6 +63,7 @@ PRESETS = [
 ]
 
 
+@in_one_case()
 @pytest.mark.parametrize(("window", "stride"), PRESETS)
 def test_occlusion_equals_captum_and_the_definition(window, stride):
     model, clip, baseline = net(), clip_of(2, 3, 5, 7, 6), clip_of(2, 3, 5, 7, 6, seed=2)
@@ -80,13 +82,28 @@ def test_single_precision_is_within_a_millionth_of_captum():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_default_stride_is_one_and_an_int_is_used_for_all_axes():
+def test_default_stride_is_half_a_window_and_an_int_is_used_for_all_axes():
     model, clip = net(), clip_of(1, 3, 3, 5, 4)
     explain = VideoOcclusion(model, "BCTHW").attribute
     theirs = Occlusion(model).attribute(clip, (3, 2, 3, 3), target=0)
+    assert_captums(explain(clip, (2, 3, 3), 1, target=0), theirs)
+    theirs = Occlusion(model).attribute(clip, (3, 2, 3, 3), (3, 1, 2, 2), target=0)
     assert_captums(explain(clip, (2, 3, 3), target=0), theirs)
     theirs = Occlusion(model).attribute(clip, (3, 2, 3, 3), (3, 2, 2, 2), target=0)
     assert_captums(explain(clip, (2, 3, 3), 2, target=0), theirs)
+
+
+def test_many_calls_are_announced_unless_progress_is_shown(monkeypatch, caplog, capsys):
+    monkeypatch.setattr(occlusion, "MANY", 9)
+    model, clip = net(), clip_of(1, 3, 3, 5, 4)  # 3 x 3 x 3 windows of (1, 2, 2) with strides (1, 2, 1)
+    explain = VideoOcclusion(model, "BCTHW").attribute
+    explain(clip, (1, 2, 2), (1, 2, 1), target=0, perturbations_per_eval=4)
+    explain(clip, (1, 2, 2), (1, 2, 1), target=0, show_progress=True)
+    assert not caplog.records
+    assert "/28" in capsys.readouterr().err  # the total is known from the start
+    explain(clip, (1, 2, 2), (1, 2, 1), target=0)
+    (record,) = caplog.records
+    assert record.message.startswith("VideoOcclusion calls the model 28 times, for 27 windows.")
 
 
 def test_window_over_all_axes_as_in_captum():
@@ -97,6 +114,7 @@ def test_window_over_all_axes_as_in_captum():
     assert not torch.equal(ours[:, 0], ours[:, 1])  # channel by channel
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     "baseline",
     [None, 0.7, -2, clip_of(1, 3, 5, 7, 6, seed=5), clip_of(2, 3, 5, 7, 6, seed=6)],
@@ -109,6 +127,7 @@ def test_baselines_of_every_kind(baseline):
     assert_captums(ours, theirs)
 
 
+@in_one_case()
 @pytest.mark.parametrize("chunk", [2, 3, 7, 1000])
 def test_perturbations_per_eval_does_not_change_the_result(chunk):
     model, clip = net(), clip_of(2, 3, 5, 7, 6)

@@ -57,6 +57,7 @@ class TwoStream(nn.Module):
 # --- GradCAM ----------------------------------------------------------------------------------------------------------
 
 
+@in_one_case()
 @pytest.mark.parametrize("flow", [FLOW, SMALL])
 @pytest.mark.parametrize("weighting", ["gradcam", "hirescam", "layercam"])
 def test_grad_cam_resizes_the_map_of_a_layer_that_reads_both_inputs_to_each(flow: Tensor, weighting: Any) -> None:

@@ -64,6 +64,7 @@ def smeared(values: np.ndarray, axis: int, sigma: float) -> np.ndarray:
     return np.moveaxis(np.tensordot(weight, values, axes=(1, axis)), 0, axis)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "space", "time"),
     [

@@ -129,7 +129,7 @@ def test_gradient_shap_takes_several_baselines(name):
 
 # --- trained models, on clips with planted evidence ------------------------------------------------------------------
 
-COUNT = 60
+COUNT = 48
 CHANCE = 3 * (0.25 / COUNT) ** 0.5  # three standard errors of the accuracy of random guesses
 families = pytest.mark.parametrize(
     "family",

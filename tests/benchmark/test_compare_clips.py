@@ -131,11 +131,11 @@ def test_clips_joined_in_time_hold_half_of_each_clip_and_truth_marks_the_target(
 
 
 def test_clips_joined_in_a_grid_are_four_small_clips_and_truth_marks_the_target(clf):
-    grids = JoinedClips(PLANTED, clf, n=20, seed=3, arrangement="grid")
+    grids = JoinedClips(PLANTED, clf, n=12, seed=3, arrangement="grid")
     clips, labels, _ = PLANTED[:6]
     small = torch.nn.functional.avg_pool2d(clips.flatten(0, 1), 2).view(6, 16, 3, 24, 24)
     places = []
-    for index in range(20):
+    for index in range(12):
         clip, target, truth = grids[index]
         assert clip.shape == (1, 16, 3, 48, 48) and clip.is_contiguous()
         assert truth.shape == (1, 16, 48, 48) and truth.dtype == torch.bool
@@ -345,6 +345,7 @@ def test_an_unreadable_video_is_one_error_row(clf, folder, tmp_path):
     assert {row.clip for row in found.rows if not row.reason} == {"good.mp4"}
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("labels", "boxes", "error", "message"),
     [

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from comparison_cases import PLANTED, silent, table
+from comparison_cases import PLANTED, remove_entries, silent, table
 from torch import Tensor, nn
 
 from captum_staa import VideoClassifier
@@ -16,9 +16,9 @@ from captum_staa.benchmark import MetricOptions, PlantedClips
 from captum_staa.benchmark.clip_runner import Plan
 from captum_staa.benchmark.cost import PeakMemory, with_cost
 from captum_staa.benchmark.methods import made, seeded
-from captum_staa.benchmark.records import Storage
 from captum_staa.benchmark.runner import _gathered, _run, _settings
 from captum_staa.benchmark.scoring import chosen
+from captum_staa.benchmark.storage import Storage
 
 
 def test_random_draws_depend_on_clip_and_method_only(clf):
@@ -124,16 +124,17 @@ def test_memory_is_reported_for_the_first_readable_clip(tmp_path):
     alone = numbers(run())
     assert {key[:2] for key in alone} == {("clip-00001", "large"), ("clip-00001", "Saliency"), ("clip-00003", "touchy")}
     for done in (1, 2, 3):  # a second start measures again, on the first clip that is left to it
-        for path in (tmp_path / "run" / "rows" / f"000000{done}").glob("*.json"):
-            path.unlink()
+        assert remove_entries(tmp_path / "run", lambda entry, done=done: entry["index"] == done)
         assert numbers(run(resume=True)) == alone
 
     plan = Plan(classifier, made(given, classifier, 8), chosen(["memory"]), MetricOptions(steps=4), 8, 0)
-    storage, settings = Storage(tmp_path / "ranks"), _settings(plan, Growing())
-    storage.open(settings, resume=False)
-    for rank in (1, 0):
-        _run(plan, storage, Growing(), SimpleNamespace(rank=rank, world=2), False)
-    assert numbers(_gathered(plan, storage, settings, False)) == alone
+    settings = _settings(plan, Growing())
+    with Storage(tmp_path / "ranks") as storage:
+        storage.open(settings, resume=False)
+        for rank in (1, 0):
+            with Storage(tmp_path / "ranks", rank) as own:
+                _run(plan, own, Growing(), SimpleNamespace(rank=rank, world=2), False)
+        assert numbers(_gathered(plan, storage, Growing(), settings, False)) == alone
 
 
 def test_peak_memory_counts_simultaneous_allocations_only():

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
-import shutil
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from captum.attr import InputXGradient, NoiseTunnel, Saliency
+from comparison_cases import entry_files
+from covering import in_one_case
 
 import captum_staa
+import captum_staa.benchmark.storage as storage_module
 from captum_staa import GradCAM, SpatioTemporalPerturbation, VideoClassifier
 from captum_staa.benchmark import MetricOptions, PlantedClips, compare
 from captum_staa.benchmark.clip_runner import Plan
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.records import ALL, Entry, Storage, versions
+from captum_staa.benchmark.records import ALL, Entry, Row, versions
 from captum_staa.benchmark.runner import _settings
+from captum_staa.benchmark.storage import Storage
+from captum_staa.benchmark.table import Table, TableBuilder
 from captum_staa.models.preprocessing import Preprocessing
 
 ENTRY = Entry(
@@ -27,68 +37,187 @@ ENTRY = Entry(
 
 
 @pytest.fixture
-def storage(tmp_path) -> Storage:
-    storage = Storage(tmp_path / "run")
-    storage.open({"seed": 0}, resume=False)
-    return storage
+def storage(tmp_path) -> Iterator[Storage]:
+    with Storage(tmp_path / "run") as storage:
+        storage.open({"seed": 0}, resume=False)
+        yield storage
 
 
 def test_an_entry_is_read_as_written(storage):
     maps = np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1)  # not contiguous
     storage.write(ENTRY, {"maps": maps})
-    found = storage.read(3, "a.mp4", "STAA")
-    assert found is not None and repr(found) == repr(ENTRY)
-    assert (storage.maps(3, "STAA")["maps"] == maps).all()
-    storage.write(Entry(3, "a.mp4", "STAA", error="RuntimeError: ü"))
-    assert [entry.error for entry in storage.of(3)] == ["RuntimeError: ü"]
-    storage.write(Entry(11, "b.mp4", ALL))
-    assert storage.clips() == [3, 11] and storage.maps(11, ALL) == {}
-    hidden = [path.name for path in storage.folder.rglob(".*")]
-    assert hidden == []
+    storage.write(Entry(11, "b.mp4", ALL, error="RuntimeError: ü\n"))
+    found = list(storage.entries())
+    assert repr(found) == repr([ENTRY, Entry(11, "b.mp4", ALL, error="RuntimeError: ü\n")])
+    assert (storage.maps(3, "STAA")["maps"] == maps).all() and storage.maps(11, ALL) == {}
+    storage.write(ENTRY, {"maps": maps + 1})
+    storage.write(replace(ENTRY, method="STAA, random weights"), {"maps": maps - 1})
+    assert (storage.maps(3, "STAA")["maps"] == maps + 1).all()
+    assert sorted(path.name for path in storage.folder.rglob("*") if path.is_file()) == [
+        ".lock",
+        "00000.jsonl",
+        "settings.json",
+        "sheet.safetensors",
+    ]
 
 
-def test_similar_names_have_separate_entries(storage):
-    names = ["A b", "a-b", "A(b)", "ä", "*", "x" * 300, "x" * 299, "../../up"]
-    for name in names:
-        storage.write(Entry(0, "clip", name))
-    assert sorted(entry.method for entry in storage.of(0)) == sorted(names)
-    assert len(list((storage.folder / "rows" / "0000000").iterdir())) == len(names)
-    assert sorted(path.name for path in storage.folder.iterdir()) == ["rows", "settings.json"]
-
-
-@pytest.mark.parametrize("what", ["half", "empty", "one digit", "no checksum", "another's", "binary", "of a list"])
-def test_damaged_entries_count_as_missing(storage, what):
+def test_a_line_is_json_with_a_checksum_of_its_entry(storage):
     storage.write(ENTRY)
-    (path,) = (storage.folder / "rows").rglob("*.json")
-    text = path.read_text()
-    if what == "half":
-        path.write_text(text[: len(text) // 2])
-    elif what == "empty":
-        path.write_text("")
-    elif what == "one digit":
-        assert "0.30000000000000004" in text
-        path.write_text(text.replace("0.30000000000000004", "0.90000000000000004"))
-    elif what == "no checksum":
-        path.write_text(json.dumps({"entry": json.loads(text)["entry"]}))
-    elif what == "another's":
-        storage.write(Entry(3, "a.mp4", "Saliency", {"auroc": 1.0}))
-        (other,) = (each for each in path.parent.iterdir() if each != path)
-        shutil.copy(other, path)
-    elif what == "binary":
-        path.write_bytes(bytes(range(256)))
-    else:
-        path.write_text("[1]")
-    assert storage.read(3, "a.mp4", "STAA") is None
-    assert [entry.method for entry in storage.of(3)] == (["Saliency"] if what == "another's" else [])
+    (line,) = entry_files(storage.folder)[0].read_bytes().splitlines()
+    fields = json.loads(line)
+    content = line[line.index(b'"entry":') + len('"entry":') : -1]
+    assert fields["checksum"] == hashlib.sha256(content).hexdigest()[:16]
+    assert fields["entry"]["values"] == {"auroc": 0.1 + 0.2, "saco": "nan", "signal_to_noise": "inf"}
+
+
+@in_one_case()
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[: len(line) // 2],
+        lambda line: line.replace(b"0.30000000000000004", b"0.90000000000000004"),
+        lambda line: b'{"entry":' + json.dumps(json.loads(line)["entry"]).encode() + b"}",
+        lambda line: bytes(range(256)),
+        lambda line: b"[1]",
+        lambda line: b"",
+        lambda line: b"\0" * len(line),
+        lambda line: line + b" ",
+    ],
+)
+def test_a_damaged_line_counts_as_missing_and_hides_no_other(tmp_path, damage):
+    folder = tmp_path / uuid.uuid4().hex
+    with Storage(folder) as storage:
+        storage.open({}, resume=False)
+        for method in ("before", "STAA", "after"):
+            storage.write(replace(ENTRY, method=method))
+        (path,) = entry_files(folder)
+        lines = path.read_bytes().splitlines()
+        path.write_bytes(b"\n".join([lines[0], damage(lines[1]), lines[2], b""]))
+        assert [entry.method for entry in storage.entries()] == ["before", "after"]
+        storage.write(ENTRY)
+        assert [entry.method for entry in storage.entries()] == ["before", "after", "STAA"]
+
+
+def test_a_file_that_ends_at_any_byte_is_continued(storage):
+    """Of a process that is killed while it appends, any number of bytes may be on the disk."""
+    for index in range(3):
+        storage.write(Entry(index, "a.mp4", "STAA", {"auroc": 0.5}))
+    storage.release()
+    (path,) = entry_files(storage.folder)
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        storage.write(Entry(7, "b.mp4", "STAA"))
+        complete = whole[: size + 1].count(b"\n") if whole[size : size + 1] == b"\n" else whole[:size].count(b"\n")
+        assert [entry.index for entry in storage.entries()] == [*range(complete), 7], size
+        storage.release()
+
+
+def test_a_full_disk_leaves_no_part_of_an_entry(storage, monkeypatch):
     storage.write(ENTRY)
-    assert storage.read(3, "a.mp4", "STAA") is not None
-    assert storage.read(3, "b.mp4", "STAA") is None  # the clip of this number is another
+    before = entry_files(storage.folder)[0].read_bytes()
+    real, calls = os.write, []
+
+    def full(file: int, data: bytes) -> int:
+        calls.append(len(data))
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, data[: len(data) // 2])  # a disk writes a part before it is full
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match=r"No space left on device.*free space on the disk and resume.*00000\.jsonl"):
+        storage.write(replace(ENTRY, index=4))
+    monkeypatch.undo()
+    assert entry_files(storage.folder)[0].read_bytes() == before
+    storage.write(replace(ENTRY, index=4))
+    assert [entry.index for entry in storage.entries()] == [3, 4]
+
+
+def test_done_are_complete_entries_of_the_same_clip(storage):
+    storage.write(ENTRY)
+    storage.write(replace(ENTRY, method="GradCAM", error="RuntimeError"))
+    storage.write(replace(ENTRY, method="Saliency", reasons={"auroc": "ValueError"}))
+    storage.write(replace(ENTRY, method="RISE", left_out="needs two classes"))
+    names = ["STAA", "GradCAM", "Saliency", "RISE"]
+    done = storage.read_done(names, lambda index: "a.mp4")
+    assert [(3, name) in done for name in names] == [True, False, False, True]
+    assert (4, "STAA") not in done and (3, ALL) not in done
+    assert (3, "STAA") not in storage.read_done(names, lambda index: "b.mp4")
+
+
+def test_a_folder_is_used_by_one_run_at_a_time(storage):
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match=f"no other run uses.*process {os.getpid()} on .* runs a comparison"):
+            Storage(storage.folder).open({"seed": 0}, resume=resume)
+    storage.claim()
+    with pytest.raises(FileExistsError, match="no other run uses"):  # left over from a start whose first process died
+        Storage(storage.folder).claim()
+    with Storage(storage.folder, rank=1) as other:
+        other.claim()
+    storage.close()
+    with Storage(storage.folder) as other:
+        other.open({"seed": 0}, resume=True)
+        other.claim()
+
+
+def test_a_disk_without_locks_warns(tmp_path, monkeypatch):
+    def unable(file: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(storage_module, "_lock", unable)
+    with Storage(tmp_path / "run") as storage:
+        with pytest.warns(UserWarning, match="cannot be locked .Function not implemented."):
+            storage.open({}, resume=False)
+        with pytest.warns(UserWarning, match="one comparison per folder"):
+            storage.write(ENTRY)
+        assert len(list(storage.entries())) == 1
+
+
+def test_a_table_does_not_depend_on_the_order_of_entries():
+    entries = [
+        Entry(index, f"{index}.mp4", method, {"auroc": index / 8, "memory": index + 1.0}, reasons=reasons)
+        for index in (0, 1, 3)
+        for method, reasons in (("A", {}), ("B", {"saco": "ValueError: flat"} if index == 1 else {}))
+    ]
+    entries.append(Entry(1, "1.mp4", ALL, {"target": 0.0}))
+    failed = [Entry(3, "3.mp4", "A", error="RuntimeError: out of memory"), Entry(4, "4.mp4", ALL, error="no such file")]
+
+    def table(given: list[Entry]) -> Table:
+        builder = TableBuilder(["A", "B", "C"], ["auroc", "saco", "memory"], lambda index: f"{index}.mp4", count=2)
+        for entry in given:
+            builder.add(entry)
+        builder.leave_out(1, "no truth")
+        builder.keep_first("memory")
+        return builder.table([Row(ALL, "C", "does not apply", math.nan, "no attention")])
+
+    expected = [
+        ("0.mp4", "A", "auroc", 0.0),
+        ("0.mp4", "A", "memory", 1.0),
+        ("0.mp4", "B", "auroc", 0.0),
+        ("0.mp4", "B", "memory", 1.0),
+        ("1.mp4", ALL, "left out", "no truth"),
+        ("1.mp4", "A", "auroc", 0.125),
+        ("1.mp4", "B", "error", "saco: ValueError: flat"),
+        ("1.mp4", "B", "auroc", 0.125),
+        ("3.mp4", "A", "auroc", 0.375),
+        ("3.mp4", "B", "auroc", 0.375),
+        ("4.mp4", ALL, "error", "no such file"),
+        (ALL, "C", "does not apply", "no attention"),
+    ]
+    for given in (failed + entries, entries + failed, [*failed, *entries[::-1], *entries[:3]]):
+        found = table(given)
+        assert [(*row[:3], row.reason or row.value) for row in found] == expected
+        assert len(found) == len(expected) and found[-3:] == list(found)[-3:] and found[5] == list(found)[5]
+        assert found.clips == ["0.mp4", "1.mp4", "3.mp4", "4.mp4"] and len(found.reasons) == 4
+        assert list(Table.of(found, found.methods, found.metrics)) == list(found)
 
 
 def test_a_folder_holds_one_run_only(storage, tmp_path):
+    storage.close()
     with pytest.raises(FileExistsError, match="earlier comparison"):
         storage.open({"seed": 0}, resume=False)
     storage.open({"seed": 0}, resume=True)
+    storage.close()
     with pytest.raises(ValueError, match="seed: recorded 0, now 1") as error:
         storage.open({"seed": 1, "steps": 4}, resume=True)
     assert "steps: recorded None, now 4" in str(error.value)
@@ -109,12 +238,11 @@ def test_a_folder_holds_one_run_only(storage, tmp_path):
 
 def test_temporary_files_of_a_killed_writer_are_removed(storage):
     storage.write(ENTRY)
-    (path,) = (storage.folder / "rows").rglob("*.json")
-    left = path.with_name(".staa.0123.json")
-    left.write_text('{"check')
-    assert len(list(storage.of(3))) == 1
+    storage.close()
+    left = storage.folder / ".sheet.0123.safetensors"
+    left.write_bytes(b"half")
     storage.open({"seed": 0}, resume=True)
-    assert not left.exists() and path.exists()
+    assert not left.exists() and len(list(storage.entries())) == 1
 
 
 def test_settings_contain_only_what_changes_numbers():
@@ -181,13 +309,13 @@ def test_resume_computes_missing_entries_only(tmp_path):
     assert len(calls) == 3 and not whole.failures  # what failed is tried again
     calls.clear()
     assert run("run", resume=True).rows == whole.rows and calls == []
-    entries = sorted((tmp_path / "run" / "rows").rglob("*.json"))
-    damaged = [path for path in entries if path.name.startswith(("smoothgrad", "other-class", "random-weights"))][:3]
-    damaged[0].unlink()
-    damaged[1].write_text(damaged[1].read_text()[:-20])
-    damaged[2].write_text("")
+    (path,) = entry_files(tmp_path / "run")
+    lines = path.read_bytes().splitlines(keepends=True)
+    complete = [at for at, line in enumerate(lines) if not json.loads(line)["entry"]["error"]]
+    lines[complete[3]] = lines[complete[3]][:-20]  # joins the next line, so both are lost
+    del lines[complete[-1]]
+    path.write_bytes(b"".join(lines))
     assert run("run", resume=True).rows == whole.rows
-    assert sorted((tmp_path / "run" / "rows").rglob("*.json")) == entries
     fresh = run("fresh")
     assert fresh.rows == whole.rows
     with torch.no_grad():

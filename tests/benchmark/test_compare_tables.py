@@ -160,8 +160,8 @@ def test_latex_and_html_escape():
 
 def test_files_are_complete_and_overwritten_only_on_request(tmp_path):
     path = tmp_path / "rows.csv"
-    text = built().to_csv(path)
-    assert path.read_text(encoding="utf-8") == text
+    assert built().to_csv(path) is None
+    assert path.read_text(encoding="utf-8") == built().to_csv()
     with pytest.raises(FileExistsError):
         built().to_csv(path)
     built().to_markdown(path, overwrite=True)

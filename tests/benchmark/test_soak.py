@@ -18,7 +18,7 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
     import soak
 
-CALLS = 20
+CALLS = 10
 LEARNS = "SpatioTemporalPerturbation"  # more than a second a call
 METHODS = [pytest.param(name, marks=pytest.mark.slow if name == LEARNS else ()) for name in soak.METHODS]
 EXACT = ("hooks", "functions", "routes", "threads", "handles")
@@ -31,7 +31,7 @@ def counts(held: soak.Held) -> dict[str, int]:
 @pytest.mark.parametrize("name", METHODS)
 def test_calls_leave_no_objects(name):
     """A leak would add one object per call; a few late objects, such as the first entry of a cache, are allowed."""
-    found = soak.soak(name, CALLS, warm_up=4, samples=4)
+    found = soak.soak(name, CALLS, warm_up=3, samples=2)
     assert counts(found.before) == counts(found.after)
     assert found.after.routes == 0
     assert found.after.objects - found.before.objects < CALLS
@@ -80,7 +80,7 @@ def test_the_soak_test_detects_a_leak(planted, monkeypatch):
         return clip
 
     monkeypatch.setitem(soak.METHODS, "leaks", (soak.PLAIN, leaks))
-    found = soak.soak("leaks", CALLS, warm_up=1, samples=4)
+    found = soak.soak("leaks", CALLS, warm_up=1, samples=2)
     grown = {what: getattr(found.after, what) - getattr(found.before, what) for what in (*EXACT, "objects")}
     for file in kept if planted == "function" else ():
         file.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from covering import in_one_case
 from PIL import Image
 
 from captum_staa.cli import output
@@ -151,6 +152,7 @@ def test_large_page_gets_smaller_frames_and_then_fewer_frames(monkeypatch):
     assert len(held(explanation())["frames"]) == 1  # the loop ends
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("temporal", "said"),
     [

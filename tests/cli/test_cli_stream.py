@@ -83,8 +83,9 @@ def test_layers_reach_the_method(clip, tmp_path, monkeypatch, layers):
     monkeypatch.setattr(Painter, "__call__", lambda *given: shown.append(given[1].joint) or original(*given))
     asked = [] if layers is None else ["--layers", layers]
     assert main(["stream", str(clip), "--model", MODEL, "--limit", "16", "--out", str(tmp_path / "a.mp4"), *asked]) == 0
-    chosen = {"-1": [-1], "mean": "mean", None: "all"}[layers]
-    explainer = STAA(VideoClassifier.from_pretrained(MODEL), mode="attention", layers=chosen)
+    classifier = VideoClassifier.from_pretrained(MODEL)
+    chosen = {"-1": [-1], "mean": "mean"}.get(layers)
+    explainer = STAA(classifier) if chosen is None else STAA(classifier, mode="attention", layers=chosen)
     wanted = [result.joint for result in STAAStream(explainer)(io.read_video(clip, 16, "dense", start=0).frames)]
     np.testing.assert_array_equal(np.stack(shown), np.stack(wanted))
 
@@ -133,8 +134,11 @@ def test_frames_before_a_failure_of_the_source_are_written(frames, clip, tmp_pat
         (["missing.mp4"], "missing.mp4"),
         (["CLIP", "--out", "a.gif"], ".mp4, .mkv, .avi, .webm, got '.gif' in a.gif"),
         (["CLIP", "--out", "none/a.mp4"], "none"),
-        (["CLIP", "--target", "bright-bottom"], "--target needs --mode relevance, got --target bright-bottom"),
-        (["CLIP", "--mode", "relevance", "--target", "waving"], "waving"),
+        (
+            ["CLIP", "--mode", "attention", "--target", "bright-bottom"],
+            "--target needs --mode relevance, got --target bright-bottom",
+        ),
+        (["CLIP", "--target", "waving"], "waving"),
         (["CLIP", "--stride", "20"], "stride must be at most window=16"),
         (["CLIP", "--limit", "10"], "at least window=16 frames, got 10"),
     ],

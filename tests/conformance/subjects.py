@@ -33,7 +33,7 @@ from captum_staa.perturbation.mask_grid import MaskGrid
 
 from . import oracle_answer, oracle_perturbation, oracle_st_abn, oracles
 from .models import ANSWERING, BRANCHED, LANGUAGE, LAYERS, MODELS, TRANSFORMERS, Case, Tensors
-from .trials import KINDS, Keywords, Subject
+from .trials import KINDS, Keywords, Subject, Trial
 
 # Learning takes about a hundred times as long as a gradient, so its tests on other models are marked as slow.
 QUICK = ("conv", "conv-btchw", "cnn-lstm")
@@ -345,6 +345,8 @@ def over(
     has: str = "attribute",
     per: Literal["mode", "kind", "class"] = "mode",
     every_model: bool = False,
+    together: bool = False,
+    slow: tuple[str, ...] = (),
     **values: Iterable[Any],
 ) -> Any:
     """Run a test with the argument ``trial`` for every subject, on one of the models in turn.
@@ -361,6 +363,9 @@ def over(
         per: which subjects run: every mode of every class, or one mode in turn of each kind of a class, or of each
             class. The latter are for tests of what all modes share.
         every_model: all models instead of one of them.
+        together: all subjects of the library in one case, for fast tests that ask one question. A failure names the
+            subject and the model.
+        slow: subjects whose cases have the marker ``slow``.
         **values: values of other arguments of the test, which Captum's code depends on. One combination runs by
             default. All pairs of models and values run with the marker ``captum``.
     """
@@ -378,13 +383,15 @@ def over(
         for at, group in enumerate(groups.values(), start=turn):
             subject = group[at % len(group)]
             marks = [] if subject.ours else [pytest.mark.captum]
+            if subject.name in slow:
+                marks.append(pytest.mark.slow)
             if line in subject.fails:
                 marks.append(pytest.mark.xfail(reason=subject.fails[line], strict=True))
             if subject.warns:
                 marks.append(pytest.mark.filterwarnings(f"ignore:{subject.warns}:UserWarning"))
             known = [model for model in subject.models if not models or model in models]
-            slow = [model for model in known if subject.kind == "learning" and model not in QUICK]
-            for names, mark in (([name for name in known if name not in slow], []), (slow, [pytest.mark.slow])):
+            long = [model for model in known if subject.kind == "learning" and model not in QUICK]
+            for names, mark in (([name for name in known if name not in long], []), (long, [pytest.mark.slow])):
                 rows = all_pairs([names, *map(list, values.values())]) if names else []
                 for i, row in enumerate(rows):
                     default = every_model or i == at // len(group) % len(rows)
@@ -394,6 +401,25 @@ def over(
                         trial = subject.on(name)
                         label = "-".join([str(trial), *map(str, others)])
                         found.append(pytest.param(trial, *others, id=label, marks=[*marks, *mark, *more]))
-        return pytest.mark.parametrize(("trial", *values), found)(test)
+        if not together:
+            return pytest.mark.parametrize(("trial", *values), found)(test)
+        unmarked = tuple(case.values[0] for case in found if not case.marks)
+        marked = [pytest.param(case.values, id=case.id, marks=case.marks) for case in found if case.marks]
+        return pytest.mark.parametrize("trials", [pytest.param(unmarked, id="all"), *marked])(_for_each(test))
 
     return decorate
+
+
+def _for_each(test: Callable[..., None]) -> Callable[..., None]:
+    """Return a test that runs ``test`` on each trial of a tuple."""
+
+    def run(trials: tuple[Trial, ...]) -> None:
+        for trial in trials:
+            try:
+                test(trial)
+            except (Exception, pytest.fail.Exception) as error:
+                raise AssertionError(f"{trial}: {error}") from error
+
+    run.__name__, run.__doc__, run.__module__ = test.__name__, test.__doc__, test.__module__
+    run.pytestmark = list(getattr(test, "pytestmark", []))  # type: ignore[attr-defined]
+    return run

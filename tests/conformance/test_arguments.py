@@ -35,7 +35,7 @@ def test_map_depends_on_the_target(trial: Trial) -> None:
     assert not torch.allclose(found[1], other[1], rtol=0.1)
 
 
-@over("conv", "vivit", kinds=EXPLAIN_A_CLASS, per="kind")
+@over("conv", "vivit", kinds=EXPLAIN_A_CLASS, per="kind", together=True)
 def test_wrong_target_raises(trial: Trial) -> None:
     own = trial.on(fresh(trial.case.name))
     for target in (NO_SUCH_CLASS, *TOO_MANY, A_STRING):
@@ -43,14 +43,14 @@ def test_wrong_target_raises(trial: Trial) -> None:
             own.attribute(target=target)
 
 
-@over("conv", "vivit", kinds=EXPLAIN_A_CLASS, per="kind")
+@over("conv", "vivit", kinds=EXPLAIN_A_CLASS, per="kind", together=True)
 def test_missing_target_raises(trial: Trial) -> None:
     own = trial.on(fresh(trial.case.name))
     with pytest.raises(ValueError if trial.subject.ours else AssertionError, match=r"(?i)target"):
         own.attribute(target=None)
 
 
-@over("vivit", kinds=("attention",))
+@over("vivit", kinds=("attention",), together=True)
 def test_attention_needs_no_target(trial: Trial) -> None:
     assert torch.equal(trial.attribute(target=None), trial.attribute())
 
@@ -86,7 +86,7 @@ def test_baselines(trial: Trial) -> None:
         assert not torch.allclose(found[0], before[0]), form
 
 
-@over("conv", "conv-btchw", "vivit", takes="feature_mask", every_model=True)
+@over("conv", "vivit", takes="feature_mask", every_model=True)
 def test_feature_masks(trial: Trial) -> None:
     """Masks per clip, with ids of small integer types, and broadcast along several axes."""
     (clip,), layout = trial.case.inputs, trial.case.layout
@@ -115,7 +115,7 @@ def test_additional_forward_args(trial: Trial) -> None:
         assert_close(scaled.attribute(additional_forward_args=args, perturbations_per_eval=3), expected)
 
 
-@over("conv", "own", per="kind")
+@over("conv", "own", per="kind", together=True)
 def test_arguments_are_not_changed(trial: Trial) -> None:
     """The call does not write into the clips or other arguments."""
     passed = {"inputs": trial.case.clips, **trial.keywords, "target": torch.tensor(trial.case.target)}

@@ -107,13 +107,13 @@ def check_error(trial: Trial, bad: Bad, argument: str) -> None:
     assert not calls, "the model computed something before the error"
 
 
-@over("conv", "vivit", ours=True, per="kind")
+@over("conv", "vivit", ours=True, per="kind", together=True)
 def test_invalid_clips_raise(trial: Trial) -> None:
     for bad in CLIPS.values():
         check_error(trial, bad, "inputs")
 
 
-@over("videomae", "videomae-bcthw", ours=True, per="kind")
+@over("videomae", "videomae-bcthw", ours=True, per="kind", together=True)
 def test_wrong_layout_raises(trial: Trial) -> None:
     (clip,) = trial.case.inputs
     with watched(trial.case.network) as calls, pytest.raises(ValueError, match=r"swapped|Pass layout="):
@@ -121,7 +121,7 @@ def test_wrong_layout_raises(trial: Trial) -> None:
     assert not calls
 
 
-@over("vivit", ours=True, per="kind")
+@over("vivit", ours=True, per="kind", together=True)
 def test_wrong_clip_size_raises(trial: Trial) -> None:
     """The classifier knows the input size of its network."""
     (clip,) = trial.case.inputs
@@ -134,12 +134,12 @@ def test_wrong_clip_size_raises(trial: Trial) -> None:
         assert not calls
 
 
-@over("vivit", kinds=("gradient", "attention", "learning"), ours=True, per="kind")
+@over("vivit", kinds=("gradient", "attention", "learning"), ours=True, per="kind", together=True)
 def test_too_many_inputs_raise(trial: Trial) -> None:
     check_error(trial, Bad(lambda c: c.inputs * 2, r"one clip tensor, got (a tuple of )?2"), "inputs")
 
 
-@over("two-stream", ours=True, per="kind")
+@over("two-stream", ours=True, per="kind", together=True)
 def test_different_batch_sizes_raise(trial: Trial) -> None:
     rgb, flow = trial.case.inputs
     check_error(
@@ -148,13 +148,13 @@ def test_different_batch_sizes_raise(trial: Trial) -> None:
     check_error(trial, Bad(lambda c: (rgb, flow / 0), r"inputs\[1\]"), "inputs")
 
 
-@over("conv", ours=True, takes="baselines")
+@over("conv", ours=True, takes="baselines", together=True)
 def test_invalid_baselines_raise(trial: Trial) -> None:
     for bad in BASELINES.values():
         check_error(trial, bad, "baselines")
 
 
-@over("conv", ours=True, takes="feature_mask")
+@over("conv", ours=True, takes="feature_mask", together=True)
 def test_invalid_feature_masks_raise(trial: Trial) -> None:
     for bad in MASKS.values():
         check_error(trial, bad, "feature_mask")
@@ -178,7 +178,7 @@ def test_invalid_options_of_rise_raise(trial: Trial) -> None:
         check_error(trial, Bad(lambda c, own=value: own, f"{name}.*{re.escape(repr(value))}", error), name)
 
 
-@over("conv", "two-stream", takes="perturbations_per_eval", ours=True)
+@over("conv", "two-stream", takes="perturbations_per_eval", ours=True, together=True)
 def test_one_output_for_the_batch_raises(trial: Trial) -> None:
     mean = trial.on(trial.case.around(MeanOverBatch))
     with pytest.raises(ValueError, match=r"one (output per example|row per clip), 2 here.*\(1,?( 3)?\)"):

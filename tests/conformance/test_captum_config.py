@@ -97,7 +97,8 @@ def with_clip_windows(given: Donated) -> Donated:
 
     windows, ranks = given.keywords["sliding_window_shapes"], [x.ndim for x in given.inputs]
     each = tuple(map(four, windows, ranks)) if len(ranks) > 1 else four(windows, ranks[0])
-    return replace(given.lifted, keywords={**given.lifted.keywords, "sliding_window_shapes": each})
+    keywords = {"strides": 1, **given.lifted.keywords, "sliding_window_shapes": each}  # 1 is Captum's default
+    return replace(given.lifted, keywords=keywords)
 
 
 @named(Occlusion)

@@ -41,7 +41,7 @@ def test_chunk_size_limits_clips_per_call(trial: Trial) -> None:
     assert altered is not None and altered > 3 * batch
 
 
-@over("conv", "vivit", kinds=("gradient", "attention"), ours=True, per="kind")
+@over("conv", "vivit", kinds=("gradient", "attention"), ours=True, per="kind", together=True)
 def test_one_forward_is_enough(trial: Trial) -> None:
     with watched(trial.case.model) as calls:
         trial.attribute()
@@ -63,7 +63,7 @@ def test_progress_bar_counts_the_calls(trial: Trial, capsys: pytest.CaptureFixtu
     assert err.count("\n") == 1, "more than one bar"
 
 
-@over("conv", takes=CHUNKS, ours=True)
+@over("conv", takes=CHUNKS, ours=True, together=True)
 def test_invalid_chunk_size_raises(trial: Trial) -> None:
     for value in (0, -1, 1.5, "2", None):
         error = ValueError if isinstance(value, int) else TypeError

@@ -20,7 +20,7 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
     import soak
 
-TURNS = 3
+TURNS = 2
 NAMES = list(soak.METHODS)
 SMALL = ("STAA, relevance", "GradCAM", "RISE")  # two models at once with the others: slow tests
 FEW = [pytest.param(name, marks=() if name in SMALL else pytest.mark.slow) for name in NAMES]

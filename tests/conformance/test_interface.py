@@ -25,7 +25,7 @@ from .subjects import over
 from .trials import Trial, assert_close
 
 
-@over("conv", "vivit", per="class")
+@over("conv", "vivit", per="class", together=True)
 def test_bases_and_forward_func(trial: Trial) -> None:
     method = trial.method
     assert isinstance(method, Attribution)
@@ -37,7 +37,7 @@ def test_bases_and_forward_func(trial: Trial) -> None:
     )
 
 
-@over("conv", "vivit", per="class")
+@over("conv", "vivit", per="class", together=True)
 def test_noise_tunnel_finds_the_undecorated_method(trial: Trial) -> None:
     """NoiseTunnel calls ``attribute.__wrapped__``."""
     undecorated = trial.method.attribute.__wrapped__
@@ -45,13 +45,13 @@ def test_noise_tunnel_finds_the_undecorated_method(trial: Trial) -> None:
     assert torch.equal(found, trial.attribute())
 
 
-@over("conv", "vivit", per="class")
+@over("conv", "vivit", per="class", together=True)
 def test_attribute_future_raises(trial: Trial) -> None:
     with pytest.raises(NotImplementedError, match=f"attribute_future.*{trial.subject.method.__name__}"):
         trial.method.attribute_future()
 
 
-@over("conv", "vivit", per="class")
+@over("conv", "vivit", per="class", together=True)
 def test_arguments_have_captums_order(trial: Trial) -> None:
     ours = inspect.signature(trial.method.attribute).parameters.values()
     captums = inspect.signature(trial.subject.counterpart.attribute).parameters
@@ -68,7 +68,7 @@ def test_arguments_have_captums_order(trial: Trial) -> None:
         assert any(p.name == "show_progress" for p in ours) is shown, "only where there is progress to show"
 
 
-@over("conv", "vivit", per="class")
+@over("conv", "vivit", per="class", together=True)
 def test_unknown_keyword_raises_type_error(trial: Trial) -> None:
     """A misspelled keyword such as ``feature_masks=`` must not run without the mask."""
     with watched(trial.case.model) as calls, pytest.raises(TypeError, match="feature_masks"):
@@ -76,7 +76,7 @@ def test_unknown_keyword_raises_type_error(trial: Trial) -> None:
     assert not calls
 
 
-@over("conv", "vivit", per="class")
+@over("conv", "vivit", per="class", together=True)
 def test_own_arguments_are_keyword_only(trial: Trial) -> None:
     parameters = list(inspect.signature(trial.method.attribute).parameters.values())
     by_position = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -86,7 +86,7 @@ def test_own_arguments_are_keyword_only(trial: Trial) -> None:
             trial.method.attribute(trial.case.clips, *more)
 
 
-@over("conv", "vivit", per="class")
+@over("conv", "vivit", per="class", together=True)
 def test_convergence_delta(trial: Trial) -> None:
     method = trial.method
     accepted = "return_convergence_delta" in inspect.signature(method.attribute).parameters
@@ -100,7 +100,7 @@ def test_convergence_delta(trial: Trial) -> None:
         torch.testing.assert_close(delta, found.flatten(1).sum(1) - gain, rtol=0, atol=1e-5)
 
 
-@over("conv", "vivit", per="class")
+@over("conv", "vivit", per="class", together=True)
 def test_multiplies_by_inputs(trial: Trial) -> None:
     """``infidelity`` needs to know whether an attribution is a share of the output (True) or a slope (False)."""
     shares = (PerturbationAttribution, IntegratedGradients)
@@ -108,7 +108,7 @@ def test_multiplies_by_inputs(trial: Trial) -> None:
     assert isinstance(inspect.getattr_static(trial.subject.method, "multiplies_by_inputs"), property)
 
 
-@over("conv", "vivit", ours=True, per="class")
+@over("conv", "vivit", ours=True, per="class", together=True)
 def test_get_name_is_the_name_in_tables(trial: Trial) -> None:
     """That of the class, or of the method of a paper, followed by its rule."""
     name = trial.method.get_name().split(" (")[0]  # without the rule

@@ -30,7 +30,7 @@ def test_shape_and_dtype_of_the_result(trial: Trial) -> None:
         assert part.untyped_storage().nbytes() == part.nbytes, "a view of something larger"
 
 
-@over("conv", "videomae", per="class")
+@over("conv", "videomae", per="class", together=True)
 def test_tuple_input_returns_a_tuple(trial: Trial) -> None:
     found = trial.attribute(trial.case.inputs)
     assert isinstance(found, tuple) and len(found) == 1
@@ -117,7 +117,7 @@ def test_map_depends_on_the_clip(trial: Trial) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@over("conv", "two-stream", "vivit", per="kind")
+@over("conv", "two-stream", "vivit", per="kind", together=True)
 def test_on_a_gpu(trial: Trial) -> None:
     there = fresh(trial.case.name)
     there = replace(there, model=there.model.cuda(), inputs=tuple(clip.cuda() for clip in there.inputs))

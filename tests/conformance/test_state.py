@@ -70,7 +70,7 @@ def test_failed_later_call_has_no_side_effects(trial: Trial) -> None:
     check_failed_call(trial, call=3)
 
 
-@over("conv", "vivit", kinds=("gradient", "perturbation", "learning"), per="kind")
+@over("conv", "vivit", kinds=("gradient", "perturbation", "learning"), per="kind", together=True)
 def test_bad_target_has_no_side_effects(trial: Trial) -> None:
     own = trial.on(unusual(trial.case))
     for target in (99, [0, 1, 2], *([None] if trial.subject.ours else [])):
@@ -113,7 +113,7 @@ def test_under_no_grad(trial: Trial) -> None:
     assert_close(found, expected)
 
 
-@over("conv", "two-stream", "vivit", kinds=OTHERS, per="kind")
+@over("conv", "two-stream", "vivit", kinds=OTHERS, per="kind", together=True)
 def test_methods_without_gradients_build_no_graph(trial: Trial) -> None:
     """A graph would store all activations of the model."""
     modes = []
@@ -136,7 +136,7 @@ def test_under_inference_mode(trial: Trial) -> None:
     assert_close(trial.attribute(created), expected)
 
 
-@over("conv", "timesformer", "vivit", kinds=DIFFERENTIATES, per="kind")
+@over("conv", "timesformer", "vivit", kinds=DIFFERENTIATES, per="kind", together=True)
 def test_gradient_methods_raise_in_inference_mode(trial: Trial) -> None:
     """Outside of inference mode, clips that were created in it are accepted."""
     with torch.inference_mode():

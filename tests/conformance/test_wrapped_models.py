@@ -115,7 +115,7 @@ def test_data_parallel_models() -> None:
 
 
 @pytest.mark.usefixtures("compiling")
-@over("conv", "own", per="kind")
+@over("conv", "own", per="kind", slow=("StepAblation", "AnswerAttribution attention"))
 def test_compiled_models(trial: Trial) -> None:
     other = trial.case.around(lambda network: torch.compile(network, backend=eager))
     assert_close(other.model(*other.inputs), trial.case.model(*trial.case.inputs))

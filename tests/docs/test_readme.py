@@ -18,13 +18,31 @@ SLOW = (
 )  # in the gallery, which uses six models
 OPTIONAL = ("torchvision", "peft")  # packages of users' models, which the tests do not install
 
+# Larger steps in examples of methods that run the model for every region; a slow test runs the unchanged code.
+LESS = {
+    "(4, 12, 12), (2, 6, 6)": "(8, 24, 24), (8, 24, 24)",
+    '(4, 12, 12), "strides": (4, 6, 6)': '(8, 24, 24), "strides": (8, 24, 24)',
+    "sliding_window_shapes=(4, 12, 12),": "sliding_window_shapes=(8, 24, 24),",
+    "strides=(2, 6, 6)": "strides=(8, 24, 24)",
+    "steps=16": "steps=4",
+}
+
+
+def lessened(code):
+    for old, new in LESS.items():
+        code = code.replace(old, new)
+    return code
+
 
 def blocks():
     for path in sorted((ROOT / "docs").glob("*.md")):
         found = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
         for i, code in enumerate(found):
             slow = path.stem == "gallery" and any(name in code for name in SLOW)
-            yield pytest.param(code, id=f"{path.name}-{i}", marks=[pytest.mark.slow] if slow else [])
+            less = lessened(code)
+            yield pytest.param(less, id=f"{path.name}-{i}", marks=[pytest.mark.slow] if slow else [])
+            if less != code:
+                yield pytest.param(code, id=f"{path.name}-{i}-whole", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("code", list(blocks()))

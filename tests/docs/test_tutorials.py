@@ -65,11 +65,12 @@ import torch
 import captum_staa
 torch.set_num_threads(1)
 warnings.simplefilter("error")
-namespace = {"__name__": "__main__"}
-for name, source in json.load(sys.stdin):
-    print(f"<{name}>", flush=True)
-    exec(compile(source, f"cell {name}", "exec"), namespace)
-    plt.close("all")
+for name, cells in json.load(sys.stdin):
+    namespace = {"__name__": "__main__"}
+    for ident, source in cells:
+        print(f"<{name}: {ident}>", flush=True)
+        exec(compile(source, f"cell {ident} of {name}", "exec"), namespace)
+        plt.close("all")
 """
 
 
@@ -98,20 +99,25 @@ def lessened(source: str, changes: dict[str, str], made: set[str]) -> str:
     return source
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["less", "whole"])
-@pytest.mark.parametrize("name", NAMES)
-def test_tutorial_code_and_swap_cell_run(name, whole, tmp_path):
-    cells = code_of(read(name))
-    if not whole:
-        made: set[str] = set()
-        cells = [(ident, lessened(source, LESS[name], made)) for ident, source in cells]
-        assert made == set(LESS[name]), "the tutorial has changed"
-    swap = next(source for ident, source in cells if ident == "swap")
+@pytest.mark.parametrize(
+    "names", [NAMES, *(pytest.param([name], marks=pytest.mark.slow) for name in NAMES)], ids=" ".join
+)
+def test_tutorial_code_and_swap_cell_run(names, tmp_path):
+    """All tutorials with fewer clips and steps, in one interpreter; slow: each of them unchanged, in its own."""
+    runs = []
+    for name in names:
+        cells = code_of(read(name))
+        if names is NAMES:
+            made: set[str] = set()
+            cells = [(ident, lessened(source, LESS[name], made)) for ident, source in cells]
+            assert made == set(LESS[name]), f"{name} has changed"
+        swap = next(source for ident, source in cells if ident == "swap")
+        runs.append([name, [*cells, ("swapped", filled(swap, SWAPS[name]))]])
     frames = benchmark.PlantedClips(seed=12, n=20).frames(16).repeat(4, axis=1).repeat(4, axis=2)
     (tmp_path / "files").mkdir()
     run = subprocess.run(
         [sys.executable, "-c", RUNNER],
-        input=json.dumps([*cells, ("swapped", filled(swap, SWAPS[name]))]),
+        input=json.dumps(runs),
         cwd=io.write_video(tmp_path / "clip.mp4", frames, fps=4).parent,
         env={
             **os.environ,
@@ -124,10 +130,12 @@ def test_tutorial_code_and_swap_cell_run(name, whole, tmp_path):
         },
         capture_output=True,
         text=True,
-        timeout=600 if not whole else 3600,
+        timeout=600 if names is NAMES else 3600,
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
-    assert run.stdout.split("<swapped>")[1].strip() or name == NAMES[0], "the swap cell prints nothing"
+    for name in names:
+        printed = run.stdout.split(f"<{name}: swapped>")[1].split("\n<")[0]
+        assert printed.strip() or name == NAMES[0], f"the swap cell of {name} prints nothing"
     assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "files"}, "files outside the temporary folder"
 
 
@@ -187,6 +195,7 @@ def faults(notebook: dict[str, Any]) -> list[str]:
     return found
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_notebook_has_no_faults(name):
     assert faults(read(name)) == []
@@ -215,6 +224,7 @@ def _break(notebook: dict[str, Any], how: str) -> None:
     breakages[how]()
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     "how", ["stale", "no picture", "error", "not run", "path", "size", "no swap cell", "private", "links"]
 )

@@ -65,6 +65,7 @@ def still(clip: Tensor, n: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- supervoxels
 
 
+@in_one_case()
 @over_pairs
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("n", [9, 30, 100])
@@ -247,6 +248,7 @@ def test_tubes_of_a_static_clip_are_static():
     assert plain.eq(plain[0]).all() and plain[0].flatten().bincount().min() > 24 * 32 / 12 / 3
 
 
+@in_one_case()
 @pytest.mark.parametrize("n", [1, 2, 9, 40])
 def test_there_are_n_tubes(n):
     clip, _ = moving_patch((0, 2), 0, texture(40, 56, seed=0))

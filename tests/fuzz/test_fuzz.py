@@ -20,7 +20,7 @@ from fuzz.twins import form, valid_call
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_drawn_call_ends_well(entry: str) -> None:
     ended = []
-    drawn(entry, 3 * SHARES[entry], 1, lambda call: ended.append(judge(call)))
+    drawn(entry, 2 * SHARES[entry], 1, lambda call: ended.append(judge(call)))
     assert ended
     assert not [why for verdict, why in ended if verdict == WRONG]
 

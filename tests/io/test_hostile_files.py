@@ -199,6 +199,7 @@ def test_pipes_and_devices_are_rejected(tmp_path, reader):
             reader(path)
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", ["list.m3u8", "list.mp4", "list.ffconcat", "list.sdp", "list.mpd"])
 def test_playlists_are_rejected_without_opening_connections(tmp_path, name):
     write(tmp_path / "part.ts", quartered(3), "mpeg2video")

@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 from captum_staa import io
 from captum_staa.__main__ import main
 from captum_staa._utils import files
-from captum_staa.benchmark.records import Entry, Storage
+from captum_staa.benchmark.records import Entry
+from captum_staa.benchmark.storage import Storage
 from captum_staa.cli import output
 from captum_staa.io import writing
 from captum_staa.models import STABN
@@ -178,16 +179,16 @@ def test_explain_replaces_all_files_or_none(video, tmp_path, capsys, monkeypatch
 
 
 def test_storage_continues_after_a_full_disk(tmp_path):
-    storage = Storage(tmp_path / "run")
-    storage.open({"seed": 0}, resume=False)
     entry = Entry(3, "a.mp4", "STAA", {"auroc": 0.9}, curves={"points": [0.1] * 2000})
-    for maps, limit in (({"map": np.zeros(4000)}, 2000), (None, 2000)):
-        with full_after(limit), pytest.raises(OSError, match="File too large"):
-            storage.write(entry, maps)
-        assert storage.read(3, "a.mp4", "STAA") is None and storage.maps(3, "STAA") == {}
-        assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "settings.json"]
-    storage.write(entry, {"map": np.ones(4000)})
-    assert storage.read(3, "a.mp4", "STAA") == entry and storage.maps(3, "STAA")["map"].sum() == 4000
+    with Storage(tmp_path / "run") as storage:
+        storage.open({"seed": 0}, resume=False)
+        for maps, limit in (({"map": np.zeros(4000)}, 2000), (None, 2000)):
+            with full_after(limit), pytest.raises(OSError, match="File too large"):
+                storage.write(entry, maps)
+            assert list(storage.entries()) == [] and storage.maps(3, "STAA") == {}
+            assert (tmp_path / "run" / "entries" / "00000.jsonl").stat().st_size == 0
+        storage.write(entry, {"map": np.ones(4000)})
+        assert list(storage.entries()) == [entry] and storage.maps(3, "STAA")["map"].sum() == 4000
 
 
 @pytest.mark.parametrize("limit", [100, 1000, 20_000])

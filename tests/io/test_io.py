@@ -61,6 +61,7 @@ def test_read_video_returns_the_selected_frames_in_order(forty, suffix, argument
     assert fps == pytest.approx(25, abs=0.01)
 
 
+@in_one_case()
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_probe_returns_length_rate_and_size(forty, suffix):
     assert io.probe(forty[suffix]) == (40, pytest.approx(25, abs=0.01), 48, 64)
@@ -148,6 +149,7 @@ def write_sound(path):
         container.mux(stream.encode())
 
 
+@in_one_case()
 @over_values
 @pytest.mark.parametrize("reader", [io.probe, io.read_video, lambda path: list(io.iter_windows(path, 2))])
 @pytest.mark.parametrize(
@@ -304,6 +306,7 @@ def test_without_pyav_the_error_says_how_to_install_it(tmp_path, monkeypatch):
             call()
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("name", "count", "fps", "height", "width"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from branched_models import add, case, injected, net, taught
-from covering import over_values
+from covering import in_one_case, over_values
 from tiny_models import snapshot
 from torch import Tensor
 
@@ -93,6 +93,7 @@ def test_a_network_that_ignores_its_gates_causes_a_warning(kind):
     assert all(not getattr(usage, name).any() and usage.decisions[name] == 0 for name in NAMES)
 
 
+@in_one_case()
 @over_values
 @pytest.mark.parametrize(("largest", "used"), [(0.0099, False), (0.0101, True)])
 @pytest.mark.parametrize("name", NAMES)

@@ -80,7 +80,7 @@ def same(found, expected, row):
     assert found.score[row].item() == pytest.approx(area, rel=1e-9)
 
 
-@in_one_case("steps")
+@in_one_case("steps", "order")
 @pytest.mark.parametrize(("axis", "cells"), [("joint", CELLS), ("space", (5, 3, 4)), ("time", (2, 7, 6))])
 @pytest.mark.parametrize("steps", [1, 5, 8, 1000])
 @pytest.mark.parametrize("order", ["morf", "lerf"])

@@ -69,6 +69,7 @@ def test_ranking_metrics_equal_their_definition(metric, oracle, seed, levels):
         assert found.tolist() == pytest.approx(expected, rel=1e-14, nan_ok=True), axis
 
 
+@in_one_case()
 @pytest.mark.parametrize(("metric", "name"), [(auroc, "roc_auc_score"), (average_precision, "average_precision_score")])
 @pytest.mark.parametrize("levels", [None, 2])
 def test_ranking_metrics_equal_scikit_learn(metric, name, levels):
@@ -131,6 +132,7 @@ def test_clips_with_nothing_to_compare_are_nan():
     assert temporal_pointing(scores, truth).isnan().tolist() == [True, False, False]
 
 
+@in_one_case()
 @pytest.mark.parametrize("metric", RANKED)
 def test_the_truth_scores_highest_and_its_inverse_lowest(metric):
     truth = torch.zeros(2, 5, 4, 3, dtype=torch.bool)
@@ -141,6 +143,7 @@ def test_the_truth_scores_highest_and_its_inverse_lowest(metric):
     assert (metric.higher_is_better, metric.lowest, metric.highest) == (True, 0, 1)
 
 
+@in_one_case()
 @pytest.mark.parametrize("metric", RANKED)
 def test_maps_as_tensors_arrays_and_attributions(metric):
     scores, truth = drawn(4, levels=2)

@@ -120,6 +120,7 @@ def test_frame_shuffle_keeps_frames_within_their_window():
     assert len(set(orders)) == 6 * 2  # all orders occur
 
 
+@in_one_case()
 @every_one
 def test_layouts_give_the_same_perturbation(name):
     def other(perturbation: Perturbation) -> Perturbation:
@@ -137,7 +138,7 @@ def test_layouts_give_the_same_perturbation(name):
 # --- the two forms ------------------------------------------------------------------------------------------------
 
 
-@in_one_case("multiply")
+@in_one_case()
 @every_one
 @pytest.mark.parametrize("multiply", [False, True])
 def test_infidelity_equals_its_formula(name, multiply):
@@ -173,6 +174,7 @@ def test_infidelity_of_occlusion_is_exact_where_inputs_equal_the_baseline():
     assert float(infidelity(model, drop, clip, attributions).max()) < 1e-8
 
 
+@in_one_case()
 @every_one
 def test_sensitivity_equals_its_formula(name):
     model, clip = curved(), drawn(shape=(1, *SHAPE[1:]))
@@ -186,6 +188,7 @@ def test_sensitivity_equals_its_formula(name):
     assert expected > 1e-3
 
 
+@in_one_case()
 @every_one
 def test_the_radius_bounds_the_change_and_only_scales_it(name):
     clip = drawn().double()
@@ -198,6 +201,7 @@ def test_the_radius_bounds_the_change_and_only_scales_it(name):
             assert float(change[b].abs().max()) <= radius * (1 + 1e-9)
 
 
+@in_one_case()
 @every_one
 def test_draws_are_repeatable_and_independent_of_global_state(name):
     clip, state = torch.cat([drawn()[:1]] * 4), torch.random.get_rng_state()
@@ -226,6 +230,7 @@ def test_a_generator_is_used_and_chunks_of_one_clip_do_not_change_results():
     assert score(noise(0), None) != pytest.approx(score(noise(1), None), rel=1e-3)
 
 
+@in_one_case()
 @every_one
 def test_tuples_and_dtypes_without_gradients(name):
     clips = (drawn(), drawn(3)[:, :4])  # two pathways of unequal length, as SlowFast has them

@@ -50,8 +50,15 @@ def test_find_layer_uses_names_of_the_network():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("name", ["videomae", "resnet3d"])
-@pytest.mark.parametrize("how", ["trace", "compile"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("videomae", "trace"),
+        ("resnet3d", "trace"),
+        ("videomae", "compile"),
+        pytest.param("resnet3d", "compile", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_and_traced_logits_and_gradients(name, how, request):
     """VideoMAE takes frames first. Its clips, and their gradients, have channels first here."""
     if (name, how) == ("videomae", "compile") and torch.__version__.startswith("2.6."):

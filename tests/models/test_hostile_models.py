@@ -54,10 +54,11 @@ def risks(source: str) -> list[str]:
 
 
 def test_no_source_file_reads_pickles_or_runs_code_from_the_hub():
-    found = {str(path.relative_to(ROOT)): risks(path.read_text("utf-8")) for path in SOURCES}
-    assert len(found) > 150
-    assert {name: risk for name, risk in found.items() if risk and name.startswith(CHECKED)} == {}
-    assert {risk for risks in found.values() for risk in risks if "trust" in risk} == set()
+    texts = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in SOURCES}
+    assert sum(name.startswith(CHECKED) for name in texts) > 100
+    assert {name: found for name, text in texts.items() if name.startswith(CHECKED) and (found := risks(text))} == {}
+    code_of_the_hub = {name: risks(text) for name, text in texts.items() if "trust_remote_code" in text}
+    assert not [risk for found in code_of_the_hub.values() for risk in found if "trust" in risk]
 
 
 RISKY = [

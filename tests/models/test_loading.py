@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from captum_staa.models import resnet3d
+from captum_staa.models import VideoLanguageModel, resnet3d
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.labels import in_order
 from captum_staa.models.loading import bundled_names
@@ -348,6 +348,34 @@ def test_hub_models_are_loaded_from_the_cache(tmp_path: Path) -> None:
     clf = VideoClassifier.from_pretrained("some/model", cache_dir=tmp_path, local_files_only=True)
     torch.testing.assert_close(clf(clip_of()), raw_logits(model, clip_of()), atol=1e-6, rtol=1e-6)
     assert clf.preprocessing == Preprocessing.from_folder(folder)
+
+
+@pytest.mark.parametrize("load", [VideoClassifier.from_pretrained, VideoLanguageModel.from_pretrained])
+def test_without_a_network_a_hub_name_fails_at_once_with_the_reason(load, tmp_path: Path, monkeypatch) -> None:
+    asked: list[str] = []
+
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            asked.append(url)
+            raise OSError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("no retries"))
+    says = r"'owner/missing' must be a folder.*, but https://.* cannot be reached \(\[Errno -2\] Name or service"
+    with pytest.raises(ValueError, match=says):
+        load("owner/missing", cache_dir=tmp_path)
+    assert len(asked) == 1
+
+
+def test_without_a_network_a_cached_hub_model_is_loaded(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "models--some--model" / "snapshots" / ("0" * 40)
+    (tmp_path / "models--some--model" / "refs").mkdir(parents=True)
+    (tmp_path / "models--some--model" / "refs" / "main").write_text("0" * 40)
+    folder.mkdir(parents=True)
+    save("timesformer", folder)
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: None)  # has no method head
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("no retries"))
+    assert VideoClassifier.from_pretrained("some/model", cache_dir=tmp_path).family.name == "timesformer"
 
 
 def test_unknown_options_are_rejected(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_the_output_of_an_earlier_call_is_the_output_of_a_batch_with_as_many_cli
     assert torch.equal(clf(clips), clips.flatten(1)[:, :3])
 
 
+@in_one_case()
 @pytest.mark.parametrize("make", [lambda z: None, lambda z: "text", lambda z: {"a": 1}, lambda z: z.argmax(1)])
 def test_an_output_without_floats_is_a_type_error_or_names_no_tensor(make: Callable[[Tensor], Any]) -> None:
     with pytest.raises((TypeError, ValueError), match="must return"):
@@ -155,6 +156,7 @@ def test_the_kind_of_output_is_found_in_the_first_call(
     assert best[1] == pytest.approx(float(expected(LOGITS)[1].max()))
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("make", "output", "advice"),
     [

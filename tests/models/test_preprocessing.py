@@ -52,7 +52,7 @@ def theirs(config: dict, frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.asarray(out))
 
 
-@in_one_case("size")
+@in_one_case()
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     "config",
@@ -129,6 +129,7 @@ WRITTEN = [
 ]
 
 
+@in_one_case()
 @pytest.mark.parametrize("steps", WRITTEN, ids=range(len(WRITTEN)))
 def test_to_config_and_from_folder_are_inverse(steps: Preprocessing, tmp_path) -> None:
     write(tmp_path, "preprocessor_config.json", steps.to_config())
@@ -171,7 +172,7 @@ def test_from_folder_errors_name_the_files(tmp_path) -> None:
         Preprocessing.from_folder(tmp_path)
 
 
-@in_one_case("size")
+@in_one_case()
 @pytest.mark.parametrize("size", [(120, 160), (160, 120), (90, 90), (61, 203)])
 @pytest.mark.parametrize(
     "preprocessing",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from branched_models import injected
+from covering import in_one_case
 from st_abn_networks import clips_of, settled, slow_resnet
 from tiny_models import randomize
 from torch import Tensor, nn
@@ -244,6 +245,7 @@ def test_observing_branch_learns_the_position_of_the_evidence():
 # ---------------------------------------------------------------- bad input
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -40,6 +40,7 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
+@in_one_case()
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("which", ["spatial", "temporal", "both"])
 def test_gates_of_cells_replace_those_of_the_branch(which, batch):

@@ -85,7 +85,7 @@ def check(results, frames, expected) -> None:
 
 @pytest.mark.parametrize("stride", [4, 6, 16])  # 42 frames: ends between steps, on a step, and between
 def test_attention_is_the_mean_over_windows(clf, wide, stride):
-    results = list(STAAStream(clf, W, stride)(iter(wide)))
+    results = list(STAAStream(clf, W, stride, mode="attention")(iter(wide)))
     check(results, wide, slow(STAA(clf, mode="attention"), wide, stride, unit=W))
     assert {result.crop for result in results} == {clf.crop_box(60, 100)} != {(0, 0, 60, 100)}
     best = int(results[7].probabilities.argmax())
@@ -99,6 +99,10 @@ def test_relevance_with_an_staa_instance(clf, wide, rule, target):
     stream = STAAStream(explainer, stride=8, target=target)
     index = None if target is None else clf.class_index(target)
     check(list(stream(wide)), wide, slow(explainer, wide, 8, unit=1, target=index))
+
+
+def test_the_default_is_relevance_of_the_most_likely_class(clf, wide):
+    assert STAAStream(clf).explainer.get_name() == "STAA (relevance)"
 
 
 def test_other_layouts_and_tensors_give_the_same_numbers(clf, wide):
@@ -133,7 +137,7 @@ def test_custom_preprocessing_gets_the_whole_window(clf, wide):
             return clip - clip.mean(1, keepdim=True)  # over time: one frame alone would be zero
 
     own = VideoClassifier(clf.module, preprocessing=Centerd(**vars(clf.preprocessing)))
-    check(list(STAAStream(own, W, 8)(wide)), wide, slow(STAA(own, mode="attention"), wide, 8, unit=W))
+    check(list(STAAStream(own, W, 8)(wide)), wide, slow(STAA(own), wide, 8, unit=1))
 
 
 def test_one_forward_per_window_and_no_hooks_remain(clf, wide):
@@ -185,7 +189,7 @@ def followed(clf):
     """Return maps (N, 48, 48) and truth by stride, for objects that move through a stream of 64 frames."""
     return {
         stride: [
-            (torch.stack([r.joint for r in STAAStream(clf, W, stride)(frames)]), truth)
+            (torch.stack([r.joint for r in STAAStream(clf, W, stride, mode="attention")(frames)]), truth)
             for frames, truth in (planted(64, index) for index in range(3))
         ]
         for stride in (4, 16)
@@ -242,11 +246,11 @@ def test_the_temporal_signal_rises_where_the_object_is(clf):
         ({"mode": "gradcam"}, ValueError, "mode must be one of"),
         ({"policy": "skip"}, ValueError, "policy must be one of 'wait', 'drop', got 'skip'"),
         (
-            {"target": "bright-bottom"},
+            {"target": "bright-bottom", "mode": "attention"},
             ValueError,
             "target must be None for mode='attention'.*got 'bright-bottom'",
         ),
-        ({"target": "walking", "mode": "relevance"}, ValueError, "walking"),
+        ({"target": "walking"}, ValueError, "walking"),
         ({"layers": [0]}, TypeError, "layers"),
     ],
 )

@@ -289,7 +289,7 @@ def test_page_loads_no_external_resources_and_logs_no_errors(browser, page):
 
 def test_notebook_shows_the_player(browser, clip, maps, tmp_path):
     """Two iframes in one document, as in a notebook with two cells."""
-    shown = to_html(maps["first"], clip)._repr_html_()
+    shown = to_html(maps["first"], Frames(clip, CROP))._repr_html_()
     (tmp_path / "notebook.html").write_text(f"<!doctype html>{shown}{shown}", encoding="utf-8")
     browser("POST", "/url", {"url": (tmp_path / "notebook.html").as_uri()})
     for frame in (0, 1):

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from captum_staa.models import preprocessing
-from captum_staa.models.loading import HUB_OPTIONS
+from captum_staa.models.loading import HUB_OPTIONS, not_cached, on_hub
 
 _WEIGHTS = Path(__file__).parent / "weights"
 _OPTIONS = {"processor", "family", "fps", "preprocessing"}
@@ -47,6 +47,9 @@ def load_language_model(
     bundled = name in bundled_language_models()
     folder = _WEIGHTS / name if bundled else Path(os.path.expanduser(name))
     source = str(folder) if folder.is_dir() else name
+    unreachable = ""
+    if not folder.is_dir():
+        hub, unreachable = on_hub(hub)
     files = {key: value for key, value in hub.items() if key != "attn_implementation"}
     try:
         # dtype of the file is not used: the weights are converted by the caller
@@ -55,6 +58,8 @@ def load_language_model(
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
+        if unreachable:
+            raise ValueError(not_cached(name, unreachable)) from error
         raise ValueError(
             f"no video language model could be loaded from {name!r}: {reason[0]} It must contain config.json and "
             f"model.safetensors. A name on the hub requires a network connection or a filled cache. The bundled models "
