@@ -10,6 +10,7 @@ from pathlib import Path
 import gallery  # beside this file
 import numpy as np
 import package_graph
+import real_video
 import torch
 from captum.attr import InputXGradient
 from matplotlib.figure import Figure
@@ -28,7 +29,6 @@ from captum_staa.visualization import (
     Frames,
     Style,
     compare_methods,
-    save_animation,
     show_frames,
     show_slices,
     show_summary,
@@ -43,7 +43,7 @@ FOR = Style(
 
 
 def staa() -> None:
-    """Draw hero.webp, sheet.png and timeline.png: the STAA map of one clip."""
+    """Draw sheet.png and timeline.png: the STAA map of one clip."""
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     planted = PlantedClips(seed=12, n=20, task="pattern")
     clip, label, truth = planted[16:17]
@@ -51,9 +51,6 @@ def staa() -> None:
     parts = STAA(clf).attribute_maps(clip, target=label)
     answer, probability = clf.predict(clip, k=1)[0]
     title = f"STAA: why '{answer}' ({probability:.0%})?"
-    save_animation(
-        parts, frames, IMAGES / "hero.webp", style=FOR, play_fps=6, overwrite=True
-    )
     figure, _ = show_frames(parts, frames, style=FOR, title=title, use_pyplot=False)
     figure.savefig(IMAGES / "sheet.png", dpi=110)
     windows = np.asarray(truth[0].flatten(1).any(1))
@@ -272,4 +269,5 @@ if __name__ == "__main__":
     perturbation()
     panels()
     gallery.main()
+    real_video.main()
     package_graph.main()

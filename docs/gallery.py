@@ -26,7 +26,7 @@ NAMES = {
     "videomae": "VideoMAE",
     "timesformer": "TimeSformer",
     "resnet3d": "3D CNN",
-    "st-abn": "ST-ABN (3D CNN)",
+    "st-abn": "ST-ABN",
 }
 CLIP, SEED, COUNT = 16, 12, 20  # the clip of all code blocks
 GREEN = (67, 214, 92)
@@ -71,7 +71,7 @@ def main() -> None:
 def pictures(found: dict[str, Maps]) -> None:
     """Draw all pictures from the maps of all sections."""
     for heading, maps in found.items():
-        strips(maps).save(file_of(heading), quality=75, method=6)
+        strips(maps).save(file_of(heading), quality=75, method=4)
     noise = torch.rand(1, 16, 48, 48, generator=torch.Generator().manual_seed(0))
     every = found | {
         "Random": {
@@ -79,7 +79,7 @@ def pictures(found: dict[str, Maps]) -> None:
         }
     }
     for task in TASKS:
-        overview(task, every).save(file_of(task), quality=75, method=6)
+        overview(task, every).save(file_of(task), quality=75, method=4)
 
 
 def strips(maps: Maps) -> Image.Image:

@@ -140,6 +140,26 @@ def test_every_page_is_in_one_table_of_contents():
     assert max(entries.values()) == 1
 
 
+@in_one_case()
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [
+        ("SlowFast", "your_model"),
+        ("r3d_18", "your_model"),
+        ("LSTM", "your_model"),
+        ("Lightning", "your_model"),
+        ("LoRA", "your_model"),
+        ("sigmoid", "your_model"),
+        ("SlowFast", "which_method"),
+        ("frames", "which_method"),
+        ("Qwen2.5-VL", "which_method"),
+    ],
+)
+def test_what_readers_search_for_is_in_a_heading(word, page):
+    """The search ranks words of headings first."""
+    assert any(word in heading for heading in re.findall(r"^#+ (.+)$", prose(PAGES[DOCS / f"{page}.md"]), re.MULTILINE))
+
+
 def test_no_paragraph_is_repeated():
     assert not repeated(PAGES)
 
