@@ -1,13 +1,13 @@
 """Measure the cost of a spatio-temporal perturbation, and the part of the model: CPU seconds, one thread.
 
-    python benchmarks/perturbation_cost.py                  # both networks, about twenty minutes on one core
-    python benchmarks/perturbation_cost.py --only tiny      # about five
+    python benchmarks/perturbation_cost.py --preset nested               # both networks, ten minutes of one core
+    python benchmarks/perturbation_cost.py --only tiny                   # all presets, about five
 
 One clip of 16 x 112 x 112, four areas, random weights. CPU seconds are those of the process. The time of the model is
 measured around its forward, and between the gradients of its output and of its input. The rest (blending and its
-gradient, masks, areas, regularizer and checks) is "outside", given per step. The small network runs all steps.
-The large network runs a few steps, and the total is extrapolated. Memory is the peak increase of resident memory in a
-separate process, compared with one forward and backward of the model on its largest batch. It is read from Linux.
+gradient, masks, areas, regularizer and checks) is "outside", given per step. The default runs all its steps. The
+presets of the papers run a few steps, and the total is extrapolated. Memory is the peak increase of resident memory in
+a separate process, compared with one forward and backward of the model on its largest batch. It is read from Linux.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,8 @@ from captum_staa import SpatioTemporalPerturbation
 from captum_staa.perturbation import PRESETS
 
 AREAS = (0.05, 0.1, 0.15, 0.5)
-STEPS = {"tiny": 20, "r2plus1d": 2}  # steps for measuring the cost of a step
+COPIES = {"tiny": 8, "r2plus1d": 2}  # perturbations per call of the model
+STEPS = {"tiny": 20, "r2plus1d": 2}  # of the presets of the papers
 
 
 class Tiny(nn.Sequential):
@@ -141,7 +141,8 @@ def peak(name: str, preset: str, perturbations_per_eval: int) -> float:
             alone(model, clip, perturbations_per_eval)
     else:
         method = SpatioTemporalPerturbation(model, "BCTHW", preset=preset)
-        method.attribute(clip, target=0, areas=AREAS, iterations=3, perturbations_per_eval=perturbations_per_eval)
+        options = {"areas": AREAS, "iterations": 3, "perturbations_per_eval": perturbations_per_eval}
+        method.attribute(clip, target=0, init=clip, **options)  # the gradients of an initial map need less than a step
     return _resident("VmHWM") - before
 
 
@@ -160,7 +161,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=NETWORKS, action="append")
     parser.add_argument("--preset", choices=PRESETS, action="append")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -174,17 +174,15 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for name in arguments.only or NETWORKS:
         for preset in arguments.preset or PRESETS:
-            copies = 2 if preset == "nested" else 4
-            rounds = [seconds(name, preset, copies, STEPS[name]) for _ in range(arguments.rounds)]
-            took, inside, steps = (median(column) for column in zip(*rounds, strict=True))
+            copies = COPIES[name]
+            few = None if preset == "nested" else STEPS[name]
+            took, inside, steps = seconds(name, preset, copies, few)
             outside = 1e3 * (took - inside) / steps
-            if name == "tiny":
-                whole, _, steps = seconds(name, preset, copies, None)
-                about = f"{whole:.1f}"
-            else:
-                start = seconds(name, preset, copies, 0)[0]  # initial estimate, baselines and the first check
+            about = f"{took:.1f}"
+            if few is not None:
+                start = seconds(name, preset, copies, 0)[0]  # baselines and the first check
                 steps = PRESETS[preset].iterations
-                about = f"about {start + (took - start) / STEPS[name] * steps:.0f}"
+                about = f"about {start + (took - start) / few * steps:.0f}"
             memory = apart(name, preset, str(copies)), apart(name, "model", str(copies))
             print(
                 f"| {name} | {preset} | {copies} | {steps} | {about} | {outside:.1f} | {1 - inside / took:.0%} "

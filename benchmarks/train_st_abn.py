@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from train_zoo import HELD_OUT_SEED, WEIGHTS, training_batch, write_json
+from train_zoo import HELD_OUT_SEED, WEIGHTS, notice, training_batch, write_json
 
 from captum_staa import VideoClassifier, baselines
 from captum_staa.benchmark.planted import PlantedClips
@@ -167,6 +167,7 @@ def make(task: str, seed: int, kind: str, out: Path) -> None:
     shutil.copy(WEIGHTS / f"tiny-videomae-{task}" / "preprocessor_config.json", folder)
     report = {
         "task": task,
+        "notice": notice(task),
         "seed": seed,
         "loss": {"bottleneck": "faithful", "mix": "paper", "observer": "posthoc"}[kind],
         "steps": steps[kind],

@@ -1,6 +1,6 @@
 """Train the small bundled video language models in `captum_staa/models/video_language/weights`, one folder each.
 
-    python benchmarks/train_video_language.py --family llava_onevision --steps 2600 --turns pmobm   # not bundled yet
+    python benchmarks/train_video_language.py --family llava_onevision --steps 2600 --turns pmobm --look-back
 
 The bundled Qwen model was trained in two rounds:
 
@@ -12,6 +12,9 @@ A model answers three questions about planted clips, each with a sentence of whi
 pattern ?" ("it is right ."), "which direction ?" ("it is left .") and "which came first ?" ("it is bottom ."). Some
 clips show the evidence for two questions at once, so that the place of the truth depends on the question. New clips are
 drawn for each step. The held-out clips have another seed. Weights are stored as float16, and tested in this form.
+
+A long training can run in pieces: with ``--pause 600 --state FILE`` it ends after 600 seconds with exit code 3, and the
+same command goes on from the file.
 """
 
 from __future__ import annotations
@@ -20,15 +23,17 @@ import argparse
 import copy
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -182,7 +187,7 @@ def two_questions(seed: int, n: int, first: str = "pattern", second: str = "moti
 
 
 def batches(
-    seed: int, steps: int, easy: float, turns: str, start: float
+    seed: int, steps: int, easy: float, turns: str, start: float, first: int = 0
 ) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
     """Yield a task, clips, target probabilities of its words, and truth, harder towards the end.
 
@@ -192,11 +197,12 @@ def batches(
         easy: as in `train_zoo.Recipe`.
         turns: the tasks in turn, by their first letters; ``b`` is for clips with both a pattern and a motion.
         start: difficulty of the first batch, 0 to 1.
+        first: number of the first batch.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + first)
     names = {"p": "pattern", "m": "motion", "o": "order"}
     pool, used, asked = None, 0, 0
-    for i in range(steps):
+    for i in range(first, steps):
         progress, letter = start + (1 - start) * i / steps, turns[i % len(turns)]
         if letter == "b" and progress < 0.15:
             letter = "m"
@@ -225,11 +231,76 @@ class Round:
     difficulty: float
     hints: bool
     stop: int | None = None
+    look_back: bool = False
 
 
-def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path) -> None:
-    """Train a model in place, and save it from time to time."""
-    model = vlm.model.train()
+@dataclass
+class Pieces:
+    """A training in pieces: a file of its state, and how long a piece takes.
+
+    Attributes:
+        file: the state at the end of the last piece, in the safetensors format.
+        pause: seconds of a piece; None trains to the end.
+        step: number of finished steps.
+        seconds: CPU seconds of the finished pieces.
+    """
+
+    file: Path | None = None
+    pause: float | None = None
+    step: int = 0
+    seconds: float = 0.0
+
+    def load(self, modules: nn.ModuleList, optimizer: torch.optim.Optimizer) -> None:
+        """Restore weights and moments, if the file exists."""
+        if self.file is None or not self.file.exists():
+            return
+        stored = load_file(self.file)
+        self.step, self.seconds = int(stored.pop("step")), float(stored.pop("seconds"))
+        modules.load_state_dict({name[2:]: value for name, value in stored.items() if name.startswith("w.")})
+        names = ("exp_avg", "exp_avg_sq", "step")
+        for i, parameter in enumerate(optimizer_parameters(optimizer)):
+            if f"step.{i}" in stored:  # not for a parameter without a gradient so far
+                optimizer.state[parameter] = {name: stored[f"{name}.{i}"] for name in names}
+
+    def save(self, modules: nn.ModuleList, optimizer: torch.optim.Optimizer) -> None:
+        """Write weights and moments."""
+        assert self.file is not None
+        values = {f"w.{name}": value.clone() for name, value in modules.state_dict().items()}
+        for i, parameter in enumerate(optimizer_parameters(optimizer)):
+            values |= {f"{name}.{i}": value.contiguous() for name, value in optimizer.state[parameter].items()}
+        values |= {"step": torch.tensor(self.step), "seconds": torch.tensor(self.seconds)}
+        save_file(values, self.file)
+
+
+def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def look_back(model: nn.Module, tokens_per_frame: int) -> None:
+    """Let the heads of the first layer of a language model attend to the same place one to four frames earlier.
+
+    The tower of LLaVA-OneVision sees single frames. Movement is in the product of the states of a place at two times,
+    and random weights hardly ever form it. Queries and keys of the first layer start as constants, turned against each
+    other by the angles that rotary positions give to that distance. Training is free to change them.
+    """
+    attention = model.model.language_model.layers[0].self_attn
+    heads, dim = TEXT["num_attention_heads"], attention.head_dim
+    rates = 10_000 ** (-torch.arange(0, dim, 2) / dim)
+    with torch.no_grad():
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight.mul_(0.1)
+            projection.bias.zero_()
+        attention.k_proj.bias.view(-1, dim)[:, : dim // 2] = 4
+        query = attention.q_proj.bias.view(heads, dim)
+        for head in range(heads):
+            angles = (head + 1) * tokens_per_frame * rates
+            # a query at position p meets the key of position p - distance at the angle zero
+            query[head] = 4 * torch.cat([angles.cos(), -angles.sin()])
+
+
+def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path, pieces: Pieces) -> bool:
+    """Train a model in place, and save it from time to time. Return whether the training is at its end."""
+    model, started = vlm.model.train(), time.monotonic()
     steps, turns = recipe.steps, recipe.turns
     tasks = ("pattern", "motion") if recipe.hints else ()
     hints = {task: nn.Linear(TEXT["hidden_size"], len(ANSWERS[task])) for task in tasks}
@@ -237,18 +308,21 @@ def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path) -> None:
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
-    warm = 50
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda i: min((i + 1) / warm, 0.02 + 0.49 * (1 + math.cos(math.pi * max(0, i - warm) / (steps - warm)))),
-    )
+    modules = nn.ModuleList([model, *hints.values()])
+    pieces.load(modules, optimizer)
+    first, cpu, warm = pieces.step, pieces.seconds - time.process_time(), 50
     prompts = {task: vlm.prompt(question, (16, 48, 48)) for task, question in QUESTIONS.items()}
     answers = {task: [answer(vlm, task, label) for label in range(len(ANSWERS[task]))] for task in ANSWERS}
     recent: dict[str, float] = {}
-    clips_of = batches(recipe.seed, steps, recipe.easy, turns, recipe.difficulty)
+    clips_of = batches(recipe.seed, steps, recipe.easy, turns, recipe.difficulty, first)
+    if first:
+        torch.manual_seed(recipe.seed + first)
     last = recipe.stop or steps
-    bar = tqdm(islice(clips_of, last), total=last, desc=vlm.family.name, mininterval=20)
-    for i, (task, clips, targets, truth) in enumerate(bar):
+    bar = tqdm(islice(clips_of, last - first), total=last, initial=first, desc=vlm.family.name, mininterval=20)
+    for i, (task, clips, targets, truth) in enumerate(bar, first):
+        cosine = 0.02 + 0.49 * (1 + math.cos(math.pi * max(0, i - warm) / (steps - warm)))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * min((i + 1) / warm, cosine)
         prompt, ids = prompts[task], answers[task][int(torch.randint(len(answers[task]), ()))]
         # the word is the same for the whole batch: only the tokens after it see it, and they are the same for all words
         arguments = vlm.inputs(clips, prompt, ids[:-1])
@@ -265,7 +339,6 @@ def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
         sure = targets.amax(1) == 1
         right = (logs[:, PLACE, words].argmax(1) == targets.argmax(1))[sure].float().mean().item()
         key = task if turns[i % len(turns)] != "b" else f"{task}*"
@@ -273,7 +346,12 @@ def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path) -> None:
         if i % 500 == 499:
             save(vlm, folder)
         bar.set_postfix({name: f"{value:.2f}" for name, value in recent.items()}, refresh=False)
+        pieces.step, pieces.seconds = i + 1, cpu + time.process_time()
+        if pieces.pause is not None and time.monotonic() - started > pieces.pause and i + 1 < last:
+            pieces.save(modules, optimizer)
+            return False
     model.eval()
+    return True
 
 
 def hint_loss(answers: Tensor, truth: Tensor, targets: Tensor) -> Tensor:
@@ -348,25 +426,34 @@ def main() -> None:
     parser.add_argument("--stop", type=int, help="end before all steps, in the middle of the schedule")
     parser.add_argument("--no-hints", dest="hints", action="store_false", help="without the loss of `hint_loss`")
     parser.add_argument("--difficulty", type=float, default=0.0, help="of the first clips, 0 to 1")
+    parser.add_argument("--look-back", action="store_true", help="start as `look_back` describes")
+    parser.add_argument("--pause", type=float, help="end after so many seconds, with exit code 3; needs --state")
+    parser.add_argument("--state", type=Path, help="file from which to go on, if it exists")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
+    if options.pause is not None and options.state is None:
+        parser.error("--pause needs --state FILE")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    start = time.process_time()
     model = build(options.family)
     if options.start:
         model = type(model).from_pretrained(options.start, dtype=torch.float32)
     vlm = VideoLanguageModel(model, tokenizer(options.family))
+    if options.look_back:
+        grid = vlm.family.tokens((16, 48, 48), vlm.config)
+        look_back(model, grid.h * grid.w)
     folder = options.out / f"tiny-{options.family}"
-    names = ("seed", "steps", "learning_rate", "easy", "turns", "difficulty", "hints", "stop")
-    recipe = Round(**{name: getattr(options, name) for name in names})
-    fit(vlm, recipe, folder)
-    minutes = (time.process_time() - start) / 60
+    recipe = Round(**{field.name: getattr(options, field.name) for field in fields(Round)})
+    pieces = Pieces(options.state, options.pause)
+    if not fit(vlm, recipe, folder, pieces):
+        sys.exit(3)
+    minutes = pieces.seconds / 60
     save(vlm, folder)
     stored = VideoLanguageModel.from_pretrained(str(folder))
     earlier = options.start and options.start / "training.json"
     record = {
+        "notice": "toy model, knows a few words about synthetic clips; its answers mean nothing on real video",
         "rounds": [
             *(json.loads(earlier.read_text("utf-8"))["rounds"] if earlier else []),
             asdict(recipe) | {"cpu_minutes": round(minutes, 1)},

@@ -335,6 +335,16 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def notice(task: str) -> str:
+    """Return the sentence that pictures and reports show with the answers of a model."""
+    known = {
+        "pattern": "synthetic patterns",
+        "motion": "directions of motion in synthetic clips",
+        "order": "orders of two synthetic patterns",
+    }
+    return f"toy model, knows {len(LABELS[task])} {known[task]}; its labels mean nothing on real video"
+
+
 def make(family: str, task: str, seed: int, recipe: Recipe, out: Path) -> None:
     started = time.perf_counter()
     folder = out / f"tiny-{family}-{task}"
@@ -352,6 +362,7 @@ def make(family: str, task: str, seed: int, recipe: Recipe, out: Path) -> None:
     measured = evaluate(family, model, task)
     report = {
         "task": task,
+        "notice": notice(task),
         "seed": seed,
         "steps": recipe.steps,
         "second_round_steps": recipe.second,

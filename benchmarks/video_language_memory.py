@@ -2,8 +2,8 @@
 
     python benchmarks/video_language_memory.py
 
-The tensors that autograd keeps are counted in models of one and of two layers of the real width, in bfloat16, for some
-hundred tokens. What one layer keeps per token, times the layers and the tokens of a real model, plus the weights, is
+The tensors that autograd keeps are counted in models of one and of two layers of the real width, in bfloat16, for about
+a hundred tokens. What one layer keeps per token, times the layers and the tokens of a real model, plus the weights, is
 the estimate. Attention is fused, so that all of it is linear in the number of tokens.
 """
 
@@ -29,7 +29,8 @@ SIZES = {
 TOWER = {"hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14, "spatial_merge_size": 2}
 DEPTH = 32
 FRAMES, PER_STEP = (16, 32, 64, 128), 12 * 15  # of 336 x 420 pixels, at two frames per step
-STEPS = 2
+STEPS, SIDES = 2, (168, 224)  # of the clip in which tensors are counted; what is kept grows with the number of tokens
+COUNTED = STEPS * SIDES[0] * SIDES[1] // 28**2
 
 
 def build(size: dict[str, Any], layers: int, depth: int) -> VideoLanguageModel:
@@ -45,13 +46,19 @@ def build(size: dict[str, Any], layers: int, depth: int) -> VideoLanguageModel:
         vision_start_token_id=2,
         vision_end_token_id=3,
     )
-    return VideoLanguageModel(transformers.Qwen2_5_VLForConditionalGeneration(config).bfloat16().eval())
+    with torch.device("meta"):  # values do not matter, and random ones would take long
+        model = transformers.Qwen2_5_VLForConditionalGeneration(config).bfloat16().eval()
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for values in (*model.parameters(), *model.buffers()):
+            values.fill_(0.01)
+    return VideoLanguageModel(model)
 
 
 def kept(vlm: VideoLanguageModel, mode: Callable[[], Any]) -> int:
     """Return the bytes of all tensors that autograd keeps in a forward, each storage once."""
-    clip = torch.rand(1, 2 * STEPS, 3, 336, 420, requires_grad=True)
-    prompt = vlm.prompt([2, *[1] * (PER_STEP * STEPS), 3, 10, 11], (2 * STEPS, 336, 420))
+    clip = torch.rand(1, 2 * STEPS, 3, *SIDES, requires_grad=True)
+    prompt = vlm.prompt([2, *[1] * COUNTED, 3, 10, 11], (2 * STEPS, *SIDES))
     weights = {parameter.untyped_storage().data_ptr() for parameter in vlm.parameters()}
     storages: dict[int, int] = {}
     alive = []
@@ -69,13 +76,16 @@ def kept(vlm: VideoLanguageModel, mode: Callable[[], Any]) -> int:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     modes = {"plain": contextlib.nullcontext, "relevance": lambda: FrozenPatterns(0.125)}
-    tokens = PER_STEP * STEPS + 5
+    tokens = COUNTED + 5
     print("| model | frames | video tokens | weights, GB | gradient, GB | relevance, GB | attention, GB |")
     print("|---|---|---|---|---|---|---|")
-    for name, size in SIZES.items():
+    for name in options.sizes:
+        size = SIZES[name]
         per_layer, per_block, rest = {}, {}, {}
         for mode, context in modes.items():
             one = kept(build(size, 1, 1), context)

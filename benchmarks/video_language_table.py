@@ -1,11 +1,15 @@
 """Do maps of an answer's word show its evidence? Tables for the bundled video language models, on planted clips.
 
-    python benchmarks/video_language_table.py --model tiny-qwen2_5_vl --clips 48
+    python benchmarks/video_language_table.py --model tiny-qwen2_5_vl --clips 12 --out qwen.json
+    python benchmarks/video_language_table.py --print qwen.json llava.json  # as Markdown
+
+Each part is written to the file when it is finished, and a part that is in the file is not computed again.
 
 Evidence against rivals (AUROC over voxels, frames and positions; .5 is chance), pointing at the right object, word
-discrimination (two words in one clip, two questions about one clip), insertion and deletion, and how much each token
-relies on the video. Only clips that the model answers correctly count. Controls: random numbers, the center, the
-map inverted, and the same method on random weights.
+discrimination (two words in one clip, two questions about one clip), insertion and deletion of the word's
+log-probability, and how much each token relies on the video. Only clips that the model answers correctly count.
+Controls: random numbers, the center, the map inverted, the map of another word, the distance of each pixel from its
+mean over time (no model), and the same method on random weights.
 """
 
 from __future__ import annotations
@@ -13,18 +17,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from captum_staa._utils.gaussian import gaussian
 from torch import Tensor
 from train_video_language import AFTER, ANSWERS, BEFORE, PLACE, QUESTIONS, build, tokenizer, two_questions
 
 from captum_staa import AnswerAttribution, VideoLanguageModel, VideoOcclusion, baselines
+from captum_staa._utils.tensors import gaussian
 from captum_staa.attr import StepAblation
 from captum_staa.attr.answer import contrast
 from captum_staa.benchmark import PlantedClips, SceneOptions
@@ -103,6 +108,23 @@ def noise(clf: AnswerClassifier, clip: Tensor) -> Tensor:
     return torch.rand(clip[:, :, 0].shape, generator=torch.Generator().manual_seed(0))
 
 
+def another_word(clf: AnswerClassifier, clip: Tensor) -> Tensor:
+    """The map of another word against the right one."""
+    answer = clf.answer.clone()
+    answer[PLACE], own = clf.versus_ids[PLACE, 0], int(answer[PLACE])
+    return ours(clf.vlm.as_classifier(clf.prompt, answer, own), clip)
+
+
+def distance_from_mean(clf: AnswerClassifier, clip: Tensor) -> Tensor:
+    return gaussian((clip - clip.mean(1, keepdim=True)).abs().sum(2), (1.0, 4.0, 4.0))
+
+
+def random_weights(clf: AnswerClassifier, clip: Tensor) -> Tensor:
+    other = shuffled(clf.vlm).as_classifier(clf.prompt, clf.answer)
+    other.module.others = clf.versus_ids
+    return ours(other, clip)
+
+
 METHODS: dict[str, Method] = {
     "relevance": ours,
     "relevance, pattern_weight=0": partial(ours, pattern_weight=0),
@@ -113,12 +135,20 @@ METHODS: dict[str, Method] = {
     "gradient x input": gradient_times_input,
     "gradient x input, magnitude": partial(gradient_times_input, magnitude=True),
     "VideoOcclusion": occlusion,
-    "(random numbers)": noise,
-    "(center)": center,
+    "(relevance, random weights)": random_weights,
+    "(relevance, another word)": another_word,
     "(relevance, inverted)": lambda clf, clip: -ours(clf, clip),
+    "(distance from the mean frame)": distance_from_mean,
+    "(center)": center,
+    "(random numbers)": noise,
 }
+# Not where a method takes long (occlusion), or where what it shows is known.
+QUICK = {name: method for name, method in METHODS.items() if name not in ("VideoOcclusion", "(center)")}
+PAIRS = {name: method for name, method in QUICK.items() if name not in ("(relevance, inverted)", "StepAblation")}
+PAIRS = {name: method for name, method in PAIRS.items() if name != "(relevance, another word)"}
 
 
+@cache
 def shuffled(vlm: VideoLanguageModel) -> VideoLanguageModel:
     """Return the same architecture with random weights."""
     with torch.random.fork_rng():
@@ -162,27 +192,33 @@ def evidence(vlm: VideoLanguageModel, task: str, count: int, methods: dict[str, 
     clips, labels, truth = clips[at], labels[at], truth[at]
     table = {"accuracy": mean(good.float()), "clips": len(at)}
     runs = {name: mapped(method, vlm, task, clips, labels) for name, method in methods.items()}
-    runs["(relevance, random weights)"] = mapped(ours, shuffled(vlm), task, clips, labels)
     for name, maps in runs.items():
         table[name] = {
             **{axis: mean(evidence_against_rivals(maps, truth, rivals, axis)) for axis in ("joint", "time", "space")},
             "pointing": mean(object_pointing(maps, objects)),
         }
-        if name != "VideoOcclusion" and not name.startswith("(c"):
-            table[name] |= faithful(vlm, task, clips, labels, maps)
     return table
 
 
-def faithful(vlm: VideoLanguageModel, task: str, clips: Tensor, labels: Tensor, maps: Tensor) -> dict[str, float]:
-    """Return the areas under insertion and deletion of the word's log-probability, of up to 12 clips."""
-    areas: dict[str, list[Tensor]] = {"insertion": [], "deletion": []}
-    for i in range(min(12, len(clips))):
-        classifier, clip = answered(vlm, task, int(labels[i]), []), clips[i : i + 1]
-        options = {"target": PLACE, "cells": (2, 12, 12), "steps": 16, "output": "logit", "perturbations_per_eval": 16}
-        baseline = baselines.blur(clip, "BTCHW")
-        for name, metric in (("insertion", insertion), ("deletion", deletion)):
-            areas[name].append(metric(classifier, clip, maps[i : i + 1], baselines=baseline, **options).score)
-    return {name: mean(torch.cat(values)) for name, values in areas.items()}
+def faithful(vlm: VideoLanguageModel, task: str, count: int, methods: dict[str, Method]) -> dict[str, dict[str, float]]:
+    """Return the areas under insertion and deletion of the word's log-probability; what is removed becomes gray.
+
+    Training clips had gray surroundings, so that gray is nothing unusual. A blur would still show movement.
+    """
+    clips, labels, _ = PlantedClips(SEED + 3, count, task)[:]
+    at = right(vlm, task, clips, labels).nonzero()[:, 0]
+    clips, labels = clips[at], labels[at]
+    table = {}
+    for name, method in methods.items():
+        maps, areas = mapped(method, vlm, task, clips, labels), {"insertion": [], "deletion": []}
+        for i, clip in enumerate(clips.split(1)):
+            classifier = answered(vlm, task, int(labels[i]), [])
+            options = {"target": PLACE, "cells": (2, 12, 12), "steps": 16, "output": "logit"}
+            for key, metric in (("insertion", insertion), ("deletion", deletion)):
+                score = metric(classifier, clip, maps[i : i + 1], baselines=torch.zeros_like(clip), **options).score
+                areas[key].append(score)
+        table[name] = {key: mean(torch.cat(values)) for key, values in areas.items()}
+    return table
 
 
 def two_words(vlm: VideoLanguageModel, task: str, count: int, methods: dict[str, Method]) -> dict[str, float]:
@@ -228,42 +264,90 @@ def reliance(vlm: VideoLanguageModel, task: str, count: int) -> dict[str, list[f
         "mean frame": baselines.mean_frame(clips, "BTCHW"),
         "gray": torch.zeros_like(clips),
         "without evidence": planted.without_evidence(slice(0, count)),
+        "reversed": baselines.reverse(clips, "BTCHW"),
         "a clip with another answer": clips[other.float().argmax(1)],
     }
-    table = {}
+    table, usual = {}, []
     for name, counterfactual in others.items():
         falls = []
         for i in at.tolist():
             classifier = answered(vlm, task, int(labels[i]), [])
             falls.append((classifier(clips[i : i + 1]) - classifier(counterfactual[i : i + 1]))[0, :-1])
+        if name in ("blur", "mean frame", "reversed"):
+            usual.append(torch.stack(falls))
         table[name] = [round(value, 3) for value in torch.stack(falls).mean(0).tolist()]
-    return table
+    largest = torch.stack(usual).amax(0).mean(0)
+    return table | {"default: largest of blur, mean frame, reversed": [round(value, 3) for value in largest.tolist()]}
+
+
+def parts(vlm: VideoLanguageModel, clips: int) -> dict[str, Callable[[], Any]]:
+    """Return all parts of the table by name."""
+    words = ("pattern", "motion")  # the words for an order share their evidence
+    return {
+        **{task: partial(evidence, vlm, task, clips, QUICK) for task in QUESTIONS},
+        **{f"faithful, {task}": partial(faithful, vlm, task, clips // 4, QUICK) for task in QUESTIONS},
+        **{f"two words, {task}": partial(two_words, vlm, task, clips, PAIRS) for task in words},
+        "two questions": partial(questions, vlm, clips, PAIRS),
+        # fewer clips for a method of many forwards
+        "pattern, few": partial(
+            evidence, vlm, "pattern", clips // 3, {"VideoOcclusion": occlusion, "(center)": center}
+        ),
+        **{f"reliance, {task}": partial(reliance, vlm, task, clips) for task in QUESTIONS},
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the table of one model: a row per method, the mean over the tasks that were measured last."""
+    lines = [f"{result['model']}, {result['clips']} clips per part (occlusion and center: a third of them)", ""]
+    columns = [
+        *((f"{task}: {axis}", task, axis) for task in QUESTIONS for axis in ("joint", "time", "space", "pointing")),
+        *((f"{task}: {name}", f"faithful, {task}", name) for task in QUESTIONS for name in ("insertion", "deletion")),
+        *((f"words, {task}", f"two words, {task}", None) for task in ("pattern", "motion")),
+        *((f"questions: {name}", "two questions", name) for name in ("discrimination", "pattern", "motion")),
+    ]
+    lines += [f"| method | {' | '.join(title for title, *_ in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for method in METHODS:
+        few = {"pattern": "pattern, few"} if method in ("VideoOcclusion", "(center)") else {}
+        cells = [result.get(few.get(part, part), {}).get(method) for _, part, _ in columns]
+        values = [
+            value[name] if name and value is not None else value
+            for value, (*_, name) in zip(cells, columns, strict=True)
+        ]
+        shown = [" " if value is None else f"{value:.3f}".replace("0.", ".", abs(value) < 1) for value in values]
+        lines.append(f"| {method} | {' | '.join(shown)} |")
+    lines += ["", "| reliance, nats | counterfactual | it | is | (word) | . |", "|---|---|---|---|---|---|"]
+    for task in QUESTIONS:
+        for name, falls in result.get(f"reliance, {task}", {}).items():
+            lines.append(f"| {task} | {name} | {' | '.join(f'{value:.2f}' for value in falls[:4])} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--clips", type=int, default=48)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--model", help="bundled name or folder")
+    parser.add_argument("--clips", type=int, default=12)
+    parser.add_argument("--out", type=Path, help="JSON file; parts that are in it are not computed again")
+    parser.add_argument("--parts", nargs="+", help="only parts whose names begin so")
+    parser.add_argument("--print", dest="shown", type=Path, nargs="+", help="print these files as Markdown")
     options = parser.parse_args()
+    if options.shown:
+        print("\n\n".join(markdown(json.loads(path.read_text("utf-8"))) for path in options.shown))
+        return
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     vlm = VideoLanguageModel.from_pretrained(options.model)
-    quick = {name: method for name, method in METHODS.items() if name not in ("VideoOcclusion", "(center)")}
     result: dict[str, Any] = {"model": Path(options.model).name, "clips": options.clips, "seed": SEED}
-    for task in QUESTIONS:
-        result[task] = evidence(vlm, task, options.clips, METHODS if task == "pattern" else quick)
-        print(task, json.dumps(result[task], indent=1), file=sys.stderr)
-    for task in ("pattern", "motion"):
-        result[f"two words, {task}"] = two_words(vlm, task, options.clips // 2, quick)
-        print(task, json.dumps(result[f"two words, {task}"], indent=1), file=sys.stderr)
-    result["two questions"] = questions(vlm, options.clips, quick)
-    print(json.dumps(result["two questions"], indent=1), file=sys.stderr)
-    result["reliance"] = {task: reliance(vlm, task, options.clips) for task in QUESTIONS}
-    text = json.dumps(result, indent=2)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    if options.out and options.out.exists():
+        result |= json.loads(options.out.read_text("utf-8"))
+    for name, part in parts(vlm, options.clips).items():
+        if name in result or (options.parts and not any(name.startswith(start) for start in options.parts)):
+            continue
+        started = time.process_time()
+        result[name] = part()
+        print(f"{name}: {time.process_time() - started:.0f} CPU s", file=sys.stderr)
+        if options.out:
+            options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(markdown(result))
 
 
 if __name__ == "__main__":

@@ -314,6 +314,9 @@ class TokenRows:
         order: ``(R * H,)``, the index among the leading entries of one example of row r and copy h, at ``r * H + h``.
             Copies are heads that are folded into the batch. None is their own order, without copies.
         axes: the axes of queries and of keys in the matrix.
+        query_groups, key_groups: ``(count,)``, for a layer whose queries or keys stand for several tokens of the
+            sequence, as after patch merging: the group of each token. ``queries`` and ``keys`` are then numbers of
+            groups. The weight of a group is the sum of its tokens' weights, and is divided evenly among them.
     """
 
     queries: Tensor
@@ -323,6 +326,8 @@ class TokenRows:
     outer: int = 1
     order: Tensor | None = None
     axes: tuple[int, int] = (-2, -1)
+    query_groups: Tensor | None = None
+    key_groups: Tensor | None = None
 
     @classmethod
     def of(cls, role: str, grid: TokenGrid) -> TokenRows:
@@ -357,7 +362,10 @@ class TokenRows:
         if self.pools:
             return weights.new_full((len(weights), *queries.shape), 1 / queries.numel())
         there = queries >= 0
-        times = torch.bincount(queries[there], minlength=self.count).clamp(min=1)
+        if self.query_groups is not None:
+            groups = self.query_groups.to(weights.device)
+            weights = weights.new_zeros(len(weights), int(groups.max()) + 1).index_add(1, groups, weights)
+        times = torch.bincount(queries[there], minlength=weights.shape[1]).clamp(min=1)
         return (weights / times)[:, queries.clamp(min=0)] * there
 
     def pull(self, weights: Tensor, matrix: Tensor) -> Tensor:
@@ -381,11 +389,19 @@ class TokenRows:
             pulled = (self.gather(weights)[:, :, None] @ self.unfold(matrix, batch))[:, :, 0]  # (B, R, N)
         keys = self.keys.to(weights.device)
         there = keys >= 0
-        moved = weights.new_zeros(weights.shape).index_add(1, keys[there], pulled[:, there])
+        groups = torch.arange(self.count) if self.key_groups is None else self.key_groups
+        groups, number = groups.to(weights.device), int(groups.max()) + 1
+        moved = weights.new_zeros(len(weights), number).index_add(1, keys[there], pulled[:, there])
+        if self.key_groups is not None:
+            moved = (moved / groups.bincount(minlength=number).clamp(min=1))[:, groups]
         if self.pools:
             return moved
-        asked = weights.new_zeros(self.count).index_fill(0, self.queries[self.queries >= 0].to(weights.device), 1)
-        return moved + weights * (1 - asked)
+        return moved + weights * (1 - self._asked().to(weights))
+
+    def _asked(self) -> Tensor:
+        """Return for each token of the sequence whether it is a query, ``(count,)``."""
+        groups = torch.arange(self.count) if self.query_groups is None else self.query_groups
+        return torch.isin(groups, self.queries)
 
     def unfold(self, values: Tensor, batch: int) -> Tensor:
         """Return values ``(L, ...)`` per example and row ``(B, R, ...)``, averaged over copies."""

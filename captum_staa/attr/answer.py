@@ -15,17 +15,25 @@ from captum_staa import baselines
 from captum_staa._utils.captum import TargetType, log_usage
 from captum_staa._utils.checks import check_choice, is_number
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, in_eval_mode, uncompiled, without_compiling
-from captum_staa._utils.tensors import SPREAD, gaussian
+from captum_staa._utils.tensors import gaussian
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations
 from captum_staa.attr._base import VideoMethod, call_bar, like_inputs, one_clip, refuse_inference_mode, target_outputs
+from captum_staa.layout import VideoLayout
 from captum_staa.models.families import AttentionLayer
 from captum_staa.models.video_language import AnswerClassifier, VideoLanguageModel, VideoPrompt
 from captum_staa.result import VideoAttribution
 
 Mode = Literal["relevance", "attention"]
+# Standard deviations of the Gaussian over maps, in patches of the tower (T, H, W), chosen on clips that are not in the
+# tables. In time it is twice that of STAA, because a language model reads movement from several steps.
+SPREAD = (1.5, 0.75, 0.75)
+Counterfactual = Callable[..., Tensor]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns, as in STAA
+# A blur has no details, the mean frame no movement, and the reversed clip another order. One of them is not enough: a
+# blur still shows movement, and a model without evidence may give the same answer.
+COUNTERFACTUALS: tuple[Counterfactual, ...] = (baselines.blur, baselines.mean_frame, baselines.reverse)
 
 
 @dataclass(frozen=True)
@@ -40,14 +48,17 @@ class AnswerMaps(VideoAttribution):
         tokens: the text of each token.
         ids: ``(n,)`` int64, their ids.
         log_probabilities: ``(n,)``, log-probability of each token after the prompt and the tokens before it.
-        reliance: ``(n,)``, by how many nats the log-probability falls if the clip is replaced by a counterfactual one.
-            It is near 0 for words that the model says with any video. Their map does not count then.
+        reliance: ``(n,)``, by how many nats the log-probability falls at most if the clip is replaced by a
+            counterfactual one. It is near 0 for words that the model says with any video. Their map does not count
+            then.
+        falls: ``(m, n)``, the same for each counterfactual clip. ``reliance`` is the maximum over clips.
     """
 
     tokens: tuple[str, ...] = ()
     ids: Tensor | None = None
     log_probabilities: Tensor | None = None
     reliance: Tensor | None = None
+    falls: Tensor | None = None
 
     def __str__(self) -> str:
         assert self.log_probabilities is not None and self.reliance is not None
@@ -147,7 +158,7 @@ class AnswerAttribution(VideoMethod):
         answer: str | Sequence[int] | Tensor | None = None,
         versus: str | int | Sequence[str | int] | None = None,
         *,
-        counterfactual: Tensor | Callable[..., Tensor] = baselines.blur,
+        counterfactual: Tensor | Counterfactual | Sequence[Counterfactual] = COUNTERFACTUALS,
         show_progress: bool = False,
     ) -> AnswerMaps:
         """Return the maps of all tokens of an answer, and how much each relies on the video.
@@ -157,9 +168,9 @@ class AnswerAttribution(VideoMethod):
             prompt: as for :meth:`VideoLanguageModel.prompt`. None if the model is a classifier, which has a prompt.
             answer: text or token ids. None lets the model answer.
             versus: as for :meth:`VideoLanguageModel.as_classifier`.
-            counterfactual: the clip without its evidence, for :attr:`AnswerMaps.reliance`: a clip, several clips
-                ``(m, T, C, H, W)``, over which the log-probabilities are averaged, such as other videos; or a function
-                of :mod:`captum_staa.baselines`.
+            counterfactual: what replaces the clip for :attr:`AnswerMaps.reliance`: a function of
+                :mod:`captum_staa.baselines`, several of them, or clips ``(m, T, C, H, W)``, such as the clip without an
+                object, or other videos. The default is the blurred clip, its mean frame and the reversed clip.
             show_progress: whether to show a progress bar over tokens.
 
         Returns:
@@ -176,7 +187,7 @@ class AnswerAttribution(VideoMethod):
                 f"inputs must be one clip, got a batch of {len(clip)}. Call attribute_answer once per clip."
             )
         classifier = self._classifier(clip, prompt, answer, versus)
-        other = counterfactual(clip, layout) if callable(counterfactual) else counterfactual
+        other = _counterfactuals(counterfactual, clip, layout)
         layout.check_values(other, "counterfactual")
         if other.shape[1:] != clip.shape[1:]:
             raise ValueError(
@@ -189,7 +200,7 @@ class AnswerAttribution(VideoMethod):
             with torch.no_grad():
                 plain = _plain(classifier)
                 own = plain.scores(logits)[0, :count]
-                without = torch.stack([plain(part[None])[0, :count] for part in other]).mean(0)
+                falls = own - torch.stack([plain(part[None])[0, :count] for part in other])
         whole = VideoAttribution.from_joint(maps[:, 0])
         return AnswerMaps(
             whole.joint,
@@ -199,7 +210,8 @@ class AnswerAttribution(VideoMethod):
             tuple(classifier.tokens),
             classifier.answer,
             own,
-            own - without,
+            falls.amax(0),
+            falls,
         )
 
     def get_name(self) -> str:
@@ -261,8 +273,24 @@ class AnswerAttribution(VideoMethod):
         with call_bar(self.get_name(), len(tokens), show_progress) as bar:
             raw, logits = contributions(clip, classifier, tokens, self.pattern_weight, bar.update)
         # Neighboring patches of one object often have opposite signs. Their mean is that of the object.
-        spread = (SPREAD * patches.step, SPREAD * height, SPREAD * width)
+        sides = (patches.step, height, width)
+        spread = (SPREAD[0] * sides[0], SPREAD[1] * sides[1], SPREAD[2] * sides[2])
         return gaussian(raw.flatten(0, 1), spread, keep_sums=True).view(raw.shape), logits
+
+
+def _counterfactuals(
+    chosen: Tensor | Counterfactual | Sequence[Counterfactual], clip: Tensor, layout: VideoLayout
+) -> Tensor:
+    """Return counterfactual clips ``(m, T, C, H, W)``; the caller checks their shape."""
+    if isinstance(chosen, Tensor):
+        return chosen
+    functions = list(chosen) if isinstance(chosen, Sequence) else [chosen]
+    if not functions or not all(map(callable, functions)):
+        raise TypeError(
+            f"counterfactual must be clips (m, T, C, H, W), a function such as baselines.blur, or a list of functions, "
+            f"got {chosen!r}."
+        )
+    return torch.cat([function(clip, layout) for function in functions])
 
 
 def contributions(

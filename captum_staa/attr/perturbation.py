@@ -136,15 +136,16 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
         preset: name of a preset, or a :class:`captum_staa.perturbation.PerturbationConfig`, such as
             ``PRESETS["nested"].changed(scale="logit")``.
 
-            - ``"nested"``: this library's own. One score per cell, whose thresholds give the masks of all areas. What
-              the masks select is both sufficient and necessary. It costs as much as 231 forward passes per clip, where
-              a backward pass counts as two.
-            - ``"step"``: the method of the STEP paper. One mask per area, which preserves the prediction, with the
-              ellipsoid regularizer: 15370 forward passes.
-            - ``"3d-ep"``: the same without the regularizer: Extremal Perturbation with areas over the volume.
-            - ``"2d-ep"``: Extremal Perturbation with areas in each frame.
+            - ``"nested"``, 231 forward passes per clip: this library's own. One score per cell, whose thresholds give
+              the masks of all areas. What the masks select is both sufficient and necessary.
+            - ``"step"``, 15370 forward passes: the method of the STEP paper. One mask per area, which preserves the
+              prediction, with the ellipsoid regularizer.
+            - ``"3d-ep"``, 15370 forward passes: the same without the regularizer. Extremal Perturbation with areas over
+              the volume.
+            - ``"2d-ep"``, 15370 forward passes: Extremal Perturbation with areas in each frame.
 
-            ``PRESETS[name].changed(...).forwards()`` returns the cost of other options.
+            A backward pass counts as two forward passes. ``PRESETS[name].changed(...).forwards()`` returns the cost of
+            other options. The progress bar shows it, too.
 
     Raises:
         ValueError: The layout is missing or differs from the classifier's layout, or the preset is unknown.

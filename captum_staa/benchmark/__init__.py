@@ -1,5 +1,6 @@
 """Clips with planted evidence, and comparison of attribution methods on them, on videos, or on any other clips."""
 
+from captum_staa.benchmark.clips import Sample
 from captum_staa.benchmark.comparison import Comparison
 from captum_staa.benchmark.joined_clips import JoinedClips
 from captum_staa.benchmark.planted import PlantedClips
@@ -23,6 +24,7 @@ __all__ = [
     "NotApplicableError",
     "PlantedClips",
     "Row",
+    "Sample",
     "SceneOptions",
     "Videos",
     "compare",

@@ -153,12 +153,8 @@ class _Clip:
             return Entry(self.index, self.name, name, error=_reason(error)), None
         case = MetricInput(
             classifier=self.plan.classifier,
-            clip=self.sample.clip,
+            sample=self.sample,
             maps=maps,
-            target=self.sample.target,
-            truth=self.sample.truth,
-            rivals=self.sample.rivals,
-            objects=self.sample.objects,
             baseline=self.baseline,
             steps=self.plan.options.steps,
             perturbations_per_eval=self.plan.perturbations_per_eval,

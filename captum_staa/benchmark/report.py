@@ -182,7 +182,8 @@ def page(results: Comparison, pictures: Pictures) -> str:
     parts.append(f"<h2>Settings</h2><pre>{html.escape(settings)}</pre>")
     body = "\n".join(part for part in parts if part)
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Comparison of methods</title>\n'
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Comparison of methods</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 

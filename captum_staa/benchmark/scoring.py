@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_staa import baselines, metrics
 from captum_staa._utils.checks import check_choice, check_count
+from captum_staa.benchmark.clips import Sample
 from captum_staa.benchmark.records import ERROR, LEFT_OUT, NOT_APPLICABLE
 from captum_staa.models import VideoClassifier
 
@@ -25,27 +26,45 @@ class MetricInput:
 
     Attributes:
         classifier: the explained model.
-        clip: ``(1, ...)`` in the layout of the classifier.
+        sample: the clip, its target and its masks, which are also attributes of this object: ``clip``, ``target``,
+            ``truth``, ``rivals`` and ``objects``.
         maps: ``(1, T, H, W)`` float64, signed.
-        target: class index.
-        truth: bool ``(1, T, H, W)``, True where the evidence is; None if unknown.
-        rivals: bool ``(1, T, H, W)``, True where objects are that look like evidence and are not; None if unknown.
-        objects: bool ``(1, K, T, H, W)``, one mask for the evidence and one for each rival; None if unknown.
         baseline: tensor of the clip's shape whose values replace hidden cells.
         steps: points on the insertion and deletion curves after the first.
         perturbations_per_eval: altered copies of the clip per call of the model.
     """
 
     classifier: VideoClassifier
-    clip: Tensor
+    sample: Sample
     maps: Tensor
-    target: int
-    truth: Tensor | None
-    rivals: Tensor | None
-    objects: Tensor | None
     baseline: Tensor
     steps: int
     perturbations_per_eval: int
+
+    @property
+    def clip(self) -> Tensor:
+        """``(1, ...)`` in the layout of the classifier."""
+        return self.sample.clip
+
+    @property
+    def target(self) -> int:
+        """Class index."""
+        return self.sample.target
+
+    @property
+    def truth(self) -> Tensor | None:
+        """Bool ``(1, T, H, W)``, True where the evidence is; None if unknown."""
+        return self.sample.truth
+
+    @property
+    def rivals(self) -> Tensor | None:
+        """Bool ``(1, T, H, W)``, True where objects are that look like evidence and are not; None if unknown."""
+        return self.sample.rivals
+
+    @property
+    def objects(self) -> Tensor | None:
+        """Bool ``(1, K, T, H, W)``, one mask for the evidence and one for each rival; None if unknown."""
+        return self.sample.objects
 
     @cached_property
     def curves(self) -> metrics.InsertionDeletionResult:

@@ -73,10 +73,10 @@ def _report(options: AnswerOptions, maps: AnswerMaps, indices: list[int], info: 
     for row, temporal in zip(table[1:], maps.temporal, strict=True):
         strongest = [indices[at] for at in key_frames(temporal.numpy(), SHOWN)]
         lines.append(f"  {row}  {', '.join(map(str, strongest))}")
-    lines.append(
-        "reliance: how far the log-probability falls (nats) if the video is blurred; near 0, the word does not"
-    )
-    lines.append("need the video, whatever its map shows")
+    lines += [
+        "reliance: how far the log-probability falls at most (nats) if the video is blurred, stands still or runs",
+        "backwards; near 0, the word does not need the video, whatever its map shows",
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -107,11 +107,8 @@ def _write(
     }
     crop = None if vlm.preprocessing is None else vlm.preprocessing.crop_box(info.height, info.width)
     frames = Frames(video.frames, crop, indices, info.fps or None)
-    named = {
-        f"{i + 1}. {word['token']} (reliance {word['reliance']:+.2f})": maps.joint[i] for i, word in enumerate(words)
-    }
     with atomic_files(options.out, FILES, options.overwrite) as partial:
         save_tensors(save_file, {"attributions": maps.joint.float().contiguous()}, partial / FILES[0])
         text = json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1)
         (partial / FILES[1]).write_text(text + "\n", encoding="utf-8")
-        (partial / FILES[2]).write_text(to_html(named, frames, style=STYLE, title=options.prompt), encoding="utf-8")
+        (partial / FILES[2]).write_text(to_html(maps, frames, style=STYLE, title=options.prompt), encoding="utf-8")

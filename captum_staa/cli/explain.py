@@ -288,7 +288,7 @@ def _check(options: Options) -> None:
 
 def _prediction(options: Options, classifier: VideoClassifier, probabilities: Tensor) -> Prediction:
     labels = classifier.label_names(len(probabilities))
-    return Prediction(options.model, classifier.layout.axes, labels, probabilities.tolist())
+    return Prediction(options.model, classifier.layout.axes, labels, probabilities.tolist(), notice=classifier.notice)
 
 
 def _size(classifier: VideoClassifier, info: io.VideoInfo) -> tuple[int, int]:

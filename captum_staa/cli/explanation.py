@@ -119,6 +119,7 @@ class Prediction:
     labels: list[str]  # (K,)
     probabilities: list[float]  # (K,); for windows, the mean over them
     windows: tuple[dict[str, Any], ...] = ()  # prediction of each window
+    notice: str = ""  # what must be said with these probabilities, such as that the model is a toy model
 
     def top(self, count: int) -> list[tuple[int, str, float]]:
         """Return the most probable classes as (class index, label, probability)."""

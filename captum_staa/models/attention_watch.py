@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_staa._utils.attention_functions import KIND_OF, softmax_axis
 
-_FEATURES = 64  # of the projections that are kept of queries, values and other tokens
+_FEATURES = 32  # of the projections that are kept of queries, values and other tokens
 _PRODUCTS = ("matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum")
 
 
@@ -107,10 +107,12 @@ class Watch(TorchFunctionMode):
         replace: None runs the attention. Otherwise its result is replaced by what this function of the number of the
             attention and the shape of its result, ``(L, Q, d)``, returns; for zeros, every token stays on its own.
         tail: number of attention computations after which tensors of tokens are recorded as well; None records none.
+        open_tail: whether gradients are enabled from the result of the last of these on, which is then a leaf.
     """
 
     replace: Callable[[int, tuple[int, int, int]], Tensor | None] | None = None
     tail: int | None = None
+    open_tail: bool = False
     attention: list[SeenAttention] = field(default_factory=list)
     before: list[Tokens] = field(default_factory=list)
     after: list[Tokens] = field(default_factory=list)
@@ -147,10 +149,12 @@ class Watch(TorchFunctionMode):
         for module in names:
             handles.append(module.register_forward_pre_hook(enter))
             handles.append(module.register_forward_hook(leave, always_call=True))
+        enabled = torch.is_grad_enabled()
         try:
             with self:
                 yield self
         finally:
+            torch.set_grad_enabled(enabled)
             for handle in handles:
                 handle.remove()
 
@@ -230,7 +234,7 @@ class Watch(TorchFunctionMode):
         value = value.expand(*lead, *value.shape[-2:])
         seen = self._record(kind, counts, lead, (-2, -1), query.flatten(0, -3), value.flatten(0, -3))
         if self.replace is None:
-            return func(*args, **kwargs)
+            return self._opened(func(*args, **kwargs))
         return self._replaced(seen, value.shape[-1], query).view(*query.shape[:-1], value.shape[-1])
 
     def _softmax(self, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -292,11 +296,17 @@ class Watch(TorchFunctionMode):
         seen = self._record(kind, found.counts, tuple(sides), axes, taken, standard)
         seen.shape = (sizes[queries[0]], sizes[keys[0]])
         if self.replace is None:
-            return result
+            return self._opened(result)
         replaced = self._replaced(seen, result.shape[of_out.index(features[0])], result)  # (L, Q, d)
         order = [*lead, queries[0], features[0]]
         replaced = replaced.view([result.shape[of_out.index(letter)] for letter in order])
         return replaced.permute([order.index(letter) for letter in of_out]).contiguous()
+
+    def _opened(self, result: Tensor) -> Tensor:
+        if not self.open_tail or len(self.attention) != self.tail:
+            return result
+        torch.set_grad_enabled(True)  # until the end of :meth:`watching`
+        return result.detach().requires_grad_().clone()
 
     def _record(
         self,
@@ -360,7 +370,7 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def _projected(values: Tensor) -> Tensor:
-    """Return a random projection of the last axis to at most 64 features, in float32."""
+    """Return a random projection of the last axis to at most 32 features, in float32."""
     count = values.shape[-1]
     values = values.float()
     if count <= _FEATURES:

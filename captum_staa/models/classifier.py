@@ -35,6 +35,7 @@ from captum_staa.models.outputs import (
     tensors_in,
 )
 from captum_staa.models.preprocessing import Preprocessing, as_frames, how_to_state
+from captum_staa.models.similarity import Similarity, check_texts, embedding_in, sizes_in_config, two_towers
 from captum_staa.models.transforms import Transform
 from captum_staa.result import as_tuple
 
@@ -101,6 +102,7 @@ class VideoClassifier(nn.Module):
         module, layout, labels, family, num_frames, image_size, preprocessing, output_key, pack: as above.
         grid: the :class:`TokenGrid` of a transformer, None for other models.
         transformer: the recognized transformer, which is ``module`` or a part of it, or None.
+        notice: what must be said with the answers of this model, such as that it is a toy model; empty for most models.
 
     Raises:
         TypeError: ``module`` is not an ``nn.Module``, ``labels`` is a single string, or an argument has a wrong type.
@@ -156,6 +158,7 @@ class VideoClassifier(nn.Module):
         own_size = self.family.image_size(inner) if self.family else None
         self.image_size = own_size if image_size is None else edges_of(image_size)
         self.grid = self._grid()
+        self.notice = ""
         self.preprocessing: Preprocessing | Transform | None = self._steps(preprocessing)
         self.output_key, self.pack = output_key, pack
         declared = output or kind_in_config(inner)
@@ -230,7 +233,94 @@ class VideoClassifier(nn.Module):
             raise TypeError(f"options must be among {sorted(_OPTIONS | HUB_OPTIONS)}, got {sorted(unknown)}")
         hub = {name: options.pop(name) for name in HUB_OPTIONS & set(options)}
         module, settings = load(name_or_path, read_preprocessing="preprocessing" not in options, **hub)
-        return cls(module.to(device=device, dtype=dtype).eval(), **{**settings, **options})
+        notice = settings.pop("notice", "")
+        classifier = cls(module.to(device=device, dtype=dtype).eval(), **{**settings, **options})
+        classifier.notice = notice
+        return classifier
+
+    @classmethod
+    def similarity(
+        cls,
+        encoder: nn.Module,
+        to: Tensor | Mapping[str, Tensor],
+        layout: VideoLayout | str | None = None,
+        labels: Sequence[str] | None = None,
+        *,
+        output_key: OutputKey | None = None,
+        **options: Any,
+    ) -> VideoClassifier:
+        """Return a model whose scores are the cosine similarities of a clip to texts or to other clips.
+
+        Every method then explains an encoder without a head: why this clip is like that text, or like that clip.
+
+        Example:
+            >>> import torch
+            >>> from transformers import VideoMAEConfig, VideoMAEModel
+            >>> config = VideoMAEConfig(image_size=16, num_frames=4, patch_size=8, hidden_size=8, num_hidden_layers=1,
+            ...                         num_attention_heads=1, intermediate_size=8)
+            >>> encoder, reference = VideoMAEModel(config).eval(), torch.rand(1, 4, 3, 16, 16)
+            >>> clf = VideoClassifier.similarity(encoder, reference, labels=["like the reference"])
+            >>> clf.output, round(clf(reference).item(), 4)
+            ('score', 1.0)
+
+        Args:
+            encoder: module that takes clips and returns their embeddings ``(B, D)``, tokens ``(B, N, D)``, which are
+                averaged, or a container with ``video_embeds``, ``pooler_output`` or ``last_hidden_state``. Or a model
+                of videos and texts, such as ``XCLIPModel`` and ``VideoPrismClipModel``.
+            to: what clips are compared with, K times: embeddings ``(K, D)`` of texts or clips; reference clips in
+                ``layout``, which the encoder embeds now; or, for a model of videos and texts, the tensors of K texts as
+                a tokenizer returns them (``input_ids``, ``attention_mask``).
+            layout: order of the axes of clips. It is optional for encoders of transformers.
+            labels: a name for each of the K similarities.
+            output_key: name, index or path of the embedding in what the encoder returns. None finds it.
+            **options: ``family``, ``num_frames``, ``image_size``, ``preprocessing``, ``pack`` as for the class.
+
+        Returns:
+            A classifier with K outputs of kind ``"score"``, from -1 to 1. X-CLIP changes the embeddings of texts by
+            what it sees in the clip; this is part of its similarity.
+
+        Raises:
+            TypeError: ``encoder`` is not a module, or ``to`` is neither a tensor nor a mapping of tensors.
+            ValueError: ``to`` has another shape, or the encoder has no texts.
+        """
+        if not isinstance(encoder, nn.Module):
+            raise TypeError(f"encoder must be an nn.Module, got {type(encoder).__name__}. Pass the loaded model.")
+        if unknown := set(options) - _OPTIONS | set(options) & {"output"}:
+            raise TypeError(f"options must be among {sorted(_OPTIONS - {'output'})}, got {sorted(unknown)}")
+        if layout is not None:
+            options["layout"] = layout
+        if find_transformer(encoder) is None:
+            options = {**sizes_in_config(encoder), **options}
+        key = output_key
+
+        def wrapped(to: Tensor | Mapping[str, Tensor] | None) -> VideoClassifier:
+            return cls(Similarity(encoder, key, to), **options, labels=None if to is None else labels, output="score")
+
+        if isinstance(to, Mapping):
+            check_texts(uncompiled(encoder), to)
+            texts = two_towers(uncompiled(encoder))
+            if texts is None:
+                return wrapped(to)
+            with eval_mode(encoder), torch.no_grad():
+                references = embedding_in(texts(**to), len(next(iter(to.values()))))
+        elif not isinstance(to, Tensor):
+            raise TypeError(
+                f"to must be a tensor of embeddings or clips, or a mapping of the tensors of texts, got "
+                f"{type(to).__name__}. Pass texts as tokenizer(texts, padding=True, return_tensors='pt')."
+            )
+        elif to.ndim == 5:
+            embed = wrapped(None)
+            with eval_mode(encoder), torch.no_grad():
+                references = embed(to)
+        else:
+            references = to
+        if references.ndim not in (1, 2) or not references.is_floating_point():
+            raise ValueError(
+                f"to must be floating-point embeddings (K, D) or clips with five axes, got {references.dtype} of shape "
+                f"{tuple(references.shape)}. Pass, e.g., model.get_text_features(**tokens).pooler_output, or a "
+                f"reference clip."
+            )
+        return wrapped(references.detach().clone().reshape(-1, references.shape[-1]))
 
     def forward(self, clip: Tensor, *args: Any) -> Tensor:
         """Return the outputs for clips.
@@ -397,6 +487,19 @@ class VideoClassifier(nn.Module):
             )
         return contrasted
 
+    @property
+    def against_rest(self) -> bool:
+        """Whether outputs are those of ``versus("rest")``."""
+        return self._other == "rest"
+
+    def alone(self) -> VideoClassifier:
+        """Return the classifier of which :meth:`versus` made this one, or this one."""
+        if self._other is None:
+            return self
+        single = copy.copy(self)
+        single._other = None
+        return single
+
     def toward(self, direction: Literal["higher", "lower"]) -> VideoClassifier:
         """Return the same model of one output, for explanations of what makes the output higher or lower.
 
@@ -462,7 +565,7 @@ class VideoClassifier(nn.Module):
         """
         assert self.family is not None and self.transformer is not None
         if (stated := self.family.pooling(self.transformer)) is not None:
-            return stated
+            return stated(self, clip, *args) if callable(stated) and not isinstance(stated, Tensor) else stated
         read: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:

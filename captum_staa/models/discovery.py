@@ -8,8 +8,10 @@ these pixels, in every layer. What the head reads follows from the gradient with
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from captum_staa.layout import VideoLayout
@@ -66,9 +68,8 @@ def inspect(
     size = classifier.layout.extent(inputs)
     cache: dict[Any, Inspection] = classifier.inspections
     if size not in cache:
-        extra = additional_forward_args
-        extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
-        with Probe(classifier, inputs, extra, show_progress).running() as probe:
+        extra = _as_arguments(additional_forward_args)
+        with torch.inference_mode(False), Probe(classifier, inputs, extra, show_progress).running() as probe:
             cache[size] = report_of(probe)
     return cache[size]
 
@@ -77,6 +78,9 @@ def described(
     classifier: VideoClassifier, inputs: Tensor, extra: Any = None, *, attention: bool = True
 ) -> VideoClassifier:
     """Return the classifier itself if its family is known, otherwise one that shares its module, with what was found.
+
+    A known backbone below a head that reads its tokens in another way than by their mean or the first one counts as
+    unknown, because the head may have attention of its own.
 
     Args:
         classifier: a classifier of any transformer.
@@ -88,14 +92,32 @@ def described(
     Raises:
         ValueError: what is needed was not found or not verified, or the forward depends on chance.
     """
-    if classifier.family is not None:
+    family = classifier.family
+    if family is not None and (not attention or family.pooling(classifier.transformer) is not None):
         return classifier
-    report = inspect(classifier, inputs, additional_forward_args=extra)
+    unread = None
+    if family is not None:  # a backbone in a module with a head of its own
+        try:
+            reads = classifier.read_tokens(inputs, *_as_arguments(extra))
+        except ValueError as error:  # the head has layers of its own, perhaps, which discovery follows
+            unread = error
+        else:
+            known = copy.copy(classifier)
+            known.family = replace(family, pooling=lambda model: reads)
+            return known
+    try:
+        report = inspect(classifier, inputs, additional_forward_args=extra)
+    except ValueError as error:
+        raise unread or error from None
     if (attention and not report.ok) or not report.attention:
-        raise ValueError(report.refusal())
+        raise unread or ValueError(report.refusal())
     found = copy.copy(classifier)
     found.family, found.grid, found._transformer_name = report.unverified_family(), report.grid, ""
     return found
+
+
+def _as_arguments(extra: Any) -> tuple[Any, ...]:
+    return () if extra is None else extra if isinstance(extra, tuple) else (extra,)
 
 
 def _layout_of(model: nn.Module, inputs: Tensor) -> str:

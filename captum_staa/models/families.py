@@ -68,7 +68,7 @@ class AttentionLayer:
         return TokenRows.of(self.role, grid) if self.rows is None else self.rows
 
 
-Pooling = Literal["cls", "mean", "pool"] | Tensor
+Pooling = Literal["cls", "mean", "pool"] | Tensor | Callable[..., Tensor]
 
 
 def _nothing(*args: Any) -> None:
@@ -85,7 +85,8 @@ class Family:
         attention: function that returns the attention layers of a model, in the order in which they run.
         pooling: function that returns what the classification head reads: ``"cls"`` (the first token), ``"mean"`` (the
             mean of all tokens), ``"pool"`` (the last attention layer is the head's own query), a tensor with the weight
-            of each token of the sequence, or None if unknown; it is then measured.
+            of each token of the sequence, a function of a classifier and clips that returns weights ``(B, N)``, or None
+            if unknown; it is then measured.
         layout: the order of the axes of the clips that the model takes.
         input_name: the keyword of the clip in ``forward``. None passes the clip as the first positional argument.
         num_frames: function that returns the number of frames per clip.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import unwrap
 from itertools import pairwise
 from math import prod
@@ -12,12 +13,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from captum_staa._utils.model_state import frozen_parameters, uncompiled, without_compiling
 from captum_staa.grid import Order, TokenGrid, TokenRows
 from captum_staa.models.attention_watch import SeenAttention, Tokens, Watch
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import AttentionLayer, Backend, Pooling, Role
 from captum_staa.models.inspection import FoundAttention, Inspection
-from captum_staa.models.probing import BUDGET, CHUNK, Field, Key, Probe, nothing
+from captum_staa.models.probing import BUDGET, CHUNK, Field, Fold, Key, Probe, nothing
 from captum_staa.models.token_positions import Cells
 
 
@@ -79,6 +81,7 @@ def _unplaced(probe: Probe, seen: SeenAttention, problem: str = "tokens not plac
 
 
 MIXED = -2
+FEW = 64  # tokens without pixels that are followed one by one; more are padding, perhaps
 
 
 class _Others:
@@ -151,11 +154,13 @@ class _Findings:
     def __init__(self, probe: Probe, seen: Sequence[SeenAttention], cells: Cells) -> None:
         self.probe, self.seen, self.cells = probe, seen, cells
         self.patches = self.total = prod(axis.count for axis in cells)  # of the tokens that have a number
+        self.merged: dict[Cells, int] = {}  # the number of the first token of each coarser grid
         self.problems = list(probe.problems)
         self.reached, self.ancestors, self.used, self.tails, self.gradients = self._trace()
         self.tables = [self._table(number) for number in range(len(seen))]
         axes = ("last", "second")
         self.tail_tokens = {(place, axis): self._tail(place, axis) for place in self.tails for axis in axes}
+        self.pixels = self.total  # tokens with a smaller number have pixels
 
     def report(self, report: Inspection) -> Inspection:
         for number, table in enumerate(self.tables):
@@ -170,7 +175,16 @@ class _Findings:
             report,
             attention=tuple(self._found(number, layers.get(number)) for number in range(len(self.seen))),
             grid=grid,
-            reads=_pooling(reads[sequence]) if isinstance(reads, Tensor) else reads,
+            reads=self._pooling(reads, sequence),
+            coarser=tuple(
+                self._token_grid(cells)
+                for cells in self.merged
+                if any(
+                    self._grid_of(tokens) == cells
+                    for n in used
+                    for tokens in (self.tables[n].queries, self.tables[n].keys)
+                )
+            ),
             patch_embedding=self._patch_embedding(grid),
             certainty=min(each.certainty for each in first),
             own=min(each.own for each in first),
@@ -202,14 +216,15 @@ class _Findings:
             tails = {n: tokens for n, tokens in enumerate(watch.after) if tokens.tensor is not None}
             if not outputs.requires_grad:
                 self.problems.append("the outputs have no gradient, so what the head reads cannot be measured.")
-                self._sources, self._embeddings = [], []
+                self._sources, self._embeddings, self._scores, self._of_results = [], [], outputs.float(), ()
                 return set(), ancestors, list(range(len(self.seen))), {}, {}
             generator = torch.Generator().manual_seed(0)
             weights = torch.randn(outputs.shape, generator=generator).to(outputs.device)
-            tensors: Any = [tokens.tensor for tokens in tails.values()]
+            tensors: Any = [tokens.tensor for tokens in tails.values()] + [each.result for each in watch.attention]
             found: Any = torch.autograd.grad((outputs.float() * weights).sum(), tensors, allow_unused=True)
-        gradients = {n: gradient for n, gradient in zip(tails, found, strict=True) if gradient is not None}
-        self._outputs, self._place = outputs.grad_fn, place
+        gradients = {n: gradient for n, gradient in zip(tails, found, strict=False) if gradient is not None}
+        self._of_results = found[len(tails) :]
+        self._outputs, self._place, self._scores = outputs.grad_fn, place, outputs.detach().float()
         sources = [each.values.made_by for each in watch.attention]
         sources += [each.queries.made_by for each in watch.attention if each.queries is not None]
         self._sources = [outputs.grad_fn, *sources]
@@ -271,15 +286,21 @@ class _Findings:
         return _Table(keys, asked, group, heads, copies, fold.outer, order, certainty, problem)
 
     def _cells_of(self, tokens: Field) -> tuple[Tensor, str]:
-        """Return the finest cell of each token, -1 for those without pixels, and why it is unknown."""
+        """Return the number of the cell of each token, -1 for those without pixels, and why it is unknown."""
         nowhere = torch.full(tokens.change.alive.shape, -1)
         if not tokens.change.alive.any():
             return nowhere, ""
         if tokens.found is None:
             return nowhere, "tokens are not on a regular grid"
-        if tokens.found.counts != tuple(axis.count for axis in self.cells):
-            return nowhere, f"tokens are on another grid, {tokens.found.counts}"
-        return tokens.found.cells, ""
+        if tokens.found.counts == tuple(axis.count for axis in self.cells):
+            return tokens.found.cells, ""
+        grid = tokens.found.whole
+        if grid is None:
+            return nowhere, f"tokens are on a grid that does not divide the first one, {tokens.found.counts}"
+        if grid not in self.merged:
+            self.merged[grid] = self.total
+            self.total += prod(axis.count for axis in grid)
+        return torch.where(tokens.found.cells >= 0, tokens.found.cells + self.merged[grid], -1), ""
 
     def _tail(self, place: int, axis: str) -> Tensor:
         """Return the cells of a tensor behind the last attention, ``(L1,)``, if its features are on ``axis``."""
@@ -305,6 +326,8 @@ class _Findings:
         same = table.queries.shape == table.keys.shape and bool(
             ((table.queries == table.keys) | (table.queries < 0)).all()
         )
+        if len(new) > FEW and self._all_discarded:
+            return
         others = _Others(number, self.total, len(table.queries), sorted({int(query) for _, query in new}))
         if self.probe.forwards + len(others.bits) > BUDGET:
             self.problems.append("there are too many tokens without pixels, such as text, to follow each of them.")
@@ -316,9 +339,34 @@ class _Findings:
         self.total += others.rows * len(others.columns)
         self._link(others, self._followed(others, table))
 
+    @cached_property
+    def _all_discarded(self) -> bool:
+        """Whether the results of all queries without pixels are discarded, as those of padding are."""
+        fields = self.probe.fields
+
+        def bump(at: int, shape: tuple[int, int, int]) -> Tensor | None:
+            table, values = self.tables[at], fields["values", at, ""]
+            if table.problem:
+                return None
+            on = (table.queries < 0)[table.group].float()  # (L1, Q)
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+            return noise * float(values.base.std()) * values.fold.join(on[None])[..., None]
+
+        watch = Watch(replace=bump)
+        moved = self.probe.forward(self.probe.clip, watch).detach().float() - self._scores
+        base = {
+            number: each.fold.join(each.base[None]) for (kind, number, _), each in fields.items() if kind == "values"
+        }
+        changed = max(float((watch.attention[number].values.values - each).norm()) for number, each in base.items())
+        return changed < 1e-3 and float(moved.norm()) <= self.probe.rounding * float(self._scores.norm())
+
     def _pools(self, number: int, table: _Table) -> bool:
-        """Whether an attention is the head's own: its queries are no tokens, and the outputs depend on it alone."""
-        return self.reached == {number} and bool((table.queries < 0).all())
+        """Whether an attention is the head's own: its queries are no tokens, and the outputs are of their mean alone.
+
+        Pooled frames that the head reads in another way count as tokens.
+        """
+        last = self.reached == {number} and bool((table.queries < 0).all())
+        return last and self._pools_evenly(number, table)
 
     def _followed(self, others: _Others, table: _Table) -> dict[Key, Tensor]:
         """Add noise to the results of queries without pixels, one bit of their code per clip; return the codes seen."""
@@ -326,7 +374,7 @@ class _Findings:
         scale = float(values.base.std())
         found: dict[Key, list[Tensor]] = {}
         for marks in others.marks(table).split(CHUNK):  # (clips, L1, Q)
-            on = marks.unflatten(1, (values.fold.outer, values.fold.inner)).transpose(0, 1).flatten(0, 2)  # (L, Q)
+            on = values.fold.join(marks)  # (L, Q)
 
             def bump(at: int, shape: tuple[int, int, int], on: Tensor = on) -> Tensor | None:
                 if at != others.number:
@@ -358,8 +406,9 @@ class _Findings:
                         table.problem = "tokens without pixels, such as class tokens, are mixed outside attention"
         for (place, axis), cells in self.tail_tokens.items():
             if ("after", place, axis) in seen:
-                # with features on another axis, every place has all codes
-                codes = others.tokens(seen["after", place, axis], may_share=bool((cells >= 0).any()))
+                # with features on another axis, every place has all codes, and perhaps all pixels
+                apart = len(cells[cells >= 0].unique()) > 1
+                codes = others.tokens(seen["after", place, axis], may_share=apart)
                 self.tail_tokens[place, axis] = torch.where(cells < 0, codes, cells)
         for tokens in (
             *(table.keys for table in self.tables),
@@ -394,50 +443,60 @@ class _Findings:
             if any(len(row[row >= 0].unique()) < int((row >= 0).sum()) for row in table.queries):
                 self.problems.append(f"two queries of {name!r} come from one token, which rollout does not know.")
             known = table.queries[table.queries >= 0]
-            if len(known) < table.queries.numel():
+            if len(known) < table.queries.numel() and not self._all_discarded:
                 self.problems.append(f"some queries of {name!r} could not be identified.")
             elif (
                 len(known)
                 and len(known.bincount()[known].unique()) > 1
-                and int(known.bincount()[: self.patches].max()) > 1
+                and int(known.bincount()[: self.pixels].max()) > 1
             ):
                 self.problems.append(f"some tokens are a query of {name!r} more often than others.")
 
     # --- the head ---------------------------------------------------------------------------------------------------
 
     def _reads(self, used: list[int]) -> tuple[Tensor | None, Pooling | None]:
-        """Return the tokens of the last tensor of tokens, and the weight of each token in the head."""
+        """Return the tokens of the last tensor of tokens, and what the head reads of each token.
+
+        That is a weight per token, if the gradient with respect to the tokens has rank one.
+        """
         if not used or (not self.gradients and not self.reached):
             return None, None
         last = self.tables[used[-1]]
         if self._pools(used[-1], last):
             return None, "pool"
-        wanted = set(last.queries.flatten().tolist())
+        asked = last.queries[last.queries >= 0]
+        with_pixels = asked[asked < self.pixels]
+        wanted, around = set((with_pixels if len(with_pixels) else asked).tolist()), False
         for (place, axis), tokens in sorted(self.tail_tokens.items(), reverse=True):
             found = set(tokens.tolist())
             if wanted - found or len(found) != len(tokens) or bool((tokens < 0).any()):
                 continue
             behind = _leaves([self._outputs], self._place, self.tails[place].tensor.grad_fn)  # type: ignore[union-attr]
             if behind:
-                self.problems.append("the head also reads tokens of earlier layers.")
-                return tokens, None
+                around = True
+                continue
             gradient = self.gradients[place].float().movedim(-1 if axis == "last" else 1, -1)
             left, values, _ = torch.linalg.svd(gradient.flatten(0, -2).cpu(), full_matrices=False)  # of (n, D)
-            if float(values[1:].norm()) > 1e-2 * float(values[0]):
-                break
             weights = left[:, 0] / left[:, 0].sum()
-            if not bool(weights.isfinite().all()) or float(weights.min()) < -1e-3:
-                break
+            linear = float(values[1:].norm()) <= 1e-2 * float(values[0]) and bool(weights.isfinite().all())
+            if not linear or float(weights.min()) < -1e-3:
+                fold = self.probe.fields["after", place, axis].fold
+                return tokens, TokenGradients(self.probe.tail, place, axis, fold, tokens)
             weights = weights.clamp(min=0) * (weights > 1e-4 * weights.max())
             return tokens, torch.zeros(self.total).index_add(0, tokens, weights)
-        else:
-            self.problems.append("the last tokens, which the head reads, were not found.")
-            return None, None
         self.problems.append(
-            "the head reads the last tokens in another way than by a fixed weighted mean, so rollout does not know "
-            "where to begin. Use STAA(mode='relevance')."
+            "the head also reads tokens of earlier layers."
+            if around
+            else "the last tokens, which the head reads, were not found."
         )
-        return tokens, None
+        return None, None
+
+    def _pools_evenly(self, number: int, table: _Table) -> bool:
+        """Whether the outputs depend equally on all results of the head's own attention, such as one per frame."""
+        gradient = self.probe.fields["values", number, ""].fold.split(self._of_results[number])[0].float().cpu()
+        rows = torch.stack([gradient[table.group == row].movedim(0, 1).flatten(1) for row in range(len(table.keys))])
+        matrix = rows.flatten(0, 1)  # (R * Q, copies * d)
+        return float((matrix - matrix.mean(0)).norm()) <= 1e-2 * float(matrix.norm())
 
     # --- the sequence -----------------------------------------------------------------------------------------------
 
@@ -452,10 +511,10 @@ class _Findings:
             sequence = complete[0]
         else:
             others = [self.tables[n].queries.flatten() for n in used]
-            known = torch.cat([*others, every]).unique()
-            sequence = torch.cat([known[known >= self.patches], every])
+            known = torch.cat(others).unique()
+            sequence = torch.cat([known[known >= self.pixels], every])
         known = torch.cat([*(self.tables[n].queries.flatten() for n in used), sequence]).unique()
-        left = known[(known >= 0) & ~torch.isin(known, sequence)]
+        left = known[(known >= self.pixels) & ~torch.isin(known, sequence)]
         sequence = torch.cat([sequence, left])
         place = torch.empty(self.patches, dtype=torch.long)
         of_patch = sequence < self.patches
@@ -472,38 +531,89 @@ class _Findings:
         return grid, sequence
 
     def _layers(self, used: list[int], grid: TokenGrid, sequence: Tensor) -> dict[int, AttentionLayer]:
-        where = torch.full((self.total + 1,), -1)
-        where[sequence] = torch.arange(len(sequence))
         layers: dict[int, AttentionLayer] = {}
-        blocks = _blocks([self.probe.name_of(self.seen[n]) for n in used], [self._role(n, grid) for n in used])
+        blocks = _blocks([self.probe.name_of(self.seen[n]) for n in used], [self._role(n) for n in used])
         for number, block in zip(used, blocks, strict=True):
             seen, table = self.seen[number], self.tables[number]
-            queries = (
-                torch.full((1, 1), -1) if self._pools(number, table) and seen.shape[0] == 1 else where[table.queries]
-            )
+            queries, query_groups = self._in_sequence(table.queries, sequence)
+            keys, key_groups = self._in_sequence(table.keys, sequence)
+            if self._pools(number, table):
+                queries = torch.full_like(queries, -1)
             rows = TokenRows(
-                queries, where[table.keys], len(sequence), table.heads, table.outer, table.order, seen.axes
+                queries, keys, len(sequence), table.heads, table.outer, table.order, seen.axes, query_groups, key_groups
             )
-            role = self._role(number, grid)
+            role = self._role(number)
             usual = role != "window" and _same_rows(rows, TokenRows.of(role, grid))
             layers[number] = AttentionLayer(
                 self.probe.name_of(seen), block, role, _backend(seen), self._call(number), None if usual else rows
             )
         return layers
 
-    def _role(self, number: int, grid: TokenGrid) -> Role:
+    def _pooling(self, reads: Pooling | None, sequence: Tensor) -> Pooling | None:
+        if isinstance(reads, TokenGradients):
+            shares = torch.eye(self.total)[reads.tokens]  # (n, total)
+            return replace(reads, shares=torch.stack([self._of_sequence(row, sequence) for row in shares]))
+        return _pooling(self._of_sequence(reads, sequence)) if isinstance(reads, Tensor) else reads
+
+    def _of_sequence(self, weights: Tensor, sequence: Tensor) -> Tensor:
+        """Return the weight of each token of the sequence, from those of all numbered tokens."""
+        result = weights[sequence]
+        for grid, first in self.merged.items():
+            tokens = torch.arange(first, first + prod(axis.count for axis in grid))
+            groups = self._in_sequence(tokens, sequence)[1]
+            if groups is not None:
+                shares = weights[tokens] / groups.bincount(minlength=len(tokens))[: len(tokens)]
+                merged = groups < len(tokens)
+                result[merged] += shares[groups[merged]]
+        return result
+
+    def _token_grid(self, cells: Cells) -> TokenGrid:
+        """Return a coarser grid, with its tubelets in pixels."""
+        t, h, w = (axis.count for axis in cells)
+        sides: Any = tuple(axis.side * fine.side for axis, fine in zip(cells, self.cells, strict=True))
+        return TokenGrid(t, h, w, tubelet=sides)
+
+    def _in_sequence(self, tokens: Tensor, sequence: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the places of tokens in the sequence; or their groups, and the group of each token of the sequence."""
+        where = torch.full((self.total + 1,), -1)
+        grid = self._grid_of(tokens)
+        if grid is None:
+            where[sequence] = torch.arange(len(sequence))
+            return where[tokens], None
+        first, count = self.merged[grid], prod(axis.count for axis in grid)
+        lines = [axis.lines(fine.count).clamp(min=0) for axis, fine in zip(grid, self.cells, strict=True)]
+        _, h, w = (axis.count for axis in grid)
+        of_cell = ((lines[0][:, None, None] * h + lines[1][:, None]) * w + lines[2]).flatten()
+        of_patch = sequence < self.patches
+        groups = torch.empty(len(sequence), dtype=torch.long)
+        groups[of_patch] = of_cell[sequence[of_patch]]
+        groups[~of_patch] = count + torch.arange(int((~of_patch).sum()))
+        where[first : first + count] = torch.arange(count)
+        where[sequence[~of_patch]] = groups[~of_patch]
+        return where[tokens], groups
+
+    def _grid_of(self, tokens: Tensor) -> Cells | None:
+        """Return the coarser grid that some tokens belong to, or None for the first one."""
+        for grid, first in self.merged.items():
+            if bool(((tokens >= first) & (tokens < first + prod(axis.count for axis in grid))).any()):
+                return grid
+        return None
+
+    def _role(self, number: int) -> Role:
         table = self.tables[number]
         if self._pools(number, table):
             return "pool"
         if len(table.keys) == 1:
             return "joint"
-        _, h, w = grid.shape
+        grid = self._grid_of(table.keys)
+        first = 0 if grid is None else self.merged[grid]
+        t, h, w = (axis.count for axis in grid or self.cells)
+        patches = (table.keys >= 0) & (table.keys < self.pixels)
         role: Role
         for role in ("spatial", "temporal"):
-            of_row = table.keys // (h * w) if role == "spatial" else table.keys % (h * w)
-            patches = (table.keys >= 0) & (table.keys < self.patches)
+            of_row = (table.keys - first) // (h * w) if role == "spatial" else (table.keys - first) % (h * w)
             alike = all(len(row[mask].unique()) <= 1 for row, mask in zip(of_row, patches, strict=True))
-            if alike and len(table.keys) == (grid.t if role == "spatial" else h * w) and bool(patches.any(1).all()):
+            if alike and len(table.keys) == (t if role == "spatial" else h * w) and bool(patches.any(1).all()):
                 return role
         return "window"
 
@@ -549,7 +659,7 @@ class _Findings:
                     not fits
                     or field_ is None
                     or field_.found is None
-                    or field_.found.certainty < 1
+                    or not (field_.found.certainty >= 1 or field_.found.ordered)
                     or field_.fold.outer > 1
                 ):
                     continue
@@ -563,6 +673,53 @@ class _Findings:
                     names.append(tokens.name)
         kinds = [name for name in names if isinstance(modules[name], (nn.Conv2d, nn.Conv3d, nn.Linear))]
         return next(iter((*kinds, *names)), None)
+
+
+@dataclass(frozen=True)
+class TokenGradients:
+    """What a head reads of the last tokens, if that depends on the clip: the size of the gradient of the outputs.
+
+    Args:
+        attention: number of attention computations in a forward.
+        place: number of the tensor of tokens behind the last of them.
+        axis: ``"last"`` or ``"second"``, the axis of its features.
+        fold: where the examples are in it.
+        tokens: the number of each of its tokens.
+        shares: ``(n, N)``, the share of each of its tokens in those of the sequence.
+    """
+
+    attention: int
+    place: int
+    axis: str
+    fold: Fold
+    tokens: Tensor
+    shares: Tensor | None = None
+
+    def __call__(self, classifier: VideoClassifier, clip: Tensor, *args: Any) -> Tensor:
+        """Return the weight of each token of the sequence, ``(B, N)``: a forward, with gradients in the head alone."""
+        assert self.shares is not None
+        watch = Watch(tail=self.attention, open_tail=True)
+        squares: Any = 0
+        with torch.inference_mode(False), torch.no_grad(), frozen_parameters(classifier), without_compiling():
+            with watch.watching(uncompiled(classifier.module)):
+                outputs: Any = classifier(clip.clone(), *args)
+            tokens: Any = watch.after[self.place].tensor
+            count = outputs[0].numel()
+            for direction in torch.eye(count) if count <= _DIRECTIONS else _signs(count):
+                with torch.enable_grad():
+                    score = (outputs.flatten(1).float() * direction.to(outputs.device)).sum()
+                (gradient,) = torch.autograd.grad(score, tokens, retain_graph=True)
+                gradient = gradient.float().movedim(-1 if self.axis == "last" else 1, -1)
+                squares = squares + gradient.square().sum(-1).flatten()
+        sizes = self.fold.split(squares).sqrt()  # (B, n)
+        return sizes / sizes.sum(1, keepdim=True) @ self.shares.to(sizes)
+
+
+_DIRECTIONS = 8  # in the space of outputs in which gradients are taken; the mean of random ones is that of all
+
+
+def _signs(count: int) -> Tensor:
+    return torch.randint(0, 2, (_DIRECTIONS, count), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
 
 
 def _leaves(nodes: Sequence[Any], place: dict[int, int], stop: Any = None, other: bool = False) -> set[int]:
@@ -620,6 +777,7 @@ def _same_rows(one: TokenRows, other: TokenRows) -> bool:
         and torch.equal(one.queries, other.queries)
         and torch.equal(one.keys, other.keys)
         and one.count == other.count
+        and one.query_groups is one.key_groups is None
         and (one.heads, one.outer, one.order is None, one.axes)
         == (other.heads, other.outer, other.order is None, other.axes)
     )
@@ -642,7 +800,7 @@ def differences(report: Inspection, classifier: VideoClassifier) -> Iterator[str
         return
     declared, found = family.attention(model), report.layers
     if [prefix + layer.module for layer in declared] != [layer.module for layer in found]:
-        yield f"its attention layers are {[layer.module for layer in declared]}"
+        yield f"its attention layers are {[prefix + layer.module for layer in declared]}"
         return
     for one, other in zip(declared, found, strict=True):
         rows = family.rows(model, one, grid) or one.rows_on(grid)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_staa.grid import TokenGrid
 from captum_staa.models.families import AttentionLayer, Family, Pooling
+from captum_staa.models.token_positions import OWN
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Inspection:
         size: ``(T, H, W)`` of the clip that was used.
         attention: the attention computations in the order of execution.
         grid: the tokens that stand for pixels, or None if none was found.
+        coarser: the grids of merged tokens in later layers, if there are several.
         reads: what the head reads of the last tokens: ``"cls"``, ``"mean"``, ``"pool"``, a tensor with a weight per
             token, or None if unknown.
         patch_embedding: name of the module whose output is the patch tokens, or None.
@@ -62,6 +64,7 @@ class Inspection:
     size: tuple[int, int, int]
     attention: tuple[FoundAttention, ...] = ()
     grid: TokenGrid | None = None
+    coarser: tuple[TokenGrid, ...] = ()
     reads: Pooling | None = field(default=None, repr=False)
     patch_embedding: str | None = None
     certainty: float = float("nan")
@@ -142,7 +145,9 @@ class Inspection:
         if self.grid is not None:
             at = "" if self.grid.positions is None else f", at places {_shown(self.grid.positions)} of the sequence"
             lines.append(f"tokens: {self.grid}{at}")
-            lines.append(f"blocks of pixels: {self.own:.1%} of a change is in the block's own token")
+            lines += [f"merged later into: {merged}" for merged in self.coarser]
+            overlap = "" if self.own >= OWN else "; blocks overlap, and tokens are placed by the order of their centers"
+            lines.append(f"blocks of pixels: {self.own:.1%} of a change is in the block's own token{overlap}")
             lines.append(f"patch embedding: {self.patch_embedding or 'not found, relevance is computed for pixels'}")
         if self.reads is not None:
             lines.append(f"the head reads: {_words(self.reads)}")
@@ -159,6 +164,8 @@ def _words(reads: Pooling) -> str:
     if isinstance(reads, Tensor):
         used = reads.nonzero()[:, 0].tolist()
         return f"a weighted mean of {len(used)} of {reads.numel()} tokens ({_shown(used)})"
+    if callable(reads):
+        return "not by a fixed weighted mean; its gradient with respect to each token is measured for each clip"
     return {"cls": "the first token", "mean": "the mean of all tokens", "pool": "a separate query"}[reads]
 
 

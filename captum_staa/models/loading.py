@@ -41,6 +41,23 @@ def bundled_folder(name: str) -> Path | None:
     return _WEIGHTS / name if name in bundled_names() else None
 
 
+def notice_in(folder: Path | None) -> str:
+    """Return what the training record of a model says must be shown with its answers; an empty text without one.
+
+    Example:
+        >>> notice_in(bundled_folder("tiny-videomae-pattern"))
+        'toy model, knows 3 synthetic patterns; its labels mean nothing on real video'
+
+    Args:
+        folder: the folder of a model; its record is the entry ``notice`` of ``training.json``.
+    """
+    try:
+        record = json.loads((folder / "training.json").read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):  # a record of another program
+        return ""
+    return str(record.get("notice") or "") if isinstance(record, dict) else ""
+
+
 HUB_OPTIONS = {"attn_implementation", "revision", "token", "cache_dir", "local_files_only"}
 # Listed here because AutoModelForVideoClassification of older transformers releases does not know all of them.
 _CLASSES = {
@@ -93,6 +110,7 @@ def load(
     else:
         _check_weights(folder)
         module, settings = _transformers(str(folder), hub), {}
+    settings["notice"] = notice_in(folder)
     if not read_preprocessing:
         settings.pop("preprocessing", None)
     elif "preprocessing" not in settings:

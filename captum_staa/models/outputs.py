@@ -300,7 +300,15 @@ def minus_other(outputs: Tensor, kind: OutputKind, other: int | Literal["rest"],
 
     Returns:
         Like ``outputs``, in units of a logit.
+
+    Raises:
+        ValueError: ``other`` is ``"rest"`` for scores, which have no probabilities that sum to 1.
     """
+    if other == "rest" and kind == "score":
+        raise ValueError(
+            f"versus('rest') needs classes, of which the log odds are computed, got a score of shape "
+            f"{tuple(outputs.shape)}. Use versus(index) for the difference of two scores, or the scores themselves."
+        )
     values = decision_values(outputs, kind)
     if other != "rest":
         return values - values[:, other, None]

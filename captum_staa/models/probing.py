@@ -24,6 +24,7 @@ from captum_staa.models.token_positions import (
     codes,
     digits,
     every_second,
+    in_order,
     lattice,
     positions,
     ramps,
@@ -32,7 +33,7 @@ from captum_staa.models.token_positions import (
 )
 
 BUDGET = 40  # clips that pass through the model
-CHUNK = 4  # clips per forward
+CHUNK = 2  # clips per forward
 _SETS = (0.5, 0.5, 0.1, 0.0, 0.0)  # densities of the random sets of cells; 0 is a single one
 _AGAIN = [0, 2, 3]  # of the sets that are also changed in a second clip
 
@@ -48,7 +49,7 @@ Key = tuple[str, int, str]  # ("queries" | "values" | "before" | "after", number
 
 
 @dataclass
-class _Fold:
+class Fold:
     """Where the examples are among the ``outer * B * inner`` leading entries of a tensor."""
 
     outer: int
@@ -58,6 +59,10 @@ class _Fold:
         """Return ``(B, outer * inner, ...)``."""
         return values.unflatten(0, (self.outer, -1, self.inner)).transpose(0, 1).flatten(1, 2)
 
+    def join(self, values: Tensor) -> Tensor:
+        """Return ``(B, outer * inner, ...)`` as it was before :meth:`split`."""
+        return values.unflatten(1, (self.outer, self.inner)).transpose(0, 1).flatten(0, 2)
+
 
 @dataclass
 class Field:
@@ -65,7 +70,7 @@ class Field:
 
     base: Tensor
     change: Change
-    fold: _Fold
+    fold: Fold
     found: Positions | None = None
 
 
@@ -271,7 +276,7 @@ class Probe:
                         "the examples of a batch are not independent: a clip changes with the other clips."
                     ]
                 continue
-            own = _Fold(1, len(base)).split(base)[0]
+            own = Fold(1, len(base)).split(base)[0]
             before, after = fold.split(both[key])
             change = Change.of(before, after, self.rounding)
             self.fields[key] = Field(own, change, fold)
@@ -299,8 +304,7 @@ class Probe:
                 if t is not None and h is not None and w is not None:
                     fits.append((t, h, w))
         if not fits:
-            self._unplaced("on no even grid")
-            return None
+            return self._ordered(shares)
         # Tokens may begin before the frame, as behind a padded convolution, but not behind its first pixels.
         fits = [axes for axes in fits if all(axis.start < 0.3 * axis.side for axis in axes)]
         if not fits:
@@ -309,6 +313,19 @@ class Probe:
         best = max(fits, key=lambda axes: prod(axis.count for axis in axes))
         t, h, w = (self._sharpest(place, cells_in_pixels(axis, self.size[place])) for place, axis in enumerate(best))
         return t, h, w
+
+    def _ordered(self, shares: dict[Key, Tensor]) -> Cells | None:
+        """Return the finest cells that tokens follow in order, if their centers are on no even grid."""
+        found = [
+            in_order(shares[key].cpu().movedim(0, -1), each.change.alive.cpu(), self.size)
+            for key, each in self._first_fields()
+            if key in shares
+        ]
+        grids = [each[1] for each in found if each is not None]
+        if not grids:
+            self._unplaced("on no even grid")
+            return None
+        return max(grids, key=lambda axes: prod(axis.count for axis in axes))
 
     def _sharpest(self, place: int, axes: list[Axis]) -> Axis:
         """Return the cells along an axis that change tokens either as a whole or not at all."""
@@ -336,12 +353,12 @@ def _tensors_of(watch: Watch) -> dict[Key, Tensor]:
     return found
 
 
-def _fold_of(base: Tensor, both: Tensor, close: float) -> _Fold | None:
+def _fold_of(base: Tensor, both: Tensor, close: float) -> Fold | None:
     """Return where the first of two examples is, from its value alone."""
     length = len(base)
     scale = float(base.abs().max()) or 1.0
     for inner in (size for size in range(length, 0, -1) if length % size == 0):
-        fold = _Fold(length // inner, inner)
+        fold = Fold(length // inner, inner)
         if float((fold.split(both)[0] - base).abs().max()) <= close * scale:
             return fold
     return None

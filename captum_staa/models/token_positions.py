@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CERTAIN = 0.9  # how often a changed block must change its own token most if blocks overlap
+FOLLOWS = 0.9  # the least correlation of centers with the order of cells along an axis
 OWN = 0.03  # the least share of a change in the token of the changed block
 
 
@@ -94,6 +95,47 @@ def lattice(centers: Tensor, length: float) -> Axis | None:
     return None
 
 
+def in_order(centers: Tensor, alive: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Cells, float] | None:
+    """Return the cell of each token if they follow each other along t, then h, then w, the cells, and how closely.
+
+    Behind convolutions that overlap much, measured centers are off by up to half a cell. Their order is certain still.
+
+    Args:
+        centers: ``(..., N, 3)`` in units of the axes' length.
+        alive: ``(..., N)``, whether a token has pixels. All rows must have the same tokens.
+        lengths: of the axes. Each is divided evenly.
+    """
+    rows = alive.reshape(-1, alive.shape[-1])
+    if alive.ndim == 0 or not bool((rows == rows[:1]).all()):
+        return None
+    places = centers.reshape(len(rows), -1, 3)[:, rows[0]].mean(0).double()  # heads are averaged
+    count, (t, h, w) = len(places), lengths
+    best, found = FOLLOWS, None
+    for steps in (n for n in range(1, t + 1) if count % n == 0):
+        for high in (n for n in range(1, h + 1) if count // steps % n == 0):
+            grid = (steps, high, count // steps // high)
+            sides = h / high, w / grid[2]
+            if grid[2] > w or not 0.5 <= sides[0] / sides[1] <= 2 or grid.count(1) == 3:
+                continue
+            expected = torch.cartesian_prod(*(torch.arange(n, dtype=torch.double) for n in grid)).view(-1, 3)
+            fits = [_correlation(places[:, axis], expected[:, axis]) for axis in range(3) if grid[axis] > 1]
+            if min(fits) > best:
+                best, found = min(fits), grid
+    if found is None:
+        return None
+    cells = tuple(
+        Axis(n, length // n if length % n == 0 else length / n) for n, length in zip(found, lengths, strict=True)
+    )
+    index = torch.full(alive.shape, -1)
+    index[alive] = torch.arange(count).repeat(len(rows))
+    return index, cells, best  # type: ignore[return-value]
+
+
+def _correlation(one: Tensor, other: Tensor) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    return float((one * other).sum() / (one.norm() * other.norm()).clamp(min=1e-12))
+
+
 def cells_in_pixels(found: Axis, length: int) -> list[Axis]:
     """Return the cells that a measured axis may stand for, the likeliest first.
 
@@ -104,8 +146,9 @@ def cells_in_pixels(found: Axis, length: int) -> list[Axis]:
         return [_axis(found.count, full)]
     sides = {full, *(side for side in (whole, whole + 1) if side >= 1 and side * found.count <= length)}
     ordered = sorted(sides, key=lambda side: (round(abs(side - found.side), 2), side != full))
-    near = [side for side in ordered if abs(side - found.side) < 0.75]
-    return [_axis(found.count, side) for side in near or ordered[:1]]
+    # Between few cells, the measured side is off by more; cells that fill the axis are always tried.
+    near = [side for side in ordered if abs(side - found.side) < 0.75 or side == full]
+    return [_axis(found.count, side) for side in near]
 
 
 def _axis(count: int, side: float) -> Axis:
@@ -172,6 +215,8 @@ class Positions:
         own: share of the changes that is in the tokens of the changed cells. Less than 1 if blocks overlap.
         exact: ``certainty`` if tokens next to a changed cell count.
         expected, near: ``(m, ...)``, whether the cell of each token is, or is next to, one of each random set.
+        ordered: whether the positions are verified by the order of the tokens' centers instead; ``certainty`` is then
+            their correlation with the places of the cells. Tokens behind strided convolutions may see other cells more.
     """
 
     cells: Tensor
@@ -181,9 +226,12 @@ class Positions:
     exact: float
     expected: Tensor
     near: Tensor
+    ordered: bool = False
 
     def check(self, change: Change, sizes: Tensor, sets: list[int]) -> None:
         """Compare with some of the random sets in another clip."""
+        if self.ordered:
+            return
         alive = change.alive.cpu() & (self.cells >= 0)
         sizes, expected, near = sizes.cpu()[:, alive], self.expected[sets][:, alive], self.near[sets][:, alive]
         self.certainty = min(self.certainty, _wins(sizes, expected, near))
@@ -192,7 +240,17 @@ class Positions:
     @property
     def certain(self) -> bool:
         """Whether the positions are verified. Without overlap, every token must answer to its own cell alone."""
+        if self.ordered:
+            return True
         return self.exact > 0.9999 if self.own > 0.99 else self.certainty >= CERTAIN and self.own >= OWN
+
+    @property
+    def whole(self) -> Cells | None:
+        """:attr:`grid` if each of its cells consists of whole finest cells, else None."""
+        if any(abs(axis.side - round(axis.side)) > 0.2 or abs(axis.start) > axis.side / 2 for axis in self.grid):
+            return None
+        t, h, w = (Axis(axis.count, round(axis.side)) for axis in self.grid)
+        return t, h, w
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -214,19 +272,35 @@ def positions(change: Change, centers: Tensor, cells: Cells, sizes: Tensor, chos
     if not alive.any():
         return None
     grid = _finest(centers[alive], cells) or _coarser(centers[alive], cells)
-    if grid is None:
-        return None
-    index, covered = torch.zeros(alive.shape, dtype=torch.long), chosen
+    found = None
+    if grid is not None:
+        index = torch.zeros(alive.shape, dtype=torch.long)
+        for place, axis in enumerate(grid):
+            line = ((centers[..., place] - axis.start) / axis.side - 0.5).round().long().clamp(0, axis.count - 1)
+            index = index * axis.count + line
+        rows = [index[alive]] if alive.ndim == 1 else [row[which] for row, which in zip(index, alive, strict=True)]
+        apart = all(len(row.unique()) == len(row) for row in rows)  # two tokens of a row have different pixels
+        if apart or alive.ndim == 1:
+            found = _verified(sizes, *_placed(torch.where(alive, index, -1), grid, chosen))
+        if apart and found is not None and found.certain:
+            return found
+    counts = [axis.count for axis in cells]
+    ordered = in_order(centers / torch.tensor(counts), alive, counts)
+    if ordered is None:
+        return found
+    index, grid, correlation = ordered
+    found = _verified(sizes, *_placed(index, grid, chosen))
+    return replace(found, certainty=correlation, exact=correlation, ordered=True)
+
+
+def _placed(index: Tensor, grid: Cells, chosen: Tensor) -> tuple[Tensor, Cells, Tensor, Tensor]:
+    """Return cells of tokens, their grid, and which tokens have, or are next to, a cell of each random set."""
+    covered = chosen
     for place, axis in enumerate(grid):
-        line = ((centers[..., place] - axis.start) / axis.side - 0.5).round().long().clamp(0, axis.count - 1)
-        index = index * axis.count + line
-        of_fine = axis.lines(cells[place].count).clamp(min=0)
+        of_fine = axis.lines(chosen.shape[place + 1]).clamp(min=0)
         covered = _any_of(covered, of_fine, axis.count, place + 1)
-    if alive.ndim > 1 and any(len(row.unique()) < len(row) for row in map(_picked, index, alive)):
-        return None  # two tokens of a row cannot stand for the same pixels
-    around = F.max_pool3d(covered.float()[:, None], 3, 1, 1)[:, 0] > 0
-    placed = torch.where(alive, index, -1), grid, covered.flatten(1)[:, index], around.flatten(1)[:, index]
-    return _verified(sizes, *placed)
+    around, places = F.max_pool3d(covered.float()[:, None], 3, 1, 1)[:, 0] > 0, index.clamp(min=0)
+    return index, grid, covered.flatten(1)[:, places], around.flatten(1)[:, places]
 
 
 def same_positions(other: Positions, change: Change, sizes: Tensor) -> Positions | None:
@@ -253,10 +327,6 @@ def _verified(sizes: Tensor, index: Tensor, grid: Cells, expected: Tensor, near:
     return Positions(index, grid, certainty, _own(*seen), exact, expected, near)
 
 
-def _picked(values: Tensor, which: Tensor) -> Tensor:
-    return values[which]
-
-
 def _finest(centers: Tensor, cells: Cells) -> Cells | None:
     """Return the finest cells, if the tokens stand for each of them equally often."""
     t, h, w = ((centers[:, place] - 0.5).round().long().clamp(0, axis.count - 1) for place, axis in enumerate(cells))
@@ -278,7 +348,9 @@ def _any_of(chosen: Tensor, group: Tensor, count: int, dim: int) -> Tensor:
 
 
 def _own(sizes: Tensor, expected: Tensor) -> float:
-    """Return the share of the changes in the expected tokens, the lowest of all sets."""
+    """Return the share of the changes in the expected tokens, the lowest of all sets; 0 if none expects a token."""
+    if not expected.any():
+        return 0.0
     total = sizes.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
     return float(((sizes.square() * expected).sum(1) / total)[expected.any(1)].min())
 

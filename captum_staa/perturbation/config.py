@@ -233,7 +233,7 @@ class PerturbationConfig:
     objective: Objective = "dual"
     scale: Scale = "odds"
     regularizer: Regularizer | None = None
-    blends: tuple[BlendName, ...] = ("fade", "blur")
+    blends: tuple[BlendName, ...] = ("fade", "noise")
     cells: tuple[int, int] = (2, 16)
     iterations: int = 20
 

@@ -158,7 +158,7 @@ def learn(problem: Problem, init: Tensor | None, report: Callable[[Evaluation], 
         ) from None
     report(learned.best)
     values.requires_grad_()
-    descend = parametrization.descent(values, problem.grid)
+    descend = parametrization.descent(values, problem.grid, iterations)
     step = 0
     try:
         for step in range(iterations):

@@ -63,8 +63,8 @@ class Parametrization(Protocol):
         """Return the initial values; ``init`` is a map ``(B, n)`` to start from, or None."""
         ...
 
-    def descent(self, values: Tensor, grid: MaskGrid) -> Descent:
-        """Return the function that takes the steps of the optimization."""
+    def descent(self, values: Tensor, grid: MaskGrid, iterations: int) -> Descent:
+        """Return the function that takes the steps of an optimization of so many iterations."""
         ...
 
     def masks_per_step(self, areas: int) -> int:
@@ -97,8 +97,9 @@ class Nested:
     covers the range evenly and without randomness. So cells are also ranked between the requested areas.
 
     Args:
-        rate: length of a step: the root mean square of the change, in units of the standard deviation of the initial
-            scores. Small steps refine the initial map and keep what it says about cells that hardly change the output.
+        path: length of all steps together. The length of a step is the root mean square of the change, in units of the
+            standard deviation of the initial scores. A short path refines the initial map, and keeps what it says about
+            cells that hardly change the output.
         softness: width of the sigmoid in units of the scores, at the first step and at the last step.
         reach: smallest area that is learned, as a fraction of the smallest requested area.
         per_frame: if True, each time slice has the area. If False, the whole volume has it.
@@ -108,7 +109,7 @@ class Nested:
             changes its sign within an object. Its mean over the object tells whether the object is evidence.
     """
 
-    rate: float = 0.02
+    path: float = 0.4
     softness: tuple[float, float] = (1.0, 0.1)
     reach: float = 0.1
     per_frame: bool = False
@@ -127,9 +128,9 @@ class Nested:
             return grid.shares.new_zeros(batch, grid.shares.shape[1])
         return _standardized(init, grid.shares)
 
-    def descent(self, values: Tensor, grid: MaskGrid) -> Descent:
+    def descent(self, values: Tensor, grid: MaskGrid, iterations: int) -> Descent:
         """Return gradient descent with steps of equal length: gradients of small areas are many times larger."""
-        return EqualSteps(values, self.rate, (grid.shares > 0).sum(1, keepdim=True))
+        return EqualSteps(values, self.path / max(1, iterations), (grid.shares > 0).sum(1, keepdim=True))
 
     def masks_per_step(self, areas: int) -> int:
         """Return 1."""
@@ -171,6 +172,9 @@ class Nested:
 class EqualSteps:
     """Gradient descent in which all steps of a clip have the same root mean square over its cells.
 
+    Steps are shorter for gradients below 1/1000 of the largest one so far, which masks with hard edges have: these
+    consist of rounding errors.
+
     Example:
         >>> values = torch.zeros(1, 2)
         >>> EqualSteps(values, 0.5, torch.tensor([[2]]))(torch.tensor([[3.0, -4.0]]))  # of size 5 / sqrt(2)
@@ -185,11 +189,14 @@ class EqualSteps:
 
     def __init__(self, values: Tensor, rate: float, counts: Tensor) -> None:
         self.values, self.rate, self.counts = values, rate, counts
+        self.largest = torch.zeros_like(values[:, :1])
 
     @torch.no_grad()
     def __call__(self, slope: Tensor) -> None:
         """Take a step. Clips whose gradient is 0 do not change."""
         size = (slope.square().sum(1, keepdim=True) / self.counts).sqrt()
+        self.largest = self.largest.maximum(size)
+        size = size.maximum(self.largest / 1000)
         self.values -= self.rate * slope / size.where(size > 0, 1)
 
 
@@ -253,7 +260,7 @@ class Separate:
             return grid.shares.new_ones(shape)
         return masks_with_area(_standardized(init, grid.shares), areas[None], grid, 0.5, per_frame=self.per_frame)
 
-    def descent(self, values: Tensor, grid: MaskGrid) -> Descent:
+    def descent(self, values: Tensor, grid: MaskGrid, iterations: int) -> Descent:
         """Return gradient descent with momentum, as in the papers."""
         return Momentum(values, self.rate)
 

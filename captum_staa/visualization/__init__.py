@@ -13,6 +13,7 @@ from .slices import show_slices
 from .style import Style
 from .summary import show_summary
 from .timeline import show_timeline
+from .words import show_words
 
 __all__ = [
     "Frames",
@@ -22,6 +23,7 @@ __all__ = [
     "show_summary",
     "compare_methods",
     "show_slices",
+    "show_words",
     "save_animation",
     "to_html",
     "overlay",

@@ -8,22 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from captum_staa._utils.files import atomic
 from captum_staa.io import video_writer
 
 from .figure import evenly
 from .frames import Frames, Pixels, enlarged
-from .overlay import overlay
+from .overlay import Overlay, overlay
 from .saliency import Attributions
 from .style import DEFAULT_STYLE, Style
 
 PICTURES = (".webp", ".gif")
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi")
-GAP = 8  # pixels between the two pictures
+GAP = 8  # pixels between the two pictures, and beside a text
+FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # has more letters than Pillow's font
+TEXT, LEADING = 13, 6  # height of a line of text and of the space between lines, in pixels
+INK = (26, 26, 26)  # color of the text
 PALETTE = 24  # number of frames from which the color palette of a GIF is computed
 
 
@@ -33,6 +37,7 @@ def save_animation(
     path: str | os.PathLike[str],
     *,
     style: Style = DEFAULT_STYLE,
+    title: str | None = None,
     play_fps: float = 8,
     side_by_side: bool = True,
     min_size: int = 256,
@@ -57,6 +62,8 @@ def save_animation(
         path: output file. The suffix selects the format: ``.webp`` (small, for browsers and READMEs), ``.gif`` (256
             colors), or ``.mp4``, ``.webm``, ``.mkv``, ``.avi``, which need PyAV.
         style: how to draw the attributions.
+        title: text above the pictures, of one or more lines. With a title, the time of the frame and the color bar are
+            drawn below the pictures, so that the file explains itself.
         play_fps: frames per second of the animation. For example, 16 frames at 8 fps play for two seconds.
         side_by_side: whether to show the original frames on the left.
         min_size: minimum length of the shorter side in pixels; smaller frames are enlarged.
@@ -81,14 +88,14 @@ def save_animation(
     if min_size < 0:
         raise ValueError(f"min_size must be a number of pixels of at least 0, got {min_size!r}")
     drawn = overlay(attributions, frames, style=style)
-    original = drawn.frames.pixels
+    original, captions = drawn.frames.pixels, drawn.frames.captions(join=", ")
 
     def picture(at: int) -> NDArray[np.uint8]:
         frame = enlarged(drawn.picture(at), min_size)
-        if not side_by_side:
-            return frame
-        gap = np.full((len(frame), GAP, 3), 255, dtype=np.uint8)
-        return np.concatenate([enlarged(original[at], min_size), gap, frame], axis=1)
+        if side_by_side:
+            gap = np.full((len(frame), GAP, 3), 255, dtype=np.uint8)
+            frame = np.concatenate([enlarged(original[at], min_size), gap, frame], axis=1)
+        return frame if title is None else labeled(frame, title, captions[at], drawn)
 
     total = len(original)
     if suffix in VIDEOS:
@@ -99,6 +106,47 @@ def save_animation(
     with atomic(target, overwrite) as partial:
         _write_pictures(partial, picture, total, play_fps, quality)
     return target
+
+
+def labeled(frame: NDArray[np.uint8], title: str, caption: str, drawn: Overlay) -> NDArray[np.uint8]:
+    """Return a picture ``(h, w, 3)`` with its title above, and its time and the color bar below."""
+    width, font = frame.shape[1], ImageFont.truetype(str(FONT), TEXT)
+    colors = drawn.style.bar_colors if drawn.saliency is not None else None
+    above, step = _lines(title, width - 2 * GAP, font), TEXT + LEADING
+    below = [caption, *(_lines(drawn.caption, width - 2 * GAP, font) if drawn.saliency is not None else [])]
+    rows = len(above) + len(below) + (colors is not None)
+    page = Image.new("RGB", (width, rows * step + len(frame) + 2 * LEADING), "white")
+    draw = ImageDraw.Draw(page)
+    for row, text in enumerate(above):
+        draw.text((GAP, row * step + LEADING // 2), text, fill=INK, font=font)
+    top = len(above) * step + LEADING
+    page.paste(Image.fromarray(frame), (0, top))
+    top += len(frame)
+    for row, text in enumerate(below):
+        draw.text((GAP, top + (row + (row > 0 and colors is not None)) * step), text, fill=INK, font=font)
+    if colors is not None:
+        left, right = ("−full" if drawn.style.limits[0] < 0 else "0"), "full"
+        begin, end = (2 * GAP + math.ceil(draw.textlength(text, font)) for text in (left, right))
+        ramp = colors(np.linspace(0, 1, max(width - begin - end, 1)))[None, :, :3]
+        bar = (ramp * 255).round().astype(np.uint8).repeat(TEXT - 4, axis=0)
+        page.paste(Image.fromarray(bar), (begin, top + step + 4))
+        draw.text((GAP, top + step), left, fill=INK, font=font)
+        draw.text((width - end + GAP, top + step), right, fill=INK, font=font)
+    return np.asarray(page)
+
+
+def _lines(text: str, width: int, font: Any) -> list[str]:
+    """Break a text into lines of at most ``width`` pixels, between words."""
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        lines.append("")
+        for word in paragraph.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if lines[-1] and font.getlength(longer) > width:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return lines
 
 
 class _Pictures(Image.Image):

@@ -97,10 +97,16 @@ def finish_sheet(axes: Axes, size: tuple[float, float]) -> None:
     axes.set_axis_off()
 
 
-def page_size(sheet: tuple[float, float], title: str | None, style: Style) -> tuple[float, float]:
+def page_size(sheet: tuple[float, float], title: str | None, style: Style, label: str) -> tuple[float, float]:
     """Return the width and height in inches of a figure: a sheet with space for its title and its color bar."""
+    bar = 0.6 + LINE * label.count("\n") if style.bar_colors is not None else 0
     # The figure is only slightly wider than the sheet. Otherwise the sheet would grow into the title.
-    return sheet[0] + 0.09, sheet[1] + 0.2 + 0.35 * bool(title) + 0.6 * (style.bar_colors is not None)
+    return sheet[0] + 0.09, sheet[1] + 0.2 + title_height(title) + bar
+
+
+def title_height(title: str | None) -> float:
+    """Return the height in inches of a title of one or more lines."""
+    return 0.35 + 0.22 * title.count("\n") if title else 0
 
 
 def title_and_bar(figure: Figure, axes: Axes, title: str | None, style: Style, label: str) -> None:
@@ -127,6 +133,7 @@ def color_bar(figure: Figure, axes: Axes, style: Style, label: str, *, inside: b
     place: dict[str, Any] = {"cax": axes} if inside else {"ax": axes, "shrink": 0.6, "aspect": 45, "pad": gap}
     bar = figure.colorbar(ScalarMappable(Normalize(*style.limits), colors), orientation="horizontal", **place)
     bar.set_label(label, fontsize=LABEL_SIZE)
-    bar.set_ticks(np.linspace(*style.limits, 5).tolist())
+    ends = {-1.0: "−full", 0.0: "0", 1.0: "full"}
+    bar.set_ticks(list(ends)[style.limits[0] == 0 :], labels=list(ends.values())[style.limits[0] == 0 :])
     bar.ax.tick_params(labelsize=LABEL_SIZE)
     bar.outline.set_visible(False)

@@ -197,6 +197,11 @@ class Frames:
         return self.pixels.shape[1], self.pixels.shape[2]
 
     @property
+    def cropped(self) -> bool:
+        """Whether a part of the frames is outside of the crop. A border of less than half a pixel does not count."""
+        return self.crop is not None and not all(_within(centers).all() for centers in _centers(self.crop, self.size))
+
+    @property
     def numbers(self) -> list[int]:
         """The frame numbers: ``indices``, or positions in the clip."""
         return list(range(len(self))) if self.indices is None else [int(number) for number in self.indices]

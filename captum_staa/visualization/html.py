@@ -20,12 +20,14 @@ from PIL import Image
 
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.files import atomic
+from captum_staa.attr import AnswerMaps
 
 from .figure import explained_bars
 from .frames import Frames, Pixels, check_aspect, reduced, shrunk, size_within
 from .saliency import Attributions, Classes, Maps, Truth, evidence_windows, saliency
 from .sheet import by_name
 from .style import CLASS_COLORS, DEFAULT_STYLE, SIGNS, Style
+from .words import NEEDED, word_maps, words_of
 
 TINY = 128  # frames with a shorter edge below this many pixels are stored losslessly, larger ones are compressed
 ONLY = "attributions"  # the name of a single explanation
@@ -42,7 +44,7 @@ class Player(str):
 
 
 def to_html(
-    attributions: Attributions | Mapping[str, Attributions | Classes],
+    attributions: Attributions | Mapping[str, Attributions | Classes] | AnswerMaps,
     frames: Frames | Pixels,
     path: str | os.PathLike[str] | None = None,
     *,
@@ -70,6 +72,15 @@ def to_html(
         >>> classes = {"waving": torch.rand(1, 8, 48, 64), "clapping": torch.rand(1, 8, 48, 64)}
         >>> page = to_html({"STAA": classes}, frames, predictions=[("waving", 0.7), ("clapping", 0.2)])
 
+    The answer of a video language model as words, of which each shows its map, its timeline and how much it relies on
+    the video, above a heat strip of words and frames:
+
+        >>> from captum_staa import VideoAttribution
+        >>> whole = VideoAttribution.from_joint(torch.rand(2, 8, 48, 64))
+        >>> numbers = {"log_probabilities": torch.zeros(2), "reliance": torch.tensor([0.0, 3.0])}
+        >>> answer = AnswerMaps(whole.joint, whole.spatial, whole.temporal, tokens=("a", "dog"), **numbers)
+        >>> page = to_html(answer, frames, title="What is in the video?")
+
     The page has menus for the explanation, the drawing method and the sign, and a slider for the opacity. The timeline
     (click or drag), the buttons and the keys (arrows, Home, End, space) select the frame or play the clip. The page
     begins with the strongest frame. It supports light and dark mode and small screens. A notebook shows the returned
@@ -79,7 +90,8 @@ def to_html(
         attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`;
             or a dict from names to attributions, which the page offers in a menu. Instead of the attributions of a
             name, a dict from class labels to what the method returned for these classes shows them beside each other,
-            with one scale.
+            with one scale. Or :class:`~captum_staa.attr.AnswerMaps`, whose words the page offers as buttons; it begins
+            with the word that relies most on the video. The up and down keys change the word.
         frames: the clip, in one of the forms of :class:`~captum_staa.visualization.Frames`.
         path: output file; None only returns the page.
         style: how to draw the attributions initially. Each explanation and each sign has a separate scale, and without
@@ -88,7 +100,7 @@ def to_html(
         target: label of the explained class, whose bar is colored; None uses the first prediction. For several classes
             beside each other, their bars have the colors of their curves.
         truth: frames that contain the evidence, as in :func:`~captum_staa.visualization.show_timeline`.
-        title: title of the page.
+        title: title of the page; further lines are a note below it.
         play_fps: frames per second at which the page plays.
         max_size: maximum length of the shorter side of the frames in pixels; larger frames are reduced.
         overwrite: whether to replace an existing file.
@@ -133,6 +145,10 @@ def to_html(
         ]
         return {"scales": scales, "bars": bars, "panels": panels}
 
+    words: list[dict[str, Any]] = []
+    if isinstance(attributions, AnswerMaps):
+        words, attributions = words_of(attributions), word_maps(attributions)
+    first = max(range(len(words)), key=lambda i: words[i]["reliance"], default=0)
     if isinstance(attributions, Mapping):
         made = by_name(attributions, explanation)
         explanations = [{"name": name, **entries} for name, entries in made.items()]
@@ -142,10 +158,12 @@ def to_html(
         "width": width,
         "height": height,
         "crop": placed,
+        "cropped": clip.cropped,
         "frames": [encoded(reduced(frame, max_size)) for frame in clip.pixels],
         "labels": clip.captions(join=", "),
         "fps": play_fps,
-        "start": int(np.abs([part["curves"][style.sign] for part in explanations[0]["panels"]]).max(0).argmax()),
+        "start": int(np.abs([part["curves"][style.sign] for part in explanations[first]["panels"]]).max(0).argmax()),
+        "first": first,
         "method": style.method,
         "sign": style.sign,
         "signs": SIGNS,
@@ -154,6 +172,7 @@ def to_html(
         "colors": {sign: style.colors_of(sign)(np.arange(256), bytes=True)[:, :3].ravel().tolist() for sign in SIGNS},
         "explanations": explanations,
         "truth": evidence_windows(truth, len(clip)),
+        "words": words,
         "predictions": [(str(label), float(probability)) for label, probability in predictions],
     }
     page = Player(assembled(title, data))
@@ -165,13 +184,22 @@ def to_html(
 
 def assembled(title: str, data: dict[str, Any]) -> str:
     """Return the page from its templates in the folder ``player``, with ``data`` embedded as JSON."""
-    page, style, script = (
+    page, style, more_style, script, more_script = (
         files(__package__).joinpath("player", name).read_text("utf-8")
-        for name in ("page.html", "style.css", "player.js")
+        for name in ("page.html", "style.css", "words.css", "player.js", "words.js")
     )
     # A "</script>" in a label would end the script element of the data.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return Template(page).substitute(title=escape(title), style=style, script=script, data=text)
+    first, _, note = title.partition("\n")
+    return Template(page).substitute(
+        title=escape(first),
+        note=escape(note),
+        hidden="" if note else " hidden",
+        style=style + more_style,
+        script=script + more_script,
+        data=text,
+        needed=NEEDED,
+    )
 
 
 def packed(maps: NDArray[np.float64], largest: float, size: tuple[float, float]) -> dict[str, Any]:

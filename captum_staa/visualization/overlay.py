@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from .frames import Frames, Pixels, check_aspect, place
 from .saliency import Attributions, Maps, Saliency, saliency
-from .style import DEFAULT_STYLE, SIGNS, Style
+from .style import DEFAULT_STYLE, SIGNS, Sign, Style
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in gray
+CROPPED = "\npale border: outside of the crop that the model sees"
 UNSEEN = np.array([0.82, 0.82, 0.82])  # outside of the crop; a gray that is in none of the default color maps
 
 
@@ -62,12 +63,27 @@ class Overlay:
         """Text with the attribution of the strongest color."""
         if self.saliency is None:
             return ""
-        return f"1 = {self.saliency.scale:.3g}" if self.saliency.scale else "zero everywhere"
+        return full_color(self.saliency.scale, self.style.sign)
 
     @property
     def caption(self) -> str:
-        """Text with the quantity that the colors show, and its scale."""
-        return f"{SIGNS[self.style.sign]}, {self.scale} (one scale for all frames)"
+        """Text with the quantity that the colors show, its scale, and what the pale part of the frames is."""
+        return described(self.style.sign, self.scale, "in all frames", self.frames.cropped)
+
+
+def full_color(scale: float, sign: Sign) -> str:
+    """Return a text with the attribution of the strongest color.
+
+    Example:
+        >>> full_color(0.02187, "positive"), full_color(3, "all"), full_color(0, "all")
+        ('full color = 0.0219', 'full color = ±3', 'zero everywhere')
+    """
+    return f"full color = {'±' * (sign == 'all')}{scale:.3g}" if scale else "zero everywhere"
+
+
+def described(sign: Sign, scale: str, where: str, cropped: bool) -> str:
+    """Return the label of a color bar: the quantity, its scale and where it holds, and what pale parts are."""
+    return f"{SIGNS[sign]}; {scale}{', ' * bool(scale)}{where}" + CROPPED * cropped
 
 
 def overlay(attributions: Attributions | None, frames: Frames | Pixels, *, style: Style = DEFAULT_STYLE) -> Overlay:
@@ -77,7 +93,7 @@ def overlay(attributions: Attributions | None, frames: Frames | Pixels, *, style
         >>> frames = np.full((8, 48, 64, 3), 128, dtype=np.uint8)
         >>> drawn = overlay(np.ones((8, 6, 8)), frames, style=Style(method="heat_map"))
         >>> drawn.picture(3).shape, drawn.scale
-        ((48, 64, 3), '1 = 1')
+        ((48, 64, 3), 'full color = 1')
 
     Args:
         attributions: attributions of the clip, in one of the forms of :func:`~captum_staa.visualization.show_frames`.

@@ -26,9 +26,9 @@ from .figure import (
     wrapped,
 )
 from .frames import Frames, Pixels
-from .overlay import overlay
+from .overlay import described, overlay
 from .saliency import Attributions
-from .style import DEFAULT_STYLE, SIGNS, Style
+from .style import DEFAULT_STYLE, Style
 
 LABEL_SPACE = 0.19  # inches for the label above a frame
 GAP = 0.05  # inches between frames
@@ -90,7 +90,7 @@ def show_frames(
     wide = _frame_width(columns, rows, width / height)  # inches
     tall = wide * height / width
     sheet = columns * (wide + GAP) - GAP, rows * (tall + LABEL_SPACE + GAP) - GAP
-    figure, axes = new_figure(plt_fig_axis, use_pyplot, style.fig_size or page_size(sheet, title, style))
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, style.fig_size or page_size(sheet, title, style, drawn.caption))
     for cell, at in enumerate(chosen):
         left = cell % columns * (wide + GAP)
         top = cell // columns * (tall + LABEL_SPACE + GAP) + LABEL_SPACE
@@ -169,9 +169,10 @@ def compare_methods(
     rows += [(label, [one.picture(at) for at in chosen]) for label, one in zip(row_labels, drawn.values(), strict=True)]
 
     sheet = rows_size(rows, frame)
-    figure, axes = new_figure(plt_fig_axis, use_pyplot, style.fig_size or page_size(sheet, title, style))
+    label = described(style.sign, "", "one scale per row", clip.cropped)
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, style.fig_size or page_size(sheet, title, style, label))
     draw_rows(axes, rows, [names[at] for at in chosen], frame)
-    title_and_bar(figure, axes, title, style, f"{SIGNS[style.sign]} (one scale for all frames of a row)")
+    title_and_bar(figure, axes, title, style, label)
     return figure, axes
 
 

@@ -76,7 +76,7 @@ def show_slices(
     tall, wide = height * pixel, width * pixel
     group = LABELS + wide + GAP + TIME
     page = 2 * group + 0.1, TITLE + tall + GAP + TIME + LABELS
-    figure, axes = new_figure(plt_fig_axis, use_pyplot, style.fig_size or page_size(page, title, style))
+    figure, axes = new_figure(plt_fig_axis, use_pyplot, style.fig_size or page_size(page, title, style, drawn.caption))
     axes.set_axis_off()
 
     marked = sorted({0, total // 2, total - 1})

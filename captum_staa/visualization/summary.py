@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.notebook import FOR
 
-from .figure import LABEL_SIZE, color_bar, explained_bars, inset, new_figure, wrapped
+from .figure import LABEL_SIZE, LINE, color_bar, explained_bars, inset, new_figure, title_height, wrapped
 from .frames import Frames, Pixels
 from .overlay import Overlay, on_one_scale
 from .saliency import Attributions, Classes, Maps, Truth, key_frames
@@ -106,17 +106,18 @@ def show_summary(
     wide = min((8.2 if several else 9.0) / len(chosen), 2.2 * width / height)  # inches
     frame = wide * height / width, wide
     sheet = rows_size(rows, frame)
-    page = WIDTH, sheet[1] + KEY + LOWER + (BELOW if several else 0) + 0.6
-    fig_size = style.fig_size or (page[0] + 0.2, page[1] + 0.2 + 0.3 * bool(title))
+    scale = joint[0].caption.replace("all frames", "all frames and classes") if several else joint[0].caption
+    key = KEY + LINE * scale.count("\n")
+    page = WIDTH, sheet[1] + key + LOWER + (BELOW if several else 0) + 0.6
+    fig_size = style.fig_size or (page[0] + 0.2, page[1] + 0.2 + title_height(title))
     figure, axes = new_figure(plt_fig_axis, use_pyplot, fig_size)
     axes.set_axis_off()
     if title:
         axes.set_title(title)
 
     draw_rows(inset(axes, page, (WIDTH - sheet[0]) / 2, 0, *sheet), rows, [captions[at] for at in chosen], frame)
-    scale = joint[0].caption.replace("all frames", "all frames and classes" if several else "all frames")
     color_bar(figure, inset(axes, page, 2, sheet[1] + 0.07, WIDTH - 3, 0.1), style, scale, inside=True)
-    top = sheet[1] + KEY
+    top = sheet[1] + key
     ends = WIDTH - 2.7 if predictions else WIDTH - 0.1
     colors = list(islice(cycle(CLASS_COLORS), len(parts))) if several else [FOR]
     bars = {at: colors[i] for at, i in explained_bars(predictions, list(parts) if several else [target]).items()}

@@ -121,15 +121,19 @@ def test_maps_of_an_answer_are_those_of_its_tokens_and_reliance_compares_two_cli
         expected = AnswerAttribution(classifier(versus="left")).attribute_maps(clip, target=i)
         assert torch.allclose(maps.joint[i], expected.joint[0], atol=1e-5)
     with torch.no_grad():
-        own, without = clf(clip)[0, :3], clf(others)[:, :3].mean(0)
+        own, without = clf(clip)[0, :3], clf(others)[:, :3]
     assert torch.allclose(maps.log_probabilities, own, atol=1e-5)
-    assert torch.allclose(maps.reliance, own - without, atol=1e-5)
+    assert torch.allclose(maps.falls, own - without, atol=1e-5)
+    assert torch.equal(maps.reliance, maps.falls.amax(0))
     assert maps.tokens == ("it", "is", "right") and torch.equal(maps.ids, clf.answer)
     assert torch.allclose(maps.temporal, maps.joint.sum((2, 3))) and torch.allclose(maps.spatial, maps.joint.sum(1))
     assert "right" in str(maps) and "reliance" in str(maps)
-    blurred = AnswerAttribution(clf).attribute_answer(clip)
+    usual = AnswerAttribution(clf).attribute_answer(clip)
+    blurred = AnswerAttribution(clf).attribute_answer(clip, counterfactual=baselines.blur)
+    functions = (baselines.blur, baselines.mean_frame, baselines.reverse)
     with torch.no_grad():
-        assert torch.allclose(blurred.reliance, own - clf(baselines.blur(clip, "BTCHW"))[0, :3], atol=1e-5)
+        falls = own - torch.cat([clf(function(clip, "BTCHW"))[:, :3] for function in functions])
+    assert torch.allclose(usual.falls, falls, atol=1e-5) and torch.allclose(blurred.falls, falls[:1], atol=1e-5)
 
 
 def test_without_an_answer_the_model_gives_its_own():
@@ -176,7 +180,7 @@ def test_one_forward_is_enough_for_all_tokens(mode):
         AnswerAttribution(clf, mode=mode).attribute(clip, target=2)
         assert len(calls) == 1
         AnswerAttribution(clf, mode=mode).attribute_answer(clip)
-        assert len(calls) == 3  # and one for the counterfactual
+        assert len(calls) == 5  # and one for each of three counterfactual clips
     finally:
         handle.remove()
 
@@ -203,5 +207,8 @@ def test_bad_input_is_refused():
         AnswerAttribution(clf).attribute_answer(clips_of(NAME, 2))
     with pytest.raises(ValueError, match=r"counterfactual must be clips of shape \(5, 3, 16, 24\)"):
         AnswerAttribution(clf).attribute_answer(clip, counterfactual=clip[:, :4])
+    for wrong in ("blur", [], [clip]):
+        with pytest.raises(TypeError, match="counterfactual must be clips"):
+            AnswerAttribution(clf).attribute_answer(clip, counterfactual=wrong)
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         AnswerAttribution(clf).attribute(clip, target=0)

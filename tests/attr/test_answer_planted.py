@@ -93,6 +93,21 @@ def test_constant_words_do_not_rely_on_the_video_and_the_word_does(name):
     assert mean[[0, 1, 3]].abs().max() < 0.05
 
 
+@pytest.mark.parametrize("task", WORDS)
+@pytest.mark.parametrize("name", bundled_language_models())
+def test_reliance_finds_every_kind_of_evidence_by_default(name, task):
+    """A blurred clip still shows movement, and without evidence a model says one of two words all the same."""
+    vlm, count = bundled(name), 4
+    clips, labels, _ = PlantedClips(SEED, count, task)[:]
+    reliance = []
+    for i in range(count):
+        text = f"it is {WORDS[task][int(labels[i])]} ."
+        maps = AnswerAttribution(vlm, mode="attention").attribute_answer(clips[i : i + 1], QUESTIONS[task], text)
+        reliance.append(maps.reliance)
+    assert torch.stack(reliance)[:, PLACE].mean() > 1
+    assert torch.stack(reliance)[:, [0, 1, 3]].abs().max() < 0.05
+
+
 def test_a_head_that_ignores_the_video_is_not_explained_by_it():
     """A model whose answer does not depend on the clip has contributions of zero in the language model's video part."""
     vlm = VideoLanguageModel.from_pretrained("tiny-qwen2_5_vl")

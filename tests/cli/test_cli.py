@@ -197,6 +197,7 @@ def test_earlier_results_are_replaced_only_with_overwrite(video, tmp_path, capsy
     assert "--overwrite" in capsys.readouterr().err
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -230,8 +231,8 @@ def test_earlier_results_are_replaced_only_with_overwrite(video, tmp_path, capsy
 def test_errors_are_one_line_and_exit_code_2(video, tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     Path("text.mp4").write_text("text")
-    Path("empty").mkdir()
-    io.write_video("short.mp4", np.zeros((5, 48, 48, 3), np.uint8), 8)
+    Path("empty").mkdir(exist_ok=True)
+    io.write_video("short.mp4", np.zeros((5, 48, 48, 3), np.uint8), 8, overwrite=True)
     before = sorted(os.listdir("."))
     path = [] if options[0].endswith(".mp4") else [str(video)]
     model = [] if "--model" in options else ["--model", MODEL]

@@ -22,7 +22,7 @@ from .models import Case, Tensors
 Cell = tuple[int, int]
 """Frames per cell, and number of cells along each side."""
 SPACE = 20 / 112  # largest blur, as a fraction of the shorter side
-RATE = 0.02
+PATH = 0.4  # length of all steps
 GRADIENTS = 5  # random masks of the warm start
 DESCENT, WEIGHT = 0.5, 3.0  # SGD rate and area weight: with the papers' values, few steps barely depend on the model
 ACROSS = 6  # cells along each side
@@ -126,13 +126,15 @@ def nested(
             found += scene.loss(masks_with_area(values, scene.shares, area, 0.1), pyramid, dual=True)
         return found / len(areas) / len(scene.pyramids)
 
-    start, before = values, energy(values)
+    start, before, largest = values, energy(values), torch.zeros(len(values), 1).double()
     for step in range(iterations):
         leaf = values.clone().requires_grad_()
         area, softness = low * (high / low) ** (step * (5**0.5 - 1) / 2 % 1), 0.1 ** (step / max(1, iterations - 1))
         cells = masks_with_area(leaf, scene.shares, area, softness)
         (slope,) = torch.autograd.grad(scene.loss(cells, scene.pyramids[step % len(scene.pyramids)], True).sum(), leaf)
-        values = values - RATE * slope / (slope.square().sum(1, keepdim=True) / present.sum(1, keepdim=True)).sqrt()
+        size = (slope.square().sum(1, keepdim=True) / present.sum(1, keepdim=True)).sqrt()
+        largest = torch.maximum(largest, size)
+        values = values - PATH / iterations * slope / torch.maximum(size, largest / 1000)
     best = torch.where((energy(values) < before)[:, None], values, start)
     levels = [low * (high / low) ** (k / 23) for k in range(24)]
     maps = torch.zeros_like(scene.maps(best))

@@ -138,7 +138,7 @@ def test_sensitivity_max(trial: Trial, chunk: int | None) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
-@over("conv-btchw", "vivit", per="class")
+@over("conv-btchw", "vivit", per="class", together=True)
 def test_visualize_image_attr_of_a_frame(trial: Trial) -> None:
     """The drawn pixels are the map of the frame divided by its largest value."""
     attributions, layout, frame = trial.attribute(), trial.case.layout, 2

@@ -117,7 +117,7 @@ def test_get_name_is_the_name_in_tables(trial: Trial) -> None:
     assert isinstance(inspect.getattr_static(trial.subject.method, "get_name"), FunctionType), "of the instance"
 
 
-@over("conv", "vivit", has="attribute_maps", per="kind")
+@over("conv", "vivit", has="attribute_maps", per="kind", together=True)
 def test_attribute_maps_equals_attribute(trial: Trial) -> None:
     """``attribute_maps`` takes the same arguments."""
     rich, plain = (inspect.signature(getattr(trial.method, name)) for name in ("attribute_maps", "attribute"))

@@ -20,7 +20,7 @@ def test_equals_the_slow_formula(trial: Trial) -> None:
     assert all(part[0].std() > 0 for part in expected), "a flat map would agree with many"
 
 
-@over("conv-btchw", "two-stream", "timesformer", "videomae", per="kind")
+@over("conv-btchw", "two-stream", "timesformer", "videomae", per="kind", together=True)
 def test_shape_and_dtype_of_the_result(trial: Trial) -> None:
     found = trial.attribute()
     assert isinstance(found, tuple) == (len(trial.case.inputs) > 1)
@@ -37,7 +37,7 @@ def test_tuple_input_returns_a_tuple(trial: Trial) -> None:
     assert torch.equal(found[0], trial.attribute())
 
 
-@over("conv", "videomae", per="kind")
+@over("conv", "videomae", per="kind", together=True)
 def test_results_are_reproducible(trial: Trial) -> None:
     method = trial.method
     first, second = (method.attribute(trial.case.clips, **trial.keywords) for _ in range(2))

@@ -103,7 +103,7 @@ def test_inputs_that_require_grad(trial: Trial) -> None:
     assert_close(found, expected)
 
 
-@over("conv", "two-stream", "timesformer", "vivit", per="kind")
+@over("conv", "two-stream", "timesformer", "vivit", per="kind", together=True)
 def test_under_no_grad(trial: Trial) -> None:
     """NoiseTunnel and sensitivity_max call in this way. Captum enables gradients for some classes only."""
     expected = trial.attribute()
@@ -147,7 +147,7 @@ def test_gradient_methods_raise_in_inference_mode(trial: Trial) -> None:
     assert_close(trial.attribute(created), trial.attribute())
 
 
-@over("conv", "two-stream", "vivit", per="kind")
+@over("conv", "two-stream", "vivit", per="kind", together=True)
 def test_global_random_state_is_not_used_or_changed(trial: Trial) -> None:
     found = []
     with torch.random.fork_rng():

@@ -23,15 +23,17 @@ from captum_staa import benchmark, io
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tutorials"
 WEIGHTS = ROOT / "captum_staa" / "models" / "weights"
+LANGUAGE_MODEL = ROOT / "captum_staa" / "models" / "video_language" / "weights" / "tiny-qwen2_5_vl"
 DIGEST = runpy.run_path(str(FOLDER / "build.py"))["digest"]
 LIMIT = 2 * 2**20  # bytes
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*|\b[A-Z]:\\\w|file://")
 SWAP = "## Swap in your checkpoint"
 NAMES = ["01_explain_your_first_video", "02_methods_against_planted_truth", "03_is_my_explanation_faithful"]
-NAMES += ["04_bring_your_own_model"]
+NAMES += ["04_bring_your_own_model", "06_which_frames_made_the_model_say_that"]
 # Expressions that a reader writes into the swap cell; `clip.mp4` is in the working directory of the code.
 VIDEO = {"checkpoint": repr(str(WEIGHTS / "tiny-videomae-pattern")), "video": '"clip.mp4"'}
-SWAPS = {**dict.fromkeys(NAMES[:3], VIDEO), NAMES[3]: {"checkpoint": 'folder / "my_cnn.safetensors"'}}
+ASKED = VIDEO | {"checkpoint": repr(str(LANGUAGE_MODEL)), "prompt": '"which pattern ?"'}
+SWAPS = {**dict.fromkeys(NAMES[:3], VIDEO), NAMES[3]: {"checkpoint": 'folder / "my_cnn.safetensors"'}, NAMES[4]: ASKED}
 # Replacements that make the code faster: fewer clips and steps. A slow test runs the unchanged code.
 LESS = {
     NAMES[0]: {"sliding_window_shapes=(4, 12, 12), strides=(2, 6, 6)": "(8, 12, 12), (8, 12, 12)"},
@@ -55,6 +57,7 @@ LESS = {
         "MetricOptions(steps=8)": "MetricOptions(steps=2)",
     },
     NAMES[3]: {"n=256": "n=64", "steps=48": "steps=4", "steps=40": "steps=4", "range(0, 64, 8)": "range(0, 16, 8)"},
+    NAMES[4]: {"n_steps=8": "n_steps=2", "(4, 12, 12), (4, 6, 6)": "(8, 12, 12), (8, 12, 12)", "steps=16": "steps=4"},
 }
 
 # Runs in a new interpreter. Warnings during the import of third-party packages are not counted.

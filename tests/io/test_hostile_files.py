@@ -47,6 +47,7 @@ FORMATS: dict[str, tuple[str, str, str, dict[str, Any], int]] = {
 }
 
 
+@in_one_case()
 @pytest.mark.parametrize("kind", FORMATS)
 def test_pixel_formats_are_converted_to_rgb(tmp_path, kind):
     """An alpha channel is dropped. The colors are the stored ones, also of transparent pixels."""

@@ -24,7 +24,7 @@ def classifier(model: nn.Module, layout: str = "BCTHW") -> VideoClassifier:
 
 
 class Cnn(nn.Module):
-    """Convolutions, and a softmax over channels that is no attention."""
+    """Convolutions, and a softmax over channels that is not attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,6 @@ class MixesExamples(PlainViT):
         (Text, (8, 24, 16), "no query, key or value depends on the pixels.*text"),
         (SortsTokens, (8, 24, 16), "places tokens by their content"),
         (DropsTokens, (8, 24, 16), r"at 'blocks\.1\.attn' tokens are not on a regular grid"),
-        (MaxPools, (8, 24, 16), "another way than by a fixed weighted mean"),
         (ReadsTwoLayers, (8, 24, 16), "also reads tokens of earlier layers"),
         (Parallel, (8, 24, 16), r"'blocks\.0\.attn' and 'other' run side by side"),
         (WithoutGradient, (8, 24, 16), "outputs have no gradient"),
@@ -178,7 +177,7 @@ def test_a_forward_that_depends_on_chance_is_an_error(how: str, where: str) -> N
 
 def test_relevance_needs_no_verified_attention() -> None:
     """The shares of tokens, or of pixels where no grid is found, are those of the decomposition."""
-    for kind, where in ((MaxPools, "tokens"), (Parallel, "tokens"), (DeepStem, "pixels")):
+    for kind, where in ((ReadsTwoLayers, "tokens"), (Parallel, "tokens"), (DeepStem, "pixels")):
         clf, clip = classifier(kind().double()), clip_of("BCTHW").double()
         report = models.inspect(clf, clip)
         assert not report.ok and report.patch_embedding == ("embed" if where == "tokens" else None)
@@ -232,6 +231,54 @@ class Windows(PlainViT):
         return x
 
 
+class Hierarchy(PlainViT):
+    """Swin: windows of 2 x 2 patches over all of time, shifted windows, then merged patches with joint attention."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix=0, reads="mean")
+        self.positions = nn.Parameter(torch.zeros(1, 64, WIDTH))
+        self.merge = nn.Linear(4 * WIDTH, WIDTH)
+
+    def run(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, (4, 4, 4))  # (B, t, h, w, D)
+        for shift, block in enumerate(self.blocks[:2]):
+            y = x.roll((-shift, -shift), (2, 3)).unflatten(3, (2, 2)).unflatten(2, (2, 2))  # (B, t, H, 2, W, 2, D)
+            y = block(y.permute(0, 2, 4, 1, 3, 5, 6).flatten(3, 5).flatten(0, 2))
+            y = y.unflatten(0, (-1, 2, 2)).unflatten(3, (4, 2, 2)).permute(0, 3, 1, 4, 2, 5, 6)
+            x = y.flatten(4, 5).flatten(2, 3).roll((shift, shift), (2, 3))
+        x = x.unflatten(3, (2, 2)).unflatten(2, (2, 2)).permute(0, 1, 2, 4, 3, 5, 6).flatten(4)  # (B, t, 2, 2, 4 D)
+        return self.blocks[2](self.merge(x).flatten(1, 3))
+
+
+class Pads(PlainViT):
+    """Windows of five patches over 24 padded to 25; what is padded is discarded."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix=0, reads="mean")
+
+    def run(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            y = F.pad(x, (0, 0, 0, 1)).unflatten(1, (5, 5)).flatten(0, 1)
+            x = block(y).unflatten(0, (-1, 5)).flatten(1, 2)[:, :24]
+        return x
+
+
+class MeanOfFrames(FrameEncoder):
+    """The mean of the patches of each frame, then a transformer over time."""
+
+    def __init__(self) -> None:
+        super().__init__("explicit", "transformer")
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.embed(clip.flatten(0, 1)).flatten(2).mT + self.positions[:, 1:]
+        for block in self.blocks:
+            x = block(x)
+        x = x.mean(1).unflatten(0, (len(clip), -1)) + self.times
+        for block in self.temporal:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
 class LateClass(PlainViT):
     """CaiT: the class token joins behind the first block, and alone is a query."""
 
@@ -266,19 +313,80 @@ def explicit(block: Any, x: Tensor) -> Tensor:
 
 
 def of_windows(model: Windows, x: Tensor) -> Tensor:
-    weights = torch.full((len(x), 1, 24), 1 / 24)
-    inputs, dense = [x], []
+    weights, dense = torch.full((len(x), 24), 1 / 24), []
     for number, block in enumerate(model.blocks):
         order = torch.arange(24).view(4, 6).roll(-(number % 2), 0).view(2, 12)
-        matrix, after = torch.zeros(len(x), 24, 24), x.clone()
-        for window in order:
-            matrix[:, window[:, None], window] = explicit(block, inputs[-1][:, window])
-            after[:, window] = block(inputs[-1][:, window])
+        matrix, x = dense_of_groups(block, x, order)
         dense.append(matrix)
-        inputs.append(after)
     for matrix in reversed(dense):
-        weights = (weights + weights @ matrix) / 2
-    return weights[:, 0]
+        weights = (weights + (weights[:, None] @ matrix)[:, 0]) / 2
+    return weights
+
+
+def dense_of_groups(block: Any, x: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the dense matrix of attention within groups of tokens ``(R, n)``, and the tokens after the block."""
+    matrix, after = torch.zeros(len(x), x.shape[1], x.shape[1]), x.clone()
+    for group in groups:
+        matrix[:, group[:, None], group] = explicit(block, x[:, group])
+        after[:, group] = block(x[:, group])
+    return matrix, after
+
+
+def of_hierarchy(model: Hierarchy, x: Tensor) -> Tensor:
+    places = torch.arange(64).view(4, 4, 4)
+    windows = [
+        torch.stack([rolled[:, i : i + 2, j : j + 2].flatten() for i in (0, 2) for j in (0, 2)])
+        for rolled in (places, places.roll((-1, -1), (1, 2)))
+    ]
+    first, x = dense_of_groups(model.blocks[0], x, windows[0])
+    second, x = dense_of_groups(model.blocks[1], x, windows[1])
+    quads = torch.stack(
+        [
+            places[t, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].flatten()
+            for t in range(4)
+            for i in range(2)
+            for j in range(2)
+        ]
+    )
+    third = explicit(model.blocks[2], model.merge(x[:, quads].flatten(2)))
+    weights = torch.full((len(x), 16), 1 / 16)
+    weights = (weights + (weights[:, None] @ third)[:, 0]) / 2
+    fine = torch.zeros(len(x), 64)
+    fine[:, quads.flatten()] = weights.repeat_interleave(4, 1) / 4
+    for matrix in (second, first):
+        fine = (fine + (fine[:, None] @ matrix)[:, 0]) / 2
+    return fine
+
+
+def of_pads(model: Pads, x: Tensor) -> Tensor:
+    """What a token takes from padding goes to no pixel."""
+    weights, dense = torch.full((len(x), 24), 1 / 24), []
+    for block in model.blocks:
+        matrix, after = dense_of_groups(block, F.pad(x, (0, 0, 0, 1)), torch.arange(25).view(5, 5))
+        dense.append(matrix[:, :24, :24])
+        x = after[:, :24]
+    for matrix in reversed(dense):
+        weights = (weights + (weights[:, None] @ matrix)[:, 0]) / 2
+    return weights
+
+
+def of_mean_of_frames(model: MeanOfFrames, clip: Tensor) -> Tensor:
+    x = model.embed(clip.flatten(0, 1)).flatten(2).mT + model.positions[:, 1:]
+    spatial = []
+    for block in model.blocks:
+        spatial.append(explicit(block, x).unflatten(0, (len(clip), 8)))
+        x = block(x)
+    x = x.mean(1).unflatten(0, (len(clip), -1)) + model.times
+    weights, temporal = torch.full((len(clip), 8), 1 / 8), []
+    for block in model.temporal:
+        temporal.append(explicit(block, x))
+        x = block(x)
+    for matrix in reversed(temporal):
+        weights = (weights + (weights[:, None] @ matrix)[:, 0]) / 2
+    patches = (weights / 6)[:, :, None].expand(-1, -1, 6)
+    for matrix in reversed(spatial):
+        patches = (patches + (patches[:, :, None] @ matrix)[:, :, 0]) / 2
+    return patches.flatten(1)
 
 
 def of_late_class(model: LateClass, x: Tensor) -> Tensor:
@@ -313,14 +421,27 @@ def of_latents(model: Latents, x: Tensor) -> Tensor:
 
 
 @in_one_case()
-@pytest.mark.parametrize(("kind", "slow"), [(Windows, of_windows), (LateClass, of_late_class), (Latents, of_latents)])
-def test_unusual_sequences_of_tokens_equal_the_slow_formula(kind: type[PlainViT], slow: Any) -> None:
-    clf, clip = classifier(kind()), clip_of("BCTHW")
+@pytest.mark.parametrize(
+    ("kind", "slow"),
+    [
+        (Windows, of_windows),
+        (Hierarchy, of_hierarchy),
+        (Pads, of_pads),
+        (MeanOfFrames, of_mean_of_frames),
+        (LateClass, of_late_class),
+        (Latents, of_latents),
+    ],
+)
+def test_unusual_sequences_of_tokens_equal_the_slow_formula(kind: type[nn.Module], slow: Any) -> None:
+    size = (8, 32, 32) if kind is Hierarchy else (8, 24, 16)
+    layout = "BTCHW" if kind is MeanOfFrames else "BCTHW"
+    clf, clip = classifier(kind(), layout), clip_of(layout, size=size)
     found = STAA(clf, mode="attention", upsampling="nearest").attribute_maps(clip).joint
-    model = clf.module
+    model, steps = clf.module, 8 if kind is MeanOfFrames else 4
     with torch.no_grad():
-        tokens = slow(model, model.stem(clip) + model.positions)
-    expected = torch.kron(tokens.view(-1, 4, 3, 2), torch.ones(1, 2, 8, 8)) / 128
+        tokens = slow(model, clip if kind is MeanOfFrames else model.stem(clip) + model.positions)
+    grid = tokens.view(-1, steps, size[1] // 8, size[2] // 8)
+    expected = torch.kron(grid, torch.ones(1, 8 // steps, 8, 8)) / (8 // steps * 64)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
     assert expected.std() > 0.02 * expected.max()
 
@@ -353,19 +474,57 @@ def test_resized_and_rounded_clips_are_placed() -> None:
     assert report.ok and report.grid == GRID and report.forwards <= 40
 
 
-def test_frames_pooled_by_a_recurrent_layer_have_no_fixed_weights() -> None:
-    class Recurrent(FrameEncoder):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = nn.LSTM(WIDTH, WIDTH, batch_first=True)
+class Recurrent(FrameEncoder):
+    """A recurrent layer over the class tokens of the frames."""
 
-        def forward(self, clip: Tensor) -> Tensor:
-            x = self.embed(clip.flatten(0, 1)).flatten(2).mT
-            x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
-            for block in self.blocks:
-                x = block(x)
-            return self.head(self.rnn(x[:, 0].unflatten(0, (len(clip), -1)))[0][:, -1])
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(WIDTH, WIDTH, batch_first=True)
 
-    clf = classifier(Recurrent(), "BTCHW")
-    with pytest.raises(ValueError, match=r"fixed weighted mean.*STAA\(mode='relevance'\)"):
-        STAA(clf, mode="attention").attribute(clip_of("BTCHW"))
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.embed(clip.flatten(0, 1)).flatten(2).mT
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.over_time(x[:, 0].unflatten(0, (len(clip), -1)))
+
+    def over_time(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def test_a_head_that_is_not_linear_is_read_by_its_gradient_in_each_clip() -> None:
+    """Attention within a frame, times what the recurrent layer takes from the frame."""
+    clf, clip = classifier(Recurrent(), "BTCHW"), clip_of("BTCHW")
+    with torch.inference_mode():  # no gradient is needed from the caller
+        found = STAA(clf, mode="attention", upsampling="nearest").attribute_maps(clip).joint
+    model = clf.module
+    x = model.embed(clip.flatten(0, 1)).flatten(2).mT
+    x, maps = torch.cat([model.cls.expand(len(x), -1, -1), x], 1) + model.positions, []
+    for block in model.blocks:
+        maps.append(explicit(block, x).unflatten(0, (2, 8)))
+        x = block(x)
+    frames = x[:, 0].detach().unflatten(0, (2, 8))
+    sizes = torch.stack(
+        [
+            torch.autograd.functional.jacobian(model.over_time, frames[n : n + 1])[0, :, 0].norm(dim=(0, 2))
+            for n in (0, 1)
+        ]
+    )
+    weights = torch.zeros(2, 8, 7)
+    weights[:, :, 0] = sizes / sizes.sum(1, keepdim=True)
+    for matrix in reversed(maps):
+        weights = (weights + (weights[:, :, None] @ matrix)[:, :, 0]) / 2
+    expected = torch.kron(weights[:, :, 1:].unflatten(2, (3, 2)).contiguous(), torch.ones(1, 1, 8, 8)) / 64
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+    assert sizes.std() > 0.1 * sizes.mean()
+    assert "measured for each clip" in str(models.inspect(clf, clip))
+
+
+def test_a_maximum_takes_the_tokens_that_hold_it() -> None:
+    clf, clip = classifier(MaxPools()), clip_of("BCTHW")
+    weights = models.inspect(clf, clip).family.pooling(None)(clf, clip)
+    model = clf.module
+    x = torch.cat([model.prefix.expand(2, -1, -1), model.stem(clip)], 1) + model.positions
+    winners = model.norm(model.run(x)).argmax(1)  # (B, D)
+    sizes = torch.zeros(2, 25).scatter_add(1, winners, model.head.weight.square().sum(0).expand(2, -1)).sqrt()
+    torch.testing.assert_close(weights, (sizes / sizes.sum(1, keepdim=True)).detach())

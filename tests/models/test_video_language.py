@@ -10,7 +10,8 @@ import transformers
 from tiny_language import FAMILIES, VIDEO_TOKEN, build, clips_of, question, size_of, tiny_vlm, token, tokenizer
 from torch import Tensor, nn
 
-from captum_staa.models import VideoLanguageModel, VideoTokens
+from captum_staa import AnswerAttribution
+from captum_staa.models import VideoLanguageFamily, VideoLanguageModel, VideoTokens
 from captum_staa.models.video_language.families import from_rows, to_rows
 from captum_staa.models.video_language.features import answer_logits, encode
 
@@ -254,6 +255,51 @@ def test_prompts_without_exactly_one_fitting_video_are_refused(prompt, message):
         tiny_vlm("qwen2_5_vl").prompt(prompt, size_of("qwen2_5_vl"))
     with pytest.raises(TypeError, match="must be a string, a VideoPrompt or a list of token ids"):
         tiny_vlm("qwen2_5_vl").prompt(2.5, size_of("qwen2_5_vl"))
+
+
+def test_an_answer_beyond_the_context_is_refused():
+    vlm, clip = tiny_vlm("qwen2_5_vl"), clips_of("qwen2_5_vl")
+    clf = vlm.as_classifier("<|video_pad|>" + "x" * 1000, [token("it")] * 10)
+    with pytest.raises(ValueError, match=r"prompt and answer must have at most 1024 tokens, .* got 1027, of which 18"):
+        clf(clip)
+
+
+def test_a_fact_sheet_of_a_few_lines_adds_a_family():
+    """A model that this library does not know: LLaVA-NeXT-Video."""
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = vision | {"num_key_value_heads": 2, "vocab_size": 64}
+    config = transformers.LlavaNextVideoConfig(
+        vision_config=transformers.CLIPVisionConfig(**vision, image_size=24, patch_size=4, projection_dim=16).to_dict(),
+        text_config=transformers.LlamaConfig(**text).to_dict(),
+        image_token_index=2,
+        video_token_index=1,
+        image_grid_pinpoints=[[24, 24]],
+    )
+    torch.manual_seed(0)
+    model = transformers.LlavaNextVideoForConditionalGeneration(config).eval()
+    with pytest.raises(ValueError, match="got LlavaNextVideoForConditionalGeneration with 0 of them"):
+        VideoLanguageModel(model)
+
+    def grid(size, config):
+        side = config.vision_config.image_size // config.vision_config.patch_size // config.spatial_pool_stride
+        return VideoTokens(size, step=1, h=side, w=side, merge=config.spatial_pool_stride)
+
+    sheet = VideoLanguageFamily(
+        name="llava_next_video",
+        classes=("LlavaNextVideoForConditionalGeneration",),
+        tokens=grid,
+        pack=lambda clip, config: {"pixel_values_videos": clip},
+        unpack=lambda inputs, config: inputs["pixel_values_videos"],
+        text=lambda tokens, fps, token: token * tokens.count,
+        placeholder="<video>",
+        token="video_token_index",
+    )
+    clip, ids = torch.randn(1, 4, 3, 24, 24), torch.tensor([5, *[1] * 36, 6, 7, 8, 9])
+    clf = VideoLanguageModel(model, family=sheet).as_classifier(ids[:-2], [8, 9, 10])
+    with torch.no_grad():
+        logs = model(ids[None], pixel_values_videos=clip).logits[0, -3:].log_softmax(-1)
+        assert torch.allclose(clf(clip)[0, :3], logs[[0, 1, 2], [8, 9, 10]], atol=1e-5)
+    assert AnswerAttribution(clf).attribute(clip, target=1).abs().sum() > 0
 
 
 def test_processor_outputs_without_exactly_one_video_are_refused():

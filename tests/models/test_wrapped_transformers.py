@@ -123,7 +123,7 @@ def test_a_backbone_with_an_own_mean_head_has_the_map_of_the_same_model_with_its
     torch.testing.assert_close(frames, STAA(model, mode="attention").attribute_temporal(CLIP))
 
 
-def test_what_the_head_reads_is_measured_and_an_unusual_head_is_an_error_of_the_rollout_alone() -> None:
+def test_what_the_head_reads_is_measured_and_an_unusual_head_is_discovered() -> None:
     torch.manual_seed(0)
     config = VivitConfig(**SIZES, tubelet_size=[2, 4, 4])
     backbone = VivitModel(config, add_pooling_layer=False).eval()
@@ -131,9 +131,13 @@ def test_what_the_head_reads_is_measured_and_an_unusual_head_is_an_error_of_the_
     rows = STAA(by_class_token, mode="attention", layers=[-1]).attribute_maps(CLIP).joint
     assert bool((rows.flatten(1).sum(1) < 1).all())  # the class token's attention on itself is not on a pixel
     weighted = VideoClassifier(OwnHead(backbone, "weighted").eval())
-    with pytest.raises(ValueError, match="mode='relevance'"):
-        STAA(weighted, mode="attention").attribute(CLIP)
-    assert STAA(weighted).attribute(CLIP, target=1).shape == CLIP.shape
+    found = STAA(weighted, mode="attention").attribute(CLIP)
+    weights = torch.linspace(0, 1, 33) / torch.linspace(0, 1, 33).sum()
+    assert weighted.family is not None
+    stated = VideoClassifier(weighted.module, family=replace(weighted.family, pooling=lambda model: weights))
+    torch.testing.assert_close(found, STAA(stated, mode="attention").attribute(CLIP))
+    relevance = STAA(weighted).attribute(CLIP, target=1)
+    torch.testing.assert_close(relevance, STAA(stated).attribute(CLIP, target=1))
 
 
 @pytest.mark.filterwarnings("ignore")  # torch deprecates quantize_dynamic, and warns about missing backward passes

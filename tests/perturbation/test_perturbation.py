@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoLayout, baselines, feature_masks
 from captum_staa.attr.perturbation import MaskAttribution
 from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark.registry import METHODS
 from captum_staa.metrics import auroc, deletion, insertion
 from captum_staa.perturbation import PRESETS, Ellipsoid, Nested, SquaredDifferences, TotalVariation
 from captum_staa.perturbation.config import OBJECTIVES
@@ -192,7 +193,7 @@ def test_zero_iterations_return_a_map_like_init(preset: str) -> None:
 @pytest.mark.parametrize("rate", [0.1, 3.0])
 def test_best_state_is_returned(rate: float) -> None:
     """Also for steps so large that later states are worse. Each clip has its own best state."""
-    own = replace(PRESETS["nested"], parametrization=Nested(rate=rate))
+    own = replace(PRESETS["nested"], parametrization=Nested(path=45 * rate))
     parts = result_of(preset=own, iterations=45, scale="logit", regularizer="tv")
     steps, energy, kept, removed = parts.history
     assert steps.tolist() == [0, 10, 20, 30, 40, 45] and energy.shape == (6, 2) and kept.shape == (6, 2, 2)
@@ -301,7 +302,7 @@ def test_attributions_equal_the_map_divided_among_channels(dtype: torch.dtype) -
 def test_scores_equal_those_of_manually_blended_clips(scale: Any) -> None:
     """Means over the blends, of log odds or of outputs."""
     clip, layout, parts = clip_of(), "BCTHW", result_of(scale=scale, target=[2, 0])
-    others = [torch.zeros_like(clip), baselines.blur(clip, layout, space=20 / 112 * 6)]
+    others = [torch.zeros_like(clip), torch.cat([baselines.noise(one, layout) for one in clip[:, None]])]
 
     def score(clips: Tensor) -> Tensor:
         logits = Net()(clips)
@@ -317,7 +318,7 @@ def test_scores_equal_those_of_manually_blended_clips(scale: Any) -> None:
                 torch.testing.assert_close(found[:, area], converted(mean), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("term", [TotalVariation(5, 5), SquaredDifferences(20, 20), Ellipsoid(3, 0.5)], ids=repr)
+@pytest.mark.parametrize("term", [TotalVariation(5, 5), SquaredDifferences(20, 20), Ellipsoid(3, 0.5, 10)], ids=repr)
 def test_regularizers_make_masks_smoother_with_the_same_area(term: Any) -> None:
     rough, smooth = (result_of(iterations=30, regularizer=name) for name in ("none", term))
     torch.testing.assert_close(smooth.visible, rough.visible, rtol=0, atol=1e-3)
@@ -327,7 +328,7 @@ def test_regularizers_make_masks_smoother_with_the_same_area(term: Any) -> None:
 
 def test_each_objective_improves_its_own_score_most() -> None:
     """ "preserve" has the highest kept score, "delete" the lowest removed score, "dual" the largest difference."""
-    preset = replace(PRESETS["nested"], parametrization=Nested(rate=0.08))
+    preset = replace(PRESETS["nested"], parametrization=Nested(path=2.4))
     runs = [result_of(preset=preset, iterations=30, objective=name, scale="logit") for name in OBJECTIVES]
     kept, removed = (torch.stack([getattr(run, name).mean(1) for run in runs]) for name in ("kept", "removed"))
     for row, wanted in enumerate((kept, -removed, kept - removed)):  # (objectives, B)
@@ -335,7 +336,16 @@ def test_each_objective_improves_its_own_score_most() -> None:
     assert kept[0].sum() > kept[1].sum() + 0.1 and removed[0].sum() > removed[1].sum() + 0.1
 
 
-def test_progress_bar_shows_kept_and_removed_scores(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_shows_cost_and_scores(capsys: pytest.CaptureFixture[str]) -> None:
     parts = result_of(iterations=10, show_progress=True)
-    shown = re.findall(r"kept (\d\.\d{3}), removed (\d\.\d{3})", capsys.readouterr().err)
-    assert shown[-1] == (f"{parts.kept.mean():.3f}", f"{parts.removed.mean():.3f}")
+    shown = re.findall(r"(\d+) forwards per clip, kept (\d\.\d{3}), removed (\d\.\d{3})", capsys.readouterr().err)
+    cost = PRESETS["nested"].changed(iterations=10, areas=(0.1, 0.3)).forwards()
+    assert shown[-1] == (str(cost), f"{parts.kept.mean():.3f}", f"{parts.removed.mean():.3f}")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_docstring_and_comparison_name_the_cost_of_every_preset(preset: str) -> None:
+    """Nobody should have to start an optimization to learn that it takes 15000 forward passes."""
+    cost = f"{PRESETS[preset].forwards()} forward passes"
+    assert f'``"{preset}"``, {cost}' in (SpatioTemporalPerturbation.__doc__ or "")
+    assert METHODS[PRESETS[preset].name].description.endswith(cost)

@@ -137,7 +137,7 @@ def test_separate_masks_are_clamped_and_their_penalty_weight_grows():
 def test_nested_takes_steps_of_equal_length_and_separate_uses_sgd_with_momentum():
     grid = RegionGrid(torch.tensor([0, 1, 2, 0, 1, 1]).view(2, 3, 1, 1), WIDE)  # the second clip has two regions
     values = [torch.zeros(2, 3, requires_grad=True), torch.zeros(1, 1, 2, requires_grad=True)]
-    descents = [Nested(rate=0.2).descent(values[0], grid), Separate(rate=0.2).descent(values[1], grid)]
+    descents = [Nested(path=2.0).descent(values[0], grid, 10), Separate(rate=0.2).descent(values[1], grid, 10)]
     slopes = torch.tensor([[3.0, -4.0, 0.0], [6.0, -8.0, 0.0]])
     expected, descent, speed = torch.zeros(2, 3), 0.0, 4.0
     for slope in (4.0, -1.0, 3.0):
@@ -150,6 +150,8 @@ def test_nested_takes_steps_of_equal_length_and_separate_uses_sgd_with_momentum(
         same(values[0].detach(), expected, 1e-6)
         same(values[1].detach(), [[[descent] * 2]], 1e-6)
     descents[0](torch.zeros(2, 3))  # clips that do not change the output
+    expected -= 0.2 * torch.stack([slopes[0] / math.sqrt(25 / 3), slopes[1] / math.sqrt(100 / 2)]) / 10
+    descents[0](4e-4 * slopes)  # a 10000th of the largest gradient: rounding errors
     same(values[0].detach(), expected, 1e-6)
 
 

@@ -8,10 +8,10 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont, ImageSequence
 
 from captum_staa import io
-from captum_staa.visualization import Frames, Style, overlay, save_animation
+from captum_staa.visualization import Frames, Style, animation, overlay, save_animation
 
 T, H, W = 8, 24, 32
 GRAY = Frames(np.full((T, H, W, 3), 128, dtype=np.uint8), layout="BTCHW")
@@ -164,3 +164,37 @@ def test_invalid_arguments_raise_value_error(tmp_path, name, options, says):
     with pytest.raises(ValueError, match=says):
         save_animation(block(), GRAY, tmp_path / name, **options)
     assert os.listdir(tmp_path) == []
+
+
+def test_title_time_and_color_bar_are_burnt_in(tmp_path):
+    """With a title, the picture is unchanged between a strip above and a strip below, which shows the time."""
+    frames = Frames(np.full((2, 60, 300, 3), 128, np.uint8), crop=(0, 30, 60, 240), fps=2)
+    maps = np.zeros((2, 6, 24))
+    maps[1, 2, 3] = 4
+    style = Style(sign="positive", outlier_perc=0)
+    options = {"style": style, "min_size": 0, "side_by_side": False, "quality": 100}
+    pictures = {}
+    for name, title in (("plain", None), ("one", "waving (93 %)"), ("two", "waving (93 %)\ntoy model")):
+        path = save_animation(maps, frames, tmp_path / f"{name}.webp", title=title, **options)
+        with Image.open(path) as picture:
+            pictures[name] = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(picture)]
+    plain, one, two = pictures["plain"], pictures["one"], pictures["two"]
+    assert plain[0].shape == (60, 300, 3) and one[0].shape[1] == two[0].shape[1] == 300
+    line = two[0].shape[0] - one[0].shape[0]  # height of a line of text
+    assert line > 10
+    top = line + 6
+    assert np.abs(one[1][top : top + 60] - plain[1]).max() < 40  # the picture itself, compressed once more
+    above, below = one[1][:line], one[1][top + 60 :]
+    assert above.min() < 100 and below.min() < 100  # text on white
+    assert (
+        np.abs(one[0][top + 60 : top + 60 + line] - one[1][top + 60 : top + 60 + line]).max() > 100
+    )  # 0.00 and 0.50 s
+    colors = style.bar_colors(np.linspace(0, 1, 200))[:, :3] * 255
+    assert any(np.abs(row[50:250] - colors).mean() < 40 for row in below)  # the color bar
+
+
+def test_text_of_a_title_breaks_between_words():
+    font = ImageFont.load_default(13)
+    lines = animation._lines("a long title of many words\nsecond", 80, font)
+    assert " ".join(lines) == "a long title of many words second" and len(lines) > 2
+    assert all(font.getlength(line) <= 80 for line in lines) and lines[-1] == "second"

@@ -117,7 +117,7 @@ def test_color_bar_matches_the_blended_frames():
     style = Style(outlier_perc=0)
     result = overlay(block(), GRAY, style=style)
     assert np.abs(np.array(style.bar_colors(0.5)[:3]) * 255 - result.picture(5)[5, 22]).max() <= 3
-    assert result.caption == "|attribution|, 1 = 1 (one scale for all frames)"
+    assert result.caption == "|attribution|; full color = 1, in all frames"
 
 
 @in_one_case()

@@ -75,7 +75,12 @@ def test_comparison_has_a_row_and_a_scale_per_method():
             expected = overlay(values, CLIP).picture(frame)
             assert np.array_equal(found[4 * row + column], expected)
     assert words(axes)[:4] == ["frame 10\n1.00 s", "frame 30\n3.00 s", "frame 50\n5.00 s", "frame 70\n7.00 s"]
-    assert words(axes)[4:] == ["clip", "small\n1 = 0.001", "large\n1 = 1e+03", "none\nzero everywhere"]
+    assert words(axes)[4:] == [
+        "clip",
+        "small\nfull color = 0.001",
+        "large\nfull color = 1e+03",
+        "none\nzero everywhere",
+    ]
     assert overlaps(figure, axes.texts) == []
 
 
@@ -114,7 +119,7 @@ def test_names_break_between_words_and_fit_their_rows(count):
     assert overlaps(figure, axes.texts) == []
     labels = [text.get_text().split("\n") for text in axes.texts[-count:]]
     for name, (*lines, scale) in zip(names, labels, strict=True):
-        assert scale == "1 = 1"
+        assert scale == "full color = 1"
         assert "".join(lines).replace(" ", "") == name.replace(" ", "")
         for before, after in itertools.pairwise(lines):
             joined = f"{before[-1]}{after[0]}"
@@ -165,7 +170,7 @@ def test_summary_draws_sums_over_time_and_space():
     lit = (where != where[0, 0]).any(-1)
     assert np.argwhere(lit).min(0).tolist() == [4, 20]
     assert np.argwhere(lit).max(0).tolist() == [7, 27]
-    assert panels["where"].get_xlabel() == "sum over frames\n1 = 0.5"
+    assert panels["where"].get_xlabel() == "sum over frames\nfull color = 0.5"
     np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), [0, 0, 32, 0, 0, -16, 0, 0], atol=1e-4)
     _, _, panels = summary(block(), style=Style(sign="negative"))
     np.testing.assert_allclose(panels["when"].lines[0].get_ydata(), [0, 0, 0, 0, 0, 16, 0, 0], atol=1e-4)
@@ -220,7 +225,7 @@ def test_summary_of_two_classes_has_one_scale_and_a_panel_for_each():
         expected = [(style.colors(joint[frame])[..., :3] * 255).round() for frame in (2, 5)]
         shown = pictures(rows)[2 * at : 2 * at + 2]
         assert all(np.abs(a - b).max() <= 1 for a, b in zip(shown, expected, strict=True)), (name, factor)
-    assert "1 = 4 (one scale for all frames and classes)" in key.get_xlabel()
+    assert "full color = 4, in all frames and classes" in key.get_xlabel()
     assert [panel.get_title() for panel in where] == ["where: waving", "where: clapping"]
     assert len({panel.get_xlabel() for panel in where}) == 1
     np.testing.assert_allclose(when.lines[0].get_ydata(), [0, 0, 32, 0, 0, 0, 0, 0], atol=1e-4)

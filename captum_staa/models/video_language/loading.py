@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from captum_staa.models import preprocessing
-from captum_staa.models.loading import HUB_OPTIONS, not_cached, on_hub
+from captum_staa.models.loading import HUB_OPTIONS, not_cached, notice_in, on_hub
 
 _WEIGHTS = Path(__file__).parent / "weights"
 _OPTIONS = {"processor", "family", "fps", "preprocessing"}
@@ -46,6 +46,7 @@ def load_language_model(
     name = os.fspath(name_or_path)
     bundled = name in bundled_language_models()
     folder = _WEIGHTS / name if bundled else Path(os.path.expanduser(name))
+    settings["notice"] = notice_in(folder if folder.is_dir() else None)
     source = str(folder) if folder.is_dir() else name
     unreachable = ""
     if not folder.is_dir():

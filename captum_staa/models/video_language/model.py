@@ -118,6 +118,7 @@ class VideoLanguageModel(nn.Module):
         self.processor, self.fps, self.preprocessing = processor, float(fps), preprocessing
         self.layout = VideoLayout("BTCHW")
         forward = inspect.signature(type(self.model).forward).parameters
+        self.notice = ""
         self._keeps_logits = "logits_to_keep" in forward
 
     @classmethod
@@ -142,7 +143,10 @@ class VideoLanguageModel(nn.Module):
         from captum_staa.models.video_language.loading import load_language_model
 
         model, settings = load_language_model(name_or_path, options)
-        return cls(model.to(device=device, dtype=dtype).eval(), **settings)
+        notice = settings.pop("notice", "")
+        vlm = cls(model.to(device=device, dtype=dtype).eval(), **settings)
+        vlm.notice = notice
+        return vlm
 
     @property
     def config(self) -> Any:
@@ -405,6 +409,14 @@ class VideoLanguageModel(nn.Module):
                 f"{int(ids.max())}. Use the tokenizer of this model."
             )
 
+    def _check_context(self, name: str, length: int, video: int) -> None:
+        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"{name} must have at most {limit} tokens, the context of the model, got {length}, of which "
+                f"{video} belong to the video. Use fewer or smaller frames."
+            )
+
     def _placed(
         self,
         ids: Tensor,
@@ -432,12 +444,7 @@ class VideoLanguageModel(nn.Module):
                 f"prompt must contain {expected} video tokens (id {self.video_token}) for a clip of (T, H, W) = "
                 f"{tuple(size)}, got {len(found)}. {other} Use vlm.prompt(text, (T, H, W))."
             )
-        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and len(ids) > limit:
-            raise ValueError(
-                f"prompt must have at most {limit} tokens, the context of the model, got {len(ids)}, of which "
-                f"{expected} belong to the video. Use fewer or smaller frames."
-            )
+        self._check_context("prompt", len(ids), expected)
         at = torch.full((tokens.count,), -1)
         at[slice(None) if kept is None else kept] = found[: len(found) - tokens.tail]
         return VideoPrompt(ids.long().cpu(), tokens, at, tokens.step / self.fps if seconds is None else seconds, text)
@@ -457,6 +464,7 @@ class VideoLanguageModel(nn.Module):
         """
         device = self._device()
         ids = prompt.ids if answer is None else torch.cat([prompt.ids, answer.cpu()])
+        self._check_context("prompt and answer", len(ids), int((prompt.ids == self.video_token).sum()))
         ids = ids.to(device).expand(len(clip), -1)
         video = self.family.pack(clip.to(device=device, dtype=self.model.dtype), self.config)
         if (kept := prompt.kept) is not None:

