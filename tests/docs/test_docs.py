@@ -74,8 +74,9 @@ def in_toctrees(pages: dict[Path, str]) -> Counter[str]:
 
 
 def documented(text: str) -> list[object]:
-    """Return the objects that a page of autodoc directives documents."""
-    found: list[object] = []
+    """Return the objects that a page of autodoc and autosummary directives documents."""
+    lists = re.findall(r"^\.\. autosummary::\n((?:   .*\n|\n(?=   ))*)", text, re.MULTILINE)
+    found = [resolved(name) for names in lists for name in re.findall(r"^   (\w[\w.]+)$", names, re.MULTILINE)]
     directive = r"^\.\. (?:auto|py:)(\w+):: (\S+)\n((?:   .*\n|\n(?=   ))*)"
     for kind, name, options in re.findall(directive, text, re.MULTILINE):
         thing = resolved(name)
@@ -137,6 +138,26 @@ def test_every_page_is_in_one_table_of_contents():
     pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
     assert pages <= entries.keys(), f"in no toctree: {sorted(pages - entries.keys())}"
     assert max(entries.values()) == 1
+
+
+@in_one_case()
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [
+        ("SlowFast", "your_model"),
+        ("r3d_18", "your_model"),
+        ("LSTM", "your_model"),
+        ("Lightning", "your_model"),
+        ("LoRA", "your_model"),
+        ("sigmoid", "your_model"),
+        ("SlowFast", "which_method"),
+        ("frames", "which_method"),
+        ("Qwen2.5-VL", "which_method"),
+    ],
+)
+def test_what_readers_search_for_is_in_a_heading(word, page):
+    """The search ranks words of headings first."""
+    assert any(word in heading for heading in re.findall(r"^#+ (.+)$", prose(PAGES[DOCS / f"{page}.md"]), re.MULTILINE))
 
 
 def test_no_paragraph_is_repeated():
