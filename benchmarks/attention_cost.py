@@ -3,6 +3,7 @@
     python benchmarks/attention_cost.py                       # base-size models, two threads
     python benchmarks/attention_cost.py --model videomae --rounds 9
     python benchmarks/attention_cost.py --model explicit --only attention --threads 1
+    python benchmarks/attention_cost.py --model videomae --inspect     # what models.inspect costs, and nothing else
 
 Every call alternates with a plain forward in the same process. The result is the median over rounds of the ratio of
 both times. Memory is the peak allocation during the call (PyTorch's profiler counts every allocation of every
@@ -175,16 +176,38 @@ def measure(name: str, rounds: int, only: str) -> list[str]:
     return rows
 
 
+def inspection(name: str) -> list[str]:
+    """Return the cost of one inspection, which is cached on the classifier."""
+    model, clip = build(name)
+    clf = VideoClassifier(model.eval(), layout="BCTHW" if name == "explicit" else None)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return clf(clip)
+
+    forward()
+    plain = statistics.median(seconds(forward) for _ in range(3))
+    took = seconds(lambda: models.inspect(clf, clip, show_progress=True))
+    report = models.inspect(clf, clip)
+    ratio = took / plain
+    return [
+        f"{name}-base: {report.forwards} clips run, {took:.0f} s, the time of {ratio:.1f} forwards of {plain:.2f} s; "
+        f"{'verified' if report.ok else report.problems[0]}"
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=NAMES, action="append")
     parser.add_argument("--only", default="", help="measure only ways with this word in their name")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--inspect", action="store_true", help="measure models.inspect alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for name in arguments.model or NAMES:
-        print("\n".join(measure(name, arguments.rounds, arguments.only)), flush=True)
+        rows = inspection(name) if arguments.inspect else measure(name, arguments.rounds, arguments.only)
+        print("\n".join(rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,15 @@ from captum_staa.attention.linear_graph import Operation, nonlinear_operations, 
 from captum_staa.grid import TokenGrid
 from captum_staa.models.outputs import LastFunction
 
-__all__ = ["Decomposition", "FrozenPatterns", "class_contrast", "decompose", "decompose_classifier", "relevance_maps"]
+__all__ = [
+    "Decomposition",
+    "FrozenPatterns",
+    "class_contrast",
+    "decompose",
+    "decompose_classifier",
+    "relevance_maps",
+    "rest_contrast",
+]
 
 Score = Callable[[Tensor], Tensor]
 Where = Literal["tokens", "pixels"]
@@ -199,6 +207,26 @@ def class_contrast(outputs: Tensor, chosen: Tensor) -> Tensor:
     outputs, chosen = outputs.to(wide), chosen.to(wide).reshape(len(outputs))
     count = outputs[0].numel()
     return chosen if count == 1 else chosen - (outputs.flatten(1).sum(1) - chosen) / (count - 1)
+
+
+def rest_contrast(outputs: Tensor, chosen: Tensor) -> Tensor:
+    """Return the target's logit minus the mean of the other logits, weighted by their softmax, ``(B,)``.
+
+    The weights are constants. The gradient is that of the log odds of the target, ``x - log sum exp`` of the others,
+    which differ from it by the entropy of the weights, and contributions sum to it exactly.
+
+    Example:
+        >>> rest_contrast(torch.tensor([[5.0, 1.0, 1.0]]), torch.tensor([0]))
+        tensor([4.])
+
+    Args:
+        outputs: logits ``(B, K)`` of several classes.
+        chosen: index of the target of each example, ``(B,)``.
+    """
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    own = torch.zeros_like(outputs, dtype=torch.bool).scatter(1, chosen.reshape(-1, 1), True)
+    weights = outputs.detach().masked_fill(own, -torch.inf).softmax(1)
+    return outputs[own] - (weights * outputs).sum(1)
 
 
 def decompose(

@@ -26,9 +26,9 @@ from captum_staa.models.video_language import AnswerClassifier, VideoLanguageMod
 from captum_staa.result import VideoAttribution
 
 Mode = Literal["relevance", "attention"]
-# Standard deviation of the Gaussian over maps, in patches of the tower. Chosen on other clips than those of the tables.
-# The language model reads movement from several steps, so that .75, the spread of STAA, leaves more to other objects.
-SPREAD = 1.0
+# Standard deviations of the Gaussian over maps, in patches of the tower (T, H, W), chosen on clips that are not in the
+# tables. In time it is twice that of STAA, because a language model reads movement from several steps.
+SPREAD = (1.5, 0.75, 0.75)
 Counterfactual = Callable[..., Tensor]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns, as in STAA
 # A blur has no details, the mean frame no movement, and the reversed clip another order. One of them is not enough: a
@@ -88,7 +88,7 @@ class AnswerAttribution(VideoMethod):
     backward for each. No attention matrix is formed.
 
     ``mode="attention"`` is the attention of the token to the video tokens, averaged over heads and layers. It does not
-    depend on which word is said, and tells when rather than where: tokens of a language model exchange information, so
+    depend on which word is said, and finds the evidence less well: tokens of a language model exchange information, so
     that one of them is not a place.
 
     Args:
@@ -273,7 +273,8 @@ class AnswerAttribution(VideoMethod):
         with call_bar(self.get_name(), len(tokens), show_progress) as bar:
             raw, logits = contributions(clip, classifier, tokens, self.pattern_weight, bar.update)
         # Neighboring patches of one object often have opposite signs. Their mean is that of the object.
-        spread = (SPREAD * patches.step, SPREAD * height, SPREAD * width)
+        sides = (patches.step, height, width)
+        spread = (SPREAD[0] * sides[0], SPREAD[1] * sides[1], SPREAD[2] * sides[2])
         return gaussian(raw.flatten(0, 1), spread, keep_sums=True).view(raw.shape), logits
 
 

@@ -336,15 +336,26 @@ class GradCAM(VideoMethod):
 
     def _check_reach(self, gradient: Tensor, run: Callable[[], Any]) -> None:
         """Raise a ValueError if the gradient reaches no cell, or only the first one: the map would be empty."""
-        reached = gradient.flatten(2).any(1)[:, 1:].any(1)  # (B,)
-        if not bool(reached.all()):
-            lost = lost_gradient(self.forward_func, run)
+        cells = gradient.flatten(2).any(1)  # (B, n)
+        unreached = ~cells[:, 1:].any(1)
+        if not bool(unreached.any()):
+            return
+        clips = unreached.nonzero().flatten().tolist()
+        lost = lost_gradient(self.forward_func, run)
+        with torch.enable_grad():
+            detached = not getattr(run(), "requires_grad", False)
+        if detached or "is lost" in lost:
             raise ValueError(
-                f"the target's gradient must reach the cells of {self._name}, got no gradient (or only at the first "
-                f"cell) in clips {(~reached).nonzero().flatten().tolist()}. The head reads only a class token, or a "
-                f"value that was pooled earlier. Choose an earlier layer, such as the norm before the last attention."
-                f"{' ' + lost if 'is lost' in lost else ''}"
+                f"the target's gradient must reach the cells of {self._name}, got none in clips {clips}: it is lost "
+                f"behind the layer. {lost} Leave out detach() and no_grad() there, or use RISE or VideoOcclusion: "
+                f"they need no gradient."
             )
+        where = "one at the first cell alone" if bool(cells[unreached].any()) else "none"
+        raise ValueError(
+            f"the target's gradient must reach the cells of {self._name}, got {where} in clips {clips}. The head reads "
+            f"only a class token, or a value that was pooled earlier. Choose an earlier layer, such as the norm before "
+            f"the last attention."
+        )
 
     def _check_cancelling(self, joint: Tensor, products: Tensor, dtype: torch.dtype) -> None:
         """Raise a ValueError if a normalization after the layer makes the sum over channels zero in every cell.

@@ -20,7 +20,7 @@ from captum_staa._utils.checks import check_choice, check_count, is_number
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
 from captum_staa._utils.networks import lost_gradient, refuse_missing_backward
 from captum_staa.attention.capture import AttentionCall, capture
-from captum_staa.attention.decomposition import class_contrast, relevance_maps
+from captum_staa.attention.decomposition import class_contrast, relevance_maps, rest_contrast
 from captum_staa.attention.focus import Focus
 from captum_staa.attention.rollout import (
     TemporalCarry,
@@ -43,6 +43,7 @@ from captum_staa.grid import TokenGrid, TokenRows
 from captum_staa.models.classifier import VideoClassifier, classifier_of
 from captum_staa.models.discovery import described
 from captum_staa.models.families import AttentionLayer
+from captum_staa.models.outputs import OutputKind, minus_other
 from captum_staa.result import VideoAttribution
 
 Mode = Literal["attention", "relevance"]
@@ -102,6 +103,9 @@ class STAA(VideoMethod):
         A model whose patch embedding is not known is decomposed into pixels instead. Each call checks that shares and
         constants sum to the difference. If a part is missing, a warning names the module in which it is lost; if it is
         too much, a ValueError.
+
+        With :meth:`VideoClassifier.versus`, shares sum to the difference of two logits; for ``"rest"``, to the target's
+        logit minus the mean of the others, weighted by their softmax, whose gradient is that of the log odds.
 
         Maps of ``mode="attention"`` do not depend on the class. :class:`captum_staa.attr.ReleasedSTAA` computes the
         maps of the authors' public code.
@@ -320,24 +324,28 @@ class STAA(VideoMethod):
         return gradients
 
     def _decomposed(self, model: Any, clip: Tensor, target: Target, extra: Any) -> tuple[Tensor, Tensor]:
-        maps, result = relevance_maps(
-            model,
-            model.layout.to_working(clip),
-            lambda values: self._contrast(values, target),
-            extra,
-            pattern_weight=self.pattern_weight,
-        )
-        return maps, result.outputs
+        working = model.layout.to_working(clip)
+        if not model.against_rest:
+            maps, result = relevance_maps(
+                model, working, lambda values: self._contrast(values, target), extra, pattern_weight=self.pattern_weight
+            )
+            return maps, result.outputs
+        single = model.alone()
+
+        def against_rest(values: Tensor) -> Tensor:
+            if values.ndim > 2 or not single.exclusive:
+                return self._contrast(minus_other(values, single.output, "rest", single.num_classes), target)
+            _refuse_probabilities(values, single.output)
+            index = torch.arange(values.shape[1], device=values.device).expand(values.shape)
+            return rest_contrast(values, target_outputs(index, _resolved(target, values)))
+
+        maps, result = relevance_maps(single, working, against_rest, extra, pattern_weight=self.pattern_weight)
+        return maps, minus_other(result.outputs, single.output, "rest", single.num_classes)
 
     def _contrast(self, values: Tensor, target: Target) -> Tensor:
         """Return what is explained, ``(B,)``: the target's logit minus the mean of the others, or a label's own."""
         classifier = self.forward_func
-        if classifier.output == "probabilities" and bool(((values >= 0) & (values <= 1)).all()):
-            raise ValueError(
-                f"outputs of a model with output='probabilities' must be the direct result of a softmax or sigmoid, "
-                f"got values of shape {tuple(values.shape)} that were computed from it, such as a mean over views. "
-                f"Explain one view, or remove the last operations from the module."
-            )
+        _refuse_probabilities(values, classifier.output)
         chosen = target_outputs(values, _resolved(target, values))
         contrasted = classifier.exclusive and values.ndim == 2  # outputs per frame are explained as they are
         return class_contrast(values, chosen) if contrasted else chosen.flatten().float()
@@ -416,6 +424,16 @@ class _Plan:
         if self.every:
             return rollout(self.weights, self.blocks, readings, self.rows, *residual)
         return torch.stack([pull(self.weights, block, readings, self.rows) for block in self.blocks]).mean(0)
+
+
+def _refuse_probabilities(values: Tensor, kind: OutputKind) -> None:
+    """Raise ValueError if values are probabilities, in which evidence does not add up, and not the logits of them."""
+    if kind == "probabilities" and bool(((values >= 0) & (values <= 1)).all()):
+        raise ValueError(
+            f"outputs of a model with output='probabilities' must be the direct result of a softmax or sigmoid, got "
+            f"values of shape {tuple(values.shape)} that were computed from it, such as a mean over views. Explain one "
+            f"view, or remove the last operations from the module."
+        )
 
 
 def transformer_of(forward_func: nn.Module) -> VideoClassifier:

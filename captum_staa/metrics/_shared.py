@@ -54,10 +54,10 @@ def midranks(values: Tensor) -> Tensor:
 
 
 def draws_in_blocks(n_bootstrap: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the copies of each input in each bootstrap draw, in blocks ``(R, N)`` of float64 on the CPU.
+    """Yield the copies of each input in each bootstrap draw, in blocks ``(R, N)`` float64 on the CPU.
 
-    A block has at most ``BLOCK`` numbers, because there may be many inputs. Rows sum to ``count``. All blocks together
-    have ``n_bootstrap`` rows.
+    All blocks together have ``n_bootstrap`` rows, each with the sum ``count``. A block has at most ``BLOCK`` numbers,
+    because there may be many inputs.
     """
     size = max(1, min(n_bootstrap, BLOCK // max(count, 1)))
     for start in range(0, n_bootstrap, size):

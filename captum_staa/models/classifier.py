@@ -487,6 +487,19 @@ class VideoClassifier(nn.Module):
             )
         return contrasted
 
+    @property
+    def against_rest(self) -> bool:
+        """Whether outputs are those of ``versus("rest")``."""
+        return self._other == "rest"
+
+    def alone(self) -> VideoClassifier:
+        """Return the classifier of which :meth:`versus` made this one, or this one."""
+        if self._other is None:
+            return self
+        single = copy.copy(self)
+        single._other = None
+        return single
+
     def toward(self, direction: Literal["higher", "lower"]) -> VideoClassifier:
         """Return the same model of one output, for explanations of what makes the output higher or lower.
 

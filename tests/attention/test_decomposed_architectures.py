@@ -38,7 +38,7 @@ def clip() -> Case:
 
 
 def siglip() -> Case:
-    """Its head is nn.MultiheadAttention with a query of its own."""
+    """Its head is nn.MultiheadAttention with one learned query."""
     model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**IMAGES))
     name = next(name for name, part in model.named_modules() if isinstance(part, nn.Conv2d))
     return Case(model, lambda m, x: m(pixel_values=x).pooler_output, name, (2, 3, 16, 16))
@@ -111,7 +111,7 @@ def test_contributions_and_constants_sum_to_the_score(make, pattern_weight):
     result = decompose(
         lambda x: case.run(case.model, x), inputs, contrast, tokens=tokens, pattern_weight=pattern_weight
     )
-    single = make is qwen  # its RMSNorm computes in float32 whatever the dtype
+    single = make is qwen  # its RMSNorm computes in float32 for every dtype
     assert result.nonlinear == ()
     assert abs(float(result.remainder)) < (1e-6 if single else 1e-12)
     assert float(result.contributions.abs().sum()) > 1e-3  # a check of nothing otherwise

@@ -14,7 +14,8 @@ from tiny_models import clip_for, randomize, snapshot, tiny
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_staa.attention.decomposition import decompose, decompose_classifier
+from captum_staa import STAA
+from captum_staa.attention.decomposition import decompose, decompose_classifier, rest_contrast
 
 
 class Wrapped(nn.Module):
@@ -191,3 +192,33 @@ def test_additional_forward_args_reach_the_model():
     model = randomize(Scaled(), 3).double()
     once, thrice = (decompose(model, clips(), contrast, factor, tokens=model.embed) for factor in (1.0, 3.0))
     torch.testing.assert_close(thrice.contributions, 3 * once.contributions)
+
+
+@pytest.mark.parametrize("name", ["vivit", "timesformer"])
+def test_a_class_against_the_rest_sums_to_its_logit_minus_the_weighted_mean_of_the_others(name):
+    """Weights are the softmax of the others, frozen; no warning about an operation without a rule."""
+    clf = tiny(name)
+    clip, target = clip_for(clf), torch.tensor([2, 0])
+    joint = STAA(clf.versus("rest"), pattern_weight=0).attribute_maps(clip, target)
+
+    def score(logits: Tensor) -> Tensor:
+        others = torch.stack([logits[0, [0, 1]], logits[1, [1, 2]]])
+        return torch.stack([logits[0, 2], logits[1, 0]]) - (others.detach().softmax(1) * others).sum(1)
+
+    expected = decompose_classifier(clf, clip, score)
+    torch.testing.assert_close(joint.joint.sum((1, 2, 3)), expected.contributions.flatten(1).sum(1))
+    torch.testing.assert_close(joint.logits, clf.versus("rest")(clip).detach())
+    assert float(expected.remainder.abs()) < 1e-4
+
+
+def test_the_gradient_of_a_class_against_the_rest_is_that_of_the_log_odds():
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    chosen = torch.tensor([1, 0, 4, 2])
+    own = nn.functional.one_hot(chosen, 5).bool()
+    odds = logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(1)
+    found = rest_contrast(logits, chosen)
+    expected, gradient = (torch.autograd.grad(values.sum(), logits)[0] for values in (odds, found))
+    torch.testing.assert_close(gradient, expected)
+    weights = logits.detach().masked_fill(own, -torch.inf).softmax(1)
+    entropy = -torch.special.xlogy(weights, weights).sum(1)
+    torch.testing.assert_close((found - odds).detach(), entropy)

@@ -22,7 +22,7 @@ TOKENS = math.prod(SIDES)
 
 
 class Tape:
-    """The values of the first run, which all later runs use instead of their own."""
+    """The values of the first run, which all later runs use."""
 
     def __init__(self) -> None:
         self.kept: list[Tensor] = []
@@ -344,7 +344,7 @@ class Recurrent(nn.Module):
             (r, z, n), (of_r, of_z, of_n) = a.chunk(3), b.chunk(3)
             kept = tape(torch.special.expit(z + of_z))
             reset = tape(torch.special.expit(r + of_r))
-            if not steps:  # it multiplies a constant here, and is no gate
+            if not steps:  # it multiplies a constant here, and is not a gate
                 reset = 0.5 + (r + of_r) * tape((torch.special.expit(r + of_r) - 0.5) / (r + of_r))
             n = n + reset * of_n
             h = (1 - kept) * n * tape(n.tanh() / n) + kept * h

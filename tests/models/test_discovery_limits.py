@@ -24,7 +24,7 @@ def classifier(model: nn.Module, layout: str = "BCTHW") -> VideoClassifier:
 
 
 class Cnn(nn.Module):
-    """Convolutions, and a softmax over channels that is no attention."""
+    """Convolutions, and a softmax over channels that is not attention."""
 
     def __init__(self) -> None:
         super().__init__()

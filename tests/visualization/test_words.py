@@ -125,6 +125,29 @@ def test_the_strip_of_the_player_selects_word_and_frame(browser, page, maps):
     assert pale == [True, False, False, True]
 
 
+def test_the_chosen_word_of_a_long_answer_is_visible(browser, clip, maps, tmp_path):
+    joint = maps.joint[[0, 1]].repeat_interleave(40, 0)
+    whole = VideoAttribution.from_joint(joint)
+    reliance = torch.zeros(80).index_fill(0, torch.tensor(70), 2.0)
+    many = AnswerMaps(
+        whole.joint,
+        whole.spatial,
+        whole.temporal,
+        tokens=("somewhat",) * 80,
+        log_probabilities=torch.zeros(80),
+        reliance=reliance,
+    )
+    to_html(many, clip, tmp_path / "long.html")
+    browser.open(tmp_path / "long.html")
+    inside = (
+        "return [['words', '.word'], ['rows', '.row']].map(([box, part]) => {"
+        "const outer = document.getElementById(box).getBoundingClientRect();"
+        "const inner = document.querySelectorAll(part)[70].getBoundingClientRect();"
+        "return inner.top >= outer.top - 1 && inner.bottom <= outer.bottom + 1 && outer.height < 300})"
+    )
+    assert browser.js(inside) == [True, True]
+
+
 def test_words_fit_a_small_screen_and_other_pages_have_none(browser, page, clip, maps, tmp_path):
     browser.open(page, (390, 844))
     assert browser.js("return document.documentElement.scrollWidth") <= 390

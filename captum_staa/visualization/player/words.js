@@ -35,6 +35,13 @@ function initializeWords() {
   byId("rows").setAttribute("aria-label", `attribution of each word in each frame, ${first} to ${last}`);
 }
 
+// Scrolls a box, and not the page, so that a part of it is visible.
+function reveal(box, part) {
+  const top = part.offsetTop - box.offsetTop;
+  const hidden = top + part.offsetHeight - box.clientHeight;
+  box.scrollTop = Math.min(Math.max(box.scrollTop, hidden), top);
+}
+
 function drawWords() {
   if (!data.words.length) return;
   const chosen = byId("explanation").selectedIndex;
@@ -58,6 +65,8 @@ function drawWords() {
     });
     context.putImageData(image, 0, 0);
   });
+  reveal(byId("words"), all(".word")[chosen]);
+  reveal(byId("rows"), all(".row")[chosen]);
 }
 
 // Marks the shown frame in the strip.

@@ -1,0 +1,285 @@
+"""Train small transformers that no family declares on planted clips, and score methods on them.
+
+    python benchmarks/train_discovered.py --train plain --task pattern    # minutes on one core; goes on if called again
+    python benchmarks/train_discovered.py --score plain --task pattern
+    python benchmarks/train_discovered.py --write                         # docs/transformers_table.md
+
+The models are an MViT 2 (pooled queries and keys), a Swin 3D (windows), an image encoder on frames below a transformer
+over time, and a video transformer with its own softmax. Weights stay in the folder `--out`, outside the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from evidence import Evidence, averaged, best_control, markdown, means
+from planted_table import Row, forwards
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from train_zoo import HELD_OUT_SEED, training_batch
+
+from captum_staa import RISE, STAA, GradCAM, TokenGrid, VideoClassifier, models
+from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark.scenes import LABELS
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests" / "_helpers"))  # the hierarchies
+from hierarchical_models import MViT, Swin  # noqa: E402
+
+SEED, BATCH = 30_000, 12
+STEPS = {"pattern": 900, "motion": 700, "order": 700}
+COLUMNS = {
+    "rivals": "evidence against rivals",
+    "time": "in time",
+    "classes": "class A against B",
+    "random weights": "random weights",
+    "other class": "other class",
+    "forwards": "forwards",
+}
+
+
+class Block(nn.Module):
+    """Attention with its own softmax, as research code writes it."""
+
+    def __init__(self, width: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        pattern = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        x = x + self.proj((pattern @ v).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+class Plain(nn.Module):
+    """Joint attention among tubelets of 2 x 8 x 8, whose mean the head reads."""
+
+    def __init__(self, classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.embed = nn.Conv3d(3, width, (2, 8, 8), (2, 8, 8))
+        self.positions = nn.Parameter(0.1 * torch.randn(1, 8 * 36, width))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(4))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.embed(clip).flatten(2).mT + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+class Frames(nn.Module):
+    """A ViT with a class token on each frame, and a transformer over the class tokens."""
+
+    def __init__(self, classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.embed, self.cls = nn.Conv2d(3, width, 8, 8), nn.Parameter(torch.randn(1, 1, width))
+        self.positions = nn.Parameter(0.1 * torch.randn(1, 37, width))
+        self.times = nn.Parameter(0.1 * torch.randn(1, 16, width))
+        self.spatial = nn.ModuleList(Block(width) for _ in range(2))
+        self.temporal = nn.ModuleList(Block(width) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.embed(clip.transpose(1, 2).flatten(0, 1)).flatten(2).mT
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
+        for block in self.spatial:
+            x = block(x)
+        x = x[:, 0].unflatten(0, (len(clip), -1)) + self.times
+        for block in self.temporal:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "plain": Plain,
+    "frames": Frames,
+    "mvit": lambda classes: MViT(48, classes, (16, 48, 48)),
+    "swin": lambda classes: Swin(48, classes),
+}
+# The last layer whose tokens have a gradient each, the order of its axes, and its grid.
+CAM_LAYERS: dict[str, tuple[str, str | None, TokenGrid]] = {
+    "plain": ("blocks.3.norm1", None, TokenGrid(8, 6, 6, tubelet=(2, 8, 8))),
+    "frames": ("spatial.1.norm1", "(BT)NC", TokenGrid(16, 6, 6, 1, tubelet=(1, 8, 8))),
+    "mvit": ("blocks.2.norm1", None, TokenGrid(8, 6, 6, 1, tubelet=(2, 8, 8))),
+    "swin": ("merge", "BTHWC", TokenGrid(8, 6, 6, tubelet=(2, 8, 8))),
+}
+
+
+def build(kind: str, task: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = MODELS[kind](len(LABELS[task]))
+    for parameter in model.parameters():
+        if parameter.ndim == 2:  # with the usual small weights, models this small stay on a plateau
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def train(kind: str, task: str, seed: int, steps: int, minutes: float, out: Path) -> None:
+    """Train until `steps`, or until the time is over; a second call goes on."""
+    path, begin = out / f"{kind}-{task}-{seed}.safetensors", time.perf_counter()
+    model, generator = build(kind, task, seed), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.02)
+    first, recent, seconds = 0, 0.0, 0.0
+    if path.exists():
+        tensors = load_file(path)
+        _load(model, tensors)
+        generator.set_state(tensors["generator"])
+        first, recent, seconds = int(tensors["step"]), float(tensors["recent"]), float(tensors["seconds"])
+        groups = optimizer.state_dict()["param_groups"]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                moments.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    for step in tqdm(range(first, steps), desc=f"{kind}-{task}", mininterval=20):
+        over = time.perf_counter() - begin > 60 * minutes
+        if over or step == steps - 1 or (step % 50 == 0 and step > first):
+            numbers = {"step": step, "recent": recent, "seconds": seconds + time.process_time()}
+            _save(path, model, optimizer, generator, numbers)
+        if over:
+            break
+        for group in optimizer.param_groups:
+            cosine = 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = 1.5e-3 * min((step + 1) / 30, cosine)
+        clips, targets, _ = training_batch(task, seed * 1_000_000 + step, step / steps, 0.4, generator, BATCH)
+        loss = F.cross_entropy(outputs := model(clips.transpose(1, 2)), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        sure = targets.amax(1) == 1
+        recent = 0.95 * recent + 0.05 * float((outputs.argmax(1) == targets.argmax(1))[sure].float().mean())
+    print(kind, task, "step", step + 1, "recent accuracy", round(recent, 3), flush=True)
+
+
+def _save(path: Path, model: nn.Module, optimizer: Any, generator: torch.Generator, numbers: dict[str, float]) -> None:
+    moments = {
+        f"optimizer.{index}.{key}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+    weights = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    scalars = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+    part = path.with_suffix(".part")
+    save_file({**weights, **moments, **scalars, "generator": generator.get_state()}, part)
+    part.replace(path)
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    prefix = "model."
+    model.load_state_dict({name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)})
+
+
+def methods(clf: VideoClassifier, kind: str) -> dict[str, Row]:
+    name, axes, grid = CAM_LAYERS[kind]
+    layer = clf.module.get_submodule(name)
+
+    def row(attribute: Callable[..., Tensor], slow: bool = False, **options: object) -> Row:
+        def call(clips: Tensor, targets: Tensor) -> Tensor:
+            return clf.layout.reduce(attribute(clips, target=targets, **options).detach().float())
+
+        return Row(call, {"": lambda maps: maps}, slow)
+
+    from captum.attr import IntegratedGradients
+
+    return {
+        "STAA (relevance)": row(STAA(clf).attribute),
+        "STAA (attention, of no class)": row(STAA(clf, mode="attention").attribute),
+        "STAA (relevance, Chefer)": row(STAA(clf, rule="chefer").attribute),
+        "GradCAM (hirescam)": row(GradCAM(clf, layer, weighting="hirescam", layer_axes=axes, grid=grid).attribute),
+        "IntegratedGradients (20)": row(IntegratedGradients(clf).attribute, n_steps=20, internal_batch_size=32),
+        "RISE (400)": row(RISE(clf).attribute, slow=True, n_samples=400, perturbations_per_eval=16),
+    }
+
+
+def score(kind: str, task: str, seed: int, clips: int, slow_clips: int, out: Path) -> None:
+    model = build(kind, task, seed)
+    tensors = load_file(out / f"{kind}-{task}-{seed}.safetensors")
+    _load(model, tensors)
+    clf = VideoClassifier(model.eval(), layout="BCTHW", labels=list(LABELS[task]))
+    planted = PlantedClips(HELD_OUT_SEED, 200, task)
+    right = 0
+    with torch.no_grad():
+        for start in range(0, 200, 20):
+            held_out, labels, _ = planted[start : start + 20]
+            right += int((clf(held_out.transpose(1, 2)).argmax(1) == labels).sum())
+    report = models.inspect(clf, planted[:1][0].transpose(1, 2))
+    found: dict[str, Any] = {
+        "accuracy": right / 200,
+        "steps": int(tensors["step"]),
+        "inspected": report.forwards,
+        "methods": {},
+    }
+    many, few = Evidence(clf, task, clips, SEED), Evidence(clf, task, slow_clips, SEED)
+    for name, row in tqdm(methods(clf, kind).items(), desc=f"{kind}-{task}", mininterval=20):
+        if not report.ok and "relevance)" not in name and name.startswith("STAA"):
+            continue
+        evidence = few if row.slow else many
+        own = means(evidence.scores(lambda x, y, row=row, name=name: {name: row.call(x, y)}, controls=not row.slow))
+        cost = forwards(clf, evidence, row.call) if not row.slow else 400.0
+        found["methods"] |= {each: {**values, "forwards": cost} for each, values in own.items()}
+    found["methods"] |= means(many.without_a_model())
+    (out / f"{kind}-{task}-{seed}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(markdown(best_control(found["methods"]), COLUMNS)), flush=True)
+
+
+def write(out: Path, page: Path) -> None:
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*-*-*.json"))}
+    lines = ["## Mean over the models", ""]
+    lines += [*markdown(best_control(averaged(own["methods"] for own in found.values())), COLUMNS), ""]
+    for name, own in found.items():
+        kind, task, seed = name.split("-")
+        lines += [
+            f"## {kind}, {task}, seed {seed}",
+            "",
+            f"{own['accuracy']:.1%} of 200 held-out clips are right after {own['steps']} steps. {own['inspected']} "
+            "clips were run to find its attention and tokens.",
+            "",
+            *markdown(best_control(own["methods"]), COLUMNS),
+            "",
+        ]
+    begin = page.read_text(encoding="utf-8").split("## Mean over")[0] if page.exists() else ""
+    page.write_text(begin + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", nargs="*", choices=tuple(MODELS), default=[])
+    parser.add_argument("--score", nargs="*", choices=tuple(MODELS), default=[])
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--task", choices=tuple(LABELS), default="pattern")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--minutes", type=float, default=60, help="of each training, after which it stops")
+    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--slow-clips", type=int, default=4, help="for RISE")
+    parser.add_argument("--out", type=Path, default=Path("discovered"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for kind in options.train:
+        steps = options.steps or STEPS[options.task]
+        train(kind, options.task, options.seed, steps, options.minutes, options.out)
+    for kind in options.score:
+        score(kind, options.task, options.seed, options.clips, options.slow_clips, options.out)
+    if options.write:
+        write(options.out, ROOT / "docs" / "transformers_table.md")
+
+
+if __name__ == "__main__":
+    main()
