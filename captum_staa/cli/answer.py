@@ -56,18 +56,19 @@ def run(options: AnswerOptions) -> int:
     clip = vlm.preprocess(video.frames)
     method = AnswerAttribution(vlm)
     maps = method.attribute_answer(clip, options.prompt, options.answer, options.versus, show_progress=True)
-    print(_report(options, maps, indices, info), flush=True)
+    print(_report(options, maps, indices, info, vlm.notice), flush=True)
     _write(options, maps, indices, info, video, vlm)
     print(f"written to {options.out}: {', '.join(FILES)} ({time.perf_counter() - started:.1f} s)")
     return 0
 
 
-def _report(options: AnswerOptions, maps: AnswerMaps, indices: list[int], info: io.VideoInfo) -> str:
+def _report(options: AnswerOptions, maps: AnswerMaps, indices: list[int], info: io.VideoInfo, notice: str) -> str:
     assert maps.reliance is not None
     table = str(maps).splitlines()
     lines = [
-        f"{options.video.name}: {info.num_frames} frames, {len(indices)} seen",
+        f"{options.video.name}: {info.num_frames} frames, {len(indices)} of them seen",
         f"{options.model} on {options.prompt!r}" + ("" if options.answer is None else " (the answer was given)"),
+        *([f"  {notice}"] if notice else []),
         f"  {table[0]}  strongest frames",
     ]
     for row, temporal in zip(table[1:], maps.temporal, strict=True):
@@ -97,7 +98,7 @@ def _write(
     ]
     result = {
         "versions": versions(),
-        "model": {"name": options.model, "family": vlm.family.name, "fps": vlm.fps},
+        "model": {"name": options.model, "family": vlm.family.name, "fps": vlm.fps, "notice": vlm.notice or None},
         "prompt": options.prompt,
         "answer_given": options.answer is not None,
         "versus": options.versus,
@@ -107,8 +108,9 @@ def _write(
     }
     crop = None if vlm.preprocessing is None else vlm.preprocessing.crop_box(info.height, info.width)
     frames = Frames(video.frames, crop, indices, info.fps or None)
+    title = options.prompt + (vlm.notice and f"\n{vlm.notice}")
     with atomic_files(options.out, FILES, options.overwrite) as partial:
         save_tensors(save_file, {"attributions": maps.joint.float().contiguous()}, partial / FILES[0])
         text = json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1)
         (partial / FILES[1]).write_text(text + "\n", encoding="utf-8")
-        (partial / FILES[2]).write_text(to_html(maps, frames, style=STYLE, title=options.prompt), encoding="utf-8")
+        (partial / FILES[2]).write_text(to_html(maps, frames, style=STYLE, title=title), encoding="utf-8")

@@ -22,6 +22,7 @@ from captum_staa.cli.output import FILES, refuse_to_overwrite, write
 from captum_staa.visualization import Frames, Style, show_frames, to_html
 
 MODEL = "tiny-videomae-pattern"
+REAL = "MCG-NJU/videomae-base-finetuned-kinetics"  # knows 400 actions of real videos
 CLIPS = 12  # methods are scored on these; the first one is shown
 SEED = 2_000_000_026  # of clips that are not in the training data of the model
 FACTOR = 6  # each pixel becomes FACTOR x FACTOR pixels in the video file
@@ -77,6 +78,10 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
     explanation = explain(Options(video=video, model=MODEL, out=out, overwrite=True))
     write(explanation, out, overwrite=overwrite, truth=when)
 
+    print(
+        "This demo explains a synthetic clip, in which the evidence for the class is known. The package contains no "
+        "real video; the last lines say how to explain yours.\n"
+    )
     first, last = (int(index) for index in when.nonzero()[[0, -1], 0])
     print(f"planted: {name}, from {explanation.video.moment(first)} to {explanation.video.moment(last)}")
     print(report(explanation, 4, sys.stdout.encoding))
@@ -109,7 +114,21 @@ def run(out: Path, *, clips: int = CLIPS, overwrite: bool = False) -> int:
         title=f"planted clip of class {name}, explained by several methods",
     )
     print(f"\nwritten to {out}: {', '.join(WRITTEN)} ({time.perf_counter() - started:.0f} s)")
+    print(f"open {out / 'player.html'} and {out / PAGE} in a browser\n\n{next_commands(out, explanation)}")
     return 1 if difference or comparison.failures else 0
+
+
+def next_commands(out: Path, explanation: Explanation) -> str:
+    """Return the commands to try next: another class, a comparison, and a real video."""
+    other = explanation.prediction.top(2)[1][1]
+    commands = {
+        f"why this class, and not {other}": f"explain {out / 'planted.mp4'} --model {MODEL} --versus {other} "
+        f"--out {out}_versus",
+        "all methods, in tables and a report": f"compare --model {MODEL} --planted 4 --out {out}_methods",
+        "your video and a model of the Hugging Face hub (0.3 GB)": f"explain VIDEO --model {REAL}",
+    }
+    lines = [f"  {what}:\n    python -m captum_staa {command}" for what, command in commands.items()]
+    return "\n".join(["try next:", *lines])
 
 
 def outlined(frames: NDArray[np.uint8], masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.uint8]:

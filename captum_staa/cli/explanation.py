@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_staa.io import VideoInfo
 from captum_staa.result import VideoAttribution
 
+UNSEEN_SECONDS, UNSEEN_FRAMES = 1.0, 30  # longer gaps between the seen frames are told with advice
 BAR = 24  # length in characters of the bar of probability 1
 
 
@@ -35,7 +36,7 @@ class Options:
     video: Path
     model: str
     out: Path
-    method: str = "STAA (relevance)"
+    method: str | None = None  # None is the first of methods.DEFAULTS that applies to the model
     method_options: dict[str, Any] = field(default_factory=dict)  # by name, only those that were passed
     target: str | None = None
     versus: str | None = None  # class whose output is subtracted, or "rest"
@@ -105,6 +106,18 @@ class SampledVideo:
         deviation = max(abs(time - index / fps) for index, time in zip(self.indices, self.times, strict=True))
         return fps if deviation < 1.5 / fps else None
 
+    def coverage(self) -> str:
+        """Return which frames were seen, with advice if much of the video was not."""
+        shown = f"{len(self.indices):,} of {self.info.num_frames:,} frames".replace(",", " ") + f", {self.description}"
+        gap = (self.indices[-1] - self.indices[0]) / max(len(self.indices) - 1, 1)  # in frames
+        if gap <= 1:
+            return shown
+        fps = self.constant_fps
+        seconds = 0.0 if fps is None else gap / fps
+        far = gap > UNSEEN_FRAMES if fps is None else seconds > UNSEEN_SECONDS
+        step = f"{gap:.0f} frames" if fps is None else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+        return f"{shown}: one frame per {step}" + "; use --windows to explain the whole video" * far
+
     def moment(self, index: int) -> str:
         """Return the time of frame ``index`` such as ``"1.23 s"``, or ``"frame 37"`` without timestamps."""
         return f"frame {index}" if self.times is None else f"{self.times[self.indices.index(index)]:.2f} s"
@@ -135,6 +148,7 @@ class MethodUsed:
     options: dict[str, Any]
     class_specific: bool  # whether the maps explain the target, or the model without a class
     apart: int  # minimum distance between key frames, in positions
+    chosen: bool = False  # whether it is the default for the model, and not a choice of the user
 
     def __str__(self) -> str:
         return ", ".join([self.name, *(f"{name}={value!r}" for name, value in self.options.items())])
@@ -229,30 +243,35 @@ def report(explanation: Explanation, count: int, encoding: str | None = "utf-8")
         "" if video.constant_fps is None else f", {info.num_frames / info.fps:.1f} s"
     )
     lines = [
-        f"{video.path.name}: {length}, {info.width} x {info.height}; {video.description}",
+        f"{video.path.name}: {length}, {info.width} x {info.height}",
+        f"seen: {video.coverage()}",
         f"{prediction.model} answers" + (", on average over its windows," if prediction.windows else ""),
     ]
     rows = prediction.top(count)
     wide = max(len(label) for _, label, _ in rows)
     for _, label, probability in rows:
         lines.append(f"  {label:<{wide}}  {probability:6.1%}  {bar(probability, encoding)}".rstrip())
-    why = "as requested" if explanation.target_given else "the likeliest class"
+    if prediction.notice:
+        lines.append(f"  {prediction.notice}")
+    why = "as requested" if explanation.target_given else "the predicted class"
     given = f" ({why})" if explanation.method.class_specific else ""
-    lines.append(f"explained: {subject}{given}, by {explanation.method}")
+    chosen = ", the default for this model" if explanation.method.chosen else ""
+    lines.append(f"explained: {subject}{given}, by {explanation.method}{chosen}")
     if explanation.masks is not None:
         lines += _learned(explanation.masks, subject, bool(prediction.windows))
     key = explanation.key_frames()
     temporal = explanation.maps.temporal
     mean = float(temporal.abs().mean())
     if mean == 0:
-        lines.append("when: in no frame; the attributions are zero everywhere")
+        lines.append("strongest: no frame; the attributions are zero everywhere")
     elif not key:
-        lines.append(f"when: no frame has evidence for {subject}, according to this method")
+        lines.append(f"strongest: no frame has evidence for {subject}, according to this method")
     else:
-        moments = [f"{video.moment(frame.index)} ({frame.temporal / mean:.1f}x)" for frame in key]
-        span = f"{video.moment(video.indices[0])} to {video.moment(video.indices[-1])}"
-        signed = " magnitude" if bool((temporal < 0).any()) else ""
-        lines.append(f"when: {', '.join(moments)} the mean{signed} of {len(video.indices)} frames from {span}")
+        first, *others = (f"{frame.temporal / mean:.1f} times" for frame in key)
+        average = "the average magnitude of a frame" if bool((temporal < 0).any()) else "the average frame"
+        times = [f"{first} {average}", *others]
+        moments = [f"{video.moment(frame.index)} ({much})" for frame, much in zip(key, times, strict=True)]
+        lines.append(f"strongest: {', '.join(moments)}")
     return "\n".join(lines)
 
 

@@ -31,6 +31,12 @@ def run(model: str, frames: int | None = None, edge: int | None = None, device: 
     height, width = classifier.image_size or crop or (DEFAULT_EDGE, DEFAULT_EDGE)
     sizes = {"B": 1, "T": classifier.num_frames or DEFAULT_FRAMES, "C": 3, "H": height, "W": width}
     clip = torch.randn([sizes[axis] for axis in classifier.layout.axes], generator=torch.Generator().manual_seed(0))
-    report = models.inspect(classifier, clip.to(next(classifier.parameters(), clip).device))
+    try:
+        report = models.inspect(classifier, clip.to(next(classifier.parameters(), clip).device))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{model} must run on a clip of shape {tuple(clip.shape)} ({classifier.layout.axes}), got an error: "
+            f"{' '.join(str(error).split())}. Leave out --frames and --size, or pass those that the model takes."
+        ) from error
     print(report)
     return 0 if report.ok else 1

@@ -11,6 +11,7 @@ import torch
 
 from captum_staa.models import VideoClassifier
 from captum_staa.models.preprocessing import published
+from captum_staa.models.video_language.loading import bundled_language_models
 
 
 def load(name: str, device: str | None, *, for_files: bool = True, **options: Any) -> VideoClassifier:
@@ -24,6 +25,11 @@ def load(name: str, device: str | None, *, for_files: bool = True, **options: An
     """
     if device is not None:
         check_device(device)
+    if name in bundled_language_models():
+        raise ValueError(
+            f"--model must be a video classifier, got the video language model {name!r}, whose answers are explained "
+            f"with explain --prompt TEXT. Pass --prompt, or another model."
+        )
     with quiet_transformers():
         classifier = VideoClassifier.from_pretrained(name, device=device, **options)
     if for_files and classifier.preprocessing is None:

@@ -19,6 +19,9 @@ from captum_staa.models.outputs import OutputKind
 from captum_staa.perturbation.config import REGULARIZERS, PerturbationConfig
 from captum_staa.result import VideoAttribution
 
+# The method of explain without --method: the first that applies. On planted clips, STAA finds the evidence best in
+# transformers, and GradCAM of the first layer in networks of convolutions (docs/planted.md, docs/st_abn_table.md).
+DEFAULTS = ("STAA (relevance)", "GradCAM", "VideoOcclusion")
 COPIES = 8  # maximum number of altered clips per forward pass: one optimization step with four areas needs 8
 COPIED = 2**21  # maximum number of elements of the altered clips per forward pass
 
@@ -43,7 +46,7 @@ class ClipMethod:
 
     Args:
         classifier: the model.
-        name: name of the method, as for :func:`find_method`.
+        name: name of the method, as for :func:`find_method`. None is the first of ``DEFAULTS`` that applies.
         options: options of the method that the user passed, by name.
         perturbations_per_eval: altered copies of a clip per call of the model.
         versus: label or index of a class whose output is subtracted, or ``"rest"``, as in ``VideoClassifier.versus``.
@@ -55,12 +58,13 @@ class ClipMethod:
     def __init__(
         self,
         classifier: VideoClassifier,
-        name: str,
+        name: str | None,
         options: Mapping[str, Any],
         perturbations_per_eval: int,
         versus: str | None = None,
     ) -> None:
-        name, spec = find_method(name)
+        chosen = name is None
+        name, spec = find_method(default_method(classifier) if name is None else name)
         shown = {"show_progress": True} if "show_progress" in spec.options else {}
 
         def made(explained: VideoClassifier) -> Method:
@@ -89,7 +93,7 @@ class ClipMethod:
         cell = 1 if classifier.grid is None else int(classifier.grid.tubelet[0])
         apart = cell if self._config is None else self._config.cells[0]
         against = {} if versus is None else {"versus": versus}
-        self.used = MethodUsed(name, {**options, **against}, spec.class_specific, apart)
+        self.used = MethodUsed(name, {**options, **against}, spec.class_specific, apart, chosen)
 
     @property
     def masks(self) -> int:
@@ -141,14 +145,34 @@ def _on_cpu(maps: VideoAttribution) -> VideoAttribution:
     return VideoAttribution(maps.joint.float().cpu(), maps.spatial.float().cpu(), maps.temporal.float().cpu())
 
 
-def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the method has all of these options."""
-    name, spec = find_method(name)
-    if wrong := [option for option in options if option not in spec.options]:
+def default_method(classifier: VideoClassifier) -> str:
+    """Return the first of ``DEFAULTS`` that applies to a model.
+
+    Example:
+        >>> default_method(VideoClassifier.from_pretrained("tiny-resnet3d-pattern"))
+        'GradCAM'
+    """
+    for name in DEFAULTS:
+        try:
+            METHODS[name].make(classifier, 1)
+        except NotApplicableError:
+            continue
+        return name
+    raise AssertionError("the last of DEFAULTS applies to every model")
+
+
+def check_options(name: str | None, options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the method has all of these options. None is a method of DEFAULTS, without options."""
+    own: tuple[str, ...] = ()
+    if name is not None:
+        name, spec = find_method(name)
+        own = spec.options
+    if wrong := [option for option in options if option not in own]:
         having = [known for known, other in METHODS.items() if set(wrong) <= set(other.options)]
+        given = "no --method" if name is None else f"--method {name!r}"
         raise ValueError(
             f"{', '.join(f'--{option}' for option in wrong)} can only be used with --method "
-            f"{' or '.join(map(repr, having)) or 'of different kinds'}, got --method {name!r}. Drop "
+            f"{' or '.join(map(repr, having)) or 'of different kinds'}, got {given}. Drop "
             f"{'it' if len(wrong) == 1 else 'them'}, or choose another method."
         )
 

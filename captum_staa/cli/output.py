@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,19 @@ STYLE = Style(sign="positive")  # evidence for the class; magnitudes would also 
 
 
 def refuse_to_overwrite(folder: Path, overwrite: bool, files: tuple[str, ...] = FILES) -> None:
-    """Raise FileExistsError if one of the files exists and ``overwrite`` is False."""
+    """Raise before the work begins if the results could not be written.
+
+    Raises:
+        FileExistsError: one of the files exists and ``overwrite`` is False.
+        ValueError: the folder can neither be written nor created.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        wrong = "is not writable" if nearest.is_dir() else "is a file"
+        raise ValueError(
+            f"--out must be a folder, or one that can be created, got {folder}, where {nearest} {wrong}. Choose "
+            f"another folder."
+        )
     existing = [name for name in files if (folder / name).exists()]
     if existing and not overwrite:
         raise FileExistsError(
@@ -111,7 +124,12 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
     height, width = explanation.maps.joint.shape[-2:]
     return {
         "versions": versions(),
-        "model": {"name": prediction.model, "layout": prediction.layout, "input_size": [height, width]},
+        "model": {
+            "name": prediction.model,
+            "layout": prediction.layout,
+            "input_size": [height, width],
+            "notice": prediction.notice or None,
+        },
         "method": str(explanation.method),
         "perturbation": None if masks is None else {**masks.settings, **masks.scores()},
         "video": {
@@ -184,8 +202,9 @@ def draw(
     # With a variable frame rate, labels in seconds would be wrong, so fps is None.
     frames = Frames(pixels, crop, indices, explanation.video.constant_fps)
 
-    save_animation(joint, frames, overlay, style=STYLE, play_fps=play_rate(indices, explanation.video.fps))
     title = title_of(explanation)
+    rate = play_rate(indices, explanation.video.fps)
+    save_animation(joint, frames, overlay, style=STYLE, title=title, play_fps=rate)
     windows = None if truth is None else truth[shown].numpy()
     if explanation.classes:
         classes = {label: _at(maps, shown) for label, maps in explanation.classes.items()}
@@ -304,7 +323,7 @@ def play_rate(indices: Sequence[int], fps: float | None) -> float:
 
 
 def title_of(explanation: Explanation) -> str:
-    """Return the title of the pictures."""
+    """Return the title of the pictures. Its second line says if the model is a toy."""
     about = (
         f"{explanation.label} ({explanation.probability:.0%})"
         if explanation.method.class_specific
@@ -313,4 +332,5 @@ def title_of(explanation: Explanation) -> str:
     if "versus" in explanation.method.options:
         other = "the rest" if explanation.other is None else explanation.prediction.labels[explanation.other]
         about += f" rather than {other}"
-    return f"{about}, {explanation.method.name}, {explanation.video.path.name}"
+    notice = explanation.prediction.notice
+    return f"{about}, {explanation.method.name}, {explanation.video.path.name}" + (notice and f"\n{notice}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from captum_staa.benchmark.scenes import LABELS
 from captum_staa.benchmark.scoring import BASELINES
 from captum_staa.cli import INTERRUPTED, answer, compare, demo, explain, inspect, stream
 from captum_staa.cli.explanation import Options, Sampling
+from captum_staa.cli.methods import DEFAULTS
 from captum_staa.models.classifier import DEFAULT_FRAMES
-from captum_staa.models.loading import bundled_names
+from captum_staa.models.loading import bundled_folder, bundled_names, notice_in
 from captum_staa.perturbation.config import OBJECTIVES, REGULARIZERS
 
 METHOD_OPTIONS = ("layers", "focus", "areas", "objective", "regularizer", "iterations")  # of some methods of explain
@@ -44,11 +46,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("captum_staa: interrupted; no partial files are left", file=sys.stderr)
             return INTERRUPTED
-        except (ValueError, OSError, ImportError) as error:
+        except Exception as error:
             if options.debug:
                 raise
-            print(f"captum_staa: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+            print(f"captum_staa: {message_of(error)}", file=sys.stderr)
             return 2
+
+
+def message_of(error: Exception) -> str:
+    """Return one line about an error. Only errors of an unexpected kind are called so, because they may be bugs."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError) or "out of memory" in text.lower():
+        return (
+            f"the memory is not enough ({text[:200]}). Use a method with fewer copies of the clip, a smaller --areas, "
+            f"or --device cpu."
+        )
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return text
+    return f"unexpected {type(error).__name__}: {text}. Pass --debug to see where it happened."
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,8 +100,8 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     add(
         "--method",
         metavar="NAME",
-        default=Options.method,
-        help=f"explanation method, one of those below; case and punctuation do not matter (default: {Options.method})",
+        help=f"explanation method, one of those below; case and punctuation do not matter (default: the first of "
+        f"{', '.join(DEFAULTS)} that applies to the model)",
     )
     add = parser.add_argument_group("video language models").add_argument
     add("--prompt", metavar="TEXT", help="explain the model's answer to this question, word by word")
@@ -313,7 +328,17 @@ def _methods() -> str:
 
 
 def _bundled_models() -> str:
-    return "bundled models:\n  " + "\n  ".join(bundled_names())
+    """Return the names of the bundled models, below what the training record of each says."""
+    groups: dict[str, list[str]] = {}
+    for name in bundled_names():
+        groups.setdefault(notice_in(bundled_folder(name)), []).append(name)
+    lines = ["bundled models:"]
+    for notice, names in groups.items():
+        lines += [f"  {notice}:"] * bool(notice)
+        lines += textwrap.wrap(
+            ", ".join(names), 100, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
+        )
+    return "\n".join(lines)
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -345,7 +370,7 @@ def _explain(options: argparse.Namespace) -> int:
 def _explain_answer(options: argparse.Namespace) -> int:
     others = ("target", "sampling", "windows", "stride", *METHOD_OPTIONS)
     passed = [f"--{name}" for name in others if getattr(options, name)]
-    passed += ["--method"] * (options.method != Options.method)
+    passed += ["--method"] * (options.method is not None)
     if passed:
         raise ValueError(
             f"{', '.join(passed)} cannot be combined with --prompt, which explains each word of the answer. Drop "

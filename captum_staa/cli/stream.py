@@ -123,7 +123,8 @@ def run(options: StreamOptions) -> int:
 
 def _follow(stream: STAAStream, feed: Feed, options: StreamOptions) -> int:
     totals = [count for count in (feed.total, options.source.limit) if count is not None]
-    painter, latency = Painter(shares=options.maps.mode != "relevance"), Latency()
+    notice = stream.explainer.forward_func.notice
+    painter, latency = Painter(options.maps.mode != "relevance", notice), Latency()
     interrupted = False
     failed: Exception | None = None
     seen: NDArray[np.uint8] | None = None  # the newest frame that was not dropped
@@ -174,6 +175,8 @@ def report(stream: STAAStream, feed: Feed, stats: StreamStats, latency: Latency,
         f"{stats.windows} explained, {stats.skipped} skipped; policy {stream.policy}",
         f"latency: {latency}; each frame waits for {fewest} to {most} later frames",
     ]
+    if stream.explainer.forward_func.notice:
+        lines.append(stream.explainer.forward_func.notice)
     if stats.unexplained:
         lines.append(f"{stats.unexplained} of {stats.frames} frames were not explained")
     return "\n".join(lines)
@@ -194,9 +197,11 @@ class Painter:
 
     Args:
         shares: whether maps are shares of attention.
+        notice: what must be said with the predictions, such as that the model is a toy; drawn up to the first comma.
     """
 
-    def __init__(self, shares: bool = True) -> None:
+    def __init__(self, shares: bool = True, notice: str = "") -> None:
+        self._notice = notice.split(",")[0]  # there is no space for more
         self.scale = 0.0
         self._shares, self._past = shares, deque([math.nan] * PAST, maxlen=PAST)  # type: bool, deque[float]
         self._font = ImageFont.load_default(14)
@@ -242,5 +247,6 @@ class Painter:
         answer = "  ".join(f"{label} {probability:.0%}" for label, probability in result.top(1)) or "not explained"
         draw.rectangle((0, 0, middle - 4, STRIP), fill=GROUND)
         draw.text((6, 4), answer, fill=TEXT, font=self._font)
-        draw.text((6, 23), f"frame {result.index}", fill=BAR, font=self._font)
+        below = "  ".join(filter(None, (f"frame {result.index}", self._notice)))
+        draw.text((6, 23), below, fill=BAR, font=self._font)
         return np.asarray(strip)

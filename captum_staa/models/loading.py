@@ -16,6 +16,7 @@ from captum_staa.models import preprocessing, resnet3d
 from captum_staa.models.labels import in_order
 
 _WEIGHTS = Path(__file__).parent / "weights"
+WEIGHT_FILES = {".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pkl", ".onnx", ".pyth"}
 TIMEOUT = 5  # seconds until the hub must answer
 
 
@@ -165,8 +166,16 @@ def _folder(name: str) -> Path | None:
     if (bundled := bundled_folder(name)) is not None:
         return bundled
     path = Path(os.path.expanduser(name))
-    if path.is_dir():
+    if name and path.is_dir():
         return path
+    if path.is_file() or path.suffix in WEIGHT_FILES:
+        raise ValueError(
+            f"a model must be a folder with config.json and model.safetensors, a bundled model or a name on the hub, "
+            f"got the file {name!r}: weights alone do not say which network they belong to. Build the network in "
+            f"Python, and explain it there: net.load_state_dict(torch.load({path.name!r}, weights_only=True)), then "
+            f"VideoClassifier(net, layout='BCTHW', labels=[...]). A model of transformers is saved as a folder by "
+            f"save_pretrained(folder)."
+        )
     parts = name.split("/")
     if len(parts) == 2 and all(parts) and ".." not in parts and parts[0] != "." and parts[0][0] != "~":
         return None
@@ -222,12 +231,18 @@ def _transformers(name: str, hub: dict[str, Any], unreachable: str = "") -> nn.M
         model, report = model_class.from_pretrained(
             name, config=config, use_safetensors=True, output_loading_info=True, **hub
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as error:  # transformers raises errors of many kinds for damaged files
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
         if unreachable:
             raise ValueError(not_cached(name, unreachable)) from error
+        if Path(name).is_dir():
+            raise ValueError(
+                f"no video classifier could be loaded from the folder {name!r}: {reason}. Its config.json and "
+                f"model.safetensors must be those of a video classifier of transformers, and complete. Copy the folder "
+                f"again, or load the model in Python and use VideoClassifier(model)."
+            ) from error
         raise ValueError(
-            f"no video classifier could be loaded from {name!r}: {reason[0]} It must contain config.json and "
+            f"no video classifier could be loaded from {name!r}: {reason}. It must contain config.json and "
             f"model.safetensors. A name on the hub requires a network connection or a filled cache. The bundled models "
             f"are {bundled_names()}."
         ) from error

@@ -112,7 +112,10 @@ def labeled(frame: NDArray[np.uint8], title: str, caption: str, drawn: Overlay) 
     """Return a picture ``(h, w, 3)`` with its title above, and its time and the color bar below."""
     width, font = frame.shape[1], ImageFont.truetype(str(FONT), TEXT)
     colors = drawn.style.bar_colors if drawn.saliency is not None else None
-    above, step = _lines(title, width - 2 * GAP, font), TEXT + LEADING
+    above, step = (
+        _lines(title, width - 2 * GAP, font),
+        TEXT + LEADING,
+    )  # the picture begins below the lines of the title
     below = [caption, *(_lines(drawn.caption, width - 2 * GAP, font) if drawn.saliency is not None else [])]
     rows = len(above) + len(below) + (colors is not None)
     page = Image.new("RGB", (width, rows * step + len(frame) + 2 * LEADING), "white")

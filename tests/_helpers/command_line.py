@@ -14,6 +14,7 @@ from safetensors import safe_open
 from captum_staa import io
 from captum_staa.benchmark import PlantedClips
 from captum_staa.cli import demo, output
+from captum_staa.visualization import animation
 
 MODEL = "tiny-videomae-pattern"
 
@@ -79,6 +80,13 @@ def check_pictures(folder: Path) -> None:
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300
             assert np.asarray(picture.convert("L")).std() > 10
+
+
+def without_text(frames: np.ndarray) -> np.ndarray:
+    """Return the frames of an overlay video without the two lines above and the four lines below."""
+    line = animation.TEXT + animation.LEADING
+    top, whole = 2 * line + animation.LEADING, frames.shape[1] - frames.shape[1] % 2
+    return frames[:, top : whole - 4 * line - animation.LEADING]
 
 
 def save_model(folder: Path, model: torch.nn.Module, size: int, resize: int) -> Path:

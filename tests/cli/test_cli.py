@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io as io_module
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -21,6 +22,7 @@ from command_line import (
     check_numbers,
     check_pictures,
     read,
+    without_text,
 )
 from covering import in_one_case
 from PIL import Image
@@ -31,7 +33,8 @@ from captum_staa.benchmark import METHODS
 from captum_staa.benchmark.methods import made, seeded
 from captum_staa.cli import demo, output
 from captum_staa.cli import explain as explaining
-from captum_staa.cli.explanation import strongest
+from captum_staa.cli.explanation import SampledVideo, strongest
+from captum_staa.cli.methods import default_method
 
 pytest.importorskip("av")
 
@@ -69,7 +72,7 @@ def test_explain_writes_the_results_of_staa(video, explained):
     expected = STAA(clf).attribute_maps(clip, target=int(label))
     torch.testing.assert_close(tensors["attributions"], expected.joint[0])
 
-    assert f"  {name}" in said and "the likeliest class" in said
+    assert f"  {name}" in said and "the predicted class" in said
     assert f"{result['key_frames'][0]['time']:.2f} s (" in said
 
 
@@ -78,11 +81,12 @@ def test_overlay_is_drawn_on_the_evidence(video, explained):
     folder, _ = explained
     overlay = io.read_video(folder / "overlay.mp4")
     wide = 288 + 2 * MARGIN
-    assert overlay.frames.shape == (16, 288, 2 * wide + 8, 3)
+    assert overlay.frames.shape[:1] + overlay.frames.shape[2:] == (16, 2 * wide + 8, 3)
     assert overlay.fps == FPS
+    frames = without_text(overlay.frames)[:, :288]
     result = read(folder)[2]
     best = result["key_frames"][0]["frame"]
-    right = overlay.frames[best, :, -wide:].astype(int)
+    right = frames[best, :, -wide:].astype(int)
     colored = right.max(-1) - right.min(-1) > 60
     assert not colored[:, : MARGIN - 4].any() and not colored[:, -MARGIN + 4 :].any()
     truth = PLANTED[0][2][best][None, None].float()
@@ -95,9 +99,37 @@ def test_overlay_is_drawn_on_the_evidence(video, explained):
     assert abs(rows.mean() - truth_rows) < 8 * FACTOR / 2  # half a tubelet
     assert abs(columns.mean() - MARGIN - truth_columns) < 8 * FACTOR / 2
     assert around.numpy()[rows, np.clip(columns - MARGIN, 0, 287)].mean() > 0.8
-    left = overlay.frames[:, :, :wide]
+    left = frames[:, :, :wide]
     original = io.read_video(video).frames
     assert np.abs(left.astype(int) - original).mean() < 4
+
+
+def test_a_toy_model_says_so_wherever_its_answers_are_shown(explained, capsys):
+    folder, said = explained
+    notice = "toy model, knows 3 synthetic patterns; its labels mean nothing on real video"
+    assert f"  {notice}\n" in said
+    assert read(folder)[2]["model"]["notice"] == notice
+    assert f'<p id="remark">{notice}</p>' in (folder / "player.html").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["stream", "--help"])
+    assert re.search(rf"{notice}:\n[^:]*{MODEL},", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("total", "indices", "fps", "said"),
+    [
+        (310, range(9, 310, 20), 30.0, "16 of 310 frames, evenly: one frame per 0.67 s"),
+        (16800, range(500, 16800, 1100), 29.7, "15 of 16 800 frames, evenly: one frame per 37 s; use --windows"),
+        (900, range(0, 900, 40), math.nan, "23 of 900 frames, evenly: one frame per 40 frames; use --windows"),
+        (300, range(100, 116), 30.0, "16 of 300 frames, evenly"),
+        (1, [0], 30.0, "1 of 1 frames, evenly"),
+    ],
+)
+def test_report_says_how_much_of_the_video_was_seen(total, indices, fps, said):
+    info = io.VideoInfo(total, fps, 48, 48)
+    times = None if math.isnan(fps) else [index / fps for index in indices]
+    video = SampledVideo(Path("a.mp4"), info, list(indices), times, "evenly", (0, 0, 48, 48))
+    assert video.coverage() == said + " to explain the whole video" * ("--windows" in said)
 
 
 @pytest.mark.parametrize(
@@ -210,15 +242,17 @@ def test_earlier_results_are_replaced_only_with_overwrite(video, tmp_path, capsy
         ),
         (["--model", "tiny-videomae-patern"], "Did you mean 'tiny-videomae-pattern'?"),
         (
-            ["--model", "tiny-resnet3d-pattern"],
-            "--method STAA (relevance) does not apply to this model: STAA needs a transformer",
+            ["--model", "tiny-resnet3d-pattern", "--method", "staa"],
+            "--method STAA does not apply to this model: STAA needs a transformer",
         ),
         (["--model", "empty"], "must contain config.json"),
         (["--target", "bright-diagnal"], "there is no label 'bright-diagnal'. Similar labels: ['bright-diagonal'"),
         (["--target", "3"], "from 0 to 2, got 3"),
         (["--method", "staa-chefer", "--layers", "7"], "integer from -4 to 3 (of this model's 4 blocks)"),
-        (["--layers", "-1"], "--layers can only be used with --method 'STAA (Chefer)' or 'STAA', got --method"),
-        (["--focus"], "--focus can only be used with --method 'STAA (Chefer)' or 'STAA', got --method"),
+        (["--layers", "-1"], "--layers can only be used with --method 'STAA (Chefer)' or 'STAA', got no --method"),
+        (["--focus"], "--focus can only be used with --method 'STAA (Chefer)' or 'STAA', got no --method"),
+        (["--method", "STEP", "--focus"], "or 'STAA', got --method 'STEP'. Drop it"),
+        (["--model", "text.pth"], "got the file 'text.pth': weights alone do not say which network"),
         (["--method", "occlusoin"], "got 'occlusoin'. Did you mean Occlusion, VideoOcclusion?"),
         (["--stride", "2"], "got --stride 2"),
         (["--frame-stride", "2"], "--frame-stride needs --windows"),
@@ -226,6 +260,9 @@ def test_earlier_results_are_replaced_only_with_overwrite(video, tmp_path, capsy
         (["--device", "cuda:99"], "got 'cuda:99', which cannot be used here"),
         (["--device", "abacus"], "got 'abacus', which cannot be used here"),
         (["--out", "text.mp4"], "--out must be a folder, got the file text.mp4"),
+        (["--out", "text.mp4/new"], "--out must be a folder, or one that can be created, got text.mp4/new, where"),
+        (["--model", "tiny-qwen2_5_vl"], "got the video language model 'tiny-qwen2_5_vl', whose answers"),
+        (["--model", MODEL, "--prompt", "what?"], "got the bundled video classifier 'tiny-videomae-pattern'"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(video, tmp_path, capsys, monkeypatch, options, message):
@@ -282,6 +319,40 @@ def test_help_lists_methods_and_bundled_models(capsys):
     said = capsys.readouterr().out
     assert MODEL in said and "tiny-vivit-pattern" in said
     assert all(f"  {name}" in said and spec.description in said for name, spec in METHODS.items())
+
+
+def test_the_default_method_fits_the_model():
+    assert default_method(VideoClassifier.from_pretrained(MODEL)) == "STAA (relevance)"
+    assert default_method(VideoClassifier.from_pretrained("tiny-resnet3d-pattern")) == "GradCAM"
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(2))
+    assert default_method(VideoClassifier(net, layout="BCTHW")) == "VideoOcclusion"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("missing"), "unexpected KeyError: 'missing'. Pass --debug to see where it happened."),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "the memory is not enough (CUDA out of memory."),
+        (MemoryError(), "the memory is not enough (MemoryError)"),
+        (PermissionError(13, "Permission denied", "out"), "[Errno 13] Permission denied: 'out'"),
+    ],
+)
+def test_no_error_prints_a_traceback(error, said, monkeypatch, capsys):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(explaining, "run", fail)
+    assert main(["explain", "a.mp4", "--model", MODEL]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"captum_staa: {said}") and printed.err.count("\n") == 1
+    with pytest.raises(type(error)):
+        main(["explain", "a.mp4", "--model", MODEL, "--debug"])
+
+
+def test_a_folder_without_write_permission_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=rf"got {tmp_path}/new, where {tmp_path} is not writable"):
+        output.refuse_to_overwrite(tmp_path / "new", overwrite=False)
 
 
 def test_debug_raises_the_error(tmp_path):

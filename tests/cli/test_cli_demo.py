@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from captum_staa import VideoClassifier
 from captum_staa.__main__ import main
 from captum_staa._utils.tensors import gaussian
 from captum_staa.benchmark import METHODS
-from captum_staa.cli import demo, output
+from captum_staa.cli import demo, output, parser
 from captum_staa.cli import explain as explaining
 from captum_staa.cli.explanation import Options
 
@@ -79,6 +80,11 @@ def test_demo_with_two_clips(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "as planted: the class, and every key frame" in said and "| STAA (relevance)" in said
     assert all(f"{name}: {METHODS[name].description}" in said for name in demo.METHODS)
+    assert said.startswith("This demo explains a synthetic clip") and "contains no real video" in said
+    commands = re.findall(r"^    python -m captum_staa (.*)$", said.split("try next:")[1], re.M)
+    parsed = [parser.build_parser().parse_args(command.split()) for command in commands]
+    assert [str(options.run.__name__) for options in parsed] == ["_explain", "_compare", "_explain"]
+    assert parsed[0].video.exists() and parsed[0].versus in PLANTED.labels
     page = (tmp_path / "demo" / "methods.html").read_text(encoding="utf-8")
     assert all(name in page for name in ("planted", *demo.METHODS)) and "inverted" not in page
 

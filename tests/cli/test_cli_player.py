@@ -156,10 +156,10 @@ def test_large_page_gets_smaller_frames_and_then_fewer_frames(monkeypatch):
 @pytest.mark.parametrize(
     ("temporal", "said"),
     [
-        ([-5.0, 3.0, 1.0, 0.0], "when: 0.12 s (1.3x) the mean magnitude of 4 frames from 0.00 s to 0.36 s"),
-        ([1.0, 5.0, 1.0, 1.0], "when: 0.12 s (2.5x) the mean of 4 frames from 0.00 s to 0.36 s"),
-        ([-5.0, -3.0, -1.0, 0.0], "when: no frame has evidence for class 1, according to this method"),
-        ([0.0, 0.0, 0.0, 0.0], "when: in no frame; the attributions are zero everywhere"),
+        ([-5.0, 3.0, 1.0, 0.0], "strongest: 0.12 s (1.3 times the average magnitude of a frame)"),
+        ([1.0, 5.0, 1.0, 1.0], "strongest: 0.12 s (2.5 times the average frame)"),
+        ([-5.0, -3.0, -1.0, 0.0], "strongest: no frame has evidence for class 1, according to this method"),
+        ([0.0, 0.0, 0.0, 0.0], "strongest: no frame; the attributions are zero everywhere"),
     ],
 )
 def test_report_distinguishes_signed_maps_from_zero_maps(temporal, said):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from captum_staa.models import VideoLanguageModel, resnet3d
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.labels import in_order
-from captum_staa.models.loading import bundled_names
+from captum_staa.models.loading import bundled_folder, bundled_names, notice_in
 from captum_staa.models.preprocessing import Preprocessing, published
 
 transformers = pytest.importorskip("transformers")
@@ -376,6 +377,33 @@ def test_without_a_network_a_cached_hub_model_is_loaded(tmp_path: Path, monkeypa
     monkeypatch.setattr("huggingface_hub.get_session", lambda: None)  # has no method head
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("no retries"))
     assert VideoClassifier.from_pretrained("some/model", cache_dir=tmp_path).family.name == "timesformer"
+
+
+def test_notice_is_that_of_the_training_record_and_not_of_the_name(tmp_path: Path) -> None:
+    folder = tmp_path / "renamed"
+    shutil.copytree(bundled_folder("tiny-resnet3d-motion"), folder)
+    clf = VideoClassifier.from_pretrained(folder)
+    assert (
+        clf.notice
+        == "toy model, knows 2 directions of motion in synthetic clips; its labels mean nothing on real video"
+    )
+    assert clf.versus("left").notice == clf.notice
+    for record in ("no json", "[]", "{}"):
+        (folder / "training.json").write_text(record)
+        assert VideoClassifier.from_pretrained(folder).notice == ""
+
+
+def test_every_bundled_model_says_that_it_is_a_toy() -> None:
+    assert {notice_in(bundled_folder(name)).split(",")[0] for name in bundled_names()} == {"toy model"}
+    vlm = VideoLanguageModel.from_pretrained("tiny-qwen2_5_vl")
+    assert vlm.notice.startswith("toy model, ")
+
+
+@in_one_case()
+@pytest.mark.parametrize("name", ["model.pth", "nowhere/epoch_3.ckpt", "weights.safetensors", "a.onnx"])
+def test_a_file_of_weights_is_refused_with_the_way_to_explain_it(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"got the file '{name}'.*Build the network in Python.*VideoClassifier\(net"):
+        VideoClassifier.from_pretrained(name)
 
 
 def test_unknown_options_are_rejected(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from captum_staa.models import preprocessing
-from captum_staa.models.loading import HUB_OPTIONS, not_cached, notice_in, on_hub
+from captum_staa.models.loading import HUB_OPTIONS, bundled_folder, not_cached, notice_in, on_hub
 
 _WEIGHTS = Path(__file__).parent / "weights"
 _OPTIONS = {"processor", "family", "fps", "preprocessing"}
@@ -44,6 +44,11 @@ def load_language_model(
     hub = {name: options[name] for name in HUB_OPTIONS & set(options)}
     settings = {name: options[name] for name in _OPTIONS & set(options)}
     name = os.fspath(name_or_path)
+    if bundled_folder(name) is not None:
+        raise ValueError(
+            f"a video language model is needed, got the bundled video classifier {name!r}, which answers no questions. "
+            f"Load it with VideoClassifier.from_pretrained, or pass one of {bundled_language_models()}."
+        )
     bundled = name in bundled_language_models()
     folder = _WEIGHTS / name if bundled else Path(os.path.expanduser(name))
     settings["notice"] = notice_in(folder if folder.is_dir() else None)
