@@ -199,10 +199,16 @@ def main() -> None:
     runs = [] if arguments.draw_only else list(product(arguments.only or MODELS, BUDGETS))
     for model, budget in tqdm(runs):
         measure(model, budget, arguments.clips, FOLDER / f"{model}.json")
-    results = [json.loads(path.read_text()) for model in MODELS if (path := FOLDER / f"{model}.json").exists()]
-    together = averaged(results)
+    results = {model: json.loads(path.read_text()) for model in MODELS if (path := FOLDER / f"{model}.json").exists()}
+    complete = {budget for budget in BUDGETS if all(f"{OURS}: {budget}" in own for own in results.values())}
+    together = averaged(
+        {name: values for name, values in own.items() if name in CONTROLS or int(name.rpartition(": ")[2]) in complete}
+        for own in results.values()
+    )
     draw(together)
-    write_between(DOCS / "perturbation.md", "perturbation_price", f"{first(together)}\n\n{table(together)}")
+    models = f"Models: {', '.join(results)}. Highest price so far: {max(complete)} forward passes."
+    text = "\n\n".join((models, first(together), table(together)))
+    write_between(DOCS / "perturbation.md", "perturbation_price", text)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,8 @@ def learned(term: TotalVariation | None) -> PerturbationConfig:
 
 WIDTHS = {"none": (0, 0), "time": (1, 0), "space": (0, 1.5), "time and space": (1, 1.5), "twice as wide": (2, 3)}
 INITIAL = {name: smoothed(*width) for name, width in WIDTHS.items()}
-FEW = {
-    name: smoothed(*(side / 2 for side in width), cells=(4, 8)) for name, width in WIDTHS.items()
-}  # as wide in pixels
+# cells twice as high and wide, of the same length, since clips have at least 8 along time; blurs as wide in pixels
+FEW = {name: smoothed(time, space / 2, cells=(4, 8)) for name, (time, space) in WIDTHS.items()}
 TERMS = {
     "none": None,
     "time": TotalVariation(space=0, time=1),

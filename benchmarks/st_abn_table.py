@@ -1,44 +1,70 @@
-"""Compare the gates of an ST-ABN with Grad-CAM, STAA and controls: planted evidence and attention usage.
+"""Compare the gates of an ST-ABN with Grad-CAM, integrated gradients, STAA and controls: planted evidence, and use.
 
     python benchmarks/st_abn_table.py                       # the bundled networks of three tasks, minutes of one core
+    python benchmarks/st_abn_table.py --results FILE.json   # goes on with the tasks that the file does not have
 
-benchmarks/train_st_abn.py makes the networks: a 3D CNN with a branch, trained with the loss of the paper, and
-a branch that observes the frozen VideoMAE.
+benchmarks/train_st_abn.py makes the networks: 3D CNNs with a bottleneck, the network of the paper for one task, and a
+branch that observes the frozen VideoMAE.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from evidence import COLUMNS, Evidence, averaged, best_control, markdown, means, smoothed
+from captum.attr import IntegratedGradients
+from evidence import COLUMNS, Evidence, averaged, best_control, cell, markdown, mean, means, smoothed
 from torch import Tensor
 from tqdm import tqdm
 
 from captum_staa import STAA, AttentionBranch, GradCAM, metrics
-from captum_staa.benchmark import PlantedClips
+from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.benchmark.scenes import LABELS
 from captum_staa.models import STABN
+from captum_staa.models.st_abn import Gates
 from captum_staa.result import VideoAttribution
 
 WEIGHTS = Path(__file__).parents[1] / "captum_staa" / "models" / "weights"
 PAGE = Path(__file__).parents[1] / "docs" / "st_abn_table.md"
 SEED = 90_000
+TOP = 0.05  # part of the cells that is closed
+CELLS, STEPS = (2, 6, 6), 16  # of insertion and deletion
+SCORED = 12  # clips of insertion and deletion
+PARTS = ("use", "separate")  # parts with a column for each network
 Explain = Callable[[Tensor, Tensor], VideoAttribution]
 INTRO = """# ST-ABN: the table
 
-What do the gates of an attention branch know? Means over the bundled networks of the tasks `pattern`, `motion` and
-`order`, {clips} clips of each. Columns and controls are those of
-[planted evidence](planted.md#how-to-read-the-tables). Maps keep their signs. Of the temporal signal that a branch has
-apart from its map ($\\alpha$), *in time* alone is measured. `posthoc` is the map of a branch that observes a frozen
-VideoMAE. Made by `python benchmarks/st_abn_table.py`.
+What do the gates of an attention branch know, and does the network use them? Means over the bundled networks with
+`mechanism="bottleneck"` of the tasks {tasks}, {clips} held-out clips of each. Columns and controls are those of
+[planted evidence](planted.md#how-to-read-the-tables). Maps keep their signs. Of the temporal
+signal that a branch has apart from its map ($\\alpha$), *in time* alone is measured. `mix` is the network of the
+paper, for `pattern` only. `posthoc` is the map of a branch that observes a frozen VideoMAE. Made by
+`python benchmarks/st_abn_table.py`.
 """
+USE = {
+    "accuracy": "accuracy",
+    "trunk": "accuracy of the 3D CNN without a branch",
+    "area": "area: mean of M alpha",
+    "inside": "share of M alpha on evidence (the evidence is {truth} of the clip)",
+    "shuffled": "accuracy with the gates of another clip (chance {chance})",
+    "closed": "accuracy with the evidence closed (chance {chance})",
+    "opened": "accuracy with nothing but the evidence open",
+    "changed": "other decision if the 5 % of the cells with the highest gates are closed (a network that then answers "
+    "at random: {most})",
+    "lost": "the same, or its probability is below {half}",
+    "switched": "clips of two classes: decision for the other one if the evidence of the first is closed",
+    "ends": "alpha in the first and last frame, in standard deviations over frames",
+    "ends of the truth": "the same of the number of clips whose evidence is visible",
+}
 
 
-def of_branch(network: STABN) -> dict[str, Explain]:
+def of_branch(network: STABN, name: str) -> dict[str, Explain]:
     """Return the maps of a 3D CNN with a branch, by name."""
     branch = AttentionBranch(network)
 
@@ -48,13 +74,17 @@ def of_branch(network: STABN) -> dict[str, Explain]:
     def cam(layer: str, weighting: str) -> Explain:
         return GradCAM(network, f"model.module.{layer}", weighting=weighting).attribute_maps  # type: ignore[arg-type]
 
-    return {
-        "ST-ABN, gate (of no class)": weighted("gate"),
-        "ST-ABN, grad_gate": weighted("grad_gate"),
-        "ST-ABN, class_map": weighted("class_map"),
-        "GradCAM (gradcam), the branch's layer": cam(network.layer, "gradcam"),
-        "GradCAM (hirescam), the branch's layer": cam(network.layer, "hirescam"),
-        "GradCAM (hirescam), the first stage": cam("stages.0", "hirescam"),
+    def integrated(x: Tensor, y: Tensor) -> VideoAttribution:
+        attributions = IntegratedGradients(network).attribute(x, target=y, n_steps=8, internal_batch_size=16)
+        return VideoAttribution.from_attributions(attributions, network.layout)
+
+    gates = {f"{name}, gate (of no class)": weighted("gate"), f"{name}, grad_gate": weighted("grad_gate")}
+    if name == "mix":
+        return gates
+    return gates | {
+        f"GradCAM (gradcam) of {name}, second stage": cam("stages.1", "gradcam"),
+        f"GradCAM (hirescam) of {name}, first stage": cam("stages.0", "hirescam"),
+        f"IntegratedGradients of {name}": integrated,
     }
 
 
@@ -73,9 +103,9 @@ def scored(network: STABN, methods: dict[str, Explain], task: str, clips: int) -
         for name, explain in methods.items():
             parts = explain(inputs, targets)
             found[name] = parts.joint
-            if "GradCAM" in name:
+            if "hirescam" in name or "Integrated" in name:
                 found[f"{name}, smoothed"] = smoothed(parts.joint)
-            elif name.startswith("ST-ABN"):
+            elif name.endswith("gate (of no class)"):
                 found[f"{name}: alpha"] = parts.temporal[:, :, None, None].expand_as(parts.joint).contiguous()
         return found
 
@@ -86,49 +116,195 @@ def scored(network: STABN, methods: dict[str, Explain], task: str, clips: int) -
     return found | means(evidence.without_a_model())
 
 
-def used(network: STABN, task: str) -> dict[str, str]:
-    """Return how much the output changes if gates are replaced, and the share of changed predictions."""
-    clips, labels, _ = PlantedClips(SEED + 2, 48, task)[:]
+def causal(network: STABN, methods: dict[str, Explain], task: str) -> dict[str, dict[str, float]]:
+    """Return insertion (higher is better) and deletion (lower is better) of maps, by the network that they explain."""
+    clips, labels, truth = PlantedClips(SEED + 3, SCORED, task)[:]
+    inputs = network.layout.from_working(clips).contiguous()
+    maps = {name: explain(inputs, labels).joint for name, explain in methods.items()}
+    maps["the truth"] = truth.float()
+    maps["random"] = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name, own in maps.items():
+        curves = metrics.insertion_deletion(
+            network, inputs, own, target=labels, layout=network.layout, cells=CELLS, steps=STEPS
+        )
+        found[name] = {side: float(getattr(curves, side).score.mean()) for side in ("insertion", "deletion")}
+    return found
+
+
+@torch.no_grad()
+def used(network: STABN, task: str, clips: int) -> dict[str, float]:
+    """Return the values of :data:`USE` for edited and exchanged gates."""
+    planted = PlantedClips(SEED + 2, clips, task)
+    inputs, labels, truth = planted[:]
+    inputs = network.layout.from_working(inputs).contiguous()
+    logits, gates = network.forward_with_gates(inputs)
+    joint = (gates.spatial * gates.temporal)[:, 0]
+
+    def right(edited: Gates) -> float:
+        return float((network.forward_with_gates(inputs, given=edited)[0].argmax(1) == labels).float().mean())
+
+    def with_gates(cells: Tensor) -> Gates:
+        """Return gates with M alpha = ``cells`` (B, t, h, w)."""
+        return replace(gates, spatial=cells[:, None], temporal=torch.ones_like(gates.temporal))
+
+    evidence = torch.nn.functional.adaptive_max_pool3d(truth.float()[:, None], joint.shape[1:])[:, 0]  # of each cell
+    kept = logits.softmax(1).max(1)
+    top = joint.flatten(1).topk(round(TOP * joint[0].numel()), 1).indices
+    without = joint.flatten(1).scatter(1, top, 0.0).view_as(joint)
+    after = network.forward_with_gates(inputs, given=with_gates(without))[0].softmax(1)
+    half = (1 + 1 / len(LABELS[task])) / 2
+    changed = after.argmax(1) != kept.indices
+    lost = after.gather(1, kept.indices[:, None])[:, 0] < half
+    pixels = network.explain(inputs)
+    found = {
+        "accuracy": float((logits.argmax(1) == labels).float().mean()),
+        "area": float(joint.mean()),
+        "inside": float(((pixels.spatial_gates * pixels.temporal_gates[:, :, None, None]) * truth).sum())
+        / float((pixels.spatial_gates * pixels.temporal_gates[:, :, None, None]).sum()),
+        "shuffled": right(with_gates(joint.roll(-1, 0))),
+        "closed": right(with_gates(joint * (1 - evidence))),
+        "opened": right(with_gates(evidence)),
+        "changed": float(changed.float().mean()),
+        "lost": float((changed | lost).float().mean()),
+        "truth": float(truth.float().mean()),
+        "half": half,
+        "chance": 1 / len(LABELS[task]),
+    }
+    for name, by_frame in (
+        ("ends", gates.temporal.flatten(1).mean(0)),
+        ("ends of the truth", truth.flatten(2).any(2).float().mean(0)),
+    ):
+        found[name] = float((by_frame[[0, -1]].mean() - by_frame.mean()) / by_frame.std())
+    if task != "order":
+        found["switched"] = switched(network, task, clips)
+    return found
+
+
+def switched(network: STABN, task: str, clips: int) -> float:
+    """Return how often the other of two visible classes is the answer once the first one's evidence is closed."""
+    inputs, labels, truths = PlantedClips(SEED + 4, clips, task, scene=SceneOptions(two_classes=True))[:]
+    inputs = network.layout.from_working(inputs).contiguous()
+    logits, gates = network.forward_with_gates(inputs)
+    first = logits.argmax(1, keepdim=True)
+    planted = (labels == first).any(1)  # the answer is one of the two visible classes
+    own = (labels == first).float().argmax(1)
+    evidence = truths[torch.arange(len(truths)), own].float()[:, None]
+    cells = torch.nn.functional.adaptive_max_pool3d(evidence, gates.spatial.shape[2:])
+    edited = replace(gates, spatial=gates.spatial * (1 - cells))
+    after = network.forward_with_gates(inputs, given=edited)[0].argmax(1)
+    other = labels.gather(1, 1 - own[:, None])[:, 0]
+    return mean((after == other)[planted].float().tolist())
+
+
+def use_of_separate_gates(network: STABN, task: str, clips: int) -> dict[str, str]:
+    """Return how much the output changes if one of the gates is replaced, and the share of changed predictions."""
+    inputs, labels, _ = PlantedClips(SEED + 2, clips, task)[:]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table has the numbers
-        usage = metrics.attention_usage(network, clips.transpose(1, 2).contiguous(), labels)
+        usage = metrics.attention_usage(network, network.layout.from_working(inputs).contiguous(), labels)
     return {
         name.replace("_", " "): f"{float(getattr(usage, name).mean()):.3f} ({decisions:.2f})"
         for name, decisions in usage.decisions.items()
     }
 
 
+def accuracy_of(name: str) -> float:
+    return json.loads((WEIGHTS / name / "training.json").read_text(encoding="utf-8"))["accuracy"]
+
+
+def table(rows: dict[str, dict[str, str]], first: str = "") -> list[str]:
+    """Return the lines of a table with a column for each key of ``rows``."""
+    lines = [f"| {first} | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
+    for name in dict.fromkeys(name for own in rows.values() for name in own):
+        lines.append(f"| {name} | " + " | ".join(own.get(name, "") for own in rows.values()) + " |")
+    return lines
+
+
+def measured(task: str, clips: int) -> dict[str, Any]:
+    """Return all numbers of a task: scores of maps, use of the gates, and insertion and deletion."""
+    network = STABN.from_pretrained(WEIGHTS / f"tiny-st-abn-{task}").eval()
+    observer = STABN.from_pretrained(WEIGHTS / f"tiny-videomae-{task}-observer").eval()
+    networks, methods = {task: network}, of_branch(network, "bottleneck")
+    maps = scored(network, methods, task, clips) | scored(observer, of_observer(observer), task, clips)
+    if (WEIGHTS / f"tiny-st-abn-{task}-mix").is_dir():
+        networks[f"{task}-mix"] = STABN.from_pretrained(WEIGHTS / f"tiny-st-abn-{task}-mix").eval()
+        maps |= scored(networks[f"{task}-mix"], of_branch(networks[f"{task}-mix"], "mix"), task, clips)
+    known = {name: {"accuracy": accuracy_of(f"tiny-st-abn-{name}")} for name in networks}
+    trunk = {"trunk": accuracy_of(f"tiny-resnet3d-{task}")}
+    return {
+        "maps": maps,
+        "use": {name: used(own, task, clips) | known[name] | trunk for name, own in networks.items()},
+        "separate": {name: use_of_separate_gates(own, task, clips) for name, own in networks.items()},
+        "curves": causal(network, methods, task),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--results", type=Path, help="JSON file that keeps the numbers of finished tasks")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results, usages, lines = [], {}, []
+    warnings.filterwarnings("ignore", "the network does not use its gates")  # the table has the numbers
+    kept: Path | None = arguments.results
+    results: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.exists() else {}
     for task in tqdm(LABELS):
-        network = STABN.from_pretrained(WEIGHTS / f"tiny-st-abn-{task}").eval()
-        observer = STABN.from_pretrained(WEIGHTS / f"tiny-videomae-{task}-observer").eval()
-        found = scored(network, of_branch(network), task, arguments.clips)
-        found |= scored(observer, of_observer(observer), task, arguments.clips)
-        results.append(best_control(found))
-        usages[task] = used(network, task)
-        lines += ["", f"## {task}", "", *markdown(results[-1], COLUMNS, "map")]
-    intro = [
-        INTRO.format(clips=arguments.clips),
-        *markdown(averaged(results), COLUMNS, "map"),
+        if task not in results:
+            results[task] = measured(task, arguments.clips)
+            if kept:
+                kept.write_text(json.dumps(results), encoding="utf-8")
+    PAGE.write_text(page(results, arguments.clips), encoding="utf-8")
+
+
+def page(results: dict[str, Any], clips: int) -> str:
+    """Return the text of the page."""
+    joined = {part: {name: own for task in results.values() for name, own in task[part].items()} for part in PARTS}
+    maps = [
+        best_control({name: own for name, own in task["maps"].items() if not name.startswith("mix")})
+        for task in results.values()
+    ]
+    names = dict.fromkeys(name for task in results.values() for name in task["curves"])
+    curves = {
+        f"{task}, {side}": {name: cell(own["curves"][name], side) for name in names}
+        for task, own in results.items()
+        for side in ("insertion", "deletion")
+    }
+    lines = [
+        INTRO.format(clips=clips, tasks=", ".join(f"`{task}`" for task in results)),
+        *markdown(averaged(maps), COLUMNS, "map"),
         "",
         "## Are the gates used?",
         "",
-    ]
-    intro += [
-        "Mean change of the target's probability when gates are replaced, and the share of decisions that change",
-        "([attention_usage](metrics.md)):",
+        "What the network answers if its gates are edited or exchanged. Accuracies in the first two rows are over 1000",
+        "clips.",
         "",
-        "| | " + " | ".join(usages) + " |",
-        "|---" * (len(usages) + 1) + "|",
+        *table(
+            {name: _named({key: f"{value:.3f}" for key, value in own.items()}) for name, own in joined["use"].items()}
+        ),
+        "",
+        "Mean change of the target's probability when only one of the gates is replaced, and the share of decisions",
+        "that change ([attention_usage](metrics.md)):",
+        "",
+        *table(joined["separate"]),
+        "",
+        "## Insertion and deletion",
+        "",
+        f"Of the bottleneck, {SCORED} clips of each task, in {STEPS} steps of cells of {CELLS[0]} frames and "
+        f"{CELLS[1]} x {CELLS[2]} pixels; insertion (higher is",
+        "better) and deletion (lower is better). The gates are computed again for every changed clip.",
+        "",
+        *table(curves, "map"),
     ]
-    for name in next(iter(usages.values())):
-        intro.append(f"| {name} | " + " | ".join(own[name] for own in usages.values()) + " |")
-    PAGE.write_text("\n".join([*intro, *lines]) + "\n", encoding="utf-8")
+    for task, own in results.items():
+        lines += ["", f"## {task}", "", *markdown(best_control(own["maps"]), COLUMNS, "map")]
+    return "\n".join(lines) + "\n"
+
+
+def _named(values: dict[str, str]) -> dict[str, str]:
+    """Return the values by the text of their row."""
+    facts = {"truth": "2 to 3 %", "chance": "1/3, 1/2, 1/2", "most": "2/3, 1/2, 1/2", "half": "2/3, 3/4, 3/4"}
+    return {text.format(**facts): values[name] for name, text in USE.items() if name in values}
 
 
 if __name__ == "__main__":

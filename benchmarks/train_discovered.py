@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from evidence import Evidence, averaged, best_control, markdown, means
 from planted_table import Row, forwards
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from train_zoo import HELD_OUT_SEED, training_batch
@@ -129,20 +130,27 @@ def build(kind: str, task: str, seed: int) -> nn.Module:
 
 def train(kind: str, task: str, seed: int, steps: int, minutes: float, out: Path) -> None:
     """Train until `steps`, or until the time is over; a second call goes on."""
-    path, begin = out / f"{kind}-{task}-{seed}.pt", time.perf_counter()
+    path, begin = out / f"{kind}-{task}-{seed}.safetensors", time.perf_counter()
     model, generator = build(kind, task, seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.02)
-    state: dict[str, Any] = {"step": 0, "recent": 0.0, "seconds": 0.0}
+    first, recent, seconds = 0, 0.0, 0.0
     if path.exists():
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-    recent, first = state["recent"], state["step"]
+        tensors = load_file(path)
+        _load(model, tensors)
+        generator.set_state(tensors["generator"])
+        first, recent, seconds = int(tensors["step"]), float(tensors["recent"]), float(tensors["seconds"])
+        groups = optimizer.state_dict()["param_groups"]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                moments.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
     for step in tqdm(range(first, steps), desc=f"{kind}-{task}", mininterval=20):
         over = time.perf_counter() - begin > 60 * minutes
         if over or step == steps - 1 or (step % 50 == 0 and step > first):
-            _save(path, model, optimizer, generator, step, recent, state["seconds"] + time.process_time())
+            numbers = {"step": step, "recent": recent, "seconds": seconds + time.process_time()}
+            _save(path, model, optimizer, generator, numbers)
         if over:
             break
         for group in optimizer.param_groups:
@@ -159,11 +167,22 @@ def train(kind: str, task: str, seed: int, steps: int, minutes: float, out: Path
     print(kind, task, "step", step + 1, "recent accuracy", round(recent, 3), flush=True)
 
 
-def _save(path: Path, model: Any, optimizer: Any, generator: Any, step: int, recent: float, seconds: float) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+def _save(path: Path, model: nn.Module, optimizer: Any, generator: torch.Generator, numbers: dict[str, float]) -> None:
+    moments = {
+        f"optimizer.{index}.{key}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+    weights = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    scalars = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
     part = path.with_suffix(".part")
-    torch.save({**state, "step": step, "recent": recent, "seconds": seconds}, part)
+    save_file({**weights, **moments, **scalars, "generator": generator.get_state()}, part)
     part.replace(path)
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    prefix = "model."
+    model.load_state_dict({name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)})
 
 
 def methods(clf: VideoClassifier, kind: str) -> dict[str, Row]:
@@ -190,8 +209,8 @@ def methods(clf: VideoClassifier, kind: str) -> dict[str, Row]:
 
 def score(kind: str, task: str, seed: int, clips: int, slow_clips: int, out: Path) -> None:
     model = build(kind, task, seed)
-    state = torch.load(out / f"{kind}-{task}-{seed}.pt", weights_only=True)
-    model.load_state_dict(state["model"])
+    tensors = load_file(out / f"{kind}-{task}-{seed}.safetensors")
+    _load(model, tensors)
     clf = VideoClassifier(model.eval(), layout="BCTHW", labels=list(LABELS[task]))
     planted = PlantedClips(HELD_OUT_SEED, 200, task)
     right = 0
@@ -202,7 +221,7 @@ def score(kind: str, task: str, seed: int, clips: int, slow_clips: int, out: Pat
     report = models.inspect(clf, planted[:1][0].transpose(1, 2))
     found: dict[str, Any] = {
         "accuracy": right / 200,
-        "steps": state["step"],
+        "steps": int(tensors["step"]),
         "inspected": report.forwards,
         "methods": {},
     }

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from train_zoo import HELD_OUT_SEED, WEIGHTS, notice, training_batch, write_json
 
-from captum_staa import VideoClassifier, baselines
+from captum_staa import VideoClassifier, baselines, metrics
 from captum_staa.benchmark.planted import PlantedClips
 from captum_staa.benchmark.scenes import LABELS
 from captum_staa.models import STABN, BranchConfig, FitConfig, STABNLoss, fit_st_abn
@@ -38,6 +38,7 @@ STEPS, BATCH = 20, 16  # of an epoch; clips of a step
 EPOCHS = {"pattern": 48, "motion": 40, "order": 18}  # of the 3D CNN of the mix alone
 JOINT = {"pattern": 16, "motion": 16, "order": 10}  # further ones, with the branch
 CLOSING = 16  # epochs of the bottleneck
+AXES = ("joint", "space", "time")
 KINDS = ("bottleneck", "mix", "observer")
 MIXED = ("pattern",)  # tasks with a bundled network of the paper, for comparison
 LOOKING, LOOKS = 8, 11  # clips per step and epochs of the observer
@@ -94,13 +95,18 @@ def train_joint(trunk: VideoClassifier, task: str, seed: int) -> STABN:
     return st_abn.eval()
 
 
-def train_bottleneck(task: str, seed: int) -> STABN:
-    """Gates behind the stem of the bundled 3D CNN, and the network behind them, which may use what they let through."""
+def untrained_bottleneck(task: str, seed: int) -> STABN:
+    """Return the bundled 3D CNN with open gates behind its stem."""
     torch.manual_seed(seed)
     bundled = VideoClassifier.from_pretrained(f"tiny-resnet3d-{task}").module
     trunk = ResNet3D(replace(bundled.config, padding_mode="replicate"))  # zeros would mark the ends of the clip
     trunk.load_state_dict(bundled.state_dict())
-    st_abn = STABN(len(LABELS[task]), trunk, mechanism="bottleneck", dropout=0.0, labels=list(LABELS[task]))
+    return STABN(len(LABELS[task]), trunk, mechanism="bottleneck", dropout=0.0, labels=list(LABELS[task]))
+
+
+def train_bottleneck(task: str, seed: int) -> STABN:
+    """Train the gates, and the network behind them, which can only use what they let through."""
+    st_abn = untrained_bottleneck(task, seed)
     fit_st_abn(
         st_abn,
         lambda epoch: lessons(task, seed, EPOCHS[task] + epoch),  # of full difficulty
@@ -150,6 +156,18 @@ def accuracy(model: nn.Module, task: str, n: int = 1000) -> float:
     return right / n
 
 
+def evidence(st_abn: STABN, task: str, n: int = 96) -> dict[str, float]:
+    """Return how often M alpha is higher on evidence than on rivals, and its mean, on held-out clips."""
+    planted = PlantedClips(HELD_OUT_SEED + 2, n, task)
+    clips, _, truth = planted[:]
+    found = st_abn.explain(clips.transpose(1, 2).contiguous())
+    joint, rivals = found.spatial_gates * found.temporal_gates[:, :, None, None], planted.rivals(slice(None))
+    values = {axis: metrics.evidence_against_rivals(joint, truth, rivals, axis=axis) for axis in AXES}
+    return {axis: round(float(value.nanmean()), 3) for axis, value in values.items()} | {
+        "area": round(float(joint.mean()), 3)
+    }
+
+
 def make(task: str, seed: int, kind: str, out: Path) -> None:
     started = time.perf_counter()
     base = f"tiny-videomae-{task}" if kind == "observer" else None
@@ -179,7 +197,10 @@ def make(task: str, seed: int, kind: str, out: Path) -> None:
     if base is None:
         report |= {"held_out_seed": HELD_OUT_SEED, "accuracy": accuracy(STABN.from_pretrained(folder), task)}
     if kind == "bottleneck":
-        report["trunk"] = f"tiny-resnet3d-{task}"
+        report |= {
+            "trunk": f"tiny-resnet3d-{task}",
+            "gate_against_rivals": evidence(STABN.from_pretrained(folder), task),
+        }
     write_json(folder / "training.json", report)
     print(json.dumps(report), flush=True)
 

@@ -20,6 +20,7 @@ from captum_staa._utils.networks import refuse_missing_backward
 from captum_staa._utils.tensors import wide
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_outputs
 from captum_staa.models.layers import MODES, covered, to_pixels
+from captum_staa.models.st_abn.answers import as_logits, chances, change, rule_of
 from captum_staa.models.st_abn.branch import UNUSED, Gates, resolution
 from captum_staa.models.st_abn.network import STABN, st_abn_of
 from captum_staa.result import VideoAttribution
@@ -225,7 +226,7 @@ class AttentionBranch(VideoMethod):
     @torch.no_grad()
     def _warn_if_unused(self, clip: Tensor, additional_forward_args: object, logits: Tensor, gates: Gates) -> None:
         """Warn if the network ignores its gates, once per network."""
-        if self.st_abn.config.mechanism == "observe" or self.st_abn in _CHECKED or logits.shape[1] == 1:
+        if self.st_abn.config.mechanism == "observe" or self.st_abn in _CHECKED:
             return
         _CHECKED.add(self.st_abn)
         flat = replace(
@@ -237,10 +238,12 @@ class AttentionBranch(VideoMethod):
         extra = _format_additional_forward_args(additional_forward_args) or ()
         with without_compiling():
             other, _ = without(clip.clone(), *extra)
-        change = (logits.float().softmax(1) - other.float().softmax(1)).abs().amax(1)
-        if float(change.mean()) < UNUSED:
+        rule = rule_of(self.st_abn.model)
+        before, after = (chances(as_logits(outputs, self.st_abn.model), rule) for outputs in (logits, other))
+        if float(change(before, after, rule).amax(1).mean()) < UNUSED:
+            what = "scores" if rule == "scores" else "probabilities"
             warnings.warn(
-                f"the network does not use its gates: its probabilities change by less than {UNUSED:.0%} if they are "
+                f"the network does not use its gates: its {what} change by less than {UNUSED:.0%} if they are "
                 f"flattened, so the map does not explain its output. See metrics.attention_usage, and "
                 f"mechanism='bottleneck', whose gates cannot be ignored.",
                 stacklevel=2,

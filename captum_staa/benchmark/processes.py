@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch.distributed.rendezvous import rendezvous
 
 POLL = 0.05  # seconds
@@ -72,24 +72,22 @@ class Processes:
         if self.world > 1:
             dist.barrier(group=self._group)
 
-    def _broadcast(self, outcome: Any) -> Any:
-        """Return the object of the first process in all processes; large arrays are sent without further copies.
+    def array(self, array: NDArray[Any] | None) -> NDArray[Any]:
+        """Return the array of the first process in all processes; the others pass None. It is sent without copies."""
+        if self.world == 1:
+            assert array is not None
+            return array
+        kind = self._broadcast(None if array is None else (array.shape, array.dtype.str))
+        if array is None:
+            array = np.empty(*kind)
+        dist.broadcast(torch.from_numpy(np.ravel(array).view(np.uint8)), 0, group=self._group)
+        return array
 
-        Like ``broadcast_object_list``, it pickles in memory, for processes of the same run. Nothing is stored this way.
-        """
-        buffers: list[pickle.PickleBuffer] = []
-        head = pickle.dumps(outcome, protocol=5, buffer_callback=buffers.append) if self.rank == 0 else b""
-        arrays = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
-        message: list[Any] = [head, [len(array) for array in arrays]]
+    def _broadcast(self, value: Any) -> Any:
+        """Return the object of the first process in all processes."""
+        message = [value]
         dist.broadcast_object_list(message, group=self._group)
-        head, sizes = message
-        if self.rank != 0:
-            arrays = [np.empty(size, np.uint8) for size in sizes]
-        for array in arrays:
-            if len(array):
-                tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-                dist.broadcast(tensor, 0, group=self._group)
-        return outcome if self.rank == 0 else pickle.loads(head, buffers=arrays)
+        return message[0]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captum_staa._utils import notebook
 from captum_staa._utils.model_state import class_indices, eval_mode
 from captum_staa.masking.arguments import selected
+from captum_staa.models.st_abn.answers import as_logits, chances, change, rule_of
 from captum_staa.models.st_abn.branch import UNUSED
 from captum_staa.models.st_abn.network import st_abn_of
 
@@ -19,13 +20,16 @@ from captum_staa.models.st_abn.network import st_abn_of
 class AttentionUsage:
     """Absolute change of the target's probability when gates are replaced, one value per clip.
 
+    Probabilities follow what the model's outputs are. The change of a score is relative to the mean absolute score.
+
     Attributes:
         temporal_flat: ``(B,)``, with the temporal gates of each clip replaced by their mean.
         temporal_shuffled: ``(B,)``, with the temporal gates of the next clip; the last clip gets those of the first.
             nan for a single clip.
         spatial_flat: ``(B,)``, with the spatial gates replaced by their mean over the clip.
         spatial_shuffled: ``(B,)``, with the spatial gates of the next clip; nan for a single clip.
-        decisions: for each of these, the share of clips whose predicted class changes.
+        decisions: for each of these, the share of clips whose decision changes: the predicted class, or whether the
+            target's label is more likely than not; nan for scores.
     """
 
     temporal_flat: Tensor
@@ -66,7 +70,7 @@ def attention_usage(
         st_abn: a :class:`STABN`, or a :class:`VideoClassifier` around one.
         inputs: clips in the layout of the network. Shuffling needs about a dozen clips or more, of several classes.
         target: class whose probability is compared, one for all clips or one per clip. None takes the predicted class
-            of each clip.
+            of each clip, or the label or score of the highest output.
 
     Returns:
         :class:`AttentionUsage`, values in [0, 1].
@@ -83,10 +87,18 @@ def attention_usage(
         raise TypeError(f"st_abn must be a models.STABN, got {type(st_abn).__name__}.")
     network.layout.check_values(inputs, "inputs")
     with torch.no_grad(), eval_mode(network):
-        logits, gates = network.forward_with_gates(inputs)
-        predicted = logits.argmax(1)
+        outputs, gates = network.forward_with_gates(inputs)
+        rule = rule_of(network.model)
+        predicted = outputs.argmax(1)
         classes = predicted if target is None else class_indices(target, st_abn)
-        unchanged = _probability(logits, classes)
+
+        def answer(outputs: Tensor) -> tuple[Tensor, Tensor]:
+            """Return the target's probability or score, and the decisions."""
+            logits = as_logits(outputs, network.model)
+            own = selected(chances(logits, rule), classes)
+            return own, logits.argmax(1) if rule == "one class" else own > 0.5
+
+        unchanged, decided = answer(outputs)
         temporal, spatial = gates.temporal.flatten(1), gates.spatial[:, 0]
         replacements = {
             "temporal_flat": {"temporal": temporal.mean(1, keepdim=True).expand_as(temporal)},
@@ -97,22 +109,19 @@ def attention_usage(
         changes, decisions = {}, {}
         for name, gate in replacements.items():
             with network.override(**gate):
-                outputs = network(inputs)
-            changes[name] = (_probability(outputs, classes) - unchanged).abs()
-            decisions[name] = float((outputs.argmax(1) != predicted).float().mean())
+                other, decision = answer(network(inputs))
+            changes[name] = change(unchanged, other, rule)
+            decisions[name] = float((decision != decided).float().mean()) if rule != "scores" else float("nan")
             if name.endswith("shuffled") and len(inputs) == 1:
                 changes[name], decisions[name] = torch.full_like(changes[name], torch.nan), float("nan")
     usage = AttentionUsage(**changes, decisions=decisions)
     if not usage.used:
-        largest = max(float(change.nanmean()) for change in changes.values())
+        largest = max(float(moved.nanmean()) for moved in changes.values())
+        what = "score" if rule == "scores" else "probability"
         warnings.warn(
-            f"the probability of the target changes by at most {largest:.2%} on average when the gates are flattened "
-            f"or shuffled between clips. The network ignores its attention, so maps of its gates do not explain its "
+            f"the {what} of the target changes by at most {largest:.2%} on average when the gates are flattened or "
+            f"shuffled between clips. The network ignores its attention, so maps of its gates do not explain its "
             f"outputs.",
             stacklevel=2,
         )
     return usage
-
-
-def _probability(logits: Tensor, target: int | Tensor | list[int]) -> Tensor:
-    return selected(logits.float().softmax(1), target)

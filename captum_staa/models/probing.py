@@ -191,6 +191,8 @@ class Probe:
             cells = self._cells(_tensors_of(single), base)
             if cells is not None:
                 return cells
+            if self.forwards > BUDGET // 2:  # changes were seen, but tokens not placed
+                break
         return None
 
     def _cells(self, single: dict[Key, Tensor], base: int) -> Cells | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 CERTAIN = 0.9  # how often a changed block must change its own token most if blocks overlap
 FOLLOWS = 0.9  # the least correlation of centers with the order of cells along an axis
+OFF = 0.75  # cells, by which centers must be closer to the cells that they follow
 OWN = 0.03  # the least share of a change in the token of the changed block
 
 
@@ -118,7 +119,7 @@ def in_order(centers: Tensor, alive: Tensor, lengths: Sequence[int]) -> tuple[Te
             if grid[2] > w or not 0.5 <= sides[0] / sides[1] <= 2 or grid.count(1) == 3:
                 continue
             expected = torch.cartesian_prod(*(torch.arange(n, dtype=torch.double) for n in grid)).view(-1, 3)
-            fits = [_correlation(places[:, axis], expected[:, axis]) for axis in range(3) if grid[axis] > 1]
+            fits = [_follows(places[:, axis], expected[:, axis]) for axis in range(3) if grid[axis] > 1]
             if min(fits) > best:
                 best, found = min(fits), grid
     if found is None:
@@ -131,9 +132,12 @@ def in_order(centers: Tensor, alive: Tensor, lengths: Sequence[int]) -> tuple[Te
     return index, cells, best  # type: ignore[return-value]
 
 
-def _correlation(one: Tensor, other: Tensor) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    return float((one * other).sum() / (one.norm() * other.norm()).clamp(min=1e-12))
+def _follows(centers: Tensor, cells: Tensor) -> float:
+    """Return the correlation of centers with cells, or 0 if they are off by a cell, as those of swapped neighbors."""
+    one, other = centers - centers.mean(), cells - cells.mean()
+    correlation = float((one * other).sum() / (one.norm() * other.norm()).clamp(min=1e-12))
+    off = float(other.square().mean().sqrt()) * max(1 - correlation**2, 0) ** 0.5
+    return correlation if off < OFF * correlation else 0.0
 
 
 def cells_in_pixels(found: Axis, length: int) -> list[Axis]:

@@ -68,8 +68,12 @@ class MViT(nn.Module):
         self.blocks = nn.ModuleList(PooledBlock(width, 2, *steps[min(n, 2)]) for n in range(layers))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
+    def patches(self, clip: Tensor) -> Tensor:
+        """Return the patch embeddings ``(B, D, t, h, w)``."""
+        return self.embed(clip)
+
     def forward(self, clip: Tensor) -> Tensor:
-        x = self.embed(clip)
+        x = self.patches(clip)
         grid = tuple(x.shape[2:])
         x = torch.cat([self.cls.expand(len(x), -1, -1), x.flatten(2).mT], 1) + self.positions
         for block in self.blocks:

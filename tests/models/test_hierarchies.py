@@ -89,6 +89,19 @@ def test_mvit_is_rolled_out_through_pooled_queries_keys_and_residuals() -> None:
     assert expected.std() > 0.1 * expected.mean()
 
 
+class Swaps(MViT):
+    """Neighbors change their places."""
+
+    def patches(self, clip: Tensor) -> Tensor:
+        return super().patches(clip).unflatten(4, (-1, 2)).flip(5).flatten(4)
+
+
+def test_overlapping_tokens_that_do_not_follow_each_other_in_order_are_not_placed() -> None:
+    clf, clip = found_in(randomize(Swaps(), 0, 0.2))
+    report = models.inspect(clf, clip)
+    assert not report.ok and report.forwards <= 40 and "on no even grid" in report.problems[0]
+
+
 def test_swin_is_rolled_out_through_windows_shifts_and_merged_patches() -> None:
     clf, clip = found_in(randomize(Swin(), 0, 0.2))
     report = models.inspect(clf, clip)

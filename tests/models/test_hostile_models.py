@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("captum_staa", "benchmarks", "docs", "tests") for path in (ROOT / folder).rglob("*.py")]
 CHECKED = ("captum_staa", "benchmarks")  # tests and docs run their examples with exec
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-READS = {("torch", "load"), ("torch", "jit"), ("hub", "load"), ("np", "load"), ("numpy", "load")}
+READS = {("torch", "load"), ("torch", "jit"), ("hub", "load")}
 
 
 def risks(source: str) -> list[str]:
@@ -46,7 +46,11 @@ def risks(source: str) -> list[str]:
                     found.append(f"{owner}.{called.attr}")
             for keyword in node.keywords:
                 value = getattr(keyword.value, "value", None)
-                if (keyword.arg, value) in {("trust_remote_code", True), ("use_safetensors", False)}:
+                if (keyword.arg, value) in {
+                    ("trust_remote_code", True),
+                    ("use_safetensors", False),
+                    ("allow_pickle", True),
+                }:
                     found.append(f"{keyword.arg}={value}")
                 if keyword.arg == "trust_remote_code" and not isinstance(keyword.value, ast.Constant):
                     found.append("trust_remote_code")
