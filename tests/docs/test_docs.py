@@ -13,6 +13,7 @@ from types import FunctionType, ModuleType
 
 import pytest
 from covering import in_one_case
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -245,3 +246,12 @@ def test_other_helpers_find_faults():
     assert cited('"""A.\n\nReference:\n    Doe, "A Title of Some\n    Length", X 2020. ``"gradcam"``"""') == [
         "A Title of Some Length"
     ]
+
+
+def test_every_committed_picture_can_be_read():
+    """A program that is stopped while it draws leaves an empty file."""
+    pictures = [path for path in sorted((DOCS / "images").iterdir()) if path.suffix in (".png", ".webp")]
+    assert len(pictures) > 10
+    for path in pictures:
+        with Image.open(path) as picture:
+            picture.load()
