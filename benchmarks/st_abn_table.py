@@ -41,8 +41,8 @@ Explain = Callable[[Tensor, Tensor], VideoAttribution]
 INTRO = """# ST-ABN: the table
 
 What do the gates of an attention branch know, and does the network use them? Means over the bundled networks with
-`mechanism="bottleneck"` of the tasks `pattern`, `motion` and `order`, {clips} held-out clips of each. Columns and
-controls are those of [planted evidence](planted.md#how-to-read-the-tables). Maps keep their signs. Of the temporal
+`mechanism="bottleneck"` of the tasks {tasks}, {clips} held-out clips of each. Columns and controls are those of
+[planted evidence](planted.md#how-to-read-the-tables). Maps keep their signs. Of the temporal
 signal that a branch has apart from its map ($\\alpha$), *in time* alone is measured. `mix` is the network of the
 paper, for `pattern` only. `posthoc` is the map of a branch that observes a frozen VideoMAE. Made by
 `python benchmarks/st_abn_table.py`.
@@ -271,7 +271,7 @@ def page(results: dict[str, Any], clips: int) -> str:
         for side in ("insertion", "deletion")
     }
     lines = [
-        INTRO.format(clips=clips),
+        INTRO.format(clips=clips, tasks=", ".join(f"`{task}`" for task in results)),
         *markdown(averaged(maps), COLUMNS, "map"),
         "",
         "## Are the gates used?",
