@@ -545,10 +545,11 @@ def troubled_run(folder: Path, clips: int, kills: int, seed: int) -> dict[str, A
                 assert any("File too large" in error for error in errors), errors
                 found["full disk"] += 1
             ranks = Ranks(start, "fork")
-            if not found["refused"] and _size(run):
-                holder = f"process {ranks.processes[0].pid} "
-                while not (run / ".lock").read_text().startswith(holder):
-                    time.sleep(0.01)
+            holder = f"process {ranks.processes[0].pid} "
+            lock = run / ".lock"
+            while not (lock.is_file() and lock.read_text().startswith(holder)):  # until it has begun
+                time.sleep(0.01)
+            if not found["refused"]:
                 (second,) = Ranks(replace(start, world=1), "fork").results()
                 assert "no other run uses" in second.get("error", ""), second
                 found["refused"] += 1
