@@ -45,7 +45,7 @@ tutorials: $(VENV)/.installed-docs
 	$(py) tutorials/build.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist demo docs/_build docs/jupyter_execute .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist demo docs/_build docs/api docs/jupyter_execute .mypy_cache .pytest_cache .ruff_cache
 	find captum_staa tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- the environment: one stamp file per set of extras ----

@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,18 +63,63 @@ FORWARD_MS = 10.0  # of one clip on one GPU; an assumption, because no GPU was a
 STEPS = 32  # points of a curve
 LAST = 200  # clips that the simulated run computes
 PERIOD = 194  # after so many, null clips repeat
-STAGES = ("ranks 1", "ranks 2", "ranks 4", "troubled")
+STAGES = ("ranks 4", "ranks 1", "ranks 2", "troubled", "report")
 PAGE = Path(__file__).parents[1] / "docs" / "comparison_scale.md"
 
 
-TEXT = """# Estimated cost of a comparison of twenty thousand clips
+TEXT = """# Comparisons of twenty thousand clips
 
-The cost of `compare` for {clips} clips, {methods} methods and the default metrics on {gpus} GPUs, estimated from the
-cost of one clip. Made by
+A simulated run of `compare` with {clips} clips, {methods} methods and all {all_metrics} metrics, and an estimate of the
+time of a real one. Made by
 
 ```console
-python benchmarks/comparison_scale.py --entries {sample}
+python benchmarks/comparison_scale.py --out runs
 ```
+
+## How results are stored
+
+The folder `--out` has one file of records per process, `entries/00000.jsonl` and so on, besides `settings.json`, the
+pictures of the first clip and, at the end, the tables. Each finished pair of clip and method is one line of JSON with a
+checksum, which is appended when it is finished:
+
+```json
+{{"checksum":"6c0f0a57c2b1d3e4","entry":{{"index":3,"clip":"a.mp4","method":"STAA","values":{{"auroc":0.91}}}}}}
+```
+
+The checksum is the first 16 digits of the SHA-256 of the text after `"entry":`, up to the last brace.
+
+- A killed process leaves at most one incomplete line, at the end of its file. A line with a wrong checksum counts as
+  missing, and is computed again by the next start with `--resume`. No line is ever changed.
+- JSON lines are read by every language, and by eye. A Parquet file has its index at the end, so the file of a killed
+  process cannot be read. SQLite relies on locks that network disks often lack, and one damaged page may hide many
+  rows.
+- On a full disk, the incomplete line is removed and the run ends with an error. Free space, and resume.
+- A second start in the same folder is refused as long as a process of the first one lives. The lock ends with its
+  process, so a killed run needs no cleaning up. On disks without locks, a warning says so.
+- At the start and at the end, the first process reads all files in one pass. The others get a list of what is done, and
+  the finished table, as arrays: nine bytes per number.
+
+## A simulated run
+
+The model, the methods and the metrics are replaced by functions that cost nothing. So what is measured is `compare`
+itself: {records} records. The records of the first {filled} clips are copies of a run of {period} clips; the processes
+find them, compute the last {last} clips, and gather the table of all. Every process runs on the same two cores of a
+busy machine. Processor time does not depend on that, so it is given for the first process; in brackets is the time on
+the clock.
+
+| processes | files | size | highest memory of a process | time until the first new clip |
+|---|---|---|---|---|
+{simulated}
+
+A process has {base:.0f} MiB before it starts, for Python, PyTorch and this library. All processes return the same
+table, and 1, 2 and 4 processes give the same one. Starting a finished run again takes {tables:.0f} s of processor
+time. The tables, pictures and the report take another {report:.0f} s, with at most {report_peak:.0f} MiB; `rows.csv`
+has {csv:.0f} MiB and `comparison.json` {json:.0f} MiB.
+
+**Killed.** A run of {troubled} clips with two processes was killed with SIGKILL at {kills} random moments, and resumed
+each time. After {cut} of the kills, a random number of bytes was also cut from the end of a file. One start had a full
+disk, a second start in the same folder was refused, and before the last start one byte in the middle of a file was
+changed. The final table is that of an undisturbed run with one process.
 
 ## Time
 
@@ -97,34 +141,47 @@ divided evenly, and no process waits for another before the end.
 Metrics take {metric_share:.0%} of the time, the three most expensive methods {dear_share:.0%}. To save time, first
 use fewer `steps` and fewer of the metrics that change the clip.
 
-## Disk
+## Several machines
 
-There are {entries:.0f} files per clip (methods, controls, the clip itself) of {size:.0f} bytes on average: {files}
-files, {gib:.1f} GiB, or {blocks:.1f} GiB on a disk with blocks of 4 KiB. Writing one file took {write:.2f} ms. Maps
-are stored for the first clip only. At the end, `rows.csv` has {csv:.0f} MiB and `comparison.json` has {json:.0f} MiB.
+All machines need a disk that they share, for `--out` and for the videos. With Slurm, one launcher runs on each machine,
+and they meet at the address of the first one:
 
-## Memory
+```bash
+#!/bin/bash
+#SBATCH --job-name=compare
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1          # one launcher, which starts a process per GPU
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=24:00:00
+#SBATCH --requeue                    # after a failure of a machine, the job starts again and resumes
 
-At the end, every process reads all files. With {sample} clips, reading took {read:.0f} s, the tables took
-{tables:.0f} s, and the memory was {mib:.0f} MiB. In proportion, {clips} clips need {read_all:.1f} minutes for
-reading, {tables_all:.1f} minutes for the tables, and {gib_each:.1f} GiB **in each process**, which is {gib_all:.0f}
-GiB on a machine with {gpus} processes.
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+out=/shared/compare-videomae
+
+srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 4 --max-restarts 3 \
+    --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "$SLURM_JOB_ID" \
+    -m captum_staa compare --model NAME --videos /shared/videos --labels /shared/labels.csv \
+    --device cuda --out "$out" --resume
+```
+
+`--resume` starts a new run if the folder is empty. So the same script starts, restarts and, with another number of
+machines, continues a run. If the time limit ends the job, submit it again.
+
+## Memory and network
 
 A GPU needs memory for the model, and for {copies} changed clips (`perturbations_per_eval`) with their activations.
 With gradients, the activations need about 14 times the memory of a plain forward for VideoMAE-base ([Cost](cost.md)).
 STAA stores a matrix of tokens by tokens for each layer, 12 x 9.4 MiB.
 
-## Network
-
-Processes exchange a few short messages at the start and at the end. Each clip is read once, by one process. A video
-of Kinetics has about 1 to 3 MB, so {clips} videos have 20 to 60 GB. Over {each:.0f} hours, this is at most a few MB
-per second. The results, {gib:.1f} GiB, are written once, and read once by each process at the end.
+Processes exchange a few short messages at the start, and the table at the end. Each clip is read once, by one process.
+A video of Kinetics has about 1 to 3 MB, so {clips} videos have 20 to 60 GB. Over {each:.0f} hours, this is at most a
+few MB per second.
 
 ## Limits
 
-- The number of files: check whether the shared disk has {files} free inodes, and how fast it opens small files.
-- In the last step, each process holds all results in memory. For ten times as many clips, run parts of them into
-  separate folders, and join their `rows.csv`.
+- Memory of every process grows with clips x methods x metrics, nine bytes each. For ten times as many clips, run parts
+  of them into separate folders, and join their `rows.csv`.
 - Each process decodes videos between the calls of the model. Compared with thousands of forwards, the time for
   decoding is negligible. With STAA only, and no metric that changes the clip, it is not negligible.
 """
@@ -207,13 +264,16 @@ class NullClips:
     first: float | None = None
     first_busy = 0.0
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, stop: bool = False) -> None:
+        self.stop = stop
         self.names = [f"video-{index:05d}.mp4" for index in range(count)]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self.stop:
+            raise KeyboardInterrupt
         if self.first is None:
             self.first, self.first_busy = time.perf_counter(), time.process_time()
         return torch.linspace(index % 97 / 97, 1, 96).view(1, 2, 3, 4, 4), index % 2
@@ -257,6 +317,7 @@ class Start:
         world: number of processes.
         report: whether the first process also writes the tables, the pictures and the report.
         full_after: bytes of a file after which the disk is full; 0 for never.
+        stop: whether it is interrupted before the first clip.
     """
 
     folder: Path
@@ -264,6 +325,7 @@ class Start:
     world: int
     report: bool = False
     full_after: int = 0
+    stop: bool = False
 
 
 def rank_main(start: Start, rank: int, port: int) -> None:
@@ -288,7 +350,7 @@ def measured_run(start: Start, rank: int) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     classifier = VideoClassifier(NullModel().eval(), "BTCHW")
-    clips = NullClips(start.clips)
+    clips = NullClips(start.clips, start.stop)
     found: dict[str, Any] = {"base": peak()}
     began, busy = time.perf_counter(), time.process_time()
     comparison = compare(
@@ -419,14 +481,13 @@ def merged(source: Path, folder: Path, world: int) -> None:
 
 
 def settled(folder: Path, clips: int) -> None:
-    """Write the settings of a run, which its first start would write, by a start of no clips' worth of records."""
-    run = folder / "run"
-    entries = run / "entries"
-    entries.rename(folder / "aside")  # the first start must find an empty folder
-    with suppress(RuntimeError):
-        Ranks(Start(folder, clips, 1, full_after=1), "fork").finished()
-    shutil.rmtree(entries, ignore_errors=True)
-    (folder / "aside").rename(entries)
+    """Write the settings of a run next to its records, as a start does that is interrupted before the first clip."""
+    entries, aside = folder / "run" / "entries", folder / "aside"
+    entries.rename(aside)
+    entries.parent.rmdir()  # a start that is not resumed must find no folder
+    Ranks(Start(folder, clips, 1, stop=True), "fork").finished()
+    shutil.rmtree(entries)
+    aside.rename(entries)
 
 
 def plain_run(out: Path, clips: int, world: int) -> dict[str, Any]:
@@ -439,12 +500,20 @@ def plain_run(out: Path, clips: int, world: int) -> dict[str, Any]:
     found = Ranks(Start(folder, clips, world)).finished()
     files = [path for path in (folder / "run").rglob("*") if path.is_file()]
     found |= {"files": len(files), "bytes": sum(path.stat().st_size for path in files), "filled": filled}
-    if world == 1:
-        again = Ranks(Start(folder, clips, world, report=True)).finished()
-        assert again["table"] == found["table"], "the resumed run has another table"
-        found |= {name: value for name, value in again.items() if "report" in name}
-        found |= {"again": again["compare"], "again cpu": again["compare cpu"]}
-        found |= {name: (folder / "run" / name).stat().st_size for name in ("rows.csv", "comparison.json")}
+    shutil.rmtree(folder)
+    return found
+
+
+def reported_run(out: Path, clips: int) -> dict[str, Any]:
+    """Finish a run, then start it again, when it finds that all is done, and write tables, pictures and the report."""
+    fill(out / "filled", clips, clips - min(LAST, clips // 2))
+    folder = out / "reported"
+    merged(out / "filled", folder, 1)
+    settled(folder, clips)
+    first = Ranks(Start(folder, clips, 1)).finished()
+    found = Ranks(Start(folder, clips, 1, report=True)).finished()
+    assert found["table"] == first["table"], "the resumed run has another table"
+    found |= {name: (folder / "run" / name).stat().st_size for name in ("rows.csv", "comparison.json")}
     shutil.rmtree(folder)
     return found
 
@@ -515,6 +584,7 @@ def measure(folder: Path, clips: int, troubled: int, kills: int, stages: Sequenc
     measured: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     calls: dict[str, Callable[[], dict[str, Any]]] = {
         **{f"ranks {world}": partial(plain_run, folder, clips, world) for world in (1, 2, 4)},
+        "report": partial(reported_run, folder, clips),
         "troubled": partial(troubled_run, folder / "troubled", troubled, kills, seed=0),
     }
     for stage in stages:
@@ -536,7 +606,7 @@ def page(counts: dict[str, tuple[int, int]], found: dict[str, Any]) -> str:
     hours = total * CLIPS * FORWARD_MS / 1000 / 3600
     runs = {world: found[f"ranks {world}"] for world in (1, 2, 4)}
     assert len({run["table"] for run in runs.values()}) == 1, "the tables differ"
-    one, trouble = runs[1], found["troubled"]
+    one, trouble, report = runs[1], found["troubled"], found["report"]
     simulated = "\n".join(
         f"| {world} | {run['files']} | {run['bytes'] / 2**20:.0f} MiB | {max(run['peaks']):.0f} MiB "
         f"| {run['until first clip cpu']:.0f} s | {run['until first clip']:.0f} s |"
@@ -552,10 +622,10 @@ def page(counts: dict[str, tuple[int, int]], found: dict[str, Any]) -> str:
         simulated_clips=found["clips"],
         simulated=simulated,
         base=max(run["base"] for run in runs.values()),
-        report=one["report cpu"],
-        report_peak=one["peak with report"],
-        csv=one["rows.csv"] / 2**20,
-        json=one["comparison.json"] / 2**20,
+        report=report["report cpu"],
+        report_peak=report["peak with report"],
+        csv=report["rows.csv"] / 2**20,
+        json=report["comparison.json"] / 2**20,
         records=found["clips"] * (len(METHODS) + len(CONTROLS) + 1),
         kills=trouble["kills"],
         cut=trouble["cut"],
@@ -564,7 +634,7 @@ def page(counts: dict[str, tuple[int, int]], found: dict[str, Any]) -> str:
         filled=one["filled"],
         last=found["clips"] - one["filled"],
         period=PERIOD,
-        tables=one["again cpu"],
+        tables=report["compare cpu"],
         again=f"{' and '.join(AGAIN)}, of {METHODS[0]}",
         again_units=again,
         rows="\n".join(f"| {name} | {f} | {b} | {units[name]} |" for name, (f, b) in counts.items()),

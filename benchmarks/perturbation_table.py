@@ -55,8 +55,8 @@ SHOWN = {
 INTRO = """# Spatio-temporal perturbation: the table
 
 Means over {models} bundled models, {clips} clips of each, seed {seed}: few, so differences of .03 say nothing. The
-options of the method were chosen on other clips. The presets of the paper ran on the first model only; its table below
-compares like with like. Columns and controls as in
+options of the method were chosen on other clips. The first table has the methods that were run on all of these models,
+and a table per model has all of them. The presets of the paper ran on the first model only. Columns and controls as in
 [planted evidence](planted.md#how-to-read-the-tables); only the default has controls. Insertion (high is good) and
 deletion (low is good): the area under the target's probability over {steps} steps, cells of 1 x 3 x 3 pixels, towards
 zero and towards a blur of the clip. Forwards: number of clips that the model was run on, where a gradient counts as
@@ -203,7 +203,8 @@ def measure(model: str, name: str, count: int, path: Path) -> None:
 
 def page(results: dict[str, Scores], clips: int) -> str:
     lines = [INTRO.format(models=len(results), clips=clips, seed=SEED, steps=STEPS)]
-    lines += markdown(averaged(results.values()), SHOWN)
+    shared = set.intersection(*(set(found) for found in results.values()))  # means over the same models
+    lines += markdown({name: own for name, own in averaged(results.values()).items() if name in shared}, SHOWN)
     for model, found in results.items():
         lines += ["", f"## {model}", "", *markdown(found, SHOWN)]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
 """Count what remains after many calls of each method: hooks, registered functions, threads, files, objects, memory.
 
-    python benchmarks/soak.py --calls 1000 --out docs/soak.md
+    python benchmarks/soak.py --calls 1000 --out docs/leak_test.md
 
 Every call creates a new explainer, on one model and two alternating clips. Everything that could accumulate is counted
 after a warm-up, and after every twentieth part of the calls. Garbage is collected before each count.
@@ -198,7 +198,7 @@ def table(found: dict[str, Soaked]) -> str:
     return "\n".join(lines)
 
 
-PAGE = """# Soak
+PAGE = """# Leak test
 
 This page shows what remains after {calls} calls of each method. The counts are from before and after the calls: hooks
 of all kinds on all modules of the model, entries in the attention and mask tables of transformers, threads, open
@@ -209,7 +209,7 @@ of them. The methods ran one after the other in the same process, on one model (
 CPU thread, PyTorch {torch}.
 
 ```console
-python benchmarks/soak.py --calls {calls} --out docs/soak.md
+python benchmarks/soak.py --calls {calls} --out docs/leak_test.md
 ```
 
 {table}

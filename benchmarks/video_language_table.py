@@ -297,29 +297,33 @@ def parts(vlm: VideoLanguageModel, clips: int) -> dict[str, Callable[[], Any]]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the table of one model: a row per method, the mean over the tasks that were measured last."""
-    lines = [f"{result['model']}, {result['clips']} clips per part (occlusion and center: a third of them)", ""]
-    columns = [
-        *((f"{task}: {axis}", task, axis) for task in QUESTIONS for axis in ("joint", "time", "space", "pointing")),
-        *((f"{task}: {name}", f"faithful, {task}", name) for task in QUESTIONS for name in ("insertion", "deletion")),
-        *((f"words, {task}", f"two words, {task}", None) for task in ("pattern", "motion")),
-        *((f"questions: {name}", "two questions", name) for name in ("discrimination", "pattern", "motion")),
+    """Return the tables of one model: evidence and discrimination, insertion and deletion, reliance."""
+    evidence_columns = [
+        *((f"{task}, {axis}", task, axis) for task in QUESTIONS for axis in ("joint", "time")),
+        *((f"two words, {task}", f"two words, {task}", None) for task in ("pattern", "motion")),
+        ("two questions", "two questions", "discrimination"),
     ]
-    lines += [f"| method | {' | '.join(title for title, *_ in columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for method in METHODS:
-        few = {"pattern": "pattern, few"} if method in ("VideoOcclusion", "(center)") else {}
-        cells = [result.get(few.get(part, part), {}).get(method) for _, part, _ in columns]
-        values = [
-            value[name] if name and value is not None else value
-            for value, (*_, name) in zip(cells, columns, strict=True)
-        ]
-        shown = [" " if value is None else f"{value:.3f}".replace("0.", ".", abs(value) < 1) for value in values]
-        lines.append(f"| {method} | {' | '.join(shown)} |")
-    lines += ["", "| reliance, nats | counterfactual | it | is | (word) | . |", "|---|---|---|---|---|---|"]
+    removal_columns = [
+        (f"{task}, {name}", f"faithful, {task}", name) for task in QUESTIONS for name in ("insertion", "deletion")
+    ]
+    lines = [f"{result['model']}, {result['clips']} clips per part"]
+    for columns in (evidence_columns, removal_columns):
+        lines += ["", f"| method | {' | '.join(title for title, *_ in columns)} |", "|---" * (len(columns) + 1) + "|"]
+        for method in METHODS:
+            few = {"pattern": "pattern, few"} if method in ("VideoOcclusion", "(center)") else {}
+            cells = [result.get(few.get(part, part), {}).get(method) for _, part, _ in columns]
+            values = [
+                value[name] if name and value is not None else value
+                for value, (*_, name) in zip(cells, columns, strict=True)
+            ]
+            shown = [" " if value is None else f"{value:.2f}".replace("0.", ".", abs(value) < 1) for value in values]
+            if any(value is not None for value in values):
+                lines.append(f"| {method} | {' | '.join(shown)} |")
+    lines += ["", "| question | in place of the clip | it | is | (the word) | . |", "|---|---|---|---|---|---|"]
     for task in QUESTIONS:
         for name, falls in result.get(f"reliance, {task}", {}).items():
-            lines.append(f"| {task} | {name} | {' | '.join(f'{value:.2f}' for value in falls[:4])} |")
-    return "\n".join(lines)
+            lines.append(f"| {task} | {name} | {' | '.join(f'{value + 0:.2f}' for value in falls[:4])} |")
+    return "\n".join(lines).replace("-0.00", "0.00")
 
 
 def main() -> None:

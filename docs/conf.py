@@ -17,11 +17,13 @@ extensions = [
     "formulas",  # beside this file
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "jupyter_execute", "tutorials/README.md"]
+exclude_patterns = ["_build", "_templates", "jupyter_execute", "tutorials/README.md"]
+templates_path = ["_templates"]
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
@@ -31,6 +33,11 @@ nb_execution_mode = "off"  # notebooks are committed with their outputs
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
+# A page for every class and function, in api/. File names must differ where upper and lower case do not matter.
+autosummary_filename_map = {
+    f"captum_staa.metrics.{name}": f"captum_staa.metrics.{name}_result"
+    for name in ("Reliability", "Smoothness")
+}
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -49,15 +56,29 @@ if os.environ.get("CAPTUM_STAA_INTERSPHINX"):
     intersphinx_mapping |= {
         "python": ("https://docs.python.org/3", None),
         "numpy": ("https://numpy.org/doc/stable", None),
-        "torch": ("https://docs.pytorch.org/docs/stable", (None, "inventories/torch.inv")),
+        "torch": (
+            "https://docs.pytorch.org/docs/stable",
+            (None, "inventories/torch.inv"),
+        ),
     }
 
 
 def _links_of_tutorials(app, docname, source):
     """Convert links that work in tutorials/ to links between pages, which are in another folder."""
     if docname.startswith("tutorials/"):
-        pages = re.sub(r"\[([^][\n]+)\]\(\.\./docs/(\w+)\.md\)", r"{doc}`\1 </\2>`", source[0])
-        source[0] = re.sub(r"\[([^][\n]+)\]\((\w+)\.ipynb\)", r"{doc}`\1 </tutorials/\2>`", pages)
+        pages = re.sub(
+            r"\[([^][\n]+)\]\(\.\./docs/(\w+)\.md\)", r"{doc}`\1 </\2>`", source[0]
+        )
+        source[0] = re.sub(
+            r"\[([^][\n]+)\]\((\w+)\.ipynb\)", r"{doc}`\1 </tutorials/\2>`", pages
+        )
+
+
+def _skip_fields(app, what, name, member, skip, options):
+    """Leave out what the section Attributes of a class describes: fields of named tuples and dataclasses."""
+    return (
+        True if type(member).__name__ in ("_tuplegetter", "member_descriptor") else None
+    )
 
 
 def setup(app):
@@ -65,3 +86,4 @@ def setup(app):
     if not tutorials.is_dir():  # a source distribution has no symbolic links
         tutorials.symlink_to(Path("..") / "tutorials")
     app.connect("source-read", _links_of_tutorials)
+    app.connect("autodoc-skip-member", _skip_fields)

@@ -10,6 +10,7 @@ from pathlib import Path
 import gallery  # beside this file
 import numpy as np
 import package_graph
+import real_video
 import torch
 from captum.attr import InputXGradient
 from matplotlib.figure import Figure
@@ -17,14 +18,19 @@ from PIL import Image
 from skimage.filters import median
 from torch.nn import functional
 
-from captum_staa import STAA, SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, feature_masks
+from captum_staa import (
+    STAA,
+    SpatioTemporalPerturbation,
+    VideoClassifier,
+    VideoOcclusion,
+    feature_masks,
+)
 from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.models import STABN
 from captum_staa.visualization import (
     Frames,
     Style,
     compare_methods,
-    save_animation,
     show_frames,
     show_slices,
     show_summary,
@@ -33,11 +39,13 @@ from captum_staa.visualization import (
 )
 
 IMAGES = Path(__file__).parent / "images"
-FOR = Style(sign="positive")  # draw evidence for the class only; absolute values would also show evidence against it
+FOR = Style(
+    sign="positive"
+)  # draw evidence for the class only; absolute values would also show evidence against it
 
 
 def staa() -> None:
-    """Draw hero.webp, sheet.png and timeline.png: the STAA map of one clip."""
+    """Draw sheet.png and timeline.png: the STAA map of one clip."""
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     planted = PlantedClips(seed=12, n=20, task="pattern")
     clip, label, truth = planted[16:17]
@@ -45,11 +53,12 @@ def staa() -> None:
     parts = STAA(clf).attribute_maps(clip, target=label)
     answer, probability = clf.predict(clip, k=1)[0]
     title = f"STAA: why '{answer}' ({probability:.0%})?"
-    save_animation(parts, frames, IMAGES / "hero.webp", style=FOR, play_fps=6, overwrite=True)
     figure, _ = show_frames(parts, frames, style=FOR, title=title, use_pyplot=False)
     figure.savefig(IMAGES / "sheet.png", dpi=110)
     windows = np.asarray(truth[0].flatten(1).any(1))
-    figure, _ = show_timeline(parts, frames, truth=windows, title=title, use_pyplot=False)
+    figure, _ = show_timeline(
+        parts, frames, truth=windows, title=title, use_pyplot=False
+    )
     figure.savefig(IMAGES / "timeline.png", dpi=110)
 
 
@@ -58,7 +67,11 @@ def masks() -> None:
     clf = VideoClassifier.from_pretrained("tiny-videomae-motion")
     planted = PlantedClips(seed=5, n=20, task="motion")
     index = 10  # the evidence shows in frames 7 to 11 and stays clear of the borders
-    clip, layout, frames = planted[index : index + 1][0], clf.layout, planted.frames(index)
+    clip, layout, frames = (
+        planted[index : index + 1][0],
+        clf.layout,
+        planted.frames(index),
+    )
     rows = {
         "the clip": None,
         "frames": feature_masks.frames(clip, layout),
@@ -72,8 +85,15 @@ def masks() -> None:
     figure = Figure(figsize=(1.2 * len(shown), 1.28 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(shown))
     for (name, mask), row in zip(rows.items(), axes, strict=True):
-        pictures = frames if mask is None else colored(frames, mask.expand(1, 16, 1, 48, 48)[0, :, 0].numpy())
-        row[0].set_ylabel(name if mask is None else f"{name}\n{int(mask.max()) + 1} regions", fontsize=8)
+        pictures = (
+            frames
+            if mask is None
+            else colored(frames, mask.expand(1, 16, 1, 48, 48)[0, :, 0].numpy())
+        )
+        row[0].set_ylabel(
+            name if mask is None else f"{name}\n{int(mask.max()) + 1} regions",
+            fontsize=8,
+        )
         for ax, t in zip(row, shown, strict=True):
             ax.imshow(pictures[t])
             ax.set(xticks=[], yticks=[])
@@ -89,15 +109,23 @@ def perturbation() -> None:
     clip, label, truth = planted[16:17]
     frames = planted.frames(16)
     parts = SpatioTemporalPerturbation(clf).attribute_maps(
-        clf.layout.from_working(clip).contiguous(), target=label, perturbations_per_eval=8
+        clf.layout.from_working(clip).contiguous(),
+        target=label,
+        perturbations_per_eval=8,
     )
     shown = range(7, 16, 2)
     gray = frames.mean(-1)
     rows = [("the clip", None), ("planted", truth[0].float())]
-    for area, kept, removed, mask in zip(parts.areas, parts.kept[0], parts.removed[0], parts.masks[0], strict=True):
-        rows.append((f"mask of {area:.0%}\nkept {kept:.2f}\nremoved {removed:.2f}", mask))
+    for area, kept, removed, mask in zip(
+        parts.areas, parts.kept[0], parts.removed[0], parts.masks[0], strict=True
+    ):
+        rows.append(
+            (f"mask of {area:.0%}\nkept {kept:.2f}\nremoved {removed:.2f}", mask)
+        )
     rows.append(("the map", parts.joint[0] / parts.joint[0].max()))
-    figure = Figure(figsize=(1.2 * len(shown) + 0.7, 1.24 * len(rows)), layout="constrained")
+    figure = Figure(
+        figsize=(1.2 * len(shown) + 0.7, 1.24 * len(rows)), layout="constrained"
+    )
     axes = figure.subplots(len(rows), len(shown))
     for (name, values), row in zip(rows, axes, strict=True):
         row[0].set_ylabel(name, fontsize=7)
@@ -121,7 +149,10 @@ def branch_edits() -> None:
     clip, labels, truth = planted[index : index + 1]
     frames, volume = planted.frames(index), st_abn.layout.from_working(clip)
     own = st_abn.explain(volume)
-    evidence = [functional.adaptive_max_pool3d(truth[:, side].float()[:, None], own.grid)[:, 0] for side in (0, 1)]
+    evidence = [
+        functional.adaptive_max_pool3d(truth[:, side].float()[:, None], own.grid)[:, 0]
+        for side in (0, 1)
+    ]
     spatial, opened = own.gates.spatial[:, 0], torch.ones(1, len(frames))
     names = [st_abn.model.labels[int(label)] for label in labels[0]]
     edits = {
@@ -132,7 +163,9 @@ def branch_edits() -> None:
         f"only '{names[1]}' open": {"spatial": evidence[1], "temporal": opened},
     }
     shown, gray = range(1, 16, 2), frames.mean(-1)
-    figure = Figure(figsize=(1.2 * len(shown) + 1.1, 1.3 * (len(edits) + 1)), layout="constrained")
+    figure = Figure(
+        figsize=(1.2 * len(shown) + 1.1, 1.3 * (len(edits) + 1)), layout="constrained"
+    )
     axes = figure.subplots(len(edits) + 1, len(shown))
     axes[0][0].set_ylabel("the clip", fontsize=7)
     for ax, t in zip(axes[0], shown, strict=True):
@@ -143,7 +176,9 @@ def branch_edits() -> None:
             found = st_abn.explain(volume)
         values = found.spatial_gates[0] * found.temporal_gates[0, :, None, None]
         answer = found.logits.softmax(1)[0, labels[0]].tolist()
-        told = "\n".join(f"{label} {share:.2f}" for label, share in zip(names, answer, strict=True))
+        told = "\n".join(
+            f"{label} {share:.2f}" for label, share in zip(names, answer, strict=True)
+        )
         row[0].set_ylabel(f"{name}\n{told}", fontsize=6.5)
         for ax, t in zip(row, shown, strict=True):
             ax.imshow(0.25 * gray[t], cmap="gray", vmin=0, vmax=255)
@@ -158,16 +193,29 @@ def panels() -> None:
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     planted = PlantedClips(seed=12, n=20, task="pattern")
     clip, label, truth = planted[16:17]
-    frames, windows = Frames(planted.frames(16), layout=clf.layout), truth[0].flatten(1).any(1)
+    frames, windows = (
+        Frames(planted.frames(16), layout=clf.layout),
+        truth[0].flatten(1).any(1),
+    )
     answer = clf.predict(clip, k=3)
     parts = STAA(clf).attribute_maps(clip, target=label)
-    gradients = InputXGradient(clf).attribute(clip.clone().requires_grad_(), target=label).detach()
-    hidden = VideoOcclusion(clf).attribute(clip, sliding_window_shapes=(4, 12, 12), strides=(2, 6, 6), target=label)
+    gradients = (
+        InputXGradient(clf)
+        .attribute(clip.clone().requires_grad_(), target=label)
+        .detach()
+    )
+    hidden = VideoOcclusion(clf).attribute(
+        clip, sliding_window_shapes=(4, 12, 12), strides=(2, 6, 6), target=label
+    )
 
-    figure, _ = show_summary(parts, frames, style=FOR, predictions=answer, truth=windows, use_pyplot=False)
+    figure, _ = show_summary(
+        parts, frames, style=FOR, predictions=answer, truth=windows, use_pyplot=False
+    )
     save_smooth(figure, "summary.webp")
     maps = {"STAA": parts, "InputXGradient": gradients, "VideoOcclusion": hidden}
-    figure, _ = compare_methods({"planted": truth, **maps}, frames, style=FOR, use_pyplot=False)
+    figure, _ = compare_methods(
+        {"planted": truth, **maps}, frames, style=FOR, use_pyplot=False
+    )
     save_smooth(figure, "compare.webp")
     figure, _ = show_slices(parts, frames, style=FOR, use_pyplot=False)
     save_smooth(figure, "slices.webp")
@@ -180,8 +228,21 @@ def panels() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page, shot = Path(folder) / "player.html", Path(folder) / "player.png"
         title = f"Why '{answer[0][0]}' ({answer[0][1]:.0%})?"
-        to_html(maps, frames, page, style=FOR, predictions=answer, truth=windows, title=title)
-        switches = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+        to_html(
+            maps,
+            frames,
+            page,
+            style=FOR,
+            predictions=answer,
+            truth=windows,
+            title=title,
+        )
+        switches = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={folder}/profile",
+        ]
         # Frames are decoded after the page is loaded. A slow machine would otherwise take a picture of an empty page.
         switches += [
             "--window-size=900,900",
@@ -189,7 +250,9 @@ def panels() -> None:
             "--virtual-time-budget=20000",
             f"--screenshot={shot}",
         ]
-        subprocess.run([chromium, *switches, page.as_uri()], check=True, capture_output=True)
+        subprocess.run(
+            [chromium, *switches, page.as_uri()], check=True, capture_output=True
+        )
         with Image.open(shot) as picture:
             picture.save(IMAGES / "player.webp", quality=85, method=6)
 
@@ -232,8 +295,13 @@ def save_small(figure: Figure, name: str) -> None:
 
 def colored(frames: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return frames ``(T, H, W, 3)`` in gray, four times as large, with the color and borders of each region."""
-    hues = [colorsys.hls_to_rgb(i * 0.194 % 1, (0.5, 0.65, 0.38)[i % 3], 0.9) for i in range(ids.max() + 1)]
-    gray = median(frames.mean(-1), np.ones((1, 3, 3)))[..., None] / 255  # without the noise, which takes most bytes
+    hues = [
+        colorsys.hls_to_rgb(i * 0.194 % 1, (0.5, 0.65, 0.38)[i % 3], 0.9)
+        for i in range(ids.max() + 1)
+    ]
+    gray = (
+        median(frames.mean(-1), np.ones((1, 3, 3)))[..., None] / 255
+    )  # without the noise, which takes most bytes
     picture = (0.55 * gray + 0.45 * np.array(hues)[ids]).repeat(4, 1).repeat(4, 2)
     large = ids.repeat(4, 1).repeat(4, 2)
     edge = np.zeros(large.shape, bool)
@@ -251,4 +319,5 @@ if __name__ == "__main__":
     branch_edits()
     panels()
     gallery.main()
+    real_video.main()
     package_graph.main()

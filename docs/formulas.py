@@ -21,7 +21,13 @@ from sphinx.util import logging
 SIZE = 100  # of a letter in the drawing's own units; on the page it follows the text around it
 EM = 0.0115  # width of such a unit on the page, where a formula's letters look as large as the text's
 PAD = 6  # units around the ink, for strokes that lean over their box
-PEN = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
+PEN = {
+    Path.MOVETO: "M",
+    Path.LINETO: "L",
+    Path.CURVE3: "Q",
+    Path.CURVE4: "C",
+    Path.CLOSEPOLY: "Z",
+}
 
 # LaTeX commands that mathtext does not have, and similar replacements.
 REWRITES = [
@@ -48,7 +54,9 @@ def drawing(tex: str, *, display: bool = False) -> str:
     font = FontProperties(size=SIZE, math_fontfamily="cm")
     points, codes = text_to_path.get_text_path(font, f"${source}$", ismath=True)
     scale = SIZE / text_to_path.FONT_SCALE
-    width, height, depth = text_to_path.get_text_width_height_descent(f"${source}$", font, ismath=True)
+    width, height, depth = text_to_path.get_text_width_height_descent(
+        f"${source}$", font, ismath=True
+    )
     width, above, below = width + 2 * PAD, height - depth + PAD, depth + PAD
     named = html.escape(tex.strip(), quote=True)
     return (
@@ -89,12 +97,16 @@ def _drawn(node: nodes.Element, *, display: bool) -> str:
         return drawing(node.astext(), display=display)
     except ValueError as error:
         problem = str(error).strip().splitlines()[-1]
-        logger.warning("mathtext cannot draw %r: %s", node.astext(), problem, location=node)
+        logger.warning(
+            "mathtext cannot draw %r: %s", node.astext(), problem, location=node
+        )
         return f"<code>{html.escape(node.astext())}</code>"
 
 
 def _inline(self: Any, node: nodes.Element) -> None:
-    self.body.append(_drawn(node, display=False) + "&#8288;")  # no line ends between a formula and its full stop
+    self.body.append(
+        _drawn(node, display=False) + "&#8288;"
+    )  # no line ends between a formula and its full stop
     raise nodes.SkipNode
 
 
@@ -105,5 +117,7 @@ def _block(self: Any, node: nodes.Element) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx, which then knows `html_math_renderer = "drawings"`."""
-    app.add_html_math_renderer("drawings", inline_renderers=(_inline, None), block_renderers=(_block, None))
+    app.add_html_math_renderer(
+        "drawings", inline_renderers=(_inline, None), block_renderers=(_block, None)
+    )
     return {"parallel_read_safe": True, "parallel_write_safe": True}

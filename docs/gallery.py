@@ -3,114 +3,189 @@
 from __future__ import annotations
 
 import re
-from io import BytesIO
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from matplotlib import font_manager
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from captum_staa.benchmark import PlantedClips
+from captum_staa.metrics import evidence_against_rivals
 
 HERE = Path(__file__).parent
-TASKS = ("pattern", "motion", "order")
-NAMES = {"videomae": "VideoMAE", "timesformer": "TimeSformer", "resnet3d": "3D CNN", "st-abn": "ST-ABN, a 3D CNN"}
-CNNS = ("resnet3d", "st-abn")  # the right half of the grid
-OUTLINE = "#7dff7a"
+TASKS = {
+    "pattern": "Which pattern does one patch wear?",
+    "motion": "Which way does the plain patch move?",
+    "order": "Which patch is bright first?",
+}
+NAMES = {
+    "videomae": "VideoMAE",
+    "timesformer": "TimeSformer",
+    "resnet3d": "3D CNN",
+    "st-abn": "ST-ABN",
+}
+CLIP, SEED, COUNT = 16, 12, 20  # the clip of all code blocks
+GREEN = (67, 214, 92)
+TEXT = (118, 118, 118)  # readable on a white and on a black page
+WIDTH, GAP, LINE, BAR = 780, 8, 32, 12  # pixels: twice those of a phone
 
 Maps = dict[tuple[str, str], Tensor]  # of a model's short name and a task, (1, T, H, W)
+Canvas = tuple[Image.Image, ImageDraw.ImageDraw]
 
 
 def sections() -> dict[str, str]:
-    """The blocks of the page by their headings."""
+    """Return the code blocks of the page by their headings."""
     page = (HERE / "gallery.md").read_text("utf-8")
-    return {
-        heading: re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
-        for heading, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    blocks = {
+        heading: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        for heading, text in found
     }
+    return {heading: code[0] for heading, code in blocks.items() if code}
 
 
-def file_of(heading: str) -> Path:
-    """Return the path of the picture of a section."""
-    return HERE / "images" / f"gallery_{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')}.webp"
+def file_of(name: str) -> Path:
+    """Return the path of the picture of a section or of a task."""
+    return (
+        HERE
+        / "images"
+        / f"gallery_{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.webp"
+    )
 
 
 def main() -> None:
-    """Draw one picture per section, and the overview."""
+    """Draw one picture per section, and one per task with all methods."""
     found: dict[str, Maps] = {}
     for heading, code in sections().items():
         names: dict[str, object] = {"__name__": "gallery"}
         exec(compile(code, f"gallery.md, {heading}", "exec"), names)
         found[heading] = names["maps"]  # type: ignore[assignment]
-        save(strips(found[heading]), file_of(heading))
-        print(file_of(heading).name, flush=True)
-    save(grid(found), HERE / "images" / "gallery.webp")
+        print(heading, flush=True)
+    pictures(found)
 
 
-def strips(maps: Maps) -> Figure:
-    """Draw the models side by side, with a row per task and five frames each."""
-    models = list(dict.fromkeys(model for model, _ in maps))
-    figure = Figure(figsize=(7.6, 2.55))
-    for column, model in enumerate(models):
-        left = 0.055 + column * 0.475
-        figure.text(left + 0.23, 0.955, NAMES[model], ha="center", va="center", fontsize=8)
-        for row, task in enumerate(TASKS):
-            if column == 0:
-                figure.text(0.027, 0.765 - row * 0.305, task, ha="center", va="center", fontsize=8, rotation=90)
-            frames, truth = planted(task)
-            values = strength(maps[model, task])
-            for place, t in enumerate(shown(truth)):
-                ax = figure.add_axes((left + place * 0.093, 0.62 - row * 0.305, 0.0885, 0.2637))
-                draw(ax, frames[t], values[t], truth[t])
-    return figure
+def pictures(found: dict[str, Maps]) -> None:
+    """Draw all pictures from the maps of all sections."""
+    for heading, maps in found.items():
+        strips(maps).save(file_of(heading), quality=75, method=4)
+    noise = torch.rand(1, 16, 48, 48, generator=torch.Generator().manual_seed(0))
+    every = found | {
+        "Random": {
+            (model, task): noise for model in ("videomae", "resnet3d") for task in TASKS
+        }
+    }
+    for task in TASKS:
+        overview(task, every).save(file_of(task), quality=75, method=4)
 
 
-def grid(found: dict[str, Maps]) -> Figure:
-    """Draw the overview with a row per method and a column per model and task: the middle frame of the first event."""
-    rows = len(found) + 1
-    figure = Figure(figsize=(7.6, 0.4 + 0.86 * rows))
-    high = 0.86 / (0.4 + 0.86 * rows)
-    for half, kind in enumerate(("VideoMAE", "3D CNNs")):
-        for column, task in enumerate(TASKS):
-            left = 0.235 + half * 0.385 + column * 0.122
-            figure.text(left + 0.056, 1 - 0.28 * high, f"{kind}\n{task}", ha="center", va="center", fontsize=7)
-            frames, truth = planted(task)
-            times = np.flatnonzero(truth.any((1, 2)))
-            event = times[times - np.arange(len(times)) == times[0]]  # without a gap
-            t = int(event[len(event) // 2])
-            for row, (heading, maps) in enumerate([("the clip", {}), *found.items()]):
-                bottom = 1 - (row + 1.45) * high
-                if half == column == 0:
-                    figure.text(0.225, bottom + 0.47 * high, heading.replace(", ", ",\n"), **RIGHT)
-                ax = figure.add_axes((left, bottom, 0.113, 0.97 * high))
-                matching = [m for (name, other), m in maps.items() if other == task and (name in CNNS) == bool(half)]
-                if row and not (matching := [m for m in matching if m is not maps.get(("timesformer", task))]):
-                    ax.text(0.5, 0.5, "no attention\nto read", ha="center", va="center", fontsize=6, color="#777777")
-                    ax.set_axis_off()
-                    continue
-                draw(ax, frames[t], strength(matching[0])[t] if row else None, truth[t])
-    return figure
+def strips(maps: Maps) -> Image.Image:
+    """Draw one method: a row of five frames and a bar of time for every model and task."""
+    side = (WIDTH - 4 * GAP) // 5
+    high = LINE + side + BAR + 2 * GAP
+    canvas = empty(high * len(maps))
+    for row, ((model, task), values) in enumerate(maps.items()):
+        top = row * high
+        write(canvas, 0, top, f"{NAMES[model]}, {task}: {scored(values, task)}")
+        strip(canvas, 0, top + LINE, side, task, values, 5)
+    return canvas[0]
 
 
-RIGHT = {"ha": "right", "va": "center", "fontsize": 7}
+def overview(task: str, found: dict[str, Maps]) -> Image.Image:
+    """Draw one task: a row per method, with a transformer on the left and a 3D CNN on the right."""
+    half = (WIDTH - 2 * GAP) // 2
+    side = (half - 2 * GAP) // 3
+    high = 2 * LINE + side + BAR + 2 * GAP
+    canvas = empty(high * (len(found) + 1))
+    write(canvas, 0, 0, TASKS[task])
+    write(canvas, 0, LINE, "the clip, and when the evidence shows")
+    strip(canvas, 0, 2 * LINE, side, task, None, 3)
+    for row, (heading, maps) in enumerate(found.items(), start=1):
+        top = row * high
+        write(canvas, 0, top, heading)
+        for column, kinds in enumerate(
+            (("videomae", "timesformer"), ("resnet3d", "st-abn"))
+        ):
+            left = column * (half + 2 * GAP)
+            model = next((kind for kind in kinds if (kind, task) in maps), None)
+            if model is None:
+                write(canvas, left, top + LINE, "needs attention")
+                continue
+            write(
+                canvas,
+                left,
+                top + LINE,
+                f"{NAMES[model]}: {scored(maps[model, task], task)}",
+            )
+            strip(canvas, left, top + 2 * LINE, side, task, maps[model, task], 3)
+    return canvas[0]
+
+
+def strip(
+    canvas: Canvas,
+    left: int,
+    top: int,
+    side: int,
+    task: str,
+    values: Tensor | None,
+    count: int,
+) -> None:
+    """Draw some frames under their map, and below them one bar over all frames of the clip."""
+    frames, truth = planted(task)
+    heat = None if values is None else strength(values)
+    for place, at in enumerate(shown(truth, count)):
+        picture = drawn(frames[at], None if heat is None else heat[at], truth[at], side)
+        canvas[0].paste(picture, (left + place * (side + GAP), top))
+    wide = (count * (side + GAP) - GAP) / len(frames)
+    when = (
+        None
+        if values is None
+        else np.clip(values[0].sum((1, 2)).double().numpy(), 0, None)
+    )
+    for at in range(len(frames)):
+        box = (
+            left + at * wide,
+            top + side + 4,
+            left + (at + 1) * wide - 2,
+            top + side + BAR,
+        )
+        share = 0.0 if when is None or not when.max() else float(when[at] / when.max())
+        color = tuple(
+            int(255 * channel)
+            for channel in matplotlib.colormaps["inferno"](0.1 + 0.85 * share)[:3]
+        )
+        canvas[1].rectangle(box, (150, 150, 150) if when is None else color)
+        if truth[at].any():
+            canvas[1].rectangle((box[0], box[3] + 1, box[2], box[3] + 4), GREEN)
+
+
+def scored(values: Tensor, task: str) -> str:
+    """Return the AUROC of the evidence against rivals as text."""
+    clips = PlantedClips(seed=SEED, n=COUNT, task=task)
+    _, _, truth = clips[CLIP : CLIP + 1]
+    score = evidence_against_rivals(values, truth, clips.rivals(slice(CLIP, CLIP + 1)))
+    return f"AUROC {float(score):.2f}"
 
 
 def planted(task: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return the frames ``(T, H, W, 3)`` and the truth ``(T, H, W)`` of the clip of all code blocks."""
-    clips = PlantedClips(seed=12, n=20, task=task)
-    return clips.frames(16), clips[16:17][2][0].numpy()
+    clips = PlantedClips(seed=SEED, n=COUNT, task=task)
+    return clips.frames(CLIP), clips[CLIP : CLIP + 1][2][0].numpy()
 
 
-def shown(truth: NDArray[np.bool_]) -> list[int]:
-    """Return five frames: two before the evidence, its first, middle and last frame, and two after it."""
+def shown(truth: NDArray[np.bool_], count: int) -> list[int]:
+    """Return the first, the middle and the last frame of the evidence, and for five also those around it."""
     times = np.flatnonzero(truth.any((1, 2)))
     first, last = int(times[0]), int(times[-1])
-    middle = int(times[len(times) // 2])
-    return [max(0, first - 2), first, middle, last, min(len(truth) - 1, last + 2)]
+    inner = [first, int(times[len(times) // 2]), last]
+    return (
+        inner
+        if count == 3
+        else [max(0, first - 2), *inner, min(len(truth) - 1, last + 2)]
+    )
 
 
 def strength(maps: Tensor) -> NDArray[np.float64]:
@@ -121,32 +196,44 @@ def strength(maps: Tensor) -> NDArray[np.float64]:
     return np.clip(values / top, 0, 1) if top > 0 else values
 
 
-def draw(
-    ax: matplotlib.axes.Axes,
+def drawn(
     frame: NDArray[np.uint8],
     values: NDArray[np.float64] | None,
     truth: NDArray[np.bool_],
-) -> None:
-    """Draw a frame, in color or in gray under its map, with the outline of the planted evidence."""
-    if values is None:
-        ax.imshow(frame)
-    else:
-        gray = frame.mean(-1)[..., None] / 255
-        heat = matplotlib.colormaps["inferno"](values)[..., :3]
+    side: int,
+) -> Image.Image:
+    """Return a frame, in color or in gray under its map, with the outline of the planted evidence."""
+    pixels = frame / 255
+    if values is not None:
         opacity = 0.75 * values[..., None] ** 0.5
-        ax.imshow((1 - opacity) * gray + opacity * heat)
-    if truth.any():
-        ax.contour(truth, levels=[0.5], colors=OUTLINE, linewidths=0.8)
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
+        heat = matplotlib.colormaps["inferno"](values)[..., :3]
+        pixels = (1 - opacity) * frame.mean(-1)[..., None] / 255 + opacity * heat
+    picture = Image.fromarray((255 * pixels).astype(np.uint8)).resize(
+        (side, side), Image.Resampling.BILINEAR
+    )
+    large = np.asarray(
+        Image.fromarray(truth).resize((side, side), Image.Resampling.NEAREST)
+    )
+    inside = large.copy()
+    for axis in (0, 1):
+        for step in (-2, 2):
+            inside &= np.roll(large, step, axis)
+    outlined = np.asarray(picture).copy()
+    outlined[large & ~inside] = GREEN
+    return Image.fromarray(outlined)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Save a picture with twice its display resolution."""
-    drawn = BytesIO()
-    figure.savefig(drawn, dpi=180)
-    Image.open(drawn).convert("RGB").save(path, quality=70, method=6)
+def empty(high: int) -> Canvas:
+    """Return a transparent picture, which suits light and dark pages."""
+    picture = Image.new("RGBA", (WIDTH, high), (0, 0, 0, 0))
+    return picture, ImageDraw.Draw(picture)
 
+
+def write(canvas: Canvas, left: int, top: int, text: str) -> None:
+    canvas[1].text((left, top + 2), text, TEXT, FONT)
+
+
+FONT = ImageFont.truetype(font_manager.findfont("DejaVu Sans:bold"), 23)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -18,7 +18,11 @@ PAGE = 11.0
 
 def packages() -> dict[str, set[str]]:
     """Return every package and top-level module, and its imports."""
-    names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    names = {
+        path.stem
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     names -= {"__init__"}
     found: dict[str, set[str]] = {name: set() for name in names} | {PUBLIC: set()}
     for path in PACKAGE.rglob("*.py"):
@@ -26,7 +30,9 @@ def packages() -> dict[str, set[str]]:
         here = PUBLIC if here == "__init__" else here
         for name in imported(path):
             there = name if name in names else PUBLIC
-            if there != here and not (there == PUBLIC and here != "cli" and here != "__main__"):
+            if there != here and not (
+                there == PUBLIC and here != "cli" and here != "__main__"
+            ):
                 found[here].add(there)
     return found
 
@@ -50,7 +56,9 @@ def rows(uses: dict[str, set[str]]) -> dict[str, int]:
 
     def row_of(package: str) -> int:
         if package not in found:
-            found[package] = 1 + max((row_of(other) for other in uses[package]), default=-1)
+            found[package] = 1 + max(
+                (row_of(other) for other in uses[package]), default=-1
+            )
         return found[package]
 
     for package in uses:
@@ -64,7 +72,10 @@ def needed(uses: dict[str, set[str]]) -> dict[str, set[str]]:
     def below(package: str) -> set[str]:
         return uses[package].union(*map(below, uses[package]))
 
-    return {package: direct - set().union(*map(below, direct)) for package, direct in uses.items()}
+    return {
+        package: direct - set().union(*map(below, direct))
+        for package, direct in uses.items()
+    }
 
 
 def lines(package: str) -> int:
@@ -82,13 +93,20 @@ def draw() -> Figure:
     place: dict[str, tuple[float, float]] = {}
     for number in range(top + 1):
         row = [package for package in uses if level[package] == number]
-        row.sort(key=lambda package: sum(place[other][0] for other in arrows[package]) / max(len(arrows[package]), 1))
+        row.sort(
+            key=lambda package: (
+                sum(place[other][0] for other in arrows[package])
+                / max(len(arrows[package]), 1)
+            )
+        )
         if number == 0:
             row.sort()
         for at, package in enumerate(row):
             place[package] = PAGE * (at + 0.5) / len(row), STEP * number + HEIGHT
     figure = Figure(figsize=(PAGE, STEP * top + 2 * HEIGHT))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, PAGE), ylim=(0, STEP * top + 2 * HEIGHT))
+    axes = figure.add_axes(
+        (0, 0, 1, 1), xlim=(0, PAGE), ylim=(0, STEP * top + 2 * HEIGHT)
+    )
     axes.set_axis_off()
     for package, others in arrows.items():
         for other in others:
@@ -97,7 +115,13 @@ def draw() -> Figure:
                 "",
                 (to_x, to_y + HEIGHT / 2),
                 (x, y - HEIGHT / 2),
-                arrowprops={"arrowstyle": "-|>", "color": "0.6", "lw": 0.8, "shrinkA": 0, "shrinkB": 0},
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": "0.6",
+                    "lw": 0.8,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                },
             )
     for package, (x, y) in place.items():
         axes.text(
@@ -108,7 +132,11 @@ def draw() -> Figure:
             va="center",
             fontsize=9,
             linespacing=1.3,
-            bbox={"boxstyle": "round,pad=0.35", "facecolor": "#f3f1ec", "edgecolor": "0.45"},
+            bbox={
+                "boxstyle": "round,pad=0.35",
+                "facecolor": "#f3f1ec",
+                "edgecolor": "0.45",
+            },
         )
     return figure
 

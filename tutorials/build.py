@@ -84,6 +84,7 @@ def main(prefixes: list[str]) -> None:
             OMP_NUM_THREADS="1",
             HF_HUB_OFFLINE="1",
             HF_HUB_DISABLE_PROGRESS_BARS="1",
+            TQDM_DISABLE="1",  # a bar appears only on a slow machine
             IPYTHONDIR=settings,  # without startup files of the user
             PYTHONWARNINGS="ignore:IProgress not found",  # of tqdm, in a kernel without a notebook
             PYTHONPATH=os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),

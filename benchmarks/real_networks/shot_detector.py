@@ -12,7 +12,9 @@ a second start continues them. Writes docs/shot_detector.md.
 from __future__ import annotations
 
 import argparse
+import json
 import random
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from itertools import zip_longest
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from captum.attr import InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
+from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,6 +32,7 @@ from tqdm import tqdm
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, io
 from captum_staa._utils.files import atomic
 from captum_staa.benchmark import Comparison, compare
+from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.records import CONTROLS, NOT_APPLICABLE, control_of
 
 FRAMES, HEIGHT, WIDTH = 24, 27, 48
@@ -38,8 +41,8 @@ FILM_CUTS, JOINED_CUTS, MASK_CUTS = 12, 8, 6
 SEEN = 0.5  # probability of a detected cut
 JUMP = 30.0  # mean difference of gray levels between two frames that may be a cut
 PUBLIC = "nasa"  # a clip in the public domain, whose frames may be in the picture; the start of its name
-STEPS, SAMPLES = 5, 4
-METRICS = ("auroc_time", "energy_pointing_game", "temporal_pointing", "seconds", "forwards")
+STEPS = 5
+METRICS = ("auroc_time", "energy_pointing_game", "temporal_pointing")
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURE = "images/shot-detector.webp"
 
@@ -231,38 +234,37 @@ def _sized(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 # --- the methods ------------------------------------------------------------------------------------------------------
 
 
+Call = Callable[[Tensor, int], Tensor]
+
+
 def quick(classifier: VideoClassifier) -> dict[str, Any]:
     """Return methods of at most some tens of forwards, for all cuts.
 
     Magnitudes are used because the signed values of neighboring pixels cancel in the sum over a frame.
     """
 
+    def saliency(clip: Tensor, target: int) -> Tensor:
+        return Saliency(classifier).attribute(clip.requires_grad_(), target=target)
+
     def occlusion(clip: Tensor, target: int) -> Tensor:
-        return VideoOcclusion(classifier).attribute(clip, (2, HEIGHT, WIDTH), target=target)
+        sides = (2, HEIGHT, WIDTH)
+        return VideoOcclusion(classifier).attribute(clip, sides, sides, target=target)
 
     def integrated(clip: Tensor, target: int) -> Tensor:
         found = IntegratedGradients(classifier).attribute(clip, target=target, n_steps=STEPS, internal_batch_size=1)
         return found.abs()
 
-    def smooth_grad(clip: Tensor, target: int) -> Tensor:
-        tunnel = NoiseTunnel(Saliency(classifier))
-        return tunnel.attribute(
-            clip.requires_grad_(), target=target, nt_samples=SAMPLES, nt_samples_batch_size=1, stdevs=12.0
-        )
-
     def product(clip: Tensor, target: int) -> Tensor:
-        return InputXGradient(classifier).attribute(clip.requires_grad_(), target=target).detach()
+        return InputXGradient(classifier).attribute(clip.requires_grad_(), target=target).abs()
 
-    by_name = ("GradCAM", "GradCAM (last)", "GuidedBackprop", "DeepLift", "STAA", "STAA (relevance)")
-    return {
-        "Saliency": "Saliency",
+    calls: dict[str, Any] = {
+        "Saliency": saliency,
         "VideoOcclusion (2 frames)": occlusion,
         f"IntegratedGradients ({STEPS} steps), magnitude": integrated,
-        f"SmoothGrad ({SAMPLES} samples)": smooth_grad,
-        "InputXGradient, magnitude": lambda clip, target: product(clip, target).abs(),
-        "InputXGradient": product,
-        **{name: name for name in by_name},
+        "InputXGradient, magnitude": product,
     }
+    names = ["GradCAM", "GradCAM (last)", "GuidedBackprop", "DeepLift", "STAA", "STAA (relevance)"]
+    return calls | {method.name: method.call or method.name for method in made(names, classifier, 8)}
 
 
 def masks(classifier: VideoClassifier) -> dict[str, Any]:
@@ -272,6 +274,44 @@ def masks(classifier: VideoClassifier) -> dict[str, Any]:
         return SpatioTemporalPerturbation(classifier, preset="nested").attribute(clip, target=target)
 
     return {"STEP (nested)": step}
+
+
+class Counting:
+    """Counts the forwards and backwards of one call of each method, and keeps them in a file.
+
+    Args:
+        classifier: the explained network.
+        path: the file.
+    """
+
+    def __init__(self, classifier: VideoClassifier, path: Path) -> None:
+        self.path, self.now = path, [0, 0]
+        self.found: dict[str, list[int]] = json.loads(path.read_text()) if path.is_file() else {}
+        classifier.module.register_forward_hook(self._forward)
+
+    def _forward(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.now[0] += len(output)
+        if output.requires_grad:
+            output.register_hook(self._backward)
+
+    def _backward(self, grad: Tensor) -> None:
+        self.now[1] += len(grad)
+
+    def __call__(self, methods: dict[str, Any]) -> dict[str, Any]:
+        """Return the same methods, counted; names of methods stay names."""
+        return {name: call if isinstance(call, str) else self._counted(name, call) for name, call in methods.items()}
+
+    def _counted(self, name: str, call: Call) -> Call:
+        def counted(clip: Tensor, target: int) -> Tensor:
+            self.now[:] = [0, 0]
+            found = call(clip, target)
+            if name not in self.found:
+                self.found[name] = list(self.now)
+                with atomic(self.path, overwrite=True) as partial:
+                    partial.write_text(json.dumps(self.found))
+            return found
+
+        return counted
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -296,10 +336,10 @@ Probabilities: median {median:.3f}, lowest {lowest:.3f}.
 - **AUROC in time**: whether the frames around the cut have more relevance than the others. Chance is 0.5.
 - **Share**: part of the positive relevance that is on the two frames. A uniform map has {uniform:.3f}.
 - **Hit**: how often the frame with the most relevance is one of the two.
-- **Forwards**: time, in forward passes of the network; the median.
+- **Cost**: forward and backward passes of the network for one map.
 
 Means over the cuts, with 95 % bootstrap intervals. Magnitudes are used where the signed values of neighboring pixels
-cancel in the sum over a frame, as in the signed `InputXGradient`. No other option was set on these clips.
+cancel in the sum over a frame, for example of `InputXGradient`. No other option was set on these clips.
 
 {table}
 
@@ -355,7 +395,7 @@ restores them.
 """
 
 
-def rows_of(comparison: Comparison, cuts: int) -> list[str]:
+def rows_of(comparison: Comparison, costs: dict[str, list[int]]) -> list[str]:
     """Return the rows of the table."""
     means = comparison.means()
     rows = []
@@ -368,23 +408,23 @@ def rows_of(comparison: Comparison, cuts: int) -> list[str]:
             mean = own[metric]
             return f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})" if mean.clips else "–"
 
-        forwards = f"{own['forwards'].value:.0f}" if own["forwards"].clips else "–"
-        cells = [shown("auroc_time"), shown("energy_pointing_game"), shown("temporal_pointing"), forwards]
+        cost = "{} + {}".format(*costs[method]) if method in costs else "–"
+        cells = [shown("auroc_time"), shown("energy_pointing_game"), shown("temporal_pointing"), cost]
         rows.append(f"| {method} | {own['auroc_time'].clips} | {' | '.join(cells)} |")
     return rows
 
 
-HEAD = "| method | cuts | AUROC in time | share | hit | forwards |\n|---|---|---|---|---|---|"
+HEAD = "| method | cuts | AUROC in time | share | hit | forwards + backwards |\n|---|---|---|---|---|---|"
 
 
-def page(found: Comparison, slow: Comparison | None, cuts: list[Cut]) -> str:
+def page(found: Comparison, slow: Comparison | None, cuts: list[Cut], costs: dict[str, list[int]]) -> str:
     """Return the whole page."""
     real = [name for name in found.methods if control_of(name) is None]
-    rows = rows_of(found, len(cuts))
+    rows = rows_of(found, costs)
     masks_text = "STEP (nested) was not run: its masks take hundreds of forwards per cut."
     if slow is not None:
         count = len(slow.clips)
-        lines = [row for row in rows_of(slow, count) if row.startswith("| STEP")]
+        lines = [row for row in rows_of(slow, costs) if row.startswith("| STEP")]
         same = [at for at, name in enumerate(found.clips) if name in slow.clips]
         table = found.values("auroc_time")[same].nanmean(0)
         others = ", ".join(
@@ -403,6 +443,7 @@ def page(found: Comparison, slow: Comparison | None, cuts: list[Cut]) -> str:
             kinds.append(f"| {method} | {table[film, at].nanmean():.3f} | {table[~film, at].nanmean():.3f} |")
     silent = [f"{row.method}: {row.reason}" for row in found.reason_rows if row.metric == NOT_APPLICABLE]
     notes = ["Not applicable:", *(f"- {reason}" for reason in silent)] if silent else []
+    cuts = [cut for cut in cuts if cut.name in found.clips]  # the run may have been interrupted
     seen = sorted(cut.seen for cut in cuts)
     joined = [cut for cut in cuts if cut.name.startswith("joined")]
     return TEXT.format(
@@ -454,9 +495,7 @@ def save(figure: Figure, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=Path, required=True, help="folder of clips that are joined")
-    parser.add_argument(
-        "--film", type=Path, required=True, help="a film with cuts, such as tests/test.mp4 of the wheel"
-    )
+    parser.add_argument("--film", type=Path, help="a film with cuts; by default that in the wheel of the network")
     parser.add_argument("--out", type=Path, required=True, help="folder of the stored results")
     parser.add_argument("--film-cuts", type=int, default=FILM_CUTS)
     parser.add_argument("--joined-cuts", type=int, default=JOINED_CUTS)
@@ -467,12 +506,13 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     cuts = all_cuts(classifier, arguments)
     options: dict[str, Any] = {"metrics": METRICS, "resume": True}
-    found = compare(classifier, Cuts(cuts), quick(classifier), out=arguments.out / "quick", **options)
+    counting = Counting(classifier, arguments.out / "costs.json")
+    found = compare(classifier, Cuts(cuts), counting(quick(classifier)), out=arguments.out / "quick", **options)
     slow = None
     if arguments.mask_cuts:
         options["model_controls"] = False
         some = Cuts(cuts[: arguments.mask_cuts])
-        slow = compare(classifier, some, masks(classifier), out=arguments.out / "masks", **options)
+        slow = compare(classifier, some, counting(masks(classifier)), out=arguments.out / "masks", **options)
     print(found.to_markdown())
     if slow is not None:
         print(slow.to_markdown())
@@ -486,7 +526,7 @@ def main() -> None:
     curves = {name: values.clip(min=0).sum((1, 2)) for name, values in maps.items()}
     save(draw(cuts[0], curves), DOCS / PICTURE)
     with atomic(DOCS / "shot_detector.md", overwrite=True) as partial:
-        partial.write_text(page(found, slow, cuts), encoding="utf-8")
+        partial.write_text(page(found, slow, cuts, counting.found), encoding="utf-8")
 
 
 if __name__ == "__main__":

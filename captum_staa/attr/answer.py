@@ -88,7 +88,7 @@ class AnswerAttribution(VideoMethod):
     backward for each. No attention matrix is formed.
 
     ``mode="attention"`` is the attention of the token to the video tokens, averaged over heads and layers. It does not
-    depend on which word is said, and tells when rather than where: tokens of a language model exchange information, so
+    depend on which word is said, and finds the evidence less well: tokens of a language model exchange information, so
     that one of them is not a place.
 
     Args:

@@ -59,7 +59,7 @@ class Comparison:
     @cached_property
     def clips(self) -> list[str]:
         """Names of all clips, in order."""
-        return self._table.clips
+        return self.table.clips
 
     @cached_property
     def failures(self) -> list[Row]:
@@ -69,7 +69,7 @@ class Comparison:
     @property
     def reason_rows(self) -> list[Row]:
         """Rows that hold a reason instead of a number."""
-        return self._table.reasons
+        return self.table.reasons
 
     def values(self, metric: str) -> Tensor:
         """Return a table of numbers, clips by methods.
@@ -87,7 +87,7 @@ class Comparison:
             raise ValueError(
                 f"metric must be one of the metrics of this comparison, {', '.join(self.metrics)}, got {metric!r}"
             )
-        return torch.from_numpy(self._table.numbers[:, self.metrics.index(metric)].copy())
+        return torch.from_numpy(self.table.numbers[:, self.metrics.index(metric)].copy())
 
     def means(self) -> dict[str, dict[str, Mean]]:
         """Return the mean over clips by method and metric, or the median for costs, each with its 95 % interval.
@@ -259,7 +259,8 @@ class Comparison:
         return None
 
     @cached_property
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """The numbers of all rows as arrays."""
         return self.rows if isinstance(self.rows, Table) else Table.of(self.rows, self.methods, self.metrics)
 
     @cached_property

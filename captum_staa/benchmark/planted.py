@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from captum_staa import io
 from captum_staa._utils.checks import check_count
+from captum_staa._utils.files import FilePath
 from captum_staa.benchmark.scenes import GRAY, LABELS, Draw, Scene, SceneOptions, draw_scene, recipe_of
 
 Footage = Tensor | np.ndarray[Any, Any]
+VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".gif")
+MOST_FRAMES = 256  # of each video of a folder
 
 
 class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
@@ -56,8 +62,10 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         task: ``"pattern"``, ``"motion"`` or ``"order"``.
         scene: :class:`SceneOptions`, the length and size of clips and the properties of their objects. None takes
             its defaults.
-        background: real footage ``(F, H', W', 3)`` uint8, or a list of such arrays. Each clip takes a random run of
-            frames and a random square of them. None draws a smooth, still texture.
+        background: real footage ``(F, H', W', 3)`` uint8, or a list of such arrays, or a folder of video files, of
+            which at most 256 frames each are read. Each clip takes a random run of frames of one of them, and a random
+            square of these. None draws a smooth, still texture. With ``SceneOptions(blend=True)``, the objects have
+            the brightness and the blur of the footage.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -71,7 +79,7 @@ class PlantedClips(Sequence[tuple[Tensor, Tensor, Tensor]]):
         task: str = "pattern",
         *,
         scene: SceneOptions | None = None,
-        background: Footage | Sequence[Footage] | None = None,
+        background: Footage | Sequence[Footage] | FilePath | None = None,
     ) -> None:
         check_count("seed", seed, least=-(2**63), most=2**63 - 1)
         check_count("n", n)
@@ -218,7 +226,26 @@ def _to_clip(frames: Tensor) -> Tensor:
     return frames.movedim(-1, -3).contiguous().float().div_(255).sub_(0.5).div_(0.5)
 
 
-def _checked_footage(background: Footage | Sequence[Footage], num_frames: int) -> list[Tensor]:
+def _read_folder(folder: Path) -> list[np.ndarray[Any, Any]]:
+    """Return the middle frames of each video in a folder, in the order of their names."""
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEOS) if folder.is_dir() else []
+    if not paths:
+        what = "no video" if folder.is_dir() else "no such folder"
+        raise ValueError(
+            f"background must be a folder with video files ({', '.join(VIDEOS)}), got {what} in {folder}. Pass another "
+            f"folder, or frames."
+        )
+    read = []
+    for path in paths:
+        frames = io.read_video(path).frames
+        start = max(0, len(frames) - MOST_FRAMES) // 2
+        read.append(frames[start : start + MOST_FRAMES].copy())
+    return read
+
+
+def _checked_footage(background: Footage | Sequence[Footage] | FilePath, num_frames: int) -> list[Tensor]:
+    if isinstance(background, (str, os.PathLike)):
+        background = _read_folder(Path(background))
     parts = list(background) if isinstance(background, (list, tuple)) else [background]
     if not parts:
         raise ValueError(

@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch.distributed.rendezvous import rendezvous
 
 POLL = 0.05  # seconds
@@ -69,9 +72,20 @@ class Processes:
         if self.world > 1:
             dist.barrier(group=self._group)
 
-    def _broadcast(self, outcome: Any) -> Any:
+    def array(self, array: NDArray[Any] | None) -> NDArray[Any]:
+        """Return the array of the first process in all processes; the others pass None. It is sent without copies."""
+        if self.world == 1:
+            assert array is not None
+            return array
+        kind = self._broadcast(None if array is None else (array.shape, array.dtype.str))
+        if array is None:
+            array = np.empty(*kind)
+        dist.broadcast(torch.from_numpy(np.ravel(array).view(np.uint8)), 0, group=self._group)
+        return array
+
+    def _broadcast(self, value: Any) -> Any:
         """Return the object of the first process in all processes."""
-        message = [outcome]
+        message = [value]
         dist.broadcast_object_list(message, group=self._group)
         return message[0]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from captum_staa.benchmark.records import (
 )
 from captum_staa.benchmark.scoring import Metric, MetricOptions, chosen
 from captum_staa.benchmark.storage import Storage
-from captum_staa.benchmark.table import TableBuilder
+from captum_staa.benchmark.table import Table, TableBuilder
 from captum_staa.models import VideoClassifier
 
 _SIGNS = {True: 1, False: -1, None: 0}
@@ -171,7 +171,7 @@ def compare(
         interrupted = _run(plan, storage, source, group, show_progress)
         storage.release()
         group.wait()
-        return group.first(lambda: _gathered(plan, storage, source, settings, interrupted))
+        return _in_all(group, lambda: _gathered(plan, storage, source, settings, interrupted))
 
 
 def _run(plan: Plan, storage: Storage, source: Iterable[Any], group: Processes, show_progress: bool) -> bool:
@@ -285,6 +285,20 @@ def _gathered(
         sheet=_sheet(plan, storage, rows.clips[0]) if 0 in answers else None,
         interrupted=interrupted,
     )
+
+
+def _in_all(group: Processes, gather: Callable[[], Comparison]) -> Comparison:
+    """Return the comparison that the first process gathers in all processes; large arrays are sent separately."""
+    whole: list[Table] = []
+
+    def small() -> Comparison:
+        comparison = gather()
+        whole.append(comparison.table)
+        return replace(comparison, rows=whole[0].with_arrays(np.empty((0, 0, 0)), np.empty((0, 0, 0), bool)))
+
+    comparison = group.first(small)
+    numbers, present = (group.array(getattr(whole[0], name) if whole else None) for name in ("numbers", "present"))
+    return replace(comparison, rows=comparison.table.with_arrays(numbers, present))
 
 
 class _Curves:

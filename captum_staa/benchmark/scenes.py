@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_staa._utils.checks import check_choice, check_count, is_integer, is_number
+from captum_staa._utils.tensors import gaussian
 
 GRAY = 128  # mid gray; all colors are drawn around this level
 
@@ -62,6 +63,8 @@ class SceneOptions:
         rivals: number of objects that show twins only. None takes 3, or 2 for ``order``: four objects in all.
         two_classes: whether each clip contains evidence of two classes, in two objects. Then labels are ``(B, 2)`` and
             truth is ``(B, 2, T, H, W)``. Not for ``order``, whose classes share their evidence.
+        blend: whether objects have the brightness and color of the background around them, and are as blurred as it.
+            Their edges fade inside their own pixels, so the truth stays exact. For real footage.
     """
 
     num_frames: int = 16
@@ -73,6 +76,7 @@ class SceneOptions:
     speed: tuple[float, float] | None = None
     rivals: int | None = None
     two_classes: bool = False
+    blend: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ def recipe_of(task: str, options: SceneOptions) -> Recipe:
     rivals = RIVALS[task] if options.rivals is None else options.rivals
     check_count("rivals", rivals, least=0)
     counts: dict[str, Any] = {name: int(getattr(options, name)) for name in ("num_frames", "image_size", "patch_size")}
-    options = replace(options, **counts, two_classes=bool(options.two_classes))
+    options = replace(options, **counts, two_classes=bool(options.two_classes), blend=bool(options.blend))
     window = _pair("window", _window(task, options.num_frames) if options.window is None else options.window)
     recipe = Recipe(task, options, window, (0.0, 0.0), int(rivals))
     _check(recipe)
@@ -335,16 +339,76 @@ def draw_scene(recipe: Recipe, classes: tuple[int, ...], draw: Draw, footage: Te
     corners = corners[:, None] + _placed(objects.paths, objects.parts, cell - side, draw)  # (K, T, 2)
     offsets = torch.cartesian_prod(torch.arange(side), torch.arange(side))  # (P, 2)
     places = (corners[:, :, None] + offsets) % size  # (K, T, P, 2)
+    times = torch.arange(recipe.options.num_frames)[:, None]
 
+    if recipe.options.blend:
+        colors = _matched_colors(
+            background[times, places[..., 0], places[..., 1]], tones, recipe.options.contrast * 255
+        )
     frames = background.clone()
     shown = torch.full((recipe.options.num_frames, size, size), -1)
-    times = torch.arange(recipe.options.num_frames)[:, None]
     textures = objects.textures.flatten(2)[..., None]  # (K, T, P, 1)
     levels = colors[:, None, None] + textures * recipe.options.contrast * 255  # (K, T, P, 3)
     frames[times, places[..., 0], places[..., 1]] = levels
     shown[times, places[..., 0], places[..., 1]] = torch.arange(count)[:, None, None]
+    if recipe.options.blend:
+        frames = _blended(background, frames, shown >= 0, min(blur_of(background), side / 8))
     noise = draw.normal(*frames.shape).mul_(recipe.options.noise * 255)
     return Scene(background, frames, noise, shown, objects, classes)
+
+
+def _matched_colors(behind: Tensor, tones: Tensor | int, room: float) -> Tensor:
+    """Return the mean color ``(K, 3)`` of objects in front of pixels ``(K, T, P, 3)`` of the background.
+
+    It leaves room for brighter and darker parts of a texture. Plain objects (``tones``) are brighter or darker than the
+    background by ``room``, whichever fits into the range of gray levels.
+    """
+    mean = behind.mean((1, 2))
+    if isinstance(tones, int):
+        return mean.clamp(room, 255 - room)
+    level = mean.mean(1, keepdim=True)
+    signs = tones.sign().where(level <= 255 - room, -1.0).where(level >= room, 1.0)
+    return (mean + signs * room).clamp(0, 255)
+
+
+def blur_of(frames: Tensor) -> float:
+    """Return the standard deviation, in pixels, of a Gaussian whose blurred edges are as steep as those of frames.
+
+    A step that is blurred by ``s`` pixels has second differences of ``sqrt(2 / pi) / s`` times its first differences,
+    as sums of magnitudes.
+
+    Example:
+        >>> step = torch.zeros(1, 40, 40, 3)
+        >>> step[:, :, 20:] = 255
+        >>> from captum_staa._utils.tensors import gaussian
+        >>> [round(blur_of(gaussian(step.movedim(-1, 0), (0, s, s)).movedim(0, -1)), 1) for s in (1.0, 2.0)]
+        [1.0, 2.0]
+
+    Args:
+        frames: ``(T, H, W, 3)`` float.
+    """
+    first = sum(frames.diff(dim=axis).abs().sum() for axis in (1, 2))
+    second = sum(frames.diff(n=2, dim=axis).abs().sum() for axis in (1, 2))
+    return math.sqrt(2 / math.pi) * float(first) / max(float(second), 1e-9)
+
+
+def _blended(background: Tensor, frames: Tensor, shown: Tensor, sigma: float) -> Tensor:
+    """Return frames whose objects are blurred, and fade into the background inside their own pixels.
+
+    Args:
+        background: ``(T, H, W, 3)`` float.
+        frames: ``(T, H, W, 3)`` float, with sharp objects.
+        shown: ``(T, H, W)`` bool, True where an object is visible.
+        sigma: standard deviation of the blur, in pixels.
+    """
+    reach = math.ceil(3 * sigma)
+    solid = shown[..., None].float()
+    layers = torch.cat([frames * solid, solid], -1).movedim(-1, 0)  # (4, T, H, W)
+    padded = F.pad(layers, (reach,) * 4, mode="circular")  # an object at a border goes on at the other side
+    blurred = gaussian(padded, (0, sigma, sigma))[..., reach:-reach, reach:-reach].movedim(0, -1)  # (T, H, W, 4)
+    levels, share = blurred[..., :3] / blurred[..., 3:].clamp_min(1e-6), blurred[..., 3:]
+    inside = (2 * share - 1).clamp(0, 1) * solid
+    return inside * levels + (1 - inside) * background
 
 
 def cells_per_side(objects: int) -> int:

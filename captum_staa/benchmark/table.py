@@ -66,6 +66,10 @@ class Table(Sequence[Row]):
                 numbers[at], present[at] = row.value, True
         return cls(clips, methods, metrics, numbers, present, dict(reasons))
 
+    def with_arrays(self, numbers: NDArray[np.float64], present: NDArray[np.bool_]) -> Table:
+        """Return the same table with other arrays."""
+        return Table(self.clips, self.methods, self.metrics, numbers, present, self._reasons)
+
     @cached_property
     def reasons(self) -> list[Row]:
         """All rows that hold a reason instead of a number."""

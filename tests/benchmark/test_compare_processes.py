@@ -221,6 +221,30 @@ def test_ranks_share_the_clips_and_give_the_same_table(single, tmp_path, count):
 
 
 @pytest.mark.slow
+def test_two_nodes_meet_at_one_address_and_give_the_same_table(single, tmp_path):
+    """Two launchers, as of two machines with a shared disk, which find each other by the address of the first."""
+    folder = tmp_path / "run"
+    port = _free_port()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "two", "--local-addr"]
+    command += ["127.0.0.1", "-m", "captum_staa", *COMPARE, "--out", str(folder)]
+    nodes = [
+        subprocess.Popen(
+            command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    try:
+        outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    same(folder, single)
+    assert [path.name for path in entry_files(folder)] == ["00000.jsonl", "00001.jsonl"]
+
+
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_with_another_number_of_ranks(single, tmp_path):
     folder = tmp_path / "run"
     command = torchrun(2, "-m", "captum_staa", *COMPARE, "--out", str(folder))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from covering import in_one_case, over_values
 
-from captum_staa import metrics
+from captum_staa import io, metrics
+from captum_staa._utils.tensors import gaussian
 from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.benchmark.scenes import TEXTURES
 from captum_staa.models import resnet3d
@@ -377,3 +378,67 @@ def test_resnet3d_is_restored_as_saved(tmp_path: Path) -> None:
     (tmp_path / "new" / "config.json").write_text('{"model_type": "videomae"}')
     with pytest.raises(ValueError, match="model_type = 'videomae'"):
         resnet3d.from_pretrained(tmp_path / "new")
+
+
+def real_footage(low: float, high: float, soft: float) -> torch.Tensor:
+    """Return frames of blurred noise with a range of gray levels and a sharpness, as real footage has."""
+    noise = gaussian(torch.rand(3, 20, 60, 60, generator=torch.Generator().manual_seed(0)), (0, soft, soft))
+    noise = (noise - noise.amin()) / (noise.amax() - noise.amin())
+    return (low + noise * (high - low)).movedim(0, -1).byte()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 40), (60, 190), (215, 255)])
+@pytest.mark.parametrize("task", ["pattern", "motion", "order"])
+def test_blended_objects_have_the_brightness_and_the_blur_of_the_footage(task, low, high) -> None:
+    options = SceneOptions(noise=0.0, contrast=0.1, blend=True)
+    footage = real_footage(low, high, soft=1.5)
+    planted = PlantedClips(3, 6, task, scene=options, background=footage)
+    sharp = PlantedClips(3, 6, task, scene=SceneOptions(noise=0.0, contrast=0.1), background=footage)
+    clips, _, truth = planted[:6]
+    objects = truth | planted.rivals(slice(6))
+    hard, _, same_truth = sharp[:6]
+    assert torch.equal(truth, same_truth)  # the masks do not depend on it
+    plain = planted.without_evidence(slice(6))
+    levels = (clips * 0.5 + 0.5) * 255
+    behind = (plain * 0.5 + 0.5) * 255
+    shown = truth[:, :, None].expand_as(levels)
+    assert (levels[shown] - behind[shown]).abs().mean() < 0.1 * 255 + 20  # not mid gray on black, nor on white
+    assert (levels[shown] - behind[shown]).abs().amax() > 10  # but visible
+    if task != "motion":
+        assert abs(float(levels[shown].mean() - behind[shown].mean())) < 0.1 * 255
+    edges = [x.movedim(2, -1).diff(n=2, dim=3).abs().amax() for x in (levels, (hard * 0.5 + 0.5) * 255)]
+    assert edges[0] < 0.8 * edges[1]
+    others = ~objects.any(0).any(0)
+    assert torch.equal(clips[:, :, :, others], planted.without_rivals(slice(6))[:, :, :, others])
+
+
+def test_blended_evidence_is_still_the_texture_of_its_class() -> None:
+    options = SceneOptions(noise=0.0, contrast=0.2, blend=True)
+    planted = PlantedClips(3, 12, scene=options, background=real_footage(60, 190, soft=2.0))
+    patterns = TEXTURES.float().repeat_interleave(6, 1).repeat_interleave(6, 2)
+    for index in range(12):
+        clip, label, truth = planted[index]
+        frame = int(truth.any(2).any(1).nonzero()[0])
+        mask, picture = truth[frame], clip[frame].mean(0)
+        for axis in (0, 1):  # an object may go over a border: begin at a line without it
+            start = -int((~mask.any(1 - axis)).nonzero()[0])
+            mask, picture = mask.roll(start, axis), picture.roll(start, axis)
+        patch = picture[mask].view(12, 12)
+        scores = (patterns * (patch - patch.mean())).sum((1, 2))
+        assert int(scores.argmax()) == int(label), planted.labels[int(label)]
+
+
+def test_a_folder_of_videos_is_a_background(tmp_path) -> None:
+    pytest.importorskip("av")
+    frames = real_footage(20, 230, soft=2.0).numpy()
+    for name, part in (("b.mp4", frames), ("a.mp4", frames[::-1].copy())):
+        io.write_video(tmp_path / name, part, fps=10, crf=1)
+    (tmp_path / "notes.txt").write_text("no video")
+    planted = PlantedClips(0, 4, background=tmp_path)
+    read = [io.read_video(tmp_path / name).frames for name in ("a.mp4", "b.mp4")]
+    listed = PlantedClips(0, 4, background=read)
+    assert planted.described() == listed.described() and torch.equal(planted[:4][0], listed[:4][0])
+    with pytest.raises(ValueError, match="no video in"):
+        PlantedClips(0, 4, background=tmp_path / "..")
+    with pytest.raises(ValueError, match="no such folder"):
+        PlantedClips(0, 4, background=str(tmp_path / "missing"))

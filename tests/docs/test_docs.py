@@ -13,6 +13,7 @@ from types import FunctionType, ModuleType
 
 import pytest
 from covering import in_one_case
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -74,8 +75,9 @@ def in_toctrees(pages: dict[Path, str]) -> Counter[str]:
 
 
 def documented(text: str) -> list[object]:
-    """Return the objects that a page of autodoc directives documents."""
-    found: list[object] = []
+    """Return the objects that a page of autodoc and autosummary directives documents."""
+    lists = re.findall(r"^\.\. autosummary::\n((?:   .*\n|\n(?=   ))*)", text, re.MULTILINE)
+    found = [resolved(name) for names in lists for name in re.findall(r"^   (\w[\w.]+)$", names, re.MULTILINE)]
     directive = r"^\.\. (?:auto|py:)(\w+):: (\S+)\n((?:   .*\n|\n(?=   ))*)"
     for kind, name, options in re.findall(directive, text, re.MULTILINE):
         thing = resolved(name)
@@ -137,6 +139,26 @@ def test_every_page_is_in_one_table_of_contents():
     pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
     assert pages <= entries.keys(), f"in no toctree: {sorted(pages - entries.keys())}"
     assert max(entries.values()) == 1
+
+
+@in_one_case()
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [
+        ("SlowFast", "your_model"),
+        ("r3d_18", "your_model"),
+        ("LSTM", "your_model"),
+        ("Lightning", "your_model"),
+        ("LoRA", "your_model"),
+        ("sigmoid", "your_model"),
+        ("SlowFast", "which_method"),
+        ("frames", "which_method"),
+        ("Qwen2.5-VL", "which_method"),
+    ],
+)
+def test_what_readers_search_for_is_in_a_heading(word, page):
+    """The search ranks words of headings first."""
+    assert any(word in heading for heading in re.findall(r"^#+ (.+)$", prose(PAGES[DOCS / f"{page}.md"]), re.MULTILINE))
 
 
 def test_no_paragraph_is_repeated():
@@ -224,3 +246,12 @@ def test_other_helpers_find_faults():
     assert cited('"""A.\n\nReference:\n    Doe, "A Title of Some\n    Length", X 2020. ``"gradcam"``"""') == [
         "A Title of Some Length"
     ]
+
+
+def test_every_committed_picture_can_be_read():
+    """A program that is stopped while it draws leaves an empty file."""
+    pictures = [path for path in sorted((DOCS / "images").iterdir()) if path.suffix in (".png", ".webp")]
+    assert len(pictures) > 10
+    for path in pictures:
+        with Image.open(path) as picture:
+            picture.load()
