@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from captum import attr
 from captum.metrics import infidelity
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from captum_staa import (
     RISE,
@@ -104,6 +105,8 @@ def _slow_staa(s: Subject, mode: str) -> Tensor:
 
 
 def staa_attention_by_hand(s: Subject) -> Tensor:
+    if s.attention == "windows":
+        return _rollout_of_windows(s)
     return _slow_staa(s, "attention") if s.attention is None else _rollout_of_frames(s)
 
 
@@ -140,6 +143,70 @@ def _rollout_of_frames(s: Subject) -> Tensor:
     cells = cells.unflatten(2, (frames.shape[3] // h, frames.shape[4] // w))
     maps = F.interpolate(cells[:, None], scale_factor=(t, h, w), mode="trilinear")[:, 0] / (t * h * w)
     return s.layout.from_working(maps[:, :, None].expand_as(frames) / 3)
+
+
+class _Softmaxes(TorchFunctionMode):
+    """Keeps what every softmax returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (F.softmax, torch.softmax, Tensor.softmax):
+            self.found.append(result)
+        return result
+
+
+def _rollout_of_windows(s: Subject) -> Tensor:
+    """Carry equal weights of the last tokens back through shifted windows, one query at a time, and merged tokens."""
+    net, calls = _eager(s), []
+    for module in net.modules():
+        if type(module).__name__ == "SwinTransformerBlock":  # torchvision has the window in the attention, timm here
+            owner = module.attn if hasattr(module.attn, "shift_size") else module
+            module.register_forward_pre_hook(
+                lambda module, args, owner=owner: calls.append((owner, tuple(args[0].shape[1:-1])))
+            )
+    with torch.no_grad(), _Softmaxes() as softmaxes:
+        s.reference.run(net, s.clip)
+    frames = s.layout.to_working(s.clip)
+    folded = len(calls[0][1]) == 2  # one frame after the other
+    count = len(frames) * (frames.shape[1] if folded else 1)
+    weights = torch.full((count, *calls[-1][1]), 1 / math.prod(calls[-1][1]))
+    for (owner, size), matrix in zip(reversed(calls), reversed(softmaxes.found), strict=True):
+        for axis, (few, many) in enumerate(zip(weights.shape[1:], size, strict=True), 1):
+            weights = weights.repeat_interleave(many // few, axis) / (many // few)
+        numbers = _windows(size, owner.window_size, owner.shift_size)  # (windows, n)
+        matrix = matrix.mean(1).unflatten(0, (count, -1))  # (count, windows, n, n)
+        flat, pulled = weights.flatten(1), torch.zeros(count, math.prod(size))
+        for window, tokens in enumerate(numbers.tolist()):
+            inside = [place for place, token in enumerate(tokens) if token >= 0]
+            for place in inside:
+                pulled[:, numbers[window, inside]] += flat[:, tokens[place], None] * matrix[:, window, place, inside]
+        weights = (weights + pulled.view(weights.shape)) / 2
+    if folded:
+        weights = weights.unflatten(0, (len(frames), -1)) / frames.shape[1]  # the head averages over frames
+    edges = [whole // cells for whole, cells in zip(s.layout.extent(s.clip), weights.shape[1:], strict=True)]
+    maps = F.interpolate(weights[:, None], scale_factor=edges, mode="trilinear")[:, 0] / math.prod(edges)
+    return s.layout.from_working(maps[:, :, None].expand_as(frames) / 3)
+
+
+def _windows(size: tuple[int, ...], window: Any, shift: Any) -> Tensor:
+    """Return the numbers of the tokens in each window, ``(windows, n)``; -1 is padding."""
+    fits = [side <= width for side, width in zip(size, window, strict=True)]
+    window = [side if fit else width for side, width, fit in zip(size, window, fits, strict=True)]
+    shift = [0 if fit else step for step, fit in zip(shift, fits, strict=True)]
+    padded = [-(-side // width) * width for side, width in zip(size, window, strict=True)]
+    numbers = torch.full(padded, -1)
+    numbers[tuple(map(slice, size))] = torch.arange(math.prod(size)).view(size)
+    numbers = numbers.roll([-step for step in shift], tuple(range(len(size))))
+    for axis, width in enumerate(window):
+        numbers = numbers.unflatten(2 * axis, (-1, width))
+    axes = range(len(size))
+    return numbers.permute(*(2 * axis for axis in axes), *(2 * axis + 1 for axis in axes)).reshape(
+        -1, math.prod(window)
+    )
 
 
 class FrozenPlayback(slow_staa.Playback):

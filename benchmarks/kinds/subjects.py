@@ -82,7 +82,8 @@ class Subject:
         embedding: name of the convolution that makes tokens of another transformer (None if its pixels are explained),
             and the pixels ``(t, h, w)`` of a token. None if there is no transformer.
         attention: name of the modules of another transformer that get the attention of each frame, ``(B*t, heads, N,
-            N)`` with a class token, which the head reads and averages over frames. None if there are none.
+            N)`` with a class token, which the head reads and averages over frames; ``"windows"`` for Swin. None if
+            there are none.
         target: as in Captum.
         cell: sides ``(t, h, w)`` of windows and cells, which divide the clip.
         half: whether the model is in bfloat16, as is the reference. STAA is compared with its formula in float32.
@@ -268,6 +269,7 @@ def torchvision_swin() -> Subject:
     clf = VideoClassifier(net, layout="BCTHW")
     clip = clips("BCTHW", 4, (64, 32))
     known = {"embedding": ("patch_embed.proj", (2, 4, 4)), "cell": (2, 32, 16), "steps": 2}
+    known["attention"] = "windows"
     return Subject(clf, ByHand(net, plain), clip, "features.2", channels_last, **known)
 
 
@@ -405,6 +407,7 @@ def timm_swin() -> Subject:
     clf = VideoClassifier(net, layout="BTCHW")
     clip = clips("BTCHW", 4, (64, 64))
     known = {"embedding": ("net.patch_embed.proj", (1, 4, 4)), "cell": (2, 32, 32), "steps": 2}
+    known["attention"] = "windows"
     return Subject(clf, ByHand(net, plain), clip, "net.layers.1", frames_of_channels_last(4), **known)
 
 
