@@ -28,7 +28,7 @@ def test_all_forms_of_a_target(trial: Trial) -> None:
             assert_close(trial.attribute(target=form), expected)
 
 
-@over("conv", "vivit", kinds=EXPLAIN_A_CLASS, per="kind")
+@over("conv", "vivit", kinds=EXPLAIN_A_CLASS, per="kind", together=True)
 def test_map_depends_on_the_target(trial: Trial) -> None:
     found, other = (trial.attribute(target=target) for target in (1, [1, 2]))
     assert_close(found[:1], other[:1])

@@ -60,7 +60,7 @@ def test_layout_does_not_change_results(trial: Trial) -> None:
     assert_close(twin.attribute().transpose(1, 2), trial.attribute(), within=1e-6)
 
 
-@over("conv", "vivit", "own", per="kind")
+@over("conv", "vivit", "own", per="kind", together=True)
 def test_memory_order_does_not_change_results(trial: Trial) -> None:
     (clip,) = trial.case.inputs
     orders = {
@@ -76,7 +76,7 @@ def test_memory_order_does_not_change_results(trial: Trial) -> None:
         assert_close(found, expected)
 
 
-@over("conv", "two-stream", "timesformer", "videomae", per="kind")
+@over("conv", "two-stream", "timesformer", "videomae", per="kind", together=True)
 def test_double_precision(trial: Trial) -> None:
     wide = trial.on(trial.case.to(torch.float64))
     found = as_tuple(wide.attribute())

@@ -86,7 +86,7 @@ def test_model_that_writes_into_its_input(trial: Trial) -> None:
         assert_close(writing.attribute(), pure.expected())
 
 
-@over("conv", "two-stream", "vivit", per="kind")
+@over("conv", "two-stream", "vivit", per="kind", together=True)
 def test_inputs_that_require_grad(trial: Trial) -> None:
     """Inputs are leaves with a gradient, or part of a graph."""
     expected = as_tuple(trial.attribute())
@@ -160,7 +160,7 @@ def test_global_random_state_is_not_used_or_changed(trial: Trial) -> None:
         assert torch.equal(first, second)
 
 
-@over("conv", "vivit", per="kind")
+@over("conv", "vivit", per="kind", together=True)
 def test_user_hooks_still_run(trial: Trial) -> None:
     """User hooks may change the output. The explanation is for the model with its hooks."""
     own = trial.on(fresh(trial.case.name))
