@@ -45,7 +45,7 @@ What do the gates of an attention branch know, and does the network use them? Me
 [planted evidence](planted.md#how-to-read-the-tables). Maps keep their signs. Of the temporal
 signal that a branch has apart from its map ($\\alpha$), *in time* alone is measured. `mix` is the network of the
 paper, for `pattern` only. `posthoc` is the map of a branch that observes a frozen VideoMAE. Made by
-`python benchmarks/st_abn_table.py`.
+`python benchmarks/st_abn_table.py --clips {clips}`.
 """
 USE = {
     "accuracy": "accuracy",
