@@ -63,7 +63,7 @@ FORWARD_MS = 10.0  # of one clip on one GPU; an assumption, because no GPU was a
 STEPS = 32  # points of a curve
 LAST = 200  # clips that the simulated run computes
 PERIOD = 194  # after so many, null clips repeat
-STAGES = ("ranks 4", "ranks 1", "ranks 2", "troubled", "report")
+STAGES = ("ranks 4", "ranks 1", "ranks 2", "troubled", "report", "counts")
 PAGE = Path(__file__).parents[1] / "docs" / "comparison_scale.md"
 
 
@@ -111,15 +111,9 @@ the clock.
 |---|---|---|---|---|
 {simulated}
 
-A process has {base:.0f} MiB before it starts, for Python, PyTorch and this library. All processes return the same
-table, and 1, 2 and 4 processes give the same one. Starting a finished run again takes {tables:.0f} s of processor
-time. The tables, pictures and the report take another {report:.0f} s, with at most {report_peak:.0f} MiB; `rows.csv`
-has {csv:.0f} MiB and `comparison.json` {json:.0f} MiB.
+A process has {base:.0f} MiB before it starts, for Python, PyTorch and this library. {same}{report}
 
-**Killed.** A run of {troubled} clips with two processes was killed with SIGKILL at {kills} random moments, and resumed
-each time. After {cut} of the kills, a random number of bytes was also cut from the end of a file. One start had a full
-disk, a second start in the same folder was refused, and before the last start one byte in the middle of a file was
-changed. The final table is that of an undisturbed run with one process.
+{killed}
 
 ## Time
 
@@ -159,9 +153,9 @@ and they meet at the address of the first one:
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 out=/shared/compare-videomae
 
-srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 4 --max-restarts 3 \
-    --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "$SLURM_JOB_ID" \
-    -m captum_staa compare --model NAME --videos /shared/videos --labels /shared/labels.csv \
+srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 4 --max-restarts 3 \\
+    --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "$SLURM_JOB_ID" \\
+    -m captum_staa compare --model NAME --videos /shared/videos --labels /shared/labels.csv \\
     --device cuda --out "$out" --resume
 ```
 
@@ -185,6 +179,15 @@ few MB per second.
 - Each process decodes videos between the calls of the model. Compared with thousands of forwards, the time for
   decoding is negligible. With STAA only, and no metric that changes the clip, it is not negligible.
 """
+
+
+REPORTED = """Starting a finished run again takes {tables:.0f} s of processor time. The tables, pictures and the report
+take another {report:.0f} s, with at most {peak:.0f} MiB; `rows.csv` has {csv:.0f} MiB and `comparison.json` {json:.0f}
+MiB."""
+KILLED = """**Killed.** A run of {clips} clips with two processes was killed with SIGKILL at {kills} random moments, and
+resumed each time. After {cut} of the kills, a random number of bytes was also cut from the end of a file. One start had
+a full disk, a second start in the same folder was refused, and before the last start one byte in the middle of a file
+was changed. The final table is that of an undisturbed run with one process."""
 
 
 class Counted:
@@ -582,9 +585,10 @@ def measure(folder: Path, clips: int, troubled: int, kills: int, stages: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "measured.json"
     measured: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    calls: dict[str, Callable[[], dict[str, Any]]] = {
+    calls: dict[str, Callable[[], Any]] = {
         **{f"ranks {world}": partial(plain_run, folder, clips, world) for world in (1, 2, 4)},
         "report": partial(reported_run, folder, clips),
+        "counts": counted,
         "troubled": partial(troubled_run, folder / "troubled", troubled, kills, seed=0),
     }
     for stage in stages:
@@ -597,21 +601,32 @@ def measure(folder: Path, clips: int, troubled: int, kills: int, stages: Sequenc
     return measured
 
 
-def page(counts: dict[str, tuple[int, int]], found: dict[str, Any]) -> str:
+def reported(found: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of the sentence about tables and the report."""
+    sizes = {name: found[key] / 2**20 for name, key in (("csv", "rows.csv"), ("json", "comparison.json"))}
+    peak = found["peak with report"]
+    return {"tables": found["compare cpu"], "report": found["report cpu"], "peak": peak, **sizes}
+
+
+def page(found: dict[str, Any]) -> str:
     """Return the whole page."""
+    counts = found["counts"]
     metrics = counts["the metrics of one map"][0] * (len(METHODS) + len(CONTROLS))
     units = {name: forwards + BACKWARD * backwards for name, (forwards, backwards) in counts.items()}
     again = len(AGAIN) * units[METHODS[0]]
     total = sum(units[name] for name in METHODS) + again + metrics + 1
     hours = total * CLIPS * FORWARD_MS / 1000 / 3600
-    runs = {world: found[f"ranks {world}"] for world in (1, 2, 4)}
+    runs = {world: found[f"ranks {world}"] for world in (1, 2, 4) if f"ranks {world}" in found}
     assert len({run["table"] for run in runs.values()}) == 1, "the tables differ"
-    one, trouble, report = runs[1], found["troubled"], found["report"]
     simulated = "\n".join(
         f"| {world} | {run['files']} | {run['bytes'] / 2**20:.0f} MiB | {max(run['peaks']):.0f} MiB "
-        f"| {run['until first clip cpu']:.0f} s | {run['until first clip']:.0f} s |"
+        f"| {run['until first clip cpu']:.0f} s ({run['until first clip']:.0f} s) |"
         for world, run in runs.items()
     )
+    filled = next(iter(runs.values()))["filled"]
+    same = "All processes return the same table"
+    same += f", and {', '.join(map(str, runs))} processes give the same one." if len(runs) > 1 else "."
+    missing = "*Not measured yet: `{}`.*"
     return TEXT.format(
         clips=CLIPS,
         gpus=GPUS,
@@ -619,22 +634,15 @@ def page(counts: dict[str, tuple[int, int]], found: dict[str, Any]) -> str:
         methods=len(METHODS),
         controls=len(CONTROLS),
         all_metrics=len(METRICS),
-        simulated_clips=found["clips"],
         simulated=simulated,
         base=max(run["base"] for run in runs.values()),
-        report=report["report cpu"],
-        report_peak=report["peak with report"],
-        csv=report["rows.csv"] / 2**20,
-        json=report["comparison.json"] / 2**20,
+        same=same,
+        report=" " + REPORTED.format(**reported(found["report"])) if "report" in found else "",
+        killed=KILLED.format(**found["troubled"]) if "troubled" in found else missing.format("--stages troubled"),
         records=found["clips"] * (len(METHODS) + len(CONTROLS) + 1),
-        kills=trouble["kills"],
-        cut=trouble["cut"],
-        troubled=trouble["clips"],
-        trouble_files=trouble["files"],
-        filled=one["filled"],
-        last=found["clips"] - one["filled"],
+        filled=filled,
+        last=found["clips"] - filled,
         period=PERIOD,
-        tables=report["compare cpu"],
         again=f"{' and '.join(AGAIN)}, of {METHODS[0]}",
         again_units=again,
         rows="\n".join(f"| {name} | {f} | {b} | {units[name]} |" for name, (f, b) in counts.items()),
@@ -662,7 +670,7 @@ def main() -> None:
     found = measure(out, arguments.clips, arguments.troubled_clips, arguments.kills, arguments.stages)
     print(json.dumps(found, indent=1))
     if not arguments.no_page:
-        text = page(counted(), found)
+        text = page(found)
         with atomic(PAGE, overwrite=True) as partial_path:
             partial_path.write_text(text)
 
