@@ -75,10 +75,17 @@ def _links_of_tutorials(app, docname, source):
 
 
 def _skip_fields(app, what, name, member, skip, options):
-    """Leave out what the section Attributes of a class describes: fields of named tuples and dataclasses."""
-    return (
-        True if type(member).__name__ in ("_tuplegetter", "member_descriptor") else None
+    """Leave out what the section Attributes of a class describes: fields of tuples, dataclasses, and properties."""
+    if type(member).__name__ in ("_tuplegetter", "member_descriptor"):
+        return True
+    function = getattr(member, "fget", None) or getattr(member, "func", None)
+    owner = getattr(
+        sys.modules.get(getattr(function, "__module__", "")),
+        getattr(function, "__qualname__", "").split(".")[0],
+        None,
     )
+    _, _, attributes = (getattr(owner, "__doc__", None) or "").partition("Attributes:")
+    return True if re.search(rf"^\s+{name}\b.*:", attributes, re.MULTILINE) else None
 
 
 def setup(app):

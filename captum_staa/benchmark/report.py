@@ -53,16 +53,23 @@ CAPTIONS = {
     "sheet": "Maps of all methods for one clip.",
 }
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1c1c1c }
+:root { color-scheme: light dark;
+  --paper: #fff; --ink: #1c1c1c; --text: #444; --faint: #666; --line: #e4e4e4; --box: #f6f6f6 }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #141414; --ink: #ededed; --text: #c8c8c8; --faint: #a8a8a8; --line: #383838; --box: #222 }
+}
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem;
+  background: var(--paper); color: var(--ink) }
 h1, h2 { font-weight: 600 } h2 { margin-top: 2.5rem }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4e4 }
+th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child, th:last-child, td:last-child { text-align: left }
-td:last-child { white-space: normal; min-width: 16rem; color: #666 }
-th:first-child, td:first-child { position: sticky; left: 0; background: #fff }
-figure { margin: 1.5rem 0 } figcaption, p, pre { color: #444 }
-pre { font-size: 12px; overflow-x: auto; background: #f6f6f6; padding: 1rem }
+td:last-child { white-space: normal; min-width: 16rem; color: var(--faint) }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper) }
+figure { margin: 1.5rem 0 } figcaption, p, pre { color: var(--text) }
+figure img { max-width: 100%; background: #fff; border-radius: 4px }
+pre { font-size: 12px; overflow-x: auto; background: var(--box); padding: 1rem }
 """
 
 
@@ -310,8 +317,9 @@ def _trust(results: Comparison) -> str:
         for name, trust in reliabilities.items()
     ]
     return (
-        "<h2>Does a metric rank methods in the same order on every clip?</h2><table><tr><th>metric</th>"
-        f"<th>Spearman</th><th>95 %</th><th>Krippendorff</th><th></th></tr>{''.join(rows)}</table>"
+        "<h2>Does a metric rank methods in the same order on every clip?</h2>"
+        "<div class='wide'><table><tr><th>metric</th>"
+        f"<th>Spearman</th><th>95 %</th><th>Krippendorff</th><th></th></tr>{''.join(rows)}</table></div>"
         "<p>Mean rank correlation between pairs of clips: 1 is the same order on all clips, 0 is unrelated orders. The "
         "methods include the controls.</p>"
     )

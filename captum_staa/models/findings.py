@@ -294,7 +294,7 @@ class _Findings:
             return nowhere, "tokens are not on a regular grid"
         if tokens.found.counts == tuple(axis.count for axis in self.cells):
             return tokens.found.cells, ""
-        grid = tokens.found.whole
+        grid = tokens.found.whole(self.cells)
         if grid is None:
             return nowhere, f"tokens are on a grid that does not divide the first one, {tokens.found.counts}"
         if grid not in self.merged:

@@ -25,7 +25,7 @@ def bundled_names() -> list[str]:
 
     Example:
         >>> bundled_names()[0], len(bundled_names())
-        ('tiny-resnet3d-motion', 21)
+        ('tiny-resnet3d-motion', 22)
     """
     return sorted(path.parent.name for path in _WEIGHTS.glob("*/config.json"))
 

@@ -248,13 +248,18 @@ class Positions:
             return True
         return self.exact > 0.9999 if self.own > 0.99 else self.certainty >= CERTAIN and self.own >= OWN
 
-    @property
-    def whole(self) -> Cells | None:
-        """:attr:`grid` if each of its cells consists of whole finest cells, else None."""
-        if any(abs(axis.side - round(axis.side)) > 0.2 or abs(axis.start) > axis.side / 2 for axis in self.grid):
-            return None
-        t, h, w = (Axis(axis.count, round(axis.side)) for axis in self.grid)
-        return t, h, w
+    def whole(self, cells: Cells) -> Cells | None:
+        """Return :attr:`grid` if each of its cells consists of whole finest ones of ``cells``, else None."""
+        found: list[Axis] = []
+        for axis, fine in zip(self.grid, cells, strict=True):
+            full = fine.count / axis.count
+            if full.is_integer() and abs(axis.side - full) < 0.3 * full:  # few cells are measured less exactly
+                found.append(Axis(axis.count, int(full)))
+            elif abs(axis.side - round(axis.side)) > 0.2 or abs(axis.start) > axis.side / 2:
+                return None
+            else:
+                found.append(Axis(axis.count, round(axis.side)))
+        return found[0], found[1], found[2]
 
     @property
     def counts(self) -> tuple[int, int, int]:

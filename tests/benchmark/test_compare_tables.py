@@ -245,6 +245,10 @@ def test_the_report_is_one_self_contained_page(tmp_path):
         assert word not in text
     assert "4 methods on 5 clips" in text and "&quot;seed&quot;: 0" in text and "&lt;no&gt;" in text
     assert "too | large &amp; 100 %" in text and "Krippendorff" in text
+    assert '<meta name="viewport" content="width=device-width' in text  # otherwise 980 px wide on a phone
+    assert text.count("<table>") == len(
+        re.findall(r"""<div class=['"]wide['"]><table>""", text)
+    )  # no table widens the page
     import base64
 
     first = re.search(r"base64,([^\"]+)", text)

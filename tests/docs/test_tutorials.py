@@ -142,7 +142,7 @@ def test_tutorial_code_and_swap_cell_run(names, tmp_path):
         },
         capture_output=True,
         text=True,
-        timeout=600 if names is NAMES else 3600,
+        timeout=3600,
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     for name in names:

@@ -233,6 +233,7 @@ WRAPS: dict[str, Callable[[Trained], Callable[..., Any]]] = {
     )(),
     "list": lambda net: (lambda nets: lambda x: sum(n(x) for n in nets))([net]),
     "default": lambda net: lambda x, model=net: model(x),
+    "four deep": lambda net: (lambda calls: lambda x: calls[0](x))([functools.partial(lambda _, x: net(x), "first")]),
 }
 
 
