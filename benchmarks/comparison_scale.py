@@ -187,7 +187,8 @@ MiB."""
 KILLED = """**Killed.** A run of {clips} clips with two processes was killed with SIGKILL at {kills} random moments, and
 resumed each time. After {cut} of the kills, a random number of bytes was also cut from the end of a file. One start had
 a full disk, a second start in the same folder was refused, and before the last start one byte in the middle of a file
-was changed. The final table is that of an undisturbed run with one process."""
+was changed. The final table is that of an undisturbed run with one process. Complete records when it was killed:
+{complete}. Few records mean that the kills came while the processes started."""
 
 
 class Counted:
@@ -639,7 +640,9 @@ def page(found: dict[str, Any]) -> str:
         base=max(run["base"] for run in runs.values()),
         same=same,
         report=" " + REPORTED.format(**reported(found["report"])) if "report" in found else "",
-        killed=KILLED.format(**found["troubled"]) if "troubled" in found else missing.format("--stages troubled"),
+        killed=KILLED.format(**found["troubled"], complete=", ".join(map(str, found["troubled"]["complete at kill"])))
+        if "troubled" in found
+        else missing.format("--stages troubled"),
         records=found["clips"] * (len(METHODS) + len(CONTROLS) + 1),
         filled=filled,
         last=found["clips"] - filled,

@@ -354,6 +354,12 @@ cancel in the sum over a frame, for example of `InputXGradient`. No other option
 The picture shows the joined cut whose two shots are in the public domain (NASA). Each curve is the sum of a map over a
 frame, divided by its maximum.
 
+Black frames (the baseline of occlusion) next to a cut are cuts themselves, so occlusion by them shows the cut in few
+clips. Saliency on random weights is also high near the explained frame: most of the AUROC in time of gradients comes
+from the short reach of the convolutions, not from what the network has learned. Its share is what training adds.
+
+GradCAM cannot read a layer here, because the module around the network calls parts of its stacks, not the stacks.
+
 ## What the network needs before Captum can explain it
 
 Three things of this network are common, and each has a short answer. The code is in
