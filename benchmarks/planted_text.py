@@ -47,7 +47,7 @@ Methods with an advantage of less than .1 have no marks: their score alone says 
 
 Each table is sorted by the first column. Clips were not used in training, and the right class is explained. Values
 are means over {clips} clips of each model, or over {slow} clips for `VideoOcclusion` and `RISE`, which are slow.
-Small differences say nothing. `SpatioTemporalPerturbation` has a [table of its own](perturbation_table.md). Made by
+Small differences say nothing. `SpatioTemporalPerturbation` has a [separate table](perturbation_table.md). Made by
 `python benchmarks/planted_table.py`.
 
 | column | question | chance |

@@ -176,10 +176,10 @@ def branch_edits() -> None:
             found = st_abn.explain(volume)
         values = found.spatial_gates[0] * found.temporal_gates[0, :, None, None]
         answer = found.logits.softmax(1)[0, labels[0]].tolist()
-        told = "\n".join(
+        text = "\n".join(
             f"{label} {share:.2f}" for label, share in zip(names, answer, strict=True)
         )
-        row[0].set_ylabel(f"{name}\n{told}", fontsize=6.5)
+        row[0].set_ylabel(f"{name}\n{text}", fontsize=6.5)
         for ax, t in zip(row, shown, strict=True):
             ax.imshow(0.25 * gray[t], cmap="gray", vmin=0, vmax=255)
             ax.imshow(values[t], cmap="inferno", vmin=0, vmax=1, alpha=0.8)
@@ -258,7 +258,7 @@ def panels() -> None:
 
 
 def classes() -> None:
-    """Draw classes.webp: a clip with evidence of two classes, and what speaks for each against the other."""
+    """Draw classes.webp: a clip with evidence of two classes, and the evidence for each against the other."""
     clf = VideoClassifier.from_pretrained("tiny-videomae-pattern")
     planted = PlantedClips(31, 8, "pattern", scene=SceneOptions(two_classes=True))
     clip, labels, truth = planted[5:6]

@@ -295,7 +295,7 @@ def pgd(s: Subject, f: Model) -> None:
 
 def image_attr(s: Subject, f: Model) -> None:
     frames = two_frames(s)
-    # Integers, whose sums have no rounding: Captum compares a sum with the end of a cumulative one.
+    # Integers, whose sums are exact: Captum compares a sum with the end of a cumulative one.
     frames = np.ceil(frames / frames.max() * 4096)
     shown = [
         viz.visualize_image_attr(frame[..., None], method="heat_map", outlier_perc=0, use_pyplot=False)[1]

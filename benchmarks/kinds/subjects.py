@@ -78,9 +78,9 @@ class Subject:
         prefix: begin of its name that it does not have in the reference.
         fold: from its output to ``(B, C, t, h, w)``.
         transformer: name of the family in ``slow_staa``, and function from the network of the reference to the
-            transformer in it. None if there is no transformer of a known family.
+            transformer in it. None without a transformer of a known family.
         embedding: name of the convolution that makes tokens of another transformer (None if its pixels are explained),
-            and the pixels ``(t, h, w)`` of a token. None if there is no transformer.
+            and the pixels ``(t, h, w)`` of a token. None without a transformer.
         attention: name of the modules of another transformer that get the attention of each frame, ``(B*t, heads, N,
             N)`` with a class token, which the head reads and averages over frames; ``"windows"`` for Swin. None if
             there are none.

@@ -357,18 +357,18 @@ def draw_scene(recipe: Recipe, classes: tuple[int, ...], draw: Draw, footage: Te
     return Scene(background, frames, noise, shown, objects, classes)
 
 
-def _matched_colors(behind: Tensor, tones: Tensor | int, room: float) -> Tensor:
+def _matched_colors(behind: Tensor, tones: Tensor | int, margin: float) -> Tensor:
     """Return the mean color ``(K, 3)`` of objects in front of pixels ``(K, T, P, 3)`` of the background.
 
-    It leaves room for brighter and darker parts of a texture. Plain objects (``tones``) are brighter or darker than the
-    background by ``room``, whichever fits into the range of gray levels.
+    It leaves a margin for brighter and darker parts of a texture. Plain objects (``tones``) are brighter or darker than the
+    background by ``margin``, whichever fits into the range of gray levels.
     """
     mean = behind.mean((1, 2))
     if isinstance(tones, int):
-        return mean.clamp(room, 255 - room)
+        return mean.clamp(margin, 255 - margin)
     level = mean.mean(1, keepdim=True)
-    signs = tones.sign().where(level <= 255 - room, -1.0).where(level >= room, 1.0)
-    return (mean + signs * room).clamp(0, 255)
+    signs = tones.sign().where(level <= 255 - margin, -1.0).where(level >= margin, 1.0)
+    return (mean + signs * margin).clamp(0, 255)
 
 
 def blur_of(frames: Tensor) -> float:

@@ -60,7 +60,7 @@ class Done:
 
 
 class Storage:
-    """The entries of a comparison in a folder. Every process appends to a file of its own.
+    """The entries of a comparison in a folder. Every process appends to a separate file.
 
     Each line holds a checksum and an entry. A damaged or incomplete line counts as missing, and its entry is computed
     again. A line is never changed. If there are several complete entries of one clip and method, the first one counts.

@@ -76,7 +76,7 @@ def _report(options: AnswerOptions, maps: AnswerMaps, indices: list[int], info: 
         lines.append(f"  {row}  {', '.join(map(str, strongest))}")
     lines += [
         "reliance: how far the log-probability falls at most (nats) if the video is blurred, stands still or runs",
-        "backwards; near 0, the word does not need the video, whatever its map shows",
+        "backwards; near 0, the word does not need the video, so its map means nothing",
     ]
     return "\n".join(line.rstrip() for line in lines)
 

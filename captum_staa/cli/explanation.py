@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_staa.io import VideoInfo
 from captum_staa.result import VideoAttribution
 
-UNSEEN_SECONDS, UNSEEN_FRAMES = 1.0, 30  # longer gaps between the seen frames are told with advice
+UNSEEN_SECONDS, UNSEEN_FRAMES = 1.0, 30  # longer gaps between the seen frames are reported, with advice
 BAR = 24  # length in characters of the bar of probability 1
 
 

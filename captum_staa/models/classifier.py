@@ -376,7 +376,7 @@ class VideoClassifier(nn.Module):
 
         Raises:
             TypeError: ``frames`` is neither an array nor a tensor, or not uint8.
-            ValueError: the classifier has no preprocessing, or ``frames`` has another shape or number of frames.
+            ValueError: preprocessing is missing, or ``frames`` has another shape or number of frames.
         """
         preprocessing, pixels = self._preprocessing(), as_frames(frames)
         if self.num_frames is not None and len(pixels) != self.num_frames:
@@ -397,7 +397,7 @@ class VideoClassifier(nn.Module):
             width: width of the original frames.
 
         Raises:
-            ValueError: the classifier has no preprocessing.
+            ValueError: preprocessing is missing.
         """
         return self._preprocessing().crop_box(height, width)
 

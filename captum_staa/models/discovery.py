@@ -80,7 +80,7 @@ def described(
     """Return the classifier itself if its family is known, otherwise one that shares its module, with what was found.
 
     A known backbone below a head that reads its tokens in another way than by their mean or the first one counts as
-    unknown, because the head may have attention of its own.
+    unknown, because the head may have attention, too.
 
     Args:
         classifier: a classifier of any transformer.
@@ -96,10 +96,10 @@ def described(
     if family is not None and (not attention or family.pooling(classifier.transformer) is not None):
         return classifier
     unread = None
-    if family is not None:  # a backbone in a module with a head of its own
+    if family is not None:  # a backbone in a module with another head
         try:
             reads = classifier.read_tokens(inputs, *_as_arguments(extra))
-        except ValueError as error:  # the head has layers of its own, perhaps, which discovery follows
+        except ValueError as error:  # the head may have further layers, which discovery follows
             unread = error
         else:
             known = copy.copy(classifier)

@@ -79,7 +79,7 @@ def find_outputs(returned: Any, batch: int, classes: int | None = None, key: Out
         per frame ``(B, T, K)``, is returned as it is.
 
     Raises:
-        TypeError: there is no floating-point tensor.
+        TypeError: none of the tensors is floating-point.
         ValueError: several tensors could be the output, ``key`` does not exist, or there is not one row per clip.
     """
     if key is None and not isinstance(returned, Tensor):
@@ -115,7 +115,7 @@ def path_of_outputs(
         known: the path in an earlier call, which decides if several tensors could be the output. None if there is none.
 
     Raises:
-        TypeError: there is no floating-point tensor.
+        TypeError: none of the tensors is floating-point.
         ValueError: several tensors could be the output.
     """
     tensors = dict(tensors_in(returned))

@@ -108,7 +108,7 @@ def blends_of(names: Sequence[BlendName], inputs: Tensor, baseline: Tensor | Non
     """
     if baseline is not None:
         return [blend_of("fade", inputs, baseline)]
-    if inputs.shape[1] == 1:  # there are no other frames to use as a baseline
+    if inputs.shape[1] == 1:  # no other frame can be the baseline
         names = [name for name in names if name not in _OF_SEVERAL_FRAMES] or ["fade"]
     return [blend_of(name, inputs, torch.zeros_like(inputs)) for name in names]
 

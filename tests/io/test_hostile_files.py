@@ -130,7 +130,7 @@ TIMES = [0, 100, 200, 300, 400, 500, 2000, 2100, 9000, 9100]  # milliseconds
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "ffv1"), ("a.mp4", "libx264"), ("a.webm", "libvpx-vp9")])
 def test_variable_frame_rates_are_sampled_by_index(tmp_path, name, codec):
-    """There is no warning about damage, because the last frame ends at the announced time."""
+    """Damage is not reported, because the last frame ends at the announced time."""
     path = write(tmp_path / name, quartered(10), codec, times=TIMES, options={"crf": "10"} if codec != "ffv1" else None)
     video = io.read_video(path)
     assert numbers(video.frames) == video.indices.tolist() == list(range(10)) and io.probe(path).num_frames == 10

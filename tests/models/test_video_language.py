@@ -326,7 +326,7 @@ def test_sizes_that_the_model_does_not_take_are_refused():
 def test_answers_that_the_tokenizer_splits_otherwise_are_refused():
     vlm = VideoLanguageModel(tiny_vlm("qwen2_5_vl").model, copy.deepcopy(tokenizer()))
     text = "<|video_pad|> it is r"
-    with pytest.raises(ValueError, match="must begin with a token of its own, got 'ight'"):
+    with pytest.raises(ValueError, match="must begin with a separate token, got 'ight'"):
         vlm.answer_ids("ight", text)
     words = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer()._tokenizer, unk_token="<|pad|>")
     with pytest.raises(ValueError, match="at least one token"):

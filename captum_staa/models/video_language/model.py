@@ -158,7 +158,7 @@ class VideoLanguageModel(nn.Module):
         """The tokenizer.
 
         Raises:
-            ValueError: the model has no processor.
+            ValueError: the model was made without a processor.
         """
         if self.processor is None:
             raise ValueError(
@@ -349,7 +349,7 @@ class VideoLanguageModel(nn.Module):
             alone, joined = self._encode(text), self._encode(text + answer)
             if not torch.equal(joined[: len(alone)], alone):
                 raise ValueError(
-                    f"answer must begin with a token of its own, got {answer!r}, whose beginning the tokenizer joins "
+                    f"answer must begin with a separate token, got {answer!r}, whose beginning the tokenizer joins "
                     f"with the end of the prompt, {text[-20:]!r}. Begin the answer with a space, or pass token ids."
                 )
             ids = joined[len(alone) :]
@@ -364,7 +364,7 @@ class VideoLanguageModel(nn.Module):
         return ids
 
     def words(self, ids: Tensor | Sequence[int]) -> list[str]:
-        """Return the text of each token, without the tokenizer's marks for spaces; ids if there is no tokenizer."""
+        """Return the text of each token, without the tokenizer's marks for spaces; ids without a tokenizer."""
         values = torch.as_tensor(ids).tolist()
         if self.processor is None:
             return [str(value) for value in values]

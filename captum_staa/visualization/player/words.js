@@ -50,7 +50,7 @@ function drawWords() {
   byId("note").textContent =
     `\u201c${text}\u201d: probability ${probability.toFixed(3)}, reliance on the video ` +
     `${reliance < 0 ? "\u2212" : "+"}${Math.abs(reliance).toFixed(2)} nats` +
-    (needed ? "" : ". This word does not need the video, whatever its map shows.");
+    (needed ? "" : ". This word does not need the video, so its map means nothing.");
   all(".word").forEach((word, i) => word.setAttribute("aria-pressed", i === chosen));
   all(".row").forEach((row, i) => {
     row.classList.toggle("chosen", i === chosen);
