@@ -360,8 +360,8 @@ def draw_scene(recipe: Recipe, classes: tuple[int, ...], draw: Draw, footage: Te
 def _matched_colors(behind: Tensor, tones: Tensor | int, margin: float) -> Tensor:
     """Return the mean color ``(K, 3)`` of objects in front of pixels ``(K, T, P, 3)`` of the background.
 
-    It leaves a margin for brighter and darker parts of a texture. Plain objects (``tones``) are brighter than the
-    background by ``margin``, or darker if that does not fit into the range of gray levels.
+    It leaves a margin for brighter and darker parts of a texture. Plain objects are brighter or darker than the
+    background by ``margin``: as the sign of their tone says, or the opposite if that does not fit into the gray levels.
     """
     mean = behind.mean((1, 2))
     if isinstance(tones, int):
