@@ -113,6 +113,8 @@ class SampledVideo:
         if gap <= 1:
             return shown
         fps = self.constant_fps
+        if fps is None and self.times is not None:
+            shown += f", from {self.times[0]:.2f} s to {self.times[-1]:.2f} s"
         seconds = 0.0 if fps is None else gap / fps
         far = gap > UNSEEN_FRAMES if fps is None else seconds > UNSEEN_SECONDS
         step = f"{gap:.0f} frames" if fps is None else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

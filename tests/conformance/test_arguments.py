@@ -16,7 +16,7 @@ from .trials import Trial, assert_close
 
 ONE_FOR_ALL = (1, torch.tensor(1), torch.tensor([1]), torch.tensor([1, 1]), [1, 1], (1,), [(1,), (1,)])
 ONE_PER_CLIP = ([2, 0], torch.tensor([2, 0]), [(2,), (0,)])
-NO_SUCH_CLASS, TOO_MANY, A_STRING = 7, ([0, 1, 2], torch.tensor([0, 1, 2])), "1"
+NO_SUCH_CLASS, TOO_MANY, A_STRING = 7, ([0, 1, 2], torch.tensor([0, 1, 2])), "no label"
 EXPLAIN_A_CLASS = ("gradient", "perturbation", "learning")
 
 
