@@ -374,13 +374,16 @@ raise a `ValueError` that names the operation. Write `x = x + shortcut`. If you 
 replace the operation while it runs:
 
 ```python
+import torch
 from torch.overrides import TorchFunctionMode
+
 
 class OutOfPlace(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.__iadd__:
             return args[0] + args[1]
         return func(*args, **(kwargs or {{}}))
+
 
 class Patched(torch.nn.Module):
     def __init__(self, network):
