@@ -106,11 +106,13 @@ class VideoLayout:
             )
         channels, frames = clip.shape[self.channel], clip.shape[self.time]
         if self.channels is None and frames == 3 and channels > 4:
+            first, second = sorted((self.time, self.channel))
             swapped = self.axes.translate(str.maketrans("TC", "CT"))
             raise ValueError(
                 f"in layout {self.axes}, {name} of shape {tuple(clip.shape)} has {channels} channels and 3 frames. "
-                f"The order of the axes is probably wrong. Pass {name}.transpose(1, 2); layout={swapped!r} if the "
-                f"model has that order; or VideoLayout({self.axes!r}, channels={channels}) if the order is correct."
+                f"The order of the axes is probably wrong. Pass layout={swapped!r} if that is the order of the "
+                f"model, and {name}.transpose({first}, {second}) if not. If the order is correct, pass "
+                f"VideoLayout({self.axes!r}, channels={channels})."
             )
         if self.channels is not None and channels != self.channels:
             raise ValueError(

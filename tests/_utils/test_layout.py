@@ -115,7 +115,7 @@ def test_errors_report_expected_and_received(call, error, words):
 def test_swapped_axes_are_rejected():
     frames_first = torch.zeros(1, 16, 3, 8, 8)
     with pytest.raises(
-        ValueError, match=r"\(1, 16, 3, 8, 8\) has 16 channels and 3 frames.*inputs.transpose\(1, 2\).*layout='BTCHW'"
+        ValueError, match=r"\(1, 16, 3, 8, 8\) has 16 channels and 3 frames.*layout='BTCHW'.*inputs.transpose\(1, 2\)"
     ):
         VideoLayout("BCTHW").check(frames_first)
     VideoLayout("BTCHW").check(frames_first)
