@@ -109,8 +109,8 @@ class VideoLayout:
             swapped = self.axes.translate(str.maketrans("TC", "CT"))
             raise ValueError(
                 f"in layout {self.axes}, {name} of shape {tuple(clip.shape)} has {channels} channels and 3 frames. "
-                f"The order of the axes is probably wrong. Pass layout={swapped!r}, or "
-                f"VideoLayout({self.axes!r}, channels={channels}) if the order is correct."
+                f"The order of the axes is probably wrong. Pass {name}.transpose(1, 2); layout={swapped!r} if the "
+                f"model has that order; or VideoLayout({self.axes!r}, channels={channels}) if the order is correct."
             )
         if self.channels is not None and channels != self.channels:
             raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_staa._utils.tensors import wide
+from captum_staa._utils.tensors import short_repr, wide
 from captum_staa.layout import VideoLayout, check_dense
 
 NOTEBOOK_CLIPS = 4  # number of clips of a batch that a notebook shows
@@ -39,6 +39,8 @@ class VideoAttribution:
     spatial: Tensor
     temporal: Tensor
     logits: Tensor | None = None
+
+    __repr__ = short_repr
 
     @classmethod
     def from_joint(cls, joint: Tensor, logits: Tensor | None = None) -> VideoAttribution:
@@ -142,7 +144,8 @@ def as_tuple(inputs: object, name: str = "inputs") -> tuple[Tensor, ...]:
         received = f"a tuple of {types}" if isinstance(inputs, tuple) else types[0]
         raise TypeError(
             f"{name} must be a tensor or a non-empty tuple of tensors, got {received}. Pass one tensor per input "
-            f"of the model."
+            f"of the model; if the model takes several tensors made of one clip, pass this clip to "
+            f"VideoClassifier(module, layout=..., pack=function from the clip to these)."
         )
     return clips
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +16,18 @@ SPREAD = 0.75
 def wide(value: Tensor) -> Tensor:
     """Return a tensor in float32, or unchanged if its dtype is wider."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def short_repr(result: Any) -> str:
+    """Return the ``repr`` of a dataclass with the shapes of its tensors and arrays instead of their values."""
+    shown = ((field.name, getattr(result, field.name)) for field in fields(result))
+    return f"{type(result).__name__}({', '.join(f'{name}={_short(value)}' for name, value in shown)})"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return str(tuple(value.shape))
+    return f"{type(value).__name__}(...)" if is_dataclass(value) or hasattr(value, "_fields") else repr(value)
 
 
 def version_of(value: Tensor) -> int | None:

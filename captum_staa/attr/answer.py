@@ -15,7 +15,7 @@ from captum_staa import baselines
 from captum_staa._utils.captum import TargetType, log_usage
 from captum_staa._utils.checks import check_choice, is_number
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, in_eval_mode, uncompiled, without_compiling
-from captum_staa._utils.tensors import gaussian
+from captum_staa._utils.tensors import gaussian, short_repr
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.frozen_patterns import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations
@@ -59,6 +59,8 @@ class AnswerMaps(VideoAttribution):
     log_probabilities: Tensor | None = None
     reliance: Tensor | None = None
     falls: Tensor | None = None
+
+    __repr__ = short_repr
 
     def __str__(self) -> str:
         assert self.log_probabilities is not None and self.reliance is not None

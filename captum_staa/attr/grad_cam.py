@@ -214,8 +214,6 @@ class GradCAM(VideoMethod):
                 f"Pass one of them, and the others as additional_forward_args."
             )
         forward = self.layout.forward_from_working(self.forward_func, len(clips))
-        if len(clips) == 1:
-            self._check_grid(sizes[0])
         refuse_inference_mode(self.get_name())
         extra = _format_additional_forward_args(additional_forward_args)
 
@@ -236,6 +234,8 @@ class GradCAM(VideoMethod):
                     f"the model must return a tensor with one row per example, {batch} here, got {shape}. Wrap a "
                     f"Hugging Face model in VideoClassifier, which returns the logits."
                 )
+            if len(clips) == 1:
+                self._check_grid(sizes[0])  # after the model, whose own error about the clip is more exact
             activation = self._stacked(outputs, batch, sizes[0][0])
             read = [len(clips) == 1 or id(leaf) in sources for leaf in leaves]
             self._check_sources(read, sizes)

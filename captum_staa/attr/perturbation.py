@@ -24,6 +24,7 @@ from captum_staa._utils.captum import (
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode
 from captum_staa._utils.networks import lost_gradient
+from captum_staa._utils.tensors import short_repr
 from captum_staa.attr._base import VideoMethod, call_bar, one_clip, refuse_inference_mode
 from captum_staa.layout import VideoLayout, layout_of
 from captum_staa.masking.arguments import (
@@ -90,6 +91,8 @@ class MaskAttribution(VideoAttribution):
     removed: Tensor
     history: History
     interrupted: bool
+
+    __repr__ = short_repr
 
     def _repr_html_(self) -> str:
         means = [values.nanmean(0).tolist() for values in (self.visible, self.kept, self.removed)]

@@ -17,7 +17,7 @@ from captum_staa._utils.captum import TargetType, _format_additional_forward_arg
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.model_state import frozen_parameters, in_eval_mode, without_compiling
 from captum_staa._utils.networks import refuse_missing_backward
-from captum_staa._utils.tensors import wide
+from captum_staa._utils.tensors import short_repr, wide
 from captum_staa.attr._base import VideoMethod, extent, like_inputs, one_clip, refuse_inference_mode, target_outputs
 from captum_staa.models.layers import MODES, covered, to_pixels
 from captum_staa.models.st_abn.answers import as_logits, chances, change, rule_of
@@ -47,6 +47,8 @@ class BranchAttribution(VideoAttribution):
     attention_logits: Tensor | None = None
     weighting: str = "gate"
     resolution: str = ""
+
+    __repr__ = short_repr
 
     def _repr_html_(self) -> str:
         rows = []

@@ -56,6 +56,9 @@ class Comparison:
     sheet: Sheet | None = None
     interrupted: bool = False
 
+    def __repr__(self) -> str:
+        return f"Comparison(methods={self.methods}, metrics={self.metrics}, clips={len(self.clips)})"
+
     @cached_property
     def clips(self) -> list[str]:
         """Names of all clips, in order."""

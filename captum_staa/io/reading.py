@@ -27,6 +27,9 @@ class Video(NamedTuple):
     fps: float  # of the file, not of the selected frames; nan if the file does not say
     indices: NDArray[np.int64]  # (T,), index of each frame in the file
 
+    def __repr__(self) -> str:
+        return f"Video(frames={self.frames.shape}, fps={self.fps}, indices={self.indices.shape})"
+
 
 class VideoInfo(NamedTuple):
     """The result of :func:`probe`. Height and width are those after the rotation that the file requests."""

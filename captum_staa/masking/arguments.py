@@ -240,6 +240,8 @@ def selected(answer: Tensor, target: TargetType) -> Tensor:
     sizes = answer.shape[1:]
     per_example = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() != 1)
     fits = all(0 < len(row) <= len(sizes) and all(0 <= i < n for i, n in zip(row, sizes)) for row in rows)  # noqa: B905
+    if not fits and answer.shape[1:] == (1,):
+        raise ValueError(f"target must be 0 or None for a model with one output, got {target!r}. Leave target out.")
     if not fits or (per_example and len(rows) != len(answer)):
         raise ValueError(
             f"target must be a valid index for outputs of shape {tuple(answer.shape)}, got {target!r}. Pass an index "

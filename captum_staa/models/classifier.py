@@ -537,7 +537,9 @@ class VideoClassifier(nn.Module):
         labels = self.labels or [str(index) for index in range(count)]
         if len(labels) != count:
             raise ValueError(
-                f"labels must contain one label for each of the {count} logits of the model, got {len(labels)} labels"
+                f"labels must contain one label for each output of the model, {count} here, got {len(labels)}: "
+                f"{labels[:5]}. "
+                + ("Pass the label of a high output alone." if count == 1 else "Pass all, in the order of the outputs.")
             )
         return labels
 

@@ -392,7 +392,12 @@ def as_frames(frames: object, name: str = "frames", axes: str = "T, H, W, 3") ->
         ValueError: ``frames`` has other axes or is empty.
     """
     if not isinstance(frames, (np.ndarray, Tensor)):
-        raise TypeError(f"{name} must be a uint8 array or tensor ({axes}), got {type(frames).__name__}")
+        advice = "Read a file with io.read_video(path).frames"
+        if hasattr(frames, "frames"):
+            advice = "Pass video.frames"
+        elif isinstance(frames, (list, tuple)):
+            advice = "Join the frames with np.stack"
+        raise TypeError(f"{name} must be a uint8 array or tensor ({axes}), got {type(frames).__name__}. {advice}.")
     if isinstance(frames, Tensor):
         check_dense(frames, name)
     array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames

@@ -67,7 +67,8 @@ class Transform:
             got = clip.dtype if isinstance(clip, Tensor) else type(clip).__name__
             raise TypeError(
                 f"preprocessing must return a float tensor ({', '.join(axes[1:])}) for uint8 frames of shape "
-                f"{tuple(pixels.shape)} (T, C, H, W), got {got}. Convert its result to a float tensor."
+                f"{tuple(pixels.shape)} (T, C, H, W), got {got}. Convert its result to a float tensor; for a processor "
+                f"of Hugging Face, pass lambda frames: processor(list(frames), return_tensors='pt')."
             )
         whole = clip[None] if clip.ndim == 4 else clip
         if whole.ndim != 5 or len(whole) != 1 or whole.shape[self.layout.channel] not in (1, 3):

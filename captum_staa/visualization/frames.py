@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_staa._utils.checks import is_number
+from captum_staa._utils.tensors import short_repr
 from captum_staa.io import Video
 from captum_staa.layout import VideoLayout
 from captum_staa.models import VideoClassifier
@@ -61,6 +62,8 @@ class Frames:
     labels: Sequence[str] | None = None
     layout: VideoLayout | str | None = None
     index: int | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         frames = tensor_of(self.pixels, "frames")

@@ -114,7 +114,9 @@ def test_errors_report_expected_and_received(call, error, words):
 
 def test_swapped_axes_are_rejected():
     frames_first = torch.zeros(1, 16, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"\(1, 16, 3, 8, 8\) has 16 channels and 3 frames.*layout='BTCHW'"):
+    with pytest.raises(
+        ValueError, match=r"\(1, 16, 3, 8, 8\) has 16 channels and 3 frames.*inputs.transpose\(1, 2\).*layout='BTCHW'"
+    ):
         VideoLayout("BCTHW").check(frames_first)
     VideoLayout("BTCHW").check(frames_first)
     VideoLayout("BCTHW", channels=16).check(frames_first)  # for example three frames of stacked optical flow

@@ -12,6 +12,7 @@ from captum.attr import LayerAttribution, LayerGradCam, NoiseTunnel
 from covering import in_one_case
 from tiny_models import SIZE, clip_for, randomize, tiny, tiny_module
 from torch import Tensor, nn
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from captum_staa import TokenGrid, VideoClassifier, VideoLayout
 from captum_staa.attr.grad_cam import GradCAM
@@ -349,3 +350,11 @@ def test_planted_evidence_is_found(name, layer, joint, time):
 def test_the_weighting_is_in_the_name_unless_it_is_the_default() -> None:
     names = [GradCAM(net(), "first", "BCTHW", weighting=w).get_name() for w in ("hirescam", "layercam", "gradcam")]
     assert names == ["GradCAM", "GradCAM (layercam)", "GradCAM (gradcam)"]
+
+
+def test_a_clip_with_swapped_axes_is_reported_as_such_and_not_as_a_wrong_grid() -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = VideoMAEConfig(image_size=8, patch_size=4, num_frames=4, **sizes)
+    clf = VideoClassifier(VideoMAEForVideoClassification(config))
+    with pytest.raises(ValueError, match=r"axes of the clip are swapped: got 4 channels and 3 frames"):
+        GradCAM(clf, "videomae.encoder.layer.0").attribute(torch.rand(1, 3, 4, 8, 8), target=1)

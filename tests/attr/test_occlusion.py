@@ -269,3 +269,13 @@ def test_layout_is_required_and_must_match_the_classifier():
     with pytest.raises(ValueError, match=r"[Ll]eave (the )?layout out"):
         VideoOcclusion(clf, "BTCHW")
     assert VideoOcclusion(clf).layout.axes == VideoOcclusion(clf, "BCTHW").layout.axes == "BCTHW"
+
+
+def test_usual_mistakes_say_what_to_pass() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 8 * 8, 1))
+    clf = VideoClassifier(net, layout="BCTHW", labels=["fall"], output="sigmoid")
+    clip, windows = torch.rand(2, 3, 4, 8, 8), ((2, 4, 4), (2, 4, 4))
+    with pytest.raises(ValueError, match=r"target must be 0 or None for a model with one output, got 1. Leave target"):
+        VideoOcclusion(clf).attribute(clip, *windows, target=1)
+    with pytest.raises(TypeError, match=r"got list. Pass one tensor per input of the model; if .*, pass this clip to"):
+        VideoOcclusion(clf).attribute([clip, clip], *windows)  # type: ignore[arg-type]

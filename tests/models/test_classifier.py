@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from captum_staa.grid import TokenGrid
+from captum_staa.io import Video
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import Family
 from captum_staa.models.preprocessing import Preprocessing
@@ -194,8 +195,12 @@ def test_invalid_sizes_are_rejected(options: dict[str, Any], error: type[Excepti
 def test_preprocess_checks_type_and_number_of_frames() -> None:
     clf = VideoClassifier(conv_net(), "BCTHW", num_frames=FRAMES, preprocessing=Preprocessing())
     frames = [np.zeros((SIZE, SIZE, 3), np.uint8)] * FRAMES
-    with pytest.raises(TypeError, match=r"frames must be a uint8 array or tensor .*got list"):
+    with pytest.raises(TypeError, match=r"frames must be a uint8 array or tensor .*got list.*np.stack"):
         clf.preprocess(frames)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got str. Read a file with io.read_video"):
+        clf.preprocess("video.mp4")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got Video. Pass video.frames"):
+        clf.preprocess(Video(np.stack(frames), 25.0, np.arange(FRAMES)))  # type: ignore[arg-type]
     assert clf.preprocess(np.stack(frames)).shape == (1, 3, FRAMES, SIZE, SIZE)
     with pytest.raises(ValueError, match=r"must have 4 frames, got 3 \(shape \(3, 16, 16, 3\)\)"):
         clf.preprocess(torch.from_numpy(np.stack(frames[:3])))
@@ -280,7 +285,7 @@ def test_predict_runs_in_eval_mode_and_restores_every_mode() -> None:
 
 def test_predict_rejects_invalid_arguments() -> None:
     clf = VideoClassifier(conv_net(), "BCTHW", labels=["a", "b"])
-    with pytest.raises(ValueError, match="3 logits of the model, got 2 labels"):
+    with pytest.raises(ValueError, match="each output of the model, 3 here, got 2: "):
         clf.predict(clip_of(1).transpose(1, 2))
     with pytest.raises(ValueError, match=r"at least 1.*got 0"):
         clf.predict(clip_of(1).transpose(1, 2), k=0)
@@ -293,8 +298,10 @@ def test_label_names() -> None:
     assert VideoClassifier(conv_net(), "BCTHW").label_names(3) == ["0", "1", "2"]
     clf = VideoClassifier(conv_net(), "BCTHW", labels=["a", "b"])
     assert clf.label_names(2) == ["a", "b"]
-    with pytest.raises(ValueError, match="one label for each of the 3 logits of the model, got 2"):
+    with pytest.raises(ValueError, match=r"one label for each output of the model, 3 here, got 2.*in the order"):
         clf.label_names(3)
+    with pytest.raises(ValueError, match=r"1 here, got 2.*label of a high output alone"):  # ["no fall", "fall"]
+        clf.label_names(1)
 
 
 def test_class_index_of_labels_and_indices() -> None:
@@ -303,7 +310,7 @@ def test_class_index_of_labels_and_indices() -> None:
     assert [clf.class_index(x) for x in (2, np.int64(3), torch.tensor(4))] == [2, 3, 4]
     with pytest.raises(ValueError, match=r"no label 'jumpin jack'. Similar labels: \['jumping jacks'\]"):
         clf.class_index("jumpin jack")
-    with pytest.raises(ValueError, match=r"first of the 5 labels are \['Waving'"):
+    with pytest.raises(ValueError, match=r"The labels are \['Waving'"):
         clf.class_index("xyz")
     with pytest.raises(ValueError, match=r"belongs to several classes: \[2, 3\]"):
         clf.class_index("RUN")

@@ -130,7 +130,7 @@ def test_a_region_that_cannot_be_measured_is_an_error(function):
     ("function", "error", "says"),
     [
         (lambda frames: frames, TypeError, r"must return a float tensor \(C, T, H, W\).*got torch.uint8"),
-        (lambda frames: [1.0], TypeError, "got list"),
+        (lambda frames: [1.0], TypeError, "got list.*for a processor of Hugging Face, pass lambda"),
         (lambda frames: frames / 255, ValueError, r"in the layout of the model, BCTHW.*got shape \(8, 3, 20, 20\)"),
         (lambda frames: frames[0] / 255, ValueError, r"got shape \(3, 20, 20\)"),
     ],

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from captum_staa._utils import notebook
 from captum_staa._utils.checks import check_choice, check_count
+from captum_staa._utils.tensors import short_repr
 from captum_staa.result import VideoAttribution
 
 Norm = Callable[[int], nn.Module]
@@ -144,6 +145,8 @@ class BranchExplanation:
     spatial_gates: Tensor
     temporal_gates: Tensor
     gates: Gates
+
+    __repr__ = short_repr
 
     @property
     def attention_logits(self) -> Tensor:
