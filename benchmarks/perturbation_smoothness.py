@@ -1,6 +1,6 @@
 """Measure what smoothness in space and in time changes in learned masks, each with its own weight.
 
-    python benchmarks/perturbation_smoothness.py             # two clips of a 3D CNN, half a minute of one core
+    python benchmarks/perturbation_smoothness.py             # eight clips of a 3D CNN, a minute of one core
 
 It writes the table between two comments of docs/perturbation.md. The models and the seed are not those on which the
 defaults were chosen, except for the kind of model.
@@ -71,7 +71,7 @@ def scores(model: str, count: int, config: PerturbationConfig, noise: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=2)
+    parser.add_argument("--clips", type=int, default=8)
     count = parser.parse_args().clips
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Input Tensor . did not already require gradients")

@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, io
 from captum_staa._utils.files import atomic
-from captum_staa.baselines import mean_frame
 from captum_staa.benchmark import Comparison, compare
 from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.records import CONTROLS, NOT_APPLICABLE, control_of
@@ -251,10 +250,6 @@ def quick(classifier: VideoClassifier) -> dict[str, Any]:
         sides = (2, HEIGHT, WIDTH)
         return VideoOcclusion(classifier).attribute(clip, sides, sides, target=target)
 
-    def held(clip: Tensor, target: int) -> Tensor:
-        sides, mean = (2, HEIGHT, WIDTH), mean_frame(clip, classifier.layout)
-        return VideoOcclusion(classifier).attribute(clip, sides, sides, baselines=mean, target=target)
-
     def integrated(clip: Tensor, target: int) -> Tensor:
         found = IntegratedGradients(classifier).attribute(clip, target=target, n_steps=STEPS, internal_batch_size=1)
         return found.abs()
@@ -265,7 +260,6 @@ def quick(classifier: VideoClassifier) -> dict[str, Any]:
     calls: dict[str, Any] = {
         "Saliency": saliency,
         "VideoOcclusion (2 frames)": occlusion,
-        "VideoOcclusion (2 frames, mean frame)": held,
         f"IntegratedGradients ({STEPS} steps), magnitude": integrated,
         "InputXGradient, magnitude": product,
     }
