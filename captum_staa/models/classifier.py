@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -643,6 +644,9 @@ class VideoClassifier(nn.Module):
         except RuntimeError as error:
             self._hint_at_swapped_axes(clip, error)
             raise
+        except (TypeError, ValueError) as error:
+            self._hint_at_pack(clip, error)
+            raise
 
     def _outputs(self, clip: Tensor, args: tuple[Any, ...]) -> Tensor:
         returned, key = self._call(clip, args), self.output_key
@@ -761,7 +765,16 @@ class VideoClassifier(nn.Module):
                 f"of your clips to VideoClassifier(module, layout=...). The error of the module: {error}"
             ) from error
 
+    def _hint_at_pack(self, clip: Tensor, error: Exception) -> None:
+        """Raise ValueError about ``pack`` if an unknown module failed because it takes something else than one clip."""
+        if self.family is None and self.pack is None and _OTHER_ARGUMENTS.search(str(error)):
+            raise ValueError(
+                f"the module must take a clip as one tensor, got {error} for a clip of shape {tuple(clip.shape)}. If "
+                f"it takes a list of pathways, a dict or several tensors, pass pack=, a function from the clip to them."
+            ) from error
 
+
+_OTHER_ARGUMENTS = re.compile(r"to unpack|positional argument|unexpected keyword argument")
 _OPTIONS = {
     *("layout", "labels", "family", "num_frames", "image_size", "preprocessing", "output", "output_key", "pack"),
 }

@@ -140,6 +140,18 @@ def test_grad_cam_reads_a_layer_of_a_packed_model() -> None:
     torch.testing.assert_close(found, GradCAM(by_hand, "net.fast", layout="BCTHW").attribute(CLIP, target=1))
 
 
+class Unpacks(SlowFast):
+    def forward(self, pathways: list[Tensor]) -> Tensor:
+        slow, fast = pathways
+        return super().forward([slow, fast])
+
+
+@pytest.mark.parametrize("make", [Unpacks, Masked])
+def test_a_forgotten_pack_is_named(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ValueError, match=r"clip as one tensor, got .*shape \(1, 3, 8, .*pass pack="):
+        VideoClassifier(make().eval(), layout="BCTHW")(CLIP[:1])
+
+
 def test_a_pack_that_cuts_the_gradient_is_an_error() -> None:
     clf = VideoClassifier(
         SlowFast().eval(), layout="BCTHW", pack=lambda clip: [clip[:, :, ::4].detach(), clip.detach()]
