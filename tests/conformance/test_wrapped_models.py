@@ -117,10 +117,14 @@ def test_data_parallel_models() -> None:
 @pytest.mark.usefixtures("compiling")
 @over("conv", "own", per="kind", slow=("StepAblation", "AnswerAttribution attention"))
 def test_compiled_models(trial: Trial) -> None:
-    if torch.__version__.startswith("2.6.") and "Answer" in trial.subject.name:
-        pytest.xfail("torch 2.6 cannot compile LLaVA-OneVision of transformers")
     other = trial.case.around(lambda network: torch.compile(network, backend=eager))
-    assert_close(other.model(*other.inputs), trial.case.model(*trial.case.inputs))
+    try:
+        found = other.model(*other.inputs)
+    except torch._dynamo.exc.InternalTorchDynamoError:
+        if torch.__version__.startswith("2.6."):
+            pytest.xfail("torch 2.6 cannot compile LLaVA-OneVision of transformers")
+        raise
+    assert_close(found, trial.case.model(*trial.case.inputs))
     assert_close(trial.on(other).attribute(), trial.attribute())
 
 
