@@ -120,7 +120,7 @@ def test_compiled_models(trial: Trial) -> None:
     other = trial.case.around(lambda network: torch.compile(network, backend=eager))
     try:
         found = other.model(*other.inputs)
-    except torch._dynamo.exc.InternalTorchDynamoError:
+    except Exception:  # of the compiler, or of code that it compiled wrongly
         if torch.__version__.startswith("2.6."):
             pytest.xfail("torch 2.6 cannot compile LLaVA-OneVision of transformers")
         raise
