@@ -117,7 +117,7 @@ class Storage:
             os.ftruncate(self._lock, 0)
             os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             self._check_settings(settings, resume)
-        except BaseException:
+        except BaseException:  # also after Ctrl-C: the lock must not remain
             self.close()
             raise
         for temporary in self.folder.glob(".*.*"):  # from a process that was killed while it wrote
@@ -212,7 +212,7 @@ class Storage:
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
-        except BaseException as error:
+        except BaseException as error:  # also after Ctrl-C: half a line must not remain
             os.ftruncate(self._file, start)
             if not isinstance(error, OSError):
                 raise

@@ -84,10 +84,10 @@ def _unknown(label: str, wanted: str, labels: Sequence[str], folded: list[str]) 
         )
     near = [labels[folded.index(name)] for name in difflib.get_close_matches(wanted, folded, n=5, cutoff=0.5)]
     near = near or [name for name in labels if wanted in name.casefold()][:5]
-    return f"there is no label {label!r}. " + (
-        f"Similar labels: {near}"
-        if near
-        else f"The labels are {list(labels)}"
-        if len(labels) <= 5
-        else f"The first of the {len(labels)} labels are {list(labels[:5])}"
-    )
+    if near:
+        known = f"Similar labels: {near}"
+    elif len(labels) <= 5:
+        known = f"The labels are {list(labels)}"
+    else:
+        known = f"The first of the {len(labels)} labels are {list(labels[:5])}"
+    return f"there is no label {label!r}. {known}"
