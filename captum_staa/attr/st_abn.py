@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Literal, get_args
@@ -231,12 +231,7 @@ class AttentionBranch(VideoMethod):
         if self.st_abn.config.mechanism == "observe" or self.st_abn in _CHECKED:
             return
         _CHECKED.add(self.st_abn)
-        flat = replace(
-            gates,
-            spatial=gates.spatial.mean((1, 2, 3, 4), keepdim=True).expand_as(gates.spatial),
-            temporal=gates.temporal.mean((1, 2, 3, 4), keepdim=True).expand_as(gates.temporal),
-        )
-        without = self.layout.forward_from_working(partial(self.st_abn.forward_with_gates, given=flat))
+        without = self.layout.forward_from_working(partial(self.st_abn.forward_with_gates, given=gates.flat()))
         extra = _format_additional_forward_args(additional_forward_args) or ()
         with without_compiling():
             other, _ = without(clip.clone(), *extra)

@@ -99,11 +99,11 @@ def attention_usage(
             return own, logits.argmax(1) if rule == "one class" else own > 0.5
 
         unchanged, decided = answer(outputs)
-        temporal, spatial = gates.temporal.flatten(1), gates.spatial[:, 0]
+        temporal, spatial, flat = gates.temporal.flatten(1), gates.spatial[:, 0], gates.flat()
         replacements = {
-            "temporal_flat": {"temporal": temporal.mean(1, keepdim=True).expand_as(temporal)},
+            "temporal_flat": {"temporal": flat.temporal.flatten(1)},
             "temporal_shuffled": {"temporal": temporal.roll(-1, 0)},
-            "spatial_flat": {"spatial": spatial.mean((1, 2, 3), keepdim=True).expand_as(spatial)},
+            "spatial_flat": {"spatial": flat.spatial[:, 0]},
             "spatial_shuffled": {"spatial": spatial.roll(-1, 0)},
         }
         changes, decisions = {}, {}

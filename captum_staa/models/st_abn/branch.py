@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -126,6 +126,13 @@ class Gates:
     temporal: Tensor
     evidence: Tensor
     logits: Tensor
+
+    def flat(self) -> Gates:
+        """Return the gates with the mean of each clip in every place: they have the same size and say nothing."""
+        spatial, temporal = (
+            gate.mean((1, 2, 3, 4), keepdim=True).expand_as(gate) for gate in (self.spatial, self.temporal)
+        )
+        return replace(self, spatial=spatial, temporal=temporal)
 
 
 @dataclass(frozen=True)
