@@ -183,6 +183,7 @@ def discovered(draw: Any) -> Call:
         relations = ("memory", "alone", "order of the batch", "tuple")
         call = valid_call(
             draw, described, explain, clip, axes, options, relations=relations, scale=0.05, models=(clf,),
+            refusals=("layers must select blocks that attend to tokens of pixels",),
             expected=lambda: explain(clip.detach(), axes, model=_undeclared(name, False), **options),
         )  # fmt: skip
 

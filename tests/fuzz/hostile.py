@@ -270,4 +270,4 @@ def _answers(_: Any) -> list[Bad]:
 
 def _counterfactuals(good: Any) -> list[Bad]:
     clips = [bad for bad in _clips(good) if not isinstance(bad.value, (nn.Module, list, tuple))]
-    return [*clips, *map(Bad, [[], (), [3], [good], [good, good], lambda clip, layout: clip[..., 1:]])]
+    return [*clips, *map(Bad, [[], (), [3], [good], [good, good], lambda clip, layout: clip[..., 1:], lambda *_: 3])]

@@ -364,3 +364,12 @@ def test_what_the_module_does_not_take_is_a_matter_of_pack(pack: Any, inputs: An
 def test_an_answer_that_holds_no_ids_is_named(answer: Any) -> None:
     with pytest.raises(ValueError, match="answer must be a text or a non-empty list of token ids"):
         tiny_vlm("qwen2_5_vl").as_classifier(question("qwen2_5_vl"), answer)
+
+
+@in_one_case()
+@pytest.mark.parametrize("wrong", [int, lambda *_: 3, lambda clip, layout: clip[:, 1:]])
+def test_a_function_that_makes_no_counterfactual_clip_is_named(wrong: Any) -> None:
+    clf = tiny_vlm("internvl").as_classifier(question("internvl"), " is right")
+    for functions in (wrong, [wrong], [lambda clip, layout: clip, wrong]):
+        with pytest.raises((TypeError, ValueError), match="counterfactual must"):
+            AnswerAttribution(clf).attribute_answer(clips_of("internvl"), counterfactual=functions)
