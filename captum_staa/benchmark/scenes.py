@@ -406,6 +406,8 @@ def _blended(background: Tensor, frames: Tensor, shown: Tensor, sigma: float) ->
         sigma: standard deviation of the blur, in pixels.
     """
     reach = math.ceil(3 * sigma)
+    if reach == 0:  # frames of one color, as between two scenes
+        return frames
     solid = shown[..., None].float()
     layers = torch.cat([frames * solid, solid], -1).movedim(-1, 0)  # (4, T, H, W)
     padded = F.pad(layers, (reach,) * 4, mode="circular")  # an object at a border goes on at the other side
