@@ -26,9 +26,9 @@ from captum_staa.models.video_language import AnswerClassifier, VideoLanguageMod
 from captum_staa.result import VideoAttribution
 
 Mode = Literal["relevance", "attention"]
-# Standard deviations of the Gaussian over maps, in patches of the tower (T, H, W), chosen on clips that are not in the
-# tables. In time it is twice that of STAA, because a language model reads movement from several steps.
-SPREAD = (1.5, 0.75, 0.75)
+# Standard deviations of the Gaussian over maps, in frames and in patches of the tower (H, W), chosen on clips that are
+# not in the tables. In time it is twice that of STAA, because a language model reads movement from several frames.
+SPREAD = (3.0, 0.75, 0.75)
 Counterfactual = Callable[..., Tensor]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns, as in STAA
 # A blur has no details, the mean frame no movement, and the reversed clip another order. One of them is not enough: a
@@ -275,8 +275,7 @@ class AnswerAttribution(VideoMethod):
         with call_bar(self.get_name(), len(tokens), show_progress) as bar:
             raw, logits = contributions(clip, classifier, tokens, self.pattern_weight, bar.update)
         # Neighboring patches of one object often have opposite signs. Their mean is that of the object.
-        sides = (patches.step, height, width)
-        spread = (SPREAD[0] * sides[0], SPREAD[1] * sides[1], SPREAD[2] * sides[2])
+        spread = (SPREAD[0], SPREAD[1] * height, SPREAD[2] * width)
         return gaussian(raw.flatten(0, 1), spread, keep_sums=True).view(raw.shape), logits
 
 

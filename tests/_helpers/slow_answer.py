@@ -77,15 +77,15 @@ def _contrast(logits: Tensor, own: int, others: Tensor) -> Tensor:
     return logits[:, own] - logits[:, others].mean(1)
 
 
-def merged(maps: Tensor, step: int, patch: int) -> Tensor:
-    """Spread each value of ``(B, T, H, W)`` over its neighborhood of 1.5 steps and .75 patches, keeping sums."""
+def merged(maps: Tensor, patch: int) -> Tensor:
+    """Spread each value of ``(B, T, H, W)`` over its neighborhood of 3 frames and .75 patches, keeping sums."""
 
     def kernel(size: int, width: float) -> Tensor:  # (from, to)
         distance = (torch.arange(size)[:, None] - torch.arange(size)).double()
         weights = torch.exp(-((distance / width) ** 2) / 2) * (distance.abs() <= int(3 * width + 0.5))
         return weights / weights.sum(1, keepdim=True)
 
-    sides = zip(maps.shape[1:], (1.5 * step, 0.75 * patch, 0.75 * patch), strict=True)
+    sides = zip(maps.shape[1:], (3.0, 0.75 * patch, 0.75 * patch), strict=True)
     return torch.einsum("bthw,tT,hH,wW->bTHW", maps.double(), *(kernel(*side) for side in sides)).to(maps)
 
 

@@ -20,10 +20,7 @@ def _each(case: Case, map_of: Callable[[Tensor, int], Tensor]) -> Tensors:
 
 
 def relevance(case: Case, **_: Any) -> Tensors:
-    step = case.model.prompt_for(case.inputs[0]).tokens.step
-    return _each(
-        case, lambda clip, token: slow_answer.merged(slow_answer.relevance(case.model, clip, token), step, patch=4)
-    )
+    return _each(case, lambda clip, token: slow_answer.merged(slow_answer.relevance(case.model, clip, token), patch=4))
 
 
 def attention(case: Case, **_: Any) -> Tensors:

@@ -128,7 +128,7 @@ class VideoLanguageModel(nn.Module):
         """Load a model by its name, in eval mode.
 
         Args:
-            name_or_path: name of a bundled model (``"tiny-qwen2_5_vl"``), a folder, or a
+            name_or_path: name of a bundled model (``"tiny-qwen2_5_vl"``, ``"tiny-llava_onevision"``), a folder, or a
                 name on the Hugging Face hub such as ``"Qwen/Qwen2.5-VL-3B-Instruct"``.
             dtype: dtype of the weights.
             device: device of the weights.
