@@ -379,7 +379,7 @@ def seeds_section() -> list[str]:
         "## Other seeds",
         "",
         "Each network by one command, `python benchmarks/train_st_abn.py --task TASK --kind bottleneck --seed SEED`.",
-        "Accuracy is over 1000 clips, evidence over 96. The last two columns are alpha in the first and last frame, and",
+        "Accuracy is over 1000 clips, evidence over 96. The last columns are alpha in the first and last frame, and",
         "the visible evidence there, as in the table above.",
         "",
         *table(columns, "network"),
