@@ -56,7 +56,8 @@ USE = {
     "accuracy": "accuracy",
     "trunk": "accuracy of the 3D CNN without a branch",
     "area": "area: mean of M alpha",
-    "inside": "share of M alpha on evidence (the evidence is {truth} of the clip)",
+    "on evidence": "mean of M alpha on evidence (which is {truth} of the clip)",
+    "on rivals": "mean of M alpha on rivals",
     "shuffled": "accuracy with the gates of another clip (chance {chance})",
     "closed": "accuracy with the evidence closed (chance {chance})",
     "opened": "accuracy with nothing but the evidence open",
@@ -64,6 +65,7 @@ USE = {
     "top": "the same if the 5 % of the cells with the highest gates are closed (chance {chance})",
     "as evidence": "the same if as many of them are closed as have evidence in them (2 to 3 %)",
     "at random": "the same if 5 % of the cells, chosen at random, are closed",
+    "code": "the same for the clip without its evidence, with the gates of the clip with it",
     "changed": "other decision if the 5 % of the cells with the highest gates are closed (a network that then answers "
     "at random: {most})",
     "switched": "clips of two classes: decision for the other one if the evidence of the first is closed",
@@ -83,6 +85,7 @@ OF_SEED = {
     "shuffled": "accuracy, gates of another clip",
     "sure": "probability of its answer",
     "top": "top 5 % closed",
+    "code": "no evidence, same gates",
     "opened": "accuracy, only evidence open",
     "ends": "ends of alpha",
     "ends of the truth": "ends of the truth",
@@ -187,12 +190,14 @@ def used(network: STABN, task: str, clips: int) -> dict[str, float]:
         return float(probabilities.gather(1, answers[:, None]).mean())
 
     closed = without(ranked, TOP)
+    emptied = network.layout.from_working(planted.without_evidence(slice(None))).contiguous()
     pixels = network.explain(inputs)
+    shown = pixels.spatial_gates * pixels.temporal_gates[:, :, None, None]  # (B, T, H, W)
     found = {
         "accuracy": float((logits.argmax(1) == labels).float().mean()),
         "area": float(joint.mean()),
-        "inside": float(((pixels.spatial_gates * pixels.temporal_gates[:, :, None, None]) * truth).sum())
-        / float((pixels.spatial_gates * pixels.temporal_gates[:, :, None, None]).sum()),
+        "on evidence": float(shown[truth].mean()),
+        "on rivals": float(shown[planted.rivals(slice(None))].mean()),
         "shuffled": right(with_gates(joint.roll(-1, 0))),
         "closed": right(with_gates(joint * (1 - evidence))),
         "opened": right(with_gates(evidence)),
@@ -200,6 +205,7 @@ def used(network: STABN, task: str, clips: int) -> dict[str, float]:
         "top": of_answer(closed),
         "as evidence": of_answer(without(ranked, float(evidence.mean()))),
         "at random": of_answer(without(shuffled, TOP)),
+        "code": of_answer(network.forward_with_gates(emptied, given=gates)[0].softmax(1)),
         "changed": float((closed.argmax(1) != answers).float().mean()),
     }
     for name, by_frame in (
