@@ -1,7 +1,7 @@
 """Compare the gates of an ST-ABN with Grad-CAM, integrated gradients, STAA and controls: planted evidence, and use.
 
     python benchmarks/st_abn_table.py                       # the bundled networks of three tasks, minutes of one core
-    python benchmarks/st_abn_table.py --results FILE.json   # goes on with the tasks that the file does not have
+    python benchmarks/st_abn_table.py --results FILE.json   # goes on with what the file does not have
     python benchmarks/st_abn_table.py --seeds FOLDER        # measures docs/st_abn_seeds.json, which the page shows
 
 benchmarks/train_st_abn.py makes the networks: 3D CNNs with a bottleneck, the network of the paper for one task, and a
@@ -289,29 +289,40 @@ def table(rows: dict[str, dict[str, str]], first: str = "") -> list[str]:
     return lines
 
 
-def measured(task: str, clips: int) -> dict[str, Any]:
-    """Return all numbers of a task: scores of maps, use of the gates, and insertion and deletion."""
+def measures(task: str, clips: int) -> dict[str, Callable[[], Any]]:
+    """Return functions for all parts of a task's numbers: scores of maps, use of the gates, insertion and deletion."""
     network = STABN.from_pretrained(WEIGHTS / f"tiny-st-abn-{task}").eval()
-    observer = STABN.from_pretrained(WEIGHTS / f"tiny-videomae-{task}-observer").eval()
     networks, methods = {task: network}, of_branch(network, "bottleneck")
-    maps = scored(network, methods, task, clips) | scored(observer, of_observer(observer), task, clips)
     if (WEIGHTS / f"tiny-st-abn-{task}-mix").is_dir():
         networks[f"{task}-mix"] = STABN.from_pretrained(WEIGHTS / f"tiny-st-abn-{task}-mix").eval()
-        maps |= scored(networks[f"{task}-mix"], of_branch(networks[f"{task}-mix"], "mix"), task, clips)
-    known = {name: {"accuracy": accuracy_of(f"tiny-st-abn-{name}")} for name in networks}
-    trunk = {"trunk": accuracy_of(f"tiny-resnet3d-{task}")}
-    return {
-        "maps": maps,
-        "use": {name: used(own, task, clips) | known[name] | trunk for name, own in networks.items()},
-        "separate": {name: use_of_separate_gates(own, task, clips) for name, own in networks.items()},
-        "curves": causal(network, methods, task),
+
+    def of_vit() -> dict[str, Any]:
+        observer = STABN.from_pretrained(WEIGHTS / f"tiny-videomae-{task}-observer").eval()
+        return scored(observer, of_observer(observer), task, clips)
+
+    def use() -> dict[str, Any]:
+        trunk = {"trunk": accuracy_of(f"tiny-resnet3d-{task}")}
+        known = {name: {"accuracy": accuracy_of(f"tiny-st-abn-{name}")} for name in networks}
+        return {name: used(own, task, clips) | known[name] | trunk for name, own in networks.items()}
+
+    found: dict[str, Callable[[], Any]] = {
+        "maps": lambda: scored(network, methods, task, clips),
+        "maps of the observer": of_vit,
+        "use": use,
+        "separate": lambda: {name: use_of_separate_gates(own, task, clips) for name, own in networks.items()},
+        "curves": lambda: causal(network, methods, task),
     }
+    if len(networks) > 1:
+        mix = networks[f"{task}-mix"]
+        found["maps of the mix"] = lambda: scored(mix, of_branch(mix, "mix"), task, clips)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=24)
-    parser.add_argument("--results", type=Path, help="JSON file that keeps the numbers of finished tasks")
+    parser.add_argument("--results", type=Path, help="JSON file that keeps the numbers of finished parts")
+    parser.add_argument("--parts", nargs="*", help="only measure these parts, such as 'use', and write no page")
     parser.add_argument("--seeds", type=Path, metavar="FOLDER", help="only measure the networks of several seeds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -322,10 +333,17 @@ def main() -> None:
     kept: Path | None = arguments.results
     results: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.exists() else {}
     for task in tqdm(LABELS):
-        if task not in results:
-            results[task] = measured(task, arguments.clips)
+        for part, measure in measures(task, arguments.clips).items():
+            if part in results.setdefault(task, {}) or part not in (arguments.parts or [part]):
+                continue
+            results[task][part] = measure()
             if kept:
                 kept.write_text(json.dumps(results), encoding="utf-8")
+    if arguments.parts:
+        return
+    for own in results.values():
+        for part in [part for part in own if part.startswith("maps of")]:
+            own["maps"] |= own.pop(part)
     PAGE.write_text(page(results, arguments.clips), encoding="utf-8")
 
 
