@@ -183,11 +183,12 @@ few MB per second.
 REPORTED = """Starting a finished run again takes {tables:.0f} s of processor time. The tables, pictures and the report
 take another {report:.0f} s, with at most {peak:.0f} MiB; `rows.csv` has {csv:.0f} MiB and `comparison.json` {json:.0f}
 MiB."""
-KILLED = """**Killed.** A run of {clips} clips with two processes was killed with SIGKILL at {kills} random moments, and
-resumed each time. After {cut} of the kills, a random number of bytes was also cut from the end of a file. One start had
-a full disk, a second start in the same folder was refused, and before the last start one byte in the middle of a file
-was changed. The final table is that of an undisturbed run with one process. Complete records when it was killed:
-{complete}. Few records mean that the kills came while the processes started."""
+KILLED = """**Killed.** A run of {clips} clips with two processes was killed with SIGKILL at {kills} moments spread over
+the run, and resumed each time. After {cut} of the kills, a random number of bytes was also cut from the end of a file.
+One start had a full disk, a second start in the same folder was refused, and before the last start one byte in the
+middle of a file was changed. The finished run was killed {reports} more times while it read its records, gathered the
+table or wrote tables, pictures and the report. The final table is that of an undisturbed run with one process, and the
+folder has the same files. Complete records of {records} when it was killed: {complete}."""
 
 
 class Counted:
@@ -522,38 +523,38 @@ def reported_run(out: Path, clips: int) -> dict[str, Any]:
 
 
 def troubled_run(folder: Path, clips: int, kills: int, seed: int) -> dict[str, Any]:
-    """A run with two processes: killed at random moments, half-written records, a full disk, and a second start.
+    """A run with two processes: killed at all parts of the run, half-written records, a full disk, and a second start.
 
-    After each kill, one file loses a random number of its last bytes. Before the last start, a byte in the middle of
-    the first file is changed. The table must be that of a run of one process without trouble.
+    Each kill comes a random time after a share of all records was written, from none to all of them. After each kill,
+    one file loses a random number of its last bytes. Before the last start, a byte in the middle of the first file is
+    changed. Then the writing of tables, pictures and the report is killed half as often. The table must be that of a
+    run of one process without trouble, and the folder must have the same files.
     """
     shutil.rmtree(folder, ignore_errors=True)
     plain, run = folder / "plain", folder / "run" / "run"
     plain.mkdir(parents=True)
     run.parent.mkdir()
-    began = time.monotonic()
-    expected = Ranks(Start(plain, clips, 1), "fork").finished()
-    longest = (time.monotonic() - began) / kills  # so that about half of the run is done after all kills
+    expected = Ranks(Start(plain, clips, 1, report=True), "fork").finished()
+    whole = _written(plain / "run")
     random_moments = random.Random(seed)
     start = Start(run.parent, clips, 2)
     found: dict[str, Any] = {"kills": 0, "full disk": 0, "refused": 0, "cut": 0, "complete at kill": []}
-    with tqdm(total=kills, desc="kills") as bar:
+    with tqdm(total=kills + kills // 2, desc="kills") as bar:
         while found["kills"] < kills:
             if found["kills"] == kills // 2 and not found["full disk"]:
                 limit = _size(run) + random_moments.randrange(10_000)
                 errors = [each.get("error", "") for each in Ranks(replace(start, full_after=limit), "fork").results()]
                 assert any("File too large" in error for error in errors), errors
                 found["full disk"] += 1
-            ranks = Ranks(start, "fork")
-            holder = f"process {ranks.processes[0].pid} "
-            lock = run / ".lock"
-            while not (lock.is_file() and lock.read_text().startswith(holder)):  # until it has begun
-                time.sleep(0.01)
+            ranks = _begun(start, run)
             if not found["refused"]:
                 (second,) = Ranks(replace(start, world=1), "fork").results()
                 assert "no other run uses" in second.get("error", ""), second
                 found["refused"] += 1
-            if ranks.wait(random_moments.uniform(0, 2 * longest)):
+            share = found["kills"] / kills
+            while _written(run) < share * whole and not ranks.wait(0):
+                time.sleep(0.01)
+            if ranks.wait(random_moments.uniform(0, 0.5)):
                 break  # finished before so many kills
             ranks.kill(random_moments.randrange(2))
             found["kills"] += 1
@@ -564,17 +565,45 @@ def troubled_run(folder: Path, clips: int, kills: int, seed: int) -> dict[str, A
                 path = random_moments.choice(files)
                 os.truncate(path, max(path.stat().st_size - random_moments.randrange(1, 4000), 0))
                 found["cut"] += 1
-    path = sorted((run / "entries").glob("*"))[0]
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))
-    last = Ranks(start, "fork").finished()
+        path = sorted((run / "entries").glob("*"))[0]
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+        last = Ranks(start, "fork").finished()
+        assert last["table"] == expected["table"], "the table differs from that of an undisturbed run"
+        found["killed while writing the report"] = 0
+        for number in range(kills // 2):
+            ranks = _begun(replace(start, report=True), run)
+            moment = expected["report"] * (number + random_moments.random()) / (kills // 2)
+            if not ranks.wait(last["compare"] + moment):
+                found["killed while writing the report"] += 1
+            ranks.kill(0)
+            bar.update()
+    last = Ranks(replace(start, report=True), "fork").finished()
     assert last["table"] == expected["table"], "the table differs from that of an undisturbed run"
+    names = [
+        {path.relative_to(one).as_posix() for path in one.rglob("*") if "entries" not in path.parts}
+        for one in (run, plain / "run")
+    ]
+    assert names[0] == names[1], f"other files: {names[0] ^ names[1]}"
     found |= {"table": last["table"], "files": sum(path.is_file() for path in run.rglob("*")), "clips": clips}
     shutil.rmtree(folder)
     return found
+
+
+def _begun(start: Start, run: Path) -> Ranks:
+    """Start, and wait until the first process holds the folder."""
+    ranks = Ranks(start, "fork")
+    holder, lock = f"process {ranks.processes[0].pid} ", run / ".lock"
+    while not (lock.is_file() and lock.read_text().startswith(holder)):
+        time.sleep(0.01)
+    return ranks
+
+
+def _written(run: Path) -> int:
+    return sum(path.stat().st_size for path in (run / "entries").glob("*"))
 
 
 def _size(run: Path) -> int:
@@ -639,7 +668,12 @@ def page(found: dict[str, Any]) -> str:
         base=max(run["base"] for run in runs.values()),
         same=same,
         report=" " + REPORTED.format(**reported(found["report"])) if "report" in found else "",
-        killed=KILLED.format(**found["troubled"], complete=", ".join(map(str, found["troubled"]["complete at kill"])))
+        killed=KILLED.format(
+            **found["troubled"],
+            reports=found["troubled"]["killed while writing the report"],
+            records=found["troubled"]["clips"] * (len(METHODS) + len(CONTROLS) + 1),
+            complete=", ".join(map(str, found["troubled"]["complete at kill"])),
+        )
         if "troubled" in found
         else missing.format("--stages troubled"),
         records=found["clips"] * (len(METHODS) + len(CONTROLS) + 1),
@@ -664,7 +698,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of the simulated runs and of what was measured")
     parser.add_argument("--clips", type=int, default=CLIPS, help="clips of the simulated runs")
-    parser.add_argument("--troubled-clips", type=int, default=1500, help="clips of the run with kills")
+    parser.add_argument("--troubled-clips", type=int, default=400, help="clips of the run with kills")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--no-page", action="store_true", help="measure only")

@@ -287,12 +287,20 @@ def _counterfactuals(
     if isinstance(chosen, Tensor):
         return chosen
     functions = list(chosen) if isinstance(chosen, Sequence) else [chosen]
-    if not functions or not all(map(callable, functions)):
+    if not functions or not all(callable(function) and not isinstance(function, type) for function in functions):
         raise TypeError(
             f"counterfactual must be clips (m, T, C, H, W), a function such as baselines.blur, or a list of functions, "
             f"got {chosen!r}."
         )
-    return torch.cat([function(clip, layout) for function in functions])
+    clips = [function(clip, layout) for function in functions]
+    for function, made in zip(functions, clips, strict=True):
+        if not isinstance(made, Tensor) or made.shape[1:] != clip.shape[1:]:
+            got = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else repr(made)
+            raise ValueError(
+                f"counterfactual must return clips of shape {tuple(clip.shape)}, got {got} from {function!r}. Return a "
+                f"clip in place of the one that is passed."
+            )
+    return torch.cat(clips)
 
 
 def contributions(

@@ -625,9 +625,13 @@ class VideoClassifier(nn.Module):
                     "pack must return tensors that depend differentiably on the clip, got none that requires a "
                     "gradient. Leave out detach(), numpy() and torch.no_grad() in pack."
                 )
-            if isinstance(packed, Mapping):
-                return self.module(*args, **packed)
-            return self.module(*(packed if isinstance(packed, tuple) else (packed,)), *args)
+            try:
+                if isinstance(packed, Mapping):
+                    return self.module(*args, **packed)
+                return self.module(*(packed if isinstance(packed, tuple) else (packed,)), *args)
+            except TypeError as error:
+                self._hint_at_pack(clip, error)
+                raise
         name = None
         if self.family is not None and self._transformer_name == "":
             name = self.family.input_name
@@ -765,8 +769,16 @@ class VideoClassifier(nn.Module):
             ) from error
 
     def _hint_at_pack(self, clip: Tensor, error: Exception) -> None:
-        """Raise ValueError about ``pack`` if an unknown module failed because it takes something else than one clip."""
-        if self.family is None and self.pack is None and _OTHER_ARGUMENTS.search(str(error)):
+        """Raise ValueError about ``pack`` if a module failed because it takes something else than it was passed."""
+        if not _OTHER_ARGUMENTS.search(str(error)):
+            return
+        if self.pack is not None:
+            raise ValueError(
+                f"pack must return what the module takes, got {error} for inputs of shape {tuple(clip.shape)}. Return "
+                f"a tuple of positional arguments, a dict of keyword arguments, or the one argument, such as a list. "
+                f"Further inputs and additional_forward_args follow it."
+            ) from error
+        if self.family is None:
             raise ValueError(
                 f"the module must take a clip as one tensor, got {error} for a clip of shape {tuple(clip.shape)}. If "
                 f"it takes a list of pathways, a dict or several tensors, pass pack=, a function from the clip to them."
