@@ -156,6 +156,7 @@ class _Findings:
         self.patches = self.total = prod(axis.count for axis in cells)  # of the tokens that have a number
         self.merged: dict[Cells, int] = {}  # the number of the first token of each coarser grid
         self.problems = list(probe.problems)
+        self.of_rollout: list[str] = []  # those of the problems that concern the composition of layers alone
         self.reached, self.ancestors, self.used, self.tails, self.gradients = self._trace()
         self.tables = [self._table(number) for number in range(len(seen))]
         axes = ("last", "second")
@@ -188,7 +189,8 @@ class _Findings:
             patch_embedding=self._patch_embedding(grid),
             certainty=min(each.certainty for each in first),
             own=min(each.own for each in first),
-            problems=tuple(dict.fromkeys(self.problems)),
+            problems=tuple(dict.fromkeys([*self.problems, *self.of_rollout])),
+            of_rollout=tuple(dict.fromkeys(self.of_rollout)),
             forwards=self.probe.forwards,
         )
         if report.declared is None:
@@ -330,7 +332,7 @@ class _Findings:
             return
         others = _Others(number, self.total, len(table.queries), sorted({int(query) for _, query in new}))
         if self.probe.forwards + len(others.bits) > BUDGET:
-            self.problems.append("there are too many tokens without pixels, such as text, to follow each of them.")
+            self.of_rollout.append("there are too many tokens without pixels, such as text, to follow each of them.")
             return
         for row, query in new.tolist():
             table.queries[row, query] = others.token(row, query)
@@ -432,7 +434,7 @@ class _Findings:
                 )
         for earlier, later in pairwise(used if self.reached else ()):
             if earlier not in self.ancestors[later]:
-                self.problems.append(
+                self.of_rollout.append(
                     f"{self.probe.name_of(self.seen[earlier])!r} and {self.probe.name_of(self.seen[later])!r} run side "
                     f"by side, and rollout knows sequences of layers only."
                 )
@@ -441,16 +443,16 @@ class _Findings:
             if self._pools(number, table):
                 continue
             if any(len(row[row >= 0].unique()) < int((row >= 0).sum()) for row in table.queries):
-                self.problems.append(f"two queries of {name!r} come from one token, which rollout does not know.")
+                self.of_rollout.append(f"two queries of {name!r} come from one token, which rollout does not know.")
             known = table.queries[table.queries >= 0]
             if len(known) < table.queries.numel() and not self._all_discarded:
-                self.problems.append(f"some queries of {name!r} could not be identified.")
+                self.of_rollout.append(f"some queries of {name!r} could not be identified.")
             elif (
                 len(known)
                 and len(known.bincount()[known].unique()) > 1
                 and int(known.bincount()[: self.pixels].max()) > 1
             ):
-                self.problems.append(f"some tokens are a query of {name!r} more often than others.")
+                self.of_rollout.append(f"some tokens are a query of {name!r} more often than others.")
 
     # --- the head ---------------------------------------------------------------------------------------------------
 
@@ -484,7 +486,7 @@ class _Findings:
                 return tokens, TokenGradients(self.probe.tail, place, axis, fold, tokens)
             weights = weights.clamp(min=0) * (weights > 1e-4 * weights.max())
             return tokens, torch.zeros(self.total).index_add(0, tokens, weights)
-        self.problems.append(
+        self.of_rollout.append(
             "the head also reads tokens of earlier layers."
             if around
             else "the last tokens, which the head reads, were not found."
