@@ -36,7 +36,7 @@ from captum_staa.models.outputs import (
     tensors_in,
 )
 from captum_staa.models.preprocessing import Preprocessing, Transform, as_frames, how_to_state
-from captum_staa.models.similarity import Similarity, check_texts, embedding_in, sizes_in_config, two_towers
+from captum_staa.models.similarity import Similarity, references_of, sizes_in_config
 from captum_staa.result import as_tuple
 
 if TYPE_CHECKING:
@@ -283,44 +283,18 @@ class VideoClassifier(nn.Module):
             TypeError: ``encoder`` is not a module, or ``to`` is neither a tensor nor a mapping of tensors.
             ValueError: ``to`` has another shape, or the encoder has no texts.
         """
-        if not isinstance(encoder, nn.Module):
-            raise TypeError(f"encoder must be an nn.Module, got {type(encoder).__name__}. Pass the loaded model.")
         if unknown := set(options) - _OPTIONS | set(options) & {"output"}:
             raise TypeError(f"options must be among {sorted(_OPTIONS - {'output'})}, got {sorted(unknown)}")
         if layout is not None:
             options["layout"] = layout
-        if find_transformer(encoder) is None:
-            options = {**sizes_in_config(encoder), **options}
-        key = output_key
 
-        def wrapped(to: Tensor | Mapping[str, Tensor] | None) -> VideoClassifier:
-            return cls(Similarity(encoder, key, to), **options, labels=None if to is None else labels, output="score")
+        def scored(to: Tensor | Mapping[str, Tensor] | None) -> VideoClassifier:
+            known = {**sizes_in_config(encoder), **options}
+            return cls(
+                Similarity(encoder, output_key, to), **known, labels=None if to is None else labels, output="score"
+            )
 
-        if isinstance(to, Mapping):
-            check_texts(uncompiled(encoder), to)
-            texts = two_towers(uncompiled(encoder))
-            if texts is None:
-                return wrapped(to)
-            with eval_mode(encoder), torch.no_grad():
-                references = embedding_in(texts(**to), len(next(iter(to.values()))))
-        elif not isinstance(to, Tensor):
-            raise TypeError(
-                f"to must be a tensor of embeddings or clips, or a mapping of the tensors of texts, got "
-                f"{type(to).__name__}. Pass texts as tokenizer(texts, padding=True, return_tensors='pt')."
-            )
-        elif to.ndim == 5:
-            embed = wrapped(None)
-            with eval_mode(encoder), torch.no_grad():
-                references = embed(to)
-        else:
-            references = to
-        if references.ndim not in (1, 2) or not references.is_floating_point():
-            raise ValueError(
-                f"to must be floating-point embeddings (K, D) or clips with five axes, got {references.dtype} of shape "
-                f"{tuple(references.shape)}. Pass, e.g., model.get_text_features(**tokens).pooler_output, or a "
-                f"reference clip."
-            )
-        return wrapped(references.detach().clone().reshape(-1, references.shape[-1]))
+        return scored(references_of(encoder, to, embed=lambda clips: scored(None)(clips)))
 
     def forward(self, clip: Tensor, *args: Any) -> Tensor:
         """Return the outputs for clips.

@@ -54,6 +54,7 @@ class Inspection:
         own: share of the change that is in the token of the changed block. Less than 1 if blocks overlap, as behind
             overlapping convolutions.
         problems: what could not be verified. STAA reads the attention only if there is none.
+        of_rollout: those of the problems that are about the way from layer to layer and to the head alone.
         declared: name of the declared family of the model, or None.
         differences: what the declared family states differently.
         forwards: number of clips that passed through the model.
@@ -70,6 +71,7 @@ class Inspection:
     certainty: float = float("nan")
     own: float = float("nan")
     problems: tuple[str, ...] = ()
+    of_rollout: tuple[str, ...] = ()
     declared: str | None = None
     differences: tuple[str, ...] = ()
     forwards: int = 0
@@ -78,6 +80,11 @@ class Inspection:
     def ok(self) -> bool:
         """Whether everything that STAA needs was found and verified."""
         return not self.problems
+
+    @property
+    def placed(self) -> bool:
+        """Whether the tokens of all attention layers were found and verified: enough for ``rule="layer_gradients"``."""
+        return self.grid is not None and len(self.problems) == len(self.of_rollout)
 
     @property
     def layers(self) -> list[AttentionLayer]:
@@ -113,7 +120,9 @@ class Inspection:
     def refusal(self) -> str:
         """Return the message for a model that STAA cannot explain."""
         way = (
-            "STAA(mode='relevance') needs no attention layers. " if self.attention else ""
+            f"STAA(mode='relevance') needs no {'rollout' if self.placed else 'attention layers'}. "
+            if self.attention
+            else ""
         ) + "GradCAM, RISE, VideoOcclusion and SpatioTemporalPerturbation work with any network."
         return (
             f"STAA needs a video transformer whose attention and tokens can be verified, got {self.model}: "
@@ -155,7 +164,9 @@ class Inspection:
             agrees = "agrees" if not self.differences else "differs: " + "; ".join(self.differences)
             lines.append(f"declared family {self.declared!r}: {agrees}")
         lines += [f"not verified: {problem}" for problem in self.problems]
-        relevance = "relevance, but not attention; see above" if self.attention else "see above; other methods work"
+        relevance = "see above; other methods work"
+        if self.attention:
+            relevance = f"relevance{' and layer gradients' * self.placed}, but not attention; see above"
         lines.append("STAA: " + ("attention and relevance" if self.ok else relevance))
         return "\n".join(lines)
 
