@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captum_staa._utils.checks import simplified
 from captum_staa._utils.model_state import uncompiled
 from captum_staa.benchmark.clips import MASKS, Load, Sample
 from captum_staa.benchmark.cost import Cost, warm_up, with_cost
@@ -28,7 +29,7 @@ from captum_staa.benchmark.records import (
     Entry,
     control_of,
 )
-from captum_staa.benchmark.registry import NotApplicableError, simplified
+from captum_staa.benchmark.registry import NotApplicableError
 from captum_staa.benchmark.scoring import COSTS, Metric, MetricInput, MetricOptions, baseline_of
 from captum_staa.benchmark.storage import Storage
 from captum_staa.layout import VideoLayout
@@ -241,7 +242,7 @@ def _whole(plan: Plan, index: int, name: str, sample: Sample) -> Entry:
             f"the logits of the whole clip must be finite, got nan in {lost} of {len(logits)} classes. Check the clip, "
             f"its preprocessing and the model."
         )
-    other = other_class(logits, sample.target)
+    other = other_class(logits, sample.target, plan.classifier.contrasted)
     values = {
         "target": sample.target,
         "answer": int(logits.argmax()),
@@ -308,8 +309,8 @@ def model_free(inputs: Tensor, layout: VideoLayout) -> Tensor:
     return model_free_controls(inputs, layout, [name])[name]
 
 
-def other_class(logits: Tensor, target: int) -> int | None:
-    """Return the class with the highest logit except the target; None if the model has only one class.
+def other_class(logits: Tensor, target: int, contrasted: int | None = None) -> int | None:
+    """Return the class with the highest logit except the target; None if there is no other class.
 
     Example:
         >>> other_class(torch.tensor([0.5, 3.0, 1.0]), target=1)
@@ -318,8 +319,9 @@ def other_class(logits: Tensor, target: int) -> int | None:
     Args:
         logits: ``(K,)``.
         target: index of the class to leave out.
+        contrasted: index of the class that ``versus`` subtracts, whose map would be zero.
     """
-    others = [index for index in range(len(logits)) if index != target]
+    others = [index for index in range(len(logits)) if index not in (target, contrasted)]
     return max(others, key=logits.tolist().__getitem__, default=None)
 
 

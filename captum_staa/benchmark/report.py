@@ -206,6 +206,8 @@ def remarks(results: Comparison) -> list[str]:
     if answers := results.answers.values():
         right = sum(explained == answered for explained, answered in answers)
         lines.append(f"The explained class is the predicted class on {right} of {len(answers)} clips.")
+    if notice := results.settings.get("notice"):
+        lines.append(f"Model: {notice}.")
     lines += _control_remarks(results)
     used = {kind for kinds in marked(results).values() for kind in kinds}
     lines += [f"{sign} {meaning}" for kind, (sign, meaning) in MARKS.items() if kind in used]

@@ -81,7 +81,7 @@ class ClipMethod:
         if versus is not None and not spec.class_specific:
             raise ValueError(
                 f"--versus needs a method whose maps explain a class, got --method {name}, whose maps are the same for "
-                f"every class. Drop --versus, or choose another method."
+                f"every class. Drop --versus, or choose another method, such as {DEFAULTS[0]!r}."
             )
         self.classifier, self._explained, self.shows_progress = classifier, explained, bool(shown)
         self._made = made
