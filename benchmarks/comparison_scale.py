@@ -40,9 +40,8 @@ from captum_staa import VideoClassifier
 from captum_staa._utils.files import atomic
 from captum_staa.benchmark import METRICS, Comparison, Metric, MetricInput, MetricOptions, Sample, compare
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS, Entry
+from captum_staa.benchmark.records import CONTROLS, OTHER_CLASS, RANDOM_WEIGHTS, Entry, Storage
 from captum_staa.benchmark.scoring import COSTS, DEFAULT, baseline_of
-from captum_staa.benchmark.storage import Storage
 from captum_staa.cli.compare import write
 
 CLIPS, GPUS = 20_000, 8

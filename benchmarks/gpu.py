@@ -29,7 +29,7 @@ from torch import Tensor
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion
 from captum_staa._utils.files import atomic
 from captum_staa.benchmark import PlantedClips
-from captum_staa.benchmark.cost import with_cost
+from captum_staa.benchmark.clip_runner import with_cost
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AGREEING = ("videomae", "timesformer", "resnet3d", "st-abn")

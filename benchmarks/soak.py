@@ -35,7 +35,7 @@ from captum_staa import (
     feature_masks,
 )
 from captum_staa._utils import model_state
-from captum_staa.attention import backends
+from captum_staa.attention import capture
 from captum_staa.attr import ReleasedSTAA
 
 Call = Callable[[VideoClassifier, Tensor, int], Tensor]
@@ -130,7 +130,7 @@ def held(model: nn.Module) -> Held:
     return Held(
         hooks=sum(len(state[name]) for state in modules for name in state if name.endswith("_hooks") and state[name]),
         functions=len(AttentionInterface._global_mapping) + len(AttentionMaskInterface._global_mapping),
-        routes=len(backends._routes) + len(model_state._frozen) + len(model_state._stance),
+        routes=len(capture._routes) + len(model_state._frozen) + len(model_state._stance),
         threads=threading.active_count(),
         handles=len(os.listdir("/proc/self/fd")),
         objects=len(gc.get_objects()),

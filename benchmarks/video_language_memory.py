@@ -19,7 +19,7 @@ import transformers
 
 from captum_staa import VideoLanguageModel
 from captum_staa._utils.model_state import frozen_parameters
-from captum_staa.attention.frozen_patterns import FrozenPatterns
+from captum_staa.attention.frozen import FrozenPatterns
 
 # Widths of the checkpoints, from their configs.
 SIZES = {

@@ -32,10 +32,10 @@ from captum_staa import AnswerAttribution, VideoLanguageModel, VideoOcclusion, b
 from captum_staa._utils.tensors import gaussian
 from captum_staa.attr import StepAblation
 from captum_staa.attr.answer import contrast
+from captum_staa.attr.step_ablation import answer_logits, encode
 from captum_staa.benchmark import PlantedClips, SceneOptions
 from captum_staa.metrics import class_discrimination, deletion, evidence_against_rivals, insertion, object_pointing
 from captum_staa.models import AnswerClassifier
-from captum_staa.models.video_language.features import answer_logits, encode
 
 SEED = 2_000_000_011  # not used in training, nor to choose the rule
 CHUNK = 8

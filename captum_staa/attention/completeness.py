@@ -1,6 +1,6 @@
 """What constants contribute to a decomposed score, and in which module a decomposition does not sum up.
 
-A network that is affine for autograd, as under :class:`~captum_staa.attention.frozen_patterns.FrozenPatterns`, is
+A network that is affine for autograd, as under :class:`~captum_staa.attention.frozen.FrozenPatterns`, is
 linear in its embeddings and its constants together. So its score is gradient times value, summed over both. The sum
 over embeddings is the relevance of the tokens. The sum over constants (biases, position embeddings, class tokens) is
 computed here, during the same backward pass, from what each operation adds. The rest is the part of the score that

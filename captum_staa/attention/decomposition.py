@@ -12,7 +12,7 @@ Example:
     >>> torch.allclose(total, result.score)
     True
 
-Under :class:`~captum_staa.attention.frozen_patterns.FrozenPatterns`, autograd sees every attention pattern, every
+Under :class:`~captum_staa.attention.frozen.FrozenPatterns`, autograd sees every attention pattern, every
 normalization scale and every activation ratio as a constant. The network is then an affine function of the patch
 embeddings, so gradient times embedding is the exact share of each token in the score. The rest is the share of biases,
 position embeddings and class tokens. The gradient does not pass through queries and keys, so fused attention kernels
@@ -44,7 +44,7 @@ from captum_staa._utils.model_state import eval_mode, frozen_parameters, without
 from captum_staa._utils.networks import lost_gradient, networks_of, refuse_missing_backward
 from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.attention.completeness import ConstantShares, ModuleTrace, Sums, report_missing, rounding
-from captum_staa.attention.frozen_patterns import FrozenPatterns
+from captum_staa.attention.frozen import FrozenPatterns
 from captum_staa.attention.linear_graph import Operation, nonlinear_operations, reaches
 from captum_staa.grid import TokenGrid
 from captum_staa.models.outputs import LastFunction

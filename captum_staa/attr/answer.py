@@ -17,7 +17,7 @@ from captum_staa._utils.checks import check_choice, is_number
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, in_eval_mode, uncompiled, without_compiling
 from captum_staa._utils.tensors import gaussian, short_repr
 from captum_staa.attention.capture import AttentionCall, capture
-from captum_staa.attention.frozen_patterns import FrozenPatterns
+from captum_staa.attention.frozen import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations
 from captum_staa.attr._base import VideoMethod, call_bar, like_inputs, one_clip, refuse_inference_mode, target_outputs
 from captum_staa.layout import VideoLayout
@@ -86,7 +86,7 @@ class AnswerAttribution(VideoMethod):
 
     ``mode="relevance"`` decomposes the logit of a token, minus that of another word (``versus``) or the mean of all
     other words, into signed contributions of the patches of the clip: through the language model and the vision tower,
-    under :class:`~captum_staa.attention.frozen_patterns.FrozenPatterns`. It takes one forward for all tokens, and one
+    under :class:`~captum_staa.attention.frozen.FrozenPatterns`. It takes one forward for all tokens, and one
     backward for each. No attention matrix is formed.
 
     ``mode="attention"`` is the attention of the token to the video tokens, averaged over heads and layers. It does not
@@ -311,7 +311,7 @@ def contributions(
         clip: ``(B, T, C, H, W)``.
         classifier: the answer.
         tokens: indices of tokens; n is the whole answer.
-        pattern_weight: as in :class:`~captum_staa.attention.frozen_patterns.FrozenPatterns`.
+        pattern_weight: as in :class:`~captum_staa.attention.frozen.FrozenPatterns`.
         update: called after each backward.
 
     Returns:

@@ -163,7 +163,7 @@ class STAA(VideoMethod):
         super().__init__(classifier)
         self.mode, self.layers, self.focus, self.rule = mode, layers, focus, rule
         self.pattern_weight, self.upsampling = pattern_weight, upsampling
-        if classifier.family is not None:
+        if classifier.family is not None and not decomposed:
             self._blocks(classifier)  # reject wrong layers now
 
     @log_usage(part_of_slo=True)

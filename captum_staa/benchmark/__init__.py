@@ -1,6 +1,6 @@
 """Clips with planted evidence, and comparison of attribution methods on them, on videos, or on any other clips."""
 
-from captum_staa.benchmark.clips import Sample
+from captum_staa.benchmark.clips import Sample, Videos
 from captum_staa.benchmark.comparison import Comparison
 from captum_staa.benchmark.joined_clips import JoinedClips
 from captum_staa.benchmark.planted import PlantedClips
@@ -9,7 +9,6 @@ from captum_staa.benchmark.registry import METHODS, MethodSpec, NotApplicableErr
 from captum_staa.benchmark.runner import compare
 from captum_staa.benchmark.scenes import SceneOptions
 from captum_staa.benchmark.scoring import METRICS, Metric, MetricInput, MetricOptions
-from captum_staa.benchmark.videos import Videos
 
 __all__ = [
     "METHODS",

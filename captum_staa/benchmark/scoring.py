@@ -198,7 +198,7 @@ METRICS: dict[str, Metric] = {
     "forwards": Metric(None, False),
     "memory": Metric(None, False),
 }
-COSTS = ("seconds", "forwards", "memory")  # fields of captum_staa.benchmark.cost.Cost
+COSTS = ("seconds", "forwards", "memory")  # fields of captum_staa.benchmark.clip_runner.Cost
 DEFAULT = (
     "insertion",
     "deletion",

@@ -13,7 +13,7 @@ import torch
 
 from captum_staa._utils.files import atomic
 from captum_staa.benchmark import Comparison, JoinedClips, PlantedClips, SceneOptions, Videos, compare
-from captum_staa.benchmark.processes import local_device, processes
+from captum_staa.benchmark.runner import local_device, processes
 from captum_staa.cli import INTERRUPTED
 from captum_staa.cli.loading import load
 from captum_staa.models import VideoClassifier

@@ -11,11 +11,34 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_staa._utils.attention_functions import KIND_OF, softmax_axis
+SOFTMAX = (
+    F.softmax,
+    torch.softmax,
+    torch.Tensor.softmax,
+    torch.special.softmax,
+    torch._softmax,
+    torch._safe_softmax,
+    F.softmin,
+)
+KIND_OF: dict[Any, str] = {
+    F.scaled_dot_product_attention: "sdpa",
+    F.multi_head_attention_forward: "mha",
+    **dict.fromkeys(SOFTMAX, "softmax"),
+}
+
+
+def softmax_axis(args: Any, kwargs: Any, ndim: int) -> int:
+    """Return the axis, 0 to ndim - 1, of a call of a function in :data:`SOFTMAX`."""
+    axis = args[1] if len(args) > 1 else kwargs.get("dim")
+    if axis is None:  # the rule of F.softmax without dim, which is deprecated
+        axis = 0 if ndim in (0, 1, 3) else 1
+    return int(axis) % ndim
+
 
 _FEATURES = 32  # of the projections that are kept of queries, values and other tokens
 _PRODUCTS = ("matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum")

@@ -35,9 +35,8 @@ from captum_staa.models.outputs import (
     sums_to_one,
     tensors_in,
 )
-from captum_staa.models.preprocessing import Preprocessing, as_frames, how_to_state
+from captum_staa.models.preprocessing import Preprocessing, Transform, as_frames, how_to_state
 from captum_staa.models.similarity import Similarity, check_texts, embedding_in, sizes_in_config, two_towers
-from captum_staa.models.transforms import Transform
 from captum_staa.result import as_tuple
 
 if TYPE_CHECKING:

@@ -15,12 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from captum_staa._utils.files import atomic
 from captum_staa.io import video_writer
-
-from .figure import evenly
-from .frames import Frames, Pixels, enlarged
-from .overlay import Overlay, overlay
-from .saliency import Attributions
-from .style import DEFAULT_STYLE, Style
+from captum_staa.visualization.figure import DEFAULT_STYLE, Style, evenly
+from captum_staa.visualization.frames import Frames, Pixels, enlarged
+from captum_staa.visualization.overlay import Overlay, overlay
+from captum_staa.visualization.saliency import Attributions
 
 PICTURES = (".webp", ".gif")
 VIDEOS = (".mp4", ".webm", ".mkv", ".avi")

@@ -21,13 +21,11 @@ from PIL import Image
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.files import atomic
 from captum_staa.attr import AnswerMaps
-
-from .figure import explained_bars
-from .frames import Frames, Pixels, check_aspect, reduced, shrunk, size_within
-from .saliency import Attributions, Classes, Maps, Truth, evidence_windows, saliency
-from .sheet import by_name
-from .style import CLASS_COLORS, DEFAULT_STYLE, SIGNS, Style
-from .words import NEEDED, word_maps, words_of
+from captum_staa.visualization.figure import CLASS_COLORS, DEFAULT_STYLE, SIGNS, Style, explained_bars
+from captum_staa.visualization.frames import Frames, Pixels, check_aspect, reduced, shrunk, size_within
+from captum_staa.visualization.saliency import Attributions, Classes, Maps, Truth, evidence_windows, saliency
+from captum_staa.visualization.sheet import by_name
+from captum_staa.visualization.words import NEEDED, word_maps, words_of
 
 TINY = 128  # frames with a shorter edge below this many pixels are stored losslessly, larger ones are compressed
 ONLY = "attributions"  # the name of a single explanation

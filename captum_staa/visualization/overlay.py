@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .frames import Frames, Pixels, check_aspect, place
-from .saliency import Attributions, Maps, Saliency, saliency
-from .style import DEFAULT_STYLE, SIGNS, Sign, Style
+from captum_staa.visualization.figure import DEFAULT_STYLE, SIGNS, Sign, Style
+from captum_staa.visualization.frames import Frames, Pixels, check_aspect, place
+from captum_staa.visualization.saliency import Attributions, Maps, Saliency, saliency
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in gray
 CROPPED = "\npale border: outside of the crop that the model sees"

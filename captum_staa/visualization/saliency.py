@@ -13,9 +13,8 @@ from torch import Tensor
 from captum_staa._utils.checks import check_choice, check_count
 from captum_staa.layout import VideoLayout
 from captum_staa.result import VideoAttribution
-
-from .frames import Frames, pick, tensor_of
-from .style import SIGNS, Sign
+from captum_staa.visualization.figure import SIGNS, Sign
+from captum_staa.visualization.frames import Frames, pick, tensor_of
 
 Attributions = Tensor | NDArray[np.floating] | VideoAttribution
 Classes = Mapping[str, Attributions]  # what one method returned for several classes, by label

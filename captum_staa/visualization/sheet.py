@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from captum_staa._utils.checks import check_count
-
-from .figure import (
+from captum_staa.visualization.figure import (
+    DEFAULT_STYLE,
     LABEL_SIZE,
     LINE,
+    Style,
     draw_frame,
     evenly,
     finish_sheet,
@@ -25,10 +26,9 @@ from .figure import (
     title_and_bar,
     wrapped,
 )
-from .frames import Frames, Pixels
-from .overlay import described, overlay
-from .saliency import Attributions
-from .style import DEFAULT_STYLE, Style
+from captum_staa.visualization.frames import Frames, Pixels
+from captum_staa.visualization.overlay import described, overlay
+from captum_staa.visualization.saliency import Attributions
 
 LABEL_SPACE = 0.19  # inches for the label above a frame
 GAP = 0.05  # inches between frames

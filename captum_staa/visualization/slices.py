@@ -9,11 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .figure import LABEL_SIZE, inset, new_figure, page_size, title_and_bar
-from .frames import Frames, Pixels, place
-from .overlay import overlay
-from .saliency import Attributions
-from .style import DEFAULT_STYLE, Style
+from captum_staa.visualization.figure import (
+    DEFAULT_STYLE,
+    LABEL_SIZE,
+    Style,
+    inset,
+    new_figure,
+    page_size,
+    title_and_bar,
+)
+from captum_staa.visualization.frames import Frames, Pixels, place
+from captum_staa.visualization.overlay import overlay
+from captum_staa.visualization.saliency import Attributions
 
 FRAME = 2.3  # longer side of the frame in inches
 TIME = 1.5  # length of the time axis in inches

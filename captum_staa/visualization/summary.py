@@ -11,14 +11,24 @@ from matplotlib.figure import Figure
 
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.notebook import FOR
-
-from .figure import LABEL_SIZE, LINE, color_bar, explained_bars, inset, new_figure, title_height, wrapped
-from .frames import Frames, Pixels
-from .overlay import Overlay, on_one_scale
-from .saliency import Attributions, Classes, Maps, Truth, key_frames
-from .sheet import NAMES, by_name, draw_rows, rows_size
-from .style import CLASS_COLORS, DEFAULT_STYLE, Style
-from .timeline import Curve
+from captum_staa.visualization.figure import (
+    CLASS_COLORS,
+    DEFAULT_STYLE,
+    LABEL_SIZE,
+    LINE,
+    Style,
+    color_bar,
+    explained_bars,
+    inset,
+    new_figure,
+    title_height,
+    wrapped,
+)
+from captum_staa.visualization.frames import Frames, Pixels
+from captum_staa.visualization.overlay import Overlay, on_one_scale
+from captum_staa.visualization.saliency import Attributions, Classes, Maps, Truth, key_frames
+from captum_staa.visualization.sheet import NAMES, by_name, draw_rows, rows_size
+from captum_staa.visualization.timeline import Curve
 
 WIDTH = 10.0  # inches
 KEY = 1.0  # height in inches of the color bar, with its label and the titles below it

@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from captum_staa._utils.checks import check_count
 from captum_staa._utils.notebook import AGAINST, FOR
 from captum_staa.result import VideoAttribution
-
-from .figure import LABEL_SIZE, new_figure
-from .frames import Frames, Pixels, tensor_of
-from .saliency import Attributions, Maps, Truth, evidence_windows, key_frames
-from .style import SIGNS, Sign
+from captum_staa.visualization.figure import LABEL_SIZE, SIGNS, Sign, new_figure
+from captum_staa.visualization.frames import Frames, Pixels, tensor_of
+from captum_staa.visualization.saliency import Attributions, Maps, Truth, evidence_windows, key_frames
 
 TRUTH = "0.87"  # gray level of the shaded frames that contain the evidence
 THUMBNAIL = 1.1  # maximum height of a key frame in inches

@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from captum_staa._utils.checks import check_choice
 from captum_staa.attr import AnswerMaps
 from captum_staa.result import VideoAttribution
-
-from .figure import LABEL_SIZE, new_figure
-from .frames import Frames, Pixels
-from .saliency import Maps
-from .style import DEFAULT_STYLE, SIGNS, Sign
+from captum_staa.visualization.figure import DEFAULT_STYLE, LABEL_SIZE, SIGNS, Sign, new_figure
+from captum_staa.visualization.frames import Frames, Pixels
+from captum_staa.visualization.saliency import Maps
 
 NEEDED = 0.05  # nats: words that rely less on the video are pale, because their map does not count
 PALE = 0.25  # opacity of their rows

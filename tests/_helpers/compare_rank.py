@@ -10,7 +10,7 @@ import signal
 import sys
 
 from captum_staa.__main__ import main
-from captum_staa.benchmark.storage import Storage
+from captum_staa.benchmark.records import Storage
 
 
 def die_after(entries: int) -> None:

@@ -11,7 +11,7 @@ from tiny_models import randomize
 from torch import Tensor, nn
 
 from captum_staa.attention.decomposition import class_contrast
-from captum_staa.attention.frozen_patterns import FrozenPatterns
+from captum_staa.attention.frozen import FrozenPatterns
 
 WIDTH, HEADS = 16, 2
 

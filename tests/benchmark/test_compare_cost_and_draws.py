@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from captum_staa import VideoClassifier
 from captum_staa.benchmark import MetricOptions, PlantedClips
-from captum_staa.benchmark.clip_runner import Plan
-from captum_staa.benchmark.cost import PeakMemory, with_cost
+from captum_staa.benchmark.clip_runner import PeakMemory, Plan, with_cost
 from captum_staa.benchmark.methods import made, seeded
+from captum_staa.benchmark.records import Storage
 from captum_staa.benchmark.runner import _gathered, _run, _settings
 from captum_staa.benchmark.scoring import chosen
-from captum_staa.benchmark.storage import Storage
 
 
 def test_random_draws_depend_on_clip_and_method_only(clf):

@@ -26,11 +26,9 @@ from captum_staa import VideoClassifier
 from captum_staa.__main__ import main
 from captum_staa.benchmark import MetricOptions
 from captum_staa.benchmark.clip_runner import Plan
-from captum_staa.benchmark.processes import _start_id
-from captum_staa.benchmark.records import Entry
-from captum_staa.benchmark.runner import _gathered
+from captum_staa.benchmark.records import Entry, Storage
+from captum_staa.benchmark.runner import _gathered, _start_id
 from captum_staa.benchmark.scoring import chosen
-from captum_staa.benchmark.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPARE = ["compare", "--model", "tiny-resnet3d-pattern", "--planted", "3"]

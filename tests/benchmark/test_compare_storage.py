@@ -20,14 +20,13 @@ from comparison_cases import entry_files
 from covering import in_one_case
 
 import captum_staa
-import captum_staa.benchmark.storage as storage_module
+import captum_staa.benchmark.records as storage_module
 from captum_staa import GradCAM, SpatioTemporalPerturbation, VideoClassifier
 from captum_staa.benchmark import MetricOptions, PlantedClips, compare
 from captum_staa.benchmark.clip_runner import Plan
 from captum_staa.benchmark.methods import made
-from captum_staa.benchmark.records import ALL, Entry, Row, versions
+from captum_staa.benchmark.records import ALL, Entry, Row, Storage, versions
 from captum_staa.benchmark.runner import _settings
-from captum_staa.benchmark.storage import Storage
 from captum_staa.benchmark.table import Table, TableBuilder
 from captum_staa.models.preprocessing import Preprocessing
 

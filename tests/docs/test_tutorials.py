@@ -47,6 +47,7 @@ LESS = {
         "(4, 12, 12), (4, 6, 6)": "(8, 12, 12), (8, 12, 12)",
         "iterations=10": "iterations=2",
         "MetricOptions(steps=8)": "MetricOptions(steps=2)",
+        '["STAA (relevance)", "IntegratedGradients", "VideoOcclusion"],  #': '["STAA (relevance)"],  #',
     },
     NAMES[2]: {
         "steps=16)\n    print(f": "steps=4)\n    print(f",

@@ -20,8 +20,7 @@ from safetensors.numpy import save_file
 from captum_staa import io
 from captum_staa.__main__ import main
 from captum_staa._utils import files
-from captum_staa.benchmark.records import Entry
-from captum_staa.benchmark.storage import Storage
+from captum_staa.benchmark.records import Entry, Storage
 from captum_staa.cli import output
 from captum_staa.io import writing
 from captum_staa.models import STABN

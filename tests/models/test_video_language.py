@@ -11,9 +11,9 @@ from tiny_language import FAMILIES, VIDEO_TOKEN, build, clips_of, question, size
 from torch import Tensor, nn
 
 from captum_staa import AnswerAttribution
+from captum_staa.attr.step_ablation import answer_logits, encode
 from captum_staa.models import VideoLanguageFamily, VideoLanguageModel, VideoTokens
 from captum_staa.models.video_language.families import from_rows, to_rows
-from captum_staa.models.video_language.features import answer_logits, encode
 
 ANSWER = "it is right"
 

@@ -12,8 +12,8 @@ import pytest
 from headless import Browser, driven
 
 from captum_staa.visualization import Frames, Style, overlay, to_html
+from captum_staa.visualization.figure import METHODS
 from captum_staa.visualization.overlay import on_one_scale
-from captum_staa.visualization.style import METHODS
 
 T, H, W = 6, 24, 32
 TOLERANCE = 7  # of 255: the page stores one byte per cell, and color maps are steep

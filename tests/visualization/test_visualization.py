@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from captum_staa import io
 from captum_staa.result import VideoAttribution
 from captum_staa.visualization import Frames, Style, overlay, show_frames, show_timeline
+from captum_staa.visualization.figure import DIVERGING
 from captum_staa.visualization.overlay import UNSEEN
 from captum_staa.visualization.saliency import saliency
-from captum_staa.visualization.style import DIVERGING
 
 T, H, W = 8, 24, 32
 PIXELS = np.full((T, H, W, 3), 128, dtype=np.uint8)

@@ -19,8 +19,8 @@ from PIL import Image
 from captum_staa import io
 from captum_staa.result import VideoAttribution
 from captum_staa.visualization import Frames, Style, to_html
+from captum_staa.visualization.figure import DIVERGING
 from captum_staa.visualization.saliency import saliency
-from captum_staa.visualization.style import DIVERGING
 
 T, H, W = 5, 24, 32
 CLIP = np.random.default_rng(0).integers(0, 255, (T, H, W, 3), dtype=np.uint8)

@@ -14,7 +14,7 @@ from headless import Browser, driven
 from captum_staa import VideoAttribution
 from captum_staa.attr import AnswerMaps
 from captum_staa.visualization import Frames, Style, overlay, show_words, to_html
-from captum_staa.visualization.style import DIVERGING
+from captum_staa.visualization.figure import DIVERGING
 
 T, H, W = 6, 24, 32
 TOLERANCE = 7  # as in test_html.py

@@ -14,7 +14,7 @@ from tiny_models import randomize
 from torch import Tensor, nn
 
 from captum_staa.attention.decomposition import decompose
-from captum_staa.attention.frozen_patterns import FrozenPatterns
+from captum_staa.attention.frozen import FrozenPatterns
 from captum_staa.attention.linear_graph import nonlinear_operations
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -14,19 +14,11 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from captum_staa.attention.completeness import ConstantShares, dot, tensors_of
-from captum_staa.attention.frozen_norms import (
-    batch_norm,
-    cosine_similarity,
-    group_norm,
-    instance_norm,
-    layer_norm,
-    rms_norm,
-)
-from captum_staa.attention.frozen_recurrent import RECURRENT, unrolled
 from captum_staa.attention.linear_graph import (
     PATTERN,
     Attended,
     FrozenGate,
+    FrozenLayerNorm,
     FrozenRatio,
     FrozenSquash,
     Pattern,
@@ -35,7 +27,204 @@ from captum_staa.attention.linear_graph import (
     gate_rank,
 )
 
+# --- normalization with a constant scale ------------------------------------------------------------------------------
+
+
+def layer_norm(func: Any, args: Any, kwargs: Any) -> Any:
+    def run(
+        input: Tensor,
+        normalized_shape: Iterable[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        cudnn_enable: bool = True,
+    ) -> Any:
+        return FrozenLayerNorm.apply(input, tuple(normalized_shape), weight, bias, eps)
+
+    return run(*args, **kwargs)
+
+
+def rms_norm(func: Any, args: Any, kwargs: Any) -> Any:
+    def run(
+        input: Tensor, normalized_shape: Iterable[int], weight: Tensor | None = None, eps: float | None = None
+    ) -> Any:
+        dims = tuple(range(-len(tuple(normalized_shape)), 0))
+
+        def evaluate(x: Tensor) -> tuple[Tensor, ...]:
+            scale = _inverse_root(_wide(x).square().mean(dims, keepdim=True), eps, x.dtype)
+            return (func(x, normalized_shape, weight, eps), scale, *([] if weight is None else [weight.detach()]))
+
+        return FrozenRatio.apply(input, evaluate)
+
+    return run(*args, **kwargs)
+
+
+def group_norm(func: Any, args: Any, kwargs: Any) -> Any:
+    def run(
+        input: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        cudnn_enabled: bool = True,
+    ) -> Tensor:
+        x = _wide(input).reshape(len(input), num_groups, -1)
+        centered = x - x.mean(-1, keepdim=True)
+        scale = _inverse_root(centered.detach().square().mean(-1, keepdim=True), eps, input.dtype)
+        return _per_channel((centered * scale).reshape(input.shape), weight, bias).to(input.dtype)
+
+    return run(*args, **kwargs)
+
+
+def instance_norm(func: Any, args: Any, kwargs: Any) -> Any:
+    def run(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        use_input_stats: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Any:
+        if not use_input_stats:
+            return func(*args, **kwargs)  # already affine
+        return group_norm(func, (input, input.shape[1], weight, bias, eps), {})
+
+    return run(*args, **kwargs)
+
+
+def batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
+    """Rule of batch norm. Mean and scale are constants, because batch statistics mix the examples of a batch."""
+
+    def run(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Any:
+        if not training:
+            return func(*args, **kwargs)
+        dims = (0, *range(2, input.ndim))
+
+        def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
+            scale = _inverse_root(_wide(x).var(dims, unbiased=False, keepdim=True), eps, x.dtype)
+            value = func(x, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
+            return value, _per_channel(scale, weight, None)
+
+        return FrozenRatio.apply(input, evaluate)
+
+    return run(*args, **kwargs)
+
+
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """Return the cosine similarity as a product of two normalized tensors, written with functions that have rules."""
+    return (F.normalize(x1, dim=dim, eps=eps) * F.normalize(x2, dim=dim, eps=eps)).sum(dim)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _inverse_root(squares: Tensor, eps: float | None, dtype: torch.dtype) -> Tensor:
+    return (squares + (torch.finfo(dtype).eps if eps is None else eps)).rsqrt()
+
+
+def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    shape = (-1, *[1] * (x.ndim - 2))
+    x = x if weight is None else x * weight.detach().view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+State = tuple[Tensor, ...]
+Step = Callable[[Tensor, Tensor, State], State]  # from the parts of the input and of the state to the next state
+
+
+def _lstm(x: Tensor, h: Tensor, state: State) -> State:
+    opened, forgotten, content, shown = (x + h).chunk(4, -1)
+    cell = forgotten.sigmoid() * state[1] + opened.sigmoid() * content.tanh()
+    return shown.sigmoid() * cell.tanh(), cell
+
+
+def _gru(x: Tensor, h: Tensor, state: State) -> State:
+    (reset, update, content), (of_reset, of_update, of_content) = x.chunk(3, -1), h.chunk(3, -1)
+    kept = (update + of_update).sigmoid()
+    return ((1 - kept) * (content + (reset + of_reset).sigmoid() * of_content).tanh() + kept * state[0],)
+
+
+_STEPS: dict[Any, Step] = {
+    torch.lstm: _lstm,
+    torch.gru: _gru,
+    torch.rnn_tanh: lambda x, h, state: ((x + h).tanh(),),
+    torch.rnn_relu: lambda x, h, state: ((x + h).relu(),),
+}
+RECURRENT = frozenset(_STEPS)
+
+
+def unrolled(func: Any) -> Callable[..., Any]:
+    """Return a recurrent layer of torch, such as ``torch.lstm``, as a loop over steps. Packed sequences are not."""
+
+    def run(
+        input: Tensor,
+        states: Tensor | Sequence[Tensor],
+        weights: Sequence[Tensor],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        *batch_first: bool,
+    ) -> tuple[Tensor, ...]:
+        if not batch_first:  # the last argument is missing for packed sequences
+            return func(input, states, weights, has_biases, num_layers, dropout, train, bidirectional)
+        starts = (states,) if isinstance(states, Tensor) else tuple(states)
+        directions = 2 if bidirectional else 1
+        per_run = len(weights) // (num_layers * directions)
+        sequence = list(input.unbind(1 if batch_first[0] else 0))
+        last: list[State] = []
+        for layer in range(num_layers):
+            results = []
+            for reverse in range(directions):
+                number = layer * directions + reverse
+                own = weights[number * per_run : (number + 1) * per_run]
+                start = tuple(state[number] for state in starts)
+                outputs, state = _one_direction(func, sequence[::-1] if reverse else sequence, start, own, has_biases)
+                results.append(outputs[::-1] if reverse else outputs)
+                last.append(state)
+            sequence = [torch.cat(parts, -1) for parts in zip(*results, strict=True)] if bidirectional else results[0]
+            if layer < num_layers - 1:
+                sequence = [F.dropout(step, dropout, train) for step in sequence]
+        return torch.stack(sequence, 1 if batch_first[0] else 0), *map(torch.stack, zip(*last, strict=True))
+
+    return run
+
+
+def _one_direction(
+    func: Any, sequence: Sequence[Tensor], state: State, weights: Sequence[Tensor], has_biases: bool
+) -> tuple[list[Tensor], State]:
+    """Return the outputs of all steps, in the order of the steps, and the last state."""
+    of_input, of_state = weights[:2]
+    biases: Sequence[Any] = weights[2:4] if has_biases else (None, None)
+    projection = weights[4 if has_biases else 2 :]
+    outputs = []
+    for x in sequence:
+        state = _STEPS[func](F.linear(x, of_input, biases[0]), F.linear(state[0], of_state, biases[1]), state)
+        if projection:
+            state = (F.linear(state[0], projection[0]), *state[1:])
+        outputs.append(state[0])
+    return outputs, state
+
+
 Rule = Callable[[Any, Any, Any], Any]
+
+
+# --- the function mode ------------------------------------------------------------------------------------------------
 
 
 class FrozenPatterns(TorchFunctionMode):
