@@ -86,8 +86,8 @@ method is appended as one line of JSON with a checksum:
 
 The checksum is the first 16 digits of the SHA-256 of the text after `"entry":`, up to the last brace.
 
-- A killed process leaves at most one incomplete line. A line with a wrong checksum counts as missing, and the next start
-  with `--resume` computes it again. On a full disk, the run ends with an error: free space, and resume.
+- A killed process leaves at most one incomplete line. A line with a wrong checksum counts as missing, and the next
+  start with `--resume` computes it again. On a full disk, the run ends with an error: free space, and resume.
 - A second start in the same folder is refused as long as a process of the first one lives. On disks without locks, a
   warning says so.
 
