@@ -199,10 +199,11 @@ def remarks(results: Comparison) -> list[str]:
     """Return remarks that explain the numbers."""
     count = len(results.clips)
     lines = [
-        f"Means over {count} clip{'s' * (count != 1)} with 95 % bootstrap intervals; "
-        f"{', '.join(COSTS)}: medians, as multiples of one forward pass except for seconds. "
+        f"Means over {count} clip{'s' * (count != 1)} with 95 % bootstrap intervals. "
         f"Bold: the best method, controls excluded. ↑ higher is better, ↓ lower is better."
     ]
+    if costs := [metric for metric in results.metrics if metric in COSTS]:
+        lines.append(f"{', '.join(costs)}: medians, as multiples of one forward pass except for seconds.")
     if answers := results.answers.values():
         right = sum(explained == answered for explained, answered in answers)
         lines.append(f"The explained class is the predicted class on {right} of {len(answers)} clips.")
