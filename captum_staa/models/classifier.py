@@ -657,7 +657,15 @@ class VideoClassifier(nn.Module):
                 )
             if isinstance(packed, Mapping):
                 return self.module(*args, **packed)
-            return self.module(*(packed if isinstance(packed, tuple) else (packed,)), *args)
+            try:
+                return self.module(*(packed if isinstance(packed, tuple) else (packed,)), *args)
+            except TypeError as error:
+                if isinstance(packed, tuple) and "positional argument" in str(error):
+                    raise ValueError(
+                        f"pack must return what the module takes, got a tuple of {len(packed)}, each of which is one "
+                        f"argument: {error}. Return a list to pass all as a single argument."
+                    ) from error
+                raise
         name = None
         if self.family is not None and self._transformer_name == "":
             name = self.family.input_name
@@ -674,7 +682,7 @@ class VideoClassifier(nn.Module):
             self._hint_at_swapped_axes(clip, error)
             self._hint_at_size(clip, error)
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             self._hint_at_pack(clip, error)
             raise
 
@@ -820,7 +828,9 @@ class VideoClassifier(nn.Module):
             ) from error
 
 
-_OTHER_ARGUMENTS = re.compile(r"to unpack|positional argument|unexpected keyword argument")
+_OTHER_ARGUMENTS = re.compile(
+    r"to unpack|positional argument|unexpected keyword argument|Dimension out of range|too many indices"
+)
 # how torch words that the tensors of a module do not fit together
 _SHAPES_DIFFER = re.compile(
     r"[Tt]he size of tensor a|shapes cannot be multiplied|is invalid for input of size|[Ss]izes of tensors must match|"

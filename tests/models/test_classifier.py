@@ -378,3 +378,20 @@ def test_repr_is_one_line_without_the_modules_inside() -> None:
         "VideoClassifier(Sequential, layout='BCTHW', num_frames=None, image_size=None, unnamed classes, "
         "output='score', packed, toward='lower')"
     )
+
+
+class Pathways(nn.Module):
+    """A module that takes a list of two clips."""
+
+    def forward(self, pathways: list[Tensor]) -> Tensor:
+        slow, fast = pathways
+        return slow.mean((2, 3, 4)) + fast.mean((2, 3, 4))
+
+
+@pytest.mark.parametrize("batch", [1, 2])  # two clips are unpacked, and fail later
+def test_a_module_that_takes_a_list_needs_pack(batch: int) -> None:
+    with pytest.raises(ValueError, match=r"must take a clip as one tensor.*pass pack="):
+        VideoClassifier(Pathways(), "BCTHW")(torch.rand(batch, 3, 4, 8, 8))
+    with pytest.raises(ValueError, match=r"got a tuple of 2.*Return a list"):
+        VideoClassifier(Pathways(), "BCTHW", pack=lambda clip: (clip[:, :, ::2], clip))(torch.rand(batch, 3, 4, 8, 8))
+    VideoClassifier(Pathways(), "BCTHW", pack=lambda clip: [clip[:, :, ::2], clip])(torch.rand(batch, 3, 4, 8, 8))

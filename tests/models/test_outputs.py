@@ -235,6 +235,12 @@ def test_outputs_per_frame_are_explained_by_a_tuple_and_not_predicted() -> None:
         clf.predict(CLIPS)
 
 
+def test_a_target_that_leaves_several_outputs_asks_for_a_tuple() -> None:
+    clf = VideoClassifier(nn.Linear(8, 5), "BTCHW", output="score")  # (B, 4, 3, 8, 5)
+    with pytest.raises(ValueError, match=r"got 1, which leaves outputs of shape \(2, 3, 8, 5\). Pass a tuple"):
+        VideoOcclusion(clf).attribute(CLIPS, (4, 4, 4), target=1)
+
+
 # --- why this class and not that --------------------------------------------------------------------------------
 
 
