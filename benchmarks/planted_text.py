@@ -24,7 +24,7 @@ A method can score well for the wrong reason. Read these rows and columns before
 
 - **best map without a model**: for each column, the best of `metrics.model_free_controls`, which detect contrast,
   edges, motion or the center. Where they are not at chance, a column says nothing about methods.
-- **random weights**: the same method after all parameters were drawn anew. † marks methods that keep at least 80 %
+- **random weights**: the same method with random parameters. † marks methods that keep at least 80 %
   of their advantage over chance.
 - **other class**: the same method for the class with the highest logit besides the right one. ‡ marks methods that
   keep at least 80 %. Methods with an advantage of less than .1 have no marks.

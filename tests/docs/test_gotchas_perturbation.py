@@ -54,7 +54,7 @@ def test_occlusion(gotcha):
     assert ours.numbers < 64 * 0.2 * names.volume.numel()
 
 
-@entry("A misspelled mask is swallowed")
+@entry("A misspelled mask is ignored")
 def test_misspelled_mask(gotcha):
     names = page()
     calls = []
