@@ -110,7 +110,7 @@ def half(count: int, models: list[str]) -> list[str]:
     return rows + [
         f"| {method} | " + " | ".join(of.get(model, "") for model in models) + " |"
         for method, of in cells.items()
-        if lowest[method] < KEPT
+        if round(lowest[method], 3) < KEPT
     ]
 
 

@@ -229,8 +229,9 @@ def _staa(method: type[STAA] | type[ReleasedSTAA] = STAA, **settings: Any) -> Ma
     def make(classifier: VideoClassifier, perturbations_per_eval: int, **options: Any) -> Call:
         if classifier.family is None:
             raise NotApplicableError(
-                f"STAA needs a transformer of a known family, got {_kind(classifier)}, which has no attention that "
-                f"STAA can read"
+                f"STAA by name needs a transformer of a known family, got {_kind(classifier)}. For a transformer of "
+                f"your own, pass the instance STAA(classifier), or VideoClassifier(..., family=...) with "
+                f"models.inspect(classifier, clip).family"
             )
         if options.pop("focus", False):
             options["focus"] = Focus()

@@ -76,7 +76,8 @@ class ClipMethod:
             self._method = made(explained)
         except NotApplicableError as error:
             raise ValueError(
-                f"--method {name} does not apply to this model: {error}. Choose another method."
+                f"--method {name} does not apply to this model: {error}. Choose another method, such as "
+                f"{default_method(classifier)!r}."
             ) from error
         if versus is not None and not spec.class_specific:
             raise ValueError(

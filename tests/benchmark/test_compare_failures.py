@@ -11,8 +11,9 @@ from comparison_cases import PLANTED, silent, table
 from covering import in_one_case
 from torch import Tensor, nn
 
-from captum_staa import VideoClassifier
+from captum_staa import STAA, VideoClassifier
 from captum_staa.benchmark import METRICS, Metric, MetricInput, MetricOptions, PlantedClips
+from captum_staa.benchmark.methods import made
 
 
 @in_one_case()
@@ -47,6 +48,12 @@ from captum_staa.benchmark import METRICS, Metric, MetricInput, MetricOptions, P
 def test_invalid_arguments_raise(clf, options, error, message):
     with pytest.raises(error, match=message):
         silent(clf, [PLANTED[0]], **{"methods": ["STAA"], "metrics": ["auroc"], **options})
+
+
+def test_an_instance_has_the_name_of_its_rule(clf):
+    methods = [STAA(clf), STAA(clf, mode="attention"), Saliency(clf)]
+    found = made(methods, clf, perturbations_per_eval=1)
+    assert [method.name for method in found] == ["STAA (relevance)", "STAA", "Saliency"]
 
 
 def test_the_notice_of_a_toy_model_is_in_every_report(clf):

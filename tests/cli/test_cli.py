@@ -253,7 +253,7 @@ def test_earlier_results_are_replaced_only_with_overwrite(video, tmp_path, capsy
         (["--model", "tiny-videomae-patern"], "Did you mean 'tiny-videomae-pattern'?"),
         (
             ["--model", "tiny-resnet3d-pattern", "--method", "staa"],
-            "--method STAA does not apply to this model: STAA needs a transformer",
+            "--method STAA does not apply to this model: STAA by name needs a transformer",
         ),
         (["--model", "empty"], "must contain config.json"),
         (["--target", "bright-diagnal"], "there is no label 'bright-diagnal'. Similar labels: ['bright-diagonal'"),
