@@ -797,9 +797,9 @@ class VideoClassifier(nn.Module):
             several = f" of {len(packed)}" if isinstance(packed, (tuple, list, Mapping)) else ""
             returned = f"a {type(packed).__name__}{several}"
             raise ValueError(
-                f"pack must return what the module takes, got {returned} and {error}. Return a list to pass all tensors "
-                f"as a single argument, a tuple for positional arguments, or a dict for keyword arguments. Further "
-                f"inputs and additional_forward_args follow it."
+                f"pack must return what the module takes, got {returned} and {error}. Return a list to pass all "
+                f"tensors as a single argument, a tuple for positional arguments, or a dict for keyword arguments. "
+                f"Further inputs and additional_forward_args follow it."
             ) from error
         if self.family is None:
             raise ValueError(
