@@ -77,9 +77,8 @@ python benchmarks/comparison_scale.py --out runs
 
 ## How results are stored
 
-The folder `--out` has one file of records per process, `entries/00000.jsonl` and so on, besides `settings.json`, the
-pictures of the first clip and, at the end, the tables. Each finished pair of clip and method is one line of JSON with a
-checksum, which is appended when it is finished:
+The folder `--out` has one file of records per process, `entries/00000.jsonl` and so on. Each finished pair of clip and
+method is appended as one line of JSON with a checksum:
 
 ```json
 {{"checksum":"6c0f0a57c2b1d3e4","entry":{{"index":3,"clip":"a.mp4","method":"STAA","values":{{"auroc":0.91}}}}}}
@@ -87,24 +86,17 @@ checksum, which is appended when it is finished:
 
 The checksum is the first 16 digits of the SHA-256 of the text after `"entry":`, up to the last brace.
 
-- A killed process leaves at most one incomplete line, at the end of its file. A line with a wrong checksum counts as
-  missing, and is computed again by the next start with `--resume`. No line is ever changed.
-- JSON lines are read by every language, and by eye. A Parquet file has its index at the end, so the file of a killed
-  process cannot be read. SQLite relies on locks that network disks often lack, and one damaged page may hide many
-  rows.
-- On a full disk, the incomplete line is removed and the run ends with an error. Free space, and resume.
-- A second start in the same folder is refused as long as a process of the first one lives. The lock ends with its
-  process, so a killed run needs no cleaning up. On disks without locks, a warning says so.
-- At the start and at the end, the first process reads all files in one pass. The others get a list of what is done, and
-  the finished table, as arrays: nine bytes per number.
+- A killed process leaves at most one incomplete line. A line with a wrong checksum counts as missing, and the next
+  start with `--resume` computes it again. On a full disk, the run ends with an error: free space, and resume.
+- A second start in the same folder is refused as long as a process of the first one lives. On disks without locks, a
+  warning says so.
 
 ## A simulated run
 
-The model, the methods and the metrics are replaced by functions that cost nothing. So what is measured is `compare`
+The model, the methods and the metrics are replaced by functions that cost nothing, so this measures `compare`
 itself: {records} records. The records of the first {filled} clips are copies of a run of {period} clips; the processes
-find them, compute the last {last} clips, and gather the table of all. Every process runs on the same two cores of a
-busy machine. Processor time does not depend on that, so it is given for the first process; in brackets is the time on
-the clock.
+find them, compute the last {last} clips, and gather the table of all. All run on two
+cores of a busy machine; the time is processor time of the first process, and in brackets that on the clock.
 
 | processes | files | size | highest memory of a process | time until the first new clip |
 |---|---|---|---|---|
@@ -158,8 +150,8 @@ srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 4 --max-restarts 3 \\
     --device cuda --out "$out" --resume
 ```
 
-`--resume` starts a new run if the folder is empty. So the same script starts, restarts and, with another number of
-machines, continues a run. If the time limit ends the job, submit it again.
+`--resume` starts a new run if the folder is empty, so the same script starts and continues a run, also with another
+number of machines. If the time limit ends the job, submit it again.
 
 ## Memory and network
 
@@ -167,7 +159,7 @@ A GPU needs memory for the model, and for {copies} changed clips (`perturbations
 With gradients, the activations need about 14 times the memory of a plain forward for VideoMAE-base ([Cost](cost.md)).
 STAA stores a matrix of tokens by tokens for each layer, 12 x 9.4 MiB.
 
-Processes exchange a few short messages at the start, and the table at the end. Each clip is read once, by one process.
+Each clip is read once, by one process.
 A video of Kinetics has about 1 to 3 MB, so {clips} videos have 20 to 60 GB. Over {each:.0f} hours, this is at most a
 few MB per second.
 
@@ -175,8 +167,8 @@ few MB per second.
 
 - Memory of every process grows with clips x methods x metrics, nine bytes each. For ten times as many clips, run parts
   of them into separate folders, and join their `rows.csv`.
-- Each process decodes videos between the calls of the model. Compared with thousands of forwards, the time for
-  decoding is negligible. With STAA only, and no metric that changes the clip, it is not negligible.
+- Each process decodes videos between the calls of the model. With STAA only, and no metric that changes the clip, this
+  takes a large part of the time.
 """
 
 
