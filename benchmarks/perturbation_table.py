@@ -5,7 +5,8 @@
     python benchmarks/perturbation_table.py --write-only     # the page only, from the existing results
 
 Each method is stored in the file of its model when it is finished, and a second start continues after it. The preset of
-the paper is run on one model only: it costs 60 times as much as the default. Six models have the default and RISE only.
+the paper is run on one model only: it costs 60 times as much as the default. Six models have the default and
+its initial map only.
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ the paper as published, with 1200 steps; the other rows of STEP each change one 
 MIDDLE: Any = {"method": "riemann_middle", "internal_batch_size": 4}
 CONTROL = "best map without a model"
 BEGUN = "nested, begun from STAA (relevance) or HiResCAM"
-FEW = ("nested", "nested, its initial map alone", "RISE")
+FEW = ("nested", "nested, its initial map alone")
 NAMES = (
-    *FEW[:2],
+    *FEW,
     BEGUN,
     "STAA (relevance) or HiResCAM",
     CONTROL,
