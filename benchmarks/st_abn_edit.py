@@ -1,6 +1,6 @@
 """Remove a misleading background cue from a network by gates that a person draws for one training clip in ten.
 
-    python benchmarks/st_abn_edit.py --folder OUT          # about six minutes of one core; goes on where it stopped
+    python benchmarks/st_abn_edit.py --folder OUT          # about five minutes of one core; goes on where it stopped
 
 In the training clips, a small square in the corner is bright for one class and dark for the other. A bottleneck over
 the bundled 3D CNN is trained on them. Then `STABNLoss("edit")` goes on with clips of the same kind. For one clip in
@@ -111,8 +111,8 @@ def draw(rows: dict[str, STABN], index: int = 2) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--edit-epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--edit-epochs", type=int, default=4)
     parser.add_argument("--clips", type=int, default=256, help="test clips")
     parser.add_argument("--folder", type=Path, required=True, help="where checkpoints are kept")
     options = parser.parse_args()
