@@ -22,14 +22,14 @@ from evidence import BATCH, COLUMNS, Evidence, averaged, best_control, cell, mea
 from planted_table import Row, methods
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from train_zoo import WEIGHTS, Recipe, evaluate, fit, load
+from train_zoo import RECIPES, WEIGHTS, Recipe, evaluate, fit, load
 
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoLayout, io
 from captum_staa._utils.files import atomic
 from captum_staa.benchmark.planted import VIDEOS
 
-MODELS = ("resnet3d-pattern", "videomae-pattern", "videomae-motion")
-STEPS, PEAK, SEED = 320, 1e-3, 31_000
+MODELS = ("resnet3d-motion", "resnet3d-pattern", "videomae-motion", "videomae-pattern")
+STEPS, SEED = 320, 31_000
 FRAMES = 160  # of each video
 DOCS = Path(__file__).parents[1] / "docs"
 FOLDER = DOCS / "real_backgrounds"
@@ -63,7 +63,7 @@ def trained(name: str, footage: Sequence[np.ndarray], folder: Path) -> torch.nn.
         model.load_state_dict(load_file(path))
         return model.eval()
     torch.manual_seed(SEED)
-    fit(family, task, SEED, Recipe(STEPS, PEAK), model, footage=footage)
+    fit(family, task, SEED, Recipe(STEPS, RECIPES[family][task].peak), model, footage=footage)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
     return model

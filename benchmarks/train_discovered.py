@@ -110,6 +110,8 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "mvit": lambda classes: MViT(48, classes, (16, 48, 48)),
     "swin": lambda classes: Swin(48, classes),
 }
+# What reads the final tokens, whose first ones are no patches; each patch stands for 2 x 8 x 8 pixels of the clip.
+FINAL = {"plain": ("norm", 0), "mvit": ("norm", 1), "swin": ("norm", 0)}
 # The last layer whose tokens have a gradient each, the order of its axes, and its grid.
 CAM_LAYERS: dict[str, tuple[str, str | None, TokenGrid]] = {
     "plain": ("blocks.3.norm1", None, TokenGrid(8, 6, 6, tubelet=(2, 8, 8))),
@@ -132,11 +134,14 @@ def train(kind: str, task: str, seed: int, steps: int, minutes: float, out: Path
     """Train until `steps`, or until the time is over; a second call goes on."""
     path, begin = out / f"{kind}-{task}-{seed}.safetensors", time.perf_counter()
     model, generator = build(kind, task, seed), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.02)
+    hints = Hints(model, kind, task)
+    parameters = [*model.parameters(), *hints.head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.02)
     first, recent, seconds = 0, 0.0, 0.0
     if path.exists():
         tensors = load_file(path)
         _load(model, tensors)
+        _load(hints.head, tensors, "hints.")
         generator.set_state(tensors["generator"])
         first, recent, seconds = int(tensors["step"]), float(tensors["recent"]), float(tensors["seconds"])
         groups = optimizer.state_dict()["param_groups"]
@@ -150,14 +155,15 @@ def train(kind: str, task: str, seed: int, steps: int, minutes: float, out: Path
         over = time.perf_counter() - begin > 60 * minutes
         if over or step == steps - 1 or (step % 50 == 0 and step > first):
             numbers = {"step": step, "recent": recent, "seconds": seconds + time.process_time()}
-            _save(path, model, optimizer, generator, numbers)
+            _save(path, model, hints.head, optimizer, generator, numbers)
         if over:
             break
         for group in optimizer.param_groups:
             cosine = 0.02 + 0.49 * (1 + math.cos(math.pi * step / steps))
             group["lr"] = 1.5e-3 * min((step + 1) / 30, cosine)
-        clips, targets, _ = training_batch(task, seed * 1_000_000 + step, step / steps, 0.4, generator, BATCH)
+        clips, targets, truth = training_batch(task, seed * 1_000_000 + step, step / steps, 0.4, generator, BATCH)
         loss = F.cross_entropy(outputs := model(clips.transpose(1, 2)), targets)
+        loss = loss + (1 - step / steps) * hints.loss(truth, targets)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -167,21 +173,60 @@ def train(kind: str, task: str, seed: int, steps: int, minutes: float, out: Path
     print(kind, task, "step", step + 1, "recent accuracy", round(recent, 3), flush=True)
 
 
-def _save(path: Path, model: nn.Module, optimizer: Any, generator: torch.Generator, numbers: dict[str, float]) -> None:
+class Hints:
+    """A second loss, on what the single final tokens answer: the one label of a clip is a faint signal.
+
+    Tokens that show evidence must answer the class, all others no class. The head is not in the model.
+    """
+
+    def __init__(self, model: nn.Module, kind: str, task: str) -> None:
+        self.tokens: Tensor | None = None
+        self.head: nn.Module = nn.Identity()
+        if kind in FINAL:
+            name, self.skipped = FINAL[kind]
+            norm = model.get_submodule(name)
+            self.head = nn.Linear(norm.weight.numel(), len(LABELS[task]))
+            norm.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self.tokens = output
+
+    def loss(self, truth: Tensor, targets: Tensor) -> Tensor | float:
+        """``truth`` (B, T, H, W) and probabilities ``targets`` (B, K) of the clips of the last forward."""
+        if self.tokens is None:
+            return 0.0
+        share = F.avg_pool3d(truth[:, None].float(), (2, 8, 8)).flatten(1)  # (B, N)
+        logs = self.head(self.tokens.flatten(1, -2)[:, self.skipped :]).log_softmax(-1)  # (B, N, K)
+        evidence = share * (targets.amax(1, keepdim=True) == 1)
+        losses = -(logs * targets[:, None]).sum(-1)
+        return (losses * evidence).sum() / evidence.sum() - logs.mean(-1)[share == 0].mean()
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    head: nn.Module,
+    optimizer: Any,
+    generator: torch.Generator,
+    numbers: dict[str, float],
+) -> None:
     moments = {
         f"optimizer.{index}.{key}": value
         for index, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     }
-    weights = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    weights = {
+        f"{prefix}.{name}": value.contiguous()
+        for prefix, module in (("model", model), ("hints", head))
+        for name, value in module.state_dict().items()
+    }
     scalars = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
     part = path.with_suffix(".part")
     save_file({**weights, **moments, **scalars, "generator": generator.get_state()}, part)
     part.replace(path)
 
 
-def _load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    prefix = "model."
+def _load(model: nn.Module, tensors: dict[str, Tensor], prefix: str = "model.") -> None:
     model.load_state_dict({name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)})
 
 

@@ -398,6 +398,20 @@ class TokenRows:
             return moved
         return moved + weights * (1 - self._asked().to(weights))
 
+    def of_keys(self, matrix: Tensor, batch: int) -> Tensor:
+        """Return the mean over the queries of a matrix ``(L, Q, N)`` on the tokens of the sequence, ``(B, count)``.
+
+        A token that is a key of several rows has their mean, one that is no key has 0, and the tokens of a group have
+        the value of the group.
+        """
+        means = self.unfold(matrix, batch).mean(2)  # (B, R, N)
+        keys = self.keys.to(matrix.device)
+        there = keys >= 0
+        groups = torch.arange(self.count) if self.key_groups is None else self.key_groups
+        groups, number = groups.to(matrix.device), int(groups.max()) + 1
+        summed = means.new_zeros(batch, number).index_add(1, keys[there], means[:, there])
+        return (summed / keys[there].bincount(minlength=number).clamp(min=1))[:, groups]
+
     def _asked(self) -> Tensor:
         """Return for each token of the sequence whether it is a query, ``(count,)``."""
         groups = torch.arange(self.count) if self.query_groups is None else self.query_groups

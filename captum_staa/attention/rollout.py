@@ -139,3 +139,25 @@ def gradient_weighted(attention: Tensor, gradient: Tensor) -> Tensor:
         gradient: ``(B, heads, Q, N)``, the gradient of the target's logit.
     """
     return (gradient.float() * attention.float()).detach().clamp(min=0).mean(1)  # products underflow in float16
+
+
+def layer_sum(matrices: Mapping[AttentionLayer, Tensor], rows: Rows, batch: int) -> Tensor:
+    """Return the mean over queries of each layer's matrix, on the tokens of the sequence, summed over layers.
+
+    A layer with coarser keys, such as pooled ones, gives each of their tokens the value of the key. Nothing is carried
+    from one layer to the next, so layers may run side by side and the head may read tokens of any layer.
+
+    Args:
+        matrices: of each layer, ``(L, Q, N)``, such as :func:`gradient_weighted`.
+        rows: the tokens of each layer's rows.
+        batch: B.
+
+    Returns:
+        ``(B, N)``.
+
+    Reference:
+        Bousselham et al., "LeGrad: An Explainability Method for Vision Transformers via Feature Formation Sensitivity",
+        arXiv 2404.03214: the positive gradients of layers, without attention as a factor, each of its own layer's
+        score.
+    """
+    return torch.stack([rows[layer].of_keys(matrix, batch) for layer, matrix in matrices.items()]).sum(0)

@@ -26,6 +26,7 @@ from captum_staa.attention.rollout import (
     TemporalCarry,
     blocks_of,
     gradient_weighted,
+    layer_sum,
     output_weights,
     pull,
     reader,
@@ -41,13 +42,13 @@ from captum_staa.attr._base import (
 )
 from captum_staa.grid import TokenGrid, TokenRows
 from captum_staa.models.classifier import VideoClassifier, classifier_of
-from captum_staa.models.discovery import described
+from captum_staa.models.discovery import Needs, described
 from captum_staa.models.families import AttentionLayer
 from captum_staa.models.outputs import OutputKind, minus_other
 from captum_staa.result import VideoAttribution
 
 Mode = Literal["attention", "relevance"]
-Rule = Literal["decomposition", "chefer"]
+Rule = Literal["decomposition", "chefer", "layer_gradients"]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns
 Readings = Mapping[AttentionLayer, Any]
 Target: TypeAlias = (
@@ -72,24 +73,27 @@ class STAA(VideoMethod):
         (torch.Size([2, 16, 48, 48]), torch.Size([2, 48, 48]), torch.Size([2, 16]))
 
     Args:
-        forward_func: a :class:`VideoClassifier` around a transformer of a known family, or such a model itself.
+        forward_func: a :class:`VideoClassifier` around a video transformer, or a transformer of a known family itself.
+            Attention and tokens of other transformers are found with the first clip.
         mode: ``"relevance"``: class-specific, with one forward and one backward. It gives the signed contribution of
             each token to the target's output. ``"attention"``: class-agnostic, with one forward. It gives the tokens
             that the output attends to.
         layers: the residual blocks that are used. ``"all"`` computes attention rollout through all blocks; ``"mean"``
-            averages the maps of all blocks; a list of indices such as ``[-1]`` averages the maps of these blocks. Only
-            for ``mode="attention"`` and ``rule="chefer"``, which combine several layers.
+            averages the maps of all blocks; a list of indices such as ``[-1]`` averages the maps of these blocks. Not
+            for ``rule="decomposition"``, which combines no layers. ``rule="layer_gradients"`` adds the maps of
+            all blocks up with ``"all"``.
         focus: a :class:`Focus` that suppresses noise, or None.
-        rule: for ``"relevance"``: ``"decomposition"`` (see Note) or ``"chefer"`` (Chefer et al., ICCV 2021, generic
-            rule: attention weighted by its positive gradient, rolled out).
+        rule: for ``"relevance"``: ``"decomposition"`` (see Note); ``"chefer"`` (Chefer et al., ICCV 2021, generic
+            rule: attention weighted by its positive gradient, rolled out); or ``"layer_gradients"``: the same weighted
+            attention, averaged over heads and queries, summed over layers. This needs no path from layer to layer,
+            so it works where rollout does not, such as with layers that run side by side.
         pattern_weight: for ``"decomposition"``: weight of the effect of a token on the attention of other tokens, at
             least 0. With 0, the shares are exact: with the constants, they sum to the score.
-        upsampling: from tokens to pixels, ``"trilinear"`` or ``"nearest"``. Only for ``mode="attention"`` and
-            ``rule="chefer"``.
+        upsampling: from tokens to pixels, ``"trilinear"`` or ``"nearest"``. Not for ``rule="decomposition"``.
 
     Raises:
         TypeError: ``forward_func`` is not a module, or an option has the wrong type.
-        ValueError: the model does not belong to a known family, or an option is unknown or does not fit the mode.
+        ValueError: the model is no transformer that STAA can explain, or an option is unknown or does not fit the mode.
 
     Note:
         ``"decomposition"``: with attention patterns, normalization scales and activation ratios held constant, a
@@ -131,7 +135,7 @@ class STAA(VideoMethod):
     ) -> None:
         classifier = transformer_of(forward_func)
         check_choice("mode", mode, get_args(Mode))
-        check_choice("rule", rule, ("decomposition", "chefer"))
+        check_choice("rule", rule, get_args(Rule))
         check_choice("upsampling", upsampling, ("trilinear", "nearest"))
         if focus is not None and not isinstance(focus, Focus):
             raise TypeError(f"focus must be a Focus or None, got {focus!r}. Pass, for example, focus=Focus().")
@@ -143,8 +147,9 @@ class STAA(VideoMethod):
         decomposed = mode == "relevance" and rule == "decomposition"
         if decomposed and (layers != "all" or upsampling != "trilinear"):
             raise ValueError(
-                f"layers and upsampling must be left out unless mode='attention' or rule='chefer', which combine "
-                f"several layers, got layers={layers!r}, upsampling={upsampling!r} with rule={rule!r}. Leave them out."
+                f"layers and upsampling must be left out unless mode='attention' or rule='chefer' or "
+                f"'layer_gradients', which combine several layers, got layers={layers!r}, upsampling={upsampling!r} "
+                f"with rule={rule!r}. Leave them out."
             )
         if decomposed and focus is not None:
             raise ValueError(
@@ -185,7 +190,7 @@ class STAA(VideoMethod):
             Like ``inputs`` (float32 if they are of half precision), contiguous and detached. For attention modes: the
             non-negative share of attention on each voxel, so that a clip sums to 1 minus the share of special tokens.
             For relevance by decomposition: signed, in units of the logit, for the target's logit minus the mean of the
-            others. By Chefer's rule: non-negative, without a unit.
+            others. By the other rules: non-negative, without a unit.
 
         Raises:
             ValueError: the target is missing, the clip has the wrong shape, or the call is under
@@ -253,10 +258,12 @@ class STAA(VideoMethod):
         return model.grid.spread_frames(steps, clip.shape[model.layout.time])
 
     def get_name(self) -> str:
-        """Return the name with the rule: ``"STAA"`` for attention, ``"STAA (relevance)"`` or ``"STAA (Chefer)"``."""
+        """Return the name with the rule, such as ``"STAA"`` for attention and ``"STAA (relevance)"``."""
         if self.mode == "attention":
             return "STAA"
-        return "STAA (Chefer)" if self.rule == "chefer" else "STAA (relevance)"
+        return {"chefer": "STAA (Chefer)", "layer_gradients": "STAA (layer gradients)"}.get(
+            self.rule, "STAA (relevance)"
+        )
 
     # --- one call -----------------------------------------------------------------------------------------------
 
@@ -278,8 +285,9 @@ class STAA(VideoMethod):
     def _described(self, inputs: Tensor | tuple[Tensor, ...], extra: Any) -> tuple[Tensor, Any]:
         """Return the clip, and the classifier with its family: declared, or found by running the model."""
         clip = one_clip(inputs, self.forward_func.layout, self.get_name())
-        decomposed = self.mode == "relevance" and self.rule == "decomposition"  # needs the grid alone
-        return clip, described(self.forward_func, clip, extra, attention=not decomposed)
+        of_rule: dict[str, Needs] = {"decomposition": "grid", "layer_gradients": "layers", "chefer": "rollout"}
+        needs = of_rule[self.rule] if self.mode == "relevance" else "rollout"
+        return clip, described(self.forward_func, clip, extra, needs=needs)
 
     def _attention(
         self, model: Any, clip: Tensor, extra: Any, size: tuple[int, int, int], logits: bool
@@ -297,10 +305,14 @@ class STAA(VideoMethod):
         refuse_inference_mode("mode='relevance'")
         if self.rule == "decomposition":
             return self._decomposed(model, clip, target, extra)
-        plan = _Plan.of(model, self._blocks(model), self.layers, clip, extra)
+        blocks, plan = self._blocks(model), None
+        if self.rule == "chefer":
+            plan = _Plan.of(model, blocks, self.layers, clip, extra)
+            blocks = plan.blocks
+        layers = [layer for block in blocks for layer in block]
         with torch.enable_grad(), frozen_parameters(self.forward_func):
             leaf = clip.detach().clone().requires_grad_()
-            with capture(model.transformer, plan.layers, _read_probabilities) as readings:
+            with capture(model.transformer, layers, _read_probabilities) as readings:
                 answer = self._forward(leaf, extra)
             explained = target_values(self.forward_func, answer, _resolved(target, answer))
             gradients = self._gradients(explained.sum(), readings, leaf, extra)
@@ -308,7 +320,12 @@ class STAA(VideoMethod):
             layer: gradient_weighted(attention, gradient)
             for (layer, attention), gradient in zip(readings.items(), gradients, strict=True)
         }
-        return self._to_pixels(plan.compose(matrices, torch.add), model.grid, size), answer.detach()
+        if plan is not None:
+            tokens = plan.compose(matrices, torch.add)
+        else:
+            tokens = layer_sum(matrices, {layer: _rows_of(model, layer) for layer in layers}, len(clip))
+            tokens = tokens if self.layers == "all" else tokens / len(blocks)
+        return self._to_pixels(tokens, model.grid, size), answer.detach()
 
     def _gradients(self, score: Tensor, readings: Readings, leaf: Tensor, extra: Any) -> tuple[Tensor, ...]:
         """Return the gradients of the score with respect to attention probabilities."""
@@ -318,8 +335,8 @@ class STAA(VideoMethod):
         if len(gradients) < len(attention) or any(gradient is None for gradient in gradients):
             where = lost_gradient(self.forward_func, lambda: self._forward(leaf, extra))
             raise ValueError(
-                f"rule='chefer' needs the gradient of the output with respect to the attention of every layer, got "
-                f"none at some. {where} Use mode='attention', or RISE or VideoOcclusion, which need no gradient."
+                f"rule={self.rule!r} needs the gradient of the output with respect to the attention of every layer, "
+                f"got none at some. {where} Use mode='attention', or RISE or VideoOcclusion, which need no gradient."
             )
         return gradients
 
@@ -394,11 +411,7 @@ class _Plan:
     def of(cls, model: Any, blocks: list[list[AttentionLayer]], layers: Any, clip: Tensor, extra: Any) -> _Plan:
         pooling = model.read_tokens(clip, *(extra or ()))
         weights = output_weights(pooling, len(clip), model.grid, clip.device)
-        rows = {
-            layer: model.family.rows(model.transformer, layer, model.grid) or layer.rows_on(model.grid)
-            for block in blocks
-            for layer in block
-        }
+        rows = {layer: _rows_of(model, layer) for block in blocks for layer in block}
         if layers == "all":
             return cls(blocks, True, weights, rows)
         patches = model.grid.indices()
@@ -424,6 +437,10 @@ class _Plan:
         if self.every:
             return rollout(self.weights, self.blocks, readings, self.rows, *residual)
         return torch.stack([pull(self.weights, block, readings, self.rows) for block in self.blocks]).mean(0)
+
+
+def _rows_of(model: Any, layer: AttentionLayer) -> TokenRows:
+    return model.family.rows(model.transformer, layer, model.grid) or layer.rows_on(model.grid)
 
 
 def _refuse_probabilities(values: Tensor, kind: OutputKind) -> None:

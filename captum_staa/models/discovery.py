@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +74,11 @@ def inspect(
     return cache[size]
 
 
+Needs = Literal["grid", "layers", "rollout"]
+
+
 def described(
-    classifier: VideoClassifier, inputs: Tensor, extra: Any = None, *, attention: bool = True
+    classifier: VideoClassifier, inputs: Tensor, extra: Any = None, *, needs: Needs = "rollout"
 ) -> VideoClassifier:
     """Return the classifier itself if its family is known, otherwise one that shares its module, with what was found.
 
@@ -86,14 +89,15 @@ def described(
         classifier: a classifier of any transformer.
         inputs: clips.
         extra: further positional arguments of the model.
-        attention: whether its attention will be read; otherwise the token grid is enough. If there is none although
-            there is attention, the classifier itself is returned, whose pixels can be decomposed.
+        needs: what will be used. ``"grid"``: the grid of tokens alone; if there is none although there is attention,
+            the classifier itself is returned, whose pixels can be decomposed. ``"layers"``: attention layers with the
+            places of their tokens. ``"rollout"``: also the way from layer to layer, and what the head reads.
 
     Raises:
         ValueError: what is needed was not found or not verified, or the forward depends on chance.
     """
     family = classifier.family
-    if family is not None and (not attention or family.pooling(classifier.transformer) is not None):
+    if family is not None and (needs == "grid" or family.pooling(classifier.transformer) is not None):
         return classifier
     unread = None
     if family is not None:  # a backbone in a module with another head
@@ -109,7 +113,8 @@ def described(
         report = inspect(classifier, inputs, additional_forward_args=extra)
     except ValueError as error:
         raise unread or error from None
-    if (attention and not report.ok) or not report.attention:
+    fits = {"grid": True, "layers": report.placed, "rollout": report.ok}[needs]
+    if not fits or not report.attention:
         raise unread or ValueError(report.refusal())
     found = copy.copy(classifier)
     found.family, found.grid, found._transformer_name = report.unverified_family(), report.grid, ""

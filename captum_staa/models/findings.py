@@ -1,4 +1,4 @@
-"""Put together what the probes of a model show: layers, rows, the sequence of tokens, and what the head reads."""
+"""Put together what the probes of a model show: attention layers, their rows, and the sequence of tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from captum_staa._utils.model_state import frozen_parameters, uncompiled, without_compiling
 from captum_staa.grid import Order, TokenGrid, TokenRows
-from captum_staa.models.attention_watch import SeenAttention, Tokens, Watch
+from captum_staa.models.attention_watch import SeenAttention, Watch
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.families import AttentionLayer, Backend, Pooling, Role
+from captum_staa.models.head_reading import ForwardGraph, TokenGradients, named
 from captum_staa.models.inspection import FoundAttention, Inspection
-from captum_staa.models.probing import BUDGET, CHUNK, Field, Fold, Key, Probe, nothing
+from captum_staa.models.probing import BUDGET, CHUNK, Field, Key, Probe
 from captum_staa.models.token_positions import Cells
 
 
@@ -156,10 +156,14 @@ class _Findings:
         self.patches = self.total = prod(axis.count for axis in cells)  # of the tokens that have a number
         self.merged: dict[Cells, int] = {}  # the number of the first token of each coarser grid
         self.problems = list(probe.problems)
-        self.reached, self.ancestors, self.used, self.tails, self.gradients = self._trace()
+        self.of_rollout: list[str] = []  # those of the problems that concern the composition of layers alone
+        self.graph = ForwardGraph.of(probe)
+        self.used = self.graph.used
+        if not self.graph.differentiable:
+            self.problems.append("the outputs have no gradient, so what the head reads cannot be measured.")
         self.tables = [self._table(number) for number in range(len(seen))]
         axes = ("last", "second")
-        self.tail_tokens = {(place, axis): self._tail(place, axis) for place in self.tails for axis in axes}
+        self.tail_tokens = {(place, axis): self._tail(place, axis) for place in self.graph.tails for axis in axes}
         self.pixels = self.total  # tokens with a smaller number have pixels
 
     def report(self, report: Inspection) -> Inspection:
@@ -188,53 +192,13 @@ class _Findings:
             patch_embedding=self._patch_embedding(grid),
             certainty=min(each.certainty for each in first),
             own=min(each.own for each in first),
-            problems=tuple(dict.fromkeys(self.problems)),
+            problems=tuple(dict.fromkeys([*self.problems, *self.of_rollout])),
+            of_rollout=tuple(dict.fromkeys(self.of_rollout)),
             forwards=self.probe.forwards,
         )
         if report.declared is None:
             return report
         return replace(report, differences=tuple(differences(report, self.probe.classifier)))
-
-    # --- how the computations depend on each other ------------------------------------------------------------------
-
-    def _trace(self) -> tuple[set[int], list[set[int]], list[int], dict[int, Tokens], dict[int, Tensor]]:
-        """Follow the autograd graph of a forward in which the results of attention are leaves.
-
-        Returns:
-            The attention results that the outputs depend on directly; those that each attention depends on directly;
-            all
-            that the outputs depend on; tensors of tokens behind the last attention, and the gradients of the outputs.
-        """
-        watch = Watch(replace=nothing, tail=self.probe.tail)
-        with torch.enable_grad():
-            outputs = self.probe.forward(self.probe.clip.clone().requires_grad_(), watch)
-            place = {id(each.result): number for number, each in enumerate(watch.attention)}
-            ancestors = [
-                _leaves([each.values.made_by, each.queries.made_by if each.queries else None], place)
-                for each in watch.attention
-            ]
-            tails = {n: tokens for n, tokens in enumerate(watch.after) if tokens.tensor is not None}
-            if not outputs.requires_grad:
-                self.problems.append("the outputs have no gradient, so what the head reads cannot be measured.")
-                self._sources, self._embeddings, self._scores, self._of_results = [], [], outputs.float(), ()
-                return set(), ancestors, list(range(len(self.seen))), {}, {}
-            generator = torch.Generator().manual_seed(0)
-            weights = torch.randn(outputs.shape, generator=generator).to(outputs.device)
-            tensors: Any = [tokens.tensor for tokens in tails.values()] + [each.result for each in watch.attention]
-            found: Any = torch.autograd.grad((outputs.float() * weights).sum(), tensors, allow_unused=True)
-        gradients = {n: gradient for n, gradient in zip(tails, found, strict=False) if gradient is not None}
-        self._of_results = found[len(tails) :]
-        self._outputs, self._place, self._scores = outputs.grad_fn, place, outputs.detach().float()
-        sources = [each.values.made_by for each in watch.attention]
-        sources += [each.queries.made_by for each in watch.attention if each.queries is not None]
-        self._sources = [outputs.grad_fn, *sources]
-        self._embeddings = [None if tokens.tensor is None else tokens.tensor.grad_fn for tokens in watch.before]
-        reached = _leaves([outputs.grad_fn], place)
-        used, new = set(), set(reached)
-        while new:
-            used |= new
-            new = set().union(*(ancestors[number] for number in new)) - used
-        return reached, ancestors, sorted(used), {n: tails[n] for n in gradients}, gradients
 
     # --- which token is where ---------------------------------------------------------------------------------------
 
@@ -330,7 +294,7 @@ class _Findings:
             return
         others = _Others(number, self.total, len(table.queries), sorted({int(query) for _, query in new}))
         if self.probe.forwards + len(others.bits) > BUDGET:
-            self.problems.append("there are too many tokens without pixels, such as text, to follow each of them.")
+            self.of_rollout.append("there are too many tokens without pixels, such as text, to follow each of them.")
             return
         for row, query in new.tolist():
             table.queries[row, query] = others.token(row, query)
@@ -353,20 +317,20 @@ class _Findings:
             return noise * float(values.base.std()) * values.fold.join(on[None])[..., None]
 
         watch = Watch(replace=bump)
-        moved = self.probe.forward(self.probe.clip, watch).detach().float() - self._scores
+        moved = self.probe.forward(self.probe.clip, watch).detach().float() - self.graph.scores
         base = {
             number: each.fold.join(each.base[None]) for (kind, number, _), each in fields.items() if kind == "values"
         }
         changed = max(float((watch.attention[number].values.values - each).norm()) for number, each in base.items())
-        return changed < 1e-3 and float(moved.norm()) <= self.probe.rounding * float(self._scores.norm())
+        return changed < 1e-3 and float(moved.norm()) <= self.probe.rounding * float(self.graph.scores.norm())
 
     def _pools(self, number: int, table: _Table) -> bool:
         """Whether an attention is the head's own: its queries are no tokens, and the outputs are of their mean alone.
 
         Pooled frames that the head reads in another way count as tokens.
         """
-        last = self.reached == {number} and bool((table.queries < 0).all())
-        return last and self._pools_evenly(number, table)
+        last = self.graph.reached == {number} and bool((table.queries < 0).all())
+        return last and self.graph.reads_evenly(number, table.group, self.probe.fields["values", number, ""].fold)
 
     def _followed(self, others: _Others, table: _Table) -> dict[Key, Tensor]:
         """Add noise to the results of queries without pixels, one bit of their code per clip; return the codes seen."""
@@ -430,9 +394,9 @@ class _Findings:
                     f"at {self.probe.name_of(self.seen[number])!r} {table.problem.rstrip('.')}, so a map cannot be "
                     f"carried through it."
                 )
-        for earlier, later in pairwise(used if self.reached else ()):
-            if earlier not in self.ancestors[later]:
-                self.problems.append(
+        for earlier, later in pairwise(used if self.graph.reached else ()):
+            if earlier not in self.graph.ancestors[later]:
+                self.of_rollout.append(
                     f"{self.probe.name_of(self.seen[earlier])!r} and {self.probe.name_of(self.seen[later])!r} run side "
                     f"by side, and rollout knows sequences of layers only."
                 )
@@ -441,25 +405,22 @@ class _Findings:
             if self._pools(number, table):
                 continue
             if any(len(row[row >= 0].unique()) < int((row >= 0).sum()) for row in table.queries):
-                self.problems.append(f"two queries of {name!r} come from one token, which rollout does not know.")
+                self.of_rollout.append(f"two queries of {name!r} come from one token, which rollout does not know.")
             known = table.queries[table.queries >= 0]
             if len(known) < table.queries.numel() and not self._all_discarded:
-                self.problems.append(f"some queries of {name!r} could not be identified.")
+                self.of_rollout.append(f"some queries of {name!r} could not be identified.")
             elif (
                 len(known)
                 and len(known.bincount()[known].unique()) > 1
                 and int(known.bincount()[: self.pixels].max()) > 1
             ):
-                self.problems.append(f"some tokens are a query of {name!r} more often than others.")
+                self.of_rollout.append(f"some tokens are a query of {name!r} more often than others.")
 
     # --- the head ---------------------------------------------------------------------------------------------------
 
     def _reads(self, used: list[int]) -> tuple[Tensor | None, Pooling | None]:
-        """Return the tokens of the last tensor of tokens, and what the head reads of each token.
-
-        That is a weight per token, if the gradient with respect to the tokens has rank one.
-        """
-        if not used or (not self.gradients and not self.reached):
+        """Return the tokens of the last tensor of tokens, and what the head reads of each of them."""
+        if not used or (not self.graph.gradients and not self.graph.reached):
             return None, None
         last = self.tables[used[-1]]
         if self._pools(used[-1], last):
@@ -471,32 +432,20 @@ class _Findings:
             found = set(tokens.tolist())
             if wanted - found or len(found) != len(tokens) or bool((tokens < 0).any()):
                 continue
-            behind = _leaves([self._outputs], self._place, self.tails[place].tensor.grad_fn)  # type: ignore[union-attr]
-            if behind:
+            if self.graph.has_way_around(place):
                 around = True
                 continue
-            gradient = self.gradients[place].float().movedim(-1 if axis == "last" else 1, -1)
-            left, values, _ = torch.linalg.svd(gradient.flatten(0, -2).cpu(), full_matrices=False)  # of (n, D)
-            weights = left[:, 0] / left[:, 0].sum()
-            linear = float(values[1:].norm()) <= 1e-2 * float(values[0]) and bool(weights.isfinite().all())
-            if not linear or float(weights.min()) < -1e-3:
+            weights = self.graph.head_weights(place, axis)
+            if weights is None:
                 fold = self.probe.fields["after", place, axis].fold
                 return tokens, TokenGradients(self.probe.tail, place, axis, fold, tokens)
-            weights = weights.clamp(min=0) * (weights > 1e-4 * weights.max())
             return tokens, torch.zeros(self.total).index_add(0, tokens, weights)
-        self.problems.append(
+        self.of_rollout.append(
             "the head also reads tokens of earlier layers."
             if around
             else "the last tokens, which the head reads, were not found."
         )
         return None, None
-
-    def _pools_evenly(self, number: int, table: _Table) -> bool:
-        """Whether the outputs depend equally on all results of the head's own attention, such as one per frame."""
-        gradient = self.probe.fields["values", number, ""].fold.split(self._of_results[number])[0].float().cpu()
-        rows = torch.stack([gradient[table.group == row].movedim(0, 1).flatten(1) for row in range(len(table.keys))])
-        matrix = rows.flatten(0, 1)  # (R * Q, copies * d)
-        return float((matrix - matrix.mean(0)).norm()) <= 1e-2 * float(matrix.norm())
 
     # --- the sequence -----------------------------------------------------------------------------------------------
 
@@ -553,7 +502,7 @@ class _Findings:
         if isinstance(reads, TokenGradients):
             shares = torch.eye(self.total)[reads.tokens]  # (n, total)
             return replace(reads, shares=torch.stack([self._of_sequence(row, sequence) for row in shares]))
-        return _pooling(self._of_sequence(reads, sequence)) if isinstance(reads, Tensor) else reads
+        return named(self._of_sequence(reads, sequence)) if isinstance(reads, Tensor) else reads
 
     def _of_sequence(self, weights: Tensor, sequence: Tensor) -> Tensor:
         """Return the weight of each token of the sequence, from those of all numbered tokens."""
@@ -634,11 +583,6 @@ class _Findings:
             layer, type(seen.module).__name__, len(table.keys), *seen.shape, table.copies, table.certainty
         )
 
-    def _is_gate(self, number: int) -> bool:
-        """Whether the outputs depend on the pixels through a tensor before the first attention alone."""
-        gate = self._embeddings[number] if number < len(self._embeddings) else None
-        return gate is not None and not _leaves(self._sources, self._place, gate, other=True)
-
     def _patch_embedding(self, grid: TokenGrid) -> str | None:
         """Return the first convolution or linear layer whose output is the tokens of the grid, or else any module."""
         modules, names = dict(self.probe.model.named_modules()), []
@@ -669,80 +613,14 @@ class _Findings:
                 if axis == "last" and shape[0] == 1:
                     expected = grid.to_tokens(expected.view(grid.shape))
                 others = len(cells) - len(order)
-                if torch.equal(order, expected) and others in (0, grid.num_tokens - count) and self._is_gate(number):
+                if (
+                    torch.equal(order, expected)
+                    and others in (0, grid.num_tokens - count)
+                    and self.graph.is_gate(number)
+                ):
                     names.append(tokens.name)
         kinds = [name for name in names if isinstance(modules[name], (nn.Conv2d, nn.Conv3d, nn.Linear))]
         return next(iter((*kinds, *names)), None)
-
-
-@dataclass(frozen=True)
-class TokenGradients:
-    """What a head reads of the last tokens, if that depends on the clip: the size of the gradient of the outputs.
-
-    Args:
-        attention: number of attention computations in a forward.
-        place: number of the tensor of tokens behind the last of them.
-        axis: ``"last"`` or ``"second"``, the axis of its features.
-        fold: where the examples are in it.
-        tokens: the number of each of its tokens.
-        shares: ``(n, N)``, the share of each of its tokens in those of the sequence.
-    """
-
-    attention: int
-    place: int
-    axis: str
-    fold: Fold
-    tokens: Tensor
-    shares: Tensor | None = None
-
-    def __call__(self, classifier: VideoClassifier, clip: Tensor, *args: Any) -> Tensor:
-        """Return the weight of each token of the sequence, ``(B, N)``: a forward, with gradients in the head alone."""
-        assert self.shares is not None
-        watch = Watch(tail=self.attention, open_tail=True)
-        squares: Any = 0
-        with torch.inference_mode(False), torch.no_grad(), frozen_parameters(classifier), without_compiling():
-            with watch.watching(uncompiled(classifier.module)):
-                outputs: Any = classifier(clip.clone(), *args)
-            tokens: Any = watch.after[self.place].tensor
-            count = outputs[0].numel()
-            for direction in torch.eye(count) if count <= _DIRECTIONS else _signs(count):
-                with torch.enable_grad():
-                    score = (outputs.flatten(1).float() * direction.to(outputs.device)).sum()
-                (gradient,) = torch.autograd.grad(score, tokens, retain_graph=True)
-                gradient = gradient.float().movedim(-1 if self.axis == "last" else 1, -1)
-                squares = squares + gradient.square().sum(-1).flatten()
-        sizes = self.fold.split(squares).sqrt()  # (B, n)
-        return sizes / sizes.sum(1, keepdim=True) @ self.shares.to(sizes)
-
-
-_DIRECTIONS = 8  # in the space of outputs in which gradients are taken; the mean of random ones is that of all
-
-
-def _signs(count: int) -> Tensor:
-    return torch.randint(0, 2, (_DIRECTIONS, count), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-
-
-def _leaves(nodes: Sequence[Any], place: dict[int, int], stop: Any = None, other: bool = False) -> set[int]:
-    """Return the numbers of the leaves below nodes of the autograd graph, on paths that do not pass ``stop``.
-
-    Args:
-        nodes: where to begin.
-        place: number of each leaf by its id.
-        stop: a node that ends a path.
-        other: whether to return -1 for other leaves, such as the clip, instead.
-    """
-    found, seen, stack = set(), set(), [node for node in nodes if node is not None]
-    while stack:
-        node = stack.pop()
-        if node in seen or node == stop:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            number = place.get(id(node.variable), -1)
-            if (number < 0) == other:
-                found.add(number)
-        stack += [following for following, _ in node.next_functions if following is not None]
-    return found
 
 
 def _first_of(group: Tensor) -> Tensor:
@@ -781,13 +659,6 @@ def _same_rows(one: TokenRows, other: TokenRows) -> bool:
         and (one.heads, one.outer, one.order is None, one.axes)
         == (other.heads, other.outer, other.order is None, other.axes)
     )
-
-
-def _pooling(weights: Tensor) -> Pooling:
-    """Return weights of tokens by their name, if they have one."""
-    if float((weights - weights.mean()).abs().max()) < 1e-3 * float(weights.mean()):
-        return "mean"
-    return "cls" if weights[0] > 0.999 else weights
 
 
 def differences(report: Inspection, classifier: VideoClassifier) -> Iterator[str]:

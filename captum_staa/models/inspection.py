@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +36,7 @@ class FoundAttention:
     problem: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What :func:`inspect` found in a model. ``print(report)`` shows it as a table.
 
@@ -54,6 +54,7 @@ class Inspection:
         own: share of the change that is in the token of the changed block. Less than 1 if blocks overlap, as behind
             overlapping convolutions.
         problems: what could not be verified. STAA reads the attention only if there is none.
+        of_rollout: those of the problems that are about the way from layer to layer and to the head alone.
         declared: name of the declared family of the model, or None.
         differences: what the declared family states differently.
         forwards: number of clips that passed through the model.
@@ -65,11 +66,12 @@ class Inspection:
     attention: tuple[FoundAttention, ...] = ()
     grid: TokenGrid | None = None
     coarser: tuple[TokenGrid, ...] = ()
-    reads: Pooling | None = field(default=None, repr=False)
+    reads: Pooling | None = None
     patch_embedding: str | None = None
     certainty: float = float("nan")
     own: float = float("nan")
     problems: tuple[str, ...] = ()
+    of_rollout: tuple[str, ...] = ()
     declared: str | None = None
     differences: tuple[str, ...] = ()
     forwards: int = 0
@@ -78,6 +80,11 @@ class Inspection:
     def ok(self) -> bool:
         """Whether everything that STAA needs was found and verified."""
         return not self.problems
+
+    @property
+    def placed(self) -> bool:
+        """Whether the tokens of all attention layers were found and verified: enough for ``rule="layer_gradients"``."""
+        return self.grid is not None and len(self.problems) == len(self.of_rollout)
 
     @property
     def layers(self) -> list[AttentionLayer]:
@@ -113,7 +120,9 @@ class Inspection:
     def refusal(self) -> str:
         """Return the message for a model that STAA cannot explain."""
         way = (
-            "STAA(mode='relevance') needs no attention layers. " if self.attention else ""
+            f"STAA(mode='relevance') needs no {'rollout' if self.placed else 'attention layers'}. "
+            if self.attention
+            else ""
         ) + "GradCAM, RISE, VideoOcclusion and SpatioTemporalPerturbation work with any network."
         return (
             f"STAA needs a video transformer whose attention and tokens can be verified, got {self.model}: "
@@ -121,7 +130,13 @@ class Inspection:
             f"know better can be stated with a captum_staa.models.Family."
         )
 
+    def __repr__(self) -> str:
+        """Return one line. ``print(report)`` shows the table."""
+        seen = f"{len(self.layers)} of {len(self.attention)} attention layers verified, grid={self.grid}"
+        return f"{type(self).__name__}({self.model}, {seen}, ok={self.ok}; print it for the table)"
+
     def __str__(self) -> str:
+        """Return the table of everything that was found."""
         lines = [f"{self.model}, clips of (T, H, W) = {self.size} in layout {self.layout}; {self.forwards} clips run"]
         head = ("", "module", "backend", "attention", "rows", "queries x keys", "heads", "certainty")
         rows = [
@@ -155,7 +170,9 @@ class Inspection:
             agrees = "agrees" if not self.differences else "differs: " + "; ".join(self.differences)
             lines.append(f"declared family {self.declared!r}: {agrees}")
         lines += [f"not verified: {problem}" for problem in self.problems]
-        relevance = "relevance, but not attention; see above" if self.attention else "see above; other methods work"
+        relevance = "see above; other methods work"
+        if self.attention:
+            relevance = f"relevance{' and layer gradients' * self.placed}, but not attention; see above"
         lines.append("STAA: " + ("attention and relevance" if self.ok else relevance))
         return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -26,6 +26,7 @@ from captum_staa.models.token_positions import (
     every_second,
     in_order,
     lattice,
+    ordered_positions,
     positions,
     ramps,
     read_digits,
@@ -33,6 +34,7 @@ from captum_staa.models.token_positions import (
 )
 
 BUDGET = 40  # clips that pass through the model
+_LEFT = 6  # of them, for what follows once tokens with pixels have been placed
 CHUNK = 2  # clips per forward
 _SETS = (0.5, 0.5, 0.1, 0.0, 0.0)  # densities of the random sets of cells; 0 is a single one
 _AGAIN = [0, 2, 3]  # of the sets that are also changed in a second clip
@@ -204,23 +206,30 @@ class Probe:
                 "no query, key or value depends on the pixels before attention, so tokens are text or learned ones."
             )
             return None
-        cells = self._lattice(self.run(ramps(self.size), self._along))
+        along = self.run(ramps(self.size), self._along)
+        cells, even = self._lattice(along)
         if cells is None:
             return None
-        masks, meaning = digits(cells, self.size, base)
-        shares = self.run(masks, self._along)
+        # Digits are exact for tokens of even cells. Others are placed by their order on the ramps, without more clips.
+        masks, meaning = digits(cells, self.size, base) if even else (torch.zeros(0, *self.size), [])
+        shares = self.run(masks, self._along) if meaning else {}
         masks, chosen = codes(cells, self.size, _SETS)
         sizes = self.run(masks, self._size)
+        counts = torch.tensor([axis.count for axis in cells])
         for key, each in self.fields.items():
-            fits = key in sizes and (key in shares or not len(meaning))
             each.found = None
-            if fits:
-                no_digits = torch.zeros(0, *each.change.alive.shape)
-                centers = read_digits(shares.get(key, no_digits), meaning)
-                each.found = positions(each.change, centers, cells, sizes[key], chosen)
+            if key not in sizes or key not in along or (meaning and key not in shares):
+                continue
+            on_ramps = along[key].cpu().movedim(0, -1)
+            centers = on_ramps * counts
+            if even:
+                centers = read_digits(shares.get(key, torch.zeros(0, *each.change.alive.shape)), meaning)
+            each.found = positions(each.change, centers, on_ramps, cells, sizes[key], chosen)
         self._fill(sizes)
         if self._certain():
-            self._check(masks)
+            if even:
+                self._check(masks)
+            self._follow(sizes, chosen)
             return cells if self._certain() else None
         return None
 
@@ -232,6 +241,54 @@ class Probe:
             if bool(each.change.alive.any()) and not (each.found is not None and each.found.certain):
                 same = (same_positions(other, each.change, size) for other in placed)
                 each.found = next(filter(None, same), each.found)
+
+    def _follow(self, sizes: dict[Key, Tensor], chosen: Tensor) -> None:
+        """Place tokens that see too many cells, as behind many overlapping poolings, by the layers before them.
+
+        What the attention of placed queries adds is changed instead of pixels. From one layer to the next, tokens see
+        few other ones.
+        """
+        sources: set[int] = set()
+        while self.forwards + 4 <= BUDGET - _LEFT:
+            missing = [
+                key
+                for key in sizes
+                if bool(self.fields[key].change.alive.any()) and not _is_placed(self.fields[key]) and key[0] != "before"
+            ]
+            first = min((self.tail if key[0] == "after" else key[1] for key in missing), default=0)
+            placed = [n for n in range(first) if _is_placed(self.fields.get(("queries", n, "")))]
+            if not placed or placed[-1] in sources:
+                return
+            sources.add(placed[-1])
+            self._place_behind(placed[-1], missing, sizes, chosen)
+
+    def _place_behind(self, source: int, missing: Sequence[Key], sizes: dict[Key, Tensor], chosen: Tensor) -> None:
+        """Place tokens by changes of the results of one attention that rise along the cells of its queries."""
+        queries, values = self.fields["queries", source, ""].found, self.fields["values", source, ""]
+        assert queries is not None
+        counts = queries.counts
+        steps = torch.unravel_index(queries.cells.clamp(min=0), counts)
+        along = [(step + 0.5) / count for step, count in zip(steps, counts, strict=True)]
+        marks = torch.stack([torch.ones(queries.cells.shape), *along]) * (queries.cells >= 0)  # (4, L1, Q)
+        scale, raw = 0.02 * float(values.base.std()), dict[Key, list[Tensor]]()
+        for part in marks.split(CHUNK):
+
+            def bump(at: int, shape: tuple[int, int, int], part: Tensor = part) -> Tensor | None:
+                if at != source:
+                    return None
+                noise = torch.randn(*part.shape[1:], shape[-1], generator=torch.Generator().manual_seed(1))
+                return values.fold.join(noise * part[..., None]) * scale
+
+            unchanged = torch.zeros(len(part), *self.size)
+            for key, change in self.run(unchanged, lambda key, seen: seen - self.fields[key].base, bump).items():
+                raw.setdefault(key, []).append(change.cpu())
+        for key in missing:
+            each = self.fields[key]
+            whole, *ramped = torch.cat(raw[key]).unbind(0)
+            moved = Change.of(torch.zeros_like(whole), whole, self.rounding)
+            if torch.equal(moved.alive, each.change.alive.cpu()):
+                shares = moved.along(torch.stack(ramped)).movedim(0, -1)
+                each.found = ordered_positions(shares, moved.alive, queries.grid, sizes[key], chosen)
 
     def _certain(self) -> bool:
         """Whether the tokens of the first attention have been placed; otherwise note why not."""
@@ -296,38 +353,29 @@ class Probe:
         first = min(number for (_, number, _), _ in alive)
         return [(key, each) for key, each in alive if key[1] == first]
 
-    def _lattice(self, shares: dict[Key, Tensor]) -> Cells | None:
-        """Return the finest cells that ramps show."""
-        fits: list[Cells] = []
+    def _lattice(self, along: dict[Key, Tensor]) -> tuple[Cells | None, bool]:
+        """Return the finest cells that ramps show, and whether centers are even. If not, tokens follow in order."""
+        even: list[Cells] = []
+        ordered: list[Cells] = []
         for key, each in self._first_fields():
-            if key in shares:
-                along = shares[key][:, each.change.alive].cpu()  # (3, M)
-                t, h, w = (lattice(share * length, length) for share, length in zip(along, self.size, strict=True))
-                if t is not None and h is not None and w is not None:
-                    fits.append((t, h, w))
-        if not fits:
-            return self._ordered(shares)
+            if key not in along:
+                continue
+            shares = along[key][:, each.change.alive].cpu()  # (3, M)
+            t, h, w = (lattice(share * length, length) for share, length in zip(shares, self.size, strict=True))
+            if t is not None and h is not None and w is not None:
+                even.append((t, h, w))
+            elif (found := in_order(along[key].cpu().movedim(0, -1), each.change.alive.cpu(), self.size)) is not None:
+                ordered.append(found[1])
         # Tokens may begin before the frame, as behind a padded convolution, but not behind its first pixels.
-        fits = [axes for axes in fits if all(axis.start < 0.3 * axis.side for axis in axes)]
-        if not fits:
-            self._unplaced("not from the first pixel on")
-            return None
-        best = max(fits, key=lambda axes: prod(axis.count for axis in axes))
+        from_first = [axes for axes in even if all(axis.start < 0.3 * axis.side for axis in axes)]
+        if not from_first and not ordered:
+            self._unplaced("not from the first pixel on" if even else "on no even grid")
+            return None, False
+        best = max(from_first + ordered, key=lambda axes: prod(axis.count for axis in axes))
+        if best not in from_first:
+            return best, False
         t, h, w = (self._sharpest(place, cells_in_pixels(axis, self.size[place])) for place, axis in enumerate(best))
-        return t, h, w
-
-    def _ordered(self, shares: dict[Key, Tensor]) -> Cells | None:
-        """Return the finest cells that tokens follow in order, if their centers are on no even grid."""
-        found = [
-            in_order(shares[key].cpu().movedim(0, -1), each.change.alive.cpu(), self.size)
-            for key, each in self._first_fields()
-            if key in shares
-        ]
-        grids = [each[1] for each in found if each is not None]
-        if not grids:
-            self._unplaced("on no even grid")
-            return None
-        return max(grids, key=lambda axes: prod(axis.count for axis in axes))
+        return (t, h, w), True
 
     def _sharpest(self, place: int, axes: list[Axis]) -> Axis:
         """Return the cells along an axis that change tokens either as a whole or not at all."""
@@ -340,6 +388,10 @@ class Probe:
 
     def name_of(self, seen: SeenAttention) -> str:
         return next(name for name, each in self.model.named_modules() if each is seen.module)
+
+
+def _is_placed(tokens: Field | None) -> bool:
+    return tokens is not None and tokens.found is not None and tokens.found.certain
 
 
 def _tensors_of(watch: Watch) -> dict[Key, Tensor]:

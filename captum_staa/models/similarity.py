@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_staa._utils.model_state import uncompiled
+from captum_staa._utils.model_state import eval_mode, uncompiled
+from captum_staa.models.families import find_transformer
 from captum_staa.models.outputs import OutputKey, find_outputs, tensors_in
 
 # Where encoders return the embedding of a clip, the most specific first. Tokens are averaged.
@@ -95,10 +97,42 @@ def embedding_in(returned: Any, batch: int, key: OutputKey | None = None) -> Ten
     return values
 
 
-def two_towers(model: Any) -> Any:
-    """Return the text encoder of a model that embeds clips and texts independently, or None."""
-    joint = hasattr(model, "prompts_generator")  # X-CLIP adds to texts what it sees in the clip
-    return None if joint else getattr(model, "get_text_features", None)
+def references_of(
+    encoder: nn.Module, to: Tensor | Mapping[str, Tensor], embed: Callable[[Tensor], Tensor]
+) -> Tensor | Mapping[str, Tensor]:
+    """Return what :class:`Similarity` compares clips with: embeddings ``(K, D)``, or texts that depend on the clip.
+
+    Args:
+        encoder: as for :class:`Similarity`.
+        to: embeddings, reference clips, or the tensors of texts, as for :meth:`VideoClassifier.similarity`.
+        embed: function from reference clips to their embeddings.
+
+    Raises:
+        TypeError: ``encoder`` is not a module, or ``to`` is neither a tensor nor a mapping of tensors.
+        ValueError: ``to`` has another shape, or the encoder has no texts.
+    """
+    if not isinstance(encoder, nn.Module):
+        raise TypeError(f"encoder must be an nn.Module, got {type(encoder).__name__}. Pass the loaded model.")
+    if not isinstance(to, (Tensor, Mapping)):
+        raise TypeError(
+            f"to must be a tensor of embeddings or clips, or a mapping of the tensors of texts, got "
+            f"{type(to).__name__}. Pass texts as tokenizer(texts, padding=True, return_tensors='pt')."
+        )
+    with eval_mode(encoder), torch.no_grad():
+        if isinstance(to, Mapping):
+            model: Any = uncompiled(encoder)
+            _check_texts(model, to)
+            if hasattr(model, "prompts_generator") or not hasattr(model, "get_text_features"):
+                return to  # X-CLIP adds to texts what it sees in the clip
+            to = embedding_in(model.get_text_features(**to), len(next(iter(to.values()))))
+        elif to.ndim == 5:
+            to = embed(to)
+    if to.ndim not in (1, 2) or not to.is_floating_point():
+        raise ValueError(
+            f"to must be floating-point embeddings (K, D) or clips with five axes, got {to.dtype} of shape "
+            f"{tuple(to.shape)}. Pass, e.g., model.get_text_features(**tokens).pooler_output, or a reference clip."
+        )
+    return to.detach().clone().reshape(-1, to.shape[-1])
 
 
 def clip_keyword(model: nn.Module) -> str | None:
@@ -110,12 +144,14 @@ def clip_keyword(model: nn.Module) -> str | None:
 def sizes_in_config(model: nn.Module) -> dict[str, Any]:
     """Return layout, number of frames and size of clips of an encoder of transformers, as far as its config has them.
 
+    Nothing if it is of a known family, which states them.
+
     Example:
         >>> sizes_in_config(nn.Linear(1, 1))
         {}
     """
     config = getattr(uncompiled(model), "config", None)
-    if not hasattr(config, "model_type"):
+    if not hasattr(config, "model_type") or find_transformer(model) is not None:
         return {}
     vision: Any = getattr(config, "vision_config", config)
     sizes: dict[str, Any] = {"layout": "BTCHW", "num_frames": getattr(vision, "num_frames", None)}
@@ -124,7 +160,7 @@ def sizes_in_config(model: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in sizes.items() if value is not None}
 
 
-def check_texts(model: nn.Module, texts: Mapping[str, Any]) -> None:
+def _check_texts(model: nn.Module, texts: Mapping[str, Any]) -> None:
     """Raise unless a model takes these texts, ``(K, n)`` each, beside clips."""
     if clip_keyword(model) is None or "input_ids" not in signature(model.forward).parameters:
         raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor
 CERTAIN = 0.9  # how often a changed block must change its own token most if blocks overlap
 FOLLOWS = 0.9  # the least correlation of centers with the order of cells along an axis
 OFF = 0.75  # cells, by which centers must be closer to the cells that they follow
+UNEVEN = 0.3  # cells, by which distances between lines of centers may differ from each other
 OWN = 0.03  # the least share of a change in the token of the changed block
 
 
@@ -133,11 +134,31 @@ def in_order(centers: Tensor, alive: Tensor, lengths: Sequence[int]) -> tuple[Te
 
 
 def _follows(centers: Tensor, cells: Tensor) -> float:
-    """Return the correlation of centers with cells, or 0 if they are off by a cell, as those of swapped neighbors."""
-    one, other = centers - centers.mean(), cells - cells.mean()
-    correlation = float((one * other).sum() / (one.norm() * other.norm()).clamp(min=1e-12))
-    off = float(other.square().mean().sqrt()) * max(1 - correlation**2, 0) ** 0.5
-    return correlation if off < OFF * correlation else 0.0
+    """Return the correlation of centers, from 0 to 1, with cells 0, 1, ...
+
+    0 if single centers are off by a cell, as those of swapped neighbors; or if all are, as those of a model that crops.
+    """
+    count = int(cells.max()) + 1
+    off = centers * count - 0.5 - cells
+    slope, start = _line(off, cells)
+    scatter = float((off - off.mean() - slope * (cells - cells.mean())).square().mean().sqrt())
+    if scatter > OFF * (1 + slope):
+        return 0.0
+    inside = (cells > 0) & (cells < count - 1)  # centers at the edges are moved inwards where blocks overlap
+    slope, start = _line(off[inside], cells[inside]) if count > 2 else (slope, start)
+    ends = start - 0.5 * slope, start + (count - 0.5) * slope  # how far the first cell begins, and the last ends, away
+    lines = torch.stack([off[cells == cell].mean() for cell in range(count)])
+    uneven = (lines[1:-1].diff() - slope).abs()  # of the distances between lines of cells
+    if max(map(abs, ends)) > OFF or bool((uneven > UNEVEN).any()):
+        return 0.0
+    return float(torch.corrcoef(torch.stack([centers, cells]))[0, 1])
+
+
+def _line(off: Tensor, cells: Tensor) -> tuple[float, float]:
+    """Return the slope of a line through offsets of cells 0, 1, ..., and its offset at cell 0."""
+    places = cells - cells.mean()
+    slope = float((places * off).sum() / places.square().sum().clamp(min=1e-12))
+    return slope, float(off.mean() - slope * cells.mean())
 
 
 def cells_in_pixels(found: Axis, length: int) -> list[Axis]:
@@ -267,12 +288,16 @@ class Positions:
         return t, h, w
 
 
-def positions(change: Change, centers: Tensor, cells: Cells, sizes: Tensor, chosen: Tensor) -> Positions | None:
+def positions(
+    change: Change, centers: Tensor, on_ramps: Tensor | None, cells: Cells, sizes: Tensor, chosen: Tensor
+) -> Positions | None:
     """Return the position of each token, or None if no regular grid fits.
 
     Args:
         change: of the tokens.
         centers: ``(..., 3)`` of the tokens, in units of the finest cells.
+        on_ramps: the same in units of the axes' length, from ramps. A token that sees several cells has no digits: at
+            the cell where a digit begins again, its center is read wrongly. On a ramp it is not.
         cells: the finest cells.
         sizes: ``(m, ...)``, the size of the change of each token in each random set.
         chosen: ``(m, t, h, w)``, the finest cells in each random set.
@@ -293,11 +318,25 @@ def positions(change: Change, centers: Tensor, cells: Cells, sizes: Tensor, chos
             found = _verified(sizes, *_placed(torch.where(alive, index, -1), grid, chosen))
         if apart and found is not None and found.certain:
             return found
-    counts = [axis.count for axis in cells]
-    ordered = in_order(centers / torch.tensor(counts), alive, counts)
+    t, h, w = (Axis(axis.count, 1) for axis in cells)
+    return found if on_ramps is None else ordered_positions(on_ramps, alive, (t, h, w), sizes, chosen) or found
+
+
+def ordered_positions(on_ramps: Tensor, alive: Tensor, cells: Cells, sizes: Tensor, chosen: Tensor) -> Positions | None:
+    """Return the position of each token of :func:`in_order`, or None.
+
+    Args:
+        on_ramps: ``(..., 3)``, the centers in units of the axes' length.
+        alive: ``(...)``, whether a token has pixels.
+        cells: that the axes consist of, in units of the finest cells.
+        sizes, chosen: as for :func:`positions`.
+    """
+    ordered = in_order(on_ramps, alive, [axis.count for axis in cells])
     if ordered is None:
-        return found
-    index, grid, correlation = ordered
+        return None
+    index, (t, h, w), correlation = ordered
+    sides = [axis.side * unit.side for axis, unit in zip((t, h, w), cells, strict=True)]
+    grid = Axis(t.count, sides[0]), Axis(h.count, sides[1]), Axis(w.count, sides[2])
     found = _verified(sizes, *_placed(index, grid, chosen))
     return replace(found, certainty=correlation, exact=correlation, ordered=True)
 

@@ -11,6 +11,8 @@ Steps = tuple[int, int, int]
 class PooledAttention(nn.Module):
     """Queries, keys and values behind strided depthwise convolutions; the class token passes them by."""
 
+    graph = False  # whether ``matrix`` keeps its autograd graph
+
     def __init__(self, width: int, heads: int, of_queries: Steps, of_keys: Steps) -> None:
         super().__init__()
         self.heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
@@ -27,7 +29,7 @@ class PooledAttention(nn.Module):
             self.pooled(part, grid, pool, norm) for part, pool, norm in zip(parts, self.pools, self.norms, strict=True)
         )
         attention = (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).softmax(-1)
-        self.matrix = attention.detach()
+        self.matrix = attention if self.graph else attention.detach()
         out = attention @ v
         out = torch.cat([out[:, :, :1], out[:, :, 1:] + q[:, :, 1:]], 2)  # MViT 2: residual queries, but not the class
         return self.proj(out.transpose(1, 2).flatten(2)), size
@@ -82,6 +84,8 @@ class MViT(nn.Module):
 
 
 class WindowAttention(nn.Module):
+    graph = False
+
     def __init__(self, width: int, heads: int, size: int) -> None:
         super().__init__()
         self.heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
@@ -94,7 +98,7 @@ class WindowAttention(nn.Module):
         if mask is not None:  # (windows, n, n)
             scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
         attention = scores.softmax(-1)
-        self.matrix = attention.detach()
+        self.matrix = attention if self.graph else attention.detach()
         return self.proj((attention @ v).transpose(1, 2).flatten(2))
 
 

@@ -154,7 +154,7 @@ def test_names_and_error_messages():
         STAA(clf, "attention", "all", Focus())  # options after the layers are keyword-only
     for options, error, words in (
         ({"mode": "attenton"}, ValueError, "'attention', 'relevance', got 'attenton'"),
-        ({"rule": "lrp"}, ValueError, "'decomposition', 'chefer', got 'lrp'"),
+        ({"rule": "lrp"}, ValueError, "'decomposition', 'chefer', 'layer_gradients', got 'lrp'"),
         ({"mode": "attention", "upsampling": "cubic"}, ValueError, "'trilinear', 'nearest', got 'cubic'"),
         ({"mode": "attention", "layers": "last"}, ValueError, "'mean', 'all', got 'last'"),
         (

@@ -412,6 +412,19 @@ def test_blended_objects_have_the_brightness_and_the_blur_of_the_footage(task, l
     assert torch.equal(clips[:, :, :, others], planted.without_rivals(slice(6))[:, :, :, others])
 
 
+@pytest.mark.parametrize("level", [0, 30, 128, 255])
+def test_no_part_of_a_blended_texture_looks_like_the_background(level: int) -> None:
+    """Otherwise one could not tell on which side of an object its visible part is, which is the class."""
+    options = SceneOptions(noise=0.0, contrast=0.2, blend=True)
+    footage = torch.full((20, 60, 60, 3), level, dtype=torch.uint8)
+    planted = PlantedClips(3, 8, scene=options, background=footage)
+    for index in range(8):
+        clip, _, truth = planted[index]
+        levels = (clip * 0.5 + 0.5).mean(1)[truth] * 255
+        parts = levels.quantile(torch.tensor([0.1, 0.9])) - level
+        assert (parts.abs() > 0.2 * 255 / 4).all() and parts[1] - parts[0] > 0.2 * 255
+
+
 def test_blended_evidence_is_still_the_texture_of_its_class() -> None:
     options = SceneOptions(noise=0.0, contrast=0.2, blend=True)
     planted = PlantedClips(3, 12, scene=options, background=real_footage(60, 190, soft=2.0))

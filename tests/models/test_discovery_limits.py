@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -528,3 +530,27 @@ def test_a_maximum_takes_the_tokens_that_hold_it() -> None:
     winners = model.norm(model.run(x)).argmax(1)  # (B, D)
     sizes = torch.zeros(2, 25).scatter_add(1, winners, model.head.weight.square().sum(0).expand(2, -1)).sqrt()
     torch.testing.assert_close(weights, (sizes / sizes.sum(1, keepdim=True)).detach())
+
+
+@pytest.mark.parametrize("kind", [Parallel, ReadsTwoLayers])
+def test_layer_gradients_need_no_way_from_layer_to_layer(kind: type[PlainViT]) -> None:
+    model = randomize(kind(), 0)
+    clf, clip = VideoClassifier(model, layout="BCTHW"), clip_of("BCTHW")
+    report = models.inspect(clf, clip)
+    assert not report.ok and report.placed and "layer gradients, but not attention" in str(report)
+    with pytest.raises(ValueError, match="needs no rollout"):
+        STAA(clf, rule="chefer").attribute(clip, target=1)
+    found = STAA(clf, rule="layer_gradients", upsampling="nearest").attribute_maps(clip, target=1).joint
+    seen: list[Tensor] = []
+    with mock.patch.object(F, "scaled_dot_product_attention", partial(_kept, seen)), torch.enable_grad():
+        score = clf(clip.clone().requires_grad_())[:, 1].sum()
+        gradients = torch.autograd.grad(score, seen)
+    layers = [(a * g).clamp(min=0).mean((1, 2))[:, -24:] for a, g in zip(seen, gradients, strict=True)]
+    tokens = torch.stack(layers).sum(0).detach()
+    expected = torch.kron(report.grid.to_grid(tokens), torch.ones(1, 2, 8, 8)) / 128
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+
+
+def _kept(seen: list[Tensor], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    seen.append((query @ key.mT * query.shape[-1] ** -0.5).softmax(-1))
+    return seen[-1] @ value

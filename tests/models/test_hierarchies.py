@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hierarchical_models import MViT, Swin, WindowBlock
 from tiny_models import randomize
@@ -11,6 +12,7 @@ from torch import Tensor
 from undeclared_models import clip_of
 
 from captum_staa import STAA, TokenGrid, VideoClassifier, models
+from captum_staa.models.token_positions import in_order
 
 SIZE = (8, 32, 32)
 
@@ -89,6 +91,30 @@ def test_mvit_is_rolled_out_through_pooled_queries_keys_and_residuals() -> None:
     assert expected.std() > 0.1 * expected.mean()
 
 
+# centers of 8 cells, in cells: as measured behind overlapping convolutions, cropped by a cell, and of swapped neighbors
+@pytest.mark.parametrize(
+    ("centers", "placed"),
+    [
+        ([0.3, 0.71, 1.66, 2.71, 3.65, 4.72, 5.58, 6.11], True),
+        ([0.9, 1.67, 2.45, 3.2, 3.98, 4.75, 5.5, 6.3], False),
+        ([0.27, 1.04, 1.49, 2.97, 3.35, 4.93, 5.33, 6.0], False),
+    ],
+)
+def test_centers_must_follow_the_cells_from_the_first_to_the_last_pixel(centers: list[float], placed: bool) -> None:
+    rows = (torch.arange(8) + 0.5) / 8
+    columns = (torch.tensor(centers) + 0.5) / 8
+    tokens = torch.cartesian_prod(torch.tensor([0.2, 0.4, 0.65, 0.8]), rows, columns)  # (t * h * w, 3), 4 time steps
+    found = in_order(tokens, torch.ones(len(tokens), dtype=torch.bool), (8, 32, 32))
+    assert (found is not None) == placed
+    if found is not None:
+        index, cells, _ = found
+        assert torch.equal(index, torch.arange(256)) and [(axis.count, axis.side) for axis in cells] == [
+            (4, 2),
+            (8, 4),
+            (8, 4),
+        ]
+
+
 class Swaps(MViT):
     """Neighbors change their places."""
 
@@ -111,4 +137,49 @@ def test_swin_is_rolled_out_through_windows_shifts_and_merged_patches() -> None:
     clf(clip)
     expected = of_swin(clf.module)
     torch.testing.assert_close(found, torch.kron(expected, torch.ones(1, 2, 4, 4)) / 32, rtol=1e-4, atol=1e-8)
+    assert expected.std() > 0.1 * expected.mean()
+
+
+def weighted_attention(model: Any, clip: Tensor, target: int) -> list[Tensor]:
+    """Return the positive part of gradient times attention of each layer, averaged over heads and queries."""
+    attention = [module for module in model.modules() if hasattr(module, "matrix")]
+    for module in attention:
+        module.graph = True
+    with torch.enable_grad():
+        score = model(clip.requires_grad_())[:, target].sum()
+        matrices = [module.matrix for module in attention]
+        gradients = torch.autograd.grad(score, matrices)
+    return [(a * g).clamp(min=0).mean((1, 2)).detach() for a, g in zip(matrices, gradients, strict=True)]
+
+
+def enlarged(cells: Tensor) -> Tensor:
+    """Repeat ``(B, t, h, w)`` to patches of 2 x 4 x 4 pixels, and divide by their number of pixels."""
+    _, t, h, w = cells.shape
+    return torch.kron(cells, torch.ones(1, 8 // t, 32 // h, 32 // w)) / 32
+
+
+def test_layer_gradients_of_mvit_are_each_on_the_grid_of_their_keys() -> None:
+    clf, clip = found_in(randomize(MViT(), 0, 0.2))
+    found = STAA(clf, rule="layer_gradients", upsampling="nearest").attribute_maps(clip, target=1).joint
+    layers = weighted_attention(clf.module, clip.clone(), 1)  # without the class token:
+    sides = [(2, 2), (4, 4), (2, 2)]
+    maps = [enlarged(layer[:, 1:].view(-1, 4, *grid)) for layer, grid in zip(layers, sides, strict=True)]
+    expected = torch.stack(maps).sum(0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-12)
+    assert expected.std() > 0.1 * expected.mean()
+
+
+def test_layer_gradients_of_swin_are_those_of_the_windows() -> None:
+    clf, clip = found_in(randomize(Swin(), 0, 0.2))
+    found = STAA(clf, rule="layer_gradients", upsampling="nearest").attribute_maps(clip, target=1).joint
+    layers, expected = weighted_attention(clf.module, clip.clone(), 1), torch.zeros(())
+    for block, layer, size in zip(
+        [*clf.module.first, *clf.module.second], layers, [(4, 8, 8)] * 2 + [(4, 4, 4)] * 2, strict=True
+    ):
+        count = size[0] * size[1] * size[2]
+        places = block.windows(torch.arange(count).view(1, *size, 1))[..., 0].flatten()
+        cells = torch.zeros(len(clip), count)
+        cells[:, places] = layer.view(len(clip), -1)
+        expected = expected + enlarged(cells.view(-1, *size))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-12)
     assert expected.std() > 0.1 * expected.mean()
