@@ -195,7 +195,7 @@ def _rollout_of_windows(s: Subject) -> Tensor:
 
 
 def _rollout_of_pools(s: Subject) -> Tensor:
-    """Carry the weight of the class token back through pooled attention. A pooled token stands evenly for its patches."""
+    """Carry the class token's weight back through pooled attention. A pooled token stands evenly for its patches."""
     net, grids = _eager(s), []
     for module in net.modules():
         if type(module).__name__ == "MultiscaleAttention":
