@@ -77,9 +77,8 @@ python benchmarks/comparison_scale.py --out runs
 
 ## How results are stored
 
-The folder `--out` has one file of records per process, `entries/00000.jsonl` and so on, besides `settings.json`, the
-pictures of the first clip and, at the end, the tables. Each finished pair of clip and method is one line of JSON with a
-checksum, which is appended when it is finished:
+The folder `--out` has one file of records per process, `entries/00000.jsonl` and so on. Each finished pair of clip and
+method is appended as one line of JSON with a checksum:
 
 ```json
 {{"checksum":"6c0f0a57c2b1d3e4","entry":{{"index":3,"clip":"a.mp4","method":"STAA","values":{{"auroc":0.91}}}}}}
@@ -87,24 +86,17 @@ checksum, which is appended when it is finished:
 
 The checksum is the first 16 digits of the SHA-256 of the text after `"entry":`, up to the last brace.
 
-- A killed process leaves at most one incomplete line, at the end of its file. A line with a wrong checksum counts as
-  missing, and is computed again by the next start with `--resume`. No line is ever changed.
-- JSON lines are read by every language, and by eye. A Parquet file has its index at the end, so the file of a killed
-  process cannot be read. SQLite relies on locks that network disks often lack, and one damaged page may hide many
-  rows.
-- On a full disk, the incomplete line is removed and the run ends with an error. Free space, and resume.
-- A second start in the same folder is refused as long as a process of the first one lives. The lock ends with its
-  process, so a killed run needs no cleaning up. On disks without locks, a warning says so.
-- At the start and at the end, the first process reads all files in one pass. The others get a list of what is done, and
-  the finished table, as arrays: nine bytes per number.
+- A killed process leaves at most one incomplete line. A line with a wrong checksum counts as missing, and the next
+  start with `--resume` computes it again. On a full disk, the run ends with an error: free space, and resume.
+- A second start in the same folder is refused as long as a process of the first one lives. On disks without locks, a
+  warning says so.
 
 ## A simulated run
 
-The model, the methods and the metrics are replaced by functions that cost nothing. So what is measured is `compare`
+The model, the methods and the metrics are replaced by functions that cost nothing, so this measures `compare`
 itself: {records} records. The records of the first {filled} clips are copies of a run of {period} clips; the processes
-find them, compute the last {last} clips, and gather the table of all. Every process runs on the same two cores of a
-busy machine. Processor time does not depend on that, so it is given for the first process; in brackets is the time on
-the clock.
+find them, compute the last {last} clips, and gather the table of all. All run on two
+cores of a busy machine; the time is processor time of the first process, and in brackets that on the clock.
 
 | processes | files | size | highest memory of a process | time until the first new clip |
 |---|---|---|---|---|
@@ -158,8 +150,8 @@ srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 4 --max-restarts 3 \\
     --device cuda --out "$out" --resume
 ```
 
-`--resume` starts a new run if the folder is empty. So the same script starts, restarts and, with another number of
-machines, continues a run. If the time limit ends the job, submit it again.
+`--resume` starts a new run if the folder is empty, so the same script starts and continues a run, also with another
+number of machines. If the time limit ends the job, submit it again.
 
 ## Memory and network
 
@@ -167,7 +159,7 @@ A GPU needs memory for the model, and for {copies} changed clips (`perturbations
 With gradients, the activations need about 14 times the memory of a plain forward for VideoMAE-base ([Cost](cost.md)).
 STAA stores a matrix of tokens by tokens for each layer, 12 x 9.4 MiB.
 
-Processes exchange a few short messages at the start, and the table at the end. Each clip is read once, by one process.
+Each clip is read once, by one process.
 A video of Kinetics has about 1 to 3 MB, so {clips} videos have 20 to 60 GB. Over {each:.0f} hours, this is at most a
 few MB per second.
 
@@ -175,19 +167,20 @@ few MB per second.
 
 - Memory of every process grows with clips x methods x metrics, nine bytes each. For ten times as many clips, run parts
   of them into separate folders, and join their `rows.csv`.
-- Each process decodes videos between the calls of the model. Compared with thousands of forwards, the time for
-  decoding is negligible. With STAA only, and no metric that changes the clip, it is not negligible.
+- Each process decodes videos between the calls of the model. With STAA only, and no metric that changes the clip, this
+  takes a large part of the time.
 """
 
 
 REPORTED = """Starting a finished run again takes {tables:.0f} s of processor time. The tables, pictures and the report
 take another {report:.0f} s, with at most {peak:.0f} MiB; `rows.csv` has {csv:.0f} MiB and `comparison.json` {json:.0f}
 MiB."""
-KILLED = """**Killed.** A run of {clips} clips with two processes was killed with SIGKILL at {kills} random moments, and
-resumed each time. After {cut} of the kills, a random number of bytes was also cut from the end of a file. One start had
-a full disk, a second start in the same folder was refused, and before the last start one byte in the middle of a file
-was changed. The final table is that of an undisturbed run with one process. Complete records when it was killed:
-{complete}. Few records mean that the kills came while the processes started."""
+KILLED = """**Killed.** A run of {clips} clips with two processes was killed with SIGKILL at {kills} moments spread over
+the run, and resumed each time. After {cut} of the kills, a random number of bytes was also cut from the end of a file.
+One start had a full disk, a second start in the same folder was refused, and before the last start one byte in the
+middle of a file was changed. The finished run was killed {reports} more times while it read its records, gathered the
+table or wrote tables, pictures and the report. The final table is that of an undisturbed run with one process, and the
+folder has the same files. Complete records of {records} when it was killed: {complete}."""
 
 
 class Counted:
@@ -522,38 +515,38 @@ def reported_run(out: Path, clips: int) -> dict[str, Any]:
 
 
 def troubled_run(folder: Path, clips: int, kills: int, seed: int) -> dict[str, Any]:
-    """A run with two processes: killed at random moments, half-written records, a full disk, and a second start.
+    """A run with two processes: killed at all parts of the run, half-written records, a full disk, and a second start.
 
-    After each kill, one file loses a random number of its last bytes. Before the last start, a byte in the middle of
-    the first file is changed. The table must be that of a run of one process without trouble.
+    Each kill comes a random time after a share of all records was written, from none to all of them. After each kill,
+    one file loses a random number of its last bytes. Before the last start, a byte in the middle of the first file is
+    changed. Then the writing of tables, pictures and the report is killed half as often. The table must be that of a
+    run of one process without trouble, and the folder must have the same files.
     """
     shutil.rmtree(folder, ignore_errors=True)
     plain, run = folder / "plain", folder / "run" / "run"
     plain.mkdir(parents=True)
     run.parent.mkdir()
-    began = time.monotonic()
-    expected = Ranks(Start(plain, clips, 1), "fork").finished()
-    longest = (time.monotonic() - began) / kills  # so that about half of the run is done after all kills
+    expected = Ranks(Start(plain, clips, 1, report=True), "fork").finished()
+    whole = _written(plain / "run")
     random_moments = random.Random(seed)
     start = Start(run.parent, clips, 2)
     found: dict[str, Any] = {"kills": 0, "full disk": 0, "refused": 0, "cut": 0, "complete at kill": []}
-    with tqdm(total=kills, desc="kills") as bar:
+    with tqdm(total=kills + kills // 2, desc="kills") as bar:
         while found["kills"] < kills:
             if found["kills"] == kills // 2 and not found["full disk"]:
                 limit = _size(run) + random_moments.randrange(10_000)
                 errors = [each.get("error", "") for each in Ranks(replace(start, full_after=limit), "fork").results()]
                 assert any("File too large" in error for error in errors), errors
                 found["full disk"] += 1
-            ranks = Ranks(start, "fork")
-            holder = f"process {ranks.processes[0].pid} "
-            lock = run / ".lock"
-            while not (lock.is_file() and lock.read_text().startswith(holder)):  # until it has begun
-                time.sleep(0.01)
+            ranks = _begun(start, run)
             if not found["refused"]:
                 (second,) = Ranks(replace(start, world=1), "fork").results()
                 assert "no other run uses" in second.get("error", ""), second
                 found["refused"] += 1
-            if ranks.wait(random_moments.uniform(0, 2 * longest)):
+            share = found["kills"] / kills
+            while _written(run) < share * whole and not ranks.wait(0):
+                time.sleep(0.01)
+            if ranks.wait(random_moments.uniform(0, 0.5)):
                 break  # finished before so many kills
             ranks.kill(random_moments.randrange(2))
             found["kills"] += 1
@@ -564,17 +557,45 @@ def troubled_run(folder: Path, clips: int, kills: int, seed: int) -> dict[str, A
                 path = random_moments.choice(files)
                 os.truncate(path, max(path.stat().st_size - random_moments.randrange(1, 4000), 0))
                 found["cut"] += 1
-    path = sorted((run / "entries").glob("*"))[0]
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))
-    last = Ranks(start, "fork").finished()
+        path = sorted((run / "entries").glob("*"))[0]
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+        last = Ranks(start, "fork").finished()
+        assert last["table"] == expected["table"], "the table differs from that of an undisturbed run"
+        found["killed while writing the report"] = 0
+        for number in range(kills // 2):
+            ranks = _begun(replace(start, report=True), run)
+            moment = expected["report"] * (number + random_moments.random()) / (kills // 2)
+            if not ranks.wait(last["compare"] + moment):
+                found["killed while writing the report"] += 1
+            ranks.kill(0)
+            bar.update()
+    last = Ranks(replace(start, report=True), "fork").finished()
     assert last["table"] == expected["table"], "the table differs from that of an undisturbed run"
+    names = [
+        {path.relative_to(one).as_posix() for path in one.rglob("*") if "entries" not in path.parts}
+        for one in (run, plain / "run")
+    ]
+    assert names[0] == names[1], f"other files: {names[0] ^ names[1]}"
     found |= {"table": last["table"], "files": sum(path.is_file() for path in run.rglob("*")), "clips": clips}
     shutil.rmtree(folder)
     return found
+
+
+def _begun(start: Start, run: Path) -> Ranks:
+    """Start, and wait until the first process holds the folder."""
+    ranks = Ranks(start, "fork")
+    holder, lock = f"process {ranks.processes[0].pid} ", run / ".lock"
+    while not (lock.is_file() and lock.read_text().startswith(holder)):
+        time.sleep(0.01)
+    return ranks
+
+
+def _written(run: Path) -> int:
+    return sum(path.stat().st_size for path in (run / "entries").glob("*"))
 
 
 def _size(run: Path) -> int:
@@ -639,7 +660,12 @@ def page(found: dict[str, Any]) -> str:
         base=max(run["base"] for run in runs.values()),
         same=same,
         report=" " + REPORTED.format(**reported(found["report"])) if "report" in found else "",
-        killed=KILLED.format(**found["troubled"], complete=", ".join(map(str, found["troubled"]["complete at kill"])))
+        killed=KILLED.format(
+            **found["troubled"],
+            reports=found["troubled"]["killed while writing the report"],
+            records=found["troubled"]["clips"] * (len(METHODS) + len(CONTROLS) + 1),
+            complete=", ".join(map(str, found["troubled"]["complete at kill"])),
+        )
         if "troubled" in found
         else missing.format("--stages troubled"),
         records=found["clips"] * (len(METHODS) + len(CONTROLS) + 1),
@@ -664,7 +690,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of the simulated runs and of what was measured")
     parser.add_argument("--clips", type=int, default=CLIPS, help="clips of the simulated runs")
-    parser.add_argument("--troubled-clips", type=int, default=1500, help="clips of the run with kills")
+    parser.add_argument("--troubled-clips", type=int, default=400, help="clips of the run with kills")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--no-page", action="store_true", help="measure only")

@@ -6,9 +6,11 @@ All tables in docs/ that compare a method with the truth are made with `Evidence
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,14 +42,24 @@ class Evidence:
         task: task of the model. ``"order"`` has no clips of two classes, so it has no score of classes.
         count: number of clips. The same number of clips of two classes uses the seed after `seed`.
         redraw: module with random weights in this control, if it is larger than the model.
+        footage: real frames behind the objects, which then have the brightness and the blur of the frames. None draws
+            a texture.
     """
 
-    def __init__(self, clf: VideoClassifier, task: str, count: int, seed: int, redraw: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        clf: VideoClassifier,
+        task: str,
+        count: int,
+        seed: int,
+        redraw: nn.Module | None = None,
+        footage: Sequence[np.ndarray] | None = None,
+    ) -> None:
         self.clf, self.count = clf, count
-        self.planted = PlantedClips(seed, count, task)
-        self.pairs = (
-            None if task == "order" else PlantedClips(seed + 1, count, task, scene=SceneOptions(two_classes=True))
-        )
+        scene = SceneOptions(blend=footage is not None)
+        self.planted = PlantedClips(seed, count, task, scene=scene, background=footage)
+        both = replace(scene, two_classes=True)
+        self.pairs = None if task == "order" else PlantedClips(seed + 1, count, task, scene=both, background=footage)
         for parameter in clf.parameters():
             parameter.requires_grad_(False)
         self._weights = RandomWeights(clf if redraw is None else VideoClassifier(redraw, clf.layout), seed=0)

@@ -30,16 +30,17 @@ SEED, BATCH, STEPS = 50_000, 8, 16
 DOCS = Path(__file__).parents[1] / "docs"
 INTRO = """# Which metric can be trusted
 
-On real data the evidence is unknown, and faithfulness metrics must judge maps without it. Do they agree with the
-truth where we know it? {clips} [planted clips](planted.md) of each of several models, with all methods and the controls
-random, center and inverted, and the first method on random weights and for another class; {steps} steps, cells of a
-tubelet, baseline zero unless named. Made by `python benchmarks/metric_trust.py`.
+On real data, faithfulness metrics must judge maps without the truth. Do they agree with it where it is known?
+{clips} [planted clips](planted.md) of each model, with all methods and controls; {steps} steps, cells of a tubelet,
+baseline zero unless named. Made by `python benchmarks/metric_trust.py`; `docs/metric_trust/` has the scores of all
+methods.
 
-**Agreement.** For each clip: Spearman's correlation, over the methods, of the metric with `evidence_against_rivals`;
-and in clips with evidence of two classes, with `class_discrimination`. 1: the metric ranks methods as the truth does;
-0: it knows nothing of it. Metrics such as `auroc` know the truth but not the rivals, and reward maps of contrast. Means
-over the models:
+**Agreement** is Spearman's correlation, over the methods of one clip, of the metric with `evidence_against_rivals`,
+and in clips with evidence of two classes with `class_discrimination`. 1: the metric ranks methods as the truth
+does; 0: it knows nothing of it. Metrics such as `auroc` know the truth but not the rivals, and reward maps of
+contrast. *Same order elsewhere* is the mean correlation between the clips of a model. Means over the models:
 """
+EACH = "Agreement with evidence against rivals of each model, with the 95 % interval of the mean over clips:"
 Maps = dict[str, Tensor]
 BASELINES = ("blur", "mean_frame")  # baselines of insertion and deletion beside zero
 CURVES = ("insertion", "deletion", *(f"{kind} ({name})" for name in BASELINES for kind in ("insertion", "deletion")))
@@ -183,48 +184,39 @@ def page(results: dict[str, dict[str, Found]]) -> str:
     counts = sorted({len(found["evidence"]["random"]) for found in results.values()})
     lines = [INTRO.format(clips=" to ".join(map(str, counts[:: max(1, len(counts) - 1)])), steps=STEPS)]
     agreements: dict[str, dict[str, list[float]]] = {metric: {RIVALS: [], CLASSES: []} for metric in METRICS}
-    each: list[str] = []
-    for model, kinds in results.items():
-        each += [
-            f"## {model}",
-            "",
-            "| metric | Spearman | interval | Krippendorff | weighted | with rivals | with classes |",
-        ]
-        each.append("|---" * 7 + "|")
+    each: dict[str, list[str]] = {metric: [] for metric in METRICS}
+    stable: dict[str, list[float]] = {metric: [] for metric in METRICS}
+    for kinds in results.values():
         found, pairs = kinds["evidence"], kinds["classes"]
         names = [name for name in found if name != "uniform"]
         table = {metric: good(metric) * values_of(found, METRICS, metric, names) for metric in METRICS}
         paired = {metric: good(metric) * values_of(pairs, PAIRED, metric, names) for metric in PAIRED if pairs}
         for metric, scores in table.items():
             trust = metrics.reliability(scores, random=names.index("random"), n_bootstrap=500)
-            low, high = trust.spearman_interval
-            cells = []
+            stable[metric].append(trust.spearman)
             for key, own, truth in (
                 (RIVALS, scores, table[RIVALS]),
                 (CLASSES, paired.get(metric), paired.get(CLASSES)),
             ):
                 if own is None or truth is None or metric == key:
-                    cells.append("")
                     continue
                 agree = agreement(own, truth)
-                cells.append(mean_and_error(agree))
                 agreements[metric][key].append(float(agree.nanmean()))
-            each.append(
-                f"| {metric} | {trust.spearman:.3f} | {low:.3f} to {high:.3f} | {trust.krippendorff:.3f} "
-                f"| {trust.weighted:.3f} | {' | '.join(cells)} |"
-            )
-        each += ["", f"| method | {' | '.join(METRICS)} | {CLASSES} |", "|---" * (len(METRICS) + 2) + "|"]
-        for name in found:
-            values = [values_of(found, METRICS, metric, [name]).nanmean() for metric in METRICS]
-            values.append(values_of(pairs, PAIRED, CLASSES, [name]).nanmean() if pairs else torch.tensor(torch.nan))
-            each.append(f"| {name} | " + " | ".join("" if v.isnan() else f"{v:.3f}" for v in values) + " |")
-        each.append("")
-    lines += ["| metric | agrees with evidence against rivals | agrees with class discrimination |", "|---|---|---|"]
-    for metric, own in sorted(agreements.items(), key=lambda item: -mean(item[1][RIVALS])):
-        if metric != RIVALS:
-            cells = [f"{value:.3f}" if (value := mean(own[key])) == value else "" for key in (RIVALS, CLASSES)]
-            lines.append(f"| {metric} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *each]).replace("nan to nan", "").replace("| nan ", "| ").rstrip() + "\n"
+                if key == RIVALS:
+                    each[metric].append(mean_and_error(agree))
+    ordered = sorted(
+        (metric for metric in METRICS if metric != RIVALS), key=lambda each: -mean(agreements[each][RIVALS])
+    )
+    lines += [
+        "| metric | agrees with evidence against rivals | agrees with class discrimination | same order elsewhere |"
+    ]
+    lines += ["|---" * 4 + "|"]
+    for metric in ordered:
+        values = (mean(agreements[metric][RIVALS]), mean(agreements[metric][CLASSES]), mean(stable[metric]))
+        lines.append(f"| {metric} | " + " | ".join(f"{v:.3f}" if v == v else "" for v in values) + " |")
+    lines += ["", f"{EACH}", "", f"| metric | {' | '.join(results)} |", "|---" * (len(results) + 1) + "|"]
+    lines += [f"| {metric} | {' | '.join(each[metric])} |" for metric in ordered]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> None:

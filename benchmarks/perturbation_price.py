@@ -51,14 +51,14 @@ Explain = Callable[[Tensor, Tensor], Tensor]
 
 
 def nested(budget: int) -> PerturbationConfig:
-    """The default with fewer gradients, steps and checks, or with more."""
+    """The default with fewer gradients, windows, steps and checks, or with more gradients and steps."""
     own = PRESETS["nested"]
     if budget < 100:
-        few = Nested(gradients=(budget - 4) // 3)
+        few = Nested(gradients=(budget - 4) // 3, windows=0)
         return replace(own, parametrization=few, blends=("fade",), areas=(0.1,), iterations=0)
     if budget == 100:
-        return replace(own, parametrization=Nested(gradients=16), areas=(0.1,), iterations=6)
-    gradients, steps = (20, 28) if budget == 300 else (40, 110)
+        return replace(own, parametrization=Nested(gradients=16, windows=0), areas=(0.1,), iterations=6)
+    gradients, steps = (20, 20) if budget == 300 else (40, 105)
     return replace(own, parametrization=Nested(gradients=gradients), iterations=steps)
 
 

@@ -30,14 +30,15 @@ Scores = tuple[Tensor, Tensor]
 
 
 def smoothed(time: float, space: float, **options: object) -> PerturbationConfig:
-    return replace(PRESETS["nested"], parametrization=Nested(smooth=(time, space)), iterations=0, **options)
+    """Return the options of the initial map without windows, whose gradients are smoothed."""
+    return replace(PRESETS["nested"], parametrization=Nested(smooth=(time, space), windows=0), iterations=0, **options)
 
 
 def learned(term: TotalVariation | None) -> PerturbationConfig:
     return replace(PRESETS["nested"], regularizer=term)
 
 
-WIDTHS = {"none": (0, 0), "time": (1, 0), "space": (0, 1.5), "time and space": (1, 1.5), "twice as wide": (2, 3)}
+WIDTHS = {"none": (0, 0), "time": (1, 0), "space": (0, 2), "time and space": (1, 2), "twice as wide": (2, 4)}
 INITIAL = {name: smoothed(*width) for name, width in WIDTHS.items()}
 # cells twice as high and wide, of the same length, since clips have at least 8 along time; blurs as wide in pixels
 FEW = {name: smoothed(time, space / 2, cells=(4, 8)) for name, (time, space) in WIDTHS.items()}

@@ -183,10 +183,27 @@ def page(found: dict[str, dict]) -> str:
         if names:
             lines += [f"## {kind}: mean over {len(names)} models", ""]
             lines += [*table(averaged([found[name]["methods"] for name in names])), ""]
-    lines += [HISTORY.strip(), "", "## Each model", ""]
-    for name, own in found.items():
-        lines += [f"### {name}", "", *table(own["methods"]), ""]
+    lines += [HISTORY.strip(), "", "## Each model", "", "Evidence against rivals of each model:", ""]
+    for task in TASKS:
+        lines += [
+            f"### {task}",
+            "",
+            *by_family({n: own["methods"] for n, own in found.items() if n.endswith(task)}),
+            "",
+        ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def by_family(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Return the table of evidence against rivals of the models of one task, with their mean."""
+    models = [best_control(own) for own in found.values()]
+    values = {name: [own.get(name, {}).get("rivals") for own in models] for own in models for name in own}
+    means = {name: statistics.fmean(value for value in each if value is not None) for name, each in values.items()}
+    lines = [f"| method | {' | '.join(name.split('-')[0] for name in found)} | mean |", "|---" * (len(found) + 2) + "|"]
+    for name in sorted(values, key=lambda name: -means[name]):
+        cells = ["" if value is None else f"{value:.3f}" for value in [*values[name], means[name]]]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
-from evidence import Evidence, Scores, averaged, best_control, cell, means, write_between
+from evidence import Evidence, averaged, best_control, cell, means, write_between
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
@@ -33,9 +33,6 @@ COLUMNS = {
     "time": "Evidence against rivals, in time",
     "classes": "Class A against class B",
     "random weights": "Random weights: evidence against rivals",
-    "other class": "Other class: evidence against rivals",
-    "smooth in space": "Smoothness in space",
-    "smooth in time": "Smoothness in time",
 }
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURE = """One clip, raw and smoothed; the last row is a random map, whose score on a single clip may lie far from .5:
@@ -75,20 +72,12 @@ def smoothed(maps: Tensor, sigma: tuple[float, float]) -> Tensor:
 
 def run(model: str, count: int) -> dict[str, dict[str, float]]:
     clf = VideoClassifier.from_pretrained(f"tiny-{model}")
-    found: Scores = {}
 
     def maps(clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        every = {}
-        for name, own in raw_maps(clf, clips, labels).items():
-            for sigma in SIGMAS:
-                every[f"{name}|{sigma}"] = smoothed(own, sigma)
-        for name, own in every.items():
-            for column, values in zip(("smooth in space", "smooth in time"), smoothness(own), strict=True):
-                found.setdefault(name, {}).setdefault(column, []).extend(values.tolist())
-        return every
+        raw = raw_maps(clf, clips, labels).items()
+        return {f"{name}|{sigma}": smoothed(own, sigma) for name, own in raw for sigma in SIGMAS}
 
-    scores = Evidence(clf, model.split("-")[1], count, SEED + MODELS.index(model)).scores(maps, controls=True)
-    return means({name: {**found[name], **own} for name, own in scores.items()})
+    return means(Evidence(clf, model.split("-")[1], count, SEED + MODELS.index(model)).scores(maps, controls=True))
 
 
 def tables(found: dict[str, dict[str, float]]) -> list[str]:

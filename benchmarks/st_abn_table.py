@@ -1,10 +1,11 @@
 """Compare the gates of an ST-ABN with Grad-CAM, integrated gradients, STAA and controls: planted evidence, and use.
 
     python benchmarks/st_abn_table.py                       # the bundled networks of three tasks, minutes of one core
-    python benchmarks/st_abn_table.py --results FILE.json   # goes on with the tasks that the file does not have
+    python benchmarks/st_abn_table.py --results FILE.json   # goes on with what the file does not have
+    python benchmarks/st_abn_table.py --seeds FOLDER        # measures docs/st_abn_seeds.json, which the page shows
 
 benchmarks/train_st_abn.py makes the networks: 3D CNNs with a bottleneck, the network of the paper for one task, and a
-branch that observes the frozen VideoMAE.
+branch that observes the frozen VideoMAE. FOLDER holds `s1`, `s2`, ..., the `--out` of its other seeds.
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ from captum.attr import IntegratedGradients
 from evidence import COLUMNS, Evidence, averaged, best_control, cell, markdown, mean, means, smoothed
 from torch import Tensor
 from tqdm import tqdm
+from train_st_abn import evidence as of_gates
 
 from captum_staa import STAA, AttentionBranch, GradCAM, metrics
 from captum_staa.benchmark import PlantedClips, SceneOptions
+from captum_staa.benchmark.clip_runner import RandomWeights
 from captum_staa.benchmark.scenes import LABELS
-from captum_staa.models import STABN
+from captum_staa.models import STABN, VideoClassifier
 from captum_staa.models.st_abn import Gates
 from captum_staa.result import VideoAttribution
 
 WEIGHTS = Path(__file__).parents[1] / "captum_staa" / "models" / "weights"
 PAGE = Path(__file__).parents[1] / "docs" / "st_abn_table.md"
+SEEDS = PAGE.with_name("st_abn_seeds.json")
 SEED = 90_000
 TOP = 0.05  # part of the cells that is closed
 CELLS, STEPS = (2, 6, 6), 16  # of insertion and deletion
+DRAWS = 3  # of random weights
 SCORED = 12  # clips of insertion and deletion
 PARTS = ("use", "separate")  # parts with a column for each network
 Explain = Callable[[Tensor, Tensor], VideoAttribution]
@@ -51,16 +56,39 @@ USE = {
     "accuracy": "accuracy",
     "trunk": "accuracy of the 3D CNN without a branch",
     "area": "area: mean of M alpha",
-    "inside": "share of M alpha on evidence (the evidence is {truth} of the clip)",
+    "on evidence": "mean of M alpha on evidence (which is {truth} of the clip)",
+    "on rivals": "mean of M alpha on rivals",
     "shuffled": "accuracy with the gates of another clip (chance {chance})",
     "closed": "accuracy with the evidence closed (chance {chance})",
     "opened": "accuracy with nothing but the evidence open",
+    "sure": "mean probability of the network's answer",
+    "top": "the same if the 5 % of the cells with the highest gates are closed (chance {chance})",
+    "as evidence": "the same if as many of them are closed as have evidence in them (2 to 3 %)",
+    "at random": "the same if 5 % of the cells, chosen at random, are closed",
+    "code": "the same for the clip without its evidence, with the gates of the clip with it",
     "changed": "other decision if the 5 % of the cells with the highest gates are closed (a network that then answers "
     "at random: {most})",
-    "lost": "the same, or its probability is below {half}",
     "switched": "clips of two classes: decision for the other one if the evidence of the first is closed",
+    "moved": "the same if the evidence of the other one is also opened",
     "ends": "alpha in the first and last frame, in standard deviations over frames",
     "ends of the truth": "the same of the number of clips whose evidence is visible",
+}
+
+OF_SEED = {
+    "accuracy": "accuracy",
+    "less": "less than the 3D CNN",
+    "joint": "M alpha against rivals",
+    "space": "in space",
+    "time": "in time",
+    "random": "with random weights",
+    "area": "area",
+    "shuffled": "accuracy, gates of another clip",
+    "sure": "probability of its answer",
+    "top": "top 5 % closed",
+    "code": "no evidence, same gates",
+    "opened": "accuracy, only evidence open",
+    "ends": "ends of alpha",
+    "ends of the truth": "ends of the truth",
 }
 
 
@@ -149,27 +177,36 @@ def used(network: STABN, task: str, clips: int) -> dict[str, float]:
         return replace(gates, spatial=cells[:, None], temporal=torch.ones_like(gates.temporal))
 
     evidence = torch.nn.functional.adaptive_max_pool3d(truth.float()[:, None], joint.shape[1:])[:, 0]  # of each cell
-    kept = logits.softmax(1).max(1)
-    top = joint.flatten(1).topk(round(TOP * joint[0].numel()), 1).indices
-    without = joint.flatten(1).scatter(1, top, 0.0).view_as(joint)
-    after = network.forward_with_gates(inputs, given=with_gates(without))[0].softmax(1)
-    half = (1 + 1 / len(LABELS[task])) / 2
-    changed = after.argmax(1) != kept.indices
-    lost = after.gather(1, kept.indices[:, None])[:, 0] < half
+    sure, answers = logits.softmax(1).max(1)
+    ranked = joint.flatten(1).argsort(1, descending=True)
+    shuffled = torch.rand(ranked.shape, generator=torch.Generator().manual_seed(0)).argsort(1)
+
+    def without(order: Tensor, share: float) -> Tensor:
+        """Return the probabilities of all classes if the first cells of an order are closed."""
+        cells = joint.flatten(1).scatter(1, order[:, : round(share * order.shape[1])], 0.0).view_as(joint)
+        return network.forward_with_gates(inputs, given=with_gates(cells))[0].softmax(1)
+
+    def of_answer(probabilities: Tensor) -> float:
+        return float(probabilities.gather(1, answers[:, None]).mean())
+
+    closed = without(ranked, TOP)
+    emptied = network.layout.from_working(planted.without_evidence(slice(None))).contiguous()
     pixels = network.explain(inputs)
+    shown = pixels.spatial_gates * pixels.temporal_gates[:, :, None, None]  # (B, T, H, W)
     found = {
         "accuracy": float((logits.argmax(1) == labels).float().mean()),
         "area": float(joint.mean()),
-        "inside": float(((pixels.spatial_gates * pixels.temporal_gates[:, :, None, None]) * truth).sum())
-        / float((pixels.spatial_gates * pixels.temporal_gates[:, :, None, None]).sum()),
+        "on evidence": float(shown[truth].mean()),
+        "on rivals": float(shown[planted.rivals(slice(None))].mean()),
         "shuffled": right(with_gates(joint.roll(-1, 0))),
         "closed": right(with_gates(joint * (1 - evidence))),
         "opened": right(with_gates(evidence)),
-        "changed": float(changed.float().mean()),
-        "lost": float((changed | lost).float().mean()),
-        "truth": float(truth.float().mean()),
-        "half": half,
-        "chance": 1 / len(LABELS[task]),
+        "sure": float(sure.mean()),
+        "top": of_answer(closed),
+        "as evidence": of_answer(without(ranked, float(evidence.mean()))),
+        "at random": of_answer(without(shuffled, TOP)),
+        "code": of_answer(network.forward_with_gates(emptied, given=gates)[0].softmax(1)),
+        "changed": float((closed.argmax(1) != answers).float().mean()),
     }
     for name, by_frame in (
         ("ends", gates.temporal.flatten(1).mean(0)),
@@ -177,11 +214,11 @@ def used(network: STABN, task: str, clips: int) -> dict[str, float]:
     ):
         found[name] = float((by_frame[[0, -1]].mean() - by_frame.mean()) / by_frame.std())
     if task != "order":
-        found["switched"] = switched(network, task, clips)
+        found |= switched(network, task, clips)
     return found
 
 
-def switched(network: STABN, task: str, clips: int) -> float:
+def switched(network: STABN, task: str, clips: int) -> dict[str, float]:
     """Return how often the other of two visible classes is the answer once the first one's evidence is closed."""
     inputs, labels, truths = PlantedClips(SEED + 4, clips, task, scene=SceneOptions(two_classes=True))[:]
     inputs = network.layout.from_working(inputs).contiguous()
@@ -189,12 +226,43 @@ def switched(network: STABN, task: str, clips: int) -> float:
     first = logits.argmax(1, keepdim=True)
     planted = (labels == first).any(1)  # the answer is one of the two visible classes
     own = (labels == first).float().argmax(1)
-    evidence = truths[torch.arange(len(truths)), own].float()[:, None]
-    cells = torch.nn.functional.adaptive_max_pool3d(evidence, gates.spatial.shape[2:])
-    edited = replace(gates, spatial=gates.spatial * (1 - cells))
-    after = network.forward_with_gates(inputs, given=edited)[0].argmax(1)
     other = labels.gather(1, 1 - own[:, None])[:, 0]
-    return mean((after == other)[planted].float().tolist())
+    cells = torch.nn.functional.adaptive_max_pool3d(truths.float(), gates.spatial.shape[2:])  # (B, 2, t, h, w)
+    shown, hidden = (cells[torch.arange(len(cells)), side][:, None] for side in (own, 1 - own))
+    closed = gates.spatial * gates.temporal * (1 - shown)
+
+    def answers_other(joint: Tensor) -> float:
+        edited = replace(gates, spatial=joint, temporal=torch.ones_like(gates.temporal))
+        after = network.forward_with_gates(inputs, given=edited)[0].argmax(1)
+        return mean((after == other)[planted].float().tolist())
+
+    return {"switched": answers_other(closed), "moved": answers_other(torch.maximum(closed, hidden * (1 - shown)))}
+
+
+def of_seed(folder: Path, task: str, clips: int) -> dict[str, float]:
+    """Return the values of :data:`OF_SEED` of a trained network."""
+    network = STABN.from_pretrained(folder).eval()
+    report = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    found = used(network, task, clips) | report["gate_against_rivals"] | {"accuracy": report["accuracy"]}
+    found["less"] = accuracy_of(f"tiny-resnet3d-{task}") - report["accuracy"]
+    drawn = []
+    for seed in range(DRAWS):
+        with RandomWeights(VideoClassifier(network, "BCTHW"), seed).in_place():
+            drawn.append(of_gates(network, task, clips)["joint"])
+    found["random"] = mean(drawn)
+    return {name: round(found[name], 4) for name in OF_SEED}
+
+
+def of_seeds(folder: Path, clips: int) -> None:
+    """Measure the networks of a folder that :data:`SEEDS` does not have, and store the numbers."""
+    kept = json.loads(SEEDS.read_text(encoding="utf-8")) if SEEDS.exists() else {}
+    for report in sorted(folder.glob("s*/tiny-st-abn-*/training.json")):
+        about = json.loads(report.read_text(encoding="utf-8"))
+        name = f"{about['task']}, seed {about['seed']}"
+        if name not in kept:
+            kept[name] = of_seed(report.parent, about["task"], clips)
+            print(name, json.dumps(kept[name]), flush=True)
+            SEEDS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def use_of_separate_gates(network: STABN, task: str, clips: int) -> dict[str, str]:
@@ -221,39 +289,61 @@ def table(rows: dict[str, dict[str, str]], first: str = "") -> list[str]:
     return lines
 
 
-def measured(task: str, clips: int) -> dict[str, Any]:
-    """Return all numbers of a task: scores of maps, use of the gates, and insertion and deletion."""
+def measures(task: str, clips: int) -> dict[str, Callable[[], Any]]:
+    """Return functions for all parts of a task's numbers: scores of maps, use of the gates, insertion and deletion."""
     network = STABN.from_pretrained(WEIGHTS / f"tiny-st-abn-{task}").eval()
-    observer = STABN.from_pretrained(WEIGHTS / f"tiny-videomae-{task}-observer").eval()
     networks, methods = {task: network}, of_branch(network, "bottleneck")
-    maps = scored(network, methods, task, clips) | scored(observer, of_observer(observer), task, clips)
     if (WEIGHTS / f"tiny-st-abn-{task}-mix").is_dir():
         networks[f"{task}-mix"] = STABN.from_pretrained(WEIGHTS / f"tiny-st-abn-{task}-mix").eval()
-        maps |= scored(networks[f"{task}-mix"], of_branch(networks[f"{task}-mix"], "mix"), task, clips)
-    known = {name: {"accuracy": accuracy_of(f"tiny-st-abn-{name}")} for name in networks}
-    trunk = {"trunk": accuracy_of(f"tiny-resnet3d-{task}")}
-    return {
-        "maps": maps,
-        "use": {name: used(own, task, clips) | known[name] | trunk for name, own in networks.items()},
-        "separate": {name: use_of_separate_gates(own, task, clips) for name, own in networks.items()},
-        "curves": causal(network, methods, task),
+
+    def of_vit() -> dict[str, Any]:
+        observer = STABN.from_pretrained(WEIGHTS / f"tiny-videomae-{task}-observer").eval()
+        return scored(observer, of_observer(observer), task, clips)
+
+    def use() -> dict[str, Any]:
+        trunk = {"trunk": accuracy_of(f"tiny-resnet3d-{task}")}
+        known = {name: {"accuracy": accuracy_of(f"tiny-st-abn-{name}")} for name in networks}
+        return {name: used(own, task, clips) | known[name] | trunk for name, own in networks.items()}
+
+    found: dict[str, Callable[[], Any]] = {
+        "maps": lambda: scored(network, methods, task, clips),
+        "maps of the observer": of_vit,
+        "use": use,
+        "separate": lambda: {name: use_of_separate_gates(own, task, clips) for name, own in networks.items()},
+        "curves": lambda: causal(network, methods, task),
     }
+    if len(networks) > 1:
+        mix = networks[f"{task}-mix"]
+        found["maps of the mix"] = lambda: scored(mix, of_branch(mix, "mix"), task, clips)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=24)
-    parser.add_argument("--results", type=Path, help="JSON file that keeps the numbers of finished tasks")
+    parser.add_argument("--results", type=Path, help="JSON file that keeps the numbers of finished parts")
+    parser.add_argument("--parts", nargs="*", help="only measure these parts, such as 'use', and write no page")
+    parser.add_argument("--seeds", type=Path, metavar="FOLDER", help="only measure the networks of several seeds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.seeds:
+        of_seeds(arguments.seeds, arguments.clips)
+        return
     warnings.filterwarnings("ignore", "the network does not use its gates")  # the table has the numbers
     kept: Path | None = arguments.results
     results: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.exists() else {}
     for task in tqdm(LABELS):
-        if task not in results:
-            results[task] = measured(task, arguments.clips)
+        for part, measure in measures(task, arguments.clips).items():
+            if part in results.setdefault(task, {}) or part not in (arguments.parts or [part]):
+                continue
+            results[task][part] = measure()
             if kept:
                 kept.write_text(json.dumps(results), encoding="utf-8")
+    if arguments.parts:
+        return
+    for own in results.values():
+        for part in [part for part in own if part.startswith("maps of")]:
+            own["maps"] |= own.pop(part)
     PAGE.write_text(page(results, arguments.clips), encoding="utf-8")
 
 
@@ -288,6 +378,7 @@ def page(results: dict[str, Any], clips: int) -> str:
         "",
         *table(joined["separate"]),
         "",
+        *seeds_section(),
         "## Insertion and deletion",
         "",
         f"Of the bottleneck, {SCORED} clips of each task, in {STEPS} steps of cells of {CELLS[0]} frames and "
@@ -301,9 +392,28 @@ def page(results: dict[str, Any], clips: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def seeds_section() -> list[str]:
+    """Return the lines about several seeds, if they have been measured."""
+    if not SEEDS.exists():
+        return []
+    kept = json.loads(SEEDS.read_text(encoding="utf-8"))
+    order = sorted(kept, key=lambda name: (list(LABELS).index(name.split(",")[0]), name))
+    columns = {text: {name: f"{kept[name][key]:.3f}" for name in order} for key, text in OF_SEED.items()}
+    return [
+        "## Other seeds",
+        "",
+        "Each network by one command, `python benchmarks/train_st_abn.py --task TASK --kind bottleneck --seed SEED`.",
+        "Accuracy is over 1000 clips, evidence over 96. The last columns are alpha in the first and last frame, and",
+        "the visible evidence there, as in the table above.",
+        "",
+        *table(columns, "network"),
+        "",
+    ]
+
+
 def _named(values: dict[str, str]) -> dict[str, str]:
     """Return the values by the text of their row."""
-    facts = {"truth": "2 to 3 %", "chance": "1/3, 1/2, 1/2", "most": "2/3, 1/2, 1/2", "half": "2/3, 3/4, 3/4"}
+    facts = {"truth": "2 to 3 %", "chance": "1/3, 1/2, 1/2", "most": "2/3, 1/2, 1/2"}
     return {text.format(**facts): values[name] for name, text in USE.items() if name in values}
 
 

@@ -59,6 +59,7 @@ QUESTIONS = {"pattern": "which pattern ?", "motion": "which direction ?", "order
 ANSWERS = {"pattern": ("right", "bottom", "diagonal"), "motion": ("left", "right"), "order": ("right", "bottom")}
 BEFORE, AFTER = "it is ", " .<|end|>"
 PLACE = 2  # of the word in the answer
+PLACES = 4  # per side of a token, that `place_loss` tells apart
 TEXT = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -188,14 +189,15 @@ def two_questions(seed: int, n: int, first: str = "pattern", second: str = "moti
 
 def batches(
     seed: int, steps: int, easy: float, turns: str, start: float, first: int = 0
-) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """Yield a task, clips, target probabilities of its words, and truth, harder towards the end.
+) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor | None]]:
+    """Yield a task, clips, target probabilities of its words, truth, and all objects, harder towards the end.
 
     Args:
         seed: seed of the clips.
         steps: number of batches.
         easy: as in `train_zoo.Recipe`.
-        turns: the tasks in turn, by their first letters; ``b`` is for clips with both a pattern and a motion.
+        turns: the tasks in turn, by their first letters; ``b`` is for clips with both a pattern and a motion, ``f``
+            for a motion whose batches are in turn as usual and of one fast object. Only ``f`` yields the objects.
         start: difficulty of the first batch, 0 to 1.
         first: number of the first batch.
     """
@@ -206,8 +208,16 @@ def batches(
         progress, letter = start + (1 - start) * i / steps, turns[i % len(turns)]
         if letter == "b" and progress < 0.15:
             letter = "m"
+        if letter == "f":
+            scene = SceneOptions(noise=0.03 + 0.03 * progress, **({"rivals": 0, "speed": (2, 5)} if i % 3 else {}))
+            planted = PlantedClips(seed * 1_000_000 + i, BATCH, "motion", scene=scene)
+            clips, labels, truth = planted[:]
+            objects = truth | planted.rivals(slice(0, BATCH))
+            yield "motion", clips, F.one_hot(labels, len(ANSWERS["motion"])).float(), truth, objects
+            continue
         if letter != "b":
-            yield names[letter], *training_batch(names[letter], seed * 1_000_000 + i, progress, easy, generator, BATCH)
+            batch = training_batch(names[letter], seed * 1_000_000 + i, progress, easy, generator, BATCH)
+            yield names[letter], *batch, None
             continue
         if pool is None or used == 10:
             noise = 0.02 + 0.06 * min(1, progress / 0.5)
@@ -215,7 +225,7 @@ def batches(
         rows, asked = slice(used * BATCH, (used + 1) * BATCH), 1 - asked
         name = ("pattern", "motion")[asked]
         targets = F.one_hot(pool.labels[rows, asked], len(ANSWERS[name])).float()
-        yield name, pool.clips[rows], targets, pool.truth[rows, asked]
+        yield name, pool.clips[rows], targets, pool.truth[rows, asked], None
         used += 1
 
 
@@ -302,8 +312,8 @@ def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path, pieces: Pieces) ->
     """Train a model in place, and save it from time to time. Return whether the training is at its end."""
     model, started = vlm.model.train(), time.monotonic()
     steps, turns = recipe.steps, recipe.turns
-    tasks = ("pattern", "motion") if recipe.hints else ()
-    hints = {task: nn.Linear(TEXT["hidden_size"], len(ANSWERS[task])) for task in tasks}
+    sizes = {"pattern": 3, "motion": 2} | ({"place": PLACES**2} if "f" in turns else {})
+    hints = {name: nn.Linear(TEXT["hidden_size"], size) for name, size in sizes.items() if recipe.hints}
     decayed = [p for p in model.parameters() if p.ndim > 1] + [head.weight for head in hints.values()]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0}]
@@ -319,7 +329,7 @@ def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path, pieces: Pieces) ->
         torch.manual_seed(recipe.seed + first)
     last = recipe.stop or steps
     bar = tqdm(islice(clips_of, last - first), total=last, initial=first, desc=vlm.family.name, mininterval=20)
-    for i, (task, clips, targets, truth) in enumerate(bar, first):
+    for i, (task, clips, targets, truth, objects) in enumerate(bar, first):
         cosine = 0.02 + 0.49 * (1 + math.cos(math.pi * max(0, i - warm) / (steps - warm)))
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * min((i + 1) / warm, cosine)
@@ -332,17 +342,24 @@ def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path, pieces: Pieces) ->
         loss = -(logs[:, PLACE, words] * targets).sum(1).mean()
         constant = [at for at in range(len(ids)) if at != PLACE]
         loss = loss - logs[:, constant, ids[constant]].sum(1).mean()
+        shown = {}
         if task in hints:
             states = output.hidden_states[-1][:, prompt.at]  # (B, N, D)
-            loss = loss + hint_loss(hints[task](states), prompt.tokens.from_pixels(truth.float()), targets)
+            hint = hint_loss(hints[task](states), prompt.tokens.from_pixels(truth.float()), targets)
+            loss, shown[f"{task} hint"] = loss + hint, hint.item()
+        if objects is not None and "place" in hints:
+            features = output.hidden_states[0][:, prompt.at[: prompt.tokens.count]]
+            place = place_loss(hints["place"](features), objects, prompt.tokens.shape)
+            loss, shown["place"] = loss + place, place.item()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         sure = targets.amax(1) == 1
         right = (logs[:, PLACE, words].argmax(1) == targets.argmax(1))[sure].float().mean().item()
-        key = task if turns[i % len(turns)] != "b" else f"{task}*"
-        recent[key] = right if key not in recent else 0.95 * recent[key] + 0.05 * right
+        key = {"b": f"{task}*", "f": "fast" if i % 3 else "motion"}.get(turns[i % len(turns)], task)
+        shown[key] = right
+        recent |= {name: 0.95 * recent.get(name, value) + 0.05 * value for name, value in shown.items()}
         if i % 500 == 499:
             save(vlm, folder)
         bar.set_postfix({name: f"{value:.2f}" for name, value in recent.items()}, refresh=False)
@@ -367,6 +384,23 @@ def hint_loss(answers: Tensor, truth: Tensor, targets: Tensor) -> Tensor:
     weight = truth.flatten(1) * (targets.amax(1) == 1)[:, None]
     losses = -(answers.log_softmax(-1) * targets[:, None]).sum(-1)
     return (losses * weight).sum() / weight.sum()
+
+
+def place_loss(answers: Tensor, objects: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Cross entropy of what features of single frames say about where in a token's pixels objects are.
+
+    A tower that sees single frames knows no movement. The language model can read it from places at several times, but
+    only if the features of a token tell them, which no word asks for before the language model reads movement.
+
+    Args:
+        answers: ``(B, N, places)``.
+        objects: ``(B, T, H, W)`` bool.
+        shape: of the video tokens ``(t, h, w)``, ``t`` equal to T.
+    """
+    _, h, w = shape
+    shown = F.adaptive_avg_pool2d(objects.float(), (h * PLACES, w * PLACES))
+    shown = shown.unflatten(3, (w, PLACES)).unflatten(2, (h, PLACES)).transpose(3, 4)  # (B, T, h, w, PLACES, PLACES)
+    return F.binary_cross_entropy_with_logits(answers, shown.reshape(answers.shape))
 
 
 def answer(vlm: VideoLanguageModel, task: str, label: int) -> Tensor:
@@ -421,7 +455,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--easy", type=float, default=0.3)
-    parser.add_argument("--turns", default="pmob", help="tasks in turn: p, m, o, or b for two questions")
+    parser.add_argument(
+        "--turns", default="pmob", help="tasks in turn: p, m, o, f for fast motion, b for two questions"
+    )
     parser.add_argument("--start", type=Path, help="folder of weights from which to go on")
     parser.add_argument("--stop", type=int, help="end before all steps, in the middle of the schedule")
     parser.add_argument("--no-hints", dest="hints", action="store_false", help="without the loss of `hint_loss`")

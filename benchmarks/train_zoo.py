@@ -13,9 +13,11 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -195,13 +197,23 @@ def hint_loss(tokens: Tensor, truth: Tensor, targets: Tensor, head: nn.Linear) -
 
 
 def training_batch(
-    task: str, seed: int, progress: float, easy: float, generator: torch.Generator, batch: int = BATCH
+    task: str,
+    seed: int,
+    progress: float,
+    easy: float,
+    generator: torch.Generator,
+    batch: int = BATCH,
+    footage: Sequence[np.ndarray] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Clips (B, T, C, H, W), harder as `progress` nears 1, target probabilities (B, K) and truth (B, T, H, W)."""
+    """Clips (B, T, C, H, W), harder as `progress` nears 1, target probabilities (B, K) and truth (B, T, H, W).
+
+    `footage` are real frames behind the objects, which then have the brightness and the blur of the frames.
+    """
     spread = min(1.0, progress / 0.5)
     draw = torch.rand(2, generator=generator).tolist()
     noise, contrast = 0.02 + 0.06 * spread * draw[0], 0.4 - spread * (0.04 + 0.12 * draw[1])
-    planted = PlantedClips(seed, batch, task, scene=SceneOptions(noise=noise, contrast=contrast))
+    scene = SceneOptions(noise=noise, contrast=contrast, blend=footage is not None)
+    planted = PlantedClips(seed, batch, task, scene=scene, background=footage)
     clips, labels, truth = planted[:]
     targets = F.one_hot(labels, len(planted.labels)).float()
 
@@ -240,8 +252,16 @@ def train_again(family: str, task: str, seed: int, recipe: Recipe, model: nn.Mod
     return fit(family, task, seed + SECOND_ROUND, second, model, start=1.0)
 
 
-def fit(family: str, task: str, seed: int, recipe: Recipe, model: nn.Module, start: float = 0.0) -> nn.Module:
-    """Train a model in place, on clips whose difficulty grows from `start` to 1."""
+def fit(
+    family: str,
+    task: str,
+    seed: int,
+    recipe: Recipe,
+    model: nn.Module,
+    start: float = 0.0,
+    footage: Sequence[np.ndarray] | None = None,
+) -> nn.Module:
+    """Train a model in place, on clips whose difficulty grows from `start` to 1. `footage` as in `training_batch`."""
     steps = recipe.steps
     model.train()
     generator = torch.Generator().manual_seed(seed)
@@ -261,7 +281,9 @@ def fit(family: str, task: str, seed: int, recipe: Recipe, model: nn.Module, sta
     bar = tqdm(range(steps), desc=f"{family}-{task}", mininterval=10)
     for i in bar:
         progress = start + (1 - start) * i / steps
-        clips, targets, truth = training_batch(task, seed * 1_000_000 + i, progress, recipe.easy, generator)
+        clips, targets, truth = training_batch(
+            task, seed * 1_000_000 + i, progress, recipe.easy, generator, footage=footage
+        )
         if recipe.hints:
             output = model(clips, output_hidden_states=True)
             out, hint = output.logits, hint_loss(output.hidden_states[-1], truth, targets, hint_head)
@@ -282,9 +304,11 @@ def fit(family: str, task: str, seed: int, recipe: Recipe, model: nn.Module, sta
 
 
 @torch.no_grad()
-def evaluate(family: str, model: nn.Module, task: str, n: int = 1000) -> dict[str, float]:
+def evaluate(
+    family: str, model: nn.Module, task: str, n: int = 1000, footage: Sequence[np.ndarray] | None = None
+) -> dict[str, float]:
     """Return the accuracy on held-out clips: unchanged, without the evidence, and with the evidence only."""
-    planted = PlantedClips(HELD_OUT_SEED, n, task)
+    planted = PlantedClips(HELD_OUT_SEED, n, task, scene=SceneOptions(blend=footage is not None), background=footage)
     right = {"accuracy": 0, "accuracy_without_evidence": 0, "accuracy_only_evidence": 0}
     for start in range(0, n, 50):
         part = slice(start, start + 50)

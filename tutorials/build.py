@@ -6,12 +6,14 @@ import base64
 import hashlib
 import io
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+FILM = HERE / "nasa_film.mp4"  # of the first tutorial
 SECONDS = 1800  # limit for one cell, also on a busy machine
 DPI = 84  # resolution of pictures; with BITS per color channel, a tutorial stays well below its limit of two megabytes
 BITS = 6
@@ -58,6 +60,7 @@ def run(path: Path) -> None:
 
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(FILM, folder)
         client = NotebookClient(
             notebook,
             timeout=SECONDS,

@@ -354,24 +354,20 @@ cancel in the sum over a frame, for example of `InputXGradient`. No other option
 The picture shows the joined cut whose two shots are in the public domain (NASA). Each curve is the sum of a map over a
 frame, divided by its maximum.
 
-Black frames (the baseline of occlusion) next to a cut are cuts themselves, so occlusion by them shows the cut in few
-clips. Saliency on random weights is also high near the explained frame: most of the AUROC in time of gradients comes
-from the short reach of the convolutions, not from what the network has learned. Its share is what training adds.
-
-GradCAM cannot read a layer here, because the module around the network calls parts of its stacks, not the stacks.
+Black frames, the baseline of occlusion, next to a cut are cuts themselves, so occlusion shows the cut in few clips.
+Saliency on random weights is high too: most of the AUROC in time of gradients comes from the short reach of the
+convolutions. The share is what training adds. GradCAM cannot read a layer here, because the module around the network
+calls parts of its stacks.
 
 ## What the network needs before Captum can explain it
 
-Three things of this network are common, and each has a short answer. The code is in
-`benchmarks/real_networks/shot_detector.py`.
+Three things of this network are common. The code is in `benchmarks/real_networks/shot_detector.py`.
 
-**Its input is uint8.** A tensor of integers has no gradient, and the network refuses floats. Call its layers from a
-module that takes floats of 0 to 255, and divide inside. Keep the unit of the inputs in mind: noise and baselines are in
-gray levels too, so use `stdevs=12.0` rather than `0.05` in `NoiseTunnel`. A baseline of zero is a black frame.
+**Its input is uint8**, which has no gradient. Call its layers from a module that takes floats of 0 to 255, and divides
+inside. Noise and baselines are then in gray levels too: `stdevs=12.0` rather than `0.05` in `NoiseTunnel`.
 
-**It adds in place.** `x += shortcut` changes the output of a ReLU, which its backward pass needs. Gradient methods
-raise a `ValueError` that names the operation. Write `x = x + shortcut`. If you cannot change the code of the network,
-replace the operation while it runs:
+**It adds in place.** `x += shortcut` changes the output of a ReLU, which its backward pass needs, and gradient methods
+raise a `ValueError`. Write `x = x + shortcut`, or replace the operation while the network runs:
 
 ```python
 import torch
@@ -395,12 +391,10 @@ class Patched(torch.nn.Module):
             return self.network(clip)
 ```
 
-**A part of it has no gradient.** The histogram of colors counts gray levels. Gradient methods do not see it; occlusion
-and perturbation do.
+**A part of it has no gradient.** Gradient methods do not see its histogram of colors; occlusion and perturbation do.
 
-Its outputs are one score per frame, so pass `output="sigmoid"` and labels such as `"cut after frame 11"`; the target is
-the index of the frame. Its constructor also seeds all random generators and changes settings of torch; the program
-restores them.
+Its outputs are one score per frame, so pass `output="sigmoid"` and labels such as `"cut after frame 11"`. Its
+constructor also seeds all random generators and changes settings of torch; the program restores them.
 """
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sized
+import difflib
+from collections.abc import Collection, Iterable, Sized
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,32 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise ValueError unless ``value`` is one of the strings in ``choices``."""
     if not isinstance(value, str) or value not in choices:  # arrays and lists cannot be compared or hashed
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def known_name(what: str, name: str, names: Iterable[str]) -> str:
+    """Return the one of ``names`` that is meant. Case, spaces and punctuation do not matter.
+
+    Example:
+        >>> known_name("a method", "guided-backprop", ["Saliency", "GuidedBackprop"])
+        'GuidedBackprop'
+        >>> known_name("a method", "salency", ["Saliency", "GuidedBackprop"])
+        Traceback (most recent call last):
+        ValueError: a method must be one of Saliency, GuidedBackprop, got 'salency'. Did you mean Saliency?
+
+    Raises:
+        ValueError: there is no such name.
+    """
+    simple = {simplified(known): known for known in names}
+    if simplified(name) not in simple:
+        close = [simple[found] for found in difflib.get_close_matches(simplified(name), simple)]
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
+        raise ValueError(f"{what} must be one of {', '.join(simple.values())}, got {name!r}.{hint}")
+    return simple[simplified(name)]
+
+
+def simplified(name: str) -> str:
+    """Return the letters and digits of a name in lower case, so that ``guided-backprop`` is ``GuidedBackprop``."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> None:

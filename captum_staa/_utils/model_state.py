@@ -112,9 +112,9 @@ def in_eval_mode(function: Callable[P, R]) -> Callable[P, R]:
         args: Any = given
         kwargs: Any = options
         if place is not None and len(given) > place:
-            args = (*given[:place], class_indices(given[place], forward_func), *given[place + 1 :])
+            args = (*given[:place], known_target(given[place], forward_func), *given[place + 1 :])
         elif "target" in options:
-            kwargs = {**options, "target": class_indices(options["target"], forward_func)}
+            kwargs = {**options, "target": known_target(options["target"], forward_func)}
 
         def again() -> Any:
             inputs: Any = args[1] if len(args) > 1 else kwargs["inputs"]
@@ -130,6 +130,15 @@ def in_eval_mode(function: Callable[P, R]) -> Callable[P, R]:
                 return function(*args, **kwargs)
 
     return run
+
+
+def known_target(target: Any, model: object) -> Any:
+    """Return :func:`class_indices`, checked by the model if it has a method ``check_target``."""
+    indices = class_indices(target, model)
+    check = getattr(uncompiled(model) if isinstance(model, nn.Module) else model, "check_target", None)
+    if check is not None:
+        check(indices)
+    return indices
 
 
 def class_indices(target: Any, model: object) -> Any:

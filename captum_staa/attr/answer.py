@@ -241,10 +241,8 @@ class AnswerAttribution(VideoMethod):
                 raise ValueError("the model must give an answer of at least one token, got none. Pass answer='...'.")
         return model.as_classifier(prompt, answer, versus)
 
-    @in_eval_mode
     def _maps(self, inputs: Any, target: TargetType, additional_forward_args: object) -> VideoAttribution:
-        classifier = self.forward_func
-        if isinstance(classifier, VideoLanguageModel):
+        if isinstance(self.forward_func, VideoLanguageModel):  # before a target such as the prompt is read as a label
             raise TypeError(
                 "model must be a classifier to attribute a token, got a VideoLanguageModel, which does not know prompt "
                 "and answer. Use AnswerAttribution(vlm.as_classifier(prompt, answer)), or attribute_answer()."
@@ -254,6 +252,11 @@ class AnswerAttribution(VideoMethod):
                 "additional_forward_args must be None, because the prompt is part of the classifier. Use "
                 "vlm.as_classifier(prompt, answer)."
             )
+        return self._token_maps(inputs, target)
+
+    @in_eval_mode
+    def _token_maps(self, inputs: Any, target: TargetType) -> VideoAttribution:
+        classifier = self.forward_func
         clip = one_clip(inputs, classifier.layout, self.get_name())
         indices = torch.arange(len(classifier.answer) + 1).expand(len(clip), -1)
         chosen = target_outputs(indices, target)  # checks the target, and gives one index per clip
@@ -286,13 +289,21 @@ def _counterfactuals(
     """Return counterfactual clips ``(m, T, C, H, W)``; the caller checks their shape."""
     if isinstance(chosen, Tensor):
         return chosen
-    functions = list(chosen) if isinstance(chosen, Sequence) else [chosen]
-    if not functions or not all(map(callable, functions)):
+    functions: list[Any] = list(chosen) if isinstance(chosen, Sequence) else [chosen]
+    if not functions or not all(callable(function) and not isinstance(function, type) for function in functions):
         raise TypeError(
             f"counterfactual must be clips (m, T, C, H, W), a function such as baselines.blur, or a list of functions, "
             f"got {chosen!r}."
         )
-    return torch.cat([function(clip, layout) for function in functions])
+    clips: list[Any] = [function(clip, layout) for function in functions]
+    for function, made in zip(functions, clips, strict=True):
+        if not isinstance(made, Tensor) or made.shape[1:] != clip.shape[1:]:
+            got = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else repr(made)
+            raise ValueError(
+                f"counterfactual must return clips of shape {tuple(clip.shape)}, got {got} from {function!r}. Return a "
+                f"clip in place of the one that is passed."
+            )
+    return torch.cat(clips)
 
 
 def contributions(

@@ -139,7 +139,7 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
         preset: name of a preset, or a :class:`captum_staa.perturbation.PerturbationConfig`, such as
             ``PRESETS["nested"].changed(scale="logit")``.
 
-            - ``"nested"``, 231 forward passes per clip: this library's own. One score per cell, whose thresholds give
+            - ``"nested"``, 249 forward passes per clip: this library's own. One score per cell, whose thresholds give
               the masks of all areas. What the masks select is both sufficient and necessary.
             - ``"step"``, 15370 forward passes: the method of the STEP paper. One mask per area, which preserves the
               prediction, with the ellipsoid regularizer.
@@ -220,7 +220,8 @@ class SpatioTemporalPerturbation(VideoMethod, PerturbationAttribution):
             iterations: number of steps. 0 returns the initial masks.
             init: attributions of another method to start from, of the clip's shape or as maps ``(B, T, H, W)``. They
                 should be signed: magnitudes mark evidence for any class. Without it, ``"nested"`` starts from the mean
-                gradient at 20 random masks, which costs 60 forward passes.
+                gradient at 20 random masks, and from 27 windows that are removed and kept, which costs 114 forward
+                passes.
 
         Returns:
             Attributions like ``inputs`` (float32 for half precision), not negative, contiguous and detached. The sum

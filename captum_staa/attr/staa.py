@@ -73,7 +73,8 @@ class STAA(VideoMethod):
         (torch.Size([2, 16, 48, 48]), torch.Size([2, 48, 48]), torch.Size([2, 16]))
 
     Args:
-        forward_func: a :class:`VideoClassifier` around a transformer of a known family, or such a model itself.
+        forward_func: a :class:`VideoClassifier` around a video transformer, or a transformer of a known family itself.
+            Attention and tokens of other transformers are found with the first clip.
         mode: ``"relevance"``: class-specific, with one forward and one backward. It gives the signed contribution of
             each token to the target's output. ``"attention"``: class-agnostic, with one forward. It gives the tokens
             that the output attends to.
@@ -92,7 +93,7 @@ class STAA(VideoMethod):
 
     Raises:
         TypeError: ``forward_func`` is not a module, or an option has the wrong type.
-        ValueError: the model does not belong to a known family, or an option is unknown or does not fit the mode.
+        ValueError: the model is no transformer that STAA can explain, or an option is unknown or does not fit the mode.
 
     Note:
         ``"decomposition"``: with attention patterns, normalization scales and activation ratios held constant, a

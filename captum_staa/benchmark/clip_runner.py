@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from captum_staa._utils.checks import simplified
 from captum_staa._utils.model_state import uncompiled
 from captum_staa.benchmark.clips import MASKS, Load, Sample
 from captum_staa.benchmark.methods import Method, seeded
@@ -33,7 +34,7 @@ from captum_staa.benchmark.records import (
     Storage,
     control_of,
 )
-from captum_staa.benchmark.registry import NotApplicableError, simplified
+from captum_staa.benchmark.registry import NotApplicableError
 from captum_staa.benchmark.scoring import COSTS, Metric, MetricInput, MetricOptions, baseline_of
 from captum_staa.layout import VideoLayout
 from captum_staa.metrics import controls, model_free_controls
@@ -391,7 +392,7 @@ def _whole(plan: Plan, index: int, name: str, sample: Sample) -> Entry:
             f"the logits of the whole clip must be finite, got nan in {lost} of {len(logits)} classes. Check the clip, "
             f"its preprocessing and the model."
         )
-    other = other_class(logits, sample.target)
+    other = other_class(logits, sample.target, plan.classifier.contrasted)
     values = {
         "target": sample.target,
         "answer": int(logits.argmax()),
@@ -458,8 +459,8 @@ def model_free(inputs: Tensor, layout: VideoLayout) -> Tensor:
     return model_free_controls(inputs, layout, [name])[name]
 
 
-def other_class(logits: Tensor, target: int) -> int | None:
-    """Return the class with the highest logit except the target; None if the model has only one class.
+def other_class(logits: Tensor, target: int, contrasted: int | None = None) -> int | None:
+    """Return the class with the highest logit except the target; None if there is no other class.
 
     Example:
         >>> other_class(torch.tensor([0.5, 3.0, 1.0]), target=1)
@@ -468,8 +469,9 @@ def other_class(logits: Tensor, target: int) -> int | None:
     Args:
         logits: ``(K,)``.
         target: index of the class to leave out.
+        contrasted: index of the class that ``versus`` subtracts, whose map would be zero.
     """
-    others = [index for index in range(len(logits)) if index != target]
+    others = [index for index in range(len(logits)) if index not in (target, contrasted)]
     return max(others, key=logits.tolist().__getitem__, default=None)
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_staa._utils.checks import generator_or_seeded
+from captum_staa._utils.checks import generator_or_seeded, known_name
 from captum_staa.benchmark import figures, report
 from captum_staa.benchmark.records import ERROR, LEFT_OUT, NOT_APPLICABLE, Mean, Row, Sheet, control_of
 from captum_staa.benchmark.scoring import COSTS
@@ -87,9 +87,7 @@ class Comparison:
             ValueError: the comparison does not have this metric.
         """
         if metric not in self.metrics:
-            raise ValueError(
-                f"metric must be one of the metrics of this comparison, {', '.join(self.metrics)}, got {metric!r}"
-            )
+            metric = known_name("metric", metric, self.metrics)
         return torch.from_numpy(self.table.numbers[:, self.metrics.index(metric)].copy())
 
     def means(self) -> dict[str, dict[str, Mean]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from captum_staa._utils.model_state import eval_mode
 from captum_staa._utils.tensors import SPREAD, gaussian
+from captum_staa.attr._base import VideoMethod
 from captum_staa.benchmark.registry import (
     METHODS,
     Call,
@@ -148,7 +149,7 @@ def _made(name: str | None, method: Given, classifier: VideoClassifier, perturba
             return Method(name, method.description, None, reason=str(error))
         return Method(name, method.description, call, method.smoothed)
     if isinstance(method, Attribution):
-        kind = type(method).__name__
+        kind = method.get_name() if isinstance(method, VideoMethod) else type(method).__name__
         attribute: Any = method.attribute
         layers = {module: layer for layer, module in classifier.module.named_modules() if layer}
         description = f"an instance of {_describe(method, layers)}"

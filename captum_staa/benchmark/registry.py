@@ -6,7 +6,6 @@ methods of Captum do not apply to some models.
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -32,6 +31,7 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_staa import baselines, feature_masks
+from captum_staa._utils.checks import known_name
 from captum_staa._utils.model_state import uncompiled
 from captum_staa.attention.focus import Focus
 from captum_staa.attr import (
@@ -136,18 +136,8 @@ def find_method(name: str) -> tuple[str, MethodSpec]:
     Raises:
         ValueError: there is no such method.
     """
-    simple = {simplified(known): known for known in METHODS}
-    if simplified(name) not in simple:
-        close = [simple[found] for found in difflib.get_close_matches(simplified(name), simple)]
-        hint = f" Did you mean {', '.join(close)}?" if close else ""
-        raise ValueError(f"a method must be one of {', '.join(METHODS)}, got {name!r}.{hint}")
-    known = simple[simplified(name)]
+    known = known_name("a method", name, METHODS)
     return known, METHODS[known]
-
-
-def simplified(name: str) -> str:
-    """Return the letters and digits of a name in lower case, so that ``guided-backprop`` is ``GuidedBackprop``."""
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 # --- layers and cells of a model --------------------------------------------------------------------------------------
@@ -239,8 +229,9 @@ def _staa(method: type[STAA] | type[ReleasedSTAA] = STAA, **settings: Any) -> Ma
     def make(classifier: VideoClassifier, perturbations_per_eval: int, **options: Any) -> Call:
         if classifier.family is None:
             raise NotApplicableError(
-                f"STAA needs a transformer of a known family, got {_kind(classifier)}, which has no attention that "
-                f"STAA can read"
+                f"STAA by name needs a transformer of a known family, got {_kind(classifier)}. For a transformer of "
+                f"your own, pass the instance STAA(classifier), or VideoClassifier(..., family=...) with "
+                f"models.inspect(classifier, clip).family"
             )
         if options.pop("focus", False):
             options["focus"] = Focus()
@@ -439,7 +430,9 @@ _SLOW = ("show_progress",)
 # applies is the one that comparisons run again as a control, so a method that explains a class comes first.
 METHODS: Mapping[str, MethodSpec] = MappingProxyType(
     {
-        "STAA (relevance)": MethodSpec(_staa(mode="relevance"), "relevance by decomposition"),
+        "STAA (relevance)": MethodSpec(
+            _staa(mode="relevance"), "the default of STAA(clf): relevance, signed, for one class"
+        ),
         "STAA (Chefer)": MethodSpec(
             _staa(mode="relevance", rule="chefer"),
             "relevance by the rule of Chefer et al., all layers",
@@ -447,7 +440,7 @@ METHODS: Mapping[str, MethodSpec] = MappingProxyType(
         ),
         "STAA": MethodSpec(
             _staa(mode="attention"),
-            "attention rolled out through all layers, as in the STAA paper; not specific to a class",
+            "the attention of the STAA paper, the same map for every class; not the default of STAA(clf)",
             class_specific=False,
             options=_LAYERS,
         ),

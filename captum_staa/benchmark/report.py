@@ -199,13 +199,16 @@ def remarks(results: Comparison) -> list[str]:
     """Return remarks that explain the numbers."""
     count = len(results.clips)
     lines = [
-        f"Means over {count} clip{'s' * (count != 1)} with 95 % bootstrap intervals; "
-        f"{', '.join(COSTS)}: medians, as multiples of one forward pass except for seconds. "
+        f"Means over {count} clip{'s' * (count != 1)} with 95 % bootstrap intervals. "
         f"Bold: the best method, controls excluded. ↑ higher is better, ↓ lower is better."
     ]
+    if costs := [metric for metric in results.metrics if metric in COSTS]:
+        lines.append(f"{', '.join(costs)}: medians, as multiples of one forward pass except for seconds.")
     if answers := results.answers.values():
         right = sum(explained == answered for explained, answered in answers)
         lines.append(f"The explained class is the predicted class on {right} of {len(answers)} clips.")
+    if notice := results.settings.get("notice"):
+        lines.append(f"Model: {notice}.")
     lines += _control_remarks(results)
     used = {kind for kinds in marked(results).values() for kind in kinds}
     lines += [f"{sign} {meaning}" for kind, (sign, meaning) in MARKS.items() if kind in used]

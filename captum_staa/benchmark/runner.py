@@ -245,7 +245,7 @@ def compare(
             want the magnitude. None takes all of ``METHODS``; methods that do not apply to the model get a row with the
             reason.
         metrics: names among ``METRICS``, or a mapping from names to functions of a :class:`MetricInput`. None takes a
-            selection of ``METRICS``.
+            selection of ``METRICS``. In names of methods and metrics, case, spaces and punctuation do not matter.
         out: a folder that stores the entry of every finished clip and method, one file per process, so that the
             comparison can be resumed after any end of a process. Only one run at a time may use it. Required for
             several processes, for which it must be on a disk that all machines share. None uses a temporary folder.
@@ -358,6 +358,7 @@ def _settings(plan: Plan, source: Iterable[Any]) -> dict[str, Any]:
     return {
         "versions": versions(),
         "model": type(classifier.module).__name__,
+        "notice": classifier.notice,
         "weights": _fingerprint(classifier),
         "dtype": "none" if parameter is None else str(parameter.dtype).removeprefix("torch."),
         "device": "cpu" if parameter is None else parameter.device.type,

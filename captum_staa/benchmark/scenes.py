@@ -360,13 +360,17 @@ def draw_scene(recipe: Recipe, classes: tuple[int, ...], draw: Draw, footage: Te
 def _matched_colors(behind: Tensor, tones: Tensor | int, margin: float) -> Tensor:
     """Return the mean color ``(K, 3)`` of objects in front of pixels ``(K, T, P, 3)`` of the background.
 
-    It leaves a margin for brighter and darker parts of a texture. Plain objects are brighter or darker than the
-    background by ``margin``: as the sign of their tone says, or the opposite if that does not fit into the gray levels.
+    The parts of a texture are brighter and darker than this by ``margin``. In front of black, the darker part would be
+    black too, and one could not tell which side of the object it is. So in front of very dark (or bright) pixels, both
+    parts are brighter (or darker) than these. Plain objects are brighter or darker than the background by ``margin``:
+    as the sign of their tone says, or the opposite if that does not fit into the gray levels.
     """
     mean = behind.mean((1, 2))
-    if isinstance(tones, int):
-        return mean.clamp(margin, 255 - margin)
     level = mean.mean(1, keepdim=True)
+    if isinstance(tones, int):
+        dark, bright = level < margin / 2, level > 255 - margin / 2
+        shift = 1.5 * margin * (dark.float() - bright.float())
+        return (mean + shift).where(dark | bright, mean.clamp(margin, 255 - margin))
     signs = tones.sign().where(level <= 255 - margin, -1.0).where(level >= margin, 1.0)
     return (mean + signs * margin).clamp(0, 255)
 
@@ -402,6 +406,8 @@ def _blended(background: Tensor, frames: Tensor, shown: Tensor, sigma: float) ->
         sigma: standard deviation of the blur, in pixels.
     """
     reach = math.ceil(3 * sigma)
+    if reach == 0:  # frames of one color, as between two scenes
+        return frames
     solid = shown[..., None].float()
     layers = torch.cat([frames * solid, solid], -1).movedim(-1, 0)  # (4, T, H, W)
     padded = F.pad(layers, (reach,) * 4, mode="circular")  # an object at a border goes on at the other side

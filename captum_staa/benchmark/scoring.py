@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from captum_staa import baselines, metrics
-from captum_staa._utils.checks import check_choice, check_count
+from captum_staa._utils.checks import check_choice, check_count, known_name
 from captum_staa.benchmark.clips import Sample
 from captum_staa.benchmark.records import ERROR, LEFT_OUT, NOT_APPLICABLE
 from captum_staa.models import VideoClassifier
@@ -225,16 +225,17 @@ def chosen(wanted: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Metric
     """Return metrics by name, in the order of the argument.
 
     Example:
-        >>> list(chosen(["auroc", "forwards"]))
-        ['auroc', 'forwards']
+        >>> list(chosen(["IoU", "forwards"]))
+        ['iou', 'forwards']
         >>> metrics = chosen({"auroc": None, "brightest": lambda case: case.maps.amax()})
         >>> metrics["brightest"].higher_is_better is None
         True
 
     Args:
-        wanted: names among ``METRICS``; or a mapping from names to None, for one of ``METRICS``, a :class:`Metric`, or
-            a function of a :class:`MetricInput` that returns a number. The function may have an attribute
-            ``higher_is_better``: True, False or None. None takes a selection of all kinds.
+        wanted: names among ``METRICS``, whose case, spaces and punctuation do not matter; or a mapping from names to
+            None, for one of ``METRICS``, a :class:`Metric`, or a function of a :class:`MetricInput` that returns a
+            number. The function may have an attribute ``higher_is_better``: True, False or None. None takes a selection
+            of all kinds.
 
     Raises:
         ValueError: a name is unknown or occurs twice, or there are no names; a name is one that marks rows without a
@@ -245,12 +246,19 @@ def chosen(wanted: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Metric
         wanted = DEFAULT
     if isinstance(wanted, str) or not isinstance(wanted, Iterable):
         raise TypeError(f"metrics must be a list of names or a mapping from names, got {wanted!r}. Pass [{wanted!r}].")
-    names = list(wanted)
+    pairs = list(wanted.items()) if isinstance(wanted, Mapping) else [(name, None) for name in wanted]
+    names = [name if given is not None else _exact(name) for name, given in pairs]
     if not names or len(set(names)) < len(names):
         raise ValueError(
             f"metrics must hold at least one name, and each name once, got {names}. Leave out repeated names."
         )
-    return {name: _chosen(name, wanted[name] if isinstance(wanted, Mapping) else None) for name in names}
+    return {name: _chosen(name, given) for name, (_, given) in zip(names, pairs, strict=True)}
+
+
+def _exact(name: object) -> str:
+    if not isinstance(name, str):
+        check_choice("metrics", name, METRICS)
+    return known_name("metrics", str(name), METRICS)
 
 
 def baseline_of(name: str, clip: Tensor, classifier: VideoClassifier) -> Tensor:
@@ -260,7 +268,6 @@ def baseline_of(name: str, clip: Tensor, classifier: VideoClassifier) -> Tensor:
 
 def _chosen(name: str, given: Any) -> Metric:
     if given is None:
-        check_choice("metrics", name, METRICS)
         return METRICS[name]
     if not isinstance(name, str):
         raise TypeError(f"names of metrics must be strings, got {name!r} of type {type(name).__name__}")

@@ -75,8 +75,6 @@ def run(options: CompareOptions) -> int:
         if group.rank == 0:
             files = write(comparison, options.out)
             print(comparison.to_markdown(intervals=False))
-            if classifier.notice and options.clips.videos is not None:
-                print(classifier.notice)
             print(f"written to {options.out}: {', '.join(files)} ({time.perf_counter() - started:.0f} s)")
             _print_failures(comparison)
         group.wait()  # torchrun ends the run with the first process that exits, so all wait until the files are written

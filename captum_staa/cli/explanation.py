@@ -269,6 +269,7 @@ def report(explanation: Explanation, count: int, encoding: str | None = "utf-8")
     elif not key:
         lines.append(f"strongest: no frame has evidence for {subject}, according to this method")
     else:
+        key = [key[0], *(frame for frame in key[1:] if frame.temporal >= mean)]  # less is not strong
         first, *others = (f"{frame.temporal / mean:.1f} times" for frame in key)
         average = "the average magnitude of a frame" if bool((temporal < 0).any()) else "the average frame"
         times = [f"{first} {average}", *others]

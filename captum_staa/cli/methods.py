@@ -76,12 +76,13 @@ class ClipMethod:
             self._method = made(explained)
         except NotApplicableError as error:
             raise ValueError(
-                f"--method {name} does not apply to this model: {error}. Choose another method."
+                f"--method {name} does not apply to this model: {error}. Choose another method, such as "
+                f"{default_method(classifier)!r}."
             ) from error
         if versus is not None and not spec.class_specific:
             raise ValueError(
                 f"--versus needs a method whose maps explain a class, got --method {name}, whose maps are the same for "
-                f"every class. Drop --versus, or choose another method."
+                f"every class. Drop --versus, or choose another method, such as {DEFAULTS[0]!r}."
             )
         self.classifier, self._explained, self.shows_progress = classifier, explained, bool(shown)
         self._made = made

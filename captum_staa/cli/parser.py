@@ -321,6 +321,7 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
 
 
 def _methods() -> str:
+    """Return the names of all methods, with a line about each."""
     wide = max(map(len, benchmark.METHODS))
     return "\n  ".join(
         ["methods:", *(f"{name:<{wide}}  {spec.description}" for name, spec in benchmark.METHODS.items())]

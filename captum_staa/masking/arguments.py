@@ -213,6 +213,11 @@ class TargetScore:
                     f"target must be a class index for outputs of shape {tuple(answer.shape)}, got None. Pass "
                     f"target=class index, or one index per example."
                 )
+            if answer.ndim > 1 and len(answer) == examples:
+                raise ValueError(
+                    f"target must select one output per example, got {target!r}, which leaves outputs of shape "
+                    f"{tuple(answer.shape)}. Pass a tuple with an index for each axis after the batch."
+                )
             raise ValueError(
                 f"the model must return one output per example, {examples} here, got outputs of shape "
                 f"{tuple(answer.shape)}. Return a row per example, not a mean over the batch."

@@ -169,6 +169,7 @@ class VideoClassifier(nn.Module):
         self._differentiable = False  # whether a graph without missing backward passes has been seen
         self._path: tuple[str | int, ...] | None = None  # where the output was in what the module returned
         self._other: int | Literal["rest"] | None = None
+        self._ran: tuple[int, ...] | None = None  # (T, H, W) of the last clips, for the error about another size
         self._lower = False
         self.inspections: dict[Any, Any] = {}  # of captum_staa.models.inspect, by the size of clips
 
@@ -328,6 +329,8 @@ class VideoClassifier(nn.Module):
                 self._verify(outputs, last.name(outputs))
         if eager and not self._differentiable and clip.requires_grad and outputs.requires_grad:
             self._watch_gradient(outputs, clip.detach(), args)
+        if eager:
+            self._ran = tuple(self.layout.extent(clip))
         if self._other is not None:
             outputs = minus_other(outputs, self._kind, self._other)
         if self._lower:
@@ -445,7 +448,8 @@ class VideoClassifier(nn.Module):
                 odds of each class. A label that is ``"rest"`` itself is meant by its index.
 
         Returns:
-            A classifier that shares the module. Its output is a score per class, in units of a logit.
+            A classifier that shares the module. Its output is a score per class, in units of a logit. That of the
+            other class itself is always 0, so methods and metrics of this library refuse it as a target.
 
         Raises:
             ValueError: the class does not exist, or the model has a single output.
@@ -460,6 +464,32 @@ class VideoClassifier(nn.Module):
                 f"one output already say what raises it (positive) and what lowers it (negative)."
             )
         return contrasted
+
+    def check_target(self, target: Any) -> None:
+        """Raise ValueError if a target is the class whose output :meth:`versus` subtracted: its map would be zero.
+
+        Args:
+            target: class indices as Captum takes them.
+        """
+        other = self.contrasted
+        if other is None or target is None:
+            return
+        rows = target.reshape(-1).tolist() if isinstance(target, Tensor) else target
+        rows = rows if isinstance(rows, list) else [rows]
+        classes = [row[0] if isinstance(row, tuple) and row else row for row in rows]
+        if other in classes:
+            name = self.label_names(self.num_classes or other + 1)[other]
+            row = "" if len(classes) == 1 else f" in row {classes.index(other)} of the batch"
+            raise ValueError(
+                f"target must differ from the class of versus, got {name!r} (index {other}) for both{row}, whose "
+                f"difference is 0 for every clip. Pass the class to explain as target, such as clf(clip).argmax(1), "
+                f"and the class to compare it with to versus."
+            )
+
+    @property
+    def contrasted(self) -> int | None:
+        """Index of the class whose output :meth:`versus` subtracts; None for other models and for ``"rest"``."""
+        return None if self._other == "rest" else self._other
 
     @property
     def against_rest(self) -> bool:
@@ -599,9 +629,13 @@ class VideoClassifier(nn.Module):
                     "pack must return tensors that depend differentiably on the clip, got none that requires a "
                     "gradient. Leave out detach(), numpy() and torch.no_grad() in pack."
                 )
-            if isinstance(packed, Mapping):
-                return self.module(*args, **packed)
-            return self.module(*(packed if isinstance(packed, tuple) else (packed,)), *args)
+            try:
+                if isinstance(packed, Mapping):
+                    return self.module(*args, **packed)
+                return self.module(*(packed if isinstance(packed, tuple) else (packed,)), *args)
+            except TypeError as error:
+                self._hint_at_pack(clip, error, packed)
+                raise
         name = None
         if self.family is not None and self._transformer_name == "":
             name = self.family.input_name
@@ -616,8 +650,9 @@ class VideoClassifier(nn.Module):
             return self.module(clip, *args) if name is None or args else self.module(**{name: clip})
         except RuntimeError as error:
             self._hint_at_swapped_axes(clip, error)
+            self._hint_at_size(clip, error)
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             self._hint_at_pack(clip, error)
             raise
 
@@ -731,23 +766,58 @@ class VideoClassifier(nn.Module):
     def _hint_at_swapped_axes(self, clip: Tensor, error: RuntimeError) -> None:
         """Raise ValueError about swapped axes if an unknown module failed and T looks like a number of channels."""
         sizes = dict(zip(self.layout.axes, clip.shape, strict=True))
-        if self.family is None and sizes["T"] in (1, 3) and sizes["C"] not in (1, 3):
+        channels = _OTHER_CHANNELS.search(str(error))  # as torch words it: of the weight, of the input
+        swapped = channels and (int(channels[1]), int(channels[2])) == (sizes["C"], sizes["T"])
+        if self.family is None and (swapped or (sizes["T"] in (1, 3) and sizes["C"] not in (1, 3))):
             raise ValueError(
                 f"the module failed on a clip of shape {tuple(clip.shape)} in layout {self.layout.axes}, which has "
                 f"{sizes['C']} channels and {sizes['T']} frames. These two axes are probably swapped. Pass the layout "
-                f"of your clips to VideoClassifier(module, layout=...). The error of the module: {error}"
+                f"that the module takes to VideoClassifier(module, layout=...). The error of the module: {error}"
             ) from error
 
-    def _hint_at_pack(self, clip: Tensor, error: Exception) -> None:
-        """Raise ValueError about ``pack`` if an unknown module failed because it takes something else than one clip."""
-        if self.family is None and self.pack is None and _OTHER_ARGUMENTS.search(str(error)):
+    def _hint_at_size(self, clip: Tensor, error: RuntimeError) -> None:
+        """Raise ValueError about the size of the clip if an unknown module failed because shapes do not fit."""
+        if self.family is None and _SHAPES_DIFFER.search(str(error)):
+            sizes = dict(zip(self.layout.axes, clip.shape, strict=True))
+            stated = ", ".join(f"{name}={value}" for name, value in _sizes_stated_in(self.module).items())
+            ran = [f"ran before on {t} frames of {h} x {w} pixels" for t, h, w in filter(None, [self._ran])]
+            expected = " and ".join([f"has {stated}"] * bool(stated) + ran) or "does not state its size"
+            raise ValueError(
+                f"clips must have the size for which the module was built ({type(self.module).__name__} {expected}), "
+                f"got {sizes['T']} frames of {sizes['H']} x {sizes['W']} pixels (shape {tuple(clip.shape)} in layout "
+                f"{self.layout.axes}). Resize the clip with F.interpolate, or pass other frames; state the size with "
+                f"VideoClassifier(..., num_frames=, image_size=). The error of the module: {error}"
+            ) from error
+
+    def _hint_at_pack(self, clip: Tensor, error: Exception, packed: Any = None) -> None:
+        """Raise ValueError about ``pack`` if a module failed because it takes something else than it was passed."""
+        if not _OTHER_ARGUMENTS.search(str(error)):
+            return
+        if self.pack is not None:
+            several = f" of {len(packed)}" if isinstance(packed, (tuple, list, Mapping)) else ""
+            returned = f"a {type(packed).__name__}{several}"
+            raise ValueError(
+                f"pack must return what the module takes, got {returned} and {error}. Return a list to pass all "
+                f"tensors as a single argument, a tuple for positional arguments, or a dict for keyword arguments. "
+                f"Further inputs and additional_forward_args follow it."
+            ) from error
+        if self.family is None:
             raise ValueError(
                 f"the module must take a clip as one tensor, got {error} for a clip of shape {tuple(clip.shape)}. If "
                 f"it takes a list of pathways, a dict or several tensors, pass pack=, a function from the clip to them."
             ) from error
 
 
-_OTHER_ARGUMENTS = re.compile(r"to unpack|positional argument|unexpected keyword argument")
+_OTHER_ARGUMENTS = re.compile(
+    r"to unpack|positional argument|unexpected keyword argument|Dimension out of range|too many indices"
+)
+# how torch words that the tensors of a module do not fit together
+_SHAPES_DIFFER = re.compile(
+    r"[Tt]he size of tensor a|shapes cannot be multiplied|is invalid for input of size|[Ss]izes of tensors must match|"
+    r"[Tt]he expanded size of the tensor|[Kk]ernel size can't be greater than actual input size|must match the size"
+)
+_OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
+_SIZE_NAMES = ("img_size", "image_size", "input_size", "num_frames", "clip_length")
 _OPTIONS = {
     *("layout", "labels", "family", "num_frames", "image_size", "preprocessing", "output", "output_key", "pack"),
 }
@@ -779,6 +849,17 @@ def _same_clip(classifier: VideoClassifier, clip: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _sizes_stated_in(module: nn.Module) -> dict[str, Any]:
+    """Return the sizes of clips that a module states in attributes with usual names, such as ``img_size``."""
+    found: dict[str, Any] = {}
+    for part in module.modules():
+        for name in _SIZE_NAMES:
+            value = vars(part).get(name)
+            if isinstance(value, (int, tuple)) and not isinstance(value, bool):
+                found.setdefault(name, value)
+    return found
 
 
 def _is_clip(value: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +36,7 @@ class FoundAttention:
     problem: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What :func:`inspect` found in a model. ``print(report)`` shows it as a table.
 
@@ -66,7 +66,7 @@ class Inspection:
     attention: tuple[FoundAttention, ...] = ()
     grid: TokenGrid | None = None
     coarser: tuple[TokenGrid, ...] = ()
-    reads: Pooling | None = field(default=None, repr=False)
+    reads: Pooling | None = None
     patch_embedding: str | None = None
     certainty: float = float("nan")
     own: float = float("nan")
@@ -130,7 +130,13 @@ class Inspection:
             f"know better can be stated with a captum_staa.models.Family."
         )
 
+    def __repr__(self) -> str:
+        """Return one line. ``print(report)`` shows the table."""
+        seen = f"{len(self.layers)} of {len(self.attention)} attention layers verified, grid={self.grid}"
+        return f"{type(self).__name__}({self.model}, {seen}, ok={self.ok}; print it for the table)"
+
     def __str__(self) -> str:
+        """Return the table of everything that was found."""
         lines = [f"{self.model}, clips of (T, H, W) = {self.size} in layout {self.layout}; {self.forwards} clips run"]
         head = ("", "module", "backend", "attention", "rows", "queries x keys", "heads", "certainty")
         rows = [

@@ -5,6 +5,7 @@ It learns the masks of all areas and all clips at once, and keeps the best state
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from captum_staa.perturbation.config import (
     losses,
 )
 from captum_staa.perturbation.mask_grid import CellGrid, MaskGrid
-from captum_staa.perturbation.masks import MaskBatch, Nested
+from captum_staa.perturbation.masks import MaskBatch, Nested, standardized
 
 COARSE = 2  # random values along each axis of the random masks whose gradients give the initial map
 
@@ -66,6 +67,7 @@ class Problem:
         config, parametrization, blends = self.config, self.config.parametrization, len(self.blends)
         random = 0 if init else parametrization.gradients
         first = blends + sum(calls(len(range(blend, random, blends))) for blend in range(blends))
+        first += 0 if init else 2 * calls(math.prod(_window_counts(self)))
         step = calls(len(OBJECTIVES[config.objective]) * parametrization.masks_per_step(len(self.areas)))
         return first + config.iterations * step + evaluations(config.iterations) * blends * calls(2 * len(self.areas))
 
@@ -147,7 +149,7 @@ def learn(problem: Problem, init: Tensor | None, report: Callable[[Evaluation], 
     parametrization, iterations = problem.config.parametrization, problem.config.iterations
     try:
         baseline_scores = _baseline_scores(problem)
-        if init is None and parametrization.gradients:
+        if init is None and (parametrization.gradients or parametrization.windows):
             init = _warm_start(problem, baseline_scores)
         values = parametrization.start(problem.grid, problem.areas, problem.batch, init)
         learned = OptimizationState(values, _finite(_evaluate(problem, values, 0, baseline_scores)))
@@ -201,7 +203,7 @@ def _baseline_scores(problem: Problem) -> Tensor:
 
 
 def _warm_start(problem: Problem, baseline_scores: Tensor) -> Tensor:
-    """Return an initial map ``(B, n)``: the mean gradient of the score with respect to the cells, at random masks.
+    """Return an initial map ``(B, n)``, from gradients at random masks and from windows that are removed and kept.
 
     A single gradient depends on the point where it is taken. Random masks, from which different parts of the clip are
     removed, give a mean slope as Integrated Gradients and RISE do. It is signed, so it tells evidence for the target
@@ -211,14 +213,49 @@ def _warm_start(problem: Problem, baseline_scores: Tensor) -> Tensor:
     scale: Scale = "logit" if config.scale == "logit" else "margin"
     own = replace(config, parametrization=Nested(), objective="preserve", scale=scale, regularizer=None)
     masks = _random_masks(grid, config.parametrization.gradients, problem.batch)
-    slope = torch.zeros_like(masks[:, 0])
+    slope = grid.shares.new_zeros(problem.batch, masks.shape[2])
     for blend in range(min(len(problem.blends), masks.shape[1])):
         drawn = MaskBatch(masks[:, blend :: len(problem.blends)], problem.areas)
         part, bad = _slope(replace(problem, config=own), drawn, blend, baseline_scores)
         if bool(bad.any()):
             raise _NotFinite(_nonfinite_message(bad))
         slope -= part.sum(1)
-    return config.parametrization.initial(slope, grid)
+    return config.parametrization.initial(slope, _window_changes(problem), grid)
+
+
+def _window_counts(problem: Problem) -> tuple[int, int, int]:
+    """Return the number of windows along each axis, at most one per frame or pixel; 0 if there are none."""
+    t, h, w = (min(problem.config.parametrization.windows, side) for side in problem.grid.size)
+    return t, h, w
+
+
+@torch.no_grad()
+def _window_changes(problem: Problem) -> Tensor:
+    """Return how much each part of the clip matters as a whole, ``(B, n)``.
+
+    The clip is divided into equal windows. Each window is removed from the clip, with the last blend, and its score
+    subtracted; and it is kept alone, with the first blend, and its score added. Both are standardized over windows,
+    since one of them may change the score much more, and interpolated between the centers of the windows.
+    """
+    grid, counts = problem.grid, _window_counts(problem)
+    windows, batch = math.prod(counts), problem.batch
+    if not windows:
+        return grid.shares.new_zeros(batch, grid.shares.shape[1])
+    t, h, w = (torch.arange(side) * count // side for side, count in zip(grid.size, counts, strict=True))
+    ids = ((t[:, None, None] * counts[1] + h[:, None]) * counts[2] + w).to(grid.shares.device)  # (T, H, W)
+    total = grid.shares.new_zeros(batch, windows)
+    for removed, blend in ((True, problem.blends[-1]), (False, problem.blends[0])):
+        scores = grid.shares.new_zeros(windows, batch)
+        for chunk in torch.arange(windows, device=ids.device).split(problem.perturbations_per_eval):
+            kept = (ids == chunk[:, None, None, None]) != removed  # (P, T, H, W)
+            masks = kept[:, None].expand(-1, batch, -1, -1, -1).to(grid.shares)
+            scores[chunk] = problem.score((blend(masks),), len(chunk)).to(grid.shares.dtype)
+            problem.tick()
+        if bool((bad := ~scores.isfinite().all(0)).any()):
+            raise _NotFinite(_nonfinite_message(bad))
+        own = standardized(scores.T, torch.ones_like(scores.T))
+        total += -own if removed else own
+    return grid.gather(CellGrid(grid.size, counts, grid.shares).spread(total[:, None])[:, 0])
 
 
 def _random_masks(grid: MaskGrid, count: int, batch: int) -> Tensor:
@@ -226,8 +263,10 @@ def _random_masks(grid: MaskGrid, count: int, batch: int) -> Tensor:
     t, h, w = (min(COARSE, side) for side in grid.size)
     coarse = CellGrid(grid.size, (t, h, w), grid.shares)
     draws = torch.rand(1, count, t * h * w, generator=torch.Generator().manual_seed(0)).to(grid.shares)
-    fields = (coarse.spread(draw[:, None])[:, 0].expand(batch, -1, -1, -1) for draw in draws.unbind(1))
-    return torch.stack([grid.gather(field) for field in fields], dim=1)
+    masks = grid.shares.new_empty(batch, count, grid.shares.shape[1])
+    for number, draw in enumerate(draws.unbind(1)):
+        masks[:, number] = grid.gather(coarse.spread(draw[:, None])[:, 0].expand(batch, -1, -1, -1))
+    return masks
 
 
 def _slope(problem: Problem, drawn: MaskBatch, step: int, baseline_scores: Tensor) -> tuple[Tensor, Tensor]:

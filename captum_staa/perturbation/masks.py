@@ -20,7 +20,8 @@ from captum_staa.perturbation.mask_grid import MaskGrid
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _LEVELS = 24  # number of areas that the map of nested masks averages over
 _HALVINGS = 30  # steps of the bisection for the threshold of an area
-_DETAIL = 0.3  # weight of the gradients as they are in the initial map, beside their smoothed form
+_DETAIL = 0.5  # weight of the gradients as they are in the initial map, beside their smoothed form
+_COARSE = 0.5  # weight of the changes by windows in the initial map, beside these gradients
 _SOFT = 0.5  # softness of the masks that the map of nested masks averages over: softer, so that no two voxels tie
 
 
@@ -46,6 +47,7 @@ class Parametrization(Protocol):
 
     Attributes:
         gradients: number of random masks whose gradients give the initial map, if none is passed. 0 means no such map.
+        windows: number of windows along each axis that are removed and kept for the initial map. 0 means none.
         per_frame: if True, each time slice has the area. If False, the whole volume has it.
     """
 
@@ -53,10 +55,19 @@ class Parametrization(Protocol):
     def gradients(self) -> int: ...
 
     @property
+    def windows(self) -> int: ...
+
+    @property
     def per_frame(self) -> bool: ...
 
-    def initial(self, slopes: Tensor, grid: MaskGrid) -> Tensor:
-        """Return the initial map ``(B, n)`` for mean gradients ``(B, n)`` of the score with respect to the cells."""
+    def initial(self, slopes: Tensor, changes: Tensor, grid: MaskGrid) -> Tensor:
+        """Return the initial map ``(B, n)``.
+
+        Args:
+            slopes: ``(B, n)``, mean gradients of the score with respect to the cells.
+            changes: ``(B, n)``, how much the windows around a cell change the score. Zeros if there are no windows.
+            grid: the cells.
+        """
         ...
 
     def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
@@ -103,10 +114,13 @@ class Nested:
         softness: width of the sigmoid in units of the scores, at the first step and at the last step.
         reach: smallest area that is learned, as a fraction of the smallest requested area.
         per_frame: if True, each time slice has the area. If False, the whole volume has it.
-        gradients: number of random masks whose gradients give the initial map, if none is passed. 0 starts from equal
-            scores.
+        gradients: number of random masks whose gradients give the initial map, if none is passed. 0 means none: without
+            windows, masks start from equal scores.
         smooth: standard deviations, in cells along time and in space, of the blur of these gradients. A gradient
             changes its sign within an object. Its mean over the object tells whether the object is evidence.
+        windows: number of windows along each axis. Each is removed once and kept once, and the changes of the score are
+            added to the smoothed gradients. A gradient is the effect of a small change. A window shows the effect of a
+            large one. 0 means none.
     """
 
     path: float = 0.4
@@ -114,19 +128,25 @@ class Nested:
     reach: float = 0.1
     per_frame: bool = False
     gradients: int = 20
-    smooth: tuple[float, float] = (1.0, 1.5)
+    smooth: tuple[float, float] = (1.0, 2.0)
+    windows: int = 3
 
-    def initial(self, slopes: Tensor, grid: MaskGrid) -> Tensor:
-        """Return the smoothed gradients, which find objects, plus 0.3 of them as they are, which rank their cells."""
+    def initial(self, slopes: Tensor, changes: Tensor, grid: MaskGrid) -> Tensor:
+        """Return the gradients plus 0.5 of the changes, both standardized.
+
+        Smoothed gradients find objects, and 0.5 of the gradients as they are rank the cells of an object. The changes
+        tell which of the objects matter as a whole.
+        """
         density = slopes / grid.shares.clamp_min(torch.finfo(slopes.dtype).tiny)
-        smoothed = _standardized(grid.smooth(density, *self.smooth), grid.shares)
-        return smoothed + _DETAIL * _standardized(density, grid.shares)
+        smoothed = standardized(grid.smooth(density, *self.smooth), grid.shares)
+        gradients = smoothed + _DETAIL * standardized(density, grid.shares)
+        return standardized(gradients, grid.shares) + _COARSE * standardized(changes, grid.shares)
 
     def start(self, grid: MaskGrid, areas: Tensor, batch: int, init: Tensor | None) -> Tensor:
         """Return zeros, or the standardized map."""
         if init is None:
             return grid.shares.new_zeros(batch, grid.shares.shape[1])
-        return _standardized(init, grid.shares)
+        return standardized(init, grid.shares)
 
     def descent(self, values: Tensor, grid: MaskGrid, iterations: int) -> Descent:
         """Return gradient descent with steps of equal length: gradients of small areas are many times larger."""
@@ -249,7 +269,12 @@ class Separate:
         """0: the papers start from masks that keep the whole clip."""
         return 0
 
-    def initial(self, slopes: Tensor, grid: MaskGrid) -> Tensor:
+    @property
+    def windows(self) -> int:
+        """0, for the same reason."""
+        return 0
+
+    def initial(self, slopes: Tensor, changes: Tensor, grid: MaskGrid) -> Tensor:
         """Return the gradients."""
         return slopes
 
@@ -258,7 +283,7 @@ class Separate:
         shape = (batch, len(areas), grid.shares.shape[1])
         if init is None:
             return grid.shares.new_ones(shape)
-        return masks_with_area(_standardized(init, grid.shares), areas[None], grid, 0.5, per_frame=self.per_frame)
+        return masks_with_area(standardized(init, grid.shares), areas[None], grid, 0.5, per_frame=self.per_frame)
 
     def descent(self, values: Tensor, grid: MaskGrid, iterations: int) -> Descent:
         """Return gradient descent with momentum, as in the papers."""
@@ -289,7 +314,7 @@ class Separate:
         return gaussian(grid.spread(values.clamp(0, 1).sum(1, keepdim=True))[:, 0], (0.0, sigma, sigma))
 
 
-def _standardized(maps: Tensor, shares: Tensor) -> Tensor:
+def standardized(maps: Tensor, shares: Tensor) -> Tensor:
     """Return rows ``(B, n)`` of mean 0 and deviation 1, or 0 for a constant row. Regions of share 0 are ignored."""
     present = shares > 0
     count = present.sum(1, keepdim=True)

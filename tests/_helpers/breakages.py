@@ -22,9 +22,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby, zip_longest
 from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple
@@ -88,10 +89,12 @@ def read(text: str) -> list[Breakage]:
 BREAKAGES = read(Path(__file__).with_suffix(".txt").read_text(encoding="utf-8"))
 
 
-def mirror(file: str) -> list[str]:
-    """Return the tests of the package of a file."""
+def mirror(file: str) -> tuple[list[str], list[str]]:
+    """Return the tests named after a file, which notice most breakages within seconds, and those of its package."""
     package = file.split("/")[0]
-    return [f"tests/{name}" for name in MIRRORS.get(package, [package])]
+    named = sorted((ROOT / "tests").glob(f"*/test_{Path(file).stem}*.py"))
+    folders = [f"tests/{name}" for name in MIRRORS.get(package, [package])]
+    return [str(path.relative_to(ROOT)) for path in named], folders
 
 
 @contextmanager
@@ -126,12 +129,16 @@ class _FirstFailure:
             self.name = self.name or report.nodeid
 
 
-def first_failure(copy: Path, tests: list[str]) -> str:
-    """Run tests in this process until one fails. Returns the name of this test, or an empty string."""
+def first_failure(copy: Path, tests: list[str], *, write_bytecode: bool = False) -> str:
+    """Run tests in this process until one fails. Returns the name of this test, or an empty string.
+
+    With ``write_bytecode``, the compiled files are kept for later runs. A broken file must not leave its own: it can
+    have the size and, to the second, the time of the file that replaces it.
+    """
     os.chdir(copy)
     sys.path[0] = str(copy)  # instead of the folder of this file
     os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    sys.dont_write_bytecode = True
+    sys.dont_write_bytecode = not write_bytecode
     with open(os.devnull, "w") as nowhere:
         for stream in (1, 2):
             os.dup2(nowhere.fileno(), stream)
@@ -144,10 +151,10 @@ def first_failure(copy: Path, tests: list[str]) -> str:
     return failure.name or (f"pytest ended with {code}" if code else "")
 
 
-def in_a_process(copy: Path, tests: list[str]) -> str:
+def in_a_process(copy: Path, tests: list[str], **options: bool) -> str:
     """Run :func:`first_failure` in a fork of this process, which has imported the large packages already."""
     here, there = CONTEXT.Pipe(duplex=False)
-    worker = CONTEXT.Process(target=lambda: there.send(first_failure(copy, tests)))
+    worker = CONTEXT.Process(target=lambda: there.send(first_failure(copy, tests, **options)))
     worker.start()
     there.close()
     try:
@@ -161,13 +168,15 @@ def in_a_process(copy: Path, tests: list[str]) -> str:
         worker.join()
 
 
-def judge(copy: Path, breakage: Breakage, tests: list[str], *, whole_suite: bool) -> dict[str, str]:
-    """Return the verdict of tests about one breakage, as an entry of the results."""
+def judge(copy: Path, breakage: Breakage, stages: Sequence[list[str]], *, whole_suite: bool) -> dict[str, str]:
+    """Return the verdict of tests about one breakage, as an entry of the results. Stages are tests that run in turn."""
     with broken(copy, breakage) as missing:
         if missing:
             return {"verdict": "not applied", "by": missing}
-        if by := in_a_process(copy, [name for name in tests if (copy / name).exists()]):
-            return {"verdict": "caught", "by": by}
+        for tests in stages:
+            present = [name for name in tests if (copy / name).exists()]
+            if present and (by := in_a_process(copy, present)):
+                return {"verdict": "caught", "by": by}
         if not whole_suite:
             return {"verdict": "survived the mirror", "by": ""}
         by = in_a_process(copy, [])
@@ -187,6 +196,8 @@ def main() -> int:
     open_ends = {"not applied"} | (set() if options.mirror else {"survived the mirror"})
     wanted = [item for item in BREAKAGES if any(part in item.name for part in options.only)]
     todo = [item for item in wanted if results.get(item.name, {"verdict": "not applied"})["verdict"] in open_ends]
+    by_file = [list(group) for _, group in groupby(todo, key=lambda item: item.file)]
+    todo = [item for turn in zip_longest(*by_file) for item in turn if item]  # the first of every file, then the second
     for name in LARGE:
         importlib.import_module(name)
     copies: Queue[Path] = Queue()
@@ -194,13 +205,17 @@ def main() -> int:
         for number in range(options.jobs):
             copy = Path(folder) / str(number) / "repository"
             shutil.copytree(options.root, copy, symlinks=True, ignore=LEFT_OUT)
+            in_a_process(copy, ["--collect-only"], write_bytecode=True)
             copies.put(copy)
 
         def run(breakage: Breakage) -> None:
             copy = copies.get()
             try:
                 results[breakage.name] = judge(
-                    copy, breakage, options.tests or mirror(breakage.file), whole_suite=not options.mirror
+                    copy,
+                    breakage,
+                    [options.tests] if options.tests else mirror(breakage.file),
+                    whole_suite=not options.mirror,
                 )
             finally:
                 copies.put(copy)

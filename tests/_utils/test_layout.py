@@ -146,8 +146,17 @@ def test_a_layout_that_is_not_that_of_the_model_raises():
 @in_one_case()
 @pytest.mark.parametrize(
     ("inputs", "advice"),
-    [((torch.rand(1, 3, 4, 8, 8),) * 2, "got tuple.*pack=function"), (np.zeros((1, 3, 4, 8, 8)), "torch.from_numpy")],
+    [
+        ((torch.rand(1, 3, 4, 8, 8),) * 2, "got tuple.*pack=function"),
+        (np.zeros((1, 3, 4, 8, 8)), r"classifier.preprocess\(frames\), and .* torch.from_numpy"),
+        ("clip.mp4", r"io.read_video\(path"),
+    ],
 )
 def test_several_tensors_or_an_array_in_place_of_a_clip_get_advice(inputs: Any, advice: str) -> None:
     with pytest.raises(TypeError, match=f"inputs must be a tensor in layout BCTHW.*{advice}"):
         VideoLayout("BCTHW").check(inputs)
+
+
+def test_frames_in_place_of_a_clip_are_to_be_preprocessed() -> None:
+    with pytest.raises(ValueError, match=r"got shape \(4, 8, 8, 3\). Convert frames .* with classifier.preprocess"):
+        VideoLayout("BCTHW").check(torch.zeros(4, 8, 8, 3, dtype=torch.uint8))

@@ -212,3 +212,8 @@ def test_bad_input_is_refused():
             AnswerAttribution(clf).attribute_answer(clip, counterfactual=wrong)
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         AnswerAttribution(clf).attribute(clip, target=0)
+
+
+def test_a_prompt_in_place_of_a_target_names_attribute_answer():
+    with pytest.raises(TypeError, match=r"got a VideoLanguageModel.*or attribute_answer\(\)"):
+        AnswerAttribution(tiny_vlm(NAME)).attribute(clips_of(NAME), "which came first ?")

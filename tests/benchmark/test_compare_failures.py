@@ -11,8 +11,9 @@ from comparison_cases import PLANTED, silent, table
 from covering import in_one_case
 from torch import Tensor, nn
 
-from captum_staa import VideoClassifier
+from captum_staa import STAA, VideoClassifier
 from captum_staa.benchmark import METRICS, Metric, MetricInput, MetricOptions, PlantedClips
+from captum_staa.benchmark.methods import made
 
 
 @in_one_case()
@@ -25,8 +26,8 @@ from captum_staa.benchmark import METRICS, Metric, MetricInput, MetricOptions, P
         ({"methods": "STAA"}, TypeError, "list"),
         ({"methods": [3]}, TypeError, "got 3"),
         ({"methods": {"random": "STAA"}}, ValueError, "names of controls"),
-        ({"metrics": ["aurok"]}, ValueError, "got 'aurok'"),
-        ({"metrics": ["auroc", "auroc"]}, ValueError, "each name once"),
+        ({"metrics": ["aurok"]}, ValueError, r"got 'aurok'\. Did you mean auroc"),
+        ({"metrics": ["auroc", "AUROC"]}, ValueError, "each name once"),
         ({"metrics": {"mine": 3}}, TypeError, "'mine'"),
         ({"metrics": "auroc"}, TypeError, "list"),
         ({"metrics": {"error": len}}, ValueError, "got 'error'"),
@@ -47,6 +48,19 @@ from captum_staa.benchmark import METRICS, Metric, MetricInput, MetricOptions, P
 def test_invalid_arguments_raise(clf, options, error, message):
     with pytest.raises(error, match=message):
         silent(clf, [PLANTED[0]], **{"methods": ["STAA"], "metrics": ["auroc"], **options})
+
+
+def test_an_instance_has_the_name_of_its_rule(clf):
+    methods = [STAA(clf), STAA(clf, mode="attention"), Saliency(clf)]
+    found = made(methods, clf, perturbations_per_eval=1)
+    assert [method.name for method in found] == ["STAA (relevance)", "STAA", "Saliency"]
+
+
+def test_the_notice_of_a_toy_model_is_in_every_report(clf):
+    found = silent(clf, [PLANTED[0]], methods=["staa-relevance"], metrics={"AUROC": None, "Sum": lambda case: 0.0})
+    assert found.metrics == ["auroc", "Sum"] and found.values("Auroc").shape == (1, len(found.methods))
+    for text in (found.to_markdown(), found.to_latex(), found.to_report()):
+        assert "Model: toy model, knows 3 synthetic patterns; its labels mean nothing on real video." in text
 
 
 @pytest.mark.parametrize(("options", "message"), [({"steps": 0}, "steps"), ({"baseline": "gray"}, "got 'gray'")])

@@ -264,10 +264,10 @@ def test_motion_classes_cannot_be_distinguished_from_unordered_frames() -> None:
 def test_model_free_maps_do_not_distinguish_evidence_from_rivals(task: str, footage: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     real = torch.randint(0, 256, (40, 9, 12, 3), generator=generator, dtype=torch.uint8).repeat_interleave(10, 1)
-    planted = PlantedClips(31, 72, task, background=[real.repeat_interleave(10, 2)] if footage else None)
+    planted = PlantedClips(31, 36, task, background=[real.repeat_interleave(10, 2)] if footage else None)
     found: dict[str, list[torch.Tensor]] = {}
-    for start in range(0, 72, 24):
-        part = slice(start, start + 24)
+    for start in range(0, 36, 18):
+        part = slice(start, start + 18)
         (clips, _, truth), rivals = planted[part], planted.rivals(part)
         for name, maps in metrics.model_free_controls(clips, "BTCHW").items():
             for axis in ("joint", "space", "time"):
@@ -410,6 +410,19 @@ def test_blended_objects_have_the_brightness_and_the_blur_of_the_footage(task, l
     assert edges[0] < 0.8 * edges[1]
     others = ~objects.any(0).any(0)
     assert torch.equal(clips[:, :, :, others], planted.without_rivals(slice(6))[:, :, :, others])
+
+
+@pytest.mark.parametrize("level", [0, 30, 128, 255])
+def test_no_part_of_a_blended_texture_looks_like_the_background(level: int) -> None:
+    """Otherwise one could not tell on which side of an object its visible part is, which is the class."""
+    options = SceneOptions(noise=0.0, contrast=0.2, blend=True)
+    footage = torch.full((20, 60, 60, 3), level, dtype=torch.uint8)
+    planted = PlantedClips(3, 8, scene=options, background=footage)
+    for index in range(8):
+        clip, _, truth = planted[index]
+        levels = (clip * 0.5 + 0.5).mean(1)[truth] * 255
+        parts = levels.quantile(torch.tensor([0.1, 0.9])) - level
+        assert (parts.abs() > 0.2 * 255 / 4).all() and parts[1] - parts[0] > 0.2 * 255
 
 
 def test_blended_evidence_is_still_the_texture_of_its_class() -> None:

@@ -115,6 +115,16 @@ def test_a_toy_model_says_so_wherever_its_answers_are_shown(explained, capsys):
     assert re.search(rf"{notice}:\n[^:]*{MODEL},", capsys.readouterr().out)
 
 
+def test_the_list_of_methods_says_which_name_is_the_default_of_the_class(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    listed = capsys.readouterr().out
+    assert re.search(r"\n  STAA \(relevance\) +the default of STAA\(clf\): relevance, signed, for one class\n", listed)
+    assert re.search(
+        r"\n  STAA +the attention of the STAA paper, the same map for every class; not the default", listed
+    )
+
+
 @pytest.mark.parametrize(
     ("total", "indices", "fps", "said"),
     [
@@ -243,7 +253,7 @@ def test_earlier_results_are_replaced_only_with_overwrite(video, tmp_path, capsy
         (["--model", "tiny-videomae-patern"], "Did you mean 'tiny-videomae-pattern'?"),
         (
             ["--model", "tiny-resnet3d-pattern", "--method", "staa"],
-            "--method STAA does not apply to this model: STAA needs a transformer",
+            "--method STAA does not apply to this model: STAA by name needs a transformer",
         ),
         (["--model", "empty"], "must contain config.json"),
         (["--target", "bright-diagnal"], "there is no label 'bright-diagnal'. Similar labels: ['bright-diagonal'"),

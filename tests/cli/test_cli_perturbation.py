@@ -251,13 +251,13 @@ def test_ctrl_c_keeps_the_best_masks_so_far(video, tmp_path, capsys, monkeypatch
     interrupt_at(monkeypatch, 12)
     assert run(video, tmp_path, "--areas", ".1") == 130
     said = capsys.readouterr().err
-    assert "captum_staa: warning: interrupted at step 12 of 20. The best masks so far are returned" in said
-    assert "interrupted: the masks are the best of 10 steps out of 20" in said and "Traceback" not in said
+    assert "captum_staa: warning: interrupted at step 12 of 14. The best masks so far are returned" in said
+    assert "interrupted: the masks are the best of 10 steps out of 14" in said and "Traceback" not in said
     interrupt_at(monkeypatch, 12)
     with pytest.warns(UserWarning, match="interrupted at step 12"):
         parts, _ = by_hand(video, CNN, areas=[0.1])
     result = check_same(tmp_path, parts, [0.1])
-    assert result["interrupted"] == "the masks are the best of 10 steps out of 20"
+    assert result["interrupted"] == "the masks are the best of 10 steps out of 14"
     assert result["perturbation"]["steps"] == 10
 
 

@@ -158,6 +158,8 @@ def test_large_page_gets_smaller_frames_and_then_fewer_frames(monkeypatch):
     [
         ([-5.0, 3.0, 1.0, 0.0], "strongest: 0.12 s (1.3 times the average magnitude of a frame)"),
         ([1.0, 5.0, 1.0, 1.0], "strongest: 0.12 s (2.5 times the average frame)"),
+        ([5.0, 0.0, 3.0, 0.0], "strongest: 0.00 s (2.5 times the average frame), 0.24 s (1.5 times)"),
+        ([5.0, 3.9, 2.6, 5.0], "strongest: 0.00 s (1.2 times the average frame), 0.36 s (1.2 times)"),  # 2.6 is not
         ([-5.0, -3.0, -1.0, 0.0], "strongest: no frame has evidence for class 1, according to this method"),
         ([0.0, 0.0, 0.0, 0.0], "strongest: no frame; the attributions are zero everywhere"),
     ],

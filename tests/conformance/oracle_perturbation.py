@@ -77,7 +77,9 @@ class Scene:
         return loss + self.score(1 - cells, pyramid) if dual else loss
 
     def warm_start(self) -> Tensor:
-        """``(B, n)``: the sum of gradients at random masks, smoothed over cells, plus 0.3 of it as it is."""
+        """``(B, n)``: the sum of gradients at random masks, smoothed over cells, plus 0.5 of it as it is, plus 0.5 of
+        the changes by windows.
+        """
         slope = torch.zeros_like(self.shares)
         coarse = tuple(min(2, side) for side in self.sides)
         draws = torch.rand(1, GRADIENTS, math.prod(coarse), generator=torch.Generator().manual_seed(0))[0].double()
@@ -87,14 +89,36 @@ class Scene:
             slope += torch.autograd.grad(self.score(cells, self.pyramids[number % len(self.pyramids)]).sum(), cells)[0]
         present = self.shares > 0
         density = torch.where(present, slope / self.shares, 0)
-        return standardized(self.smooth(density), present) + 0.3 * standardized(density, present)
+        gradients = standardized(self.smooth(density), present) + 0.5 * standardized(density, present)
+        return standardized(gradients, present) + 0.5 * standardized(self.windows(), present)
+
+    def windows(self) -> Tensor:
+        """``(B, n)``: for a third of each axis, the standardized score of what it shows minus that of all the rest."""
+        counts = tuple(min(3, side) for side in self.sides)
+        kept, removed = [], []
+        for place in product(*(range(count) for count in counts)):
+            box = torch.zeros(self.sides, dtype=torch.double)
+            axes = zip(place, self.sides, counts, strict=True)
+            box[tuple(slice(-(-i * n // c), -(-(i + 1) * n // c)) for i, n, c in axes)] = 1
+            kept.append(self.seen(box, self.pyramids[0]))
+            removed.append(self.seen(1 - box, self.pyramids[-1]))
+        scores = [torch.stack(own, dim=1) for own in (kept, removed)]
+        high, low = (standardized(own, torch.ones_like(own, dtype=torch.bool)) for own in scores)
+        voxels = (high - low) @ interpolation(self.sides, counts).T  # (B, V)
+        return torch.einsum("bvn,bv->bn", self.dense, voxels) / self.dense.sum(1).clamp(min=1e-9)
+
+    def seen(self, box: Tensor, pyramid: list[Tensor]) -> Tensor:
+        """The target's output ``(B,)`` for the clip within a box ``(T, H, W)`` of ones, and the baseline outside."""
+        clip = torch.where(self.layout.from_working(box[None, :, None]) > 0, pyramid[-1], pyramid[0])
+        logits = self.model(clip)
+        return torch.stack([logits[i, target] for i, target in enumerate(self.target)])
 
     def smooth(self, cells: Tensor) -> Tensor:
-        """A Gaussian of 1 cell along time and 1.5 along height and width; regions are not smoothed."""
+        """A Gaussian of 1 cell along time and 2 along height and width; regions are not smoothed."""
         if self.counts is None:
             return cells
         lines = []
-        for count, sigma in zip(self.counts, (1, 1.5, 1.5), strict=True):
+        for count, sigma in zip(self.counts, (1, 2, 2), strict=True):
             far = torch.arange(count)[:, None] - torch.arange(count)
             kernel = torch.exp(-((far / sigma) ** 2) / 2) * (far.abs() <= max(1, int(3 * sigma + 0.5)))
             lines.append((kernel / kernel.sum(1, keepdim=True)).double())
@@ -114,7 +138,7 @@ class Scene:
 def nested(
     case: Case, areas: Sequence[float], iterations: int, baselines: Any = None, feature_mask: Any = None, **_: Any
 ) -> Tensors:
-    """One score per cell, initialized by gradients at random masks, learned for both aims by steps of equal length."""
+    """One score per cell, initialized by gradients and windows, learned for both aims by steps of equal length."""
     scene = Scene(case, (2, ACROSS), BLENDS, 2, baselines, feature_mask)
     present = scene.shares > 0
     values = standardized(scene.warm_start(), present)

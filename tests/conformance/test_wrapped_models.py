@@ -115,7 +115,7 @@ def test_data_parallel_models() -> None:
 
 
 @pytest.mark.usefixtures("compiling")
-@over("conv", "own", per="kind", slow=("StepAblation", "AnswerAttribution attention"))
+@over("conv", "own", per="kind", slow=("StepAblation", "AnswerAttribution attention", "AnswerAttribution relevance"))
 def test_compiled_models(trial: Trial) -> None:
     other = trial.case.around(lambda network: torch.compile(network, backend=eager))
     try:

@@ -178,6 +178,19 @@ def test_deep_lift(gotcha):
     assert abs(right.delta.item()) < 0.01 * abs(change)
 
 
+@entry("Integrated Gradients from black miss their sum")
+def test_integrated_gradients(gotcha):
+    names = page()
+    wrong, right = gotcha.wrong(), gotcha.right()
+    for side, start, misses in ((wrong, 0 * names.volume, True), (right, right.start, False)):
+        with torch.no_grad():
+            change = (names.cnn(names.volume) - names.cnn(start))[0, names.label].item()
+        total = (side.wrong if misses else side.attributions).sum().item()
+        assert side.delta.item() == pytest.approx(total - change, abs=1e-3)
+        assert (abs(total - change) > 0.3 * abs(change)) == misses, FIXED
+        assert misses or abs(total - change) < 0.02 * abs(change)
+
+
 @entry("DeepLift loses its sum where ReLU meets max pooling")
 def test_deep_lift_through_max_pooling(gotcha):
     names = page()

@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from captum.attr import FeaturePermutation, Occlusion
-from captum.metrics import infidelity
+from captum.attr import FeaturePermutation, Occlusion, Saliency
+from captum.metrics import infidelity, sensitivity_max
 from gotcha_page import (
     FIXED,
     Calls,
@@ -20,6 +20,7 @@ from gotcha_page import (
     entry,
     falls,
     page,
+    seeded,
 )
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def test_occlusion(gotcha):
     assert ours.numbers < 64 * 0.2 * names.volume.numel()
 
 
-@entry("A misspelled mask is swallowed")
+@entry("A misspelled mask is ignored")
 def test_misspelled_mask(gotcha):
     names = page()
     calls = []
@@ -166,6 +167,17 @@ def test_infidelity(gotcha):
     thrice = right.maps[:, None].expand(-1, 3, -1, -1, -1)
     score = infidelity(names.cnn, lambda clip: (0.1 * clip, 0.9 * clip), names.volume, thrice, target=names.label)
     assert score.item() == pytest.approx((3 * explained - change).item() ** 2, rel=1e-3), FIXED
+
+
+@entry("sensitivity_max reads rows of a tensor as inputs")
+def test_sensitivity_of_a_function(gotcha):
+    wrong, right = gotcha.wrong(), gotcha.right()
+    with seeded():
+        expected = sensitivity_max(
+            Saliency(right.clf).attribute, right.clip, target=right.label, max_examples_per_batch=1
+        )
+    torch.testing.assert_close(right.score, expected)
+    assert 10 * expected < wrong.wrong < 50 * expected, FIXED
 
 
 def heat(maps: np.ndarray) -> list[np.ndarray]:

@@ -63,6 +63,9 @@ def _values(kind: str, good: Any) -> list[Bad]:
         "numbers": _sequences,
         "size": _sizes,
         "percent": _percents,
+        "prompt": _prompts,
+        "answer": _answers,
+        "counterfactual": _counterfactuals,
     }[kind.removesuffix("?")](good)
     optional = kind.endswith("?")
     if kind == "size":
@@ -253,3 +256,18 @@ def _sizes(_: Any) -> list[Bad]:
 
 def _percents(_: Any) -> list[Bad]:
     return [*map(Bad, [NAN, INF, -1, 101, "2", [], [2], torch.tensor([1, 2])]), Bad(True, False), Bad(100, False)]
+
+
+def _prompts(good: Any) -> list[Bad]:
+    """Prompts of a video language model: without a video, with two, or of another type."""
+    return [*map(Bad, ["", "which?", good + good, 3, NAN, [], [0.5], [[1, 2]], ["a"], torch.ones(3), torch.tensor(1)])]
+
+
+def _answers(_: Any) -> list[Bad]:
+    bad = ["", [], [0.5], [10**9], [-1], ["a"], [None], [[1]], 3, NAN, torch.ones(2), torch.tensor(1), torch.tensor([])]
+    return [*map(Bad, bad)]
+
+
+def _counterfactuals(good: Any) -> list[Bad]:
+    clips = [bad for bad in _clips(good) if not isinstance(bad.value, (nn.Module, list, tuple))]
+    return [*clips, *map(Bad, [[], (), [3], [good], [good, good], lambda clip, layout: clip[..., 1:], lambda *_: 3])]

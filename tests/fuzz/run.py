@@ -19,16 +19,25 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from .attributions import ENTRIES as _ATTRIBUTIONS
+from .brought import ENTRIES as _BROUGHT
 from .calls import CLEAR, RIGHT, WRONG, Call, judge
 from .outer import ENTRIES as _OUTER
 from .scores import ENTRIES as _SCORES
 from .tensors import ENTRIES as _TENSORS
 from .transformers import ENTRIES as _TRANSFORMERS
 
-ENTRIES: dict[str, Callable[[Any], Call]] = {**_ATTRIBUTIONS, **_TRANSFORMERS, **_TENSORS, **_SCORES, **_OUTER}
+ENTRIES: dict[str, Callable[[Any], Call]] = {
+    **_ATTRIBUTIONS,
+    **_TRANSFORMERS,
+    **_TENSORS,
+    **_SCORES,
+    **_OUTER,
+    **_BROUGHT,
+}
 # Calls that learn, or run a transformer several times, take about ten times as long as the others.
 SHARES = dict.fromkeys(ENTRIES, 4) | {"compare": 1, "AttentionBranch": 2, "STAA": 2, "SpatioTemporalPerturbation": 2}
 SHARES |= {"sanity and usage": 2, "video files": 2, "PlantedClips": 2, "visualization": 2}
+SHARES |= {"models as they come": 2, "discovered transformers": 2, "AnswerAttribution": 2, "attribute_answer": 1}
 BATCH = 50  # calls per hypothesis run: in longer runs, hypothesis repeats more examples
 HANGS = 120  # seconds after which a call counts as a hang
 # A forked worker has all imports; a spawned worker imports everything again.

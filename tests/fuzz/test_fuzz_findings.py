@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 from covering import in_one_case
+from tiny_language import FAMILIES, clips_of, question, tiny_vlm
 from tiny_models import clip_for, tiny
 from torch import Tensor, nn
 
 from captum_staa import (
     RISE,
     STAA,
+    AnswerAttribution,
     GradCAM,
     SpatioTemporalPerturbation,
     TokenGrid,
     VideoAttribution,
+    VideoClassifier,
     VideoFeatureAblation,
     VideoLayout,
     VideoOcclusion,
@@ -330,3 +333,45 @@ def test_places_of_any_memory_order_are_ranked_without_a_warning() -> None:
     scores = torch.rand(1, 3, 1, 3, generator=torch.Generator().manual_seed(0)).permute(3, 1, 2, 0)
     truth = scores > 0.5
     torch.testing.assert_close(metrics.iou(scores, truth), metrics.iou(scores.contiguous(), truth), equal_nan=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_language_model_explains_a_clip_of_any_strides(family: str) -> None:
+    """SmolVLM views its frames, which needs contiguous ones."""
+    clf = tiny_vlm(family).as_classifier(question(family), " is right")
+    clip = clips_of(family, 2)
+    strided = clip.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
+    found, wanted = (AnswerAttribution(clf).attribute(one, target=1) for one in (strided, clip))
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+@in_one_case()
+@pytest.mark.parametrize(
+    ("pack", "inputs"),
+    [
+        (lambda clip: (clip, clip), CLIP),
+        (lambda clip: {"frames": clip}, CLIP),
+        (lambda clip: clip * 1, (CLIP, CLIP)),
+    ],
+)
+def test_what_the_module_does_not_take_is_a_matter_of_pack(pack: Any, inputs: Any) -> None:
+    clf = VideoClassifier(anything("BTCHW"), "BTCHW", pack=pack)
+    with pytest.raises(
+        ValueError, match=r"pack must return what the module takes, got a \w+( of \d)? and Anything.forward"
+    ):
+        RISE(clf).attribute(inputs, target=0, n_samples=2)
+
+
+@pytest.mark.parametrize("answer", [["a"], [None], [[1], 2], 3, math.nan])
+def test_an_answer_that_holds_no_ids_is_named(answer: Any) -> None:
+    with pytest.raises(ValueError, match="answer must be a text or a non-empty list of token ids"):
+        tiny_vlm("qwen2_5_vl").as_classifier(question("qwen2_5_vl"), answer)
+
+
+@in_one_case()
+@pytest.mark.parametrize("wrong", [int, lambda *_: 3, lambda clip, layout: clip[:, 1:]])
+def test_a_function_that_makes_no_counterfactual_clip_is_named(wrong: Any) -> None:
+    clf = tiny_vlm("internvl").as_classifier(question("internvl"), " is right")
+    for functions in (wrong, [wrong], [lambda clip, layout: clip, wrong]):
+        with pytest.raises((TypeError, ValueError), match="counterfactual must"):
+            AnswerAttribution(clf).attribute_answer(clips_of("internvl"), counterfactual=functions)

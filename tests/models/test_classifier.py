@@ -135,6 +135,45 @@ def test_swapped_axes_raise_an_error_with_a_hint() -> None:
         VideoClassifier(conv_net(), "BCTHW")(torch.rand(1, 5, 6, 16, 16))
 
 
+class FixedSize(nn.Module):
+    """A module with a position embedding for clips of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.img_size, self.position = (SIZE, SIZE), nn.Parameter(torch.zeros(SIZE, SIZE))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return (clip + self.position).mean((3, 4)).flatten(1)
+
+
+def test_a_clip_of_another_size_than_the_module_takes_raises_an_error_with_the_sizes() -> None:
+    clf, clip = VideoClassifier(FixedSize(), "BTCHW", output="score"), clip_of()
+    for ran in ("", " and ran before on 4 frames of 16 x 16 pixels"):
+        with pytest.raises(ValueError) as caught:
+            clf(clip[..., :12])
+        assert str(caught.value) == (
+            f"clips must have the size for which the module was built (FixedSize has img_size=(16, 16){ran}), got 4 "
+            f"frames of 16 x 12 pixels (shape (2, 4, 3, 16, 12) in layout BTCHW). Resize the clip with F.interpolate, "
+            f"or pass other frames; state the size with VideoClassifier(..., num_frames=, image_size=). The error of "
+            f"the module: The size of tensor a (12) must match the size of tensor b (16) at non-singleton dimension 4"
+        )
+        clf(clip)
+
+
+def test_other_errors_of_the_module_are_raised_as_they_are() -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    module = conv_net()
+    module[0].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match=r"^out of memory$"):
+        VideoClassifier(module, "BCTHW")(clip_of().transpose(1, 2))
+    with pytest.raises(
+        ValueError, match=r"3 channels and 4 frames.*probably swapped.*expected input\[2, 4, 3, 16, 16\]"
+    ):
+        VideoClassifier(conv_net(), "BTCHW")(clip_of())
+
+
 def test_additional_forward_args_reach_the_module() -> None:
     class Scaled(nn.Module):
         def forward(self, clip: Tensor, scale: Tensor, shift: float) -> Tensor:
@@ -339,3 +378,20 @@ def test_repr_is_one_line_without_the_modules_inside() -> None:
         "VideoClassifier(Sequential, layout='BCTHW', num_frames=None, image_size=None, unnamed classes, "
         "output='score', packed, toward='lower')"
     )
+
+
+class Pathways(nn.Module):
+    """A module that takes a list of two clips."""
+
+    def forward(self, pathways: list[Tensor]) -> Tensor:
+        slow, fast = pathways
+        return slow.mean((2, 3, 4)) + fast.mean((2, 3, 4))
+
+
+@pytest.mark.parametrize("batch", [1, 2])  # two clips are unpacked, and fail later
+def test_a_module_that_takes_a_list_needs_pack(batch: int) -> None:
+    with pytest.raises(ValueError, match=r"must take a clip as one tensor.*pass pack="):
+        VideoClassifier(Pathways(), "BCTHW")(torch.rand(batch, 3, 4, 8, 8))
+    with pytest.raises(ValueError, match=r"got a tuple of 2.*Return a list"):
+        VideoClassifier(Pathways(), "BCTHW", pack=lambda clip: (clip[:, :, ::2], clip))(torch.rand(batch, 3, 4, 8, 8))
+    VideoClassifier(Pathways(), "BCTHW", pack=lambda clip: [clip[:, :, ::2], clip])(torch.rand(batch, 3, 4, 8, 8))

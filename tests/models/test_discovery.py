@@ -48,6 +48,7 @@ def test_an_inspection_changes_nothing_and_is_cached(name: str) -> None:
     report = models.inspect(clf, clip)
     assert snapshot(clf) == before
     assert models.inspect(clf, clip) is report and models.inspect(clf.versus("rest"), clip + 1) is report
+    assert repr(report).count("\n") == 0 and len(repr(report)) < 300 < len(str(report))
 
 
 @in_one_case("name")

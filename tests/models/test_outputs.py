@@ -14,7 +14,7 @@ from covering import in_one_case
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from captum_staa import VideoClassifier
+from captum_staa import VideoClassifier, VideoOcclusion, metrics
 
 CLIPS = torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, -3.0]])
@@ -235,6 +235,12 @@ def test_outputs_per_frame_are_explained_by_a_tuple_and_not_predicted() -> None:
         clf.predict(CLIPS)
 
 
+def test_a_target_that_leaves_several_outputs_asks_for_a_tuple() -> None:
+    clf = VideoClassifier(nn.Linear(8, 5), "BTCHW", output="score")  # (B, 4, 3, 8, 5)
+    with pytest.raises(ValueError, match=r"got 1, which leaves outputs of shape \(2, 3, 8, 5\). Pass a tuple"):
+        VideoOcclusion(clf).attribute(CLIPS, (4, 4, 4), target=1)
+
+
 # --- why this class and not that --------------------------------------------------------------------------------
 
 
@@ -247,6 +253,19 @@ def test_versus_subtracts_the_logit_of_the_other_class(kind: Any, make: Callable
     torch.testing.assert_close(rest, (p / (1 - p)).log())
     assert clf.versus(2).predict(CLIPS)[0][0] == ("run", 1.5)  # a score: no softmax of a difference
     assert torch.equal(clf(CLIPS), make(LOGITS))  # the classifier itself is unchanged
+
+
+@pytest.mark.parametrize("target", [1, "walk", [0, 1], torch.tensor([1, 2]), torch.tensor(1), [(0,), (1,)]], ids=str)
+def test_the_class_of_versus_is_refused_as_a_target(target: Any) -> None:
+    single = VideoClassifier(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), "BTCHW", labels=["run", "walk", "jump"])
+    clf = single.versus("walk")
+    with pytest.raises(ValueError, match=r"must differ from the class of versus, got 'walk' \(index 1\) for both"):
+        VideoOcclusion(clf).attribute(CLIPS, (4, 4, 4), target=target)
+    with pytest.raises(ValueError, match=r"'walk' \(index 1\) for both( in row [01] of the batch)?, whose difference"):
+        metrics.insertion(clf, CLIPS, CLIPS, target=target)
+    assert VideoOcclusion(clf).attribute(CLIPS, (4, 4, 4), target=[0, 2]).abs().sum((1, 2, 3, 4)).min() > 0
+    for other in (single, single.versus("rest")):
+        VideoOcclusion(other).attribute(CLIPS, (4, 4, 4), target=target)
 
 
 def test_versus_of_one_output_and_of_unknown_labels_says_what_to_do() -> None:

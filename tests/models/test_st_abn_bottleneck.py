@@ -214,9 +214,9 @@ def test_layers_in_front_of_an_injected_bottleneck_are_not_trained():
 
 def test_terms_that_close_the_gates_count_later_in_the_training():
     loss = STABNLoss("faithful")
-    when = [loss.weights_at(progress) for progress in (0, 0.05, 0.175, 0.3, 0.4, 0.475, 0.55, 1)]
-    assert [factors["area"] for factors in when] == pytest.approx([0, 0, 1, 2, 2, 1.5, 1, 1])
-    assert [factors["removed"] for factors in when] == pytest.approx([0, 0, 1 / 6, 1 / 3, 1 / 3, 2 / 3, 1, 1])
+    when = [loss.weights_at(progress) for progress in (0, 0.05, 0.175, 0.3, 0.4, 0.475, 0.55, 0.65, 0.75, 1)]
+    assert [factors["area"] for factors in when] == pytest.approx([0, 0, 2, 4, 4, 3, 2, 1.5, 1, 1])
+    assert [factors["removed"] for factors in when] == pytest.approx([0, 0, 1 / 6, 1 / 3, 1 / 3, 2 / 3, 1, 1, 1, 1])
     assert STABNLoss("paper").weights_at(0) == STABNLoss("edit").weights_at(0) == {}
     st_abn, _, clip = bottleneck(noise=0.0, drop=0.0)
     with torch.no_grad():
@@ -266,7 +266,7 @@ def test_gates_close_all_but_the_evidence():
     st_abn = seeded(STABN.inject, seeded(Brightest), "stem", "BCTHW", config=config, example=batch()[0])
     maker: Any = lambda parameters: torch.optim.AdamW(parameters, lr=0.02)  # noqa: E731
     batches = [batch()[:2] for _ in range(6)]
-    fit_st_abn(st_abn, batches, STABNLoss("faithful", area=4.0), FitConfig(maker), epochs=20)
+    fit_st_abn(st_abn, batches, STABNLoss("faithful", area=2.0), FitConfig(maker), epochs=20)
     clips, labels, truth = batch()
     found = st_abn.explain(clips)
     joint = found.spatial_gates * found.temporal_gates[:, :, None, None]

@@ -19,6 +19,7 @@ from captum_staa.benchmark.clip_runner import RandomWeights
 from captum_staa.benchmark.scenes import LABELS
 from captum_staa.models import STABN
 from captum_staa.models.loading import bundled_folder
+from captum_staa.models.st_abn import Gates
 
 ROOT = Path(__file__).parents[2]
 TASKS = list(LABELS)
@@ -82,6 +83,39 @@ def test_edited_gates_change_the_answer(task):
     assert answer(spatial=evidence, temporal=opened)[0] > 0.9
     assert answer(spatial=closed)[1] < chance + 0.15
     assert answer(spatial=spatial.roll(-1, 0), temporal=temporal.roll(-1, 0))[1] < chance + 0.3
+
+
+def probability(st_abn: STABN, inputs: Tensor, labels: Tensor, gates: Gates) -> float:
+    with torch.no_grad():
+        logits, _ = st_abn.forward_with_gates(inputs, given=gates)
+    return float(logits.softmax(1).gather(1, labels[:, None]).mean())
+
+
+@pytest.mark.parametrize("task", SOME)
+def test_closing_the_highest_gates_leaves_no_answer(task):
+    """Of 5 % of the cells. Closing as many cells at random does not change the answer."""
+    _, inputs, labels, _ = planted(task)
+    st_abn = bundled(task)
+    gates = st_abn.explain(inputs).gates
+    joint = (gates.spatial * gates.temporal).flatten(1)
+    count = joint.shape[1] // 20
+    at_random = torch.rand(joint.shape, generator=torch.Generator().manual_seed(0)).topk(count, 1).indices
+
+    def after(cells: Tensor) -> float:
+        closed = gates.spatial.flatten(1).scatter(1, cells, 0.0).view_as(gates.spatial)
+        return probability(st_abn, inputs, labels, replace(gates, spatial=closed))
+
+    assert after(joint.topk(count, 1).indices) < 1 / len(LABELS[task]) + 0.1
+    assert after(at_random) > probability(st_abn, inputs, labels, gates) - 0.02
+
+
+@pytest.mark.parametrize("task", SOME)
+def test_gates_alone_do_not_say_the_class(task):
+    """The branch knows the class, so its gates could be a code for it. Then the clip itself would not be needed."""
+    clips, inputs, labels, _ = planted(task)
+    st_abn = bundled(task)
+    without = clips.without_evidence(slice(None)).transpose(1, 2).contiguous()
+    assert probability(st_abn, without, labels, st_abn.explain(inputs).gates) < 1 / len(LABELS[task]) + 0.1
 
 
 def test_closing_the_evidence_of_one_class_gives_the_other_class():

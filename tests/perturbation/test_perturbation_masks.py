@@ -186,18 +186,65 @@ def initial_masks(preset: PerturbationConfig, frames: int = 4) -> Tensor:
     return method.attribute_maps(clip, areas=(0.2, 0.5), iterations=0).masks
 
 
-def test_initial_map_is_the_mean_gradient_at_random_masks():
-    """For a linear model: the contribution of each voxel, smoothed over cells, plus 0.3 of it as it is."""
+def zscores(maps: Tensor) -> Tensor:
+    return (maps - maps.mean()) / maps.std(correction=0)
+
+
+@pytest.mark.parametrize("windows", [0, 3])
+def test_initial_map_of_a_linear_model_consists_of_its_contributions(windows):
+    """The contribution of each voxel, smoothed and as it is, and those of windows of a third of each side."""
     clip, weights = drawn(1, 8, 1, 6, 6), drawn(8, 1, 6, 6, seed=1)
-    method = SpatioTemporalPerturbation(lambda x: 1e-3 * (weights * x).sum((1, 2, 3, 4)), "BTCHW")
+    own = replace(PRESETS["nested"], parametrization=Nested(windows=windows))
+    method = SpatioTemporalPerturbation(lambda x: 1e-3 * (weights * x).sum((1, 2, 3, 4)), "BTCHW", preset=own)
     found = method.attribute_maps(clip, baselines=0, areas=(0.2,), iterations=0).joint
     contributions = (weights * clip)[:, :, 0]  # cells are voxels
-
-    def standardized(maps):
-        return (maps - maps.mean()) / maps.std(correction=0)
-
-    expected = standardized(gaussian(contributions, (1, 1.5, 1.5))) + 0.3 * standardized(contributions)
+    expected = zscores(gaussian(contributions, (1, 2, 2))) + 0.5 * zscores(contributions)
+    if windows:  # removed and kept windows of a linear model change the output by the same amount
+        slices = contributions.split([3, 3, 2], dim=1)
+        sums = torch.stack([part.sum(1).unflatten(1, (3, 2)).unflatten(3, (3, 2)).sum((2, 4)) for part in slices], 1)
+        grid = CellGrid((8, 6, 6), (3, 3, 3), sums)
+        expected = zscores(expected) + 0.5 * zscores(grid.spread(2 * zscores(sums).flatten(1)[:, None])[:, 0])
     assert torch.equal(found.flatten().argsort(), expected.flatten().argsort())
+
+
+def test_windows_are_removed_with_the_last_blend_and_kept_with_the_first():
+    """The model counts zeros and ones of the clip ``[2, ...]``: zero, the first blend, replaces what is not kept."""
+    seen: list[tuple[int, int]] = []
+
+    def model(x):
+        if not torch.is_grad_enabled() or not x.requires_grad:
+            seen.append((int((x == 0).sum()), int((x == 2).sum())))
+        return x.mean((1, 2, 3, 4))
+
+    own = replace(PRESETS["nested"], parametrization=Nested(gradients=0), blends=("fade", "mean_frame"), areas=(0.2,))
+    clip = torch.full((1, 4, 1, 6, 6), 2.0)
+    clip[:, :2] = 4.0  # its mean frame is 3
+    SpatioTemporalPerturbation(model, "BTCHW", preset=own).attribute_maps(clip, iterations=0)
+    windows = seen[3 : 3 + 54]  # after the clip and two baselines
+    assert all(zeros == 0 for zeros, _ in windows[:27]) and [twos for _, twos in windows[:27]] != [72] * 27
+    assert all(zeros == 144 - size for (zeros, _), size in zip(windows[27:], [8] * 9 + [4] * 18, strict=True))
+
+
+@pytest.mark.parametrize("size", [(1, 5, 2), (2, 7, 9)])
+def test_windows_adapt_to_small_clips_and_their_cost_is_exact(size):
+    calls = []
+    weights = drawn(*size, seed=3).float()
+
+    def model(x):
+        calls.append(len(x))
+        return (weights * x[:, :, 0]).sum((1, 2, 3))
+
+    own = replace(PRESETS["nested"], parametrization=Nested(gradients=0), blends=("fade",))
+    options = {"areas": (0.2,), "iterations": 0}
+    one = SpatioTemporalPerturbation(model, "BTCHW", preset=own)
+    clip = drawn(2, size[0], 1, *size[1:], seed=4).float()
+    single = one.attribute_maps(clip, **options).joint
+    count = math.prod(min(3, side) for side in size)
+    assert sum(calls) == 2 * (2 + 2 * count + 2), "the clip, the baseline, the windows and an evaluation"
+    calls.clear()
+    together = one.attribute_maps(clip, perturbations_per_eval=5, **options).joint
+    torch.testing.assert_close(together, single, rtol=1e-5, atol=0)
+    assert len(calls) == 2 + 2 * -(-count // 5) + 1
 
 
 def test_random_masks_are_reproducible_and_cover_the_range():

@@ -28,14 +28,13 @@ from captum_staa.models.st_abn.network import STABN
 Preset = Literal["paper", "adapter", "posthoc", "edit", "faithful"]
 # Modules that each preset trains: all of the network, or only the added ones.
 TRAINS = {"paper": "all", "adapter": "added", "posthoc": "added", "edit": "all", "faithful": "all"}
-AREA = {"faithful": 2.0}  # default weight of the area; 1 for other presets
 FRAMES = 0.2  # weight of the temporal gates' own mean in the area of "faithful", beside that of M alpha
 # Factors of the terms of "faithful" at parts of a training, linear in between. Gates that close at once learn nothing.
 # If hiding something counts much while the gates are open, they stay open: what is left of almost open gates is the
 # whole clip, only fainter. If it counts nothing while they close, they become a code for the class, which the branch
 # knows. At the end, a lower price of the area and a higher one of hiding open the gates for the rest of the evidence.
-PARTS = [0.05, 0.3, 0.4, 0.55]
-FACTORS = {"area": [0.0, 2.0, 2.0, 1.0], "removed": [0.0, 1 / 3, 1 / 3, 1.0]}
+PARTS = [0.05, 0.3, 0.4, 0.55, 0.75]
+FACTORS = {"area": [0.0, 4.0, 4.0, 2.0, 1.0], "removed": [0.0, 1 / 3, 1 / 3, 1.0, 1.0]}
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ class STABNLoss:
               term. All parameters are trained, or, in an injected model, all behind the layer.
         baseline: for ``"posthoc"``: function from clips to what replaces the pixels whose gates are closed, of the
             same shape, such as a blur; None uses zeros.
-        area: for ``"posthoc"`` and ``"faithful"``: weight of the mean of the gates, at least 0. None is 1 for
-            ``"posthoc"`` and 2 for ``"faithful"``.
+        area: for ``"posthoc"``, ``"faithful"``, and ``"edit"`` of a bottleneck: weight of the mean of the gates, at
+            least 0. A training with ``"faithful"`` begins without it, then raises it to four times this weight.
         removed: for ``"faithful"``: weight of the information about the class in what the gates close, at least 0.
         smoothness: for ``"posthoc"``: weight of the total variation of the gates, at least 0.
         edit: for ``"edit"``: weight of the mean squared distance to the edited gates, at least 0.
@@ -88,7 +87,7 @@ class STABNLoss:
 
     preset: Preset = "paper"
     baseline: Callable[[Tensor], Tensor] | None = None
-    area: float | None = None
+    area: float = 1.0
     smoothness: float = 0.1
     edit: float = 10.0
     removed: float = 3.0
@@ -96,16 +95,10 @@ class STABNLoss:
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, TRAINS)
         for name in ("area", "smoothness", "edit", "removed"):
-            if name == "area" and self.area is None:
-                continue
             if not getattr(self, name) >= 0:
                 raise ValueError(
                     f"{name} must be a number of at least 0, got {getattr(self, name)!r}. Pass 0 to leave the term out."
                 )
-
-    @property
-    def _area(self) -> float:
-        return AREA.get(self.preset, 1.0) if self.area is None else self.area
 
     def __call__(
         self,
@@ -172,7 +165,7 @@ class STABNLoss:
             terms["removed"] = self.removed * self._hidden(st_abn, clips, gates, rule)
         if faithful:
             joint = gates.spatial * gates.temporal
-            terms["area"] = self._area * (joint.mean() + FRAMES * gates.temporal.mean())
+            terms["area"] = self.area * (joint.mean() + FRAMES * gates.temporal.mean())
         if self.preset == "edit":
             terms["edit"] = self.edit * _distance(gates, temporal, spatial)
         return terms
@@ -224,7 +217,7 @@ class STABNLoss:
         return {
             "kept": torch.stack(kept).mean(),
             "removed": torch.stack(removed).mean(),
-            "area": self._area * (joint.mean() + steps.mean()),
+            "area": self.area * (joint.mean() + steps.mean()),
             "smoothness": self.smoothness * variation,
         }
 

@@ -291,10 +291,7 @@ class VideoLanguageModel(nn.Module):
                 )
             return prompt
         if not isinstance(prompt, str):
-            try:
-                ids = torch.as_tensor(prompt)
-            except (TypeError, ValueError, RuntimeError):
-                ids = torch.zeros(1)
+            ids = _as_ids(prompt)
             if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
                 raise TypeError(f"prompt must be a string, a VideoPrompt or a list of token ids, got {prompt!r}")
             return self._placed(ids, size)
@@ -338,7 +335,7 @@ class VideoLanguageModel(nn.Module):
                 or does not know a word.
         """
         if not isinstance(answer, str):
-            ids = torch.as_tensor(answer)
+            ids = _as_ids(answer)
             if ids.ndim != 1 or len(ids) == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
                 raise ValueError(f"answer must be a text or a non-empty list of token ids, got {answer!r}")
             self._check_ids(ids, "answer")
@@ -466,7 +463,7 @@ class VideoLanguageModel(nn.Module):
         ids = prompt.ids if answer is None else torch.cat([prompt.ids, answer.cpu()])
         self._check_context("prompt and answer", len(ids), int((prompt.ids == self.video_token).sum()))
         ids = ids.to(device).expand(len(clip), -1)
-        video = self.family.pack(clip.to(device=device, dtype=self.model.dtype), self.config)
+        video = self.family.pack(clip.to(device=device, dtype=self.model.dtype).contiguous(), self.config)
         if (kept := prompt.kept) is not None:
             video["video_compression_mask"] = kept.to(device).repeat(len(clip))
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **video}
@@ -611,3 +608,11 @@ def _positions_kept(model: nn.Module) -> Iterator[None]:
     finally:
         if hasattr(inner, "rope_deltas"):
             inner.rope_deltas = before
+
+
+def _as_ids(values: Any) -> Tensor:
+    """Return a tensor of token ids, or an empty one of floats for what is none, which the caller's check refuses."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        return torch.zeros(0)
