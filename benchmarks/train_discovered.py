@@ -256,9 +256,9 @@ def methods(clf: VideoClassifier, kind: str) -> dict[str, Row]:
             GradCAM(clf, layer, weighting="hirescam", layer_axes=axes, grid=grid).attribute
         ),
         "IntegratedGradients (20), smoothed": row(
-            IntegratedGradients(clf).attribute, {"": smoothed}, n_steps=20, internal_batch_size=32
+            IntegratedGradients(clf).attribute, {"": smoothed}, True, n_steps=20, internal_batch_size=32
         ),
-        "RISE (400)": row(RISE(clf).attribute, slow=True, n_samples=400, perturbations_per_eval=16),
+        "RISE (200)": row(RISE(clf).attribute, slow=True, n_samples=200, perturbations_per_eval=16),
     }
 
 
@@ -283,7 +283,7 @@ def score(kind: str, task: str, seed: int, clips: int, slow_clips: int, out: Pat
             return {name: variant(row.call(x, y))}
 
         own |= means(evidence.scores(maps, controls=not row.slow))
-        own[name]["forwards"] = 400.0 if row.slow else forwards(clf, evidence, row.call)
+        own[name]["forwards"] = forwards(clf, evidence, row.call)
         stored.write_text(json.dumps(found, indent=1) + "\n")
     if "random" not in own:
         own |= means(many.without_a_model())
@@ -336,7 +336,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--minutes", type=float, default=60, help="of each training, after which it stops")
     parser.add_argument("--clips", type=int, default=16)
-    parser.add_argument("--slow-clips", type=int, default=12, help="for RISE")
+    parser.add_argument("--slow-clips", type=int, default=12, help="for slow methods")
     parser.add_argument("--only", default="", help="score only methods whose names start with this")
     parser.add_argument("--out", type=Path, default=Path("discovered"))
     options = parser.parse_args()
