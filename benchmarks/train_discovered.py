@@ -2,7 +2,7 @@
 
     python benchmarks/train_discovered.py --train plain --task pattern    # minutes on one core; goes on if called again
     python benchmarks/train_discovered.py --score plain --task pattern
-    python benchmarks/train_discovered.py --write                         # docs/transformers_table.md
+    python benchmarks/train_discovered.py --write                         # docs/staa.md
 
 The models are an MViT 2 (pooled queries and keys), a Swin 3D (windows), an image encoder on frames below a transformer
 over time, and a video transformer with its own softmax. Weights stay in the folder `--out`, outside the package.
@@ -21,14 +21,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from evidence import Evidence, averaged, best_control, markdown, means
-from planted_table import Row, forwards
+from captum.attr import IntegratedGradients
+from evidence import Evidence, averaged, best_control, markdown, means, smoothed, write_between
+from planted_table import SIGNED, Row, forwards
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from train_zoo import HELD_OUT_SEED, training_batch
 
-from captum_staa import RISE, STAA, GradCAM, TokenGrid, VideoClassifier, models
+from captum_staa import RISE, STAA, GradCAM, TokenGrid, VideoClassifier
 from captum_staa.benchmark import PlantedClips
 from captum_staa.benchmark.scenes import LABELS
 
@@ -109,6 +110,12 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "frames": Frames,
     "mvit": lambda classes: MViT(48, classes, (16, 48, 48)),
     "swin": lambda classes: Swin(48, classes),
+}
+TITLES = {
+    "plain": "Joint attention with its own softmax, unknown to any family",
+    "frames": "An image encoder on frames, below a transformer over time",
+    "mvit": "MViT 2",
+    "swin": "Swin 3D",
 }
 # What reads the final tokens, whose first ones are no patches; each patch stands for 2 x 8 x 8 pixels of the clip.
 FINAL = {"plain": ("norm", 0), "mvit": ("norm", 1), "swin": ("norm", 0)}
@@ -234,72 +241,89 @@ def methods(clf: VideoClassifier, kind: str) -> dict[str, Row]:
     name, axes, grid = CAM_LAYERS[kind]
     layer = clf.module.get_submodule(name)
 
-    def row(attribute: Callable[..., Tensor], slow: bool = False, **options: object) -> Row:
+    def row(attribute: Callable[..., Tensor], variants: Any = SIGNED, slow: bool = False, **options: object) -> Row:
         def call(clips: Tensor, targets: Tensor) -> Tensor:
             return clf.layout.reduce(attribute(clips, target=targets, **options).detach().float())
 
-        return Row(call, {"": lambda maps: maps}, slow)
-
-    from captum.attr import IntegratedGradients
+        return Row(call, variants, slow)
 
     return {
         "STAA (relevance)": row(STAA(clf).attribute),
+        "STAA (Chefer)": row(STAA(clf, rule="chefer").attribute),
+        "STAA (layer gradients)": row(STAA(clf, rule="layer_gradients").attribute),
         "STAA (attention, of no class)": row(STAA(clf, mode="attention").attribute),
-        "STAA (relevance, Chefer)": row(STAA(clf, rule="chefer").attribute),
-        "GradCAM (hirescam)": row(GradCAM(clf, layer, weighting="hirescam", layer_axes=axes, grid=grid).attribute),
-        "IntegratedGradients (20)": row(IntegratedGradients(clf).attribute, n_steps=20, internal_batch_size=32),
-        "RISE (400)": row(RISE(clf).attribute, slow=True, n_samples=400, perturbations_per_eval=16),
+        "GradCAM (hirescam, late layer)": row(
+            GradCAM(clf, layer, weighting="hirescam", layer_axes=axes, grid=grid).attribute
+        ),
+        "IntegratedGradients (20), smoothed": row(
+            IntegratedGradients(clf).attribute, {"": smoothed}, True, n_steps=20, internal_batch_size=32
+        ),
+        "RISE (200)": row(RISE(clf).attribute, slow=True, n_samples=200, perturbations_per_eval=16),
     }
 
 
-def score(kind: str, task: str, seed: int, clips: int, slow_clips: int, out: Path) -> None:
+def score(kind: str, task: str, seed: int, clips: int, slow_clips: int, out: Path, only: str) -> None:
+    """Score the methods whose names start with `only` and that have no scores yet, and store each when it is done."""
     model = build(kind, task, seed)
     tensors = load_file(out / f"{kind}-{task}-{seed}.safetensors")
     _load(model, tensors)
     clf = VideoClassifier(model.eval(), layout="BCTHW", labels=list(LABELS[task]))
-    planted = PlantedClips(HELD_OUT_SEED, 200, task)
-    right = 0
-    with torch.no_grad():
-        for start in range(0, 200, 20):
-            held_out, labels, _ = planted[start : start + 20]
-            right += int((clf(held_out.transpose(1, 2)).argmax(1) == labels).sum())
-    report = models.inspect(clf, planted[:1][0].transpose(1, 2))
-    found: dict[str, Any] = {
-        "accuracy": right / 200,
-        "steps": int(tensors["step"]),
-        "inspected": report.forwards,
-        "methods": {},
-    }
+    stored, steps = out / f"{kind}-{task}-{seed}.json", int(tensors["step"]) + 1
+    found: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {}
+    if found.get("steps") != steps:  # of other weights
+        found = {"steps": steps, "accuracy": _accuracy(clf, task), "methods": {}}
     many, few = Evidence(clf, task, clips, SEED), Evidence(clf, task, slow_clips, SEED)
+    own = found["methods"]
     for name, row in tqdm(methods(clf, kind).items(), desc=f"{kind}-{task}", mininterval=20):
-        if not report.ok and "relevance)" not in name and name.startswith("STAA"):
+        if name in own or not name.startswith(only):
             continue
-        evidence = few if row.slow else many
-        own = means(evidence.scores(lambda x, y, row=row, name=name: {name: row.call(x, y)}, controls=not row.slow))
-        cost = forwards(clf, evidence, row.call) if not row.slow else 400.0
-        found["methods"] |= {each: {**values, "forwards": cost} for each, values in own.items()}
-    found["methods"] |= means(many.without_a_model())
-    (out / f"{kind}-{task}-{seed}.json").write_text(json.dumps(found, indent=1) + "\n")
-    print("\n".join(markdown(best_control(found["methods"]), COLUMNS)), flush=True)
+        evidence, variant = few if row.slow else many, row.variants[""]
+
+        def maps(x: Tensor, y: Tensor, row: Row = row, name: str = name, variant: Any = variant) -> dict[str, Tensor]:
+            return {name: variant(row.call(x, y))}
+
+        own |= means(evidence.scores(maps, controls=not row.slow))
+        own[name]["forwards"] = forwards(clf, evidence, row.call)
+        stored.write_text(json.dumps(found, indent=1) + "\n")
+    if "random" not in own:
+        own |= means(many.without_a_model())
+        stored.write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(markdown(_rows(own), COLUMNS)), flush=True)
 
 
-def write(out: Path, page: Path) -> None:
+@torch.no_grad()
+def _accuracy(clf: VideoClassifier, task: str) -> float:
+    planted, right = PlantedClips(HELD_OUT_SEED, 200, task), 0
+    for start in range(0, 200, 20):
+        clips, labels, _ = planted[start : start + 20]
+        right += int((clf(clips.transpose(1, 2)).argmax(1) == labels).sum())
+    return right / 200
+
+
+def _rows(own: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the rows of a table: the methods and the controls."""
+    rows = dict(own)
+    rows["center"] = rows["control: center"]
+    if "STAA (relevance)" in rows:
+        columns = ("rivals", "time", "classes")
+        rows["STAA (relevance), inverted"] = {key: 1 - rows["STAA (relevance)"][key] for key in columns}
+    return best_control(rows)
+
+
+def write(out: Path) -> None:
     found = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*-*-*.json"))}
-    lines = ["## Mean over the models", ""]
-    lines += [*markdown(best_control(averaged(own["methods"] for own in found.values())), COLUMNS), ""]
+    lines = [f"Mean over the {len(found)} models:", ""]
+    lines += markdown(_rows(averaged(own["methods"] for own in found.values())), COLUMNS)
     for name, own in found.items():
         kind, task, seed = name.split("-")
         lines += [
-            f"## {kind}, {task}, seed {seed}",
             "",
-            f"{own['accuracy']:.1%} of 200 held-out clips are right after {own['steps']} steps. {own['inspected']} "
-            "clips were run to find its attention and tokens.",
+            f"{TITLES[kind]}, `{task}`, seed {seed}; {own['accuracy']:.1%} of 200 held-out clips are right after "
+            f"{own['steps']} steps:",
             "",
-            *markdown(best_control(own["methods"]), COLUMNS),
-            "",
+            *markdown(_rows(own["methods"]), COLUMNS),
         ]
-    begin = page.read_text(encoding="utf-8").split("## Mean over")[0] if page.exists() else ""
-    page.write_text(begin + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    write_between(ROOT / "docs" / "staa.md", "train_discovered", "\n".join(lines))
 
 
 def main() -> None:
@@ -312,7 +336,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--minutes", type=float, default=60, help="of each training, after which it stops")
     parser.add_argument("--clips", type=int, default=16)
-    parser.add_argument("--slow-clips", type=int, default=4, help="for RISE")
+    parser.add_argument("--slow-clips", type=int, default=12, help="for slow methods")
+    parser.add_argument("--only", default="", help="score only methods whose names start with this")
     parser.add_argument("--out", type=Path, default=Path("discovered"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -321,9 +346,9 @@ def main() -> None:
         steps = options.steps or STEPS[options.task]
         train(kind, options.task, options.seed, steps, options.minutes, options.out)
     for kind in options.score:
-        score(kind, options.task, options.seed, options.clips, options.slow_clips, options.out)
+        score(kind, options.task, options.seed, options.clips, options.slow_clips, options.out, options.only)
     if options.write:
-        write(options.out, ROOT / "docs" / "transformers_table.md")
+        write(options.out)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,8 @@ def _slow_staa(s: Subject, mode: str) -> Tensor:
 def staa_attention_by_hand(s: Subject) -> Tensor:
     if s.attention == "windows":
         return _rollout_of_windows(s)
+    if s.attention == "pools":
+        return _rollout_of_pools(s)
     return _slow_staa(s, "attention") if s.attention is None else _rollout_of_frames(s)
 
 
@@ -187,6 +189,39 @@ def _rollout_of_windows(s: Subject) -> Tensor:
         weights = (weights + pulled.view(weights.shape)) / 2
     if folded:
         weights = weights.unflatten(0, (len(frames), -1)) / frames.shape[1]  # the head averages over frames
+    edges = [whole // cells for whole, cells in zip(s.layout.extent(s.clip), weights.shape[1:], strict=True)]
+    maps = F.interpolate(weights[:, None], scale_factor=edges, mode="trilinear")[:, 0] / math.prod(edges)
+    return s.layout.from_working(maps[:, :, None].expand_as(frames) / 3)
+
+
+def _rollout_of_pools(s: Subject) -> Tensor:
+    """Carry the class token's weight back through pooled attention. A pooled token stands evenly for its patches."""
+    net, grids = _eager(s), []
+    for module in net.modules():
+        if type(module).__name__ == "MultiscaleAttention":
+            module.register_forward_pre_hook(lambda module, args: grids.append(tuple(args[1])))
+    with torch.no_grad(), _Softmaxes() as softmaxes:
+        s.reference.run(net, s.clip)
+    frames = s.layout.to_working(s.clip)
+
+    def pooled(grid: tuple[int, ...], count: int) -> tuple[int, ...]:
+        step = round(math.sqrt(math.prod(grid) / count))
+        return grid[0], grid[1] // step, grid[2] // step
+
+    def divided(weights: Tensor, grid: tuple[int, ...]) -> Tensor:
+        for axis, (few, many) in enumerate(zip(weights.shape[1:], grid, strict=True), 1):
+            weights = weights.repeat_interleave(many // few, axis) / (many // few)
+        return weights
+
+    weights = None
+    for grid, matrix in zip(reversed(grids), reversed(softmaxes.found), strict=True):
+        matrix = matrix.mean(1)  # (B, 1 + Q, 1 + N)
+        asked, keys = (pooled(grid, side - 1) for side in matrix.shape[1:])
+        if weights is None:
+            cls, weights = torch.ones(len(matrix), 1), torch.zeros(len(matrix), *asked)
+        pulled = (torch.cat([cls, weights.flatten(1)], 1)[:, None] @ matrix)[:, 0]
+        cls = (cls + pulled[:, :1]) / 2
+        weights = (divided(weights, grid) + divided(pulled[:, 1:].unflatten(1, keys), grid)) / 2
     edges = [whole // cells for whole, cells in zip(s.layout.extent(s.clip), weights.shape[1:], strict=True)]
     maps = F.interpolate(weights[:, None], scale_factor=edges, mode="trilinear")[:, 0] / math.prod(edges)
     return s.layout.from_working(maps[:, :, None].expand_as(frames) / 3)

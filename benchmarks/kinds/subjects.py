@@ -82,8 +82,8 @@ class Subject:
         embedding: name of the convolution that makes tokens of another transformer (None if its pixels are explained),
             and the pixels ``(t, h, w)`` of a token. None without a transformer.
         attention: name of the modules of another transformer that get the attention of each frame, ``(B*t, heads, N,
-            N)`` with a class token, which the head reads and averages over frames; ``"windows"`` for Swin. None if
-            there are none.
+            N)`` with a class token, which the head reads and averages over frames; ``"windows"`` for Swin, ``"pools"``
+            for MViT. None if there are none.
         target: as in Captum.
         cell: sides ``(t, h, w)`` of windows and cells, which divide the clip.
         half: whether the model is in bfloat16, as is the reference. STAA is compared with its formula in float32.
@@ -252,15 +252,14 @@ def torchvision_mvit() -> Subject:
     original = mvit._mvit
 
     def small(**options: Any) -> nn.Module:
-        return original(**{**options, "spatial_size": (64, 64), "temporal_size": 8})
+        return original(**{**options, "spatial_size": (96, 96), "temporal_size": 8})
 
     with mock.patch.object(mvit, "_mvit", small):
         net = trained(mvit.mvit_v2_s(weights=None, num_classes=CLASSES))
     clf = VideoClassifier(net, layout="BCTHW")
-    fold = tokens((4, 8, 8), prefix=1)
-    # without a verified grid of tokens, the map of pixels is smoothed as if there were 8 x 14 x 14
-    known = {"embedding": (None, (8 / 8, 64 / 14, 64 / 14)), "cell": (4, 32, 32), "steps": 2}
-    return Subject(clf, ByHand(net, plain), clips("BCTHW", 8, (64, 64)), "blocks.1", fold, **known)
+    fold = tokens((4, 12, 12), prefix=1)
+    known = {"embedding": ("conv_proj", (2, 4, 4)), "attention": "pools", "cell": (4, 48, 48), "steps": 2}
+    return Subject(clf, ByHand(net, plain), clips("BCTHW", 8, (96, 96)), "blocks.1", fold, **known)
 
 
 def torchvision_swin() -> Subject:

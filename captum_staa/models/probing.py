@@ -250,17 +250,24 @@ class Probe:
         """
         sources: set[int] = set()
         while self.forwards + 4 <= BUDGET - _LEFT:
-            missing = [
-                key
-                for key in sizes
-                if bool(self.fields[key].change.alive.any()) and not _is_placed(self.fields[key]) and key[0] != "before"
-            ]
+            missing = [key for key in sizes if key[0] != "before" and self._is_missing(key)]
             first = min((self.tail if key[0] == "after" else key[1] for key in missing), default=0)
             placed = [n for n in range(first) if _is_placed(self.fields.get(("queries", n, "")))]
             if not placed or placed[-1] in sources:
                 return
             sources.add(placed[-1])
             self._place_behind(placed[-1], missing, sizes, chosen)
+
+    def _is_missing(self, key: Key) -> bool:
+        """Whether tokens have pixels, but no place of their own."""
+        each, last = self.fields[key], self.fields.get(("queries", self.tail - 1, ""))
+        if not bool(each.change.alive.any()) or not _is_placed(each):
+            return bool(each.change.alive.any())
+        assert each.found is not None
+        cells = each.found.cells[each.found.cells >= 0]
+        # Behind overlapping blocks, the centers of all tokens may be those of the clip.
+        overlap = last is not None and last.found is not None and last.found.ordered
+        return key[0] == "after" and overlap and not each.found.ordered and len(cells.unique()) < len(cells)
 
     def _place_behind(self, source: int, missing: Sequence[Key], sizes: dict[Key, Tensor], chosen: Tensor) -> None:
         """Place tokens by changes of the results of one attention that rise along the cells of its queries."""
@@ -288,7 +295,8 @@ class Probe:
             moved = Change.of(torch.zeros_like(whole), whole, self.rounding)
             if torch.equal(moved.alive, each.change.alive.cpu()):
                 shares = moved.along(torch.stack(ramped)).movedim(0, -1)
-                each.found = ordered_positions(shares, moved.alive, queries.grid, sizes[key], chosen)
+                found = ordered_positions(shares, moved.alive, queries.grid, sizes[key], chosen)
+                each.found = each.found if found is None else found
 
     def _certain(self) -> bool:
         """Whether the tokens of the first attention have been placed; otherwise note why not."""
