@@ -134,7 +134,7 @@ def named(name: str, explain: Explain, x: Tensor, y: Tensor) -> dict[str, Tensor
 
 def draw(found: Scores) -> None:
     figure = Figure(figsize=(11, 6.6), layout="constrained")
-    names = list(dict.fromkeys(key.rpartition(": ")[0] for key in found if ": " in key))
+    names = list(dict.fromkeys((OURS, *(key.rpartition(": ")[0] for key in found if ": " in key))))
     for axes, (key, title) in zip(figure.subplots(2, 3).flat, SHOWN.items(), strict=True):
         for name in names:
             points = [found[own] for budget in BUDGETS if (own := f"{name}: {budget}") in found]

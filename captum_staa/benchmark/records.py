@@ -44,7 +44,7 @@ def control_of(name: str) -> str | None:
     if name in CONTROLS:
         return name
     kind = name.rpartition(", ")[2]
-    return kind if kind != name and kind in (RANDOM_WEIGHTS, OTHER_CLASS) else None
+    return kind if kind in (RANDOM_WEIGHTS, OTHER_CLASS) else None
 
 
 @dataclass(frozen=True)

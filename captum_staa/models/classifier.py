@@ -455,7 +455,10 @@ class VideoClassifier(nn.Module):
             ValueError: the class does not exist, or the model has a single output.
         """
         if self._other is not None:
-            raise ValueError("versus must be called once, got a classifier that is a difference already.")
+            raise ValueError(
+                "versus must be called once, got a classifier that is a difference already. Call it "
+                "on the classifier of which this one was made: clf.alone()."
+            )
         contrasted = copy.copy(self)
         contrasted._other = "rest" if other == "rest" else self.class_index(other)
         if self.num_classes == 1:

@@ -123,7 +123,7 @@ class Nested:
             large one. 0 means none.
     """
 
-    path: float = 0.4
+    path: float = 0.6
     softness: tuple[float, float] = (1.0, 0.1)
     reach: float = 0.1
     per_frame: bool = False

@@ -90,11 +90,11 @@ BREAKAGES = read(Path(__file__).with_suffix(".txt").read_text(encoding="utf-8"))
 
 
 def mirror(file: str) -> tuple[list[str], list[str]]:
-    """Return the tests named after a file, which notice most breakages within seconds, and those of its package."""
+    """Return the tests of one file, which notice most breakages within seconds, and those of its package."""
     package = file.split("/")[0]
     named = sorted((ROOT / "tests").glob(f"*/test_{Path(file).stem}*.py"))
     folders = [f"tests/{name}" for name in MIRRORS.get(package, [package])]
-    return [str(path.relative_to(ROOT)) for path in named], folders
+    return [f"captum_staa/{file}", *(str(path.relative_to(ROOT)) for path in named)], folders
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def test_random_draws_depend_on_clip_and_method_only(clf):
     assert {key: first[key] for key in again} == again
     key = ("pattern-00000", "SmoothGrad", "auroc")
     assert seeded_else[key] != again[key]
-    assert first["pattern-00000", "random", "auroc"] != first["pattern-00001", "random", "auroc"]
+    assert first["pattern-00000", "random", "sparsity"] != first["pattern-00001", "random", "sparsity"]
 
 
 def test_a_random_function_gets_different_draws_per_clip_and_the_same_draws_per_run(clf):

@@ -27,7 +27,7 @@ from captum_staa.__main__ import main
 from captum_staa.benchmark import MetricOptions
 from captum_staa.benchmark.clip_runner import Plan
 from captum_staa.benchmark.records import Entry, Storage
-from captum_staa.benchmark.runner import _gathered, _start_id
+from captum_staa.benchmark.runner import _gathered, _start_id, local_device
 from captum_staa.benchmark.scoring import chosen
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -297,6 +297,13 @@ def test_ctrl_c_keeps_finished_entries(single, tmp_path):
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_every_process_takes_the_gpu_of_its_local_rank(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [local_device(device) for device in ("cuda", "cuda:1", "cpu", None)] == ["cuda:3", "cuda:1", "cpu", None]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert local_device("cuda") == "cuda"
 
 
 def test_a_folder_of_videos_with_a_broken_file(tmp_path):

@@ -19,6 +19,7 @@ from scipy import stats
 from captum_staa.benchmark import Comparison, Row
 from captum_staa.benchmark.records import Sheet
 from captum_staa.benchmark.report import _latex
+from captum_staa.metrics import reliability
 
 nan = math.nan
 METHODS = ["A", "B", "C", "random"]
@@ -105,6 +106,14 @@ def test_trust_is_reliability_of_the_table():
             ]
         )
     )
+
+
+def test_a_random_map_is_the_worst_in_the_direction_of_the_metric():
+    """Of deletion, lower scores are better, and clips on which the random map ranks low count more."""
+    table = -torch.tensor(SCORES["deletion"])[:4][:, [0, 1, 3]]
+    expected = reliability(table, random=2, n_bootstrap=1).weighted
+    assert built().trust()["deletion"].weighted == pytest.approx(expected)
+    assert expected != pytest.approx(reliability(-table, random=2, n_bootstrap=1).weighted)
 
 
 def test_csv_has_a_row_for_every_number_and_every_reason():

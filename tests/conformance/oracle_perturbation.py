@@ -22,7 +22,7 @@ from .models import Case, Tensors
 Cell = tuple[int, int]
 """Frames per cell, and number of cells along each side."""
 SPACE = 20 / 112  # largest blur, as a fraction of the shorter side
-PATH = 0.4  # length of all steps
+PATH = 0.6  # length of all steps
 GRADIENTS = 5  # random masks of the warm start
 DESCENT, WEIGHT = 0.5, 3.0  # SGD rate and area weight: with the papers' values, few steps barely depend on the model
 ACROSS = 6  # cells along each side
