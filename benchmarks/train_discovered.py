@@ -312,8 +312,9 @@ def _rows(own: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def write(out: Path) -> None:
     found = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*-*-*.json"))}
-    lines = [f"Mean over the {len(found)} models:", ""]
-    lines += markdown(_rows(averaged(own["methods"] for own in found.values())), COLUMNS)
+    every = set.intersection(*(set(own["methods"]) for own in found.values()))
+    mean = averaged({name: each for name, each in own["methods"].items() if name in every} for own in found.values())
+    lines = [f"Mean over the {len(found)} models, of what was run on all of them:", "", *markdown(_rows(mean), COLUMNS)]
     for name, own in found.items():
         kind, task, seed = name.split("-")
         lines += [
