@@ -362,6 +362,7 @@ def test_what_the_module_does_not_take_is_a_matter_of_pack(pack: Any, inputs: An
         RISE(clf).attribute(inputs, target=0, n_samples=2)
 
 
+@in_one_case()
 @pytest.mark.parametrize("answer", [["a"], [None], [[1], 2], 3, math.nan])
 def test_an_answer_that_holds_no_ids_is_named(answer: Any) -> None:
     with pytest.raises(ValueError, match="answer must be a text or a non-empty list of token ids"):

@@ -75,6 +75,7 @@ def test_logits_by_name_come_before_tensors_of_the_same_shape() -> None:
     assert torch.equal(classifier(lambda z: {"aux": -z, "logits": z}, labels=["a", "b", "c"])(CLIPS), LOGITS)
 
 
+@in_one_case()
 @pytest.mark.parametrize("labels", [None, ["a", "b", "c"]])
 def test_an_ambiguous_output_lists_the_candidates_and_output_key_chooses(labels: list[str] | None) -> None:
     both: Callable[[Tensor], Any] = lambda z: {"rgb": z, "flow": -z}  # noqa: E731
@@ -244,6 +245,7 @@ def test_a_target_that_leaves_several_outputs_asks_for_a_tuple() -> None:
 # --- why this class and not that --------------------------------------------------------------------------------
 
 
+@in_one_case()
 @pytest.mark.parametrize(("kind", "make"), [("logits", lambda z: z), ("probabilities", lambda z: z.softmax(1))])
 def test_versus_subtracts_the_logit_of_the_other_class(kind: Any, make: Callable[[Tensor], Tensor]) -> None:
     clf = classifier(make, labels=["run", "walk", "jump"], output=kind)
@@ -255,6 +257,7 @@ def test_versus_subtracts_the_logit_of_the_other_class(kind: Any, make: Callable
     assert torch.equal(clf(CLIPS), make(LOGITS))  # the classifier itself is unchanged
 
 
+@in_one_case()
 @pytest.mark.parametrize("target", [1, "walk", [0, 1], torch.tensor([1, 2]), torch.tensor(1), [(0,), (1,)]], ids=str)
 def test_the_class_of_versus_is_refused_as_a_target(target: Any) -> None:
     single = VideoClassifier(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), "BTCHW", labels=["run", "walk", "jump"])

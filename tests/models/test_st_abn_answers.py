@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from branched_models import frames_of, net
+from covering import in_one_case
 from tiny_models import randomize
 from torch import Tensor, nn
 
@@ -97,6 +98,7 @@ def cost(kind: str, rows: Rows, targets: Tensor) -> float:
 OF_BRANCH = {"probabilities": "logits", "probabilities of labels": "labels"}  # the branch returns logits
 
 
+@in_one_case()
 @pytest.mark.parametrize("kind", HEADS)
 def test_both_heads_are_trained_for_what_the_outputs_are(kind):
     st_abn, clip = branched(kind)
@@ -108,6 +110,7 @@ def test_both_heads_are_trained_for_what_the_outputs_are(kind):
     assert float(terms["attention"]) == pytest.approx(cost(OF_BRANCH.get(kind, kind), own, TARGETS[kind]), rel=1e-4)
 
 
+@in_one_case()
 @pytest.mark.parametrize("kind", HEADS)
 def test_what_is_closed_must_be_no_answer(kind):
     """Equal probabilities if one class is right; otherwise the answer if all gates are closed."""
@@ -182,6 +185,7 @@ def test_training_lowers_the_loss_of_each_kind(kind):
     assert history.train[-1]["perception"] < 0.5 * history.train[0]["perception"]
 
 
+@in_one_case()
 @pytest.mark.parametrize("kind", HEADS)
 def test_usage_is_the_change_of_the_answer(kind):
     st_abn, clip = branched(kind)
@@ -203,6 +207,7 @@ def test_usage_is_the_change_of_the_answer(kind):
     assert usage.decisions["temporal_flat"] == pytest.approx(float(turned), nan_ok=True)
 
 
+@in_one_case()
 @pytest.mark.parametrize("kind", ["yes or no", "one score", "labels"])
 def test_unused_gates_of_each_kind_are_reported(kind):
     st_abn, clip = branched(kind)

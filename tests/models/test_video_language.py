@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
+from covering import in_one_case
 from tiny_language import FAMILIES, VIDEO_TOKEN, build, clips_of, question, size_of, tiny_vlm, token, tokenizer
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ def test_rows_hold_the_patches_in_the_order_of_the_processors():
     assert torch.equal(from_rows(rows, grid, 2, 4, 2), whole)
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_inverse_of_the_packing_is_the_clip(name):
     vlm, clip = tiny_vlm(name), clips_of(name)
@@ -186,6 +188,7 @@ def test_frames_of_zeros_stay_in_the_video_of_smolvlm():
         assert torch.allclose(vlm.answer_logits(clip, prompt, ids), vlm.answer_logits(nearly, prompt, ids), atol=1e-6)
 
 
+@in_one_case()
 @pytest.mark.parametrize("name", FAMILIES)
 def test_video_tokens_stand_in_the_text_of_the_prompt(name):
     prompt = placed(name)
@@ -241,6 +244,7 @@ def test_an_unknown_family_is_told_what_a_fact_sheet_needs():
     assert VideoLanguageModel(nn.Sequential(tiny_vlm("smolvlm").model)).family.name == "smolvlm"
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [

@@ -255,6 +255,7 @@ def of_shares(values: list[float], shares: list[float], area: float) -> float:
     return total
 
 
+@in_one_case()
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_equal_cells_are_asked_for_the_papers_step(per_frame):
     grid = CellGrid((4, 2, 5), (4, 1, 5), WIDE)
@@ -304,6 +305,7 @@ def test_there_is_at_most_one_cell_per_pixel():
     assert grid.cells == (5, 12, 9)
 
 
+@in_one_case()
 @pytest.mark.parametrize(
     ("size", "cells"),
     [
