@@ -307,7 +307,7 @@ class STABN(nn.Module):
             logits, gates = self.forward_with_gates(clip, *args)
         size = self.layout.extent(clip)
         spatial, temporal = gates.spatial[:, 0].float(), gates.temporal[:, 0].float()
-        frames = to_pixels(temporal.mean((2, 3), keepdim=True).expand_as(spatial), size, self.grid, "nearest")
+        frames = to_pixels(temporal.expand_as(spatial), size, self.grid, "nearest")
         return BranchExplanation(
             logits=logits,
             spatial_gates=to_pixels(spatial, size, self.grid),
