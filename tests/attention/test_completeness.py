@@ -153,7 +153,7 @@ def drawn(make: Callable[[], nn.Module]) -> nn.Module:
         return randomize(make(), 0).double()
 
 
-CODES = numbers(4, 16, seed=1)
+CODES, EYE = numbers(4, 16, seed=1), torch.eye(16, dtype=torch.float64)
 LOST: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a custom operation": (lambda x: x + Cubed.apply(x), "uses CubedBackward, which has no rule"),
     "logsumexp": (lambda x: x + x.logsumexp(-1, keepdim=True), "uses LogsumexpBackward0, which has no rule"),
@@ -163,6 +163,14 @@ LOST: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a softmax that is added": (lambda x: x + 9 * x.softmax(-1), "softmax"),
     "an exponential": (lambda x: x + x.exp(), "no gradient after 'exp'"),
     "straight-through rounding": (lambda x: x + (x.round() - x).detach(), "no gradient after 'detach'"),
+    "a bias made of the input": (
+        lambda x: F.linear(x, EYE, x.cos().mean((0, 1)).detach()),
+        "no gradient after 'detach'",
+    ),
+    "a summand made of the input": (
+        lambda x: torch.baddbmm(x.cos().detach(), x, EYE.expand(len(x), -1, -1)),
+        "'detach'",
+    ),
     "codes": (lambda x: x / 9 + CODES[(x @ CODES.mT).argmax(-1)], "no gradient after 'argmax'"),
 }
 
