@@ -115,7 +115,12 @@ def test_data_parallel_models() -> None:
 
 
 @pytest.mark.usefixtures("compiling")
-@over("conv", "own", per="kind", slow=("StepAblation", "AnswerAttribution attention", "AnswerAttribution relevance"))
+@over(
+    "conv",
+    "own",
+    per="kind",
+    slow=("StepAblation", "AnswerAttribution attention", "AnswerAttribution relevance", "RISE", "ReleasedSTAA"),
+)
 def test_compiled_models(trial: Trial) -> None:
     other = trial.case.around(lambda network: torch.compile(network, backend=eager))
     try:
