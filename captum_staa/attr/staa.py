@@ -93,7 +93,8 @@ class STAA(VideoMethod):
 
     Raises:
         TypeError: ``forward_func`` is not a module, or an option has the wrong type.
-        ValueError: the model is no transformer that STAA can explain, or an option is unknown or does not fit the mode.
+        ValueError: the model is not a transformer that STAA can explain, or an option is unknown or does not fit the
+            mode.
 
     Note:
         ``"decomposition"``: with attention patterns, normalization scales and activation ratios held constant, a

@@ -259,7 +259,7 @@ class Probe:
             self._place_behind(placed[-1], missing, sizes, chosen)
 
     def _is_missing(self, key: Key) -> bool:
-        """Whether tokens have pixels, but no place of their own."""
+        """Whether tokens depend on pixels, but have no place yet, or share it with other tokens."""
         each, last = self.fields[key], self.fields.get(("queries", self.tail - 1, ""))
         if not bool(each.change.alive.any()) or not _is_placed(each):
             return bool(each.change.alive.any())
