@@ -40,7 +40,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_compiling
+from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_checkpointing, without_compiling
 from captum_staa._utils.networks import lost_gradient, networks_of, refuse_missing_backward
 from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.attention.completeness import ConstantShares, ModuleTrace, Sums, report_missing, rounding
@@ -334,6 +334,7 @@ def _pass(
         for network in networks_of(forward_func):
             stack.enter_context(frozen_parameters(network))
         stack.enter_context(without_compiling())
+        stack.enter_context(without_checkpointing())
         leaves = stack.enter_context(cut.leaves(shares.trace))
         if cut.module is None:
             source = cut.leaf(source, leaves, shares.trace)
