@@ -234,14 +234,20 @@ def test_what_is_not_verified_is_refused_with_the_way_out(
 
 
 @in_one_case()
-@pytest.mark.parametrize(("how", "where"), [("dropout", r" \(first in module 'blocks\.0\.norm1'\)"), ("routing", "")])
-def test_a_forward_that_depends_on_chance_is_an_error(how: str, where: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "where"), [("dropout", r" \(first in module 'blocks\.0\.norm1'\)"), ("routing", ""), ("memory", "")]
+)
+def test_a_forward_that_depends_on_chance_or_on_the_last_clip_is_an_error(how: str, where: str) -> None:
     class Chance(PlainViT):
         def stem(self, clip: Tensor) -> Tensor:
             x = super().stem(clip)
+            if how == "memory":  # of the last clip
+                self.last, last = x.detach().mean(0), getattr(self, "last", 0)
+                return x + last
             return F.dropout(x, 0.1) if how == "dropout" else x[:, torch.randperm(24)]
 
     clf, clip = classifier(Chance()), clip_of("BCTHW")
+    clf(clip[:1])  # a memory of this clip
     state = torch.get_rng_state()
     with pytest.raises(ValueError, match=f"same outputs for the same clip.*eval mode{where}.*Switch this off"):
         STAA(clf, mode="attention").attribute(clip)
