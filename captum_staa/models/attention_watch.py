@@ -41,6 +41,7 @@ def softmax_axis(args: Any, kwargs: Any, ndim: int) -> int:
 
 
 _FEATURES = 32  # of the projections that are kept of queries, values and other tokens
+_PARTS = ("__getitem__", "narrow", "index_select", "slice")
 _PRODUCTS = ("matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum")
 
 
@@ -201,7 +202,7 @@ class Watch(TorchFunctionMode):
             return self._product(func, name, args, kwargs)
         output = func(*args, **kwargs)
         if isinstance(output, Tensor) and output.is_floating_point():  # of attributes too, such as x.mT
-            self._pass_on(args, kwargs, output)
+            self._pass_on(name, args, kwargs, output)
             if self.tail is not None and len(self.attention) >= self.tail:
                 self._keep(self.after, name, output)
         return output
@@ -237,10 +238,11 @@ class Watch(TorchFunctionMode):
 
     # --- what passes on the marks of scores and patterns --------------------------------------------------------------
 
-    def _pass_on(self, args: Any, kwargs: Any, output: Tensor) -> None:
+    def _pass_on(self, name: str, args: Any, kwargs: Any, output: Tensor) -> None:
         for marks in (self._scores, self._patterns):
+            part = name in _PARTS and marks is self._patterns  # without the columns of learned keys, for example
             for value in _tensors((*args, *kwargs.values())):
-                if value.numel() == output.numel() and value in marks:
+                if (part or value.numel() == output.numel()) and value in marks:
                     marks[output] = marks[value]
                     break
 
@@ -305,7 +307,10 @@ class Watch(TorchFunctionMode):
         features = [letter for letter in of_values if letter not in of_pattern]
         lead = [letter for letter in of_pattern if letter not in (*keys[:1], *queries[:1])]
         if not (len(keys) == len(queries) == len(features) == 1) or not set(lead) <= set(of_out):
-            self.unread.append(self._name())
+            if result.shape == pattern[0].shape:  # a product with other things, such as one that mixes heads
+                self._patterns[result] = found
+            else:
+                self.unread.append(self._name())
             return result
         sizes = dict(zip(of_pattern, pattern[0].shape, strict=True))
         standard = _standard(*values, lead, (keys[0], features[0]), sizes)

@@ -393,7 +393,7 @@ class _Findings:
         for name in dict.fromkeys(self.probe.name_of(seen) for seen in self.seen if seen.changed):
             self.problems.append(
                 f"the matrix that multiplies the values in {name!r} is not the result of a softmax over keys, but is "
-                f"changed behind it, as by talking heads, a mask or a second normalization."
+                f"changed behind it, as by talking heads, a mask, removed keys or a second normalization."
             )
         for number in self.used:
             table = self.tables[number]

@@ -146,15 +146,15 @@ def with_attention(kind: type[Explicit]) -> Callable[[], PlainViT]:
 
 
 class TalkingHeads(Explicit):
-    """CaiT: heads are mixed behind the softmax."""
+    """DeepViT: heads are mixed behind the softmax."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mix = nn.Linear(2, 2, bias=False)
+        self.mix = nn.Parameter(torch.zeros(2, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.parts(x)
-        attn = self.mix((q @ k.mT / 4).softmax(-1).movedim(1, -1)).movedim(-1, 1)
+        attn = torch.einsum("bhij,hg->bgij", (q @ k.mT / 4).softmax(-1), self.mix)
         return self.proj((attn @ v).transpose(1, 2).flatten(2))
 
 
@@ -175,6 +175,16 @@ class Slots(Explicit):
         q, k, v = self.parts(x)
         attn = (q @ k.mT / 4).softmax(-2)
         return self.proj((attn / attn.sum(-1, keepdim=True) @ v).transpose(1, 2).flatten(2))
+
+
+class Sink(Explicit):
+    """A key without a value takes a part of the softmax."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x)
+        scores = q @ k.mT / 4
+        attn = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1).softmax(-1)[..., :-1]
+        return self.proj((attn @ v).transpose(1, 2).flatten(2))
 
 
 class InChunks(Explicit):
@@ -211,6 +221,7 @@ CHANGED = r"multiplies the values in 'blocks\.0\.attn' is not the result of a so
         (with_attention(TalkingHeads), (8, 24, 16), CHANGED),
         (with_attention(Strongest), (8, 24, 16), CHANGED),
         (with_attention(Slots), (8, 24, 16), CHANGED),
+        (with_attention(Sink), (8, 24, 16), CHANGED),
         (with_attention(MixesQueries), (8, 24, 16), r"at 'blocks\.0\.attn' tokens are not on a regular grid"),
         (with_attention(InChunks), (8, 24, 16), r"parts of 'blocks\.0\.attn' \(queries or heads\) run side by side"),
         (ReadsTwoLayers, (8, 24, 16), "also reads tokens of earlier layers"),
@@ -256,7 +267,9 @@ def test_a_forward_that_depends_on_chance_or_on_the_last_clip_is_an_error(how: s
 
 def test_relevance_needs_no_verified_attention() -> None:
     """The shares of tokens, or of pixels where no grid is found, are those of the decomposition."""
-    for kind, where in ((ReadsTwoLayers, "tokens"), (Parallel, "tokens"), (DeepStem, "pixels")):
+    kinds: list[tuple[Callable[[], nn.Module], str]] = [(ReadsTwoLayers, "tokens"), (Parallel, "tokens")]
+    kinds += [(DeepStem, "pixels"), (with_attention(Sink), "tokens"), (with_attention(TalkingHeads), "tokens")]
+    for kind, where in kinds:
         clf, clip = classifier(kind().double()), clip_of("BCTHW").double()
         report = models.inspect(clf, clip)
         assert not report.ok and report.patch_embedding == ("embed" if where == "tokens" else None)
