@@ -116,6 +116,7 @@ class _Pattern:
     counts: dict[nn.Module, int]
     heads: int | None  # of the nn.MultiheadAttention that computes it
     size: float  # of the result
+    dtype: torch.dtype
 
 
 @dataclass
@@ -274,7 +275,9 @@ class Watch(TorchFunctionMode):
         axis, scores = softmax_axis(args, kwargs, output.ndim), args[0] if args else kwargs["input"]
         found: _Scores | None = self._scores.get(scores)
         queries = None if found is None else _queries(found, tuple(scores.shape), axis)
-        self._patterns[output] = _Pattern(axis, tuple(output.shape), queries, counts, self._heads, self._size(output))
+        self._patterns[output] = _Pattern(
+            axis, tuple(output.shape), queries, counts, self._heads, self._size(output), output.dtype
+        )
         return output
 
     def _product(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -327,7 +330,7 @@ class Watch(TorchFunctionMode):
             sides = [sides[0] // found.heads, found.heads]
         seen = self._record(kind, found.counts, tuple(sides), axes, taken, standard)
         seen.shape = (sizes[queries[0]], sizes[keys[0]])
-        seen.changed = self._is_changed(pattern[0], of_pattern.index(keys[0]), found.size)
+        seen.changed = self._is_changed(pattern[0], of_pattern.index(keys[0]), found)
         if self.replace is None:
             return self._opened(result)
         replaced = self._replaced(seen, result.shape[of_out.index(features[0])], result)  # (L, Q, d)
@@ -339,16 +342,17 @@ class Watch(TorchFunctionMode):
         """Return the norm, which no reordering changes; 0 if attention is replaced, so that nothing is compared."""
         return 0.0 if self.replace else float(torch.linalg.vector_norm(matrix.detach(), dtype=_wide(matrix)))
 
-    def _is_changed(self, matrix: Tensor, axis: int, size: float) -> bool:
+    def _is_changed(self, matrix: Tensor, axis: int, found: _Pattern) -> bool:
         """Return whether rows do not sum to 1 over the axis of keys, or the size is not that of the softmax's result.
 
         Rows whose keys are all masked may be 0.
         """
         if self.replace:
             return False
+        close = max(1e-4, *(2 * torch.finfo(dtype).eps for dtype in (matrix.dtype, found.dtype)))
         sums = matrix.detach().sum(axis, dtype=_wide(matrix))
-        whole = ((sums - 1).abs() < 1e-2) | (sums == 0)
-        return not bool(whole.all()) or abs(self._size(matrix) - size) > 5e-3 * size
+        whole = ((sums - 1).abs() < close) | (sums == 0)
+        return not bool(whole.all()) or abs(self._size(matrix) - found.size) > close * found.size
 
     def _opened(self, result: Tensor) -> Tensor:
         if not self.open_tail or len(self.attention) != self.tail:

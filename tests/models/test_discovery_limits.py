@@ -168,13 +168,12 @@ class Strongest(Explicit):
         return self.proj((attn / attn.sum(-1, keepdim=True) @ v).transpose(1, 2).flatten(2))
 
 
-class Slots(Explicit):
-    """Slot attention: a softmax over queries, then a sum of 1 over keys."""
+class OverQueries(Explicit):
+    """Slot attention: the softmax is over queries."""
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.parts(x)
-        attn = (q @ k.mT / 4).softmax(-2)
-        return self.proj((attn / attn.sum(-1, keepdim=True) @ v).transpose(1, 2).flatten(2))
+        return self.proj(((q @ k.mT / 4).softmax(-2) @ v).transpose(1, 2).flatten(2))
 
 
 class Sink(Explicit):
@@ -220,7 +219,7 @@ CHANGED = r"multiplies the values in 'blocks\.0\.attn' is not the result of a so
         (DropsTokens, (8, 24, 16), r"at 'blocks\.1\.attn' (tokens are not on a regular|.*selected by their content)"),
         (with_attention(TalkingHeads), (8, 24, 16), CHANGED),
         (with_attention(Strongest), (8, 24, 16), CHANGED),
-        (with_attention(Slots), (8, 24, 16), CHANGED),
+        (with_attention(OverQueries), (8, 24, 16), CHANGED),
         (with_attention(Sink), (8, 24, 16), CHANGED),
         (with_attention(MixesQueries), (8, 24, 16), r"at 'blocks\.0\.attn' tokens are not on a regular grid"),
         (with_attention(InChunks), (8, 24, 16), r"parts of 'blocks\.0\.attn' \(queries or heads\) run side by side"),
