@@ -66,7 +66,9 @@ if os.environ.get("CAPTUM_STAA_INTERSPHINX"):
 def _links_of_tutorials(app, docname, source):
     """Convert links that work in tutorials/ to links between pages, which are in another folder."""
     if docname.startswith("tutorials/"):
-        pages = re.sub(r"\]\(\.\./docs/(\w+\.md)", r"](../\1", source[0])
+        pages = re.sub(
+            r"\[([^][\n]+)\]\(\.\./docs/(\w+)\.md\)", r"{doc}`\1 </\2>`", source[0]
+        )
         source[0] = re.sub(
             r"\[([^][\n]+)\]\((\w+)\.ipynb\)", r"{doc}`\1 </tutorials/\2>`", pages
         )
