@@ -48,7 +48,7 @@ HEAD = """# The comparison
 
 All methods by all metrics, on planted clips of {models} shipped models, {clips} clips each. What the names mean:
 [Comparing methods](comparison_guide.md) for methods, controls and marks, [Metrics](metrics.md) for metrics,
-[Planted evidence](planted.md) for the clips. Made by
+[Planted evidence](results_truth.md#planted-clips) for the clips. Made by
 
 ```console
 python benchmarks/comparison_table.py
