@@ -34,6 +34,7 @@ class _Table:
         heads, outer, order: as in :class:`TokenRows`.
         copies: number of heads.
         certainty: of the positions.
+        own: share of a change of pixels that is in their own token.
         problem: why the attention is not read.
     """
 
@@ -45,10 +46,11 @@ class _Table:
     outer: int
     order: Tensor | None
     certainty: float = float("nan")
+    own: float = float("nan")
     problem: str = ""
 
     @property
-    def own(self) -> bool:
+    def among_itself(self) -> bool:
         """Whether queries and keys are the same tokens."""
         return torch.equal(self.queries, self.keys)
 
@@ -246,9 +248,10 @@ class _Findings:
         keys, asked = standing[:, : keys.shape[1]].clone(), standing[:, keys.shape[1] :].clone()
         found = [each.found for each in (values, queries) if each is not None and each.found is not None]
         certainty = min((each.certainty for each in found), default=float("nan"))
+        own = min((each.own for each in found), default=float("nan"))
         if not problem and not all(each.certain for each in found):
-            problem = f"blocks of pixels are mixed (certainty {certainty:.1%})"
-        return _Table(keys, asked, group, heads, copies, fold.outer, order, certainty, problem)
+            problem = f"blocks of pixels are mixed, or tokens are selected by their content (certainty {certainty:.1%})"
+        return _Table(keys, asked, group, heads, copies, fold.outer, order, certainty, own, problem)
 
     def _cells_of(self, tokens: Field) -> tuple[Tensor, str]:
         """Return the number of the cell of each token, -1 for those without pixels, and why it is unknown."""
@@ -388,8 +391,13 @@ class _Findings:
         """Note what rollout assumes and what was not verified."""
         for name in self.probe.unread:
             self.problems.append(
-                f"the attention of {name!r} cannot be read: its softmax is written by hand, or what it returns is "
-                f"changed, such as by a mix of its heads, before it is multiplied by values."
+                f"the attention of {name!r} cannot be read: its softmax is written by hand, or its heads are mixed "
+                f"before they are multiplied by values."
+            )
+        for name in dict.fromkeys(self.probe.name_of(seen) for seen in self.seen if seen.changed):
+            self.problems.append(
+                f"the matrix that multiplies the values in {name!r} is not the result of a softmax over keys, but is "
+                f"changed behind it, as by talking heads, a mask or a second normalization."
             )
         for number in self.used:
             table = self.tables[number]
@@ -400,10 +408,9 @@ class _Findings:
                 )
         for earlier, later in pairwise(used if self.graph.reached else ()):
             if earlier not in self.graph.ancestors[later]:
-                self.of_rollout.append(
-                    f"{self.probe.name_of(self.seen[earlier])!r} and {self.probe.name_of(self.seen[later])!r} run side "
-                    f"by side, and rollout knows sequences of layers only."
-                )
+                one, other = (self.probe.name_of(self.seen[number]) for number in (earlier, later))
+                both = f"{one!r} and {other!r} run" if one != other else f"parts of {one!r} (queries or heads) run"
+                self.of_rollout.append(f"{both} side by side, and rollout knows sequences of layers only.")
         for number in used:
             table, name = self.tables[number], self.probe.name_of(self.seen[number])
             if self._pools(number, table):
@@ -455,7 +462,7 @@ class _Findings:
 
     def _sequence(self, used: list[int], tail: Tensor | None) -> tuple[TokenGrid, Tensor]:
         """Return the grid, and the token at each place of the sequence."""
-        orders = [self.tables[n].keys[0] for n in used if len(self.tables[n].keys) == 1 and self.tables[n].own]
+        orders = [self.tables[n].keys[0] for n in used if len(self.tables[n].keys) == 1 and self.tables[n].among_itself]
         if tail is not None:
             orders.append(tail)
         every = torch.arange(self.patches)
@@ -584,7 +591,7 @@ class _Findings:
             problem = table.problem or ("" if number in self.used else "the output does not depend on it")
             return _unplaced(self.probe, seen, problem)
         return FoundAttention(
-            layer, type(seen.module).__name__, len(table.keys), *seen.shape, table.copies, table.certainty
+            layer, type(seen.module).__name__, len(table.keys), *seen.shape, table.copies, table.certainty, table.own
         )
 
     def _patch_embedding(self, grid: TokenGrid) -> str | None:
