@@ -385,6 +385,8 @@ def test_padding_of_a_processor_is_no_part_of_the_prompt(name):
         clip, prompt = vlm.read({**inputs, "input_ids": ids, "attention_mask": mask})
         assert torch.equal(prompt.ids, placed(name).ids) and torch.equal(prompt.at, placed(name).at)
         assert torch.equal(clip[:, :5], clips_of(name))
+        with pytest.raises(ValueError, match=r"no padding at its start or end, got pad tokens \(id 288\)"):
+            vlm.prompt(ids[0], size_of(name))
 
 
 def test_sizes_that_the_model_does_not_take_are_refused():

@@ -323,6 +323,7 @@ class VideoLanguageModel(nn.Module):
                     f"prompt must be a string, a VideoPrompt or a list of token ids, got {_shown(prompt)}. If it holds "
                     f"a batch of one, pass its first row."
                 )
+            self._check_padding(ids)
             return self._placed(ids, size)
         tokens = self.family.tokens(size, self.config)
         text, token = self.prompt_text(prompt), self._video_text
@@ -444,6 +445,17 @@ class VideoLanguageModel(nn.Module):
             raise ValueError(
                 f"{name} must consist of token ids from 0 to {size - 1}, got ids from {int(ids.min())} to "
                 f"{int(ids.max())}. Use the tokenizer of this model."
+            )
+
+    def _check_padding(self, ids: Tensor) -> None:
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        pad = getattr(tokenizer, "pad_token_id", None)
+        if pad is None or pad in (tokenizer.bos_token_id, tokenizer.eos_token_id) or len(ids) == 0:
+            return
+        if pad in (int(ids[0]), int(ids[-1])):
+            raise ValueError(
+                f"prompt must have no padding at its start or end, got pad tokens (id {pad}). Remove them, or use "
+                f"vlm.read(inputs), which knows the attention mask."
             )
 
     def _check_marks(self, ids: Tensor, name: str) -> None:
