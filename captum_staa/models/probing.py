@@ -158,8 +158,8 @@ class Probe:
         by_hand = f" A softmax written by hand was seen in {', '.join(map(repr, self.unread))}." if self.unread else ""
         return (
             f"no attention was found in {type(self.model).__name__}: it calls no scaled_dot_product_attention, "
-            f"nn.MultiheadAttention or softmax of queries times keys.{by_hand} Attention in scripted code or in "
-            f"kernels of other libraries (flash_attn, xformers) is not seen; switch them off."
+            f"flex_attention, nn.MultiheadAttention or softmax of queries times keys.{by_hand} Attention "
+            f"in scripted code or in kernels of other libraries (flash_attn, xformers) is not seen; switch them off."
         )
 
     # --- which cells ------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from captum_staa._utils.checks import is_integer
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.video_language.model import VideoLanguageModel, VideoPrompt
+
+if TYPE_CHECKING:
+    from captum_staa.models.video_language.model import VideoLanguageModel, VideoPrompt
 
 
 class AnswerClassifier(VideoClassifier):
