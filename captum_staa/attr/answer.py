@@ -29,8 +29,8 @@ from captum_staa.result import VideoAttribution
 
 Mode = Literal["relevance", "attention"]
 # Standard deviations of the Gaussian over maps, in frames and in patches of the tower (H, W), chosen on clips that are
-# not in the tables. In time it is twice that of STAA, because a language model reads movement from several frames.
-SPREAD = (3.0, 0.75, 0.75)
+# not in the tables. In time it is more than that of STAA, because a language model reads movement from several frames.
+SPREAD = (2.5, 0.75, 0.75)
 Counterfactual = Callable[..., Tensor]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns, as in STAA
 # A blur has no details, the mean frame no movement, and the reversed clip another order. One of them is not enough: a
