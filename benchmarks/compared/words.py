@@ -17,7 +17,7 @@ change with other models of this kind, not only with other clips. A cell is **bo
 those of all other methods and of all controls. *Not clearly behind* are methods and controls whose difference from the
 first, over the same draws, has an interval that holds 0. *Class A against B* asks whether the map of class A prefers
 the evidence of A to that of B in the same clip; it is not measured on `order`, which has no such clips. Insertion and
-deletion have 16 steps and the mean frame as baseline, which agrees best with [known evidence](metric_trust.md).
+deletion have 10 steps and the mean frame as baseline, which agrees best with [known evidence](metric_trust.md).
 `forwards` is the median time in plain forward passes, on one thread of a busy CPU.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
+from captum_staa.benchmark import Comparison, Row
+from captum_staa.benchmark.records import control_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,3 +85,63 @@ def test_methods_that_differ_on_every_clip_differ_clearly_however_much_the_clips
     assert scores.clearly_best([0, 1]) is None
     assert scores.not_behind(0, range(2)) == []
     assert scores.share_first([0, 1]).tolist() == [1, 0]
+
+
+def run_of(compared, tmp_path: Path, methods: dict[str, float], metric: str = "rivals", clips: int = 6) -> dict:
+    """Return the stored results of a comparison in which each method has about this score."""
+    noise = 0.002 * np.random.default_rng(3).standard_normal((clips, len(methods)))
+    rows = [
+        Row(f"clip-{at}", name, key, value)
+        for at, line in enumerate(noise)
+        for (name, mean), part in zip(methods.items(), line, strict=True)
+        for key, value in ((metric, mean + part), ("forwards", 3.0))
+        if not (math.isnan(mean) or (key == "forwards" and control_of(name)))
+    ]
+    answers = {f"clip-{at}": (0, int(at == 0)) for at in range(clips)}
+    settings = {"inverted": "Saliency"}
+    found = Comparison(rows, list(methods), [metric, "forwards"], {metric: 1, "forwards": -1}, settings, answers)
+    compared.stored.keep(found, tmp_path / "run.json")
+    return compared.stored.kept(tmp_path / "run.json")
+
+
+def test_stored_results_have_the_numbers_of_the_comparison(compared, tmp_path):
+    run = run_of(compared, tmp_path, {"Saliency": 0.7, "RISE": 0.9, "random": 0.5, "GradCAM": math.nan})
+    table = compared.stored.numbers(run, "rivals", ["RISE", "GradCAM", "STAA", "Saliency"])
+    assert table.shape == (6, 4) and table[:, 1:3].isnan().all()
+    assert table.nanmean(0)[[0, 3]].tolist() == pytest.approx([0.9, 0.7], abs=0.005)
+    assert compared.stored.numbers(run, "unknown", ["RISE"]).isnan().all()
+
+
+def test_the_page_has_a_table_for_each_kind_of_model(compared, tmp_path, monkeypatch):
+    runs = {
+        "videomae-pattern": {"STAA": 0.8, "Saliency": 0.7, "random": 0.5},
+        "vivit-order": {"STAA": 0.9, "Saliency": 0.6, "random": 0.5},
+        "resnet3d-order": {"STAA": math.nan, "Saliency": 0.9, "random": 0.5},
+    }
+    kept = {name: run_of(compared, tmp_path, own) for name, own in runs.items()}
+    kept["videomae-pattern-classes"] = run_of(compared, tmp_path, runs["videomae-pattern"], "classes", clips=4)
+    monkeypatch.setattr(compared.page, "save", lambda figure, path: None)
+    compared.page.write(kept, tmp_path)
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    parts = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
+    assert list(parts) == ["What to use", "Video transformers", "3D CNNs", "All models", "Each model"]
+    assert "3 small models, at least 6" in text.replace("\n", " ")
+    table = parts["Video transformers"]
+    assert "2 models, 12 clips; *class A against B*: 1 of them, 4 clips." in table
+    assert re.search(
+        r"^\| STAA \| \*\*0\.8[45]\d \((0.79|0\.80)\d to 0\.90\d\)\*\* \| \*\*0\.80\d .* \| 3 \|$", table, re.MULTILINE
+    )
+    assert re.search(r"^\| control: random \| 0\.[45]\d\d \(.* \| – \|$", table, re.MULTILINE)
+    assert "| evidence against rivals | STAA | 100% of draws | none |" in table
+    assert "STAA" not in parts["3D CNNs"].split("Saliency", 1)[1] and "nan" not in text
+    assert "| vivit-order | bundled | 5 of 6 |" in parts["Each model"]
+
+
+def test_the_committed_page_is_made_of_the_committed_results(compared, tmp_path, monkeypatch):
+    docs = ROOT / "docs"
+    kept = {path.stem: compared.stored.kept(path) for path in (docs / "comparison").glob("*.json")}
+    order = [f"{name}{kind}" for name in compared.page.SUBJECTS for kind in ("", "-classes")]
+    monkeypatch.setattr(compared.page, "save", lambda figure, path: None)
+    compared.page.write({name: kept[name] for name in order if name in kept}, tmp_path)
+    assert (tmp_path / "comparison.md").read_text("utf-8") == (docs / "comparison.md").read_text("utf-8")
+    assert min(len(run["clips"]) for name, run in kept.items() if not name.endswith("-classes")) >= 20
