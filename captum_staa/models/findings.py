@@ -60,6 +60,7 @@ def report_of(probe: Probe) -> Inspection:
         type(probe.model).__name__,
         probe.classifier.layout.axes,
         probe.size,
+        unread=tuple(probe.unread),
         declared=None if family is None else family.name,
     )
     cells = probe.cells() if seen else None
@@ -386,7 +387,10 @@ class _Findings:
     def _check(self, used: list[int]) -> None:
         """Note what rollout assumes and what was not verified."""
         for name in self.probe.unread:
-            self.problems.append(f"the softmax of {name!r} is written by hand, and is not seen when attention is read.")
+            self.problems.append(
+                f"the attention of {name!r} cannot be read: its softmax is written by hand, or what it returns is "
+                f"changed, such as by a mix of its heads, before it is multiplied by values."
+            )
         for number in self.used:
             table = self.tables[number]
             if table.problem and table.problem != "tokens are not pixels":
@@ -460,7 +464,7 @@ class _Findings:
             sequence = complete[0]
         else:
             others = [self.tables[n].queries.flatten() for n in used]
-            known = torch.cat(others).unique()
+            known = torch.cat([*others, every[:0]]).unique()
             sequence = torch.cat([known[known >= self.pixels], every])
         known = torch.cat([*(self.tables[n].queries.flatten() for n in used), sequence]).unique()
         left = known[(known >= self.pixels) & ~torch.isin(known, sequence)]

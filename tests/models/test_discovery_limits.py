@@ -127,6 +127,34 @@ class ByHand(PlainViT):
         self.blocks[1].attn = self.Attention()
 
 
+class MixesHeads(PlainViT):
+    """CaiT and DeepViT: constants mix the heads of attention behind its softmax."""
+
+    class Attention(Explicit):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.parts(x)
+            pattern = torch.einsum("bhqk,hg->bgqk", (q @ k.mT / 4).softmax(-1), torch.tensor([[1, 0.5], [0, 1]]).to(q))
+            return self.proj((pattern @ v).transpose(1, 2).flatten(2))
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.blocks:
+            block.attn = self.Attention()
+
+
+class MixesTokens(PlainViT):
+    """RvT: queries are convolved over neighboring tokens."""
+
+    class Attention(Fused):
+        def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+            return super().parts(F.avg_pool1d(x.mT, 5, 1, 2).mT)[0], *super().parts(x)[1:]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.blocks:
+            block.attn = self.Attention()
+
+
 class MixesExamples(PlainViT):
     def stem(self, clip: Tensor) -> Tensor:
         x = super().stem(clip)
@@ -146,7 +174,13 @@ class MixesExamples(PlainViT):
         (ReadsTwoLayers, (8, 24, 16), "also reads tokens of earlier layers"),
         (Parallel, (8, 24, 16), r"'blocks\.0\.attn' and 'other' run side by side"),
         (WithoutGradient, (8, 24, 16), "outputs have no gradient"),
-        (ByHand, (8, 24, 16), r"softmax of 'blocks\.1\.attn' is written by hand"),
+        (ByHand, (8, 24, 16), r"attention of 'blocks\.1\.attn' cannot be read: its softmax is written by hand"),
+        (
+            MixesHeads,
+            (8, 24, 16),
+            r"in 'blocks\.0\.attn', .* what it returns is changed, such as by a mix of its heads",
+        ),
+        (MixesTokens, (8, 24, 16), r"at 'blocks\.0\.attn' tokens are not on a regular grid"),
         (MixesExamples, (8, 24, 16), "examples of a batch are not independent"),
     ],
 )
@@ -179,7 +213,13 @@ def test_a_forward_that_depends_on_chance_is_an_error(how: str, where: str) -> N
 
 def test_relevance_needs_no_verified_attention() -> None:
     """The shares of tokens, or of pixels where no grid is found, are those of the decomposition."""
-    for kind, where in ((ReadsTwoLayers, "tokens"), (Parallel, "tokens"), (DeepStem, "pixels")):
+    for kind, where in (
+        (ReadsTwoLayers, "tokens"),
+        (Parallel, "tokens"),
+        (DeepStem, "pixels"),
+        (MixesHeads, "pixels"),
+        (MixesTokens, "tokens"),
+    ):
         clf, clip = classifier(kind().double()), clip_of("BCTHW").double()
         report = models.inspect(clf, clip)
         assert not report.ok and report.patch_embedding == ("embed" if where == "tokens" else None)

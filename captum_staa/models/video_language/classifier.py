@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.video_language.model import VideoLanguageModel, VideoPrompt
+
+if TYPE_CHECKING:
+    from captum_staa.models.video_language.model import VideoLanguageModel, VideoPrompt
 
 
 class AnswerClassifier(VideoClassifier):

@@ -15,14 +15,15 @@ from captum_staa._utils.checks import check_count, is_number
 from captum_staa._utils.model_state import eval_mode
 from captum_staa.layout import VideoLayout
 from captum_staa.models.preprocessing import as_frames
+from captum_staa.models.video_language.classifier import AnswerClassifier
 from captum_staa.models.video_language.families import Size, VideoLanguageFamily, find_language_model
+from captum_staa.models.video_language.loading import load_language_model
 from captum_staa.models.video_language.tokens import VideoTokens
 
 if TYPE_CHECKING:
     import numpy as np
 
     from captum_staa.models.preprocessing import Preprocessing
-    from captum_staa.models.video_language.classifier import AnswerClassifier
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,6 @@ class VideoLanguageModel(nn.Module):
             ValueError: the model does not exist, or its family is unknown.
             TypeError: an option is unknown.
         """
-        from captum_staa.models.video_language.loading import load_language_model
-
         model, settings = load_language_model(name_or_path, options)
         notice = settings.pop("notice", "")
         vlm = cls(model.to(device=device, dtype=dtype).eval(), **settings)
@@ -587,8 +586,6 @@ class VideoLanguageModel(nn.Module):
             ValueError: the prompt or the answer does not fit the model; as far as it depends on the size of the clip,
                 when the classifier is called.
         """
-        from captum_staa.models.video_language.classifier import AnswerClassifier
-
         return AnswerClassifier(self, prompt, answer, versus)
 
     def _device(self) -> torch.device:
