@@ -600,9 +600,10 @@ class _Findings:
         for number, tokens in enumerate(self.probe.before):
             shape, count = tokens.shape, self.patches
             t, h, w = grid.shape
+            in_grid = ((1, t, h * w, None), (t, h, w, None), (1, t, h, w, None))
             for axis, forms in (
                 ("second", ((1, None, t, h, w), (t, None, h, w))),
-                ("last", ((1, count, None), (1, grid.num_tokens, None), (t, h * w, None))),
+                ("last", ((1, count, None), (1, grid.num_tokens, None), (t, h * w, None), *in_grid)),
             ):
                 field_ = self.probe.fields.get(("before", number, axis))
                 fits = any(
@@ -621,7 +622,7 @@ class _Findings:
                 cells = field_.found.cells
                 order = cells[cells >= 0]
                 expected = torch.arange(count)
-                if axis == "last" and shape[0] == 1:
+                if axis == "last" and shape[0] == 1 and len(shape) == 3:
                     expected = grid.to_tokens(expected.view(grid.shape))
                 others = len(cells) - len(order)
                 if (

@@ -305,6 +305,19 @@ class Resizes(PlainViT):
         return super().stem(F.interpolate(clip, size=(8, 24, 16), mode="nearest-exact"))
 
 
+class ChannelsLast(PlainViT):
+    """vit-pytorch: a linear layer of flattened patches, on axes (B, t, h, w, D)."""
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        super().__init__()
+        self.embed = nn.Linear(conv.weight[0].numel(), WIDTH)  # type: ignore[assignment]
+        self.embed.load_state_dict({"weight": conv.weight.detach().flatten(1), "bias": conv.bias.detach()})
+
+    def stem(self, clip: Tensor) -> Tensor:
+        cut = clip.unflatten(2, (4, 2)).unflatten(4, (3, 8)).unflatten(6, (2, 8))  # (B, C, t, 2, h, 8, w, 8)
+        return self.embed(cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)).flatten(1, 3)
+
+
 class Permutes(PlainViT):
     order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
 
@@ -609,6 +622,16 @@ def test_permuted_tokens_have_the_map_of_tokens_in_order() -> None:
     for options in ({"mode": "attention"}, {}):
         expected = STAA(VideoClassifier(model, layout="BCTHW"), **options).attribute(clip, 1)
         torch.testing.assert_close(STAA(VideoClassifier(other, layout="BCTHW"), **options).attribute(clip, 1), expected)
+
+
+def test_a_linear_patch_embedding_has_the_relevance_of_a_convolution() -> None:
+    plain, clip = classifier(PlainViT()), clip_of("BCTHW")
+    other = ChannelsLast(plain.module.embed)
+    rest = {name: value for name, value in plain.module.state_dict().items() if not name.startswith("embed.")}
+    other.load_state_dict(rest, strict=False)
+    clf = VideoClassifier(other.eval(), layout="BCTHW")
+    assert models.inspect(clf, clip).patch_embedding == "embed"
+    torch.testing.assert_close(STAA(clf).attribute(clip, 1), STAA(plain).attribute(clip, 1))
 
 
 def test_tokens_that_are_mixed_between_layers_are_reported_with_how_much() -> None:
