@@ -121,7 +121,7 @@ def found_table(results: dict[str, list[dict[str, dict[str, float]]]]) -> list[s
     lines = ["### What Integrated Gradients from each baseline find", ""]
     lines += [
         f"Maps keep their signs and are smoothed; {EXPLAINED} clips per model, means over five models. Columns as in",
-        "[planted evidence](planted.md#how-to-read-the-tables).",
+        "[planted evidence](results_truth.md#how-to-read-the-tables).",
     ]
     for task, models in results.items():
         shown = {key: title for key, title in columns.items() if (task, key) != ("order", "classes")}
@@ -167,7 +167,7 @@ def main() -> None:
         for task in TASKS:
             lines += answer_table(task, {family: answers(family, task, arguments.clips) for family in FAMILIES})
         lines += found_table({task: [found(family, task) for family in FAMILIES] for task in TASKS})
-        write_between(DOCS / "baselines.md", "baseline_table", "\n".join(lines))
+        write_between(DOCS / "results_methods.md", "baseline_table", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run every method and metric on each kind of video model, and write the table in docs/model_kinds.md.
+"""Run every method and metric on each kind of video model, and write the table in docs/results_models.md.
 
     pip download --no-deps torchvision timm peft accelerate psutil -d wheels
     for wheel in wheels/*.whl; do unzip -q -o $wheel -d peers; done
@@ -37,7 +37,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "model_kinds.md"
+PAGE = ROOT / "docs" / "results_models.md"
 sys.path.append(str(ROOT / "tests" / "_helpers"))  # tiny models, slow formulas, the state of a model
 
 STATE = "state unchanged"

@@ -1,4 +1,4 @@
-"""Measure the effect of smoothing on planted evidence: the tables and the picture of docs/smoothing.md.
+"""Measure the effect of smoothing on planted evidence: tables of docs/results_methods.md, picture of docs/baselines.md.
 
 python benchmarks/smoothing_table.py                                       # ten models; some ten minutes of one core
 python benchmarks/smoothing_table.py --only resnet3d-motion --clips 8      # printed, not written
@@ -35,10 +35,6 @@ COLUMNS = {
     "random weights": "Random weights: evidence against rivals",
 }
 DOCS = Path(__file__).parents[1] / "docs"
-PICTURE = """One clip, raw and smoothed; the last row is a random map, whose score on a single clip may lie far from .5:
-
-![One clip's map raw, smoothed a little, smoothed too much, and a random map that is smooth too](images/smoothing.png)
-"""
 
 
 def raw_maps(clf: VideoClassifier, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -176,7 +172,7 @@ def main() -> None:
         print(text(found, arguments.clips))
         return
     picture(DOCS / "images" / "smoothing.png")
-    write_between(DOCS / "smoothing.md", "smoothing_table", f"{PICTURE}\n{text(found, arguments.clips)}")
+    write_between(DOCS / "results_methods.md", "smoothing_table", text(found, arguments.clips))
 
 
 if __name__ == "__main__":

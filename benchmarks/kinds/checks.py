@@ -295,7 +295,8 @@ def _frozen_gradient(s: Subject) -> Tensor:
         maps = (shares if shares.ndim == 4 else shares.unflatten(0, (len(frames), -1))) / math.prod(sides)
         for axis, side in enumerate(sides, start=1):
             maps = maps.repeat_interleave(int(side), axis)
-    for axis, side in enumerate(sides, start=1):
+    t, h, w = sides
+    for axis, side in enumerate((t, s.merged * h, s.merged * w), start=1):
         maps = _spread(maps, axis, 0.75 * side)
     return s.layout.from_working(maps.float()[:, :, None].expand_as(frames) / 3)
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_staa._utils.flex_attention import FLEX_ATTENTION, written_out
-from captum_staa._utils.model_state import without_compiling
+from captum_staa._utils.model_state import without_checkpointing, without_compiling
 from captum_staa.attention import tiles
 from captum_staa.attention.tiles import Operands, operands_of
 from captum_staa.models.attention_watch import KIND_OF, softmax_axis
@@ -507,6 +507,7 @@ def capture(
         if any(layer.backend != "hf" for layer in layers):
             stack.enter_context(CallMode(state))
         stack.enter_context(without_compiling())
+        stack.enter_context(without_checkpointing())
         try:
             yield state.readings
         except StopForward as stopped:
