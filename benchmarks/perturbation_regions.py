@@ -3,8 +3,8 @@
     python benchmarks/perturbation_regions.py                     # the table, one minute of one core
     python benchmarks/perturbation_regions.py --picture nasa.mp4  # the picture as well, from this video file
 
-It writes the table between two comments of docs/results_methods.md. The real clips are the video files in the folder that
-the environment variable CAPTUM_STAA_VIDEOS names; without it, the rows of real clips are missing.
+It writes the table between two comments of docs/results_methods.md. The real clips are the video files in the folder
+that the environment variable CAPTUM_STAA_VIDEOS names; without it, the rows of real clips are missing.
 """
 
 from __future__ import annotations

@@ -217,11 +217,11 @@ def named(model: str) -> tuple[str, ...]:
 def page(results: dict[str, Scores], clips: int) -> str:
     """Return means over all models, over those with all methods, and over those with the presets of the paper."""
     lines = [INTRO.format(models=len(results), clips=clips, seed=SEED, steps=STEPS)]
-    for models in (results, MODELS, PUBLISHED):
+    for models in (tuple(results), MODELS, PUBLISHED):
         group = {model: results[model] for model in models if model in results}
         shared = set.intersection(*(set(found) for found in group.values()))  # means over the same models
         means_of = {name: own for name, own in averaged(group.values()).items() if name in shared}
-        if models is not results:
+        if len(lines) > 1:
             lines += ["", f"Means over {', '.join(group)}:" if len(group) > 1 else f"Of {models[0]} alone:", ""]
         lines += markdown(means_of, SHOWN)
     return "\n".join(lines)
