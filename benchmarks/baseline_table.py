@@ -104,7 +104,7 @@ def answer_table(results: dict[str, dict[str, tuple[float, float]]], count: int)
     """Markdown: a row per baseline, a column per task, each the mean over families."""
     chances = {task: 1 / len(PlantedClips(SEED, 1, task).labels) for task in results}
     lines = [
-        f"Accuracy over {count} clips, mean of {len(FAMILIES)} models; in brackets the mean probability of their answer:",
+        f"Accuracy over {count} clips, mean of {len(FAMILIES)} models; in brackets the mean probability of the answer:",
         "",
         "| | "
         + " | ".join(f"{task}, chance {chance:.2f}".replace(" 0", " ") for task, chance in chances.items())

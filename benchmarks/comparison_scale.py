@@ -101,8 +101,8 @@ take another {report:.0f} s, with at most {peak:.0f} MiB; `rows.csv` has {csv:.0
 MiB."""
 KILLED = """**Killed.** A run of {clips} clips with two processes was killed with SIGKILL at {kills} moments spread over
 the run, and resumed each time; in {cut} cases, bytes were also cut from the end of a file. One start had a full disk,
-and one byte in the middle of a file was changed. The finished run was killed {reports} more times while it wrote tables and
-the report. The final table is that of an undisturbed run with one process."""
+and one byte in the middle of a file was changed. The finished run was killed {reports} more times while it wrote tables
+and the report. The final table is that of an undisturbed run with one process."""
 
 
 class Counted:
