@@ -117,8 +117,11 @@ TITLES = {
     "mvit": "MViT 2",
     "swin": "Swin 3D",
 }
-# What reads the final tokens, whose first ones are no patches; each patch stands for 2 x 8 x 8 pixels of the clip.
-FINAL = {"plain": ("norm", 0), "mvit": ("norm", 1), "swin": ("norm", 0)}
+# What returns the tokens of the hints, how many of the first are no patches, and the pixels of one patch. One frame of
+# the image encoder shows no movement and no order: there, the hints are for the tokens over time.
+TUBELET, FRAME = (2, 8, 8), (1, 48, 48)
+FINAL = {"plain": ("norm", 0, TUBELET), "mvit": ("norm", 1, TUBELET), "swin": ("norm", 0, TUBELET)}
+FINAL_OF_FRAMES = {"pattern": ("spatial.1", 1, (1, 8, 8)), "motion": ("norm", 0, FRAME), "order": ("norm", 0, FRAME)}
 # The last layer whose tokens have a gradient each, the order of its axes, and its grid.
 CAM_LAYERS: dict[str, tuple[str, str | None, TokenGrid]] = {
     "plain": ("blocks.3.norm1", None, TokenGrid(8, 6, 6, tubelet=(2, 8, 8))),
@@ -187,23 +190,21 @@ class Hints:
     """
 
     def __init__(self, model: nn.Module, kind: str, task: str) -> None:
-        self.tokens: Tensor | None = None
-        self.head: nn.Module = nn.Identity()
-        if kind in FINAL:
-            name, self.skipped = FINAL[kind]
-            norm = model.get_submodule(name)
-            self.head = nn.Linear(norm.weight.numel(), len(LABELS[task]))
-            norm.register_forward_hook(self._keep)
+        self.tokens = torch.empty(0)
+        name, self.skipped, self.patch = FINAL_OF_FRAMES[task] if kind == "frames" else FINAL[kind]
+        module = model.get_submodule(name)
+        norm = module if isinstance(module, nn.LayerNorm) else module.get_submodule("norm2")
+        self.head = nn.Linear(norm.weight.numel(), len(LABELS[task]))
+        module.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         self.tokens = output
 
-    def loss(self, truth: Tensor, targets: Tensor) -> Tensor | float:
+    def loss(self, truth: Tensor, targets: Tensor) -> Tensor:
         """``truth`` (B, T, H, W) and probabilities ``targets`` (B, K) of the clips of the last forward."""
-        if self.tokens is None:
-            return 0.0
-        share = F.avg_pool3d(truth[:, None].float(), (2, 8, 8)).flatten(1)  # (B, N)
-        logs = self.head(self.tokens.flatten(1, -2)[:, self.skipped :]).log_softmax(-1)  # (B, N, K)
+        share = F.avg_pool3d(truth[:, None].float(), self.patch).flatten(1)  # (B, N)
+        tokens = self.tokens.flatten(1, -2)[:, self.skipped :]  # of clips, or of frames
+        logs = self.head(tokens).log_softmax(-1).reshape(*share.shape, -1)  # (B, N, K)
         evidence = share * (targets.amax(1, keepdim=True) == 1)
         losses = -(logs * targets[:, None]).sum(-1)
         return (losses * evidence).sum() / evidence.sum() - logs.mean(-1)[share == 0].mean()

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from captum_staa._utils.flex_attention import FLEX_ATTENTION, written_out
+
 SOFTMAX = (
     F.softmax,
     torch.softmax,
@@ -71,6 +73,8 @@ class SeenAttention:
         queries: the queries, or None if the operands of the scores were not seen.
         values: the values, one per key.
         result: what takes the place of the attention's output if attention is replaced.
+        changed: whether the matrix that is multiplied by the values is not the result of a softmax over keys, as
+            behind talking heads, a mask or a second normalization.
     """
 
     module: nn.Module
@@ -82,6 +86,7 @@ class SeenAttention:
     queries: Site | None
     values: Site
     result: Tensor | None = None
+    changed: bool = False
 
 
 @dataclass
@@ -111,6 +116,7 @@ class _Pattern:
     queries: Tensor | None  # (L, Q, d)
     counts: dict[nn.Module, int]
     heads: int | None  # of the nn.MultiheadAttention that computes it
+    size: float  # of the result
 
 
 @dataclass
@@ -183,6 +189,9 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is FLEX_ATTENTION:
+            with self:
+                return written_out(*args, **kwargs)
         kind = KIND_OF.get(func)
         if kind == "mha":
             self._count("mha")
@@ -268,7 +277,7 @@ class Watch(TorchFunctionMode):
         axis, scores = softmax_axis(args, kwargs, output.ndim), args[0] if args else kwargs["input"]
         found: _Scores | None = self._scores.get(scores)
         queries = None if found is None else _queries(found, tuple(scores.shape), axis)
-        self._patterns[output] = _Pattern(axis, tuple(output.shape), queries, counts, self._heads)
+        self._patterns[output] = _Pattern(axis, tuple(output.shape), queries, counts, self._heads, self._size(output))
         return output
 
     def _product(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -318,12 +327,28 @@ class Watch(TorchFunctionMode):
             sides = [sides[0] // found.heads, found.heads]
         seen = self._record(kind, found.counts, tuple(sides), axes, taken, standard)
         seen.shape = (sizes[queries[0]], sizes[keys[0]])
+        seen.changed = self._is_changed(pattern[0], of_pattern.index(keys[0]), found.size)
         if self.replace is None:
             return self._opened(result)
         replaced = self._replaced(seen, result.shape[of_out.index(features[0])], result)  # (L, Q, d)
         order = [*lead, queries[0], features[0]]
         replaced = replaced.view([result.shape[of_out.index(letter)] for letter in order])
         return replaced.permute([order.index(letter) for letter in of_out]).contiguous()
+
+    def _size(self, matrix: Tensor) -> float:
+        """Return the norm, which no reordering changes; 0 if attention is replaced, so that nothing is compared."""
+        return 0.0 if self.replace else float(torch.linalg.vector_norm(matrix.detach(), dtype=_wide(matrix)))
+
+    def _is_changed(self, matrix: Tensor, axis: int, size: float) -> bool:
+        """Return whether rows do not sum to 1 over the axis of keys, or the size is not that of the softmax's result.
+
+        Rows whose keys are all masked may be 0.
+        """
+        if self.replace:
+            return False
+        sums = matrix.detach().sum(axis, dtype=_wide(matrix))
+        whole = ((sums - 1).abs() < 1e-2) | (sums == 0)
+        return not bool(whole.all()) or abs(self._size(matrix) - size) > 5e-3 * size
 
     def _opened(self, result: Tensor) -> Tensor:
         if not self.open_tail or len(self.attention) != self.tail:
@@ -374,6 +399,10 @@ def _without_dispatch(func: FunctionType) -> FunctionType:
     )
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 def _is_probability(values: Tensor, over_rows: bool) -> bool:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_staa._utils.model_state import eval_mode, frozen_parameters, uncompiled, without_compiling
+from captum_staa._utils.model_state import (
+    eval_mode,
+    frozen_parameters,
+    uncompiled,
+    without_checkpointing,
+    without_compiling,
+)
 from captum_staa.models.attention_watch import SeenAttention, Watch
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.token_positions import (
@@ -112,6 +118,7 @@ class Probe:
             eval_mode(self.classifier),
             frozen_parameters(self.classifier),
             without_compiling(),
+            without_checkpointing(),
             torch.no_grad(),
             self.bar,
         ):
@@ -155,10 +162,14 @@ class Probe:
         )
 
     def no_attention(self) -> str:
-        by_hand = f" A softmax written by hand was seen in {', '.join(map(repr, self.unread))}." if self.unread else ""
+        if self.unread:
+            return (
+                f"no attention of {type(self.model).__name__} can be read: in {', '.join(map(repr, self.unread))} the "
+                f"softmax is written by hand, or its heads are mixed before they are multiplied by values."
+            )
         return (
             f"no attention was found in {type(self.model).__name__}: it calls no scaled_dot_product_attention, "
-            f"nn.MultiheadAttention or softmax of queries times keys.{by_hand} Attention in scripted code or in "
+            f"flex_attention, nn.MultiheadAttention or softmax of queries times keys. Attention in scripted code or in "
             f"kernels of other libraries (flash_attn, xformers) is not seen; switch them off."
         )
 
