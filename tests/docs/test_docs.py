@@ -238,7 +238,8 @@ def test_other_helpers_find_faults():
     words = "word " * 26
     assert repeated({Path("a"): f"{words}\n\nother", Path("b"): f"- {words[:-5]}\n\n{words}"}) == [words.strip()]
     assert not repeated({Path("a"): f"```\n{words}\n```", Path("b"): f"{words}\n\n| {words} |"})
-    assert in_toctrees({Path("a"): "```{toctree}\n:caption: a\n\nx\ny\n```\n```{toctree}\nThe X <x>\n```"}) == {"x": 2, "y": 1}
+    trees = "```{toctree}\n:caption: a\n\nx\ny\n```\n```{toctree}\nThe X <x>\n```"
+    assert in_toctrees({Path("a"): trees}) == {"x": 2, "y": 1}
     assert undocumented(["captum_staa.visualization"], ".. autofunction:: captum_staa.visualization.to_html\n")
     page = (
         ".. automodule:: captum_staa.feature_masks\n   :members: frames, segments, grid,\n      tubelets, supervoxels\n"
