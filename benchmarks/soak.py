@@ -197,7 +197,8 @@ def summary(found: dict[str, Soaked]) -> str:
     return (
         f"{'; '.join(changed) or 'None of them has changed for any method'}. At most {objects} objects more are\n"
         f"tracked. The resident memory changes by {min(slopes):+.1f} to {max(slopes):+.1f} KiB per call, and by "
-        f"{min(last):+.1f} to {max(last):+.1f} in the second half: the allocator\nkeeps freed memory and returns it in pieces."
+        f"{min(last):+.1f} to {max(last):+.1f} in the second half: the allocator\nkeeps freed memory and returns it in "
+        "pieces."
     )
 
 
