@@ -155,7 +155,9 @@ def table(cells: Sequence[Cell], columns: Sequence[str], left_out: dict[str, lis
     """Return the Markdown of the table, its footnotes and the rows that are left out."""
     numbers: dict[str, int] = {}
     by_place = {(cell.kind, cell.column): cell for cell in cells}
-    names = [*columns, STATE]
+    everything = [*columns, STATE]
+    always = [name for name in everything if all(c.label == "right" and not c.note for c in cells if c.column == name)]
+    names = [name for name in everything if name not in always]
     lines = [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for kind in dict.fromkeys(cell.kind for cell in cells):
         texts = []
@@ -171,6 +173,8 @@ def table(cells: Sequence[Cell], columns: Sequence[str], left_out: dict[str, lis
         largest[half] = max(largest[half], cell.difference or 0.0)
     counts = {label: sum(cell.label == label for cell in cells) for label in ("right", "error", "FAULT")}
     lines += [
+        "",
+        f"Right for every model: {', '.join(always)}.",
         "",
         f"{counts['right']} cells are right, {counts['error']} are errors, and {counts['FAULT']} are faults. The "
         f"largest difference of a right cell is {largest[False]:.0e}, and {largest[True]:.0e} in bfloat16.",
