@@ -180,7 +180,7 @@ def train_all(minutes: float, folder: Path | None) -> None:
     """Train and measure all networks that :data:`KEPT` lacks, and write the numbers after each training set."""
     until = time.monotonic() + 60 * minutes
     test, results = Clips(TEST_SEED, TESTED, HARD), read()
-    jobs = list(product(sorted(SIZES, key=lambda size: size != 300), SERIES, SEEDS))
+    jobs = sorted(product(SIZES, SERIES, SEEDS), key=lambda job: (job[0] != 300, job[1] == "cue"))
     for size, series, seed in tqdm([job for job in jobs if key_of(*job) not in results], desc="training sets"):
         if time.monotonic() > until:
             return
