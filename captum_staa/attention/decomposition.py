@@ -487,9 +487,10 @@ def _on_grid(contributions: Tensor, batch: int, grid: TokenGrid) -> Tensor:
         return contributions.sum(2)
     if len(shape) == 3 and shape[0] == batch and shape[1] in (grid.num_patches, grid.num_tokens):  # (B, N, D)
         return grid.to_grid(contributions.sum(-1))
-    if len(shape) in (3, 4) and prod(shape[:-1]) == batch * t * h * w and shape[-2] == h * w:
-        return contributions.sum(-1).reshape(batch, t, h, w)  # (B * t, h * w, D) or (B, t, h * w, D)
+    if prod(shape[:-1]) == batch * t * h * w and (shape[-2] == h * w or shape[-3:-1] == (h, w)):
+        return contributions.sum(-1).reshape(batch, t, h, w)  # (B * t, h * w, D), (B, t, h, w, D) and the like
     raise ValueError(
-        f"the patch embedding must return (B, D, t, h, w), (B * t, D, h, w), (B, N, D) or (B * t, h * w, D), got shape "
-        f"{shape} for {batch} clips on {grid}. Name another module in Family(..., patch_embedding=...)."
+        f"the patch embedding must return (B, D, t, h, w), (B * t, D, h, w), (B, N, D), (B * t, h * w, D) or "
+        f"(B, t, h, w, D), got shape {shape} for {batch} clips on {grid}. Name another module in Family(..., "
+        f"patch_embedding=...)."
     )

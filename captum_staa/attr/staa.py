@@ -298,7 +298,7 @@ class STAA(VideoMethod):
         answer = None
         with torch.no_grad():
             with capture(model.transformer, plan.layers, plan.reader(), stop=not logits) as readings:
-                answer = self._forward(clip, extra)
+                answer = self._forward(clip, extra).detach()
             return self._to_pixels(plan.compose(readings), model.grid, size), answer
 
     def _relevance(

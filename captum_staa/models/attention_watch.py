@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from captum_staa._utils.flex_attention import FLEX_ATTENTION, written_out
+
 SOFTMAX = (
     F.softmax,
     torch.softmax,
@@ -189,6 +191,9 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is FLEX_ATTENTION:
+            with self:
+                return written_out(*args, **kwargs)
         kind = KIND_OF.get(func)
         if kind == "mha":
             self._count("mha")

@@ -62,6 +62,7 @@ def report_of(probe: Probe) -> Inspection:
         type(probe.model).__name__,
         probe.classifier.layout.axes,
         probe.size,
+        unread=tuple(probe.unread),
         declared=None if family is None else family.name,
     )
     cells = probe.cells() if seen else None
@@ -389,7 +390,7 @@ class _Findings:
     def _check(self, used: list[int]) -> None:
         """Note what rollout assumes and what was not verified."""
         for name in self.probe.unread:
-            self.problems.append(f"the softmax of {name!r} is written by hand, and is not seen when attention is read.")
+            self.problems.append(f"the attention of {name!r} cannot be read, because its softmax is written by hand.")
         for name in dict.fromkeys(self.probe.name_of(seen) for seen in self.seen if seen.changed):
             self.problems.append(
                 f"the matrix that multiplies the values in {name!r} is not the result of a softmax over keys, but is "
@@ -467,7 +468,7 @@ class _Findings:
             sequence = complete[0]
         else:
             others = [self.tables[n].queries.flatten() for n in used]
-            known = torch.cat([every[:0], *others]).unique()
+            known = torch.cat([*others, every[:0]]).unique()
             sequence = torch.cat([known[known >= self.pixels], every])
         known = torch.cat([*(self.tables[n].queries.flatten() for n in used), sequence]).unique()
         left = known[(known >= self.pixels) & ~torch.isin(known, sequence)]
@@ -596,9 +597,10 @@ class _Findings:
         for number, tokens in enumerate(self.probe.before):
             shape, count = tokens.shape, self.patches
             t, h, w = grid.shape
+            in_grid = ((1, t, h * w, None), (t, h, w, None), (1, t, h, w, None))
             for axis, forms in (
                 ("second", ((1, None, t, h, w), (t, None, h, w))),
-                ("last", ((1, count, None), (1, grid.num_tokens, None), (t, h * w, None))),
+                ("last", ((1, count, None), (1, grid.num_tokens, None), (t, h * w, None), *in_grid)),
             ):
                 field_ = self.probe.fields.get(("before", number, axis))
                 fits = any(
@@ -617,7 +619,7 @@ class _Findings:
                 cells = field_.found.cells
                 order = cells[cells >= 0]
                 expected = torch.arange(count)
-                if axis == "last" and shape[0] == 1:
+                if axis == "last" and shape[0] == 1 and len(shape) == 3:
                     expected = grid.to_tokens(expected.view(grid.shape))
                 others = len(cells) - len(order)
                 if (

@@ -60,6 +60,7 @@ class Inspection:
             overlapping convolutions.
         problems: what could not be verified. STAA reads the attention only if there is none.
         of_rollout: those of the problems that are about the way from layer to layer and to the head alone.
+        unread: modules with a softmax written by hand, so that their attention cannot be read.
         declared: name of the declared family of the model, or None.
         differences: what the declared family states differently.
         forwards: number of clips that passed through the model.
@@ -77,6 +78,7 @@ class Inspection:
     own: float = float("nan")
     problems: tuple[str, ...] = ()
     of_rollout: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     declared: str | None = None
     differences: tuple[str, ...] = ()
     forwards: int = 0
@@ -126,7 +128,7 @@ class Inspection:
         """Return the message for a model that STAA cannot explain."""
         way = (
             f"STAA(mode='relevance') needs no {'rollout' if self.placed else 'attention layers'}. "
-            if self.attention
+            if self.attention or self.unread
             else ""
         ) + "GradCAM, RISE, VideoOcclusion and SpatioTemporalPerturbation work with any network."
         return (
@@ -182,7 +184,7 @@ class Inspection:
             lines.append(f"declared family {self.declared!r}: {agrees}")
         lines += [f"not verified: {problem}" for problem in self.problems]
         relevance = "see above; other methods work"
-        if self.attention:
+        if self.attention or self.unread:
             relevance = f"relevance{' and layer gradients' * self.placed}, but not attention; see above"
         lines.append("STAA: " + ("attention and relevance" if self.ok else relevance))
         return "\n".join(lines)

@@ -166,11 +166,15 @@ class Probe:
         )
 
     def no_attention(self) -> str:
-        by_hand = f" A softmax written by hand was seen in {', '.join(map(repr, self.unread))}." if self.unread else ""
+        if self.unread:
+            return (
+                f"no attention of {type(self.model).__name__} can be read, because the softmax of "
+                f"{', '.join(map(repr, self.unread))} is written by hand."
+            )
         return (
             f"no attention was found in {type(self.model).__name__}: it calls no scaled_dot_product_attention, "
-            f"nn.MultiheadAttention or softmax of queries times keys.{by_hand} Attention in scripted code, in "
-            f"flex_attention or in kernels of other libraries (flash_attn, xformers) is not seen; switch them off."
+            f"flex_attention, nn.MultiheadAttention or softmax of queries times keys. Attention in scripted code or in "
+            f"kernels of other libraries (flash_attn, xformers) is not seen; switch them off."
         )
 
     # --- which cells ------------------------------------------------------------------------------------------------

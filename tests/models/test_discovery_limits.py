@@ -129,6 +129,21 @@ class ByHand(PlainViT):
         self.blocks[1].attn = self.Attention()
 
 
+class MixesHeads(PlainViT):
+    """CaiT and DeepViT: constants mix the heads of attention behind its softmax."""
+
+    class Attention(Explicit):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.parts(x)
+            pattern = torch.einsum("bhqk,hg->bgqk", (q @ k.mT / 4).softmax(-1), torch.tensor([[1, 0.5], [0, 1]]).to(q))
+            return self.proj((pattern @ v).transpose(1, 2).flatten(2))
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.blocks:
+            block.attn = self.Attention()
+
+
 class MixesExamples(PlainViT):
     def stem(self, clip: Tensor) -> Tensor:
         x = super().stem(clip)
@@ -226,7 +241,9 @@ CHANGED = r"multiplies the values in 'blocks\.0\.attn' is not the result of a so
         (ReadsTwoLayers, (8, 24, 16), "also reads tokens of earlier layers"),
         (Parallel, (8, 24, 16), r"'blocks\.0\.attn' and 'other' run side by side"),
         (WithoutGradient, (8, 24, 16), "outputs have no gradient"),
-        (ByHand, (8, 24, 16), r"softmax of 'blocks\.1\.attn' is written by hand"),
+        (ByHand, (8, 24, 16), r"attention of 'blocks\.1\.attn' cannot be read, because its softmax is written by hand"),
+        (with_attention(ByHand.Attention), (8, 24, 16), r"'blocks\.0\.attn', 'blocks\.1\.attn', .* is written by hand"),
+        (MixesHeads, (8, 24, 16), CHANGED),
         (MixesExamples, (8, 24, 16), "examples of a batch are not independent"),
     ],
 )
@@ -267,7 +284,13 @@ def test_a_forward_that_depends_on_chance_or_on_the_last_clip_is_an_error(how: s
 def test_relevance_needs_no_verified_attention() -> None:
     """The shares of tokens, or of pixels where no grid is found, are those of the decomposition."""
     kinds: list[tuple[Callable[[], nn.Module], str]] = [(ReadsTwoLayers, "tokens"), (Parallel, "tokens")]
-    kinds += [(DeepStem, "pixels"), (with_attention(Sink), "tokens"), (with_attention(TalkingHeads), "tokens")]
+    kinds += [
+        (DeepStem, "pixels"),
+        (with_attention(ByHand.Attention), "pixels"),
+        (MixesHeads, "tokens"),
+        (with_attention(Sink), "tokens"),
+    ]
+    kinds += [(with_attention(TalkingHeads), "tokens"), (with_attention(MixesQueries), "tokens")]
     for kind, where in kinds:
         clf, clip = classifier(kind().double()), clip_of("BCTHW").double()
         report = models.inspect(clf, clip)
@@ -294,6 +317,19 @@ class Overlaps(PlainViT):
 class Resizes(PlainViT):
     def stem(self, clip: Tensor) -> Tensor:
         return super().stem(F.interpolate(clip, size=(8, 24, 16), mode="nearest-exact"))
+
+
+class ChannelsLast(PlainViT):
+    """vit-pytorch: a linear layer of flattened patches, on axes (B, t, h, w, D)."""
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        super().__init__()
+        self.embed = nn.Linear(conv.weight[0].numel(), WIDTH)  # type: ignore[assignment]
+        self.embed.load_state_dict({"weight": conv.weight.detach().flatten(1), "bias": conv.bias.detach()})
+
+    def stem(self, clip: Tensor) -> Tensor:
+        cut = clip.unflatten(2, (4, 2)).unflatten(4, (3, 8)).unflatten(6, (2, 8))  # (B, C, t, 2, h, 8, w, 8)
+        return self.embed(cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)).flatten(1, 3)
 
 
 class Permutes(PlainViT):
@@ -600,6 +636,16 @@ def test_permuted_tokens_have_the_map_of_tokens_in_order() -> None:
     for options in ({"mode": "attention"}, {}):
         expected = STAA(VideoClassifier(model, layout="BCTHW"), **options).attribute(clip, 1)
         torch.testing.assert_close(STAA(VideoClassifier(other, layout="BCTHW"), **options).attribute(clip, 1), expected)
+
+
+def test_a_linear_patch_embedding_has_the_relevance_of_a_convolution() -> None:
+    plain, clip = classifier(PlainViT()), clip_of("BCTHW")
+    other = ChannelsLast(plain.module.embed)
+    rest = {name: value for name, value in plain.module.state_dict().items() if not name.startswith("embed.")}
+    other.load_state_dict(rest, strict=False)
+    clf = VideoClassifier(other.eval(), layout="BCTHW")
+    assert models.inspect(clf, clip).patch_embedding == "embed"
+    torch.testing.assert_close(STAA(clf).attribute(clip, 1), STAA(plain).attribute(clip, 1))
 
 
 def test_tokens_that_are_mixed_between_layers_are_reported_with_how_much() -> None:
