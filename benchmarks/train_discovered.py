@@ -309,8 +309,10 @@ def _rows(own: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     rows = dict(own)
     rows["center"] = rows["control: center"]
     if "STAA (relevance)" in rows:
-        columns = ("rivals", "time", "classes")
-        rows["STAA (relevance), inverted"] = {key: 1 - rows["STAA (relevance)"][key] for key in columns}
+        ours = rows["STAA (relevance)"]
+        rows["STAA (relevance), inverted"] = {
+            key: 1 - ours[key] for key in ("rivals", "time", "classes") if key in ours
+        }
     return best_control(rows)
 
 
