@@ -67,38 +67,32 @@ STAGES = ("ranks 4", "ranks 1", "ranks 2", "troubled", "report", "counts")
 PAGE = Path(__file__).parents[1] / "docs" / "comparison_guide.md"
 
 
-TEXT = """The model, the methods and the metrics are replaced by functions that cost nothing, so this measures `compare`
-itself: {records} records. The records of the first {filled} clips are copies of a run of {period} clips; the processes
-find them, compute the last {last} clips, and gather the table of all. All run on two
-cores of a busy machine; the time is processor time of the first process, and in brackets that on the clock.
+TEXT = """\
+The model, the methods and the metrics are replaced by functions that cost nothing, so this measures `compare` itself:
+{records} records, of which all but those of {last} clips are there at the start. Two cores of a busy machine; the time
+is processor time of the first process, and in brackets that on the clock.
 
 | processes | files | size | highest memory of a process | time until the first new clip |
 |---|---|---|---|---|
 {simulated}
 
-A process has {base:.0f} MiB before it starts, for Python, PyTorch and this library. {same}{report}
+A process has {base:.0f} MiB before it starts. {same}{report}
 
 {killed}
 
-#### Time
+Forwards for one clip of 16 x 224 x 224 and a VideoMAE with the tokens of the base size; a backward counts as two:
 
-Counts for one clip of 16 x 224 x 224 and a VideoMAE with the tokens of the base size. A backward counts as two
-forwards.
-
-| | forwards | backwards | as forwards |
-|---|---|---|---|
+| | as forwards |
+|---|---|
 {rows}
-| {again} | | | {again_units} |
-| metrics of {methods} methods and {controls} controls | {metrics} | 0 | {metrics} |
-| **one clip** | | | **{total}** |
+| {again} | {again_units} |
+| metrics of {methods} methods and {controls} controls | {metrics} |
+| **one clip** | **{total}** |
 
-Assume that a forward of one clip takes {milliseconds:.0f} ms. This is an **assumption**, because no GPU was
-available. Run ten clips of your own first, and read `seconds` and `forwards`. With this assumption, one clip takes
-{seconds:.0f} s, all clips take {hours:.0f} hours on one GPU, and **{each:.0f} hours** on {gpus} GPUs. Clips are
-divided evenly, and no process waits for another before the end.
-
-Metrics take {metric_share:.0%} of the time, the three most expensive methods {dear_share:.0%}. To save time, first
-use fewer `steps` and fewer of the metrics that change the clip.
+**If** a forward of one clip takes {milliseconds:.0f} ms (no GPU was available: run ten clips of your own first, and
+read `seconds`), one clip takes {seconds:.0f} s, all clips {hours:.0f} hours on one GPU, and **{each:.0f} hours** on
+{gpus} GPUs. Metrics take {metric_share:.0%} of the time: first use fewer `steps` and fewer of the metrics that change
+the clip.
 """
 
 
@@ -106,11 +100,9 @@ REPORTED = """Starting a finished run again takes {tables:.0f} s of processor ti
 take another {report:.0f} s, with at most {peak:.0f} MiB; `rows.csv` has {csv:.0f} MiB and `comparison.json` {json:.0f}
 MiB."""
 KILLED = """**Killed.** A run of {clips} clips with two processes was killed with SIGKILL at {kills} moments spread over
-the run, and resumed each time. After {cut} of the kills, a random number of bytes was also cut from the end of a file.
-One start had a full disk, a second start in the same folder was refused, and before the last start one byte in the
-middle of a file was changed. The finished run was killed {reports} more times while it read its records, gathered the
-table or wrote tables, pictures and the report. The final table is that of an undisturbed run with one process, and the
-folder has the same files. Complete records of {records} when it was killed: {complete}."""
+the run, and resumed each time; in {cut} cases, bytes were also cut from the end of a file. One start had a full disk,
+and one byte in the middle of a file was changed. The finished run was killed {reports} more times while it wrote tables
+and the report. The final table is that of an undisturbed run with one process."""
 
 
 class Counted:
@@ -591,18 +583,14 @@ def page(found: dict[str, Any]) -> str:
         killed=KILLED.format(
             **found["troubled"],
             reports=found["troubled"]["killed while writing the report"],
-            records=found["troubled"]["clips"] * (len(METHODS) + len(CONTROLS) + 1),
-            complete=", ".join(map(str, found["troubled"]["complete at kill"])),
         )
         if "troubled" in found
         else missing.format("--stages troubled"),
         records=found["clips"] * (len(METHODS) + len(CONTROLS) + 1),
-        filled=filled,
         last=found["clips"] - filled,
-        period=PERIOD,
         again=f"{' and '.join(AGAIN)}, of {METHODS[0]}",
         again_units=again,
-        rows="\n".join(f"| {name} | {f} | {b} | {units[name]} |" for name, (f, b) in counts.items()),
+        rows="\n".join(f"| {name} | {units[name]} |" for name in counts),
         metrics=metrics,
         total=total,
         milliseconds=FORWARD_MS,
@@ -610,7 +598,6 @@ def page(found: dict[str, Any]) -> str:
         hours=hours,
         each=hours / GPUS,
         metric_share=metrics / total,
-        dear_share=sum(sorted(units[name] for name in METHODS)[-3:]) / total,
     )
 
 

@@ -184,34 +184,30 @@ def soak(name: str, calls: int, warm_up: int = WARM_UP, samples: int = 20) -> So
     return Soaked(before, after, slopes[0], slopes[1], seconds)
 
 
-def table(found: dict[str, Soaked]) -> str:
-    """Return the table of the page."""
-    lines = [
-        "| method | hooks | functions | threads | open files | objects | KiB per call | in the second half |",
-        "|---|---|---|---|---|---|---|---|",
+def summary(found: dict[str, Soaked]) -> str:
+    """Return what has grown in any method, and the ranges of the rest."""
+    changed = [
+        f"{name}: {what} {getattr(one.before, what)} → {getattr(one.after, what)}"
+        for name, one in found.items()
+        for what in ("hooks", "functions", "threads", "handles")
+        if getattr(one.before, what) != getattr(one.after, what)
     ]
-    for name, one in found.items():
-        counts = (
-            f"{getattr(one.before, what)} → {getattr(one.after, what)}"
-            for what in ("hooks", "functions", "threads", "handles", "objects")
-        )
-        lines.append(f"| {name} | {' | '.join(counts)} | {one.slope:+.2f} | {one.last:+.2f} |")
-    return "\n".join(lines)
+    objects = max(one.after.objects - one.before.objects for one in found.values())
+    slopes, last = ([getattr(one, name) for one in found.values()] for name in ("slope", "last"))
+    return (
+        f"{'; '.join(changed) or 'None of them has changed for any method'}. At most {objects} objects more are\n"
+        f"tracked. The resident memory changes by {min(slopes):+.1f} to {max(slopes):+.1f} KiB per call, and by "
+        f"{min(last):+.1f} to {max(last):+.1f} in the second half: the allocator\nkeeps freed memory and returns it in "
+        "pieces."
+    )
 
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = """\
-Before and after {calls} calls of each method: hooks of all kinds on all modules of the model, entries in the attention
-and mask tables of transformers, threads, open files, and objects that Python's garbage collector tracks since the
-warm-up. The last two columns are the slope of the resident memory of the process, in KiB per call: a least-squares line
-through 21 samples, and through the second half of them. One process, one model (`{plain}`; the attention branch on
-`{branch}`), two alternating clips, {warm_up} calls of warm-up, a new explainer in every call, one CPU thread, PyTorch
-{torch}. Made by `python benchmarks/soak.py --calls {calls} --write`.
-
-{table}
-
-The allocator keeps freed memory and returns it in pieces, so a slope of a few KiB in either direction is not
-significant. A leak of one map of a clip would be {map} KiB per call.
+Counted before and after {calls} calls of each of {methods} methods, on one model and two clips, with a new explainer in
+every call: hooks on all modules, entries in the attention and mask tables of transformers, threads, open files, and
+objects that Python's garbage collector tracks. {summary} A leak of one map would be {map} KiB per call. Made by
+`python benchmarks/soak.py --calls {calls} --write`, with PyTorch {torch}.
 """
 
 
@@ -228,12 +224,10 @@ def main() -> None:
         print(f"{name}: {found[name]}", flush=True)
     text = TEXT.format(
         calls=options.calls,
-        plain=PLAIN,
-        branch=BRANCH,
-        warm_up=WARM_UP,
+        methods=len(found),
         torch=torch.__version__.split("+")[0],
         map=16 * 48 * 48 * 4 // 1024,
-        table=table(found),
+        summary=summary(found),
     )
     if options.write:
         write_between(DOCS / "results_models.md", "soak", text)

@@ -84,7 +84,10 @@ class Subject:
         merged: side of the square of tokens that have become one in half of the layers of attention or more.
         attention: name of the modules of another transformer that get the attention of each frame, ``(B*t, heads, N,
             N)`` with a class token, which the head reads and averages over frames; ``"windows"`` for Swin, ``"pools"``
-            for MViT. None if there are none.
+            for MViT; or a function from the results of every softmax to the map ``(B, t, h, w)``. None if there are
+            none.
+        inspected: whether Grad-CAM gets the grid that ``models.inspect`` finds.
+        embedded: from the output of the embedding to ``(B, C, t, h, w)``.
         target: as in Captum.
         cell: sides ``(t, h, w)`` of windows and cells, which divide the clip.
         half: whether the model is in bfloat16, as is the reference. STAA is compared with its formula in float32.
@@ -100,7 +103,9 @@ class Subject:
     transformer: tuple[str, Callable[[nn.Module], nn.Module]] | None = None
     embedding: tuple[str | None, tuple[float, float, float]] | None = None
     merged: int = 1
-    attention: str | None = None
+    attention: str | Callable[[list[Tensor]], Tensor] | None = None
+    inspected: bool = False
+    embedded: Fold = field(default_factory=lambda: same)
     target: Any = field(default_factory=lambda: [1, 0])
     cell: Cells = (2, 8, 8)
     half: bool = False
