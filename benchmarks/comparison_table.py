@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from compared import page
@@ -37,9 +38,8 @@ METHODS = (
     "InputXGradient",
     "IntegratedGradients",
     "VideoOcclusion",
-    "RISE",
-    "STEP (nested)",
 )
+SLOW = ("RISE", "STEP (nested)")  # some hundred forwards, so they explain the first clips only
 METRICS = (
     "rivals",
     "rivals_time",
@@ -70,27 +70,32 @@ def classes(case: MetricInput) -> Tensor:
 classes.higher_is_better = True  # type: ignore[attr-defined]
 
 
-def measure(name: str, clips: int, pairs: int, discovered: Path, work: Path, device: str) -> None:
+def measure(name: str, clips: int, slow: int, pairs: int, discovered: Path, work: Path, device: str) -> None:
     """Run the comparison of one model, and continue an earlier run."""
     subject = SUBJECTS[name]
     classifier = subject.load(discovered).to(device)
     own = subject.own(classifier)
     methods = {method: own.get(method, method) for method in METHODS if method != "AnswerAttribution" or method in own}
-    runs = {"": (PlantedClips(SEED, clips, subject.task), METRICS)}
+    few = dict(zip(SLOW, SLOW, strict=True))
+    runs: dict[str, tuple[PlantedClips, Any, dict[str, Any]]] = {
+        "": (PlantedClips(SEED, clips, subject.task), METRICS, methods),
+        "-slow": (PlantedClips(SEED, slow, subject.task), METRICS, few),
+    }
     if subject.task != "order":  # which has no clips of two classes
         two = PlantedClips(SEED + 1, pairs, subject.task, scene=SceneOptions(two_classes=True))
-        runs["-classes"] = (two, {"classes": classes})
-    for kind, (planted, metrics) in runs.items():
+        runs["-classes"] = (two, {"classes": classes}, methods | few)
+    for kind, (planted, metrics, asked) in runs.items():
         out = work / f"{name}{kind}"
         found = compare(
             classifier,
             planted,
-            methods,
+            asked,
             metrics,
             out=out,
             resume=True,
             metric_options=OPTIONS,
             perturbations_per_eval=16,
+            model_controls=kind != "-slow",
         )
         if found.interrupted:
             raise KeyboardInterrupt
@@ -100,6 +105,7 @@ def measure(name: str, clips: int, pairs: int, discovered: Path, work: Path, dev
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--slow-clips", type=int, default=8, help=f"for {' and '.join(SLOW)}")
     parser.add_argument("--pairs", type=int, default=8, help="clips of two classes")
     parser.add_argument("--only", choices=tuple(SUBJECTS), action="append")
     parser.add_argument("--discovered", type=Path, default=Path("discovered"))
@@ -110,8 +116,9 @@ def main() -> None:
     torch.set_num_threads(1)
     FOLDER.mkdir(exist_ok=True)
     for name in [] if arguments.write_only else arguments.only or SUBJECTS:
-        measure(name, arguments.clips, arguments.pairs, arguments.discovered, arguments.work, arguments.device)
-    held = {f"{name}{kind}": FOLDER / f"{name}{kind}.json" for name in SUBJECTS for kind in ("", "-classes")}
+        counts = (arguments.clips, arguments.slow_clips, arguments.pairs)
+        measure(name, *counts, arguments.discovered, arguments.work, arguments.device)
+    held = {f"{name}{kind}": FOLDER / f"{name}{kind}.json" for name in SUBJECTS for kind in page.KINDS}
     page.write({name: kept(path) for name, path in held.items() if path.exists()}, DOCS)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from captum_staa.benchmark.records import control_of
 
 from .intervals import Scores
-from .stored import numbers
+from .stored import joined, numbers
 from .subjects import BRANCH, CNNS, LANGUAGE, SUBJECTS, TRANSFORMERS
 from .words import HEAD, LEFT_OUT, SUMMARY
 
@@ -31,6 +31,7 @@ COLUMNS = {
     "deletion": "deletion",
 }
 ARROWS = {1: "↑", -1: "↓"}
+KINDS = ("", "-slow", "-classes")  # ends of the names of runs: of one class, of slow methods, of two classes
 PICTURE = "images/comparison.webp"
 
 
@@ -58,6 +59,11 @@ class Group:
 
     def _models(self, method: str) -> int:
         return sum(not numbers(run, "rivals", [method]).isnan().all() for run in self.runs.values())
+
+    def clips_of(self, method: str) -> int:
+        """Return on how many clips of a model a method has numbers, at least; 0 without any."""
+        counts = [int((~numbers(run, "rivals", [method]).isnan()).sum()) for run in self.runs.values()]
+        return min((count for count in counts if count), default=0)
 
     def _scores(self, metric: str) -> Scores | None:
         runs = [run for run in (self.pairs if metric == "classes" else self.runs).values() if metric in run["values"]]
@@ -100,10 +106,11 @@ class Group:
 
 def write(runs: Runs, docs: Path) -> None:
     """Write docs/comparison.md with its picture, from the results by name of a model."""
-    plain = {name: run for name, run in runs.items() if not name.endswith("-classes")}
-    if not plain:
+    names = [name for name in runs if name in SUBJECTS]
+    if not names:
         return
-    pairs = {name.removesuffix("-classes"): run for name, run in runs.items() if name.endswith("-classes")}
+    plain = {name: joined(runs[name], runs[slow]) if (slow := f"{name}-slow") in runs else runs[name] for name in names}
+    pairs = {name: runs[two] for name in names if (two := f"{name}-classes") in runs}
     groups = {
         title: Group(title, found, pairs)
         for title in (TRANSFORMERS, CNNS, BRANCH, LANGUAGE)
@@ -149,6 +156,10 @@ def about(group: Group) -> str:
         f"{name} has numbers on {there} of them" for name in group.methods if (there := group._models(name)) < count
     ]:
         text += f" {'; '.join(partial)}."
+    if fewer := {
+        name: least for name in group.methods if 0 < (least := group.clips_of(name)) < group.clips_of("random")
+    }:
+        text += f" {', '.join(fewer)}: {min(fewer.values())} clips of each model."
     return text
 
 

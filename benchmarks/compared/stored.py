@@ -48,5 +48,19 @@ def numbers(run: dict[str, Any], metric: str, methods: list[str]) -> Tensor:
     return table
 
 
+def joined(run: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Return a run with the methods of another run on its first clips, which have no numbers on the others."""
+    if more["clips"] != run["clips"][: len(more["clips"])]:
+        raise ValueError(f"the other run must have the first clips of {run['clips']}, got {more['clips']}")
+    added = [name for name in more["methods"] if name not in run["methods"]]
+    columns = [more["methods"].index(name) for name in added]
+    values = {}
+    for metric, table in run["values"].items():
+        rows = [[row[column] for column in columns] for row in more["values"][metric]]
+        rows += [[None] * len(added)] * (len(table) - len(rows))
+        values[metric] = [[*own, *new] for own, new in zip(table, rows, strict=True)]
+    return {**run, "methods": [*run["methods"], *added], "values": values}
+
+
 def _short(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None

@@ -281,7 +281,8 @@ CANDIDATES: dict[str, Callable[[Tensor], Tensor]] = {
 def occluded(classifier: VideoClassifier, clip: Tensor, target: int, baseline: str) -> Tensor:
     """Return how far the score falls when two frames at a time are replaced by one of CANDIDATES."""
     sides = (2, HEIGHT, WIDTH)
-    return VideoOcclusion(classifier).attribute(clip, sides, sides, CANDIDATES[baseline](clip), target=target)
+    method, replaced = VideoOcclusion(classifier), CANDIDATES[baseline](clip)
+    return method.attribute(clip, sides, sides, replaced, target=target, perturbations_per_eval=4)
 
 
 def quick(classifier: VideoClassifier) -> dict[str, Any]:
@@ -317,7 +318,7 @@ def masks(classifier: VideoClassifier) -> dict[str, Any]:
     """Return the method of hundreds of forwards, whose controls would take as many again."""
 
     def step(clip: Tensor, target: int) -> Tensor:
-        return SpatioTemporalPerturbation(classifier).attribute(clip, target=target)
+        return SpatioTemporalPerturbation(classifier).attribute(clip, target=target, perturbations_per_eval=4)
 
     return {"STEP (nested)": step}
 

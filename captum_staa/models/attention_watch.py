@@ -43,6 +43,7 @@ def softmax_axis(args: Any, kwargs: Any, ndim: int) -> int:
 
 
 _FEATURES = 32  # of the projections that are kept of queries, values and other tokens
+_PARTS = ("__getitem__", "narrow", "index_select", "slice")
 _PRODUCTS = ("matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum")
 
 
@@ -117,6 +118,7 @@ class _Pattern:
     counts: dict[nn.Module, int]
     heads: int | None  # of the nn.MultiheadAttention that computes it
     size: float  # of the result
+    dtype: torch.dtype
 
 
 @dataclass
@@ -206,7 +208,7 @@ class Watch(TorchFunctionMode):
             return self._product(func, name, args, kwargs)
         output = func(*args, **kwargs)
         if isinstance(output, Tensor) and output.is_floating_point():  # of attributes too, such as x.mT
-            self._pass_on(args, kwargs, output)
+            self._pass_on(name, args, kwargs, output)
             if self.tail is not None and len(self.attention) >= self.tail:
                 self._keep(self.after, name, output)
         return output
@@ -242,10 +244,11 @@ class Watch(TorchFunctionMode):
 
     # --- what passes on the marks of scores and patterns --------------------------------------------------------------
 
-    def _pass_on(self, args: Any, kwargs: Any, output: Tensor) -> None:
+    def _pass_on(self, name: str, args: Any, kwargs: Any, output: Tensor) -> None:
         for marks in (self._scores, self._patterns):
+            part = name in _PARTS and marks is self._patterns  # without the columns of learned keys, for example
             for value in _tensors((*args, *kwargs.values())):
-                if value.numel() == output.numel() and value in marks:
+                if (part or value.numel() == output.numel()) and value in marks:
                     marks[output] = marks[value]
                     break
 
@@ -277,7 +280,9 @@ class Watch(TorchFunctionMode):
         axis, scores = softmax_axis(args, kwargs, output.ndim), args[0] if args else kwargs["input"]
         found: _Scores | None = self._scores.get(scores)
         queries = None if found is None else _queries(found, tuple(scores.shape), axis)
-        self._patterns[output] = _Pattern(axis, tuple(output.shape), queries, counts, self._heads, self._size(output))
+        self._patterns[output] = _Pattern(
+            axis, tuple(output.shape), queries, counts, self._heads, self._size(output), output.dtype
+        )
         return output
 
     def _product(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -310,7 +315,10 @@ class Watch(TorchFunctionMode):
         features = [letter for letter in of_values if letter not in of_pattern]
         lead = [letter for letter in of_pattern if letter not in (*keys[:1], *queries[:1])]
         if not (len(keys) == len(queries) == len(features) == 1) or not set(lead) <= set(of_out):
-            self.unread.append(self._name())
+            if result.shape == pattern[0].shape:  # a product with other things, such as one that mixes heads
+                self._patterns[result] = found
+            else:
+                self.unread.append(self._name())
             return result
         sizes = dict(zip(of_pattern, pattern[0].shape, strict=True))
         standard = _standard(*values, lead, (keys[0], features[0]), sizes)
@@ -327,7 +335,7 @@ class Watch(TorchFunctionMode):
             sides = [sides[0] // found.heads, found.heads]
         seen = self._record(kind, found.counts, tuple(sides), axes, taken, standard)
         seen.shape = (sizes[queries[0]], sizes[keys[0]])
-        seen.changed = self._is_changed(pattern[0], of_pattern.index(keys[0]), found.size)
+        seen.changed = self._is_changed(pattern[0], of_pattern.index(keys[0]), found)
         if self.replace is None:
             return self._opened(result)
         replaced = self._replaced(seen, result.shape[of_out.index(features[0])], result)  # (L, Q, d)
@@ -339,16 +347,17 @@ class Watch(TorchFunctionMode):
         """Return the norm, which no reordering changes; 0 if attention is replaced, so that nothing is compared."""
         return 0.0 if self.replace else float(torch.linalg.vector_norm(matrix.detach(), dtype=_wide(matrix)))
 
-    def _is_changed(self, matrix: Tensor, axis: int, size: float) -> bool:
+    def _is_changed(self, matrix: Tensor, axis: int, found: _Pattern) -> bool:
         """Return whether rows do not sum to 1 over the axis of keys, or the size is not that of the softmax's result.
 
         Rows whose keys are all masked may be 0.
         """
         if self.replace:
             return False
+        close = max(1e-4, *(2 * torch.finfo(dtype).eps for dtype in (matrix.dtype, found.dtype)))
         sums = matrix.detach().sum(axis, dtype=_wide(matrix))
-        whole = ((sums - 1).abs() < 1e-2) | (sums == 0)
-        return not bool(whole.all()) or abs(self._size(matrix) - size) > 5e-3 * size
+        whole = ((sums - 1).abs() < close) | (sums == 0)
+        return not bool(whole.all()) or abs(self._size(matrix) - found.size) > close * found.size
 
     def _opened(self, result: Tensor) -> Tensor:
         if not self.open_tail or len(self.attention) != self.tail:

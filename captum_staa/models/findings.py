@@ -390,14 +390,11 @@ class _Findings:
     def _check(self, used: list[int]) -> None:
         """Note what rollout assumes and what was not verified."""
         for name in self.probe.unread:
-            self.problems.append(
-                f"the attention of {name!r} cannot be read: its softmax is written by hand, or its heads are mixed "
-                f"before they are multiplied by values."
-            )
+            self.problems.append(f"the attention of {name!r} cannot be read, because its softmax is written by hand.")
         for name in dict.fromkeys(self.probe.name_of(seen) for seen in self.seen if seen.changed):
             self.problems.append(
                 f"the matrix that multiplies the values in {name!r} is not the result of a softmax over keys, but is "
-                f"changed behind it, as by talking heads, a mask or a second normalization."
+                f"changed behind it, as by talking heads, a mask, removed keys or a second normalization."
             )
         for number in self.used:
             table = self.tables[number]

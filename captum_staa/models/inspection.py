@@ -60,8 +60,7 @@ class Inspection:
             overlapping convolutions.
         problems: what could not be verified. STAA reads the attention only if there is none.
         of_rollout: those of the problems that are about the way from layer to layer and to the head alone.
-        unread: modules with attention that cannot be read: a softmax written by hand, or one whose heads are mixed
-            before they are multiplied by values.
+        unread: modules with a softmax written by hand, so that their attention cannot be read.
         declared: name of the declared family of the model, or None.
         differences: what the declared family states differently.
         forwards: number of clips that passed through the model.

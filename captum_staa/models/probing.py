@@ -140,9 +140,10 @@ class Probe:
     # --- which attention --------------------------------------------------------------------------------------------
 
     def attention(self) -> list[SeenAttention]:
-        """Return the attention computations, after two forwards that must agree."""
+        """Return the attention computations, after two forwards that must agree, with one of another clip between."""
         watch = Watch()
         outputs = self.forward(self.own_clip, watch)
+        self.forward(self.clip, Watch())
         again = self.forward(self.own_clip, Watch())  # the same kernels run
         close = self.rounding * float(outputs.detach().float().abs().max())
         same = outputs.shape == again.shape and torch.allclose(outputs.float(), again.float(), 0, close, equal_nan=True)
@@ -158,14 +159,15 @@ class Probe:
         return (
             f"the forward of {type(self.model).__name__} must give the same outputs for the same clip, got different "
             f"ones in two calls in eval mode{where}. It draws random numbers, as F.dropout without "
-            f"training=self.training, random masks or random routing do. Switch this off, or seed it in the forward."
+            f"training=self.training, random masks or random routing do, or keeps a state between calls, as a memory "
+            f"or a cache does. Switch this off, or seed or reset it in the forward."
         )
 
     def no_attention(self) -> str:
         if self.unread:
             return (
-                f"no attention of {type(self.model).__name__} can be read: in {', '.join(map(repr, self.unread))} the "
-                f"softmax is written by hand, or its heads are mixed before they are multiplied by values."
+                f"no attention of {type(self.model).__name__} can be read, because the softmax of "
+                f"{', '.join(map(repr, self.unread))} is written by hand."
             )
         return (
             f"no attention was found in {type(self.model).__name__}: it calls no scaled_dot_product_attention, "

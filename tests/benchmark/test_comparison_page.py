@@ -112,6 +112,16 @@ def test_stored_results_have_the_numbers_of_the_comparison(compared, tmp_path):
     assert compared.stored.numbers(run, "unknown", ["RISE"]).isnan().all()
 
 
+def test_slow_methods_have_numbers_on_the_first_clips_only(compared, tmp_path):
+    run = run_of(compared, tmp_path, {"Saliency": 0.7, "random": 0.5})
+    slow = run_of(compared, tmp_path, {"RISE": 0.9, "random": 0.1}, clips=4)
+    table = compared.stored.numbers(compared.stored.joined(run, slow), "rivals", ["Saliency", "RISE", "random"])
+    assert (~table.isnan()).sum(0).tolist() == [6, 4, 6] and not table[:4].isnan().any()
+    assert table.nanmean(0).tolist() == pytest.approx([0.7, 0.9, 0.5], abs=0.005)
+    with pytest.raises(ValueError, match="first clips"):
+        compared.stored.joined(slow, run)
+
+
 def test_the_page_has_a_table_for_each_kind_of_model(compared, tmp_path, monkeypatch):
     runs = {
         "videomae-pattern": {"STAA": 0.8, "Saliency": 0.7, "random": 0.5},

@@ -161,15 +161,15 @@ def with_attention(kind: type[Explicit]) -> Callable[[], PlainViT]:
 
 
 class TalkingHeads(Explicit):
-    """CaiT: heads are mixed behind the softmax."""
+    """DeepViT: heads are mixed behind the softmax."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mix = nn.Linear(2, 2, bias=False)
+        self.mix = nn.Parameter(torch.zeros(2, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.parts(x)
-        attn = self.mix((q @ k.mT / 4).softmax(-1).movedim(1, -1)).movedim(-1, 1)
+        attn = torch.einsum("bhij,hg->bgij", (q @ k.mT / 4).softmax(-1), self.mix)
         return self.proj((attn @ v).transpose(1, 2).flatten(2))
 
 
@@ -183,13 +183,22 @@ class Strongest(Explicit):
         return self.proj((attn / attn.sum(-1, keepdim=True) @ v).transpose(1, 2).flatten(2))
 
 
-class Slots(Explicit):
-    """Slot attention: a softmax over queries, then a sum of 1 over keys."""
+class OverQueries(Explicit):
+    """Slot attention: the softmax is over queries."""
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.parts(x)
-        attn = (q @ k.mT / 4).softmax(-2)
-        return self.proj((attn / attn.sum(-1, keepdim=True) @ v).transpose(1, 2).flatten(2))
+        return self.proj(((q @ k.mT / 4).softmax(-2) @ v).transpose(1, 2).flatten(2))
+
+
+class Sink(Explicit):
+    """A key without a value takes a part of the softmax."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x)
+        scores = q @ k.mT / 4
+        attn = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1).softmax(-1)[..., :-1]
+        return self.proj((attn @ v).transpose(1, 2).flatten(2))
 
 
 class InChunks(Explicit):
@@ -225,18 +234,16 @@ CHANGED = r"multiplies the values in 'blocks\.0\.attn' is not the result of a so
         (DropsTokens, (8, 24, 16), r"at 'blocks\.1\.attn' (tokens are not on a regular|.*selected by their content)"),
         (with_attention(TalkingHeads), (8, 24, 16), CHANGED),
         (with_attention(Strongest), (8, 24, 16), CHANGED),
-        (with_attention(Slots), (8, 24, 16), CHANGED),
+        (with_attention(OverQueries), (8, 24, 16), CHANGED),
+        (with_attention(Sink), (8, 24, 16), CHANGED),
         (with_attention(MixesQueries), (8, 24, 16), r"at 'blocks\.0\.attn' tokens are not on a regular grid"),
         (with_attention(InChunks), (8, 24, 16), r"parts of 'blocks\.0\.attn' \(queries or heads\) run side by side"),
         (ReadsTwoLayers, (8, 24, 16), "also reads tokens of earlier layers"),
         (Parallel, (8, 24, 16), r"'blocks\.0\.attn' and 'other' run side by side"),
         (WithoutGradient, (8, 24, 16), "outputs have no gradient"),
-        (ByHand, (8, 24, 16), r"attention of 'blocks\.1\.attn' cannot be read: its softmax is written by hand"),
-        (
-            MixesHeads,
-            (8, 24, 16),
-            r"in 'blocks\.0\.attn', .* its heads are mixed",
-        ),
+        (ByHand, (8, 24, 16), r"attention of 'blocks\.1\.attn' cannot be read, because its softmax is written by hand"),
+        (with_attention(ByHand.Attention), (8, 24, 16), r"'blocks\.0\.attn', 'blocks\.1\.attn', .* is written by hand"),
+        (MixesHeads, (8, 24, 16), CHANGED),
         (MixesExamples, (8, 24, 16), "examples of a batch are not independent"),
     ],
 )
@@ -254,14 +261,20 @@ def test_what_is_not_verified_is_refused_with_the_way_out(
 
 
 @in_one_case()
-@pytest.mark.parametrize(("how", "where"), [("dropout", r" \(first in module 'blocks\.0\.norm1'\)"), ("routing", "")])
-def test_a_forward_that_depends_on_chance_is_an_error(how: str, where: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "where"), [("dropout", r" \(first in module 'blocks\.0\.norm1'\)"), ("routing", ""), ("memory", "")]
+)
+def test_a_forward_that_depends_on_chance_or_on_the_last_clip_is_an_error(how: str, where: str) -> None:
     class Chance(PlainViT):
         def stem(self, clip: Tensor) -> Tensor:
             x = super().stem(clip)
+            if how == "memory":  # of the last clip
+                self.last, last = x.detach().mean(0), getattr(self, "last", 0)
+                return x + last
             return F.dropout(x, 0.1) if how == "dropout" else x[:, torch.randperm(24)]
 
     clf, clip = classifier(Chance()), clip_of("BCTHW")
+    clf(clip[:1])  # a memory of this clip
     state = torch.get_rng_state()
     with pytest.raises(ValueError, match=f"same outputs for the same clip.*eval mode{where}.*Switch this off"):
         STAA(clf, mode="attention").attribute(clip)
@@ -270,14 +283,15 @@ def test_a_forward_that_depends_on_chance_is_an_error(how: str, where: str) -> N
 
 def test_relevance_needs_no_verified_attention() -> None:
     """The shares of tokens, or of pixels where no grid is found, are those of the decomposition."""
-    for kind, where in (
-        (ReadsTwoLayers, "tokens"),
-        (Parallel, "tokens"),
+    kinds: list[tuple[Callable[[], nn.Module], str]] = [(ReadsTwoLayers, "tokens"), (Parallel, "tokens")]
+    kinds += [
         (DeepStem, "pixels"),
-        (MixesHeads, "pixels"),
-        (with_attention(TalkingHeads), "tokens"),
-        (with_attention(MixesQueries), "tokens"),
-    ):
+        (with_attention(ByHand.Attention), "pixels"),
+        (MixesHeads, "tokens"),
+        (with_attention(Sink), "tokens"),
+    ]
+    kinds += [(with_attention(TalkingHeads), "tokens"), (with_attention(MixesQueries), "tokens")]
+    for kind, where in kinds:
         clf, clip = classifier(kind().double()), clip_of("BCTHW").double()
         report = models.inspect(clf, clip)
         assert not report.ok and report.patch_embedding == ("embed" if where == "tokens" else None)
