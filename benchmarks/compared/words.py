@@ -30,10 +30,10 @@ Numbers in this section are evidence against rivals, where .5 is chance, and the
   {tf[IntegratedGradients]:.0f}). The attention of the paper, `STAA(clf, mode="attention")` ({t[STAA]:.2f}), is no map
   of a class: *class A against B* is at chance or below.
 - **A 3D CNN: gradients cost least, hiding is right more often.** `GradCAM` at an early layer ({c[GradCAM]:.2f}) is as
-  good as InputXGradient ({c[InputXGradient]:.2f}) and Integrated Gradients ({c[IntegratedGradients]:.2f}); `VideoOcclusion`
-  ({c[VideoOcclusion]:.2f}), learned masks ({c[STEP (nested)]:.2f}) and RISE ({c[RISE]:.2f}) are above them, also at
-  telling two classes apart. The last layer, as in the Grad-CAM paper, is not reliable on clips as small as these
-  ({c[GradCAM (last)]:.2f}).
+  good as InputXGradient ({c[InputXGradient]:.2f}) and Integrated Gradients ({c[IntegratedGradients]:.2f}).
+  `VideoOcclusion` ({c[VideoOcclusion]:.2f}), learned masks ({c[STEP (nested)]:.2f}) and RISE ({c[RISE]:.2f}) are above
+  them, also at telling two classes apart. The last layer, as in the Grad-CAM paper, is not reliable on clips as small
+  as these ({c[GradCAM (last)]:.2f}).
 - **Any model, and forwards do not matter: `SpatioTemporalPerturbation(f)`** ({a[STEP (nested)]:.2f}) **or RISE**
   ({a[RISE]:.2f}). They need no layer, are among the first by nearly every column, and masks have the best deletion.
   `VideoOcclusion` ({a[VideoOcclusion]:.2f}) is the simplest check.
