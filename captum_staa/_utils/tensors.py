@@ -35,6 +35,14 @@ def version_of(value: Tensor) -> int | None:
     return None if value.is_inference() else value._version
 
 
+def without_autocast(like: Tensor) -> torch.autocast:
+    """Return a context in which products on the device of a tensor keep their dtype.
+
+    Maps are float32 also where the model, or the caller, runs under ``torch.autocast``.
+    """
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def gaussian(
     maps: Tensor,
     sigma: tuple[float, float, float],
