@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -621,8 +622,8 @@ class VideoLanguageModel(nn.Module):
             raise ValueError(f"clip must be one clip to answer, got a batch of {len(clip)}. Call it once per clip.")
         placed = self.prompt(prompt, self.layout.extent(clip))
         arguments = self.generation_inputs(clip, placed)
-        with eval_mode(self.model), _positions_kept(self.model), _greedy(self.model):
-            made = self.model.generate(**arguments, max_new_tokens=max_new_tokens)[0]
+        with eval_mode(self.model), _positions_kept(self.model):
+            made = _greedy(self.model).generate(**arguments, max_new_tokens=max_new_tokens)[0]
         new = made[len(placed.ids) :].cpu()
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, (list, tuple)) else [ends]
@@ -684,17 +685,12 @@ def _positions_kept(model: nn.Module) -> Iterator[None]:
             inner.rope_deltas = before
 
 
-@contextmanager
-def _greedy(model: nn.Module) -> Iterator[None]:
-    """Let a model generate with the defaults of transformers, which are greedy."""
-    holder: Any = model
-    own = holder.generation_config
+def _greedy(model: Any) -> Any:
+    """Return the same model, its weights shared, with the generation defaults of transformers, which are greedy."""
+    own, model = model.generation_config, copy.copy(model)
     special = {name: getattr(own, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
-    holder.generation_config = type(own)(**special)
-    try:
-        yield
-    finally:
-        holder.generation_config = own
+    model.generation_config = type(own)(**special)
+    return model
 
 
 def _check_processor(processor: Any) -> None:
