@@ -63,12 +63,12 @@ SHOWN = {
 }
 INTRO = """\
 Means over {models} bundled models, then over four of them, then of one with the presets of the paper; {clips} clips
-of each, so differences of .03 say nothing. Columns and controls as in [planted evidence](results_truth.md#how-to-
-read-the-tables); only the default on the four models has controls. Insertion (high is good) and deletion (low is
-good): the area under the target's probability over {steps} steps, cells of 1 x 3 x 3 pixels, towards zero and towards
-a blur. Forwards: a gradient counts as three. `nested` is the default, `thorough` has 105 steps. `STEP` is the method
-as published, with 1200 steps; the other rows of STEP each change one thing more. Made by `python
-benchmarks/perturbation_table.py`; `docs/perturbation/` has all models.
+of each, so differences of .03 say nothing. Columns and controls as in [planted
+evidence](results_truth.md#how-to-read-the-tables); only the default on the four models has controls. Insertion (high
+is good) and deletion (low is good): the area under the target's probability over {steps} steps, cells of 1 x 3 x 3
+pixels, towards zero and towards a blur. Forwards: a gradient counts as three. `nested` is the default, `thorough` has
+105 steps. `STEP` is the method as published, with 1200 steps; the other rows of STEP each change one thing more. Made
+by `python benchmarks/perturbation_table.py`; `docs/perturbation/` has all models.
 """
 # Captum's default, Gauss-Legendre, puts points next to the baseline, where the 3D CNN has gradients without bounds.
 MIDDLE: Any = {"method": "riemann_middle", "internal_batch_size": 4}
