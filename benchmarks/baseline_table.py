@@ -1,4 +1,4 @@
-"""Measure how often the bundled models are right on baselines of planted clips, for docs/baselines.md.
+"""Measure how often the bundled models are right on baselines of planted clips, for docs/results_methods.md.
 
     python benchmarks/baseline_table.py             # a quarter of an hour on one core
     python benchmarks/baseline_table.py --figure    # the picture only
@@ -59,7 +59,7 @@ def makers() -> dict[str, Maker]:
 
 
 @torch.no_grad()
-def answers(family: str, task: str, count: int) -> dict[str, tuple[float, ...]]:
+def answers(family: str, task: str, count: int) -> dict[str, tuple[float, float]]:
     """Return, per baseline, the accuracy and the mean probability of the predicted class."""
     clf = VideoClassifier.from_pretrained(f"tiny-{family}-{task}")
     planted = PlantedClips(SEED, count, task)
@@ -94,42 +94,50 @@ def found(family: str, task: str) -> dict[str, dict[str, float]]:
     return best_control(means(evidence.scores(maps, controls=True)) | means(evidence.without_a_model()))
 
 
-def column_means(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
-    return tuple(statistics.fmean(column) for column in zip(*rows, strict=True))
+def column_means(results: Iterable[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Return the means over families, per baseline."""
+    each = list(results)
+    return {name: tuple(map(statistics.fmean, zip(*(own[name] for own in each), strict=True))) for name in makers()}
 
 
-def answer_table(task: str, results: dict[str, dict[str, tuple[float, ...]]]) -> list[str]:
-    """Markdown: a row per baseline, a column per family."""
-    classes = len(PlantedClips(SEED, 1, task).labels)
-    lines = [f"### {task.capitalize()}: {classes} classes, chance is {1 / classes:.2f}", ""]
-    lines += ["| | " + " | ".join(results) + " | mean | sure |", "|---" * (len(results) + 3) + "|"]
+def answer_table(results: dict[str, dict[str, tuple[float, float]]], count: int) -> list[str]:
+    """Markdown: a row per baseline, a column per task, each the mean over families."""
+    chances = {task: 1 / len(PlantedClips(SEED, 1, task).labels) for task in results}
+    lines = [
+        f"Accuracy over {count} clips, mean of {len(FAMILIES)} models; in brackets the mean probability of the answer:",
+        "",
+        "| | "
+        + " | ".join(f"{task}, chance {chance:.2f}".replace(" 0", " ") for task, chance in chances.items())
+        + " |",
+        "|---" * (len(results) + 1) + "|",
+    ]
     for name in makers():
-        rows = [own[name] for own in results.values()]
-        cells = [accuracy for accuracy, _ in rows] + list(column_means(rows))
-        lines.append(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+        cells = [f"{own[name][0]:.3f} ({own[name][1]:.2f})" for own in results.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def found_table(results: dict[str, list[dict[str, dict[str, float]]]]) -> list[str]:
-    """Markdown: a row per baseline, three columns per task, each the mean over families."""
-    columns = {
-        "rivals": "rivals",
-        "classes": "classes",
-        "random weights": "random weights",
-        "other class": "other class",
+    """Markdown: a row per baseline, a column per task, each the mean over families."""
+    means_of = {task: averaged(models) for task, models in results.items()}
+    ranges = {
+        key: [own[key] for found in means_of.values() for own in found.values() if cell(own, key)]
+        for key in ("random weights", "other class")
     }
-    lines = ["### What Integrated Gradients from each baseline find", ""]
-    lines += [
+    controls = "; ".join(f"{key}: {min(own):.2f} to {max(own):.2f}" for key, own in ranges.items())
+    lines = [
+        "### What Integrated Gradients from each baseline find",
+        "",
         f"Maps keep their signs and are smoothed; {EXPLAINED} clips per model, means over five models. Columns as in",
-        "[planted evidence](planted.md#how-to-read-the-tables).",
+        f"[planted evidence](results_truth.md#how-to-read-the-tables). {controls.capitalize()}.",
+        "",
+        "| evidence against rivals; class A against B | " + " | ".join(results) + " |",
+        "|---" * (len(results) + 1) + "|",
     ]
-    for task, models in results.items():
-        shown = {key: title for key, title in columns.items() if (task, key) != ("order", "classes")}
-        lines += ["", f"{task.capitalize()}:", "", "| | " + " | ".join(shown.values()) + " |"]
-        lines.append("|---" * (len(shown) + 1) + "|")
-        for name, own in averaged(models).items():
-            lines.append(f"| {name} | " + " | ".join(cell(own, key) for key in shown) + " |")
-    return [*lines, ""]
+    for name in means_of[next(iter(results))]:
+        cells = [[cell(found[name], key) for key in ("rivals", "classes")] for found in means_of.values()]
+        lines.append(f"| {name} | " + " | ".join("; ".join(filter(None, own)) for own in cells) + " |")
+    return lines
 
 
 def draw(path: Path) -> None:
@@ -163,11 +171,10 @@ def main() -> None:
     torch.set_num_threads(1)
     draw(DOCS / "images" / "baselines.png")
     if not arguments.figure:
-        lines = [""]
-        for task in TASKS:
-            lines += answer_table(task, {family: answers(family, task, arguments.clips) for family in FAMILIES})
+        right = {task: column_means(answers(family, task, arguments.clips) for family in FAMILIES) for task in TASKS}
+        lines = answer_table(right, arguments.clips)
         lines += found_table({task: [found(family, task) for family in FAMILIES] for task in TASKS})
-        write_between(DOCS / "baselines.md", "baseline_table", "\n".join(lines))
+        write_between(DOCS / "results_methods.md", "baseline_table", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Comparisons of twenty thousand clips: simulated runs, and an estimate of the time: docs/comparison_scale.md.
+"""Comparisons of twenty thousand clips: simulated runs, and an estimate of the time: docs/comparison_guide.md.
 
     python benchmarks/comparison_scale.py --out runs                        # all stages; continues an interrupted run
     python benchmarks/comparison_scale.py --out runs --stages "ranks 1"     # some of them
@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from evidence import write_between
 from torch import Tensor
 from tqdm import tqdm
 
@@ -63,112 +64,35 @@ STEPS = 32  # points of a curve
 LAST = 200  # clips that the simulated run computes
 PERIOD = 194  # after so many, null clips repeat
 STAGES = ("ranks 4", "ranks 1", "ranks 2", "troubled", "report", "counts")
-PAGE = Path(__file__).parents[1] / "docs" / "comparison_scale.md"
+PAGE = Path(__file__).parents[1] / "docs" / "comparison_guide.md"
 
 
-TEXT = """# Comparisons of twenty thousand clips
-
-A simulated run of `compare` with {clips} clips, {methods} methods and all {all_metrics} metrics, and an estimate of the
-time of a real one. Made by
-
-```console
-python benchmarks/comparison_scale.py --out runs
-```
-
-## How results are stored
-
-The folder `--out` has one file of records per process, `entries/00000.jsonl` and so on. Each finished pair of clip and
-method is appended as one line of JSON with a checksum:
-
-```json
-{{"checksum":"6c0f0a57c2b1d3e4","entry":{{"index":3,"clip":"a.mp4","method":"STAA","values":{{"auroc":0.91}}}}}}
-```
-
-The checksum is the first 16 digits of the SHA-256 of the text after `"entry":`, up to the last brace.
-
-- A killed process leaves at most one incomplete line. A line with a wrong checksum counts as missing, and the next
-  start with `--resume` computes it again. On a full disk, the run ends with an error: free space, and resume.
-- A second start in the same folder is refused as long as a process of the first one lives. On disks without locks, a
-  warning says so.
-
-## A simulated run
-
-The model, the methods and the metrics are replaced by functions that cost nothing, so this measures `compare`
-itself: {records} records. The records of the first {filled} clips are copies of a run of {period} clips; the processes
-find them, compute the last {last} clips, and gather the table of all. All run on two
-cores of a busy machine; the time is processor time of the first process, and in brackets that on the clock.
+TEXT = """\
+The model, the methods and the metrics are replaced by functions that cost nothing, so this measures `compare` itself:
+{records} records, of which all but those of {last} clips are there at the start. Two cores of a busy machine; the time
+is processor time of the first process, and in brackets that on the clock.
 
 | processes | files | size | highest memory of a process | time until the first new clip |
 |---|---|---|---|---|
 {simulated}
 
-A process has {base:.0f} MiB before it starts, for Python, PyTorch and this library. {same}{report}
+A process has {base:.0f} MiB before it starts. {same}{report}
 
 {killed}
 
-## Time
+Forwards for one clip of 16 x 224 x 224 and a VideoMAE with the tokens of the base size; a backward counts as two:
 
-Counts for one clip of 16 x 224 x 224 and a VideoMAE with the tokens of the base size. A backward counts as two
-forwards.
-
-| | forwards | backwards | as forwards |
-|---|---|---|---|
+| | as forwards |
+|---|---|
 {rows}
-| {again} | | | {again_units} |
-| metrics of {methods} methods and {controls} controls | {metrics} | 0 | {metrics} |
-| **one clip** | | | **{total}** |
+| {again} | {again_units} |
+| metrics of {methods} methods and {controls} controls | {metrics} |
+| **one clip** | **{total}** |
 
-Assume that a forward of one clip takes {milliseconds:.0f} ms. This is an **assumption**, because no GPU was
-available. Run ten clips of your own first, and read `seconds` and `forwards`. With this assumption, one clip takes
-{seconds:.0f} s, all clips take {hours:.0f} hours on one GPU, and **{each:.0f} hours** on {gpus} GPUs. Clips are
-divided evenly, and no process waits for another before the end.
-
-Metrics take {metric_share:.0%} of the time, the three most expensive methods {dear_share:.0%}. To save time, first
-use fewer `steps` and fewer of the metrics that change the clip.
-
-## Several machines
-
-All machines need a disk that they share, for `--out` and for the videos. With Slurm, one launcher runs on each machine,
-and they meet at the address of the first one:
-
-```bash
-#!/bin/bash
-#SBATCH --job-name=compare
-#SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1          # one launcher, which starts a process per GPU
-#SBATCH --gpus-per-node=4
-#SBATCH --cpus-per-task=32
-#SBATCH --time=24:00:00
-#SBATCH --requeue                    # after a failure of a machine, the job starts again and resumes
-
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-out=/shared/compare-videomae
-
-srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 4 --max-restarts 3 \\
-    --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "$SLURM_JOB_ID" \\
-    -m captum_staa compare --model NAME --videos /shared/videos --labels /shared/labels.csv \\
-    --device cuda --out "$out" --resume
-```
-
-`--resume` starts a new run if the folder is empty, so the same script starts and continues a run, also with another
-number of machines. If the time limit ends the job, submit it again.
-
-## Memory and network
-
-A GPU needs memory for the model, and for {copies} changed clips (`perturbations_per_eval`) with their activations.
-With gradients, the activations need about 14 times the memory of a plain forward for VideoMAE-base ([Cost](cost.md)).
-STAA stores a matrix of tokens by tokens for each layer, 12 x 9.4 MiB.
-
-Each clip is read once, by one process.
-A video of Kinetics has about 1 to 3 MB, so {clips} videos have 20 to 60 GB. Over {each:.0f} hours, this is at most a
-few MB per second.
-
-## Limits
-
-- Memory of every process grows with clips x methods x metrics, nine bytes each. For ten times as many clips, run parts
-  of them into separate folders, and join their `rows.csv`.
-- Each process decodes videos between the calls of the model. With STAA only, and no metric that changes the clip, this
-  takes a large part of the time.
+**If** a forward of one clip takes {milliseconds:.0f} ms (no GPU was available: run ten clips of your own first, and
+read `seconds`), one clip takes {seconds:.0f} s, all clips {hours:.0f} hours on one GPU, and **{each:.0f} hours** on
+{gpus} GPUs. Metrics take {metric_share:.0%} of the time: first use fewer `steps` and fewer of the metrics that change
+the clip.
 """
 
 
@@ -176,11 +100,9 @@ REPORTED = """Starting a finished run again takes {tables:.0f} s of processor ti
 take another {report:.0f} s, with at most {peak:.0f} MiB; `rows.csv` has {csv:.0f} MiB and `comparison.json` {json:.0f}
 MiB."""
 KILLED = """**Killed.** A run of {clips} clips with two processes was killed with SIGKILL at {kills} moments spread over
-the run, and resumed each time. After {cut} of the kills, a random number of bytes was also cut from the end of a file.
-One start had a full disk, a second start in the same folder was refused, and before the last start one byte in the
-middle of a file was changed. The finished run was killed {reports} more times while it read its records, gathered the
-table or wrote tables, pictures and the report. The final table is that of an undisturbed run with one process, and the
-folder has the same files. Complete records of {records} when it was killed: {complete}."""
+the run, with bytes cut from the end of a file in {cut} cases, a full disk once and a changed byte once, and resumed
+each time; the finished run was killed {reports} more times. The final table is that of an undisturbed run with one
+process."""
 
 
 class Counted:
@@ -631,7 +553,7 @@ def reported(found: dict[str, Any]) -> dict[str, float]:
 
 
 def page(found: dict[str, Any]) -> str:
-    """Return the whole page."""
+    """Return the section of the page."""
     counts = found["counts"]
     metrics = counts["the metrics of one map"][0] * (len(METHODS) + len(CONTROLS))
     units = {name: forwards + BACKWARD * backwards for name, (forwards, backwards) in counts.items()}
@@ -652,10 +574,8 @@ def page(found: dict[str, Any]) -> str:
     return TEXT.format(
         clips=CLIPS,
         gpus=GPUS,
-        copies=COPIES,
         methods=len(METHODS),
         controls=len(CONTROLS),
-        all_metrics=len(METRICS),
         simulated=simulated,
         base=max(run["base"] for run in runs.values()),
         same=same,
@@ -663,18 +583,14 @@ def page(found: dict[str, Any]) -> str:
         killed=KILLED.format(
             **found["troubled"],
             reports=found["troubled"]["killed while writing the report"],
-            records=found["troubled"]["clips"] * (len(METHODS) + len(CONTROLS) + 1),
-            complete=", ".join(map(str, found["troubled"]["complete at kill"])),
         )
         if "troubled" in found
         else missing.format("--stages troubled"),
         records=found["clips"] * (len(METHODS) + len(CONTROLS) + 1),
-        filled=filled,
         last=found["clips"] - filled,
-        period=PERIOD,
         again=f"{' and '.join(AGAIN)}, of {METHODS[0]}",
         again_units=again,
-        rows="\n".join(f"| {name} | {f} | {b} | {units[name]} |" for name, (f, b) in counts.items()),
+        rows="\n".join(f"| {name} | {units[name]} |" for name in counts),
         metrics=metrics,
         total=total,
         milliseconds=FORWARD_MS,
@@ -682,7 +598,6 @@ def page(found: dict[str, Any]) -> str:
         hours=hours,
         each=hours / GPUS,
         metric_share=metrics / total,
-        dear_share=sum(sorted(units[name] for name in METHODS)[-3:]) / total,
     )
 
 
@@ -700,8 +615,7 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if not arguments.no_page:
         text = page(found)
-        with atomic(PAGE, overwrite=True) as partial_path:
-            partial_path.write_text(text)
+        write_between(PAGE, "comparison_scale", text)
 
 
 if __name__ == "__main__":

@@ -1,70 +1,124 @@
-"""Compare all methods by all metrics on planted clips of eighteen bundled models: docs/comparison.md.
+"""Compare methods on planted clips of eleven models, with their controls: docs/comparison.md.
 
-    python benchmarks/comparison_table.py                        # some hours on one core
-    python benchmarks/comparison_table.py --only vivit-motion    # one model, and the page from the existing results
-    python benchmarks/comparison_table.py --write-only           # the page again
+    python benchmarks/comparison_table.py --discovered FOLDER     # about an hour on one core
+    python benchmarks/comparison_table.py --only vivit-order      # one model, and the page from the existing results
+    python benchmarks/comparison_table.py --write-only            # the page again
 
-The perturbation presets of the papers need hundreds of steps, so they run on fewer clips (``--slow-clips``) and have a
-separate table. Every finished clip and method is stored under ``--work``, and a second start continues there. The
-numbers of a model are in docs/comparison/MODEL.json, and its table is docs/comparison/MODEL.md.
+FOLDER has the states of three transformers that are trained by benchmarks/train_discovered.py and are not bundled.
+Every finished clip and method is stored under ``--work``, and a second start continues there. The numbers of a model
+are in docs/comparison/MODEL.json.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from compared import page
 from compared.stored import keep, kept
+from compared.subjects import SUBJECTS
+from torch import Tensor
 
-from captum_staa import VideoClassifier
-from captum_staa.benchmark import METHODS, METRICS, PlantedClips, compare
+from captum_staa.benchmark import MetricInput, MetricOptions, PlantedClips, SceneOptions, compare
+from captum_staa.metrics import evidence_against_rivals
 
-FAMILIES = ("videomae", "timesformer", "vivit", "vjepa2", "resnet3d", "st-abn")
-TASKS = ("pattern", "motion", "order")
-SLOW = ("STEP", "Extremal perturbation (3D)", "Extremal perturbation (2D)")
-SHEETS = ("videomae-motion", "resnet3d-pattern")  # models whose contact sheets are on the page
-SEED = 80_000
+# The first that applies is the one whose controls are shown. The others of METHODS are variants of these, or take
+# hundreds of forwards for what RISE and VideoOcclusion measure, too.
+METHODS = (
+    "STAA (relevance)",
+    "STAA",
+    "AnswerAttribution",
+    "AttentionBranch (gate)",
+    "AttentionBranch (grad_gate)",
+    "GradCAM",
+    "GradCAM (last)",
+    "Saliency",
+    "InputXGradient",
+    "IntegratedGradients",
+    "VideoOcclusion",
+)
+SLOW = ("RISE", "STEP (nested)")  # some hundred forwards, so they explain the first clips only
+METRICS = (
+    "rivals",
+    "rivals_time",
+    "rivals_space",
+    "auroc",
+    "object_pointing",
+    "insertion",
+    "deletion",
+    "seconds",
+    "forwards",
+)
+# Of the baselines, insertion and deletion with the mean frame agree best with known evidence (docs/metrics.md).
+OPTIONS = MetricOptions(baseline="mean_frame", steps=10)
+SEED = 80_000  # no option was chosen on these clips
 DOCS = Path(__file__).parents[1] / "docs"
 FOLDER = DOCS / "comparison"
 
 
-def measure(model: str, clips: int, slow_clips: int, work: Path, device: str) -> None:
-    """Run both comparisons of one model, and continue earlier runs."""
-    classifier = VideoClassifier.from_pretrained(f"tiny-{model}").to(device)
-    task = model.rpartition("-")[2]
-    fast = [name for name in METHODS if name not in SLOW]
-    slow_metrics = [name for name in METRICS if name != "memory"]  # memory needs a second call
-    for kind, count, methods, metrics in (
-        ("", clips, fast, list(METRICS)),
-        ("-papers", slow_clips, [*SLOW, "STEP (nested)"], slow_metrics),
-    ):
-        out = work / f"{model}{kind}"
-        planted = PlantedClips(seed=SEED, n=count, task=task)
-        found = compare(classifier, planted, methods, metrics, out=out, resume=out.exists())
+def classes(case: MetricInput) -> Tensor:
+    """Return how far the map of one class prefers its evidence to that of another class in the same clip; .5 is chance.
+
+    For clips of two classes, whose first two objects are the evidence of the explained class and of the other one.
+    """
+    assert case.objects is not None
+    return evidence_against_rivals(case.maps, case.objects[:, 0], case.objects[:, 1])
+
+
+classes.higher_is_better = True  # type: ignore[attr-defined]
+
+
+def measure(name: str, clips: int, slow: int, pairs: int, discovered: Path, work: Path, device: str) -> None:
+    """Run the comparison of one model, and continue an earlier run."""
+    subject = SUBJECTS[name]
+    classifier = subject.load(discovered).to(device)
+    own = subject.own(classifier)
+    methods = {method: own.get(method, method) for method in METHODS if method != "AnswerAttribution" or method in own}
+    few = dict(zip(SLOW, SLOW, strict=True))
+    runs: dict[str, tuple[PlantedClips, Any, dict[str, Any]]] = {
+        "": (PlantedClips(SEED, clips, subject.task), METRICS, methods),
+        "-slow": (PlantedClips(SEED, slow, subject.task), METRICS, few),
+    }
+    if subject.task != "order":  # which has no clips of two classes
+        two = PlantedClips(SEED + 1, pairs, subject.task, scene=SceneOptions(two_classes=True))
+        runs["-classes"] = (two, {"classes": classes}, methods | few)
+    for kind, (planted, metrics, asked) in runs.items():
+        out = work / f"{name}{kind}"
+        found = compare(
+            classifier,
+            planted,
+            asked,
+            metrics,
+            out=out,
+            resume=True,
+            metric_options=OPTIONS,
+            perturbations_per_eval=16,
+            model_controls=kind != "-slow",
+        )
         if found.interrupted:
             raise KeyboardInterrupt
-        keep(found, FOLDER / f"{model}{kind}.json")
-        if not kind and model in SHEETS:
-            page.save(found.plot()["sheet"], DOCS / "images" / f"comparison-{model}.webp")
+        keep(found, FOLDER / f"{name}{kind}.json")
 
 
 def main() -> None:
-    models = [f"{family}-{task}" for family in FAMILIES for task in TASKS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--slow-clips", type=int, default=1)
-    parser.add_argument("--only", choices=models, action="append")
+    parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--slow-clips", type=int, default=8, help=f"for {' and '.join(SLOW)}")
+    parser.add_argument("--pairs", type=int, default=8, help="clips of two classes")
+    parser.add_argument("--only", choices=tuple(SUBJECTS), action="append")
+    parser.add_argument("--discovered", type=Path, default=Path("discovered"))
     parser.add_argument("--work", type=Path, default=Path("build") / "comparison")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--write-only", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     FOLDER.mkdir(exist_ok=True)
-    for model in [] if arguments.write_only else arguments.only or models:
-        measure(model, arguments.clips, arguments.slow_clips, arguments.work, arguments.device)
-    held = {name: FOLDER / f"{name}.json" for model in models for name in (model, f"{model}-papers")}
+    for name in [] if arguments.write_only else arguments.only or SUBJECTS:
+        counts = (arguments.clips, arguments.slow_clips, arguments.pairs)
+        measure(name, *counts, arguments.discovered, arguments.work, arguments.device)
+    held = {f"{name}{kind}": FOLDER / f"{name}{kind}.json" for name in SUBJECTS for kind in page.KINDS}
     page.write({name: kept(path) for name, path in held.items() if path.exists()}, DOCS)
 
 

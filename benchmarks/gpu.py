@@ -1,4 +1,4 @@
-"""Measure everything that depends on a GPU, in one command and under ten minutes: docs/gpu.md.
+"""Measure everything that depends on a GPU, in one command and under ten minutes: docs/results_models.md.
 
     python benchmarks/gpu.py                  # on any machine with CUDA
     python benchmarks/gpu.py --dry-run        # the same code on the CPU, with tiny models, in seconds; writes no page
@@ -24,10 +24,10 @@ from typing import Any
 import precision
 import stream
 import torch
+from evidence import write_between
 from torch import Tensor
 
 from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion
-from captum_staa._utils.files import atomic
 from captum_staa.benchmark import PlantedClips
 from captum_staa.benchmark.clip_runner import with_cost
 
@@ -36,16 +36,10 @@ AGREEING = ("videomae", "timesformer", "resnet3d", "st-abn")
 SHARES = {"cost": 0.5, "batch": 0.1, "streams": 0.15, "agreement": 0.25}
 BATCHES = (1, 4, 16, 64)
 ROUNDS = 3
-PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
-TEXT = """# On a GPU
+PAGE = Path(__file__).parents[1] / "docs" / "results_models.md"
+TEXT = """{machine}. Made by `python benchmarks/gpu.py`.
 
-{machine}. Made by
-
-```console
-python benchmarks/gpu.py
-```
-
-## Cost
+### Cost on a GPU
 
 A VideoMAE of the size of base with random weights, one clip of 16 x 224 x 224. Times are medians of {rounds} calls and
 are relative to a plain forward of the same precision, which takes the milliseconds in the first row. Memory is the peak
@@ -53,17 +47,17 @@ above the model and the clip, relative to that of the forward.
 
 {cost}
 
-## Altered clips per second
+### Altered clips per second
 
 `VideoOcclusion` by `perturbations_per_eval`, in bfloat16.
 
 {batch}
 
-## Streams
+### Streams on a GPU
 
 {streams}
 
-## Agreement with the CPU
+### Agreement with the CPU
 
 Spearman's rank correlation of the map of each method with that of the CPU in float32, on planted clips: the mean and,
 in parentheses, the lowest. Equal maps have 1.
@@ -249,8 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
         tables[table] = measured(table, device, options.dry_run, SHARES[table] * options.minutes * 60)
     if not options.dry_run:
         machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-        with atomic(PAGE, overwrite=True) as partial:
-            partial.write_text(TEXT.format(machine=machine, rounds=ROUNDS, **tables), encoding="utf-8")
+        write_between(PAGE, "gpu", TEXT.format(machine=machine, rounds=ROUNDS, **tables))
 
 
 if __name__ == "__main__":

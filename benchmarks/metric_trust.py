@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
-from evidence import mean, smoothed
+from evidence import mean, smoothed, write_between
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,19 +28,10 @@ from captum_staa.benchmark.registry import end_layer
 MODELS = ("videomae-pattern", "timesformer-motion", "vivit-order", "resnet3d-motion")
 SEED, BATCH, STEPS = 50_000, 8, 16
 DOCS = Path(__file__).parents[1] / "docs"
-INTRO = """# Which metric can be trusted
-
-On real data, faithfulness metrics must judge maps without the truth. Do they agree with it where it is known?
-{clips} [planted clips](planted.md) of each model, with all methods and controls; {steps} steps, cells of a tubelet,
-baseline zero unless named. Made by `python benchmarks/metric_trust.py`; `docs/metric_trust/` has the scores of all
-methods.
-
-**Agreement** is Spearman's correlation, over the methods of one clip, of the metric with `evidence_against_rivals`,
-and in clips with evidence of two classes with `class_discrimination`. 1: the metric ranks methods as the truth
-does; 0: it knows nothing of it. Metrics such as `auroc` know the truth but not the rivals, and reward maps of
-contrast. *Same order elsewhere* is the mean correlation between the clips of a model. Means over the models:
+INTRO = """\
+{clips} clips of each of {models} models, with all methods and controls; {steps} steps, cells of a tubelet, baseline
+zero unless named. Made by `python benchmarks/metric_trust.py`; `docs/metric_trust/` has the scores of all methods.
 """
-EACH = "Agreement with evidence against rivals of each model, with the 95 % interval of the mean over clips:"
 Maps = dict[str, Tensor]
 BASELINES = ("blur", "mean_frame")  # baselines of insertion and deletion beside zero
 CURVES = ("insertion", "deletion", *(f"{kind} ({name})" for name in BASELINES for kind in ("insertion", "deletion")))
@@ -173,18 +164,11 @@ def values_of(found: Found, columns: tuple[str, ...], metric: str, names: list[s
     return values.nan_to_num(0.0) if metric == "energy_pointing_game" else values
 
 
-def mean_and_error(values: Tensor) -> str:
-    known = values[~values.isnan()]
-    if len(known) < 2:
-        return ""
-    return f"{known.mean():.3f} ± {1.96 * known.std() / len(known) ** 0.5:.3f}"
-
-
 def page(results: dict[str, dict[str, Found]]) -> str:
     counts = sorted({len(found["evidence"]["random"]) for found in results.values()})
-    lines = [INTRO.format(clips=" to ".join(map(str, counts[:: max(1, len(counts) - 1)])), steps=STEPS)]
+    clips = " to ".join(map(str, counts[:: max(1, len(counts) - 1)]))
+    lines = [INTRO.format(clips=clips, models=len(results), steps=STEPS)]
     agreements: dict[str, dict[str, list[float]]] = {metric: {RIVALS: [], CLASSES: []} for metric in METRICS}
-    each: dict[str, list[str]] = {metric: [] for metric in METRICS}
     stable: dict[str, list[float]] = {metric: [] for metric in METRICS}
     for kinds in results.values():
         found, pairs = kinds["evidence"], kinds["classes"]
@@ -200,10 +184,7 @@ def page(results: dict[str, dict[str, Found]]) -> str:
             ):
                 if own is None or truth is None or metric == key:
                     continue
-                agree = agreement(own, truth)
-                agreements[metric][key].append(float(agree.nanmean()))
-                if key == RIVALS:
-                    each[metric].append(mean_and_error(agree))
+                agreements[metric][key].append(float(agreement(own, truth).nanmean()))
     ordered = sorted(
         (metric for metric in METRICS if metric != RIVALS), key=lambda each: -mean(agreements[each][RIVALS])
     )
@@ -214,9 +195,7 @@ def page(results: dict[str, dict[str, Found]]) -> str:
     for metric in ordered:
         values = (mean(agreements[metric][RIVALS]), mean(agreements[metric][CLASSES]), mean(stable[metric]))
         lines.append(f"| {metric} | " + " | ".join(f"{v:.3f}" if v == v else "" for v in values) + " |")
-    lines += ["", f"{EACH}", "", f"| metric | {' | '.join(results)} |", "|---" * (len(results) + 1) + "|"]
-    lines += [f"| {metric} | {' | '.join(each[metric])} |" for metric in ordered]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -231,7 +210,7 @@ def main() -> None:
     for model in [] if arguments.write_only else arguments.only or MODELS:
         measure(model, arguments.clips, folder / f"{model}.json")
     found = {model: json.loads(path.read_text()) for model in MODELS if (path := folder / f"{model}.json").exists()}
-    (DOCS / "metric_trust.md").write_text(page(found))
+    write_between(DOCS / "metrics.md", "metric_trust", page(found))
 
 
 if __name__ == "__main__":

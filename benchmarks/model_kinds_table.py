@@ -1,7 +1,9 @@
-"""Run every method and metric on each kind of video model, and write the table in docs/model_kinds.md.
+"""Run every method and metric on each kind of video model, and write the table in docs/results_models.md.
 
-    pip download --no-deps torchvision timm peft accelerate psutil -d wheels
+    pip download --no-deps torchvision timm peft accelerate psutil einops pytorchvideo fvcore iopath parameterized \
+        yacs portalocker tabulate termcolor vit-pytorch timesformer-pytorch perceiver-pytorch -d wheels
     for wheel in wheels/*.whl; do unzip -q -o $wheel -d peers; done
+    for source in wheels/*.tar.gz; do tar -xzf $source -C peers --strip-components 1; done
     python benchmarks/model_kinds_table.py --peers peers                  # a quarter of an hour on one core
     python benchmarks/model_kinds_table.py --peers peers --records found.jsonl   # continues an interrupted run
     python benchmarks/model_kinds_table.py --only SlowFast --columns GradCAM     # prints these cells only
@@ -10,7 +12,7 @@ The peers need not be installed. MODEL_KINDS_PEERS can name their folder as well
 out, and the page says so. The program fails if a cell is a fault: a wrong number, or an error that is not this
 library's.
 
-The parts are in kinds/: networks.py and subjects.py have the models, each with the same model written by hand;
+The parts are in kinds/: networks.py, subjects.py and libraries.py have the models, each with the same model by hand;
 checks.py has the calls of methods and what they should give.
 """
 
@@ -37,10 +39,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "model_kinds.md"
+PAGE = ROOT / "docs" / "results_models.md"
 sys.path.append(str(ROOT / "tests" / "_helpers"))  # tiny models, slow formulas, the state of a model
 
 STATE = "state unchanged"
+PEERS = ("torchvision", "timm", "peft", "pytorchvideo", "vit-pytorch", "timesformer-pytorch", "perceiver-pytorch")
 ROUNDING, HALF = 1e-3, 0.05  # largest differences that count as rounding, as shares of the largest magnitude
 AFTER_EVAL = "after `clf.eval()`: Captum's own methods run a model in the mode in which it is"
 
@@ -152,7 +155,9 @@ def table(cells: Sequence[Cell], columns: Sequence[str], left_out: dict[str, lis
     """Return the Markdown of the table, its footnotes and the rows that are left out."""
     numbers: dict[str, int] = {}
     by_place = {(cell.kind, cell.column): cell for cell in cells}
-    names = [*columns, STATE]
+    everything = [*columns, STATE]
+    always = [name for name in everything if all(c.label == "right" and not c.note for c in cells if c.column == name)]
+    names = [name for name in everything if name not in always]
     lines = [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for kind in dict.fromkeys(cell.kind for cell in cells):
         texts = []
@@ -169,6 +174,8 @@ def table(cells: Sequence[Cell], columns: Sequence[str], left_out: dict[str, lis
     counts = {label: sum(cell.label == label for cell in cells) for label in ("right", "error", "FAULT")}
     lines += [
         "",
+        f"Right for every model: {', '.join(always)}.",
+        "",
         f"{counts['right']} cells are right, {counts['error']} are errors, and {counts['FAULT']} are faults. The "
         f"largest difference of a right cell is {largest[False]:.0e}, and {largest[True]:.0e} in bfloat16.",
         "",
@@ -177,7 +184,7 @@ def table(cells: Sequence[Cell], columns: Sequence[str], left_out: dict[str, lis
         rows = "; ".join(f"{kind} (needs {', '.join(names)})" for kind, names in left_out.items())
         lines += [f"Rows that were left out because a package was not found: {rows}.", ""]
     versions = {name: version(name).split("+")[0] for name in ("captum", "torch", "transformers")}
-    versions |= {name: found for name in ("torchvision", "timm", "peft") if (found := _version(name))}
+    versions |= {name: found for name in PEERS if (found := _version(name))}
     lines += ["Made with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + " by", ""]
     lines += ["```console", "python benchmarks/model_kinds_table.py --peers peers", "```", ""]
     lines += [
@@ -201,13 +208,15 @@ def main() -> None:
     parser.add_argument("--columns", action="append", metavar="TEXT", help="print these columns only; may be repeated")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    from kinds.subjects import KINDS, missing, use_peers
+    from kinds.subjects import missing, use_peers
 
     use_peers(options.peers and Path(options.peers))
+    from kinds import libraries, subjects
     from kinds.checks import COLUMNS
 
     columns = [name for name in COLUMNS if not options.columns or any(text in name for text in options.columns)]
-    kinds = [kind for kind in KINDS if not options.only or any(text in kind.name for text in options.only)]
+    kinds = [*subjects.KINDS, *libraries.KINDS]
+    kinds = [kind for kind in kinds if not options.only or any(text in kind.name for text in options.only)]
     left_out = {kind.name: names for kind in kinds if (names := missing(kind))}
     kinds = [kind for kind in kinds if kind.name not in left_out]
     for name, needs in left_out.items():

@@ -3,8 +3,8 @@
     python benchmarks/perturbation_regions.py                     # the table, one minute of one core
     python benchmarks/perturbation_regions.py --picture nasa.mp4  # the picture as well, from this video file
 
-It writes the table between two comments of docs/perturbation.md. The real clips are the video files in the folder that
-the environment variable CAPTUM_STAA_VIDEOS names; without it, the rows of real clips are missing.
+It writes the table between two comments of docs/results_methods.md. The real clips are the video files in the folder
+that the environment variable CAPTUM_STAA_VIDEOS names; without it, the rows of real clips are missing.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def main() -> None:
             if found:
                 means = {key: fmean(scores[key] for scores in found) for key in SHOWN if key in found[0]}
                 lines.append(f"| {clips} | {name} | " + " | ".join(cell(means, key) for key in SHOWN) + " |")
-    write_between(DOCS / "perturbation.md", "perturbation_regions", "\n".join([*lines[:2], *sorted(lines[2:])]))
+    write_between(DOCS / "results_methods.md", "perturbation_regions", "\n".join([*lines[:2], *sorted(lines[2:])]))
     if arguments.picture:
         picture(arguments.picture)
 

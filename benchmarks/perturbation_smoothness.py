@@ -2,7 +2,7 @@
 
     python benchmarks/perturbation_smoothness.py             # eight clips of a 3D CNN, a minute of one core
 
-It writes the table between two comments of docs/perturbation.md. The models and the seed are not those on which the
+It writes the table between two comments of docs/results_methods.md. The models and the seed are not those on which the
 defaults were chosen, except for the kind of model.
 """
 
@@ -25,7 +25,7 @@ from captum_staa.perturbation import PRESETS, Nested, PerturbationConfig, TotalV
 MODELS = ("resnet3d-motion",)
 SEED = 22_000
 NOISE = 0.3  # standard deviation, for clips in [-1, 1]
-PAGE = Path(__file__).parents[1] / "docs" / "perturbation.md"
+PAGE = Path(__file__).parents[1] / "docs" / "results_methods.md"
 Scores = tuple[Tensor, Tensor]
 
 

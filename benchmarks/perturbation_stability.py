@@ -2,7 +2,7 @@
 
     python benchmarks/perturbation_stability.py             # two clips of a 3D CNN, half a minute of one core
 
-It writes the table between two comments of docs/perturbation.md.
+It writes the table between two comments of docs/results_methods.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEED = 25_000
 RADIUS = 0.05  # largest change of a value, for clips in [-1, 1]
 DRAWS = 3
 COST = PRESETS["nested"].forwards()
-PAGE = Path(__file__).parents[1] / "docs" / "perturbation.md"
+PAGE = Path(__file__).parents[1] / "docs" / "results_methods.md"
 Explain = Callable[[Tensor, Tensor], Tensor]  # a clip and its target -> a map (1, T, H, W)
 
 

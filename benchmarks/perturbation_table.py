@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from captum.attr import IntegratedGradients
-from evidence import COLUMNS, Evidence, averaged, best_control, markdown, means, smoothed
+from evidence import COLUMNS, Evidence, averaged, best_control, markdown, means, smoothed, write_between
 from torch import Tensor
 from tqdm import tqdm
 
@@ -61,17 +61,16 @@ SHOWN = {
     "deletion, blur": "deletion, blur",
     "forwards": "forwards",
 }
-INTRO = """# Spatio-temporal perturbation: the table
-
+INTRO = """\
 Means over {models} bundled models, {clips} clips of each, seed {seed}: few, so differences of .03 say nothing. The
-options of the method were chosen on other clips. The first table has the methods that were run on all of these models,
-and a table per model has all of them. The presets of the paper ran on the first model only. Columns and controls as in
-[planted evidence](planted.md#how-to-read-the-tables); only the default on the first four models has controls. Insertion
-(high is good) and deletion (low is good): the area under the target's probability over {steps} steps, cells of 1 x 3 x
-3 pixels, towards zero and towards a blur of the clip. Forwards: number of clips that the model was run on, where a
-gradient counts as three. `nested` is the default. `thorough` has 40 gradients and 105 steps. `STEP` is the method of
-the paper as published, with 1200 steps; the other rows of STEP each change one thing more. Made by
-`python benchmarks/perturbation_table.py`.
+options of the method were chosen on other clips. The first table has the methods that were run on all of these
+models, the second those on four of them, the last the presets of the paper, which ran on one. `docs/perturbation/`
+has all models. Columns and controls as in [planted evidence](results_truth.md#how-to-read-the-tables); only the
+default on the first four models has controls. Insertion (high is good) and deletion (low is good): the area under the
+target's probability over {steps} steps, cells of 1 x 3 x 3 pixels, towards zero and towards a blur of the clip.
+Forwards: number of clips that the model was run on, where a gradient counts as three. `nested` is the default.
+`thorough` has 40 gradients and 105 steps. `STEP` is the method of the paper as published, with 1200 steps; the other
+rows of STEP each change one thing more. Made by `python benchmarks/perturbation_table.py`.
 """
 # Captum's default, Gauss-Legendre, puts points next to the baseline, where the 3D CNN has gradients without bounds.
 MIDDLE: Any = {"method": "riemann_middle", "internal_batch_size": 4}
@@ -216,12 +215,16 @@ def named(model: str) -> tuple[str, ...]:
 
 
 def page(results: dict[str, Scores], clips: int) -> str:
+    """Return means over all models, over those with all methods, and over those with the presets of the paper."""
     lines = [INTRO.format(models=len(results), clips=clips, seed=SEED, steps=STEPS)]
-    shared = set.intersection(*(set(found) for found in results.values()))  # means over the same models
-    lines += markdown({name: own for name, own in averaged(results.values()).items() if name in shared}, SHOWN)
-    for model, found in results.items():
-        lines += ["", f"## {model}", "", *markdown(found, SHOWN)]
-    return "\n".join(lines) + "\n"
+    for models in (tuple(results), MODELS, PUBLISHED):
+        group = {model: results[model] for model in models if model in results}
+        shared = set.intersection(*(set(found) for found in group.values()))  # means over the same models
+        means_of = {name: own for name, own in averaged(group.values()).items() if name in shared}
+        if len(lines) > 1:
+            lines += ["", f"Means over {', '.join(group)}:" if len(group) > 1 else f"Of {models[0]} alone:", ""]
+        lines += markdown(means_of, SHOWN)
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -240,7 +243,7 @@ def main() -> None:
     found = {
         model: json.loads(path.read_text()) for model in (*MODELS, *MORE) if (path := FOLDER / f"{model}.json").exists()
     }
-    (DOCS / "perturbation_table.md").write_text(page(found, arguments.clips))
+    write_between(DOCS / "results_methods.md", "perturbation_table", page(found, arguments.clips))
 
 
 if __name__ == "__main__":

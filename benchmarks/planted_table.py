@@ -1,4 +1,4 @@
-"""Measure how well each method separates planted evidence from rivals, and one class from another: docs/planted.md.
+"""Measure how well each method separates planted evidence from rivals, and classes: docs/results_truth.md.
 
     python benchmarks/planted_table.py                        # all bundled models; about an hour on two cores
     python benchmarks/planted_table.py --only videomae-pattern --clips 8
@@ -21,9 +21,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
-from evidence import BATCH, Evidence, averaged, best_control, cell, means, smoothed
+from evidence import BATCH, Evidence, averaged, best_control, cell, means, smoothed, write_between
 from evidence import COLUMNS as SCORED
-from planted_text import HISTORY, INTRO
 from torch import Tensor
 from tqdm import tqdm
 
@@ -172,38 +171,19 @@ def _marks(values: dict[str, float]) -> str:
 
 
 def page(found: dict[str, dict]) -> str:
+    """Return the section of the page: one table for transformers and one for 3D CNNs."""
     kinds = {
         "Video transformers": [name for name in found if not name.startswith("resnet3d")],
         "3D CNNs": [name for name in found if name.startswith("resnet3d")],
     }
     clips = min(own["clips"] for own in found.values())
     slow = min(own["slow clips"] for own in found.values())
-    lines = [INTRO.strip().format(clips=clips, slow=slow), ""]
+    lines = [f"{clips} clips of each model, {slow} for `VideoOcclusion` and `RISE`, which are slow."]
     for kind, names in kinds.items():
         if names:
-            lines += [f"## {kind}: mean over {len(names)} models", ""]
-            lines += [*table(averaged([found[name]["methods"] for name in names])), ""]
-    lines += [HISTORY.strip(), "", "## Each model", "", "Evidence against rivals of each model:", ""]
-    for task in TASKS:
-        lines += [
-            f"### {task}",
-            "",
-            *by_family({n: own["methods"] for n, own in found.items() if n.endswith(task)}),
-            "",
-        ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def by_family(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    """Return the table of evidence against rivals of the models of one task, with their mean."""
-    models = [best_control(own) for own in found.values()]
-    values = {name: [own.get(name, {}).get("rivals") for own in models] for own in models for name in own}
-    means = {name: statistics.fmean(value for value in each if value is not None) for name, each in values.items()}
-    lines = [f"| method | {' | '.join(name.split('-')[0] for name in found)} | mean |", "|---" * (len(found) + 2) + "|"]
-    for name in sorted(values, key=lambda name: -means[name]):
-        cells = ["" if value is None else f"{value:.3f}" for value in [*values[name], means[name]]]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+            lines += ["", f"### {kind}: mean over {len(names)} models", ""]
+            lines += table(averaged([found[name]["methods"] for name in names]))
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -230,7 +210,7 @@ def main() -> None:
             path.with_suffix(".part").replace(path)
     paths = {name: folder / f"{name}.json" for name in names}
     if found := {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}:
-        (arguments.out / "planted.md").write_text(page(found))
+        write_between(arguments.out / "results_truth.md", "planted_table", page(found))
 
 
 if __name__ == "__main__":

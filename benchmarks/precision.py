@@ -1,6 +1,6 @@
 """Measure how maps depend on precision, batches, chunks and threads, and the memory for a long clip.
 
-    python benchmarks/precision.py                     # all three tables of docs/numerical_precision.md
+    python benchmarks/precision.py                     # all three tables of docs/results_models.md
     python benchmarks/precision.py half --clips 8      # one of them
     python benchmarks/precision.py same
     python benchmarks/precision.py long

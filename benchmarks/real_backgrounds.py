@@ -3,7 +3,7 @@
     python benchmarks/real_backgrounds.py --train DIR_OR_VIDEO ... --test DIR_OR_VIDEO ...
     python benchmarks/real_backgrounds.py --write-only      # the page only, from the existing results
 
-Writes docs/real_backgrounds.md. A bundled model is trained further on clips whose background is cut from the videos
+Writes docs/results_truth.md. A bundled model is trained further on clips whose background is cut from the videos
 of ``--train``, and explained on clips whose background is cut from those of ``--test``. Beside it stands the bundled
 model on clips with drawn backgrounds. Trained weights and finished rows are stored, and a second start continues.
 """
@@ -121,7 +121,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
 
 
 def page(found: dict[str, dict]) -> str:
-    """Return the part of docs/real_backgrounds.md that this program writes."""
+    """Return the part of docs/results_truth.md that this program writes."""
     first = next(iter(found.values()))
     lines = [
         f"Trained on backgrounds of {', '.join(f'`{name}`' for name in first['train'])}; explained on backgrounds of "
@@ -172,7 +172,7 @@ def main() -> None:
     found = {
         name: json.loads((FOLDER / f"{name}.json").read_text()) for name in MODELS if (FOLDER / f"{name}.json").exists()
     }
-    write_between(DOCS / "real_backgrounds.md", "real_backgrounds", page(found))
+    write_between(DOCS / "results_truth.md", "real_backgrounds", page(found))
 
 
 if __name__ == "__main__":

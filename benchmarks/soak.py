@@ -1,6 +1,6 @@
 """Count what remains after many calls of each method: hooks, registered functions, threads, files, objects, memory.
 
-    python benchmarks/soak.py --calls 1000 --out docs/leak_test.md
+    python benchmarks/soak.py --calls 1000 --write    # into docs/results_models.md
 
 Every call creates a new explainer, on one model and two alternating clips. Everything that could accumulate is counted
 after a warm-up, and after every twentieth part of the calls. Garbage is collected before each count.
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evidence import write_between
 from torch import Tensor, nn
 
 from captum_staa import (
@@ -183,40 +184,30 @@ def soak(name: str, calls: int, warm_up: int = WARM_UP, samples: int = 20) -> So
     return Soaked(before, after, slopes[0], slopes[1], seconds)
 
 
-def table(found: dict[str, Soaked]) -> str:
-    """Return the table of the page."""
-    lines = [
-        "| method | hooks | functions | threads | open files | objects | KiB per call | in the second half |",
-        "|---|---|---|---|---|---|---|---|",
+def summary(found: dict[str, Soaked]) -> str:
+    """Return what has grown in any method, and the ranges of the rest."""
+    changed = [
+        f"{name}: {what} {getattr(one.before, what)} → {getattr(one.after, what)}"
+        for name, one in found.items()
+        for what in ("hooks", "functions", "threads", "handles")
+        if getattr(one.before, what) != getattr(one.after, what)
     ]
-    for name, one in found.items():
-        counts = (
-            f"{getattr(one.before, what)} → {getattr(one.after, what)}"
-            for what in ("hooks", "functions", "threads", "handles", "objects")
-        )
-        lines.append(f"| {name} | {' | '.join(counts)} | {one.slope:+.2f} | {one.last:+.2f} |")
-    return "\n".join(lines)
+    objects = max(one.after.objects - one.before.objects for one in found.values())
+    slopes, last = ([getattr(one, name) for one in found.values()] for name in ("slope", "last"))
+    return (
+        f"{'; '.join(changed) or 'None of them has changed for any method'}. At most {objects} objects more are\n"
+        f"tracked. The resident memory changes by {min(slopes):+.1f} to {max(slopes):+.1f} KiB per call, and by "
+        f"{min(last):+.1f} to {max(last):+.1f} in the second half: the allocator\nkeeps freed memory and returns it in "
+        "pieces."
+    )
 
 
-PAGE = """# Leak test
-
-This page shows what remains after {calls} calls of each method. The counts are from before and after the calls: hooks
-of all kinds on all modules of the model, entries in the attention and mask tables of transformers, threads, open
-files, and objects that Python's garbage collector tracks since the warm-up. The last two columns are the slope of the
-resident memory of the process, in KiB per call: a least-squares line through 21 samples, and through the second half
-of them. The methods ran one after the other in the same process, on one model (`{plain}`; the attention branch on
-`{branch}`) and two alternating clips. Every call created a new explainer. There were {warm_up} calls of warm-up. One
-CPU thread, PyTorch {torch}.
-
-```console
-python benchmarks/soak.py --calls {calls} --out docs/leak_test.md
-```
-
-{table}
-
-The allocator keeps freed memory and returns it in pieces, so a slope of a few KiB in either direction is not
-significant. A leak of one map of a clip would be {map} KiB per call. `tests/benchmark/test_soak.py` repeats the counts
-with few calls in every test run, and `tests/conformance/test_concurrency.py` runs every method in two threads at once.
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT = """\
+Counted before and after {calls} calls of each of {methods} methods, on one model and two clips, with a new explainer in
+every call: hooks on all modules, entries in the attention and mask tables of transformers, threads, open files, and
+objects that Python's garbage collector tracks. {summary} A leak of one map would be {map} KiB per call. Made by
+`python benchmarks/soak.py --calls {calls} --write`, with PyTorch {torch}.
 """
 
 
@@ -224,26 +215,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--write", action="store_true", help="into docs/results_models.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = {}
     for name in options.methods:
         found[name] = soak(name, options.calls)
         print(f"{name}: {found[name]}", flush=True)
-        page = PAGE.format(
-            calls=options.calls,
-            plain=PLAIN,
-            branch=BRANCH,
-            warm_up=WARM_UP,
-            torch=torch.__version__.split("+")[0],
-            map=16 * 48 * 48 * 4 // 1024,
-            table=table(found),
-        )
-        if options.out is not None:
-            options.out.write_text(page, encoding="utf-8")
-    if options.out is None:
-        print(page)
+    text = TEXT.format(
+        calls=options.calls,
+        methods=len(found),
+        torch=torch.__version__.split("+")[0],
+        map=16 * 48 * 48 * 4 // 1024,
+        summary=summary(found),
+    )
+    if options.write:
+        write_between(DOCS / "results_models.md", "soak", text)
+    else:
+        print(text)
 
 
 if __name__ == "__main__":

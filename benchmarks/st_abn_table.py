@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from captum.attr import IntegratedGradients
-from evidence import COLUMNS, Evidence, averaged, best_control, cell, markdown, mean, means, smoothed
+from evidence import COLUMNS, Evidence, averaged, best_control, cell, markdown, mean, means, smoothed, write_between
 from torch import Tensor
 from tqdm import tqdm
 from train_st_abn import AXES, MIXED, planted_of, train_observer
@@ -35,7 +35,7 @@ from captum_staa.models.st_abn import Gates
 from captum_staa.result import VideoAttribution
 
 WEIGHTS = Path(__file__).parents[1] / "captum_staa" / "models" / "weights"
-PAGE = Path(__file__).parents[1] / "docs" / "st_abn_table.md"
+PAGE = Path(__file__).parents[1] / "docs" / "results_methods.md"
 SEEDS = PAGE.with_name("st_abn_seeds.json")
 SEED = 90_000
 TOP = 0.05  # part of the cells that is closed
@@ -46,11 +46,10 @@ OBSERVED, POSTHOC = ("pattern",), "posthoc, of bottleneck"  # tasks with a branc
 VALIDATED = 200  # clips by which the bundled one of several seeds is chosen
 PARTS = ("use", "separate")  # parts with a column for each network
 Explain = Callable[[Tensor, Tensor], VideoAttribution]
-INTRO = """# ST-ABN: the table
-
+INTRO = """\
 What do the gates of an attention branch know, and does the network use them? Means over the bundled networks with
 `mechanism="bottleneck"` of the tasks {tasks}, {clips} held-out clips of each. Columns and controls are those of
-[planted evidence](planted.md#how-to-read-the-tables). Maps keep their signs. Of the temporal
+[planted evidence](results_truth.md#how-to-read-the-tables). Maps keep their signs. Of the temporal
 signal that a branch has apart from its map ($\\alpha$), *in time* alone is measured. `mix` is the network of the
 paper, for `pattern` only. `posthoc` is the map of a branch that observes a frozen model: VideoMAE, or for `pattern`
 the bottleneck itself. Made by
@@ -384,7 +383,7 @@ def main() -> None:
             own["maps"] |= own.pop(part)
         for part, found in own.pop("posthoc", {}).items():
             own[part] |= found
-    PAGE.write_text(page(results, arguments.clips), encoding="utf-8")
+    write_between(PAGE, "st_abn_table", page(results, arguments.clips))
 
 
 def page(results: dict[str, Any], clips: int) -> str:
@@ -404,7 +403,7 @@ def page(results: dict[str, Any], clips: int) -> str:
         INTRO.format(clips=clips, tasks=", ".join(f"`{task}`" for task in results)),
         *markdown(averaged(maps), COLUMNS, "map"),
         "",
-        "## Are the gates used?",
+        "### Are the gates used?",
         "",
         "What the network answers if its gates are edited or exchanged. Accuracies in the first two rows are over 1000",
         "clips.",
@@ -419,7 +418,7 @@ def page(results: dict[str, Any], clips: int) -> str:
         *table(joined["separate"]),
         "",
         *seeds_section(),
-        "## Insertion and deletion",
+        "### Insertion and deletion",
         "",
         f"Of the bottleneck, {SCORED} clips of each task, in {STEPS} steps of cells of {CELLS[0]} frames and "
         f"{CELLS[1]} x {CELLS[2]} pixels; insertion (higher is",
@@ -428,8 +427,8 @@ def page(results: dict[str, Any], clips: int) -> str:
         *table(curves, "map"),
     ]
     for task, own in results.items():
-        lines += ["", f"## {task}", "", *markdown(best_control(own["maps"]), COLUMNS, "map")]
-    return "\n".join(lines) + "\n"
+        lines += ["", f"### {task}", "", *markdown(best_control(own["maps"]), COLUMNS, "map")]
+    return "\n".join(lines)
 
 
 def seeds_section() -> list[str]:
@@ -448,7 +447,7 @@ def seeds_section() -> list[str]:
         for key, text in OF_SEED.items()
     }
     return [
-        "## By seed",
+        "### By seed",
         "",
         "Each network by one command, `python benchmarks/train_st_abn.py --task TASK --kind bottleneck --seed SEED`.",
         f"*Validation* is the mean of accuracy and of evidence in space and in time on {VALIDATED} clips used for",

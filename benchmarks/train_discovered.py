@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients
 from evidence import Evidence, averaged, best_control, markdown, means, smoothed, write_between
+from evidence import mean as mean_of
 from planted_table import SIGNED, Row, forwards
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -111,14 +112,12 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "mvit": lambda classes: MViT(48, classes, (16, 48, 48)),
     "swin": lambda classes: Swin(48, classes),
 }
-TITLES = {
-    "plain": "Joint attention with its own softmax, unknown to any family",
-    "frames": "An image encoder on frames, below a transformer over time",
-    "mvit": "MViT 2",
-    "swin": "Swin 3D",
-}
-# What reads the final tokens, whose first ones are no patches; each patch stands for 2 x 8 x 8 pixels of the clip.
-FINAL = {"plain": ("norm", 0), "mvit": ("norm", 1), "swin": ("norm", 0)}
+TITLES = {"plain": "joint attention", "frames": "frame encoder", "mvit": "MViT 2", "swin": "Swin 3D"}
+# What returns the tokens of the hints, how many of the first are no patches, and the pixels of one patch. One frame of
+# the image encoder shows no movement and no order: there, the hints are for the tokens over time.
+TUBELET, FRAME = (2, 8, 8), (1, 48, 48)
+FINAL = {"plain": ("norm", 0, TUBELET), "mvit": ("norm", 1, TUBELET), "swin": ("norm", 0, TUBELET)}
+FINAL_OF_FRAMES = {"pattern": ("spatial.1", 1, (1, 8, 8)), "motion": ("norm", 0, FRAME), "order": ("norm", 0, FRAME)}
 # The last layer whose tokens have a gradient each, the order of its axes, and its grid.
 CAM_LAYERS: dict[str, tuple[str, str | None, TokenGrid]] = {
     "plain": ("blocks.3.norm1", None, TokenGrid(8, 6, 6, tubelet=(2, 8, 8))),
@@ -187,23 +186,21 @@ class Hints:
     """
 
     def __init__(self, model: nn.Module, kind: str, task: str) -> None:
-        self.tokens: Tensor | None = None
-        self.head: nn.Module = nn.Identity()
-        if kind in FINAL:
-            name, self.skipped = FINAL[kind]
-            norm = model.get_submodule(name)
-            self.head = nn.Linear(norm.weight.numel(), len(LABELS[task]))
-            norm.register_forward_hook(self._keep)
+        self.tokens = torch.empty(0)
+        name, self.skipped, self.patch = FINAL_OF_FRAMES[task] if kind == "frames" else FINAL[kind]
+        module = model.get_submodule(name)
+        norm = module if isinstance(module, nn.LayerNorm) else module.get_submodule("norm2")
+        self.head = nn.Linear(norm.weight.numel(), len(LABELS[task]))
+        module.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         self.tokens = output
 
-    def loss(self, truth: Tensor, targets: Tensor) -> Tensor | float:
+    def loss(self, truth: Tensor, targets: Tensor) -> Tensor:
         """``truth`` (B, T, H, W) and probabilities ``targets`` (B, K) of the clips of the last forward."""
-        if self.tokens is None:
-            return 0.0
-        share = F.avg_pool3d(truth[:, None].float(), (2, 8, 8)).flatten(1)  # (B, N)
-        logs = self.head(self.tokens.flatten(1, -2)[:, self.skipped :]).log_softmax(-1)  # (B, N, K)
+        share = F.avg_pool3d(truth[:, None].float(), self.patch).flatten(1)  # (B, N)
+        tokens = self.tokens.flatten(1, -2)[:, self.skipped :]  # of clips, or of frames
+        logs = self.head(tokens).log_softmax(-1).reshape(*share.shape, -1)  # (B, N, K)
         evidence = share * (targets.amax(1, keepdim=True) == 1)
         losses = -(logs * targets[:, None]).sum(-1)
         return (losses * evidence).sum() / evidence.sum() - logs.mean(-1)[share == 0].mean()
@@ -311,19 +308,32 @@ def _rows(own: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def write(out: Path) -> None:
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*-*-*.json"))}
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(out.glob("*-*-*.json"), key=lambda path: (path.stem.split("-")[1:], path.stem)):
+        kind, task, seed = path.stem.split("-")
+        found[f"{TITLES[kind]}, `{task}`" + ("" if seed == "1" else f", seed {seed}")] = json.loads(path.read_text())
     every = set.intersection(*(set(own["methods"]) for own in found.values()))
     mean = averaged({name: each for name, each in own["methods"].items() if name in every} for own in found.values())
-    lines = [f"Mean over the {len(found)} models, of what was run on all of them:", "", *markdown(_rows(mean), COLUMNS)]
-    for name, own in found.items():
-        kind, task, seed = name.split("-")
-        lines += [
-            "",
-            f"{TITLES[kind]}, `{task}`, seed {seed}; {own['accuracy']:.1%} of 200 held-out clips are right after "
-            f"{own['steps']} steps:",
-            "",
-            *markdown(_rows(own["methods"]), COLUMNS),
-        ]
+    ours = {name: own["methods"]["STAA (relevance)"] | {"accuracy": own["accuracy"]} for name, own in found.items()}
+    rivals: dict[str, dict[str, float]] = {}
+    for model, own in found.items():
+        for name, values in _rows(own["methods"]).items():
+            rivals.setdefault(name, {})[model] = values["rivals"]
+    for values in rivals.values():
+        values["rivals"] = mean_of(values.get(model, math.nan) for model in found)  # the order of the rows
+    lines = [
+        f"Mean over the {len(found)} models, of what was run on all of them:",
+        "",
+        *markdown(_rows(mean), COLUMNS),
+        "",
+        "STAA (relevance) of each model, with the accuracy on 200 held-out clips:",
+        "",
+        *markdown(ours, {**COLUMNS, "accuracy": "accuracy"}, "model"),
+        "",
+        "Evidence against rivals of each model:",
+        "",
+        *markdown(rivals, {model: model for model in found}),
+    ]
     write_between(ROOT / "docs" / "staa.md", "train_discovered", "\n".join(lines))
 
 

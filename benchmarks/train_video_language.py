@@ -199,14 +199,15 @@ def two_questions(seed: int, n: int, first: str = "pattern", second: str = "moti
 def batches(
     seed: int, steps: int, easy: float, turns: str, start: float, first: int = 0
 ) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor | None]]:
-    """Yield a task, clips, target probabilities of its words, truth, and all objects, harder towards the end.
+    """Yield a task, clips, target probabilities of its words, truth, and rivals, harder towards the end.
 
     Args:
         seed: seed of the clips.
         steps: number of batches.
         easy: as in `train_zoo.Recipe`.
         turns: the tasks in turn, by their first letters; ``b`` is for clips with both a pattern and a motion, ``f``
-            for a motion whose batches are in turn as usual and of one fast object. Only ``f`` yields the objects.
+            for a motion whose batches are in turn as usual and of one fast object, ``d`` for a pattern in doubt: half
+            of the clips show no evidence. Only ``f`` and ``d`` yield the rivals.
         start: difficulty of the first batch, 0 to 1.
         first: number of the first batch.
     """
@@ -221,8 +222,16 @@ def batches(
             scene = SceneOptions(noise=0.03 + 0.03 * progress, **({"rivals": 0, "speed": (2, 5)} if i % 3 else {}))
             planted = PlantedClips(seed * 1_000_000 + i, BATCH, "motion", scene=scene)
             clips, labels, truth = planted[:]
-            objects = truth | planted.rivals(slice(0, BATCH))
-            yield "motion", clips, F.one_hot(labels, len(ANSWERS["motion"])).float(), truth, objects
+            rivals = planted.rivals(slice(0, BATCH))
+            yield "motion", clips, F.one_hot(labels, len(ANSWERS["motion"])).float(), truth, rivals
+            continue
+        if letter == "d":
+            planted = PlantedClips(seed * 1_000_000 + i, BATCH, scene=SceneOptions(noise=0.02 + 0.05 * progress))
+            clips, labels, truth = planted[:]
+            targets, half = F.one_hot(labels, len(ANSWERS["pattern"])).float(), BATCH // 2
+            clips[:half], targets[:half] = planted.without_evidence(slice(0, half)), 1 / len(ANSWERS["pattern"])
+            truth[:half] = False
+            yield "pattern", clips, targets, truth, planted.rivals(slice(0, BATCH))
             continue
         if letter != "b":
             batch = training_batch(names[letter], seed * 1_000_000 + i, progress, easy, generator, BATCH)
@@ -338,7 +347,8 @@ def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path, pieces: Pieces) ->
         torch.manual_seed(recipe.seed + first)
     last = recipe.stop or steps
     bar = tqdm(islice(clips_of, last - first), total=last, initial=first, desc=vlm.family.name, mininterval=20)
-    for i, (task, clips, targets, truth, objects) in enumerate(bar, first):
+    for i, (task, clips, targets, truth, rivals) in enumerate(bar, first):
+        letter = turns[i % len(turns)]
         cosine = 0.02 + 0.49 * (1 + math.cos(math.pi * max(0, i - warm) / (steps - warm)))
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * min((i + 1) / warm, cosine)
@@ -354,11 +364,15 @@ def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path, pieces: Pieces) ->
         shown = {}
         if task in hints:
             states = output.hidden_states[-1][:, prompt.at]  # (B, N, D)
-            hint = hint_loss(hints[task](states), prompt.tokens.from_pixels(truth.float()), targets)
+            said = hints[task](states)
+            hint = hint_loss(said, prompt.tokens.from_pixels(truth.float()), targets)
             loss, shown[f"{task} hint"] = loss + hint, hint.item()
-        if objects is not None and "place" in hints:
+            if letter == "d":
+                doubt = doubt_loss(said, prompt.tokens.from_pixels(rivals.float()))
+                loss, shown["doubt"] = loss + doubt, doubt.item()
+        if letter == "f" and "place" in hints:
             features = output.hidden_states[0][:, prompt.at[: prompt.tokens.count]]
-            place = place_loss(hints["place"](features), objects, prompt.tokens.shape)
+            place = place_loss(hints["place"](features), truth | rivals, prompt.tokens.shape)
             loss, shown["place"] = loss + place, place.item()
         optimizer.zero_grad()
         loss.backward()
@@ -366,7 +380,7 @@ def fit(vlm: VideoLanguageModel, recipe: Round, folder: Path, pieces: Pieces) ->
         optimizer.step()
         sure = targets.amax(1) == 1
         right = (logs[:, PLACE, words].argmax(1) == targets.argmax(1))[sure].float().mean().item()
-        key = {"b": f"{task}*", "f": "fast" if i % 3 else "motion"}.get(turns[i % len(turns)], task)
+        key = {"b": f"{task}*", "f": "fast" if i % 3 else "motion"}.get(letter, task)
         shown[key] = right
         recent |= {name: 0.95 * recent.get(name, value) + 0.05 * value for name, value in shown.items()}
         if i % 500 == 499:
@@ -392,6 +406,21 @@ def hint_loss(answers: Tensor, truth: Tensor, targets: Tensor) -> Tensor:
     """
     weight = truth.flatten(1) * (targets.amax(1) == 1)[:, None]
     losses = -(answers.log_softmax(-1) * targets[:, None]).sum(-1)
+    return (losses * weight).sum() / weight.sum()
+
+
+def doubt_loss(answers: Tensor, rivals: Tensor) -> Tensor:
+    """Divergence of what the states of video tokens say from no opinion, where only rivals are.
+
+    A model that has learned two of three words may say the third one wherever it sees neither of them. Then it never
+    has to learn to see the evidence of the third, which differs from a rival by a reflection.
+
+    Args:
+        answers: ``(B, N, K)``.
+        rivals: ``(B, t, h, w)``, amount of rivals in each token.
+    """
+    weight = rivals.flatten(1)
+    losses = -answers.log_softmax(-1).mean(-1) - math.log(answers.shape[-1])
     return (losses * weight).sum() / weight.sum()
 
 
@@ -465,7 +494,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--easy", type=float, default=0.3)
     parser.add_argument(
-        "--turns", default="pmob", help="tasks in turn: p, m, o, f for fast motion, b for two questions"
+        "--turns",
+        default="pmob",
+        help="tasks in turn: p, m, o, d for patterns in doubt, f for fast motion, b for two questions",
     )
     parser.add_argument("--start", type=Path, help="folder of weights from which to go on")
     parser.add_argument("--stop", type=int, help="end before all steps, in the middle of the schedule")

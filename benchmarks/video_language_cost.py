@@ -2,11 +2,16 @@
 
     python benchmarks/video_language_cost.py
 
-Each row runs in a separate process: a random Qwen2.5-VL of 4 + 6 layers (24 frames, 12 x 14 tokens per step), one
-thread. The reference is one prefill and one plain backward to the pixels.
+A random Qwen2.5-VL of 4 + 6 layers (24 frames, 12 x 14 tokens per step), one thread. The reference is one prefill and
+one plain backward to the pixels.
 
-Peak memory is that of the process. The allocator of glibc keeps what is freed below a threshold, which grows while a
-program runs, so that the peak would contain much that no tensor uses. Each process therefore runs with a fixed one.
+Times are taken in one process, a call of each row in turn, because other programs of a machine slow down seconds that
+are next to each other alike. A row's factor is the median over rounds of its time divided by the reference's time in
+the same round.
+
+Peak memory is that of a process of its own for each row. The allocator of glibc keeps what is freed below a threshold,
+which grows while a program runs, so that the peak would contain much that no tensor uses. These processes therefore run
+with a fixed one.
 """
 
 from __future__ import annotations
@@ -17,11 +22,19 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
+from typing import Any
 
 import torch
 import transformers
+from tqdm import tqdm
 
-ROWS = ("prefill", "prefill and backward", "relevance", "relevance, pattern_weight=0", "attention", "eager weights")
+from captum_staa import AnswerAttribution, VideoLanguageModel
+
+REFERENCE = "prefill and backward"
+ROWS = ("prefill", REFERENCE, "relevance", "relevance, pattern_weight=0", "attention", "eager weights")
 FRAMES, HEIGHT, WIDTH = 24, 12 * 28, 14 * 28
 VIDEO, START, END = 1, 2, 3
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # bytes
@@ -45,9 +58,8 @@ def model() -> torch.nn.Module:
     return transformers.Qwen2_5_VLForConditionalGeneration(config).eval().requires_grad_(False)
 
 
-def run(row: str, repeats: int) -> None:
-    from captum_staa import AnswerAttribution, VideoLanguageModel
-
+def calls() -> dict[str, Callable[[], Any]]:
+    """Return what each row runs, after one forward of the model."""
     torch.set_num_threads(1)
     vlm = VideoLanguageModel(model())
     clip = torch.rand(1, FRAMES, 3, HEIGHT, WIDTH)
@@ -55,56 +67,77 @@ def run(row: str, repeats: int) -> None:
     prompt = torch.tensor([START, *[VIDEO] * count, END, *range(10, 40)])
     clf = vlm.as_classifier(prompt, [50, 51, 52, 53])
     with torch.no_grad():
-        clf(clip[:, :, :, :HEIGHT])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        clf(clip)
 
-    def once() -> None:
-        if row == "prefill":
-            with torch.no_grad():
-                clf(clip)
-        elif row == "prefill and backward":
-            leaf = clip.clone().requires_grad_()
-            torch.autograd.grad(clf(leaf)[0, 2], leaf)
-        elif row == "eager weights":
-            vlm.model.set_attn_implementation("eager")
-            with torch.no_grad():
-                vlm.model(**vlm.inputs(clip, clf.prompt_for(clip), clf.answer), output_attentions=True)
-        elif row == "attention":
-            AnswerAttribution(clf, mode="attention").attribute(clip, target=2)
-        else:
-            weight = {} if row == "relevance" else {"pattern_weight": 0}
-            AnswerAttribution(clf, **weight).attribute(clip, target=2)
+    def prefill() -> None:
+        with torch.no_grad():
+            clf(clip)
 
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        once()
-        times.append(time.process_time() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{min(times):.3f} {(peak - before) / 1024:.1f} {before / 1024:.1f}")
+    def backward() -> None:
+        leaf = clip.clone().requires_grad_()
+        torch.autograd.grad(clf(leaf)[0, 2], leaf)
+
+    def eager() -> None:
+        vlm.model.set_attn_implementation("eager")
+        with torch.no_grad():
+            vlm.model(**vlm.inputs(clip, clf.prompt_for(clip), clf.answer), output_attentions=True)
+
+    def ours(**options: Any) -> None:
+        AnswerAttribution(clf, **options).attribute(clip, target=2)
+
+    return {
+        "prefill": prefill,
+        REFERENCE: backward,
+        "relevance": ours,
+        "relevance, pattern_weight=0": partial(ours, pattern_weight=0),
+        "attention": partial(ours, mode="attention"),
+        "eager weights": eager,
+    }
+
+
+def peak(row: str) -> float:
+    """Return the peak of this process in MiB when it runs one row."""
+    calls()[row]()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def times(rows: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """Return CPU seconds of each row in each round."""
+    functions, found = calls(), {row: [] for row in rows}
+    for _ in tqdm(range(rounds), desc="rounds", disable=None):
+        for row in rows:
+            start = time.process_time()
+            functions[row]()
+            found[row].append(time.process_time() - start)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", choices=ROWS)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS[:-1]), help="rows besides the reference")
+    parser.add_argument("--peak", choices=ROWS, help="print the peak memory of one row, in MiB")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    if options.row:
-        run(options.row, options.repeats)
+    if options.peak:
+        print(peak(options.peak))
         return
-    found = {}
-    for row in ROWS:
-        command = [sys.executable, __file__, "--row", row, "--repeats", str(options.repeats)]
+    rows = [REFERENCE, *(row for row in options.rows if row != REFERENCE)]
+    peaks = {}
+    for row in rows:
+        command = [sys.executable, __file__, "--peak", row]
         text = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | ALLOCATOR).stdout
-        found[row] = [float(value) for value in text.split()]
-        print(f"done: {row}", file=sys.stderr)
-    whole = {row: values[1] + values[2] for row, values in found.items()}
-    time_of, peak_of = found["prefill and backward"][0], whole["prefill and backward"]
+        peaks[row] = float(text)
+        print(f"peak of {row}: {peaks[row]:.0f} MiB", file=sys.stderr, flush=True)
+    found = times(rows, options.rounds)
     print(f"| {FRAMES // 2 * 168} video tokens | CPU s | times prefill and backward | peak MiB | times |")
     print("|---|---|---|---|---|")
-    for row, (seconds, *_rest) in found.items():
-        print(f"| {row} | {seconds:.2f} | {seconds / time_of:.2f} | {whole[row]:.0f} | {whole[row] / peak_of:.2f} |")
+    for row, seconds in found.items():
+        factors = [own / other for own, other in zip(seconds, found[REFERENCE], strict=True)]
+        print(
+            f"| {row} | {median(seconds):.2f} | {median(factors):.2f} ({min(factors):.2f} to {max(factors):.2f}) | "
+            f"{peaks[row]:.0f} | {peaks[row] / peaks[REFERENCE]:.2f} |"
+        )
 
 
 if __name__ == "__main__":

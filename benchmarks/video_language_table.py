@@ -9,7 +9,9 @@ Evidence against rivals (AUROC over voxels, frames and positions; .5 is chance),
 discrimination (two words in one clip, two questions about one clip), insertion and deletion of the word's
 log-probability, and how much each token relies on the video. Only clips that the model answers correctly count.
 Controls: random numbers, the center, the map inverted, the map of another word, the distance of each pixel from its
-mean over time (no model), and the same method on random weights.
+mean over time (no model), and the same method on random weights. The row of known objects removed says what the model
+itself needs: each object gets the fall of the word's score when the background takes its place. A method can hardly be
+better than it where the model does not use the evidence.
 """
 
 from __future__ import annotations
@@ -148,6 +150,17 @@ PAIRS = {name: method for name, method in QUICK.items() if name not in ("(releva
 PAIRS = {name: method for name, method in PAIRS.items() if name != "(relevance, another word)"}
 
 
+REMOVED = "(known objects removed)"
+
+
+@torch.no_grad()
+def known_objects(clf: AnswerClassifier, planted: PlantedClips, index: int) -> Tensor:
+    """Return a map ``(T, H, W)`` of the fall of the word's score without each object, by who knows where they are."""
+    clip, _, _, _, objects = planted.with_masks(index)
+    falls = clf(clip[None])[:, PLACE] - clf(planted.without(index, objects))[:, PLACE]  # (objects,)
+    return (falls[:, None, None, None] * objects).sum(0)
+
+
 @cache
 def shuffled(vlm: VideoLanguageModel) -> VideoLanguageModel:
     """Return the same architecture with random weights."""
@@ -192,10 +205,22 @@ def evidence(vlm: VideoLanguageModel, task: str, count: int, methods: dict[str, 
     clips, labels, truth = clips[at], labels[at], truth[at]
     table = {"accuracy": mean(good.float()), "clips": len(at)}
     runs = {name: mapped(method, vlm, task, clips, labels) for name, method in methods.items()}
+    if "relevance" in methods:
+        falls = [
+            known_objects(answered(vlm, task, int(label)), planted, int(i)) for i, label in zip(at, labels, strict=True)
+        ]
+        runs[REMOVED] = torch.stack(falls)
     for name, maps in runs.items():
         table[name] = {
             **{axis: mean(evidence_against_rivals(maps, truth, rivals, axis)) for axis in ("joint", "time", "space")},
             "pointing": mean(object_pointing(maps, objects)),
+        }
+    if REMOVED in runs:
+        joint = {name: evidence_against_rivals(runs[name], truth, rivals) for name in ("relevance", REMOVED)}
+        table["words"] = {
+            word: {"clips": int((labels == i).sum())}
+            | {name: mean(values[labels == i]) for name, values in joint.items()}
+            for i, word in enumerate(ANSWERS[task])
         }
     return table
 
@@ -223,16 +248,17 @@ def faithful(vlm: VideoLanguageModel, task: str, count: int, methods: dict[str, 
 
 def two_words(vlm: VideoLanguageModel, task: str, count: int, methods: dict[str, Method]) -> dict[str, float]:
     """Clips with the evidence of two words: A's map at A's place, B's at B's."""
-    clips, labels, truth = PlantedClips(SEED + 1, count, task, scene=SceneOptions(two_classes=True))[:]
-    table = {}
-    for name, method in methods.items():
-        scores = []
-        for i in range(count):
-            a, b = labels[i].tolist()
-            pair = [method(answered(vlm, task, x, [y]), clips[i : i + 1]).detach() for x, y in ((a, b), (b, a))]
-            scores.append(class_discrimination(*pair, truth[i : i + 1, 0], truth[i : i + 1, 1]))
-        table[name] = mean(torch.cat(scores))
-    return table
+    planted = PlantedClips(SEED + 1, count, task, scene=SceneOptions(two_classes=True))
+    clips, labels, truth = planted[:]
+    scores: dict[str, list[Tensor]] = {name: [] for name in (*methods, REMOVED)}
+    for i in range(count):
+        a, b = labels[i].tolist()
+        pair = [answered(vlm, task, own, [other]) for own, other in ((a, b), (b, a))]
+        maps = {name: [method(clf, clips[i : i + 1]).detach() for clf in pair] for name, method in methods.items()}
+        maps[REMOVED] = [known_objects(clf, planted, i)[None] for clf in pair]
+        for name, (own, other) in maps.items():
+            scores[name].append(class_discrimination(own, other, truth[i : i + 1, 0], truth[i : i + 1, 1]))
+    return {name: mean(torch.cat(values)) for name, values in scores.items()}
 
 
 def questions(vlm: VideoLanguageModel, count: int, methods: dict[str, Method]) -> dict[str, Any]:
@@ -309,7 +335,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [f"{result['model']}, {result['clips']} clips per part"]
     for columns in (evidence_columns, removal_columns):
         lines += ["", f"| method | {' | '.join(title for title, *_ in columns)} |", "|---" * (len(columns) + 1) + "|"]
-        for method in METHODS:
+        for method in (*METHODS, REMOVED):
             few = {"pattern": "pattern, few"} if method in ("VideoOcclusion", "(center)") else {}
             cells = [result.get(few.get(part, part), {}).get(method) for _, part, _ in columns]
             values = [
@@ -319,6 +345,10 @@ def markdown(result: dict[str, Any]) -> str:
             shown = [" " if value is None else f"{value:.2f}".replace("0.", ".", abs(value) < 1) for value in values]
             if any(value is not None for value in values):
                 lines.append(f"| {method} | {' | '.join(shown)} |")
+    lines += ["", f"| question | word | clips | relevance | {REMOVED} |", "|---|---|---|---|---|"]
+    for task in QUESTIONS:
+        for word, row in result.get(task, {}).get("words", {}).items():
+            lines.append(f"| {task} | {word} | {row['clips']} | {row['relevance']:.2f} | {row[REMOVED]:.2f} |")
     lines += ["", "| question | in place of the clip | it | is | (the word) | . |", "|---|---|---|---|---|---|"]
     for task in QUESTIONS:
         for name, falls in result.get(f"reliance, {task}", {}).items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_staa._utils.checks import check_count
+from captum_staa._utils.networks import sizes_explained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,11 +189,17 @@ class VideoLayout:
         return clip.permute([WORKING.index(axis) for axis in self.axes])
 
     def forward_from_working(self, forward_func: Callable[..., Any], count: int = 1) -> Callable[..., Any]:
-        """Return ``forward_func`` as a function of ``count`` clips ``(B, T, C, H, W)`` and further arguments."""
+        """Return ``forward_func`` as a function of ``count`` clips ``(B, T, C, H, W)`` and further arguments.
+
+        In the first call, an error about shapes that do not fit together becomes a ValueError with the shape of the
+        clips in this layout.
+        """
+
+        explained = sizes_explained(forward_func, count)
 
         def forward(*args: Any) -> Any:
             clips = (self.from_working(clip).contiguous() for clip in args[:count])
-            return forward_func(*clips, *args[count:])
+            return explained(*clips, *args[count:])
 
         return forward
 

@@ -120,9 +120,10 @@ def as_tensor(value: object, name: str, axes: str = "") -> Tensor:
     shape = f" ({axes})" if axes else ""
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiub":
+            content = f" {value.item()!r}" if value.ndim == 0 else ""
             raise TypeError(
-                f"{name} must be a tensor or array of real numbers{shape}, got an array of {value.dtype}. Convert it "
-                f"with .astype(float)."
+                f"{name} must be a tensor or array of real numbers{shape}, got an array of {value.dtype}{content}. "
+                f"Convert it with .astype(float)."
             )
         array = np.ascontiguousarray(value).reshape(value.shape)  # which makes an array without axes one-dimensional
         # NumPy counts an array that is flipped along an axis of size 1 as contiguous

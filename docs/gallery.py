@@ -1,18 +1,31 @@
-"""Draws the pictures of docs/gallery.md from the maps that the page's own blocks compute."""
+"""Draws the pictures of the gallery in docs/visualization.md: every method on the same three planted clips."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
+from captum.attr import IntegratedGradients
 from matplotlib import font_manager
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from captum_staa import (
+    RISE,
+    STAA,
+    AttentionBranch,
+    GradCAM,
+    SpatioTemporalPerturbation,
+    VideoAttribution,
+    VideoClassifier,
+    VideoOcclusion,
+    smooth,
+)
 from captum_staa.benchmark import PlantedClips
 from captum_staa.metrics import evidence_against_rivals
 
@@ -28,6 +41,13 @@ NAMES = {
     "resnet3d": "3D CNN",
     "st-abn": "ST-ABN",
 }
+BUNDLED = {
+    "videomae": "tiny-videomae-{}",
+    "videomae observer": "tiny-videomae-{}-observer",
+    "timesformer": "tiny-timesformer-{}",
+    "resnet3d": "tiny-resnet3d-{}",
+    "st-abn": "tiny-st-abn-{}",
+}
 CLIP, SEED, COUNT = 16, 12, 20  # the clip of all code blocks
 GREEN = (67, 214, 92)
 TEXT = (118, 118, 118)  # readable on a white and on a black page
@@ -37,15 +57,84 @@ Maps = dict[tuple[str, str], Tensor]  # of a model's short name and a task, (1, 
 Canvas = tuple[Image.Image, ImageDraw.ImageDraw]
 
 
-def sections() -> dict[str, str]:
-    """Return the code blocks of the page by their headings."""
-    page = (HERE / "gallery.md").read_text("utf-8")
-    found = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
-    blocks = {
-        heading: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        for heading, text in found
-    }
-    return {heading: code[0] for heading, code in blocks.items() if code}
+def clips(
+    models: tuple[str, ...],
+) -> Iterator[tuple[str, str, VideoClassifier, Tensor, Tensor]]:
+    """Yield model, task, classifier, clip in the classifier's layout, and label, for each model and task."""
+    for model in models:
+        for task in TASKS:
+            clf = VideoClassifier.from_pretrained(BUNDLED[model].format(task))
+            clip, label, _ = PlantedClips(seed=SEED, n=COUNT, task=task)[
+                CLIP : CLIP + 1
+            ]
+            yield model, task, clf, clf.layout.from_working(clip), label
+
+
+def joint(attributions: Tensor, clf: VideoClassifier) -> Tensor:
+    """Return the map ``(1, T, H, W)`` of attributions."""
+    return VideoAttribution.from_attributions(attributions, clf.layout).joint
+
+
+def relevance(clf: VideoClassifier, clip: Tensor, label: Tensor) -> Tensor:
+    return STAA(clf).attribute_maps(clip, target=label).joint
+
+
+def attention(clf: VideoClassifier, clip: Tensor, label: Tensor) -> Tensor:
+    return STAA(clf, mode="attention").attribute_maps(clip).joint
+
+
+def learned(clf: VideoClassifier, clip: Tensor, label: Tensor) -> Tensor:
+    method = SpatioTemporalPerturbation(clf)
+    return method.attribute_maps(clip, target=label, perturbations_per_eval=8).joint
+
+
+def gates(clf: VideoClassifier, clip: Tensor, label: Tensor) -> Tensor:
+    return AttentionBranch(clf).attribute_maps(clip, target=label).joint
+
+
+def cam(clf: VideoClassifier, clip: Tensor, label: Tensor) -> Tensor:
+    layer = "stem" if clf.grid is None else "videomae.encoder.layer.0.layernorm_before"
+    return joint(
+        smooth(GradCAM(clf, layer).attribute(clip, target=label), clf.layout), clf
+    )
+
+
+def occlusion(clf: VideoClassifier, clip: Tensor, label: Tensor) -> Tensor:
+    windows = {"sliding_window_shapes": (4, 12, 12), "strides": (2, 6, 6)}
+    return (
+        VideoOcclusion(clf)
+        .attribute_maps(clip, target=label, perturbations_per_eval=16, **windows)
+        .joint
+    )
+
+
+def rise(clf: VideoClassifier, clip: Tensor, label: Tensor) -> Tensor:
+    masks = {"n_samples": 400, "n_cells": (4, 6, 6)}
+    return (
+        RISE(clf)
+        .attribute_maps(clip, target=label, perturbations_per_eval=16, **masks)
+        .joint
+    )
+
+
+def integrated(clf: VideoClassifier, clip: Tensor, label: Tensor) -> Tensor:
+    method = IntegratedGradients(clf)
+    attributions = method.attribute(
+        clip, target=label, n_steps=20, internal_batch_size=10
+    )
+    return joint(smooth(attributions.abs(), clf.layout, space=2, time=1), clf)
+
+
+METHODS = {  # name, models, function of a classifier, a clip and its label
+    "STAA, relevance": (("videomae", "timesformer"), relevance),
+    "STAA, attention": (("videomae", "timesformer"), attention),
+    "SpatioTemporalPerturbation": (("videomae", "resnet3d"), learned),
+    "AttentionBranch": (("videomae observer", "st-abn"), gates),
+    "GradCAM": (("videomae", "resnet3d"), cam),
+    "VideoOcclusion": (("videomae", "resnet3d"), occlusion),
+    "RISE": (("videomae", "resnet3d"), rise),
+    "Captum's IntegratedGradients, smoothed": (("videomae", "resnet3d"), integrated),
+}
 
 
 def file_of(name: str) -> Path:
@@ -58,12 +147,13 @@ def file_of(name: str) -> Path:
 
 
 def main() -> None:
-    """Draw one picture per section, and one per task with all methods."""
+    """Draw one picture per method, and one per task with all methods."""
     found: dict[str, Maps] = {}
-    for heading, code in sections().items():
-        names: dict[str, object] = {"__name__": "gallery"}
-        exec(compile(code, f"gallery.md, {heading}", "exec"), names)
-        found[heading] = names["maps"]  # type: ignore[assignment]
+    for heading, (models, method) in METHODS.items():
+        found[heading] = {
+            (model.split()[0], task): method(clf, clip, label)
+            for model, task, clf, clip, label in clips(models)
+        }
         print(heading, flush=True)
     pictures(found)
 

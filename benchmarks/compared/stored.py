@@ -1,4 +1,4 @@
-"""Comparisons in small files, and several of them put together as one."""
+"""Comparisons in small files."""
 
 from __future__ import annotations
 
@@ -7,29 +7,23 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from captum_staa._utils.files import atomic
-from captum_staa.benchmark import Comparison, Row
-from captum_staa.benchmark.records import ALL, GRID
-
-KINDS = ("insertion", "deletion")
+from captum_staa.benchmark import Comparison
 
 
 def keep(found: Comparison, path: Path) -> None:
-    """Numbers by metric, a row for each clip; those of the table, to four figures."""
+    """Write numbers by metric, a row for each clip, to four figures."""
     run = {
         "clips": found.clips,
         "methods": found.methods,
         "better": found.better,
         "answers": {clip: list(answer) for clip, answer in found.answers.items()},
-        "reasons": [row._asdict() | {"value": None} for row in found.rows if row.reason],
+        "reasons": found.reasons(),
         "values": {
             metric: [[_short(v) for v in row] for row in found.values(metric).tolist()] for metric in found.metrics
-        },
-        "curves": {
-            method: {kind: [round(float(value), 3) for value in curves[kind]] for kind in KINDS}
-            for method, curves in found.curves.items()
         },
         "settings": found.settings,
     }
@@ -38,50 +32,34 @@ def keep(found: Comparison, path: Path) -> None:
 
 
 def kept(path: Path) -> dict[str, Any]:
-    """What :func:`keep` has written."""
+    """Return what :func:`keep` has written."""
     run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return run
 
 
-def together(runs: dict[str, dict[str, Any]]) -> Comparison:
-    """One comparison over the clips of several models, each of which is named before its clips.
-
-    A method that does not apply to any of the models says why; one that applies to some has the clips of these.
-    """
-    first = next(iter(runs.values()))
-    rows: list[Row] = []
-    for model, run in runs.items():
-        for metric, table in run["values"].items():
-            rows += [
-                Row(f"{model}/{clip}", method, metric, math.nan if value is None else value)
-                for clip, values in zip(run["clips"], table, strict=True)
-                for method, value in zip(run["methods"], values, strict=True)
-            ]
-        for given in run["reasons"]:
-            clip = given["clip"] if given["clip"] == ALL else f"{model}/{given['clip']}"
-            rows.append(Row(clip, given["method"], given["metric"], math.nan, given["reason"]))
-    methods = [
-        method for method in first["methods"] if any(row.method == method and not math.isnan(row.value) for row in rows)
-    ]
-    return Comparison(
-        rows=[row for row in rows if row.method in (*methods, ALL)],
-        methods=methods,
-        metrics=list(first["values"]),
-        better=first["better"],
-        settings={
-            name: first["settings"][name] for name in ("inverted", "model_controls") if name in first["settings"]
-        },
-        answers={f"{m}/{clip}": tuple(own) for m, run in runs.items() for clip, own in run["answers"].items()},
-        curves=_mean_curves(list(runs.values())),
-    )
+def numbers(run: dict[str, Any], metric: str, methods: list[str]) -> Tensor:
+    """Return the numbers of one metric ``(N, M)`` for methods in this order; nan where there is none."""
+    table = torch.full((len(run["clips"]), len(methods)), math.nan, dtype=torch.float64)
+    for at, method in enumerate(methods):
+        if metric in run["values"] and method in run["methods"]:
+            column = run["methods"].index(method)
+            cells = [math.nan if row[column] is None else row[column] for row in run["values"][metric]]
+            table[:, at] = torch.tensor(cells, dtype=torch.float64)
+    return table
 
 
-def _mean_curves(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for method in {name: None for run in runs for name in run["curves"]}:
-        held = [run["curves"][method] for run in runs if method in run["curves"]]
-        found[method] = {kind: np.mean([curves[kind] for curves in held], axis=0).reshape(GRID.shape) for kind in KINDS}
-    return found
+def joined(run: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Return a run with the methods of another run on its first clips, which have no numbers on the others."""
+    if more["clips"] != run["clips"][: len(more["clips"])]:
+        raise ValueError(f"the other run must have the first clips of {run['clips']}, got {more['clips']}")
+    added = [name for name in more["methods"] if name not in run["methods"]]
+    columns = [more["methods"].index(name) for name in added]
+    values = {}
+    for metric, table in run["values"].items():
+        rows = [[row[column] for column in columns] for row in more["values"][metric]]
+        rows += [[None] * len(added)] * (len(table) - len(rows))
+        values[metric] = [[*own, *new] for own, new in zip(table, rows, strict=True)]
+    return {**run, "methods": [*run["methods"], *added], "values": values}
 
 
 def _short(value: float) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import slow_staa
@@ -24,6 +24,7 @@ from captum_staa import (
     VideoOcclusion,
     feature_masks,
     metrics,
+    models,
 )
 from captum_staa.metrics import noise
 from kinds.subjects import Subject
@@ -105,6 +106,10 @@ def _slow_staa(s: Subject, mode: str) -> Tensor:
 
 
 def staa_attention_by_hand(s: Subject) -> Tensor:
+    if callable(s.attention):
+        with torch.no_grad(), _Softmaxes() as softmaxes:
+            s.reference.run(_eager(s), s.clip)
+        return _in_pixels(s, s.attention(softmaxes.found))
     if s.attention == "windows":
         return _rollout_of_windows(s)
     if s.attention == "pools":
@@ -122,6 +127,8 @@ def _eager(s: Subject) -> Any:
     for module in net.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # of timm
+        if hasattr(module, "use_flash_attn"):
+            module.use_flash_attn = False  # of vit-pytorch
         if hasattr(module, "config"):
             module.config._attn_implementation = "eager"
     return net
@@ -144,6 +151,14 @@ def _rollout_of_frames(s: Subject) -> Tensor:
     cells = product[:, 0, 1:].unflatten(0, (-1, count)) / count  # the head averages over frames
     cells = cells.unflatten(2, (frames.shape[3] // h, frames.shape[4] // w))
     maps = F.interpolate(cells[:, None], scale_factor=(t, h, w), mode="trilinear")[:, 0] / (t * h * w)
+    return s.layout.from_working(maps[:, :, None].expand_as(frames) / 3)
+
+
+def _in_pixels(s: Subject, weights: Tensor) -> Tensor:
+    """Return the weights of cells ``(B, t, h, w)`` spread over their pixels and channels."""
+    edges = [whole // cells for whole, cells in zip(s.layout.extent(s.clip), weights.shape[1:], strict=True)]
+    maps = F.interpolate(weights[:, None], scale_factor=edges, mode="trilinear")[:, 0] / math.prod(edges)
+    frames = s.layout.to_working(s.clip)
     return s.layout.from_working(maps[:, :, None].expand_as(frames) / 3)
 
 
@@ -189,9 +204,7 @@ def _rollout_of_windows(s: Subject) -> Tensor:
         weights = (weights + pulled.view(weights.shape)) / 2
     if folded:
         weights = weights.unflatten(0, (len(frames), -1)) / frames.shape[1]  # the head averages over frames
-    edges = [whole // cells for whole, cells in zip(s.layout.extent(s.clip), weights.shape[1:], strict=True)]
-    maps = F.interpolate(weights[:, None], scale_factor=edges, mode="trilinear")[:, 0] / math.prod(edges)
-    return s.layout.from_working(maps[:, :, None].expand_as(frames) / 3)
+    return _in_pixels(s, weights)
 
 
 def _rollout_of_pools(s: Subject) -> Tensor:
@@ -202,7 +215,6 @@ def _rollout_of_pools(s: Subject) -> Tensor:
             module.register_forward_pre_hook(lambda module, args: grids.append(tuple(args[1])))
     with torch.no_grad(), _Softmaxes() as softmaxes:
         s.reference.run(net, s.clip)
-    frames = s.layout.to_working(s.clip)
 
     def pooled(grid: tuple[int, ...], count: int) -> tuple[int, ...]:
         step = round(math.sqrt(math.prod(grid) / count))
@@ -222,9 +234,7 @@ def _rollout_of_pools(s: Subject) -> Tensor:
         pulled = (torch.cat([cls, weights.flatten(1)], 1)[:, None] @ matrix)[:, 0]
         cls = (cls + pulled[:, :1]) / 2
         weights = (divided(weights, grid) + divided(pulled[:, 1:].unflatten(1, keys), grid)) / 2
-    edges = [whole // cells for whole, cells in zip(s.layout.extent(s.clip), weights.shape[1:], strict=True)]
-    maps = F.interpolate(weights[:, None], scale_factor=edges, mode="trilinear")[:, 0] / math.prod(edges)
-    return s.layout.from_working(maps[:, :, None].expand_as(frames) / 3)
+    return _in_pixels(s, weights)
 
 
 def _windows(size: tuple[int, ...], window: Any, shift: Any) -> Tensor:
@@ -248,15 +258,22 @@ class FrozenPlayback(slow_staa.Playback):
     """Also keeps the gate of a sigmoid and norms, and gives each factor of a product of two features one half."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.einsum:
-            return super().__torch_function__(func, types, args, kwargs)
-        equation, *factors = args
+        if func is torch.einsum:
+            equation, *factors = args
+            return self._product(lambda *two: func(equation, *two), factors)
+        if func in (torch.mul, Tensor.mul, Tensor.__mul__) and all(isinstance(factor, Tensor) for factor in args):
+            return self._product(func, args)
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _product(self, multiply: Callable[..., Tensor], factors: Sequence[Tensor]) -> Tensor:
         if self.next < 0:
             self.recorded += factors
-            return func(*args)
+            return multiply(*factors)
         first, second = self.recorded[self.next : self.next + 2]
         self.next += 2
-        return (func(equation, factors[0], second) + func(equation, first, factors[1])) / 2
+        if not all(factor.requires_grad for factor in factors):
+            return multiply(*factors)  # of a pattern and values, for example
+        return (multiply(factors[0], second) + multiply(first, factors[1])) / 2
 
     @staticmethod
     def _known(func: Any) -> str | None:
@@ -287,6 +304,7 @@ def _frozen_gradient(s: Subject) -> Tensor:
     score = own - (outputs.sum(1) - own) / (outputs.shape[1] - 1)
     (gradient,) = torch.autograd.grad(score.sum(), leaves[-1])
     products = gradient * leaves[-1].detach()
+    products = products if name is None else s.embedded(products)
     frames = s.layout.to_working(s.clip)
     if name is None:
         maps = s.layout.to_working(products).sum(2)
@@ -295,7 +313,8 @@ def _frozen_gradient(s: Subject) -> Tensor:
         maps = (shares if shares.ndim == 4 else shares.unflatten(0, (len(frames), -1))) / math.prod(sides)
         for axis, side in enumerate(sides, start=1):
             maps = maps.repeat_interleave(int(side), axis)
-    for axis, side in enumerate(sides, start=1):
+    t, h, w = sides
+    for axis, side in enumerate((t, s.merged * h, s.merged * w), start=1):
         maps = _spread(maps, axis, 0.75 * side)
     return s.layout.from_working(maps.float()[:, :, None].expand_as(frames) / 3)
 
@@ -310,7 +329,8 @@ def _spread(maps: Tensor, axis: int, sigma: float) -> Tensor:
 
 
 def grad_cam(s: Subject) -> Tensor:
-    return GradCAM(s.clf, s.layer).attribute(s.clip, target=s.target)
+    grid = models.inspect(s.clf, s.clip).grid if s.inspected else None
+    return GradCAM(s.clf, s.layer, grid=grid).attribute(s.clip, target=s.target)
 
 
 def grad_cam_by_hand(s: Subject) -> Tensor:

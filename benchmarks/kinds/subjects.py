@@ -81,9 +81,13 @@ class Subject:
             transformer in it. None without a transformer of a known family.
         embedding: name of the convolution that makes tokens of another transformer (None if its pixels are explained),
             and the pixels ``(t, h, w)`` of a token. None without a transformer.
+        merged: side of the square of tokens that have become one in half of the layers of attention or more.
         attention: name of the modules of another transformer that get the attention of each frame, ``(B*t, heads, N,
             N)`` with a class token, which the head reads and averages over frames; ``"windows"`` for Swin, ``"pools"``
-            for MViT. None if there are none.
+            for MViT; or a function from the results of every softmax to the map ``(B, t, h, w)``. None if there are
+            none.
+        inspected: whether Grad-CAM gets the grid that ``models.inspect`` finds.
+        embedded: from the output of the embedding to ``(B, C, t, h, w)``.
         target: as in Captum.
         cell: sides ``(t, h, w)`` of windows and cells, which divide the clip.
         half: whether the model is in bfloat16, as is the reference. STAA is compared with its formula in float32.
@@ -98,7 +102,10 @@ class Subject:
     fold: Fold
     transformer: tuple[str, Callable[[nn.Module], nn.Module]] | None = None
     embedding: tuple[str | None, tuple[float, float, float]] | None = None
-    attention: str | None = None
+    merged: int = 1
+    attention: str | Callable[[list[Tensor]], Tensor] | None = None
+    inspected: bool = False
+    embedded: Fold = field(default_factory=lambda: same)
     target: Any = field(default_factory=lambda: [1, 0])
     cell: Cells = (2, 8, 8)
     half: bool = False
@@ -258,7 +265,7 @@ def torchvision_mvit() -> Subject:
         net = trained(mvit.mvit_v2_s(weights=None, num_classes=CLASSES))
     clf = VideoClassifier(net, layout="BCTHW")
     fold = tokens((4, 12, 12), prefix=1)
-    known = {"embedding": ("conv_proj", (2, 4, 4)), "attention": "pools", "cell": (4, 48, 48), "steps": 2}
+    known = {"embedding": ("conv_proj", (2, 4, 4)), "merged": 4, "attention": "pools", "cell": (4, 48, 48), "steps": 2}
     return Subject(clf, ByHand(net, plain), clips("BCTHW", 8, (96, 96)), "blocks.1", fold, **known)
 
 
@@ -267,7 +274,7 @@ def torchvision_swin() -> Subject:
     net = trained(video.swin3d_t(weights=None, num_classes=CLASSES))
     clf = VideoClassifier(net, layout="BCTHW")
     clip = clips("BCTHW", 4, (64, 32))
-    known = {"embedding": ("patch_embed.proj", (2, 4, 4)), "cell": (2, 32, 16), "steps": 2}
+    known = {"embedding": ("patch_embed.proj", (2, 4, 4)), "merged": 4, "cell": (2, 32, 16), "steps": 2}
     known["attention"] = "windows"
     return Subject(clf, ByHand(net, plain), clip, "features.2", channels_last, **known)
 
@@ -405,7 +412,7 @@ def timm_swin() -> Subject:
     net = trained(MeanOverFrames(timm.create_model(name, img_size=(64, 64), num_classes=CLASSES, depths=(1, 1, 1, 1))))
     clf = VideoClassifier(net, layout="BTCHW")
     clip = clips("BTCHW", 4, (64, 64))
-    known = {"embedding": ("net.patch_embed.proj", (1, 4, 4)), "cell": (2, 32, 32), "steps": 2}
+    known = {"embedding": ("net.patch_embed.proj", (1, 4, 4)), "merged": 4, "cell": (2, 32, 32), "steps": 2}
     known["attention"] = "windows"
     return Subject(clf, ByHand(net, plain), clip, "net.layers.1", frames_of_channels_last(4), **known)
 

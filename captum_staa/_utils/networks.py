@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -175,6 +176,74 @@ def missing_backward(forward_func: object, run: Callable[[], Any]) -> str:
         f"the model must be differentiable, got an operation without a backward pass, such as a quantized layer, whose "
         f"gradient would be zero.{f' {where}' if where else ''} Explain the model before its quantization, or use "
         f"VideoOcclusion, VideoFeatureAblation, RISE or the metrics, which need no gradient."
+    )
+
+
+# how torch words that the tensors of a module do not fit together
+SHAPES_DIFFER = re.compile(
+    r"[Tt]he size of tensor a|shapes cannot be multiplied|is invalid for input of size|[Ss]izes of tensors must match|"
+    r"[Tt]he expanded size of the tensor|[Kk]ernel size can't be greater than actual input size|must match the size|"
+    r"must be equal to input_size|expected input with shape|[Oo]utput size is too small"
+)
+OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
+_SIZE_NAMES = ("img_size", "image_size", "input_size", "num_frames", "clip_length")
+
+
+def stated_sizes(module: nn.Module) -> dict[str, Any]:
+    """Return the sizes of clips that a module states in attributes with usual names, such as ``img_size``."""
+    found: dict[str, Any] = {}
+    for part in module.modules():
+        for name in _SIZE_NAMES:
+            value = vars(part).get(name)
+            if isinstance(value, (int, tuple)) and not isinstance(value, bool):
+                found.setdefault(name, value)
+    return found
+
+
+def sizes_explained(forward_func: Callable[..., Any], count: int = 1) -> Callable[..., Any]:
+    """Return the function, whose error about shapes that do not fit becomes a ValueError with the shape and the fix.
+
+    Only that of the first call: later inputs have the same size, so their errors have another cause.
+
+    Args:
+        forward_func: the model, or a function that uses it.
+        count: how many of its arguments are clips.
+    """
+    ran = False
+
+    def forward(*args: Any) -> Any:
+        nonlocal ran
+        try:
+            outputs = forward_func(*args)
+        except RuntimeError as error:
+            if ran or not (message := _size_message(forward_func, args[:count], str(error))):
+                raise
+            raise ValueError(message) from error
+        ran = True
+        return outputs
+
+    return forward
+
+
+def _size_message(forward_func: object, clips: tuple[Tensor, ...], error: str) -> str:
+    """Return the message for clips of a wrong size or order of axes, or an empty string for another error."""
+    channels = OTHER_CHANNELS.search(error)
+    if not channels and not SHAPES_DIFFER.search(error):
+        return ""
+    network = next(iter(networks_of(forward_func)), None)
+    name = "the model" if network is None else type(network).__name__
+    got = f"got shape {' and '.join(str(tuple(clip.shape)) for clip in clips)}"
+    if channels:
+        return (
+            f"inputs must have the order of axes that {name} takes, {got}, of which a layer for {channels[1]} channels "
+            f"gets {channels[2]}. Pass inputs.transpose(1, 2), and the layout of that. The error of the model: {error}"
+        )
+    sizes = {} if network is None else stated_sizes(network)
+    stated = ", ".join(f"{attribute}={value}" for attribute, value in sizes.items()) or "it does not state its size"
+    return (
+        f"inputs must have the size for which {name} was built ({stated}), {got}. Pass as many frames as it takes, and "
+        f"resize them with torch.nn.functional.interpolate. If the size is right, the model itself fails. Its error: "
+        f"{error}"
     )
 
 

@@ -13,7 +13,7 @@ Example:
 ``BACKENDS`` has one context manager for each way in which models compute attention:
 
 - ``"hf"``: models of transformers, whose attention is dispatched by ``AttentionInterface``.
-- ``"sdpa"``: modules that call ``F.scaled_dot_product_attention``.
+- ``"sdpa"``: modules that call ``F.scaled_dot_product_attention`` or ``flex_attention``.
 - ``"mha"``: ``nn.MultiheadAttention``, and modules that call ``F.multi_head_attention_forward``.
 - ``"softmax"``: modules that compute attention probabilities themselves, with any function for softmax; or the dropout
   layer that gets the probabilities.
@@ -36,7 +36,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_staa._utils.model_state import without_compiling
+from captum_staa._utils.flex_attention import FLEX_ATTENTION, written_out
+from captum_staa._utils.model_state import without_checkpointing, without_compiling
 from captum_staa.attention import tiles
 from captum_staa.attention.tiles import Operands, operands_of
 from captum_staa.models.attention_watch import KIND_OF, softmax_axis
@@ -369,6 +370,9 @@ class CallMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is FLEX_ATTENTION and self.state.active and _RUNNING.get():
+            with self:
+                return written_out(*args, **kwargs)
         kind = KIND_OF.get(func)
         if kind is None or not self.state.active or not (running := _RUNNING.get()):
             return func(*args, **kwargs)
@@ -503,6 +507,7 @@ def capture(
         if any(layer.backend != "hf" for layer in layers):
             stack.enter_context(CallMode(state))
         stack.enter_context(without_compiling())
+        stack.enter_context(without_checkpointing())
         try:
             yield state.readings
         except StopForward as stopped:
@@ -528,8 +533,8 @@ def _not_read(missing: Sequence[AttentionLayer], seen: Sequence[set[str]]) -> st
     return (
         f"the forward must compute attention at every layer, got no attention at "
         f"{[layer.module for layer in missing]}. Run the model in this thread. A layer with backend='sdpa' must call "
-        f"F.scaled_dot_product_attention, with 'mha' be an nn.MultiheadAttention, with 'softmax' call softmax or be "
-        f"the dropout layer behind it, with 'hf' use the AttentionInterface of transformers. "
+        f"F.scaled_dot_product_attention or flex_attention, with 'mha' be an nn.MultiheadAttention, with 'softmax' "
+        f"call softmax or be the dropout layer behind it, with 'hf' use the AttentionInterface of transformers. "
         f"captum_staa.models.inspect(model, inputs) finds the layers."
     )
 

@@ -82,8 +82,9 @@ class ConstantShares:
 
         Call it before the function, which may change its arguments.
         """
-        if name in _FACTORS:
-            return None
+        open_values = [value for value in tensors_of(args, kwargs) if value.requires_grad]
+        if name in _FACTORS or all(gate_rank(value) == PATTERN for value in open_values):
+            return None  # what is added to a pattern is a part of what it multiplies
         if name in _BIAS:
             place, axis = _BIAS[name]
             self.convolved |= name.startswith("conv")

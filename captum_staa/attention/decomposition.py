@@ -40,7 +40,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_staa._utils.captum import _format_additional_forward_args, _run_forward
 from captum_staa._utils.checks import check_choice
-from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_compiling
+from captum_staa._utils.model_state import eval_mode, frozen_parameters, without_checkpointing, without_compiling
 from captum_staa._utils.networks import lost_gradient, networks_of, refuse_missing_backward
 from captum_staa._utils.tensors import SPREAD, gaussian
 from captum_staa.attention.completeness import ConstantShares, ModuleTrace, Sums, report_missing, rounding
@@ -103,8 +103,9 @@ def relevance_maps(
 
     The contribution of a token is spread evenly over its pixels. If the patch embedding of the model is not known,
     pixels are decomposed directly. Then the map is smoothed, because neighboring tokens of one object often have
-    opposite signs, and their mean is the contribution of the object. The Gaussian is as wide as for the tokens of the
-    grid, or of 8 x 14 x 14 tokens if there is none.
+    opposite signs, and their mean is the contribution of the object. The Gaussian is three quarters as wide as the
+    tokens among which most layers attend, which are those of the grid unless the model merges them later. If there is
+    no grid, it is as wide as for 8 x 14 x 14 tokens.
 
     Args:
         classifier, clips, score, additional_forward_args, pattern_weight: as for :func:`decompose_classifier`.
@@ -124,11 +125,36 @@ def relevance_maps(
     )
     frames, _, height, width = clips.shape[1:]
     maps = result.contributions
-    cell = (frames / 8, height / 14, width / 14) if grid is None or grid.num_patches == 1 else grid.tubelet
+    if grid is None or grid.num_patches == 1:
+        cell = (frames / 8, height / 14, width / 14)
+    else:
+        cell = _attended_cell(classifier, grid)
     if known:
         maps = grid.spread(maps, "nearest", (frames, height, width))
     t, h, w = (SPREAD * side for side in cell)
     return gaussian(maps, (t, h, w), keep_sums=True), result
+
+
+def _attended_cell(classifier: Any, grid: TokenGrid) -> tuple[float, float, float]:
+    """Return the sides ``(t, h, w)`` of the queries of half of the layers or more, in pixels.
+
+    Layers of a hierarchy merge tokens. Those of the first stage are often smaller than the objects in a clip, and a
+    Gaussian as narrow as them leaves opposite signs within one object.
+    """
+    layers = [layer for layer in classifier.family.attention(classifier.transformer) if layer.role != "pool"]
+    merged = sorted((_merged(layer.rows and layer.rows.query_groups, grid) for layer in layers), key=prod)
+    merged = merged or [(1, 1, 1)]
+    t, h, w = (side * count for side, count in zip(grid.tubelet, merged[len(merged) // 2], strict=True))
+    return t, h, w
+
+
+def _merged(groups: Tensor | None, grid: TokenGrid) -> tuple[int, ...]:
+    """Return how many patches of the grid one token stands for, along each axis."""
+    if groups is None:
+        return 1, 1, 1
+    cells = groups[grid.indices()]  # (t, h, w)
+    lines = cells[:, 0, 0], cells[0, :, 0], cells[0, 0, :]
+    return tuple(round(len(line) / len(line.unique())) for line in lines)
 
 
 def decompose_classifier(
@@ -308,6 +334,7 @@ def _pass(
         for network in networks_of(forward_func):
             stack.enter_context(frozen_parameters(network))
         stack.enter_context(without_compiling())
+        stack.enter_context(without_checkpointing())
         leaves = stack.enter_context(cut.leaves(shares.trace))
         if cut.module is None:
             source = cut.leaf(source, leaves, shares.trace)
@@ -460,9 +487,10 @@ def _on_grid(contributions: Tensor, batch: int, grid: TokenGrid) -> Tensor:
         return contributions.sum(2)
     if len(shape) == 3 and shape[0] == batch and shape[1] in (grid.num_patches, grid.num_tokens):  # (B, N, D)
         return grid.to_grid(contributions.sum(-1))
-    if len(shape) in (3, 4) and prod(shape[:-1]) == batch * t * h * w and shape[-2] == h * w:
-        return contributions.sum(-1).reshape(batch, t, h, w)  # (B * t, h * w, D) or (B, t, h * w, D)
+    if prod(shape[:-1]) == batch * t * h * w and (shape[-2] == h * w or shape[-3:-1] == (h, w)):
+        return contributions.sum(-1).reshape(batch, t, h, w)  # (B * t, h * w, D), (B, t, h, w, D) and the like
     raise ValueError(
-        f"the patch embedding must return (B, D, t, h, w), (B * t, D, h, w), (B, N, D) or (B * t, h * w, D), got shape "
-        f"{shape} for {batch} clips on {grid}. Name another module in Family(..., patch_embedding=...)."
+        f"the patch embedding must return (B, D, t, h, w), (B * t, D, h, w), (B, N, D), (B * t, h * w, D) or "
+        f"(B, t, h, w, D), got shape {shape} for {batch} clips on {grid}. Name another module in Family(..., "
+        f"patch_embedding=...)."
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
+from captum_staa._utils.flex_attention import FLEX_ATTENTION, written_out
 from captum_staa.attention.completeness import ConstantShares, dot, tensors_of
 from captum_staa.attention.linear_graph import (
     PATTERN,
@@ -530,6 +531,7 @@ _BY_NAME: dict[Rule, str] = {
 _WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     **{function: unrolled(function) for function in RECURRENT},
     torch.cosine_similarity: cosine_similarity,
+    FLEX_ATTENTION: written_out,
 }
 # Rules that replace those above if pattern_weight is above 0.
 _OPEN_RULES: dict[Rule, Callable[[Any, Any, Any, float, ConstantShares | None], Any]] = {

@@ -169,18 +169,26 @@ def _is_listed(kind: str) -> bool:
 def gate_rank(value: Tensor) -> int:
     """Return 3 for a :class:`Pattern`, 2 for a :class:`FrozenGate`, 1 for a :class:`FrozenSquash`, else 0.
 
-    The rank does not change if the value is shifted, scaled or reshaped.
+    The rank does not change if the value is shifted, scaled or reshaped. Patterns may also be mixed with constant
+    weights and normalized, as the heads of attention are in some networks.
     """
     return _gate_rank(value.grad_fn)
 
 
 def _gate_rank(node: Any) -> int:
-    while node is not None and _AFFINE.fullmatch(_kind(node)):
+    mixed = False
+    while node is not None:
+        kind = _kind(node)
+        if not _AFFINE.fullmatch(kind):
+            if kind not in _PRODUCTS and kind != "FrozenLayerNorm":
+                break
+            mixed = True
         open_edges = [edge for edge, _ in node.next_functions if edge is not None]
-        if _kind(node) == "Copy":  # into a tensor that has its own history
+        if kind == "Copy":  # into a tensor that has its own history
             open_edges = open_edges[-1:]
         node = open_edges[0] if len(open_edges) == 1 else None
-    return 0 if node is None else {"Pattern": PATTERN, "FrozenGate": 2, "FrozenSquash": 1}.get(_kind(node), 0)
+    rank = 0 if node is None else {"Pattern": PATTERN, "FrozenGate": 2, "FrozenSquash": 1}.get(_kind(node), 0)
+    return rank if rank == PATTERN or not mixed else 0
 
 
 def nonlinear_operations(root: Any, *leaves: Tensor) -> Iterator[Operation]:

@@ -58,7 +58,7 @@ class VideoMethod(Attribution):
             own = tuple(clip.detach().clone() for clip in as_tuple(inputs))  # a model may write into its input
             outputs = _run_forward(self.forward_func, own, None, extra)
         maps = (VideoAttribution.from_attributions(part, layout) for part in attributions)
-        parts = tuple(replace(part, logits=outputs) for part in maps)
+        parts = tuple(replace(part, logits=outputs.detach()) for part in maps)
         return parts if len(parts) > 1 else parts[0]
 
     def attribute_future(self) -> NoReturn:

@@ -10,15 +10,17 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from captum_staa import baselines
 from captum_staa._utils.captum import TargetType, log_usage
 from captum_staa._utils.checks import check_choice, is_number
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, in_eval_mode, uncompiled, without_compiling
+from captum_staa._utils.networks import lost_gradient, refuse_missing_backward
 from captum_staa._utils.tensors import gaussian, short_repr
 from captum_staa.attention.capture import AttentionCall, capture
 from captum_staa.attention.frozen import FrozenPatterns
-from captum_staa.attention.linear_graph import nonlinear_operations
+from captum_staa.attention.linear_graph import nonlinear_operations, reaches
 from captum_staa.attr._base import VideoMethod, call_bar, like_inputs, one_clip, refuse_inference_mode, target_outputs
 from captum_staa.layout import VideoLayout
 from captum_staa.models.families import AttentionLayer
@@ -27,8 +29,8 @@ from captum_staa.result import VideoAttribution
 
 Mode = Literal["relevance", "attention"]
 # Standard deviations of the Gaussian over maps, in frames and in patches of the tower (H, W), chosen on clips that are
-# not in the tables. In time it is twice that of STAA, because a language model reads movement from several frames.
-SPREAD = (3.0, 0.75, 0.75)
+# not in the tables. In time it is more than that of STAA, because a language model reads movement from several frames.
+SPREAD = (2.5, 0.75, 0.75)
 Counterfactual = Callable[..., Tensor]
 PATTERN_WEIGHT = 0.125  # weight of the effect of a token on attention patterns, as in STAA
 # A blur has no details, the mean frame no movement, and the reversed clip another order. One of them is not enough: a
@@ -327,15 +329,19 @@ def contributions(
     Returns:
         contributions ``(len(tokens), B, T, H, W)`` in float32 or wider, and the logits at all tokens of the answer
         ``(B, n, V)``, detached.
+
+    Raises:
+        ValueError: the logits have no gradient with respect to the clip, as in quantized models.
     """
     vlm, mode = classifier.vlm, FrozenPatterns(pattern_weight)
     leaf = clip.detach().clone().requires_grad_()
     wide = torch.promote_types(leaf.dtype, torch.float32)
     maps = []
     with torch.enable_grad(), frozen_parameters(vlm), without_compiling():
-        with mode:
+        with mode, _NoOtherLeaves():
             logits = vlm.answer_logits(leaf.clone(), classifier.prompt_for(clip), classifier.answer)
         scores = contrast(logits, classifier)
+        _check_gradient(scores, leaf, classifier)
         if nonlinear := sorted({operation.name for operation in nonlinear_operations(scores.grad_fn, leaf)}):
             warnings.warn(
                 f"FrozenPatterns must know every operation of the model, got {', '.join(nonlinear)}. Contributions are "
@@ -348,6 +354,28 @@ def contributions(
             maps.append((gradient.to(wide) * leaf.detach().to(wide)).sum(2))
             update()
     return torch.stack(maps), logits.detach()
+
+
+class _NoOtherLeaves(TorchFunctionMode):
+    """Ignore ``requires_grad_``, by which PEFT and gradient checkpointing make the embeddings of text a leaf."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is Tensor.requires_grad_ else func(*args, **(kwargs or {}))
+
+
+def _check_gradient(scores: Tensor, leaf: Tensor, classifier: AnswerClassifier) -> None:
+    """Raise ValueError if the gradient of the clip is missing or would be wrong."""
+
+    def run() -> Tensor:
+        return classifier(leaf.detach().clone().requires_grad_().clone())
+
+    refuse_missing_backward(scores, classifier, run)
+    if not scores.requires_grad or not reaches(scores.grad_fn, leaf):
+        raise ValueError(
+            f"mode='relevance' needs a gradient of the logits with respect to the clip, got none. "
+            f"{lost_gradient(classifier, run)} Remove torch.no_grad() and .detach() from the model, or use "
+            f"mode='attention', StepAblation, VideoOcclusion or RISE."
+        )
 
 
 def contrast(logits: Tensor, classifier: AnswerClassifier) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_staa._utils.captum import BaselineType, TargetType, _format_output, _is_tuple, log_usage
 from captum_staa._utils.model_state import in_eval_mode
+from captum_staa._utils.networks import sizes_explained
 from captum_staa.attr._base import VideoMethod, attribution_dtype, clips_of, evaluations
 from captum_staa.layout import VideoLayout, layout_if_known
 from captum_staa.masking.ablation import Features, ablate
@@ -91,7 +92,8 @@ class VideoFeatureAblation(VideoMethod, PerturbationAttribution):
         covers = baselines_for(clips, baselines)
         check_perturbations_per_eval(perturbations_per_eval)
         features = Features(masks, [tuple(clip.shape) for clip in clips])
-        score = TargetScore(self.forward_func, target, additional_forward_args, len(clips[0]))
+        forward = sizes_explained(self.forward_func, len(clips))
+        score = TargetScore(forward, target, additional_forward_args, len(clips[0]))
         with evaluations(self.get_name(), len(features), perturbations_per_eval, show_progress) as tick:
             falls = ablate(score, clips, covers, features, perturbations_per_eval, tick)
         attributions = (

@@ -248,7 +248,8 @@ class GradCAM(VideoMethod):
             else:  # the output does not depend on the layer
                 gradients = tuple(torch.zeros_like(output) for output in outputs)
         gradient = fold(self._stacked(gradients, batch, size[0]))
-        self._check_reach(gradient, lambda: run(True)[0])
+        if max(size) > 1:  # a clip of one pixel has one cell
+            self._check_reach(gradient, lambda: run(True)[0])
         products = WEIGHTINGS[self.weighting](gradient) * fold(activation)
         joint = products.sum(1)  # (B, t, h, w)
         self._check_cancelling(joint, products, outputs[0].dtype)

@@ -120,7 +120,7 @@ class VideoLLMAttribution(LLMAttribution):
     def _forward_func(
         self, perturbed_tensor: Tensor | None, inp: VideoMaskInput, target_tokens: Tensor, *unused: Any
     ) -> Tensor:
-        answer = target_tokens.long().cpu()
+        answer = inp.vlm.answer_ids(target_tokens.long())
         with torch.no_grad(), eval_mode(inp.vlm):
             logits = inp.vlm.answer_logits(inp.perturbed_clip(perturbed_tensor), inp.prompt, answer)
         logs = logits[0].log_softmax(-1).gather(1, answer.to(logits.device)[:, None])[:, 0]

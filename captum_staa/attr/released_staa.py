@@ -118,7 +118,7 @@ class ReleasedSTAA(VideoMethod):
         frames, height, width = classifier.layout.extent(clip)
         seen = torch.nn.functional.pad(maps, (0, width - maps.shape[3], 0, height - maps.shape[2]))
         joint = grid.to_frames(seen, frames)
-        return VideoAttribution(joint, joint.sum(1), grid.to_frames(weights, frames), logits)
+        return VideoAttribution(joint, joint.sum(1), grid.to_frames(weights, frames), logits.detach())
 
 
 def _released_maps(

@@ -210,7 +210,7 @@ class StepAblation(VideoMethod, PerturbationAttribution):
                 whole = classifier.scores(answer_logits(vlm, features, prompt, classifier.answer))  # (1, n + 1)
                 bar.update()
                 parts = []
-                for steps in torch.arange(tokens.t).split(perturbations_per_eval):
+                for steps in torch.arange(tokens.t).split(int(perturbations_per_eval)):
                     removed = self._without(features, tokens, steps)
                     parts.append(classifier.scores(answer_logits(vlm, removed, prompt, classifier.answer)))
                     bar.update()

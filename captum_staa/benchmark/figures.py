@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import cycle
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -13,11 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from captum_staa.benchmark.records import CONTROLS, GRID, INVERTED, control_of
+from captum_staa.benchmark.results import Results
 from captum_staa.visualization import Style, compare_methods
 from captum_staa.visualization.figure import evenly
-
-if TYPE_CHECKING:
-    from captum_staa.benchmark.comparison import Comparison
 
 FRAMES = 8  # frames of a contact sheet, at most
 OUTLINE = "#35d0ff"  # visible on the dark and the light colors of a map
@@ -29,13 +26,13 @@ DASHES = dict(
 TRUTHS = ("rivals", "auroc", "auroc_time", "iou", "energy_pointing_game", "temporal_pointing")
 
 
-def drawn(results: Comparison) -> dict[str, Figure]:
+def drawn(results: Results) -> dict[str, Figure]:
     """Return all figures that the results have data for, by name."""
     all_figures = {"curves": curves(results), "cost": cost(results), "ranks": ranks(results), "sheet": sheet(results)}
     return {name: figure for name, figure in all_figures.items() if figure is not None}
 
 
-def curves(results: Comparison) -> Figure | None:
+def curves(results: Results) -> Figure | None:
     """Return the mean insertion and deletion curves over clips, with a legend in the order of the areas under them."""
     names = [name for name in results.methods if name in results.curves]
     if not names:
@@ -63,7 +60,7 @@ def curves(results: Comparison) -> Figure | None:
     return figure
 
 
-def cost(results: Comparison) -> Figure | None:
+def cost(results: Results) -> Figure | None:
     """Return a plot of localization of the truth against median time; without truth, of insertion against time."""
     means = results.means()
     wanted = (*(name for name in TRUTHS if name in results.metrics), "insertion")
@@ -101,7 +98,7 @@ def cost(results: Comparison) -> Figure | None:
     return figure
 
 
-def ranks(results: Comparison) -> Figure | None:
+def ranks(results: Results) -> Figure | None:
     """Return the mean ranks of all methods by all metrics that have a better direction; 1 is best."""
     found = results.ranks()
     metrics = [m for m in results.metrics if any(not math.isnan(own.get(m, math.nan)) for own in found.values())]
@@ -125,7 +122,7 @@ def ranks(results: Comparison) -> Figure | None:
     return figure
 
 
-def sheet(results: Comparison) -> Figure | None:
+def sheet(results: Results) -> Figure | None:
     """Return the frames of one clip and the map of every method, with an outline of the evidence if it is known."""
     shown = results.sheet
     maps = {} if shown is None else {name: shown.maps[name] for name in results.methods if name in shown.maps}

@@ -160,11 +160,15 @@ def end_layer(classifier: VideoClassifier, end: End) -> str | None:
     Returns:
         For a transformer of a known family, the norm in front of the attention of its first or last block. For other
         models, the first or last child that contains convolutions, such as a stem or a stage; its parent is the
-        innermost module that contains all convolutions. None if there is no such layer.
+        innermost module that contains all convolutions. Of a ``ModuleList``, which is never called, the children count.
+        For an ST-ABN, the layer is in its trunk. None if there is no such layer.
     """
     model = uncompiled(classifier.module)
     if classifier.family is not None:
         names = [name for name, _ in model.named_modules() if name.endswith(NORMS) and "predictor" not in name]
+    elif (st_abn := st_abn_of(classifier)) is not None:  # its branch returns gates, so its trunk has the layers
+        trunk = next(name for name, module in model.named_modules() if module is st_abn.model.module)
+        names = [f"{trunk}.{name}" for name in _children_with_convolutions(st_abn.model.module)]
     else:
         names = _children_with_convolutions(model)
     return names[0 if end == "first" else -1] if names else None
@@ -210,7 +214,13 @@ def _children_with_convolutions(model: nn.Module) -> list[str]:
     depth = 0  # of the innermost module that contains all convolutions
     while paths and len({tuple(path[: depth + 1]) for path in paths}) == 1 and depth + 1 < len(paths[0]):
         depth += 1
-    return list(dict.fromkeys(".".join(path[: depth + 1]) for path in paths))
+    called = []
+    for path in paths:
+        end = depth + 1
+        while end < len(path) and isinstance(model.get_submodule(".".join(path[:end])), (nn.ModuleList, nn.ModuleDict)):
+            end += 1
+        called.append(".".join(path[:end]))
+    return list(dict.fromkeys(called))
 
 
 def _kind(classifier: VideoClassifier) -> str:
@@ -279,8 +289,21 @@ def _branch(weighting: str) -> Make:
     return make
 
 
+class _GradCamByPosition(Explainer):
+    """Grad-CAM of a layer that was chosen by its position. If the layer does not suit, the method does not apply."""
+
+    def _called(self, function: Callable[..., Any], clip: Tensor, target: int) -> Any:
+        try:
+            return super()._called(function, clip, target)
+        except ValueError as error:
+            raise NotApplicableError(
+                f"{error} The layer was chosen by its position in the model. Pass an instance with a layer that you "
+                f"choose: GradCAM(classifier, layer)"
+            ) from error
+
+
 def _grad_cam(end: End, weighting: Any) -> Make:
-    return lambda classifier, perturbations_per_eval: Explainer(
+    return lambda classifier, perturbations_per_eval: _GradCamByPosition(
         GradCAM(classifier, named_layer(classifier, end), weighting=weighting)
     )
 

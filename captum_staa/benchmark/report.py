@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -27,10 +27,8 @@ from captum_staa.benchmark.records import (
     Row,
     control_of,
 )
+from captum_staa.benchmark.results import Results
 from captum_staa.benchmark.scoring import COSTS
-
-if TYPE_CHECKING:
-    from captum_staa.benchmark.comparison import Comparison
 
 NOTHING = "–"
 NEAR = 0.8  # share of a method's advantage above which its control counts as equally good
@@ -90,7 +88,7 @@ def streamed(lines: Iterator[str], path: str | Path | None, overwrite: bool) -> 
     return None
 
 
-def csv_of(results: Comparison) -> Iterator[str]:
+def csv_of(results: Results) -> Iterator[str]:
     """Yield the lines of CSV with the columns clip, method, metric and value."""
     file = io_module.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -101,7 +99,7 @@ def csv_of(results: Comparison) -> Iterator[str]:
         file.truncate()
 
 
-def json_of(results: Comparison) -> Iterator[str]:
+def json_of(results: Results) -> Iterator[str]:
     """Yield the lines of JSON, with one line per entry of long lists, so that two files can be compared with diff."""
     ranks = results.ranks()
     means = (
@@ -131,7 +129,7 @@ def json_of(results: Comparison) -> Iterator[str]:
     yield "\n}\n"
 
 
-def markdown_of(results: Comparison, intervals: bool) -> str:
+def markdown_of(results: Results, intervals: bool) -> str:
     """Return a Markdown table with aligned columns, followed by remarks."""
     head, body = _grid(results, intervals, lambda text: f"**{text}**", lambda text: text.replace("|", "\\|"))
     wide = [max(map(len, column)) for column in zip(head, *body, strict=True)]
@@ -145,7 +143,7 @@ def markdown_of(results: Comparison, intervals: bool) -> str:
     return "\n".join([line(head), f"|{rule}|", *map(line, body), "", *remarks(results)]) + "\n"
 
 
-def latex_of(results: Comparison, intervals: bool) -> str:
+def latex_of(results: Results, intervals: bool) -> str:
     """Return a LaTeX ``tabular`` with the same cells."""
     head, body = _grid(results, intervals, lambda text: rf"\textbf{{{text}}}", _latex)
     rows = [" & ".join(cells) + r" \\" for cells in (head, *body)]
@@ -158,7 +156,7 @@ def latex_of(results: Comparison, intervals: bool) -> str:
     return text
 
 
-def html_of(results: Comparison, intervals: bool = True) -> str:
+def html_of(results: Results, intervals: bool = True) -> str:
     """Return an HTML ``<table>`` with the same cells."""
     head, body = _grid(results, intervals, lambda text: f"<b>{text}</b>", html.escape)
     rows = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in body]
@@ -178,7 +176,7 @@ class Pictures(dict[str, Figure]):
         )
 
 
-def page(results: Comparison, pictures: Pictures) -> str:
+def page(results: Results, pictures: Pictures) -> str:
     """Return the whole page."""
     parts = [
         f"<h1>{len(results.methods)} methods on {len(results.clips)} clips</h1>",
@@ -195,7 +193,7 @@ def page(results: Comparison, pictures: Pictures) -> str:
     )
 
 
-def remarks(results: Comparison) -> list[str]:
+def remarks(results: Results) -> list[str]:
     """Return remarks that explain the numbers."""
     count = len(results.clips)
     lines = [
@@ -221,7 +219,7 @@ def remarks(results: Comparison) -> list[str]:
     return lines
 
 
-def marked(results: Comparison) -> dict[str, list[str]]:
+def marked(results: Results) -> dict[str, list[str]]:
     """Return by method its controls that are as good: ``"random weights"`` and ``"other class"``."""
     return {
         method: kinds
@@ -230,7 +228,7 @@ def marked(results: Comparison) -> dict[str, list[str]]:
     }
 
 
-def _control_remarks(results: Comparison) -> Iterator[str]:
+def _control_remarks(results: Results) -> Iterator[str]:
     """Yield remarks that explain the controls."""
     if MODEL_FREE in results.methods:
         yield f"The control {MODEL_FREE} is the difference from the mean frame, which does not use the model."
@@ -247,7 +245,7 @@ def _control_remarks(results: Comparison) -> Iterator[str]:
 
 
 def _grid(
-    results: Comparison, intervals: bool, bold: Callable[[str], str], escape: Callable[[str], str]
+    results: Results, intervals: bool, bold: Callable[[str], str], escape: Callable[[str], str]
 ) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of a table as text."""
     means, reasons, marks = results.means(), results.reasons(), marked(results)
@@ -266,7 +264,7 @@ def _grid(
     return head, body
 
 
-def _best(results: Comparison, metric: str, means: dict[str, dict[str, Mean]]) -> list[str]:
+def _best(results: Results, metric: str, means: dict[str, dict[str, Mean]]) -> list[str]:
     """Return the names of the best methods, controls excluded; numbers that print alike are ties."""
     sign = results.better[metric]
     scores = {
@@ -309,7 +307,7 @@ def _png(figure: Figure) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _trust(results: Comparison) -> str:
+def _trust(results: Results) -> str:
     reliabilities = results.trust()
     if not reliabilities:
         return ""
@@ -328,7 +326,7 @@ def _trust(results: Comparison) -> str:
     )
 
 
-def _failures(results: Comparison) -> str:
+def _failures(results: Results) -> str:
     if not results.failures:
         return ""
     rows = [f"<li>{html.escape(f'{row.clip}, {row.method}: {row.reason}')}</li>" for row in results.failures[:200]]

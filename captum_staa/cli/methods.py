@@ -20,7 +20,7 @@ from captum_staa.perturbation.config import REGULARIZERS, PerturbationConfig
 from captum_staa.result import VideoAttribution
 
 # The method of explain without --method: the first that applies. On planted clips, STAA finds the evidence best in
-# transformers, and GradCAM of the first layer in networks of convolutions (docs/planted.md, docs/st_abn_table.md).
+# transformers, and GradCAM of the first layer in networks of convolutions (docs/results_truth.md).
 DEFAULTS = ("STAA (relevance)", "GradCAM", "VideoOcclusion")
 COPIES = 8  # maximum number of altered clips per forward pass: one optimization step with four areas needs 8
 COPIED = 2**21  # maximum number of elements of the altered clips per forward pass

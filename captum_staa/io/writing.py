@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_staa._utils.files import FilePath, atomic
 from captum_staa.io.decoding import import_av
+from captum_staa.layout import check_dense
 
 # By suffix: encoder, default and worst crf, options of the encoder, options of the container. AVI does not store the
 # display order of frames, so it must not contain B-frames (bf). Browsers start an MP4 sooner if its index comes first
@@ -124,7 +125,10 @@ def write_video(
         ValueError: the shape of ``frames``, ``fps``, ``crf`` or the suffix is invalid.
     """
     target = Path(path)
-    frames = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
+    if isinstance(frames, Tensor):
+        check_dense(frames, "frames")
+        frames = frames.detach().cpu().numpy()
+    frames = np.asarray(frames)
     if frames.dtype != np.uint8:
         raise TypeError(f"frames for {target} must be uint8 in 0..255, got {frames.dtype}. Scale and round them first.")
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:

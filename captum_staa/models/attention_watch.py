@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from captum_staa._utils.flex_attention import FLEX_ATTENTION, written_out
+
 SOFTMAX = (
     F.softmax,
     torch.softmax,
@@ -41,6 +43,7 @@ def softmax_axis(args: Any, kwargs: Any, ndim: int) -> int:
 
 
 _FEATURES = 32  # of the projections that are kept of queries, values and other tokens
+_PARTS = ("__getitem__", "narrow", "index_select", "slice")
 _PRODUCTS = ("matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum")
 
 
@@ -71,6 +74,8 @@ class SeenAttention:
         queries: the queries, or None if the operands of the scores were not seen.
         values: the values, one per key.
         result: what takes the place of the attention's output if attention is replaced.
+        changed: whether the matrix that is multiplied by the values is not the result of a softmax over keys, as
+            behind talking heads, a mask or a second normalization.
     """
 
     module: nn.Module
@@ -82,6 +87,7 @@ class SeenAttention:
     queries: Site | None
     values: Site
     result: Tensor | None = None
+    changed: bool = False
 
 
 @dataclass
@@ -111,6 +117,8 @@ class _Pattern:
     queries: Tensor | None  # (L, Q, d)
     counts: dict[nn.Module, int]
     heads: int | None  # of the nn.MultiheadAttention that computes it
+    size: float  # of the result
+    dtype: torch.dtype
 
 
 @dataclass
@@ -183,6 +191,9 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is FLEX_ATTENTION:
+            with self:
+                return written_out(*args, **kwargs)
         kind = KIND_OF.get(func)
         if kind == "mha":
             self._count("mha")
@@ -197,7 +208,7 @@ class Watch(TorchFunctionMode):
             return self._product(func, name, args, kwargs)
         output = func(*args, **kwargs)
         if isinstance(output, Tensor) and output.is_floating_point():  # of attributes too, such as x.mT
-            self._pass_on(args, kwargs, output)
+            self._pass_on(name, args, kwargs, output)
             if self.tail is not None and len(self.attention) >= self.tail:
                 self._keep(self.after, name, output)
         return output
@@ -233,10 +244,11 @@ class Watch(TorchFunctionMode):
 
     # --- what passes on the marks of scores and patterns --------------------------------------------------------------
 
-    def _pass_on(self, args: Any, kwargs: Any, output: Tensor) -> None:
+    def _pass_on(self, name: str, args: Any, kwargs: Any, output: Tensor) -> None:
         for marks in (self._scores, self._patterns):
+            part = name in _PARTS and marks is self._patterns  # without the columns of learned keys, for example
             for value in _tensors((*args, *kwargs.values())):
-                if value.numel() == output.numel() and value in marks:
+                if (part or value.numel() == output.numel()) and value in marks:
                     marks[output] = marks[value]
                     break
 
@@ -268,7 +280,9 @@ class Watch(TorchFunctionMode):
         axis, scores = softmax_axis(args, kwargs, output.ndim), args[0] if args else kwargs["input"]
         found: _Scores | None = self._scores.get(scores)
         queries = None if found is None else _queries(found, tuple(scores.shape), axis)
-        self._patterns[output] = _Pattern(axis, tuple(output.shape), queries, counts, self._heads)
+        self._patterns[output] = _Pattern(
+            axis, tuple(output.shape), queries, counts, self._heads, self._size(output), output.dtype
+        )
         return output
 
     def _product(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -301,7 +315,10 @@ class Watch(TorchFunctionMode):
         features = [letter for letter in of_values if letter not in of_pattern]
         lead = [letter for letter in of_pattern if letter not in (*keys[:1], *queries[:1])]
         if not (len(keys) == len(queries) == len(features) == 1) or not set(lead) <= set(of_out):
-            self.unread.append(self._name())
+            if result.shape == pattern[0].shape:  # a product with other things, such as one that mixes heads
+                self._patterns[result] = found
+            else:
+                self.unread.append(self._name())
             return result
         sizes = dict(zip(of_pattern, pattern[0].shape, strict=True))
         standard = _standard(*values, lead, (keys[0], features[0]), sizes)
@@ -318,12 +335,29 @@ class Watch(TorchFunctionMode):
             sides = [sides[0] // found.heads, found.heads]
         seen = self._record(kind, found.counts, tuple(sides), axes, taken, standard)
         seen.shape = (sizes[queries[0]], sizes[keys[0]])
+        seen.changed = self._is_changed(pattern[0], of_pattern.index(keys[0]), found)
         if self.replace is None:
             return self._opened(result)
         replaced = self._replaced(seen, result.shape[of_out.index(features[0])], result)  # (L, Q, d)
         order = [*lead, queries[0], features[0]]
         replaced = replaced.view([result.shape[of_out.index(letter)] for letter in order])
         return replaced.permute([order.index(letter) for letter in of_out]).contiguous()
+
+    def _size(self, matrix: Tensor) -> float:
+        """Return the norm, which no reordering changes; 0 if attention is replaced, so that nothing is compared."""
+        return 0.0 if self.replace else float(torch.linalg.vector_norm(matrix.detach(), dtype=_wide(matrix)))
+
+    def _is_changed(self, matrix: Tensor, axis: int, found: _Pattern) -> bool:
+        """Return whether rows do not sum to 1 over the axis of keys, or the size is not that of the softmax's result.
+
+        Rows whose keys are all masked may be 0.
+        """
+        if self.replace:
+            return False
+        close = max(1e-4, *(2 * torch.finfo(dtype).eps for dtype in (matrix.dtype, found.dtype)))
+        sums = matrix.detach().sum(axis, dtype=_wide(matrix))
+        whole = ((sums - 1).abs() < close) | (sums == 0)
+        return not bool(whole.all()) or abs(self._size(matrix) - found.size) > close * found.size
 
     def _opened(self, result: Tensor) -> Tensor:
         if not self.open_tail or len(self.attention) != self.tail:
@@ -374,6 +408,10 @@ def _without_dispatch(func: FunctionType) -> FunctionType:
     )
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 def _is_probability(values: Tensor, over_rows: bool) -> bool:

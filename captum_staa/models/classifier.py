@@ -15,13 +15,20 @@ from torch import Tensor, nn
 
 from captum_staa._utils.checks import check_choice, check_count
 from captum_staa._utils.model_state import eval_mode, frozen_parameters, uncompiled, without_compiling
-from captum_staa._utils.networks import lacks_backward, missing_backward
+from captum_staa._utils.networks import (
+    OTHER_CHANNELS,
+    SHAPES_DIFFER,
+    lacks_backward,
+    missing_backward,
+    stated_sizes,
+)
 from captum_staa.layout import VideoLayout
 from captum_staa.models.families import Family, Pooling, find_transformer
 from captum_staa.models.labels import index_of, labels_of
 from captum_staa.models.loading import HUB_OPTIONS, load
 from captum_staa.models.outputs import (
     KINDS,
+    Contrast,
     FunctionName,
     LastFunction,
     OutputKey,
@@ -340,7 +347,8 @@ class VideoClassifier(nn.Module):
                     f"class against another, use versus."
                 )
             outputs = 1 - outputs if self._kind == "probabilities" else -outputs
-        return outputs if dtype is None else outputs.to(dtype)
+        outputs = outputs if dtype is None else outputs.to(dtype)
+        return outputs if self.contrasted is None or not eager else Contrast.of(outputs, self.check_target)
 
     def preprocess(self, frames: np.ndarray | Tensor) -> Tensor:
         """Convert frames, for example from :func:`captum_staa.io.read_video`, to the clip that the model takes.
@@ -449,7 +457,7 @@ class VideoClassifier(nn.Module):
 
         Returns:
             A classifier that shares the module. Its output is a score per class, in units of a logit. That of the
-            other class itself is always 0, so methods and metrics of this library refuse it as a target.
+            other class itself is always 0, so to select it is a ValueError, also when a method of Captum does it.
 
         Raises:
             ValueError: the class does not exist, or the model has a single output.
@@ -769,7 +777,7 @@ class VideoClassifier(nn.Module):
     def _hint_at_swapped_axes(self, clip: Tensor, error: RuntimeError) -> None:
         """Raise ValueError about swapped axes if an unknown module failed and T looks like a number of channels."""
         sizes = dict(zip(self.layout.axes, clip.shape, strict=True))
-        channels = _OTHER_CHANNELS.search(str(error))  # as torch words it: of the weight, of the input
+        channels = OTHER_CHANNELS.search(str(error))  # as torch words it: of the weight, of the input
         swapped = channels and (int(channels[1]), int(channels[2])) == (sizes["C"], sizes["T"])
         if self.family is None and (swapped or (sizes["T"] in (1, 3) and sizes["C"] not in (1, 3))):
             raise ValueError(
@@ -780,9 +788,9 @@ class VideoClassifier(nn.Module):
 
     def _hint_at_size(self, clip: Tensor, error: RuntimeError) -> None:
         """Raise ValueError about the size of the clip if an unknown module failed because shapes do not fit."""
-        if self.family is None and _SHAPES_DIFFER.search(str(error)):
+        if self.family is None and SHAPES_DIFFER.search(str(error)):
             sizes = dict(zip(self.layout.axes, clip.shape, strict=True))
-            stated = ", ".join(f"{name}={value}" for name, value in _sizes_stated_in(self.module).items())
+            stated = ", ".join(f"{name}={value}" for name, value in stated_sizes(self.module).items())
             ran = [f"ran before on {t} frames of {h} x {w} pixels" for t, h, w in filter(None, [self._ran])]
             expected = " and ".join([f"has {stated}"] * bool(stated) + ran) or "does not state its size"
             raise ValueError(
@@ -814,13 +822,6 @@ class VideoClassifier(nn.Module):
 _OTHER_ARGUMENTS = re.compile(
     r"to unpack|positional argument|unexpected keyword argument|Dimension out of range|too many indices"
 )
-# how torch words that the tensors of a module do not fit together
-_SHAPES_DIFFER = re.compile(
-    r"[Tt]he size of tensor a|shapes cannot be multiplied|is invalid for input of size|[Ss]izes of tensors must match|"
-    r"[Tt]he expanded size of the tensor|[Kk]ernel size can't be greater than actual input size|must match the size"
-)
-_OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
-_SIZE_NAMES = ("img_size", "image_size", "input_size", "num_frames", "clip_length")
 _OPTIONS = {
     *("layout", "labels", "family", "num_frames", "image_size", "preprocessing", "output", "output_key", "pack"),
 }
@@ -852,17 +853,6 @@ def _same_clip(classifier: VideoClassifier, clip: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _sizes_stated_in(module: nn.Module) -> dict[str, Any]:
-    """Return the sizes of clips that a module states in attributes with usual names, such as ``img_size``."""
-    found: dict[str, Any] = {}
-    for part in module.modules():
-        for name in _SIZE_NAMES:
-            value = vars(part).get(name)
-            if isinstance(value, (int, tuple)) and not isinstance(value, bool):
-                found.setdefault(name, value)
-    return found
 
 
 def _is_clip(value: object) -> bool:

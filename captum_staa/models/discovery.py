@@ -114,7 +114,7 @@ def described(
     except ValueError as error:
         raise unread or error from None
     fits = {"grid": True, "layers": report.placed, "rollout": report.ok}[needs]
-    if not fits or not report.attention:
+    if not fits or not (report.attention or (needs == "grid" and report.unread)):
         raise unread or ValueError(report.refusal())
     found = copy.copy(classifier)
     found.family, found.grid, found._transformer_name = report.unverified_family(), report.grid, ""

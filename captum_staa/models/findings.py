@@ -34,6 +34,7 @@ class _Table:
         heads, outer, order: as in :class:`TokenRows`.
         copies: number of heads.
         certainty: of the positions.
+        own: share of a change of pixels that is in their own token.
         problem: why the attention is not read.
     """
 
@@ -45,10 +46,11 @@ class _Table:
     outer: int
     order: Tensor | None
     certainty: float = float("nan")
+    own: float = float("nan")
     problem: str = ""
 
     @property
-    def own(self) -> bool:
+    def among_itself(self) -> bool:
         """Whether queries and keys are the same tokens."""
         return torch.equal(self.queries, self.keys)
 
@@ -60,6 +62,7 @@ def report_of(probe: Probe) -> Inspection:
         type(probe.model).__name__,
         probe.classifier.layout.axes,
         probe.size,
+        unread=tuple(probe.unread),
         declared=None if family is None else family.name,
     )
     cells = probe.cells() if seen else None
@@ -81,7 +84,7 @@ def _unplaced(probe: Probe, seen: SeenAttention, problem: str = "tokens not plac
 
 
 MIXED = -2
-FEW = 64  # tokens without pixels that are followed one by one; more are padding, perhaps
+FEW = 16  # tokens without pixels that are followed one by one at once; more are padding, perhaps, which one clip shows
 
 
 class _Others:
@@ -245,9 +248,10 @@ class _Findings:
         keys, asked = standing[:, : keys.shape[1]].clone(), standing[:, keys.shape[1] :].clone()
         found = [each.found for each in (values, queries) if each is not None and each.found is not None]
         certainty = min((each.certainty for each in found), default=float("nan"))
+        own = min((each.own for each in found), default=float("nan"))
         if not problem and not all(each.certain for each in found):
-            problem = f"blocks of pixels are mixed (certainty {certainty:.1%})"
-        return _Table(keys, asked, group, heads, copies, fold.outer, order, certainty, problem)
+            problem = f"blocks of pixels are mixed, or tokens are selected by their content (certainty {certainty:.1%})"
+        return _Table(keys, asked, group, heads, copies, fold.outer, order, certainty, own, problem)
 
     def _cells_of(self, tokens: Field) -> tuple[Tensor, str]:
         """Return the number of the cell of each token, -1 for those without pixels, and why it is unknown."""
@@ -386,7 +390,12 @@ class _Findings:
     def _check(self, used: list[int]) -> None:
         """Note what rollout assumes and what was not verified."""
         for name in self.probe.unread:
-            self.problems.append(f"the softmax of {name!r} is written by hand, and is not seen when attention is read.")
+            self.problems.append(f"the attention of {name!r} cannot be read, because its softmax is written by hand.")
+        for name in dict.fromkeys(self.probe.name_of(seen) for seen in self.seen if seen.changed):
+            self.problems.append(
+                f"the matrix that multiplies the values in {name!r} is not the result of a softmax over keys, but is "
+                f"changed behind it, as by talking heads, a mask, removed keys or a second normalization."
+            )
         for number in self.used:
             table = self.tables[number]
             if table.problem and table.problem != "tokens are not pixels":
@@ -396,10 +405,9 @@ class _Findings:
                 )
         for earlier, later in pairwise(used if self.graph.reached else ()):
             if earlier not in self.graph.ancestors[later]:
-                self.of_rollout.append(
-                    f"{self.probe.name_of(self.seen[earlier])!r} and {self.probe.name_of(self.seen[later])!r} run side "
-                    f"by side, and rollout knows sequences of layers only."
-                )
+                one, other = (self.probe.name_of(self.seen[number]) for number in (earlier, later))
+                both = f"{one!r} and {other!r} run" if one != other else f"parts of {one!r} (queries or heads) run"
+                self.of_rollout.append(f"{both} side by side, and rollout knows sequences of layers only.")
         for number in used:
             table, name = self.tables[number], self.probe.name_of(self.seen[number])
             if self._pools(number, table):
@@ -451,7 +459,7 @@ class _Findings:
 
     def _sequence(self, used: list[int], tail: Tensor | None) -> tuple[TokenGrid, Tensor]:
         """Return the grid, and the token at each place of the sequence."""
-        orders = [self.tables[n].keys[0] for n in used if len(self.tables[n].keys) == 1 and self.tables[n].own]
+        orders = [self.tables[n].keys[0] for n in used if len(self.tables[n].keys) == 1 and self.tables[n].among_itself]
         if tail is not None:
             orders.append(tail)
         every = torch.arange(self.patches)
@@ -460,7 +468,7 @@ class _Findings:
             sequence = complete[0]
         else:
             others = [self.tables[n].queries.flatten() for n in used]
-            known = torch.cat(others).unique()
+            known = torch.cat([*others, every[:0]]).unique()
             sequence = torch.cat([known[known >= self.pixels], every])
         known = torch.cat([*(self.tables[n].queries.flatten() for n in used), sequence]).unique()
         left = known[(known >= self.pixels) & ~torch.isin(known, sequence)]
@@ -580,7 +588,7 @@ class _Findings:
             problem = table.problem or ("" if number in self.used else "the output does not depend on it")
             return _unplaced(self.probe, seen, problem)
         return FoundAttention(
-            layer, type(seen.module).__name__, len(table.keys), *seen.shape, table.copies, table.certainty
+            layer, type(seen.module).__name__, len(table.keys), *seen.shape, table.copies, table.certainty, table.own
         )
 
     def _patch_embedding(self, grid: TokenGrid) -> str | None:
@@ -589,9 +597,10 @@ class _Findings:
         for number, tokens in enumerate(self.probe.before):
             shape, count = tokens.shape, self.patches
             t, h, w = grid.shape
+            in_grid = ((1, t, h * w, None), (t, h, w, None), (1, t, h, w, None))
             for axis, forms in (
                 ("second", ((1, None, t, h, w), (t, None, h, w))),
-                ("last", ((1, count, None), (1, grid.num_tokens, None), (t, h * w, None))),
+                ("last", ((1, count, None), (1, grid.num_tokens, None), (t, h * w, None), *in_grid)),
             ):
                 field_ = self.probe.fields.get(("before", number, axis))
                 fits = any(
@@ -610,7 +619,7 @@ class _Findings:
                 cells = field_.found.cells
                 order = cells[cells >= 0]
                 expected = torch.arange(count)
-                if axis == "last" and shape[0] == 1:
+                if axis == "last" and shape[0] == 1 and len(shape) == 3:
                     expected = grid.to_tokens(expected.view(grid.shape))
                 others = len(cells) - len(order)
                 if (

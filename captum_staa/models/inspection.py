@@ -12,6 +12,8 @@ from captum_staa.grid import TokenGrid
 from captum_staa.models.families import AttentionLayer, Family, Pooling
 from captum_staa.models.token_positions import OWN
 
+MIXED = 0.95  # the share of the first layer's own change below which tokens of a later one count as mixed
+
 
 @dataclass(frozen=True)
 class FoundAttention:
@@ -23,6 +25,8 @@ class FoundAttention:
         rows, queries, keys, heads: numbers of rows per clip (such as one per frame), of queries and keys per row, and
             of heads.
         certainty: how often a changed block of pixels changes its own token most, .5 to 1; nan without pixels.
+        own: share of the change that is in the token of the changed block, without attention before it; nan without
+            pixels. Less than 1 behind operations other than attention that mix tokens.
         problem: what could not be verified, or an empty string.
     """
 
@@ -33,6 +37,7 @@ class FoundAttention:
     keys: int
     heads: int
     certainty: float = float("nan")
+    own: float = float("nan")
     problem: str = ""
 
 
@@ -55,6 +60,7 @@ class Inspection:
             overlapping convolutions.
         problems: what could not be verified. STAA reads the attention only if there is none.
         of_rollout: those of the problems that are about the way from layer to layer and to the head alone.
+        unread: modules with a softmax written by hand, so that their attention cannot be read.
         declared: name of the declared family of the model, or None.
         differences: what the declared family states differently.
         forwards: number of clips that passed through the model.
@@ -72,6 +78,7 @@ class Inspection:
     own: float = float("nan")
     problems: tuple[str, ...] = ()
     of_rollout: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     declared: str | None = None
     differences: tuple[str, ...] = ()
     forwards: int = 0
@@ -121,7 +128,7 @@ class Inspection:
         """Return the message for a model that STAA cannot explain."""
         way = (
             f"STAA(mode='relevance') needs no {'rollout' if self.placed else 'attention layers'}. "
-            if self.attention
+            if self.attention or self.unread
             else ""
         ) + "GradCAM, RISE, VideoOcclusion and SpatioTemporalPerturbation work with any network."
         return (
@@ -163,6 +170,12 @@ class Inspection:
             lines += [f"merged later into: {merged}" for merged in self.coarser]
             overlap = "" if self.own >= OWN else "; blocks overlap, and tokens are placed by the order of their centers"
             lines.append(f"blocks of pixels: {self.own:.1%} of a change is in the block's own token{overlap}")
+            mixed = min((found for found in self.attention if found.own < MIXED * self.own), key=_own, default=None)
+            if mixed is not None:
+                lines.append(
+                    f"tokens are mixed outside attention, too, which rollout does not follow: {mixed.own:.1%} of a "
+                    f"change is in the block's own token in {_name(mixed.layer)!r}"
+                )
             lines.append(f"patch embedding: {self.patch_embedding or 'not found, relevance is computed for pixels'}")
         if self.reads is not None:
             lines.append(f"the head reads: {_words(self.reads)}")
@@ -171,10 +184,14 @@ class Inspection:
             lines.append(f"declared family {self.declared!r}: {agrees}")
         lines += [f"not verified: {problem}" for problem in self.problems]
         relevance = "see above; other methods work"
-        if self.attention:
+        if self.attention or self.unread:
             relevance = f"relevance{' and layer gradients' * self.placed}, but not attention; see above"
         lines.append("STAA: " + ("attention and relevance" if self.ok else relevance))
         return "\n".join(lines)
+
+
+def _own(found: FoundAttention) -> float:
+    return found.own
 
 
 def _words(reads: Pooling) -> str:

@@ -275,7 +275,10 @@ def axes_of(
             f"{' or '.join(axes.pattern for axes in fits)}. Pass layer_axes={fits[0].pattern!r} or "
             f"layer_axes={fits[1].pattern!r}."
         )
-    tokens = grid or "a grid. Pass grid=TokenGrid(...), or a VideoClassifier around a known transformer"
+    tokens = grid or (
+        "a grid. Pass grid=captum_staa.models.inspect(model, inputs).grid, grid=TokenGrid(...), or a VideoClassifier "
+        "around a known transformer"
+    )
     seen = f" with channels in axis {channel}" if channel is not None and output.ndim > 3 else ""
     if stretched:
         seen += " and other axes that do not have the proportions of the frame"

@@ -13,7 +13,7 @@ A model's output is one of four kinds (:data:`OutputKind`):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, get_args
 
@@ -321,6 +321,43 @@ def minus_other(outputs: Tensor, kind: OutputKind, other: int | Literal["rest"],
     # log(total - own) is log(total) + log(1 - p). The p of the highest class may round to 1, so its rest is summed.
     rest = total + torch.log1p(-(values - total).exp().masked_fill(is_highest, 0))
     return values - rest.where(~is_highest, values.masked_fill(is_highest, -torch.inf).logsumexp(axis, keepdim=True))
+
+
+class Contrast(Tensor):
+    """Outputs of ``clf.versus(other)``: to explain the output of the other class, which is always 0, is a ValueError.
+
+    Methods of Captum do not know it, and would return a map of zeros. They select the target's output, or (DeepLift)
+    differentiate no other. The results of all operations are plain tensors.
+    """
+
+    _check: Callable[[Any], None]
+
+    @classmethod
+    def of(cls, outputs: Tensor, check: Callable[[Any], None]) -> Contrast:
+        """Return the same outputs, with a function that raises ValueError for targets that must not be selected."""
+        if outputs.requires_grad and outputs.ndim == 2:
+
+            def refuse(gradient: Tensor) -> None:
+                alone = gradient.count_nonzero(1) == 1
+                check(gradient[alone].ne(0).int().argmax(1))
+
+            outputs.register_hook(refuse)
+        own = outputs.as_subclass(cls)
+        own._check = check
+        return own
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Check what is selected, and run the operation on the plain tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            first = args[0] if args else None
+            if isinstance(first, Contrast):
+                if func is Tensor.__getitem__ and isinstance(args[1], tuple) and len(args[1]) > 1:
+                    first._check(args[1][1] if isinstance(args[1][1], int) else None)
+                elif func in (torch.gather, Tensor.gather) and len(args) > 2:
+                    first._check(args[2])
+                args = (first.as_subclass(Tensor), *args[1:])
+            return func(*args, **(kwargs or {}))
 
 
 # --- whether the kind is right ----------------------------------------------------------------------------------

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_staa._utils.model_state import eval_mode, frozen_parameters, uncompiled, without_compiling
+from captum_staa._utils.model_state import (
+    eval_mode,
+    frozen_parameters,
+    uncompiled,
+    without_checkpointing,
+    without_compiling,
+)
 from captum_staa.models.attention_watch import SeenAttention, Watch
 from captum_staa.models.classifier import VideoClassifier
 from captum_staa.models.token_positions import (
@@ -112,6 +118,7 @@ class Probe:
             eval_mode(self.classifier),
             frozen_parameters(self.classifier),
             without_compiling(),
+            without_checkpointing(),
             torch.no_grad(),
             self.bar,
         ):
@@ -133,17 +140,20 @@ class Probe:
     # --- which attention --------------------------------------------------------------------------------------------
 
     def attention(self) -> list[SeenAttention]:
-        """Return the attention computations, after two forwards that must agree."""
-        watch = Watch()
-        outputs = self.forward(self.own_clip, watch)
-        again = self.forward(self.own_clip, Watch())  # the same kernels run
+        """Return the attention computations of a forward."""
+        self.watch = Watch()
+        self.outputs = self.forward(self.own_clip, self.watch)
+        self.unread = list(dict.fromkeys(self.watch.unread))
+        self.tail = len(self.watch.attention)
+        return self.watch.attention
+
+    def _refuse_other_outputs(self) -> None:
+        """Run the clip of :meth:`attention` again, after another one. Its outputs must be the same."""
+        outputs, again = self.outputs, self.forward(self.own_clip, Watch())  # the same kernels run
         close = self.rounding * float(outputs.detach().float().abs().max())
         same = outputs.shape == again.shape and torch.allclose(outputs.float(), again.float(), 0, close, equal_nan=True)
         if not same:
             raise ValueError(self._by_chance())
-        self.unread = list(dict.fromkeys(watch.unread))
-        self.tail, self.watch = len(watch.attention), watch
-        return watch.attention
 
     def _by_chance(self) -> str:
         """Return the message for a model that draws random numbers, with the first module that does."""
@@ -151,14 +161,19 @@ class Probe:
         return (
             f"the forward of {type(self.model).__name__} must give the same outputs for the same clip, got different "
             f"ones in two calls in eval mode{where}. It draws random numbers, as F.dropout without "
-            f"training=self.training, random masks or random routing do. Switch this off, or seed it in the forward."
+            f"training=self.training, random masks or random routing do, or keeps a state between calls, as a memory "
+            f"or a cache does. Switch this off, or seed or reset it in the forward."
         )
 
     def no_attention(self) -> str:
-        by_hand = f" A softmax written by hand was seen in {', '.join(map(repr, self.unread))}." if self.unread else ""
+        if self.unread:
+            return (
+                f"no attention of {type(self.model).__name__} can be read, because the softmax of "
+                f"{', '.join(map(repr, self.unread))} is written by hand."
+            )
         return (
             f"no attention was found in {type(self.model).__name__}: it calls no scaled_dot_product_attention, "
-            f"nn.MultiheadAttention or softmax of queries times keys.{by_hand} Attention in scripted code or in "
+            f"flex_attention, nn.MultiheadAttention or softmax of queries times keys. Attention in scripted code or in "
             f"kernels of other libraries (flash_attn, xformers) is not seen; switch them off."
         )
 
@@ -183,6 +198,7 @@ class Probe:
         """Find the cells of pixels that tokens stand for, and the position of each token."""
         single = Watch(replace=nothing, tail=self.tail)
         self.forward(self.clip, single)
+        self._refuse_other_outputs()
         self.before = single.before
         if len(single.attention) != self.tail:
             self.problems = ["the number of attention computations depends on their results: tokens are routed."]

@@ -13,6 +13,7 @@ CERTAIN = 0.9  # how often a changed block must change its own token most if blo
 FOLLOWS = 0.9  # the least correlation of centers with the order of cells along an axis
 OFF = 0.75  # cells, by which centers must be closer to the cells that they follow
 UNEVEN = 0.3  # cells, by which distances between lines of centers may differ from each other
+CLOSE = 0.02  # cells or shares of a change, by which a token of one cell may be off
 OWN = 0.03  # the least share of a change in the token of the changed block
 
 
@@ -305,7 +306,7 @@ def positions(
     alive = change.alive.cpu()
     if not alive.any():
         return None
-    grid = _finest(centers[alive], cells) or _coarser(centers[alive], cells)
+    grid = _finest(centers[alive], cells, sizes.cpu()[:, alive]) or _coarser(centers[alive], cells)
     found = None
     if grid is not None:
         index = torch.zeros(alive.shape, dtype=torch.long)
@@ -375,12 +376,20 @@ def _verified(sizes: Tensor, index: Tensor, grid: Cells, expected: Tensor, near:
     return Positions(index, grid, certainty, _own(*seen), exact, expected, near)
 
 
-def _finest(centers: Tensor, cells: Cells) -> Cells | None:
-    """Return the finest cells, if the tokens stand for each of them equally often."""
+def _finest(centers: Tensor, cells: Cells, sizes: Tensor) -> Cells | None:
+    """Return the finest cells, if the tokens stand for each of them equally often, or for single ones of them.
+
+    A layer that gets every second token looks like one of merged tokens, but each of its tokens changes as a whole, or
+    not at all.
+    """
     t, h, w = ((centers[:, place] - 0.5).round().long().clamp(0, axis.count - 1) for place, axis in enumerate(cells))
     times = ((t * cells[1].count + h) * cells[2].count + w).bincount()
     fits = len(times) == cells[0].count * cells[1].count * cells[2].count and bool((times == times[0]).all())
-    return (Axis(cells[0].count, 1), Axis(cells[1].count, 1), Axis(cells[2].count, 1)) if fits else None
+    single = bool(
+        ((centers - 0.5 - torch.stack([t, h, w], 1)).abs() < CLOSE).all() and (sizes * (1 - sizes)).abs().max() < CLOSE
+    )
+    finest = Axis(cells[0].count, 1), Axis(cells[1].count, 1), Axis(cells[2].count, 1)
+    return finest if fits or single else None
 
 
 def _coarser(centers: Tensor, cells: Cells) -> Cells | None:

@@ -18,7 +18,7 @@ from captum_staa._utils.checks import is_number
 from captum_staa._utils.tensors import short_repr
 from captum_staa.io import Video
 from captum_staa.layout import VideoLayout
-from captum_staa.models import VideoClassifier
+from captum_staa.models import VideoClassifier, VideoLanguageModel
 from captum_staa.models.classifier import classifier_of
 from captum_staa.result import as_tensor
 
@@ -93,7 +93,7 @@ class Frames:
         return frames if isinstance(frames, Frames) else cls.from_video(frames)
 
     @classmethod
-    def from_video(cls, video: Pixels, classifier: VideoClassifier | None = None) -> Frames:
+    def from_video(cls, video: Pixels, classifier: VideoClassifier | VideoLanguageModel | None = None) -> Frames:
         """Return original frames with their times in the file, and with the region that a model saw.
 
         Example:
@@ -105,7 +105,8 @@ class Frames:
         Args:
             video: the result of :func:`captum_staa.io.read_video`, or uint8 frames ``(T, H, W, 3)``, whose times are
                 not known.
-            classifier: the model that is explained: its ``layout``, and the ``crop`` that its preprocessing takes.
+            classifier: the model that is explained, also a video language model: its ``layout``, and the ``crop`` that
+                its preprocessing takes.
         """
         known: dict[str, Any] = {}
         if isinstance(video, Video):
@@ -114,6 +115,10 @@ class Frames:
         frames = cls(video, **known)  # type: ignore[arg-type]  # converted to an array
         if classifier is None:
             return frames
+        if isinstance(classifier, VideoLanguageModel):
+            steps = classifier.preprocessing
+            crop = None if steps is None else steps.crop_box(*frames.size)
+            return replace(frames, crop=crop, layout=classifier.layout)
         model = _checked(classifier)
         crop = None if model.preprocessing is None else model.crop_box(*frames.size)
         return replace(frames, crop=crop, layout=model.layout)

@@ -36,13 +36,25 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=mask, dropout_p=0.0)
             return self.inner.out_proj(y.transpose(1, 2).flatten(2))
         scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5
-        pattern = SOFTMAXES[self.spelling](scores)
+        pattern = (SOFTMAXES | MIXED)[self.spelling](scores)
         return self.inner.out_proj(torch.einsum("bhqk,bhkd->bqhd", pattern, v).flatten(2))
 
 
 def _by_hand(scores: Tensor) -> Tensor:
     positive = (scores - scores.amax(-1, keepdim=True)).exp()
     return positive / positive.sum(-1, keepdim=True)
+
+
+def mixed_heads(pattern: Tensor) -> Tensor:
+    """Return ``(B, heads, Q, N)`` with heads mixed by constants and shifted, as in CaiT and DeepViT."""
+    weights = torch.tensor([[0.7, -0.4], [0.5, 1.1]], dtype=pattern.dtype)
+    return torch.einsum("bhqk,hg->bgqk", pattern, weights) + 0.02
+
+
+def normalized_heads(pattern: Tensor) -> Tensor:
+    """Return ``(B, heads, Q, N)`` with layer norm over heads."""
+    shift = torch.tensor([0.3, -0.2], dtype=pattern.dtype)
+    return F.layer_norm(pattern.movedim(1, -1), (HEADS,), 1 - shift, shift).movedim(-1, 1)
 
 
 SOFTMAXES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -54,6 +66,10 @@ SOFTMAXES: dict[str, Callable[[Tensor], Tensor]] = {
     "_softmax": lambda x: torch._softmax(x, -1, False),
     "softmin": lambda x: F.softmin(-x, -1),
     "by hand": _by_hand,
+}
+MIXED: dict[str, Callable[[Tensor], Tensor]] = {  # other networks
+    "mixed heads": lambda x: mixed_heads(x.softmax(-1)),
+    "normalized heads": lambda x: normalized_heads(x.softmax(-1)),
 }
 SPELLINGS = ("sdpa", "sdpa keywords", "mha", "mha weights", *SOFTMAXES)
 

@@ -78,14 +78,14 @@ def _contrast(logits: Tensor, own: int, others: Tensor) -> Tensor:
 
 
 def merged(maps: Tensor, patch: int) -> Tensor:
-    """Spread each value of ``(B, T, H, W)`` over its neighborhood of 3 frames and .75 patches, keeping sums."""
+    """Spread each value of ``(B, T, H, W)`` over its neighborhood of 2.5 frames and .75 patches, keeping sums."""
 
     def kernel(size: int, width: float) -> Tensor:  # (from, to)
         distance = (torch.arange(size)[:, None] - torch.arange(size)).double()
         weights = torch.exp(-((distance / width) ** 2) / 2) * (distance.abs() <= int(3 * width + 0.5))
         return weights / weights.sum(1, keepdim=True)
 
-    sides = zip(maps.shape[1:], (3.0, 0.75 * patch, 0.75 * patch), strict=True)
+    sides = zip(maps.shape[1:], (2.5, 0.75 * patch, 0.75 * patch), strict=True)
     return torch.einsum("bthw,tT,hH,wW->bTHW", maps.double(), *(kernel(*side) for side in sides)).to(maps)
 
 

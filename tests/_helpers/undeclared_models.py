@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import randomize
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
 
 from captum_staa import TokenGrid
 
@@ -74,6 +75,38 @@ class Einsum(Explicit):
         return self.proj(torch.einsum("bhqk,bkhd->bqhd", attn, v).flatten(2))
 
 
+class Flexible(Fused):
+    """``flex_attention`` with a bias per head and place in the sequence, and a mask of near tokens.
+
+    It calls what the function of torch calls, which refuses gradients on a CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(HEADS, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        near, bias = self._near, self.bias
+        mask = create_block_mask(lambda b, h, q, k: near(q, k), None, None, x.shape[1], x.shape[1], device="cpu")
+        outputs = torch.ops.higher_order.flex_attention(
+            *(part.contiguous() for part in self.parts(x)),
+            lambda score, b, h, q, k: score + bias[h, k],
+            mask.as_tuple(),
+            (WIDTH // HEADS) ** -0.5,
+            {},
+        )
+        return self.proj(outputs[0].transpose(1, 2).flatten(2))
+
+    def explicit(self, x: Tensor) -> Tensor:
+        q, k, _ = self.parts(x)
+        places = torch.arange(x.shape[1])
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5 + self.bias[:, None, : x.shape[1]]
+        return scores.masked_fill(~self._near(places[:, None], places), -torch.inf).softmax(-1)
+
+    def _near(self, q: Any, k: Any) -> Any:
+        return (q < 1) | (q - k).abs() < 20
+
+
 class KeysFirst(Explicit):
     """Scores with keys before queries, softmax over axis -2, heads before the batch."""
 
@@ -103,6 +136,7 @@ class MultiHead(nn.Module):
 
 ATTENTION: dict[str, Callable[[], nn.Module]] = {
     "fused": Fused,
+    "flexible": Flexible,
     "explicit": Explicit,
     "softmax module": SoftmaxModule,
     "einsum": Einsum,
@@ -268,6 +302,7 @@ CELL = (2, 8, 8)
 MODELS: dict[str, Undeclared] = {
     "fused": Undeclared(_plain("fused"), "BCTHW", TokenGrid(4, 3, 2, 1, "thw", CELL), "cls", "sdpa"),
     "explicit": Undeclared(_plain("explicit"), "BCTHW", TokenGrid(4, 3, 2, 1, "thw", CELL), "cls", "softmax"),
+    "flexible": Undeclared(_plain("flexible"), "BCTHW", TokenGrid(4, 3, 2, 1, "thw", CELL), "cls", "sdpa"),
     "softmax module, mean": Undeclared(
         _plain("softmax module", prefix=0, reads="mean"), "BCTHW", TokenGrid(4, 3, 2, 0, "thw", CELL), "mean", "softmax"
     ),

@@ -59,7 +59,7 @@ def test_weighted_rows_equal_the_product_whether_few_or_all_are_used(name: str, 
     weights = torch.zeros(3, 7)
     weights[:, :used] = torch.rand(3, used, generator=torch.Generator().manual_seed(2))
     every = torch.arange(7)[None]
-    rows, backend, where = None, {"fused": "sdpa", "multi head": "mha"}.get(name, "softmax"), "0"
+    rows, backend, where = None, {"fused": "sdpa", "flexible": "sdpa", "multi head": "mha"}.get(name, "softmax"), "0"
     if name == "softmax module":
         rows = TokenRows(every, every, 7, order=torch.arange(HEADS))
     elif name == "keys first":

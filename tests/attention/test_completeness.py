@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from covering import in_one_case
-from frozen_models import clips, contrast, vit
+from frozen_models import MIXED, clips, contrast, vit
 from tiny_models import randomize, snapshot
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -173,6 +173,15 @@ LOST: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     ),
     "codes": (lambda x: x / 9 + CODES[(x @ CODES.mT).argmax(-1)], "no gradient after 'argmax'"),
 }
+
+
+@in_one_case()
+@pytest.mark.parametrize("pattern_weight", [0.0, 0.3])
+@pytest.mark.parametrize("spelling", MIXED)
+def test_patterns_whose_heads_are_mixed_are_complete(spelling, pattern_weight):
+    model = vit(spelling)
+    result = decompose(model, clips(), contrast, tokens=model.embed, pattern_weight=pattern_weight)
+    assert result.nonlinear == () and abs(float(result.remainder)) < 1e-9
 
 
 @in_one_case()

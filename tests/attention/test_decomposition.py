@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from covering import in_one_case, over_values
-from frozen_models import HEADS, SPELLINGS, WIDTH, clips, contrast, share_of_parameters, vit
+from frozen_models import HEADS, SPELLINGS, WIDTH, clips, contrast, mixed_heads, share_of_parameters, vit
 from tiny_models import NAMES, CallsSdpa, clip_for, own, own_family, randomize, tiny
 from torch import Tensor, nn
 
@@ -128,7 +128,7 @@ def test_one_block_equals_explicit_matrix_products():
         assert float(contributions[n]) == pytest.approx(share, abs=1e-10)
 
 
-@pytest.mark.parametrize("spelling", [spelling for spelling in SPELLINGS if spelling != "by hand"])
+@pytest.mark.parametrize("spelling", ["mixed heads", *(s for s in SPELLINGS if s != "by hand")])
 def test_pattern_weight_adds_what_tokens_do_to_attention_as_queries_and_keys(spelling):
     """Finite differences of one block, whose queries, keys and values are of three different inputs; no autograd."""
     model = vit(spelling, layers=1)
@@ -153,7 +153,10 @@ def test_pattern_weight_adds_what_tokens_do_to_attention_as_queries_and_keys(spe
             weights, biases = (named[f"attn.inner.in_proj_{kind}"].chunk(3) for kind in ("weight", "bias"))
             projected = [x @ w.T + b for x, w, b in zip(y, weights, biases, strict=True)]
             q, k, v = (x.unflatten(-1, (HEADS, -1)).transpose(0, 1) for x in projected)
-            mixed = ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(0, 1).flatten(1)
+            pattern = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+            if spelling == "mixed heads":
+                pattern = mixed_heads(pattern[None])[0]
+            mixed = (pattern @ v).transpose(0, 1).flatten(1)
             x = v_of + mixed @ named["attn.inner.out_proj.weight"].T + named["attn.inner.out_proj.bias"]
             at = [at[0], x, *at[2:]] if base is None else at
             up = norm(x, block["norm2"], at[1]) @ named["mlp.up.weight"].T + named["mlp.up.bias"]

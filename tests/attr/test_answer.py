@@ -149,6 +149,7 @@ def test_without_an_answer_the_model_gives_its_own():
 def test_model_and_clip_are_as_before_also_after_an_error(mode):
     vlm = VideoLanguageModel(copy.deepcopy(tiny_vlm(NAME).model).train(), tiny_vlm(NAME).processor)
     clf, clip = vlm.as_classifier(question(NAME), ANSWER), clips_of(NAME)
+    vlm.model.model.rope_deltas = None
     state = {key: value.clone() for key, value in vlm.state_dict().items()}
     configs = [module.config._attn_implementation for module in vlm.model.modules() if hasattr(module, "config")]
     method = AnswerAttribution(clf, mode=mode)
@@ -183,6 +184,43 @@ def test_one_forward_is_enough_for_all_tokens(mode):
         assert len(calls) == 5  # and one for each of three counterfactual clips
     finally:
         handle.remove()
+
+
+def test_embeddings_that_require_gradients_change_nothing():
+    """PEFT and gradient checkpointing make the embeddings of text a leaf of the graph."""
+    clip, model = clips_of(NAME), copy.deepcopy(tiny_vlm(NAME).model)
+    model.enable_input_require_grads()
+    clf = VideoLanguageModel(model, tiny_vlm(NAME).processor).as_classifier(question(NAME), ANSWER, "left")
+    (found,), _ = contributions(clip, clf, [2])  # warnings are errors
+    assert torch.equal(found, contributions(clip, classifier(versus="left"), [2])[0][0])
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates quantize_dynamic, and warns about missing backward passes
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("all", r"without a backward pass.*model\.visual\.blocks\.0\.attn\.qkv' \(Linear\)"),
+        # residual connections pass the quantized layers by
+        ("down_proj", r"without a backward pass.*model\.language_model\.layers\.0\.mlp\.down_proj' \(Linear\)"),
+        ("no_grad", r"needs a gradient of the logits with respect to the clip, got none\."),
+    ],
+)
+def test_a_model_without_the_gradient_of_the_clip_is_an_error_of_relevance_alone(part, message):
+    model, clip = copy.deepcopy(tiny_vlm(NAME).model), clips_of(NAME)
+    if part == "no_grad":
+        model.model.visual.forward = torch.no_grad()(model.model.visual.forward)
+    else:
+        names = {
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and part in (name.split(".")[-1], "all")
+        }
+        model = torch.ao.quantization.quantize_dynamic(model, names, dtype=torch.qint8)
+    clf = VideoLanguageModel(model, tiny_vlm(NAME).processor).as_classifier(question(NAME), ANSWER)
+    with pytest.raises(ValueError, match=message):
+        AnswerAttribution(clf).attribute(clip, target=2)
+    found, full = (AnswerAttribution(each, mode="attention").attribute(clip, target=2) for each in (clf, classifier()))
+    assert torch.allclose(found, full, atol=0.1 * float(full.max()))
 
 
 def test_bad_input_is_refused():

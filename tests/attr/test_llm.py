@@ -76,3 +76,8 @@ def test_bad_input_is_refused():
     inp = VideoMaskInput(vlm, clip, question(name), mask)
     with pytest.raises(ValueError, match="one perturbation per call"):
         inp.perturbed_clip(torch.ones(2, 5))
+    llm = VideoLLMAttribution(FeatureAblation(vlm.model), vlm.tokenizer)
+    with pytest.raises(ValueError, match="must not contain the tokens of a video or an image"):
+        llm.attribute(inp, target="it <IMG_CONTEXT> is")
+    with pytest.raises(ValueError, match="answer must be a text or a non-empty list of token ids"):
+        llm.attribute(inp, target="")

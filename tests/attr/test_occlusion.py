@@ -12,7 +12,17 @@ from captum.attr import Occlusion
 from covering import in_one_case
 from torch import Tensor, nn
 
-from captum_staa import VideoClassifier, VideoLayout, VideoOcclusion
+from captum_staa import (
+    RISE,
+    GradCAM,
+    SpatioTemporalPerturbation,
+    VideoClassifier,
+    VideoFeatureAblation,
+    VideoLayout,
+    VideoOcclusion,
+    feature_masks,
+    metrics,
+)
 from captum_staa.attr import occlusion
 from captum_staa.benchmark import PlantedClips
 from captum_staa.metrics import auroc
@@ -279,3 +289,62 @@ def test_usual_mistakes_say_what_to_pass() -> None:
         VideoOcclusion(clf).attribute(clip, *windows, target=1)
     with pytest.raises(TypeError, match=r"got list. Pass one tensor per input of the model; if .*, pass this clip to"):
         VideoOcclusion(clf).attribute([clip, clip], *windows)  # type: ignore[arg-type]
+
+
+# --- clips that a bare module does not take -----------------------------------------------------------------------
+
+
+class EightFrames(nn.Module):
+    """A network of (B, C, T, H, W) for 8 frames, with a defect in it if asked."""
+
+    def __init__(self, fails: str = "") -> None:
+        super().__init__()
+        self.num_frames, self.fails = 8, fails
+        self.conv, self.head = nn.Conv3d(3, 2, 1), nn.Linear(16, 3)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        if self.fails:
+            raise RuntimeError(self.fails)
+        return self.head(self.conv(clip).mean((3, 4)).flatten(1))
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "VideoOcclusion": lambda net, x, layout: VideoOcclusion(net, layout).attribute(x, (2, 4, 4), target=1),
+    "RISE": lambda net, x, layout: RISE(net, layout).attribute(x, target=1, n_samples=4),
+    "VideoFeatureAblation": lambda net, x, layout: VideoFeatureAblation(net, layout).attribute(
+        x, target=1, feature_mask=feature_masks.frames(x, layout)
+    ),
+    "SpatioTemporalPerturbation": lambda net, x, layout: SpatioTemporalPerturbation(net, layout=layout).attribute(
+        x, target=1
+    ),
+    "GradCAM": lambda net, x, layout: GradCAM(net, "conv", layout=layout).attribute(x, target=1),
+    "deletion": lambda net, x, layout: metrics.deletion(net, x, x, target=1, layout=layout, steps=2, cells=(1, 4, 4)),
+}
+
+
+@in_one_case()
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_clip_of_another_size_than_a_module_takes_is_a_value_error(method):
+    built = r"built \(num_frames=8\), got shape \(\d, 3, 5, 8, 8\)\. Pass as many frames"
+    with pytest.raises(ValueError, match=built) as caught:
+        method(EightFrames().eval(), torch.rand(1, 3, 5, 8, 8), "BCTHW")
+    assert type(caught.value.__cause__) is RuntimeError
+    assert str(caught.value.__cause__) in str(caught.value)
+    swapped = r"takes, got shape \(\d, 8, 3, 8, 8\), of which a layer for 3 channels gets 8"
+    with pytest.raises(ValueError, match=swapped):
+        method(EightFrames().eval(), torch.rand(1, 8, 3, 8, 8), "BTCHW")
+    with pytest.raises(RuntimeError, match=r"^a defect of the model$"):
+        method(EightFrames("a defect of the model").eval(), torch.rand(1, 3, 8, 8, 8), "BCTHW")
+
+
+def test_an_error_about_shapes_after_the_first_call_is_that_of_the_model():
+    """The whole clip was accepted, so the size is right."""
+    net = EightFrames().eval()
+
+    def forward(clip: Tensor) -> Tensor:
+        return net(clip) if len(clip) == 1 else net(clip.flatten(0, 1)[None, :3, :5])
+
+    method = VideoOcclusion(forward, "BCTHW")
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes") as caught:
+        method.attribute(torch.rand(1, 3, 8, 8, 8), (2, 4, 4), target=1, perturbations_per_eval=2)
+    assert not isinstance(caught.value, ValueError)

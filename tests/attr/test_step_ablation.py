@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from slow_answer import step_removed
@@ -20,7 +21,7 @@ def test_falls_are_those_of_features_changed_by_hand(name):
     clip = clips_of(name)
     clf = tiny_vlm(name).as_classifier(question(name), ANSWER)
     for replacement in ("mean", "zero", "before"):
-        falls = StepAblation(clf, replacement).attribute_steps(clip, perturbations_per_eval=2)
+        falls = StepAblation(clf, replacement).attribute_steps(clip, perturbations_per_eval=np.int64(2))
         for step in (0, 2):
             expected = clf(clip)[0] - step_removed(clf, clip, step, replacement)
             assert torch.allclose(falls[0, :, step], expected, atol=1e-5)

@@ -145,6 +145,39 @@ def test_end_layer_finds_the_first_and_last_layer():
     assert lost.call is None and "GradCAM(classifier, layer)" in lost.reason
 
 
+def test_end_layer_is_a_layer_that_the_model_calls():
+    """A ModuleList is never called, and the branch of an ST-ABN returns gates."""
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Conv3d(3, 4, 1)
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Conv3d(4, 4, 1), nn.ReLU()) for _ in range(3))
+
+        def forward(self, clip: Tensor) -> Tensor:
+            x = self.embed(clip)
+            for block in self.blocks:
+                x = block(x)
+            return x.mean((2, 3, 4))
+
+    listed = VideoClassifier(Listed(), "BCTHW")
+    assert [end_layer(listed, end) for end in ("first", "last")] == ["embed", "blocks.2"]
+    st_abn = VideoClassifier.from_pretrained("tiny-st-abn-pattern")
+    assert [end_layer(st_abn, end) for end in ("first", "last")] == ["model.module.stem", "model.module.stages"]
+    for classifier, clip in ((listed, torch.rand(3, 4, 8, 8)), (st_abn, PLANTED[16][0].transpose(0, 1))):
+        found = silent(classifier, [(clip, 0)], ["GradCAM", "GradCAM (last)"], ["sparsity"], model_controls=False)
+        assert not found.reason_rows
+
+
+def test_grad_cam_by_name_does_not_apply_where_its_layer_has_no_map():
+    """The layer is not the user's choice, so this is not a failure of every clip."""
+    net = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Flatten(3), nn.Conv2d(1, 2, 1), nn.Flatten(), nn.LazyLinear(2))
+    clip = torch.rand(3, 4, 8, 8)
+    net(clip[None])
+    found = silent(VideoClassifier(net, "BCTHW"), [(clip, 0)], ["GradCAM", "Saliency"], ["sparsity"])
+    assert not found.failures and "GradCAM(classifier, layer)" in found.reasons()["GradCAM"]
+
+
 def test_custom_instances_functions_and_metrics(clf):
     def brightest(case: MetricInput) -> Tensor:
         return case.maps.amax()

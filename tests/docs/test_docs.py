@@ -71,7 +71,8 @@ def repeated(pages: dict[Path, str]) -> list[str]:
 def in_toctrees(pages: dict[Path, str]) -> Counter[str]:
     """Count how often each page is an entry of a table of contents."""
     trees = [tree for text in pages.values() for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", text, re.S | re.M)]
-    return Counter(line.strip() for tree in trees for line in tree.splitlines() if line.strip() and line[0] != ":")
+    lines = [line.strip() for tree in trees for line in tree.splitlines() if line.strip() and line[0] != ":"]
+    return Counter(re.sub(r".*<(\w+)>$", r"\1", line) for line in lines)  # "title <page>" is a page with another title
 
 
 def documented(text: str) -> list[object]:
@@ -212,6 +213,30 @@ def test_all_formulas_can_be_rendered():
     assert inside[0] < inside[1] / 2
 
 
+def gallery() -> ModuleType:
+    """Return the program that draws the gallery."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module("gallery")
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+SLOW = ("SpatioTemporalPerturbation", "VideoOcclusion", "RISE")  # hundreds of forwards per map
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in gallery().METHODS]
+)
+def test_maps_of_the_gallery_find_the_evidence(name):
+    drawing = gallery()
+    assert drawing.file_of(name).is_file()
+    models, method = drawing.METHODS[name]
+    for model in models:
+        _, task, clf, clip, label = next(drawing.clips((model,)))
+        assert float(drawing.scored(method(clf, clip, label), task).split()[1]) > 0.6
+
+
 # Tests of the helper functions above.
 
 
@@ -237,7 +262,8 @@ def test_other_helpers_find_faults():
     words = "word " * 26
     assert repeated({Path("a"): f"{words}\n\nother", Path("b"): f"- {words[:-5]}\n\n{words}"}) == [words.strip()]
     assert not repeated({Path("a"): f"```\n{words}\n```", Path("b"): f"{words}\n\n| {words} |"})
-    assert in_toctrees({Path("a"): "```{toctree}\n:caption: a\n\nx\ny\n```\n```{toctree}\nx\n```"}) == {"x": 2, "y": 1}
+    trees = "```{toctree}\n:caption: a\n\nx\ny\n```\n```{toctree}\nThe X <x>\n```"
+    assert in_toctrees({Path("a"): trees}) == {"x": 2, "y": 1}
     assert undocumented(["captum_staa.visualization"], ".. autofunction:: captum_staa.visualization.to_html\n")
     page = (
         ".. automodule:: captum_staa.feature_masks\n   :members: frames, segments, grid,\n      tubelets, supervoxels\n"

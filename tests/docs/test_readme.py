@@ -10,12 +10,6 @@ from captum_staa import io
 from captum_staa.benchmark import PlantedClips
 
 ROOT = Path(__file__).parents[2]
-SLOW = (
-    "SpatioTemporalPerturbation",
-    "VideoOcclusion",
-    "RISE",
-    "IntegratedGradients",
-)  # in the gallery, which uses six models
 OPTIONAL = ("torchvision", "peft")  # packages of users' models, which the tests do not install
 
 # Larger steps in examples of methods that run the model for every region; a slow test runs the unchanged code.
@@ -38,9 +32,8 @@ def blocks():
     for path in sorted((ROOT / "docs").glob("*.md")):
         found = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
         for i, code in enumerate(found):
-            slow = path.stem == "gallery" and any(name in code for name in SLOW)
             less = lessened(code)
-            yield pytest.param(less, id=f"{path.name}-{i}", marks=[pytest.mark.slow] if slow else [])
+            yield pytest.param(less, id=f"{path.name}-{i}")
             if less != code:
                 yield pytest.param(code, id=f"{path.name}-{i}-whole", marks=pytest.mark.slow)
 

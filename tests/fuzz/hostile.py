@@ -47,6 +47,7 @@ def _values(kind: str, good: Any) -> list[Bad]:
         "word": _words,
         "layout": _layouts,
         "clip": _clips,
+        "inputs": lambda good: [bad for bad in _clips(good) if not _is_several(bad.value)],
         "maps": _maps,
         "pictured": _pictured,
         "map alone": _map_alone,
@@ -57,6 +58,7 @@ def _values(kind: str, good: Any) -> list[Bad]:
         "baseline": _baselines,
         "mask": _masks,
         "triple": _triples,
+        "pair": lambda good: [Bad(value, must and repr(value) != "(1, 1)") for value, must in _triples(good)],
         "generator": _generators,
         "frames": _frames,
         "model": _models,
@@ -114,6 +116,11 @@ def _clips(good: Any) -> list[Bad]:
         *(plain.tolist(), (plain, plain), [plain], (), "clip", 1.0, nn.Flatten(), (plain, None), ((plain,),)),
     ]
     return [*map(Bad, bad)]
+
+
+def _is_several(value: Any) -> bool:
+    """Return whether a value is several clips, as of a model of several inputs."""
+    return isinstance(value, tuple) and bool(value) and all(isinstance(each, Tensor) for each in value)
 
 
 def _map_alone(good: Any) -> list[Bad]:

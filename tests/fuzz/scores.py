@@ -197,7 +197,7 @@ def tables(draw: Any) -> Call:
         def check(truth: Tensor) -> None:
             assert bool(truth[0, 0].all()) and not bool(truth[0, 1:].any()) and truth.shape[2:] == size
 
-        kinds, refusals = {"boxes": "table", "size": "triple"}, ("each box must",)
+        kinds, refusals = {"boxes": "table", "size": "pair"}, ("each box must",)
         return _call(
             draw, name, metrics.boxes_to_truth, {"boxes": boxes, "size": size}, kinds, check=check, refusals=refusals
         )
@@ -233,7 +233,7 @@ def disturbed(draw: Any) -> Call:
         "frame_shuffle": {"window": 2},
     }[name]
     kinds = {"cells": "triple", "std": "number", "share": "fraction", "baseline": "signed", "window": "count"}
-    kinds = {key: kinds[key] for key in options} | {"layout": "layout", "generator": "generator?", "clip": "clip"}
+    kinds = {key: kinds[key] for key in options} | {"layout": "layout", "generator": "generator?", "clip": "inputs"}
     kinds |= {"perturb_radius": "number"}
 
     def run(clip: Any, layout: Any, perturb_radius: Any = 0.05, **made: Any) -> Any:

@@ -29,6 +29,7 @@ from captum_staa import (
     VideoOcclusion,
     baselines,
     feature_masks,
+    io,
     metrics,
     smooth,
     visualization,
@@ -283,6 +284,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         r"bool of shape \(1, 1, 4\)",
     ),
+    "frames without values": (
+        lambda: io.write_video("never.mp4", torch.empty(2, 4, 6, 3, dtype=torch.uint8, device="meta"), 25),
+        TypeError,
+        "frames must be a dense tensor .* device meta",
+    ),
+    "an object for frames": (
+        lambda: visualization.Frames(NAN.__class__),
+        TypeError,
+        "frames must be .* got an array of object <class 'float'>",
+    ),
     "a class for a frame": (
         lambda: baselines.freeze(CLIP, "BTCHW", int),
         TypeError,
@@ -327,6 +338,16 @@ def test_arrays_that_are_flipped_along_an_axis_of_one_are_drawn() -> None:
     ]
     pictures = [np.asarray(figure.axes[0].images[0].get_array()) for figure in drawn]
     np.testing.assert_array_equal(*pictures)
+
+
+def test_a_layer_of_one_cell_has_a_map() -> None:
+    clip, model = CLIP[:, :1, :, :1, :1], convolutions("BTCHW", 3)
+    features = model.first(clip.transpose(1, 2)).detach().requires_grad_()
+    (slopes,) = torch.autograd.grad(
+        model.head(model.second(features.tanh()).square().mean((2, 3, 4)))[:, 1].sum(), features
+    )
+    found = GradCAM(model, "first", layout="BTCHW").attribute_maps(clip, 1, relu_attributions=False).joint
+    torch.testing.assert_close(found, (features * slopes).sum(1).detach())
 
 
 def test_places_of_any_memory_order_are_ranked_without_a_warning() -> None:

@@ -63,7 +63,7 @@ def spearman(found: Tensor, wanted: Tensor) -> float:
     return float(torch.corrcoef(torch.stack(places))[0, 1])
 
 
-# Lower than in docs/numerical_precision.md for the bundled VideoMAE and 3D CNN, with a margin for other CPUs.
+# Lower than in docs/results_models.md for the bundled VideoMAE and 3D CNN, with a margin for other CPUs.
 FLOORS = {
     "attention": 0.99,
     "attention, last layer": 0.99,

@@ -57,6 +57,13 @@ def test_versus_subtracts_the_mean_of_other_words_at_the_same_place():
     assert classifier(versus=ids).versus_ids.tolist() == [ids] * 3
     with pytest.raises(ValueError, match="words of one token each, got 'it is', which has 2"):
         classifier(versus="it is")
+    with pytest.raises(ValueError, match=r"versus must consist of token ids from 0 to .* got ids from 9999"):
+        classifier(versus=["left", 9999])
+    with pytest.raises(ValueError, match="versus must have at least one token"):
+        classifier(versus="")
+    for wrong in (1.5, True, [None]):
+        with pytest.raises(TypeError, match="versus must be a word, a token id, or a list of these, got"):
+            classifier(versus=wrong)
 
 
 def test_integrated_gradients_of_captum():

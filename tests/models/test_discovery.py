@@ -69,6 +69,13 @@ def test_attention_of_an_undeclared_transformer_equals_the_slow_formula(name: st
     assert slow.std() > 0.01 * slow.max(), "a flat map would agree with anything"
 
 
+def test_relevance_through_flex_attention_is_that_of_explicit_matrices() -> None:
+    clf, clip = inspected("flexible"), clip_of("BCTHW")
+    found = STAA(clf).attribute(clip, 1)
+    with slow_undeclared.explicit_attention(clf.module):
+        torch.testing.assert_close(found, STAA(VideoClassifier(clf.module, layout="BCTHW")).attribute(clip, 1))
+
+
 @in_one_case()
 @pytest.mark.parametrize("name", MODELS)
 def test_relevance_of_an_undeclared_transformer_is_that_of_the_declared_one(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from covering import in_one_case
 from tiny_models import randomize
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from undeclared_models import WIDTH, Block, Explicit, FrameEncoder, Fused, PlainViT, clip_of
 
 from captum_staa import STAA, TokenGrid, VideoClassifier, models
@@ -127,10 +129,97 @@ class ByHand(PlainViT):
         self.blocks[1].attn = self.Attention()
 
 
+class MixesHeads(PlainViT):
+    """CaiT and DeepViT: constants mix the heads of attention behind its softmax."""
+
+    class Attention(Explicit):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.parts(x)
+            pattern = torch.einsum("bhqk,hg->bgqk", (q @ k.mT / 4).softmax(-1), torch.tensor([[1, 0.5], [0, 1]]).to(q))
+            return self.proj((pattern @ v).transpose(1, 2).flatten(2))
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.blocks:
+            block.attn = self.Attention()
+
+
 class MixesExamples(PlainViT):
     def stem(self, clip: Tensor) -> Tensor:
         x = super().stem(clip)
         return x - x.mean(0, keepdim=True) / 2
+
+
+def with_attention(kind: type[Explicit]) -> Callable[[], PlainViT]:
+    class Model(PlainViT):
+        def __init__(self) -> None:
+            super().__init__()
+            for block in self.blocks:
+                block.attn = kind()
+
+    return Model
+
+
+class TalkingHeads(Explicit):
+    """DeepViT: heads are mixed behind the softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.zeros(2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x)
+        attn = torch.einsum("bhij,hg->bgij", (q @ k.mT / 4).softmax(-1), self.mix)
+        return self.proj((attn @ v).transpose(1, 2).flatten(2))
+
+
+class Strongest(Explicit):
+    """Keeps the five strongest keys of each query, with a sum of 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x)
+        attn = (q @ k.mT / 4).softmax(-1)
+        attn = attn * (attn >= attn.topk(5).values[..., -1:])
+        return self.proj((attn / attn.sum(-1, keepdim=True) @ v).transpose(1, 2).flatten(2))
+
+
+class OverQueries(Explicit):
+    """Slot attention: the softmax is over queries."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x)
+        return self.proj(((q @ k.mT / 4).softmax(-2) @ v).transpose(1, 2).flatten(2))
+
+
+class Sink(Explicit):
+    """A key without a value takes a part of the softmax."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x)
+        scores = q @ k.mT / 4
+        attn = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1).softmax(-1)[..., :-1]
+        return self.proj((attn @ v).transpose(1, 2).flatten(2))
+
+
+class InChunks(Explicit):
+    """Queries in chunks of nine, to save memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x)
+        parts = [(part @ k.mT / 4).softmax(-1) @ v for part in q.split(9, -2)]
+        return self.proj(torch.cat(parts, 2).transpose(1, 2).flatten(2))
+
+
+class MixesQueries(Explicit):
+    """Queries are made of several tokens, so no layer at all can be read."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x)
+        attn = ((q + q.roll(5, 2) - q.roll(11, 2)) @ k.mT / 4).softmax(-1)
+        return self.proj((attn @ v).transpose(1, 2).flatten(2))
+
+
+CHANGED = r"multiplies the values in 'blocks\.0\.attn' is not the result of a softmax over keys"
 
 
 @in_one_case()
@@ -142,35 +231,50 @@ class MixesExamples(PlainViT):
         (Crops, (8, 40, 32), r"not from the first pixel on\).*crops its clips"),
         (Text, (8, 24, 16), "no query, key or value depends on the pixels.*text"),
         (SortsTokens, (8, 24, 16), "places tokens by their content"),
-        (DropsTokens, (8, 24, 16), r"at 'blocks\.1\.attn' tokens are not on a regular grid"),
+        (DropsTokens, (8, 24, 16), r"at 'blocks\.1\.attn' (tokens are not on a regular|.*selected by their content)"),
+        (with_attention(TalkingHeads), (8, 24, 16), CHANGED),
+        (with_attention(Strongest), (8, 24, 16), CHANGED),
+        (with_attention(OverQueries), (8, 24, 16), CHANGED),
+        (with_attention(Sink), (8, 24, 16), CHANGED),
+        (with_attention(MixesQueries), (8, 24, 16), r"at 'blocks\.0\.attn' tokens are not on a regular grid"),
+        (with_attention(InChunks), (8, 24, 16), r"parts of 'blocks\.0\.attn' \(queries or heads\) run side by side"),
         (ReadsTwoLayers, (8, 24, 16), "also reads tokens of earlier layers"),
         (Parallel, (8, 24, 16), r"'blocks\.0\.attn' and 'other' run side by side"),
         (WithoutGradient, (8, 24, 16), "outputs have no gradient"),
-        (ByHand, (8, 24, 16), r"softmax of 'blocks\.1\.attn' is written by hand"),
+        (ByHand, (8, 24, 16), r"attention of 'blocks\.1\.attn' cannot be read, because its softmax is written by hand"),
+        (with_attention(ByHand.Attention), (8, 24, 16), r"'blocks\.0\.attn', 'blocks\.1\.attn', .* is written by hand"),
+        (MixesHeads, (8, 24, 16), CHANGED),
         (MixesExamples, (8, 24, 16), "examples of a batch are not independent"),
     ],
 )
 def test_what_is_not_verified_is_refused_with_the_way_out(
-    kind: type[nn.Module], size: tuple[int, int, int], words: str
+    kind: Callable[[], nn.Module], size: tuple[int, int, int], words: str
 ) -> None:
     clf, clip = classifier(kind()), clip_of("BCTHW", size=size)
+    name = type(clf.module).__name__
     report = models.inspect(clf, clip)
     assert not report.ok and "not verified" in str(report) and report.forwards <= 40
-    with pytest.raises(ValueError, match=f"(?s)got {kind.__name__}: .*{words}.*{WAY_OUT}"):
+    with pytest.raises(ValueError, match=f"(?s)got {name}: .*{words}.*{WAY_OUT}"):
         STAA(clf, mode="attention").attribute(clip)
-    with pytest.raises(ValueError, match=kind.__name__):
+    with pytest.raises(ValueError, match=name):
         _ = report.family
 
 
 @in_one_case()
-@pytest.mark.parametrize(("how", "where"), [("dropout", r" \(first in module 'blocks\.0\.norm1'\)"), ("routing", "")])
-def test_a_forward_that_depends_on_chance_is_an_error(how: str, where: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "where"), [("dropout", r" \(first in module 'blocks\.0\.norm1'\)"), ("routing", ""), ("memory", "")]
+)
+def test_a_forward_that_depends_on_chance_or_on_the_last_clip_is_an_error(how: str, where: str) -> None:
     class Chance(PlainViT):
         def stem(self, clip: Tensor) -> Tensor:
             x = super().stem(clip)
+            if how == "memory":  # of the last clip
+                self.last, last = x.detach().mean(0), getattr(self, "last", 0)
+                return x + last
             return F.dropout(x, 0.1) if how == "dropout" else x[:, torch.randperm(24)]
 
     clf, clip = classifier(Chance()), clip_of("BCTHW")
+    clf(clip[:1])  # a memory of this clip
     state = torch.get_rng_state()
     with pytest.raises(ValueError, match=f"same outputs for the same clip.*eval mode{where}.*Switch this off"):
         STAA(clf, mode="attention").attribute(clip)
@@ -179,7 +283,15 @@ def test_a_forward_that_depends_on_chance_is_an_error(how: str, where: str) -> N
 
 def test_relevance_needs_no_verified_attention() -> None:
     """The shares of tokens, or of pixels where no grid is found, are those of the decomposition."""
-    for kind, where in ((ReadsTwoLayers, "tokens"), (Parallel, "tokens"), (DeepStem, "pixels")):
+    kinds: list[tuple[Callable[[], nn.Module], str]] = [(ReadsTwoLayers, "tokens"), (Parallel, "tokens")]
+    kinds += [
+        (DeepStem, "pixels"),
+        (with_attention(ByHand.Attention), "pixels"),
+        (MixesHeads, "tokens"),
+        (with_attention(Sink), "tokens"),
+    ]
+    kinds += [(with_attention(TalkingHeads), "tokens"), (with_attention(MixesQueries), "tokens")]
+    for kind, where in kinds:
         clf, clip = classifier(kind().double()), clip_of("BCTHW").double()
         report = models.inspect(clf, clip)
         assert not report.ok and report.patch_embedding == ("embed" if where == "tokens" else None)
@@ -205,6 +317,19 @@ class Overlaps(PlainViT):
 class Resizes(PlainViT):
     def stem(self, clip: Tensor) -> Tensor:
         return super().stem(F.interpolate(clip, size=(8, 24, 16), mode="nearest-exact"))
+
+
+class ChannelsLast(PlainViT):
+    """vit-pytorch: a linear layer of flattened patches, on axes (B, t, h, w, D)."""
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        super().__init__()
+        self.embed = nn.Linear(conv.weight[0].numel(), WIDTH)  # type: ignore[assignment]
+        self.embed.load_state_dict({"weight": conv.weight.detach().flatten(1), "bias": conv.bias.detach()})
+
+    def stem(self, clip: Tensor) -> Tensor:
+        cut = clip.unflatten(2, (4, 2)).unflatten(4, (3, 8)).unflatten(6, (2, 8))  # (B, C, t, 2, h, 8, w, 8)
+        return self.embed(cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)).flatten(1, 3)
 
 
 class Permutes(PlainViT):
@@ -308,6 +433,44 @@ class Latents(PlainViT):
         q, (_, k, v) = attn.parts(latents)[0], attn.parts(x)
         latents = latents + attn.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return self.blocks[2](self.blocks[1](latents))
+
+
+class Strides(PlainViT):
+    """The later blocks get every second patch."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix=0, reads="mean")
+
+    def run(self, x: Tensor) -> Tensor:
+        return self.blocks[2](self.blocks[1](self.blocks[0](x)[:, 1::2]))
+
+
+class MixesBetween(PlainViT):
+    """A convolution over patches between the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
+
+    def run(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+            mixed = self.conv(x[:, 1:].mT.unflatten(2, (4, 3, 2))).flatten(2).mT
+            x = torch.cat([x[:, :1], x[:, 1:] + mixed], 1)
+        return x
+
+
+class Checkpoints(PlainViT):
+    """Recomputes its blocks in the backward, in eval mode, too."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+
+    def run(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
+        return x
 
 
 def explicit(block: Any, x: Tensor) -> Tensor:
@@ -422,6 +585,19 @@ def of_latents(model: Latents, x: Tensor) -> Tensor:
     return (weights @ cross.mean(1).detach())[:, 0] / 2  # half stays with the latents
 
 
+def of_strides(model: Strides, x: Tensor) -> Tensor:
+    first, x = explicit(model.blocks[0], x), model.blocks[0](x)[:, 1::2]
+    weights, matrices = torch.full((len(x), 12), 1 / 12), []
+    for block in model.blocks[1:]:
+        matrices.append(explicit(block, x))
+        x = block(x)
+    for matrix in reversed(matrices):
+        weights = (weights + (weights[:, None] @ matrix)[:, 0]) / 2
+    every = torch.zeros(len(x), 24)
+    every[:, 1::2] = weights
+    return (every + (every[:, None] @ first)[:, 0]) / 2
+
+
 @in_one_case()
 @pytest.mark.parametrize(
     ("kind", "slow"),
@@ -432,6 +608,7 @@ def of_latents(model: Latents, x: Tensor) -> Tensor:
         (MeanOfFrames, of_mean_of_frames),
         (LateClass, of_late_class),
         (Latents, of_latents),
+        (Strides, of_strides),
     ],
 )
 def test_unusual_sequences_of_tokens_equal_the_slow_formula(kind: type[nn.Module], slow: Any) -> None:
@@ -459,6 +636,37 @@ def test_permuted_tokens_have_the_map_of_tokens_in_order() -> None:
     for options in ({"mode": "attention"}, {}):
         expected = STAA(VideoClassifier(model, layout="BCTHW"), **options).attribute(clip, 1)
         torch.testing.assert_close(STAA(VideoClassifier(other, layout="BCTHW"), **options).attribute(clip, 1), expected)
+
+
+def test_a_linear_patch_embedding_has_the_relevance_of_a_convolution() -> None:
+    plain, clip = classifier(PlainViT()), clip_of("BCTHW")
+    other = ChannelsLast(plain.module.embed)
+    rest = {name: value for name, value in plain.module.state_dict().items() if not name.startswith("embed.")}
+    other.load_state_dict(rest, strict=False)
+    clf = VideoClassifier(other.eval(), layout="BCTHW")
+    assert models.inspect(clf, clip).patch_embedding == "embed"
+    torch.testing.assert_close(STAA(clf).attribute(clip, 1), STAA(plain).attribute(clip, 1))
+
+
+def test_tokens_that_are_mixed_between_layers_are_reported_with_how_much() -> None:
+    report = models.inspect(classifier(MixesBetween()), clip_of("BCTHW"))
+    first, second, third = (found.own for found in report.attention)
+    assert first > 0.999 and 0.1 < third < second < 0.6
+    assert f"mixed outside attention, too, which rollout does not follow: {third:.1%} of a change" in str(report)
+    assert "mixed outside" not in str(models.inspect(classifier(PlainViT()), clip_of("BCTHW")))
+
+
+@in_one_case()
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_model_with_checkpointing_in_eval_mode_has_the_maps_of_the_one_without(reentrant: bool) -> None:
+    plain, clip = classifier(PlainViT()), clip_of("BCTHW")
+    model, functions = Checkpoints(reentrant), dict(vars(torch.utils.checkpoint))
+    model.load_state_dict(plain.module.state_dict())
+    clf = VideoClassifier(model.eval(), layout="BCTHW")
+    for options in ({"mode": "attention"}, {"rule": "chefer"}, {}):
+        maps = [STAA(each, **options).attribute(clip, 1) for each in (plain, clf)]  # type: ignore[arg-type]
+        torch.testing.assert_close(*maps)
+    assert vars(torch.utils.checkpoint) == functions
 
 
 def test_overlapping_blocks_are_placed_and_reported_with_how_sure() -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from undeclared_models import clip_of
 
 from captum_staa import STAA, TokenGrid, VideoClassifier, models
+from captum_staa._utils.tensors import gaussian
+from captum_staa.attention.decomposition import class_contrast, decompose
 from captum_staa.models.token_positions import in_order
 
 SIZE = (8, 32, 32)
@@ -138,6 +140,17 @@ def test_swin_is_rolled_out_through_windows_shifts_and_merged_patches() -> None:
     expected = of_swin(clf.module)
     torch.testing.assert_close(found, torch.kron(expected, torch.ones(1, 2, 4, 4)) / 32, rtol=1e-4, atol=1e-8)
     assert expected.std() > 0.1 * expected.mean()
+
+
+# The first of three layers of the MViT attends among patches of 4 x 4 pixels, two of four of the Swin.
+@pytest.mark.parametrize(("make", "side"), [(MViT, 8), (Swin, 8), (lambda: MViT(layers=1), 4)])
+def test_relevance_is_smoothed_by_the_tokens_among_which_most_layers_attend(make: Any, side: int) -> None:
+    clf, clip = found_in(randomize(make(), 0, 0.2))
+    found = STAA(clf, pattern_weight=0).attribute_maps(clip, 1).joint
+    shares = decompose(clf, clip, lambda y: class_contrast(y, y[:, 1]), tokens=clf.module.embed).contributions.sum(1)
+    pixels = torch.kron(shares, torch.ones(1, 2, 4, 4)) / 32
+    expected = gaussian(pixels, (0.75 * 2, 0.75 * side, 0.75 * side), keep_sums=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
 
 
 def weighted_attention(model: Any, clip: Tensor, target: int) -> list[Tensor]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import captum.attr
 import pytest
 import torch
 from covering import in_one_case
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from captum_staa import VideoClassifier, VideoOcclusion, metrics
+from captum_staa import VideoClassifier, VideoFeatureAblation, VideoOcclusion, metrics
 
 CLIPS = torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, -3.0]])
@@ -269,6 +271,50 @@ def test_the_class_of_versus_is_refused_as_a_target(target: Any) -> None:
     assert VideoOcclusion(clf).attribute(CLIPS, (4, 4, 4), target=[0, 2]).abs().sum((1, 2, 3, 4)).min() > 0
     for other in (single, single.versus("rest")):
         VideoOcclusion(other).attribute(CLIPS, (4, 4, 4), target=target)
+
+
+HALVES = (torch.arange(4) // 2).view(1, 4, 1, 1, 1)
+CAPTUM: dict[str, Callable[[VideoClassifier, Any], Any]] = {  # select the target's output with and without a gradient
+    "Saliency": lambda clf, k: captum.attr.Saliency(clf).attribute(CLIPS, target=k),
+    "IntegratedGradients": lambda clf, k: captum.attr.IntegratedGradients(clf).attribute(CLIPS, target=k, n_steps=2),
+    "DeepLift": lambda clf, k: captum.attr.DeepLift(clf).attribute(CLIPS, target=k),
+    "FeatureAblation": lambda clf, k: captum.attr.FeatureAblation(clf).attribute(CLIPS, target=k, feature_mask=HALVES),
+    "KernelShap": lambda clf, k: captum.attr.KernelShap(clf).attribute(
+        CLIPS[:1], target=k[:1] if isinstance(k, (list, Tensor)) and len(k) > 1 else k, feature_mask=HALVES, n_samples=4
+    ),
+}
+
+
+@in_one_case()
+@pytest.mark.filterwarnings("ignore:Setting forward, backward hooks:UserWarning")
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients:UserWarning")
+@pytest.mark.parametrize("target", [1, [1, 0], torch.tensor([1, 2]), (1,)], ids=str)
+def test_methods_of_captum_refuse_the_class_of_versus(target: Any) -> None:
+    """They would return zeros in silence: they select the output of the target themselves."""
+    clf = VideoClassifier(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), "BTCHW", labels=["run", "walk", "jump"])
+    for attribute in CAPTUM.values():
+        with pytest.raises(ValueError, match=r"must differ from the class of versus, got 'walk' \(index 1\)"):
+            attribute(clf.versus("walk"), target)
+        assert attribute(clf.versus("walk"), 2).abs().sum() > 0
+        attribute(clf.versus("rest"), target)
+
+
+def test_outputs_of_versus_are_tensors_for_everything_else() -> None:
+    clf = VideoClassifier(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), "BTCHW").versus(1)
+    clips = CLIPS.clone().requires_grad_()
+    outputs = clf(clips)
+    for plain in (outputs + 0, outputs[:, 0], outputs[0], outputs.softmax(1), copy.deepcopy(outputs.detach())):
+        assert type(plain) is Tensor
+    assert torch.equal(outputs.argsort(1), (outputs + 0).argsort(1))
+    for loss in (outputs.sum(), nn.functional.cross_entropy(outputs, torch.tensor([1, 0]))):
+        (gradient,) = torch.autograd.grad(loss, clips, retain_graph=True)
+        assert gradient.abs().sum() > 0
+    assert torch.func.grad(lambda x: clf(x)[:, 0].sum())(CLIPS).abs().sum() > 0
+    for maps in (
+        VideoOcclusion(clf).attribute_maps(CLIPS, (4, 4, 4), target=0),
+        VideoFeatureAblation(clf).attribute_maps(CLIPS, target=0, feature_mask=HALVES),
+    ):
+        assert type(maps.logits) is Tensor
 
 
 def test_versus_of_one_output_and_of_unknown_labels_says_what_to_do() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,6 +161,23 @@ def test_generation_leaves_the_positions_and_the_mode_of_the_model_as_they_were(
     assert all(module.training for module in vlm.model.modules())
 
 
+def test_generation_is_greedy_whatever_the_generation_config_says():
+    vlm, clip = VideoLanguageModel(copy.deepcopy(tiny_vlm("qwen2_5_vl").model), tokenizer()), clips_of("qwen2_5_vl")
+    placed_ids, greedy = placed("qwen2_5_vl"), []
+    with torch.no_grad():
+        while len(greedy) < 5:  # without a cache
+            answer = torch.tensor([*greedy, 0])
+            greedy.append(int(vlm.answer_logits(clip, placed_ids, answer)[0, -1].argmax()))
+    for settings in (
+        {"do_sample": True, "temperature": 9.0, "num_return_sequences": 3},
+        {"num_beams": 3, "repetition_penalty": 2.0, "return_dict_in_generate": True},
+    ):
+        vlm.model.generation_config.update(**settings)
+        before = vlm.model.generation_config.to_dict()
+        assert vlm.generate(clip, placed_ids, 5).tolist() == greedy
+        assert vlm.model.generation_config.to_dict() == before
+
+
 def test_positions_of_qwen_are_those_of_the_processors_inputs():
     """Without mm_token_type_ids, a Qwen2.5-VL takes other positions, and says nothing."""
     vlm, clip, prompt = tiny_vlm("qwen2_5_vl"), clips_of("qwen2_5_vl"), placed("qwen2_5_vl")
@@ -212,12 +230,12 @@ def test_tokens_removed_by_compression_have_no_place():
     kept[[7, 8]] = False
     gone = torch.ones(len(prompt.ids), dtype=torch.bool)
     gone[prompt.at[[7, 8]]] = False
-    inputs |= {"input_ids": prompt.ids[gone][None], "video_compression_mask": kept}
+    inputs |= {"input_ids": prompt.ids[gone][None], "video_compression_mask": kept, "attention_mask": None}
     back, compressed = vlm.read(inputs)
     assert (compressed.at == -1).nonzero()[:, 0].tolist() == [7, 8]
     with torch.no_grad():
         logits = vlm.run(vlm.inputs(back, compressed), 1)
-        expected = vlm.model(**{**inputs, "attention_mask": None}).logits[:, -1:]
+        expected = vlm.model(**inputs).logits[:, -1:]
     assert torch.allclose(logits, expected, atol=1e-6)
 
 
@@ -228,6 +246,9 @@ def test_a_question_goes_through_the_chat_template():
     assert torch.equal(vlm.prompt(" which?", size).ids, placed("qwen2_5_vl").ids)
     with pytest.raises(ValueError, match="the chat template drops videos"):
         tiny_vlm("qwen2_5_vl").prompt("which?", size)
+    vlm.processor.chat_template = "{{ raise_exception('Only images.') }}"
+    with pytest.raises(ValueError, match=r"which raises TemplateError: Only images\. Write the whole prompt yourself"):
+        vlm.prompt("which?", size)
     vlm.processor.chat_template = None
     with pytest.raises(ValueError, match="has no chat template"):
         vlm.prompt("which?", size)
@@ -242,6 +263,16 @@ def test_an_unknown_family_is_told_what_a_fact_sheet_needs():
     with pytest.raises(TypeError, match=r"must be an nn\.Module, got str"):
         VideoLanguageModel("Qwen/Qwen2.5-VL-3B-Instruct")
     assert VideoLanguageModel(nn.Sequential(tiny_vlm("smolvlm").model)).family.name == "smolvlm"
+    tuned = nn.Sequential(tiny_vlm("smolvlm").model)
+    tuned.active_peft_config = SimpleNamespace(is_prompt_learning=True)
+    with pytest.raises(ValueError, match="must take prompts as they are, got Sequential, which adds virtual tokens"):
+        VideoLanguageModel(tuned)
+    for wrong in ("Qwen/Qwen2.5-VL-3B-Instruct", type(tokenizer())):
+        with pytest.raises(TypeError, match="processor must be a processor or a tokenizer of transformers, got"):
+            VideoLanguageModel(tiny_vlm("smolvlm").model, wrong)
+    for fps in (0, float("inf")):
+        with pytest.raises(ValueError, match="fps must be a finite number above 0"):
+            VideoLanguageModel(tiny_vlm("smolvlm").model, fps=fps)
 
 
 @in_one_case()
@@ -251,6 +282,7 @@ def test_an_unknown_family_is_told_what_a_fact_sheet_needs():
         ("<|video_pad|> and <|video_pad|>?", "must contain the video once, got '<|video_pad|>' 2 times"),
         ([1, 2, 3], r"must contain 18 video tokens .* got 0. It has no video"),
         ([1, 2, 9999], "token ids from 0 to"),
+        ("<|user|><|image_pad|><|video_pad|>?", r"one video and no image, got 1 image tokens \(id 295\)"),
         ("<|video_pad|>" + "x" * 1100, r"at most 1024 tokens, the context of the model, got 1118, of which 18"),
     ],
 )
@@ -259,6 +291,10 @@ def test_prompts_without_exactly_one_fitting_video_are_refused(prompt, message):
         tiny_vlm("qwen2_5_vl").prompt(prompt, size_of("qwen2_5_vl"))
     with pytest.raises(TypeError, match="must be a string, a VideoPrompt or a list of token ids"):
         tiny_vlm("qwen2_5_vl").prompt(2.5, size_of("qwen2_5_vl"))
+    with pytest.raises(
+        TypeError, match=r"got a tensor of shape \(1, 27\). If it holds a batch of one, pass its first row"
+    ):
+        tiny_vlm("qwen2_5_vl").prompt(placed("qwen2_5_vl").ids[None], size_of("qwen2_5_vl"))
 
 
 def test_an_answer_beyond_the_context_is_refused():
@@ -313,9 +349,44 @@ def test_processor_outputs_without_exactly_one_video_are_refused():
     with pytest.raises(ValueError, match="must hold one example, got input_ids of shape"):
         vlm.read(two)
     with pytest.raises(ValueError, match="exactly one video and no image"):
-        vlm.read(two | {"input_ids": inputs["input_ids"]})
+        vlm.read(two | {"input_ids": inputs["input_ids"], "attention_mask": None})
     with pytest.raises(ValueError, match="must hold a video, got only"):
         vlm.read({"input_ids": inputs["input_ids"]})
+    for name in ("llava_onevision", "qwen3_vl"):
+        inputs = tiny_vlm(name).inputs(clips_of(name), placed(name))
+        image = {"pixel_values": torch.zeros(1, 3, 24, 24)}
+        with pytest.raises(ValueError, match=r"one video and no image, got pixel_values of shape \(1, 3, 24, 24\)"):
+            tiny_vlm(name).read({**inputs, **image})
+        with pytest.raises(ValueError, match="must hold a video, got only"):
+            tiny_vlm(name).read({"input_ids": inputs["input_ids"], **image})
+
+
+def test_what_is_no_output_of_a_processor_is_refused():
+    vlm, inputs = tiny_vlm("qwen2_5_vl"), tiny_vlm("qwen2_5_vl").inputs(clips_of("qwen2_5_vl"), placed("qwen2_5_vl"))
+    for wrong, got in ((clips_of("qwen2_5_vl"), "Tensor"), ({"pixel_values_videos": 0}, "pixel_values_videos")):
+        with pytest.raises(TypeError, match=rf"must be a mapping with input_ids and a video, got .*{got}"):
+            vlm.read(wrong)
+    with pytest.raises(TypeError, match=r"got lists in input_ids, video_grid_thw.*return_tensors='pt'"):
+        vlm.read({**inputs, "input_ids": inputs["input_ids"].tolist(), "video_grid_thw": [[3, 4, 6]]})
+    with pytest.raises(ValueError, match=r"attention_mask must have the shape of input_ids, \(1, 27\), got \(1, 20\)"):
+        vlm.read({**inputs, "attention_mask": torch.ones(1, 20)})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_padding_of_a_processor_is_no_part_of_the_prompt(name):
+    vlm, inputs, pads = (
+        tiny_vlm(name),
+        tiny_vlm(name).inputs(clips_of(name), placed(name)),
+        torch.full((1, 5), token("<|pad|>")),
+    )
+    for left, right in ((pads, pads[:, :0]), (pads[:, :2], pads)):  # side of the padding
+        ids = torch.cat([left, inputs["input_ids"], right], 1)
+        mask = torch.cat([torch.zeros_like(left), inputs["attention_mask"], torch.zeros_like(right)], 1)
+        clip, prompt = vlm.read({**inputs, "input_ids": ids, "attention_mask": mask})
+        assert torch.equal(prompt.ids, placed(name).ids) and torch.equal(prompt.at, placed(name).at)
+        assert torch.equal(clip[:, :5], clips_of(name))
+        with pytest.raises(ValueError, match=r"no padding at its start or end, got pad tokens \(id 288\)"):
+            vlm.prompt(ids[0], size_of(name))
 
 
 def test_sizes_that_the_model_does_not_take_are_refused():
@@ -340,3 +411,17 @@ def test_answers_that_the_tokenizer_splits_otherwise_are_refused():
     assert VideoLanguageModel(tiny_vlm("qwen2_5_vl").model, words).answer_ids("it").tolist() == [token("it")]
     with pytest.raises(ValueError, match="processor is required"):
         VideoLanguageModel(tiny_vlm("qwen2_5_vl").model).answer_ids("it")
+    # the model would put pixels in place of these
+    whole = torch.cat([placed("qwen2_5_vl").ids, vlm.answer_ids("it")])
+    for wrong, ids in ((whole, 294), ("it is <|video_pad|>", 294), ("it <|image_pad|> is", 295)):
+        with pytest.raises(ValueError, match=rf"must not contain the tokens of a video or an image, got ids \[{ids}\]"):
+            vlm.answer_ids(wrong)
+
+
+@in_one_case()
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("channels", [1, 4])
+def test_clips_without_three_channels_are_refused(name, channels):
+    frames, height, width = size_of(name)
+    with pytest.raises(ValueError, match=rf"must have 3 channels, .* got shape \(1, {frames}, {channels}, "):
+        tiny_vlm(name).as_classifier(question(name), ANSWER)(torch.zeros(1, frames, channels, height, width))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from captum_staa import io
-from captum_staa.models import VideoClassifier
+from captum_staa.models import VideoClassifier, VideoLanguageModel
 from captum_staa.models.preprocessing import Preprocessing
 from captum_staa.result import VideoAttribution
 from captum_staa.visualization import (
@@ -60,6 +60,19 @@ def center(picture: np.ndarray) -> tuple[float, float]:
     """Return the center of the bright pixels of a picture (H, W)."""
     rows, columns = np.nonzero(picture > picture.max() / 2)
     return rows.mean(), columns.mean()
+
+
+def test_map_lies_on_its_object_with_a_video_language_model():
+    """The same preprocessing crops the frames in the same way."""
+    vlm = VideoLanguageModel.from_pretrained("tiny-qwen2_5_vl", preprocessing=CLASSIFIER.preprocessing)
+    frames = wide(96, 170)
+    seen = vlm.preprocess(frames).mean(2)
+    own = Frames.from_video(frames, vlm)
+    drawn = overlay(seen - seen.min(), own, style=HEAT).picture(0)
+    same = overlay(seen - seen.min(), Frames.from_video(frames, CLASSIFIER), style=HEAT).picture(0)
+    assert np.array_equal(drawn, same) and own.layout.axes == "BTCHW"
+    vlm.preprocessing = None
+    assert Frames.from_video(frames, vlm).crop is None
 
 
 @pytest.mark.parametrize("size", [(96, 170), (170, 96), (120, 160), (60, 60)])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from captum_staa._utils.checks import is_integer
 from captum_staa.layout import VideoLayout
 from captum_staa.models.classifier import VideoClassifier
-from captum_staa.models.video_language.model import VideoLanguageModel, VideoPrompt
+
+if TYPE_CHECKING:
+    from captum_staa.models.video_language.model import VideoLanguageModel, VideoPrompt
 
 
 class AnswerClassifier(VideoClassifier):
@@ -112,14 +115,17 @@ class _AnswerScores(nn.Module):
 
     def _other_words(self, versus: Any) -> Tensor:
         """Return the ids of the other words at the place of each token, ``(n, m)``."""
-        words = [] if versus is None else [versus] if isinstance(versus, (str, int)) else list(versus)
+        versus = versus.tolist() if isinstance(versus, Tensor) else versus
+        words = [versus] if isinstance(versus, str) or is_integer(versus) else [] if versus is None else versus
+        if not isinstance(words, Sequence) or not all(isinstance(word, str) or is_integer(word) for word in words):
+            raise TypeError(f"versus must be a word, a token id, or a list of these, got {versus!r}.")
         return torch.tensor([[self._in_place_of(own, word) for word in words] for own in self.answer.tolist()])
 
     def _in_place_of(self, own: int, word: str | int) -> int:
         """Return the id of a word where the token ``own`` stands: with a space before it if that has one."""
         if not isinstance(word, str):
-            return int(self.vlm.answer_ids([int(word)])[0])
-        forms = [self.vlm.answer_ids(form) for form in (word, f" {word}")]
+            return int(self.vlm._ids_of([int(word)], None, "versus")[0])
+        forms = [self.vlm._ids_of(form, None, "versus") for form in (word, f" {word}")]
         single = [int(form[0]) for form in forms if len(form) == 1]
         if not single:
             raise ValueError(

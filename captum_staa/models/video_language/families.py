@@ -63,8 +63,13 @@ def find_language_model(
     """Return the video language model in a module, which may be a wrapper such as PEFT's, and its fact sheet.
 
     Raises:
-        ValueError: the module contains no model of a known family, or several.
+        ValueError: the module contains no model of a known family, or several, or adds tokens to every prompt.
     """
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(
+            f"model must take prompts as they are, got {type(model).__name__}, which adds virtual tokens to them. Use "
+            f"an adapter that changes weights, such as LoRA."
+        )
     if family is not None:
         return model, family
     found = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,14 +17,15 @@ from captum_staa._utils.checks import check_count, is_number
 from captum_staa._utils.model_state import eval_mode
 from captum_staa.layout import VideoLayout
 from captum_staa.models.preprocessing import as_frames
+from captum_staa.models.video_language.classifier import AnswerClassifier
 from captum_staa.models.video_language.families import Size, VideoLanguageFamily, find_language_model
+from captum_staa.models.video_language.loading import load_language_model
 from captum_staa.models.video_language.tokens import VideoTokens
 
 if TYPE_CHECKING:
     import numpy as np
 
     from captum_staa.models.preprocessing import Preprocessing
-    from captum_staa.models.video_language.classifier import AnswerClassifier
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,10 @@ class VideoLanguageModel(nn.Module):
         layout: order of the axes of clips, always ``BTCHW``.
 
     Raises:
-        TypeError: ``model`` is not a module, or ``fps`` is not a number.
-        ValueError: the family of the model is unknown, or ``fps`` is not positive.
+        TypeError: ``model`` is not a module, ``processor`` is neither a processor nor a tokenizer, or ``fps`` is not a
+            number.
+        ValueError: the family of the model is unknown, it adds tokens to prompts (PEFT's prompt tuning), or ``fps`` is
+            not positive.
     """
 
     model: Any
@@ -110,8 +115,9 @@ class VideoLanguageModel(nn.Module):
             )
         if not is_number(fps):
             raise TypeError(f"fps must be a number, frames per second, got {fps!r}")
-        if not fps > 0:
-            raise ValueError(f"fps must be above 0, got {fps}")
+        if not (fps > 0 and isfinite(fps)):
+            raise ValueError(f"fps must be a finite number above 0, got {fps}. Pass the frames per second of clips.")
+        _check_processor(processor)
         found: Any = find_language_model(model, family)
         self.model, self.family = found
         self.training = self.model.training
@@ -140,8 +146,6 @@ class VideoLanguageModel(nn.Module):
             ValueError: the model does not exist, or its family is unknown.
             TypeError: an option is unknown.
         """
-        from captum_staa.models.video_language.loading import load_language_model
-
         model, settings = load_language_model(name_or_path, options)
         notice = settings.pop("notice", "")
         vlm = cls(model.to(device=device, dtype=dtype).eval(), **settings)
@@ -171,6 +175,12 @@ class VideoLanguageModel(nn.Module):
     def video_token(self) -> int:
         """Id of the token that stands for one video token in a prompt."""
         return int(getattr(self.config, self.family.token))
+
+    @property
+    def _image_token(self) -> int | None:
+        """Id of the token that stands for a token of an image; None if images have none of their own."""
+        image = getattr(self.config, "image_token_id", getattr(self.config, "image_token_index", None))
+        return None if image is None or int(image) == self.video_token else int(image)
 
     def forward(self, *args: Any) -> Tensor:
         """Raise TypeError: a language model needs a prompt. Use :meth:`as_classifier`."""
@@ -228,22 +238,38 @@ class VideoLanguageModel(nn.Module):
 
         Args:
             inputs: a mapping with ``input_ids`` ``(1, L)`` and the video of one example, such as
-                ``pixel_values_videos``.
+                ``pixel_values_videos``. Padding, where ``attention_mask`` is 0, is removed.
 
         Returns:
             clip ``(1, T, C, H, W)``, and a :class:`VideoPrompt` for :meth:`as_classifier`.
 
         Raises:
-            ValueError: there is not exactly one example with one video, or the number of video tokens is wrong.
+            TypeError: ``inputs`` is not a mapping, or holds lists in place of tensors.
+            ValueError: there is not exactly one example with one video and no image, or the number of video tokens is
+                wrong.
         """
-        ids = inputs["input_ids"]
-        if len(ids) != 1:
+        _check_processed(inputs)
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        if ids.ndim != 2 or len(ids) != 1:
             raise ValueError(
                 f"inputs must hold one example, got input_ids of shape {tuple(ids.shape)}. Explain one prompt at a "
                 f"time."
             )
+        if mask is not None:
+            if mask.shape != ids.shape:
+                raise ValueError(
+                    f"attention_mask must have the shape of input_ids, {tuple(ids.shape)}, got {tuple(mask.shape)}. "
+                    f"Pass the one that the processor returned."
+                )
+            ids = ids[mask.bool()][None]
+        images = inputs.get("pixel_values") if self.family.modality == "video" else None
+        if images is not None and inputs.get("pixel_values_videos") is not None:
+            raise ValueError(
+                f"inputs must hold exactly one video and no image, got pixel_values of shape {tuple(images.shape)}. "
+                f"Leave the image out of the message."
+            )
         videos = inputs.get("pixel_values_videos", inputs.get("pixel_values"))
-        if videos is None:
+        if videos is None or images is not None:
             raise ValueError(
                 f"inputs must hold a video, got only {sorted(inputs)}. Add a video to the message: "
                 f"{{'type': 'video', 'video': path}}."
@@ -293,7 +319,11 @@ class VideoLanguageModel(nn.Module):
         if not isinstance(prompt, str):
             ids = _as_ids(prompt)
             if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
-                raise TypeError(f"prompt must be a string, a VideoPrompt or a list of token ids, got {prompt!r}")
+                raise TypeError(
+                    f"prompt must be a string, a VideoPrompt or a list of token ids, got {_shown(prompt)}. If it holds "
+                    f"a batch of one, pass its first row."
+                )
+            self._check_padding(ids)
             return self._placed(ids, size)
         tokens = self.family.tokens(size, self.config)
         text, token = self.prompt_text(prompt), self._video_text
@@ -332,13 +362,17 @@ class VideoLanguageModel(nn.Module):
 
         Raises:
             ValueError: the answer is empty, or the tokenizer does not split the prompt and the answer where they meet,
-                or does not know a word.
+                or does not know a word, or the answer contains tokens of videos or images.
         """
+        return self._ids_of(answer, text, "answer")
+
+    def _ids_of(self, answer: str | Sequence[int] | Tensor, text: str | None, name: str) -> Tensor:
         if not isinstance(answer, str):
             ids = _as_ids(answer)
             if ids.ndim != 1 or len(ids) == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
-                raise ValueError(f"answer must be a text or a non-empty list of token ids, got {answer!r}")
-            self._check_ids(ids, "answer")
+                raise ValueError(f"{name} must be a text or a non-empty list of token ids, got {_shown(answer)}")
+            self._check_ids(ids, name)
+            self._check_marks(ids, name)
             return ids.long().cpu()
         if text is None:
             ids = torch.tensor(self.tokenizer(answer, add_special_tokens=False)["input_ids"], dtype=torch.long)
@@ -346,16 +380,17 @@ class VideoLanguageModel(nn.Module):
             alone, joined = self._encode(text), self._encode(text + answer)
             if not torch.equal(joined[: len(alone)], alone):
                 raise ValueError(
-                    f"answer must begin with a separate token, got {answer!r}, whose beginning the tokenizer joins "
+                    f"{name} must begin with a separate token, got {answer!r}, whose beginning the tokenizer joins "
                     f"with the end of the prompt, {text[-20:]!r}. Begin the answer with a space, or pass token ids."
                 )
             ids = joined[len(alone) :]
         if len(ids) == 0:
-            raise ValueError(f"answer must have at least one token, got {answer!r}")
+            raise ValueError(f"{name} must have at least one token, got {answer!r}")
+        self._check_marks(ids, name)
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         if unknown is not None and bool((ids == unknown).any()) and self.tokenizer.unk_token not in answer:
             raise ValueError(
-                f"answer must consist of words that the tokenizer knows, got {answer!r}, in which it finds unknown "
+                f"{name} must consist of words that the tokenizer knows, got {answer!r}, in which it finds unknown "
                 f"ones: {self.words(ids)}. Write it as the model does."
             )
         return ids
@@ -385,7 +420,13 @@ class VideoLanguageModel(nn.Module):
             )
         content = [{"type": "video"}, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
-        text = owner.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        try:
+            text = owner.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template may raise any error of its own
+            raise ValueError(
+                f"prompt must suit the chat template, which raises {type(error).__name__}: {error} Write the whole "
+                f"prompt yourself, with {placeholder!r} where the video belongs."
+            ) from error
         if placeholder not in text:
             raise ValueError(
                 f"prompt must contain {placeholder!r} where the video belongs, got {text[:200]!r}, because the chat "
@@ -406,6 +447,28 @@ class VideoLanguageModel(nn.Module):
                 f"{int(ids.max())}. Use the tokenizer of this model."
             )
 
+    def _check_padding(self, ids: Tensor) -> None:
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        pad = getattr(tokenizer, "pad_token_id", None)
+        if pad is None or pad in (tokenizer.bos_token_id, tokenizer.eos_token_id) or len(ids) == 0:
+            return
+        if pad in (int(ids[0]), int(ids[-1])):
+            raise ValueError(
+                f"prompt must have no padding at its start or end, got pad tokens (id {pad}). Remove them, or use "
+                f"vlm.read(inputs), which knows the attention mask."
+            )
+
+    def _check_marks(self, ids: Tensor, name: str) -> None:
+        """Refuse tokens of videos or images in an answer: the model puts pixels in their place."""
+        marks = [
+            mark for mark in (self.video_token, self._image_token) if mark is not None and bool((ids == mark).any())
+        ]
+        if marks:
+            raise ValueError(
+                f"{name} must not contain the tokens of a video or an image, got ids {marks}. Pass the words alone; of "
+                f"what generate() returns, only the tokens after the prompt."
+            )
+
     def _check_context(self, name: str, length: int, video: int) -> None:
         limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and length > limit:
@@ -424,6 +487,11 @@ class VideoLanguageModel(nn.Module):
     ) -> VideoPrompt:
         """Return the prompt with the places of its video tokens."""
         self._check_ids(ids, "prompt")
+        if images := int((ids == self._image_token).sum()) if self._image_token is not None else 0:
+            raise ValueError(
+                f"prompt must contain one video and no image, got {images} image tokens (id {self._image_token}). "
+                f"Leave the image out."
+            )
         tokens = self.family.tokens(size, self.config)
         found = (ids == self.video_token).nonzero()[:, 0].cpu()
         expected = tokens.count + tokens.tail
@@ -459,7 +527,13 @@ class VideoLanguageModel(nn.Module):
             prompt: a prompt for clips of this size.
             answer: ``(n,)`` token ids, or None.
         """
-        device = self._device()
+        device, vision = self._device(), getattr(self.config, "vision_config", None)
+        channels = getattr(vision, "num_channels", getattr(vision, "in_channels", clip.shape[2]))
+        if clip.shape[2] != channels:
+            raise ValueError(
+                f"clip must have {channels} channels, (B, T, C, H, W), got shape {tuple(clip.shape)}. Repeat the "
+                f"channel of gray frames."
+            )
         ids = prompt.ids if answer is None else torch.cat([prompt.ids, answer.cpu()])
         self._check_context("prompt and answer", len(ids), int((prompt.ids == self.video_token).sum()))
         ids = ids.to(device).expand(len(clip), -1)
@@ -520,7 +594,10 @@ class VideoLanguageModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, clip: Tensor, prompt: Prompt, max_new_tokens: int = 32) -> Tensor:
-        """Return the model's own answer, chosen greedily, in eval mode.
+        """Return the model's own answer in eval mode: always the token with the highest logit.
+
+        Sampling, beams, penalties and the other settings of the model's ``generation_config`` are not used, except the
+        ids of special tokens.
 
         Example:
             >>> vlm = VideoLanguageModel.from_pretrained("tiny-qwen2_5_vl")  # doctest: +SKIP
@@ -546,7 +623,7 @@ class VideoLanguageModel(nn.Module):
         placed = self.prompt(prompt, self.layout.extent(clip))
         arguments = self.generation_inputs(clip, placed)
         with eval_mode(self.model), _positions_kept(self.model):
-            made = self.model.generate(**arguments, max_new_tokens=max_new_tokens, do_sample=False)[0]
+            made = _greedy(self.model).generate(**arguments, max_new_tokens=max_new_tokens)[0]
         new = made[len(placed.ids) :].cpu()
         ends = self.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, (list, tuple)) else [ends]
@@ -587,8 +664,6 @@ class VideoLanguageModel(nn.Module):
             ValueError: the prompt or the answer does not fit the model; as far as it depends on the size of the clip,
                 when the classifier is called.
         """
-        from captum_staa.models.video_language.classifier import AnswerClassifier
-
         return AnswerClassifier(self, prompt, answer, versus)
 
     def _device(self) -> torch.device:
@@ -608,6 +683,41 @@ def _positions_kept(model: nn.Module) -> Iterator[None]:
     finally:
         if hasattr(inner, "rope_deltas"):
             inner.rope_deltas = before
+
+
+def _greedy(model: Any) -> Any:
+    """Return the same model, its weights shared, with the generation defaults of transformers, which are greedy."""
+    own, model = model.generation_config, copy.copy(model)
+    special = {name: getattr(own, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    model.generation_config = type(own)(**special)
+    return model
+
+
+def _check_processor(processor: Any) -> None:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    is_one = callable(tokenizer) and hasattr(tokenizer, "convert_ids_to_tokens") and not isinstance(processor, type)
+    if processor is not None and not is_one:
+        raise TypeError(
+            f"processor must be a processor or a tokenizer of transformers, got {processor!r}. Load one with "
+            f"AutoProcessor.from_pretrained(name)."
+        )
+
+
+def _check_processed(inputs: Any) -> None:
+    if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
+        got = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
+        raise TypeError(
+            f"inputs must be a mapping with input_ids and a video, got {got}. Pass what the processor returned for "
+            f"text and video."
+        )
+    if lists := [name for name, value in inputs.items() if isinstance(value, list) and name != "second_per_grid_ts"]:
+        raise TypeError(
+            f"inputs must hold tensors, got lists in {', '.join(lists)}. Call the processor with return_tensors='pt'."
+        )
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.ndim != 1 else repr(value)
 
 
 def _as_ids(values: Any) -> Tensor:
