@@ -71,5 +71,6 @@ def gaussian(
         distance = places[:, None] - places
         kernel = torch.exp(-0.5 * (distance / width) ** 2) * (distance.abs() <= reach)  # (from, to)
         kernel = kernel / kernel.sum(1 if keep_sums else 0, keepdim=True)  # a product is faster than a convolution
-        maps = (maps.movedim(axis, -1) @ kernel.to(maps)).movedim(-1, axis)
+        with without_autocast(maps):
+            maps = (maps.movedim(axis, -1) @ kernel.to(maps)).movedim(-1, axis)
     return maps

@@ -151,7 +151,7 @@ def test_a_map_under_autocast_is_that_of_float32_up_to_rounding(name, kind, laye
 
     def explained():
         method = STAA(clf, **options)
-        return method.attribute_temporal(clip) if temporal else method.attribute(clip, TARGET)
+        return method.attribute_temporal(clip) if temporal else method.attribute_maps(clip, TARGET).joint
 
     expected, forward = explained(), clf.module.forward
     if inside:
