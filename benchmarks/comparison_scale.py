@@ -100,9 +100,9 @@ REPORTED = """Starting a finished run again takes {tables:.0f} s of processor ti
 take another {report:.0f} s, with at most {peak:.0f} MiB; `rows.csv` has {csv:.0f} MiB and `comparison.json` {json:.0f}
 MiB."""
 KILLED = """**Killed.** A run of {clips} clips with two processes was killed with SIGKILL at {kills} moments spread over
-the run, and resumed each time; in {cut} cases, bytes were also cut from the end of a file. One start had a full disk,
-and one byte in the middle of a file was changed. The finished run was killed {reports} more times while it wrote tables
-and the report. The final table is that of an undisturbed run with one process."""
+the run, with bytes cut from the end of a file in {cut} cases, a full disk once and a changed byte once, and resumed
+each time; the finished run was killed {reports} more times. The final table is that of an undisturbed run with one
+process."""
 
 
 class Counted:

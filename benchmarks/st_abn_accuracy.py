@@ -177,21 +177,21 @@ def measured(network: nn.Module, test: Clips) -> dict[str, float]:
 
 
 def train_all(minutes: float, folder: Path | None) -> None:
-    """Train and measure all networks that :data:`KEPT` lacks, and write the numbers after each training set."""
+    """Train and measure all networks that :data:`KEPT` lacks, and write the numbers after each."""
     until = time.monotonic() + 60 * minutes
     test, results = Clips(TEST_SEED, TESTED, HARD), read()
-    jobs = sorted(product(SIZES, SERIES, SEEDS), key=lambda job: (job[0] != 300, job[1] == "cue"))
-    for size, series, seed in tqdm([job for job in jobs if key_of(*job) not in results], desc="training sets"):
-        if time.monotonic() > until:
-            return
+    jobs = sorted(product(SIZES, SERIES, SEEDS, NETWORKS), key=lambda job: (job[0] != 300, job[1] == "cue"))
+    jobs = [job for job in jobs if job[-1] not in results.get(key_of(*job[:3]), {})]
+    for size, series, seed, name in tqdm(jobs, desc="networks"):
         start = started(seed, folder)
         data = Clips(TEST_SEED + seed, size, HARD).training(SERIES[series])
         results = read()
-        results.setdefault(key_of(0, "no cue", seed), {"trunk": measured(start, test)})
-        results[key_of(size, series, seed)] = {
-            name: measured(trained(start, name, data, seed), test) for name in NETWORKS
-        }
+        if key_of(0, "no cue", seed) not in results:
+            results[key_of(0, "no cue", seed)] = {"trunk": measured(start, test)}
+        results.setdefault(key_of(size, series, seed), {})[name] = measured(trained(start, name, data, seed), test)
         KEPT.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        if time.monotonic() > until:
+            return
 
 
 def key_of(size: int, series: str, seed: int) -> str:
@@ -215,7 +215,7 @@ def section() -> str:
         rows = []
         for size in SIZES:
             own = [results[key] for seed in SEEDS if (key := key_of(size, series, seed)) in results]
-            if len(own) < len(SEEDS):
+            if sum(len(each) for each in own) < len(SEEDS) * len(NETWORKS):
                 continue
             for name, text in NETWORKS.items():
                 cells = []
@@ -226,17 +226,14 @@ def section() -> str:
                 for value in ("rivals", "area"):
                     cells += ["" if name == "trunk" else f"{fmean(each[name][value] for each in own):.3f}"]
                 rows.append(f"| {size} | {text} | " + " | ".join(cells) + " |")
+        if rows and series == "cue":
+            lines += [CUE_TEXT, ""]
         if rows:
             heads = ["training clips", "network", *columns, "M alpha against rivals", "mean of M alpha"]
             lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *rows, ""]
             if series == "no cue":
                 before = [results[key_of(0, series, seed)]["trunk"]["absent"] for seed in SEEDS]
-                lines += [
-                    f"Before these trainings, the 3D CNN has an accuracy of {interval(before)}.",
-                    "",
-                    CUE_TEXT,
-                    "",
-                ]
+                lines += [f"Before these trainings, the 3D CNN has an accuracy of {interval(before)}.", ""]
     return "\n".join(lines)
 
 

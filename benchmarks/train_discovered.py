@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients
 from evidence import Evidence, averaged, best_control, markdown, means, smoothed, write_between
+from evidence import mean as mean_of
 from planted_table import SIGNED, Row, forwards
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -111,12 +112,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "mvit": lambda classes: MViT(48, classes, (16, 48, 48)),
     "swin": lambda classes: Swin(48, classes),
 }
-TITLES = {
-    "plain": "Joint attention with its own softmax, unknown to any family",
-    "frames": "An image encoder on frames, below a transformer over time",
-    "mvit": "MViT 2",
-    "swin": "Swin 3D",
-}
+TITLES = {"plain": "joint attention", "frames": "frame encoder", "mvit": "MViT 2", "swin": "Swin 3D"}
 # What returns the tokens of the hints, how many of the first are no patches, and the pixels of one patch. One frame of
 # the image encoder shows no movement and no order: there, the hints are for the tokens over time.
 TUBELET, FRAME = (2, 8, 8), (1, 48, 48)
@@ -140,10 +136,17 @@ def build(kind: str, task: str, seed: int) -> nn.Module:
     return model
 
 
-def train(kind: str, task: str, seed: int, steps: int, minutes: float, out: Path) -> None:
-    """Train until `steps`, or until the time is over; a second call goes on."""
+def train(kind: str, task: str, seed: int, steps: int, minutes: float, out: Path, start: str | None) -> None:
+    """Train until `steps`, or until the time is over; a second call goes on.
+
+    `start` is a task whose trained weights the training begins with, but for the head.
+    """
     path, begin = out / f"{kind}-{task}-{seed}.safetensors", time.perf_counter()
     model, generator = build(kind, task, seed), torch.Generator().manual_seed(seed)
+    if start is not None:
+        weights = load_file(out / f"{kind}-{start}-{seed}.safetensors")
+        own = {f"model.{name}": value for name, value in model.state_dict().items() if name.startswith("head.")}
+        _load(model, weights | own)
     hints = Hints(model, kind, task)
     parameters = [*model.parameters(), *hints.head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.02)
@@ -306,25 +309,40 @@ def _rows(own: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     rows = dict(own)
     rows["center"] = rows["control: center"]
     if "STAA (relevance)" in rows:
-        columns = ("rivals", "time", "classes")
-        rows["STAA (relevance), inverted"] = {key: 1 - rows["STAA (relevance)"][key] for key in columns}
+        ours = rows["STAA (relevance)"]
+        rows["STAA (relevance), inverted"] = {
+            key: 1 - ours[key] for key in ("rivals", "time", "classes") if key in ours
+        }
     return best_control(rows)
 
 
 def write(out: Path) -> None:
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*-*-*.json"))}
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(out.glob("*-*-*.json"), key=lambda path: (path.stem.split("-")[1:], path.stem)):
+        kind, task, seed = path.stem.split("-")
+        found[f"{TITLES[kind]}, `{task}`" + ("" if seed == "1" else f", seed {seed}")] = json.loads(path.read_text())
     every = set.intersection(*(set(own["methods"]) for own in found.values()))
     mean = averaged({name: each for name, each in own["methods"].items() if name in every} for own in found.values())
-    lines = [f"Mean over the {len(found)} models, of what was run on all of them:", "", *markdown(_rows(mean), COLUMNS)]
-    for name, own in found.items():
-        kind, task, seed = name.split("-")
-        lines += [
-            "",
-            f"{TITLES[kind]}, `{task}`, seed {seed}; {own['accuracy']:.1%} of 200 held-out clips are right after "
-            f"{own['steps']} steps:",
-            "",
-            *markdown(_rows(own["methods"]), COLUMNS),
-        ]
+    ours = {name: own["methods"]["STAA (relevance)"] | {"accuracy": own["accuracy"]} for name, own in found.items()}
+    rivals: dict[str, dict[str, float]] = {}
+    for model, own in found.items():
+        for name, values in _rows(own["methods"]).items():
+            rivals.setdefault(name, {})[model] = values["rivals"]
+    for values in rivals.values():
+        values["rivals"] = mean_of(values.get(model, math.nan) for model in found)  # the order of the rows
+    lines = [
+        f"Mean over the {len(found)} models, of what was run on all of them:",
+        "",
+        *markdown(_rows(mean), COLUMNS),
+        "",
+        "STAA (relevance) of each model, with the accuracy on 200 held-out clips:",
+        "",
+        *markdown(ours, {**COLUMNS, "accuracy": "accuracy"}, "model"),
+        "",
+        "Evidence against rivals of each model:",
+        "",
+        *markdown(rivals, {model: model for model in found}),
+    ]
     write_between(ROOT / "docs" / "staa.md", "train_discovered", "\n".join(lines))
 
 
@@ -336,6 +354,7 @@ def main() -> None:
     parser.add_argument("--task", choices=tuple(LABELS), default="pattern")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--start", choices=tuple(LABELS), help="task whose trained weights the training begins with")
     parser.add_argument("--minutes", type=float, default=60, help="of each training, after which it stops")
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--slow-clips", type=int, default=12, help="for slow methods")
@@ -346,7 +365,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for kind in options.train:
         steps = options.steps or STEPS[options.task]
-        train(kind, options.task, options.seed, steps, options.minutes, options.out)
+        train(kind, options.task, options.seed, steps, options.minutes, options.out, options.start)
     for kind in options.score:
         score(kind, options.task, options.seed, options.clips, options.slow_clips, options.out, options.only)
     if options.write:

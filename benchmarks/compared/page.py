@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def write(runs: Runs, docs: Path) -> None:
             pairs=min((len(run["clips"]) for run in pairs.values()), default=0),
         ),
         "## What to use",
-        SUMMARY.strip(),
+        summary({**groups, EVERY: every}),
         f"![Evidence against rivals and cost of each method]({PICTURE})",
         "Bars are 95 % intervals. The gray line is the best control without a model.",
     ]
@@ -134,6 +135,19 @@ def write(runs: Runs, docs: Path) -> None:
     parts += ["## What is left out", LEFT_OUT.strip()]
     (docs / "comparison.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     save(picture([group for group in (groups.get(TRANSFORMERS), every) if group is not None]), docs / PICTURE)
+
+
+def summary(groups: dict[str, Group]) -> str:
+    """Return the words for practitioners, with the means of evidence against rivals and the costs."""
+    short = {TRANSFORMERS: "t", CNNS: "c", BRANCH: "b", LANGUAGE: "l", EVERY: "a"}
+    facts: dict[str, dict[str, float]] = {}
+    for title, key in short.items():
+        group = groups.get(title)
+        names = group.methods if group else []
+        means = group.scores["rivals"].means.tolist() if group else []
+        facts[key] = defaultdict(lambda: float("nan"), zip(names, means, strict=True))
+        facts[f"{key}f"] = defaultdict(lambda: float("nan"), {name: group.cost(name) for name in names if group})
+    return SUMMARY.strip().format(**facts)
 
 
 def about(group: Group) -> str:
@@ -207,8 +221,8 @@ def picture(groups: list[Group]) -> Figure:
         best = max((scores.means[at].item() for at in free), default=0.5)
         axes.axhline(best, color="0.5", lw=1, ls="--")
         axes.set(xscale="log", xlabel="cost in forward passes", ylabel="evidence against rivals (.5 is chance)")
-        axes.set_xlim(1, 3000)
-        axes.set_title(f"{group.title}: {len(group.runs)}", loc="left", fontsize=10)
+        axes.set_xlim(1, 1500)
+        axes.set_title(f"{group.title} ({len(group.runs)})", loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -22,7 +22,28 @@ of a busy CPU.
 """
 
 SUMMARY = """
-To be written.
+Numbers in this section are evidence against rivals, where .5 is chance, and the cost in forwards.
+
+- **A video transformer: `STAA(clf)`**, {t[STAA (relevance)]:.2f} for {tf[STAA (relevance)]:.0f} forwards. Learned masks
+  ({t[STEP (nested)]:.2f}, {tf[STEP (nested)]:.0f} forwards) and RISE ({t[RISE]:.2f}, {tf[RISE]:.0f}) cannot be told
+  from it and cost 50 times as much or more; `VideoOcclusion` ({t[VideoOcclusion]:.2f}, {tf[VideoOcclusion]:.0f}) and
+  Integrated Gradients ({t[IntegratedGradients]:.2f}, {tf[IntegratedGradients]:.0f}) are behind. The attention of the
+  paper, `STAA(clf, mode="attention")` ({t[STAA]:.2f}), is no map of a class: *class A against B* is at chance.
+- **A 3D CNN: gradients cost least, hiding is right more often.** `GradCAM` at an early layer ({c[GradCAM]:.2f}) is as
+  good as InputXGradient ({c[InputXGradient]:.2f}) and Integrated Gradients ({c[IntegratedGradients]:.2f}).
+  `VideoOcclusion` ({c[VideoOcclusion]:.2f}), learned masks ({c[STEP (nested)]:.2f}) and RISE ({c[RISE]:.2f}) are above
+  them, also at telling two classes apart. The last layer, as in the Grad-CAM paper, is not reliable on clips as small
+  as these ({c[GradCAM (last)]:.2f}).
+- **Any model, and forwards do not matter: `SpatioTemporalPerturbation(f)`** ({a[STEP (nested)]:.2f}) **or RISE**
+  ({a[RISE]:.2f}). They need no layer, are among the first by nearly every column, and masks have the best deletion.
+  `VideoOcclusion` ({a[VideoOcclusion]:.2f}) is the simplest check.
+- **Not alone:** `Saliency`, whose values have no sign, is good at *when* and at CNNs, and knows no class.
+  `InputXGradient` ({t[InputXGradient]:.2f} on transformers) does better at *class A against B*.
+- **Controls:** the difference from the mean frame, which knows no model, reaches {a[model-free]:.2f} here, but far more
+  *against all voxels* and in insertion. On data without rivals it can look as good as a method, so compare with it.
+
+The order of the methods is less certain than their means look. With other models of the same kind, a method that is not
+clearly behind could be first.
 """
 
 LEFT_OUT = """

@@ -239,9 +239,13 @@ class AttentionBranch(VideoMethod):
         before, after = (chances(as_logits(outputs, self.st_abn.model), rule) for outputs in (logits, other))
         if float(change(before, after, rule).amax(1).mean()) < UNUSED:
             what = "scores" if rule == "scores" else "probabilities"
+            fix = (
+                "Train this bottleneck longer: its gates are still about the same everywhere."
+                if self.st_abn.config.mechanism == "bottleneck"
+                else "See metrics.attention_usage, and mechanism='bottleneck', whose gates cannot be ignored."
+            )
             warnings.warn(
                 f"the network does not use its gates: its {what} change by less than {UNUSED:.0%} if they are "
-                f"flattened, so the map does not explain its output. See metrics.attention_usage, and "
-                f"mechanism='bottleneck', whose gates cannot be ignored.",
+                f"flattened, so the map does not explain its output. {fix}",
                 stacklevel=2,
             )

@@ -104,8 +104,9 @@ class STAA(VideoMethod):
         difference (:func:`captum_staa.attention.decomposition.decompose`). The exact share of a token does not include
         its effect on the attention of other tokens, so it explains models badly whose decision depends on where they
         attend. Therefore an eighth (``pattern_weight``) of this effect, in first order, is added. ``pattern_weight=0``
-        gives the exact sum. Each share is smoothed by a Gaussian of three quarters of a tubelet, which keeps the sum.
-        A model whose patch embedding is not known is decomposed into pixels instead. Each call checks that shares and
+        gives the exact sum. Each share is smoothed by a Gaussian of three quarters of a tubelet, which keeps the sum;
+        where tokens are merged between layers, it is as wide as for the tokens among which most layers attend. A model
+        whose patch embedding is not known is decomposed into pixels instead. Each call checks that shares and
         constants sum to the difference. If a part is missing, a warning names the module in which it is lost; if it is
         too much, a ValueError.
 

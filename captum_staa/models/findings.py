@@ -84,7 +84,7 @@ def _unplaced(probe: Probe, seen: SeenAttention, problem: str = "tokens not plac
 
 
 MIXED = -2
-FEW = 64  # tokens without pixels that are followed one by one; more are padding, perhaps
+FEW = 16  # tokens without pixels that are followed one by one at once; more are padding, perhaps, which one clip shows
 
 
 class _Others:

@@ -140,18 +140,20 @@ class Probe:
     # --- which attention --------------------------------------------------------------------------------------------
 
     def attention(self) -> list[SeenAttention]:
-        """Return the attention computations, after two forwards that must agree, with one of another clip between."""
-        watch = Watch()
-        outputs = self.forward(self.own_clip, watch)
-        self.forward(self.clip, Watch())
-        again = self.forward(self.own_clip, Watch())  # the same kernels run
+        """Return the attention computations of a forward."""
+        self.watch = Watch()
+        self.outputs = self.forward(self.own_clip, self.watch)
+        self.unread = list(dict.fromkeys(self.watch.unread))
+        self.tail = len(self.watch.attention)
+        return self.watch.attention
+
+    def _refuse_other_outputs(self) -> None:
+        """Run the clip of :meth:`attention` again, after another one. Its outputs must be the same."""
+        outputs, again = self.outputs, self.forward(self.own_clip, Watch())  # the same kernels run
         close = self.rounding * float(outputs.detach().float().abs().max())
         same = outputs.shape == again.shape and torch.allclose(outputs.float(), again.float(), 0, close, equal_nan=True)
         if not same:
             raise ValueError(self._by_chance())
-        self.unread = list(dict.fromkeys(watch.unread))
-        self.tail, self.watch = len(watch.attention), watch
-        return watch.attention
 
     def _by_chance(self) -> str:
         """Return the message for a model that draws random numbers, with the first module that does."""
@@ -196,6 +198,7 @@ class Probe:
         """Find the cells of pixels that tokens stand for, and the position of each token."""
         single = Watch(replace=nothing, tail=self.tail)
         self.forward(self.clip, single)
+        self._refuse_other_outputs()
         self.before = single.before
         if len(single.attention) != self.tail:
             self.problems = ["the number of attention computations depends on their results: tokens are routed."]

@@ -356,3 +356,8 @@ def test_unused_gates_warn_once_per_network():
         AttentionBranch(used).attribute(clip)
     with pytest.warns(UserWarning, match="does not use its gates"):
         AttentionBranch(other).attribute(clip)
+    closed = injected("tensor", mechanism="bottleneck", body="light")[0]
+    with torch.no_grad():
+        closed.branch.to_spatial.weight.zero_()
+    with pytest.warns(UserWarning, match=r"does not use its gates: .* Train this bottleneck longer"):
+        AttentionBranch(closed).attribute(clip)

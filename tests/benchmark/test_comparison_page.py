@@ -150,5 +150,15 @@ def test_the_page_has_a_table_for_each_kind_of_model(compared, tmp_path, monkeyp
     )
     assert re.search(r"^\| control: random \| 0\.[45]\d\d \(.* \| – \|$", table, re.MULTILINE)
     assert "| evidence against rivals | STAA | 100% of draws | none |" in table
-    assert "STAA" not in parts["3D CNNs"].split("Saliency", 1)[1] and "nan" not in text
+    assert "STAA" not in parts["3D CNNs"].split("Saliency", 1)[1] and "nan" not in table
     assert "| vivit-order | bundled | 5 of 6 |" in parts["Each model"]
+
+
+def test_the_committed_page_is_made_of_the_committed_results(compared, tmp_path, monkeypatch):
+    docs = ROOT / "docs"
+    kept = {path.stem: compared.stored.kept(path) for path in (docs / "comparison").glob("*.json")}
+    order = [f"{name}{kind}" for name in compared.page.SUBJECTS for kind in compared.page.KINDS]
+    monkeypatch.setattr(compared.page, "save", lambda figure, path: None)
+    compared.page.write({name: kept[name] for name in order if name in kept}, tmp_path)
+    assert (tmp_path / "comparison.md").read_text("utf-8") == (docs / "comparison.md").read_text("utf-8")
+    assert min(len(run["clips"]) for name, run in kept.items() if name in order[::3]) >= 20

@@ -213,6 +213,30 @@ def test_all_formulas_can_be_rendered():
     assert inside[0] < inside[1] / 2
 
 
+def gallery() -> ModuleType:
+    """Return the program that draws the gallery."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module("gallery")
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+SLOW = ("SpatioTemporalPerturbation", "VideoOcclusion", "RISE")  # hundreds of forwards per map
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in gallery().METHODS]
+)
+def test_maps_of_the_gallery_find_the_evidence(name):
+    drawing = gallery()
+    assert drawing.file_of(name).is_file()
+    models, method = drawing.METHODS[name]
+    for model in models:
+        _, task, clf, clip, label = next(drawing.clips((model,)))
+        assert float(drawing.scored(method(clf, clip, label), task).split()[1]) > 0.6
+
+
 # Tests of the helper functions above.
 
 

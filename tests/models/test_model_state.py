@@ -16,6 +16,7 @@ from covering import all_pairs
 from model_kinds import KINDS, SIDE, B, Kind, T, Trained
 from tiny_models import changes, snapshot
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from captum_staa import (
     RISE,
@@ -328,3 +329,29 @@ def test_recurrent_layers_on_a_gpu_run_without_cudnn_where_a_gradient_is_wanted(
     assert enabled == [False, before, False]
     assert not model[0]._forward_hooks and not model[0]._forward_pre_hooks
     copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_is_suspended_in_this_thread_alone(reentrant: bool) -> None:
+    calls: dict[str, int] = {}
+
+    def run(name: str) -> None:
+        def part(x: Tensor) -> Tensor:
+            calls[name] = calls.get(name, 0) + 1
+            return x.square()
+
+        x = torch.ones(2, requires_grad=True)
+        checkpoint.checkpoint(part, x, use_reentrant=reentrant).sum().backward()
+        assert x.grad is not None and x.grad.tolist() == [2.0, 2.0]
+
+    before = dict(vars(checkpoint))
+    with model_state.without_checkpointing():
+        with model_state.without_checkpointing():
+            run("inside")
+        other = threading.Thread(target=run, args=("other",))
+        other.start()
+        other.join()
+        run("still inside")
+    run("outside")
+    assert calls == {"inside": 1, "other": 2, "still inside": 1, "outside": 2}
+    assert vars(checkpoint) == before
