@@ -171,7 +171,7 @@ def first(found: Scores) -> str:
             best = max(own, key=own.__getitem__)
             behind = own[best] - own[OURS]
             equal = best == OURS or behind < 0.0005  # as the table shows it
-            row.append(f"**{OURS}**" if equal else f"{best}; ours {behind:.3f} behind")
+            row.append("**ours**" if equal else f"{best.removesuffix(', smoothed')} ({behind:.3f})")
         lines.append(f"| {budget} | " + " | ".join(row) + " |")
     return "\n".join(lines)
 
@@ -207,7 +207,7 @@ def main() -> None:
         for own in results.values()
     )
     draw(together)
-    models = f"Models: {', '.join(results)}. Highest price so far: {max(complete)} forward passes."
+    models = f"Models: {', '.join(results)}. Who is first, and how far {OURS}, ours, is behind:"
     shown = f"All methods at {TABLE} forward passes, which is about the price of the default:"
     text = "\n\n".join((models, first(together), shown, table(together, TABLE)))
     write_between(DOCS / "results_methods.md", "perturbation_price", text)

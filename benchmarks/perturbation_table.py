@@ -62,15 +62,13 @@ SHOWN = {
     "forwards": "forwards",
 }
 INTRO = """\
-Means over {models} bundled models, {clips} clips of each, seed {seed}: few, so differences of .03 say nothing. The
-options of the method were chosen on other clips. The first table has the methods that were run on all of these
-models, the second those on four of them, the last the presets of the paper, which ran on one. `docs/perturbation/`
-has all models. Columns and controls as in [planted evidence](results_truth.md#how-to-read-the-tables); only the
-default on the first four models has controls. Insertion (high is good) and deletion (low is good): the area under the
-target's probability over {steps} steps, cells of 1 x 3 x 3 pixels, towards zero and towards a blur of the clip.
-Forwards: number of clips that the model was run on, where a gradient counts as three. `nested` is the default.
-`thorough` has 40 gradients and 105 steps. `STEP` is the method of the paper as published, with 1200 steps; the other
-rows of STEP each change one thing more. Made by `python benchmarks/perturbation_table.py`.
+Means over {models} bundled models, then over four of them, then of one with the presets of the paper; {clips} clips
+of each, so differences of .03 say nothing. Columns and controls as in [planted
+evidence](results_truth.md#how-to-read-the-tables); only the default on the four models has controls. Insertion (high
+is good) and deletion (low is good): the area under the target's probability over {steps} steps, cells of 1 x 3 x 3
+pixels, towards zero and towards a blur. Forwards: a gradient counts as three. `nested` is the default, `thorough` has
+105 steps. `STEP` is the method as published, with 1200 steps; the other rows of STEP each change one thing more. Made
+by `python benchmarks/perturbation_table.py`; `docs/perturbation/` has all models.
 """
 # Captum's default, Gauss-Legendre, puts points next to the baseline, where the 3D CNN has gradients without bounds.
 MIDDLE: Any = {"method": "riemann_middle", "internal_batch_size": 4}
@@ -216,7 +214,7 @@ def named(model: str) -> tuple[str, ...]:
 
 def page(results: dict[str, Scores], clips: int) -> str:
     """Return means over all models, over those with all methods, and over those with the presets of the paper."""
-    lines = [INTRO.format(models=len(results), clips=clips, seed=SEED, steps=STEPS)]
+    lines = [INTRO.format(models=len(results), clips=clips, steps=STEPS)]
     for models in (tuple(results), MODELS, PUBLISHED):
         group = {model: results[model] for model in models if model in results}
         shared = set.intersection(*(set(found) for found in group.values()))  # means over the same models

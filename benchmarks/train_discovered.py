@@ -136,10 +136,17 @@ def build(kind: str, task: str, seed: int) -> nn.Module:
     return model
 
 
-def train(kind: str, task: str, seed: int, steps: int, minutes: float, out: Path) -> None:
-    """Train until `steps`, or until the time is over; a second call goes on."""
+def train(kind: str, task: str, seed: int, steps: int, minutes: float, out: Path, start: str | None) -> None:
+    """Train until `steps`, or until the time is over; a second call goes on.
+
+    `start` is a task whose trained weights the training begins with, but for the head.
+    """
     path, begin = out / f"{kind}-{task}-{seed}.safetensors", time.perf_counter()
     model, generator = build(kind, task, seed), torch.Generator().manual_seed(seed)
+    if start is not None:
+        weights = load_file(out / f"{kind}-{start}-{seed}.safetensors")
+        own = {f"model.{name}": value for name, value in model.state_dict().items() if name.startswith("head.")}
+        _load(model, weights | own)
     hints = Hints(model, kind, task)
     parameters = [*model.parameters(), *hints.head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.02)
@@ -302,8 +309,10 @@ def _rows(own: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     rows = dict(own)
     rows["center"] = rows["control: center"]
     if "STAA (relevance)" in rows:
-        columns = ("rivals", "time", "classes")
-        rows["STAA (relevance), inverted"] = {key: 1 - rows["STAA (relevance)"][key] for key in columns}
+        ours = rows["STAA (relevance)"]
+        rows["STAA (relevance), inverted"] = {
+            key: 1 - ours[key] for key in ("rivals", "time", "classes") if key in ours
+        }
     return best_control(rows)
 
 
@@ -345,6 +354,7 @@ def main() -> None:
     parser.add_argument("--task", choices=tuple(LABELS), default="pattern")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--start", choices=tuple(LABELS), help="task whose trained weights the training begins with")
     parser.add_argument("--minutes", type=float, default=60, help="of each training, after which it stops")
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--slow-clips", type=int, default=12, help="for slow methods")
@@ -355,7 +365,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for kind in options.train:
         steps = options.steps or STEPS[options.task]
-        train(kind, options.task, options.seed, steps, options.minutes, options.out)
+        train(kind, options.task, options.seed, steps, options.minutes, options.out, options.start)
     for kind in options.score:
         score(kind, options.task, options.seed, options.clips, options.slow_clips, options.out, options.only)
     if options.write:

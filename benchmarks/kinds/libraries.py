@@ -153,7 +153,7 @@ def vivit() -> Subject:
 
 
 def timesformer() -> Subject:
-    """TimeSformer, whose class token attends in a computation of its own beside those of the patches."""
+    """TimeSformer, whose class token attends in a separate computation beside those of the patches."""
     library = importlib.import_module("timesformer_pytorch")
     options = {name: value for name, value in SMALL.items() if name != "mlp_dim"}
     net = strong(library.TimeSformer(**options, patch_size=8, num_frames=8, depth=2))

@@ -178,7 +178,7 @@ class VideoLanguageModel(nn.Module):
 
     @property
     def _image_token(self) -> int | None:
-        """Id of the token that stands for a token of an image; None if images have none of their own."""
+        """Id of the token that stands for a token of an image; None if images have no such token."""
         image = getattr(self.config, "image_token_id", getattr(self.config, "image_token_index", None))
         return None if image is None or int(image) == self.video_token else int(image)
 
@@ -422,7 +422,7 @@ class VideoLanguageModel(nn.Module):
         messages = [{"role": "user", "content": content}]
         try:
             text = owner.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template may raise any error of its own
+        except Exception as error:  # a template may raise any error
             raise ValueError(
                 f"prompt must suit the chat template, which raises {type(error).__name__}: {error} Write the whole "
                 f"prompt yourself, with {placeholder!r} where the video belongs."
