@@ -7,7 +7,7 @@ planted clips of each, and {pairs} clips of two classes for *class A against B*.
 mean](results_truth.md#how-to-read-the-tables); [methods and controls](comparison_guide.md). Made by
 
 ```console
-python benchmarks/comparison_table.py --discovered FOLDER
+python benchmarks/comparison_table.py
 ```
 
 Each model counts the same, whatever the number of its clips. **Intervals** are of 95 %, from a hierarchical bootstrap:
