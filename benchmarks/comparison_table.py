@@ -1,4 +1,4 @@
-"""Compare methods on planted clips of eleven models, with their controls: docs/comparison.md.
+"""Compare methods on planted clips of eleven small models, with their controls: docs/comparison.md.
 
     python benchmarks/comparison_table.py                         # about half an hour on one core
     python benchmarks/comparison_table.py --only vivit-order      # one model, and the page from the existing results
