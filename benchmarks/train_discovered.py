@@ -5,7 +5,8 @@
     python benchmarks/train_discovered.py --write                         # docs/staa.md
 
 The models are an MViT 2 (pooled queries and keys), a Swin 3D (windows), an image encoder on frames below a transformer
-over time, and a video transformer with its own softmax. Weights stay in the folder `--out`, outside the package.
+over time, and a video transformer with its own softmax. Trained weights are in benchmarks/discovered, written by
+`--export`; states from which a training can go on stay in the folder `--out`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from captum_staa.benchmark import PlantedClips
 from captum_staa.benchmark.scenes import LABELS
 
 ROOT = Path(__file__).parents[1]
+WEIGHTS = Path(__file__).parent / "discovered"  # trained weights in half precision
 sys.path.append(str(ROOT / "tests" / "_helpers"))  # the hierarchies
 from hierarchical_models import MViT, Swin  # noqa: E402
 
@@ -266,13 +268,29 @@ def methods(clf: VideoClassifier, kind: str) -> dict[str, Row]:
     }
 
 
-def score(kind: str, task: str, seed: int, clips: int, slow_clips: int, out: Path, only: str) -> None:
-    """Score the methods whose names start with `only` and that have no scores yet, and store each when it is done."""
-    model = build(kind, task, seed)
-    tensors = load_file(out / f"{kind}-{task}-{seed}.safetensors")
+def trained(kind: str, task: str, seed: int = 1, out: Path | None = None) -> tuple[VideoClassifier, int]:
+    """Return a trained model and its number of steps: of the state in `out`, or else of the kept weights."""
+    model, name = build(kind, task, seed), f"{kind}-{task}-{seed}.safetensors"
+    path = WEIGHTS / name if out is None or not (out / name).exists() else out / name
+    tensors = load_file(path)
     _load(model, tensors)
     clf = VideoClassifier(model.eval(), layout="BCTHW", labels=list(LABELS[task]))
-    stored, steps = out / f"{kind}-{task}-{seed}.json", int(tensors["step"]) + 1
+    return clf, int(tensors["step"]) + 1
+
+
+def export(out: Path) -> None:
+    """Keep the weights of all states in `out`, in half precision."""
+    WEIGHTS.mkdir(exist_ok=True)
+    for path in sorted(out.glob("*-*-*.safetensors")):
+        tensors = load_file(path)
+        kept = {name: value.half() for name, value in tensors.items() if name.startswith("model.")}
+        save_file({**kept, "step": tensors["step"]}, WEIGHTS / path.name)
+
+
+def score(kind: str, task: str, seed: int, clips: int, slow_clips: int, out: Path, only: str) -> None:
+    """Score the methods whose names start with `only` and that have no scores yet, and store each when it is done."""
+    clf, steps = trained(kind, task, seed, out)
+    stored = out / f"{kind}-{task}-{seed}.json"
     found: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {}
     if found.get("steps") != steps:  # of other weights
         found = {"steps": steps, "accuracy": _accuracy(clf, task), "methods": {}}
@@ -351,6 +369,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="*", choices=tuple(MODELS), default=[])
     parser.add_argument("--score", nargs="*", choices=tuple(MODELS), default=[])
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--export", action="store_true", help="write the weights of all states in --out")
     parser.add_argument("--task", choices=tuple(LABELS), default="pattern")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int)
@@ -368,6 +387,8 @@ def main() -> None:
         train(kind, options.task, options.seed, steps, options.minutes, options.out, options.start)
     for kind in options.score:
         score(kind, options.task, options.seed, options.clips, options.slow_clips, options.out, options.only)
+    if options.export:
+        export(options.out)
     if options.write:
         write(options.out)
 
