@@ -1,10 +1,9 @@
-"""Compare methods on planted clips of eleven models, with their controls: docs/comparison.md.
+"""Compare methods on planted clips of eleven small models, with their controls: docs/comparison.md.
 
-    python benchmarks/comparison_table.py --discovered FOLDER     # about an hour on one core
+    python benchmarks/comparison_table.py                         # about half an hour on one core
     python benchmarks/comparison_table.py --only vivit-order      # one model, and the page from the existing results
     python benchmarks/comparison_table.py --write-only            # the page again
 
-FOLDER has the states of three transformers that are trained by benchmarks/train_discovered.py and are not bundled.
 Every finished clip and method is stored under ``--work``, and a second start continues there. The numbers of a model
 are in docs/comparison/MODEL.json.
 """
@@ -70,10 +69,10 @@ def classes(case: MetricInput) -> Tensor:
 classes.higher_is_better = True  # type: ignore[attr-defined]
 
 
-def measure(name: str, clips: int, slow: int, pairs: int, discovered: Path, work: Path, device: str) -> None:
+def measure(name: str, clips: int, slow: int, pairs: int, work: Path, device: str) -> None:
     """Run the comparison of one model, and continue an earlier run."""
     subject = SUBJECTS[name]
-    classifier = subject.load(discovered).to(device)
+    classifier = subject.load().to(device)
     own = subject.own(classifier)
     methods = {method: own.get(method, method) for method in METHODS if method != "AnswerAttribution" or method in own}
     few = dict(zip(SLOW, SLOW, strict=True))
@@ -108,7 +107,6 @@ def main() -> None:
     parser.add_argument("--slow-clips", type=int, default=8, help=f"for {' and '.join(SLOW)}")
     parser.add_argument("--pairs", type=int, default=8, help="clips of two classes")
     parser.add_argument("--only", choices=tuple(SUBJECTS), action="append")
-    parser.add_argument("--discovered", type=Path, default=Path("discovered"))
     parser.add_argument("--work", type=Path, default=Path("build") / "comparison")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--write-only", action="store_true")
@@ -117,7 +115,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name in [] if arguments.write_only else arguments.only or SUBJECTS:
         counts = (arguments.clips, arguments.slow_clips, arguments.pairs)
-        measure(name, *counts, arguments.discovered, arguments.work, arguments.device)
+        measure(name, *counts, arguments.work, arguments.device)
     held = {f"{name}{kind}": FOLDER / f"{name}{kind}.json" for name in SUBJECTS for kind in page.KINDS}
     page.write({name: kept(path) for name, path in held.items() if path.exists()}, DOCS)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from train_discovered import CAM_LAYERS, _load, build
+from train_discovered import CAM_LAYERS, trained
 from train_video_language import AFTER, ANSWERS, BEFORE, PLACE, QUESTIONS
 
 from captum_staa import STAA, AnswerAttribution, GradCAM, TokenGrid, VideoClassifier, VideoLanguageModel
@@ -32,14 +30,14 @@ class Subject:
     Attributes:
         group: heading of the tables that it is in.
         task: task of its planted clips.
-        load: returns the classifier; its argument is the folder of the states of `train_discovered.py`.
+        load: returns the classifier.
         own: returns the methods that are not made by their names, from the classifier.
         origin: where its weights come from.
     """
 
     group: str
     task: str
-    load: Callable[[Path], VideoClassifier]
+    load: Callable[[], VideoClassifier]
     own: Callable[[VideoClassifier], dict[str, Any]] = field(default=lambda classifier: {})
     origin: str = "bundled"
 
@@ -65,17 +63,11 @@ class Words(nn.Module):
         return vlm.answer_logits(clip, prompt, self.ids[0])[:, PLACE, [int(ids[PLACE]) for ids in self.ids]]
 
 
-def _bundled(name: str, folder: Path) -> VideoClassifier:
+def _bundled(name: str) -> VideoClassifier:
     return VideoClassifier.from_pretrained(f"tiny-{name}")
 
 
-def _discovered(kind: str, task: str, folder: Path) -> VideoClassifier:
-    model = build(kind, task, 1)
-    _load(model, load_file(folder / f"{kind}-{task}-1.safetensors"))
-    return VideoClassifier(model.eval(), layout="BCTHW", labels=list(LABELS[task]))
-
-
-def _language(name: str, task: str, folder: Path) -> VideoClassifier:
+def _language(name: str, task: str) -> VideoClassifier:
     module = Words(VideoLanguageModel.from_pretrained(name), task).eval()
     return VideoClassifier(module, layout="BTCHW", labels=list(LABELS[task]))
 
@@ -115,9 +107,9 @@ def _trained(kind: str, task: str = "pattern") -> Subject:
     return Subject(
         TRANSFORMERS,
         task,
-        partial(_discovered, kind, task),
+        lambda: trained(kind, task)[0],
         partial(_unknown, kind),
-        "trained by `benchmarks/train_discovered.py`, not bundled",
+        "`benchmarks/discovered`, trained by `benchmarks/train_discovered.py`",
     )
 
 

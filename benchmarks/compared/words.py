@@ -7,7 +7,7 @@ planted clips of each, and {pairs} clips of two classes for *class A against B*.
 mean](results_truth.md#how-to-read-the-tables); [methods and controls](comparison_guide.md). Made by
 
 ```console
-python benchmarks/comparison_table.py --discovered FOLDER
+python benchmarks/comparison_table.py
 ```
 
 Each model counts the same, whatever the number of its clips. **Intervals** are of 95 %, from a hierarchical bootstrap:
@@ -34,11 +34,13 @@ Numbers in this section are evidence against rivals, where .5 is chance, and the
   `VideoOcclusion` ({c[VideoOcclusion]:.2f}), learned masks ({c[STEP (nested)]:.2f}) and RISE ({c[RISE]:.2f}) are above
   them, also at telling two classes apart. The last layer, as in the Grad-CAM paper, is not reliable on clips as small
   as these ({c[GradCAM (last)]:.2f}).
+- **A video language model: `AnswerAttribution(vlm)`**, {l[AnswerAttribution]:.2f} for {lf[AnswerAttribution]:.0f}
+  forwards. Learned masks ({l[STEP (nested)]:.2f}, {lf[STEP (nested)]:.0f}) cannot be told from it. This is one model.
 - **Any model, and forwards do not matter: `SpatioTemporalPerturbation(f)`** ({a[STEP (nested)]:.2f}) **or RISE**
   ({a[RISE]:.2f}). They need no layer, are among the first by nearly every column, and masks have the best deletion.
   `VideoOcclusion` ({a[VideoOcclusion]:.2f}) is the simplest check.
-- **Not alone:** `Saliency`, whose values have no sign, is good at *when* and at CNNs, and knows no class.
-  `InputXGradient` ({t[InputXGradient]:.2f} on transformers) does better at *class A against B*.
+- **Not alone:** `Saliency`, whose values have no sign, is good at *when* and at CNNs, but does not tell two classes
+  apart. `InputXGradient` ({t[InputXGradient]:.2f} on transformers) does better at *class A against B*.
 - **Controls:** the difference from the mean frame, which knows no model, reaches {a[model-free]:.2f} here, but far more
   *against all voxels* and in insertion. On data without rivals it can look as good as a method, so compare with it.
 

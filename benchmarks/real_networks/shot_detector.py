@@ -46,7 +46,7 @@ SEEN = 0.5  # probability of a detected cut
 JUMP = 30.0  # mean difference of gray levels between two frames that may be a cut
 PUBLIC = "nasa"  # a clip in the public domain, whose frames may be in the picture; the start of its name
 STEPS = 5
-PLAIN, CHOSEN = "black, step 2", "blur in time, step 1"  # of CANDIDATES; the second is the best on the cuts of choice()
+PLAIN, CHOSEN = "black, step 2", "mean frame, step 1"  # of CANDIDATES; the second is the best on the cuts of choice()
 METRICS = ("auroc_time", "energy_pointing_game", "temporal_pointing")
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURE = "images/shot-detector.webp"
@@ -398,9 +398,9 @@ The picture shows the joined cut whose two shots are in the public domain (NASA)
 frame, divided by its maximum.
 
 **Windows and baseline decide what occlusion shows.** Two black frames are two cuts, wherever they are, and what the
-network says of the true cut then depends on its distance to them. Frames that are blurred in time hide a cut and
-nothing else, but only if a window covers both of its sides: of windows in steps of 2, every second cut lies between
-two. AUROC in time of windows of two frames on {choice_cuts} other cuts, where `{chosen}` was chosen:
+network says of the true cut then depends on its distance to them. Of windows in steps of two frames, every second cut
+lies between two, and neither covers both of its sides. AUROC in time of windows of two frames on {choice_cuts} other
+cuts, where `{chosen}` was chosen:
 
 | two frames are replaced by | AUROC in time |
 |---|---|
@@ -409,9 +409,9 @@ two. AUROC in time of windows of two frames on {choice_cuts} other cuts, where `
 ```python
 from captum_staa import VideoOcclusion, baselines
 
-blurred = baselines.blur(clip, clf.layout, space=0.0, time=2.0)
+mean = baselines.mean_frame(clip, clf.layout)
 windows = {{"sliding_window_shapes": (2, 27, 48), "strides": (1, 27, 48)}}
-VideoOcclusion(clf).attribute(clip, baselines=blurred, target=target, **windows)
+VideoOcclusion(clf).attribute(clip, baselines=mean, target=target, **windows)
 ```
 
 Saliency on random weights is high too: most of the AUROC in time of gradients comes from the short reach of the

@@ -164,8 +164,10 @@ def test_end_layer_is_a_layer_that_the_model_calls():
     assert [end_layer(listed, end) for end in ("first", "last")] == ["embed", "blocks.2"]
     st_abn = VideoClassifier.from_pretrained("tiny-st-abn-pattern")
     assert [end_layer(st_abn, end) for end in ("first", "last")] == ["model.module.stem", "model.module.stages"]
-    for classifier, clip in ((listed, torch.rand(3, 4, 8, 8)), (st_abn, PLANTED[16][0].transpose(0, 1))):
-        found = silent(classifier, [(clip, 0)], ["GradCAM", "GradCAM (last)"], ["sparsity"], model_controls=False)
+    for classifier, clip in ((listed, torch.rand(3, 4, 8, 8)), (st_abn, PLANTED[0][0].transpose(0, 1))):
+        found = silent(
+            classifier, [(clip, int(PLANTED[0][1]))], ["GradCAM", "GradCAM (last)"], ["sparsity"], model_controls=False
+        )
         assert not found.reason_rows
 
 
