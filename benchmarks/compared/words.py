@@ -26,7 +26,7 @@ Numbers in this section are evidence against rivals, where .5 is chance, and the
 
 - **A video transformer: `STAA(clf)`**, {t[STAA (relevance)]:.2f} for {tf[STAA (relevance)]:.0f} forwards. Learned masks
   ({t[STEP (nested)]:.2f}, {tf[STEP (nested)]:.0f} forwards) and RISE ({t[RISE]:.2f}, {tf[RISE]:.0f}) cannot be told
-  from it and cost 50 times as much or more; `VideoOcclusion` ({t[VideoOcclusion]:.2f}, {tf[VideoOcclusion]:.0f}) and
+  from it and cost some 50 times as much; `VideoOcclusion` ({t[VideoOcclusion]:.2f}, {tf[VideoOcclusion]:.0f}) and
   Integrated Gradients ({t[IntegratedGradients]:.2f}, {tf[IntegratedGradients]:.0f}) are behind. The attention of the
   paper, `STAA(clf, mode="attention")` ({t[STAA]:.2f}), is no map of a class: *class A against B* is at chance.
 - **A 3D CNN: gradients cost least, hiding is right more often.** `GradCAM` at an early layer ({c[GradCAM]:.2f}) is as
