@@ -51,8 +51,7 @@ What do the gates of an attention branch know, and does the network use them? Me
 `mechanism="bottleneck"` of the tasks {tasks}, {clips} held-out clips of each. Columns and controls are those of
 [planted evidence](results_truth.md#how-to-read-the-tables). Maps keep their signs. Of the temporal
 signal that a branch has apart from its map ($\\alpha$), *in time* alone is measured. `mix` is the network of the
-paper, for `pattern` only. `posthoc` is the map of a branch that observes a frozen model: VideoMAE, or for `pattern`
-the bottleneck itself. Made by
+paper, for `pattern` only. `posthoc` is the map of a branch that observes a frozen model. Made by
 `python benchmarks/st_abn_table.py --clips {clips}`.
 """
 USE = {

@@ -179,15 +179,19 @@ def untrained_bottleneck(task: str, seed: int, out: Path = WEIGHTS) -> STABN:
 def train_bottleneck(task: str, seed: int, out: Path) -> STABN:
     """Train the gates, and the network behind them, which can only use what they let through."""
     st_abn = untrained_bottleneck(task, seed, out)
+    checkpoint = out / f"{task}_{seed}.safetensors"  # a training that was stopped goes on from it
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     fit_st_abn(
         st_abn,
         lambda epoch: lessons(task, seed, EPOCHS[task] + epoch),  # of full difficulty
+        config=FitConfig(checkpoint=checkpoint, resume=True),
         preset="faithful",
         epochs=CLOSING,
         validation=[_held_out(task, HELD_OUT_SEED + 1, 48)],
         seed=seed,
         show_progress=True,
     )
+    checkpoint.unlink()
     return st_abn.eval()
 
 
@@ -245,7 +249,11 @@ def make(task: str, seed: int, kind: str, out: Path) -> None:
     started = time.perf_counter()
     base = f"tiny-videomae-{task}" if kind == "observer" else None
     names = {"bottleneck": f"tiny-st-abn-{task}", "mix": f"tiny-st-abn-{task}-mix", "observer": f"{base}-observer"}
-    steps = {"bottleneck": CLOSING * STEPS, "mix": (EPOCHS[task] + JOINT[task]) * STEPS, "observer": LOOKS * STEPS}
+    steps = {
+        "bottleneck": CLOSING * STEPS,
+        "mix": (EPOCHS[task] + JOINT.get(task, 0)) * STEPS,
+        "observer": LOOKS * STEPS,
+    }
     folder = out / names[kind]
     if base is not None:
         st_abn = train_observer(VideoClassifier.from_pretrained(base), LAYER, task, seed)

@@ -6,16 +6,21 @@ The bundled Qwen model was trained in two rounds:
     python benchmarks/train_video_language.py --family qwen2_5_vl --seed 2 --steps 1800 --stop 1000 --turns mpmbmomb \
         --learning-rate 1e-3 --difficulty 0.2 --start round1/tiny-qwen2_5_vl
 
-The bundled LLaVA-OneVision needed three. Its tower sees single frames, and in the first round it learned no movement.
+The bundled LLaVA-OneVision needed five. Its tower sees single frames, and in the first round it learned no movement.
 In the second one it learned where in a token's pixels objects are (`place_loss`), from which the language model reads
-fast movement. In the third one it learned all questions:
+fast movement. In the third one it learned all questions, but said "diagonal" wherever it saw neither of the other
+patterns. From the fourth round on, half of the clips of a pattern show no evidence (`doubt_loss`):
 
     python benchmarks/train_video_language.py --family llava_onevision --steps 2300 --stop 694 --turns pmobm \
         --look-back --out round1
     python benchmarks/train_video_language.py --family llava_onevision --seed 2 --steps 600 --turns f \
         --start round1/tiny-llava_onevision --out round2
     python benchmarks/train_video_language.py --family llava_onevision --seed 3 --steps 1600 --stop 1477 \
-        --turns mpbmof --start round2/tiny-llava_onevision
+        --turns mpbmof --start round2/tiny-llava_onevision --out round3
+    python benchmarks/train_video_language.py --family llava_onevision --seed 4 --steps 520 --learning-rate 1.2e-3 \
+        --difficulty 1 --turns dmpbdmdo --start round3/tiny-llava_onevision --out round4
+    python benchmarks/train_video_language.py --family llava_onevision --seed 5 --steps 340 --learning-rate 1e-3 \
+        --difficulty 1 --turns dmbmdmo --start round4/tiny-llava_onevision
 
 A model answers three questions about planted clips, each with a sentence of which one word depends on the video: "which
 pattern ?" ("it is right ."), "which direction ?" ("it is left .") and "which came first ?" ("it is bottom ."). Some

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from captum_staa._utils.checks import check_choice, check_count, check_sides, is_number, is_triple
+from captum_staa._utils.tensors import without_autocast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -386,7 +387,8 @@ class TokenRows:
         if matrix.ndim == 2:
             pulled = self.unfold(matrix, batch)
         else:
-            pulled = (self.gather(weights)[:, :, None] @ self.unfold(matrix, batch))[:, :, 0]  # (B, R, N)
+            with without_autocast(weights):
+                pulled = (self.gather(weights)[:, :, None] @ self.unfold(matrix, batch))[:, :, 0]  # (B, R, N)
         keys = self.keys.to(weights.device)
         there = keys >= 0
         groups = torch.arange(self.count) if self.key_groups is None else self.key_groups

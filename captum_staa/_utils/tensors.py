@@ -35,6 +35,14 @@ def version_of(value: Tensor) -> int | None:
     return None if value.is_inference() else value._version
 
 
+def without_autocast(like: Tensor) -> torch.autocast:
+    """Return a context in which products on the device of a tensor keep their dtype.
+
+    Maps are float32 also where the model, or the caller, runs under ``torch.autocast``.
+    """
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def gaussian(
     maps: Tensor,
     sigma: tuple[float, float, float],
@@ -63,5 +71,6 @@ def gaussian(
         distance = places[:, None] - places
         kernel = torch.exp(-0.5 * (distance / width) ** 2) * (distance.abs() <= reach)  # (from, to)
         kernel = kernel / kernel.sum(1 if keep_sums else 0, keepdim=True)  # a product is faster than a convolution
-        maps = (maps.movedim(axis, -1) @ kernel.to(maps)).movedim(-1, axis)
+        with without_autocast(maps):
+            maps = (maps.movedim(axis, -1) @ kernel.to(maps)).movedim(-1, axis)
     return maps

@@ -38,6 +38,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_staa._utils.flex_attention import FLEX_ATTENTION, written_out
 from captum_staa._utils.model_state import without_checkpointing, without_compiling
+from captum_staa._utils.tensors import without_autocast
 from captum_staa.attention import tiles
 from captum_staa.attention.tiles import Operands, operands_of
 from captum_staa.models.attention_watch import KIND_OF, softmax_axis
@@ -105,7 +106,8 @@ class AttentionCall:
             else:
                 rows = self._checked_operands.probabilities(used)
             weights = (weights[:, used] if few else weights)[:, None, None].float()  # (B, 1, 1, used)
-            return (weights @ rows.float())[:, :, 0].mean(1)
+            with without_autocast(rows):
+                return (weights @ rows.float())[:, :, 0].mean(1)
 
     def _weighted_rows(self, weights: Tensor | None) -> Tensor:
         if self._separate:
@@ -125,7 +127,8 @@ class AttentionCall:
     def carry(self, columns: Tensor) -> Tensor:
         """Return the head-mean matrix times ``columns`` ``(B, N, c)``, without forming it: ``(B, Q, c)``, detached."""
         if self._ready is not None:
-            return self._ready.detach().float().mean(1) @ columns
+            with without_autocast(columns):
+                return self._ready.detach().float().mean(1) @ columns
         with torch.no_grad():
             output, carried = tiles.attend_and_carry(self._checked_operands, columns)
         if not self._separate:

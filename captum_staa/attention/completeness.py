@@ -200,6 +200,9 @@ def _adds_number(name: str, args: Any, kwargs: Any) -> bool:
     return bool(places) and any(isinstance(number, (int, float)) and number != 0 for number in numbers)
 
 
+_PART = 1 << 15  # numbers
+
+
 def dot(gradient: Tensor, value: Tensor, axis: int = -1) -> Tensor:
     """Return the sum of gradient times value, which is broadcast. A vector lies along ``axis``."""
     if gradient.is_complex():
@@ -213,6 +216,22 @@ def dot(gradient: Tensor, value: Tensor, axis: int = -1) -> Tensor:
     if value.ndim == 1:
         return gradient.movedim(axis, 0).flatten(1).sum(1) @ value
     return (gradient * value).sum()
+
+
+def dot_log(gradient: Tensor, pattern: Tensor) -> Tensor:
+    """Return the sum of gradient times the logarithm of a pattern, in which 0 counts as the smallest number.
+
+    On a CPU it goes through parts that fit into the cache: new memory for a matrix takes longer than its logarithm.
+    """
+    wide, smallest = torch.promote_types(gradient.dtype, torch.float32), torch.finfo(pattern.dtype).tiny
+    gradient, pattern = gradient.reshape(-1), pattern.reshape(-1)
+    part = _PART if pattern.device.type == "cpu" else max(len(pattern), 1)
+    buffer = torch.empty(min(part, len(pattern)), dtype=wide, device=pattern.device)
+    total = torch.zeros((), dtype=wide, device=pattern.device)
+    for own, values in zip(gradient.split(part), pattern.split(part), strict=True):
+        logs = buffer[: len(values)].copy_(values).clamp_min_(smallest).log_()
+        total += own.to(wide) @ logs
+    return total
 
 
 def _sum(shares: list[Tensor]) -> float:

@@ -14,7 +14,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from captum_staa._utils.flex_attention import FLEX_ATTENTION, written_out
-from captum_staa.attention.completeness import ConstantShares, dot, tensors_of
+from captum_staa.attention.completeness import ConstantShares, dot, dot_log, tensors_of
 from captum_staa.attention.linear_graph import (
     PATTERN,
     Attended,
@@ -386,8 +386,7 @@ def _open_softmax(func: Any, args: Any, kwargs: Any, weight: float, shares: Cons
         if shares is not None:
             # Scores are the logarithm of the pattern up to a constant per row, and their gradient sums to 0 in a row.
             kept = pattern.detach()
-            smallest = torch.finfo(kept.dtype).tiny
-            shares.add_pattern(scores, lambda gradient: 2 * weight * dot(gradient, kept.clamp_min(smallest).log()))
+            shares.add_pattern(scores, lambda gradient: 2 * weight * dot_log(gradient, kept))
         return Pattern.apply(pattern)
 
     return run(*args, **kwargs)

@@ -13,6 +13,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from captum_staa._utils.tensors import without_autocast
 from captum_staa.attention.capture import AttentionCall
 from captum_staa.grid import TokenGrid, TokenRows
 from captum_staa.models.families import AttentionLayer, Pooling
@@ -120,7 +121,8 @@ class TemporalCarry:
 
     def __call__(self, call: AttentionCall) -> None:
         if call.layer.role == "pool":
-            self.columns = call.row()[:, None] @ self.columns  # (B, 1, t)
+            with without_autocast(self.columns):
+                self.columns = call.row()[:, None] @ self.columns  # (B, 1, t)
         else:
             self.columns = (self.columns + call.carry(self.columns)) / 2
 
@@ -128,7 +130,8 @@ class TemporalCarry:
         """Return ``(B, t)`` for the head's weights ``(B, N)``. A pooling query has already applied its own weights."""
         if self.columns.shape[1] == 1:
             return self.columns[:, 0]
-        return (weights[:, None] @ self.columns)[:, 0]
+        with without_autocast(weights):
+            return (weights[:, None] @ self.columns)[:, 0]
 
 
 def gradient_weighted(attention: Tensor, gradient: Tensor) -> Tensor:

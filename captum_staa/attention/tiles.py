@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_staa._utils.tensors import without_autocast
+
 # Number of floats in one tile of scores. On a CPU, a tile should stay in the cache of each core for its three passes
 # (scores, softmax, product with the values). On an accelerator, few large launches are faster than many small ones.
 CPU_TILE_PER_THREAD = 1 << 18
@@ -107,7 +109,8 @@ def _row_mean(x: Operands, output: Tensor | None, weights: Tensor | None) -> Ten
         weights = columns.new_full((1, count), 1 / count).expand(batch, -1)
     weights = weights.float().repeat_interleave(heads, 0)[:, None]  # (B * heads, 1, Q)
     for group, rows, tile in _tiles(x, output):
-        columns[group] += weights[group, :, rows] @ tile.float()
+        with without_autocast(tile):
+            columns[group] += weights[group, :, rows] @ tile.float()
     return columns.view(batch, heads, -1).mean(1)
 
 

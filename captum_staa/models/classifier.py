@@ -660,8 +660,12 @@ class VideoClassifier(nn.Module):
         try:
             return self.module(clip, *args) if name is None or args else self.module(**{name: clip})
         except RuntimeError as error:
+            self._hint_at_batch(clip, error)
             self._hint_at_swapped_axes(clip, error)
             self._hint_at_size(clip, error)
+            raise
+        except AssertionError as error:  # torch.export
+            self._hint_at_batch(clip, error)
             raise
         except (TypeError, ValueError, IndexError) as error:
             self._hint_at_pack(clip, error)
@@ -784,6 +788,16 @@ class VideoClassifier(nn.Module):
                 f"the module failed on a clip of shape {tuple(clip.shape)} in layout {self.layout.axes}, which has "
                 f"{sizes['C']} channels and {sizes['T']} frames. These two axes are probably swapped. Pass the layout "
                 f"that the module takes to VideoClassifier(module, layout=...). The error of the module: {error}"
+            ) from error
+
+    def _hint_at_batch(self, clip: Tensor, error: Exception) -> None:
+        """Raise ValueError about the number of clips if a traced or exported module is of one number alone."""
+        traced = isinstance(self.module, (torch.jit.ScriptModule, torch.fx.GraphModule))
+        if traced and (SHAPES_DIFFER.search(str(error)) or "Guard failed" in str(error)):
+            raise ValueError(
+                f"a traced or exported module must take any number of clips of its size, got an error on clips of "
+                f"shape {tuple(clip.shape)}. It was perhaps made for another size, or another number of clips alone. "
+                f"Pass the module itself, or export it with dynamic_shapes. The error of the module: {error}"
             ) from error
 
     def _hint_at_size(self, clip: Tensor, error: RuntimeError) -> None:

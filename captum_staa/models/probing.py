@@ -216,6 +216,12 @@ class Probe:
     def _cells(self, single: dict[Key, Tensor], base: int) -> Cells | None:
         both = Watch(replace=nothing, tail=self.tail)
         self.forward(torch.cat([self.clip, self.clip + self.noise]), both)
+        if len(both.attention) != self.tail:
+            self.problems.append(
+                "the number of attention computations changes with the number of clips, as in a loop over clips, so "
+                "nothing is known of their rows. Let the model take all clips as one batch."
+            )
+            return None
         self._make_fields(single, _tensors_of(both))
         if not any(each.change.alive.any() for key, each in self.fields.items() if key[0] in ("queries", "values")):
             self.problems.append(

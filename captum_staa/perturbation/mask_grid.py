@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from captum_staa._utils.tensors import gaussian
+from captum_staa._utils.tensors import gaussian, without_autocast
 
 Size = tuple[int, int, int]
 
@@ -134,5 +134,6 @@ def _linear(pixels: int, cells: int) -> Tensor:
 def _along_axes(values: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Return ``(..., T, H, W)`` for ``(..., t, h, w)``. Time is expanded first, while the frames are still small."""
     time, height, width = matrices
-    frames = torch.einsum("...thw,Tt->...Thw", values, time)
-    return height @ frames @ width.T
+    with without_autocast(values):
+        frames = torch.einsum("...thw,Tt->...Thw", values, time)
+        return height @ frames @ width.T

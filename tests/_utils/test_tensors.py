@@ -8,6 +8,7 @@ from covering import in_one_case
 from torch import Tensor
 
 from captum_staa._utils.tensors import gaussian
+from captum_staa.perturbation.mask_grid import CellGrid
 
 SIZES = (4, 5, 6)  # T, H, W
 SIGMAS = [(1.5, 0.75, 2.0), (0.75, 6.0, 6.0), (0.0, 1.0, 0.0), (0.1, 20.0, 0.1)]
@@ -61,3 +62,17 @@ def test_keep_sums_spreads_only_within_the_radius():
     reached = torch.zeros(SIZES, dtype=torch.bool)
     reached[1, 1:4, 1:6] = True
     assert torch.equal(spread > 0, reached)
+
+
+@pytest.mark.parametrize("product", ["gaussian", "masks"])
+def test_maps_and_masks_under_autocast_are_those_without(product):
+    values = torch.rand(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+
+    def run():
+        if product == "gaussian":
+            return gaussian(values, (1.0, 2.0, 2.0), keep_sums=True)
+        return CellGrid((8, 12, 10), (4, 6, 5)).spread(values.flatten(1)[:, None])
+
+    expected = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(run(), expected)

@@ -16,6 +16,7 @@ from tiny_models import randomize, snapshot
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from captum_staa.attention.completeness import dot_log
 from captum_staa.attention.decomposition import decompose
 
 
@@ -314,3 +315,16 @@ def test_the_input_of_a_module_can_be_the_tokens():
     model = drawn(Residual)
     with pytest.warns(UserWarning, match=r"module '' \(Residual\).* no gradient after the cut at the tokens"):
         decompose(model, numbers(2, 4), contrast, tokens=model.norm, side="input")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_sum_with_a_logarithm_equals_the_formula_for_masked_and_permuted_patterns(dtype):
+    generator = torch.Generator().manual_seed(0)
+    pattern = (
+        torch.randn(3, 150, 170, generator=generator).to(dtype).softmax(-1).masked_fill(torch.eye(150, 170) > 0, 0)
+    )
+    gradient = torch.randn(3, 170, 150, generator=generator).to(dtype).mT  # more numbers than one part, not contiguous
+    logs = pattern.double().clamp_min(torch.finfo(dtype).tiny).log()
+    expected = (gradient.double() * logs).sum()
+    scale = float((gradient.double() * logs).abs().sum())
+    assert abs(float(dot_log(gradient, pattern)) - float(expected)) < 1e-6 * scale

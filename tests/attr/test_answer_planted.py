@@ -41,11 +41,11 @@ def test_bundled_models_are_small_and_answer_by_themselves(name):
 
 
 EVIDENCE = [
-    ("tiny-qwen2_5_vl", "pattern", 0.85),
-    ("tiny-qwen2_5_vl", "motion", 0.9),
-    ("tiny-qwen2_5_vl", "order", 0.9),
-    ("tiny-llava_onevision", "pattern", 0.7),
-    ("tiny-llava_onevision", "motion", 0.75),
+    ("tiny-qwen2_5_vl", "pattern", 0.95),
+    ("tiny-qwen2_5_vl", "motion", 0.95),
+    ("tiny-qwen2_5_vl", "order", 0.95),
+    ("tiny-llava_onevision", "pattern", 0.8),
+    ("tiny-llava_onevision", "motion", 0.88),
     ("tiny-llava_onevision", "order", 0.9),
 ]
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import slow_staa
 import torch
-from covering import in_one_case
+from covering import in_one_case, over_pairs
 from staa_modes import LAYERS, MODES, TARGET, spearman
 from tiny_models import NAMES, clip_for, own, snapshot, tiny
 from torch import nn
@@ -136,3 +136,29 @@ def test_half_precision_gradients_are_multiplied_in_float32():
     attention, gradient = torch.full((1, 2, 3, 3), 6e-4).half(), torch.full((1, 2, 3, 3), 1e-5).half()
     found = gradient_weighted(attention, gradient)
     torch.testing.assert_close(found, torch.full((1, 3, 3), 6e-9), rtol=0.05, atol=0)
+
+
+@over_pairs
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(("kind", "layers"), [*OF_LAYERS, ("decomposition", "all"), ("attention", "temporal")], ids=str)
+@pytest.mark.parametrize("name", [*NAMES, "sdpa", "mha, time first"])
+def test_a_map_under_autocast_is_that_of_float32_up_to_rounding(name, kind, layers, inside):
+    clf = tiny(name) if name in NAMES else own(name)
+    clip, temporal = clip_for(clf), layers == "temporal"
+    if temporal and any(layer.role not in ("joint", "pool") for layer in clf.family.attention(clf.transformer)):
+        return
+    options = MODES[kind] if temporal else {"layers": layers, **MODES[kind]}
+
+    def explained():
+        method = STAA(clf, **options)
+        return method.attribute_temporal(clip) if temporal else method.attribute_maps(clip, TARGET).joint
+
+    expected, forward = explained(), clf.module.forward
+    if inside:
+        clf.module.forward = torch.autocast("cpu", dtype=torch.bfloat16)(forward)
+        found = explained()
+    else:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = explained()
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.1 * (expected - expected.mean()).norm()

@@ -9,6 +9,7 @@ import torch
 from branched_models import taught
 from tiny_models import SIZE, clip_for, own, randomize, tiny
 from torch import Tensor, nn
+from undeclared_models import PlainViT, clip_of
 
 from captum_staa import STAA, GradCAM, VideoClassifier
 from captum_staa.models import STABN
@@ -107,3 +108,15 @@ def test_inject_changes_the_classifier_inside_the_compiled_model():
     st_abn = STABN.inject(whole, "stages.0")
     st_abn.load_state_dict(expected.state_dict())
     assert st_abn.model is clf and torch.equal(st_abn(clip), answer) and st_abn.remove() is whole
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("how", ["trace", "export"])
+def test_a_module_that_was_made_for_one_number_of_clips_is_named(how):
+    with torch.random.fork_rng():
+        model, clip = PlainViT().eval(), clip_of("BCTHW")
+    made = torch.jit.trace(model, clip) if how == "trace" else torch.export.export(model, (clip,)).module()
+    clf = VideoClassifier(made, "BCTHW")
+    torch.testing.assert_close(clf(clip), model(clip))
+    with pytest.raises(ValueError, match=r"(?s)traced or exported.*shape \(1, 3, 8, 24, 16\).*Pass the module itself"):
+        STAA(clf, mode="attention").attribute(clip)

@@ -144,6 +144,11 @@ class MixesHeads(PlainViT):
             block.attn = self.Attention()
 
 
+class LoopsOverClips(PlainViT):
+    def forward(self, clip: Tensor) -> Tensor:
+        return torch.cat([super(LoopsOverClips, self).forward(one[None]) for one in clip])
+
+
 class MixesExamples(PlainViT):
     def stem(self, clip: Tensor) -> Tensor:
         x = super().stem(clip)
@@ -245,6 +250,7 @@ CHANGED = r"multiplies the values in 'blocks\.0\.attn' is not the result of a so
         (with_attention(ByHand.Attention), (8, 24, 16), r"'blocks\.0\.attn', 'blocks\.1\.attn', .* is written by hand"),
         (MixesHeads, (8, 24, 16), CHANGED),
         (MixesExamples, (8, 24, 16), "examples of a batch are not independent"),
+        (LoopsOverClips, (8, 24, 16), "attention computations changes with the number of clips"),
     ],
 )
 def test_what_is_not_verified_is_refused_with_the_way_out(

@@ -193,7 +193,7 @@ class Odd(nn.Module):
     [
         ("stage.1", r"'stage\.1'"),
         ("con", "'con'.*'conv'"),
-        ("head", r"layer 'head' must be .*got shape \(1, 3\).*Pass grid=TokenGrid"),
+        ("head", r"layer 'head' must be .*got shape \(1, 3\).*Pass grid=.*TokenGrid"),
         ("mask", r"layer 'mask' must return a tensor of floats.*got torch\.bool"),
         ("twice", "call layer 'twice' once, got 2 calls"),
         ("never", "call layer 'never' once, got 0 calls"),
