@@ -27,7 +27,7 @@ Numbers in this section are evidence against rivals, where .5 is chance, and the
 - **A video transformer: `STAA(clf)`**, {t[STAA (relevance)]:.2f} for {tf[STAA (relevance)]:.0f} forwards. Learned masks
   ({t[STEP (nested)]:.2f}, {tf[STEP (nested)]:.0f} forwards) and RISE ({t[RISE]:.2f}, {tf[RISE]:.0f}) cannot be told
   from it and cost some 50 times as much; `VideoOcclusion` ({t[VideoOcclusion]:.2f}, {tf[VideoOcclusion]:.0f}) and
-  Integrated Gradients ({t[IntegratedGradients]:.2f}, {tf[IntegratedGradients]:.0f}) are behind. The attention of the
+  Integrated Gradients ({t[IntegratedGradients]:.2f}, {tf[IntegratedGradients]:.0f}) are lower. The attention of the
   paper, `STAA(clf, mode="attention")` ({t[STAA]:.2f}), is no map of a class: *class A against B* is at chance.
 - **A 3D CNN: gradients cost least, hiding is right more often.** `GradCAM` at an early layer ({c[GradCAM]:.2f}) is as
   good as InputXGradient ({c[InputXGradient]:.2f}) and Integrated Gradients ({c[IntegratedGradients]:.2f}).
@@ -49,6 +49,9 @@ clearly behind could be first.
 """
 
 LEFT_OUT = """
+`GradCAM` of `swin-pattern` reads the norm after its patch embedding, because a norm is all that reads the embedding.
+GradCAM finds no layer with a map in the video language model.
+
 Not measured here: faithfulness, aopc, saco and monotonicity. They cost as many forwards as insertion and deletion for
 each map, and [follow the truth less](metrics.md#which-metric-can-be-trusted). `iou`, `energy_pointing_game` and others
 that need a threshold or a share are left out for the same reason. Of the methods of `benchmark.METHODS`, variants of

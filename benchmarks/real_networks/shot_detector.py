@@ -494,8 +494,8 @@ def page(
         rows[at:at] = [row for row in rows_of(slow, costs) if any(row.startswith(f"| {name} |") for name in learned)]
         passes = "{} forwards and {} backwards".format(*costs[learned[0]])
         masks_text = (
-            f"STEP (nested) is `SpatioTemporalPerturbation(clf)` with its defaults, {passes}; controls that run a\n"
-            f"method again are those of {real[0]}."
+            f"STEP (nested) is `SpatioTemporalPerturbation(clf)` with its defaults, {passes}. It explains\n"
+            f"{len(slow.clips)} of the cuts. Controls that run a method again are those of {real[0]}."
         )
         parts = [(found, real), (slow, learned), (found, [name for name in found.methods if name not in real])]
     for part, names in parts:
@@ -505,7 +505,9 @@ def page(
             column = table[:, part.methods.index(name)]
             if not column.isnan().all():
                 kinds.append(f"| {name} | {column[film].nanmean():.3f} | {column[~film].nanmean():.3f} |")
-    silent = [f"{row.method}: {row.reason}" for row in found.reason_rows if row.metric == NOT_APPLICABLE]
+    silent = [
+        f"{row.method}: {row.reason.split('. For')[0]}" for row in found.reason_rows if row.metric == NOT_APPLICABLE
+    ]
     notes = ["Not applicable:", *(f"- {reason}" for reason in silent)] if silent else []
     cuts = [cut for cut in cuts if cut.name in found.clips]  # the run may have been interrupted
     seen = sorted(cut.seen for cut in cuts)
