@@ -394,7 +394,7 @@ def page(results: dict[str, Any], clips: int) -> str:
     ]
     names = dict.fromkeys(name for task in results.values() for name in task["curves"])
     curves = {
-        f"{task}, {side}": {name: cell(own["curves"][name], side) for name in names}
+        f"{task}, {side}": {name: cell(own["curves"].get(name, {}), side) for name in names}
         for task, own in results.items()
         for side in ("insertion", "deletion")
     }
