@@ -152,7 +152,7 @@ def test_end_layer_is_a_layer_that_the_model_calls():
         def __init__(self) -> None:
             super().__init__()
             self.embed = nn.Conv3d(3, 4, 1)
-            self.blocks = nn.ModuleList(nn.Sequential(nn.Conv3d(4, 4, 1), nn.ReLU()) for _ in range(3))
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Conv3d(4, 4, 1), nn.Tanh()) for _ in range(3))
 
         def forward(self, clip: Tensor) -> Tensor:
             x = self.embed(clip)
