@@ -207,16 +207,22 @@ def picture(groups: list[Group]) -> Figure:
     for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
         scores = group.scores["rivals"]
         limits = scores.intervals
-        places = []
-        for at in sorted(group.real, key=lambda at: scores.means[at].item()):
-            cost, mean = group.cost(group.methods[at]), scores.means[at].item()
+        places: list[tuple[float, float]] = []
+        points = {at: (group.cost(group.methods[at]), scores.means[at].item()) for at in group.real}
+        for at, (cost, mean) in sorted(points.items(), key=lambda point: point[1][1]):
             axes.plot([cost, cost], limits[at].tolist(), lw=1.2, color="#1f77b4", alpha=0.5)
             axes.plot(cost, mean, "o", ms=5, color="#1f77b4")
+            beside = any(1 < other / cost < 2 and abs(height - mean) < 0.02 for other, height in points.values())
+            if beside and not any(0.2 < other / cost < 1 for other, _ in points.values()):
+                axes.annotate(group.methods[at], (cost, mean), (cost / 1.15, mean), fontsize=7, va="center", ha="right")
+                continue
             height = mean
             while any(abs(height - other) < 0.028 for near, other in places if 0.2 < near / cost < 5):
                 height += 0.004
             places.append((cost, height))
-            axes.annotate(group.methods[at], (cost, mean), (cost * 1.15, height), fontsize=7, va="center")
+            line = {"arrowstyle": "-", "lw": 0.5, "color": "0.6"} if height - mean > 0.02 else None
+            place = (cost * (1.3 if line else 1.15), height)
+            axes.annotate(group.methods[at], (cost, mean), place, fontsize=7, va="center", arrowprops=line)
         free = [at for at, name in enumerate(group.methods) if name in ("random", "uniform", "center", "model-free")]
         best = max((scores.means[at].item() for at in free), default=0.5)
         axes.axhline(best, color="0.5", lw=1, ls="--")
