@@ -36,9 +36,9 @@ Numbers in this section are evidence against rivals, where .5 is chance, and the
   as these ({c[GradCAM (last)]:.2f}).
 - **A video language model: `AnswerAttribution(vlm)`**, {l[AnswerAttribution]:.2f} for {lf[AnswerAttribution]:.0f}
   forwards. Learned masks ({l[STEP (nested)]:.2f}, {lf[STEP (nested)]:.0f}) cannot be told from it. This is one model.
-- **A network that explains itself: ST-ABN with a bottleneck.** Its gates have {b[AttentionBranch (gate)]:.2f} for
-  {bf[AttentionBranch (gate)]:.0f} forwards, as much as RISE ({b[RISE]:.2f}, {bf[RISE]:.0f}), but they are of no class. This is
-  one model.
+- **A network that explains itself: ST-ABN with a bottleneck.** Its gates have {b[AttentionBranch (gate)]:.2f} at
+  the price of one forward, as much as RISE ({b[RISE]:.2f}, {bf[RISE]:.0f}), but they are of no class. This is one
+  model.
 - **Any model, and forwards do not matter: `SpatioTemporalPerturbation(f)`** ({a[STEP (nested)]:.2f}) **or RISE**
   ({a[RISE]:.2f}). They need no layer, are among the first by nearly every column, and masks have the best deletion.
   `VideoOcclusion` ({a[VideoOcclusion]:.2f}) is the simplest check.
