@@ -25,6 +25,7 @@ from statistics import fmean, stdev
 import torch
 import torch.nn.functional as F
 from evidence import write_between
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -134,14 +135,14 @@ def started(seed: int, folder: Path | None) -> ResNet3D:
     torch.manual_seed(seed)
     options = {"num_frames": EASY.num_frames, "image_size": EASY.image_size}
     trunk = ResNet3D(len(LABELS[TASK]), padding_mode="replicate", time_strides_from=2, **options)
-    file = folder / f"start_{seed}.pt" if folder else None
+    file = folder / f"start_{seed}.safetensors" if folder else None
     if file and file.exists():
-        trunk.load_state_dict(torch.load(file, weights_only=True))
+        trunk.load_state_dict(load_file(file))
         return trunk.eval()
     train_trunk(trunk, [easy_batches(seed, epoch) for epoch in range(BEFORE)], RATE)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(trunk.state_dict(), file)
+        save_file(trunk.state_dict(), file)
     return trunk
 
 

@@ -284,7 +284,7 @@ def without_checkpointing() -> Iterator[None]:
     """Run parts of a model with gradient checkpointing as they are inside the block, in this thread.
 
     Checkpointing repeats a forward during the backward, where function modes and hooks of the first one are gone. Torch
-    has no switch for it, so while a block is open, the two functions in which it happens are replaced.
+    has no switch for it, so while a block is open, the functions in which it happens are replaced.
     """
     with _checkpoint_lock:
         if not _checkpoint_blocks[0]:
@@ -308,12 +308,15 @@ def without_checkpointing() -> Iterator[None]:
 def _replaced_checkpoints() -> dict[str, Any]:
     """Return what replaces functions of :mod:`torch.utils.checkpoint`. In other threads, checkpointing goes on."""
 
-    def without_reentrant(function: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """The caller runs the function between both parts of this generator."""
-        if _checkpointed.get():
-            yield from _checkpoint_functions["_checkpoint_without_reentrant_generator"](function, *args, **kwargs)
-        else:
-            yield
+    def generator(name: str) -> Any:
+        def without_reentrant(function: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
+            """The caller runs the function between both parts of this generator."""
+            if _checkpointed.get():
+                yield from _checkpoint_functions[name](function, *args, **kwargs)
+            else:
+                yield
+
+        return without_reentrant
 
     class Reentrant:
         @staticmethod
@@ -322,7 +325,8 @@ def _replaced_checkpoints() -> dict[str, Any]:
                 return _checkpoint_functions["CheckpointFunction"].apply(function, preserve, *args)
             return function(*args)
 
-    return {"_checkpoint_without_reentrant_generator": without_reentrant, "CheckpointFunction": Reentrant}
+    names = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")  # from 2.14 on
+    return {**{name: generator(name) for name in names}, "CheckpointFunction": Reentrant}
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -35,12 +36,15 @@ def version_of(value: Tensor) -> int | None:
     return None if value.is_inference() else value._version
 
 
-def without_autocast(like: Tensor) -> torch.autocast:
+def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
     """Return a context in which products on the device of a tensor keep their dtype.
 
     Maps are float32 also where the model, or the caller, runs under ``torch.autocast``.
     """
-    return torch.autocast(like.device.type, enabled=False)
+    device = like.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def gaussian(

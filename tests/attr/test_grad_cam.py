@@ -279,7 +279,7 @@ def test_grid_argument_replaces_the_grid_of_the_family():
 
     bare = GradCAM(Logits(), "model." + layer, "BTCHW", clf.grid, upsampling="nearest")
     torch.testing.assert_close(bare.attribute(clip, TARGETS), expected)
-    with pytest.raises(ValueError, match=r"got shape \(2, 25, 24\).*Pass grid=TokenGrid"):
+    with pytest.raises(ValueError, match=r"got shape \(2, 25, 24\).*Pass grid=captum_staa.models.inspect"):
         GradCAM(Logits(), "model." + layer, "BTCHW").attribute(clip, TARGETS)
     turned = TokenGrid(4, 3, 2, prefix=1, order="hwt", tubelet=(2, 8, 8))
     assert not torch.allclose(GradCAM(clf, layer, grid=turned, upsampling="nearest").attribute(clip, TARGETS), expected)

@@ -58,9 +58,11 @@ def load_language_model(
         hub, unreachable = on_hub(hub)
     files = {key: value for key, value in hub.items() if key != "attn_implementation"}
     try:
+        # First the config: without a network, the search for adapters of PEFT would ask the hub again and again.
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **files)
         # dtype of the file is not used: the weights are converted by the caller
         model, report = transformers.AutoModelForImageTextToText.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **hub
+            source, config=config, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **hub
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
