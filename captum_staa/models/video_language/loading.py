@@ -49,8 +49,8 @@ def load_language_model(
             f"a video language model is needed, got the bundled video classifier {name!r}, which answers no questions. "
             f"Load it with VideoClassifier.from_pretrained, or pass one of {bundled_language_models()}."
         )
-    bundled = name in bundled_language_models()
-    folder = _WEIGHTS / name if bundled else Path(os.path.expanduser(name))
+    folder = _WEIGHTS / name if name in bundled_language_models() else Path(os.path.expanduser(name))
+    bundled = folder.resolve().parent == _WEIGHTS.resolve()
     settings["notice"] = notice_in(folder if folder.is_dir() else None)
     source = str(folder) if folder.is_dir() else name
     unreachable = ""
