@@ -10,7 +10,7 @@ mean](results_truth.md#how-to-read-the-tables); [methods and controls](compariso
 python benchmarks/comparison_table.py
 ```
 
-Each model counts the same, whatever the number of its clips. **Intervals** are of 95 %, from a hierarchical bootstrap:
+Each model counts the same, regardless of how many clips it has. **Intervals** are of 95 %, from a hierarchical bootstrap:
 models are drawn first, with replacement, and then clips of each drawn model. So they say how much the numbers would
 change with other models of this kind, not only with other clips. A cell is **bold** only if its interval is beyond
 those of all other methods and of all controls. *Not clearly behind* are methods and controls whose difference from the
@@ -25,17 +25,17 @@ SUMMARY = """
 Numbers in this section are evidence against rivals, where .5 is chance, and the cost in forwards.
 
 - **A video transformer: `STAA(clf)`**, {t[STAA (relevance)]:.2f} for {tf[STAA (relevance)]:.0f} forwards. Learned masks
-  ({t[STEP (nested)]:.2f}, {tf[STEP (nested)]:.0f} forwards) and RISE ({t[RISE]:.2f}, {tf[RISE]:.0f}) cannot be told
-  from it and cost some 50 times as much; `VideoOcclusion` ({t[VideoOcclusion]:.2f}, {tf[VideoOcclusion]:.0f}) and
+  ({t[STEP (nested)]:.2f}, {tf[STEP (nested)]:.0f} forwards) and RISE ({t[RISE]:.2f}, {tf[RISE]:.0f}) are not clearly
+  better and cost some 50 times as much; `VideoOcclusion` ({t[VideoOcclusion]:.2f}, {tf[VideoOcclusion]:.0f}) and
   Integrated Gradients ({t[IntegratedGradients]:.2f}, {tf[IntegratedGradients]:.0f}) are lower. The attention of the
-  paper, `STAA(clf, mode="attention")` ({t[STAA]:.2f}), is no map of a class: *class A against B* is at chance.
+  paper, `STAA(clf, mode="attention")` ({t[STAA]:.2f}), is not a map of a class: *class A against B* is at chance.
 - **A 3D CNN: gradients cost least, hiding is right more often.** `GradCAM` at an early layer ({c[GradCAM]:.2f}) is as
   good as InputXGradient ({c[InputXGradient]:.2f}) and Integrated Gradients ({c[IntegratedGradients]:.2f}).
   `VideoOcclusion` ({c[VideoOcclusion]:.2f}), learned masks ({c[STEP (nested)]:.2f}) and RISE ({c[RISE]:.2f}) are above
   them, also at telling two classes apart. The last layer, as in the Grad-CAM paper, is not reliable on clips as small
   as these ({c[GradCAM (last)]:.2f}).
 - **A video language model: `AnswerAttribution(vlm)`**, {l[AnswerAttribution]:.2f} for {lf[AnswerAttribution]:.0f}
-  forwards. Learned masks ({l[STEP (nested)]:.2f}, {lf[STEP (nested)]:.0f}) cannot be told from it. This is one model.
+  forwards. Learned masks ({l[STEP (nested)]:.2f}, {lf[STEP (nested)]:.0f}) are not clearly different. This is one model.
 - **A network that explains itself: ST-ABN with a bottleneck.** Its gates have {b[AttentionBranch (gate)]:.2f} at
   the price of one forward, as much as RISE ({b[RISE]:.2f}, {bf[RISE]:.0f}), but they are of no class. This is one
   model.
