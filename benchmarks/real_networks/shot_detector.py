@@ -407,11 +407,14 @@ cuts, where `{chosen}` was chosen:
 {choice}
 
 ```python
-from captum_staa import VideoOcclusion, baselines
+import torch
+from captum_staa import VideoClassifier, VideoOcclusion, baselines
 
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(24))  # yours
+clf, clip = VideoClassifier(network, layout="BCTHW"), torch.rand(1, 3, 24, 27, 48)
 mean = baselines.mean_frame(clip, clf.layout)
 windows = {{"sliding_window_shapes": (2, 27, 48), "strides": (1, 27, 48)}}
-VideoOcclusion(clf).attribute(clip, baselines=mean, target=target, **windows)
+VideoOcclusion(clf).attribute(clip, baselines=mean, target=11, **windows)
 ```
 
 Saliency on random weights is high too: most of the AUROC in time of gradients comes from the short reach of the
