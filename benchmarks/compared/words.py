@@ -10,8 +10,8 @@ mean](results_truth.md#how-to-read-the-tables); [methods and controls](compariso
 python benchmarks/comparison_table.py
 ```
 
-Each model counts the same, regardless of how many clips it has. **Intervals** are of 95 %, from a hierarchical bootstrap:
-models are drawn first, with replacement, and then clips of each drawn model. So they say how much the numbers would
+Each model counts the same, regardless of how many clips it has. **Intervals** are of 95 %, from a hierarchical
+bootstrap: models are drawn first, with replacement, and then clips of each drawn model. So they say how much the numbers would
 change with other models of this kind, not only with other clips. A cell is **bold** only if its interval is beyond
 those of all other methods and of all controls. *Not clearly behind* are methods and controls whose difference from the
 first, over the same draws, has an interval that holds 0. *Class A against B* asks whether the map of class A prefers
@@ -35,7 +35,8 @@ Numbers in this section are evidence against rivals, where .5 is chance, and the
   them, also at telling two classes apart. The last layer, as in the Grad-CAM paper, is not reliable on clips as small
   as these ({c[GradCAM (last)]:.2f}).
 - **A video language model: `AnswerAttribution(vlm)`**, {l[AnswerAttribution]:.2f} for {lf[AnswerAttribution]:.0f}
-  forwards. Learned masks ({l[STEP (nested)]:.2f}, {lf[STEP (nested)]:.0f}) are not clearly different. This is one model.
+  forwards. Learned masks ({l[STEP (nested)]:.2f}, {lf[STEP (nested)]:.0f}) are not clearly different. This is one
+  model.
 - **A network that explains itself: ST-ABN with a bottleneck.** Its gates have {b[AttentionBranch (gate)]:.2f} at
   the price of one forward, as much as RISE ({b[RISE]:.2f}, {bf[RISE]:.0f}), but they are of no class. This is one
   model.
