@@ -11,8 +11,8 @@ python benchmarks/comparison_table.py
 ```
 
 Each model counts the same, regardless of how many clips it has. **Intervals** are of 95 %, from a hierarchical
-bootstrap: models are drawn first, with replacement, and then clips of each drawn model. So they say how much the numbers would
-change with other models of this kind, not only with other clips. A cell is **bold** only if its interval is beyond
+bootstrap: models are drawn first, with replacement, and then clips of each drawn model. So they say how much the
+numbers would change with other models of this kind, not only with other clips. A cell is **bold** only if its interval is beyond
 those of all other methods and of all controls. *Not clearly behind* are methods and controls whose difference from the
 first, over the same draws, has an interval that holds 0. *Class A against B* asks whether the map of class A prefers
 the evidence of A to that of B in the same clip; it is not measured on `order`, which has no such clips. Insertion and
