@@ -12,14 +12,13 @@ python benchmarks/comparison_table.py
 
 Each model counts the same, regardless of how many clips it has. **Intervals** are of 95 %, from a hierarchical
 bootstrap: models are drawn first, with replacement, and then clips of each drawn model. So they say how much the
-numbers would change with other models of this kind, not only with other clips. A cell is **bold** only if its interval is beyond
-those of all other methods and of all controls. *Not clearly behind* are methods and controls whose difference from the
-first, over the same draws, has an interval that holds 0. *Class A against B* asks whether the map of class A prefers
-the evidence of A to that of B in the same clip; it is not measured on `order`, which has no such clips. Insertion and
-deletion have 10 steps and the mean frame as baseline, which [agrees best with known
-evidence](metrics.md#which-metric-can-be-trusted). `forwards` is the median time in plain forward passes, on one thread
-of a busy CPU.
-"""
+numbers would change with other models of this kind, not only with other clips. A cell is **bold** only if its
+interval is beyond those of all other methods and of all controls. *Not clearly behind* are methods and controls whose
+difference from the first, over the same draws, has an interval that holds 0. *Class A against B* asks whether the map
+of class A prefers the evidence of A to that of B in the same clip; it is not measured on `order`, which has no such
+clips. Insertion and deletion have 10 steps and the mean frame as baseline, which [agrees best with known
+evidence](metrics.md#which-metric-can-be-trusted). `forwards` is the median time in plain forward passes, on one
+thread of a busy CPU. """
 
 SUMMARY = """
 Numbers in this section are evidence against rivals, where .5 is chance, and the cost in forwards.
