@@ -14,6 +14,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from captum_staa._utils.flex_attention import FLEX_ATTENTION, written_out
+from captum_staa._utils.tensors import wide
 from captum_staa.attention.completeness import ConstantShares, dot, dot_log, tensors_of
 from captum_staa.attention.linear_graph import (
     PATTERN,
@@ -27,6 +28,7 @@ from captum_staa.attention.linear_graph import (
     SharedFactor,
     gate_rank,
 )
+from captum_staa.models.attention_watch import without_dispatch
 
 # --- normalization with a constant scale ------------------------------------------------------------------------------
 
@@ -52,7 +54,7 @@ def rms_norm(func: Any, args: Any, kwargs: Any) -> Any:
         dims = tuple(range(-len(tuple(normalized_shape)), 0))
 
         def evaluate(x: Tensor) -> tuple[Tensor, ...]:
-            scale = _inverse_root(_wide(x).square().mean(dims, keepdim=True), eps, x.dtype)
+            scale = _inverse_root(wide(x).square().mean(dims, keepdim=True), eps, x.dtype)
             return (func(x, normalized_shape, weight, eps), scale, *([] if weight is None else [weight.detach()]))
 
         return FrozenRatio.apply(input, evaluate)
@@ -69,7 +71,7 @@ def group_norm(func: Any, args: Any, kwargs: Any) -> Any:
         eps: float = 1e-5,
         cudnn_enabled: bool = True,
     ) -> Tensor:
-        x = _wide(input).reshape(len(input), num_groups, -1)
+        x = wide(input).reshape(len(input), num_groups, -1)
         centered = x - x.mean(-1, keepdim=True)
         scale = _inverse_root(centered.detach().square().mean(-1, keepdim=True), eps, input.dtype)
         return _per_channel((centered * scale).reshape(input.shape), weight, bias).to(input.dtype)
@@ -115,7 +117,7 @@ def batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
         dims = (0, *range(2, input.ndim))
 
         def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
-            scale = _inverse_root(_wide(x).var(dims, unbiased=False, keepdim=True), eps, x.dtype)
+            scale = _inverse_root(wide(x).var(dims, unbiased=False, keepdim=True), eps, x.dtype)
             value = func(x, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
             return value, _per_channel(scale, weight, None)
 
@@ -127,10 +129,6 @@ def batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """Return the cosine similarity as a product of two normalized tensors, written with functions that have rules."""
     return (F.normalize(x1, dim=dim, eps=eps) * F.normalize(x2, dim=dim, eps=eps)).sum(dim)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _inverse_root(squares: Tensor, eps: float | None, dtype: torch.dtype) -> Tensor:
@@ -309,21 +307,9 @@ class FrozenPatterns(TorchFunctionMode):
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with self:
-                return (_WRITTEN_OUT.get(func) or _without_dispatch(func))(*args, **kwargs)
+                return (_WRITTEN_OUT.get(func) or without_dispatch(func))(*args, **kwargs)
 
         return run
-
-
-@cache
-def _without_dispatch(func: FunctionType) -> FunctionType:
-    """Return a copy of a function of torch that does not dispatch to function modes."""
-    never = dict.fromkeys(
-        ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False
-    )
-    names = {**func.__globals__, **never}
-    copy = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
 
 
 def _depends(value: object) -> bool:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from threading import get_ident
 from types import FunctionType
 from typing import Any
@@ -198,7 +199,7 @@ class Watch(TorchFunctionMode):
         if kind == "mha":
             self._count("mha")
             with self, self._multi_head(args[4] if len(args) > 4 else kwargs["num_heads"]):
-                return _without_dispatch(func)(*args, **kwargs)
+                return without_dispatch(func)(*args, **kwargs)
         if kind == "sdpa":
             return self._attend(func, args, kwargs)
         if kind == "softmax":
@@ -398,7 +399,8 @@ class Watch(TorchFunctionMode):
         return self._names[self._running[-1]] if self._running else ""
 
 
-def _without_dispatch(func: FunctionType) -> FunctionType:
+@cache
+def without_dispatch(func: FunctionType) -> FunctionType:
     """Return a copy of a function of torch that does not dispatch to function modes, but its operations do."""
     never = dict.fromkeys(
         ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False
